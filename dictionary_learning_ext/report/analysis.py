@@ -29,7 +29,6 @@ from ..features.collector import (
 from ..features.directions import (
     LogitLens,
     Ranked,
-    alignment,
     decoder_directions,
     nearest_features,
 )
@@ -70,7 +69,6 @@ class Analysis:
     dictionary: Any
     statistics: FeatureStatistics
     directions_FD: t.Tensor
-    alignment_F: t.Tensor
     neighbours: Ranked
     promoted: Ranked | None
     suppressed: Ranked | None
@@ -177,6 +175,7 @@ def analyse(
         for measuring in (*signals.values(), *of_seeds):
             measuring.add(x_ND)
     statistics_of = {name: collector.statistics() for name, collector in collectors.items()}
+    scores_of = {name: each.scores() for name, each in signals.items()}
     read = finder.tokens + next(iter(statistics_of.values())).tokens
     if read < options.tokens:
         logger.warning("the text ended after %d tokens", read)
@@ -187,8 +186,8 @@ def analyse(
         codes = {name: coder.codes() for name, coder in of_folder.items()}
         agreement = agreement_of_codes(codes, returning[folder].measured)
         returning[folder] = replace(returning[folder], codes=agreement)
-        if folder in signals:
-            own = {returning[folder].measured.names[0]: signals[folder].scores()}
+        if folder in scores_of:
+            own = {returning[folder].measured.names[0]: scores_of[folder]}
             returning[folder] = replace(returning[folder], scores=own)
     analyses = []
     called = labels({name: config for name, (_, config) in opened.saes.items()})
@@ -217,13 +216,12 @@ def analyse(
                 dictionary=dictionary,
                 statistics=statistics,
                 directions_FD=directions_FD,
-                alignment_F=alignment(dictionary),
                 neighbours=nearest_features(directions_FD),
                 promoted=promoted,
                 suppressed=suppressed,
                 syntheses={one.feature: one for one in syntheses},
                 ranking=ranking,
-                return_scores=signals[name].scores() if name in signals else None,
+                return_scores=scores_of.get(name),
                 explanations=explanations[name],
                 returning=returning.get(name),
             )
@@ -294,79 +292,71 @@ def headline(comparison: Comparison) -> list[HeadlineRow]:
     """The rows of the headline table, with a dash for a folder that was not evaluated."""
     analyses = comparison.analyses
     reconstructs = _reconstructs(analyses)
+
+    def row(
+        name: str,
+        explanation: str,
+        cells: list[str],
+        best: str = "",
+        notes: list[str] | None = None,
+    ) -> HeadlineRow:
+        differ = len({*cells} - {"–"}) > 1
+        stars = [
+            differ and cell == best and is_good
+            for cell, is_good in zip(cells, reconstructs, strict=True)
+        ]
+        return HeadlineRow(name, explanation, cells, stars, notes)
+
     rows = []
     for metric in shown_in("report"):
         values = [one.metrics.get(metric.key) for one in analyses]
         cells = [metric.text(value, missing="–") for value in values]
-        best_cell = metric.text(metric.best(values), missing="")
-        best = [cell == best_cell for cell in cells]
-        has_star = sum(value is not None for value in values) > 1 and not all(best)
-        stars = [has_star and a and b for a, b in zip(best, reconstructs, strict=True)]
         name, explanation = metric.title or metric.label, metric.in_words or metric.definition
-        rows.append(HeadlineRow(name, explanation, cells, stars))
+        rows.append(row(name, explanation, cells, metric.text(metric.best(values), missing="")))
     if any(one.returning for one in analyses):
-        rows.insert(2, _row_of_returning(analyses, reconstructs))
+        shares = [one.returning and one.returning.returns for one in analyses]
+        cells = ["–" if share is None else f"{share:.1%}" for share in shares]
+        best = f"{max(share for share in shares if share is not None):.1%}"
+        explanation = (
+            "share of features that another seed finds too: the cosine with their match there is at "
+            f"least {RETURNING[0]:g}"
+        )
+        rows.insert(2, row("Features that come back", explanation, cells, best))
     if any(one.explanations.scores for one in analyses):
-        rows.append(_row_of_explanations(analyses))
-    none = [False] * len(analyses)
+        explained = {one.label: one.explanations for one in analyses}
+        n, mean_of = means_of(explained)
+        means = [mean_of.get(one.label) for one in analyses]
+        why_not = not_alike(explained)
+        explanation = (
+            f"mean score of the explanations of {n} features, the first in their order; guessing has 0.5"
+            + (f"; can't be compared: {why_not}" if why_not else "")
+        )
+        cells = ["–" if mean is None else f"{mean.value:.2f}" for mean in means]
+        notes = ["" if mean is None else f"{mean.low:.2f} to {mean.high:.2f}" for mean in means]
+        rows.append(row("Explanations", explanation, cells, notes=notes))
     tokens = analyses[0].statistics.tokens
     explanation = f"features selected at least once in these {tokens:,} tokens"
     alive_of = [one.statistics.alive_F for one in analyses]
     alive = [f"{int(alive_F.sum())} of {len(alive_F)}" for alive_F in alive_of]
-    rows.append(HeadlineRow("Alive", explanation, alive, none))
+    rows.append(row("Alive", explanation, alive))
     if comparison.no_map is None:
         maps = [one.geometry for one in analyses if one.geometry is not None]  # all of them
         n = len(maps[0].features)
         rows += [
-            HeadlineRow(
+            row(
                 "Dispersion",
                 "mean cosine distance from a feature's direction to the nearest other one, over "
                 f"the {n} features on the map, with its 95% bootstrap interval",
                 [f"{one.dispersion[0]:.3f}" for one in maps],
-                none,
-                [f"{one.dispersion[1]:.3f} to {one.dispersion[2]:.3f}" for one in maps],
+                notes=[f"{one.dispersion[1]:.3f} to {one.dispersion[2]:.3f}" for one in maps],
             ),
-            HeadlineRow(
+            row(
                 "Evenness of use",
                 f"effective share of the {n} features on the map: 1 if all are selected equally often",
                 [f"{one.evenness:.3f}" for one in maps],
-                none,
             ),
         ]
     return rows
-
-
-def _row_of_returning(analyses: list[Analysis], reconstructs: list[bool]) -> HeadlineRow:
-    shares = [None if one.returning is None else one.returning.returns for one in analyses]
-    known = {share for share in shares if share is not None}
-    cells = ["–" if share is None else f"{share:.1%}" for share in shares]
-    stars = [
-        len(known) > 1 and share == max(known) and is_good
-        for share, is_good in zip(shares, reconstructs, strict=True)
-    ]
-    explanation = (
-        "share of features that another seed finds too: the cosine with their match there is at least "
-        f"{RETURNING[0]:g}"
-    )
-    return HeadlineRow("Features that come back", explanation, cells, stars)
-
-
-def _row_of_explanations(analyses: list[Analysis]) -> HeadlineRow:
-    explained = {one.label: one.explanations for one in analyses}
-    n, means = means_of(explained)
-    found = [means.get(one.label) for one in analyses]
-    why_not = not_alike(explained)
-    explanation = (
-        f"mean score of the explanations of {n} features, the first in their order; guessing has 0.5"
-        + (f"; can't be compared: {why_not}" if why_not else "")
-    )
-    return HeadlineRow(
-        "Explanations",
-        explanation,
-        ["–" if mean is None else f"{mean.value:.2f}" for mean in found],
-        [False] * len(found),
-        ["" if mean is None else f"{mean.low:.2f} to {mean.high:.2f}" for mean in found],
-    )
 
 
 def _reconstructs(analyses: list[Analysis]) -> list[bool]:

@@ -21,7 +21,7 @@ from ..features.contexts import (
     top_tokens,
     visible,
 )
-from ..features.directions import Ranked
+from ..features.directions import Ranked, alignment
 from ..features.explanations import Explanation
 from ..features.return_score import FIFTH_NAMES, FIFTHS
 from .analysis import Analysis, Comparison
@@ -165,7 +165,7 @@ COLUMNS = (
     ),
     Column(
         "alignment",
-        lambda one, _: _rounded_all(one.alignment_F, 3),
+        lambda one, _: _rounded_all(alignment(one.dictionary), 3),
         "enc·dec",
         fact="encoder·decoder cosine",
         is_extra=True,
