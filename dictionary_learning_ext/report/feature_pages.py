@@ -5,7 +5,7 @@ share (`Vocabulary`), and referred to by its number there.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,25 +88,15 @@ def _rounded_all(values: t.Tensor | np.ndarray, digits: int = 4) -> list[float |
     return [rounded(value, digits) for value in values.tolist()]
 
 
-def _ranks(analysis: Analysis) -> list[int | None]:
-    rank: list[int | None] = [None] * len(analysis.statistics.count_F)
-    for place, feature in enumerate(analysis.ranking):
-        rank[feature] = place
-    return rank
+def _of_each(analysis: Analysis, known: Mapping[int, Any]) -> list[Any]:
+    """Something of each feature; None of those of which it is not known."""
+    return [known.get(feature) for feature in range(len(analysis.statistics.count_F))]
 
 
 def _clusters(analysis: Analysis, name: str) -> list[int | None]:
-    found: list[int | None] = [None] * len(analysis.statistics.count_F)
-    if (of := analysis.geometry) is not None:
-        for feature, cluster in zip(of.features.tolist(), getattr(of, name), strict=True):
-            found[feature] = int(cluster)
-    return found
-
-
-def _nearest(analysis: Analysis) -> list[float | None]:
-    cosines_Fn = analysis.neighbours.values_Fn
-    none: list[float | None] = [None] * len(cosines_Fn)
-    return _rounded_all(cosines_Fn[:, 0], 3) if cosines_Fn.shape[1] else none
+    of = analysis.geometry
+    known = zip(of.features.tolist(), getattr(of, name).tolist(), strict=True) if of else ()
+    return _of_each(analysis, dict(known))
 
 
 def _fires_on(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
@@ -126,8 +116,7 @@ def _promoted(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
 def _explained(analysis: Analysis, of: Callable[[Explanation], Any]) -> list[Any] | None:
     """Something of each feature's explanation."""
     found = analysis.explanations
-    features = range(len(analysis.statistics.count_F))
-    return [of(found[one]) if one in found else None for one in features] if found else None
+    return _of_each(analysis, {n: of(one) for n, one in found.items()}) if found else None
 
 
 COLUMNS = (
@@ -141,7 +130,10 @@ COLUMNS = (
         "explained",
     ),
     Column("promotes", _promoted, "promotes", "tokens", is_extra=True),
-    Column("rank", lambda one, _: _ranks(one)),
+    Column(
+        "rank",
+        lambda one, _: _of_each(one, {feature: n for n, feature in enumerate(one.ranking)}),
+    ),
     Column(
         "frequency",
         lambda one, _: _rounded_all(one.statistics.frequency_F),
@@ -170,7 +162,12 @@ COLUMNS = (
         fact="encoder·decoder cosine",
         is_extra=True,
     ),
-    Column("neighbour", lambda one, _: _nearest(one), "nearest", is_extra=True),
+    Column(
+        "neighbour",
+        lambda one, _: _rounded_all(one.neighbours.values_Fn[:, 0], 3),
+        "nearest",
+        is_extra=True,
+    ),
     Column(
         "cluster",
         lambda one, _: _clusters(one, "cluster"),
@@ -352,13 +349,13 @@ def _groups(analysis: Analysis, features: list[int]) -> list[tuple[str, list[int
         lost = [one for one in features if scores.match_F[one] < _LOST]
         return [("These come back", back), ("These don't", lost)]
     if (of_one := analysis.return_scores) is not None:
-        of_fifth = {
-            fifth: [one for one in features if of_one.fifth_F[one] == fifth] for fifth in FIFTHS
-        }
-        top, lowest = FIFTHS[0], FIFTHS[-1]
+        top, lowest = (
+            [one for one in features if of_one.fifth_F[one] == fifth]
+            for fifth in (FIFTHS[0], FIFTHS[-1])
+        )
         return [
-            (f"Highest return scores ({FIFTH_NAMES[top]})", of_fifth[top]),
-            (f"Lowest return scores ({FIFTH_NAMES[lowest]})", of_fifth[lowest]),
+            (f"Highest return scores ({FIFTH_NAMES[FIFTHS[0]]})", top),
+            (f"Lowest return scores ({FIFTH_NAMES[FIFTHS[-1]]})", lowest),
         ]
     return [("", features), ("", [])]
 
