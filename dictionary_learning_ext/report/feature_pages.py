@@ -43,17 +43,25 @@ class Vocabulary:
         self.texts: list[str] = []
         self._tokenizer = tokenizer
         self._numbers: dict[int, int] = {}
+        self._parts: set[int] = set()
 
     def number(self, token: int) -> int:
         """The place in `texts` of a token id."""
         if token not in self._numbers:
             self._numbers[token] = len(self.texts)
             self.texts.append(visible(token_text(self._tokenizer, token)))
+            if "\ufffd" in self._tokenizer.decode([token]):  # its text is the tokenizer's spelling
+                self._parts.add(token)
         return self._numbers[token]
 
     def text(self, token: int) -> str:
         """A token id as visible text."""
         return self.texts[self.number(token)]
+
+    def is_fragment(self, token: int) -> bool:
+        """Whether a token continues a word, or is part of a character."""
+        first = self.text(token)[:1]
+        return token in self._parts or (first.isascii() and first.isalnum())
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
@@ -272,13 +280,8 @@ def _promotes(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> list[
     if analysis.promoted is None:
         return []
     tokens = analysis.promoted.indices_Fn[feature, :4].tolist()
-    whole = [token for token in tokens if not _is_fragment(vocabulary.text(token))]
+    whole = [token for token in tokens if not vocabulary.is_fragment(token)]
     return tokens if 2 * len(whole) > len(tokens) else []
-
-
-def _is_fragment(text: str) -> bool:
-    """Whether a token continues a word, or is part of a character."""
-    return "\ufffd" in text or (text[:1].isascii() and text[:1].isalnum())
 
 
 # --- example features: some that come back and some that don't, or those that most likely will and won't
@@ -319,9 +322,9 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, lis
     statistics = analysis.statistics
     fires_on: dict[int, list[str]] = {}
     for feature in analysis.ranking[: comparison.options.pages]:
-        texts = [vocabulary.text(token) for token in top_tokens(statistics.sampled, feature, None)]
-        if int(statistics.count_F[feature]) >= LEAST_SELECTIONS and _is_word(texts[0]):
-            fires_on[feature] = texts
+        tokens = top_tokens(statistics.sampled, feature, None)
+        if int(statistics.count_F[feature]) >= LEAST_SELECTIONS and _is_word(tokens[0], vocabulary):
+            fires_on[feature] = [vocabulary.text(token) for token in tokens]
     (back, of_back), (lost, of_lost) = _groups(analysis, list(fires_on))
     n_lost = min(_CARDS_LOST, len(of_lost))
     groups = [(back, of_back, _CARDS - n_lost), (lost, of_lost, n_lost)]
@@ -381,14 +384,14 @@ def _mixed(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]
 
 
 def _card(analysis: Analysis, feature: int, texts: list[str], vocabulary: Vocabulary) -> Card:
-    promotes = [vocabulary.text(token) for token in _promotes(analysis, feature, vocabulary)]
+    promotes = _promotes(analysis, feature, vocabulary)
     of_one = analysis.return_scores
     return Card(
         sae=analysis.label,
         feature=feature,
         fires_on=_different(texts)[:_CHIPS],
         n_tokens=len(_different(texts)),
-        promotes=[text for text in promotes if not _is_fragment(text)],
+        promotes=[vocabulary.text(one) for one in promotes if not vocabulary.is_fragment(one)],
         contexts=_excerpts(analysis.statistics.sampled, feature, vocabulary),
         frequency=float(analysis.statistics.frequency_F[feature]),
         returns=analysis.scores.words(feature) if analysis.scores is not None else None,
@@ -397,9 +400,11 @@ def _card(analysis: Analysis, feature: int, texts: list[str], vocabulary: Vocabu
     )
 
 
-def _is_word(text: str) -> bool:
+def _is_word(token: int, vocabulary: Vocabulary) -> bool:
     """Whether a reader can make something of a token: it is no special token and no fragment of a word."""
-    return sum(map(str.isalpha, text)) >= 3 and not text.startswith("<") and not _is_fragment(text)
+    text = vocabulary.text(token)
+    is_special = text.startswith("<")
+    return sum(map(str.isalpha, text)) >= 3 and not is_special and not vocabulary.is_fragment(token)
 
 
 def _fve(analysis: Analysis) -> float:

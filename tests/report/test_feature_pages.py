@@ -9,7 +9,7 @@ import torch as t
 from dictionary_learning_ext.features.collector import LEAST_SELECTIONS, ranking_of
 from dictionary_learning_ext.features.reproducibility import FeatureScores
 from dictionary_learning_ext.features.return_score import ReturnScores
-from dictionary_learning_ext.report.feature_pages import cards
+from dictionary_learning_ext.report.feature_pages import Vocabulary, cards
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 WORDS = [*(f" {word}" for word in NUMBERS), ",", " One", "ing", "\ufffd"]
@@ -18,10 +18,14 @@ MANY = list(range(8))
 
 
 class Words:
-    """A vocabulary of the words above."""
+    """A tokenizer of the words above. It spells the last, a part of a character, as byte-level BPE does."""
 
-    def text(self, token):
+    def decode(self, ids):
+        (token,) = ids
         return WORDS[token]
+
+    def convert_ids_to_tokens(self, token):
+        return "ðŁĺ" if token == BYTE else WORDS[token]
 
 
 def contexts(tokens_F):
@@ -55,7 +59,7 @@ def comparison(tokens_F, count_F=None, pages=100, promoted=None):
 
 def shown(report):
     """Its cards, without the headings of their groups."""
-    return [card for _, group in cards(report, Words()) for card in group]
+    return [card for _, group in cards(report, Vocabulary(Words())) for card in group]
 
 
 def test_the_examples_fire_on_one_token_on_a_few_and_on_many():
@@ -72,7 +76,9 @@ def test_without_seeds_they_are_of_the_sae_with_the_highest_measured_fve():
     report.analyses[0].metrics = {"fve": None}
     measured.analyses[0].label = "b"
     report.analyses += measured.analyses
-    assert [(heading, len(group)) for heading, group in cards(report, Words())] == [("", 1)]
+    assert [(heading, len(group)) for heading, group in cards(report, Vocabulary(Words()))] == [
+        ("", 1)
+    ]
     assert [card.sae for card in shown(report)] == ["b"]
     assert [card.returns for card in shown(report)] == [None]
 
@@ -127,7 +133,7 @@ def test_explained_features_come_first():
 def test_without_seeds_they_are_of_the_top_and_the_lowest_fifth_of_the_return_score():
     report = comparison([[token] * 8 for token in range(10)])
     report.analyses[0].return_scores = ReturnScores(np.arange(5.0, 100, 10), {}, 100, 0.0)
-    (top, likely), (low, unlikely) = cards(report, Words())
+    (top, likely), (low, unlikely) = cards(report, Vocabulary(Words()))
     assert "top fifth" in top
     assert "lowest fifth" in low
     assert {card.feature: card.score for card in likely} == {8: 85, 9: 95}
@@ -143,7 +149,7 @@ def test_with_seeds_most_examples_come_back_and_some_do_not():
         np.array([2, 0, 0, 1, *[2] * 6]),
     )
     report.analyses[1].scores = FeatureScores(match_F, returns_F, 2, 0.1)
-    (back, some), (lost, others) = cards(report, Words())
+    (back, some), (lost, others) = cards(report, Vocabulary(Words()))
     assert (back, lost) == ("These come back", "These don't")
     assert {card.feature for card in some} == {0, *range(4, 10)}
     assert {card.feature for card in others} == {1, 2}, "3 comes back in one seed, so it is neither"
@@ -151,4 +157,4 @@ def test_with_seeds_most_examples_come_back_and_some_do_not():
     assert said[0] == "comes back in 2 of 2 seeds, mean match 0.90"
     assert said[1] == "comes back in 0 of 2 seeds, mean match 0.20"
     report.analyses[1].scores = FeatureScores(match_F, np.zeros(10, int), 2, 0.1)
-    assert [heading for heading, _ in cards(report, Words())] == ["These don't"]
+    assert [heading for heading, _ in cards(report, Vocabulary(Words()))] == ["These don't"]
