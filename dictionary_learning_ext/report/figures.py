@@ -46,8 +46,8 @@ _STYLE: Any = {
 }
 
 
-def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write every figure for which there is data; return the files.
+def write_figures(comparison: Comparison, folder: Path) -> None:
+    """Write every figure for which there is data.
 
     training (metrics.jsonl), use (selection frequency and maximum activation, the paper's figures
     8 and 9), returning (with --seeds), map_<label> (its figures 10 and 11), and cosines.
@@ -64,20 +64,15 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
         for analysis in analyses:
             if analysis.geometry is not None:
                 figures[f"map_{names[analysis.label]}"] = _map(analysis, analysis.geometry)
-        written = []
         for name, figure in figures.items():
-            if figure is None:
-                continue
-            written.append(folder / f"{name}.png")
-            with replacing(written[-1], OUT) as temporary:
-                figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})  # pyright: ignore
-    return written
+            if figure is not None:
+                with replacing(folder / f"{name}.png", OUT) as temporary:
+                    figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})  # pyright: ignore
 
 
-def _panels(
-    n: int, columns: int, size: tuple[float, float] = (3.2, 2.6)
-) -> tuple[Figure, list[Any]]:
-    columns = min(n, columns)
+def _panels(n: int, size: tuple[float, float] = (3.2, 2.6)) -> tuple[Figure, list[Any]]:
+    """A figure with n panels of a size, two in a row."""
+    columns = min(n, 2)
     rows = -(-n // columns)
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
@@ -110,7 +105,7 @@ def _training(analyses: list[Analysis]) -> Figure | None:
     there = [name for name in CURVES if any(name in line for a in analyses for line in a.history)]
     if not there:
         return None
-    figure, axes = _panels(len(there), 2)
+    figure, axes = _panels(len(there))
     for name, ax in zip(there, axes, strict=False):
         for index, one in enumerate(analyses):
             lines = [line for line in one.history if name in line]
@@ -126,7 +121,7 @@ def _training(analyses: list[Analysis]) -> Figure | None:
 def _use(analyses: list[Analysis]) -> Figure | None:
     if not any(bool(one.statistics.alive_F.any()) for one in analyses):
         return None
-    figure, axes = _panels(2, 2)
+    figure, axes = _panels(2)
     statistics = [one.statistics for one in analyses]
     shown = (
         [one.frequency_F[one.alive_F].log10().numpy() for one in statistics],
@@ -144,40 +139,28 @@ def _use(analyses: list[Analysis]) -> Figure | None:
 
 
 def _returning(analyses: list[Analysis]) -> Figure | None:
-    if not any(one.scores for one in analyses):
+    if not any(one.returning for one in analyses):
         return None
-    figure, axes = _panels(1, 1, (4.2, 3.0))
+    figure, (ax,) = _panels(1, (4.2, 3.0))
     for index, one in enumerate(analyses):
-        if one.returning is not None and (scores := one.scores) is not None:
-            label = f"{one.label}: {one.returning.returns:.0%} return"
-            axes[0].hist(
-                scores.match_F,
-                bins=40,
-                range=(0, 1),
-                histtype="step",
-                label=_label(label),
-                **_line(index),
-            )
-            axes[0].axvline(scores.null, linewidth=0.8, **_line(index))
-    axes[0].axvline(RETURNING[0], color="black", linewidth=0.8)
-    axes[0].set(xlabel="match in other seeds", ylabel="features", xlim=(0, 1))
-    _add_legend(figure, axes[0], 1)
+        if one.returning and one.scores:
+            label, line = _label(f"{one.label}: {one.returning.returns:.0%} return"), _line(index)
+            ax.hist(one.scores.match_F, 40, (0, 1), histtype="step", label=label, **line)
+            ax.axvline(one.scores.null, linewidth=0.8, **line)
+    ax.axvline(RETURNING[0], color="black", linewidth=0.8)
+    ax.set(xlabel="match in other seeds", ylabel="features", xlim=(0, 1))
+    _add_legend(figure, ax, 1)
     return figure
 
 
 def _map(analysis: Analysis, found: Geometry) -> Figure:
     """The four panels of the paper's figures 10 and 11."""
-    figure, axes = _panels(4, 2, (3.6, 3.2))
+    figure, axes = _panels(4, (3.6, 3.2))
     frequency = analysis.statistics.frequency_F[found.features].numpy()
     mean = analysis.statistics.mean_F[found.features].numpy()
     for cluster in range(1, int(found.cluster.max()) + 1):
-        inside = found.cluster == cluster
-        axes[0].scatter(
-            *found.map_xy[inside].T,
-            s=9,
-            color=CLUSTERS[(cluster - 1) % 10],
-            marker=_SYMBOLS[(cluster - 1) % 10],
-        )
+        xy = found.map_xy[found.cluster == cluster].T
+        axes[0].scatter(*xy, s=9, color=CLUSTERS[cluster - 1], marker=_SYMBOLS[cluster - 1])
     for ax, values, title in (
         (axes[1], np.log10(frequency), "log10 share of tokens that select it"),
         (axes[2], mean, "mean activation where selected"),
@@ -191,33 +174,23 @@ def _map(analysis: Analysis, found: Geometry) -> Figure:
     size = np.bincount(found.cluster)[1:]
     use = np.bincount(found.cluster, weights=frequency)[1:]
     at = 1 + np.arange(len(size))
+    hatched: Any = {"fill": False, "hatch": "///", "edgecolor": SERIES[1]}
     axes[3].bar(at - 0.2, size / size.sum(), 0.4, label="features", color=SERIES[0])
-    axes[3].bar(
-        at + 0.2,
-        use / use.sum(),
-        0.4,
-        label="selections",
-        fill=False,
-        hatch="///",
-        edgecolor=SERIES[1],
-    )
+    axes[3].bar(at + 0.2, use / use.sum(), 0.4, label="selections", **hatched)
     axes[3].set(title="each cluster's share", xlabel="cluster", xticks=at)
     axes[3].legend(frameon=False, fontsize=7)
     return figure
 
 
 def _cosines(analyses: list[Analysis]) -> Figure | None:
-    if any(one.geometry is None for one in analyses):
+    maps = [one.geometry for one in analyses if one.geometry is not None]  # of all, or of none
+    if not maps:
         return None
-    figure, axes = _panels(1, 1, (4.2, 3.0))
-    for index, one in enumerate(analyses):
-        if one.geometry is not None:
-            counts, edges = one.geometry.cosine_counts, one.geometry.cosine_edges
-            low, _, high = sorted(one.geometry.dispersion)
-            label = (
-                f"{one.label}: dispersion {one.geometry.dispersion[0]:.3f} [{low:.3f}, {high:.3f}]"
-            )
-            axes[0].stairs(counts, edges, label=_label(label), **_line(index))
-    axes[0].set(xlabel="cosine of two decoder directions", ylabel="pairs", yscale="log")
-    _add_legend(figure, axes[0], 1)
+    figure, (ax,) = _panels(1, (4.2, 3.0))
+    for index, (one, found) in enumerate(zip(analyses, maps, strict=True)):
+        mean, low, high = found.dispersion
+        label = _label(f"{one.label}: dispersion {mean:.3f} [{low:.3f}, {high:.3f}]")
+        ax.stairs(found.cosine_counts, found.cosine_edges, label=label, **_line(index))
+    ax.set(xlabel="cosine of two decoder directions", ylabel="pairs", yscale="log")
+    _add_legend(figure, ax, 1)
     return figure
