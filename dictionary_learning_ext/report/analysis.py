@@ -6,7 +6,7 @@ comparison = analyse([folder, *others], ReportOptions())
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class Analysis:
     """The live features, the easiest to interpret first."""
     return_scores: ReturnScores | None
     """None for an SAE that has none, see `features.return_score`."""
-    explanations: Explanations = field(default_factory=Explanations)
+    explanations: Explanations
     """What `vsae explain` wrote."""
     geometry: Geometry | None = None
     returning: ReproducibilityOfFolders | None = None

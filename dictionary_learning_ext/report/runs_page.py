@@ -28,7 +28,6 @@ from ..run_folder.files import (
     page_at,
     write_text,
 )
-from ..run_folder.reading import require_folders
 from ..run_folder.sae_names import require_results_at
 from .many_runs import (
     RANKED_BY,
@@ -73,7 +72,6 @@ def write_index(
 
     Raises: ConfigError for a page in another library's folder; CheckpointError if it can't be written.
     """
-    require_folders([folder])
     folder = Path(folder)
     out = folder / INDEX if out is None else page_at(out, INDEX)
     require_results_at(out, _OUT)
@@ -276,7 +274,8 @@ def _settings_csv(groups: list[Group], names: list[str], metrics: list[Metric]) 
 
 def _csv(header: list[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text).writerows([header, *rows])
+    writer = csv.writer(text, lineterminator="\n")  # which write_text translates on Windows
+    writer.writerows([header, *rows])
     return text.getvalue()
 
 
