@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch as t
 
 from ..activations.inputs import open_inputs, open_model
-from ..activations.tokens import adds_bos
 from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
 from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting
@@ -29,7 +28,7 @@ from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import require_own
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
-from .formats import ExportedSAE, output_module, read, record, require_supported, write
+from .formats import ExportedSAE, read, record, require_supported, write
 from .local_paths import without_local_paths
 from .neuronpedia import NEURONPEDIA_TOKENS, measured_features, write_neuronpedia
 
@@ -135,28 +134,20 @@ def export(
     except LanguageModelError as error:
         where = f"{folder}: an export is compared with the SAE on its language model"
         raise error.within(where, ("give its place as ", Setting("model"))) from error
-    tokenizer: Any = language_model.tokenizer
     hook_point.require_width(folder, dictionary.activation_dim, run.model)
     source = ExportedSAE(
         name=folder.resolve().name,
         dictionary=dictionary,
         config=config,
-        model=place["model"],
-        data=place["data"],
-        hook=run.hook,
-        module=output_module(language_model, hook_point),
-        ctx_len=run.ctx_len,
-        begins_with_bos=run.text_packing == "truncate" and adds_bos(tokenizer),
-        excluded_ids=[tokenizer.bos_token_id] if of_training.remove_bos else [],
-        max_norm_multiple=of_training.max_norm_multiple,
         metrics=metrics,
+        run=replace(of_training, **place),
+        language_model=language_model,
+        hook=hook_point,
     )
     if form == "neuronpedia":
-        measured = measured_features(source, run, language_model, hook_point, tokens)
+        measured = measured_features(source, run, tokens)
         with _new_folder(target) as temporary, _writing(target):
-            write_neuronpedia(
-                temporary, source, *measured, hook_point.layer, tokenizer, explanations
-            )
+            write_neuronpedia(temporary, source, *measured, explanations)
         return Exported(target, None, cut_paths)
     require_supported(form, source)
     with _new_folder(target) as temporary:

@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch as t
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ..activations.hook_points import HookPoint, block_of_output
+from ..activations.tokens import adds_bos
 from ..config.architectures import (
     BY_DICT_CLASS,
     Architecture,
@@ -31,6 +32,7 @@ from ..config.architectures import (
     Function,
     import_class,
 )
+from ..config.run import RunConfig
 from ..errors import CheckpointError, Setting, listed
 from ..run_folder.files import CONFIG, METRICS, WEIGHTS, write_json
 from ..run_folder.foreign import (
@@ -120,23 +122,12 @@ class ExportedSAE(NamedTuple):
     """In float32, for raw activations."""
     config: dict[str, Any]
     """Its config.json, without local paths."""
-    model: str
-    """The language model, a name or a folder's name."""
-    data: str
-    """The text, likewise."""
-    hook: str
-    """Where its activations are read, by TransformerLens's name."""
-    module: str | None
-    """The module that they are the output of, see `output_module`."""
-    ctx_len: int
-    begins_with_bos: bool
-    """Whether each context began with a beginning-of-text token."""
-    excluded_ids: list[int]
-    """The tokens that training left out."""
-    max_norm_multiple: float | None
-    """Training left out tokens whose norm is over this many times the median."""
     metrics: dict[str, Any] | None
-    """Its metrics.json, without local paths."""
+    """Its metrics.json, likewise."""
+    run: RunConfig
+    """Its training's, likewise."""
+    language_model: LanguageModel
+    hook: HookPoint
 
     @property
     def row(self) -> Architecture:
@@ -174,15 +165,21 @@ class ExportedSAE(NamedTuple):
 
         SAELens has no setting like max_norm_multiple.
         """
+        run, tokenizer = self.run, cast(Any, self.language_model.tokenizer)
         return {
-            "model_name": self.model,
-            "hook_name": self.hook,
-            "context_size": self.ctx_len,
-            "dataset_path": self.data,
-            "prepend_bos": self.begins_with_bos,
-            "exclude_special_tokens": self.excluded_ids or False,
-            "max_norm_multiple": self.max_norm_multiple,
+            "model_name": run.model,
+            "hook_name": run.hook,
+            "context_size": run.ctx_len,
+            "dataset_path": run.data,
+            "prepend_bos": run.text_packing == "truncate" and adds_bos(tokenizer),
+            "exclude_special_tokens": [tokenizer.bos_token_id] if run.remove_bos else False,
+            "max_norm_multiple": run.max_norm_multiple,
         }
+
+    @property
+    def module(self) -> str | None:
+        """The module that its activations are the output of, see `output_module`."""
+        return output_module(self.language_model, self.hook)
 
 
 def output_module(model: LanguageModel, hook: HookPoint) -> str | None:
@@ -231,7 +228,7 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
         refuse(what, *_READERS_BY_MAGNITUDE)
     if form == "sparsify" and source.module is None:
         refuse(
-            f": trained on {source.hook}, the first block's input; sparsify knows only the outputs of "
+            f": trained on {source.run.hook}, the first block's input; sparsify knows only the outputs of "
             "modules (e.g. blocks.N.hook_resid_post)",
             "safetensors",
         )
@@ -249,10 +246,10 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
                 f"activations' width, {dictionary.activation_dim}",
                 "dictionary-learning",
             )
-        block = block_of_output(source.hook)
+        block = block_of_output(source.run.hook)
         if block is None or block < 0:
             refuse(
-                f": trained on {source.hook}; SAE Bench's loader knows only the output of a block "
+                f": trained on {source.run.hook}; SAE Bench's loader knows only the output of a block "
                 "(blocks.N.hook_resid_post)",
                 "dictionary-learning",
             )
@@ -323,9 +320,9 @@ def _write_dictionary_learning(folder: Path, source: ExportedSAE) -> None:
 
 
 def _write_sae_bench(folder: Path, source: ExportedSAE) -> None:
-    layer = block_of_output(source.hook)
+    layer = block_of_output(source.run.hook)
     place = {
-        "lm_name": source.model,
+        "lm_name": source.run.model,
         "layer": layer,
         "submodule_name": f"blocks.{layer}.hook_resid_post",
     }

@@ -21,9 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch as t
-from nnsight import LanguageModel
 
-from ..activations.hook_points import HookPoint
 from ..activations.inputs import open_inputs
 from ..config.run import RunConfig
 from ..features.collector import FeatureCollector, FeatureStatistics, SinkFinder
@@ -60,14 +58,14 @@ _UNMEASURED = (
 
 
 def measured_features(
-    source: ExportedSAE, run: RunConfig, model: LanguageModel, hook: HookPoint, tokens: int
+    source: ExportedSAE, run: RunConfig, tokens: int
 ) -> tuple[FeatureStatistics, LogitLens]:
     """Measure an SAE's features on at most `tokens` of the run's held-out text, without attention sinks.
 
     Raises: TextError if the held-out text has no whole context; LanguageModelError if the language
     model has no final norm or unembedding.
     """
-    lens = LogitLens(model)
+    lens = LogitLens(source.language_model)
     collector = FeatureCollector(
         source.dictionary,
         tokens,
@@ -79,9 +77,9 @@ def measured_features(
     )
     if run.activations is not None and not at_home(run.activations).is_dir():
         run = replace(run, activations=None)
-    inputs = open_inputs(run, [hook.name], language_model=model)
-    finder = SinkFinder(model.tokenizer)
-    for batch in inputs.contexts(hook.name, "heldout", tokens):
+    inputs = open_inputs(run, [run.hook], language_model=source.language_model)
+    finder = SinkFinder(source.language_model.tokenizer)
+    for batch in inputs.contexts(run.hook, "heldout", tokens):
         collector.add(finder.without_sinks(batch))
     return collector.statistics(), lens
 
@@ -91,28 +89,26 @@ def write_neuronpedia(
     source: ExportedSAE,
     statistics: FeatureStatistics,
     lens: LogitLens,
-    layer: int,
-    tokenizer: Any,
     explanations: Explanations,
 ) -> None:
-    """Write the features that were selected into an empty folder. `layer` is the block's number.
+    """Write the features that were selected into an empty folder.
 
     Raises: CheckpointError if the disk refuses.
     """
     of_all = {
-        "n_prompts_total": -(-statistics.tokens // source.ctx_len),
-        "n_tokens_in_prompt": source.ctx_len,
-        "dataset": source.data,
+        "n_prompts_total": -(-statistics.tokens // source.run.ctx_len),
+        "n_tokens_in_prompt": source.run.ctx_len,
+        "dataset": source.run.data,
     }
     alive = statistics.alive_F.nonzero().flatten()
     directions_FD = decoder_directions(source.dictionary)
-    text = cache(partial(token_text, tokenizer))
+    text = cache(partial(token_text, source.language_model.tokenizer))
     for number, some_N in enumerate(alive.split(FEATURES_PER_BATCH) if len(alive) else ()):
         logits_NV = lens.logits(directions_FD[some_N]).cpu()
         parts = zip(some_N.tolist(), directions_FD[some_N], logits_NV, strict=True)
         content = {
-            "model_id": source.model.rpartition("/")[2],
-            "layer": layer,
+            "model_id": source.run.model.rpartition("/")[2],
+            "layer": source.hook.layer,
             "sae_set": source.name,
             "sae_id_suffix": None,
             "features": [_feature(statistics, *part, text) | of_all for part in parts],
@@ -120,15 +116,13 @@ def write_neuronpedia(
         # Without write_json's indentation, which makes it four times as long.
         write_text(folder / f"batch-{number}.json", json.dumps(content))
     if lines := [
-        _explanation(each, explanations, source, layer)
-        for each in explanations.values()
-        if each.text
+        _explanation(each, explanations, source) for each in explanations.values() if each.text
     ]:
         (folder / _EXPLANATIONS).parent.mkdir()
         write_text(folder / _EXPLANATIONS, "".join(f"{json.dumps(line)}\n" for line in lines))
     settings = of_all | {
-        "model": source.model,
-        "hook_name": source.hook,
+        "model": source.run.model,
+        "hook_name": source.run.hook,
         "dict_size": source.dictionary.dict_size,
         "n_tokens": statistics.tokens,
         "n_features": len(alive),
@@ -138,13 +132,13 @@ def write_neuronpedia(
 
 
 def _explanation(
-    found: Explanation, explanations: Explanations, source: ExportedSAE, layer: int
+    found: Explanation, explanations: Explanations, source: ExportedSAE
 ) -> dict[str, Any]:
     """A line of explanations/batch-N.jsonl, as Neuronpedia's batch-autointerp.py writes it. Whoever uploads it adds
     an id and the author."""
     return {
-        "modelId": source.model.rpartition("/")[2],
-        "layer": f"{layer}-{source.name}",
+        "modelId": source.run.model.rpartition("/")[2],
+        "layer": f"{source.hook.layer}-{source.name}",
         "index": str(found.feature),
         "description": found.text,
         "explanationModelName": explanations.settings.get("explainer"),
