@@ -287,31 +287,8 @@ def _promotes(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> list[
 # --- example features: some that come back and some that don't, or those that most likely will and won't
 
 
-@dataclass(frozen=True)
-class Card:
-    """One example feature."""
-
-    sae: str
-    feature: int
-    fires_on: list[str]
-    """The most frequent tokens of its random contexts, which the card shows some of."""
-    n_tokens: int
-    """How many different ones there are, whatever their case and spaces."""
-    promotes: list[str]
-    """The tokens that it promotes, where they are words."""
-    contexts: list[tuple[str, str, str]]
-    """The text before, at and after a token that the feature fires on."""
-    frequency: float
-    returns: str | None
-    """Whether it comes back in other seeds, in words; None if these were not given."""
-    score: int | None
-    """Its return score, as the table shows it; None for an SAE that has none."""
-    explanation: Explanation | None
-    """None if it was not explained."""
-
-
-def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, list[Card]]]:
-    """Example features, in groups with a heading, no two with the same most frequent token.
+def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Example features, as `_card` makes them, in groups with a heading, no two with the same most frequent token.
 
     They are of the first SAE whose seeds are known: some that come back in all of them, and some that come
     back in none. Without seeds, of the SAE with the highest FVE: some of the top fifth of the return score,
@@ -383,21 +360,24 @@ def _mixed(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]
     return chosen
 
 
-def _card(analysis: Analysis, feature: int, texts: list[str], vocabulary: Vocabulary) -> Card:
+def _card(
+    analysis: Analysis, feature: int, texts: list[str], vocabulary: Vocabulary
+) -> dict[str, Any]:
+    """What a card shows of a feature that fires on the tokens of these texts."""
+    different = _different(texts)
     promotes = _promotes(analysis, feature, vocabulary)
-    of_one = analysis.return_scores
-    return Card(
-        sae=analysis.label,
-        feature=feature,
-        fires_on=_different(texts)[:_CHIPS],
-        n_tokens=len(_different(texts)),
-        promotes=[vocabulary.text(one) for one in promotes if not vocabulary.is_fragment(one)],
-        contexts=_excerpts(analysis.statistics.sampled, feature, vocabulary),
-        frequency=float(analysis.statistics.frequency_F[feature]),
-        returns=analysis.scores.words(feature) if analysis.scores is not None else None,
-        score=None if of_one is None else int(of_one.score_F[feature]),
-        explanation=analysis.explanations.get(feature),
-    )
+    return {
+        "sae": analysis.label,
+        "feature": feature,
+        "fires_on": different[:_CHIPS],
+        "n_tokens": len(different),
+        "promotes": [vocabulary.text(one) for one in promotes if not vocabulary.is_fragment(one)],
+        "contexts": _excerpts(analysis.statistics.sampled, feature, vocabulary),
+        "frequency": float(analysis.statistics.frequency_F[feature]),
+        "returns": analysis.scores and analysis.scores.words(feature),
+        "score": analysis.return_scores and int(analysis.return_scores.score_F[feature]),
+        "explanation": analysis.explanations.get(feature),
+    }
 
 
 def _is_word(token: int, vocabulary: Vocabulary) -> bool:
