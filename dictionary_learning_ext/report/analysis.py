@@ -184,11 +184,10 @@ def analyse(
             f"comparing the activations of {folder} with those of {' and '.join(seeds_of[folder])}"
         )
         codes = {name: coder.codes() for name, coder in of_folder.items()}
-        agreement = agreement_of_codes(codes, returning[folder].measured)
-        returning[folder] = replace(returning[folder], codes=agreement)
-        if folder in scores_of:
-            own = {returning[folder].measured.names[0]: scores_of[folder]}
-            returning[folder] = replace(returning[folder], scores=own)
+        found = returning[folder]
+        own = {found.measured.names[0]: scores_of[folder]} if folder in scores_of else {}
+        agreement = agreement_of_codes(codes, found.measured)
+        returning[folder] = replace(found, codes=agreement, scores=own)
     analyses = []
     called = labels({name: config for name, (_, config) in opened.saes.items()})
     for name, (dictionary, config) in opened.saes.items():

@@ -222,11 +222,9 @@ def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
 def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, Any]:
     """What a feature's page shows in addition to its row of the table."""
     statistics = analysis.statistics
-    counts = statistics.histogram_FH[feature].tolist()
-    while counts and counts[-1] == 0:
-        counts.pop()
+    counts = statistics.histogram_FH[feature].numpy()
     content: dict[str, Any] = {
-        "histogram": counts,
+        "histogram": np.trim_zeros(counts, "b").tolist(),
         "width": float(statistics.bin_width_F[feature]),
         "negative": int(statistics.negative_F[feature]),
         "top": _contexts(statistics.top, feature, vocabulary),

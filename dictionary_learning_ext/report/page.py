@@ -122,13 +122,12 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         "least": LEAST_SELECTIONS,
         "curves": [(name, *texts) for name, texts in CURVES.items()],
     }
-    run = comparison.opened.run
     return rendered(
         "report",
         REPORT,
         analyses=comparison.analyses,
         comparison=comparison,
-        run=run,
+        run=comparison.opened.run,
         hook=comparison.opened.hook_point,
         rows=headline(comparison),
         star_margin=STAR_MARGIN,

@@ -16,7 +16,7 @@ function featureTable(data) {
   const kind = (column) => (isText(column) ? "text " : "") + (column.is_extra ? "extra" : "");
   /** A column's texts of a feature: tokens, or one text or none. */
   const words = (one, { key, show }, feature) => {
-    const found = (one.columns[key] || [])[feature] ?? [];
+    const found = one.columns[key]?.[feature] ?? [];
     return show === "tokens" ? found.map((i) => data.tokens[i]) : [found].flat();
   };
   const texts = data.saes.map((one) => one.columns.frequency.map((_, feature) =>
@@ -24,8 +24,8 @@ function featureTable(data) {
 
   const value = (feature, column) => {
     if (column.key === "feature") return feature;
-    if (isText(column)) return words(sae(), column, feature).length ? words(sae(), column, feature)[0].trim().toLowerCase() : null;
-    return (sae().columns[column.key] || [])[feature] ?? null;
+    if (isText(column)) return words(sae(), column, feature)[0]?.trim().toLowerCase() ?? null;
+    return sae().columns[column.key]?.[feature] ?? null;
   };
 
   function matching() {
@@ -65,9 +65,9 @@ function featureTable(data) {
         const name = one.pages[feature] ? el("a", { href: address(one.label, feature) }, String(feature)) : String(feature);
         return el("th", { scope: "row" }, name);
       }
-      const found = (one.columns[column.key] || [])[feature] ?? null;
+      const found = one.columns[column.key]?.[feature] ?? null;
       const shown = column.show === "tokens" ? token : (text) => el("span", { class: "explanation" }, text);
-      return el("td", { class: kind(column) }, ...(isText(column) ? words(one, column, feature).map(shown) : [SHOW[column.show](found, (one.seeds || {}).of)]));
+      return el("td", { class: kind(column) }, ...(isText(column) ? words(one, column, feature).map(shown) : [SHOW[column.show](found, one.seeds?.of)]));
     });
     const element = el("tr", {}, ...cells);
     if (one.pages[feature]) element.addEventListener("click", () => { location.hash = address(one.label, feature); });
@@ -135,7 +135,7 @@ function pageBody(data, sae, feature) {
   const page = sae.pages[feature], of = (column) => sae.columns[column][feature];
   const largest = of("max");
   const facts = data.columns.filter((column) => column.fact && column.key in sae.columns)
-    .map((column) => fact(column.fact, SHOW[column.show](of(column.key), (sae.seeds || {}).of)));
+    .map((column) => fact(column.fact, SHOW[column.show](of(column.key), sae.seeds?.of)));
   const parts = [];
   if (sae.columns.explanation && of("explanation") !== null) {
     parts.push(el("p", { class: "lede explanation" }, of("explanation")), el("p", { class: "note" }, page.explained));
