@@ -23,7 +23,7 @@ from ..config.checks import require, require_choice
 from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting
 from ..evaluation.measure import batches_of
 from ..features.explanations import read_explanations
-from ..run_folder.files import EXPORTS, METRICS, is_of_a_full_disk
+from ..run_folder.files import EXPORTS, METRICS, writing
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import require_own
 from ..run_folder.trained_on import run_of
@@ -221,14 +221,8 @@ def _new_folder(target: Path) -> Iterator[Path]:
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
     """Turn what the disk refuses into a CheckpointError that names what was asked for."""
-    try:
-        yield
-    except (OSError, CheckpointError) as error:
-        cause = error.__cause__ if isinstance(error, CheckpointError) else error
-        reason = str(getattr(cause, "strerror", None) or cause).strip().splitlines()[0]
-        is_full = isinstance(cause, OSError) and is_of_a_full_disk(cause)
-        remedy = "free some space or choose" if is_full else "choose"
-        raise CheckpointError(
-            f"{target} can't be written ({reason})",
-            instead=(f"{remedy} another ", Setting("out"), "; nothing was written"),
-        ) from error
+    with writing(target, Setting("out")):
+        try:
+            yield
+        except CheckpointError as error:  # that names a file of the temporary folder
+            raise error.__cause__ or error from None

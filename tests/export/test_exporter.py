@@ -303,7 +303,7 @@ def test_space_is_asked_for_where_it_may_help(error, remedy, folder_of, monkeypa
         raise error
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(UserError, match=rf"\); {remedy}; nothing was written$"):
+    with pytest.raises(UserError, match=rf"\); {remedy}$"):
         export(folder_of("vsae"), "safetensors", tokens=200)
 
 
@@ -325,7 +325,7 @@ def test_a_full_disk_leaves_nothing_behind(form, folder_of, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # ae.pt needs more
     try:
-        with pytest.raises(UserError, match=r"can't be written.*nothing was written"):
+        with pytest.raises(UserError, match=r"can't be written"):
             export(folder, form, tokens=200)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
