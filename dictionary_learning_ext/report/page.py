@@ -168,13 +168,14 @@ def _answer(analyses: Sequence[Analysis]) -> str | None:
 
 def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
     """The settings in which they were trained differently, and each SAE's values."""
-    configs = {one.label: one.config for one in analyses}
-    trained = training(configs)
-    architectures = [architecture_of(config) for config in configs.values()]
-    rows = [("architecture", architectures)] if len(set(architectures)) > 1 else []
-    return rows + [
-        (name, [setting_text(each.get(name)) for each in trained.values()])
-        for name in differing_settings(trained)
+    trained = training({one.label: one.config for one in analyses})
+    settings = {
+        one.label: {"architecture": architecture_of(one.config)} | trained[one.label]
+        for one in analyses
+    }
+    return [
+        (name, [setting_text(each.get(name)) for each in settings.values()])
+        for name in differing_settings(settings)
     ]
 
 
@@ -285,15 +286,12 @@ def _commands(
     ]
     others = {"--against": folders[1:], "--seeds": list(map(str, seeds))}
     beside = [word for flag, given_to in others.items() if given_to for word in (flag, *given_to)]
-    run_folders = [
+    trained = [
         str(place_of(one.folder).folder) for one in comparison.analyses if "run" in one.config
     ]
-    trained = [
-        ["vsae", "train", "--config", folder, "--save-dir", f"{folder}_again"]
-        for folder in run_folders
-    ]
+    again = [["vsae", "train", "--config", one, "--save-dir", f"{one}_again"] for one in trained]
     report = ["vsae", "report", folders[0], *beside, *given]
-    return [shlex.join(command) for command in [*trained, report]]
+    return [shlex.join(command) for command in [*again, report]]
 
 
 def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None:
