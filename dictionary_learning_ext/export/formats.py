@@ -240,12 +240,6 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
                 f"{', '.join(SAE_BENCH_TRAINERS)}",
                 "dictionary-learning",
             )
-        if dictionary.dict_size < dictionary.activation_dim:
-            refuse(
-                f": its dict_size is {dictionary.dict_size}; SAE Bench expects at least the "
-                f"activations' width, {dictionary.activation_dim}",
-                "dictionary-learning",
-            )
         block = block_of_output(source.run.hook)
         if block is None or block < 0:
             refuse(

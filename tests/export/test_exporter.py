@@ -201,16 +201,6 @@ def without_a_threshold(folder):
     edit_weights(folder, lambda state: state["threshold"].fill_(-1.0))
 
 
-def narrow(folder):
-    def keep_half(state):
-        for key in ("encoder.weight", "encoder.bias"):
-            state[key] = state[key][:8]
-        state["decoder.weight"] = state["decoder.weight"][:, :8]
-
-    edit_weights(folder, keep_half)
-    edit_config(folder, dict_size=8)
-
-
 def rename_trainer(folder):
     edit_config(folder, trainer_class="MyTrainer")
 
@@ -229,7 +219,6 @@ REFUSED = [
     ("jump_relu", stretch, "--format sae-bench", r"norms are 1\.5 to 1\.5"),
     ("vsae", not_finite, "--format safetensors", "NaN or infinite"),
     ("vsae", overflowing, "--format safetensors", "reconstructions are not finite"),
-    ("top_k", narrow, "--format sae-bench", "its dict_size is 8.*width, 16"),
     *[
         (
             "vaease",
