@@ -116,9 +116,8 @@ function histogram(counts, width) {
   const n = counts.length, step = 100 / Math.max(1, n);
   const bars = counts.map((count, i) => {
     const height = count ? Math.max(1, 85 * Math.log1p(count) / Math.log1p(most)) : 0;
-    const bar = svg("rect", { x: i * step + "%", y: 88 - height + "%", width: step * 0.9 + "%", height: height + "%" });
-    bar.append(svg("title", {}, count + " between " + number(i * width) + " and " + number((i + 1) * width)));
-    return bar;
+    const title = svg("title", {}, count + " between " + number(i * width) + " and " + number((i + 1) * width));
+    return svg("rect", { x: i * step + "%", y: 88 - height + "%", width: step * 0.9 + "%", height: height + "%" }, title);
   });
   return svg("svg", { class: "bars", role: "img", "aria-label": "Histogram of activations, counts on a log scale" }, ...bars,
     svg("text", { x: 0, y: "99%" }, "0"), svg("text", { x: "50%", y: "99%", "text-anchor": "middle" }, "tallest bar: " + most), svg("text", { x: "100%", y: "99%", "text-anchor": "end" }, number(n * width)));
