@@ -4,6 +4,7 @@ comparison = analyse([folder, *others], ReportOptions())
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -290,7 +291,9 @@ class HeadlineRow:
 def headline(comparison: Comparison) -> list[HeadlineRow]:
     """The rows of the headline table, with a dash for a folder that was not evaluated."""
     analyses = comparison.analyses
-    reconstructs = _reconstructs(analyses)
+    # An SAE that hardly reconstructs often has few dead features and a stable selection. These mean nothing.
+    fve = [-math.inf if (value := one.metrics.get("fve")) is None else value for one in analyses]
+    is_good = [value >= max(fve) - STAR_MARGIN and value > -math.inf for value in fve]
 
     def row(
         name: str,
@@ -300,10 +303,7 @@ def headline(comparison: Comparison) -> list[HeadlineRow]:
         notes: list[str] | None = None,
     ) -> HeadlineRow:
         differ = len({*cells} - {"–"}) > 1
-        stars = [
-            differ and cell == best and is_good
-            for cell, is_good in zip(cells, reconstructs, strict=True)
-        ]
+        stars = [differ and c == best and good for c, good in zip(cells, is_good, strict=True)]
         return HeadlineRow(name, explanation, cells, stars, notes)
 
     rows = []
@@ -356,14 +356,3 @@ def headline(comparison: Comparison) -> list[HeadlineRow]:
             ),
         ]
     return rows
-
-
-def _reconstructs(analyses: list[Analysis]) -> list[bool]:
-    """Whether each SAE's FVE is near the highest.
-
-    An SAE that hardly reconstructs often has few dead features and a stable selection. These mean
-    nothing then.
-    """
-    fve = [one.metrics.get("fve") for one in analyses]
-    highest = max((value for value in fve if value is not None), default=0.0)
-    return [value is not None and value >= highest - STAR_MARGIN for value in fve]

@@ -145,7 +145,8 @@ def _returning(analyses: list[Analysis]) -> Figure | None:
     for index, one in enumerate(analyses):
         if one.returning and one.scores:
             label, line = _label(f"{one.label}: {one.returning.returns:.0%} return"), _line(index)
-            ax.hist(one.scores.match_F, 40, (0, 1), histtype="step", label=label, **line)
+            bins: Any = {"bins": 40, "range": (0, 1), "histtype": "step"}
+            ax.hist(one.scores.match_F, label=label, **bins, **line)
             ax.axvline(one.scores.null, linewidth=0.8, **line)
     ax.axvline(RETURNING[0], color="black", linewidth=0.8)
     ax.set(xlabel="match in other seeds", ylabel="features", xlim=(0, 1))
