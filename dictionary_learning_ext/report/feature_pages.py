@@ -102,9 +102,10 @@ def _of_each(analysis: Analysis, known: Mapping[int, Any]) -> list[Any]:
 
 
 def _clusters(analysis: Analysis, name: str) -> list[int | None]:
-    of = analysis.geometry
-    known = zip(of.features.tolist(), getattr(of, name).tolist(), strict=True) if of else ()
-    return _of_each(analysis, dict(known))
+    if (of := analysis.geometry) is None:
+        return _of_each(analysis, {})
+    clusters = getattr(of, name).tolist()
+    return _of_each(analysis, dict(zip(of.features.tolist(), clusters, strict=True)))
 
 
 def _fires_on(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
