@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config.run import RunConfig
 from ..errors import ConfigError, UserError, first_line
 from ..evaluation.metrics import Metric
 from ..features.directions import decoder_directions
@@ -85,10 +86,17 @@ class Group:
 
 
 def grouped(results: Sequence[RunResult]) -> list[Group]:
-    """The runs by their settings but for the seeds, sorted by the settings that differ."""
+    """The runs by their settings but for the seeds, sorted by the settings that differ.
+
+    One that has its default makes no difference: runs of earlier versions may lack it.
+    """
     groups: dict[str, list[RunResult]] = {}
     for one in results:
-        settings = {n: v for n, v in one.settings.items() if n not in SEEDS}
+        settings = {
+            n: v
+            for n, v in one.settings.items()
+            if n not in SEEDS and v != getattr(RunConfig, n, None)
+        }
         groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(one)
     names = differing(results)
     return sorted(

@@ -74,6 +74,12 @@ def test_only_seeds_do_not_make_a_group():
     assert not {"seed", "data_seed"} & groups[1].settings.keys()
 
 
+def test_a_setting_that_runs_of_an_earlier_version_lack_makes_no_group_of_its_own():
+    (group,) = grouped([row(8, 1.0, seed=0), row(8, 2.0, seed=1, text_column="text")])
+    assert group.n == 2
+    assert len(grouped([row(8, 1.0), row(8, 2.0, text_column="other")])) == 2
+
+
 def test_groups_are_in_the_order_of_their_numbers():
     groups = grouped([row(k, 1.0, scope=s) for k in (16, 8, 128) for s in ("b", None, "a")])
     assert [(one.settings["k"], one.settings["scope"]) for one in groups[:4]] == [
