@@ -27,10 +27,6 @@ def readable() -> Iterator[None]:
         raise CheckpointError(
             f"{error.filename}: can't be read ({error.strerror}); check the path and who may read it"
         ) from error
-    except ValueError as error:
-        if "null" not in str(error):  # Pythons word it differently
-            raise
-        raise CheckpointError("the path holds a null character") from error
 
 
 def read_json(path: Path, shape: Shape, repair: str = "", line: bytes | None = None) -> Any:
