@@ -4,7 +4,6 @@ Errors of wandb are logged as warnings and never stop training.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -49,26 +48,13 @@ class RunLog:
                 remove(former)
 
     def require_up_to(self, point: ResumePoint) -> None:
-        """Raise a CheckpointError if metrics.jsonl has less than when `point` was written, and warn if
-        it has something else."""
-        length, digest = point.run["metrics_bytes"], point.run.get("metrics_sha256")
+        """Raise a CheckpointError if metrics.jsonl has less than when `point` was written."""
+        length = point.run["metrics_bytes"]
         if (self._history.stat().st_size if self._history.exists() else 0) < length:
             raise CheckpointError(
                 f"{self._history}: shorter than when the resume point of step {point.step} was "
                 f"written ({length} bytes); put the original back"
             )
-        if digest not in (None, self._digest(length)):  # earlier versions wrote none
-            logger.warning(
-                "%s: changed since the resume point of step %d was written; the run continues, as only"
-                " the training curves are read from it",
-                self._history,
-                point.step,
-            )
-
-    def _digest(self, length: int) -> str:
-        """A hash of the first bytes of metrics.jsonl."""
-        content = self._history.read_bytes()[:length] if self._history.exists() else b""
-        return hashlib.sha256(content).hexdigest()
 
     def resume(self, point: ResumePoint, group: str) -> None:
         """Cut off what was logged after `point`, and resume the run in wandb."""
@@ -93,8 +79,7 @@ class RunLog:
             sync(self._history)
             length = self._history.stat().st_size
         wandb_id = self._former_id if self._wandb is None else self._wandb.id
-        digest = self._digest(length)
-        return {"metrics_bytes": length, "metrics_sha256": digest, "wandb_id": wandb_id}
+        return {"metrics_bytes": length, "wandb_id": wandb_id}
 
     def log(self, metrics: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, and log the same in wandb.

@@ -175,29 +175,15 @@ def test_a_shortened_log_is_noticed(stopped):
         resumed(stopped)
 
 
-def test_a_changed_log_is_said_and_blocks_nothing(stopped, tmp_path, caplog):
+def test_a_changed_log_blocks_nothing(stopped):
     """A log without an object in a line, and a note of what was logged that is none."""
-    log, flipped = stopped / "metrics.jsonl", tmp_path / "flipped"
+    log = stopped / "metrics.jsonl"
     first, *others = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join([b"[1]".ljust(len(first) - 1) + b"\n", *others, b"[1]\n", b'"x"']))
     (stopped / "resume" / "logged.json").write_text('"x"')
-    shutil.copytree(stopped, flipped)
-    content = bytearray(b"".join([first, *others]))
-    content[content.index(b"fve") - 20] ^= 1
-    (flipped / "metrics.jsonl").write_bytes(content)
-    for folder in (stopped, flipped):
-        caplog.clear()
-        resumed(folder)
-        assert f"{folder}/metrics.jsonl: changed since the resume point of step 15" in caplog.text
+    resumed(stopped)
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl: holds \[1\], expected an object"):
         read_history(stopped)
-
-
-def test_points_of_an_earlier_version_have_no_hash_of_the_log(stopped, caplog):
-    for point in stopped.glob("resume/step_*"):
-        rewrite(point, lambda state: state["run"].pop("metrics_sha256") and None)
-    resumed(stopped)
-    assert "changed since" not in caplog.text
 
 
 def rewrite(point, change):
