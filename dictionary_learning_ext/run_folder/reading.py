@@ -206,14 +206,6 @@ def checked_settings(config: Any, path: Path) -> TrainConfig:
 
 
 @readable()
-def given_save_dir(folder: Path) -> str | None:
-    """The save_dir in a run's config.json, as it was given. Raises CheckpointError if it is damaged."""
-    path = folder / CONFIG
-    shape = {"run": {"settings": {"save_dir": str | None}}}
-    return settings_in(read_json(path, shape, "copy it again"), path).get("save_dir")
-
-
-@readable()
 def read_metrics(folder: str | Path) -> dict[str, Any]:
     """A named SAE's final evaluation. Raises CheckpointError if there is none."""
     read_config(folder)

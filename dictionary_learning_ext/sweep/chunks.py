@@ -37,7 +37,7 @@ class Chunk:
     def prepare(self) -> None:
         """Check the runs before anything is loaded or written. Raises what `plan` and `require_inputs` do."""
         run, _, hooks = self._given
-        plan(*self._given, resume=self._has_started, named=True)
+        plan(*self._given, resume=self._has_started)
         from ..activations.inputs import require_inputs
 
         require_inputs(run, dict.fromkeys(hooks.values()), count_tokens=False)
@@ -46,13 +46,14 @@ class Chunk:
         """Train the runs, or continue them. Raises what `loop.train` does."""
         from ..training.loop import train
 
-        train(*self._given, resume=self._has_started, group=self.sweep, named=True)
+        train(*self._given, resume=self._has_started, group=self.sweep)
 
     @property
     def _given(self) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str]]:
         """The first three arguments of `train`."""
-        first = next(iter(self.configs.values()))
-        run = replace(first.run, save_dir=str(self.save_dir))
+        name, *others = self.configs
+        save_dir = self.save_dir if others else self.save_dir / name
+        run = replace(self.configs[name].run, save_dir=str(save_dir))
         saes = {name: config.sae for name, config in self.configs.items()}
         return run, saes, {name: config.run.hook for name, config in self.configs.items()}
 

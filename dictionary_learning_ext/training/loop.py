@@ -76,7 +76,6 @@ def train(
     *,
     resume: bool = False,
     group: str | None = None,
-    named: bool = False,
     on_start: Callable[[Sequence[Path]], None] = lambda folders: None,
 ) -> dict[str, Path]:
     """Train every SAE on the same text, save it and evaluate it on held-out text.
@@ -99,7 +98,6 @@ def train(
         resume: continue from the newest resume points of these folders. `reading.read_run` gives
             `run`, `saes` and `hooks`.
         group: what wandb groups the runs by (default: the name of the folder that holds them).
-        named: write a single SAE to a folder of its name in `run.save_dir`, too.
         on_start: called by the first process, with the run folders, once all is checked that can be
             before the language model is loaded (of a run that resumes: once its resume points are).
 
@@ -111,7 +109,7 @@ def train(
     require_one_task()
     with joined() as processes:
         with processes.together():
-            jobs = plan(run, saes, hooks, resume=resume, named=named)
+            jobs = plan(run, saes, hooks, resume=resume)
             device = processes.device(run.device)
         if resume and all(job.is_finished for job in jobs):
             logger.info("%s: already finished; nothing to do", run.save_dir)

@@ -16,8 +16,8 @@ from ..config.run import RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..errors import ConfigError, Setting
-from ..run_folder.files import CONFIG, RUNS, SAVE_DIR, folder_of, require_free
-from ..run_folder.reading import given_save_dir, is_finished
+from ..run_folder.files import RUNS, SAVE_DIR, folder_of, require_free
+from ..run_folder.reading import is_finished
 from ..run_folder.sae_names import require_not_foreign
 from .processes import launched
 
@@ -53,7 +53,6 @@ def plan(
     hooks: Mapping[str, str] | None = None,
     *,
     resume: bool = False,
-    named: bool = False,
 ) -> list[Job]:
     """A job for each SAE; see `loop.train` for the arguments.
 
@@ -95,11 +94,7 @@ def plan(
                 expected="one that holds a trained SAE, e.g. runs/NAME",
             )
         config = TrainConfig(sae, replace(run, hook=hooks.get(name, run.hook)))
-        is_alone = len(saes) == 1 and not named
-        folder = folder_of(config) if is_alone else Path(run.save_dir or RUNS) / name
-        if resume and (folder / CONFIG).is_file():  # as it was given, not where it was found again
-            save_dir = given_save_dir(folder)
-            config = replace(config, run=replace(config.run, save_dir=save_dir))
+        folder = folder_of(config) if len(saes) == 1 else Path(run.save_dir or RUNS) / name
         jobs.append(Job(name, config, folder))
     if is_synthetic(run.model):
         require_synthetic_run(run)

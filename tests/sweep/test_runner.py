@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch as t
 from caches import HOOK, OTHER
-from interrupted_runs import Killed, assert_equal
+from interrupted_runs import assert_equal
 from language_model_reads import counted_passes
 from small_commands import refused
 from sweep_flags import train_config
@@ -31,12 +31,9 @@ from dictionary_learning_ext.errors import (
     TextError,
     TrainingError,
 )
-from dictionary_learning_ext.run_folder.reading import read_run
-from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
 from dictionary_learning_ext.sweep import runner
 from dictionary_learning_ext.sweep.runner import chunks_of, progress, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
-from dictionary_learning_ext.training.sae_run import SAERun
 
 TRAIN = "dictionary_learning_ext.training.loop.train"
 
@@ -163,8 +160,7 @@ class Calls(list):
         super().__init__()
         self.raised = []
 
-    def __call__(self, run, saes, hooks, *, resume, group, named):
-        assert named
+    def __call__(self, run, saes, hooks, *, resume, group):
         self.append((list(saes), resume, group))
         if self.raised:
             raise self.raised.pop()
@@ -431,32 +427,6 @@ def test_a_sweep_whose_language_model_lacks_the_hook_point_leaves_no_folder(
     (folder / "notes.txt").touch()
     refused(command, capsys)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-
-
-def test_every_config_holds_the_folder_that_was_given(sweep_file, tmp_path, monkeypatch):
-    """Of a run that is trained alone, and of one that was killed before its first resume point."""
-    configs = configurations(read_sweep(sweep_file()), train_config)
-    folder = tmp_path / "s"
-
-    def killed(*_):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SAERun, "update", killed)
-        patch.setattr(SAERun, "save_point", killed)
-        patch.setattr(SAERun, "save_checkpoint", killed)
-        with pytest.raises(Killed):
-            run_sweep(dict(list(configs.items())[:2]), folder, at_once=2)
-    first, second, *_ = configs
-    (folder / "sweep.json").unlink()
-    train(*read_run(folder / first), resume=True)
-    (folder / second / "metrics.jsonl").unlink(missing_ok=True)
-    run_sweep(configs, folder, at_once=1)
-    for name in configs:
-        settings = json.loads((folder / name / "config.json").read_text())["run"]["settings"]
-        assert settings["save_dir"] == str(folder), name
-        (step,) = steps_of(folder / name)[-1:]
-        assert load_point(folder / name, step).run["settings"]["save_dir"] == str(folder), name
 
 
 def test_the_hook_points_share_the_passes_of_the_language_model(sweep_file, tmp_path, monkeypatch):
