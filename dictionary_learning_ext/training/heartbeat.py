@@ -137,7 +137,10 @@ class Heartbeat:
                 self._silence.look([Beat(*json.loads(beat)) for beat in beats])
                 self._looks += 1
                 if hung := self._silence.hung:
-                    self._end(hung)
+                    if self.is_first_to_tell():
+                        where = [self._store.get(f"where/{rank}").decode() for rank in hung]
+                        self._say(f"{_named(hung)} ({', '.join(where)}) hung: no sign of life")
+                    os._exit(2)  # it may be waiting where no exception reaches it
             self._beat = self._beat._replace(has_left=True)
             self._send()
         except dist.DistError:  # torchrun, whose store it is, has ended
@@ -151,11 +154,7 @@ class Heartbeat:
             looks = self._looks
             if missed >= _BEATS:
                 where = os.environ.get("MASTER_ADDR", "the first machine")
-                error = ProcessError(
-                    f"torchrun's store on {where} hung: no answer for {_minutes()}",
-                    instead=f"continue from the last resume point with `{self._again}`",
-                )
-                print(f"vsae: {error}", file=sys.stderr, flush=True)
+                self._say(f"torchrun's store on {where} hung: no answer")
                 os._exit(2)
 
     def _send(self) -> None:
@@ -179,16 +178,10 @@ class Heartbeat:
         self._times = (training, process)
         return training > former[0] or process - former[1] > _IDLE * passed
 
-    def _end(self, hung: list[int]) -> None:
-        """End this process, which may be waiting where no exception reaches it."""
-        if self.is_first_to_tell():
-            where = [self._store.get(f"where/{rank}").decode() for rank in hung]
-            error = ProcessError(
-                f"{_named(hung)} ({', '.join(where)}) hung: no sign of life for {_minutes()}",
-                instead=f"continue from the last resume point with `{self._again}`",
-            )
-            print(f"vsae: {error}", file=sys.stderr, flush=True)
-        os._exit(2)
+    def _say(self, what: str) -> None:
+        """Say why this process ends."""
+        continued = f"continue from the last resume point with `{self._again}`"
+        print(f"vsae: {what} for {_minutes()}; {continued}", file=sys.stderr, flush=True)
 
 
 def _named(ranks: Sequence[int]) -> str:
