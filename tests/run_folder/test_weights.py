@@ -60,7 +60,7 @@ DAMAGED_WEIGHTS = {
         lambda path: path.write_bytes(b""),
         "incomplete or damaged VariationalTopKAutoEncoder",
     ),
-    "a flipped bit among the weights": (flip(0.5), "checksum"),
+    "a flipped bit among the weights": (flip(0.5), "BadZipFile"),
     "a pickle that runs code": (
         lambda p: p.write_bytes(pickle.dumps(Executes())),
         "incomplete or damaged",
