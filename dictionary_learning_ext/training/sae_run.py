@@ -23,6 +23,7 @@ from ..run_folder.files import (
     WEIGHTS,
     checkpoint,
     remove,
+    remove_temporaries,
     write_json,
     writing,
 )
@@ -77,7 +78,7 @@ class SAERun:
             for name in (METRICS, WEIGHTS, *RUN_FILES):
                 if name != CONFIG:
                     remove(self.folder / name)
-            self._clear_temporaries()
+            self._remove_temporaries()
             self.log.clear_former()
         config = {  # upstream's "trainer" and "buffer", and all that is needed to train it again
             "trainer": self.trainer.config | {"norm_factor": self.norm_factor},
@@ -100,7 +101,7 @@ class SAERun:
     def resume(self, point: resume_points.ResumePoint, group: str) -> None:
         """Delete what was written after a point, and resume the run in wandb."""
         with writing(self.folder):
-            self._clear_temporaries()
+            self._remove_temporaries()
             resume_points.forget_after(self.folder, point.step)
         self._note_moved()
         self.log.resume(point, group)
@@ -215,11 +216,10 @@ class SAERun:
         """Close the logs; `code` is the run's exit code."""
         self.log.close(1 if self.failure is not None else code)
 
-    def _clear_temporaries(self) -> None:
+    def _remove_temporaries(self) -> None:
         """Delete what a process was writing when it was killed."""
-        for pattern in (*(f".{name}.*" for name in RUN_FILES), f"{CHECKPOINTS}/.ae_*"):
-            for temporary in self.folder.glob(pattern):
-                remove(temporary)
+        for folder in (self.folder, self.folder / CHECKPOINTS):
+            remove_temporaries(folder)
 
 
 class SilentSAERun(SAERun):
