@@ -164,12 +164,6 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in filled.items() if name not in unused}
 
 
-def as_given(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without the sigma that follows from noise_to_signal, which nobody set."""
-    follows = settings.get("noise_to_signal") is not None
-    return settings | ({"sigma": None} if follows else {})
-
-
 def architecture_of(config: dict[str, Any]) -> str:
     """What a config.json says that was trained; of upstream's folders, the row of its class."""
     settings = config.get("run", {}).get("settings", {})
@@ -203,12 +197,12 @@ def training(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The settings in each config.json that decide what was trained, without the architecture and
     without those that follow from others. Upstream's have the trainer's class among them.
     """
-    trained = {
-        folder: {
-            n: v for n, v in as_given(settings_of(config)).items() if n not in _NOT_THE_TRAINING
-        }
-        for folder, config in configs.items()
-    }
+    trained: dict[str, dict[str, Any]] = {}
+    for folder, config in configs.items():
+        settings = settings_of(config)
+        if settings.get("noise_to_signal") is not None:
+            settings["sigma"] = None  # follows from it, and nobody set it
+        trained[folder] = {n: v for n, v in settings.items() if n not in _NOT_THE_TRAINING}
     following = _same_shares(list(trained.values()))
     return {
         folder: {n: v for n, v in settings.items() if n not in following}
