@@ -227,9 +227,9 @@ def require_writable(path: Path, elsewhere: Setting | str = SAVE_DIR) -> None:
             pass
 
 
-def is_of_a_full_disk(error: OSError) -> bool:
+def is_of_a_full_disk(error: BaseException | None) -> bool:
     """Whether more space would help."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def sync(path: Path) -> None:

@@ -32,7 +32,7 @@ from ..run_folder.files import (
 from ..run_folder.json_files import read_json
 from ..run_folder.reading import is_finished, load_config
 from ..training.plan import fitting_at_once
-from .chunks import chunks_of
+from .chunks import Chunk, chunks_of
 from .devices import train_on
 
 logger = logging.getLogger(__name__)
@@ -68,22 +68,27 @@ def run_sweep(
     """
     from ..trainers.base import require_device
 
-    for device in devices:
-        require_device(device, "devices")
-    for config in () if devices else configs.values():
-        require_device(config.run.device)
-    for chunk in chunks_of(configs, save_dir, name, len(configs), _ended(configs, save_dir)):
+    own_devices = [config.run.device for config in configs.values()]
+    for device in devices or own_devices:
+        require_device(device, "devices" if devices else "device")
+    failed = [name for name in configs if (save_dir / name / FAILED).is_file()]
+    ended = failed + [name for name in configs if is_done(save_dir / name)]
+    for chunk in chunks_of(configs, save_dir, name, len(configs), ended):
         chunk.prepare()
-    fitting = fitting_at_once(
-        list(configs.values()), devices or [next(iter(configs.values())).run.device]
-    )
+    fitting = fitting_at_once(list(configs.values()), devices or own_devices[:1])
     if at_once is None:
         at_once = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
+    chunks = list(chunks_of(configs, save_dir, name, at_once, ended))
     manifest = _manifest(configs, name, command)
     _begin(manifest, save_dir)
     on_begin(at_once)
+    failures = [
+        f"{name} failed earlier (see {save_dir / name / FAILED}; to train it again, delete its folder)"
+        for name in failed
+    ]
     try:
-        return _run(configs, save_dir, manifest.name, at_once, devices)
+        if failures := failures + _train(chunks, devices, at_once):
+            raise TrainingError("; ".join(failures))
     except (KeyboardInterrupt, UserError) as stop:
         done = sum(is_done(save_dir / name) for name in configs)
         so_far = f"{done} of {len(configs)} runs are finished; {manifest.how_to_continue}"
@@ -96,57 +101,33 @@ def run_sweep(
             raise
         signal = stop.signal if isinstance(stop, Interrupted) else SIGINT
         raise Interrupted(signal, f"stopped by {signal.name}; {so_far}") from stop
+    return {name: save_dir / name for name in configs}
 
 
-def _run(
-    configs: dict[str, TrainConfig],
-    save_dir: Path,
-    sweep: str | None,
-    at_once: int,
-    devices: Sequence[str],
-) -> dict[str, Path]:
-    failures = [
-        f"{name} failed earlier (see {save_dir / name / FAILED}; to train it again, delete its folder)"
-        for name in _failed(configs, save_dir)
-    ]
-    ended = _ended(configs, save_dir)
-    chunks = list(chunks_of(configs, save_dir, sweep, at_once, ended))
+def _train(chunks: list[Chunk], devices: Sequence[str], at_once: int) -> list[str]:
+    """Train them all. Returns what went wrong, a line for each chunk that failed."""
     if devices and chunks:
         if (idle := len(devices) - len(chunks)) > 0:
             fact = "%d of the %d devices have nothing to do (--at-once is %d)"
             logger.warning(fact, idle, len(devices), at_once)
-        failures += train_on(devices, chunks)
-    else:
-        for chunk in chunks:
-            try:
-                chunk.train()
-            except TrainingError as error:  # names its SAEs
-                failures.append(error.as_typed)
-            except UserError as error:
-                if len(chunks) == 1 or _hits_all(error):
-                    raise
-                failures.append(f"{chunk}: {error.as_typed}")
-                logger.error("%s", failures[-1])
-    if failures:
-        raise TrainingError("; ".join(failures))
-    return {name: save_dir / name for name in configs}
+        return train_on(devices, chunks)
+    failures = []
+    for chunk in chunks:
+        try:
+            chunk.train()
+        except TrainingError as error:  # names its SAEs
+            failures.append(error.as_typed)
+        except UserError as error:
+            if len(chunks) == 1 or _hits_all(error):
+                raise
+            failures.append(f"{chunk}: {error.as_typed}")
+            logger.error("%s", failures[-1])
+    return failures
 
 
 def _hits_all(error: UserError) -> bool:
     """Whether the other runs would end alike: the disk is full, or another process writes there."""
-    cause = error.__cause__
-    is_full = isinstance(cause, OSError) and is_of_a_full_disk(cause)
-    return is_full or isinstance(cause, BlockingIOError)
-
-
-def _failed(configs: dict[str, TrainConfig], save_dir: Path) -> list[str]:
-    return [name for name in configs if (save_dir / name / FAILED).is_file()]
-
-
-def _ended(configs: dict[str, TrainConfig], save_dir: Path) -> list[str]:
-    """The runs that are finished or failed. Another is trained again once its folder is deleted."""
-    done = [name for name in configs if is_done(save_dir / name)]
-    return [*done, *_failed(configs, save_dir)]
+    return is_of_a_full_disk(error.__cause__) or isinstance(error.__cause__, BlockingIOError)
 
 
 # --- sweep.json
