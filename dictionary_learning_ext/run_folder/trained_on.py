@@ -177,18 +177,16 @@ def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, 
     Arguments:
         known: its model and hook point, and what else is given or in its files.
     """
-    is_foreign = "foreign" in config
+    is_foreign, trainer, buffer = "foreign" in config, config["trainer"], config.get("buffer", {})
     if missing := [name for name in ("model", "hook") if known[name] is None]:
-        names, unknown = "files name", {"model": "no language model", "hook": "no hook point"}
-        if not is_foreign:
-            names, trainer = f"{CONFIG} names", config["trainer"]
-            unknown["model"] = f"no certain language model (lm_name={trainer.get('lm_name')!r})"
-            unknown["hook"] += f" (submodule_name={trainer.get('submodule_name')!r})"
+        unknown = {
+            "model": f"no certain language model (lm_name={trainer.get('lm_name')!r})",
+            "hook": f"no hook point (submodule_name={trainer.get('submodule_name')!r})",
+        }
         raise ConfigError(
-            f"{folder}: its {names} {' and '.join(unknown[name] for name in missing)}",
+            f"{folder}: its files name {' and '.join(unknown[name] for name in missing)}",
             instead=("give ", *listed(map(Setting, missing), " and ")),
         )
-    buffer = config.get("buffer", {})
     found = {"text_packing": "truncate"} | {
         name: buffer[theirs]
         for theirs, name in _OF_THE_BUFFER.items()

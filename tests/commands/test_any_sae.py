@@ -98,7 +98,7 @@ def test_two_of_sparsify_of_two_sizes(tokens, sparse, where, capsys):
         assert main(command) == 0  # neither model nor text is asked for
     else:
         line = refused(command, capsys)
-        assert "its files name no language model" in line
+        assert "its files name no certain language model" in line
         assert "give --model; or use --tokens 0 to compare the decoder directions alone" in line
         assert main([*command, *where]) == 0
     found = json.loads(capsys.readouterr().out)
