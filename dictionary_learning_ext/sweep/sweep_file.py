@@ -192,12 +192,10 @@ def _choices(path: Path, name: Any, parameter: Any) -> Any:
             raise ConfigError(f"{where}: values is {values!r}; expected a list that is not empty")
         return values
     low, high = parameter.get("min"), parameter.get("max")
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in (low, high)):
+    if not (isinstance(low, int | float) and isinstance(high, int | float)):
         raise ConfigError(
             f"{where}: min={low!r}, max={high!r}; expected value, values, or min and max"
         )
-    assert low is not None
-    assert high is not None
     if low >= high or (kind == "log_uniform_values" and low <= 0):
         raise ConfigError(
             f"{where}: min={low} and max={high}; expected min below max, and min above 0 for "
