@@ -246,10 +246,6 @@ class SilentSAERun(SAERun):
 
     def save_final(self) -> None: ...
 
-    def record(self, metrics: dict[str, Any]) -> None: ...
-
-    def close(self, code: int) -> None: ...
-
 
 def versions() -> dict[str, str]:
     """The packages whose versions decide the last digits of a result."""
