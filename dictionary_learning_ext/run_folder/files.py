@@ -190,8 +190,6 @@ def require_free(folder: Path, overwrite: bool) -> None:
                 *("choose another, or overwrite it with ", Setting("overwrite", True)),
             ),
         )
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(name="save_dir", value=str(folder), expected="a folder, but it is a file")
 
 
 # --- writing
