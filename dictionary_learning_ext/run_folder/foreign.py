@@ -83,13 +83,9 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
     """
     shape = _SAE_LENS if form == "SAELens" else _SPARSIFY
     settings = read_json(folder / FOREIGN_CONFIG, shape, _REPAIR) | overrides
-    found = _of_sae_lens(folder, settings) if form == "SAELens" else _of_sparsify(folder, settings)
-    found["foreign"] |= {"format": form, "folder": str(folder)}
-    return found
-
-
-def _of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Defaults are SAELens's own (`handle_pre_6_0_config`); from version 6 on all settings are there."""
+    if form == "sparsify":
+        settings = _in_words_of_sae_lens(folder, settings)
+    # Defaults are SAELens's own (`handle_pre_6_0_config`); from version 6 on all settings are there.
     settings = {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
     about = settings | settings.get("metadata", {})
     architecture, k = settings.get("architecture") or "standard", settings.get("k")
@@ -130,6 +126,8 @@ def _of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         },
         "buffer": _buffer(about),
         "foreign": {
+            "format": form,
+            "folder": str(folder),
             "architecture": architecture,
             "subtracts_b_dec": bool(settings.get("apply_b_dec_to_input", True)),
             "rescales": bool(settings.get("rescale_acts_by_decoder_norm", False)),
@@ -142,8 +140,11 @@ def _of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_sparsify(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the folder doesn't say may be in the config.json beside it, and in the export.json in it."""
+def _in_words_of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """A cfg.json of sparsify as SAELens would write it.
+
+    What the folder doesn't say may be in the config.json beside it, and in the export.json in it.
+    """
     for name in ("transcode", "skip_connection", "signed", "embed_skip", "gram_lookup"):
         if settings.get(name, False) is not False:
             raise CheckpointError(
@@ -166,24 +167,9 @@ def _of_sparsify(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "hook_name": _hook_of(folder.name),
         **_if_any(folder / SPARSIFY_ABOUT, _ABOUT),
     }
-    return {
-        "trainer": {
-            "dict_class": _DICT_CLASSES["topk"],
-            "activation_dim": d_in,
-            "dict_size": n_latents,
-            "k": settings.get("k"),
-            "lm_name": about["model_name"],
-            "submodule_name": about["hook_name"] or folder.name,
-        },
-        "buffer": _buffer(about),
-        "foreign": {
-            "architecture": "topk",
-            "subtracts_b_dec": True,
-            "rescales": False,
-            "scale": 1.0,
-            "model_options": {},
-        },
-    }
+    about["hook_name"] = about["hook_name"] or folder.name
+    sizes = {"d_in": d_in, "d_sae": n_latents, "k": settings.get("k")}
+    return {"architecture": "topk", **sizes, "metadata": about}
 
 
 def _if_any(path: Path, shape: Shape) -> dict[str, Any]:
