@@ -7,37 +7,21 @@
 Neither library is needed. Their settings are in foreign.py.
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import torch as t
-from dictionary_learning.dictionary import (
-    AutoEncoder,
-    Dictionary,
-    GatedAutoEncoder,
-    JumpReluAutoEncoder,
-)
-from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from dictionary_learning.dictionary import Dictionary
 from safetensors.torch import load_file
 
+from ..config.architectures import BY_DICT_CLASS, import_class
 from ..errors import CheckpointError
-from ..trainers.variational_top_k import VariationalTopKAutoEncoder
 from .foreign import FOREIGN_CONFIG, SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS
 
 UNIT_NORM_TOLERANCE = 1e-5
 """How far from 1 a decoder's norms may be for an SAE whose reader takes them to be 1 (SAE Bench's)."""
-_CLASSES: dict[str, Any] = {
-    "standard": AutoEncoder,
-    "topk": AutoEncoderTopK,
-    "abstopk": functools.partial(
-        VariationalTopKAutoEncoder,
-        posterior="point",  # pyright: ignore[reportCallIssue]
-        select_by="magnitude",  # pyright: ignore[reportCallIssue]
-    ),
-    "jumprelu": JumpReluAutoEncoder,
-    "gated": GatedAutoEncoder,
-}
+_OPTIONS: dict[str, dict[str, Any]] = {"abstopk": {"posterior": "point", "select_by": "magnitude"}}
+"""Of the dictionary's class, by SAELens's architecture."""
 _OF_TOP_K = ("topk", "abstopk")
 _SPARSIFYS_NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
 """And SAELens's."""
@@ -77,8 +61,9 @@ def load_foreign(
         state = _upstream_state(folder, settings, weights, unit_norm)
         if architecture in _OF_TOP_K and not 1 <= k <= sizes["dict_size"]:
             raise ValueError("k is out of range")
-        of_top_k = [k] if architecture in _OF_TOP_K else []
-        dictionary: Any = _CLASSES[architecture](*sizes.values(), *of_top_k).to(dtype)
+        options = _OPTIONS.get(architecture, {}) | ({"k": k} if architecture in _OF_TOP_K else {})
+        dict_class = import_class(BY_DICT_CLASS[config["trainer"]["dict_class"]].dictionary)
+        dictionary: Any = dict_class(**sizes, **options).to(dtype)
         dictionary.load_state_dict(dictionary.state_dict() | state)
     except CheckpointError:
         raise
