@@ -8,8 +8,6 @@ interrupted sweep continues it.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -79,7 +77,7 @@ def run_sweep(
     if at_once is None:
         at_once = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
     chunks = list(chunks_of(configs, save_dir, name, at_once, ended))
-    manifest = _manifest(configs, name, command)
+    manifest = Manifest(sorted(configs), command)
     _begin(manifest, save_dir)
     on_begin(at_once)
     failures = [
@@ -137,12 +135,8 @@ def _hits_all(error: UserError) -> bool:
 class Manifest:
     """The content of sweep.json."""
 
-    digest: str
-    """Of the settings of all runs."""
     runs: list[str]
-    """The names of the run folders."""
-    name: str | None
-    """The sweep's name, if it has one."""
+    """The names of the run folders, each with a hash of its settings."""
     command: str | None
     """What was typed, if it was started by a command."""
 
@@ -172,19 +166,13 @@ def _read(save_dir: Path) -> Manifest | None:
         ) from error
 
 
-def _manifest(configs: dict[str, TrainConfig], name: str | None, command: str | None) -> Manifest:
-    digests = sorted(config.digest for config in configs.values())
-    digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-    return Manifest(digest, sorted(configs), name, command)
-
-
 def _begin(wanted: Manifest, save_dir: Path) -> None:
     """Record a sweep in `save_dir`. Another one that has written no run yet gives way.
 
     Raises: ConfigError if the folder holds another sweep.
     """
     former = _read(save_dir)
-    if former and former.digest != wanted.digest and _has_begun(former, save_dir):
+    if former and former.runs != wanted.runs and _has_begun(former, save_dir):
         raise ConfigError(
             f"{save_dir}: holds another sweep of {len(former.runs)} runs, e.g. {former.runs[0]}",
             instead=("choose another ", Setting("save_dir")),

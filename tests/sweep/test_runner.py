@@ -325,17 +325,16 @@ def finished(folder, eval_tokens=100, **more):
     (folder / ("metrics.json" if eval_tokens else "ae.pt")).touch()
 
 
-def start(folder, names="abc", name=None, command="vsae x"):
-    wanted = runner._manifest(dict.fromkeys(names, TrainConfig()), name, command)
-    runner._begin(wanted, folder)
+def start(folder, names="abc", command="vsae x"):
+    runner._begin(runner.Manifest(sorted(names), command), folder)
     return runner._read(folder)
 
 
 def test_the_last_command_continues_the_sweep(tmp_path):
-    first = start(tmp_path, name="n")
-    assert (first.runs, first.name) == (["a", "b", "c"], "n")
+    first = start(tmp_path)
+    assert first.runs == ["a", "b", "c"]
     (tmp_path / "a").mkdir()
-    again = start(tmp_path, names="cba", name="n", command="vsae x --at-once 1")
+    again = start(tmp_path, names="cba", command="vsae x --at-once 1")
     assert again == replace(first, command="vsae x --at-once 1")
 
 
@@ -375,10 +374,10 @@ def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tm
         "0 of 1 runs are finished; run the same `vsae sweep` command again to continue"
     )
     whole = json.loads((tmp_path / "sweep.json").read_text())
-    of_an_earlier_version = json.dumps(whole | {"at_once": 2, "settings": {"k": [4]}})
+    of_an_earlier_version = json.dumps(whole | {"digest": "d", "name": "n"})
     (tmp_path / "sweep.json").write_text(of_an_earlier_version)
     assert progress(tmp_path).startswith("0 of 1 runs are finished")
-    others = [{"runs": ["../a"]}, {"runs": ["/a"]}, {"runs": [3]}, {"name": [1]}, {"command": 3}]
+    others = [{"runs": ["../a"]}, {"runs": ["/a"]}, {"runs": [3]}, {"command": 3}]
     damaged = [json.dumps(whole | other) for other in others]
     for content in ("{", "[]", "null", '{"runs": 3}', "[" * 9_999, *damaged):
         (tmp_path / "sweep.json").write_text(content)
