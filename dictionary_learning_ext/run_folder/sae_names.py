@@ -54,11 +54,6 @@ def place_of(name: str | Path) -> Place:
     if _is_of_the_hub(name):
         return _fetched(here.as_posix())
     if (sae := _stands_for(here)) is not None:
-        if not _is_of_the_hub(sae) and _stands_for(Path(sae)) is not None:
-            raise CheckpointError(
-                f"{name}: stands for {sae}, which holds no SAE",
-                instead="run `vsae eval SAE --out DIR` again",
-            )
         return place_of(sae)._replace(results=here)
     return Place(here, here if format_of(here) is None else None, {})
 

@@ -172,14 +172,6 @@ def test_a_command_for_run_folders_does_not_ask_the_hub(monkeypatch):
         require_own("exps/vsea", "export")
 
 
-def test_results_that_stand_for_each_other_are_no_sae(tmp_path):
-    for one, other in (("a", "b"), ("b", "a")):
-        (tmp_path / one).mkdir()
-        (tmp_path / one / "metrics.json").write_text(json.dumps({"sae": str(tmp_path / other)}))
-    with pytest.raises(CheckpointError, match=r"a: stands for .*b, which holds no SAE"):
-        place_of(tmp_path / "a")
-
-
 def test_an_error_of_the_disk_is_one_line():
     with pytest.raises(CheckpointError, match="can't be read"):
         place_of("/" + "a" * 300)
