@@ -112,14 +112,9 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
 def _with_saes_inside(folder: Path) -> CheckpointError | None:
     """The error for a folder that is no SAE's and has such folders in it; None for others."""
     for inside in sorted(folder.glob("[!.]*")):
-        kinds = {
-            "run folders": (inside / WEIGHTS).is_file(),
-            "the folders of SAEs": format_of(inside) is not None,
-            "the results of SAEs": (inside / METRICS).is_file(),
-        }
-        if (what := next((kind for kind, is_it in kinds.items() if is_it), None)) is not None:
+        if format_of(inside) or any((inside / name).is_file() for name in (WEIGHTS, METRICS)):
             return CheckpointError(
-                f"{folder}: holds {what} and is not one; give one of them, e.g. {inside}"
+                f"{folder}: holds the folders of SAEs and is not one; give one of them, e.g. {inside}"
             )
     return None
 

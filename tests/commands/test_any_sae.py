@@ -238,7 +238,7 @@ def test_the_folder_above_results_names_one_of_them(sparse, where, tmp_path, cap
     out = tmp_path / "results"
     assert main(["eval", *map(str, sparse), "--tokens", "64", *where, "--out", str(out)]) == 0
     line = refused(["compare", out], capsys)
-    assert f"{out}: holds the results of SAEs and is not one; give one of them, e.g. {out}" in line
+    assert f"{out}: holds the folders of SAEs and is not one; give one of them, e.g. {out}" in line
     file = out / "x.json"
     file.write_text("{}")
     assert f"{file}: a file; give its folder, {out}" in refused(["eval", file], capsys)

@@ -108,7 +108,7 @@ def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
     (theirs / "ae.pt").unlink()
     for folder, message in (
         (tmp_path / "none", r"no such folder; expected .*, e\.g\. runs/NAME"),
-        (tmp_path / "base", r"holds run folders .*, e\.g\. .*base.one$"),
+        (tmp_path / "base", r"holds the folders of SAEs .*, e\.g\. .*base.one$"),
         (theirs, r"expected a file ae\.pt, but it holds config\.json"),
     ):
         with pytest.raises(CheckpointError, match=message):
