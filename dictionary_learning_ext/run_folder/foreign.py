@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ..errors import CheckpointError
 from .files import CONFIG, METRICS, WEIGHTS
-from .json_files import Shape, read_json
+from .json_files import read_json
 
 Format = Literal["SAELens", "sparsify"]
 FOREIGN_CONFIG = "cfg.json"
@@ -43,24 +43,6 @@ _DICT_CLASSES = {
 """By SAELens's architecture: a class of upstream's or ours that computes the same."""
 _FORMER_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 """Of SAELens's settings before its version 6."""
-_ABOUT: Shape = {
-    **dict.fromkeys(("model_name", "hook_name", "dataset_path"), str | None),
-    **{"context_size": int | None, "max_norm_multiple": float | None},
-}
-"""Where the activations came from, in SAELens's words."""
-_SAE_LENS: Shape = {
-    "architecture": str | None,
-    **dict.fromkeys(("d_in", "d_sae", "k"), int | None),
-    "metadata": _ABOUT,
-    **_ABOUT,
-    "hook_point": str | None,
-}
-_SPARSIFY: Shape = dict.fromkeys(("d_in", "num_latents", "expansion_factor", "k"), int | None)
-_OF_SPARSIFYS_RUN: Shape = {
-    **dict.fromkeys(("model", "dataset", "text_column"), str | None),
-    "ctx_len": int | None,
-}
-_REPAIR = "copy it again"
 
 
 def format_of(folder: Path) -> Format | None:
@@ -81,8 +63,7 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
 
     Raises: CheckpointError if cfg.json is damaged, or no class of upstream's or ours computes the same.
     """
-    shape = _SAE_LENS if form == "SAELens" else _SPARSIFY
-    settings = read_json(folder / FOREIGN_CONFIG, shape, _REPAIR) | overrides
+    settings = _object_in(folder / FOREIGN_CONFIG) | overrides
     if form == "sparsify":
         settings = _in_words_of_sae_lens(folder, settings)
     # Defaults are SAELens's own (`handle_pre_6_0_config`); from version 6 on all settings are there.
@@ -158,22 +139,23 @@ def _in_words_of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, A
     d_in, n_latents = settings.get("d_in"), settings.get("num_latents")
     if not n_latents and d_in is not None:
         n_latents = d_in * settings.get("expansion_factor", 32)  # sparsify's default
-    run = _if_any(folder.parent / CONFIG, _OF_SPARSIFYS_RUN)
+    run, own = _object_in(folder.parent / CONFIG), _object_in(folder / SPARSIFY_ABOUT)
     about = {
         "model_name": run.get("model"),
         "dataset_path": run.get("dataset"),
         "context_size": run.get("ctx_len"),
         "text_column": run.get("text_column"),
         "hook_name": _hook_of(folder.name),
-        **_if_any(folder / SPARSIFY_ABOUT, _ABOUT),
+        **own,
     }
     about["hook_name"] = about["hook_name"] or folder.name
     sizes = {"d_in": d_in, "d_sae": n_latents, "k": settings.get("k")}
     return {"architecture": "topk", **sizes, "metadata": about}
 
 
-def _if_any(path: Path, shape: Shape) -> dict[str, Any]:
-    return read_json(path, shape, _REPAIR) if path.is_file() else {}
+def _object_in(path: Path) -> dict[str, Any]:
+    """What a file holds; empty if there is none."""
+    return read_json(path, dict, "copy it again") if path.is_file() else {}
 
 
 def _hook_of(module: str) -> str | None:

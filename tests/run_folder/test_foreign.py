@@ -130,8 +130,8 @@ def test_damaged_files_of_saelens_are_named(written):
     (folder / "cfg.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cfg\.json: not valid JSON \(JSONDecodeError"):
         read_config(folder)
-    (folder / "cfg.json").write_text('{"d_in": "8"}')
-    with pytest.raises(CheckpointError, match=r"d_in is '8', expected a whole number"):
+    (folder / "cfg.json").write_text("[8]")
+    with pytest.raises(CheckpointError, match=r"holds \[8\], expected an object; copy it again"):
         read_config(folder)
 
 
