@@ -61,7 +61,7 @@ from .resuming import (
     state_of_rank,
     trained_sae,
 )
-from .sae_run import SAERun, SilentSAERun, versions
+from .sae_run import SAERun, versions
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +189,9 @@ def _train(
                 _Loop(run, sources, sae_runs, start, depends_on, signals, processes).run()
                 trained = [one for one in sae_runs if one.failure is None]
                 with processes.together():
-                    for one in trained:
-                        one.save_final()
+                    if processes.is_first:
+                        for one in trained:
+                            one.save_final()
             with processes.together():
                 if run.eval_tokens and trained and processes.is_first:
                     _evaluate(inputs, trained, signals)
@@ -294,7 +295,7 @@ def _built(
     Arguments:
         initial: the trained SAE that each starts from, if any; empty for SAEs that resume.
     """
-    sae_runs, kind = [], SAERun if processes.is_first else SilentSAERun
+    sae_runs: list[SAERun] = []
     with processes.together():
         for job in jobs:
             hook = hooks[job.hook]
@@ -310,7 +311,7 @@ def _built(
                 name=job.folder.name,
             )
             sample = samples.get(job.hook)
-            sae_runs.append(kind(job, trainer, norm_factors[job.hook], processes, sample))
+            sae_runs.append(SAERun(job, trainer, norm_factors[job.hook], processes, sample))
         for one, source in zip(sae_runs, initial, strict=False):
             if source is not None:
                 hook = hooks[one.run.hook]
@@ -336,13 +337,15 @@ def _begin(
         for one, point in resumed:
             one.restore(point)
             restore_generators(one.trainer, point, processes.rank)
-        for one in started:
-            one.open_wandb(groups[one.name])
+        if processes.is_first:
+            for one in started:
+                one.log.open_wandb(groups[one.name])
     with processes.together():
-        for one, point in resumed:
-            one.resume(point, groups[one.name])
-        for one in started:
-            one.start(sources.of_hook[one.run.hook].config)
+        if processes.is_first:
+            for one, point in resumed:
+                one.resume(point, groups[one.name])
+            for one in started:
+                one.start(sources.of_hook[one.run.hook].config)
 
 
 class _Loop:

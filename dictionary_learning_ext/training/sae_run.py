@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class SAERun:
-    """An SAE in training: its trainer and where its results go.
+    """An SAE in training: its trainer and where its results go. Ranks other than 0 write nothing.
 
     Arguments:
         norm_factor: what raw activations are divided by.
@@ -63,10 +63,6 @@ class SAERun:
         self._processes, self._sample = processes, sample
         self.failure: str | None = None
         self.log = RunLog(self.folder, self.config, norm_factor)
-
-    def open_wandb(self, group: str) -> None:
-        """Start a run in wandb, if it is asked for; see `RunLog.open_wandb`."""
-        self.log.open_wandb(group)
 
     def start(self, buffer: dict[str, Any]) -> None:
         """Write config.json and delete a former run's other files.
@@ -121,7 +117,7 @@ class SAERun:
             self.trainer.update(step, x_BD)
 
     def check_and_log(self, step: int, x_BD: t.Tensor) -> dict[str, float] | None:
-        """Log the metrics of a batch and return them, unless the numbers are not finite.
+        """Log the metrics of a batch and return them; None if the numbers are not finite, or another rank logs.
 
         Where the run is measured, those of the held-out sample are in the same line, as heldout/<key>.
         Changes nothing in the trainer.
@@ -129,7 +125,7 @@ class SAERun:
         metrics = None
         with self._failing_alone(step):
             self.check(step)
-            if self.failure is None:
+            if self.failure is None and self._processes.is_first:
                 metrics = {
                     "step": float(step),
                     "tokens": float(step * self.run.batch_size),
@@ -173,6 +169,8 @@ class SAERun:
     def _fail(self, at: int, now: int, what: str) -> None:
         """Mark the SAE as failed at or before step `at`, and save its weights of step `now`."""
         self.failure = f"{self.name}: failed at or before step {at}: {what}"
+        if not self._processes.is_first:
+            return
         path = checkpoint(self.folder, now)
         try:
             save_weights(path, self.trainer.ae, self.norm_factor)
@@ -185,7 +183,7 @@ class SAERun:
     def save_checkpoint(self, step: int) -> None:
         """Write checkpoints/ae_<step>.pt, for raw activations, if the weights are finite."""
         self.check(step)
-        if self.failure is None:
+        if self.failure is None and self._processes.is_first:
             save_weights(checkpoint(self.folder, step), self.trainer.ae, self.norm_factor)
 
     def save_point(self, step: int, shared: dict[str, Any]) -> None:
@@ -194,7 +192,8 @@ class SAERun:
         `shared` is what the loop needs to resume.
         """
         self.check(step)
-        if self.failure is not None or step in resume_points.steps_of(self.folder):
+        is_to_write = self.failure is None and self._processes.is_first
+        if not is_to_write or step in resume_points.steps_of(self.folder):
             return
         own = self.log.state() | {
             "settings": self.config.to_dict(),
@@ -220,31 +219,6 @@ class SAERun:
         """Delete what a process was writing when it was killed."""
         for folder in (self.folder, self.folder / CHECKPOINTS):
             remove_temporaries(folder)
-
-
-class SilentSAERun(SAERun):
-    """An SAE on another rank than 0: it takes the same steps, and writes nothing."""
-
-    def open_wandb(self, group: str) -> None: ...
-
-    def start(self, buffer: dict[str, Any]) -> None: ...
-
-    def resume(self, point: resume_points.ResumePoint, group: str) -> None: ...
-
-    def save_point(self, step: int, shared: dict[str, Any]) -> None:
-        self.check(step)
-
-    def check_and_log(self, step: int, x_BD: t.Tensor) -> dict[str, float] | None:
-        with self._failing_alone(step):
-            self.check(step)
-
-    def _fail(self, at: int, now: int, what: str) -> None:
-        self.failure = f"{self.name}: failed at or before step {at}: {what}"
-
-    def save_checkpoint(self, step: int) -> None:
-        self.check(step)
-
-    def save_final(self) -> None: ...
 
 
 def versions() -> dict[str, str]:
