@@ -11,7 +11,7 @@ from ..config.run import NONE, RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError, Setting, listed
 from .comparing import former_evaluation, same_model, same_setting, settings_of
 from .files import CONFIG, METRICS
-from .foreign import FOREIGN_CONFIG, HOOK_POINT
+from .foreign import HOOK_POINT
 from .reading import read_config, settings_in
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,7 @@ def run_of(
 
     Raises: ConfigError, CheckpointError if the SAE was trained on something else than what is given.
     """
-    config, path = read_config(folder, step), Path(folder) / CONFIG
-    file = "folder" if "foreign" in config else CONFIG
+    config = read_config(folder, step)
     changes: dict[str, Any] = {
         "model": model,
         "hook": hook,
@@ -61,9 +60,10 @@ def run_of(
         "max_norm_multiple": max_norm_multiple,
     }
     if "run" in config:
+        path = Path(folder) / CONFIG
         run = TrainConfig().updated(settings_in(config, path), str(path)).run
     else:
-        changes |= _named_by(folder, config, changes, file)
+        changes |= _named_by(folder, config, changes)
         run = _run_of_others(folder, config, changes)
         model, hook = changes["model"], changes["hook"]
     was_model, was_hook = (config["trainer"].get(name) for name in ("lm_name", "submodule_name"))
@@ -81,8 +81,8 @@ def run_of(
         _require_layer(folder, config, hook)  # upstream's names are free, e.g. resid_post_layer_3
         if "run" not in config:
             logger.warning(
-                "%s: its %s doesn't say which module it was trained on; trusting --hook %s",
-                *(folder, file, hook),
+                "%s: its settings don't say which module it was trained on; trusting --hook %s",
+                *(folder, hook),
             )
     elif hook is not None and not same_setting("hook", hook, was_hook):
         raise CheckpointError(
@@ -138,25 +138,17 @@ def settings_named_in(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _named_by(
-    folder: str | Path, config: dict[str, Any], given: dict[str, Any], file: str
-) -> dict[str, Any]:
-    """The model, hook and text that the files of a folder without a run name and `given` doesn't.
-
-    Arguments:
-        file: what `config` is of, for messages.
-    """
+def _named_by(folder: str | Path, config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The model, hook and text that the files of a folder without a run name and `given` doesn't."""
     named, measured = settings_named_in(config), former_evaluation(folder).get("measured_on", {})
     if "hook" not in named and "foreign" not in config:
         return {}
     # What it was measured on is known to work. The text that another library names may be on its machine only.
-    unsaid = (name for name in ("hook", "data", "max_norm_multiple") if name not in named)
-    wanted = ["model", *unsaid]
-    if "foreign" in config and "data" in named:
-        wanted.append("data")
+    elsewhere = ("model", "data") if "foreign" in config else ("model",)
+    names = ("model", "hook", "data", "max_norm_multiple")
     own = {
-        METRICS: {name: measured.get(name) for name in wanted},
-        file: {name: named.get(name) for name in ("model", "hook")},
+        METRICS: {n: measured.get(n) for n in names if n in elsewhere or n not in named},
+        "settings": {name: named.get(name) for name in ("model", "hook")},
     }
     found: dict[str, Any] = {}
     for source, values in own.items():
@@ -177,7 +169,7 @@ def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, 
     Arguments:
         known: its model and hook point, and what else is given or in its files.
     """
-    is_foreign, trainer, buffer = "foreign" in config, config["trainer"], config.get("buffer", {})
+    trainer = config["trainer"]
     if missing := [name for name in ("model", "hook") if known[name] is None]:
         unknown = {
             "model": f"no certain language model (lm_name={trainer.get('lm_name')!r})",
@@ -187,20 +179,15 @@ def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, 
             f"{folder}: its files name {' and '.join(unknown[name] for name in missing)}",
             instead=("give ", *listed(map(Setting, missing), " and ")),
         )
-    found = {"text_packing": "truncate"} | {
-        name: buffer[theirs]
-        for theirs, name in _OF_THE_BUFFER.items()
-        if buffer.get(theirs) is not None
-    }
+    found = {"text_packing": "truncate"} | settings_named_in(config)
     if "data" not in found and known["data"] is None:
         logger.warning(
-            "%s: its %s doesn't say which text it was trained on; measuring on --data %s",
-            *(folder, "folder" if is_foreign else CONFIG, RunConfig.data),
+            "%s: its settings don't say which text it was trained on; measuring on --data %s",
+            *(folder, RunConfig.data),
         )
     own = {name: known[name] for name in ("model", "hook")}
     own["eval_tokens"] = 0  # it has no evaluation of its own
-    path = Path(folder) / (FOREIGN_CONFIG if is_foreign else CONFIG)
-    return TrainConfig().updated(found | own, str(path)).run
+    return TrainConfig().updated(found | own, str(folder)).run
 
 
 def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> None:

@@ -211,7 +211,7 @@ def test_what_is_said_of_a_folder_of_upstreams_is_said_once(folder, tiny_lm_dir,
     path.write_text(json.dumps(config))
     hook = f"blocks.{config['trainer']['layer']}.hook_resid_post"
     evaluate_folders([folder], tokens=64, model=str(tiny_lm_dir), hook=hook, data=None)
-    said = [line for line in caplog.messages if "config.json doesn't say which" in line]
+    said = [line for line in caplog.messages if "its settings don't say which" in line]
     assert len(said) == len(set(said)) == 2, said
 
 

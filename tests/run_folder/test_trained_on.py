@@ -91,7 +91,7 @@ def test_a_folder_of_upstreams_that_names_a_hook_point_needs_neither(made, caplo
     )
     (line,) = caplog.messages
     assert line == (
-        f"{folder}: using --model here/pythia-70m --hook blocks.2.hook_mlp_out, from its config.json"
+        f"{folder}: using --model here/pythia-70m --hook blocks.2.hook_mlp_out, from its settings"
     )
     measured_on = {"model": "moved/pythia-70m", "hook": "blocks.2.hook_mlp_out", "data": "book.txt"}
     (folder / "metrics.json").write_text(json.dumps({"measured_on": measured_on}))
@@ -100,7 +100,7 @@ def test_a_folder_of_upstreams_that_names_a_hook_point_needs_neither(made, caplo
     assert (run.model, run.data) == ("moved/pythia-70m", "book.txt")
     assert caplog.messages == [
         f"{folder}: using --model moved/pythia-70m --data book.txt, from its metrics.json",
-        f"{folder}: using --hook blocks.2.hook_mlp_out, from its config.json",
+        f"{folder}: using --hook blocks.2.hook_mlp_out, from its settings",
     ]
     assert run_of(folder, "given/pythia-70m").model == "given/pythia-70m"
     caplog.clear()
@@ -125,7 +125,7 @@ def test_a_hook_that_upstreams_config_cannot_confirm_is_trusted_in_one_line(name
     run_of(folder, "pythia-70m", "blocks.3.hook_mlp_out")
     (line,) = caplog.messages
     assert line == (
-        f"{folder}: its config.json doesn't say which module it was trained on; trusting --hook "
+        f"{folder}: its settings don't say which module it was trained on; trusting --hook "
         "blocks.3.hook_mlp_out"
     )
 
@@ -188,7 +188,7 @@ def test_the_rest_is_that_of_upstreams_buffer(made, caplog):
 
 def test_a_damaged_buffer_is_named(made):
     folder = made(upstreams(io="out", ctx_len="long"))
-    with pytest.raises(ConfigError, match=r"config\.json|ctx_len='long'"):
+    with pytest.raises(ConfigError, match=r"ctx_len='long'"):
         run_of(folder, "pythia-70m", "blocks.3.hook_resid_post")
 
 
