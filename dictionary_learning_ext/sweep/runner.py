@@ -10,8 +10,8 @@ interrupted sweep continues it.
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from signal import SIGINT
 from typing import get_type_hints
@@ -69,8 +69,8 @@ def run_sweep(
     own_devices = [config.run.device for config in configs.values()]
     for device in devices or own_devices:
         require_device(device, "devices" if devices else "device")
-    failed = [name for name in configs if (save_dir / name / FAILED).is_file()]
-    ended = failed + [name for name in configs if is_done(save_dir / name)]
+    done, failed = _ended(configs, save_dir)
+    ended = done + failed
     for chunk in chunks_of(configs, save_dir, name, len(configs), ended):
         chunk.prepare()
     fitting = fitting_at_once(list(configs.values()), devices or own_devices[:1])
@@ -88,8 +88,8 @@ def run_sweep(
         if failures := failures + _train(chunks, devices, at_once):
             raise TrainingError("; ".join(failures))
     except (KeyboardInterrupt, UserError) as stop:
-        done = sum(is_done(save_dir / name) for name in configs)
-        so_far = f"{done} of {len(configs)} runs are finished; {manifest.how_to_continue}"
+        done, _ = _ended(configs, save_dir)
+        so_far = f"{len(done)} of {len(configs)} runs are finished; {manifest.how_to_continue}"
         if not _has_begun(manifest, save_dir):
             so_far = "no run was begun"
             remove(save_dir / SWEEP)
@@ -155,8 +155,7 @@ def _read(save_dir: Path) -> Manifest | None:
         return None
     try:
         content = read_json(path, get_type_hints(Manifest))
-        # What earlier versions wrote besides is left out.
-        manifest = Manifest(**{each.name: content[each.name] for each in fields(Manifest)})
+        manifest = Manifest(content["runs"], content["command"])
         for name in manifest.runs:
             require_inside(name)
         return manifest
@@ -184,27 +183,26 @@ def _has_begun(manifest: Manifest, save_dir: Path) -> bool:
     return any((save_dir / name).exists() for name in manifest.runs)
 
 
-def is_done(folder: Path) -> bool:
-    """Whether a run of a sweep is trained and, if its settings say so, evaluated."""
-    return (folder / CONFIG).is_file() and is_finished(folder, load_config(folder).run)
+def _ended(names: Iterable[str], save_dir: Path) -> tuple[list[str], list[str]]:
+    """The runs that are finished, and those that failed. One whose config.json is damaged is neither."""
+    done, failed = [], []
+    for name in names:
+        folder = save_dir / name
+        if (folder / FAILED).is_file():
+            failed.append(name)
+        elif (folder / CONFIG).is_file():
+            with contextlib.suppress(ConfigError):
+                if is_finished(folder, load_config(folder).run):
+                    done.append(name)
+    return done, failed
 
 
 def progress(save_dir: Path) -> str | None:
-    """What is missing in a sweep's folder, and how to continue; None if nothing is.
-
-    A run whose config.json is damaged isn't finished.
-    """
+    """What is missing in a sweep's folder, and how to continue; None if nothing is."""
     manifest = _read(save_dir)
     if manifest is None:
         return None
-    failed, done = [], []
-    for name in manifest.runs:
-        if (save_dir / name / FAILED).is_file():
-            failed.append(name)
-            continue
-        with contextlib.suppress(ConfigError):
-            if is_done(save_dir / name):
-                done.append(name)
+    done, failed = _ended(manifest.runs, save_dir)
     parts = []
     if failed:
         parts.append(f"{len(failed)} failed, see {FAILED} in {', '.join(failed)}")
