@@ -104,9 +104,10 @@ def run_compare(flags: CompareFlags) -> None:
     from ..evaluation.tables import RETURNS, chosen, measured_in, printed
     from ..features.explanations import explanations_of, means_of, not_alike
     from ..features.reproducibility_of_folders import returning_of
-    from ..run_folder.reading import read_all, read_config
+    from ..run_folder.reading import read_config, read_metrics, require_folders
 
-    results = read_all(flags.folders)
+    require_folders(flags.folders)
+    results = {folder: read_metrics(folder) for folder in flags.folders}
     metrics = None if flags.columns is None else chosen(flags.columns)
     if flags.all:
         require(metrics is None, "columns", flags.columns, "to be left out beside --all")

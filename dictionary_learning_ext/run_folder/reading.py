@@ -223,12 +223,6 @@ def read_metrics_if_any(folder: str | Path) -> dict[str, Any] | None:
     return read_metrics(folder) if path is not None and path.exists() else None
 
 
-def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`read_metrics` of each folder. Raises ConfigError if none is given."""
-    require_folders(folders)
-    return {folder: read_metrics(folder) for folder in folders}
-
-
 @readable()
 def read_history(folder: Path) -> list[dict[str, float | None]]:
     """The metrics of each logged step; empty if there are none. None stands for a value that was not

@@ -21,12 +21,12 @@ from dictionary_learning_ext.run_folder.reading import (
     failed_in,
     is_finished,
     load_config,
-    read_all,
     read_config,
     read_history,
     read_metrics,
     read_metrics_if_any,
     read_run,
+    require_folders,
     run_folders,
     steps_of,
 )
@@ -214,10 +214,9 @@ def test_metrics_that_were_not_measured_say_what_to_type(tmp_path):
     with pytest.raises(CheckpointError, match=rf"not measured yet; run `vsae eval {tmp_path}`"):
         read_metrics(tmp_path)
     with pytest.raises(ConfigError, match="no folder given: expected a run folder"):
-        read_all([])
+        require_folders([])
     made(tmp_path, **{"metrics.json": {"fve": 0.5}})
     assert read_metrics(tmp_path) == read_metrics_if_any(tmp_path) == {"fve": 0.5}
-    assert read_all([str(tmp_path)]) == {str(tmp_path): {"fve": 0.5}}
 
 
 def test_the_history_is_read_line_by_line(tmp_path):
