@@ -36,7 +36,7 @@ from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels
 from ..features.collector import SinkFinder
 from ..run_folder.comparing import measured_on
-from ..run_folder.files import locked, require_free
+from ..run_folder.files import locked
 from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
 from ..trainers.base import require_device
@@ -141,9 +141,6 @@ def _train(
                 if processes.is_first:
                     for job in jobs:
                         stack.enter_context(locked(job.folder))
-                    if not resume:
-                        for job in jobs:
-                            require_free(job.folder, run.overwrite)
             with processes.together():
                 require_device(run.device)
                 if processes.is_first:
