@@ -47,15 +47,6 @@ class RunLog:
             if not former.name.endswith(f"-{own}"):
                 remove(former)
 
-    def require_up_to(self, point: ResumePoint) -> None:
-        """Raise a CheckpointError if metrics.jsonl has less than when `point` was written."""
-        length = point.run["metrics_bytes"]
-        if (self._history.stat().st_size if self._history.exists() else 0) < length:
-            raise CheckpointError(
-                f"{self._history}: shorter than when the resume point of step {point.step} was "
-                f"written ({length} bytes); put the original back"
-            )
-
     def resume(self, point: ResumePoint, group: str) -> None:
         """Cut off what was logged after `point`, and resume the run in wandb."""
         with writing(self._history):
@@ -63,7 +54,8 @@ class RunLog:
             # Earlier processes may have handed wandb more than the point has.
             logged = note_logged(self.folder, max(map(_step_of, lines), default=-1))
             with self._history.open("ab") as file:
-                file.truncate(point.run["metrics_bytes"])
+                length = min(file.tell(), point.run["metrics_bytes"])  # it may have been deleted
+                file.truncate(length)
         self._former_id = point.run["wandb_id"]
         try:
             self.open_wandb(group, self._former_id, logged)

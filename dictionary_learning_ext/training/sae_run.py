@@ -92,7 +92,6 @@ class SAERun:
         """Put the trainer where a point of this folder has it. Nothing on the disk is changed."""
         load_trainer_state(self.trainer.state(), point.trainer)
         self.trainer.check(point.step)
-        self.log.require_up_to(point)
 
     def resume(self, point: resume_points.ResumePoint, group: str) -> None:
         """Delete what was written after a point, and resume the run in wandb."""
