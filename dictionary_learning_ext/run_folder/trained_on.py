@@ -196,17 +196,14 @@ def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> Non
     match = re.match(r"blocks\.(\d+)\.hook_(\w+)", hook)
     if match is None or type(layer) is not int:
         return  # `find_hook` names the hook points there are
-    # Between two blocks: the input of one is the output of the one before.
-    before = {"resid_pre": int(match[1]), "resid_post": int(match[1]) + 1}.get(match[2])
-    trained_before = {"in": layer, "out": layer + 1}.get(str(io))
-    if before is None or trained_before is None:
-        fits = int(match[1]) == layer
+    trained_on = f"blocks.{layer}.hook_resid_{'pre' if io == 'in' else 'post'}"
+    if io in ("in", "out") and match[2] in ("resid_pre", "resid_post"):
+        fits = same_setting("hook", hook, trained_on)
     else:
-        fits = before == trained_before
+        fits = int(match[1]) == layer
     if not fits:
         side = {"in": "the input of ", "out": "the output of "}.get(str(io), "")
-        kind = "hook_resid_pre" if io == "in" else "hook_resid_post"
         raise CheckpointError(
             f"{folder}: trained on {side}layer {layer}, not on {hook}",
-            instead=("use ", Setting("hook", f"blocks.{layer}.{kind}")),
+            instead=("use ", Setting("hook", trained_on)),
         )
