@@ -16,13 +16,8 @@ from ..evaluation.metrics import Metric
 from ..features.directions import decoder_directions
 from ..features.reproducibility import RETURNING, Measure, reproducibility
 from ..run_folder.comparing import SEEDS, architecture_of, settings_of, training, unequal
-from ..run_folder.files import CONFIG, FAILED, WEIGHTS
-from ..run_folder.reading import (
-    checked_settings,
-    read_config,
-    read_metrics_if_any,
-    run_folders_in,
-)
+from ..run_folder.files import FAILED, WEIGHTS
+from ..run_folder.reading import load_config, read_config, read_metrics_if_any, run_folders_in
 from ..run_folder.weights import load_dictionary
 
 logger = logging.getLogger(__name__)
@@ -143,7 +138,7 @@ def read_all_in(
         try:
             config, found = read_config(one), read_metrics_if_any(one) or {}
             if "run" in config:
-                checked_settings(config, one / CONFIG)
+                load_config(one)
         except UserError as error:
             left_out.append(f"{one.name} ({error})")
         else:

@@ -175,23 +175,12 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     try:
         with readable():
             path = path / CONFIG if path.is_dir() else path
-            return checked_settings(read_json(path, Any, "copy it again"), path)
+            settings = settings_in(read_json(path, Any, "copy it again"), path)
     except FileNotFoundError as error:
         what = f"{path}: no such file or folder; {EXPECTED}, or its {CONFIG}"
         raise ConfigError((*given, what), name=name) from error
     except CheckpointError as error:
         raise ConfigError((*given, str(error)), name=name) from error
-
-
-def checked_settings(config: Any, path: Path) -> TrainConfig:
-    """The settings in a config.json that was read, but for where it was written.
-
-    Arguments:
-        path: for messages.
-
-    Raises: CheckpointError if there are none, ConfigError for one that has no legal value.
-    """
-    settings = settings_in(config, path)
     where = ["save_dir", "overwrite"]  # a new run goes elsewhere and overwrites nothing
     if settings.get("noise_to_signal") is not None:
         where.append("sigma")  # follows from it, for this run's own k and D
