@@ -108,15 +108,16 @@ def runs_of(
     that the first other one leaves out.
     """
     runs = {str(folder): run_of(folder, step=step, **given) for folder in folders}
-    is_unsaid = {
-        folder: run.max_norm_multiple is None
-        and "max_norm_multiple" not in settings_named_in(read_config(folder, step))
+    unsaid = [
+        folder
         for folder, run in runs.items()
-    }
-    first = next((folder for folder, unsaid in is_unsaid.items() if not unsaid), None)
+        if run.max_norm_multiple is None
+        and "max_norm_multiple" not in settings_named_in(read_config(folder, step))
+    ]
+    first = next((folder for folder in runs if folder not in unsaid), None)
     if first is None or (multiple := runs[first].max_norm_multiple) is None:
         return runs
-    for folder in (folder for folder, unsaid in is_unsaid.items() if unsaid):
+    for folder in unsaid:
         flag = Setting("max_norm_multiple", multiple).as_flag
         logger.info("%s: using %s, from %s", folder, flag, first)
         runs[folder] = replace(runs[folder], max_norm_multiple=multiple)
