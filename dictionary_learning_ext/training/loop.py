@@ -141,10 +141,8 @@ def _train(
                 if processes.is_first:
                     for job in jobs:
                         stack.enter_context(locked(job.folder))
-            with processes.together():
-                require_device(run.device)
-                if processes.is_first:
                     _warn_of_slow_bf16(run)
+                require_device(run.device)
                 require_memory(run, [job.config.sae for job in jobs], processes.local_count)
                 initial = [] if resume else [trained_sae(job.config.sae) for job in jobs]
                 if not resume and processes.is_first:
