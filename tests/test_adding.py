@@ -22,12 +22,8 @@ class ImaginaryConfig(SAEConfig):
     """An SAE that is not there."""
 
     architecture: Literal["imaginary"] = field(default="imaginary", metadata=_ARCHITECTURE)
-    shrink: float = 1.0
+    shrink: Annotated[float, Range("above 0, and at most 1", lambda x: 0 < x <= 1)] = 1.0
     """What its activations are multiplied by."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(0 < self.shrink <= 1, "shrink", self.shrink, "above 0, and at most 1")
 
 
 '''
@@ -75,7 +71,7 @@ def add_an_architecture(package: Path) -> None:
 
 
 def add_an_option(package: Path) -> None:
-    insert(package / "config" / "sae.py", "    noise_anneal_steps: int | None = None\n", OPTION)
+    insert(package / "config" / "sae.py", "    noise_anneal_steps: Count | None = None\n", OPTION)
     kernel = package / "trainers" / "kernels" / "step.py"
     insert(kernel, "l2_loss + objective.kl_weight", "objective.options.tax + ")
     trainer = package / "trainers" / "variational_top_k.py"

@@ -19,7 +19,7 @@ from dictionary_learning.buffer import ActivationBuffer
 from nnsight import LanguageModel
 from torch import Tensor
 
-from ..config.checks import require_at_least_one
+from ..config.checks import require
 from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
 from ..errors import ConfigError, LanguageModelError, NonFiniteError, Setting
@@ -375,7 +375,8 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         self.out_batch_size = out_batch_size
         # `tokenized_batch` of upstream's main branch reads it.
         self.add_special_tokens = packing == "truncate"
-        require_at_least_one(self, "n_ctxs", "refresh_batch_size", "out_batch_size")
+        for name in ("n_ctxs", "refresh_batch_size", "out_batch_size"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         self.reader = ActivationReader(
             model,
             submodule,

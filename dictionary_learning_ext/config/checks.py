@@ -2,10 +2,20 @@
 
 import difflib
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from ..errors import ConfigError, Setting, Text
 
@@ -13,38 +23,63 @@ _LARGEST_SEED = 2**32 - 1
 _SCALE_LIMITS = (1e-18, 1e18)
 
 
+class Range(NamedTuple):
+    """Which numbers a setting may be, in its annotation: `Annotated[int, Range(...)]`."""
+
+    words: str
+    holds: Callable[[Any], bool]
+    instead: Text = ""
+    """what to do where it is another"""
+
+
+Count = Annotated[int, Range("at least 1", lambda n: n >= 1)]
+Natural = Annotated[int, Range("at least 0", lambda n: n >= 0)]
+NotNegative = Annotated[float, Range("at least 0", lambda x: x >= 0)]
+Positive = Annotated[float, Range("above 0", lambda x: x > 0)]
+Seed = Annotated[int, Range(f"0 to {_LARGEST_SEED}", lambda n: 0 <= n <= _LARGEST_SEED)]
+SCALE = Range(
+    "above 0 ({:g} to {:g})".format(*_SCALE_LIMITS),
+    lambda x: _SCALE_LIMITS[0] <= x <= _SCALE_LIMITS[1],
+)
+"""A number whose square, and the square's inverse, are numbers in float32."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checked:
     """Base of settings: frozen dataclasses whose values are checked when they are made.
 
-    Raises: ConfigError for a value of another type, or a number that is not finite.
+    Raises: ConfigError for a value of another type, a number outside of its field's `Range`, or one that
+    is not finite.
     """
 
     def __post_init__(self):
-        for name, hint in get_type_hints(type(self)).items():
+        for name, (hint, ranges) in _annotations_of(type(self)).items():
             given = getattr(self, name)
             require_type(name, given, hint)
+            for legal in ranges:
+                words = legal.words + (", or none" if NoneType in get_args(hint) else "")
+                is_legal = given is None or legal.holds(given)
+                require(is_legal, name, given, words, instead=legal.instead)
             if isinstance(given, list) and hint is not Any:  # as JSON has it
                 object.__setattr__(self, name, tuple(given))
             elif type(given) is int and float in (hint, *get_args(hint)):
                 object.__setattr__(self, name, float(given))
 
 
+@cache
+def _annotations_of(cls: type) -> dict[str, tuple[Any, list[Range]]]:
+    """Each field's type, and the ranges in its annotation."""
+    whole, found = get_type_hints(cls, include_extras=True), {}
+    for name, hint in get_type_hints(cls).items():
+        parts = (whole[name], *get_args(whole[name]))
+        found[name] = hint, [each for p in parts for each in getattr(p, "__metadata__", ())]
+    return found
+
+
 def require(condition: bool, name: str, given: Any, expected: Text, *, instead: Text = "") -> None:
     """Raise a ConfigError that says what `name` was and what it should have been."""
     if not condition:
         raise ConfigError(name=name, value=given, expected=expected, instead=instead)
-
-
-def require_at_least_one(of: Any, *names: str) -> None:
-    """Raise a ConfigError unless each of these attributes is 1 or more."""
-    for name in names:
-        require(getattr(of, name) >= 1, name, getattr(of, name), "at least 1")
-
-
-def require_seed(name: str, given: int) -> None:
-    """Raise a ConfigError unless every random generator takes this as its seed."""
-    require(0 <= given <= _LARGEST_SEED, name, given, f"0 to {_LARGEST_SEED}")
 
 
 def require_sizes(**sizes: Any) -> None:
@@ -54,12 +89,6 @@ def require_sizes(**sizes: Any) -> None:
         most = sizes["dict_size"] if name == "k" else given
         upper = ("between 1 and ", Setting("dict_size", most))
         require(1 <= given <= most, name, given, upper if name == "k" else "at least 1")
-
-
-def require_scale(name: str, given: float, *, instead: Text = "") -> None:
-    """Raise a ConfigError unless a number's square, and the square's inverse, are numbers in float32."""
-    low, high = _SCALE_LIMITS
-    require(low <= given <= high, name, given, f"above 0 ({low:g} to {high:g})", instead=instead)
 
 
 def require_max_norm_multiple(given: float | None) -> None:

@@ -14,11 +14,12 @@ from typing import Any, Literal
 from ..errors import ConfigError, Setting, listed
 from .checks import (
     Checked,
+    Count,
+    Natural,
+    Seed,
     meant,
     require,
-    require_at_least_one,
     require_max_norm_multiple,
-    require_seed,
 )
 from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_flat
 
@@ -60,9 +61,9 @@ class RunConfig(Checked):
     text_packing: Packing = "pack"
     """pack: documents follow each other, separated by an end-of-text token. truncate: one
     document per context."""
-    text_passes: int = 1
+    text_passes: Count = 1
     """How many times the text may be read."""
-    data_seed: int = 0
+    data_seed: Seed = 0
     """Seeds the order of the training data: of the embedded text's passages, and of the tokens
     within the buffer. Other texts are read in their own order. --data-seed seed takes the value
     of --seed."""
@@ -75,13 +76,13 @@ class RunConfig(Checked):
     sinks of Llama and Qwen. none: keep all tokens."""
     remove_bos: bool = False
     """Leave out beginning-of-text tokens."""
-    steps: int = 1200
+    steps: Count = 1200
     """Training steps. Paper: 20,000."""
-    batch_size: int = 1024
+    batch_size: Count = 1024
     """Tokens per step, of all processes together. Paper: not stated."""
-    n_ctxs: int = 512
+    n_ctxs: Count = 512
     """Contexts in the buffer, which are shuffled together. Paper: 2,500."""
-    ctx_len: int = 128
+    ctx_len: Count = 128
     """Tokens per context. Paper: 128."""
     dtype: Dtype = "float32"
     """float32 or bfloat16. bfloat16 applies to the language model, the buffer and the vSAE's
@@ -92,17 +93,17 @@ class RunConfig(Checked):
     Needs --device cuda."""
     device: str = "cpu"
     """Where to compute: cpu, cuda or cuda:N."""
-    eval_tokens: int = 100_000
+    eval_tokens: Natural = 100_000
     """Held-out tokens in the final evaluation; above 2,048, rounded up to whole batches of that. 0: no
     evaluation."""
-    eval_documents: int = 64
+    eval_documents: Count = 64
     """Held-out documents, cut to ctx_len, on which the language model's loss is measured."""
-    eval_every: int | None = None
+    eval_every: Count | None = None
     """Measure during training, too: every so many steps, and at the end. FVE, CE recovered and
     near-dead features of 8,192 held-out tokens (eval_tokens if fewer), always the same, go to
     metrics.jsonl. It changes nothing in the training. Each time, the language model reads these
     tokens to its end, once for each SAE. none: no measurements during training."""
-    log_steps: int | None = None
+    log_steps: Count | None = None
     """Steps between two lines of metrics. Default: 100 or a twentieth of the run, whichever is
     less."""
     save_steps: str = "none"
@@ -125,16 +126,9 @@ class RunConfig(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        require_at_least_one(self, "steps", "batch_size", "n_ctxs", "ctx_len")
-        if self.log_steps is not None:
-            require_at_least_one(self, "log_steps")
-        require_at_least_one(self, "text_passes", "eval_documents")
-        if self.eval_every is not None:
-            require_at_least_one(self, "eval_every")
-            expected = (Setting("eval_tokens"), " above 0, as it measures on held-out tokens")
-            require(self.eval_tokens > 0, "eval_every", self.eval_every, expected)
-        require_seed("data_seed", self.data_seed)
-        require(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 or more")
+        can_measure = self.eval_every is None or self.eval_tokens > 0
+        expected = (Setting("eval_tokens"), " above 0, as it measures on held-out tokens")
+        require(can_measure, "eval_every", self.eval_every, expected)
         require_max_norm_multiple(self.max_norm_multiple)
         are_different = "" not in self.hooks and len(set(self.hooks)) == len(self.hooks)
         require("," not in self.hook or are_different, "hook", self.hook, _HOOKS)
@@ -357,21 +351,21 @@ def require_same(
 class ReportOptions(Checked):
     """What a report measures and shows."""
 
-    tokens: int = RunConfig.eval_tokens
+    tokens: Count = RunConfig.eval_tokens
     """Tokens to collect the features' contexts from."""
     split: Split = "heldout"
     """Which part of the text to read: heldout or train."""
-    synthesise: int = 12
+    synthesise: Natural = 12
     """Number of features of each SAE for which tokens are synthesised by gradient ascent, the
     most readable first. 0 is off. This takes most of the time on a large model."""
-    map_tokens: int = 20_000
+    map_tokens: Count = 20_000
     """Tokens whose activations make the map. Paper: 20,000."""
-    map_features: int = 2048
+    map_features: Count = 2048
     """Maximum number of features on the map. t-SNE's time grows with it."""
     map_space: MapSpace = "profiles"
     """What places a feature on the map. profiles: its activations over the tokens (paper).
     directions: its decoder direction."""
-    pages: int = 2048
+    pages: Count = 2048
     """Maximum number of feature pages for each SAE. The other features are only in the CSV
     file."""
     logits: bool = True
@@ -379,26 +373,17 @@ class ReportOptions(Checked):
     seed: int = 0
     """Seeds all random numbers."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        require_at_least_one(self, "tokens", "map_tokens", "map_features", "pages")
-        require(self.synthesise >= 0, "synthesise", self.synthesise, "0 or more")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions(Checked):
     """Which features are explained, and from what."""
 
-    features: int = 50
+    features: Count = 50
     """How many features to explain, in the order of the return score: the most likely to come back first. Of an SAE
     that has no such score, in the order of the firing rate."""
     only: tuple[int, ...] = ()
     """Explain these features instead, by their numbers."""
-    tokens: int = RunConfig.eval_tokens
+    tokens: Count = RunConfig.eval_tokens
     """Held-out tokens to take the features' contexts from."""
-    at_once: int = 4
+    at_once: Count = 4
     """Requests at once, at most."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_at_least_one(self, "features", "tokens", "at_once")

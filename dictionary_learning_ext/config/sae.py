@@ -1,7 +1,7 @@
 """One SAE's settings: a frozen dataclass for each architecture. Imports no torch.
 
-The docstring under a field is its help text on the command line, `__post_init__` its check. An option
-that is None follows from the run, the posterior or another option: see `SAEConfig.resolve`. The defaults
+The docstring under a field is its help text on the command line. Its type may name the numbers that it
+takes, and `__post_init__` checks what depends on other options. An option that is None follows from the run, the posterior or another option: see `SAEConfig.resolve`. The defaults
 are those of settings made in Python; `vsae train` starts from a preset, see presets.py.
 
 Trainers take options of the same names. Those of the vSAE hold them as `PosteriorOptions` and
@@ -10,18 +10,23 @@ Trainers take options of the same names. Those of the vSAE hold them as `Posteri
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from ..errors import ConfigError, Setting, listed
 from .architectures import TRAINED
 from .checks import (
+    SCALE,
     Checked,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    Seed,
     meant,
     require,
     require_choice,
     require_lr_schedule,
-    require_scale,
-    require_seed,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +52,13 @@ MUCH_NOISE = 0.2
 to 0 does not: the preset recommended starts from more."""
 DEAD_FEATURE_THRESHOLD = 10_000_000
 """Upstream's, in tokens."""
+
+_LOWEST, _HIGHEST = LOG_VAR_LIMITS
+_LogVariance = Annotated[
+    float, Range(f"between {_LOWEST} and {_HIGHEST}", lambda x: _LOWEST <= x <= _HIGHEST)
+]
+_LogRatio = Annotated[float, Range(f"{_LOWEST} or more, and below 0", lambda x: _LOWEST <= x < 0)]
+_NO_NOISE = ("for no noise use ", Setting("posterior", "point"))
 
 UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
     "fixed": ("log_var_init",),
@@ -84,9 +96,9 @@ class Options(Checked):
 class TopKOptions(Options):
     """What keeps k features per token."""
 
-    k: int = 32
+    k: Count = 32
     """Features kept per token. Paper: 64, 128, 256, 512."""
-    k_anneal_steps: int | None = None
+    k_anneal_steps: Count | None = None
     """Steps over which k falls linearly, from the width of the activations (or dict_size, if that is
     less) to k. Only training steps keep more than k; logs and checkpoints keep k. none: k stays."""
 
@@ -94,30 +106,16 @@ class TopKOptions(Options):
         super().require_fit(steps)
         _require_in_run("k_anneal_steps", self.k_anneal_steps, steps)
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.k >= 1, "k", self.k, "at least 1")
-        given = self.k_anneal_steps
-        expected = "above 0, or none for a k that stays"
-        require(given is None or given > 0, "k_anneal_steps", given, expected)
-
 
 @dataclass(frozen=True, kw_only=True)
 class AuxKOptions(Options):
     """Upstream's auxiliary loss, AuxK (Gao et al. 2024, A.2)."""
 
-    auxk_alpha: float = 1 / 32
+    auxk_alpha: NotNegative = 1 / 32
     """Weight of the auxiliary loss that revives dead features. 0 turns it off."""
-    dead_feature_threshold: int | None = None
+    dead_feature_threshold: Count | None = None
     """Tokens without firing after which a feature counts as dead. Default: 10,000,000 or a tenth of
     the run's tokens, whichever is less."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.auxk_alpha >= 0, "auxk_alpha", self.auxk_alpha, "at least 0")
-        threshold = self.dead_feature_threshold
-        is_legal = threshold is None or threshold > 0
-        require(is_legal, "dead_feature_threshold", threshold, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +125,10 @@ class PosteriorOptions(Options):
     posterior: Posterior = "fixed"
     """fixed (paper): sigma is a constant. learned: sigma depends on the token. point: sigma = 0, a
     TopK SAE with an L2 penalty on its activations."""
-    sigma: float | None = None
+    sigma: Annotated[float, SCALE._replace(instead=_NO_NOISE)] | None = None
     """The fixed posterior's standard deviation, in training units. Default: 1 (paper), unless
     noise_to_signal is given."""
-    log_var_init: float = -2.0
+    log_var_init: _LogVariance = -2.0
     """The learned posterior's initial log-variance."""
     noise_on: NoiseOn = "both"
     """What the sample changes in training: both (paper), the values of the features that the mean
@@ -140,34 +138,24 @@ class PosteriorOptions(Options):
     select_by: SelectBy = "value"
     """Keep the k largest activations (value; paper), or the k of largest magnitude with their signs
     (magnitude: AbsTopK, arXiv 2510.00404)."""
-    prior_std: float = 1.0
+    prior_std: Annotated[float, SCALE] = 1.0
     """The standard deviation of the prior, in training units."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.sigma is not None:
-            no_noise = Setting("posterior", "point")
-            require_scale("sigma", self.sigma, instead=("for no noise use ", no_noise))
-        require_scale("prior_std", self.prior_std)
-        low, high = LOG_VAR_LIMITS
-        is_inside = low <= self.log_var_init <= high
-        require(is_inside, "log_var_init", self.log_var_init, f"between {low} and {high}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveOptions(AuxKOptions):
     """What a vSAE's loss adds to the squared error."""
 
-    beta: float = 1.0
+    beta: NotNegative = 1.0
     """Weight of the KL (nats per token) beside the squared error, in training units. Paper: not
     stated."""
     kl_scope: KLScope = "all"
     """The KL is summed over all features (paper) or the k selected."""
     kl_schedule: KLSchedule = "linear"
     """How beta is annealed. Paper: annealed, form not stated."""
-    kl_warmup_steps: int | None = None
+    kl_warmup_steps: Natural | None = None
     """Steps over which beta rises (linear, cosine). 0: no warm-up. Default: a tenth of the run."""
-    noise_anneal_steps: int | None = None
+    noise_anneal_steps: Count | None = None
     """Steps over which the noise falls linearly to 0. none: the noise stays."""
     freeze_decoder: bool = False
     """Train the encoder and the biases alone: the decoder's directions stay random. A baseline: what
@@ -188,16 +176,6 @@ class ObjectiveOptions(AuxKOptions):
         if self.kl_schedule != "constant":
             _require_in_run("kl_warmup_steps", self.kl_warmup_steps, steps)
         _require_in_run("noise_anneal_steps", self.noise_anneal_steps, steps)
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.beta >= 0, "beta", self.beta, "at least 0")
-        warmup, anneal = self.kl_warmup_steps, self.noise_anneal_steps
-        require(warmup is None or warmup >= 0, "kl_warmup_steps", warmup, "0 (no warm-up) or more")
-        expected = "above 0, or none for noise that stays"
-        no_noise = ("for no noise use ", Setting("posterior", "point"))
-        is_legal = anneal is None or anneal > 0
-        require(is_legal, "noise_anneal_steps", anneal, expected, instead=no_noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,14 +212,14 @@ class SAEConfig(Options):
     """
 
     architecture: str = field(default="vsae_top_k", metadata=_ARCHITECTURE)
-    dict_size: int = 1024
+    dict_size: Count = 1024
     """Features in the dictionary. Paper: 2048."""
-    lr: float | None = field(default=None, metadata={"help": _lr_help()})
+    lr: Positive | None = field(default=None, metadata={"help": _lr_help()})
     warmup_steps: int | None = None
     """Steps over which lr rises from 0. Default: 1000 or a tenth of the run, whichever is less."""
     decay_start: int | None = None
     """The step from which lr falls linearly, to 0 at the end. none: it does not fall."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the initial weights and the noise."""
     init_from: str | None = None
     """Start from the weights of a trained SAE instead of random ones: a run folder, or a folder of
@@ -265,9 +243,6 @@ class SAEConfig(Options):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.dict_size >= 1, "dict_size", self.dict_size, "at least 1")
-        require_seed("seed", self.seed)
-        require(self.lr is None or self.lr > 0, "lr", self.lr, "above 0")
         k = self.kept_per_token
         largest = Setting("dict_size", self.dict_size)
         require(k is None or k <= self.dict_size, "k", k, ("1 to ", largest))
@@ -407,15 +382,10 @@ class SAEConfig(Options):
 class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
     """What `vsae_top_k` and `vsae` share."""
 
-    noise_to_signal: float | None = None
+    noise_to_signal: Positive | None = None
     """Gives sigma as r = k sigma^2 / E||x||^2, the noise energy that sampling adds to a
     reconstruction, relative to the activations' energy. Instead of sigma; needs --normalize sqrt_d
     or unit."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        given = self.noise_to_signal
-        require(given is None or given > 0, "noise_to_signal", given, "a number above 0")
 
     def unused(self) -> tuple[str, ...]:
         return UNUSED_BY[self.posterior]
@@ -500,26 +470,16 @@ class VAEaseConfig(SAEConfig):
     """VAEase (Lu et al. 2025)."""
 
     architecture: Literal["vaease"] = field(default="vaease", metadata=_ARCHITECTURE)
-    log_var_init: float = -0.5
+    log_var_init: _LogRatio = -0.5
     """The initial log-variance, relative to the prior's."""
-    gamma_init: float = 0.1
+    gamma_init: Annotated[float, SCALE] = 0.1
     """Initial variance of the reconstruction's error, per dimension, in training units. It is
     learned; its logarithm moves by up to lr a step."""
-    prior_std: float = 1.0
+    prior_std: Annotated[float, SCALE] = 1.0
     """The standard deviation of the prior, in training units."""
-    active_gate: float = 0.05
+    active_gate: Annotated[float, Range("0 or more, and below 1", lambda x: 0 <= x < 1)] = 0.05
     """The gate, 1 - sigma/p, at or below which a feature counts as off in encoding. Training does
     not use it."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        low = LOG_VAR_LIMITS[0]
-        is_inside = low <= self.log_var_init < 0
-        require(is_inside, "log_var_init", self.log_var_init, f"{low} or more, and below 0")
-        for name in ("gamma_init", "prior_std"):
-            require_scale(name, getattr(self, name))
-        is_inside = 0 <= self.active_gate < 1
-        require(is_inside, "active_gate", self.active_gate, "0 or more, and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -578,12 +538,8 @@ class ReLUConfig(SparsityWarmupOptions, SAEConfig):
     """Upstream's ReLU SAE."""
 
     architecture: Literal["relu"] = field(default="relu", metadata=_ARCHITECTURE)
-    l1_penalty: float = 0.1
+    l1_penalty: NotNegative = 0.1
     """Weight of the L1 norm."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.l1_penalty >= 0, "l1_penalty", self.l1_penalty, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -591,19 +547,13 @@ class JumpReLUConfig(SparsityWarmupOptions, SAEConfig):
     """Upstream's JumpReLU SAE."""
 
     architecture: Literal["jump_relu"] = field(default="jump_relu", metadata=_ARCHITECTURE)
-    sparsity_penalty: float = 1.0
+    sparsity_penalty: NotNegative = 1.0
     """Weight of the sparsity loss."""
-    target_l0: float = 20.0
+    target_l0: Positive = 20.0
     """The number of active features aimed at."""
     threshold_twice: bool = False
     """Let thresholds learn from upstream's sparsity loss, which applies them twice, instead of the
     JumpReLU paper's (dictionary_learning's issue 55)."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        given = self.sparsity_penalty
-        require(given >= 0, "sparsity_penalty", given, "at least 0")
-        require(self.target_l0 > 0, "target_l0", self.target_l0, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
