@@ -90,6 +90,10 @@ class Options(Checked):
 
     def require_fit(self, steps: int) -> None:
         """Raise a ConfigError if a schedule is longer than a run of `steps`."""
+        for name in ("kl_warmup_steps", "noise_anneal_steps", "k_anneal_steps"):
+            given = vars(self).get(name)
+            fits = given is None or given <= max(steps, 2)  # 2: the least that one is scaled to
+            require(fits, name, given, ("at most ", Setting("steps", steps)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +105,6 @@ class TopKOptions(Options):
     k_anneal_steps: Count | None = None
     """Steps over which k falls linearly, from the width of the activations (or dict_size, if that is
     less) to k. Only training steps keep more than k; logs and checkpoints keep k. none: k stays."""
-
-    def require_fit(self, steps: int) -> None:
-        super().require_fit(steps)
-        _require_in_run("k_anneal_steps", self.k_anneal_steps, steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,12 +170,6 @@ class ObjectiveOptions(AuxKOptions):
         if self.kl_warmup_steps is not None:
             return self
         return replace(self, kl_warmup_steps=_kl_warmup(steps))
-
-    def require_fit(self, steps: int) -> None:
-        super().require_fit(steps)
-        if self.kl_schedule != "constant":
-            _require_in_run("kl_warmup_steps", self.kl_warmup_steps, steps)
-        _require_in_run("noise_anneal_steps", self.noise_anneal_steps, steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -650,8 +644,3 @@ def _defaults_of_a_run(steps: int, tokens: int) -> dict[str, int]:
 
 def _kl_warmup(steps: int) -> int:
     return max(1, steps // 10)
-
-
-def _require_in_run(name: str, given: int | None, steps: int) -> None:
-    fits = given is None or given <= max(steps, 2)  # 2: what a schedule is at least scaled to
-    require(fits, name, given, ("at most ", Setting("steps", steps)))
