@@ -351,8 +351,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         is_autocast = t.is_autocast_enabled(device)
         return StepObjective(
             k=self._k_annealing.at(step),
-            posterior=settings,
-            options=settings,
+            settings=settings,
             kl_weight=kl_weight,
             noise_scale=noise_scale(step, settings.noise_anneal_steps),
             auxk_alpha=settings.auxk_alpha if has_auxk else 0.0,

@@ -8,7 +8,7 @@ loss of a batch and its gradients are in `kernels/step.py`, the KL and the sched
 import functools
 import logging
 import math
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch as t
@@ -24,15 +24,13 @@ from ..config.sae import (
     NOISE_ON,
     POSTERIORS,
     SELECT_BY,
-    UNUSED_BY,
     KLSchedule,
     KLScope,
     NoiseOn,
-    ObjectiveOptions,
     Posterior,
     PosteriorOptions,
     SelectBy,
-    TopKOptions,
+    VSAETopKConfig,
 )
 from ..errors import ConfigError
 from .base import DeadWatch, KAnnealing, SamplingTrainer, count_selection, require_device
@@ -314,7 +312,10 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         require_choice("dtype", dtype, Dtype)
         require_type("sigma", sigma, float)
         require_type("dead_feature_threshold", dead_feature_threshold, int)
-        self.posterior_options = PosteriorOptions(
+        self.settings = VSAETopKConfig(
+            dict_size=dict_size,
+            k=k,
+            k_anneal_steps=k_anneal_steps,
             posterior=posterior,
             sigma=sigma,
             log_var_init=log_var_init,
@@ -322,8 +323,6 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             rectify=rectify,
             select_by=select_by,
             prior_std=prior_std,
-        )
-        self.options = ObjectiveOptions(
             beta=beta,
             kl_scope=kl_scope,
             kl_schedule=kl_schedule,
@@ -333,10 +332,10 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             auxk_alpha=auxk_alpha,
             dead_feature_threshold=dead_feature_threshold,
         ).with_warmup(steps)
-        TopKOptions(k=k, k_anneal_steps=k_anneal_steps).require_fit(steps)
         self._warn_of_unused(steps, selects_all=k >= dict_size)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
+        of_posterior = {f.name: getattr(self.settings, f.name) for f in fields(PosteriorOptions)}
         super().__init__(
             steps=steps,
             activation_dim=activation_dim,
@@ -344,7 +343,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             k=k,
             layer=layer,
             lm_name=lm_name,
-            dict_class=functools.partial(dict_class, **asdict(self.posterior_options)),  # pyright: ignore
+            dict_class=functools.partial(dict_class, **of_posterior),  # pyright: ignore
             lr=lr,
             auxk_alpha=auxk_alpha,
             warmup_steps=warmup_steps,
@@ -409,14 +408,13 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         return noise_to_signal(self.k, variance, energy)
 
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
-        ae, options = self.ae, self.options
-        self.kl_scale = kl_scale(step, options.kl_schedule, options.kl_warmup_steps or 0)
-        self.noise_scale = noise_scale(step, options.noise_anneal_steps)
+        ae, settings = self.ae, self.settings
+        self.kl_scale = kl_scale(step, settings.kl_schedule, settings.kl_warmup_steps or 0)
+        self.noise_scale = noise_scale(step, settings.noise_anneal_steps)
         return StepObjective(
             k=self.k_annealing.at(step),
-            posterior=self.posterior_options,
-            options=options,
-            kl_weight=options.beta * self.kl_scale,
+            settings=settings,
+            kl_weight=settings.beta * self.kl_scale,
             noise_scale=self.noise_scale,
             auxk_alpha=self.auxk_alpha,
             top_k_aux=self.top_k_aux,
@@ -433,37 +431,36 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     @property
     def config(self) -> dict:
         """Upstream's keys and ours: enough to rebuild the trainer."""
-        ours = asdict(self.posterior_options) | asdict(self.options)
-        ours |= {"k_anneal_steps": self.k_anneal_steps, "dtype": self.dtype}
+        ours = self.settings.options | {"dtype": self.dtype}
+        del ours["noise_to_signal"]  # it gives sigma
         return super().config | self._class_names() | ours
 
     def _warn_of_noise(self, x: t.Tensor) -> None:
         """Warn if noise is large beside these activations, and stays. Waits for the device."""
-        if self.options.noise_anneal_steps is None:
-            warn_of_noise(float(self._noise_to_signal(x)), self.posterior_options, self.steps)
+        if self.settings.noise_anneal_steps is None:
+            warn_of_noise(float(self._noise_to_signal(x)), self.settings, self.steps)
 
     def _warn_of_unused(self, steps: int, *, selects_all: bool) -> None:
         """Warn of options that have a value of their own and no effect."""
-        posterior, objective = self.posterior_options, self.options
-        if posterior.rectify and posterior.select_by == "magnitude":
+        given = self.settings
+        if given.rectify and given.select_by == "magnitude":
             logger.warning(
                 "select_by='magnitude' with rectify=True: after the ReLU no mean is negative, so the "
                 "SAE encodes as with select_by='value'; leave out one of them"
             )
-        given = asdict(posterior) | asdict(objective)
-        defaults = asdict(PosteriorOptions(sigma=1.0))
-        defaults |= asdict(ObjectiveOptions().with_warmup(steps))
-        if selects_all and given["noise_on"] == "selection" and posterior.posterior != "point":
+        if selects_all and given.noise_on == "selection" and given.posterior != "point":
             logger.warning(
                 "noise_on='selection': with k=dict_size every feature is selected, so the noise changes "
                 "nothing; set noise_on='both' or 'values', or posterior='point'"
             )
-        unused = dict.fromkeys(UNUSED_BY[posterior.posterior], "posterior")
-        if objective.kl_schedule == "constant":
+        unused = dict.fromkeys(given.unused(), "posterior")
+        if given.kl_schedule == "constant":
             unused["kl_warmup_steps"] = "kl_schedule"
+        defaults = VSAETopKConfig(sigma=1.0).with_warmup(steps)
         for name, choice in unused.items():
-            if name in given and given[name] != defaults[name]:
-                logger.warning(f"{name}={given[name]!r}: {choice}={given[choice]} does not use it")
+            if (value := getattr(given, name)) != getattr(defaults, name):
+                chosen = getattr(given, choice)
+                logger.warning(f"{name}={value!r}: {choice}={chosen} does not use it")
 
 
 def warn_of_noise(ratio: float, given: PosteriorOptions, steps: int) -> None:

@@ -33,29 +33,29 @@ def dense_loss(
 ) -> LossTerms:
     """Every one of `LossTerms`, with this noise, or else with what `draw_code` draws in float64."""
     W_enc, b_enc, W_dec, b_dec, W_var, b_var = weights
-    posterior, options = objective.posterior, objective.options
+    settings = objective.settings
     mu = (x_BD - b_dec) @ W_enc.T + b_enc
-    if posterior.rectify:
+    if settings.rectify:
         mu = mu.clamp(min=0)
 
-    if posterior.posterior == "learned":
+    if settings.posterior == "learned":
         log_var = (x_BD - b_dec) @ W_var.T + b_var
         std = (log_var.clamp(*objective.log_var_limits) / 2).exp()
-    elif posterior.posterior == "fixed":
+    elif settings.posterior == "fixed":
         std = objective.sigma.expand_as(mu)
     else:
         std = t.zeros_like(mu)
 
     def largest(values, k):
         """Which K are kept, in the order that noise on the values is drawn in."""
-        by = values.abs() if posterior.select_by == "magnitude" else values
+        by = values.abs() if settings.select_by == "magnitude" else values
         return by.topk(k, sorted=False).indices
 
     generator = objective.generator
-    scale = 0.0 if posterior.posterior == "point" else objective.noise_scale
+    scale = 0.0 if settings.posterior == "point" else objective.noise_scale
     if scale == 0:
         chosen, source = largest(mu, objective.k), mu
-    elif posterior.noise_on == "values":
+    elif settings.noise_on == "values":
         chosen = largest(mu, objective.k)
         noise = t.randn(chosen.shape, generator=generator, dtype=mu.dtype)
         eps = t.zeros_like(mu).scatter(1, chosen, noise)
@@ -64,15 +64,15 @@ def dense_loss(
         eps = t.empty_like(mu).normal_(generator=generator) if noise_BF is None else noise_BF
         z = mu + scale * std * eps
         chosen = largest(z, objective.k)
-        source = z if posterior.noise_on == "both" else mu
+        source = z if settings.noise_on == "both" else mu
     mask = t.zeros_like(mu).scatter(1, chosen, 1.0)
     x_hat = (source * mask) @ W_dec.T + b_dec
 
-    if posterior.posterior == "point":
+    if settings.posterior == "point":
         kl = mu**2 / (2 * objective.prior_std**2)
     else:
         kl = kl_divergence(Normal(mu, std), Normal(t.zeros_like(mu), objective.prior_std))
-    counted = kl * mask if options.kl_scope == "selected" else kl
+    counted = kl * mask if settings.kl_scope == "selected" else kl
     kl_loss = counted.sum(1).mean()
 
     selected = largest(mu, objective.k)
@@ -80,7 +80,7 @@ def dense_loss(
     fired = t.zeros(mu.shape[1], dtype=t.bool)
     fired[selected[(mu_selected != 0) | (scale == 0)]] = True
     since_fired = t.where(fired, 0, objective.tokens_since_fired_F + len(x_BD))
-    if posterior.select_by == "magnitude":
+    if settings.select_by == "magnitude":
         mu_selected = mu_selected.abs()
     positive_rows = [row[row > 0] for row in mu_selected]
     smallest = t.stack([row.min() for row in positive_rows if len(row)])
@@ -88,7 +88,7 @@ def dense_loss(
     auxk_loss = t.zeros((), dtype=mu.dtype)
     if dead.any() and objective.auxk_alpha > 0:
         residual = (x_BD - x_hat).detach()
-        strength = mu.abs() if posterior.select_by == "magnitude" else mu
+        strength = mu.abs() if settings.select_by == "magnitude" else mu
         n_aux = min(objective.top_k_aux, int(dead.sum()))
         top = t.where(dead, strength, -t.inf).topk(n_aux).indices
         aux_code = t.zeros_like(mu).scatter(1, top, mu.gather(1, top))

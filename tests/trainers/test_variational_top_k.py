@@ -17,7 +17,7 @@ from small_trainers import assert_same, batch, built, in_float64, weights_of
 from variational_trainers import NOISE_ON, POSTERIORS, D, F, as_upstream, data, make_trainer
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, VariationalTopKTrainer
-from dictionary_learning_ext.config.sae import ObjectiveOptions, PosteriorOptions
+from dictionary_learning_ext.config.sae import PosteriorOptions, VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
@@ -290,15 +290,11 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
     x = data(seed=at, dtype=t.float64)
     generator = t.Generator()
     generator.set_state(trainer.generator.get_state())
-    names = [field.name for field in dataclasses.fields(PosteriorOptions)]
-    posterior = PosteriorOptions(
-        **{"sigma": 1.0} | {n: v for n, v in options.items() if n in names}
-    )
+    settings = VSAETopKConfig(**{"sigma": 1.0, "beta": 0.3} | options)
     anneal = options.get("noise_anneal_steps")
     objective = StepObjective(
         k=4,
-        posterior=posterior,
-        options=ObjectiveOptions(beta=0.3, **{n: v for n, v in options.items() if n not in names}),
+        settings=settings,
         kl_weight=0.3
         * {"constant": 1, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}[
             schedule
@@ -308,8 +304,8 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
         top_k_aux=4,
         dead_feature_threshold=10**9,
         matmul_dtype=t.float64,
-        sigma=t.tensor(posterior.sigma, dtype=t.float64),
-        prior_std=t.tensor(posterior.prior_std, dtype=t.float64),
+        sigma=t.tensor(settings.sigma, dtype=t.float64),
+        prior_std=t.tensor(settings.prior_std, dtype=t.float64),
         log_var_limits=(t.tensor(-10.0).double(), t.tensor(4.0).double()),
         tokens_since_fired_F=t.zeros(F, dtype=t.long),
         generator=generator,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch as t
 
-from ...config.sae import ObjectiveOptions, PosteriorOptions
+from ...config.sae import Variational
 from ..posterior import point_kl, variance_kl
 from ..ranks import ALONE, Ranks
 from .encode import BatchLogVariance, BatchMeans, Moments
@@ -44,8 +44,7 @@ class StepObjective:
     """What one step minimises. Plain numbers are known on the host; tensors stay on the device."""
 
     k: int
-    posterior: PosteriorOptions
-    options: ObjectiveOptions
+    settings: Variational
     kl_weight: float
     """beta s(t)"""
     noise_scale: float
@@ -125,16 +124,16 @@ def _evaluate(
     x_BD: t.Tensor, weights: Weights, objective: StepObjective
 ) -> "tuple[LossTerms, _ForwardPass]":
     """The loss of one batch, and what its gradients need."""
-    matmul_dtype, posterior = objective.matmul_dtype, objective.posterior
-    needs_all_kl = objective.options.kl_scope == "all" and objective.measures_kl
+    matmul_dtype, settings = objective.matmul_dtype, objective.settings
+    needs_all_kl = settings.kl_scope == "all" and objective.measures_kl
     centred_BD = x_BD - weights.b_dec_D
     means = BatchMeans(
         centred_BD,
         weights.W_enc_FD,
         weights.b_enc_F,
-        rectify=posterior.rectify,
+        rectify=settings.rectify,
         matmul_dtype=matmul_dtype,
-        keep=posterior.rectify and objective.form.keeps_rectified,
+        keep=settings.rectify and objective.form.keeps_rectified,
         means_at_once=objective.form.means_at_once,
     )
     log_var = None
@@ -155,11 +154,11 @@ def _evaluate(
         objective.sigma,
         log_var,
         objective.k,
-        posterior.noise_on,
-        0.0 if posterior.posterior == "point" else objective.noise_scale,
+        settings.noise_on,
+        0.0 if settings.posterior == "point" else objective.noise_scale,
         objective.generator,
         objective.form.rows_at_once,
-        select_by=posterior.select_by,
+        select_by=settings.select_by,
     )
     W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
     code = top_k_code(draw.indices_BK, len(W_dec_FD), matmul_dtype, objective.form)
@@ -214,7 +213,7 @@ def _batch_kl(moments: Moments | None, draw: DrawnCode, objective: StepObjective
         moments: of all features; None for the KL of the selected ones.
     """
     prior_std = objective.prior_std
-    std = objective.sigma if objective.posterior.posterior == "fixed" else None
+    std = objective.sigma if objective.settings.posterior == "fixed" else None
     if moments is None:
         kl_BK = point_kl(draw.mu_BK, prior_std)
         if std is not None:
@@ -240,15 +239,15 @@ def _gradients(forward_pass: _ForwardPass, weights: Weights, objective: StepObje
     # The KL's gradient is mu / p^2 at mu, and (sigma^2 / p^2 - 1) / 2 at log_var, times its weight.
     # It is on the selected features, or on all.
     grad_mu_BK = grad_values_BK
-    if objective.options.kl_scope == "selected":
+    if objective.settings.kl_scope == "selected":
         kl_weight = objective.kl_weight / objective.prior_std.square()
         grad_mu_BK = grad_mu_BK + e.draw.mu_BK * (kl_weight / batch)
-    if objective.posterior.rectify:
+    if objective.settings.rectify:
         grad_mu_BK = grad_mu_BK * (e.draw.mu_BK > 0)
     on_mu: list[tuple[Code, t.Tensor]] = [(e.code, grad_mu_BK)]
     if e.auxk is not None:
         aux_grad_mu_BK, aux_grad_W_dec_FD = e.auxk.backward(objective.auxk_alpha)
-        if objective.posterior.rectify:
+        if objective.settings.rectify:
             aux_grad_mu_BK = aux_grad_mu_BK * (e.auxk.values_BK > 0)
         on_mu.append((e.auxk.code, aux_grad_mu_BK))
         grad_W_dec_FD = grad_W_dec_FD + aux_grad_W_dec_FD
@@ -280,9 +279,9 @@ def _log_var_gradients(
     assert e.draw.log_var is not None
     batch, drawn = len(e.error_BD), e.draw.log_var
     selected_BK = t.zeros_like(grad_values_BK)
-    if objective.posterior.noise_on != "selection":  # dz / dlog_var = sigma eps tau / 2
+    if objective.settings.noise_on != "selection":  # dz / dlog_var = sigma eps tau / 2
         selected_BK = grad_values_BK * (e.draw.values_BK - e.draw.mu_BK) / 2
-    if objective.options.kl_scope == "selected":
+    if objective.settings.kl_scope == "selected":
         excess_BK = drawn.selected_BK.exp() / objective.prior_std.square() - 1
         selected_BK = selected_BK + excess_BK * (objective.kl_weight / (2 * batch))
     selected_BK = selected_BK * drawn.is_inside_BK
@@ -333,7 +332,7 @@ class AuxKLoss(NamedTuple):
                 of all ranks.
         """
         form, matmul_dtype = objective.form, objective.matmul_dtype
-        select_by = objective.posterior.select_by
+        select_by = objective.settings.select_by
         k_aux = min(objective.top_k_aux, len(dead_F))
         rows_at_once, how = form.rows_at_once, {"rectified": means.rectify, "select_by": select_by}
         if form.reads_dead_count:

@@ -9,7 +9,7 @@ import torch as t
 from dense_reference import compiled_noise, dense_loss
 from recorded_ops import RecordedOps
 
-from dictionary_learning_ext.config.sae import ObjectiveOptions, PosteriorOptions
+from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.trainers.kernels import step
 from dictionary_learning_ext.trainers.kernels.encode import BatchMeans
 from dictionary_learning_ext.trainers.kernels.products import StepForm
@@ -20,17 +20,15 @@ BATCH, D, F = 24, 6, 40
 FORM = StepForm()
 
 
-def make_case(k=3, aux=False, seed=0, form=FORM, **settings):
+def make_case(k=3, aux=False, seed=0, form=FORM, **given):
     """A batch, weights that require grad, and an objective, all in float64."""
     generator = t.Generator().manual_seed(seed)
 
     def randn(*shape):
         return t.randn(*shape, generator=generator, dtype=t.float64)
 
-    fields = {field.name for field in dataclasses.fields(PosteriorOptions)}
-    posterior = PosteriorOptions(**{n: v for n, v in settings.items() if n in fields})
-    options = ObjectiveOptions(**{n: v for n, v in settings.items() if n not in fields})
-    learned = posterior.posterior == "learned"
+    settings = VSAETopKConfig(**given)
+    learned = settings.posterior == "learned"
     weights = Weights(
         randn(F, D),
         randn(F) / 2,
@@ -41,11 +39,10 @@ def make_case(k=3, aux=False, seed=0, form=FORM, **settings):
     )
     objective = StepObjective(
         k=k,
-        posterior=posterior,
-        options=options,
-        kl_weight=0.7 * options.beta,
+        settings=settings,
+        kl_weight=0.7 * settings.beta,
         noise_scale=0.6,
-        auxk_alpha=options.auxk_alpha,
+        auxk_alpha=settings.auxk_alpha,
         top_k_aux=4,
         dead_feature_threshold=100,
         matmul_dtype=t.float64,
