@@ -11,13 +11,13 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, Protocol
 
 import torch as t
-from dictionary_learning.trainers.top_k import AutoEncoderTopK, geometric_median
+from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
 from dictionary_learning.trainers.trainer import get_lr_schedule
 from torch.nn import functional
 
 from ..config.checks import require
 from ..errors import ConfigError, Setting, first_line
-from .optimizers import GuardedAdam
+from .optimizers import GuardedAdam, UnitNormAdam
 from .ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
@@ -328,32 +328,48 @@ class DeadWatch:
         return after >= self._none_until
 
 
-@t.no_grad()
-def count_selection(
-    trainer: Any,
-    step: int,
-    is_finite: t.Tensor,
-    tokens_since_fired_F: t.Tensor,
-    mean_threshold: t.Tensor,
-) -> None:
-    """Update what upstream's TopKTrainer counts beside its steps: dead features, and the threshold.
+class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
+    """What our trainers of SAEs with a k share: k's annealing, dead features and the running threshold."""
 
-    Arguments:
-        is_finite: whether the step was taken (0-dim bool). If not, nothing changes.
-        tokens_since_fired_F: after this batch.
-        mean_threshold: each row's smallest positive selected mean, averaged over the rows of all
-            ranks; NaN if no row has one.
-    """
-    trainer.num_tokens_since_fired = t.where(
-        is_finite, tokens_since_fired_F, trainer.num_tokens_since_fired
-    )
-    is_dead_F = trainer.num_tokens_since_fired >= trainer.dead_feature_threshold
-    trainer.dead_features = is_dead_F.sum()
-    if step > trainer.threshold_start_step:
-        old = trainer.ae.threshold
-        running = trainer.threshold_beta * old + (1 - trainer.threshold_beta) * mean_threshold
-        updated = t.where(old < 0, mean_threshold, running)
-        trainer.ae.threshold = t.where(is_finite & ~mean_threshold.isnan(), updated, old)
+    ae: Any
+    optimizer: UnitNormAdam
+
+    def _start_top_k(self, k_anneal_steps: int | None, dead_feature_threshold: int) -> None:
+        """`_start_training`, once upstream's trainer is set up."""
+        self.k_annealing = KAnnealing.of(self.ae, k_anneal_steps)
+        self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
+        self.dead_feature_threshold = dead_feature_threshold
+        self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
+        self.tokens_trained, self._dead_watch = 0, DeadWatch(dead_feature_threshold)
+        self._start_training(UnitNormAdam(self.ae, self.lr))
+
+    def _has_auxk(self, step: int, x: t.Tensor) -> bool:
+        """Whether AuxK may add to the loss of a step."""
+        trained = self.tokens_trained + len(x) * self.ranks.count
+        counts = self.tokens_trained, trained, self.num_tokens_since_fired
+        return self.auxk_alpha > 0 and self._dead_watch.may_be_dead(step, *counts)
+
+    @t.no_grad()
+    def _finish_step(self, step: int, x: t.Tensor, terms: Any) -> None:
+        """Move the weights by their gradients, and count what upstream's TopKTrainer counts.
+
+        If the step is not finite, neither weights nor counts change.
+
+        Arguments:
+            terms: the batch's loss, and what the mean selects: see `kernels.step.LossTerms`.
+        """
+        is_finite = self.optimizer.constrained_step(terms.loss, step)
+        self.scheduler.step()
+        self.tokens_trained += len(x) * self.ranks.count
+        self.num_tokens_since_fired = t.where(
+            is_finite, terms.tokens_since_fired_F, self.num_tokens_since_fired
+        )
+        self.dead_features = (self.num_tokens_since_fired >= self.dead_feature_threshold).sum()
+        if step > self.threshold_start_step:
+            old, mean_threshold = self.ae.threshold, terms.mean_threshold
+            running = self.threshold_beta * old + (1 - self.threshold_beta) * mean_threshold
+            updated = t.where(old < 0, mean_threshold, running)
+            self.ae.threshold = t.where(is_finite & ~mean_threshold.isnan(), updated, old)
 
 
 def product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Tensor:

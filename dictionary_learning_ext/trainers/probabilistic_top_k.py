@@ -8,25 +8,17 @@ Li, Murray & Carenini 2026, PMLR 318:888-894), on top of upstream's TopK (Gao et
 from typing import NamedTuple
 
 import torch as t
-from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch.nn import functional
 
 from ..config.checks import require_choice, require_lr_schedule, require_sizes, require_type
 from ..config.run import Dtype
 from ..config.sae import DEAD_FEATURE_THRESHOLD, ProbabilisticTopKConfig
-from .base import (
-    DeadWatch,
-    KAnnealing,
-    SamplingTrainer,
-    count_selection,
-    product,
-    require_device,
-)
+from .base import SamplingTopKTrainer, product, require_device
 from .kernels import compiled
 from .kernels.products import StepForm
 from .kernels.select import top_k
 from .kernels.step import row_variance
-from .optimizers import UnitNormAdam
 from .ranks import ALONE, Ranks
 
 MAGNITUDE_WEIGHT = 1e-4
@@ -88,11 +80,11 @@ class GatedTerms(NamedTuple):
     mean_gate: t.Tensor
     """of the features that the code holds"""
     mean_threshold: t.Tensor
-    """see `count_selection`, like the next"""
+    """see `kernels.step.LossTerms`, like the next"""
     tokens_since_fired_F: t.Tensor
 
 
-class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
+class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     """Trains upstream's AutoEncoderTopK as upstream's TopKTrainer does, with a random gate per feature.
 
         a_BF  = W_enc (x - b_dec) + b_enc
@@ -130,7 +122,6 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
     """
 
     ae: AutoEncoderTopK
-    optimizer: UnitNormAdam
     draws_noise_seed = True
 
     def __init__(
@@ -164,7 +155,7 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         require_choice("dtype", dtype, Dtype)
         require_type("dead_feature_threshold", dead_feature_threshold, int)
-        self.options = ProbabilisticTopKConfig(
+        self.settings = ProbabilisticTopKConfig(
             dict_size=dict_size,
             k=k,
             temperature_start=temperature_start,
@@ -173,7 +164,7 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
             auxk_alpha=auxk_alpha,
             dead_feature_threshold=dead_feature_threshold,
         )
-        self.options.require_fit(steps)
+        self.settings.require_fit(steps)
         super().__init__(
             steps=steps,
             activation_dim=activation_dim,
@@ -194,14 +185,8 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
             submodule_name=submodule_name,
         )
         self.dtype: Dtype = dtype
-        self.k_anneal_steps = k_anneal_steps
-        self.k_annealing = KAnnealing.of(self.ae, k_anneal_steps)
-        self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
-        self.dead_feature_threshold = dead_feature_threshold
-        self._start_training(UnitNormAdam(self.ae, self.lr))
+        self._start_top_k(k_anneal_steps, dead_feature_threshold)
         compiled.serves(self.ae.encoder.weight)
-        self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
-        self.tokens_trained, self._dead_watch = 0, DeadWatch(dead_feature_threshold)
         self.logging_parameters = ["temperature", "dead_features"]
         self.temperature = temperature_start
 
@@ -210,16 +195,11 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         x = self._prepared(x)
         if step == 0:
             self._start_decoder_bias(x)
-        trained = self.tokens_trained + len(x) * self.ranks.count
-        counts = self.tokens_trained, trained, self.num_tokens_since_fired
-        has_auxk = self.auxk_alpha > 0 and self._dead_watch.may_be_dead(step, *counts)
+        has_auxk = self._has_auxk(step, x)
         terms = self._terms(x, step, self.generator, self.ranks, has_auxk=has_auxk)
         self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
         terms.loss.backward()
-        is_finite = self.optimizer.constrained_step(terms.loss, step)
-        self.scheduler.step()
-        count_selection(self, step, is_finite, terms.tokens_since_fired_F, terms.mean_threshold)
-        self.tokens_trained = trained
+        self._finish_step(step, x, terms)
         return terms.loss.detach()
 
     def _terms(
@@ -233,7 +213,7 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
     ) -> GatedTerms:
         ae = self.ae
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
-        start, end = self.options.temperature_start, self.options.temperature_end
+        start, end = self.settings.temperature_start, self.settings.temperature_end
         self.temperature = gate_temperature(step, self.steps, start, end)
         k = self.k_annealing.at(step)
         with t.autocast(x.device.type, enabled=False):
@@ -300,11 +280,5 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
     @property
     def config(self) -> dict:
         """Upstream's, class names included: its readers take the SAE. And our options."""
-        return super().config | {
-            "dict_class": type(self.ae).__name__,
-            "dead_feature_threshold": self.dead_feature_threshold,
-            "dtype": self.dtype,
-            "k_anneal_steps": self.k_anneal_steps,
-            "temperature_start": self.options.temperature_start,
-            "temperature_end": self.options.temperature_end,
-        }
+        ours = self.settings.options | {"dtype": self.dtype}
+        return super().config | {"dict_class": type(self.ae).__name__} | ours

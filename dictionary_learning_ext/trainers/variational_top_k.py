@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch as t
-from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
 from ..config.checks import require_choice, require_lr_schedule, require_sizes, require_type
@@ -33,14 +33,13 @@ from ..config.sae import (
     VSAETopKConfig,
 )
 from ..errors import ConfigError
-from .base import DeadWatch, KAnnealing, SamplingTrainer, count_selection, require_device
+from .base import SamplingTopKTrainer, require_device
 from .dictionaries import FromState, require_scale
 from .kernels import compiled
 from .kernels.memory import keep_freed_memory
 from .kernels.products import StepForm
 from .kernels.select import compared, draw_code
 from .kernels.step import LossTerms, StepObjective, Weights, loss_and_gradients, variational_loss
-from .optimizers import UnitNormAdam
 from .posterior import GaussianPosterior, kl_scale, noise_scale, noise_to_signal
 
 logger = logging.getLogger(__name__)
@@ -242,7 +241,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         }
 
 
-class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
+class VariationalTopKTrainer(SamplingTopKTrainer):
     """Trains a vSAE as upstream's TopKTrainer trains a TopK SAE, with noise and a KL term.
 
         loss = mean_B ||x - x_hat||^2 + beta s(t) mean_B sum_{i in S} KL_i + auxk_alpha AuxK
@@ -267,7 +266,6 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     """
 
     ae: VariationalTopKAutoEncoder
-    optimizer: UnitNormAdam
     form: StepForm
 
     def __init__(
@@ -356,18 +354,12 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             submodule_name=submodule_name,
         )
         self.dtype: Dtype = dtype
-        self.k_anneal_steps = k_anneal_steps
-        self.k_annealing = KAnnealing.of(self.ae, k_anneal_steps)
-        self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
-        self.dead_feature_threshold = dead_feature_threshold
         self.ae.decoder.weight.requires_grad_(not freeze_decoder)
-        self._start_training(UnitNormAdam(self.ae, self.lr))
+        self._start_top_k(k_anneal_steps, dead_feature_threshold)
         keep_freed_memory()
         self.form = StepForm.of(t.device(self.device))
         for products in (t.float32, getattr(t, dtype)):
             compiled.serves(self.ae.encoder.weight, products)
-        self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
-        self.tokens_trained, self._dead_watch = 0, DeadWatch(dead_feature_threshold)
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
         self.kl_scale = self.noise_scale = 0.0
 
@@ -377,21 +369,16 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         if step == 0:
             self._start_decoder_bias(x)
             self._warn_of_noise(x)
-        weights, trained = self.ae.weights, self.tokens_trained + len(x) * self.ranks.count
-        objective = self._objective(x, step, self.generator)
+        weights, objective = self.ae.weights, self._objective(x, step, self.generator)
         objective = replace(objective, ranks=self.ranks, measures_kl=objective.kl_weight != 0)
-        counts = self.tokens_trained, trained, self.num_tokens_since_fired
-        if self.auxk_alpha > 0 and not self._dead_watch.may_be_dead(step, *counts):
+        if not self._has_auxk(step, x):
             objective = replace(objective, auxk_alpha=0.0)
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
             terms, gradients = loss_and_gradients(x, weights, objective)
         for weight, gradient in zip(weights, gradients, strict=True):
             if weight is not None and weight.requires_grad:
                 weight.grad = gradient
-        is_finite = self.optimizer.constrained_step(terms.loss, step)
-        self.scheduler.step()
-        count_selection(self, step, is_finite, terms.tokens_since_fired_F, terms.mean_threshold)
-        self.tokens_trained = trained
+        self._finish_step(step, x, terms)
         return terms.loss
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> LossTerms:

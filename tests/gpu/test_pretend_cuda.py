@@ -8,7 +8,7 @@ from pretend_cuda import PretendCuda
 from small_trainers import BATCH, built
 from small_trainers import batch as batch_of
 
-from dictionary_learning_ext.trainers import variational_top_k
+from dictionary_learning_ext import VariationalTopKTrainer
 
 
 @pytest.fixture
@@ -147,15 +147,15 @@ def test_a_planted_mixed_device_is_caught_with_its_line(cuda):
 
 def test_a_planted_sync_is_caught_with_its_line(cuda, monkeypatch):
     trainer = built("vsae_top_k", device="cuda:1", dead_feature_threshold=BATCH)
-    count = variational_top_k.count_selection
+    finish = VariationalTopKTrainer._finish_step
 
-    def counted(*arguments):
-        count(*arguments)
+    def counted(trainer, *arguments):
+        finish(trainer, *arguments)
         assert int(trainer.dead_features) >= 0
 
     steps_of(trainer, cuda)
     assert not cuda.syncs
-    monkeypatch.setattr(variational_top_k, "count_selection", counted)
+    monkeypatch.setattr(VariationalTopKTrainer, "_finish_step", counted)
     steps_of(trainer, cuda)
     (found,) = cuda.syncs
     assert found.startswith("_local_scalar_dense: variational_top_k.py:")
