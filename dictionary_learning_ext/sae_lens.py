@@ -184,7 +184,7 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
             (Setting("normalize_activations", "expected_average_only_in"),),
             instead=("or give ", Setting("sigma"), " in the activations' own units"),
         )
-        _ = self.settings, self.k_annealing  # they check the rest
+        _ = self.settings  # checks the rest
         super().__post_init__()
 
     @property

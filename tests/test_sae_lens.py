@@ -471,7 +471,6 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"beta": "1"}, "beta='1': expected a finite number"),
     ({"steps": 0}, "steps=0: expected at least 1"),
     ({"d_in": 0}, "d_in=0: expected at least 1"),
-    ({"k": D, "k_anneal_steps": 10}, "k_anneal_steps=10: k falls from"),
     ({"normalize_activations": "layer_norm"}, "expected one of none, expected_average_only_in"),
     ({"dtype": "bfloat16"}, "dtype='bfloat16': expected one of float32, float64"),
     ({"apply_b_dec_to_input": False}, "apply_b_dec_to_input=False: expected True"),

@@ -245,8 +245,9 @@ class KAnnealing(NamedTuple):
 
         k_t = floor(D + (k - D) t/A),  k from t = A on
 
-    D is activation_dim, as on upstream's main branch, or dict_size if that is less. Only the steps
-    themselves keep more than k: logs, checkpoints and evaluation keep k throughout.
+    D is activation_dim, as on upstream's main branch, or dict_size if that is less. (If neither is above
+    k, every step keeps k.) Only the steps themselves keep more than k: logs, checkpoints and evaluation
+    keep k throughout.
     """
 
     k: int
@@ -256,22 +257,9 @@ class KAnnealing(NamedTuple):
 
     @classmethod
     def of(cls, ae: Any, steps: int | None) -> "KAnnealing":
-        """For a dictionary whose k is the last one. With None, k stays.
-
-        Raises: ConfigError if k is not below the number of features that it would fall from.
-        """
-        k, start = int(ae.k), min(ae.activation_dim, ae.dict_size)
-        if steps is None:
-            return cls(k, k, 0)
-        if k >= start:
-            raise ConfigError(
-                f"k falls from the smaller of activation_dim ({ae.activation_dim}) and dict_size "
-                f"({ae.dict_size}), and k ({k}) is not below it",
-                name="k_anneal_steps",
-                value=steps,
-                instead="leave it out",
-            )
-        return cls(k, start, steps)
+        """For a dictionary whose k is the last one. With None, k stays."""
+        k = int(ae.k)
+        return cls(k, max(k, min(ae.activation_dim, ae.dict_size)), steps or 0)
 
     def at(self, step: int) -> int:
         """k_t at a step."""

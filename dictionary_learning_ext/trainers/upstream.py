@@ -28,8 +28,6 @@ class UpstreamTrainer:
         in_bf16: run its steps under autocast in bfloat16.
         k_anneal_steps: see `KAnnealing`. Upstream's main branch has its own; this one is used instead,
             whichever version is installed.
-
-    Raises: ConfigError if k can't fall.
     """
 
     def __init__(self, trainer: Any, *, in_bf16: bool, k_anneal_steps: int | None = None):

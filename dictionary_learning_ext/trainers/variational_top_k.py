@@ -330,7 +330,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             auxk_alpha=auxk_alpha,
             dead_feature_threshold=dead_feature_threshold,
         ).with_warmup(steps)
-        self._warn_of_unused(steps, selects_all=k >= dict_size)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
         of_posterior = {f.name: getattr(self.settings, f.name) for f in fields(PosteriorOptions)}
@@ -356,6 +355,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         self.dtype: Dtype = dtype
         self.ae.decoder.weight.requires_grad_(not freeze_decoder)
         self._start_top_k(k_anneal_steps, dead_feature_threshold)
+        self._warn_of_unused()
         keep_freed_memory()
         self.form = StepForm.of(t.device(self.device))
         for products in (t.float32, getattr(t, dtype)):
@@ -427,14 +427,9 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         if self.settings.noise_anneal_steps is None:
             warn_of_noise(float(self._noise_to_signal(x)), self.settings, self.steps)
 
-    def _warn_of_unused(self, steps: int, *, selects_all: bool) -> None:
+    def _warn_of_unused(self) -> None:
         """Warn of options that have a value of their own and no effect."""
-        given = self.settings
-        if given.rectify and given.select_by == "magnitude":
-            logger.warning(
-                "select_by='magnitude' with rectify=True: after the ReLU no mean is negative, so the "
-                "SAE encodes as with select_by='value'; leave out one of them"
-            )
+        given, selects_all = self.settings, self.settings.k == self.settings.dict_size
         if selects_all and given.noise_on == "selection" and given.posterior != "point":
             logger.warning(
                 "noise_on='selection': with k=dict_size every feature is selected, so the noise changes "
@@ -443,7 +438,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         unused = dict.fromkeys(given.unused(), "posterior")
         if given.kl_schedule == "constant":
             unused["kl_warmup_steps"] = "kl_schedule"
-        defaults = VSAETopKConfig(sigma=1.0).with_warmup(steps)
+        defaults = VSAETopKConfig(sigma=1.0).with_warmup(self.steps)
         for name, choice in unused.items():
             if (value := getattr(given, name)) != getattr(defaults, name):
                 chosen = getattr(given, choice)

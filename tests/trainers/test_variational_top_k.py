@@ -589,12 +589,3 @@ def test_an_option_without_effect_is_warned_of_by_name(choice, unused, caplog):
     del config["trainer_class"], config["dict_class"]
     VariationalTopKTrainer(**config)
     assert not caplog.records, "what a config holds is not a user's choice"
-
-
-def test_a_relu_before_a_selection_by_magnitude_is_warned_of(caplog):
-    make_trainer(select_by="magnitude")
-    make_trainer(rectify=True)
-    assert not caplog.messages
-    make_trainer(rectify=True, select_by="magnitude")
-    (line,) = caplog.messages
-    assert line.startswith("select_by='magnitude' with rectify=True: after the ReLU no mean is")
