@@ -38,7 +38,7 @@ from .dictionaries import FromState, require_scale
 from .kernels import compiled
 from .kernels.memory import keep_freed_memory
 from .kernels.products import StepForm
-from .kernels.select import compared, draw_code
+from .kernels.select import Draw, compared, draw_code
 from .kernels.step import LossTerms, StepObjective, Weights, loss_and_gradients, variational_loss
 from .posterior import GaussianPosterior, kl_scale, noise_scale, noise_to_signal
 
@@ -152,9 +152,8 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         if sample:
             noise = 0.0 if self.posterior_kind == "point" else 1.0
             std = (0.5 * self._log_var(centred)).exp() if self._is_learned else self.sigma
-            indices, values = draw_code(
-                mu, std, int(self.k), self.noise_on, noise, generator, select_by=self.select_by
-            )
+            how = Draw(int(self.k), self.noise_on, noise, generator, self.select_by)
+            indices, values = draw_code(mu, std, how)
         else:  # nnsight's proxies can't be unpacked
             indices = compared(mu, self.select_by).topk(int(self.k), dim=-1, sorted=False).indices
             values = mu.gather(-1, indices)

@@ -28,7 +28,7 @@ from dictionary_learning_ext.trainers.kernels.products import (
     SubsetCode,
     top_k_code,
 )
-from dictionary_learning_ext.trainers.kernels.select import draw_batch, draw_code, top_k
+from dictionary_learning_ext.trainers.kernels.select import Draw, draw_batch, draw_code, top_k
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (
@@ -105,7 +105,8 @@ def draw(x_BD: t.Tensor, weight_FD: t.Tensor, k: int, dtype: t.dtype, rows: int)
         means_at_once=FORM.means_at_once,
     )
     sigma = weight_FD.new_ones(())
-    return draw_batch(means, sigma, None, k, "both", 1.0, t.Generator().manual_seed(SEED), rows)
+    how = Draw(k, "both", 1.0, t.Generator().manual_seed(SEED))
+    return draw_batch(means, sigma, None, how, rows)
 
 
 def selection(k: int) -> dict[str, float]:
@@ -116,7 +117,7 @@ def selection(k: int) -> dict[str, float]:
 
     def by_torch() -> None:
         mu_BF = x_BD @ weight_FD.t()
-        draw_code(mu_BF, sigma, k, "both", 1.0, generator)
+        draw_code(mu_BF, sigma, Draw(k, "both", 1.0, generator))
         mu_BF.topk(k, sorted=False)
 
     return medians(

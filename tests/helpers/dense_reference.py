@@ -4,7 +4,7 @@ import torch as t
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext.trainers.kernels.encode import BatchMeans
-from dictionary_learning_ext.trainers.kernels.select import draw_batch
+from dictionary_learning_ext.trainers.kernels.select import Draw, draw_batch
 from dictionary_learning_ext.trainers.kernels.step import LossTerms, StepObjective, Weights
 
 
@@ -19,9 +19,7 @@ def compiled_noise(batch: int, n_features: int, generator: t.Generator) -> t.Ten
         keep=False,
         means_at_once=2**24,
     )
-    drawn = draw_batch(
-        means, t.ones(()), None, n_features, "both", 1.0, generator, 128, select_by="value"
-    )
+    drawn = draw_batch(means, t.ones(()), None, Draw(n_features, "both", 1.0, generator), 128)
     return t.zeros(batch, n_features).scatter(1, drawn.indices_BK, drawn.values_BK)
 
 

@@ -330,13 +330,14 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
 def test_a_float64_step_is_the_float32_step_without_its_rounding(noise, rectify, monkeypatch):
     """With the noise that the compiled form draws in float32."""
 
-    def draw_code(mu_BF, std, k, noise_on, noise_scale, generator, select_by):
-        assert select_by == "value"
+    def draw_code(mu_BF, std, how):
+        assert how.select_by == "value"
         z_BF = mu_BF
-        if noise_scale:
-            z_BF = mu_BF + noise_scale * std * compiled_noise(*mu_BF.shape, generator).double()
-        indices_BK = z_BF.topk(k, sorted=False).indices
-        return indices_BK, (z_BF if noise_on == "both" else mu_BF).gather(1, indices_BK)
+        if how.noise_scale:
+            noise_BF = compiled_noise(*mu_BF.shape, how.generator).double()
+            z_BF = mu_BF + how.noise_scale * std * noise_BF
+        indices_BK = z_BF.topk(how.k, sorted=False).indices
+        return indices_BK, (z_BF if how.noise_on == "both" else mu_BF).gather(1, indices_BK)
 
     monkeypatch.setattr(select, "draw_code", draw_code)
     options = noise | {"rectify": rectify, "kl_schedule": "constant", "lr": 1e-2, "warmup_steps": 0}

@@ -22,7 +22,7 @@ from numba import njit
 
 _BOTH, _VALUES, _SELECTION = 1, 2, 3
 NOISE_CODES = {None: 0, "both": _BOTH, "values": _VALUES, "selection": _SELECTION}
-"""Where noise acts, as a number; see `select.draw_code`."""
+"""Where noise acts, as a number; see `select.Draw`."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -14,6 +14,26 @@ from . import compiled
 from .encode import BatchLogVariance, BatchMeans, DrawnLogVariance
 
 
+class Draw(NamedTuple):
+    """How each row's K features and their values are drawn from N(mu, (noise_scale std)^2)."""
+
+    k: int
+    noise_on: NoiseOn
+    """both: I = TopK(z), values z_I. values: I = TopK(mu), values z_I; only these are drawn. selection:
+    I = TopK(z), values mu_I"""
+    noise_scale: float
+    """tau. 0 draws nothing and gives the mean's code"""
+    generator: t.Generator | None
+    """on the device of the means; None for torch's own"""
+    select_by: SelectBy = "value"
+    """value: TopK(z) is the K largest z. magnitude: the K largest |z|"""
+
+    @property
+    def noise_chooses(self) -> bool:
+        """Whether noise decides which features are kept."""
+        return self.noise_scale != 0 and self.noise_on != "values"
+
+
 class DrawnCode(NamedTuple):
     """The code of some rows, and what the mean alone selects there."""
 
@@ -44,53 +64,35 @@ class DrawnCode(NamedTuple):
         return cls(t.cat(indices), t.cat(values), t.cat(mus), fired_F, t.cat(smallest), log_var)
 
 
-def draw_code(
-    mu_BF: t.Tensor,
-    std: t.Tensor,
-    k: int,
-    noise_on: NoiseOn,
-    noise_scale: float,
-    generator: t.Generator | None,
-    *,
-    select_by: SelectBy = "value",
-) -> tuple[t.Tensor, t.Tensor]:
-    """Draw each row's K selected features and their values from N(mu, (noise_scale std)^2), by torch.
+def draw_code(mu_BF: t.Tensor, std: t.Tensor, how: Draw) -> tuple[t.Tensor, t.Tensor]:
+    """Draw each row's K selected features and their values, by torch.
 
     Arguments:
         mu_BF: the posterior's means, fp32 or wider.
         std: its standard deviations: (B, F), or 0-dim for one value.
-        noise_on: "both": I = TopK(z), values z_I. "values": I = TopK(mu), values z_I; only these
-            are drawn. "selection": I = TopK(z), values mu_I.
-        noise_scale: tau. 0 draws nothing and gives the mean's code.
-        generator: on the device of `mu_BF`. Default: torch's own.
-        select_by: "value": TopK(z) is the K largest z. "magnitude": the K largest |z|.
 
     Returns: indices (B, K) and values (B, K).
     """
-    if not chooses(noise_on, noise_scale):
-        values_BK, indices_BK = _top_k(mu_BF, k, select_by)
-        if noise_scale != 0:
+    generator, scale = how.generator, how.noise_scale
+    if not how.noise_chooses:
+        values_BK, indices_BK = _top_k(mu_BF, how.k, how.select_by)
+        if scale != 0:
             noise_BK = t.empty_like(values_BK).normal_(generator=generator)
             std_BK = std if std.dim() == 0 else std.gather(-1, indices_BK)
-            values_BK = values_BK + noise_BK * (std_BK * noise_scale)
+            values_BK = values_BK + noise_BK * (std_BK * scale)
         return indices_BK, values_BK
 
-    z_BF = t.empty_like(mu_BF).normal_(generator=generator).mul_(std * noise_scale).add_(mu_BF)
-    values_BK, indices_BK = _top_k(z_BF, k, select_by)
-    return indices_BK, mu_BF.gather(-1, indices_BK) if noise_on == "selection" else values_BK
+    z_BF = t.empty_like(mu_BF).normal_(generator=generator).mul_(std * scale).add_(mu_BF)
+    values_BK, indices_BK = _top_k(z_BF, how.k, how.select_by)
+    return indices_BK, mu_BF.gather(-1, indices_BK) if how.noise_on == "selection" else values_BK
 
 
 def draw_batch(
     means: BatchMeans,
     sigma: t.Tensor,
     log_var: BatchLogVariance | None,
-    k: int,
-    noise_on: NoiseOn,
-    noise_scale: float,
-    generator: t.Generator,
+    how: Draw,
     rows_at_once: int,
-    *,
-    select_by: SelectBy = "value",
 ) -> DrawnCode:
     """Draw a batch's code, as `draw_code` does, and find what the mean alone selects.
 
@@ -100,24 +102,21 @@ def draw_batch(
         rows_at_once: how many rows one thread works through at once, in the compiled form.
     """
     if compiled.serves(means.weight_FD, means.unfinished_dtype):
-        given = (means, sigma, log_var, k, noise_on, noise_scale, generator, rows_at_once)
-        return _draw_compiled(*given, select_by=select_by)
+        return _draw_compiled(means, sigma, log_var, how, rows_at_once)
     parts: list[DrawnCode] = []
     for rows in means.row_blocks(len(means.bias_F)):
         mu_BF = means.of(rows)
         rows_log_var = None if log_var is None else log_var.of(rows)
         std = sigma if rows_log_var is None else rows_log_var.std_BF
-        indices_BK, values_BK = draw_code(
-            mu_BF, std, k, noise_on, noise_scale, generator, select_by=select_by
-        )
+        indices_BK, values_BK = draw_code(mu_BF, std, how)
         mu_BK = mu_BF.gather(1, indices_BK)
-        if chooses(noise_on, noise_scale):
-            fired_F, smallest_B = _mean_selection(compared(mu_BF, select_by), k)
+        if how.noise_chooses:
+            fired_F, smallest_B = _mean_selection(compared(mu_BF, how.select_by), how.k)
         else:
-            fires_BK = t.ones_like(mu_BK) if noise_scale == 0 else mu_BK.ne(0).to(mu_BK.dtype)
+            fires_BK = t.ones_like(mu_BK) if how.noise_scale == 0 else mu_BK.ne(0).to(mu_BK.dtype)
             fired_F = mu_BF.new_zeros(mu_BF.shape[1])
             fired_F = fired_F.index_add_(0, indices_BK.flatten(), fires_BK.flatten()) > 0
-            compared_BK = compared(mu_BK, select_by)
+            compared_BK = compared(mu_BK, how.select_by)
             smallest_B = compared_BK.masked_fill(compared_BK <= 0, t.inf).amin(-1)
         drawn = None if rows_log_var is None else rows_log_var.drawn(indices_BK)
         parts.append(DrawnCode(indices_BK, values_BK, mu_BK, fired_F, smallest_B, drawn))
@@ -138,7 +137,7 @@ def top_k(
         rows_at_once: see `draw_batch`.
         rectified: they come from a ReLU, so that many are 0. Which of these are taken must be as in
             upstream's topk.
-        select_by: see `draw_code`. The values keep their signs.
+        select_by: see `Draw`. The values keep their signs.
     """
     if compiled.serves(values_BF) and not rectified:
         by_magnitude = select_by == "magnitude"
@@ -149,11 +148,6 @@ def top_k(
 def compared(values: t.Tensor, select_by: SelectBy) -> t.Tensor:
     """The numbers whose largest are kept: the values themselves, or their magnitudes."""
     return values.abs() if select_by == "magnitude" else values
-
-
-def chooses(noise_on: NoiseOn, noise_scale: float) -> bool:
-    """Whether noise decides which features are kept."""
-    return noise_scale != 0 and noise_on != "values"
 
 
 def _top_k(values_BF: t.Tensor, k: int, select_by: SelectBy) -> tuple[t.Tensor, t.Tensor]:
@@ -178,26 +172,23 @@ def _draw_compiled(
     means: BatchMeans,
     sigma: t.Tensor,
     log_var: BatchLogVariance | None,
-    k: int,
-    noise_on: NoiseOn,
-    noise_scale: float,
-    generator: t.Generator,
+    how: Draw,
     rows_at_once: int,
-    *,
-    select_by: SelectBy,
 ) -> DrawnCode:
     """`draw_batch` by the compiled kernel. One number of the generator seeds the noise of all rows."""
-    key = int(t.randint(2**63 - 1, (1,), generator=generator)) if noise_scale != 0 else 0
-    noise = compiled.Noise(noise_on if noise_scale != 0 else None, noise_scale, key)
+    noise = compiled.Noise(None, 0.0, 0)
+    if how.noise_scale != 0:
+        key = int(t.randint(2**63 - 1, (1,), generator=how.generator))
+        noise = compiled.Noise(how.noise_on, how.noise_scale, key)
     batch, n_features = len(means.centred_BD), len(means.bias_F)
-    out = compiled.DrawnRows(batch, n_features, k, by_magnitude=select_by == "magnitude")
+    out = compiled.DrawnRows(batch, n_features, how.k, by_magnitude=how.select_by == "magnitude")
 
     def draw_rows(rows: slice) -> tuple[t.Tensor, DrawnLogVariance | None]:
         rows_log_var = None if log_var is None else log_var.of(rows)
         std = sigma if rows_log_var is None else rows_log_var.std_BF
         products_BF, bias_F, rectify = means.unfinished(rows)
         fired_F = out.draw(rows, products_BF, bias_F, rectify, std, noise)
-        if means.rectify and noise_scale == 0 and not (out.values_BK[rows] > 0).all():
+        if means.rectify and how.noise_scale == 0 and not (out.values_BK[rows] > 0).all():
             fired_F = out.draw_as_upstream(rows, means.of(rows))
         return fired_F, None if rows_log_var is None else rows_log_var.drawn(out.indices_BK[rows])
 

@@ -25,7 +25,7 @@ from ..posterior import point_kl, variance_kl
 from ..ranks import ALONE, Ranks
 from .encode import BatchLogVariance, BatchMeans, Moments
 from .products import Code, DenseCode, SparseCode, StepForm, SubsetCode, top_k_code
-from .select import DrawnCode, draw_batch, top_k
+from .select import Draw, DrawnCode, draw_batch, top_k
 
 
 class Weights(NamedTuple):
@@ -149,17 +149,9 @@ def _evaluate(
             with_kl=needs_all_kl,
             with_gradient=objective.kl_weight != 0,
         )
-    draw = draw_batch(
-        means,
-        objective.sigma,
-        log_var,
-        objective.k,
-        settings.noise_on,
-        0.0 if settings.posterior == "point" else objective.noise_scale,
-        objective.generator,
-        objective.form.rows_at_once,
-        select_by=settings.select_by,
-    )
+    noise_scale = 0.0 if settings.posterior == "point" else objective.noise_scale
+    how = Draw(objective.k, settings.noise_on, noise_scale, objective.generator, settings.select_by)
+    draw = draw_batch(means, objective.sigma, log_var, how, objective.form.rows_at_once)
     W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
     code = top_k_code(draw.indices_BK, len(W_dec_FD), matmul_dtype, objective.form)
     error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)

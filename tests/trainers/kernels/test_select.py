@@ -12,7 +12,7 @@ from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.sae import NoiseOn, SelectBy
 from dictionary_learning_ext.trainers.kernels.encode import BatchLogVariance, BatchMeans
-from dictionary_learning_ext.trainers.kernels.select import compared, draw_batch, top_k
+from dictionary_learning_ext.trainers.kernels.select import Draw, compared, draw_batch, top_k
 
 ROWS = 128
 dtypes = pytest.mark.parametrize("dtype", [t.float32, t.float64], ids=["compiled", "torch"])
@@ -53,7 +53,7 @@ def draw(
         args = (log_var_BF, t.eye(width), t.zeros(width), limits, one)
         dtype = settings["matmul_dtype"]
         log_var = BatchLogVariance(*args, matmul_dtype=dtype, with_kl=False, with_gradient=False)
-    return draw_batch(means, std, log_var, k, noise_on, scale, generator, rows, select_by=by)
+    return draw_batch(means, std, log_var, Draw(k, noise_on, scale, generator, by), rows)
 
 
 def assert_k_largest(values_BF, k, by, got):
