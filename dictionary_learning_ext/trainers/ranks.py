@@ -85,10 +85,18 @@ class FlatGradients:
         parameters: each has a gradient whenever `average` is called.
     """
 
+    @t.no_grad()
     def __init__(self, parameters: Iterable[t.nn.Parameter], ranks: Ranks):
         self._parameters, self._ranks = list(parameters), ranks
-        self._flat: t.Tensor | None = None
-        self._views: list[t.Tensor] = []
+        numbers = [parameter.numel() for parameter in self._parameters]
+        self._flat = self._parameters[0].new_zeros(sum(numbers) + 1)
+        parts = self._flat[:-1].split(numbers)
+        self._views = [  # of each gradient, with its parameter's own strides
+            part.as_strided(
+                parameter.shape, t.empty_like(parameter).stride(), part.storage_offset()
+            )
+            for part, parameter in zip(parts, self._parameters, strict=True)
+        ]
 
     @t.no_grad()
     def average(self, loss: t.Tensor | None = None) -> t.Tensor | None:
@@ -97,9 +105,6 @@ class FlatGradients:
         What is not finite on one rank is not finite on all. The gradients are views of the buffer
         until they are cleared.
         """
-        if self._flat is None:
-            self._make()
-        assert self._flat is not None
         for view, parameter in zip(self._views, self._parameters, strict=True):
             assert parameter.grad is not None
             view.copy_(parameter.grad)
@@ -109,18 +114,6 @@ class FlatGradients:
         for view, parameter in zip(self._views, self._parameters, strict=True):
             parameter.grad = view
         return None if loss is None else self._flat[-1].clone()
-
-    def _make(self) -> None:
-        """Make the buffer, and in it a view for each gradient with the gradient's own strides."""
-        numbers = [parameter.numel() for parameter in self._parameters]
-        self._flat = self._parameters[0].new_zeros(sum(numbers) + 1)
-        parts = self._flat[:-1].split(numbers)
-        self._views = [
-            part.as_strided(
-                parameter.shape, t.empty_like(parameter).stride(), part.storage_offset()
-            )
-            for part, parameter in zip(parts, self._parameters, strict=True)
-        ]
 
 
 waiting = threading.Event()
