@@ -294,27 +294,26 @@ class SAEConfig(Options):
         What is the default of the former run becomes the default again. Other schedules keep their
         share of the run.
         """
-        derived = [name for name in DERIVED if name in vars(self)]
-        none: dict[str, Any] = dict.fromkeys(derived)
-        unset = replace(self, **none)
-        defaults = unset.resolve(former, batch_size)
+        former_defaults, defaults = (
+            _defaults_of_a_run(length, length * batch_size) for length in (former, steps)
+        )
         changed: dict[str, Any] = {}
-        for name in derived:
-            given = getattr(self, name)
-            if given is not None and given == getattr(defaults, name):
+        for name in DERIVED:
+            given = vars(self).get(name)
+            if given is not None and given == former_defaults.get(name):
                 changed[name] = None
             elif name in SCHEDULES and given:
                 changed[name] = max(1, given * steps // former)
-        for name in ("warmup_steps", "sparsity_warmup_steps"):
+        warmups = [name for name in ("warmup_steps", "sparsity_warmup_steps") if name in vars(self)]
+        for name in warmups:
             if warmup := changed.get(name):
                 changed[name] = min(warmup, steps - 1)
         scaled = replace(self, **changed)
-        if scaled.decay_start is None:
-            return scaled
-        without = replace(scaled, decay_start=None)
-        resolved = vars(without.resolve(steps, batch_size))
-        warm = max(resolved.get(n) or 0 for n in ("warmup_steps", "sparsity_warmup_steps"))
-        return scaled if warm < scaled.decay_start < steps else without  # a very short run
+        now = defaults | {name: v for name, v in vars(scaled).items() if v is not None}
+        warm, decay = max(now[name] for name in warmups), scaled.decay_start
+        if decay is not None and not warm < decay < steps:  # a very short run
+            return replace(scaled, decay_start=None)
+        return scaled
 
     def resolve(self, steps: int, batch_size: int) -> "Self":
         """Every default filled in for a run of `steps`, and checked.
@@ -327,10 +326,9 @@ class SAEConfig(Options):
         for name in self.unused():
             if getattr(self, name) != defaults[name]:
                 raise self.refusal(name)
-        unset = [name for name, value in vars(self).items() if value is None]
-        follows = _defaults_of_a_run(steps, steps * batch_size)
-        filled_in: dict[str, Any] = {name: follows[name] for name in follows if name in unset}
-        resolved = replace(self, **filled_in)
+        follows: dict[str, Any] = _defaults_of_a_run(steps, steps * batch_size)
+        unset = {name for name, value in vars(self).items() if value is None}
+        resolved = replace(self, **{name: follows[name] for name in follows.keys() & unset})
         resolved.require_fit(steps)
         require_lr_schedule(
             steps,
