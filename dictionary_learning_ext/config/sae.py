@@ -403,13 +403,8 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
 
     def trainer_arguments(self, steps: int) -> dict[str, Any]:
         arguments = super().trainer_arguments(steps)
-        if arguments.pop("noise_to_signal", None) is not None and self.sigma is None:
-            raise ConfigError(
-                "it gives sigma only once the width of the activations is known",
-                name="noise_to_signal",
-                value=self.noise_to_signal,
-                instead="call with_sigma(activation_dim, normalize) first",
-            )
+        if arguments.pop("noise_to_signal", None) is not None:
+            assert self.sigma is not None, "call with_sigma(activation_dim, normalize) first"
         return arguments
 
     def require_units(self, normalize: Normalize) -> None:
