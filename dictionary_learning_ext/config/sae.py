@@ -1,11 +1,9 @@
 """One SAE's settings: a frozen dataclass for each architecture. Imports no torch.
 
 The docstring under a field is its help text on the command line. Its type may name the numbers that it
-takes, and `__post_init__` checks what depends on other options. An option that is None follows from the run, the posterior or another option: see `SAEConfig.resolve`. The defaults
-are those of settings made in Python; `vsae train` starts from a preset, see presets.py.
-
-Trainers take options of the same names. Those of the vSAE hold them as `PosteriorOptions` and
-`ObjectiveOptions`.
+takes; `__post_init__` checks what depends on other options. An option that is None follows from the run,
+the posterior or another option: see `SAEConfig.resolve`. The defaults are those of settings made in
+Python; `vsae train` starts from a preset, see presets.py. Trainers take options of the same names.
 """
 
 import math

@@ -321,6 +321,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
 
     ae: Any
     optimizer: UnitNormAdam
+    dead_features: Any
 
     def _start_top_k(self, k_anneal_steps: int | None, dead_feature_threshold: int) -> None:
         """`_start_training`, once upstream's trainer is set up."""
