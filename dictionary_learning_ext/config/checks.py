@@ -126,30 +126,6 @@ def require_type(name: str, given: Any, hint: Any) -> None:
     require(not has_null, name, given, "text without null characters")
 
 
-def require_lr_schedule(
-    steps: int,
-    lr: float | None,
-    warmup_steps: int | None,
-    decay_start: int | None = None,
-    sparsity_warmup_steps: int | None = None,
-) -> None:
-    """Raise a ConfigError unless a learning rate and its schedule are possible in a run of `steps`."""
-    require_type("lr", lr, float | None)
-    require(lr is None or lr > 0, "lr", lr, "above 0")
-    given = {"warmup_steps": warmup_steps, "sparsity_warmup_steps": sparsity_warmup_steps}
-    for name, value in given.items():
-        require_type(name, value, int | None)
-        is_legal = value is None or 0 <= value < steps
-        expected = ("0 or more, and less than ", Setting("steps", steps))
-        require(is_legal, name, value, expected)
-    if decay_start is not None:
-        require_type("decay_start", decay_start, int)
-        after = max(value or 0 for value in given.values())
-        is_legal = after < decay_start < steps
-        expected = (f"between {after} and ", Setting("steps", steps))
-        require(is_legal, "decay_start", decay_start, expected)
-
-
 def is_of_type(value: Any, hint: Any) -> bool:
     """Whether a value has the type of a setting, or of a value in a file.
 

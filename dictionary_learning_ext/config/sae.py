@@ -24,7 +24,6 @@ from .checks import (
     meant,
     require,
     require_choice,
-    require_lr_schedule,
 )
 
 if TYPE_CHECKING:
@@ -83,19 +82,7 @@ def training_energy(normalize: Normalize, activation_dim: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Checked):
-    """Base of an SAE's settings."""
-
-    def require_fit(self, steps: int) -> None:
-        """Raise a ConfigError if a schedule is longer than a run of `steps`."""
-        for name in ("kl_warmup_steps", "noise_anneal_steps", "k_anneal_steps"):
-            given = vars(self).get(name)
-            fits = given is None or given <= max(steps, 2)  # 2: the least that one is scaled to
-            require(fits, name, given, ("at most ", Setting("steps", steps)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopKOptions(Options):
+class TopKOptions(Checked):
     """What keeps k features per token."""
 
     k: Count = 32
@@ -106,7 +93,7 @@ class TopKOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuxKOptions(Options):
+class AuxKOptions(Checked):
     """Upstream's auxiliary loss, AuxK (Gao et al. 2024, A.2)."""
 
     auxk_alpha: NotNegative = 1 / 32
@@ -117,7 +104,7 @@ class AuxKOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PosteriorOptions(Options):
+class PosteriorOptions(Checked):
     """The distribution of a vSAE's features, and which of them are kept."""
 
     posterior: Posterior = "fixed"
@@ -159,22 +146,12 @@ class ObjectiveOptions(AuxKOptions):
     """Train the encoder and the biases alone: the decoder's directions stay random. A baseline: what
     scores as well does not need learned directions."""
 
-    def with_warmup(self, steps: int) -> "Self":
-        """With the warm-up of a run of `steps`, where none is given.
-
-        Raises: ConfigError for a schedule that is longer than the run.
-        """
-        self.require_fit(steps)
-        if self.kl_warmup_steps is not None:
-            return self
-        return replace(self, kl_warmup_steps=_kl_warmup(steps))
-
 
 @dataclass(frozen=True, kw_only=True)
-class SparsityWarmupOptions(Options):
+class SparsityWarmupOptions(Checked):
     """How upstream's penalties begin."""
 
-    sparsity_warmup_steps: int | None = None
+    sparsity_warmup_steps: Natural | None = None
     """Steps over which the sparsity loss rises. Default: 2000 or a fifth of the run, whichever is
     less."""
 
@@ -196,7 +173,7 @@ def _lr_help() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAEConfig(Options):
+class SAEConfig(Checked):
     """One SAE and how it is trained: what every architecture uses.
 
     `SAEConfig(architecture="top_k", k=8)` is `TopKConfig(k=8)`, without an architecture a
@@ -207,7 +184,7 @@ class SAEConfig(Options):
     dict_size: Count = 1024
     """Features in the dictionary. Paper: 2048."""
     lr: Positive | None = field(default=None, metadata={"help": _lr_help()})
-    warmup_steps: int | None = None
+    warmup_steps: Natural | None = None
     """Steps over which lr rises from 0. Default: 1000 or a tenth of the run, whichever is less."""
     decay_start: int | None = None
     """The step from which lr falls linearly, to 0 at the end. none: it does not fall."""
@@ -328,14 +305,21 @@ class SAEConfig(Options):
         unset = {name for name, value in vars(self).items() if value is None}
         resolved = replace(self, **{name: follows[name] for name in follows.keys() & unset})
         resolved.require_fit(steps)
-        require_lr_schedule(
-            steps,
-            resolved.lr,
-            resolved.warmup_steps,
-            resolved.decay_start,
-            vars(resolved).get("sparsity_warmup_steps"),
-        )
         return resolved
+
+    def require_fit(self, steps: int) -> None:
+        """Raise a ConfigError if a schedule doesn't fit a run of `steps`."""
+        given = {name: vars(self).get(name) or 0 for name in SCHEDULES}
+        for name in ("kl_warmup_steps", "noise_anneal_steps", "k_anneal_steps"):
+            fits = given[name] <= max(steps, 2)  # 2: the least that one is scaled to
+            require(fits, name, given[name], ("at most ", Setting("steps", steps)))
+        warmups = ("warmup_steps", "sparsity_warmup_steps")
+        for name in warmups:
+            fits = given[name] < steps
+            require(fits, name, given[name], ("less than ", Setting("steps", steps)))
+        after, decay = max(given[name] for name in warmups), self.decay_start
+        expected = (f"between {after} and ", Setting("steps", steps))
+        require(decay is None or after < decay < steps, "decay_start", decay, expected)
 
     def refusal(self, name: str) -> ConfigError:
         """The error for an option that the posterior leaves without a use."""
@@ -379,6 +363,16 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
 
     def unused(self) -> tuple[str, ...]:
         return UNUSED_BY[self.posterior]
+
+    def with_warmup(self, steps: int) -> "Self":
+        """With the KL's warm-up of a run of `steps`, where none is given.
+
+        Raises: ConfigError for a schedule that doesn't fit the run.
+        """
+        self.require_fit(steps)
+        if self.kl_warmup_steps is not None:
+            return self
+        return replace(self, kl_warmup_steps=_kl_warmup(steps))
 
     def resolve(self, steps: int, batch_size: int) -> "Self":
         if None not in (self.noise_to_signal, self.sigma):

@@ -11,7 +11,7 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch.nn import functional
 
-from ..config.checks import require_choice, require_lr_schedule, require_sizes, require_type
+from ..config.checks import require_choice, require_sizes, require_type
 from ..config.run import Dtype
 from ..config.sae import DEAD_FEATURE_THRESHOLD, ProbabilisticTopKConfig
 from .base import SamplingTopKTrainer, product, require_device
@@ -152,12 +152,14 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     ):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
         require_device(device)
-        require_lr_schedule(steps, lr, warmup_steps, decay_start)
         require_choice("dtype", dtype, Dtype)
         require_type("dead_feature_threshold", dead_feature_threshold, int)
         self.settings = ProbabilisticTopKConfig(
             dict_size=dict_size,
             k=k,
+            lr=lr,
+            warmup_steps=warmup_steps,
+            decay_start=decay_start,
             temperature_start=temperature_start,
             temperature_end=temperature_end,
             k_anneal_steps=k_anneal_steps,

@@ -16,7 +16,7 @@ from dictionary_learning.trainers.trainer import (
 from torch import nn
 from torch.nn import functional
 
-from ..config.checks import require_choice, require_lr_schedule, require_sizes
+from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
 from ..config.sae import VAEaseConfig
 from .base import SamplingTrainer, product, require_device
@@ -230,14 +230,18 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         super().__init__(seed)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size)
         require_device(device)
-        require_lr_schedule(steps, lr, warmup_steps, decay_start)
         require_choice("dtype", dtype, Dtype)
-        self.options = {
-            "log_var_init": log_var_init,
-            "gamma_init": gamma_init,
-            "prior_std": prior_std,
-            "active_gate": active_gate,
-        }
+        self.settings = VAEaseConfig(
+            dict_size=dict_size,
+            lr=lr,
+            warmup_steps=warmup_steps,
+            decay_start=decay_start,
+            log_var_init=log_var_init,
+            gamma_init=gamma_init,
+            prior_std=prior_std,
+            active_gate=active_gate,
+        )
+        self.settings.require_fit(steps)
         self.steps, self.layer, self.lm_name = steps, layer, lm_name
         self.lr, self.warmup_steps, self.decay_start = lr, warmup_steps, decay_start
         self.dtype: Dtype = dtype
@@ -246,7 +250,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         if seed is not None:
             t.manual_seed(seed)
         dict_class = self._dict_class(dict_class, VAEase)
-        self.ae = dict_class(activation_dim, dict_size, **self.options).to(self.device)
+        self.ae = dict_class(activation_dim, dict_size, **self.settings.options).to(self.device)
         self._start_training(GuardedAdam(self.ae.parameters(), lr))
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
@@ -292,5 +296,5 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
             "activation_dim": self.ae.activation_dim,
             "dict_size": self.ae.dict_size,
             **{name: getattr(self, name) for name in (*names, *ours)},
-            **self.options,
+            **self.settings.options,
         }

@@ -15,7 +15,7 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
-from ..config.checks import require_choice, require_lr_schedule, require_sizes, require_type
+from ..config.checks import require_choice, require_sizes, require_type
 from ..config.run import Dtype
 from ..config.sae import (
     DEAD_FEATURE_THRESHOLD,
@@ -312,6 +312,9 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         self.settings = VSAETopKConfig(
             dict_size=dict_size,
             k=k,
+            lr=lr,
+            warmup_steps=warmup_steps,
+            decay_start=decay_start,
             k_anneal_steps=k_anneal_steps,
             posterior=posterior,
             sigma=sigma,
@@ -329,7 +332,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             auxk_alpha=auxk_alpha,
             dead_feature_threshold=dead_feature_threshold,
         ).with_warmup(steps)
-        require_lr_schedule(steps, lr, warmup_steps, decay_start)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
         of_posterior = {f.name: getattr(self.settings, f.name) for f in fields(PosteriorOptions)}
         super().__init__(

@@ -13,7 +13,6 @@ from dictionary_learning_ext.config.help_texts import help_texts
 from dictionary_learning_ext.config.sae import (
     CONFIGS,
     MatryoshkaConfig,
-    ObjectiveOptions,
     PosteriorOptions,
     ProbabilisticTopKConfig,
     SAEConfig,
@@ -232,10 +231,10 @@ def test_upstreams_trainers_have_the_defaults_that_our_groups_say():
 
 
 def test_a_schedule_that_is_not_given_is_a_share_of_the_run():
-    options = ObjectiveOptions().with_warmup(100)
+    options = SAEConfig().with_warmup(100)
     assert options.kl_warmup_steps == 10
     assert options.with_warmup(100) == options, "a config builds the same again"
-    assert ObjectiveOptions(kl_warmup_steps=0).with_warmup(100).kl_warmup_steps == 0
+    assert SAEConfig(kl_warmup_steps=0).with_warmup(100).kl_warmup_steps == 0
 
 
 def test_the_last_step_has_k_itself():
