@@ -48,7 +48,7 @@ class Noise(NamedTuple):
 class DrawnRows:
     """The tensors that the kernel writes, for a batch; see `select.DrawnCode`."""
 
-    def __init__(self, batch: int, n_features: int, k: int, *, by_magnitude: bool):
+    def __init__(self, batch: int, k: int, *, by_magnitude: bool):
         self.k = k
         self.by_magnitude = by_magnitude
         with t.inference_mode(False):  # other threads write to them
@@ -106,7 +106,7 @@ def top_k(
 ) -> tuple[t.Tensor, t.Tensor]:
     """See `select.top_k`."""
     batch, n_features = values_BF.shape
-    out, bias_F = DrawnRows(batch, n_features, k, by_magnitude=by_magnitude), t.zeros(n_features)
+    out, bias_F = DrawnRows(batch, k, by_magnitude=by_magnitude), t.zeros(n_features)
 
     def take(rows: slice) -> None:
         out.draw(rows, values_BF[rows], bias_F, False, t.zeros(()), Noise(None, 0.0, 0))
@@ -198,7 +198,7 @@ def _compiles(products: t.dtype) -> bool:
     try:
         with _logging_what_is_compiled():
             products_BF = t.zeros(1, 4, dtype=products)
-            noise, out = Noise("both", 1.0, 0), DrawnRows(1, 4, 1, by_magnitude=False)
+            noise, out = Noise("both", 1.0, 0), DrawnRows(1, 1, by_magnitude=False)
             out.draw(slice(0, 1), products_BF, t.zeros(4), False, t.ones(()), noise)
     except Exception as error:  # of many kinds, e.g. numba is missing
         plain = re.sub(r"\x1b\[\d+m", "", first_line(error))  # numba's are coloured

@@ -180,8 +180,8 @@ def _draw_compiled(
     if how.noise_scale != 0:
         key = int(t.randint(2**63 - 1, (1,), generator=how.generator))
         noise = compiled.Noise(how.noise_on, how.noise_scale, key)
-    batch, n_features = len(means.centred_BD), len(means.bias_F)
-    out = compiled.DrawnRows(batch, n_features, how.k, by_magnitude=how.select_by == "magnitude")
+    batch = len(means.centred_BD)
+    out = compiled.DrawnRows(batch, how.k, by_magnitude=how.select_by == "magnitude")
 
     def draw_rows(rows: slice) -> tuple[t.Tensor, DrawnLogVariance | None]:
         rows_log_var = None if log_var is None else log_var.of(rows)
