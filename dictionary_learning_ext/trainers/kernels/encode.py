@@ -119,6 +119,14 @@ class BatchMeans:
             square_F.div_(batch),
         )
 
+    def combine(self, factor_F: t.Tensor) -> t.Tensor:
+        """sum_i factor_i mu_i w_i, (B, D): the gradient at x of sum_i factor_i mu_i^2 / 2."""
+        if self.rectify:
+            blocks = self.row_blocks(len(factor_F))
+            return t.cat([(self.of(rows) * factor_F) @ self.weight_FD for rows in blocks])
+        scaled_FD = self.weight_FD * factor_F[:, None]
+        return self.centred_BD @ (self.weight_FD.t() @ scaled_FD) + self.bias_F @ scaled_FD
+
 
 class Moments(NamedTuple):
     """Averages over a batch of means mu and centred activations x."""
@@ -186,6 +194,12 @@ class BatchLogVariance:
         """The sum over rows of the KL's derivatives at each log-variance, times x - b_dec: (F, D)."""
         assert self._kl_gradient_BF is not None
         return (self._kl_gradient_BF.t() @ self._operands[0]).to(self.weight_FD.dtype)
+
+    def kl_combine(self, weight_FD: t.Tensor) -> t.Tensor:
+        """Each row's sum of W's rows times the KL's derivatives at its log-variances: (B, D)."""
+        assert self._kl_gradient_BF is not None
+        gradient_BF = self._kl_gradient_BF
+        return (gradient_BF @ weight_FD.to(gradient_BF.dtype)).to(weight_FD.dtype)
 
 
 class RowsLogVariance(NamedTuple):

@@ -90,34 +90,38 @@ class LossTerms(NamedTuple):
 
 
 def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> LossTerms:
-    """The loss of one batch, differentiable in `weights`. Draws from the generator."""
+    """The loss of one batch, differentiable in `x_BD` and `weights`. Draws from the generator."""
     if not t.is_grad_enabled():
         return _evaluate(x_BD, weights, objective)[0]
-    return LossTerms(*_VariationalLoss.apply(x_BD, objective, *weights))
+    return LossTerms(*_VariationalLoss.apply(x_BD, *weights, objective))
 
 
 def loss_and_gradients(
     x_BD: t.Tensor, weights: Weights, objective: StepObjective
-) -> tuple[LossTerms, Weights]:
+) -> tuple[LossTerms, tuple[t.Tensor | None, ...]]:
     """`variational_loss` without autograd: its terms, and the gradient of each of `weights`."""
     with t.no_grad():
         terms, forward_pass = _evaluate(x_BD, weights, objective)
-        return terms, _gradients(forward_pass, weights, objective)
+        return terms, _gradients(forward_pass, weights, objective, x_grad=False)[1:]
 
 
 class _VariationalLoss(t.autograd.Function):
     """The gradients are computed with the loss. `backward` only scales them: the loss is a scalar."""
 
     @staticmethod
-    def forward(ctx, x_BD, objective, *weights):
-        terms, ctx.gradients = loss_and_gradients(x_BD, Weights(*weights), objective)
+    def forward(ctx, x_BD, W_enc, b_enc, W_dec, b_dec, W_var, b_var, objective):
+        weights = Weights(W_enc, b_enc, W_dec, b_dec, W_var, b_var)
+        terms, forward_pass = _evaluate(x_BD, weights, objective)
+        if any(ctx.needs_input_grad):
+            x_grad = ctx.needs_input_grad[0]
+            ctx.gradients = _gradients(forward_pass, weights, objective, x_grad=x_grad)
         ctx.mark_non_differentiable(*terms[1:])
         return tuple(terms)
 
     @staticmethod
     @t.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return None, None, *(None if g is None else g * grad_loss for g in ctx.gradients)
+        return *(None if g is None else g * grad_loss for g in ctx.gradients), None
 
 
 def _evaluate(
@@ -222,9 +226,12 @@ def _batch_kl(moments: Moments | None, draw: DrawnCode, objective: StepObjective
     return mean_kl_F.sum()
 
 
-def _gradients(forward_pass: _ForwardPass, weights: Weights, objective: StepObjective) -> Weights:
-    """The loss's gradient at each of `weights`."""
+def _gradients(
+    forward_pass: _ForwardPass, weights: Weights, objective: StepObjective, *, x_grad: bool
+) -> tuple[t.Tensor | None, ...]:
+    """The loss's gradients at x (None without `x_grad`) and at each of `weights`."""
     e, batch = forward_pass, len(forward_pass.error_BD)
+    W_enc_FD, centred_BD = weights.W_enc_FD, e.means.centred_BD
     grad_hat_BD = e.error_BD * (2 / batch)
     grad_values_BK = e.code.project(grad_hat_BD)
     grad_W_dec_FD = e.code.outer(e.draw.values_BK, grad_hat_BD)
@@ -245,28 +252,38 @@ def _gradients(forward_pass: _ForwardPass, weights: Weights, objective: StepObje
         grad_W_dec_FD = grad_W_dec_FD + aux_grad_W_dec_FD
 
     grad_W_enc_FD, grad_b_enc_F = t.zeros(()), t.zeros_like(weights.b_enc_F)  # 0 broadcasts
+    grad_x_BD = -grad_hat_BD if x_grad else None
     if e.moments is not None and e.moments.cross_FD is not None:
-        factor = objective.kl_weight / objective.prior_std.square()
-        grad_W_enc_FD = e.moments.cross_FD.mul_(factor)
-        grad_b_enc_F = e.moments.mean_F * factor
+        factor_F = (objective.kl_weight / objective.prior_std.square()).expand_as(grad_b_enc_F)
+        grad_W_enc_FD = e.moments.cross_FD.mul_(factor_F[:, None])
+        grad_b_enc_F = e.moments.mean_F * factor_F
+        if grad_x_BD is not None:
+            grad_x_BD = grad_x_BD + e.means.combine(factor_F / batch)
     for code, grad_BK in on_mu:
-        grad_W_enc_FD = code.outer(grad_BK, e.means.centred_BD).add_(grad_W_enc_FD)
+        grad_W_enc_FD = code.outer(grad_BK, centred_BD).add_(grad_W_enc_FD)
         grad_b_enc_F.scatter_add_(0, code.indices_BK.flatten(), grad_BK.flatten())
-    grad_b_dec_D = grad_hat_BD.sum(0) - grad_b_enc_F @ weights.W_enc_FD
+        if grad_x_BD is not None:
+            grad_x_BD = grad_x_BD + code.combine(grad_BK, W_enc_FD)
+    grad_b_dec_D = grad_hat_BD.sum(0) - grad_b_enc_F @ W_enc_FD
 
     grad_W_var_FD = grad_b_var_F = None
     if e.log_var is not None:
-        grad_W_var_FD, grad_b_var_F = _log_var_gradients(e, grad_values_BK, objective)
+        grad_W_var_FD, grad_b_var_F, var_grad_x_BD = _log_var_gradients(
+            e, grad_values_BK, objective, x_grad=x_grad
+        )
         grad_b_dec_D = grad_b_dec_D - grad_b_var_F @ e.log_var.weight_FD
-    return Weights(
-        grad_W_enc_FD, grad_b_enc_F, grad_W_dec_FD.t(), grad_b_dec_D, grad_W_var_FD, grad_b_var_F
-    )
+        if grad_x_BD is not None and var_grad_x_BD is not None:
+            grad_x_BD = grad_x_BD + var_grad_x_BD
+    return (
+        grad_x_BD, grad_W_enc_FD, grad_b_enc_F, grad_W_dec_FD.t(), grad_b_dec_D,
+        grad_W_var_FD, grad_b_var_F,
+    )  # fmt: skip
 
 
 def _log_var_gradients(
-    e: _ForwardPass, grad_values_BK: t.Tensor, objective: StepObjective
-) -> tuple[t.Tensor, t.Tensor]:
-    """The loss's gradients at W_var and b_var."""
+    e: _ForwardPass, grad_values_BK: t.Tensor, objective: StepObjective, *, x_grad: bool
+) -> tuple[t.Tensor, t.Tensor, t.Tensor | None]:
+    """The loss's gradients at W_var, b_var and, if `x_grad`, x."""
     assert e.log_var is not None
     assert e.draw.log_var is not None
     batch, drawn = len(e.error_BD), e.draw.log_var
@@ -277,14 +294,19 @@ def _log_var_gradients(
         excess_BK = drawn.selected_BK.exp() / objective.prior_std.square() - 1
         selected_BK = selected_BK + excess_BK * (objective.kl_weight / (2 * batch))
     selected_BK = selected_BK * drawn.is_inside_BK
+    weight_FD = e.log_var.weight_FD
     grad_W_FD = e.code.outer(selected_BK, e.means.centred_BD)
-    grad_b_F = t.zeros_like(e.log_var.weight_FD[:, 0])
+    grad_b_F = t.zeros_like(weight_FD[:, 0])
     grad_b_F.scatter_add_(0, e.code.indices_BK.flatten(), selected_BK.flatten())
+    grad_x_BD = e.code.combine(selected_BK, weight_FD) if x_grad else None
+
     if drawn.kl_gradient_sum_F is not None:
         factor_F = t.full_like(grad_b_F, objective.kl_weight / batch)
         grad_W_FD.addcmul_(e.log_var.kl_outer(), factor_F[:, None])
         grad_b_F.addcmul_(drawn.kl_gradient_sum_F, factor_F)
-    return grad_W_FD, grad_b_F
+        if grad_x_BD is not None:
+            grad_x_BD = grad_x_BD + e.log_var.kl_combine(weight_FD * factor_F[:, None])
+    return grad_W_FD, grad_b_F, grad_x_BD
 
 
 class AuxKLoss(NamedTuple):

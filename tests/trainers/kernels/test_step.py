@@ -58,10 +58,12 @@ def make_case(k=3, aux=False, seed=0, form=FORM, **given):
 
 
 def gradients(loss_of, x, weights, objective):
-    """The terms, and the gradient of every weight, for the same draw each time."""
+    """The terms, and the gradients of x and of every weight, for the same draw each time."""
     objective.generator.manual_seed(7)
-    leaves = [w.clone().requires_grad_() for w in weights if w is not None]
-    terms = loss_of(x, Weights(*leaves), objective)
+    leaves = [x, *(w for w in weights if w is not None)]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    padded = [*leaves[1:], None, None][:6]
+    terms = loss_of(leaves[0], Weights(*padded), objective)
     return terms, t.autograd.grad(terms.loss, leaves)
 
 
@@ -193,13 +195,21 @@ def test_the_compiled_form_gives_the_same_gradients(settings):
 
 
 @pytest.mark.parametrize("scope", ["all", "selected"])
-def test_gradients_where_no_tensor_is_dense(scope):
-    """The encoder's gradient is k-sparse too."""
+def test_gradients_without_kl_weight_and_without_x(scope):
+    """The path that makes no dense tensor: the encoder's gradient is k-sparse too."""
     beta = 0.0 if scope == "all" else 1.0
-    case = make_case(form=one_form("sparse"), beta=beta, kl_scope=scope, aux=True)
+    x, weights, objective = make_case(form=one_form("sparse"), beta=beta, kl_scope=scope, aux=True)
+
+    def weight_gradients(loss_of):
+        objective.generator.manual_seed(3)
+        leaves = [w.clone().requires_grad_() for w in weights[:4]]
+        terms = loss_of(x, Weights(*leaves), objective)
+        return t.autograd.grad(terms.loss, leaves)
+
     with RecordedOps() as ops:
-        assert_is_dense(*case)
+        got = weight_gradients(variational_loss)
     assert ops.code_form == "sparse"
+    assert_close(got, weight_gradients(dense_loss))
 
 
 @pytest.mark.parametrize("keeps", [False, True])
@@ -245,10 +255,10 @@ def test_two_losses_before_their_gradients(form):
     leaves, losses = [], []
     for x, weights, objective in cases:
         objective.generator.manual_seed(7)
-        own = [weight.clone().requires_grad_() for weight in weights[:4]]
+        own = [leaf.clone().requires_grad_() for leaf in (x, *weights[:4])]
         leaves.append(own)
         with RecordedOps() as ops:
-            losses.append(variational_loss(x, Weights(*own), objective).loss)
+            losses.append(variational_loss(own[0], Weights(*own[1:]), objective).loss)
         assert ops.code_form == form
     for own, loss, gradient in zip(leaves, losses, expected, strict=True):
         for one, other in zip(t.autograd.grad(loss, own), gradient, strict=True):
@@ -315,9 +325,9 @@ def test_gradcheck():
 
     def loss(*leaves):
         objective.generator.manual_seed(0)
-        return variational_loss(x[:5], Weights(*leaves), objective).loss
+        return variational_loss(leaves[0], Weights(*leaves[1:]), objective).loss
 
-    leaves = [weight.clone().requires_grad_() for weight in weights]
+    leaves = [leaf.clone().requires_grad_() for leaf in (x[:5], *weights)]
     assert t.autograd.gradcheck(loss, leaves, eps=1e-7, atol=1e-5)
     assert objective.log_var_limits is not None
     log_var = (x[:5] - weights[3]) @ weights[4].T + weights[5]
@@ -335,13 +345,14 @@ def test_backward_twice_gives_the_same_gradients():
 
 
 def test_no_gradient_is_computed_when_none_is_wanted(monkeypatch):
-    """As in logging: weights that have gradients, in no_grad mode."""
+    """Inputs without gradients, or as in logging: weights that have them, in no_grad mode."""
 
     def refuse(*_, **__):
         raise AssertionError("computed")
 
     monkeypatch.setattr(step, "_gradients", refuse)
     x, weights, objective = make_case()
+    assert not variational_loss(x, weights, objective).loss.requires_grad
     trained = Weights(*(w if w is None else w.clone().requires_grad_() for w in weights))
     with t.no_grad():
         assert variational_loss(x, trained, objective).loss > 0
