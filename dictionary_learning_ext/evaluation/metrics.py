@@ -315,8 +315,6 @@ _ROWS = (
         "near-dead < 0.5",
         near_dead(0.5),
         better="lower",
-        title="Rarely used (near-dead < 0.5)",
-        in_words="share of features selected less than half as often as the average feature",
         shown_in=("bench",),
     ),
     Metric(
@@ -332,8 +330,6 @@ _ROWS = (
         "an SAE whose decoder is not unit-norm",
         "noise/signal",
         noise_to_signal,
-        in_words="energy of the noise that sampling adds to a reconstruction / energy of the "
-        "activations: k sigma^2 / E||x||^2, at the full sigma, also where the noise was annealed to 0",
         shown_in=(),
     ),
     Metric(
@@ -343,8 +339,6 @@ _ROWS = (
         "FVE sampled",
         fve_sampled,
         better="higher",
-        in_words="FVE when noise is added as in training, at the full sigma, also where the noise was "
-        "annealed to 0; the SAE itself is used without noise",
         shown_in=(),
     ),
     Metric(
@@ -354,9 +348,6 @@ _ROWS = (
         "selection stability",
         lambda totals: totals.mean("stability_rms"),
         better="higher",
-        title="Selection stability",
-        in_words="overlap of the selected features before and after a little noise is added "
-        "(Jaccard index)",
         shown_in=(),
     ),
     Metric(
