@@ -3,13 +3,13 @@
 Everything is measured on raw activations at the posterior's mean, over the same tokens for all
 SAEs of a call.
 
-Shapes: B tokens (in `language_model_losses`, documents), L tokens of a document, D = activation_dim,
+Shapes: B tokens (in `DocumentLosses`, documents), L tokens of a document, D = activation_dim,
 F features, K = k, T true features of a synthetic model, V = the vocabulary.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch as t
@@ -55,7 +55,7 @@ def measure(
     Arguments:
         dictionaries: by name, each with the factor its training divided activations by.
         held_out: what to measure on. Positions that are left out of it keep their activations when
-            the language model's loss is measured, see `language_model_losses`.
+            the language model's loss is measured, see `DocumentLosses`.
         tokens: activations measured on (rounded up to whole batches).
         seed: of the noise.
 
@@ -68,14 +68,11 @@ def measure(
     for x_BD in batches_of(held_out.rows, tokens):
         for measurement in measurements.values():
             measurement.add(x_BD)
-    if held_out.reader is None or held_out.documents is None:
-        for measurement in measurements.values():
-            measurement.totals.no_losses = held_out.no_loss
-    else:
-        saes = [sae for sae, _ in dictionaries.values()]
-        losses = language_model_losses(saes, held_out.reader, held_out.documents)
-        for measurement, of_sae in zip(measurements.values(), losses, strict=True):
-            measurement.totals.losses = of_sae
+    losses = _losses_on(held_out)
+    for measurement in measurements.values():
+        measurement.totals.no_losses = held_out.no_loss
+        if losses is not None:
+            measurement.totals.losses = losses.of(measurement.dictionary)
     return {name: measurement.metrics() for name, measurement in measurements.items()}
 
 
@@ -90,9 +87,7 @@ class Sample:
 
     def __init__(self, held_out: HeldOut, tokens: int):
         self._batches = list(batches_of(held_out.rows, tokens))
-        self._no_loss, self._losses = held_out.no_loss, None
-        if held_out.reader is not None and held_out.documents is not None:
-            self._losses = DocumentLosses(held_out.reader, held_out.documents, tokens)
+        self._no_loss, self._losses = held_out.no_loss, _losses_on(held_out, tokens)
 
     @t.no_grad()
     def metrics(self, dictionary: Any) -> dict[str, float]:
@@ -266,15 +261,11 @@ class TruthMatch:
 # --- what reconstructions cost the language model
 
 
-def language_model_losses(
-    dictionaries: Sequence[Dictionary], reader: ActivationReader, documents: TokenContexts
-) -> list[LanguageModelLosses]:
-    """The language model's losses with each SAE's reconstruction, on all of the same documents.
-
-    Its arguments and errors are those of `DocumentLosses`.
-    """
-    losses = DocumentLosses(reader, documents)
-    return [losses.of(dictionary) for dictionary in dictionaries]
+def _losses_on(held_out: HeldOut, tokens: float = math.inf) -> "DocumentLosses | None":
+    """On all documents, or enough for `tokens`. None where the loss can't be measured."""
+    if held_out.reader is None or held_out.documents is None:
+        return None
+    return DocumentLosses(held_out.reader, held_out.documents, tokens)
 
 
 class DocumentLosses:

@@ -28,7 +28,6 @@ from dictionary_learning_ext.errors import NonFiniteError, TextError
 from dictionary_learning_ext.evaluation.measure import (
     DocumentLosses,
     Measurement,
-    language_model_losses,
     measure,
 )
 from dictionary_learning_ext.evaluation.metrics import (
@@ -295,7 +294,8 @@ def losses_of(lm, saes, documents=DOCUMENTS, hook="blocks.1.hook_resid_post", ct
     point = find_hook(lm, hook)
     reader = ActivationReader(lm, point.submodule, point.io, **rules)
     contexts = ContextStream(iter(documents), lm.tokenizer, ctx_len, packing="truncate")
-    return language_model_losses(saes, reader, contexts)
+    losses = DocumentLosses(reader, contexts)
+    return [losses.of(sae) for sae in saes]
 
 
 def sae_of(seed=0):

@@ -20,7 +20,7 @@ from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import BenchError
-from dictionary_learning_ext.evaluation.measure import Measurement, language_model_losses
+from dictionary_learning_ext.evaluation.measure import DocumentLosses, Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
@@ -136,7 +136,7 @@ def test_core_agrees_with_our_evaluation_on_the_same_tokens():
 
     reader = ActivationReader(model, hook.submodule, hook.io)
     contexts = ContextStream(iter(documents), model.tokenizer, ctx_len, packing="truncate")
-    (losses,) = language_model_losses([dictionary], reader, contexts)
+    losses = DocumentLosses(reader, contexts).of(dictionary)
     recovered = (losses.zero - losses.reconstructed) / (losses.zero - losses.original)
     tokens = t.tensor(rows)
     measurement = Measurement(dictionary)

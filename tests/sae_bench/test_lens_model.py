@@ -16,7 +16,7 @@ from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import BenchError
-from dictionary_learning_ext.evaluation.measure import language_model_losses
+from dictionary_learning_ext.evaluation.measure import DocumentLosses
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
@@ -169,7 +169,7 @@ def test_core_replaces_the_positions_that_our_losses_replace(multiple, tiny_lm_d
     assert tokens_BL.shape == (3, 12)
     reader = ActivationReader(lm, hook.submodule, hook.io, max_norm_multiple=multiple)
     contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
-    (ours,) = language_model_losses([dictionary], reader, contexts)
+    ours = DocumentLosses(reader, contexts).of(dictionary)
     assert ours.left_alone == (3 * far if multiple else 0)
     run_with_hooks = hooked.run_with_hooks
     with lens_model.left_alone(hooked, reader.rule):
