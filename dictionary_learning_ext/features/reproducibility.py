@@ -132,25 +132,11 @@ class Reproducibility:
     def names(self) -> list[str]:
         return list(self.within)
 
-    @cached_property
-    def match_SF(self) -> dict[str, np.ndarray]:
-        """For each SAE and feature, the mean of its matches in the others."""
-        return {name: self._matches_SF(name).mean(axis=0) for name in self.names}
-
-    @cached_property
-    def returns_SF(self) -> dict[str, np.ndarray]:
-        """For each SAE and feature, in how many of the others its match is at least 0.7."""
-        return {name: (self._matches_SF(name) >= RETURNING[0]).sum(axis=0) for name in self.names}
-
     @property
     def pair(self) -> PairOfSAEs:
-        """The only pair. Raises ReproducibilityError where there are more than two SAEs."""
-        first, *others = self.pairs.values()
-        if others:
-            raise ReproducibilityError(
-                f"there are {len(self.names)} SAEs: expected two for a single pair; use pairs[a, b]"
-            )
-        return first
+        """The only pair, of two SAEs."""
+        (pair,) = self.pairs.values()
+        return pair
 
     def __repr__(self) -> str:
         lines = [
@@ -173,10 +159,10 @@ class Reproducibility:
 
     def scores(self, name: str) -> "FeatureScores":
         """Of each feature of an SAE, against those of the others."""
-        nulls = [pair.null for names, pair in self.pairs.items() if name in names]
-        return FeatureScores(
-            self.match_SF[name], self.returns_SF[name], len(nulls), float(np.mean(nulls))
-        )
+        matches_SF = self._matches_SF(name)
+        returns_F = (matches_SF >= RETURNING[0]).sum(axis=0)
+        null = float(np.mean([pair.null for names, pair in self.pairs.items() if name in names]))
+        return FeatureScores(matches_SF.mean(axis=0), returns_F, len(matches_SF), null)
 
     def means(self) -> dict[str, float]:
         """The pairs' measures, averaged over the pairs.
@@ -245,9 +231,9 @@ def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reprod
                 f"{name} has features of {other} dimensions, and {first} of {one}: expected the same of both"
             )
     unit: dict[str, Any] = {
-        name: normalize(each.detach().float().cpu().numpy()) for name, each in directions.items()
+        name: normalize(each.float().numpy()) for name, each in directions.items()
     }
-    random = {name: RandomDirections(each.float().cpu()) for name, each in directions.items()}
+    random = {name: RandomDirections(each.float()) for name, each in directions.items()}
     pairs = {}
     for a, b in combinations(unit, 2):
         matched_F, match_F = matching(unit[a], unit[b], signed=False)

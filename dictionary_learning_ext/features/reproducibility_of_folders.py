@@ -27,7 +27,7 @@ from ..run_folder.comparing import (
     training,
     unequal,
 )
-from ..run_folder.files import writing
+from ..run_folder.files import replacing
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.sae_names import lasting_name
 from ..run_folder.trained_on import settings_named_in
@@ -122,11 +122,10 @@ class ReproducibilityOfFolders:
         SAEs and their other seeds. None for a fifth without features; empty if no SAE has a score."""
         if not self.scores:
             return {}
-        others = len(self.measured.names) - 1
-        shares = [
-            scores.shares(self.measured.returns_SF[name] / others)
-            for name, scores in self.scores.items()
-        ]
+        shares = []
+        for name, scores in self.scores.items():
+            found = self.measured.scores(name)
+            shares.append(scores.shares(found.returns_F / found.of))
         known = {fifth: [each[fifth] for each in shares] for fifth in FIFTHS}
         return {fifth: mean_of_known(each) for fifth, each in known.items()}
 
@@ -371,10 +370,10 @@ def printed(found: ReproducibilityOfFolders) -> str:
     means = [[name, cell] for name, cell in measures_as_text(found.measured.means()).items()]
     n = len(found.measured.pairs)
     mean = f"mean of {n} pairs" if n > 1 else "one pair"
-    sizes = {len(match_F) for match_F in found.measured.match_SF.values()}
+    is_of_two_sizes = any(len(p.match_F) != p.n_others for p in found.measured.pairs.values())
     parts = [
         text_table(["", *HEADER], [[name, *cells] for name, cells in found.rows()], width),
-        *([_OF_TWO_SIZES] if len(sizes) > 1 else []),
+        *([_OF_TWO_SIZES] if is_of_two_sizes else []),
         text_table(["", mean], means),
         "returning: the share of features whose match in another SAE has at least this\n"
         "absolute cosine. within: mean cosine to the nearest feature of the same SAE.\n"
@@ -445,25 +444,18 @@ def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
 
 def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
     """A CSV file with a row for each feature. Raises CheckpointError if it can't be written."""
-    path = Path(path)
-    with writing(path, Setting("csv")):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            head = ["sae", "feature", "mean_match", "returns_in", "of", "null"]
-            writer.writerow([*head, "score"] if found.scores else head)
-            measured = found.measured
-            for name in measured.names:
-                scores, n = measured.scores(name), len(measured.match_SF[name])
-                columns = [
-                    [name] * n,
-                    range(n),
-                    [f"{match:.4f}" for match in scores.match_F],
-                    map(int, scores.returns_F),
-                    [scores.of] * n,
-                    [f"{scores.null:.4f}"] * n,
-                ]
+    head = ["sae", "feature", "mean_match", "returns_in", "of", "null"]
+    with (
+        replacing(Path(path), Setting("csv")) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow([*head, "score"] if found.scores else head)
+        for name in found.measured.names:
+            scores, own = found.measured.scores(name), found.scores.get(name)
+            for feature, match in enumerate(scores.match_F):
+                returns = int(scores.returns_F[feature])
+                row = [name, feature, f"{match:.4f}", returns, scores.of, f"{scores.null:.4f}"]
                 if found.scores:
-                    own = found.scores.get(name)
-                    columns += [[""] * n if own is None else [f"{s:.1f}" for s in own.score_F]]
-                writer.writerows(zip(*columns, strict=True))
+                    row.append("" if own is None else f"{own.score_F[feature]:.1f}")
+                writer.writerow(row)

@@ -126,7 +126,7 @@ def _rows_of_arm(arm: str, folders: list[Path], truth_TD: np.ndarray) -> list[di
     for seed, name in enumerate(unit):
         true_F = _true_match(unit[name], truth_TD)
         score = scores[name]
-        labels = {"return": found.returns_SF[name] > 0, "truth": true_F >= RETURNING[0]}
+        labels = {"return": found.scores(name).returns_F > 0, "truth": true_F >= RETURNING[0]}
         aucs = {f"auc_{what}": auc(score.score_F, own_F[None]) for what, own_F in labels.items()}
         rate_F = np.nan_to_num(score.signals["firing_rate"])
         rows.append(

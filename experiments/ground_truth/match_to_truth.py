@@ -93,7 +93,7 @@ def rows_of(model: str, folders: list[Path], truth_TD: np.ndarray) -> list[dict[
         | metrics_of(folder, METRICS)
         | {"pw_mcc": mean_pw_mcc(found, str(folder))}
         | both_matches(
-            found.match_SF[str(folder)],
+            found.scores(str(folder)).match_F,
             matching(directions[str(folder)], truth_TD, signed=False)[1],
         )
         for seed, folder in enumerate(folders)

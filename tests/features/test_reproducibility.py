@@ -126,10 +126,10 @@ def test_planted_features_return_and_others_do_not():
     b[order[:30]] = -a[:30]
     c[:20] = 3 * a[:20]
     found = reproducibility({name: t.tensor(each) for name, each in (("a", a), ("b", b), ("c", c))})
-    assert found.returns_SF["a"].tolist()[:30] == [2] * 20 + [1] * 10
-    assert not found.returns_SF["a"][30:].any()
-    assert found.match_SF["a"][:20] == pytest.approx(1)
-    assert (found.match_SF["a"][20:30] > 0.5).all()
+    assert found.scores("a").returns_F.tolist()[:30] == [2] * 20 + [1] * 10
+    assert not found.scores("a").returns_F[30:].any()
+    assert found.scores("a").match_F[:20] == pytest.approx(1)
+    assert (found.scores("a").match_F[20:30] > 0.5).all()
     assert found.returning("a") == pytest.approx({0.7: (30 + 20) / 120, 0.9: (30 + 20) / 120})
     assert found.returning("c") == pytest.approx({0.7: 40 / 120, 0.9: 40 / 120})
     assert found.matches("b", "a")[order[:30]] == pytest.approx(1)
@@ -182,8 +182,8 @@ def test_a_match_between_the_limits_returns_at_one_of_them():
     b[:10], b[10:20] = turned(a[:10], 0.95, 5), turned(a[10:20], 0.8, 6)
     c[:10] = turned(a[:10], 0.75, 7)
     found = reproducibility({n: t.tensor(x) for n, x in (("a", a), ("b", b), ("c", c))})
-    assert found.returns_SF["a"][:20].tolist() == [2] * 10 + [1] * 10
-    assert found.match_SF["a"][:10] == pytest.approx((0.95 + 0.75) / 2, abs=1e-6)
+    assert found.scores("a").returns_F[:20].tolist() == [2] * 10 + [1] * 10
+    assert found.scores("a").match_F[:10] == pytest.approx((0.95 + 0.75) / 2, abs=1e-6)
     assert found.returning("a") == pytest.approx({0.7: (20 + 10) / 60, 0.9: 10 / 60})
 
 

@@ -209,7 +209,7 @@ def test_json_and_the_features_csv(seeds, tmp_path, capsys):
     rows = list(csv.DictReader(path.open()))
     assert len(rows) == 2 * F
     scores = [float(row["mean_match"]) for row in rows if row["sae"] == "seed1"]
-    assert scores == pytest.approx(expected.match_SF["seed1"], abs=1e-4)
+    assert scores == pytest.approx(expected.scores("seed1").match_F, abs=1e-4)
     assert {row["of"] for row in rows} == {"1"}
     assert {row["null"] for row in rows} == {f"{of_pair.null:.4f}"}
 

@@ -347,8 +347,8 @@ def test_the_features_of_the_folder_have_scores(seeded_report, seeds):
     expected = measured_again(seeds)
     data = data_of(seeded_report.read_text(encoding="utf-8"))
     ours, other = data["saes"]
-    assert ours["columns"]["match"] == pytest.approx(expected.match_SF["seed0"], rel=1e-3)
-    assert ours["columns"]["returns"] == expected.returns_SF["seed0"].tolist()
+    assert ours["columns"]["match"] == pytest.approx(expected.scores("seed0").match_F, rel=1e-3)
+    assert ours["columns"]["returns"] == expected.scores("seed0").returns_F.tolist()
     assert not {"match", "returns"} & other["columns"].keys(), "it is no seed of that one"
     assert ours["seeds"]["of"] == 2
     null = expected.scores("seed0").null
