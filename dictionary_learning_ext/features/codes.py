@@ -182,17 +182,13 @@ class CodeCollector:
             places = row_M.int().cpu().numpy(), feature_M.int().cpu().numpy()
             self._parts.append(csr_matrix((value_M.numpy(), places), (len(x_nD), n_features)))
 
-    def codes(self, directions_FD: t.Tensor | None = None) -> Codes:
-        """Of the tokens added until now.
-
-        Arguments:
-            directions_FD: the dictionary's `decoder_directions`, where they are known.
-        """
-        if directions_FD is None:
-            directions_FD = decoder_directions(self.dictionary)
+    def codes(self) -> Codes:
+        """Of the tokens added until now."""
         k = getattr(self.dictionary, "k", None)
         return Codes(
-            vstack(self._parts, format="csr"), directions_FD, None if k is None else int(k)
+            vstack(self._parts, format="csr"),
+            decoder_directions(self.dictionary),
+            None if k is None else int(k),
         )
 
 

@@ -190,7 +190,7 @@ def measured(
     fve = {name: (read_metrics_if_any(folder) or {}).get("fve") for folder, name in names.items()}
     codes, scores = {}, {}
     if tokens != 0:
-        codes, scores = _on_held_out(saes, names, directions, tokens, where)
+        codes, scores = _on_held_out(saes, names, tokens, where)
     found = reproducibility(directions)
     return ReproducibilityOfFolders(
         found,
@@ -204,7 +204,6 @@ def measured(
 def _on_held_out(
     loaded: dict[str, Loaded],
     names: Mapping[str, str],
-    directions: Mapping[str, Any],
     tokens: int | None,
     where: dict[str, Any],
 ) -> tuple[dict[str, Codes], dict[str, ReturnScores]]:
@@ -226,7 +225,7 @@ def _on_held_out(
             "what the features do on a text can't be compared",
             (*instead, "; or ", *remedy) if error.instead else remedy,
         ) from error
-    codes = {name: each.codes(directions[name]) for name, each in coders.items()}
+    codes = {name: each.codes() for name, each in coders.items()}
     return codes, {name: each.scores() for name, each in scorers.items()}
 
 
@@ -234,19 +233,17 @@ def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> d
     """`where`, with the text of the first that names one for all of them, unless all name the same or one is
     given."""
     settings = {folder: settings_named_in(config) for folder, config in configs.items()}
-
     naming = [folder for folder, own in settings.items() if own.get("data") is not None]
     if not naming or any(where.get(name) for name in (*_TEXT, "activations")):
         return where
     first, *others = naming
     texts = {name: value for name in _TEXT if (value := settings[first].get(name)) is not None}
-
-    def is_other(folder: str) -> bool:
-        own = settings[folder]
-        known = [name for name in texts if own.get(name) is not None]
-        return not all(same_setting(name, texts[name], own[name]) for name in known)
-
-    if differ := [folder for folder in others if is_other(folder)]:
+    differ = [
+        folder
+        for folder in others
+        if any(settings[folder].get(name) not in (None, text) for name, text in texts.items())
+    ]
+    if differ:
         logger.warning(
             "%s was trained on other text than %s: what they do is compared on the held-out text of the latter; "
             "--data or --activations names another",
