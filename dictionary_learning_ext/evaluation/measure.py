@@ -22,7 +22,13 @@ from ..activations.inputs import HeldOut, Truth
 from ..activations.rows import ActivationReader
 from ..activations.tokens import TokenContexts
 from ..errors import TextError
-from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions, selects_top_k
+from ..trainers.dictionaries import (
+    HasPosterior,
+    as_input,
+    decoder_directions,
+    k_of,
+    selects_top_k,
+)
 from ..trainers.kernels.products import StepForm
 from ..trainers.kernels.select import compared, top_k
 from .metrics import (
@@ -104,9 +110,13 @@ class Sample:
 
 
 def _empty_totals(dictionary: Any, norm_factor: float = 1.0) -> Totals:
-    device = next(dictionary.parameters()).device
-    k = getattr(dictionary, "k", None)
-    return Totals.empty(dictionary.activation_dim, dictionary.dict_size, k, device, norm_factor)
+    return Totals(
+        dictionary.activation_dim,
+        dictionary.dict_size,
+        k_of(dictionary),
+        next(dictionary.parameters()).device,
+        norm_factor,
+    )
 
 
 def batches_of(rows: BatchSource, tokens: int) -> Iterator[t.Tensor]:
@@ -202,11 +212,11 @@ class Measurement:
             z_BF = compared(mu_BF + scale * noise_BF, getattr(sae, "select_by", "value"))
             # Without noise, as a point has none, a ReLU leaves ties.
             rectified = bool(getattr(sae, "rectify", False))
-            k, rows = indices_BK.shape[1], StepForm.rows_at_once
-            _, other_BK = top_k(z_BF, k, rows, rectified=rectified)
+            k = indices_BK.shape[1]
+            _, other_BK = top_k(z_BF, k, StepForm.rows_at_once, rectified=rectified)
             in_both_BK = t.zeros_like(mu_BF, dtype=t.bool).scatter_(1, other_BK, True)
             common_B = in_both_BK.gather(1, indices_BK).sum(1)
-            self.totals.add_mean(name, (common_B / (2 * indices_BK.shape[1] - common_B)).mean())
+            self.totals.add_mean(name, (common_B / (2 * k - common_B)).mean())
 
 
 class _Done(NamedTuple):

@@ -62,12 +62,11 @@ class TruthScores(NamedTuple):
 class Totals:
     """What was gathered about one SAE over some batches of raw activations."""
 
-    sum_D: t.Tensor
-    """Sum of x, (D,), float64."""
-    selected_F: t.Tensor
-    """At how many tokens each feature was selected, (F,)."""
+    activation_dim: int
+    dict_size: int
     k: int | None
     """None for an SAE without one."""
+    device: t.device
     norm_factor: float = 1.0
     """What activations were divided by in training."""
     tokens: int = 0
@@ -88,22 +87,11 @@ class Totals:
     truth: TruthScores | None = None
     """Of synthetic activations only."""
 
-    @classmethod
-    def empty(
-        cls,
-        activation_dim: int,
-        dict_size: int,
-        k: t.Tensor | int | None,
-        device: t.device,
-        norm_factor: float = 1.0,
-    ) -> "Totals":
-        """Before the first batch."""
-        return cls(
-            sum_D=t.zeros(activation_dim, dtype=t.float64, device=device),
-            selected_F=t.zeros(dict_size, dtype=t.long, device=device),
-            k=None if k is None else int(k),
-            norm_factor=norm_factor,
-        )
+    def __post_init__(self):
+        self.sum_D = t.zeros(self.activation_dim, dtype=t.float64, device=self.device)
+        """Sum of x, (D,)."""
+        self.selected_F = t.zeros(self.dict_size, dtype=t.long, device=self.device)
+        """At how many tokens each feature was selected, (F,)."""
 
     def add(self, x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> None:
         """Count a batch of activations with their reconstructions and features."""
@@ -117,14 +105,6 @@ class Totals:
     def add_mean(self, name: str, value: t.Tensor | float) -> None:
         """Count an average of a batch."""
         self.sums[name] = self.sums.get(name, 0.0) + float(value)
-
-    @property
-    def activation_dim(self) -> int:
-        return len(self.sum_D)
-
-    @property
-    def dict_size(self) -> int:
-        return len(self.selected_F)
 
     @cached_property
     def total_variance(self) -> float:

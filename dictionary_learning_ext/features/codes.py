@@ -30,9 +30,9 @@ from scipy.sparse import csr_matrix, diags, hstack, vstack
 from torch.nn.functional import normalize
 
 from ..evaluation.metrics import is_near_dead
-from ..trainers.dictionaries import as_input
+from ..trainers.dictionaries import as_input, decoder_directions, k_of
 from .collector import require_finite
-from .directions import RandomDirections, decoder_directions
+from .directions import RandomDirections
 from .reproducibility import (
     NULL_ERROR,
     RETURNING,
@@ -184,12 +184,8 @@ class CodeCollector:
 
     def codes(self) -> Codes:
         """Of the tokens added until now."""
-        k = getattr(self.dictionary, "k", None)
-        return Codes(
-            vstack(self._parts, format="csr"),
-            decoder_directions(self.dictionary),
-            None if k is None else int(k),
-        )
+        code_NF = vstack(self._parts, format="csr")
+        return Codes(code_NF, decoder_directions(self.dictionary), k_of(self.dictionary))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from ..evaluation.folders import open_folders
 from ..evaluation.metrics import is_near_dead
 from ..evaluation.tables import text_table
 from ..run_folder.files import replacing
-from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions
+from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions, k_of
 from .collector import require_finite
 from .directions import encoder_directions, nearest_features
 
@@ -251,7 +251,7 @@ class SignalCollector:
         # Those that were never selected tie at the bottom.
         rank_F = rankdata(np.where(is_alive_F, log_odds_F, -np.inf))
         score_F = np.where(is_alive_F, 100 * (rank_F - 0.5) / len(rank_F), 0.0)
-        is_near_dead_F = is_near_dead(self._count_F / self.tokens, int(self.dictionary.k), 0.1)
+        is_near_dead_F = is_near_dead(self._count_F / self.tokens, k_of(self.dictionary), 0.1)
         return ReturnScores(
             score_F,
             {name: signals[name] for name in SIGNALS},
@@ -296,15 +296,15 @@ def crowding(directions_FD: t.Tensor) -> t.Tensor:
 
 def has_score(dictionary: Dictionary) -> bool:
     """Whether an SAE keeps k features a token, fewer than all."""
-    k = getattr(dictionary, "k", None)
-    return k is not None and int(k) < dictionary.dict_size
+    k = k_of(dictionary)
+    return k is not None and k < dictionary.dict_size
 
 
 def require_score(dictionary: Dictionary) -> None:
     """Raise a ReturnScoreError for an SAE that has no return score."""
     if not has_score(dictionary):
-        k = getattr(dictionary, "k", None)
-        has = "has no k" if k is None else f"keeps all {int(k)} of its features"
+        k = k_of(dictionary)
+        has = "has no k" if k is None else f"keeps all {k} of its features"
         raise ReturnScoreError(
             f"this SAE ({type(dictionary).__name__}) {has}: expected one that keeps k of its features a token, "
             "e.g. TopK, BatchTopK or a vSAE, as the return score was tested on these alone",

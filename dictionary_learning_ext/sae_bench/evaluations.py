@@ -32,6 +32,7 @@ from ..activations.hook_points import block_of_output
 from ..config.architectures import BenchEvaluation
 from ..errors import BenchError, Setting
 from ..evaluation.metrics import Totals, computed, shown_in
+from ..trainers.dictionaries import k_of
 from .data import heldout_text
 from .lens_model import left_alone, stopped_after, wanted
 from .probes import run_sae_probes
@@ -116,8 +117,8 @@ def our_metrics(
     feature was; `tokens`; `left_out`, how many tokens the rule left out besides the ignored ones; and a
     `note` on what SAE Bench's own metrics are.
     """
-    k, device = getattr(getattr(sae, "dictionary", None), "k", None), sae.W_enc.device
-    totals = Totals.empty(sae.cfg.d_in, sae.cfg.d_sae, k, device)
+    k, device = k_of(getattr(sae, "dictionary", None)), sae.W_enc.device
+    totals = Totals(sae.cfg.d_in, sae.cfg.d_sae, k, device)
     special = t.tensor([token for token in ignored if token is not None], device=device)
     left_out = 0
     for _ in range(config.n_eval_sparsity_variance_batches):

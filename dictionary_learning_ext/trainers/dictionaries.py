@@ -51,6 +51,12 @@ def selects_top_k(dictionary: Dictionary) -> bool:
     return "return_topk" in signature(dictionary.encode).parameters
 
 
+def k_of(dictionary: Any) -> int | None:
+    """How many features it keeps of each token; None if it has no k."""
+    k = getattr(dictionary, "k", None)
+    return None if k is None else int(k)
+
+
 def as_input(dictionary: Dictionary, x: t.Tensor) -> t.Tensor:
     """Activations in the dtype and on the device of a dictionary's parameters.
 
