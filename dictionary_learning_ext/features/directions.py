@@ -133,11 +133,6 @@ class LogitLens:
             )
         self._norm, self._unembedding = norms[-1], unembedding
 
-    @property
-    def vocabulary(self) -> int:
-        """V, the rows of the unembedding."""
-        return self._unembedding.weight.shape[0]
-
     @t.no_grad()
     def logits(self, directions_ND: t.Tensor) -> t.Tensor:
         """The direct effects of N directions on the logits, (N, V), float32."""

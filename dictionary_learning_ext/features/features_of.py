@@ -196,10 +196,6 @@ class Features:
             no final norm or unembedding to measure it by.
         """
         feature = require_feature(feature, len(self))
-        vocabulary = self._lens.vocabulary
-        require(
-            1 <= n <= vocabulary, "n", n, f"1 to {vocabulary}, the tokens of the language model"
-        )
         found = []
         for ranked in self._lens.ranked(self.directions[feature : feature + 1], n):
             pairs = zip(ranked.indices_Fn[0].tolist(), ranked.values_Fn[0].tolist(), strict=True)
@@ -226,8 +222,9 @@ class Features:
             i: plain(token_text(self._tokenizer, i)) for i in ids_FT.unique().tolist() if i >= 0
         }
         matching = t.tensor([i for i, text in texts.items() if text == wanted], dtype=t.int32)
-        n_F = (is_there_FT := ~top.value_FT.isnan()).sum(1)
-        share_F = (t.isin(ids_FT, matching) & is_there_FT).sum(1) / n_F.clamp(min=1)
+        is_there_FT = ~top.value_FT.isnan()
+        n_found_F = (t.isin(ids_FT, matching) & is_there_FT).sum(1)
+        share_F = n_found_F / is_there_FT.sum(1).clamp(min=1)
         found = share_F.nonzero().flatten().tolist()
         if not found:
             self._require_one_token(token)
@@ -400,10 +397,6 @@ def documents_of(text: Text) -> Iterator[str]:
         return iter([text])
     if isinstance(text, str | Path):
         return chain.from_iterable(open_text(str(text), split=s) for s in ("heldout", "train"))
-    if not isinstance(text, Iterable):
-        raise TextError(
-            f"text is a {type(text).__name__}: expected a text, a list of texts, or a file or folder"
-        )
     return _strings(text)
 
 

@@ -31,7 +31,7 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from scipy.stats import rankdata
 
-from ..errors import ConfigError, Setting, TextError
+from ..errors import ConfigError, Setting
 from ..evaluation.folders import open_folders
 from ..evaluation.metrics import is_near_dead
 from ..evaluation.tables import text_table
@@ -219,12 +219,7 @@ class SignalCollector:
         return t.cat(parts)
 
     def signals(self) -> dict[str, np.ndarray]:
-        """Each signal of what was added, (F,), float64; NaN where the feature was never selected.
-
-        Raises: TextError if there was no token.
-        """
-        if not self.tokens:
-            raise TextError("there is no token to measure on: expected at least one")
+        """Each signal of what was added, (F,), float64; NaN where the feature was never selected."""
         return {
             name: value_F.to(self._count_F).masked_fill(self._count_F == 0, t.nan).cpu().numpy()
             for name, value_F in self._signals().items()
@@ -243,7 +238,7 @@ class SignalCollector:
         }
 
     def scores(self) -> ReturnScores:
-        """The return score of what was added. Raises TextError if there was no token."""
+        """The return score of what was added."""
         signals = self.signals()
         fit = fits()["with_noise" if has_noise(self.dictionary) else "without_noise"]
         log_odds_F = fit.log_odds(ranks(signals))

@@ -138,7 +138,6 @@ def test_no_text_is_the_held_out_text_in_training_contexts(folder, tiny_lm, tiny
         ({"text": ""}, TextError, "no token to measure on"),
         ({"text": []}, TextError, "no token to measure on"),
         ({"text": ["a", 3]}, TextError, "document 2 of the text is a int: expected a str"),
-        ({"text": 3}, TextError, "text is a int: expected a text"),
         ({"text": "missing.txt"}, TextError, r"no file 'missing.txt'"),
         ({"text": "jane/books"}, TextError, r"use open_text\('jane/books'\)"),
         ({"lm": None}, ConfigError, "give lm and hook, or the run folder"),
@@ -285,7 +284,6 @@ def test_the_table_lists_the_most_readable_features_first(features):
         (lambda features: features.top(-1), "feature -1: expected a whole number from 0 to 23"),
         (lambda features: features.logits("a"), "feature 'a': expected a whole number"),
         (lambda features: features.top(3, 9), r"n=9: expected 1 to 8, .*contexts=9$"),
-        (lambda features: features.logits(3, 305), "n=305: expected 1 to 304"),
         (lambda features: features.search("catdog"), "'catdog' is not one token .* search for one"),
     ],
 )
