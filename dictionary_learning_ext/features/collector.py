@@ -186,17 +186,16 @@ class FeatureCollector:
     def _draw(self, drawn_N: t.Tensor, source: EncodedContexts) -> None:
         if not drawn_N.any():
             return
-        around = windows(drawn_N.nonzero().flatten(), source.ids_BL, self._offsets_W)
-        n_drawn, ctx_len = len(around.ids_MW), source.ids_BL.shape[1]
-        fires_PF = t.zeros(n_drawn, source.n_features, dtype=t.bool)
-        token_PW = around.context_M1 * ctx_len + around.at_MW
-        for token_P, is_inside_P in zip(token_PW.T, around.is_inside_MW.T, strict=True):
+        drawn_P = drawn_N.nonzero().flatten()
+        around = windows(drawn_P, source.ids_BL, self._offsets_W)
+        fires_PF = t.zeros(len(drawn_P), source.n_features, dtype=t.bool)
+        for token_P, is_inside_P in zip(around.token_MW.T, around.is_inside_MW.T, strict=True):
             place_N = t.full((len(drawn_N),), -1)  # at one offset, each token is in one window
-            place_N[token_P[is_inside_P]] = t.arange(n_drawn)[is_inside_P]
+            place_N[token_P[is_inside_P]] = t.arange(len(drawn_P))[is_inside_P]
             place_S = place_N[source.token_S]
             is_near_S = place_S >= 0
             fires_PF[place_S[is_near_S], source.feature_S[is_near_S]] = True
-        context_P = source.first_context + around.context_M1.squeeze(1)
+        context_P = source.first_context + drawn_P // source.ids_BL.shape[1]
         self._drawn.append(DrawnContexts(around.ids_MW, fires_PF, context_P))
 
     def _add_profiles(

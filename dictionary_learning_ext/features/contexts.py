@@ -148,18 +148,15 @@ class ContextKeeper:
         self, feature_M: t.Tensor, token_M: t.Tensor, source: EncodedContexts
     ) -> tuple[t.Tensor, ...]:
         """What is kept of each selection, in the order of FeatureContexts."""
+        ctx_len = source.ids_BL.shape[1]
         around = windows(token_M, source.ids_BL, self._offsets_W)
-        token_MW = around.context_M1 * source.ids_BL.shape[1] + around.at_MW
-        f_MW = source.activations(token_MW, rearrange(feature_M, "m -> m 1"))
-        context_M, position_M = (
-            part.squeeze(1) for part in (around.context_M1, around.position_M1)
-        )
+        f_MW = source.activations(around.token_MW, rearrange(feature_M, "m -> m 1"))
         return (
             source.activations(token_M, feature_M),
             around.ids_MW,
             f_MW * around.is_inside_MW,
-            source.first_context + context_M,
-            position_M,
+            source.first_context + token_M // ctx_len,
+            token_M % ctx_len,
         )
 
     def contexts(self, by_value: bool = False) -> FeatureContexts:
@@ -177,10 +174,8 @@ class ContextKeeper:
 class Windows(NamedTuple):
     """M tokens of a batch of contexts, and the W around each."""
 
-    context_M1: t.Tensor
-    position_M1: t.Tensor
-    at_MW: t.Tensor
-    """Their positions, those outside of the context moved into it."""
+    token_MW: t.Tensor
+    """Their numbers, 0 to B x L - 1; outside of the context, that of the token itself."""
     is_inside_MW: t.Tensor
     ids_MW: t.Tensor
     """Their ids, int32; -1 outside of the context."""
@@ -188,15 +183,12 @@ class Windows(NamedTuple):
 
 def windows(token_M: t.Tensor, ids_BL: t.Tensor, offsets_W: t.Tensor) -> Windows:
     """The tokens at these offsets from some tokens, which are numbered 0 to B x L - 1."""
-    ctx_len = ids_BL.shape[1]
-    context_M1, position_M1 = (
-        rearrange(part, "m -> m 1") for part in (token_M // ctx_len, token_M % ctx_len)
-    )
-    at_MW = position_M1 + offsets_W
-    is_inside_MW = (at_MW >= 0) & (at_MW < ctx_len)
-    at_MW = at_MW.clamp(0, ctx_len - 1)
-    ids_MW = t.where(is_inside_MW, ids_BL[context_M1, at_MW].int(), -1)
-    return Windows(context_M1, position_M1, at_MW, is_inside_MW, ids_MW)
+    token_M1, ctx_len = rearrange(token_M, "m -> m 1"), ids_BL.shape[1]
+    token_MW = token_M1 + offsets_W
+    is_inside_MW = token_MW // ctx_len == token_M1 // ctx_len
+    token_MW = t.where(is_inside_MW, token_MW, token_M1)
+    ids_MW = t.where(is_inside_MW, ids_BL.flatten()[token_MW].int(), -1)
+    return Windows(token_MW, is_inside_MW, ids_MW)
 
 
 class KeptContext(NamedTuple):
