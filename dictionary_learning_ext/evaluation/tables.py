@@ -62,12 +62,7 @@ def printed(
         folder: name + " *" * bool(unequal([measured[folder], next(iter(measured.values()))]))
         for folder, name in names.items()
     }
-    shown = {marked[folder]: values for folder, values in results.items()}
-    further = {
-        head: {marked[folder]: cell for folder, cell in cells.items()}
-        for head, cells in (further or {}).items()
-    }
-    parts = [table(shown, metrics, width, further)]
+    parts = [table(results, metrics, width, further, marked)]
     if lines := notes(results, names, metrics):
         parts.append("\n".join(lines))
     if differing:
@@ -104,21 +99,23 @@ def table(
     metrics: Sequence[Metric] | None = None,
     width: int | None = None,
     further: Mapping[str, Mapping[str, str]] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> str:
     """The metrics of SAEs as aligned text, a row each; a single SAE is not named.
 
     Arguments:
         width: see `text_table`.
         further: see `printed`. A column without a cell is left out.
+        names: what to call the SAEs. Default: as `results` does.
     """
     metrics = usual_columns(results) if metrics is None else metrics
-    further = {name: cells for name, cells in (further or {}).items() if cells}
+    further = {head: cells for head, cells in (further or {}).items() if cells}
     head = [*(metric.label for metric in metrics), *further]
     rows = []
-    for name, values in results.items():
+    for sae, values in results.items():
         cells = [metric.text(values.get(metric.key)) for metric in metrics]
-        cells += [column.get(name, "-") for column in further.values()]
-        rows.append([name, *cells])
+        cells += [column.get(sae, "-") for column in further.values()]
+        rows.append([names[sae] if names else sae, *cells])
     if len(rows) == 1:
         return text_table(head, [rows[0][1:]], width, repeated=0)
     return text_table(["", *head], rows, width)
