@@ -223,9 +223,7 @@ def agreement_of_codes(codes: Mapping[str, Codes], measured: Reproducibility) ->
     return AgreementOfCodes(next(iter(codes.values())).code_NF.shape[0], pairs)
 
 
-def measures_of_pair(
-    a: Codes, b: Codes, pair: PairOfSAEs, seed: int = 0
-) -> dict[str, float | None]:
+def measures_of_pair(a: Codes, b: Codes, pair: PairOfSAEs) -> dict[str, float | None]:
     """Every measure of CODE_MEASURES, and `subspace_null`. All are symmetric in the two, but for the random draws of the null.
 
     Correlations are Pearson's over all tokens, those included at which a feature is not selected. They
@@ -233,7 +231,6 @@ def measures_of_pair(
 
     Arguments:
         pair: how the directions agree.
-        seed: of the null's random directions.
     """
     centred_F, others_G = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
     matched_F, correlations_F = matching(centred_F, others_G, signed=True)
@@ -255,7 +252,7 @@ def measures_of_pair(
         "returning_selections": _share(a.count_F, b.count_F, RETURNING[0], pair),
         "returning_energy": _share(a.energy_F, b.energy_F, RETURNING[0], pair),
         "jaccard": _jaccard(a.code_NF, b.code_NF, pair.matched_F),
-        **_subspaces(a, b, pair, seed),
+        **_subspaces(a, b, pair),
     }
 
 
@@ -306,7 +303,7 @@ def _jaccard(a_NF: Any, b_NG: Any, matched_F: np.ndarray) -> float:
 # --- subspaces of what does not return
 
 
-def _subspaces(a: Codes, b: Codes, pair: PairOfSAEs, seed: int) -> dict[str, float | None]:
+def _subspaces(a: Codes, b: Codes, pair: PairOfSAEs) -> dict[str, float | None]:
     """Whether features that do not return span the same directions (Gerasimov et al. 2026).
 
     Where they are more than D, as they mostly are, they span everything, in any two SAEs. So the plain
@@ -334,7 +331,7 @@ def _subspaces(a: Codes, b: Codes, pair: PairOfSAEs, seed: int) -> dict[str, flo
     found = overlap(a.unit_FD, b.unit_FD)
     if found is None:
         return dict.fromkeys(("subspace", "subspace_null", "subspace_less_null"))
-    generator = t.Generator().manual_seed(seed)
+    generator = t.Generator().manual_seed(0)
     nulls: list[float] = []
     while len(nulls) < _LEAST_DRAWS or (
         np.std(nulls, ddof=1) >= NULL_ERROR * len(nulls) ** 0.5 and len(nulls) < _MOST_DRAWS

@@ -137,7 +137,13 @@ class FeatureCollector:
         order = t.randperm(tokens, generator=self._generator)
         self._in_profile = _marked(tokens, order[:profile_tokens])
         self._is_drawn = _marked(tokens, order[:drawn])
-        self._drawn = [_nothing_drawn(len(self._offsets_W), n)]
+        self._drawn = [  # nothing yet
+            DrawnContexts(
+                ids_PW=t.empty(0, len(self._offsets_W), dtype=t.int32),
+                fires_PF=t.empty(0, n, dtype=t.bool),
+                context_P=t.empty(0, dtype=t.long),
+            )
+        ]
         self._profile: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._profile_rows = self._profile_entries = 0
 
@@ -243,14 +249,6 @@ def _marked(n: int, places: t.Tensor) -> t.Tensor:
     return t.zeros(n, dtype=t.bool).index_fill_(0, places, True)
 
 
-def _nothing_drawn(width: int, n_features: int) -> DrawnContexts:
-    return DrawnContexts(
-        t.empty(0, width, dtype=t.int32),
-        t.empty(0, n_features, dtype=t.bool),
-        t.empty(0, dtype=t.long),
-    )
-
-
 def require_finite(activations: t.Tensor) -> None:
     """Raise NonFiniteError if activations of an SAE's features are NaN or infinite."""
     if not activations.isfinite().all():
@@ -291,7 +289,7 @@ class GrowingHistograms:
 
         Arguments:
             feature_M: the feature of each value.
-            value_M: the values. Those of 0 and below are not counted.
+            value_M: the values.
             max_F: each feature's largest value until now, these included.
         """
         bins = self.counts_FH.shape[1]
@@ -305,8 +303,6 @@ class GrowingHistograms:
             merged = reduce(self.counts_FH[grows_F], "f (h pair) -> f h", "sum", pair=2)
             self.counts_FH[grows_F] = t.nn.functional.pad(merged, (0, bins - merged.shape[1]))
             shift_F -= 1
-        is_positive_M = value_M > 0
-        feature_M, value_M = feature_M[is_positive_M], value_M[is_positive_M]
         bin_M = (value_M / self.width_F[feature_M]).long()
         flat = self.counts_FH.view(-1)
         flat.index_add_(0, feature_M * bins + bin_M, t.ones_like(bin_M))

@@ -219,7 +219,7 @@ def test_the_null_of_subspaces_is_that_of_random_directions_of_the_covariance():
     nothing = PairOfSAEs(
         0, 0, 0, 0, 0, match_F=np.zeros(f_size), matched_F=rng.permutation(f_size), n_others=f_size
     )
-    found = module._subspaces(*saes, nothing, seed=0)
+    found = module._subspaces(*saes, nothing)
     expected = np.mean([overlap() for _ in range(40)])
     assert found["subspace_null"] == pytest.approx(expected, abs=0.02)
     assert expected > 0.9 > 2 / D, "the second of which is isotropic directions'"
