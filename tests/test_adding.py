@@ -45,6 +45,7 @@ METRIC = """    Metric(
         "twice L0",
         lambda totals: 2 * (totals.mean("l0") or 0.0),
         better="lower",
+        shown_in=("compare", "report", "sweep"),
     ),
 """
 TOTAL = """    largest: float = 0.0

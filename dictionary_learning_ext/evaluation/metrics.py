@@ -1,7 +1,7 @@
 """The metrics of an SAE: what is gathered, what is computed from it, and how tables show it.
 
-METRICS is the one table that commands, pages and CSV files read. To add a metric, add a row. If it
-needs a new total, add that to `Totals` and gather it in measure.py. A feature is *selected* at a
+METRICS is the one table that commands, pages and CSV files read. To add a metric, add a row, and say where
+it is shown. If it needs a new total, add that to `Totals` and gather it in measure.py. A feature is *selected* at a
 token if its activation by the mean is not zero there.
 
 Shapes: B tokens, D = activation_dim, F features.
@@ -204,19 +204,21 @@ def loss(which: str) -> Callable[[Totals], float | None]:
 
 @dataclass(frozen=True)
 class Metric:
-    """One row. `value` computes it from the totals; None where it does not apply."""
+    """One row."""
 
     key: str
     """Its name in metrics.json."""
     definition: str
     label: str
     """The head of its column."""
-    value: Callable[[Totals], float | None]
-    """Raises NotMeasured where these totals don't define it."""
+    formula: Callable[[Totals], float | None] | None = None
+    """What computes it; None where it does not apply. Raises NotMeasured where these totals don't define it.
+    Without one, it is the mean of what was gathered by its key."""
     better: Literal["higher", "lower"] | None = None
     digits: int = 4
     """Decimals shown of a number below 10."""
-    shown_in: tuple[Place, ...] = PLACES
+    shown_in: tuple[Place, ...] = ()
+    """`vsae compare --all` and metrics.json have every metric."""
     is_of_truth: bool = False
     """Whether it compares with the truth, which is known of synthetic activations only. `vsae compare`
     has no column of it otherwise."""
@@ -246,6 +248,7 @@ _ROWS = (
         "FVE",
         fve,
         better="higher",
+        shown_in=PLACES,
         title="Variance explained (FVE)",
         in_words="fraction of the activations' variance that the reconstruction explains",
     ),
@@ -265,7 +268,6 @@ _ROWS = (
         "l0",
         "features that are not zero, per token",
         "L0",
-        lambda totals: totals.mean("l0"),
         digits=1,
         shown_in=("compare", "report"),
         title="Features per token (L0)",
@@ -286,6 +288,7 @@ _ROWS = (
         "near-dead < 0.1",
         near_dead(0.1),
         better="lower",
+        shown_in=PLACES,
         title="Almost never used (near-dead < 0.1)",
         in_words="share of features selected less than a tenth as often as the average feature",
     ),
@@ -302,7 +305,6 @@ _ROWS = (
         "the KL over all features, nats per token",
         "KL/token",
         lambda totals: None if totals.kl is None else totals.kl / totals.tokens,
-        shown_in=(),
     ),
     Metric(
         "noise_to_signal",
@@ -310,7 +312,6 @@ _ROWS = (
         "an SAE whose decoder is not unit-norm",
         "noise/signal",
         noise_to_signal,
-        shown_in=(),
     ),
     Metric(
         "fve_sampled",
@@ -319,16 +320,13 @@ _ROWS = (
         "FVE sampled",
         fve_sampled,
         better="higher",
-        shown_in=(),
     ),
     Metric(
         "stability_rms",
         "mean Jaccard overlap of TopK(mu) and TopK(mu + s eps), s being a tenth of the selected "
         "activations' rms; for SAEs that select the k largest of a token",
         "selection stability",
-        lambda totals: totals.mean("stability_rms"),
         better="higher",
-        shown_in=(),
     ),
     Metric(
         "true_mcc",
@@ -381,61 +379,47 @@ _ROWS = (
         "frac_variance_explained",
         "upstream's, which forgives a constant bias",
         "upstream's FVE",
-        lambda totals: totals.mean("frac_variance_explained"),
         better="higher",
-        shown_in=(),
     ),
     Metric(
         "cossim",
         "mean cosine of activation and reconstruction",
         "cosine",
-        lambda totals: totals.mean("cossim"),
         better="higher",
-        shown_in=(),
     ),
     Metric(
         "l2_ratio",
         "mean norm of the reconstruction / of the activation",
         "L2 ratio",
-        lambda totals: totals.mean("l2_ratio"),
-        shown_in=(),
     ),
     Metric(
         "l2_loss",
         "upstream's: mean norm of the residual, raw units",
         "L2 loss",
-        lambda totals: totals.mean("l2_loss"),
         better="lower",
-        shown_in=(),
     ),
     Metric(
         "l1_loss",
         "upstream's: mean L1 norm of the features, raw units",
         "L1 loss",
-        lambda totals: totals.mean("l1_loss"),
-        shown_in=(),
     ),
     Metric(
         "mean_sigma",
         "the posterior's standard deviation, in training units",
         "mean sigma",
         mean_sigma,
-        shown_in=(),
     ),
     Metric(
         "stability_sigma",
         "as stability_rms, with noise of the posterior's sigma",
         "stability at sigma",
-        lambda totals: totals.mean("stability_sigma"),
         better="higher",
-        shown_in=(),
     ),
     Metric(
         "loss_original",
         "cross-entropy of the language model, nats per token",
         "CE",
         loss("original"),
-        shown_in=(),
     ),
     Metric(
         "loss_reconstructed",
@@ -443,14 +427,12 @@ _ROWS = (
         "CE, reconstructed",
         loss("reconstructed"),
         better="lower",
-        shown_in=(),
     ),
     Metric(
         "loss_zero",
         "cross-entropy with zeros in place of the activations",
         "CE, zeros",
         loss("zero"),
-        shown_in=(),
     ),
     Metric(
         "loss_tokens",
@@ -458,7 +440,6 @@ _ROWS = (
         "CE tokens",
         lambda totals: totals.losses and totals.losses.tokens,
         digits=0,
-        shown_in=(),
     ),
     Metric(
         "loss_positions",
@@ -466,7 +447,6 @@ _ROWS = (
         "CE positions",
         lambda totals: totals.losses and totals.losses.positions,
         digits=0,
-        shown_in=(),
     ),
     Metric(
         "positions_left_alone",
@@ -475,7 +455,6 @@ _ROWS = (
         "positions left alone",
         lambda totals: totals.losses and totals.losses.left_alone,
         digits=0,
-        shown_in=(),
     ),
     Metric(
         "tokens",
@@ -483,7 +462,6 @@ _ROWS = (
         "tokens",
         lambda totals: totals.tokens,
         digits=0,
-        shown_in=(),
     ),
 )
 
@@ -506,7 +484,7 @@ def computed(totals: Totals, metrics: list[Metric] | None = None) -> dict[str, A
     reasons: dict[str, str] = {}
     for metric in METRICS.values() if metrics is None else metrics:
         try:
-            value = metric.value(totals)
+            value = metric.formula(totals) if metric.formula else totals.mean(metric.key)
             if value is not None and not math.isfinite(value):
                 raise NotMeasured(f"undefined for these activations (the formula gives {value})")
         except NotMeasured as reason:
