@@ -34,7 +34,6 @@ from ..trainers.kernels.select import compared, top_k
 from .metrics import (
     LanguageModelLosses,
     Totals,
-    TruthScores,
     computed,
     shown_in,
     squared_residual,
@@ -251,8 +250,8 @@ class TruthMatch:
         """Count the features' activations on the batch that the truth has handed out last."""
         self._firing.add_batch(f_BF.cpu(), self._truth.firing_BT)
 
-    def scores(self) -> TruthScores:
-        """Of what was added."""
+    def scores(self) -> dict[str, float]:
+        """Of what was added, by the metrics' keys."""
         from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
             feature_uniqueness,
             mean_correlation_coefficient,
@@ -260,12 +259,12 @@ class TruthMatch:
 
         directions_FD, vectors_TD = self._directions_FD, self._truth.vectors_TD
         uniqueness = feature_uniqueness(directions_FD, vectors_TD)
-        return TruthScores(
-            mcc=mean_correlation_coefficient(directions_FD, vectors_TD),
-            firing_f1=self._firing.compute().f1_score,
-            uniqueness=uniqueness,
-            coverage=uniqueness * len(directions_FD) / len(vectors_TD),
-        )
+        return {
+            "true_mcc": mean_correlation_coefficient(directions_FD, vectors_TD),
+            "firing_f1": self._firing.compute().f1_score,
+            "true_coverage": uniqueness * len(directions_FD) / len(vectors_TD),
+            "uniqueness": uniqueness,
+        }
 
 
 # --- what reconstructions cost the language model

@@ -49,15 +49,6 @@ class LanguageModelLosses(NamedTuple):
     training leaves such positions out."""
 
 
-class TruthScores(NamedTuple):
-    """How an SAE matches the true features of a synthetic model, see `measure.TruthMatch`."""
-
-    mcc: float
-    firing_f1: float
-    uniqueness: float
-    coverage: float
-
-
 @dataclass
 class Totals:
     """What was gathered about one SAE over some batches of raw activations."""
@@ -84,8 +75,8 @@ class Totals:
     losses: LanguageModelLosses | None = None
     no_losses: str = ""
     """Why there are none, if that is not because they don't apply."""
-    truth: TruthScores | None = None
-    """Of synthetic activations only."""
+    truth: dict[str, float] = field(default_factory=dict)
+    """How the SAE matches the true features of a synthetic model, see `measure.TruthMatch`."""
 
     def __post_init__(self):
         self.sum_D = t.zeros(self.activation_dim, dtype=t.float64, device=self.device)
@@ -333,7 +324,7 @@ _ROWS = (
         "mean |cosine| of decoder directions and a synthetic model's true features, paired one to one "
         "to maximise it; SAELens's MCC",
         "true MCC",
-        lambda totals: totals.truth and totals.truth.mcc,
+        lambda totals: totals.truth.get("true_mcc"),
         better="higher",
         shown_in=("compare",),
         is_of_truth=True,
@@ -343,7 +334,7 @@ _ROWS = (
         "mean over features of the F1 score of their firing, taken as a prediction of when the true "
         "feature of the largest |cosine| fires; SAELens's",
         "firing F1",
-        lambda totals: totals.truth and totals.truth.firing_f1,
+        lambda totals: totals.truth.get("firing_f1"),
         better="higher",
         shown_in=("compare",),
         is_of_truth=True,
@@ -352,7 +343,7 @@ _ROWS = (
         "true_coverage",
         "share of the true features that have the largest |cosine| with some feature",
         "true coverage",
-        lambda totals: totals.truth and totals.truth.coverage,
+        lambda totals: totals.truth.get("true_coverage"),
         better="higher",
         shown_in=("compare",),
         is_of_truth=True,
@@ -361,7 +352,7 @@ _ROWS = (
         "uniqueness",
         "the number of these true features / the number of the SAE's features; SAELens's",
         "uniqueness",
-        lambda totals: totals.truth and totals.truth.uniqueness,
+        lambda totals: totals.truth.get("uniqueness"),
         better="higher",
         shown_in=("compare",),
         is_of_truth=True,
