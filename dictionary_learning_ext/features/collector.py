@@ -18,11 +18,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from einops import rearrange, reduce
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 from ..activations.inputs import ContextBatch
 from ..activations.positions import PositionRule, at, norms
@@ -144,8 +143,8 @@ class FeatureCollector:
                 context_P=t.empty(0, dtype=t.long),
             )
         ]
-        self._profile: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._profile_rows = self._profile_entries = 0
+        self._profiles: list[csr_matrix] = []
+        self._profile_entries = 0
 
     @t.no_grad()
     def add(self, batch: ContextBatch) -> None:
@@ -209,12 +208,11 @@ class FeatureCollector:
     ) -> None:
         per_token_N = token_M.bincount(minlength=len(drawn_N)) * drawn_N
         drawn_N = drawn_N & (self._profile_entries + per_token_N.cumsum(0) <= _PROFILE_ENTRIES)
-        row_N = self._profile_rows + drawn_N.cumsum(0) - 1
-        keep_M = drawn_N[token_M]
-        kept = row_N[token_M[keep_M]].int(), feature_M[keep_M].int(), value_M[keep_M]
-        self._profile.append(tuple(part.numpy() for part in kept))  # pyright: ignore
-        self._profile_rows += int(drawn_N.sum())
-        self._profile_entries += len(kept[0])
+        row_N, keep_M = drawn_N.cumsum(0) - 1, drawn_N[token_M]
+        places = row_N[token_M[keep_M]].int().numpy(), feature_M[keep_M].int().numpy()
+        shape = int(drawn_N.sum()), self.dictionary.dict_size
+        self._profiles.append(csr_matrix((value_M[keep_M].numpy(), places), shape))
+        self._profile_entries += int(keep_M.sum())
 
     def statistics(self) -> FeatureStatistics:
         """The statistics of the batches added until now. Raises TextError if they have no token."""
@@ -226,10 +224,6 @@ class FeatureCollector:
         nan_F = t.full_like(self._highest_F, t.nan)
         is_positive_F = self._highest_F >= -self._lowest_F
         largest_F = t.where(is_positive_F, self._highest_F, self._lowest_F)
-        rows, columns, values = (
-            np.concatenate(parts) for parts in zip(*self._profile, strict=True)
-        )
-        shape = (self._profile_rows, self.dictionary.dict_size)
         return FeatureStatistics(
             tokens=self._tokens,
             count_F=self._count_F.clone(),
@@ -241,7 +235,7 @@ class FeatureCollector:
             top=self._top.contexts(),
             sampled=self._sampled.contexts(by_value=True),
             drawn=DrawnContexts(*map(t.cat, zip(*self._drawn, strict=True))),
-            profiles_NF=csr_matrix((values, (rows, columns)), shape),
+            profiles_NF=vstack(self._profiles, format="csr"),
         )
 
 
