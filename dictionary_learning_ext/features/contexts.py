@@ -1,7 +1,7 @@
 """The contexts kept for each feature, such as those with its largest activations, and tokens as text.
 
 Shapes: B contexts of L tokens, F features, T contexts kept per feature, W tokens of a context
-shown, S selections, M of them offered, U features among these, P tokens drawn.
+shown, S selections, M of them offered, U features among these, E candidates of these features, P tokens drawn.
 """
 
 import math
@@ -116,33 +116,24 @@ class ContextKeeper:
         """
         is_better_M = key_M > self._key[feature_M, -1]
         key_M, feature_M, token_M = (part[is_better_M] for part in (key_M, feature_M, token_M))
-        order_M = key_M.argsort(descending=True, stable=True)
-        order_M = order_M[feature_M[order_M].argsort(stable=True)]
-        key_M, feature_M, token_M = (part[order_M] for part in (key_M, feature_M, token_M))
-        features_U, size_U = feature_M.unique_consecutive(return_counts=True)
-        if not len(features_U):
-            return
-        row_M = t.arange(len(features_U)).repeat_interleave(size_U)
-        rank_M = t.arange(len(key_M)) - (size_U.cumsum(0) - size_U)[row_M]
-        is_kept_M = rank_M < self._n_kept
-        place = row_M[is_kept_M], rank_M[is_kept_M]
-        key_M, feature_M, token_M = (part[is_kept_M] for part in (key_M, feature_M, token_M))
-
-        key_UT = t.full((len(features_U), self._n_kept), -t.inf)
-        key_UT[place] = key_M
-        both = t.cat([self._key[features_U], key_UT], 1).sort(dim=1, descending=True, stable=True)
-        self._key[features_U] = both.values[:, : self._n_kept]
-        chosen_UT = both.indices[:, : self._n_kept]
-        row_U1 = rearrange(t.arange(len(features_U)), "u -> u 1")
-        news = self._windows(feature_M, token_M, source)
+        features_U, row_M = feature_M.unique(return_inverse=True)
+        row_UT = rearrange(t.arange(len(features_U)), "u -> u 1").expand(-1, self._n_kept)
+        # All candidates, the kept ones first, by their features and their keys.
+        row_E = t.cat([row_UT.flatten(), row_M])
+        key_E = t.cat([self._key[features_U].flatten(), key_M])
+        order_E = key_E.argsort(descending=True, stable=True)
+        order_E = order_E[row_E[order_E].argsort(stable=True)]
+        size_U = row_E.bincount(minlength=len(features_U))
+        first_U1 = rearrange(size_U.cumsum(0) - size_U, "u -> u 1")
+        chosen_UT = order_E[first_U1 + t.arange(self._n_kept)]
+        self._key[features_U] = key_E[chosen_UT]
+        is_new_UT = chosen_UT >= row_UT.numel()
+        new_M = chosen_UT[is_new_UT] - row_UT.numel()
+        news = self._windows(feature_M[new_M], token_M[new_M], source)
         for kept, new in zip(self._kept[:-1], news, strict=True):
-            offered = new.new_zeros((*key_UT.shape, *new.shape[1:]))
-            offered[place] = new
-            kept[features_U] = t.cat([kept[features_U], offered], 1)[row_U1, chosen_UT]
-        # A context that was never offered has no value.
-        is_empty_UT = self._key[features_U] == -t.inf
-        value_FT = self._kept.value_FT
-        value_FT[features_U] = value_FT[features_U].masked_fill(is_empty_UT, t.nan)
+            chosen = kept[features_U].flatten(0, 1)[chosen_UT.where(~is_new_UT, 0)]
+            chosen[is_new_UT] = new
+            kept[features_U] = chosen
 
     def _windows(
         self, feature_M: t.Tensor, token_M: t.Tensor, source: EncodedContexts
