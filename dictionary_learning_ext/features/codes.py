@@ -285,17 +285,11 @@ def _share(a_F: np.ndarray, b_G: np.ndarray, least: float, pair: PairOfSAEs) -> 
 
 def _jaccard(a_NF: Any, b_NG: Any, matched_F: np.ndarray) -> float:
     """The mean over tokens at which either selects a feature; 0 if there is none."""
-    n_tokens, n_others = b_NG.shape
-    has_none_F = matched_F < 0  # these get numbers of their own, after the others'
-    number_F = np.where(has_none_F, n_others + has_none_F.cumsum() - 1, matched_F)
-    shape = n_tokens, n_others + int(has_none_F.sum())
-    ones = (np.ones(each.nnz, dtype=np.int32) for each in (a_NF, b_NG))
-    places = (number_F[a_NF.indices], a_NF.indptr), (b_NG.indices, b_NG.indptr)
-    ours, theirs = (
-        csr_matrix((data, *place), shape) for data, place in zip(ones, places, strict=True)
-    )
-    both_N = np.asarray(ours.multiply(theirs).sum(axis=1)).ravel()
-    either_N = ours.getnnz(axis=1) + theirs.getnnz(axis=1) - both_N
+    ours_P = np.flatnonzero(matched_F >= 0)
+    theirs_P = matched_F[ours_P]
+    both_NP = (a_NF[:, ours_P] != 0).multiply(b_NG[:, theirs_P] != 0)
+    both_N = both_NP.getnnz(axis=1)
+    either_N = a_NF.getnnz(axis=1) + b_NG.getnnz(axis=1) - both_N
     selects_N = either_N > 0
     return float((both_N[selects_N] / either_N[selects_N]).mean()) if selects_N.any() else 0.0
 
