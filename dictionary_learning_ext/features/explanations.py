@@ -210,12 +210,12 @@ def not_alike(explanations: Mapping[str, Explanations]) -> str:
 # --- explanations.json
 
 
-def read_explanations(name: str | Path, dictionary: Dictionary) -> Explanations:
+def read_explanations(name: str | Path, dictionary: Dictionary | None = None) -> Explanations:
     """The explanations beside a named SAE. None are taken if they are of another SAE, which is logged.
 
     Arguments:
         name: see run_folder/sae_names.py.
-        dictionary: the SAE, as `load_dictionary` returns it.
+        dictionary: the SAE, as `load_dictionary` returns it. None: it is loaded, if there are explanations.
 
     Raises: CheckpointError if explanations.json is damaged.
     """
@@ -224,6 +224,8 @@ def read_explanations(name: str | Path, dictionary: Dictionary) -> Explanations:
     if path is None or not path.exists():
         return Explanations()
     found = explanations_in(path)
+    if dictionary is None:
+        dictionary, _ = load_dictionary(name)
     if found.sae != hash_of(dictionary):
         logger.warning("%s: of another SAE than the one beside it, so it is not used", path)
         return Explanations()
@@ -233,10 +235,8 @@ def read_explanations(name: str | Path, dictionary: Dictionary) -> Explanations:
 
 
 def explanations_of(names: Iterable[str]) -> dict[str, Explanations]:
-    """The explanations beside those of these SAEs that have some, which are loaded to see whether they are theirs."""
-    places = {name: place_of(name).results for name in names}
-    there = [name for name, place in places.items() if place and (place / EXPLANATIONS).exists()]
-    found = {name: read_explanations(name, load_dictionary(name)[0]) for name in there}
+    """The explanations beside those of these SAEs that have some."""
+    found = {name: read_explanations(name) for name in names}
     return {name: one for name, one in found.items() if one}
 
 
@@ -244,16 +244,15 @@ def explanations_in(path: Path) -> Explanations:
     """What a file holds, whatever SAE it is of. Raises CheckpointError if it is damaged; FileNotFoundError."""
     content = read_json(path, _SHAPE, _REPAIR)
     try:
-        features = {int(number): each for number, each in content["features"].items()}
         found = {
-            number: Explanation(
-                number,
+            int(number): Explanation(
+                int(number),
                 each["place"],
                 each["asked"],
                 None if each["text"] is None else one_line(each["text"]),
                 each["said"],
             )
-            for number, each in features.items()
+            for number, each in content["features"].items()
         }
         sae, settings, order = (content[name] for name in ("sae", "settings", "order"))
         return Explanations(sae, settings, order, found, content["places"])
