@@ -136,13 +136,7 @@ class FeatureCollector:
         order = t.randperm(tokens, generator=self._generator)
         self._in_profile = _marked(tokens, order[:profile_tokens])
         self._is_drawn = _marked(tokens, order[:drawn])
-        self._drawn = [  # nothing yet
-            DrawnContexts(
-                ids_PW=t.empty(0, len(self._offsets_W), dtype=t.int32),
-                fires_PF=t.empty(0, n, dtype=t.bool),
-                context_P=t.empty(0, dtype=t.long),
-            )
-        ]
+        self._drawn: list[DrawnContexts] = []
         self._profiles: list[csr_matrix] = []
         self._profile_entries = 0
 
@@ -189,12 +183,11 @@ class FeatureCollector:
         self._tokens += int(wanted_N.sum())
 
     def _draw(self, drawn_N: t.Tensor, source: EncodedContexts) -> None:
-        if not drawn_N.any():
-            return
         drawn_P = drawn_N.nonzero().flatten()
         around = windows(drawn_P, source.ids_BL, self._offsets_W)
         fires_PF = t.zeros(len(drawn_P), source.n_features, dtype=t.bool)
-        for token_P, is_inside_P in zip(around.token_MW.T, around.is_inside_MW.T, strict=True):
+        offsets = zip(around.token_MW.T, around.is_inside_MW.T, strict=True)
+        for token_P, is_inside_P in offsets if len(drawn_P) else ():
             place_N = t.full((len(drawn_N),), -1)  # at one offset, each token is in one window
             place_N[token_P[is_inside_P]] = t.arange(len(drawn_P))[is_inside_P]
             place_S = place_N[source.token_S]
