@@ -217,6 +217,7 @@ class FeatureCollector:
         nan_F = t.full_like(self._highest_F, t.nan)
         is_positive_F = self._highest_F >= -self._lowest_F
         largest_F = t.where(is_positive_F, self._highest_F, self._lowest_F)
+        profiles_NF: Any = vstack(self._profiles, format="csr")
         return FeatureStatistics(
             tokens=self._tokens,
             count_F=self._count_F.clone(),
@@ -228,7 +229,7 @@ class FeatureCollector:
             top=self._top.contexts(),
             sampled=self._sampled.contexts(by_value=True),
             drawn=DrawnContexts(*map(t.cat, zip(*self._drawn, strict=True))),
-            profiles_NF=vstack(self._profiles, format="csr"),
+            profiles_NF=profiles_NF,
         )
 
 
