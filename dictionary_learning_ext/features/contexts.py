@@ -288,16 +288,15 @@ def token_text(tokenizer: Any, token: int) -> str:
 def visible(text: str, longest: int = LONGEST_TOKEN) -> str:
     """Text with control characters and directional marks spelled out, cut if too long."""
     shown = []
-    for character in text[: longest + 1]:
+    for character in text[:longest]:
         if character in _SHOWN_AS:
             shown.append(_SHOWN_AS[character])
         elif unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
             shown.append(f"‹U+{ord(character):04X}›")
         else:
             shown.append(character)
-    if len(text) > longest:
-        return "".join(shown[:longest]) + f"… ({len(text):,} characters)"
-    return "".join(shown)
+    is_cut = len(text) > longest
+    return "".join(shown) + (f"… ({len(text):,} characters)" if is_cut else "")
 
 
 def plain(text: str) -> str:

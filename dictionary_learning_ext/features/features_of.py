@@ -218,12 +218,10 @@ class Features:
         wanted = plain(token)
         top = self.statistics.top
         ids_FT = top.ids_FTW[:, :, top.at]
-        texts = {
-            i: plain(token_text(self._tokenizer, i)) for i in ids_FT.unique().tolist() if i >= 0
-        }
-        matching = t.tensor([i for i, text in texts.items() if text == wanted], dtype=t.int32)
+        tokens = [i for i in ids_FT.unique().tolist() if i >= 0]
+        matching = [i for i in tokens if plain(token_text(self._tokenizer, i)) == wanted]
         is_there_FT = ~top.value_FT.isnan()
-        n_found_F = (t.isin(ids_FT, matching) & is_there_FT).sum(1)
+        n_found_F = (t.isin(ids_FT, t.tensor(matching, dtype=t.int32)) & is_there_FT).sum(1)
         share_F = n_found_F / is_there_FT.sum(1).clamp(min=1)
         found = share_F.nonzero().flatten().tolist()
         if not found:
