@@ -170,11 +170,9 @@ def _filled_share(text: Iterator[str], tokenizer: Any, settings: CacheSettings) 
     if settings.text_packing == "pack":
         return 1.0
     contexts = ContextStream(text, tokenizer, settings.ctx_len, packing="truncate")
-    try:
-        _, mask_BL = contexts.next_batch(_SAMPLED)
-    except StopIteration:
-        return 1.0
-    return float(mask_BL.float().mean())
+    for _, mask_BL in contexts.batches(_SAMPLED):
+        return float(mask_BL.float().mean())
+    return 1.0
 
 
 def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, filled: float) -> str:

@@ -47,16 +47,16 @@ from .text import open_text
 from .tokens import (
     SPARE,
     WHOLE,
+    ContextBatches,
     ContextStream,
     Share,
-    TokenContexts,
     require_enough_text,
     require_enough_tokens,
 )
 
 logger = logging.getLogger(__name__)
 
-_CONTEXTS_AT_ONCE = 32
+_DOCUMENTS_AT_ONCE = 16
 
 
 class Truth(Protocol):
@@ -74,8 +74,8 @@ class HeldOut(NamedTuple):
     rows: BatchSource
     reader: ActivationReader | None
     """At the hook point of a language model; None if its loss can't be measured."""
-    documents: TokenContexts | None
-    """What its loss is measured on."""
+    documents: ContextBatches | None
+    """What its loss is measured on: a document per context."""
     no_loss: str = ""
     """Why not."""
     truth: Truth | None = None
@@ -86,7 +86,7 @@ class HeldOut(NamedTuple):
         """Of a buffer on held-out text, and documents of it, which are cut to its ctx_len."""
         tokenizer: Any = buffer.model.tokenizer
         contexts = ContextStream(iter(documents), tokenizer, buffer.ctx_len, packing="truncate")
-        return cls(buffer, buffer.reader, contexts)
+        return cls(buffer, buffer.reader, contexts.batches(_DOCUMENTS_AT_ONCE))
 
 
 class ContextBatch(NamedTuple):
@@ -364,7 +364,7 @@ class _OfLanguageModel(Inputs):
         seed = run.data_seed if split == "train" else 0
         text = open_text(run.data, split=split, seed=seed, column=run.text_column)
         stream = ContextStream(text, model.tokenizer, run.ctx_len, packing=run.text_packing)
-        return with_activations(stream, run, model, self.hooks[hook])
+        return with_activations(stream.batches(), run, model, self.hooks[hook])
 
 
 class _Stored(Inputs):
@@ -440,7 +440,7 @@ class _Stored(Inputs):
             return HeldOut(rows, None, None, self.no_language_model)
         place = self.hooks[hook].place
         reader = ActivationReader(self.language_model, *place, **self._leaving_out)
-        documents = CachedDocuments(stored.folder, stored.manifest, run.eval_documents)
+        documents = cached_documents(stored.folder, stored.manifest, run.eval_documents)
         return HeldOut(rows, reader, documents)
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
@@ -474,34 +474,20 @@ def _cached_model(
     return model
 
 
-class CachedDocuments:
-    """The first `number` held-out documents of a cache, as tokens: a `TokenContexts`.
-
-    If there are fewer, that is logged.
-    """
-
-    def __init__(self, folder: Path, manifest: CacheManifest, number: int):
-        ids_NL = np.zeros((0, 1), dtype=np.int32)
-        if manifest.documents is not None:
-            ids_NL = np.load(folder / manifest.documents.name, allow_pickle=False)
-        if len(ids_NL) < number:
-            logger.warning(
-                "%s has %d held-out documents: the language model's loss is measured on these, not on"
-                " %d",
-                folder,
-                len(ids_NL),
-                number,
-            )
-        self._ids_NL = t.from_numpy(ids_NL[:number].astype(np.int64))
-        self._next = 0
-
-    def next_batch(self, n: int) -> tuple[t.Tensor, t.Tensor]:
-        """Ids (0 at padding) and mask, both int64, (n, L). Raises StopIteration at the end."""
-        ids_BL = self._ids_NL[self._next : self._next + n]
-        if not len(ids_BL):
-            raise StopIteration
-        self._next += len(ids_BL)
-        return ids_BL.clamp(min=0), (ids_BL >= 0).long()
+def cached_documents(folder: Path, manifest: CacheManifest, number: int) -> ContextBatches:
+    """The first `number` held-out documents of a cache. If there are fewer, that is logged."""
+    assert manifest.documents is not None, "written with the held-out tokens"
+    ids_NL = np.load(folder / manifest.documents.name, allow_pickle=False)
+    if len(ids_NL) < number:
+        logger.warning(
+            "%s has %d held-out documents: the language model's loss is measured on these, not on %d",
+            folder,
+            len(ids_NL),
+            number,
+        )
+    ids_NL = t.from_numpy(ids_NL[:number].astype(np.int64))
+    for ids_BL in ids_NL.split(_DOCUMENTS_AT_ONCE):
+        yield ids_BL.clamp(min=0), (ids_BL >= 0).long()
 
 
 class _Synthetic(Inputs):
@@ -570,9 +556,9 @@ def first_tokens(batches: Iterator[ContextBatch], tokens: int) -> Iterator[Conte
 
 
 def with_activations(
-    stream: TokenContexts, run: RunConfig, model: LanguageModel, hook: HookPoint
+    contexts: ContextBatches, run: RunConfig, model: LanguageModel, hook: HookPoint
 ) -> Iterator[ContextBatch]:
-    """All contexts of a stream, with the activations that a language model has there.
+    """Contexts, with the activations that a language model has there.
 
     Arguments:
         run: which tokens are left out.
@@ -585,11 +571,7 @@ def with_activations(
         remove_bos=run.remove_bos,
         max_norm_multiple=run.max_norm_multiple,
     )
-    while True:
-        try:
-            input_ids_BL, mask_BL = stream.next_batch(_CONTEXTS_AT_ONCE)
-        except StopIteration:
-            return
+    for input_ids_BL, mask_BL in contexts:
         read = reader.read(input_ids_BL, mask_BL, reader.rule.by_token(input_ids_BL, mask_BL))
         reader.require_finite(read.non_finite)
         ids_BL = input_ids_BL.masked_fill(mask_BL == 0, -1)

@@ -7,9 +7,8 @@ Shapes: B contexts, L = ctx_len tokens.
 """
 
 import math
-from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -28,6 +27,7 @@ _DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
 _CHARACTERS_AHEAD = 1 << 20  # fewer documents if they have this many characters
 _START = 64  # characters of a document that nearly always have a token
 _PIECE = 1 << 15  # characters of a long document that are tokenised together
+_CONTEXTS_AT_ONCE = 32
 _CONTEXTS_COUNTED = 256  # at a time
 _BYTES_PER_TOKEN = 16
 """Files of this many bytes for each token that a run needs aren't counted. Tokens have about 4 bytes
@@ -45,20 +45,8 @@ WHOLE = Share()
 """What a single process reads: all."""
 
 
-class TokenContexts(Protocol):
-    """Contexts of tokens, in an order."""
-
-    def next_batch(self, n: int) -> tuple[Tensor, Tensor]:
-        """The next n contexts, or all that are left if fewer.
-
-        Returns:
-            input_ids and attention_mask (0 at padding), both int64 and (n, L).
-
-        Raises:
-            StopIteration: no context is left.
-            TextError: the text can't be read.
-        """
-        ...
+ContextBatches = Iterator[tuple[Tensor, Tensor]]
+"""A few contexts at a time: input_ids and attention_mask (0 at padding), both int64, (B, L)."""
 
 
 class ContextStream:
@@ -120,13 +108,29 @@ class ContextStream:
         return hasattr(self.text, "state_dict")
 
     def next_batch(self, n: int) -> tuple[Tensor, Tensor]:
-        """See `TokenContexts`."""
+        """The next n contexts, or all that are left if fewer.
+
+        Returns:
+            input_ids and attention_mask (0 at padding), both int64 and (n, L).
+
+        Raises:
+            StopIteration: no context is left.
+            TextError: the text can't be read.
+        """
         rank, count = self._share
         read = self._pack if self.packing == "pack" else self._truncate
         input_ids, mask = (tokens[rank::count] for tokens in read(n * count))
         if len(input_ids) == 0:
             raise StopIteration
         return input_ids, mask
+
+    def batches(self, n: int = _CONTEXTS_AT_ONCE) -> ContextBatches:
+        """All contexts that are left, n at a time."""
+        while True:
+            try:
+                yield self.next_batch(n)
+            except StopIteration:
+                return
 
     def state_dict(self) -> dict[str, Any]:
         """The place of the next context, fit for JSON.
@@ -259,41 +263,35 @@ class ContextStream:
         return found
 
 
-class WholeDocuments:
-    """Cuts each document into contexts of its own, the last one padded on the right.
+def whole_documents(
+    documents: Iterator[str],
+    tokenizer: Any,
+    ctx_len: int,
+    n: int = _CONTEXTS_AT_ONCE,
+    *,
+    packing: Packing = "pack",
+) -> ContextBatches:
+    """Each document in contexts of its own, n at a time, its last one padded on the right.
 
-    `ContextStream` is for training: it joins or cuts documents. This one is for a few documents that
-    a user wants to see all of.
+    `ContextStream` is for training: it joins or cuts documents. This is for a few documents that a user
+    wants to see all of.
 
     Arguments:
         documents: read as they are needed.
         packing: of the training. "truncate": documents begin with the special tokens that the
             tokenizer adds. "pack": they have none.
     """
-
-    def __init__(
-        self, documents: Iterator[str], tokenizer: Any, ctx_len: int, *, packing: Packing = "pack"
-    ):
-        require(ctx_len >= 1, "ctx_len", ctx_len, "at least 1")
-        self._documents = iter(documents)
-        self._tokenizer = tokenizer
-        self._ctx_len = ctx_len
-        self._special = packing == "truncate"
-        self._read = 0
-        self._contexts: deque[Tensor] = deque()
-
-    def next_batch(self, n: int) -> tuple[Tensor, Tensor]:
-        """See `TokenContexts`."""
-        while len(self._contexts) < n and (document := next(self._documents, None)) is not None:
-            self._read += 1
-            require_no_surrogate(document, f"document {self._read}")
-            ids = self._tokenizer(document, add_special_tokens=self._special, verbose=False)
-            ids_N = torch.tensor(ids["input_ids"], dtype=torch.int64)
-            self._contexts.extend(ids_N.split(self._ctx_len) if len(ids_N) else ())
-        if not self._contexts:
-            raise StopIteration
-        contexts = [self._contexts.popleft() for _ in range(min(n, len(self._contexts)))]
-        return _padded(contexts, self._ctx_len, self._tokenizer)
+    contexts: list[Tensor] = []
+    for number, document in enumerate(documents, start=1):
+        require_no_surrogate(document, f"document {number}")
+        ids = tokenizer(document, add_special_tokens=packing == "truncate", verbose=False)
+        ids_N = torch.tensor(ids["input_ids"], dtype=torch.int64)
+        contexts += ids_N.split(ctx_len) if len(ids_N) else ()
+        while len(contexts) >= n:
+            yield _padded(contexts[:n], ctx_len, tokenizer)
+            contexts = contexts[n:]
+    if contexts:
+        yield _padded(contexts, ctx_len, tokenizer)
 
 
 def adds_bos(tokenizer: Any) -> bool:
@@ -325,22 +323,20 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
     Raises: TextError, which says how often the text must be read, or that held-out text is missing.
     """
     lost = (processes - 1) * run.ctx_len  # at most
-    train = _count_train(run, tokenizer, run.steps * run.batch_size + lost)
-    if train is not None and train.is_whole:
-        if train.documents == 0:
-            raise TextError(
-                "no documents to train on",
-                name="data",
-                value=run.data,
-                expected="at least one",
-                instead="use another text",
-            )
-        what = f"the whole contexts of the text {run.data!r}"
-        require_enough_tokens(what, max(0, train.rows - lost), run)
+    need = run.steps * run.batch_size + lost
+    text = open_text(run.data, column=run.text_column)
+    if text.file_bytes is not None and (
+        run.text_packing == "truncate"
+        or text.file_bytes * run.text_passes < _BYTES_PER_TOKEN * need
+    ):
+        rows = _count(run, tokenizer, text, need)
+        if rows < need:  # in a whole pass
+            what = f"the whole contexts of the text {run.data!r}"
+            require_enough_tokens(what, max(0, rows - lost), run)
     text = open_text(run.data, split="heldout", column=run.text_column)
     if run.eval_tokens and text.file_bytes is not None:
         need = evaluation_batch(run.eval_tokens)
-        if (rows := _count(run, tokenizer, text, need).rows) < need:
+        if (rows := _count(run, tokenizer, text, need)) < need:
             which = f" (every {HELD_OUT_EVERY}th document)" if text.every_20th else ""
             raise TextError(
                 f"the held-out part of {run.data!r}{which} has {rows:,} tokens",
@@ -373,35 +369,13 @@ def require_enough_tokens(what: str, per_pass: int, run: RunConfig, spare: float
     )
 
 
-class _Counted(NamedTuple):
-    """One pass over a text, or its start."""
-
-    documents: int
-    rows: int
-    """Tokens of whole contexts that aren't left out by their id."""
-    is_whole: bool
-    """Whether this is the whole pass."""
-
-
-def _count_train(run: RunConfig, tokenizer: Any, need: int) -> _Counted | None:
-    """Count a run's text; None if it is on the hub, or far larger than the run needs."""
-    text = open_text(run.data, column=run.text_column)
-    is_packed = run.text_packing == "pack"
-    if text.file_bytes is None or (
-        is_packed and text.file_bytes * run.text_passes >= _BYTES_PER_TOKEN * need
-    ):
-        return None
-    return _count(run, tokenizer, text, need)
-
-
-def _count(run: RunConfig, tokenizer: Any, text: TextStream, at_most: int) -> _Counted:
-    """Count one pass of a run's text, until there are `at_most` rows."""
+def _count(run: RunConfig, tokenizer: Any, text: TextStream, enough: int) -> int:
+    """The tokens of one pass's whole contexts that aren't left out by their id, or `enough` or more."""
     rule = PositionRule(tokenizer, remove_bos=run.remove_bos)
     contexts = ContextStream(text, tokenizer, run.ctx_len, packing=run.text_packing)
-    rows, is_whole = 0, False
-    while rows < at_most and not is_whole:
-        try:
-            rows += int(rule.by_token(*contexts.next_batch(_CONTEXTS_COUNTED)).sum())
-        except StopIteration:
-            is_whole = True
-    return _Counted(contexts.documents_read, rows, is_whole)
+    rows = 0
+    for ids_BL, mask_BL in contexts.batches(_CONTEXTS_COUNTED):
+        rows += int(rule.by_token(ids_BL, mask_BL).sum())
+        if rows >= enough:
+            break
+    return rows

@@ -20,7 +20,7 @@ from ..activations.buffer import BatchSource
 from ..activations.hook_points import Change
 from ..activations.inputs import HeldOut, Truth
 from ..activations.rows import ActivationReader
-from ..activations.tokens import TokenContexts
+from ..activations.tokens import ContextBatches
 from ..errors import TextError
 from ..trainers.dictionaries import (
     HasPosterior,
@@ -42,7 +42,6 @@ from .metrics import (
 logger = logging.getLogger(__name__)
 
 _UPSTREAMS = ("frac_variance_explained", "cossim", "l2_ratio", "l2_loss", "l1_loss", "l0")
-_DOCUMENTS_AT_ONCE = 16
 
 Replacement = Callable[[t.Tensor], t.Tensor]
 """Takes activations, (B, L, D), and returns what replaces them."""
@@ -294,7 +293,7 @@ class DocumentLosses:
     """
 
     def __init__(
-        self, reader: ActivationReader, documents: TokenContexts, tokens: float = math.inf
+        self, reader: ActivationReader, documents: ContextBatches, tokens: float = math.inf
     ):
         self._reader = reader
         self._batches: list[tuple[t.Tensor, t.Tensor, t.Tensor]] = []
@@ -330,18 +329,14 @@ class DocumentLosses:
         return summed / self._predicted if self._predicted else math.nan
 
 
-def _document_batches(
-    documents: TokenContexts, tokens: float
-) -> Iterator[tuple[t.Tensor, t.Tensor]]:
+def _document_batches(documents: ContextBatches, tokens: float) -> ContextBatches:
     """Ids and masks of some documents at a time, as wide as the longest, until `tokens` were read."""
-    while tokens > 0:
-        try:
-            input_ids_BL, mask_BL = documents.next_batch(_DOCUMENTS_AT_ONCE)
-        except StopIteration:
-            return
+    for input_ids_BL, mask_BL in documents:
         longest = int(mask_BL.sum(1).max())
-        tokens -= int(mask_BL.sum())
         yield input_ids_BL[:, :longest], mask_BL[:, :longest]
+        tokens -= int(mask_BL.sum())
+        if tokens <= 0:
+            return
 
 
 def _only_at(wanted_BL: t.Tensor, replacement: Replacement) -> Change:

@@ -21,7 +21,7 @@ from nnsight import LanguageModel
 from ..activations.inputs import first_tokens, with_activations
 from ..activations.text import open_text
 from ..activations.text_files import SUFFIXES
-from ..activations.tokens import WholeDocuments
+from ..activations.tokens import whole_documents
 from ..config.checks import require
 from ..config.run import RunConfig
 from ..errors import ConfigError, LanguageModelError, Setting, TextError
@@ -93,10 +93,10 @@ def features_of(
     if text is None:
         batches = inputs.contexts(hook_point.name, "heldout", tokens)
     else:
-        stream = WholeDocuments(
+        contexts = whole_documents(
             documents_of(text), model.tokenizer, run.ctx_len, packing=run.text_packing
         )
-        batches = first_tokens(with_activations(stream, run, model, hook_point), tokens)
+        batches = first_tokens(with_activations(contexts, run, model, hook_point), tokens)
     for batch in batches:
         batch = finder.without_sinks(batch)
         collector.add(batch)

@@ -175,7 +175,7 @@ def test_held_out_text_is_no_training_text_and_the_same_for_every_seed(run, text
         inputs = open_inputs(replace(run, data_seed=seed, eval_documents=3), [HOOK])
         found.append(inputs.held_out(HOOK, 100))
     (one, documents), (other, others) = (
-        (next(held_out.rows), held_out.documents.next_batch(100)[0]) for held_out in found
+        (next(held_out.rows), next(held_out.documents)[0]) for held_out in found
     )
     assert one.shape == (100, 16)
     assert torch.equal(one, other)

@@ -23,8 +23,8 @@ from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import (
     ContextStream,
     Share,
-    WholeDocuments,
     require_enough_text,
+    whole_documents,
 )
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError, TextError
@@ -34,21 +34,13 @@ def contexts_of(documents, tokenizer, ctx_len=8, n=3, **options):
     """Ids and masks of all contexts, read n at a time."""
     stream = ContextStream(iter(documents), tokenizer, ctx_len, **options)
     ids, masks = [], []
-    for input_ids, mask in batches_of(stream, n):
+    for input_ids, mask in stream.batches(n):
         assert input_ids.shape == mask.shape == (len(mask), ctx_len)
         assert input_ids.dtype == mask.dtype == torch.int64
         assert 1 <= len(mask) <= n
         ids += input_ids.tolist()
         masks += mask.tolist()
     return ids, masks
-
-
-def batches_of(stream, n):
-    while True:
-        try:
-            yield stream.next_batch(n)
-        except StopIteration:
-            return
 
 
 def packed(documents, tokenizer, ctx_len):
@@ -128,7 +120,7 @@ def test_contexts_resume_at_every_place(tmp_path, tokenizer, packing, monkeypatc
         return ContextStream(text, tokenizer, 30, packing=packing)
 
     def rest(stream):
-        return [row for ids, _ in batches_of(stream, 5) for row in ids.tolist()]
+        return [row for ids, _ in stream.batches(5) for row in ids.tolist()]
 
     whole = rest(make())
     stream = make()
@@ -167,14 +159,13 @@ HALF = ["a", "b\ud800"]
         (lambda own: ContextStream(iter([]), own, 0), ConfigError, "ctx_len=0"),
         (lambda own: ContextStream(iter([]), own, 8, packing="squeeze"), ConfigError, "packing='squ"),
         (lambda own: ContextStream(iter([]), own, 8), ConfigError, "text_packing='truncate'"),
-        (lambda own: WholeDocuments(iter([]), own, 0), ConfigError, "ctx_len=0"),
         (
             lambda own: ContextStream(iter(HALF), own, 4, packing="truncate").next_batch(2),
             TextError,
             "document 2 holds half of a surrogate pair",
         ),
         (
-            lambda own: WholeDocuments(iter(HALF), own, 4).next_batch(2),
+            lambda own: next(whole_documents(iter(HALF), own, 4, 2)),
             TextError,
             "document 2 holds half of a surrogate pair",
         ),
@@ -234,13 +225,13 @@ def test_a_process_tokenizes_little_of_the_documents_of_others(monkeypatch):
 SHORT = ["The cat sat on the mat.", "", "It was the best of times, it was the worst."]
 
 
-def unpadded(stream, n):
+def unpadded(documents, tokenizer, ctx_len, n=1, **options):
     """All ids without their padding, context by context; batches of n."""
     found = []
-    for ids_BL, mask_BL in batches_of(stream, n):
+    for ids_BL, mask_BL in whole_documents(iter(documents), tokenizer, ctx_len, n, **options):
         assert 1 <= len(ids_BL) <= n
         assert (mask_BL.diff(dim=1) <= 0).all()  # padding is on the right
-        assert (ids_BL[mask_BL == 0] == stream._tokenizer.pad_token_id).all()
+        assert (ids_BL[mask_BL == 0] == tokenizer.pad_token_id).all()
         assert ids_BL.dtype == mask_BL.dtype == torch.int64
         found += [row[mask == 1].tolist() for row, mask in zip(ids_BL, mask_BL, strict=True)]
     return found
@@ -252,12 +243,12 @@ def test_every_token_is_there_and_no_document_meets_another(tokenizer, n):
     for document in SHORT:
         ids = tokenizer.encode(document, add_special_tokens=False)
         expected += [ids[start : start + 8] for start in range(0, len(ids), 8)]
-    assert unpadded(WholeDocuments(iter(SHORT), tokenizer, 8), n) == expected
+    assert unpadded(SHORT, tokenizer, 8, n) == expected
 
 
 def test_documents_are_read_as_they_are_needed(tokenizer):
     documents = iter(SHORT)
-    WholeDocuments(documents, tokenizer, 100).next_batch(1)
+    next(whole_documents(documents, tokenizer, 100, 1))
     assert len(list(documents)) == 2
 
 
@@ -270,8 +261,7 @@ def test_special_tokens_are_those_of_the_training(tokenizer):
             return {"input_ids": [0, *ids] if add_special_tokens else ids}
 
     packed, truncated = (
-        unpadded(WholeDocuments(iter(SHORT[:1]), WithBos(), 100, packing=packing), 1)
-        for packing in ("pack", "truncate")
+        unpadded(SHORT[:1], WithBos(), 100, packing=packing) for packing in ("pack", "truncate")
     )
     assert truncated[0] == [0, *packed[0]]
 
@@ -386,8 +376,8 @@ def test_a_held_out_file_that_is_too_short_is_refused(run_of, require, tmp_path)
             " use a longer text, or eval_tokens=0",
         ),
         ({"n": 40, "eval_tokens": 10_000_000}, "expected at least 2,048 to evaluate"),
-        ({"n": 0}, "no documents to train on"),
-        ({"n": 0, "text_packing": "truncate"}, "no documents to train on"),
+        ({"n": 0}, "have 0 tokens: expected 64 for 2 steps of 32; give at least 64 tokens"),
+        ({"n": 0, "text_packing": "truncate"}, "have 0 tokens: expected 64"),
     ],
 )  # fmt: skip
 def test_too_few_documents_are_refused(changes, said, run_of, require):

@@ -294,7 +294,7 @@ def losses_of(lm, saes, documents=DOCUMENTS, hook="blocks.1.hook_resid_post", ct
     point = find_hook(lm, hook)
     reader = ActivationReader(lm, point.submodule, point.io, **rules)
     contexts = ContextStream(iter(documents), lm.tokenizer, ctx_len, packing="truncate")
-    losses = DocumentLosses(reader, contexts)
+    losses = DocumentLosses(reader, contexts.batches(16))
     return [losses.of(sae) for sae in saes]
 
 
@@ -346,7 +346,7 @@ def test_enough_documents_are_read_for_a_number_of_tokens(tiny_lm, tokens, read)
     point = find_hook(tiny_lm, "blocks.1.hook_resid_post")
     reader = ActivationReader(tiny_lm, point.submodule, point.io)
     contexts = ContextStream(iter(DOCUMENTS), tiny_lm.tokenizer, 16, packing="truncate")
-    found = DocumentLosses(reader, contexts, tokens).of(sae_of())
+    found = DocumentLosses(reader, contexts.batches(16), tokens).of(sae_of())
     assert found == losses_of(tiny_lm, [sae_of()], DOCUMENTS[:read])[0]
     assert len(DOCUMENTS) > 16
 

@@ -38,10 +38,7 @@ def direct_rows(
     hook = find_hook(lm, "blocks.1.hook_resid_post")
     stream = ContextStream(iter(DOCUMENTS), lm.tokenizer, ctx_len, **options)
     rows = []
-    while True:
-        try:
-            ids, mask = stream.next_batch(1)
-        except StopIteration:
-            return torch.cat(rows)
+    for ids, mask in stream.batches(1):
         wanted = mask.bool() if keep is None else mask.bool() & keep(ids)
         rows.append(read_residual(lm, hook, ids, mask)[wanted])
+    return torch.cat(rows)

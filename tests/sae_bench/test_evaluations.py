@@ -136,7 +136,7 @@ def test_core_agrees_with_our_evaluation_on_the_same_tokens():
 
     reader = ActivationReader(model, hook.submodule, hook.io)
     contexts = ContextStream(iter(documents), model.tokenizer, ctx_len, packing="truncate")
-    losses = DocumentLosses(reader, contexts).of(dictionary)
+    losses = DocumentLosses(reader, contexts.batches()).of(dictionary)
     recovered = (losses.zero - losses.reconstructed) / (losses.zero - losses.original)
     tokens = t.tensor(rows)
     measurement = Measurement(dictionary)

@@ -169,7 +169,7 @@ def test_core_replaces_the_positions_that_our_losses_replace(multiple, tiny_lm_d
     assert tokens_BL.shape == (3, 12)
     reader = ActivationReader(lm, hook.submodule, hook.io, max_norm_multiple=multiple)
     contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
-    ours = DocumentLosses(reader, contexts).of(dictionary)
+    ours = DocumentLosses(reader, contexts.batches()).of(dictionary)
     assert ours.left_alone == (3 * far if multiple else 0)
     run_with_hooks = hooked.run_with_hooks
     with lens_model.left_alone(hooked, reader.rule):
