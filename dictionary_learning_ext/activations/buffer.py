@@ -23,7 +23,8 @@ from ..config.checks import require
 from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
 from ..errors import ConfigError, LanguageModelError, NonFiniteError, Setting
-from .hook_points import HookPoint, SharedPass
+from .hook_points import HookPoint, Place, SharedPass
+from .positions import PositionRule
 from .rows import ActivationReader, ModelRows, RowStream
 from .tokens import WHOLE, ContextStream, Share
 
@@ -377,14 +378,11 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         self.add_special_tokens = packing == "truncate"
         for name in ("n_ctxs", "refresh_batch_size", "out_batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        self.reader = ActivationReader(
-            model,
-            submodule,
-            io,
-            remove_bos=remove_bos,
-            max_norm_multiple=max_norm_multiple,
-            shared=shared,
+        require(io in ("in", "out"), "io", io, "in or out, the side of the submodule to read")
+        rule = PositionRule(
+            tokenizer.bos_token_id, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple
         )
+        self.reader = ActivationReader(model, Place(submodule, io), rule, shared)
         module: Any = model._module
         hidden_size = module.config.get_text_config().hidden_size
         rows = ModelRows(

@@ -50,6 +50,7 @@ from .cache_manifest import (
 )
 from .hook_points import HookPoint, SharedPass, find_hook
 from .language_models import load_model, settings_hash, weights_hash
+from .positions import PositionRule
 from .rows import ActivationReader
 from .stored import INFO, STATE
 from .text import open_text
@@ -236,7 +237,8 @@ class _Writer:
         self._model, self._before_batch = model, before_batch
         shared = SharedPass(model, [point.place for point in points.values()])
         self._readers = {
-            name: ActivationReader(model, *p.place, shared=shared) for name, p in points.items()
+            name: ActivationReader(model, point.place, PositionRule(), shared)
+            for name, point in points.items()
         }
         widths = [hook.width for hook in settings.hooks.values()]
         of_context = settings.ctx_len * sum(widths) * np.dtype(settings.dtype).itemsize

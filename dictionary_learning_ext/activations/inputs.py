@@ -39,6 +39,7 @@ from .language_models import (
     settings_hash,
     weights_hash,
 )
+from .positions import PositionRule
 from .rows import ActivationReader
 from .stored import UNKNOWN, StoredActivations, open_stored
 from .stored_rows import StoredReader, StoredRows
@@ -383,7 +384,9 @@ class _Stored(Inputs):
         self._stored = stored = open_stored(run.activations)
         names = list(hooks)
         stored.require_fit(run, names)
-        if stored.manifest is None:
+        manifest = stored.manifest
+        self._rule = _rule_of(run, None if manifest is None else manifest.settings.bos_token_id)
+        if manifest is None:
             self.no_language_model = (
                 f"{stored.folder} doesn't say which language model its activations are of"
             )
@@ -391,7 +394,7 @@ class _Stored(Inputs):
             require_positions(run, language_model._module)
             self.language_model = language_model
         elif run.eval_tokens and share.rank == 0:
-            self.language_model = _cached_model(run, stored, stored.manifest)
+            self.language_model = _cached_model(run, stored, manifest)
         if self.language_model is not None:
             self.hooks = {name: find_hook(self.language_model, name) for name in names}
         else:
@@ -424,13 +427,8 @@ class _Stored(Inputs):
 
     def _buffer(self, hook: str, size: int, out_batch_size: int, **options: Any) -> ShuffledRows:
         """With the run's settings, but for those given."""
-        rows = StoredRows(self._stored, hook, **self._leaving_out, **options)
+        rows = StoredRows(self._stored, hook, self._rule, **options)
         return ShuffledRows(rows, size, out_batch_size, self._run.device)
-
-    @property
-    def _leaving_out(self) -> dict[str, Any]:
-        run = self._run
-        return {"remove_bos": run.remove_bos, "max_norm_multiple": run.max_norm_multiple}
 
     def held_out(self, hook: str, tokens: int) -> HeldOut:
         run, stored, batch = self._run, self._stored, evaluation_batch(tokens)
@@ -438,13 +436,12 @@ class _Stored(Inputs):
         rows = self._buffer(hook, max(batch, 64 * run.ctx_len), batch, split="heldout", seed=None)
         if self.language_model is None or stored.manifest is None:
             return HeldOut(rows, None, None, self.no_language_model)
-        place = self.hooks[hook].place
-        reader = ActivationReader(self.language_model, *place, **self._leaving_out)
+        reader = ActivationReader(self.language_model, self.hooks[hook].place, self._rule)
         documents = cached_documents(stored.folder, stored.manifest, run.eval_documents)
         return HeldOut(rows, reader, documents)
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
-        reader = StoredReader(self._stored, hook, **self._leaving_out)
+        reader = StoredReader(self._stored, hook, self._rule)
         for part in self._stored.parts(split):
             for piece in reader.cut(part):
                 x_BLD, ids_BL, wanted_BL = reader.read(piece)
@@ -544,6 +541,12 @@ class _Synthetic(Inputs):
         )
 
 
+def _rule_of(run: RunConfig, bos_token_id: int | None) -> PositionRule:
+    return PositionRule(
+        bos_token_id, remove_bos=run.remove_bos, max_norm_multiple=run.max_norm_multiple
+    )
+
+
 def first_tokens(batches: Iterator[ContextBatch], tokens: int) -> Iterator[ContextBatch]:
     """Batches until `tokens` tokens are wanted in all. Later ones of the last batch are not wanted."""
     left = tokens
@@ -565,12 +568,8 @@ def with_activations(
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
-    reader = ActivationReader(
-        model,
-        *hook.place,
-        remove_bos=run.remove_bos,
-        max_norm_multiple=run.max_norm_multiple,
-    )
+    tokenizer: Any = model.tokenizer
+    reader = ActivationReader(model, hook.place, _rule_of(run, tokenizer.bos_token_id))
     for input_ids_BL, mask_BL in contexts:
         read = reader.read(input_ids_BL, mask_BL, reader.rule.by_token(input_ids_BL, mask_BL))
         reader.require_finite(read.non_finite)

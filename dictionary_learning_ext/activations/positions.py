@@ -8,8 +8,6 @@ reconstructs little else, and FVE says little about the other tokens.
 Shapes: B contexts, L = ctx_len tokens, N tokens, D = the activations' width.
 """
 
-from typing import Any
-
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -27,21 +25,28 @@ class PositionRule:
     - with `max_norm_multiple`, outliers: activations whose norm is over this multiple of the median
       norm of the tokens read together.
 
-    Raises: ConfigError if a setting is out of range or the tokenizer has no such token.
+    Arguments:
+        bos_token_id: the tokenizer's. None: it has none, or isn't known.
+
+    Raises: ConfigError if a setting is out of range or contradicts another.
     """
 
     def __init__(
-        self, tokenizer: Any, *, remove_bos: bool = False, max_norm_multiple: float | None = None
+        self,
+        bos_token_id: int | None = None,
+        *,
+        remove_bos: bool = False,
+        max_norm_multiple: float | None = None,
     ):
         require_max_norm_multiple(max_norm_multiple)
-        if remove_bos and tokenizer.bos_token_id is None:
+        if remove_bos and bos_token_id is None:
             raise ConfigError(
-                "the tokenizer has no beginning-of-text token",
+                "the tokenizer has no beginning-of-text token, or the activations don't say which it is",
                 name="remove_bos",
                 value=True,
                 instead=("use ", Setting("remove_bos", False)),
             )
-        self.skip_token_id: int | None = tokenizer.bos_token_id if remove_bos else None
+        self.skip_token_id = bos_token_id if remove_bos else None
         self.max_norm_multiple = max_norm_multiple
 
     def by_token(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:

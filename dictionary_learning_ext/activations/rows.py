@@ -9,14 +9,13 @@ Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
 from nnsight import LanguageModel
 from torch import Tensor
 
-from ..config.checks import require
 from ..errors import NonFiniteError, Setting, TextError
 from .hook_points import Change, Place, SharedPass, hooked
 from .positions import PositionRule, at, norms
@@ -87,38 +86,27 @@ class Activations(NamedTuple):
 
 
 class ActivationReader:
-    """Reads a language model's activations at a submodule, where its `PositionRule` wants them.
+    """Reads a language model's activations at a place, where a rule wants them.
 
     An activation that is NaN or infinite is an error, unless its token is left out.
 
     Arguments:
-        submodule, io: the place to read, see `Place`.
-        remove_bos, max_norm_multiple: which tokens are left out, see `PositionRule`.
-        shared: reads the submodule together with others. Default: on its own.
-
-    Raises: ConfigError if a setting is out of range or the tokenizer has no such token.
+        shared: reads the place together with others. Default: on its own.
     """
 
     def __init__(
         self,
         model: LanguageModel,
-        submodule: Any,
-        io: Literal["in", "out"],
-        *,
-        remove_bos: bool = False,
-        max_norm_multiple: float | None = None,
+        place: Place,
+        rule: PositionRule,
         shared: SharedPass | None = None,
     ):
-        require(io in ("in", "out"), "io", io, "in or out, the side of the submodule to read")
-        self.rule = PositionRule(
-            model.tokenizer, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple
-        )
+        self.place, self.rule = place, rule
         self._model = model
-        self.place = Place(submodule, io)
-        self._pass = shared or SharedPass(model, [self.place])
+        self._pass = shared or SharedPass(model, [place])
 
     def read(self, input_ids_BL: Tensor, mask_BL: Tensor, wanted_BL: Tensor) -> Activations:
-        """Run the language model as far as the submodule.
+        """Run the language model as far as the place.
 
         Arguments:
             input_ids_BL: int64.
@@ -139,7 +127,7 @@ class ActivationReader:
 
     @torch.no_grad()
     def logits_with(self, input_ids_BL: Tensor, mask_BL: Tensor, change: Change) -> Tensor:
-        """Run the language model to its end with changed activations at the submodule.
+        """Run the language model to its end with changed activations at the place.
 
         Arguments:
             input_ids_BL: int64. Padding must be on the right: the model counts positions from the left.

@@ -9,7 +9,6 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,32 +38,10 @@ class StoredContexts(NamedTuple):
 
 
 class StoredReader:
-    """Reads stored activations of a hook point, where a `PositionRule` wants them.
+    """Reads stored activations of a hook point, where a rule wants them."""
 
-    Raises: ConfigError if the folder doesn't say which token `remove_bos` leaves out.
-    """
-
-    def __init__(
-        self,
-        stored: StoredActivations,
-        hook: str,
-        *,
-        remove_bos: bool = False,
-        max_norm_multiple: float | None = None,
-    ):
-        if remove_bos and stored.manifest is None:
-            raise ConfigError(
-                f"{stored.folder} doesn't say which token that is",
-                name="remove_bos",
-                value=True,
-                instead=("use ", Setting("remove_bos", False)),
-            )
-        bos = None if stored.manifest is None else stored.manifest.settings.bos_token_id
-        self.rule = PositionRule(
-            SimpleNamespace(bos_token_id=bos),
-            remove_bos=remove_bos,
-            max_norm_multiple=max_norm_multiple,
-        )
+    def __init__(self, stored: StoredActivations, hook: str, rule: PositionRule):
+        self.rule = rule
         self._hook = hook
         self._contexts = max(1, ROWS_AT_ONCE // stored.ctx_len)
         self._files = FileReader(hook)
@@ -133,24 +110,22 @@ class StoredRows:
     need be. This order, and that of the rows, follow from the seed and from numbers that are counted.
 
     Arguments:
-        remove_bos, max_norm_multiple: which tokens are left out, see `PositionRule`. The median is
-            over about 4,096 rows.
+        rule: which tokens are left out. Its median is over about 4,096 rows.
         passes: how often the folder is read.
         seed: seeds the orders. None: rows are handed out as they lie.
         share: which of the contexts it takes, as they are counted in a pass.
         before_read: called before each read of about 4,096 rows. It may raise.
 
-    Raises: ConfigError if a setting is out of range; ActivationsError if the folder lacks the hook.
+    Raises: ActivationsError if the folder lacks the hook.
     """
 
     def __init__(
         self,
         stored: StoredActivations,
         hook: str,
+        rule: PositionRule,
         *,
         split: Split = "train",
-        remove_bos: bool = False,
-        max_norm_multiple: float | None = None,
         passes: int = 1,
         seed: int | None = 0,
         share: Share = WHOLE,
@@ -163,9 +138,7 @@ class StoredRows:
             "activations": str(stored.folder),
             "text": stored.settings["data"],
         }
-        self._reader = StoredReader(
-            stored, hook, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple
-        )
+        self._reader = StoredReader(stored, hook, rule)
         self._passes, self._seed, self._share = passes, seed, share
         self._before_read = before_read
         self._next = _Next(0, 0, 0)

@@ -347,7 +347,7 @@ class SinkFinder:
     def __init__(self, tokenizer: Any):
         self.tokens = 0
         self._tokenizer = tokenizer
-        self._rule = PositionRule(tokenizer, max_norm_multiple=FAR)
+        self._rule = PositionRule(max_norm_multiple=FAR)
         self._norm_ratio = 0.0
         self._at_position: Counter[int] = Counter()
         self._sinks: list[tuple[int, int]] = []

@@ -62,8 +62,9 @@ class BenchSettings:
 
     @property
     def rule(self) -> PositionRule:
+        tokenizer: Any = self.model.tokenizer
         return PositionRule(
-            self.model.tokenizer,
+            tokenizer.bos_token_id,
             remove_bos=self.remove_bos,
             max_norm_multiple=self.max_norm_multiple,
         )

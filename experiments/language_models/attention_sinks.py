@@ -26,6 +26,7 @@ from nnsight import LanguageModel
 from dictionary_learning_ext import RunConfig, load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs, open_model
 from dictionary_learning_ext.activations.language_models import load_model
+from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
@@ -116,7 +117,8 @@ def read_once(run: RunConfig, arguments: argparse.Namespace) -> tuple[t.Tensor, 
     path = read_into(arguments) / "rows.pt"
     if not path.exists():
         model, hook = open_model(replace(run, dtype="bfloat16"))
-        reader = ActivationReader(model, hook.submodule, hook.io, max_norm_multiple=MULTIPLE)
+        rule = PositionRule(max_norm_multiple=MULTIPLE)
+        reader = ActivationReader(model, hook.place, rule)
         contexts = ContextStream(open_text(run.data, seed=0), model.tokenizer, CTX_LEN)
         x, kept, n = [], [], 0
         while n < arguments.tokens:

@@ -28,6 +28,7 @@ from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKTrainer
 from dictionary_learning_ext.activations.buffer import ShuffledRows
 from dictionary_learning_ext.activations.cache_manifest import CacheDtype
 from dictionary_learning_ext.activations.cache_writer import write_cache
+from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.training.processes import Processes, joined
@@ -219,7 +220,9 @@ def take(source: ShuffledRows, batches: int) -> list[t.Tensor]:
 
 def source_of(folder: Path, seed: int | None) -> ShuffledRows:
     stored, rows = open_stored(folder), N_CTXS * 128
-    return ShuffledRows(StoredRows(stored, HOOK, passes=100, seed=seed), rows, BATCH)
+    return ShuffledRows(
+        StoredRows(stored, HOOK, PositionRule(), passes=100, seed=seed), rows, BATCH
+    )
 
 
 def reading(folder: Path) -> dict[str, float]:

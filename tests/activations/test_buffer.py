@@ -169,6 +169,12 @@ def test_impossible_settings_are_refused(
     assert says in error_of(lambda: make_buffer(tiny_lm, **given), ConfigError)
 
 
+def test_a_module_has_two_sides(tiny_lm: LanguageModel):
+    side: Any = "middle"
+    message = error_of(lambda: ResidualBuffer(endless(), tiny_lm, None, io=side), ConfigError)
+    assert "io='middle': expected in or out" in message
+
+
 # Resuming
 
 

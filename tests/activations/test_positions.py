@@ -4,31 +4,28 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from dictionary_learning_ext.activations.positions import PositionRule, left_out
 
 
-def test_an_outlier_is_judged_against_the_median_of_all_tokens_read_together(
-    tokenizer: PreTrainedTokenizerFast,
-):
-    rule = PositionRule(tokenizer, max_norm_multiple=10)
+def test_an_outlier_is_judged_against_the_median_of_all_tokens_read_together():
+    rule = PositionRule(max_norm_multiple=10)
     norms_BL = torch.tensor([[100.0, 1.0, 1.0], [10.0, 10.1, 1.0]])
     wanted_BL = torch.tensor([[True, True, True], [True, True, False]])
     kept_BL = rule.by_norm(norms_BL, wanted_BL)  # the median of 100, 1, 1, 10, 10.1 is 10
     assert kept_BL.equal(wanted_BL & (norms_BL < 101))
     wanted_BL[1] = False  # then it is 1
     assert rule.by_norm(norms_BL, wanted_BL).tolist() == [[False, True, True], [False] * 3]
-    assert PositionRule(tokenizer).by_norm(norms_BL, wanted_BL).equal(wanted_BL)
+    assert PositionRule().by_norm(norms_BL, wanted_BL).equal(wanted_BL)
     wanted_BL[0] = False  # nothing is wanted, so there is no median
     assert not rule.by_norm(norms_BL, wanted_BL).any()
 
 
-def test_padding_and_beginning_of_text_are_left_out(tokenizer: PreTrainedTokenizerFast):
+def test_padding_and_beginning_of_text_are_left_out():
     ids = torch.tensor([[0, 50, 51, 52], [53, 0, 54, 1]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
-    assert PositionRule(tokenizer).by_token(ids, mask).equal(mask.bool())
-    without_bos = PositionRule(tokenizer, remove_bos=True).by_token(ids, mask)
+    assert PositionRule(0).by_token(ids, mask).equal(mask.bool())
+    without_bos = PositionRule(0, remove_bos=True).by_token(ids, mask)
     assert without_bos.equal(mask.bool() & (ids != 0))
 
 

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from dictionary_learning_ext.activations.hook_points import HookPoint, find_hook, read_residual
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ActivationReader, ModelRows
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
@@ -25,8 +26,9 @@ MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
 
 
 def reader_of(lm: LanguageModel, **options: Any) -> tuple[ActivationReader, HookPoint]:
-    hook = find_hook(lm, HOOK)
-    return ActivationReader(lm, hook.submodule, **{"io": hook.io} | options), hook
+    hook, tokenizer = find_hook(lm, HOOK), cast(Any, lm.tokenizer)
+    rule = PositionRule(tokenizer.bos_token_id, **options)
+    return ActivationReader(lm, hook.place, rule), hook
 
 
 def rows_of(
@@ -100,7 +102,6 @@ def test_only_a_wanted_token_must_be_finite(tiny_lm_dir: Path, max_norm_multiple
     ("options", "says"),
     [
         ({"max_norm_multiple": 1.0}, "max_norm_multiple=1.0: expected above 1"),
-        ({"io": "middle"}, "io='middle': expected in or out"),
         ({"remove_bos": True}, r"remove_bos=True: .*; use remove_bos=False"),
     ],
 )

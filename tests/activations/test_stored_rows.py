@@ -14,6 +14,7 @@ from texts import error_of
 from dictionary_learning_ext.activations.buffer import ShuffledRows
 from dictionary_learning_ext.activations.cache_manifest import CachedHook
 from dictionary_learning_ext.activations.cache_writer import write_contexts
+from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import Part, StoredActivations, open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.activations.tokens import Share
@@ -33,8 +34,19 @@ def numbered(tmp_path):
     return open_stored(folder)
 
 
-def source_of(stored, hook="x", *, rows=1000, out_batch_size=100, **options):
-    return ShuffledRows(StoredRows(stored, hook, **options), rows, out_batch_size)
+def source_of(
+    stored,
+    hook="x",
+    *,
+    rows=1000,
+    out_batch_size=100,
+    remove_bos=False,
+    max_norm_multiple=None,
+    **options,
+):
+    bos = stored.manifest and stored.manifest.settings.bos_token_id
+    rule = PositionRule(bos, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
+    return ShuffledRows(StoredRows(stored, hook, rule, **options), rows, out_batch_size)
 
 
 def batches_of(source):
@@ -263,7 +275,9 @@ def test_the_end_says_what_to_do(split, begins, ends, numbered):
 def test_mistakes(numbered, small_cache):
     with pytest.raises(ConfigError, match="a buffer of 50 rows is smaller than a batch"):
         source_of(numbered, rows=50)
-    with pytest.raises(ConfigError, match="doesn't say which token that is"):
+    with pytest.raises(
+        ConfigError, match="the activations don't say which it is; use remove_bos=False"
+    ):
         source_of(numbered, remove_bos=True)
     with pytest.raises(ActivationsError, match=r"hook='blocks\.7\.hook_resid_post': the cache"):
         source_of(open_stored(small_cache), "blocks.7.hook_resid_post")

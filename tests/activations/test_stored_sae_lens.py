@@ -8,6 +8,7 @@ from datasets import Dataset, load_from_disk
 
 from dictionary_learning_ext.activations.buffer import ShuffledRows
 from dictionary_learning_ext.activations.hook_points import find_hook
+from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.cli import main
@@ -106,7 +107,7 @@ def test_we_read_the_cache_of_sae_lens(theirs):
         "hook": HOOK,
         "ctx_len": CTX_LEN,
     }
-    source = ShuffledRows(StoredRows(stored, HOOK, seed=None), 64, CTX_LEN)
+    source = ShuffledRows(StoredRows(stored, HOOK, PositionRule(), seed=None), 64, CTX_LEN)
     for context in range(n - n // 20):
         assert t.equal(next(source), rows[HOOK][context])
 

@@ -12,6 +12,7 @@ from bench_saes import FOUR, PLACE, SMALL, D, F, K
 from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.activations.hook_points import HOOK_KINDS, find_hook, read_residual
 from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
@@ -167,7 +168,7 @@ def test_core_replaces_the_positions_that_our_losses_replace(multiple, tiny_lm_d
     contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
     tokens_BL, _ = contexts.next_batch(3)
     assert tokens_BL.shape == (3, 12)
-    reader = ActivationReader(lm, hook.submodule, hook.io, max_norm_multiple=multiple)
+    reader = ActivationReader(lm, hook.place, PositionRule(max_norm_multiple=multiple))
     contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
     ours = DocumentLosses(reader, contexts.batches()).of(dictionary)
     assert ours.left_alone == (3 * far if multiple else 0)
