@@ -119,8 +119,20 @@ class Inputs(ABC):
     language_model: LanguageModel | None = None
     no_language_model: str = ""
 
-    def __init__(self, run: RunConfig, before_batch: Callable[[], None] | None, share: Share):
+    def __init__(
+        self,
+        run: RunConfig,
+        hooks: Iterable[str],
+        before_batch: Callable[[], None] | None,
+        share: Share,
+        language_model: LanguageModel | None,
+    ):
         self._run, self._before_batch, self._share = run, before_batch, share
+        self._open(list(hooks), language_model)
+
+    @abstractmethod
+    def _open(self, hooks: list[str], language_model: LanguageModel | None) -> None:
+        """Find the hook points, in a language model that is given or loaded."""
 
     def require_language_model(self, what: str, instead: Text) -> LanguageModel:
         """The language model. Raises an ActivationsError if there is none.
@@ -139,11 +151,11 @@ class Inputs(ABC):
 
     def training_batches(self) -> Batches:
         """The batches to train on, from the first."""
-        return Batches(self._run, self.hooks, self._sources())
+        return Batches(self._run, self.hooks, {name: self._source(name) for name in self.hooks})
 
     @abstractmethod
-    def _sources(self) -> dict[str, BatchSource]:
-        """Of the training batches, by hook point."""
+    def _source(self, hook: str) -> BatchSource:
+        """Of a hook point's training batches."""
 
     @abstractmethod
     def held_out(self, hook: str, tokens: int) -> HeldOut:
@@ -209,8 +221,9 @@ def open_inputs(
         others than the run's.
     """
     if is_synthetic(run.model):
-        return _Synthetic(run, hooks, before_batch, share)
-    kind = _OfLanguageModel if run.activations is None else _Stored
+        kind = _Synthetic
+    else:
+        kind = _OfLanguageModel if run.activations is None else _Stored
     return kind(run, hooks, before_batch, share, language_model)
 
 
@@ -286,24 +299,17 @@ class _OfLanguageModel(Inputs):
 
     language_model: LanguageModel
 
-    def __init__(
-        self,
-        run: RunConfig,
-        hooks: Iterable[str],
-        before_batch: Callable[[], None] | None,
-        share: Share,
-        language_model: LanguageModel | None,
-    ):
-        super().__init__(run, before_batch, share)
+    def _open(self, hooks: list[str], language_model: LanguageModel | None) -> None:
         self._fresh_hash: str | None = None
         if language_model is None:
-            language_model = load_model(run)
+            language_model = load_model(self._run)
             # Before it is used: a fast tokenizer keeps its last truncation, which is hashed too.
             self._fresh_hash = settings_hash(language_model)
         else:
-            require_positions(run, language_model._module)
+            require_positions(self._run, language_model._module)
         self.language_model = language_model
         self.hooks = {name: find_hook(language_model, name) for name in hooks}
+        self._shared = SharedPass(language_model, [hook.place for hook in self.hooks.values()])
 
     def hashes(self) -> dict[str, str]:
         return {
@@ -311,24 +317,18 @@ class _OfLanguageModel(Inputs):
             "tokenizer": self._fresh_hash or settings_hash(self.language_model),
         }
 
-    def _sources(self) -> dict[str, BatchSource]:
+    def _source(self, hook: str) -> BatchSource:
         run = self._run
-        shared = SharedPass(self.language_model, [hook.place for hook in self.hooks.values()])
-        return {
-            name: self._buffer(
-                name,
-                open_text(
-                    run.data, seed=run.data_seed, passes=run.text_passes, column=run.text_column
-                ),
-                run.n_ctxs,
-                run.batch_size // self._share.count,
-                seed=run.data_seed,
-                before_batch=self._before_batch,
-                shared=shared,
-                share=self._share,
-            )
-            for name in self.hooks
-        }
+        return self._buffer(
+            hook,
+            open_text(run.data, seed=run.data_seed, passes=run.text_passes, column=run.text_column),
+            run.n_ctxs,
+            run.batch_size // self._share.count,
+            seed=run.data_seed,
+            before_batch=self._before_batch,
+            shared=self._shared,
+            share=self._share,
+        )
 
     def _buffer(
         self, hook: str, text: Iterator[str], n_ctxs: int, out_batch_size: int, **options: Any
@@ -371,19 +371,11 @@ class _OfLanguageModel(Inputs):
 class _Stored(Inputs):
     """Stored activations are read."""
 
-    def __init__(
-        self,
-        run: RunConfig,
-        hooks: Iterable[str],
-        before_batch: Callable[[], None] | None,
-        share: Share,
-        language_model: LanguageModel | None,
-    ):
+    def _open(self, hooks: list[str], language_model: LanguageModel | None) -> None:
+        run = self._run
         assert run.activations is not None
-        super().__init__(run, before_batch, share)
         self._stored = stored = open_stored(run.activations)
-        names = list(hooks)
-        stored.require_fit(run, names)
+        stored.require_fit(run, hooks)
         manifest = stored.manifest
         self._rule = _rule_of(run, None if manifest is None else manifest.settings.bos_token_id)
         if manifest is None:
@@ -393,12 +385,12 @@ class _Stored(Inputs):
         elif language_model is not None:
             require_positions(run, language_model._module)
             self.language_model = language_model
-        elif run.eval_tokens and share.rank == 0:
+        elif run.eval_tokens and self._share.rank == 0:
             self.language_model = _cached_model(run, stored, manifest)
         if self.language_model is not None:
-            self.hooks = {name: find_hook(self.language_model, name) for name in names}
+            self.hooks = {name: find_hook(self.language_model, name) for name in hooks}
         else:
-            known = {name: stored.hook(name) for name in names}
+            known = {name: stored.hook(name) for name in hooks}
             self.hooks = {
                 name: HookPoint(name, hook.layer, "out", None, hook.width)
                 for name, hook in known.items()
@@ -410,20 +402,17 @@ class _Stored(Inputs):
         settings = manifest.settings
         return {"language_model": settings.language_model, "tokenizer": settings.tokenizer}
 
-    def _sources(self) -> dict[str, BatchSource]:
+    def _source(self, hook: str) -> BatchSource:
         run = self._run
-        return {
-            name: self._buffer(
-                name,
-                run.n_ctxs * run.ctx_len,
-                run.batch_size // self._share.count,
-                passes=run.text_passes,
-                seed=run.data_seed,
-                share=self._share,
-                before_read=self._before_batch,
-            )
-            for name in self.hooks
-        }
+        return self._buffer(
+            hook,
+            run.n_ctxs * run.ctx_len,
+            run.batch_size // self._share.count,
+            passes=run.text_passes,
+            seed=run.data_seed,
+            share=self._share,
+            before_read=self._before_batch,
+        )
 
     def _buffer(self, hook: str, size: int, out_batch_size: int, **options: Any) -> ShuffledRows:
         """With the run's settings, but for those given."""
@@ -493,15 +482,9 @@ class _Synthetic(Inputs):
     Raises: ConfigError if the run has settings that a synthetic model has no use for.
     """
 
-    def __init__(
-        self,
-        run: RunConfig,
-        hooks: Iterable[str],
-        before_batch: Callable[[], None] | None,
-        share: Share,
-    ):
+    def _open(self, hooks: list[str], language_model: LanguageModel | None) -> None:
+        run = self._run
         require_synthetic_run(run)
-        super().__init__(run, before_batch, share)
         self.no_language_model = f"{run.model} is not a language model"
         self._drawn = draw_model(run.model)
         width = synthetic_settings(run.model).width
@@ -510,19 +493,16 @@ class _Synthetic(Inputs):
     def hashes(self) -> dict[str, str]:
         return {"language_model": model_hash(self._run.model), "tokenizer": UNKNOWN}
 
-    def _sources(self) -> dict[str, BatchSource]:
+    def _source(self, hook: str) -> BatchSource:
         run = self._run
-        return {
-            name: SyntheticSource(
-                run.model,
-                self._drawn,
-                out_batch_size=run.batch_size // self._share.count,
-                seed=run.data_seed,
-                device=run.device,
-                share=self._share,
-            )
-            for name in self.hooks
-        }
+        return SyntheticSource(
+            run.model,
+            self._drawn,
+            out_batch_size=run.batch_size // self._share.count,
+            seed=run.data_seed,
+            device=run.device,
+            share=self._share,
+        )
 
     def held_out(self, hook: str, tokens: int) -> HeldOut:
         run = self._run
