@@ -260,7 +260,7 @@ def _require_enough_stored(run: RunConfig, stored: StoredActivations, count: int
     """
     if run.eval_tokens:
         _require_held_out(stored, run.eval_tokens)
-    contexts = sum(part.stop - part.start for part in stored.parts("train"))
+    contexts = sum(part.stop - part.start for part in stored.parts["train"])
     # No process may be one context short.
     there = int(stored.tokens["train"] * (contexts - contexts % count) / contexts)
     leaves_out = run.remove_bos or run.max_norm_multiple is not None
@@ -431,7 +431,7 @@ class _Stored(Inputs):
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
         reader = StoredReader(self._stored, hook, self._rule)
-        for part in self._stored.parts(split):
+        for part in self._stored.parts[split]:
             for piece in reader.cut(part):
                 x_BLD, ids_BL, wanted_BL = reader.read(piece)
                 yield ContextBatch(ids_BL, wanted_BL, x_BLD.float())

@@ -2,7 +2,7 @@
 
     stored = open_stored("activations")
     run = replace(RunConfig(), activations="activations", **stored.settings)
-    x_NLD, ids_NL = FileReader(run.hook).read(stored.parts("train")[0])
+    x_NLD, ids_NL = FileReader(run.hook).read(stored.parts["train"][0])
 
 Of the user's own activations, nothing but the rows is known: no tokens, no language model, no hook
 point. Files are mapped into memory, so that reading one costs no more memory than what is copied out
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -57,15 +57,13 @@ class StoredActivations:
     """What a folder holds."""
 
     folder: Path
-    kind: Literal["cache", "SAELens's cache", "own activations"]
     hooks: dict[str, CachedHook]
     """Of own activations: one, UNKNOWN, which stands for whichever is named."""
     ctx_len: int
     """1 for own activations, which have rows only."""
     known: dict[str, Any]
     """The settings of a run that it was written with."""
-    train: tuple[Part, ...]
-    heldout: tuple[Part, ...]
+    parts: dict[Split, tuple[Part, ...]]
     tokens: dict[Split, int]
     """Without padding."""
     digest: str
@@ -79,10 +77,6 @@ class StoredActivations:
         hook = {"hook": next(iter(self.hooks))} if len(self.hooks) == 1 else {}
         unknown = {"model": UNKNOWN, "data": str(self.folder)}
         return {"activations": str(self.folder)} | hook | unknown | self.known
-
-    def parts(self, split: Split) -> tuple[Part, ...]:
-        """The contexts of a split."""
-        return self.train if split == "train" else self.heldout
 
     def hook(self, name: str) -> CachedHook:
         """What is known about a hook point. Raises ActivationsError if it isn't there."""
@@ -151,18 +145,16 @@ def _no_activations(folder: str | Path, problem: str) -> ActivationsError:
 def _of_cache(folder: Path, manifest: CacheManifest) -> StoredActivations:
     settings = manifest.settings
     files: dict[Split, Any] = {"train": manifest.files, "heldout": manifest.heldout}
-    parts = {
+    parts: dict[Split, tuple[Part, ...]] = {
         split: tuple(Part(folder / file.name, 0, file.contexts) for file in of_split)
         for split, of_split in files.items()
     }
     return StoredActivations(
         folder,
-        "cache",
         settings.hooks,
         settings.ctx_len,
         {name: getattr(settings, name) for name in _COMPARED},
-        parts["train"],
-        parts["heldout"],
+        parts,
         {split: sum(file.tokens for file in of_split) for split, of_split in files.items()},
         manifest.digest,
         manifest,
@@ -196,7 +188,7 @@ def _of_sae_lens(folder: Path) -> StoredActivations | None:
         raise ActivationsError(f"{folder}: its hook points have contexts of unequal lengths")
     first, paths = next(iter(hooks)), [folder / name for name in names]
     files = [(path, sum(len(x_NLD) for x_NLD, _ in _batches(path, first))) for path in paths]
-    return _divided(folder, "SAELens's cache", hooks, ctx_len, {"ctx_len": ctx_len}, files)
+    return _divided(folder, hooks, ctx_len, {"ctx_len": ctx_len}, files)
 
 
 def _of_own(folder: Path) -> StoredActivations | None:
@@ -217,7 +209,7 @@ def _of_own(folder: Path) -> StoredActivations | None:
         files.append((path, sum(map(len, arrays))))
     assert first is not None, "every file holds an array"
     hooks = {UNKNOWN: CachedHook(_layer(UNKNOWN), first.shape[1])}
-    return _divided(folder, "own activations", hooks, 1, {}, files)
+    return _divided(folder, hooks, 1, {}, files)
 
 
 def _kind_of(rows_ND: np.ndarray) -> str:
@@ -227,7 +219,6 @@ def _kind_of(rows_ND: np.ndarray) -> str:
 
 def _divided(
     folder: Path,
-    kind: Any,
     hooks: dict[str, CachedHook],
     ctx_len: int,
     known: dict[str, Any],
@@ -248,12 +239,10 @@ def _divided(
     digest = _digest_of(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
     return StoredActivations(
         folder,
-        kind,
         hooks,
         ctx_len,
         known,
-        tuple(train),
-        tuple(heldout),
+        {"train": tuple(train), "heldout": tuple(heldout)},
         {"train": end * ctx_len, "heldout": (total - end) * ctx_len},
         digest,
     )

@@ -147,7 +147,7 @@ class StoredRows:
     @property
     def dtype(self) -> torch.dtype:
         """That of the disk."""
-        parts = self.stored.parts(self.split)
+        parts = self.stored.parts[self.split]
         return self._reader.dtype(parts[0]) if parts else torch.float32
 
     def fill(self, out_ND: Tensor) -> Iterator[int]:
@@ -182,7 +182,7 @@ class StoredRows:
 
     def _pieces_of(self, number: int) -> list[tuple[Part, int]]:
         """The pieces of a pass, each with how many contexts come before it."""
-        parts = list(self.stored.parts(self.split))
+        parts = list(self.stored.parts[self.split])
         if self._seed is not None:
             random.Random(_drawn(self._seed, "files", number)).shuffle(parts)
         pieces = [piece for part in parts for piece in self._reader.cut(part)]

@@ -35,7 +35,7 @@ def test_a_cache_gives_the_settings_of_a_run(small_cache, cached_run):
     assert run.hook == HOOK, "one of two"
     found.require_fit(run, [run.hook])
     assert found.tokens["train"] == 4000
-    assert [part.stop for part in found.parts("train")] == [32, 32, 32, 29]
+    assert [part.stop for part in found.parts["train"]] == [32, 32, 32, 29]
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def theirs(tmp_path, monkeypatch):
 def test_any_contexts_of_their_files_are_read_across_their_batches(theirs):
     path, x, ids = theirs
     found = open_stored(path.parent)
-    assert (found.kind, found.ctx_len, found.hooks[HOOK].width) == ("SAELens's cache", L, D)
-    assert found.parts("train") == (Part(path, 0, N - 2),)
-    assert found.parts("heldout") == (Part(path, N - 2, N),)
+    assert (found.ctx_len, found.hooks[HOOK].width) == (L, D)
+    assert found.parts["train"] == (Part(path, 0, N - 2),)
+    assert found.parts["heldout"] == (Part(path, N - 2, N),)
     reader = FileReader(HOOK)
     for start, stop in ((0, 50), (0, 1), (15, 45), (49, 50), (20, 40)):
         piece = reader.read(Part(path, start, stop))
@@ -163,10 +163,9 @@ def own(tmp_path):
 def test_own_activations_are_rows_and_the_last_5_percent_are_held_out(own):
     (own / "notes.txt").write_text("")
     found = open_stored(own)
-    assert found.kind == "own activations"
     assert found.tokens == {"train": 57, "heldout": 3}
-    assert found.parts("train") == (Part(own / "a.npy", 0, 50), Part(own / "b.npy", 0, 7))
-    assert found.parts("heldout") == (Part(own / "b.npy", 7, 10),)
+    assert found.parts["train"] == (Part(own / "a.npy", 0, 50), Part(own / "b.npy", 0, 7))
+    assert found.parts["heldout"] == (Part(own / "b.npy", 7, 10),)
     unknown = {"model": UNKNOWN, "hook": UNKNOWN, "data": str(own)}
     assert found.settings == unknown | {"activations": str(own)}
     for name, layer in {"blocks.12.hook_mlp_out": 12, UNKNOWN: 0}.items():

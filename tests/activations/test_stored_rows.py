@@ -199,12 +199,10 @@ def test_with_long_contexts_every_process_has_its_share(rules, tmp_path):
         write_contexts(parts[-1].path, {"x": of_file[..., None].astype("f4")}, of_file)
     stored = StoredActivations(
         folder=tmp_path,
-        kind="SAELens's cache",
         hooks={"x": CachedHook(0, 1)},
         ctx_len=1024,
         known={"data": "numbers"},
-        train=tuple(parts),
-        heldout=(),
+        parts={"train": tuple(parts), "heldout": ()},
         tokens={"train": ids.size, "heldout": 0},
         digest="",
     )

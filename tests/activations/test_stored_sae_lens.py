@@ -97,7 +97,7 @@ def theirs(tiny_lm, tmp_path, monkeypatch):
 def test_we_read_the_cache_of_sae_lens(theirs):
     folder, rows = theirs
     stored = open_stored(folder)
-    assert stored.kind == "SAELens's cache"
+    assert stored.manifest is None
     n = len(rows["token_ids"])
     assert stored.tokens == {"train": (n - n // 20) * CTX_LEN, "heldout": n // 20 * CTX_LEN}
     assert stored.settings == {
