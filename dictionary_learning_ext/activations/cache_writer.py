@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..config.checks import require
 from ..config.run import RunConfig, Split, evaluation_batch
-from ..errors import ActivationsError, ConfigError, Setting, TextError
+from ..errors import ActivationsError, ConfigError, Setting
 from ..run_folder.files import (
     locked,
     remove,
@@ -54,7 +54,7 @@ from .positions import PositionRule
 from .rows import ActivationReader
 from .stored import INFO, STATE
 from .text import open_text
-from .tokens import SPARE, ContextStream
+from .tokens import SPARE, ContextStream, no_context
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,12 @@ def _so_far(folder: Path, settings: CacheSettings) -> CacheManifest | None:
     """
     found = read_manifest(folder, UNFINISHED) or read_manifest(folder)
     if found is None:
-        _require_no_other_files(folder)
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if others := [name for name in names if name != HELD_OUT]:  # which precedes the manifest
+            raise ActivationsError(
+                f"{folder}: holds no cache but other files ({', '.join(others[:5])}); choose an empty"
+                " folder"
+            )
     elif differ := differences(found.settings, settings):
         raise ActivationsError(
             f"{folder}: the cache has {', '.join(differ)}; use the same settings to continue it, or"
@@ -151,19 +156,6 @@ def _so_far(folder: Path, settings: CacheSettings) -> CacheManifest | None:
     for part in (folder, folder / HELD_OUT):
         remove_temporaries(part)
     return found
-
-
-def _require_no_other_files(folder: Path) -> None:
-    """Raise an ActivationsError if a folder holds more than what precedes the first manifest.
-
-    These are hidden files and the held-out part.
-    """
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if others := [name for name in names if name != HELD_OUT]:
-        raise ActivationsError(
-            f"{folder}: holds no cache but other files ({', '.join(others[:5])}); choose an empty"
-            " folder"
-        )
 
 
 def _filled_share(text: Iterator[str], tokenizer: Any, settings: CacheSettings) -> float:
@@ -258,7 +250,7 @@ class _Writer:
             for number, contexts in enumerate(self._read(stream, enough, 0, "held-out")):
                 files.append(self._write(f"{HELD_OUT}/data-{number:05d}.arrow", contexts))
             if not files:
-                raise _no_context(run, "held-out")
+                raise no_context(run, "heldout")
             _write_dataset_files(folder / HELD_OUT, settings, files)
             documents = self._documents()
         manifest = CacheManifest(settings, (), tuple(files), documents, None)
@@ -278,7 +270,7 @@ class _Writer:
             )
             write_json(folder / UNFINISHED, manifest.to_dict(), _FOLDER)
         if not manifest.files:
-            raise _no_context(self._run, "training")
+            raise no_context(self._run, "train")
         if manifest.tokens < tokens:
             logger.warning(
                 "the text %r ended: cached %s tokens, not %s; a training can read these more than once"
@@ -353,7 +345,7 @@ class _Writer:
         try:
             ids_BL, mask_BL = stream.next_batch(run.eval_documents)
         except StopIteration as end:
-            raise _no_context(run, "held-out") from end
+            raise no_context(run, "heldout") from end
         ids_BL = t.where(mask_BL.bool(), ids_BL, -1).int().numpy()
         with replacing(path, _FOLDER) as temporary, temporary.open("wb") as file:
             np.save(file, ids_BL)
@@ -381,16 +373,6 @@ def _require_range(x_BLD: Tensor, hook: str) -> None:
             value="float16",
             instead=("use ", Setting("dtype", "float32")),
         )
-
-
-def _no_context(run: RunConfig, part: str) -> TextError:
-    return TextError(
-        f"its {part} text has no whole context of {run.ctx_len} tokens",
-        name="data",
-        value=run.data,
-        expected="at least one",
-        instead=("use a longer text or a smaller ", Setting("ctx_len")),
-    )
 
 
 def write_contexts(path: Path, x_NLD: dict[str, np.ndarray], ids_NL: np.ndarray) -> None:

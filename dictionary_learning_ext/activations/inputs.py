@@ -27,7 +27,7 @@ from nnsight import LanguageModel
 
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
-from ..errors import ActivationsError, LanguageModelError, Setting, Text, TextError
+from ..errors import ActivationsError, LanguageModelError, Setting, Text
 from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
 from .cache_manifest import CacheManifest
 from .hook_points import HookPoint, SharedPass, find_hook, require_hook
@@ -51,6 +51,7 @@ from .tokens import (
     ContextBatches,
     ContextStream,
     Share,
+    no_context,
     require_enough_text,
     require_enough_tokens,
 )
@@ -186,10 +187,7 @@ class Inputs(ABC):
                     f"{run.activations} has no {'held-out' if split == 'heldout' else split} tokens",
                     instead=("give ", Setting("activations", "none"), " to run the language model"),
                 )
-            raise TextError(
-                f"the {split} text of {run.data!r} has no whole context of {run.ctx_len} tokens:"
-                f" expected at least one; use a longer text or a smaller ctx_len"
-            )
+            raise no_context(run, split)
 
     @abstractmethod
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:

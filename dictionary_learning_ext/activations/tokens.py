@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config.checks import require, require_choice
-from ..config.run import Packing, RunConfig, evaluation_batch
+from ..config.run import Packing, RunConfig, Split, evaluation_batch
 from ..errors import ConfigError, Setting, TextError, listed
 from .positions import PositionRule
 from .text import HELD_OUT_EVERY, TextStream, open_text
@@ -309,6 +309,18 @@ def _padded(contexts: list[Tensor], ctx_len: int, tokenizer: Any) -> tuple[Tenso
         ids_BL[row, : len(ids_L)] = ids_L
         mask_BL[row, : len(ids_L)] = 1
     return ids_BL, mask_BL
+
+
+def no_context(run: RunConfig, split: Split) -> TextError:
+    """What to raise where a run's text has not even one context."""
+    part = "training" if split == "train" else "held-out"
+    return TextError(
+        f"its {part} text has no whole context of {run.ctx_len} tokens",
+        name="data",
+        value=run.data,
+        expected="at least one",
+        instead=("use a longer text or a smaller ", Setting("ctx_len")),
+    )
 
 
 def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> None:
