@@ -73,7 +73,6 @@ def write_cache(
     tokens: int,
     *,
     dtype: CacheDtype = "float32",
-    data_seed: int = 0,
     file_bytes: int = 64_000_000,
     on_plan: Callable[[str], None] = lambda plan: None,
     before_batch: Callable[[], None] = lambda: None,
@@ -83,11 +82,10 @@ def write_cache(
     Arguments:
         folder: the cache. If it holds an unfinished cache of the same settings, this continues it.
             A finished one grows to `tokens`.
-        run: the language model, its dtype, the text, how often it is read, packing, ctx_len, device,
-            and how much held-out text to cache (eval_tokens, eval_documents).
+        run: the language model, its dtype, the text, its order (data_seed), how often it is read,
+            packing, ctx_len, device, and how much held-out text to cache (eval_tokens, eval_documents).
         tokens: for training, rounded up to whole contexts. Padding doesn't count.
         dtype: of the activations on the disk.
-        data_seed: seeds the text's order, where it has one.
         file_bytes: the largest size of a file, about. It holds at least one context.
         on_plan: called with what will be written, before anything is.
         before_batch: called before each batch of the language model. It may raise.
@@ -103,7 +101,7 @@ def write_cache(
     with locked(folder, _FOLDER):
         model = load_model(run)
         points = {name: find_hook(model, name) for name in hooks}
-        text = open_text(run.data, seed=data_seed, column=run.text_column)
+        text = open_text(run.data, seed=run.data_seed, column=run.text_column)
         settings = CacheSettings(
             model=run.model,
             language_model=weights_hash(model),
@@ -112,7 +110,7 @@ def write_cache(
             bos_token_id=cast(Any, model.tokenizer).bos_token_id,
             data=run.data,
             text=text.state_dict()["fingerprint"],
-            data_seed=data_seed,
+            data_seed=run.data_seed,
             text_packing=run.text_packing,
             ctx_len=run.ctx_len,
             hooks={name: CachedHook(p.layer, p.activation_dim) for name, p in points.items()},
@@ -286,7 +284,7 @@ class _Writer:
 
     def _stream(self, split: Split) -> ContextStream:
         run, passes = self._run, self._run.text_passes if split == "train" else 1
-        seed = self._settings.data_seed if split == "train" else 0  # the same for every data seed
+        seed = run.data_seed if split == "train" else 0  # the same for every data seed
         text = open_text(run.data, split=split, seed=seed, passes=passes, column=run.text_column)
         return ContextStream(text, self._model.tokenizer, run.ctx_len, packing=run.text_packing)
 

@@ -155,6 +155,7 @@ def _train(seeds: list[_OfSeed], has_started: list[bool]) -> None:
                 first,
                 activations=None,
                 text_passes=1,
+                data_seed=0,
                 eval_tokens=max(first.eval_tokens, held_out),  # the report reads them, too
             ),
             [HOOK],

@@ -90,7 +90,7 @@ def test_held_out_text_is_the_same_for_every_data_seed(cached_run, tmp_path, mon
 
     monkeypatch.setattr(cache_writer, "open_text", opened)
     monkeypatch.setattr(cache_writer._Writer, "_documents", lambda self: None)
-    write_small(tmp_path, cached_run, 100, data_seed=3)
+    write_small(tmp_path, replace(cached_run, data_seed=3), 100)
     assert seeds == {"heldout": 0, "train": 3}
 
 
