@@ -121,19 +121,15 @@ def open_stored(folder: str | Path) -> StoredActivations:
     """
     path = at_home(folder)
     if not path.is_dir():
-        is_what = "is a file" if path.exists() else "no such folder"
-        raise _no_activations(folder, is_what)
-    if (manifest := finished_manifest(path)) is not None:
+        problem = "is a file" if path.exists() else "no such folder"
+    elif (manifest := finished_manifest(path)) is not None:
         return _of_cache(path, manifest)
-    if (found := _of_sae_lens(path) or _of_own(path)) is None:
+    elif (found := _of_sae_lens(path) or _of_own(path)) is not None:
+        return found
+    else:
         names = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
-        there = ", ".join(names[:5]) + (", …" if len(names) > 5 else "") or "nothing"
-        raise _no_activations(folder, f"holds {there}")
-    return found
-
-
-def _no_activations(folder: str | Path, problem: str) -> ActivationsError:
-    return ActivationsError(
+        problem = f"holds {', '.join(names[:5]) or 'nothing'}"
+    raise ActivationsError(
         problem,
         name="activations",
         value=str(folder),
