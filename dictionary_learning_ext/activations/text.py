@@ -109,7 +109,6 @@ class TextStream(Iterator[str]):
 
     Attributes:
         name: as given to `open_text`.
-        documents_read: documents yielded, over all passes.
         every_20th: whether the text has no held-out part of its own.
         file_bytes: the size of its files, held-out part included. None on the hub.
     """
@@ -124,7 +123,6 @@ class TextStream(Iterator[str]):
         every_20th: bool,
     ):
         self.name = name
-        self.documents_read = 0
         self.every_20th = every_20th
         self.file_bytes = source.file_bytes
         self._source = source
@@ -143,7 +141,6 @@ class TextStream(Iterator[str]):
                 self._index += 1
                 held_out = self._index % HELD_OUT_EVERY == 0
                 if self._keep is None or held_out == (self._keep == "heldout"):
-                    self.documents_read += 1
                     return document
             if self._index == 0:
                 break  # an empty text: another pass would be empty too
@@ -164,7 +161,6 @@ class TextStream(Iterator[str]):
             "pass": self._pass,
             "index": self._index,
             "position": self._source.position(),
-            "documents_read": self.documents_read,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -188,7 +184,6 @@ class TextStream(Iterator[str]):
                 " it, or start a new run"
             )
         self._pass, self._index = state["pass"], state["index"]
-        self.documents_read = state["documents_read"]
         self._documents = self._source.read(self._pass, state["position"])
 
 
@@ -198,11 +193,6 @@ class _Passages:
     def __init__(self, split: Split, seed: int):
         import pyarrow.parquet
 
-        if not EMBEDDED_TEXT.is_file():
-            raise TextError(
-                f"the embedded text is missing: expected a file {EMBEDDED_TEXT}; reinstall the"
-                " package"
-            )
         table = pyarrow.parquet.read_table(
             EMBEDDED_TEXT, columns=["text"], filters=[("split", "=", split)]
         )
