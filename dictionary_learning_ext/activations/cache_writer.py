@@ -322,8 +322,7 @@ class _Writer:
             reader.require_finite(read.non_finite)
             x_BLD = t.where(mask_BL.bool().unsqueeze(-1), read.x_BLD.float().cpu(), 0.0)
             if self._settings.dtype == "float16":
-                _require_range(x_BLD, name)
-                x_BLD = x_BLD.half()
+                x_BLD = _in_half(x_BLD, name)
             found[name] = x_BLD.numpy()
         return _Contexts(found, t.where(mask_BL.bool(), input_ids_BL, -1).int().numpy())
 
@@ -359,18 +358,18 @@ def _joined(parts: list[_Contexts]) -> _Contexts:
     return _Contexts(x_BLD, np.concatenate([part.ids_BL for part in parts]))
 
 
-def _require_range(x_BLD: Tensor, hook: str) -> None:
-    """Raise a ConfigError for an activation that float16 can't hold."""
-    limit = t.finfo(t.float16).max
-    size_BLD = x_BLD.abs()
-    if (largest := float(size_BLD.max())) > limit:
+def _in_half(x_BLD: Tensor, hook: str) -> Tensor:
+    """Finite activations in float16. Raises a ConfigError if it can't hold one."""
+    half_BLD = x_BLD.half()
+    if number := int(half_BLD.isinf().sum()):
         raise ConfigError(
-            f"{int((size_BLD > limit).sum()):,} activations at {hook} are beyond its range, which ends"
-            f" at {limit:,.0f} (the largest is {largest:,.0f})",
+            f"{number:,} activations at {hook} are beyond its range, which ends at"
+            f" {t.finfo(t.float16).max:,.0f} (the largest is {float(x_BLD.abs().max()):,.0f})",
             name="dtype",
             value="float16",
             instead=("use ", Setting("dtype", "float32")),
         )
+    return half_BLD
 
 
 def write_contexts(path: Path, x_NLD: dict[str, np.ndarray], ids_NL: np.ndarray) -> None:

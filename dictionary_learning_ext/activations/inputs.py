@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch as t
-from einops import rearrange
 from nnsight import LanguageModel
 
 from ..config.run import RunConfig, Split, evaluation_batch
@@ -529,8 +528,7 @@ def first_tokens(batches: Iterator[ContextBatch], tokens: int) -> Iterator[Conte
     """Batches until `tokens` tokens are wanted in all. Later ones of the last batch are not wanted."""
     left = tokens
     while left > 0 and (batch := next(batches, None)) is not None:
-        number_N = rearrange(batch.wanted_BL, "b l -> (b l)").cumsum(0)
-        number_BL = rearrange(number_N, "(b l) -> b l", l=batch.wanted_BL.shape[1])
+        number_BL = batch.wanted_BL.flatten().cumsum(0).view_as(batch.wanted_BL)
         wanted_BL = batch.wanted_BL & (number_BL <= left)
         left -= int(wanted_BL.sum())
         yield batch._replace(wanted_BL=wanted_BL)

@@ -9,6 +9,7 @@ Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -218,11 +219,8 @@ class ModelRows:
         parts = [] if self._partial is None else [self._partial]
         self._partial = None
         if n > len(parts):
-            try:
+            with suppress(StopIteration):
                 input_ids_BL, mask_BL = self.contexts.next_batch(n - len(parts))
-            except StopIteration:
-                pass
-            else:
                 wanted_BL = self.reader.rule.by_token(input_ids_BL, mask_BL)
                 parts.append(_ContextsToRead(input_ids_BL, mask_BL, wanted_BL))
         if not parts:
