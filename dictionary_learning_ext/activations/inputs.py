@@ -39,7 +39,7 @@ from .language_models import (
     weights_hash,
 )
 from .positions import PositionRule
-from .rows import ActivationReader
+from .rows import ActivationReader, ContextBatch
 from .stored import UNKNOWN, StoredActivations, open_stored
 from .stored_rows import StoredReader, StoredRows
 from .synthetic import SyntheticSource, draw_model, model_hash
@@ -88,22 +88,6 @@ class HeldOut(NamedTuple):
         tokenizer: Any = buffer.model.tokenizer
         contexts = ContextStream(iter(documents), tokenizer, buffer.ctx_len, packing="truncate")
         return cls(buffer, buffer.reader, contexts.batches(_DOCUMENTS_AT_ONCE))
-
-
-class ContextBatch(NamedTuple):
-    """Some contexts of tokens, with their activations at a hook point."""
-
-    input_ids_BL: t.Tensor
-    """-1 at padding."""
-    wanted_BL: t.Tensor
-    """False at padding and at tokens that the run's training leaves out."""
-    x_BLD: t.Tensor
-    """Activations, float32."""
-
-    @property
-    def wanted_ND(self) -> t.Tensor:
-        """The activations of the wanted tokens, (N, D)."""
-        return self.x_BLD[self.wanted_BL.to(self.x_BLD.device)]
 
 
 class Inputs(ABC):
@@ -430,8 +414,8 @@ class _Stored(Inputs):
         reader = StoredReader(self._stored, hook, self._rule)
         for part in self._stored.parts[split]:
             for piece in reader.cut(part):
-                x_BLD, ids_BL, wanted_BL = reader.read(piece)
-                yield ContextBatch(ids_BL, wanted_BL, x_BLD.float())
+                batch = reader.read(piece)
+                yield batch._replace(x_BLD=batch.x_BLD.float())
 
 
 def _cached_model(

@@ -74,6 +74,22 @@ class RowStream(Protocol):
         ...
 
 
+class ContextBatch(NamedTuple):
+    """Some contexts of tokens, with their activations at a hook point."""
+
+    input_ids_BL: Tensor
+    """Token ids, int64, -1 at padding; 0 where they aren't known."""
+    wanted_BL: Tensor
+    """False at padding and at tokens that are left out."""
+    x_BLD: Tensor
+    """In float32; a `StoredReader`'s are in the dtype of the disk."""
+
+    @property
+    def wanted_ND(self) -> Tensor:
+        """The activations of the wanted tokens, (N, D)."""
+        return self.x_BLD[self.wanted_BL.to(self.x_BLD.device)]
+
+
 class Activations(NamedTuple):
     """Activations of some contexts."""
 

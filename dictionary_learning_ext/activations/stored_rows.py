@@ -19,22 +19,12 @@ from torch import Tensor
 from ..config.run import Split
 from ..errors import ConfigError, NonFiniteError, Setting, TextError
 from .positions import PositionRule, at, norms
+from .rows import ContextBatch
 from .stored import FileReader, Part, StoredActivations
 from .tokens import WHOLE, Share
 
 ROWS_AT_ONCE = 4096
 """Rows that are read together, about: `PositionRule` compares each norm with their median."""
-
-
-class StoredContexts(NamedTuple):
-    """Some stored contexts."""
-
-    x_BLD: Tensor
-    """A copy, in the dtype of the disk."""
-    ids_BL: Tensor
-    """Token ids, int64, -1 at padding; 0 where there are none."""
-    wanted_BL: Tensor
-    """False at padding and at the tokens that are left out."""
 
 
 class StoredReader:
@@ -55,8 +45,8 @@ class StoredReader:
         """Of a file's activations."""
         return activations_of(self._files.read(part._replace(stop=part.start + 1)).x_NLD).dtype
 
-    def read(self, part: Part, taken: slice = slice(None)) -> StoredContexts:
-        """Read a part of a file.
+    def read(self, part: Part, taken: slice = slice(None)) -> ContextBatch:
+        """A copy of a part of a file, in the dtype of the disk.
 
         Arguments:
             taken: which of its contexts.
@@ -83,7 +73,7 @@ class StoredReader:
                 expected="finite numbers",
                 instead=("cache them again with ", Setting("lm_dtype", "float32")),
             )
-        return StoredContexts(x_BLD, ids_BL, self.rule.by_norm(norms_BL, wanted_BL))
+        return ContextBatch(ids_BL, self.rule.by_norm(norms_BL, wanted_BL), x_BLD)
 
 
 def activations_of(x_NLD: np.ndarray) -> Tensor:
@@ -193,7 +183,7 @@ class StoredRows:
         """The rows of a piece that aren't left out, (n, D), in the dtype of the disk."""
         rank, count = self._share
         mine = slice((rank - contexts_before) % count, None, count)
-        x_BLD, _, wanted_BL = self._reader.read(piece, mine)
+        _, wanted_BL, x_BLD = self._reader.read(piece, mine)
         place_N = rearrange(wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
         rows_ND = rearrange(x_BLD, "b l d -> (b l) d")
         return rows_ND if len(place_N) == len(rows_ND) else rows_ND[place_N]

@@ -23,8 +23,8 @@ from dictionary_learning.dictionary import Dictionary
 from einops import rearrange, reduce
 from scipy.sparse import csr_matrix, vstack
 
-from ..activations.inputs import ContextBatch
 from ..activations.positions import PositionRule, at, norms
+from ..activations.rows import ContextBatch
 from ..config.checks import require
 from ..errors import NonFiniteError, TextError
 from ..trainers.dictionaries import as_input

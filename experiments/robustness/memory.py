@@ -88,7 +88,7 @@ def collect(part: str) -> str:
     """
     from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
-    from dictionary_learning_ext.activations.inputs import ContextBatch
+    from dictionary_learning_ext.activations.rows import ContextBatch
     from dictionary_learning_ext.features.collector import FeatureCollector
 
     dict_size, tokens = map(int, part.split())

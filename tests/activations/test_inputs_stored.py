@@ -20,7 +20,8 @@ from texts import error_of
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import inputs, language_models
-from dictionary_learning_ext.activations.inputs import ContextBatch, open_inputs, require_inputs
+from dictionary_learning_ext.activations.inputs import open_inputs, require_inputs
+from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.activations.tokens import Share

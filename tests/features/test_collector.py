@@ -12,7 +12,7 @@ from pretend_cuda import PretendCuda
 from report_runs import BARE, data_of, train
 
 from dictionary_learning_ext import features_of
-from dictionary_learning_ext.activations.inputs import ContextBatch
+from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
 from dictionary_learning_ext.features import collector as module
