@@ -415,8 +415,7 @@ def _write_dataset_files(folder: Path, settings: CacheSettings, files: Sequence[
         }
         for hook, of_hook in settings.hooks.items()
     }
-    texts = dict.fromkeys(("citation", "description", "homepage", "license"), "")
-    write_json(folder / INFO, texts | {"features": features | {TOKEN_IDS: token_ids}}, _FOLDER)
+    write_json(folder / INFO, {"features": features | {TOKEN_IDS: token_ids}}, _FOLDER)
     state = {
         "_data_files": [{"filename": Path(file.name).name} for file in files],
         "_fingerprint": files[-1].sha256[:16],
