@@ -23,7 +23,7 @@ from ..config.checks import require
 from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
 from ..errors import ConfigError, LanguageModelError, NonFiniteError, Setting
-from .hook_points import HookPoint, Place, SharedPass
+from .hook_points import Place, SharedPass
 from .positions import PositionRule
 from .rows import ActivationReader, ModelRows, RowStream
 from .tokens import WHOLE, ContextStream, Share
@@ -32,6 +32,8 @@ from .tokens import WHOLE, ContextStream, Share
 class BatchSource(Protocol):
     """Batches of one hook point's activations, until a TextError says that there is nothing left."""
 
+    d_submodule: int
+    """D."""
     out_batch_size: int
     """B."""
     tokens_seen: int
@@ -90,14 +92,11 @@ class Batches:
     Sources that are used up are filled in step, so that they share each pass of the language model.
 
     Attributes:
-        hooks: the hook points, by name.
-        of_hook: the source of each, by its name.
+        of_hook: the source of each hook point, by its name.
     """
 
-    def __init__(
-        self, run: RunConfig, hooks: Mapping[str, HookPoint], sources: Mapping[str, BatchSource]
-    ):
-        self._run, self.hooks, self.of_hook = run, hooks, sources
+    def __init__(self, run: RunConfig, sources: Mapping[str, BatchSource]):
+        self._run, self.of_hook = run, sources
 
     def next(self) -> dict[str, Tensor]:
         """The next batch of each hook point, (B, D)."""
@@ -137,7 +136,7 @@ class Batches:
             if self._run.normalize == "none":
                 factors[name] = 1.0
             else:
-                width = self.hooks[name].activation_dim
+                width = self.of_hook[name].d_submodule
                 factors[name] = math.sqrt(squared / training_energy(self._run.normalize, width))
         return factors
 
@@ -156,10 +155,7 @@ class Batches:
 
 
 class ShuffledRows:
-    """Shuffled batches of a stream of rows, (out_batch_size, D), in its dtype.
-
-    Iteration never ends silently: it raises TextError when too few rows are left for another batch. A
-    batch is a fresh tensor, which its receiver may change.
+    """Shuffled batches of a stream of rows, in its dtype, as a `BatchSource`.
 
     Arguments:
         size: rows that are shuffled together, rounded down to whole batches.
@@ -167,8 +163,6 @@ class ShuffledRows:
         device: where the rows are kept.
 
     Attributes:
-        d_submodule: D.
-        tokens_seen: rows handed out.
         fills: how often the buffer was filled.
 
     Raises: ConfigError if the size is below a batch.
@@ -256,10 +250,7 @@ class ShuffledRows:
         return {**self._stream.position(), "fills": self.fills}
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to continue with the same batches, fit for JSON.
-
-        It holds where the last fill started and how many batches were handed out since.
-        """
+        """See `BatchSource`."""
         return {
             "fill": self._fill_start or self._position(),
             "batches": (self._given + self._skipped) // self.out_batch_size,

@@ -135,7 +135,7 @@ class Inputs(ABC):
 
     def training_batches(self) -> Batches:
         """The batches to train on, from the first."""
-        return Batches(self._run, self.hooks, {name: self._source(name) for name in self.hooks})
+        return Batches(self._run, {name: self._source(name) for name in self.hooks})
 
     @abstractmethod
     def _source(self, hook: str) -> BatchSource:
