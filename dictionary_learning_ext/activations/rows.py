@@ -7,6 +7,7 @@ report, reads by `ActivationReader` too, so one rule of which tokens count holds
 Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -72,6 +73,12 @@ class RowStream(Protocol):
     def ended(self, needed: int, found: int, given: int) -> TextError:
         """What to raise where `found` of the `needed` next rows are left, `given` rows being used."""
         ...
+
+
+def drawn_seed(*what: object) -> int:
+    """A seed of its own for each random order, or batch, that these say."""
+    digest = hashlib.sha256(" ".join(map(str, what)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 class ContextBatch(NamedTuple):

@@ -5,7 +5,6 @@
 Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 """
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
@@ -13,13 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ..config.run import Split
 from ..errors import ConfigError, NonFiniteError, Setting, TextError
 from .positions import PositionRule, at, norms
-from .rows import ContextBatch
+from .rows import ContextBatch, drawn_seed
 from .stored import FileReader, Part, StoredActivations
 from .tokens import WHOLE, Share
 
@@ -174,7 +172,7 @@ class StoredRows:
         """The pieces of a pass, each with how many contexts come before it."""
         parts = list(self.stored.parts[self.split])
         if self._seed is not None:
-            random.Random(_drawn(self._seed, "files", number)).shuffle(parts)
+            random.Random(drawn_seed(self._seed, "files", number)).shuffle(parts)
         pieces = [piece for part in parts for piece in self._reader.cut(part)]
         before = accumulate((piece.stop - piece.start for piece in pieces), initial=0)
         return list(zip(pieces, before, strict=False))
@@ -184,15 +182,13 @@ class StoredRows:
         rank, count = self._share
         mine = slice((rank - contexts_before) % count, None, count)
         _, wanted_BL, x_BLD = self._reader.read(piece, mine)
-        place_N = rearrange(wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
-        rows_ND = rearrange(x_BLD, "b l d -> (b l) d")
-        return rows_ND if len(place_N) == len(rows_ND) else rows_ND[place_N]
+        return x_BLD.flatten(0, 1) if wanted_BL.all() else x_BLD[wanted_BL]
 
     def order(self, n: int, fill: int) -> Tensor:
         """Each fill has a generator of its own."""
         if self._seed is None:
             return torch.arange(n, dtype=torch.int32)
-        generator = torch.Generator().manual_seed(_drawn(self._seed, "rows", fill))
+        generator = torch.Generator().manual_seed(drawn_seed(self._seed, "rows", fill))
         return torch.randperm(n, generator=generator, dtype=torch.int32)
 
     def position(self) -> dict[str, Any]:
@@ -231,9 +227,3 @@ class StoredRows:
             f" {needed} for the next batch, found {found}",
             instead=advice,
         )
-
-
-def _drawn(seed: int, what: str, number: int) -> int:
-    """The seed of one of the random orders."""
-    digest = hashlib.sha256(f"{seed} {what} {number}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1

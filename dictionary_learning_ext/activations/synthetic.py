@@ -19,6 +19,7 @@ from ..config.synthetic_models import SyntheticSettings, synthetic_settings
 from ..errors import ConfigError
 from ..run_folder.files import sha256_of
 from .buffer import require_same_settings
+from .rows import drawn_seed
 from .tokens import WHOLE, Share
 
 logger = logging.getLogger(__name__)
@@ -167,8 +168,7 @@ class SyntheticSource:
 
         SAELens draws from torch's global generator, which is put back afterwards.
         """
-        name = f"{self._stream} {self._seed} {self._share.rank} {number}"
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1
+        seed = drawn_seed(self._stream, self._seed, self._share.rank, number)
         with t.random.fork_rng(devices=[]):
             t.default_generator.manual_seed(seed)
             x_BD, firing_BT = self._drawn.sample_with_features(self.out_batch_size)
