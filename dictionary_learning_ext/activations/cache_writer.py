@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -197,17 +197,8 @@ def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, fill
     )
 
 
-class _Contexts(NamedTuple):
-    """What becomes a file."""
-
-    x_BLD: dict[str, np.ndarray]
-    """By hook point."""
-    ids_BL: np.ndarray
-    """-1 at padding."""
-
-    @property
-    def tokens(self) -> int:
-        return int((self.ids_BL >= 0).sum())
+_Columns = dict[str, np.ndarray]
+"""Contexts that become a file: activations, (B, L, D), by hook point, and TOKEN_IDS, (B, L), int32."""
 
 
 class _Writer:
@@ -245,8 +236,8 @@ class _Writer:
             batch = evaluation_batch(run.eval_tokens)
             enough = int(SPARE * math.ceil(run.eval_tokens / batch) * batch)
             stream = self._stream("heldout")
-            for number, contexts in enumerate(self._read(stream, enough, 0, "held-out")):
-                files.append(self._write(f"{HELD_OUT}/data-{number:05d}.arrow", contexts))
+            for number, columns in enumerate(self._read(stream, enough, 0, "held-out")):
+                files.append(self._write(f"{HELD_OUT}/data-{number:05d}.arrow", columns))
             if not files:
                 raise no_context(run, "heldout")
             _write_dataset_files(folder / HELD_OUT, settings, files)
@@ -261,8 +252,8 @@ class _Writer:
         stream = self._stream("train")
         if manifest.position is not None:
             stream.load_state_dict(manifest.position)
-        for contexts in self._read(stream, tokens, manifest.tokens, "caching"):
-            file = self._write(f"data-{len(manifest.files):05d}.arrow", contexts)
+        for columns in self._read(stream, tokens, manifest.tokens, "caching"):
+            file = self._write(f"data-{len(manifest.files):05d}.arrow", columns)
             manifest = replace(
                 manifest, files=(*manifest.files, file), position=stream.state_dict()
             )
@@ -290,7 +281,7 @@ class _Writer:
 
     def _read(
         self, stream: ContextStream, tokens: int, found: int, label: str
-    ) -> Iterator[_Contexts]:
+    ) -> Iterator[_Columns]:
         """What becomes a file, until there are `tokens` tokens, `found` of which there are before.
 
         When it yields, the stream stands after the contexts that it yields.
@@ -299,23 +290,24 @@ class _Writer:
             total=tokens, initial=found, desc=label, unit="tok", unit_scale=True, mininterval=1
         )
         with bar:
-            parts: list[_Contexts] = []
+            parts: list[_Columns] = []
             while found < tokens:
                 self._before_batch()
                 n = min(self._at_once, math.ceil((tokens - found) / stream.ctx_len))
                 try:
-                    parts.append(self._activations(*stream.next_batch(n)))
+                    input_ids_BL, mask_BL = stream.next_batch(n)
                 except StopIteration:
                     break
-                found += parts[-1].tokens
-                bar.update(parts[-1].tokens)
-                if sum(len(part.ids_BL) for part in parts) >= self._contexts_per_file:
+                parts.append(self._columns(input_ids_BL, mask_BL))
+                found += int(mask_BL.sum())
+                bar.update(int(mask_BL.sum()))
+                if sum(len(part[TOKEN_IDS]) for part in parts) >= self._contexts_per_file:
                     yield _joined(parts)
                     parts = []
             if parts:
                 yield _joined(parts)
 
-    def _activations(self, input_ids_BL: Tensor, mask_BL: Tensor) -> _Contexts:
+    def _columns(self, input_ids_BL: Tensor, mask_BL: Tensor) -> _Columns:
         found = {}
         for name, reader in self._readers.items():
             read = reader.read(input_ids_BL, mask_BL, mask_BL.bool())
@@ -324,13 +316,13 @@ class _Writer:
             if self._settings.dtype == "float16":
                 x_BLD = _in_half(x_BLD, name)
             found[name] = x_BLD.numpy()
-        return _Contexts(found, t.where(mask_BL.bool(), input_ids_BL, -1).int().numpy())
+        return found | {TOKEN_IDS: _marked(input_ids_BL, mask_BL)}
 
-    def _write(self, name: str, contexts: _Contexts) -> CacheFile:
+    def _write(self, name: str, columns: _Columns) -> CacheFile:
         path = self._folder / name
         with replacing(path, _FOLDER) as temporary:
-            write_contexts(temporary, contexts.x_BLD, contexts.ids_BL)
-        return self._described(path, len(contexts.ids_BL), contexts.tokens)
+            write_contexts(temporary, columns)
+        return self._described(path, columns[TOKEN_IDS])
 
     def _documents(self) -> CacheFile:
         """Write the held-out documents' tokens, cut to ctx_len."""
@@ -343,19 +335,23 @@ class _Writer:
             ids_BL, mask_BL = stream.next_batch(run.eval_documents)
         except StopIteration as end:
             raise no_context(run, "heldout") from end
-        ids_BL = t.where(mask_BL.bool(), ids_BL, -1).int().numpy()
+        marked_BL = _marked(ids_BL, mask_BL)
         with replacing(path, _FOLDER) as temporary, temporary.open("wb") as file:
-            np.save(file, ids_BL)
-        return self._described(path, len(ids_BL), int((ids_BL >= 0).sum()))
+            np.save(file, marked_BL)
+        return self._described(path, marked_BL)
 
-    def _described(self, path: Path, contexts: int, tokens: int) -> CacheFile:
-        name = path.relative_to(self._folder).as_posix()
-        return CacheFile(name, path.stat().st_size, sha256_of(path), contexts, tokens)
+    def _described(self, path: Path, ids_BL: np.ndarray) -> CacheFile:
+        name, tokens = path.relative_to(self._folder).as_posix(), int((ids_BL >= 0).sum())
+        return CacheFile(name, path.stat().st_size, sha256_of(path), len(ids_BL), tokens)
 
 
-def _joined(parts: list[_Contexts]) -> _Contexts:
-    x_BLD = {name: np.concatenate([part.x_BLD[name] for part in parts]) for name in parts[0].x_BLD}
-    return _Contexts(x_BLD, np.concatenate([part.ids_BL for part in parts]))
+def _marked(ids_BL: Tensor, mask_BL: Tensor) -> np.ndarray:
+    """Token ids, int32, -1 at padding."""
+    return t.where(mask_BL.bool(), ids_BL, -1).int().numpy()
+
+
+def _joined(parts: list[_Columns]) -> _Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _in_half(x_BLD: Tensor, hook: str) -> Tensor:
@@ -372,25 +368,23 @@ def _in_half(x_BLD: Tensor, hook: str) -> Tensor:
     return half_BLD
 
 
-def write_contexts(path: Path, x_NLD: dict[str, np.ndarray], ids_NL: np.ndarray) -> None:
-    """Write an Arrow file of one batch, with SAELens's columns.
-
-    Arguments:
-        x_NLD: activations by hook point.
-        ids_NL: int32.
-    """
+def write_contexts(path: Path, columns: _Columns) -> None:
+    """Write an Arrow file of one batch, with SAELens's columns."""
     from datasets.features.features import Array2DExtensionType
 
-    n, length = ids_NL.shape
-    columns = {}
-    for hook, x in x_NLD.items():
-        width = x.shape[2]
-        rows = pa.ListArray.from_arrays(_offsets(n * length, width), pa.array(x.reshape(-1)))
-        contexts = pa.ListArray.from_arrays(_offsets(n, length), rows)
-        kind = Array2DExtensionType((length, width), str(x.dtype))
-        columns[hook] = pa.ExtensionArray.from_storage(kind, contexts)
-    columns[TOKEN_IDS] = pa.FixedSizeListArray.from_arrays(pa.array(ids_NL.reshape(-1)), length)
-    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    n, length = columns[TOKEN_IDS].shape
+    arrays = {}
+    for name, column in columns.items():
+        values = pa.array(column.reshape(-1))
+        if name == TOKEN_IDS:
+            arrays[name] = pa.FixedSizeListArray.from_arrays(values, length)
+        else:
+            width = column.shape[2]
+            rows = pa.ListArray.from_arrays(_offsets(n * length, width), values)
+            contexts = pa.ListArray.from_arrays(_offsets(n, length), rows)
+            kind = Array2DExtensionType((length, width), str(column.dtype))
+            arrays[name] = pa.ExtensionArray.from_storage(kind, contexts)
+    batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
 

@@ -12,7 +12,7 @@ from datasets import load_from_disk
 from texts import error_of
 
 from dictionary_learning_ext.activations.buffer import ShuffledRows
-from dictionary_learning_ext.activations.cache_manifest import CachedHook
+from dictionary_learning_ext.activations.cache_manifest import TOKEN_IDS, CachedHook
 from dictionary_learning_ext.activations.cache_writer import write_contexts
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import Part, StoredActivations, open_stored
@@ -196,7 +196,8 @@ def test_with_long_contexts_every_process_has_its_share(rules, tmp_path):
     parts = []
     for name, of_file in (("a", ids[:10]), ("b", ids[10:])):
         parts.append(Part(tmp_path / f"{name}.arrow", 0, len(of_file)))
-        write_contexts(parts[-1].path, {"x": of_file[..., None].astype("f4")}, of_file)
+        columns = {"x": of_file[..., None].astype("f4"), TOKEN_IDS: of_file}
+        write_contexts(parts[-1].path, columns)
     stored = StoredActivations(
         folder=tmp_path,
         hooks={"x": CachedHook(0, 1)},
