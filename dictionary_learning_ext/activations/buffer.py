@@ -370,9 +370,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         for name in ("n_ctxs", "refresh_batch_size", "out_batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(io in ("in", "out"), "io", io, "in or out, the side of the submodule to read")
-        rule = PositionRule(
-            tokenizer.bos_token_id, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple
-        )
+        rule = PositionRule(tokenizer, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
         self.reader = ActivationReader(model, Place(submodule, io), rule, shared)
         module: Any = model._module
         hidden_size = module.config.get_text_config().hidden_size

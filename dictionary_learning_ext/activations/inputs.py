@@ -358,7 +358,7 @@ class _Stored(Inputs):
         self._stored = stored = open_stored(run.activations)
         stored.require_fit(run, hooks)
         manifest = stored.manifest
-        self._rule = _rule_of(run, None if manifest is None else manifest.settings.bos_token_id)
+        self._rule = _rule_of(run, manifest and manifest.settings)
         if manifest is None:
             self.no_language_model = (
                 f"{stored.folder} doesn't say which language model its activations are of"
@@ -502,9 +502,9 @@ class _Synthetic(Inputs):
         )
 
 
-def _rule_of(run: RunConfig, bos_token_id: int | None) -> PositionRule:
+def _rule_of(run: RunConfig, tokenizer: Any) -> PositionRule:
     return PositionRule(
-        bos_token_id, remove_bos=run.remove_bos, max_norm_multiple=run.max_norm_multiple
+        tokenizer, remove_bos=run.remove_bos, max_norm_multiple=run.max_norm_multiple
     )
 
 
@@ -528,8 +528,7 @@ def with_activations(
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
-    tokenizer: Any = model.tokenizer
-    reader = ActivationReader(model, hook.place, _rule_of(run, tokenizer.bos_token_id))
+    reader = ActivationReader(model, hook.place, _rule_of(run, model.tokenizer))
     for input_ids_BL, mask_BL in contexts:
         read = reader.read(input_ids_BL, mask_BL, reader.rule.by_token(input_ids_BL, mask_BL))
         reader.require_finite(read.non_finite)

@@ -8,6 +8,8 @@ reconstructs little else, and FVE says little about the other tokens.
 Shapes: B contexts, L = ctx_len tokens, N tokens, D = the activations' width.
 """
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -26,28 +28,31 @@ class PositionRule:
       norm of the tokens read together.
 
     Arguments:
-        bos_token_id: the tokenizer's. None: it has none, or isn't known.
+        tokenizer: it, or a cache's settings, which have its bos_token_id too. None: it isn't known.
 
-    Raises: ConfigError if a setting is out of range or contradicts another.
+    Raises: ConfigError if a setting is out of range or there is no such token.
     """
 
     def __init__(
         self,
-        bos_token_id: int | None = None,
+        tokenizer: Any = None,
         *,
         remove_bos: bool = False,
         max_norm_multiple: float | None = None,
     ):
         require_max_norm_multiple(max_norm_multiple)
-        if remove_bos and bos_token_id is None:
-            raise ConfigError(
-                "the tokenizer has no beginning-of-text token, or the activations don't say which it is",
-                name="remove_bos",
-                value=True,
-                instead=("use ", Setting("remove_bos", False)),
-            )
-        self.skip_token_id = bos_token_id if remove_bos else None
         self.max_norm_multiple = max_norm_multiple
+        self.skip_token_id: int | None = None
+        if remove_bos:  # only then, as transformers 4 logs an error where there is none
+            self.skip_token_id = getattr(tokenizer, "bos_token_id", None)
+            if self.skip_token_id is None:
+                raise ConfigError(
+                    "the tokenizer has no beginning-of-text token, or the activations don't say which"
+                    " it is",
+                    name="remove_bos",
+                    value=True,
+                    instead=("use ", Setting("remove_bos", False)),
+                )
 
     def by_token(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """The positions to use, judged by ids and mask (0 at padding) only: outliers are in."""

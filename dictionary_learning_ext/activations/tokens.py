@@ -383,7 +383,7 @@ def require_enough_tokens(what: str, per_pass: int, run: RunConfig, spare: float
 
 def _count(run: RunConfig, tokenizer: Any, text: TextStream, enough: int) -> int:
     """The tokens of one pass's whole contexts that aren't left out by their id, or `enough` or more."""
-    rule = PositionRule(tokenizer.bos_token_id, remove_bos=run.remove_bos)
+    rule = PositionRule(tokenizer, remove_bos=run.remove_bos)
     contexts = ContextStream(text, tokenizer, run.ctx_len, packing=run.text_packing)
     rows = 0
     for ids_BL, mask_BL in contexts.batches(_CONTEXTS_COUNTED):

@@ -62,9 +62,8 @@ class BenchSettings:
 
     @property
     def rule(self) -> PositionRule:
-        tokenizer: Any = self.model.tokenizer
         return PositionRule(
-            tokenizer.bos_token_id,
+            self.model.tokenizer,
             remove_bos=self.remove_bos,
             max_norm_multiple=self.max_norm_multiple,
         )

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from dictionary_learning_ext.activations.positions import PositionRule, left_out
 
@@ -21,11 +22,11 @@ def test_an_outlier_is_judged_against_the_median_of_all_tokens_read_together():
     assert not rule.by_norm(norms_BL, wanted_BL).any()
 
 
-def test_padding_and_beginning_of_text_are_left_out():
+def test_padding_and_beginning_of_text_are_left_out(tokenizer: PreTrainedTokenizerFast):
     ids = torch.tensor([[0, 50, 51, 52], [53, 0, 54, 1]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
-    assert PositionRule(0).by_token(ids, mask).equal(mask.bool())
-    without_bos = PositionRule(0, remove_bos=True).by_token(ids, mask)
+    assert PositionRule(tokenizer).by_token(ids, mask).equal(mask.bool())
+    without_bos = PositionRule(tokenizer, remove_bos=True).by_token(ids, mask)
     assert without_bos.equal(mask.bool() & (ids != 0))
 
 

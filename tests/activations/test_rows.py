@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +26,8 @@ MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
 
 
 def reader_of(lm: LanguageModel, **options: Any) -> tuple[ActivationReader, HookPoint]:
-    hook, tokenizer = find_hook(lm, HOOK), cast(Any, lm.tokenizer)
-    rule = PositionRule(tokenizer.bos_token_id, **options)
-    return ActivationReader(lm, hook.place, rule), hook
+    hook = find_hook(lm, HOOK)
+    return ActivationReader(lm, hook.place, PositionRule(lm.tokenizer, **options)), hook
 
 
 def rows_of(

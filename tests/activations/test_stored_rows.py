@@ -44,8 +44,8 @@ def source_of(
     max_norm_multiple=None,
     **options,
 ):
-    bos = stored.manifest and stored.manifest.settings.bos_token_id
-    rule = PositionRule(bos, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
+    settings = stored.manifest and stored.manifest.settings
+    rule = PositionRule(settings, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
     return ShuffledRows(StoredRows(stored, hook, rule, **options), rows, out_batch_size)
 
 

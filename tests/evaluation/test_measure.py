@@ -293,8 +293,7 @@ def test_losses_that_are_not_defined_are_null_with_the_reason(x, losses, reason)
 
 def losses_of(lm, saes, documents=DOCUMENTS, hook="blocks.1.hook_resid_post", ctx_len=16, **rules):
     point = find_hook(lm, hook)
-    rule = PositionRule(lm.tokenizer.bos_token_id, **rules)
-    reader = ActivationReader(lm, point.place, rule)
+    reader = ActivationReader(lm, point.place, PositionRule(lm.tokenizer, **rules))
     contexts = ContextStream(iter(documents), lm.tokenizer, ctx_len, packing="truncate")
     losses = DocumentLosses(reader, contexts.batches(16))
     return [losses.of(sae) for sae in saes]
