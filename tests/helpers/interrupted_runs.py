@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.fixture
-def run(tiny_lm_dir, text, tmp_path):
+@pytest.fixture(scope="session")
+def anywhere(tiny_lm_dir, text):
+    """Settings of a small run."""
     return RunConfig(
         model=str(tiny_lm_dir),
         data=text,
@@ -36,8 +38,12 @@ def run(tiny_lm_dir, text, tmp_path):
         eval_documents=4,
         log_steps=7,
         save_every="10",
-        save_dir=str(tmp_path / "run"),
     )
+
+
+@pytest.fixture
+def run(anywhere, tmp_path):
+    return replace(anywhere, save_dir=str(tmp_path / "run"))
 
 
 def sae_of(architecture="vsae_top_k", **changes):

@@ -34,8 +34,7 @@ SLOW = frozenset(
         "test_where_numba_is_missing_torch_takes_over",
         # Several processes, started by torchrun.
         "test_a_killed_rank_ends_the_others",
-        "test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact",
-        "test_a_signal_to_torchrun_ends_all_with_one_point",
+        "test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact",
         "test_an_error_on_one_rank_ends_all_alike",
         "test_every_architecture_is_equal_on_all_ranks_after_every_step",
         "test_mistakes_of_several_processes_are_one_line",

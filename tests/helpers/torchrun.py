@@ -3,9 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -40,13 +40,26 @@ def ended(process):
     return out, error
 
 
-def ran(scenario, processes, folder, run=None):
-    """What each rank returned of a scenario, by rank, and what they printed."""
-    settings = "" if run is None else json.dumps(asdict(run))
-    process = torchrun(processes, SCRIPT, scenario, folder, settings)
+def ran(processes, folder, given):
+    """Run scenarios one after the other, in one start of the processes.
+
+    Arguments:
+        given: what each scenario is given, by its name. Its folder is FOLDER/NAME.
+
+    Returns by scenario what each rank returned, and what all printed.
+    """
+    process = torchrun(processes, SCRIPT, folder, json.dumps(given))
     _, error = ended(process)
     assert process.returncode == 0, error
-    return [json.loads((folder / f"{r}.json").read_text()) for r in range(processes)], error
+    printed = re.split(r"^scenario (\w+)\n", error, flags=re.M)
+    of_scenario = dict(zip(printed[1::2], printed[2::2], strict=True))
+    return {
+        name: (
+            [json.loads((folder / name / f"{r}.json").read_text()) for r in range(processes)],
+            of_scenario[name],
+        )
+        for name in given
+    }
 
 
 def rank_of(process, rank):

@@ -1,10 +1,12 @@
-"""What tests run in several processes: torchrun … under_torchrun.py SCENARIO FOLDER RUN.
+"""What tests run in several processes: torchrun … under_torchrun.py FOLDER GIVEN.
 
-Every rank writes what it saw to FOLDER/<rank>.json. RUN is the settings of a run, as JSON.
+GIVEN is JSON: the names of scenarios, which are functions here, and what each is given, e.g. the settings
+of a run. They run one after the other. Every rank writes what it saw to FOLDER/SCENARIO/<rank>.json.
 """
 
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -15,6 +17,7 @@ from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
+from unittest.mock import patch
 
 import torch as t
 from interrupted_runs import sae_of
@@ -33,8 +36,10 @@ from dictionary_learning_ext.training.loop import _Loop
 from dictionary_learning_ext.training.processes import joined
 from dictionary_learning_ext.training.sae_run import SAERun
 
-PATIENCE = timedelta(seconds=15)
+PATIENCE = timedelta(seconds=30)
 """What is 15 minutes in a run. On a busy machine one process may import torch seconds after another."""
+SHORT = timedelta(seconds=5)
+"""Once all have started."""
 VARIANTS = {
     "learned": {"posterior": "learned", "beta": 0.1},
     "aux": {"dead_feature_threshold": 100, "noise_on": "selection"},
@@ -84,11 +89,11 @@ def architectures(run, _):
         original(self, step, x_BD)
         seen.setdefault(self.name, []).append(state_of(self))
 
-    SAERun.update = update
-    try:
-        train(run, saes(), {"vaease": "blocks.1.hook_mlp_out"})
-    except UserError as error:
-        seen["error"] = str(error)
+    with patch.object(SAERun, "update", update):
+        try:
+            train(run, saes(), {"vaease": "blocks.1.hook_mlp_out"})
+        except UserError as error:
+            seen["error"] = str(error)
     return seen
 
 
@@ -104,9 +109,8 @@ def errors(run, folder):
         except UserError as error:
             seen[name] = f"{type(error).__name__}: {error}"
 
-    rank = int(os.environ["RANK"])
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     following, log = Batches.next, SAERun.check_and_log
-    save_point = sae_run.resume_points.save_point
 
     def full(*_, **__):
         raise CheckpointError("run can't be written (No space left on device)")
@@ -115,31 +119,31 @@ def errors(run, folder):
         """The eleventh step's batches can't be read on rank 1."""
 
         def next_batches(self):
-            if rank == 1 and self.tokens_seen() == {10 * run.batch_size // 2}:
+            if rank == 1 and self.tokens_seen() == {10 * run.batch_size // count}:
                 raise error
             return following(self)
 
-        return next_batches
+        return patch.object(Batches, "next", next_batches)
 
-    Batches.next = failing(NonFiniteError("3 activations are NaN"))
-    attempt("bad_activations")
-    Batches.next = failing(AttributeError("a bug"))
-    attempt("bug")
-    Batches.next = following
-    sae_run.resume_points.save_point = full
-    attempt("disk_full_at_a_point")
-    sae_run.resume_points.save_point = save_point
-    SAERun.check_and_log = lambda self, *args: full() if rank == 0 else log(self, *args)
-    attempt("disk_full_at_the_log")
-    SAERun.check_and_log = log
+    def full_on_rank_0(self, *args):
+        return full() if rank == 0 else log(self, *args)
+
+    with failing(NonFiniteError("3 activations are NaN")):
+        attempt("bad_activations")
+    with failing(AttributeError("a bug")):
+        attempt("bug")
+    with patch.object(sae_run.resume_points, "save_point", full):
+        attempt("disk_full_at_a_point")
+    with patch.object(SAERun, "check_and_log", full_on_rank_0):
+        attempt("disk_full_at_the_log")
     short = folder / f"{rank}.txt"  # on rank 1's machine the text is another
     words = Path(run.data).read_text()
     short.write_text(words[:5000] if rank == 1 else words)
     attempt("text_ends", replace(run, data=str(short)))
     attempt("no_text", replace(run, data=str(folder / "gone.txt")) if rank == 1 else run)
     attempt("finished", replace(run, steps=2, eval_tokens=0))
-    loop.report_finished = lambda *_: full()  # as where wandb can't start
-    attempt("finished", replace(run, steps=2, eval_tokens=0), resume=True)
+    with patch.object(loop, "report_finished", full):  # as where wandb can't start
+        attempt("finished", replace(run, steps=2, eval_tokens=0), resume=True)
     return seen
 
 
@@ -162,47 +166,60 @@ def commands(run, folder):
     return seen
 
 
-def hung(run, folder):
-    """`vsae train`, of which the last rank stops at the sixth step. "asleep": its process still answers."""
+def asleep(run, _):
+    """`vsae train`, of which the last rank stops at the sixth step. Its process still answers."""
+    hang(run, threading.Event().wait)
+
+
+def stopped(run, _):
+    """The same, and its process doesn't answer."""
+    hang(run, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def hang(run, how):
     update, rank, count = SAERun.update, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
     def hanging(self, step, x_BD):
         if step == 5 and rank == count - 1:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            if folder.name == "asleep":
-                threading.Event().wait()
-            os.kill(os.getpid(), signal.SIGSTOP)
+            how()
         update(self, step, x_BD)
 
-    SAERun.update = hanging
-    given = [f"--{n.replace('_', '-')}={v}" for n, v in vars(run).items() if v is not None]
-    sys.exit(main(["train", *given, "--dict-size=32", "--k=4"]))
+    heartbeat.PATIENCE = SHORT
+    with patch.object(SAERun, "update", hanging):
+        sys.exit(main(["train", *flags_of(run)]))
 
 
-def late(_run, _folder):
-    """Nothing: a rank doesn't start, see below."""
-
-
-def busy(_run, _folder):
-    """One rank computes for longer than the others' patience, then waits for another that reads slowly."""
-    with joined() as processes:
+def busy(_given, _folder):
+    """One rank computes for longer than the others' patience, then waits for others that read slowly."""
+    long = 1.5 * SHORT.total_seconds()
+    with joined() as processes, patch.object(heartbeat, "PATIENCE", SHORT):
         with processes.together():
             if processes.is_first:
                 started = time.process_time()
-                while time.process_time() < started + 1.5 * PATIENCE.total_seconds():
+                while time.process_time() < started + long:
                     pass
         with processes.together():
             if not processes.is_first:
                 started = time.monotonic()
-                while time.monotonic() < started + 1.5 * PATIENCE.total_seconds():
+                while time.monotonic() < started + long:
                     time.sleep(0.05)  # as one that asks now and then whether a file is unlocked
     return "done"
 
 
+def flags_of(run):
+    given = [f"--{n.replace('_', '-')}={v}" for n, v in vars(run).items() if v is not None]
+    return [*given, "--dict-size=32", "--k=4"]
+
+
+def in_turn(commands, _):
+    """The exit code of each command."""
+    return [main(words) for words in commands]
+
+
 def late_errors(run, folder):
     """Errors that nccl might raise where its results are used. Returns what is printed for each."""
-    run, seen = replace(run, save_dir=None), {}
-    given = [f"--{n.replace('_', '-')}={v}" for n, v in vars(run).items() if v is not None]
+    seen = {}
 
     def failing(*_, **__):
         raise t.distributed.DistBackendError(
@@ -216,12 +233,13 @@ def late_errors(run, folder):
         (_Loop, "_leave_out_failed"),
         (loop, "build_trainer"),
     ]:
-        original, out = getattr(owner, name), io.StringIO()
-        setattr(owner, name, failing)
-        with redirect_stderr(out), redirect_stdout(io.StringIO()):
-            where = folder / f"run_{name}"
-            code = main(["train", *given, "--dict-size=32", "--k=4", f"--save-dir={where}"])
-        setattr(owner, name, original)
+        out, there = io.StringIO(), replace(run, save_dir=str(folder / f"run_{name}"))
+        with (
+            patch.object(owner, name, failing),
+            redirect_stderr(out),
+            redirect_stdout(io.StringIO()),
+        ):
+            code = main(["train", *flags_of(there)])
         seen[name] = [code, out.getvalue()]
     return seen
 
@@ -291,12 +309,16 @@ def equality(_run, _folder):
 
 
 if __name__ == "__main__":
-    scenario, folder, settings = sys.argv[1:]
-    run = RunConfig(**json.loads(settings)) if settings else None
-    if scenario in ("hung", "late", "busy"):
-        heartbeat.PATIENCE = PATIENCE
-    if scenario == "late" and os.environ["RANK"] == "1":
-        signal.pause()
-    with joined():
-        result = globals()[scenario](run, Path(folder))
-    (Path(folder) / f"{os.environ['RANK']}.json").write_text(json.dumps(result))
+    heartbeat.PATIENCE = PATIENCE
+    with joined() as processes:
+        for scenario, given in json.loads(sys.argv[2]).items():
+            folder = Path(sys.argv[1]) / scenario
+            logging.getLogger().handlers.clear()  # `main` logs to stderr as it is at its first call
+            with processes.together():
+                folder.mkdir(exist_ok=True)
+            if processes.is_first:
+                print(f"\nscenario {scenario}", file=sys.stderr, flush=True)
+            with processes.together():
+                given = RunConfig(**given) if isinstance(given, dict) else given
+            result = globals()[scenario](given, folder)
+            (folder / f"{processes.rank}.json").write_text(json.dumps(result))

@@ -7,42 +7,38 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 
 import pytest
-from torchrun import SCRIPT, ended, ran, rank_of, torchrun
+from torchrun import SCRIPT, ended, rank_of, torchrun
 
 from dictionary_learning_ext.run_folder.resume_points import steps_of
 from dictionary_learning_ext.training import heartbeat
 from dictionary_learning_ext.training.heartbeat import Beat, Heartbeat, Silence
 
 
-@pytest.mark.parametrize("how", ["asleep", "stopped"])
-def test_a_rank_that_hangs_ends_the_run_with_one_line_that_names_it(run, tmp_path, how):
-    (tmp_path / how).mkdir()
+@pytest.mark.parametrize(("how", "ranks"), [("asleep", 3), ("stopped", 2)])
+def test_a_rank_that_hangs_ends_the_run_with_one_line_that_names_it(run, tmp_path, how, ranks):
     settings = {"batch_size": 48, "eval_tokens": 0, "save_every": "2", "steps": 100}
     run = replace(run, save_dir=str(tmp_path / "run"), **settings)
-    process = torchrun(3, SCRIPT, "hung", tmp_path / how, json.dumps(asdict(run)))
+    process = torchrun(ranks, SCRIPT, tmp_path, json.dumps({how: asdict(run)}))
     hanging, printed = None, ""
     while process.poll() is None and "vsae: " not in printed:
         printed += process.stderr.readline()
         if hanging is None and (tmp_path / "run" / "metrics.jsonl").exists():
-            hanging = rank_of(process, 2)
+            hanging = rank_of(process, ranks - 1)
     hanging.kill()  # else torchrun does, after 30 seconds
     printed += ended(process)[1]
     (line,) = re.findall("vsae: .*", printed)
-    assert re.match(rf"vsae: rank 2 \(process {hanging.pid} on .*\) hung: no sign of life", line)
+    named = f"rank {ranks - 1} (process {hanging.pid} on "
+    assert re.match(rf"vsae: {re.escape(named)}.*\) hung: no sign of life", line)
     assert line.endswith(
-        "`torchrun --nproc-per-node 3 -m dictionary_learning_ext train --resume FOLDER`"
+        f"`torchrun --nproc-per-node {ranks} -m dictionary_learning_ext train --resume FOLDER`"
     )
     assert steps_of(tmp_path / "run")[-1] == 4
     assert "]: Traceback" not in printed
 
 
-def test_a_rank_that_does_not_start_is_named(tmp_path):
-    process = torchrun(2, SCRIPT, "late", tmp_path, "")
+def test_a_rank_that_does_not_start_is_named():
+    process = torchrun(2, SCRIPT.with_name("late_rank.py"))
     assert "ProcessError: rank 1 did not start within" in ended(process)[1]
-
-
-def test_a_rank_that_computes_or_asks_for_long_is_not_taken_for_hung(tmp_path):
-    assert ran("busy", 2, tmp_path)[0] == ["done", "done"]
 
 
 WORKS, WAITS, NOTHING, LEFT = (

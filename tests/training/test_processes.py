@@ -7,13 +7,14 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch as t
+import wandb
 from caches import write_small
-from interrupted_runs import STEPS, assert_equal, results, written
+from interrupted_runs import assert_equal, results, written
 from torchrun import ended, ran, rank_of, torchrun
 
 from dictionary_learning_ext import train
@@ -33,27 +34,40 @@ from experiments.robustness.wandb_files import history
 OTHER_HOOK = "blocks.1.hook_mlp_out"  # of one SAE in under_torchrun.py
 
 
-@pytest.fixture
-def run(run):
-    return replace(run, steps=20, batch_size=48, eval_tokens=0)
+@pytest.fixture(scope="module")
+def of_three(anywhere, tmp_path_factory):
+    """What three ranks return of several scenarios, and print. In one start, as each takes seconds."""
+    folder = tmp_path_factory.mktemp("of_three")
+    run = replace(anywhere, steps=20, batch_size=48, eval_tokens=0)
+    short = replace(run, steps=12)
+    cache = str(folder / "cache")
+    write_small(cache, short, 4000, (run.hook, OTHER_HOOK))
+    given = {
+        "architectures": replace(short, activations=cache),
+        "errors": replace(run, steps=60),
+        "late_errors": short,
+        "commands": run,
+    }
+    settings = {
+        name: asdict(replace(one, save_dir=str(folder / name / "run")))
+        for name, one in given.items()
+    }
+    return folder, ran(3, folder, settings | {"equality": None, "busy": None})
 
 
-def test_every_architecture_is_equal_on_all_ranks_after_every_step(run, tmp_path):
-    run = replace(run, steps=12)
-    write_small(tmp_path / "cache", run, 4000, (run.hook, OTHER_HOOK))
-    run = replace(run, activations=str(tmp_path / "cache"))
-    ranks, printed = ran("architectures", 3, tmp_path, run)
+def test_every_architecture_is_equal_on_all_ranks_after_every_step(of_three):
+    ranks, printed = of_three[1]["architectures"]
     first = ranks[0]
     assert all(rank == first for rank in ranks)
     assert "values: failed at or before step 5: not finite; 1 steps" in first.pop("error")
     assert len(first.pop("values")) == 7, "until its failure is found, on all ranks"
     assert len(first) > 10
-    assert all(len(set(states)) == run.steps for states in first.values()), "every step moves"
+    assert all(len(set(states)) == 12 for states in first.values()), "every step moves"
     assert "Traceback" not in printed
 
 
-def test_ranks_equal_one_process_on_the_union_of_their_batches(tmp_path):
-    ranks, _ = ran("equality", 3, tmp_path)
+def test_ranks_equal_one_process_on_the_union_of_their_batches(of_three):
+    ranks, _ = of_three[1]["equality"]
     for name, found in ranks[0].items():
         assert [rank[name]["equal"] for rank in ranks] == [found["equal"]] * 3, name
         assert found.pop("fired"), name
@@ -67,9 +81,10 @@ def test_ranks_equal_one_process_on_the_union_of_their_batches(tmp_path):
                 assert difference < limit.get(key, 1e-10), (name, key)
 
 
-def test_an_error_on_one_rank_ends_all_alike(run, tmp_path):
-    (first, second), printed = ran("errors", 2, tmp_path, replace(run, steps=60))
-    assert first == second
+def test_an_error_on_one_rank_ends_all_alike(of_three):
+    folder, found = of_three
+    (first, *others), printed = found["errors"]
+    assert others == [first] * 2
     assert first["bad_activations"].startswith("NonFiniteError: step ")
     assert "rank 1: 3 activations are NaN" in first["bad_activations"]
     assert first["bug"] == "TrainingError: rank 1: AttributeError: a bug"
@@ -79,12 +94,13 @@ def test_an_error_on_one_rank_ends_all_alike(run, tmp_path):
     assert first["finished"] == full
     assert first["text_ends"].startswith("TextError: rank 1: the text ")
     assert first["no_text"].startswith("TextError: rank 1: ")
-    step = steps_of(tmp_path / "bad_activations")[-1]
-    assert len(load_point(tmp_path / "bad_activations", step).run["ranks"]) == 2
+    failed = folder / "errors" / "bad_activations"
+    assert len(load_point(failed, steps_of(failed)[-1]).run["ranks"]) == 3
 
 
-def test_mistakes_of_several_processes_are_one_line(run, tmp_path):
-    (first, *others), _ = ran("commands", 3, tmp_path, run)
+def test_mistakes_of_several_processes_are_one_line(of_three):
+    folder, found = of_three
+    (first, *others), _ = found["commands"]
     lines = {name: printed.strip() for name, (_, printed) in first.items()}
     assert {code for code, _ in first.values()} == {2}
     assert lines["batch"] == (
@@ -102,10 +118,34 @@ def test_mistakes_of_several_processes_are_one_line(run, tmp_path):
     assert all(line.count("\n") == 0 for line in lines.values())
     for other in others:
         assert {tuple(each) for each in other.values()} == {(2, "")}
-    assert not list(tmp_path.glob("*/config.json"))
+    assert not list((folder / "commands").glob("*/config.json"))
+
+
+def test_an_error_that_is_raised_later_than_its_call_is_one_line(of_three):
+    """As nccl's are."""
+    folder, found = of_three
+    ranks, printed = found["late_errors"]
+    assert "Traceback" not in printed
+    for name in ranks[0]:
+        assert [rank[name][0] for rank in ranks] == [2] * 3, name
+        said = [line for rank in ranks for line in re.findall("vsae: .*", rank[name][1])]
+        assert len(said) == 1, name
+        assert "another process of the run ended or can't be reached (NCCL error in: " in said[0]
+        assert all("Traceback" not in rank[name][1] for rank in ranks), name
+        in_a_step = "vsae: step " in said[0] and f"train --resume {folder}" in said[0]
+        assert in_a_step or name == "build_trainer"
+
+
+def test_a_rank_that_computes_or_asks_for_long_is_not_taken_for_hung(of_three):
+    assert of_three[1]["busy"][0] == ["done"] * 3
 
 
 # --- the command, which is interrupted, killed and resumed
+
+
+@pytest.fixture
+def run(run):
+    return replace(run, steps=20, batch_size=48, eval_tokens=0)
 
 
 def flags_of(run):
@@ -115,15 +155,17 @@ def flags_of(run):
 
 @pytest.fixture
 def flags(run):
-    return flags_of(replace(run, steps=STEPS, eval_tokens=200))
+    return flags_of(replace(run, steps=150, eval_tokens=200))
 
 
 def train_command(*flags, processes=2):
     return torchrun(processes, "-m", "dictionary_learning_ext", *flags)
 
 
-def after_some_steps(process, folder):
-    while process.poll() is None and written(folder) < 4:
+def after_some_steps(process, folder, lines=4):
+    """Wait until a run has logged as many lines more."""
+    lines += written(folder)
+    while process.poll() is None and written(folder) < lines:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.01)
 
@@ -133,12 +175,10 @@ def long(flags):
     return [*flags, "--steps=100000", "--text-passes=99999"]
 
 
-def test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact(flags, run, tmp_path):
+def test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact(flags, run, tmp_path):
     """Of two SAEs, at two hook points. One line, one exit code, and a point of each SAE."""
     hooks, folder, whole = (run.hook, OTHER_HOOK), tmp_path / "run", tmp_path / "whole"
-    several = [*flags, f"--hook={','.join(hooks)}", "--eval-every=9"]
-    _, error = ended(train_command(*several, f"--save-dir={whole}"))
-    assert all((whole / hook / "metrics.json").is_file() for hook in hooks), error
+    several = [*flags, f"--hook={','.join(hooks)}", "--eval-every=29"]
     process = train_command(*several)
     after_some_steps(process, folder / run.hook)
     rank_of(process, 1).send_signal(signal.SIGTERM)
@@ -154,27 +194,29 @@ def test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact(flags, run, tmp_pat
     )
     for hook in hooks:
         load_point(folder / hook, step)
-    assert main(["train", "--resume", str(folder)]) == 2  # in one process
-    _, error = ended(train_command("train", "--resume", folder))
-    assert f"resuming from step {step}" in error
-    for hook in hooks:
-        assert_equal(results(whole / hook), results(folder / hook))
-        measured = [x["step"] for x in read_history(folder / hook) if "heldout/frac_recovered" in x]
-        assert measured == [*range(0, STEPS, 9), STEPS], "by rank 0, while the other waits"
-        ends = [load_point(where / hook, STEPS).run["ranks"] for where in (whole, folder)]
-        assert ends[0] == ends[1]
+    resume = ["train", "--resume", str(folder)]
+    assert main(resume) == 2  # in one process
 
-
-def test_a_signal_to_torchrun_ends_all_with_one_point(flags, tmp_path):
-    """torchrun hands it to every rank, and again to those that are left when the first has ended."""
-    folder = tmp_path / "run"
-    process = train_command(*long(flags))
-    after_some_steps(process, folder)
+    # torchrun hands it to every rank, and again to those that are left when the first has ended.
+    process = train_command(*resume)
+    after_some_steps(process, folder / run.hook)
     process.send_signal(signal.SIGTERM)
     _, error = ended(process)
-    (step,) = re.findall("vsae: stopped by SIGTERM at step ([0-9]+); continue with", error)
-    load_point(folder, int(step))
-    assert steps_of(folder)[-1] == int(step)
+    assert f"resuming from step {step}" in error
+    (later,) = re.findall("vsae: stopped by SIGTERM at step ([0-9]+); continue with", error)
+    for hook in hooks:
+        assert load_point(folder / hook, int(later)).step == steps_of(folder / hook)[-1] > step
+
+    given = {"in_turn": [resume, [*several, f"--save-dir={whole}"]]}
+    codes, error = ran(2, tmp_path, given)["in_turn"]
+    assert codes == [[0, 0]] * 2, error
+    assert f"resuming from step {later}" in error
+    for hook in hooks:
+        assert_equal(results(whole / hook, 150), results(folder / hook, 150))
+        measured = [x["step"] for x in read_history(folder / hook) if "heldout/frac_recovered" in x]
+        assert measured == [*range(0, 150, 29), 150], "by rank 0, while the other waits"
+        ends = [load_point(where / hook, 150).run["ranks"] for where in (whole, folder)]
+        assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize("killed", [0, 1])
@@ -194,22 +236,6 @@ def test_a_killed_rank_ends_the_others(flags, tmp_path, killed, capsys):
     load_point(folder, steps_of(folder)[-1])
     assert main(["train", "--resume", str(folder)]) == 2
     assert "2 processes, not 1; continue with `torchrun" in capsys.readouterr().err
-
-
-# --- nccl
-
-
-def test_an_error_that_is_raised_later_than_its_call_is_one_line(run, tmp_path):
-    ranks, printed = ran("late_errors", 2, tmp_path, replace(run, steps=12))
-    assert "Traceback" not in printed
-    for name in ranks[0]:
-        assert [rank[name][0] for rank in ranks] == [2, 2], name
-        said = [line for rank in ranks for line in re.findall("vsae: .*", rank[name][1])]
-        assert len(said) == 1, name
-        assert "another process of the run ended or can't be reached (NCCL error in: " in said[0]
-        assert all("Traceback" not in rank[name][1] for rank in ranks), name
-        in_a_step = "vsae: step " in said[0] and f"train --resume {tmp_path}" in said[0]
-        assert in_a_step or name == "build_trainer"
 
 
 # --- without other processes
@@ -296,7 +322,9 @@ def test_all_read_the_same_language_model(monkeypatch):
 # --- signals
 
 
-def test_sigterm_ends_the_command_with_143_and_resume_goes_on(run, tmp_path, own_wandb, capsys):
+def test_sigterm_ends_the_command_with_143_and_resume_goes_on(
+    run, tmp_path, own_wandb, capsys, caplog
+):
     """As SLURM does it, with wandb offline: one run id, no step twice."""
     run = replace(run, wandb="offline", steps=500, save_every="none", text_passes=99)
     command = [sys.executable, "-m", "dictionary_learning_ext.cli"]
@@ -310,13 +338,12 @@ def test_sigterm_ends_the_command_with_143_and_resume_goes_on(run, tmp_path, own
     assert process.returncode == 143, error
     assert f"continue with `vsae train --resume {folder}`" in error.splitlines()[-1]
     (step,) = steps_of(folder)
-    command += ["train", "--resume", str(folder)]
-    given = {"capture_output": True, "text": True, "check": False}
-    assert main(["train", "--resume", str(folder), "--beta", "3"]) == 2
+    resume = ["train", "--resume", str(folder)]
+    assert main([*resume, "--beta", "3"]) == 2
     assert "--beta 0.03, not 3.0; leave out --beta" in capsys.readouterr().err.splitlines()[-1]
-    done = subprocess.run(command, **given)
-    assert done.returncode == 0, done.stderr
-    assert f"resuming from step {step}" in done.stderr
+    assert main(resume) == 0
+    assert f"resuming from step {step}" in caplog.text
+    wandb.teardown()  # it has then written its files
     logs = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(logs) == 2
     assert len({log.name for log in logs}) == 1, "one run id"
