@@ -113,7 +113,7 @@ ADDITIONS = {
 def package(tmp_path_factory):
     """A copy with all of them added. The embedded model and text are linked."""
     target = tmp_path_factory.mktemp("added") / "dictionary_learning_ext"
-    ignored = shutil.ignore_patterns("embedded", "__pycache__")
+    ignored = shutil.ignore_patterns("embedded", "*.pyc")  # numba's compiled kernels are copied
     shutil.copytree(PACKAGE, target, ignore=ignored)
     (target / "embedded").symlink_to(PACKAGE / "embedded")
     before = contents(target)

@@ -18,7 +18,13 @@ from upstreams_tracing import require_upstreams_tracing
 
 LARGEST = 250_000  # bytes
 SCREEN = 40  # lines
-SHORTER = [(r"\bSTEPS = 300\b", "STEPS = 60"), (r"\bsteps=100\b", "steps=20"), ("20_000", "4_000")]
+SHORTER = [
+    (r"\bSTEPS = 300\b", "STEPS = 60"),
+    (r"\bsteps=100\b", "steps=20"),
+    ("20_000", "4_000"),
+    (r"\bn_ctxs=256\b", "n_ctxs=32"),
+    (r"\(\s*config\.run,", "(config.run, batch_size=256, n_ctxs=32, eval_documents=4,"),
+]
 """`make notebooks` runs them at their full length."""
 
 

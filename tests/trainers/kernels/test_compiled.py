@@ -129,16 +129,26 @@ print(compiled.serves(t.zeros(2, 4)))
 def test_that_it_compiles_is_information_said_before_the_first_step_and_of_no_cached_kernel(
     tmp_path,
 ):
-    """In processes with a cache of their own: the first compiles, the second reads."""
-    program = """
+    """In processes with a cache of their own: the first compiles, the second reads, without a trainer."""
+    logged = """
 import logging, sys
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
 logging.getLogger("dictionary_learning_ext").setLevel(logging.INFO)
+"""
+    trainer = """
 from dictionary_learning_ext import VariationalTopKTrainer
 VariationalTopKTrainer(10, 4, 8, 2, 0, "none", warmup_steps=0, device="cpu")
 print("built")
 """
-    said = [printed(program, NUMBA_CACHE_DIR=str(tmp_path)).splitlines() for _ in range(2)]
-    assert len(said[0]) == 2
-    assert said[0][0].startswith("INFO compiling")
-    assert said[1] == ["built"]
+    kernel = """
+import torch as t
+from dictionary_learning_ext.trainers.kernels import compiled
+print(compiled.serves(t.zeros(2, 4)))
+"""
+    first, second = (
+        printed(logged + program, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+        for program in (trainer, kernel)
+    )
+    assert len(first) == 2
+    assert first[0].startswith("INFO compiling")
+    assert second == ["True"]
