@@ -92,12 +92,17 @@ def own_wandb():
     """Child processes start a wandb service of their own, which ends with them.
 
     Where an earlier test has started one in this process, wandb hands it to children through the
-    environment, and it writes their files when it likes. So it is ended, not only hidden.
+    environment, and it writes their files when it likes. So it is ended, not only hidden. Returns what
+    ends this process's again.
     """
     import wandb
 
-    wandb.teardown()
-    os.environ.pop("WANDB_SERVICE", None)
+    def end():
+        wandb.teardown()
+        os.environ.pop("WANDB_SERVICE", None)
+
+    end()
+    return end
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -11,7 +12,9 @@ import pytest
 from caches import HOOK, OTHER
 from small_commands import refused
 
+from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.activations.cache_manifest import UNFINISHED, read_manifest
+from dictionary_learning_ext.activations.cache_writer import write_contexts
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.cli import main
 
@@ -75,27 +78,42 @@ def test_several_hook_points_are_separated_by_commas(flags, tmp_path, capsys):
     assert said.endswith(f" --activations {folder} --hook {HOOK}\nor with --hook {OTHER}\n")
 
 
-def test_a_killed_command_is_continued_by_the_same_command(flags, tmp_path, capsys):
+def test_a_stopped_or_killed_command_is_continued_by_the_same_command(
+    flags, tmp_path, monkeypatch, capsys
+):
     command = ["cache", str(tmp_path / "cache"), *flags, "--tokens=40000", "--file-mb=1"]
     unfinished = tmp_path / "cache" / UNFINISHED
-    for number, n_files in ((signal.SIGTERM, 1), (signal.SIGKILL, 2)):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dictionary_learning_ext", *command],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        while not (
-            unfinished.exists() and len(json.loads(unfinished.read_text())["files"]) >= n_files
-        ):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.02)
-            assert process.returncode is None, process.communicate()
-        process.send_signal(number)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == (143 if number == signal.SIGTERM else -9), said
-        if number == signal.SIGTERM:
-            assert "stopped by SIGTERM; run the same command again to continue the cache" in said
+
+    def files():
+        return len(json.loads(unfinished.read_text())["files"]) if unfinished.exists() else 0
+
+    written = []
+
+    def stopped(*given):
+        write_contexts(*given)
+        written.append(given)
+        if len(written) == 2:  # the held-out part, and the first file
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_writer, "write_contexts", stopped)
+        assert main(command) == 143
+    said = capsys.readouterr().err
+    assert "stopped by SIGTERM; run the same command again to continue the cache" in said
+    assert files() == 1
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dictionary_learning_ext", *command],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    while files() < 2:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+        assert process.returncode is None, process.communicate()
+    process.kill()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, said
     assert main(command) == 0
     assert main(["cache", str(tmp_path / "whole"), *command[2:]]) == 0
     manifests = [read_manifest(tmp_path / name) for name in ("cache", "whole")]

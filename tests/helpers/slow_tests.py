@@ -38,7 +38,7 @@ SLOW = frozenset(
         "test_every_architecture_is_equal_on_all_ranks_after_every_step",
         "test_mistakes_of_several_processes_are_one_line",
         "test_ranks_equal_one_process_on_the_union_of_their_batches",
-        "test_a_killed_command_is_continued_by_the_same_command",
+        "test_a_stopped_or_killed_command_is_continued_by_the_same_command",
         "test_a_rank_that_hangs_ends_the_run_with_one_line_that_names_it",
         "test_a_rank_that_does_not_start_is_named",
         "test_a_rank_that_computes_or_asks_for_long_is_not_taken_for_hung",

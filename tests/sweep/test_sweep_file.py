@@ -1,7 +1,7 @@
 """Sweep files: read, refused, and run command by command as wandb's agents run them."""
 
+import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -240,50 +240,50 @@ def wandb_file(cwd, run_id):
     return file
 
 
-def agent_runs(path, assignment, run_id, cwd, stop_at=None):
-    """A run as wandb's agent starts it: its command line, its environment, its SIGTERM."""
+def agent_words(path, assignment):
+    """The command line of wandb's agent."""
     content = yaml.safe_load(path.read_text())
     arguments = create_sweep_command_args(
         {"args": {name: {"value": value} for name, value in assignment.items()}}
     )["args"]
     words = [word for word in create_sweep_command(content["command"]) if word != "${args}"]
-    environment = os.environ | {
-        "WANDB_MODE": "offline",
-        "WANDB_SWEEP_ID": "abc123",
-        "WANDB_RUN_ID": run_id,
-    }
-    program = [sys.executable, "-m", "dictionary_learning_ext.cli", *words[1:], *arguments]
-    process = subprocess.Popen(program, env=environment, cwd=cwd, stderr=subprocess.PIPE, text=True)
-    if stop_at is not None:
-        while process.poll() is None and not list(Path(cwd).glob(f"runs/*/resume/step_*{stop_at}")):
-            try:
-                process.wait(0.005)
-            except subprocess.TimeoutExpired:
-                continue
-        process.terminate()
-    _, error = process.communicate()
-    return process.returncode, error
+    return [*words[1:], *arguments]
 
 
 def logged(cwd, run_id):
     return [int(row["step"]) for row in history(wandb_file(cwd, run_id))]
 
 
-def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(sweep_file, tmp_path, own_wandb):
+def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(
+    sweep_file, tmp_path, own_wandb, monkeypatch, caplog
+):
+    """The first in a process of its own, to which the agent sends SIGTERM."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc123")
     path = sweep_file()
     content = yaml.safe_load(path.read_text())
     slow = [w.replace("--steps=24", "--steps=400") for w in content["command"]]
     path = sweep_file(command=[*slow[:-2], "--text-passes=9", "--wandb=online", *slow[-2:]])
     assignment = {"k": 4, "beta": 0.5}
-    code, error = agent_runs(path, assignment, "first", tmp_path, stop_at=12)
-    assert code == 143, error
+    words = agent_words(path, assignment)
+    monkeypatch.setenv("WANDB_RUN_ID", "first")
+    program = [sys.executable, "-m", "dictionary_learning_ext.cli", *words]
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(Path().glob("runs/*/resume/step_*12")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.005)
+    process.terminate()
+    _, error = process.communicate()
+    assert process.returncode == 143, error
     kinds = [record.WhichOneof("record_type") for record in records(wandb_file(tmp_path, "first"))]
     assert "preempting" in kinds, "wandb's server hands such a run out again"
-    code, error = agent_runs(path, assignment, "second", tmp_path)
-    assert code == 0, error
-    assert "resuming from step" in error
-    code, error = agent_runs(path, assignment, "third", tmp_path)
-    assert (code, "already finished" in error) == (0, True), error
+    for run_id, said in (("second", "resuming from step"), ("third", "already finished")):
+        monkeypatch.setenv("WANDB_RUN_ID", run_id)
+        caplog.clear()
+        assert main(words) == 0
+        assert said in caplog.text
+        own_wandb()  # as at the end of a process: the next reads the environment again
     (folder,) = (tmp_path / "runs").iterdir()
     settings = json.loads((folder / "config.json").read_text())["run"]["settings"]
     assert {name: settings[name] for name in assignment} == assignment

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch as t
-import wandb
 from caches import write_small
 from interrupted_runs import assert_equal, results, written
 from torchrun import ended, ran, rank_of, torchrun
@@ -343,7 +342,7 @@ def test_sigterm_ends_the_command_with_143_and_resume_goes_on(
     assert "--beta 0.03, not 3.0; leave out --beta" in capsys.readouterr().err.splitlines()[-1]
     assert main(resume) == 0
     assert f"resuming from step {step}" in caplog.text
-    wandb.teardown()  # it has then written its files
+    own_wandb()  # it has then written its files
     logs = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(logs) == 2
     assert len({log.name for log in logs}) == 1, "one run id"
