@@ -107,39 +107,41 @@ def test_a_page_is_written_after_its_data_and_figures(runs, tmp_path, monkeypatc
     assert not out.exists()
 
 
-@pytest.mark.parametrize("killed", ["features_vsae.csv", "use.png"])
-def test_a_former_report_stays_whole_while_the_next_is_written(killed, runs, tmp_path, monkeypatch):
+def test_a_former_report_stays_whole_while_the_next_is_written(runs, tmp_path, monkeypatch):
     out, flags = tmp_path / "page.html", [*QUICK, "--synthesise", "0", "--map-tokens", "100"]
     command = ["report", str(runs[0]), "--out", str(out), *flags]
     assert main([*command, "--tokens", "300"]) == 0
     former = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.name != ".lock"}
-    opened = Path.open
+    files = out.with_name("page_files")
+    opened, savefig = Path.open, Figure.savefig
 
     def half(file):
         opened(Path(file), "wb").write(b"half")
         raise KeyboardInterrupt
 
-    def is_it(file):
-        return killed in Path(file).name
+    for killed in ("features_vsae.csv", "use.png"):
 
-    savefig = Figure.savefig
-    with monkeypatch.context() as patched:
-        patched.setattr(
-            Figure,
-            "savefig",
-            lambda self, file, **how: half(file) if is_it(file) else savefig(self, file, **how),
-        )
-        patched.setattr(
-            Path,
-            "open",
-            lambda self, *how, **more: half(self) if is_it(self) else opened(self, *how, **more),
-        )
-        assert main(command) == 130
-    assert former[out] == out.read_bytes()
-    files = out.with_name("page_files")
-    assert former[files / killed] == (files / killed).read_bytes()
-    for name in (".page.html.0123abcd", f"page_files/.{killed}.89abcdef"):
-        (tmp_path / name).write_text("left by a kill")
+        def is_it(file, killed=killed):
+            return killed in Path(file).name
+
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                Figure,
+                "savefig",
+                lambda self, file, **how: half(file) if is_it(file) else savefig(self, file, **how),
+            )
+            patched.setattr(
+                Path,
+                "open",
+                lambda self, *how, **more: (
+                    half(self) if is_it(self) else opened(self, *how, **more)
+                ),
+            )
+            assert main(command) == 130
+        assert former[out] == out.read_bytes()
+        assert former[files / killed] == (files / killed).read_bytes()
+        (files / f".{killed}.89abcdef").write_text("left by a kill")
+    (tmp_path / ".page.html.0123abcd").write_text("left by a kill")
     assert main(command) == 0
     assert former.keys() == {path for path in tmp_path.rglob("*.*") if path.name != ".lock"}
 
