@@ -30,7 +30,7 @@ BARE = [*QUICK, "--synthesise", "0", "--figures", "False"]
 def train(model, text, folder, *flags):
     words = (
         f"--model {model} --data {text} --steps 30 --batch-size 64 --n-ctxs 16 --ctx-len 32 "
-        "--dict-size 32 --k 4 --eval-tokens 200 --log-steps 10"
+        "--dict-size 32 --k 4 --eval-tokens 200 --eval-documents 4 --log-steps 10"
     )
     assert main(["train", *shlex.split(words), "--save-dir", str(folder), *flags]) == 0
     return folder
