@@ -28,7 +28,6 @@ SLOW = frozenset(
         "test_the_core_imports_no_sae_bench_no_fcntl_and_features_in_python_no_drawing",
         "test_what_is_left_or_failed_is_counted_with_the_command_that_continues",
         "test_offline",
-        "test_without_a_folder_for_its_cache_numba_compiles_all_the_same",
         "test_torch_has_more_threads_than_it_uses_so_that_they_sleep",
         "test_where_numba_is_missing_torch_takes_over",
         # Several processes, started by torchrun.
@@ -85,7 +84,7 @@ SLOW = frozenset(
         "test_memory_over_the_weights_is_at_most_that_of_the_gradients_and_five_tensors",
         "test_the_passes_that_are_advised_are_enough_and_one_less_is_not",
         "test_no_row_comes_twice_when_fills_end_inside_contexts",
-        "test_that_it_compiles_is_information_said_before_the_first_step_and_of_no_cached_kernel",
+        "test_that_it_compiles_is_said_before_the_first_step_and_a_folder_for_its_cache_is_made",
         "test_padding_is_left_out_on_either_side",
         "test_samples_have_the_gated_posteriors_moments",
         "test_a_random_search_draws_what_it_is_asked_for",
