@@ -41,7 +41,7 @@ D, F = 16, 32
 
 
 def run_at(folder, model, text, **settings):
-    sizes = {"steps": 20, "batch_size": 64, "n_ctxs": 8, "ctx_len": 32}
+    sizes = {"steps": 20, "batch_size": 64, "n_ctxs": 8, "ctx_len": 32, "eval_documents": 4}
     return RunConfig(model=str(model), data=text, save_dir=str(folder), **sizes, **settings)
 
 

@@ -134,7 +134,7 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     words = (
         f"train --model {tiny_lm_dir} --data {text} --steps 20 --batch-size 64 --n-ctxs 16 --ctx-len 32 "
-        f"--dict-size 32 --k 4 --eval-tokens 200 --device {DEVICE}"
+        f"--dict-size 32 --k 4 --eval-tokens 200 --eval-documents 4 --device {DEVICE}"
     ).split()
     with PretendCuda(devices=2):
         for seed in ("0", "1"):

@@ -54,7 +54,7 @@ SLOW = frozenset(
         "test_every_class_is_written_in_the_schema",
         # Long trainings, or one for each architecture.
         "test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again",
-        "test_a_stopped_run_ends_as_if_it_had_not_been_stopped",
+        "test_stopped_saes_end_as_if_they_had_not_been_stopped",
         "test_a_stopped_run_of_every_architecture_ends_as_if_it_had_not_been_stopped",
         "test_what_is_measured_on_a_trained_sae_mixes_no_devices",
         "test_bf16_ends_within_0_003_fve_and_0_02_near_dead_of_fp32",

@@ -25,7 +25,7 @@ def small(tiny_lm_dir, text, tmp_path):
     """Flags of a run of a second that is evaluated, with its folder."""
     return shlex.split(
         f"--model {tiny_lm_dir} --data {text} --steps 12 --batch-size 32 --n-ctxs 8 --ctx-len 32 "
-        f"--dict-size 32 --k 4 --eval-tokens 200 --save-dir {tmp_path / 'run'}"
+        f"--dict-size 32 --k 4 --eval-tokens 200 --eval-documents 4 --save-dir {tmp_path / 'run'}"
     )
 
 
