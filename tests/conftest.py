@@ -44,6 +44,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
+BESIDE = {
+    "tests/report/test_page_in_browser.py": "tests/report/test_page.py",
+    "tests/commands/test_quickstart.py": "tests/test_docs.py",
+}
+"""Files that share runs and reports with another file: one process makes them once for both."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, with these files as one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return BESIDE.get(file, file)
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 SENTENCES = [
     "It was the best of times, it was the worst of times.",
     "The cat sat on the mat, and the dog lay by the door.",
