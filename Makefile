@@ -21,7 +21,7 @@ test-fast: .venv/installed-dev
 # SAE Bench needs older versions than the core would get: an environment of its own, and the tests
 # that meet them.
 # The libraries that read our exports are there, too: sae-dashboard without its dependencies, which
-# hold transformers below 5, since only its classes are needed.
+# hold transformers below 5, since only its classes are needed. Of export/, the tests that meet them.
 # Of activations/, only those that read Parquet and data sets, where numpy < 2 and datasets < 4 matter,
 # and those that meet SAELens.
 # Those that meet dictionary_learning run a second time on its main branch, which calls itself 0.1.0 as
@@ -30,10 +30,14 @@ UPSTREAM_TESTS = test_upstream_examples.py activations/test_buffer_upstream.py r
 	trainers/test_upstream.py trainers/test_base.py training/test_loop.py
 test-saebench: .venv-saebench/installed
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest -n auto --dist loadfile \
-		$(addprefix tests/,sae_bench export test_sae_lens.py run_folder/test_foreign.py activations/test_text_files.py \
-			activations/test_text.py activations/test_stored.py activations/test_stored_sae_lens.py \
+		$(addprefix tests/,sae_bench export/test_formats.py export/test_neuronpedia.py \
+			export/test_rectified_by_magnitude.py export/test_hub.py::test_sae_lens_loads_it_from_the_hub \
+			export/test_hub.py::test_sparsify_loads_it_from_the_hub test_sae_lens.py run_folder/test_foreign.py \
+			activations/test_text_files.py activations/test_text.py activations/test_stored.py \
+			activations/test_stored_sae_lens.py \
 			'test_docs.py::test_a_page_runs[sae_bench.md]' 'test_docs.py::test_a_page_runs[sae_lens.md]' \
-			experiments/test_reproducibility_parts.py experiments/test_size_matched.py activations/test_inputs_synthetic.py \
+			experiments/test_reproducibility_parts.py::test_sae_bench_measures_each_folder \
+			experiments/test_size_matched.py activations/test_inputs_synthetic.py \
 			evaluation/test_measure_truth.py activations/test_synthetic.py \
 			'test_docs.py::test_a_page_runs[ground_truth.md]')
 ifdef DICTIONARY_LEARNING_MAIN
