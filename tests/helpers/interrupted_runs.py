@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch as t
+from small_trainers import assert_same
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.config.run import RunConfig
@@ -77,16 +78,7 @@ def results(folder, steps=STEPS):
     }
 
 
-def assert_equal(one, other, name=""):
-    """To the bit."""
-    if isinstance(one, t.Tensor):
-        assert t.equal(one, other), name
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), name
-        for key in one:
-            assert_equal(one[key], other[key], f"{name}.{key}")
-    else:
-        assert one == other, name
+assert_equal = assert_same
 
 
 def resumed(folder):
