@@ -160,9 +160,7 @@ def run(flags: TrainFlags) -> None:
     with joined() as processes:
         with processes.together():
             run, saes, hooks, resume = _settings(flags)
-            named = len(flags.run.hooks) > 1  # also one that is left of several
-            # Mistakes, before torch is imported, in seconds.
-            plan(run, saes, hooks, resume=resume, named=named)
+            plan(run, saes, hooks, resume=resume)  # mistakes, before torch is imported, in seconds
         from ..training.loop import train
 
         def said(folders: Sequence[Path]) -> None:
@@ -171,7 +169,7 @@ def run(flags: TrainFlags) -> None:
             where = ", ".join(map(in_shell, folders))
             print(f"{'Continuing' if resume else 'Writing to'} {where}", flush=True)
 
-        folders = train(run, saes, hooks=hooks, resume=resume, named=named, on_start=said)
+        folders = train(run, saes, hooks=hooks, resume=resume, on_start=said)
         with processes.together():
             if processes.is_first:
                 _show(flags, run, list(folders.values()))
@@ -201,6 +199,9 @@ def _settings(
                     instead=("choose another ", Setting("save_dir"), " for a new run"),
                 )
             saes = {hook: saes[hook] for hook in hooks}
+            if len(hooks) == 1:  # alone, an SAE is in the save_dir itself
+                (left,) = hooks
+                run = replace(run, hook=left, save_dir=str(Path(run.save_dir or RUNS) / left))
     elif flags.resume is not None:
         if flags.run.save_dir is not None or flags.run.overwrite:
             raise UserError(
