@@ -25,7 +25,6 @@ BENCH = {
     "sae_probes",
     "transformer_lens",
     "pandas",
-    "pydantic",
     "jaxtyping",
 }
 """What comes with SAE Bench, and is imported in sae_bench/ alone."""
