@@ -257,8 +257,10 @@ def _stage(
     for form in formats:
         if all((name, form) in missing for name in configs):
             raise missing[next(iter(configs)), form]
-    places = {form: min(staged.rglob(_WEIGHTS[form])).parent for form in sorted(formats)}
-    of_others = {form: place.relative_to(staged).as_posix() for form, place in places.items()}
+    of_others: dict[PushFormat, str] = {
+        form: min(staged.rglob(_WEIGHTS[form])).parent.relative_to(staged).as_posix()
+        for form in sorted(formats)
+    }
     text = card(repo, configs, metrics, of_others)
     (staged / CARD).write_text(text, encoding="utf-8")
     return sorted(all_cut), missing

@@ -93,10 +93,10 @@ def features_of(
     if text is None:
         batches = inputs.contexts(hook_point.name, "heldout", tokens)
     else:
-        contexts = whole_documents(
+        whole = whole_documents(
             documents_of(text), model.tokenizer, run.ctx_len, packing=run.text_packing
         )
-        batches = first_tokens(with_activations(contexts, run, model, hook_point), tokens)
+        batches = first_tokens(with_activations(whole, run, model, hook_point), tokens)
     for batch in batches:
         batch = finder.without_sinks(batch)
         collector.add(batch)

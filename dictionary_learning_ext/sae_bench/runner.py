@@ -225,7 +225,7 @@ class _BenchRun:
 
     def all(self, jobs: Sequence[BenchJob], evals: Sequence[BenchEvaluation], seeds: range) -> None:
         """Every evaluation of every SAE, with every seed where it has one."""
-        todo = [
+        todo: list[tuple[int, BenchEvaluation]] = [
             (seed, evaluation)
             for seed in seeds
             for evaluation in evals
