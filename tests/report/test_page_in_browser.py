@@ -342,10 +342,10 @@ def test_a_tokens_activation_is_shown_without_a_mouse(browser, report):
 def test_many_saes_wide_dictionaries_and_negative_features_are_drawn(browser, report):
     open_page(browser, report)
     lines = browser.execute_script(
-        "return [...Array(36).keys()].map((i) => JSON.stringify(series(LIGHT, i)))"
+        "return [...Array(36).keys()].map((i) => JSON.stringify(series(LIGHT, { place: i })))"
     )
     assert len(set(lines)) == 36
-    made = "stepLines([{ label: 'a' }], () => new Array(300000).fill(1), 40, LIGHT)[0].y"
+    made = "stepLines([{ label: 'a', place: 0 }], () => new Array(300000).fill(1), 40, LIGHT)[0].y"
     assert sum(browser.execute_script(f"return {made}")) == 300_000
     made = "context({ tokens: ['a', 'b'] }, [-2, 0, 0, [0, 1], [0, -2, 1, -1]], -2)"
     words = browser.execute_script(
