@@ -310,6 +310,8 @@ class SAEConfig(Checked):
     def require_fit(self, steps: int) -> None:
         """Raise a ConfigError if a schedule doesn't fit a run of `steps`."""
         given = {name: vars(self).get(name) or 0 for name in SCHEDULES}
+        if vars(self).get("kl_schedule") == "constant":  # has no warm-up
+            given["kl_warmup_steps"] = 0
         for name in ("kl_warmup_steps", "noise_anneal_steps", "k_anneal_steps"):
             fits = given[name] <= max(steps, 2)  # 2: the least that one is scaled to
             require(fits, name, given[name], ("at most ", Setting("steps", steps)))

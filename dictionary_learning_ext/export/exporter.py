@@ -225,4 +225,6 @@ def _writing(target: Path) -> Iterator[None]:
         try:
             yield
         except CheckpointError as error:  # that names a file of the temporary folder
-            raise error.__cause__ or error from None
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from None
+            raise

@@ -230,10 +230,9 @@ def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reprod
             raise ReproducibilityError(
                 f"{name} has features of {other} dimensions, and {first} of {one}: expected the same of both"
             )
-    unit: dict[str, Any] = {
-        name: normalize(each.float().numpy()) for name, each in directions.items()
-    }
-    random = {name: RandomDirections(each.float()) for name, each in directions.items()}
+    on_cpu = {name: each.detach().float().cpu() for name, each in directions.items()}
+    unit: dict[str, Any] = {name: normalize(each.numpy()) for name, each in on_cpu.items()}
+    random = {name: RandomDirections(each) for name, each in on_cpu.items()}
     pairs = {}
     for a, b in combinations(unit, 2):
         matched_F, match_F = matching(unit[a], unit[b], signed=False)

@@ -27,8 +27,8 @@ CURVES = {
         for each in shown_in("training")
     },
     "l2_loss": (
-        "Squared error per token",
-        "Of the training step, a vSAE's with its noise, in training units.",
+        "Squared error (a vSAE's: with noise)",
+        "Of the training step, per token, in training units.",
     ),
     "alive_in_batch": (
         "Features used",

@@ -68,8 +68,10 @@ class BenchSAE(BaseSAE):
             parameter.data = value.detach()
         self.dictionary: Any = dictionary
         self.requires_grad_(False)
-        row = BY_DICT_CLASS[type(dictionary).__name__]
-        self.cfg.architecture = row.bench_name_of(getattr(dictionary, "variant", ""))
+        name = type(dictionary).__name__
+        row = BY_DICT_CLASS.get(name)
+        variant = getattr(dictionary, "variant", "")
+        self.cfg.architecture = row.bench_name_of(variant) if row else name
         off = float((self.W_dec.norm(dim=1) - 1).abs().max())
         if off > _NORM_TOLERANCE:
             raise BenchError(

@@ -38,7 +38,7 @@ from dictionary_learning_ext.training.sae_run import SAERun
 
 PATIENCE = timedelta(seconds=30)
 """What is 15 minutes in a run. On a busy machine one process may import torch seconds after another."""
-SHORT = timedelta(seconds=5)
+SHORT = timedelta(seconds=8)
 """Once all have started."""
 VARIANTS = {
     "learned": {"posterior": "learned", "beta": 0.1},
