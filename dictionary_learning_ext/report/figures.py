@@ -27,7 +27,7 @@ CURVES = {
         for each in shown_in("training")
     },
     "l2_loss": (
-        "Squared error (a vSAE's: with noise)",
+        "Squared error\n(a vSAE's: with noise)",
         "Of the training step, per token, in training units.",
     ),
     "alive_in_batch": (
