@@ -51,11 +51,15 @@ DEAD_FEATURE_THRESHOLD = 10_000_000
 """Upstream's, in tokens."""
 
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
-_LogVariance = Annotated[
+_NO_NOISE = ("for no noise use ", Setting("posterior", "point"))
+Scale = Annotated[float, SCALE]
+Sigma = Annotated[float, SCALE._replace(instead=_NO_NOISE)]
+NoiseSteps = Annotated[int, Range("at least 1", lambda n: n >= 1, _NO_NOISE)]
+LogVariance = Annotated[
     float, Range(f"between {_LOWEST} and {_HIGHEST}", lambda x: _LOWEST <= x <= _HIGHEST)
 ]
-_LogRatio = Annotated[float, Range(f"{_LOWEST} or more, and below 0", lambda x: _LOWEST <= x < 0)]
-_NO_NOISE = ("for no noise use ", Setting("posterior", "point"))
+LogRatio = Annotated[float, Range(f"{_LOWEST} or more, and below 0", lambda x: _LOWEST <= x < 0)]
+Gate = Annotated[float, Range("0 or more, and below 1", lambda x: 0 <= x < 1)]
 
 UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
     "fixed": ("log_var_init",),
@@ -110,10 +114,10 @@ class PosteriorOptions(Checked):
     posterior: Posterior = "fixed"
     """fixed (paper): sigma is a constant. learned: sigma depends on the token. point: sigma = 0, a
     TopK SAE with an L2 penalty on its activations."""
-    sigma: Annotated[float, SCALE._replace(instead=_NO_NOISE)] | None = None
+    sigma: Sigma | None = None
     """The fixed posterior's standard deviation, in training units. Default: 1 (paper), unless
     noise_to_signal is given."""
-    log_var_init: _LogVariance = -2.0
+    log_var_init: LogVariance = -2.0
     """The learned posterior's initial log-variance."""
     noise_on: NoiseOn = "both"
     """What the sample changes in training: both (paper), the values of the features that the mean
@@ -123,7 +127,7 @@ class PosteriorOptions(Checked):
     select_by: SelectBy = "value"
     """Keep the k largest activations (value; paper), or the k of largest magnitude with their signs
     (magnitude: AbsTopK, arXiv 2510.00404)."""
-    prior_std: Annotated[float, SCALE] = 1.0
+    prior_std: Scale = 1.0
     """The standard deviation of the prior, in training units."""
 
 
@@ -140,7 +144,7 @@ class ObjectiveOptions(AuxKOptions):
     """How beta is annealed. Paper: annealed, form not stated."""
     kl_warmup_steps: Natural | None = None
     """Steps over which beta rises (linear, cosine). 0: no warm-up. Default: a tenth of the run."""
-    noise_anneal_steps: Count | None = None
+    noise_anneal_steps: NoiseSteps | None = None
     """Steps over which the noise falls linearly to 0. none: the noise stays."""
     freeze_decoder: bool = False
     """Train the encoder and the biases alone: the decoder's directions stay random. A baseline: what
@@ -451,14 +455,14 @@ class VAEaseConfig(SAEConfig):
     """VAEase (Lu et al. 2025)."""
 
     architecture: Literal["vaease"] = field(default="vaease", metadata=_ARCHITECTURE)
-    log_var_init: _LogRatio = -0.5
+    log_var_init: LogRatio = -0.5
     """The initial log-variance, relative to the prior's."""
-    gamma_init: Annotated[float, SCALE] = 0.1
+    gamma_init: Scale = 0.1
     """Initial variance of the reconstruction's error, per dimension, in training units. It is
     learned; its logarithm moves by up to lr a step."""
-    prior_std: Annotated[float, SCALE] = 1.0
+    prior_std: Scale = 1.0
     """The standard deviation of the prior, in training units."""
-    active_gate: Annotated[float, Range("0 or more, and below 1", lambda x: 0 <= x < 1)] = 0.05
+    active_gate: Gate = 0.05
     """The gate, 1 - sigma/p, at or below which a feature counts as off in encoding. Training does
     not use it."""
 

@@ -68,7 +68,7 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
         settings = _in_words_of_sae_lens(folder, settings)
     # Defaults are SAELens's own (`handle_pre_6_0_config`); from version 6 on all settings are there.
     settings = {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
-    about = settings | settings.get("metadata", {})
+    about = settings | (settings.get("metadata") or {})
     architecture, k = settings.get("architecture") or "standard", settings.get("k")
     activation = settings.get("activation_fn") or "relu"
     if activation == "topk":

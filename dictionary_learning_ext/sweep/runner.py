@@ -49,7 +49,7 @@ def run_sweep(
     """Train every configuration, or those that an interrupted sweep has not finished.
 
     Arguments:
-        configs: by the names of their run folders.
+        configs: by the names of their run folders, which tell settings apart: see `automatic_name`.
         save_dir: gets one run folder per configuration.
         at_once: how many to train together (default: as many as memory allows, and with several
             devices, at most each one's share).
@@ -69,6 +69,9 @@ def run_sweep(
     own_devices = [config.run.device for config in configs.values()]
     for device in devices or own_devices:
         require_device(device, "devices" if devices else "device")
+    for folder in (save_dir / name for name in configs):
+        if (folder / CONFIG).is_file():
+            load_config(folder)  # names one that is damaged before anything is trained
     done, failed = _ended(configs, save_dir)
     ended = done + failed
     for chunk in chunks_of(configs, save_dir, name, len(configs), ended):

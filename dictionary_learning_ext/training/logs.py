@@ -50,12 +50,11 @@ class RunLog:
     def resume(self, point: ResumePoint, group: str) -> None:
         """Cut off what was logged after `point`, and resume the run in wandb."""
         with writing(self._history):
-            lines = self._history.read_bytes().splitlines() if self._history.exists() else []
+            content = self._history.read_bytes() if self._history.exists() else b""
             # Earlier processes may have handed wandb more than the point has.
-            logged = note_logged(self.folder, max(map(_step_of, lines), default=-1))
-            with self._history.open("ab") as file:
-                length = min(file.tell(), point.run["metrics_bytes"])  # it may have been deleted
-                file.truncate(length)
+            logged = note_logged(self.folder, max(map(_step_of, content.splitlines()), default=-1))
+            with self._history.open("ab") as file:  # which may have been deleted, or shortened
+                file.truncate(content.rfind(b"\n", 0, point.run["metrics_bytes"]) + 1)
         self._former_id = point.run["wandb_id"]
         try:
             self.open_wandb(group, self._former_id, logged)

@@ -366,6 +366,8 @@ def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
     assert progress(tmp_path) is None
     (tmp_path / "b" / "config.json").write_text("{")
     assert progress(tmp_path).startswith("2 of 3 runs are finished"), "damaged"
+    with pytest.raises(ConfigError, match=r"b.config\.json: "):
+        run_sweep(dict.fromkeys("abc", CONFIGS["a"]), tmp_path)
 
 
 def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tmp_path):

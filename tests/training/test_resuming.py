@@ -168,12 +168,19 @@ def test_a_changed_text_is_noticed(stopped):
         path.write_bytes(before)
 
 
-def test_a_log_that_was_deleted_begins_where_the_run_resumes(stopped):
-    """As what is said of a damaged one advises."""
-    (stopped / "metrics.jsonl").unlink()
+@pytest.mark.parametrize("left", [None, 1.5])
+def test_a_log_that_was_deleted_or_cut_off_goes_on_where_the_run_resumes(stopped, left):
+    """To delete it is what is said of a damaged one."""
+    log = stopped / "metrics.jsonl"
+    first = len(log.read_bytes().splitlines(keepends=True)[0])
+    if left is None:
+        log.unlink()
+    else:
+        log.write_bytes(log.read_bytes()[: int(left * first)])
     resumed(stopped)
     steps = [row["step"] for row in read_history(stopped)]
-    assert steps == [step for step in [*range(0, STEPS, 7), STEPS] if step >= 15]
+    kept = [] if left is None else [0]
+    assert steps == kept + [step for step in [*range(0, STEPS, 7), STEPS] if step >= 15]
 
 
 def test_a_changed_log_blocks_nothing(stopped):
