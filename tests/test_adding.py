@@ -72,7 +72,9 @@ def add_an_architecture(package: Path) -> None:
 
 
 def add_an_option(package: Path) -> None:
-    insert(package / "config" / "sae.py", "    noise_anneal_steps: NoiseSteps | None = None\n", OPTION)
+    insert(
+        package / "config" / "sae.py", "    noise_anneal_steps: NoiseSteps | None = None\n", OPTION
+    )
     kernel = package / "trainers" / "kernels" / "step.py"
     insert(kernel, "l2_loss + objective.kl_weight", "objective.settings.tax + ")
     trainer = package / "trainers" / "variational_top_k.py"
