@@ -127,6 +127,10 @@ REFUSED = {
         (dict(noise_on="values", posterior="point"), "noise_on='values': … does not use it"),
         (dict(noise_anneal_steps=5, posterior="point"), "… posterior point does not use it"),
         (dict(kl_schedule="constant", kl_warmup_steps=7), "kl_warmup_steps=7: … does not use it"),
+        (
+            dict(kl_schedule="constant", kl_warmup_steps=101),
+            "kl_warmup_steps=101: … does not use it",
+        ),
         (dict(kl_warmup_steps=101, kl_schedule="cosine"), "kl_warmup_steps=101: expected at most"),
         (dict(noise_anneal_steps=101), "noise_anneal_steps=101: expected at most steps=100"),
         (dict(k_anneal_steps=101), "k_anneal_steps=101: expected at most steps=100"),
