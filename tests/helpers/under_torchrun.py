@@ -4,6 +4,7 @@ GIVEN is JSON: the names of scenarios, which are functions here, and what each i
 of a run. They run one after the other. Every rank writes what it saw to FOLDER/SCENARIO/<rank>.json.
 """
 
+import atexit
 import io
 import json
 import logging
@@ -322,3 +323,7 @@ if __name__ == "__main__":
                 given = RunConfig(**given) if isinstance(given, dict) else given
             result = globals()[scenario](given, folder)
             (folder / f"{processes.rank}.json").write_text(json.dumps(result))
+    # A ProcessError of `late_errors` has put aside what does this at exit. Left undone, gloo's thread may
+    # free its last tensor while Python ends, and that aborts the process.
+    atexit.unregister(t.distributed.destroy_process_group)
+    t.distributed.destroy_process_group()
