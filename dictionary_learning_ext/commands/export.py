@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..config.architectures import ExportFormat
 from ..errors import CheckpointError, UserError, in_shell
-from .flags import FOLDER, Command, positional
+from .flags import FOLDER, Command, positional, vsae
 from .measure import InputFlags
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _print_exported(exported: "Exported", flags: ExportFlags) -> None:
         print(
             f"In {out}, SAE Bench's run_all_evals_dictionary_learning_saes reads it as\n"
             f"  load_dictionary_learning_sae({SAE_BENCH_REPO!r}, {place.name!r}, MODEL, …)\n"
-            f"To upload it to the hub: vsae push {in_shell(place)} OWNER/NAME"
+            f"To upload it to the hub: {vsae()} push {in_shell(place)} OWNER/NAME"
         )
     next_step = {
         "sae-lens": f"  SAE.load_from_disk({str(out)!r})",
@@ -145,6 +145,8 @@ def run_push(flags: PushFlags) -> None:
         print(f"{size:>12,} {name}")
     for (_, form), error in pushed.left_out.items():
         print(f"not as {form}: {error.as_typed}")
+    for name in pushed.unfinished:
+        print(f"not uploaded: {name}, whose run is not finished")
     _print_cut(pushed.cut_paths)
     if pushed.url is None:
         visibility = "public" if flags.public else "private"

@@ -45,7 +45,7 @@ from ..features.explanations import read_explanations
 from ..run_folder.comparing import measured_differently
 from ..run_folder.files import CONFIG, EXPLANATIONS, METRICS, RETURN_SCORES, WEIGHTS, write_json
 from ..run_folder.foreign import SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS
-from ..run_folder.reading import read_metrics_if_any
+from ..run_folder.reading import read_metrics_if_any, run_folders_in
 from ..run_folder.sae_names import require_own
 from ..run_folder.weights import load_dictionary
 from .exporter import export
@@ -92,6 +92,7 @@ class Pushed:
         files: sizes in bytes, by name in the repository.
         card: the model card, README.md in the repository.
         left_out: why an SAE isn't there in a format that was asked for, by its name and the format.
+        unfinished: the run folders inside that have no SAE yet, which are left out.
         cut_paths: the settings whose local paths were cut to their last names.
         url: the commit's; None for a dry run, as is `is_private`.
     """
@@ -101,6 +102,7 @@ class Pushed:
     card: str
     cut_paths: list[str]
     left_out: dict[tuple[str, PushFormat], UserError]
+    unfinished: list[str]
     url: str | None = None
     is_private: bool | None = None
 
@@ -136,12 +138,14 @@ def push(
         _require_default(of_export)
     with tempfile.TemporaryDirectory(prefix="push.") as name:
         staged = Path(name)
-        cut_paths, missing = _stage(_run_folders(Path(folder)), repo, staged, formats, of_export)
+        folders = _run_folders(Path(folder))
+        cut_paths, missing = _stage(folders, repo, staged, formats, of_export)
+        unfinished = [one.name for one in run_folders_in(folder) if one not in folders]
         paths = sorted(path for path in staged.rglob("*") if path.is_file())
         files = {path.relative_to(staged).as_posix(): path.stat().st_size for path in paths}
         text = (staged / CARD).read_text(encoding="utf-8")
         if dry_run:
-            return Pushed(repo, files, text, cut_paths, missing)
+            return Pushed(repo, files, text, cut_paths, missing, unfinished)
         _require_token(repo)
         with _reaching_the_hub(repo):
             huggingface_hub.create_repo(repo, private=not public, exist_ok=True)
@@ -155,7 +159,9 @@ def push(
             commit = huggingface_hub.upload_folder(
                 repo_id=repo, folder_path=staged, commit_message=f"Add {', '.join(names)}"
             )
-    return Pushed(repo, files, text, cut_paths, missing, str(commit.commit_url), is_private)
+    return Pushed(
+        repo, files, text, cut_paths, missing, unfinished, str(commit.commit_url), is_private
+    )
 
 
 def _require_name(repo: str) -> None:

@@ -268,6 +268,16 @@ def test_a_dry_run_and_the_card_need_no_token_and_no_network(runs, capsys):
     assert capsys.readouterr().out == card_of(runs) + "\n"
 
 
+def test_a_run_without_an_sae_is_named_as_left_out(runs, tmp_path, capsys):
+    runs = shutil.copytree(runs, tmp_path / "runs")
+    (runs / "top_k" / "ae.pt").unlink()
+    assert main(["push", str(runs), "jane/saes", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert " vsae/ae.pt" in out
+    assert " top_k/" not in out
+    assert "not uploaded: top_k, whose run is not finished" in out
+
+
 # --- for other libraries
 
 
