@@ -246,34 +246,27 @@ def _differences(values: list[float]) -> str:
 
 
 def draw(content: dict[str, Any], page: Path) -> None:
-    """Left, every candidate of the tuning; beside it, every pair of the settings that have all."""
+    """First every candidate of the tuning, then every pair of each setting."""
     import matplotlib.pyplot as plt
 
-    whole = [
-        name
-        for name in SETTINGS
-        if len(means(confirmed(content, name), TOP_K, PRIMARY)) == len(PAIRS)
-    ]
-    columns = 1 + len(whole)
-    figure, axes = plt.subplots(1, columns, figsize=(5.5 * columns, 4.2), squeeze=False)
-    left, *others = axes[0]
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8.4))
+    first, *others = axes.flat
     rows, found = tuned(content), chosen(content) or {}
     there = {row["arm"] for row in rows}
     for arm, own in CANDIDATES.items():
         named = [name for name in own if name in there]
         at = {n: (means(rows, n, "fve")[0], means(rows, n, PRIMARY)[0]) for n in named}
-        left.scatter(*zip(*at.values(), strict=True), c=COLOURS[arm], s=28, label=arm)
+        first.scatter(*zip(*at.values(), strict=True), c=COLOURS[arm], s=28, label=arm)
         if (name := found.get(arm)) is not None:
-            left.plot(*at[name], "o", markersize=11, fillstyle="none", color=COLOURS[arm])
-    left.set(title="Tuning: one pair each, the choice circled")
-    for axis, name in zip(others, whole, strict=True):
+            first.plot(*at[name], "o", markersize=11, fillstyle="none", color=COLOURS[arm])
+    first.set(title="Tuning: one pair each, the choice circled")
+    for axis, name in zip(others, SETTINGS, strict=True):
         rows = confirmed(content, name)
         for arm in ARMS:
             points = means(rows, arm, "fve"), means(rows, arm, PRIMARY)
             axis.plot(*points, "o", color=COLOURS[arm], markersize=5, alpha=0.7, label=arm)
-        axis.set(title=f"{name}: every pair, four times as long")
-        axis.title.set_size(9)
-    for axis in axes[0]:
+        axis.set(title=f"{name}, four times as long")
+    for axis in axes.flat:
         axis.set(xlabel=LABELS["fve"], ylabel=SHOWN[PRIMARY])
         axis.legend(fontsize=8)
     save_plot(figure, page.with_suffix(".png"), dpi=110)
