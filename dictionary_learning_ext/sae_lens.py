@@ -24,6 +24,7 @@ from .errors import ConfigError, Setting
 from .trainers.base import DeadWatch, KAnnealing, set_to_median
 from .trainers.kernels.memory import keep_freed_memory
 from .trainers.kernels.products import StepForm
+from .trainers.kernels.select import token_std
 from .trainers.kernels.step import StepObjective, Weights, variational_loss
 from .trainers.optimizers import column_norms, project_out_parallel
 from .trainers.posterior import kl_scale, noise_scale, noise_to_signal
@@ -288,13 +289,13 @@ class VariationalTopKTrainingSAE(TrainingSAE):
                 "train_batch_size_tokens",
                 step,
             )
-        if step == 0:
-            self._start(x)
         if self._is_untrained:
             set_to_median(self.b_dec, x)
             self._is_untrained = False
         else:
             self._make_unit_norm()
+        if step == 0:
+            self._start(x)
         objective = self._objective(step, x, step_input.is_logging_step)
         with t.autocast(x.device.type, enabled=False):
             terms = variational_loss(x, self._weights(), objective)
@@ -334,10 +335,12 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         self.tokens_since_fired = t.zeros(cfg.d_sae, dtype=t.long, device=x.device)
         keep_freed_memory()
         if self.settings.posterior != "point" and self.settings.noise_anneal_steps is None:
-            log_var = self.settings.log_var_init
-            sigma = math.exp(log_var / 2) if self.settings.sigma is None else self.settings.sigma
-            energy = float(x.square().sum(-1).mean())
-            ratio = noise_to_signal(cfg.k, sigma**2, energy)
+            log_var, sigma = self.settings.log_var_init, self.settings.sigma
+            variance = math.exp(log_var) if sigma is None else sigma**2
+            if self.settings.posterior == "relative":
+                means = (x - self.b_dec) @ self.W_enc + self.b_enc
+                variance *= float(token_std(means).square().mean())
+            ratio = noise_to_signal(cfg.k, variance, float(x.square().sum(-1).mean()))
             warn_of_noise(ratio, self.settings, cfg.steps)
 
     def _objective(self, step: int, x: t.Tensor, is_logging: bool) -> StepObjective:

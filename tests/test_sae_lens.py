@@ -50,7 +50,12 @@ SMALL: dict[str, Any] = {
     "auxk_alpha": 0.1,
     "dead_feature_threshold": 3 * B,
 }
-BY_POSTERIOR = {"fixed": {"sigma": 0.25}, "learned": {"log_var_init": -3.0}, "point": {}}
+BY_POSTERIOR = {
+    "fixed": {"sigma": 0.25},
+    "relative": {"sigma": 0.5},
+    "learned": {"log_var_init": -3.0},
+    "point": {},
+}
 GRID = [
     {"posterior": posterior, "noise_on": noise_on, "kl_scope": kl_scope} | own
     for posterior, own in BY_POSTERIOR.items()
@@ -193,7 +198,9 @@ def test_the_weights_after_50_steps_are_our_trainers(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"noise_to_signal": 0.3}, {"posterior": "learned"}], ids=["fixed", "learned"]
+    "changes",
+    [{"noise_to_signal": 0.3}, {"posterior": "learned"}, {"posterior": "relative"}],
+    ids=["fixed", "learned", "relative"],
 )
 def test_normalised_activations_have_the_same_meaning(changes, tmp_path, monkeypatch):
     """SAELens's factor is folded as ours is, and noise_to_signal is relative to E||x||^2 = D."""

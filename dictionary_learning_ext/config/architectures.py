@@ -108,6 +108,9 @@ _VARIATIONAL: dict[str, Any] = {
         "learned_both": Look("vSAE, learned sigma", "darkorange", "D"),
         "learned_values": Look("vSAE, learned sigma, noise on values", "gold", "v"),
         "learned_selection": Look("vSAE, learned sigma, noise on selection", "olive", "p"),
+        "relative_both": Look("vSAE, relative sigma", "crimson", "s"),
+        "relative_values": Look("vSAE, relative sigma, noise on values", "magenta", "s"),
+        "relative_selection": Look("vSAE, relative sigma, noise on selection", "teal", "s"),
         "point": Look("TopK with an L2 penalty", "dodgerblue", "h"),
     },
 }

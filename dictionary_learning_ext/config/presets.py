@@ -141,9 +141,11 @@ def in_units(sae: SAEConfig, energy: float) -> SAEConfig:
     """The same vSAE for activations whose E||x||^2 is `energy` times as large.
 
     The squared error grows by `energy`, and the KL must not change: so beta grows like the error,
-    sigma and prior_std like the activations.
+    sigma and prior_std like the activations. A relative posterior's sigma has no unit.
     """
     factors = {"beta": energy, "sigma": math.sqrt(energy), "prior_std": math.sqrt(energy)}
+    if vars(sae).get("posterior") == "relative":
+        del factors["sigma"]
     given = {name: getattr(sae, name) for name in factors}
     changed: dict[str, Any] = {n: v * factors[n] for n, v in given.items() if v is not None}
     return replace(sae, **changed)

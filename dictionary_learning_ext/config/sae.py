@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # Weights hold these choices by their position: add at the end, and don't reorder.
-Posterior = Literal["fixed", "learned", "point"]
+Posterior = Literal["fixed", "learned", "point", "relative"]
 NoiseOn = Literal["both", "values", "selection"]
 SelectBy = Literal["value", "magnitude"]
 
@@ -65,8 +65,12 @@ UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
     "fixed": ("log_var_init",),
     "learned": ("sigma", "noise_to_signal"),
     "point": ("sigma", "noise_to_signal", "log_var_init", "noise_on", "noise_anneal_steps"),
+    "relative": ("noise_to_signal", "log_var_init"),
 }
 """The options of a variational SAE that a posterior does not use."""
+DEFAULT_SIGMA: dict[str, float] = {"fixed": 1.0, "relative": 1.81}
+"""Of the posteriors that have one. 1 is the paper's; 1.81 is the standard deviation of a logistic variable,
+the noise of Probabilistic TopK's gates, whose logits are in the same unit."""
 SCHEDULES = (
     "warmup_steps",
     "decay_start",
@@ -112,11 +116,12 @@ class PosteriorOptions(Checked):
     """The distribution of a vSAE's features, and which of them are kept."""
 
     posterior: Posterior = "fixed"
-    """fixed (paper): sigma is a constant. learned: sigma depends on the token. point: sigma = 0, a
-    TopK SAE with an L2 penalty on its activations."""
+    """fixed (paper): sigma is a constant. relative: sigma is a multiple of the standard deviation of the
+    token's own means over the features. learned: sigma depends on the token. point: sigma = 0, a TopK SAE
+    with an L2 penalty on its activations."""
     sigma: Sigma | None = None
-    """The fixed posterior's standard deviation, in training units. Default: 1 (paper), unless
-    noise_to_signal is given."""
+    """The fixed posterior's standard deviation, in training units, or the relative posterior's multiple,
+    which has no unit. Default: 1 for fixed (paper), unless noise_to_signal is given; 1.81 for relative."""
     log_var_init: LogVariance = -2.0
     """The learned posterior's initial log-variance."""
     noise_on: NoiseOn = "both"
@@ -129,6 +134,18 @@ class PosteriorOptions(Checked):
     (magnitude: AbsTopK, arXiv 2510.00404)."""
     prior_std: Scale = 1.0
     """The standard deviation of the prior, in training units."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        # Its noise comes before the ReLU, so only the choice of features can have it.
+        fits = self.noise_on == "selection" or not (self.rectify and self.posterior == "relative")
+        expected = (
+            "selection with ",
+            Setting("rectify", True),
+            " and ",
+            Setting("posterior", "relative"),
+        )
+        require(fits, "noise_on", self.noise_on, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +276,8 @@ class SAEConfig(Checked):
         names = {each.name for each in fields(CONFIGS[name])} - {"architecture"}
         defaults, unused = _defaults(type(self)), self.unused()
         given = {n: v for n, v in vars(self).items() if v != defaults[n] and n not in unused}
+        if posterior not in (None, given.get("posterior", defaults.get("posterior"))):
+            given.pop("sigma", None)  # each posterior means something else by it
         kept: dict[str, Any] = {n: v for n, v in (given | chosen).items() if n in names}
         return CONFIGS[name](**kept)._without_unused()
 
@@ -370,15 +389,17 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
     def unused(self) -> tuple[str, ...]:
         return UNUSED_BY[self.posterior]
 
-    def with_warmup(self, steps: int) -> "Self":
-        """With the KL's warm-up of a run of `steps`, where none is given.
+    def with_defaults(self, steps: int) -> "Self":
+        """With the KL's warm-up of a run of `steps` and the posterior's sigma, where none is given.
 
         Raises: ConfigError for a schedule that doesn't fit the run.
         """
         self.require_fit(steps)
-        if self.kl_warmup_steps is not None:
-            return self
-        return replace(self, kl_warmup_steps=_kl_warmup(steps))
+        warmup = _kl_warmup(steps) if self.kl_warmup_steps is None else self.kl_warmup_steps
+        sigma = self.sigma
+        if sigma is None and self.noise_to_signal is None:
+            sigma = DEFAULT_SIGMA.get(self.posterior)
+        return replace(self, kl_warmup_steps=warmup, sigma=sigma)
 
     def resolve(self, steps: int, batch_size: int) -> "Self":
         if None not in (self.noise_to_signal, self.sigma):
@@ -391,9 +412,7 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
         resolved = super().resolve(steps, batch_size)
         if self.kl_schedule == "constant" and resolved.kl_warmup_steps != _kl_warmup(steps):
             raise not_used("kl_warmup_steps", self.kl_warmup_steps, "kl_schedule constant")
-        if self.posterior == "fixed" and self.noise_to_signal is None and self.sigma is None:
-            resolved = replace(resolved, sigma=1.0)
-        return resolved
+        return resolved.with_defaults(steps)
 
     def _without_unused(self) -> "Self":
         kept = super()._without_unused()

@@ -25,9 +25,12 @@ def gaussian_kl(mu: t.Tensor, log_var: t.Tensor, prior_std: t.Tensor | float = 1
 
 
 def variance_kl(log_var: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:
-    """The part of `gaussian_kl` that does not depend on mu; zero where sigma = prior_std."""
+    """The part of `gaussian_kl` that does not depend on mu; zero where sigma = prior_std.
+
+    Where sigma is 0 it is 0 too, instead of infinite: such a token counts as a point, see `point_kl`.
+    """
     log_ratio = log_var - 2 * t.as_tensor(prior_std, dtype=log_var.dtype).log()
-    return 0.5 * (log_ratio.exp() - 1 - log_ratio)
+    return (0.5 * (log_ratio.exp() - 1 - log_ratio)).where(log_ratio > -t.inf, 0.0)
 
 
 def point_kl(mu: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:
@@ -76,7 +79,7 @@ class GaussianPosterior(NamedTuple):
     mu: t.Tensor
     """(…, F)"""
     log_var: t.Tensor | None
-    """log sigma^2, (…, F) or 0-dim. None for a point, whose sigma is 0."""
+    """log sigma^2, (…, F), (…, 1) for one of each token, or 0-dim. None for a point, whose sigma is 0."""
     prior_std: t.Tensor
     """p, 0-dim"""
 
@@ -89,12 +92,12 @@ class GaussianPosterior(NamedTuple):
 
     @property
     def std(self) -> t.Tensor:
-        """sigma, (…, F) or 0-dim."""
+        """sigma, of the shape of log_var."""
         return self.mu.new_zeros(()) if self.log_var is None else (self.log_var / 2).exp()
 
     @property
     def noise_variance(self) -> t.Tensor:
-        """sigma^2, (…, F) or 0-dim."""
+        """sigma^2, of the shape of log_var."""
         return self.mu.new_zeros(()) if self.log_var is None else self.log_var.exp()
 
 

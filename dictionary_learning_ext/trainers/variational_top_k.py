@@ -19,6 +19,7 @@ from ..config.checks import require_choice, require_sizes, require_type
 from ..config.run import Dtype
 from ..config.sae import (
     DEAD_FEATURE_THRESHOLD,
+    DEFAULT_SIGMA,
     LOG_VAR_LIMITS,
     MUCH_NOISE,
     NOISE_ON,
@@ -38,7 +39,7 @@ from .dictionaries import FromState, require_scale
 from .kernels import compiled
 from .kernels.memory import keep_freed_memory
 from .kernels.products import StepForm
-from .kernels.select import Draw, compared, draw_code
+from .kernels.select import Draw, compared, draw_code, token_std
 from .kernels.step import LossTerms, StepObjective, Weights, loss_and_gradients, variational_loss
 from .posterior import GaussianPosterior, kl_scale, noise_scale, noise_to_signal
 
@@ -53,8 +54,9 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         f_BF     = z on the K largest of z, 0 elsewhere
         x_hat_BD = W_dec f + b_dec                    # decoder columns are unit-norm
 
-    sigma is a constant (posterior "fixed"), 0 ("point"), or exp(log_var / 2) with log_var = W_var
-    (x - b_dec) + b_var, clamped ("learned"). A sample changes which features are kept and their
+    sigma is a constant (posterior "fixed"), a multiple of the standard deviation of the token's own mu
+    over the features ("relative"; with rectify, of mu before the ReLU, where the noise is added too), 0
+    ("point"), or exp(log_var / 2) with log_var = W_var (x - b_dec) + b_var, clamped ("learned"). A sample changes which features are kept and their
     values (noise_on "both", as above), only the values ("values": f is z on the K largest of mu), or
     only which are kept ("selection": f is mu on the K largest of z). With select_by "magnitude" the K
     largest of |z| or |mu| are kept, with their signs.
@@ -83,7 +85,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         k: int,
         *,
         posterior: Posterior = "fixed",
-        sigma: float = 1.0,
+        sigma: float | None = None,
         log_var_init: float = -2.0,
         noise_on: NoiseOn = "both",
         rectify: bool = False,
@@ -91,7 +93,6 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         prior_std: float = 1.0,
     ):
         require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
-        require_type("sigma", sigma, float)
         PosteriorOptions(
             posterior=posterior,
             sigma=sigma,
@@ -110,7 +111,8 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         self.noise_on: NoiseOn = noise_on
         self.rectify = rectify
         self.select_by: SelectBy = select_by
-        sigma = sigma if posterior == "fixed" else 0.0
+        sigma = DEFAULT_SIGMA.get(posterior, 0.0) if sigma is None else sigma
+        sigma = sigma if posterior in DEFAULT_SIGMA else 0.0
         self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(posterior)))
         self.register_buffer("noise_on_code", t.tensor(NOISE_ON.index(noise_on)))
         self.register_buffer("rectify_code", t.tensor(rectify))
@@ -148,12 +150,14 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         Raises: ConfigError for `use_threshold` if the threshold was never set, or with `sample`.
         """
         centred = x.to(self.b_dec.dtype) - self.b_dec
-        mu = self._mean(centred)
+        before_relu = self.encoder(centred)
+        mu = before_relu.relu() if self.rectify else before_relu
         if sample:
             noise = 0.0 if self.posterior_kind == "point" else 1.0
-            std = (0.5 * self._log_var(centred)).exp() if self._is_learned else self.sigma
             how = Draw(int(self.k), self.noise_on, noise, generator, self.select_by)
-            indices, values = draw_code(mu, std, how)
+            drawn_from = before_relu if self.posterior_kind == "relative" else mu
+            indices, values = draw_code(drawn_from, self._std(centred, before_relu), how)
+            values = values.relu() if self.rectify and drawn_from is before_relu else values
         else:  # nnsight's proxies can't be unpacked
             indices = compared(mu, self.select_by).topk(int(self.k), dim=-1, sorted=False).indices
             values = mu.gather(-1, indices)
@@ -173,15 +177,18 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         return self.decoder(x.to(self.b_dec.dtype)) + self.b_dec
 
     def log_var(self, x: t.Tensor) -> t.Tensor:
-        """log sigma^2: (…, D) -> (…, F) if it is learned, otherwise 0-dim (-inf for a point)."""
-        if self._is_learned:
-            return self._log_var(x.to(self.b_dec.dtype) - self.b_dec)
-        return 2 * self.sigma.log()
+        """log sigma^2: (…, D) -> (…, F) if it is learned, (…, 1) if relative, otherwise 0-dim (-inf for a
+        point)."""
+        centred = x.to(self.b_dec.dtype) - self.b_dec
+        return self._log_var(centred, self.encoder(centred))
 
     def posterior(self, x: t.Tensor) -> GaussianPosterior:
         """The distribution of each feature of activations: (…, D) -> (…, F)."""
-        mu = self._mean(x.to(self.b_dec.dtype) - self.b_dec)
-        log_var = None if self.posterior_kind == "point" else self.log_var(x)
+        centred = x.to(self.b_dec.dtype) - self.b_dec
+        before_relu = self.encoder(centred)
+        mu = before_relu.relu() if self.rectify else before_relu
+        is_point = self.posterior_kind == "point"
+        log_var = None if is_point else self._log_var(centred, before_relu)
         return GaussianPosterior(mu, log_var, self.prior_std)
 
     @property
@@ -205,12 +212,19 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     def _is_learned(self) -> bool:
         return self.posterior_kind == "learned"
 
-    def _mean(self, centred: t.Tensor) -> t.Tensor:
-        mu = self.encoder(centred)
-        return mu.relu() if self.rectify else mu
+    def _log_var(self, centred: t.Tensor, before_relu: t.Tensor) -> t.Tensor:
+        """See `log_var`. A relative one follows from the means before a ReLU, (…, F)."""
+        if self._is_learned:
+            raw = self.log_var_encoder(centred)
+            return raw.clamp(self.log_var_limits[0], self.log_var_limits[1])
+        return 2 * self._std(centred, before_relu).log()
 
-    def _log_var(self, centred: t.Tensor) -> t.Tensor:
-        return self.log_var_encoder(centred).clamp(self.log_var_limits[0], self.log_var_limits[1])
+    def _std(self, centred: t.Tensor, before_relu: t.Tensor) -> t.Tensor:
+        """sigma, of `log_var`'s shape."""
+        if self._is_learned:
+            return (0.5 * self._log_var(centred, before_relu)).exp()
+        is_relative = self.posterior_kind == "relative"
+        return self.sigma * token_std(before_relu) if is_relative else self.sigma
 
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
@@ -221,7 +235,8 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         """
         require_scale(scale)
         super().scale_biases(scale)
-        self.sigma *= scale
+        if self.posterior_kind != "relative":
+            self.sigma *= scale
         self.prior_std *= scale
         if self._is_learned:
             shift = 2 * math.log(scale)
@@ -279,7 +294,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         lr: float | None = None,
         *,
         posterior: Posterior = "fixed",
-        sigma: float = 1.0,
+        sigma: float | None = None,
         log_var_init: float = -2.0,
         noise_on: NoiseOn = "both",
         rectify: bool = False,
@@ -307,7 +322,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
         require_device(device)
         require_choice("dtype", dtype, Dtype)
-        require_type("sigma", sigma, float)
         require_type("dead_feature_threshold", dead_feature_threshold, int)
         self.settings = VSAETopKConfig(
             dict_size=dict_size,
@@ -331,7 +345,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             freeze_decoder=freeze_decoder,
             auxk_alpha=auxk_alpha,
             dead_feature_threshold=dead_feature_threshold,
-        ).with_warmup(steps)
+        ).with_defaults(steps)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
         of_posterior = {f.name: getattr(self.settings, f.name) for f in fields(PosteriorOptions)}
         super().__init__(
@@ -439,7 +453,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         unused = dict.fromkeys(given.unused(), "posterior")
         if given.kl_schedule == "constant":
             unused["kl_warmup_steps"] = "kl_schedule"
-        defaults = VSAETopKConfig(sigma=1.0).with_warmup(self.steps)
+        defaults = replace(VSAETopKConfig().with_defaults(self.steps), sigma=None)
         for name, choice in unused.items():
             if (value := getattr(given, name)) != getattr(defaults, name):
                 chosen = getattr(given, choice)

@@ -10,6 +10,7 @@ import torch as t
 
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
 from dictionary_learning_ext.config.help_texts import help_texts
+from dictionary_learning_ext.config.presets import in_units
 from dictionary_learning_ext.config.sae import (
     CONFIGS,
     MatryoshkaConfig,
@@ -94,6 +95,7 @@ def test_noise_to_signal_becomes_sigma_where_the_width_is_known(normalize, archi
         ({"sigma": 1.0}, {"posterior": "learned"}),
         ({"posterior": "learned", "log_var_init": -1.0}, {"posterior": "fixed"}),
         ({"sigma": 0.5}, {"posterior": "point"}),
+        ({"noise_to_signal": 0.3}, {"posterior": "relative"}),
         ({"noise_on": "values", "noise_anneal_steps": 5}, {"posterior": "point"}),
         ({"kl_warmup_steps": 7}, {"kl_schedule": "constant"}),
     ],
@@ -105,6 +107,15 @@ def test_a_change_leaves_out_what_it_has_no_use_for(given, change):
     resolved = SAEConfig(**given).changed_to(**change).resolve(500, 64)
     assert vars(resolved).items() >= change.items()
     assert resolved.resolve(500, 64) == resolved, "what is resolved is accepted again"
+
+
+def test_sigma_means_something_else_under_another_posterior():
+    assert SAEConfig(posterior="relative").resolve(100, 8).sigma == 1.81
+    assert SAEConfig(sigma=0.5).changed_to(posterior="relative").resolve(100, 8).sigma == 1.81
+    assert SAEConfig(sigma=0.5).changed_to(posterior="fixed").resolve(100, 8).sigma == 0.5
+    relative = SAEConfig(posterior="relative", sigma=0.5, beta=2.0)
+    scaled = in_units(relative, 9.0)
+    assert (scaled.sigma, scaled.prior_std, scaled.beta) == (0.5, 3.0, 18.0)
 
 
 def test_another_architecture_has_its_own_defaults():
@@ -231,10 +242,10 @@ def test_upstreams_trainers_have_the_defaults_that_our_groups_say():
 
 
 def test_a_schedule_that_is_not_given_is_a_share_of_the_run():
-    options = SAEConfig().with_warmup(100)
+    options = SAEConfig().with_defaults(100)
     assert options.kl_warmup_steps == 10
-    assert options.with_warmup(100) == options, "a config builds the same again"
-    assert SAEConfig(kl_warmup_steps=0).with_warmup(100).kl_warmup_steps == 0
+    assert options.with_defaults(100) == options, "a config builds the same again"
+    assert SAEConfig(kl_warmup_steps=0).with_defaults(100).kl_warmup_steps == 0
 
 
 def test_the_last_step_has_k_itself():
@@ -262,6 +273,6 @@ def test_each_group_of_a_matryoshka_has_a_feature():
 def test_a_schedule_may_be_as_long_as_the_run(name):
     longest = SAEConfig(**{name: 100})
     assert getattr(longest.resolve(100, 8), name) == 100
-    for check in (longest.require_fit, longest.with_warmup):
+    for check in (longest.require_fit, longest.with_defaults):
         with pytest.raises(ConfigError, match=f"^{name}=100: expected at most steps=99$"):
             check(99)

@@ -32,15 +32,17 @@ def dense_loss(
     """Every one of `LossTerms`, with this noise, or else with what `draw_code` draws in float64."""
     W_enc, b_enc, W_dec, b_dec, W_var, b_var = weights
     settings = objective.settings
-    mu = (x_BD - b_dec) @ W_enc.T + b_enc
-    if settings.rectify:
-        mu = mu.clamp(min=0)
+    before_relu = (x_BD - b_dec) @ W_enc.T + b_enc
+    mu = before_relu.clamp(min=0) if settings.rectify else before_relu
 
     if settings.posterior == "learned":
         log_var = (x_BD - b_dec) @ W_var.T + b_var
         std = (log_var.clamp(*objective.log_var_limits) / 2).exp()
     elif settings.posterior == "fixed":
         std = objective.sigma.expand_as(mu)
+    elif settings.posterior == "relative":
+        spread = (before_relu - before_relu.mean(1, keepdim=True)).square().mean(1).sqrt()
+        std = (objective.sigma * spread).detach()[:, None].expand_as(mu)
     else:
         std = t.zeros_like(mu)
 
@@ -60,7 +62,7 @@ def dense_loss(
         source = mu + scale * std * eps
     else:
         eps = t.empty_like(mu).normal_(generator=generator) if noise_BF is None else noise_BF
-        z = mu + scale * std * eps
+        z = (before_relu if settings.posterior == "relative" else mu) + scale * std * eps
         chosen = largest(z, objective.k)
         source = z if settings.noise_on == "both" else mu
     mask = t.zeros_like(mu).scatter(1, chosen, 1.0)

@@ -79,16 +79,42 @@ def test_noise_on_says_what_a_sample_changes():
     assert found == {"both": (False, False), "values": (True, False), "selection": (False, True)}
 
 
-@pytest.mark.parametrize("posterior", ["fixed", "learned"])
+@pytest.mark.parametrize("posterior", ["fixed", "learned", "relative"])
 def test_samples_have_the_posteriors_moments(posterior):
     """With k = F nothing is selected away: z itself is seen."""
     sae = VariationalTopKAutoEncoder(D, F, F, posterior=posterior, sigma=0.7, log_var_init=-1.0)
     x = data(batch=4)
     generator = t.Generator().manual_seed(0)
     draws = t.stack([sae.encode(x, sample=True, generator=generator) for _ in range(4000)])
-    mu, std = sae.encode(x), 0.7 if posterior == "fixed" else math.exp(-0.5)
-    assert t.allclose(draws.mean(0), mu, atol=5 * std / math.sqrt(4000))
-    assert t.allclose(draws.std(0), t.full_like(mu, std), atol=0.05)
+    mu = sae.encode(x)
+    own_B1 = 0.7 * mu.std(1, correction=0, keepdim=True)
+    std = {"fixed": t.tensor(0.7), "learned": t.tensor(math.exp(-0.5)), "relative": own_B1}[
+        posterior
+    ]
+    assert ((draws.mean(0) - mu).abs() < 5 * std / math.sqrt(4000)).all()
+    t.testing.assert_close(draws.std(0), std.expand_as(mu), atol=0, rtol=0.07)
+    t.testing.assert_close(sae.posterior(x).std.expand_as(mu), std.expand_as(mu))
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+def test_relative_noise_comes_before_the_relu_and_its_scale_is_each_tokens_own(rectify):
+    """A token of ten times the size has ten times the noise; one whose means are all equal has none."""
+    options = {"posterior": "relative", "noise_on": "selection", "rectify": rectify}
+    sae = VariationalTopKAutoEncoder(D, F, 4, sigma=0.5, **options)
+    with t.no_grad():
+        sae.encoder.bias.fill_(-0.125)
+        row = data(batch=1)
+        x = t.cat([row - sae.b_dec, t.zeros_like(row)]).repeat(2000, 1)
+        before_relu, mu = sae.encoder(x), sae.encode(x, return_topk=True)[3]
+    sample = sae.encode(x, sample=True, generator=t.Generator().manual_seed(0))
+    kept = sample != 0
+    assert t.equal(sample[kept], mu[kept]), "values are the mean's"
+    assert (sample[1::2].sum(1) == sae.encode(x[1:2]).sum()).all(), "without a scale it is a point"
+    std = 0.5 * before_relu[0].std(correction=0)
+    z = before_relu[0] + std * t.randn(2000, F, generator=t.Generator().manual_seed(1))
+    expected = t.zeros(2000, F).scatter(1, z.topk(4).indices, 1.0) * (mu[0] != 0)
+    t.testing.assert_close(kept[::2].float().mean(0), expected.mean(0), atol=0.06, rtol=0)
+    assert float(sae.posterior(x[1:2]).kl.sum()) == pytest.approx(float(mu[1].square().sum() / 2))
 
 
 @settings(max_examples=40, deadline=None)
@@ -102,6 +128,7 @@ def test_samples_have_the_posteriors_moments(posterior):
 def test_scaling_is_equivariant(scale, posterior, noise_on, selection, seed):
     """encode(c x) = c encode(x), sampled or not, by threshold or not, and the KL is unchanged."""
     options = dict(zip(("rectify", "select_by"), selection, strict=True))
+    options["rectify"] &= posterior != "relative" or noise_on == "selection"
     trainer = make_trainer(posterior=posterior, noise_on=noise_on, sigma=0.3, **options)
     sae = trainer.ae.double()
     generator = t.Generator().manual_seed(seed)
@@ -132,7 +159,8 @@ def test_scaling_is_equivariant(scale, posterior, noise_on, selection, seed):
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_from_pretrained_needs_no_other_file(posterior, tmp_path):
-    trainer = make_trainer(posterior=posterior, noise_on="values", rectify=True, sigma=0.4)
+    noise_on = "selection" if posterior == "relative" else "values"
+    trainer = make_trainer(posterior=posterior, noise_on=noise_on, rectify=True, sigma=0.4)
     for i in range(12):
         trainer.update(i, data(seed=i))
     trainer.ae.scale_biases(3.0)
@@ -201,8 +229,7 @@ def test_the_model_gets_every_option_of_the_posterior():
     assert t.equal(learned.log_var(data()), t.full((len(data()), F), -3.0))
     covered = {*given, "rectify", "posterior", "log_var_init"}
     assert covered == {field.name for field in dataclasses.fields(PosteriorOptions)}
-    with pytest.raises(ConfigError, match="sigma=None: expected a finite number"):
-        VariationalTopKAutoEncoder(D, F, 2, sigma=None)
+    assert make_trainer(posterior="relative").ae.sigma == pytest.approx(1.81)
 
 
 # --- the trainer, against upstream's

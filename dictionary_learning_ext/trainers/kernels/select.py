@@ -27,6 +27,8 @@ class Draw(NamedTuple):
     """on the device of the means; None for torch's own"""
     select_by: SelectBy = "value"
     """value: TopK(z) is the K largest z. magnitude: the K largest |z|"""
+    relative: bool = False
+    """Whether std is in units of each row's own `token_std`, and noise is added before a ReLU"""
 
     @property
     def noise_chooses(self) -> bool:
@@ -52,16 +54,27 @@ class DrawnCode(NamedTuple):
     magnitude; inf if it has none"""
     log_var: DrawnLogVariance | None
     """of a learned posterior"""
+    std_B1: t.Tensor | None = None
+    """of a relative posterior, before noise_scale"""
 
     @classmethod
     def joined(cls, parts: Sequence["DrawnCode"]) -> "DrawnCode":
         """The parts' rows, one after the other."""
         if len(parts) == 1:
             return parts[0]
-        indices, values, mus, fired, smallest, log_vars = zip(*parts, strict=True)
+        indices, values, mus, fired, smallest, log_vars, stds = zip(*parts, strict=True)
         log_var = None if log_vars[0] is None else DrawnLogVariance.joined(log_vars)
-        fired_F = t.stack(fired).any(0)
-        return cls(t.cat(indices), t.cat(values), t.cat(mus), fired_F, t.cat(smallest), log_var)
+        std_B1 = None if stds[0] is None else t.cat(stds)
+        rows = t.cat(indices), t.cat(values), t.cat(mus)
+        return cls(*rows, t.stack(fired).any(0), t.cat(smallest), log_var, std_B1)
+
+
+def token_std(mu_BF: t.Tensor) -> t.Tensor:
+    """The standard deviation of each token's means over its features, before a ReLU: (…, F) -> (…, 1).
+
+    The unit of a relative posterior's sigma. It has no gradient.
+    """
+    return mu_BF.detach().std(-1, correction=0, keepdim=True)
 
 
 def draw_code(mu_BF: t.Tensor, std: t.Tensor, how: Draw) -> tuple[t.Tensor, t.Tensor]:
@@ -69,7 +82,7 @@ def draw_code(mu_BF: t.Tensor, std: t.Tensor, how: Draw) -> tuple[t.Tensor, t.Te
 
     Arguments:
         mu_BF: the posterior's means, fp32 or wider.
-        std: its standard deviations: (B, F), or 0-dim for one value.
+        std: its standard deviations: (B, F), (B, 1) for one of each row, or 0-dim for one value.
 
     Returns: indices (B, K) and values (B, K).
     """
@@ -78,7 +91,8 @@ def draw_code(mu_BF: t.Tensor, std: t.Tensor, how: Draw) -> tuple[t.Tensor, t.Te
         values_BK, indices_BK = _top_k(mu_BF, how.k, how.select_by)
         if scale != 0:
             noise_BK = t.empty_like(values_BK).normal_(generator=generator)
-            std_BK = std if std.dim() == 0 else std.gather(-1, indices_BK)
+            has_each = std.dim() > 0 and std.shape[-1] == mu_BF.shape[-1]
+            std_BK = std.gather(-1, indices_BK) if has_each else std
             values_BK = values_BK + noise_BK * (std_BK * scale)
         return indices_BK, values_BK
 
@@ -97,7 +111,8 @@ def draw_batch(
     """Draw a batch's code, as `draw_code` does, and find what the mean alone selects.
 
     Arguments:
-        sigma: the standard deviation of the fixed posterior, 0-dim.
+        sigma: the standard deviation of the fixed posterior, 0-dim, or (B, 1) for one of each row; of the
+            relative one in units of `token_std`.
         log_var: the log-variance of the learned posterior; otherwise None.
         rows_at_once: how many rows one thread works through at once, in the compiled form.
     """
@@ -107,8 +122,15 @@ def draw_batch(
     for rows in means.row_blocks(len(means.bias_F)):
         mu_BF = means.of(rows)
         rows_log_var = None if log_var is None else log_var.of(rows)
-        std = sigma if rows_log_var is None else rows_log_var.std_BF
-        indices_BK, values_BK = draw_code(mu_BF, std, how)
+        std = _of_rows(sigma, rows) if rows_log_var is None else rows_log_var.std_BF
+        drawn_from_BF, std_B1 = mu_BF, None
+        if how.relative:
+            if means.rectify:
+                drawn_from_BF = means.of(rows, before_relu=True)
+            std = std_B1 = std * token_std(drawn_from_BF)
+        indices_BK, values_BK = draw_code(drawn_from_BF if how.noise_chooses else mu_BF, std, how)
+        if means.rectify and how.relative:
+            values_BK = values_BK.relu()
         mu_BK = mu_BF.gather(1, indices_BK)
         if how.noise_chooses:
             fired_F, smallest_B = _mean_selection(compared(mu_BF, how.select_by), how.k)
@@ -119,8 +141,12 @@ def draw_batch(
             compared_BK = compared(mu_BK, how.select_by)
             smallest_B = compared_BK.masked_fill(compared_BK <= 0, t.inf).amin(-1)
         drawn = None if rows_log_var is None else rows_log_var.drawn(indices_BK)
-        parts.append(DrawnCode(indices_BK, values_BK, mu_BK, fired_F, smallest_B, drawn))
+        parts.append(DrawnCode(indices_BK, values_BK, mu_BK, fired_F, smallest_B, drawn, std_B1))
     return DrawnCode.joined(parts)
+
+
+def _of_rows(sigma: t.Tensor, rows: slice) -> t.Tensor:
+    return sigma[rows] if sigma.dim() else sigma
 
 
 def top_k(
@@ -176,16 +202,16 @@ def _draw_compiled(
     rows_at_once: int,
 ) -> DrawnCode:
     """`draw_batch` by the compiled kernel. One number of the generator seeds the noise of all rows."""
-    noise = compiled.Noise(None, 0.0, 0)
+    noise = compiled.Noise(None, 0.0, 0, how.relative)
     if how.noise_scale != 0:
         key = int(t.randint(2**63 - 1, (1,), generator=how.generator))
-        noise = compiled.Noise(how.noise_on, how.noise_scale, key)
+        noise = compiled.Noise(how.noise_on, how.noise_scale, key, how.relative)
     batch = len(means.centred_BD)
     out = compiled.DrawnRows(batch, how.k, by_magnitude=how.select_by == "magnitude")
 
     def draw_rows(rows: slice) -> tuple[t.Tensor, DrawnLogVariance | None]:
         rows_log_var = None if log_var is None else log_var.of(rows)
-        std = sigma if rows_log_var is None else rows_log_var.std_BF
+        std = _of_rows(sigma, rows) if rows_log_var is None else rows_log_var.std_BF
         products_BF, bias_F, rectify = means.unfinished(rows)
         fired_F = out.draw(rows, products_BF, bias_F, rectify, std, noise)
         if means.rectify and how.noise_scale == 0 and not (out.values_BK[rows] > 0).all():
@@ -196,6 +222,6 @@ def _draw_compiled(
     fired_F = t.stack([fired_F for fired_F, _ in parts]).any(0)
     log_vars = [part for _, part in parts if part is not None]
     drawn_log_var = DrawnLogVariance.joined(log_vars) if log_vars else None
-    return DrawnCode(
-        out.indices_BK, out.values_BK, out.mu_BK, fired_F, out.smallest_B, drawn_log_var
-    )
+    std_B1 = out.std_B[:, None] if how.relative else None
+    rows = out.indices_BK, out.values_BK, out.mu_BK
+    return DrawnCode(*rows, fired_F, out.smallest_B, drawn_log_var, std_B1)

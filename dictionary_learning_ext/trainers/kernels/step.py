@@ -56,7 +56,8 @@ class StepObjective:
     """tokens without firing after which a feature is dead"""
     matmul_dtype: t.dtype
     sigma: t.Tensor
-    """of the fixed posterior, 0-dim; in the activations' units, like prior_std"""
+    """of the fixed posterior, 0-dim, or (B, 1) for one of each token; in the activations' units, like
+    prior_std. Of the relative one in units of `select.token_std`"""
     prior_std: t.Tensor
     """0-dim"""
     log_var_limits: t.Tensor | None
@@ -130,6 +131,7 @@ def _evaluate(
     """The loss of one batch, and what its gradients need."""
     matmul_dtype, settings = objective.matmul_dtype, objective.settings
     needs_all_kl = settings.kl_scope == "all" and objective.measures_kl
+    is_relative = settings.posterior == "relative"
     centred_BD = x_BD - weights.b_dec_D
     means = BatchMeans(
         centred_BD,
@@ -137,7 +139,7 @@ def _evaluate(
         weights.b_enc_F,
         rectify=settings.rectify,
         matmul_dtype=matmul_dtype,
-        keep=settings.rectify and objective.form.keeps_rectified,
+        keep=settings.rectify and objective.form.keeps_rectified and not is_relative,
         means_at_once=objective.form.means_at_once,
     )
     log_var = None
@@ -154,7 +156,8 @@ def _evaluate(
             with_gradient=objective.kl_weight != 0,
         )
     noise_scale = 0.0 if settings.posterior == "point" else objective.noise_scale
-    how = Draw(objective.k, settings.noise_on, noise_scale, objective.generator, settings.select_by)
+    noise = settings.noise_on, noise_scale, objective.generator
+    how = Draw(objective.k, *noise, settings.select_by, relative=is_relative)
     draw = draw_batch(means, objective.sigma, log_var, how, objective.form.rows_at_once)
     W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
     code = top_k_code(draw.indices_BK, len(W_dec_FD), matmul_dtype, objective.form)
@@ -209,7 +212,7 @@ def _batch_kl(moments: Moments | None, draw: DrawnCode, objective: StepObjective
         moments: of all features; None for the KL of the selected ones.
     """
     prior_std = objective.prior_std
-    std = objective.sigma if objective.settings.posterior == "fixed" else None
+    std = objective.sigma if objective.settings.posterior == "fixed" else draw.std_B1
     if moments is None:
         kl_BK = point_kl(draw.mu_BK, prior_std)
         if std is not None:
@@ -220,7 +223,7 @@ def _batch_kl(moments: Moments | None, draw: DrawnCode, objective: StepObjective
 
     mean_kl_F = moments.square_F / (2 * prior_std.square())
     if std is not None:
-        mean_kl_F = mean_kl_F + variance_kl(2 * std.log(), prior_std)
+        mean_kl_F = mean_kl_F + variance_kl(2 * std.log(), prior_std).mean()
     if draw.log_var is not None and draw.log_var.kl_sum_F is not None:
         mean_kl_F = mean_kl_F + draw.log_var.kl_sum_F / len(draw.smallest_B)
     return mean_kl_F.sum()

@@ -216,7 +216,7 @@ def test_a_code_is_the_k_largest_of_the_sample_or_of_the_mean(noise_on, matmul_d
 def test_of_means_that_are_all_positive_selection_by_magnitude_is_that_by_value(noise_on, dtype):
     mu_BF = 9 + t.randn(20, 30, generator=t.Generator().manual_seed(3)).to(dtype)
     one, other = (draw(mu_BF, 5, noise_on, 0.5, by=by) for by in ("magnitude", "value"))
-    for name in one._fields[:-1]:
+    for name in one._fields[:5]:
         assert t.equal(getattr(one, name), getattr(other, name)), name
 
 
@@ -245,7 +245,7 @@ def test_bf16_products_are_read_exactly():
     mu_BF = t.randn(40, 64, generator=t.Generator().manual_seed(0)).bfloat16().float()
     narrow = draw(mu_BF, 9, scale=0.3, matmul_dtype=t.bfloat16)
     wide = draw(mu_BF, 9, scale=0.3)
-    for name, one in zip(narrow._fields[:-1], narrow[:-1], strict=True):
+    for name, one in zip(narrow._fields[:5], narrow[:5], strict=True):
         assert t.equal(one, getattr(wide, name)), name
 
 
@@ -259,7 +259,7 @@ def test_results_do_not_depend_on_threads_or_blocks():
     finally:
         t.set_num_threads(before)
     for other in results[1:]:
-        for one, same in zip(results[0][:-1], other[:-1], strict=True):
+        for one, same in zip(results[0][:5], other[:5], strict=True):
             assert t.equal(one, same)
 
 
