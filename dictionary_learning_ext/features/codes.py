@@ -71,6 +71,19 @@ CODE_MEASURES = (
         for least in RETURNING
     ),
     Measure(
+        "same",
+        "the same in another seed",
+        ".1%",
+        "share of features that do the same: of those that are not near-dead, matched one to one by the "
+        f"correlation of their activations, the pairs of at least {RETURNING[0]:g}, over the mean of the two counts",
+    ),
+    Measure(
+        "same_energy",
+        "energy of the same",
+        ".1%",
+        "share of the activation energy that features that do the same carry",
+    ),
+    Measure(
         "correlation_by_direction",
         "correlation by direction",
         ".4f",
@@ -234,6 +247,7 @@ def measures_of_pair(a: Codes, b: Codes, pair: PairOfSAEs) -> dict[str, float | 
     """
     centred_F, others_G = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
     matched_F, correlations_F = matching(centred_F, others_G, signed=True)
+    same_F, same_G = (each >= RETURNING[0] for each in same_in_another(a, b))
     correlations_P = correlations_F[matched_F >= 0]
     ours_P = np.flatnonzero(pair.is_matched_F)
     theirs_P = pair.matched_F[ours_P]
@@ -244,6 +258,8 @@ def measures_of_pair(a: Codes, b: Codes, pair: PairOfSAEs) -> dict[str, float | 
         **{
             f"correlation_{least:g}": float((correlations_P >= least).mean()) for least in RETURNING
         },
+        "same": float(2 * same_F.sum() / max(1, a.is_used_F.sum() + b.is_used_F.sum())),
+        "same_energy": float(np.mean([_part(a.energy_F, same_F), _part(b.energy_F, same_G)])),
         "correlation_by_direction": float((signs_P * by_direction_P).mean()),
         **{
             f"returning_{least:g}_not_near_dead": _share(a.is_used_F, b.is_used_F, least, pair)
@@ -254,6 +270,22 @@ def measures_of_pair(a: Codes, b: Codes, pair: PairOfSAEs) -> dict[str, float | 
         "jaccard": _jaccard(a.code_NF, b.code_NF, pair.matched_F),
         **_subspaces(a, b, pair),
     }
+
+
+def same_in_another(a: Codes, b: Codes) -> tuple[np.ndarray, np.ndarray]:
+    """How much each feature does what its match in the other SAE does: (F,), (G,).
+
+    The correlation over all tokens of their activations. Features that are not near-dead are matched one to one, so
+    that it is as large as possible. A feature that is near-dead or has no match has 0.
+    """
+    found = np.zeros(a.code_NF.shape[1]), np.zeros(b.code_NF.shape[1])
+    ours_f, theirs_g = np.flatnonzero(a.is_used_F), np.flatnonzero(b.is_used_F)
+    if len(ours_f) and len(theirs_g):
+        centred = _centred(a.code_NF[:, ours_f]), _centred(b.code_NF[:, theirs_g], sign=-1.0)
+        matched_f, correlation_f = matching(*centred, signed=True)
+        found[0][ours_f] = correlation_f
+        found[1][theirs_g[matched_f[matched_f >= 0]]] = correlation_f[matched_f >= 0]
+    return found
 
 
 def _centred(code_NF: Any, sign: float = 1.0) -> Any:
@@ -279,8 +311,13 @@ def _centred(code_NF: Any, sign: float = 1.0) -> Any:
 def _share(a_F: np.ndarray, b_G: np.ndarray, least: float, pair: PairOfSAEs) -> float:
     """The share of these weights that returning features have, the mean of the two SAEs; of no weight 0."""
     both = (a_F, pair.match_F), (b_G, pair.match_G)
-    sums = [(each[match >= least].sum(), each.sum()) for each, match in both]
-    return float(np.mean([part / total if total else 0.0 for part, total in sums]))
+    return float(np.mean([_part(each, match >= least) for each, match in both]))
+
+
+def _part(weights_F: np.ndarray, is_in_F: np.ndarray) -> float:
+    """The share of these weights that some features have; of no weight 0."""
+    total = weights_F.sum()
+    return weights_F[is_in_F].sum() / total if total else 0.0
 
 
 def _jaccard(a_NF: Any, b_NG: Any, matched_F: np.ndarray) -> float:

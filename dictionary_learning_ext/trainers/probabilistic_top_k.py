@@ -220,7 +220,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         k = self.k_annealing.at(step)
         with t.autocast(x.device.type, enabled=False):
             pre_BF = product(x - ae.b_dec, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
-            code = gated_code(pre_BF, k, self.temperature, generator)
+            code = self._code(pre_BF, k, generator)
             error_BD = x - product(code.features_BF, ae.decoder.weight, matmul_dtype) - ae.b_dec
             l2_loss = error_BD.square().sum(-1).mean()
             since_fired_F, mean_threshold = self._selected_without_gates(pre_BF.detach(), k, ranks)
@@ -232,6 +232,10 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         mean_gate = (code.gate_BK.detach() * is_held_BK).sum() / is_held_BK.sum().clamp(min=1)
         loss = l2_loss + self.auxk_alpha * auxk_loss
         return GatedTerms(loss, l2_loss, auxk_loss, mean_gate, mean_threshold, since_fired_F)
+
+    def _code(self, pre_BF: t.Tensor, k: int, generator: t.Generator) -> GatedCode:
+        """Of pre-activations, at this step's temperature."""
+        return gated_code(pre_BF, k, self.temperature, generator)
 
     @t.no_grad()
     def _selected_without_gates(

@@ -77,6 +77,25 @@ def slowly(a, b, k):
     found = {"correlation": best.mean()}
     own = [np.sign(cosines[i, j]) * corr[i, j] for i, j in match.items()]
     found["correlation_by_direction"] = np.mean(own)
+    living, energies = [], []
+    for code, directions in ((f, ours), (g, theirs)):
+        l0 = np.mean((code != 0).sum(1)) if k is None else k
+        fires = np.mean(code != 0, axis=0)
+        living.append(np.flatnonzero((fires >= 0.1 * l0 / code.shape[1]) & (fires > 0)))
+        energies.append(
+            [np.square(np.outer(*each)).sum() for each in zip(code.T, directions, strict=True)]
+        )
+    of_living = corr[np.ix_(*living)]
+    pairs = np.stack(linear_sum_assignment(of_living, maximize=True), axis=1)
+    same = [(living[0][i], living[1][j]) for i, j in pairs if of_living[i, j] >= 0.7]
+    found["same"] = len(same) / np.mean([len(each) for each in living])
+    of_same = [
+        sum(e[i] for i in {*each})
+        for e, each in zip(energies, zip(*same, strict=True), strict=True)
+    ]
+    found["same_energy"] = np.mean(
+        [part / sum(e) for part, e in zip(of_same, energies, strict=True)]
+    )
     shares = {"selections": [], "energy": []}
     for least in (0.7, 0.9):
         found[f"correlation_{least:g}"] = np.mean(best >= least)
@@ -142,6 +161,7 @@ def test_every_measure_is_what_a_slow_count_gives(signed, k):
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
     assert 0.2 < found["returning_energy"] < 0.8
     assert found["returning_0.7_not_near_dead"] != pytest.approx(0.5)
+    assert found["same"] not in (0, 1, pytest.approx(found["correlation_0.7"]))
     swapped = of(b, a, k)
     assert {k: swapped[k] for k in expected} == pytest.approx(expected, abs=1e-5)
 
@@ -177,8 +197,9 @@ def test_the_same_sae_with_its_features_in_another_order_agrees_in_everything(si
     found = of((f, directions), other)
     expected = dict.fromkeys(REST, 1.0)
     if signed:  # correlations are signed, so a feature finds no other
-        assert {found.pop(key) < 0.8 and expected.pop(key) for key in [*found] if "correlation" in key
-                and "direction" not in key} == {1.0}  # fmt: skip
+        of_function = [key for key in found if key.startswith(("correlation", "same"))]
+        of_function.remove("correlation_by_direction")
+        assert {found.pop(key) < 0.8 and expected.pop(key) for key in of_function} == {1.0}
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
     assert {found[key] for key in OF_SUBSPACES} == {None}, "there is nothing that does not return"
 
@@ -250,7 +271,7 @@ def test_an_sae_whose_features_never_fire_has_zeros():
         found = of(a, other)
         assert found["subspace"] is None
         assert found["correlation"] == found["jaccard"] == 0
-        assert found["correlation_0.7"] == 0
+        assert found["correlation_0.7"] == found["same"] == found["same_energy"] == 0
         assert found["returning_energy"] <= 0.5  # of the other one alone
 
 
