@@ -66,6 +66,14 @@ EXPERIMENTS = (
         pages=("convergence.md",),
     ),
     Experiment(
+        "reproducibility.relative_noise",
+        "Does noise in units of each token win, judged by what features do?",
+        minutes="1500",
+        stages=("train", "tables", "tune", "confirm"),
+        needs="caches of activations, see experiments/reproducibility/PROTOCOL.md",
+        pages=("relative_noise.md",),
+    ),
+    Experiment(
         "return_score.study",
         "Does a score from a single training say which features will come back?",
         minutes="120",

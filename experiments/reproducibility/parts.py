@@ -7,7 +7,7 @@ later.
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,13 @@ def run_part(
     arms: Mapping[str, Options],
     seeds: tuple[int, int],
     raw: Path = RAW,
+    pair_measures: Callable[[Path, Path], dict[str, Any]] | None = None,
 ) -> None:
-    """Train the arms that have no rows yet from both seeds, each on its own data order, and add the rows."""
+    """Train the arms that have no rows yet from both seeds, each on its own data order, and add the rows.
+
+    Arguments:
+        pair_measures: more of what is measured of two seeds' SAEs.
+    """
     part = part_name(stage, name, seeds)
     has_rows = {row["arm"] for row in read(raw)["pairs"] if row["part"] == part}
     missing = {arm: options for arm, options in arms.items() if arm not in has_rows}
@@ -76,8 +81,9 @@ def run_part(
             saes.append(row | {n: v for n, v in metrics.items() if v is not None})
     pairs = []
     for arm in missing:
-        measured = pair_of(folders[arm, seeds[0]], folders[arm, seeds[1]])
-        pairs.append({"part": part, "arm": arm} | measured)
+        two = folders[arm, seeds[0]], folders[arm, seeds[1]]
+        more = {} if pair_measures is None else pair_measures(*two)
+        pairs.append({"part": part, "arm": arm} | pair_of(*two) | more)
     content = read(raw)
     content["saes"] += saes
     content["pairs"] += pairs

@@ -1,0 +1,419 @@
+"""Does noise in units of each token win, judged by what features do? See PROTOCOL_RELATIVE.md.
+
+    python -m experiments.reproducibility.relative_noise train     # tune, confirm: about 22 core-hours
+    python -m experiments.reproducibility.relative_noise tables    # write the page's tables again
+
+    ... tune --arm "relative"                                  # arms whose name begins so
+    ... confirm --setting "embedded, blocks.0" --first 1 --pairs 2
+
+It can be stopped at any time: an arm that has its rows for a pair of seeds is not run again. Several processes
+may run at the same time, of different arms or pairs.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as t
+
+from dictionary_learning_ext.evaluation.folders import open_folders
+from dictionary_learning_ext.features.codes import (
+    CODE_MEASURES,
+    CodeCollector,
+    measures_of_pair,
+    same_in_another,
+)
+from dictionary_learning_ext.features.directions import decoder_directions
+from dictionary_learning_ext.features.reproducibility import reproducibility
+from dictionary_learning_ext.features.return_score import SignalCollector, has_score
+from experiments.pages import table
+from experiments.raw_results import RESULTS, about_line
+from experiments.reproducibility import convergence, parts
+from experiments.reproducibility.convergence import (
+    BOTH,
+    FVE_KEPT,
+    NOISE,
+    PAIRS,
+    PROBABILISTIC,
+    SETTINGS,
+    TOP_K,
+    TUNING_SEEDS,
+    longer,
+)
+from experiments.reproducibility.decisions import PRIMARY, Row, means, paired, parts_of
+from experiments.reproducibility.page import SHOWN, arm_cells
+from experiments.reproducibility.settings import CONFIRM, Options, Setting
+from experiments.reproducibility.trainers import training_with
+from experiments.stages import Page, Stages
+
+RAW = RESULTS / "relative_noise.json"
+FEATURES = RESULTS / "relative_noise"
+"""What later pages need of each feature, a file for each pair of SAEs."""
+NO_RELU, OWN, NORM, RELATIVE_BOTH, GATES_OFF = (
+    "TopK without ReLU",
+    "relative noise, own",
+    "relative noise, norm",
+    "relative noise and penalty",
+    "Probabilistic TopK, gates off",
+)
+VSAES = (NOISE, BOTH, OWN, NORM, RELATIVE_BOTH)
+ARMS = (TOP_K, NO_RELU, NOISE, BOTH, OWN, NORM, RELATIVE_BOTH, PROBABILISTIC, GATES_OFF)
+CODE_TOKENS = 50_000
+NEAR_DEAD_KEPT = 0.01
+AT_ONCE = 4
+"""SAEs that one run trains on one buffer, so that not much is lost where it is stopped."""
+_OF_CODES = {each.key: each.label for each in CODE_MEASURES}
+MEASURES = {
+    "fve": SHOWN["fve"],
+    "frac_recovered": SHOWN["frac_recovered"],
+    "same": _OF_CODES["same"],
+    "same_energy": _OF_CODES["same_energy"],
+    "jaccard": _OF_CODES["jaccard"],
+    "returning_0.7": SHOWN["returning_0.7"],
+    "returning_0.7_not_near_dead": _OF_CODES["returning_0.7_not_near_dead"],
+    "near_dead_0.1": SHOWN["near_dead_0.1"],
+    "stability_rms": SHOWN["stability_rms"],
+    PRIMARY: SHOWN[PRIMARY],
+}
+"""In the protocol's order."""
+
+
+_SAID = {"relative": "multiple", "temperature_start": "temperature"}
+
+
+def _grid(
+    arm: str, own: Options, knob: str, cells: dict[int, dict[float, tuple[float, ...]]]
+) -> dict[str, Options]:
+    """An arm's candidates, by name.
+
+    Arguments:
+        cells: by batch size and learning rate, the values of the knob.
+    """
+    return {
+        f"{arm}, {_SAID.get(knob, knob)} {value:g}, batch {batch}, lr {lr:g}": own
+        | {knob: value, "batch": batch, "lr": lr}
+        for batch, by_lr in cells.items()
+        for lr, values in by_lr.items()
+        for value in values
+    }
+
+
+def _scales(
+    arm: str, own: Options, knob: str, low: float, middle: float, high: float
+) -> dict[str, Options]:
+    """The candidates of one of the two scales: as many of each."""
+    found = _grid(
+        arm,
+        own,
+        knob,
+        {
+            512: dict.fromkeys((4e-3, 8e-3), (low, middle, high)),
+            256: dict.fromkeys((2e-3, 4e-3), (middle, high)),
+            1024: {4e-3: (high,)},
+        },
+    )
+    short = {knob: high, "batch": 512, "lr": 4e-3, "until": 0.3}
+    return found | {
+        f"{arm}, {_SAID.get(knob, knob)} {high:g} until 30%, batch 512, lr 0.004": own | short
+    }
+
+
+_GATES = {"architecture": "probabilistic_top_k"}
+_LRS = {256: (2e-3, 4e-3), 512: (2e-3, 4e-3, 8e-3), 1024: (2e-3, 4e-3)}
+CANDIDATES: dict[str, dict[str, Options]] = {
+    OWN: _scales(OWN, {}, "relative", 0.9, 1.36, 1.81),
+    NORM: _scales(NORM, {"trainer": "norm"}, "noise", 0.15, 0.3, 0.6),
+    TOP_K: {
+        f"{TOP_K}, batch 256, lr {lr:g}": {"architecture": "top_k", "batch": 256, "lr": lr}
+        for lr in (2e-3, 4e-3)
+    },
+    NO_RELU: {
+        f"{NO_RELU}, batch {batch}, lr {lr:g}": {"batch": batch, "lr": lr}
+        for batch, lrs in _LRS.items()
+        for lr in lrs
+    },
+    GATES_OFF: _grid(
+        GATES_OFF,
+        _GATES | {"trainer": "gates off"},
+        "temperature_start",
+        {
+            512: dict.fromkeys((4e-3, 8e-3), (0.5, 1.0, 2.0)),
+            256: dict.fromkeys((2e-3, 4e-3), (1.0,)),
+            1024: {4e-3: (1.0,)},
+        },
+    ),
+    PROBABILISTIC: _grid(
+        PROBABILISTIC, _GATES, "temperature_start", {256: dict.fromkeys((2e-3, 4e-3), (0.5, 1.0))}
+    ),
+    NOISE: _grid(NOISE, {}, "noise", {256: dict.fromkeys((2e-3, 4e-3), (0.1, 0.3))}),
+    BOTH: _grid(BOTH, {"noise": 0.3}, "penalty", {256: dict.fromkeys((2e-3, 4e-3), (0.01, 0.03))}),
+}
+"""By arm and name, in the order in which they are searched. Those of the first protocol's tuning are candidates
+too: see `searched`. What relative noise and penalty are follows from the better scale: see `with_penalty`."""
+
+
+def with_penalty(content: dict[str, Any]) -> dict[str, Options]:
+    """The candidates of relative noise and penalty: the choice of the better scale, with a penalty. Empty before the
+    two scales have been searched."""
+    scale = better_scale(content)
+    if scale is None:
+        return {}
+    chosen_options = CANDIDATES[scale[0]][scale[1]]
+    return {
+        f"{RELATIVE_BOTH}, penalty {penalty:g}, batch {batch}, lr {lr:g}": chosen_options
+        | {"penalty": penalty, "batch": batch, "lr": lr}
+        for batch, lrs in ((512, (4e-3, 8e-3)), (256, (2e-3, 4e-3)))
+        for lr in lrs
+        for penalty in (0.01, 0.03)
+    }
+
+
+def candidates(content: dict[str, Any]) -> dict[str, dict[str, Options]]:
+    """All of each arm, by name: of the present arms those of the first protocol's tuning too, which had the same
+    setting, tokens and seeds."""
+    first, later = convergence.CANDIDATES, {RELATIVE_BOTH: with_penalty(content)}
+    return {arm: first.get(arm, {}) | (CANDIDATES | later)[arm] for arm in ARMS}
+
+
+def tune(arguments: argparse.Namespace) -> None:
+    t.set_num_threads(arguments.threads)
+    for arm in (*CANDIDATES, RELATIVE_BOTH):
+        if not arm.startswith(arguments.arm):
+            continue
+        named = with_penalty(parts.read(RAW)) if arm == RELATIVE_BOTH else CANDIDATES[arm]
+        _run("tuning", "tuning", CONFIRM[SETTINGS[0]], named, TUNING_SEEDS)
+
+
+def confirm(arguments: argparse.Namespace) -> None:
+    t.set_num_threads(arguments.threads)
+    arms = {arm: own for arm, own in confirmed_arms().items() if arm.startswith(arguments.arm)}
+    for name in (name for name in SETTINGS if name.startswith(arguments.setting)):
+        setting = longer(CONFIRM[name])
+        if name == convergence.IN_FLOAT32:
+            setting = replace(setting, dtype="float32")
+        for seeds in PAIRS[arguments.first :][: arguments.pairs]:
+            _run("confirm", name, setting, arms, seeds)
+
+
+def confirmed_arms() -> dict[str, Options]:
+    """Each arm's choice. Raises SystemExit before all candidates have been searched."""
+    content = parts.read(RAW)
+    found, named = chosen(content), candidates(content)
+    if found is None:
+        raise SystemExit(
+            f"no candidates are chosen: expected the rows of all of them in {RAW.name}; type: "
+            "python -m experiments.reproducibility.relative_noise tune"
+        )
+    return {arm: named[arm][name] for arm, name in found.items()}
+
+
+def _run(
+    stage: str, name: str, setting: Setting, arms: dict[str, Options], seeds: tuple[int, int]
+) -> None:
+    """Train and measure arms at equal tokens. Those of one batch size and trainer share a buffer."""
+    tokens = setting.steps * setting.batch
+    groups: dict[tuple[int, str | None], list[str]] = {}
+    for arm, options in arms.items():
+        key = int(options.get("batch", setting.batch)), options.get("trainer")
+        groups.setdefault(key, []).append(arm)
+    for (batch, trainer), of_group in groups.items():
+        sized = replace(setting, batch=batch, steps=tokens // batch)
+        for first in range(0, len(of_group), AT_ONCE):
+            own = {
+                arm: {knob: value for knob, value in arms[arm].items() if knob != "batch"}
+                for arm in of_group[first : first + AT_ONCE]
+            }
+            measure = _Codes(stage, name, seeds)
+            with training_with(trainer):
+                parts.run_part(stage, name, sized, own, seeds, RAW, measure)
+
+
+class _Codes:
+    """Measures what two seeds' SAEs do on held-out tokens. Of the confirmation, keeps what later pages need."""
+
+    def __init__(self, stage: str, name: str, seeds: tuple[int, int]):
+        self._stage, self._name, self._seeds = stage, name, seeds
+
+    def __call__(self, one: Path, other: Path) -> dict[str, Any]:
+        folders = [str(one), str(other)]
+        opened = open_folders(folders)
+        saes = {folder: opened.saes[folder][0] for folder in folders}
+        coders = {folder: CodeCollector(sae) for folder, sae in saes.items()}
+        signals = {folder: SignalCollector(sae) for folder, sae in saes.items() if has_score(sae)}
+        for x_BD in opened.held_out(CODE_TOKENS):
+            for collector in (*coders.values(), *signals.values()):
+                collector.add(x_BD)
+        a, b = (coders[folder].codes() for folder in folders)
+        measured = reproducibility({f: decoder_directions(sae) for f, sae in saes.items()})
+        if self._stage == "confirm":
+            kept: dict[str, np.ndarray] = {"matched_F": measured.pair.matched_F}
+            of_each = zip(
+                "ab",
+                folders,
+                (a, b),
+                same_in_another(a, b),
+                (measured.pair.match_F, measured.pair.match_G),
+                strict=True,
+            )
+            for end, folder, codes, same_F, match_F in of_each:
+                own = {
+                    "same": same_F,
+                    "match": match_F,
+                    "count": codes.count_F,
+                    "energy": codes.energy_F,
+                }
+                if folder in signals:
+                    own |= signals[folder].scores().signals
+                kept |= {f"{key}_{end}": np.asarray(v, dtype=np.float32) for key, v in own.items()}
+            FEATURES.mkdir(exist_ok=True)
+            name = parts.seed_folder("", self._name, self._seeds[0]).parent.name
+            file = FEATURES / f"{name}_{one.name}_{self._seeds[0]}.npz"
+            np.savez_compressed(file, **kept)  # pyright: ignore[reportArgumentType]
+            if self._seeds == PAIRS[0]:
+                halves = {
+                    key: v.half() if v.is_floating_point() else v
+                    for key, v in saes[folders[0]].state_dict().items()
+                }
+                t.save(halves, FEATURES / f"{file.stem}.ae.pt")
+        return measures_of_pair(a, b, measured.pair)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    tune(arguments)
+    confirm(arguments)
+
+
+# --- what decides
+
+
+def searched(content: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """FVE and return of every candidate that has been searched, by name."""
+    rows = convergence.tuned(parts.read(convergence.RAW)) + parts_of(content, "tuning", "tuning")
+    return {
+        name: (
+            statistics.mean(means(rows, name, "fve")),
+            statistics.mean(means(rows, name, PRIMARY)),
+        )
+        for name in {row["arm"] for row in rows}
+    }
+
+
+def _choice(names: Iterable[str], found: dict[str, tuple[float, float]], least_fve: float) -> str:
+    """The candidate that returns most of those that keep an FVE; if none does, the one with the highest."""
+    kept = [name for name in names if found[name][0] >= least_fve]
+    return max(kept or names, key=lambda name: found[name][1 if kept else 0])
+
+
+def top_k_choice(content: dict[str, Any]) -> tuple[str, float] | None:
+    """TopK's candidate, and the FVE that the others must keep; None before all of TopK has been searched."""
+    found = searched(content)
+    names = [*convergence.CANDIDATES[TOP_K], *CANDIDATES[TOP_K]]
+    if not found.keys() >= {*names}:
+        return None
+    best = max(found[name][0] for name in names)
+    name = _choice(names, found, best - FVE_KEPT)
+    return name, found[name][0] - FVE_KEPT
+
+
+def better_scale(content: dict[str, Any]) -> tuple[str, str] | None:
+    """The arm of the better of the two scales, and its choice; None before both have been searched."""
+    found, top_k = searched(content), top_k_choice(content)
+    names = [*CANDIDATES[OWN], *CANDIDATES[NORM]]
+    if top_k is None or not found.keys() >= {*names}:
+        return None
+    name = _choice(names, found, top_k[1])
+    return OWN if name in CANDIDATES[OWN] else NORM, name
+
+
+def chosen(content: dict[str, Any]) -> dict[str, str] | None:
+    """Each arm's candidate, but for the worse scale's; None before all have been searched."""
+    found, top_k, scale = searched(content), top_k_choice(content), better_scale(content)
+    named = candidates(content)
+    if (
+        top_k is None
+        or scale is None
+        or not found.keys() >= {n for own in named.values() for n in own}
+    ):
+        return None
+    arms = [arm for arm in ARMS if arm not in (TOP_K, OWN, NORM) or arm == scale[0]]
+    return {TOP_K: top_k[0]} | {arm: _choice(named[arm], found, top_k[1]) for arm in arms}
+
+
+def satisfies(rows: list[Row], arm: str) -> dict[str, bool] | None:
+    """By what a vSAE satisfies a setting, each with whether it does; None before it has a pair beside TopK's."""
+    pairs = paired(rows, arm, TOP_K, "same")
+    if not pairs:
+        return None
+    fve, dead = (
+        statistics.mean(paired(rows, arm, TOP_K, measure)) for measure in ("fve", "near_dead_0.1")
+    )
+    return {
+        "FVE": fve >= -FVE_KEPT,
+        "near-dead": dead <= NEAR_DEAD_KEPT,
+        "same in every pair": min(pairs) > 0,
+    }
+
+
+# --- the page
+
+
+def tables(content: dict[str, Any]) -> list[str]:
+    found, scale = chosen(content), better_scale(content)
+    choices = "not yet" if found is None else "; ".join(found.values())
+    lines = [f"Better scale: {scale[0] if scale else 'not yet'}. Chosen: {choices}.", ""]
+    for name in SETTINGS:
+        if rows := parts_of(content, "confirm", name):
+            lines += [f"## {name}, 16,384,000 tokens", "", *_setting(rows), ""]
+    rows = parts_of(content, "tuning", "tuning")
+    there = {row["arm"] for row in rows}
+    for arm, named in candidates(content).items():
+        shown = {
+            f"**{name}**" if found and name in found.values() else name: arm_cells(
+                rows, name, MEASURES
+            )
+            for name in named
+            if name in there
+        }
+        if shown:
+            lines += [f"## Tuning: {arm}", "", *table("", shown, list(MEASURES.values())), ""]
+    told = (f"- {part}: {about_line(own)}" for part, own in sorted(content["parts"].items()))
+    return [*lines, "## Parts", "", *told]
+
+
+def _setting(rows: list[Row]) -> list[str]:
+    there = [arm for arm in ARMS if means(rows, arm, "same")]
+    shown = {
+        arm: [str(len(means(rows, arm, "same"))), *arm_cells(rows, arm, MEASURES)] for arm in there
+    }
+    lines = table("", shown, ["pairs", *MEASURES.values()])
+    for arm in (arm for arm in VSAES if arm in there):
+        if (found := satisfies(rows, arm)) is None:
+            continue
+        missed = [what for what, holds in found.items() if not holds]
+        pairs = len(paired(rows, arm, TOP_K, "same"))
+        verdict = "satisfies it" if not missed else f"does not, by {', '.join(missed)}"
+        lines.append(f"\n{arm} ({pairs} pairs): {verdict}.")
+    return lines
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--arm", default="", help="the start of an arm's name")
+    parser.add_argument("--setting", default="", help="the start of a setting's name")
+    parser.add_argument("--first", type=int, default=0, help="the first pair of seeds, from 0")
+    parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many pairs of seeds")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+
+
+STAGES = Stages(
+    "reproducibility.relative_noise",
+    {"train": train, "tune": tune, "confirm": confirm},
+    {"relative_noise": Page(tables)},
+    options,
+)
+
+if __name__ == "__main__":
+    STAGES.run()
