@@ -209,6 +209,7 @@ def _code_lines(rows: list[Row]) -> list[str]:
         cells = {
             measure.label: [interval([row[measure.key] for row in own]) for own in of_arm.values()]
             for measure in CODE_MEASURES
+            if all(measure.key in row for own in of_arm.values() for row in own)
         }
         lines += [f"### {setting}", "", *table("", cells, list(of_arm)), ""]
     return lines
