@@ -107,7 +107,7 @@ def test_relative_noise_comes_before_the_relu_and_its_scale_is_each_tokens_own(r
         x = t.cat([row - sae.b_dec, t.zeros_like(row)]).repeat(2000, 1)
         before_relu, mu = sae.encoder(x), sae.encode(x, return_topk=True)[3]
     sample = sae.encode(x, sample=True, generator=t.Generator().manual_seed(0))
-    kept = sample != 0
+    kept = sample.ne(0)
     assert t.equal(sample[kept], mu[kept]), "values are the mean's"
     assert (sample[1::2].sum(1) == sae.encode(x[1:2]).sum()).all(), "without a scale it is a point"
     std = 0.5 * before_relu[0].std(correction=0)
