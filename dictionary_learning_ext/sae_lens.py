@@ -27,7 +27,7 @@ from .trainers.kernels.products import StepForm
 from .trainers.kernels.select import token_std
 from .trainers.kernels.step import StepObjective, Weights, variational_loss
 from .trainers.optimizers import column_norms, project_out_parallel
-from .trainers.posterior import kl_scale, noise_scale, noise_to_signal
+from .trainers.posterior import noise_to_signal
 from .trainers.variational_top_k import VariationalTopKAutoEncoder, warn_of_noise
 
 try:
@@ -345,18 +345,16 @@ class VariationalTopKTrainingSAE(TrainingSAE):
 
     def _objective(self, step: int, x: t.Tensor, is_logging: bool) -> StepObjective:
         settings, device = self.settings, x.device.type
-        kl_warmup = settings.kl_warmup_steps or 0
-        kl_weight = settings.beta * kl_scale(step, settings.kl_schedule, kl_warmup)
         threshold = settings.dead_feature_threshold
         assert threshold is not None, "settings are resolved"
         counts = step * len(x), (step + 1) * len(x), self.tokens_since_fired
         has_auxk = settings.auxk_alpha > 0 and self._dead_watch.may_be_dead(step, *counts)
         is_autocast = t.is_autocast_enabled(device)
-        return StepObjective(
+        return StepObjective.at(
+            step,
+            settings,
+            logs_kl=is_logging,
             k=self._k_annealing.at(step),
-            settings=settings,
-            kl_weight=kl_weight,
-            noise_scale=noise_scale(step, settings.noise_anneal_steps),
             auxk_alpha=settings.auxk_alpha if has_auxk else 0.0,
             top_k_aux=self.cfg.d_in // 2,
             dead_feature_threshold=threshold,
@@ -367,7 +365,6 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             tokens_since_fired_F=self.tokens_since_fired,
             generator=self._generator(x.device),
             form=StepForm.of(x.device),
-            measures_kl=is_logging or kl_weight != 0,
         )
 
     def _weights(self) -> Weights:

@@ -346,6 +346,17 @@ class SAEConfig(Checked):
         expected = (f"between {after} and ", Setting("steps", steps))
         require(decay is None or after < decay < steps, "decay_start", decay, expected)
 
+    def with_defaults(self, steps: int) -> "Self":
+        """With what a trainer takes for options that aren't given, which is upstream's, for a run of `steps`.
+
+        Raises: ConfigError for a schedule that doesn't fit the run.
+        """
+        self.require_fit(steps)
+        if vars(self).get("dead_feature_threshold", 0) is not None:
+            return self
+        threshold: dict[str, Any] = {"dead_feature_threshold": DEAD_FEATURE_THRESHOLD}
+        return replace(self, **threshold)
+
     def refusal(self, name: str) -> ConfigError:
         """The error for an option that the posterior leaves without a use."""
         return not_used(name, getattr(self, name), f"posterior {vars(self)['posterior']}")
@@ -390,16 +401,13 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
         return UNUSED_BY[self.posterior]
 
     def with_defaults(self, steps: int) -> "Self":
-        """With the KL's warm-up of a run of `steps` and the posterior's sigma, where none is given.
-
-        Raises: ConfigError for a schedule that doesn't fit the run.
-        """
-        self.require_fit(steps)
+        """Also with the KL's warm-up and the posterior's sigma."""
+        found = super().with_defaults(steps)
         warmup = _kl_warmup(steps) if self.kl_warmup_steps is None else self.kl_warmup_steps
         sigma = self.sigma
         if sigma is None and self.noise_to_signal is None:
             sigma = DEFAULT_SIGMA.get(self.posterior)
-        return replace(self, kl_warmup_steps=warmup, sigma=sigma)
+        return replace(found, kl_warmup_steps=warmup, sigma=sigma)
 
     def resolve(self, steps: int, batch_size: int) -> "Self":
         if None not in (self.noise_to_signal, self.sigma):

@@ -320,12 +320,15 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
     """What our trainers of SAEs with a k share: k's annealing, dead features and the running threshold."""
 
     ae: Any
+    settings: Any
     optimizer: UnitNormAdam
     dead_features: Any
 
-    def _start_top_k(self, k_anneal_steps: int | None, dead_feature_threshold: int) -> None:
+    def _start_top_k(self) -> None:
         """`_start_training`, once upstream's trainer is set up."""
-        self.k_annealing = KAnnealing.of(self.ae, k_anneal_steps)
+        dead_feature_threshold = self.settings.dead_feature_threshold
+        assert dead_feature_threshold is not None, "settings have their defaults"
+        self.k_annealing = KAnnealing.of(self.ae, self.settings.k_anneal_steps)
         self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
         self.dead_feature_threshold = dead_feature_threshold
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)

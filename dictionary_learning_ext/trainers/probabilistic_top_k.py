@@ -5,21 +5,25 @@ Li, Murray & Carenini 2026, PMLR 318:888-894), on top of upstream's TopK (Gao et
 2406.04093). Shapes: B batch, D activation_dim, F dict_size, K = k.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch.nn import functional
 
-from ..config.checks import require_choice, require_sizes, require_type
+from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
-from ..config.sae import DEAD_FEATURE_THRESHOLD, ProbabilisticTopKConfig
+from ..config.sae import ProbabilisticTopKConfig
+from ..config.trainer_arguments import ProbabilisticTopKArguments, require_known
 from .base import SamplingTopKTrainer, product, require_device
 from .kernels import compiled
 from .kernels.products import StepForm
 from .kernels.select import top_k
 from .kernels.step import row_variance
 from .ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MAGNITUDE_WEIGHT = 1e-4
 """The logit's weight beside the gate in a feature's score. It orders gates that are as open as others."""
@@ -135,11 +139,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         dict_class: type | None = None,
         lr: float | None = None,
         *,
-        temperature_start: float = 5.0,
-        temperature_end: float = 1e-3,
-        k_anneal_steps: int | None = None,
         auxk_alpha: float = 1 / 32,
-        dead_feature_threshold: int = DEAD_FEATURE_THRESHOLD,
         dtype: Dtype = "float32",
         warmup_steps: int = 1000,
         decay_start: int | None = None,
@@ -149,24 +149,21 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         device: str | None = None,
         wandb_name: str = "ProbabilisticTopK",
         submodule_name: str | None = None,
+        **options: "Unpack[ProbabilisticTopKArguments]",
     ):
+        require_known(options, ProbabilisticTopKArguments, type(self).__name__)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
         require_device(device)
         require_choice("dtype", dtype, Dtype)
-        require_type("dead_feature_threshold", dead_feature_threshold, int)
         self.settings = ProbabilisticTopKConfig(
             dict_size=dict_size,
             k=k,
             lr=lr,
             warmup_steps=warmup_steps,
             decay_start=decay_start,
-            temperature_start=temperature_start,
-            temperature_end=temperature_end,
-            k_anneal_steps=k_anneal_steps,
             auxk_alpha=auxk_alpha,
-            dead_feature_threshold=dead_feature_threshold,
-        )
-        self.settings.require_fit(steps)
+            **options,
+        ).with_defaults(steps)
         super().__init__(
             steps=steps,
             activation_dim=activation_dim,
@@ -187,10 +184,10 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
             submodule_name=submodule_name,
         )
         self.dtype: Dtype = dtype
-        self._start_top_k(k_anneal_steps, dead_feature_threshold)
+        self._start_top_k()
         compiled.serves(self.ae.encoder.weight)
         self.logging_parameters = ["temperature", "dead_features"]
-        self.temperature = temperature_start
+        self.temperature = self.settings.temperature_start
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
         """Take one training step on activations (B, D). Returns the loss, without waiting for it."""

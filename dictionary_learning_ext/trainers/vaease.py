@@ -5,7 +5,7 @@ decoder.
 """
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
@@ -19,10 +19,14 @@ from torch.nn import functional
 from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
 from ..config.sae import VAEaseConfig
+from ..config.trainer_arguments import VAEaseArguments, require_known
 from .base import SamplingTrainer, product, require_device
 from .dictionaries import FromState, require_scale
 from .optimizers import GuardedAdam
 from .posterior import GatedPosterior
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class VAEase(FromState, Dictionary):
@@ -47,13 +51,9 @@ class VAEase(FromState, Dictionary):
     Arguments:
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
-        log_var_init: initial log(sigma^2 / p^2) of every feature and token, below 0. At -0.5 the
-            gates start at 0.22: open, but not so far that F > D features overshoot x at first.
-        gamma_init: initial gamma, the variance of the reconstruction's error per dimension. Adam
-            moves its logarithm by up to lr per step, so start near the final value. Only the
-            trainer's loss uses gamma. It is stored here to be part of the state dict.
-        prior_std: p, the standard deviation of the prior N(0, p^2).
-        active_gate: the gate at or below which a feature is off, in [0, 1).
+        options: see `VAEaseConfig`. At log_var_init = -0.5 the gates start at 0.22: open, but not so far
+            that F > D features overshoot x at first. Only the trainer's loss uses gamma. It is stored
+            here to be part of the state dict; start near its final value.
 
     Raises: ConfigError for a value out of range.
     """
@@ -65,21 +65,12 @@ class VAEase(FromState, Dictionary):
         self,
         activation_dim: int,
         dict_size: int,
-        *,
-        log_var_init: float = -0.5,
-        gamma_init: float = 0.1,
-        prior_std: float = 1.0,
-        active_gate: float = 0.05,
+        **options: "Unpack[VAEaseArguments]",
     ):
         super().__init__()
+        require_known(options, VAEaseArguments, type(self).__name__)
         require_sizes(activation_dim=activation_dim, dict_size=dict_size)
-        VAEaseConfig(
-            dict_size=dict_size,
-            log_var_init=log_var_init,
-            gamma_init=gamma_init,
-            prior_std=prior_std,
-            active_gate=active_gate,
-        )  # checks them
+        given = VAEaseConfig(dict_size=dict_size, **options)
         self.activation_dim, self.dict_size = activation_dim, dict_size
         # Weights start as upstream's TopK: random unit columns, and the encoder their transpose.
         self.decoder = nn.Linear(dict_size, activation_dim, bias=False)
@@ -90,11 +81,11 @@ class VAEase(FromState, Dictionary):
         self.b_dec = nn.Parameter(t.zeros(activation_dim))
         self.variance_encoder = nn.Linear(activation_dim, dict_size)
         self.variance_encoder.weight.data.zero_()
-        logit = log_var_init - math.log(-math.expm1(log_var_init))
+        logit = given.log_var_init - math.log(-math.expm1(given.log_var_init))
         self.variance_encoder.bias.data.fill_(logit)
-        self.log_gamma = nn.Parameter(t.tensor(math.log(gamma_init)))
-        self.register_buffer("prior_std", t.full((dict_size,), float(prior_std)))
-        self.register_buffer("active_gate", t.tensor(float(active_gate)))
+        self.log_gamma = nn.Parameter(t.tensor(math.log(given.gamma_init)))
+        self.register_buffer("prior_std", t.full((dict_size,), float(given.prior_std)))
+        self.register_buffer("active_gate", t.tensor(float(given.active_gate)))
 
     def posterior(self, x: t.Tensor, matmul_dtype: t.dtype | None = None) -> GatedPosterior:
         """The posterior of each feature: (…, D) -> (…, F).
@@ -193,7 +184,8 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
     (the geometric median of the first batch), clipping to 1, Adam, learning-rate schedule. A step
     whose loss or gradient is not finite is skipped, and counted in `optimizer.skipped_steps`.
 
-    Arguments beyond the model's and upstream's:
+    Arguments beyond upstream's:
+        options: the model's.
         dict_class: VAEase or a subclass. Upstream's AutoEncoderTopK is ignored, with a warning.
         lr: Adam's learning rate.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay
@@ -222,12 +214,10 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         device: str | None = None,
         wandb_name: str = "VAEase",
         submodule_name: str | None = None,
-        log_var_init: float = -0.5,
-        gamma_init: float = 0.1,
-        prior_std: float = 1.0,
-        active_gate: float = 0.05,
+        **options: "Unpack[VAEaseArguments]",
     ):
         super().__init__(seed)
+        require_known(options, VAEaseArguments, type(self).__name__)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size)
         require_device(device)
         require_choice("dtype", dtype, Dtype)
@@ -236,10 +226,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
             lr=lr,
             warmup_steps=warmup_steps,
             decay_start=decay_start,
-            log_var_init=log_var_init,
-            gamma_init=gamma_init,
-            prior_std=prior_std,
-            active_gate=active_gate,
+            **options,
         )
         self.settings.require_fit(steps)
         self.steps, self.layer, self.lm_name = steps, layer, lm_name

@@ -9,30 +9,28 @@ import functools
 import logging
 import math
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
-from ..config.checks import require_choice, require_sizes, require_type
+from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
 from ..config.sae import (
-    DEAD_FEATURE_THRESHOLD,
     DEFAULT_SIGMA,
     LOG_VAR_LIMITS,
     MUCH_NOISE,
     NOISE_ON,
     POSTERIORS,
     SELECT_BY,
-    KLSchedule,
-    KLScope,
     NoiseOn,
     Posterior,
     PosteriorOptions,
     SelectBy,
     VSAETopKConfig,
 )
+from ..config.trainer_arguments import PosteriorArguments, VSAEArguments, require_known
 from ..errors import ConfigError
 from .base import SamplingTopKTrainer, require_device
 from .dictionaries import FromState, require_scale
@@ -42,6 +40,9 @@ from .kernels.products import StepForm
 from .kernels.select import Draw, compared, draw_code, token_std
 from .kernels.step import LossTerms, StepObjective, Weights, loss_and_gradients, variational_loss
 from .posterior import GaussianPosterior, kl_scale, noise_scale, noise_to_signal
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
         k: K, the features kept per token. k = dict_size is the purely variational SAE.
-        posterior, sigma, log_var_init, noise_on, rectify, select_by, prior_std: see
-            `PosteriorOptions`.
+        options: see `PosteriorOptions`.
 
     Raises: ConfigError for a value out of range.
     """
@@ -83,47 +83,33 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         activation_dim: int,
         dict_size: int,
         k: int,
-        *,
-        posterior: Posterior = "fixed",
-        sigma: float | None = None,
-        log_var_init: float = -2.0,
-        noise_on: NoiseOn = "both",
-        rectify: bool = False,
-        select_by: SelectBy = "value",
-        prior_std: float = 1.0,
+        **options: "Unpack[PosteriorArguments]",
     ):
         require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
-        PosteriorOptions(
-            posterior=posterior,
-            sigma=sigma,
-            log_var_init=log_var_init,
-            noise_on=noise_on,
-            rectify=rectify,
-            select_by=select_by,
-            prior_std=prior_std,
-        )  # checks them
+        given = PosteriorOptions(**options)
         super().__init__(activation_dim, dict_size, k)
         # Stored feature by feature: the step's products read one feature's weights at a time.
         self.decoder.weight.data = self.decoder.weight.data.t().contiguous().t()
         self.encoder.weight.data = self.encoder.weight.data.contiguous()
 
-        self.posterior_kind: Posterior = posterior
-        self.noise_on: NoiseOn = noise_on
-        self.rectify = rectify
-        self.select_by: SelectBy = select_by
-        sigma = DEFAULT_SIGMA.get(posterior, 0.0) if sigma is None else sigma
-        sigma = sigma if posterior in DEFAULT_SIGMA else 0.0
-        self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(posterior)))
-        self.register_buffer("noise_on_code", t.tensor(NOISE_ON.index(noise_on)))
-        self.register_buffer("rectify_code", t.tensor(rectify))
-        self.register_buffer("select_by_code", t.tensor(SELECT_BY.index(select_by)))
+        self.posterior_kind: Posterior = given.posterior
+        self.noise_on: NoiseOn = given.noise_on
+        self.rectify = given.rectify
+        self.select_by: SelectBy = given.select_by
+        sigma = DEFAULT_SIGMA.get(given.posterior, 0.0)
+        if sigma and given.sigma is not None:
+            sigma = given.sigma
+        self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(given.posterior)))
+        self.register_buffer("noise_on_code", t.tensor(NOISE_ON.index(given.noise_on)))
+        self.register_buffer("rectify_code", t.tensor(given.rectify))
+        self.register_buffer("select_by_code", t.tensor(SELECT_BY.index(given.select_by)))
         self.register_buffer("sigma", t.tensor(float(sigma)))
-        self.register_buffer("prior_std", t.tensor(float(prior_std)))
-        if posterior == "learned":
+        self.register_buffer("prior_std", t.tensor(float(given.prior_std)))
+        if given.posterior == "learned":
             # Made without random numbers: the other weights are the same for every posterior.
             log_var_encoder: Any = nn.utils.skip_init(nn.Linear, activation_dim, dict_size)
             log_var_encoder.weight.data.zero_()
-            log_var_encoder.bias.data.fill_(log_var_init)
+            log_var_encoder.bias.data.fill_(given.log_var_init)
             self.log_var_encoder = log_var_encoder
             self.register_buffer("log_var_limits", t.tensor(LOG_VAR_LIMITS))
 
@@ -269,8 +255,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     beta=0 it is upstream's trainer, up to rounding. In addition, a step whose loss or gradient is not
     finite is skipped, and counted in `optimizer.skipped_steps`.
 
-    Arguments beyond upstream's: see `PosteriorOptions`, `ObjectiveOptions` and, for k_anneal_steps,
-    `TopKOptions`.
+    Arguments beyond upstream's:
+        options: see `PosteriorOptions`, `ObjectiveOptions` and, for k_anneal_steps, `TopKOptions`.
         dict_class: VariationalTopKAutoEncoder or a subclass. Upstream's AutoEncoderTopK is replaced by
             it, with a warning.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay in
@@ -293,22 +279,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         dict_class: type | None = None,
         lr: float | None = None,
         *,
-        posterior: Posterior = "fixed",
-        sigma: float | None = None,
-        log_var_init: float = -2.0,
-        noise_on: NoiseOn = "both",
-        rectify: bool = False,
-        select_by: SelectBy = "value",
-        prior_std: float = 1.0,
-        beta: float = 1.0,
-        kl_scope: KLScope = "all",
-        kl_schedule: KLSchedule = "linear",
-        kl_warmup_steps: int | None = None,
-        noise_anneal_steps: int | None = None,
-        k_anneal_steps: int | None = None,
-        freeze_decoder: bool = False,
         auxk_alpha: float = 1 / 32,
-        dead_feature_threshold: int = DEAD_FEATURE_THRESHOLD,
         dtype: Dtype = "float32",
         warmup_steps: int = 1000,
         decay_start: int | None = None,
@@ -318,36 +289,23 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         device: str | None = None,
         wandb_name: str = "VariationalTopKAutoEncoder",
         submodule_name: str | None = None,
+        **options: "Unpack[VSAEArguments]",
     ):
+        require_known(options, VSAEArguments, type(self).__name__)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
         require_device(device)
         require_choice("dtype", dtype, Dtype)
-        require_type("dead_feature_threshold", dead_feature_threshold, int)
-        self.settings = VSAETopKConfig(
+        settings = self.settings = VSAETopKConfig(
             dict_size=dict_size,
             k=k,
             lr=lr,
             warmup_steps=warmup_steps,
             decay_start=decay_start,
-            k_anneal_steps=k_anneal_steps,
-            posterior=posterior,
-            sigma=sigma,
-            log_var_init=log_var_init,
-            noise_on=noise_on,
-            rectify=rectify,
-            select_by=select_by,
-            prior_std=prior_std,
-            beta=beta,
-            kl_scope=kl_scope,
-            kl_schedule=kl_schedule,
-            kl_warmup_steps=kl_warmup_steps,
-            noise_anneal_steps=noise_anneal_steps,
-            freeze_decoder=freeze_decoder,
             auxk_alpha=auxk_alpha,
-            dead_feature_threshold=dead_feature_threshold,
+            **options,
         ).with_defaults(steps)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
-        of_posterior = {f.name: getattr(self.settings, f.name) for f in fields(PosteriorOptions)}
+        of_posterior = {f.name: getattr(settings, f.name) for f in fields(PosteriorOptions)}
         super().__init__(
             steps=steps,
             activation_dim=activation_dim,
@@ -368,8 +326,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             submodule_name=submodule_name,
         )
         self.dtype: Dtype = dtype
-        self.ae.decoder.weight.requires_grad_(not freeze_decoder)
-        self._start_top_k(k_anneal_steps, dead_feature_threshold)
+        self.ae.decoder.weight.requires_grad_(not settings.freeze_decoder)
+        self._start_top_k()
         self._warn_of_unused()
         keep_freed_memory()
         self.form = StepForm.of(t.device(self.device))
@@ -413,11 +371,10 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         ae, settings = self.ae, self.settings
         self.kl_scale = kl_scale(step, settings.kl_schedule, settings.kl_warmup_steps or 0)
         self.noise_scale = noise_scale(step, settings.noise_anneal_steps)
-        return StepObjective(
+        return StepObjective.at(
+            step,
+            settings,
             k=self.k_annealing.at(step),
-            settings=settings,
-            kl_weight=settings.beta * self.kl_scale,
-            noise_scale=self.noise_scale,
             auxk_alpha=self.auxk_alpha,
             top_k_aux=self.top_k_aux,
             dead_feature_threshold=self.dead_feature_threshold,

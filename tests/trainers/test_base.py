@@ -346,7 +346,7 @@ REFUSED = [
     (TOP_K, {"k": 0}, f"^k=0: expected between 1 and dict_size={F}"),
     (TOP_K, {"k": F + 1}, f"^k={F + 1}: expected between 1 and dict_size={F}"),
     (TOP_K, {"auxk_alpha": -1.0}, "^auxk_alpha=-1.0"),
-    (TOP_K, {"dead_feature_threshold": None}, "^dead_feature_threshold=None: expected a whole"),
+    (TOP_K, {"dead_feature_threshold": 2.5}, "^dead_feature_threshold=2.5: expected a whole"),
     (TOP_K, {"dead_feature_threshold": 0}, "^dead_feature_threshold=0"),
     ((VSAE,), {"sigma": "1"}, "sigma='1': expected a finite number"),
     ((VSAE,), {"posterior": "relative", "rectify": True}, "^noise_on='both': expected selection"),

@@ -16,12 +16,12 @@ gradient at a learned log-variance, for a ReLU, and where dense products of the 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as t
 
 from ...config.sae import Variational
-from ..posterior import point_kl, variance_kl
+from ..posterior import kl_scale, noise_scale, point_kl, variance_kl
 from ..ranks import ALONE, Ranks
 from .encode import BatchLogVariance, BatchMeans, Moments
 from .products import Code, DenseCode, SparseCode, StepForm, SubsetCode, top_k_code
@@ -71,6 +71,27 @@ class StepObjective:
     """the processes that share the batch: its statistics cover all ranks, the loss only this one"""
     measures_kl: bool = True
     """whether the log or the gradient needs the KL; without it `kl_loss` is 0"""
+
+    @classmethod
+    def at(
+        cls, step: int, settings: Variational, *, logs_kl: bool = True, **given: Any
+    ) -> "StepObjective":
+        """That of a step, which the settings' schedules weigh.
+
+        Arguments:
+            logs_kl: whether the KL is wanted where its weight is 0.
+            given: the other fields.
+        """
+        kl_weight = settings.beta * kl_scale(
+            step, settings.kl_schedule, settings.kl_warmup_steps or 0
+        )
+        return cls(
+            settings=settings,
+            kl_weight=kl_weight,
+            noise_scale=noise_scale(step, settings.noise_anneal_steps),
+            measures_kl=logs_kl or kl_weight != 0,
+            **given,
+        )
 
 
 class LossTerms(NamedTuple):
@@ -155,8 +176,8 @@ def _evaluate(
             with_kl=needs_all_kl,
             with_gradient=objective.kl_weight != 0,
         )
-    noise_scale = 0.0 if settings.posterior == "point" else objective.noise_scale
-    noise = settings.noise_on, noise_scale, objective.generator
+    tau = 0.0 if settings.posterior == "point" else objective.noise_scale
+    noise = settings.noise_on, tau, objective.generator
     how = Draw(objective.k, *noise, settings.select_by, relative=is_relative)
     draw = draw_batch(means, objective.sigma, log_var, how, objective.form.rows_at_once)
     W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
