@@ -13,18 +13,22 @@ from typing import Any, Literal
 
 from ..errors import CheckpointError
 from .files import CONFIG, METRICS, WEIGHTS
-from .json_files import read_json
+from .json_files import Shape, misshapen, read_json
 
 Format = Literal["SAELens", "sparsify"]
 FOREIGN_CONFIG = "cfg.json"
 """The settings, in both formats."""
 SAE_LENS_WEIGHTS = "sae_weights.safetensors"
 SPARSIFY_WEIGHTS = "sae.safetensors"
+WEIGHTS_OF: dict[Format, str] = {
+    "SAELens": SAE_LENS_WEIGHTS,
+    "sparsify": SPARSIFY_WEIGHTS,
+}
 SPARSIFY_ABOUT = "export.json"
 """What `vsae export` adds to a folder for sparsify, whose cfg.json has no place for it."""
 FILES = (
     *(WEIGHTS, CONFIG, METRICS, FOREIGN_CONFIG),
-    *(SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS, SPARSIFY_ABOUT),
+    *(*WEIGHTS_OF.values(), SPARSIFY_ABOUT),
 )
 """All that is read of an SAE's folder, of any format."""
 RECOGNISED = (
@@ -33,6 +37,8 @@ RECOGNISED = (
 )
 HOOK_POINT = re.compile(r"blocks\.\d+\.hook_\w+")
 
+OF_TOP_K = ("topk", "abstopk")
+"""SAELens's architectures with k features a token."""
 _DICT_CLASSES = {
     "standard": "AutoEncoder",
     "topk": "AutoEncoderTopK",
@@ -43,14 +49,33 @@ _DICT_CLASSES = {
 """By SAELens's architecture: a class of upstream's or ours that computes the same."""
 _FORMER_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 """Of SAELens's settings before its version 6."""
+_SETTINGS: Shape = {
+    **dict.fromkeys(("architecture", "activation_fn", "reshape_activations"), str | None),
+    **dict.fromkeys(("model_name", "hook_name", "dataset_path", "text_column"), str | None),
+    **dict.fromkeys(("d_in", "d_sae", "context_size"), int | None),
+    **dict.fromkeys(("activation_fn_kwargs", "model_from_pretrained_kwargs"), dict | None),
+    **dict.fromkeys(("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"), bool),
+    **dict.fromkeys(("k", "norm_scaling_factor", "max_norm_multiple"), float | None),
+    "normalize_activations": str | bool | None,
+    "exclude_special_tokens": bool | list | None,
+    "metadata": dict | None,
+}
+"""SAELens's, at the top of its cfg.json or in its "metadata"."""
+_SETTINGS_OF_SPARSIFY: Shape = {
+    **dict.fromkeys(("d_in", "num_latents", "k"), int | None),
+    "expansion_factor": int,
+}
+_RUN_OF_SPARSIFY: Shape = {
+    **dict.fromkeys(("model", "dataset", "text_column"), str | None),
+    "ctx_len": int | None,
+}
 
 
 def format_of(folder: Path) -> Format | None:
     """Which other library's folder it is; None for one with our or upstream's weights, or with no SAE."""
     if (folder / WEIGHTS).exists() or not (folder / FOREIGN_CONFIG).is_file():
         return None
-    formats: dict[str, Format] = {SAE_LENS_WEIGHTS: "SAELens", SPARSIFY_WEIGHTS: "sparsify"}
-    return next((form for name, form in formats.items() if (folder / name).is_file()), None)
+    return next((form for form, name in WEIGHTS_OF.items() if (folder / name).is_file()), None)
 
 
 def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -63,12 +88,16 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
 
     Raises: CheckpointError if cfg.json is damaged, or no class of upstream's or ours computes the same.
     """
-    settings = _object_in(folder / FOREIGN_CONFIG) | overrides
     if form == "sparsify":
-        settings = _in_words_of_sae_lens(folder, settings)
+        own = _object_in(folder / FOREIGN_CONFIG, _SETTINGS_OF_SPARSIFY)
+        settings = _in_words_of_sae_lens(folder, own | overrides)
+    else:
+        settings = _object_in(folder / FOREIGN_CONFIG, {"metadata": dict | None}) | overrides
     # Defaults are SAELens's own (`handle_pre_6_0_config`); from version 6 on all settings are there.
     settings = {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
     about = settings | (settings.get("metadata") or {})
+    _require_shape(folder, settings)
+    _require_shape(folder, about)
     architecture, k = settings.get("architecture") or "standard", settings.get("k")
     activation = settings.get("activation_fn") or "relu"
     if activation == "topk":
@@ -82,6 +111,8 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
             f"{folder}: an SAE of SAELens's architecture {architecture!r}; expected one of "
             f"{', '.join(_DICT_CLASSES)}"
         )
+    k = k if architecture in OF_TOP_K else None
+    _require_shape(folder, {"k": k}, {"k": int | None})
     scale = settings.get("norm_scaling_factor")
     normalized = settings.get("normalize_activations") or "none"
     is_scaled = normalized is True or normalized == "expected_average_only_in"
@@ -101,7 +132,7 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
             "dict_class": _DICT_CLASSES[architecture],
             "activation_dim": settings.get("d_in"),
             "dict_size": settings.get("d_sae"),
-            "k": k if "topk" in architecture else None,
+            "k": k,
             "lm_name": about.get("model_name"),
             "submodule_name": about.get("hook_name"),
         },
@@ -139,7 +170,8 @@ def _in_words_of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, A
     d_in, n_latents = settings.get("d_in"), settings.get("num_latents")
     if not n_latents and d_in is not None:
         n_latents = d_in * settings.get("expansion_factor", 32)  # sparsify's default
-    run, own = _object_in(folder.parent / CONFIG), _object_in(folder / SPARSIFY_ABOUT)
+    run = _object_in(folder.parent / CONFIG, _RUN_OF_SPARSIFY)
+    own = _object_in(folder / SPARSIFY_ABOUT, _SETTINGS)
     about = {
         "model_name": run.get("model"),
         "dataset_path": run.get("dataset"),
@@ -153,9 +185,15 @@ def _in_words_of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, A
     return {"architecture": "topk", **sizes, "metadata": about}
 
 
-def _object_in(path: Path) -> dict[str, Any]:
+def _object_in(path: Path, shape: Shape) -> dict[str, Any]:
     """What a file holds; empty if there is none."""
-    return read_json(path, dict, "copy it again") if path.is_file() else {}
+    return read_json(path, shape, "copy it again") if path.is_file() else {}
+
+
+def _require_shape(folder: Path, settings: dict[str, Any], shape: Shape = _SETTINGS) -> None:
+    """Raise a CheckpointError if a setting of a cfg.json has another type."""
+    if wrong := misshapen(settings, shape):
+        raise CheckpointError(f"{folder / FOREIGN_CONFIG}: {wrong}", instead="copy it again")
 
 
 def _hook_of(module: str) -> str | None:

@@ -1,8 +1,8 @@
 """The weights of SAELens's and sparsify's folders, as a class of upstream's or ours that computes the same.
 
-    SAELens     W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D); threshold (F) of a jumprelu; b_gate, b_mag and
-                r_mag (F) of a gated, in place of b_enc
-    sparsify    encoder.weight (F, D), encoder.bias (F), W_dec (F, D), b_dec (D)
+    SAELens        W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D); threshold (F) of a jumprelu; b_gate, b_mag and
+                   r_mag (F) of a gated, in place of b_enc
+    sparsify       encoder.weight (F, D), encoder.bias (F), W_dec (F, D), b_dec (D)
 
 Neither library is needed. Their settings are in foreign.py.
 """
@@ -16,14 +16,18 @@ from safetensors.torch import load_file
 
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..errors import CheckpointError
-from .foreign import FOREIGN_CONFIG, SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS
+from .foreign import (
+    FOREIGN_CONFIG,
+    OF_TOP_K,
+    SPARSIFY_WEIGHTS,
+    WEIGHTS_OF,
+)
 
 UNIT_NORM_TOLERANCE = 1e-5
 """How far from 1 a decoder's norms may be for an SAE whose reader takes them to be 1 (SAE Bench's)."""
 _OPTIONS: dict[str, dict[str, Any]] = {"abstopk": {"posterior": "point", "select_by": "magnitude"}}
 """Of the dictionary's class, by SAELens's architecture."""
-_OF_TOP_K = ("topk", "abstopk")
-_SPARSIFYS_NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
+_NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}  # sparsify's
 """And SAELens's."""
 
 
@@ -49,7 +53,7 @@ def load_foreign(
     """
     settings, k = config["foreign"], config["trainer"]["k"]
     folder, architecture = Path(settings["folder"]), settings["architecture"]
-    path = folder / (SAE_LENS_WEIGHTS if settings["format"] == "SAELens" else SPARSIFY_WEIGHTS)
+    path = folder / WEIGHTS_OF[settings["format"]]
     weights = _read(path)
     sizes = dict(zip(("activation_dim", "dict_size"), weights["W_enc"].shape, strict=True))
     for name, found in sizes.items():
@@ -59,16 +63,21 @@ def load_foreign(
             )
     try:
         state = _upstream_state(folder, settings, weights, unit_norm)
-        if architecture in _OF_TOP_K and not 1 <= k <= sizes["dict_size"]:
+        if architecture in OF_TOP_K and not 1 <= k <= sizes["dict_size"]:
             raise ValueError("k is out of range")
-        options = _OPTIONS.get(architecture, {}) | ({"k": k} if architecture in _OF_TOP_K else {})
+        options = _OPTIONS.get(architecture, {}) | ({"k": k} if architecture in OF_TOP_K else {})
         dict_class = import_class(BY_DICT_CLASS[config["trainer"]["dict_class"]].dictionary)
         dictionary: Any = dict_class(**sizes, **options).to(dtype)
         dictionary.load_state_dict(dictionary.state_dict() | state)
     except CheckpointError:
         raise
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path}: has no {error.args[0]}, which an SAE of architecture {architecture!r} has",
+            instead="copy it again",
+        ) from error
     except Exception as error:  # of any kind: files of any content are handed to the class
-        with_k = f" with k={k!r}" if architecture in _OF_TOP_K else ""
+        with_k = f" with k={k!r}" if architecture in OF_TOP_K else ""
         raise CheckpointError(
             f"{path}: holds {shapes_of(weights)}: not the weights of one SAE of architecture "
             f"{architecture!r}{with_k}; copy it again"
@@ -80,16 +89,13 @@ def _read(path: Path) -> dict[str, t.Tensor]:
     """The tensors by SAELens's names, in float64, in which biases are folded."""
     try:
         weights = {
-            _SPARSIFYS_NAMES.get(name, name): value.double()
-            for name, value in load_file(path).items()
+            _NAMES.get(name, name): value.double() for name, value in load_file(path).items()
         }
         if path.name == SPARSIFY_WEIGHTS:
             weights["W_enc"] = weights["W_enc"].T
             if others := weights.keys() - {"W_enc", "b_enc", "W_dec", "b_dec"}:
                 raise ValueError(f"holds {', '.join(sorted(others))}, which no TopK SAE has")
-        shapes = {name: tuple(weights[name].shape) for name in ("W_enc", "W_dec", "b_dec")}
-        if [len(shape) for shape in shapes.values()] != [2, 2, 1]:
-            raise ValueError(f"shapes {shapes}")
+        _require_shapes(weights)
     except Exception as error:  # bytes of any content raise anything
         raise CheckpointError(
             f"{path}: missing or damaged ({type(error).__name__}: "
@@ -105,6 +111,21 @@ def _read(path: Path) -> dict[str, t.Tensor]:
     return weights
 
 
+def _require_shapes(weights: dict[str, t.Tensor]) -> None:
+    """Raise a ValueError unless the tensors that each SAE has are there, and all known ones fit together."""
+    if missing := [name for name in ("W_enc", "W_dec", "b_dec") if name not in weights]:
+        raise ValueError(f"has no {', '.join(missing)}")
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    if len(shapes["W_enc"]) != 2:
+        raise ValueError(f"W_enc is {shapes['W_enc']}, expected two dimensions")
+    d, f = shapes["W_enc"]
+    expected = {"W_dec": (f, d), "b_dec": (d,)}
+    expected |= dict.fromkeys(("b_enc", "threshold", "b_gate", "b_mag", "r_mag"), (f,))
+    for name, shape in expected.items():
+        if (found := shapes.get(name, shape)) != shape:
+            raise ValueError(f"{name} is {found}, expected {shape} beside W_enc {(d, f)}")
+
+
 def _upstream_state(
     folder: Path, settings: dict[str, Any], weights: dict[str, t.Tensor], unit_norm: bool
 ) -> dict[str, t.Tensor]:
@@ -115,8 +136,8 @@ def _upstream_state(
         W_enc_DF, W_dec_FD, b_dec_D = W_enc_DF * scale, W_dec_FD / scale, b_dec_D / scale
     norms_F = W_dec_FD.norm(dim=1)
     is_unit = t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0)
-    rescales = settings["rescales"] and architecture in _OF_TOP_K
-    if unit_norm and architecture in _OF_TOP_K and not is_unit and not rescales:
+    rescales = settings["rescales"] and architecture in OF_TOP_K
+    if unit_norm and architecture in OF_TOP_K and not is_unit and not rescales:
         raise CheckpointError(
             f"{folder}: its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}, and "
             "unit norms would change which features its TopK keeps; expected norms of 1, or "

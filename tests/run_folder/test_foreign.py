@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -133,6 +134,40 @@ def test_damaged_files_of_saelens_are_named(written):
     (folder / "cfg.json").write_text("[8]")
     with pytest.raises(CheckpointError, match=r"holds \[8\], expected an object; copy it again"):
         read_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"metadata": [1]}, "metadata"),
+        ({"activation_fn_kwargs": "k=3"}, "activation_fn_kwargs"),
+        ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": "3"}}, "k"),
+        ({"architecture": ["topk"]}, "architecture"),
+        ({"architecture": {}}, "architecture"),
+        ({"hook_name": 3}, "hook_name"),
+        ({"metadata": {"hook_name": 3}}, "hook_name"),
+        ({"metadata": {"model_name": ["gpt2"]}}, "model_name"),
+        ({"metadata": {"context_size": "64"}}, "context_size"),
+        ({"metadata": {"model_from_pretrained_kwargs": "x"}}, "model_from_pretrained_kwargs"),
+        ({"k": True}, "k"),
+        ({"k": 3.5}, "k"),
+        ({"d_in": "\x1b[31m8"}, "d_in"),
+        ({"normalize_activations": {}}, "normalize_activations"),
+        ({"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(changes, name, written):
+    folder, _ = written(**changes)
+    with pytest.raises(CheckpointError, match=rf"cfg\.json: {name} is .*, expected") as refused:
+        load_dictionary(folder)
+    assert str(refused.value).isprintable()
+
+
+def test_a_vector_of_another_length_is_not_broadcast(written):
+    folder, weights = written()
+    save_file(weights | {"b_enc": t.zeros(1)}, folder / "sae_weights.safetensors")
+    with pytest.raises(CheckpointError, match=rf"b_enc is \(1,\), expected \({F},\)"):
+        load_dictionary(folder)
 
 
 def test_a_topk_whose_decoder_is_not_unit_norm_is_read_as_it_is(written, x):
@@ -287,6 +322,25 @@ def test_an_sae_of_sparsify_is_that_of_its_equations(of_sparsify, x):
 def test_what_is_no_topk_sae_of_sparsify_is_refused(changes, message, of_sparsify):
     folder, _ = of_sparsify(**changes)
     with pytest.raises(CheckpointError, match=message):
+        load_dictionary(folder)
+
+
+def test_a_setting_of_sparsify_of_another_type_is_named(of_sparsify):
+    for changes in (
+        {"num_latents": "24"},
+        {"k": True},
+        {"num_latents": 0, "expansion_factor": "3"},
+    ):
+        folder, _ = of_sparsify(**changes)
+        with pytest.raises(CheckpointError, match=rf"cfg\.json: {[*changes][-1]} is .*, expected"):
+            load_dictionary(folder)
+        shutil.rmtree(folder)
+    folder, _ = of_sparsify(run={"model": ["gpt2"]})
+    with pytest.raises(CheckpointError, match=r"config\.json: model is .*, expected"):
+        load_dictionary(folder)
+    (folder / "export.json").write_text('{"hook_name": 3}')
+    (folder.parent / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"export\.json: hook_name is 3, expected"):
         load_dictionary(folder)
 
 
