@@ -39,12 +39,15 @@ HOOK_POINT = re.compile(r"blocks\.\d+\.hook_\w+")
 
 OF_TOP_K = ("topk", "abstopk")
 """SAELens's architectures with k features a token."""
+OF_BATCH_TOP_K = ("batchtopk", "matryoshka_batchtopk")
+"""Of its training alone: what its save_model writes. Its save_inference_model writes a jumprelu."""
 _DICT_CLASSES = {
     "standard": "AutoEncoder",
     "topk": "AutoEncoderTopK",
     "abstopk": "VariationalTopKAutoEncoder",
     "jumprelu": "JumpReluAutoEncoder",
     "gated": "GatedAutoEncoder",
+    **dict.fromkeys(OF_BATCH_TOP_K, "JumpReluAutoEncoder"),
 }
 """By SAELens's architecture: a class of upstream's or ours that computes the same."""
 _FORMER_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
@@ -111,7 +114,7 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
             f"{folder}: an SAE of SAELens's architecture {architecture!r}; expected one of "
             f"{', '.join(_DICT_CLASSES)}"
         )
-    k = k if architecture in OF_TOP_K else None
+    k = k if architecture in OF_TOP_K else None  # a BatchTopK's is a mean
     _require_shape(folder, {"k": k}, {"k": int | None})
     scale = settings.get("norm_scaling_factor")
     normalized = settings.get("normalize_activations") or "none"

@@ -1,7 +1,8 @@
 """The weights of SAELens's and sparsify's folders, as a class of upstream's or ours that computes the same.
 
     SAELens        W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D); threshold (F) of a jumprelu; b_gate, b_mag and
-                   r_mag (F) of a gated, in place of b_enc
+                   r_mag (F) of a gated, in place of b_enc; topk_threshold () of a BatchTopK or a Matryoshka that its
+                   save_model wrote, whose features are those above it
     sparsify       encoder.weight (F, D), encoder.bias (F), W_dec (F, D), b_dec (D)
 
 Neither library is needed. Their settings are in foreign.py.
@@ -18,6 +19,7 @@ from ..config.architectures import BY_DICT_CLASS, import_class
 from ..errors import CheckpointError
 from .foreign import (
     FOREIGN_CONFIG,
+    OF_BATCH_TOP_K,
     OF_TOP_K,
     SPARSIFY_WEIGHTS,
     WEIGHTS_OF,
@@ -72,9 +74,10 @@ def load_foreign(
     except CheckpointError:
         raise
     except KeyError as error:
+        resave = "save it in SAELens with its save_inference_model"
         raise CheckpointError(
             f"{path}: has no {error.args[0]}, which an SAE of architecture {architecture!r} has",
-            instead="copy it again",
+            instead=resave if architecture in OF_BATCH_TOP_K else "copy it again",
         ) from error
     except Exception as error:  # of any kind: files of any content are handed to the class
         with_k = f" with k={k!r}" if architecture in OF_TOP_K else ""
@@ -119,7 +122,7 @@ def _require_shapes(weights: dict[str, t.Tensor]) -> None:
     if len(shapes["W_enc"]) != 2:
         raise ValueError(f"W_enc is {shapes['W_enc']}, expected two dimensions")
     d, f = shapes["W_enc"]
-    expected = {"W_dec": (f, d), "b_dec": (d,)}
+    expected = {"W_dec": (f, d), "b_dec": (d,), "topk_threshold": ()}
     expected |= dict.fromkeys(("b_enc", "threshold", "b_gate", "b_mag", "r_mag"), (f,))
     for name, shape in expected.items():
         if (found := shapes.get(name, shape)) != shape:
@@ -136,7 +139,7 @@ def _upstream_state(
         W_enc_DF, W_dec_FD, b_dec_D = W_enc_DF * scale, W_dec_FD / scale, b_dec_D / scale
     norms_F = W_dec_FD.norm(dim=1)
     is_unit = t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0)
-    rescales = settings["rescales"] and architecture in OF_TOP_K
+    rescales = settings["rescales"] and architecture in (*OF_TOP_K, *OF_BATCH_TOP_K)
     if unit_norm and architecture in OF_TOP_K and not is_unit and not rescales:
         raise CheckpointError(
             f"{folder}: its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}, and "
@@ -144,7 +147,8 @@ def _upstream_state(
             "rescale_acts_by_decoder_norm"
         )
     stays = is_unit or not (unit_norm or rescales)
-    scale_F = t.ones_like(norms_F) if stays else norms_F.where(norms_F > 0, 1.0)
+    norms_F = norms_F.where(norms_F > 0, 1.0)
+    scale_F = t.ones_like(norms_F) if stays else norms_F
     if not stays:
         W_enc_DF, W_dec_FD = W_enc_DF * scale_F, W_dec_FD / scale_F[:, None]
     # Upstream's JumpReLU encodes x, the others x - b_dec.
@@ -160,9 +164,13 @@ def _upstream_state(
             "decoder_bias": b_dec_D,
         }
     b_enc_F = weights["b_enc"] * scale_F
-    if architecture == "jumprelu":
+    if architecture in ("jumprelu", *OF_BATCH_TOP_K):
         b_enc_F = b_enc_F - shift_F if is_centred else b_enc_F
-        threshold_F = weights["threshold"] * scale_F
+        if architecture == "jumprelu":
+            threshold_F = weights["threshold"] * scale_F
+        else:  # in training's units, and of features times their norms if it rescales
+            of_one_F = scale * norms_F if rescales else t.ones_like(norms_F)
+            threshold_F = weights["topk_threshold"] / of_one_F * scale_F
         state = {"W_enc": W_enc_DF, "W_dec": W_dec_FD, "b_dec": b_dec_D, "threshold": threshold_F}
         return state | {"b_enc": b_enc_F}
     return {

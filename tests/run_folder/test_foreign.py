@@ -267,6 +267,50 @@ def agree(theirs, folder, x):
     )
 
 
+@pytest.mark.parametrize("rescales", [True, False])
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+def test_what_saelens_saves_in_training_of_a_batch_topk_is_its_jumprelu(
+    architecture, rescales, written, x
+):
+    config = {"k": 3.5, "rescale_acts_by_decoder_norm": rescales}
+    folder, weights = written(architecture, (0.5, 2.0), **config)
+    path = folder / "sae_weights.safetensors"
+    with pytest.raises(CheckpointError, match=r"no topk_threshold.*; .*save_inference_model"):
+        load_dictionary(folder)
+    save_file(weights | {"topk_threshold": t.tensor(0.7, dtype=t.float64)}, path)
+    norms = weights["W_dec"].norm(dim=1) if rescales else t.ones(F)
+    pre = ((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]) * norms
+    f = pre * (pre > 0.7)
+    sae, config = load_dictionary(folder)
+    t.testing.assert_close(sae.encode(x), f, rtol=1e-4, atol=1e-4)
+    x_hat = f / norms @ weights["W_dec"] + weights["b_dec"]
+    t.testing.assert_close(sae(x), x_hat, rtol=1e-4, atol=1e-4)
+    t.testing.assert_close(load_foreign(config, unit_norm=True)(x), x_hat, rtol=1e-4, atol=1e-4)
+    assert config["trainer"]["k"] is None, "a mean, of no token"
+
+
+@pytest.mark.parametrize("rescales", [True, False])
+@pytest.mark.parametrize("is_matryoshka", [True, False])
+def test_what_saelens_itself_saves_in_training_is_what_it_saves_for_inference(
+    is_matryoshka, rescales, tmp_path, x
+):
+    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
+    name = "MatryoshkaBatchTopKTrainingSAE" if is_matryoshka else "BatchTopKTrainingSAE"
+    options = {"matryoshka_widths": [F // 2, F]} if is_matryoshka else {}
+    config = getattr(sae_lens, f"{name}Config")(
+        d_in=D, d_sae=F, k=K, dtype="float64", rescale_acts_by_decoder_norm=rescales, **options
+    )
+    theirs = getattr(sae_lens, name)(config)
+    with t.no_grad():
+        for each, value in theirs.named_parameters():
+            value.copy_(t.randn(value.shape, generator=t.Generator().manual_seed(len(each))))
+        theirs.topk_threshold.fill_(0.7)
+    theirs.save_model(tmp_path / "training")
+    theirs.save_inference_model(tmp_path / "inference")
+    inference = sae_lens.SAE.load_from_disk(tmp_path / "inference")
+    agree(inference.double(), tmp_path / "training", x.double())
+
+
 # --- sparsify
 
 
