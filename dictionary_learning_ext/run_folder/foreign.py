@@ -1,7 +1,8 @@
-"""SAEs in the formats of SAELens and sparsify: how their folders are told apart, and their settings.
+"""SAEs in other libraries' formats: how their folders are told apart, and their settings.
 
-    SAELens     cfg.json, sae_weights.safetensors     of any version
-    sparsify    cfg.json, sae.safetensors             sparsify's trainer writes config.json beside the folder
+    SAELens        cfg.json, sae_weights.safetensors    of any version
+    sparsify       cfg.json, sae.safetensors            sparsify's trainer writes config.json beside the folder
+    Gemma Scope    params.npz                           what it is of is in the names of the folders above it
 
 Their settings are put as a config.json of ours or upstream's puts them. What the classes that they are loaded as
 can't compute is refused here, by name. foreign_weights.py reads the weights. Imports no torch.
@@ -15,14 +16,16 @@ from ..errors import CheckpointError
 from .files import CONFIG, METRICS, WEIGHTS
 from .json_files import Shape, misshapen, read_json
 
-Format = Literal["SAELens", "sparsify"]
+Format = Literal["SAELens", "sparsify", "Gemma Scope"]
 FOREIGN_CONFIG = "cfg.json"
-"""The settings, in both formats."""
+"""The settings, in SAELens's and sparsify's formats."""
 SAE_LENS_WEIGHTS = "sae_weights.safetensors"
 SPARSIFY_WEIGHTS = "sae.safetensors"
+GEMMA_SCOPE_WEIGHTS = "params.npz"
 WEIGHTS_OF: dict[Format, str] = {
     "SAELens": SAE_LENS_WEIGHTS,
     "sparsify": SPARSIFY_WEIGHTS,
+    "Gemma Scope": GEMMA_SCOPE_WEIGHTS,
 }
 SPARSIFY_ABOUT = "export.json"
 """What `vsae export` adds to a folder for sparsify, whose cfg.json has no place for it."""
@@ -33,7 +36,8 @@ FILES = (
 """All that is read of an SAE's folder, of any format."""
 RECOGNISED = (
     f"a folder of this package or of dictionary_learning ({CONFIG} and {WEIGHTS}), of SAELens "
-    f"({FOREIGN_CONFIG} and {SAE_LENS_WEIGHTS}) or of sparsify ({FOREIGN_CONFIG} and {SPARSIFY_WEIGHTS})"
+    f"({FOREIGN_CONFIG} and {SAE_LENS_WEIGHTS}), of sparsify ({FOREIGN_CONFIG} and {SPARSIFY_WEIGHTS}) or of "
+    f"Gemma Scope ({GEMMA_SCOPE_WEIGHTS})"
 )
 HOOK_POINT = re.compile(r"blocks\.\d+\.hook_\w+")
 
@@ -72,13 +76,17 @@ _RUN_OF_SPARSIFY: Shape = {
     **dict.fromkeys(("model", "dataset", "text_column"), str | None),
     "ctx_len": int | None,
 }
+_REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-([a-z]+)")
+_HOOKS_OF_GEMMA_SCOPE = {"res": "hook_resid_post", "mlp": "hook_mlp_out"}
 
 
 def format_of(folder: Path) -> Format | None:
     """Which other library's folder it is; None for one with our or upstream's weights, or with no SAE."""
-    if (folder / WEIGHTS).exists() or not (folder / FOREIGN_CONFIG).is_file():
+    if (folder / WEIGHTS).exists():
         return None
-    return next((form for form, name in WEIGHTS_OF.items() if (folder / name).is_file()), None)
+    has_settings = (folder / FOREIGN_CONFIG).is_file()
+    found: list[Format] = [form for form, name in WEIGHTS_OF.items() if (folder / name).is_file()]
+    return next((form for form in found if has_settings or form == "Gemma Scope"), None)
 
 
 def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +99,9 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
 
     Raises: CheckpointError if cfg.json is damaged, or no class of upstream's or ours computes the same.
     """
-    if form == "sparsify":
+    if form == "Gemma Scope":
+        settings = _of_gemma_scope(folder) | overrides
+    elif form == "sparsify":
         own = _object_in(folder / FOREIGN_CONFIG, _SETTINGS_OF_SPARSIFY)
         settings = _in_words_of_sae_lens(folder, own | overrides)
     else:
@@ -138,6 +148,7 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
             "k": k,
             "lm_name": about.get("model_name"),
             "submodule_name": about.get("hook_name"),
+            **({"layer": settings["layer"]} if form == "Gemma Scope" else {}),
         },
         "buffer": _buffer(about),
         "foreign": {
@@ -186,6 +197,31 @@ def _in_words_of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, A
     about["hook_name"] = about["hook_name"] or folder.name
     sizes = {"d_in": d_in, "d_sae": n_latents, "k": settings.get("k")}
     return {"architecture": "topk", **sizes, "metadata": about}
+
+
+def _of_gemma_scope(folder: Path) -> dict[str, Any]:
+    """What SAELens would write of an SAE of Gemma Scope, as far as the names of the folders above it tell.
+
+    On the hub it is google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82, say.
+    """
+    names = folder.resolve().parts[::-1]
+    repository = next((found for name in names if (found := _REPOSITORY.search(name))), None)
+    layers = (re.fullmatch(r"layer_(\d+)", name) for name in names)
+    layer = next((int(found[1]) for found in layers if found), None)
+    about: dict[str, Any] = {}
+    if repository is not None:
+        size, kind, site = repository.groups()
+        if site not in _HOOKS_OF_GEMMA_SCOPE or "embedding" in names[:3]:
+            what = "embedding" if "embedding" in names[:3] else site
+            raise CheckpointError(
+                f"{folder}: {repository[0]}, {what}: not an SAE of a block's output or its MLP's; expected one "
+                "in layer_N of a repository gemma-scope-…-res or gemma-scope-…-mlp"
+            )
+        about["model_name"] = f"google/gemma-2-{size}{'-it' if kind == 'it' else ''}"
+        if layer is not None:
+            about["hook_name"] = f"blocks.{layer}.{_HOOKS_OF_GEMMA_SCOPE[site]}"
+    own = {"architecture": "jumprelu", "apply_b_dec_to_input": False}
+    return own | {"layer": layer, "metadata": about}
 
 
 def _object_in(path: Path, shape: Shape) -> dict[str, Any]:

@@ -1,16 +1,19 @@
-"""The weights of SAELens's and sparsify's folders, as a class of upstream's or ours that computes the same.
+"""The weights of other libraries' folders, as a class of upstream's or ours that computes the same.
 
     SAELens        W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D); threshold (F) of a jumprelu; b_gate, b_mag and
                    r_mag (F) of a gated, in place of b_enc; topk_threshold () of a BatchTopK or a Matryoshka that its
                    save_model wrote, whose features are those above it
     sparsify       encoder.weight (F, D), encoder.bias (F), W_dec (F, D), b_dec (D)
+    Gemma Scope    as SAELens's jumprelu, of which some files write w_enc and w_dec
 
-Neither library is needed. Their settings are in foreign.py.
+None of the libraries is needed. Their settings are in foreign.py.
 """
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from safetensors.torch import load_file
@@ -19,6 +22,7 @@ from ..config.architectures import BY_DICT_CLASS, import_class
 from ..errors import CheckpointError
 from .foreign import (
     FOREIGN_CONFIG,
+    GEMMA_SCOPE_WEIGHTS,
     OF_BATCH_TOP_K,
     OF_TOP_K,
     SPARSIFY_WEIGHTS,
@@ -29,8 +33,12 @@ UNIT_NORM_TOLERANCE = 1e-5
 """How far from 1 a decoder's norms may be for an SAE whose reader takes them to be 1 (SAE Bench's)."""
 _OPTIONS: dict[str, dict[str, Any]] = {"abstopk": {"posterior": "point", "select_by": "magnitude"}}
 """Of the dictionary's class, by SAELens's architecture."""
-_NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}  # sparsify's
+_NAMES = {
+    **{"encoder.weight": "W_enc", "encoder.bias": "b_enc"},  # sparsify's
+    **{"w_enc": "W_enc", "w_dec": "W_dec"},  # Gemma Scope's
+}
 """And SAELens's."""
+_OF_GEMMA_SCOPE = (*_NAMES, *_NAMES.values(), "b_dec", "threshold", "scaling_factor")
 
 
 @t.no_grad()
@@ -91,9 +99,8 @@ def load_foreign(
 def _read(path: Path) -> dict[str, t.Tensor]:
     """The tensors by SAELens's names, in float64, in which biases are folded."""
     try:
-        weights = {
-            _NAMES.get(name, name): value.double() for name, value in load_file(path).items()
-        }
+        tensors = _arrays_in(path) if path.name == GEMMA_SCOPE_WEIGHTS else load_file(path)
+        weights = {_NAMES.get(name, name): value.double() for name, value in tensors.items()}
         if path.name == SPARSIFY_WEIGHTS:
             weights["W_enc"] = weights["W_enc"].T
             if others := weights.keys() - {"W_enc", "b_enc", "W_dec", "b_dec"}:
@@ -112,6 +119,21 @@ def _read(path: Path) -> dict[str, t.Tensor]:
             f"{path}: has a scaling_factor, by which its finetuning scaled features; expected none, or ones"
         )
     return weights
+
+
+def _arrays_in(path: Path) -> dict[str, t.Tensor]:
+    """The arrays of an .npz file that Gemma Scope's have. No code in it is executed."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not an .npz file")
+    found = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in (name for name in arrays.files if name in _OF_GEMMA_SCOPE):
+            array = arrays[name]
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+                what = f"of dtype {array.dtype}" if isinstance(array, np.ndarray) else "no array"
+                raise ValueError(f"{name} is {what}, expected floats")
+            found[name] = t.from_numpy(array.astype(np.float64))
+    return found
 
 
 def _require_shapes(weights: dict[str, t.Tensor]) -> None:

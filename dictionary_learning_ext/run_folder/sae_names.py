@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, HubError, Setting, first_line
-from .files import CONFIG, METRICS, RUNS, WEIGHTS, require_writable
-from .foreign import FILES, FOREIGN_CONFIG, RECOGNISED, format_of
+from .files import CONFIG, METRICS, RUNS, require_writable
+from .foreign import FILES, RECOGNISED, format_of
 from .json_files import read_json, readable
 
 _OF_THE_HUB = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
@@ -60,9 +60,8 @@ def place_of(name: str | Path) -> Place:
 
 def _stands_for(folder: Path) -> str | None:
     """The SAE whose results are in a folder; None for any other folder."""
-    if not (folder / METRICS).is_file() or any(
-        (folder / name).exists() for name in (CONFIG, WEIGHTS, FOREIGN_CONFIG)
-    ):
+    others = (folder / name for name in FILES if name != METRICS)
+    if not (folder / METRICS).is_file() or any(path.exists() for path in others):
         return None
     repair = "delete it, and run `vsae eval SAE --out DIR` again"
     return read_json(folder / METRICS, {STANDS_FOR: str}, repair).get(STANDS_FOR)
@@ -216,7 +215,7 @@ def _place_on_the_hub(name: str) -> tuple[str, str, dict[str, Any]]:
     if sae not in entries:
         shown = ", ".join([*entries][:5]) + (", …" if len(entries) > 5 else "")
         raise HubError(f"{name}: SAELens's release {release} has no {sae!r}; expected {shown}")
-    if (form := found.get("conversion_func")) not in (None, "sae_lens", "sparsify"):
+    if (form := found.get("conversion_func")) not in (None, "sae_lens", "sparsify", "gemma_2"):
         raise CheckpointError(
             f"{name}: SAELens's release {release} is stored in the format {form!r}, which can't be read; "
             "load it in SAELens, and save it with its save_model"

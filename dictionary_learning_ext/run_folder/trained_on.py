@@ -44,7 +44,7 @@ def run_of(
 
     A folder that upstream's `trainSAE` wrote has no run. If its submodule_name is a hook point's, that
     is the hook, and the model is that of its metrics.json, or lm_name. Otherwise both must be given. The
-    text is its buffer's, or that of its metrics.json. So it is with folders of SAELens and sparsify, but
+    text is its buffer's, or that of its metrics.json. So it is with other libraries' folders, but
     their model needs no hook point beside it to be believed.
 
     Arguments:
@@ -104,7 +104,7 @@ def runs_of(
 ) -> dict[str, RunConfig]:
     """Each one's run, see `run_of`, all to be read on the same tokens.
 
-    SAELens and sparsify don't write whether they left tokens out for their norm. Such an SAE is read without those
+    Other libraries don't write whether they left tokens out for their norm. Such an SAE is read without those
     that the first other one leaves out.
     """
     runs = {str(folder): run_of(folder, step=step, **given) for folder in folders}

@@ -66,7 +66,7 @@ def load_dictionary(
     only.
 
     Arguments:
-        base_path: a folder that `vsae train`, upstream's `trainSAE`, SAELens or sparsify wrote, a place on the
+        base_path: a folder that `vsae train`, upstream's `trainSAE` or another library wrote, a place on the
             hub, or the folder of an SAE's results, see sae_names.py.
         step: of the checkpoint to load. Default: the final weights.
 

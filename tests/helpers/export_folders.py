@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import torch as t
 from dictionary_learning.dictionary import AutoEncoderNew, GatedAutoEncoder
 from safetensors.torch import save_file
@@ -105,3 +106,23 @@ def of_sparsify(folder, seed=0, f_size=F, k=K):
         settings | {"transcode": False, "d_in": D, "weights": "sae.safetensors"},
         D,
     )
+
+
+def of_gemma_scope(folder, d=D, f_size=F, **changes):
+    """A folder with a file of Gemma Scope's layout, of random weights. Returns these.
+
+    Arguments:
+        changes: arrays in place of the file's own; None leaves one out.
+    """
+    generator = np.random.default_rng(0)
+    weights = {
+        "W_enc": generator.normal(size=(d, f_size)),
+        "W_dec": generator.normal(size=(f_size, d)),
+        "b_enc": generator.normal(size=f_size),
+        "b_dec": generator.normal(size=d),
+        "threshold": generator.uniform(0, 2, size=f_size),
+    }
+    weights = {name: value.astype(np.float32) for name, value in weights.items()} | changes
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "params.npz", **{n: v for n, v in weights.items() if v is not None})
+    return weights

@@ -1,12 +1,15 @@
-"""SAELens's and sparsify's folders: what is read of them, against their equations and the libraries themselves."""
+"""SAELens's, sparsify's and Gemma Scope's folders: what is read of them, against their equations and the libraries themselves."""
 
 import json
+import pickle
 import re
 import shutil
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as t
+from export_folders import of_gemma_scope
 from safetensors.torch import load_file, save_file
 
 from dictionary_learning_ext import load_dictionary
@@ -426,7 +429,134 @@ def test_what_sparsify_itself_saves_is_read(k, tmp_path, x):
     t.testing.assert_close(ours(x), theirs(x).sae_out.detach(), rtol=1e-5, atol=1e-5)
 
 
-# --- neither
+# --- Gemma Scope
+
+PLACE = "gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_an_sae_of_gemma_scope_is_that_of_its_equations(lower_case, tmp_path, x):
+    weights = of_gemma_scope(tmp_path / PLACE, D, F)
+    if lower_case:  # as some of its files write them
+        renamed = {f"w_{name[2:]}" if name[0] == "W" else name: v for name, v in weights.items()}
+        np.savez(tmp_path / PLACE / "params.npz", **renamed)
+    assert format_of(tmp_path / PLACE) == "Gemma Scope"
+    weights = {name: t.tensor(value) for name, value in weights.items()}
+    f, x_hat = by_its_equations(x, weights, "jumprelu", is_centred=False)
+    sae, config = load_dictionary(tmp_path / PLACE)
+    t.testing.assert_close(sae.encode(x), f, rtol=1e-5, atol=1e-5)
+    t.testing.assert_close(sae(x), x_hat, rtol=1e-4, atol=1e-4)
+    sae = load_foreign(config, unit_norm=True)
+    t.testing.assert_close(sae(x), x_hat, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("place", "model", "hook"),
+    [
+        (PLACE, "google/gemma-2-2b", "blocks.12.hook_resid_post"),
+        (
+            "models--google--gemma-scope-9b-it-res/snapshots/ab/layer_9/width_16k/average_l0_88",
+            "google/gemma-2-9b-it",
+            "blocks.9.hook_resid_post",
+        ),
+        (
+            "layer_3/gemma-scope-27b-pt-mlp/layer_10/width_131k/average_l0_106",
+            "google/gemma-2-27b",
+            "blocks.10.hook_mlp_out",
+        ),
+    ],
+)
+def test_what_an_sae_of_gemma_scope_is_of_is_in_the_names_of_its_folders(
+    place, model, hook, tmp_path, monkeypatch
+):
+    of_gemma_scope(tmp_path / place, D, F)
+    run = run_of(tmp_path / place)
+    assert (run.model, run.hook) == (model, hook)
+    monkeypatch.chdir(tmp_path / place)
+    assert run_of(".").hook == hook
+
+
+def test_what_the_names_of_its_folders_leave_out_is_asked_for(tmp_path):
+    of_gemma_scope(tmp_path / "layer_12", D, F)
+    with pytest.raises(ConfigError) as refused:
+        run_of(tmp_path / "layer_12")
+    assert "give --model and --hook" in refused.value.as_typed
+    run = run_of(tmp_path / "layer_12", "some/model", "blocks.12.hook_resid_post")
+    assert (run.model, run.hook) == ("some/model", "blocks.12.hook_resid_post")
+    with pytest.raises(CheckpointError, match=r"trained on layer 12, not on blocks\.3"):
+        run_of(tmp_path / "layer_12", "some/model", "blocks.3.hook_resid_post")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "gemma-scope-2b-pt-att/layer_12/width_16k/average_l0_82",
+        "gemma-scope-2b-pt-transcoders/layer_12/width_16k/average_l0_82",
+        "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6",
+    ],
+)
+def test_what_is_no_sae_of_a_blocks_output_in_gemma_scope_is_refused(place, tmp_path):
+    of_gemma_scope(tmp_path / place, D, F)
+    with pytest.raises(CheckpointError, match=r"expected .*gemma-scope-…-res"):
+        read_config(tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"threshold": None}, "threshold"),
+        ({"b_enc": None}, "b_enc"),
+        ({"W_dec": None}, "has no W_dec"),
+        ({"W_enc": np.zeros(F, np.float32)}, "W_enc is"),
+        ({"W_dec": np.zeros((D, F), np.float32)}, "W_dec is"),
+        ({"threshold": np.zeros(1, np.float32)}, "threshold is"),  # which would be broadcast
+        ({"b_enc": np.zeros((), np.float32)}, "b_enc is"),
+        ({"b_dec": np.full(D, np.nan, np.float32)}, "b_dec has NaN"),
+        ({"threshold": np.array([{}] * F)}, "ValueError"),
+        ({"threshold": np.array(["0"] * F)}, "threshold is of dtype"),
+        ({"scaling_factor": np.full(F, 2.0)}, "has a scaling_factor"),
+    ],
+)
+def test_a_damaged_file_of_gemma_scope_is_one_line(changes, message, tmp_path):
+    of_gemma_scope(tmp_path, D, F, **changes)
+    with pytest.raises(CheckpointError, match=rf"params\.npz: .*{message}") as refused:
+        load_dictionary(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_no_npz_is_not_unpickled(tmp_path):
+    (tmp_path / "params.npz").write_bytes(pickle.dumps({"W_enc": np.zeros((D, F))}))
+    with pytest.raises(CheckpointError, match=r"params\.npz: .*not an \.npz file") as refused:
+        load_dictionary(tmp_path)
+    assert "allow_pickle" not in str(refused.value)
+    np.save(tmp_path / "one.npy", np.zeros((D, F)))
+    (tmp_path / "one.npy").replace(tmp_path / "params.npz")
+    with pytest.raises(CheckpointError, match=r"not an \.npz file"):
+        load_dictionary(tmp_path)
+
+
+def test_saelens_reads_a_file_of_gemma_scope_as_we_do(tmp_path, x, monkeypatch):
+    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
+    theirs = pytest.importorskip("sae_lens.loading.pretrained_sae_loaders")
+    of_gemma_scope(tmp_path / PLACE, D, F)
+    path = str(tmp_path / PLACE / "params.npz")
+    monkeypatch.setattr(theirs, "hf_hub_download", lambda **_: path)
+    repo, _, inside = PLACE.partition("/")
+    sizes = {"d_in": D, "d_sae": F}
+    config, state, _ = theirs.gemma_2_sae_huggingface_loader(
+        f"google/{repo}", inside, cfg_overrides=sizes
+    )
+    config = theirs.handle_config_defaulting(config)
+    sae = sae_lens.JumpReLUSAE(sae_lens.JumpReLUSAEConfig.from_dict(config))
+    sae.load_state_dict(state)
+    ours, own = load_dictionary(tmp_path / PLACE)
+    t.testing.assert_close(ours.encode(x), sae.encode(x).detach(), rtol=1e-5, atol=1e-5)
+    t.testing.assert_close(ours(x), sae(x).detach(), rtol=1e-5, atol=1e-5)
+    assert own["trainer"]["submodule_name"] == config["metadata"]["hook_name"]
+    assert own["trainer"]["lm_name"] == f"google/{config['metadata']['model_name']}"
+
+
+# --- none of them
 
 
 def test_a_folder_of_no_known_format_says_which_are_known(tmp_path, of_sparsify):

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 import torch as t
 import yaml
-from export_folders import of_sae_lens, of_sparsify
+from export_folders import of_gemma_scope, of_sae_lens, of_sparsify
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from dictionary_learning_ext import load_dictionary
@@ -29,13 +29,21 @@ TABLE = {
         ],
         "config_overrides": {"dataset_path": "of/the_table"},
     },
+    "gemma-scope-2b-pt-res-canonical": {
+        "repo_id": "google/gemma-scope-2b-pt-res",
+        "model": "gemma-2-2b",
+        "conversion_func": "gemma_2",
+        "saes": [{"id": "layer_1/width_16k/canonical", "path": "layer_1/width_16k/average_l0_82"}],
+    },
     "scope": {
         "repo_id": "google/scope",
         "model": "gemma",
-        "conversion_func": "gemma_2",
+        "conversion_func": "gemma_3",
         "saes": [{"id": "layer_0", "path": "layer_0"}],
     },
 }
+
+SCOPE = "google/gemma-scope-2b-pt-res/layer_1/width_16k/average_l0_82"
 
 
 @pytest.fixture
@@ -48,6 +56,7 @@ def hub(tmp_path, monkeypatch, trained):
     (repositories / "me" / "sparse" / "config.json").write_text(json.dumps(beside))
     shutil.copytree(trained / "vsae", repositories / "me" / "pushed" / "vsae")
     of_sae_lens(repositories / "me" / "one")
+    of_gemma_scope(repositories / SCOPE)
 
     def download(repo, *, allow_patterns):
         asked.append((repo, allow_patterns))
@@ -96,6 +105,7 @@ def table(tmp_path, monkeypatch):
         ("me/sparse/layers.1", "me/sparse/layers.1"),
         ("me/pushed/vsae", "me/pushed/vsae"),
         ("me/one", "me/one"),
+        (SCOPE, SCOPE),
     ],
 )
 def test_a_place_on_the_hub_is_an_sae_of_any_format(name, folder, hub, without_saelens):
@@ -141,11 +151,13 @@ def test_a_release_of_saelens_is_found_in_its_table(hub, table):
     expected, _ = load_dictionary(repositories / "me" / "reformatted" / "layer_8")
     assert t.equal(sae.encoder.weight, expected.encoder.weight)
     assert run_of(name, "given/model").data == "of/the_table"
+    run = run_of("gemma-scope-2b-pt-res-canonical/layer_1/width_16k/canonical")
+    assert (run.model, run.hook) == ("google/gemma-2-2b", "blocks.1.hook_resid_post")
     with pytest.raises(
         HubError, match=r"has no 'layer_7'; expected blocks.8.hook_resid_pre, layer"
     ):
         read_config("gpt2-small-res/layer_7")
-    with pytest.raises(CheckpointError, match="release scope is stored in the format 'gemma_2'"):
+    with pytest.raises(CheckpointError, match="release scope is stored in the format 'gemma_3'"):
         read_config("scope/layer_0")
 
 
