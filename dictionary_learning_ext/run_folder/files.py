@@ -130,15 +130,29 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+_LONGEST_NAME = 255
+"""Bytes in a file's name, on all usual disks."""
+
+
 def at_home(path: str | Path) -> Path:
     """A path with the home folder in the place of ~. `~user/x` of an unknown user is left as it is."""
     return Path(os.path.expanduser(path))
 
 
+def target_of(path: str | Path) -> Path:
+    """Where a path leads, absolute and without links. One that can't be followed, a link to itself, stays."""
+    return Path(
+        os.path.realpath(path)
+    )  # Path.resolve raises errors for that, which depend on Python
+
+
 def require_inside(name: str) -> None:
-    """Raise a ValueError unless a name that was read from a file stays in the folder it is joined to."""
+    """Raise a ValueError unless a name that was read from a file can be one, and stays in the folder that it
+    is joined to."""
     if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise ValueError(f"the file {name!r} is not in the folder")
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise ValueError(f"{name[:30]!r}… is no file's name, with {len(name):,} characters")
 
 
 def report_files(page: Path) -> Path:
@@ -220,7 +234,8 @@ def require_writable(path: Path, elsewhere: Setting | str = SAVE_DIR) -> None:
     with writing(path, elsewhere):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        there = next(parent for parent in path.absolute().parents if parent.exists())
+        parents = path.absolute().parents
+        there = next(one for one in parents if one.exists() or one.is_symlink())  # to nowhere
         with tempfile.TemporaryFile(dir=there):
             pass
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CheckpointError
-from .files import CONFIG, METRICS, WEIGHTS
+from .files import CONFIG, METRICS, WEIGHTS, target_of
 from .json_files import Shape, misshapen, read_json
 
 Format = Literal["SAELens", "sparsify", "Gemma Scope"]
@@ -204,7 +204,7 @@ def _of_gemma_scope(folder: Path) -> dict[str, Any]:
 
     On the hub it is google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82, say.
     """
-    names = folder.resolve().parts[::-1]
+    names = target_of(folder).parts[::-1]
     repository = next((found for name in names if (found := _REPOSITORY.search(name))), None)
     layers = (re.fullmatch(r"layer_(\d+)", name) for name in names)
     layer = next((int(found[1]) for found in layers if found), None)

@@ -28,9 +28,8 @@ from .files import (
 )
 from .foreign import RECOGNISED, foreign_config, format_of
 from .json_files import Shape, read_json, readable
-from .sae_names import STANDS_FOR, place_of
+from .sae_names import EXPECTED, STANDS_FOR, place_of
 
-EXPECTED = "expected a run folder, e.g. runs/NAME"
 _DELETED = {"prior": (None, "fixed"), "free_bits": (None, 0.0)}
 """Removed options, with the values that changed nothing. See also `without_deleted`."""
 

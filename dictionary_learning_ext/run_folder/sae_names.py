@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, HubError, Setting, first_line
-from .files import CONFIG, METRICS, RUNS, require_writable
+from .files import CONFIG, METRICS, RUNS, require_writable, target_of
 from .foreign import FILES, RECOGNISED, format_of
 from .json_files import read_json, readable
 
 _OF_THE_HUB = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
+EXPECTED = "expected a run folder, e.g. runs/NAME"
 STANDS_FOR = "sae"
 """In the metrics.json of a folder of results: the SAE's name, or its folder's absolute path."""
+_AGAIN = "delete it, and run `vsae eval SAE --out DIR` again"
 _OUT = Setting("out", "DIR")
 
 
@@ -54,6 +56,9 @@ def place_of(name: str | Path) -> Place:
     if _is_of_the_hub(name):
         return _fetched(here.as_posix())
     if (sae := _stands_for(here)) is not None:
+        if _stands_for(Path(sae)) is not None:
+            what = f"{here / METRICS}: its SAE is {sae}, which holds results, and no SAE"
+            raise CheckpointError(what, instead=_AGAIN)
         return place_of(sae)._replace(results=here)
     return Place(here, here if format_of(here) is None else None, {})
 
@@ -63,15 +68,14 @@ def _stands_for(folder: Path) -> str | None:
     others = (folder / name for name in FILES if name != METRICS)
     if not (folder / METRICS).is_file() or any(path.exists() for path in others):
         return None
-    repair = "delete it, and run `vsae eval SAE --out DIR` again"
-    return read_json(folder / METRICS, {STANDS_FOR: str}, repair).get(STANDS_FOR)
+    return read_json(folder / METRICS, {STANDS_FOR: str}, _AGAIN).get(STANDS_FOR)
 
 
 def lasting_name(name: str | Path) -> str:
     """What names the same SAE from any working directory."""
     if _is_of_the_hub(name):
         return Path(name).as_posix()
-    return _stands_for(Path(name)) or str(Path(name).resolve())
+    return _stands_for(Path(name)) or str(target_of(name))
 
 
 # --- where results go
@@ -105,11 +109,13 @@ def results_folder(
     Arguments:
         give: the setting that says where, for messages.
 
-    Raises: ConfigError if it has none, or `out` holds an SAE or another one's results.
+    Raises: CheckpointError if it is no folder; ConfigError if it has none, or `out` holds an SAE or another one's results.
     """
     if out is None:
         place = place_of(name)
         if place.results is not None:
+            if not place.results.is_dir():
+                raise CheckpointError(f"{name}: no such folder; {EXPECTED}")
             return place.results
         what = "comes from the hub" if _is_of_the_hub(name) else f"is {format_of(place.folder)}'s"
         raise ConfigError(
@@ -140,7 +146,7 @@ def require_results_at(path: Path, setting: Setting) -> None:
 
 def require_not_foreign(path: Path, setting: Setting) -> None:
     """Raise a ConfigError for a path in the folder of another library's SAE, or for that folder."""
-    whole = path.resolve()
+    whole = target_of(path)
     for folder in (whole, *whole.parents):
         if (form := format_of(folder)) is not None:
             what = f"holds an SAE of {form}, and nothing is written into that folder"

@@ -18,8 +18,8 @@ from sae_bench.sae_bench_utils import graphing_utils
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
 from ..features.directions import RandomDirections
-from ..run_folder.files import CONFIG, RUNS, WEIGHTS, at_home
-from ..run_folder.reading import EXPECTED
+from ..run_folder.files import CONFIG, RUNS, WEIGHTS, at_home, target_of
+from ..run_folder.sae_names import EXPECTED
 from ..run_folder.weights import load_dictionary
 
 FLOOR_LOOKS = {
@@ -141,7 +141,7 @@ def local_folder(source: str | Path) -> Path:
     """
     folder = at_home(source)
     if folder.is_dir() or not _REPO.fullmatch(str(source)):
-        return folder.resolve()
+        return target_of(folder)
     owner, name, *inside = str(source).split("/")
     repo, target = f"{owner}/{name}", RUNS / f"{owner}_{name}"
     within = "".join(f"{part}/" for part in inside)

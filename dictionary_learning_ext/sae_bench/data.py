@@ -23,7 +23,7 @@ from sae_bench.sae_bench_utils import dataset_info
 
 from ..activations.text import EMBEDDED_TEXT, open_text
 from ..errors import BenchError
-from ..run_folder.files import at_home
+from ..run_folder.files import at_home, target_of
 
 BOOKS = "embedded/books_in_bias_in_bios_schema"
 """The set's name. SAE Bench recognises the schema by the "bias_in_bios" in it."""
@@ -78,7 +78,7 @@ def open_bench_data(name: str, cache: Path) -> BenchData:
     """
     if name == "embedded":
         return _books(cache)
-    folder = Path.cwd() if name == "hub" else at_home(name).resolve()
+    folder = Path.cwd() if name == "hub" else target_of(at_home(name))
     if not folder.is_dir():
         raise BenchError(
             "no such folder",

@@ -16,7 +16,14 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, Setting
 from dictionary_learning_ext.run_folder import files
-from dictionary_learning_ext.run_folder.files import locked, require_free, write_json, writing
+from dictionary_learning_ext.run_folder.files import (
+    locked,
+    require_free,
+    require_writable,
+    target_of,
+    write_json,
+    writing,
+)
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.weights import load_dictionary, save_weights
 
@@ -174,3 +181,16 @@ def test_without_fcntl_files_are_written_and_nothing_is_locked(tmp_path):
 def test_a_name_that_is_too_long_is_an_error_of_the_disk(tmp_path):
     with pytest.raises(CheckpointError, match="File name too long"):
         require_free(tmp_path / ("x" * 300), overwrite=False)
+
+
+def test_a_link_to_itself_stays_and_can_not_be_written_to(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert target_of(loop) == loop
+    nowhere = tmp_path / "nowhere"
+    nowhere.symlink_to(tmp_path / "gone")
+    for link in (loop, nowhere):
+        with pytest.raises(CheckpointError) as error:
+            require_writable(link / "metrics.json")
+        assert "metrics.json can't be written" in error.value.as_typed
+        assert "--save-dir" in error.value.as_typed

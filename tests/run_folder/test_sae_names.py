@@ -13,10 +13,16 @@ from export_folders import of_gemma_scope, of_sae_lens, of_sparsify
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from dictionary_learning_ext import load_dictionary
-from dictionary_learning_ext.errors import CheckpointError, HubError
+from dictionary_learning_ext.errors import CheckpointError, HubError, Setting
 from dictionary_learning_ext.run_folder import sae_names
 from dictionary_learning_ext.run_folder.reading import read_config
-from dictionary_learning_ext.run_folder.sae_names import place_of, require_own
+from dictionary_learning_ext.run_folder.sae_names import (
+    lasting_name,
+    place_of,
+    require_not_foreign,
+    require_own,
+    results_folder,
+)
 from dictionary_learning_ext.run_folder.trained_on import run_of
 
 TABLE = {
@@ -187,3 +193,26 @@ def test_a_command_for_run_folders_does_not_ask_the_hub(monkeypatch):
 def test_an_error_of_the_disk_is_one_line():
     with pytest.raises(CheckpointError, match="can't be read"):
         place_of("/" + "a" * 300)
+
+
+def test_results_that_name_results_as_their_sae_are_refused(tmp_path):
+    for name, other in (("a", "b"), ("b", "a"), ("own", "own")):
+        (tmp_path / name).mkdir()
+        content = json.dumps({"sae": str(tmp_path / other)})
+        (tmp_path / name / "metrics.json").write_text(content)
+    for name in ("a", "own"):
+        with pytest.raises(
+            CheckpointError, match=r"metrics\.json: .*; delete it.*vsae eval SAE --out"
+        ):
+            place_of(tmp_path / name)
+
+
+def test_a_folder_that_is_a_link_to_itself_is_no_folder(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        read_config(loop)
+    assert lasting_name(loop) == str(loop)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        results_folder(loop)
+    require_not_foreign(loop / "metrics.json", Setting("out"))

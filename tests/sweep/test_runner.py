@@ -379,7 +379,8 @@ def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tm
     of_an_earlier_version = json.dumps(whole | {"digest": "d", "name": "n"})
     (tmp_path / "sweep.json").write_text(of_an_earlier_version)
     assert progress(tmp_path).startswith("0 of 1 runs are finished")
-    others = [{"runs": ["../a"]}, {"runs": ["/a"]}, {"runs": [3]}, {"command": 3}]
+    names = ["../a", "/a", 3, "a" * 400, "a/" * 3000, "\ud800"]
+    others = [{"command": 3}, *({"runs": [name]} for name in names)]
     damaged = [json.dumps(whole | other) for other in others]
     for content in ("{", "[]", "null", '{"runs": 3}', "[" * 9_999, *damaged):
         (tmp_path / "sweep.json").write_text(content)
