@@ -42,8 +42,17 @@ from ..errors import (
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
 from ..features.explanations import read_explanations
+from ..features.return_score import copy_scores
 from ..run_folder.comparing import measured_differently
-from ..run_folder.files import CONFIG, EXPLANATIONS, METRICS, RETURN_SCORES, WEIGHTS, write_json
+from ..run_folder.files import (
+    CONFIG,
+    EXPLANATIONS,
+    METRICS,
+    RETURN_SCORES,
+    WEIGHTS,
+    target_of,
+    write_json,
+)
 from ..run_folder.foreign import SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS
 from ..run_folder.reading import read_metrics_if_any, run_folders_in
 from ..run_folder.sae_names import require_own
@@ -81,6 +90,8 @@ sae = SparseCoder.load_from_hub({repo!r}, hookpoint={place!r})
 }
 """How a card says to load an SAE in other libraries."""
 _WEIGHTS: dict[PushFormat, str] = {"sae-lens": SAE_LENS_WEIGHTS, "sparsify": SPARSIFY_WEIGHTS}
+_TAKEN = (WEIGHTS, CONFIG, METRICS, RETURN_SCORES, EXPLANATIONS)
+"""What is read of a run folder. All but the weights is written anew."""
 _UNINTERESTING = ("device", "wandb_name", "trainer_class", "lm_name", "submodule_name", "layer")
 
 
@@ -128,8 +139,8 @@ def push(
         of_export: arguments of `export` for the formats: allow_inexact, tokens, model, ….
 
     Raises: ConfigError for an argument of `export` without a format; HubError for a bad name, a folder of another kind, a missing token, no network, a refusal by
-    the hub, or a public repository without `public`; CheckpointError if a folder is damaged, or no SAE
-    can be exported in one of the formats.
+    the hub, or a public repository without `public`; CheckpointError if a folder is damaged or has a link
+    that leads out of it, or no SAE can be exported in one of the formats.
     """
     _require_name(repo)
     for form in formats:
@@ -140,7 +151,8 @@ def push(
         staged = Path(name)
         folders = _run_folders(Path(folder))
         cut_paths, missing = _stage(folders, repo, staged, formats, of_export)
-        unfinished = [one.name for one in run_folders_in(folder) if one not in folders]
+        inside = run_folders_in(folder)
+        unfinished = [one.name for one in inside if not (one / WEIGHTS).exists()]
         paths = sorted(path for path in staged.rglob("*") if path.is_file())
         files = {path.relative_to(staged).as_posix(): path.stat().st_size for path in paths}
         text = (staged / CARD).read_text(encoding="utf-8")
@@ -214,9 +226,24 @@ def _reaching_the_hub(repo: str) -> Iterator[None]:
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    """The folder itself, or the folders in it that hold an SAE."""
+    """The folder itself, or the folders in it that hold an SAE. A link to one of these is left out."""
     inside = sorted(path.parent for path in folder.glob(f"*/{WEIGHTS}"))
-    return inside if inside and not (folder / WEIGHTS).exists() else [folder]
+    if not inside or (folder / WEIGHTS).exists():
+        return [folder]
+    own = {target_of(one) for one in inside if not one.is_symlink()}
+    folders = [one for one in inside if not one.is_symlink() or target_of(one) not in own]
+    for one in folders:
+        _require_no_way_out(one, folder)
+    return folders
+
+
+def _require_no_way_out(path: Path, folder: Path) -> None:
+    """Raise a CheckpointError for a link in a folder that leads out of it."""
+    if not (to := target_of(path)).is_relative_to(target_of(folder)):
+        raise CheckpointError(
+            f"{path}: a link to {to}, which is not in {folder}",
+            instead="copy it, or delete the link",
+        )
 
 
 def _stage(
@@ -233,8 +260,10 @@ def _stage(
     all_cut: set[str] = set()
     for folder in folders:
         require_own(folder, "push")
+        for name in _TAKEN:
+            _require_no_way_out(folder / name, folder)
         dictionary, config = load_dictionary(folder)  # raises if it is damaged
-        name = folder.resolve().name
+        name = folder.name if len(folders) > 1 else folder.resolve().name
         measured = read_metrics_if_any(folder)
         settings = config.get("run", {}).get("settings", {})
         if settings.get("model") != UNKNOWN:
@@ -244,7 +273,7 @@ def _stage(
         (staged / name).mkdir()
         (staged / name / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
         if (scores := folder / RETURN_SCORES).is_file():
-            (staged / name / RETURN_SCORES).symlink_to(scores.resolve())
+            copy_scores(scores, staged / name / RETURN_SCORES)
         if explained := read_explanations(folder, dictionary):
             settings, cut = without_local_paths(explained.settings)
             all_cut |= set(cut)

@@ -18,6 +18,7 @@ Shapes: N tokens, D = activation_dim, F features, M selections.
 
 import csv
 import json
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,11 +32,12 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from scipy.stats import rankdata
 
-from ..errors import ConfigError, Setting
+from ..errors import CheckpointError, ConfigError, Setting, first_line
 from ..evaluation.folders import open_folders
 from ..evaluation.metrics import is_near_dead
 from ..evaluation.tables import text_table
 from ..run_folder.files import replacing
+from ..run_folder.json_files import readable
 from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions, k_of
 from .collector import require_finite
 from .directions import encoder_directions, nearest_features
@@ -51,6 +53,8 @@ SIGNALS = {
     "crowding": "sum of the squares of its decoder direction's positive cosines with the other features'",
 }
 """What a trained SAE shows of each of its features."""
+_HEAD = ["feature", "score"]
+"""The first columns of the CSV file. The signals follow."""
 COEFFICIENTS = files("dictionary_learning_ext.features") / "return_score.json"
 FIFTH_NAMES = {5: "top fifth", 4: "second", 3: "third", 2: "fourth", 1: "lowest fifth"}
 """Of the features in the order of the score."""
@@ -149,10 +153,34 @@ class ReturnScores:
             temporary.open("w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.writer(file)
-            writer.writerow(["feature", "score", *self.signals])
+            writer.writerow([*_HEAD, *self.signals])
             columns = [_digits(value_F) for value_F in self.signals.values()]
             scores = [f"{score:.1f}" for score in self.score_F]
             writer.writerows(zip(range(len(scores)), scores, *columns, strict=True))
+
+
+def copy_scores(source: Path, target: Path) -> None:
+    """Write what the CSV file of a `ReturnScores` holds into another file.
+
+    Raises: CheckpointError if it holds anything else than names of columns and numbers.
+    """
+    try:
+        with readable(), source.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        head, *others = rows
+        if head[:2] != _HEAD or not all(re.fullmatch(r"[a-z_]{1,40}", name) for name in head):
+            raise ValueError(f"its columns are {head}"[:100])
+        for row in others:
+            if len(row) != len(head):
+                raise ValueError(f"a row has {len(row)} values")
+            _ = [float(value) for value in row if value]
+    except (ValueError, csv.Error) as error:
+        what = f"no table of return scores ({first_line(error)})"
+        raise CheckpointError(
+            f"{source}: {what}", instead="delete it, or run `vsae reproduce` again"
+        ) from error
+    with target.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
 
 
 def _digits(value_F: np.ndarray) -> list[str]:

@@ -180,6 +180,52 @@ def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
     assert one.asked is False
 
 
+LINKED = ["ae.pt", "config.json", "metrics.json", "return_scores.csv", "explanations.json"]
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_a_link_that_leads_out_of_a_run_folder_is_refused(name, runs, tmp_path):
+    runs = shutil.copytree(runs, tmp_path / "runs")
+    (runs / "vsae" / "return_scores.csv").write_text("feature,score\n")
+    (runs / "vsae" / "explanations.json").write_text("{}")
+    path, outside = runs / "vsae" / name, tmp_path / name
+    path.replace(outside)
+    path.symlink_to(outside)
+    for folder in (runs, runs / "vsae"):
+        with pytest.raises(CheckpointError, match=rf"{path}: a link to {outside}.*copy it"):
+            push(folder, "jane/saes", dry_run=True)
+
+
+def test_return_scores_are_read_before_they_are_pushed(runs, hub, tmp_path):
+    one, runs = hub(Hub()), shutil.copytree(runs, tmp_path / "runs")
+    path = runs / "vsae" / "return_scores.csv"
+    path.write_text("feature,score,margin\n0,3.5,-1e-05\n1,0.0,\n")
+    push(runs, "jane/saes")
+    assert one.contents["vsae/return_scores.csv"].split() == path.read_bytes().split()
+    for content in (
+        b"root:x:0:0",
+        b"",
+        b"feature,score\n0,secret\n",
+        b"feature,score\n0\n",
+        b"\xff",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"{path}: .*; delete it, or run `vsae rep"):
+            push(runs, "jane/saes", dry_run=True)
+
+
+def test_a_link_to_a_run_folder_beside_it_is_left_out(runs, tmp_path):
+    runs = shutil.copytree(runs, tmp_path / "runs")
+    (runs / "latest").symlink_to(runs / "vsae")
+    pushed = push(runs, "jane/saes", dry_run=True)
+    assert {name.partition("/")[0] for name in pushed.files} == {"README.md", "top_k", "vsae"}
+    assert pushed.unfinished == []
+    assert "vsae/ae.pt" in push(runs / "latest", "jane/saes", dry_run=True).files
+    (runs / "elsewhere").symlink_to(shutil.copytree(runs / "vsae", tmp_path / "private"))
+    with pytest.raises(CheckpointError, match=r"elsewhere: a link to .*private"):
+        push(runs, "jane/saes", dry_run=True)
+
+
 @pytest.mark.parametrize(("model", "kept"), [("gpt2", None), ("unknown", "mine")])
 def test_a_cache_of_this_disk_is_not_looked_for_elsewhere(model, kept, runs, hub, tmp_path):
     def of_a_cache(text):
