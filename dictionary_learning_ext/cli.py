@@ -17,7 +17,7 @@ from .commands.report import REPORT
 from .commands.sweep import SWEEP
 from .commands.train import TRAIN
 from .config.checks import meant
-from .errors import Interrupted, UserError
+from .errors import Interrupted, UserError, printable
 from .training.processes import Processes, is_to_tell, joined, launched
 
 COMMANDS: dict[str, Command[Any]] = {
@@ -46,7 +46,8 @@ class _Messages(logging.Formatter):
         if isinstance(args := record.args, tuple):
             record = copy.copy(record)
             record.args = tuple(getattr(each, "as_typed", each) for each in args)
-        return record.getMessage() if record.levelno == logging.INFO else super().format(record)
+        is_plain = record.levelno == logging.INFO
+        return printable(record.getMessage() if is_plain else super().format(record))
 
 
 def _command(name: str, processes: Processes) -> Command[Any]:
@@ -93,11 +94,11 @@ def main(arguments: list[str] | None = None) -> int:
             command.run(flags)
     except UserError as error:
         if is_to_tell(error, processes):
-            print(f"vsae: {error.as_typed}", file=sys.stderr, flush=True)
+            print(printable(f"vsae: {error.as_typed}"), file=sys.stderr, flush=True)
         return 2
     except Interrupted as stop:
         if processes.is_first:
-            print(f"vsae: {stop}", file=sys.stderr, flush=True)
+            print(printable(f"vsae: {stop}"), file=sys.stderr, flush=True)
         return stop.exit_code
     except KeyboardInterrupt:
         print("vsae: stopped by SIGINT", file=sys.stderr)

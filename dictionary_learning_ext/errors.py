@@ -6,6 +6,7 @@ holds these as fields, with the settings in them, and each front end spells the 
 command line prints the line without a traceback and exits with status 2.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -22,6 +23,17 @@ class _No(Enum):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without a full stop, or its class if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]"
+)
+"""What moves a terminal's cursor, colours or reverses text, but for line feeds and tabs; and half characters."""
+
+
+def printable(text: str) -> str:
+    """Text that may come from a file or a server, for a terminal: control characters are escaped."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def in_shell(*words: object) -> str:

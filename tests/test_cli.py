@@ -101,3 +101,15 @@ def test_what_is_no_warning_has_no_label(monkeypatch, capsys):
     monkeypatch.setattr(root, "handlers", [])
     assert main(["compare", "a"]) == 0
     assert capsys.readouterr().err == "runs/a: already finished\nWARNING: skipped\n"
+
+
+def test_what_comes_from_a_file_moves_no_cursor(monkeypatch, capsys):
+    def logs(_):
+        logging.getLogger("dictionary_learning_ext").warning("%s", "a\x1b[2J")
+        raise UserError("b\x1b[2J")
+
+    monkeypatch.setitem(COMMANDS, "compare", replace(COMMANDS["compare"], run=logs))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    assert main(["compare", "a"]) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines() == [r"WARNING: a\x1b[2J", r"vsae: b\x1b[2J"]

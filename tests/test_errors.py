@@ -5,7 +5,14 @@ from signal import Signals
 
 import pytest
 
-from dictionary_learning_ext.errors import ConfigError, Interrupted, Setting, TextError, listed
+from dictionary_learning_ext.errors import (
+    ConfigError,
+    Interrupted,
+    Setting,
+    TextError,
+    listed,
+    printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -73,3 +80,9 @@ def test_a_place_is_added_before_a_message_and_its_fields_stay():
     outer = error.within("runs/a")
     assert str(outer) == "runs/a: config.json: k=0: expected at least 1; correct it"
     assert (type(outer), outer.name, outer.value) == (ConfigError, "k", 0)
+
+
+def test_control_characters_are_escaped_for_a_terminal():
+    assert printable("\x1b[2J\r\x07\x9b1m\u202eab\ud800") == r"\x1b[2J\r\x07\x9b1m\u202eab\ud800"
+    kept = "line\nwith\ttab, café, 語 and \N{GRINNING FACE}"
+    assert printable(kept) == kept

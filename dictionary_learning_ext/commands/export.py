@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..config.architectures import ExportFormat
-from ..errors import CheckpointError, UserError, in_shell
+from ..errors import CheckpointError, UserError, in_shell, printable
 from .flags import FOLDER, Command, positional, vsae
 from .measure import InputFlags
 
@@ -63,7 +63,7 @@ def run_export(flags: ExportFlags) -> None:
         except UserError as error:
             if not inside:
                 raise
-            print(f"not exported: {error.as_typed}")
+            print(printable(f"not exported: {error.as_typed}"))
             refused += 1
         else:
             _print_exported(exported, flags)
@@ -100,7 +100,7 @@ def _print_exported(exported: "Exported", flags: ExportFlags) -> None:
 
 def _print_cut(paths: Sequence[str]) -> None:
     if paths:
-        print(f"Local paths were shortened to their last names: {', '.join(paths)}")
+        print(f"Local paths were shortened to their last names: {printable(', '.join(paths))}")
 
 
 @dataclass(frozen=True)
@@ -139,14 +139,14 @@ def run_push(flags: PushFlags) -> None:
         **vars(flags.inputs),
     )
     if flags.show_card:
-        print(pushed.card)
+        print(printable(pushed.card))
         return
     for name, size in pushed.files.items():
-        print(f"{size:>12,} {name}")
+        print(f"{size:>12,} {printable(name)}")
     for (_, form), error in pushed.left_out.items():
-        print(f"not as {form}: {error.as_typed}")
+        print(printable(f"not as {form}: {error.as_typed}"))
     for name in pushed.unfinished:
-        print(f"not uploaded: {name}, whose run is not finished")
+        print(f"not uploaded: {printable(name)}, whose run is not finished")
     _print_cut(pushed.cut_paths)
     if pushed.url is None:
         visibility = "public" if flags.public else "private"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config.checks import require
 from ..config.run import TrainConfig
-from ..errors import ConfigError, TrainingError, UserError
+from ..errors import ConfigError, TrainingError, UserError, printable
 from ..run_folder.files import RUNS, at_home
 from .flags import HIDDEN, Command, parse, positional, vsae
 from .train import TRAIN
@@ -74,7 +74,8 @@ def _show(folder: Path, of_wandb: str | None = None) -> None:
     else:
         missing = progress(folder)
         results = from_folder(folder, missing)
-    print(show_sweep(results, folder, missing, shutil.get_terminal_size().columns))
+    width = shutil.get_terminal_size().columns
+    print(printable(show_sweep(results, folder, missing, width)))
 
 
 def _run_file(file: Path, flags: SweepFlags) -> None:

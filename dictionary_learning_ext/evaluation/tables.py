@@ -14,7 +14,7 @@ from ..activations.positions import left_out
 from ..config.checks import meant
 from ..config.names import LONGEST, NAMED_FIRST, is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, printable
 from ..run_folder.comparing import (
     LEAVING_OUT,
     SEEDS,
@@ -81,7 +81,7 @@ def printed(
     if different:
         parts.append("These training settings also differ:")
         parts.append(_settings_table(names, trained, different, width))
-    return "\n\n".join(parts)
+    return printable("\n\n".join(parts))
 
 
 def _settings_table(
@@ -336,7 +336,7 @@ def text_table(
             columns are divided into blocks one below the other.
         repeated: how many of the first columns each block has, if they take half of it at most.
     """
-    grid = [list(row) for row in (header, *rows)]  # a head's lines end in "\n"
+    grid = [list(map(printable, row)) for row in (header, *rows)]  # a head's lines end in "\n"
     if width is not None and _total(_widths(grid)) > width:
         grid[0][1:] = [_wrapped(*column) for column in list(zip(*grid, strict=True))[1:]]
     widths = _widths(grid)
