@@ -2,7 +2,6 @@
 show it. The measures are in reproducibility.py, and those of what the SAEs do on a text in codes.py.
 """
 
-import csv
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from ..run_folder.comparing import (
     training,
     unequal,
 )
-from ..run_folder.files import replacing
+from ..run_folder.files import replacing, write_rows
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.sae_names import lasting_name
 from ..run_folder.trained_on import settings_named_in
@@ -446,8 +445,7 @@ def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
         replacing(Path(path), Setting("csv")) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.writer(file)
-        writer.writerow([*head, "score"] if found.scores else head)
+        rows: list[list[Any]] = [[*head, "score"] if found.scores else head]
         for name in found.measured.names:
             scores, own = found.measured.scores(name), found.scores.get(name)
             for feature, match in enumerate(scores.match_F):
@@ -455,4 +453,5 @@ def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
                 row = [name, feature, f"{match:.4f}", returns, scores.of, f"{scores.null:.4f}"]
                 if found.scores:
                     row.append("" if own is None else f"{own.score_F[feature]:.1f}")
-                writer.writerow(row)
+                rows.append(row)
+        write_rows(file, rows)

@@ -36,7 +36,7 @@ from ..errors import CheckpointError, ConfigError, Setting, first_line
 from ..evaluation.folders import open_folders
 from ..evaluation.metrics import is_near_dead
 from ..evaluation.tables import text_table
-from ..run_folder.files import replacing
+from ..run_folder.files import replacing, write_rows
 from ..run_folder.json_files import readable
 from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions, k_of
 from .collector import require_finite
@@ -152,11 +152,10 @@ class ReturnScores:
             replacing(path, Setting("csv")) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
         ):
-            writer = csv.writer(file)
-            writer.writerow([*_HEAD, *self.signals])
             columns = [_digits(value_F) for value_F in self.signals.values()]
             scores = [f"{score:.1f}" for score in self.score_F]
-            writer.writerows(zip(range(len(scores)), scores, *columns, strict=True))
+            rows = zip(range(len(scores)), scores, *columns, strict=True)
+            write_rows(file, [[*_HEAD, *self.signals], *rows])
 
 
 def copy_scores(source: Path, target: Path) -> None:
@@ -180,7 +179,7 @@ def copy_scores(source: Path, target: Path) -> None:
             f"{source}: {what}", instead="delete it, or run `vsae reproduce` again"
         ) from error
     with target.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+        write_rows(file, rows)
 
 
 def _digits(value_F: np.ndarray) -> list[str]:

@@ -5,7 +5,6 @@ script or be taken for markup, and a page with thousands of features stays small
 """
 
 import base64
-import csv
 import glob
 import gzip
 import json
@@ -43,6 +42,7 @@ from ..run_folder.files import (
     replacing,
     report_files,
     write_json,
+    write_rows,
     write_text,
     writing,
 )
@@ -311,9 +311,7 @@ def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None
         replacing(path, OUT) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.writer(file)
-        writer.writerow(table_columns)
-        writer.writerows(zip(*table_columns.values(), strict=True))
+        write_rows(file, [table_columns, *zip(*table_columns.values(), strict=True)])
     if analysis.geometry is not None:
         content = {
             key: value.tolist() if isinstance(value, np.ndarray) else value

@@ -1,6 +1,5 @@
 """Tables of many runs: the index page of a folder, and a sweep's results as text, CSV and a page."""
 
-import csv
 import io
 import logging
 import os
@@ -26,6 +25,7 @@ from ..run_folder.files import (
     SWEEP_SETTINGS,
     SWEEP_TABLE,
     page_at,
+    write_rows,
     write_text,
 )
 from ..run_folder.sae_names import require_results_at
@@ -274,8 +274,7 @@ def _settings_csv(groups: list[Group], names: list[str], metrics: list[Metric]) 
 
 def _csv(header: list[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")  # which write_text translates on Windows
-    writer.writerows([header, *rows])
+    write_rows(text, [header, *rows], "\n")  # which write_text translates on Windows
     return text.getvalue()
 
 

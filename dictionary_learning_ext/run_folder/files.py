@@ -4,6 +4,7 @@ Each name is written here and nowhere else in the package. Imports no torch.
 """
 
 import contextlib
+import csv
 import errno
 import hashlib
 import json
@@ -14,10 +15,10 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..config.names import automatic_name
 from ..config.run import TrainConfig
@@ -305,6 +306,22 @@ def write_text(path: Path, text: str, elsewhere: Setting | str = SAVE_DIR) -> No
     """Write a text file, atomically. Raises CheckpointError if the disk refuses."""
     with replacing(path, elsewhere) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_rows(file: TextIO, rows: Iterable[Iterable[Any]], line_end: str = "\r\n") -> None:
+    """Write rows of a CSV file. Text that a spreadsheet would run as a formula begins with an apostrophe there."""
+    writer = csv.writer(file, lineterminator=line_end)
+    writer.writerows(map(_no_formula, row) for row in rows)
+
+
+def _no_formula(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def remove(path: Path) -> None:

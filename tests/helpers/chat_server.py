@@ -122,9 +122,7 @@ def to_explain(tiny_lm_dir, text, tmp_path_factory):
     return train(tiny_lm_dir, text, folder, "--dict-size", "128", "--k", "2")
 
 
-HOSTILE = (
-    "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-)
+HOSTILE = "=1+1</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
 
 @pytest.fixture(scope="session")

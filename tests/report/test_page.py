@@ -248,7 +248,11 @@ def test_explanations_are_on_the_page_as_text_and_in_the_csv(explained_report, e
     hostile, good = data_of(page)["saes"]
     explained_features = [n for n, text in enumerate(hostile["columns"]["explanation"]) if text]
     assert len(explained_features) == 3
-    assert hostile["columns"]["explanation"][explained_features[0]].startswith("</script><script>")
+    assert hostile["columns"]["explanation"][explained_features[0]].startswith(
+        "=1+1</script><script>"
+    )
+    formula = features_csv(explained_report, "hostile")[explained_features[0]]["explanation"]
+    assert formula.startswith("'=1+1"), "which a spreadsheet would run"
     assert "Unmistakable" in hostile["columns"]["explanation"][explained_features[0]]
     stored = json.loads((explained[1] / "explanations.json").read_text())["features"]
     found = good["columns"]["explanation"]

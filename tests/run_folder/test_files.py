@@ -1,6 +1,8 @@
 """The files of a run folder: their names, whole files or none, and one writer per folder."""
 
+import csv
 import errno
+import io
 import os
 import re
 import resource
@@ -22,6 +24,7 @@ from dictionary_learning_ext.run_folder.files import (
     require_writable,
     target_of,
     write_json,
+    write_rows,
     writing,
 )
 from dictionary_learning_ext.run_folder.reading import read_run
@@ -194,3 +197,14 @@ def test_a_link_to_itself_stays_and_can_not_be_written_to(tmp_path):
             require_writable(link / "metrics.json")
         assert "metrics.json can't be written" in error.value.as_typed
         assert "--save-dir" in error.value.as_typed
+
+
+def test_text_that_a_spreadsheet_would_run_is_text_in_a_csv_file():
+    run = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1"]
+    kept = ["1 = 1", "", "-0.25", "+3", "-inf", "a-b"]
+    file = io.StringIO()
+    write_rows(file, [run, kept, [-0.25, None, 3]])
+    first, second, third = csv.reader(io.StringIO(file.getvalue(), newline=""))
+    assert first == [f"'{text}" for text in run]
+    assert second == kept
+    assert third == ["-0.25", "", "3"]
