@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
-from dictionary_learning_ext.run_folder.foreign import format_of
+from dictionary_learning_ext.run_folder.foreign import foreign_config, format_of
 from dictionary_learning_ext.run_folder.foreign_weights import load_foreign
 from dictionary_learning_ext.run_folder.reading import read_config
 from dictionary_learning_ext.run_folder.trained_on import run_of
@@ -218,6 +218,31 @@ def test_a_tensor_that_no_topk_sae_has_is_refused(of_sparsify):
     save_file(weights | {"embed_skip.weight": t.zeros(3)}, folder / "sae.safetensors")
     with pytest.raises(CheckpointError, match=r"holds embed_skip\.weight, which no TopK SAE has"):
         load_dictionary(folder)
+
+
+def test_what_saelens_table_has_stands_in_place_of_the_files(written, of_sparsify):
+    folder, _ = written(dataset_path="of/the_file", apply_b_dec_to_input=True)
+    table = {"dataset_path": "of/the_table", "apply_b_dec_to_input": False}
+    config = foreign_config(folder, "SAELens", table)
+    assert config["buffer"]["text"] == "of/the_table"
+    assert config["foreign"]["subtracts_b_dec"] is False
+    folder, _ = of_sparsify()
+    assert foreign_config(folder, "sparsify", {"k": K + 1})["trainer"]["k"] == K + 1
+
+
+def test_what_export_json_says_stands_in_place_of_the_run_beside_it(of_sparsify):
+    run = {"model": "of/the_run", "dataset": "text/of_the_run", "ctx_len": 64}
+    folder, _ = of_sparsify("layers.1", run)
+    own = {"model_name": "its/own", "hook_name": "blocks.1.hook_mlp_out"}
+    (folder / "export.json").write_text(json.dumps(own))
+    found = run_of(folder)
+    assert (found.model, found.hook, found.ctx_len) == ("its/own", "blocks.1.hook_mlp_out", 64)
+
+
+def test_a_width_that_sparsify_leaves_out_is_its_own_default(of_sparsify):
+    folder, _ = of_sparsify()
+    (folder / "cfg.json").write_text(json.dumps({"d_in": D, "k": K}))
+    assert read_config(folder)["trainer"]["dict_size"] == 32 * D
 
 
 @pytest.mark.parametrize("changed", [True, False])

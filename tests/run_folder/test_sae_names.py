@@ -15,7 +15,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.errors import CheckpointError, HubError, Setting
 from dictionary_learning_ext.run_folder import sae_names
-from dictionary_learning_ext.run_folder.reading import read_config
+from dictionary_learning_ext.run_folder.reading import read_config, read_metrics
 from dictionary_learning_ext.run_folder.sae_names import (
     lasting_name,
     place_of,
@@ -193,6 +193,18 @@ def test_a_command_for_run_folders_does_not_ask_the_hub(monkeypatch):
 def test_an_error_of_the_disk_is_one_line():
     with pytest.raises(CheckpointError, match="can't be read"):
         place_of("/" + "a" * 300)
+
+
+def test_results_stand_for_an_sae_and_keep_its_own_results(hub, tmp_path, without_saelens):
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "metrics.json").write_text('{"sae": "me/one", "fve": 0.5}')
+    place = place_of(results)
+    assert place.folder == place_of("me/one").folder
+    assert place.results == results
+    assert place.metrics == results / "metrics.json"
+    assert results_folder(results) == results
+    assert read_metrics("results")["fve"] == 0.5
 
 
 def test_results_that_name_results_as_their_sae_are_refused(tmp_path):
