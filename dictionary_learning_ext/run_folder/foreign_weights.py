@@ -125,6 +125,10 @@ def _arrays_in(path: Path) -> dict[str, t.Tensor]:
     """The arrays of an .npz file that Gemma Scope's have. No code in it is executed."""
     if not zipfile.is_zipfile(path):
         raise ValueError("not an .npz file")
+    with zipfile.ZipFile(path) as archive:
+        size = sum(each.file_size for each in archive.infolist())
+    if size > 10 * path.stat().st_size:  # weights are hardly compressed
+        raise ValueError(f"its arrays would take {size:,} bytes")
     found = {}
     with np.load(path, allow_pickle=False) as arrays:
         for name in (name for name in arrays.files if name in _OF_GEMMA_SCOPE):

@@ -148,7 +148,10 @@ def require_not_foreign(path: Path, setting: Setting) -> None:
     """Raise a ConfigError for a path in the folder of another library's SAE, or for that folder."""
     whole = target_of(path)
     for folder in (whole, *whole.parents):
-        if (form := format_of(folder)) is not None:
+        form = format_of(folder)
+        if form == "Gemma Scope" and folder not in (whole, whole.parent):
+            continue  # further up, a params.npz may be anyone's
+        if form is not None:
             what = f"holds an SAE of {form}, and nothing is written into that folder"
             raise ConfigError(
                 (setting, f": {folder} {what}"), name=setting.name, instead="give another place"

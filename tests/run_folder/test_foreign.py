@@ -560,6 +560,13 @@ def test_a_file_that_is_no_npz_is_not_unpickled(tmp_path):
         load_dictionary(tmp_path)
 
 
+def test_a_small_file_that_would_fill_the_memory_is_not_unpacked(tmp_path):
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    np.savez_compressed(tmp_path / "params.npz", **{name: np.zeros(10**5) for name in names})
+    with pytest.raises(CheckpointError, match=r"params\.npz: .*would take 4,000,\d+ bytes"):
+        load_dictionary(tmp_path)
+
+
 def test_saelens_reads_a_file_of_gemma_scope_as_we_do(tmp_path, x, monkeypatch):
     sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
     theirs = pytest.importorskip("sae_lens.loading.pretrained_sae_loaders")

@@ -13,7 +13,7 @@ from export_folders import of_gemma_scope, of_sae_lens, of_sparsify
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from dictionary_learning_ext import load_dictionary
-from dictionary_learning_ext.errors import CheckpointError, HubError, Setting
+from dictionary_learning_ext.errors import CheckpointError, ConfigError, HubError, Setting
 from dictionary_learning_ext.run_folder import sae_names
 from dictionary_learning_ext.run_folder.reading import read_config, read_metrics
 from dictionary_learning_ext.run_folder.sae_names import (
@@ -228,3 +228,11 @@ def test_a_folder_that_is_a_link_to_itself_is_no_folder(tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         results_folder(loop)
     require_not_foreign(loop / "metrics.json", Setting("out"))
+
+
+def test_nothing_is_written_beside_weights_of_gemma_scope(tmp_path):
+    of_gemma_scope(tmp_path)
+    for path in (tmp_path, tmp_path / "metrics.json"):
+        with pytest.raises(ConfigError, match=r"out: .*holds an SAE of Gemma Scope.*another place"):
+            require_not_foreign(path, Setting("out"))
+    require_not_foreign(tmp_path / "runs" / "mine", Setting("out"))  # params.npz is a usual name
