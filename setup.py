@@ -88,6 +88,7 @@ setup(
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "tqdm>=4.66",
+        "urllib3>=2",
         "wandb>=0.19.10",
         "zstandard>=0.22",
     ],

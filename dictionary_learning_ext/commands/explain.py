@@ -37,7 +37,7 @@ class ExplainFlags:
     """The folder of explanations.json. Default: the run folder. Needed for another library's SAE, unless FOLDER is
     one that `vsae eval --out` wrote."""
     timeout: float = 300.0
-    """Seconds to wait for an answer."""
+    """Seconds to wait for a whole answer."""
     max_tokens: int = 1000
     """Tokens of an answer, at most. Models that reason write more than they answer."""
     explain: ExplainOptions = field(default_factory=ExplainOptions)

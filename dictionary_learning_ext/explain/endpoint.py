@@ -2,12 +2,18 @@
 or Ollama's."""
 
 import json
+import re
+import threading
 import time
 from collections import defaultdict
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as OutOfTime
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 from ..config.checks import require
 from ..errors import ConfigError, EndpointError, Setting, first_line
@@ -21,6 +27,11 @@ _PATH = "/chat/completions"
 _TRIES = 6
 _SECONDS_TO_CONNECT = 10
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
+_LONGEST_TIMEOUT = 86_400.0
+_MOST_BYTES, _BYTES_AT_ONCE = 4 << 20, 1 << 12
+"""Of a response, decoded: at most, and, if it is compressed, before that, read at a time."""
+_CODINGS = {"", "identity", "gzip"}
+"""In which a response may come. A part of gzip grows a thousandfold at most."""
 _LONGEST_ANSWER = 20_000
 """Its last characters, which have the form that was asked for."""
 _LONGEST_REASON = 200
@@ -35,7 +46,7 @@ class Endpoint:
     Arguments:
         url: the endpoint's address, e.g. http://localhost:8000/v1.
         key: sent with each request, if given.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for a whole answer.
         max_tokens: of an answer; models that reason write more than they answer.
 
     Raises: ConfigError for an address that is none.
@@ -49,12 +60,10 @@ class Endpoint:
         timeout: float = 300.0,
         max_tokens: int = 1000,
     ):
-        parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
-        is_bare = not (parts.username or parts.password or parts.query or parts.fragment)
         expected = f"an address such as http://localhost:8000/v1; a key goes in {KEY}"
-        require(is_address and is_bare, "endpoint", url, expected)
-        require(timeout > 0, "timeout", timeout, "above 0")
+        require(_is_bare_address(url), "endpoint", _without_secrets(url), expected)
+        is_legal = 0 < timeout <= _LONGEST_TIMEOUT
+        require(is_legal, "timeout", timeout, f"above 0, and at most {_LONGEST_TIMEOUT:g}")
         require(max_tokens >= 1, "max_tokens", max_tokens, "at least 1")
         self._key = (key or "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
@@ -101,6 +110,11 @@ class Endpoint:
                 wait = _FIRST_WAIT * 2**attempt
             try:
                 status, headers, text = self._post(body)
+            except OutOfTime:
+                problem = f"no whole answer within {self._timeout:g} seconds"
+                if is_known:
+                    continue
+                break
             except requests.RequestException as error:
                 problem = f"no answer ({type(error).__name__}: {self._clean(first_line(error))})"
                 if is_known:
@@ -111,11 +125,12 @@ class Endpoint:
             problem = f"answered {status} ({self._clean(text) or 'no reason'})"
             if status not in _RETRIED:
                 break
-            asked_for = headers.get("Retry-After", "")
-            wait = max(wait, float(asked_for)) if asked_for.isdecimal() else wait
+            wait = max(wait, _asked_for(headers))
         remedy: Any = ""
         if "answered 401" in problem or "answered 403" in problem:
             remedy = f"set {KEY} in the environment"
+        elif "no whole answer" in problem:
+            remedy = ("give a larger ", Setting("timeout"))
         elif "no answer" in problem:
             remedy = ("check that a server answers at ", Setting("endpoint"))
         elif "answered 404" in problem:
@@ -123,15 +138,45 @@ class Endpoint:
         raise EndpointError(f"{self.url}: {problem}", instead=remedy)
 
     def _post(self, body: dict[str, Any]) -> tuple[int, Any, str]:
-        """The status, the headers and the content of a response."""
-        response = requests.post(
-            self.url,
-            json=body,
-            auth=self._with_key,
-            timeout=(_SECONDS_TO_CONNECT, self._timeout),
-            allow_redirects=False,  # a redirected POST becomes a GET, and the key isn't sent elsewhere
-        )
-        return response.status_code, response.headers, response.content.decode("utf-8", "replace")
+        """The status, the headers and the content of a response.
+
+        Raises: OutOfTime at the deadline. It is kept here and not in the thread that receives: to requests, a timeout
+        is the longest silence between two bytes, and resolving a name has none.
+        """
+        found: Future[tuple[int, Any, str]] = Future()
+
+        def receive() -> None:
+            try:
+                found.set_result(self._received(body, time.monotonic() + self._timeout))
+            except BaseException as error:
+                found.set_exception(error)
+
+        threading.Thread(target=receive, daemon=True).start()
+        return found.result(self._timeout)
+
+    def _received(self, body: dict[str, Any], deadline: float) -> tuple[int, Any, str]:
+        content = bytearray()
+        with (
+            _Session() as session,
+            session.post(
+                self.url,
+                json=body,
+                auth=self._with_key,
+                headers={"Accept-Encoding": "identity"},
+                timeout=(_SECONDS_TO_CONNECT, self._timeout + 1),  # ends this thread
+                stream=True,
+            ) as response,
+        ):
+            coding = response.headers.get("Content-Encoding", "")
+            if coding.lower() not in _CODINGS:
+                raise self._strange(f"a response in the coding {self._clean(coding)}")
+            for part in response.iter_content(_BYTES_AT_ONCE):
+                content += part
+                if len(content) > _MOST_BYTES:
+                    raise self._strange(f"more than {_MOST_BYTES >> 20} MB")
+                if time.monotonic() > deadline:
+                    raise OutOfTime
+        return response.status_code, response.headers, content.decode("utf-8", "replace")
 
     def _with_key(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Also where there is no key: otherwise requests sends what ~/.netrc has for this host."""
@@ -143,11 +188,14 @@ class Endpoint:
         try:
             content = json.loads(text)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
-            what = f"{self.url}: answered with something else than a chat completion"
-            raise EndpointError(
-                f"{what} ({self._clean(text)})", instead=("check ", Setting("endpoint"))
-            ) from None
+            what = f"something else than a chat completion ({self._clean(text)})"
+            raise self._strange(what) from None
         return self._hidden(content)[-_LONGEST_ANSWER:] if isinstance(content, str) else ""
+
+    def _strange(self, what: str) -> EndpointError:
+        return EndpointError(
+            f"{self.url}: answered with {what}", instead=("check ", Setting("endpoint"))
+        )
 
     def _hidden(self, text: str) -> str:
         """Without the key, which some endpoints quote."""
@@ -160,3 +208,35 @@ class Endpoint:
 def _is_refusal(error: EndpointError) -> bool:
     """Whether the endpoint found fault with a request's options."""
     return "answered 400" in str(error) or "answered 422" in str(error)
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: a redirected POST becomes a GET, and the key isn't sent elsewhere. Given one, requests reads all of
+        the response."""
+
+
+def _asked_for(headers: Any) -> float:
+    """The seconds that Retry-After asks to wait, as a number or a date; 0 if it asks for nothing that can be read."""
+    try:
+        return float(Retry().parse_retry_after(headers.get("Retry-After", "0")))
+    except (InvalidHeader, ValueError, OverflowError):
+        return 0.0
+
+
+def _is_bare_address(url: str) -> bool:
+    """Whether a request can be sent there, and it holds no password or key."""
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        requests.Request("POST", url).prepare()
+    except ValueError:  # and requests' own, which are ValueErrors
+        return False
+    is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+    return is_address and "@" not in parts.netloc and not (parts.query or parts.fragment)
+
+
+def _without_secrets(url: str) -> str:
+    """An address as a message shows it, also one that doesn't parse."""
+    url = re.sub(r"^(\w*:?//)?.*@", r"\1[hidden]@", url, flags=re.DOTALL)
+    return re.sub(r"[?#].*", "?[hidden]", url, flags=re.DOTALL)

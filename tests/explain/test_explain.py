@@ -1,5 +1,6 @@
 """`vsae explain` against a small real server: what is asked, written, resumed, refused and said."""
 
+import gzip
 import json
 import os
 import shutil
@@ -8,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections import Counter
+from email.utils import formatdate
 
 import pytest
 from chat_server import (
@@ -209,6 +212,38 @@ def test_what_fails_once_is_asked_again(failure, folder_to_explain, chat, monkey
     assert set(pauses) == ({7.0} if failure == "429" else {1.0})
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("asked_for", "pauses"),
+    [
+        ("7", [7, 7, 7]),
+        ("0", [1, 2, 4]),
+        ("3", [3, 3, 4]),  # no shorter than without it
+        ("soon", [1, 2, 4]),
+        ("999999", [60, 60, 60]),
+        ("9" * 5000, [1, 2, 4]),
+    ],
+)
+def test_retry_after_makes_a_pause_longer(status, asked_for, pauses, chat, monkeypatch):
+    found = []
+    monkeypatch.setattr(endpoint_module.time, "sleep", found.append)
+    busy = (status, "busy", {"Retry-After": asked_for})
+    chat.answer = lambda request: busy if len(chat.requests) < 4 else "yes"
+    assert Endpoint(chat.url).answer("any", []) == "yes"
+    assert found == pauses
+
+
+def test_retry_after_may_be_a_date(chat, monkeypatch):
+    found = []
+    monkeypatch.setattr(endpoint_module.time, "sleep", found.append)
+    then = formatdate(time.time() + 50, usegmt=True)
+    chat.answer = lambda request: (
+        (503, "busy", {"Retry-After": then}) if len(chat.requests) < 2 else "yes"
+    )
+    assert Endpoint(chat.url).answer("any", []) == "yes"
+    assert 5 < found[0] <= 50
+
+
 def test_what_keeps_failing_is_named_at_the_end_and_a_second_call_asks_for_it(
     folder_to_explain, chat, capsys
 ):
@@ -279,12 +314,36 @@ def test_no_endpoint_there(folder_to_explain, chat, capsys):
     assert "no answer (ConnectionError" in refused(command, capsys)
 
 
-@pytest.mark.parametrize(
-    "address", ["localhost:8000", "ftp://a/v1", "http://u:secret@a/v1", "http://a/v1?k=1"]
-)
+ADDRESSES = [
+    "localhost:8000",
+    "ftp://a/v1",
+    "http://",
+    "http://u:secret@a/v1",
+    "http://a/v1?k=secret",
+]
+ADDRESSES += [
+    "http://[::1",
+    "http://[zz]/v1",
+    "http://u:secret@[::1",
+    "u:secret@a",
+    "http://u:se/secret@a",
+]
+ADDRESSES += ["http://a:99999/v1", "http://a:b/v1", "http://a b/v1", "http://a..b/v1"]
+ADDRESSES += [f"http://{'a' * 64}/v1", "http://a/v1#secret", "http://u:se?secret@a/v1"]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
 def test_an_address_that_is_none(address, folder_to_explain, chat, capsys):
     line = refused([*words(folder_to_explain, chat), "--endpoint", address], capsys)
+    assert "--endpoint" in line
     assert "http://localhost:8000/v1" in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize("timeout", [0, float("nan"), float("inf"), 1e30])
+def test_a_timeout_that_is_none(timeout, chat):
+    with pytest.raises(ConfigError, match=r"timeout=.*above 0"):
+        Endpoint(chat.url, timeout=timeout)
 
 
 def test_the_key_is_sent_and_written_nowhere(folder_to_explain, chat, capsys, monkeypatch):
@@ -378,13 +437,83 @@ def test_features_that_were_picked_are_not_in_the_mean(folder_to_explain, chat):
     assert found[third].score is not None
 
 
-def test_a_slow_answer_is_not_waited_for(chat):
+def pieces(text, n=8):
+    """Of bytes: all but the last n one by one, then those."""
+    return [text[i : i + 1] for i in range(len(text) - n)] + [text[-n:]]
+
+
+WHOLE = completion("late").encode()
+HEAD = f"HTTP/1.1 200 OK\r\nContent-Length: {len(WHOLE)}\r\n\r\n".encode()
+SLOW = {
+    "nothing": [b"", b""],
+    "headers": [*pieces(HEAD), WHOLE],
+    "body": [HEAD, *pieces(WHOLE)],
+    "stalled": [HEAD + WHOLE[:9], b"", WHOLE[9:]],
+}
+
+
+@pytest.mark.parametrize("slow", SLOW)
+def test_an_answer_that_is_not_whole_in_time_is_an_error_that_names_the_timeout(slow, chat):
+    """Each byte comes sooner than the timeout, all of them don't."""
     release = threading.Event()
-    chat.answer = lambda request: release.wait(30) and "late"
-    endpoint = Endpoint(chat.url, timeout=0.05)
-    with pytest.raises(endpoint_module.EndpointError, match=r"no answer .*Timeout"):
-        endpoint.answer("any", [])
+
+    def write_slowly(write):
+        for piece in SLOW[slow]:
+            write(piece)
+            release.wait(0.05 if len(SLOW[slow]) > 9 else 1)
+
+    chat.answer = lambda request: write_slowly
+    with pytest.raises(EndpointError) as error:
+        Endpoint(chat.url, timeout=0.2).answer("any", [], is_known=False)
+    assert "0.2 seconds" in str(error.value)
+    assert "timeout" in str(error.value)
     release.set()
+
+
+def gzipped(content, coding="gzip"):
+    body = gzip.compress(content)
+    return (
+        HEAD.replace(b"200 OK", f"200 OK\r\nContent-Encoding: {coding}".encode()).replace(
+            str(len(WHOLE)).encode(), str(len(body)).encode()
+        )
+        + body
+    )
+
+
+def test_an_answer_that_was_compressed_without_being_asked_for_is_read(chat):
+    chat.answer = lambda request: lambda write: write(gzipped(WHOLE))
+    assert Endpoint(chat.url).answer("any", []) == "late"
+    assert chat.headers[-1]["Accept-Encoding"] == "identity"
+
+
+LARGE = completion("x" * (16 << 20)).encode()
+DECLARED = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n"
+ENDLESS = {
+    "a gzip bomb": [gzipped(LARGE)],
+    "gzip in gzip": [gzipped(gzip.compress(LARGE), "gzip, gzip")],
+    "a declared length": [DECLARED % (b"200 OK", 3 << 30), *[b" " * (1 << 20)] * 64],
+    "no length": [b"HTTP/1.1 200 OK\r\n\r\n", LARGE],
+    "an error": [DECLARED % (b"503 Busy", 3 << 30), *[b" " * (1 << 20)] * 64],
+    "a redirect": [DECLARED % (b"302 Found\r\nLocation: /", 3 << 30), *[b" " * (1 << 20)] * 64],
+}
+
+
+@pytest.mark.parametrize("endless", ENDLESS)
+def test_no_more_than_a_few_megabytes_of_an_answer_are_read(endless, chat):
+    def write(out):
+        for piece in ENDLESS[endless]:
+            out(piece)
+
+    chat.answer = lambda request: write
+    tracemalloc.start()
+    try:
+        with pytest.raises(EndpointError, match=r"answered with (more than 4 MB|.*gzip, gzip)"):
+            Endpoint(chat.url).answer("any", [])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 14 << 20
+    assert len(chat.requests) == 1, "it isn't asked for again"
 
 
 @pytest.mark.parametrize("other", ["SAE", "explainer", "scorer", "tokens"])

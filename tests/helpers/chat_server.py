@@ -18,7 +18,8 @@ MODELS = ["--explainer", "explainer", "--scorer", "scorer"]
 
 class ChatServer(ThreadingHTTPServer):
     """Answers as `answer(request)` says: the text of a chat completion; a status, or a status with a body and headers;
-    None to close the connection without an answer. Notes the requests and their headers."""
+    a function that writes the whole response; None to close the connection without an answer. Notes the requests and
+    their headers."""
 
     daemon_threads = True
 
@@ -53,6 +54,10 @@ class _Handler(BaseHTTPRequestHandler):
             with chat.lock:
                 chat.at_once -= 1
         if found is None:
+            self.close_connection = True
+            return
+        if callable(found):
+            found(self.wfile.write)
             self.close_connection = True
             return
         if isinstance(found, str):
