@@ -1,14 +1,18 @@
 """wandb's sweep files: which runs a file describes, and the configuration of each."""
 
 import logging
+import math
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
-from ..config.checks import meant
+from ..config.checks import is_of_type, meant
 from ..config.names import automatic_name
 from ..config.run import TrainConfig
 from ..errors import ConfigError, UserError, in_shell
@@ -25,6 +29,11 @@ _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform", "categorical",
 
 _MOST_DRAWS = 100
 """Draws for each run of a random search, as some repeat others."""
+_MOST_RUNS = 100_000
+_MOST_CHARACTERS = 100_000
+"""Of a file, with what its aliases stand for in their place."""
+_BITS = 63
+"""Of the largest whole number that can be drawn."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
     Raises: ConfigError that names the mistake in the file.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         what = f"can't be read ({error.strerror})"
         if isinstance(error, IsADirectoryError):
@@ -67,10 +76,10 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         for name, p in content["parameters"].items()
     }
     method, cap = content.get("method"), content.get("run_cap")
-    if cap is not None and (type(cap) is not int or cap < 1):
-        raise ConfigError(f"{path}: run_cap is {cap!r}; expected a number of runs, e.g. 20")
+    if cap is not None and (type(cap) is not int or not 1 <= cap <= _MOST_RUNS):
+        raise ConfigError(f"{path}: run_cap is {cap!r}; expected 1 to {_MOST_RUNS:,} runs, e.g. 20")
     if method == "grid":
-        assignments = _grid(path, parameters)[:cap]
+        assignments = _grid(path, parameters, cap)
     elif method == "random":
         assignments = _random(path, parameters, cap, seed)
     else:
@@ -79,6 +88,39 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         )
         raise ConfigError(f"{path}: method is {method!r}; expected grid or random; {others}")
     return Sweep(path, str(content.get("name") or path.stem), _flags(path, content), assignments)
+
+
+class _Loader(yaml.SafeLoader):
+    """Raises YAMLErrors alone: for a value that Python can't make of the text, too, and for a few lines of aliases
+    that stand for more than memory holds."""
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and _characters(node, {}) > _MOST_CHARACTERS:
+            said = (
+                f"with its aliases written out, it is longer than {_MOST_CHARACTERS:,} characters"
+            )
+            raise yaml.YAMLError(said)
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+            kind = node.tag.rpartition(":")[2]
+            said = f"{reprlib.repr(node.value)} can't be read as {kind} (put text in quotes)"
+            raise ConstructorError(None, None, said, node.start_mark) from error
+
+
+def _characters(node: yaml.Node, known: dict[int, float]) -> float:
+    """How long a node of a YAML file is with what its aliases stand for in their place. `known` is of other nodes."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while its parts are counted: one that holds itself has no end
+        is_text, is_mapping = isinstance(node.value, str), isinstance(node, yaml.MappingNode)
+        parts = () if is_text else chain.from_iterable(node.value) if is_mapping else node.value
+        own = len(node.value) if is_text else 1
+        known[id(node)] = own + sum(_characters(part, known) for part in parts)
+    return known[id(node)]
 
 
 def configurations(
@@ -191,10 +233,11 @@ def _choices(path: Path, name: Any, parameter: Any) -> Any:
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{where}: values is {values!r}; expected a list that is not empty")
         return values
-    low, high = parameter.get("min"), parameter.get("max")
-    if not (isinstance(low, int | float) and isinstance(high, int | float)):
+    low: Any = parameter.get("min")
+    high: Any = parameter.get("max")
+    if not (is_of_type(low, float) and is_of_type(high, float) and is_of_type(high - low, float)):
         raise ConfigError(
-            f"{where}: min={low!r}, max={high!r}; expected value, values, or min and max"
+            f"{where}: min={low!r}, max={high!r}; expected value, values, or finite min and max"
         )
     if low >= high or (kind == "log_uniform_values" and low <= 0):
         raise ConfigError(
@@ -206,37 +249,53 @@ def _choices(path: Path, name: Any, parameter: Any) -> Any:
     if kind == "log_uniform_values":
         return stats.loguniform(low, high)
     if kind == "int_uniform" or (kind is None and isinstance(low, int) and isinstance(high, int)):
-        return stats.randint(low, high + 1)
+        if not all(each == int(each) and abs(each) < 2**_BITS for each in (low, high)):
+            raise ConfigError(
+                f"{where}: min={low!r}, max={high!r}; expected whole numbers below 2^{_BITS}, or "
+                "distribution uniform"
+            )
+        return stats.randint(int(low), int(high) + 1)
     return stats.uniform(low, high - low)
 
 
-def _grid(path: Path, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+def _grid(path: Path, parameters: dict[str, Any], cap: int | None) -> list[dict[str, Any]]:
     from sklearn.model_selection import ParameterGrid
 
     for name, choices in parameters.items():
         if not isinstance(choices, list):
             raise ConfigError(f"{path}: parameter {name!r} has min and max; a grid needs values")
-    return list(ParameterGrid(parameters))
+    if cap is None and (there := _settings(parameters)) > _MOST_RUNS:
+        raise ConfigError(f"{path}: a grid of {there:,} runs; set run_cap, or sweep fewer values")
+    return list(islice(ParameterGrid(parameters), cap))
+
+
+def _settings(parameters: dict[str, list[Any]]) -> int:
+    """How many settings a grid has."""
+    return math.prod(map(len, parameters.values()))
 
 
 def _random(
     path: Path, parameters: dict[str, Any], cap: int | None, seed: int
 ) -> list[dict[str, Any]]:
     """`cap` different draws. Raises ConfigError if there are not so many."""
-    from sklearn.model_selection import ParameterGrid, ParameterSampler
+    from sklearn.model_selection import ParameterSampler
 
     if cap is None:
         raise ConfigError(
             f"{path}: run_cap is None; a random search needs a number of runs, e.g. 20"
         )
     if all(isinstance(choices, list) for choices in parameters.values()):
-        if (there := len(ParameterGrid(parameters))) < cap:
+        if (there := _settings(parameters)) < cap:
             logger.warning("%s: run_cap is %d, but there are only %d settings", path, cap, there)
+        if there >= 2**_BITS:
+            raise ConfigError(f"{path}: {there:,} settings to draw from; sweep fewer values")
         n = min(cap, there)  # drawn without replacement
         return list(ParameterSampler(parameters, n, random_state=seed))
     found: dict[str, dict[str, Any]] = {}
-    for one in ParameterSampler(parameters, _MOST_DRAWS * cap, random_state=seed):
-        values = {n: v.item() if hasattr(v, "item") else v for n, v in one.items()}
+    for n, one in enumerate(ParameterSampler(parameters, _MOST_DRAWS * cap, random_state=seed)):
+        if n > _MOST_DRAWS * (1 + len(found)):
+            break
+        values = {name: v.item() if hasattr(v, "item") else v for name, v in one.items()}
         found.setdefault(repr(values), values)
         if len(found) == cap:
             return list(found.values())

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,35 @@ def test_a_draw_that_repeats_another_is_drawn_again_and_a_grid_ends_at_run_cap(s
     assert read_sweep(sweep_file(run_cap=3)).assignments == whole[:3]
 
 
+DIGITS = {f"p{i}": {"values": list(range(10))} for i in range(20)}
+
+
+def test_a_grid_is_built_as_far_as_run_cap(sweep_file):
+    """Of 10^20 settings."""
+    few = read_sweep(sweep_file(run_cap=3, parameters=DIGITS)).assignments
+    assert [one["p9"] for one in few] == [0, 1, 2]
+
+
+def test_a_range_that_is_used_up_ends_the_draws(sweep_file):
+    """The 100 draws for each of run_cap's runs would take an hour."""
+    random = {"method": "random", "parameters": {"k": {"min": 8, "max": 12}}}
+    with pytest.raises(ConfigError, match="only 5 different settings"):
+        read_sweep(sweep_file(run_cap=100_000, **random))
+
+
+@pytest.mark.parametrize("ends", [(2.0, 4.0), (-(2**62), 2**62)])
+def test_whole_numbers_may_be_written_with_a_point_and_be_large(ends, sweep_file):
+    k = {"distribution": "int_uniform", "min": ends[0], "max": ends[1]}
+    drawn = read_sweep(sweep_file(method="random", run_cap=2, parameters={"k": k})).assignments
+    assert all(type(one["k"]) is int and ends[0] <= one["k"] <= ends[1] for one in drawn)
+
+
+def test_an_alias_may_stand_for_values(sweep_file):
+    path = sweep_file()
+    path.write_text("method: grid\nparameters: {k: &k {values: [2, 4]}, l1_penalty: *k}")
+    assert len(read_sweep(path).assignments) == 4
+
+
 def test_a_random_search_of_values_draws_each_setting_once(sweep_file, caplog):
     values = {"k": {"values": [8, 16, 32]}, "lr": {"values": [1e-3, 2e-3]}}
     of = {"method": "random", "parameters": values}
@@ -92,8 +122,50 @@ def of(**parameters):
     return {"parameters": parameters}
 
 
+def value(text):
+    """A file with this value."""
+    return f"method: grid\nparameters: {{k: {{value: {text}}}}}"
+
+
+def ends(low, high, **more):
+    k = {"min": low, "max": high, **more}
+    return {"method": "random", "run_cap": 2, "parameters": {"k": k}}
+
+
+def bomb(first, more):
+    """Aliases of aliases: 9^9 of the first one."""
+    parts = [f"&{b} {more.format(','.join([f'*{a}'] * 9))}" for a, b in pairwise("abcdefghij")]
+    metric = ", ".join([f"&a {first}", *parts])
+    return f"metric: [{metric}]\nmethod: *j\nparameters: {{k: {{value: 1}}}}"
+
+
 BAD = {
     "not YAML": ("a: [", "not valid YAML"),
+    **{
+        f"no {kind} is {text}": (value(text), rf"'{text[-3:]}' can't be read as {kind}.*line 2")
+        for kind, text in {"int": "!!int abc", "float": "!!float abc", "bool": "!!bool abc"}.items()
+    },
+    "no such month": (value("2024-13-45"), "'2024-13-45' can't be read as timestamp"),
+    "no time": (value("!!timestamp x"), "'x' can't be read as timestamp"),
+    "an empty whole number": (value('!!int ""'), "'' can't be read as int"),
+    "thousands of digits": (value("9" * 6000), r"'9+\.\.\.9+' can't be read as int"),
+    "a date as a key": ("2024-13-45: 1", "'2024-13-45' can't be read as timestamp"),
+    "a bomb of aliases": (bomb("[x]", "[{}]"), "aliases"),
+    "a bomb of merges": (bomb("{x: 1}", "{{<<: [{}]}}"), "aliases"),
+    "an alias within itself": ("method: &a [*a]", "aliases"),
+    "no number": (ends(float("nan"), 1.0), r"'k': min=nan.*finite"),
+    "no largest number": (ends(0.0, float("inf")), r"max=inf.*finite"),
+    "a range that is no number": (ends(-1.7e308, 1.7e308), "finite"),
+    "more than a number": (ends(0, 10**400, distribution="uniform"), "finite"),
+    "a truth": (ends(False, True), r"min=False.*finite"),
+    "a half": (ends(1.5, 4, distribution="int_uniform"), r"min=1\.5.*whole numbers.*uniform"),
+    "a large whole number": (ends(0, 10**30), "whole numbers.*uniform"),
+    "a grid of far too many runs": (of(**DIGITS), r"a grid of 1\d\d(,000){6} runs; set run_cap"),
+    "far too many runs": ({"run_cap": 10**30}, "run_cap is 10+; expected 1 to"),
+    "too many settings to draw from": (
+        {"method": "random", "run_cap": 2, "parameters": DIGITS},
+        r"1\d\d(,000){6} settings.*fewer values",
+    ),
     "a list": ("[1, 2]", "expected wandb's keys"),
     "an unknown key": ({"methode": "grid"}, r"'methode'; expected c.*did you mean 'method'\?"),
     "an unknown key of a parameter": (
@@ -119,7 +191,7 @@ BAD = {
     "a parameter without values": (of(k=4), "expected value, values, or min and max"),
     "the same settings twice": (of(k={"values": [4, 4]}), "two runs have the settings"),
     "random without a number": ({"method": "random"}, "run_cap is None"),
-    "a grid cut to nothing": ({"run_cap": 0}, "run_cap is 0; expected a number of runs"),
+    "a grid cut to nothing": ({"run_cap": 0}, "run_cap is 0; expected 1 to"),
     "more draws than there are": (
         {"method": "random", "run_cap": 6, "parameters": {"k": {"min": 8, "max": 12}}},
         "run_cap is 6, but only 5 different settings can be drawn",
