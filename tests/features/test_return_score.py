@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,3 +297,29 @@ def test_one_folder_is_ordered_and_its_scores_are_written(folder, capsys, tmp_pa
 def test_one_folder_needs_tokens(folder, capsys):
     assert main(["reproduce", str(folder), "--tokens", "0"]) == 2
     assert "--tokens 0: expected above 0" in capsys.readouterr().err
+
+
+def direction(fit, name):
+    """What a higher value does to the score: the sign of the slope of the log odds at each rank, from -1 to 1."""
+    slope, bend = fit.rank[name], 2 * fit.square[name]
+    low, high = ("↑" if slope + bend * rank > 0 else "↓" for rank in (-1, 1))
+    if low == high:
+        return low
+    below = (1 - slope / bend) / 2  # the share of the features below the rank where it is 0
+    return (
+        f"{high}, {low} in the lowest {below:.0%}"
+        if below < 0.5
+        else f"{low}, {high} in the top {1 - below:.0%}"
+    )
+
+
+def test_the_guide_says_what_each_signal_does_to_the_score():
+    page = Path(__file__).parents[2] / "docs" / "reproducibility.md"
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*\| (.*) \| (.*) \|$", page.read_text(encoding="utf-8"), re.M
+    )
+    assert {name for name, *_ in rows} == set(SIGNALS)
+    for name, *cells in rows:
+        for cell, kind in zip(cells, ("with_noise", "without_noise"), strict=True):
+            fit = fits()[kind]
+            assert cell == (direction(fit, name) if name in fit.rank else "–"), (name, kind)
