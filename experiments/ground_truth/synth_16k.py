@@ -1,7 +1,7 @@
 """How much of SynthSAEBench-16k's truth do TopK and vSAEs find?
 
     python -m experiments.ground_truth.synth_16k train                     # draw, train, measure, write the page
-    python -m experiments.ground_truth.synth_16k train --samples 200000000 # the benchmark's protocol: a GPU's day
+    python -m experiments.ground_truth.synth_16k train --samples 200000000 # the benchmark's protocol, on a GPU
     python -m experiments.ground_truth.synth_16k tables                    # write the page's tables again
 
 The benchmark (Chanin & Garriga-Alonso 2026, arXiv 2602.14687) trains SAEs of width 4,096 on 200 million samples in
