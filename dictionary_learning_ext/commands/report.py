@@ -21,10 +21,8 @@ class ReportFlags:
     """Run folders of other seeds of the same SAE. The page then shows which of its features come
     back, by their directions and by their activations on the page's tokens."""
     out: str | None = None
-    """The page to write, x.html, or a folder for it. Its data and figures go to a folder beside it. Default:
+    """The page to write, x.html, or a folder for it. Its data go to a folder beside it. Default:
     FOLDER/report.html, or FOLDER/index.html for an index page. Needed for another library's SAE."""
-    figures: bool = True
-    """Also write the figures as PNG files."""
     report: ReportOptions = field(default_factory=ReportOptions)
     inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
 
@@ -44,7 +42,6 @@ def run(flags: ReportFlags) -> None:
             flags.out,
             seeds=flags.seeds,
             options=flags.report,
-            figures=flags.figures,
             on_step=said,
             **vars(flags.inputs),
         )

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page on what SAEs learned, with data and figures beside it.
+"""The report: one self-contained HTML page on what SAEs learned, with its data beside it.
 
 The page holds its data and plotly compressed and base64-encoded. So no text of a corpus can end a
 script or be taken for markup, and a page with thousands of features stays small.
@@ -20,6 +20,8 @@ from plotly.offline import get_plotlyjs
 
 from ..config.architectures import ARCHITECTURES
 from ..config.run import ReportOptions
+from ..errors import Setting
+from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text
 from ..features.codes import CODE_MEASURES
 from ..features.collector import LEAST_SELECTIONS
@@ -35,6 +37,7 @@ from ..run_folder.comparing import (
     training,
 )
 from ..run_folder.files import (
+    HELD_OUT,
     REPORT,
     locked,
     page_at,
@@ -44,15 +47,31 @@ from ..run_folder.files import (
     write_json,
     write_rows,
     write_text,
-    writing,
 )
 from ..run_folder.reading import read_config
 from ..run_folder.sae_names import place_of, require_results_at, results_folder
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import COLUMNS, Vocabulary, cards, columns, page, rounded
-from .figures import CURVES, OUT, write_figures
 
+_OUT = Setting("out")
 _MATRIX_FEATURES = 150
+_CURVES = {
+    "fve": ("Variance explained (FVE)", "Of one batch. 1 is a perfect reconstruction."),
+    **{
+        f"{HELD_OUT}{each.key}": (f"{each.label}, held out", "Of the same tokens each time.")
+        for each in shown_in("training")
+    },
+    "l2_loss": (
+        "Squared error\n(a vSAE's: with noise)",
+        "Of the training step, per token, in training units.",
+    ),
+    "alive_in_batch": (
+        "Features used",
+        "Share of features selected at least once in the batch.",
+    ),
+    "kl_loss": ("KL (nats per token)", "To the prior. Variational SAEs only."),
+}
+"""What is shown of metrics.jsonl, in the order of the charts: a title and an explanation."""
 
 
 def write_report(
@@ -62,14 +81,12 @@ def write_report(
     *,
     seeds: Sequence[str | Path] = (),
     options: ReportOptions | None = None,
-    figures: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
     **where: Any,
 ) -> Path:
     """Write the report of an SAE, compared with others if given; return the page's path.
 
-    A folder beside the page, named after it with `_files` appended, holds its data (CSV, JSON) and,
-    if `figures`, its figures (PNG).
+    A folder beside the page, named after it with `_files` appended, holds its data (CSV, JSON).
 
     Arguments:
         folder: what names the SAE that the report is about: a run folder, or another library's SAE, see
@@ -84,11 +101,11 @@ def write_report(
     Raises: a UserError that says what to change. A folder that can't be written to, or to which another
     process writes, is refused before anything is measured.
     """
-    read_config(folder)  # no folder of figures for a run that isn't there
+    read_config(folder)  # no folder of data for a run that isn't there
     out = results_folder(folder) / REPORT if out is None else page_at(out, REPORT)
     files = report_files(out)
-    require_results_at(out, OUT)
-    with locked(files, OUT):
+    require_results_at(out, _OUT)
+    with locked(files, _OUT):
         remove_temporaries(files)
         remove_temporaries(out.parent, glob.escape(out.name))
         comparison = analyse(
@@ -96,14 +113,10 @@ def write_report(
         )
         on_step("writing the page")
         own = None if out == Path(folder) / REPORT else out
-        page_html = render(comparison, {"out": own, "figures": figures, **where}, seeds)
+        page_html = render(comparison, {"out": own, **where}, seeds)
         for analysis in comparison.analyses:
             _write_data(files, analysis, comparison)
-        if figures:
-            on_step("drawing the figures")
-            with writing(files, OUT):
-                write_figures(comparison, files)
-        write_text(out, page_html, OUT)  # last: where there is a page, the rest is there too
+        write_text(out, page_html, _OUT)  # last: where there is a page, the rest is there too
     return out
 
 
@@ -120,7 +133,7 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         "columns": [{n: v for n, v in vars(one).items() if n != "values"} for one in COLUMNS],
         "tokens": vocabulary.texts,
         "least": LEAST_SELECTIONS,
-        "curves": [(name, *texts) for name, texts in CURVES.items()],
+        "curves": [(name, *texts) for name, texts in _CURVES.items()],
     }
     return rendered(
         "report",
@@ -277,7 +290,7 @@ def _commands(
 ) -> list[str]:
     """The commands that retrain these SAEs and write this report again."""
     folders = [str(one.folder) for one in comparison.analyses]
-    defaults = asdict(ReportOptions()) | {"figures": True, "device": "cpu"}
+    defaults = asdict(ReportOptions()) | {"device": "cpu"}
     given = [
         part
         for name, value in (asdict(comparison.options) | flags).items()
@@ -308,7 +321,7 @@ def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None
     name = file_names(one.label for one in comparison.analyses)[analysis.label]
     path = files / f"features_{name}.csv"
     with (
-        replacing(path, OUT) as temporary,
+        replacing(path, _OUT) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         write_rows(file, [table_columns, *zip(*table_columns.values(), strict=True)])
@@ -317,4 +330,4 @@ def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None
             key: value.tolist() if isinstance(value, np.ndarray) else value
             for key, value in asdict(analysis.geometry).items()
         }
-        write_json(files / f"geometry_{name}.json", content, OUT)
+        write_json(files / f"geometry_{name}.json", content, _OUT)

@@ -337,7 +337,8 @@ def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) 
         figures.append(figure)
     for figure in figures:
         figure.update_layout(template="plotly_white")
+    svg = {"toImageButtonOptions": {"format": "svg"}}
     return [
-        figure.to_html(full_html=False, include_plotlyjs=i == 0, default_height="26rem")
+        figure.to_html(full_html=False, include_plotlyjs=i == 0, default_height="26rem", config=svg)
         for i, figure in enumerate(figures)
     ]

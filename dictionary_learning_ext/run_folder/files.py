@@ -157,7 +157,7 @@ def require_inside(name: str) -> None:
 
 
 def report_files(page: Path) -> Path:
-    """The folder beside a report's page that holds its numbers and figures."""
+    """The folder beside a report's page that holds its numbers."""
     return page.with_name(f"{page.stem}_files")
 
 

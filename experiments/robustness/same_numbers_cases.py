@@ -403,7 +403,7 @@ def features(out: Path, resume: bool) -> None:
 
     page = out / "scratch" / "report.html"
     page.parent.mkdir()
-    sizes = shlex.split("--tokens 2048 --map-tokens 500 --synthesise 0 --figures False --pages 5")
+    sizes = shlex.split("--tokens 2048 --map-tokens 500 --synthesise 0 --pages 5")
     vsae("report", one, "--against", other, "--seeds", other, "--out", page, *sizes)
     for path in sorted(page.parent.rglob("*.csv")):
         shutil.copy(path, out / f"report_{path.name}")

@@ -14,7 +14,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.export.exporter import export
 
 HOOK = "blocks.0.hook_resid_post"
-BARE = ["--tokens", "300", "--figures", "False", "--synthesise", "0", "--map-tokens", "100"]
+BARE = ["--tokens", "300", "--synthesise", "0", "--map-tokens", "100"]
 
 
 @pytest.fixture(scope="module")

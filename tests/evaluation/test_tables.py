@@ -13,6 +13,7 @@ from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
 from dictionary_learning_ext.evaluation.tables import (
     chosen,
+    file_names,
     labels,
     markdown_table,
     notes,
@@ -370,3 +371,8 @@ def test_no_cell_is_lost_and_no_line_is_wider_than_it_must_be(width):
 def test_markdown_escapes_bars_in_the_head_and_in_cells():
     lines = [r"|  | a\|b |", "|---|---|", r"| x\|y\|z | 1 |"]
     assert markdown_table(["", "a|b"], [["x|y|z", "1"]]).splitlines() == lines
+
+
+def test_no_two_labels_have_one_file_name():
+    names = file_names(["x/y", "x_y", "x_y_2", "x y", "z"])
+    assert list(names.values()) == ["x_y", "x_y_2", "x_y_2_2", "x_y_3", "z"]

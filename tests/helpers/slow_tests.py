@@ -91,7 +91,7 @@ SLOW = frozenset(
         "test_samples_have_the_posteriors_moments",
         # Reports beyond the first, and the report in a browser.
         "test_mistakes_are_one_line",
-        "test_a_page_is_written_after_its_data_and_figures",
+        "test_a_page_is_written_after_its_data",
         "test_two_reports_of_a_run_differ_only_in_their_time",
         "test_the_command_on_the_page_writes_it_again",
         "test_the_report_names_them_once",

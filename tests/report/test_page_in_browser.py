@@ -89,6 +89,19 @@ def test_it_opens_offline_without_an_error_and_draws_every_chart(browser, report
     assert browser.get_log("browser") == []
 
 
+def test_each_chart_can_be_saved_as_svg(browser, report):
+    open_page(browser, report)
+    draw_all(browser)
+    buttons = browser.execute_script(
+        "return [...charts.keys()].map((plot) => [plot._context.toImageButtonOptions, "
+        "plot.querySelectorAll('.modebar-btn').length])"
+    )
+    assert all(options["format"] == "svg" and count for options, count in buttons)
+    assert len({options["filename"] for options, _ in buttons}) > 5
+    saved = "Plotly.toImage([...charts.keys()][0], { format: 'svg' })"
+    assert browser.execute_script(f"return {saved}").startswith("data:image/svg")
+
+
 def test_what_was_measured_during_training_has_charts_beside_the_training_curve(browser, report):
     open_page(browser, report)
     draw_all(browser)

@@ -136,7 +136,7 @@ def test_no_page_goes_into_another_librarys_folder(folder, tmp_path, capsys):
 
 
 def test_it_takes_no_flags_of_a_report(folder, capsys):
-    for flags in (["--tokens", "5"], ["--against", str(folder / "vsae")], ["--figures", "False"]):
+    for flags in (["--tokens", "5"], ["--against", str(folder / "vsae")]):
         assert main(["report", str(folder), *flags]) == 2
         assert "leave out all flags but --out" in capsys.readouterr().err
 

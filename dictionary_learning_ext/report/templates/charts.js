@@ -25,7 +25,7 @@ function addChart(parent, title, explanation, make, { tall = false, onClick = nu
   const plot = el("div", { class: tall ? "plot tall" : "plot", role: "img", "aria-label": title + ". " + explanation });
   const caption = el("figcaption", {}, title, el("br"), el("small", {}, explanation));
   parent.append(el("figure", { class: "chart" }, caption, plot));
-  charts.set(plot, { make, onClick, drawn: false });
+  charts.set(plot, { title, make, onClick, drawn: false });
   return plot;
 }
 
@@ -42,9 +42,10 @@ async function draw(plot) {
     modebar: { bgcolor: "rgba(0,0,0,0)", color: t.muted, activecolor: t.fg }, ...layout,
     xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
   };
+  const zoom = ["zoomIn2d", "zoomOut2d", "pan2d", "zoom2d", "resetScale2d"];
   await Plotly.react(plot, data, full, {
-    responsive: true, displaylogo: false, displayModeBar: Boolean(chart.onClick), scrollZoom: false,
-    modeBarButtons: [["zoomIn2d", "zoomOut2d", "pan2d", "zoom2d", "resetScale2d"]],
+    responsive: true, displaylogo: false, displayModeBar: chart.onClick ? true : "hover", scrollZoom: false,
+    modeBarButtons: chart.onClick ? [["toImage"], zoom] : [["toImage"]], toImageButtonOptions: { format: "svg", filename: chart.title.split("\n")[0] },
   });
   if (chart.onClick && !chart.drawn) plot.on("plotly_click", (event) => chart.onClick(event.points[0]));
   chart.drawn = true;
