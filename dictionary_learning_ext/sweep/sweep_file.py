@@ -71,10 +71,12 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         raise ConfigError(
             f"{path}: expected wandb's keys method and parameters; for an example, see {_EXAMPLE}"
         )
-    parameters = {
-        str(name).replace("-", "_"): _choices(path, name, p)
-        for name, p in content["parameters"].items()
-    }
+    parameters: dict[str, Any] = {}
+    for given, parameter in content["parameters"].items():
+        name = str(given).replace("-", "_")
+        if name in parameters:
+            raise ConfigError(f"{path}: parameter {name!r} is there twice; remove one of them")
+        parameters[name] = _choices(path, given, parameter)
     method, cap = content.get("method"), content.get("run_cap")
     if cap is not None and (type(cap) is not int or not 1 <= cap <= _MOST_RUNS):
         raise ConfigError(f"{path}: run_cap is {cap!r}; expected 1 to {_MOST_RUNS:,} runs, e.g. 20")

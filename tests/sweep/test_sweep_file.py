@@ -189,6 +189,10 @@ BAD = {
     ),
     "no parameters": ({"parameters": 3}, "expected wandb's keys"),
     "a parameter without values": (of(k=4), "expected value, values, or min and max"),
+    "a parameter twice": (
+        of(**{"dict-size": {"value": 32}, "dict_size": {"value": 64}}),
+        "'dict_size' is there twice",
+    ),
     "the same settings twice": (of(k={"values": [4, 4]}), "two runs have the settings"),
     "random without a number": ({"method": "random"}, "run_cap is None"),
     "a grid cut to nothing": ({"run_cap": 0}, "run_cap is 0; expected 1 to"),
