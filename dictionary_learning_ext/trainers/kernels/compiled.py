@@ -23,6 +23,7 @@ import torch as t
 
 from ...config.sae import NoiseOn
 from ...errors import first_line
+from .memory import may_tune_process
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,8 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
         t.set_grad_enabled(False)
         started.wait()
 
-    _let_torchs_threads_sleep(n_threads)
+    if may_tune_process():
+        _let_torchs_threads_sleep(n_threads)
     pool = ThreadPoolExecutor(n_threads, "row-blocks", initialise)
     try:
         for _ in range(n_threads):

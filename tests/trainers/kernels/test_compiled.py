@@ -13,6 +13,7 @@ from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.trainers.kernels import compiled
 from dictionary_learning_ext.trainers.kernels.compiled import map_row_blocks
+from dictionary_learning_ext.trainers.kernels.memory import SWITCH
 from dictionary_learning_ext.trainers.kernels.select import top_k
 
 
@@ -62,8 +63,10 @@ def printed(program):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux does")
-def test_torch_has_more_threads_than_it_uses_so_that_they_sleep():
-    """In a fresh process: torch's two, ours, and two that make OpenMP count more than cores."""
+@pytest.mark.parametrize(("switch", "threads"), [("1", 4), ("0", 2)])
+def test_torch_has_more_threads_than_it_uses_so_that_they_sleep(switch, threads, monkeypatch):
+    """In a fresh process: ours, and, unless that is turned off, two that make OpenMP count more than cores."""
+    monkeypatch.setenv(SWITCH, switch)
     program = """
 import os, torch as t
 from dictionary_learning_ext.trainers.kernels.compiled import map_row_blocks
@@ -74,7 +77,7 @@ map_row_blocks(lambda rows: None, 6, 1)
 t.zeros(2**17).add_(1)
 print(len(os.listdir("/proc/self/task")) - before, t.get_num_threads())
 """
-    assert printed(program).split() == ["4", "2"]
+    assert printed(program).split() == [str(threads), "2"]
 
 
 def test_where_numba_cannot_compile_torch_takes_over_with_one_warning(monkeypatch, caplog):

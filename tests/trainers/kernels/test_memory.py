@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch as t
 
-from dictionary_learning_ext.trainers.kernels.memory import scratch
+from dictionary_learning_ext.trainers.kernels.memory import SWITCH, scratch
 
 CPU = t.device("cpu")
 
@@ -54,7 +54,7 @@ print(*faults)
 @pytest.mark.skipif(
     sys.platform == "win32" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="another allocator"
 )
-@pytest.mark.parametrize("given", [{}, {"MALLOC_ARENA_MAX": "4"}])
+@pytest.mark.parametrize("given", [{}, {"MALLOC_ARENA_MAX": "4"}, {SWITCH: "0"}])
 def test_a_freed_block_is_used_again_without_new_pages_unless_the_user_sets_the_allocator(given):
     """Few faults are those of huge pages."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_")} | given
