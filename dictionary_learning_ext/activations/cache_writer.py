@@ -74,6 +74,7 @@ def write_cache(
     *,
     dtype: CacheDtype = "float32",
     file_bytes: int = 64_000_000,
+    overwrite: bool = False,
     on_plan: Callable[[str], None] = lambda plan: None,
     before_batch: Callable[[], None] = lambda: None,
 ) -> CacheManifest:
@@ -87,6 +88,7 @@ def write_cache(
         tokens: for training, rounded up to whole contexts. Padding doesn't count.
         dtype: of the activations on the disk.
         file_bytes: the largest size of a file, about. It holds at least one context.
+        overwrite: replace a cache of other settings.
         on_plan: called with what will be written, before anything is.
         before_batch: called before each batch of the language model. It may raise.
 
@@ -119,7 +121,7 @@ def write_cache(
             eval_documents=run.eval_documents if run.eval_tokens else 0,
             text_column=run.text_column,
         )
-        manifest = _so_far(folder, settings)
+        manifest = _so_far(folder, settings, overwrite)
         written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
         filled = _filled_share(text, model.tokenizer, settings)
         on_plan(_plan(folder, settings, tokens, written, filled))
@@ -129,8 +131,9 @@ def write_cache(
         return writer.training_part(manifest, tokens)
 
 
-def _so_far(folder: Path, settings: CacheSettings) -> CacheManifest | None:
-    """What the folder holds of this cache. Files that a kill left half written are deleted.
+def _so_far(folder: Path, settings: CacheSettings, overwrite: bool) -> CacheManifest | None:
+    """What the folder holds of this cache. Files that a kill left half written are deleted, and with
+    `overwrite` those of a cache of other settings.
 
     A file that was whole but isn't in the manifest yet is written again, under the same name.
 
@@ -144,7 +147,12 @@ def _so_far(folder: Path, settings: CacheSettings) -> CacheManifest | None:
                 f"{folder}: holds no cache but other files ({', '.join(others[:5])}); choose an empty"
                 " folder"
             )
-    elif differ := differences(found.settings, settings):
+    elif (differ := differences(found.settings, settings)) and overwrite:
+        known = (INFO, STATE, HELD_OUT, UNFINISHED, MANIFEST)
+        for path in (*folder.glob("data-*.arrow"), *(folder / name for name in known)):
+            remove(path)
+        found = None
+    elif differ:
         raise ActivationsError(
             f"{folder}: the cache has {', '.join(differ)}; use the same settings to continue it, or"
             " choose another folder"

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import SIGINT
 
 from ..activations.cache_manifest import CacheDtype, finished_manifest, is_begun, require_checksums
 from ..config.checks import require
@@ -129,9 +130,10 @@ def continued(cache: Path, how: str) -> Iterator[None]:
     """An interruption inside says how to continue, if the cache is begun."""
     try:
         yield
-    except Interrupted as stop:
+    except KeyboardInterrupt as stop:
+        signal = stop.signal if isinstance(stop, Interrupted) else SIGINT
         so_far = how if is_begun(cache) else "nothing is cached yet"
-        raise Interrupted(stop.signal, f"stopped by {stop.signal.name}; {so_far}") from stop
+        raise Interrupted(signal, f"stopped by {signal.name}; {so_far}") from stop
 
 
 HOOKS = Command("hooks", HooksFlags, run_hooks)

@@ -4,14 +4,14 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..activations.cache_manifest import finished_manifest
+from ..activations.cache_manifest import UNFINISHED, read_manifest
 from ..config.architectures import ARCHITECTURES
 from ..config.checks import require
 from ..config.presets import preset, quickstart
 from ..config.run import ReportOptions, RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
 from ..errors import in_shell
-from ..run_folder.files import CONFIG, REPORT
+from ..run_folder.files import CONFIG, REPORT, RUN_FILES, locked, remove, writing
 from ..run_folder.reading import is_finished, load_config, read_metrics_if_any
 from .cache import continued
 from .flags import Command, vsae
@@ -40,7 +40,7 @@ class QuickstartFlags:
     report: bool = True
     """Write report.html, which shows the features."""
     overwrite: bool = False
-    """Train again and replace the SAEs in save_dir."""
+    """Start over: train again and replace the SAEs in save_dir."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,16 @@ def run(flags: QuickstartFlags) -> None:
     seeds = [_of_seed(flags, seed) for seed in (flags.seed, flags.seed + 1)]
     has_started = [not flags.overwrite and one.has_started() for one in seeds]
     page = folder / (f"report_seed{flags.seed}.html" if flags.seed else REPORT)
-    is_there = all(has_started) and all(one.is_finished for one in seeds)
-    if is_there:
-        print(f"{folder} holds these SAEs already; --overwrite trains them again.")
-    else:
-        again = "without --overwrite " if flags.overwrite else ""
-        with continued(folder / CACHE, f"run the same command again {again}to continue"):
-            _train(seeds, has_started)
-    print(f"\n{_results(seeds)}")
     top_k, vsae_folder = (str(one) for one in seeds[0].folders)
     others = [str(one) for one in seeds[1].folders]
-    if flags.report:
-        if not (is_there and page.is_file()):
+    again = "without --overwrite " if flags.overwrite else ""
+    with continued(folder / CACHE, f"run the same command again {again}to continue"):
+        if all(has_started) and all(one.is_finished for one in seeds):
+            print(f"{folder} holds these SAEs already; --overwrite trains them again.")
+        else:
+            _train(seeds, has_started, page)
+        print(f"\n{_results(seeds)}")
+        if flags.report and not page.is_file():
             from ..report.page import write_report
 
             print("\nWriting the report …", flush=True)
@@ -103,6 +101,7 @@ def run(flags: QuickstartFlags) -> None:
                     tokens=flags.eval_tokens or ReportOptions.tokens, seed=flags.seed
                 ),
             )
+    if flags.report:
         print(f"\nOpen {page} in a browser: it shows which features come back.")
     third = flags.seed + 2
     print(
@@ -140,17 +139,31 @@ def _of_seed(flags: QuickstartFlags, seed: int) -> _OfSeed:
     return _OfSeed(config, quickstart(flags.steps, seed))
 
 
-def _train(seeds: list[_OfSeed], has_started: list[bool]) -> None:
+def _train(seeds: list[_OfSeed], has_started: list[bool], page: Path) -> None:
+    """Cache what is missing of the activations, and train what is missing of the SAEs."""
     from ..activations.cache_writer import write_cache
     from ..training.loop import train
     from ..training.processes import interrupts
 
     first = seeds[0].run
-    there = finished_manifest(Path(str(first.activations)))
+    cache = Path(str(first.activations))
+    there = read_manifest(cache, UNFINISHED) or read_manifest(cache)
     held_out = there.settings.eval_tokens if there else RunConfig.eval_tokens
+
+    def begin(_: str) -> None:
+        """Nothing is wrong with the cache's folder."""
+        print(_INTRODUCTION, flush=True)
+        with writing(page.parent):
+            remove(page)  # of SAEs that are replaced
+        for folder in [folder for one in seeds for folder in one.folders if first.overwrite]:
+            # All four now, so that none is in the way of continuing without --overwrite.
+            with locked(folder), writing(folder):
+                for name in RUN_FILES:
+                    remove(folder / name)
+
     with interrupts() as signals, signals.deferred():
         write_cache(
-            Path(str(first.activations)),
+            cache,
             replace(
                 first,
                 activations=None,
@@ -161,7 +174,8 @@ def _train(seeds: list[_OfSeed], has_started: list[bool]) -> None:
             [HOOK],
             min(first.steps * first.batch_size, CACHED),
             dtype="float16",
-            on_plan=lambda _: print(_INTRODUCTION, flush=True),  # nothing is wrong with the folder
+            overwrite=first.overwrite,
+            on_plan=begin,
             before_batch=signals.check,
         )
     for one, resume in zip(seeds, has_started, strict=True):

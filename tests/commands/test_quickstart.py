@@ -1,6 +1,7 @@
 """`vsae quickstart`: what it writes and prints, and a second one."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -10,10 +11,15 @@ from signal import SIGINT
 import pytest
 
 from dictionary_learning_ext import RunConfig
+from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import Interrupted
+from dictionary_learning_ext.features import reproducibility_of_folders
 from dictionary_learning_ext.features.reproducibility_of_folders import measured
+from dictionary_learning_ext.report import page as report_page
+from dictionary_learning_ext.training import loop
+from dictionary_learning_ext.training.sae_run import SAERun
 
 SHORT = ["quickstart", "--steps", "12", "--eval-tokens", "500"]
 
@@ -24,14 +30,42 @@ NAMES = ["top_k_seed0", "vsae_seed0", "top_k_seed1", "vsae_seed1"]
 
 @pytest.fixture
 def again(quickstart_run, tmp_path, monkeypatch):
-    """A copy of a finished quickstart to work in, and how often SAEs are trained there."""
-    shutil.copytree(quickstart_run[0] / "runs", tmp_path / "runs")
+    """A copy of a finished quickstart to work in, and the trainings there, which only copy such SAEs."""
+    runs = quickstart_run[0] / "runs"
+    shutil.copytree(runs, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     trained = []
-    monkeypatch.setattr(
-        "dictionary_learning_ext.training.loop.train", lambda *given, **_: trained.append(given)
-    )
+
+    def copy(run, saes, **_):
+        trained.append((run, saes))
+        for name in saes:
+            same = runs / "quickstart" / f"{name.partition('_seed')[0]}_seed0"
+            shutil.copytree(same, FOLDER / name, dirs_exist_ok=True)
+
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", copy)
     return trained
+
+
+@pytest.fixture
+def quick_report(monkeypatch):
+    def write_report(folder, against, page, **_):
+        Path(page).write_text(f"of {folder} {settings_of(Path(folder))['steps']}")
+
+    monkeypatch.setattr("dictionary_learning_ext.report.page.write_report", write_report)
+
+
+def stopped(flags, owner, name):
+    """A quickstart with Ctrl-C in the first call of a function or method. The signal is real."""
+    original = getattr(owner, name)
+
+    def stopping(*given, **options):
+        os.kill(os.getpid(), SIGINT)
+        patch.undo()
+        return original(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, stopping)
+        return main([*SHORT, *flags])
 
 
 def settings_of(folder):
@@ -112,8 +146,6 @@ def test_a_folder_that_can_not_hold_the_cache_is_refused_before_anything_is_said
 
 
 def test_other_seeds_have_a_page_of_their_own_and_the_second_seed_is_the_next(again, capsys):
-    shutil.copytree(FOLDER / "vsae_seed1", FOLDER / "vsae_seed2")
-    shutil.copytree(FOLDER / "top_k_seed1", FOLDER / "top_k_seed2")
     notes = FOLDER / "cache" / "notes.txt"
     notes.write_text("mine")
     flags = ["--seed", "1", "--eval-tokens", "500", "--overwrite", "--report", "False"]
@@ -150,6 +182,61 @@ def test_an_interrupted_quickstart_continues_with_what_is_missing(again, monkeyp
     assert capsys.readouterr().err.endswith(
         "vsae: stopped by SIGINT; run the same command again to continue\n"
     )
+
+
+AGAIN = "run the same command again to continue"
+
+
+def test_it_continues_from_every_place_where_it_can_be_stopped(
+    quickstart_run, quick_report, tmp_path, monkeypatch, capsys
+):
+    """Each time by the same command, and to the results of a quickstart that was not stopped."""
+    monkeypatch.chdir(tmp_path)
+    places = [
+        ("held-out text", cache_writer._Writer, "_columns", "nothing is cached yet"),
+        ("activations", cache_writer._Writer, "training_part", AGAIN),
+        ("first training", SAERun, "update", AGAIN),
+        ("first evaluation", loop, "measure", AGAIN),
+        ("second training", SAERun, "update", AGAIN),
+        ("table", reproducibility_of_folders, "measured", AGAIN),
+        ("report", report_page, "write_report", AGAIN),
+    ]
+    for what, owner, name, said in places:
+        assert stopped([], owner, name) == 130, what
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last == f"vsae: stopped by SIGINT; {said}", what
+    assert main(SHORT) == 0
+    for name in NAMES:
+        for file in ("ae.pt", "metrics.json"):
+            whole = quickstart_run[0] / FOLDER / name / file
+            assert (FOLDER / name / file).read_bytes() == whole.read_bytes(), (name, file)
+    assert (FOLDER / "report.html").is_file()
+
+
+def test_overwrite_starts_over_and_can_be_stopped_and_continued_too(
+    quickstart_run, quick_report, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(quickstart_run[0] / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    other = ["--steps", "8"]
+    assert stopped([*other, "--overwrite"], SAERun, "update") == 130
+    assert "again without --overwrite to continue" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*SHORT, *other]) == 0
+    assert [settings_of(FOLDER / name)["steps"] for name in NAMES] == [8, 8, 8, 8]
+    assert (FOLDER / "report.html").read_text().endswith(" 8"), (
+        "the page of the former SAEs is gone"
+    )
+
+
+def test_overwrite_replaces_a_cache_that_has_too_little_held_out_text(again, quick_report):
+    """Finished or not."""
+    manifest = FOLDER / "cache" / "manifest.json"
+    assert main([*SHORT, "--overwrite", "--eval-tokens", "130000"]) == 0
+    assert json.loads(manifest.read_text())["settings"]["eval_tokens"] == 130_000
+    manifest.rename(manifest.with_name("manifest.unfinished.json"))
+    assert main([*SHORT, "--overwrite", "--eval-tokens", "140000"]) == 0
+    assert json.loads(manifest.read_text())["settings"]["eval_tokens"] == 140_000
+    assert not manifest.with_name("manifest.unfinished.json").exists()
 
 
 def test_a_quickstart_that_is_stopped_before_there_is_a_cache_advises_nothing(
