@@ -28,7 +28,7 @@ from ..run_folder.files import at_home
 from ..run_folder.weights import hash_of
 from ..trainers.base import require_device
 from ..trainers.kernels.memory import keep_freed_memory
-from .text import why_unreachable
+from .text import why_not_fetched
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
 _EXPECTED = (
@@ -126,23 +126,13 @@ def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             f"language model {name!r} can't be loaded, there is no file {folder / CONFIG_NAME}:"
             f" {_EXPECTED}"
         )
-    offline = None if is_local else why_unreachable()
     with _quiet():
         try:
-            yield (
-                str(folder) if is_local else name,
-                {"local_files_only": offline is not None, "trust_remote_code": False},
-            )
+            yield str(folder) if is_local else name, {"trust_remote_code": False}
         except OSError as error:  # what transformers raises for a missing model, file or network
-            if offline:
-                raise LanguageModelError(
-                    f"language model {name!r} can't be loaded: it isn't in the cache, and {offline}:"
-                    " expected 'embedded' or a folder written by save_pretrained, e.g."
-                    " path/to/folder"
-                ) from error
             raise LanguageModelError(
                 f"language model {name!r} can't be loaded, locally or from the hub"
-                f" ({first_line(error)}): {_EXPECTED}"
+                f" ({first_line(error) if is_local else why_not_fetched(error)}): {_EXPECTED}"
             ) from error
         except UnpicklingError as error:  # torch advises to run what is in it
             raise LanguageModelError(

@@ -4,14 +4,10 @@ documents = open_text("embedded")    # an iterator of str
 """
 
 import hashlib
-import logging
-import os
 import random
 import re
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +17,6 @@ from ..errors import TextError, first_line
 from ..run_folder.files import at_home
 from .text_files import SUFFIXES, read_documents, text_of_row
 
-logger = logging.getLogger(__name__)
-
 EMBEDDED_TEXT = Path(__file__).parents[1] / "embedded" / "text" / "books.parquet"
 HELD_OUT_EVERY = 20  # if a text has no held-out part of its own
 _SPLIT_NAME = re.compile(
@@ -31,8 +25,6 @@ _SPLIT_NAME = re.compile(
 """test.txt, test-0.txt and the folder test, but not testament.txt."""
 _HASHED_WHOLE = 1 << 26  # bytes
 _PART = 1 << 16
-_WAIT = "HF_HUB_ETAG_TIMEOUT"  # huggingface_hub's own wait for a first answer
-_SECONDS = 2.0
 
 
 def open_text(
@@ -339,29 +331,20 @@ def _open_hub_set(name: str, split: Split, column: str) -> tuple[_Source, bool]:
     import datasets.config
 
     path, _, configuration = name.partition(":")
-    offline = why_unreachable()
     bars = not datasets.are_progress_bars_disabled()
     # datasets 3 can run a data set's own script. Later versions can't, and warn about the argument.
     runs_scripts = hasattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE")
     never: dict[str, Any] = {"trust_remote_code": False} if runs_scripts else {}
     datasets.disable_progress_bars()
     try:
-        with _from_the_cache() if offline else nullcontext():
-            splits: Any = datasets.load_dataset(
-                path, configuration or None, streaming=True, **never
-            )
+        splits: Any = datasets.load_dataset(path, configuration or None, streaming=True, **never)
     # OSError: no such data set, or no network. ValueError: no such configuration, or datasets 3 would
     # have to run a script. RuntimeError: later versions would.
     except (OSError, ValueError, RuntimeError) as error:
-        if offline and isinstance(error, OSError):
-            raise TextError(
-                f"no file or folder {name!r}, and no data set of this name in the cache; {offline}:"
-                f" expected 'embedded', or a file ({', '.join(SUFFIXES)}) or a folder of such files"
-            ) from error
         raise TextError(
             f"no file or folder {name!r}, and couldn't fetch a data set of this name from the hub"
-            f" ({first_line(error)}): expected 'embedded', an existing file or folder, or the name"
-            " of a data set on the hub, e.g. roneneldan/TinyStories"
+            f" ({why_not_fetched(error)}): expected 'embedded', an existing file ({', '.join(SUFFIXES)}) or"
+            " folder of such files, or the name of a data set on the hub, e.g. roneneldan/TinyStories"
         ) from error
     finally:
         if bars:
@@ -376,55 +359,9 @@ def _open_hub_set(name: str, split: Split, column: str) -> tuple[_Source, bool]:
     return _HubSet(splits[part], name, column), heldout is not None
 
 
-@contextmanager
-def _from_the_cache() -> Iterator[None]:
-    """Inside, `datasets` reads from its cache and asks the hub for nothing."""
-    import datasets.config
+def why_not_fetched(error: BaseException) -> str:
+    """Why the hub's libraries have not fetched something, in words."""
     from huggingface_hub import constants
 
-    modules: Any = (constants, datasets.config)
-    before = [module.HF_HUB_OFFLINE for module in modules]
-    for module in modules:
-        module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(modules, before, strict=True):
-            module.HF_HUB_OFFLINE = value
-
-
-def why_unreachable() -> str | None:
-    """Why the hub can't be asked for anything, or None if it can.
-
-    Without it, libraries try for half a minute. The first call takes two seconds at most, or
-    HF_HUB_ETAG_TIMEOUT; the answer is kept for the process.
-    """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, so the hub isn't asked"
-    if _answers(constants.ENDPOINT):
-        return None
-    return f"there is no connection to the hub ({constants.ENDPOINT})"
-
-
-@cache
-def _answers(endpoint: str) -> bool:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    seconds = float(constants.HF_HUB_ETAG_TIMEOUT) if _WAIT in os.environ else _SECONDS
-    reached = threading.Event()
-
-    def ask() -> None:
-        try:
-            get_session().head(endpoint, timeout=seconds)
-            reached.set()
-        except Exception as error:  # requests' or httpx's, by the version of huggingface_hub
-            logger.debug("%s does not answer: %s", endpoint, error)
-
-    # In a thread of its own: looking up a name has no time limit.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(seconds)
-    return reached.is_set()
+    is_offline = constants.HF_HUB_OFFLINE and isinstance(error, OSError)
+    return first_line(error) + ("; HF_HUB_OFFLINE is set" if is_offline else "")

@@ -28,6 +28,7 @@ SLOW = frozenset(
         "test_the_core_imports_no_sae_bench_no_fcntl_and_features_in_python_no_drawing",
         "test_what_is_left_or_failed_is_counted_with_the_command_that_continues",
         "test_offline",
+        "test_the_hub_is_not_probed",
         "test_torch_has_more_threads_than_it_uses_so_that_they_sleep",
         "test_where_numba_is_missing_torch_takes_over",
         # Several processes, started by torchrun.
