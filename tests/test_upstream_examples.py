@@ -139,15 +139,15 @@ def test_upstreams_end_to_end_test(end_to_end, model):
         load_upstream_dictionary(ours, "cpu")  # or else README need not name our own any more
 
 
-def test_its_folder_is_evaluated_by_our_command(end_to_end, capsys):
+def test_its_folder_is_evaluated_by_our_command(end_to_end, tmp_path, capsys):
     """lm_name is another model's name than the folder that the model is in."""
     hook = f"--hook=blocks.{LAYER}.hook_resid_post"
-    command = ["eval", end_to_end[0], "--model", "embedded", "--tokens", "128"]
+    command = ["eval", end_to_end[0], "--model", "embedded", "--tokens", "128", f"--out={tmp_path}"]
     assert main([*command, f"--hook=blocks.{LAYER + 1}.hook_resid_post"]) == 2
     assert f"trained on the output of layer {LAYER}, not on blocks.2" in capsys.readouterr().err
-    assert not (Path(end_to_end[0]) / "metrics.json").exists()
+    assert not (tmp_path / "metrics.json").exists()
     assert main([*command, hook]) == 0
-    metrics = json.loads((Path(end_to_end[0]) / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["tokens"], metrics["measured_on"]["ctx_len"]) == (128, CTX_LEN)
 
 

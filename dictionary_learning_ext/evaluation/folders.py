@@ -72,7 +72,8 @@ def evaluate_folders(
         folders: what names the SAEs, all trained on one language model. Those of one hook point are measured
             together.
         out: the folder to write metrics.json to; of several SAEs, it gets a folder for each. It then stands for
-            the SAE in all commands that measure. None: the SAE's own folder, unless another library wrote it.
+            the SAE in all commands that measure. None: the SAE's own folder, unless another library wrote it,
+            dictionary_learning included.
         tokens: held-out tokens. Default: as many as the runs' own evaluations (the largest).
         step: of the checkpoint to evaluate. Default: the final weights.
         model, hook, data, text_column: as in the run's config.json by default. Folders that upstream's `trainSAE`
@@ -97,7 +98,6 @@ def evaluate_folders(
         "max_norm_multiple": max_norm_multiple,
         "remove_bos": remove_bos,
     }
-    require(None in (step, out), "step", step, (Setting("out"), " to be left out beside it"))
     results_of = _results_folders(folders, step, out)
     runs = runs_of(folders, step, **where)
     require_one_setting(runs, [n for n in MEASURED_ON if n != "hook"], CheckpointError)

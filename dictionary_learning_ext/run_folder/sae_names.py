@@ -5,7 +5,7 @@
     RELEASE/ID                   an SAE in SAELens's table of releases, if SAELens is installed
     RESULTS                      what `vsae eval SAE --out RESULTS` wrote: stands for that SAE
 
-Results of an SAE go to its folder if this package or dictionary_learning wrote it, and else to `--out`.
+Results of an SAE go to its folder if this package wrote it, and else to `--out`.
 """
 
 import re
@@ -104,7 +104,7 @@ def results_folder(
     out: str | Path | None = None,
     give: Setting = _OUT,
 ) -> Path:
-    """Where the results of an SAE go: `out`, or its own folder if that is one of ours or upstream's.
+    """Where the results of an SAE go: `out`, or its own folder if that is one of ours.
 
     Arguments:
         give: the setting that says where, for messages.
@@ -113,11 +113,12 @@ def results_folder(
     """
     if out is None:
         place = place_of(name)
-        if place.results is not None:
+        library = _library_of(place.folder)
+        if place.results is not None and (library is None or place.results != place.folder):
             if not place.results.is_dir():
                 raise CheckpointError(f"{name}: no such folder; {EXPECTED}")
             return place.results
-        what = "comes from the hub" if _is_of_the_hub(name) else f"is {format_of(place.folder)}'s"
+        what = "comes from the hub" if _is_of_the_hub(name) else f"is {library}'s"
         raise ConfigError(
             f"{name}: its folder {what}, and nothing is written into it",
             instead=("say where the results go with ", give),
@@ -130,6 +131,15 @@ def results_folder(
             f"holds {what}", name="out", value=str(out), instead="give another folder"
         )
     return out
+
+
+def _library_of(folder: Path) -> str | None:
+    """Which other library wrote an SAE's folder; None for ours, and for any other folder."""
+    if (form := format_of(folder)) is not None:
+        return form
+    if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
+        return None
+    return None if "run" in read_json(folder / CONFIG, dict) else "dictionary_learning"
 
 
 def require_results_at(path: Path, setting: Setting) -> None:
@@ -148,11 +158,11 @@ def require_not_foreign(path: Path, setting: Setting) -> None:
     """Raise a ConfigError for a path in the folder of another library's SAE, or for that folder."""
     whole = target_of(path)
     for folder in (whole, *whole.parents):
-        form = format_of(folder)
-        if form == "Gemma Scope" and folder not in (whole, whole.parent):
+        library = _library_of(folder)
+        if library == "Gemma Scope" and folder not in (whole, whole.parent):
             continue  # further up, a params.npz may be anyone's
-        if form is not None:
-            what = f"holds an SAE of {form}, and nothing is written into that folder"
+        if library is not None:
+            what = f"holds an SAE of {library}, and nothing is written into that folder"
             raise ConfigError(
                 (setting, f": {folder} {what}"), name=setting.name, instead="give another place"
             )

@@ -9,7 +9,7 @@ import pytest
 import torch as t
 from interrupted_runs import sae_of
 from planted_sinks import saved_with_sinks
-from small_commands import refused, setting, trainer
+from small_commands import content, refused, setting, trainer
 
 from dictionary_learning_ext import RunConfig, VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.config.architectures import TRAINED
@@ -202,7 +202,12 @@ def test_without_tokens_the_largest_of_the_runs_own_numbers_is_taken():
     assert _own_tokens({"a": few}) == _own_tokens({"a": few, "b": none}) == 70
 
 
-def test_what_is_said_of_a_folder_of_upstreams_is_said_once(folder, tiny_lm_dir, caplog):
+@pytest.fixture
+def upstreams(folder, tiny_lm_dir):
+    """The run folder as upstream's `trainSAE` leaves one, and what an evaluation of it is given."""
+    for path in folder.iterdir():
+        if path.name not in ("ae.pt", "config.json", "checkpoints"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     path = folder / "config.json"
     config = json.loads(path.read_text())
     del config["run"]
@@ -210,11 +215,41 @@ def test_what_is_said_of_a_folder_of_upstreams_is_said_once(folder, tiny_lm_dir,
     config["trainer"]["submodule_name"] = "resid"
     path.write_text(json.dumps(config))
     hook = f"blocks.{config['trainer']['layer']}.hook_resid_post"
-    evaluate_folders([folder], tokens=64, model=str(tiny_lm_dir), hook=hook, data=None)
+    return folder, {"tokens": 64, "model": str(tiny_lm_dir), "hook": hook}
+
+
+def test_what_is_said_of_a_folder_of_upstreams_is_said_once(upstreams, tmp_path, caplog):
+    folder, where = upstreams
+    evaluate_folders([folder], out=tmp_path / "results", **where)
     said = [line for line in caplog.messages if "its settings don't say which" in line]
     assert len(said) == len(set(said)) == 2, said
 
 
-def test_a_checkpoints_results_do_not_go_elsewhere():
-    with pytest.raises(ConfigError, match=r"step=5: expected out to be left out beside it"):
-        evaluate_folders(["runs/x"], step=5, out="results/x")
+@pytest.mark.parametrize("out", [None, "{folder}", "{folder}/results"])
+def test_nothing_is_written_into_a_folder_of_upstreams(out, upstreams):
+    folder, where = upstreams
+    before = content(folder)
+    with pytest.raises(ConfigError, match=r"dictionary_learning.*out|out.*(holds|another)"):
+        evaluate_folders([folder], out=out and out.format(folder=folder), **where)
+    assert content(folder) == before
+
+
+def test_the_results_of_a_folder_of_upstreams_stand_for_it(upstreams, tmp_path):
+    folder, where = upstreams
+    before, out = content(folder), tmp_path / "results"
+    (metrics,) = evaluate_folders([folder], out=out, **where).values()
+    assert json.loads((out / "metrics.json").read_text())["sae"] == str(folder)
+    assert read_metrics(out)["fve"] == metrics["fve"]
+    (again,) = evaluate_folders([out], **where).values()
+    assert again["fve"] == metrics["fve"]
+    assert content(folder) == before
+
+
+def test_a_checkpoint_of_upstreams_too(upstreams, tmp_path):
+    folder, where = upstreams
+    checkpoint = folder / "checkpoints" / "ae_5.pt"
+    checkpoint.parent.mkdir(exist_ok=True)
+    shutil.copy(folder / "ae.pt", checkpoint)
+    written = []
+    evaluate_folders([folder], step=5, out=tmp_path / "results", on_written=written.append, **where)
+    assert written == [tmp_path / "results" / "evaluations" / "step_5.json"]
