@@ -25,6 +25,8 @@ _KEYS |= {"command", "run_cap"}
 _PARAMETER_KEYS = {"value", "values", "min", "max", "distribution"}
 _STARTS = {"preset", "config"}
 """What a run starts from: one of them, so that a typed one replaces the file's."""
+_OWN = {"save_dir", "overwrite", "resume"}
+"""What a sweep does itself, and no run is told."""
 _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform", "categorical", "constant")
 
 _MOST_DRAWS = 100
@@ -77,6 +79,11 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         if name in parameters:
             raise ConfigError(f"{path}: parameter {name!r} is there twice; remove one of them")
         parameters[name] = _choices(path, given, parameter)
+    if own := sorted(parameters.keys() & _OWN):
+        raise ConfigError(
+            f"{path}: parameter {own[0]!r}: a local sweep names, keeps and resumes its runs' folders itself",
+            instead="leave it out",
+        )
     method, cap = content.get("method"), content.get("run_cap")
     if cap is not None and (type(cap) is not int or not 1 <= cap <= _MOST_RUNS):
         raise ConfigError(f"{path}: run_cap is {cap!r}; expected 1 to {_MOST_RUNS:,} runs, e.g. 20")
@@ -202,11 +209,11 @@ def _flags(path: Path, content: dict[str, Any]) -> list[str]:
         )
     flags = words[2:-1]
     # A local sweep names and resumes its folders itself.
-    own = [flag for flag in flags if flag.startswith(("--resume", "--save-dir", "--save_dir"))]
+    own = [flag for flag in flags if _names([flag]) & _OWN]
     if unusable := [flag for flag in own if flag != "--resume=auto"]:
         raise ConfigError(
-            f"{path}: command has {unusable[0]}; expected no --save-dir, and --resume=auto or no "
-            "--resume"
+            f"{path}: command has {unusable[0]}; expected no --save-dir, no --overwrite, and "
+            "--resume=auto or no --resume"
         )
     return [flag for flag in flags if flag not in own]
 

@@ -211,8 +211,24 @@ BAD = {
     ),
     "a run to resume": (
         {"command": ["vsae", "train", "--resume", "auto", "${args}"]},
-        "command has --resume; expected no --save-dir, and --resume=auto",
+        "command has --resume; expected no --save-dir, .*--resume=auto",
     ),
+    "former runs replaced": (
+        {"command": ["vsae", "train", "--overwrite", "${args}"]},
+        "command has --overwrite; expected .*no --overwrite",
+    ),
+    **{
+        f"{name} swept": (
+            of(**{name: {"values": values}}),
+            "'" + name.replace("-", "_") + "'.*leave it out",
+        )
+        for name, values in {
+            "save_dir": ["x", "y"],
+            "save-dir": ["x"],
+            "overwrite": [True],
+            "resume": ["auto"],
+        }.items()
+    },
     "a data seed that is neither a number nor the seed": (
         of(data_seed={"value": "sed"}),
         r"sweep\.yaml: --data-seed sed",
