@@ -30,6 +30,8 @@ RETURNS = "returning > 0.7"
 _REMEDIES = "See `When it goes wrong` in docs/settings.md."
 _FEWEST_SELECTIONS = 10
 """How often the average feature must have been selected for `alive` to say anything."""
+_CE_RECOVERED = 1.01
+"""Beyond what rounding makes of all."""
 
 _LONGEST_LABEL = 24
 """Characters of a label, where fewer settings tell SAEs apart: a table of them fits 80 columns."""
@@ -68,7 +70,7 @@ def printed(
     if differing:
         parts.append("* Not a matched comparison: measured differently from the first row.")
         parts.append(_settings_table(marked, measured, differing, width))
-    trained = training(dict(configs))
+    trained = _trained(configs)
     different = [
         name
         for name in differing_settings(trained)
@@ -203,6 +205,10 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
         "The language model loses more than half of what its activations give: CE recovered is below 0.5.": (
             recovered is not None and recovered < 0.5
         ),
+        "CE recovered is above 1: the language model predicts better with the reconstruction than with its own "
+        "activations. It suits this text badly, or the tokens are few; the SAE is not better for it.": (
+            recovered is not None and recovered > _CE_RECOVERED
+        ),
         "More than a quarter of the features were never selected in the held-out tokens.": (
             alive is not None and alive < 0.75
         ),
@@ -219,10 +225,13 @@ def labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     Arguments:
         configs: each folder's config.json, by its path.
     """
+    return labels_of(_trained(configs))
+
+
+def _trained(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What was trained in each folder: its architecture, and `training`."""
     trained = training(dict(configs))
-    return labels_of(
-        {one: {"architecture": architecture_of(configs[one])} | trained[one] for one in configs}
-    )
+    return {one: {"architecture": architecture_of(configs[one])} | trained[one] for one in configs}
 
 
 def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

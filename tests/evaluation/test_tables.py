@@ -131,12 +131,14 @@ def test_settings_that_differ_beside_the_architecture_are_shown():
     lines = printed(results, {"a": one, "b": other}).splitlines()
     place = lines.index("These training settings also differ:")
     assert [line.split() for line in (lines[place + 2], *lines[place + 4 : place + 6])] == [
-        ["lr", "k"],
-        ["a", "0.0002", "8"],
-        ["b", "0.002", "16"],
+        ["architecture", "lr", "k"],
+        ["a", "vsae_top_k", "0.0002", "8"],
+        ["b", "top_k", "0.002", "16"],
     ]
     alike = config("top_k", beta=None, eval_tokens=200, save_dir="y")
-    assert "also differ" not in printed(results, {"a": one, "b": alike})
+    lines = printed(results, {"a": one, "b": alike}).splitlines()
+    assert [line.split() for line in lines[-2:]] == [["a", "vsae_top_k"], ["b", "top_k"]]
+    assert "also differ" not in printed(results, {"a": alike, "b": alike})
 
 
 def of_two_seeds(config):
@@ -222,6 +224,8 @@ SMALL = SAEConfig(dict_size=64)
         ({"fve": 0.49}, {"fve": 0.5}, ["The reconstruction"]),
         ({"fve": 0.4, "kl_per_token": 0.001}, {"kl_per_token": 0.001}, ["The reconstr", "The KL"]),
         ({"alive": 0.74}, {"alive": 0.75}, ["More than a quarter"]),
+        ({"frac_recovered": 0.49}, {"frac_recovered": 0.5}, ["The language model"]),
+        ({"frac_recovered": 1.11}, {"frac_recovered": 1.0}, ["CE recovered is above 1"]),
     ],
     ids=str,
 )
