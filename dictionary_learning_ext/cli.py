@@ -82,16 +82,17 @@ def main(arguments: list[str] | None = None) -> int:
             args = [*args[1:], "--help"]
         if not args or args[0] in ("-h", "--help"):
             lines = (f"  {name:<12}{each.flags.__doc__}" for name, each in COMMANDS.items())
-            print(_USAGE.format("\n".join(lines)))
+            print(_USAGE.format("\n".join(lines)), flush=True)
             return 0
         if args[0] == "--version":
-            print(f"vsae {version('dictionary-learning-ext')}")
+            print(f"vsae {version('dictionary-learning-ext')}", flush=True)
             return 0
         with joined():
             with processes.together():
                 command = _command(args[0], processes)
                 flags = parse(command, args[1:])
             command.run(flags)
+        sys.stdout.flush()  # so that its errors are ours to tell
     except UserError as error:
         if is_to_tell(error, processes):
             print(printable(f"vsae: {error.as_typed}"), file=sys.stderr, flush=True)
@@ -105,7 +106,26 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # as in `vsae train --help | head`
         sys.stdout = None
+    except OSError as error:  # as in `vsae train > /dev/full`
+        if not _is_of_the_output():
+            raise
+        sys.stdout = None
+        told = f"its output can't be written ({error.strerror or error})"
+        print(
+            f"vsae: {told}; free some space, or send it elsewhere. What is saved already is kept",
+            file=sys.stderr,
+        )
+        return 2
     return 0
+
+
+def _is_of_the_output() -> bool:
+    """Whether what was printed can't be written: what is left of it is refused again."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,10 +27,13 @@ from typing import (
     get_type_hints,
 )
 
+from ..activations.text_files import SUFFIXES
 from ..config.checks import described, likely, meant
 from ..config.help_texts import help_texts
 from ..config.run import NONE
 from ..errors import Setting, UserError, listed
+from ..run_folder.files import CONFIG
+from ..run_folder.foreign import HOOK_POINT
 
 F = TypeVar("F")
 
@@ -123,7 +126,7 @@ def parse(command: Command[F], args: list[str]) -> F:
     start = _start_of(command, texts_of(args))
     options = _options_of(start)
     if asked := _HELP & set(args):
-        print(_help(command, options, everything="--help-all" in asked))
+        print(_help(command, options, everything="--help-all" in asked), flush=True)
         raise SystemExit(0)
     see = f"(see `vsae {command.name} --help`)"
     typed, words, passed_on = _sorted(command, args, start, options, see)
@@ -262,9 +265,24 @@ def _split(
         elif _is_flag(word):
             raise UserError(f"{word}: flags start with two dashes; did you mean -{word}?")
         elif not takes_positional:
-            raise UserError(f"{word!r}: expected a flag, which starts with --, e.g. --{word}")
+            close = _settings_for(word, options)
+            ask = ("; did you mean ", *listed(close), "?") if close else ()
+            raise UserError((f"{word!r}: expected a flag, which starts with --", *ask))
         else:
             yield None, [word], []
+
+
+def _settings_for(word: str, names: Collection[str]) -> list[Setting]:
+    """What may be meant by a word that is no flag's value, among the flags of these names."""
+    if HOOK_POINT.fullmatch(word):
+        meant_by = [Setting("hook", word)]
+    elif (Path(word) / CONFIG).is_file():
+        meant_by = [Setting("config", word), Setting("resume", word)]
+    elif word.endswith(SUFFIXES):
+        meant_by = [Setting("data", word)]
+    else:
+        meant_by = [Setting(name) for name in likely(word.replace("-", "_"), names)]
+    return [each for each in meant_by if each.name in names]
 
 
 def _number_of_values(option: _Option | None, rest: list[str], takes_positional: bool) -> int:
