@@ -10,7 +10,6 @@ import math
 from dataclasses import asdict, make_dataclass
 from inspect import signature
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch as t

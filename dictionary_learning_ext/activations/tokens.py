@@ -313,6 +313,7 @@ def _padded(contexts: list[Tensor], ctx_len: int, tokenizer: Any) -> tuple[Tenso
 
 def no_context(run: RunConfig, split: Split) -> TextError:
     """What to raise where a run's text has not even one context."""
+    _require_documents(run)
     part = "training" if split == "train" else "held-out"
     return TextError(
         f"its {part} text has no whole context of {run.ctx_len} tokens",
@@ -321,6 +322,18 @@ def no_context(run: RunConfig, split: Split) -> TextError:
         expected="at least one",
         instead="use a longer text or a smaller ctx_len",
     )
+
+
+def _require_documents(run: RunConfig) -> None:
+    """Raise a TextError if a text in files is empty."""
+    text = open_text(run.data, column=run.text_column)
+    if text.file_bytes is not None and next(text, None) is None:
+        raise TextError(
+            "it is empty: there is no document in it, or they are all blank",
+            name="data",
+            value=run.data,
+            instead="give a text with documents",
+        )
 
 
 def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> None:
@@ -343,12 +356,16 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
     ):
         rows = _count(run, tokenizer, text, need)
         if rows < need:  # in a whole pass
+            if rows == 0:
+                _require_documents(run)
             what = f"the whole contexts of the text {run.data!r}"
             require_enough_tokens(what, max(0, rows - lost), run)
     text = open_text(run.data, split="heldout", column=run.text_column)
     if run.eval_tokens and text.file_bytes is not None:
         need = evaluation_batch(run.eval_tokens)
         if (rows := _count(run, tokenizer, text, need)) < need:
+            if rows == 0:
+                _require_documents(run)
             which = f" (every {HELD_OUT_EVERY}th document)" if text.every_20th else ""
             raise TextError(
                 f"the held-out part of {run.data!r}{which} has {rows:,} tokens",

@@ -118,6 +118,8 @@ class PushFlags:
     SparseCoder.load_from_hub. The SAEs are exported anew, so the language model is needed."""
     allow_inexact: bool = False
     """With --format: see export."""
+    tokens: int | None = None
+    """With --format: held-out tokens on which each export is compared with its SAE. Default: 10,000."""
     dry_run: bool = False
     """Only list the files that would be uploaded."""
     show_card: bool = False
@@ -136,6 +138,7 @@ def run_push(flags: PushFlags) -> None:
         public=flags.public,
         dry_run=is_dry,
         allow_inexact=flags.allow_inexact,
+        tokens=flags.tokens,
         **vars(flags.inputs),
     )
     if flags.show_card:

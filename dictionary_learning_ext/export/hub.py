@@ -16,7 +16,7 @@ import inspect
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,6 +68,7 @@ PushFormat = Literal["sae-lens", "sparsify"]
 _UNREACHABLE: Any = (OSError, *HfHubHTTPError.__bases__)
 CARD = "README.md"
 _TAGS = ("sparse-autoencoder", "dictionary_learning", "interpretability")
+_TAG_OF: dict[PushFormat, str] = {"sae-lens": "saelens", "sparsify": "sparsify"}
 _LOADING: dict[PushFormat, str] = {
     "sae-lens": """
 In SAELens:
@@ -314,7 +315,7 @@ def card(
             have one.
         of_others: for each format of another library, the place of an SAE in it.
     """
-    data = _card_data(repo, configs, metrics)
+    data = _card_data(repo, configs, metrics, of_others)
     trainers = {name: config["trainer"] for name, config in configs.items()}
     first = next(iter(trainers))
     names = [n for trainer in trainers.values() for n in trainer if n not in _UNINTERESTING]
@@ -380,9 +381,13 @@ def _where(trainer: dict[str, Any]) -> str:
 
 
 def _card_data(
-    repo: str, configs: dict[str, dict[str, Any]], metrics: dict[str, dict[str, Any]]
+    repo: str,
+    configs: dict[str, dict[str, Any]],
+    metrics: dict[str, dict[str, Any]],
+    of_others: Collection[PushFormat],
 ) -> ModelCardData:
-    """A card's metadata: library, tags, language models, texts and metrics.
+    """A card's metadata: library, tags (with the other libraries that read it), language models, texts and
+    metrics.
 
     The metrics make the card's model-index, from which the hub shows them. They are those that
     `vsae compare` shows. Where there are several SAEs, a metric's name ends in its SAE's.
@@ -415,7 +420,7 @@ def _card_data(
         library_name="dictionary_learning_ext",
         base_model=sorted(name for name in models if "/" in name) or None,
         datasets=sorted({text for text in texts.values() if text.count("/") == 1}) or None,
-        tags=[*_TAGS, *architectures],
+        tags=[*_TAGS, *architectures, *(_TAG_OF[form] for form in of_others)],
         model_name=repo.split("/")[1],
         eval_results=results or None,
     )

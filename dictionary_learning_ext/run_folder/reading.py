@@ -174,6 +174,8 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     try:
         with readable():
             path = path / CONFIG if path.is_dir() else path
+            if path.is_file() and path.suffix != ".json":
+                raise CheckpointError(f"{path}: not a {CONFIG}; {EXPECTED}, or its {CONFIG}")
             settings = settings_in(read_json(path, Any, "copy it again"), path)
     except FileNotFoundError as error:
         what = f"{path}: no such file or folder; {EXPECTED}, or its {CONFIG}"

@@ -139,7 +139,8 @@ def _library_of(folder: Path) -> str | None:
         return form
     if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
         return None
-    return None if "run" in read_json(folder / CONFIG, dict) else "dictionary_learning"
+    config = read_json(folder / CONFIG, dict)
+    return "dictionary_learning" if "trainer" in config and "run" not in config else None
 
 
 def require_results_at(path: Path, setting: Setting) -> None:

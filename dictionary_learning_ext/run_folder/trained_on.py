@@ -173,8 +173,8 @@ def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, 
     trainer = config["trainer"]
     if missing := [name for name in ("model", "hook") if known[name] is None]:
         unknown = {
-            "model": f"no certain language model (lm_name={trainer.get('lm_name')!r})",
-            "hook": f"no hook point (submodule_name={trainer.get('submodule_name')!r})",
+            "model": f"no certain language model{_only(trainer.get('lm_name'))}",
+            "hook": f"no hook point{_only(trainer.get('submodule_name'))}",
         }
         raise ConfigError(
             f"{folder}: its files name {' and '.join(unknown[name] for name in missing)}",
@@ -189,6 +189,11 @@ def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, 
     own = {name: known[name] for name in ("model", "hook")}
     own["eval_tokens"] = 0  # it has no evaluation of its own
     return TrainConfig().updated(found | own, str(folder)).run
+
+
+def _only(name: object) -> str:
+    """What a file has in the place of a name that is known."""
+    return "" if name is None else f" (only {str(name)!r})"
 
 
 def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> None:

@@ -376,6 +376,13 @@ def require_device(device: str | None, name: str = "device") -> None:
     None is torch's own choice.
     """
     try:
+        if device is not None:
+            t.device(device)
+    except RuntimeError as error:  # which lists all that torch may be built for
+        raise ConfigError(
+            name=name, value=device, expected="cpu, cuda or cuda:N, e.g. cuda:0"
+        ) from error
+    try:
         t.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise ConfigError(

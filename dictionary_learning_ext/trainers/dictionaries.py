@@ -16,6 +16,7 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 
 from ..config.checks import require
+from ..errors import ConfigError
 
 
 @runtime_checkable
@@ -105,6 +106,18 @@ class FromState:
         sae = sae.to(state["encoder.weight"])  # its device and dtype
         sae.load_state_dict(state)
         return sae
+
+
+def require_width(x: t.Tensor, activation_dim: int) -> None:
+    """Raise a ConfigError for activations of another width than an SAE takes.
+
+    nnsight's proxies, whose width isn't known yet, pass.
+    """
+    if isinstance(x, t.Tensor) and x.shape[-1:] != (activation_dim,):
+        raise ConfigError(
+            f"x has the shape {tuple(x.shape)}",
+            expected=f"activations of width {activation_dim}: (…, {activation_dim})",
+        )
 
 
 def require_scale(scale: float) -> None:

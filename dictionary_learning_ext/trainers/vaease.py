@@ -21,7 +21,7 @@ from ..config.run import Dtype
 from ..config.sae import VAEaseConfig
 from ..config.trainer_arguments import VAEaseArguments, require_known
 from .base import SamplingTrainer, product, require_device
-from .dictionaries import FromState, require_scale
+from .dictionaries import FromState, require_scale, require_width
 from .optimizers import GuardedAdam
 from .posterior import GatedPosterior
 
@@ -112,6 +112,7 @@ class VAEase(FromState, Dictionary):
             sample: draw from the posterior instead of taking its mean.
             generator: the source of the sample's noise. Default: torch's own generator.
         """
+        require_width(x, self.activation_dim)
         posterior = self.posterior(x)
         gate = posterior.gate
         z = posterior.sample(generator) if sample else posterior.mu

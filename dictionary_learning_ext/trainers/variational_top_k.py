@@ -33,7 +33,7 @@ from ..config.sae import (
 from ..config.trainer_arguments import PosteriorArguments, VSAEArguments, require_known
 from ..errors import ConfigError
 from .base import SamplingTopKTrainer, require_device
-from .dictionaries import FromState, require_scale
+from .dictionaries import FromState, require_scale, require_width
 from .kernels import compiled
 from .kernels.memory import keep_freed_memory
 from .kernels.products import StepForm
@@ -133,8 +133,10 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
             sample: draw from the posterior instead of taking its mean.
             generator: the source of the sample's noise. Default: torch's own generator.
 
-        Raises: ConfigError for `use_threshold` if the threshold was never set, or with `sample`.
+        Raises: ConfigError for `use_threshold` if the threshold was never set, or with `sample`; for `x` of
+        another width.
         """
+        require_width(x, self.activation_dim)
         centred = x.to(self.b_dec.dtype) - self.b_dec
         before_relu = self.encoder(centred)
         mu = before_relu.relu() if self.rectify else before_relu

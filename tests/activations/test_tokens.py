@@ -376,8 +376,8 @@ def test_a_held_out_file_that_is_too_short_is_refused(run_of, require, tmp_path)
             " use a longer text, or eval_tokens=0",
         ),
         ({"n": 40, "eval_tokens": 10_000_000}, "expected at least 2,048 to evaluate"),
-        ({"n": 0}, "have 0 tokens: expected 64 for 2 steps of 32; give at least 64 tokens"),
-        ({"n": 0, "text_packing": "truncate"}, "have 0 tokens: expected 64"),
+        ({"n": 0}, "it is empty"),
+        ({"n": 0, "text_packing": "truncate"}, "it is empty"),
     ],
 )  # fmt: skip
 def test_too_few_documents_are_refused(changes, said, run_of, require):

@@ -99,6 +99,7 @@ def test_two_of_sparsify_of_two_sizes(tokens, sparse, where, capsys):
     else:
         line = refused(command, capsys)
         assert "its files name no certain language model" in line
+        assert "lm_name" not in line
         assert "give --model; or use --tokens 0 to compare the decoder directions alone" in line
         assert main([*command, *where]) == 0
     found = json.loads(capsys.readouterr().out)

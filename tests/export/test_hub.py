@@ -360,7 +360,14 @@ def test_a_format_that_holds_none_of_them_is_refused(mixed):
 
 
 @pytest.mark.parametrize(
-    "flags", ["--allow-inexact True", "--model embedded", "--remove-bos False", "--device cuda"]
+    "flags",
+    [
+        "--allow-inexact True",
+        "--tokens 64",
+        "--model embedded",
+        "--remove-bos False",
+        "--device cuda",
+    ],
 )
 def test_what_an_export_needs_is_refused_without_a_format(flags, runs, capsys):
     assert main(["push", str(runs), "jane/saes", "--dry-run", *flags.split()]) == 2
@@ -459,6 +466,9 @@ def test_library_tags_base_model_and_texts():
     assert data.datasets == [TEXT], "embedded is no data set of the hub"
     assert {"sparse-autoencoder", "dictionary_learning", "top_k", "vsae_top_k"} <= set(data.tags)
     assert data.eval_results is None
+    assert "saelens" not in data.tags
+    of_others = {"sae-lens": "a"}
+    assert "saelens" in ModelCard(card("jane/saes", configs, {}, of_others)).data.tags
 
 
 def test_metrics_are_evaluation_results_of_the_text_that_was_measured_on():

@@ -66,10 +66,10 @@ def test_a_model_of_another_name_is_warned_of_and_used(config, made, caplog):
             "resid_post_layer_3",
             "here/pythia-70m",
             {"model": "gpt2"},
-            r"no hook point \(submodule_name='resid_post_layer_3'\); give hook$",
+            r"no hook point \(only 'resid_post_layer_3'\); give hook$",
         ),
-        (None, None, {}, r"no certain language model .*no hook.*; give model and hook$"),
-        ("blocks.2.hook_mlp_out", None, {}, r"no certain language model .*; give model$"),
+        (None, None, {}, r"no certain language model.*no hook.*; give model and hook$"),
+        ("blocks.2.hook_mlp_out", None, {}, r"no certain language model.*; give model$"),
     ],
 )
 def test_a_folder_of_upstreams_needs_what_it_does_not_name(hook, lm_name, given, message, made):

@@ -25,6 +25,7 @@ from dictionary_learning_ext.trainers.kernels import select, step
 from dictionary_learning_ext.trainers.kernels.products import StepForm
 from dictionary_learning_ext.trainers.kernels.step import StepObjective
 from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
+from dictionary_learning_ext.trainers.vaease import VAEase
 
 # --- the model
 
@@ -617,3 +618,12 @@ def test_an_option_without_effect_is_warned_of_by_name(choice, unused, caplog):
     del config["trainer_class"], config["dict_class"]
     VariationalTopKTrainer(**config)
     assert not caplog.records, "what a config holds is not a user's choice"
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (2, 3, 9), (9,), (4, 1)])
+def test_activations_of_another_width_are_named(shape):
+    for sae in (VariationalTopKAutoEncoder(8, 32, k=4), VAEase(8, 32)):
+        with pytest.raises(ConfigError, match=rf"{shape[-1]},?\).*expected activations of width 8"):
+            sae.encode(t.zeros(shape))
+        with pytest.raises(ConfigError, match="width 8"):
+            sae(t.zeros(shape))
