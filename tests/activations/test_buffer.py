@@ -136,6 +136,11 @@ def test_a_text_that_ends_names_the_tokens_handed_out(tiny_lm: LanguageModel, pa
     message = error_of(lambda: list(make_buffer(tiny_lm, iter(DOCUMENTS), out_batch_size=64)))
     said = f"ended after {64 * count} tokens: expected 64 for the next batch, found {left};"
     assert said in message
+    count, left = divmod(len(direct_rows(tiny_lm)), 7)
+    assert left
+    message = error_of(lambda: list(make_buffer(tiny_lm, iter(DOCUMENTS), out_batch_size=7)))
+    said = f"ended after {7 * count} tokens: expected 7 for the next batch, found {left};"
+    assert said in message, "those that the last whole fill has left count"
     message = error_of(lambda: list(make_buffer(tiny_lm, open_text(str(path)))))
     assert str(path) in message
     assert "text_passes" in message

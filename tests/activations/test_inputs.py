@@ -5,8 +5,10 @@ Each hook point has the batches that it has alone, in one pass of the model.
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from buffers import DOCUMENTS
@@ -15,7 +17,7 @@ from texts import write_jsonl
 
 from dictionary_learning_ext.activations.buffer import ResidualBuffer, in_step
 from dictionary_learning_ext.activations.hook_points import find_hook
-from dictionary_learning_ext.activations.inputs import open_inputs, open_model
+from dictionary_learning_ext.activations.inputs import cached_documents, open_inputs, open_model
 from dictionary_learning_ext.activations.language_models import settings_hash
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import Share
@@ -234,3 +236,51 @@ def test_a_text_without_a_context_is_refused(tiny_lm, tmp_path):
     run = RunConfig(data=str(tmp_path / "short.txt"), hook=HOOK)
     with pytest.raises(TextError, match="no whole context of 128 tokens"):
         list(open_inputs(run, [HOOK], language_model=tiny_lm).contexts(HOOK, "train", 100))
+
+
+def test_padding_is_marked_and_token_0_is_a_token(run, tmp_path):
+    """-1 and nothing else. Token 0 is the end-of-text token, and a document may hold it."""
+    documents = ["<|endoftext|>a cat", "the mat", "a <|endoftext|> b"]
+    path = write_jsonl(tmp_path / "short.jsonl", documents)
+    run = replace(run, data=str(path), text_packing="truncate", ctx_len=16)
+    inputs = open_inputs(run, [HOOK])
+    (batch,) = inputs.contexts(HOOK, "train", 1000)
+    tokenizer: Any = inputs.language_model.tokenizer
+    for row, wanted, document in zip(batch.input_ids_BL, batch.wanted_BL, documents, strict=True):
+        ids = tokenizer.encode(document)
+        assert row.tolist() == ids + [-1] * (16 - len(ids))
+        assert wanted.tolist() == [i < len(ids) for i in range(16)]
+
+
+def test_cached_documents_keep_token_0(tmp_path):
+    ids = np.array([[0, 5, 0, -1], [7, -1, -1, -1]], dtype=np.int32)
+    np.save(tmp_path / "documents.npy", ids)
+    manifest: Any = SimpleNamespace(documents=SimpleNamespace(name="documents.npy"))
+    ((found, mask),) = cached_documents(tmp_path, manifest, 2)
+    assert mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    assert found[mask.bool()].tolist() == [0, 5, 0, 7]
+
+
+def test_held_out_contexts_are_the_same_for_every_data_seed(run):
+    """Of a text with an order of its own. Those of the training text are not."""
+    ids = {}
+    for seed in (0, 1):
+        inputs = open_inputs(replace(run, data="embedded", data_seed=seed), [HOOK])
+        for split in ("train", "heldout"):
+            (batch, *_) = inputs.contexts(HOOK, split, 200)
+            ids[split, seed] = batch.input_ids_BL
+    assert torch.equal(ids["heldout", 0], ids["heldout", 1])
+    assert not torch.equal(ids["train", 0], ids["train", 1])
+
+
+def test_the_text_is_read_as_often_as_asked_for(run, tmp_path):
+    path = write_jsonl(tmp_path / "short.jsonl", DOCUMENTS)
+    run = replace(run, data=str(path), batch_size=32, n_ctxs=4)
+    numbers = []
+    for passes in (1, 3):
+        batches = open_inputs(replace(run, text_passes=passes), [HOOK]).training_batches()
+        with pytest.raises(TextError, match="text_passes"):
+            batches_of(batches, 10_000)
+        numbers.append(batches.tokens_seen().pop())
+    once, thrice = numbers
+    assert 0 < 3 * once <= thrice < 3 * once + 3 * 32

@@ -92,3 +92,9 @@ def test_another_data_seed_is_named_with_the_default_where_a_folder_lacks_it():
     now = TrainConfig().updated({"data_seed": 1}, "x").to_dict()
     with pytest.raises(ConfigError, match=r"the run has data_seed=0, not 1; give data_seed=0$"):
         require_same(was, now, "x", advice="give {former}")
+
+
+def test_saes_are_measured_every_so_many_steps_and_at_the_end():
+    run = RunConfig(steps=100, eval_every=30)
+    assert [step for step in range(101) if run.is_measured(step)] == [0, 30, 60, 90, 100]
+    assert not any(RunConfig(steps=100).is_measured(step) for step in range(101))

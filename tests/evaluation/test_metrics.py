@@ -1,14 +1,17 @@
 """A metric's row: how a value of it is shown, which is best, and where it is shown."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch as t
 
 from dictionary_learning_ext.evaluation.metrics import (
     PLACES,
     Metric,
     computed,
+    description_length,
     shown_in,
 )
 
@@ -63,3 +66,14 @@ def test_a_value_that_is_not_finite_is_null_and_the_reason_said(value):
     row = Metric("key", "definition", "label", lambda totals: value)
     reason = f"undefined for these activations (the formula gives {value})"
     assert computed(totals, [row]) == {"key": None, "not_measured": {"key": reason}}
+
+
+def test_the_description_length_counts_the_choice_of_features_and_what_is_left():
+    """In nats: the logarithm of how many sets of 2 of 6 features there are, and of a Gaussian residual of 8
+    numbers whose variance is a quarter."""
+    x = t.tensor([[2.0] * 8, [-2.0] * 8])
+    totals: Any = SimpleNamespace(
+        dict_size=6, activation_dim=8, residual=float(x.pow(2).sum()) / 4, mean=lambda name: 2.0
+    )
+    totals.total_variance = float(x.pow(2).sum())
+    assert description_length(totals) == pytest.approx(math.log(15) - 4 * math.log(4))

@@ -378,6 +378,8 @@ def test_all_weights_that_both_have_are_taken(source, other, options, short, tra
     for name, value in now.named_parameters():
         if name in weights:
             t.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-5)
+    assert was.threshold > 0
+    t.testing.assert_close(now.threshold, was.threshold, rtol=1e-4, atol=1e-5)
     if source == other:
         x = first_batch(run)
         t.testing.assert_close(now.log_var(x), was.log_var(x), rtol=1e-4, atol=1e-4)
