@@ -109,10 +109,12 @@ class FromState:
 
 
 def require_width(x: t.Tensor, activation_dim: int) -> None:
-    """Raise a ConfigError for activations of another width than an SAE takes.
+    """Raise a ConfigError for activations of another width than an SAE takes, and for what is no tensor.
 
     nnsight's proxies, whose width isn't known yet, pass.
     """
+    if not hasattr(x, "to"):
+        raise ConfigError(f"x is a {type(x).__name__}", expected="a tensor of activations")
     if isinstance(x, t.Tensor) and x.shape[-1:] != (activation_dim,):
         raise ConfigError(
             f"x has the shape {tuple(x.shape)}",

@@ -19,6 +19,7 @@ HOOK_1 = "blocks.1.hook_resid_post"
 REFUSED = {
     # A command
     "trian": "'trian': no such command; expected train, eval … did you mean 'train'?",
+    "--steps 5": "--steps: flags follow a command; expected one of train, eval",
     "report": "expected FOLDER (see",
     "compare": "expected FOLDER [FOLDER ...] (see",
     "push run": "expected FOLDER OWNER/NAME (see",

@@ -627,3 +627,5 @@ def test_activations_of_another_width_are_named(shape):
             sae.encode(t.zeros(shape))
         with pytest.raises(ConfigError, match="width 8"):
             sae(t.zeros(shape))
+        with pytest.raises(ConfigError, match="x is a list; expected a tensor"):
+            sae.encode(t.zeros(shape).tolist())
