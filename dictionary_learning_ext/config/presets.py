@@ -8,7 +8,7 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
-from .checks import require, require_sizes, require_type
+from .checks import require, require_choice, require_sizes, require_type
 from .run import TrainConfig
 from .sae import AuxKOptions, SAEConfig, TopKConfig, training_energy
 
@@ -84,7 +84,7 @@ def preset(name: str, steps: int | None = None) -> TrainConfig:
 
     Raises: ConfigError for an unknown name.
     """
-    require(name in PRESETS, "preset", name, "one of " + ", ".join(PRESETS))
+    require_choice("preset", name, PRESETS)
     config = TrainConfig().updated(PRESETS[name], f"preset {name}")
     return config if steps is None else config.for_steps(steps)
 

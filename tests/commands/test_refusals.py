@@ -71,7 +71,7 @@ REFUSED = {
     "train --posterior none": "--posterior none: expected one of fixed, learned",
     "train --text-packing None": "--text-packing None: expected one of pack, truncate (see",
     "train --normalize max": "--normalize max: expected one of sqrt_d, unit, none",
-    "train --preset papper": "--preset papper: expected one of recommended, paper",
+    "train --preset papper": "--preset papper: expected one of recommended, paper … did you mean 'paper'",
     "train {small} --hook blocks.9.hook_resid_post": "blocks.9 … blocks.{0..2}",
     "train {small} --hook blocks.0.hook_z": "KIND, where KIND is hook_resid_post, … hook_mlp_out;",
     "train {small} --hook blocks.0.hook_mlp_out,": "--hook blocks.0.hook_mlp_out,: expected different "
