@@ -41,7 +41,7 @@ test-saebench: .venv-saebench/installed
 			'test_docs.py::test_a_page_runs[sae_bench.md]' 'test_docs.py::test_a_page_runs[sae_lens.md]' \
 			experiments/test_reproducibility_parts.py::test_sae_bench_measures_each_folder \
 			experiments/test_size_matched.py activations/test_inputs_synthetic.py \
-			evaluation/test_measure_truth.py activations/test_synthetic.py \
+			evaluation/test_measure_truth.py activations/test_synthetic.py activations/test_synthetic_rows.py \
 			'test_docs.py::test_a_page_runs[ground_truth.md]')
 ifdef DICTIONARY_LEARNING_MAIN
 	PYTHONPATH=$(DICTIONARY_LEARNING_MAIN) OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \

@@ -65,8 +65,11 @@ class Truth(Protocol):
 
     vectors_TD: t.Tensor
     """Their directions."""
-    firing_BT: t.Tensor
-    """Their magnitudes in the batch handed out last, 0 where one doesn't fire."""
+
+    @property
+    def firing_BT(self) -> t.Tensor:
+        """Their magnitudes in the batch handed out last, 0 where one doesn't fire."""
+        ...
 
 
 class HeldOut(NamedTuple):

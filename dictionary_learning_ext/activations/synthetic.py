@@ -1,7 +1,7 @@
 """Batches that a synthetic model draws, and which of its true features fired at each.
 
-The model is SAELens's, and stays on the CPU: a batch is the same on every device. Batch n of a stream is
-drawn from a seed of its own, so the number of batches says where to resume.
+The model is SAELens's. Its rows are drawn by `synthetic_rows.py` on the CPU, so a batch is the same on every device.
+A row follows from the stream's seed and its number alone, so the number of rows says where to resume.
 
 Shapes: B rows, D = the width of a row, T true features.
 """
@@ -11,20 +11,24 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch as t
 
 from ..config.synthetic_models import SyntheticSettings, synthetic_settings
 from ..errors import ConfigError
 from ..run_folder.files import sha256_of
+from ..trainers.kernels.compiled import compiled_module, logging_compilation, map_row_blocks
 from .buffer import require_same_settings
 from .rows import drawn_seed
 from .tokens import WHOLE, Share
 
 logger = logging.getLogger(__name__)
 
-_ROWS_OF_THE_NORM = 16_384
+_ROWS_OF_THE_NORM, _ROWS_AT_ONCE = 16_384, 128
+_SAMPLER = 2
+"""Part of a model's hash. Count it up when the same settings draw other rows, so that no run continues with them."""
 
 
 def draw_model(model: str) -> Any:
@@ -88,7 +92,103 @@ def model_hash(model: str) -> str:
 
 
 def _made_from(settings: SyntheticSettings) -> dict[str, Any]:
-    return {**settings.config, "noise_std": settings.noise_std}
+    return {**settings.config, "noise_std": settings.noise_std, "sampler": _SAMPLER}
+
+
+class _Groups(NamedTuple):
+    """The groups of siblings of a model's trees, as `synthetic_rows.draw_rows` takes them."""
+
+    parentless_A: np.ndarray
+    groups_T: np.ndarray
+    members_G: np.ndarray
+    excludes_G: np.ndarray
+    scales_G: np.ndarray
+    siblings: np.ndarray
+
+    @classmethod
+    def of(cls, roots: list[Any], features: int) -> "_Groups":
+        """Of SAELens's `HierarchyNode`s. A node that is no feature passes its parent on to its children."""
+        groups: list[tuple[int, list[int], bool, bool]] = []
+        nodes = [(root, -1) for root in roots]
+        for node, parent in nodes:  # grows
+            here = parent if node.feature_index is None else node.feature_index
+            nodes += [(child, here) for child in node.children]
+            members = [c.feature_index for c in node.children if c.feature_index is not None]
+            excludes = node.mutually_exclusive_children and len(members) > 1
+            if members and (here >= 0 or excludes):
+                scales = here >= 0 and node.scale_children_by_parent
+                groups.append((here, members, excludes, scales))
+        groups.sort(key=lambda group: group[0])
+        siblings = np.array([member for group in groups for member in group[1]], np.int64)
+        return cls(
+            np.setdiff1d(np.arange(features), siblings),
+            np.searchsorted([group[0] for group in groups], np.arange(-1, features + 1)),
+            np.cumsum([0, *(len(group[1]) for group in groups)]),
+            np.array([group[2] for group in groups], bool),
+            np.array([group[3] for group in groups], bool),
+            siblings,
+        )
+
+
+class Sampler:
+    """Draws rows that are distributed as those of a synthetic model, plus Gaussian noise.
+
+    Arguments:
+        drawn: what `draw_model` returns.
+        noise_std: of the noise, in each dimension.
+    """
+
+    def __init__(self, drawn: Any, noise_std: float = 0.0):
+        generator = drawn.activation_generator
+        probability_T = generator.firing_probabilities.double()
+        threshold_T, weights_TR = t.special.ndtri(1 - probability_T), t.zeros(len(probability_T), 1)
+        if generator.low_rank_correlation is not None:
+            weights_TR, own_T = generator.low_rank_correlation
+            threshold_T = generator.correlation_thresholds / own_T
+            weights_TR = weights_TR / own_T[:, None]
+        groups = _Groups.of(drawn.hierarchy.roots if drawn.hierarchy else [], len(probability_T))
+        self.vectors_TD: t.Tensor = drawn.feature_dict.feature_vectors.detach().float()
+        self._model = (
+            _array(self.vectors_TD),
+            _array(drawn.feature_dict.bias),
+            np.float32(noise_std),
+            _array(weights_TR),
+            _array(threshold_T),
+            _array(generator.mean_firing_magnitudes),
+            _array(generator.std_firing_magnitudes),
+            groups.parentless_A,
+            _array(weights_TR[groups.parentless_A].T),
+            *groups[1:],
+        )
+        self._kernel = compiled_module(f"{__package__}.synthetic_rows")
+        with logging_compilation("the drawing of synthetic activations"):
+            self.rows(0, range(1))
+
+    def rows(
+        self, seed: int, numbers: range, *, with_firing: bool = False
+    ) -> tuple[t.Tensor, t.Tensor]:
+        """Rows of a stream, in float32, and the magnitudes of the features in them: (B, D) and (B, T).
+
+        Arguments:
+            seed: of the stream.
+            numbers: of the rows, from 0: some that follow one another.
+            with_firing: default: the second has no rows.
+        """
+        features, width = self.vectors_TD.shape
+        x_BD = t.empty(len(numbers), width)
+        firing_BT = t.zeros(len(numbers) if with_firing else 0, features)
+        x, firing = x_BD.numpy(), firing_BT.numpy()
+
+        def draw(rows: slice) -> None:
+            first = numbers.start + rows.start
+            self._kernel.draw_rows(np.uint64(seed), first, *self._model, x[rows], firing[rows])
+
+        map_row_blocks(draw, len(numbers), _ROWS_AT_ONCE)
+        return x_BD, firing_BT
+
+
+def _array(values: t.Tensor) -> np.ndarray:
+    return values.detach().float().contiguous().numpy()
 
 
 class SyntheticSource:
@@ -99,7 +199,7 @@ class SyntheticSource:
         drawn: what `draw_model` returns for it.
         stream: "train" or "heldout". Two streams share no seed.
         seed: of the samples.
-        share: of several processes each draws its own batches.
+        share: of several processes each draws its part of every batch. Together they draw what one would.
     """
 
     is_used_up = False  # nothing is filled: each batch is drawn when it is asked for
@@ -115,27 +215,36 @@ class SyntheticSource:
         device: str = "cpu",
         share: Share = WHOLE,
     ):
-        self._model, self._drawn, self._stream = model, drawn, stream
-        self._noise_std = synthetic_settings(model).noise_std
-        self._seed, self._share = seed, share
+        self._model, self._stream, self._seed, self._share = model, stream, seed, share
+        self._sampler = Sampler(drawn, synthetic_settings(model).noise_std)
+        self._stream_seed = drawn_seed(stream, seed)
         self.out_batch_size, self.device = out_batch_size, device
-        self.vectors_TD: t.Tensor = drawn.feature_dict.feature_vectors.detach()
-        self.firing_BT = t.zeros(0, len(self.vectors_TD))
+        self.vectors_TD = self._sampler.vectors_TD
         self.d_submodule = self.vectors_TD.shape[1]
         self.tokens_seen = 0
+        self._last = range(0)
+        self._firing_BT: t.Tensor | None = None
 
     def __iter__(self) -> "SyntheticSource":
         return self
 
     def __next__(self) -> t.Tensor:
-        x_BD, self.firing_BT = self._batch(self.tokens_seen // self.out_batch_size)
+        first = self.tokens_seen * self._share.count + self._share.rank * self.out_batch_size
+        self._last, self._firing_BT = range(first, first + self.out_batch_size), None
         self.tokens_seen += self.out_batch_size
-        return x_BD.to(self.device)
+        return self._sampler.rows(self._stream_seed, self._last)[0].to(self.device)
+
+    @property
+    def firing_BT(self) -> t.Tensor:
+        """The magnitudes in the batch handed out last, drawn again: training doesn't ask for them."""
+        if self._firing_BT is None:
+            drawn = self._sampler.rows(self._stream_seed, self._last, with_firing=True)
+            self._firing_BT = drawn[1]
+        return self._firing_BT
 
     def mean_squared_norm(self) -> float:
-        batches = max(1, _ROWS_OF_THE_NORM // self.out_batch_size)
-        squares = [float(self._batch(n)[0].square().sum(1).mean()) for n in range(batches)]
-        return sum(squares) / batches
+        x_BD, _ = self._sampler.rows(self._stream_seed, range(_ROWS_OF_THE_NORM))
+        return float(x_BD.square().sum(1).mean())
 
     def refreshing(self) -> Iterator[None]:
         return iter(())
@@ -162,14 +271,3 @@ class SyntheticSource:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         require_same_settings(state["config"], self._settings())
         self.tokens_seen = state["tokens_seen"]
-
-    def _batch(self, number: int) -> tuple[t.Tensor, t.Tensor]:
-        """A batch of the stream, by its number from 0, and its firings.
-
-        SAELens draws from torch's global generator, which is put back afterwards.
-        """
-        seed = drawn_seed(self._stream, self._seed, self._share.rank, number)
-        with t.random.fork_rng(devices=[]):
-            t.default_generator.manual_seed(seed)
-            x_BD, firing_BT = self._drawn.sample_with_features(self.out_batch_size)
-            return x_BD + self._noise_std * t.randn_like(x_BD), firing_BT

@@ -1,32 +1,35 @@
-"""Batches that a synthetic model draws. A stand-in of three features stands for SAELens's model."""
+"""Batches that a synthetic model draws. A stand-in of a few features stands for SAELens's model."""
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch as t
 
-from dictionary_learning_ext.activations.synthetic import SyntheticSource, draw_model
+from dictionary_learning_ext.activations.synthetic import Sampler, SyntheticSource, draw_model
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.config import synthetic_models
 from dictionary_learning_ext.errors import ConfigError
 
 VECTORS = t.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+HALF = t.full((3,), 0.5)
 
 
-class StandIn:
-    """Draws from torch's global generator, as SAELens's `SyntheticModel` does."""
-
-    class feature_dict:
-        feature_vectors = VECTORS
-
-    def sample_with_features(self, n):
-        firing_BT = t.rand(n, 3) * (t.rand(n, 3) < 0.5)
-        return firing_BT @ VECTORS, firing_BT
+def stand_in(vectors_TD=VECTORS, probability_T=HALF, std=0.3):
+    """Has what is read of SAELens's `SyntheticModel`."""
+    generator = SimpleNamespace(
+        firing_probabilities=probability_T,
+        low_rank_correlation=None,
+        mean_firing_magnitudes=t.ones(len(vectors_TD)),
+        std_firing_magnitudes=t.full((len(vectors_TD),), std),
+    )
+    directions = SimpleNamespace(feature_vectors=vectors_TD, bias=t.zeros(vectors_TD.shape[1]))
+    return SimpleNamespace(activation_generator=generator, feature_dict=directions, hierarchy=None)
 
 
 def source(**options):
-    return SyntheticSource("synthetic:small", StandIn(), **({"out_batch_size": 8} | options))
+    return SyntheticSource("synthetic:small", stand_in(), **({"out_batch_size": 8} | options))
 
 
 @pytest.fixture
@@ -39,6 +42,7 @@ def test_a_batch_is_made_of_the_features_that_fired(without_noise):
     rows = source()
     for _ in range(3):
         x_BD = next(rows)
+        assert (rows.firing_BT > 0).any()
         assert t.allclose(x_BD, rows.firing_BT @ rows.vectors_TD)
     assert rows.tokens_seen == 24
     assert rows.d_submodule == 2
@@ -49,6 +53,20 @@ def test_noise_has_the_standard_deviation_of_the_table():
     noise_BD = next(rows) - rows.firing_BT @ VECTORS
     expected = synthetic_models.SYNTHETIC_MODELS["small"].noise_std
     assert noise_BD.std() == pytest.approx(expected, rel=0.02)
+    assert noise_BD.mean() == pytest.approx(0, abs=0.001)
+    assert t.corrcoef(noise_BD.T)[0, 1] == pytest.approx(0, abs=0.02)
+
+
+def test_rare_features_fire_as_often_as_they_should():
+    """Among 2^16 equally likely normal numbers, none would be this rare."""
+    probability_T = t.tensor([5e-4, 1e-4, 1e-5, 3e-6])
+    sampler = Sampler(stand_in(t.eye(4), probability_T, std=0.0))
+    n, parts = 4_000_000, 8
+    fired_T = t.zeros(4)
+    for part in range(parts):
+        numbers = range(part * n // parts, (part + 1) * n // parts)
+        fired_T += sampler.rows(2, numbers)[0].sum(0)
+    assert ((fired_T - n * probability_T).abs() < 4 * (n * probability_T).sqrt()).all(), fired_T
 
 
 def test_batches_follow_from_the_seed_alone_and_leave_torchs_generator():
@@ -62,6 +80,31 @@ def test_batches_follow_from_the_seed_alone_and_leave_torchs_generator():
         assert not t.allclose(next(other), first)
     again = source()
     assert not t.allclose([next(again), next(again)][1], first)
+
+
+def test_a_row_depends_neither_on_the_batch_nor_on_the_threads():
+    before = t.get_num_threads()
+    try:
+        t.set_num_threads(1)
+        small = source(out_batch_size=50)
+        expected = t.cat([next(small) for _ in range(12)])
+        t.set_num_threads(2)
+        large = source(out_batch_size=600)
+        assert t.equal(next(large), expected)
+        firing_BT = large.firing_BT
+    finally:
+        t.set_num_threads(before)
+    assert t.equal(small.firing_BT, firing_BT[-50:])
+
+
+def test_several_processes_together_draw_what_one_would():
+    whole, parts = (
+        source(out_batch_size=12),
+        [source(out_batch_size=4, share=Share(i, 3)) for i in range(3)],
+    )
+    for _ in range(2):
+        assert t.equal(t.cat([next(part) for part in parts]), next(whole))
+    assert {each.mean_squared_norm() for each in (whole, *parts)} == {whole.mean_squared_norm()}
 
 
 def test_the_norm_is_that_of_the_first_rows_which_are_handed_out_later():

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
@@ -200,7 +201,7 @@ def _compiles(products: t.dtype) -> bool:
     Where numba can't compile it, this returns False, and warns.
     """
     try:
-        with _logging_what_is_compiled():
+        with logging_compilation("the selection of features"):
             products_BF = t.zeros(1, 4, dtype=products)
             noise, out = Noise("both", 1.0, 0), DrawnRows(1, 1, by_magnitude=False)
             out.draw(slice(0, 1), products_BF, t.zeros(4), False, t.ones(()), noise)
@@ -212,7 +213,7 @@ def _compiles(products: t.dtype) -> bool:
 
 
 @contextmanager
-def _logging_what_is_compiled() -> Iterator[None]:
+def logging_compilation(what: str) -> Iterator[None]:
     """Inside, say once if numba compiles. What it reads from its cache is no news."""
     from numba.core import event
 
@@ -221,7 +222,7 @@ def _logging_what_is_compiled() -> Iterator[None]:
 
         def on_start(self, event: Any) -> None:
             if not self.has_logged:
-                logger.info("compiling the selection of features (once; it is cached)")
+                logger.info("compiling %s (once; it is cached)", what)
             self.has_logged = True
 
         def on_end(self, event: Any) -> None:
@@ -231,11 +232,19 @@ def _logging_what_is_compiled() -> Iterator[None]:
         yield
 
 
-@functools.cache
 def _kernels() -> ModuleType:
-    """`row_kernels`. Where numba has no folder for its cache, it gets one that lives as long as the process."""
+    return compiled_module(f"{__package__}.row_kernels")
+
+
+@functools.cache
+def compiled_module(name: str) -> ModuleType:
+    """A module that numba compiles. Where numba has no folder for its cache, it gets one that lives as long as
+    the process.
+
+    Raises: ImportError if numba is missing.
+    """
     try:
-        from . import row_kernels
+        return import_module(name)
     except RuntimeError as error:
         if "no locator" not in str(error):
             raise
@@ -246,7 +255,6 @@ def _kernels() -> ModuleType:
         numba.config.CACHE_DIR = folder  # pyright: ignore[reportAttributeAccessIssue]
         logger.warning(
             "numba can write neither beside the package nor in the home folder: each process compiles "
-            "the selection of features again; set NUMBA_CACHE_DIR to a folder that can be written"
+            "again; set NUMBA_CACHE_DIR to a folder that can be written"
         )
-        from . import row_kernels
-    return row_kernels
+        return import_module(name)

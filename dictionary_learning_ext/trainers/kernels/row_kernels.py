@@ -24,7 +24,7 @@ _BOTH, _VALUES, _SELECTION = 1, 2, 3
 NOISE_CODES = {None: 0, "both": _BOTH, "values": _VALUES, "selection": _SELECTION}
 """Where noise acts, as a number; see `select.Draw`."""
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _INF = np.float32(np.inf)
@@ -90,7 +90,7 @@ def draw_rows(
             for j in range(n_features):
                 mu_F[j] = products_BF[row, j] + bias_F[j]
         std_F = std_BF[row % len(std_BF)]
-        row_key = _mixed(key ^ _mixed(np.uint64(first + row + 1) * _GOLDEN))
+        row_key = mixed(key ^ mixed(np.uint64(first + row + 1) * GOLDEN))
         if relative:
             std_B[row] = std_F[0] * _spread(mu_F)
             std_F = std_B[row : row + 1]
@@ -128,7 +128,7 @@ def draw_rows(
             smallest_B[row] = smallest
             if noise_on == _VALUES:
                 for i in range(k):
-                    bits = _mixed(row_key + np.uint64(i + 1) * _GOLDEN)
+                    bits = mixed(row_key + np.uint64(i + 1) * GOLDEN)
                     noise = values_of_normal[np.int64(bits >> np.uint64(48))]
                     std = std_F[0] if len(std_F) == 1 else std_F[places[i]]
                     values_BK[row, i] += noise * (noise_scale * std)
@@ -164,7 +164,7 @@ def _compared(row_F, by_magnitude, magnitude_F):
 
 
 @njit(inline="always")
-def _mixed(word):
+def mixed(word):
     """splitmix64's output function."""
     word = (word ^ (word >> np.uint64(30))) * _MIX_1
     word = (word ^ (word >> np.uint64(27))) * _MIX_2
@@ -175,7 +175,7 @@ def _mixed(word):
 def _add_noise(mu_F, std_F, scale, values_of_normal, key, out_F):
     has_one_std = len(std_F) == 1
     for word in range((len(mu_F) + 3) // 4):
-        bits = _mixed(key + np.uint64(word + 1) * _GOLDEN)
+        bits = mixed(key + np.uint64(word + 1) * GOLDEN)
         for part in range(4):
             j = 4 * word + part
             if j < len(mu_F):
