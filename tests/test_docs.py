@@ -69,6 +69,7 @@ def test_a_page_runs(page, guide_folder, tiny_lm_dir, monkeypatch):
             NEEDED[page.name], reason="needs the extra: pip install -e '.[saelens]'"
         )
     monkeypatch.chdir(guide_folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(guide_folder / "caches"))
     run_page(page, tiny_lm_dir, skips=NOT_HERE)
 
 

@@ -9,15 +9,19 @@ Shapes: B rows, D = the width of a row, T true features.
 import hashlib
 import json
 import logging
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as t
 
 from ..config.synthetic_models import SyntheticSettings, synthetic_settings
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 from ..run_folder.files import sha256_of
 from ..trainers.kernels.compiled import compiled_module, logging_compilation, map_row_blocks
 from .buffer import require_same_settings
@@ -32,28 +36,44 @@ _SAMPLER = 2
 
 
 def draw_model(model: str) -> Any:
-    """SAELens's `SyntheticModel` of `synthetic:NAME`: always the same one. `.save(folder)` keeps it.
+    """SAELens's `SyntheticModel` of `synthetic:NAME`: always the same one. `.save(folder)` saves it.
 
-    Raises: ConfigError if there is no such model, or SAELens isn't installed.
+    A model of the table is drawn once, and kept in the user's cache folder: $XDG_CACHE_HOME or ~/.cache.
+
+    Raises: ConfigError if there is no such model, it can't be read, or SAELens isn't installed.
     """
     settings = synthetic_settings(model)
     try:
-        from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
-            SyntheticModel,
-            SyntheticModelConfig,
-        )
+        import sae_lens.synthetic as sae_lens  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(
             name="model",
             value=model,
-            expected=f"SAELens, which draws these activations ({error})",
+            expected=f"SAELens, which draws these models ({error})",
             instead="install it: pip install 'dictionary-learning-ext[synthetic]'",
         ) from error
-    if settings.folder is not None:
-        return SyntheticModel.load_from_disk(settings.folder)
-    config = SyntheticModelConfig.from_dict(settings.config)
+    folder = settings.folder or _kept(model)
+    if settings.folder is None and not folder.is_dir():
+        drawn = _draw(model, sae_lens)
+        _keep(drawn, folder)
+        return drawn
+    try:
+        return sae_lens.SyntheticModel.load_from_disk(folder)
+    except Exception as error:  # of many kinds: of JSON, safetensors and SAELens
+        again = "save it again" if settings.folder else "delete the folder to draw it again"
+        raise ConfigError(
+            name="model",
+            value=model,
+            expected=f"a model that SAELens can read in {folder} ({first_line(error)})",
+            instead=again,
+        ) from error
+
+
+def _draw(model: str, sae_lens: Any) -> Any:
+    settings = synthetic_settings(model)
+    config = sae_lens.SyntheticModelConfig.from_dict(settings.config)
     more_orthogonal, config.orthogonalization = config.orthogonalization, None
-    drawn = SyntheticModel(config)
+    drawn = sae_lens.SyntheticModel(config)
     if more_orthogonal is not None:
         vectors_TD = drawn.feature_dict.feature_vectors
         logger.info("%s: making %s directions more orthogonal", model, f"{settings.features:,}")
@@ -62,6 +82,33 @@ def draw_model(model: str) -> Any:
         )
         config.orthogonalization = more_orthogonal
     return drawn
+
+
+def _kept(model: str) -> Path:
+    """Where a model of the table is kept: by what it is made from."""
+    given = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    caches = given if given.is_absolute() else Path.home() / ".cache"
+    name = f"{model.replace(':', '-')}-{model_hash(model)[:16]}"
+    return caches / "dictionary_learning_ext" / name
+
+
+def _keep(drawn: Any, folder: Path) -> None:
+    """The whole folder or nothing."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+        try:
+            drawn.save(unfinished)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        if not folder.is_dir():  # otherwise another process was first
+            logger.warning(
+                "the synthetic model can't be kept, so the next run draws it again (%s); set XDG_CACHE_HOME to"
+                " a folder that can be written",
+                first_line(error),
+            )
 
 
 def _more_orthogonal(vectors_TD: t.Tensor, *, steps: int, lr: float) -> t.Tensor:

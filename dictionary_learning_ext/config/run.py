@@ -39,8 +39,8 @@ class RunConfig(Checked):
 
     model: str = "embedded"
     """The language model: embedded (shipped with the package), a folder written by
-    save_pretrained, or a name on the hub. synthetic:small or synthetic:large: activations drawn
-    from known features. Paper: EleutherAI/pythia-70m."""
+    save_pretrained, or a name on the hub. synthetic:small, synthetic:large or synthetic:bench-16k:
+    activations drawn from known features. Paper: EleutherAI/pythia-70m."""
     hook: str = "blocks.0.hook_resid_post"
     """Where activations are read, in TransformerLens's naming; see vsae hooks. Names separated by
     commas train one SAE for each, on the same text, into --save-dir. Paper:

@@ -77,7 +77,8 @@ _LARGE = _SMALL | {
     "correlation": {"rank": 32, "correlation_scale": 0.1},
 }
 _BENCH_16K: dict[str, Any] = {
-    # SynthSAEBench-16k (Chanin & Garriga-Alonso 2026, arXiv 2602.14687), by its published configuration.
+    # SynthSAEBench-16k (Chanin & Garriga-Alonso 2026, arXiv 2602.14687), version 2, by its published configuration.
+    # Version 1 was uploaded without scale_children_by_parent.
     "num_features": 16_384,
     "hidden_dim": 768,
     "firing_probability": {

@@ -1,6 +1,7 @@
 """Training, evaluating and comparing SAEs on SAELens's synthetic models."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from small_commands import refused
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import language_models
+from dictionary_learning_ext.activations import synthetic as synthetic_activations
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.synthetic import Sampler, draw_model, model_hash
 from dictionary_learning_ext.cli import main
@@ -28,8 +30,10 @@ TINY = "synthetic:tiny"
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    """A model of 40 features in 16 dimensions; and no language model can be loaded."""
+def tiny(monkeypatch, tmp_path_factory):
+    """A model of 40 features in 16 dimensions, with a cache folder of its own; and no language model can be
+    loaded."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
     small = synthetic_models.SYNTHETIC_MODELS["small"]
     sizes = {"num_features": 40, "hidden_dim": 16}
     trees = small.config["hierarchy"] | {"total_root_nodes": 2, "branching_factor": 3}
@@ -67,9 +71,73 @@ def test_a_model_is_the_same_every_time_and_quiet(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def kept():
+    return list((Path(os.environ["XDG_CACHE_HOME"]) / "dictionary_learning_ext").iterdir())
+
+
 def of_the_rows(model):
     """All that the rows depend on, as arrays."""
     return Sampler(model)._model
+
+
+def test_a_model_is_drawn_once_and_kept_by_what_it_is_made_from(monkeypatch):
+    drawn = draw_model(TINY)
+    (folder,) = kept()
+    before = (folder / "synthetic_model.safetensors").stat()
+    for array, again in zip(of_the_rows(drawn), of_the_rows(draw_model(TINY)), strict=True):
+        assert np.array_equal(array, again)
+    assert (folder / "synthetic_model.safetensors").stat() == before
+    row = synthetic_models.SYNTHETIC_MODELS["tiny"]
+    changed = replace(row, config=row.config | {"seed": 1})
+    monkeypatch.setitem(synthetic_models.SYNTHETIC_MODELS, "tiny", changed)
+    other = draw_model(TINY)
+    assert not t.equal(other.feature_dict.feature_vectors, drawn.feature_dict.feature_vectors)
+    assert len(kept()) == 2
+
+
+@pytest.mark.parametrize("given", ["", "relative"])
+def test_without_a_cache_folder_of_the_users_it_is_that_of_the_home_folder(
+    given, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", given)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    draw_model(TINY)
+    assert len(list((tmp_path / ".cache" / "dictionary_learning_ext").iterdir())) == 1
+
+
+def test_a_kept_model_that_is_damaged_is_one_line_that_names_the_folder(capsys):
+    draw_model(TINY)
+    (folder,) = kept()
+    (folder / "synthetic_model.safetensors").write_bytes(b"damaged")
+    line = refused(["train", f"--model={TINY}"], capsys)
+    assert line.startswith(
+        f"vsae: --model {TINY}: expected a model that SAELens can read in {folder}"
+    )
+    assert line.endswith("; delete the folder to draw it again")
+
+
+def test_a_saved_model_that_is_damaged_is_one_line(tmp_path, capsys):
+    draw_model(TINY).save(tmp_path)
+    (tmp_path / "synthetic_model.safetensors").unlink()
+    line = refused(["train", f"--model=synthetic:{tmp_path}"], capsys)
+    assert f"expected a model that SAELens can read in {tmp_path}" in line
+    assert line.endswith("; save it again")
+
+
+def test_where_it_can_not_be_kept_it_is_drawn_with_a_warning(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert draw_model(TINY).cfg.num_features == 40
+    (message,) = caplog.messages
+    assert "set XDG_CACHE_HOME" in message
+
+
+def test_of_two_processes_that_draw_at_once_the_first_keeps_it(caplog):
+    drawn = draw_model(TINY)
+    (folder,) = kept()
+    synthetic_activations._keep(drawn, folder)
+    assert kept() == [folder]
+    assert not caplog.messages
 
 
 def test_a_run_that_is_stopped_ends_as_one_that_is_not(run, tmp_path, monkeypatch):
