@@ -40,7 +40,7 @@ test-saebench: .venv-saebench/installed
 			activations/test_stored_sae_lens.py \
 			'test_docs.py::test_a_page_runs[sae_bench.md]' 'test_docs.py::test_a_page_runs[sae_lens.md]' \
 			experiments/test_reproducibility_parts.py::test_sae_bench_measures_each_folder \
-			experiments/test_size_matched.py activations/test_inputs_synthetic.py \
+			experiments/test_size_matched.py experiments/test_synth_16k.py activations/test_inputs_synthetic.py \
 			evaluation/test_measure_truth.py activations/test_synthetic.py activations/test_synthetic_rows.py \
 			'test_docs.py::test_a_page_runs[ground_truth.md]')
 ifdef DICTIONARY_LEARNING_MAIN

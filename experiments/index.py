@@ -152,10 +152,10 @@ EXPERIMENTS = (
     ),
     Experiment(
         "ground_truth.synth_16k",
-        "How much of SynthSAEBench-16k's truth do TopK and vSAEs find?",
-        minutes="90",
+        "How much of SynthSAEBench-16k's truth do TopK, BatchTopK and vSAEs find?",
+        minutes="540",
         stages=("train", "tables"),
-        needs="[saelens]",
+        needs="[synthetic]",
         pages=("synth_16k.md",),
     ),
     Experiment(

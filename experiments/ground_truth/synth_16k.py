@@ -1,12 +1,13 @@
-"""How much of SynthSAEBench-16k's truth do TopK and vSAEs find?
+"""How much of SynthSAEBench-16k's truth do TopK, BatchTopK and vSAEs find, at a tenth of its protocol?
 
-    python -m experiments.ground_truth.synth_16k train                     # draw, train, measure, write the page
-    python -m experiments.ground_truth.synth_16k train --samples 200000000 # the benchmark's protocol, on a GPU
+    python -m experiments.ground_truth.synth_16k train                     # train, measure, write the page
     python -m experiments.ground_truth.synth_16k tables                    # write the page's tables again
 
-The benchmark (Chanin & Garriga-Alonso 2026, arXiv 2602.14687) trains SAEs of width 4,096 on 200 million samples in
-batches of 1,024. A laptop has time for about a two-hundredth of that: each row says how many samples it saw. Everything
-needs [saelens]. It can be stopped at any time: what is drawn or trained is kept.
+    ... train --arms TopK BatchTopK --seeds 0 1                            # these rows alone
+    ... train --samples 200000000                                          # the benchmark's length: for a GPU
+
+PROTOCOL_SYNTH_16K.md was written before. Needs [synthetic]. It can be stopped at any time: a row that is there is not made
+again, and the training that was stopped is continued. Every row is written when it is measured.
 """
 
 import time
@@ -15,139 +16,164 @@ from pathlib import Path
 from typing import Any
 
 import torch as t
-from safetensors.torch import save_file
 
 from dictionary_learning_ext import RunConfig, load_dictionary
-from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.synthetic import SyntheticSource, draw_model
-from dictionary_learning_ext.config.synthetic_models import NO_HOOK, settings_of_run
-from dictionary_learning_ext.evaluation.measure import measure
+from dictionary_learning_ext.config.synthetic_models import settings_of_run
 from dictionary_learning_ext.features.directions import decoder_directions
-from dictionary_learning_ext.features.reproducibility import RETURNING, reproducibility
 from dictionary_learning_ext.run_folder.files import WEIGHTS
 from experiments import raw_results
-from experiments.pages import each, table
+from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.reproducibility.settings import RIVALS, SAMPLED, Options, Setting
+from experiments.speed.timing import cpu
 from experiments.stages import Page, Stages
 from experiments.trained_saes import train_missing
 
-NAME = "synthetic:bench-16k"
-WIDTH, K, SEEDS, BATCH = 4096, 25, (0, 1), 1024
-PROTOCOL = 200_000_000
-LR = {PROTOCOL: 3e-4}
-"""The protocol's; shorter runs have 1e-3, with which they come further."""
-PART, TOKENS = 1 << 15, 20_000
+MODEL = "synthetic:bench-16k"
+WIDTH, K, BATCH, LR = 4096, 25, 1024, 3e-4
+SAMPLES, HELD_OUT, HELD_OUT_BATCH = 20_000_000, 102_400, 1024
 RUNS, RAW = Path("runs/synth_16k"), RESULTS / "synth_16k.json"
 ARMS: dict[str, Options] = {
-    "TopK": {"architecture": "top_k"},
+    "TopK": RIVALS["TopK"],
+    "BatchTopK": RIVALS["BatchTopK"],
     "recommended": SAMPLED["noise 0.3, penalty 0.03"],
-    "Probabilistic TopK": RIVALS["Probabilistic TopK, T from 1"],
+    "Matryoshka": {
+        "architecture": "matryoshka",
+        "group_fractions": (1 / 32, 3 / 32, 12 / 32, 16 / 32),
+    },
 }
 SHOWN = {
-    "fve": "FVE",
-    "true_mcc": "true MCC",
-    "firing_f1": "F1 of firing",
+    "f1_score": "F1",
+    "mcc": "MCC",
+    "explained_variance": "explained variance",
     "uniqueness": "uniqueness",
-    "near_dead_0.1": "near-dead < 0.1",
-    "pw_mcc": "PW-MCC",
-    "returning": "returning, 0.7",
+    "precision": "precision",
+    "recall": "recall",
+    "sae_l0": "L0",
+    "dead_latents": "dead",
 }
+DIGITS = {"sae_l0": 1, "dead_latents": 0}
+PUBLISHED = {
+    "BatchTopK": (0.7316, 0.7574, 0.7923, 0.9837),
+    "Matryoshka": (0.8793, 0.7927, 0.7792, 0.9987),
+    "JumpReLU": (0.7317, 0.7527, 0.7951, 0.9885),
+    "Standard L1": (0.5562, 0.6039, 0.7654, 0.8976),
+    "Matching Pursuit": (0.4464, 0.6930, 0.8351, 0.8281),
+}
+"""The first four of SHOWN, on SAELens's page of the benchmark: means of five seeds, 200 million samples."""
 
 
-def drawn() -> str:
-    """The benchmark's model, drawn once and kept: as a `--model`."""
-    folder = RUNS / "model"
-    if not folder.exists():
-        unfinished = folder.with_suffix(".unfinished")
-        draw_model(NAME).save(unfinished)
-        unfinished.rename(folder)
-    return f"synthetic:{folder}"
+def trained(arm: str, seed: int, samples: int) -> Path:
+    """The run folder of an SAE, which is trained or continued if it isn't finished."""
+    steps = samples // BATCH
+    run = RunConfig(
+        **settings_of_run(MODEL),
+        data_seed=seed,
+        steps=steps,
+        batch_size=BATCH,
+        dtype="bfloat16",
+        eval_tokens=0,
+        log_steps=max(1, steps // 100),
+        overwrite=True,
+    )
+    sae = Setting("", "", 768, dict_size=WIDTH, k=K, steps=steps, lr=LR).sae(
+        ARMS[arm] | {"decay_start": None}, seed
+    )
+    name = arm.replace(" ", "-")
+    return train_missing(run, RUNS / str(samples) / str(seed), {name: sae}, WEIGHTS)[name]
 
 
-def samples_of(model: str, samples: int) -> Path:
-    """The folder of that many samples. Parts that are there are not drawn again."""
-    folder = RUNS / f"samples_{samples}"
-    folder.mkdir(parents=True, exist_ok=True)
-    source = SyntheticSource(model, draw_model(model), out_batch_size=BATCH)
-    for number in range(-(-samples // PART)):
-        path = folder / f"{number:05d}.safetensors"
-        if path.exists():
-            source.tokens_seen += PART
-            continue
-        # Batches, since SAELens holds several values for each true feature and row.
-        x_ND = t.cat([next(source) for _ in range(PART // BATCH)])
-        x_ND = x_ND[: samples - number * PART].contiguous()
-        save_file({"activations": x_ND}, path.with_suffix(".unfinished"))
-        path.with_suffix(".unfinished").rename(path)
-    return folder
+class _HeldOut:
+    """Held-out samples, as SAELens's evaluation asks its generator and its feature dictionary for them."""
+
+    def __init__(self):
+        self._source = SyntheticSource(
+            MODEL, draw_model(MODEL), stream="heldout", out_batch_size=HELD_OUT_BATCH
+        )
+        self.feature_vectors = self._source.vectors_TD
+
+    def sample(self, batch_size: int) -> t.Tensor:
+        assert batch_size == HELD_OUT_BATCH
+        self._x_BD = next(self._source)
+        return self._source.firing_BT
+
+    def __call__(self, firing_BT: t.Tensor) -> t.Tensor:
+        return self._x_BD
+
+
+class _SAE:
+    """An SAE of ours, as SAELens's evaluation asks for it."""
+
+    def __init__(self, folder: Path):
+        self._sae: Any = load_dictionary(folder)[0]
+        self.W_dec = decoder_directions(self._sae)
+        self.encode, self.decode = self._sae.encode, self._sae.decode
+
+    def eval(self) -> None:
+        self._sae.eval()
+
+
+def measured(folder: Path) -> dict[str, float]:
+    """SAELens's own measures of an SAE, on samples that nothing was trained on."""
+    from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
+        eval_sae_on_synthetic_data,
+    )
+
+    held_out: Any = _HeldOut()
+    sae: Any = _SAE(folder)
+    found = eval_sae_on_synthetic_data(sae, held_out, held_out, HELD_OUT, HELD_OUT_BATCH).to_dict()
+    return found.pop("classification") | found
 
 
 def train(arguments: Namespace) -> None:
     t.set_num_threads(arguments.threads)
-    began, samples = time.monotonic(), arguments.samples
-    model = drawn()
-    steps = samples // BATCH
-    setting = Setting("", "", 768, dict_size=WIDTH, k=K, steps=steps, lr=LR.get(samples, 1e-3))
-    folders: dict[tuple[str, int], Path] = {}
-    source = samples_of(model, samples)
-    for seed in SEEDS:
-        run = RunConfig(
-            activations=str(source),
-            data_seed=seed,
-            text_passes=2,  # the last 5% are held out
-            steps=steps,
-            batch_size=BATCH,
-            eval_tokens=0,  # the truth is not in the folder: rows_of measures
-            log_steps=max(1, steps // 4),
-            save_every="none",
-            overwrite=True,
-        )
-        saes = {arm.replace(" ", "-"): setting.sae(own, seed) for arm, own in ARMS.items()}
-        found = train_missing(run, RUNS / str(samples) / str(seed), saes, finished=WEIGHTS)
-        folders |= {(arm, seed): found[arm.replace(" ", "-")] for arm in ARMS}
-    content = raw_results.read_or(RAW, {"parts": {}, "rows": []})
-    part = str(samples)
-    content["rows"] = [row for row in content["rows"] if row["samples"] != samples]
-    content["rows"] += [{"samples": samples} | row for row in rows_of(model, folders)]
-    content["parts"][part] = about(began, content["parts"].get(part))
-    raw_results.write(RAW, content)
+    for seed in arguments.seeds:
+        for arm in arguments.arms:
+            name = f"{arm}, seed {seed}, {arguments.samples:,} samples"
+            if name in read()["rows"]:
+                continue
+            began, row = time.monotonic(), None
+            try:
+                row = measured(trained(arm, seed, arguments.samples))
+            finally:  # the minutes of a training that is stopped count, too
+                content = read()
+                about_it = about(began, content["parts"].get(name))
+                content["parts"][name] = about_it | {"cpu": cpu(), "threads": arguments.threads}
+                if row is not None:
+                    content["rows"][name] = row
+                raw_results.write(RAW, content)
 
 
-def rows_of(model: str, folders: dict[tuple[str, int], Path]) -> list[dict[str, Any]]:
-    """A row for each SAE: SAELens's measures of the truth, and return across the seeds of its arm."""
-    loaded = {key: load_dictionary(folder) for key, folder in folders.items()}
-    inputs = open_inputs(RunConfig(**settings_of_run(model), eval_tokens=TOKENS), [NO_HOOK])
-    saes = {
-        str(key): (sae, config["trainer"]["norm_factor"]) for key, (sae, config) in loaded.items()
-    }
-    measured = measure(saes, inputs.held_out(NO_HOOK, TOKENS), TOKENS)
-    rows = []
-    for arm in ARMS:
-        own = {str(seed): decoder_directions(loaded[arm, seed][0]) for seed in SEEDS}
-        found = reproducibility(own)
-        for seed in SEEDS:
-            metrics = measured[str((arm, seed))]
-            row = {"arm": arm, "seed": seed, "pw_mcc": found.pair.pw_mcc}
-            row["returning"] = found.returning(str(seed))[RETURNING[0]]
-            rows.append(row | {key: metrics[key] for key in SHOWN if key in metrics})
-    return rows
+def read() -> dict[str, Any]:
+    return raw_results.read_or(RAW, {"parts": {}, "rows": {}})
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    lines = []
-    for part, own in content["parts"].items():
-        rows = {}
-        for arm in ARMS:
-            of_arm = [r for r in content["rows"] if (str(r["samples"]), r["arm"]) == (part, arm)]
-            rows[arm] = [f"{int(part):,}", *(each([r.get(key) for r in of_arm]) for key in SHOWN)]
-        lines += [*table("", rows, ["samples", *SHOWN.values()]), "", f"{about_line(own)}.", ""]
-    return lines
+    rows = {
+        name: [f"{row[key]:.{DIGITS.get(key, 4)}f}" for key in SHOWN]
+        for name, row in content["rows"].items()
+    }
+    for arm, numbers in PUBLISHED.items():
+        cells = [f"{number:.4f}" for number in numbers]
+        rows[f"published: {arm}, 200,000,000 samples"] = [*cells, "", "", "25", ""]
+    lines = table("", rows, list(SHOWN.values()))
+    made = {name: content["parts"][name] for name in content["rows"]}
+    lines += [
+        "",
+        *(
+            f"- {name}: {about_line(own)}, {own['cpu']}, {own['threads']} threads."
+            for name, own in made.items()
+        ),
+    ]
+    return lines if made else lines[:-1]
 
 
 def options(parser: ArgumentParser) -> None:
-    parser.add_argument("--samples", type=int, default=1_000_000, help="each SAE sees this many")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS][:3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="each SAE sees this many")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
 
 
 STAGES = Stages("ground_truth.synth_16k", {"train": train}, {"synth_16k": Page(tables)}, options)
