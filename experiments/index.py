@@ -210,6 +210,14 @@ EXPERIMENTS = (
         pages=("benchmark_pipeline.md", "benchmark_train.md"),
     ),
     Experiment(
+        "speed.synthetic_samples",
+        "How fast are a synthetic model's samples drawn, against SAELens, and are they distributed alike?",
+        minutes="15",
+        stages=("bench", "tables"),
+        needs="[synthetic]",
+        pages=("benchmark_synthetic.md",),
+    ),
+    Experiment(
         "speed.resume_points",
         "How large is a resume point, and how long does it take to write?",
         minutes="2",
