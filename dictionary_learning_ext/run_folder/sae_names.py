@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, HubError, Setting, first_line
-from .files import CONFIG, METRICS, RUNS, require_writable, target_of
+from .files import CONFIG, METRICS, RUNS, WEIGHTS, require_writable, target_of
 from .foreign import FILES, RECOGNISED, format_of
 from .json_files import read_json, readable
 
