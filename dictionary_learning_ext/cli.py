@@ -18,7 +18,7 @@ from .commands.sweep import SWEEP
 from .commands.train import TRAIN
 from .config.checks import meant
 from .errors import Interrupted, UserError, printable
-from .training.processes import Processes, is_to_tell, joined, launched
+from .training.processes import Processes, is_first_to_say, launched
 
 COMMANDS: dict[str, Command[Any]] = {
     each.name: each
@@ -69,11 +69,16 @@ def _command(name: str, processes: Processes) -> Command[Any]:
     return COMMANDS[name]
 
 
+def _say(why: str) -> None:
+    """Why the command ends, in a line. Of several processes that end alike, one says it."""
+    if is_first_to_say(why):
+        print(printable(f"vsae: {why}"), file=sys.stderr, flush=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the exit status.
 
-    0, 2 for a mistake in what was given, or 128 and the signal's number if one stopped it. Of several
-    processes, which end alike, the first says why.
+    0, 2 for a mistake in what was given, or 128 and the signal's number if one stopped it.
     """
     args = sys.argv[1:] if arguments is None else arguments
     handler = logging.StreamHandler()
@@ -91,19 +96,14 @@ def main(arguments: list[str] | None = None) -> int:
         if args[0] == "--version":
             print(f"vsae {version('dictionary-learning-ext')}", flush=True)
             return 0
-        with joined():
-            with processes.together():
-                command = _command(args[0], processes)
-                flags = parse(command, args[1:])
-            command.run(flags)
+        command = _command(args[0], processes)
+        command.run(parse(command, args[1:]))
         sys.stdout.flush()  # so that its errors are ours to tell
     except UserError as error:
-        if is_to_tell(error, processes):
-            print(printable(f"vsae: {error.as_typed}"), file=sys.stderr, flush=True)
+        _say(error.as_typed)
         return 2
     except Interrupted as stop:
-        if processes.is_first:
-            print(printable(f"vsae: {stop}"), file=sys.stderr, flush=True)
+        _say(str(stop))
         return stop.exit_code
     except KeyboardInterrupt:
         print("vsae: stopped by SIGINT", file=sys.stderr)

@@ -182,10 +182,6 @@ class BenchError(UserError):
     """An evaluation of SAE Bench can't be run, or failed."""
 
 
-class ProcessError(UserError):
-    """One of a run's processes ended, or can't continue with the others."""
-
-
 class Interrupted(KeyboardInterrupt):
     """A run was stopped by a signal. The message says how to continue.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..config.checks import require
 from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run import (
     CONTINUE_OR_START,
@@ -36,7 +37,7 @@ from ..run_folder.reading import (
     run_folders,
 )
 from ..training.plan import plan
-from ..training.processes import joined
+from ..training.processes import RANK_TIMEOUT, launched
 from .flags import HIDDEN, Command, texts_of, vsae
 
 AUTO = Path("auto")
@@ -59,6 +60,9 @@ class TrainFlags:
     run. The result is bit-identical to that of an uninterrupted run. auto: continue the run in
     save_dir, or start it if there is none. Use auto for jobs that are restarted with the same
     command."""
+    rank_timeout: int = RANK_TIMEOUT
+    """Of several processes that torchrun started: the seconds that one waits for the others, which must
+    cover what rank 0 does alone, e.g. with --eval-every. Then the run ends."""
     typed: tuple[str, ...] = field(default=(), metadata=HIDDEN)
     """The names of the flags that were typed."""
     left_out: tuple[str, ...] = field(default=(), metadata=HIDDEN)
@@ -157,22 +161,22 @@ def run(flags: TrainFlags) -> None:
     if flags.sae.init_from is not None:
         start = os.path.expanduser(flags.sae.init_from)
         flags = replace(flags, sae=replace(flags.sae, init_from=start))
-    with joined() as processes:
-        with processes.together():
-            run, saes, hooks, resume = _settings(flags)
-            plan(run, saes, hooks, resume=resume)  # mistakes, before torch is imported, in seconds
-        from ..training.loop import train
+    require(flags.rank_timeout >= 1, "rank_timeout", flags.rank_timeout, "at least 1")
+    run, saes, hooks, resume = _settings(flags)
+    plan(run, saes, hooks, resume=resume)  # mistakes, before torch is imported, in seconds
+    from ..training.loop import train
 
-        def said(folders: Sequence[Path]) -> None:
-            if flags.resume in (None, AUTO):
-                print(_started_from(flags))
-            where = ", ".join(map(in_shell, folders))
-            print(f"{'Continuing' if resume else 'Writing to'} {where}", flush=True)
+    def said(folders: Sequence[Path]) -> None:
+        if flags.resume in (None, AUTO):
+            print(_started_from(flags))
+        where = ", ".join(map(in_shell, folders))
+        print(f"{'Continuing' if resume else 'Writing to'} {where}", flush=True)
 
-        folders = train(run, saes, hooks=hooks, resume=resume, on_start=said)
-        with processes.together():
-            if processes.is_first:
-                _show(flags, run, list(folders.values()))
+    folders = train(
+        run, saes, hooks=hooks, resume=resume, on_start=said, rank_timeout=flags.rank_timeout
+    )
+    if launched().is_first:
+        _show(flags, run, list(folders.values()))
 
 
 def _settings(
@@ -359,6 +363,7 @@ TRAIN = Command(
         *("n_ctxs", "ctx_len", "eval_documents", "log_steps", "save_steps", "save_every"),
         *("wandb_project", "wandb_artifacts", "init_from", "k_anneal_steps", "select_by"),
         *("freeze_decoder", "auxk_alpha", "dead_feature_threshold", "prior_std", "dtype", "tf32"),
+        "rank_timeout",
     ),
     others=tuple(CONFIGS.values()),
     unknown=_of_another_architecture,

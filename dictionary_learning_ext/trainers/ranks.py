@@ -3,15 +3,11 @@
 Each rank steps on its share of the batch.
 """
 
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch as t
 import torch.distributed as dist
-
-from ..errors import ProcessError, first_line
 
 
 @dataclass(frozen=True)
@@ -24,8 +20,6 @@ class Ranks:
     Arguments:
         rank: of this process, from 0.
         count: how many there are. torch.distributed has been started if there are several.
-
-    Raises: ProcessError if another process ended or can't be reached.
     """
 
     rank: int = 0
@@ -35,8 +29,7 @@ class Ranks:
         """The sum over the ranks, in place."""
         if self.count > 1:
             dense = x.contiguous()  # a copy only of what has other strides
-            with reaching_all():
-                dist.all_reduce(dense)
+            dist.all_reduce(dense)
             if dense is not x:
                 x.copy_(dense)
         return x
@@ -58,8 +51,7 @@ class Ranks:
         if self.count == 1:
             return x[None]
         gathered = [t.empty_like(x, memory_format=t.contiguous_format) for _ in range(self.count)]
-        with reaching_all():
-            dist.all_gather(gathered, x.contiguous())
+        dist.all_gather(gathered, x.contiguous())
         return t.stack(gathered)
 
     @t.no_grad()
@@ -69,8 +61,7 @@ class Ranks:
             return
         for x in tensors:
             dense = x.contiguous()
-            with reaching_all():
-                dist.broadcast(dense, 0)
+            dist.broadcast(dense, 0)
             x.copy_(dense)
 
 
@@ -114,37 +105,3 @@ class FlatGradients:
         for view, parameter in zip(self._views, self._parameters, strict=True):
             parameter.grad = view
         return None if loss is None else self._flat[-1].clone()
-
-
-waiting = threading.Event()
-"""Set while this process waits for the others."""
-
-
-@contextmanager
-def reaching_all() -> Iterator[None]:
-    """Turn torch.distributed's error into a ProcessError."""
-    waiting.set()
-    try:
-        yield
-    except RuntimeError as error:
-        raise _unreachable(error) from error
-    finally:
-        waiting.clear()
-
-
-@contextmanager
-def late_errors() -> Iterator[None]:
-    """Turn torch.distributed's error into a ProcessError, where others of torch may be raised too.
-
-    nccl works while Python goes on. So its error may be raised by whatever looks at a result.
-    """
-    try:
-        yield
-    except dist.DistError as error:
-        raise _unreachable(error) from error
-
-
-def _unreachable(error: RuntimeError) -> ProcessError:
-    return ProcessError(
-        f"another process of the run ended or can't be reached ({first_line(error)[:200]})"
-    )

@@ -6,11 +6,11 @@ steps, and `_evaluate` measures the results.
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch as t
@@ -27,7 +27,6 @@ from ..errors import (
     CheckpointError,
     Interrupted,
     NonFiniteError,
-    ProcessError,
     Setting,
     TrainingError,
     in_shell,
@@ -41,16 +40,19 @@ from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
 from ..trainers.base import require_device
 from ..trainers.build import build_trainer
-from ..trainers.ranks import late_errors
 from .logs import report_finished
 from .plan import Job, plan, require_memory
 from .processes import (
+    RANK_TIMEOUT,
     Interrupts,
     Processes,
     before_the_first_step,
     interrupts,
     joined,
+    launched,
+    losing_no_rank,
     require_one_task,
+    resuming_command,
 )
 from .resuming import (
     checked_points,
@@ -77,6 +79,7 @@ def train(
     resume: bool = False,
     group: str | None = None,
     on_start: Callable[[Sequence[Path]], None] = lambda folders: None,
+    rank_timeout: int = RANK_TIMEOUT,
 ) -> dict[str, Path]:
     """Train every SAE on the same text, save it and evaluate it on held-out text.
 
@@ -100,6 +103,7 @@ def train(
         group: what wandb groups the runs by (default: the name of the folder that holds them).
         on_start: called by the first process, with the run folders, once all is checked that can be
             before the language model is loaded (of a run that resumes: once its resume points are).
+        rank_timeout: of several processes, the seconds that one waits for the others.
 
     Returns: the run folder of each.
 
@@ -107,18 +111,17 @@ def train(
     trained by then is saved.
     """
     require_one_task()
-    with joined() as processes:
-        with processes.together():
-            jobs = plan(run, saes, hooks, resume=resume)
-            device = processes.device(run.device)
+    jobs = plan(run, saes, hooks, resume=resume)
+    run = replace(run, device=launched().device(run.device))
+    folders = [job.folder for job in jobs]
+    with losing_no_rank(resuming_command(folders)):
+        processes = joined(rank_timeout)
         if resume and all(job.is_finished for job in jobs):
             logger.info("%s: already finished; nothing to do", run.save_dir)
-            with processes.together():
-                if processes.is_first:
-                    for job in jobs:
-                        report_finished(job.folder, job.config)
+            if processes.is_first:
+                for job in jobs:
+                    report_finished(job.folder, job.config)
         else:
-            run = replace(run, device=device)
             _train(run, jobs, processes, resume=resume, group=group, on_start=on_start)
     return {job.name: job.folder for job in jobs}
 
@@ -137,41 +140,38 @@ def _train(
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(interrupts(are_several=processes.are_several))
         with before_the_first_step(), _tf32(run.tf32):
-            with processes.together():
-                if processes.is_first:
-                    for job in jobs:
-                        stack.enter_context(locked(job.folder))
-                    _warn_of_slow_bf16(run)
-                require_device(run.device)
-                require_memory(run, [job.config.sae for job in jobs], processes.local_count)
-                initial = [] if resume else [trained_sae(job.config.sae) for job in jobs]
-                if not resume and processes.is_first:
-                    require_inputs(run, hooks, processes.count)
-            with processes.together():
-                if not resume and processes.is_first:
-                    on_start(folders)
-                share = Share(processes.rank, processes.count)
-                inputs = open_inputs(run, hooks, signals.check, share)
-                sources = inputs.training_batches()
-                jobs = [job.of_width(inputs.hooks[job.hook].activation_dim) for job in jobs]
-                depends_on = inputs.hashes() | {
-                    "versions": versions() | {"threads": t.get_num_threads()},
-                }
-                points = checked_points(jobs, depends_on, processes) if resume else []
-                if resume and not points:
-                    initial = [trained_sae(job.config.sae) for job in jobs]
-                samples = _samples(inputs, run) if processes.is_first else {}
-                signals.check()
-                if resume and processes.is_first:
-                    on_start(folders)
+            if processes.is_first:
+                for job in jobs:
+                    stack.enter_context(locked(job.folder))
+                _warn_of_slow_bf16(run)
+            require_device(run.device)
+            require_memory(run, [job.config.sae for job in jobs], processes.local_count)
+            initial = [] if resume else [trained_sae(job.config.sae) for job in jobs]
+            if not resume and processes.is_first:
+                require_inputs(run, hooks, processes.count)
+                on_start(folders)
+            share = Share(processes.rank, processes.count)
+            # A fill is not interrupted where others wait for its end.
+            before_batch = None if processes.are_several else signals.check
+            inputs = open_inputs(run, hooks, before_batch, share)
+            sources = inputs.training_batches()
+            jobs = [job.of_width(inputs.hooks[job.hook].activation_dim) for job in jobs]
+            depends_on = inputs.hashes() | {
+                "versions": versions() | {"threads": t.get_num_threads()},
+            }
+            points = checked_points(jobs, depends_on, processes) if resume else []
+            if resume and not points:
+                initial = [trained_sae(job.config.sae) for job in jobs]
+            samples = _samples(inputs, run) if processes.is_first else {}
+            if resume and processes.is_first:
+                on_start(folders)
             processes.require_alike(depends_on)
             if points:
                 norm_factors = _continued(jobs, sources, points, processes)
             else:
                 norm_factors = _measured_norm_factors(sources, processes)
-                with processes.together():
-                    if processes.is_first:
-                        _warn_of_sinks(inputs, run)
+                if processes.is_first:
+                    _warn_of_sinks(inputs, run)
             sae_runs = _built(
                 jobs, run.device, inputs.hooks, norm_factors, initial, processes, samples
             )
@@ -182,14 +182,13 @@ def _train(
                 start = points[0].step if points else 0
                 del points, initial  # as large as the SAEs, and not needed again
                 _Loop(run, sources, sae_runs, start, depends_on, signals, processes).run()
+                if not processes.is_first:
+                    return  # rank 0 alone saves and evaluates
                 trained = [one for one in sae_runs if one.failure is None]
-                with processes.together():
-                    if processes.is_first:
-                        for one in trained:
-                            one.save_final()
-            with processes.together():
-                if run.eval_tokens and trained and processes.is_first:
-                    _evaluate(inputs, trained, signals)
+                for one in trained:
+                    one.save_final()
+            if run.eval_tokens and trained:
+                _evaluate(inputs, trained, signals)
             code = 0
         except Interrupted as stop:
             code = stop.exit_code
@@ -241,9 +240,7 @@ def _samples(inputs: Inputs, run: RunConfig) -> dict[str, Sample]:
 
 def _measured_norm_factors(sources: Batches, processes: Processes) -> dict[str, float]:
     """What each hook point's raw activations are divided by."""
-    with processes.together():
-        mean_squared_norms = sources.mean_squared_norms()
-    return sources.norm_factors(processes.means(mean_squared_norms))
+    return sources.norm_factors(processes.means(sources.mean_squared_norms()))
 
 
 def _warn_of_sinks(inputs: Inputs, run: RunConfig) -> None:
@@ -270,9 +267,8 @@ def _continued(
 ) -> dict[str, float]:
     """Put the sources where the resume points have them. Returns the points' norm factors."""
     of_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
-    with processes.together():
-        states = {hook: state_of_rank(each, processes.rank) for hook, each in of_hook.items()}
-        sources.load_state_dicts({hook: state["buffer"] for hook, state in states.items()})
+    states = {hook: state_of_rank(each, processes.rank) for hook, each in of_hook.items()}
+    sources.load_state_dicts({hook: state["buffer"] for hook, state in states.items()})
     return {hook: point.run["norm_factor"] for hook, point in of_hook.items()}
 
 
@@ -291,26 +287,25 @@ def _built(
         initial: the trained SAE that each starts from, if any; empty for SAEs that resume.
     """
     sae_runs: list[SAERun] = []
-    with processes.together():
-        for job in jobs:
-            hook = hooks[job.hook]
-            trainer = build_trainer(
-                job.config.sae,
-                steps=job.config.run.steps,
-                activation_dim=hook.activation_dim,
-                layer=hook.layer,
-                lm_name=job.config.run.model,
-                hook=hook.name,
-                device=device,
-                dtype=job.config.run.dtype,
-                name=job.folder.name,
-            )
-            sample = samples.get(job.hook)
-            sae_runs.append(SAERun(job, trainer, norm_factors[job.hook], processes, sample))
-        for one, source in zip(sae_runs, initial, strict=False):
-            if source is not None:
-                hook = hooks[one.run.hook]
-                start_from(one.trainer, source, one.norm_factor, one.config.sae, hook)
+    for job in jobs:
+        hook = hooks[job.hook]
+        trainer = build_trainer(
+            job.config.sae,
+            steps=job.config.run.steps,
+            activation_dim=hook.activation_dim,
+            layer=hook.layer,
+            lm_name=job.config.run.model,
+            hook=hook.name,
+            device=device,
+            dtype=job.config.run.dtype,
+            name=job.folder.name,
+        )
+        sample = samples.get(job.hook)
+        sae_runs.append(SAERun(job, trainer, norm_factors[job.hook], processes, sample))
+    for one, source in zip(sae_runs, initial, strict=False):
+        if source is not None:
+            hook = hooks[one.run.hook]
+            start_from(one.trainer, source, one.norm_factor, one.config.sae, hook)
     if processes.are_several:
         for one in sae_runs:
             one.trainer.join(processes.ranks)
@@ -328,19 +323,18 @@ def _begin(
     groups = {one.name: group or one.folder.resolve().parent.name for one in sae_runs}
     resumed = list(zip(sae_runs, points, strict=True)) if points else []
     started = [] if points else sae_runs
-    with processes.together():
+    for one, point in resumed:
+        one.restore(point)
+        restore_generators(one.trainer, point, processes.rank)
+    if processes.is_first:
+        for one in started:
+            one.log.open_wandb(groups[one.name])
+    processes.meet()
+    if processes.is_first:
         for one, point in resumed:
-            one.restore(point)
-            restore_generators(one.trainer, point, processes.rank)
-        if processes.is_first:
-            for one in started:
-                one.log.open_wandb(groups[one.name])
-    with processes.together():
-        if processes.is_first:
-            for one, point in resumed:
-                one.resume(point, groups[one.name])
-            for one in started:
-                one.start(sources.of_hook[one.run.hook].config)
+            one.resume(point, groups[one.name])
+        for one in started:
+            one.start(sources.of_hook[one.run.hook].config)
 
 
 class _Loop:
@@ -353,8 +347,6 @@ class _Loop:
     Attributes:
         step: how many updates were made.
         active: the SAEs that have not failed.
-        before: where each hook point's source was before this step's batch; None if that is not
-            known, or the batch is being used.
     """
 
     def __init__(
@@ -370,7 +362,6 @@ class _Loop:
         self.run_config, self.sources, self.depends_on = run, sources, depends_on
         self.signals, self.processes = signals, processes
         self.active, self.step = sae_runs, start
-        self.before: dict[str, dict[str, Any]] | None = None
         self._norm_factors = {one.run.hook: one.norm_factor for one in sae_runs}
         self._labels = labels(
             {
@@ -381,8 +372,7 @@ class _Loop:
                 for one in sae_runs
             }
         )
-        where = in_shell(os.path.commonpath([one.folder for one in sae_runs]))
-        self._resume = f"`{processes.command} train --resume {where}`"
+        self._resume = f"`{resuming_command([one.folder for one in sae_runs])}`"
 
     def run(self) -> None:
         """All steps. Raises what stopped them, with the step and how to continue."""
@@ -398,19 +388,17 @@ class _Loop:
             **quiet,
         )
         try:
-            with late_errors():
-                self._take_steps(bar)
+            self._take_steps(bar)
         except Interrupted as stop:
             self._save_points(self.active)
+            self.processes.meet()  # torchrun kills the others 30 seconds after one has ended
             raise Interrupted(
                 stop.signal,
                 f"stopped by {stop.signal.name} at step {self.step}; continue with {self._resume}",
             ) from stop
-        except ProcessError as error:  # this rank may be in the middle of a step: nothing is saved
-            continued = f"continue from the last resume point with {self._resume}"
-            raise error.within(f"step {self.step}", continued) from error
         except Exception as error:
-            self._save_what_is_left()
+            if not self.processes.are_several:  # else the others may be at another place
+                self._save_what_is_left()
             if isinstance(error, NonFiniteError):
                 raise error.within(f"step {self.step}") from error
             raise
@@ -424,28 +412,24 @@ class _Loop:
         saved_at, batches = time.monotonic(), {}
         for step in range(self.step, run.steps):
             self.step = step
+            if number := processes.largest(self.signals.received or 0):
+                raise Interrupted(Signals(number))
             is_due = every_steps is not None and step % every_steps == 0
             if every_seconds is not None:
                 is_due = processes.any(time.monotonic() - saved_at >= every_seconds)
-            is_due = is_due and step > 0
-            self.before = sources.state_dicts() if is_due or processes.are_several else None
-            with processes.together():
-                self.signals.check()
-                batches = {
-                    hook: x_BD.to(run.device, t.float32).div_(self._norm_factors[hook])
-                    for hook, x_BD in sources.next().items()
-                }
-            if is_due:
+            if is_due and step > 0:
                 self._save_points(self.active)
                 saved_at = time.monotonic()
+            batches = {
+                hook: x_BD.to(run.device, t.float32).div_(self._norm_factors[hook])
+                for hook, x_BD in sources.next().items()
+            }
             if step in checkpoints:
-                with processes.together():
-                    for one in self.active:
-                        one.save_checkpoint(step)
+                for one in self.active:
+                    one.save_checkpoint(step)
             if step % run.log_every == 0 or run.is_measured(step):
                 self._check_and_log(batches, bar)
             self._leave_out_failed()
-            self.before = None
             for one in self.active:
                 one.update(step, batches[one.run.hook])
             self._leave_out_failed()
@@ -465,16 +449,15 @@ class _Loop:
     def _check_and_log(self, batches: Mapping[str, t.Tensor], bar: tqdm) -> None:
         """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
         shown = {}
-        with self.processes.together():
-            for one in self.active:
-                metrics = one.check_and_log(self.step, batches[one.run.hook])
-                if metrics is None:
-                    continue
-                loss = metrics.get("loss", metrics["l2_loss"])
-                shown[self._labels[str(one.folder)]] = (
-                    f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
-                    f"alive {metrics['alive_in_batch']:.2f}"
-                )
+        for one in self.active:
+            metrics = one.check_and_log(self.step, batches[one.run.hook])
+            if metrics is None:
+                continue
+            loss = metrics.get("loss", metrics["l2_loss"])
+            shown[self._labels[str(one.folder)]] = (
+                f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
+                f"alive {metrics['alive_in_batch']:.2f}"
+            )
         parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
         if len(self._labels) == 1:  # its name would take the place of its numbers
             parts = list(shown.values())
@@ -482,24 +465,19 @@ class _Loop:
         bar.set_postfix_str(" | ".join(parts + more))
 
     def _save_points(self, saes: Sequence[SAERun]) -> None:
-        """Write a resume point of each SAE, from which this step's batch is handed out again."""
-        states = self.before or self.sources.state_dicts()
+        """Write a resume point of each SAE, before this step's batch is handed out."""
+        states = self.sources.state_dicts()
         for one in saes:
-            own = state_for_resume(one.trainer, states[one.run.hook])
-            of_ranks = self.processes.gather(own)
-            with self.processes.together():
-                one.save_point(self.step, self.depends_on | shared_state(of_ranks, self.processes))
+            of_ranks = self.processes.gather(state_for_resume(one.trainer, states[one.run.hook]))
+            one.save_point(self.step, self.depends_on | shared_state(of_ranks, self.processes))
 
     def _save_what_is_left(self) -> None:
         """Save every SAE after an error: its weights, and a resume point unless it would lack a batch."""
-        handed_out = self.step * self.run_config.batch_size // self.processes.count
-        if self.before is None and self.sources.tokens_seen() == {handed_out}:
-            self.before = self.sources.state_dicts()  # not in the middle of a step
+        is_between_steps = self.sources.tokens_seen() == {self.step * self.run_config.batch_size}
         for one in self.active:
             try:
-                with self.processes.together():
-                    one.save_checkpoint(self.step)
-                if self.before is not None:
+                one.save_checkpoint(self.step)
+                if is_between_steps:
                     self._save_points([one])
             except CheckpointError as full:
                 logger.error("%s", full)
@@ -510,19 +488,16 @@ def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> Non
     """Measure SAEs whose training is over, and write their metrics.json."""
     metrics: dict[str, dict[str, Any]] = {}
     try:
-        with signals.at_once():
-            for hook in inputs.hooks:
-                saes = {
-                    one.name: (
-                        for_raw_activations(one.trainer.ae, one.norm_factor),
-                        one.norm_factor,
-                    )
-                    for one in trained
-                    if one.run.hook == hook
-                }
-                if saes:
-                    tokens = trained[0].run.eval_tokens
-                    metrics |= measure(saes, inputs.held_out(hook, tokens), tokens)
+        signals.check()
+        for hook in inputs.hooks:
+            saes = {
+                one.name: (for_raw_activations(one.trainer.ae, one.norm_factor), one.norm_factor)
+                for one in trained
+                if one.run.hook == hook
+            }
+            if saes:
+                tokens = trained[0].run.eval_tokens
+                metrics |= measure(saes, inputs.held_out(hook, tokens), tokens)
     except Interrupted as stop:
         where = in_shell(*(one.folder for one in trained))
         raise Interrupted(

@@ -2,49 +2,37 @@
 
     torchrun --nproc-per-node 2 -m dictionary_learning_ext train …
 
-An error on one rank is raised on all. The first SIGTERM or SIGINT ends a run where nothing is lost, the
-second ends it at once. With several processes, a signal to one stops all at the next place where they
-check together. Later signals are ignored, as torchrun sends them itself. It kills after 30 seconds.
+Failures are torchrun's to handle: a rank that fails says why and exits, and torchrun ends the others. The
+first SIGTERM or SIGINT ends a run where nothing is lost, the second ends it at once. With several
+processes, a signal to one stops all before the next step. Later signals are ignored, as torchrun sends
+them itself. It kills after 30 seconds.
 
 Imports torch only if there are several processes.
 """
 
 import atexit
+import hashlib
 import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from ..errors import (
-    ConfigError,
-    Interrupted,
-    LanguageModelError,
-    ProcessError,
-    Setting,
-    TrainingError,
-    UserError,
-    first_line,
-)
+from ..errors import ConfigError, Interrupted, LanguageModelError, Setting, TrainingError, in_shell
 
 if TYPE_CHECKING:
     from ..trainers.ranks import Ranks
-    from .heartbeat import Heartbeat
 
-logger = logging.getLogger(__name__)
-
-_PATIENCE = timedelta(days=1)
-"""How long a rank waits for the others, e.g. while rank 0 evaluates. torchrun ends those that wait for
-one that died, and `heartbeat` those that wait for one that hangs."""
+RANK_TIMEOUT = 1800
+"""Seconds that a rank waits for the others, e.g. while rank 0 measures."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_heartbeat: "Heartbeat | None" = None
-"""Of this process, as torch's process group is."""
 
 
 @dataclass(frozen=True)
@@ -118,42 +106,21 @@ class Processes:
         torch.cuda.set_device(mine)
         return f"cuda:{mine}"
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """A barrier at the end. What is raised inside on any rank is raised there on all ranks.
-
-        Nothing inside may wait for another rank. A ProcessError inside ends this rank alone.
-        """
+    def largest(self, number: int) -> int:
+        """The largest that any rank gives, on all ranks. They meet here."""
         if not self.are_several:
-            yield
-            return
-        from ..trainers.ranks import late_errors
-
-        raised: BaseException | None = None
-        try:
-            with late_errors():
-                yield
-        except ProcessError:
-            raise
-        except (Exception, Interrupted) as error:
-            raised = error
-        if not self.any(raised is not None):
-            return
-        of_ranks = self.gather(None if raised is None else _for_all(raised))
-        rank, error = next((rank, each) for rank, each in enumerate(of_ranks) if each is not None)
-        is_of_all = all(repr(other) == repr(error) for other in of_ranks)
-        # A signal to any rank is one to the run.
-        if rank > 0 and not is_of_all and isinstance(error, UserError):
-            error = error.within(f"rank {rank}")
-        raise error from raised
-
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any rank."""
-        if not self.are_several:
-            return flag
+            return number
         import torch
 
-        return bool(self.ranks.sum_(torch.tensor(int(flag))))
+        return int(self.ranks.gather(torch.tensor(number)).max())
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank. They meet here."""
+        return bool(self.largest(flag))
+
+    def meet(self) -> None:
+        """Wait until every rank is here."""
+        self.largest(0)
 
     def gather(self, what: Any) -> list[Any]:
         """All-gather: what each rank gives, which must be picklable, by rank."""
@@ -161,11 +128,8 @@ class Processes:
             return [what]
         import torch.distributed as dist
 
-        from ..trainers.ranks import reaching_all
-
         gathered: list[Any] = [None] * self.count
-        with reaching_all():
-            dist.all_gather_object(gathered, what)
+        dist.all_gather_object(gathered, what)
         return gathered
 
     def require_alike(self, hashes: dict[str, Any]) -> None:
@@ -193,20 +157,17 @@ class Processes:
 ONE_PROCESS = Processes()
 
 
-def _for_all(error: BaseException) -> UserError | Interrupted:
-    """An error as it is raised on all ranks: a bug, which is logged here, as a TrainingError."""
-    if isinstance(error, UserError | Interrupted):
-        return error
-    logger.critical("an error that was not expected", exc_info=error)
-    return TrainingError(f"{type(error).__name__}: {first_line(error)}")
-
-
 def launched() -> Processes:
     """The processes that torchrun started; one if it didn't."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ONE_PROCESS
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     return Processes(*(int(os.environ[name]) for name in names))
+
+
+def resuming_command(folders: Iterable[Path]) -> str:
+    """The command that continues a run, which writes these folders, in as many processes."""
+    return f"{launched().command} train --resume {in_shell(os.path.commonpath(folders))}"
 
 
 def require_one_task() -> None:
@@ -230,59 +191,73 @@ def require_one_task() -> None:
     )
 
 
-@contextmanager
-def joined() -> Iterator[Processes]:
-    """The processes that torchrun started, which become one group at the first `joined`.
+def joined(timeout: int = RANK_TIMEOUT) -> Processes:
+    """The processes that torchrun started, which become one group at the first call. All ranks wait here.
 
     Ranks other than 0 log only what no other rank can.
+
+    Arguments:
+        timeout: seconds that a rank waits for the others, here and later.
     """
     processes = launched()
     if not processes.are_several:
-        yield processes
-        return
+        return processes
     import torch
     import torch.distributed as dist
 
-    from ..trainers.ranks import late_errors
-    from .heartbeat import Heartbeat
-
-    global _heartbeat
-    if _heartbeat is None:
-        _heartbeat = Heartbeat(
-            processes.rank, processes.count, f"{processes.command} train --resume FOLDER"
-        )
-    is_outermost = not _heartbeat.is_beating
-    try:
-        if is_outermost:
-            _heartbeat.start()
-        if not dist.is_initialized():
-            has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
-            dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo", timeout=_PATIENCE)
-            atexit.register(dist.destroy_process_group)  # it can't be started twice
-            if not processes.is_first:
-                logging.getLogger(errors.__package__).setLevel(logging.CRITICAL)
-        with late_errors():
-            yield processes
-    except BaseException as error:
-        if threading.current_thread() is threading.main_thread():
-            for each in SIGNALS:  # torchrun sends SIGTERM to the others once the first has ended
-                signal.signal(each, signal.SIG_IGN)
-        if isinstance(error, ProcessError):  # destroying would wait for a process that is gone
-            atexit.unregister(dist.destroy_process_group)
-        raise
-    finally:
-        if is_outermost:
-            _heartbeat.stop()
+    if not dist.is_initialized():
+        if not processes.is_first:
+            logging.getLogger(errors.__package__).setLevel(logging.CRITICAL)
+        has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        atexit.register(dist.destroy_process_group)
+    processes.meet()
+    return processes
 
 
-def is_to_tell(error: errors.UserError, processes: Processes) -> bool:
-    """Whether this process is the one that tells the user of an error.
+@contextmanager
+def losing_no_rank(again: str) -> Iterator[None]:
+    """Turn torch.distributed's error inside into a TrainingError: another rank ended, or didn't answer.
 
-    Most errors are raised on all ranks. A ProcessError may not be, and the first rank that has one tells.
+    Arguments:
+        again: the command that continues the run.
     """
-    if isinstance(error, ProcessError):
-        return _heartbeat is None or _heartbeat.is_first_to_tell()
-    return processes.is_first
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_of_the_group(error):
+            raise
+        import torch.distributed as dist
+
+        atexit.unregister(dist.destroy_process_group)  # it would wait for the others
+        raise TrainingError(
+            "another process of the run ended or didn't answer",
+            instead=f"see what it said, or torchrun's report, and continue from the last resume point with `{again}`",
+        ) from error
+
+
+def _is_of_the_group(error: RuntimeError) -> bool:
+    """Whether torch.distributed raised it. Gloo has no class of errors of its own."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or any(
+        word in str(error) for word in ("/gloo/", "pair closure")
+    )
+
+
+def is_first_to_say(line: str) -> bool:
+    """Whether no other rank of the run has said the same. One line is enough where all fail alike."""
+    if not launched().are_several:
+        return True
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    key = hashlib.sha256(line.encode()).hexdigest()
+    try:
+        return dist.PrefixStore("said", next(iter(rendezvous("env://")))[0]).add(key, 1) == 1
+    except dist.DistError:  # torchrun, whose store it is, has ended
+        return True
 
 
 # --- signals
@@ -297,7 +272,7 @@ class Interrupts:
 
     def __init__(self, *, are_several: bool):
         self.received: signal.Signals | None = None
-        self._are_several = self._is_deferred = are_several
+        self._are_several, self._is_deferred = are_several, False
 
     def check(self) -> None:
         """Raise Interrupted if a signal was received."""
@@ -311,17 +286,7 @@ class Interrupts:
         try:
             yield
         finally:
-            self._is_deferred = self._are_several
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Inside, a signal interrupts at once. No process may wait for this one."""
-        self.check()
-        self._is_deferred = False
-        try:
-            yield
-        finally:
-            self._is_deferred = self._are_several
+            self._is_deferred = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """What the operating system calls."""

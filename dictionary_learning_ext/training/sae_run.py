@@ -10,7 +10,7 @@ from typing import Any
 import torch as t
 
 from ..config.run import may_move
-from ..errors import CheckpointError, ProcessError, first_line
+from ..errors import CheckpointError
 from ..evaluation.measure import Sample
 from ..run_folder import resume_points
 from ..run_folder.files import (
@@ -30,7 +30,6 @@ from ..run_folder.files import (
 from ..run_folder.json_files import read_json
 from ..run_folder.weights import for_raw_activations, save_weights
 from ..trainers.base import Trainer
-from ..trainers.ranks import late_errors
 from ..trainers.state import load_trainer_state, trainer_state
 from .logs import RunLog
 from .plan import Job
@@ -145,18 +144,13 @@ class SAERun:
         With several processes it is the run's, as other ranks may not have it.
         """
         try:
-            with late_errors():
-                yield
-        except (CheckpointError, ProcessError):
+            yield
+        except CheckpointError:
             raise
         except Exception as error:
-            several = self._processes.are_several
-            level = logging.CRITICAL if several else logging.ERROR
-            message = "%s: its trainer raised at step %d"
-            logger.log(level, message, self.name, step, exc_info=True)
-            if several:
-                what = f"{type(error).__name__}: {first_line(error)}"
-                raise ProcessError(f"{self.name}: its trainer raised {what}") from error
+            if self._processes.are_several:
+                raise
+            logger.error("%s: its trainer raised at step %d", self.name, step, exc_info=True)
             self.trainer.restore_last_finite()
             self._fail(step, step, f"{type(error).__name__}: {error}")
 

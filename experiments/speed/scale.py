@@ -136,8 +136,8 @@ def whole_run(processes: Processes) -> dict[str, float]:
 def in_this_process(part: str) -> str:
     """What one process measures. Rank 0's is the result."""
     t.set_num_threads(1)
-    with joined() as processes:
-        measured = {"step": step, "run": whole_run}[part](processes)
+    processes = joined()
+    measured = {"step": step, "run": whole_run}[part](processes)
     return json.dumps(measured) if processes.is_first else ""
 
 

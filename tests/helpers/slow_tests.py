@@ -34,14 +34,13 @@ SLOW = frozenset(
         # Several processes, started by torchrun.
         "test_a_killed_rank_ends_the_others",
         "test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact",
-        "test_an_error_on_one_rank_ends_all_alike",
+        "test_a_rank_that_fails_says_why_and_ends_the_run",
+        "test_a_full_disk_is_rank_0s_to_say",
         "test_every_architecture_is_equal_on_all_ranks_after_every_step",
         "test_mistakes_of_several_processes_are_one_line",
         "test_ranks_equal_one_process_on_the_union_of_their_batches",
         "test_a_stopped_or_killed_command_is_continued_by_the_same_command",
-        "test_a_rank_that_hangs_ends_the_run_with_one_line_that_names_it",
-        "test_a_rank_that_does_not_start_is_named",
-        "test_a_rank_that_computes_or_asks_for_long_is_not_taken_for_hung",
+        "test_a_rank_that_hangs_ends_the_run_after_the_timeout",
         "test_an_error_that_is_raised_later_than_its_call_is_one_line",
         # The guide, and the released package, built.
         "test_the_wheel_holds_the_package_and_nothing_else",

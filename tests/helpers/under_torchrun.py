@@ -12,10 +12,8 @@ import os
 import signal
 import sys
 import threading
-import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
-from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from unittest.mock import patch
@@ -32,15 +30,11 @@ from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import CheckpointError, NonFiniteError, UserError
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKTrainer
-from dictionary_learning_ext.training import heartbeat, loop, sae_run
+from dictionary_learning_ext.training import loop, sae_run
 from dictionary_learning_ext.training.loop import _Loop
 from dictionary_learning_ext.training.processes import joined
 from dictionary_learning_ext.training.sae_run import SAERun
 
-PATIENCE = timedelta(seconds=30)
-"""What is 15 minutes in a run. On a busy machine one process may import torch seconds after another."""
-SHORT = timedelta(seconds=8)
-"""Once all have started."""
 VARIANTS = {
     "learned": {"posterior": "learned", "beta": 0.1},
     "relative": {"posterior": "relative", "noise_on": "selection"},
@@ -99,54 +93,34 @@ def architectures(run, _):
     return seen
 
 
-def errors(run, folder):
-    """Runs that fail on one rank, one after the other. Returns the error that each rank sees."""
-    seen = {}
+def failing(what, rank, run):
+    """`vsae train`, in which something goes wrong on one rank. It ends the process."""
+    run, is_the_one = RunConfig(**run), int(os.environ["RANK"]) == rank
+    following, update, started = Batches.next, SAERun.update, []
 
-    def attempt(name, run=run, *, resume=False):
-        run = replace(run, save_dir=str(folder / name))
-        try:
-            train(run, {"x": sae_of()}, resume=resume)
-            seen[name] = "none"
-        except UserError as error:
-            seen[name] = f"{type(error).__name__}: {error}"
+    def next_batches(self):
+        started.append(1)
+        if what == "nan" and is_the_one and len(started) == 6:
+            raise NonFiniteError("3 activations are NaN")
+        if what == "bug" and is_the_one and len(started) == 6:
+            raise AttributeError("a bug")
+        return following(self)
 
-    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    following, log = Batches.next, SAERun.check_and_log
+    def updated(self, step, x_BD):
+        if is_the_one and step == 5 and what in ("asleep", "stopped"):
+            threading.Event().wait() if what == "asleep" else os.kill(os.getpid(), signal.SIGSTOP)
+        update(self, step, x_BD)
 
-    def full(*_, **__):
+    def save_point(*_):
         raise CheckpointError("run can't be written (No space left on device)")
 
-    def failing(error):
-        """The eleventh step's batches can't be read on rank 1."""
-
-        def next_batches(self):
-            if rank == 1 and self.tokens_seen() == {10 * run.batch_size // count}:
-                raise error
-            return following(self)
-
-        return patch.object(Batches, "next", next_batches)
-
-    def full_on_rank_0(self, *args):
-        return full() if rank == 0 else log(self, *args)
-
-    with failing(NonFiniteError("3 activations are NaN")):
-        attempt("bad_activations")
-    with failing(AttributeError("a bug")):
-        attempt("bug")
-    with patch.object(sae_run.resume_points, "save_point", full):
-        attempt("disk_full_at_a_point")
-    with patch.object(SAERun, "check_and_log", full_on_rank_0):
-        attempt("disk_full_at_the_log")
-    short = folder / f"{rank}.txt"  # on rank 1's machine the text is another
-    words = Path(run.data).read_text()
-    short.write_text(words[:5000] if rank == 1 else words)
-    attempt("text_ends", replace(run, data=str(short)))
-    attempt("no_text", replace(run, data=str(folder / "gone.txt")) if rank == 1 else run)
-    attempt("finished", replace(run, steps=2, eval_tokens=0))
-    with patch.object(loop, "report_finished", full):  # as where wandb can't start
-        attempt("finished", replace(run, steps=2, eval_tokens=0), resume=True)
-    return seen
+    full = patch.object(sae_run.resume_points, "save_point", save_point)
+    with (
+        patch.object(Batches, "next", next_batches),
+        patch.object(SAERun, "update", updated),
+        full if what == "disk full" else nullcontext(),
+    ):
+        sys.exit(main(["train", *flags_of(run), "--rank-timeout=8"]))
 
 
 def commands(run, folder):
@@ -168,47 +142,6 @@ def commands(run, folder):
     return seen
 
 
-def asleep(run, _):
-    """`vsae train`, of which the last rank stops at the sixth step. Its process still answers."""
-    hang(run, threading.Event().wait)
-
-
-def stopped(run, _):
-    """The same, and its process doesn't answer."""
-    hang(run, lambda: os.kill(os.getpid(), signal.SIGSTOP))
-
-
-def hang(run, how):
-    update, rank, count = SAERun.update, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-
-    def hanging(self, step, x_BD):
-        if step == 5 and rank == count - 1:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            how()
-        update(self, step, x_BD)
-
-    heartbeat.PATIENCE = SHORT
-    with patch.object(SAERun, "update", hanging):
-        sys.exit(main(["train", *flags_of(run)]))
-
-
-def busy(_given, _folder):
-    """One rank computes for longer than the others' patience, then waits for others that read slowly."""
-    long = 1.5 * SHORT.total_seconds()
-    with joined() as processes, patch.object(heartbeat, "PATIENCE", SHORT):
-        with processes.together():
-            if processes.is_first:
-                started = time.process_time()
-                while time.process_time() < started + long:
-                    pass
-        with processes.together():
-            if not processes.is_first:
-                started = time.monotonic()
-                while time.monotonic() < started + long:
-                    time.sleep(0.05)  # as one that asks now and then whether a file is unlocked
-    return "done"
-
-
 def flags_of(run):
     given = [f"--{n.replace('_', '-')}={v}" for n, v in vars(run).items() if v is not None]
     return [*given, "--dict-size=32", "--k=4"]
@@ -219,7 +152,7 @@ def in_turn(commands, _):
     return [main(words) for words in commands]
 
 
-def late_errors(run, folder):
+def lost(run, folder):
     """Errors that nccl might raise where its results are used. Returns what is printed for each."""
     seen = {}
 
@@ -265,67 +198,67 @@ CASES = {
 def equality(_run, _folder):
     """Steps in float64 beside one process on the union of the batches. Returns what differs most."""
     seen = {}
-    with joined() as processes:
-        ranks = processes.ranks
-        share = BATCH // ranks.count
-        for name, (architecture, options) in CASES.items():
-            ours, whole = (built(architecture, lr=1e-2, **options) for _ in range(2))
-            for trainer in (ours, whole):
-                trainer.ae.double()
-                trainer.state().threshold_start_step = 3
-            weights = [p.data for p in ours.ae.parameters()]
-            for weight in weights:
-                weight += ranks.rank  # the ranks start from those of rank 0
-            ours.join(ranks)
-            before = whole.ae.state_dict()["encoder.weight"].clone()
-            numbers = F if options.get("noise_on") != "values" else K
-            dead = 0
-            for step in range(40):
-                x = t.randn(BATCH, 16, generator=t.Generator().manual_seed(step)).double() + 0.3
-                x *= t.linspace(0.5, 2, BATCH)[:, None]  # the shares differ
-                if hasattr(whole, "generator"):  # this rank's rows get the noise they get there
-                    ours.generator.set_state(whole.generator.get_state())
-                    skipped = t.empty(ranks.rank * share, numbers).double()
-                    skipped.normal_(generator=ours.generator)
-                ours.update(step, x[ranks.rank * share :][:share])
-                whole.update(step, x)
-                dead = max(dead, int(getattr(whole.state(), "dead_features", 0)))
-            seen[name] = {
-                **{
-                    key: float((value.double() - whole.ae.state_dict()[key].double()).abs().max())
-                    for key, value in ours.ae.state_dict().items()
-                },
-                "dead": dead,
-                "fired": bool(
-                    t.equal(
-                        *(
-                            getattr(one.state(), "num_tokens_since_fired", t.zeros(1))
-                            for one in (ours, whole)
-                        )
+    ranks = joined().ranks
+    share = BATCH // ranks.count
+    for name, (architecture, options) in CASES.items():
+        ours, whole = (built(architecture, lr=1e-2, **options) for _ in range(2))
+        for trainer in (ours, whole):
+            trainer.ae.double()
+            trainer.state().threshold_start_step = 3
+        weights = [p.data for p in ours.ae.parameters()]
+        for weight in weights:
+            weight += ranks.rank  # the ranks start from those of rank 0
+        ours.join(ranks)
+        before = whole.ae.state_dict()["encoder.weight"].clone()
+        numbers = F if options.get("noise_on") != "values" else K
+        dead = 0
+        for step in range(40):
+            x = t.randn(BATCH, 16, generator=t.Generator().manual_seed(step)).double() + 0.3
+            x *= t.linspace(0.5, 2, BATCH)[:, None]  # the shares differ
+            if hasattr(whole, "generator"):  # this rank's rows get the noise they get there
+                ours.generator.set_state(whole.generator.get_state())
+                skipped = t.empty(ranks.rank * share, numbers).double()
+                skipped.normal_(generator=ours.generator)
+            ours.update(step, x[ranks.rank * share :][:share])
+            whole.update(step, x)
+            dead = max(dead, int(getattr(whole.state(), "dead_features", 0)))
+        seen[name] = {
+            **{
+                key: float((value.double() - whole.ae.state_dict()[key].double()).abs().max())
+                for key, value in ours.ae.state_dict().items()
+            },
+            "dead": dead,
+            "fired": bool(
+                t.equal(
+                    *(
+                        getattr(one.state(), "num_tokens_since_fired", t.zeros(1))
+                        for one in (ours, whole)
                     )
-                ),
-                "moved": float((whole.ae.state_dict()["encoder.weight"] - before).abs().max()),
-                "strided": not all(weight.is_contiguous() for weight in weights),
-                "equal": digest(ours.ae.state_dict().values()),
-            }
+                )
+            ),
+            "moved": float((whole.ae.state_dict()["encoder.weight"] - before).abs().max()),
+            "strided": not all(weight.is_contiguous() for weight in weights),
+            "equal": digest(ours.ae.state_dict().values()),
+        }
     return seen
 
 
 if __name__ == "__main__":
-    heartbeat.PATIENCE = PATIENCE
-    with joined() as processes:
-        for scenario, given in json.loads(sys.argv[2]).items():
-            folder = Path(sys.argv[1]) / scenario
-            logging.getLogger().handlers.clear()  # `main` logs to stderr as it is at its first call
-            with processes.together():
-                folder.mkdir(exist_ok=True)
-            if processes.is_first:
-                print(f"\nscenario {scenario}", file=sys.stderr, flush=True)
-            with processes.together():
-                given = RunConfig(**given) if isinstance(given, dict) else given
-            result = globals()[scenario](given, folder)
-            (folder / f"{processes.rank}.json").write_text(json.dumps(result))
-    # A ProcessError of `late_errors` has put aside what does this at exit. Left undone, gloo's thread may
-    # free its last tensor while Python ends, and that aborts the process.
+    scenarios = json.loads(sys.argv[2])
+    if "failing" in scenarios:
+        failing(*scenarios["failing"])
+    processes = joined()
+    for scenario, given in scenarios.items():
+        folder = Path(sys.argv[1]) / scenario
+        logging.getLogger().handlers.clear()  # `main` logs to stderr as it is at its first call
+        folder.mkdir(exist_ok=True)
+        processes.meet()
+        if processes.is_first:
+            print(f"\nscenario {scenario}", file=sys.stderr, flush=True)
+        given = RunConfig(**given) if isinstance(given, dict) else given
+        result = globals()[scenario](given, folder)
+        (folder / f"{processes.rank}.json").write_text(json.dumps(result))
+    # `lost` has put aside what does this at exit. Left undone, gloo's thread may free its last tensor while
+    # Python ends, and that aborts the process.
     atexit.unregister(t.distributed.destroy_process_group)
     t.distributed.destroy_process_group()
