@@ -194,6 +194,10 @@ class Interrupted(KeyboardInterrupt):
         self.signal = signal
         self.exit_code = 128 + signal
 
+    def when(self, what: str) -> "Interrupted":
+        """The same, and when it was, with what to do."""
+        return Interrupted(self.signal, f"stopped by {self.signal.name} {what}")
+
     def __reduce__(self):
         """Pickled with both arguments; exceptions are with their message alone."""
         return type(self), (self.signal, str(self))

@@ -28,17 +28,22 @@ def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch, 
         pass
 
     def stub(run, saes, **_):
-        seen.append((run, saes))
+        seen.append((run, list(saes.values())))
         raise UserError("stop here")
 
+    def of_plan(planned, **_):
+        stub(planned.run, {job.name: job.config.sae for job in planned.jobs})
+
     monkeypatch.setattr("dictionary_learning_ext.training.loop.train", stub)
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.carry_out", of_plan)
     monkeypatch.setattr("dictionary_learning_ext.activations.cache_writer.write_cache", stub_cache)
     assert main([command]) == 2
     ((run, saes),) = seen
     assert run.model == "embedded"
     assert len(saes) == {"train": 1, "quickstart": 2}[command]
     if command == "train":
-        assert saes["sae"] == preset(DEFAULT_PRESET).sae
+        config = preset(DEFAULT_PRESET)
+        assert saes == [config.sae.resolve(config.run.steps, config.run.batch_size)]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from nnsight import LanguageModel
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LanguageModelError
-from .language_models import empty_model
+from .language_models import Pretrained
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def hook_names(name: str) -> list[str]:
     """
     return [
         f"blocks.{n}.{kind}"
-        for n, block in enumerate(_blocks_of(empty_model(name)))
+        for n, block in enumerate(_blocks_of(Pretrained(name).empty()))
         for kind in _kinds_of(block)
     ]
 

@@ -31,7 +31,7 @@ from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
 from .cache_manifest import CacheManifest
 from .hook_points import HookPoint, SharedPass, find_hook, require_hook
 from .language_models import (
-    empty_model,
+    Pretrained,
     load_model,
     load_tokenizer,
     require_positions,
@@ -97,13 +97,15 @@ class Inputs(ABC):
     """What a run reads at some hook points.
 
     Attributes:
-        hooks: the hook points, by name. Without a submodule if there is no language model.
+        widths: D of each hook point, by its name.
+        hooks: the hook points, by name, once it is loaded. Without a submodule if there is no language
+            model.
         language_model: None if the loss won't be measured, or there is none.
         no_language_model: why there is none; empty if there is.
     """
 
+    widths: dict[str, int]
     hooks: dict[str, HookPoint]
-    language_model: LanguageModel | None = None
     no_language_model: str = ""
 
     def __init__(
@@ -115,11 +117,20 @@ class Inputs(ABC):
         language_model: LanguageModel | None,
     ):
         self._run, self._before_batch, self._share = run, before_batch, share
-        self._open(list(hooks), language_model)
+        self.language_model = language_model
+        self._find(list(hooks))
 
     @abstractmethod
-    def _open(self, hooks: list[str], language_model: LanguageModel | None) -> None:
-        """Find the hook points, in a language model that is given or loaded."""
+    def _find(self, hooks: list[str]) -> None:
+        """Find the hook points' widths, and check all that can be before a language model is loaded."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Find the hook points, in a language model that was given or is loaded now."""
+
+    @abstractmethod
+    def require_enough_tokens(self, processes: int) -> None:
+        """Raise a TextError or an ActivationsError for too little text, which so many processes share."""
 
     def require_language_model(self, what: str, instead: Text) -> LanguageModel:
         """The language model. Raises an ActivationsError if there is none.
@@ -188,10 +199,27 @@ def open_inputs(
     *,
     language_model: LanguageModel | None = None,
 ) -> Inputs:
-    """Open what a run reads: a language model and its text, stored activations, or a synthetic model.
+    """`find_inputs`, loaded.
 
     With stored activations, the language model is loaded if its loss will be measured: where
     eval_tokens is above 0, by the first process.
+    """
+    inputs = find_inputs(run, hooks, before_batch, share, language_model=language_model)
+    inputs.load()
+    return inputs
+
+
+def find_inputs(
+    run: RunConfig,
+    hooks: Iterable[str],
+    before_batch: Callable[[], None] | None = None,
+    share: Share = WHOLE,
+    *,
+    language_model: LanguageModel | None = None,
+) -> Inputs:
+    """What a run reads: a language model and its text, stored activations, or a synthetic model.
+
+    Its language model is not loaded before `load`.
 
     Arguments:
         hooks: the names of the hook points. They share the language model's forward passes. Each has
@@ -201,40 +229,14 @@ def open_inputs(
         share: what this process reads, and how many share a batch.
         language_model: the run's, if it is loaded already.
 
-    Raises: a UserError if there is no such model, text or hook point, or stored activations are of
-        others than the run's.
+    Raises: a UserError if there is no such model, text or hook point, contexts are too long, or stored
+        activations are of others than the run's.
     """
     if is_synthetic(run.model):
         kind = _Synthetic
     else:
         kind = _OfLanguageModel if run.activations is None else _Stored
     return kind(run, hooks, before_batch, share, language_model)
-
-
-def require_inputs(
-    run: RunConfig, hooks: Iterable[str], processes: int = 1, *, count_tokens: bool = True
-) -> None:
-    """Raise what can be known to be wrong with a run's inputs before a language model is loaded.
-
-    Arguments:
-        processes: how many share a batch.
-        count_tokens: whether there are enough tokens to train on is asked, too.
-
-    Raises: LanguageModelError if there is no such model or hook point; ConfigError for contexts that are
-        too long; TextError or ActivationsError for too little text or stored activations.
-    """
-    if is_synthetic(run.model):
-        return
-    if run.activations is not None:
-        if count_tokens:
-            _require_enough_stored(run, open_stored(run.activations), processes)
-        return
-    model = empty_model(run.model)
-    require_positions(run, model)
-    for hook in hooks:
-        require_hook(model, hook)
-    if count_tokens:
-        require_enough_text(run, load_tokenizer(run.model), processes)
 
 
 def _require_enough_stored(run: RunConfig, stored: StoredActivations, count: int) -> None:
@@ -283,17 +285,30 @@ class _OfLanguageModel(Inputs):
 
     language_model: LanguageModel
 
-    def _open(self, hooks: list[str], language_model: LanguageModel | None) -> None:
-        self._fresh_hash: str | None = None
-        if language_model is None:
-            language_model = load_model(self._run)
+    def _find(self, hooks: list[str]) -> None:
+        self._found = self._fresh_hash = None
+        if self.language_model is None:
+            self._found = Pretrained(self._run.model)
+        module: Any = self._found.empty() if self._found else self.language_model._module
+        require_positions(self._run, module)
+        for name in hooks:
+            require_hook(module, name)
+        width: int = module.config.get_text_config().hidden_size
+        self.widths = dict.fromkeys(hooks, width)
+
+    def load(self) -> None:
+        if self._found is not None:
+            self.language_model = load_model(self._run, self._found)
             # Before it is used: a fast tokenizer keeps its last truncation, which is hashed too.
-            self._fresh_hash = settings_hash(language_model)
-        else:
-            require_positions(self._run, language_model._module)
-        self.language_model = language_model
-        self.hooks = {name: find_hook(language_model, name) for name in hooks}
-        self._shared = SharedPass(language_model, [hook.place for hook in self.hooks.values()])
+            self._fresh_hash = settings_hash(self.language_model)
+        self.hooks = {name: find_hook(self.language_model, name) for name in self.widths}
+        places = [hook.place for hook in self.hooks.values()]
+        self._shared = SharedPass(self.language_model, places)
+
+    def require_enough_tokens(self, processes: int) -> None:
+        assert self._found is not None, "it is asked for before it is loaded"
+        tokenizer = load_tokenizer(self._run.model, self._found.config)
+        require_enough_text(self._run, tokenizer, processes)
 
     def hashes(self) -> dict[str, str]:
         return {
@@ -355,30 +370,36 @@ class _OfLanguageModel(Inputs):
 class _Stored(Inputs):
     """Stored activations are read."""
 
-    def _open(self, hooks: list[str], language_model: LanguageModel | None) -> None:
+    def _find(self, hooks: list[str]) -> None:
         run = self._run
         assert run.activations is not None
         self._stored = stored = open_stored(run.activations)
         stored.require_fit(run, hooks)
-        manifest = stored.manifest
-        self._rule = _rule_of(run, manifest and manifest.settings)
-        if manifest is None:
+        self._rule = _rule_of(run, stored.manifest and stored.manifest.settings)
+        self.widths = {name: stored.hook(name).width for name in hooks}
+        if stored.manifest is None:
+            self.language_model = None
             self.no_language_model = (
                 f"{stored.folder} doesn't say which language model its activations are of"
             )
-        elif language_model is not None:
-            require_positions(run, language_model._module)
-            self.language_model = language_model
-        elif run.eval_tokens and self._share.rank == 0:
-            self.language_model = _cached_model(run, stored, manifest)
+        elif self.language_model is not None:
+            require_positions(run, self.language_model._module)
+
+    def load(self) -> None:
+        run, stored = self._run, self._stored
+        is_measured = run.eval_tokens and self._share.rank == 0
+        if self.language_model is None and stored.manifest is not None and is_measured:
+            self.language_model = _cached_model(run, stored, stored.manifest)
         if self.language_model is not None:
-            self.hooks = {name: find_hook(self.language_model, name) for name in hooks}
+            self.hooks = {name: find_hook(self.language_model, name) for name in self.widths}
         else:
-            known = {name: stored.hook(name) for name in hooks}
             self.hooks = {
-                name: HookPoint(name, hook.layer, "out", None, hook.width)
-                for name, hook in known.items()
+                name: HookPoint(name, stored.hook(name).layer, "out", None, width)
+                for name, width in self.widths.items()
             }
+
+    def require_enough_tokens(self, processes: int) -> None:
+        _require_enough_stored(self._run, self._stored, processes)
 
     def hashes(self) -> dict[str, str]:
         if (manifest := self._stored.manifest) is None:
@@ -466,13 +487,21 @@ class _Synthetic(Inputs):
     Raises: ConfigError if the run has settings that a synthetic model has no use for.
     """
 
-    def _open(self, hooks: list[str], language_model: LanguageModel | None) -> None:
+    def _find(self, hooks: list[str]) -> None:
         run = self._run
         require_synthetic_run(run)
+        self.language_model = None
         self.no_language_model = f"{run.model} is not a language model"
-        self._drawn = draw_model(run.model)
-        width = synthetic_settings(run.model).width
-        self.hooks = {name: HookPoint(name, 0, "out", None, width) for name in hooks}
+        self.widths = dict.fromkeys(hooks, synthetic_settings(run.model).width)
+
+    def load(self) -> None:
+        self._drawn = draw_model(self._run.model)
+        self.hooks = {
+            name: HookPoint(name, 0, "out", None, width) for name, width in self.widths.items()
+        }
+
+    def require_enough_tokens(self, processes: int) -> None:
+        """It draws as many as are asked for."""
 
     def hashes(self) -> dict[str, str]:
         return {"language_model": model_hash(self._run.model), "tokenizer": UNKNOWN}

@@ -4,6 +4,7 @@
 the config, which nnsight's own attribute has not in every version.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -58,20 +59,48 @@ def load_language_model(
             damaged, the model needs code of its own, or the tokenizer has neither a pad nor an end-of-text token.
         ConfigError: the machine has no such device.
     """
-    require_device(device)
-    keep_freed_memory()
-    tokenizer = load_tokenizer(name)
-    with _loading(name) as (source, options):
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
-    model = model.to(device).eval().requires_grad_(False)
-    logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
-    return cast(LanguageModel, LanguageModel(model, tokenizer=tokenizer))
+    return Pretrained(name).load(device=device, dtype=dtype)
 
 
-def load_tokenizer(name: str) -> Any:
+class Pretrained:
+    """A language model that can be asked about before its weights are loaded.
+
+    Raises: LanguageModelError if there is no such model; see `load_language_model`.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        with _loading(name) as (source, options):
+            self.config: Any = AutoConfig.from_pretrained(source, **options)
+
+    @property
+    def width(self) -> int:
+        """Of its residual stream."""
+        return self.config.get_text_config().hidden_size
+
+    def empty(self) -> nn.Module:
+        """The model with parameters that have shapes and no values, made in no memory."""
+        with _loading(self.name), torch.device("meta"):
+            config = copy.deepcopy(self.config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+    def load(self, *, device: str, dtype: torch.dtype) -> LanguageModel:
+        """See `load_language_model`."""
+        require_device(device)
+        keep_freed_memory()
+        tokenizer = load_tokenizer(self.name, self.config)
+        given = {"config": self.config, "dtype": dtype}
+        with _loading(self.name) as (source, options):
+            model: Any = AutoModelForCausalLM.from_pretrained(source, **given, **options)
+        model = model.to(device).eval().requires_grad_(False)
+        logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
+        return cast(LanguageModel, LanguageModel(model, tokenizer=tokenizer))
+
+
+def load_tokenizer(name: str, config: Any = None) -> Any:
     """A language model's tokenizer, which can pad; see `load_language_model`."""
     with _loading(name) as (source, options):
-        config = AutoConfig.from_pretrained(source, **options)
+        config = config or AutoConfig.from_pretrained(source, **options)
         tokenizer: Any = AutoTokenizer.from_pretrained(source, config=config, **options)
     if tokenizer.pad_token is None:
         # nnsight and upstream's evaluate pad every batch of texts. Padding is masked, so any token
@@ -87,13 +116,13 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def load_model(run: RunConfig) -> LanguageModel:
-    """A run's language model, in the run's dtype.
+def load_model(run: RunConfig, found: Pretrained | None = None) -> LanguageModel:
+    """A run's language model, in the run's dtype. `found` is the same model before it is loaded.
 
     Raises: as `load_language_model`, and ConfigError for contexts that the model can't read.
     """
     dtype = torch.bfloat16 if run.dtype == "bfloat16" else torch.float32
-    model = load_language_model(run.model, device=run.device, dtype=dtype)
+    model = (found or Pretrained(run.model)).load(device=run.device, dtype=dtype)
     require_positions(run, model._module)
     return model
 
@@ -155,22 +184,8 @@ def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def width_of(name: str) -> int:
-    """The width of a language model's residual stream, found without loading its weights.
-
-    Raises: LanguageModelError if there is no such model.
-    """
-    with _loading(name) as (source, options):
-        return AutoConfig.from_pretrained(source, **options).get_text_config().hidden_size
-
-
-def empty_model(name: str) -> nn.Module:
-    """A language model whose parameters have shapes and no values, made in no memory.
-
-    Raises: LanguageModelError if there is no such model.
-    """
-    with _loading(name) as (source, options), torch.device("meta"):
-        config = AutoConfig.from_pretrained(source, **options)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    """The width of a language model's residual stream, found without loading its weights."""
+    return Pretrained(name).width
 
 
 def with_weights(model: LanguageModel) -> LanguageModel:

@@ -163,8 +163,8 @@ def run(flags: TrainFlags) -> None:
         flags = replace(flags, sae=replace(flags.sae, init_from=start))
     require(flags.rank_timeout >= 1, "rank_timeout", flags.rank_timeout, "at least 1")
     run, saes, hooks, resume = _settings(flags)
-    plan(run, saes, hooks, resume=resume)  # mistakes, before torch is imported, in seconds
-    from ..training.loop import train
+    planned = plan(run, saes, hooks, resume=resume)  # refuses before torch is imported
+    from ..training.loop import carry_out
 
     def said(folders: Sequence[Path]) -> None:
         if flags.resume in (None, AUTO):
@@ -172,9 +172,7 @@ def run(flags: TrainFlags) -> None:
         where = ", ".join(map(in_shell, folders))
         print(f"{'Continuing' if resume else 'Writing to'} {where}", flush=True)
 
-    folders = train(
-        run, saes, hooks=hooks, resume=resume, on_start=said, rank_timeout=flags.rank_timeout
-    )
+    folders = carry_out(planned, on_start=said, rank_timeout=flags.rank_timeout)
     if launched().is_first:
         _show(flags, run, list(folders.values()))
 

@@ -371,3 +371,12 @@ def locked(folder: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
         finally:
             if {path.name for path in folder.iterdir()} <= {LOCK}:
                 remove(folder)
+
+
+@contextmanager
+def all_locked(folders: Iterable[Path]) -> Iterator[None]:
+    """`locked`, for several folders."""
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(locked(folder))
+        yield

@@ -35,12 +35,12 @@ class Chunk:
         return replace(self, configs=moved)
 
     def prepare(self) -> None:
-        """Check the runs before anything is loaded or written. Raises what `plan` and `require_inputs` do."""
+        """Check the runs before anything is loaded or written. Raises what `plan` and `find_inputs` do."""
         run, _, hooks = self._given
         plan(*self._given, resume=self._has_started)
-        from ..activations.inputs import require_inputs
+        from ..activations.inputs import find_inputs
 
-        require_inputs(run, dict.fromkeys(hooks.values()), count_tokens=False)
+        find_inputs(run, dict.fromkeys(hooks.values()))
 
     def train(self) -> None:
         """Train the runs, or continue them. Raises what `loop.train` does."""

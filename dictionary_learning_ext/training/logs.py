@@ -31,13 +31,17 @@ class RunLog:
         self._wandb: WandbLog | None = None
         self._former_id: str | None = None  # the resume point's, for when wandb starts again
 
-    def open_wandb(self, group: str, id: str | None = None, logged: int = -1) -> None:
+    def open_wandb(self, group: str | None, id: str | None = None, logged: int = -1) -> None:
         """Start a run in wandb, or resume `id`, if it is asked for; see `WandbLog`.
+
+        Arguments:
+            group: default: the name of the folder that holds the run folder.
 
         Raises: ConfigError if wandb can't start.
         """
         if self.config.run.wandb != "disabled":
             settings = self.config.to_dict() | {"norm_factor": self.norm_factor}
+            group = group or self.folder.resolve().parent.name
             self._wandb = WandbLog(self.folder, self.config, settings, group, id, logged)
 
     def clear_former(self) -> None:
@@ -47,7 +51,7 @@ class RunLog:
             if not former.name.endswith(f"-{own}"):
                 remove(former)
 
-    def resume(self, point: ResumePoint, group: str) -> None:
+    def resume(self, point: ResumePoint, group: str | None) -> None:
         """Cut off what was logged after `point`, and resume the run in wandb."""
         with writing(self._history):
             content = self._history.read_bytes() if self._history.exists() else b""
@@ -95,6 +99,17 @@ class RunLog:
                 files = [self.folder / name for name in (WEIGHTS, CONFIG, METRICS)]
                 self._wandb.upload([file for file in files if file.is_file()])
             self._wandb.close(exit_code=code)
+
+
+def open_all(logs: Sequence[RunLog], group: str | None) -> None:
+    """Start each in wandb, or none. Raises: see `RunLog.open_wandb`."""
+    try:
+        for log in logs:
+            log.open_wandb(group)
+    except ConfigError:
+        for log in logs:
+            log.close(1)
+        raise
 
 
 def report_finished(folder: Path, config: TrainConfig) -> None:

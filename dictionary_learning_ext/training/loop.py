@@ -1,14 +1,15 @@
-"""The training loop: one language model, a buffer for each hook point, one or many SAEs.
+"""Training, from start to end: plan, prepare, build or restore, steps, save, evaluate.
 
-`train` checks what it is given, `_train` opens the activations and builds the SAEs, `_Loop` takes the
-steps, and `_evaluate` measures the results.
+`train` tells it. `plan` refuses what can be refused without torch. `prepare` does all else that may be refused, and
+changes no run folder. `run` takes the steps, saves and evaluates. One language model and one buffer for each
+hook point serve one or many SAEs.
 """
 
 import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from ..activations.buffer import Batches
 from ..activations.hook_points import HookPoint
-from ..activations.inputs import Inputs, open_inputs, require_inputs
+from ..activations.inputs import Inputs, find_inputs
 from ..activations.tokens import Share
 from ..config.run import SAMPLE_TOKENS, RunConfig
 from ..config.sae import SAEConfig
@@ -35,32 +36,31 @@ from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels
 from ..features.collector import SinkFinder
 from ..run_folder.comparing import measured_on
-from ..run_folder.files import locked
+from ..run_folder.files import all_locked
 from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
-from ..trainers.base import require_device
+from ..trainers.base import Trainer, require_device
 from ..trainers.build import build_trainer
-from .logs import report_finished
-from .plan import Job, plan, require_memory
+from .logs import open_all, report_finished
+from .plan import Job, Plan, plan, require_memory
 from .processes import (
     RANK_TIMEOUT,
     Interrupts,
     Processes,
-    before_the_first_step,
     interrupts,
-    joined,
+    join,
     launched,
     losing_no_rank,
-    require_one_task,
     resuming_command,
 )
 from .resuming import (
     checked_points,
-    restore_generators,
+    continue_batches,
+    require_same_inputs,
+    restore,
     shared_state,
     start_from,
     state_for_resume,
-    state_of_rank,
     trained_sae,
 )
 from .sae_run import SAERun, versions
@@ -102,7 +102,7 @@ def train(
             `run`, `saes` and `hooks`.
         group: what wandb groups the runs by (default: the name of the folder that holds them).
         on_start: called by the first process, with the run folders, once all is checked that can be
-            before the language model is loaded (of a run that resumes: once its resume points are).
+            before the language model is loaded.
         rank_timeout: of several processes, the seconds that one waits for the others.
 
     Returns: the run folder of each.
@@ -110,96 +110,377 @@ def train(
     Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What has been
     trained by then is saved.
     """
-    require_one_task()
-    jobs = plan(run, saes, hooks, resume=resume)
-    run = replace(run, device=launched().device(run.device))
-    folders = [job.folder for job in jobs]
-    with losing_no_rank(resuming_command(folders)):
-        processes = joined(rank_timeout)
-        if resume and all(job.is_finished for job in jobs):
-            logger.info("%s: already finished; nothing to do", run.save_dir)
-            if processes.is_first:
-                for job in jobs:
-                    report_finished(job.folder, job.config)
-        else:
-            _train(run, jobs, processes, resume=resume, group=group, on_start=on_start)
-    return {job.name: job.folder for job in jobs}
+    planned = plan(run, saes, hooks, resume=resume)
+    return carry_out(planned, group=group, on_start=on_start, rank_timeout=rank_timeout)
 
 
-def _train(
-    run: RunConfig,
-    jobs: list[Job],
-    processes: Processes,
+def carry_out(
+    planned: Plan,
     *,
-    resume: bool,
+    group: str | None = None,
+    on_start: Callable[[Sequence[Path]], None] = lambda folders: None,
+    rank_timeout: int = RANK_TIMEOUT,
+) -> dict[str, Path]:
+    """Train what is planned; see `train`."""
+    processes = launched()
+    device = processes.device(planned.run.device)
+    with losing_no_rank(planned.folders):
+        join(rank_timeout)  # every rank has planned, and none has written
+        if planned.is_finished:
+            _say_again(planned, processes)
+        else:
+            own_folders = planned.folders if processes.is_first else []
+            with all_locked(own_folders), interrupts(processes.are_several) as signals:
+                with _nothing_is_written(), _tf32(planned.run.tf32):
+                    prepared = prepare(planned, device, processes, signals, group, on_start)
+                run(prepared)
+    return {job.name: job.folder for job in planned.jobs}
+
+
+@contextlib.contextmanager
+def _nothing_is_written() -> Iterator[None]:
+    """An interruption inside says so."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise stop.when("before the first step; nothing was written or changed") from stop
+
+
+def _say_again(planned: Plan, processes: Processes) -> None:
+    logger.info("%s: already finished; nothing to do", planned.run.save_dir)
+    if processes.is_first:
+        for job in planned.jobs:
+            report_finished(job.folder, job.config)
+
+
+# --- prepare
+
+
+@dataclass
+class Prepared:
+    """A run that can begin: what may be refused has been checked. Its folders are as they were."""
+
+    settings: RunConfig
+    """With this process's device."""
+    inputs: Inputs
+    batches: Batches
+    """From where the run begins."""
+    sae_runs: list[SAERun]
+    """With random weights, those of a trained SAE, or those of their resume points."""
+    points: list[ResumePoint]
+    """The resume points, without the weights. Empty for a run that starts."""
+    depends_on: dict[str, Any]
+    """Hashes and versions, which resume points hold."""
+    group: str | None
+    """What wandb groups the runs by."""
+    processes: Processes
+    signals: Interrupts
+
+
+def prepare(
+    planned: Plan,
+    device: str,
+    processes: Processes,
+    signals: Interrupts,
     group: str | None,
     on_start: Callable[[Sequence[Path]], None],
-) -> None:
-    """See `train`. `run` has this process's device, the jobs the one given for all processes."""
-    folders, hooks = [job.folder for job in jobs], list(dict.fromkeys(job.hook for job in jobs))
-    with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(interrupts(are_several=processes.are_several))
-        with before_the_first_step(), _tf32(run.tf32):
-            if processes.is_first:
-                for job in jobs:
-                    stack.enter_context(locked(job.folder))
-                _warn_of_slow_bf16(run)
-            require_device(run.device)
-            require_memory(run, [job.config.sae for job in jobs], processes.local_count)
-            initial = [] if resume else [trained_sae(job.config.sae) for job in jobs]
-            if not resume and processes.is_first:
-                require_inputs(run, hooks, processes.count)
-                on_start(folders)
-            share = Share(processes.rank, processes.count)
-            # A fill is not interrupted where others wait for its end.
-            before_batch = None if processes.are_several else signals.check
-            inputs = open_inputs(run, hooks, before_batch, share)
-            sources = inputs.training_batches()
-            jobs = [job.of_width(inputs.hooks[job.hook].activation_dim) for job in jobs]
-            depends_on = inputs.hashes() | {
-                "versions": versions() | {"threads": t.get_num_threads()},
-            }
-            points = checked_points(jobs, depends_on, processes) if resume else []
-            if resume and not points:
-                initial = [trained_sae(job.config.sae) for job in jobs]
-            samples = _samples(inputs, run) if processes.is_first else {}
-            if resume and processes.is_first:
-                on_start(folders)
-            processes.require_alike(depends_on)
-            if points:
-                norm_factors = _continued(jobs, sources, points, processes)
-            else:
-                norm_factors = _measured_norm_factors(sources, processes)
-                if processes.is_first:
-                    _warn_of_sinks(inputs, run)
-            sae_runs = _built(
-                jobs, run.device, inputs.hooks, norm_factors, initial, processes, samples
-            )
-        code = 1
-        try:
-            with signals.deferred(), _tf32(run.tf32):
-                _begin(sae_runs, sources, points, group, processes)
-                start = points[0].step if points else 0
-                del points, initial  # as large as the SAEs, and not needed again
-                _Loop(run, sources, sae_runs, start, depends_on, signals, processes).run()
-                if not processes.is_first:
-                    return  # rank 0 alone saves and evaluates
-                trained = [one for one in sae_runs if one.failure is None]
-                for one in trained:
-                    one.save_final()
-            if run.eval_tokens and trained:
-                _evaluate(inputs, trained, signals)
-            code = 0
-        except Interrupted as stop:
-            code = stop.exit_code
-            raise
-        finally:
-            for one in sae_runs:
-                one.close(code)
+) -> Prepared:
+    """Open what a run reads, and build or restore its SAEs.
+
+    Everything that may be refused is, from the cheapest to what takes longest. wandb is opened last.
+
+    Arguments:
+        device: this process's.
+    """
+    settings = replace(planned.run, device=device)
+    require_device(device)
+    # A fill is not interrupted where others wait for its end.
+    before_batch = None if processes.are_several else signals.check
+    share = Share(processes.rank, processes.count)
+    inputs = find_inputs(settings, planned.hooks, before_batch, share)
+    require_memory(planned.jobs, inputs.widths, device, processes.local_count)
+    jobs = [job.of_width(inputs.widths[job.hook]) for job in planned.jobs]
+    points = checked_points(jobs, processes) if planned.resume else []
+    trained = [] if points else [trained_sae(job.config.sae) for job in jobs]
+    if processes.is_first:
+        if not planned.resume:
+            inputs.require_enough_tokens(processes.count)
+        _warn_of_slow_bf16(settings)
+        on_start(planned.folders)
+
+    inputs.load()
+    depends_on = inputs.hashes() | {"versions": versions() | {"threads": t.get_num_threads()}}
+    processes.require_alike(depends_on)
+    batches = inputs.training_batches()
+    samples = _samples(inputs, settings) if processes.is_first else {}
+    if points:
+        require_same_inputs(jobs, points, depends_on)
+        norm_factors = continue_batches(batches, jobs, points, processes.rank)
+    else:
+        norm_factors = batches.norm_factors(processes.means(batches.mean_squared_norms()))
+        if processes.is_first:
+            _warn_of_sinks(inputs, settings)
+
+    nothing = [None] * len(jobs)
+    sae_runs = []
+    for job, source, point in zip(jobs, trained or nothing, points or nothing, strict=True):
+        hook, norm_factor = inputs.hooks[job.hook], norm_factors[job.hook]
+        trainer = _built(job, hook, norm_factor, device, processes, source, point)
+        sae_runs.append(SAERun(job, trainer, norm_factor, processes, samples.get(job.hook)))
+    if processes.is_first and not points:
+        open_all([one.log for one in sae_runs], group)
+    points = [point._replace(trainer={}) for point in points]  # the weights are freed
+    return Prepared(
+        settings, inputs, batches, sae_runs, points, depends_on, group, processes, signals
+    )
+
+
+def _built(
+    job: Job,
+    hook: HookPoint,
+    norm_factor: float,
+    device: str,
+    processes: Processes,
+    source: Dictionary | None,
+    point: ResumePoint | None,
+) -> Trainer:
+    """A trainer with random weights, those of a trained SAE, or those of its resume point."""
+    trainer = build_trainer(
+        job.config.sae,
+        steps=job.config.run.steps,
+        activation_dim=hook.activation_dim,
+        layer=hook.layer,
+        lm_name=job.config.run.model,
+        hook=hook.name,
+        device=device,
+        dtype=job.config.run.dtype,
+        name=job.folder.name,
+    )
+    if source is not None:
+        start_from(trainer, source, norm_factor, job.config.sae, hook)
+    if processes.are_several:
+        trainer.join(processes.ranks)
+    if point is not None:
+        restore(trainer, point, processes.rank)
+    return trainer
+
+
+def _samples(inputs: Inputs, settings: RunConfig) -> dict[str, Sample]:
+    """What is measured on during training, by hook point. Read before the first step, with its errors."""
+    if settings.eval_every is None:
+        return {}
+    tokens = min(SAMPLE_TOKENS, settings.eval_tokens)
+    return {hook: Sample(inputs.held_out(hook, tokens), tokens) for hook in inputs.hooks}
+
+
+# --- run
+
+
+def run(prepared: Prepared) -> None:
+    """Take the steps, save, and evaluate."""
+    settings, sae_runs = prepared.settings, prepared.sae_runs
+    code = 1
+    try:
+        with prepared.signals.deferred():
+            prepared.processes.meet()  # every rank is prepared, and none has written
+            if prepared.processes.is_first:
+                _begin(prepared)
+            with _tf32(settings.tf32):
+                _Loop(prepared).run()
+            if not prepared.processes.is_first:
+                return  # rank 0 alone saves and evaluates
+            trained = [one for one in sae_runs if one.failure is None]
+            for one in trained:
+                one.save_final()
+        if settings.eval_tokens and trained:
+            _evaluate(prepared.inputs, trained, prepared.signals)
+        code = 0
+    except Interrupted as stop:
+        code = stop.exit_code
+        raise
+    finally:
+        for one in sae_runs:
+            one.close(code)
     if failures := [one.failure for one in sae_runs if one.failure]:
-        others = [str(one.folder) for one in sae_runs if one.failure is None]
+        others = [str(one.folder) for one in trained]
         saved = f"; trained and saved: {', '.join(others)}" if others else ""
         raise TrainingError("; ".join(failures), instead=("lower ", Setting("lr"), saved))
+
+
+def _begin(prepared: Prepared) -> None:
+    """Write the run folders, or delete in them what is later than the resume points."""
+    for one, point in zip(prepared.sae_runs, prepared.points, strict=False):
+        one.resume(point, prepared.group)
+    if not prepared.points:
+        for one in prepared.sae_runs:
+            one.start(prepared.batches.of_hook[one.run.hook].config)
+
+
+class _Loop:
+    """Every step of every SAE. On an error, what was trained is saved.
+
+    Attributes:
+        step: how many updates were made.
+        active: the SAEs that have not failed.
+    """
+
+    def __init__(self, prepared: Prepared):
+        self.settings, self.batches = prepared.settings, prepared.batches
+        self.signals, self.processes = prepared.signals, prepared.processes
+        self.depends_on = prepared.depends_on
+        self.step = prepared.points[0].step if prepared.points else 0
+        self.active = sae_runs = prepared.sae_runs
+        self._saved_at = time.monotonic()
+        self._norm_factors = {one.run.hook: one.norm_factor for one in sae_runs}
+        self._labels = labels(
+            {
+                str(one.folder): {
+                    "trainer": one.trainer.config,
+                    "run": {"settings": one.config.to_dict()},
+                }
+                for one in sae_runs
+            }
+        )
+        self._resume = f"`{resuming_command([one.folder for one in sae_runs])}`"
+
+    def run(self) -> None:
+        """All steps. Raises what stopped them, with the step and how to continue."""
+        settings = self.settings
+        # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
+        quiet: dict[str, Any] = {} if self.processes.is_first else {"disable": True}
+        bar = tqdm(
+            total=settings.steps * settings.batch_size,
+            initial=self.step * settings.batch_size,
+            unit="tok",
+            unit_scale=True,
+            mininterval=1,
+            **quiet,
+        )
+        try:
+            self._take_steps(bar)
+        except Interrupted as stop:
+            self._save_points(self.active)
+            self.processes.meet()  # torchrun kills the others 30 seconds after one has ended
+            raise stop.when(f"at step {self.step}; continue with {self._resume}") from stop
+        except Exception as error:
+            if not self.processes.are_several:  # else the others may be at another place
+                self._save_what_is_left()
+            if isinstance(error, NonFiniteError):
+                raise error.within(f"step {self.step}") from error
+            raise
+        finally:
+            bar.close()
+
+    def _take_steps(self, bar: tqdm) -> None:
+        settings, checkpoints = self.settings, self.settings.save_points()
+        batches: dict[str, t.Tensor] = {}
+        for step in range(self.step, settings.steps):
+            self.step = step
+            if number := self.processes.largest(self.signals.received or 0):
+                raise Interrupted(Signals(number))
+            if self._is_point_due():
+                self._save_points(self.active)
+            batches = self._next_batches()
+            if step in checkpoints:
+                for one in self.active:
+                    one.save_checkpoint(step)
+            if step % settings.log_every == 0 or settings.is_measured(step):
+                self._check_and_log(batches, bar)
+            self._leave_out_failed()
+            for one in self.active:
+                one.update(step, batches[one.run.hook])
+            self._leave_out_failed()
+            if not self.active:
+                return
+            bar.update(settings.batch_size)
+        self.step = settings.steps
+        if batches:  # else the run was resumed when all steps were done
+            self._check_and_log(batches, bar)
+        self._leave_out_failed()
+        if settings.save_every != "none":
+            self._save_points(self.active)
+
+    def _next_batches(self) -> dict[str, t.Tensor]:
+        """This step's activations at each hook point, in training units."""
+        return {
+            hook: x_BD.to(self.settings.device, t.float32).div_(self._norm_factors[hook])
+            for hook, x_BD in self.batches.next().items()
+        }
+
+    def _is_point_due(self) -> bool:
+        """Whether --save-every asks for a resume point before this step."""
+        every_steps, every_seconds = self.settings.save_interval()
+        if every_seconds is not None:
+            is_due = self.processes.any(time.monotonic() - self._saved_at >= every_seconds)
+        else:
+            is_due = every_steps is not None and self.step % every_steps == 0
+        return is_due and self.step > 0
+
+    def _leave_out_failed(self) -> None:
+        self.active = [one for one in self.active if one.failure is None]
+
+    def _check_and_log(self, batches: Mapping[str, t.Tensor], bar: tqdm) -> None:
+        """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
+        shown = {}
+        for one in self.active:
+            metrics = one.check_and_log(self.step, batches[one.run.hook])
+            if metrics is None:
+                continue
+            loss = metrics.get("loss", metrics["l2_loss"])
+            shown[self._labels[str(one.folder)]] = (
+                f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
+                f"alive {metrics['alive_in_batch']:.2f}"
+            )
+        parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
+        if len(self._labels) == 1:  # its name would take the place of its numbers
+            parts = list(shown.values())
+        more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
+        bar.set_postfix_str(" | ".join(parts + more))
+
+    def _save_points(self, saes: Sequence[SAERun]) -> None:
+        """Write a resume point of each SAE, before this step's batch is handed out."""
+        states = self.batches.state_dicts()
+        for one in saes:
+            of_ranks = self.processes.gather(state_for_resume(one.trainer, states[one.run.hook]))
+            one.save_point(self.step, self.depends_on | shared_state(of_ranks, self.processes))
+        self._saved_at = time.monotonic()
+
+    def _save_what_is_left(self) -> None:
+        """Save every SAE after an error: its weights, and a resume point unless it would lack a batch."""
+        is_between_steps = self.batches.tokens_seen() == {self.step * self.settings.batch_size}
+        for one in self.active:
+            try:
+                one.save_checkpoint(self.step)
+                if is_between_steps:
+                    self._save_points([one])
+            except CheckpointError as full:
+                logger.error("%s", full)
+        logger.error("stopped at step %d; the weights so far are in checkpoints/", self.step)
+
+
+def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> None:
+    """Measure SAEs whose training is over, and write their metrics.json."""
+    metrics: dict[str, dict[str, Any]] = {}
+    try:
+        signals.check()
+        for hook in inputs.hooks:
+            saes = {
+                one.name: (for_raw_activations(one.trainer.ae, one.norm_factor), one.norm_factor)
+                for one in trained
+                if one.run.hook == hook
+            }
+            if saes:
+                tokens = trained[0].run.eval_tokens
+                metrics |= measure(saes, inputs.held_out(hook, tokens), tokens)
+    except Interrupted as stop:
+        where = in_shell(*(one.folder for one in trained))
+        saved = "the training is done and saved"
+        raise stop.when(f"in the evaluation; {saved}; continue with `vsae eval {where}`") from stop
+    for one in trained:
+        one.record(metrics[one.name] | {"measured_on": measured_on(one.run)})
+
+
+# --- what is said, and torch's settings
 
 
 def _warn_of_slow_bf16(run: RunConfig) -> None:
@@ -230,19 +511,6 @@ def _tf32(wanted: bool) -> Iterator[None]:
         setattr(products, name, former)
 
 
-def _samples(inputs: Inputs, run: RunConfig) -> dict[str, Sample]:
-    """What is measured on during training, by hook point. Read before the first step, with its errors."""
-    if run.eval_every is None:
-        return {}
-    tokens = min(SAMPLE_TOKENS, run.eval_tokens)
-    return {hook: Sample(inputs.held_out(hook, tokens), tokens) for hook in inputs.hooks}
-
-
-def _measured_norm_factors(sources: Batches, processes: Processes) -> dict[str, float]:
-    """What each hook point's raw activations are divided by."""
-    return sources.norm_factors(processes.means(sources.mean_squared_norms()))
-
-
 def _warn_of_sinks(inputs: Inputs, run: RunConfig) -> None:
     """Say which tokens of the text's start are attention sinks, unless outliers are left out."""
     if inputs.language_model is None or run.max_norm_multiple is not None:
@@ -260,250 +528,3 @@ def _warn_of_sinks(inputs: Inputs, run: RunConfig) -> None:
                 f"{sinks.norm_ratio:,.0f}",
                 sinks.where,
             )
-
-
-def _continued(
-    jobs: Sequence[Job], sources: Batches, points: Sequence[ResumePoint], processes: Processes
-) -> dict[str, float]:
-    """Put the sources where the resume points have them. Returns the points' norm factors."""
-    of_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
-    states = {hook: state_of_rank(each, processes.rank) for hook, each in of_hook.items()}
-    sources.load_state_dicts({hook: state["buffer"] for hook, state in states.items()})
-    return {hook: point.run["norm_factor"] for hook, point in of_hook.items()}
-
-
-def _built(
-    jobs: Sequence[Job],
-    device: str,
-    hooks: Mapping[str, HookPoint],
-    norm_factors: Mapping[str, float],
-    initial: Sequence[Dictionary | None],
-    processes: Processes,
-    samples: Mapping[str, Sample],
-) -> list[SAERun]:
-    """Every SAE, with random weights or those of a trained one.
-
-    Arguments:
-        initial: the trained SAE that each starts from, if any; empty for SAEs that resume.
-    """
-    sae_runs: list[SAERun] = []
-    for job in jobs:
-        hook = hooks[job.hook]
-        trainer = build_trainer(
-            job.config.sae,
-            steps=job.config.run.steps,
-            activation_dim=hook.activation_dim,
-            layer=hook.layer,
-            lm_name=job.config.run.model,
-            hook=hook.name,
-            device=device,
-            dtype=job.config.run.dtype,
-            name=job.folder.name,
-        )
-        sample = samples.get(job.hook)
-        sae_runs.append(SAERun(job, trainer, norm_factors[job.hook], processes, sample))
-    for one, source in zip(sae_runs, initial, strict=False):
-        if source is not None:
-            hook = hooks[one.run.hook]
-            start_from(one.trainer, source, one.norm_factor, one.config.sae, hook)
-    if processes.are_several:
-        for one in sae_runs:
-            one.trainer.join(processes.ranks)
-    return sae_runs
-
-
-def _begin(
-    sae_runs: Sequence[SAERun],
-    sources: Batches,
-    points: Sequence[ResumePoint],
-    group: str | None,
-    processes: Processes,
-) -> None:
-    """Start or resume every SAE. No folder is changed before it is certain that all can."""
-    groups = {one.name: group or one.folder.resolve().parent.name for one in sae_runs}
-    resumed = list(zip(sae_runs, points, strict=True)) if points else []
-    started = [] if points else sae_runs
-    for one, point in resumed:
-        one.restore(point)
-        restore_generators(one.trainer, point, processes.rank)
-    if processes.is_first:
-        for one in started:
-            one.log.open_wandb(groups[one.name])
-    processes.meet()
-    if processes.is_first:
-        for one, point in resumed:
-            one.resume(point, groups[one.name])
-        for one in started:
-            one.start(sources.of_hook[one.run.hook].config)
-
-
-class _Loop:
-    """Every step of every SAE from `start` on. On an error, what was trained is saved.
-
-    Arguments:
-        run: with this process's device.
-        depends_on: hashes and versions, which a resume point holds.
-
-    Attributes:
-        step: how many updates were made.
-        active: the SAEs that have not failed.
-    """
-
-    def __init__(
-        self,
-        run: RunConfig,
-        sources: Batches,
-        sae_runs: list[SAERun],
-        start: int,
-        depends_on: dict[str, Any],
-        signals: Interrupts,
-        processes: Processes,
-    ):
-        self.run_config, self.sources, self.depends_on = run, sources, depends_on
-        self.signals, self.processes = signals, processes
-        self.active, self.step = sae_runs, start
-        self._norm_factors = {one.run.hook: one.norm_factor for one in sae_runs}
-        self._labels = labels(
-            {
-                str(one.folder): {
-                    "trainer": one.trainer.config,
-                    "run": {"settings": one.config.to_dict()},
-                }
-                for one in sae_runs
-            }
-        )
-        self._resume = f"`{resuming_command([one.folder for one in sae_runs])}`"
-
-    def run(self) -> None:
-        """All steps. Raises what stopped them, with the step and how to continue."""
-        run = self.run_config
-        # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
-        quiet: dict[str, Any] = {} if self.processes.is_first else {"disable": True}
-        bar = tqdm(
-            total=run.steps * run.batch_size,
-            initial=self.step * run.batch_size,
-            unit="tok",
-            unit_scale=True,
-            mininterval=1,
-            **quiet,
-        )
-        try:
-            self._take_steps(bar)
-        except Interrupted as stop:
-            self._save_points(self.active)
-            self.processes.meet()  # torchrun kills the others 30 seconds after one has ended
-            raise Interrupted(
-                stop.signal,
-                f"stopped by {stop.signal.name} at step {self.step}; continue with {self._resume}",
-            ) from stop
-        except Exception as error:
-            if not self.processes.are_several:  # else the others may be at another place
-                self._save_what_is_left()
-            if isinstance(error, NonFiniteError):
-                raise error.within(f"step {self.step}") from error
-            raise
-        finally:
-            bar.close()
-
-    def _take_steps(self, bar: tqdm) -> None:
-        run, sources, processes = self.run_config, self.sources, self.processes
-        checkpoints = set(run.save_points())
-        every_steps, every_seconds = run.save_interval()
-        saved_at, batches = time.monotonic(), {}
-        for step in range(self.step, run.steps):
-            self.step = step
-            if number := processes.largest(self.signals.received or 0):
-                raise Interrupted(Signals(number))
-            is_due = every_steps is not None and step % every_steps == 0
-            if every_seconds is not None:
-                is_due = processes.any(time.monotonic() - saved_at >= every_seconds)
-            if is_due and step > 0:
-                self._save_points(self.active)
-                saved_at = time.monotonic()
-            batches = {
-                hook: x_BD.to(run.device, t.float32).div_(self._norm_factors[hook])
-                for hook, x_BD in sources.next().items()
-            }
-            if step in checkpoints:
-                for one in self.active:
-                    one.save_checkpoint(step)
-            if step % run.log_every == 0 or run.is_measured(step):
-                self._check_and_log(batches, bar)
-            self._leave_out_failed()
-            for one in self.active:
-                one.update(step, batches[one.run.hook])
-            self._leave_out_failed()
-            if not self.active:
-                return
-            bar.update(run.batch_size)
-        self.step = run.steps
-        if batches:  # else the run was resumed when all steps were done
-            self._check_and_log(batches, bar)
-        self._leave_out_failed()
-        if run.save_every != "none":
-            self._save_points(self.active)
-
-    def _leave_out_failed(self) -> None:
-        self.active = [one for one in self.active if one.failure is None]
-
-    def _check_and_log(self, batches: Mapping[str, t.Tensor], bar: tqdm) -> None:
-        """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
-        shown = {}
-        for one in self.active:
-            metrics = one.check_and_log(self.step, batches[one.run.hook])
-            if metrics is None:
-                continue
-            loss = metrics.get("loss", metrics["l2_loss"])
-            shown[self._labels[str(one.folder)]] = (
-                f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
-                f"alive {metrics['alive_in_batch']:.2f}"
-            )
-        parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
-        if len(self._labels) == 1:  # its name would take the place of its numbers
-            parts = list(shown.values())
-        more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
-        bar.set_postfix_str(" | ".join(parts + more))
-
-    def _save_points(self, saes: Sequence[SAERun]) -> None:
-        """Write a resume point of each SAE, before this step's batch is handed out."""
-        states = self.sources.state_dicts()
-        for one in saes:
-            of_ranks = self.processes.gather(state_for_resume(one.trainer, states[one.run.hook]))
-            one.save_point(self.step, self.depends_on | shared_state(of_ranks, self.processes))
-
-    def _save_what_is_left(self) -> None:
-        """Save every SAE after an error: its weights, and a resume point unless it would lack a batch."""
-        is_between_steps = self.sources.tokens_seen() == {self.step * self.run_config.batch_size}
-        for one in self.active:
-            try:
-                one.save_checkpoint(self.step)
-                if is_between_steps:
-                    self._save_points([one])
-            except CheckpointError as full:
-                logger.error("%s", full)
-        logger.error("stopped at step %d; the weights so far are in checkpoints/", self.step)
-
-
-def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> None:
-    """Measure SAEs whose training is over, and write their metrics.json."""
-    metrics: dict[str, dict[str, Any]] = {}
-    try:
-        signals.check()
-        for hook in inputs.hooks:
-            saes = {
-                one.name: (for_raw_activations(one.trainer.ae, one.norm_factor), one.norm_factor)
-                for one in trained
-                if one.run.hook == hook
-            }
-            if saes:
-                tokens = trained[0].run.eval_tokens
-                metrics |= measure(saes, inputs.held_out(hook, tokens), tokens)
-    except Interrupted as stop:
-        where = in_shell(*(one.folder for one in trained))
-        raise Interrupted(
-            stop.signal,
-            f"stopped by {stop.signal.name} in the evaluation; the training is done and saved; "
-            f"continue with `vsae eval {where}`",
-        ) from stop
-    for one in trained:
-        one.record(metrics[one.name] | {"measured_on": measured_on(one.run)})

@@ -19,7 +19,7 @@ from ..errors import ConfigError, Setting
 from ..run_folder.files import RUNS, SAVE_DIR, folder_of, require_free
 from ..run_folder.reading import is_finished
 from ..run_folder.sae_names import require_not_foreign
-from .processes import launched
+from .processes import launched, require_one_task
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,46 @@ class Job:
         return is_finished(self.folder, self.config.run)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What will be trained, checked as far as that needs no torch."""
+
+    run: RunConfig
+    """What the SAEs share."""
+    jobs: list[Job]
+    resume: bool
+    """Whether they continue from their resume points."""
+
+    @property
+    def folders(self) -> list[Path]:
+        return [job.folder for job in self.jobs]
+
+    @property
+    def hooks(self) -> list[str]:
+        """The hook points, each once."""
+        return list(dict.fromkeys(job.hook for job in self.jobs))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.resume and all(job.is_finished for job in self.jobs)
+
+
 def plan(
     run: RunConfig,
     saes: Mapping[str, SAEConfig],
     hooks: Mapping[str, str] | None = None,
     *,
     resume: bool = False,
-) -> list[Job]:
+) -> Plan:
     """A job for each SAE; see `loop.train` for the arguments.
 
     Raises: ConfigError for settings that don't go together, TF32 on a CPU, a batch that the processes
-    don't divide, several SAEs in one run of a wandb sweep, or a folder that is taken or missing;
+    don't divide, several SAEs in one run of a wandb sweep, a folder that is taken or missing, or a
+    command that srun started several times;
     TextError or ActivationsError if there is no such file.
     """
+    require_one_task()
     expected = "a dict of SAEConfigs by name, e.g. {'a': SAEConfig(k=32)}"
     require(isinstance(saes, Mapping) and len(saes) > 0, "saes", saes, expected)
     if len(saes) > 1:
@@ -109,7 +136,7 @@ def plan(
         reads_text = run.activations is None and not is_synthetic(run.model)
         if reads_text and names_a_file(run.data):
             open_text(run.data, passes=run.text_passes, column=run.text_column)
-    return jobs
+    return Plan(run, jobs, resume)
 
 
 def _require_folder_names(names: Iterable[str]) -> None:
@@ -122,21 +149,21 @@ def _require_folder_names(names: Iterable[str]) -> None:
 # --- memory
 
 
-def require_memory(run: RunConfig, saes: Iterable[SAEConfig], processes: int = 1) -> None:
+def require_memory(jobs: Iterable[Job], widths: Mapping[str, int], device: str, n: int = 1) -> None:
     """Refuse SAEs that are larger than all memory of the device, which must be there.
 
     Arguments:
-        processes: how many train on this machine. On its CPU each has SAEs of its own.
-
-    Raises: ConfigError; LanguageModelError or ActivationsError if there is no such model or folder.
+        widths: D of each hook point.
+        n: how many processes train on this machine. On its CPU each has SAEs of its own.
     """
-    width, on_cpu = row_width(run), run.device.startswith("cpu")
-    needed = (processes if on_cpu else 1) * sum(sae_bytes(each, width) for each in saes)
-    (there, _), size = _memory(run.device), tqdm.format_sizeof
+    on_cpu = device.startswith("cpu")
+    each = (sae_bytes(job.config.sae, widths[job.hook]) for job in jobs)
+    needed = (n if on_cpu else 1) * sum(each)
+    (there, _), size = _memory(device), tqdm.format_sizeof
     if needed > there:
         raise ConfigError(
             f"the weights, gradients and optimizer of the SAEs need {size(needed)}B of memory, and"
-            f" {'this machine' if on_cpu else run.device} has {size(there)}B",
+            f" {'this machine' if on_cpu else device} has {size(there)}B",
             instead=("lower ", Setting("dict_size")),
         )
 

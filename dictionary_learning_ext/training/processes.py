@@ -191,8 +191,8 @@ def require_one_task() -> None:
     )
 
 
-def joined(timeout: int = RANK_TIMEOUT) -> Processes:
-    """The processes that torchrun started, which become one group at the first call. All ranks wait here.
+def join(timeout: int = RANK_TIMEOUT) -> Processes:
+    """Make the processes that torchrun started one group, at the first call. All ranks meet here.
 
     Ranks other than 0 log only what no other rank can.
 
@@ -217,11 +217,11 @@ def joined(timeout: int = RANK_TIMEOUT) -> Processes:
 
 
 @contextmanager
-def losing_no_rank(again: str) -> Iterator[None]:
+def losing_no_rank(folders: Iterable[Path]) -> Iterator[None]:
     """Turn torch.distributed's error inside into a TrainingError: another rank ended, or didn't answer.
 
     Arguments:
-        again: the command that continues the run.
+        folders: those of the run.
     """
     try:
         yield
@@ -231,6 +231,7 @@ def losing_no_rank(again: str) -> Iterator[None]:
         import torch.distributed as dist
 
         atexit.unregister(dist.destroy_process_group)  # it would wait for the others
+        again = resuming_command(folders)
         raise TrainingError(
             "another process of the run ended or didn't answer",
             instead=f"see what it said, or torchrun's report, and continue from the last resume point with `{again}`",
@@ -270,7 +271,7 @@ class Interrupts:
         are_several: whether this is one of several processes.
     """
 
-    def __init__(self, *, are_several: bool):
+    def __init__(self, are_several: bool):
         self.received: signal.Signals | None = None
         self._are_several, self._is_deferred = are_several, False
 
@@ -301,21 +302,9 @@ class Interrupts:
 
 
 @contextmanager
-def before_the_first_step() -> Iterator[None]:
-    """An interruption inside says that nothing has been changed."""
-    try:
-        yield
-    except Interrupted as stop:
-        raise Interrupted(
-            stop.signal,
-            f"stopped by {stop.signal.name} before the first step; nothing was written or changed",
-        ) from stop
-
-
-@contextmanager
-def interrupts(*, are_several: bool = False) -> Iterator[Interrupts]:
+def interrupts(are_several: bool = False) -> Iterator[Interrupts]:
     """Catch the signals inside. Python allows this in the main thread only; in others, none arrives."""
-    caught = Interrupts(are_several=are_several)
+    caught = Interrupts(are_several)
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return

@@ -10,6 +10,7 @@ from typing import Any
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 
+from ..activations.buffer import Batches
 from ..activations.hook_points import HookPoint
 from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.run import may_move, require_same
@@ -20,6 +21,7 @@ from ..run_folder.reading import read_config, without_deleted
 from ..run_folder.resume_points import ResumePoint, newest_points
 from ..run_folder.weights import for_raw_activations, load_dictionary
 from ..trainers.base import Trainer
+from ..trainers.state import load_trainer_state
 from .plan import Job
 from .processes import Processes
 
@@ -29,17 +31,11 @@ _OPTIONAL = "log_var_encoder."
 """The weights that a trained SAE may lack: those of a learned log-variance then start as usual."""
 
 
-def checked_points(
-    jobs: Sequence[Job], depends_on: dict[str, Any], processes: Processes
-) -> list[ResumePoint]:
-    """The newest resume point of each job, checked against what the run is now; empty if there are
-    none yet.
-
-    Arguments:
-        depends_on: hashes of what the run reads, and the packages' versions.
+def checked_points(jobs: Sequence[Job], processes: Processes) -> list[ResumePoint]:
+    """The newest resume point of each job, checked against its settings; empty if there are none yet.
 
     Raises: CheckpointError if there are points and none can be used; ConfigError for other settings
-    or another number of processes; LanguageModelError if the language model has changed.
+    or another number of processes.
     """
     points, problems = newest_points(job.folder for job in jobs)
     for problem in problems:
@@ -61,6 +57,19 @@ def checked_points(
                 f"{folder}: the run was started with {was} process{'es' if was > 1 else ''}, not "
                 f"{processes.count}; continue with `{command} train --resume {in_shell(folder)}`"
             )
+    return [points[job.folder] for job in jobs]
+
+
+def require_same_inputs(
+    jobs: Sequence[Job], points: Sequence[ResumePoint], depends_on: dict[str, Any]
+) -> None:
+    """Raise a LanguageModelError if the language model has changed since a point was written.
+
+    Arguments:
+        depends_on: hashes of what the run reads, and the packages' versions. Other versions are logged.
+    """
+    for job, point in zip(jobs, points, strict=True):
+        folder, saved = job.folder, point.run
         for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
             if saved[part] != depends_on[part]:
                 raise LanguageModelError(
@@ -75,9 +84,8 @@ def checked_points(
                 saved["versions"],
                 depends_on["versions"],
             )
-    step = points[jobs[0].folder].step
-    logger.info("resuming from step %d of %s", step, ", ".join(str(job.folder) for job in jobs))
-    return [points[job.folder] for job in jobs]
+    where = ", ".join(str(job.folder) for job in jobs)
+    logger.info("resuming from step %d of %s", points[0].step, where)
 
 
 def state_for_resume(trainer: Trainer, source: dict[str, Any]) -> dict[str, Any]:
@@ -103,11 +111,24 @@ def state_of_rank(point: ResumePoint, rank: int) -> dict[str, Any]:
     return point.run["ranks"][rank] if "ranks" in point.run else {"buffer": point.run["buffer"]}
 
 
-def restore_generators(trainer: Trainer, point: ResumePoint, rank: int) -> None:
-    """Set a rank's generators to where they were at a point."""
+def continue_batches(
+    batches: Batches, jobs: Sequence[Job], points: Sequence[ResumePoint], rank: int
+) -> dict[str, float]:
+    """Put the batches where the resume points have them. Returns the points' norm factors."""
+    of_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
+    batches.load_state_dicts(
+        {hook: state_of_rank(point, rank)["buffer"] for hook, point in of_hook.items()}
+    )
+    return {hook: point.run["norm_factor"] for hook, point in of_hook.items()}
+
+
+def restore(trainer: Trainer, point: ResumePoint, rank: int) -> None:
+    """Put a trainer where a point has it, with this rank's generators."""
+    load_trainer_state(trainer.state(), point.trainer)
     for name, state in state_of_rank(point, rank).get("generators", {}).items():
         state = t.frombuffer(bytearray.fromhex(state), dtype=t.uint8)
         getattr(trainer.state(), name).set_state(state)
+    trainer.check(point.step)
 
 
 # --- a trained SAE's weights

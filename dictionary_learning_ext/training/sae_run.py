@@ -30,7 +30,7 @@ from ..run_folder.files import (
 from ..run_folder.json_files import read_json
 from ..run_folder.weights import for_raw_activations, save_weights
 from ..trainers.base import Trainer
-from ..trainers.state import load_trainer_state, trainer_state
+from ..trainers.state import trainer_state
 from .logs import RunLog
 from .plan import Job
 from .processes import ONE_PROCESS, Processes
@@ -87,12 +87,7 @@ class SAERun:
         }
         write_json(self.folder / CONFIG, config)
 
-    def restore(self, point: resume_points.ResumePoint) -> None:
-        """Put the trainer where a point of this folder has it. Nothing on the disk is changed."""
-        load_trainer_state(self.trainer.state(), point.trainer)
-        self.trainer.check(point.step)
-
-    def resume(self, point: resume_points.ResumePoint, group: str) -> None:
+    def resume(self, point: resume_points.ResumePoint, group: str | None) -> None:
         """Delete what was written after a point, and resume the run in wandb."""
         with writing(self.folder):
             self._remove_temporaries()

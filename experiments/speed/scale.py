@@ -31,7 +31,7 @@ from dictionary_learning_ext.activations.cache_writer import write_cache
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
-from dictionary_learning_ext.training.processes import Processes, joined
+from dictionary_learning_ext.training.processes import Processes, join
 from dictionary_learning_ext.training.sae_run import SAERun
 from experiments import raw_results
 from experiments.pages import table
@@ -136,7 +136,7 @@ def whole_run(processes: Processes) -> dict[str, float]:
 def in_this_process(part: str) -> str:
     """What one process measures. Rank 0's is the result."""
     t.set_num_threads(1)
-    processes = joined()
+    processes = join()
     measured = {"step": step, "run": whole_run}[part](processes)
     return json.dumps(measured) if processes.is_first else ""
 

@@ -195,7 +195,7 @@ def tables_against_upstream(content: dict[str, Any]) -> list[str]:
 TIMED = {
     "language model": "dictionary_learning_ext.activations.hook_points:SharedPass.read",
     "language model's losses": "dictionary_learning_ext.evaluation.measure:_summed_loss",
-    "loading the language model": "dictionary_learning_ext.activations.language_models:load_language_model",
+    "loading the language model": "dictionary_learning_ext.activations.language_models:Pretrained.load",
     "looking whether the text suffices": (
         "dictionary_learning_ext.activations.inputs:require_enough_text"
     ),

@@ -20,7 +20,7 @@ from texts import error_of
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import inputs, language_models
-from dictionary_learning_ext.activations.inputs import open_inputs, require_inputs
+from dictionary_learning_ext.activations.inputs import find_inputs, open_inputs
 from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
@@ -48,7 +48,7 @@ def no_model(monkeypatch):
     def load(*_, **__):
         raise AssertionError("a language model is loaded")
 
-    monkeypatch.setattr(language_models, "load_language_model", load)
+    monkeypatch.setattr(language_models.Pretrained, "load", load)
 
 
 @pytest.fixture
@@ -254,24 +254,26 @@ def test_too_few_tokens_are_refused_with_what_to_do(run, small_cache):
 def test_where_tokens_are_left_out_a_margin_is_asked_for(run, caplog):
     """4,000 tokens a pass, of which some are left out."""
     fits = replace(run, steps=125, text_passes=2)
-    require_inputs(fits, [HOOK])
+    find_inputs(fits, [HOOK]).require_enough_tokens(1)
     assert not caplog.text
-    require_inputs(replace(fits, max_norm_multiple=10.0), [HOOK])
+    find_inputs(replace(fits, max_norm_multiple=10.0), [HOOK]).require_enough_tokens(1)
     assert "may end before its last step; use --text-passes 3" in caplog.text
     with pytest.raises(TextError, match="use text_passes=9 or steps=119"):
-        require_inputs(replace(fits, max_norm_multiple=10.0, steps=500), [HOOK])
+        find_inputs(replace(fits, max_norm_multiple=10.0, steps=500), [HOOK]).require_enough_tokens(
+            1
+        )
 
 
 def test_no_process_is_short_of_the_tokens_that_are_enough(run):
     """125 contexts, so 41 for each of 3 processes, twice."""
     run = replace(run, batch_size=48, steps=2 * 41 * 32 // 16)
-    require_inputs(run, [HOOK], 3)
+    find_inputs(run, [HOOK]).require_enough_tokens(3)
     for rank in range(3):
         batches = open_inputs(run, [HOOK], share=Share(rank, 3)).training_batches()
         for _ in range(run.steps):
             batches.next()
     with pytest.raises(TextError, match="or steps=164"):
-        require_inputs(replace(run, steps=165), [HOOK], 3)
+        find_inputs(replace(run, steps=165), [HOOK]).require_enough_tokens(3)
 
 
 def test_own_activations_are_measured_but_the_language_models_loss_is_not(

@@ -45,7 +45,7 @@ def tiny(monkeypatch, tmp_path_factory):
     def load(*_, **__):
         raise AssertionError("a language model is loaded")
 
-    monkeypatch.setattr(language_models, "load_language_model", load)
+    monkeypatch.setattr(language_models.Pretrained, "load", load)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_a_tokenizer_without_padding_pads_with_end_of_text(tiny_lm_dir: Path, tm
 
 
 @pytest.mark.parametrize(
-    "read", [load_language_model, language_models.width_of, language_models.empty_model]
+    "read", [load_language_model, language_models.width_of, language_models.Pretrained]
 )
 def test_code_that_comes_with_a_model_is_never_run(
     read: Any, tiny_lm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 import torch as t
 from small_commands import content, refused, settings_of
+from transformers import AutoConfig
 
 from dictionary_learning_ext.activations.cache_manifest import read_manifest
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.commands import train
 from dictionary_learning_ext.commands.flags import parse, vsae
 from dictionary_learning_ext.commands.train import TRAIN, starting_point
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig
+from dictionary_learning_ext.training import loop
 
 
 def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_worth(
@@ -39,6 +42,21 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 12 + 1, "a run this short is logged at each step"
     assert f"{vsae()} report {tmp_path / 'run'}\n" in out
+
+
+def test_it_plans_once_and_loads_the_language_models_configuration_once(small, monkeypatch):
+    calls = []
+    for owner, name in ((AutoConfig, "from_pretrained"), (train, "plan")):
+        original = getattr(owner, name)
+
+        def counted(*given, name=name, original=original, **options):
+            calls.append(name)
+            return original(*given, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+    monkeypatch.setattr(loop, "plan", lambda *_, **__: pytest.fail("it plans again"))
+    assert main(["train", *small]) == 0
+    assert sorted(calls) == ["from_pretrained", "plan"]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from dictionary_learning_ext.errors import CheckpointError, NonFiniteError, User
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKTrainer
 from dictionary_learning_ext.training import loop, sae_run
 from dictionary_learning_ext.training.loop import _Loop
-from dictionary_learning_ext.training.processes import joined
+from dictionary_learning_ext.training.processes import join
 from dictionary_learning_ext.training.sae_run import SAERun
 
 VARIANTS = {
@@ -198,7 +198,7 @@ CASES = {
 def equality(_run, _folder):
     """Steps in float64 beside one process on the union of the batches. Returns what differs most."""
     seen = {}
-    ranks = joined().ranks
+    ranks = join().ranks
     share = BATCH // ranks.count
     for name, (architecture, options) in CASES.items():
         ours, whole = (built(architecture, lr=1e-2, **options) for _ in range(2))
@@ -247,7 +247,7 @@ if __name__ == "__main__":
     scenarios = json.loads(sys.argv[2])
     if "failing" in scenarios:
         failing(*scenarios["failing"])
-    processes = joined()
+    processes = join()
     for scenario, given in scenarios.items():
         folder = Path(sys.argv[1]) / scenario
         logging.getLogger().handlers.clear()  # `main` logs to stderr as it is at its first call

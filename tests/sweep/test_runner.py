@@ -396,7 +396,7 @@ def test_runs_of_two_hook_points_read_one_cache_and_need_no_language_model(
 ):
     path = sweep_file(parameters={"hook": {"values": [HOOK, OTHER]}, "k": {"values": [2, 4]}})
     monkeypatch.setattr(
-        language_models, "load_language_model", lambda *_, **__: pytest.fail("a model is loaded")
+        language_models.Pretrained, "load", lambda *_, **__: pytest.fail("a model is loaded")
     )
     flags = [f"--activations={small_cache}", "--eval-tokens=0"]
     assert main(["sweep", str(path), *flags, f"--save-dir={tmp_path / 's'}"]) == 0

@@ -11,8 +11,8 @@ import pytest
 from small_commands import refused
 
 from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext.activations import inputs
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.plan import plan, require_memory, sae_bytes
 
 GB = 10**9
@@ -75,7 +75,7 @@ def test_saes_are_given_by_name(saes, tmp_path):
 def test_a_run_that_resumes_may_have_its_folder(tmp_path):
     (tmp_path / "ae.pt").write_bytes(b"weights")
     run = RunConfig(save_dir=str(tmp_path), data=str(tmp_path / "moved.txt"))
-    (job,) = plan(run, {"x": SAEConfig()}, resume=True)
+    (job,) = plan(run, {"x": SAEConfig()}, resume=True).jobs
     assert job.config.sae.warmup_steps == 120, "resolved"
     assert (job.name, job.folder) == ("x", tmp_path)
     with pytest.raises(ConfigError, match="already holds a run"):
@@ -95,10 +95,10 @@ def test_a_sweeps_agent_trains_one_sae_at_a_time(wandb, tmp_path, monkeypatch):
 
 def test_each_sae_has_a_folder_and_its_hook_point_or_the_runs(tmp_path):
     run = RunConfig(hook="blocks.1.hook_mlp_out", save_dir=str(tmp_path))
-    jobs = plan(run, {"a": A, "b": B}, {"b": "x"})
+    jobs = plan(run, {"a": A, "b": B}, {"b": "x"}).jobs
     assert [(job.name, job.hook) for job in jobs] == [("a", run.hook), ("b", "x")]
     assert [job.folder for job in jobs] == [tmp_path / "a", tmp_path / "b"]
-    assert plan(run, {"a": A})[0].folder == tmp_path
+    assert plan(run, {"a": A}).folders[0] == tmp_path
     with pytest.raises(ConfigError, match=r"hooks has 'c', which is no SAE: expected any of a, b"):
         plan(run, {"a": A, "b": B}, {"c": "x"})
 
@@ -121,7 +121,7 @@ def test_too_large_an_sae_is_refused_before_anything_is_loaded(
     flags, machine, monkeypatch, tmp_path, capsys
 ):
     machine(24 * GB)
-    monkeypatch.setattr(loop, "open_inputs", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(inputs, "load_model", lambda *_, **__: pytest.fail("it was loaded"))
     save_dir = tmp_path / "run"
     command = ["train", *flags, "--dict-size=1000000000", f"--save-dir={save_dir}"]
     line = refused(command, capsys)
@@ -129,16 +129,17 @@ def test_too_large_an_sae_is_refused_before_anything_is_loaded(
     assert not save_dir.exists()
 
 
-def test_every_sae_counts_once_for_each_process_on_a_cpu(tiny_lm_dir, machine):
-    run = RunConfig(model=str(tiny_lm_dir), ctx_len=32, n_ctxs=8, batch_size=32)
-    saes = [SAEConfig(dict_size=64, k=4), SAEConfig(dict_size=32, k=4)]
+def test_every_sae_counts_once_for_each_process_on_a_cpu(tmp_path, machine):
+    saes = {"a": SAEConfig(dict_size=64, k=4), "b": SAEConfig(dict_size=32, k=4)}
+    jobs = plan(RunConfig(save_dir=str(tmp_path)), saes).jobs
+    widths = {jobs[0].hook: 16}
     needed = 4 * 4 * 2 * (64 + 32) * 16  # weights, gradients, two averages; encoder and decoder
     for processes in (1, 3):
         machine(processes * needed)
-        require_memory(run, saes, processes)
+        require_memory(jobs, widths, "cpu", processes)
         machine(processes * needed - 1)
         with pytest.raises(ConfigError, match=r"need .* of memory"):
-            require_memory(run, saes, processes)
+            require_memory(jobs, widths, "cpu", processes)
 
 
 def test_a_frozen_decoder_has_no_gradient_and_no_averages():
