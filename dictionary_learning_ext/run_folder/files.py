@@ -74,10 +74,6 @@ WANDB = "wandb"
 LOCK = ".lock"
 """Held by the process that writes to the folder."""
 
-RESUME_TENSORS = "tensors.safetensors"
-RESUME_STATE = "state.json"
-RESUME_COMPLETE = "complete.json"
-"""The hashes of the other two. Written last: a point without it doesn't count."""
 RESUME_LOGGED = "logged.json"
 """Beside the resume points: the last step that any process of this run logged."""
 
@@ -118,8 +114,8 @@ def _in_a_name(value: Any) -> str:
 
 
 def resume_point(folder: Path, step: int) -> Path:
-    """The folder of a resume point. Sorted by name, the points are in order."""
-    return folder / RESUME / f"step_{step:08d}"
+    """The file of a resume point."""
+    return folder / RESUME / f"step_{step:08d}.pt"
 
 
 def sha256_of(path: Path) -> str:

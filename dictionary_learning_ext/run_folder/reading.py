@@ -20,11 +20,9 @@ from .files import (
     HISTORY,
     METRICS,
     RESUME,
-    RESUME_COMPLETE,
     WEIGHTS,
     at_home,
     checkpoint,
-    resume_point,
 )
 from .foreign import RECOGNISED, foreign_config, format_of
 from .json_files import Shape, read_json, readable
@@ -150,9 +148,8 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def steps_of(folder: Path) -> list[int]:
-    """The steps of a folder's complete resume points, in rising order."""
-    steps = _numbers(folder / RESUME, r"step_(\d+)")
-    return [step for step in steps if (resume_point(folder, step) / RESUME_COMPLETE).is_file()]
+    """The steps of a folder's resume points, in rising order."""
+    return _numbers(folder / RESUME, r"step_(\d+)\.pt")
 
 
 def _numbers(folder: Path, pattern: str) -> list[int]:

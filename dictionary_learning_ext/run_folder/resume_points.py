@@ -1,46 +1,22 @@
 """Resume points: all that a run needs to resume, bit-identical to a run that was not stopped.
 
-    FOLDER/resume/step_<N>/
-        tensors.safetensors    weights, optimiser, counters, generators
-        state.json             everything else
-        complete.json          the hashes of both, written last: a point without it doesn't count
+    FOLDER/resume/step_<N>.pt    weights, optimiser, counters, generators, and the place in the text
 
-A point is written to a folder of another name, which is then renamed. The last two are kept.
+A point is written to a file of another name, which is then renamed. The last two are kept.
 """
 
 import contextlib
-import json
-import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch as t
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
-from ..errors import CheckpointError
-from .files import (
-    RESUME,
-    RESUME_COMPLETE,
-    RESUME_LOGGED,
-    RESUME_STATE,
-    RESUME_TENSORS,
-    WEIGHTS,
-    remove,
-    resume_point,
-    sha256_of,
-    sync,
-    usual_mode,
-    write_json,
-    writing,
-)
+from ..errors import CheckpointError, first_line, in_shell
+from .files import RESUME, RESUME_LOGGED, WEIGHTS, remove, resume_point, sync, write_json, writing
 from .json_files import read_json
 from .reading import steps_of
+from .weights import read_tensors, save_tensors
 
 KEPT = 2
-_TENSOR = "__tensor__"
 
 
 class ResumePoint(NamedTuple):
@@ -59,34 +35,12 @@ def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> No
 
     Raises: CheckpointError if the disk refuses. The earlier points are kept.
     """
-    resume = folder / RESUME
-    tensors: dict[str, t.Tensor] = {}
-    state = {"step": step, "run": run, "trainer": _without_tensors(trainer, "", tensors)}
-    final = resume_point(folder, step)
-    temporary = resume / f".{final.name}"
-    with writing(temporary):
-        for broken_off in resume.glob(".step_*"):
-            remove(broken_off)
-        try:
-            temporary.mkdir(parents=True)
-            with usual_mode(temporary / RESUME_TENSORS):
-                save_file(tensors, temporary / RESUME_TENSORS)
-            (temporary / RESUME_STATE).write_text(json.dumps(state), encoding="utf-8")
-            hashes = {name: sha256_of(temporary / name) for name in (RESUME_TENSORS, RESUME_STATE)}
-            for name in hashes:
-                sync(temporary / name)
-            (temporary / RESUME_COMPLETE).write_text(json.dumps(hashes), encoding="utf-8")
-            sync(temporary / RESUME_COMPLETE)
-            sync(temporary)
-            _forget(final)  # one without its marker
-            temporary.rename(final)
-            sync(resume)
-        except SafetensorError as error:
-            raise _of_the_disk(error) from error
-        finally:
-            remove(temporary)
+    path = resume_point(folder, step)
+    save_tensors(path, {"step": step, "trainer": trainer, "run": run})
+    with writing(path):
+        sync(path.parent)
         for old in steps_of(folder)[:-KEPT]:
-            _forget(resume_point(folder, old))
+            remove(resume_point(folder, old))
 
 
 def note_logged(folder: Path, step: int) -> int:
@@ -103,25 +57,21 @@ def note_logged(folder: Path, step: int) -> int:
 
 def forget_after(folder: Path, step: int) -> None:
     """Delete the points after `step`. A run that resumes there writes them again."""
-    for later in (folder / RESUME).glob("step_*"):
-        if later.name > resume_point(folder, step).name:
-            _forget(later)
+    for later in steps_of(folder):
+        if later > step:
+            remove(resume_point(folder, later))
 
 
 def load_point(folder: Path, step: int) -> ResumePoint:
-    """Read a point. Raises CheckpointError if a file of it is missing or changed."""
+    """Read a point, on the CPU. Raises CheckpointError if its file is missing or damaged."""
     path = resume_point(folder, step)
     try:
-        hashes = read_json(path / RESUME_COMPLETE, dict[str, str])
-        for name in (RESUME_TENSORS, RESUME_STATE):
-            if sha256_of(path / name) != hashes[name]:
-                raise CheckpointError(f"{path / name}: changed since it was written")
-        state = json.loads((path / RESUME_STATE).read_text(encoding="utf-8"))
-        trainer = _with_tensors(state["trainer"], load_file(path / RESUME_TENSORS))
-        return ResumePoint(step, trainer, state["run"])
-    except (OSError, KeyError) as error:
+        state = read_tensors(path)
+        return ResumePoint(step, state["trainer"], state["run"])
+    except Exception as error:  # bytes of any content raise anything
         raise CheckpointError(
-            f"{path}: incomplete resume point ({type(error).__name__}: {error})"
+            f"{path}: incomplete or damaged resume point ({type(error).__name__}:"
+            f" {first_line(error)[:200]})"
         ) from error
 
 
@@ -136,6 +86,9 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
     Raises: CheckpointError if there are points and none can be used.
     """
     there = {folder: steps_of(folder) for folder in folders}
+    for folder, steps in there.items():
+        if not steps:
+            _require_no_former(folder)
     problems: list[str] = []
     common = set.intersection(*map(set, there.values()))
     for step in sorted(common, reverse=True):
@@ -155,40 +108,12 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
     )
 
 
-def _forget(path: Path) -> None:
-    """Delete a point, its marker first, so that what is left of it never counts."""
-    with contextlib.suppress(NotADirectoryError):  # a file of a point's name
-        (path / RESUME_COMPLETE).unlink(missing_ok=True)
-    remove(path)
-
-
-def _of_the_disk(error: SafetensorError) -> OSError:
-    """The error of the disk that safetensors only quotes: (os error 28), or Os { code: 28, …."""
-    code = re.search(r"(?:os error|code:) (\d+)", str(error))
-    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))
-
-
-def _without_tensors(value: Any, name: str, tensors: dict[str, t.Tensor]) -> Any:
-    """`value` with each tensor moved to `tensors` and replaced by its name there."""
-    if isinstance(value, t.Tensor):
-        # A copy: safetensors takes neither shared memory nor other strides.
-        tensors[name] = value.detach().cpu().clone(memory_format=t.contiguous_format)
-        return {_TENSOR: name}
-    if isinstance(value, dict):
-        return {
-            k: _without_tensors(v, f"{name}.{k}" if name else k, tensors) for k, v in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_without_tensors(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]
-    return value
-
-
-def _with_tensors(value: Any, tensors: dict[str, t.Tensor]) -> Any:
-    """The inverse of `_without_tensors`."""
-    if isinstance(value, dict):
-        if value.keys() == {_TENSOR}:
-            return tensors[value[_TENSOR]]
-        return {k: _with_tensors(v, tensors) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_with_tensors(v, tensors) for v in value]
-    return value
+def _require_no_former(folder: Path) -> None:
+    """Raise a CheckpointError if a folder's points are of version 0.2, which wrote a folder for each."""
+    if any(path.is_dir() for path in (folder / RESUME).glob("step_*")):
+        where = in_shell(folder)
+        raise CheckpointError(
+            f"{folder}: its resume points are of an earlier version, which this one can't read",
+            instead="continue it with that version, or start it again with `vsae train --config "
+            f"{where} --save-dir {where} --overwrite`",
+        )

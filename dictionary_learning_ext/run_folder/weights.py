@@ -52,9 +52,30 @@ def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -
     """
     dictionary = for_raw_activations(dictionary, norm_factor)
     state = {name: value.cpu().contiguous() for name, value in dictionary.state_dict().items()}
-    file = _in_memory(state)  # on a full disk, t.save to a file raises errors that don't name it
+    save_tensors(path, state)
+
+
+def save_tensors(path: Path, content: Any) -> None:
+    """`t.save`, atomically, one tensor after the other. Raises CheckpointError if the disk refuses."""
     with replacing(path) as temporary:
-        temporary.write_bytes(file.getbuffer())
+        try:
+            with temporary.open("wb") as file:
+                t.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # what the disk said, which torch replaces
+                raise error.__context__ from error
+            raise
+
+
+def read_tensors(path: Path) -> Any:
+    """What `t.save` wrote, whole, on the CPU; none of its code is executed. Bytes of any content raise anything."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:  # torch itself does not compare checksums
+            if archive.testzip():
+                raise zipfile.BadZipFile
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about the kind of pickle
+        return t.load(path, map_location="cpu", weights_only=True)
 
 
 def load_dictionary(
@@ -125,13 +146,7 @@ def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], flo
     (backup_steps), what activations were divided by in training: its tensors are in those units.
     """
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch itself does not compare checksums
-                if archive.testzip():
-                    raise zipfile.BadZipFile
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about the kind of pickle
-            state = t.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
     except Exception as error:  # bytes of any content raise anything
         raise CheckpointError(
             f"{path}: incomplete or damaged {dict_class} ({type(error).__name__}); copy it again or "

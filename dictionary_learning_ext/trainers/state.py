@@ -6,7 +6,7 @@ import torch as t
 
 
 def trainer_state(trainer: Any) -> dict[str, Any]:
-    """Everything that changes in a trainer, ours or upstream's: tensors and JSON values."""
+    """Everything that changes in a trainer, ours or upstream's: tensors, and values that JSON has, too."""
     attributes = {
         name: value
         for name, value in vars(trainer).items()
@@ -23,17 +23,9 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
 
 
 def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
-    """Restore `state` in a trainer that was built with the same settings. No tensor of it is kept: they
-    may be views of a file, and one of them would keep all of it in memory, even after it is deleted.
-    """
+    """Restore `state` in a trainer that was built with the same settings. No tensor of it is kept."""
     trainer.ae.load_state_dict(state["ae"])
-    optimizer = state["optimizer"]
-    by_index = {int(index): values for index, values in optimizer["state"].items()}
-    groups = [  # JSON has no tuples
-        {n: tuple(v) if n == "betas" else v for n, v in group.items()}
-        for group in optimizer["param_groups"]
-    ]
-    trainer.optimizer.load_state_dict(optimizer | {"state": by_index, "param_groups": groups})
+    trainer.optimizer.load_state_dict(state["optimizer"])
     for values in trainer.optimizer.state.values():
         values |= {n: v.clone() if isinstance(v, t.Tensor) else v for n, v in values.items()}
     trainer.scheduler.load_state_dict(state["scheduler"])

@@ -19,6 +19,7 @@ from ..run_folder.files import (
     FAILED,
     HELD_OUT,
     METRICS,
+    RESUME,
     RUN_FILES,
     WEIGHTS,
     checkpoint,
@@ -205,7 +206,7 @@ class SAERun:
 
     def _remove_temporaries(self) -> None:
         """Delete what a process was writing when it was killed."""
-        for folder in (self.folder, self.folder / CHECKPOINTS):
+        for folder in (self.folder, self.folder / CHECKPOINTS, self.folder / RESUME):
             remove_temporaries(folder)
 
 

@@ -54,8 +54,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     ".csv": lambda path: list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())),
 }
 """By a file's suffix: what it holds. Other files are not compared."""
-NOT_COMPARED = ("complete.json", "logged.json")
-"""Of resume points: the hashes of files that are compared themselves, and how far it was logged."""
+NOT_COMPARED = ("logged.json",)
+"""Beside resume points: how far it was logged."""
 
 
 def compared_files(folder: Path) -> set[Path]:

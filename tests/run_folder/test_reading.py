@@ -168,10 +168,9 @@ def test_a_run_that_is_not_finished_says_how_to_continue(tmp_path):
     )
     for step, whole in ((0, []), (40, [20, 40]), (40, [])):
         for at in whole:
-            point = folder / "resume" / f"step_{at:08d}"
-            point.mkdir(parents=True)
-            (point / "complete.json").write_text("{}")
-        (folder / "resume" / "step_00000060").mkdir(parents=True, exist_ok=True)  # not whole
+            point = folder / "resume" / f"step_{at:08d}.pt"
+            point.parent.mkdir(exist_ok=True)
+            point.touch()
         for reader in (read_config, read_metrics):
             with pytest.raises(CheckpointError) as raised:
                 reader(folder)

@@ -1,15 +1,16 @@
 """Resume points on the disk: whole or none, the last two kept, the newest that all folders have."""
 
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch as t
 from interrupted_runs import STEPS, Killed, assert_equal, results, resumed, sae_of, stopped_at
-from safetensors import SafetensorError
 
 from dictionary_learning_ext import train
+from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, Interrupted
 from dictionary_learning_ext.run_folder.resume_points import (
     forget_after,
@@ -52,14 +53,14 @@ def test_a_damaged_point_is_left_for_the_one_before(run, tmp_path, monkeypatch, 
     with pytest.raises(Interrupted):
         train(run, {"x": sae_of()})
     folder = Path(run.save_dir)
-    flip_a_bit(folder / "resume" / "step_00000033" / "tensors.safetensors")
+    flip_a_bit(folder / "resume" / "step_00000033.pt")
     resumed(folder)
-    assert "tensors.safetensors: changed since it was written" in caplog.text
+    assert "step_00000033.pt: incomplete or damaged resume point" in caplog.text
     assert "resuming from step 30" in caplog.text
     assert_equal(results(whole), results(folder))
     for point in folder.glob("resume/step_*"):
-        (point / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="incomplete resume point"):
+        point.write_bytes(point.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="incomplete or damaged resume point"):
         load_point(folder, STEPS)
     (folder / "metrics.json").unlink()
     with pytest.raises(CheckpointError, match="no step to resume from"):
@@ -70,9 +71,33 @@ def test_a_damaged_point_is_no_reason_to_start_from_scratch(tmp_path):
     """Even where nothing else was written: what is left of it is the user's to look at."""
     assert newest_points([tmp_path]) == ({}, [])
     save_point(tmp_path, 1, {"x": t.ones(2)}, {})
-    flip_a_bit(tmp_path / "resume" / "step_00000001" / "tensors.safetensors")
-    with pytest.raises(CheckpointError, match=r"no step to resume from.*changed since"):
+    flip_a_bit(tmp_path / "resume" / "step_00000001.pt")
+    with pytest.raises(CheckpointError, match=r"no step to resume from.*damaged"):
         newest_points([tmp_path])
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"PK\x03\x04", pickle.dumps(print)])
+def test_bytes_of_any_content_are_a_damaged_point_and_none_is_executed(content, tmp_path):
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "resume" / "step_00000001.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged resume point"):
+        load_point(tmp_path, 1)
+
+
+def test_points_of_before_are_refused_with_what_to_type(run, tmp_path):
+    """A folder each. Once the run has started again, they are gone."""
+    (folder,) = train(replace(run, steps=2, eval_tokens=0), {"x": sae_of()}).values()
+    (folder / "ae.pt").unlink()
+    (folder / "resume" / "step_00000002.pt").unlink()
+    former = folder / "resume" / "step_00000002"
+    former.mkdir()
+    again = f"vsae train --config {folder} --save-dir {folder} --overwrite"
+    with pytest.raises(CheckpointError, match=f"of an earlier version.*`{again}`"):
+        resumed(folder)
+    assert former.is_dir()
+    assert main(again.split()[1:]) == 0
+    assert (folder / "ae.pt").is_file()
+    assert not former.exists()
 
 
 def test_checkpoints_without_a_resume_point_do_not_keep_a_run_from_starting_over(tmp_path):
@@ -100,34 +125,16 @@ def test_a_damaged_note_of_what_was_logged_counts_as_none(damage, tmp_path):
     assert [note_logged(tmp_path, step) for step in (7, 5)] == [7, 7]
 
 
-def test_a_file_of_a_points_name_is_none_and_in_nobodys_way(tmp_path):
+def test_what_has_a_points_name_and_is_none_is_in_nobodys_way(tmp_path):
     for step in (1, 2):
         save_point(tmp_path, step, {"x": t.ones(2)}, {})
-    for name in ("step_00000003", "step_99999999"):
-        (tmp_path / "resume" / name).write_text("a file")
-    assert steps_of(tmp_path) == [1, 2]
+    (tmp_path / "resume" / "step_00000003").write_text("a file")
+    (tmp_path / "resume" / "step_99999999.pt").mkdir()
+    assert steps_of(tmp_path) == [1, 2, 99999999]
+    assert newest_points([tmp_path])[0][tmp_path].step == 2
     save_point(tmp_path, 3, {"x": t.ones(2)}, {})
     forget_after(tmp_path, 3)
-    assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == [
-        "step_00000002",
-        "step_00000003",
-    ]
-
-
-@pytest.mark.parametrize(
-    "quoted",
-    [
-        "I/O error: No space left on device (os error 28)",
-        'IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })',
-    ],
-)
-def test_a_full_disk_that_safetensors_met_says_to_free_some_space(quoted, tmp_path, monkeypatch):
-    def full(*_):
-        raise SafetensorError(f"Error while serializing: {quoted}")
-
-    monkeypatch.setattr("dictionary_learning_ext.run_folder.resume_points.save_file", full)
-    with pytest.raises(CheckpointError, match=r"\(No space left on device\); free some space or"):
-        save_point(tmp_path, 2, {"x": t.ones(2)}, {})
+    assert steps_of(tmp_path) == [3]
 
 
 def test_a_run_that_resumes_keeps_the_point_it_resumes_from(tmp_path):
@@ -137,7 +144,7 @@ def test_a_run_that_resumes_keeps_the_point_it_resumes_from(tmp_path):
     assert steps_of(tmp_path) == [9, 10]
     forget_after(tmp_path, 9)
     assert steps_of(tmp_path) == [9]
-    assert not (tmp_path / "resume" / "step_00000010").exists()
+    assert not (tmp_path / "resume" / "step_00000010.pt").exists()
     assert load_point(tmp_path, 9).trainer["x"].tolist() == [9, 9]
 
 
@@ -145,13 +152,10 @@ def test_two_points_are_kept_and_half_written_ones_are_none(tmp_path):
     for step in (1, 2, 3):
         save_point(tmp_path, step, {"x": t.ones(2)}, {})
     assert steps_of(tmp_path) == [2, 3]
-    (tmp_path / "resume" / "step_00000003" / "complete.json").unlink()
-    (tmp_path / "resume" / ".step_00000009").mkdir()
-    assert steps_of(tmp_path) == [2]
-    save_point(tmp_path, 3, {"x": t.zeros(2)}, {})
+    (tmp_path / "resume" / ".step_00000009.pt.0123abcd").touch()
     assert steps_of(tmp_path) == [2, 3]
+    save_point(tmp_path, 3, {"x": t.zeros(2)}, {})
     assert t.equal(load_point(tmp_path, 3).trainer["x"], t.zeros(2))
-    assert not (tmp_path / "resume" / ".step_00000009").exists()
 
 
 def test_a_full_disk_while_a_point_is_written_leaves_the_former(tmp_path, monkeypatch):
@@ -160,10 +164,10 @@ def test_a_full_disk_while_a_point_is_written_leaves_the_former(tmp_path, monkey
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dictionary_learning_ext.run_folder.resume_points.sync", full)
-    with pytest.raises(CheckpointError, match="No space left"):
+    monkeypatch.setattr("dictionary_learning_ext.run_folder.files.sync", full)
+    with pytest.raises(CheckpointError, match=r"\(No space left on device\); free some space or"):
         save_point(tmp_path, 2, {"x": t.ones(2)}, {})
-    assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step_00000001"]
+    assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step_00000001.pt"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002], ids=oct)
@@ -175,7 +179,7 @@ def test_files_have_the_mode_that_the_umask_says(umask, run, tmp_path):
     finally:
         os.umask(before)
     files = [path for path in Path(run.save_dir).rglob("*") if path.is_file()]
-    assert {"ae.pt", "config.json", "metrics.jsonl", "tensors.safetensors"} <= {
+    assert {"ae.pt", "config.json", "metrics.jsonl", "step_00000002.pt"} <= {
         path.name for path in files
     }
     assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}

@@ -286,9 +286,9 @@ CONFIGS = dict.fromkeys("abcd", TrainConfig())
 
 def started(folder, *steps):
     for step in steps:
-        point = folder / "resume" / f"step_{step:08d}"
-        point.mkdir(parents=True)
-        (point / "complete.json").touch()
+        point = folder / "resume" / f"step_{step:08d}.pt"
+        point.parent.mkdir(parents=True, exist_ok=True)
+        point.touch()
     folder.mkdir(exist_ok=True)
     (folder / "config.json").touch()
 
