@@ -8,6 +8,7 @@ were handed out since, so a resumed buffer continues bit for bit.
 Shapes: B rows in a batch, D = the width of a row.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -28,6 +29,8 @@ from .positions import PositionRule
 from .rows import ActivationReader, ModelRows, RowStream
 from .tokens import WHOLE, ContextStream, Share
 
+logger = logging.getLogger(__name__)
+
 
 class BatchSource(Protocol):
     """Batches of one hook point's activations, until a TextError says that there is nothing left."""
@@ -42,6 +45,11 @@ class BatchSource(Protocol):
     @property
     def config(self) -> dict[str, Any]:
         """The settings, fit for JSON."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """How many passes over the data were begun before this one."""
         ...
 
     @property
@@ -97,6 +105,7 @@ class Batches:
 
     def __init__(self, run: RunConfig, sources: Mapping[str, BatchSource]):
         self._run, self.of_hook = run, sources
+        self._passes = 0
 
     def next(self) -> dict[str, Tensor]:
         """The next batch of each hook point, (B, D)."""
@@ -110,6 +119,17 @@ class Batches:
         """
         while used_up := [source for source in self.of_hook.values() if source.is_used_up]:
             in_step(source.refreshing() for source in used_up)
+            self._log_passes()
+
+    def _log_passes(self) -> None:
+        before, self._passes = self._passes, self._newest_pass()
+        if self._passes > before:
+            first, last = before + 2, self._passes + 1
+            which = f"pass {last}" if first == last else f"passes {first} to {last}"
+            logger.info("the training data is read again: %s", which)
+
+    def _newest_pass(self) -> int:
+        return max(source.passes for source in self.of_hook.values())
 
     def mean_squared_norms(self) -> dict[str, float]:
         """E||x||^2 of each hook point's first rows, of this process's share."""
@@ -148,6 +168,7 @@ class Batches:
         """Continue where each hook point's `state_dict` was taken."""
         for name, state in states.items():
             self.of_hook[name].load_state_dict(state)
+        self._passes = self._newest_pass()
 
     def tokens_seen(self) -> set[int]:
         """How many rows the sources have handed out: one number, except in the middle of `next`."""
@@ -210,6 +231,11 @@ class ShuffledRows:
         self._given += self.out_batch_size
         self.tokens_seen += self.out_batch_size
         return self.activations.index_select(0, rows)
+
+    @property
+    def passes(self) -> int:
+        """See `BatchSource`."""
+        return self._stream.passes
 
     @property
     def is_used_up(self) -> bool:

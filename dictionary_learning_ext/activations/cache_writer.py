@@ -54,7 +54,7 @@ from .positions import PositionRule
 from .rows import ActivationReader
 from .stored import INFO, STATE
 from .text import open_text
-from .tokens import SPARE, ContextStream, no_context
+from .tokens import ContextStream, no_context
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ _FOLDER = "folder"
 """What errors call the setting that says where the cache is."""
 _CONTEXTS_AT_ONCE = 32
 """In a batch of the language model, or fewer where so many don't fit into a file."""
+_SPARE = 1.05
+"""More held-out tokens than are asked for, as a run may leave some out."""
 _SAMPLED = 256
 """Documents, to estimate the padding."""
 
@@ -185,7 +187,7 @@ def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, fill
     per_position = 4 + sum(4 + item * hook.width for hook in settings.hooks.values())
     length = settings.ctx_len
     contexts = math.ceil(tokens / filled / length)
-    held_out = math.ceil(SPARE * settings.eval_tokens / filled / length)
+    held_out = math.ceil(_SPARE * settings.eval_tokens / filled / length)
     needed = per_position * length * (contexts + held_out)
     free, size = shutil.disk_usage(folder).free, tqdm.format_sizeof
     if (missing := needed - written) > free:
@@ -242,7 +244,7 @@ class _Writer:
         files, documents = [], None
         if run.eval_tokens:
             batch = evaluation_batch(run.eval_tokens)
-            enough = int(SPARE * math.ceil(run.eval_tokens / batch) * batch)
+            enough = int(_SPARE * math.ceil(run.eval_tokens / batch) * batch)
             stream = self._stream("heldout")
             for number, columns in enumerate(self._read(stream, enough, 0, "held-out")):
                 files.append(self._write(f"{HELD_OUT}/data-{number:05d}.arrow", columns))
@@ -270,8 +272,7 @@ class _Writer:
             raise no_context(self._run, "train")
         if manifest.tokens < tokens:
             logger.warning(
-                "the text %r ended: cached %s tokens, not %s; a training can read these more than once"
-                " (--text-passes)",
+                "the text %r ended: cached %s tokens, not %s; a training reads these as often as it needs",
                 settings.data,
                 f"{manifest.tokens:,}",
                 f"{tokens:,}",
@@ -282,7 +283,7 @@ class _Writer:
         return manifest
 
     def _stream(self, split: Split) -> ContextStream:
-        run, passes = self._run, self._run.text_passes if split == "train" else 1
+        run, passes = self._run, (self._run.text_passes or 1) if split == "train" else 1
         seed = run.data_seed if split == "train" else 0  # the same for every data seed
         text = open_text(run.data, split=split, seed=seed, passes=passes, column=run.text_column)
         return ContextStream(text, self._model.tokenizer, run.ctx_len, packing=run.text_packing)

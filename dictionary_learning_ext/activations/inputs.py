@@ -33,7 +33,6 @@ from .hook_points import HookPoint, SharedPass, find_hook, require_hook
 from .language_models import (
     Pretrained,
     load_model,
-    load_tokenizer,
     require_positions,
     settings_hash,
     weights_hash,
@@ -45,14 +44,12 @@ from .stored_rows import StoredReader, StoredRows
 from .synthetic import SyntheticSource, draw_model, model_hash
 from .text import open_text
 from .tokens import (
-    SPARE,
     WHOLE,
     ContextBatches,
     ContextStream,
     Share,
     no_context,
-    require_enough_text,
-    require_enough_tokens,
+    require_held_out,
 )
 
 logger = logging.getLogger(__name__)
@@ -129,8 +126,8 @@ class Inputs(ABC):
         """Find the hook points, in a language model that was given or is loaded now."""
 
     @abstractmethod
-    def require_enough_tokens(self, processes: int) -> None:
-        """Raise a TextError or an ActivationsError for too little text, which so many processes share."""
+    def require_held_out(self) -> None:
+        """Raise a TextError or an ActivationsError if there is too little held out to evaluate on."""
 
     def require_language_model(self, what: str, instead: Text) -> LanguageModel:
         """The language model. Raises an ActivationsError if there is none.
@@ -239,31 +236,6 @@ def find_inputs(
     return kind(run, hooks, before_batch, share, language_model)
 
 
-def _require_enough_stored(run: RunConfig, stored: StoredActivations, count: int) -> None:
-    """Where there may be too few tokens, that is logged.
-
-    How many are left out isn't known before they are read.
-    """
-    if run.eval_tokens:
-        _require_held_out(stored, run.eval_tokens)
-    contexts = sum(part.stop - part.start for part in stored.parts["train"])
-    # No process may be one context short.
-    there = int(stored.tokens["train"] * (contexts - contexts % count) / contexts)
-    leaves_out = run.remove_bos or run.max_norm_multiple is not None
-    spare = SPARE if leaves_out else 1.0
-    require_enough_tokens(f"the activations in {stored.folder}", there, run, spare)
-    found, need = run.text_passes * there, run.steps * run.batch_size
-    if found < spare * need:
-        logger.warning(
-            "the activations in %s have %s tokens, %s of which are trained on, and some are left out:"
-            " the run may end before its last step; use --text-passes %d",
-            stored.folder,
-            f"{found:,}",
-            f"{need:,}",
-            run.text_passes + 1,
-        )
-
-
 def _require_held_out(stored: StoredActivations, tokens: int) -> None:
     batch, there = evaluation_batch(tokens), stored.tokens["heldout"]
     if there < batch:
@@ -305,10 +277,8 @@ class _OfLanguageModel(Inputs):
         places = [hook.place for hook in self.hooks.values()]
         self._shared = SharedPass(self.language_model, places)
 
-    def require_enough_tokens(self, processes: int) -> None:
-        assert self._found is not None, "it is asked for before it is loaded"
-        tokenizer = load_tokenizer(self._run.model, self._found.config)
-        require_enough_text(self._run, tokenizer, processes)
+    def require_held_out(self) -> None:
+        require_held_out(self._run, self.language_model.tokenizer)
 
     def hashes(self) -> dict[str, str]:
         return {
@@ -398,8 +368,8 @@ class _Stored(Inputs):
                 for name, width in self.widths.items()
             }
 
-    def require_enough_tokens(self, processes: int) -> None:
-        _require_enough_stored(self._run, self._stored, processes)
+    def require_held_out(self) -> None:
+        _require_held_out(self._stored, self._run.eval_tokens)
 
     def hashes(self) -> dict[str, str]:
         if (manifest := self._stored.manifest) is None:
@@ -500,7 +470,7 @@ class _Synthetic(Inputs):
             name: HookPoint(name, 0, "out", None, width) for name, width in self.widths.items()
         }
 
-    def require_enough_tokens(self, processes: int) -> None:
+    def require_held_out(self) -> None:
         """It draws as many as are asked for."""
 
     def hashes(self) -> dict[str, str]:

@@ -35,6 +35,11 @@ class RowStream(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
+    @property
+    def passes(self) -> int:
+        """How many passes over the data were begun before this one."""
+        ...
+
     def fill(self, out_ND: Tensor) -> Iterator[int]:
         """Write the next rows into a tensor, step by step: after each batch of the language model, or read.
 
@@ -219,9 +224,13 @@ class ModelRows:
         self._generator = torch.Generator().manual_seed(seed)  # on the CPU, for any device
         self._partial: _ContextsToRead | None = None  # the context that the last fill ended in
 
+    @property
+    def passes(self) -> int:
+        return self.contexts.passes
+
     def fill(self, out_ND: Tensor) -> Iterator[int]:
         """Yields after each batch of the language model."""
-        filled = 0
+        filled, number = 0, self.passes
         non_finite: Tensor | int = 0
         while filled < len(out_ND):
             if self._before_batch is not None:
@@ -234,6 +243,8 @@ class ModelRows:
             filled += len(rows_ND)
             non_finite = non_finite + n_non_finite
             yield filled
+            if not filled and self.passes > number + 1:
+                break  # all tokens of a pass are left out
         self.reader.require_finite(non_finite)  # once per fill: an accelerator has to wait for it
 
     def _next_contexts(self, limit: int) -> _ContextsToRead | None:
@@ -315,6 +326,8 @@ class ModelRows:
                 f"{name} has no documents: expected at least one (a text without a held-out part"
                 " holds out every 20th document); use another text"
             )
+        if not given + found:
+            return TextError(f"all tokens of {name} are left out; use another text")
         return TextError(
             f"{name} ended after {given} tokens: expected {needed} for the next batch, found {found}",
             instead=("use a longer text, or more ", Setting("text_passes")),

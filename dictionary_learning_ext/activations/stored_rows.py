@@ -99,7 +99,7 @@ class StoredRows:
 
     Arguments:
         rule: which tokens are left out. Its median is over about 4,096 rows.
-        passes: how often the folder is read.
+        passes: how often the folder is read. None: again and again.
         seed: seeds the orders. None: rows are handed out as they lie.
         share: which of the contexts it takes, as they are counted in a pass.
         before_read: called before each read of about 4,096 rows. It may raise.
@@ -114,7 +114,7 @@ class StoredRows:
         rule: PositionRule,
         *,
         split: Split = "train",
-        passes: int = 1,
+        passes: int | None = 1,
         seed: int | None = 0,
         share: Share = WHOLE,
         before_read: Callable[[], None] | None = None,
@@ -138,9 +138,13 @@ class StoredRows:
         parts = self.stored.parts[self.split]
         return self._reader.dtype(parts[0]) if parts else torch.float32
 
+    @property
+    def passes(self) -> int:
+        return self._next.number
+
     def fill(self, out_ND: Tensor) -> Iterator[int]:
         """Yields after each read."""
-        filled = 0
+        filled, number = 0, self.passes
         while filled < len(out_ND) and (piece := self._next_piece()) is not None:
             if self._before_read is not None:
                 self._before_read()
@@ -154,17 +158,21 @@ class StoredRows:
             else:
                 self._next = _Next(self._next.number, self._next.piece + 1, 0)
             yield filled
+            if not filled and self.passes > number + 1:
+                break  # all rows of a pass are left out
 
     def _next_piece(self) -> tuple[Part, int] | None:
         """The piece at this place, or at the start of the next pass; None at the end.
 
         Returns with it how many contexts of the pass come before it.
         """
-        while self._next.number < self._passes:
+        while self._passes is None or self._next.number < self._passes:
             if self._pieces is None or self._pieces[0] != self._next.number:
                 self._pieces = self._next.number, self._pieces_of(self._next.number)
             if self._next.piece < len(self._pieces[1]):
                 return self._pieces[1][self._next.piece]
+            if not self._pieces[1]:
+                return None  # the next pass would be empty, too
             self._next = _Next(self._next.number + 1, 0, 0)
         return None
 
@@ -222,6 +230,8 @@ class StoredRows:
         part, advice = "", ("use fewer ", Setting("steps"), " or more ", Setting("text_passes"))
         if self.split == "heldout":
             part, advice = "held-out ", ("use fewer ", Setting("eval_tokens"))
+        if not given + found:
+            return TextError(f"all {part}activations in {self.stored.folder} are left out")
         return TextError(
             f"the {part}activations in {self.stored.folder} ended after {given} tokens: expected"
             f" {needed} for the next batch, found {found}",

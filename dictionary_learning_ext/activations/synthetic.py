@@ -249,6 +249,7 @@ class SyntheticSource:
         share: of several processes each draws its part of every batch. Together they draw what one would.
     """
 
+    passes = 0
     is_used_up = False  # nothing is filled: each batch is drawn when it is asked for
 
     def __init__(

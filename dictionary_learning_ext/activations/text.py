@@ -28,7 +28,12 @@ _PART = 1 << 16
 
 
 def open_text(
-    name: str, *, split: Split = "train", seed: int = 0, passes: int = 1, column: str = "text"
+    name: str,
+    *,
+    split: Split = "train",
+    seed: int = 0,
+    passes: int | None = 1,
+    column: str = "text",
 ) -> "TextStream":
     """Open a text as a stream of documents.
 
@@ -46,7 +51,7 @@ def open_text(
             none of these holds out every 20th document. "train" is the rest, without test.
         seed: seeds the order of the embedded text, which differs from pass to pass. Other texts
             keep their order.
-        passes: how often the text is read before it ends.
+        passes: how often the text is read before it ends. None: it is read again and again.
         column: the one that holds the documents, in files of rows and on the hub.
 
     Raises:
@@ -54,7 +59,7 @@ def open_text(
         ConfigError: `split` or `passes` is out of range.
     """
     require_choice("split", split, Split)
-    require(passes >= 1, "passes", passes, "at least 1")
+    require(passes is None or passes >= 1, "passes", passes, "at least 1")
     path = at_home(name)
     if name == "embedded":
         source, has_split = _Passages(split, seed), True
@@ -80,9 +85,6 @@ def names_a_file(name: str) -> bool:
 class _Source(Protocol):
     """The documents of a text's files, or of one on the hub. They are read in passes."""
 
-    file_bytes: int | None
-    """The size of its files. None on the hub."""
-
     def read(self, number: int, position: Any) -> Iterator[str]:
         """The documents of pass `number` (from 0), all of them or from an earlier `position()` on."""
         ...
@@ -102,7 +104,7 @@ class TextStream(Iterator[str]):
     Attributes:
         name: as given to `open_text`.
         every_20th: whether the text has no held-out part of its own.
-        file_bytes: the size of its files, held-out part included. None on the hub.
+        number: of this pass, from 0.
     """
 
     def __init__(
@@ -111,22 +113,21 @@ class TextStream(Iterator[str]):
         source: _Source,
         identity: dict[str, Any],
         *,
-        passes: int,
+        passes: int | None,
         every_20th: bool,
     ):
         self.name = name
         self.every_20th = every_20th
-        self.file_bytes = source.file_bytes
         self._source = source
         self._identity = identity
         self._passes = passes
         self._keep = identity["split"] if every_20th else None
-        self._pass = 0
+        self.number = 0
         self._index = 0  # documents read in this pass, of both splits
         self._documents = source.read(0, None)
 
     def __next__(self) -> str:
-        while self._pass < self._passes:
+        while self._passes is None or self.number < self._passes:
             for document in self._documents:
                 if document.isspace() or not document:
                     continue
@@ -136,9 +137,9 @@ class TextStream(Iterator[str]):
                     return document
             if self._index == 0:
                 break  # an empty text: another pass would be empty too
-            self._pass += 1
+            self.number += 1
             self._index = 0
-            self._documents = self._source.read(self._pass, None)
+            self._documents = self._source.read(self.number, None)
         raise StopIteration
 
     @cached_property
@@ -150,7 +151,7 @@ class TextStream(Iterator[str]):
         return {
             **self._identity,
             "fingerprint": self._fingerprint,
-            "pass": self._pass,
+            "pass": self.number,
             "index": self._index,
             "position": self._source.position(),
         }
@@ -175,8 +176,8 @@ class TextStream(Iterator[str]):
                 f" {state['fingerprint']}, found {self._fingerprint} (name, bytes, hash); restore"
                 " it, or start a new run"
             )
-        self._pass, self._index = state["pass"], state["index"]
-        self._documents = self._source.read(self._pass, state["position"])
+        self.number, self._index = state["pass"], state["index"]
+        self._documents = self._source.read(self.number, state["position"])
 
 
 class _Passages:
@@ -188,7 +189,6 @@ class _Passages:
         table = pyarrow.parquet.read_table(
             EMBEDDED_TEXT, columns=["text"], filters=[("split", "=", split)]
         )
-        self.file_bytes: int | None = EMBEDDED_TEXT.stat().st_size
         self._passages: list[str] = table.column("text").to_pylist()
         self._seed = seed
 
@@ -215,7 +215,6 @@ class _Files:
 
     def __init__(self, files: list[Path], column: str):
         self._column = column
-        self.file_bytes: int | None = sum(file.stat().st_size for file in files)
         self._files = files
 
     def read(self, number: int, position: Any) -> Iterator[str]:
@@ -298,8 +297,6 @@ def _split_of(file: Path) -> str:
 
 class _HubSet:
     """A column of the rows of a `datasets.IterableDataset`."""
-
-    file_bytes: int | None = None
 
     def __init__(self, dataset: Any, name: str, column: str):
         self._dataset = dataset

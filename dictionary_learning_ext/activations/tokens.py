@@ -1,4 +1,4 @@
-"""From documents to contexts of tokens, and whether a text has enough of them for a run.
+"""From documents to contexts of tokens.
 
 contexts = ContextStream(open_text("embedded"), tokenizer, 128)
 input_ids_BL, mask_BL = contexts.next_batch(32)
@@ -6,7 +6,6 @@ input_ids_BL, mask_BL = contexts.next_batch(32)
 Shapes: B contexts, L = ctx_len tokens.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,22 +15,16 @@ from torch import Tensor
 
 from ..config.checks import require, require_choice
 from ..config.run import Packing, RunConfig, Split, evaluation_batch
-from ..errors import ConfigError, Setting, TextError, listed
+from ..errors import ConfigError, Setting, TextError
 from .positions import PositionRule
-from .text import HELD_OUT_EVERY, TextStream, open_text
+from .text import HELD_OUT_EVERY, open_text
 from .text_files import cut, require_no_surrogate
 
-SPARE = 1.05
-"""More tokens than are used, as some may be left out."""
 _DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
 _CHARACTERS_AHEAD = 1 << 20  # fewer documents if they have this many characters
 _START = 64  # characters of a document that nearly always have a token
 _PIECE = 1 << 15  # characters of a long document that are tokenised together
 _CONTEXTS_AT_ONCE = 32
-_CONTEXTS_COUNTED = 256  # at a time
-_BYTES_PER_TOKEN = 16
-"""Files of this many bytes for each token that a run needs aren't counted. Tokens have about 4 bytes
-of text, so up to three quarters of a file may be something else."""
 
 
 class Share(NamedTuple):
@@ -101,11 +94,17 @@ class ContextStream:
         self._tokens: list[Tensor] = []  # tokens of the next pieces, from _pieces[_used] on
         self._offset = 0  # tokens used of _tokens[0]
         self._contexts = 0  # with "truncate": used since a multiple of the number of shares
+        self._pass_began = (0, -1)  # the last pass that was begun, and tokens_read at its beginning
 
     @property
     def resumable(self) -> bool:
         """Whether the text has a state. A `TextStream` has one, a generator doesn't."""
         return hasattr(self.text, "state_dict")
+
+    @property
+    def passes(self) -> int:
+        """How many passes over the text were begun before this one."""
+        return getattr(self.text, "number", 0)
 
     def next_batch(self, n: int) -> tuple[Tensor, Tensor]:
         """The next n contexts, or all that are left if fewer.
@@ -204,7 +203,15 @@ class ContextStream:
             self._offset = 0
 
     def _read_pieces(self) -> bool:
-        """Read the next documents of the text. Returns whether there were any."""
+        """Read the next documents of the text. Returns whether there were any.
+
+        A text that is read again and again ends after a pass without a token.
+        """
+        number, tokens_then = self._pass_began
+        if self.passes > number:
+            if self.tokens_read == tokens_then:
+                return False
+            self._pass_began = self.passes, self.tokens_read
         self._text_state = self.text.state_dict() if self.resumable else None
         self._pieces, self._used = [], 0
         documents = characters = 0
@@ -325,9 +332,8 @@ def no_context(run: RunConfig, split: Split) -> TextError:
 
 
 def _require_documents(run: RunConfig) -> None:
-    """Raise a TextError if a text in files is empty."""
-    text = open_text(run.data, column=run.text_column)
-    if text.file_bytes is not None and next(text, None) is None:
+    """Raise a TextError if a text is empty."""
+    if next(open_text(run.data, column=run.text_column), None) is None:
         raise TextError(
             "it is empty: there is no document in it, or they are all blank",
             name="data",
@@ -336,75 +342,24 @@ def _require_documents(run: RunConfig) -> None:
         )
 
 
-def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> None:
-    """Tokenize as much of a run's text as it needs, and refuse it if there is less.
+def require_held_out(run: RunConfig, tokenizer: Any) -> None:
+    """Raise a TextError unless a run's held-out text has enough tokens to evaluate on.
 
-    With several processes, each reads its share of the contexts, and none may be one short.
-
-    A data set on the hub isn't counted, nor is packed text in files far larger than the run needs.
-    Tokens that `max_norm_multiple` will leave out are counted: they aren't known yet. What follows the
-    last whole context of a pass isn't, though it's used where packed passes join.
-
-    Raises: TextError, which says how often the text must be read, or that held-out text is missing.
+    Tokens that `max_norm_multiple` will leave out are counted: they aren't known yet.
     """
-    lost = (processes - 1) * run.ctx_len  # at most
-    need = run.steps * run.batch_size + lost
-    text = open_text(run.data, column=run.text_column)
-    if text.file_bytes is not None and (
-        run.text_packing == "truncate"
-        or text.file_bytes * run.text_passes < _BYTES_PER_TOKEN * need
-    ):
-        rows = _count(run, tokenizer, text, need)
-        if rows < need:  # in a whole pass
-            if rows == 0:
-                _require_documents(run)
-            what = f"the whole contexts of the text {run.data!r}"
-            require_enough_tokens(what, max(0, rows - lost), run)
     text = open_text(run.data, split="heldout", column=run.text_column)
-    if run.eval_tokens and text.file_bytes is not None:
-        need = evaluation_batch(run.eval_tokens)
-        if (rows := _count(run, tokenizer, text, need)) < need:
-            if rows == 0:
-                _require_documents(run)
-            which = f" (every {HELD_OUT_EVERY}th document)" if text.every_20th else ""
-            raise TextError(
-                f"the held-out part of {run.data!r}{which} has {rows:,} tokens",
-                expected=f"at least {need:,} to evaluate on",
-                instead=("use a longer text, or ", Setting("eval_tokens", 0)),
-            )
-
-
-def require_enough_tokens(what: str, per_pass: int, run: RunConfig, spare: float = 1.0) -> None:
-    """Raise a TextError, which says what to change, unless there are enough tokens for a run's steps.
-
-    Arguments:
-        what: what has the tokens, in words, in the plural.
-        per_pass: tokens in each of the run's passes.
-        spare: the advice asks for so many times the tokens that are used, as some may be left out.
-    """
-    need, found = run.steps * run.batch_size, run.text_passes * per_pass
-    if found >= need:
-        return
-    ways: list[Setting] = []
-    if per_pass:
-        ways.append(Setting("text_passes", math.ceil(math.ceil(spare * need) / per_pass)))
-    if steps := int(found / spare) // run.batch_size:
-        ways.append(Setting("steps", steps))
-    times = f" in {run.text_passes} passes" if run.text_passes > 1 else ""
-    raise TextError(
-        f"{what} have {found:,} tokens{times}: expected {need:,} for {run.steps:,} steps of"
-        f" {run.batch_size:,}",
-        instead=("use ", *listed(ways)) if ways else f"give at least {need:,} tokens",
-    )
-
-
-def _count(run: RunConfig, tokenizer: Any, text: TextStream, enough: int) -> int:
-    """The tokens of one pass's whole contexts that aren't left out by their id, or `enough` or more."""
     rule = PositionRule(tokenizer, remove_bos=run.remove_bos)
     contexts = ContextStream(text, tokenizer, run.ctx_len, packing=run.text_packing)
-    rows = 0
-    for ids_BL, mask_BL in contexts.batches(_CONTEXTS_COUNTED):
-        rows += int(rule.by_token(ids_BL, mask_BL).sum())
-        if rows >= enough:
-            break
-    return rows
+    there, need = 0, evaluation_batch(run.eval_tokens)
+    for ids_BL, mask_BL in contexts.batches():
+        there += int(rule.by_token(ids_BL, mask_BL).sum())
+        if there >= need:
+            return
+    if there == 0:
+        _require_documents(run)
+    which = f" (every {HELD_OUT_EVERY}th document)" if text.every_20th else ""
+    raise TextError(
+        f"the held-out part of {run.data!r}{which} has {there:,} tokens",
+        expected=f"at least {need:,} to evaluate on",
+        instead=("use a longer text, or ", Setting("eval_tokens", 0)),
+    )

@@ -58,8 +58,8 @@ class CacheFlags:
     """Tokens per context."""
     text_packing: Packing = RunConfig.text_packing
     """pack: documents follow each other. truncate: one document per context, padded."""
-    text_passes: int = RunConfig.text_passes
-    """How many times the text may be read."""
+    text_passes: int = 1
+    """How many times the text may be read. A training reads a cache as often as it needs."""
     data_seed: int = 0
     """Seeds the order of the text, if it has one (the embedded text)."""
     eval_tokens: int = RunConfig.eval_tokens

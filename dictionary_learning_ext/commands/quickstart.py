@@ -1,6 +1,5 @@
 """`vsae quickstart`: how many features come back with another seed, of a TopK SAE and of a vSAE."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,7 +123,6 @@ A feature comes back if the other seed finds its direction too (cosine of 0.7 or
 
 def _of_seed(flags: QuickstartFlags, seed: int) -> _OfSeed:
     config = preset("recommended").run
-    tokens, buffered = flags.steps * config.batch_size, config.n_ctxs * config.ctx_len
     config = replace(
         config,
         hook=HOOK,
@@ -132,7 +130,6 @@ def _of_seed(flags: QuickstartFlags, seed: int) -> _OfSeed:
         eval_tokens=flags.eval_tokens,
         data_seed=seed,
         activations=str(Path(flags.save_dir) / CACHE),
-        text_passes=1 + math.ceil((tokens + buffered) / min(tokens, CACHED)),
         save_dir=flags.save_dir,
         overwrite=flags.overwrite,
     )
@@ -167,7 +164,6 @@ def _train(seeds: list[_OfSeed], has_started: list[bool], page: Path) -> None:
             replace(
                 first,
                 activations=None,
-                text_passes=1,
                 data_seed=0,
                 eval_tokens=max(first.eval_tokens, held_out),  # the report reads them, too
             ),

@@ -61,8 +61,9 @@ class RunConfig(Checked):
     text_packing: Packing = "pack"
     """pack: documents follow each other, separated by an end-of-text token. truncate: one
     document per context."""
-    text_passes: Count = 1
-    """How many times the text may be read."""
+    text_passes: Count | None = None
+    """How many times the text may be read, at most. The run ends with an error if its steps need more.
+    Default: as often as they need."""
     data_seed: Seed = 0
     """Seeds the order of the training data: of the embedded text's passages, and of the tokens
     within the buffer. Other texts are read in their own order. --data-seed seed takes the value

@@ -203,12 +203,12 @@ def prepare(
     points = checked_points(jobs, processes) if planned.resume else []
     trained = [] if points else [trained_sae(job.config.sae) for job in jobs]
     if processes.is_first:
-        if not planned.resume:
-            inputs.require_enough_tokens(processes.count)
         _warn_of_slow_bf16(settings)
         on_start(planned.folders)
 
     inputs.load()
+    if settings.eval_tokens and processes.is_first:
+        inputs.require_held_out()
     depends_on = inputs.hashes() | {"versions": versions() | {"threads": t.get_num_threads()}}
     processes.require_alike(depends_on)
     batches = inputs.training_batches()

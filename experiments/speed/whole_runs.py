@@ -197,7 +197,7 @@ TIMED = {
     "language model's losses": "dictionary_learning_ext.evaluation.measure:_summed_loss",
     "loading the language model": "dictionary_learning_ext.activations.language_models:Pretrained.load",
     "looking whether the text suffices": (
-        "dictionary_learning_ext.activations.inputs:require_enough_text"
+        "dictionary_learning_ext.activations.inputs:require_held_out"
     ),
     "text and tokens": "dictionary_learning_ext.activations.tokens:ContextStream.next_batch",
     "shuffling and the rest of filling": (

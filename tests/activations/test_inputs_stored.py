@@ -20,7 +20,8 @@ from texts import error_of
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import inputs, language_models
-from dictionary_learning_ext.activations.inputs import find_inputs, open_inputs
+from dictionary_learning_ext.activations.inputs import open_inputs
+from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
@@ -244,36 +245,32 @@ def test_another_model_of_the_same_name_is_refused_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
-def test_too_few_tokens_are_refused_with_what_to_do(run, small_cache):
-    assert error_of(lambda: train(replace(run, steps=500), {"x": sae_of()})) == (
-        f"the activations in {small_cache} have 8,000 tokens in 2 passes: expected 32,000 for 500 steps"
-        " of 64; use text_passes=8 or steps=125"
-    )
+@pytest.mark.parametrize("count", [1, 3])
+def test_they_are_read_again_until_the_steps_are_done(count, run, caplog):
+    """4,000 tokens a pass."""
+    caplog.set_level("INFO", "dictionary_learning_ext")
+    run = replace(run, text_passes=None, eval_tokens=0, batch_size=48)
+    for rank in range(count):
+        caplog.clear()
+        batches = open_inputs(run, [HOOK], share=Share(rank, count)).training_batches()
+        seen = 0
+        while seen < 3 * 4000 // count:
+            seen += len(batches.next()[HOOK])
+        assert "the training data is read again: pass 2" in caplog.text
+        assert "pass 3" in caplog.text
+        assert "pass 5" not in caplog.text
 
 
-def test_where_tokens_are_left_out_a_margin_is_asked_for(run, caplog):
-    """4,000 tokens a pass, of which some are left out."""
-    fits = replace(run, steps=125, text_passes=2)
-    find_inputs(fits, [HOOK]).require_enough_tokens(1)
-    assert not caplog.text
-    find_inputs(replace(fits, max_norm_multiple=10.0), [HOOK]).require_enough_tokens(1)
-    assert "may end before its last step; use --text-passes 3" in caplog.text
-    with pytest.raises(TextError, match="use text_passes=9 or steps=119"):
-        find_inputs(replace(fits, max_norm_multiple=10.0, steps=500), [HOOK]).require_enough_tokens(
-            1
-        )
+def test_their_end_is_an_error_that_names_the_cap(run):
+    said = error_of(lambda: train(replace(run, steps=500), {"x": sae_of()}))
+    assert "ended after 8000 tokens" in said
+    assert "text_passes" in said
 
 
-def test_no_process_is_short_of_the_tokens_that_are_enough(run):
-    """125 contexts, so 41 for each of 3 processes, twice."""
-    run = replace(run, batch_size=48, steps=2 * 41 * 32 // 16)
-    find_inputs(run, [HOOK]).require_enough_tokens(3)
-    for rank in range(3):
-        batches = open_inputs(run, [HOOK], share=Share(rank, 3)).training_batches()
-        for _ in range(run.steps):
-            batches.next()
-    with pytest.raises(TextError, match="or steps=164"):
-        find_inputs(replace(run, steps=165), [HOOK]).require_enough_tokens(3)
+def test_activations_that_are_all_left_out_end(run, monkeypatch):
+    monkeypatch.setattr(PositionRule, "by_token", lambda self, ids_BL, mask_BL: mask_BL < 0)
+    batches = open_inputs(replace(run, text_passes=None), [HOOK]).training_batches()
+    assert "left out" in error_of(batches.next)
 
 
 def test_own_activations_are_measured_but_the_language_models_loss_is_not(

@@ -1,16 +1,11 @@
 """Contexts of tokens against the tokenizer itself, resumed at any place; and texts that are too short."""
 
-import contextlib
 import json
 import logging
-import re
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from buffers import make_buffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import DOCUMENTS, error_of, write_jsonl, write_txt
@@ -19,11 +14,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from dictionary_learning_ext.activations import tokens
-from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.activations.text import TextStream, open_text
 from dictionary_learning_ext.activations.tokens import (
     ContextStream,
     Share,
-    require_enough_text,
+    require_held_out,
     whole_documents,
 )
 from dictionary_learning_ext.config.run import RunConfig
@@ -288,70 +283,7 @@ def run_of(tmp_path):
 
 @pytest.fixture
 def require(tiny_lm):
-    return lambda run: require_enough_text(run, tiny_lm.tokenizer)
-
-
-def advised(flag, message):
-    (number,) = re.findall(rf"{flag}=([\d,]+)", message)
-    return int(number.replace(",", ""))
-
-
-def rows_of(run, tiny_lm):
-    """How many tokens a buffer of a run's text hands out before the text ends."""
-    text = open_text(run.data, passes=run.text_passes)
-    sizes = {"n_ctxs": run.n_ctxs, "ctx_len": run.ctx_len, "out_batch_size": run.batch_size}
-    rules = {"remove_bos": run.remove_bos, "packing": run.text_packing}
-    buffer = make_buffer(tiny_lm, text, **sizes, **rules)
-    with contextlib.suppress(TextError):
-        while True:
-            next(buffer)
-    return buffer.tokens_seen
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"ctx_len": 7},
-        {"ctx_len": 128},
-        {"text_packing": "truncate"},
-        {"remove_bos": True},
-        {"remove_bos": True, "text_packing": "truncate"},
-        {"n": 3, "steps": 7, "text_packing": "truncate"},
-        {"text_passes": 2},
-    ],
-    ids=str,
-)
-def test_the_passes_that_are_advised_are_enough_and_one_less_is_not(
-    changes, run_of, require, tiny_lm
-):
-    run = run_of(**changes)
-    message = error_of(lambda: require(run))
-    passes = advised("text_passes", message)
-    enough = run_of(**changes | {"text_passes": passes})
-    require(enough)
-    assert rows_of(enough, tiny_lm) >= run.steps * run.batch_size
-    if passes > 1:
-        short = run_of(**changes | {"text_passes": passes - 1})
-        assert advised("text_passes", error_of(lambda: require(short))) == passes
-        joined = 0 if run.text_packing == "truncate" else (passes - 1) * run.ctx_len
-        assert rows_of(short, tiny_lm) < run.steps * run.batch_size + joined
-
-
-def test_the_steps_that_are_advised_are_the_most_that_the_text_allows(run_of, require, tiny_lm):
-    steps = advised("steps", error_of(lambda: require(run_of())))
-    assert rows_of(run_of(), tiny_lm) == steps * 32
-    require(run_of(steps=steps))
-    error_of(lambda: require(run_of(steps=steps + 1)))
-
-
-def test_the_steps_that_are_advised_to_several_processes_are_enough(run_of, tiny_lm):
-    """Each may lose the end of a context of its own."""
-    for n in range(40, 60):
-        run = run_of(n)
-        message = error_of(lambda run=run: require_enough_text(run, tiny_lm.tokenizer, 8))
-        enough = replace(run, steps=advised("steps", message))
-        require_enough_text(enough, tiny_lm.tokenizer, 8)
+    return lambda run: require_held_out(run, tiny_lm.tokenizer)
 
 
 def test_a_held_out_file_that_is_too_short_is_refused(run_of, require, tmp_path):
@@ -385,44 +317,44 @@ def test_too_few_documents_are_refused(changes, said, run_of, require):
     require(run_of(steps=2, **changes | {"n": 2500}))
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """How many tokens each count of a text was to find."""
-    calls, real = [], tokens._count
-
-    def count(run, tokenizer, text, at_most):
-        calls.append(at_most)
-        return real(run, tokenizer, text, at_most)
-
-    monkeypatch.setattr(tokens, "_count", count)
-    return calls
-
-
-def test_counting_ends_where_the_text_is_enough(run_of, require, counted, tmp_path):
+def test_counting_ends_where_the_text_is_enough(run_of, require, tmp_path):
     path = write_jsonl(tmp_path / "long.jsonl", documents(2000))
     path.write_text(path.read_text() + "no JSON\n")
-    run = run_of(data=str(path), steps=path.stat().st_size // (16 * 32) + 1)
-    require(run)
-    assert counted == [run.steps * 32], "the file is not so large that it isn't counted"
-    assert "not valid JSON" in error_of(lambda: require(replace(run, steps=10**6)))
+    require(run_of(data=str(path), eval_tokens=100))
+    assert "not valid JSON" in error_of(
+        lambda: require(run_of(data=str(path), eval_tokens=2048, ctx_len=128))
+    )
 
 
-def test_files_far_larger_than_the_need_are_not_counted(run_of, require, counted):
-    run = run_of(2000)
-    steps = Path(run.data).stat().st_size // (16 * 32)
-    require(run_of(2000, steps=steps))
-    require(run_of(2000, steps=steps * 3, text_passes=3))
-    assert counted == []
-    require(run_of(2000, steps=steps + 1))
-    require(run_of(2000, steps=steps, text_packing="truncate"))
-    assert len(counted) == 2
+@pytest.mark.parametrize("packing", ["pack", "truncate"])
+def test_a_text_that_is_read_again_and_again_ends_if_a_pass_has_no_token(
+    packing, tokenizer, monkeypatch
+):
+    texts = TextStream(
+        "x", _Documents(["\u200b"] * 3), {"split": "train"}, passes=None, every_20th=False
+    )
+    monkeypatch.setattr(
+        type(tokenizer), "__call__", lambda self, texts, **_: {"input_ids": [[] for _ in texts]}
+    )
+    stream = ContextStream(texts, tokenizer, 4, packing=packing)
+    if packing == "truncate":
+        with pytest.raises(StopIteration):
+            stream.next_batch(2)
+    else:
+        ids_BL, _ = stream.next_batch(2)
+        assert ids_BL.tolist() == [[0] * 4] * 2, "the ends of documents are tokens, too"
+    assert stream.passes > 1
 
 
-def test_a_set_on_the_hub_is_not_counted(run_of, require, monkeypatch):
-    def remote(*args, **options):
-        stream = open_text(*args, **options)
-        stream.file_bytes = None
-        return stream
+class _Documents:
+    def __init__(self, documents):
+        self.documents = documents
 
-    monkeypatch.setattr(tokens, "open_text", remote)
-    require(run_of())
+    def read(self, number, position):
+        return iter(self.documents)
+
+    def position(self):
+        return 0
+
+    def fingerprint(self):
+        return "x"

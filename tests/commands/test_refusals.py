@@ -95,7 +95,7 @@ REFUSED = {
     "train {small} --k 33": "--k 33 … --dict-size 32",
     "train {small} --beta -1": "--beta -1.0: expected at least 0",
     "train {small} --sigma -0.5": "--sigma -0.5: expected above 0 … use --posterior point",
-    "train {small} --steps 100000": "tokens … --text-passes",
+    "train {small} --text-passes 0": "--text-passes 0: expected at least 1",
     "train {small} --save-steps often": "--save-steps often … linear:N",
     "train --config x --preset paper": "--preset and --config: give only one of them",
     "train {small} --noise-to-signal 0.36 --sigma 0.5": "leave out --sigma or --noise-to-signal",

@@ -65,7 +65,6 @@ def test_it_plans_once_and_loads_the_language_models_configuration_once(small, m
         ("--model nobody", "language model './nobody' can't be loaded"),
         ("--hook blocks.2", "use e.g. blocks.2.hook_resid_post"),
         ("--ctx-len 100000", "use a shorter --ctx-len"),
-        ("--steps 1000000", "for 1,000,000 steps of 32"),
         ("--dict-size 100000000000", "lower --dict-size"),
         ("--device cuda:99", "--device cuda:99"),
         ("--init-from nowhere", "no such folder"),

@@ -82,7 +82,6 @@ SLOW = frozenset(
         "test_every_configuration_of_every_file_is_the_one_of_an_agents_command",
         "test_gradcheck",
         "test_memory_over_the_weights_is_at_most_that_of_the_gradients_and_five_tensors",
-        "test_the_passes_that_are_advised_are_enough_and_one_less_is_not",
         "test_no_row_comes_twice_when_fills_end_inside_contexts",
         "test_that_it_compiles_is_said_before_the_first_step_and_a_folder_for_its_cache_is_made",
         "test_padding_is_left_out_on_either_side",

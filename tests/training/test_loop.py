@@ -153,13 +153,12 @@ def test_a_folder_that_holds_a_run_is_kept_unless_overwrite(run_of):
 @pytest.mark.parametrize("normalize", ["none", "sqrt_d"])
 @pytest.mark.parametrize("content", ["the cat", "\n\n"])
 def test_a_try_that_fails_before_its_first_step_leaves_no_folder(
-    content, normalize, run_of, tmp_path, monkeypatch
+    content, normalize, run_of, tmp_path
 ):
-    monkeypatch.setattr(inputs, "require_enough_text", lambda *args: None)
     short = tmp_path / "short.txt"
     short.write_text(content)
     with pytest.raises(TextError):
-        train(run_of(data=str(short), normalize=normalize), {"x": sae_of()})
+        train(run_of(data=str(short), normalize=normalize, text_passes=1), {"x": sae_of()})
     assert not (tmp_path / "run").exists()
 
 
@@ -190,17 +189,38 @@ def test_overwriting_leaves_nothing_that_describes_the_former_sae(run_of):
     assert page.exists()
 
 
-def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(
-    run_of, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(inputs, "require_enough_text", lambda *args: None)
+def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(run_of, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("the cat sat on the mat. " * 400)
     with pytest.raises(TextError, match=r"\d+ tokens.*expected 64 for the next batch, found \d+"):
-        train(run_of(data=str(short), steps=500), {"x": sae_of()})
+        train(run_of(data=str(short), steps=500, text_passes=1), {"x": sae_of()})
     folder = tmp_path / "run"
     assert not (folder / "ae.pt").exists()
     assert len(list((folder / "checkpoints").iterdir())) == 1
+
+
+def test_a_short_text_is_read_until_the_steps_are_done_and_each_pass_is_said_once(
+    run_of, tmp_path, caplog, monkeypatch
+):
+    """At two hook points, and exactly as with a cap that is high enough; also if it is stopped."""
+    caplog.set_level("INFO", "dictionary_learning_ext")
+    short = tmp_path / "short.txt"
+    lines = ["the cat sat on the mat by the door and the dog lay there. " * 3] * 24
+    short.write_text("<|endoftext|>".join(lines))
+    hooks = {"a": HOOK, "b": "blocks.1.hook_mlp_out"}
+    saes = dict.fromkeys(hooks, sae_of())
+    run = run_of(data=str(short), steps=100)
+    capped = replace(run, text_passes=50, save_dir=str(tmp_path / "capped"))
+    whole = train(capped, saes, hooks)
+    said = [text for text in caplog.messages if "is read again" in text]
+    assert len(said) > 1
+    assert len(said) == len(set(said))
+    stopped_at(45, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(run, saes, hooks)
+    resumed(run.save_dir)
+    for name in hooks:
+        assert_equal(weights(whole[name]), weights(tmp_path / "run" / name))
 
 
 @pytest.mark.parametrize("architecture", ["vsae_top_k", "vaease", "top_k", "relu"])

@@ -151,7 +151,7 @@ def after_some_steps(process, folder, lines=4):
 
 def long(flags):
     """The same run, which doesn't end by itself."""
-    return [*flags, "--steps=100000", "--text-passes=99999"]
+    return [*flags, "--steps=100000"]
 
 
 def test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact(flags, run, tmp_path):

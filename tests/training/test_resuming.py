@@ -27,7 +27,6 @@ from interrupted_runs import (
 from safetensors.torch import save_file
 
 from dictionary_learning_ext import load_dictionary, train
-from dictionary_learning_ext.activations import inputs
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.config.architectures import TRAINED
@@ -191,11 +190,7 @@ def test_a_changed_log_blocks_nothing(stopped):
         read_history(stopped)
 
 
-def test_lines_logged_after_the_point_are_cut_off(stopped, monkeypatch):
-    def counted(*_):
-        pytest.fail("the text was counted again")
-
-    monkeypatch.setattr(inputs, "require_enough_text", counted)
+def test_lines_logged_after_the_point_are_cut_off(stopped):
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"step": 21, "fve": 9}\n{"step": 2')
     resumed(stopped)
@@ -204,12 +199,10 @@ def test_lines_logged_after_the_point_are_cut_off(stopped, monkeypatch):
     assert all(row.get("fve") != 9 for row in rows)
 
 
-def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text, monkeypatch):
-    """As where outliers are left out, whose number isn't known before."""
-    monkeypatch.setattr(inputs, "require_enough_text", lambda *args: None)
+def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text):
     short = tmp_path / "short.txt"
     short.write_text(Path(text).read_text()[:6_000])
-    one = replace(run, data=str(short), save_every="none", eval_tokens=0)
+    one = replace(run, data=str(short), save_every="none", eval_tokens=0, text_passes=1)
     with pytest.raises(TextError, match=r"ended.*text_passes"):
         train(one, {"x": sae_of()})
     (step,) = steps_of(Path(run.save_dir))
