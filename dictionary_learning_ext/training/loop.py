@@ -50,8 +50,8 @@ from .processes import (
     interrupts,
     join,
     launched,
-    losing_no_rank,
     resuming_command,
+    saying_if_a_rank_is_lost,
 )
 from .resuming import (
     checked_points,
@@ -124,7 +124,7 @@ def carry_out(
     """Train what is planned; see `train`."""
     processes = launched()
     device = processes.device(planned.run.device)
-    with losing_no_rank(planned.folders):
+    with saying_if_a_rank_is_lost(planned.folders):
         join(rank_timeout)  # every rank has planned, and none has written
         if planned.is_finished:
             _say_again(planned, processes)
@@ -301,8 +301,13 @@ def run(prepared: Prepared) -> None:
     finally:
         for one in sae_runs:
             one.close(code)
-    if failures := [one.failure for one in sae_runs if one.failure]:
-        others = [str(one.folder) for one in trained]
+    _require_none_failed(sae_runs)
+
+
+def _require_none_failed(sae_runs: Sequence[SAERun]) -> None:
+    failures = [one.failure for one in sae_runs if one.failure is not None]
+    if failures:
+        others = [str(one.folder) for one in sae_runs if one.failure is None]
         saved = f"; trained and saved: {', '.join(others)}" if others else ""
         raise TrainingError("; ".join(failures), instead=("lower ", Setting("lr"), saved))
 

@@ -217,7 +217,7 @@ def join(timeout: int = RANK_TIMEOUT) -> Processes:
 
 
 @contextmanager
-def losing_no_rank(folders: Iterable[Path]) -> Iterator[None]:
+def saying_if_a_rank_is_lost(folders: Iterable[Path]) -> Iterator[None]:
     """Turn torch.distributed's error inside into a TrainingError: another rank ended, or didn't answer.
 
     Arguments:

@@ -543,7 +543,8 @@ def argv(out: Path, resume: bool) -> None:
     vsae_train(RUN, False, "--lr", "1e-3")
     vsae_train(STORED, False, "--activations", INPUTS / "own")
     loop: Any = importlib.import_module("dictionary_learning_ext.training.loop")
-    original, found = loop.train, {}
+    names, found = [name for name in ("train", "carry_out") if hasattr(loop, name)], {}
+    originals = {name: getattr(loop, name) for name in names}
     seen: dict[str, Any] = {}
 
     def record(run: Any, saes: Any, hooks: Any = None, *, resume: bool = False, **_: Any):
@@ -553,7 +554,12 @@ def argv(out: Path, resume: bool) -> None:
         seen["saes"] = [{"at": at} | _flat(sae) for at, sae in zip(where, resolved, strict=True)]
         raise _Recorded
 
-    loop.train = record
+    def of_plan(planned: Any, **_: Any):
+        saes = {job.name: job.config.sae for job in planned.jobs}
+        hooks = {job.name: job.hook for job in planned.jobs}
+        record(planned.run, saes, hooks, resume=planned.resume)
+
+    loop.train, loop.carry_out = record, of_plan  # earlier commits have no plan
     try:
         for line in ["", *LINES.strip().split("\n")]:
             seen = {"outcome": "trained"}
@@ -568,7 +574,8 @@ def argv(out: Path, resume: bool) -> None:
                 seen = {"outcome": f"crashed: {error!r}"}
             found[line] = seen
     finally:
-        loop.train = original
+        for name in names:
+            setattr(loop, name, originals[name])
     write_json(out / "settings.json", found)
 
 

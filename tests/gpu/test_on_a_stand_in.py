@@ -18,6 +18,7 @@ from small_trainers import batch as batch_of
 from step_settings import SETTINGS
 
 from dictionary_learning_ext import VariationalTopKTrainer, train
+from dictionary_learning_ext.activations.buffer import Batches
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import ConfigError, Interrupted
@@ -199,14 +200,14 @@ def test_tf32_is_allowed_in_training_alone_and_put_back(
 
         monkeypatch.setattr(owner, name, noting)
 
-    noted(loop, "_measured_norm_factors")  # reads the first activations
+    noted(Batches, "mean_squared_norms")  # reads the first activations
     noted(VariationalTopKTrainer, "update")
     noted(loop, "_evaluate")
     run = dataclasses.replace(run, device=DEVICE, tf32=tf32, steps=6, eval_tokens=64)
     train(run, {"x": sae_of()})
     assert t.backends.cuda.matmul.allow_tf32 == former
     allowed = tf32 or former
-    assert seen == {"_measured_norm_factors": allowed, "update": allowed, "_evaluate": former}
+    assert seen == {"mean_squared_norms": allowed, "update": allowed, "_evaluate": former}
     stopped_at(3, monkeypatch)
     with pytest.raises(Interrupted):
         train(dataclasses.replace(run, save_dir=str(tmp_path / "stopped")), {"x": sae_of()})
