@@ -29,6 +29,8 @@ import numpy as np
 import torch as t
 from safetensors.torch import load_file
 
+from dictionary_learning_ext.run_folder.files import remove
+
 from . import same_numbers_cases as cases
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +157,7 @@ def rewind(folder: Path) -> None:
     for resume in list(folder.rglob("resume")):
         points = sorted(resume.glob("step_*"))
         if len(points) > 1:
-            shutil.rmtree(points[-1])
+            remove(points[-1])
             for name in ("ae.pt", "metrics.json"):
                 (resume.parent / name).unlink(missing_ok=True)
 

@@ -82,8 +82,9 @@ def test_a_run_is_rewound_to_its_point_at_half(tmp_path):
     run = written(tmp_path / "run")
     (run / "metrics.json").touch()
     for step in (10, 20):
-        (run / "resume" / f"step_{step:08d}").mkdir(parents=True)
+        (run / "resume").mkdir(exist_ok=True)
+        (run / "resume" / f"step_{step:08d}.pt").touch()
     rewind(tmp_path)
     left = sorted(path.name for path in run.iterdir())
     assert left == ["config.json", "resume", "sae.safetensors", "table.csv"]
-    assert [path.name for path in (run / "resume").iterdir()] == ["step_00000010"]
+    assert [path.name for path in (run / "resume").iterdir()] == ["step_00000010.pt"]

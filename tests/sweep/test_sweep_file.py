@@ -362,7 +362,7 @@ def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(
     monkeypatch.setenv("WANDB_RUN_ID", "first")
     program = [sys.executable, "-m", "dictionary_learning_ext.cli", *words]
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(Path().glob("runs/*/resume/step_*12")):
+    while process.poll() is None and not list(Path().glob("runs/*/resume/step_*12.pt")):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.005)
     process.terminate()
