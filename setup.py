@@ -84,7 +84,7 @@ setup(
         "pyarrow>=15",
         "pyyaml>=6",
         "requests>=2.32",
-        "safetensors>=0.4.3",
+        "safetensors>=0.6.2",
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "tqdm>=4.66",

@@ -6,14 +6,13 @@
 
 Of the user's own activations, nothing but the rows is known: no tokens, no language model, no hook
 point. Files are mapped into memory, so that reading one costs no more memory than what is copied out
-of it. Imports no torch.
+of it. Torch is imported only for .safetensors files.
 
 Shapes: N contexts, or rows of own activations; L = ctx_len tokens; D = width.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from safetensors import safe_open
 
 from ..config.run import RunConfig, Split
 from ..errors import ActivationsError, first_line
@@ -357,21 +357,12 @@ def _npy(path: Path) -> np.ndarray:
 
 
 def _safetensors(path: Path) -> Iterator[np.ndarray]:
-    """As the format defines it: the header's length in 8 bytes, the header in JSON, the arrays.
+    """As the file has them in turn. Torch maps them: numpy alone has no bfloat16."""
+    import torch
 
-    The library's own reader has no bfloat16 in numpy.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError("its header is longer than the file")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{name} is {entry['dtype']}")
-        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-        start, stop = entry["data_offsets"]
-        if math.prod(shape) * dtype.itemsize != stop - start:
-            raise ValueError(f"{name} has another size than its shape")
-        yield np.memmap(path, dtype, "r", 8 + length + start, shape)
+    with safe_open(path, framework="pt") as file:
+        for name in file.offset_keys():
+            if (dtype := file.get_slice(name).get_dtype()) not in _DTYPES:
+                raise ValueError(f"{name} is {dtype}")
+            rows: torch.Tensor = file.get_tensor(name)
+            yield (rows.view(torch.uint16) if dtype == "BF16" else rows).numpy()

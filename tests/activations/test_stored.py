@@ -183,6 +183,21 @@ def test_rows_of_a_safetensors_file_are_its_tensors(dtype, tmp_path):
     assert t.equal(found, t.cat([tensors["a"], tensors["b"]])), "the library sorts them"
 
 
+def test_tensors_of_a_safetensors_file_are_read_as_they_lie_in_it(tmp_path):
+    """Another library's writer need not sort them by name."""
+    b_ND, a_ND = rows(3), rows(2)
+    ends = {"b": (0, b_ND.nbytes), "a": (b_ND.nbytes, b_ND.nbytes + a_ND.nbytes)}
+    entries = {
+        name: {"dtype": "F32", "shape": [len(x_ND), D], "data_offsets": ends[name]}
+        for name, x_ND in {"a": a_ND, "b": b_ND}.items()
+    }
+    header = json.dumps(entries).encode()
+    content = len(header).to_bytes(8, "little") + header + b_ND.tobytes() + a_ND.tobytes()
+    (tmp_path / "x.safetensors").write_bytes(content)
+    piece = FileReader(UNKNOWN).read(Part(tmp_path / "x.safetensors", 0, 5))
+    assert np.array_equal(piece.x_NLD[:, 0], np.concatenate([b_ND, a_ND]))
+
+
 def test_the_digest_of_own_activations_follows_their_sizes_and_values(own, monkeypatch):
     before = open_stored(own).digest
     monkeypatch.setattr(stored, "fingerprint_of", lambda files: pytest.fail("hashed again"))
