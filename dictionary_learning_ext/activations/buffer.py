@@ -289,11 +289,17 @@ class ShuffledRows:
         were handed out since.
 
         Raises:
-            ConfigError: `state` is of a buffer with other settings, or stored activations have changed.
+            ConfigError: `state` is of a buffer with other settings, or stored activations have changed or grown.
             TextError: `state` is of another text, or the text has changed.
         """
-        self._stream.as_of(state["config"])
-        require_same_settings(state["config"], self._settings())
+        was, now = state["config"], self._settings()
+        if "cache" in was and "cache" in now and was["cache"] != now["cache"]:
+            raise ConfigError(
+                "the run can't resume: since it was interrupted, the activations in"
+                f" {self._stream.origin['activations']} have changed or grown",
+                instead=("restore them, or start again in another ", Setting("save_dir")),
+            )
+        require_same_settings(was, now)
         self._fill_start = dict(state["fill"])
         self._stream.seek(self._fill_start)
         self.fills = self._fill_start["fills"]

@@ -14,7 +14,7 @@ Imports no torch.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,11 +120,6 @@ class CacheManifest(Checked):
         """A hash of everything that the cache holds."""
         hashes = " ".join(file.sha256 for file in self.all_files)
         return hashlib.sha256(hashes.encode()).hexdigest()
-
-    def as_of(self, digest: str) -> "CacheManifest | None":
-        """What the cache held when this was its digest, before it grew; None if it never was."""
-        formers = (replace(self, files=self.files[:n]) for n in range(len(self.files), 0, -1))
-        return next((former for former in formers if former.digest == digest), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON."""

@@ -63,10 +63,6 @@ class RowStream(Protocol):
         """Everything that the next rows and orders depend on, fit for JSON."""
         ...
 
-    def as_of(self, settings: Mapping[str, Any]) -> None:
-        """Ignore what a cache gained after these settings were saved. Raises ConfigError."""
-        ...
-
     def seek(self, position: Mapping[str, Any]) -> None:
         """Continue at a position. Raises TextError if the text has changed."""
         ...
@@ -291,9 +287,6 @@ class ModelRows:
             },
             "generator": self._generator.get_state().numpy().tobytes().hex(),
         }
-
-    def as_of(self, settings: Mapping[str, Any]) -> None:
-        """A text that has grown has changed, which `seek` finds."""
 
     def seek(self, position: Mapping[str, Any]) -> None:
         rows = position["rows"]

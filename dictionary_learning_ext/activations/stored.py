@@ -91,13 +91,6 @@ class StoredActivations:
             )
         return self.hooks[name]
 
-    def as_of(self, digest: str) -> "StoredActivations | None":
-        """What it held when this was its digest, if that is a cache that has only grown since."""
-        if digest == self.digest:
-            return self
-        former = None if self.manifest is None else self.manifest.as_of(digest)
-        return None if former is None else _of_cache(self.folder, former)
-
     def require_fit(self, run: RunConfig, hooks: Iterable[str]) -> None:
         """Raise an ActivationsError if it is of another model or text than a run's, or lacks a hook."""
         for name in hooks:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config.run import Split
-from ..errors import ConfigError, NonFiniteError, Setting, TextError
+from ..errors import NonFiniteError, Setting, TextError
 from .positions import PositionRule, at, norms
 from .rows import ContextBatch, drawn_seed
 from .stored import FileReader, Part, StoredActivations
@@ -201,16 +201,6 @@ class StoredRows:
 
     def position(self) -> dict[str, Any]:
         return {"place": self._next._asdict()}
-
-    def as_of(self, settings: Mapping[str, Any]) -> None:
-        """Of a cache that has grown, only what it held then is read."""
-        former = self.stored.as_of(settings.get("cache", ""))
-        if former is None:
-            raise ConfigError(
-                f"the run can't resume: the activations in {self.stored.folder} have changed;"
-                " restore them"
-            )
-        self.stored, self._pieces = former, None
 
     def seek(self, position: Mapping[str, Any]) -> None:
         self._next = _Next(**position["place"])

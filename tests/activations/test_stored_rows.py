@@ -154,17 +154,13 @@ def test_it_does_not_resume_with_other_settings(changes, said, small_cache):
         source_of(stored, HOOK, **changes).load_state_dict(state)
 
 
-def test_it_resumes_on_what_a_cache_held_before_it_grew(cached_run, tmp_path):
-    write_small(tmp_path, cached_run, 2000)  # the last file is not full
-    whole = source_of(open_stored(tmp_path), HOOK, passes=2)
-    next(whole)
-    state = whole.state_dict()
+def test_it_does_not_resume_on_a_cache_that_has_grown(cached_run, tmp_path):
+    write_small(tmp_path, cached_run, 2000)
+    state = source_of(open_stored(tmp_path), HOOK).state_dict()
     write_small(tmp_path, cached_run, 4000)
-    grown = source_of(open_stored(tmp_path), HOOK, passes=2)
-    next(grown)
-    grown.load_state_dict(state)
-    for one, other in zip(batches_of(whole), batches_of(grown), strict=True):
-        assert t.equal(one, other)
+    grown = source_of(open_stored(tmp_path), HOOK)
+    message = error_of(lambda: grown.load_state_dict(state), ConfigError)
+    assert all(said in message for said in (str(tmp_path), "grown", "save_dir"))
 
 
 @pytest.mark.parametrize("changed", ["other values of the same size", "another file"])
@@ -175,7 +171,7 @@ def test_it_does_not_resume_on_other_rows(changed, numbered):
         np.save(numbered.folder / "d.npy", np.ones((5, WIDTH), np.float32))
     else:
         np.save(path, np.load(path) + 1)
-    with pytest.raises(ConfigError, match="have changed; restore them"):
+    with pytest.raises(ConfigError, match=r"have changed.*restore them"):
         source_of(open_stored(numbered.folder)).load_state_dict(state)
 
 
