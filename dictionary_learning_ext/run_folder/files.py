@@ -74,8 +74,6 @@ WANDB = "wandb"
 LOCK = ".lock"
 """Held by the process that writes to the folder."""
 
-RESUME_LOGGED = "logged.json"
-"""Beside the resume points: the last step that any process of this run logged."""
 
 SWEEP = "sweep.json"
 """In the folder that holds a sweep's run folders: which sweep it is."""

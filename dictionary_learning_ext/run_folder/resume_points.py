@@ -5,14 +5,12 @@
 A point is written to a file of another name, which is then renamed. The last two are kept.
 """
 
-import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, first_line, in_shell
-from .files import RESUME, RESUME_LOGGED, WEIGHTS, remove, resume_point, sync, write_json, writing
-from .json_files import read_json
+from .files import RESUME, WEIGHTS, remove, resume_point, sync, writing
 from .reading import steps_of
 from .weights import read_tensors, save_tensors
 
@@ -41,18 +39,6 @@ def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> No
         sync(path.parent)
         for old in steps_of(folder)[:-KEPT]:
             remove(resume_point(folder, old))
-
-
-def note_logged(folder: Path, step: int) -> int:
-    """Note that `step` was logged; return the last step that any process of this run logged.
-
-    A damaged note counts as none: steps that only it knew of are then logged to wandb twice.
-    """
-    path = folder / RESUME / RESUME_LOGGED
-    with contextlib.suppress(FileNotFoundError, CheckpointError):
-        step = max(step, read_json(path, int))
-    write_json(path, step)
-    return step
 
 
 def forget_after(folder: Path, step: int) -> None:

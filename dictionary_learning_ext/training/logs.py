@@ -17,7 +17,7 @@ from ..config.run import TrainConfig
 from ..errors import CheckpointError, ConfigError, Setting, first_line
 from ..run_folder.files import CONFIG, HISTORY, METRICS, WANDB, WEIGHTS, remove, sync, writing
 from ..run_folder.reading import read_history, read_metrics_if_any
-from ..run_folder.resume_points import ResumePoint, note_logged
+from ..run_folder.resume_points import ResumePoint
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class RunLog:
         self._wandb: WandbLog | None = None
         self._former_id: str | None = None  # the resume point's, for when wandb starts again
 
-    def open_wandb(self, group: str | None, id: str | None = None, logged: int = -1) -> None:
+    def open_wandb(self, group: str | None, id: str | None = None) -> None:
         """Start a run in wandb, or resume `id`, if it is asked for; see `WandbLog`.
 
         Arguments:
@@ -42,7 +42,7 @@ class RunLog:
         if self.config.run.wandb != "disabled":
             settings = self.config.to_dict() | {"norm_factor": self.norm_factor}
             group = group or self.folder.resolve().parent.name
-            self._wandb = WandbLog(self.folder, self.config, settings, group, id, logged)
+            self._wandb = WandbLog(self.folder, self.config, settings, group, id)
 
     def clear_former(self) -> None:
         """Delete wandb's files of a run that is overwritten, so that `wandb sync` finds this one alone."""
@@ -55,16 +55,14 @@ class RunLog:
         """Cut off what was logged after `point`, and resume the run in wandb."""
         with writing(self._history):
             content = self._history.read_bytes() if self._history.exists() else b""
-            # Earlier processes may have handed wandb more than the point has.
-            logged = note_logged(self.folder, max(map(_step_of, content.splitlines()), default=-1))
             with self._history.open("ab") as file:  # which may have been deleted, or shortened
                 file.truncate(content.rfind(b"\n", 0, point.run["metrics_bytes"]) + 1)
         self._former_id = point.run["wandb_id"]
         try:
-            self.open_wandb(group, self._former_id, logged)
+            self.open_wandb(group, self._former_id)
         except ConfigError as error:  # e.g. without a network
             logger.warning("%s: continues without wandb: %s", self.folder, error)
-        if self._wandb is not None:  # it may miss what an earlier process could not log
+        if self._wandb is not None:  # offline, each process's file has the whole run
             _replay(self._wandb, self.folder)
 
     def state(self) -> dict[str, Any]:
@@ -134,14 +132,6 @@ def _replay(log: "WandbLog", folder: Path) -> None:
         log.log(metrics)
 
 
-def _step_of(line: bytes) -> int:
-    """The step of a line of metrics.jsonl; -1 for one that is damaged, or was broken off."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return -1
-
-
 # --- wandb
 
 
@@ -153,7 +143,6 @@ class WandbLog:
         settings: for wandb's config.
         group: the name that the runs of one buffer share.
         id: the run to resume, or None for a new one. A sweep's agent sets its own.
-        logged: the last step that was logged there before. Steps up to it are not logged again.
 
     Raises: ConfigError if wandb can't start.
     """
@@ -165,17 +154,15 @@ class WandbLog:
         settings: dict[str, Any],
         group: str,
         id: str | None = None,
-        logged: int = -1,
     ):
         import wandb
 
         self._is_agents = "WANDB_SWEEP_ID" in os.environ
         agents = os.environ.get("WANDB_RUN_ID") if self._is_agents else None
-        is_new = id is None or agents not in (None, id)
         mode: Any = config.run.wandb
         if mode == "online":
             mode = os.environ.get("WANDB_MODE", mode)
-        self._name, self._logged = folder.name, -1 if is_new else logged
+        self._name = folder.name
         try:
             self._run: Any = wandb.init(
                 project=config.run.wandb_project,
@@ -197,14 +184,15 @@ class WandbLog:
                 instead=("log in with `wandb login`, or use ", Setting("wandb", "offline")),
             ) from error
         self.id: str = self._run.id
-        if mode == "online":  # the server knows what it has
-            self._logged = self._run.starting_step - 1
+        # The server says what it has of a run that is resumed. Offline nobody does.
+        self._logged: int = self._run.summary.get("step", -1)
+        self._try(lambda run: run.define_metric("*", step_metric="step"))
 
     def log(self, metrics: Mapping[str, float | None]) -> None:
-        """Log the finite numbers among `metrics` at its "step", once."""
+        """Log the finite numbers among `metrics` at its "step", unless the server has that step."""
         known = {name: v for name, v in metrics.items() if v is not None and math.isfinite(v)}
-        if (step := int(known["step"])) > self._logged:
-            self._try(lambda run: run.log(known, step=step))
+        if known["step"] > self._logged:
+            self._try(lambda run: run.log(known))
 
     def summarize(self, metrics: dict[str, Any]) -> None:
         """Put the numbers among `metrics` into the run's summary, as eval/<name>."""

@@ -16,8 +16,7 @@ written as soon as it is measured, and a later call measures the parts that are 
   torchrun that is killed.
 
 In the end, every folder is compared file by file with that of a run left alone: no file more or less,
-and the same bytes but for dates, times and ids. Only locks are left out, and `resume/logged.json`, the
-last step that any process of a run logged.
+and the same bytes but for dates, times and ids. Only locks are left out.
 
 `bench` needs SAE Bench, and is skipped without it. To add it, run
 `.venv-saebench/bin/python -m experiments.robustness.interruptions train`, too.
@@ -69,8 +68,7 @@ PRELOADED = [
         "activations.cache_writer",
     )
 ]
-_LEFT_OUT = (".lock", "logged.json")
-"""The locks, and the last step that any process of a run logged, which a run that was resumed has."""
+_LEFT_OUT = (".lock",)
 _DATED = re.compile(
     rb'\d{4}-\d\d-\d\d \d\d:\d\d|"date": "[^"]*"|"datetime_epoch_millis": \d+|"eval_id": "[^"]*"'
     rb'|"wall_seconds": [\d.]+'

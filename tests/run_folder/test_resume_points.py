@@ -16,7 +16,6 @@ from dictionary_learning_ext.run_folder.resume_points import (
     forget_after,
     load_point,
     newest_points,
-    note_logged,
     save_point,
     steps_of,
 )
@@ -112,17 +111,6 @@ def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-
-
-def test_the_last_step_that_any_process_logged_is_remembered(tmp_path):
-    assert [note_logged(tmp_path, step) for step in (7, 5, 6, 9)] == [7, 7, 7, 9]
-
-
-@pytest.mark.parametrize("damage", [b"", b'"x"', b"[1]", b"null", b"1e999", b"\xff", b"[" * 9_999])
-def test_a_damaged_note_of_what_was_logged_counts_as_none(damage, tmp_path):
-    (tmp_path / "resume").mkdir()
-    (tmp_path / "resume" / "logged.json").write_bytes(damage)
-    assert [note_logged(tmp_path, step) for step in (7, 5)] == [7, 7]
 
 
 def test_what_has_a_points_name_and_is_none_is_in_nobodys_way(tmp_path):

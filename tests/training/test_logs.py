@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -15,9 +17,11 @@ from interrupted_runs import resumed, sae_of, stopped_at
 from dictionary_learning_ext import train
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
+from dictionary_learning_ext.run_folder.reading import read_history
 from dictionary_learning_ext.run_folder.resume_points import ResumePoint
 from dictionary_learning_ext.training.logs import RunLog, WandbLog
 from dictionary_learning_ext.training.sae_run import SAERun
+from experiments.robustness.wandb_files import history, records
 
 
 def opened(folder, mode="offline", **options):
@@ -57,17 +61,21 @@ def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(
 class FakeRun:
     """Remembers what a run of wandb is told."""
 
-    last_step = -1  # that the server has
+    server: ClassVar[dict[str, float]] = {}  # the summary that the server has of a run
 
     def __init__(self, options):
         self.options, self.id = options, options["id"] or "new"
-        self.starting_step = self.last_step + 1
-        self.steps, self.summary, self.ended, self.preempted = [], {}, [], False
-        self.told = []
+        self.summary = dict(self.server if options["mode"] == "online" else {})
+        self.steps, self.ended, self.preempted = [], [], False
+        self.told, self.step_metric = [], None
 
-    def log(self, metrics, step):
-        assert metrics["step"] == step
-        self.steps.append(step)
+    def define_metric(self, name, step_metric):
+        assert name == "*"
+        self.step_metric = step_metric
+
+    def log(self, metrics):
+        assert self.step_metric == "step"
+        self.steps.append(metrics["step"])
         self.told.append(metrics)
 
     def finish(self, exit_code):
@@ -115,16 +123,36 @@ def test_runs_are_quiet_and_grouped_by_the_sweep_or_their_folder(
     assert told.options["settings"].quiet
 
 
-def test_a_resumed_run_is_told_no_step_twice(run, fake_runs, monkeypatch):
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_resumed_run_is_told_what_the_server_has_not(mode, run, fake_runs, monkeypatch):
+    """Offline nobody has anything, so each process tells all."""
     stopped_at(33, monkeypatch)
     with pytest.raises(Interrupted):
-        train(replace(run, wandb="offline"), {"x": sae_of()})
+        train(replace(run, wandb=mode), {"x": sae_of()})
     assert fake_runs[0].ended == [128 + signal.SIGINT]
+    monkeypatch.setattr(FakeRun, "server", {"step": fake_runs[0].steps[-1]})
     resumed(run.save_dir)
     first, second = fake_runs
     assert second.options["id"] == first.id
-    assert first.steps + second.steps == sorted({*first.steps, *second.steps})
+    steps = [line["step"] for line in read_history(Path(run.save_dir))]
+    assert second.steps == (steps if mode == "offline" else steps[len(first.steps) :])
+    assert first.steps == steps[: len(first.steps)]
     assert second.ended == [0]
+
+
+def test_wandbs_charts_are_over_the_step(tmp_path, own_wandb, monkeypatch):
+    """In the file that wandb itself writes offline."""
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    log = opened(tmp_path / "run")
+    for step in (0, 100):
+        log.log({"step": step, "fve": 0.5})
+    log.close(0)
+    own_wandb()  # it has then written its files
+    (path,) = tmp_path.glob("run/wandb/offline-run-*/run-*.wandb")
+    assert [(row["step"], row["fve"]) for row in history(path)] == [(0, 0.5), (100, 0.5)]
+    defined = [each.metric for each in records(path) if each.WhichOneof("record_type") == "metric"]
+    assert ("*", "step") in [(metric.glob_name, metric.step_metric) for metric in defined]
 
 
 def test_a_run_that_was_stopped_before_its_first_line_logs_step_0(tmp_path, fake_runs):
@@ -145,7 +173,7 @@ def test_a_resume_without_a_network_keeps_the_runs_id_for_the_next_one(tmp_path,
 def test_what_was_trained_without_a_network_is_logged_once_there_is_one(
     tmp_path, fake_runs, monkeypatch
 ):
-    monkeypatch.setattr(FakeRun, "last_step", 0)
+    monkeypatch.setattr(FakeRun, "server", {"step": 0})
     log = RunLog(tmp_path, TrainConfig(sae_of(), RunConfig(wandb="online")), 1.0)
     for step in (0.0, 10.0):
         log.log({"step": step})
