@@ -68,7 +68,7 @@ class CacheSettings(Checked):
     model: str
     """As it was typed."""
     language_model: str
-    """SHA-256 of its weights."""
+    """Its commit on the hub, or SHA-256 of its weights; see `identity`."""
     tokenizer: str
     """SHA-256 of its tokenizer and configuration."""
     lm_dtype: str

@@ -49,7 +49,7 @@ from .cache_manifest import (
     require_sizes,
 )
 from .hook_points import HookPoint, SharedPass, find_hook
-from .language_models import load_model, settings_hash, weights_hash
+from .language_models import identity, load_model, settings_hash
 from .positions import PositionRule
 from .rows import ActivationReader
 from .stored import INFO, STATE
@@ -106,9 +106,10 @@ def write_cache(
         model = load_model(run)
         points = {name: find_hook(model, name) for name in hooks}
         text = open_text(run.data, seed=run.data_seed, column=run.text_column)
+        manifest = read_manifest(folder, UNFINISHED) or read_manifest(folder)
         settings = CacheSettings(
             model=run.model,
-            language_model=weights_hash(model),
+            language_model=identity(model, manifest and manifest.settings.language_model),
             tokenizer=settings_hash(model),
             lm_dtype=run.dtype,
             bos_token_id=cast(Any, model.tokenizer).bos_token_id,
@@ -123,7 +124,7 @@ def write_cache(
             eval_documents=run.eval_documents if run.eval_tokens else 0,
             text_column=run.text_column,
         )
-        manifest = _so_far(folder, settings, overwrite)
+        manifest = _so_far(folder, manifest, settings, overwrite)
         written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
         filled = _filled_share(text, model.tokenizer, settings)
         on_plan(_plan(folder, settings, tokens, written, filled))
@@ -133,15 +134,17 @@ def write_cache(
         return writer.training_part(manifest, tokens)
 
 
-def _so_far(folder: Path, settings: CacheSettings, overwrite: bool) -> CacheManifest | None:
-    """What the folder holds of this cache. Files that a kill left half written are deleted, and with
-    `overwrite` those of a cache of other settings.
+def _so_far(
+    folder: Path, found: CacheManifest | None, settings: CacheSettings, overwrite: bool
+) -> CacheManifest | None:
+    """What the folder, with its manifest, holds of this cache. With `overwrite`, files of a cache of other
+    settings are deleted.
 
-    A file that was whole but isn't in the manifest yet is written again, under the same name.
+    Files that a kill left half written are deleted. One that was whole but isn't in the manifest yet
+    is written again, under the same name.
 
     Raises: ActivationsError if the folder holds something else.
     """
-    found = read_manifest(folder, UNFINISHED) or read_manifest(folder)
     if found is None:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         if others := [name for name in names if name != HELD_OUT]:  # which precedes the manifest

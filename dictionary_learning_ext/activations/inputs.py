@@ -32,10 +32,10 @@ from .cache_manifest import CacheManifest
 from .hook_points import HookPoint, SharedPass, find_hook, require_hook
 from .language_models import (
     Pretrained,
+    identity,
     load_model,
     require_positions,
     settings_hash,
-    weights_hash,
 )
 from .positions import PositionRule
 from .rows import ActivationReader, ContextBatch
@@ -282,7 +282,7 @@ class _OfLanguageModel(Inputs):
 
     def hashes(self) -> dict[str, str]:
         return {
-            "language_model": weights_hash(self.language_model),
+            "language_model": identity(self.language_model),
             "tokenizer": self._fresh_hash or settings_hash(self.language_model),
         }
 
@@ -423,13 +423,13 @@ def _cached_model(
     dtype: Any = settings.lm_dtype
     model = load_model(replace(run, dtype=dtype))
     for what, was, now in (
-        ("weights", settings.language_model, weights_hash(model)),
+        ("weights", settings.language_model, identity(model, settings.language_model)),
         ("tokenizer or config", settings.tokenizer, settings_hash(model)),
     ):
         if was != now:
             raise LanguageModelError(
                 f"the cache {stored.folder} is of another language model than {run.model!r}: the"
-                f" SHA-256 of its {what} is {was[:12]}, not {now[:12]}",
+                f" SHA-256 or commit of its {what} is {was[:12]}, not {now[:12]}",
                 instead=("give the ", Setting("model"), " that was cached"),
             )
     return model

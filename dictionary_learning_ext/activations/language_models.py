@@ -1,4 +1,4 @@
-"""Language models: load one, and tell it from another by hashes. hook_points.py reads it.
+"""Language models: load one, and tell it from another. hook_points.py reads it.
 
 `LanguageModel._module` is the transformers model, as an envoy's is the module that it stands for. It has
 the config, which nnsight's own attribute has not in every version.
@@ -19,7 +19,7 @@ import transformers
 from nnsight import LanguageModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from ..config.checks import require
 from ..config.run import RunConfig
@@ -32,6 +32,7 @@ from ..trainers.kernels.memory import keep_freed_memory
 from .text import why_not_fetched
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
+_SHA256_DIGITS = 64  # a commit has 40
 _EXPECTED = (
     "expected 'embedded', a folder written by save_pretrained, or a model's name on the hub, e.g."
     " EleutherAI/pythia-70m"
@@ -92,6 +93,8 @@ class Pretrained:
         given = {"config": self.config, "dtype": dtype}
         with _loading(self.name) as (source, options):
             model: Any = AutoModelForCausalLM.from_pretrained(source, **given, **options)
+            file = cached_file(source, CONFIG_NAME, local_files_only=True)
+            model.config._commit_hash = extract_commit_hash(file, None)  # so does transformers 4
         model = model.to(device).eval().requires_grad_(False)
         logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
         return cast(LanguageModel, LanguageModel(model, tokenizer=tokenizer))
@@ -201,6 +204,21 @@ def with_weights(model: LanguageModel) -> LanguageModel:
     if not is_loaded:
         load()
     return model
+
+
+def identity(model: LanguageModel, known: str | None = None) -> str:
+    """What tells a language model from others: its commit on the hub, else the hash of its weights.
+
+    To hash an 8B model takes 9 s. The hash depends on the dtype, the commit does not.
+
+    Arguments:
+        known: the identity to compare with. If it is a hash, as earlier versions wrote it for every
+            model, the weights are hashed.
+    """
+    module: Any = model._module
+    commit: str | None = getattr(module.config, "_commit_hash", None)
+    is_hash = known is not None and len(known) == _SHA256_DIGITS
+    return weights_hash(model) if commit is None or is_hash else commit
 
 
 def weights_hash(model: LanguageModel) -> str:

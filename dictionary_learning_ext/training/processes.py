@@ -144,7 +144,7 @@ class Processes:
             for name, digest in other.items():
                 if digest != first[name]:
                     raise LanguageModelError(
-                        f"rank {rank} has another {name.replace('_', ' ')} than rank 0: its SHA-256 is "
+                        f"rank {rank} has another {name.replace('_', ' ')} than rank 0: its SHA-256 or commit is "
                         f"{digest[:12]}, not {first[name][:12]}; copy the same files to every machine"
                     )
 

@@ -74,7 +74,7 @@ def require_same_inputs(
             if saved[part] != depends_on[part]:
                 raise LanguageModelError(
                     f"{folder}: the language model {job.config.run.model!r} has changed since the "
-                    f"run was interrupted: the SHA-256 of its {what} was {saved[part][:12]}, not "
+                    f"run was interrupted: the SHA-256 or commit of its {what} was {saved[part][:12]}, not "
                     f"{depends_on[part][:12]}; put the original back"
                 )
         if saved["versions"] != depends_on["versions"]:

@@ -13,7 +13,7 @@ from datasets import load_from_disk
 from safetensors.torch import load_file, save_file
 from texts import error_of, write_jsonl
 
-from dictionary_learning_ext.activations import cache_writer
+from dictionary_learning_ext.activations import cache_writer, inputs
 from dictionary_learning_ext.activations.cache_manifest import (
     DOCUMENTS,
     HELD_OUT,
@@ -22,12 +22,17 @@ from dictionary_learning_ext.activations.cache_manifest import (
     read_manifest,
 )
 from dictionary_learning_ext.activations.hook_points import find_hook, read_residual
+from dictionary_learning_ext.activations.inputs import open_inputs
+from dictionary_learning_ext.activations.language_models import load_model
+from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import (
     ActivationsError,
     CheckpointError,
     ConfigError,
+    LanguageModelError,
     NonFiniteError,
     TextError,
 )
@@ -236,6 +241,34 @@ def test_another_model_is_told_by_its_weights_and_another_text_by_its_content(
         file.write("more")
     with pytest.raises(ActivationsError, match="the cache has text="):
         write_small(tmp_path / "cache", run, 1000)
+
+
+def test_a_cache_of_a_hub_model_is_of_its_commit_and_one_with_its_hash_is_taken(
+    cached_run, tmp_path, monkeypatch
+):
+    def committed(commit):
+        def load(run):
+            model = load_model(run)
+            model._module.config._commit_hash = commit
+            return model
+
+        for module in (cache_writer, inputs):
+            monkeypatch.setattr(module, "load_model", load)
+
+    write_small(tmp_path / "earlier", cached_run, 1000)
+    committed("c" * 40)
+    digest = write_small(tmp_path / "earlier", cached_run, 2000).settings.language_model
+    assert len(digest) == 64
+    assert write_small(tmp_path / "now", cached_run, 1000).settings.language_model == "c" * 40
+    for name in ("earlier", "now"):
+        stored = open_stored(tmp_path / name)
+        run = replace(RunConfig(), eval_tokens=256, **stored.settings | {"hook": HOOK})
+        assert open_inputs(run, [HOOK]).language_model is not None
+    committed("d" * 40)
+    with pytest.raises(ActivationsError, match="language_model=cccccccccccc, not dddddddddddd"):
+        write_small(tmp_path / "now", cached_run, 2000)
+    with pytest.raises(LanguageModelError, match="cccccccccccc, not dddddddddddd"):
+        open_inputs(run, [HOOK])
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "data-00000.arrow", "state.json", "mine/x.npy"])

@@ -239,7 +239,7 @@ def test_another_model_of_the_same_name_is_refused_before_the_first_step(
     other = shutil.copytree(lm_dir_of("llama"), tmp_path / tiny_lm_dir.name)
     changed = replace(run, model=str(other))
     assert error_of(lambda: train(changed, {"x": sae_of()}), LanguageModelError).startswith(
-        f"the cache {small_cache} is of another language model than {str(other)!r}: the SHA-256 of its"
+        f"the cache {small_cache} is of another language model than {str(other)!r}: the SHA-256 or commit of its"
         " weights is "
     )
     assert not (tmp_path / "run").exists()

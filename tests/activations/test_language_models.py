@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,11 @@ from texts import error_of
 
 from dictionary_learning_ext.activations import language_models
 from dictionary_learning_ext.activations.hook_points import find_hook, read_residual
-from dictionary_learning_ext.activations.language_models import load_language_model, weights_hash
+from dictionary_learning_ext.activations.language_models import (
+    identity,
+    load_language_model,
+    weights_hash,
+)
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError
 
 POST = "blocks.{}.hook_resid_post"
@@ -115,3 +122,33 @@ def test_the_hash_is_of_the_weights_and_their_dtype_and_repeats(
     assert weights_hash(lm) != weights_hash(tiny_lm)
     other = load_language_model(str(tiny_lm_dir), dtype=torch.bfloat16)
     assert weights_hash(other) != weights_hash(tiny_lm)
+
+
+IDENTITIES = """
+import json
+from dictionary_learning_ext.activations import language_models
+lm = language_models.load_language_model("somebody/cached")
+digest = language_models.weights_hash(lm)
+of_hash = language_models.identity(lm, "0" * 64)
+language_models.hash_of = None  # not called
+of_commit = language_models.identity(lm, "c" * 40)
+print(json.dumps([digest, of_hash, language_models.identity(lm), of_commit]))
+"""
+
+
+def test_a_model_of_the_hub_is_its_commit_and_one_of_a_folder_its_weights(
+    tiny_lm_dir: Path, tiny_lm: LanguageModel, tmp_path: Path
+):
+    """A hash that an earlier version wrote down is compared with a hash."""
+    commit, digest = "ab" * 20, weights_hash(tiny_lm)
+    repository = tmp_path / "hub" / "models--somebody--cached"
+    shutil.copytree(tiny_lm_dir, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        environment.pop(name, None)
+    command = [sys.executable, "-c", IDENTITIES]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(printed.stdout) == [digest, digest, commit, commit]
+    assert identity(tiny_lm) == identity(tiny_lm, "0" * 64) == identity(tiny_lm, commit) == digest
