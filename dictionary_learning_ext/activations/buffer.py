@@ -24,7 +24,8 @@ from ..config.checks import require
 from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
 from ..errors import ConfigError, LanguageModelError, NonFiniteError, Setting
-from .hook_points import Place, SharedPass
+from .hook_points import SharedPass, place_of
+from .language_models import CausalLM, unwrapped
 from .positions import PositionRule
 from .rows import ActivationReader, ModelRows, RowStream
 from .tokens import WHOLE, ContextStream, Share
@@ -332,7 +333,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
     Arguments:
         data: documents, an iterator of str. A `TextStream` can be resumed.
         model: the language model.
-        submodule: nnsight's envoy of the module to read, e.g. `find_hook(...).submodule`.
+        submodule: the module to read, or nnsight's envoy of it, e.g. `find_hook(...).submodule`.
         d_submodule: width of a row. Default: the model's hidden size.
         io: "out" or "in", the side of the submodule to read.
         n_ctxs: contexts shuffled together. The buffer holds n_ctxs * ctx_len rows, rounded down to
@@ -364,7 +365,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
     def __init__(
         self,
         data: Iterator[str],
-        model: LanguageModel,
+        model: LanguageModel | CausalLM,
         submodule: Any,
         d_submodule: int | None = None,
         io: Literal["in", "out"] = "out",
@@ -388,7 +389,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
             raise ConfigError(
                 f"data is the string {data!r}: expected documents; use open_text({data!r})"
             )
-        tokenizer: Any = model.tokenizer
+        module, tokenizer = unwrapped(model)
         self.data = iter(data)
         self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing, share=share)
         self.model = model
@@ -403,9 +404,9 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(io in ("in", "out"), "io", io, "in or out, the side of the submodule to read")
         rule = PositionRule(tokenizer, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
-        self.reader = ActivationReader(model, Place(submodule, io), rule, shared)
-        module: Any = model._module
-        hidden_size = module.config.get_text_config().hidden_size
+        place = place_of(module, submodule, io)
+        self.reader = ActivationReader(module, place, rule, shared)
+        hidden_size: int = module.config.get_text_config().hidden_size
         rows = ModelRows(
             self.contexts,
             self.reader,

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch as t
-from nnsight import LanguageModel
 from torch import Tensor
 from tqdm import tqdm
 
@@ -49,7 +48,7 @@ from .cache_manifest import (
     require_sizes,
 )
 from .hook_points import HookPoint, SharedPass, find_hook
-from .language_models import identity, load_model, settings_hash
+from .language_models import CausalLM, identity, load_model, settings_hash
 from .positions import PositionRule
 from .rows import ActivationReader
 from .stored import INFO, STATE
@@ -109,10 +108,10 @@ def write_cache(
         manifest = read_manifest(folder, UNFINISHED) or read_manifest(folder)
         settings = CacheSettings(
             model=run.model,
-            language_model=identity(model, manifest and manifest.settings.language_model),
+            language_model=identity(model.module, manifest and manifest.settings.language_model),
             tokenizer=settings_hash(model),
             lm_dtype=run.dtype,
-            bos_token_id=cast(Any, model.tokenizer).bos_token_id,
+            bos_token_id=model.tokenizer.bos_token_id,
             data=run.data,
             text=text.state_dict()["fingerprint"],
             data_seed=run.data_seed,
@@ -222,16 +221,16 @@ class _Writer:
         folder: Path,
         settings: CacheSettings,
         run: RunConfig,
-        model: LanguageModel,
+        model: CausalLM,
         points: dict[str, HookPoint],
         file_bytes: int,
         before_batch: Callable[[], None],
     ):
         self._folder, self._settings, self._run = folder, settings, run
-        self._model, self._before_batch = model, before_batch
-        shared = SharedPass(model, [point.place for point in points.values()])
+        self._tokenizer, self._before_batch = model.tokenizer, before_batch
+        shared = SharedPass(model.module, [point.place for point in points.values()])
         self._readers = {
-            name: ActivationReader(model, point.place, PositionRule(), shared)
+            name: ActivationReader(model.module, point.place, PositionRule(), shared)
             for name, point in points.items()
         }
         widths = [hook.width for hook in settings.hooks.values()]
@@ -289,7 +288,7 @@ class _Writer:
         run, passes = self._run, (self._run.text_passes or 1) if split == "train" else 1
         seed = run.data_seed if split == "train" else 0  # the same for every data seed
         text = open_text(run.data, split=split, seed=seed, passes=passes, column=run.text_column)
-        return ContextStream(text, self._model.tokenizer, run.ctx_len, packing=run.text_packing)
+        return ContextStream(text, self._tokenizer, run.ctx_len, packing=run.text_packing)
 
     def _read(
         self, stream: ContextStream, tokens: int, found: int, label: str
@@ -342,7 +341,7 @@ class _Writer:
         documents = islice(
             open_text(run.data, split="heldout", column=run.text_column), run.eval_documents
         )
-        stream = ContextStream(documents, self._model.tokenizer, run.ctx_len, packing="truncate")
+        stream = ContextStream(documents, self._tokenizer, run.ctx_len, packing="truncate")
         try:
             ids_BL, mask_BL = stream.next_batch(run.eval_documents)
         except StopIteration as end:

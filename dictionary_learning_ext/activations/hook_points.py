@@ -22,9 +22,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from nnsight import LanguageModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..errors import CheckpointError, LanguageModelError
-from .language_models import Pretrained
+from .language_models import CausalLM, Pretrained, unwrapped
 
 _log = logging.getLogger(__name__)
 
@@ -76,14 +77,19 @@ def block_of_output(hook: str) -> int | None:
 class Place(NamedTuple):
     """One side of a module of a language model."""
 
-    submodule: Any
-    """nnsight's envoy of it."""
+    module: nn.Module
     io: Literal["in", "out"]
+    path: str
+    """The module's path in the model."""
 
-    @property
-    def path(self) -> str:
-        """The module's path in the model, without the model's own name, which newer nnsights put first."""
-        return self.submodule.path.partition(".")[2]
+
+def place_of(model: PreTrainedModel, submodule: Any, io: Literal["in", "out"]) -> Place:
+    """Arguments:
+    submodule: a module of the model, or nnsight's envoy of it.
+    """
+    module = submodule if isinstance(submodule, nn.Module) else submodule._module
+    path = next(path for path, one in model.named_modules() if one is module)
+    return Place(module, io, path)
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,10 @@ class HookPoint:
         name: TransformerLens's name, e.g. "blocks.0.hook_resid_post".
         layer: the block's number, from 0.
         io: "out" for the submodule's output, "in" for its input (resid_pre).
-        submodule: nnsight's envoy of the block, or of a module in it.
+        submodule: nnsight's envoy of the block, or of a module in it. The module itself where the
+            hook point was found in a model that nnsight doesn't wrap.
         activation_dim: D, the width of the activations.
+        place: where it is read; None if there is no language model.
     """
 
     name: str
@@ -103,11 +111,7 @@ class HookPoint:
     io: Literal["in", "out"]
     submodule: Any
     activation_dim: int
-
-    @property
-    def place(self) -> Place:
-        """Where it is read."""
-        return Place(self.submodule, self.io)
+    place: Any = None  # a `Place`
 
     def require_width(self, sae: str | Path, activation_dim: int, model: str) -> None:
         """Raise a CheckpointError unless an SAE, which `sae` names, is as wide as this point of `model`."""
@@ -156,7 +160,7 @@ def require_hook(model: nn.Module, name: str) -> tuple[int, HookKind]:
     )
 
 
-def find_hook(model: LanguageModel, name: str) -> HookPoint:
+def find_hook(model: LanguageModel | CausalLM, name: str) -> HookPoint:
     """Find a hook point by its name in TransformerLens.
 
     Where it is an attention's or MLP's output, a forward pass of a few tokens checks that this is
@@ -171,20 +175,22 @@ def find_hook(model: LanguageModel, name: str) -> HookPoint:
         LanguageModelError: the model has no such hook point (the message lists those it has), or
             its list of blocks can't be found.
     """
-    module: Any = model._module
+    module = unwrapped(model).module
     layer, kind = require_hook(module, name)
     config: Any = module.config.get_text_config()
-    path = block_list_path(module, config)
-    blocks = module.get_submodule(path)
-    envoy: Any = model
-    for part in path.split("."):
-        envoy = getattr(envoy, part)
-    block = envoy[layer]
-    if kind.part is None:
-        return HookPoint(name, layer, kind.io, block, config.hidden_size)
-    parts = {part: getattr(block, its) for part, its in _parts_of(blocks[layer]).items()}
-    _require_added(model, name, block, parts)
-    return HookPoint(name, layer, kind.io, parts[kind.part], config.hidden_size)
+    path = f"{block_list_path(module, config)}.{layer}"
+    block = module.get_submodule(path)
+    if kind.part is not None:
+        parts = {part: f"{path}.{its}" for part, its in _parts_of(block).items()}
+        _require_added(module, name, path, list(parts.values()))
+        path = parts[kind.part]
+    place = Place(module.get_submodule(path), kind.io, path)
+    submodule: Any = place.module
+    if not isinstance(model, CausalLM):
+        submodule = model
+        for part in path.split("."):
+            submodule = submodule[int(part)] if part.isdecimal() else getattr(submodule, part)
+    return HookPoint(name, layer, kind.io, submodule, config.hidden_size, place)
 
 
 def block_list_path(model: nn.Module, config: Any) -> str:
@@ -237,21 +243,24 @@ def _kinds_of(block: nn.Module) -> list[str]:
     return [name for name, kind in HOOK_KINDS.items() if kind.part is None or kind.part in parts]
 
 
-def _require_added(model: LanguageModel, name: str, block: Any, parts: dict[str, Any]) -> None:
+def _require_added(model: PreTrainedModel, name: str, block: str, parts: list[str]) -> None:
     """Raise a LanguageModelError unless a block adds its parts' outputs to its input, and only these.
+
+    Arguments:
+        block, parts: their paths.
 
     Some scale them (Granite), and some modules add the residual stream themselves (BLOOM).
     """
-    places = [Place(block, "in"), *(Place(part, "out") for part in parts.values())]
+    outputs = [Place(model.get_submodule(path), "out", path) for path in (*parts, block)]
+    places = [outputs[-1]._replace(io="in"), *outputs]
     ids_BL = torch.arange(_CHECKED_TOKENS)[None]
-    read = read_places(model, [*places, Place(block, "out")], ids_BL, torch.ones_like(ids_BL))
+    read = read_places(model, places, ids_BL, torch.ones_like(ids_BL))
     *added, post_BLD = (x_BLD.double() for x_BLD in read)
     size_BLD = sum((x_BLD.abs() for x_BLD in added), post_BLD.abs())
     rounding_BLD = 4 * torch.finfo(read[0].dtype).eps * size_BLD
     if ((torch.stack(added).sum(0) - post_BLD).abs() > rounding_BLD).any():  # False where NaN
-        paths = " and ".join(part.path for part in places[1:])
         raise LanguageModelError(
-            f"{name} can't be read in a {type(model._module).__name__}: the outputs of {paths} are not"
+            f"{name} can't be read in a {type(model).__name__}: the outputs of {' and '.join(parts)} are not"
             f" what the block adds to the residual stream; use e.g. {name.rpartition('.')[0]}.hook_resid_post"
         )
 
@@ -269,7 +278,6 @@ def hooked(place: Place, change: Change) -> Iterator[None]:
 
     They are in the model's dtype and on its device. What runs later may change them in place.
     """
-    module: nn.Module = place.submodule._module
 
     def at_output(_module: Any, _args: Any, output: Any) -> Any:
         if not isinstance(output, tuple):
@@ -286,9 +294,9 @@ def hooked(place: Place, change: Change) -> Iterator[None]:
         )
 
     if place.io == "out":
-        handle = module.register_forward_hook(at_output)
+        handle = place.module.register_forward_hook(at_output)
     else:
-        handle = module.register_forward_pre_hook(at_input, with_kwargs=True)
+        handle = place.module.register_forward_pre_hook(at_input, with_kwargs=True)
     try:
         yield
     finally:
@@ -299,7 +307,7 @@ class _AllRead(Exception):
     """Raised in a forward pass once all has been read, to end it."""
 
 
-def run_to(model: LanguageModel, places: Sequence[Place], **inputs: Any) -> list[Tensor]:
+def run_to(model: nn.Module, places: Sequence[Place], **inputs: Any) -> list[Tensor]:
     """Run a language model up to the last of some places.
 
     Arguments:
@@ -320,24 +328,23 @@ def run_to(model: LanguageModel, places: Sequence[Place], **inputs: Any) -> list
 
         return keep
 
-    module: Any = model._module
     with ExitStack() as hooks:
         for number, place in enumerate(places):
             hooks.enter_context(hooked(place, keeping(number)))
         try:
-            module(**inputs, use_cache=False)
+            model(**inputs, use_cache=False)
         except _AllRead:
             return [found[number] for number in range(len(places))]
     missed = next(place for number, place in enumerate(places) if number not in found)
     raise LanguageModelError(
-        f"a {type(module).__name__} does not run {missed.path}, so it can't be read there; use another"
+        f"a {type(model).__name__} does not run {missed.path}, so it can't be read there; use another"
         " hook point"
     )
 
 
 @torch.no_grad()  # not inference_mode, whose tensors can't be trained on
 def read_places(
-    model: LanguageModel, places: Sequence[Place], input_ids: Tensor, attention_mask: Tensor
+    model: PreTrainedModel, places: Sequence[Place], input_ids: Tensor, attention_mask: Tensor
 ) -> list[Tensor]:
     """The activations at several places, without gradients, from one forward pass; see `run_to`.
 
@@ -345,16 +352,16 @@ def read_places(
         input_ids: int64, (B, L).
         attention_mask: (B, L), 0 at padding.
     """
-    device: Any = model._module.device
+    device = model.device
     tokens = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
     return run_to(model, places, **tokens)
 
 
 def read_residual(
-    model: LanguageModel, hook: HookPoint, input_ids: Tensor, attention_mask: Tensor
+    model: LanguageModel | CausalLM, hook: HookPoint, input_ids: Tensor, attention_mask: Tensor
 ) -> Tensor:
     """The activations at a hook point, (B, L, D), of the model it was found in; see `read_places`."""
-    return read_places(model, [hook.place], input_ids, attention_mask)[0]
+    return read_places(unwrapped(model).module, [hook.place], input_ids, attention_mask)[0]
 
 
 class SharedPass:
@@ -364,7 +371,7 @@ class SharedPass:
     batch of contexts. Places that don't ask for the same contexts stop sharing, which is logged.
     """
 
-    def __init__(self, model: LanguageModel, places: Sequence[Place]):
+    def __init__(self, model: PreTrainedModel, places: Sequence[Place]):
         self._model = model
         self._places = list(places)
         self._kept: dict[Place, Tensor] = {}

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch as t
-from nnsight import LanguageModel
 
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
@@ -31,6 +30,7 @@ from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
 from .cache_manifest import CacheManifest
 from .hook_points import HookPoint, SharedPass, find_hook, require_hook
 from .language_models import (
+    CausalLM,
     Pretrained,
     identity,
     load_model,
@@ -103,6 +103,7 @@ class Inputs(ABC):
 
     widths: dict[str, int]
     hooks: dict[str, HookPoint]
+    language_model: CausalLM | None
     no_language_model: str = ""
 
     def __init__(
@@ -111,7 +112,7 @@ class Inputs(ABC):
         hooks: Iterable[str],
         before_batch: Callable[[], None] | None,
         share: Share,
-        language_model: LanguageModel | None,
+        language_model: CausalLM | None,
     ):
         self._run, self._before_batch, self._share = run, before_batch, share
         self.language_model = language_model
@@ -129,7 +130,7 @@ class Inputs(ABC):
     def require_held_out(self) -> None:
         """Raise a TextError or an ActivationsError if there is too little held out to evaluate on."""
 
-    def require_language_model(self, what: str, instead: Text) -> LanguageModel:
+    def require_language_model(self, what: str, instead: Text) -> CausalLM:
         """The language model. Raises an ActivationsError if there is none.
 
         Arguments:
@@ -194,7 +195,7 @@ def open_inputs(
     before_batch: Callable[[], None] | None = None,
     share: Share = WHOLE,
     *,
-    language_model: LanguageModel | None = None,
+    language_model: CausalLM | None = None,
 ) -> Inputs:
     """`find_inputs`, loaded.
 
@@ -212,7 +213,7 @@ def find_inputs(
     before_batch: Callable[[], None] | None = None,
     share: Share = WHOLE,
     *,
-    language_model: LanguageModel | None = None,
+    language_model: CausalLM | None = None,
 ) -> Inputs:
     """What a run reads: a language model and its text, stored activations, or a synthetic model.
 
@@ -246,7 +247,7 @@ def _require_held_out(stored: StoredActivations, tokens: int) -> None:
         )
 
 
-def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
+def open_model(run: RunConfig) -> tuple[CausalLM, HookPoint]:
     """A run's language model and hook point. Raises what `load_model` does."""
     model = load_model(run)
     return model, find_hook(model, run.hook)
@@ -255,13 +256,13 @@ def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
 class _OfLanguageModel(Inputs):
     """A language model reads the run's text."""
 
-    language_model: LanguageModel
+    language_model: CausalLM
 
     def _find(self, hooks: list[str]) -> None:
         self._found = self._fresh_hash = None
         if self.language_model is None:
             self._found = Pretrained(self._run.model)
-        module: Any = self._found.empty() if self._found else self.language_model._module
+        module: Any = self._found.empty() if self._found else self.language_model.module
         require_positions(self._run, module)
         for name in hooks:
             require_hook(module, name)
@@ -275,14 +276,14 @@ class _OfLanguageModel(Inputs):
             self._fresh_hash = settings_hash(self.language_model)
         self.hooks = {name: find_hook(self.language_model, name) for name in self.widths}
         places = [hook.place for hook in self.hooks.values()]
-        self._shared = SharedPass(self.language_model, places)
+        self._shared = SharedPass(self.language_model.module, places)
 
     def require_held_out(self) -> None:
         require_held_out(self._run, self.language_model.tokenizer)
 
     def hashes(self) -> dict[str, str]:
         return {
-            "language_model": identity(self.language_model),
+            "language_model": identity(self.language_model.module),
             "tokenizer": self._fresh_hash or settings_hash(self.language_model),
         }
 
@@ -353,7 +354,7 @@ class _Stored(Inputs):
                 f"{stored.folder} doesn't say which language model its activations are of"
             )
         elif self.language_model is not None:
-            require_positions(run, self.language_model._module)
+            require_positions(run, self.language_model.module)
 
     def load(self) -> None:
         run, stored = self._run, self._stored
@@ -400,7 +401,7 @@ class _Stored(Inputs):
         rows = self._buffer(hook, max(batch, 64 * run.ctx_len), batch, split="heldout", seed=None)
         if self.language_model is None or stored.manifest is None:
             return HeldOut(rows, None, None, self.no_language_model)
-        reader = ActivationReader(self.language_model, self.hooks[hook].place, self._rule)
+        reader = ActivationReader(self.language_model.module, self.hooks[hook].place, self._rule)
         documents = cached_documents(stored.folder, stored.manifest, run.eval_documents)
         return HeldOut(rows, reader, documents)
 
@@ -412,9 +413,7 @@ class _Stored(Inputs):
                 yield batch._replace(x_BLD=batch.x_BLD.float())
 
 
-def _cached_model(
-    run: RunConfig, stored: StoredActivations, manifest: CacheManifest
-) -> LanguageModel:
+def _cached_model(run: RunConfig, stored: StoredActivations, manifest: CacheManifest) -> CausalLM:
     """The language model of a cache, in the dtype in which it was cached.
 
     Raises: LanguageModelError if the run's is another one.
@@ -423,7 +422,7 @@ def _cached_model(
     dtype: Any = settings.lm_dtype
     model = load_model(replace(run, dtype=dtype))
     for what, was, now in (
-        ("weights", settings.language_model, identity(model, settings.language_model)),
+        ("weights", settings.language_model, identity(model.module, settings.language_model)),
         ("tokenizer or config", settings.tokenizer, settings_hash(model)),
     ):
         if was != now:
@@ -521,7 +520,7 @@ def first_tokens(batches: Iterator[ContextBatch], tokens: int) -> Iterator[Conte
 
 
 def with_activations(
-    contexts: ContextBatches, run: RunConfig, model: LanguageModel, hook: HookPoint
+    contexts: ContextBatches, run: RunConfig, model: CausalLM, hook: HookPoint
 ) -> Iterator[ContextBatch]:
     """Contexts, with the activations that a language model has there.
 
@@ -530,7 +529,7 @@ def with_activations(
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
-    reader = ActivationReader(model, hook.place, _rule_of(run, model.tokenizer))
+    reader = ActivationReader(model.module, hook.place, _rule_of(run, model.tokenizer))
     for input_ids_BL, mask_BL in contexts:
         read = reader.read(input_ids_BL, mask_BL, reader.rule.by_token(input_ids_BL, mask_BL))
         reader.require_finite(read.non_finite)

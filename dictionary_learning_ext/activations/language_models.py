@@ -1,7 +1,7 @@
 """Language models: load one, and tell it from another. hook_points.py reads it.
 
-`LanguageModel._module` is the transformers model, as an envoy's is the module that it stands for. It has
-the config, which nnsight's own attribute has not in every version.
+Users hold nnsight's `LanguageModel`. What takes one unwraps it at once (`unwrapped`): inside the package,
+a language model is a `CausalLM`, or the torch module in it.
 """
 
 import copy
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
 from nnsight import LanguageModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from ..config.checks import require
@@ -37,6 +37,36 @@ _EXPECTED = (
     "expected 'embedded', a folder written by save_pretrained, or a model's name on the hub, e.g."
     " EleutherAI/pythia-70m"
 )
+
+
+class CausalLM(NamedTuple):
+    """A language model of transformers, its weights loaded."""
+
+    module: PreTrainedModel
+    tokenizer: Any
+
+
+def unwrapped(model: "LanguageModel | CausalLM") -> CausalLM:
+    """What is behind nnsight's model. nnsight loads weights in the first trace, if not told otherwise.
+
+    Until then its modules are stand-ins, and what is hooked to them is lost. So they are loaded here.
+    """
+    if isinstance(model, CausalLM):
+        return model
+    lm: Any = model
+    if hasattr(type(lm), "dispatch_model"):  # nnsight 0.3
+        is_loaded, load = lm._dispatched, lm.dispatch_model
+    else:
+        is_loaded, load = lm.dispatched, lm.dispatch
+    if not is_loaded:
+        load()
+    return CausalLM(lm._module, lm.tokenizer)
+
+
+def wrapped(model: CausalLM) -> LanguageModel:
+    """nnsight's model around one."""
+    logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
+    return cast(LanguageModel, LanguageModel(model.module, tokenizer=model.tokenizer))
 
 
 def load_language_model(
@@ -60,7 +90,7 @@ def load_language_model(
             damaged, the model needs code of its own, or the tokenizer has neither a pad nor an end-of-text token.
         ConfigError: the machine has no such device.
     """
-    return Pretrained(name).load(device=device, dtype=dtype)
+    return wrapped(Pretrained(name).load(device=device, dtype=dtype))
 
 
 class Pretrained:
@@ -85,7 +115,7 @@ class Pretrained:
             config = copy.deepcopy(self.config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
-    def load(self, *, device: str, dtype: torch.dtype) -> LanguageModel:
+    def load(self, *, device: str, dtype: torch.dtype) -> CausalLM:
         """See `load_language_model`."""
         require_device(device)
         keep_freed_memory()
@@ -95,9 +125,7 @@ class Pretrained:
             model: Any = AutoModelForCausalLM.from_pretrained(source, **given, **options)
             file = cached_file(source, CONFIG_NAME, local_files_only=True)
             model.config._commit_hash = extract_commit_hash(file, None)  # so does transformers 4
-        model = model.to(device).eval().requires_grad_(False)
-        logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
-        return cast(LanguageModel, LanguageModel(model, tokenizer=tokenizer))
+        return CausalLM(model.to(device).eval().requires_grad_(False), tokenizer)
 
 
 def load_tokenizer(name: str, config: Any = None) -> Any:
@@ -119,14 +147,14 @@ def load_tokenizer(name: str, config: Any = None) -> Any:
     return tokenizer
 
 
-def load_model(run: RunConfig, found: Pretrained | None = None) -> LanguageModel:
+def load_model(run: RunConfig, found: Pretrained | None = None) -> CausalLM:
     """A run's language model, in the run's dtype. `found` is the same model before it is loaded.
 
     Raises: as `load_language_model`, and ConfigError for contexts that the model can't read.
     """
     dtype = torch.bfloat16 if run.dtype == "bfloat16" else torch.float32
     model = (found or Pretrained(run.model)).load(device=run.device, dtype=dtype)
-    require_positions(run, model._module)
+    require_positions(run, model.module)
     return model
 
 
@@ -191,22 +219,7 @@ def width_of(name: str) -> int:
     return Pretrained(name).width
 
 
-def with_weights(model: LanguageModel) -> LanguageModel:
-    """The same model, its weights loaded: nnsight loads them in the first trace, if not told otherwise.
-
-    Until then its modules are stand-ins, and what is hooked to them is lost.
-    """
-    lm: Any = model
-    if hasattr(type(lm), "dispatch_model"):  # nnsight 0.3
-        is_loaded, load = lm._dispatched, lm.dispatch_model
-    else:
-        is_loaded, load = lm.dispatched, lm.dispatch
-    if not is_loaded:
-        load()
-    return model
-
-
-def identity(model: LanguageModel, known: str | None = None) -> str:
+def identity(model: PreTrainedModel, known: str | None = None) -> str:
     """What tells a language model from others: its commit on the hub, else the hash of its weights.
 
     To hash an 8B model takes 9 s. The hash depends on the dtype, the commit does not.
@@ -215,29 +228,20 @@ def identity(model: LanguageModel, known: str | None = None) -> str:
         known: the identity to compare with. If it is a hash, as earlier versions wrote it for every
             model, the weights are hashed.
     """
-    module: Any = model._module
-    commit: str | None = getattr(module.config, "_commit_hash", None)
+    commit: str | None = getattr(model.config, "_commit_hash", None)
     is_hash = known is not None and len(known) == _SHA256_DIGITS
-    return weights_hash(model) if commit is None or is_hash else commit
+    return hash_of(model) if commit is None or is_hash else commit
 
 
-def weights_hash(model: LanguageModel) -> str:
-    """The hash of its checkpoint, see `hash_of`."""
-    module: Any = model._module
-    return hash_of(module)
-
-
-def settings_hash(model: LanguageModel) -> str:
+def settings_hash(model: CausalLM) -> str:
     """SHA-256, in hex, of the model's configuration and its tokenizer.
 
     It does not depend on the names, paths and software versions in them.
     """
     volatile = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-    module: Any = model._module
-    config = {n: v for n, v in module.config.to_diff_dict().items() if n not in volatile}
-    tokenizer: Any = model.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    config = {n: v for n, v in model.module.config.to_diff_dict().items() if n not in volatile}
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else sorted(model.tokenizer.get_vocab().items())
     text = json.dumps([config, words], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

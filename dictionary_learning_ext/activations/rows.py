@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
-from nnsight import LanguageModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..errors import NonFiniteError, Setting, TextError
 from .hook_points import Change, Place, SharedPass, hooked
@@ -121,7 +121,7 @@ class ActivationReader:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: PreTrainedModel,
         place: Place,
         rule: PositionRule,
         shared: SharedPass | None = None,
@@ -160,11 +160,11 @@ class ActivationReader:
 
         Returns: the logits, (B, L, V) of V tokens in the vocabulary, in the model's dtype.
         """
-        model: Any = self._model._module
+        device = self._model.device
         with hooked(self.place, change):
-            return model(
-                input_ids=input_ids_BL.to(model.device),
-                attention_mask=mask_BL.to(model.device),
+            return self._model(
+                input_ids=input_ids_BL.to(device),
+                attention_mask=mask_BL.to(device),
                 use_cache=False,
             ).logits
 

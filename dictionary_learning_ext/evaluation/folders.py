@@ -13,7 +13,7 @@ from nnsight import LanguageModel
 
 from ..activations.hook_points import HookPoint
 from ..activations.inputs import Inputs, open_inputs
-from ..activations.language_models import with_weights
+from ..activations.language_models import CausalLM, unwrapped
 from ..config.checks import require
 from ..config.run import RunConfig
 from ..errors import ActivationsError, CheckpointError, ConfigError, Setting
@@ -194,7 +194,7 @@ class OpenedFolders(NamedTuple):
         return batches_of(self.inputs.held_out(self.run.hook, tokens).rows, tokens)
 
     @property
-    def language_model(self) -> LanguageModel | None:
+    def language_model(self) -> CausalLM | None:
         """None if the folder of activations doesn't say which it is, or the model is synthetic."""
         return self.inputs.language_model
 
@@ -260,26 +260,27 @@ def open_sae(
 
     Raises: a UserError that says what to change.
     """
-    loaded = lm if isinstance(lm, LanguageModel) else None
+    loaded = unwrapped(lm) if isinstance(lm, LanguageModel) else None
     if loaded is not None:
-        device = str(with_weights(loaded)._module.device)
+        device = str(loaded.module.device)
     elif not isinstance(lm, str | Path | None):
         raise ConfigError(
             f"lm is a {type(lm).__name__}: expected an nnsight LanguageModel, or its name or folder",
             instead=("use e.g. ", Setting("lm", "embedded")),
         )
+    name = str(lm if loaded is None else loaded.module.config._name_or_path)
     dictionary = dictionary_of(sae, device)
     hook = hook.name if isinstance(hook, HookPoint) else hook
     if isinstance(sae, str | Path):
         is_named = lm is None or (loaded is not None and "run" in read_config(sae))
-        run = run_of(sae, None if is_named else _name_of(lm), hook, device=device)
+        run = run_of(sae, None if is_named else name, hook, device=device)
     elif lm is None or hook is None:
         raise ConfigError(
             "a dictionary doesn't say where its activations come from: expected a language model and"
             " a hook point; give lm and hook, or the run folder in the place of the dictionary"
         )
     else:
-        run = RunConfig(model=_name_of(lm), hook=hook, device=device)
+        run = RunConfig(model=name, hook=hook, device=device)
     run = run if ctx_len is None else replace(run, ctx_len=ctx_len)
     run = run if stored else replace(run, activations=None)
     inputs = open_inputs(replace(run, eval_tokens=1), [run.hook], language_model=loaded)
@@ -288,8 +289,8 @@ def open_sae(
         ("give ", Setting("lm"), ", and a text to read, e.g. ", Setting("text", "embedded")),
     )
     opened = OpenedSAE(dictionary, language_model, inputs.hooks[run.hook], run, inputs)
-    name = sae if isinstance(sae, str | Path) else "the dictionary"
-    opened.hook_point.require_width(name, dictionary.activation_dim, run.model)
+    what = sae if isinstance(sae, str | Path) else "the dictionary"
+    opened.hook_point.require_width(what, dictionary.activation_dim, run.model)
     return opened
 
 
@@ -297,7 +298,7 @@ class OpenedSAE(NamedTuple):
     """An SAE, and the activations that it takes."""
 
     dictionary: Any
-    language_model: LanguageModel
+    language_model: CausalLM
     hook_point: HookPoint
     run: RunConfig
     """The text, the contexts and the tokens that are left out: a run folder's, or the defaults."""
@@ -319,10 +320,6 @@ def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
             f" 'runs/NAME'{hint}"
         )
     return sae
-
-
-def _name_of(lm: Any) -> str:
-    return str(lm._module.config._name_or_path) if isinstance(lm, LanguageModel) else str(lm)
 
 
 def require_feature(feature: Any, dict_size: int) -> int:

@@ -15,15 +15,16 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn
 
 import torch as t
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
-from nnsight import LanguageModel
 from safetensors.torch import load_file, save
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..activations.hook_points import HookPoint, block_of_output
+from ..activations.language_models import CausalLM
 from ..activations.tokens import adds_bos
 from ..config.architectures import (
     BY_DICT_CLASS,
@@ -126,7 +127,7 @@ class ExportedSAE(NamedTuple):
     """Its metrics.json, likewise."""
     run: RunConfig
     """Its training's, likewise."""
-    language_model: LanguageModel
+    language_model: CausalLM
     hook: HookPoint
 
     @property
@@ -165,7 +166,7 @@ class ExportedSAE(NamedTuple):
 
         SAELens has no setting like max_norm_multiple.
         """
-        run, tokenizer = self.run, cast(Any, self.language_model.tokenizer)
+        run, tokenizer = self.run, self.language_model.tokenizer
         return {
             "model_name": run.model,
             "hook_name": run.hook,
@@ -179,18 +180,15 @@ class ExportedSAE(NamedTuple):
     @property
     def module(self) -> str | None:
         """The module that its activations are the output of, see `output_module`."""
-        return output_module(self.language_model, self.hook)
+        return output_module(self.language_model.module, self.hook)
 
 
-def output_module(model: LanguageModel, hook: HookPoint) -> str | None:
+def output_module(model: PreTrainedModel, hook: HookPoint) -> str | None:
     """The module whose output is read at a hook point, as sparsify names it.
 
     Between two blocks it is the block before. None for the input of the first block.
     """
-    language_model: Any = model._module
-    inner: Any = hook.submodule
-    path = next(name for name, one in language_model.named_modules() if one is inner._module)
-    path = path.removeprefix(f"{language_model.base_model_prefix}.")
+    path = hook.place.path.removeprefix(f"{model.base_model_prefix}.")
     if hook.io == "out":
         return path
     before = hook.layer - 1

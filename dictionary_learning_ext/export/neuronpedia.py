@@ -65,7 +65,7 @@ def measured_features(
     Raises: TextError if the held-out text has no whole context; LanguageModelError if the language
     model has no final norm or unembedding.
     """
-    lens = LogitLens(source.language_model)
+    lens = LogitLens(source.language_model.module)
     collector = FeatureCollector(
         source.dictionary,
         tokens,

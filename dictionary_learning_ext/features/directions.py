@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from nnsight import LanguageModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..activations.hook_points import block_list_path
 from ..errors import LanguageModelError, Setting
@@ -114,8 +114,8 @@ class LogitLens:
     Raises: LanguageModelError if the model has no such norm or no unembedding.
     """
 
-    def __init__(self, model: LanguageModel):
-        hf_model: Any = model._module
+    def __init__(self, model: PreTrainedModel):
+        hf_model: Any = model
         config = hf_model.config.get_text_config()
         parent = block_list_path(hf_model, config).rpartition(".")[0]
         norms = [

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import torch as t
 from nnsight import LanguageModel
 
+from ..activations.hook_points import HookPoint, find_hook
 from ..activations.inputs import first_tokens, with_activations
+from ..activations.language_models import wrapped
 from ..activations.text import open_text
 from ..activations.text_files import SUFFIXES
 from ..activations.tokens import whole_documents
@@ -106,7 +108,8 @@ def features_of(
     is_named = isinstance(sae, str | Path)
     explanations = read_explanations(sae, dictionary) if is_named else Explanations()
     scores = signals and signals.scores()
-    return Features(opened, statistics, finder.sinks(), scores, explanations)
+    given = lm if isinstance(lm, LanguageModel) else None
+    return Features(opened, given, statistics, finder.sinks(), scores, explanations)
 
 
 class Features:
@@ -117,7 +120,7 @@ class Features:
     model's own activations (a vSAE's mean).
 
     Attributes:
-        dictionary, language_model, hook_point: what was measured.
+        dictionary: what was measured.
         statistics: everything that was measured, see `FeatureStatistics`.
         tokens: the number of tokens measured on.
         sinks: the attention sinks that were left out, as in a report; None if there were none.
@@ -127,20 +130,30 @@ class Features:
     def __init__(
         self,
         opened: OpenedSAE,
+        given: LanguageModel | None,
         statistics: FeatureStatistics,
         sinks: Sinks | None,
         return_scores: ReturnScores | None,
         explanations: Explanations,
     ):
         self.dictionary = opened.dictionary
-        self.language_model = opened.language_model
-        self.hook_point = opened.hook_point
         self.statistics = statistics
         self.tokens = statistics.tokens
         self.sinks = sinks
         self.explanations = explanations
         self._return_scores = return_scores
+        self._opened, self._given = opened, given
         self._tokenizer: Any = opened.language_model.tokenizer
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """nnsight's: the one that was given, or one around what was loaded."""
+        return self._given or wrapped(self._opened.language_model)
+
+    @cached_property
+    def hook_point(self) -> HookPoint:
+        """Where in `language_model` it was measured."""
+        return find_hook(self.language_model, self._opened.run.hook)
 
     @property
     def density(self) -> t.Tensor:
@@ -242,7 +255,7 @@ class Features:
 
     @cached_property
     def _lens(self) -> LogitLens:
-        return LogitLens(self.language_model)
+        return LogitLens(self._opened.language_model.module)
 
     def __len__(self) -> int:
         return self.dictionary.dict_size
@@ -257,7 +270,7 @@ class Features:
     def __repr__(self) -> str:
         sinks = f" ({self.sinks.tokens:,} attention sinks left out)" if self.sinks else ""
         return (
-            f"{len(self):,} features at {self.hook_point.name}, {int(self.statistics.alive_F.sum()):,}"
+            f"{len(self):,} features at {self._opened.run.hook}, {int(self.statistics.alive_F.sum()):,}"
             f" of them selected in {self.tokens:,} tokens{sinks}"
         )
 
@@ -303,7 +316,7 @@ class Feature:
     def fires_on(self) -> list[str]:
         """The tokens at which it is strongest in its kept contexts, the most frequent first: up to 4."""
         tokens = top_tokens(self.features.statistics.top, self.number)
-        return [token_text(self.features.language_model.tokenizer, i) for i in tokens]
+        return [token_text(self.features._tokenizer, i) for i in tokens]
 
     def top(self, n: int = 5) -> TopContexts:
         """See `Features.top`."""

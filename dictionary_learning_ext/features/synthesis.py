@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from einops import rearrange
-from nnsight import LanguageModel
+from transformers import PreTrainedModel
 
 from ..activations.hook_points import HookPoint, run_to
 from ..config.checks import require
@@ -43,7 +43,7 @@ class Synthesis(NamedTuple):
 
 def synthesise(
     dictionary: Dictionary,
-    model: LanguageModel,
+    model: PreTrainedModel,
     hook: HookPoint,
     features: Sequence[int],
     *,
@@ -129,11 +129,10 @@ def _ascended(
 class _Reader:
     """Runs the language model from embeddings to the last token's activation at the hook point."""
 
-    def __init__(self, dictionary: Dictionary, model: LanguageModel, hook: HookPoint):
+    def __init__(self, dictionary: Dictionary, model: PreTrainedModel, hook: HookPoint):
         self.dictionary: Any = dictionary
         self._model, self._place = model, hook.place
-        language_model: Any = model._module
-        embed = language_model.get_input_embeddings()
+        embed: Any = model.get_input_embeddings()
         self.vocabulary: int = len(embed.weight)
         with t.no_grad():  # through the module, because some scale the embeddings
             everything = t.arange(self.vocabulary, device=embed.weight.device)

@@ -138,7 +138,7 @@ def analyse(
     )
     # What can fail comes before the text, which takes minutes.
     explanations = {name: read_explanations(name, sae) for name, (sae, _) in opened.saes.items()}
-    lens = LogitLens(language_model) if options.logits else None
+    lens = LogitLens(language_model.module) if options.logits else None
     returning: dict[str, ReproducibilityOfFolders] = {}
     coders: dict[str, dict[str, CodeCollector]] = {}
     seeds_of = _seeds_of([*map(str, folders)], [*map(str, seeds)])
@@ -199,7 +199,7 @@ def analyse(
             on_step(f"{label}: synthesising tokens for {options.synthesise} features")
         syntheses = synthesise(
             dictionary,
-            language_model,
+            language_model.module,
             opened.hook_point,
             ranking[: options.synthesise],
             seed=options.seed,

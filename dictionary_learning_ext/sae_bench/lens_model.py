@@ -22,6 +22,7 @@ from transformer_lens import HookedTransformer
 from transformer_lens import loading_from_pretrained as loading
 
 from ..activations.hook_points import HookPoint, read_residual
+from ..activations.language_models import CausalLM, unwrapped
 from ..activations.positions import PositionRule, norms
 from ..errors import BenchError, first_line
 
@@ -30,7 +31,9 @@ TOLERANCE = 1e-4  # of the activations' rms
 _CHECKED_TOKENS = (4, 32)
 
 
-def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> HookedTransformer:
+def hooked_transformer(
+    model: LanguageModel | CausalLM, hook: HookPoint, name: str
+) -> HookedTransformer:
     """A loaded language model in TransformerLens, without processing.
 
     No layer norm is folded and nothing is centred, as the SAEs were trained on the original model. It
@@ -46,7 +49,8 @@ def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> Hook
     Raises: BenchError if TransformerLens can't take the model either way, or if the activations at the
     hook differ from the original ones by more than 1e-4 of their rms.
     """
-    huggingface: Any = model._module
+    model = unwrapped(model)
+    huggingface: Any = model.module
     tokenizer = copy.deepcopy(model.tokenizer)
     problems = []
     for make, what in ((_converted, "convert it"), (_bridged, "wrap it in a TransformerBridge")):
@@ -130,12 +134,12 @@ def accepted(hooked: Any) -> AbstractContextManager[Any]:
 
 
 @t.no_grad()
-def check_activations(hooked: HookedTransformer, model: LanguageModel, hook: HookPoint) -> float:
+def check_activations(hooked: HookedTransformer, model: CausalLM, hook: HookPoint) -> float:
     """The largest difference between the two models' activations at the hook, over their rms.
 
     Raises: BenchError if it is over 1e-4.
     """
-    config: Any = model._module.config.get_text_config()
+    config: Any = model.module.config.get_text_config()
     generator = t.Generator().manual_seed(0)
     tokens = t.randint(config.vocab_size, _CHECKED_TOKENS, generator=generator)
     tokens = tokens.to(hooked.cfg.device)
@@ -145,7 +149,7 @@ def check_activations(hooked: HookedTransformer, model: LanguageModel, hook: Hoo
     )
     if hook.name not in cache:
         raise BenchError(
-            f"TransformerLens has no {hook.name} in a {type(model._module).__name__}; use the "
+            f"TransformerLens has no {hook.name} in a {type(model.module).__name__}; use the "
             f"output of a block, blocks.{hook.layer}.hook_resid_post"
         )
     found = cache[hook.name].float()

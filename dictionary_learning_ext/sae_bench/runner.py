@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from ..activations.hook_points import HookPoint
 from ..activations.inputs import open_model
-from ..activations.language_models import weights_hash
 from ..config.architectures import BENCHED, BenchEvaluation
 from ..config.checks import require, require_choice
 from ..config.run import RunConfig
@@ -46,6 +45,7 @@ from ..run_folder.json_files import read_json
 from ..run_folder.reading import require_folders
 from ..run_folder.sae_names import require_own
 from ..run_folder.trained_on import run_of
+from ..run_folder.weights import hash_of
 from . import adapter
 from .adapter import FLOOR_LOOKS
 from .data import in_folder, local_files, open_bench_data
@@ -169,7 +169,7 @@ def bench(
         for evaluation in evals:
             configure(evaluation, settings)  # raises where a data set is missing
         # Identifies the activations that the SAEs are measured on.
-        model_key = f"{weights_hash(language_model)} {hook_point.name}"
+        model_key = f"{hash_of(language_model.module)} {hook_point.name}"
         runner = _BenchRun(settings, model_key, again)
         runner.all(jobs, evals, range(SEED, SEED + bench_seeds))
         if not runner.outcome.failures:

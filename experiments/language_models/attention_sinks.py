@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch as t
-from nnsight import LanguageModel
 
 from dictionary_learning_ext import RunConfig, load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs, open_model
-from dictionary_learning_ext.activations.language_models import load_model
+from dictionary_learning_ext.activations.language_models import CausalLM, load_model
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.text import open_text
@@ -118,7 +117,7 @@ def read_once(run: RunConfig, arguments: argparse.Namespace) -> tuple[t.Tensor, 
     if not path.exists():
         model, hook = open_model(replace(run, dtype="bfloat16"))
         rule = PositionRule(max_norm_multiple=MULTIPLE)
-        reader = ActivationReader(model, hook.place, rule)
+        reader = ActivationReader(model.module, hook.place, rule)
         contexts = ContextStream(open_text(run.data, seed=0), model.tokenizer, CTX_LEN)
         x, kept, n = [], [], 0
         while n < arguments.tokens:
@@ -173,12 +172,11 @@ def train_one(
 
 
 @t.no_grad()
-def norms_by_layer(model: LanguageModel) -> list[dict[str, float]]:
+def norms_by_layer(model: CausalLM) -> list[dict[str, float]]:
     """The norms after each block but the last, over some contexts of held-out text."""
     contexts = ContextStream(open_text("embedded", split="heldout"), model.tokenizer, CTX_LEN)
     input_ids_BL, _ = contexts.next_batch(AT_ONCE)
-    language_model: Any = model._module
-    states = language_model(input_ids_BL, output_hidden_states=True).hidden_states
+    states = model.module(input_ids_BL, output_hidden_states=True).hidden_states
     found = []
     for layer, x_BLD in enumerate(states[1:-1]):  # the last is behind the final norm
         norms_BL = x_BLD.float().norm(dim=-1)

@@ -62,7 +62,7 @@ def reach(folder: str) -> dict[str, Any]:
     order = t.randperm(len(live), generator=t.Generator().manual_seed(SEED))
     features = sorted(live[order[:FEATURES]].tolist())
     start = time.monotonic()
-    found = synthesise(sae, language_model, opened.hook_point, features, seed=SEED)
+    found = synthesise(sae, language_model.module, opened.hook_point, features, seed=SEED)
     seconds = time.monotonic() - start
     best = statistics.max_F[features]
     return {

@@ -249,7 +249,7 @@ def test_a_cache_of_a_hub_model_is_of_its_commit_and_one_with_its_hash_is_taken(
     def committed(commit):
         def load(run):
             model = load_model(run)
-            model._module.config._commit_hash = commit
+            model.module.config._commit_hash = commit
             return model
 
         for module in (cache_writer, inputs):

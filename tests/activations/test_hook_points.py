@@ -25,6 +25,7 @@ from dictionary_learning_ext.activations.hook_points import (
     read_places,
     read_residual,
 )
+from dictionary_learning_ext.activations.language_models import unwrapped
 from dictionary_learning_ext.errors import LanguageModelError
 
 FAMILIES = ["gpt_neox", "llama", "gpt2", "gemma", "qwen"]
@@ -90,9 +91,11 @@ def test_the_block_whose_output_is_read(hook, block):
 
 def test_hook_point_says_where_it_is(tiny_lm: Any):
     hook = find_hook(tiny_lm, "blocks.1.hook_resid_pre")
-    assert hook == HookPoint(
-        "blocks.1.hook_resid_pre", 1, "in", tiny_lm.gpt_neox.layers[1], activation_dim=16
-    )
+    envoy = tiny_lm.gpt_neox.layers[1]
+    place = Place(tiny_lm._module.gpt_neox.layers[1], "in", "gpt_neox.layers.1")
+    assert hook == HookPoint("blocks.1.hook_resid_pre", 1, "in", envoy, 16, place)
+    inside = find_hook(unwrapped(tiny_lm), "blocks.1.hook_resid_pre")
+    assert inside == HookPoint(hook.name, 1, "in", place.module, 16, place)
     assert find_hook(tiny_lm, "blocks.1.hook_resid_post").io == "out"
 
 
@@ -192,7 +195,7 @@ def test_the_model_runs_to_the_deepest_place_and_no_further(
             inner = block.get_submodule("input_layernorm")  # the first thing that a block runs
             hook = inner.register_forward_hook(lambda *_, layer=layer: calls.append(layer))
             hooks.callback(hook.remove)
-        read_places(tiny_lm, places, *some_tokens())
+        read_places(tiny_lm._module, places, *some_tokens())
     assert calls == ran
 
 
@@ -219,8 +222,8 @@ def test_activations_are_changed_at_either_side_of_a_block(
 
 
 def test_a_place_that_the_model_does_not_run_is_refused(tiny_lm: Any):
-    lm = tiny_lm
-    unused = Place(SimpleNamespace(_module=nn.Linear(2, 2), path=".unused"), "out")
+    lm = tiny_lm._module
+    unused = Place(nn.Linear(2, 2), "out", "unused")
     message = error_of(lambda: read_places(lm, [unused], *some_tokens()), LanguageModelError)
     assert "does not run unused, so it can't be read there; use another hook point" in message
 
@@ -257,7 +260,7 @@ def hooks(tiny_lm):
 
 @pytest.fixture
 def shared(tiny_lm, hooks):
-    return SharedPass(tiny_lm, [hook.place for hook in hooks])
+    return SharedPass(tiny_lm._module, [hook.place for hook in hooks])
 
 
 def test_all_are_read_in_one_pass_and_are_what_each_would_read_alone(tiny_lm, hooks, shared):

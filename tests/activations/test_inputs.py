@@ -18,7 +18,7 @@ from texts import write_jsonl
 from dictionary_learning_ext.activations.buffer import ResidualBuffer, in_step
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.inputs import cached_documents, open_inputs, open_model
-from dictionary_learning_ext.activations.language_models import settings_hash
+from dictionary_learning_ext.activations.language_models import settings_hash, unwrapped
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.config.run import RunConfig
@@ -210,7 +210,7 @@ def test_contexts_beyond_the_models_positions_are_refused_wherever_it_is_opened(
     beyond = replace(run, ctx_len=129)
     for opened in (
         lambda: open_model(beyond),
-        lambda: open_inputs(beyond, [run.hook], language_model=lm_of(family)),
+        lambda: open_inputs(beyond, [run.hook], language_model=unwrapped(lm_of(family))),
     ):
         with pytest.raises(
             ConfigError, match=r"ctx_len=129: expected at most 128.*; use a shorter ctx_len"
@@ -235,7 +235,9 @@ def test_a_text_without_a_context_is_refused(tiny_lm, tmp_path):
     (tmp_path / "short.txt").write_text("the cat")
     run = RunConfig(data=str(tmp_path / "short.txt"), hook=HOOK)
     with pytest.raises(TextError, match="no whole context of 128 tokens"):
-        list(open_inputs(run, [HOOK], language_model=tiny_lm).contexts(HOOK, "train", 100))
+        list(
+            open_inputs(run, [HOOK], language_model=unwrapped(tiny_lm)).contexts(HOOK, "train", 100)
+        )
 
 
 def test_padding_is_marked_and_token_0_is_a_token(run, tmp_path):

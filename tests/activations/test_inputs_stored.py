@@ -21,6 +21,7 @@ from texts import error_of
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import inputs, language_models
 from dictionary_learning_ext.activations.inputs import open_inputs
+from dictionary_learning_ext.activations.language_models import unwrapped
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
@@ -191,7 +192,7 @@ def test_its_evaluation_is_in_the_dtype_in_which_the_language_model_was_cached(
     assert run.dtype == "float32"
     model = open_inputs(run, [HOOK]).language_model
     assert model is not None
-    assert model.dtype == t.bfloat16
+    assert model.module.dtype == t.bfloat16
 
 
 def test_its_evaluation_is_that_of_the_language_model(run, cached_run, tmp_path):
@@ -332,7 +333,7 @@ def test_a_cache_without_held_out_tokens_says_how_to_look_at_features(
 ):
     write_small(tmp_path, replace(cached_run, eval_tokens=0), 1000)
     run = replace(cached_run, hook=HOOK, activations=str(tmp_path))
-    opened = open_inputs(run, [HOOK], language_model=tiny_lm)
+    opened = open_inputs(run, [HOOK], language_model=unwrapped(tiny_lm))
     said = error_of(lambda: next(opened.contexts(HOOK, "heldout", 250)), ActivationsError)
     advice = "give activations='none' to run the language model"
     assert said == f"{tmp_path} has no held-out tokens; {advice}"
@@ -343,7 +344,7 @@ def test_a_cache_without_held_out_tokens_says_how_to_look_at_features(
 def test_contexts_of_a_cache_are_those_of_the_text(split, cached_run, small_cache, tiny_lm):
     run = replace(cached_run, hook=HOOK, remove_bos=True)
     cached, live = (
-        list(open_inputs(of, [HOOK], language_model=tiny_lm).contexts(HOOK, split, 250))
+        list(open_inputs(of, [HOOK], language_model=unwrapped(tiny_lm)).contexts(HOOK, split, 250))
         for of in (replace(run, activations=str(small_cache)), run)
     )
     ours, theirs = (

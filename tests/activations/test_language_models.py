@@ -21,9 +21,9 @@ from dictionary_learning_ext.activations.hook_points import find_hook, read_resi
 from dictionary_learning_ext.activations.language_models import (
     identity,
     load_language_model,
-    weights_hash,
 )
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError
+from dictionary_learning_ext.run_folder.weights import hash_of
 
 POST = "blocks.{}.hook_resid_post"
 
@@ -114,21 +114,21 @@ def test_loading_and_reading_print_nothing(
 def test_the_hash_is_of_the_weights_and_their_dtype_and_repeats(
     tiny_lm_dir: Path, tiny_lm: LanguageModel
 ):
-    assert re.fullmatch("[0-9a-f]{64}", weights_hash(tiny_lm))
+    assert re.fullmatch("[0-9a-f]{64}", hash_of(tiny_lm._module))
     lm: Any = load_language_model(str(tiny_lm_dir))
-    assert weights_hash(lm) == weights_hash(tiny_lm)
+    assert hash_of(lm._module) == hash_of(tiny_lm._module)
     with torch.no_grad():
         lm._module.gpt_neox.layers[2].mlp.dense_4h_to_h.bias[3] += 1e-3
-    assert weights_hash(lm) != weights_hash(tiny_lm)
+    assert hash_of(lm._module) != hash_of(tiny_lm._module)
     other = load_language_model(str(tiny_lm_dir), dtype=torch.bfloat16)
-    assert weights_hash(other) != weights_hash(tiny_lm)
+    assert hash_of(other._module) != hash_of(tiny_lm._module)
 
 
 IDENTITIES = """
 import json
 from dictionary_learning_ext.activations import language_models
-lm = language_models.load_language_model("somebody/cached")
-digest = language_models.weights_hash(lm)
+lm = language_models.load_language_model("somebody/cached")._module
+digest = language_models.hash_of(lm)
 of_hash = language_models.identity(lm, "0" * 64)
 language_models.hash_of = None  # not called
 of_commit = language_models.identity(lm, "c" * 40)
@@ -140,7 +140,7 @@ def test_a_model_of_the_hub_is_its_commit_and_one_of_a_folder_its_weights(
     tiny_lm_dir: Path, tiny_lm: LanguageModel, tmp_path: Path
 ):
     """A hash that an earlier version wrote down is compared with a hash."""
-    commit, digest = "ab" * 20, weights_hash(tiny_lm)
+    commit, digest = "ab" * 20, hash_of(tiny_lm._module)
     repository = tmp_path / "hub" / "models--somebody--cached"
     shutil.copytree(tiny_lm_dir, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
@@ -151,4 +151,9 @@ def test_a_model_of_the_hub_is_its_commit_and_one_of_a_folder_its_weights(
     command = [sys.executable, "-c", IDENTITIES]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert json.loads(printed.stdout) == [digest, digest, commit, commit]
-    assert identity(tiny_lm) == identity(tiny_lm, "0" * 64) == identity(tiny_lm, commit) == digest
+    assert (
+        identity(tiny_lm._module)
+        == identity(tiny_lm._module, "0" * 64)
+        == identity(tiny_lm._module, commit)
+        == digest
+    )

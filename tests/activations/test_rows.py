@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dictionary_learning_ext.activations.hook_points import HookPoint, find_hook, read_residual
 from dictionary_learning_ext.activations.inputs import open_inputs
-from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.language_models import load_language_model, unwrapped
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ActivationReader, ModelRows
 from dictionary_learning_ext.activations.text import open_text
@@ -27,7 +27,7 @@ MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
 
 def reader_of(lm: LanguageModel, **options: Any) -> tuple[ActivationReader, HookPoint]:
     hook = find_hook(lm, HOOK)
-    return ActivationReader(lm, hook.place, PositionRule(lm.tokenizer, **options)), hook
+    return ActivationReader(lm._module, hook.place, PositionRule(lm.tokenizer, **options)), hook
 
 
 def rows_of(
@@ -179,7 +179,9 @@ def test_a_buffer_and_a_report_read_the_same_tokens_to_the_bit(
     documents = ["the cat sat on a mat " * (n % 4 + 1) for n in range(90)]
     (tmp_path / "a.txt").write_text("<|endoftext|>".join(documents))
     run = RunConfig(data=str(tmp_path / "a.txt"), hook=HOOK, ctx_len=16, **options)
-    batch = next(open_inputs(run, [HOOK], language_model=lm).contexts(HOOK, "train", 10_000))
+    batch = next(
+        open_inputs(run, [HOOK], language_model=unwrapped(lm)).contexts(HOOK, "train", 10_000)
+    )
     n_wanted = int(batch.wanted_BL.sum())
     assert (n_wanted < batch.wanted_BL.numel()) == bool(options)
     rows = rows_of(
@@ -204,4 +206,4 @@ def test_a_report_stops_where_a_wanted_activation_is_not_finite(
         lm._module.gpt_neox.embed_in.weight[lm.tokenizer.encode(" the")[0]] = math.inf
     run = RunConfig(data=text, hook=HOOK, ctx_len=16, **options)
     with pytest.raises(NonFiniteError, match="load the model in float32"):
-        next(open_inputs(run, [HOOK], language_model=lm).contexts(HOOK, "train", 10_000))
+        next(open_inputs(run, [HOOK], language_model=unwrapped(lm)).contexts(HOOK, "train", 10_000))

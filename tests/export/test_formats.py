@@ -286,7 +286,7 @@ def test_the_layout_and_config(folder_of, tiny_lm_dir):
 )
 def test_the_module_is_that_of_the_model_without_its_unembedding(family, hook, module, lm_of):
     model = lm_of(family)
-    found = output_module(model, find_hook(model, hook))
+    found = output_module(model._module, find_hook(model, hook))
     assert found == module
     if found is not None:
         inner = getattr(model._module, model._module.base_model_prefix)

@@ -160,7 +160,7 @@ def test_logits_and_alignment_are_those_of_the_decoder_direction(exported, train
     folder, _, features = exported("vsae")
     model, _ = open_model(trained[1])
     directions = decoder_directions(load_dictionary(folder)[0])
-    logits = LogitLens(model).logits(directions)
+    logits = LogitLens(model.module).logits(directions)
     for index, feature in features.items():
         top = logits[index].topk(10)
         assert feature["pos_values"] == pytest.approx(top.values.tolist(), rel=1e-4)

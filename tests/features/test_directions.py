@@ -86,9 +86,9 @@ def test_logit_effects_are_the_formula_of_each_family(family, lm_dir_of):
         centred = directions - directions.mean(1, keepdim=True)
     expected = (centred * gain) @ body.get_output_embeddings().weight.T
     expected = expected - expected.mean(1, keepdim=True)
-    found = LogitLens(model).logits(directions)
+    found = LogitLens(model._module).logits(directions)
     assert t.allclose(found, expected, rtol=1e-3, atol=1e-4)
-    promoted, suppressed = LogitLens(model).ranked(directions, 3)
+    promoted, suppressed = LogitLens(model._module).ranked(directions, 3)
     order = expected.argsort(1)
     assert promoted.indices_Fn.equal(order.flip(1)[:, :3])
     assert suppressed.indices_Fn.equal(order[:, :3])

@@ -193,7 +193,7 @@ def test_a_context_reads_as_text_with_its_token_marked(features, strong):
 
 
 def test_logits_are_the_extremes_of_the_logit_lens(features, tiny_lm):
-    logits_V = LogitLens(tiny_lm).logits(features.directions[17:18])[0]
+    logits_V = LogitLens(tiny_lm._module).logits(features.directions[17:18])[0]
     raised, lowered = features.logits(17, 3)
     assert [logit for _, logit in raised] == logits_V.sort(descending=True).values[:3].tolist()
     assert [logit for _, logit in lowered] == logits_V.sort().values[:3].tolist()

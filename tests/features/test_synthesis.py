@@ -8,7 +8,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.inputs import open_inputs
-from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.language_models import load_language_model, unwrapped
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.features.collector import FeatureCollector
@@ -36,7 +36,7 @@ def test_the_activation_is_the_real_models_on_hard_tokens(family, hook_name, lm_
     model = lm_of(family)
     before = hooks_of(model)
     found = synthesise(
-        sae, model, find_hook(model, hook_name), [5, 2], length=4, restarts=2, steps=6
+        sae, model._module, find_hook(model, hook_name), [5, 2], length=4, restarts=2, steps=6
     )
     assert hooks_of(model) == before, "nothing is left on the model"
     layer = 2 if hook_name.endswith("post") else 1  # hidden_states[0] is the embedding's
@@ -54,7 +54,7 @@ def test_the_activation_is_the_real_models_on_hard_tokens(family, hook_name, lm_
 
 def test_it_climbs_above_random_tokens(tiny_lm, sae):
     hook = find_hook(tiny_lm, HOOKS[0])
-    found = synthesise(sae, tiny_lm, hook, range(12), length=4, restarts=3, steps=30)
+    found = synthesise(sae, tiny_lm._module, hook, range(12), length=4, restarts=3, steps=30)
     reachable = [one for one in found if one.activation > 0]
     assert len(reachable) >= 10
     assert sum(one.activation > one.random for one in reachable) >= 0.8 * len(reachable)
@@ -63,19 +63,19 @@ def test_it_climbs_above_random_tokens(tiny_lm, sae):
 def test_an_sae_in_bf16_takes_activations_in_fp32(tiny_lm, sae):
     hook, halved = find_hook(tiny_lm, HOOKS[0]), deepcopy(sae).bfloat16()
     options = {"length": 3, "restarts": 2, "steps": 2}
-    (whole,) = synthesise(sae, tiny_lm, hook, [4], **options)
-    (half,) = synthesise(halved, tiny_lm, hook, [4], **options)
+    (whole,) = synthesise(sae, tiny_lm._module, hook, [4], **options)
+    (half,) = synthesise(halved, tiny_lm._module, hook, [4], **options)
     assert half.random == pytest.approx(whole.random, rel=0.05)
 
 
 def test_it_repeats_for_one_seed_whatever_is_made_beside_it(tiny_lm, sae):
     hook = find_hook(tiny_lm, HOOKS[0])
     options = {"length": 3, "restarts": 2, "steps": 10}
-    one = synthesise(sae, tiny_lm, hook, [4, 9], **options)
-    assert one == synthesise(sae, tiny_lm, hook, [4, 9], **options)
-    alone = synthesise(sae, tiny_lm, hook, [9], **options)[0]
+    one = synthesise(sae, tiny_lm._module, hook, [4, 9], **options)
+    assert one == synthesise(sae, tiny_lm._module, hook, [4, 9], **options)
+    alone = synthesise(sae, tiny_lm._module, hook, [9], **options)[0]
     assert alone.input_ids == one[1].input_ids
-    other = synthesise(sae, tiny_lm, hook, [4, 9], seed=1, **options)
+    other = synthesise(sae, tiny_lm._module, hook, [4, 9], seed=1, **options)
     assert [x.input_ids for x in other] != [x.input_ids for x in one]
 
 
@@ -89,7 +89,7 @@ def test_it_repeats_for_one_seed_whatever_is_made_beside_it(tiny_lm, sae):
 )
 def test_what_is_out_of_range_is_one_line(features, options, message, tiny_lm, sae):
     with pytest.raises(ConfigError, match=message):
-        synthesise(sae, tiny_lm, find_hook(tiny_lm, HOOKS[0]), features, **options)
+        synthesise(sae, tiny_lm._module, find_hook(tiny_lm, HOOKS[0]), features, **options)
 
 
 def test_a_planted_feature_is_found_by_contexts_logits_and_synthesis(tiny_lm_dir, text):
@@ -110,7 +110,7 @@ def test_a_planted_feature_is_found_by_contexts_logits_and_synthesis(tiny_lm_dir
     hook = find_hook(model, "blocks.0.hook_resid_pre")
     collector = FeatureCollector(sae, 2000)
     run = RunConfig(data=text, ctx_len=32)
-    inputs = open_inputs(run, [hook.name], language_model=model)
+    inputs = open_inputs(run, [hook.name], language_model=unwrapped(model))
     for batch in inputs.contexts(hook.name, "train", 2000):
         collector.add(batch)
     statistics = collector.statistics()
@@ -118,9 +118,9 @@ def test_a_planted_feature_is_found_by_contexts_logits_and_synthesis(tiny_lm_dir
     assert set(top.ids_FTW[7, :, top.at].tolist()) == {token}
     assert float(statistics.max_F[7]) == pytest.approx(float(embedding[token].norm()), rel=1e-4)
 
-    promoted, _ = LogitLens(model).ranked(decoder_directions(sae))
+    promoted, _ = LogitLens(model._module).ranked(decoder_directions(sae))
     assert promoted.indices_Fn[7, 0] == token
 
-    found = synthesise(sae, model, hook, [7], length=4)[0]
+    found = synthesise(sae, model._module, hook, [7], length=4)[0]
     assert found.input_ids[-1] == token
     assert found.activation == pytest.approx(float(statistics.max_F[7]), rel=1e-4)

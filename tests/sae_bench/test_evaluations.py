@@ -135,7 +135,7 @@ def test_core_agrees_with_our_evaluation_on_the_same_tokens():
     store = ActivationsStore.from_sae(hooked, sae, dataset, context_size=ctx_len)
     theirs, _ = core.run_evals(sae, store, hooked, config)
 
-    reader = ActivationReader(model, hook.place, PositionRule())
+    reader = ActivationReader(model._module, hook.place, PositionRule())
     contexts = ContextStream(iter(documents), model.tokenizer, ctx_len, packing="truncate")
     losses = DocumentLosses(reader, contexts.batches()).of(dictionary)
     recovered = (losses.zero - losses.reconstructed) / (losses.zero - losses.original)

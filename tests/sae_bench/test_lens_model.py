@@ -11,7 +11,7 @@ from bench_saes import FOUR, PLACE, SMALL, D, F, K
 
 from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.activations.hook_points import HOOK_KINDS, find_hook, read_residual
-from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.language_models import load_language_model, unwrapped
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.tokens import ContextStream
@@ -40,7 +40,7 @@ def test_transformer_lens_gives_the_training_activations(family, kind, lm_of):
     model = lm_of(family)
     hook = find_hook(model, f"blocks.1.{kind}")
     hooked = lens_model.hooked_transformer(model, hook, family)
-    assert lens_model.check_activations(hooked, model, hook) < 1e-5
+    assert lens_model.check_activations(hooked, unwrapped(model), hook) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["gemma1", "gemma", "gemma3", "olmo2", "glm4"])
@@ -53,7 +53,7 @@ def test_what_can_not_be_converted_is_wrapped(family, kind, lm_of):
     before = read_residual(model, hook, tokens, t.ones_like(tokens))
     hooked = lens_model.hooked_transformer(model, hook, family)
     assert isinstance(hooked, TransformerBridge)
-    assert lens_model.check_activations(hooked, model, hook) < 1e-5
+    assert lens_model.check_activations(hooked, unwrapped(model), hook) < 1e-5
     assert hooked.cfg.model_name == family
     original: Any = model._module
     with t.no_grad():
@@ -168,7 +168,7 @@ def test_core_replaces_the_positions_that_our_losses_replace(multiple, tiny_lm_d
     contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
     tokens_BL, _ = contexts.next_batch(3)
     assert tokens_BL.shape == (3, 12)
-    reader = ActivationReader(lm, hook.place, PositionRule(max_norm_multiple=multiple))
+    reader = ActivationReader(lm._module, hook.place, PositionRule(max_norm_multiple=multiple))
     contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
     ours = DocumentLosses(reader, contexts.batches()).of(dictionary)
     assert ours.left_alone == (3 * far if multiple else 0)
