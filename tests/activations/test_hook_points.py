@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,6 +98,15 @@ def test_hook_point_says_where_it_is(tiny_lm: Any):
     inside = find_hook(unwrapped(tiny_lm), "blocks.1.hook_resid_pre")
     assert inside == HookPoint(hook.name, 1, "in", place.module, 16, place)
     assert find_hook(tiny_lm, "blocks.1.hook_resid_post").io == "out"
+
+
+def test_weights_that_nnsight_has_not_loaded_yet_are_loaded(tiny_lm: Any, tiny_lm_dir: Path):
+    lazy: Any = LanguageModel(str(tiny_lm_dir))
+    assert lazy._module.device.type == "meta"
+    hook = find_hook(lazy, "blocks.1.hook_mlp_out")
+    expected = read_residual(tiny_lm, find_hook(tiny_lm, hook.name), *some_tokens())
+    assert torch.equal(read_residual(lazy, hook, *some_tokens()), expected)
+    assert hook.submodule._module is hook.place.module is lazy._module.gpt_neox.layers[1].mlp
 
 
 @pytest.mark.parametrize(

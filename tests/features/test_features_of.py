@@ -6,6 +6,7 @@ import re
 import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from nnsight import LanguageModel
 
 from dictionary_learning_ext import features_of, find_hook, load_dictionary, open_text
 from dictionary_learning_ext.activations.hook_points import read_residual
@@ -84,6 +85,7 @@ def test_a_dictionary_is_measured_where_it_is_told_to(tiny_lm):
     hook = "blocks.1.hook_mlp_out"
     found = features_of(sae, tiny_lm, DOCUMENTS[0], hook=hook, ctx_len=7, contexts=2)
     require_equal(found, dense(tiny_lm, sae, DOCUMENTS[:1], 7, hook), tiny_lm, 2)
+    assert found.language_model is tiny_lm
     named = features_of(sae, tiny_lm, DOCUMENTS[0], hook=find_hook(tiny_lm, hook), ctx_len=7)
     assert named.density.equal(found.density)
 
@@ -94,6 +96,8 @@ def test_the_embedded_model_is_measured_by_its_name():
     found = features_of(sae, "embedded", DOCUMENTS, hook=HOOK)
     assert found.sinks is None
     lm = found.language_model
+    assert isinstance(lm, LanguageModel)
+    assert found.hook_point.submodule is lm.gpt_neox.layers[int(HOOK.split(".")[1])]  # pyright: ignore
     require_equal(found, dense(lm, sae, DOCUMENTS, 128), lm, 3)
 
 
