@@ -84,12 +84,18 @@ class Place(NamedTuple):
 
 
 def place_of(model: PreTrainedModel, submodule: Any, io: Literal["in", "out"]) -> Place:
-    """Arguments:
-    submodule: a module of the model, or nnsight's envoy of it.
+    """One side of a module of a model, or of what nnsight's envoy stands for.
+
+    Raises: LanguageModelError if the model has no such module.
     """
-    module = submodule if isinstance(submodule, nn.Module) else submodule._module
-    path = next(path for path, one in model.named_modules() if one is module)
-    return Place(module, io, path)
+    module = submodule if isinstance(submodule, nn.Module) else getattr(submodule, "_module", None)
+    for path, one in model.named_modules():
+        if one is module:
+            return Place(one, io, path)
+    raise LanguageModelError(
+        f"submodule is a {type(submodule).__name__}: expected a module of this {type(model).__name__},"
+        " e.g. find_hook(model, 'blocks.0.hook_resid_post').submodule"
+    )
 
 
 @dataclass(frozen=True)

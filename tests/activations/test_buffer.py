@@ -15,7 +15,7 @@ from torch import Tensor
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.activations.text import open_text
-from dictionary_learning_ext.errors import ConfigError, NonFiniteError
+from dictionary_learning_ext.errors import ConfigError, LanguageModelError, NonFiniteError
 
 
 @pytest.fixture
@@ -178,6 +178,18 @@ def test_a_module_has_two_sides(tiny_lm: LanguageModel):
     side: Any = "middle"
     message = error_of(lambda: ResidualBuffer(endless(), tiny_lm, None, io=side), ConfigError)
     assert "io='middle': expected in or out" in message
+
+
+def test_the_submodule_is_the_models_own_or_nnsights_envoy_of_it(tiny_lm: Any, lm_of: Any):
+    module = tiny_lm._module.gpt_neox.layers[1]
+    given = ResidualBuffer(endless(), tiny_lm, module, n_ctxs=6, ctx_len=16, out_batch_size=10)
+    assert torch.equal(next(given), next(make_buffer(tiny_lm, endless())))
+    for submodule in (lm_of("gpt2").transformer.h[0], lm_of("gpt2")._module, "layers.1"):
+        message = error_of(
+            lambda submodule=submodule: ResidualBuffer(endless(), tiny_lm, submodule),
+            LanguageModelError,
+        )
+        assert "find_hook(model, 'blocks.0.hook_resid_post').submodule" in message
 
 
 # Resuming
