@@ -11,6 +11,7 @@ Which SAEs a format can hold follows from what their encoders compute: `function
 architectures.
 """
 
+import copy
 import json
 import re
 import shutil
@@ -152,14 +153,25 @@ class ExportedSAE(NamedTuple):
 
     def tensors(self) -> dict[str, t.Tensor]:
         """W_enc (D, F), W_dec (F, D), b_dec (D,), and what else its function needs, on the CPU."""
-        state, tensors = self.dictionary.state_dict(), {}
-        for name in _TENSORS_OF[self.function]:
-            own = next(each for each in _TENSORS[name] if each in state)
-            value = state[own].t() if own.endswith(".weight") else state[own]
-            tensors[name] = value.detach().cpu()
+        tensors = {name: own.detach().cpu() for name, own in self._views(self.dictionary).items()}
         if self.function == "jump_relu":
             tensors["threshold"] = tensors["threshold"].expand(self.dictionary.dict_size)
         return {name: value.contiguous() for name, value in tensors.items()}
+
+    def of_tensors(self, tensors: dict[str, t.Tensor]) -> nn.Module:
+        """A copy of the SAE that has these in place of its own `tensors`."""
+        dictionary = copy.deepcopy(self.dictionary)
+        for name, own in self._views(dictionary).items():
+            own.copy_(tensors[name] if own.ndim else tensors[name][0])  # one threshold for all
+        return dictionary
+
+    def _views(self, dictionary: Any) -> dict[str, t.Tensor]:
+        """What its function needs, in the memory of a dictionary of its class."""
+        state, views = dictionary.state_dict(), {}
+        for name in _TENSORS_OF[self.function]:
+            own = next(each for each in _TENSORS[name] if each in state)
+            views[name] = state[own].t() if own.endswith(".weight") else state[own]
+        return views
 
     def trained_on(self) -> dict[str, Any]:
         """Where its activations came from, and which tokens' were left out, by SAELens's names.
@@ -272,15 +284,15 @@ def write(form: ExportFormat, folder: Path, source: ExportedSAE) -> None:
 def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> nn.Module:
     """What the format's reader makes of a folder that `write` filled, in float64.
 
-    It is an upstream class that computes what SAELens's, SAE Bench's or sparsify's does; the tests
-    compare with the libraries themselves. In float32, rounding alone can move a feature across a
-    threshold.
+    It is an upstream class that computes what SAELens's, SAE Bench's or sparsify's does, and for
+    safetensors the SAE's own; the tests compare with the libraries themselves, and with the equation. In
+    float32, rounding alone can move a feature across a threshold.
     """
     if form in ("sae-lens", "sparsify"):
         place = folder / (source.module or "") if form == "sparsify" else folder
         return load_foreign(read_config(place), device, t.float64)
     if form == "safetensors":
-        return _Stated(folder).to(device)
+        return source.of_tensors(load_file(folder / SAFETENSORS)).double()
     place = folder / "downloaded_saes" / source.name if form == "sae-bench" else folder
     dictionary: Any = load_upstream_dictionary(str(place), device)[0]
     return dictionary.double()
@@ -419,36 +431,3 @@ def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
     }
     write_json(folder / CONFIG, config)
     (folder / SAFETENSORS).write_bytes(save(tensors))
-
-
-class _Stated(nn.Module):
-    """What the config.json of a folder for safetensors states, of the tensors beside it, in float64."""
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self.config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        for name, value in load_file(folder / SAFETENSORS).items():
-            self.register_buffer(name, value.double())
-
-    def encode(self, x: t.Tensor) -> t.Tensor:
-        own: Any = self
-        y = x - own.b_dec if self.config["subtracts_b_dec"] else x
-        mu = y @ own.W_enc
-        if self.config["function"] == "gated":
-            return (own.r_mag.exp() * mu + own.b_mag).relu() * (mu + own.b_gate > 0)
-        mu = mu + own.b_enc
-        if self.config["function"] == "relu":
-            return mu.relu()
-        if self.config["function"] == "jump_relu":
-            return mu.relu() * (mu > own.threshold)
-        if self.config["function"] == "vaease":
-            gate = 1 - (y @ own.W_var + own.b_var).sigmoid().sqrt()
-            return gate * mu * (gate > self.config["active_gate"])
-        compared = mu.abs() if self.config["select_by"] == "magnitude" else mu
-        kept = compared.topk(self.config["k"], dim=-1).indices
-        f = t.zeros_like(mu).scatter(-1, kept, mu.gather(-1, kept))
-        return f.relu() if self.config["rectify"] else f
-
-    def decode(self, f: t.Tensor) -> t.Tensor:
-        own: Any = self
-        return f @ own.W_dec + own.b_dec

@@ -8,11 +8,12 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary as load_upstream
 from export_folders import FORMATS, D, F, K, edit_config, moved, without_negatives
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.errors import UserError
+from dictionary_learning_ext.export import formats
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.export.formats import output_module
 from dictionary_learning_ext.run_folder.foreign_weights import load_foreign
@@ -61,9 +62,32 @@ def test_upstreams_other_classes_stay_what_they_are(name, folder_of, x):
     assert t.equal(theirs(x), original(x))
 
 
+def stated(folder, x):
+    """The features and reconstructions that the keys of config.json state, of the tensors beside it."""
+    config = json.loads((folder / "config.json").read_text())
+    w = {name: value.double() for name, value in load_file(folder / "sae.safetensors").items()}
+    y = x - w["b_dec"] if config["subtracts_b_dec"] else x
+    mu = y @ w["W_enc"] + w.get("b_enc", 0.0)
+    if config["function"] == "relu":
+        f = mu.relu()
+    elif config["function"] == "gated":
+        f = (w["r_mag"].exp() * mu + w["b_mag"]).relu() * (mu + w["b_gate"] > 0)
+    elif config["function"] == "jump_relu":
+        f = mu.relu() * (mu > w["threshold"])
+    elif config["function"] == "vaease":
+        gate = 1 - (y @ w["W_var"] + w["b_var"]).sigmoid().sqrt()
+        f = gate * mu * (gate > config["active_gate"])
+    else:
+        compared = mu.abs() if config["select_by"] == "magnitude" else mu
+        kept = compared.topk(config["k"], dim=-1).indices
+        f = t.zeros_like(mu).scatter(-1, kept, mu.gather(-1, kept))
+        f = f.relu() if config["rectify"] else f
+    return f, f @ w["W_dec"] + w["b_dec"]
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_the_safetensors_states_an_equation_that_holds(name, folder_of, x):
-    """The equation in config.json, computed as it stands there."""
+    """The equation in config.json, computed as it stands there, and once more from its other keys."""
     folder = folder_of(name)
     exported = export(folder, "safetensors", tokens=200)
     assert exported.difference.reconstruction <= 1e-6
@@ -94,7 +118,16 @@ def test_the_safetensors_states_an_equation_that_holds(name, folder_of, x):
     ours = load_dictionary(folder)[0].double()
     t.testing.assert_close(f, ours.encode(x), rtol=1e-5, atol=1e-5)
     t.testing.assert_close(f @ w["W_dec"] + w["b_dec"], ours(x), rtol=1e-5, atol=1e-5)
+    for found, expected in zip(stated(exported.folder, x), (ours.encode(x), ours(x)), strict=True):
+        t.testing.assert_close(found, expected, rtol=0, atol=1e-9)
     assert config["hook_name"] == "blocks.1.hook_resid_post"
+
+
+@pytest.mark.parametrize("name", ["vsae", "jump_relu", "vaease"])
+def test_a_safetensors_file_with_another_decoder_is_not_exact(name, folder_of, monkeypatch):
+    monkeypatch.setattr(formats, "save", lambda w: save(w | {"W_dec": 1.01 * w["W_dec"]}))
+    with pytest.raises(UserError, match="safetensors is not exact"):
+        export(folder_of(name), "safetensors", tokens=200)
 
 
 @pytest.mark.parametrize("form", [*FORMATS, "neuronpedia"])
