@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from ..config.run import ExplainOptions
 from ..errors import ConfigError, EndpointError, Setting
 from ..evaluation.folders import open_folders, require_feature
-from ..features.collector import FeatureCollector, FeatureStatistics, SinkFinder
+from ..features.collector import FeatureStatistics
 from ..features.explanations import MISSING, Explanation, Explanations, explanations_in
-from ..features.return_score import SignalCollector, has_score
+from ..features.features_of import measure_features
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import EXPLANATIONS, locked
 from ..run_folder.reading import read_config
@@ -176,22 +176,21 @@ def _measured(folder: str | Path, tokens: int, where: dict[str, Any]) -> _Measur
         "explanations are of tokens", ("for a language model's, give ", activations, " and ", model)
     )
     ((dictionary, _),) = opened.saes.values()
-    collector = FeatureCollector(
-        dictionary, tokens, top=KEPT, sampled=KEPT, drawn=DRAWN, profile_tokens=1
+    (found,), _ = measure_features(
+        [dictionary],
+        opened.inputs.contexts(run.hook, "heldout", tokens),
+        language_model.tokenizer,
+        tokens,
+        top=KEPT,
+        sampled=KEPT,
+        drawn=DRAWN,
+        profile_tokens=1,
     )
-    signals = SignalCollector(dictionary) if has_score(dictionary) else None
-    finder = SinkFinder(language_model.tokenizer)
-    for batch in opened.inputs.contexts(run.hook, "heldout", tokens):
-        batch = finder.without_sinks(batch)
-        collector.add(batch)
-        if signals is not None:
-            signals.add(batch.wanted_ND)
-    statistics = collector.statistics()
-    by_rate_F = statistics.frequency_F.numpy()
+    statistics, scores = found
     by, key_F = (
-        ("firing rate", by_rate_F)
-        if signals is None
-        else ("return score", signals.scores().score_F)
+        ("firing rate", statistics.frequency_F.numpy())
+        if scores is None
+        else ("return score", scores.score_F)
     )
     alive = statistics.alive_F.nonzero().flatten().tolist()
     order = sorted(alive, key=lambda feature: (-key_F[feature], feature))

@@ -24,10 +24,11 @@ import torch as t
 
 from ..activations.inputs import open_inputs
 from ..config.run import RunConfig
-from ..features.collector import FeatureCollector, FeatureStatistics, SinkFinder
+from ..features.collector import FeatureStatistics
 from ..features.contexts import KeptContext, contexts_of, token_text
 from ..features.directions import LogitLens, decoder_directions
 from ..features.explanations import Explanation, Explanations
+from ..features.features_of import measure_features
 from ..run_folder.files import at_home, write_json, write_text
 from .formats import ExportedSAE
 
@@ -66,22 +67,22 @@ def measured_features(
     model has no final norm or unembedding.
     """
     lens = LogitLens(source.language_model.module)
-    collector = FeatureCollector(
-        source.dictionary,
+    if run.activations is not None and not at_home(run.activations).is_dir():
+        run = replace(run, activations=None)
+    inputs = open_inputs(run, [run.hook], language_model=source.language_model)
+    (found,), _ = measure_features(
+        [source.dictionary],
+        inputs.contexts(run.hook, "heldout", tokens),
+        source.language_model.tokenizer,
         tokens,
+        with_scores=False,
         top=_KEPT,
         sampled=_KEPT,
         before=min(run.ctx_len, _BEFORE),
         after=min(run.ctx_len, _AFTER),
         profile_tokens=1,
     )
-    if run.activations is not None and not at_home(run.activations).is_dir():
-        run = replace(run, activations=None)
-    inputs = open_inputs(run, [run.hook], language_model=source.language_model)
-    finder = SinkFinder(source.language_model.tokenizer)
-    for batch in inputs.contexts(run.hook, "heldout", tokens):
-        collector.add(finder.without_sinks(batch))
-    return collector.statistics(), lens
+    return found.statistics, lens
 
 
 def write_neuronpedia(

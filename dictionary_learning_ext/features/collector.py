@@ -5,6 +5,8 @@ for batch in inputs.contexts(run.hook, "heldout", 100_000):
     collector.add(finder.without_sinks(batch))
 statistics = collector.statistics()
 
+`measure_features` in features_of.py is this pass, for several SAEs at once.
+
 A feature is *selected* at a token if its activation there (a vSAE's mean's) is not zero. Its
 *strongest* or *largest* activations are those of the largest magnitude. They keep their signs: some
 SAEs have negative ones, e.g. a vSAE without ReLU or with select_by="magnitude".

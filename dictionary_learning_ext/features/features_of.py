@@ -9,18 +9,20 @@ Shapes: F features, D = activation_dim.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch as t
+from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 
 from ..activations.hook_points import HookPoint, find_hook
 from ..activations.inputs import first_tokens, with_activations
 from ..activations.language_models import wrapped
+from ..activations.rows import ContextBatch
 from ..activations.text import open_text
 from ..activations.text_files import SUFFIXES
 from ..activations.tokens import whole_documents
@@ -43,6 +45,69 @@ from .explanations import Explanation, Explanations, read_explanations
 from .return_score import ReturnScores, SignalCollector, has_score, require_score
 
 _ROWS = 20
+
+
+# --- the pass over a text
+
+
+class MeasuredFeatures(NamedTuple):
+    """What the features of an SAE do on a text."""
+
+    statistics: FeatureStatistics
+    return_scores: ReturnScores | None
+    """None for an SAE that has none, see `features.return_score`."""
+
+
+class RowCollector(Protocol):
+    """Measures something else in the same pass, e.g. a `CodeCollector`."""
+
+    def add(self, x_ND: t.Tensor) -> None:
+        """Add raw activations."""
+        ...
+
+
+def measure_features(
+    dictionaries: Sequence[Dictionary],
+    batches: Iterable[ContextBatch],
+    tokenizer: Any,
+    tokens: int,
+    *,
+    with_scores: bool = True,
+    others: Iterable[RowCollector] = (),
+    **kept: Any,
+) -> tuple[list[MeasuredFeatures], Sinks | None]:
+    """Measure what the features of SAEs do, all in one pass over the same tokens, without attention sinks.
+
+    Arguments:
+        dictionaries: of one language model and hook point. They take raw activations.
+        tokenizer: the language model's.
+        tokens: an upper limit on the tokens in `batches`.
+        with_scores: measure the return scores, too.
+        others: get the same activations.
+        kept: what is kept of each feature, see `FeatureCollector`.
+
+    Returns: what was measured of each SAE, and the sinks that were left out; None if there were none.
+
+    Raises: TextError if there is no token; NonFiniteError if an SAE's features are NaN or infinite.
+    """
+    collectors = [FeatureCollector(sae, tokens, **kept) for sae in dictionaries]
+    signals = [SignalCollector(s) if with_scores and has_score(s) else None for s in dictionaries]
+    of_rows = [*filter(None, signals), *others]
+    finder = SinkFinder(tokenizer)
+    for batch in batches:
+        batch = finder.without_sinks(batch)
+        for collector in collectors:
+            collector.add(batch)
+        x_ND = batch.wanted_ND
+        for each in of_rows:
+            each.add(x_ND)
+    statistics = [collector.statistics() for collector in collectors]
+    scores = [each and each.scores() for each in signals]
+    return list(map(MeasuredFeatures, statistics, scores)), finder.sinks()
+
+
+# --- for notebooks
+
 
 Text = str | Path | Iterable[str]
 """A text itself, several, or where to read them, see `documents_of`."""
@@ -89,9 +154,6 @@ def features_of(
         )
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
     dictionary, model, hook_point, run, inputs = opened
-    collector = FeatureCollector(dictionary, tokens, top=contexts, profile_tokens=1, seed=seed)
-    signals = SignalCollector(dictionary) if has_score(dictionary) else None
-    finder = SinkFinder(model.tokenizer)
     if text is None:
         batches = inputs.contexts(hook_point.name, "heldout", tokens)
     else:
@@ -99,17 +161,12 @@ def features_of(
             documents_of(text), model.tokenizer, run.ctx_len, packing=run.text_packing
         )
         batches = first_tokens(with_activations(whole, run, model, hook_point), tokens)
-    for batch in batches:
-        batch = finder.without_sinks(batch)
-        collector.add(batch)
-        if signals is not None:
-            signals.add(batch.wanted_ND)
-    statistics = collector.statistics()
+    kept = {"top": contexts, "profile_tokens": 1, "seed": seed}
+    (found,), sinks = measure_features([dictionary], batches, model.tokenizer, tokens, **kept)
     is_named = isinstance(sae, str | Path)
     explanations = read_explanations(sae, dictionary) if is_named else Explanations()
-    scores = signals and signals.scores()
     given = lm if isinstance(lm, LanguageModel) else None
-    return Features(opened, given, statistics, finder.sinks(), scores, explanations)
+    return Features(opened, given, found, sinks, explanations)
 
 
 class Features:
@@ -131,17 +188,15 @@ class Features:
         self,
         opened: OpenedSAE,
         given: LanguageModel | None,
-        statistics: FeatureStatistics,
+        measured: MeasuredFeatures,
         sinks: Sinks | None,
-        return_scores: ReturnScores | None,
         explanations: Explanations,
     ):
         self.dictionary = opened.dictionary
-        self.statistics = statistics
-        self.tokens = statistics.tokens
+        self.statistics, self._return_scores = measured
+        self.tokens = self.statistics.tokens
         self.sinks = sinks
         self.explanations = explanations
-        self._return_scores = return_scores
         self._opened, self._given = opened, given
         self._tokenizer: Any = opened.language_model.tokenizer
 

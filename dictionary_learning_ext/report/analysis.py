@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,7 @@ from ..evaluation.folders import OpenedFolders, open_folders
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import labels
 from ..features.codes import CodeCollector, agreement_of_codes
-from ..features.collector import (
-    FeatureCollector,
-    FeatureStatistics,
-    SinkFinder,
-    Sinks,
-    ranking_of,
-)
+from ..features.collector import FeatureStatistics, Sinks, ranking_of
 from ..features.directions import (
     LogitLens,
     Ranked,
@@ -34,6 +27,7 @@ from ..features.directions import (
     nearest_features,
 )
 from ..features.explanations import Explanations, means_of, not_alike, read_explanations
+from ..features.features_of import measure_features
 from ..features.geometry import Geometry, GeometryError, comparable_features, geometry
 from ..features.reproducibility import RETURNING, FeatureScores
 from ..features.reproducibility_of_folders import (
@@ -41,7 +35,7 @@ from ..features.reproducibility_of_folders import (
     comparable_configs,
     measured,
 )
-from ..features.return_score import ReturnScores, SignalCollector, has_score
+from ..features.return_score import ReturnScores
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.comparing import of_one_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
@@ -153,31 +147,19 @@ def analyse(
         ]
         names = returning[folder].measured.names
         coders[folder] = dict(zip(names, map(CodeCollector, dictionaries), strict=True))
-    collectors = {
-        name: FeatureCollector(
-            dictionary, options.tokens, profile_tokens=options.map_tokens, seed=options.seed
-        )
-        for name, (dictionary, _) in opened.saes.items()
-    }
-    signals = {
-        name: SignalCollector(dictionary)
-        for name, (dictionary, _) in opened.saes.items()
-        if has_score(dictionary)
-    }
-    finder = SinkFinder(language_model.tokenizer)
     text = "held-out" if options.split == "heldout" else "training"
     on_step(f"reading {options.tokens:,} tokens of {text} text")
-    for batch in inputs.contexts(run.hook, options.split, options.tokens):
-        batch = finder.without_sinks(batch)
-        for collector in collectors.values():
-            collector.add(batch)
-        x_ND = batch.wanted_ND
-        of_seeds = chain.from_iterable(of_folder.values() for of_folder in coders.values())
-        for measuring in (*signals.values(), *of_seeds):
-            measuring.add(x_ND)
-    statistics_of = {name: collector.statistics() for name, collector in collectors.items()}
-    scores_of = {name: each.scores() for name, each in signals.items()}
-    read = finder.tokens + next(iter(statistics_of.values())).tokens
+    found_of_each, sinks = measure_features(
+        [dictionary for dictionary, _ in opened.saes.values()],
+        inputs.contexts(run.hook, options.split, options.tokens),
+        language_model.tokenizer,
+        options.tokens,
+        others=[coder for of_folder in coders.values() for coder in of_folder.values()],
+        profile_tokens=options.map_tokens,
+        seed=options.seed,
+    )
+    features = dict(zip(opened.saes, found_of_each, strict=True))
+    read = found_of_each[0].statistics.tokens + (sinks.tokens if sinks else 0)
     if read < options.tokens:
         logger.warning("the text ended after %d tokens", read)
     for folder, of_folder in coders.items():
@@ -186,14 +168,15 @@ def analyse(
         )
         codes = {name: coder.codes() for name, coder in of_folder.items()}
         found = returning[folder]
-        own = {found.measured.names[0]: scores_of[folder]} if folder in scores_of else {}
+        scores = features[folder].return_scores
+        own = {} if scores is None else {found.measured.names[0]: scores}
         agreement = agreement_of_codes(codes, found.measured)
         returning[folder] = replace(found, codes=agreement, scores=own)
     analyses = []
     called = labels({name: config for name, (_, config) in opened.saes.items()})
     for name, (dictionary, config) in opened.saes.items():
         label = called[name]
-        statistics = statistics_of[name]
+        statistics, scores = features[name]
         ranking = ranking_of(statistics)
         if options.synthesise and ranking:
             on_step(f"{label}: synthesising tokens for {options.synthesise} features")
@@ -221,13 +204,13 @@ def analyse(
                 suppressed=suppressed,
                 syntheses={one.feature: one for one in syntheses},
                 ranking=ranking,
-                return_scores=scores_of.get(name),
+                return_scores=scores,
                 explanations=explanations[name],
                 returning=returning.get(name),
             )
         )
     no_map = _add_geometry(analyses, options, on_step)
-    return Comparison(opened, analyses, options, no_map, finder.sinks())
+    return Comparison(opened, analyses, options, no_map, sinks)
 
 
 def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:

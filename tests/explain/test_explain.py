@@ -127,7 +127,8 @@ def test_a_feature_with_too_few_contexts_is_passed_over_and_its_place_is_gone_th
 def test_an_sae_without_a_return_score_goes_by_the_firing_rate(
     folder_to_explain, chat, capsys, monkeypatch
 ):
-    monkeypatch.setattr(runner, "has_score", lambda dictionary: False)
+    module = "dictionary_learning_ext.features.features_of"
+    monkeypatch.setattr(f"{module}.has_score", lambda dictionary: False)
     assert main([*words(folder_to_explain, chat), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "order of the firing rate" in out
