@@ -154,8 +154,7 @@ class Reproducibility:
     def returning(self, name: str) -> dict[float, float]:
         """The share of all of an SAE's features that return, averaged over the others, by least cosine. In an SAE
         of half its size, at most half of them do."""
-        matches_SF = self._matches_SF(name)
-        return {least: float(np.mean(matches_SF >= least)) for least in RETURNING}
+        return returning(self._matches_SF(name))
 
     def scores(self, name: str) -> "FeatureScores":
         """Of each feature of an SAE, against those of the others."""
@@ -181,6 +180,15 @@ class Reproducibility:
         if (name, other) in self.pairs:
             return self.pairs[name, other].match_F
         return self.pairs[other, name].match_G
+
+
+def returning(matches_SF: Any) -> dict[float, float]:
+    """The share of an SAE's features that return, averaged over S others, by least cosine.
+
+    Arguments:
+        matches_SF: the absolute cosine of each feature with its match in each of the others; 0 without a match.
+    """
+    return {least: float(np.mean(np.asarray(matches_SF) >= least)) for least in RETURNING}
 
 
 def measures_as_text(measures: Mapping[str, float]) -> dict[str, str]:

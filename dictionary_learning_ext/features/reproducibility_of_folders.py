@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from sklearn.preprocessing import normalize
@@ -22,6 +21,7 @@ from ..run_folder.comparing import (
     SEEDS,
     of_one_setting,
     same_setting,
+    seeds_of,
     settings_of,
     training,
     unequal,
@@ -48,6 +48,7 @@ from .reproducibility import (
     matching,
     measures_as_text,
     reproducibility,
+    returning,
 )
 from .return_score import FIFTH_NAMES, FIFTHS, ReturnScores, SignalCollector, has_score
 
@@ -264,8 +265,7 @@ def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for folders in of_one_setting(dict(configs)):
-        seeds = {tuple(settings_of(configs[one]).get(name) for name in SEEDS) for one in folders}
-        if len(seeds) < len(folders) or len(folders) == 1:
+        if len({seeds_of(configs[one]) for one in folders}) < len(folders) or len(folders) == 1:
             continue
         logger.info("matching the features of %d seeds", len(folders))
         warn_of_differences({one: configs[one] for one in folders})
@@ -273,12 +273,12 @@ def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
             one: normalize(decoder_directions(load_dictionary(one)[0]).float().numpy())
             for one in folders
         }
-        shares: dict[str, list[float]] = {one: [] for one in folders}
+        matches: dict[str, list[Any]] = {one: [] for one in folders}
         for a, b in combinations(folders, 2):
             _, match_F = matching(unit[a], unit[b], signed=False)
-            for one in (a, b):
-                shares[one].append(float((match_F >= RETURNING[0]).mean()))
-        found |= {one: fmean(each) for one, each in shares.items()}
+            for one in (a, b):  # of one size, so that every feature of both has a match
+                matches[one].append(match_F)
+        found |= {one: returning(each)[RETURNING[0]] for one, each in matches.items()}
     return found
 
 

@@ -1,6 +1,5 @@
 """Many runs: their results, grouped by everything except the seeds, and how well the seeds agree."""
 
-import json
 import logging
 import statistics
 from collections.abc import Sequence
@@ -10,12 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ..config.run import RunConfig
 from ..errors import ConfigError, UserError, first_line
 from ..evaluation.metrics import Metric
 from ..features.directions import decoder_directions
 from ..features.reproducibility import RETURNING, Measure, reproducibility
-from ..run_folder.comparing import SEEDS, architecture_of, settings_of, training, unequal
+from ..run_folder.comparing import (
+    SEEDS,
+    architecture_of,
+    but_for_seeds,
+    seeds_of,
+    training,
+    unequal,
+)
 from ..run_folder.files import FAILED, WEIGHTS
 from ..run_folder.reading import load_config, read_config, read_metrics_if_any, run_folders_in
 from ..run_folder.weights import load_dictionary
@@ -81,18 +86,10 @@ class Group:
 
 
 def grouped(results: Sequence[RunResult]) -> list[Group]:
-    """The runs by their settings but for the seeds, sorted by the settings that differ.
-
-    One that has its default makes no difference: runs of earlier versions may lack it.
-    """
+    """The runs by their settings but for the seeds, sorted by the settings that differ."""
     groups: dict[str, list[RunResult]] = {}
     for one in results:
-        settings = {
-            n: v
-            for n, v in one.settings.items()
-            if n not in SEEDS and v != getattr(RunConfig, n, None)
-        }
-        groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(one)
+        groups.setdefault(but_for_seeds(one.settings), []).append(one)
     names = differing(results)
     return sorted(
         map(Group, groups.values()),
@@ -264,8 +261,7 @@ def of_seeds(folders: Sequence[Path]) -> SeedScores | None:
     try:
         different: dict[tuple[Any, ...], Path] = {}
         for folder in folders:
-            settings = settings_of(read_config(folder))
-            different.setdefault(tuple(settings.get(name) for name in SEEDS), folder)
+            different.setdefault(seeds_of(read_config(folder)), folder)
         if len(different) < 2:
             return None
         measured = reproducibility(

@@ -218,14 +218,26 @@ def of_one_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
     """
     groups: dict[str, list[str]] = {}
     for folder, trained in training(configs).items():
-        shared = {  # without defaults, as earlier versions lack some settings
-            name: value
-            for name, value in trained.items()
-            if name not in SEEDS and value != getattr(RunConfig, name, None)
-        }
-        key = json.dumps([architecture_of(configs[folder]), shared], sort_keys=True, default=str)
+        key = but_for_seeds(trained | {"architecture": architecture_of(configs[folder])})
         groups.setdefault(key, []).append(folder)
     return list(groups.values())
+
+
+def but_for_seeds(settings: dict[str, Any]) -> str:
+    """The settings that runs of one setting share, as JSON. Without those that have their default: runs of earlier
+    versions may lack them."""
+    shared = {
+        name: value
+        for name, value in settings.items()
+        if name not in SEEDS and value != getattr(RunConfig, name, None)
+    }
+    return json.dumps(shared, sort_keys=True, default=str)
+
+
+def seeds_of(config: dict[str, Any]) -> tuple[Any, ...]:
+    """The values of SEEDS in a config.json; None for one that it doesn't name."""
+    settings = settings_of(config)
+    return tuple(settings.get(name) for name in SEEDS)
 
 
 def _same_shares(trained: Sequence[dict[str, Any]]) -> set[str]:
