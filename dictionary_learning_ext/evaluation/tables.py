@@ -15,14 +15,8 @@ from ..config.checks import meant
 from ..config.names import LONGEST, NAMED_FIRST, is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError, printable
-from ..run_folder.comparing import (
-    LEAVING_OUT,
-    SEEDS,
-    architecture_of,
-    measurements,
-    training,
-    unequal,
-)
+from ..run_folder.comparing import LEAVING_OUT, measurements, training, unequal
+from ..run_folder.settings import SEEDS, architecture_of
 from .metrics import METRICS, NOT_MEASURED, Metric, shown_in
 
 RETURNS = "returning > 0.7"

@@ -56,6 +56,7 @@ from ..run_folder.files import (
 from ..run_folder.foreign import SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS
 from ..run_folder.reading import read_metrics_if_any, run_folders_in
 from ..run_folder.sae_names import require_own
+from ..run_folder.settings import own_settings
 from ..run_folder.weights import load_dictionary
 from .exporter import export
 from .formats import SAE_BENCH_TRAINERS
@@ -266,7 +267,7 @@ def _stage(
         dictionary, config = load_dictionary(folder)  # raises if it is damaged
         name = folder.name if len(folders) > 1 else folder.resolve().name
         measured = read_metrics_if_any(folder)
-        settings = config.get("run", {}).get("settings", {})
+        settings = own_settings(config)
         if settings.get("model") != UNKNOWN:
             settings["activations"] = None  # a cache on this disk: elsewhere the model is run
         (configs[name], measured), cut = without_local_paths((config, measured))
@@ -369,7 +370,7 @@ def card(
 
 def _left_out_of(config: dict[str, Any]) -> str:
     """The tokens that training left out, in words."""
-    settings = config.get("run", {}).get("settings") or config.get("buffer", {})
+    settings = own_settings(config) or config.get("buffer", {})
     words = ["beginning-of-text tokens"] if settings.get("remove_bos") else []
     if (multiple := settings.get("max_norm_multiple")) is not None:
         words.append(f"tokens whose activation has a norm over {multiple} times the median")
@@ -428,5 +429,6 @@ def _card_data(
 
 def _text(config: dict[str, Any]) -> str:
     """The text that an SAE was trained on: embedded, a hub's name, or a file's."""
-    settings = config.get("run", {}).get("settings", {})
-    return str(settings.get("data") or config.get("buffer", {}).get("text") or "unknown")
+    return str(
+        own_settings(config).get("data") or config.get("buffer", {}).get("text") or "unknown"
+    )

@@ -17,19 +17,11 @@ from ..errors import Setting, UserError
 from ..evaluation.folders import SAE, Loaded, dictionary_of, open_folders
 from ..evaluation.metrics import METRICS
 from ..evaluation.tables import labels, text_table
-from ..run_folder.comparing import (
-    SEEDS,
-    of_one_setting,
-    same_setting,
-    seeds_of,
-    settings_of,
-    training,
-    unequal,
-)
+from ..run_folder.comparing import of_one_setting, same_setting, training, unequal
 from ..run_folder.files import replacing, write_rows
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.sae_names import lasting_name
-from ..run_folder.trained_on import settings_named_in
+from ..run_folder.settings import SEEDS, seeds_of, settings_named_in, settings_of
 from ..run_folder.weights import load_dictionary
 from .codes import (
     CODE_MEASURES,

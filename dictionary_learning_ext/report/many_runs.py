@@ -13,16 +13,10 @@ from ..errors import ConfigError, UserError, first_line
 from ..evaluation.metrics import Metric
 from ..features.directions import decoder_directions
 from ..features.reproducibility import RETURNING, Measure, reproducibility
-from ..run_folder.comparing import (
-    SEEDS,
-    architecture_of,
-    but_for_seeds,
-    seeds_of,
-    training,
-    unequal,
-)
+from ..run_folder.comparing import but_for_seeds, training, unequal
 from ..run_folder.files import FAILED, WEIGHTS
 from ..run_folder.reading import load_config, read_config, read_metrics_if_any, run_folders_in
+from ..run_folder.settings import SEEDS, architecture_of, seeds_of
 from ..run_folder.weights import load_dictionary
 
 logger = logging.getLogger(__name__)

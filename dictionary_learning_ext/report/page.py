@@ -30,12 +30,7 @@ from ..features.geometry import cosine_matrix
 from ..features.reproducibility import measures_as_text
 from ..features.reproducibility_of_folders import HEADER, answer
 from ..features.return_score import FIFTH_NAMES
-from ..run_folder.comparing import (
-    architecture_of,
-    measured_differently,
-    settings_of,
-    training,
-)
+from ..run_folder.comparing import measured_differently, training
 from ..run_folder.files import (
     HELD_OUT,
     REPORT,
@@ -50,6 +45,7 @@ from ..run_folder.files import (
 )
 from ..run_folder.reading import read_config
 from ..run_folder.sae_names import place_of, require_results_at, results_folder
+from ..run_folder.settings import architecture_of, settings_of
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import COLUMNS, Vocabulary, cards, columns, page, rounded
 

@@ -17,7 +17,7 @@ from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import labels_of, setting_text, text_table, usual_columns
 from ..features.contexts import rendered
 from ..features.reproducibility import Measure
-from ..run_folder.comparing import SEEDS, measurements, unequal
+from ..run_folder.comparing import measurements, unequal
 from ..run_folder.files import (
     INDEX,
     REPORT,
@@ -29,6 +29,7 @@ from ..run_folder.files import (
     write_text,
 )
 from ..run_folder.sae_names import require_results_at
+from ..run_folder.settings import SEEDS
 from .many_runs import (
     RANKED_BY,
     SAME_BATCHES,

@@ -4,19 +4,16 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..config.architectures import BY_DICT_CLASS
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig
-from ..config.sae import DERIVED, OPTION_NAMES, SAEConfig
+from ..config.sae import DERIVED
 from ..errors import CheckpointError, Setting, Text, UserError
 from .files import METRICS, at_home, evaluation
 from .reading import read_metrics_if_any
+from .settings import SEEDS, architecture_of, own_settings, settings_of
 
-SEEDS = ("seed", "data_seed")
-"""The settings in which runs of one setting differ."""
 LEAVING_OUT = ("remove_bos", "max_norm_multiple")
 """The settings that leave out tokens. A command can give them to all folders."""
 STORED = "activations"
@@ -65,7 +62,7 @@ def evaluation_file(
         tokens: how many were asked for.
         metrics: what was measured. It names the step of a checkpoint.
     """
-    settings = config.get("run", {}).get("settings", {})
+    settings = own_settings(config)
     # A folder that isn't there yet may have a name like those of the hub.
     if (folder / METRICS).exists() and (former := former_evaluation(folder)):
         own = _BEFORE | former.get("measured_on", {}) | {"tokens": former.get("tokens")}
@@ -146,34 +143,6 @@ def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     }
 
 
-def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a config.json that its SAE uses, with what was left to the trainer filled in.
-
-    Folders of upstream's `trainSAE` hold what their trainer says of itself, its class included.
-    """
-    names = [*OPTION_NAMES, *(each.name for each in fields(RunConfig))]
-    trainer = {name: value for name, value in config["trainer"].items() if name in names}
-    settings = config.get("run", {}).get("settings")
-    if settings is None:
-        named = {n: v for n, v in config["trainer"].items() if n == "trainer_class"}
-        return named | trainer
-    which = {name: settings.get(name) for name in ("architecture", "posterior")}
-    sae = SAEConfig().changed_to(**which)
-    unused = {*OPTION_NAMES} - vars(sae).keys() | {*sae.unused()}
-    filled = {n: trainer.get(n) if value is None else value for n, value in settings.items()}
-    return {name: value for name, value in filled.items() if name not in unused}
-
-
-def architecture_of(config: dict[str, Any]) -> str:
-    """What a config.json says that was trained; of upstream's folders, the row of its class."""
-    settings = config.get("run", {}).get("settings", {})
-    if architecture := settings.get("architecture"):
-        return architecture
-    dict_class = config["trainer"]["dict_class"]
-    row = BY_DICT_CLASS.get(dict_class)
-    return row.name if row else dict_class
-
-
 def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
     """The settings that differ, in their order. Those without a setting don't count, e.g. SAEs of an
     architecture that lacks an option."""
@@ -232,12 +201,6 @@ def but_for_seeds(settings: dict[str, Any]) -> str:
         if name not in SEEDS and value != getattr(RunConfig, name, None)
     }
     return json.dumps(shared, sort_keys=True, default=str)
-
-
-def seeds_of(config: dict[str, Any]) -> tuple[Any, ...]:
-    """The values of SEEDS in a config.json; None for one that it doesn't name."""
-    settings = settings_of(config)
-    return tuple(settings.get(name) for name in SEEDS)
 
 
 def _same_shares(trained: Sequence[dict[str, Any]]) -> set[str]:

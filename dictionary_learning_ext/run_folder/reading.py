@@ -27,9 +27,7 @@ from .files import (
 from .foreign import RECOGNISED, foreign_config, format_of
 from .json_files import Shape, read_json, readable
 from .sae_names import EXPECTED, STANDS_FOR, place_of
-
-_DELETED = {"prior": (None, "fixed"), "free_bits": (None, 0.0)}
-"""Removed options, with the values that changed nothing. See also `without_deleted`."""
+from .settings import own_settings, settings_in, without_deleted
 
 _SEEDS: Shape = {"seed": int | None, "data_seed": int | None}
 _CONFIG: Shape = {
@@ -90,8 +88,8 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     if (factor := config["trainer"].get("norm_factor", 1.0)) <= 0:
         raise CheckpointError(f"{path}: trainer.norm_factor is {factor}, expected a number above 0")
     config["trainer"] = without_deleted(config["trainer"])
-    if "settings" in config.get("run", {}):
-        config["run"]["settings"] = without_deleted(config["run"]["settings"])
+    if settings := own_settings(config):
+        config["run"]["settings"] = without_deleted(settings)
     if step is None:
         if not (folder / WEIGHTS).is_file():
             is_begun = "run" in config and not (folder / METRICS).is_file()
@@ -299,39 +297,3 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
     run = replace(first.run, save_dir=str(only))
     saes = {name: settings.sae for name, settings in runs.items()}
     return run, saes, {name: settings.run.hook for name, settings in runs.items()}
-
-
-def settings_in(config: Any, path: Path) -> dict[str, Any]:
-    """A run's settings in its config.json.
-
-    Raises: CheckpointError if there are none, ConfigError if they have an option that was removed.
-    """
-    try:
-        settings = config["run"]["settings"]
-    except (KeyError, TypeError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise CheckpointError(
-            f"{path}: expected an object with run.settings, as `vsae train` writes it; copy it again"
-        )
-    settings = without_deleted(settings)
-    deleted = [name for name in _DELETED if name in settings]
-    deleted += ["kl_schedule"] if settings.get("kl_schedule") == "cyclical" else []
-    if deleted:
-        name = deleted[0]
-        raise ConfigError(
-            f"{path}: {name}={settings[name]!r} was removed from the options; train again without it"
-        )
-    return settings
-
-
-def without_deleted(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of any version, without the removed options that changed nothing.
-
-    kl_cycle_steps always had a value; only kl_schedule=cyclical used it.
-    """
-    return {
-        name: value
-        for name, value in settings.items()
-        if name != "kl_cycle_steps" and value not in _DELETED.get(name, ())
-    }

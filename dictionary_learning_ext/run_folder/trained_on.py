@@ -9,22 +9,12 @@ from typing import Any
 
 from ..config.run import NONE, RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError, Setting, listed
-from .comparing import former_evaluation, same_model, same_setting, settings_of
+from .comparing import former_evaluation, same_model, same_setting
 from .files import CONFIG, METRICS
-from .foreign import HOOK_POINT
-from .reading import read_config, settings_in
+from .reading import read_config
+from .settings import settings_in, settings_named_in
 
 logger = logging.getLogger(__name__)
-
-_OF_THE_BUFFER = {
-    "ctx_len": "ctx_len",
-    "text": "data",
-    "text_column": "text_column",
-    "packing": "text_packing",
-    "remove_bos": "remove_bos",
-    "max_norm_multiple": "max_norm_multiple",
-}
-"""A buffer's names of settings, and a run's. Upstream's buffers only write ctx_len."""
 
 
 def run_of(
@@ -122,21 +112,6 @@ def runs_of(
         logger.info("%s: using %s, from %s", folder, flag, first)
         runs[folder] = replace(runs[folder], max_norm_multiple=multiple)
     return runs
-
-
-def settings_named_in(config: dict[str, Any]) -> dict[str, Any]:
-    """The model, hook and text that a config.json names, and how the text was read, by a run's names."""
-    if "run" in config:
-        return settings_of(config)
-    trainer, buffer = config["trainer"], config.get("buffer", {})
-    names_hook = HOOK_POINT.fullmatch(str(trainer.get("submodule_name"))) is not None
-    is_certain = names_hook or "foreign" in config  # upstream's lm_name is free
-    found = {
-        "model": trainer.get("lm_name") if is_certain else None,
-        "hook": trainer["submodule_name"] if names_hook else None,
-        **{name: buffer.get(theirs) for theirs, name in _OF_THE_BUFFER.items()},
-    }
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _named_by(folder: str | Path, config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

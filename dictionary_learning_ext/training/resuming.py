@@ -17,8 +17,9 @@ from ..config.run import may_move, require_same
 from ..config.sae import SAEConfig
 from ..errors import ConfigError, LanguageModelError, Setting, in_shell
 from ..run_folder.foreign_weights import load_foreign
-from ..run_folder.reading import read_config, without_deleted
+from ..run_folder.reading import read_config
 from ..run_folder.resume_points import ResumePoint, newest_points
+from ..run_folder.settings import without_deleted
 from ..run_folder.weights import for_raw_activations, load_dictionary
 from ..trainers.base import Trainer
 from ..trainers.state import load_trainer_state

@@ -11,7 +11,6 @@ from dictionary_learning_ext.run_folder.comparing import (
     measured_differently,
     measured_on,
     same_model,
-    settings_of,
     training,
     unequal,
 )
@@ -85,13 +84,6 @@ def test_what_several_evaluations_were_measured_on_is_compared():
     assert differing(loss_tokens=None) == [], "it counts where both were measured"
 
 
-def test_what_was_left_to_the_trainer_is_what_it_chose():
-    assert settings_of(config({"lr": 2e-4}, architecture="top_k", lr=None))["lr"] == 2e-4
-    assert settings_of(config({"lr": 2e-4}, architecture="top_k", lr=1e-3))["lr"] == 1e-3
-    upstreams = config({"lr": 2e-4, "k": 8, "lm_name": "x"})
-    assert settings_of(upstreams) == {"lr": 2e-4, "k": 8}
-
-
 def test_the_trainers_of_upstreams_folders_are_a_setting_that_may_differ():
     """Their options have different names, so nothing else may tell them apart."""
     top_k = config({"trainer_class": "TopKTrainer", "lr": 2e-4, "seed": 0})
@@ -100,15 +92,6 @@ def test_the_trainers_of_upstreams_folders_are_a_setting_that_may_differ():
     assert unequal([*training({"a": top_k, "b": ours}).values()]) == ["trainer_class"]
     assert unequal([*training({"a": top_k, "b": other_seed}).values()]) == ["seed"]
     assert unequal([*training({"a": top_k, "b": top_k}).values()]) == []
-
-
-def test_an_option_that_an_sae_does_not_use_is_none_of_its_settings():
-    vsae = config(architecture="vsae_top_k", posterior="fixed", sigma=1.0, noise_anneal_steps=None)
-    point = config(architecture="vsae_top_k", posterior="point", sigma=None)
-    top_k = config(architecture="top_k", posterior=None, sigma=None, noise_anneal_steps=None)
-    assert {"sigma", "noise_anneal_steps"} <= settings_of(vsae).keys()
-    assert "sigma" not in settings_of(point)
-    assert not {"posterior", "sigma", "noise_anneal_steps"} & settings_of(top_k).keys()
 
 
 def test_none_is_a_value_of_those_that_use_the_setting():
