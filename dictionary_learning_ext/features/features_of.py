@@ -161,8 +161,9 @@ def features_of(
             documents_of(text), model.tokenizer, run.ctx_len, packing=run.text_packing
         )
         batches = first_tokens(with_activations(whole, run, model, hook_point), tokens)
-    kept = {"top": contexts, "profile_tokens": 1, "seed": seed}
-    (found,), sinks = measure_features([dictionary], batches, model.tokenizer, tokens, **kept)
+    (found,), sinks = measure_features(
+        [dictionary], batches, model.tokenizer, tokens, top=contexts, profile_tokens=1, seed=seed
+    )
     is_named = isinstance(sae, str | Path)
     explanations = read_explanations(sae, dictionary) if is_named else Explanations()
     given = lm if isinstance(lm, LanguageModel) else None
