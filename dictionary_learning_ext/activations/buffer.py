@@ -24,11 +24,12 @@ from ..config.checks import require
 from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
 from ..errors import ConfigError, LanguageModelError, NonFiniteError, Setting
+from ..trainers.ranks import ALONE, Ranks
 from .hook_points import SharedPass, place_of
 from .language_models import CausalLM, unwrapped
 from .positions import PositionRule
 from .rows import ActivationReader, ModelRows, RowStream
-from .tokens import WHOLE, ContextStream, Share
+from .tokens import ContextStream
 
 logger = logging.getLogger(__name__)
 
@@ -351,7 +352,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         before_batch: called before each batch of the language model. It may raise, and
             `state_dict` is then still valid.
         shared: reads the hook point together with others, see `refreshing`. Default: on its own.
-        share: which of the text's contexts it reads.
+        ranks: which process reads. Of several, each has its share of the text's contexts.
 
     Attributes:
         tokens_seen: rows handed out.
@@ -382,7 +383,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         dtype: torch.dtype | None = None,
         before_batch: Callable[[], None] | None = None,
         shared: SharedPass | None = None,
-        share: Share = WHOLE,
+        ranks: Ranks = ALONE,
     ):
         # Upstream's own __init__ is not called: it sets up the storage that this class replaces.
         if isinstance(data, str):
@@ -391,7 +392,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
             )
         module, tokenizer = unwrapped(model)
         self.data = iter(data)
-        self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing, share=share)
+        self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing, ranks=ranks)
         self.model = model
         self.submodule = submodule
         self.n_ctxs = int(n_ctxs)

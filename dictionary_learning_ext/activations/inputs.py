@@ -26,6 +26,7 @@ import torch as t
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..errors import ActivationsError, LanguageModelError, Setting, Text
+from ..trainers.ranks import ALONE, Ranks
 from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
 from .cache_manifest import CacheManifest
 from .hook_points import HookPoint, SharedPass, find_hook, require_hook
@@ -44,10 +45,8 @@ from .stored_rows import StoredReader, StoredRows
 from .synthetic import SyntheticSource, draw_model, model_hash
 from .text import open_text
 from .tokens import (
-    WHOLE,
     ContextBatches,
     ContextStream,
-    Share,
     no_context,
     require_held_out,
 )
@@ -111,10 +110,10 @@ class Inputs(ABC):
         run: RunConfig,
         hooks: Iterable[str],
         before_batch: Callable[[], None] | None,
-        share: Share,
+        ranks: Ranks,
         language_model: CausalLM | None,
     ):
-        self._run, self._before_batch, self._share = run, before_batch, share
+        self._run, self._before_batch, self._ranks = run, before_batch, ranks
         self.language_model = language_model
         self._find(list(hooks))
 
@@ -193,7 +192,7 @@ def open_inputs(
     run: RunConfig,
     hooks: Iterable[str],
     before_batch: Callable[[], None] | None = None,
-    share: Share = WHOLE,
+    ranks: Ranks = ALONE,
     *,
     language_model: CausalLM | None = None,
 ) -> Inputs:
@@ -202,7 +201,7 @@ def open_inputs(
     With stored activations, the language model is loaded if its loss will be measured: where
     eval_tokens is above 0, by the first process.
     """
-    inputs = find_inputs(run, hooks, before_batch, share, language_model=language_model)
+    inputs = find_inputs(run, hooks, before_batch, ranks, language_model=language_model)
     inputs.load()
     return inputs
 
@@ -211,7 +210,7 @@ def find_inputs(
     run: RunConfig,
     hooks: Iterable[str],
     before_batch: Callable[[], None] | None = None,
-    share: Share = WHOLE,
+    ranks: Ranks = ALONE,
     *,
     language_model: CausalLM | None = None,
 ) -> Inputs:
@@ -224,7 +223,7 @@ def find_inputs(
             its own buffer, so its batches are those of a run of its own.
         before_batch: called before each batch of the language model, or each read, in training; it
             may raise.
-        share: what this process reads, and how many share a batch.
+        ranks: which process reads. Of several, each has its share of the contexts and of a batch.
         language_model: the run's, if it is loaded already.
 
     Raises: a UserError if there is no such model, text or hook point, contexts are too long, or stored
@@ -234,7 +233,7 @@ def find_inputs(
         kind = _Synthetic
     else:
         kind = _OfLanguageModel if run.activations is None else _Stored
-    return kind(run, hooks, before_batch, share, language_model)
+    return kind(run, hooks, before_batch, ranks, language_model)
 
 
 def _require_held_out(stored: StoredActivations, tokens: int) -> None:
@@ -293,11 +292,11 @@ class _OfLanguageModel(Inputs):
             hook,
             open_text(run.data, seed=run.data_seed, passes=run.text_passes, column=run.text_column),
             run.n_ctxs,
-            run.batch_size // self._share.count,
+            run.batch_size // self._ranks.count,
             seed=run.data_seed,
             before_batch=self._before_batch,
             shared=self._shared,
-            share=self._share,
+            ranks=self._ranks,
         )
 
     def _buffer(
@@ -358,7 +357,7 @@ class _Stored(Inputs):
 
     def load(self) -> None:
         run, stored = self._run, self._stored
-        is_measured = run.eval_tokens and self._share.rank == 0
+        is_measured = run.eval_tokens and self._ranks.rank == 0
         if self.language_model is None and stored.manifest is not None and is_measured:
             self.language_model = _cached_model(run, stored, stored.manifest)
         if self.language_model is not None:
@@ -383,10 +382,10 @@ class _Stored(Inputs):
         return self._buffer(
             hook,
             run.n_ctxs * run.ctx_len,
-            run.batch_size // self._share.count,
+            run.batch_size // self._ranks.count,
             passes=run.text_passes,
             seed=run.data_seed,
-            share=self._share,
+            ranks=self._ranks,
             before_read=self._before_batch,
         )
 
@@ -480,10 +479,10 @@ class _Synthetic(Inputs):
         return SyntheticSource(
             run.model,
             self._drawn,
-            out_batch_size=run.batch_size // self._share.count,
+            out_batch_size=run.batch_size // self._ranks.count,
             seed=run.data_seed,
             device=run.device,
-            share=self._share,
+            ranks=self._ranks,
         )
 
     def held_out(self, hook: str, tokens: int) -> HeldOut:

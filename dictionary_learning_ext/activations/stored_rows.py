@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..config.run import Split
 from ..errors import NonFiniteError, Setting, TextError
+from ..trainers.ranks import ALONE, Ranks
 from .positions import PositionRule, at, norms
 from .rows import ContextBatch, drawn_seed
 from .stored import FileReader, Part, StoredActivations
-from .tokens import WHOLE, Share
 
 ROWS_AT_ONCE = 4096
 """Rows that are read together, about: `PositionRule` compares each norm with their median."""
@@ -101,7 +101,7 @@ class StoredRows:
         rule: which tokens are left out. Its median is over about 4,096 rows.
         passes: how often the folder is read. None: again and again.
         seed: seeds the orders. None: rows are handed out as they lie.
-        share: which of the contexts it takes, as they are counted in a pass.
+        ranks: which process reads. Of several, each takes its share of the contexts, as they are counted in a pass.
         before_read: called before each read of about 4,096 rows. It may raise.
 
     Raises: ActivationsError if the folder lacks the hook.
@@ -116,7 +116,7 @@ class StoredRows:
         split: Split = "train",
         passes: int | None = 1,
         seed: int | None = 0,
-        share: Share = WHOLE,
+        ranks: Ranks = ALONE,
         before_read: Callable[[], None] | None = None,
     ):
         self.stored, self.hook = stored, hook
@@ -127,7 +127,7 @@ class StoredRows:
             "text": stored.settings["data"],
         }
         self._reader = StoredReader(stored, hook, rule)
-        self._passes, self._seed, self._share = passes, seed, share
+        self._passes, self._seed, self._ranks = passes, seed, ranks
         self._before_read = before_read
         self._next = _Next(0, 0, 0)
         self._pieces: tuple[int, list[tuple[Part, int]]] | None = None  # of the pass of a number
@@ -187,7 +187,7 @@ class StoredRows:
 
     def _read(self, piece: Part, contexts_before: int) -> Tensor:
         """The rows of a piece that aren't left out, (n, D), in the dtype of the disk."""
-        rank, count = self._share
+        rank, count = self._ranks.rank, self._ranks.count
         mine = slice((rank - contexts_before) % count, None, count)
         _, wanted_BL, x_BLD = self._reader.read(piece, mine)
         return x_BLD.flatten(0, 1) if wanted_BL.all() else x_BLD[wanted_BL]
@@ -213,7 +213,7 @@ class StoredRows:
             "remove_bos": self._reader.rule.skip_token_id is not None,
             "max_norm_multiple": self._reader.rule.max_norm_multiple,
             "seed": self._seed,
-            "share": list(self._share),
+            "share": [self._ranks.rank, self._ranks.count],
         }
 
     def ended(self, needed: int, found: int, given: int) -> TextError:

@@ -7,7 +7,7 @@ Shapes: B contexts, L = ctx_len tokens.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config.checks import require, require_choice
 from ..config.run import Packing, RunConfig, Split, evaluation_batch
 from ..errors import ConfigError, Setting, TextError
+from ..trainers.ranks import ALONE, Ranks
 from .positions import PositionRule
 from .text import HELD_OUT_EVERY, open_text
 from .text_files import cut, require_no_surrogate
@@ -25,17 +26,6 @@ _CHARACTERS_AHEAD = 1 << 20  # fewer documents if they have this many characters
 _START = 64  # characters of a document that nearly always have a token
 _PIECE = 1 << 15  # characters of a long document that are tokenised together
 _CONTEXTS_AT_ONCE = 32
-
-
-class Share(NamedTuple):
-    """What one of several processes reads: every `count`-th context, from number `rank` on."""
-
-    rank: int = 0
-    count: int = 1
-
-
-WHOLE = Share()
-"""What a single process reads: all."""
 
 
 ContextBatches = Iterator[tuple[Tensor, Tensor]]
@@ -54,7 +44,8 @@ class ContextStream:
             "truncate" makes each document a context, with the special tokens that the tokenizer
             adds. It is cut to `ctx_len` tokens, or padded on the right, whatever the tokenizer's side
             is: a model with learned positions counts them from the left.
-        share: which of the contexts are handed out. With "pack", the others are tokenised too, since
+        ranks: which process reads. Of several, each is handed every `count`-th context, from number `rank`
+            on. With "pack", the others are tokenised too, since
             where a context begins depends on the number of tokens in all documents before it.
 
     Attributes:
@@ -72,7 +63,7 @@ class ContextStream:
         ctx_len: int,
         *,
         packing: Packing = "pack",
-        share: Share = WHOLE,
+        ranks: Ranks = ALONE,
     ):
         require(ctx_len >= 1, "ctx_len", ctx_len, "at least 1")
         require_choice("packing", packing, Packing)
@@ -85,7 +76,7 @@ class ContextStream:
         self.tokenizer = tokenizer
         self.ctx_len = ctx_len
         self.packing: Packing = packing
-        self._share = share
+        self._ranks = ranks
         self.documents_read = 0
         self.tokens_read = 0
         self._text_state: Any = None  # the text's state before the documents in _pieces
@@ -116,7 +107,7 @@ class ContextStream:
             StopIteration: no context is left.
             TextError: the text can't be read.
         """
-        rank, count = self._share
+        rank, count = self._ranks.rank, self._ranks.count
         read = self._pack if self.packing == "pack" else self._truncate
         input_ids, mask = (tokens[rank::count] for tokens in read(n * count))
         if len(input_ids) == 0:
@@ -240,7 +231,7 @@ class ContextStream:
         # verbose=False: no warning about texts that are longer than the model's context.
         if self.packing == "truncate":
             return (
-                self._truncated(texts) if self._share.count == 1 else self._truncated_share(texts)
+                self._truncated(texts) if self._ranks.count == 1 else self._truncated_of_one(texts)
             )
         all_ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         ends = [[self.tokenizer.eos_token_id] if is_last else [] for _, is_last in pieces]
@@ -253,7 +244,7 @@ class ContextStream:
         all_ids = self.tokenizer(texts, **limit, verbose=False)["input_ids"]
         return [torch.tensor(ids, dtype=torch.int64) for ids in all_ids]
 
-    def _truncated_share(self, texts: list[str]) -> list[Tensor]:
+    def _truncated_of_one(self, texts: list[str]) -> list[Tensor]:
         """`_truncated`, but of other shares' documents only a start that has a token, if there is one.
 
         A document without a token is no context, and so decides whose the next one is.
@@ -262,7 +253,7 @@ class ContextStream:
         unsure = [i for i, ids_L in enumerate(found) if not len(ids_L)]
         for i, ids_L in zip(unsure, self._truncated([texts[i] for i in unsure]), strict=True):
             found[i] = ids_L
-        rank, count = self._share
+        rank, count = self._ranks.rank, self._ranks.count
         there = [i for i, ids_L in enumerate(found) if len(ids_L)]
         own = there[(rank - self._contexts) % count :: count]
         for i, ids_L in zip(own, self._truncated([texts[i] for i in own]), strict=True):

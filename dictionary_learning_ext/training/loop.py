@@ -21,7 +21,6 @@ from tqdm import tqdm
 from ..activations.buffer import Batches
 from ..activations.hook_points import HookPoint
 from ..activations.inputs import Inputs, find_inputs
-from ..activations.tokens import Share
 from ..config.run import SAMPLE_TOKENS, RunConfig
 from ..config.sae import SAEConfig
 from ..errors import (
@@ -196,8 +195,7 @@ def prepare(
     require_device(device)
     # A fill is not interrupted where others wait for its end.
     before_batch = None if processes.are_several else signals.check
-    share = Share(processes.rank, processes.count)
-    inputs = find_inputs(settings, planned.hooks, before_batch, share)
+    inputs = find_inputs(settings, planned.hooks, before_batch, processes.ranks)
     require_memory(planned.jobs, inputs.widths, device, processes.local_count)
     jobs = [job.of_width(inputs.widths[job.hook]) for job in planned.jobs]
     points = checked_points(jobs, processes) if planned.resume else []

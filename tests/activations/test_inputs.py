@@ -20,9 +20,9 @@ from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.inputs import cached_documents, open_inputs, open_model
 from dictionary_learning_ext.activations.language_models import settings_hash, unwrapped
 from dictionary_learning_ext.activations.text import open_text
-from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError, TextError
+from dictionary_learning_ext.trainers.ranks import Ranks
 
 HOOK = "blocks.1.hook_resid_post"
 HOOKS = ["blocks.0.hook_resid_post", "blocks.2.hook_attn_out", "blocks.1.hook_mlp_out"]
@@ -101,7 +101,7 @@ def test_hook_points_that_leave_out_different_tokens_still_have_their_own_batche
 
 def test_processes_read_contexts_of_their_own(run):
     first, second = (
-        batches_of(open_inputs(run, [HOOK], share=Share(rank, 2)).training_batches(), 2)[HOOK]
+        batches_of(open_inputs(run, [HOOK], ranks=Ranks(rank, 2)).training_batches(), 2)[HOOK]
         for rank in range(2)
     )
     assert first.shape == second.shape == (2, 28, 16)

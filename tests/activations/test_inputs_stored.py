@@ -26,7 +26,6 @@ from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
-from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import (
     ActivationsError,
@@ -34,6 +33,7 @@ from dictionary_learning_ext.errors import (
     LanguageModelError,
     TextError,
 )
+from dictionary_learning_ext.trainers.ranks import Ranks
 
 
 @pytest.fixture
@@ -214,9 +214,9 @@ def test_its_evaluation_is_that_of_the_language_model(run, cached_run, tmp_path)
 
 
 def test_a_process_that_does_not_evaluate_needs_no_language_model(run, no_model):
-    assert open_inputs(run, [HOOK], share=Share(1, 2)).language_model is None
+    assert open_inputs(run, [HOOK], ranks=Ranks(1, 2)).language_model is None
     with pytest.raises(AssertionError, match="a language model is loaded"):
-        open_inputs(run, [HOOK], share=Share(0, 2))
+        open_inputs(run, [HOOK], ranks=Ranks(0, 2))
 
 
 def test_saes_of_several_hook_points_are_each_as_on_its_own(run, tmp_path, no_model):
@@ -253,7 +253,7 @@ def test_they_are_read_again_until_the_steps_are_done(count, run, caplog):
     run = replace(run, text_passes=None, eval_tokens=0, batch_size=48)
     for rank in range(count):
         caplog.clear()
-        batches = open_inputs(run, [HOOK], share=Share(rank, count)).training_batches()
+        batches = open_inputs(run, [HOOK], ranks=Ranks(rank, count)).training_batches()
         seen = 0
         while seen < 3 * 4000 // count:
             seen += len(batches.next()[HOOK])

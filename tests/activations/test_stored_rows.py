@@ -17,8 +17,8 @@ from dictionary_learning_ext.activations.cache_writer import write_contexts
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import Part, StoredActivations, open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
-from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.errors import ActivationsError, ConfigError, NonFiniteError, TextError
+from dictionary_learning_ext.trainers.ranks import Ranks
 
 N, WIDTH = 10_007, 3
 
@@ -178,7 +178,7 @@ def test_it_does_not_resume_on_other_rows(changed, numbered):
 def test_shares_of_several_processes_divide_the_rows(numbered):
     options = {"rows": 100, "out_batch_size": 1}
     shares = [
-        numbers(batches_of(source_of(numbered, share=Share(rank, 3), **options)))
+        numbers(batches_of(source_of(numbered, ranks=Ranks(rank, 3), **options)))
         for rank in range(3)
     ]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -205,7 +205,7 @@ def test_with_long_contexts_every_process_has_its_share(rules, tmp_path):
     )
     shares = []
     for rank in range(8):
-        source = source_of(stored, share=Share(rank, 8), rows=1024, out_batch_size=1024, **rules)
+        source = source_of(stored, ranks=Ranks(rank, 8), rows=1024, out_batch_size=1024, **rules)
         shares.append([int(batch[0, 0]) for batch in batches_of(source)])
     assert [len(share) for share in shares] == [4] + [3] * 7
     assert sorted(number for share in shares for number in share) == list(range(25))

@@ -17,12 +17,12 @@ from dictionary_learning_ext.activations import tokens
 from dictionary_learning_ext.activations.text import TextStream, open_text
 from dictionary_learning_ext.activations.tokens import (
     ContextStream,
-    Share,
     require_held_out,
     whole_documents,
 )
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError, TextError
+from dictionary_learning_ext.trainers.ranks import Ranks
 
 
 def contexts_of(documents, tokenizer, ctx_len=8, n=3, **options):
@@ -176,17 +176,17 @@ def test_the_shares_of_several_processes_are_the_whole_and_resume(packing, count
     """Process r has contexts r, r + N, …, however many it asks for at once."""
     whole, _ = contexts_of(DOCUMENTS, tokenizer, packing=packing)
     shares = [
-        contexts_of(DOCUMENTS, tokenizer, n=2 + rank, packing=packing, share=Share(rank, count))[0]
+        contexts_of(DOCUMENTS, tokenizer, n=2 + rank, packing=packing, ranks=Ranks(rank, count))[0]
         for rank in range(count)
     ]
     assert shares == [whole[rank::count] for rank in range(count)]
     assert min(map(len, shares)) >= 3
-    share = Share(1, count)
-    stream = ContextStream(open_text("embedded"), tokenizer, 8, packing=packing, share=share)
+    ranks = Ranks(1, count)
+    stream = ContextStream(open_text("embedded"), tokenizer, 8, packing=packing, ranks=ranks)
     stream.next_batch(5)
     state = json.loads(json.dumps(stream.state_dict()))
     expected, _ = stream.next_batch(4)
-    again = ContextStream(open_text("embedded"), tokenizer, 8, packing=packing, share=share)
+    again = ContextStream(open_text("embedded"), tokenizer, 8, packing=packing, ranks=ranks)
     again.load_state_dict(state)
     assert torch.equal(again.next_batch(4)[0], expected)
 
@@ -209,7 +209,7 @@ def test_a_process_tokenizes_little_of_the_documents_of_others(monkeypatch):
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counting)
     for rank in range(4):
         used.clear()
-        share, _ = contexts_of(texts, tokenizer, n=3, packing="truncate", share=Share(rank, 4))
+        share, _ = contexts_of(texts, tokenizer, n=3, packing="truncate", ranks=Ranks(rank, 4))
         assert share == whole[rank::4]
         assert sum(used) < 0.3 * sum(map(len, texts))
 
