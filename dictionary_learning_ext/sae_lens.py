@@ -364,7 +364,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             log_var_limits=x.new_tensor(LOG_VAR_LIMITS) if self._is_learned else None,
             tokens_since_fired_F=self.tokens_since_fired,
             generator=self._generator(x.device),
-            form=StepForm.of(x.device),
+            form=StepForm.of(x.device, self.W_enc.numel()),
         )
 
     def _weights(self) -> Weights:

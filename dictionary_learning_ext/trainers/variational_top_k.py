@@ -336,7 +336,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         self._start_top_k()
         self._warn_of_unused()
         keep_freed_memory()
-        self.form = StepForm.of(t.device(self.device))
+        self.form = StepForm.of(t.device(self.device), self.ae.encoder.weight.numel())
         for products in (t.float32, getattr(t, dtype)):
             compiled.serves(self.ae.encoder.weight, products)
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]

@@ -41,7 +41,7 @@ from experiments.speed.timing import (
 from experiments.stages import Page, Stages
 
 BATCH, D, F = 2048, 512, 2048
-FORM = StepForm.of(t.device("cpu"))
+FORM = StepForm.of(t.device("cpu"), F * D)
 PRODUCT_KS, SELECTION_KS = (16, 32, 64, 128, 256, 512), (64, 512)
 DEAD_COUNTS, TOP_K_AUX = (16, 64, 256, 512, 1024), D // 2
 

@@ -20,7 +20,8 @@ class RecordedOps(TorchDispatchMode):
     def code_form(self) -> str:
         """How products with codes were taken: sparse, dense, or mixed (only `project` dense)."""
         is_sparse = any(name.startswith("_embedding_bag") for name in self.counts)
-        assert is_sparse != (self.counts["put_"] > 0), f"both forms or none: {self.counts}"
+        is_dense = self.counts["put_"] + self.counts["scatter_"] > 0
+        assert is_sparse != is_dense, f"both forms or none: {self.counts}"
         if not is_sparse:
             return "dense"
         return "sparse" if self.counts["_embedding_bag_per_sample_weights_backward"] else "mixed"

@@ -10,6 +10,7 @@ import weakref
 
 import pytest
 import torch as t
+from recorded_ops import RecordedOps
 from step_settings import every_setting
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,7 +38,7 @@ def meta_as_a_gpu(monkeypatch):
         made.device = "meta"
         made.ae.to("meta")
         made.optimizer = optimizers.UnitNormAdam(made.ae, made.lr)
-        made.form = type(made.form).of(t.device("cuda"))
+        made.form = type(made.form).of(t.device("cuda"), dict_size * activation_dim)
         made.num_tokens_since_fired = made.num_tokens_since_fired.to("meta")
         made.generator = None
         return made
@@ -79,16 +80,28 @@ class PeakMemory(TorchDispatchMode):
 def test_memory_over_the_weights_is_at_most_that_of_the_gradients_and_five_tensors(
     settings, batch, width, meta_as_a_gpu
 ):
-    """Of three B x F and two F x D numbers in fp32, where these are 16 blocks of rows, as at B = 4,096 and
-    F = 65,536. There 144 of 256 are a width of 2,304."""
+    """Of three B x F and two F x D numbers in fp32, where a block of rows is as at B = 4,096 and F = 65,536:
+    half as many means as F x D, or a 16th of the batch's. There 144 of 256 are a width of 2,304."""
     dict_size = 4096
     trainer = meta_as_a_gpu(dict_size=dict_size, activation_dim=width, **settings)
-    assert trainer.form.means_at_once == 4096 * 65536 / 16
-    trainer.form = dataclasses.replace(trainer.form, means_at_once=batch * dict_size // 16)
+    assert trainer.form.of(t.device("cuda"), 1).means_at_once == 4096 * 65536 / 16
+    means = max(batch * dict_size // 16, dict_size * width // 2)
+    trainer.form = dataclasses.replace(trainer.form, means_at_once=means)
     x = t.empty(batch, width, device="meta")
     trainer.update(0, x)  # makes the gradients
     matrices = sum(parameter.dim() == 2 for parameter in trainer.ae.parameters())
     with PeakMemory() as memory:
         trainer.update(1, x)
     numbers = 3 * batch * dict_size + (matrices + 2) * dict_size * width
-    assert 0.15 < memory.peak / (4 * numbers) < 1
+    assert 0.05 < memory.peak / (4 * numbers) < 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_large_step_selects_in_few_blocks_with_k_sparse_products(dtype, meta_as_a_gpu):
+    """A block has at most 1,152 rows, half of D; noise and mean select in each."""
+    trainer = meta_as_a_gpu(dict_size=65536, activation_dim=2304, dtype=dtype)
+    trainer.auxk_alpha = 0.0
+    with RecordedOps() as ops:
+        trainer.update(1, t.empty(4096, 2304, device="meta"))
+    assert ops.counts["topk"] == 2 * 4
+    assert ops.code_form == "sparse"

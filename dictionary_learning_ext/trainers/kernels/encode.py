@@ -75,7 +75,7 @@ class BatchMeans:
             kept = self._kept_BF[rows]
             return kept if features is None else kept[:, features]
         bias_F = self.bias_F if features is None else self.bias_F[features]
-        mu_BF = self._products(rows, features).to(bias_F.dtype, copy=True).add_(bias_F)
+        mu_BF = self._products(rows, features) + bias_F  # in the bias's dtype, which is the wider
         return mu_BF.relu_() if self.rectify and not before_relu else mu_BF
 
     def unfinished(self, rows: slice) -> tuple[t.Tensor, t.Tensor, bool]:
@@ -187,7 +187,7 @@ class BatchLogVariance:
         """The log-variance of some rows."""
         x_BD, weight_FD = self._operands
         products_BF = all_products("log_variance", x_BD[rows], weight_FD)
-        raw_BF = products_BF.to(self._bias_F.dtype, copy=True).add_(self._bias_F)
+        raw_BF = products_BF + self._bias_F
         # On CPUs torch vectorises neither `clamp` by tensors nor operations that return or take bools.
         lower, upper = self._limits
         clamped_BF = raw_BF.minimum(upper).maximum(lower)

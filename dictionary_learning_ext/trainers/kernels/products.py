@@ -30,13 +30,15 @@ class StepForm:
 
     sparse_density: float = 1 / 8
     """The largest k/F at which products with a code are k-sparse. Above it they are matmuls. With AMX
-    it is 1/16."""
+    it is 1/16. On a GPU it is 1/256: there, by the count, K rows of weights are read in the time of a matmul."""
     sparse_projection_density: float = 1 / 16
     """The same for `project` alone, where matmuls are in bf16. With AMX it is 1/128: there is no fast
     sparse form in bf16, and AMX multiplies bf16 matrices in a seventh of fp32's time."""
     means_at_once: int = 2**24
     """How many means are held at a time where not all are needed: 64 MB in fp32. With fewer, the
-    weights are read more often."""
+    weights are read more often. On a GPU it is half of the encoder's F x D weights, from 2^24 to 2^29: a
+    block with its noise and its log-variances then takes no more than the gradients, which come later. It
+    follows from shapes alone, as the noise depends on it, and a resumed run must draw the same."""
     rows_at_once: int = 128
     """How many rows one thread encodes and draws at a time, on a CPU. The number is fixed, so that
     results don't depend on the number of threads. More rows are at most a tenth faster on two threads,
@@ -47,10 +49,20 @@ class StepForm:
     """Whether AuxK reads the number of dead features. On a GPU the host would have to wait for it."""
 
     @classmethod
-    def of(cls, device: t.device) -> "StepForm":
-        """The fastest form on a device. On a GPU sparse products were not measured: all are dense."""
+    def of(cls, device: t.device, n_weights: int) -> "StepForm":
+        """The fastest form on a device, for an encoder of F x D weights.
+
+        For GPUs it is counted, not measured (experiments/results/gpu_on_paper.md).
+        """
         if device.type != "cpu":
-            return cls(sparse_density=0.0, keeps_rectified=False, reads_dead_count=False)
+            density = 1 / 256
+            return cls(
+                sparse_density=density,
+                sparse_projection_density=density,
+                means_at_once=max(2**24, min(n_weights // 2, 2**29)),
+                keeps_rectified=False,
+                reads_dead_count=False,
+            )
         if _has_amx():
             return cls(sparse_density=1 / 16, sparse_projection_density=1 / 128)
         return cls()
@@ -131,12 +143,14 @@ class SparseCode:
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
         """Each feature's sum of the rows that hold it, times its values there: (F, D)."""
         order, row_numbers, offsets_F = self._by_feature
+        # On a GPU the time is that of writing F x D sums: a second copy of them costs more than wide rows.
+        dtype = self._matmul_dtype if rows_BD.device.type == "cpu" else rows_BD.dtype
         return functional.embedding_bag(
             row_numbers,
-            rows_BD.to(self._matmul_dtype),
+            rows_BD.to(dtype),
             offsets_F,
             mode="sum",
-            per_sample_weights=values_BK.flatten()[order].to(self._matmul_dtype),
+            per_sample_weights=values_BK.flatten()[order].to(dtype),
         ).to(rows_BD.dtype)
 
     @functools.cached_property
@@ -154,12 +168,12 @@ class DenseCode:
     def __init__(self, indices_BK: t.Tensor, dict_size: int, matmul_dtype: t.dtype, name: str):
         self.indices_BK = indices_BK
         batch, device = len(indices_BK), indices_BK.device
-        first_B1 = t.arange(0, batch * dict_size, dict_size, device=device)[:, None]
-        self._places_BK = indices_BK + first_B1  # in the flattened code
         self._matmul_dtype, self._shape = matmul_dtype, (batch, dict_size)
-        self._code_BF = None
-        if device.type == "cpu":
+        self._code_BF = self._places_BK = None
+        if device.type == "cpu":  # on a GPU memory is scarcer than time: neither is held there
             self._code_BF = scratch(name, self._shape, matmul_dtype, device).zero_()
+            first_B1 = t.arange(0, batch * dict_size, dict_size)[:, None]
+            self._places_BK = indices_BK + first_B1  # in the flattened code
 
     def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
         """See `SparseCode.combine`."""
@@ -169,6 +183,8 @@ class DenseCode:
     def project(self, rows_BD: t.Tensor) -> t.Tensor:
         """See `SparseCode.project`."""
         products_BF = all_products("projection", self._cast(rows_BD), self._weight_FD)
+        if self._places_BK is None:
+            return products_BF.gather(1, self.indices_BK).to(rows_BD.dtype)
         return products_BF.take(self._places_BK).to(rows_BD.dtype)
 
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
@@ -176,12 +192,12 @@ class DenseCode:
         return (self._scattered(values_BK).t() @ self._cast(rows_BD)).to(rows_BD.dtype)
 
     def _scattered(self, values_BK: t.Tensor) -> t.Tensor:
-        code_BF = self._code_BF
-        if code_BF is None:  # on a GPU memory is scarcer than time: held only during a product
+        code_BF, places_BK = self._code_BF, self._places_BK
+        if code_BF is None:
             code_BF = t.zeros(self._shape, dtype=self._matmul_dtype, device=values_BK.device)
-        if t.are_deterministic_algorithms_enabled():  # put_ has no deterministic form
+        if places_BK is None or t.are_deterministic_algorithms_enabled():  # put_ has no such form
             return code_BF.scatter_(1, self.indices_BK, self._cast(values_BK))
-        return code_BF.put_(self._places_BK, self._cast(values_BK))  # a quarter of the time in bf16
+        return code_BF.put_(places_BK, self._cast(values_BK))  # a quarter of the time in bf16
 
     def _cast(self, tensor: t.Tensor) -> t.Tensor:
         return tensor.detach().to(self._matmul_dtype)

@@ -139,7 +139,7 @@ def draw_batch(
             fired_F = mu_BF.new_zeros(mu_BF.shape[1])
             fired_F = fired_F.index_add_(0, indices_BK.flatten(), fires_BK.flatten()) > 0
             compared_BK = compared(mu_BK, how.select_by)
-            smallest_B = compared_BK.masked_fill(compared_BK <= 0, t.inf).amin(-1)
+            smallest_B = _smallest_positive(compared_BK)
         drawn = None if rows_log_var is None else rows_log_var.drawn(indices_BK)
         parts.append(DrawnCode(indices_BK, values_BK, mu_BK, fired_F, smallest_B, drawn, std_B1))
     return DrawnCode.joined(parts)
@@ -187,11 +187,15 @@ def _mean_selection(mu_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
     Arguments:
         mu_BF: the means, or their magnitudes.
     """
-    kth_B = mu_BF.topk(k, sorted=False).values.amin(-1)
+    largest_BK = mu_BF.topk(k, sorted=False).values
+    kth_B = largest_BK.amin(-1)
     least_B = kth_B.where(kth_B != 0, t.finfo(mu_BF.dtype).tiny)
-    # Where the K-th largest is not positive, every positive mean is selected.
-    smallest_B = mu_BF.masked_fill(mu_BF <= 0, t.inf).amin(-1).where(kth_B <= 0, kth_B)
-    return (mu_BF >= least_B[:, None]).any(0), smallest_B
+    return (mu_BF >= least_B[:, None]).any(0), _smallest_positive(largest_BK)
+
+
+def _smallest_positive(values_BK: t.Tensor) -> t.Tensor:
+    """Each row's; inf if it has none."""
+    return values_BK.masked_fill(values_BK <= 0, t.inf).amin(-1)
 
 
 def _draw_compiled(

@@ -257,8 +257,14 @@ def _gradients(
     e, batch = forward_pass, len(forward_pass.error_BD)
     W_enc_FD, centred_BD = weights.W_enc_FD, e.means.centred_BD
     grad_hat_BD = e.error_BD * (2 / batch)
+    # AuxK's first: its products may be dense, and no other gradient is held yet.
+    aux_grad_mu_BK = aux_grad_W_dec_FD = None
+    if e.auxk is not None:
+        aux_grad_mu_BK, aux_grad_W_dec_FD = e.auxk.backward(objective.auxk_alpha)
     grad_values_BK = e.code.project(grad_hat_BD)
     grad_W_dec_FD = e.code.outer(e.draw.values_BK, grad_hat_BD)
+    if aux_grad_W_dec_FD is not None:
+        grad_W_dec_FD = aux_grad_W_dec_FD.add_(grad_W_dec_FD)
     # The KL's gradient is mu / p^2 at mu, and (sigma^2 / p^2 - 1) / 2 at log_var, times its weight.
     # It is on the selected features, or on all.
     grad_mu_BK = grad_values_BK
@@ -268,12 +274,10 @@ def _gradients(
     if objective.settings.rectify:
         grad_mu_BK = grad_mu_BK * (e.draw.mu_BK > 0)
     on_mu: list[tuple[Code, t.Tensor]] = [(e.code, grad_mu_BK)]
-    if e.auxk is not None:
-        aux_grad_mu_BK, aux_grad_W_dec_FD = e.auxk.backward(objective.auxk_alpha)
+    if e.auxk is not None and aux_grad_mu_BK is not None:
         if objective.settings.rectify:
             aux_grad_mu_BK = aux_grad_mu_BK * (e.auxk.values_BK > 0)
         on_mu.append((e.auxk.code, aux_grad_mu_BK))
-        grad_W_dec_FD = grad_W_dec_FD + aux_grad_W_dec_FD
 
     grad_W_enc_FD, grad_b_enc_F = t.zeros(()), t.zeros_like(weights.b_enc_F)  # 0 broadcasts
     grad_x_BD = -grad_hat_BD if x_grad else None

@@ -116,17 +116,31 @@ def test_the_form_is_chosen_by_density(k, dict_size, dtype, form_made):
 
 
 def test_the_form_of_a_machine(monkeypatch):
-    """On a GPU products are dense and the host waits for nothing. AMX makes them worth it sooner."""
-    gpus = StepForm.of(t.device("cuda"))
-    assert (gpus.sparse_density, gpus.reads_dead_count, gpus.keeps_rectified) == (0, False, False)
+    """On a GPU the host waits for nothing. Dense products are worth it sooner there, and with AMX."""
+    gpus = StepForm.of(t.device("cuda"), 2304 * 65536)
+    assert (gpus.reads_dead_count, gpus.keeps_rectified) == (False, False)
+    assert 64 / 65536 < gpus.sparse_density < 1152 / 65536, "AuxK's are dense"
+    assert gpus.sparse_projection_density == gpus.sparse_density, "also in bf16"
     forms = []
     for has_amx in (False, True):
         monkeypatch.setattr(products, "_has_amx", lambda has_amx=has_amx: has_amx)
-        forms.append(StepForm.of(t.device("cpu")))
+        forms.append(StepForm.of(t.device("cpu"), 2304 * 65536))
+        assert forms[-1].means_at_once == 2**24
         assert forms[-1].reads_dead_count
         assert forms[-1].keeps_rectified
     assert 0 < forms[1].sparse_density < forms[0].sparse_density
     assert 0 < forms[1].sparse_projection_density < forms[0].sparse_projection_density
+
+
+@pytest.mark.parametrize(
+    ("width", "dict_size", "rows"),
+    [(2304, 65536, 1152), (2304, 2**20, 512), (64, 65536, 256), (512, 2048, 8192)],
+    ids=["half of D", "2^29 numbers", "2^24 numbers", "small"],
+)
+def test_on_a_gpu_a_block_of_means_is_at_most_half_as_large_as_a_gradient(width, dict_size, rows):
+    """Its size follows from shapes alone, so a resumed run draws the same noise."""
+    form = StepForm.of(t.device("cuda"), width * dict_size)
+    assert form.means_at_once // dict_size == rows
 
 
 @pytest.fixture
