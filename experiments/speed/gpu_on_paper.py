@@ -7,14 +7,14 @@ The trainers' own steps run, ours and upstream's, on tensors without numbers (`c
 operation is taken to run as fast as the GPU's peak allows: its FLOPs at the peak of their dtype, or its
 bytes at the memory's, whichever takes longer. Nothing overlaps. So a real step takes longer.
 
-The floor is that of the same step with k-sparse products, if each of its parts were one kernel that reads its
-inputs once and writes its outputs once.
+The floor is that of the same step, if each of its parts were one kernel that reads its inputs once and writes
+its outputs once.
 """
 
 import argparse
 import time
 from bisect import bisect_right
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch as t
@@ -77,8 +77,6 @@ class Subject:
     products: tuple[str, ...]
     """keys of PEAKS: the dtypes that the tensor cores or the others can take them in"""
     options: dict[str, Any] = field(default_factory=dict)
-    form: dict[str, Any] = field(default_factory=dict)
-    """changes of its StepForm"""
 
 
 SELECTING = {"noise_on": "selection"}  # as vsae train does
@@ -99,11 +97,6 @@ OTHER_SETTINGS = {
         "rectified": SELECTING | {"rectify": True},
         "without KL": SELECTING | {"beta": 0.0},
     }.items()
-}
-SPARSE = replace(SUBJECTS[OURS_BF16], form={"sparse_density": 1.0})
-CHANGES = {
-    "k-sparse products in decode and backward": SPARSE,
-    "2^29 means at a time, not 2^24": replace(SPARSE, form={"means_at_once": 2**29}),
 }
 CASES = {
     "no feature can be dead yet": {},
@@ -146,8 +139,6 @@ def counted(
         arguments = trainer_arguments(D, dict_size, K) | {"device": "meta"}
         with t.device("meta"):  # upstream's trainer makes its weights on the default device
             trainer = subject.trainer(**arguments, **subject.options)
-        if subject.form:
-            trainer.form = replace(trainer.form, **subject.form)
         trainer.tokens_trained = tokens
         count.answer = answer
         count.known[id(trainer.ae.k)] = K  # which upstream reads in each step
@@ -190,10 +181,10 @@ def summary(subject: Subject, dict_size: int, **case: Any) -> dict[str, Any]:
 
 
 def floors(dict_size: int) -> dict[str, float]:
-    """The milliseconds of each part as one kernel, with k-sparse products. The encoder's selects, too."""
+    """The milliseconds of each part as one kernel. The encoder's selects, too."""
     in_one = dict(OURS)
     in_one[SELECTION] = [*in_one.pop(ENCODE), *OURS[SELECTION]]
-    found = counted(SPARSE, dict_size, places=in_one)
+    found = counted(SUBJECTS[OURS_BF16], dict_size, places=in_one)
     return {
         name: 1000 * max(part.flops / PEAKS["bf16"], found.floor_bytes[name] / BYTES_PER_SECOND)
         for name, part in found.parts.items()
@@ -235,10 +226,6 @@ def measure(_: argparse.Namespace) -> None:
             for name, subject in SUBJECTS.items()
         },
         "settings": {name: summary(subject, SIZES[0]) for name, subject in OTHER_SETTINGS.items()},
-        "changes": {
-            name: {str(dict_size): summary(subject, dict_size) for dict_size in SIZES}
-            for name, subject in CHANGES.items()
-        },
     }
     raw_results.write(RESULTS / "gpu_on_paper.json", raw_results.about(began) | content)
 
@@ -281,16 +268,17 @@ def savings(content: dict[str, Any]) -> list[tuple[str, list[float]]]:
     found: dict[str, list[float]] = {}
     for dict_size in map(str, SIZES):
         cases, floor = content["subjects"][OURS_BF16][dict_size], content["floors"][dict_size]
-        step = cases[EARLY]["bf16"]
         part = {name: counts["bf16"] for name, counts in cases[EARLY]["parts"].items()}
-        changed = {name: step - by[dict_size]["bf16"] for name, by in content["changes"].items()}
         saved = {
             "encoder, noise and selection in one kernel": part[ENCODE]
             + part[SELECTION]
             - floor[SELECTION],
             "weight passes and Adam in one kernel": part[WEIGHTS] - floor[WEIGHTS],
             "the KL's moments in one kernel": part[KL] - floor[KL],
-            **changed,
+            "decode and backward in one kernel each": part[DECODE]
+            + part[BACKWARD]
+            - floor[DECODE]
+            - floor[BACKWARD],
         }
         for name, ms in saved.items():
             found.setdefault(name, []).append(ms)

@@ -59,7 +59,7 @@ def test_the_path_is_that_of_a_gpu_and_waits_for_nothing(steps):
         arguments = trainer_arguments(8, 32, 2) | {"device": "meta"}
         with Count(answer=2), t.device("meta"):
             trainer = VariationalTopKTrainer(**arguments)
-    assert trainer.form == StepForm.of(t.device("cuda"))
+    assert trainer.form == StepForm.of(t.device("cuda"), 8 * 32)
     assert steps[paper.OURS_BF16].reads == 0
     assert steps[paper.UPSTREAM].reads > 0
     assert t.Generator().device.type == "cpu"
