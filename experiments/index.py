@@ -189,13 +189,6 @@ EXPERIMENTS = (
         pages=("benchmark_gpu.md",),
     ),
     Experiment(
-        "speed.gpu_on_paper",
-        "What would a step on an H100 compute, move and hold, and how fast could it be? Counted, not measured.",
-        minutes="5",
-        stages=("bench", "tables"),
-        pages=("gpu_on_paper.md",),
-    ),
-    Experiment(
         "speed.step_parts",
         "Which form of each part of a step is fastest, and where do they cross?",
         minutes="3",
@@ -230,20 +223,6 @@ EXPERIMENTS = (
         minutes="11",
         stages=("bench", "tables", "processes"),
         pages=("benchmark_processes.md", "benchmark_cache.md"),
-    ),
-    Experiment(
-        "robustness.same_numbers",
-        "Do two commits give the same numbers, bit for bit?",
-        minutes="8",
-        arguments="BEFORE [AFTER]",
-        pages=("same_numbers.md",),
-    ),
-    Experiment(
-        "robustness.fault_injection",
-        "Does a run that is killed at any moment end as if it had not been?",
-        minutes="10",
-        stages=("train", "tables"),
-        pages=("fault_injection.md",),
     ),
     Experiment(
         "robustness.interruptions",
@@ -323,6 +302,9 @@ EXPERIMENTS = (
         pages=("../../docs/science.md",),
     ),
 )
+
+FORMER_PAGES = {"measured-2026-11-29": ("fault_injection.md", "gpu_on_paper.md", "same_numbers.md")}
+"""Pages in experiments/results whose experiments are no longer here, by the git tag that has them."""
 
 
 def find(name: str) -> Experiment:

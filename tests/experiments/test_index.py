@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as listing
-from experiments.index import EXPERIMENTS
+from experiments.index import EXPERIMENTS, FORMER_PAGES
 from experiments.speed import whole_runs
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +43,21 @@ def test_a_module_is_imported_and_its_stages_are_those_of_the_index(experiment):
 def test_the_files_that_it_names_are_there_and_none_else():
     pages = {page for experiment in EXPERIMENTS for page in experiment.pages}
     assert not {page for page in pages if not (RESULTS / page).exists()}
-    assert {file.name for file in RESULTS.glob("*.md")} <= pages
+    former = {page for names in FORMER_PAGES.values() for page in names}
+    assert former.isdisjoint(pages)
+    assert former <= {file.name for file in RESULTS.glob("*.md")} <= pages | former
     raw = {name for experiment in EXPERIMENTS for name in experiment.raw}
     assert {file.name for file in RESULTS.glob("*.json")} <= raw
+
+
+@pytest.mark.parametrize(
+    ("tag", "page"), [(tag, page) for tag, pages in FORMER_PAGES.items() for page in pages]
+)
+def test_a_page_whose_experiment_is_gone_names_the_tag_and_the_file_that_made_it(tag, page):
+    text = (RESULTS / page).read_text(encoding="utf-8")
+    (made_by,) = re.findall(rf"^Made by `(\S+\.py)` at the git tag `{tag}`", text, re.MULTILINE)
+    assert not (ROOT / made_by).exists()
+    assert page in "\n".join(listing.listing())
 
 
 def test_every_command_that_is_written_somewhere_can_be_typed():
