@@ -102,7 +102,7 @@ def measure_features(
         for each in of_rows:
             each.add(x_ND)
     statistics = [collector.statistics() for collector in collectors]
-    scores = [each and each.scores() for each in signals]
+    scores = [each and each.scores_if_any() for each in signals]
     return list(map(MeasuredFeatures, statistics, scores)), finder.sinks()
 
 
@@ -228,9 +228,9 @@ class Features:
         from this SAE alone; see `features.return_score`. Give 100,000 tokens, as by default: a
         feature that these don't select gets 0.
 
-        Raises: ReturnScoreError for an SAE that has none: without k, or with k = F.
+        Raises: ReturnScoreError for an SAE that keeps all features of a token.
         """
-        require_score(self.dictionary)
+        require_score(self.dictionary, float(self.density.sum()))
         assert self._return_scores is not None
         return self._return_scores
 
@@ -396,7 +396,7 @@ class Feature:
             return None, str(error)
 
     def _heading(self) -> str:
-        has_one = has_score(self.features.dictionary)
+        has_one = self.features._return_scores is not None
         score = f", return score {int(self.return_score)} of 100" if has_one else ""
         return (
             f"feature {self.number}: selected at {self.density:.3%} of {self.features.tokens:,} tokens,"

@@ -218,7 +218,8 @@ def _on_held_out(
             (*instead, "; or ", *remedy) if error.instead else remedy,
         ) from error
     codes = {name: each.codes() for name, each in coders.items()}
-    return codes, {name: each.scores() for name, each in scorers.items()}
+    scores = {name: each.scores_if_any() for name, each in scorers.items()}
+    return codes, {name: each for name, each in scores.items() if each is not None}
 
 
 def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,8 @@ MANY_NEAR_DEAD = 0.2
 """The score failed where 35% and more of the features were near-dead, and worked with up to 10%."""
 FEW_SELECTIONS = 200
 """Of an average feature. Chosen by hand, after a look at one pair of SAEs on 2,000 to 50,000 tokens."""
+_NO_THRESHOLD = 1e-30
+"""The least that a threshold counts as: every activation is far above one of 0 or less."""
 _BATCH_ELEMENTS = 1 << 22
 """Activations (tokens x F), and numbers (selections x D), computed at a time."""
 
@@ -103,7 +106,7 @@ class ReturnScores:
         elif self.near_dead >= MANY_NEAR_DEAD:
             found.append(
                 f"{self.near_dead:.0%} of these features are near-dead: selected in fewer than 0.1 k/F of the "
-                "tokens. Where that many were, in TopK and BatchTopK SAEs with k/F = 1/8, this score was hardly "
+                "tokens (k: the features that fire per token). Where that many were, in TopK and BatchTopK SAEs with k/F = 1/8, this score was hardly "
                 "better than chance."
             )
         return found
@@ -189,12 +192,15 @@ def _digits(value_F: np.ndarray) -> list[str]:
 class SignalCollector:
     """Measures the signals of an SAE's features, batch by batch.
 
+    Activations and encoders are measured as if each decoder direction had length 1: some SAEs (SAELens's, Gemma
+    Scope's) have others, and what they compute doesn't depend on it.
+
     Memory holds a few times 4M numbers, or those of one token, and a few numbers a feature.
 
     Arguments:
-        dictionary: an SAE that keeps k features a token, fewer than all. It takes raw activations.
+        dictionary: an SAE that doesn't keep all features of a token. It takes raw activations.
 
-    Raises: ReturnScoreError for any other SAE.
+    Raises: ReturnScoreError for one that does, as its k says.
     """
 
     def __init__(self, dictionary: Dictionary):
@@ -203,6 +209,8 @@ class SignalCollector:
         self.tokens = 0
         self._directions_FD = decoder_directions(dictionary)
         self._device_FD = self._directions_FD.to(next(dictionary.parameters()).device)
+        length_F = self._device_FD.norm(dim=1)
+        self._length_F = length_F.where(length_F > 0, 1.0)
         self._count_F = t.zeros_like(self._device_FD[:, 0], dtype=t.double)
         self._sums: dict[str, t.Tensor] = {}
         self._error = 0.0
@@ -212,12 +220,14 @@ class SignalCollector:
         """Add raw activations. Raises NonFiniteError if the SAE's features are NaN or infinite."""
         step = max(1, _BATCH_ELEMENTS // self.dictionary.dict_size)
         for part_ND in as_input(self.dictionary, x_ND).split(step):
-            x_hat_ND, f_NF = self.dictionary(part_ND, output_features=True)
+            f_NF = self.dictionary.encode(part_ND)
+            x_hat_ND = self.dictionary.decode(f_NF)
             token_M, feature_M = f_NF.nonzero(as_tuple=True)
             f_M = f_NF[token_M, feature_M].float()
             require_finite(f_M)
             error_ND = part_ND.float() - x_hat_ND.float()
-            found = Selections(part_ND, error_ND, token_M, feature_M, f_M)
+            size_M = f_M.abs() * self._length_F[feature_M]
+            found = Selections(part_ND, error_ND, token_M, feature_M, f_M, size_M)
             self._error += float(error_ND.double().square().sum())
             for name, value_M in self._values(found).items():
                 sum_F = self._sums.setdefault(name, t.zeros_like(self._count_F))
@@ -230,7 +240,7 @@ class SignalCollector:
         size_M = found.size_M.double()  # so that features that fired once have one shape, 1
         return {
             "rise": self._rise(found),
-            "margin": found.ratio_M.log(),
+            "margin": margins(found),
             "size": size_M,
             "square": size_M.square(),
         }
@@ -259,13 +269,23 @@ class SignalCollector:
             "error_share": sums["rise"] / self._error,
             "margin": sums["margin"] / count_F,
             "shape": sums["size"] / (count_F * sums["square"]).sqrt(),
-            "encoder_norm": encoder_directions(self.dictionary).norm(dim=1),
+            "encoder_norm": encoder_directions(self.dictionary).norm(dim=1) * self._length_F.cpu(),
             "nearest": nearest_features(self._directions_FD, 1).values_Fn[:, 0],
             "crowding": crowding(self._directions_FD),
         }
 
+    @property
+    def l0(self) -> float:
+        """The mean number of features that fire per token."""
+        return float(self._count_F.sum()) / max(self.tokens, 1)
+
+    def scores_if_any(self) -> ReturnScores | None:
+        """The return score of what was added; None if every feature fired at every token."""
+        return self.scores() if has_score(self.dictionary, self.l0) else None
+
     def scores(self) -> ReturnScores:
-        """The return score of what was added."""
+        """The return score of what was added. Raises ReturnScoreError if every feature fired at every token."""
+        require_score(self.dictionary, self.l0)
         signals = self.signals()
         fit = fits()["with_noise" if has_noise(self.dictionary) else "without_noise"]
         log_odds_F = fit.log_odds(ranks(signals))
@@ -291,19 +311,33 @@ class Selections(NamedTuple):
     token_M: t.Tensor
     feature_M: t.Tensor
     f_M: t.Tensor
+    size_M: t.Tensor
+    """The lengths of what the features write."""
 
-    @property
-    def size_M(self) -> t.Tensor:
-        """The magnitudes of the activations."""
-        return self.f_M.abs()
 
-    @property
-    def ratio_M(self) -> t.Tensor:
-        """Each activation's magnitude over the smallest that its token keeps."""
-        size_M = self.size_M
-        smallest_N = size_M.new_full((len(self.x_ND),), t.inf)
-        smallest_N.scatter_reduce_(0, self.token_M, size_M, "amin")
-        return size_M / smallest_N[self.token_M]
+def margins(found: Selections, threshold_F: t.Tensor | None = None) -> t.Tensor:
+    """How far each activation is above what it had to exceed: the log of the ratio, (M,).
+
+    Arguments:
+        threshold_F: of what each feature writes, its own threshold, e.g. of `thresholds`. None: the smallest that its
+            token keeps.
+    """
+    if threshold_F is not None:
+        least_M = threshold_F.to(found.size_M)[found.feature_M]
+    else:
+        least_N = found.size_M.new_full((len(found.x_ND),), t.inf)
+        least_M = least_N.scatter_reduce(0, found.token_M, found.size_M, "amin")[found.token_M]
+    return found.size_M.log() - least_M.clamp_min(_NO_THRESHOLD).log()
+
+
+def thresholds(dictionary: Dictionary) -> t.Tensor | None:
+    """What each feature's activation must exceed, in units of what it writes, (F,); None for an SAE that doesn't keep
+    features by a threshold."""
+    own = getattr(dictionary, "threshold", None)
+    asked = signature(dictionary.encode).parameters.get("use_threshold")  # BatchTopK's and TopK's
+    if own is None or not (asked.default if asked else own.shape == (dictionary.dict_size,)):
+        return None
+    return own.detach().float().cpu() * decoder_directions(dictionary).norm(dim=1)
 
 
 def crowding(directions_FD: t.Tensor) -> t.Tensor:
@@ -316,20 +350,28 @@ def crowding(directions_FD: t.Tensor) -> t.Tensor:
     return t.cat(parts)
 
 
-def has_score(dictionary: Dictionary) -> bool:
-    """Whether an SAE keeps k features a token, fewer than all."""
+def _keeps(dictionary: Dictionary, l0: float | None) -> float | None:
     k = k_of(dictionary)
-    return k is not None and k < dictionary.dict_size
+    return l0 if k is None else k
 
 
-def require_score(dictionary: Dictionary) -> None:
-    """Raise a ReturnScoreError for an SAE that has no return score."""
-    if not has_score(dictionary):
-        k = k_of(dictionary)
-        has = "has no k" if k is None else f"keeps all {k} of its features"
+def has_score(dictionary: Dictionary, l0: float | None = None) -> bool:
+    """Whether an SAE keeps fewer than all features of a token.
+
+    Arguments:
+        l0: the mean number of features that fire per token, of an SAE without a k. None: not measured yet.
+    """
+    kept = _keeps(dictionary, l0)
+    return kept is None or kept < dictionary.dict_size
+
+
+def require_score(dictionary: Dictionary, l0: float | None = None) -> None:
+    """Raise a ReturnScoreError for an SAE that has no return score, see `has_score`."""
+    if not has_score(dictionary, l0):
+        what = f"keeps all {dictionary.dict_size} of its features at every token"
         raise ReturnScoreError(
-            f"this SAE ({type(dictionary).__name__}) {has}: expected one that keeps k of its features a token, "
-            "e.g. TopK, BatchTopK or a vSAE, as the return score was tested on these alone",
+            f"this SAE ({type(dictionary).__name__}) {what}: expected one of which fewer fire, as the return score "
+            "orders features by when they do",
             instead="train a second seed, then type: vsae reproduce FOLDER SECOND_FOLDER",
         )
 
@@ -353,7 +395,7 @@ def return_scores(
         tokens: held-out tokens, rounded up to whole batches. None: as many as the runs' own evaluations.
         where: model, hook, data and the like, see `evaluation.folders.open_folders`.
 
-    Raises: ReturnScoreError for an SAE without k; a UserError for a folder or a text that can't be read.
+    Raises: ReturnScoreError for an SAE that keeps all features; a UserError for a folder or a text that can't be read.
     """
     opened = open_folders(folders, **where)
     collectors = {name: SignalCollector(sae) for name, (sae, _) in opened.saes.items()}

@@ -1,9 +1,11 @@
 """The signals that were tried: those of the package, and those that did not earn their place in it."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch as t
+from dictionary_learning.dictionary import Dictionary
 
 from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.features.directions import alignment
@@ -11,18 +13,28 @@ from dictionary_learning_ext.features.return_score import (
     Selections,
     SignalCollector,
     has_noise,
+    margins,
+    thresholds,
 )
 
 TOKENS = 50_000
 NOISE = "kept_under_noise"
+OWN_MARGIN = "margin_of_threshold"
 _EDGE = 1.2
 
 
 class CandidateCollector(SignalCollector):
-    """All signals of PROTOCOL.md."""
+    """All signals of PROTOCOL.md, and of an SAE with thresholds that of PROTOCOL_THRESHOLD.md."""
+
+    def __init__(self, dictionary: Dictionary):
+        super().__init__(dictionary)
+        self._threshold_F = thresholds(dictionary)
 
     def _values(self, found: Selections) -> dict[str, t.Tensor]:
-        values = super()._values(found) | {"near_edge": (found.ratio_M < _EDGE).double()}
+        values = super()._values(found)
+        values["near_edge"] = (values["margin"] < math.log(_EDGE)).double()
+        if self._threshold_F is not None:
+            values[OWN_MARGIN] = margins(found, self._threshold_F)
         if has_noise(self.dictionary):
             generator = t.Generator().manual_seed(self.tokens)
             sampled_NF = self.dictionary.encode(found.x_ND, sample=True, generator=generator)
@@ -35,6 +47,8 @@ class CandidateCollector(SignalCollector):
         signals["size"] = sums["size"] / self._count_F
         signals["near_edge"] = sums["near_edge"] / self._count_F
         signals["encoder_decoder"] = alignment(self.dictionary)
+        if OWN_MARGIN in sums:
+            signals[OWN_MARGIN] = sums[OWN_MARGIN] / self._count_F
         if NOISE in sums:
             signals[NOISE] = sums[NOISE] / self._count_F
         return signals

@@ -9,26 +9,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as t
-from dictionary_learning.dictionary import AutoEncoder
+from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, JumpReluAutoEncoder
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
-from scipy.stats import rankdata
+from export_folders import edit_weights
+from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
-from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import NonFiniteError
+from dictionary_learning_ext.evaluation.folders import open_folders
+from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.features import return_score
 from dictionary_learning_ext.features.return_score import (
     FEW_SELECTIONS,
     SIGNALS,
     ReturnScoreError,
     ReturnScores,
+    Selections,
     SignalCollector,
     fits,
     has_noise,
+    margins,
     ranks,
     return_scores,
+    thresholds,
 )
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 from experiments import raw_results
@@ -39,19 +45,35 @@ N, D, F, K = 70, 6, 15, 3
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_lm_dir, text, tmp_path_factory):
-    """A run folder."""
+def folders(tiny_lm_dir, text, tmp_path_factory):
+    """Run folders of a vSAE and of a BatchTopK."""
     run = RunConfig(
         model=str(tiny_lm_dir),
         data=text,
-        save_dir=str(tmp_path_factory.mktemp("scored") / "run"),
+        save_dir=str(tmp_path_factory.mktemp("scored")),
         steps=20,
         batch_size=64,
         n_ctxs=8,
         ctx_len=32,
         eval_tokens=500,
     )
-    return train(run, {"sae": SAEConfig(dict_size=32, k=4)})["sae"]
+    batch = SAEConfig(architecture="batch_top_k", dict_size=32, k=4)
+    return train(run, {"vsae": SAEConfig(dict_size=32, k=4), "batch": batch})
+
+
+@pytest.fixture(scope="module")
+def folder(folders):
+    return folders["vsae"]
+
+
+@pytest.fixture(scope="module")
+def batch_top_k(folders):
+    """Its threshold is that of some tokens: 20 steps find none."""
+    sae, _ = load_dictionary(folders["batch"])
+    kept_NF = sae.encode(next(open_folders([folders["batch"]]).held_out(600)), use_threshold=False)
+    least = kept_NF[kept_NF > 0].min()
+    edit_weights(folders["batch"], lambda state: state["threshold"].fill_(least))
+    return folders["batch"]
 
 
 def vsae(f=F, k=K, **options):
@@ -67,8 +89,11 @@ def drawn(sae, seed=0):
     generator = t.Generator().manual_seed(seed)
     for parameter in sae.parameters():
         parameter.data = t.randn(parameter.shape, generator=generator)
-    sae.encoder.bias.data[-1] = -1e4
-    if hasattr(sae, "threshold"):
+    bias = sae.b_enc if isinstance(sae, JumpReluAutoEncoder) else sae.encoder.bias
+    bias.data[-1] = -1e4
+    if isinstance(sae, JumpReluAutoEncoder):
+        sae.threshold.data.abs_()
+    elif hasattr(sae, "threshold"):
         sae.threshold.fill_(0.7)
     if isinstance(sae, AgainstTheError):
         sae.decoder.weight.data = -sae.encoder.weight.data.T
@@ -92,9 +117,10 @@ def slowly(sae, x):
     sae, x = sae.double(), x.double()
     f = sae.encode(x).numpy()
     directions = (sae.decode(t.eye(F).double()) - sae.decode(t.zeros(1, F).double())).numpy()
-    encoder = sae.encoder.weight.numpy()
+    encoder = (sae.W_enc.T if hasattr(sae, "W_enc") else sae.encoder.weight).numpy()
     error = (x - sae.decode(t.from_numpy(f))).square().sum(1).numpy()
-    unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    length = np.linalg.norm(directions, axis=1)
+    unit = directions / length[:, None]
     found = {name: np.full(F, np.nan) for name in SIGNALS}
     rises = np.zeros(F)
     for i in range(F):
@@ -107,14 +133,15 @@ def slowly(sae, x):
             without[i] = 0
             left = (x[n] - sae.decode(t.from_numpy(without))).square().sum()
             rises[i] += float(left) - error[n]
-            margins.append(np.log(abs(f[n, i]) / min(abs(v) for v in f[n] if v != 0)))
+            written = np.abs(f[n]) * length
+            margins.append(np.log(written[i] / min(v for v in written if v != 0)))
         size = np.abs(f[at, i])
         cosines = [unit[i] @ unit[j] for j in range(F) if j != i]
         found["firing_rate"][i] = len(at) / len(x)
         found["error_share"][i] = rises[i]
         found["margin"][i] = np.mean(margins)
         found["shape"][i] = size.mean() / np.sqrt((size**2).mean())
-        found["encoder_norm"][i] = np.linalg.norm(encoder[i])
+        found["encoder_norm"][i] = np.linalg.norm(encoder[i]) * length[i]
         found["nearest"][i] = max(cosines)
         found["crowding"][i] = sum(max(c, 0) ** 2 for c in cosines)
     found["error_share"] /= error.sum()
@@ -131,8 +158,14 @@ def slowly(sae, x):
         vsae(posterior="learned"),
         vsae(posterior="point", rectify=True),
         AgainstTheError(D, F, K),
+        JumpReluAutoEncoder(D, F),
+        AutoEncoder(D, F),
+        AutoEncoderNew(D, F),
     ],
-    ids=["TopK", "BatchTopK", "vSAE", "magnitude", "learned", "point", "against"],
+    ids=[
+        *["TopK", "BatchTopK", "vSAE", "magnitude", "learned", "point", "against"],
+        *["JumpReLU", "ReLU", "ReLU, any norm"],
+    ],
 )
 def test_the_signals_are_those_of_a_loop_and_batches_make_no_difference(sae, monkeypatch):
     drawn(sae)
@@ -173,6 +206,97 @@ def test_the_scale_of_activations_makes_no_difference():
     before = collected(sae, x).scores()
     sae.scale_biases(7.0)
     np.testing.assert_allclose(collected(sae, 7.0 * x).scores().score_F, before.score_F)
+
+
+def test_how_features_and_directions_share_their_length_makes_no_difference():
+    """SAELens's and Gemma Scope's decoders have directions of any length."""
+    sae, x = drawn(JumpReluAutoEncoder(D, F)), tokens()
+    before = collected(sae, x)
+    signals, scores = before.signals(), before.scores()
+    length_F = t.linspace(0.1, 9.0, F)
+    with t.no_grad():
+        sae.W_dec /= length_F[:, None]
+        for each in (sae.W_enc, sae.b_enc, sae.threshold):
+            each *= length_F
+    after = collected(sae, x)
+    for name, signal in signals.items():
+        np.testing.assert_allclose(after.signals()[name], signal, rtol=1e-3, err_msg=name)
+    np.testing.assert_allclose(after.scores().score_F, scores.score_F)
+
+
+def test_a_margin_is_over_the_tokens_smallest_or_the_features_own_threshold():
+    sae, x = drawn(JumpReluAutoEncoder(D, F)), tokens(9)
+    sae.threshold.data[1] = 0.0
+    written_NF = sae.encode(x).detach() * sae.W_dec.detach().norm(dim=1)
+    token_M, feature_M = written_NF.nonzero(as_tuple=True)
+    size_M = written_NF[token_M, feature_M]
+    found = Selections(x, x, token_M, feature_M, size_M, size_M)
+    smallest_N = written_NF.where(written_NF > 0, t.inf).amin(1)
+    t.testing.assert_close(margins(found), (size_M / smallest_N[token_M]).log())
+    own_F = thresholds(sae)
+    assert own_F is not None
+    own_M = margins(found, own_F)
+    is_there_M = feature_M != 1
+    ratio_M = sae.encode(x).detach()[token_M, feature_M] / sae.threshold.detach()[feature_M]
+    t.testing.assert_close(own_M[is_there_M], ratio_M[is_there_M].log())
+    assert (own_M > 0).all()
+    assert own_M.isfinite().all()
+    assert own_M[~is_there_M].min() > own_M[is_there_M].max(), "0 is no threshold"
+
+
+@pytest.mark.parametrize(
+    ("sae", "expected"),
+    [
+        (JumpReluAutoEncoder(D, F), True),
+        (BatchTopKSAE(D, F, K), True),
+        (AutoEncoderTopK(D, F, K), False),
+        (vsae(), False),
+        (AutoEncoder(D, F), False),
+    ],
+)
+def test_which_saes_have_thresholds(sae, expected):
+    assert (thresholds(sae) is not None) is expected
+
+
+def alike(ours, theirs, **where):
+    """Whether the scores of a BatchTopK with its k and of the JumpReLU that it was saved as are the same order."""
+    one, other = (
+        next(iter(return_scores([folder], 600, **where).values())) for folder in (ours, theirs)
+    )
+    assert load_dictionary(theirs)[1]["trainer"]["k"] is None
+    assert len(np.unique(one.score_F)) > 10
+    assert spearmanr(one.score_F, other.score_F).statistic >= 0.95
+    for name in SIGNALS:
+        np.testing.assert_allclose(other.signals[name], one.signals[name], rtol=1e-2, atol=1e-4)
+
+
+def test_a_batch_topk_and_its_jumprelu_have_one_order(batch_top_k, tiny_lm_dir, text, tmp_path):
+    exported = export(batch_top_k, "sae-lens", tmp_path / "out", tokens=64).folder
+    alike(batch_top_k, exported, model=str(tiny_lm_dir), data=text)
+
+
+def test_a_batch_topk_that_saelens_itself_saves_as_a_jumprelu_has_the_order_of_the_batch_topk(
+    batch_top_k, tiny_lm_dir, text, tmp_path
+):
+    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
+    ours, config = load_dictionary(batch_top_k)
+    weights = ours.state_dict()
+    f_size, d = weights["encoder.weight"].shape
+    sizes = {"d_in": d, "d_sae": f_size, "k": int(weights["k"])}
+    theirs = sae_lens.BatchTopKTrainingSAE(sae_lens.BatchTopKTrainingSAEConfig(**sizes))
+    length_F = t.linspace(0.5, 2.0, f_size)  # SAELens trains directions of any length
+    with t.no_grad():
+        theirs.W_enc.copy_(weights["encoder.weight"].T / length_F)
+        theirs.b_enc.copy_(weights["encoder.bias"] / length_F)
+        theirs.W_dec.copy_(weights["decoder.weight"].T * length_F[:, None])
+        theirs.b_dec.copy_(weights["b_dec"])
+        theirs.topk_threshold.fill_(float(weights["threshold"]))
+    about = {"hook_name": config["trainer"]["submodule_name"], "context_size": 32}
+    for name, value in about.items():
+        setattr(theirs.cfg.metadata, name, value)
+    theirs.save_inference_model(tmp_path)
+    assert json.loads((tmp_path / "cfg.json").read_text())["architecture"] == "jumprelu"
+    alike(batch_top_k, tmp_path, model=str(tiny_lm_dir), data=text)
 
 
 @pytest.mark.parametrize(
@@ -266,10 +390,25 @@ def test_which_fit_is_taken_follows_from_the_noise(sae, expected):
     assert has_noise(sae) is expected
 
 
-@pytest.mark.parametrize("sae", [AutoEncoder(D, F), vsae(k=F)], ids=["ReLU", "k = F"])
-def test_an_sae_without_k_is_refused_by_name(sae):
-    with pytest.raises(ReturnScoreError, match=rf"{type(sae).__name__}\) (has no k|keeps all)"):
-        SignalCollector(sae)
+def test_an_sae_that_keeps_all_features_is_refused_by_name():
+    with pytest.raises(ReturnScoreError, match=rf"VariationalTopKAutoEncoder\).* all {F} "):
+        SignalCollector(vsae(k=F))
+
+
+def test_an_sae_without_k_has_scores_unless_every_feature_fires_at_every_token():
+    sae = drawn(AutoEncoder(D, F))
+    sparse = collected(sae, tokens())
+    scores = sparse.scores()
+    rate_F = np.nan_to_num(scores.signals["firing_rate"])
+    assert sparse.l0 == pytest.approx(rate_F.sum())
+    assert scores.near_dead == pytest.approx((rate_F < 0.1 * sparse.l0 / F).mean())
+    assert sparse.scores_if_any() is not None
+    sae.encoder.bias.data.fill_(1e3)
+    dense = collected(sae, tokens())
+    assert dense.scores_if_any() is None
+    with pytest.raises(ReturnScoreError, match=rf"AutoEncoder\).* all {F} ") as refused:
+        dense.scores()
+    assert "vsae reproduce FOLDER SECOND_FOLDER" in refused.value.as_typed
 
 
 def test_one_folder_is_ordered_and_its_scores_are_written(folder, capsys, tmp_path):
