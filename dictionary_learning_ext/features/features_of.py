@@ -30,6 +30,7 @@ from ..config.checks import require
 from ..config.run import RunConfig
 from ..errors import ConfigError, LanguageModelError, Setting, TextError
 from ..evaluation.folders import SAE, Hook, OpenedSAE, open_sae, require_feature
+from ..run_folder.reading import read_config
 from .collector import FeatureCollector, FeatureStatistics, SinkFinder, Sinks, ranking_of
 from .contexts import (
     TopContexts,
@@ -42,7 +43,7 @@ from .contexts import (
 )
 from .directions import LogitLens, decoder_directions
 from .explanations import Explanation, Explanations, read_explanations
-from .return_score import ReturnScores, SignalCollector, has_score, require_score
+from .return_score import ReturnScores, SignalCollector, has_score, require_score, untested_on
 
 _ROWS = 20
 
@@ -73,6 +74,7 @@ def measure_features(
     tokens: int,
     *,
     with_scores: bool = True,
+    untested: Sequence[str | None] = (),
     others: Iterable[RowCollector] = (),
     **kept: Any,
 ) -> tuple[list[MeasuredFeatures], Sinks | None]:
@@ -83,6 +85,7 @@ def measure_features(
         tokenizer: the language model's.
         tokens: an upper limit on the tokens in `batches`.
         with_scores: measure the return scores, too.
+        untested: of each SAE, what its scores say of where the score was tested, see `untested_on`.
         others: get the same activations.
         kept: what is kept of each feature, see `FeatureCollector`.
 
@@ -91,7 +94,8 @@ def measure_features(
     Raises: TextError if there is no token; NonFiniteError if an SAE's features are NaN or infinite.
     """
     collectors = [FeatureCollector(sae, tokens, **kept) for sae in dictionaries]
-    signals = [SignalCollector(s) if with_scores and has_score(s) else None for s in dictionaries]
+    said = zip(dictionaries, untested or [None] * len(dictionaries), strict=True)
+    signals = [SignalCollector(s, u) if with_scores and has_score(s) else None for s, u in said]
     of_rows = [*filter(None, signals), *others]
     finder = SinkFinder(tokenizer)
     for batch in batches:
@@ -154,6 +158,7 @@ def features_of(
         )
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
     dictionary, model, hook_point, run, inputs = opened
+    config = read_config(sae) if isinstance(sae, str | Path) else {}
     if text is None:
         batches = inputs.contexts(hook_point.name, "heldout", tokens)
     else:
@@ -162,7 +167,14 @@ def features_of(
         )
         batches = first_tokens(with_activations(whole, run, model, hook_point), tokens)
     (found,), sinks = measure_features(
-        [dictionary], batches, model.tokenizer, tokens, top=contexts, profile_tokens=1, seed=seed
+        [dictionary],
+        batches,
+        model.tokenizer,
+        tokens,
+        untested=[untested_on(dictionary, config, run.model)],
+        top=contexts,
+        profile_tokens=1,
+        seed=seed,
     )
     is_named = isinstance(sae, str | Path)
     explanations = read_explanations(sae, dictionary) if is_named else Explanations()

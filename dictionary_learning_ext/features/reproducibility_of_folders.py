@@ -42,7 +42,14 @@ from .reproducibility import (
     reproducibility,
     returning,
 )
-from .return_score import FIFTH_NAMES, FIFTHS, ReturnScores, SignalCollector, has_score
+from .return_score import (
+    FIFTH_NAMES,
+    FIFTHS,
+    ReturnScores,
+    SignalCollector,
+    has_score,
+    untested_on,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +213,11 @@ def _on_held_out(
         opened = open_folders(list(names), saes=loaded, **where)
         saes = {names[folder]: dictionary for folder, (dictionary, _) in opened.saes.items()}
         coders = {name: CodeCollector(sae) for name, sae in saes.items()}
-        scorers = {name: SignalCollector(sae) for name, sae in saes.items() if has_score(sae)}
+        scorers = {
+            names[folder]: SignalCollector(sae, untested_on(sae, config, opened.run.model))
+            for folder, (sae, config) in opened.saes.items()
+            if has_score(sae)
+        }
         for x_BD in opened.held_out(tokens):
             for collector in (*coders.values(), *scorers.values()):
                 collector.add(x_BD)
@@ -391,6 +402,7 @@ def printed(found: ReproducibilityOfFolders) -> str:
             text_table(["by the return score", "returning > 0.7"], rows),
             "by the return score: an SAE's features, ordered from that SAE alone by how\n"
             "likely they are to return, in five equal parts; the share of each that returns.",
+            *dict.fromkeys(each.untested for each in found.scores.values() if each.untested),
         ]
     return "\n\n".join(parts)
 

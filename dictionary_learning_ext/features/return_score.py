@@ -33,10 +33,12 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from scipy.stats import rankdata
 
+from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..errors import CheckpointError, ConfigError, Setting, first_line
 from ..evaluation.folders import open_folders
 from ..evaluation.metrics import is_near_dead
 from ..evaluation.tables import text_table
+from ..run_folder.comparing import same_model
 from ..run_folder.files import replacing, write_rows
 from ..run_folder.json_files import readable
 from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions, k_of
@@ -87,11 +89,13 @@ class ReturnScores:
     """Tokens measured on."""
     near_dead: float
     """The share of features that are near-dead, at 0.1."""
+    untested: str | None = None
+    """See `untested_on`."""
 
     @property
     def warnings(self) -> list[str]:
         """Why not to rely on the order, in sentences."""
-        found = []
+        found = [self.untested] if self.untested else []
         each = np.nan_to_num(self.signals["firing_rate"]).mean() * self.tokens
         if each < FEW_SELECTIONS:
             enough = (
@@ -199,13 +203,15 @@ class SignalCollector:
 
     Arguments:
         dictionary: an SAE that doesn't keep all features of a token. It takes raw activations.
+        untested: what its scores say of where the score was tested, see `untested_on`.
 
     Raises: ReturnScoreError for one that does, as its k says.
     """
 
-    def __init__(self, dictionary: Dictionary):
+    def __init__(self, dictionary: Dictionary, untested: str | None = None):
         require_score(dictionary)
         self.dictionary: Any = dictionary
+        self._untested = untested
         self.tokens = 0
         self._directions_FD = decoder_directions(dictionary)
         self._device_FD = self._directions_FD.to(next(dictionary.parameters()).device)
@@ -299,6 +305,7 @@ class SignalCollector:
             {name: signals[name] for name in SIGNALS},
             self.tokens,
             float(is_near_dead_F.double().mean()),
+            self._untested,
         )
 
 
@@ -398,7 +405,10 @@ def return_scores(
     Raises: ReturnScoreError for an SAE that keeps all features; a UserError for a folder or a text that can't be read.
     """
     opened = open_folders(folders, **where)
-    collectors = {name: SignalCollector(sae) for name, (sae, _) in opened.saes.items()}
+    collectors = {
+        name: SignalCollector(sae, untested_on(sae, config, opened.run.model))
+        for name, (sae, config) in opened.saes.items()
+    }
     for x_ND in opened.held_out(tokens):
         for collector in collectors.values():
             collector.add(x_ND)
@@ -415,7 +425,8 @@ def printed(scores: ReturnScores) -> str:
     n_dead = int(np.isnan(scores.signals["firing_rate"]).sum())
     head = [f"on {scores.tokens:,} held-out tokens", "features", "selections", "error rise"]
     dead = f"Never selected on these tokens: {n_dead}, all in the lowest fifth.\n" if n_dead else ""
-    warning = "".join(f"{textwrap.fill(each, 80)}\n" for each in scores.warnings)
+    whole = textwrap.TextWrapper(80, break_long_words=False, break_on_hyphens=False)  # names
+    warning = "".join(f"{whole.fill(each)}\n" for each in scores.warnings)
     return (
         f"{text_table(head, rows)}\n\n{dead}{warning}"
         "The return score orders the features of an SAE, from that SAE alone, by how\n"
@@ -460,6 +471,55 @@ class Fit:
         """(F,), up to a constant; NaN where a signal is."""
         coefficients = [*self.rank.values(), *(self.square[name] for name in self.rank)]
         return design(ranks_of, list(self.rank)) @ np.array(coefficients)
+
+
+TESTED_ON: dict[tuple[str, str], tuple[str, ...]] = {
+    ("dictionary_learning", "embedded"): (
+        *("TopK", "BatchTopK", "Probabilistic TopK"),
+        "vSAE, noise on selection",
+    ),
+}
+"""By library and language model: the architectures that the fits were tested on, see `architecture_of`."""
+
+
+def architecture_of(dictionary: Dictionary, config: dict[str, Any]) -> str:
+    """What an SAE is called in TESTED_ON.
+
+    Arguments:
+        config: its config.json; empty for one without a folder.
+    """
+    name = type(dictionary).__name__
+    trainer = config.get("trainer", {}).get("trainer_class")
+    rows = (row for row in TRAINED.values() if row.trainer_class == trainer)
+    if (row := next(rows, BY_DICT_CLASS.get(name))) is None:
+        return name
+    if row.is_ours and "foreign" in config:
+        return str(config["foreign"]["architecture"])
+    look = row.looks.get(getattr(dictionary, "variant", ""))
+    return look.label if look else row.title
+
+
+def untested_on(dictionary: Dictionary, config: dict[str, Any], model: str) -> str | None:
+    """In a sentence, what the return score was never tested on; None for an SAE like those that it was.
+
+    Arguments:
+        config: the SAE's config.json; empty for one without a folder.
+        model: the language model whose activations it takes.
+    """
+    library = config.get("foreign", {}).get("format", "dictionary_learning")
+    architecture = architecture_of(dictionary, config)
+    at = next((at for at in TESTED_ON if at[0] == library and same_model(at[1], model)), None)
+    if at is not None and architecture in TESTED_ON[at]:
+        return None
+    new = []
+    if library not in {at[0] for at in TESTED_ON}:
+        new.append(f"SAEs of {library}")
+    if not any(same_model(at[1], model) for at in TESTED_ON):
+        new.append(f"the language model {model}")
+    if not any(architecture in tested for tested in TESTED_ON.values()):
+        new.append(f"the architecture {architecture}")
+    together = f"{architecture} SAEs of {library} on {model}"
+    return f"The return score was not tested on {', '.join(new) or together}."
 
 
 @cache

@@ -25,16 +25,19 @@ from dictionary_learning_ext.features import return_score
 from dictionary_learning_ext.features.return_score import (
     FEW_SELECTIONS,
     SIGNALS,
+    TESTED_ON,
     ReturnScoreError,
     ReturnScores,
     Selections,
     SignalCollector,
+    architecture_of,
     fits,
     has_noise,
     margins,
     ranks,
     return_scores,
     thresholds,
+    untested_on,
 )
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 from experiments import raw_results
@@ -409,6 +412,88 @@ def test_an_sae_without_k_has_scores_unless_every_feature_fires_at_every_token()
     with pytest.raises(ReturnScoreError, match=rf"AutoEncoder\).* all {F} ") as refused:
         dense.scores()
     assert "vsae reproduce FOLDER SECOND_FOLDER" in refused.value.as_typed
+
+
+OURS = "dictionary_learning"
+
+
+def of(library, architecture="jumprelu"):
+    return {"foreign": {"format": library, "architecture": architecture}}
+
+
+@pytest.mark.parametrize(
+    ("sae", "config", "model", "new"),
+    [
+        (AutoEncoderTopK(D, F, K), {}, "embedded", []),
+        (AutoEncoderTopK(D, F, K), {}, "gpt2", ["gpt2"]),
+        (AutoEncoderTopK(D, F, K), of("sparsify"), "embedded", ["sparsify"]),
+        (vsae(noise_on="selection"), {}, "embedded", []),
+        (vsae(), {}, "embedded", ["vSAE"]),
+        (vsae(posterior="point"), of("SAELens", "abstopk"), "embedded", ["SAELens", "abstopk"]),
+        (
+            JumpReluAutoEncoder(D, F),
+            of("Gemma Scope"),
+            "google/gemma-2-2b",
+            ["Gemma Scope", "google/gemma-2-2b", "JumpReLU"],
+        ),
+        (
+            AutoEncoderTopK(D, F, K),
+            {"trainer": {"trainer_class": "ProbabilisticTopKTrainer"}},
+            "gpt2",
+            ["gpt2"],
+        ),
+    ],
+)
+def test_what_the_score_was_not_tested_on_is_named(sae, config, model, new):
+    said = untested_on(sae, config, model)
+    assert (said is None) is (not new)
+    known = {OURS, "embedded", "gpt2", "JumpReLU", "SAELens", "Gemma Scope", "sparsify", "abstopk"}
+    for name in known | {"google/gemma-2-2b"}:
+        assert (name in (said or "")) is (name in new), name
+    assert collected(sae, tokens()).scores().warnings != []  # of few tokens
+    scores = SignalCollector(sae, said)
+    scores.add(tokens())
+    assert scores.scores().untested == said
+    assert (said in scores.scores().warnings) is bool(new)
+
+
+def test_parts_that_were_tested_apart_are_named_together(monkeypatch):
+    apart = {(OURS, "embedded"): ("TopK",), (OURS, "gpt2"): ("JumpReLU",)}
+    monkeypatch.setattr(return_score, "TESTED_ON", apart)
+    assert untested_on(AutoEncoderTopK(D, F, K), {}, "embedded") is None
+    said = untested_on(AutoEncoderTopK(D, F, K), {}, "gpt2")
+    assert "TopK" in said
+    assert "gpt2" in said
+
+
+def test_what_the_score_was_tested_on_is_in_the_raw_results():
+    rows = raw_results.read(RAW)["tests"]
+    saes = {
+        "TopK": (AutoEncoderTopK(D, F, K), "TopKTrainer"),
+        "BatchTopK": (BatchTopKSAE(D, F, K), "BatchTopKTrainer"),
+        "Probabilistic TopK": (AutoEncoderTopK(D, F, K), "ProbabilisticTopKTrainer"),
+        "recommended": (vsae(noise_on="selection"), "VariationalTopKTrainer"),
+    }
+    tested = set()
+    for row in rows:
+        sae, trainer = saes[row["arm"]]
+        called = architecture_of(sae, {"trainer": {"trainer_class": trainer}})
+        tested.add((OURS, row["setting"].partition(",")[0], called))
+    assert tested == {(*at, called) for at, names in TESTED_ON.items() for called in names}
+
+
+def test_one_folder_says_what_the_score_was_not_tested_on(folders, capsys):
+    """The tests' tiny language model is none that it was tested on."""
+    for folder in folders.values():
+        (scores,) = return_scores([folder], 300).values()
+        assert "gpt_neox" in str(scores.untested)
+        main(["reproduce", str(folder), "--tokens", "300"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert scores.untested in said
+        main(["reproduce", str(folder), "--tokens", "300", "--json"])
+        assert scores.untested in json.loads(capsys.readouterr().out)["warnings"]
+    main(["reproduce", *map(str, folders.values()), "--tokens", "300"])
+    assert "not tested on the language model" in " ".join(capsys.readouterr().out.split())
 
 
 def test_one_folder_is_ordered_and_its_scores_are_written(folder, capsys, tmp_path):
