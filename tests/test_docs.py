@@ -114,6 +114,25 @@ def test_the_results_are_those_of_the_results_page():
     assert not {number for number in numbers if number not in results} - {"0.0000"}
 
 
+def test_what_the_return_score_makes_of_the_truth_is_that_of_the_raw_results():
+    rows = json.loads((ROOT / "experiments/results/long_runs.json").read_text())["rows"]
+    long = [row for row in rows if row["part"].endswith("16,000 steps")]
+    large = [row for row in long if row["part"].startswith("F = 1,024")]
+    small = [row for row in long if row["part"].startswith("F = 512")]
+
+    def interval(rows, name, form):
+        return " to ".join(format(of(row[name] for row in rows), form) for of in (min, max))
+
+    text = (ROOT / "docs/reproducibility.md").read_text(encoding="utf-8")
+    _, _, section = " ".join(text.split()).partition("## From one SAE alone")
+    first, _, rest = section.partition("The **return score**")
+    assert f"chance: AUC {interval(long, 'auc_truth', '.2f')} (" in first
+    share = interval(large, "returning", ".0%")
+    assert f"{share} return and {interval(large, 'true', '.0%')} match a true one" in first
+    assert f"is {interval(large, 'auc_return', '.2f')}, and with half" in rest
+    assert f"true ones {interval(small, 'auc_return', '.2f')} (" in rest
+
+
 @pytest.mark.parametrize("other", [TOP_K, PENALTY, RIVAL])
 def test_the_intervals_are_those_of_the_raw_results(other):
     """Of the mean over the pairs of seeds, by Student's t with six degrees of freedom."""
