@@ -82,6 +82,14 @@ EXPERIMENTS = (
         pages=("return_score.md",),
     ),
     Experiment(
+        "return_score.threshold",
+        "Does the return score order the features of threshold SAEs, and of a real model's?",
+        minutes="360",
+        stages=("train", "tables", "fit", "test"),
+        needs="caches of activations, see experiments/return_score/PROTOCOL_THRESHOLD.md",
+        pages=("return_score_threshold.md",),
+    ),
+    Experiment(
         "paper.reproduce_paper",
         "At equal k, does the paper's vSAE do what the paper says, claim by claim?",
         minutes="179",
