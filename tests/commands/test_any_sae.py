@@ -1,17 +1,22 @@
 """The commands that measure, on SAEs of other libraries: what they print and write, and what they refuse."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch as t
-from export_folders import of_sae_lens, of_sparsify
+import transformers
+from export_folders import of_gemma_scope, of_sae_lens, of_sparsify
+from guide import ROOT, lines, our_words
 from small_commands import content, refused
 
 from dictionary_learning_ext import agreement, features_of, load_dictionary
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.export.exporter import export
+from dictionary_learning_ext.run_folder import sae_names
 
 HOOK = "blocks.0.hook_resid_post"
 BARE = ["--tokens", "300", "--synthesise", "0", "--map-tokens", "100"]
@@ -283,3 +288,113 @@ def test_two_places_are_refused_unless_the_flag_says_that_they_are_one(tmp_path,
     command = ["reproduce", str(saes[0]), "--tokens", "0", "--model", "gpt2"]
     assert main([*command, str(saes[1])]) == 0, "a block's input is the output of the one before"
     assert "its run has --hook blocks.1.hook_resid_post" in refused([*command, saes[2]], capsys)
+
+
+# --- the guide's commands of public SAEs
+
+WIDTH = 16  # of the tiny language model below
+
+
+@pytest.fixture(scope="module")
+def deep_lm_dir(tiny_lm_dir, tmp_path_factory):
+    """The tiny language model with as many layers as the guide's commands name."""
+    folder = shutil.copytree(tiny_lm_dir, tmp_path_factory.mktemp("deep") / "lm")
+    config = transformers.AutoConfig.from_pretrained(folder, num_hidden_layers=13)
+    assert config.hidden_size == WIDTH
+    t.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def as_gemma_scope(folder, seed, f_size, itself):
+    of_gemma_scope(folder, WIDTH, f_size)
+
+
+def as_sae_lens(folder, seed, f_size, itself):
+    about = {"hook_name": "blocks.8.hook_resid_pre", "model_name": "gpt2-small"}
+    if not itself:
+        of_sae_lens(folder, seed, f_size, d=WIDTH, **about)
+        return
+    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
+    sae = sae_lens.StandardSAE(sae_lens.StandardSAEConfig(d_in=WIDTH, d_sae=f_size))
+    for name, value in about.items():
+        setattr(sae.cfg.metadata, name, value)
+    randomised(sae, seed).save_model(folder)
+
+
+def as_sparsify(folder, seed, f_size, itself):
+    if not itself:
+        of_sparsify(folder, seed, f_size)
+        return
+    sparsify = pytest.importorskip("sparsify", reason="needs sparsify (the SAE Bench environment)")
+    config = sparsify.SparseCoderConfig(num_latents=f_size, k=4)
+    randomised(sparsify.SparseCoder(WIDTH, config), seed).save_to_disk(folder)
+
+
+def randomised(sae, seed):
+    generator = t.Generator().manual_seed(seed)
+    with t.no_grad():
+        for value in sae.parameters():
+            value.copy_(t.randn(value.shape, generator=generator))
+    return sae
+
+
+WRITERS = {"google": as_gemma_scope, "jbloom": as_sae_lens, "dwightware4": as_sparsify}
+
+
+def commands_of_public_saes():
+    page = (ROOT / "docs/any_sae.md").read_text(encoding="utf-8")
+    _, _, section = page.partition("## Two public ones, without training")
+    kind, block = re.findall(r"```(\w+)\n(.*?)```", section, re.S)[0]
+    assert kind == "text", "it needs the hub"
+    return [our_words(line) for line in lines(block)]
+
+
+def test_the_guide_has_three_commands_of_public_saes():
+    found = commands_of_public_saes()
+    assert [words[1].partition("/")[0] for words in found] == [*WRITERS]
+    for name, a, b, *_ in found:
+        assert name == "reproduce"
+        assert a.partition("/")[0] == b.partition("/")[0]
+
+
+@pytest.mark.parametrize("itself", [False, True], ids=["in its layout", "that it wrote itself"])
+@pytest.mark.parametrize("owner", WRITERS)
+def test_public_saes_get_from_the_hubs_names_to_the_table(
+    owner, itself, deep_lm_dir, text, tmp_path, monkeypatch, capsys
+):
+    if itself and owner == "google":
+        pytest.skip("no library writes Gemma Scope's files")
+    (words,) = (words for words in commands_of_public_saes() if words[1].startswith(owner))
+    names, hub = words[1:3], tmp_path / "hub"
+    for seed, name in enumerate(names):
+        is_larger = owner != "dwightware4" and seed == 1
+        WRITERS[owner](hub / name, seed, 48 if is_larger else 32, itself)
+    downloads = []
+
+    def download(repo, *, allow_patterns):
+        assert any((hub / repo).glob(allow_patterns[0].rpartition("/")[0]))
+        downloads.append(repo)
+        return str(hub / repo)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(sae_names, "_releases", dict)
+    monkeypatch.setattr(sae_names, "_fetched", sae_names._fetched.__wrapped__)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()  # sparsify prints when it is imported
+    assert main([*words, "--tokens", "0", "--json"]) == 0
+    directions = json.loads(capsys.readouterr().out)
+    assert len(directions["saes"]) == 2
+    assert downloads
+    where = ["--model", str(deep_lm_dir), "--data", text]  # the last of two equal flags counts
+    assert main([*words, "--tokens", "300", *where]) == 0
+    table = capsys.readouterr().out
+    for row in ("PW-MCC", "returning > 0.7", "the same in another seed", "top fifth"):
+        assert row in table
+    library = {"google": "Gemma Scope", "jbloom": "SAELens", "dwightware4": "sparsify"}[owner]
+    assert f"not tested on SAEs of {library}" in table
+    hook = words[words.index("--hook") :][:2] if "--hook" in words else []
+    one = ["reproduce", names[0], *hook, *where, "--tokens", "300", "--csv", "scores.csv"]
+    assert main(one) == 0
+    assert f"not tested on SAEs of {library}" in capsys.readouterr().out
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 33
