@@ -34,6 +34,7 @@ from dictionary_learning_ext.explain import endpoint as endpoint_module
 from dictionary_learning_ext.explain import questions, runner
 from dictionary_learning_ext.explain.endpoint import Endpoint
 from dictionary_learning_ext.export.exporter import export
+from dictionary_learning_ext.features import features_of as features_of_module
 from dictionary_learning_ext.features.explanations import explanations_in, means_of
 
 
@@ -124,11 +125,18 @@ def test_a_feature_with_too_few_contexts_is_passed_over_and_its_place_is_gone_th
     assert len(found.scores) == FEATURES
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "answer"),
+    [
+        (features_of_module, "has_score", lambda dictionary: False),
+        (features_of_module.SignalCollector, "scores_if_any", lambda collector: None),
+    ],
+    ids=["as its k says", "as all features fire"],
+)
 def test_an_sae_without_a_return_score_goes_by_the_firing_rate(
-    folder_to_explain, chat, capsys, monkeypatch
+    owner, name, answer, folder_to_explain, chat, capsys, monkeypatch
 ):
-    module = "dictionary_learning_ext.features.features_of"
-    monkeypatch.setattr(f"{module}.has_score", lambda dictionary: False)
+    monkeypatch.setattr(owner, name, answer)
     assert main([*words(folder_to_explain, chat), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "order of the firing rate" in out

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch as t
+from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from nnsight import LanguageModel
 
@@ -247,14 +248,22 @@ def test_features_have_the_return_score_of_the_tokens_measured_on(tiny_lm):
         collector.add(read_residual(tiny_lm, point, ids_BL, t.ones_like(ids_BL))[0])
     expected = collector.scores()
     assert found.return_scores.tokens == found.tokens == expected.tokens
+    assert "language model" in str(found.return_scores.untested)
     assert found.return_scores.score_F == pytest.approx(expected.score_F)
     assert [one.return_score for one in found] == found.return_scores.score_F.tolist()
     first = repr(found[7]).splitlines()[0]
     assert first.endswith(f"return score {int(found[7].return_score)} of 100")
 
 
-def test_an_sae_that_keeps_all_features_says_that_it_has_no_return_score_when_asked(tiny_lm):
-    found = features_of(AutoEncoderTopK(16, 24, 24), tiny_lm, DOCUMENTS, hook=HOOK)
+def all_firing():
+    sae = AutoEncoder(16, 24)
+    sae.encoder.bias.data.fill_(1e4)
+    return sae
+
+
+@pytest.mark.parametrize("sae", [AutoEncoderTopK(16, 24, 24), all_firing()], ids=["k", "ReLU"])
+def test_an_sae_that_keeps_all_features_says_that_it_has_no_return_score_when_asked(sae, tiny_lm):
+    found = features_of(sae, tiny_lm, DOCUMENTS, hook=HOOK)
     assert "return score" not in repr(found[0])
     with pytest.raises(ReturnScoreError, match="keeps all 24"):
         print(found.return_scores)

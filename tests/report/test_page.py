@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch as t
+from export_folders import edit_weights, of_class
 from report_runs import BARE, QUICK, data_of, train
 from small_commands import refused
 
@@ -436,6 +437,24 @@ def test_an_sae_that_keeps_all_features_has_a_page_without_the_score(tiny_lm_dir
     assert not {"score", "fifth"} & data_of(page)["saes"][0]["columns"].keys()
     body = page[: page.index('<script type="text/plain"')]
     assert re.findall(r"\w+ \w+ return score", body) == ["has no return score"]
+
+
+def test_an_sae_without_k_has_the_score_on_its_page_unless_all_of_its_features_fire(
+    tiny_lm_dir, text, tmp_path
+):
+    folder = of_class(train(tiny_lm_dir, text, tmp_path / "relu"), "relu_new")
+    command = ["report", str(folder), *BARE]
+    assert main(command) == 0
+    page = html.unescape((folder / "report.html").read_text(encoding="utf-8"))
+    assert {"score", "fifth"} <= data_of(page)["saes"][0]["columns"].keys()
+    said = " ".join(page.split())
+    assert f"not tested on the language model {tiny_lm_dir}, the architecture ReLU without" in said
+
+    edit_weights(folder, lambda state: state["encoder.bias"].fill_(1e4))
+    assert main(command) == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert not {"score", "fifth"} & data_of(page)["saes"][0]["columns"].keys()
+    assert "has no return score" in page
 
 
 def test_what_seeds_share_is_said_on_the_page(seeds, seeded_report, tiny_lm_dir, text, tmp_path):
