@@ -110,8 +110,8 @@ class ReturnScores:
         elif self.near_dead >= MANY_NEAR_DEAD:
             found.append(
                 f"{self.near_dead:.0%} of these features are near-dead: selected in fewer than 0.1 k/F of the "
-                "tokens (k: the features that fire per token). Where that many were, in TopK and BatchTopK SAEs with k/F = 1/8, this score was hardly "
-                "better than chance."
+                "tokens (k: the features that fire per token). Where that many were, in TopK and BatchTopK SAEs "
+                "with k/F = 1/8, this score was hardly better than chance."
             )
         return found
 
@@ -357,18 +357,14 @@ def crowding(directions_FD: t.Tensor) -> t.Tensor:
     return t.cat(parts)
 
 
-def _keeps(dictionary: Dictionary, l0: float | None) -> float | None:
-    k = k_of(dictionary)
-    return l0 if k is None else k
-
-
 def has_score(dictionary: Dictionary, l0: float | None = None) -> bool:
     """Whether an SAE keeps fewer than all features of a token.
 
     Arguments:
         l0: the mean number of features that fire per token, of an SAE without a k. None: not measured yet.
     """
-    kept = _keeps(dictionary, l0)
+    k = k_of(dictionary)
+    kept = l0 if k is None else k
     return kept is None or kept < dictionary.dict_size
 
 
@@ -377,8 +373,8 @@ def require_score(dictionary: Dictionary, l0: float | None = None) -> None:
     if not has_score(dictionary, l0):
         what = f"keeps all {dictionary.dict_size} of its features at every token"
         raise ReturnScoreError(
-            f"this SAE ({type(dictionary).__name__}) {what}: expected one of which fewer fire, as the return score "
-            "orders features by when they do",
+            f"this SAE ({type(dictionary).__name__}) {what}: expected one that keeps fewer, e.g. TopK, JumpReLU or "
+            "a vSAE",
             instead="train a second seed, then type: vsae reproduce FOLDER SECOND_FOLDER",
         )
 
