@@ -347,7 +347,7 @@ def commands_of_public_saes():
     _, _, section = page.partition("## Two public ones, without training")
     kind, block = re.findall(r"```(\w+)\n(.*?)```", section, re.S)[0]
     assert kind == "text", "it needs the hub"
-    return [our_words(line) for line in lines(block)]
+    return [words for line in lines(block) if (words := our_words(line)) is not None]
 
 
 def test_the_guide_has_three_commands_of_public_saes():
