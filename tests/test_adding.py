@@ -72,16 +72,11 @@ def add_an_architecture(package: Path) -> None:
 
 
 def add_an_option(package: Path) -> None:
-    insert(
-        package / "config" / "sae.py", "    noise_anneal_steps: NoiseSteps | None = None\n", OPTION
-    )
+    settings = package / "config" / "sae.py"
+    insert(settings, "    noise_anneal_steps: NoiseSteps | None = None\n", OPTION)
+    insert(settings, "    noise_anneal_steps: int | None\n", "    tax: float\n")
     kernel = package / "trainers" / "kernels" / "step.py"
     insert(kernel, "l2_loss + objective.kl_weight", "objective.settings.tax + ")
-    trainer = package / "trainers" / "variational_top_k.py"
-    insert(trainer, '        dtype: Dtype = "float32",\n', "        tax: float = 0.0,\n")
-    insert(
-        trainer, "            auxk_alpha=auxk_alpha,\n            dead", "            tax=tax,\n"
-    )
 
 
 def add_a_metric(package: Path) -> None:
@@ -103,7 +98,7 @@ def add_a_hook_point(package: Path) -> None:
 
 ADDITIONS = {
     "architecture": (add_an_architecture, 4),
-    "option": (add_an_option, 3),
+    "option": (add_an_option, 2),
     "metric": (add_a_metric, 1),
     "total": (add_a_total, 2),
     "hook point": (add_a_hook_point, 1),

@@ -8,7 +8,7 @@ Python; `vsae train` starts from a preset, see presets.py. Trainers take options
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args
 
 from ..errors import ConfigError, Setting, listed
 from .architectures import TRAINED
@@ -586,6 +586,64 @@ class MatryoshkaConfig(_UpstreamBatchTopK):
         expected = f"so many that each group of group_fractions={shares} has a feature"
         require(has_all, "dict_size", self.dict_size, expected)
 
+
+# --- the options that trainers and dictionaries take as `**options`, for type checkers. A test holds them against
+# the fields above
+
+
+class PosteriorArguments(TypedDict, total=False):
+    """See `PosteriorOptions`."""
+
+    posterior: Posterior
+    sigma: float | None
+    log_var_init: float
+    noise_on: NoiseOn
+    rectify: bool
+    select_by: SelectBy
+    prior_std: float
+
+
+class TopKArguments(TypedDict, total=False):
+    """What our trainers of SAEs with a k take beyond upstream's."""
+
+    k_anneal_steps: int | None
+    dead_feature_threshold: int | None
+
+
+class VSAEArguments(PosteriorArguments, TopKArguments, total=False):
+    """See `VSAETopKConfig`."""
+
+    beta: float
+    kl_scope: KLScope
+    kl_schedule: KLSchedule
+    kl_warmup_steps: int | None
+    noise_anneal_steps: int | None
+    freeze_decoder: bool
+
+
+class ProbabilisticTopKArguments(TopKArguments, total=False):
+    """See `ProbabilisticTopKConfig`."""
+
+    temperature_start: float
+    temperature_end: float
+
+
+class VAEaseArguments(TypedDict, total=False):
+    """See `VAEaseConfig`."""
+
+    log_var_init: float
+    gamma_init: float
+    prior_std: float
+    active_gate: float
+
+
+def require_known(options: Any, arguments: type, caller: str) -> None:
+    """Raise a TypeError, as Python does, for an option that isn't one of these arguments."""
+    for name in options.keys() - arguments.__annotations__.keys():
+        raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}")
+
+
+# --- all architectures
 
 CONFIGS: dict[str, type[SAEConfig]] = {
     cls.architecture: cls

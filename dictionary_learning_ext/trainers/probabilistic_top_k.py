@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
-from ..config.sae import ProbabilisticTopKConfig
-from ..config.trainer_arguments import ProbabilisticTopKArguments, require_known
+from ..config.sae import ProbabilisticTopKArguments, ProbabilisticTopKConfig, require_known
 from .base import SamplingTopKTrainer, product, require_device
 from .kernels import compiled
 from .kernels.products import StepForm

@@ -18,8 +18,7 @@ from torch.nn import functional
 
 from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
-from ..config.sae import VAEaseConfig
-from ..config.trainer_arguments import VAEaseArguments, require_known
+from ..config.sae import VAEaseArguments, VAEaseConfig, require_known
 from .base import SamplingTrainer, product, require_device
 from .dictionaries import FromState, require_scale, require_width
 from .optimizers import GuardedAdam

@@ -26,11 +26,13 @@ from ..config.sae import (
     SELECT_BY,
     NoiseOn,
     Posterior,
+    PosteriorArguments,
     PosteriorOptions,
     SelectBy,
+    VSAEArguments,
     VSAETopKConfig,
+    require_known,
 )
-from ..config.trainer_arguments import PosteriorArguments, VSAEArguments, require_known
 from ..errors import ConfigError
 from .base import SamplingTopKTrainer, require_device
 from .dictionaries import FromState, require_scale, require_width

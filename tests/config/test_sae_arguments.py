@@ -6,16 +6,14 @@ from typing import get_type_hints
 import pytest
 
 from dictionary_learning_ext.config.sae import (
-    PosteriorOptions,
-    ProbabilisticTopKConfig,
-    VAEaseConfig,
-    VSAETopKConfig,
-)
-from dictionary_learning_ext.config.trainer_arguments import (
     PosteriorArguments,
+    PosteriorOptions,
     ProbabilisticTopKArguments,
+    ProbabilisticTopKConfig,
     VAEaseArguments,
+    VAEaseConfig,
     VSAEArguments,
+    VSAETopKConfig,
     require_known,
 )
 
