@@ -124,7 +124,11 @@ class Batches:
             self._log_passes()
 
     def _log_passes(self) -> None:
-        before, self._passes = self._passes, self._newest_pass()
+        most = (
+            self._run.text_passes
+        )  # at its end, a capped source stands before a pass that never comes
+        newest = self._newest_pass() if most is None else min(self._newest_pass(), most - 1)
+        before, self._passes = self._passes, newest
         if self._passes > before:
             first, last = before + 2, self._passes + 1
             which = f"pass {last}" if first == last else f"passes {first} to {last}"

@@ -320,7 +320,10 @@ class ModelRows:
                 " holds out every 20th document); use another text"
             )
         if not given + found:
-            return TextError(f"all tokens of {name} are left out; use another text")
+            return TextError(
+                f"all tokens of {name} are left out",
+                instead=("use another text, or a larger ", Setting("max_norm_multiple")),
+            )
         return TextError(
             f"{name} ended after {given} tokens: expected {needed} for the next batch, found {found}",
             instead=("use a longer text, or more ", Setting("text_passes")),

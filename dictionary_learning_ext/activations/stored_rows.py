@@ -221,7 +221,10 @@ class StoredRows:
         if self.split == "heldout":
             part, advice = "held-out ", ("use fewer ", Setting("eval_tokens"))
         if not given + found:
-            return TextError(f"all {part}activations in {self.stored.folder} are left out")
+            return TextError(
+                f"all {part}activations in {self.stored.folder} are left out",
+                instead=("use a larger ", Setting("max_norm_multiple"), ", or leave it out"),
+            )
         return TextError(
             f"the {part}activations in {self.stored.folder} ended after {given} tokens: expected"
             f" {needed} for the next batch, found {found}",

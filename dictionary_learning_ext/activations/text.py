@@ -361,4 +361,6 @@ def why_not_fetched(error: BaseException) -> str:
     from huggingface_hub import constants
 
     is_offline = constants.HF_HUB_OFFLINE and isinstance(error, OSError)
-    return first_line(error) + ("; HF_HUB_OFFLINE is set" if is_offline else "")
+    return first_line(error) + (
+        "; HF_HUB_OFFLINE is set: unset it to download" if is_offline else ""
+    )

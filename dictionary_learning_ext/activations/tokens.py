@@ -318,7 +318,7 @@ def no_context(run: RunConfig, split: Split) -> TextError:
         name="data",
         value=run.data,
         expected="at least one",
-        instead="use a longer text or a smaller ctx_len",
+        instead=("use a longer text or a smaller ", Setting("ctx_len")),
     )
 
 

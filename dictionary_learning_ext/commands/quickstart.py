@@ -148,7 +148,7 @@ def _train(seeds: list[_OfSeed], has_started: list[bool], page: Path) -> None:
     held_out = there.settings.eval_tokens if there else RunConfig.eval_tokens
 
     def begin(_: str) -> None:
-        """Nothing is wrong with the cache's folder."""
+        """Print the introduction and delete what is replaced, once the cache's folder is known to be usable."""
         print(_INTRODUCTION, flush=True)
         with writing(page.parent):
             remove(page)  # of SAEs that are replaced

@@ -61,8 +61,8 @@ class TrainFlags:
     save_dir, or start it if there is none. Use auto for jobs that are restarted with the same
     command."""
     rank_timeout: int = RANK_TIMEOUT
-    """Of several processes that torchrun started: the seconds that one waits for the others, which must
-    cover what rank 0 does alone, e.g. with --eval-every. Then the run ends."""
+    """With torchrun: end the run when a process has waited this many seconds for the others. It must be
+    longer than what rank 0 does alone, e.g. a measurement of --eval-every."""
     typed: tuple[str, ...] = field(default=(), metadata=HIDDEN)
     """The names of the flags that were typed."""
     left_out: tuple[str, ...] = field(default=(), metadata=HIDDEN)
@@ -361,6 +361,7 @@ TRAIN = Command(
         *("n_ctxs", "ctx_len", "eval_documents", "log_steps", "save_steps", "save_every"),
         *("wandb_project", "wandb_artifacts", "init_from", "k_anneal_steps", "select_by"),
         *("freeze_decoder", "auxk_alpha", "dead_feature_threshold", "prior_std", "dtype", "tf32"),
+        *("kl_scope", "kl_schedule", "kl_warmup_steps", "rectify", "normalize", "sigma"),
         "rank_timeout",
     ),
     others=tuple(CONFIGS.values()),

@@ -292,7 +292,7 @@ def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> 
         place = folder / (source.module or "") if form == "sparsify" else folder
         return load_foreign(read_config(place), device, t.float64)
     if form == "safetensors":
-        return source.of_tensors(load_file(folder / SAFETENSORS)).double()
+        return source.of_tensors(load_file(folder / SAFETENSORS)).to(device, t.float64)
     place = folder / "downloaded_saes" / source.name if form == "sae-bench" else folder
     dictionary: Any = load_upstream_dictionary(str(place), device)[0]
     return dictionary.double()

@@ -49,6 +49,7 @@ from .return_score import (
     SignalCollector,
     has_score,
     untested_on,
+    wrapped,
 )
 
 logger = logging.getLogger(__name__)
@@ -402,7 +403,9 @@ def printed(found: ReproducibilityOfFolders) -> str:
             text_table(["by the return score", "returning > 0.7"], rows),
             "by the return score: an SAE's features, ordered from that SAE alone by how\n"
             "likely they are to return, in five equal parts; the share of each that returns.",
-            *dict.fromkeys(each.untested for each in found.scores.values() if each.untested),
+            *dict.fromkeys(
+                wrapped(each.untested) for each in found.scores.values() if each.untested
+            ),
         ]
     return "\n\n".join(parts)
 

@@ -421,8 +421,7 @@ def printed(scores: ReturnScores) -> str:
     n_dead = int(np.isnan(scores.signals["firing_rate"]).sum())
     head = [f"on {scores.tokens:,} held-out tokens", "features", "selections", "error rise"]
     dead = f"Never selected on these tokens: {n_dead}, all in the lowest fifth.\n" if n_dead else ""
-    whole = textwrap.TextWrapper(80, break_long_words=False, break_on_hyphens=False)  # names
-    warning = "".join(f"{whole.fill(each)}\n" for each in scores.warnings)
+    warning = "".join(f"{wrapped(each)}\n" for each in scores.warnings)
     return (
         f"{text_table(head, rows)}\n\n{dead}{warning}"
         "The return score orders the features of an SAE, from that SAE alone, by how\n"
@@ -431,6 +430,11 @@ def printed(scores: ReturnScores) -> str:
         "something. To see how many come back, train a second seed. error rise: of the\n"
         "rises in error when a feature is dropped, the share of these features."
     )
+
+
+def wrapped(text: str) -> str:
+    """In lines of 80 columns, between words alone: a name stays whole."""
+    return textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)
 
 
 # --- the regression

@@ -72,7 +72,7 @@ def read_tensors(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:  # torch itself does not compare checksums
             if archive.testzip():
-                raise zipfile.BadZipFile
+                raise zipfile.BadZipFile("a checksum doesn't fit")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about the kind of pickle
         return t.load(path, map_location="cpu", weights_only=True)

@@ -168,7 +168,7 @@ def bench(
         )
         for evaluation in evals:
             configure(evaluation, settings)  # raises where a data set is missing
-        # Identifies the activations that the SAEs are measured on.
+        # Identifies the activations that the SAEs are measured on. By the weights, as results of before are.
         model_key = f"{hash_of(language_model.module)} {hook_point.name}"
         runner = _BenchRun(settings, model_key, again)
         runner.all(jobs, evals, range(SEED, SEED + bench_seeds))

@@ -41,7 +41,7 @@ from .kernels.memory import keep_freed_memory
 from .kernels.products import StepForm
 from .kernels.select import Draw, compared, draw_code, token_std
 from .kernels.step import LossTerms, StepObjective, Weights, loss_and_gradients, variational_loss
-from .posterior import GaussianPosterior, kl_scale, noise_scale, noise_to_signal
+from .posterior import GaussianPosterior, noise_to_signal
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -59,10 +59,10 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     sigma is a constant (posterior "fixed"), a multiple of the standard deviation of the token's own mu
     over the features ("relative"; with rectify, of mu before the ReLU, where the noise is added too), 0
-    ("point"), or exp(log_var / 2) with log_var = W_var (x - b_dec) + b_var, clamped ("learned"). A sample changes which features are kept and their
-    values (noise_on "both", as above), only the values ("values": f is z on the K largest of mu), or
-    only which are kept ("selection": f is mu on the K largest of z). With select_by "magnitude" the K
-    largest of |z| or |mu| are kept, with their signs.
+    ("point"), or exp(log_var / 2) with log_var = W_var (x - b_dec) + b_var, clamped ("learned"). A sample
+    changes which features are kept and their values (noise_on "both", as above), only the values
+    ("values": f is z on the K largest of mu), or only which are kept ("selection": f is mu on the K
+    largest of z). With select_by "magnitude" the K largest of |z| or |mu| are kept, with their signs.
 
     Arguments:
         activation_dim: D, the width of the activations.
@@ -351,9 +351,13 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             self._start_decoder_bias(x)
             self._warn_of_noise(x)
         weights, objective = self.ae.weights, self._objective(x, step, self.generator)
-        objective = replace(objective, ranks=self.ranks, measures_kl=objective.kl_weight != 0)
-        if not self._has_auxk(step, x):
-            objective = replace(objective, auxk_alpha=0.0)
+        measures_kl, has_auxk = objective.kl_weight != 0, self._has_auxk(step, x)
+        objective = replace(
+            objective,
+            ranks=self.ranks,
+            measures_kl=measures_kl,
+            auxk_alpha=self.auxk_alpha if has_auxk else 0.0,
+        )
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
             terms, gradients = loss_and_gradients(x, weights, objective)
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -377,9 +381,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
         ae, settings = self.ae, self.settings
-        self.kl_scale = kl_scale(step, settings.kl_schedule, settings.kl_warmup_steps or 0)
-        self.noise_scale = noise_scale(step, settings.noise_anneal_steps)
-        return StepObjective.at(
+        objective = StepObjective.at(
             step,
             settings,
             k=self.k_annealing.at(step),
@@ -394,6 +396,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             generator=generator,
             form=self.form,
         )
+        self.kl_scale, self.noise_scale = objective.kl_scale, objective.noise_scale
+        return objective
 
     @property
     def config(self) -> dict:
@@ -427,15 +431,17 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
 def warn_of_noise(ratio: float, given: PosteriorOptions, steps: int) -> None:
     """Warn of noise that stays to the end of `steps`, if its noise_to_signal is large."""
-    goal = 0.1
+    goal, same = 0.1, " (noise_to_signal=0.1)"
     if not MUCH_NOISE < ratio < math.inf:
         return
     if given.posterior == "learned":
         instead = f"log_var_init={given.log_var_init + math.log(goal / ratio):.3g}"
     else:
-        instead = f"sigma={(given.sigma or 1.0) * math.sqrt(goal / ratio):.3g}"
+        assert given.sigma is not None, "settings have their defaults"
+        instead = f"sigma={given.sigma * math.sqrt(goal / ratio):.3g}"
+    instead += "" if given.posterior == "relative" else same
     logger.warning(
         f"noise_to_signal={ratio:.3g}: noise that stays to the end drowns the activations above "
-        f"{MUCH_NOISE}; set {instead} (noise_to_signal={goal}), or let it fade away by "
+        f"{MUCH_NOISE}; set {instead}, or let it fade away by "
         f"noise_anneal_steps={max(1, steps // 2)}"
     )

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..errors import ConfigError, Interrupted, LanguageModelError, Setting, TrainingError, in_shell
+from ..run_folder.files import CONFIG
 
 if TYPE_CHECKING:
     from ..trainers.ranks import Ranks
@@ -194,7 +195,7 @@ def require_one_task() -> None:
 def join(timeout: int = RANK_TIMEOUT) -> Processes:
     """Make the processes that torchrun started one group, at the first call. All ranks meet here.
 
-    Ranks other than 0 log only what no other rank can.
+    Ranks other than 0 log nothing.
 
     Arguments:
         timeout: seconds that a rank waits for the others, here and later.
@@ -231,10 +232,12 @@ def saying_if_a_rank_is_lost(folders: Iterable[Path]) -> Iterator[None]:
         import torch.distributed as dist
 
         atexit.unregister(dist.destroy_process_group)  # it would wait for the others
-        again = resuming_command(folders)
+        folders = list(folders)
+        has_begun = all((folder / CONFIG).is_file() for folder in folders)
+        again = f"continue from the last resume point with `{resuming_command(folders)}`"
         raise TrainingError(
             "another process of the run ended or didn't answer",
-            instead=f"see what it said, or torchrun's report, and continue from the last resume point with `{again}`",
+            instead=f"see what it said, or torchrun's report, and {again if has_begun else 'start it again'}",
         ) from error
 
 

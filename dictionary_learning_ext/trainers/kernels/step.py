@@ -71,6 +71,8 @@ class StepObjective:
     """the processes that share the batch: its statistics cover all ranks, the loss only this one"""
     measures_kl: bool = True
     """whether the log or the gradient needs the KL; without it `kl_loss` is 0"""
+    kl_scale: float = 1.0
+    """s(t), which is in `kl_weight`: for the log"""
 
     @classmethod
     def at(
@@ -82,12 +84,14 @@ class StepObjective:
             logs_kl: whether the KL is wanted where its weight is 0.
             given: the other fields.
         """
-        kl_weight = settings.beta * kl_scale(
-            step, settings.kl_schedule, settings.kl_warmup_steps or 0
-        )
+        warmup = settings.kl_warmup_steps
+        assert warmup is not None, "settings have their defaults"
+        scale = kl_scale(step, settings.kl_schedule, warmup)
+        kl_weight = settings.beta * scale
         return cls(
             settings=settings,
             kl_weight=kl_weight,
+            kl_scale=scale,
             noise_scale=noise_scale(step, settings.noise_anneal_steps),
             measures_kl=logs_kl or kl_weight != 0,
             **given,
