@@ -52,18 +52,18 @@ from .feature_pages import COLUMNS, Vocabulary, cards, columns, page, rounded
 _OUT = Setting("out")
 _MATRIX_FEATURES = 150
 _CURVES = {
-    "fve": ("Variance explained (FVE)", "Of one batch. 1 is a perfect reconstruction."),
+    "fve": ("Variance explained (FVE)", "Of 256 tokens of a batch. 1 is a perfect reconstruction."),
     **{
         f"{HELD_OUT}{each.key}": (f"{each.label}, held out", "Of the same tokens each time.")
         for each in shown_in("training")
     },
     "l2_loss": (
         "Squared error\n(a vSAE's: with noise)",
-        "Of the training step, per token, in training units.",
+        "Of the same 256 tokens, per token, in training units.",
     ),
     "alive_in_batch": (
         "Features used",
-        "Share of features selected at least once in the batch.",
+        "Share of features selected at least once in these 256 tokens: 256 L0 / F at most.",
     ),
     "kl_loss": ("KL (nats per token)", "To the prior. Variational SAEs only."),
 }

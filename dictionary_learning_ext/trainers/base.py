@@ -45,7 +45,10 @@ class Trainer(Protocol):
         ...
 
     def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:
-        """What is logged about a batch. Changes no state and advances no generator."""
+        """What is logged about activations (B, D), often a part of a step's batch.
+
+        Changes no state and advances no generator.
+        """
         ...
 
     def check(self, step: int) -> "Failure | None":

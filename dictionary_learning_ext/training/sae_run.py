@@ -38,6 +38,9 @@ from .processes import ONE_PROCESS, Processes
 
 logger = logging.getLogger(__name__)
 
+LOGGED_ROWS = 256
+"""How many rows of a batch its log is computed on: the first ones, or all if there are fewer."""
+
 
 class SAERun:
     """An SAE in training: its trainer and where its results go. Ranks other than 0 write nothing.
@@ -111,8 +114,9 @@ class SAERun:
             self.trainer.update(step, x_BD)
 
     def check_and_log(self, step: int, x_BD: t.Tensor) -> dict[str, float] | None:
-        """Log the metrics of a batch and return them; None if the numbers are not finite, or another rank logs.
+        """Log a batch's metrics and return them; None if the numbers are not finite, or another rank logs.
 
+        They are measured on LOGGED_ROWS of its rows, which are in random order.
         Where the run is measured, those of the held-out sample are in the same line, as heldout/<key>.
         Changes nothing in the trainer.
         """
@@ -124,7 +128,7 @@ class SAERun:
                     "step": float(step),
                     "tokens": float(step * self.run.batch_size),
                     "lr": float(self.trainer.scheduler.get_last_lr()[0]),
-                } | self.trainer.metrics(step, x_BD)
+                } | self.trainer.metrics(step, x_BD[:LOGGED_ROWS])
         if metrics is not None:
             if self._sample is not None and self.run.is_measured(step):
                 trained = for_raw_activations(self.trainer.ae, self.norm_factor)

@@ -7,14 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch as t
 from interrupted_runs import Killed, sae_of
+from small_trainers import assert_same, batch, built
 
 from dictionary_learning_ext import VariationalTopKTrainer, train
+from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, TrainingError
 from dictionary_learning_ext.run_folder.reading import read_run
+from dictionary_learning_ext.trainers.state import trainer_state
 from dictionary_learning_ext.training.plan import Job
-from dictionary_learning_ext.training.sae_run import SAERun
+from dictionary_learning_ext.training.sae_run import LOGGED_ROWS, SAERun
 
 
 def test_overwriting_destroys_nothing_when_wandb_cannot_begin(run, tmp_path, monkeypatch):
@@ -78,3 +82,26 @@ def test_what_one_trainer_raises_does_not_end_the_others(method, run, monkeypatc
     read, saes, _ = read_run(base)
     assert list(saes) == ["good"]
     assert read.save_dir == str(base / "good")
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_a_log_is_of_some_rows_of_a_large_batch_and_changes_nothing(architecture, tmp_path):
+    """The other rows may hold anything. A trainer that isn't logged trains the same way."""
+    logged, silent = (built(architecture) for _ in range(2))
+    run, x = small_run(tmp_path), batch(0, rows=3 * LOGGED_ROWS)
+    run.trainer = logged
+    for trainer in (logged, silent):
+        trainer.update(0, x.clone())
+    expected = logged.metrics(1, x[:LOGGED_ROWS])
+    other = t.cat([x[:LOGGED_ROWS], t.full_like(x[LOGGED_ROWS:], t.nan)])
+    for given in (x, other):
+        found = run.check_and_log(1, given)
+        assert found is not None
+        assert {name: found[name] for name in expected} == expected
+    fewer = x[: LOGGED_ROWS // 2]
+    found = run.check_and_log(1, fewer)
+    assert found is not None
+    assert found["fve"] == logged.metrics(1, fewer)["fve"] != expected["fve"]
+    for trainer in (logged, silent):
+        trainer.update(1, x.clone())
+    assert_same(trainer_state(logged.state()), trainer_state(silent.state()))
