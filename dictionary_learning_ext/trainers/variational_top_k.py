@@ -170,7 +170,8 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         """log sigma^2: (…, D) -> (…, F) if it is learned, (…, 1) if relative, otherwise 0-dim (-inf for a
         point)."""
         centred = x.to(self.b_dec.dtype) - self.b_dec
-        return self._log_var(centred, self.encoder(centred))
+        needs_means = self.posterior_kind == "relative"
+        return self._log_var(centred, self.encoder(centred) if needs_means else None)
 
     def posterior(self, x: t.Tensor) -> GaussianPosterior:
         """The distribution of each feature of activations: (…, D) -> (…, F)."""
@@ -202,19 +203,21 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     def _is_learned(self) -> bool:
         return self.posterior_kind == "learned"
 
-    def _log_var(self, centred: t.Tensor, before_relu: t.Tensor) -> t.Tensor:
+    def _log_var(self, centred: t.Tensor, before_relu: t.Tensor | None) -> t.Tensor:
         """See `log_var`. A relative one follows from the means before a ReLU, (…, F)."""
         if self._is_learned:
             raw = self.log_var_encoder(centred)
             return raw.clamp(self.log_var_limits[0], self.log_var_limits[1])
         return 2 * self._std(centred, before_relu).log()
 
-    def _std(self, centred: t.Tensor, before_relu: t.Tensor) -> t.Tensor:
+    def _std(self, centred: t.Tensor, before_relu: t.Tensor | None) -> t.Tensor:
         """sigma, of `log_var`'s shape."""
         if self._is_learned:
             return (0.5 * self._log_var(centred, before_relu)).exp()
-        is_relative = self.posterior_kind == "relative"
-        return self.sigma * token_std(before_relu) if is_relative else self.sigma
+        if self.posterior_kind != "relative":
+            return self.sigma
+        assert before_relu is not None
+        return self.sigma * token_std(before_relu)
 
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
@@ -372,11 +375,12 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     def _logged(self, terms: LossTerms, x: t.Tensor) -> dict[str, t.Tensor]:
         losses = {n: getattr(terms, n) for n in ("loss", "l2_loss", "kl_loss", "auxk_loss")}
-        mean_sigma = (0.5 * self.ae.log_var(x)).exp().mean()
-        return losses | {"noise_to_signal": self._noise_to_signal(x), "mean_sigma": mean_sigma}
+        log_var = self.ae.log_var(x)
+        ratio, mean_sigma = self._noise_to_signal(x, log_var), (0.5 * log_var).exp().mean()
+        return losses | {"noise_to_signal": ratio, "mean_sigma": mean_sigma}
 
-    def _noise_to_signal(self, x: t.Tensor) -> t.Tensor:
-        variance, energy = self.ae.log_var(x).detach().exp().mean(), x.square().sum(-1).mean()
+    def _noise_to_signal(self, x: t.Tensor, log_var: t.Tensor) -> t.Tensor:
+        variance, energy = log_var.exp().mean(), x.square().sum(-1).mean()
         return noise_to_signal(self.k, variance, energy)
 
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
@@ -409,7 +413,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     def _warn_of_noise(self, x: t.Tensor) -> None:
         """Warn if noise is large beside these activations, and stays. Waits for the device."""
         if self.settings.noise_anneal_steps is None:
-            warn_of_noise(float(self._noise_to_signal(x)), self.settings, self.steps)
+            ratio = self._noise_to_signal(x, self.ae.log_var(x).detach())
+            warn_of_noise(float(ratio), self.settings, self.steps)
 
     def _warn_of_unused(self) -> None:
         """Warn of options that have a value of their own and no effect."""

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_ops import RecordedOps
 from small_trainers import assert_same, batch, built, in_float64, weights_of
+from torch.utils.flop_counter import FlopCounterMode
 from variational_trainers import NOISE_ON, POSTERIORS, D, F, as_upstream, data, make_trainer
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, VariationalTopKTrainer
@@ -432,6 +433,24 @@ def test_mean_sigma_is_the_mean_standard_deviation_in_log_and_evaluation(dtype):
     measured = computed(measurement.totals)
     for name in ("mean_sigma", "noise_to_signal"):
         assert logged[name] == pytest.approx(measured[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("options", "products"),
+    [
+        ({"kl_scope": "selected"}, 3),
+        ({"kl_scope": "selected", "posterior": "relative"}, 4),
+        ({"kl_scope": "selected", "posterior": "learned"}, 5),
+    ],
+    ids=str,
+)
+def test_a_log_computes_nothing_twice(options, products):
+    """The step's means, the features by the mean, their reconstruction, and what sigma needs."""
+    trainer = make_trainer(activation_dim=64, dict_size=256, k=8, **options)
+    x = t.randn(32, 64, generator=t.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        trainer.metrics(1, x)
+    assert counter.get_total_flops() < (products + 0.5) * 2 * 32 * 64 * 256
 
 
 def test_what_is_logged_and_kept_in_float64_is_not_rounded_to_float32():
