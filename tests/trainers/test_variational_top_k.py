@@ -441,16 +441,26 @@ def test_mean_sigma_is_the_mean_standard_deviation_in_log_and_evaluation(dtype):
         ({"kl_scope": "selected"}, 3),
         ({"kl_scope": "selected", "posterior": "relative"}, 4),
         ({"kl_scope": "selected", "posterior": "learned"}, 5),
+        ({"kl_scope": "all"}, 4),
+        ({"kl_scope": "all", "posterior": "learned"}, 6),
     ],
     ids=str,
 )
 def test_a_log_computes_nothing_twice(options, products):
-    """The step's means, the features by the mean, their reconstruction, and what sigma needs."""
+    """The step's means, the features by the mean, their reconstruction, what sigma and the KL need.
+
+    Nor what only gradients need.
+    """
+    options = {"kl_schedule": "constant"} | options
     trainer = make_trainer(activation_dim=64, dict_size=256, k=8, **options)
     x = t.randn(32, 64, generator=t.Generator().manual_seed(0))
     with FlopCounterMode(display=False) as counter:
-        trainer.metrics(1, x)
+        kl = trainer.metrics(1, x)["kl_loss"]
     assert counter.get_total_flops() < (products + 0.5) * 2 * 32 * 64 * 256
+    if options["kl_scope"] == "all":
+        with t.no_grad():
+            expected = trainer.ae.posterior(x).kl.sum(-1).mean().item()
+        assert kl == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_is_logged_and_kept_in_float64_is_not_rounded_to_float32():

@@ -4,7 +4,8 @@
     log sigma^2_BF = W_var (x - b_dec) + b_var, clamped      (only a learned sigma)
 
 No B x F tensor is held for the means: the KL over all features needs only their second moments, which
-without a ReLU follow from the moments of x, as Cov(mu, x) = W_enc Cov(x). The KL of a learned
+without a ReLU follow from the moments of x, as Cov(mu, x) = W_enc Cov(x). (Of fewer than D rows, and
+without a gradient, the means take less time.) The KL of a learned
 log-variance needs every one of them, so its gradient is held as one B x F tensor.
 """
 
@@ -108,6 +109,9 @@ class BatchMeans:
         mean_F = self.weight_FD @ mean_x_D + self.bias_F
         # The mean may be large, and bf16 keeps 8 bits: subtract it before the matmul.
         x_BD = (self.centred_BD - mean_x_D).to(weight_FD.dtype)
+        if not with_cross and batch < len(mean_x_D):  # few rows, e.g. a log's: B D F < F D D
+            deviations_BF = functional.linear(x_BD, weight_FD).to(dtype)
+            return Moments(None, mean_F, deviations_BF.square_().mean(0) + mean_F**2)
         covariance_FD = (weight_FD @ (x_BD.t() @ x_BD).div_(batch)).to(dtype)
         square_F = t.linalg.vecdot(covariance_FD, self.weight_FD).clamp_(min=0) + mean_F**2
         cross_FD = covariance_FD.addr_(mean_F, mean_x_D) if with_cross else None

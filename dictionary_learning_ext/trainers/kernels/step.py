@@ -118,7 +118,7 @@ class LossTerms(NamedTuple):
 def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> LossTerms:
     """The loss of one batch, differentiable in `x_BD` and `weights`. Draws from the generator."""
     if not t.is_grad_enabled():
-        return _evaluate(x_BD, weights, objective)[0]
+        return _evaluate(x_BD, weights, objective, for_gradients=False)[0]
     return LossTerms(*_VariationalLoss.apply(x_BD, *weights, objective))
 
 
@@ -151,11 +151,15 @@ class _VariationalLoss(t.autograd.Function):
 
 
 def _evaluate(
-    x_BD: t.Tensor, weights: Weights, objective: StepObjective
+    x_BD: t.Tensor, weights: Weights, objective: StepObjective, *, for_gradients: bool = True
 ) -> "tuple[LossTerms, _ForwardPass]":
-    """The loss of one batch, and what its gradients need."""
+    """The loss of one batch, and what its gradients need.
+
+    Without `for_gradients`, what only the KL's gradient needs is not computed.
+    """
     matmul_dtype, settings = objective.matmul_dtype, objective.settings
     needs_all_kl = settings.kl_scope == "all" and objective.measures_kl
+    has_kl_gradient = for_gradients and objective.kl_weight != 0
     is_relative = settings.posterior == "relative"
     centred_BD = x_BD - weights.b_dec_D
     means = BatchMeans(
@@ -178,7 +182,7 @@ def _evaluate(
             objective.prior_std,
             matmul_dtype=matmul_dtype,
             with_kl=needs_all_kl,
-            with_gradient=objective.kl_weight != 0,
+            with_gradient=has_kl_gradient,
         )
     tau = 0.0 if settings.posterior == "point" else objective.noise_scale
     noise = settings.noise_on, tau, objective.generator
@@ -196,7 +200,7 @@ def _evaluate(
     tokens = len(x_BD) * objective.ranks.count
     since_fired_F = (objective.tokens_since_fired_F + tokens).masked_fill_(fired_F.bool(), 0)
     l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
-    moments = means.moments(with_cross=objective.kl_weight != 0) if needs_all_kl else None
+    moments = means.moments(with_cross=has_kl_gradient) if needs_all_kl else None
     kl_loss = l2_loss.new_zeros(())
     if objective.measures_kl:
         kl_loss = _batch_kl(moments, draw, objective)
