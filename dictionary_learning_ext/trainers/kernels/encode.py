@@ -4,8 +4,8 @@
     log sigma^2_BF = W_var (x - b_dec) + b_var, clamped      (only a learned sigma)
 
 No B x F tensor is held for the means: the KL over all features needs only their second moments, which
-without a ReLU follow from the moments of x, as Cov(mu, x) = W_enc Cov(x). (Of fewer than D rows, and
-without a gradient, the means take less time.) The KL of a learned
+without a ReLU follow from the moments of x, as Cov(mu, x) = W_enc Cov(x). (For fewer than D rows and without
+gradients, e.g. in a log, computing the means themselves takes fewer operations.) The KL of a learned
 log-variance needs every one of them, so its gradient is held as one B x F tensor.
 """
 
