@@ -59,11 +59,11 @@ _CURVES = {
     },
     "l2_loss": (
         "Squared error\n(a vSAE's: with noise)",
-        "Of the same 256 tokens, per token, in training units.",
+        "Per token, of 256 tokens of a batch, in training units.",
     ),
     "alive_in_batch": (
         "Features used",
-        "Share of features selected at least once in these 256 tokens: 256 L0 / F at most.",
+        "Share of features selected at least once in 256 tokens of a batch: 256 L0 / F at most.",
     ),
     "kl_loss": ("KL (nats per token)", "To the prior. Variational SAEs only."),
 }
