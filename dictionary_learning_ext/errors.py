@@ -146,6 +146,10 @@ class ConfigError(UserError):
     """A setting is unknown, out of range, or does not go with the others."""
 
 
+class DiskError(ConfigError):
+    """The disk is too small for what would be written."""
+
+
 class LanguageModelError(UserError):
     """A language model can't be loaded, or has no such hook point."""
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..config.checks import require
 from ..config.run import RunConfig, Split, evaluation_batch
-from ..errors import ActivationsError, ConfigError, Setting
+from ..errors import ActivationsError, ConfigError, DiskError, Setting
 from ..run_folder.files import (
     locked,
     remove,
@@ -94,7 +94,7 @@ def write_cache(
         before_batch: called before each batch of the language model. It may raise.
 
     Raises:
-        ConfigError: a setting is out of range, the disk is too small, an activation is beyond
+        ConfigError: a setting is out of range, the disk is too small (DiskError), an activation is beyond
             float16's range, or another process is writing there.
         ActivationsError: the folder holds something else.
         CheckpointError: the disk refuses. What was written can be continued.
@@ -179,7 +179,7 @@ def _filled_share(text: Iterator[str], tokenizer: Any, settings: CacheSettings) 
 
 
 def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, filled: float) -> str:
-    """What will be written, in words. Raises ConfigError if the disk is too small.
+    """What will be written, in words. Raises DiskError if the disk is too small.
 
     Arguments:
         written: bytes that are there.
@@ -194,7 +194,7 @@ def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, fill
     free, size = shutil.disk_usage(folder).free, tqdm.format_sizeof
     if (missing := needed - written) > free:
         smaller = (" or ", Setting("dtype", "float16")) if item == 4 else ()
-        raise ConfigError(
+        raise DiskError(
             f"{folder}: this cache needs {size(missing)}B, and its disk has {size(free)}B free",
             instead=("use fewer ", Setting("tokens"), *smaller),
         )

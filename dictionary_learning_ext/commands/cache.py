@@ -126,13 +126,13 @@ def run_cache(flags: CacheFlags) -> None:
 
 
 @contextmanager
-def continued(cache: Path, how: str) -> Iterator[None]:
-    """An interruption inside says how to continue, if the cache is begun."""
+def continued(cache: Path | None, how: str) -> Iterator[None]:
+    """An interruption inside says how to continue, if the cache is begun or there is none."""
     try:
         yield
     except KeyboardInterrupt as stop:
         signal = stop.signal if isinstance(stop, Interrupted) else SIGINT
-        so_far = how if is_begun(cache) else "nothing is cached yet"
+        so_far = how if cache is None or is_begun(cache) else "nothing is cached yet"
         raise Interrupted(signal, f"stopped by {signal.name}; {so_far}") from stop
 
 

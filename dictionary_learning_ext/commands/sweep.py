@@ -11,6 +11,7 @@ from ..config.run import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError, printable
 from ..run_folder.files import RUNS, at_home
 from .flags import HIDDEN, Command, parse, positional, vsae
+from .seeds import not_in_a_sweep
 from .train import TRAIN
 
 
@@ -87,6 +88,8 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
 
     def parsed(arguments: list[str]) -> TrainConfig:
         train = parse(TRAIN, arguments)
+        if train.seeds is not None:
+            raise not_in_a_sweep(train.seeds)
         return TrainConfig(train.sae, train.run)
 
     devices, fixed = [], flags.passed_on

@@ -1,5 +1,6 @@
 """`vsae train`: one SAE, or one for each of several hook points."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,15 @@ from ..run_folder.reading import (
 from ..training.plan import plan
 from ..training.processes import RANK_TIMEOUT, launched
 from .flags import HIDDEN, Command, texts_of, vsae
+from .seeds import (
+    CACHE,
+    OfSeed,
+    compared,
+    not_in_a_sweep,
+    numbers_of,
+    saying_how_to_continue,
+    train_seeds,
+)
 
 AUTO = Path("auto")
 
@@ -60,6 +70,10 @@ class TrainFlags:
     run. The result is bit-identical to that of an uninterrupted run. auto: continue the run in
     save_dir, or start it if there is none. Use auto for jobs that are restarted with the same
     command."""
+    seeds: str | None = None
+    """Train from several seeds, into save_dir/seed0 and so on, and compare them. 3: --seed and the
+    next two. 4,7,9: these. Each has its own order of the data unless --data-seed is given. Activations are
+    cached in save_dir."""
     rank_timeout: int = RANK_TIMEOUT
     """With torchrun: end the run when a process has waited this many seconds for the others. It must be
     longer than what rank 0 does alone, e.g. a measurement of --eval-every."""
@@ -75,6 +89,12 @@ def _prepare(args: list[str]) -> list[str]:
     given = texts_of(args)
     if given.get("data_seed") != "seed":
         return args
+    if "seeds" in given:
+        raise UserError(
+            (Setting("data_seed", "seed"), " is what ", Setting("seeds"), " does anyway"),
+            name="data_seed",
+            instead="leave it out",
+        )
     if "seed" not in given:
         raise UserError(
             "takes the value of --seed, which is not given",
@@ -162,6 +182,9 @@ def run(flags: TrainFlags) -> None:
         start = os.path.expanduser(flags.sae.init_from)
         flags = replace(flags, sae=replace(flags.sae, init_from=start))
     require(flags.rank_timeout >= 1, "rank_timeout", flags.rank_timeout, "at least 1")
+    if flags.seeds is not None:
+        _train_seeds(flags, flags.seeds)
+        return
     run, saes, hooks, resume = _settings(flags)
     planned = plan(run, saes, hooks, resume=resume)  # refuses before torch is imported
     from ..training.loop import carry_out
@@ -175,6 +198,87 @@ def run(flags: TrainFlags) -> None:
     folders = carry_out(planned, on_start=said, rank_timeout=flags.rank_timeout)
     if launched().is_first:
         _show(flags, run, list(folders.values()))
+
+
+def _train_seeds(flags: TrainFlags, given: str) -> None:
+    """The same settings from several seeds, and which features come back."""
+    numbers = numbers_of(given, flags.sae.seed, "seed" in flags.typed)
+    _require_seeds_here(flags, given)
+    folder = _folder_of_seeds(flags)
+    flags = replace(flags, run=replace(flags.run, save_dir=str(folder)))
+    run, saes, hooks, _ = _settings(flags)
+    seeds = []
+    for number in numbers:
+        data_seed = run.data_seed if "data_seed" in flags.typed else number
+        own = replace(run, data_seed=data_seed, save_dir=str(folder / f"seed{number}"))
+        own_saes = {name: replace(sae, seed=number) for name, sae in saes.items()}
+        seeds.append(OfSeed(own, own_saes, hooks))
+    buffer = run.n_ctxs * run.ctx_len
+    has_own = run.activations is not None or is_synthetic(run.model)
+
+    def begin() -> None:
+        print(_started_from(flags))
+        print(f"Seeds {', '.join(map(str, numbers))}, written to {in_shell(folder)}", flush=True)
+
+    if not train_seeds(
+        seeds,
+        None if has_own else folder / CACHE,
+        tokens=math.ceil(run.steps * run.batch_size / buffer) * buffer,  # whole fills
+        on_start=begin,
+    ):
+        print(f"{folder} holds these SAEs already; --overwrite trains them again.")
+    with saying_how_to_continue(run.overwrite):
+        print(f"\n{compared(seeds)}")
+    first, *others = (one.folders[0] for one in seeds)
+    report = f"  {vsae()} report {in_shell(first)} --seeds {in_shell(*others)}\n"
+    print(
+        "\nNext:\n"
+        + (report if _has_tokens(run) else "")
+        + f"  {vsae()} compare {in_shell(first, *others)}"
+    )
+
+
+def _require_seeds_here(flags: TrainFlags, given: str) -> None:
+    """Raise a UserError where one command can't train several seeds."""
+    if flags.resume is not None:
+        raise UserError(
+            (
+                Setting("seeds", given),
+                " continues by the same command, without ",
+                Setting("resume"),
+            ),
+            name="resume",
+            instead="leave it out",
+        )
+    if launched().are_several:
+        raise UserError(
+            "torchrun's processes train one seed",
+            name="seeds",
+            value=given,
+            instead=f"for each seed N, use `{launched().command} train … --seed N --data-seed N "
+            "--save-dir NAME/seedN`, then `vsae reproduce NAME/seed*`",
+        )
+    if "WANDB_SWEEP_ID" in os.environ:
+        raise not_in_a_sweep(given)
+
+
+def _folder_of_seeds(flags: TrainFlags) -> Path:
+    """Where the folders of --seeds go. Without --save-dir, its name is the same for all seeds."""
+    if flags.run.save_dir is not None:
+        folder = Path(flags.run.save_dir)
+    else:
+        data_seed = flags.run.data_seed if "data_seed" in flags.typed else RunConfig.data_seed
+        sae = replace(flags.sae, seed=0).resolve(flags.run.steps, flags.run.batch_size)
+        name = folder_of(TrainConfig(sae, replace(flags.run, data_seed=data_seed))).name
+        folder = RUNS / "_seeds_".join(name.rsplit("_seed0_", 1))
+    if (folder / CONFIG).is_file():
+        raise ConfigError(
+            "is a run folder; the seeds would be in it",
+            name="save_dir",
+            value=str(folder),
+            instead="choose another",
+        )
+    return folder
 
 
 def _settings(
@@ -311,7 +415,6 @@ def _started_from(flags: TrainFlags) -> str:
 
 def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
     """The results, and what to do next."""
-    from ..activations.stored import open_stored
     from ..evaluation.tables import printed, symptoms
 
     results = {str(folder): read_metrics(folder) for folder in folders if run.eval_tokens}
@@ -323,16 +426,12 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
         for symptom in symptoms(metrics, load_config(folder).sae):
             print(f"{folder} looks bad: {symptom}")
     one = folders[0]
-    # A report shows tokens. Other folders of activations than ours don't say which they are of.
-    has_tokens = not is_synthetic(run.model) and (
-        run.activations is None or open_stored(run.activations).manifest is not None
-    )
     print(
         "\nNext, in Python:\n"
         "  from dictionary_learning_ext import load_dictionary\n"
         f"  sae, config = load_dictionary({str(one)!r})\n"
         "or on the command line:\n"
-        + (f"  {vsae()} report {in_shell(one)}\n" if has_tokens else "")
+        + (f"  {vsae()} report {in_shell(one)}\n" if _has_tokens(run) else "")
         + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
     failed = []
@@ -346,6 +445,15 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
         )
 
 
+def _has_tokens(run: RunConfig) -> bool:
+    """Whether a report can show tokens. Other folders of activations than ours don't say which they are of."""
+    from ..activations.stored import open_stored
+
+    if is_synthetic(run.model):
+        return False
+    return run.activations is None or open_stored(run.activations).manifest is not None
+
+
 TRAIN = Command(
     "train",
     TrainFlags,
@@ -354,7 +462,7 @@ TRAIN = Command(
     _prepare,
     common=(
         *("preset", "architecture", "model", "hook", "data", "steps", "dict_size", "k", "lr"),
-        *("seed", "device", "save_dir", "overwrite", "resume", "config"),
+        *("seed", "seeds", "device", "save_dir", "overwrite", "resume", "config"),
     ),
     rare=(
         *("activations", "text_column", "text_packing", "text_passes", "data_seed", "remove_bos"),

@@ -19,7 +19,7 @@ from typing import (
 
 from ..errors import ConfigError, Setting, Text
 
-_LARGEST_SEED = 2**32 - 1
+LARGEST_SEED = 2**32 - 1
 _SCALE_LIMITS = (1e-18, 1e18)
 
 
@@ -36,7 +36,7 @@ Count = Annotated[int, Range("at least 1", lambda n: n >= 1)]
 Natural = Annotated[int, Range("at least 0", lambda n: n >= 0)]
 NotNegative = Annotated[float, Range("at least 0", lambda x: x >= 0)]
 Positive = Annotated[float, Range("above 0", lambda x: x > 0)]
-Seed = Annotated[int, Range(f"0 to {_LARGEST_SEED}", lambda n: 0 <= n <= _LARGEST_SEED)]
+Seed = Annotated[int, Range(f"0 to {LARGEST_SEED}", lambda n: 0 <= n <= LARGEST_SEED)]
 SCALE = Range(
     "above 0 ({:g} to {:g})".format(*_SCALE_LIMITS),
     lambda x: _SCALE_LIMITS[0] <= x <= _SCALE_LIMITS[1],

@@ -171,7 +171,7 @@ def test_an_interrupted_quickstart_continues_with_what_is_missing(again, monkeyp
     for name in NAMES[2:]:
         (FOLDER / name / "metrics.json").unlink()
 
-    def stopped(run, saes, *, resume):
+    def stopped(run, saes, *, resume, **_):
         assert list(saes) == NAMES[2:]
         assert resume
         assert not run.overwrite

@@ -1,0 +1,290 @@
+"""`vsae train --seeds`: a cache, a training for each seed, and the table of `vsae reproduce`."""
+
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+from signal import SIGINT
+
+import pytest
+from small_commands import refused, settings_of
+
+from dictionary_learning_ext.activations import cache_writer
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.commands.seeds import numbers_of
+from dictionary_learning_ext.features import reproducibility_of_folders
+from dictionary_learning_ext.training import loop
+from dictionary_learning_ext.training.sae_run import SAERun
+
+EMBEDDED = shlex.split(
+    "train --steps 8 --batch-size 64 --n-ctxs 16 --ctx-len 32 --dict-size 64 --k 4 --eval-tokens 500 "
+    "--eval-documents 4 --save-every none --seeds 3 --save-dir runs/three"
+)
+THREE = Path("runs/three")
+NAMES = ["seed0", "seed1", "seed2"]
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """Three seeds on the embedded model, uninterrupted: the folder they were trained in."""
+    folder = tmp_path_factory.mktemp("seeds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(EMBEDDED) == 0
+    return folder
+
+
+@pytest.fixture
+def two(small, tmp_path, monkeypatch):
+    """A command of two seeds on a tiny language model, without held-out text to cache beyond its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dictionary_learning_ext.config.run.RunConfig.eval_tokens", 200)
+    return ["train", *small[: small.index("--save-dir")], "--save-dir", "run", "--seeds", "2"]
+
+
+def weights(folder):
+    return (folder / "ae.pt").read_bytes()
+
+
+def stopped(command, owner, name, call=1):
+    """A command with Ctrl-C in a call of a function or method. The signal is real."""
+    original, calls = getattr(owner, name), []
+
+    def stopping(*given, **options):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), SIGINT)
+        return original(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, stopping)
+        return main(command)
+
+
+def test_each_seed_has_its_folder_and_its_order_of_the_data_and_all_read_one_cache(embedded):
+    for seed, name in enumerate(NAMES):
+        settings = settings_of(embedded / THREE / name)
+        assert (settings["seed"], settings["data_seed"]) == (seed, seed)
+        assert settings["activations"] == str(THREE / "cache")
+        assert (embedded / THREE / name / "metrics.json").is_file()
+    assert len({weights(embedded / THREE / name) for name in NAMES}) == 3
+
+
+def test_the_size_of_the_cache_is_said_first_and_the_table_last(two, capsys):
+    assert main(two) == 0
+    out = capsys.readouterr().out
+    size, training, table = (
+        re.search(pattern, out)
+        for pattern in (r"need \S+B .*free", r"Training run/seed0\n", r"PW-MCC less null")
+    )
+    assert size.start() < training.start() < table.start()
+    assert "run/seed0 --seeds run/seed1" in out
+
+
+def test_a_seed_is_the_training_that_its_own_flags_give(two, small, tmp_path):
+    assert main(two) == 0
+    own = ["--activations", "run/cache", "--seed", "1", "--data-seed", "1"]
+    assert main(["train", *small[: small.index("--save-dir")], *own, "--save-dir", "own"]) == 0
+    assert weights(Path("own")) == weights(Path("run/seed1"))
+
+
+def test_stopped_anywhere_the_same_command_continues_to_the_same_saes(
+    embedded, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    places = [
+        ("activations", cache_writer._Writer, "training_part", 1),
+        ("first seed", SAERun, "update", 3),
+        ("its evaluation", loop, "measure", 1),
+        ("third seed", SAERun, "update", 11),
+        ("table", reproducibility_of_folders, "measured", 1),
+    ]
+    for what, owner, name, call in places:
+        assert stopped(EMBEDDED, owner, name, call) == 130, what
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "run the same command again to continue" in last, what
+    assert main(EMBEDDED) == 0
+    assert "already; --overwrite" in capsys.readouterr().out
+    for name in NAMES:
+        assert weights(THREE / name) == weights(embedded / THREE / name)
+        metrics = (THREE / name / "metrics.json").read_bytes()
+        assert metrics == (embedded / THREE / name / "metrics.json").read_bytes()
+
+
+def test_a_second_time_shows_the_table_and_trains_nothing(embedded, tmp_path, monkeypatch, capsys):
+    shutil.copytree(embedded / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("it trains again"))
+    assert main(EMBEDDED) == 0
+    assert "PW-MCC less null" in capsys.readouterr().out
+
+
+def test_the_table_is_shown_without_the_cache_too(two, capsys):
+    assert main(two) == 0
+    shutil.rmtree("run/cache")
+    capsys.readouterr()
+    assert main(two) == 0
+    assert "PW-MCC less null" in capsys.readouterr().out
+    assert not Path("run/cache").exists()
+
+
+def test_more_seeds_are_added_to_those_that_are_there(two):
+    assert main(two) == 0
+    before = (Path("run/seed0/ae.pt")).stat().st_mtime_ns
+    assert main([*two, "--seeds", "0,7"]) == 0
+    assert Path("run/seed0/ae.pt").stat().st_mtime_ns == before
+    settings = settings_of(Path("run/seed7"))
+    assert (settings["seed"], settings["data_seed"]) == (7, 7)
+
+
+def test_a_data_seed_that_is_given_is_that_of_all(two):
+    assert main([*two, "--seed", "4", "--data-seed", "9"]) == 0
+    for seed in (4, 5):
+        settings = settings_of(Path(f"run/seed{seed}"))
+        assert (settings["seed"], settings["data_seed"]) == (seed, 9)
+
+
+def test_without_save_dir_the_folder_is_that_of_the_setting_whichever_the_seeds(two):
+    command = two[: two.index("--save-dir")]
+    assert main([*command, "--seeds", "2"]) == 0
+    assert main([*command, "--seeds", "1,3"]) == 0
+    (folder,) = Path("runs").iterdir()
+    there = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert there == ["cache", "seed0", "seed1", "seed3"]
+
+
+def test_where_the_disk_is_too_small_each_seed_runs_the_language_model_also_when_continued(
+    two, capsys
+):
+    whole = shutil.disk_usage(".")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: whole._replace(free=1000))
+        assert stopped(two, SAERun, "update", 14) == 130
+    printed = capsys.readouterr()
+    assert "1.00kB free" in printed.out
+    assert "the language model runs once a seed" in printed.out
+    assert "run the same command again to continue" in printed.err.splitlines()[-1]
+    assert main(two) == 0
+    for name in NAMES[:2]:
+        assert settings_of(Path("run") / name)["activations"] is None
+    assert not Path("run/cache").exists()
+
+
+def test_activations_that_are_given_are_read_and_no_cache_is_made(two, tmp_path):
+    sizes = ["--ctx-len", "32", "--tokens", "2000", "--eval-tokens", "200"]
+    assert main(["cache", "mine", *two[1:5], *sizes]) == 0
+    assert main([*two, "--activations", "mine"]) == 0
+    assert settings_of(Path("run/seed1"))["activations"] == "mine"
+    assert not Path("run/cache").exists()
+
+
+def test_several_hook_points_are_cached_together_and_compared_each(two, capsys):
+    hooks = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    command = [*two, "--hook", ",".join(hooks)]
+    assert stopped(command, SAERun, "update", 30) == 130
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert out.count("PW-MCC less null") == 2
+    for name in NAMES[:2]:
+        for hook in hooks:
+            assert settings_of(Path("run") / name / hook)["hook"] == hook
+
+
+def test_synthetic_activations_need_no_cache(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sae_lens")
+    monkeypatch.chdir(tmp_path)
+    sizes = "--steps 4 --batch-size 64 --dict-size 32 --k 4 --eval-tokens 200"
+    command = f"train --model synthetic:small {sizes} --seeds 2 --save-dir run"
+    assert main(shlex.split(command)) == 0
+    assert "PW-MCC less null" in capsys.readouterr().out
+    assert not Path("run/cache").exists()
+
+
+def test_without_an_evaluation_the_seeds_are_compared_too(two, capsys):
+    assert main([*two, "--eval-tokens", "0"]) == 0
+    assert "PW-MCC less null" in capsys.readouterr().out
+
+
+def test_overwrite_starts_over_and_is_continued_without_it(two, capsys):
+    assert main(two) == 0
+    other = [*two, "--steps", "8"]
+    assert "--steps 12, not 8" in refused(other, capsys)
+    assert stopped([*other, "--overwrite"], SAERun, "update", 2) == 130
+    assert "again without --overwrite to continue" in capsys.readouterr().err.splitlines()[-1]
+    assert main(other) == 0
+    assert [settings_of(Path("run") / name)["steps"] for name in NAMES[:2]] == [8, 8]
+
+
+def test_a_seed_that_failed_is_said_by_the_next_same_command(two, capsys):
+    assert main([*two, "--lr", "1e18"]) == 2
+    assert Path("run/seed0/failed.json").is_file()
+    said = refused([*two, "--lr", "1e18"], capsys)
+    assert "run/seed0: failed" in said
+    assert "--save-dir" in said
+
+
+@pytest.mark.parametrize(
+    "flags", ["--dict-size 100000000000", "--device cuda:99", "--ctx-len 100000"]
+)
+def test_what_is_wrong_is_said_before_the_language_model_is_loaded(flags, two, monkeypatch, capsys):
+    monkeypatch.setattr(cache_writer, "load_model", lambda *_: pytest.fail("it is loaded"))
+    assert main([*two, *shlex.split(flags)]) == 2
+    printed = capsys.readouterr()
+    assert flags.split()[0] in printed.err
+    assert printed.out == ""
+    assert not Path("run/cache").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["0", "1", "1001", "-3", "two", "4,", "4,4", "4,x", "4,4294967296", "1.5", "", ",", "3,-1"],
+)
+def test_other_values_are_refused_with_what_to_type(given, two, capsys):
+    said = refused([*two, f"--seeds={given}"], capsys)
+    assert "--seeds" in said
+    assert "e.g. 4,7,9" in said
+    assert not Path("run").exists()
+
+
+def test_a_number_counts_from_the_seed_and_a_list_is_taken_as_it_is():
+    assert numbers_of("3", 5, True) == [5, 6, 7]
+    assert numbers_of("9, 4", 0, False) == [9, 4]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("--resume auto", "without --resume"),
+        ("--resume run", "without --resume"),
+        ("--data-seed seed", "--data-seed seed"),
+        ("--seed 3 --seeds 4,7", "leave out --seed"),
+        ("--save-dir trained", "choose another"),
+    ],
+)
+def test_flags_that_do_not_go_with_it_are_refused_with_what_to_type(
+    typed, said, two, trained, capsys
+):
+    Path("trained").symlink_to(trained / "vsae")
+    Path("run").symlink_to(trained / "vsae")
+    assert said in refused([*two, *shlex.split(typed)], capsys)
+
+
+def test_torchrun_and_the_agents_of_a_sweep_train_one_seed(two, monkeypatch, tmp_path, capsys):
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        "method: grid\nparameters: {k: {values: [2, 4]}}\n"
+        "command: [vsae, train, --seeds=3, '${args}']\n"
+    )
+    assert "--data-seed=seed" in refused(["sweep", sweep], capsys)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_SWEEP_ID", "abc")
+        assert "--data-seed=seed" in refused(two, capsys)
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr("dictionary_learning_ext.cli.is_first_to_say", lambda line: True)
+    said = refused(two, capsys)
+    assert "torchrun --nproc-per-node 2" in said
+    assert "--seed N --data-seed N" in said
+    assert not Path("run").exists()
