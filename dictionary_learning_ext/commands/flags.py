@@ -51,6 +51,8 @@ _WITH_ITS_OWN_NONE = ("activations", "save_every", "save_steps")
 """Flags of text for which none is a value, and says something else than leaving them out."""
 _BOOLEANS = {"true": True, "false": False}
 _HELP = {"-h", "--help", "--help-all"}
+_HELP_NAMES = ("help", "help_all")
+"""To suggest, as flags are."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,10 @@ def parse(command: Command[F], args: list[str]) -> F:
     typed, words, passed_on = _sorted(command, args, start, options, see)
     changes = {name: _converted(options[name], values, see) for name, values in typed.items()}
     changes |= _positional_values(options, words, see)
-    for name, option in options.items():
-        if option.default is MISSING and name not in changes:
-            what = f", {_expected(option.hint)} {see}"
-            raise UserError(("expected ", Setting(name), what), name=name)
+    needed = [each for each in options.values() if each.default is MISSING]
+    if missing := [each for each in needed if each.name not in changes]:
+        what = " and ".join(f"{each.flag}{each.value_in_words}" for each in missing)
+        raise UserError(f"expected {what} {see}")
     parts: dict[str, dict[str, Any]] = {"": {}}
     for name, value in changes.items():
         parts.setdefault(options[name].part, {})[name] = value
@@ -173,6 +175,13 @@ class _Option(NamedTuple):
     @property
     def metavar(self) -> str:
         return self.metadata.get("metavar") or _metavar(self.hint, self.default)
+
+    @property
+    def value_in_words(self) -> str:
+        """What follows the flag, for messages."""
+        (kind,) = _members(self.hint)
+        is_choice = get_origin(kind) is Literal
+        return f", {_expected(self.hint)}" if is_choice else f" {self.metavar}"
 
 
 def _start_of(command: Command[F], given: dict[str, str]) -> Any:
@@ -222,6 +231,9 @@ def _sorted(
 
     Raises: UserError for an unknown flag.
     """
+    if args and not options:
+        alone = f"`vsae {command.name}`"
+        raise UserError(f"{args[0]!r}: {alone} takes nothing", instead=f"type {alone} alone")
     flags, others = _with_dashes(options), _others_of(command)
     passed = {} if command.passed_on is None else flags_of(command.passed_on)
     typed: dict[str, list[str]] = {}
@@ -239,8 +251,8 @@ def _sorted(
                 given = Setting(name, values) if values else Setting(name)
                 raise UserError((given, f": {command.unknown(name, start)}"), name=name)
         else:
-            close = likely(name, [*flags, *passed, *others])
-            ask = (" (did you mean ", *listed(map(Setting, close)), "?)") if close else ()
+            close = likely(name, [*flags, *passed, *others, *_HELP_NAMES])
+            ask = ("; did you mean ", *listed(map(Setting, close)), "?") if close else ()
             raise UserError(("no such flag: ", Setting(name), *ask, f" {see}"), name=name)
     return typed, arguments, passed_on
 
@@ -280,6 +292,10 @@ def _settings_for(word: str, names: Collection[str]) -> list[Setting]:
         meant_by = [Setting("config", word), Setting("resume", word)]
     elif word.endswith(SUFFIXES):
         meant_by = [Setting("data", word)]
+    elif word == "embedded":
+        meant_by = [Setting("model", word), Setting("data", word)]
+    elif len(names) == 1:
+        meant_by = [Setting(name, word) for name in names]
     else:
         meant_by = [Setting(name) for name in likely(word.replace("-", "_"), names)]
     return [each for each in meant_by if each.name in names]

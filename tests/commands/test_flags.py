@@ -198,7 +198,7 @@ def test_a_flag_of_another_start_is_told_from_one_that_there_is_not():
     assert of_another.value.name == "side"
     with pytest.raises(UserError) as unknown:
         parse(DRAW, ["p", "--sied", "3"])
-    assert unknown.value.as_typed.startswith("no such flag: --sied (did you mean --side?)")
+    assert unknown.value.as_typed.startswith("no such flag: --sied; did you mean --side?")
     assert unknown.value.name == "sied"
 
 

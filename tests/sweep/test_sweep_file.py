@@ -179,7 +179,7 @@ BAD = {
     "no method": ({"method": None}, "method is None"),
     "an unknown parameter": (
         of(betta={"value": 1}),
-        r"sweep\.yaml: no such flag: --betta \(did you mean --beta\?\)",
+        r"sweep\.yaml: no such flag: --betta; did you mean --beta\?",
     ),
     "a value out of range": (of(k={"values": [33]}), r"sweep\.yaml: --k 33.*dict.size.32"),
     "no values": (of(k={"values": []}), r"parameter 'k': values is \[\]; expected a list"),
