@@ -129,6 +129,19 @@ class UserError(ValueError):
             said += f"{'; ' if self.problem else ': '}expected {text(self.expected)}"
         return f"{said}; {text(self.instead)}" if self.instead else said
 
+    def given_by(self, name: str) -> "UserError":
+        """The same error of a file, and the setting that gave the path that its message begins with."""
+        if self.name is not None:
+            return self
+        pieces = (self.problem,) if isinstance(self.problem, str) else self.problem
+        return type(self)(
+            (Setting(name), " ", *pieces),
+            name=name,
+            expected=self.expected,
+            instead=self.instead,
+            where=self.where,
+        )
+
     def within(self, where: str, instead: Text = "") -> "UserError":
         """The same error, and the file or the like that the mistake stands in."""
         where = f"{where}: {self.where}" if self.where else where

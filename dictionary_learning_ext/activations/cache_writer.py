@@ -52,7 +52,7 @@ from .language_models import CausalLM, identity, load_model, settings_hash
 from .positions import PositionRule
 from .rows import ActivationReader
 from .stored import INFO, STATE
-from .text import open_text
+from .text import text_of
 from .tokens import ContextStream, no_context
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def write_cache(
     with locked(folder, _FOLDER):
         model = load_model(run)
         points = {name: find_hook(model, name) for name in hooks}
-        text = open_text(run.data, seed=run.data_seed, column=run.text_column)
+        text = text_of(run, seed=run.data_seed)
         manifest = read_manifest(folder, UNFINISHED) or read_manifest(folder)
         settings = CacheSettings(
             model=run.model,
@@ -287,7 +287,7 @@ class _Writer:
     def _stream(self, split: Split) -> ContextStream:
         run, passes = self._run, (self._run.text_passes or 1) if split == "train" else 1
         seed = run.data_seed if split == "train" else 0  # the same for every data seed
-        text = open_text(run.data, split=split, seed=seed, passes=passes, column=run.text_column)
+        text = text_of(run, split=split, seed=seed, passes=passes)
         return ContextStream(text, self._tokenizer, run.ctx_len, packing=run.text_packing)
 
     def _read(
@@ -338,9 +338,7 @@ class _Writer:
     def _documents(self) -> CacheFile:
         """Write the held-out documents' tokens, cut to ctx_len."""
         run, path = self._run, self._folder / HELD_OUT / DOCUMENTS
-        documents = islice(
-            open_text(run.data, split="heldout", column=run.text_column), run.eval_documents
-        )
+        documents = islice(text_of(run, split="heldout"), run.eval_documents)
         stream = ContextStream(documents, self._tokenizer, run.ctx_len, packing="truncate")
         try:
             ids_BL, mask_BL = stream.next_batch(run.eval_documents)

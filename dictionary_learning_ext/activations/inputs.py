@@ -43,7 +43,7 @@ from .rows import ActivationReader, ContextBatch
 from .stored import UNKNOWN, StoredActivations, open_stored
 from .stored_rows import StoredReader, StoredRows
 from .synthetic import SyntheticSource, draw_model, model_hash
-from .text import open_text
+from .text import text_of
 from .tokens import (
     ContextBatches,
     ContextStream,
@@ -290,7 +290,7 @@ class _OfLanguageModel(Inputs):
         run = self._run
         return self._buffer(
             hook,
-            open_text(run.data, seed=run.data_seed, passes=run.text_passes, column=run.text_column),
+            text_of(run, seed=run.data_seed, passes=run.text_passes),
             run.n_ctxs,
             run.batch_size // self._ranks.count,
             seed=run.data_seed,
@@ -323,16 +323,14 @@ class _OfLanguageModel(Inputs):
     def held_out(self, hook: str, tokens: int) -> HeldOut:
         run, batch = self._run, evaluation_batch(tokens)
         # The documents come from a stream of their own, so the buffer starts with them too.
-        text, documents = (
-            open_text(run.data, split="heldout", column=run.text_column) for _ in range(2)
-        )
+        text, documents = (text_of(run, split="heldout") for _ in range(2))
         buffer = self._buffer(hook, text, max(64, math.ceil(batch / run.ctx_len)), batch)
         return HeldOut.of_text(buffer, list(islice(documents, run.eval_documents)))
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
         run, model = self._run, self.language_model
         seed = run.data_seed if split == "train" else 0
-        text = open_text(run.data, split=split, seed=seed, column=run.text_column)
+        text = text_of(run, split=split, seed=seed)
         stream = ContextStream(text, model.tokenizer, run.ctx_len, packing=run.text_packing)
         return with_activations(stream.batches(), run, model, self.hooks[hook])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..config.checks import require, require_choice
-from ..config.run import Split, without_slash
+from ..config.run import RunConfig, Split, without_slash
 from ..errors import TextError, first_line
 from ..run_folder.files import at_home
 from .text_files import SUFFIXES, read_documents, text_of_row
@@ -68,12 +68,22 @@ def open_text(
         source = _Files(files, column)
     elif names_a_file(name):
         what = "file" if name.endswith(SUFFIXES) else "file or folder"
-        raise TextError(f"no {what} {name!r}: expected an existing {what}, or 'embedded'")
+        raise TextError(f"{name}: no such {what}", expected=f"an existing {what}, or embedded")
     else:
         source, has_split = _open_hub_set(name, split, column)
     identity = {"text": without_slash(name), "split": split, "seed": seed}
     identity |= {"column": column} if column != "text" else {}  # earlier versions had no other
     return TextStream(name, source, identity, passes=passes, every_20th=not has_split)
+
+
+def text_of(
+    run: RunConfig, *, split: Split = "train", seed: int = 0, passes: int | None = 1
+) -> "TextStream":
+    """The text of a run's settings; see `open_text`. Its errors name the setting."""
+    try:
+        return open_text(run.data, split=split, seed=seed, passes=passes, column=run.text_column)
+    except TextError as error:
+        raise error.given_by("data") from error
 
 
 def names_a_file(name: str) -> bool:
@@ -269,8 +279,8 @@ def _files_holding(path: Path, split: Split) -> tuple[list[Path], bool]:
     ]
     if not files:
         raise TextError(
-            f"{path} {'holds no text files' if path.is_dir() else 'is not a text file'}: expected"
-            f" {', '.join(SUFFIXES)}"
+            f"{path}: {'holds no text files' if path.is_dir() else 'not a text file'}",
+            expected=f"one of {', '.join(SUFFIXES)}",
         )
     parts = [_split_of(file.relative_to(path)) for file in files] if path.is_dir() else []
     for held_out in ("validation", "test"):
@@ -339,8 +349,8 @@ def _open_hub_set(name: str, split: Split, column: str) -> tuple[_Source, bool]:
     # have to run a script. RuntimeError: later versions would.
     except (OSError, ValueError, RuntimeError) as error:
         raise TextError(
-            f"no file or folder {name!r}, and couldn't fetch a data set of this name from the hub"
-            f" ({why_not_fetched(error)}): expected 'embedded', an existing file ({', '.join(SUFFIXES)}) or"
+            f"{name}: no such file or folder, and couldn't fetch a data set of this name from the hub"
+            f" ({why_not_fetched(error)}); expected embedded, an existing file ({', '.join(SUFFIXES)}) or"
             " folder of such files, or the name of a data set on the hub, e.g. roneneldan/TinyStories"
         ) from error
     finally:
@@ -350,8 +360,8 @@ def _open_hub_set(name: str, split: Split, column: str) -> tuple[_Source, bool]:
     part = heldout if heldout and split == "heldout" else "train"
     if part not in splits:
         raise TextError(
-            f"the data set {name!r} has the splits {', '.join(map(str, splits))}: expected one"
-            " called 'train'"
+            f"{name}: the data set has the splits {', '.join(map(str, splits))}",
+            expected="one called train",
         )
     return _HubSet(splits[part], name, column), heldout is not None
 

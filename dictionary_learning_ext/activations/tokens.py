@@ -18,7 +18,7 @@ from ..config.run import Packing, RunConfig, Split, evaluation_batch
 from ..errors import ConfigError, Setting, TextError
 from ..trainers.ranks import ALONE, Ranks
 from .positions import PositionRule
-from .text import HELD_OUT_EVERY, open_text
+from .text import HELD_OUT_EVERY, text_of
 from .text_files import cut, require_no_surrogate
 
 _DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
@@ -324,7 +324,7 @@ def no_context(run: RunConfig, split: Split) -> TextError:
 
 def _require_documents(run: RunConfig) -> None:
     """Raise a TextError if a text is empty."""
-    if next(open_text(run.data, column=run.text_column), None) is None:
+    if next(text_of(run), None) is None:
         raise TextError(
             "it is empty: there is no document in it, or they are all blank",
             name="data",
@@ -338,7 +338,7 @@ def require_held_out(run: RunConfig, tokenizer: Any) -> None:
 
     Tokens that `max_norm_multiple` will leave out are counted: they aren't known yet.
     """
-    text = open_text(run.data, split="heldout", column=run.text_column)
+    text = text_of(run, split="heldout")
     rule = PositionRule(tokenizer, remove_bos=run.remove_bos)
     contexts = ContextStream(text, tokenizer, run.ctx_len, packing=run.text_packing)
     there, need = 0, evaluation_batch(run.eval_tokens)

@@ -17,7 +17,9 @@ from ..config.architectures import BY_DICT_CLASS
 from ..config.run import RunConfig
 from ..config.sae import OPTION_NAMES, SAEConfig
 from ..errors import CheckpointError, ConfigError
+from .files import CONFIG
 from .foreign import HOOK_POINT
+from .sae_names import EXPECTED
 
 SEEDS = ("seed", "data_seed")
 """The settings in which runs of one setting differ."""
@@ -51,7 +53,7 @@ def settings_in(config: Any, path: Path) -> dict[str, Any]:
         settings = None
     if not isinstance(settings, dict):
         raise CheckpointError(
-            f"{path}: expected an object with run.settings, as `vsae train` writes it; copy it again"
+            f"{path}: has no run.settings, which `vsae train` writes; {EXPECTED}, or its {CONFIG}"
         )
     settings = without_deleted(settings)
     deleted = [name for name in _DELETED if name in settings]

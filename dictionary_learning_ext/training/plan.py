@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..activations.text import names_a_file, open_text
+from ..activations.text import names_a_file, text_of
 from ..config.checks import require
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import SAEConfig
@@ -135,7 +135,7 @@ def plan(
             require_free(job.folder, run.overwrite)
         reads_text = run.activations is None and not is_synthetic(run.model)
         if reads_text and names_a_file(run.data):
-            open_text(run.data, passes=run.text_passes, column=run.text_column)
+            text_of(run, passes=run.text_passes)
     return Plan(run, jobs, resume)
 
 

@@ -15,7 +15,7 @@ from ..activations.hook_points import HookPoint
 from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.run import may_move, require_same
 from ..config.sae import SAEConfig
-from ..errors import ConfigError, LanguageModelError, Setting, in_shell
+from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, in_shell
 from ..run_folder.foreign_weights import load_foreign
 from ..run_folder.reading import read_config
 from ..run_folder.resume_points import ResumePoint, newest_points
@@ -145,11 +145,14 @@ def trained_sae(sae: SAEConfig) -> Dictionary | None:
     """
     if sae.init_from is None:
         return None
-    config = read_config(sae.init_from)
-    if "foreign" in config:
-        source = load_foreign(config, unit_norm=True)
-    else:
-        source = load_dictionary(sae.init_from)[0].float()
+    try:
+        config = read_config(sae.init_from)
+        if "foreign" in config:
+            source = load_foreign(config, unit_norm=True)
+        else:
+            source = load_dictionary(sae.init_from)[0].float()
+    except CheckpointError as error:
+        raise error.given_by("init_from") from error
     _require_fit(sae, source)
     return source
 

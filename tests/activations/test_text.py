@@ -77,10 +77,10 @@ def test_what_names_a_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "kind", "said"),
     [
-        ({"name": "nofolder/x.txt"}, TextError, "no file 'nofolder/x.txt': expected an existing file"),
-        ({"name": "/no/such"}, TextError, "no file or folder '/no/such': expected an existing file"),
-        ({"name": "nobody/nothing"}, TextError, "no file or folder 'nobody/nothing', and "),
-        ({"name": "no:such"}, TextError, "no file or folder 'no:such', and "),
+        ({"name": "nofolder/x.txt"}, TextError, "nofolder/x.txt: no such file; expected an existing file"),
+        ({"name": "/no/such"}, TextError, "/no/such: no such file or folder; expected an existing file"),
+        ({"name": "nobody/nothing"}, TextError, "nobody/nothing: no such file or folder, and "),
+        ({"name": "no:such"}, TextError, "no:such: no such file or folder, and "),
         ({"split": "dev"}, ConfigError, "split='dev': expected one of train, heldout"),
         ({"passes": 0}, ConfigError, "passes=0: expected at least 1"),
     ],
@@ -277,7 +277,7 @@ def test_mistakes_with_a_hub_set_are_refused(hub_set, tmp_path):
     assert "it has 'story'" in error_of(lambda: read(name))
     assert read(name, column="story") == ["a"]
     (tmp_path / name / "train.parquet").rename(tmp_path / name / "test.parquet")
-    assert "has the splits test: expected one called 'train'" in error_of(lambda: read(name))
+    assert "has the splits test; expected one called train" in error_of(lambda: read(name))
 
 
 def test_a_data_sets_own_script_is_never_run(tmp_path, monkeypatch):

@@ -84,14 +84,16 @@ REFUSED = {
     "train {small} --hook blocks.0.hook_mlp_out,": "--hook blocks.0.hook_mlp_out,: expected different "
     "hook points separated by commas",
     "train {small} --hook blocks.0.hook_mlp_out,blocks.9.hook_mlp_out": "no hook point 'blocks.9",
-    "train {small} --data nobody/nothing": "'nobody/nothing' … embedded",
+    "train {small} --data nobody/nothing": "--data nobody/nothing: … embedded",
     "train {small} --data ./nothing.txt": "nothing.txt",
     "train {small} --data {bytes}": "bytes.txt is not UTF-8 at byte 8",
     "train {small} --data {empty} --eval-tokens 0": "has no documents",
-    "train {small} --data {exe}": ".txt",
+    "train {small} --data {exe}": "--data {tmp}/exe.exe: not a text file; expected one of .txt, .jsonl",
+    "train {small} --init-from {tmp}": "--init-from {tmp}: holds the folders of SAEs",
     "train {small} --model ./nothing": "'./nothing' … save_pretrained",
     "hooks --model={tmp}": "save_pretrained",
     "train --config {short}": "short.txt: not a config.json; expected a run folder",
+    "train --config {json}": "--config {tmp}/json.json: has no run.settings … expected a run folder",
     "train --config nowhere.json": "nowhere.json: no such file",
     "train --resume {tmp}/nope": "nope: no such folder; expected a run folder, e.g. runs/NAME",
     "eval {tmp}/nope": "nope: no such folder",
@@ -135,6 +137,7 @@ BAD_TEXTS = {
     "empty.txt": b"\n" * 10_000,
     "short.txt": b"the cat",
     "exe.exe": b"the cat",
+    "json.json": b"{}",
 }
 
 

@@ -143,7 +143,7 @@ def test_no_text_is_the_held_out_text_in_training_contexts(folder, tiny_lm, tiny
         ({"text": ""}, TextError, "no token to measure on"),
         ({"text": []}, TextError, "no token to measure on"),
         ({"text": ["a", 3]}, TextError, "document 2 of the text is a int: expected a str"),
-        ({"text": "missing.txt"}, TextError, r"no file 'missing.txt'"),
+        ({"text": "missing.txt"}, TextError, r"missing.txt: no such file"),
         ({"text": "jane/books"}, TextError, r"use open_text\('jane/books'\)"),
         ({"lm": None}, ConfigError, "give lm and hook, or the run folder"),
         ({"lm": 3}, ConfigError, "lm is a int: expected an nnsight LanguageModel"),

@@ -34,7 +34,7 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
         "--decay-start 5000": "--decay-start 5000: expected between",
         "--normalize none": "expected --normalize sqrt_d or unit",
         "--architecture relu --k 3": "architecture relu does not use it",
-        "--data ./nothing.txt": "no file './nothing.txt': expected an existing file",
+        "--data ./nothing.txt": "--data ./nothing.txt: no such file; expected an existing file",
         "--save-dir runs/there": "already holds a run (ae.pt)",
         "--init-from runs/none": "no such folder; expected one that holds a trained SAE",
         "--k many": "--k many: expected a whole number",
