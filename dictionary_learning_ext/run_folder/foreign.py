@@ -129,6 +129,9 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
     scale = settings.get("norm_scaling_factor")
     normalized = settings.get("normalize_activations") or "none"
     is_scaled = normalized is True or normalized == "expected_average_only_in"
+    if is_scaled and scale is not None and scale <= 0:
+        what = f"norm_scaling_factor is {scale:g}, expected a number above 0"
+        raise CheckpointError(f"{folder / FOREIGN_CONFIG}: {what}", instead="copy it again")
     of_hook_z = "hook_z" if "hook_z" in (about.get("hook_name") or "") else "none"
     only_none = {
         "normalize_activations": "none" if is_scaled and scale is not None else normalized,

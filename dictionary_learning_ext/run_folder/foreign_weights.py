@@ -1,8 +1,8 @@
 """The weights of other libraries' folders, as a class of upstream's or ours that computes the same.
 
-    SAELens        W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D); threshold (F) of a jumprelu; b_gate, b_mag and
-                   r_mag (F) of a gated, in place of b_enc; topk_threshold () of a BatchTopK or a Matryoshka that its
-                   save_model wrote, whose features are those above it
+    SAELens        W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D); threshold (F) of a jumprelu, or its
+                   log_threshold; b_gate, b_mag and r_mag (F) of a gated, in place of b_enc; topk_threshold () of a
+                   BatchTopK or a Matryoshka that its save_model wrote, whose features are those above it
     sparsify       encoder.weight (F, D), encoder.bias (F), W_dec (F, D), b_dec (D)
     Gemma Scope    as SAELens's jumprelu, of which some files write w_enc and w_dec
 
@@ -93,6 +93,9 @@ def load_foreign(
             f"{path}: holds {shapes_of(weights)}: not the weights of one SAE of architecture "
             f"{architecture!r}{with_k}; copy it again"
         ) from error
+    for name, value in dictionary.state_dict().items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{path}: its {name} would be infinite in {dtype}; copy it again")
     return dictionary.to(device).eval().requires_grad_(False)
 
 
@@ -101,6 +104,8 @@ def _read(path: Path) -> dict[str, t.Tensor]:
     try:
         tensors = _arrays_in(path) if path.name == GEMMA_SCOPE_WEIGHTS else load_file(path)
         weights = {_NAMES.get(name, name): value.double() for name, value in tensors.items()}
+        if "log_threshold" in weights:  # in place of threshold, in SAELens's earlier training saves
+            weights["threshold"] = weights.pop("log_threshold").exp()
         if path.name == SPARSIFY_WEIGHTS:
             weights["W_enc"] = weights["W_enc"].T
             if others := weights.keys() - {"W_enc", "b_enc", "W_dec", "b_dec"}:

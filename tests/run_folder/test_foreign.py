@@ -122,6 +122,25 @@ def test_what_upstreams_classes_can_not_represent_is_refused(changes, message, w
         load_foreign(read_config(folder), unit_norm=True)
 
 
+@pytest.mark.parametrize("factor", [0, -2.0, 1e-45])
+def test_a_scale_that_gives_no_finite_weights_is_refused(factor, written):
+    scaled = {"normalize_activations": "expected_average_only_in", "norm_scaling_factor": factor}
+    folder, _ = written("jumprelu", **scaled)
+    with pytest.raises(CheckpointError, match=r"norm_scaling_factor is .* above 0|infinite"):
+        load_dictionary(folder)
+
+
+def test_the_log_threshold_of_an_earlier_saelens_is_read(written, x):
+    folder, weights = written("jumprelu")
+    earlier = {name: value for name, value in weights.items() if name != "threshold"}
+    save_file(
+        earlier | {"log_threshold": weights["threshold"].log()}, folder / "sae_weights.safetensors"
+    )
+    f, _ = by_its_equations(x, weights, "jumprelu")
+    ours, _ = load_dictionary(folder)
+    t.testing.assert_close(ours.encode(x), f, rtol=1e-5, atol=1e-5)
+
+
 def test_damaged_files_of_saelens_are_named(written):
     folder, weights = written()
     for damage, message in (
