@@ -41,6 +41,18 @@ def in_shell(*words: object) -> str:
     return shlex.join(map(str, words))
 
 
+_LONGEST = 100
+"""Characters of a value in a message, unless it is text."""
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, on one line; of a model or many settings, the beginning."""
+    if isinstance(value, str):
+        return repr(value)
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
 class Setting(NamedTuple):
     """A setting in a message: its name as in Python, and its value if that matters."""
 
@@ -53,7 +65,7 @@ class Setting(NamedTuple):
 
     @property
     def in_python(self) -> str:
-        return f"{self.name}={self.value!r}" if self.has_value else self.name
+        return f"{self.name}={_shown(self.value)}" if self.has_value else self.name
 
     @property
     def as_flag(self) -> str:

@@ -2,9 +2,10 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -163,8 +164,11 @@ def described(hint: Any) -> str:
         return f"one of {', '.join(members)}"
     if get_origin(hint) is tuple:
         return "a list of numbers"
+    if hint in (None, NoneType):
+        return "None"
     words = {
         **{int: "a whole number", float: "a finite number", bool: "true or false", str: "text"},
-        **{list: "a list", dict: "an object"},
+        **{list: "a list", dict: "an object", Mapping: "a dict", Path: "a path"},
     }
-    return words.get(get_origin(hint) or hint, "None")
+    kind = get_origin(hint) or hint
+    return words.get(kind, f"{kind.__name__}(…)")

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config.checks import require_type
 from ..errors import CheckpointError, ConfigError, HubError, Setting, first_line
 from .files import CONFIG, METRICS, RUNS, WEIGHTS, require_writable, target_of
 from .foreign import FILES, RECOGNISED, format_of
@@ -48,8 +49,10 @@ class Place(NamedTuple):
 def place_of(name: str | Path) -> Place:
     """Where a named SAE is. It is fetched from the hub if need be. A folder that isn't there is no error.
 
-    Raises: HubError if the hub can't be reached, or has no such SAE; CheckpointError for a file.
+    Raises: HubError if the hub can't be reached, or has no such SAE; CheckpointError for a file; ConfigError
+    for what is no name.
     """
+    require_type("folder", name, str | Path)
     here = Path(name)
     if here.is_file():
         raise CheckpointError(f"{name}: a file", instead=f"give its folder, {here.parent}")

@@ -16,7 +16,7 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 
 from ..config.checks import require
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 
 
 @runtime_checkable
@@ -95,9 +95,17 @@ class FromState:
 
         `load_dictionary` finds the class of the SAE in a folder.
 
-        Raises: ConfigError if `k` is given and differs from the file's.
+        Raises: ConfigError if `k` is given and differs from the file's; CheckpointError for a folder, or a file
+        that `torch.save` didn't write.
         """
-        state = t.load(path, map_location=device or "cpu", weights_only=True)
+        try:
+            state = t.load(path, map_location=device or "cpu", weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # bytes of any content raise anything
+            what = "a folder" if isinstance(error, IsADirectoryError) else "holds no weights"
+            advice = "give the ae.pt in a run folder, or the folder to load_dictionary"
+            raise CheckpointError(f"{path}: {what}", instead=advice) from error
         arguments = cls._built_as(state)
         saved_k = arguments.get("k")
         require(k in (None, saved_k), "k", k, f"{saved_k}, as in {path}", instead="leave it out")
@@ -108,17 +116,18 @@ class FromState:
         return sae
 
 
-def require_width(x: t.Tensor, activation_dim: int) -> None:
-    """Raise a ConfigError for activations of another width than an SAE takes, and for what is no tensor.
+def require_width(x: t.Tensor, width: int, what: str = "activations") -> None:
+    """Raise a ConfigError for activations, or features, of another width than an SAE takes, and for what is no
+    tensor.
 
     nnsight's proxies, whose width isn't known yet, pass.
     """
     if not hasattr(x, "to"):
-        raise ConfigError(f"x is a {type(x).__name__}", expected="a tensor of activations")
-    if isinstance(x, t.Tensor) and x.shape[-1:] != (activation_dim,):
+        raise ConfigError(f"x is a {type(x).__name__}", expected=f"a tensor of {what}")
+    if isinstance(x, t.Tensor) and x.shape[-1:] != (width,):
         raise ConfigError(
             f"x has the shape {tuple(x.shape)}",
-            expected=f"activations of width {activation_dim}: (…, {activation_dim})",
+            expected=f"{what} of width {width}: (…, {width})",
         )
 
 

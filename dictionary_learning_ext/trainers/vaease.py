@@ -119,6 +119,7 @@ class VAEase(FromState, Dictionary):
 
     def decode(self, f: t.Tensor) -> t.Tensor:
         """The reconstruction from features: (…, F) -> (…, D)."""
+        require_width(f, self.dict_size, "features")
         return self.decoder(f.to(self.b_dec.dtype)) + self.b_dec
 
     def forward(self, x: t.Tensor, output_features: bool = False):

@@ -164,6 +164,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     def decode(self, x: t.Tensor) -> t.Tensor:
         """The reconstruction from features: (…, F) -> (…, D)."""
+        require_width(x, self.dict_size, "features")
         return self.decoder(x.to(self.b_dec.dtype)) + self.b_dec
 
     def log_var(self, x: t.Tensor) -> t.Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..activations.text import names_a_file, text_of
-from ..config.checks import require
+from ..config.checks import require, require_type
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
@@ -87,8 +87,12 @@ def plan(
     TextError or ActivationsError if there is no such file.
     """
     require_one_task()
+    require_type("run", run, RunConfig)
     expected = "a dict of SAEConfigs by name, e.g. {'a': SAEConfig(k=32)}"
     require(isinstance(saes, Mapping) and len(saes) > 0, "saes", saes, expected)
+    for name, sae in saes.items():
+        require_type(f"saes[{name!r}]", sae, SAEConfig)
+    require_type("hooks", hooks, Mapping | None)
     if len(saes) > 1:
         _require_folder_names(saes)
     on_a_gpu = ("False, or ", Setting("device", "cuda"))

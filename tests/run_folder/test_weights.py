@@ -16,7 +16,7 @@ from small_commands import content, refused
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import CheckpointError
+from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder.weights import (
     for_raw_activations,
     load_dictionary,
@@ -222,6 +222,15 @@ def test_k_may_differ_in_the_middle_where_upstream_anneals_it(stepped):
     put(k=t.tensor(9))(folder / "ae.pt")
     with pytest.raises(CheckpointError, match=r"k is 9, .*config\.json says k=4"):
         load_dictionary(folder)
+
+
+def test_what_names_no_folder_is_named(folder):
+    pair = load_dictionary(folder)
+    for wrong in (None, pair, pair[0]):
+        with pytest.raises(ConfigError, match=r"^folder=.*expected text or a path") as refused:
+            load_dictionary(wrong)
+        assert str(refused.value).isprintable()
+        assert len(str(refused.value)) < 200
 
 
 def test_it_is_called_as_upstreams_is(folder):

@@ -9,7 +9,7 @@ from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.config.architectures import TRAINED
-from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.trainers.dictionaries import HasPosterior, selects_top_k
 
 OURS = [name for name, row in TRAINED.items() if row.is_ours]
@@ -58,3 +58,14 @@ def test_another_k_is_refused(tmp_path):
     t.save(VSAE(D, F, 4).state_dict(), tmp_path / "ae.pt")
     with pytest.raises(ConfigError, match=r"k=5: expected 4, as in .*ae\.pt; leave it out"):
         VSAE.from_pretrained(tmp_path / "ae.pt", k=5)
+
+
+def test_a_folder_and_a_file_that_is_no_ae_pt_are_refused(tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("a feature of cats")
+    for path in (tmp_path, text):
+        with pytest.raises(
+            CheckpointError, match=r"ae\.pt in a run folder.*load_dictionary"
+        ) as said:
+            VSAE.from_pretrained(path)
+        assert str(said.value).startswith(f"{path}: ")

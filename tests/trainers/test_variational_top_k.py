@@ -658,3 +658,5 @@ def test_activations_of_another_width_are_named(shape):
             sae(t.zeros(shape))
         with pytest.raises(ConfigError, match="x is a list; expected a tensor"):
             sae.encode(t.zeros(shape).tolist())
+        with pytest.raises(ConfigError, match=rf"{shape[-1]},?\).*expected features of width 32"):
+            sae.decode(t.zeros(shape))

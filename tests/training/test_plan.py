@@ -67,9 +67,27 @@ def test_the_names_of_several_saes_are_names_of_folders(name, tmp_path):
 @pytest.mark.parametrize("saes", [A, [A], {}], ids=["one", "a list", "none"])
 def test_saes_are_given_by_name(saes, tmp_path):
     run = RunConfig(save_dir=str(tmp_path / "run"))
-    with pytest.raises(ConfigError, match=r"expected a dict of SAEConfigs by name, e\.g\. \{"):
+    with pytest.raises(
+        ConfigError, match=r"expected a dict of SAEConfigs by name, e\.g\. \{"
+    ) as said:
         train(run, saes)
+    assert len(str(said.value)) < 250, "not all settings of an SAE"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("run", "saes", "hooks", "named"),
+    [
+        (None, {"a": A}, None, "run=None: expected RunConfig("),
+        ({"steps": 5}, {"a": A}, None, "run={'steps': 5}: expected RunConfig("),
+        (RunConfig(), {"a": None}, None, "saes['a']=None: expected SAEConfig("),
+        (RunConfig(), {"a": A}, "blocks.0.hook_resid_post", "hooks='blocks.0.hook_resid_post': "),
+    ],
+)
+def test_what_is_no_run_no_sae_and_no_hooks_is_named(run, saes, hooks, named):
+    with pytest.raises(ConfigError) as refused:
+        train(run, saes, hooks)
+    assert str(refused.value).startswith(named)
 
 
 def test_a_run_that_resumes_may_have_its_folder(tmp_path):
