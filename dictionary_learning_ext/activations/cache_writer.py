@@ -57,8 +57,6 @@ from .tokens import ContextStream, no_context
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = "folder"
-"""What errors call the setting that says where the cache is."""
 _CONTEXTS_AT_ONCE = 32
 """In a batch of the language model, or fewer where so many don't fit into a file."""
 _SPARE = 1.05
@@ -78,6 +76,7 @@ def write_cache(
     overwrite: bool = False,
     on_plan: Callable[[str], None] = lambda plan: None,
     before_batch: Callable[[], None] = lambda: None,
+    elsewhere: Setting | str = "folder",
 ) -> CacheManifest:
     """Cache a language model's activations at some hook points, or continue to.
 
@@ -92,6 +91,7 @@ def write_cache(
         overwrite: replace a cache of other settings.
         on_plan: called with what will be written, before anything is.
         before_batch: called before each batch of the language model. It may raise.
+        elsewhere: the setting that says where the cache is, for messages.
 
     Raises:
         ConfigError: a setting is out of range, the disk is too small (DiskError), an activation is beyond
@@ -101,7 +101,7 @@ def write_cache(
         LanguageModelError, TextError, NonFiniteError: as in training.
     """
     require(tokens >= 1, "tokens", tokens, "at least 1")
-    with locked(folder, _FOLDER):
+    with locked(folder, elsewhere):
         model = load_model(run)
         points = {name: find_hook(model, name) for name in hooks}
         text = text_of(run, seed=run.data_seed)
@@ -123,18 +123,22 @@ def write_cache(
             eval_documents=run.eval_documents if run.eval_tokens else 0,
             text_column=run.text_column,
         )
-        manifest = _so_far(folder, manifest, settings, overwrite)
+        manifest = _so_far(folder, manifest, settings, overwrite, elsewhere)
         written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
         filled = _filled_share(text, model.tokenizer, settings)
         on_plan(_plan(folder, settings, tokens, written, filled))
-        writer = _Writer(folder, settings, run, model, points, file_bytes, before_batch)
+        writer = _Writer(folder, settings, run, model, points, file_bytes, before_batch, elsewhere)
         if manifest is None:
             manifest = writer.held_out_part()
         return writer.training_part(manifest, tokens)
 
 
 def _so_far(
-    folder: Path, found: CacheManifest | None, settings: CacheSettings, overwrite: bool
+    folder: Path,
+    found: CacheManifest | None,
+    settings: CacheSettings,
+    overwrite: bool,
+    elsewhere: Setting | str,
 ) -> CacheManifest | None:
     """What the folder, with its manifest, holds of this cache. With `overwrite`, files of a cache of other
     settings are deleted.
@@ -148,8 +152,8 @@ def _so_far(
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         if others := [name for name in names if name != HELD_OUT]:  # which precedes the manifest
             raise ActivationsError(
-                f"{folder}: holds no cache but other files ({', '.join(others[:5])}); choose an empty"
-                " folder"
+                f"{folder}: holds no cache but other files ({', '.join(others[:5])})",
+                instead=("choose an empty ", elsewhere),
             )
     elif (differ := differences(found.settings, settings)) and overwrite:
         known = (INFO, STATE, HELD_OUT, UNFINISHED, MANIFEST)
@@ -158,8 +162,8 @@ def _so_far(
         found = None
     elif differ:
         raise ActivationsError(
-            f"{folder}: the cache has {', '.join(differ)}; use the same settings to continue it, or"
-            " choose another folder"
+            f"{folder}: the cache has {', '.join(differ)}",
+            instead=("use the same settings to continue it, or choose another ", elsewhere),
         )
     else:
         require_sizes(folder, found)
@@ -225,7 +229,9 @@ class _Writer:
         points: dict[str, HookPoint],
         file_bytes: int,
         before_batch: Callable[[], None],
+        elsewhere: Setting | str,
     ):
+        self._elsewhere = elsewhere
         self._folder, self._settings, self._run = folder, settings, run
         self._tokenizer, self._before_batch = model.tokenizer, before_batch
         shared = SharedPass(model.module, [point.place for point in points.values()])
@@ -252,10 +258,10 @@ class _Writer:
                 files.append(self._write(f"{HELD_OUT}/data-{number:05d}.arrow", columns))
             if not files:
                 raise no_context(run, "heldout")
-            _write_dataset_files(folder / HELD_OUT, settings, files)
+            _write_dataset_files(folder / HELD_OUT, settings, files, self._elsewhere)
             documents = self._documents()
         manifest = CacheManifest(settings, (), tuple(files), documents, None)
-        write_json(folder / UNFINISHED, manifest.to_dict(), _FOLDER)
+        write_json(folder / UNFINISHED, manifest.to_dict(), self._elsewhere)
         return manifest
 
     def training_part(self, manifest: CacheManifest, tokens: int) -> CacheManifest:
@@ -269,7 +275,7 @@ class _Writer:
             manifest = replace(
                 manifest, files=(*manifest.files, file), position=stream.state_dict()
             )
-            write_json(folder / UNFINISHED, manifest.to_dict(), _FOLDER)
+            write_json(folder / UNFINISHED, manifest.to_dict(), self._elsewhere)
         if not manifest.files:
             raise no_context(self._run, "train")
         if manifest.tokens < tokens:
@@ -279,8 +285,8 @@ class _Writer:
                 f"{manifest.tokens:,}",
                 f"{tokens:,}",
             )
-        _write_dataset_files(folder, settings, manifest.files)
-        write_json(folder / MANIFEST, manifest.to_dict(), _FOLDER)
+        _write_dataset_files(folder, settings, manifest.files, self._elsewhere)
+        write_json(folder / MANIFEST, manifest.to_dict(), self._elsewhere)
         remove(folder / UNFINISHED)
         return manifest
 
@@ -331,7 +337,7 @@ class _Writer:
 
     def _write(self, name: str, columns: _Columns) -> CacheFile:
         path = self._folder / name
-        with replacing(path, _FOLDER) as temporary:
+        with replacing(path, self._elsewhere) as temporary:
             write_contexts(temporary, columns)
         return self._described(path, columns[TOKEN_IDS])
 
@@ -345,7 +351,7 @@ class _Writer:
         except StopIteration as end:
             raise no_context(run, "heldout") from end
         marked_BL = _marked(ids_BL, mask_BL)
-        with replacing(path, _FOLDER) as temporary, temporary.open("wb") as file:
+        with replacing(path, self._elsewhere) as temporary, temporary.open("wb") as file:
             np.save(file, marked_BL)
         return self._described(path, marked_BL)
 
@@ -402,7 +408,12 @@ def _offsets(n: int, step: int) -> pa.Array:
     return pa.array(np.arange(0, n * step + 1, step, dtype=np.int32))
 
 
-def _write_dataset_files(folder: Path, settings: CacheSettings, files: Sequence[CacheFile]) -> None:
+def _write_dataset_files(
+    folder: Path,
+    settings: CacheSettings,
+    files: Sequence[CacheFile],
+    elsewhere: Setting | str,
+) -> None:
     """Write what `datasets.load_from_disk` reads beside the Arrow files of a folder."""
     # As datasets 3 spells it. Later versions read it too, and write what version 3 can't read.
     token_ids = {
@@ -418,7 +429,7 @@ def _write_dataset_files(folder: Path, settings: CacheSettings, files: Sequence[
         }
         for hook, of_hook in settings.hooks.items()
     }
-    write_json(folder / INFO, {"features": features | {TOKEN_IDS: token_ids}}, _FOLDER)
+    write_json(folder / INFO, {"features": features | {TOKEN_IDS: token_ids}}, elsewhere)
     state = {
         "_data_files": [{"filename": Path(file.name).name} for file in files],
         "_fingerprint": files[-1].sha256[:16],
@@ -428,4 +439,4 @@ def _write_dataset_files(folder: Path, settings: CacheSettings, files: Sequence[
         "_output_all_columns": False,
         "_split": None,
     }
-    write_json(folder / STATE, state, _FOLDER)
+    write_json(folder / STATE, state, elsewhere)

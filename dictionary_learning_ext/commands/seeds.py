@@ -15,7 +15,7 @@ from ..config.checks import LARGEST_SEED, require
 from ..config.run import NONE, RunConfig, require_same
 from ..config.sae import SAEConfig
 from ..errors import ConfigError, DiskError, Setting, UserError
-from ..run_folder.files import CONFIG, FAILED, RUN_FILES, locked, remove, writing
+from ..run_folder.files import CONFIG, FAILED, RUN_FILES, SAVE_DIR, locked, remove, writing
 from ..run_folder.reading import load_config
 from ..training.plan import Job, plan, require_memory
 from .cache import continued
@@ -204,6 +204,7 @@ def _write(
             overwrite=run.overwrite,
             on_plan=begin,
             before_batch=signals.check,
+            elsewhere=SAVE_DIR,
         )
 
 

@@ -109,6 +109,7 @@ REFUSED = {
     "train {small} --noise-to-signal 0.36 --sigma 0.5": "leave out --sigma or --noise-to-signal",
     "train {small} --noise-to-signal 0.36 --normalize none": "expected --normalize sqrt_d or unit",
     "train {small} --save-dir {file}/run": "can't be written",
+    "quickstart --save-dir {file}": "file/cache can't be written … choose another --save-dir",
     "eval {run} --model embedded": "activation_dim=16, but blocks.0 … of embedded is 128 wide",
     f"eval {{run}} --hook {HOOK_1}": "trained on hook blocks.0",
     "train {small} --data {empty}": "--data {tmp}/empty.txt: it is empty",
