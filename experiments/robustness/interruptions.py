@@ -14,6 +14,8 @@ written as soon as it is measured, and a later call measures the parts that are 
   runs again.
 - Signals to `vsae train`, which is then continued as it says; two writers of one folder; and a rank of
   torchrun that is killed.
+- Ctrl-C and kill -9 of `vsae quickstart` and `explain`, which asks models that stand in for language models. Each then runs
+  again as it was typed.
 
 In the end, every folder is compared file by file with that of a run left alone: no file more or less,
 and the same bytes but for dates, times and ids. Only locks are left out.
@@ -36,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +60,8 @@ TORCHRUN = "python -m torch.distributed.run --standalone"
 CACHE = "cache c --eval-tokens 2000 --eval-documents 4 --file-mb 1 --tokens"
 REPORT = "report run --tokens 2000 --map-tokens 500 --map-features 64 --synthesise 0 --pages"
 BENCH = "bench run --evals core --tokens"
+QUICKSTART = "quickstart --save-dir quick --steps 30 --eval-tokens 2000"
+EXPLAIN = "explain run --explainer words --features 6 --tokens 4000 --endpoint"
 PRELOADED = [
     f"dictionary_learning_ext.{name}"
     for name in (
@@ -66,6 +70,7 @@ PRELOADED = [
         "report.page",
         "export.exporter",
         "activations.cache_writer",
+        "explain.runner",
     )
 ]
 _LEFT_OUT = (".lock",)
@@ -171,6 +176,7 @@ class Child:
         folder: where it runs.
 
     Attributes:
+        began: when, in seconds of `time.monotonic`.
         wrote: the names of the files that have appeared or changed, each once.
     """
 
@@ -179,7 +185,7 @@ class Child:
         self.command, self.folder, self.wrote = command, folder, []
         self._before = states(folder)
         self._output = folder.with_name(f"{folder.name}.{time.monotonic_ns()}.txt")
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         if words[:2] == ["python", "-m"]:
             with self._output.open("wb") as output:
                 self.process = subprocess.Popen(
@@ -192,7 +198,7 @@ class Child:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self._began
+        return time.monotonic() - self.began
 
     @property
     def said(self) -> str:
@@ -459,6 +465,74 @@ def signals(flags: argparse.Namespace, places: Places) -> dict[str, Any]:
     return {"command": TRAIN, "rows": rows}
 
 
+def typed_again(
+    command: str,
+    moments: Iterable[tuple[str, Moment, signal.Signals]],
+    places: Places,
+    template: Path,
+) -> list[dict[str, Any]]:
+    """Send a signal to a command at each moment, and type the same command again."""
+    wanted = contents(places.after(command, template=template))
+    rows = []
+    for what, moment, number in moments:
+        what = f"{number.name} {what}"
+        child = Child(command, places.new(template)).came_to(moment, what)
+        child.send(number)
+        code = child.ended()
+        again = Child(command, child.folder)
+        row = {
+            "what": what,
+            "exit": code,
+            "said": child.last_line if number != signal.SIGKILL else "",
+            "traceback": "Traceback (most recent call last)" in child.said,
+            "then": "the same",
+            "exit again": again.ended(),
+            **differences(contents(child.folder), wanted),
+        }
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def quickstart(flags: argparse.Namespace, places: Places) -> dict[str, Any]:
+    ctrl_c, kill = signal.SIGINT, signal.SIGKILL
+    moments = (
+        ("while activations are cached", after_writing("quick/cache/heldout/state.json"), ctrl_c),
+        ("in the training of the first seed", after_writing("quick/vsae_seed0/metrics.jsonl"), kill),
+        ("in the training of the second seed", after_writing("quick/vsae_seed1/metrics.jsonl"), ctrl_c),
+        ("before the report", after_saying("Writing the report"), ctrl_c),
+    )  # fmt: skip
+    rows = typed_again(QUICKSTART, moments, places, places.new())
+    return {"command": QUICKSTART, "rows": rows}
+
+
+def explain(flags: argparse.Namespace, places: Places) -> dict[str, Any]:
+    from experiments.language_models.explanations import serve, words
+
+    answered: list[float] = []
+
+    def slowly(messages: list[dict[str, str]]) -> str:
+        time.sleep(0.1)
+        answered.append(time.monotonic())
+        return words(messages)
+
+    def after_answers(n: int) -> Moment:
+        """After as many of this command's."""
+        return lambda child: sum(when > child.began for when in answered) >= n
+
+    server = serve({"words": slowly})
+    command = f"{EXPLAIN} http://127.0.0.1:{server.server_port}/v1"
+    moments = (
+        ("while the text is read", after_saying("…"), signal.SIGINT),
+        ("after 3 answers", after_answers(3), signal.SIGINT),
+        ("after 15 answers", after_answers(15), signal.SIGINT),
+        ("after 15 answers", after_answers(15), signal.SIGKILL),
+    )
+    rows = typed_again(command, moments, places, places.after(TRAIN))
+    server.shutdown()
+    return {"command": f"{EXPLAIN} URL", "rows": rows}
+
+
 def writers(flags: argparse.Namespace, places: Places) -> dict[str, Any]:
     """Start a second command while a first one writes, which is stopped meanwhile."""
     cache = f"{CACHE} 24000"
@@ -549,7 +623,7 @@ def measure(flags: argparse.Namespace) -> None:
     parts: dict[str, Callable[[Places], dict[str, Any]]] = {
         name: lambda places, name=name: killed(flags, places, name) for name in KILLED
     }
-    for part in (signals, writers, processes):
+    for part in (signals, writers, processes, quickstart, explain):
         parts[part.__name__] = lambda places, part=part: part(flags, places)
     is_new = flags.again and not flags.parts
     content = {} if is_new else raw_results.read_or(RAW, {})
@@ -656,6 +730,10 @@ def _of_signal(row: dict[str, Any]) -> list[str]:
     return [row["what"], str(row["exit"]), row["said"], f"`{_short(row['then'])}`", _outcome(row)]
 
 
+def _of_typed_again(row: dict[str, Any]) -> list[str]:
+    return [row["what"], str(row["exit"]), row["said"], _outcome(row)]
+
+
 def _of_writers(row: dict[str, Any]) -> list[str]:
     return [*(f"`{_short(row[one])}`" for one in ("first", "second")), row["said"], _outcome(row)]
 
@@ -696,6 +774,15 @@ _DETAILS: dict[str, tuple[str, str, list[str], Callable[[dict[str, Any]], list[s
         ["rank killed", "it said", "resumed from step", "result"],
         _of_rank,
     ),
+    **{
+        name: (
+            "`vsae {command}`",
+            name,
+            ["when", "exit code", "it said", "result"],
+            _of_typed_again,
+        )
+        for name in ("quickstart", "explain")
+    },
 }
 
 

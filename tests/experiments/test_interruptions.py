@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 
 import pytest
 
@@ -36,6 +37,7 @@ def test_what_was_there_may_be_replaced_by_what_is_to_come_and_by_nothing_else()
     assert damaged({"a": "1", "b": "2", "c": "half"}, before, after) == ["c"]
 
 
+SETTINGS = {"date": "2026-01-01", "commit": "0123abc", "torch": "2.0", "minutes": 1.0}
 ROW = {"damaged": [], "left over": [], "missing": [], "different": [], "exit again": 0}
 
 
@@ -78,6 +80,26 @@ def test_a_part_is_an_error_where_nothing_could_be_interrupted(part, tmp_path, m
     monkeypatch.setattr(interruptions, "TORCHRUN", "python -m this")
     with pytest.raises(SystemExit, match="ended before"):
         part(argparse.Namespace(seed=0), interruptions.Places(tmp_path))
+
+
+def test_a_command_that_does_not_continue_is_shown_with_what_is_wrong(tmp_path):
+    """One that begins anew where another has begun, and says nothing."""
+    script = "from pathlib import Path; import time\nwith Path('a').open('a') as a: a.write('x')\ntime.sleep(%s)"
+    command = f"python -m begins {tmp_path}"
+    (tmp_path / "template").mkdir()
+    (tmp_path / "template" / "begins.py").write_text(script % 0.3)
+    moments = [("at once", interruptions.after_writing("a"), signal.SIGINT)]
+    places = interruptions.Places(tmp_path)
+    (row,) = interruptions.typed_again(command, moments, places, tmp_path / "template")
+    assert (row["what"], row["different"], row["traceback"]) == ("SIGINT at once", ["a"], True)
+    page = interruptions.tables(
+        {
+            "settings": SETTINGS,
+            "flags": "",
+            "parts": {"explain": {"command": command, "rows": [row]}},
+        }
+    )
+    assert "different: `a`; a traceback" in "\n".join(page)
 
 
 def test_a_part_that_is_measured_again_leaves_the_others(tmp_path, monkeypatch):
