@@ -4,10 +4,11 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass, field
+from signal import SIGINT
 from typing import TYPE_CHECKING
 
 from ..config.run import ExplainOptions
-from ..errors import EndpointError, Setting
+from ..errors import EndpointError, Interrupted, Setting
 from .flags import FOLDER, Command, positional
 from .measure import MeasuredFlags
 
@@ -62,20 +63,25 @@ def run(flags: ExplainFlags) -> None:
             print(_planned(plan), flush=True)
             bar.reset(plan.requests)
 
-        explained = explain(
-            flags.folder,
-            endpoint,
-            flags.explainer,
-            scorer=flags.scorer,
-            options=flags.explain,
-            out=flags.out,
-            overwrite=flags.overwrite,
-            dry_run=flags.dry_run,
-            on_step=lambda step: print(f"  {step} …", flush=True),
-            on_plan=said,
-            on_answer=bar.update,
-            **vars(flags.inputs),
-        )
+        try:
+            explained = explain(
+                flags.folder,
+                endpoint,
+                flags.explainer,
+                scorer=flags.scorer,
+                options=flags.explain,
+                out=flags.out,
+                overwrite=flags.overwrite,
+                dry_run=flags.dry_run,
+                on_step=lambda step: print(f"  {step} …", flush=True),
+                on_plan=said,
+                on_answer=bar.update,
+                **vars(flags.inputs),
+            )
+        except KeyboardInterrupt as stop:
+            again = "without --overwrite " if flags.overwrite else ""
+            how = f"run the same command again {again}to continue"
+            raise Interrupted(SIGINT, f"stopped by SIGINT; {how}") from stop
     if flags.dry_run:
         print("Nothing was asked.")
         return

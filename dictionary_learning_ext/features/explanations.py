@@ -167,8 +167,10 @@ class Explanations(Mapping[int, Explanation]):
         return [one.score.value for one in ordered if one.score is not None]
 
     def write(self, path: Path) -> None:
-        """Write them, atomically. Raises CheckpointError if the disk refuses."""
+        """Write them in their order, atomically. Raises CheckpointError if the disk refuses."""
         content = asdict(self)
+        ordered = sorted(content["features"].items(), key=lambda item: (item[1]["place"], item[0]))
+        content["features"] = dict(ordered)
         for each in content["features"].values():
             del each["feature"]
         write_text(path, json.dumps(content, indent=1) + "\n", _OUT)

@@ -121,13 +121,13 @@ def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
         (None, load_config, "config.json: no such file or folder; expected a run folder"),
         (b"{", load_config, "config.json: not valid JSON"),
         (b"{", lambda path: read_run(path.parent), "^resume .*config.json: not valid JSON"),
-        ({"trainer": TRAINER, "run": {}}, load_config, r"expected an object with run\.settings"),
+        ({"trainer": TRAINER, "run": {}}, load_config, r"has no run\.settings"),
         (
             {"trainer": TRAINER, "run": {"settings": 3}},
             load_config,
-            r"an object with run\.settings",
+            r"has no run\.settings",
         ),
-        ({"run": 3}, lambda path: load_config(path, "config"), r"^config .*with run\.settings"),
+        ({"run": 3}, lambda path: load_config(path, "config"), r"^config .*has no run\.settings"),
     ],
 )
 def test_a_config_that_gives_no_settings_is_refused_with_the_flag_that_gave_it(
