@@ -622,6 +622,40 @@ def test_a_kill_in_between_loses_nothing_that_was_answered(folder_to_explain, ch
     assert len(new) + len(old) == len({json.dumps(each) for each in real(chat.requests)})
 
 
+def test_the_features_are_written_in_their_order_whichever_is_answered_first(
+    folder_to_explain, chat
+):
+    first, others = threading.Lock(), threading.Semaphore(0)
+
+    def answer(request):
+        """The first explanation only after those of the others."""
+        if not is_greeting(request) and not is_of_scorer(request):
+            if first.acquire(blocking=False):
+                assert all(others.acquire(timeout=60) for _ in range(FEATURES - 1))
+            else:
+                others.release()
+        return knowing(request)
+
+    chat.answer = answer
+    assert main(words(folder_to_explain, chat, "--at-once", FEATURES)) == 0
+    places = [each["place"] for each in stored(folder_to_explain)["features"].values()]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_ctrl_c_says_to_type_the_same_again(flags, folder_to_explain, chat, capsys):
+    def answer(request):
+        if is_of_scorer(request):
+            os.kill(os.getpid(), signal.SIGINT)
+        return knowing(request)
+
+    chat.answer = answer
+    assert main(words(folder_to_explain, chat, *flags)) == 130
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("vsae: ")]
+    assert "run the same command again" in line
+    assert ("without --overwrite" in line) == bool(flags)
+
+
 def answered(folder):
     """What explanations.json holds: an entry for each request that was answered."""
     found = []
