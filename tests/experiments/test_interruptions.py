@@ -5,6 +5,7 @@ import json
 import signal
 
 import pytest
+import torch as t
 
 from experiments.robustness import interruptions
 from experiments.robustness.interruptions import Child, contents, damaged, differences, is_right
@@ -30,6 +31,19 @@ def test_dates_ids_and_locks_are_no_difference_and_all_else_is(tmp_path):
         "missing": ["b.json"],
         "different": ["a.json"],
     }
+
+
+def test_a_resume_point_is_what_it_holds(tmp_path):
+    def point(name, one, other, weight):
+        (tmp_path / name / "resume").mkdir(parents=True)
+        held = {"a": one, "b": other, "w": t.tensor([weight])}
+        t.save(held, tmp_path / name / "resume" / "step_00000005.pt")
+        return contents(tmp_path / name)
+
+    text = "vsae of seed 0"
+    shared, apart = point("x", text, text, 1.0), point("y", text, " ".join(text.split()), 1.0)
+    assert shared == apart
+    assert shared != point("u", text, text, 2.0)
 
 
 def test_what_was_there_may_be_replaced_by_what_is_to_come_and_by_nothing_else():
