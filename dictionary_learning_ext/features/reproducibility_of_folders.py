@@ -388,7 +388,9 @@ def printed(found: ReproducibilityOfFolders) -> str:
         parts += [
             text_table([f"on {codes.tokens:,} held-out tokens", mean], rows),
             "correlation: of the activations of features matched one to one by it, and by\n"
-            "direction. near-dead: selected in fewer than 0.1 k/F of the tokens. selections,\n"
+            "direction. the same: of the features that are not near-dead, matched by\n"
+            "correlation, those with 0.7 or more; and the energy that they carry.\n"
+            "near-dead: selected in fewer than 0.1 k/F of the tokens. selections,\n"
             "energy: the share of all selections, and of the sum of squared activations, that\n"
             "features returning > 0.7 have. Jaccard index: of a token's features, the share\n"
             "that both SAEs select. subspace overlap: of the leading directions of features\n"
