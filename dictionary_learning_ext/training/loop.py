@@ -431,8 +431,7 @@ class _Loop:
                 continue
             loss = metrics.get("loss", metrics["l2_loss"])
             shown[self._labels[str(one.folder)]] = (
-                f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
-                f"alive {metrics['alive_in_batch']:.2f}"
+                f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f}"
             )
         parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
         if len(self._labels) == 1:  # its name would take the place of its numbers
