@@ -97,7 +97,7 @@ def test_a_part_is_an_error_where_nothing_could_be_interrupted(part, tmp_path, m
 
 
 def test_a_command_that_does_not_continue_is_shown_with_what_is_wrong(tmp_path):
-    """One that begins anew where another has begun, and says nothing."""
+    """One that starts from scratch where another has begun, and says nothing."""
     script = "from pathlib import Path; import time\nwith Path('a').open('a') as a: a.write('x')\ntime.sleep(%s)"
     command = f"python -m begins {tmp_path}"
     (tmp_path / "template").mkdir()

@@ -596,6 +596,18 @@ def test_noise_that_drowns_the_activations_is_warned_of_once_with_what_to_set(
     assert logged["noise_to_signal"] == pytest.approx(0.1, rel=0.02)
 
 
+def test_relative_noise_that_drowns_the_activations_is_warned_of_by_its_multiple_alone(caplog):
+    """It refuses noise_to_signal."""
+    trainer, x = built("vsae_top_k", posterior="relative", sigma=9.0), batch(0) / 2
+    trainer.update(0, x)
+    (record,) = caplog.records
+    (multiple,) = re.findall(r"; set sigma=(\S+), or let it fade away", record.message)
+    advised = built("vsae_top_k", posterior="relative", sigma=float(multiple))
+    advised.ae.load_state_dict(trainer.ae.state_dict() | {"sigma": t.tensor(float(multiple))})
+    ratio = advised.loss(x, 0, logging=True).losses["noise_to_signal"]
+    assert ratio == pytest.approx(0.1, rel=0.1)  # after one step
+
+
 @pytest.mark.parametrize(
     ("options", "factor"),
     [
