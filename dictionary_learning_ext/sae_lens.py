@@ -24,8 +24,7 @@ from .errors import ConfigError, Setting
 from .trainers.base import DeadWatch, KAnnealing, set_to_median
 from .trainers.kernels.memory import keep_freed_memory
 from .trainers.kernels.products import StepForm
-from .trainers.kernels.select import token_std
-from .trainers.kernels.step import StepObjective, Weights, variational_loss
+from .trainers.kernels.step import StepObjective, Weights, token_norm, variational_loss
 from .trainers.optimizers import column_norms, project_out_parallel
 from .trainers.posterior import noise_to_signal
 from .trainers.variational_top_k import VariationalTopKAutoEncoder, warn_of_noise
@@ -179,7 +178,7 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
         expected = "None: a vSAE's decoder is unit-norm"
         require(init_norm is None, "decoder_init_norm", init_norm, expected)
         require(
-            self.noise_to_signal is None or given != "none",
+            self.noise_to_signal is None or self.posterior == "relative" or given != "none",
             "noise_to_signal",
             self.noise_to_signal,
             (Setting("normalize_activations", "expected_average_only_in"),),
@@ -338,8 +337,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             log_var, sigma = self.settings.log_var_init, self.settings.sigma
             variance = math.exp(log_var) if sigma is None else sigma**2
             if self.settings.posterior == "relative":
-                means = (x - self.b_dec) @ self.W_enc + self.b_enc
-                variance *= float(token_std(means).square().mean())
+                variance *= float(token_norm(x - self.b_dec).square().mean())
             ratio = noise_to_signal(cfg.k, variance, float(x.square().sum(-1).mean()))
             warn_of_noise(ratio, self.settings, cfg.steps)
 

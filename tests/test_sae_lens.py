@@ -197,6 +197,12 @@ def test_the_weights_after_50_steps_are_our_trainers(changes):
     assert min(moved["W_enc"], moved["b_dec"]) > 1e-3
 
 
+def test_a_relative_noise_to_signal_needs_no_normalised_activations():
+    settings = settings_of(posterior="relative", noise_to_signal=0.3)
+    theirs = options_of(settings, normalize_activations="none")["sae"].settings
+    assert theirs.sigma == pytest.approx((0.3 / K) ** 0.5)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"noise_to_signal": 0.3}, {"posterior": "learned"}, {"posterior": "relative"}],

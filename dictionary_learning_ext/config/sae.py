@@ -65,12 +65,11 @@ UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
     "fixed": ("log_var_init",),
     "learned": ("sigma", "noise_to_signal"),
     "point": ("sigma", "noise_to_signal", "log_var_init", "noise_on", "noise_anneal_steps"),
-    "relative": ("noise_to_signal", "log_var_init"),
+    "relative": ("log_var_init",),
 }
 """The options of a variational SAE that a posterior does not use."""
-DEFAULT_SIGMA: dict[str, float] = {"fixed": 1.0, "relative": 1.81}
-"""Of the posteriors that have one. 1 is the paper's; 1.81 is the standard deviation of a logistic variable,
-the noise of Probabilistic TopK's gates, whose logits are in the same unit."""
+RELATIVE_NOISE_TO_SIGNAL = 0.3
+"""The relative posterior's default: found best in experiments/results/relative_noise.md."""
 SCHEDULES = (
     "warmup_steps",
     "decay_start",
@@ -82,6 +81,12 @@ SCHEDULES = (
 """The settings that are counted in steps."""
 DERIVED = (*SCHEDULES, "dead_feature_threshold")
 """The settings whose defaults follow from the run's length."""
+
+
+def default_sigma(posterior: Posterior, k: int) -> float | None:
+    """That of a fixed posterior is the paper's. None for a posterior that has no sigma."""
+    relative = math.sqrt(RELATIVE_NOISE_TO_SIGNAL / k)
+    return {"fixed": 1.0, "relative": relative}.get(posterior)
 
 
 def training_energy(normalize: Normalize, activation_dim: int) -> int:
@@ -116,12 +121,13 @@ class PosteriorOptions(Checked):
     """The distribution of a vSAE's features, and which of them are kept."""
 
     posterior: Posterior = "fixed"
-    """fixed (paper): sigma is a constant. relative: sigma is a multiple of the standard deviation of the
-    token's own means over the features. learned: sigma depends on the token. point: sigma = 0, a TopK SAE
-    with an L2 penalty on its activations."""
+    """fixed (paper): sigma is a constant. relative: sigma is a multiple of the token's norm, ||x - b_dec||.
+    learned: sigma depends on the token, by a linear map. point: sigma = 0, a TopK SAE with an L2 penalty on
+    its activations."""
     sigma: Sigma | None = None
     """The fixed posterior's standard deviation, in training units, or the relative posterior's multiple,
-    which has no unit. Default: 1 for fixed (paper), unless noise_to_signal is given; 1.81 for relative."""
+    which has no unit. Default, unless noise_to_signal is given: 1 for fixed (paper), sqrt(0.3 / k) for
+    relative."""
     log_var_init: LogVariance = -2.0
     """The learned posterior's initial log-variance."""
     noise_on: NoiseOn = "both"
@@ -394,8 +400,8 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
 
     noise_to_signal: Positive | None = None
     """Gives sigma as r = k sigma^2 / E||x||^2, the noise energy that sampling adds to a
-    reconstruction, relative to the activations' energy. Instead of sigma; needs --normalize sqrt_d
-    or unit."""
+    reconstruction, relative to the activations' energy (with posterior relative: to each token's own).
+    Instead of sigma; needs --normalize sqrt_d or unit, unless the posterior is relative."""
 
     def unused(self) -> tuple[str, ...]:
         return UNUSED_BY[self.posterior]
@@ -406,7 +412,7 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
         warmup = _kl_warmup(steps) if self.kl_warmup_steps is None else self.kl_warmup_steps
         sigma = self.sigma
         if sigma is None and self.noise_to_signal is None:
-            sigma = DEFAULT_SIGMA.get(self.posterior)
+            sigma = default_sigma(self.posterior, self.kept_per_token or self.dict_size)
         return replace(found, kl_warmup_steps=warmup, sigma=sigma)
 
     def resolve(self, steps: int, batch_size: int) -> "Self":
@@ -433,7 +439,8 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
         return arguments
 
     def require_units(self, normalize: Normalize) -> None:
-        if self.noise_to_signal is not None and normalize == "none":
+        has_unit = self.posterior != "relative"
+        if self.noise_to_signal is not None and has_unit and normalize == "none":
             raise ConfigError(
                 (
                     Setting("noise_to_signal", self.noise_to_signal),
@@ -446,11 +453,13 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
             )
 
     def with_sigma(self, activation_dim: int, normalize: Normalize) -> "Self":
-        """With the sigma that a resolved noise_to_signal means: sqrt(r E||x||^2 / k)."""
+        """With the sigma that a resolved noise_to_signal means: sqrt(r E||x||^2 / k), or sqrt(r / k) of each
+        token's norm."""
         if self.noise_to_signal is None:
             return self
         self.require_units(normalize)
-        energy = training_energy(normalize, activation_dim)
+        is_relative = self.posterior == "relative"
+        energy = 1 if is_relative else training_energy(normalize, activation_dim)
         k = self.kept_per_token or self.dict_size
         return replace(self, sigma=math.sqrt(self.noise_to_signal * energy / k))
 

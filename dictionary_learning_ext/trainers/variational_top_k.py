@@ -18,7 +18,6 @@ from torch import nn
 from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
 from ..config.sae import (
-    DEFAULT_SIGMA,
     LOG_VAR_LIMITS,
     MUCH_NOISE,
     NOISE_ON,
@@ -31,6 +30,7 @@ from ..config.sae import (
     SelectBy,
     VSAEArguments,
     VSAETopKConfig,
+    default_sigma,
     require_known,
 )
 from ..errors import ConfigError
@@ -39,8 +39,15 @@ from .dictionaries import FromState, require_scale, require_width
 from .kernels import compiled
 from .kernels.memory import keep_freed_memory
 from .kernels.products import StepForm
-from .kernels.select import Draw, compared, draw_code, token_std
-from .kernels.step import LossTerms, StepObjective, Weights, loss_and_gradients, variational_loss
+from .kernels.select import Draw, compared, draw_code
+from .kernels.step import (
+    LossTerms,
+    StepObjective,
+    Weights,
+    loss_and_gradients,
+    token_norm,
+    variational_loss,
+)
 from .posterior import GaussianPosterior, noise_to_signal
 
 if TYPE_CHECKING:
@@ -57,9 +64,8 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         f_BF     = z on the K largest of z, 0 elsewhere
         x_hat_BD = W_dec f + b_dec                    # decoder columns are unit-norm
 
-    sigma is a constant (posterior "fixed"), a multiple of the standard deviation of the token's own mu
-    over the features ("relative"; with rectify, of mu before the ReLU, where the noise is added too), 0
-    ("point"), or exp(log_var / 2) with log_var = W_var (x - b_dec) + b_var, clamped ("learned"). A sample
+    sigma is a constant (posterior "fixed"), a multiple of the token's ||x - b_dec|| ("relative"; with
+    rectify, its noise is added before the ReLU), 0 ("point"), or exp(log_var / 2) with log_var = W_var (x - b_dec) + b_var, clamped ("learned"). A sample
     changes which features are kept and their values (noise_on "both", as above), only the values
     ("values": f is z on the K largest of mu), or only which are kept ("selection": f is mu on the K
     largest of z). With select_by "magnitude" the K largest of |z| or |mu| are kept, with their signs.
@@ -98,7 +104,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         self.noise_on: NoiseOn = given.noise_on
         self.rectify = given.rectify
         self.select_by: SelectBy = given.select_by
-        sigma = DEFAULT_SIGMA.get(given.posterior, 0.0)
+        sigma = default_sigma(given.posterior, k) or 0.0
         if sigma and given.sigma is not None:
             sigma = given.sigma
         self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(given.posterior)))
@@ -146,7 +152,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
             noise = 0.0 if self.posterior_kind == "point" else 1.0
             how = Draw(int(self.k), self.noise_on, noise, generator, self.select_by)
             drawn_from = before_relu if self.posterior_kind == "relative" else mu
-            indices, values = draw_code(drawn_from, self._std(centred, before_relu), how)
+            indices, values = draw_code(drawn_from, self._std(centred), how)
             values = values.relu() if self.rectify and drawn_from is before_relu else values
         else:  # nnsight's proxies can't be unpacked
             indices = compared(mu, self.select_by).topk(int(self.k), dim=-1, sorted=False).indices
@@ -170,9 +176,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     def log_var(self, x: t.Tensor) -> t.Tensor:
         """log sigma^2: (…, D) -> (…, F) if it is learned, (…, 1) if relative, otherwise 0-dim (-inf for a
         point)."""
-        centred = x.to(self.b_dec.dtype) - self.b_dec
-        needs_means = self.posterior_kind == "relative"
-        return self._log_var(centred, self.encoder(centred) if needs_means else None)
+        return self._log_var(x.to(self.b_dec.dtype) - self.b_dec)
 
     def posterior(self, x: t.Tensor) -> GaussianPosterior:
         """The distribution of each feature of activations: (…, D) -> (…, F)."""
@@ -180,7 +184,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         before_relu = self.encoder(centred)
         mu = before_relu.relu() if self.rectify else before_relu
         is_point = self.posterior_kind == "point"
-        log_var = None if is_point else self._log_var(centred, before_relu)
+        log_var = None if is_point else self._log_var(centred)
         return GaussianPosterior(mu, log_var, self.prior_std)
 
     @property
@@ -204,21 +208,19 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     def _is_learned(self) -> bool:
         return self.posterior_kind == "learned"
 
-    def _log_var(self, centred: t.Tensor, before_relu: t.Tensor | None) -> t.Tensor:
-        """See `log_var`. A relative one follows from the means before a ReLU, (…, F)."""
+    def _log_var(self, centred: t.Tensor) -> t.Tensor:
+        """See `log_var`."""
         if self._is_learned:
             raw = self.log_var_encoder(centred)
             return raw.clamp(self.log_var_limits[0], self.log_var_limits[1])
-        return 2 * self._std(centred, before_relu).log()
+        return 2 * self._std(centred).log()
 
-    def _std(self, centred: t.Tensor, before_relu: t.Tensor | None) -> t.Tensor:
+    def _std(self, centred: t.Tensor) -> t.Tensor:
         """sigma, of `log_var`'s shape."""
         if self._is_learned:
-            return (0.5 * self._log_var(centred, before_relu)).exp()
-        if self.posterior_kind != "relative":
-            return self.sigma
-        assert before_relu is not None
-        return self.sigma * token_std(before_relu)
+            return (0.5 * self._log_var(centred)).exp()
+        is_relative = self.posterior_kind == "relative"
+        return self.sigma * token_norm(centred) if is_relative else self.sigma
 
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:

@@ -82,7 +82,7 @@ MEASURES = {
 """In the protocol's order."""
 
 
-_SAID = {"relative": "multiple", "temperature_start": "temperature"}
+_SAID = {"own": "multiple", "relative": "noise", "temperature_start": "temperature"}
 
 
 def _grid(
@@ -125,8 +125,8 @@ def _scales(
 _GATES = {"architecture": "probabilistic_top_k"}
 _LRS = {256: (2e-3, 4e-3), 512: (2e-3, 4e-3, 8e-3), 1024: (2e-3, 4e-3)}
 CANDIDATES: dict[str, dict[str, Options]] = {
-    OWN: _scales(OWN, {}, "relative", 0.9, 1.36, 1.81),
-    NORM: _scales(NORM, {"trainer": "norm"}, "noise", 0.15, 0.3, 0.6),
+    OWN: _scales(OWN, {"trainer": "own"}, "own", 0.9, 1.36, 1.81),
+    NORM: _scales(NORM, {}, "relative", 0.15, 0.3, 0.6),
     TOP_K: {
         f"{TOP_K}, batch 256, lr {lr:g}": {"architecture": "top_k", "batch": 256, "lr": lr}
         for lr in (2e-3, 4e-3)

@@ -2,8 +2,9 @@
 
 An option set `{"noise": 0.1, "until": 0.5, "penalty": 0.03}` is a vSAE: noise on the selection at this
 noise_to_signal, annealed to 0 until this share of the run, and a KL of this weight on the selected
-features. `{"relative": 1.81}` has this multiple of the token's own scale instead. Without noise it is a point
-posterior, whose KL is an L2 penalty on the selected features. `trainer` names one of trainers.py.
+features. `{"relative": 0.3}` is this noise_to_signal for each token instead of on average, `{"own": 1.81}` a multiple
+of the standard deviation of the token's means (by a trainer of trainers.py, whose name is `trainer`). Without noise it
+is a point posterior, whose KL is an L2 penalty on the selected features.
 """
 
 from dataclasses import dataclass, replace
@@ -65,17 +66,15 @@ class Setting:
         """An SAE of these options at this setting."""
         own = {"lr": self.lr} | options
         own.pop("trainer", None)
-        noise, until = own.pop("noise", 0.0), own.pop("until", 0.5)
-        relative = own.pop("relative", 0.0)
+        noise, relative = own.pop("noise", 0.0), own.pop("relative", 0.0)
+        scale, until = own.pop("own", 0.0), own.pop("until", 0.5)
         penalty, anneal_k = own.pop("penalty", 0.0), own.pop("anneal_k", None)
         if own.get("architecture", "vsae_top_k") == "vsae_top_k":
             own |= {"beta": penalty} | ({"kl_scope": "selected"} if penalty else {})
-            if noise or relative:
-                fixed, own_scale = (
-                    {"noise_to_signal": noise},
-                    {"posterior": "relative", "sigma": relative},
-                )
-                own |= {"noise_on": "selection"} | (fixed if noise else own_scale)
+            if noise or relative or scale:
+                own |= {"sigma": scale} if scale else {"noise_to_signal": noise or relative}
+                own |= {"posterior": "relative"} if relative else {}
+                own["noise_on"] = "selection"
                 own["noise_anneal_steps"] = int(until * self.steps)
             else:
                 own["posterior"] = "point"

@@ -15,14 +15,14 @@ from dictionary_learning_ext.trainers.kernels.step import StepObjective
 from dictionary_learning_ext.trainers.probabilistic_top_k import GatedCode, ProbabilisticTopKTrainer
 
 
-class NormNoiseTrainer(VariationalTopKTrainer):
-    """A fixed posterior's noise, in units of each token's norm: s = sqrt(r/k) ||x - b_dec||, where the package has
-    the same with the mean of ||x||^2."""
+class OwnNoiseTrainer(VariationalTopKTrainer):
+    """A fixed posterior's noise, in units of the standard deviation of each token's means over its features."""
 
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
         fixed = super()._objective(x, step, generator)
-        norm_B1 = (x - self.ae.b_dec).detach().norm(dim=1, keepdim=True)
-        return replace(fixed, sigma=fixed.sigma * norm_B1 / math.sqrt(x.shape[1]))
+        with t.no_grad():
+            means_BF = self.ae.encoder(x - self.ae.b_dec)
+        return replace(fixed, sigma=fixed.sigma * means_BF.std(1, correction=0, keepdim=True))
 
 
 class GatesOffTrainer(ProbabilisticTopKTrainer):
@@ -39,7 +39,7 @@ class GatesOffTrainer(ProbabilisticTopKTrainer):
 
 
 TRAINERS = {
-    "norm": ("vsae_top_k", NormNoiseTrainer),
+    "own": ("vsae_top_k", OwnNoiseTrainer),
     "gates off": ("probabilistic_top_k", GatesOffTrainer),
 }
 """By the name that an arm's options give as `trainer`: the architecture whose trainer it stands for."""

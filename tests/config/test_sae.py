@@ -95,7 +95,6 @@ def test_noise_to_signal_becomes_sigma_where_the_width_is_known(normalize, archi
         ({"sigma": 1.0}, {"posterior": "learned"}),
         ({"posterior": "learned", "log_var_init": -1.0}, {"posterior": "fixed"}),
         ({"sigma": 0.5}, {"posterior": "point"}),
-        ({"noise_to_signal": 0.3}, {"posterior": "relative"}),
         ({"noise_on": "values", "noise_anneal_steps": 5}, {"posterior": "point"}),
         ({"kl_warmup_steps": 7}, {"kl_schedule": "constant"}),
     ],
@@ -110,12 +109,20 @@ def test_a_change_leaves_out_what_it_has_no_use_for(given, change):
 
 
 def test_sigma_means_something_else_under_another_posterior():
-    assert SAEConfig(posterior="relative").resolve(100, 8).sigma == 1.81
-    assert SAEConfig(sigma=0.5).changed_to(posterior="relative").resolve(100, 8).sigma == 1.81
+    relative = {"posterior": "relative", "k": 30}
+    assert SAEConfig(**relative).resolve(100, 8).sigma == pytest.approx(0.1)
+    changed = SAEConfig(sigma=0.5, k=30).changed_to(posterior="relative").resolve(100, 8)
+    assert changed.sigma == pytest.approx(0.1)
     assert SAEConfig(sigma=0.5).changed_to(posterior="fixed").resolve(100, 8).sigma == 0.5
     relative = SAEConfig(posterior="relative", sigma=0.5, beta=2.0)
     scaled = in_units(relative, 9.0)
     assert (scaled.sigma, scaled.prior_std, scaled.beta) == (0.5, 3.0, 18.0)
+
+
+def test_a_relative_noise_to_signal_needs_no_normalisation():
+    config = SAEConfig(posterior="relative", noise_to_signal=0.6, k=15).resolve(100, 8)
+    for normalize in ("none", "unit", "sqrt_d"):
+        assert config.with_sigma(128, normalize).sigma == pytest.approx(0.2)
 
 
 def test_another_architecture_has_its_own_defaults():

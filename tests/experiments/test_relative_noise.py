@@ -73,9 +73,7 @@ def test_noise_and_penalty_is_searched_from_the_choice_of_the_better_scale(conte
     named = with_penalty(found)
     scale = CANDIDATES[NORM][KEYS["norm"]]
     assert len(named) == 8
-    assert all(
-        own["noise"] == scale["noise"] and own["trainer"] == "norm" for own in named.values()
-    )
+    assert all(own["relative"] == scale["relative"] for own in named.values())
     assert {own["penalty"] for own in named.values()} == {0.01, 0.03}
     assert chosen(found) is None, "not before it is searched, too"
     found["pairs"] += tuning(named, {[*named][3]: (0.9, 0.5)})

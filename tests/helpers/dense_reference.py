@@ -41,8 +41,8 @@ def dense_loss(
     elif settings.posterior == "fixed":
         std = objective.sigma.expand_as(mu)
     elif settings.posterior == "relative":
-        spread = (before_relu - before_relu.mean(1, keepdim=True)).square().mean(1).sqrt()
-        std = (objective.sigma * spread).detach()[:, None].expand_as(mu)
+        norm_B1 = (x_BD - b_dec).square().sum(1, keepdim=True).sqrt()
+        std = (objective.sigma * norm_B1).detach().expand_as(mu)
     else:
         std = t.zeros_like(mu)
 

@@ -40,7 +40,7 @@ def draw_rows(
     rectify,
     by_magnitude,
     std_BF,
-    relative,
+    before_relu,
     noise_on,
     noise_scale,
     values_of_normal,
@@ -51,12 +51,11 @@ def draw_rows(
     values_BK,
     mu_BK,
     smallest_B,
-    std_B,
     fired_F,
 ):
-    """Select each row's K features and draw their values. The last six arguments are written.
+    """Select each row's K features and draw their values. The last five arguments are written.
 
-    In the order of the arguments, these are (B, K) int64, (B, K), (B, K), (B,), (B,) and (F,) bool.
+    In the order of the arguments, these are (B, K) int64, (B, K), (B, K), (B,) and (F,) bool.
 
     Arguments:
         products_BF: W_enc (x - b_dec); float32, or bfloat16 as uint16.
@@ -66,11 +65,11 @@ def draw_rows(
         noise_on: one of `NOISE_CODES`.
         std_BF: the noise's standard deviation before `noise_scale`: (B, F), (B, 1) for one of each row, or
             (1, 1) for one value.
-        relative: whether it is in units of the row's `select.token_std`. Then noise is added before a ReLU.
+        before_relu: whether noise is added before a ReLU.
         values_of_normal: 2^16 equally likely values of N(0, 1).
         key: 64 bits that seed the noise.
         first: the number of the first row in the batch.
-        smallest_B, fired_F: see `select.DrawnCode`, and std_B where `relative`.
+        smallest_B, fired_F: see `select.DrawnCode`.
     """
     n_features = len(bias_F)
     is_bf16 = products_BF.itemsize == 2
@@ -91,14 +90,11 @@ def draw_rows(
                 mu_F[j] = products_BF[row, j] + bias_F[j]
         std_F = std_BF[row % len(std_BF)]
         row_key = mixed(key ^ mixed(np.uint64(first + row + 1) * GOLDEN))
-        if relative:
-            std_B[row] = std_F[0] * _spread(mu_F)
-            std_F = std_B[row : row + 1]
-        elif rectify:
+        if rectify and not before_relu:
             _rectify(mu_F)
         if noise_on in (_BOTH, _SELECTION):
             _add_noise(mu_F, std_F, noise_scale, values_of_normal, row_key, noisy_F)
-        if relative and rectify:
+        if rectify and before_relu:
             _rectify(mu_F)
         if noise_on in (_BOTH, _SELECTION):
             compared_F = _compared(noisy_F, by_magnitude, magnitude_F)
@@ -132,19 +128,6 @@ def draw_rows(
                     noise = values_of_normal[np.int64(bits >> np.uint64(48))]
                     std = std_F[0] if len(std_F) == 1 else std_F[places[i]]
                     values_BK[row, i] += noise * (noise_scale * std)
-
-
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _spread(row_F):
-    """The standard deviation of a row's numbers. Sums may be taken in any order, and loops over an index are
-    vectorised: a tenth of the time."""
-    n, total, squares = np.float32(len(row_F)), np.float32(0), np.float32(0)
-    for j in range(len(row_F)):
-        total += row_F[j]
-    mean = total / n
-    for j in range(len(row_F)):
-        squares += (row_F[j] - mean) * (row_F[j] - mean)
-    return np.sqrt(squares / n)
 
 
 @njit(inline="always")

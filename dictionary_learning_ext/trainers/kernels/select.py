@@ -27,8 +27,8 @@ class Draw(NamedTuple):
     """on the device of the means; None for torch's own"""
     select_by: SelectBy = "value"
     """value: TopK(z) is the K largest z. magnitude: the K largest |z|"""
-    relative: bool = False
-    """Whether std is in units of each row's own `token_std`, and noise is added before a ReLU"""
+    before_relu: bool = False
+    """Whether noise is added before a ReLU instead of after it"""
 
     @property
     def noise_chooses(self) -> bool:
@@ -54,27 +54,16 @@ class DrawnCode(NamedTuple):
     magnitude; inf if it has none"""
     log_var: DrawnLogVariance | None
     """of a learned posterior"""
-    std_B1: t.Tensor | None = None
-    """of a relative posterior, before noise_scale"""
 
     @classmethod
     def joined(cls, parts: Sequence["DrawnCode"]) -> "DrawnCode":
         """The parts' rows, one after the other."""
         if len(parts) == 1:
             return parts[0]
-        indices, values, mus, fired, smallest, log_vars, stds = zip(*parts, strict=True)
+        indices, values, mus, fired, smallest, log_vars = zip(*parts, strict=True)
         log_var = None if log_vars[0] is None else DrawnLogVariance.joined(log_vars)
-        std_B1 = None if stds[0] is None else t.cat(stds)
         rows = t.cat(indices), t.cat(values), t.cat(mus)
-        return cls(*rows, t.stack(fired).any(0), t.cat(smallest), log_var, std_B1)
-
-
-def token_std(mu_BF: t.Tensor) -> t.Tensor:
-    """The standard deviation of each token's means over its features, before a ReLU: (…, F) -> (…, 1).
-
-    The unit of a relative posterior's sigma. It has no gradient.
-    """
-    return mu_BF.detach().std(-1, correction=0, keepdim=True)
+        return cls(*rows, t.stack(fired).any(0), t.cat(smallest), log_var)
 
 
 def draw_code(mu_BF: t.Tensor, std: t.Tensor, how: Draw) -> tuple[t.Tensor, t.Tensor]:
@@ -111,8 +100,7 @@ def draw_batch(
     """Draw a batch's code, as `draw_code` does, and find what the mean alone selects.
 
     Arguments:
-        sigma: the standard deviation of the fixed posterior, 0-dim, or (B, 1) for one of each row; of the
-            relative one in units of `token_std`.
+        sigma: the standard deviation, 0-dim, or (B, 1) for one of each row. Not used with `log_var`.
         log_var: the log-variance of the learned posterior; otherwise None.
         rows_at_once: how many rows one thread works through at once, in the compiled form.
     """
@@ -123,13 +111,10 @@ def draw_batch(
         mu_BF = means.of(rows)
         rows_log_var = None if log_var is None else log_var.of(rows)
         std = _of_rows(sigma, rows) if rows_log_var is None else rows_log_var.std_BF
-        drawn_from_BF, std_B1 = mu_BF, None
-        if how.relative:
-            if means.rectify:
-                drawn_from_BF = means.of(rows, before_relu=True)
-            std = std_B1 = std * token_std(drawn_from_BF)
-        indices_BK, values_BK = draw_code(drawn_from_BF if how.noise_chooses else mu_BF, std, how)
-        if means.rectify and how.relative:
+        is_before = means.rectify and how.before_relu and how.noise_chooses
+        drawn_from_BF = means.of(rows, before_relu=True) if is_before else mu_BF
+        indices_BK, values_BK = draw_code(drawn_from_BF, std, how)
+        if is_before:
             values_BK = values_BK.relu()
         mu_BK = mu_BF.gather(1, indices_BK)
         if how.noise_chooses:
@@ -141,7 +126,7 @@ def draw_batch(
             compared_BK = compared(mu_BK, how.select_by)
             smallest_B = _smallest_positive(compared_BK)
         drawn = None if rows_log_var is None else rows_log_var.drawn(indices_BK)
-        parts.append(DrawnCode(indices_BK, values_BK, mu_BK, fired_F, smallest_B, drawn, std_B1))
+        parts.append(DrawnCode(indices_BK, values_BK, mu_BK, fired_F, smallest_B, drawn))
     return DrawnCode.joined(parts)
 
 
@@ -206,10 +191,10 @@ def _draw_compiled(
     rows_at_once: int,
 ) -> DrawnCode:
     """`draw_batch` by the compiled kernel. One number of the generator seeds the noise of all rows."""
-    noise = compiled.Noise(None, 0.0, 0, how.relative)
+    noise = compiled.Noise(None, 0.0, 0)
     if how.noise_scale != 0:
         key = int(t.randint(2**63 - 1, (1,), generator=how.generator))
-        noise = compiled.Noise(how.noise_on, how.noise_scale, key, how.relative)
+        noise = compiled.Noise(how.noise_on, how.noise_scale, key, how.before_relu)
     batch = len(means.centred_BD)
     out = compiled.DrawnRows(batch, how.k, by_magnitude=how.select_by == "magnitude")
 
@@ -226,6 +211,5 @@ def _draw_compiled(
     fired_F = t.stack([fired_F for fired_F, _ in parts]).any(0)
     log_vars = [part for _, part in parts if part is not None]
     drawn_log_var = DrawnLogVariance.joined(log_vars) if log_vars else None
-    std_B1 = out.std_B[:, None] if how.relative else None
     rows = out.indices_BK, out.values_BK, out.mu_BK
-    return DrawnCode(*rows, fired_F, out.smallest_B, drawn_log_var, std_B1)
+    return DrawnCode(*rows, fired_F, out.smallest_B, drawn_log_var)

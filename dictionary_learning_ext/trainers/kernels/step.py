@@ -57,7 +57,7 @@ class StepObjective:
     matmul_dtype: t.dtype
     sigma: t.Tensor
     """of the fixed posterior, 0-dim, or (B, 1) for one of each token; in the activations' units, like
-    prior_std. Of the relative one in units of `select.token_std`"""
+    prior_std. Of the relative one in units of each token's norm, see `token_norm`"""
     prior_std: t.Tensor
     """0-dim"""
     log_var_limits: t.Tensor | None
@@ -113,6 +113,11 @@ class LossTerms(NamedTuple):
     averaged over rows; NaN if no row has one. This and what follows is of the rows of all ranks"""
     tokens_since_fired_F: t.Tensor
     """after this batch; a feature fires when it is selected by the mean"""
+
+
+def token_norm(centred: t.Tensor) -> t.Tensor:
+    """||x - b_dec|| of each token: (…, D) -> (…, 1). The unit of a relative posterior's sigma, which has no gradient."""
+    return t.linalg.vector_norm(centred.detach(), dim=-1, keepdim=True)
 
 
 def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> LossTerms:
@@ -186,8 +191,9 @@ def _evaluate(
         )
     tau = 0.0 if settings.posterior == "point" else objective.noise_scale
     noise = settings.noise_on, tau, objective.generator
-    how = Draw(objective.k, *noise, settings.select_by, relative=is_relative)
-    draw = draw_batch(means, objective.sigma, log_var, how, objective.form.rows_at_once)
+    how = Draw(objective.k, *noise, settings.select_by, before_relu=is_relative)
+    sigma = objective.sigma * token_norm(centred_BD) if is_relative else objective.sigma
+    draw = draw_batch(means, sigma, log_var, how, objective.form.rows_at_once)
     W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
     code = top_k_code(draw.indices_BK, len(W_dec_FD), matmul_dtype, objective.form)
     error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
@@ -203,7 +209,7 @@ def _evaluate(
     moments = means.moments(with_cross=has_kl_gradient) if needs_all_kl else None
     kl_loss = l2_loss.new_zeros(())
     if objective.measures_kl:
-        kl_loss = _batch_kl(moments, draw, objective)
+        kl_loss = _batch_kl(moments, draw, sigma, objective)
     auxk = None
     if objective.auxk_alpha > 0:
         dead_F = since_fired_F >= objective.dead_feature_threshold
@@ -234,14 +240,17 @@ class _ForwardPass(NamedTuple):
     auxk: "AuxKLoss | None"
 
 
-def _batch_kl(moments: Moments | None, draw: DrawnCode, objective: StepObjective) -> t.Tensor:
+def _batch_kl(
+    moments: Moments | None, draw: DrawnCode, sigma: t.Tensor, objective: StepObjective
+) -> t.Tensor:
     """The KL from the prior in nats per token, averaged over the batch: 0-dim.
 
     Arguments:
         moments: of all features; None for the KL of the selected ones.
+        sigma: see `draw_batch`.
     """
     prior_std = objective.prior_std
-    std = objective.sigma if objective.settings.posterior == "fixed" else draw.std_B1
+    std = sigma if objective.settings.posterior in ("fixed", "relative") else None
     if moments is None:
         kl_BK = point_kl(draw.mu_BK, prior_std)
         if std is not None:
