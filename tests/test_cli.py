@@ -32,7 +32,7 @@ def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch, 
         raise UserError("stop here")
 
     def of_plan(planned, **_):
-        stub(planned.run, {job.name: job.config.sae for job in planned.jobs})
+        stub(planned.settings, {job.name: job.config.sae for job in planned.jobs})
 
     monkeypatch.setattr("dictionary_learning_ext.training.loop.train", stub)
     monkeypatch.setattr("dictionary_learning_ext.training.loop.carry_out", of_plan)

@@ -133,7 +133,7 @@ class RunConfig(Checked):
         require_max_norm_multiple(self.max_norm_multiple)
         are_different = "" not in self.hooks and len(set(self.hooks)) == len(self.hooks)
         require("," not in self.hook or are_different, "hook", self.hook, _HOOKS)
-        self.save_points()
+        self.checkpoint_steps()
         self.save_interval()
 
     @property
@@ -152,7 +152,7 @@ class RunConfig(Checked):
             return False
         return step % self.eval_every == 0 or step == self.steps
 
-    def save_points(self) -> list[int]:
+    def checkpoint_steps(self) -> list[int]:
         """The steps before which a checkpoint is written."""
         kind, _, number = self.save_steps.partition(":")
         try:

@@ -24,17 +24,17 @@ class ResumePoint(NamedTuple):
     """How many updates were made before it."""
     trainer: dict[str, Any]
     """For `load_trainer_state`."""
-    run: dict[str, Any]
-    """What the loop needs besides the trainer."""
+    rest: dict[str, Any]
+    """What the run needs besides the trainer."""
 
 
-def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> None:
+def save_point(folder: Path, step: int, trainer: Any, rest: dict[str, Any]) -> None:
     """Write a resume point, and delete all but the last two.
 
     Raises: CheckpointError if the disk refuses. The earlier points are kept.
     """
     path = resume_point(folder, step)
-    save_tensors(path, {"step": step, "trainer": trainer, "run": run})
+    save_tensors(path, {"step": step, "trainer": trainer, "run": rest})
     with writing(path):
         sync(path.parent)
         for old in steps_of(folder)[:-KEPT]:

@@ -62,7 +62,7 @@ class Trainer(Protocol):
         """Put back the last weights that `check` found finite."""
         ...
 
-    def state(self) -> Any:
+    def state_holder(self) -> Any:
         """The object that holds everything a resume point must hold, as attributes that are tensors,
         generators, optimisers, schedules or plain numbers; see `state.trainer_state`."""
         ...
@@ -238,7 +238,7 @@ class SamplingTrainer(ABC):
         """See `Trainer`."""
         return  # the weights are always finite
 
-    def state(self) -> Any:
+    def state_holder(self) -> Any:
         """See `Trainer`."""
         return self
 

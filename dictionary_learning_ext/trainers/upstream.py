@@ -168,7 +168,7 @@ class UpstreamTrainer:
         if self._last_finite is not None:
             self.ae.load_state_dict(self._last_finite)
 
-    def state(self) -> Any:
+    def state_holder(self) -> Any:
         """See `base.Trainer`."""
         return self._trainer
 

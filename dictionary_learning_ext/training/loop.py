@@ -1,8 +1,8 @@
 """Training, from start to end: plan, prepare, build or restore, steps, save, evaluate.
 
-`train` tells it. `plan` refuses what can be refused without torch. `prepare` does all else that may be refused, and
-changes no run folder. `run` takes the steps, saves and evaluates. One language model and one buffer for each
-hook point serve one or many SAEs.
+`carry_out` tells it. `plan`, of plan.py, has refused what can be refused without torch. `prepare` does all else that
+may be refused, and changes no run folder. `run` takes the steps, saves and evaluates. One language model and one
+buffer for each hook point serve one or many SAEs.
 """
 
 import contextlib
@@ -106,8 +106,10 @@ def train(
 
     Returns: the run folder of each.
 
-    Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What has been
-    trained by then is saved.
+    Ranks other than 0 return when the last step is done; rank 0 then saves and evaluates.
+
+    Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What one process has
+    trained by then is saved; of several, an error leaves the last resume point.
     """
     planned = plan(run, saes, hooks, resume=resume)
     return carry_out(planned, group=group, on_start=on_start, rank_timeout=rank_timeout)
@@ -122,7 +124,7 @@ def carry_out(
 ) -> dict[str, Path]:
     """Train what is planned; see `train`."""
     processes = launched()
-    device = processes.device(planned.run.device)
+    device = processes.device(planned.settings.device)
     with saying_if_a_rank_is_lost(planned.folders):
         join(rank_timeout)  # every rank has planned, and none has written
         if planned.is_finished:
@@ -130,7 +132,7 @@ def carry_out(
         else:
             own_folders = planned.folders if processes.is_first else []
             with all_locked(own_folders), interrupts(processes.are_several) as signals:
-                with _nothing_is_written(), _tf32(planned.run.tf32):
+                with _nothing_is_written(), _tf32(planned.settings.tf32):
                     prepared = prepare(planned, device, processes, signals, group, on_start)
                 run(prepared)
     return {job.name: job.folder for job in planned.jobs}
@@ -146,7 +148,7 @@ def _nothing_is_written() -> Iterator[None]:
 
 
 def _say_again(planned: Plan, processes: Processes) -> None:
-    logger.info("%s: already finished; nothing to do", planned.run.save_dir)
+    logger.info("%s: already finished; nothing to do", planned.settings.save_dir)
     if processes.is_first:
         for job in planned.jobs:
             report_finished(job.folder, job.config)
@@ -186,20 +188,20 @@ def prepare(
 ) -> Prepared:
     """Open what a run reads, and build or restore its SAEs.
 
-    Everything that may be refused is, from the cheapest to what takes longest. wandb is opened last.
+    Everything that may be refused is, from the cheapest to what takes longest, but for wandb.
 
     Arguments:
         device: this process's.
     """
-    settings = replace(planned.run, device=device)
+    settings = replace(planned.settings, device=device)
     require_device(device)
-    # A fill is not interrupted where others wait for its end.
+    # Between steps a fill of the buffer can be interrupted, but not where other ranks wait for its end.
     before_batch = None if processes.are_several else signals.check
     inputs = find_inputs(settings, planned.hooks, before_batch, processes.ranks)
     require_memory(planned.jobs, inputs.widths, device, processes.local_count)
     jobs = [job.of_width(inputs.widths[job.hook]) for job in planned.jobs]
     points = checked_points(jobs, processes) if planned.resume else []
-    trained = [] if points else [trained_sae(job.config.sae) for job in jobs]
+    sources = [None if points else trained_sae(job.config.sae) for job in jobs]
     if processes.is_first:
         _warn_of_slow_bf16(settings)
         on_start(planned.folders)
@@ -215,18 +217,16 @@ def prepare(
         require_same_inputs(jobs, points, depends_on)
         norm_factors = continue_batches(batches, jobs, points, processes.rank)
     else:
-        norm_factors = batches.norm_factors(processes.means(batches.mean_squared_norms()))
+        energies = batches.mean_squared_norms()  # fills the buffer: most of the wait
+        norm_factors = batches.norm_factors(processes.means(energies))
         if processes.is_first:
             _warn_of_sinks(inputs, settings)
 
-    nothing = [None] * len(jobs)
     sae_runs = []
-    for job, source, point in zip(jobs, trained or nothing, points or nothing, strict=True):
+    for job, source, point in zip(jobs, sources, points or [None] * len(jobs), strict=True):
         hook, norm_factor = inputs.hooks[job.hook], norm_factors[job.hook]
         trainer = _built(job, hook, norm_factor, device, processes, source, point)
         sae_runs.append(SAERun(job, trainer, norm_factor, processes, samples.get(job.hook)))
-    if processes.is_first and not points:
-        open_all([one.log for one in sae_runs], group)
     points = [point._replace(trainer={}) for point in points]  # the weights are freed
     return Prepared(
         settings, inputs, batches, sae_runs, points, depends_on, group, processes, signals
@@ -280,6 +280,8 @@ def run(prepared: Prepared) -> None:
     code = 1
     try:
         with prepared.signals.deferred():
+            if prepared.processes.is_first and not prepared.points:
+                open_all([one.log for one in sae_runs], prepared.group)  # may be refused
             prepared.processes.meet()  # every rank is prepared, and none has written
             if prepared.processes.is_first:
                 _begin(prepared)
@@ -312,18 +314,19 @@ def _require_none_failed(sae_runs: Sequence[SAERun]) -> None:
 
 def _begin(prepared: Prepared) -> None:
     """Write the run folders, or delete in them what is later than the resume points."""
-    for one, point in zip(prepared.sae_runs, prepared.points, strict=False):
-        one.resume(point, prepared.group)
-    if not prepared.points:
+    if prepared.points:
+        for one, point in zip(prepared.sae_runs, prepared.points, strict=True):
+            one.resume(point, prepared.group)
+    else:
         for one in prepared.sae_runs:
-            one.start(prepared.batches.of_hook[one.run.hook].config)
+            one.start(prepared.batches.of_hook[one.settings.hook].config)
 
 
 class _Loop:
-    """Every step of every SAE. On an error, what was trained is saved.
+    """Every step of every SAE. On an error of the only process, what was trained is saved.
 
     Attributes:
-        step: how many updates were made.
+        step: how many updates were made, between two of them.
         active: the SAEs that have not failed.
     """
 
@@ -334,7 +337,7 @@ class _Loop:
         self.step = prepared.points[0].step if prepared.points else 0
         self.active = sae_runs = prepared.sae_runs
         self._saved_at = time.monotonic()
-        self._norm_factors = {one.run.hook: one.norm_factor for one in sae_runs}
+        self._norm_factors = {one.settings.hook: one.norm_factor for one in sae_runs}
         self._labels = labels(
             {
                 str(one.folder): {
@@ -344,7 +347,7 @@ class _Loop:
                 for one in sae_runs
             }
         )
-        self._resume = f"`{resuming_command([one.folder for one in sae_runs])}`"
+        self._resume_command = f"`{resuming_command([one.folder for one in sae_runs])}`"
 
     def run(self) -> None:
         """All steps. Raises what stopped them, with the step and how to continue."""
@@ -362,9 +365,9 @@ class _Loop:
         try:
             self._take_steps(bar)
         except Interrupted as stop:
-            self._save_points(self.active)
+            self._write_resume_points(self.active)
             self.processes.meet()  # torchrun kills the others 30 seconds after one has ended
-            raise stop.when(f"at step {self.step}; continue with {self._resume}") from stop
+            raise stop.when(f"at step {self.step}; continue with {self._resume_command}") from stop
         except Exception as error:
             if not self.processes.are_several:  # else the others may be at another place
                 self._save_what_is_left()
@@ -375,14 +378,14 @@ class _Loop:
             bar.close()
 
     def _take_steps(self, bar: tqdm) -> None:
-        settings, checkpoints = self.settings, self.settings.save_points()
+        settings, checkpoints = self.settings, self.settings.checkpoint_steps()
         batches: dict[str, t.Tensor] = {}
         for step in range(self.step, settings.steps):
             self.step = step
-            if number := self.processes.largest(self.signals.received or 0):
+            if number := self.processes.largest(self.signals.received or 0):  # of any rank
                 raise Interrupted(Signals(number))
             if self._is_point_due():
-                self._save_points(self.active)
+                self._write_resume_points(self.active)
             batches = self._next_batches()
             if step in checkpoints:
                 for one in self.active:
@@ -391,7 +394,7 @@ class _Loop:
                 self._check_and_log(batches, bar)
             self._leave_out_failed()
             for one in self.active:
-                one.update(step, batches[one.run.hook])
+                one.update(step, batches[one.settings.hook])
             self._leave_out_failed()
             if not self.active:
                 return
@@ -401,7 +404,7 @@ class _Loop:
             self._check_and_log(batches, bar)
         self._leave_out_failed()
         if settings.save_every != "none":
-            self._save_points(self.active)
+            self._write_resume_points(self.active)
 
     def _next_batches(self) -> dict[str, t.Tensor]:
         """This step's activations at each hook point, in training units."""
@@ -426,7 +429,7 @@ class _Loop:
         """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
         shown = {}
         for one in self.active:
-            metrics = one.check_and_log(self.step, batches[one.run.hook])
+            metrics = one.check_and_log(self.step, batches[one.settings.hook])
             if metrics is None:
                 continue
             loss = metrics.get("loss", metrics["l2_loss"])
@@ -439,25 +442,29 @@ class _Loop:
         more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
         bar.set_postfix_str(" | ".join(parts + more))
 
-    def _save_points(self, saes: Sequence[SAERun]) -> None:
+    def _write_resume_points(self, saes: Sequence[SAERun]) -> None:
         """Write a resume point of each SAE, before this step's batch is handed out."""
         states = self.batches.state_dicts()
         for one in saes:
-            of_ranks = self.processes.gather(state_for_resume(one.trainer, states[one.run.hook]))
-            one.save_point(self.step, self.depends_on | shared_state(of_ranks, self.processes))
+            of_ranks = self.processes.gather(
+                state_for_resume(one.trainer, states[one.settings.hook])
+            )
+            one.write_resume_point(
+                self.step, self.depends_on | shared_state(of_ranks, self.processes)
+            )
         self._saved_at = time.monotonic()
 
     def _save_what_is_left(self) -> None:
         """Save every SAE after an error: its weights, and a resume point unless it would lack a batch."""
         is_between_steps = self.batches.tokens_seen() == {self.step * self.settings.batch_size}
+        logger.error("stopped at step %d; saving the weights so far in checkpoints/", self.step)
         for one in self.active:
             try:
                 one.save_checkpoint(self.step)
                 if is_between_steps:
-                    self._save_points([one])
+                    self._write_resume_points([one])
             except CheckpointError as full:
                 logger.error("%s", full)
-        logger.error("stopped at step %d; the weights so far are in checkpoints/", self.step)
 
 
 def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> None:
@@ -469,25 +476,25 @@ def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> Non
             saes = {
                 one.name: (for_raw_activations(one.trainer.ae, one.norm_factor), one.norm_factor)
                 for one in trained
-                if one.run.hook == hook
+                if one.settings.hook == hook
             }
             if saes:
-                tokens = trained[0].run.eval_tokens
+                tokens = trained[0].settings.eval_tokens
                 metrics |= measure(saes, inputs.held_out(hook, tokens), tokens)
     except Interrupted as stop:
         where = in_shell(*(one.folder for one in trained))
         saved = "the training is done and saved"
         raise stop.when(f"in the evaluation; {saved}; continue with `vsae eval {where}`") from stop
     for one in trained:
-        one.record(metrics[one.name] | {"measured_on": measured_on(one.run)})
+        one.record(metrics[one.name] | {"measured_on": measured_on(one.settings)})
 
 
 # --- what is said, and torch's settings
 
 
-def _warn_of_slow_bf16(run: RunConfig) -> None:
-    is_slow = run.device == "cpu" and t.backends.cpu.get_cpu_capability() == "AVX2"
-    if is_slow and run.dtype == "bfloat16":
+def _warn_of_slow_bf16(settings: RunConfig) -> None:
+    is_slow = settings.device == "cpu" and t.backends.cpu.get_cpu_capability() == "AVX2"
+    if is_slow and settings.dtype == "bfloat16":
         logger.warning(
             "dtype='bfloat16': this CPU has no instructions for it (AVX2), and matmuls take several times as "
             "long as in float32; leave it out unless the numbers have to be those of bfloat16"
@@ -496,7 +503,10 @@ def _warn_of_slow_bf16(run: RunConfig) -> None:
 
 @contextlib.contextmanager
 def _tf32(wanted: bool) -> Iterator[None]:
-    """Inside, CUDA may multiply float32 matrices in TF32, if `wanted`. Otherwise as torch is set."""
+    """Inside, CUDA may multiply float32 matrices in TF32, if `wanted`. Otherwise as torch is set.
+
+    The final evaluation is outside, so that TF32 doesn't change what is measured.
+    """
     if not wanted:
         yield
         return
@@ -513,9 +523,9 @@ def _tf32(wanted: bool) -> Iterator[None]:
         setattr(products, name, former)
 
 
-def _warn_of_sinks(inputs: Inputs, run: RunConfig) -> None:
+def _warn_of_sinks(inputs: Inputs, settings: RunConfig) -> None:
     """Say which tokens of the text's start are attention sinks, unless outliers are left out."""
-    if inputs.language_model is None or run.max_norm_multiple is not None:
+    if inputs.language_model is None or settings.max_norm_multiple is not None:
         return
     for hook in inputs.hooks:
         finder = SinkFinder(inputs.language_model.tokenizer)

@@ -51,7 +51,7 @@ class Job:
 class Plan:
     """What will be trained, checked as far as that needs no torch."""
 
-    run: RunConfig
+    settings: RunConfig
     """What the SAEs share."""
     jobs: list[Job]
     resume: bool

@@ -46,7 +46,7 @@ def checked_points(jobs: Sequence[Job], processes: Processes) -> list[ResumePoin
         logger.info("%s: no resume point yet; starting from scratch", where)
         return []
     for job in jobs:
-        folder, saved = job.folder, points[job.folder].run
+        folder, saved = job.folder, points[job.folder].rest
         former = without_deleted(saved["settings"])
         run = job.config.run
         was = replace(run, activations=former.get("activations"))
@@ -70,7 +70,7 @@ def require_same_inputs(
         depends_on: hashes of what the run reads, and the packages' versions. Other versions are logged.
     """
     for job, point in zip(jobs, points, strict=True):
-        folder, saved = job.folder, point.run
+        folder, saved = job.folder, point.rest
         for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
             if saved[part] != depends_on[part]:
                 raise LanguageModelError(
@@ -93,7 +93,7 @@ def state_for_resume(trainer: Trainer, source: dict[str, Any]) -> dict[str, Any]
     """What differs between ranks: the place in the text, and the noise. Fit for JSON."""
     generators = {
         name: value.get_state().numpy().tobytes().hex()
-        for name, value in vars(trainer.state()).items()
+        for name, value in vars(trainer.state_holder()).items()
         if isinstance(value, t.Generator)
     }
     return {"buffer": source, "generators": generators}
@@ -109,7 +109,7 @@ def shared_state(of_ranks: list[dict[str, Any]], processes: Processes) -> dict[s
 
 def state_of_rank(point: ResumePoint, rank: int) -> dict[str, Any]:
     """The `state_for_resume` of a rank. A run of one process has its generators with the trainer."""
-    return point.run["ranks"][rank] if "ranks" in point.run else {"buffer": point.run["buffer"]}
+    return point.rest["ranks"][rank] if "ranks" in point.rest else {"buffer": point.rest["buffer"]}
 
 
 def continue_batches(
@@ -120,15 +120,15 @@ def continue_batches(
     batches.load_state_dicts(
         {hook: state_of_rank(point, rank)["buffer"] for hook, point in of_hook.items()}
     )
-    return {hook: point.run["norm_factor"] for hook, point in of_hook.items()}
+    return {hook: point.rest["norm_factor"] for hook, point in of_hook.items()}
 
 
 def restore(trainer: Trainer, point: ResumePoint, rank: int) -> None:
     """Put a trainer where a point has it, with this rank's generators."""
-    load_trainer_state(trainer.state(), point.trainer)
+    load_trainer_state(trainer.state_holder(), point.trainer)
     for name, state in state_of_rank(point, rank).get("generators", {}).items():
         state = t.frombuffer(bytearray.fromhex(state), dtype=t.uint8)
-        getattr(trainer.state(), name).set_state(state)
+        getattr(trainer.state_holder(), name).set_state(state)
     trainer.check(point.step)
 
 

@@ -62,7 +62,7 @@ class SAERun:
         sample: Sample | None = None,
     ):
         self.name, self.config, self.folder = job.name, job.config, job.folder
-        self.run, self.trainer, self.norm_factor = job.config.run, trainer, norm_factor
+        self.settings, self.trainer, self.norm_factor = job.config.run, trainer, norm_factor
         self._processes, self._sample = processes, sample
         self.failure: str | None = None
         self.log = RunLog(self.folder, self.config, norm_factor)
@@ -103,7 +103,9 @@ class SAERun:
         """Write into config.json where the model and the activations are now, if they have moved."""
         config = read_json(self.folder / CONFIG, {"run": {"settings": dict}})
         settings, now = config["run"]["settings"], self.config.to_dict()
-        moved = {n: now[n] for n in may_move(self.run, self.run) if settings.get(n) != now[n]}
+        moved = {
+            n: now[n] for n in may_move(self.settings, self.settings) if settings.get(n) != now[n]
+        }
         if moved:
             settings |= moved
             write_json(self.folder / CONFIG, config)
@@ -126,11 +128,11 @@ class SAERun:
             if self.failure is None and self._processes.is_first:
                 metrics = {
                     "step": float(step),
-                    "tokens": float(step * self.run.batch_size),
+                    "tokens": float(step * self.settings.batch_size),
                     "lr": float(self.trainer.scheduler.get_last_lr()[0]),
                 } | self.trainer.metrics(step, x_BD[:LOGGED_ROWS])
         if metrics is not None:
-            if self._sample is not None and self.run.is_measured(step):
+            if self._sample is not None and self.settings.is_measured(step):
                 trained = for_raw_activations(self.trainer.ae, self.norm_factor)
                 held_out = self._sample.metrics(trained)
                 metrics |= {f"{HELD_OUT}{key}": value for key, value in held_out.items()}
@@ -179,7 +181,7 @@ class SAERun:
         if self.failure is None and self._processes.is_first:
             save_weights(checkpoint(self.folder, step), self.trainer.ae, self.norm_factor)
 
-    def save_point(self, step: int, shared: dict[str, Any]) -> None:
+    def write_resume_point(self, step: int, shared: dict[str, Any]) -> None:
         """Write a resume point, unless the numbers are no longer finite or it is there already.
 
         `shared` is what the loop needs to resume.
@@ -192,7 +194,7 @@ class SAERun:
             "settings": self.config.to_dict(),
             "norm_factor": self.norm_factor,
         }
-        state = trainer_state(self.trainer.state())
+        state = trainer_state(self.trainer.state_holder())
         resume_points.save_point(self.folder, step, state, shared | own)
 
     def save_final(self) -> None:

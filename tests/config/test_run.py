@@ -16,13 +16,13 @@ from dictionary_learning_ext.config.sae import OPTION_NAMES
 from dictionary_learning_ext.errors import ConfigError, UserError
 
 
-def test_save_points():
+def test_checkpoint_steps():
     for kind in ("linear", "log"):
         with pytest.raises(ConfigError, match=r"save_steps=.*N at least 1"):
             RunConfig(steps=1000, save_steps=f"{kind}:0")
 
     def points(save_steps):
-        return RunConfig(steps=1000, save_steps=save_steps).save_points()
+        return RunConfig(steps=1000, save_steps=save_steps).checkpoint_steps()
 
     assert points("none") == []
     assert points("linear:4") == [200, 400, 600, 800]
@@ -42,10 +42,10 @@ def test_save_points():
         ("none", 100, []),
     ],
 )
-def test_save_points_of_another_length(save_steps, steps, scaled):
+def test_checkpoint_steps_of_another_length(save_steps, steps, scaled):
     """Before the first step nothing is learned: no checkpoint comes to be there."""
     config = TrainConfig(run=RunConfig(steps=1000, save_steps=save_steps))
-    assert config.for_steps(steps).run.save_points() == scaled
+    assert config.for_steps(steps).run.checkpoint_steps() == scaled
 
 
 @pytest.mark.parametrize(

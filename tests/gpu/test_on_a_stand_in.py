@@ -38,8 +38,10 @@ def cuda():
 
 def tensors_of(trainer):
     """All that training changes."""
-    optimizer = trainer.state().optimizer.state_dict()["state"].values()
-    of_trainer = [each for each in vars(trainer.state()).values() if isinstance(each, t.Tensor)]
+    optimizer = trainer.state_holder().optimizer.state_dict()["state"].values()
+    of_trainer = [
+        each for each in vars(trainer.state_holder()).values() if isinstance(each, t.Tensor)
+    ]
     of_optimizer = itertools.chain.from_iterable(state.values() for state in optimizer)
     return [*trainer.ae.state_dict().values(), *of_trainer, *of_optimizer]
 

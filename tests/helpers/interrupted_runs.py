@@ -71,7 +71,7 @@ def results(folder, steps=STEPS):
     return {
         "weights": t.load(folder / "ae.pt", weights_only=True),
         "trainer": point.trainer,
-        "buffer": point.run["buffer"],
+        "buffer": point.rest["buffer"],
         "log": (folder / "metrics.jsonl").read_text(),
         "metrics": json.loads((folder / "metrics.json").read_text()),
         "checkpoints": sorted(path.name for path in folder.glob("checkpoints/*")),

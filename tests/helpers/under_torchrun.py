@@ -63,7 +63,7 @@ def digest(values):
 
 def state_of(one):
     """All that must be equal on all ranks: norm factor, weights, buffers, optimiser, counters."""
-    trainer = one.trainer.state()
+    trainer = one.trainer.state_holder()
     moments = [v for s in trainer.optimizer.state.values() for v in s.values()]
     counters = [getattr(trainer, "num_tokens_since_fired", 0)]
     skipped = [getattr(trainer.optimizer, "skipped_steps", 0)]
@@ -204,7 +204,7 @@ def equality(_run, _folder):
         ours, whole = (built(architecture, lr=1e-2, **options) for _ in range(2))
         for trainer in (ours, whole):
             trainer.ae.double()
-            trainer.state().threshold_start_step = 3
+            trainer.state_holder().threshold_start_step = 3
         weights = [p.data for p in ours.ae.parameters()]
         for weight in weights:
             weight += ranks.rank  # the ranks start from those of rank 0
@@ -221,7 +221,7 @@ def equality(_run, _folder):
                 skipped.normal_(generator=ours.generator)
             ours.update(step, x[ranks.rank * share :][:share])
             whole.update(step, x)
-            dead = max(dead, int(getattr(whole.state(), "dead_features", 0)))
+            dead = max(dead, int(getattr(whole.state_holder(), "dead_features", 0)))
         seen[name] = {
             **{
                 key: float((value.double() - whole.ae.state_dict()[key].double()).abs().max())
@@ -231,7 +231,7 @@ def equality(_run, _folder):
             "fired": bool(
                 t.equal(
                     *(
-                        getattr(one.state(), "num_tokens_since_fired", t.zeros(1))
+                        getattr(one.state_holder(), "num_tokens_since_fired", t.zeros(1))
                         for one in (ours, whole)
                     )
                 )

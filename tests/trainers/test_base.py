@@ -68,7 +68,7 @@ def test_a_trainer_offers_what_the_loop_asks_for(architecture):
     assert trainer.check(1) is None
     trainer.restore_last_finite()
     trainer.scheduler.step()
-    assert trainer.state().ae is trainer.ae
+    assert trainer.state_holder().ae is trainer.ae
 
 
 def test_batch_metrics_are_their_definitions():

@@ -30,7 +30,7 @@ OPTIONS = {
 
 def found(trainer, name):
     """An option's value in a trainer: an attribute, or an entry of its config."""
-    attributes = vars(trainer.state())
+    attributes = vars(trainer.state_holder())
     return attributes[name] if name in attributes else trainer.config[name]
 
 
@@ -38,7 +38,7 @@ def found(trainer, name):
 def test_every_architecture_builds_with_its_options_and_trains(architecture):
     row, options = TRAINED[architecture], OPTIONS[architecture]
     trainer = built(architecture, lr=3e-3, warmup_steps=4, seed=3, **options)
-    assert type(trainer.state()) is import_class(row.trainer)
+    assert type(trainer.state_holder()) is import_class(row.trainer)
     assert type(trainer.ae) is import_class(row.dictionary)
     is_ours = row.trainer.startswith("dictionary_learning_ext") and architecture != "jump_relu"
     assert isinstance(trainer, UpstreamTrainer) != is_ours
@@ -66,7 +66,7 @@ def test_the_seed_decides_the_initial_weights(architecture):
 )
 def test_what_upstreams_top_k_trainers_take_as_an_attribute_reaches_it(architecture):
     """And the threshold starts within a short run."""
-    trainer = built(architecture, dead_feature_threshold=77).state()
+    trainer = built(architecture, dead_feature_threshold=77).state_holder()
     assert (trainer.dead_feature_threshold, trainer.threshold_start_step) == (77, STEPS // 2)
 
 
@@ -98,7 +98,7 @@ def spoil(trainer):
 
 
 def test_steps_are_upstreams_to_the_bit():
-    wrapped, bare = built("top_k"), built("top_k").state()
+    wrapped, bare = built("top_k"), built("top_k").state_holder()
     for step in range(4):
         wrapped.update(step, batch(step))
         wrapped.metrics(step, batch(step))
@@ -141,7 +141,7 @@ def test_metrics_are_those_of_the_reconstruction_and_change_nothing(architecture
     variance = (x - x.mean(0)).double().square().sum()
     assert metrics["fve"] == pytest.approx(1 - (errors.sum() / variance).item(), rel=1e-4)
     assert metrics["l0"] == pytest.approx((f != 0).sum(1).double().mean().item())
-    states = [trainer_state(each.state()) for each in (trainer, same)]
+    states = [trainer_state(each.state_holder()) for each in (trainer, same)]
     assert_same(*states)
     assert t.equal(x, batch(9))
     assert t.equal(t.get_rng_state(), generator)

@@ -464,7 +464,7 @@ def test_a_signal_in_the_middle_of_a_fill_is_answered_before_the_fill_ends(
     monkeypatch.undo()
     assert stopped.value.exit_code == 143
     (step,) = steps_of(Path(run.save_dir))[-1:]
-    assert load_point(Path(run.save_dir), step).run["buffer"]["batches"] == 0
+    assert load_point(Path(run.save_dir), step).rest["buffer"]["batches"] == 0
     resumed(run.save_dir)
     assert_equal(results(whole), results(Path(run.save_dir)))
 
@@ -474,10 +474,10 @@ def test_by_time_too_and_the_signal_handlers_are_given_back(run, monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr("time.monotonic", lambda: next(clock) * 3.0)
     seen = []
-    original = SAERun.save_point
+    original = SAERun.write_resume_point
     monkeypatch.setattr(
         SAERun,
-        "save_point",
+        "write_resume_point",
         lambda self, step, shared: seen.append(step) or original(self, step, shared),
     )
     train(replace(run, save_every="1m", eval_tokens=0), {"x": sae_of()})

@@ -104,4 +104,4 @@ def test_a_log_is_of_some_rows_of_a_large_batch_and_changes_nothing(architecture
     assert found["fve"] == logged.metrics(1, fewer)["fve"] != expected["fve"]
     for trainer in (logged, silent):
         trainer.update(1, x.clone())
-    assert_same(trainer_state(logged.state()), trainer_state(silent.state()))
+    assert_same(trainer_state(logged.state_holder()), trainer_state(silent.state_holder()))
