@@ -74,6 +74,14 @@ EXPERIMENTS = (
         pages=("relative_noise.md",),
     ),
     Experiment(
+        "reproducibility.worth",
+        "What is a feature that comes back worth?",
+        minutes="200",
+        stages=("train", "tables", "effect", "truth"),
+        needs="the SAEs of reproducibility.relative_noise's stage confirm",
+        pages=("worth.md",),
+    ),
+    Experiment(
         "return_score.study",
         "Does a score from a single training say which features will come back?",
         minutes="120",

@@ -11,6 +11,7 @@ again. The samples are drawn once, which needs [synthetic].
 
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ SHOWN = {
 }
 
 
-def sae_of(arm: str, size: int, steps: int, seed: int) -> SAEConfig:
+def sae_of(own: Options, size: int, steps: int, seed: int) -> SAEConfig:
     setting = Setting("", "", 128, dict_size=size, k=K, steps=steps)
-    return setting.sae(ARMS[arm], seed)
+    return setting.sae(own, seed)
 
 
 def draw() -> tuple[Path, np.ndarray]:
@@ -98,7 +99,15 @@ def read() -> dict[str, Any]:
 
 def rows_of(samples: Path, truth_TD: np.ndarray, size: int, steps: int) -> list[dict[str, Any]]:
     """A row for each SAE of a cell."""
-    folders: dict[str, list[Path]] = {arm: [] for arm in ARMS}
+    folders = trained(samples, size, steps, ARMS)
+    return [row for arm in ARMS for row in _rows_of_arm(arm, folders[arm], truth_TD)]
+
+
+def trained(
+    samples: Path, size: int, steps: int, arms: Mapping[str, Options]
+) -> dict[str, list[Path]]:
+    """Each arm's folders, one of each seed."""
+    folders: dict[str, list[Path]] = {arm: [] for arm in arms}
     for seed in SEEDS:
         run = RunConfig(
             activations=str(samples),
@@ -111,11 +120,11 @@ def rows_of(samples: Path, truth_TD: np.ndarray, size: int, steps: int) -> list[
             save_every="none",
             overwrite=True,
         )
-        saes = {arm.replace(" ", "-"): sae_of(arm, size, steps, seed) for arm in ARMS}
+        saes = {arm.replace(" ", "-"): sae_of(own, size, steps, seed) for arm, own in arms.items()}
         found = train_missing(run, RUNS / f"F{size}_{steps}" / str(seed), saes)
-        for arm in ARMS:
+        for arm in arms:
             folders[arm].append(found[arm.replace(" ", "-")])
-    return [row for arm in ARMS for row in _rows_of_arm(arm, folders[arm], truth_TD)]
+    return folders
 
 
 def _rows_of_arm(arm: str, folders: list[Path], truth_TD: np.ndarray) -> list[dict[str, Any]]:
@@ -142,6 +151,21 @@ def _rows_of_arm(arm: str, folders: list[Path], truth_TD: np.ndarray) -> list[di
                 **metrics_of(Path(name), ("fve", "near_dead_0.1")),
             }
         )
+    return rows
+
+
+def true_matches(folders: list[Path], truth_TD: np.ndarray) -> list[dict[str, Any]]:
+    """Of each SAE, how well the features that come back match the truth, and the others."""
+    unit = {str(folder): directions_of(folder) for folder in folders}
+    found = reproducibility({name: t.from_numpy(each) for name, each in unit.items()})
+    rows = []
+    for seed, (name, unit_FD) in enumerate(unit.items()):
+        true_F, returns_F = _true_match(unit_FD, truth_TD), found.scores(name).returns_F > 0
+        of_groups = {
+            "true_returning": float(true_F[returns_F].mean()),
+            "true_others": float(true_F[~returns_F].mean()),
+        }
+        rows.append({"seed": seed, "share": float(returns_F.mean())} | of_groups)
     return rows
 
 

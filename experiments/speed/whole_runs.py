@@ -206,7 +206,7 @@ TIMED = {
     "handing out batches": "dictionary_learning_ext.activations.buffer:ResidualBuffer.__next__",
     "SAE steps": "dictionary_learning_ext.training.sae_run:SAERun.update",
     "logging": "dictionary_learning_ext.training.sae_run:SAERun.check_and_log",
-    "resume points": "dictionary_learning_ext.training.sae_run:SAERun.save_point",
+    "resume points": "dictionary_learning_ext.training.sae_run:SAERun.write_resume_point",
     "measuring the SAE": "dictionary_learning_ext.training.loop:measure",
     "the rest of train": "dictionary_learning_ext.training.loop:train",
 }
