@@ -8,9 +8,11 @@ command line prints the line without a traceback and exits with status 2.
 
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from ast import literal_eval
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from signal import Signals
+from string import Formatter
 from typing import Any, NamedTuple
 
 
@@ -79,14 +81,62 @@ class Setting(NamedTuple):
         return typed if typed.isprintable() else f"{flag} {' '.join(map(repr, values))}"
 
 
-Text = str | tuple[str | Setting, ...]
-"""A part of a message, with the settings in it."""
+class Template:
+    """A part of a message with settings in it: `Template("use {device='cuda'}: {path} is large", path=path)`.
+
+    `{k}` is a setting's name, `{k=0}` the setting with a value as Python writes it, `{k=}` with the value that is
+    given by this name. A field that is given is put in as it is: its braces mean nothing.
+    """
+
+    def __init__(self, text: str, /, **fields: Any):
+        self.text, self.fields = text, fields
+
+    def filled(self, **fields: Any) -> "Template":
+        """The same, with more fields."""
+        return Template(self.text, **self.fields, **fields)
+
+    def spelled(self, spell: Callable[[Setting], str]) -> str:
+        return _Speller(spell).vformat(self.text, (), self.fields)
+
+    def __iter__(self):  # one part of a tuple
+        yield self
 
 
-def listed(settings: Iterable[Setting], between: str = " or ") -> tuple[str | Setting, ...]:
+class _Speller(Formatter):
+    def __init__(self, spell: Callable[[Setting], str]):
+        self._spell = spell
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        name, is_setting, value = field_name.partition("=")
+        if is_setting:
+            return Setting(name, literal_eval(value) if value else kwargs[name]), name
+        return kwargs.get(name, Setting(name)), name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, Setting):
+            return self._spell(value)
+        if isinstance(value, Template):
+            return value.spelled(self._spell)
+        return format(value, format_spec)
+
+
+Text = str | Template | tuple[str | Setting, ...]
+"""A part of a message. Only in a Template braces mean something."""
+
+
+def listed(parts: Iterable[Setting | Template], between: str = " or ") -> Template:
     """Settings in a message, one after the other."""
-    first, *others = settings
-    return (first, *(part for each in others for part in (between, each)))
+    fields = {f"part_{n}": part for n, part in enumerate(parts)}
+    return Template(between.join(f"{{{name}}}" for name in fields), **fields)
+
+
+def _joined(text: Text) -> str | Template:
+    """Parts of a message as one."""
+    if not isinstance(text, tuple):
+        return text
+    return listed(
+        [p if isinstance(p, Setting | Template) else Template("{p}", p=p) for p in text], ""
+    )
 
 
 class UserError(ValueError):
@@ -112,8 +162,8 @@ class UserError(ValueError):
         where: str = "",
     ):
         super().__init__(problem)
-        self.problem, self.name, self.value = problem, name, value
-        self.expected, self.instead, self.where = expected, instead, where
+        self.problem, self.name, self.value = _joined(problem), name, value
+        self.expected, self.instead, self.where = _joined(expected), _joined(instead), where
 
     def __str__(self) -> str:
         return self.spelled(lambda setting: setting.in_python)
@@ -128,15 +178,19 @@ class UserError(ValueError):
 
     def spelled(self, spell: Callable[[Setting], str]) -> str:
         """The message, with its settings as a front end spells them."""
+        settings: list[Setting] = []
 
-        def text(part: Text) -> str:
-            pieces = (part,) if isinstance(part, str) else part
-            return "".join(spell(p) if isinstance(p, Setting) else p for p in pieces)
+        def noted(setting: Setting) -> str:
+            settings.append(setting)
+            return spell(setting)
 
-        is_in_problem = any(isinstance(each, Setting) for each in self.problem)
-        has_name = self.name is not None and not is_in_problem
+        def text(part: str | Template) -> str:
+            return part if isinstance(part, str) else part.spelled(noted)
+
+        problem = text(self.problem)
+        has_name = self.name is not None and not settings
         given = spell(Setting(self.name or "", self.value)) if has_name else ""
-        said = ": ".join(part for part in (self.where, given, text(self.problem)) if part)
+        said = ": ".join(part for part in (self.where, given, problem) if part)
         if self.expected:
             said += f"{'; ' if self.problem else ': '}expected {text(self.expected)}"
         return f"{said}; {text(self.instead)}" if self.instead else said
@@ -145,9 +199,8 @@ class UserError(ValueError):
         """The same error of a file, and the setting that gave the path that its message begins with."""
         if self.name is not None:
             return self
-        pieces = (self.problem,) if isinstance(self.problem, str) else self.problem
         return type(self)(
-            (Setting(name), " ", *pieces),
+            Template("{setting} {problem}", setting=Setting(name), problem=self.problem),
             name=name,
             expected=self.expected,
             instead=self.instead,

@@ -9,6 +9,7 @@ from dictionary_learning_ext.errors import (
     ConfigError,
     Interrupted,
     Setting,
+    Template,
     TextError,
     listed,
     printable,
@@ -30,10 +31,12 @@ from dictionary_learning_ext.errors import (
         ),
         (
             ConfigError(
-                (Setting("sigma", 1.0), " and ", Setting("noise_to_signal", 0.1)),
+                Template("{sigma=1.0} and {noise_to_signal=}", noise_to_signal=0.1),
                 name="sigma",
                 expected="one of them",
-                instead=("leave out ", *listed([Setting("sigma"), Setting("noise_to_signal")])),
+                instead=Template(
+                    "leave out {both}", both=listed(map(Setting, ("sigma", "noise_to_signal")))
+                ),
             ),
             "sigma=1.0 and noise_to_signal=0.1; expected one of them; leave out sigma or noise_to_signal",
             "--sigma 1.0 and --noise-to-signal 0.1; expected one of them; leave out --sigma or "
@@ -45,9 +48,7 @@ from dictionary_learning_ext.errors import (
             "a.json: --data 'my books.txt': expected a file",
         ),
         (
-            ConfigError(
-                name="decay_start", value=None, instead=("add ", Setting("overwrite", True))
-            ),
+            ConfigError(name="decay_start", value=None, instead=Template("add {overwrite=True}")),
             "decay_start=None; add overwrite=True",
             "--decay-start none; add --overwrite True",
         ),
@@ -65,6 +66,17 @@ def test_a_message_is_spelled_for_python_and_for_the_command_line(error, in_pyth
     assert repr(error) == f"{type(error).__name__}({in_python!r})"
     arrived = pickle.loads(pickle.dumps(error))
     assert (str(arrived), arrived.as_typed, arrived.name) == (in_python, as_typed, error.name)
+
+
+def test_braces_of_what_was_given_mean_nothing():
+    def of(given):
+        problem = Template("{given} is {n:,} {unit!r}; {{k}}", given=given, n=1000, unit="{lr}")
+        return ConfigError(problem, expected=given, instead=Template("use {text=}", text=[given]))
+
+    for given in ("{k}", "{", "}", "{0}", "{k=1", "{{x}}", "%s"):
+        said = f"{given} is 1,000 '{{lr}}'; {{k}}; expected {given}; use text=['{given}']"
+        assert str(of(given)) == said
+        assert given in of(given).given_by("data").within(given).as_typed
 
 
 def test_an_interruption_reaches_another_process():
