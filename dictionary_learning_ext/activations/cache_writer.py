@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..config.checks import require
 from ..config.run import RunConfig, Split, evaluation_batch
-from ..errors import ActivationsError, ConfigError, DiskError, Setting
+from ..errors import ActivationsError, ConfigError, DiskError, Setting, Template
 from ..run_folder.files import (
     locked,
     remove,
@@ -153,7 +153,7 @@ def _so_far(
         if others := [name for name in names if name != HELD_OUT]:  # which precedes the manifest
             raise ActivationsError(
                 f"{folder}: holds no cache but other files ({', '.join(others[:5])})",
-                instead=("choose an empty ", elsewhere),
+                instead=Template("choose an empty {elsewhere}", elsewhere=elsewhere),
             )
     elif (differ := differences(found.settings, settings)) and overwrite:
         known = (INFO, STATE, HELD_OUT, UNFINISHED, MANIFEST)
@@ -163,7 +163,10 @@ def _so_far(
     elif differ:
         raise ActivationsError(
             f"{folder}: the cache has {', '.join(differ)}",
-            instead=("use the same settings to continue it, or choose another ", elsewhere),
+            instead=Template(
+                "use the same settings to continue it, or choose another {elsewhere}",
+                elsewhere=elsewhere,
+            ),
         )
     else:
         require_sizes(folder, found)
@@ -197,10 +200,10 @@ def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, fill
     needed = per_position * length * (contexts + held_out)
     free, size = shutil.disk_usage(folder).free, tqdm.format_sizeof
     if (missing := needed - written) > free:
-        smaller = (" or ", Setting("dtype", "float16")) if item == 4 else ()
+        smaller = Template(" or {dtype='float16'}") if item == 4 else ""
         raise DiskError(
             f"{folder}: this cache needs {size(missing)}B, and its disk has {size(free)}B free",
-            instead=("use fewer ", Setting("tokens"), *smaller),
+            instead=Template("use fewer {tokens}{smaller}", smaller=smaller),
         )
     there = f", of which {size(min(written, needed))}B are there" if written else ""
     each = f"{per_position:,} bytes per token"
@@ -378,7 +381,7 @@ def _in_half(x_BLD: Tensor, hook: str) -> Tensor:
             f" {t.finfo(t.float16).max:,.0f} (the largest is {float(x_BLD.abs().max()):,.0f})",
             name="dtype",
             value="float16",
-            instead=("use ", Setting("dtype", "float32")),
+            instead=Template("use {dtype='float32'}"),
         )
     return half_BLD
 

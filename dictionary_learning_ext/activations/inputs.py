@@ -25,7 +25,7 @@ import torch as t
 
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
-from ..errors import ActivationsError, LanguageModelError, Setting, Text
+from ..errors import ActivationsError, LanguageModelError, Template, Text
 from ..trainers.ranks import ALONE, Ranks
 from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
 from .cache_manifest import CacheManifest
@@ -179,7 +179,7 @@ class Inputs(ABC):
             if run.activations is not None:
                 raise ActivationsError(
                     f"{run.activations} has no {'held-out' if split == 'heldout' else split} tokens",
-                    instead=("give ", Setting("activations", "none"), " to run the language model"),
+                    instead=Template("give {activations='none'} to run the language model"),
                 )
             raise no_context(run, split)
 
@@ -242,7 +242,7 @@ def _require_held_out(stored: StoredActivations, tokens: int) -> None:
         raise ActivationsError(
             f"{stored.folder} has {there:,} held-out tokens",
             expected=f"at least {batch:,} to evaluate on",
-            instead=("use ", Setting("eval_tokens", 0)),
+            instead=Template("use {eval_tokens=0}"),
         )
 
 
@@ -426,7 +426,7 @@ def _cached_model(run: RunConfig, stored: StoredActivations, manifest: CacheMani
             raise LanguageModelError(
                 f"the cache {stored.folder} is of another language model than {run.model!r}: the"
                 f" SHA-256 or commit of its {what} is {was[:12]}, not {now[:12]}",
-                instead=("give the ", Setting("model"), " that was cached"),
+                instead=Template("give the {model} that was cached"),
             )
     return model
 

@@ -24,7 +24,7 @@ from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 from ..config.checks import require
 from ..config.run import RunConfig
 from ..config.synthetic_models import is_synthetic
-from ..errors import LanguageModelError, Setting, first_line
+from ..errors import LanguageModelError, Template, first_line
 from ..run_folder.files import at_home
 from ..run_folder.weights import hash_of
 from ..trainers.base import require_device
@@ -167,7 +167,7 @@ def require_positions(run: RunConfig, module: Any) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
         expected = f"at most {positions}, the positions that {run.model!r} was trained on"
-        instead = ("use a shorter ", Setting("ctx_len"))
+        instead = Template("use a shorter {ctx_len}")
         require(run.ctx_len <= positions, "ctx_len", run.ctx_len, expected, instead=instead)
 
 

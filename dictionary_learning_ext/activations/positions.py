@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config.checks import require_max_norm_multiple
-from ..errors import ConfigError, Setting
+from ..errors import ConfigError, Template
 
 
 class PositionRule:
@@ -51,7 +51,7 @@ class PositionRule:
                     " it is",
                     name="remove_bos",
                     value=True,
-                    instead=("use ", Setting("remove_bos", False)),
+                    instead=Template("use {remove_bos=False}"),
                 )
 
     def by_token(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..errors import NonFiniteError, Setting, TextError
+from ..errors import NonFiniteError, Template, TextError
 from .hook_points import Change, Place, SharedPass, hooked
 from .positions import PositionRule, at, norms
 from .tokens import ContextStream
@@ -322,9 +322,9 @@ class ModelRows:
         if not given + found:
             return TextError(
                 f"all tokens of {name} are left out",
-                instead=("use another text, or a larger ", Setting("max_norm_multiple")),
+                instead=Template("use another text, or a larger {max_norm_multiple}"),
             )
         return TextError(
             f"{name} ended after {given} tokens: expected {needed} for the next batch, found {found}",
-            instead=("use a longer text, or more ", Setting("text_passes")),
+            instead=Template("use a longer text, or more {text_passes}"),
         )

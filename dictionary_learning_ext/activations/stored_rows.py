@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config.run import Split
-from ..errors import NonFiniteError, Setting, TextError
+from ..errors import NonFiniteError, Template, TextError
 from ..trainers.ranks import ALONE, Ranks
 from .positions import PositionRule, at, norms
 from .rows import ContextBatch, drawn_seed
@@ -69,7 +69,7 @@ class StoredReader:
             raise NonFiniteError(
                 f"{number} activations in {part.path} at {self._hook} are NaN or infinite",
                 expected="finite numbers",
-                instead=("cache them again with ", Setting("lm_dtype", "float32")),
+                instead=Template("cache them again with {lm_dtype='float32'}"),
             )
         return ContextBatch(ids_BL, self.rule.by_norm(norms_BL, wanted_BL), x_BLD)
 
@@ -217,13 +217,13 @@ class StoredRows:
         }
 
     def ended(self, needed: int, found: int, given: int) -> TextError:
-        part, advice = "", ("use fewer ", Setting("steps"), " or more ", Setting("text_passes"))
+        part, advice = "", Template("use fewer {steps} or more {text_passes}")
         if self.split == "heldout":
-            part, advice = "held-out ", ("use fewer ", Setting("eval_tokens"))
+            part, advice = "held-out ", Template("use fewer {eval_tokens}")
         if not given + found:
             return TextError(
                 f"all {part}activations in {self.stored.folder} are left out",
-                instead=("use a larger ", Setting("max_norm_multiple"), ", or leave it out"),
+                instead=Template("use a larger {max_norm_multiple}, or leave it out"),
             )
         return TextError(
             f"the {part}activations in {self.stored.folder} ended after {given} tokens: expected"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config.checks import require, require_choice
 from ..config.run import Packing, RunConfig, Split, evaluation_batch
-from ..errors import ConfigError, Setting, TextError
+from ..errors import ConfigError, Template, TextError
 from ..trainers.ranks import ALONE, Ranks
 from .positions import PositionRule
 from .text import HELD_OUT_EVERY, text_of
@@ -70,7 +70,7 @@ class ContextStream:
         if packing == "pack" and tokenizer.eos_token_id is None:
             raise ConfigError(
                 "the tokenizer has no end-of-text token to put between documents",
-                instead=("use ", Setting("text_packing", "truncate")),
+                instead=Template("use {text_packing='truncate'}"),
             )
         self.text: Any = iter(text)
         self.tokenizer = tokenizer
@@ -318,7 +318,7 @@ def no_context(run: RunConfig, split: Split) -> TextError:
         name="data",
         value=run.data,
         expected="at least one",
-        instead=("use a longer text or a smaller ", Setting("ctx_len")),
+        instead=Template("use a longer text or a smaller {ctx_len}"),
     )
 
 
@@ -352,5 +352,5 @@ def require_held_out(run: RunConfig, tokenizer: Any) -> None:
     raise TextError(
         f"the held-out part of {run.data!r}{which} has {there:,} tokens",
         expected=f"at least {need:,} to evaluate on",
-        instead=("use a longer text, or ", Setting("eval_tokens", 0)),
+        instead=Template("use a longer text, or {eval_tokens=0}"),
     )
