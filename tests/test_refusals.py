@@ -27,7 +27,7 @@ from dictionary_learning_ext.config.synthetic_models import (
     settings_of_run,
     synthetic_settings,
 )
-from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.errors import ConfigError, Template
 
 
 def sae(architecture="vsae_top_k", **options):
@@ -56,7 +56,10 @@ def synthetic(**given):
 
 def resumed(**given):
     require_same(
-        TrainConfig().to_dict(), updated(**given).to_dict(), "runs/a", advice="give {former}"
+        TrainConfig().to_dict(),
+        updated(**given).to_dict(),
+        "runs/a",
+        advice=Template("give {former}"),
     )
 
 

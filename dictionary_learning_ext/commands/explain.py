@@ -8,7 +8,7 @@ from signal import SIGINT
 from typing import TYPE_CHECKING
 
 from ..config.run import ExplainOptions
-from ..errors import EndpointError, Interrupted, Setting
+from ..errors import EndpointError, Interrupted, Template
 from .flags import FOLDER, Command, positional
 from .measure import MeasuredFlags
 
@@ -96,7 +96,7 @@ def run(flags: ExplainFlags) -> None:
     if all(explained.explanations[each].text is None for each in explained.features):
         raise EndpointError(
             "no explanation had the form that is asked for",
-            instead=("give another ", Setting("explainer"), ", or more ", Setting("max_tokens")),
+            instead=Template("give another {explainer}, or more {max_tokens}"),
         )
 
 

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..activations.text_files import SUFFIXES
 from ..config.checks import described, likely, meant
 from ..config.help_texts import help_texts
 from ..config.run import NONE
-from ..errors import Setting, UserError, listed
+from ..errors import Setting, Template, Text, UserError, listed
 from ..run_folder.files import CONFIG
 from ..run_folder.foreign import HOOK_POINT
 
@@ -249,11 +249,15 @@ def _sorted(
         elif name in others and command.unknown is not None:
             if [word.lower() for word in values] != [NONE]:
                 given = Setting(name, values) if values else Setting(name)
-                raise UserError((given, f": {command.unknown(name, start)}"), name=name)
+                why = command.unknown(name, start)
+                raise UserError(Template("{given}: {why}", given=given, why=why), name=name)
         else:
             close = likely(name, [*flags, *passed, *others, *_HELP_NAMES])
-            ask = ("; did you mean ", *listed(map(Setting, close)), "?") if close else ()
-            raise UserError(("no such flag: ", Setting(name), *ask, f" {see}"), name=name)
+            ask = _did_you_mean(map(Setting, close))
+            raise UserError(
+                Template("no such flag: {flag}{ask} {see}", flag=Setting(name), ask=ask, see=see),
+                name=name,
+            )
     return typed, arguments, passed_on
 
 
@@ -277,11 +281,17 @@ def _split(
         elif _is_flag(word):
             raise UserError(f"{word}: flags start with two dashes; did you mean -{word}?")
         elif not takes_positional:
-            close = _settings_for(word, options)
-            ask = ("; did you mean ", *listed(close), "?") if close else ()
-            raise UserError((f"{word!r}: expected a flag, which starts with --", *ask))
+            ask = _did_you_mean(_settings_for(word, options))
+            raise UserError(
+                Template("{word!r}: expected a flag, which starts with --{ask}", word=word, ask=ask)
+            )
         else:
             yield None, [word], []
+
+
+def _did_you_mean(settings: Iterable[Setting]) -> Text:
+    close = list(settings)
+    return Template("; did you mean {close}?", close=listed(close)) if close else ""
 
 
 def _settings_for(word: str, names: Collection[str]) -> list[Setting]:

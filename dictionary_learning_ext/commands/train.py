@@ -22,6 +22,7 @@ from ..errors import (
     ActivationsError,
     ConfigError,
     Setting,
+    Template,
     TrainingError,
     UserError,
     in_shell,
@@ -91,7 +92,7 @@ def _prepare(args: list[str]) -> list[str]:
         return args
     if "seeds" in given:
         raise UserError(
-            (Setting("data_seed", "seed"), " is what ", Setting("seeds"), " does anyway"),
+            Template("{data_seed='seed'} is what {seeds} does anyway"),
             name="data_seed",
             instead="leave it out",
         )
@@ -114,8 +115,13 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     if given.get("resume") == str(AUTO):
         starts.remove("resume")
     if len(starts) > 1:
-        what = ": give only one of them; other flags override it"
-        raise UserError((*listed(map(Setting, starts), " and "), what), name=starts[-1])
+        raise UserError(
+            Template(
+                "{starts}: give only one of them; other flags override it",
+                starts=listed(map(Setting, starts), " and "),
+            ),
+            name=starts[-1],
+        )
     name = None
     if starts == ["config"]:
         start = load_config(given["config"], "config")
@@ -153,7 +159,7 @@ def _run_on(given: dict[str, str], run: RunConfig) -> RunConfig:
             f"has the hook points {', '.join(stored.hooks)}",
             name="activations",
             value=given["activations"],
-            instead=("choose with ", Setting("hook")),
+            instead=Template("choose with {hook}"),
         )
     return replace(run, **stored.settings)
 
@@ -242,11 +248,7 @@ def _require_seeds_here(flags: TrainFlags, given: str) -> None:
     """Raise a UserError where one command can't train several seeds."""
     if flags.resume is not None:
         raise UserError(
-            (
-                Setting("seeds", given),
-                " continues by the same command, without ",
-                Setting("resume"),
-            ),
+            Template("{seeds=} continues by the same command, without {resume}", seeds=given),
             name="resume",
             instead="leave it out",
         )
@@ -302,7 +304,7 @@ def _settings(
             if not hooks:
                 raise ConfigError(
                     f"--resume auto: {', '.join(map(str, failed))}: failed, see {FAILED} there",
-                    instead=("choose another ", Setting("save_dir"), " for a new run"),
+                    instead=Template("choose another {save_dir} for a new run"),
                 )
             saes = {hook: saes[hook] for hook in hooks}
             if len(hooks) == 1:  # alone, an SAE is in the save_dir itself
@@ -314,7 +316,7 @@ def _settings(
                 "continues in that folder",
                 name="resume",
                 value=str(flags.resume),
-                instead=("leave out ", Setting("save_dir"), " and ", Setting("overwrite")),
+                instead=Template("leave out {save_dir} and {overwrite}"),
             )
         former, saes, hooks = read_run(flags.resume)
         run = replace(flags.run, save_dir=former.save_dir)
@@ -368,9 +370,10 @@ def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str,
     if was.run.steps != run.steps:  # what only follows from these is not named
         now = TrainConfig(sae, run).for_steps(was.run.steps)
         now = replace(now, sae=now.sae.resolve(was.run.steps, run.batch_size))
-    advice = (
-        "use the flags it was started with ({former}), or `vsae train --resume "
-        f"{in_shell(folder)}`, or choose another --save-dir for a new run"
+    advice = Template(
+        "use the flags it was started with ({former}), or `vsae train --resume {folder}`, "
+        "or choose another {save_dir} for a new run",
+        folder=in_shell(folder),
     )
     require_same(
         was.to_dict(),
@@ -382,7 +385,7 @@ def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str,
     return True
 
 
-def _advice(flags: TrainFlags) -> str:
+def _advice(flags: TrainFlags) -> Template:
     """What to do where --resume and the other flags differ."""
     assert flags.resume is not None
     folders = run_folders(flags.resume)
@@ -391,12 +394,15 @@ def _advice(flags: TrainFlags) -> str:
     is_done = all(is_finished(folder, former) for folder in folders)
     if "steps" not in flags.typed or more <= 0 or not is_done:
         return CONTINUE_OR_START
-    start = in_shell(folders[0])
-    return (
-        f"it is finished; to train {more} steps more, start a new run from its weights: `{vsae()} "
-        f"train --config {start} --init-from {start} --data-seed {former.data_seed + 1} --steps "
-        f"{more} --save-dir FOLDER`. Its schedules start again, those of the noise and the KL too"
-        + (f". So for each of its {len(folders)} SAEs" if len(folders) > 1 else "")
+    return Template(
+        "it is finished; to train {more} steps more, start a new run from its weights: `{vsae} train "
+        "--config {start} --init-from {start} --data-seed {data_seed} --steps {more} --save-dir FOLDER`. "
+        "Its schedules start again, those of the noise and the KL too{each}",
+        more=more,
+        vsae=vsae(),
+        start=in_shell(folders[0]),
+        data_seed=former.data_seed + 1,
+        each=f". So for each of its {len(folders)} SAEs" if len(folders) > 1 else "",
     )
 
 

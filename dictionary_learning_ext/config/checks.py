@@ -18,7 +18,7 @@ from typing import (
     get_type_hints,
 )
 
-from ..errors import ConfigError, Setting, Text
+from ..errors import ConfigError, Template, Text
 
 LARGEST_SEED = 2**32 - 1
 _SCALE_LIMITS = (1e-18, 1e18)
@@ -88,7 +88,7 @@ def require_sizes(**sizes: Any) -> None:
     for name, given in sizes.items():
         require_type(name, given, int)
         most = sizes["dict_size"] if name == "k" else given
-        upper = ("between 1 and ", Setting("dict_size", most))
+        upper = Template("between 1 and {dict_size=}", dict_size=most)
         require(1 <= given <= most, name, given, upper if name == "k" else "at least 1")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from ..errors import ConfigError, Setting, listed
+from ..errors import ConfigError, Setting, Template, listed
 from .checks import (
     Checked,
     Count,
@@ -128,7 +128,7 @@ class RunConfig(Checked):
     def __post_init__(self):
         super().__post_init__()
         can_measure = self.eval_every is None or self.eval_tokens > 0
-        expected = (Setting("eval_tokens"), " above 0, as it measures on held-out tokens")
+        expected = Template("{eval_tokens} above 0, as it measures on held-out tokens")
         require(can_measure, "eval_every", self.eval_every, expected)
         require_max_norm_multiple(self.max_norm_multiple)
         are_different = "" not in self.hooks and len(set(self.hooks)) == len(self.hooks)
@@ -293,7 +293,7 @@ class TrainConfig:
             raise error.within(source, error.instead or "correct it there") from error
 
 
-CONTINUE_OR_START = "leave out {flags} to continue it, or start a new run with --config"
+CONTINUE_OR_START = Template("leave out {flags} to continue it, or start a new run with {config}")
 
 
 def may_move(was: "RunConfig", now: "RunConfig") -> tuple[str, ...]:
@@ -309,15 +309,15 @@ def require_same(
     *,
     typed: Collection[str] | None = None,
     but: Collection[str] = (),
-    advice: str = CONTINUE_OR_START,
+    advice: Template = CONTINUE_OR_START,
 ) -> None:
     """Raise a ConfigError that names the settings that differ and change the result.
 
     Arguments:
         typed: the settings that were given. The error names no others, if one of these differs.
         but: settings that are not compared.
-        advice: what to do, where {flags} stands for the named settings, and {former} for these with
-            their former values.
+        advice: what to do. Its field {flags} becomes the named settings, and {former} these with their
+            former values.
     """
 
     was, now = (json.loads(json.dumps(settings)) for settings in (was, now))
@@ -332,18 +332,12 @@ def require_same(
         names = [name for name in names if name in typed] or names
     former = {name: Setting(name, was.get(name, _defaults_of(was).get(name))) for name in names}
     given = {name: now.get(name, _defaults_of(now).get(name)) for name in names}
-    changes = [part for n in names for part in (", ", former[n], f", not {given[n]!r}")]
-    named = {
-        "{flags}": listed(map(Setting, names), " "),
-        "{former}": listed(former.values(), " "),
-    }
+    changes = [Template("{former}, not {given!r}", former=former[n], given=given[n]) for n in names]
     raise ConfigError(
-        (f"{source}: the run has ", *changes[1:]),
+        Template("{source}: the run has {changes}", source=source, changes=listed(changes, ", ")),
         name=names[0],
-        instead=tuple(
-            part
-            for each in re.split(r"(\{flags\}|\{former\})", advice)
-            for part in named.get(each, (each,))
+        instead=advice.filled(
+            flags=listed(map(Setting, names), " "), former=listed(former.values(), " ")
         ),
     )
 

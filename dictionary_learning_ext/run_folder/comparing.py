@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig
 from ..config.sae import DERIVED
-from ..errors import CheckpointError, Setting, Text, UserError
+from ..errors import CheckpointError, Setting, Template, Text, UserError
 from .files import METRICS, at_home, evaluation
 from .reading import read_metrics_if_any
 from .settings import SEEDS, architecture_of, own_settings, settings_of
@@ -121,12 +121,14 @@ def require_one_setting(
             advice: Text = "evaluate folders with different settings separately"
             if name in LEAVING_OUT:
                 given = Setting(name, True if isinstance(one, bool) else one or other)
-                advice = ("give ", given, " to measure both the same way")
+                advice = Template("give {given} to measure both the same way", given=given)
             raise error(
-                (
-                    f"{folder}: its run has ",
-                    Setting(name, other),
-                    f", but {first_name} has {one!r}",
+                Template(
+                    "{folder}: its run has {setting}, but {first} has {one!r}",
+                    folder=folder,
+                    setting=Setting(name, other),
+                    first=first_name,
+                    one=one,
                 ),
                 instead=advice,
             )

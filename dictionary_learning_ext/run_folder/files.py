@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from ..config.names import automatic_name
 from ..config.run import TrainConfig
-from ..errors import CheckpointError, ConfigError, Setting, in_shell
+from ..errors import CheckpointError, ConfigError, Setting, Template, in_shell
 
 try:
     import fcntl
@@ -189,14 +189,14 @@ def require_free(folder: Path, overwrite: bool) -> None:
         there = [name for name in RUN_FILES if (folder / name).exists()]
     if there and not overwrite:
         is_unfinished = RESUME in there and WEIGHTS not in there
-        to_continue = f"continue it with `vsae train --resume {in_shell(folder)}`, "
+        resume = f"continue it with `vsae train --resume {in_shell(folder)}`, "
         raise ConfigError(
             f"already holds {'an unfinished' if is_unfinished else 'a'} run ({', '.join(there)})",
             name="save_dir",
             value=str(folder),
-            instead=(
-                to_continue if is_unfinished else "",
-                *("choose another, or overwrite it with ", Setting("overwrite", True)),
+            instead=Template(
+                "{resume}choose another, or overwrite it with {overwrite=True}",
+                resume=resume if is_unfinished else "",
             ),
         )
 
@@ -220,7 +220,7 @@ def writing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
         remedy = "free some space or choose" if is_of_a_full_disk(error) else "choose"
         raise CheckpointError(
             f"{path} can't be written ({error.strerror or error})",
-            instead=(f"{remedy} another ", elsewhere),
+            instead=Template("{remedy} another {elsewhere}", remedy=remedy, elsewhere=elsewhere),
         ) from error
 
 
@@ -347,7 +347,9 @@ def locked(folder: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
                 file.seek(0)
                 raise ConfigError(
                     f"{folder}: {file.read().strip() or 'another process'} is writing there",
-                    instead=("wait until it ends or choose another ", elsewhere),
+                    instead=Template(
+                        "wait until it ends or choose another {elsewhere}", elsewhere=elsewhere
+                    ),
                 ) from error
             except OSError as error:
                 logger.warning(

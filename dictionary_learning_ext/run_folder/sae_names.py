@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.checks import require_type
-from ..errors import CheckpointError, ConfigError, HubError, Setting, first_line
+from ..errors import CheckpointError, ConfigError, HubError, Setting, Template, first_line
 from .files import CONFIG, METRICS, RUNS, WEIGHTS, require_writable, target_of
 from .foreign import FILES, RECOGNISED, format_of
 from .json_files import read_json, readable
@@ -124,7 +124,7 @@ def results_folder(
         what = "comes from the hub" if _is_of_the_hub(name) else f"is {library}'s"
         raise ConfigError(
             f"{name}: its folder {what}, and nothing is written into it",
-            instead=("say where the results go with ", give),
+            instead=Template("say where the results go with {give}", give=give),
         )
     out = Path(out)
     other = _stands_for(out)
@@ -166,9 +166,15 @@ def require_not_foreign(path: Path, setting: Setting) -> None:
         if library == "Gemma Scope" and folder not in (whole, whole.parent):
             continue  # further up, a params.npz may be anyone's
         if library is not None:
-            what = f"holds an SAE of {library}, and nothing is written into that folder"
             raise ConfigError(
-                (setting, f": {folder} {what}"), name=setting.name, instead="give another place"
+                Template(
+                    "{setting}: {folder} holds an SAE of {library}, and nothing is written into that folder",
+                    setting=setting,
+                    folder=folder,
+                    library=library,
+                ),
+                name=setting.name,
+                instead="give another place",
             )
 
 

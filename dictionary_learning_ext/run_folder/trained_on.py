@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run import NONE, RunConfig, TrainConfig
-from ..errors import CheckpointError, ConfigError, Setting, listed
+from ..errors import CheckpointError, ConfigError, Setting, Template, listed
 from .comparing import former_evaluation, same_model, same_setting
 from .files import CONFIG, METRICS
 from .reading import read_config
@@ -153,7 +153,7 @@ def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, 
         }
         raise ConfigError(
             f"{folder}: its files name {' and '.join(unknown[name] for name in missing)}",
-            instead=("give ", *listed(map(Setting, missing), " and ")),
+            instead=Template("give {missing}", missing=listed(map(Setting, missing), " and ")),
         )
     found = {"text_packing": "truncate"} | settings_named_in(config)
     if "data" not in found and known["data"] is None:
@@ -186,5 +186,5 @@ def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> Non
         side = {"in": "the input of ", "out": "the output of "}.get(str(io), "")
         raise CheckpointError(
             f"{folder}: trained on {side}layer {layer}, not on {hook}",
-            instead=("use ", Setting("hook", trained_on)),
+            instead=Template("use {hook=}", hook=trained_on),
         )
