@@ -16,7 +16,7 @@ from dictionary_learning.trainers.trainer import get_lr_schedule
 from torch.nn import functional
 
 from ..config.checks import require
-from ..errors import ConfigError, Setting, first_line
+from ..errors import ConfigError, Setting, Template, first_line
 from .optimizers import GuardedAdam, UnitNormAdam
 from .ranks import ALONE, Ranks
 
@@ -182,7 +182,9 @@ class SamplingTrainer(ABC):
         if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(b_dec):
             raise ConfigError(
                 f"activations of shape {tuple(x.shape)} from {source}",
-                expected=("(batch, ", Setting("activation_dim", len(b_dec)), "), at least one row"),
+                expected=Template(
+                    "(batch, {activation_dim=}), at least one row", activation_dim=len(b_dec)
+                ),
             )
         return x.to(b_dec)
 

@@ -23,14 +23,7 @@ from ..activations.hook_points import HookPoint
 from ..activations.inputs import Inputs, find_inputs
 from ..config.run import SAMPLE_TOKENS, RunConfig
 from ..config.sae import SAEConfig
-from ..errors import (
-    CheckpointError,
-    Interrupted,
-    NonFiniteError,
-    Setting,
-    TrainingError,
-    in_shell,
-)
+from ..errors import CheckpointError, Interrupted, NonFiniteError, Template, TrainingError, in_shell
 from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels
 from ..features.collector import SinkFinder
@@ -309,7 +302,7 @@ def _require_none_failed(sae_runs: Sequence[SAERun]) -> None:
     if failures:
         others = [str(one.folder) for one in sae_runs if one.failure is None]
         saved = f"; trained and saved: {', '.join(others)}" if others else ""
-        raise TrainingError("; ".join(failures), instead=("lower ", Setting("lr"), saved))
+        raise TrainingError("; ".join(failures), instead=Template("lower {lr}{saved}", saved=saved))
 
 
 def _begin(prepared: Prepared) -> None:

@@ -15,7 +15,7 @@ from ..config.checks import require, require_type
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
-from ..errors import ConfigError, Setting
+from ..errors import ConfigError, Template
 from ..run_folder.files import RUNS, SAVE_DIR, folder_of, require_free
 from ..run_folder.reading import is_finished
 from ..run_folder.sae_names import require_not_foreign
@@ -95,7 +95,7 @@ def plan(
     require_type("hooks", hooks, Mapping | None)
     if len(saes) > 1:
         _require_folder_names(saes)
-    on_a_gpu = ("False, or ", Setting("device", "cuda"))
+    on_a_gpu = Template("False, or {device='cuda'}")
     require(not run.tf32 or run.device.startswith("cuda"), "tf32", run.tf32, on_a_gpu)
     hooks = hooks or {}
     if strangers := [name for name in hooks if name not in saes]:
@@ -111,7 +111,7 @@ def plan(
             value=run.wandb,
             expected="one SAE, as a sweep's agent gives one run of wandb, and got "
             f"{len(saes)} ({', '.join(saes)})",
-            instead=("give a single ", Setting("hook"), ", e.g. as a parameter of the sweep"),
+            instead=Template("give a single {hook}, e.g. as a parameter of the sweep"),
         )
     jobs = []
     for name, sae in saes.items():
@@ -168,7 +168,7 @@ def require_memory(jobs: Iterable[Job], widths: Mapping[str, int], device: str, 
         raise ConfigError(
             f"the weights, gradients and optimizer of the SAEs need {size(needed)}B of memory, and"
             f" {'this machine' if on_cpu else device} has {size(there)}B",
-            instead=("lower ", Setting("dict_size")),
+            instead=Template("lower {dict_size}"),
         )
 
 

@@ -25,7 +25,15 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from ..errors import ConfigError, Interrupted, LanguageModelError, Setting, TrainingError, in_shell
+from ..errors import (
+    ConfigError,
+    Interrupted,
+    LanguageModelError,
+    Setting,
+    Template,
+    TrainingError,
+    in_shell,
+)
 from ..run_folder.files import CONFIG
 
 if TYPE_CHECKING:
@@ -89,20 +97,20 @@ class Processes:
                 f"{self.local_count} processes can't share one device",
                 name="device",
                 value=device,
-                instead=("use ", Setting("device", "cuda"), ", and each takes one of its own"),
+                instead=Template("use {device='cuda'}, and each takes one of its own"),
             )
         import torch
 
         devices = torch.cuda.device_count()
         mine = int(number) if number else self.local_rank
         if mine >= devices:
-            instead = f"--nproc-per-node {devices}" if devices else Setting("device", "cpu")
+            fewer = f"--nproc-per-node {devices}" if devices else Setting("device", "cpu")
             raise ConfigError(
                 f"torchrun started {self.local_count} processes on a machine that has {devices} CUDA "
                 "devices, and each needs one of its own",
                 name="device",
                 value=device,
-                instead=("use ", instead),
+                instead=Template("use {fewer}", fewer=fewer),
             )
         torch.cuda.set_device(mine)
         return f"cuda:{mine}"

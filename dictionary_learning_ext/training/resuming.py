@@ -15,7 +15,7 @@ from ..activations.hook_points import HookPoint
 from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.run import may_move, require_same
 from ..config.sae import SAEConfig
-from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, in_shell
+from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, Template, in_shell
 from ..run_folder.foreign_weights import load_foreign
 from ..run_folder.reading import read_config
 from ..run_folder.resume_points import ResumePoint, newest_points
@@ -178,7 +178,9 @@ def _require_fit(sae: SAEConfig, source: Any) -> None:
         problem,
         name="init_from",
         value=sae.init_from,
-        instead="no architecture starts from this class" if other is None else ("give ", other),
+        instead=Template("give {other}", other=other)
+        if other
+        else "no architecture starts from this class",
     )
 
 
@@ -211,7 +213,7 @@ def start_from(
             f"{hook.activation_dim} wide",
             name="init_from",
             value=sae.init_from,
-            instead=("give another ", Setting("model"), " or ", Setting("hook")),
+            instead=Template("give another {model} or {hook}"),
         )
     given = for_raw_activations(source, 1 / norm_factor).state_dict()  # in training units
     own = trainer.ae.state_dict()  # shares the weights' memory
