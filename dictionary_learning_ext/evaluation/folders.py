@@ -16,7 +16,7 @@ from ..activations.inputs import Inputs, open_inputs
 from ..activations.language_models import CausalLM, unwrapped
 from ..config.checks import require
 from ..config.run import RunConfig
-from ..errors import ActivationsError, CheckpointError, ConfigError, Setting
+from ..errors import ActivationsError, CheckpointError, ConfigError, Setting, Template
 from ..run_folder.comparing import (
     CONTEXTS,
     MEASURED_ON,
@@ -220,11 +220,7 @@ def _opened(
     except ActivationsError as error:
         if error.name != "activations" or error.instead:
             raise
-        model = (
-            "give its place, or ",
-            Setting("activations", "none"),
-            " to run the language model",
-        )
+        model = Template("give its place, or {activations='none'} to run the language model")
         raise error.within("", model) from error
     opened = OpenedFolders(run, saes, inputs, own_tokens)
     for name, (dictionary, _) in saes.items():
@@ -266,7 +262,7 @@ def open_sae(
     elif not isinstance(lm, str | Path | None):
         raise ConfigError(
             f"lm is a {type(lm).__name__}: expected an nnsight LanguageModel, or its name or folder",
-            instead=("use e.g. ", Setting("lm", "embedded")),
+            instead=Template("use e.g. {lm='embedded'}"),
         )
     name = str(lm if loaded is None else loaded.module.config._name_or_path)
     dictionary = dictionary_of(sae, device)
@@ -286,7 +282,7 @@ def open_sae(
     inputs = open_inputs(replace(run, eval_tokens=1), [run.hook], language_model=loaded)
     language_model = inputs.require_language_model(
         "features are measured on tokens",
-        ("give ", Setting("lm"), ", and a text to read, e.g. ", Setting("text", "embedded")),
+        Template("give {lm}, and a text to read, e.g. {text='embedded'}"),
     )
     opened = OpenedSAE(dictionary, language_model, inputs.hooks[run.hook], run, inputs)
     what = sae if isinstance(sae, str | Path) else "the dictionary"

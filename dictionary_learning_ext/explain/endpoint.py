@@ -16,7 +16,7 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from ..config.checks import require
-from ..errors import ConfigError, EndpointError, Setting, first_line
+from ..errors import ConfigError, EndpointError, Template, first_line
 from ..features.contexts import visible
 
 KEY = "OPENAI_API_KEY"
@@ -130,11 +130,11 @@ class Endpoint:
         if "answered 401" in problem or "answered 403" in problem:
             remedy = f"set {KEY} in the environment"
         elif "no whole answer" in problem:
-            remedy = ("give a larger ", Setting("timeout"))
+            remedy = Template("give a larger {timeout}")
         elif "no answer" in problem:
-            remedy = ("check that a server answers at ", Setting("endpoint"))
+            remedy = Template("check that a server answers at {endpoint}")
         elif "answered 404" in problem:
-            remedy = ("check the names of the models and the address in ", Setting("endpoint"))
+            remedy = Template("check the names of the models and the address in {endpoint}")
         raise EndpointError(f"{self.url}: {problem}", instead=remedy)
 
     def _post(self, body: dict[str, Any]) -> tuple[int, Any, str]:
@@ -194,7 +194,7 @@ class Endpoint:
 
     def _strange(self, what: str) -> EndpointError:
         return EndpointError(
-            f"{self.url}: answered with {what}", instead=("check ", Setting("endpoint"))
+            f"{self.url}: answered with {what}", instead=Template("check {endpoint}")
         )
 
     def _hidden(self, text: str) -> str:

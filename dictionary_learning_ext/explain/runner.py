@@ -13,7 +13,7 @@ from queue import Empty, Queue
 from typing import Any, NamedTuple
 
 from ..config.run import ExplainOptions
-from ..errors import ConfigError, EndpointError, Setting
+from ..errors import ConfigError, EndpointError, Setting, Template
 from ..evaluation.folders import open_folders, require_feature
 from ..features.collector import FeatureStatistics
 from ..features.explanations import MISSING, Explanation, Explanations, explanations_in
@@ -171,9 +171,9 @@ class _Measured(NamedTuple):
 def _measured(folder: str | Path, tokens: int, where: dict[str, Any]) -> _Measured:
     opened = open_folders([folder], **where)
     run = opened.run
-    activations, model = Setting("activations", None), Setting("model")
     language_model = opened.inputs.require_language_model(
-        "explanations are of tokens", ("for a language model's, give ", activations, " and ", model)
+        "explanations are of tokens",
+        Template("for a language model's, give {activations=None} and {model}"),
     )
     ((dictionary, _),) = opened.saes.values()
     (found,), _ = measure_features(
@@ -218,12 +218,12 @@ def _chosen(measured: _Measured, options: ExplainOptions) -> list[Question]:
     if options.only:
         found = {number: of(number) for number in dict.fromkeys(options.only)}
         if none := [number for number, each in found.items() if each is None]:
-            more = ("leave it out, or give more ", Setting("tokens"))
+            more = Template("leave it out, or give more {tokens}")
             raise ConfigError(f"feature {none[0]} {too_few}", instead=more)
         return sorted((each for each in found.values() if each), key=lambda each: each.place)
     found = list(islice(filter(None, map(of, measured.order)), options.features))
     if not found:
-        raise ConfigError(f"every feature {too_few}", instead=("give more ", Setting("tokens")))
+        raise ConfigError(f"every feature {too_few}", instead=Template("give more {tokens}"))
     return found
 
 
@@ -242,7 +242,7 @@ def _known(path: Path, fresh: Explanations, overwrite: bool) -> Explanations:
         differ = ", ".join(f"{n} {there.settings.get(n)!r}" for n in other if n != "SAE")
         raise ConfigError(
             f"{path} holds explanations of another {'SAE' if not differ else f'kind: {differ}'}",
-            instead=("give another ", _OUT, ", or replace them with ", Setting("overwrite", True)),
+            instead=Template("give another {out}, or replace them with {overwrite=True}"),
         )
     return there
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..activations.hook_points import block_list_path
-from ..errors import LanguageModelError, Setting
+from ..errors import LanguageModelError, Template
 from ..trainers.dictionaries import decoder_directions
 
 _FEATURES_AT_ONCE = 256
@@ -129,7 +129,7 @@ class LogitLens:
             raise LanguageModelError(
                 f"a {type(hf_model).__name__} has no {missing} beside its blocks: expected one, to"
                 " measure effects on logits",
-                instead=("use ", Setting("logits", False), " or another language model"),
+                instead=Template("use {logits=False} or another language model"),
             )
         self._norm, self._unembedding = norms[-1], unembedding
 

@@ -28,7 +28,7 @@ from ..activations.text_files import SUFFIXES
 from ..activations.tokens import whole_documents
 from ..config.checks import require
 from ..config.run import RunConfig
-from ..errors import ConfigError, LanguageModelError, Setting, TextError
+from ..errors import ConfigError, LanguageModelError, Template, TextError
 from ..evaluation.folders import SAE, Hook, OpenedSAE, open_sae, require_feature
 from ..run_folder.reading import read_config
 from .collector import FeatureCollector, FeatureStatistics, SinkFinder, Sinks, ranking_of
@@ -154,7 +154,7 @@ def features_of(
     if text is None and not isinstance(sae, str | Path):
         raise TextError(
             "no text: a dictionary doesn't say which it was trained on",
-            instead=("give a text, e.g. ", Setting("text", "embedded")),
+            instead=Template("give a text, e.g. {text='embedded'}"),
         )
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
     dictionary, model, hook_point, run, inputs = opened
@@ -266,7 +266,7 @@ class Features:
         """
         feature = require_feature(feature, len(self))
         kept = self.statistics.top.value_FT.shape[1]
-        more = ("for more, give features_of ", Setting("contexts", n))
+        more = Template("for more, give features_of {contexts=}", contexts=n)
         require(1 <= n <= kept, "n", n, f"1 to {kept}, the contexts kept", instead=more)
         return top_contexts(self.statistics.top, feature, n, self._tokenizer)
 
@@ -489,9 +489,10 @@ def _is_a_path(text: str) -> bool:
             "there is no such file or folder",
             name="text",
             value=text,
-            instead=(
-                f"for a data set on the hub, use open_text({text!r}); for this word itself, ",
-                Setting("text", [text]),
+            instead=Template(
+                "for a data set on the hub, use open_text({word!r}); for this word itself, {text=}",
+                word=text,
+                text=[text],
             ),
         )
     return is_one_word and text.endswith(SUFFIXES)  # `open_text` says that it isn't there

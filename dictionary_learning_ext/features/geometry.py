@@ -18,7 +18,7 @@ from sklearn.preprocessing import normalize
 
 from ..config.checks import require_choice
 from ..config.run import MapSpace
-from ..errors import Setting, UserError
+from ..errors import Template, UserError
 
 LEAST_FEATURES = 12
 _COMPONENTS = 50
@@ -71,7 +71,7 @@ def comparable_features(profiles: Sequence[Any], limit: int, seed: int = 0) -> l
         raise GeometryError(
             f"{n} features were selected in the {n_tokens} sampled tokens: expected at least "
             f"{LEAST_FEATURES} of each for a map",
-            instead=("raise ", Setting("map_tokens")),
+            instead=Template("raise {map_tokens}"),
         )
     generator = np.random.default_rng(seed)
     return [np.sort(generator.choice(one, n, replace=False)) for one in live]

@@ -13,7 +13,7 @@ from typing import Any
 from sklearn.preprocessing import normalize
 
 from ..config.checks import require
-from ..errors import Setting, UserError
+from ..errors import Setting, Template, UserError
 from ..evaluation.folders import SAE, Loaded, dictionary_of, open_folders
 from ..evaluation.metrics import METRICS
 from ..evaluation.tables import labels, text_table
@@ -223,11 +223,12 @@ def _on_held_out(
             for collector in (*coders.values(), *scorers.values()):
                 collector.add(x_BD)
     except UserError as error:
-        instead = (error.instead,) if isinstance(error.instead, str) else error.instead
-        remedy = ("use ", Setting("tokens", 0), " to compare the decoder directions alone")
+        remedy = Template("use {tokens=0} to compare the decoder directions alone")
         raise error.within(
             "what the features do on a text can't be compared",
-            (*instead, "; or ", *remedy) if error.instead else remedy,
+            Template("{instead}; or {remedy}", instead=error.instead, remedy=remedy)
+            if error.instead
+            else remedy,
         ) from error
     codes = {name: each.codes() for name, each in coders.items()}
     scores = {name: each.scores_if_any() for name, each in scorers.items()}
@@ -314,7 +315,13 @@ def comparable_configs(
             one, other = settings[first].get(name), settings[folder].get(name)
             if None not in (one, other) and not same_setting(name, one, other):
                 raise ReproducibilityError(
-                    (f"{folder}: its run has ", Setting(name, other), f", but {first} has {one!r}"),
+                    Template(
+                        "{folder}: its run has {setting}, but {first} has {one!r}",
+                        folder=folder,
+                        setting=Setting(name, other),
+                        first=first,
+                        one=one,
+                    ),
                     instead=f"give SAEs of one {name}, which differ in their seeds",
                 )
     for folder in others:

@@ -14,7 +14,7 @@ from typing import Any
 import torch as t
 
 from ..config.run import ReportOptions
-from ..errors import ConfigError, Setting
+from ..errors import ConfigError, Template
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import labels
@@ -230,7 +230,7 @@ def _require_different(folders: Sequence[str | Path]) -> None:
     """Raise a ConfigError if a folder is given twice, however it is spelled."""
     times = Counter(map(lasting_name, folders))
     if twice := [folder for folder in folders if times[lasting_name(folder)] > 1]:
-        remedy = ("remove it from ", Setting("against"))
+        remedy = Template("remove it from {against}")
         raise ConfigError(f"{twice[0]} is given twice", instead=remedy)
 
 
