@@ -20,7 +20,7 @@ from torch import nn
 from .config.checks import require, require_choice, require_sizes
 from .config.presets import in_units
 from .config.sae import LOG_VAR_LIMITS, SAEConfig, Variational, VSAETopKConfig
-from .errors import ConfigError, Setting
+from .errors import ConfigError, Setting, Template
 from .trainers.base import DeadWatch, KAnnealing, set_to_median
 from .trainers.kernels.memory import keep_freed_memory
 from .trainers.kernels.products import StepForm
@@ -181,8 +181,8 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
             self.noise_to_signal is None or self.posterior == "relative" or given != "none",
             "noise_to_signal",
             self.noise_to_signal,
-            (Setting("normalize_activations", "expected_average_only_in"),),
-            instead=("or give ", Setting("sigma"), " in the activations' own units"),
+            Template("{normalize_activations='expected_average_only_in'}"),
+            instead=Template("or give {sigma} in the activations' own units"),
         )
         _ = self.settings  # checks the rest
         super().__post_init__()

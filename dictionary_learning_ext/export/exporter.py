@@ -20,7 +20,7 @@ import torch as t
 from ..activations.inputs import open_inputs, open_model
 from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
-from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting
+from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, Template
 from ..evaluation.measure import batches_of
 from ..features.explanations import read_explanations
 from ..run_folder.files import EXPORTS, METRICS, writing
@@ -133,7 +133,7 @@ def export(
         language_model, hook_point = open_model(run)
     except LanguageModelError as error:
         where = f"{folder}: an export is compared with the SAE on its language model"
-        raise error.within(where, ("give its place as ", Setting("model"))) from error
+        raise error.within(where, Template("give its place as {model}")) from error
     hook_point.require_width(folder, dictionary.activation_dim, run.model)
     source = ExportedSAE(
         name=folder.resolve().name,
@@ -163,7 +163,7 @@ def export(
             reason = "; its reader has a ReLU, this SAE none (rectify=False)"
             raise CheckpointError(
                 f"{folder} as {form} is not exact: {difference}{'' if source.rectifies else reason}",
-                instead=("give ", Setting("allow_inexact", True), " to export it anyway"),
+                instead=Template("give {allow_inexact=True} to export it anyway"),
             )
         with _writing(target):
             if not difference.is_exact:  # the metrics are another SAE's

@@ -35,7 +35,7 @@ from ..config.architectures import (
     import_class,
 )
 from ..config.run import RunConfig
-from ..errors import CheckpointError, Setting, listed
+from ..errors import CheckpointError, Setting, Template, listed
 from ..run_folder.files import CONFIG, METRICS, WEIGHTS, write_json
 from ..run_folder.foreign import (
     FOREIGN_CONFIG,
@@ -211,8 +211,10 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
     """Raise a CheckpointError unless the format can hold this SAE."""
 
     def refuse(problem: str, *formats: str) -> NoReturn:
-        instead = ("use ", *listed(Setting("format", each) for each in formats))
-        raise CheckpointError(f"{source.name}{problem}", instead=instead)
+        others = listed(Setting("format", each) for each in formats)
+        raise CheckpointError(
+            f"{source.name}{problem}", instead=Template("use {others}", others=others)
+        )
 
     dictionary, row = source.dictionary, source.row
     if row.function is None:
@@ -228,10 +230,7 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
     if has_one and dictionary.threshold < 0 and form in ("sae-lens", "safetensors"):
         raise CheckpointError(
             f"{source.name} has no threshold yet: its training ended before it began to follow one",
-            instead=(
-                "train it for more steps, or use ",
-                Setting("format", "dictionary-learning"),
-            ),
+            instead=Template("train it for more steps, or use {format='dictionary-learning'}"),
         )
     if source.selects_by_magnitude and form not in _READERS_BY_MAGNITUDE:
         what = f" selects by magnitude, and the reader of {form} keeps the k largest values"

@@ -31,14 +31,7 @@ from ..activations.hook_points import block_of_output
 from ..activations.stored import UNKNOWN
 from ..config.architectures import BY_DICT_CLASS
 from ..config.checks import require_choice
-from ..errors import (
-    CheckpointError,
-    ConfigError,
-    HubError,
-    Setting,
-    UserError,
-    first_line,
-)
+from ..errors import CheckpointError, ConfigError, HubError, Template, UserError, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
 from ..features.explanations import read_explanations
@@ -167,7 +160,7 @@ def push(
             if not (public or is_private):
                 raise HubError(
                     f"{repo} already exists and is public; nothing was uploaded",
-                    instead=("to push to a public repository, give ", Setting("public", True)),
+                    instead=Template("to push to a public repository, give {public=True}"),
                 )
             names = sorted({name.split("/")[0] for name in files if "/" in name})
             commit = huggingface_hub.upload_folder(
@@ -194,7 +187,7 @@ def _require_default(of_export: Mapping[str, Any]) -> None:
     signature.bind("", "", **of_export)  # a TypeError for an argument that it doesn't have
     for name, value in of_export.items():
         if value != signature.parameters[name].default:
-            wanted = (Setting("format"), " too: without it, no SAE is exported")
+            wanted = Template("{format} too: without it, no SAE is exported")
             raise ConfigError(name=name, value=value, expected=wanted)
 
 
