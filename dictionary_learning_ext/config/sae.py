@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args
 
-from ..errors import ConfigError, Setting, listed
+from ..errors import ConfigError, Setting, Template
 from .architectures import TRAINED
 from .checks import (
     SCALE,
@@ -51,7 +51,7 @@ DEAD_FEATURE_THRESHOLD = 10_000_000
 """Upstream's, in tokens."""
 
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
-_NO_NOISE = ("for no noise use ", Setting("posterior", "point"))
+_NO_NOISE = Template("for no noise use {posterior='point'}")
 Scale = Annotated[float, SCALE]
 Sigma = Annotated[float, SCALE._replace(instead=_NO_NOISE)]
 NoiseSteps = Annotated[int, Range("at least 1", lambda n: n >= 1, _NO_NOISE)]
@@ -145,12 +145,7 @@ class PosteriorOptions(Checked):
         super().__post_init__()
         # Its noise comes before the ReLU, so only the choice of features can have it.
         fits = self.noise_on == "selection" or not (self.rectify and self.posterior == "relative")
-        expected = (
-            "selection with ",
-            Setting("rectify", True),
-            " and ",
-            Setting("posterior", "relative"),
-        )
+        expected = Template("selection with {rectify=True} and {posterior='relative'}")
         require(fits, "noise_on", self.noise_on, expected)
 
 
@@ -240,8 +235,8 @@ class SAEConfig(Checked):
     def __post_init__(self):
         super().__post_init__()
         k = self.kept_per_token
-        largest = Setting("dict_size", self.dict_size)
-        require(k is None or k <= self.dict_size, "k", k, ("1 to ", largest))
+        largest = Template("1 to {dict_size=}", dict_size=self.dict_size)
+        require(k is None or k <= self.dict_size, "k", k, largest)
 
     @property
     def kept_per_token(self) -> int | None:
@@ -343,13 +338,13 @@ class SAEConfig(Checked):
             given["kl_warmup_steps"] = 0
         for name in ("kl_warmup_steps", "noise_anneal_steps", "k_anneal_steps"):
             fits = given[name] <= max(steps, 2)  # 2: the least that one is scaled to
-            require(fits, name, given[name], ("at most ", Setting("steps", steps)))
+            require(fits, name, given[name], Template("at most {steps=}", steps=steps))
         warmups = ("warmup_steps", "sparsity_warmup_steps")
         for name in warmups:
             fits = given[name] < steps
-            require(fits, name, given[name], ("less than ", Setting("steps", steps)))
+            require(fits, name, given[name], Template("less than {steps=}", steps=steps))
         after, decay = max(given[name] for name in warmups), self.decay_start
-        expected = (f"between {after} and ", Setting("steps", steps))
+        expected = Template("between {after} and {steps=}", after=after, steps=steps)
         require(decay is None or after < decay < steps, "decay_start", decay, expected)
 
     def with_defaults(self, steps: int) -> "Self":
@@ -417,11 +412,14 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
 
     def resolve(self, steps: int, batch_size: int) -> "Self":
         if None not in (self.noise_to_signal, self.sigma):
-            both = {n: Setting(n, getattr(self, n)) for n in ("sigma", "noise_to_signal")}
             raise ConfigError(
-                (*listed(both.values(), " and "), ": expected one of them"),
+                Template(
+                    "{sigma=} and {noise_to_signal=}: expected one of them",
+                    sigma=self.sigma,
+                    noise_to_signal=self.noise_to_signal,
+                ),
                 name="sigma",
-                instead=("leave out ", *listed(map(Setting, both))),
+                instead=Template("leave out {sigma} or {noise_to_signal}"),
             )
         resolved = super().resolve(steps, batch_size)
         if self.kl_schedule == "constant" and resolved.kl_warmup_steps != _kl_warmup(steps):
@@ -442,14 +440,13 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
         has_unit = self.posterior != "relative"
         if self.noise_to_signal is not None and has_unit and normalize == "none":
             raise ConfigError(
-                (
-                    Setting("noise_to_signal", self.noise_to_signal),
-                    " with ",
-                    Setting("normalize", normalize),
+                Template(
+                    "{noise_to_signal=} with {normalize='none'}",
+                    noise_to_signal=self.noise_to_signal,
                 ),
                 name="noise_to_signal",
-                expected=(Setting("normalize", "sqrt_d"), " or unit"),
-                instead=("give ", Setting("sigma"), " in the activations' own units"),
+                expected=Template("{normalize='sqrt_d'} or unit"),
+                instead=Template("give {sigma} in the activations' own units"),
             )
 
     def with_sigma(self, activation_dim: int, normalize: Normalize) -> "Self":
@@ -532,7 +529,7 @@ class ProbabilisticTopKConfig(_UpstreamTopK):
         start, end = self.temperature_start, self.temperature_end
         low, high = 1e-6, 1e6
         require(low <= end, "temperature_end", end, f"at least {low:g}")
-        limits = ("between ", Setting("temperature_end", end), f" and {high:g}")
+        limits = Template("between {temperature_end=} and {high:g}", temperature_end=end, high=high)
         require(end <= start <= high, "temperature_start", start, limits)
 
 
@@ -544,7 +541,7 @@ class _UpstreamBatchTopK(_UpstreamTopK):
         super().require_fit(steps)
         given = self.k_anneal_steps  # the threshold is learned at k itself
         fits = given is None or given < max(steps, 3)
-        require(fits, "k_anneal_steps", given, ("less than ", Setting("steps", steps)))
+        require(fits, "k_anneal_steps", given, Template("less than {steps=}", steps=steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -694,7 +691,10 @@ def from_flat(flat: dict[str, Any]) -> SAEConfig:
 def not_used(name: str, value: Any, who: str) -> ConfigError:
     """The error for an option that something else leaves without a use."""
     return ConfigError(
-        f"{who} does not use it", name=name, value=value, instead=("leave out ", Setting(name))
+        f"{who} does not use it",
+        name=name,
+        value=value,
+        instead=Template("leave out {option}", option=Setting(name)),
     )
 
 

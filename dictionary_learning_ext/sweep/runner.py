@@ -17,7 +17,7 @@ from signal import SIGINT
 from typing import get_type_hints
 
 from ..config.run import TrainConfig
-from ..errors import ConfigError, Interrupted, Setting, TrainingError, UserError, first_line
+from ..errors import ConfigError, Interrupted, Template, TrainingError, UserError, first_line
 from ..run_folder.files import (
     CONFIG,
     FAILED,
@@ -177,7 +177,7 @@ def _begin(wanted: Manifest, save_dir: Path) -> None:
     if former and former.runs != wanted.runs and _has_begun(former, save_dir):
         raise ConfigError(
             f"{save_dir}: holds another sweep of {len(former.runs)} runs, e.g. {former.runs[0]}",
-            instead=("choose another ", Setting("save_dir")),
+            instead=Template("choose another {save_dir}"),
         )
     write_json(save_dir / SWEEP, asdict(wanted))
 
