@@ -98,9 +98,6 @@ class Template:
     def spelled(self, spell: Callable[[Setting], str]) -> str:
         return _Speller(spell).vformat(self.text, (), self.fields)
 
-    def __iter__(self):  # one part of a tuple
-        yield self
-
 
 class _Speller(Formatter):
     def __init__(self, spell: Callable[[Setting], str]):
@@ -120,7 +117,7 @@ class _Speller(Formatter):
         return format(value, format_spec)
 
 
-Text = str | Template | tuple[str | Setting, ...]
+Text = str | Template
 """A part of a message. Only in a Template braces mean something."""
 
 
@@ -128,15 +125,6 @@ def listed(parts: Iterable[Setting | Template], between: str = " or ") -> Templa
     """Settings in a message, one after the other."""
     fields = {f"part_{n}": part for n, part in enumerate(parts)}
     return Template(between.join(f"{{{name}}}" for name in fields), **fields)
-
-
-def _joined(text: Text) -> str | Template:
-    """Parts of a message as one."""
-    if not isinstance(text, tuple):
-        return text
-    return listed(
-        [p if isinstance(p, Setting | Template) else Template("{p}", p=p) for p in text], ""
-    )
 
 
 class UserError(ValueError):
@@ -162,8 +150,8 @@ class UserError(ValueError):
         where: str = "",
     ):
         super().__init__(problem)
-        self.problem, self.name, self.value = _joined(problem), name, value
-        self.expected, self.instead, self.where = _joined(expected), _joined(instead), where
+        self.problem, self.name, self.value = problem, name, value
+        self.expected, self.instead, self.where = expected, instead, where
 
     def __str__(self) -> str:
         return self.spelled(lambda setting: setting.in_python)
@@ -184,7 +172,7 @@ class UserError(ValueError):
             settings.append(setting)
             return spell(setting)
 
-        def text(part: str | Template) -> str:
+        def text(part: Text) -> str:
             return part if isinstance(part, str) else part.spelled(noted)
 
         problem = text(self.problem)

@@ -394,5 +394,5 @@ def require_device(device: str | None, name: str = "device") -> None:
             f"can't be used ({first_line(error)})",
             name=name,
             value=device,
-            instead=("use ", Setting(name, "cpu")),
+            instead=Template("use {cpu}", cpu=Setting(name, "cpu")),
         ) from error
