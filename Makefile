@@ -17,7 +17,7 @@ test: .venv/installed-dev
 coverage: .venv/installed-dev
 	$(PYTEST) --cov --cov-report= --cov-fail-under=97
 
-# For the edit loop: the same without the tests named in tests/helpers/slow_tests.py.
+# For the edit loop: the same without the tests that are marked slow.
 test-fast: .venv/installed-dev
 	$(PYTEST) -m "not slow"
 

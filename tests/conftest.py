@@ -12,7 +12,6 @@ import pytest
 import torch
 import transformers
 from nnsight import LanguageModel
-from slow_tests import is_slow
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dictionary_learning_ext.activations.language_models import load_language_model
@@ -35,13 +34,6 @@ def compiled_kernels() -> None:
     """Compiled before any test looks at what is logged: compiling for over a second is."""
     for dtype in (torch.float32, torch.bfloat16):
         compiled_selection.serves(torch.zeros(1, 1), dtype)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`-m "not slow"` leaves out the tests and files named in slow_tests.py."""
-    for item in items:
-        if is_slow(item):
-            item.add_marker("slow")
 
 
 BESIDE = {

@@ -14,6 +14,7 @@ import pytest
 import dictionary_learning_ext
 from dictionary_learning_ext.config.architectures import ARCHITECTURES
 
+pytestmark = pytest.mark.slow
 PACKAGE = Path(dictionary_learning_ext.__file__).parent
 TRAINER = Path(__file__).parent / "helpers" / "imaginary.py"
 

@@ -14,6 +14,8 @@ from dictionary_learning_ext import (
 )
 from dictionary_learning_ext.cli import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(flags, tmp_path_factory):

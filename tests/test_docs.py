@@ -62,6 +62,7 @@ def test_the_commands_of_a_page_are_legal(page):
             parse(legal_anywhere(COMMANDS["train"]), list(flags.passed_on))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_runs(page, guide_folder, tiny_lm_dir, monkeypatch):
     if page.name in NEEDED:

@@ -128,6 +128,7 @@ def printed(code):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_core_imports_no_sae_bench_no_fcntl_and_features_in_python_no_drawing():
     """In one process, as its imports take seconds."""
     code = (

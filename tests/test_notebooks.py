@@ -47,6 +47,7 @@ def path(request):
     return request.param
 
 
+@pytest.mark.slow
 def test_a_notebook_runs(path, tmp_path):
     """A cell that fails is an error here."""
     if "dictionary_learning.buffer" in path.read_text(encoding="utf-8"):

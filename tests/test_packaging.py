@@ -107,12 +107,14 @@ def files_of_the_package():
     }
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(built):
     with zipfile.ZipFile(built[1]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == files_of_the_package()
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_the_package_and_leaves_the_tests_out(built):
     with tarfile.open(built[0]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
@@ -140,6 +142,7 @@ def installed(built, tmp_path_factory):
     return bin_folder
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_runs_outside_the_repository(installed, settings, tmp_path):
     code = f"import {PACKAGE} as p; print(p.__file__, p.__version__)"
     where, version = run(installed / "python", "-c", code, cwd=tmp_path).split()

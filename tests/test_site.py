@@ -88,6 +88,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_site_is_built_and_loads_nothing_from_the_network(site):
     pages = list(site.rglob("*.html"))
     assert len(pages) > 10
@@ -98,6 +99,7 @@ def test_the_site_is_built_and_loads_nothing_from_the_network(site):
         assert not [tag for tag in tags if re.search(r"(?:src|href)=\W?https?:", tag)]
 
 
+@pytest.mark.slow
 def test_the_python_interface_is_documented(site):
     text = (site / "api/trainers.html").read_text(encoding="utf-8")
     for name in ("VariationalTopKAutoEncoder.encode", "VAEaseTrainer.update", "beta"):

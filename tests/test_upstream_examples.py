@@ -28,7 +28,7 @@ from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, ope
 from dictionary_learning_ext.activations.language_models import EMBEDDED_MODEL
 from dictionary_learning_ext.cli import main
 
-pytestmark = upstreams_tracing
+pytestmark = [pytest.mark.slow, upstreams_tracing]
 CTX_LEN, LLM_BATCH, SAE_BATCH = 32, 16, 64
 LAYER, SUBMODULE_NAME = 1, "resid_post_layer_1"
 MODEL_NAME = "EleutherAI/pythia-70m-deduped"

@@ -6,7 +6,6 @@ import runpy
 from unittest.mock import patch
 
 import yaml
-from slow_tests import SLOW
 from source_tree import ROOT
 
 with patch("setuptools.setup") as setup:
@@ -61,13 +60,6 @@ def test_the_hook_before_a_commit_lints():
     assert [hook["entry"] for hook in found] == ["make lint"]
     assert is_ours("make lint")
     assert not is_ours("make nothing")
-
-
-def test_every_test_that_test_fast_leaves_out_is_there():
-    files = sorted((ROOT / "tests").rglob("test_*.py"))
-    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    written = {path.name for path in files} | set(re.findall(r"^def (test_\w+)", text, re.M))
-    assert written >= SLOW, f"tests/helpers/slow_tests.py names no test: {sorted(SLOW - written)}"
 
 
 def test_the_makefile_names_test_files_that_are_there():

@@ -247,8 +247,7 @@ class SlowLast:
 
     @staticmethod
     def pytest_collection_modifyitems(items: list[Any]) -> None:
-        is_slow = importlib.import_module("slow_tests").is_slow
-        items.sort(key=is_slow)
+        items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
 def import_what_takes_long() -> None:

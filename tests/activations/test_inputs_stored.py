@@ -195,6 +195,7 @@ def test_its_evaluation_is_in_the_dtype_in_which_the_language_model_was_cached(
     assert model.module.dtype == t.bfloat16
 
 
+@pytest.mark.slow
 def test_its_evaluation_is_that_of_the_language_model(run, cached_run, tmp_path):
     """Where both measure on the same tokens: here on a whole fill of the evaluation's buffer."""
     folder = tmp_path / "run"
@@ -219,6 +220,7 @@ def test_a_process_that_does_not_evaluate_needs_no_language_model(run, no_model)
         open_inputs(run, [HOOK], ranks=Ranks(0, 2))
 
 
+@pytest.mark.slow
 def test_saes_of_several_hook_points_are_each_as_on_its_own(run, tmp_path, no_model):
     run = replace(run, eval_tokens=0)
     saes = {"a": sae_of(), "b": sae_of(), "c": sae_of(seed=1)}
@@ -274,6 +276,7 @@ def test_activations_that_are_all_left_out_end(run, monkeypatch):
     assert "left out" in error_of(batches.next)
 
 
+@pytest.mark.slow
 def test_own_activations_are_measured_but_the_language_models_loss_is_not(
     own, tmp_path, capsys, no_model
 ):
@@ -318,6 +321,7 @@ def test_fewer_held_out_documents_than_asked_for_are_said(run, small_cache, capl
     assert "has 3 held-out documents" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_report_takes_its_contexts_from_the_cache(run, small_cache, tmp_path, monkeypatch):
     train(replace(run, eval_tokens=0), {"x": sae_of()})
     read = "the language model is read"

@@ -140,6 +140,7 @@ def test_of_two_processes_that_draw_at_once_the_first_keeps_it(caplog):
     assert not caplog.messages
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_ends_as_one_that_is_not(run, tmp_path, monkeypatch):
     whole = replace(run, save_dir=str(tmp_path / "whole"))
     train(whole, {"x": sae_of()})

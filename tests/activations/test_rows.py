@@ -123,6 +123,7 @@ def test_rows_are_all_tokens_in_reading_order(
     assert_close(filled_until_the_end(rows, n), direct_rows(tiny_lm, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_left_out_on_either_side(
     tiny_lm: LanguageModel, side: str, monkeypatch: pytest.MonkeyPatch
@@ -138,6 +139,7 @@ def test_padding_is_left_out_on_either_side(
     assert len(filled_until_the_end(rows, 10)) == tokens - 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [9, 39])
 def test_no_row_comes_twice_when_fills_end_inside_contexts(tiny_lm: LanguageModel, n: int):
     rows = rows_of(tiny_lm, iter(DOCUMENTS), max_norm_multiple=1.3, ctx_len=13)

@@ -331,6 +331,7 @@ def called(tmp_path, **hub):
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
+@pytest.mark.slow
 def test_offline(tiny_lm_dir, tmp_path):
     snapshot = tmp_path / "hub" / "models--somebody--cached" / "snapshots" / ("0" * 40)
     shutil.copytree(tiny_lm_dir, snapshot)
@@ -349,6 +350,7 @@ def test_offline(tiny_lm_dir, tmp_path):
     assert not re.search(r"\bretr(y|ies)", printed, re.IGNORECASE)
 
 
+@pytest.mark.slow
 def test_the_hub_is_not_probed(tmp_path):
     """Whether it can be reached, and how long that may take, is for the hub's own libraries to say."""
     asked = []

@@ -78,6 +78,7 @@ def test_several_hook_points_are_separated_by_commas(flags, tmp_path, capsys):
     assert said.endswith(f" --activations {folder} --hook {HOOK}\nor with --hook {OTHER}\n")
 
 
+@pytest.mark.slow
 def test_a_stopped_or_killed_command_is_continued_by_the_same_command(
     flags, tmp_path, monkeypatch, capsys
 ):

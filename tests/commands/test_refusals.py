@@ -155,6 +155,7 @@ def sweeps(flags, tmp_path):
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", REFUSED)
 def test_a_mistake_is_one_line_that_says_what_to_type(
     typed, small, flags, folder, sweeps, tmp_path, monkeypatch, capsys

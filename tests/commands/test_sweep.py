@@ -55,6 +55,7 @@ def test_a_sweep_without_evaluation_ends_with_its_runs(sweep_file, tmp_path, cap
     assert "finished" not in out
 
 
+@pytest.mark.slow
 def test_what_is_left_or_failed_is_counted_with_the_command_that_continues(
     sweep_file, tmp_path, capsys, monkeypatch
 ):

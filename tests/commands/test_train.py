@@ -298,6 +298,7 @@ def test_a_run_is_not_written_over(folder, flags, capsys):
     assert content(folder) == before
 
 
+@pytest.mark.slow
 def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, capsys):
     folder = tmp_path / "run"
     flags = shlex.split(
@@ -392,6 +393,7 @@ def test_each_hook_point_gets_the_run_folder_of_its_own_run(trained_at_both, fla
         assert (trainer["submodule_name"], trainer["layer"]) == (hook, int(hook.split(".")[1]))
 
 
+@pytest.mark.slow
 def test_other_commands_take_the_folders(trained_at_both, tmp_path, capsys):
     folders = [str(trained_at_both / hook) for hook in HOOKS]
     before = content(trained_at_both)

@@ -162,6 +162,7 @@ def recomputed(plain: Plain, sae: Any) -> dict[str, float]:
     return expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_metric_is_the_plain_one(case: str, lm_dir_of, tmp_path):
     side, rules = CASES[case]

@@ -28,6 +28,7 @@ def test_every_file_with_a_command_is_listed():
     assert found == {experiment.module for experiment in EXPERIMENTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
 def test_a_module_is_imported_and_its_stages_are_those_of_the_index(experiment):
     if experiment.name == "language_models.embedded_text":

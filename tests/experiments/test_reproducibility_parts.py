@@ -41,6 +41,7 @@ def directions(name, arm):
     return [directions_of(folder) for folder in folders]
 
 
+@pytest.mark.slow
 def test_a_part_has_rows_that_are_kept_and_an_arm_trained_later_saw_the_same_batches(at):
     parts.run_part("confirm", "together", SMALL, ARMS, SEEDS, at)
     content = json.loads(at.read_text())

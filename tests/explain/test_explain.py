@@ -587,6 +587,7 @@ def test_answers_to_other_questions_are_asked_for_again(folder_to_explain, chat)
     assert "stale" not in json.dumps(stored(folder_to_explain))
 
 
+@pytest.mark.slow
 def test_a_kill_in_between_loses_nothing_that_was_answered(folder_to_explain, chat):
     blocked, release = threading.Event(), threading.Event()
 

@@ -543,6 +543,7 @@ def test_a_public_repository_needs_the_flag_public(runs, hub, capsys):
     assert one.contents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [None, "hf_abc\x01def", "hf_abcé", TOKEN])
 def test_a_token_that_is_missing_or_malformed_or_of_no_use_offline(bad, runs, monkeypatch, capsys):
     """The HTTP library would print a malformed header. The tests run with HF_HUB_OFFLINE."""

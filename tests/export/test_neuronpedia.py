@@ -86,6 +86,7 @@ def test_a_run_whose_cache_is_gone_is_exported(folder_of, tmp_path):
     assert read(export(folder, "neuronpedia", tmp_path / "out", tokens=200).folder)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["signed", "vsae", "vaease", "top_k", "relu", "jump_relu"])
 def test_every_class_is_written_in_the_schema(name, exported, tiny_lm_dir):
     _, batches, features = exported(name)

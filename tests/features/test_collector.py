@@ -317,6 +317,7 @@ def test_a_token_at_several_positions_is_named_and_what_is_left_is_counted(token
     assert sinks_of(far, tokenizer).where.endswith(" and 5 others")
 
 
+@pytest.mark.slow
 def test_the_report_names_them_once(lm_dir_of, text, tmp_path):
     model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "lm")
     none = ["--max-norm-multiple", "None"]

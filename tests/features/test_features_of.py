@@ -136,6 +136,7 @@ def test_no_text_is_the_held_out_text_in_training_contexts(folder, tiny_lm, tiny
     assert features_of(str(folder), str(tiny_lm_dir), tokens=500).density.equal(found.density)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -218,6 +218,7 @@ def test_bfloat16_stays_bfloat16(mode, tiny_lm_dir, tokenizer, sae):
     assert t.allclose(found.float(), expected, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -136,6 +136,7 @@ def test_auxk_costs_nothing_while_no_feature_can_be_dead_and_changes_no_number(
     assert_same(weights_of(watching), weights_of(always))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_every_architecture_ends_as_if_it_had_not_been_stopped(
     run, tmp_path, monkeypatch, cuda
 ):
@@ -175,6 +176,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_measured_on_a_trained_sae_mixes_no_devices(command, trained, tmp_path, cuda):
     folders = [shutil.copytree(trained / seed, tmp_path / seed) for seed in ("0", "1")]

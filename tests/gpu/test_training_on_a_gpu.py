@@ -70,6 +70,7 @@ LARGE = [each for each in SETTINGS if (each["noise_on"], each["kl_scope"]) == ("
 """Those that take the most memory, and a fifth of all: at a real model's width, each is built for seconds."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", LARGE, ids=lambda s: "-".join(map(str, s.values())))
 def test_memory_over_the_weights_is_at_most_that_of_the_gradients_and_five_tensors(settings):
     """Of three B x F and two F x D numbers in fp32, at the shapes of Gemma 2 2B's residual stream."""

@@ -95,6 +95,7 @@ def test_steps_of_long_runs_are_not_rounded(monkeypatch):
     assert page_module._sae(one, comparison, None)["history"] == [{"step": 123_456, "fve": 0.1235}]
 
 
+@pytest.mark.slow
 def test_a_page_is_written_after_its_data(runs, tmp_path, monkeypatch):
     def full(*given):
         raise CheckpointError("the disk is full")
@@ -155,6 +156,7 @@ def test_a_page_that_can_not_be_written_is_refused_before_anything_is_measured(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 def test_the_command_on_the_page_writes_it_again(runs, tmp_path):
     """Every flag that was given is in it, and none beside."""
     model = json.loads((runs[0] / "config.json").read_text())["run"]["settings"]["model"]
@@ -190,6 +192,7 @@ def test_numbers_lie_beside_the_page(report):
     assert clusters == list(map(str, geometry["cluster"]))
 
 
+@pytest.mark.slow
 def test_two_reports_of_a_run_differ_only_in_their_time(report, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "dictionary_learning_ext.report.page.time.strftime", lambda *a: "another time"
@@ -292,6 +295,7 @@ def test_what_is_not_matched_is_named_with_its_settings(runs, report, tmp_path):
     assert "different conditions" not in matched
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(runs, lm_dir_of, tmp_path, capsys):
     other = shutil.copytree(runs[1], tmp_path / "llama")
     config = json.loads((other / "config.json").read_text())
@@ -340,6 +344,7 @@ def measured_again(folders):
     )
 
 
+@pytest.mark.slow
 def test_the_features_of_the_folder_have_scores(seeded_report, seeds):
     expected = measured_again(seeds)
     data = data_of(seeded_report.read_text(encoding="utf-8"))
@@ -360,6 +365,7 @@ def test_the_features_of_the_folder_have_scores(seeded_report, seeds):
     assert "match" not in (files / "features_top_k.csv").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_section_has_every_sae_and_every_pair(seeded_report, seeds):
     page = seeded_report.read_text(encoding="utf-8")
     section = page[page.index('<section id="returning">') : page.index('<section id="map">')]
@@ -457,6 +463,7 @@ def test_an_sae_without_k_has_the_score_on_its_page_unless_all_of_its_features_f
     assert "has no return score" in page
 
 
+@pytest.mark.slow
 def test_what_seeds_share_is_said_on_the_page(seeds, seeded_report, tiny_lm_dir, text, tmp_path):
     same = train(tiny_lm_dir, text, tmp_path / "same_batches", "--seed", "7", "--k", "5")
     out = tmp_path / "page.html"

@@ -17,10 +17,13 @@ from dictionary_learning_ext.report.runs_page import show_sweep, write_index
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER),
-    reason="no chromium with a chromedriver (apt-get install chromium-driver)",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER),
+        reason="no chromium with a chromedriver (apt-get install chromium-driver)",
+    ),
+]
 WAIT_SECONDS = 60
 
 

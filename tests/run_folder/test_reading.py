@@ -383,6 +383,7 @@ def test_any_file_is_a_config_or_a_named_error(raw, tmp_path):
         load_config(tmp_path)
 
 
+@pytest.mark.slow
 @SLOW
 @given(
     section=st.sampled_from(["trainer", "run", "buffer"]),

@@ -21,6 +21,7 @@ from dictionary_learning_ext.run_folder.resume_points import (
 )
 
 
+@pytest.mark.slow
 def test_where_a_run_ended_between_two_folders_the_last_common_point_counts(
     run, tmp_path, monkeypatch
 ):

@@ -66,6 +66,7 @@ def chunks(tmp_path, monkeypatch):
     return lambda *names: [Chunk({name: TrainConfig()}, tmp_path, None) for name in names]
 
 
+@pytest.mark.slow
 def test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads(
     chunks, tmp_path, caplog, monkeypatch
 ):
@@ -81,6 +82,7 @@ def test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads(
     assert [line.partition(" (")[2] for line in lines] == [f"{n} of 5)" for n in range(1, 6)]
 
 
+@pytest.mark.slow
 def test_what_fails_is_said_and_the_rest_are_trained(chunks, tmp_path, caplog, capfd):
     names = ["killed", "a", "refused", "stopped", "crashed", "b"]
     assert sorted(train_on(["cpu", "cpu1"], chunks(*names))) == [
@@ -162,6 +164,7 @@ with PretendCuda(devices=2):
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_on_two_gpus(sweep_file, tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "WORKER", (sys.executable, "-c", ON_PRETENDED))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))

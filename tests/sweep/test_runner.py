@@ -50,6 +50,7 @@ def results(folder):
     return logs | {"weights": t.load(folder / "ae.pt", weights_only=True)}
 
 
+@pytest.mark.slow
 def test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again(
     sweep_file, tmp_path, capsys
 ):
@@ -83,6 +84,7 @@ def test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again(
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*/ae.pt")} == before
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_and_ends_bit_identical(sweep_file, tmp_path):
     path = sweep_file()
     configs = configurations(read_sweep(path), train_config)
@@ -101,6 +103,7 @@ def test_a_killed_sweep_resumes_and_ends_bit_identical(sweep_file, tmp_path):
         assert_equal(results(whole[name]), results(folders[name]))
 
 
+@pytest.mark.slow
 def test_a_sweep_over_two_devices_is_stopped_and_ends_bit_identical(sweep_file, tmp_path):
     longer = ["--steps=100", "--save-every=10", "--log-steps=50"]
     path = sweep_file()
@@ -391,6 +394,7 @@ def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tm
 # --- caches and several hook points
 
 
+@pytest.mark.slow
 def test_runs_of_two_hook_points_read_one_cache_and_need_no_language_model(
     sweep_file, small_cache, tmp_path, monkeypatch
 ):

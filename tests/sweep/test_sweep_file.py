@@ -23,6 +23,7 @@ from experiments.robustness.wandb_files import history, logged_config, records
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_configuration_of_every_file_is_the_one_of_an_agents_command(path):
     """The local sweep and wandb's own functions make the same configuration of it."""
@@ -47,6 +48,7 @@ def test_every_configuration_of_every_file_is_the_one_of_an_agents_command(path)
             assert config.to_dict()[name] == value
 
 
+@pytest.mark.slow
 def test_a_random_search_draws_what_it_is_asked_for(sweep_file):
     parameters = {
         "k": {"min": 1, "max": 8},
@@ -346,6 +348,7 @@ def logged(cwd, run_id):
     return [int(row["step"]) for row in history(wandb_file(cwd, run_id))]
 
 
+@pytest.mark.slow
 def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(
     sweep_file, tmp_path, own_wandb, monkeypatch, caplog
 ):

@@ -119,6 +119,7 @@ def test_encode_takes_sequences_and_other_dtypes_and_draws_only_when_asked():
     assert not t.equal(one, two)
 
 
+@pytest.mark.slow
 def test_samples_have_the_gated_posteriors_moments():
     ae = disturbed().ae
     x = data(3, dtype=t.float64)
@@ -242,6 +243,7 @@ def test_the_loss_and_its_gradients_are_the_equations(prior_std):
         assert got.item() == pytest.approx(expected.item(), rel=1e-6), name
 
 
+@pytest.mark.slow
 def test_gamma_tends_to_the_mean_squared_error_per_dimension():
     trainer = make_trainer(steps=500, lr=2e-2)
     for step in range(500):
@@ -288,6 +290,7 @@ def directions():
     return t.linalg.qr(t.randn(D, D, generator=t.Generator().manual_seed(9)))[0][:4]
 
 
+@pytest.mark.slow
 def test_gates_close_on_features_that_say_nothing():
     trainer = make_trainer(steps=800, lr=2e-2, warmup_steps=20, dict_size=12)
     for step in range(800):

@@ -81,6 +81,7 @@ def test_noise_on_says_what_a_sample_changes():
     assert found == {"both": (False, False), "values": (True, False), "selection": (False, True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("posterior", ["fixed", "learned", "relative"])
 def test_samples_have_the_posteriors_moments(posterior):
     """With k = F nothing is selected away: z itself is seen."""
@@ -238,6 +239,7 @@ def test_the_model_gets_every_option_of_the_posterior():
 # --- the trainer, against upstream's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [4, F // 2], ids=["narrow", "padded"])
 @pytest.mark.parametrize("form", ["sparse", "dense"])
 def test_point_rectified_without_kl_is_upstreams_trainer(form, k):

@@ -34,6 +34,7 @@ def activations():
     return train / factor, held_out / factor
 
 
+@pytest.mark.slow
 def test_bf16_ends_within_0_003_fve_and_0_02_near_dead_of_fp32(activations):
     train, held_out = activations
     metrics = {}

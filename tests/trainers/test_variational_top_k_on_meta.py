@@ -75,6 +75,7 @@ class PeakMemory(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "width"), [(512, 6), (256, 144)])
 @every_setting
 def test_memory_over_the_weights_is_at_most_that_of_the_gradients_and_five_tensors(

@@ -48,6 +48,7 @@ def held_out(folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "normalize", "architectures"),
     [

@@ -30,6 +30,7 @@ def opened(folder, mode="offline", **options):
     return WandbLog(folder, config, {"k": 4}, "g", **options)
 
 
+@pytest.mark.slow
 def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(
     tiny_lm_dir, text, tmp_path, own_wandb
 ):

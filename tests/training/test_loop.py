@@ -92,6 +92,7 @@ def test_the_evaluation_leaves_the_trainers_own_model_in_training_units(run_of, 
     assert t.equal(saved["b_dec"], own["b_dec"] * one.norm_factor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "architectures"),
     [("float32", TRAINED), ("bfloat16", ["vsae_top_k", "probabilistic_top_k", "vaease"])],
@@ -223,6 +224,7 @@ def test_a_short_text_is_read_until_the_steps_are_done_and_each_pass_is_said_onc
         assert_equal(weights(whole[name]), weights(tmp_path / "run" / name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["vsae_top_k", "vaease", "top_k", "relu"])
 def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, run_of, monkeypatch):
     original = SAERun.update

@@ -54,6 +54,7 @@ def of_three(anywhere, tmp_path_factory):
     return folder, ran(3, folder, settings | {"equality": None})
 
 
+@pytest.mark.slow
 def test_every_architecture_is_equal_on_all_ranks_after_every_step(of_three):
     ranks, printed = of_three[1]["architectures"]
     first = ranks[0]
@@ -67,6 +68,7 @@ def test_every_architecture_is_equal_on_all_ranks_after_every_step(of_three):
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_ranks_equal_one_process_on_the_union_of_their_batches(of_three):
     ranks, _ = of_three[1]["equality"]
     for name, found in ranks[0].items():
@@ -82,6 +84,7 @@ def test_ranks_equal_one_process_on_the_union_of_their_batches(of_three):
                 assert difference < limit.get(key, 1e-10), (name, key)
 
 
+@pytest.mark.slow
 def test_mistakes_of_several_processes_are_one_line(of_three):
     folder, found = of_three
     ranks, _ = found["commands"]
@@ -105,6 +108,7 @@ def test_mistakes_of_several_processes_are_one_line(of_three):
     assert not list((folder / "commands").glob("*/config.json"))
 
 
+@pytest.mark.slow
 def test_an_error_that_is_raised_later_than_its_call_is_one_line(of_three):
     """As nccl's are."""
     folder, found = of_three
@@ -156,6 +160,7 @@ def long(flags):
     return [*flags, "--steps=100000"]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact(flags, run, tmp_path):
     """Of two SAEs, at two hook points. One line, one exit code, and a point of each SAE."""
     hooks, folder, whole = (run.hook, OTHER_HOOK), tmp_path / "run", tmp_path / "whole"
@@ -200,6 +205,7 @@ def test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact(flag
         assert ends[0] == ends[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_ends_the_others(flags, tmp_path, killed, capsys):
     folder = tmp_path / "run"
@@ -223,6 +229,7 @@ def assert_resumable(line, folder, error):
     assert len(load_point(folder, steps_of(folder)[-1]).rest["ranks"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "rank"), [("nan", 0), ("nan", 1), ("bug", 1)])
 def test_a_rank_that_fails_says_why_and_ends_the_run(what, rank, run, tmp_path):
     folder = tmp_path / "run"
@@ -242,6 +249,7 @@ def test_a_rank_that_fails_says_why_and_ends_the_run(what, rank, run, tmp_path):
     assert codes == [[0]] * 2, error
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_rank_0s_to_say(run, tmp_path):
     process = failing("disk full", 0, run, tmp_path)
     _, error = ended(process)
@@ -249,6 +257,7 @@ def test_a_full_disk_is_rank_0s_to_say(run, tmp_path):
     assert error.count("vsae: run can't be written (No space left on device)") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "rank"), [("asleep", 1), ("stopped", 0)])
 def test_a_rank_that_hangs_ends_the_run_after_the_timeout(how, rank, run, tmp_path):
     """--rank-timeout 8."""
@@ -355,6 +364,7 @@ def test_all_read_the_same_language_model(monkeypatch):
 # --- signals
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_command_with_143_and_resume_goes_on(
     run, tmp_path, own_wandb, capsys, caplog
 ):

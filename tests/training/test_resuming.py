@@ -53,6 +53,7 @@ MORE = {
 """Of vsae_top_k, beside every architecture."""
 
 
+@pytest.mark.slow
 def test_stopped_saes_end_as_if_they_had_not_been_stopped(run, tmp_path, monkeypatch):
     """In one run, as company changes nothing (test_loop.py). Also with another order of the text, from the
     second fill on."""
@@ -107,6 +108,7 @@ def test_what_a_run_starts_from_is_freed_before_the_first_step(run, tmp_path, mo
     assert seen == [(0, [True] * 2), (0, [True] * 4)]
 
 
+@pytest.mark.slow
 def test_a_shared_run_resumes_as_a_whole_or_one_of_it_alone(run, tmp_path, monkeypatch):
     saes = {"a": sae_of(), "b": sae_of("top_k")}
     whole = train(replace(run, save_dir=str(tmp_path / "whole")), saes)
@@ -261,6 +263,7 @@ def child(settings, saes):
     train(run, saes, resume=Path(run.save_dir, "config.json").exists())
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(run, tmp_path):
     """kill -9 after some lines of its log; a complete point is there from the first on."""
     context = multiprocessing.get_context("forkserver")
@@ -330,6 +333,7 @@ def first_batch(run):
     return open_inputs(run, [run.hook]).training_batches().next()[run.hook]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_first_step_sees_the_trained_sae_and_takes_nothing_from_it(
     architecture, short, trained, tmp_path

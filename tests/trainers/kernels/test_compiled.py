@@ -62,6 +62,7 @@ def printed(program):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux does")
 @pytest.mark.parametrize(("switch", "threads"), [("1", 4), ("0", 2)])
 def test_torch_has_more_threads_than_it_uses_so_that_they_sleep(switch, threads, monkeypatch):
@@ -99,6 +100,7 @@ def test_where_numba_cannot_compile_torch_takes_over_with_one_warning(monkeypatc
     ]
 
 
+@pytest.mark.slow
 def test_where_numba_is_missing_torch_takes_over():
     program = """
 import sys
@@ -117,6 +119,7 @@ logging.getLogger("dictionary_learning_ext").setLevel(logging.INFO)
 """
 
 
+@pytest.mark.slow
 def test_that_it_compiles_is_said_before_the_first_step_and_a_folder_for_its_cache_is_made():
     """In a process whose home and whose copy of the package can't be written to."""
     program = """

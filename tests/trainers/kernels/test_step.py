@@ -324,6 +324,7 @@ def middle_of_gap(values, low, high):
     return (inside[i] + inside[i + 1]) / 2
 
 
+@pytest.mark.slow
 def test_gradcheck():
     x, weights, objective = make_case(posterior="learned", noise_on="values", k=2)
 
