@@ -16,6 +16,8 @@ from dictionary_learning_ext.errors import Template
 from dictionary_learning_ext.features.reproducibility import matching
 from dictionary_learning_ext.run_folder.reading import load_config, read_metrics, steps_of
 
+FIRST_HOOK = "blocks.0.hook_resid_post"
+"""Where `vsae train` read by default when the first experiments ran, and where the paper reads."""
 TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class
 
 

@@ -109,6 +109,10 @@ class Pretrained:
         """Of its residual stream."""
         return self.config.get_text_config().hidden_size
 
+    @property
+    def n_blocks(self) -> int:
+        return self.config.get_text_config().num_hidden_layers
+
     def empty(self) -> nn.Module:
         """The model with parameters that have shapes and no values, made in no memory."""
         with _loading(self.name), torch.device("meta"):

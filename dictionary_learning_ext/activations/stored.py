@@ -24,7 +24,7 @@ import pyarrow as pa
 from safetensors import safe_open
 
 from ..config.run import RunConfig, Split
-from ..errors import ActivationsError, first_line
+from ..errors import ActivationsError, Setting, first_line
 from ..run_folder.comparing import same_setting
 from ..run_folder.files import at_home, require_inside
 from .cache_manifest import TOKEN_IDS, CachedHook, CacheManifest, finished_manifest
@@ -77,6 +77,18 @@ class StoredActivations:
         hook = {"hook": next(iter(self.hooks))} if len(self.hooks) == 1 else {}
         unknown = {"model": UNKNOWN, "data": str(self.folder)}
         return {"activations": str(self.folder)} | hook | unknown | self.known
+
+    @property
+    def only_hook(self) -> str:
+        """The name of its hook point. Raises ActivationsError if there are several."""
+        if len(self.hooks) > 1:
+            raise ActivationsError(
+                f"has the hook points {', '.join(self.hooks)}",
+                name="activations",
+                value=str(self.folder),
+                instead=("choose with ", Setting("hook")),
+            )
+        return next(iter(self.hooks))
 
     def hook(self, name: str) -> CachedHook:
         """What is known about a hook point. Raises ActivationsError if it isn't there."""

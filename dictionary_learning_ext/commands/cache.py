@@ -10,6 +10,7 @@ from ..activations.cache_manifest import CacheDtype, finished_manifest, is_begun
 from ..config.checks import require
 from ..config.run import Dtype, Packing, RunConfig
 from ..errors import ActivationsError, Interrupted, in_shell
+from ..training.plan import with_hook_names
 from .flags import FOLDER, Command, positional, vsae
 
 
@@ -42,7 +43,7 @@ class CacheFlags:
     model: str = RunConfig.model
     """The language model: embedded, a folder written by save_pretrained, or a name on the hub."""
     hook: str = RunConfig.hook
-    """The hook points, separated by commas. `vsae hooks` lists them."""
+    """The hook points, separated by commas. `vsae hooks` lists them. middle: see `vsae train --help`."""
     data: str = RunConfig.data
     """The text, see `vsae train --help`."""
     text_column: str = RunConfig.text_column
@@ -99,7 +100,7 @@ def run_cache(flags: CacheFlags) -> None:
         eval_tokens=flags.eval_tokens,
         eval_documents=flags.eval_documents,
     )
-    hooks = settings.hooks  # refused now if it is wrong
+    hooks = with_hook_names(settings).hooks  # refused now if it is wrong
     from ..activations.cache_writer import write_cache
     from ..training.processes import interrupts
 

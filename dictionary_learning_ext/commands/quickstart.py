@@ -10,11 +10,10 @@ from ..config.run import ReportOptions, RunConfig
 from ..errors import in_shell
 from ..run_folder.files import REPORT, remove, writing
 from ..run_folder.reading import load_config, read_metrics_if_any
+from ..training.plan import with_hook_names
 from .flags import Command, vsae
 from .seeds import CACHE, OfSeed, saying_how_to_continue, train_seeds
 
-HOOK = "blocks.2.hook_resid_post"
-"""A middle layer of the embedded model, which has four."""
 CACHED = 400_000
 """Tokens that are cached, at most. Each training reads them several times, in an order of its own."""
 
@@ -47,7 +46,7 @@ def run(flags: QuickstartFlags) -> None:
     others = [str(one) for one in seeds[1].folders]
 
     def begin() -> None:
-        print(_INTRODUCTION, flush=True)
+        print(_INTRODUCTION.format(hook=seeds[0].run.hook), flush=True)
         with writing(folder):
             remove(page)  # of SAEs that are replaced
 
@@ -82,9 +81,9 @@ def run(flags: QuickstartFlags) -> None:
     )
 
 
-_INTRODUCTION = f"""\
+_INTRODUCTION = """\
 Training two sparse autoencoders on a middle layer of a small language model
-({HOOK}), each from two seeds on two orders of the same data:
+({hook}), each from two seeds on two orders of the same data:
   top_k  a TopK SAE
   vsae   the vSAE of the preset `recommended`, of the same size
 A feature comes back if the other seed finds its direction too (cosine of 0.7 or more)."""
@@ -93,14 +92,13 @@ A feature comes back if the other seed finds its direction too (cosine of 0.7 or
 def _of_seed(flags: QuickstartFlags, seed: int) -> OfSeed:
     run = replace(
         preset("recommended").run,
-        hook=HOOK,
         steps=flags.steps,
         eval_tokens=flags.eval_tokens,
         data_seed=seed,
         save_dir=flags.save_dir,
         overwrite=flags.overwrite,
     )
-    return OfSeed(run, quickstart(flags.steps, seed))
+    return OfSeed(with_hook_names(run), quickstart(flags.steps, seed))
 
 
 def _results(seeds: list[OfSeed]) -> str:

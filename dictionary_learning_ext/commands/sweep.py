@@ -10,6 +10,7 @@ from ..config.checks import require
 from ..config.run import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError, printable
 from ..run_folder.files import RUNS, at_home
+from ..training.plan import with_hook_names
 from .flags import HIDDEN, Command, parse, positional, vsae
 from .seeds import not_in_a_sweep
 from .train import TRAIN
@@ -90,7 +91,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
         train = parse(TRAIN, arguments)
         if train.seeds is not None:
             raise not_in_a_sweep(train.seeds)
-        return TrainConfig(train.sae, train.run)
+        return TrainConfig(train.sae, with_hook_names(train.run))
 
     devices, fixed = [], flags.passed_on
     if flags.devices is not None:

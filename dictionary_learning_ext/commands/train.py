@@ -19,7 +19,6 @@ from ..config.run import (
 from ..config.sae import CONFIGS, SAEConfig, Variational
 from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import (
-    ActivationsError,
     ConfigError,
     Setting,
     Template,
@@ -38,7 +37,7 @@ from ..run_folder.reading import (
     read_run,
     run_folders,
 )
-from ..training.plan import plan
+from ..training.plan import plan, with_hook_names
 from ..training.processes import RANK_TIMEOUT, launched
 from .flags import HIDDEN, Command, texts_of, vsae
 from .seeds import (
@@ -154,13 +153,8 @@ def _run_on(given: dict[str, str], run: RunConfig) -> RunConfig:
     from ..activations.stored import open_stored
 
     stored = open_stored(given["activations"])
-    if "hook" not in given and len(stored.hooks) > 1:
-        raise ActivationsError(
-            f"has the hook points {', '.join(stored.hooks)}",
-            name="activations",
-            value=given["activations"],
-            instead=Template("choose with {hook}"),
-        )
+    if "hook" not in given:
+        run = replace(run, hook=stored.only_hook)
     return replace(run, **stored.settings)
 
 
@@ -183,6 +177,9 @@ def run(flags: TrainFlags) -> None:
     # With the home folder for ~ where shells leave it: in --save-dir=~/x.
     save_dir, resume = flags.run.save_dir, flags.resume
     settings = replace(flags.run, save_dir=save_dir and os.path.expanduser(save_dir))
+    if settings.activations == NONE:
+        settings = replace(settings, activations=None)
+    settings = with_hook_names(settings)
     flags = replace(flags, run=settings, resume=resume and at_home(resume))
     if flags.sae.init_from is not None:
         start = os.path.expanduser(flags.sae.init_from)
@@ -287,8 +284,6 @@ def _settings(
     flags: TrainFlags,
 ) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str], bool]:
     """The run, its SAEs, their hook points, and whether they are resumed."""
-    if flags.run.activations == NONE:
-        flags = replace(flags, run=replace(flags.run, activations=None))
     for name in flags.sae.unused():
         if name in flags.typed and getattr(flags.sae, name) is not None:
             raise flags.sae.refusal(name)

@@ -31,6 +31,8 @@ WandbMode = Literal["online", "offline", "disabled"]
 
 NONE = "none"
 """What is typed for no value."""
+MIDDLE = "middle"
+"""The hook point of a middle layer. Its name is known with the language model, see `plan.with_hook_names`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,9 @@ class RunConfig(Checked):
     """The language model: embedded (shipped with the package), a folder written by
     save_pretrained, or a name on the hub. synthetic:small, synthetic:large or synthetic:bench-16k:
     activations drawn from known features. Paper: EleutherAI/pythia-70m."""
-    hook: str = "blocks.0.hook_resid_post"
-    """Where activations are read, in TransformerLens's naming; see vsae hooks. Names separated by
+    hook: str = MIDDLE
+    """Where activations are read, in TransformerLens's naming; see vsae hooks. middle: of N blocks, the
+    residual stream after number N // 2, e.g. blocks.2.hook_resid_post of 4. Names separated by
     commas train one SAE for each, on the same text, into --save-dir. Paper:
     blocks.0.hook_resid_post."""
     data: str = "embedded"

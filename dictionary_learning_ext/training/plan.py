@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..activations.text import names_a_file, text_of
 from ..config.checks import require, require_type
-from ..config.run import RunConfig, TrainConfig
+from ..config.run import MIDDLE, RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..errors import ConfigError, Template
@@ -113,7 +113,7 @@ def plan(
             f"{len(saes)} ({', '.join(saes)})",
             instead=Template("give a single {hook}, e.g. as a parameter of the sweep"),
         )
-    jobs = []
+    run, jobs = with_hook_names(run), []
     for name, sae in saes.items():
         sae = sae.resolve(run.steps, run.batch_size)
         sae.require_units(run.normalize)
@@ -124,7 +124,7 @@ def plan(
                 value=sae.init_from,
                 expected="one that holds a trained SAE, e.g. runs/NAME",
             )
-        config = TrainConfig(sae, replace(run, hook=hooks.get(name, run.hook)))
+        config = TrainConfig(sae, with_hook_names(replace(run, hook=hooks.get(name, run.hook))))
         folder = folder_of(config) if len(saes) == 1 else Path(run.save_dir or RUNS) / name
         jobs.append(Job(name, config, folder))
     if is_synthetic(run.model):
@@ -141,6 +141,34 @@ def plan(
         if reads_text and names_a_file(run.data):
             text_of(run, passes=run.text_passes)
     return Plan(run, jobs, resume)
+
+
+_MIDDLE_OF_EMBEDDED = "blocks.2.hook_resid_post"
+"""Written down, so that torch is not imported before a wrong setting is refused."""
+
+
+def with_hook_names(run: RunConfig) -> RunConfig:
+    """A run with the name of its hook point where it says `middle`.
+
+    The language model's config.json tells it. Stored activations have a hook point of their own, and a
+    synthetic model has none.
+
+    Raises: LanguageModelError or ActivationsError if there is no such model or folder, or the folder has
+        several hook points.
+    """
+    if MIDDLE not in run.hooks or is_synthetic(run.model):
+        return run
+    if run.activations is not None:
+        from ..activations.stored import open_stored
+
+        return replace(run, hook=open_stored(run.activations).only_hook)
+    middle = _MIDDLE_OF_EMBEDDED
+    if run.model != "embedded":
+        from ..activations.language_models import Pretrained
+
+        middle = f"blocks.{Pretrained(run.model).n_blocks // 2}.hook_resid_post"
+    names = (middle if name == MIDDLE else name for name in run.hooks)
+    return replace(run, hook=",".join(names))
 
 
 def _require_folder_names(names: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ from experiments import raw_results
 from experiments.pages import DIGITS, labels_of, spread, table
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
-from experiments.trained_saes import folder_name, metrics_of, sae_config, train_missing
+from experiments.trained_saes import FIRST_HOOK, folder_name, metrics_of, sae_config, train_missing
 
 STEPS, SEEDS, D, F, K, EVAL_TOKENS = 500, (0, 1, 2), 128, 512, 16, 20_000
 MODELS: dict[str, dict[str, Any]] = {
@@ -92,7 +92,7 @@ def measure(_: argparse.Namespace) -> None:
         names[seed, model]: sae_config(STEPS, seed=seed, dict_size=F, **MODELS[model])
         for seed, model in cells
     }
-    run = RunConfig(steps=STEPS, eval_tokens=EVAL_TOKENS, log_steps=500)
+    run = RunConfig(hook=FIRST_HOOK, steps=STEPS, eval_tokens=EVAL_TOKENS, log_steps=500)
     folders = train_missing(run, RUNS, saes)
     rows = [
         {"model": model, "seed": seed} | metrics_of(folders[names[seed, model]], METRICS)

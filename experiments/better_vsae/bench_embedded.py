@@ -19,7 +19,7 @@ from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.stages import Page, Stages
-from experiments.trained_saes import top_k_and_two_vsaes, train_missing
+from experiments.trained_saes import FIRST_HOOK, top_k_and_two_vsaes, train_missing
 
 STEPS, SEED = 1000, 0
 RAW, RUNS = RESULTS / "bench_embedded.json", Path("runs/bench_embedded")
@@ -29,7 +29,7 @@ LESS_IS_MORE = ("near-dead", "absorption")
 
 def train_three(_: argparse.Namespace) -> None:
     saes = top_k_and_two_vsaes(STEPS, SEED)
-    train_missing(RunConfig(steps=STEPS), RUNS, saes, finished="ae.pt")
+    train_missing(RunConfig(hook=FIRST_HOOK, steps=STEPS), RUNS, saes, finished="ae.pt")
 
 
 def measure(_: argparse.Namespace) -> None:

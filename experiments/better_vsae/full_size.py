@@ -36,6 +36,7 @@ from experiments.pages import LABELS, SHOWN, labels_of, save_plot, spread, table
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
 from experiments.trained_saes import (
+    FIRST_HOOK,
     agreement,
     directions_of,
     folder_name,
@@ -90,6 +91,7 @@ def measure_at(arguments: argparse.Namespace, k: int) -> None:
     saes = {run_name(model, k, seed): config_of(model, k, seed, steps) for model, seed in cells}
     run = RunConfig(
         model=arguments.lm,
+        hook=FIRST_HOOK,
         text_passes=PASSES,
         steps=steps,
         batch_size=BATCH,
@@ -143,7 +145,7 @@ def evaluate_missing(lm: str, folders: list[Path]) -> int:
 
     In float32: a cross-entropy in bfloat16 has steps of 1/32 nat.
     """
-    run = RunConfig(model=lm, eval_documents=EVAL_DOCUMENTS)
+    run = RunConfig(model=lm, hook=FIRST_HOOK, eval_documents=EVAL_DOCUMENTS)
     inputs = open_inputs(run, [run.hook])
     dictionaries = {}
     for folder in folders:

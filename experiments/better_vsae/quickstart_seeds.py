@@ -16,7 +16,7 @@ from experiments import raw_results
 from experiments.pages import each, labels_of, table
 from experiments.raw_results import RESULTS
 from experiments.stages import Page, Stages
-from experiments.trained_saes import metrics_of, top_k_and_two_vsaes, train_missing
+from experiments.trained_saes import FIRST_HOOK, metrics_of, top_k_and_two_vsaes, train_missing
 
 SEEDS, STEPS = (0, 1, 2), 1000
 RUNS = Path("runs/quickstart_seeds")
@@ -27,7 +27,7 @@ def measure(_: argparse.Namespace) -> None:
     rows = []
     for seed in SEEDS:
         saes = top_k_and_two_vsaes(STEPS, seed)
-        folders = train_missing(RunConfig(steps=STEPS), RUNS / str(seed), saes)
+        folders = train_missing(RunConfig(hook=FIRST_HOOK, steps=STEPS), RUNS / str(seed), saes)
         rows += [
             {"model": name, "seed": seed} | metrics_of(folder, METRICS)
             for name, folder in folders.items()

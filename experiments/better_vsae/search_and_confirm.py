@@ -40,6 +40,7 @@ from experiments.pages import LABELS, labels_of, table
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
 from experiments.trained_saes import (
+    FIRST_HOOK,
     agreement,
     directions_of,
     folder_name,
@@ -72,7 +73,7 @@ def measure(
     partners = [(model, partner_of(size, seed)) for model, seed in cells]
     paths = {cell: folder_of(stage, size, *cell) for cell in [*cells, *partners]}
     saes = {path.name: sae_of(models[model], size, s) for (model, s), path in paths.items()}
-    run = RunConfig(steps=SIZES[size][2], eval_tokens=EVAL_TOKENS, log_steps=500)
+    run = RunConfig(hook=FIRST_HOOK, steps=SIZES[size][2], eval_tokens=EVAL_TOKENS, log_steps=500)
     train_missing(run, paths[cells[0]].parent, saes)
     rows = []
     for cell, other in zip(cells, partners, strict=True):

@@ -34,7 +34,7 @@ from experiments.raw_results import RESULTS, about, about_line
 from experiments.reproducibility.settings import RIVALS, SAMPLED, Options, Setting
 from experiments.return_score.fitting import auc
 from experiments.stages import Page, Stages
-from experiments.trained_saes import directions_of, metrics_of, train_missing
+from experiments.trained_saes import FIRST_HOOK, directions_of, metrics_of, train_missing
 
 MODEL, K, SEEDS, LENGTHS, SIZES = "synthetic:small", 8, (0, 1), (2000, 16_000), (1024, 512, 2048)
 SAMPLES, PART = 1_500_000, 1 << 16
@@ -111,6 +111,7 @@ def trained(
     for seed in SEEDS:
         run = RunConfig(
             activations=str(samples),
+            hook=FIRST_HOOK,
             data_seed=seed,
             text_passes=2 + steps * BATCH // SAMPLES,
             steps=steps,

@@ -34,6 +34,7 @@ from experiments.paper.reproduced_figures import AS_STATED, rows_at
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
 from experiments.trained_saes import (
+    FIRST_HOOK,
     agreement,
     directions_of,
     folder_name,
@@ -76,7 +77,7 @@ def run_of(lm: str) -> RunConfig:
         names = ("model", "data", "hook", "steps", "dtype", "n_ctxs", "ctx_len", "batch_size")
         device = "cuda" if t.cuda.is_available() else "cpu"
         return RunConfig(**{n: PRESETS["paper"][n] for n in names}, device=device, **shared)
-    return RunConfig(model=lm, steps=1000, **shared)
+    return RunConfig(model=lm, hook=FIRST_HOOK, steps=1000, **shared)
 
 
 def place_of(lm: str) -> tuple[Path, Path]:

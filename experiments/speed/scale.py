@@ -122,6 +122,7 @@ def whole_run(processes: Processes) -> dict[str, float]:
 
     SAERun.update = update
     run = RunConfig(
+        hook="blocks.0.hook_resid_post",
         steps=RUN_STEPS,
         batch_size=BATCH,
         n_ctxs=256,

@@ -48,7 +48,7 @@ from experiments.speed.timing import (
     write_for_this_cpu,
 )
 from experiments.stages import Page, Stages, in_child
-from experiments.trained_saes import metrics_of, train_missing
+from experiments.trained_saes import FIRST_HOOK, metrics_of, train_missing
 
 Content = dict[str, Any]
 NAME = "speed.step_time"
@@ -410,7 +410,9 @@ def measure_quality(_: argparse.Namespace) -> None:
                 for i, sae in enumerate(SAES.values())
                 for seed in SEEDS
             }
-            folders = train_missing(RunConfig(steps=QUALITY_STEPS, dtype=dtype), Path(folder), saes)
+            folders = train_missing(
+                RunConfig(hook=FIRST_HOOK, steps=QUALITY_STEPS, dtype=dtype), Path(folder), saes
+            )
             for i, name in enumerate(SAES):
                 fve[name][dtype] = [
                     metrics_of(folders[f"{i}_{seed}"], ["fve"])["fve"] for seed in SEEDS

@@ -96,6 +96,7 @@ def ours(model: Path, saes: dict[str, SAEConfig], steps: int, dtype: Dtype) -> R
     """One run of ours."""
     settings = RunConfig(
         model=str(model),
+        hook="blocks.0.hook_resid_post",
         text_passes=2,
         steps=steps,
         batch_size=BATCH,

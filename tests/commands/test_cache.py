@@ -53,13 +53,15 @@ def flags(cached_run):
 
 def test_it_says_what_it_needs_and_how_to_train_and_verifies_its_files(flags, tmp_path, capsys):
     folder = tmp_path / "cache"
-    assert main(["cache", str(folder), *flags, "--tokens=2000", "--dtype=float16"]) == 0
+    assert main(["cache", str(folder), *flags[:-2], "--tokens=2000", "--dtype=float16"]) == 0
+    assert flags[-2:] == ["--hook", HOOK]
     said = capsys.readouterr().out
     assert said.startswith("2,000 tokens of 1 hook point in float16 need ")
     assert f"cached 2,016 tokens in {folder}; train from it with" in said
     assert f"train --activations {folder}" in said
     manifest = read_manifest(folder)
     assert manifest.settings.dtype == "float16"
+    assert list(manifest.settings.hooks) == [HOOK], "a middle layer"
     assert main(["cache", str(folder), "--verify"]) == 0
     assert "all 3 files are as they were written" in capsys.readouterr().out
     changed = folder / manifest.files[0].name

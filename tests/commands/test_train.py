@@ -55,7 +55,7 @@ def test_it_plans_once_and_loads_the_language_models_configuration_once(small, m
 
         monkeypatch.setattr(owner, name, counted)
     monkeypatch.setattr(loop, "plan", lambda *_, **__: pytest.fail("it plans again"))
-    assert main(["train", *small]) == 0
+    assert main(["train", *small, "--hook", "blocks.1.hook_resid_post"]) == 0
     assert sorted(calls) == ["from_pretrained", "plan"]
 
 
@@ -296,6 +296,11 @@ def test_a_run_is_not_written_over(folder, flags, capsys):
     said = refused(["train", *flags, "--seed=1", f"--save-dir={folder}"], capsys)
     assert "--overwrite" in said
     assert content(folder) == before
+
+
+def test_a_middle_layer_is_read_by_default_and_saved_by_its_name(trained):
+    for name in ("vsae", "top_k"):
+        assert settings_of(trained / name)["hook"] == "blocks.1.hook_resid_post", "of three blocks"
 
 
 @pytest.mark.slow

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from caches import write_small
 from small_commands import refused
 
 from dictionary_learning_ext import RunConfig, SAEConfig, train
 from dictionary_learning_ext.activations import inputs
-from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.training.plan import plan, require_memory, sae_bytes
+from dictionary_learning_ext.activations.language_models import Pretrained
+from dictionary_learning_ext.errors import ActivationsError, ConfigError
+from dictionary_learning_ext.training.plan import plan, require_memory, sae_bytes, with_hook_names
 
 GB = 10**9
 SCRIPT = """
@@ -119,6 +121,36 @@ def test_each_sae_has_a_folder_and_its_hook_point_or_the_runs(tmp_path):
     assert plan(run, {"a": A}).folders[0] == tmp_path
     with pytest.raises(ConfigError, match=r"hooks has 'c', which is no SAE: expected any of a, b"):
         plan(run, {"a": A, "b": B}, {"c": "x"})
+
+
+# --- the default hook point
+
+
+def test_the_default_hook_point_is_a_middle_layer_of_any_model(tiny_lm_dir, tmp_path):
+    run = RunConfig(model=str(tiny_lm_dir), save_dir=str(tmp_path))
+    planned = plan(run, {"a": A, "b": B, "c": A}, {"b": "blocks.0.hook_mlp_out", "c": "middle"})
+    middle = "blocks.1.hook_resid_post"
+    assert Pretrained(str(tiny_lm_dir)).n_blocks == 3
+    assert planned.run.hook == middle
+    assert [job.hook for job in planned.jobs] == [middle, "blocks.0.hook_mlp_out", middle]
+    (job,) = plan(RunConfig(), {"a": A}).jobs
+    assert job.hook == f"blocks.{Pretrained('embedded').n_blocks // 2}.hook_resid_post"
+    assert "_blocks.2_" in job.folder.name
+
+
+def test_the_middle_layer_is_one_of_several_hook_points(tiny_lm_dir):
+    run = with_hook_names(RunConfig(model=str(tiny_lm_dir), hook="middle,blocks.0.hook_mlp_out"))
+    assert run.hooks == ["blocks.1.hook_resid_post", "blocks.0.hook_mlp_out"]
+    with pytest.raises(ConfigError, match="different hook points"):
+        with_hook_names(replace(run, hook="blocks.1.hook_resid_post,middle"))
+
+
+def test_the_hook_point_of_stored_activations_is_their_own(small_cache, cached_run, tmp_path):
+    write_small(tmp_path / "one", cached_run, hooks=["blocks.0.hook_resid_post"])
+    stored = replace(cached_run, activations=str(tmp_path / "one"), hook=RunConfig.hook)
+    assert plan(stored, {"a": A}).run.hook == "blocks.0.hook_resid_post"
+    with pytest.raises(ActivationsError, match="choose with hook"):
+        plan(replace(stored, activations=str(small_cache)), {"a": A})
 
 
 # --- memory
