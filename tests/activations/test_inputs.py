@@ -205,7 +205,7 @@ def test_contexts_beyond_the_models_positions_are_refused_wherever_it_is_opened(
     family, lm_dir_of, lm_of
 ):
     """gpt2 would end in an IndexError; rotary positions would give other activations in silence."""
-    run = RunConfig(model=str(lm_dir_of(family)), ctx_len=128)
+    run = RunConfig(model=str(lm_dir_of(family)), hook=HOOK, ctx_len=128)
     open_model(run)
     beyond = replace(run, ctx_len=129)
     for opened in (

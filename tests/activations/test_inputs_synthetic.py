@@ -251,5 +251,5 @@ def test_the_benchmark_is_made_by_its_published_configuration():
 
 
 def test_a_run_with_a_language_models_settings_is_refused(run):
-    with pytest.raises(ConfigError, match=r"hook='blocks\.0\.hook_resid_post': synthetic:tiny has"):
+    with pytest.raises(ConfigError, match=r"hook='middle': synthetic:tiny has"):
         train(replace(run, hook=RunConfig.hook), {"x": sae_of()})

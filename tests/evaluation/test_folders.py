@@ -19,7 +19,7 @@ from dictionary_learning_ext.run_folder.comparing import CONTEXTS, MEASURED_ON
 from dictionary_learning_ext.run_folder.reading import read_config, read_metrics
 
 CHANGED = {
-    "hook": "blocks.1.hook_resid_post",
+    "hook": "blocks.0.hook_resid_post",
     "data": "other.txt",
     "text_packing": "truncate",
     "ctx_len": 16,
@@ -105,7 +105,7 @@ def test_saes_with_and_without_a_rule_are_measured_with_the_flag_that_is_named(
 def test_an_sae_of_another_width_than_the_hook_is_refused(folder):
     t.save(VariationalTopKAutoEncoder(8, 32, 4).state_dict(), folder / "ae.pt")
     trainer(activation_dim=8)(folder / "config.json")
-    expected = f"{folder}: activation_dim=8, but blocks.0.hook_resid_post of "
+    expected = f"{folder}: activation_dim=8, but blocks.1.hook_resid_post of "
     with pytest.raises(CheckpointError, match=re.escape(expected) + ".* is 16 wide"):
         open_folders([folder])
 

@@ -49,6 +49,7 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
 def on_the_embedded_model(tmp_path_factory):
     """The same on the embedded model, and 2,048 of its raw activations."""
     run = RunConfig(
+        hook="blocks.0.hook_resid_post",
         steps=12,
         batch_size=256,
         n_ctxs=16,

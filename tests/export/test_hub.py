@@ -245,7 +245,7 @@ def test_the_card_has_settings_metrics_and_how_to_load(runs):
     assert text.startswith("---\n")
     assert f"{fve:.4f}" in text
     assert "| beta |  | 0.25 |" in text, "of the second column alone"
-    assert "blocks.0.hook_resid_post" in text
+    assert "blocks.1.hook_resid_post" in text
     assert "snapshot_download('jane/saes') + '/top_k'" in text
     assert "vsae export FOLDER --format sae-bench" in text
     assert "Not measured." in card_of(runs / "top_k")
@@ -254,15 +254,15 @@ def test_the_card_has_settings_metrics_and_how_to_load(runs):
 @pytest.mark.parametrize(
     ("hook", "is_known"),
     [
-        ("blocks.0.hook_resid_post", True),
-        ("blocks.0.hook_mlp_out", False),
-        ("blocks.0.hook_resid_pre", False),
-        ("resid_post_layer_0", True),  # upstream's names are free
+        ("blocks.1.hook_resid_post", True),
+        ("blocks.1.hook_mlp_out", False),
+        ("blocks.1.hook_resid_pre", False),
+        ("resid_post_layer_1", True),  # upstream's names are free
     ],
 )
 def test_the_card_knows_where_sae_bench_would_put_an_sae(hook, is_known, runs, tmp_path):
     """Its loader takes every SAE to be at its layer's output."""
-    was = '"blocks.0.hook_resid_post"'
+    was = '"blocks.1.hook_resid_post"'
     text = card_of(changed(runs / "top_k", lambda t: t.replace(was, f'"{hook}"'), tmp_path))
     assert f"for {hook} of" in text
     assert ("can read this repository as it is" in text) is is_known

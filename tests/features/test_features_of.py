@@ -22,6 +22,7 @@ from dictionary_learning_ext.features.directions import LogitLens
 from dictionary_learning_ext.features.return_score import ReturnScoreError, SignalCollector
 
 HOOK = "blocks.0.hook_resid_post"
+MIDDLE = "blocks.1.hook_resid_post"  # where the SAEs of `trained` read
 
 
 DOCUMENTS = [
@@ -77,7 +78,7 @@ def test_a_list_of_texts_is_measured_at_every_token(folder, tiny_lm):
     sae, _ = load_dictionary(folder)
     found = features_of(folder, tiny_lm, DOCUMENTS)
     assert features_of(folder, tiny_lm, DOCUMENTS, tokens=11).tokens == 11
-    require_equal(found, dense(tiny_lm, sae, DOCUMENTS, 32), tiny_lm, 8)
+    require_equal(found, dense(tiny_lm, sae, DOCUMENTS, 32, MIDDLE), tiny_lm, 8)
 
 
 def test_a_dictionary_is_measured_where_it_is_told_to(tiny_lm):
@@ -129,7 +130,7 @@ def test_no_text_is_the_held_out_text_in_training_contexts(folder, tiny_lm, tiny
     for document in open_text(text, split="heldout"):
         ids += [*tokenizer.encode(document, add_special_tokens=False), tokenizer.eos_token_id]
     ids_BL = t.tensor(ids[: len(ids) // 32 * 32]).view(-1, 32)
-    x_BLD = read_residual(tiny_lm, find_hook(tiny_lm, HOOK), ids_BL, t.ones_like(ids_BL))
+    x_BLD = read_residual(tiny_lm, find_hook(tiny_lm, MIDDLE), ids_BL, t.ones_like(ids_BL))
     f_NF = load_dictionary(folder)[0].encode(x_BLD.flatten(0, 1)[:500])
     assert found.tokens == min(500, ids_BL.numel())
     assert t.allclose(found.density, (f_NF != 0).double().mean(0))

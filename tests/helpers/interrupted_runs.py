@@ -30,6 +30,7 @@ def anywhere(tiny_lm_dir, text):
     """Settings of a small run."""
     return RunConfig(
         model=str(tiny_lm_dir),
+        hook="blocks.0.hook_resid_post",
         data=text,
         steps=STEPS,
         batch_size=64,

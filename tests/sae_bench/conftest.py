@@ -21,6 +21,7 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
     run = RunConfig(
         model=str(tiny_lm_dir),
         data=text,
+        hook="blocks.0.hook_resid_post",
         save_dir=str(folder),
         steps=60,
         batch_size=64,
