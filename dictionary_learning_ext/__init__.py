@@ -11,16 +11,25 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .activations.buffer import ResidualBuffer as ResidualBuffer
     from .activations.hook_points import find_hook as find_hook
     from .activations.language_models import load_language_model as load_language_model
+    from .activations.stored import open_stored as open_stored
     from .activations.text import open_text as open_text
+    from .config.presets import preset as preset
     from .config.presets import trainer_options as trainer_options
     from .config.run import RunConfig as RunConfig
     from .config.sae import SAEConfig as SAEConfig
+    from .config.synthetic_models import settings_of_run as settings_of_run
     from .errors import UserError as UserError
     from .evaluation.folders import evaluate_folders as evaluate_folders
     from .evaluation.measure import measure as measure
+    from .evaluation.tables import table as table
+    from .features.directions import RandomDirections as RandomDirections
+    from .features.directions import decoder_directions as decoder_directions
     from .features.features_of import features_of as features_of
+    from .features.reproducibility import reproducibility as reproducibility
     from .features.reproducibility_of_folders import agreement as agreement
+    from .features.reproducibility_of_folders import reproduce as reproduce
     from .features.steering import steer as steer
+    from .run_folder.reading import read_metrics as read_metrics
     from .run_folder.weights import load_dictionary as load_dictionary
     from .trainers.probabilistic_top_k import ProbabilisticTopKTrainer as ProbabilisticTopKTrainer
     from .trainers.vaease import VAEase as VAEase
@@ -31,6 +40,7 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
 
 _HOMES = {
     "ProbabilisticTopKTrainer": ".trainers.probabilistic_top_k",
+    "RandomDirections": ".features.directions",
     "ResidualBuffer": ".activations.buffer",
     "RunConfig": ".config.run",
     "SAEConfig": ".config.sae",
@@ -40,14 +50,22 @@ _HOMES = {
     "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
     "VariationalTopKTrainer": ".trainers.variational_top_k",
     "agreement": ".features.reproducibility_of_folders",
+    "decoder_directions": ".features.directions",
     "evaluate_folders": ".evaluation.folders",
     "features_of": ".features.features_of",
     "find_hook": ".activations.hook_points",
     "load_dictionary": ".run_folder.weights",
     "load_language_model": ".activations.language_models",
     "measure": ".evaluation.measure",
+    "open_stored": ".activations.stored",
     "open_text": ".activations.text",
+    "preset": ".config.presets",
+    "read_metrics": ".run_folder.reading",
+    "reproduce": ".features.reproducibility_of_folders",
+    "reproducibility": ".features.reproducibility",
+    "settings_of_run": ".config.synthetic_models",
     "steer": ".features.steering",
+    "table": ".evaluation.tables",
     "train": ".training.loop",
     "trainer_options": ".config.presets",
 }

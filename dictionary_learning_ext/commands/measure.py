@@ -159,7 +159,7 @@ class ReproduceFlags:
 
 
 def run_reproduce(flags: ReproduceFlags) -> None:
-    from ..features.reproducibility_of_folders import as_json, measured, printed, write_features
+    from ..features.reproducibility_of_folders import as_json, printed, reproduce, write_features
     from ..run_folder.sae_names import require_results_at
 
     if len(flags.folders) == 1:
@@ -167,7 +167,7 @@ def run_reproduce(flags: ReproduceFlags) -> None:
         return
     if flags.csv is not None:
         require_results_at(Path(flags.csv), Setting("csv"))
-    found = measured(flags.folders, flags.tokens, **vars(flags.inputs))
+    found = reproduce(flags.folders, flags.tokens, **vars(flags.inputs))
     if flags.csv is not None:
         write_features(found, flags.csv)
     print(json.dumps(as_json(found), indent=2) if flags.json else printed(found))

@@ -105,12 +105,12 @@ def _results(seeds: list[OfSeed]) -> str:
     """A row for each architecture: the means over the seeds."""
     from ..evaluation.metrics import METRICS
     from ..evaluation.tables import text_table
-    from ..features.reproducibility_of_folders import answer, measured
+    from ..features.reproducibility_of_folders import answer, reproduce
 
     shown = [METRICS[key] for key in ("fve", "frac_recovered")]
     rows, parts = [], []
     for folders in zip(*(one.folders for one in seeds), strict=True):
-        found = measured(folders)
+        found = reproduce(folders)
         title = ARCHITECTURES[load_config(folders[0]).sae.architecture].title
         metrics = [read_metrics_if_any(one) or {} for one in folders]
         values = [_mean([each.get(metric.key) for each in metrics]) for metric in shown]

@@ -92,7 +92,7 @@ def _settings_table(
 
 def table(
     results: Mapping[str, Mapping[str, Any]],
-    metrics: Sequence[Metric] | None = None,
+    metrics: Sequence[Metric] | str | None = None,
     width: int | None = None,
     further: Mapping[str, Mapping[str, str]] | None = None,
     names: Mapping[str, str] | None = None,
@@ -100,10 +100,15 @@ def table(
     """The metrics of SAEs as aligned text, a row each; a single SAE is not named.
 
     Arguments:
+        results: what `read_metrics` gives, by name.
+        metrics: the columns, or their keys separated by commas, e.g. "fve,l0". Default: those that
+            `vsae compare` shows.
         width: see `text_table`.
         further: see `printed`. A column without a cell is left out.
         names: what to call the SAEs. Default: as `results` does.
     """
+    if isinstance(metrics, str):
+        metrics = chosen(metrics)
     metrics = usual_columns(results) if metrics is None else metrics
     further = {head: cells for head, cells in (further or {}).items() if cells}
     head = [*(metric.label for metric in metrics), *further]

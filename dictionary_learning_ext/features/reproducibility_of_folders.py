@@ -163,12 +163,12 @@ class ReproducibilityOfFolders:
         ]
 
 
-def measured(
+def reproduce(
     folders: Sequence[str | Path], tokens: int | None = 0, **where: Any
 ) -> ReproducibilityOfFolders:
     """Compare SAEs. Warns where they differ in more than their seeds.
 
-        found = measured(["runs/seed0", "runs/seed1"], tokens=50_000)
+        found = reproduce(["runs/seed0", "runs/seed1"], tokens=50_000)
         found.pairs["seed0", "seed1"]["returning_energy"]
 
     Arguments:

@@ -33,7 +33,7 @@ from ..features.reproducibility import RETURNING, FeatureScores
 from ..features.reproducibility_of_folders import (
     ReproducibilityOfFolders,
     comparable_configs,
-    measured,
+    reproduce,
 )
 from ..features.return_score import ReturnScores, untested_on
 from ..features.synthesis import Synthesis, synthesise
@@ -140,7 +140,7 @@ def analyse(
         comparable_configs([folder, *own])
     for folder, own in seeds_of.items():
         on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
-        returning[folder] = measured([folder, *own])
+        returning[folder] = reproduce([folder, *own])
         dictionaries = [
             opened.saes[folder][0],
             *(load_dictionary(one, run.device)[0] for one in own),

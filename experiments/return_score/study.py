@@ -33,7 +33,7 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import RETURNING, matching
-from dictionary_learning_ext.features.reproducibility_of_folders import measured as of_pair
+from dictionary_learning_ext.features.reproducibility_of_folders import reproduce as of_pair
 from dictionary_learning_ext.features.return_score import (
     COEFFICIENTS,
     SIGNALS,

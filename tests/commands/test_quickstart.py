@@ -16,7 +16,7 @@ from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.features import reproducibility_of_folders
-from dictionary_learning_ext.features.reproducibility_of_folders import measured
+from dictionary_learning_ext.features.reproducibility_of_folders import reproduce
 from dictionary_learning_ext.report import page as report_page
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
@@ -110,7 +110,7 @@ def test_the_report_and_a_later_evaluation_find_held_out_tokens(quickstart_run):
 
 def reproducibility_of(folder, name):
     """The share of the first seed's features that come back."""
-    return measured([folder / f"{name}_seed{seed}" for seed in range(2)]).returns
+    return reproduce([folder / f"{name}_seed{seed}" for seed in range(2)]).returns
 
 
 def test_a_second_quickstart_shows_what_is_there_and_how_to_do_it_again(again, capsys):
@@ -199,7 +199,7 @@ def test_it_continues_from_every_place_where_it_can_be_stopped(
         ("first training", SAERun, "update", AGAIN),
         ("first evaluation", loop, "measure", AGAIN),
         ("second training", SAERun, "update", AGAIN),
-        ("table", reproducibility_of_folders, "measured", AGAIN),
+        ("table", reproducibility_of_folders, "reproduce", AGAIN),
         ("report", report_page, "write_report", AGAIN),
     ]
     for what, owner, name, said in places:

@@ -98,7 +98,7 @@ def test_stopped_anywhere_the_same_command_continues_to_the_same_saes(
         ("first seed", SAERun, "update", 3),
         ("its evaluation", loop, "measure", 1),
         ("third seed", SAERun, "update", 11),
-        ("table", reproducibility_of_folders, "measured", 1),
+        ("table", reproducibility_of_folders, "reproduce", 1),
     ]
     for what, owner, name, call in places:
         assert stopped(EMBEDDED, owner, name, call) == 130, what

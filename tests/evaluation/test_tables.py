@@ -89,6 +89,7 @@ def test_the_truth_has_columns_where_it_is_known():
     extra = [m.key for m in usual_columns(both) if m.key not in heads]
     assert extra == ["true_mcc"]
     assert "0.2500" in table(both)
+    assert table(both, "fve,l0") == table(both, [METRICS["fve"], METRICS["l0"]])
     assert chosen("true_mcc") == [METRICS["true_mcc"]], "by its name it is always shown"
 
 

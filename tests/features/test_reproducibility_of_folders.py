@@ -30,7 +30,7 @@ from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
 from dictionary_learning_ext.features.reproducibility_of_folders import (
     answer,
-    measured,
+    reproduce,
     returning_of,
     warn_of_differences,
 )
@@ -105,7 +105,7 @@ def codes_again(folders, tokens):
         collector = CodeCollector(load_dictionary(folder)[0])
         collector.add(x)
         codes[Path(folder).name] = collector.codes()
-    return agreement_of_codes(codes, measured(folders).measured)
+    return agreement_of_codes(codes, reproduce(folders).measured)
 
 
 def test_codes_are_compared_on_held_out_tokens(seeds, capsys):
@@ -128,7 +128,7 @@ def test_codes_are_compared_on_held_out_tokens(seeds, capsys):
     assert found["tokens"] == 1000
     assert {key: found["pairs"][0][key] for key in of_pair} == pytest.approx(of_pair)
     assert found["mean"].keys() == found["pairs"][0].keys() - {"saes"}
-    again = measured(folders[:2], tokens=1000)
+    again = reproduce(folders[:2], tokens=1000)
     assert again.pairs == {
         ("seed0", "seed1"): {k: v for k, v in found["pairs"][0].items() if k != "saes"}
     }
@@ -151,7 +151,7 @@ def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
     assert main(["reproduce", *gone, "--tokens", "-1"]) == 2
     assert "--tokens -1" in capsys.readouterr().err
     with pytest.raises(LanguageModelError, match="tokens=0"):
-        measured(gone, tokens=None)
+        reproduce(gone, tokens=None)
 
 
 def test_seeds_that_read_different_texts_are_compared_on_the_first_ones(
@@ -161,7 +161,7 @@ def test_seeds_that_read_different_texts_are_compared_on_the_first_ones(
     other.write_text(Path(text).read_text() + "More. ")
     elsewhere = changed(seeds[1], tmp_path / "elsewhere", data=str(other))
     with caplog.at_level(logging.WARNING):
-        found = measured([seeds[0], elsewhere], tokens=500)
+        found = reproduce([seeds[0], elsewhere], tokens=500)
     assert "other text" in caplog.text
     assert found.codes is not None
     caplog.clear()
@@ -169,14 +169,14 @@ def test_seeds_that_read_different_texts_are_compared_on_the_first_ones(
     config = json.loads((path := Path(earlier) / "config.json").read_text())
     del config["run"]["settings"]["text_column"]  # of a run before there was the setting
     path.write_text(json.dumps(config))
-    assert measured([seeds[0], earlier], tokens=500).codes is not None
+    assert reproduce([seeds[0], earlier], tokens=500).codes is not None
     assert "other text" not in caplog.text
-    expected = measured([seeds[0], seeds[1]], tokens=500)
+    expected = reproduce([seeds[0], seeds[1]], tokens=500)
     assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
 
 
 def test_the_fifths_of_the_score_are_of_each_sae_and_its_other_seeds(seeds):
-    found = measured([seeds[0], seeds[1], seeds[2]], tokens=500)
+    found = reproduce([seeds[0], seeds[1], seeds[2]], tokens=500)
     shares = {fifth: [] for fifth in (5, 4, 3, 2, 1)}
     for name, scores in found.scores.items():
         for other in found.scores:
@@ -199,7 +199,7 @@ def test_json_and_the_features_csv(seeds, tmp_path, capsys):
     path = tmp_path / "new" / "features.csv"
     assert main(["reproduce", seeds[0], seeds[1], "--json", "--csv", str(path)]) == 0
     found = json.loads(capsys.readouterr().out)
-    expected = measured([seeds[0], seeds[1]]).measured
+    expected = reproduce([seeds[0], seeds[1]]).measured
     (pair,) = found["pairs"]
     assert pair["saes"] == ["seed0", "seed1"]
     of_pair = expected.pairs["seed0", "seed1"]
@@ -254,7 +254,7 @@ def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, 
     assert main(["reproduce", seeds[1], wide, "--tokens", "500", "--csv", str(path)]) == 0
     out = capsys.readouterr().out
     assert "those of the larger without a match in the smaller" in out
-    found = measured([seeds[1], wide], 500)
+    found = reproduce([seeds[1], wide], 500)
     assert any("differ in dict_size" in note for note in found.notes)
     assert (found.measured.matches("wide", "seed1") > 0).sum() == F
     assert found.measured.returning("wide")[0.7] == found.measured.returning("seed1")[0.7] / 2
@@ -264,7 +264,7 @@ def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, 
 
 
 def test_saes_of_two_widths_are_refused_and_nothing_else_is_said(seeds, tmp_path, capsys, caplog):
-    other = of_sae_lens(tmp_path / "other", d=2 * D, hook_name="blocks.0.hook_resid_post")
+    other = of_sae_lens(tmp_path / "other", d=2 * D, hook_name="blocks.1.hook_resid_post")
     assert main(["reproduce", seeds[1], str(other)]) == 2
     assert f"other takes {2 * D} dimensions, and {seeds[1]} takes {D}" in capsys.readouterr().err
     assert not caplog.records
@@ -279,14 +279,14 @@ def test_each_sae_is_loaded_once(seeds, monkeypatch):
 
     monkeypatch.setattr(of_folders, "load_dictionary", load)
     monkeypatch.setattr(folders_module, "load_dictionary", load)
-    measured([seeds[0], seeds[1]], tokens=500)
+    reproduce([seeds[0], seeds[1]], tokens=500)
     assert loaded == [seeds[0], seeds[1]]
 
 
 def test_a_csv_that_can_not_be_written_is_refused_before_anything_is_measured(
     seeds, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(of_folders, "measured", lambda *given, **named: pytest.fail("measured"))
+    monkeypatch.setattr(of_folders, "reproduce", lambda *given, **named: pytest.fail("measured"))
     monkeypatch.setattr(return_score, "return_scores", lambda *given: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
     for folders in ([seeds[0], seeds[1]], [seeds[0]]):
@@ -299,11 +299,11 @@ def test_a_csv_that_can_not_be_written_is_refused_before_anything_is_measured(
 def test_other_contexts_are_compared_on_the_first_ones(seeds, tmp_path, caplog):
     other = changed(seeds[1], tmp_path / "other", ctx_len=16, text_packing="truncate")
     with caplog.at_level(logging.WARNING):
-        found = measured([seeds[0], other], tokens=500)
+        found = reproduce([seeds[0], other], tokens=500)
     assert (
         f"other: read in the contexts of {seeds[0]} (text_packing=pack, ctx_len=32" in caplog.text
     )
-    expected = measured([seeds[0], seeds[1]], tokens=500)
+    expected = reproduce([seeds[0], seeds[1]], tokens=500)
     assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
 
 
@@ -345,7 +345,7 @@ def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(s
     configs = {folder: read_config(folder) for folder in seeds.values()}
     found = returning_of(configs)
     alike = [seeds[0], seeds[1], seeds[2]]
-    expected = measured(alike).measured
+    expected = reproduce(alike).measured
     assert found == pytest.approx({one: expected.returning(Path(one).name)[0.7] for one in alike})
     assert returning_of({one: configs[one] for one in (seeds[0], seeds[3])}) == {}
     twice = changed(seeds[1], tmp_path / "twice")
@@ -433,4 +433,4 @@ def test_the_answer_is_one_sentence(saes, said):
 def test_a_given_hook_does_not_make_two_places_one(seeds, tmp_path):
     other = changed(seeds[1], tmp_path / "other", hook="blocks.0.hook_mlp_out")
     with pytest.raises(ReproducibilityError, match="hook"):
-        measured([seeds[0], other], hook="blocks.0.hook_mlp_out")
+        reproduce([seeds[0], other], hook="blocks.0.hook_mlp_out")
