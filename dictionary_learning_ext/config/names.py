@@ -80,7 +80,7 @@ def _differences(config: TrainConfig) -> list[str]:
 
 def _part(name: str, value: Any) -> str:
     if name == "hook":
-        value = value.removesuffix(".hook_resid_post")
+        value = re.sub(r"blocks\.(\d+)\.hook_resid_post", r"b\1", value)  # always there, so short
     elif name == "device":  # a run may be continued on another of the kind
         value = value.partition(":")[0]
     elif isinstance(value, float):

@@ -36,11 +36,10 @@ class Chunk:
 
     def prepare(self) -> None:
         """Check the runs before anything is loaded or written. Raises what `plan` and `find_inputs` do."""
-        run, _, hooks = self._given
-        plan(*self._given, resume=self._has_started)
+        planned = plan(*self._given, resume=self._has_started)
         from ..activations.inputs import find_inputs
 
-        find_inputs(run, dict.fromkeys(hooks.values()))
+        find_inputs(planned.run, planned.hooks)
 
     def train(self) -> None:
         """Train the runs, or continue them. Raises what `loop.train` does."""

@@ -62,7 +62,7 @@ def named(change):
     [
         ({}, "vsae_k16_F512_seed0"),
         ({"beta": 0.1}, "vsae_k16_F512_beta0.1_seed0"),
-        ({"hook": "blocks.2.hook_resid_post", "k": 8}, "vsae_k8_F512_blocks.2_seed0"),
+        ({"hook": "blocks.2.hook_resid_post", "k": 8}, "vsae_k8_F512_b2_seed0"),
         ({"lr": 0.0005, "seed": 3}, "vsae_k16_F512_lr0.0005_seed3"),
         ({"data_seed": 3}, "vsae_k16_F512_data-seed3_seed0"),
         ({"data": "/home/me/my text"}, "vsae_k16_F512_my-text_seed0"),
