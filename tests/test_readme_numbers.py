@@ -143,13 +143,5 @@ def test_every_measured_number_is_in_one_of_them():
     assert re.findall(r"\d\.\d|\d%|\d ms|\d s\b|\dk? tokens/s", rest) == NOT_MEASURED
 
 
-def test_the_guide_repeats_them():
-    """Which features come back: the shares of its table are the README's."""
-    share = re.compile(r"\d+\.\d ± \d\.\d%")
-    guide = share.findall((ROOT / "docs/reproducibility.md").read_text(encoding="utf-8"))
-    assert guide
-    assert {*guide} <= {*share.findall(README)}
-
-
 def test_the_page_is_short():
     assert PAGE.count("\n") <= 120
