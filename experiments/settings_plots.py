@@ -3,7 +3,7 @@
     python -m experiments.settings_plots
 
 Nothing is trained. A plot varies one setting, and shows each seed as a dot and their mean as a line; dashed
-is TopK of the same runs. docs/science.md has the plots with the dates and the other settings.
+is TopK of the same runs. docs/science.md has three of the plots, experiments/RESULTS.md the dates and the other settings.
 """
 
 import statistics
