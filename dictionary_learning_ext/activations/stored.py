@@ -24,7 +24,7 @@ import pyarrow as pa
 from safetensors import safe_open
 
 from ..config.run import RunConfig, Split
-from ..errors import ActivationsError, Setting, first_line
+from ..errors import ActivationsError, Template, first_line
 from ..run_folder.comparing import same_setting
 from ..run_folder.files import at_home, require_inside
 from .cache_manifest import TOKEN_IDS, CachedHook, CacheManifest, finished_manifest
@@ -86,7 +86,7 @@ class StoredActivations:
                 f"has the hook points {', '.join(self.hooks)}",
                 name="activations",
                 value=str(self.folder),
-                instead=("choose with ", Setting("hook")),
+                instead=Template("choose with {hook}"),
             )
         return next(iter(self.hooks))
 
