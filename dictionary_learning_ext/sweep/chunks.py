@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import SAEConfig
-from ..run_folder.files import CONFIG
+from ..run_folder.files import CONFIG, all_locked
 from ..run_folder.reading import steps_of
 from ..training.plan import plan
 
@@ -26,20 +26,15 @@ class Chunk:
         first, *others = self.configs
         return f"{first} and {len(others)} more" if others else first
 
-    def on(self, device: str) -> "Chunk":
-        """These runs on another device."""
-        moved = {
-            name: replace(config, run=replace(config.run, device=device))
-            for name, config in self.configs.items()
-        }
-        return replace(self, configs=moved)
-
     def prepare(self) -> None:
-        """Check the runs before anything is loaded or written. Raises what `plan` and `find_inputs` do."""
+        """Check the runs before anything is loaded or written. Raises what `plan` and `find_inputs` do, and a
+        ConfigError if another process trains them, e.g. one that a killed sweep left."""
         planned = plan(*self._given, resume=self._has_started)
+        with all_locked(folder for folder in planned.folders if folder.exists()):
+            pass
         from ..activations.inputs import find_inputs
 
-        find_inputs(planned.run, planned.hooks)
+        find_inputs(planned.settings, planned.hooks)
 
     def train(self) -> None:
         """Train the runs, or continue them. Raises what `loop.train` does."""

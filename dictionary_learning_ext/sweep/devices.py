@@ -1,31 +1,28 @@
 """Train the chunks of a sweep on several devices: a process for each chunk, one per device at a time.
 
-The processes are children in sessions of their own: a Ctrl-C in the terminal reaches the parent alone,
-which ends them with SIGTERM. They also end if the parent does. Each runs `main`: it trains the chunk
-that it reads from its standard input. A UserError goes to its standard output, all else to the standard
-error, which it shares with the parent.
+Each process is a command, see __main__.py, whose run folders say how far it came. It shares the standard error
+with this one and has a session of its own: a Ctrl-C in the terminal reaches this process alone, which ends the
+others with SIGTERM. If this one is killed, they train what they have begun.
 """
 
-import contextlib
 import logging
 import os
-import pickle
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 
-from ..errors import ConfigError, Interrupted, TrainingError, UserError
+from ..errors import ConfigError
+from ..run_folder.files import FAILED
 from ..training.processes import interrupts
 from .chunks import Chunk
 
 logger = logging.getLogger(__name__)
 
-WORKER = (sys.executable, "-m", f"{__package__}.devices")
-"""The command of a process, before its device."""
+WORKER = (sys.executable, "-m", f"{__package__}")
+"""The command of a process. Its device, the sweep's folder and the runs' names follow."""
 _POLL = 0.2  # seconds
 
 
@@ -69,7 +66,7 @@ def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
                                 failures.append(failure)
                                 logger.error("%s: %s %s", device, failure, of_all)
                         if place not in running and waiting:
-                            chunk = waiting.popleft().on(device)
+                            chunk = waiting.popleft()
                             running[place] = _started(chunk, device, environment), chunk
                     signals.check()
                     time.sleep(_POLL)
@@ -82,64 +79,25 @@ def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
 
 
 def _started(chunk: Chunk, device: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        [*WORKER, device], stdin=pipe, stdout=pipe, env=environment, start_new_session=True
+    return subprocess.Popen(
+        [*WORKER, device, str(chunk.save_dir), *chunk.configs],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.__stderr__,  # what a library prints is no result
+        env=environment,
+        start_new_session=True,
     )
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it has ended already, which its status says
-        process.stdin.write(pickle.dumps(chunk))
-        process.stdin.flush()
-    return process
 
 
 def _failure(process: subprocess.Popen[bytes], chunk: Chunk) -> str | None:
     """What went wrong in a process, if anything did. Waits for its end."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with process.stdout:
-        said = process.stdout.read().decode(errors="replace")
     status = process.wait()
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
     if status == 0:
         return None
-    if said:
-        return said
+    failed = [name for name in chunk.configs if (chunk.save_dir / name / FAILED).is_file()]
+    said = [f"{name} failed, see {chunk.save_dir / name / FAILED}" for name in failed]
     number = -status if status < 0 else status - 128
     if number in list(signal.Signals):
-        return f"{chunk}: its process was ended by {signal.Signals(number).name}"
-    return f"{chunk}: its process ended with status {status}, see its message above"
-
-
-def main(device: str) -> int:
-    """Train the chunk on the standard input; return the exit status, as the command line's."""
-    logging.basicConfig(level=logging.WARNING, format=f"{device}: %(levelname)s: %(message)s")
-    result = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no result
-    chunk = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_end_with_the_pool, daemon=True).start()
-    with result:
-        try:
-            chunk.train()
-        except Interrupted as stop:
-            return stop.exit_code
-        except TrainingError as error:  # names its SAEs
-            result.write(error.as_typed)
-            return 2
-        except UserError as error:
-            result.write(f"{chunk}: {error.as_typed}")
-            return 2
-    return 0
-
-
-def _end_with_the_pool() -> None:
-    """Stop as on SIGTERM once the pool is gone, even if it was killed: the pipe to it is closed then."""
-    os.read(0, 1)
-    main_thread = threading.main_thread().ident
-    assert main_thread is not None
-    signal.pthread_kill(main_thread, signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+        said.append(f"{chunk}: its process was ended by {signal.Signals(number).name}")
+    elif not failed:
+        said.append(f"{chunk}: its process ended with status {status}, see its message above")
+    return "; ".join(said)

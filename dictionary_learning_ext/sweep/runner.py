@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from signal import SIGINT
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from ..config.run import TrainConfig
 from ..errors import ConfigError, Interrupted, Template, TrainingError, UserError, first_line
@@ -80,7 +80,8 @@ def run_sweep(
     if at_once is None:
         at_once = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
     chunks = list(chunks_of(configs, save_dir, name, at_once, ended))
-    manifest = Manifest(sorted(configs), command)
+    settings = {name: config.to_dict() for name, config in configs.items()}
+    manifest = Manifest(sorted(configs), settings, name, command)
     _begin(manifest, save_dir)
     on_begin(at_once)
     failures = [
@@ -140,6 +141,10 @@ class Manifest:
 
     runs: list[str]
     """The names of the run folders, each with a hash of its settings."""
+    settings: dict[str, dict[str, Any]]
+    """Of each run; empty in the file of an earlier version."""
+    name: str | None
+    """The sweep's, which groups its runs in wandb."""
     command: str | None
     """What was typed, if it was started by a command."""
 
@@ -158,7 +163,8 @@ def _read(save_dir: Path) -> Manifest | None:
         return None
     try:
         content = read_json(path, get_type_hints(Manifest))
-        manifest = Manifest(content["runs"], content["command"])
+        new = content.get("settings", {}), content.get("name")
+        manifest = Manifest(content["runs"], *new, content["command"])
         for name in manifest.runs:
             require_inside(name)
         return manifest
@@ -180,6 +186,15 @@ def _begin(wanted: Manifest, save_dir: Path) -> None:
             instead=Template("choose another {save_dir}"),
         )
     write_json(save_dir / SWEEP, asdict(wanted))
+
+
+def chunk_in(save_dir: Path, names: Sequence[str], device: str) -> Chunk:
+    """Runs of the sweep that was begun in a folder, to be trained on a device."""
+    manifest = _read(save_dir)
+    assert manifest is not None
+    on_device = {name: manifest.settings[name] | {"device": device} for name in names}
+    configs = {name: TrainConfig().updated(each, name) for name, each in on_device.items()}
+    return Chunk(configs, save_dir, manifest.name)
 
 
 def _has_begun(manifest: Manifest, save_dir: Path) -> bool:

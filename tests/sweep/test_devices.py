@@ -1,30 +1,29 @@
 """Processes for the chunks of a sweep: one per device at a time, and what becomes of each."""
 
 import os
-import pickle
 import signal
-import subprocess
 import sys
 
 import pytest
 import torch
 from pretend_cuda import PretendCuda
-from stand_in_chunks import StandInChunk
 
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.presets import PRESETS, preset
 from dictionary_learning_ext.config.run import TrainConfig
-from dictionary_learning_ext.errors import ConfigError, Interrupted
+from dictionary_learning_ext.config.sae import CONFIGS
+from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError, TrainingError
 from dictionary_learning_ext.run_folder.reading import read_config
-from dictionary_learning_ext.sweep import devices
+from dictionary_learning_ext.sweep import devices, runner
+from dictionary_learning_ext.sweep.__main__ import main as worker
 from dictionary_learning_ext.sweep.chunks import Chunk
 from dictionary_learning_ext.sweep.devices import devices_of, train_on
 
 WORKER = """
-import os, pickle, signal, sys
+import os, pathlib, signal, sys
 signal.alarm(60)
-chunk = pickle.load(sys.stdin.buffer)
-(name,), folder = chunk.configs, chunk.save_dir
-device = chunk.configs[name].run.device
+device, folder, name = sys.argv[1:]
+folder = pathlib.Path(folder)
 
 def wait_for(name):
     while not (folder / name).exists():
@@ -37,7 +36,8 @@ def stop(number, frame):
 signal.signal(signal.SIGTERM, stop)
 busy = folder / f"busy_{device}"
 busy.open("x").close()
-(folder / name).write_text(f"{device} {os.environ['OMP_NUM_THREADS']}")
+(folder / name).mkdir()
+(folder / name / "told").write_text(f"{device} {os.environ['OMP_NUM_THREADS']}")
 if name.startswith("both"):
     wait_for("both_b" if name == "both_a" else "both_a")
 if name.endswith("stops"):
@@ -51,8 +51,11 @@ if name == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if name == "stopped":
     os.kill(os.getpid(), signal.SIGTERM)
+if name == "failed":
+    (folder / "failed" / "failed.json").touch()
+    sys.exit(2)
 if name == "refused":
-    print("refused: no text", end="")
+    print("no text")
     sys.exit(2)
 if name == "crashed":
     raise RuntimeError("a bug")
@@ -74,7 +77,7 @@ def test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     names = ["both_a", "both_b", "c", "d", "e"]
     assert train_on(["one", "other"], chunks(*names)) == []
-    told = [(tmp_path / name).read_text().split() for name in names]
+    told = [(tmp_path / name / "told").read_text().split() for name in names]
     assert {device for device, _ in told[:2]} == {"one", "other"}
     assert {threads for _, threads in told} == {"3"}
     lines = [line.partition(": ")[2] for line in caplog.messages]
@@ -84,16 +87,20 @@ def test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads(
 
 @pytest.mark.slow
 def test_what_fails_is_said_and_the_rest_are_trained(chunks, tmp_path, caplog, capfd):
-    names = ["killed", "a", "refused", "stopped", "crashed", "b"]
+    names = ["killed", "a", "refused", "failed", "stopped", "crashed", "b"]
     assert sorted(train_on(["cpu", "cpu1"], chunks(*names))) == [
         "crashed: its process ended with status 1, see its message above",
+        f"failed failed, see {tmp_path / 'failed' / 'failed.json'}",
         "killed: its process was ended by SIGKILL",
-        "refused: no text",
+        "refused: its process ended with status 2, see its message above",
         "stopped: its process was ended by SIGTERM",
     ]
-    assert all((tmp_path / name).is_file() for name in names)
+    assert all((tmp_path / name).is_dir() for name in names)
     assert "killed: its process was ended by SIGKILL (" in caplog.text
-    assert "RuntimeError: a bug" in capfd.readouterr().err
+    out, err = capfd.readouterr()
+    assert not out
+    assert "RuntimeError: a bug" in err
+    assert "no text" in err
 
 
 def test_a_signal_ends_all_processes_at_their_resume_points(chunks, tmp_path):
@@ -113,54 +120,60 @@ def test_devices_of_one_kind_are_separated_by_commas():
             devices_of(text)
 
 
+TRAIN = "dictionary_learning_ext.training.loop.train"
+CONFIGS_BEGUN = {name: TrainConfig().updated({"k": k}, name) for name, k in (("a", 2), ("b", 4))}
+
+
 @pytest.fixture
-def worker():
-    process = subprocess.Popen(
-        [*devices.WORKER, "cpu"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    with process:
-        yield process
-        process.kill()
+def begun(tmp_path, monkeypatch):
+    """The folder of a sweep of two runs."""
+    monkeypatch.setattr(runner, "train_on", lambda *_: [])
+    runner.run_sweep(CONFIGS_BEGUN, tmp_path, devices=["cpu"], name="tiny")
+    return str(tmp_path)
 
 
-def start(process, what):
-    process.stdin.write(pickle.dumps(StandInChunk(what)))
-    process.stdin.flush()
+def test_a_process_trains_its_runs_on_its_device_with_the_settings_of_the_sweep(begun, monkeypatch):
+    calls = []
+    monkeypatch.setattr(TRAIN, lambda *given, **options: calls.append((*given, options)))
+    assert worker("meta", begun, "a", "b") == 0
+    ((run, saes, _, options),) = calls
+    assert (run.device, run.save_dir, options["group"]) == ("meta", begun, "tiny")
+    assert saes == {name: config.sae for name, config in CONFIGS_BEGUN.items()}
 
 
 @pytest.mark.parametrize(
-    ("what", "said", "status"),
+    ("error", "status", "said"),
     [
-        ("succeeds", b"", 0),
-        ("fails", b"a: failed at or before step 3", 2),
-        ("is refused", b"a and 2 more: the text is too short", 2),
+        (TrainingError("b: failed at or before step 3"), 2, "b: failed at or before step 3"),
+        (TextError("no text", name="data", value="x"), 2, "a, b: --data x: no text"),
+        (Interrupted(signal.SIGTERM), 143, ""),
     ],
 )
-def test_only_what_the_user_must_know_is_in_its_output(worker, what, said, status):
-    start(worker, what)
-    assert worker.stdout.read() == said
-    assert worker.wait() == status
-    assert worker.stderr.read() == b"from a library\n"
+def test_a_process_says_why_it_ends(error, status, said, begun, monkeypatch, caplog):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(TRAIN, failing)
+    assert worker("cpu", begun, "a", "b") == status
+    assert said in caplog.text
 
 
-def test_it_stops_where_it_can_continue_once_the_pool_is_gone(worker):
-    start(worker, "waits")
-    assert worker.stderr.readline() == b"from a library\n"
-    assert worker.stderr.readline() == b"waiting\n"
-    worker.stdin.close()
-    assert worker.wait() == 143
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_sweep_json_gives_back_the_settings_of_every_architecture(architecture, name, tmp_path):
+    config = preset(name).updated({"architecture": architecture}, "x")
+    config = TrainConfig(config.sae.resolve(config.run.steps, config.run.batch_size), config.run)
+    runner._begin(runner.Manifest(["a"], {"a": config.to_dict()}, None, None), tmp_path)
+    (back,) = runner.chunk_in(tmp_path, ["a"], config.run.device).configs.values()
+    assert back == config
 
 
 ON_PRETENDED = """
 import sys
 from pretend_cuda import PretendCuda
-from dictionary_learning_ext.sweep.devices import main
+from dictionary_learning_ext.sweep.__main__ import main
 with PretendCuda(devices=2):
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))
 """
 
 

@@ -31,6 +31,7 @@ from dictionary_learning_ext.errors import (
     TextError,
     TrainingError,
 )
+from dictionary_learning_ext.run_folder.files import all_locked
 from dictionary_learning_ext.sweep import runner
 from dictionary_learning_ext.sweep.runner import chunks_of, progress, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
@@ -103,34 +104,106 @@ def test_a_killed_sweep_resumes_and_ends_bit_identical(sweep_file, tmp_path):
         assert_equal(results(whole[name]), results(folders[name]))
 
 
+LONGER = ["--steps=300", "--save-every=30", "--log-steps=150"]
+
+
+@pytest.fixture
+def three(sweep_file):
+    """A sweep's file and runs."""
+    path = sweep_file(parameters={"k": {"values": [2, 4, 8]}})
+    return path, configurations(read_sweep(path), train_config, LONGER)
+
+
+def assert_continues(configs, folder):
+    """A sweep that was stopped in `folder` ends here with the results of one that wasn't."""
+    with one_thread():  # as each of the two processes has
+        for where in (folder, folder.with_name("whole")):
+            run_sweep(configs, where)
+    for name in configs:
+        assert_equal(results(folder / name), results(folder.with_name("whole") / name))
+
+
+@pytest.fixture
+def on_devices(three, tmp_path):
+    """Starts the sweep over two devices as a process, and waits until `n` runs have written a resume point.
+    Returns the process, its command and these runs' folders."""
+    started = []
+
+    def start(n, *flags):
+        folder = tmp_path / "s"
+        command = ["sweep", str(three[0]), *LONGER, "--save-dir", str(folder), *flags]
+        command += ["--devices", "cpu,cpu"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dictionary_learning_ext", *command],
+            env={**os.environ, "OMP_NUM_THREADS": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        while len(begun := list(folder.glob("*/resume"))) < n and process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.005)
+        return process, command, [one.parent for one in begun]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def trainer_of(folder):
+    """The number of the process that trains a run."""
+    return int(re.match(r"process (\d+) on", (folder / ".lock").read_text())[1])
+
+
 @pytest.mark.slow
-def test_a_sweep_over_two_devices_is_stopped_and_ends_bit_identical(sweep_file, tmp_path):
-    longer = ["--steps=100", "--save-every=10", "--log-steps=50"]
-    path = sweep_file()
-    configs = configurations(read_sweep(path), train_config, longer)
-    with one_thread():
-        whole = run_sweep(configs, tmp_path / "whole", at_once=2)
-    folder = tmp_path / "stopped"
-    command = [sys.executable, "-m", "dictionary_learning_ext", "sweep", str(path), *longer]
-    command += ["--save-dir", str(folder), "--devices", "cpu,cpu"]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while process.poll() is None and len(list(folder.glob("*/resume"))) < len(configs):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.005)
-    process.send_signal(signal.SIGTERM)
+def test_a_sweep_over_two_devices_is_stopped_and_ends_bit_identical(on_devices, three, tmp_path):
+    process, _, begun = on_devices(3)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does for Ctrl-C
     out, err = process.communicate()
-    assert process.returncode == 143, err
-    assert out == f"4 runs into {folder}, 2 at once on each of cpu, cpu\n"
-    assert re.search(r"stopped by SIGTERM; \d of 4 runs are finished; run `.*` again", err)
-    assert run_sweep(configs, folder, devices=["cpu", "cpu"]).keys() == configs.keys()
-    for name in whole:
-        assert_equal(results(whole[name]), results(folder / name))
+    assert process.returncode == 130, err
+    assert out == f"3 runs into {tmp_path / 's'}, 2 at once on each of cpu, cpu\n"
+    assert re.search(r"stopped by SIGINT; \d of 3 runs are finished; run `.*` again", err)
+    with all_locked(begun):
+        pass  # no process is left
+    assert_continues(three[1], tmp_path / "s")
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_a_sweep_is_named_and_its_run_is_continued(on_devices, three, tmp_path):
+    process, _, (killed, *_) = on_devices(1, "--at-once=1")
+    os.kill(trainer_of(killed), signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == 2, err
+    assert err.splitlines()[-1] == f"vsae: {killed.name}: its process was ended by SIGKILL"
+    assert progress(tmp_path / "s").startswith("2 of 3 runs are finished")
+    assert_continues(three[1], tmp_path / "s")
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_killed_sweep_end_what_they_have_begun(
+    on_devices, three, tmp_path, capsys
+):
+    process, command, begun = on_devices(2, "--at-once=1")
+    process.kill()
+    process.wait()
+    trainers = [trainer_of(one) for one in begun]
+    for number in trainers:
+        os.kill(number, signal.SIGSTOP)
+    said = refused(command, capsys)
+    for number in trainers:
+        os.kill(number, signal.SIGCONT)
+    assert any(f"process {number} on" in said for number in trainers)
+    assert "wait until it ends" in said
+    are_free = False
+    while not are_free:
+        with contextlib.suppress(ConfigError), all_locked(begun):
+            are_free = True
+    for file in ("config.json", "metrics.json"):
+        assert {path.parent for path in (tmp_path / "s").glob(f"*/{file}")} == {*begun}
+    assert_continues(three[1], tmp_path / "s")
 
 
 @contextlib.contextmanager
@@ -329,7 +402,7 @@ def finished(folder, eval_tokens=100, **more):
 
 
 def start(folder, names="abc", command="vsae x"):
-    runner._begin(runner.Manifest(sorted(names), command), folder)
+    runner._begin(runner.Manifest(sorted(names), {}, "tiny", command), folder)
     return runner._read(folder)
 
 
@@ -379,9 +452,10 @@ def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tm
         "0 of 1 runs are finished; run the same `vsae sweep` command again to continue"
     )
     whole = json.loads((tmp_path / "sweep.json").read_text())
-    of_an_earlier_version = json.dumps(whole | {"digest": "d", "name": "n"})
-    (tmp_path / "sweep.json").write_text(of_an_earlier_version)
-    assert progress(tmp_path).startswith("0 of 1 runs are finished")
+    for more in ({"digest": "d", "name": "n"}, {}):
+        of_an_earlier_version = {"runs": whole["runs"], "command": None} | more
+        (tmp_path / "sweep.json").write_text(json.dumps(of_an_earlier_version))
+        assert progress(tmp_path).startswith("0 of 1 runs are finished")
     names = ["../a", "/a", 3, "a" * 400, "a/" * 3000, "\ud800"]
     others = [{"command": 3}, *({"runs": [name]} for name in names)]
     damaged = [json.dumps(whole | other) for other in others]
