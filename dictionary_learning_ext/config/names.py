@@ -3,10 +3,13 @@
     vsae_k16_F512_beta0.1_seed0_344f4b
 
 The architecture, k, F, what differs from the preset `recommended` as far as it fits, the seed, and a hash of
-the settings that change the result. All else is in config.json.
+the settings that change the result. All else is in config.json. Those of a sweep on one machine, which all lie in
+its folder, say what differs among them: vsae_k16_lr0.002.
 """
 
 import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from .architectures import ARCHITECTURES
@@ -16,6 +19,8 @@ from .synthetic_models import NO_HOOK
 
 LONGEST = 40
 """Characters of an automatic name."""
+LONGEST_IN_SWEEP = 80
+"""Characters of a name in a sweep's folder, without a hash."""
 NAMED_FIRST = (
     "architecture",
     "k",
@@ -33,7 +38,7 @@ NAMED_FIRST = (
     "data",
 )
 """The settings that are named before others, if they differ; in labels, too."""
-_IN_NAMES = {"noise_to_signal": "noise", "kl_scope": "kl"} | dict.fromkeys(
+_IN_NAMES = {"dict_size": "F", "noise_to_signal": "noise", "kl_scope": "kl"} | dict.fromkeys(
     ("hook", "model", "noise_on", "posterior", "data"), ""
 )
 """What stands before a setting's value, where it is not the setting's name."""
@@ -50,11 +55,49 @@ def automatic_name(config: TrainConfig) -> str:
     start += [f"k{flat['k']}"] if flat["k"] is not None else []
     start += [f"F{config.sae.dict_size}"]
     end = [f"seed{config.sae.seed}", config.digest[:6]]
+    return _fitting(start, _differences(config), end, LONGEST)
+
+
+def names_in_sweep(
+    assignments: Sequence[Mapping[str, Any]], configs: Sequence[TrainConfig]
+) -> list[str]:
+    """The names of a sweep's run folders: the architecture and the swept settings that differ, as far as they
+    fit. A hash of all settings follows where several runs would have one name.
+
+    Arguments:
+        assignments: the swept settings of each run, as the sweep file gives them.
+        configs: all settings of each.
+    """
+    differing = [
+        name
+        for name in _in_order(assignments[0])
+        if name not in ("architecture", *NOT_THE_RESULT)
+        and len({repr(one[name]) for one in assignments}) > 1
+    ]
+    names = []
+    for assignment, config in zip(assignments, configs, strict=True):
+        row, values = ARCHITECTURES[config.sae.architecture], {**assignment, **config.to_dict()}
+        parts = [_part(name, values[name]) for name in differing]
+        names.append(_fitting([row.name_in_folders or row.name], parts, [], LONGEST_IN_SWEEP))
+    times = Counter(names)
+    return [
+        name if times[name] == 1 else f"{name}_{config.digest[:6]}"
+        for name, config in zip(names, configs, strict=True)
+    ]
+
+
+def _fitting(start: list[str], parts: list[str], end: list[str], longest: int) -> str:
+    """A name of at most `longest` characters, with the parts that fit."""
     chosen: list[str] = []
-    for part in _differences(config):
-        if len("_".join([*start, *chosen, part, *end])) <= LONGEST:
+    for part in parts:
+        if len("_".join([*start, *chosen, part, *end])) <= longest:
             chosen.append(part)
     return "_".join([*start, *chosen, *end])
+
+
+def _in_order(names: Collection[str]) -> list[str]:
+    """Settings, NAMED_FIRST first."""
+    return list(dict.fromkeys([*(name for name in NAMED_FIRST if name in names), *names]))
 
 
 def is_automatic(name: str) -> bool:
@@ -74,8 +117,7 @@ def _differences(config: TrainConfig) -> list[str]:
         for name, value in config.to_dict().items()
         if name not in named and value not in (None, NO_HOOK, usual[name])
     }
-    order = [*(name for name in NAMED_FIRST if name in given), *given]
-    return list(dict.fromkeys(_part(name, given[name]) for name in order))
+    return list(dict.fromkeys(_part(name, given[name]) for name in _in_order(given)))
 
 
 def _part(name: str, value: Any) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 from signal import SIGINT
 from typing import Any, get_type_hints
 
-from ..config.run import TrainConfig
+from ..config.names import automatic_name
+from ..config.run import TrainConfig, require_same
 from ..errors import ConfigError, Interrupted, Template, TrainingError, UserError, first_line
 from ..run_folder.files import (
     CONFIG,
@@ -35,6 +36,8 @@ from .devices import train_on
 
 logger = logging.getLogger(__name__)
 
+_ANOTHER_SWEEP = "to continue that sweep, give {former}; for another, choose another --save-dir"
+
 
 def run_sweep(
     configs: dict[str, TrainConfig],
@@ -49,7 +52,7 @@ def run_sweep(
     """Train every configuration, or those that an interrupted sweep has not finished.
 
     Arguments:
-        configs: by the names of their run folders, which tell settings apart: see `automatic_name`.
+        configs: by the names of their run folders.
         save_dir: gets one run folder per configuration.
         at_once: how many to train together (default: as many as memory allows, and with several
             devices, at most each one's share).
@@ -58,7 +61,7 @@ def run_sweep(
         command: what to type to continue.
         on_begin: called with the number that is trained together, before anything is trained.
 
-    Returns: the run folders, by name.
+    Returns: the run folders, by name. Those that an earlier version began keep their names.
 
     Raises: ConfigError if save_dir holds another sweep, or there is no such device; other UserErrors
     for what no run can be trained with, e.g. a full disk; TrainingError, after all others have run, if
@@ -69,9 +72,12 @@ def run_sweep(
     own_devices = [config.run.device for config in configs.values()]
     for device in devices or own_devices:
         require_device(device, "devices" if devices else "device")
-    for folder in (save_dir / name for name in configs):
+    configs = _as_named_before(configs, save_dir)
+    for folder, config in ((save_dir / name, config) for name, config in configs.items()):
         if (folder / CONFIG).is_file():
-            load_config(folder)  # names one that is damaged before anything is trained
+            was, now = load_config(folder).to_dict(), config.to_dict()
+            # Where steps differ, it is all that is named: others follow from it.
+            require_same(was, now, str(folder), typed=("steps",), advice=_ANOTHER_SWEEP)
     done, failed = _ended(configs, save_dir)
     ended = done + failed
     for chunk in chunks_of(configs, save_dir, name, len(configs), ended):
@@ -140,7 +146,7 @@ class Manifest:
     """The content of sweep.json."""
 
     runs: list[str]
-    """The names of the run folders, each with a hash of its settings."""
+    """The names of the run folders."""
     settings: dict[str, dict[str, Any]]
     """Of each run; empty in the file of an earlier version."""
     name: str | None
@@ -186,6 +192,12 @@ def _begin(wanted: Manifest, save_dir: Path) -> None:
             instead=Template("choose another {save_dir}"),
         )
     write_json(save_dir / SWEEP, asdict(wanted))
+
+
+def _as_named_before(configs: dict[str, TrainConfig], save_dir: Path) -> dict[str, TrainConfig]:
+    """The same, by the names with which an earlier version began this sweep in the folder, if it did."""
+    by_hash = {automatic_name(config): config for config in configs.values()}
+    return by_hash if any((save_dir / name / CONFIG).is_file() for name in by_hash) else configs
 
 
 def chunk_in(save_dir: Path, names: Sequence[str], device: str) -> Chunk:

@@ -13,7 +13,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from ..config.checks import is_of_type, meant
-from ..config.names import automatic_name
+from ..config.names import names_in_sweep
 from ..config.run import TrainConfig
 from ..errors import ConfigError, UserError, in_shell
 
@@ -135,7 +135,7 @@ def _characters(node: yaml.Node, known: dict[int, float]) -> float:
 def configurations(
     sweep: Sweep, parse: Callable[[list[str]], TrainConfig], fixed: Sequence[str] = ()
 ) -> dict[str, TrainConfig]:
-    """The configuration of every run, by name: the same that a wandb agent's command would give.
+    """The configuration of every run, by its folder's name: the same that a wandb agent's command would give.
 
     Arguments:
         parse: turns flags of `vsae train` into a configuration.
@@ -150,7 +150,7 @@ def configurations(
     for name in sorted(typed & refused.keys()):
         raise ConfigError(refused[name], name=name, instead="leave it out")
     shared = _without_start(sweep.flags) if typed & _STARTS else sweep.flags
-    found: dict[str, TrainConfig] = {}
+    configs = []
     for assignment in sweep.assignments:
         swept = [f"--{name}={value}" for name, value in assignment.items()]
         try:
@@ -167,8 +167,10 @@ def configurations(
                 value=config.run.hook,
                 instead=f"sweep hook in {sweep.file}, with values {config.run.hooks}",
             )
-        config = replace(config, sae=resolved)
-        name = automatic_name(config)
+        configs.append(replace(config, sae=resolved))
+    found: dict[str, TrainConfig] = {}
+    names = names_in_sweep(sweep.assignments, configs)
+    for name, config, assignment in zip(names, configs, sweep.assignments, strict=True):
         if name in found:
             raise ConfigError(
                 f"{sweep.file}: two runs have the settings {assignment}; remove one of them"

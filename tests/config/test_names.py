@@ -1,8 +1,16 @@
 """Automatic names of run folders: short, and different where a result is."""
 
+import re
+
 import pytest
 
-from dictionary_learning_ext.config.names import LONGEST, automatic_name, is_automatic
+from dictionary_learning_ext.config.names import (
+    LONGEST,
+    LONGEST_IN_SWEEP,
+    automatic_name,
+    is_automatic,
+    names_in_sweep,
+)
 from dictionary_learning_ext.config.presets import PRESETS, preset
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.config.sae import CONFIGS
@@ -84,6 +92,66 @@ def test_a_run_has_one_name_on_all_devices_of_a_kind():
 def test_schedules_of_the_same_share_of_a_run_do_not_count_as_different():
     longer = automatic_name(preset("recommended", steps=4000))
     assert longer.startswith("vsae_k16_F512_steps4000_seed0_")
+
+
+def named_in_sweep(*assignments):
+    """The names of runs, which may say `seed` for their data seed."""
+    values = [
+        one | ({"data_seed": one["seed"]} if "data_seed" in one else {}) for one in assignments
+    ]
+    configs = [preset("recommended").updated(each, "x") for each in values]
+    return names_in_sweep(assignments, configs)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "names"),
+    [
+        ([{"lr": 0.001, "k": 8}, {"lr": 0.002, "k": 16}], ["vsae_k8_lr0.001", "vsae_k16_lr0.002"]),
+        ([{"beta": 0.1, "k": 8}, {"beta": 0.1, "k": 16}], ["vsae_k8", "vsae_k16"]),
+        (
+            [{"hook": "blocks.0.hook_resid_post"}, {"hook": "blocks.3.hook_mlp_out"}],
+            ["vsae_blocks.0", "vsae_blocks.3.hook_mlp_out"],
+        ),
+        (
+            [
+                {"architecture": name, "dict_size": 64 * n}
+                for n, name in enumerate(("relu", "top_k"), 1)
+            ],
+            ["relu_F64", "top_k_F128"],
+        ),
+        ([{"seed": seed, "data_seed": "seed"} for seed in (1, 2)], ["vsae_seed1", "vsae_seed2"]),
+        ([{"k": 8, "log_steps": 1}, {"k": 16, "log_steps": 2}], ["vsae_k8", "vsae_k16"]),
+        ([{}], ["vsae"]),
+    ],
+)
+def test_the_names_of_a_sweep_say_what_differs_in_it(assignments, names):
+    assert named_in_sweep(*assignments) == names
+
+
+def test_a_hash_tells_runs_of_a_sweep_apart_where_the_settings_in_their_names_do_not():
+    near, nearer, far = named_in_sweep({"lr": 0.0010001}, {"lr": 0.0010002}, {"lr": 0.002})
+    assert far == "vsae_lr0.002"
+    assert near != nearer
+    assert all(re.fullmatch("vsae_lr0.001_[0-9a-f]{6}", name) for name in (near, nearer))
+    same, again, _ = named_in_sweep({"k": 8}, {"k": 8}, {"k": 16})
+    assert same == again
+
+
+def test_long_names_of_a_sweep_differ():
+    many = (
+        "lr",
+        "beta",
+        "noise_to_signal",
+        "prior_std",
+        "adam_beta1",
+        "auxk_alpha",
+        "max_norm_multiple",
+    )
+    change = {name: 1.2345e-5 for name in many if name in TrainConfig().to_dict()}
+    change |= {"max_norm_multiple": 12.345}
+    first, second = named_in_sweep(change, {name: 2 * value for name, value in change.items()})
+    assert first != second
+    assert max(len(first), len(second)) <= LONGEST_IN_SWEEP
 
 
 @pytest.mark.parametrize("name", PRESETS)

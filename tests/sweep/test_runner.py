@@ -23,7 +23,8 @@ from sweep_flags import train_config
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import language_models
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.run import TrainConfig
+from dictionary_learning_ext.config.names import automatic_name
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import (
     ConfigError,
     Interrupted,
@@ -250,7 +251,7 @@ class Calls(list):
     ],
 )
 def test_a_signal_says_how_to_continue_the_sweep(raised, number, configs, calls, tmp_path):
-    finished(tmp_path / next(iter(configs)))
+    finished(tmp_path / next(iter(configs)), next(iter(configs.values())))
     calls.raised = [raised]
     with pytest.raises(Interrupted) as stop:
         run_sweep(configs, tmp_path, at_once=1, command="vsae sweep x.yaml")
@@ -294,7 +295,7 @@ def test_a_failed_run_is_reported_after_the_others_and_wandb_groups_them(configs
 def test_a_run_whose_folder_was_deleted_is_trained_again_alone(configs, calls, tmp_path):
     first, *others = configs
     for name in others:
-        finished(tmp_path / name, eval_tokens=0)
+        finished(tmp_path / name, configs[name])
     assert run_sweep(configs, tmp_path, at_once=4).keys() == configs.keys()
     assert calls == [([first], False, None)]
 
@@ -394,11 +395,11 @@ def test_runs_without_a_common_resume_point_are_trained_apart(points, expected, 
 # --- sweep.json
 
 
-def finished(folder, eval_tokens=100, **more):
+def finished(folder, config=CONFIGS["a"]):
     folder.mkdir(parents=True)
-    settings = {"run": {"settings": {"eval_tokens": eval_tokens, **more}}}
+    settings = {"run": {"settings": config.to_dict()}}
     (folder / "config.json").write_text(json.dumps(settings))
-    (folder / ("metrics.json" if eval_tokens else "ae.pt")).touch()
+    (folder / ("metrics.json" if config.run.eval_tokens else "ae.pt")).touch()
 
 
 def start(folder, names="abc", command="vsae x"):
@@ -424,6 +425,29 @@ def test_another_sweep_gives_way_unless_it_has_written_a_run(tmp_path):
     assert runner._read(tmp_path) == other
 
 
+def test_a_folder_holds_the_runs_of_one_setting(sweep_file, calls, tmp_path, capsys):
+    """The names of the runs don't say what is the same in all of them."""
+    command = ["sweep", str(sweep_file()), f"--save-dir={tmp_path / 's'}"]
+    for name, config in configurations(read_sweep(sweep_file()), train_config).items():
+        finished(tmp_path / "s" / name, config)
+    for flag, change in (("steps", "24, not 12"), ("batch-size", "32, not 12")):
+        line = refused([*command, f"--{flag}=12"], capsys)
+        assert f"the run has --{flag} {change};" in line
+        assert "--save-dir" in line
+    assert calls == []
+
+
+def test_a_sweep_of_an_earlier_version_keeps_the_names_of_its_folders(configs, calls, tmp_path):
+    former = [automatic_name(config) for config in configs.values()]
+    done, *others = former
+    finished(tmp_path / done, next(iter(configs.values())))
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": sorted(former), "command": None}))
+    for _ in range(2):
+        assert [*run_sweep(configs, tmp_path, at_once=4)] == former
+        assert calls.pop()[0] == others
+    assert progress(tmp_path).startswith("1 of 4 runs are finished")
+
+
 def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
     assert progress(tmp_path) is None, "no sweep"
     start(tmp_path)
@@ -434,7 +458,7 @@ def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
     assert progress(tmp_path) == (
         "1 of 3 runs are finished; 1 failed, see failed.json in b; run `vsae x` again to continue"
     )
-    finished(tmp_path / "c", eval_tokens=0)
+    finished(tmp_path / "c", TrainConfig(run=RunConfig(eval_tokens=0)))
     assert progress(tmp_path) == "2 of 3 runs are finished; 1 failed, see failed.json in b"
     (tmp_path / "b" / "failed.json").unlink()
     (tmp_path / "b").rmdir()
