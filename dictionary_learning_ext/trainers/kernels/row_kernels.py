@@ -30,7 +30,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 _INF = np.float32(np.inf)
 _INF_BITS = np.int32(0x7F800000)
 _LOWEST = np.float32(np.finfo(np.float32).min)
-_MOST_TRIES, _MOST_TIES = 24, 4
+_MOST_TRIES, _MOST_STALLED, _MOST_TIES = 24, 4, 4
 
 
 @njit(nogil=True, cache=True)
@@ -203,21 +203,22 @@ def _threshold(row_F, k, guess, work):
         n = np.int64(_n_above(row_F, guess))
         if n == k:
             return guess, 0
-        stalled = stalled + 1 if n in (n_low, n_high) else 0
+        is_open = low == -_INF or high == _INF
+        stalled = stalled + 1 if n in (n_low, n_high) and not is_open else 0
         if n > k:
             low, n_low = guess, n
         else:
             high, n_high = guess, n
         if low == -_INF or high == _INF:  # one side is open: walk, further each time
-            step = max(np.float32(2) * step, np.float32(0.03) * abs(guess), np.float32(1e-6))
+            step = max(np.float32(2) * step, np.float32(0.1) * abs(guess), np.float32(1e-6))
             following = guess + step if n > k else guess - step
-        elif attempt % 4 == 3:
+        elif stalled or attempt % 4 == 3:
             following = np.float32(0.5) * (low + high)
         else:  # on the line between the two counts, but not too near to an end
             share = np.float32(n_low - k) / np.float32(n_low - n_high)
             share = min(max(share, np.float32(0.05)), np.float32(0.95))
             following = low + share * (high - low)
-        if stalled == 2 or following == guess or not (low < following < high):
+        if stalled == _MOST_STALLED or following == guess or not (low < following < high):
             break
         guess = following
     return _among_ties(row_F, k, high, work)

@@ -3,6 +3,7 @@
 import itertools
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch as t
 from dense_reference import compiled_noise
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.sae import NoiseOn, SelectBy
+from dictionary_learning_ext.trainers.kernels import row_kernels
 from dictionary_learning_ext.trainers.kernels.encode import BatchLogVariance, BatchMeans
 from dictionary_learning_ext.trainers.kernels.select import Draw, compared, draw_batch, top_k
 
@@ -88,6 +90,18 @@ def test_top_k_is_torchs_at_real_sizes(k, spread, by):
     values_BF = t.randn(60, 1024, generator=generator) * spread
     values_BF *= 10 ** t.randint(-4, 5, (60, 1), generator=generator)
     assert_k_largest(values_BF, k, by, top_k(values_BF, k, ROWS, select_by=by))
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.2, 5.0, 100.0])
+def test_a_guess_from_a_row_of_another_size_leads_to_the_threshold(factor, monkeypatch):
+    """Until the guess has passed it, steps that pass no number are no sign of ties, whose search takes longer."""
+    monkeypatch.setattr(row_kernels, "_among_ties", lambda *_: pytest.fail("took it for ties"))
+    row_F = t.randn(512, generator=t.Generator().manual_seed(0)).numpy() ** 3
+    largest = np.sort(row_F)[::-1]
+    guess = np.float32(factor) * largest[15]
+    threshold, n_equal = row_kernels._threshold.py_func(row_F, 16, guess, np.empty_like(row_F))
+    assert largest[15] > threshold >= largest[16]
+    assert n_equal == 0
 
 
 @selections
