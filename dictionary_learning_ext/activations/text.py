@@ -7,7 +7,7 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -194,12 +194,7 @@ class _Passages:
     """The embedded text's passages, in another order in each pass."""
 
     def __init__(self, split: Split, seed: int):
-        import pyarrow.parquet
-
-        table = pyarrow.parquet.read_table(
-            EMBEDDED_TEXT, columns=["text"], filters=[("split", "=", split)]
-        )
-        self._passages: list[str] = table.column("text").to_pylist()
+        self._passages = _passages_in(EMBEDDED_TEXT, split)
         self._seed = seed
 
     def read(self, number: int, position: Any) -> Iterator[str]:
@@ -218,6 +213,16 @@ class _Passages:
 
     def fingerprint(self) -> list[Any]:
         return fingerprint_of([EMBEDDED_TEXT])
+
+
+@cache
+def _passages_in(file: Path, split: Split) -> list[str]:
+    """Those of a split, read once. A filter of pyarrow's would import pandas."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file) as opened:
+        rows = opened.read(columns=["text", "split"]).to_pydict()
+    return [text for text, of in zip(rows["text"], rows["split"], strict=True) if of == split]
 
 
 class _Files:

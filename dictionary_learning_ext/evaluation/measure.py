@@ -166,7 +166,13 @@ class Measurement:
     def add(self, x_BD: t.Tensor) -> None:
         """Measure on a batch of raw activations, fp32."""
         sae: Any = self.dictionary
-        x_hat_BD, f_BF = sae(as_input(sae, x_BD), output_features=True)
+        x = as_input(sae, x_BD)
+        selected = sae.encode(x, return_topk=True) if selects_top_k(sae) else None
+        if selected is None:
+            x_hat_BD, f_BF = sae(x, output_features=True)
+        else:  # what the stability needs is computed once
+            f_BF = selected[0]
+            x_hat_BD = sae.decode(f_BF)
         self.totals.add(x_BD, x_hat_BD, f_BF)
         if self._match is not None:
             self._match.add(f_BF)
@@ -175,8 +181,8 @@ class Measurement:
         for name in _UPSTREAMS:
             self.totals.add_mean(name, theirs[name])
         std = self._add_posterior(x_BD) if isinstance(sae, HasPosterior) else None
-        if selects_top_k(self.dictionary):
-            self._add_stability(x_BD, std)
+        if selected is not None:
+            self._add_stability(*selected[1:], std)
 
     def metrics(self) -> dict[str, Any]:
         """Every metric of what was added."""
@@ -197,17 +203,21 @@ class Measurement:
         totals.residual_sampled = (totals.residual_sampled or 0.0) + residual
         return posterior.std
 
-    def _add_stability(self, x_BD: t.Tensor, std: t.Tensor | None) -> None:
+    def _add_stability(
+        self,
+        values_BK: t.Tensor,
+        indices_BK: t.Tensor,
+        mu_BF: t.Tensor,
+        std: t.Tensor | None,
+    ) -> None:
         """With `std`, also under the posterior's own noise."""
         sae = self.dictionary
-        x_BD = as_input(sae, x_BD)
-        _, values_BK, indices_BK, mu_BF = sae.encode(x_BD, return_topk=True)
         scales = {"stability_rms": 0.1 * values_BK[values_BK != 0].square().mean().sqrt()}
         if std is not None:
             scales["stability_sigma"] = std
         for name, scale in scales.items():
-            noise_BF = t.empty_like(mu_BF).normal_(generator=self._generator)
-            z_BF = compared(mu_BF + scale * noise_BF, getattr(sae, "select_by", "value"))
+            z_BF = t.empty_like(mu_BF).normal_(generator=self._generator).mul_(scale).add_(mu_BF)
+            z_BF = compared(z_BF, getattr(sae, "select_by", "value"))
             # Without noise, as a point has none, a ReLU leaves ties.
             rectified = bool(getattr(sae, "rectify", False))
             k = indices_BK.shape[1]
