@@ -182,7 +182,8 @@ class Measurement:
             self.totals.add_mean(name, theirs[name])
         std = self._add_posterior(x_BD) if isinstance(sae, HasPosterior) else None
         if selected is not None:
-            self._add_stability(*selected[1:], std)
+            _, values_BK, indices_BK, mu_BF = selected
+            self._add_stability(values_BK, indices_BK, mu_BF, std)
 
     def metrics(self) -> dict[str, Any]:
         """Every metric of what was added."""

@@ -36,7 +36,9 @@ from .devices import train_on
 
 logger = logging.getLogger(__name__)
 
-_ANOTHER_SWEEP = "to continue that sweep, give {former}; for another, choose another --save-dir"
+_ANOTHER_SWEEP = Template(
+    "to continue that sweep, give {former}; for another, choose another {save_dir}"
+)
 
 
 def run_sweep(
