@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURE = VSAETopKConfig.architecture
 
-_THEIRS = {"architecture", "dict_size", "lr", "warmup_steps", "decay_start", "init_from"}
+_THEIRS = {"architecture", "dict_size", "lr", "warmup", "decay_start", "init_from"}
 """Settings of ours that SAELens has under its own names."""
 _NAMES = {"dict_size": "d_sae", "activation_dim": "d_in"}
 """How SAELens calls settings that our messages name."""
@@ -119,7 +119,7 @@ def runner_options(
         "none: SAELens starts from the folder that its from_pretrained_path names",
     )
     require_sizes(activation_dim=activation_dim, steps=steps, batch_size=batch_size)
-    resolved = sae.resolve(steps, batch_size)
+    counts = sae.resolve(steps, batch_size).in_steps(steps)
     settings = {name: getattr(sae, name) for name in _SETTINGS if hasattr(sae, name)}
     config = VariationalTopKTrainingSAEConfig(
         d_in=activation_dim,
@@ -135,8 +135,8 @@ def runner_options(
         "training_tokens": steps * batch_size,
         "train_batch_size_tokens": batch_size,
         "lr": default_lr if sae.lr is None else sae.lr,
-        "lr_warm_up_steps": resolved.warmup_steps,
-        "lr_decay_steps": 0 if sae.decay_start is None else steps - sae.decay_start,
+        "lr_warm_up_steps": counts["warmup"],
+        "lr_decay_steps": steps - (counts["decay_start"] or steps),
     }
 
 
@@ -202,7 +202,7 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
     def k_annealing(self) -> KAnnealing:
         """How many features each step keeps."""
         sizes = SimpleNamespace(k=self.k, activation_dim=self.d_in, dict_size=self.d_sae)
-        return KAnnealing.of(sizes, self.k_anneal_steps)
+        return KAnnealing.of(sizes, self.settings.in_steps(self.steps)["k_anneal"])
 
     def get_inference_config_class(self) -> type[TopKSAEConfig]:
         """Of the architecture that is saved. Without a ReLU, one that keeps signs is an `abstopk`."""
@@ -333,13 +333,13 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         self._noise = t.Generator(x.device).manual_seed(self.settings.seed)
         self.tokens_since_fired = t.zeros(cfg.d_sae, dtype=t.long, device=x.device)
         keep_freed_memory()
-        if self.settings.posterior != "point" and self.settings.noise_anneal_steps is None:
+        if self.settings.posterior != "point" and self.settings.noise_anneal is None:
             log_var, sigma = self.settings.log_var_init, self.settings.sigma
             variance = math.exp(log_var) if sigma is None else sigma**2
             if self.settings.posterior == "relative":
                 variance *= float(token_norm(x - self.b_dec).square().mean())
             ratio = noise_to_signal(cfg.k, variance, float(x.square().sum(-1).mean()))
-            warn_of_noise(ratio, self.settings, cfg.steps)
+            warn_of_noise(ratio, self.settings, "noise_anneal=0.5")
 
     def _objective(self, step: int, x: t.Tensor, is_logging: bool) -> StepObjective:
         settings, device = self.settings, x.device.type
@@ -351,6 +351,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         return StepObjective.at(
             step,
             settings,
+            self.cfg.steps,
             logs_kl=is_logging,
             k=self._k_annealing.at(step),
             auxk_alpha=settings.auxk_alpha if has_auxk else 0.0,

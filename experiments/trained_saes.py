@@ -26,23 +26,23 @@ def folder_name(model: str, *rest: object) -> str:
     return "_".join([model.replace(", ", "_").replace(" ", ""), *map(str, rest)])
 
 
-def sae_config(steps: int, **settings: Any) -> SAEConfig:
+def sae_config(**settings: Any) -> SAEConfig:
     """What the experiments share unless `settings` says otherwise: lr, falling in the last quarter."""
-    return SAEConfig(**({"lr": 2e-3, "decay_start": steps * 3 // 4} | settings))
+    return SAEConfig(**({"lr": 2e-3, "decay_start": 0.75} | settings))
 
 
-def top_k_and_two_vsaes(steps: int, seed: int) -> dict[str, SAEConfig]:
+def top_k_and_two_vsaes(seed: int) -> dict[str, SAEConfig]:
     """TopK, the vSAE of the paper's equations, and a vSAE of noise on the selection alone, without a KL.
 
     Of one size, F = 4D and k/F = 1/32 on the embedded model; the last one's noise falls to 0 over the first
     half. `vsae quickstart` trained these three until 2026-11-27.
     """
     size: dict[str, Any] = {"k": 16, "dict_size": 512, "seed": seed}
-    noise = {"noise_on": "selection", "noise_to_signal": 1 / 32, "noise_anneal_steps": steps // 2}
+    noise = {"noise_on": "selection", "noise_to_signal": 1 / 32, "noise_anneal": 0.5}
     return {
-        "top_k": sae_config(steps, architecture="top_k", **size),
-        "vsae_paper": sae_config(steps, beta=1.0, **size),
-        "vsae_annealed_selection": sae_config(steps, beta=0.0, **noise, **size),
+        "top_k": sae_config(architecture="top_k", **size),
+        "vsae_paper": sae_config(beta=1.0, **size),
+        "vsae_annealed_selection": sae_config(beta=0.0, **noise, **size),
     }
 
 

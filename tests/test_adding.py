@@ -74,7 +74,7 @@ def add_an_architecture(package: Path) -> None:
 
 def add_an_option(package: Path) -> None:
     settings = package / "config" / "sae.py"
-    insert(settings, "    noise_anneal_steps: NoiseSteps | None = None\n", OPTION)
+    insert(settings, "    noise_anneal: NoiseShare | None = None\n", OPTION)
     insert(settings, "    noise_anneal_steps: int | None\n", "    tax: float\n")
     kernel = package / "trainers" / "kernels" / "step.py"
     insert(kernel, "l2_loss + objective.kl_weight", "objective.settings.tax + ")

@@ -35,6 +35,11 @@ def sae(architecture="vsae_top_k", **options):
     return SAEConfig(architecture=architecture, **options).resolve(100, 8)
 
 
+def typed(architecture="vsae_top_k", **options):
+    """The same, as flags give them: schedules in steps."""
+    return SAEConfig(architecture=architecture).changed(options, 100).resolve(100, 8)
+
+
 def in_units(normalize):
     return sae(noise_to_signal=0.1).with_sigma(128, normalize)
 
@@ -68,7 +73,7 @@ REFUSED = {
         # names
         (dict(betta=1.0), "betta: no such option of vsae_top_k; did you mean 'beta'?"),
         (dict(xyz=1.0), "xyz: no such option of vsae_top_k; expected one of "),
-        (dict(architecture="relu", k=8), "k: relu does not use it; it uses sparsity_warmup_steps"),
+        (dict(architecture="relu", k=8), "k: relu does not use it; it uses sparsity_warmup"),
         (dict(architecture="top_k", noise_to_signal=0.1), "noise_to_signal: top_k does not use it"),
         (dict(architecture="topk"), "architecture='topk': expected one of … did you mean 'top_k'?"),
         (dict(posterior="gauss"), "posterior='gauss': expected one of fixed, learned, point"),
@@ -81,7 +86,8 @@ REFUSED = {
         (dict(rectify="yes"), "rectify='yes': expected true or false"),
         (dict(rectify=1), "rectify=1: expected true or false"),
         (dict(init_from=1), "init_from=1: expected text or None"),
-        (dict(warmup_steps=0.5), "warmup_steps=0.5: expected a whole number or None"),
+        (dict(warmup_steps=50), "warmup_steps: … give warmup=N/steps"),
+        (dict(noise_anneal="0.5"), "noise_anneal='0.5': expected a finite number or None"),
         (dict(sigma="x"), "sigma='x': expected a finite number or None"),
         (dict(beta=10**400), "beta=1000…: expected a finite number"),
         (dict(architecture="matryoshka", group_fractions=0.5), "group_fractions=0.5: expected a"),
@@ -98,9 +104,11 @@ REFUSED = {
         (dict(dead_feature_threshold=0), "dead_feature_threshold=0: expected at least 1, or none"),
         (dict(sigma=-1.0), "sigma=-1.0: expected above 0 (1e-18 to 1e+18), or none; for no noise"),
         (dict(lr=0.0), "lr=0.0: expected above 0"),
-        (dict(kl_warmup_steps=-1), "kl_warmup_steps=-1: expected at least 0, or none"),
-        (dict(noise_anneal_steps=0), "noise_anneal_steps=0: expected at least 1, or none"),
-        (dict(k_anneal_steps=0), "k_anneal_steps=0: expected at least 1, or none"),
+        (dict(kl_warmup=200), "kl_warmup=200: expected 0 to 1, or none"),
+        (dict(noise_anneal=0), "noise_anneal=0: expected above 0 … posterior='point'"),
+        (dict(warmup=1), "warmup=1: expected at least 0 and less than 1, or none"),
+        (dict(decay_start=75), "decay_start=75: expected above 0 and less than 1, or none"),
+        (dict(decay_start=0.05), "decay_start=5: expected between 10 and steps=100"),
         (dict(noise_to_signal=0.0), "noise_to_signal=0.0: expected above 0, or none"),
         (dict(log_var_init=5.0), "log_var_init=5.0: expected between -10.0 and 4.0"),
         (dict(architecture="matryoshka", group_fractions=(0.5, 0.4)), "… shares that sum to 1"),
@@ -128,19 +136,27 @@ REFUSED = {
         (dict(log_var_init=-1.0), "log_var_init=-1.0: posterior fixed does not use it"),
         (dict(sigma=0.5, posterior="point"), "sigma=0.5: posterior point does not use it"),
         (dict(noise_on="values", posterior="point"), "noise_on='values': … does not use it"),
-        (dict(noise_anneal_steps=5, posterior="point"), "… posterior point does not use it"),
-        (dict(kl_schedule="constant", kl_warmup_steps=7), "kl_warmup_steps=7: … does not use it"),
+        (dict(noise_anneal=0.5, posterior="point"), "noise_anneal=0.5: posterior point does not"),
         (
-            dict(kl_schedule="constant", kl_warmup_steps=101),
-            "kl_warmup_steps=101: … does not use it",
+            dict(kl_schedule="constant", kl_warmup=0.7),
+            "kl_warmup=0.7: kl_schedule constant does not",
         ),
-        (dict(kl_warmup_steps=101, kl_schedule="cosine"), "kl_warmup_steps=101: expected at most"),
-        (dict(noise_anneal_steps=101), "noise_anneal_steps=101: expected at most steps=100"),
-        (dict(k_anneal_steps=101), "k_anneal_steps=101: expected at most steps=100"),
-        (dict(warmup_steps=-1), "warmup_steps=-1: expected at least 0, or none"),
-        (dict(warmup_steps=100), "warmup_steps=100: expected less than steps=100"),
+    ],
+    typed: [
+        (dict(warmup_steps=0.5), "warmup_steps=0.5: expected a whole number or None"),
+        (dict(kl_warmup_steps=-1), "kl_warmup_steps=-1: expected 0 to steps=100, or none"),
+        (dict(noise_anneal_steps=0), "noise_anneal_steps=0: expected above 0 … posterior='point'"),
+        (dict(k_anneal_steps=0), "k_anneal_steps=0: expected above 0 … steps=100, or none"),
+        (
+            dict(kl_warmup_steps=101, kl_schedule="cosine"),
+            "kl_warmup_steps=101: expected … steps=100",
+        ),
+        (dict(noise_anneal_steps=101), "noise_anneal_steps=101: expected … at most steps=100"),
+        (dict(k_anneal_steps=101), "k_anneal_steps=101: expected … at most steps=100"),
+        (dict(warmup_steps=-1), "warmup_steps=-1: expected at least 0 … or none"),
+        (dict(warmup_steps=100), "warmup_steps=100: expected … less than steps=100"),
         (dict(decay_start=5), "decay_start=5: expected between 10 and steps=100"),
-        (dict(decay_start=100), "decay_start=100: expected between 10 and steps=100"),
+        (dict(decay_start=100), "decay_start=100: expected … less than steps=100"),
         (dict(architecture="relu", sparsity_warmup_steps=100), "… less than steps=100"),
         (
             dict(architecture="relu", sparsity_warmup_steps=50, decay_start=50),

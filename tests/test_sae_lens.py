@@ -45,8 +45,8 @@ SMALL: dict[str, Any] = {
     "beta": 0.1,
     "prior_std": 0.5,
     "lr": 1e-2,
-    "warmup_steps": 0,
-    "decay_start": 30,
+    "warmup": 0.0,
+    "decay_start": 0.6,
     "auxk_alpha": 0.1,
     "dead_feature_threshold": 3 * B,
 }
@@ -65,15 +65,15 @@ GRID = [
 ]
 FIXED: dict[str, Any] = {"posterior": "fixed", "sigma": 0.25}
 OTHERS = [
-    FIXED | {"noise_on": "selection", "noise_anneal_steps": 25},
-    FIXED | {"kl_schedule": "cosine", "kl_warmup_steps": 20},
-    FIXED | {"k_anneal_steps": 30},
+    FIXED | {"noise_on": "selection", "noise_anneal": 0.5},
+    FIXED | {"kl_schedule": "cosine", "kl_warmup": 0.4},
+    FIXED | {"k_anneal": 0.6},
     FIXED | {"rectify": True},
     FIXED | {"select_by": "magnitude"},
     FIXED | {"freeze_decoder": True},
     FIXED | {"beta": 0.0, "auxk_alpha": 0.0},
     FIXED | {"k": F},
-    {"posterior": "learned", "noise_anneal_steps": 25, "rectify": True, "seed": 3},
+    {"posterior": "learned", "noise_anneal": 0.5, "rectify": True, "seed": 3},
 ]
 
 
@@ -311,9 +311,9 @@ def logged(monkeypatch):
 
 def run_settings(**changes):
     """The preset recommended, for 50 steps."""
-    given = {"noise_on": "selection", "noise_to_signal": 0.3, "noise_anneal_steps": 25}
-    given |= {"kl_scope": "selected", "beta": 0.03, "lr": 2e-3, "warmup_steps": 0}
-    return SAEConfig(**{"dict_size": 256, "k": 16, "decay_start": 37} | given | changes)
+    given = {"noise_on": "selection", "noise_to_signal": 0.3, "noise_anneal": 0.5}
+    given |= {"kl_scope": "selected", "beta": 0.03, "lr": 2e-3, "warmup": 0.0}
+    return SAEConfig(**{"dict_size": 256, "k": 16, "decay_start": 0.74} | given | changes)
 
 
 def runner_config(tmp_path, **changes):
@@ -412,7 +412,7 @@ def test_the_runner_of_several_trains_it_beside_a_topk(embedded, tmp_path):
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     """Weights, dead features and noise continue."""
-    settings, data = settings_of(sigma=0.25, noise_anneal_steps=40), batches()
+    settings, data = settings_of(sigma=0.25, noise_anneal=0.8), batches()
     whole = their_trainer(options_of(settings), data).fit()
     first = their_trainer(options_of(settings), data)
     for x in data[:20]:
@@ -479,7 +479,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"k": 99}, "k=99: expected 1 to d_sae=48"),
     ({"posterior": "point", "sigma": 0.2}, "posterior point does not use it; leave out sigma"),
     ({"noise_to_signal": 0.3}, "normalize_activations='expected_average_only_in'; or give sigma"),
-    ({"kl_warmup_steps": 51}, "kl_warmup_steps=51: expected at most steps=50"),
+    ({"kl_warmup": 51}, "kl_warmup=51: expected 0 to 1"),
     ({"noise_on": "values_"}, "did you mean 'values'"),
     ({"beta": "1"}, "beta='1': expected a finite number"),
     ({"steps": 0}, "steps=0: expected at least 1"),
@@ -504,7 +504,7 @@ def test_a_wrong_setting_is_named(wrong, message):
     [
         (SAEConfig(architecture="top_k"), "architecture='top_k': expected vsae_top_k or vsae"),
         (SAEConfig(init_from="runs/one"), "from_pretrained_path"),
-        (SAEConfig(decay_start=50), "decay_start=50: expected between 5 and steps=50"),
+        (SAEConfig(decay_start=0.08), "decay_start=4: expected between 5 and steps=50"),
     ],
     ids=["architecture", "init_from", "decay_start"],
 )
@@ -515,10 +515,11 @@ def test_settings_that_the_runner_can_not_have_are_named(sae, message):
 
 
 def test_the_runs_arguments_are_those_of_vsae_train():
-    settings = SAEConfig(architecture="vsae", dict_size=2**12, decay_start=750)
+    settings = SAEConfig(architecture="vsae", dict_size=2**12, decay_start=0.75)
     options = runner_options(settings, activation_dim=512, steps=1000, batch_size=64)
     sae = options.pop("sae")
-    assert (sae.k, sae.d_sae, sae.settings.kl_warmup_steps) == (2**12, 2**12, 100)
+    warmup = sae.settings.in_steps(1000)["kl_warmup"]
+    assert (sae.k, sae.d_sae, warmup) == (2**12, 2**12, 100)
     assert options == {
         "training_tokens": 64_000,
         "train_batch_size_tokens": 64,
@@ -529,7 +530,7 @@ def test_the_runs_arguments_are_those_of_vsae_train():
 
 
 def test_a_longer_run_is_warned_of_once_and_goes_on_with_the_schedules_ends(caplog):
-    settings = settings_of(sigma=0.25, noise_anneal_steps=STEPS)
+    settings = settings_of(sigma=0.25, noise_anneal=1.0)
     sae = VariationalTopKTrainingSAE(options_of(settings)["sae"])
     for step in (0, STEPS - 1, STEPS, STEPS + 1):
         found = sae.training_forward_pass(step_input(batches(1)[0], step=step))
@@ -548,8 +549,8 @@ def test_a_run_of_other_batches_or_activations_is_refused():
 
 def test_noise_that_drowns_the_activations_is_warned_of(caplog):
     x = batches(1)[0]
-    for sigma, anneal in ((5.0, None), (5.0, 10), (0.1, None)):
-        settings = settings_of(sigma=sigma, noise_anneal_steps=anneal)
+    for sigma, anneal in ((5.0, None), (5.0, 0.2), (0.1, None)):
+        settings = settings_of(sigma=sigma, noise_anneal=anneal)
         VariationalTopKTrainingSAE(options_of(settings)["sae"]).training_forward_pass(step_input(x))
     (record,) = caplog.records
     assert "drowns the activations" in record.message

@@ -31,6 +31,7 @@ from ..activations.text_files import SUFFIXES
 from ..config.checks import described, likely, meant
 from ..config.help_texts import help_texts
 from ..config.run import NONE
+from ..config.sae import SCHEDULES, SAEConfig
 from ..errors import Setting, Template, Text, UserError, listed
 from ..run_folder.files import CONFIG
 from ..run_folder.foreign import HOOK_POINT
@@ -141,9 +142,13 @@ def parse(command: Command[F], args: list[str]) -> F:
     parts: dict[str, dict[str, Any]] = {"": {}}
     for name, value in changes.items():
         parts.setdefault(options[name].part, {})[name] = value
-    whole = parts.pop("") | {
-        part: replace(getattr(start, part), **changed) for part, changed in parts.items()
-    }
+    whole = parts.pop("")
+    for part, changed in parts.items():
+        former = getattr(start, part)
+        if isinstance(former, SAEConfig):
+            whole[part] = former.changed(changed, start.run.steps)
+        else:
+            whole[part] = replace(former, **changed)
     filled_in = {"typed": tuple(typed), "words": tuple(args), "passed_on": tuple(passed_on)}
     hidden = {each.name for each in fields(start) if each.metadata.get("hidden")}
     whole |= {name: value for name, value in filled_in.items() if name in hidden}
@@ -193,21 +198,28 @@ def _start_of(command: Command[F], given: dict[str, str]) -> Any:
     return flags(**{each.name: MISSING for each in needed})
 
 
-def _options_of(start: Any, part: str = "") -> dict[str, _Option]:
-    """The fields of an instance that can be typed, and of its fields that are dataclasses."""
+def _options_of(start: Any, part: str = "", steps: int = 1) -> dict[str, _Option]:
+    """The fields of an instance that can be typed, and of its fields that are dataclasses.
+
+    Schedules of an SAE are typed in steps, of a run of `steps`.
+    """
     hints, texts = get_type_hints(type(start)), help_texts(type(start))
     unused = start.unused() if hasattr(start, "unused") else ()
     found: dict[str, _Option] = {}
     for each in fields(start):
         name, value = each.name, getattr(start, each.name)
         if is_dataclass(value):
-            more = _options_of(value, name)
+            more = _options_of(value, name, start.run.steps if isinstance(value, SAEConfig) else steps)
             assert not found.keys() & more.keys(), "a flag is one field"
             found |= more
         elif not each.metadata.get("hidden"):
             text = each.metadata.get("help") or texts.get(name, "")
-            is_used = name not in unused
-            found[name] = _Option(name, hints[name], value, part, text, each.metadata, is_used)
+            hint, is_used = hints[name], name not in unused
+            if isinstance(start, SAEConfig) and name in SCHEDULES:
+                row = SCHEDULES[name]
+                value = None if value is None else row.count(value, steps)
+                name, hint = row.in_steps, int | None
+            found[name] = _Option(name, hint, value, part, text, each.metadata, is_used)
     return found
 
 

@@ -16,7 +16,7 @@ from ..config.run import (
     may_move,
     require_same,
 )
-from ..config.sae import CONFIGS, SAEConfig, Variational
+from ..config.sae import CONFIGS, SAEConfig, Variational, not_used
 from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import (
     ConfigError,
@@ -82,6 +82,13 @@ class TrainFlags:
     left_out: tuple[str, ...] = field(default=(), metadata=HIDDEN)
     """Settings of --config that the given architecture and posterior don't use."""
 
+    def __post_init__(self):
+        for name, by in self.sae.unused().items():
+            given = {name: getattr(self.sae, name)}
+            ((typed, value),) = self.sae.typed(given, self.run.steps).items()
+            if typed in self.typed and value is not None:
+                raise not_used(typed, value, by)
+
 
 def _prepare(args: list[str]) -> list[str]:
     """Give --data-seed the value of --seed where it is "seed", so that a sweep file can give each seed a
@@ -135,10 +142,10 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     if is_synthetic(model):
         start = replace(start, run=replace(start.run, **settings_of_run(model)))
     if starts != ["resume"] and (steps := _whole_number(given.get("steps", ""))) is not None:
-        start = start.for_steps(steps)
+        start = replace(start, run=start.run.of_length(steps))
     changes = {name: given.get(name) for name in ("architecture", "posterior", "kl_schedule")}
     sae = start.sae.changed_to(**changes)
-    flat, was = sae.to_flat(), start.sae.to_flat()
+    flat, was = (TrainConfig(each, start.run).to_dict() for each in (sae, start.sae))
     left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
     if isinstance(sae, Variational):
         if "sigma" in given:  # two ways to say one thing: the flag overrides
@@ -284,9 +291,6 @@ def _settings(
     flags: TrainFlags,
 ) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str], bool]:
     """The run, its SAEs, their hook points, and whether they are resumed."""
-    for name in flags.sae.unused():
-        if name in flags.typed and getattr(flags.sae, name) is not None:
-            raise flags.sae.refusal(name)
     run, saes, hooks = flags.run, {"sae": flags.sae}, {}
     if len(run.hooks) > 1:
         hooks = {hook: hook for hook in run.hooks}
@@ -361,10 +365,8 @@ def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str,
     if not (folder / CONFIG).is_file():
         return False
     was = load_config(folder, "resume")
-    now = TrainConfig(sae.resolve(run.steps, run.batch_size), run)
-    if was.run.steps != run.steps:  # what only follows from these is not named
-        now = TrainConfig(sae, run).for_steps(was.run.steps)
-        now = replace(now, sae=now.sae.resolve(was.run.steps, run.batch_size))
+    same = run.of_length(was.run.steps)  # what only follows from the steps is not named
+    now = TrainConfig(sae.resolve(same.steps, same.batch_size), same)
     advice = Template(
         "use the flags it was started with ({former}), or `vsae train --resume {folder}`, "
         "or choose another {save_dir} for a new run",

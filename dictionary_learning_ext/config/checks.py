@@ -54,7 +54,7 @@ class Checked:
     """
 
     def __post_init__(self):
-        for name, (hint, ranges) in _annotations_of(type(self)).items():
+        for name, (hint, ranges) in annotations_of(type(self)).items():
             given = getattr(self, name)
             require_type(name, given, hint)
             for legal in ranges:
@@ -68,7 +68,7 @@ class Checked:
 
 
 @cache
-def _annotations_of(cls: type) -> dict[str, tuple[Any, list[Range]]]:
+def annotations_of(cls: type) -> dict[str, tuple[Any, list[Range]]]:
     """Each field's type, and the ranges in its annotation."""
     whole, found = get_type_hints(cls, include_extras=True), {}
     for name, hint in get_type_hints(cls).items():

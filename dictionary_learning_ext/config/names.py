@@ -108,9 +108,11 @@ def is_automatic(name: str) -> bool:
 
 def _differences(config: TrainConfig) -> list[str]:
     """The settings that differ from the preset's, or from its architecture's defaults, as parts of a name."""
-    of_preset, steps = preset(DEFAULT_PRESET), config.run.steps
-    sae = of_preset.for_steps(steps).sae.changed_to(architecture=config.sae.architecture)
+    steps = config.run.steps
+    of_preset = preset(DEFAULT_PRESET, steps)
+    sae = of_preset.sae.changed_to(architecture=config.sae.architecture)
     usual = TrainConfig(sae.resolve(steps, config.run.batch_size), of_preset.run).to_dict()
+    usual["steps"] = preset(DEFAULT_PRESET).run.steps
     named = {"architecture", "k", "dict_size", "seed", *NOT_THE_RESULT}
     given = {
         name: value

@@ -1,7 +1,7 @@
 """Named settings for `vsae train --preset`, and for trainers; the SAEs that `vsae quickstart` compares.
 
 A preset holds what differs from the defaults of the classes. Flags override it.
-Its schedules (`decay_start`, `noise_anneal_steps`) are for its own `steps` and scale with --steps.
+Its schedules are shares of the run, so they scale with --steps.
 """
 
 import math
@@ -36,14 +36,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "k": 16,
         "dict_size": 512,
         "noise_on": "selection",
-        "noise_anneal_steps": 500,
+        "noise_anneal": 0.5,
         "noise_to_signal": 0.3,
         "kl_scope": "selected",
         "beta": 0.03,
         "max_norm_multiple": 10.0,  # attention sinks; the embedded model has none
         "lr": 2e-3,
         "steps": 1000,
-        "decay_start": 750,
+        "decay_start": 0.75,
     },
     # The paper's equations; beta, lr, batch size, normalisation and form of annealing are ours.
     "paper": _PAPER
@@ -86,7 +86,7 @@ def preset(name: str, steps: int | None = None) -> TrainConfig:
     """
     require_choice("preset", name, PRESETS)
     config = TrainConfig().updated(PRESETS[name], f"preset {name}")
-    return config if steps is None else config.for_steps(steps)
+    return config if steps is None else replace(config, run=config.run.of_length(steps))
 
 
 def trainer_options(

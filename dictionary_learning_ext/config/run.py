@@ -21,7 +21,7 @@ from .checks import (
     require,
     require_max_norm_multiple,
 )
-from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_flat
+from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, dead_after, from_flat, in_shares
 
 Dtype = Literal["float32", "bfloat16"]
 Packing = Literal["pack", "truncate"]
@@ -187,6 +187,18 @@ class RunConfig(Checked):
         number, unit = int(match[1]), match[2]
         return (None, number * _SECONDS[unit]) if unit else (number, None)
 
+    def of_length(self, steps: int) -> "RunConfig":
+        """The same for `steps` steps, with a list of save_steps at the same shares of them."""
+        require(steps >= 1, "steps", steps, "at least 1")
+        points = self.save_steps
+        if points != "none" and ":" not in points:
+            given = [int(step) for step in points.split(",")]
+            scaled = [
+                min(max(1, step * steps // self.steps), steps - 1) if step else 0 for step in given
+            ]
+            points = ",".join(map(str, dict.fromkeys(scaled)))
+        return replace(self, steps=steps, save_steps=points)
+
 
 _HOOKS = "different hook points separated by commas"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -256,7 +268,13 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, flat."""
+        """All settings, flat, as flags have them: schedules in steps, and the run's defaults filled in."""
+        steps = self.run.steps
+        sae = self.sae.with_threshold(dead_after(steps * self.run.batch_size))
+        return sae.typed(sae.to_flat(), steps) | asdict(self.run)
+
+    def stored(self) -> dict[str, Any]:
+        """All settings, flat, as config.json has them: schedules as shares of the run."""
         return self.sae.to_flat() | asdict(self.run)
 
     @property
@@ -265,24 +283,10 @@ class TrainConfig:
         settings = _deciding_the_result(json.loads(json.dumps(self.to_dict())))
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    def for_steps(self, steps: int) -> "TrainConfig":
-        """These settings for a run of `steps`, with schedules of the same share of the run."""
-        require(steps >= 1, "steps", steps, "at least 1")
-        former, points = self.run.steps, self.run.save_steps
-        if points != "none" and ":" not in points:  # a list of steps
-            given = [int(step) for step in points.split(",")]
-            scaled = [
-                min(max(1, step * steps // former), steps - 1) if step else 0 for step in given
-            ]
-            points = ",".join(map(str, dict.fromkeys(scaled)))
-        return TrainConfig(
-            self.sae.for_steps(former, steps, self.run.batch_size),
-            replace(self.run, steps=steps, save_steps=points),
-        )
-
     def updated(self, values: dict[str, Any], source: str) -> "TrainConfig":
         """With some settings changed. Raises ConfigError for an unknown name or a wrong value."""
         of_run = {each.name for each in fields(RunConfig)}
+        values = in_shares({"steps": self.run.steps, "batch_size": self.run.batch_size} | values)
         for name in values:
             if name not in of_run and name not in OPTION_NAMES:
                 hint = meant(name, [*OPTION_NAMES, *of_run]) or "; see `vsae train --help-all`"
@@ -291,7 +295,7 @@ class TrainConfig:
         try:
             start = self.sae.changed_to(architecture=own.get("architecture"))
             run = {name: value for name, value in values.items() if name in of_run}
-            return TrainConfig(from_flat(vars(start) | own), replace(self.run, **run))
+            return replace(self, run=replace(self.run, **run), sae=from_flat(vars(start) | own))
         except ConfigError as error:
             raise error.within(source, error.instead or "correct it there") from error
 

@@ -3,12 +3,14 @@
 The docstring under a field is its help text on the command line. Its type may name the numbers that it
 takes; `__post_init__` checks what depends on other options. An option that is None follows from the run,
 the posterior or another option: see `SAEConfig.resolve`. The defaults are those of settings made in
-Python; `vsae train` starts from a preset, see presets.py. Trainers take options of the same names.
+Python; `vsae train` starts from a preset, see presets.py. Trainers take options of the same names, but for
+schedules. Settings hold these as shares of the run; flags and trainers count them in steps. `SCHEDULES` says how.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, get_args
 
 from ..errors import ConfigError, Setting, Template
 from .architectures import TRAINED
@@ -16,14 +18,15 @@ from .checks import (
     SCALE,
     Checked,
     Count,
-    Natural,
     NotNegative,
     Positive,
     Range,
     Seed,
+    annotations_of,
     meant,
     require,
     require_choice,
+    require_type,
 )
 
 if TYPE_CHECKING:
@@ -54,33 +57,67 @@ _LOWEST, _HIGHEST = LOG_VAR_LIMITS
 _NO_NOISE = Template("for no noise use {posterior='point'}")
 Scale = Annotated[float, SCALE]
 Sigma = Annotated[float, SCALE._replace(instead=_NO_NOISE)]
-NoiseSteps = Annotated[int, Range("at least 1", lambda n: n >= 1, _NO_NOISE)]
 LogVariance = Annotated[
     float, Range(f"between {_LOWEST} and {_HIGHEST}", lambda x: _LOWEST <= x <= _HIGHEST)
 ]
 LogRatio = Annotated[float, Range(f"{_LOWEST} or more, and below 0", lambda x: _LOWEST <= x < 0)]
 Gate = Annotated[float, Range("0 or more, and below 1", lambda x: 0 <= x < 1)]
+# Of schedules. Where steps are counted, a message has the run's steps in place of the 1 at its end.
+Share = Annotated[float, Range("0 to 1", lambda x: 0 <= x <= 1)]
+SomeShare = Annotated[float, Range("above 0 and at most 1", lambda x: 0 < x <= 1)]
+NoiseShare = Annotated[float, Range("above 0 and at most 1", lambda x: 0 < x <= 1, _NO_NOISE)]
+ShareBelow = Annotated[float, Range("at least 0 and less than 1", lambda x: 0 <= x < 1)]
+SomeShareBelow = Annotated[float, Range("above 0 and less than 1", lambda x: 0 < x < 1)]
 
 UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
     "fixed": ("log_var_init",),
     "learned": ("sigma", "noise_to_signal"),
-    "point": ("sigma", "noise_to_signal", "log_var_init", "noise_on", "noise_anneal_steps"),
+    "point": ("sigma", "noise_to_signal", "log_var_init", "noise_on", "noise_anneal"),
     "relative": ("log_var_init",),
 }
 """The options of a variational SAE that a posterior does not use."""
 RELATIVE_NOISE_TO_SIGNAL = 0.3
 """The relative posterior's default: found best in experiments/results/relative_noise.md."""
-SCHEDULES = (
-    "warmup_steps",
-    "decay_start",
-    "sparsity_warmup_steps",
-    "kl_warmup_steps",
-    "noise_anneal_steps",
-    "k_anneal_steps",
-)
-"""The settings that are counted in steps."""
-DERIVED = (*SCHEDULES, "dead_feature_threshold")
-"""The settings whose defaults follow from the run's length."""
+
+
+class Schedule(NamedTuple):
+    """A setting that is a share of the run, and how flags and trainers count it in steps."""
+
+    in_steps: str
+    """What they call it."""
+    default: Callable[[int], int] | None = None
+    """The steps of a run of so many, where it is not given."""
+    least: int = 0
+    """The fewest steps that a share is rounded to."""
+
+    def filled(self, share: float | None, steps: int) -> float | None:
+        """The share in a run of `steps`, or its default there."""
+        return self.default(steps) / steps if share is None and self.default else share
+
+    def count(self, share: float | None, steps: int) -> int | None:
+        """The steps in a run of `steps`: n of n / steps."""
+        share = self.filled(share, steps)
+        if share is None:
+            return None
+        return max(self.least, math.floor(share * steps + 1e-6))  # n / steps may be just below n
+
+    def share(self, count: int, steps: int) -> float | None:
+        """What `count` steps are in a run of `steps`. None: its default."""
+        return None if self.default and count == self.default(steps) else count / steps
+
+
+SCHEDULES = {
+    "warmup": Schedule("warmup_steps", lambda steps: min(1000, steps // 10)),
+    "decay_start": Schedule("decay_start"),
+    "sparsity_warmup": Schedule("sparsity_warmup_steps", lambda steps: min(2000, steps // 5)),
+    "kl_warmup": Schedule("kl_warmup_steps", lambda steps: max(1, steps // 10)),
+    "noise_anneal": Schedule("noise_anneal_steps", least=1),
+    "k_anneal": Schedule("k_anneal_steps", least=1),
+}
+"""By setting."""
+_BEFORE_DECAY = ("warmup", "sparsity_warmup")
+_TYPED = {name: row.in_steps for name, row in SCHEDULES.items()}
+_SETTINGS = {row.in_steps: name for name, row in SCHEDULES.items()}
 
 
 def default_sigma(posterior: Posterior, k: int) -> float | None:
@@ -100,9 +137,9 @@ class TopKOptions(Checked):
 
     k: Count = 32
     """Features kept per token. Paper: 64, 128, 256, 512."""
-    k_anneal_steps: Count | None = None
-    """Steps over which k falls linearly, from the width of the activations (or dict_size, if that is
-    less) to k. Only training steps keep more than k; logs and checkpoints keep k. none: k stays."""
+    k_anneal: SomeShare | None = None
+    """How long k falls linearly, from the width of the activations (or dict_size, if that is less) to k.
+    Only training steps keep more than k; logs and checkpoints keep k. none: k stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +197,10 @@ class ObjectiveOptions(AuxKOptions):
     """The KL is summed over all features (paper) or the k selected."""
     kl_schedule: KLSchedule = "linear"
     """How beta is annealed. Paper: annealed, form not stated."""
-    kl_warmup_steps: Natural | None = None
-    """Steps over which beta rises (linear, cosine). 0: no warm-up. Default: a tenth of the run."""
-    noise_anneal_steps: NoiseSteps | None = None
-    """Steps over which the noise falls linearly to 0. none: the noise stays."""
+    kl_warmup: Share | None = None
+    """How long beta rises (linear, cosine). 0: no warm-up. Default: a tenth of the run."""
+    noise_anneal: NoiseShare | None = None
+    """How long the noise falls linearly to 0. none: the noise stays."""
     freeze_decoder: bool = False
     """Train the encoder and the biases alone: the decoder's directions stay random. A baseline: what
     scores as well does not need learned directions."""
@@ -173,8 +210,8 @@ class ObjectiveOptions(AuxKOptions):
 class SparsityWarmupOptions(Checked):
     """How upstream's penalties begin."""
 
-    sparsity_warmup_steps: Natural | None = None
-    """Steps over which the sparsity loss rises. Default: 2000 or a fifth of the run, whichever is
+    sparsity_warmup: ShareBelow | None = None
+    """How long the sparsity loss rises. Default: 2000 steps or a fifth of the run, whichever is
     less."""
 
 
@@ -206,10 +243,11 @@ class SAEConfig(Checked):
     dict_size: Count = 1024
     """Features in the dictionary. Paper: 2048."""
     lr: Positive | None = field(default=None, metadata={"help": _lr_help()})
-    warmup_steps: Natural | None = None
-    """Steps over which lr rises from 0. Default: 1000 or a tenth of the run, whichever is less."""
-    decay_start: int | None = None
-    """The step from which lr falls linearly, to 0 at the end. none: it does not fall."""
+    warmup: ShareBelow | None = None
+    """How long lr rises from 0. Default: 1000 steps or a tenth of the run, whichever is less."""
+    decay_start: SomeShareBelow | None = None
+    """When lr begins to fall linearly, to 0 at the end: a share of the run in settings, a step as a
+    flag. none: it does not fall."""
     seed: Seed = 0
     """Seeds the initial weights and the noise."""
     init_from: str | None = None
@@ -249,9 +287,9 @@ class SAEConfig(Checked):
         common = {each.name for each in fields(SAEConfig)}
         return {n: v for n, v in vars(self).items() if n not in common}
 
-    def unused(self) -> tuple[str, ...]:
-        """The options that the choice of others leaves without a use."""
-        return ()
+    def unused(self) -> dict[str, str]:
+        """The options that the choice of others leaves without a use, and which choice that is."""
+        return {}
 
     def to_flat(self) -> dict[str, Any]:
         """Every option of every architecture: None for one that has no use here."""
@@ -287,32 +325,40 @@ class SAEConfig(Checked):
         left_out: dict[str, Any] = {name: defaults[name] for name in self.unused()}
         return replace(self, **left_out)
 
-    def for_steps(self, former: int, steps: int, batch_size: int) -> "Self":
-        """These settings of a run of `former` steps, for a run of `steps`.
+    def in_steps(self, steps: int) -> dict[str, int | None]:
+        """The schedules, counted in a run of `steps`. Where a very short run leaves no step between lr's rise
+        and fall, it does not fall."""
+        own = SCHEDULES.keys() & vars(self).keys()
+        counts = {name: SCHEDULES[name].count(getattr(self, name), steps) for name in own}
+        decay = counts["decay_start"]
+        if decay is not None and decay <= max(counts.get(name) or 0 for name in _BEFORE_DECAY):
+            counts["decay_start"] = None
+        return counts
 
-        What is the default of the former run becomes the default again. Other schedules keep their
-        share of the run.
+    def typed(self, settings: dict[str, Any], steps: int) -> dict[str, Any]:
+        """Some of these settings as flags and trainers have them, in a run of `steps`."""
+        counts = self.in_steps(steps)
+        return {_TYPED.get(n, n): counts.get(n, value) for n, value in settings.items()}
+
+    def changed(self, typed: dict[str, Any], steps: int) -> "Self":
+        """With some settings as flags and trainers have them, in a run of `steps`.
+
+        Raises: ConfigError for a wrong value, or a number of steps that doesn't fit the run.
         """
-        former_defaults, defaults = (
-            _defaults_of_a_run(length, length * batch_size) for length in (former, steps)
-        )
-        changed: dict[str, Any] = {}
-        for name in DERIVED:
-            given = vars(self).get(name)
-            if given is not None and given == former_defaults.get(name):
-                changed[name] = None
-            elif name in SCHEDULES and given:
-                changed[name] = max(1, given * steps // former)
-        warmups = [name for name in ("warmup_steps", "sparsity_warmup_steps") if name in vars(self)]
-        for name in warmups:
-            if warmup := changed.get(name):
-                changed[name] = min(warmup, steps - 1)
-        scaled = replace(self, **changed)
-        now = defaults | {name: v for name, v in vars(scaled).items() if v is not None}
-        warm, decay = max(now[name] for name in warmups), scaled.decay_start
-        if decay is not None and not warm < decay < steps:  # a very short run
-            return replace(scaled, decay_start=None)
-        return scaled
+        changes: dict[str, Any] = {}
+        for typed_as, value in typed.items():
+            name = _SETTINGS.get(typed_as, typed_as)
+            if name in SCHEDULES and hasattr(self, name) and value is not None:
+                require_type(typed_as, value, int | None)
+                for legal in annotations_of(type(self))[name][1]:
+                    words = Template(
+                        "{range}{steps=}, or none", range=legal.words.removesuffix("1"), steps=steps
+                    )
+                    is_legal = legal.holds(value / steps)
+                    require(is_legal, typed_as, value, words, instead=legal.instead)
+                value = SCHEDULES[name].share(value, steps)
+            changes[name] = value
+        return replace(self, **changes)
 
     def resolve(self, steps: int, batch_size: int) -> "Self":
         """Every default filled in for a run of `steps`, and checked.
@@ -322,45 +368,37 @@ class SAEConfig(Checked):
         Raises: ConfigError for an option that has no use, or one that does not fit the run.
         """
         defaults = _defaults(type(self))
-        for name in self.unused():
-            if getattr(self, name) != defaults[name]:
-                raise self.refusal(name)
-        follows: dict[str, Any] = _defaults_of_a_run(steps, steps * batch_size)
-        unset = {name for name, value in vars(self).items() if value is None}
-        resolved = replace(self, **{name: follows[name] for name in follows.keys() & unset})
-        resolved.require_fit(steps)
-        return resolved
-
-    def require_fit(self, steps: int) -> None:
-        """Raise a ConfigError if a schedule doesn't fit a run of `steps`."""
-        given = {name: vars(self).get(name) or 0 for name in SCHEDULES}
-        if vars(self).get("kl_schedule") == "constant":  # has no warm-up
-            given["kl_warmup_steps"] = 0
-        for name in ("kl_warmup_steps", "noise_anneal_steps", "k_anneal_steps"):
-            fits = given[name] <= max(steps, 2)  # 2: the least that one is scaled to
-            require(fits, name, given[name], Template("at most {steps=}", steps=steps))
-        warmups = ("warmup_steps", "sparsity_warmup_steps")
-        for name in warmups:
-            fits = given[name] < steps
-            require(fits, name, given[name], Template("less than {steps=}", steps=steps))
-        after, decay = max(given[name] for name in warmups), self.decay_start
-        expected = Template("between {after} and {steps=}", after=after, steps=steps)
-        require(decay is None or after < decay < steps, "decay_start", decay, expected)
+        for name, by in self.unused().items():
+            if (value := getattr(self, name)) != defaults[name]:
+                raise not_used(name, value, by)
+        self._require_order(steps)
+        return self.with_threshold(dead_after(steps * batch_size))
 
     def with_defaults(self, steps: int) -> "Self":
         """With what a trainer takes for options that aren't given, which is upstream's, for a run of `steps`.
 
-        Raises: ConfigError for a schedule that doesn't fit the run.
+        Raises: ConfigError if lr begins to fall too early.
         """
-        self.require_fit(steps)
+        self._require_order(steps)
+        return self.with_threshold(DEAD_FEATURE_THRESHOLD)
+
+    def with_threshold(self, tokens: int) -> "Self":
+        """With this dead_feature_threshold, unless another is given."""
         if vars(self).get("dead_feature_threshold", 0) is not None:
             return self
-        threshold: dict[str, Any] = {"dead_feature_threshold": DEAD_FEATURE_THRESHOLD}
+        threshold: dict[str, Any] = {"dead_feature_threshold": tokens}
         return replace(self, **threshold)
 
-    def refusal(self, name: str) -> ConfigError:
-        """The error for an option that the posterior leaves without a use."""
-        return not_used(name, getattr(self, name), f"posterior {vars(self)['posterior']}")
+    def _require_order(self, steps: int) -> None:
+        """Raise a ConfigError unless lr begins to fall after what rises at the start."""
+        own = [name for name in _BEFORE_DECAY if name in vars(self)]
+        after = max(SCHEDULES[name].filled(getattr(self, name), steps) or 0 for name in own)
+        if self.decay_start is not None and self.decay_start <= after:
+            count, most = (
+                SCHEDULES["decay_start"].count(x, steps) for x in (self.decay_start, after)
+            )
+            expected = Template("between {most} and {steps=}", most=most, steps=steps)
+            raise ConfigError(name="decay_start", value=count, expected=expected)
 
     def require_units(self, normalize: Normalize) -> None:
         """Raise a ConfigError if an option needs activations that are normalised, and these aren't."""
@@ -371,16 +409,15 @@ class SAEConfig(Checked):
 
     def trainer_arguments(self, steps: int) -> dict[str, Any]:
         """What these settings, resolved for a run of `steps`, give their trainer as arguments."""
-        arguments: dict[str, Any] = {
-            "dict_size": self.dict_size,
-            "warmup_steps": self.warmup_steps,
-            "decay_start": self.decay_start,
-            "seed": self.seed,
+        common = {
+            name: getattr(self, name) for name in ("dict_size", "warmup", "decay_start", "seed")
         }
+        arguments = self.typed(common, steps)
         if self.lr is not None:
             arguments["lr"] = self.lr
-        for option, value in self.options.items():
-            if value is not None and option not in self.unused():
+        used = {name: v for name, v in self.options.items() if name not in self.unused()}
+        for option, value in self.typed(used, steps).items():
+            if value is not None:
                 arguments[option] = list(value) if isinstance(value, tuple) else value
         if self.kept_per_token is not None:
             arguments["k"] = self.kept_per_token
@@ -398,17 +435,18 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
     reconstruction, relative to the activations' energy (with posterior relative: to each token's own).
     Instead of sigma; needs --normalize sqrt_d or unit, unless the posterior is relative."""
 
-    def unused(self) -> tuple[str, ...]:
-        return UNUSED_BY[self.posterior]
+    def unused(self) -> dict[str, str]:
+        by = {name: f"posterior {self.posterior}" for name in UNUSED_BY[self.posterior]}
+        return by | (
+            {"kl_warmup": "kl_schedule constant"} if self.kl_schedule == "constant" else {}
+        )
 
     def with_defaults(self, steps: int) -> "Self":
-        """Also with the KL's warm-up and the posterior's sigma."""
-        found = super().with_defaults(steps)
-        warmup = _kl_warmup(steps) if self.kl_warmup_steps is None else self.kl_warmup_steps
-        sigma = self.sigma
+        """Also with the posterior's sigma."""
+        found, sigma = super().with_defaults(steps), self.sigma
         if sigma is None and self.noise_to_signal is None:
             sigma = default_sigma(self.posterior, self.kept_per_token or self.dict_size)
-        return replace(found, kl_warmup_steps=warmup, sigma=sigma)
+        return replace(found, sigma=sigma)
 
     def resolve(self, steps: int, batch_size: int) -> "Self":
         if None not in (self.noise_to_signal, self.sigma):
@@ -421,14 +459,7 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
                 name="sigma",
                 instead=Template("leave out {sigma} or {noise_to_signal}"),
             )
-        resolved = super().resolve(steps, batch_size)
-        if self.kl_schedule == "constant" and resolved.kl_warmup_steps != _kl_warmup(steps):
-            raise not_used("kl_warmup_steps", self.kl_warmup_steps, "kl_schedule constant")
-        return resolved.with_defaults(steps)
-
-    def _without_unused(self) -> "Self":
-        kept = super()._without_unused()
-        return replace(kept, kl_warmup_steps=None) if self.kl_schedule == "constant" else kept
+        return super().resolve(steps, batch_size).with_defaults(steps)
 
     def trainer_arguments(self, steps: int) -> dict[str, Any]:
         arguments = super().trainer_arguments(steps)
@@ -537,11 +568,7 @@ class ProbabilisticTopKConfig(_UpstreamTopK):
 class _UpstreamBatchTopK(_UpstreamTopK):
     """What upstream's SAEs share that keep k features on average, and encode by a threshold."""
 
-    def require_fit(self, steps: int) -> None:
-        super().require_fit(steps)
-        given = self.k_anneal_steps  # the threshold is learned at k itself
-        fits = given is None or given < max(steps, 3)
-        require(fits, "k_anneal_steps", given, Template("less than {steps=}", steps=steps))
+    k_anneal: SomeShareBelow | None = None  # the threshold is learned at k itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -672,7 +699,7 @@ OPTION_NAMES = tuple(dict.fromkeys(f.name for cls in _GROUPS for f in fields(cls
 
 
 def from_flat(flat: dict[str, Any]) -> SAEConfig:
-    """The settings in a run's config.json, where an option that has no use is null.
+    """The settings in a run's config.json, where an option that has no use is null; see `in_shares`.
 
     Raises: ConfigError for an unknown architecture, an option that it does not use, or a wrong value.
     """
@@ -686,6 +713,20 @@ def from_flat(flat: dict[str, Any]) -> SAEConfig:
         if v is not None or n not in may_be_left_out
     }
     return cls(**given)
+
+
+def in_shares(flat: dict[str, Any]) -> dict[str, Any]:
+    """Flat settings of a run, or of a trainer, which counts its schedules in steps, as settings of earlier
+    versions did. What is the default of such a run becomes None."""
+    found = {_SETTINGS.get(name, name): value for name, value in flat.items()}
+    steps, batch_size = (flat.get(name, 0) for name in ("steps", "batch_size"))
+    if not all(type(each) is int for each in (steps, batch_size)) or steps < 1:
+        return found
+    counts = {n: v for n, v in found.items() if n in SCHEDULES and type(v) is int}
+    shares = {name: SCHEDULES[name].share(count, steps) for name, count in counts.items()}
+    if batch_size and found.get("dead_feature_threshold") == dead_after(steps * batch_size):
+        shares["dead_feature_threshold"] = None
+    return found | shares
 
 
 def not_used(name: str, value: Any, who: str) -> ConfigError:
@@ -713,19 +754,13 @@ def _require_option(name: str, cls: type[SAEConfig]) -> None:
             name=name,
             instead=f"it uses {', '.join(n for n in names if n not in _defaults(SAEConfig))}",
         )
+    if (share := _SETTINGS.get(name)) in names:
+        instead = f"give {share}=N/steps for N of the run's steps"
+        raise ConfigError("settings have shares of the run", name=name, instead=instead)
     hint = meant(name, names) or f"; expected one of {', '.join(names)}"
     raise ConfigError(f"no such option of {cls.architecture}{hint}", name=name)
 
 
-def _defaults_of_a_run(steps: int, tokens: int) -> dict[str, int]:
-    """The defaults of the options that follow from a run's length."""
-    return {
-        "warmup_steps": min(1000, steps // 10),
-        "sparsity_warmup_steps": min(2000, steps // 5),
-        "kl_warmup_steps": _kl_warmup(steps),
-        "dead_feature_threshold": max(1, min(DEAD_FEATURE_THRESHOLD, tokens // 10)),
-    }
-
-
-def _kl_warmup(steps: int) -> int:
-    return max(1, steps // 10)
+def dead_after(tokens: int) -> int:
+    """The default of dead_feature_threshold in a run of so many tokens."""
+    return max(1, min(DEAD_FEATURE_THRESHOLD, tokens // 10))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig
-from ..config.sae import DERIVED
 from ..errors import CheckpointError, Setting, Template, Text, UserError
 from .files import METRICS, at_home, evaluation
 from .reading import read_metrics_if_any
@@ -174,11 +173,7 @@ def training(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if settings.get("noise_to_signal") is not None:
             settings["sigma"] = None  # follows from it, and nobody set it
         trained[folder] = {n: v for n, v in settings.items() if n not in _NOT_THE_TRAINING}
-    following = _same_shares(list(trained.values()))
-    return {
-        folder: {n: v for n, v in settings.items() if n not in following}
-        for folder, settings in trained.items()
-    }
+    return trained
 
 
 def of_one_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -203,22 +198,3 @@ def but_for_seeds(settings: dict[str, Any]) -> str:
         if name not in SEEDS and value != getattr(RunConfig, name, None)
     }
     return json.dumps(shared, sort_keys=True, default=str)
-
-
-def _same_shares(trained: Sequence[dict[str, Any]]) -> set[str]:
-    """The schedules that are the same share of runs of different lengths."""
-    found = set()
-    for name in DERIVED:
-        counts = [(each.get("steps"), each[name]) for each in trained if name in each]
-        if any(steps != counts[0][0] for steps, _ in counts) and all(
-            _is_same_share(*counts[0], *other) for other in counts[1:]
-        ):
-            found.add(name)
-    return found
-
-
-def _is_same_share(steps: Any, count: Any, others: Any, its: Any) -> bool:
-    """Whether two counts are the same share of two runs, but for rounding to whole numbers."""
-    if any(type(each) is not int for each in (steps, count, others, its)):
-        return count == its
-    return abs(count * others - its * steps) <= max(steps, others)

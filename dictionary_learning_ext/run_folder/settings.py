@@ -15,7 +15,7 @@ from typing import Any
 
 from ..config.architectures import BY_DICT_CLASS
 from ..config.run import RunConfig
-from ..config.sae import OPTION_NAMES, SAEConfig
+from ..config.sae import OPTION_NAMES, SAEConfig, in_shares
 from ..errors import CheckpointError, ConfigError
 from .files import CONFIG
 from .foreign import HOOK_POINT
@@ -84,15 +84,15 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     Folders of upstream's `trainSAE` hold what their trainer says of itself, its class included.
     """
     names = [*OPTION_NAMES, *(each.name for each in fields(RunConfig))]
-    trainer = {name: value for name, value in config["trainer"].items() if name in names}
     if not (settings := own_settings(config)):
-        named = {n: v for n, v in config["trainer"].items() if n == "trainer_class"}
-        return named | trainer
+        trainer = in_shares(config["trainer"])
+        return {n: v for n, v in trainer.items() if n in ("trainer_class", *names)}
     which = {name: settings.get(name) for name in ("architecture", "posterior")}
     sae = SAEConfig().changed_to(**which)
     unused = {*OPTION_NAMES} - vars(sae).keys() | {*sae.unused()}
+    trainer = {n: v for n, v in config["trainer"].items() if n in names}
     filled = {n: trainer.get(n) if value is None else value for n, value in settings.items()}
-    return {name: value for name, value in filled.items() if name not in unused}
+    return {name: value for name, value in in_shares(filled).items() if name not in unused}
 
 
 def architecture_of(config: dict[str, Any]) -> str:

@@ -333,7 +333,8 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         """`_start_training`, once upstream's trainer is set up."""
         dead_feature_threshold = self.settings.dead_feature_threshold
         assert dead_feature_threshold is not None, "settings have their defaults"
-        self.k_annealing = KAnnealing.of(self.ae, self.settings.k_anneal_steps)
+        anneal_steps = self.settings.in_steps(self.steps)["k_anneal"]
+        self.k_annealing = KAnnealing.of(self.ae, anneal_steps)
         self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
         self.dead_feature_threshold = dead_feature_threshold
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)

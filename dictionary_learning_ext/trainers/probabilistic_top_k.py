@@ -154,15 +154,9 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
         require_device(device)
         require_choice("dtype", dtype, Dtype)
-        self.settings = ProbabilisticTopKConfig(
-            dict_size=dict_size,
-            k=k,
-            lr=lr,
-            warmup_steps=warmup_steps,
-            decay_start=decay_start,
-            auxk_alpha=auxk_alpha,
-            **options,
-        ).with_defaults(steps)
+        given = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha, **options}
+        given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
+        self.settings = ProbabilisticTopKConfig().changed(given, steps).with_defaults(steps)
         super().__init__(
             steps=steps,
             activation_dim=activation_dim,
@@ -282,5 +276,5 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     @property
     def config(self) -> dict:
         """Upstream's, class names included: its readers take the SAE. And our options."""
-        ours = self.settings.options | {"dtype": self.dtype}
+        ours = self.settings.typed(self.settings.options, self.steps) | {"dtype": self.dtype}
         return super().config | {"dict_class": type(self.ae).__name__} | ours

@@ -222,14 +222,9 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size)
         require_device(device)
         require_choice("dtype", dtype, Dtype)
-        self.settings = VAEaseConfig(
-            dict_size=dict_size,
-            lr=lr,
-            warmup_steps=warmup_steps,
-            decay_start=decay_start,
-            **options,
-        )
-        self.settings.require_fit(steps)
+        given = {"dict_size": dict_size, "lr": lr, **options}
+        given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
+        self.settings = VAEaseConfig().changed(given, steps).with_defaults(steps)
         self.steps, self.layer, self.lm_name = steps, layer, lm_name
         self.lr, self.warmup_steps, self.decay_start = lr, warmup_steps, decay_start
         self.dtype: Dtype = dtype

@@ -309,15 +309,9 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
         require_device(device)
         require_choice("dtype", dtype, Dtype)
-        settings = self.settings = VSAETopKConfig(
-            dict_size=dict_size,
-            k=k,
-            lr=lr,
-            warmup_steps=warmup_steps,
-            decay_start=decay_start,
-            auxk_alpha=auxk_alpha,
-            **options,
-        ).with_defaults(steps)
+        given = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha, **options}
+        given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
+        settings = self.settings = VSAETopKConfig().changed(given, steps).with_defaults(steps)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
         of_posterior = {f.name: getattr(settings, f.name) for f in fields(PosteriorOptions)}
         super().__init__(
@@ -391,6 +385,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         objective = StepObjective.at(
             step,
             settings,
+            self.steps,
             k=self.k_annealing.at(step),
             auxk_alpha=self.auxk_alpha,
             top_k_aux=self.top_k_aux,
@@ -409,15 +404,16 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     @property
     def config(self) -> dict:
         """Upstream's keys and ours: enough to rebuild the trainer."""
-        ours = self.settings.options | {"dtype": self.dtype}
+        ours = self.settings.typed(self.settings.options, self.steps) | {"dtype": self.dtype}
         del ours["noise_to_signal"]  # it gives sigma
         return super().config | self._class_names() | ours
 
     def _warn_of_noise(self, x: t.Tensor) -> None:
         """Warn if noise is large beside these activations, and stays. Waits for the device."""
-        if self.settings.noise_anneal_steps is None:
+        if self.settings.noise_anneal is None:
             ratio = self._noise_to_signal(x, self.ae.log_var(x).detach())
-            warn_of_noise(float(ratio), self.settings, self.steps)
+            fading = f"noise_anneal_steps={max(1, self.steps // 2)}"
+            warn_of_noise(float(ratio), self.settings, fading)
 
     def _warn_of_unused(self) -> None:
         """Warn of options that have a value of their own and no effect."""
@@ -427,18 +423,15 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
                 "noise_on='selection': with k=dict_size every feature is selected, so the noise changes "
                 "nothing; set noise_on='both' or 'values', or posterior='point'"
             )
-        unused = dict.fromkeys(given.unused(), "posterior")
-        if given.kl_schedule == "constant":
-            unused["kl_warmup_steps"] = "kl_schedule"
         defaults = replace(VSAETopKConfig().with_defaults(self.steps), sigma=None)
-        for name, choice in unused.items():
+        for name, choice in given.unused().items():
             if (value := getattr(given, name)) != getattr(defaults, name):
-                chosen = getattr(given, choice)
-                logger.warning(f"{name}={value!r}: {choice}={chosen} does not use it")
+                ((typed, value),) = given.typed({name: value}, self.steps).items()
+                logger.warning(f"{typed}={value!r}: {choice} does not use it")
 
 
-def warn_of_noise(ratio: float, given: PosteriorOptions, steps: int) -> None:
-    """Warn of noise that stays to the end of `steps`, if its noise_to_signal is large."""
+def warn_of_noise(ratio: float, given: PosteriorOptions, fading: str) -> None:
+    """Warn of noise that stays to the end, if its noise_to_signal is large. `fading`: how not to let it stay."""
     goal, same = 0.1, " (noise_to_signal=0.1)"
     if not MUCH_NOISE < ratio < math.inf:
         return
@@ -450,6 +443,5 @@ def warn_of_noise(ratio: float, given: PosteriorOptions, steps: int) -> None:
     instead += "" if given.posterior == "relative" else same
     logger.warning(
         f"noise_to_signal={ratio:.3g}: noise that stays to the end drowns the activations above "
-        f"{MUCH_NOISE}; set {instead}, or let it fade away by "
-        f"noise_anneal_steps={max(1, steps // 2)}"
+        f"{MUCH_NOISE}; set {instead}, or let it fade away by {fading}"
     )

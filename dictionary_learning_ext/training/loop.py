@@ -335,7 +335,7 @@ class _Loop:
             {
                 str(one.folder): {
                     "trainer": one.trainer.config,
-                    "run": {"settings": one.config.to_dict()},
+                    "run": {"settings": one.config.stored()},
                 }
                 for one in sae_runs
             }

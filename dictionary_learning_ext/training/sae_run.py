@@ -83,7 +83,7 @@ class SAERun:
             "trainer": self.trainer.config | {"norm_factor": self.norm_factor},
             "buffer": buffer,
             "run": {
-                "settings": self.config.to_dict(),
+                "settings": self.config.stored(),
                 "norm_factor": self.norm_factor,
                 "date": time.strftime("%Y-%m-%d"),
                 "versions": versions(),
@@ -102,7 +102,7 @@ class SAERun:
     def _note_moved(self) -> None:
         """Write into config.json where the model and the activations are now, if they have moved."""
         config = read_json(self.folder / CONFIG, {"run": {"settings": dict}})
-        settings, now = config["run"]["settings"], self.config.to_dict()
+        settings, now = config["run"]["settings"], self.config.stored()
         moved = {
             n: now[n] for n in may_move(self.settings, self.settings) if settings.get(n) != now[n]
         }

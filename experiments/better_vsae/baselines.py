@@ -29,7 +29,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "k": K,
         "noise_on": "selection",
         "sigma": 0.5,
-        "noise_anneal_steps": STEPS // 2,
+        "noise_anneal": 0.5,
         "beta": 0.0,
     },
     "vSAE, the paper's equations": {"k": K, "beta": 1.0},
@@ -89,7 +89,7 @@ def measure(_: argparse.Namespace) -> None:
     cells = list(itertools.product(SEEDS, MODELS))
     names = {(seed, model): folder_name(model, f"seed{seed}") for seed, model in cells}
     saes = {
-        names[seed, model]: sae_config(STEPS, seed=seed, dict_size=F, **MODELS[model])
+        names[seed, model]: sae_config(seed=seed, dict_size=F, **MODELS[model])
         for seed, model in cells
     }
     run = RunConfig(hook=FIRST_HOOK, steps=STEPS, eval_tokens=EVAL_TOKENS, log_steps=500)

@@ -28,7 +28,7 @@ LESS_IS_MORE = ("near-dead", "absorption")
 
 
 def train_three(_: argparse.Namespace) -> None:
-    saes = top_k_and_two_vsaes(STEPS, SEED)
+    saes = top_k_and_two_vsaes(SEED)
     train_missing(RunConfig(hook=FIRST_HOOK, steps=STEPS), RUNS, saes, finished="ae.pt")
 
 
@@ -39,7 +39,7 @@ def measure(_: argparse.Namespace) -> None:
     from experiments.better_vsae.bench_figures import write_figures
     from experiments.size_matched import bench_size_matched
 
-    folders = [RUNS / name for name in top_k_and_two_vsaes(STEPS, SEED)]
+    folders = [RUNS / name for name in top_k_and_two_vsaes(SEED)]
     outcome, controls = bench_size_matched(folders, tuple(EVALUATIONS), floor=True)
     seconds: dict[str, float] = {}
     for results in outcome.results.values():

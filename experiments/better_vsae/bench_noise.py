@@ -111,21 +111,19 @@ PLACES = {
 
 
 def config_of(arm: str, place: Place, seed: int) -> SAEConfig:
-    steps = place.run.steps
     shared = {"k": place.k, "dict_size": place.dict_size, "seed": seed}
     if arm == "TopK":
-        return sae_config(steps, architecture="top_k", **shared)
+        return sae_config(architecture="top_k", **shared)
     if arm == "point":
-        return sae_config(steps, posterior="point", kl_scope="selected", beta=0.1, **shared)
-    matched = sae_config(steps)
-    found = replace(preset("recommended", steps).sae, **RECOMMENDED_THEN)
+        return sae_config(posterior="point", kl_scope="selected", beta=0.1, **shared)
+    matched = sae_config()
+    found = replace(preset("recommended").sae, **RECOMMENDED_THEN)
     return replace(found, lr=matched.lr, decay_start=matched.decay_start, **shared)
 
 
 def frozen_decoder_config(place: Place) -> SAEConfig:
     """TopK's, with a decoder that stays random: from the code that can freeze it."""
     return sae_config(
-        place.run.steps,
         posterior="point",
         rectify=True,
         beta=0.0,

@@ -108,13 +108,13 @@ def partner_of(size: str, seed: int) -> int:
 
 def sae_of(settings: dict[str, Any], size: str, seed: int) -> SAEConfig:
     """A candidate at a size: its ratio becomes sigma, by noise_to_signal = k sigma^2 / D."""
-    dict_size, k, steps = SIZES[size]
+    dict_size, k, _ = SIZES[size]
     own = dict(settings)
     if (ratio := own.pop("ratio", None)) is not None:
         own["sigma"] = (ratio * D / k) ** 0.5
     if (until := own.pop("until", None)) is not None:
-        own["noise_anneal_steps"] = int(until * steps)
-    return sae_config(steps, k=k, dict_size=dict_size, seed=seed, **own)
+        own["noise_anneal"] = until
+    return sae_config(k=k, dict_size=dict_size, seed=seed, **own)
 
 
 def without_noise(settings: dict[str, Any]) -> dict[str, Any]:

@@ -69,11 +69,11 @@ def run_name(model: str, k: int, seed: int) -> str:
     return folder_name(model, f"k{k}", f"seed{seed}")
 
 
-def config_of(model: str, k: int, seed: int, steps: int) -> SAEConfig:
+def config_of(model: str, k: int, seed: int) -> SAEConfig:
     settings = dict(MODELS[model])
     if (ratio := settings.pop("ratio", None)) is not None:
-        settings |= {"sigma": math.sqrt(ratio * D / k), "noise_anneal_steps": steps // 2}
-    return sae_config(steps, k=k, dict_size=F, lr=LR, seed=seed, **settings)
+        settings |= {"sigma": math.sqrt(ratio * D / k), "noise_anneal": 0.5}
+    return sae_config(k=k, dict_size=F, lr=LR, seed=seed, **settings)
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -88,7 +88,7 @@ def measure_at(arguments: argparse.Namespace, k: int) -> None:
     steps, seeds = arguments.tokens // BATCH, range(arguments.seeds)
     folder = arguments.runs / f"{steps}_steps" / f"k{k}"
     cells = [(model, seed) for seed in seeds for model in MODELS]
-    saes = {run_name(model, k, seed): config_of(model, k, seed, steps) for model, seed in cells}
+    saes = {run_name(model, k, seed): config_of(model, k, seed) for model, seed in cells}
     run = RunConfig(
         model=arguments.lm,
         hook=FIRST_HOOK,

@@ -26,7 +26,7 @@ METRICS = ("fve", "frac_recovered", "near_dead_0.1", "near_dead_0.5", "stability
 def measure(_: argparse.Namespace) -> None:
     rows = []
     for seed in SEEDS:
-        saes = top_k_and_two_vsaes(STEPS, seed)
+        saes = top_k_and_two_vsaes(seed)
         folders = train_missing(RunConfig(hook=FIRST_HOOK, steps=STEPS), RUNS / str(seed), saes)
         rows += [
             {"model": name, "seed": seed} | metrics_of(folder, METRICS)

@@ -47,20 +47,20 @@ BINS = {"below 0.5": (0.0, 0.5), "0.5 to 0.7": (0.5, 0.7), "0.7 to 0.9": (0.7, 0
 RUNS = Path("runs/match_to_truth")
 
 
-def saes_of(steps: int, seed: int) -> dict[str, SAEConfig]:
+def saes_of(seed: int) -> dict[str, SAEConfig]:
     """The SAEs of a seed, by the names of the tables."""
     shared: dict[str, Any] = {"k": K, "dict_size": F, "seed": seed}
     noise = {
         "noise_on": "selection",
         "noise_to_signal": NOISE,
-        "noise_anneal_steps": steps // 2,
+        "noise_anneal": 0.5,
     }
     penalty = {"kl_scope": "selected", "beta": PENALTY}
     return {
-        "TopK": sae_config(steps, posterior="point", beta=0.0, **shared),
-        "penalty alone": sae_config(steps, posterior="point", **penalty, **shared),
-        "noise alone": sae_config(steps, beta=0.0, **noise, **shared),
-        "noise and penalty": sae_config(steps, **penalty, **noise, **shared),
+        "TopK": sae_config(posterior="point", beta=0.0, **shared),
+        "penalty alone": sae_config(posterior="point", **penalty, **shared),
+        "noise alone": sae_config(beta=0.0, **noise, **shared),
+        "noise and penalty": sae_config(**penalty, **noise, **shared),
     }
 
 
@@ -70,7 +70,7 @@ def measure(arguments: Namespace) -> None:
     folders: dict[str, list[Path]] = {}
     for seed in range(arguments.seeds):
         of_seed = train_missing(
-            replace(base, data_seed=seed), arguments.runs / str(seed), saes_of(steps, seed)
+            replace(base, data_seed=seed), arguments.runs / str(seed), saes_of(seed)
         )
         for name, folder in of_seed.items():
             folders.setdefault(name, []).append(folder)

@@ -135,7 +135,7 @@ def read_once(run: RunConfig, arguments: argparse.Namespace) -> tuple[t.Tensor, 
 def config_of(model: str, width: int, arguments: argparse.Namespace) -> SAEConfig:
     """TopK, or the preset, at one size and learning rate."""
     sizes: dict[str, Any] = {"k": arguments.k, "dict_size": arguments.dict_size, "lr": LR}
-    config = replace(preset("recommended", arguments.steps).sae, **sizes, **RECOMMENDED_THEN)
+    config = replace(preset("recommended").sae, **sizes, **RECOMMENDED_THEN)
     if model == "TopK":
         config = SAEConfig(architecture="top_k", decay_start=config.decay_start, **sizes)
     return config.resolve(arguments.steps, BATCH).with_sigma(width, "sqrt_d")

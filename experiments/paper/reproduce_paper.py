@@ -128,12 +128,7 @@ def train_cells(
     lr = 2e-3 if run.steps <= 1000 else 5e-4
     saes = {
         path.name: sae_config(
-            run.steps,
-            k=dict_size // ratio,
-            dict_size=dict_size,
-            lr=lr,
-            seed=seed,
-            **MODELS[model],
+            k=dict_size // ratio, dict_size=dict_size, lr=lr, seed=seed, **MODELS[model]
         )
         for (model, ratio, seed), path in folders.items()
     }

@@ -38,12 +38,12 @@ def measure(_: argparse.Namespace) -> None:
     for seed in SEEDS:
         shared: dict[str, Any] = {"k": K, "dict_size": F, "seed": seed}
         name = f"top_k_seed{seed}"
-        saes[name] = sae_config(STEPS, architecture="top_k", **shared)
+        saes[name] = sae_config(architecture="top_k", **shared)
         settings[name] = {"noise_on": "TopK", "sigma": 0.0, "seed": seed}
         for noise_on in NOISE_ON:
             for sigma in SIGMAS:
                 name = f"{noise_on}_sigma{sigma}_seed{seed}"
-                saes[name] = sae_config(STEPS, noise_on=noise_on, sigma=sigma, beta=0.0, **shared)
+                saes[name] = sae_config(noise_on=noise_on, sigma=sigma, beta=0.0, **shared)
                 settings[name] = {"noise_on": noise_on, "sigma": sigma, "seed": seed}
     folders = train_missing(RunConfig(hook=FIRST_HOOK, steps=STEPS, eval_tokens=20_000), RUNS, saes)
     rows = [

@@ -74,13 +74,12 @@ class Setting:
             if noise or relative or scale:
                 own |= {"sigma": scale} if scale else {"noise_to_signal": noise or relative}
                 own |= {"posterior": "relative"} if relative else {}
-                own["noise_on"] = "selection"
-                own["noise_anneal_steps"] = int(until * self.steps)
+                own |= {"noise_on": "selection", "noise_anneal": until}
             else:
                 own["posterior"] = "point"
         if anneal_k is not None:
-            own["k_anneal_steps"] = int(anneal_k * self.steps)
-        return sae_config(self.steps, k=self.k, dict_size=self.dict_size, seed=seed, **own)
+            own["k_anneal"] = anneal_k
+        return sae_config(k=self.k, dict_size=self.dict_size, seed=seed, **own)
 
 
 _BLOCKS_2 = {"cache": "embedded", "hook": "blocks.2.hook_resid_post", "activation_dim": 128}

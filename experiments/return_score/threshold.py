@@ -82,7 +82,7 @@ def config_of(setting: Setting, options: Options, seed: int) -> SAEConfig:
     if options.get("architecture") != "jump_relu":
         return setting.sae(options, seed)
     aim = {"target_l0": float(setting.k), "dict_size": setting.dict_size, "seed": seed}
-    return sae_config(setting.steps, **aim, **options)
+    return sae_config(**aim, **options)
 
 
 def trained(name: str, arm: str, options: Options, seeds: Sequence[int]) -> dict[int, Path]:

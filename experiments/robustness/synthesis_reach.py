@@ -35,7 +35,7 @@ FOLDERS = [
 
 def train_four(_: argparse.Namespace) -> None:
     """Three at blocks.0, and a TopK SAE at blocks.2."""
-    saes = top_k_and_two_vsaes(STEPS, SEED)
+    saes = top_k_and_two_vsaes(SEED)
     run = replace(preset("recommended", STEPS).run, hook=FIRST_HOOK)
     train_missing(run, RUNS, saes)
     train_missing(replace(run, hook="blocks.2.hook_resid_post"), RUNS, {"layer2": saes["top_k"]})

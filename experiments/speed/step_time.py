@@ -394,11 +394,9 @@ SAES = {
     "noise on values, KL on selected": SAEConfig(
         noise_on="values", kl_scope="selected", beta=0.1, sigma=0.3
     ),
-    "selection, annealed": SAEConfig(
-        noise_on="selection", noise_anneal_steps=QUALITY_STEPS // 2, beta=0.0, sigma=0.3
-    ),
+    "selection, annealed": SAEConfig(noise_on="selection", noise_anneal=0.5, beta=0.0, sigma=0.3),
 }
-SHARED: dict[str, Any] = {"k": 16, "dict_size": 512, "lr": 2e-3, "decay_start": QUALITY_STEPS // 2}
+SHARED: dict[str, Any] = {"k": 16, "dict_size": 512, "lr": 2e-3, "decay_start": 0.5}
 
 
 def measure_quality(_: argparse.Namespace) -> None:

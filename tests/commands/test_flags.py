@@ -74,8 +74,10 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
     assert text.isascii(), "any terminal shows it"
     assert "None" not in text
     explained = re.findall(r"^  --([a-z0-9-]+)(?: \S+)*?(?:\s{2,}|\n\s{26})[A-Za-z]", text, re.M)
-    start = parse(command, []) if command is TRAIN else None
-    flags = vars(start.sae).keys() - {*start.sae.unused()} if start else flags_of(command)
+    flags = flags_of(command)
+    if command is TRAIN:
+        sae = parse(command, []).sae
+        flags = sae.typed({n: v for n, v in vars(sae).items() if n not in sae.unused()}, 1000)
     assert {name.replace("-", "_") for name in explained} >= set(flags)
     if "device" in explained:
         assert re.search(r"--device TEXT +Where to compute: cpu, cuda or cuda:N\. \(", text)
@@ -106,7 +108,7 @@ def test_none_is_taken_wherever_a_flag_may_be_none_and_is_a_value_where_it_says_
     args += ["--normalize", none, "--save-every", none, "--save-steps", none, "--sigma", "1"]
     flags = parse(TRAIN, args)
     sae, run = flags.sae, flags.run
-    assert (sae.noise_anneal_steps, run.max_norm_multiple, sae.decay_start) == (None, None, None)
+    assert (sae.noise_anneal, run.max_norm_multiple, sae.decay_start) == (None, None, None)
     assert (run.normalize, run.save_every, run.save_steps) == ("none", "none", "none")
     assert parse(COMMANDS["eval"], ["run", "--tokens", none]).tokens is None
     assert parse(COMMANDS["sweep"], [f"--at-once={none}"]).at_once is None

@@ -50,6 +50,10 @@ REFUSED = {
     "train --architecture top_k --beta 0": "--beta 0: architecture top_k does not use it; leave it out",
     "train --architecture vsae --k 16": "--k 16: architecture vsae does not use it … give "
     "--architecture vsae_top_k or",
+    "train --posterior point --noise-anneal-steps 5": "--noise-anneal-steps 5: posterior point does not",
+    "train --kl-schedule constant --kl-warmup-steps 7": "--kl-warmup-steps 7: kl_schedule constant does",
+    "train --steps 100 --kl-warmup-steps 101": "--kl-warmup-steps 101: expected … --steps 100",
+    "train --steps 100 --decay-start 5": "--decay-start 5: expected between 10 and --steps 100",
     # A value that is missing or of another type
     "export run": "expected --format, one of sae-bench",
     "explain run": "expected --endpoint URL and --explainer NAME (see",

@@ -18,7 +18,7 @@ from dictionary_learning_ext.commands import train
 from dictionary_learning_ext.commands.flags import parse, vsae
 from dictionary_learning_ext.commands.train import TRAIN, starting_point
 from dictionary_learning_ext.config.presets import preset
-from dictionary_learning_ext.config.run import TrainConfig
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.training import loop
 
 
@@ -32,7 +32,7 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
         "paper's setting."
     )
     settings, recommended = settings_of(tmp_path / "run"), preset("recommended", steps=12)
-    for name in ("noise_on", "noise_to_signal", "noise_anneal_steps", "kl_scope", "beta", "lr"):
+    for name in ("noise_on", "noise_to_signal", "noise_anneal", "kl_scope", "beta", "lr"):
         assert settings[name] == getattr(recommended.sae, name), name
     assert out.splitlines()[1] == f"Writing to {tmp_path / 'run'}"
     assert "near-dead" in out
@@ -131,8 +131,11 @@ def test_flags_reach_the_trainer_and_the_weights_and_a_config_starts_another_run
     flags = "--beta 0.25 --posterior learned --kl-warmup-steps 0 --prior-std 0.5"
     assert main(["train", *small, *flags.split()]) == 0
     trained = json.loads((tmp_path / "run" / "config.json").read_text())["trainer"]
-    for values in (settings_of(tmp_path / "run"), trained):
-        assert (values["kl_warmup_steps"], values["prior_std"]) == (0, 0.5)
+    for values, name in (
+        (settings_of(tmp_path / "run"), "kl_warmup"),
+        (trained, "kl_warmup_steps"),
+    ):
+        assert (values[name], values["prior_std"]) == (0, 0.5)
     weights = t.load(tmp_path / "run" / "ae.pt", weights_only=True)
     assert trained["norm_factor"] != pytest.approx(1, rel=0.01)
     assert weights["prior_std"].item() == pytest.approx(0.5 * trained["norm_factor"])
@@ -199,7 +202,7 @@ def test_what_an_architecture_does_not_take_from_a_config_is_named(folder, tmp_p
 @pytest.mark.parametrize("typed", ["20_000", "+20000", "20000"])
 def test_steps_may_be_typed_in_any_way_that_python_reads(typed):
     start = starting_point({"steps": typed})
-    assert (start.run.steps, start.sae.noise_anneal_steps) == (20_000, 10_000)
+    assert (start.run.steps, start.sae.in_steps(20_000)["noise_anneal"]) == (20_000, 10_000)
 
 
 def test_noise_to_signal_and_the_sigma_it_means_are_both_in_the_config(small, tmp_path, capsys):
@@ -220,13 +223,21 @@ def test_noise_to_signal_and_the_sigma_it_means_are_both_in_the_config(small, tm
 
 
 def test_a_configs_schedules_are_those_of_the_runs_steps(tmp_path):
-    """decay_start=9 of 12 steps was refused in a run of 8."""
+    """decay_start=9 of 12 steps was refused in a run of 8. Earlier versions wrote steps."""
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"run": {"settings": parsed("--steps 12 --kl-warmup-steps 4")}}))
     settings = parsed(f"--config {config} --steps 8")
     schedules = {"decay_start": 6, "noise_anneal_steps": 4, "kl_warmup_steps": 2}
     assert {name: settings[name] for name in schedules} == schedules
     assert parsed(f"--config {config} --steps 8 --decay-start 7")["decay_start"] == 7
+    same = f"--config {config}"
+    assert parsed(same) == parsed("--steps 12 --kl-warmup-steps 4")
+    stored = TrainConfig(parse(TRAIN, same.split()).sae, RunConfig(steps=12)).stored()
+    assert (stored["decay_start"], stored["noise_anneal"], stored["kl_warmup"]) == (
+        0.75,
+        0.5,
+        1 / 3,
+    )
 
 
 def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, capsys):
@@ -273,7 +284,7 @@ def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(
     assert main(shlex.split(command.removeprefix(vsae()))) == 0
     settings = settings_of(tmp_path / "longer")
     assert (settings["steps"], settings["init_from"]) == (8, str(folder))
-    assert (settings["data_seed"], settings["noise_anneal_steps"]) == (1, 4)
+    assert (settings["data_seed"], settings["noise_anneal"]) == (1, 0.5)
     (folder / "ae.pt").unlink()
     assert "leave out --steps to continue it" in refused([*resume, 20], capsys)
 

@@ -52,8 +52,12 @@ def test_the_paper_is_what_the_paper_states():
 
 def test_a_presets_schedules_scale_with_its_steps():
     for config, times in ((preset("recommended"), 1), (preset("recommended", steps=4000), 4)):
-        found = config.sae.decay_start, config.sae.noise_anneal_steps, config.run.steps
-        assert found == (750 * times, 500 * times, 1000 * times)
+        names = ("decay_start", "noise_anneal_steps", "steps")
+        assert [config.to_dict()[name] for name in names] == [
+            750 * times,
+            500 * times,
+            1000 * times,
+        ]
     assert preset("paper", steps=7).run.steps == 7
 
 

@@ -5,6 +5,7 @@ import inspect
 import pickle
 from dataclasses import asdict, fields
 
+import numpy as np
 import pytest
 import torch as t
 
@@ -13,6 +14,7 @@ from dictionary_learning_ext.config.help_texts import help_texts
 from dictionary_learning_ext.config.presets import in_units
 from dictionary_learning_ext.config.sae import (
     CONFIGS,
+    SCHEDULES,
     MatryoshkaConfig,
     PosteriorOptions,
     ProbabilisticTopKConfig,
@@ -20,6 +22,7 @@ from dictionary_learning_ext.config.sae import (
     VAEaseConfig,
     VSAETopKConfig,
     from_flat,
+    in_shares,
 )
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.probabilistic_top_k import ProbabilisticTopKTrainer
@@ -31,10 +34,12 @@ from dictionary_learning_ext.trainers.variational_top_k import (
 
 D, F, K = 8, 16, 4
 POSTERIOR = asdict(PosteriorOptions(sigma=1.0))
-VSAE = VSAETopKConfig(sigma=1.0, k=K, dead_feature_threshold=10_000_000).options
+VSAE = VSAETopKConfig(sigma=1.0, k=K).with_defaults(40)
+VSAE = VSAE.typed(VSAE.options, 40)
 del VSAE["noise_to_signal"]  # which is resolved to sigma
 VAEASE = VAEaseConfig().options
-GATES = ProbabilisticTopKConfig(k=K, dead_feature_threshold=10_000_000).options
+GATES = ProbabilisticTopKConfig(k=K).with_defaults(40)
+GATES = GATES.typed(GATES.options, 40)
 STARTED = {"steps": 40, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
 STARTED |= {"warmup_steps": 4, "seed": 0, "device": "cpu"}
 """What a trainer is given beside its options."""
@@ -44,14 +49,15 @@ STARTED |= {"warmup_steps": 4, "seed": 0, "device": "cpu"}
 def test_every_option_an_architecture_uses_is_filled_in_and_no_other(architecture):
     resolved = SAEConfig(architecture=architecture).resolve(500, 64)
     optional = {"noise_anneal_steps", "k_anneal_steps", "log_var_init", "noise_to_signal"}
-    assert all(value is not None for n, value in resolved.options.items() if n not in optional)
-    assert resolved.warmup_steps == 50
+    options = resolved.typed(resolved.options, 500)
+    assert all(value is not None for name, value in options.items() if name not in optional)
+    assert resolved.in_steps(500)["warmup"] == 50
 
 
 def test_an_architecture_has_its_own_options_and_no_others():
     relu, top_k = SAEConfig(architecture="relu"), SAEConfig(architecture="top_k")
-    assert relu.options.keys() == {"l1_penalty", "sparsity_warmup_steps"}
-    of_top_k = {"k", "k_anneal_steps", "auxk_alpha", "dead_feature_threshold"}
+    assert relu.options.keys() == {"l1_penalty", "sparsity_warmup"}
+    of_top_k = {"k", "k_anneal", "auxk_alpha", "dead_feature_threshold"}
     assert top_k.options.keys() == of_top_k
     flat = relu.to_flat()
     assert flat.keys() >= of_top_k
@@ -95,8 +101,8 @@ def test_noise_to_signal_becomes_sigma_where_the_width_is_known(normalize, archi
         ({"sigma": 1.0}, {"posterior": "learned"}),
         ({"posterior": "learned", "log_var_init": -1.0}, {"posterior": "fixed"}),
         ({"sigma": 0.5}, {"posterior": "point"}),
-        ({"noise_on": "values", "noise_anneal_steps": 5}, {"posterior": "point"}),
-        ({"kl_warmup_steps": 7}, {"kl_schedule": "constant"}),
+        ({"noise_on": "values", "noise_anneal": 0.01}, {"posterior": "point"}),
+        ({"kl_warmup": 0.2}, {"kl_schedule": "constant"}),
     ],
     ids=str,
 )
@@ -146,45 +152,69 @@ def test_an_sae_of_all_features_takes_no_noise_on_the_selection(architecture, gi
 
 
 def test_a_given_zero_is_kept():
-    resolved = SAEConfig(beta=0.0, auxk_alpha=0.0, warmup_steps=0).resolve(100, 8)
-    assert (resolved.beta, resolved.auxk_alpha, resolved.warmup_steps) == (0.0, 0.0, 0)
+    resolved = SAEConfig(beta=0.0, auxk_alpha=0.0, warmup=0).resolve(100, 8)
+    assert (resolved.beta, resolved.auxk_alpha, resolved.in_steps(100)["warmup"]) == (0.0, 0.0, 0)
+
+
+LENGTHS = [*range(1, 300), 999, 1000, 1001, 4096, 30_011, 2**16 + 1, 100_003, 999_983, 10**6]
+
+
+def test_a_number_of_steps_goes_through_a_share_and_back():
+    """Every number of a run, for many lengths. Those whose product is not exact are tried one by one."""
+    for steps in LENGTHS:
+        counts = np.arange(steps + 1)
+        back = counts / steps * steps
+        assert np.abs(back - counts).max() < 1e-7, steps
+        inexact = counts[back < counts].tolist()
+        for row in SCHEDULES.values():
+            for count in (*inexact[:: len(inexact) // 999 + 1], steps // 10, steps // 5, steps):
+                assert row.count(row.share(count, steps), steps) == max(count, row.least)
 
 
 def test_another_length_derives_defaults_again_and_keeps_the_share_of_other_schedules():
-    anneal = {"noise_anneal_steps": 500, "k_anneal_steps": 250}
-    sae = SAEConfig(warmup_steps=50, decay_start=750, **anneal, kl_warmup_steps=0)
-    resolved = sae.resolve(1000, 8)
-    shorter = resolved.for_steps(1000, 200, 8).resolve(200, 8)
-    schedules = ("warmup_steps", "decay_start", *anneal, "kl_warmup_steps")
-    assert [getattr(shorter, name) for name in schedules] == [10, 150, 100, 50, 0]
-    assert shorter.dead_feature_threshold == 160
-    assert resolved.for_steps(1000, 1000, 8).resolve(1000, 8) == resolved
-    capped = SAEConfig().resolve(20_000, 8)
-    assert capped.warmup_steps == 1000
-    assert capped.for_steps(20_000, 200_000, 8).resolve(200_000, 8).warmup_steps == 1000
+    given = {"warmup": 0.05, "decay_start": 0.75, "noise_anneal": 0.5, "k_anneal": 0.25}
+    sae = SAEConfig(**given, kl_warmup=0)
+    schedules = ("warmup", "decay_start", "noise_anneal", "k_anneal", "kl_warmup")
+    assert [sae.in_steps(200)[name] for name in schedules] == [10, 150, 100, 50, 0]
+    lengths = (100, 20_000, 200_000)
+    assert [SAEConfig().in_steps(steps)["warmup"] for steps in lengths] == [10, 1000, 1000]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
 @pytest.mark.parametrize(
     "given",
     [
-        {"warmup_steps": 60, "decay_start": 100},
-        {"warmup_steps": 900},
-        {"architecture": "relu", "sparsity_warmup_steps": 90, "decay_start": 150},
-        {"architecture": "relu", "decay_start": 250},
-        {"decay_start": 750, "noise_anneal_steps": 500, "k_anneal_steps": 9},
+        {"warmup": 0.06, "decay_start": 0.1},
+        {"warmup": 0.9},
+        {"architecture": "relu", "sparsity_warmup": 0.09, "decay_start": 0.15},
+        {"architecture": "relu", "decay_start": 0.25},
+        {"decay_start": 0.75, "noise_anneal": 0.5, "k_anneal": 0.009},
     ],
     ids=str,
 )
 def test_schedules_of_a_very_short_run_are_possible(steps, given):
     """A mistake that nobody typed would be said otherwise."""
-    SAEConfig(**given).for_steps(1000, steps, 8).resolve(steps, 8)
+    sae = SAEConfig(**given).resolve(steps, 8)
+    given = sae.typed({"warmup": None, "decay_start": None} | sae.options, steps)
+    type(sae)().changed(given, steps).with_defaults(steps)
 
 
 def test_a_decay_after_the_warm_up_stays():
-    given = SAEConfig(warmup_steps=60, decay_start=100)
-    assert given.for_steps(1000, 20, 8).decay_start == 2
-    assert given.for_steps(1000, 10, 8).decay_start is None
+    given = SAEConfig(warmup=0.06, decay_start=0.1)
+    assert [given.in_steps(steps)["decay_start"] for steps in (1000, 20, 9)] == [100, 2, None]
+
+
+def test_a_config_of_an_earlier_version_has_steps():
+    """Its default is a default again: in a longer run, it follows from that."""
+    run = {"steps": 20_000, "batch_size": 8}
+    steps = {"warmup_steps": 1000, "decay_start": 15_000, "kl_warmup_steps": 0}
+    defaults = {"dead_feature_threshold": 16_000, "k_anneal_steps": None}
+    shares = {"warmup": None, "decay_start": 0.75, "kl_warmup": 0}
+    assert in_shares(run | steps | defaults) == run | shares | {
+        "dead_feature_threshold": None,
+        "k_anneal": None,
+    }
+    assert in_shares(run | shares) == run | shares, "as this version writes it"
 
 
 def assert_same_weights(one, other):
@@ -250,18 +280,18 @@ def test_upstreams_trainers_have_the_defaults_that_our_groups_say():
 
 def test_a_schedule_that_is_not_given_is_a_share_of_the_run():
     options = SAEConfig().with_defaults(100)
-    assert options.kl_warmup_steps == 10
+    assert options.in_steps(100)["kl_warmup"] == 10
     assert options.with_defaults(100) == options, "a config builds the same again"
-    assert SAEConfig(kl_warmup_steps=0).with_defaults(100).kl_warmup_steps == 0
+    assert SAEConfig(kl_warmup=0).in_steps(100)["kl_warmup"] == 0
 
 
 def test_the_last_step_has_k_itself():
     """BatchTopK's threshold is that of k features, and learns nothing before."""
     for name in ("batch_top_k", "matryoshka"):
-        sae = SAEConfig(architecture=name, k_anneal_steps=99)
-        assert sae.resolve(100, 8).options["k_anneal_steps"] == 99
-        with pytest.raises(ConfigError, match=r"^k_anneal_steps=99: expected less than steps=99$"):
-            sae.require_fit(99)
+        sae = CONFIGS[name]()
+        assert sae.changed({"k_anneal_steps": 99}, 100).in_steps(100)["k_anneal"] == 99
+        with pytest.raises(ConfigError, match=r"^k_anneal_steps=99: expected .*less than steps=99"):
+            sae.changed({"k_anneal_steps": 99}, 99)
 
 
 def test_each_group_of_a_matryoshka_has_a_feature():
@@ -276,10 +306,9 @@ def test_each_group_of_a_matryoshka_has_a_feature():
         MatryoshkaConfig(group_fractions=(0.3333333,) * 3)
 
 
-@pytest.mark.parametrize("name", ["kl_warmup_steps", "noise_anneal_steps", "k_anneal_steps"])
+@pytest.mark.parametrize("name", ["kl_warmup", "noise_anneal", "k_anneal"])
 def test_a_schedule_may_be_as_long_as_the_run(name):
-    longest = SAEConfig(**{name: 100})
-    assert getattr(longest.resolve(100, 8), name) == 100
-    for check in (longest.require_fit, longest.with_defaults):
-        with pytest.raises(ConfigError, match=f"^{name}=100: expected at most steps=99$"):
-            check(99)
+    typed = {f"{name}_steps": 100}
+    assert SAEConfig().changed(typed, 100) == SAEConfig(**{name: 1})
+    with pytest.raises(ConfigError, match=f"^{name}_steps=100: expected .*steps=99"):
+        SAEConfig().changed(typed, 99)

@@ -6,6 +6,7 @@ from typing import get_type_hints
 import pytest
 
 from dictionary_learning_ext.config.sae import (
+    SCHEDULES,
     PosteriorArguments,
     PosteriorOptions,
     ProbabilisticTopKArguments,
@@ -37,7 +38,10 @@ def test_the_names_and_types_are_those_of_the_settings(arguments, settings):
         else set(settings().options)
     )
     types = get_type_hints(settings)  # without what Annotated adds
-    expected = {name: types[name] for name in own.difference(*ELSEWHERE)}
+    expected = {
+        **{name: types[name] for name in own.difference(*ELSEWHERE, SCHEDULES)},
+        **{SCHEDULES[name].in_steps: int | None for name in own & SCHEDULES.keys()},
+    }
     assert get_type_hints(arguments) == expected
 
 

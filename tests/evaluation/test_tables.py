@@ -241,7 +241,7 @@ def test_each_symptom_is_said_beyond_its_limit(bad, at_limit, said):
 
 def test_what_says_nothing_is_no_symptom():
     assert symptoms(dict.fromkeys(GOOD), SAEConfig(architecture="relu", dict_size=64)) == []
-    assert symptoms(GOOD | {"noise_to_signal": 0.5}, SAEConfig(noise_anneal_steps=5)) == []
+    assert symptoms(GOOD | {"noise_to_signal": 0.5}, SAEConfig(noise_anneal=0.5)) == []
     few = GOOD | {
         "alive": 0.5,
         "tokens": 79,

@@ -112,9 +112,18 @@ def test_the_recommended_preset_is_what_was_chosen():
     assert chosen is not None
     confirmed = next(iter(CONFIRM.values())).sae(SAMPLED[chosen], seed=0)
     config = preset("recommended")
-    assert config.sae.noise_anneal_steps == config.run.steps * 0.5
-    assert confirmed.noise_anneal_steps == 4000 * 0.5
-    same = ("k", "dict_size", "posterior", "noise_on", "noise_to_signal", "beta", "kl_scope", "lr")
+    assert config.sae.noise_anneal == 0.5
+    same = (
+        "k",
+        "dict_size",
+        "posterior",
+        "noise_on",
+        "noise_to_signal",
+        "beta",
+        "kl_scope",
+        "lr",
+        "noise_anneal",
+    )
     for name in same:
         assert getattr(config.sae, name) == getattr(confirmed, name), name
 

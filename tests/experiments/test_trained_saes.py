@@ -16,7 +16,7 @@ from experiments.trained_saes import agreement, top_k_and_two_vsaes, train_missi
 @pytest.mark.parametrize("page", ["quickstart_seeds", "bench_embedded", "synthesis_reach"])
 def test_a_page_shows_the_saes_that_its_experiment_trains(page):
     text = (RESULTS / f"{page}.md").read_text(encoding="utf-8")
-    trained = [*top_k_and_two_vsaes(1000, 0)]
+    trained = [*top_k_and_two_vsaes(0)]
     if page == "synthesis_reach":
         trained = [folder.rpartition("/")[2] for folder in FOLDERS]
     assert not [name for name in trained if not re.search(rf"\b{name}\b", text)]
@@ -41,15 +41,15 @@ def test_a_page_shows_the_saes_that_its_experiment_trains(page):
             {
                 "noise_on": "selection",
                 "noise_to_signal": 1 / 32,
-                "noise_anneal_steps": 500,
+                "noise_anneal": 0.5,
                 "beta": 0.0,
             },
         ),
     ],
 )
 def test_their_settings_are_those_that_the_quickstart_had(name, settings):
-    sae = top_k_and_two_vsaes(1000, 3)[name].resolve(1000, 1024)
-    shared = {"k": 16, "dict_size": 512, "lr": 2e-3, "decay_start": 750, "seed": 3}
+    sae = top_k_and_two_vsaes(3)[name].resolve(1000, 1024)
+    shared = {"k": 16, "dict_size": 512, "lr": 2e-3, "decay_start": 0.75, "seed": 3}
     assert {key: getattr(sae, key) for key in shared | settings} == shared | settings
 
 

@@ -101,7 +101,8 @@ def test_a_vsaes_steps_with_k_sparse_products_are_those_with_dense_ones(settings
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_no_architecture_mixes_devices_and_ours_wait_in_no_step(architecture, dtype, cuda):
     options = {"k_anneal_steps": 50, "dead_feature_threshold": 1}
-    options = {n: v for n, v in options.items() if n in CONFIGS[architecture]().options}
+    sae = CONFIGS[architecture]()
+    options = {n: v for n, v in options.items() if n in sae.typed(sae.options, 100)}
     trainer = built(architecture, dtype, DEVICE, **options)
     found = require_steps(trainer, cuda, waits=architecture not in OURS)
     assert found <= {DEVICE, "cpu"} if architecture not in OURS else found == {DEVICE}

@@ -15,12 +15,12 @@ def batch(seed: int, rows: int = BATCH) -> t.Tensor:
 
 
 def built(architecture: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Any:
-    """The trainer of an architecture for a run of STEPS, with these options. Default: k = K."""
+    """The trainer of an architecture for a run of STEPS, with these options, schedules in steps. Default: k = K."""
     if "k" in CONFIGS[architecture]().options:
         options = {"k": K} | options
-    sae = SAEConfig(architecture=architecture, dict_size=F, **options).resolve(STEPS, BATCH)
+    sae = SAEConfig(architecture=architecture, dict_size=F).changed(options, STEPS)
     return build_trainer(
-        sae,
+        sae.resolve(STEPS, BATCH),
         steps=STEPS,
         activation_dim=D,
         layer=0,

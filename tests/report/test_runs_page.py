@@ -207,13 +207,13 @@ def test_one_architecture_is_no_column_and_long_names_break_at_underscores(folde
     for seed in range(2):
         long = folder / f"{'a_long_name_' * 4}seed{seed}"
         shutil.copytree(runs[0], long)
-        change(long / "config.json", lambda it: it["run"]["settings"].update(warmup_steps=2))
+        change(long / "config.json", lambda it: it["run"]["settings"].update(decay_start=0.5))
     page = index_of(folder)
     rows = rows_of(page)
     assert list(rows) == [*(f"{'a_long_name_' * 4}seed{seed}" for seed in range(2)), "vsae"]
     assert "a_<wbr>long_<wbr>name_<wbr>" in page
     assert "architecture" not in rows["vsae"]
-    assert "warmup_<wbr>steps</th>" in page
+    assert "decay_<wbr>start</th>" in page
 
 
 # --- a sweep's results

@@ -48,7 +48,7 @@ def settings_by_name() -> None:
 
 
 def settings_by_class() -> None:
-    VSAETopKConfig(k=8, beta=0.1, posterior="learned", rectify=True, noise_anneal_steps=100)
+    VSAETopKConfig(k=8, beta=0.1, posterior="learned", rectify=True, noise_anneal=0.5)
     VSAETopKConfig(architecture="vsae_top_k")
     VSAETopKConfig(architecture="vsae")  # wrong
     VSAETopKConfig(betta=0.1)  # wrong
@@ -62,7 +62,7 @@ def settings_by_class() -> None:
     VSAETopKConfig(l1_penalty=0.1)  # wrong
     VSAEConfig(beta=0.1)
     VSAEConfig(k=8)  # wrong
-    TopKConfig(k=8, auxk_alpha=0.0, k_anneal_steps=None)
+    TopKConfig(k=8, auxk_alpha=0.0, k_anneal=None)
     TopKConfig(beta=0.1)  # wrong
     TopKConfig(auxk_alpha="0")  # wrong
     TopKConfig(8)  # wrong
@@ -71,9 +71,9 @@ def settings_by_class() -> None:
     ProbabilisticTopKConfig(posterior="fixed")  # wrong
     BatchTopKConfig(k=8)
     BatchTopKConfig(group_fractions=(0.5, 0.5))  # wrong
-    ReLUConfig(l1_penalty=0.1, sparsity_warmup_steps=10)
+    ReLUConfig(l1_penalty=0.1, sparsity_warmup=0.1)
     ReLUConfig(k=8)  # wrong
-    ReLUConfig(sparsity_warmup_steps=0.5)  # wrong
+    ReLUConfig(sparsity_warmup_steps=5)  # wrong
     JumpReLUConfig(target_l0=16.0, threshold_twice=True)
     JumpReLUConfig(target_l0="16")  # wrong
     JumpReLUConfig(l1_penalty=0.1)  # wrong

@@ -76,23 +76,24 @@ class StepObjective:
 
     @classmethod
     def at(
-        cls, step: int, settings: Variational, *, logs_kl: bool = True, **given: Any
+        cls, step: int, settings: Variational, steps: int, *, logs_kl: bool = True, **given: Any
     ) -> "StepObjective":
-        """That of a step, which the settings' schedules weigh.
+        """That of a step of a run of `steps`, which the settings' schedules weigh.
 
         Arguments:
             logs_kl: whether the KL is wanted where its weight is 0.
             given: the other fields.
         """
-        warmup = settings.kl_warmup_steps
-        assert warmup is not None, "settings have their defaults"
+        schedules = settings.in_steps(steps)
+        warmup = schedules["kl_warmup"]
+        assert warmup is not None, "it has a default"
         scale = kl_scale(step, settings.kl_schedule, warmup)
         kl_weight = settings.beta * scale
         return cls(
             settings=settings,
             kl_weight=kl_weight,
             kl_scale=scale,
-            noise_scale=noise_scale(step, settings.noise_anneal_steps),
+            noise_scale=noise_scale(step, schedules["noise_anneal"]),
             measures_kl=logs_kl or kl_weight != 0,
             **given,
         )
