@@ -205,11 +205,12 @@ def _options_of(start: Any, part: str = "", steps: int = 1) -> dict[str, _Option
     """
     hints, texts = get_type_hints(type(start)), help_texts(type(start))
     unused = start.unused() if hasattr(start, "unused") else ()
+    steps = start.run.steps if hasattr(start, "run") else steps
     found: dict[str, _Option] = {}
     for each in fields(start):
         name, value = each.name, getattr(start, each.name)
         if is_dataclass(value):
-            more = _options_of(value, name, start.run.steps if isinstance(value, SAEConfig) else steps)
+            more = _options_of(value, name, steps)
             assert not found.keys() & more.keys(), "a flag is one field"
             found |= more
         elif not each.metadata.get("hidden"):

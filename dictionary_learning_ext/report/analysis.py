@@ -16,7 +16,7 @@ import torch as t
 from ..config.run import ReportOptions
 from ..errors import ConfigError, Template
 from ..evaluation.folders import OpenedFolders, open_folders
-from ..evaluation.metrics import shown_in
+from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import labels
 from ..features.codes import CodeCollector, agreement_of_codes
 from ..features.collector import FeatureStatistics, Sinks, ranking_of
@@ -27,7 +27,7 @@ from ..features.directions import (
     nearest_features,
 )
 from ..features.explanations import Explanations, means_of, not_alike, read_explanations
-from ..features.features_of import measure_features
+from ..features.features_of import MeasuredFeatures, measure_features
 from ..features.geometry import Geometry, GeometryError, comparable_features, geometry
 from ..features.reproducibility import RETURNING, FeatureScores
 from ..features.reproducibility_of_folders import (
@@ -133,20 +133,8 @@ def analyse(
     # What can fail comes before the text, which takes minutes.
     explanations = {name: read_explanations(name, sae) for name, (sae, _) in opened.saes.items()}
     lens = LogitLens(language_model.module) if options.logits else None
-    returning: dict[str, ReproducibilityOfFolders] = {}
-    coders: dict[str, dict[str, CodeCollector]] = {}
     seeds_of = _seeds_of([*map(str, folders)], [*map(str, seeds)])
-    for folder, own in seeds_of.items():
-        comparable_configs([folder, *own])
-    for folder, own in seeds_of.items():
-        on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
-        returning[folder] = reproduce([folder, *own])
-        dictionaries = [
-            opened.saes[folder][0],
-            *(load_dictionary(one, run.device)[0] for one in own),
-        ]
-        names = returning[folder].measured.names
-        coders[folder] = dict(zip(names, map(CodeCollector, dictionaries), strict=True))
+    returning, coders = _matched(opened, seeds_of, on_step)
     text = "held-out" if options.split == "heldout" else "training"
     on_step(f"reading {options.tokens:,} tokens of {text} text")
     found_of_each, sinks = measure_features(
@@ -164,54 +152,99 @@ def analyse(
     if read < options.tokens:
         logger.warning("the text ended after %d tokens", read)
     for folder, of_folder in coders.items():
-        on_step(
-            f"comparing the activations of {folder} with those of {' and '.join(seeds_of[folder])}"
-        )
-        codes = {name: coder.codes() for name, coder in of_folder.items()}
-        found = returning[folder]
+        others = " and ".join(seeds_of[folder])
+        on_step(f"comparing the activations of {folder} with those of {others}")
         scores = features[folder].return_scores
-        own = {} if scores is None else {found.measured.names[0]: scores}
-        agreement = agreement_of_codes(codes, found.measured)
-        returning[folder] = replace(found, codes=agreement, scores=own)
-    analyses = []
+        returning[folder] = _with_codes(returning[folder], of_folder, scores)
     called = labels({name: config for name, (_, config) in opened.saes.items()})
-    for name, (dictionary, config) in opened.saes.items():
-        label = called[name]
-        statistics, scores = features[name]
-        ranking = ranking_of(statistics)
-        if options.synthesise and ranking:
-            on_step(f"{label}: synthesising tokens for {options.synthesise} features")
-        syntheses = synthesise(
-            dictionary,
-            language_model.module,
-            opened.hook_point,
-            ranking[: options.synthesise],
-            seed=options.seed,
+    analyses = [
+        _analysis(
+            opened,
+            name,
+            features[name],
+            options,
+            lens,
+            on_step,
+            label=called[name],
+            explanations=explanations[name],
+            returning=returning.get(name),
         )
-        directions_FD = decoder_directions(dictionary)
-        promoted, suppressed = lens.ranked(directions_FD) if lens else (None, None)
-        analyses.append(
-            Analysis(
-                label=label,
-                folder=Path(name),
-                config=config,
-                metrics=read_metrics_if_any(name) or {},
-                history=read_history(place_of(name).folder),
-                dictionary=dictionary,
-                statistics=statistics,
-                directions_FD=directions_FD,
-                neighbours=nearest_features(directions_FD),
-                promoted=promoted,
-                suppressed=suppressed,
-                syntheses={one.feature: one for one in syntheses},
-                ranking=ranking,
-                return_scores=scores,
-                explanations=explanations[name],
-                returning=returning.get(name),
-            )
-        )
+        for name in opened.saes
+    ]
     no_map = _add_geometry(analyses, options, on_step)
     return Comparison(opened, analyses, options, no_map, sinks)
+
+
+def _matched(
+    opened: OpenedFolders, seeds_of: dict[str, list[str]], on_step: Callable[[str], None]
+) -> tuple[dict[str, ReproducibilityOfFolders], dict[str, dict[str, CodeCollector]]]:
+    """Each folder's features matched with those of its other seeds, by direction; and what collects the
+    activations of all of them, by name."""
+    returning: dict[str, ReproducibilityOfFolders] = {}
+    coders: dict[str, dict[str, CodeCollector]] = {}
+    for folder, own in seeds_of.items():
+        comparable_configs([folder, *own])
+    for folder, own in seeds_of.items():
+        on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
+        returning[folder] = reproduce([folder, *own])
+        loaded = [load_dictionary(one, opened.run.device)[0] for one in own]
+        collectors = map(CodeCollector, [opened.saes[folder][0], *loaded])
+        names = returning[folder].measured.names
+        coders[folder] = dict(zip(names, collectors, strict=True))
+    return returning, coders
+
+
+def _with_codes(
+    found: ReproducibilityOfFolders,
+    coders: dict[str, CodeCollector],
+    return_scores: ReturnScores | None,
+) -> ReproducibilityOfFolders:
+    """With how the activations agree, and the first SAE's return scores."""
+    codes = {name: coder.codes() for name, coder in coders.items()}
+    scores = {} if return_scores is None else {found.measured.names[0]: return_scores}
+    return replace(found, codes=agreement_of_codes(codes, found.measured), scores=scores)
+
+
+def _analysis(
+    opened: OpenedFolders,
+    name: str,
+    features: MeasuredFeatures,
+    options: ReportOptions,
+    lens: LogitLens | None,
+    on_step: Callable[[str], None],
+    **known: Any,
+) -> Analysis:
+    """What a report shows of one SAE, with what is `known` of it."""
+    dictionary, config = opened.saes[name]
+    ranking = ranking_of(features.statistics)
+    if options.synthesise and ranking:
+        on_step(f"{known['label']}: synthesising tokens for {options.synthesise} features")
+    assert opened.language_model is not None, "a report shows tokens"
+    syntheses = synthesise(
+        dictionary,
+        opened.language_model.module,
+        opened.hook_point,
+        ranking[: options.synthesise],
+        seed=options.seed,
+    )
+    directions_FD = decoder_directions(dictionary)
+    promoted, suppressed = lens.ranked(directions_FD) if lens else (None, None)
+    return Analysis(
+        folder=Path(name),
+        config=config,
+        metrics=read_metrics_if_any(name) or {},
+        history=read_history(place_of(name).folder),
+        dictionary=dictionary,
+        statistics=features.statistics,
+        directions_FD=directions_FD,
+        neighbours=nearest_features(directions_FD),
+        promoted=promoted,
+        suppressed=suppressed,
+        syntheses={one.feature: one for one in syntheses},
+        ranking=ranking,
+        return_scores=features.return_scores,
+        **known,
+    )
 
 
 def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:
@@ -275,68 +308,93 @@ class HeadlineRow:
 def headline(comparison: Comparison) -> list[HeadlineRow]:
     """The rows of the headline table, with a dash for a folder that was not evaluated."""
     analyses = comparison.analyses
+    metrics = [_metric(metric, analyses) for metric in shown_in("report")]
+    return [
+        *metrics[:2],
+        *_come_back(analyses),
+        *metrics[2:],
+        *_explained(analyses),
+        _alive(analyses),
+        *(_on_the_map(analyses) if comparison.no_map is None else []),
+    ]
+
+
+def _row(
+    analyses: list[Analysis],
+    name: str,
+    explanation: str,
+    cells: list[str],
+    best: str = "",
+    notes: list[str] | None = None,
+) -> HeadlineRow:
     # An SAE that hardly reconstructs often has few dead features and a stable selection. These mean nothing.
     fve = [-math.inf if (value := one.metrics.get("fve")) is None else value for one in analyses]
     is_good = [value >= max(fve) - STAR_MARGIN and value > -math.inf for value in fve]
+    differ = len({*cells} - {"–"}) > 1
+    stars = [differ and c == best and good for c, good in zip(cells, is_good, strict=True)]
+    return HeadlineRow(name, explanation, cells, stars, notes)
 
-    def row(
-        name: str,
-        explanation: str,
-        cells: list[str],
-        best: str = "",
-        notes: list[str] | None = None,
-    ) -> HeadlineRow:
-        differ = len({*cells} - {"–"}) > 1
-        stars = [differ and c == best and good for c, good in zip(cells, is_good, strict=True)]
-        return HeadlineRow(name, explanation, cells, stars, notes)
 
-    rows = []
-    for metric in shown_in("report"):
-        values = [one.metrics.get(metric.key) for one in analyses]
-        cells = [metric.text(value, missing="–") for value in values]
-        name, explanation = metric.title or metric.label, metric.in_words or metric.definition
-        rows.append(row(name, explanation, cells, metric.text(metric.best(values), missing="")))
-    if any(one.returning for one in analyses):
-        shares = [one.returning and one.returning.returns for one in analyses]
-        cells = ["–" if share is None else f"{share:.1%}" for share in shares]
-        best = f"{max(share for share in shares if share is not None):.1%}"
-        explanation = (
-            "share of features that another seed finds too: the cosine with their match there is at "
-            f"least {RETURNING[0]:g}"
-        )
-        rows.insert(2, row("Features that come back", explanation, cells, best))
-    if any(one.explanations.scores for one in analyses):
-        explained = {one.label: one.explanations for one in analyses}
-        n, mean_of = means_of(explained)
-        means = [mean_of.get(one.label) for one in analyses]
-        why_not = not_alike(explained)
-        explanation = (
-            f"mean score of the explanations of {n} features, the first in their order; guessing has 0.5"
-            + (f"; can't be compared: {why_not}" if why_not else "")
-        )
-        cells = ["–" if mean is None else f"{mean.value:.2f}" for mean in means]
-        notes = ["" if mean is None else f"{mean.low:.2f} to {mean.high:.2f}" for mean in means]
-        rows.append(row("Explanations", explanation, cells, notes=notes))
+def _metric(metric: Metric, analyses: list[Analysis]) -> HeadlineRow:
+    values = [one.metrics.get(metric.key) for one in analyses]
+    cells = [metric.text(value, missing="–") for value in values]
+    name, explanation = metric.title or metric.label, metric.in_words or metric.definition
+    return _row(analyses, name, explanation, cells, metric.text(metric.best(values), missing=""))
+
+
+def _come_back(analyses: list[Analysis]) -> list[HeadlineRow]:
+    if not any(one.returning for one in analyses):
+        return []
+    shares = [one.returning and one.returning.returns for one in analyses]
+    cells = ["–" if share is None else f"{share:.1%}" for share in shares]
+    best = f"{max(share for share in shares if share is not None):.1%}"
+    explanation = (
+        "share of features that another seed finds too: the cosine with their match there is at "
+        f"least {RETURNING[0]:g}"
+    )
+    return [_row(analyses, "Features that come back", explanation, cells, best)]
+
+
+def _explained(analyses: list[Analysis]) -> list[HeadlineRow]:
+    if not any(one.explanations.scores for one in analyses):
+        return []
+    explained = {one.label: one.explanations for one in analyses}
+    n, mean_of = means_of(explained)
+    means = [mean_of.get(one.label) for one in analyses]
+    why_not = not_alike(explained)
+    explanation = (
+        f"mean score of the explanations of {n} features, the first in their order; guessing has 0.5"
+        + (f"; can't be compared: {why_not}" if why_not else "")
+    )
+    cells = ["–" if mean is None else f"{mean.value:.2f}" for mean in means]
+    notes = ["" if mean is None else f"{mean.low:.2f} to {mean.high:.2f}" for mean in means]
+    return [_row(analyses, "Explanations", explanation, cells, notes=notes)]
+
+
+def _alive(analyses: list[Analysis]) -> HeadlineRow:
     tokens = analyses[0].statistics.tokens
     explanation = f"features selected at least once in these {tokens:,} tokens"
     alive_of = [one.statistics.alive_F for one in analyses]
-    alive = [f"{int(alive_F.sum())} of {len(alive_F)}" for alive_F in alive_of]
-    rows.append(row("Alive", explanation, alive))
-    if comparison.no_map is None:
-        maps = [one.geometry for one in analyses if one.geometry is not None]  # all of them
-        n = len(maps[0].features)
-        rows += [
-            row(
-                "Dispersion",
-                "mean cosine distance from a feature's direction to the nearest other one, over "
-                f"the {n} features on the map, with its 95% bootstrap interval",
-                [f"{one.dispersion[0]:.3f}" for one in maps],
-                notes=[f"{one.dispersion[1]:.3f} to {one.dispersion[2]:.3f}" for one in maps],
-            ),
-            row(
-                "Evenness of use",
-                f"effective share of the {n} features on the map: 1 if all are selected equally often",
-                [f"{one.evenness:.3f}" for one in maps],
-            ),
-        ]
-    return rows
+    cells = [f"{int(alive_F.sum())} of {len(alive_F)}" for alive_F in alive_of]
+    return _row(analyses, "Alive", explanation, cells)
+
+
+def _on_the_map(analyses: list[Analysis]) -> list[HeadlineRow]:
+    maps = [one.geometry for one in analyses if one.geometry is not None]  # all of them
+    n = len(maps[0].features)
+    return [
+        _row(
+            analyses,
+            "Dispersion",
+            "mean cosine distance from a feature's direction to the nearest other one, over "
+            f"the {n} features on the map, with its 95% bootstrap interval",
+            [f"{one.dispersion[0]:.3f}" for one in maps],
+            notes=[f"{one.dispersion[1]:.3f} to {one.dispersion[2]:.3f}" for one in maps],
+        ),
+        _row(
+            analyses,
+            "Evenness of use",
+            f"effective share of the {n} features on the map: 1 if all are selected equally often",
+            [f"{one.evenness:.3f}" for one in maps],
+        ),
+    ]
