@@ -79,44 +79,60 @@ def write_index(
     configs, metrics_of, left_out = read_all_in(folder)
     results = results_of(configs, metrics_of, folder)
     settings = unequal([one.settings for one in results])
-    measured = measurements({name: found for name, found in metrics_of.items() if found})
-    measured_as = unequal(list(measured.values()))
-    more = [name for name in measured_as if name not in settings]
-    shown = [
-        replace(one, settings=one.settings | {n: measured.get(one.name, {}).get(n) for n in more})
-        for one in results
-    ]
-    metrics, seeds = usual_columns(metrics_of), []
-    tables = [_runs_table("", shown, [*settings, *more], metrics, out)]
-    # A copy of a run is no other seed.
-    ours = {repr(one.settings): one for one in results if "run" in configs[one.name]}
-    for group in grouped(list(ours.values())):
-        if group.n > 1:
-            on_step(f"matching the features of {group.n} seeds")
-            seeds.append(replace(group, scores=of_seeds(group.folders)))
-    if seeds:
+    shown, columns, warnings = _as_measured(results, settings, metrics_of)
+    metrics = usual_columns(metrics_of)
+    tables = [_runs_table("", shown, columns, metrics, out)]
+    ours = [one for one in results if "run" in configs[one.name]]
+    if seeds := _several_seeds(ours, on_step):
         names = [name for name in settings if name not in SEEDS]
         tables.append(_settings_table("Settings with several seeds", seeds, names, metrics))
     n = "1 sparse autoencoder" if len(results) == 1 else f"{len(results)} sparse autoencoders"
-    conditions = f"under different conditions ({', '.join(measured_as)})"
-    warning = f"These metrics were measured {conditions}, so they can't be compared."
     page = _page(
         folder.resolve().name,
         f"{n}, with the settings that differ and the metrics. Click a name to open its report.",
         tables,
         metrics,
         seeds,
-        warnings=[warning] if measured_as else [],
+        warnings=warnings,
         notes=[f"Not in the table: {', '.join(left_out)}."] if left_out else [],
-        missing=[
-            shlex.join(["vsae", "report", str(one.folder)])
-            for one, link in zip(results, tables[0].links or [], strict=True)
-            if link is None
-        ],
+        missing=_reports_to_write(results, tables[0]),
         together=_link(folder / REPORT, out) if (folder / REPORT).is_file() else None,
     )
     write_text(out, page, _OUT)
     return out
+
+
+def _as_measured(
+    results: list[RunResult], settings: list[str], metrics_of: dict[str, dict[str, Any]]
+) -> tuple[list[RunResult], list[str], list[str]]:
+    """The results with what they were measured on among their settings, those that differ, and a warning if the
+    measurements do."""
+    measured = measurements({name: found for name, found in metrics_of.items() if found})
+    differ = unequal(list(measured.values()))
+    more, shown = [name for name in differ if name not in settings], []
+    for one in results:
+        own = {name: measured.get(one.name, {}).get(name) for name in more}
+        shown.append(replace(one, settings=one.settings | own))
+    conditions = f"under different conditions ({', '.join(differ)})"
+    warning = f"These metrics were measured {conditions}, so they can't be compared."
+    return shown, [*settings, *more], [warning] if differ else []
+
+
+def _reports_to_write(results: list[RunResult], table: RunsTable) -> list[str]:
+    """The commands of the reports that the table of these results has no link to."""
+    links = zip(results, table.links or [], strict=True)
+    return [shlex.join(["vsae", "report", str(one.folder)]) for one, link in links if link is None]
+
+
+def _several_seeds(results: list[RunResult], on_step: Callable[[str], None]) -> list[Group]:
+    """The settings that were trained with several seeds, and which features come back."""
+    found = []
+    unlike = {repr(one.settings): one for one in results}  # a copy of a run is no other seed
+    for group in grouped(list(unlike.values())):
+        if group.n > 1:
+            on_step(f"matching the features of {group.n} seeds")
+            found.append(replace(group, scores=of_seeds(group.folders)))
+    return found
 
 
 def show_sweep(
