@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
@@ -209,14 +209,30 @@ def output_module(model: PreTrainedModel, hook: HookPoint) -> str | None:
 
 def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
     """Raise a CheckpointError unless the format can hold this SAE."""
-
-    def refuse(problem: str, *formats: str) -> NoReturn:
-        others = listed(Setting("format", each) for each in formats)
-        raise CheckpointError(
-            f"{source.name}{problem}", instead=Template("use {others}", others=others)
+    _require_function(form, source)
+    _require_threshold(form, source)
+    if form == "sparsify" and source.module is None:
+        raise _unsupported(
+            source,
+            f": trained on {source.run.hook}, the first block's input; sparsify knows only the outputs of "
+            "modules (e.g. blocks.N.hook_resid_post)",
+            "safetensors",
         )
+    if form == "sae-bench":
+        _require_sae_benchs_loader(source)
+    _require_unit_norm(form, source)
 
-    dictionary, row = source.dictionary, source.row
+
+def _unsupported(source: ExportedSAE, problem: str, *formats: str) -> CheckpointError:
+    others = listed(Setting("format", each) for each in formats)
+    return CheckpointError(
+        f"{source.name}{problem}", instead=Template("use {others}", others=others)
+    )
+
+
+def _require_function(form: ExportFormat, source: ExportedSAE) -> None:
+    """What the encoder computes is a function that the format, and its reader, has."""
+    row = source.row
     if row.function is None:
         raise CheckpointError(
             f"{source.name} is an SAE of class {row.dict_class} and can't be exported as {form}: "
@@ -225,47 +241,58 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
         )
     if row.function not in _HELD[form]:
         others = (each for each in ("sae-lens", "safetensors") if row.function in _HELD[each])
-        refuse(f": {form} has no {_LACKED[row.function]}", *others)
-    has_one = row.function == "jump_relu" and dictionary.threshold.ndim == 0  # for all features
-    if has_one and dictionary.threshold < 0 and form in ("sae-lens", "safetensors"):
+        raise _unsupported(source, f": {form} has no {_LACKED[row.function]}", *others)
+    if source.selects_by_magnitude and form not in _READERS_BY_MAGNITUDE:
+        what = f" selects by magnitude, and the reader of {form} keeps the k largest values"
+        raise _unsupported(source, what, *_READERS_BY_MAGNITUDE)
+
+
+def _require_threshold(form: ExportFormat, source: ExportedSAE) -> None:
+    """One threshold for all features was learned."""
+    if source.row.function != "jump_relu" or form not in ("sae-lens", "safetensors"):
+        return
+    threshold = source.dictionary.threshold
+    if threshold.ndim == 0 and threshold < 0:
         raise CheckpointError(
             f"{source.name} has no threshold yet: its training ended before it began to follow one",
             instead=Template("train it for more steps, or use {format='dictionary-learning'}"),
         )
-    if source.selects_by_magnitude and form not in _READERS_BY_MAGNITUDE:
-        what = f" selects by magnitude, and the reader of {form} keeps the k largest values"
-        refuse(what, *_READERS_BY_MAGNITUDE)
-    if form == "sparsify" and source.module is None:
-        refuse(
-            f": trained on {source.run.hook}, the first block's input; sparsify knows only the outputs of "
-            "modules (e.g. blocks.N.hook_resid_post)",
-            "safetensors",
+
+
+def _require_sae_benchs_loader(source: ExportedSAE) -> None:
+    """SAE Bench's loader knows the trainer and the hook point."""
+    trainer_class = source.config["trainer"].get("trainer_class")
+    if not source.row.exported_as and trainer_class not in SAE_BENCH_TRAINERS:
+        raise _unsupported(
+            source,
+            f": SAE Bench has no loader for trainer_class {trainer_class!r}, only for "
+            f"{', '.join(SAE_BENCH_TRAINERS)}",
+            "dictionary-learning",
         )
-    if form == "sae-bench":
-        trainer_class = source.config["trainer"].get("trainer_class")
-        if not row.exported_as and trainer_class not in SAE_BENCH_TRAINERS:
-            refuse(
-                f": SAE Bench has no loader for trainer_class {trainer_class!r}, only for "
-                f"{', '.join(SAE_BENCH_TRAINERS)}",
-                "dictionary-learning",
-            )
-        block = block_of_output(source.run.hook)
-        if block is None or block < 0:
-            refuse(
-                f": trained on {source.run.hook}; SAE Bench's loader knows only the output of a block "
-                "(blocks.N.hook_resid_post)",
-                "dictionary-learning",
-            )
-    # SAELens's tools fold a decoder's norms into the features, which changes what a TopK keeps.
-    folds = form == "sae-lens" and row.function == "top_k"
-    if folds or (form == "sae-bench" and not row.bench_normalizes):
-        norms_F = source.tensors()["W_dec"].norm(dim=1)
-        if not t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0):
-            refuse(
-                f": its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}; {form} "
-                f"expects 1 within {UNIT_NORM_TOLERANCE:g}",
-                *("dictionary-learning", "safetensors"),
-            )
+    block = block_of_output(source.run.hook)
+    if block is None or block < 0:
+        raise _unsupported(
+            source,
+            f": trained on {source.run.hook}; SAE Bench's loader knows only the output of a block "
+            "(blocks.N.hook_resid_post)",
+            "dictionary-learning",
+        )
+
+
+def _require_unit_norm(form: ExportFormat, source: ExportedSAE) -> None:
+    """The decoder is unit-norm where SAE Bench reads it, and where SAELens's tools fold its norms into the
+    features, which changes what a TopK keeps."""
+    folds = form == "sae-lens" and source.row.function == "top_k"
+    if not folds and (form != "sae-bench" or source.row.bench_normalizes):
+        return
+    norms_F = source.tensors()["W_dec"].norm(dim=1)
+    if not t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0):
+        raise _unsupported(
+            source,
+            f": its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}; {form} "
+            f"expects 1 within {UNIT_NORM_TOLERANCE:g}",
+            *("dictionary-learning", "safetensors"),
+        )
 
 
 def write(form: ExportFormat, folder: Path, source: ExportedSAE) -> None:
