@@ -106,20 +106,20 @@ class Batches:
     """
 
     def __init__(self, run: RunConfig, sources: Mapping[str, BatchSource]):
-        self._run, self.of_hook = run, sources
+        self._run, self.by_hook = run, sources
         self._passes = 0
 
     def next(self) -> dict[str, Tensor]:
         """The next batch of each hook point, (B, D)."""
         self._refill()
-        return {name: next(source) for name, source in self.of_hook.items()}
+        return {name: next(source) for name, source in self.by_hook.items()}
 
     def _refill(self) -> None:
         """Fill the sources that are used up.
 
         None has handed out its next batch yet. So if this is interrupted, all continue at one place.
         """
-        while used_up := [source for source in self.of_hook.values() if source.is_used_up]:
+        while used_up := [source for source in self.by_hook.values() if source.is_used_up]:
             in_step(source.refreshing() for source in used_up)
             self._log_passes()
 
@@ -135,12 +135,12 @@ class Batches:
             logger.info("the training data is read again: %s", which)
 
     def _newest_pass(self) -> int:
-        return max(source.passes for source in self.of_hook.values())
+        return max(source.passes for source in self.by_hook.values())
 
     def mean_squared_norms(self) -> dict[str, float]:
         """E||x||^2 of each hook point's first rows, of this process's share."""
         self._refill()
-        return {name: source.mean_squared_norm() for name, source in self.of_hook.items()}
+        return {name: source.mean_squared_norm() for name, source in self.by_hook.items()}
 
     def norm_factors(
         self, mean_squared_norms: Mapping[str, float] | None = None
@@ -162,23 +162,23 @@ class Batches:
             if self._run.normalize == "none":
                 factors[name] = 1.0
             else:
-                width = self.of_hook[name].d_submodule
+                width = self.by_hook[name].d_submodule
                 factors[name] = math.sqrt(squared / training_energy(self._run.normalize, width))
         return factors
 
     def state_dicts(self) -> dict[str, dict[str, Any]]:
         """What each hook point's source needs to continue with the same batches, fit for JSON."""
-        return {name: source.state_dict() for name, source in self.of_hook.items()}
+        return {name: source.state_dict() for name, source in self.by_hook.items()}
 
     def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Continue where each hook point's `state_dict` was taken."""
         for name, state in states.items():
-            self.of_hook[name].load_state_dict(state)
+            self.by_hook[name].load_state_dict(state)
         self._passes = self._newest_pass()
 
     def tokens_seen(self) -> set[int]:
         """How many rows the sources have handed out: one number, except in the middle of `next`."""
-        return {source.tokens_seen for source in self.of_hook.values()}
+        return {source.tokens_seen for source in self.by_hook.values()}
 
 
 class ShuffledRows:

@@ -243,9 +243,9 @@ class _Writer:
             for name, point in points.items()
         }
         widths = [hook.width for hook in settings.hooks.values()]
-        of_context = settings.ctx_len * sum(widths) * np.dtype(settings.dtype).itemsize
+        context_bytes = settings.ctx_len * sum(widths) * np.dtype(settings.dtype).itemsize
         # Arrow's lists have offsets in int32.
-        most = min(file_bytes // of_context, (2**31 - 1) // (settings.ctx_len * max(widths)))
+        most = min(file_bytes // context_bytes, (2**31 - 1) // (settings.ctx_len * max(widths)))
         self._at_once = max(1, min(_CONTEXTS_AT_ONCE, most))
         self._contexts_per_file = max(1, most // self._at_once) * self._at_once
 
@@ -426,11 +426,11 @@ def _write_dataset_files(
     }
     features = {
         hook: {
-            "shape": [settings.ctx_len, of_hook.width],
+            "shape": [settings.ctx_len, cached.width],
             "dtype": settings.dtype,
             "_type": "Array2D",
         }
-        for hook, of_hook in settings.hooks.items()
+        for hook, cached in settings.hooks.items()
     }
     write_json(folder / INFO, {"features": features | {TOKEN_IDS: token_ids}}, elsewhere)
     state = {

@@ -82,7 +82,7 @@ class HeldOut(NamedTuple):
     """What is known of the rows; of a synthetic model's only."""
 
     @classmethod
-    def of_text(cls, buffer: ResidualBuffer, documents: Sequence[str]) -> "HeldOut":
+    def from_text(cls, buffer: ResidualBuffer, documents: Sequence[str]) -> "HeldOut":
         """Of a buffer on held-out text, and documents of it, which are cut to its ctx_len."""
         tokenizer: Any = buffer.model.tokenizer
         contexts = ContextStream(iter(documents), tokenizer, buffer.ctx_len, packing="truncate")
@@ -325,7 +325,7 @@ class _OfLanguageModel(Inputs):
         # The documents come from a stream of their own, so the buffer starts with them too.
         text, documents = (text_of(run, split="heldout") for _ in range(2))
         buffer = self._buffer(hook, text, max(64, math.ceil(batch / run.ctx_len)), batch)
-        return HeldOut.of_text(buffer, list(islice(documents, run.eval_documents)))
+        return HeldOut.from_text(buffer, list(islice(documents, run.eval_documents)))
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
         run, model = self._run, self.language_model

@@ -128,8 +128,8 @@ def open_stored(folder: str | Path) -> StoredActivations:
     if not path.is_dir():
         problem = "is a file" if path.exists() else "no such folder"
     elif (manifest := finished_manifest(path)) is not None:
-        return _of_cache(path, manifest)
-    elif (found := _of_sae_lens(path) or _of_own(path)) is not None:
+        return _read_cache(path, manifest)
+    elif (found := _read_sae_lens(path) or _read_own_files(path)) is not None:
         return found
     else:
         names = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
@@ -143,12 +143,12 @@ def open_stored(folder: str | Path) -> StoredActivations:
     )
 
 
-def _of_cache(folder: Path, manifest: CacheManifest) -> StoredActivations:
+def _read_cache(folder: Path, manifest: CacheManifest) -> StoredActivations:
     settings = manifest.settings
     files: dict[Split, Any] = {"train": manifest.files, "heldout": manifest.heldout}
     parts: dict[Split, tuple[Part, ...]] = {
-        split: tuple(Part(folder / file.name, 0, file.contexts) for file in of_split)
-        for split, of_split in files.items()
+        split: tuple(Part(folder / file.name, 0, file.contexts) for file in split_files)
+        for split, split_files in files.items()
     }
     return StoredActivations(
         folder,
@@ -156,13 +156,13 @@ def _of_cache(folder: Path, manifest: CacheManifest) -> StoredActivations:
         settings.ctx_len,
         {name: getattr(settings, name) for name in _COMPARED},
         parts,
-        {split: sum(file.tokens for file in of_split) for split, of_split in files.items()},
+        {split: sum(file.tokens for file in split_files) for split, split_files in files.items()},
         manifest.digest,
         manifest,
     )
 
 
-def _of_sae_lens(folder: Path) -> StoredActivations | None:
+def _read_sae_lens(folder: Path) -> StoredActivations | None:
     """A data set that `datasets.save_to_disk` wrote; None if the folder is none."""
     if not (folder / STATE).is_file():
         return None
@@ -192,7 +192,7 @@ def _of_sae_lens(folder: Path) -> StoredActivations | None:
     return _divided(folder, hooks, ctx_len, {"ctx_len": ctx_len}, files)
 
 
-def _of_own(folder: Path) -> StoredActivations | None:
+def _read_own_files(folder: Path) -> StoredActivations | None:
     """Files of rows, in the order of their names; None if the folder has none."""
     paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
     if not paths:

@@ -76,7 +76,7 @@ def run(flags: BenchFlags) -> None:
             "datasets: in a clone of the repository, `python3 -m venv .venv-saebench && "
             ".venv-saebench/bin/pip install -e '.[saebench]'`, then `.venv-saebench/bin/vsae bench …`"
         )
-    from ..sae_bench.results import differences, measured_on, table
+    from ..sae_bench.results import differences, reading_notes, table
     from ..sae_bench.runner import bench
 
     evals: Any = [name.strip() for name in flags.evals.split(",") if name.strip()]
@@ -101,7 +101,7 @@ def run(flags: BenchFlags) -> None:
                 "in it."
             )
         if "core" in evals:
-            print("", *measured_on(outcome), sep="\n")
+            print("", *reading_notes(outcome), sep="\n")
             print(
                 "\nFVE is ours. SAE Bench 0.6.0's explained variance subtracts a wrong mean (see docs/sae_bench.md)."
             )

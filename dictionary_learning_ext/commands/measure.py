@@ -65,7 +65,7 @@ class EvalFlags:
 
 def run_eval(flags: EvalFlags) -> None:
     from ..evaluation.folders import evaluate_folders
-    from ..evaluation.tables import measured_in, printed
+    from ..evaluation.tables import metrics_in, results_table
     from ..run_folder.reading import read_config
 
     written = []
@@ -78,7 +78,7 @@ def run_eval(flags: EvalFlags) -> None:
         **vars(flags.inputs),
     )
     configs = {folder: read_config(folder, flags.step) for folder in results}
-    print(printed(results, configs, measured_in(results) if flags.all else None))
+    print(results_table(results, configs, metrics_in(results) if flags.all else None))
     for path in written:
         print(f"wrote {path}")
 
@@ -101,7 +101,7 @@ class CompareFlags:
 
 
 def run_compare(flags: CompareFlags) -> None:
-    from ..evaluation.tables import RETURNS, chosen, measured_in, printed
+    from ..evaluation.tables import RETURNS, chosen, metrics_in, results_table
     from ..features.explanations import explanations_of, means_of, not_alike
     from ..features.reproducibility_of_folders import returning_of
     from ..run_folder.reading import read_config, read_metrics, require_folders
@@ -111,7 +111,7 @@ def run_compare(flags: CompareFlags) -> None:
     metrics = None if flags.columns is None else chosen(flags.columns)
     if flags.all:
         require(metrics is None, "columns", flags.columns, "to be left out beside --all")
-        metrics = measured_in(results)
+        metrics = metrics_in(results)
     if flags.json:
         if metrics is not None:
             keys = {metric.key for metric in metrics} | {"measured_on", "tokens", "loss_tokens"}
@@ -121,13 +121,13 @@ def run_compare(flags: CompareFlags) -> None:
         return
     configs = {folder: read_config(folder) for folder in results}
     if flags.columns is not None:
-        print(printed(results, configs, metrics))
+        print(results_table(results, configs, metrics))
         return
     explained = explanations_of(configs)
     n, means = means_of(explained)
     returning = {folder: f"{share:.1%}" for folder, share in returning_of(configs).items()}
     scores = {folder: str(mean) for folder, mean in means.items()}
-    print(printed(results, configs, metrics, {RETURNS: returning, "explanations": scores}))
+    print(results_table(results, configs, metrics, {RETURNS: returning, "explanations": scores}))
     if means:
         why_not = not_alike(explained)
         print(
@@ -159,7 +159,12 @@ class ReproduceFlags:
 
 
 def run_reproduce(flags: ReproduceFlags) -> None:
-    from ..features.reproducibility_of_folders import as_json, printed, reproduce, write_features
+    from ..features.reproducibility_of_folders import (
+        as_json,
+        reproduce,
+        reproducibility_table,
+        write_features,
+    )
     from ..run_folder.sae_names import require_results_at
 
     if len(flags.folders) == 1:
@@ -170,14 +175,14 @@ def run_reproduce(flags: ReproduceFlags) -> None:
     found = reproduce(flags.folders, flags.tokens, **vars(flags.inputs))
     if flags.csv is not None:
         write_features(found, flags.csv)
-    print(json.dumps(as_json(found), indent=2) if flags.json else printed(found))
+    print(json.dumps(as_json(found), indent=2) if flags.json else reproducibility_table(found))
     if flags.csv is not None and not flags.json:
         print(f"\nwrote {flags.csv}")
 
 
 def _score(flags: ReproduceFlags) -> None:
     """Of a single folder."""
-    from ..features.return_score import printed, return_scores
+    from ..features.return_score import return_scores, scores_table
     from ..run_folder.files import RETURN_SCORES
     from ..run_folder.sae_names import require_results_at, results_folder
 
@@ -201,7 +206,7 @@ def _score(flags: ReproduceFlags) -> None:
         every = {"scores": scores.score_F.round(1).tolist(), "warnings": scores.warnings}
         print(json.dumps({"tokens": scores.tokens, "by_fifth": found, **every}, indent=2))
         return
-    print(f"{printed(scores)}\n\nwrote {path}")
+    print(f"{scores_table(scores)}\n\nwrote {path}")
 
 
 @dataclass(frozen=True)

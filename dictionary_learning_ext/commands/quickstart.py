@@ -40,7 +40,7 @@ class QuickstartFlags:
 def run(flags: QuickstartFlags) -> None:
     require(flags.steps >= 1, "steps", flags.steps, "at least 1")
     folder = Path(flags.save_dir)
-    seeds = [_of_seed(flags, seed) for seed in (flags.seed, flags.seed + 1)]
+    seeds = [_seeds_runs(flags, seed) for seed in (flags.seed, flags.seed + 1)]
     page = folder / (f"report_seed{flags.seed}.html" if flags.seed else REPORT)
     top_k, vsae_folder = (str(one) for one in seeds[0].folders)
     others = [str(one) for one in seeds[1].folders]
@@ -89,7 +89,7 @@ Training two sparse autoencoders on a middle layer of a small language model
 A feature comes back if the other seed finds its direction too (cosine of 0.7 or more)."""
 
 
-def _of_seed(flags: QuickstartFlags, seed: int) -> OfSeed:
+def _seeds_runs(flags: QuickstartFlags, seed: int) -> OfSeed:
     run = replace(
         preset("recommended").run,
         steps=flags.steps,

@@ -224,7 +224,7 @@ def _train(seeds: Sequence[OfSeed], cache: Path | None, overwrite: bool) -> None
 
 def compared(seeds: Sequence[OfSeed]) -> str:
     """The tables of `vsae reproduce`, for each hook point."""
-    from ..features.reproducibility_of_folders import printed, reproduce
+    from ..features.reproducibility_of_folders import reproduce, reproducibility_table
 
     parts = []
     for jobs in zip(*(one.jobs for one in seeds), strict=True):
@@ -234,5 +234,5 @@ def compared(seeds: Sequence[OfSeed]) -> str:
         if run.activations is None and read is not None and not Path(read).exists():
             where["activations"] = NONE  # the cache was deleted
         head = f"{jobs[0].hook}\n" if len(seeds[0].jobs) > 1 else ""
-        parts.append(head + printed(reproduce(folders, None, **where)))
+        parts.append(head + reproducibility_table(reproduce(folders, None, **where)))
     return "\n\n".join(parts)

@@ -142,7 +142,7 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     if is_synthetic(model):
         start = replace(start, run=replace(start.run, **settings_of_run(model)))
     if starts != ["resume"] and (steps := _whole_number(given.get("steps", ""))) is not None:
-        start = replace(start, run=start.run.of_length(steps))
+        start = replace(start, run=start.run.with_steps(steps))
     changes = {name: given.get(name) for name in ("architecture", "posterior", "kl_schedule")}
     sae = start.sae.changed_to(**changes)
     flat, was = (TrainConfig(each, start.run).to_dict() for each in (sae, start.sae))
@@ -173,7 +173,7 @@ def _whole_number(text: str) -> int | None:
         return None
 
 
-def _of_another_architecture(name: str, start: TrainFlags) -> str:
+def _architectures_with(name: str, start: TrainFlags) -> str:
     """What to say of a flag that only other architectures have."""
     users = " or ".join(each for each, cls in CONFIGS.items() if name in vars(cls()))
     unused = f"architecture {start.sae.architecture} does not use it"
@@ -365,7 +365,7 @@ def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str,
     if not (folder / CONFIG).is_file():
         return False
     was = load_config(folder, "resume")
-    same = run.of_length(was.run.steps)  # what only follows from the steps is not named
+    same = run.with_steps(was.run.steps)  # what only follows from the steps is not named
     now = TrainConfig(sae.resolve(same.steps, same.batch_size), same)
     advice = Template(
         "use the flags it was started with ({former}), or `vsae train --resume {folder}`, "
@@ -418,11 +418,11 @@ def _started_from(flags: TrainFlags) -> str:
 
 def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
     """The results, and what to do next."""
-    from ..evaluation.tables import printed, symptoms
+    from ..evaluation.tables import results_table, symptoms
 
     results = {str(folder): read_metrics(folder) for folder in folders if run.eval_tokens}
     if results:
-        print(printed(results, {folder: read_config(folder) for folder in results}))
+        print(results_table(results, {folder: read_config(folder) for folder in results}))
     for folder in folders:
         print(f"saved in {folder}")
     for folder, metrics in results.items():
@@ -476,6 +476,6 @@ TRAIN = Command(
         "rank_timeout",
     ),
     others=tuple(CONFIGS.values()),
-    unknown=_of_another_architecture,
+    unknown=_architectures_with,
     by_several=True,
 )

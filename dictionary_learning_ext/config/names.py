@@ -109,9 +109,9 @@ def is_automatic(name: str) -> bool:
 def _differences(config: TrainConfig) -> list[str]:
     """The settings that differ from the preset's, or from its architecture's defaults, as parts of a name."""
     steps = config.run.steps
-    of_preset = preset(DEFAULT_PRESET, steps)
-    sae = of_preset.sae.changed_to(architecture=config.sae.architecture)
-    usual = TrainConfig(sae.resolve(steps, config.run.batch_size), of_preset.run).to_dict()
+    preset_config = preset(DEFAULT_PRESET, steps)
+    sae = preset_config.sae.changed_to(architecture=config.sae.architecture)
+    usual = TrainConfig(sae.resolve(steps, config.run.batch_size), preset_config.run).to_dict()
     usual["steps"] = preset(DEFAULT_PRESET).run.steps
     named = {"architecture", "k", "dict_size", "seed", *NOT_THE_RESULT}
     given = {

@@ -86,7 +86,7 @@ def preset(name: str, steps: int | None = None) -> TrainConfig:
     """
     require_choice("preset", name, PRESETS)
     config = TrainConfig().updated(PRESETS[name], f"preset {name}")
-    return config if steps is None else replace(config, run=config.run.of_length(steps))
+    return config if steps is None else replace(config, run=config.run.with_steps(steps))
 
 
 def trainer_options(

@@ -187,7 +187,7 @@ class RunConfig(Checked):
         number, unit = int(match[1]), match[2]
         return (None, number * _SECONDS[unit]) if unit else (number, None)
 
-    def of_length(self, steps: int) -> "RunConfig":
+    def with_steps(self, steps: int) -> "RunConfig":
         """The same for `steps` steps, with a list of save_steps at the same shares of them."""
         require(steps >= 1, "steps", steps, "at least 1")
         points = self.save_steps
@@ -285,16 +285,16 @@ class TrainConfig:
 
     def updated(self, values: dict[str, Any], source: str) -> "TrainConfig":
         """With some settings changed. Raises ConfigError for an unknown name or a wrong value."""
-        of_run = {each.name for each in fields(RunConfig)}
+        run_fields = {each.name for each in fields(RunConfig)}
         values = in_shares({"steps": self.run.steps, "batch_size": self.run.batch_size} | values)
         for name in values:
-            if name not in of_run and name not in OPTION_NAMES:
-                hint = meant(name, [*OPTION_NAMES, *of_run]) or "; see `vsae train --help-all`"
+            if name not in run_fields and name not in OPTION_NAMES:
+                hint = meant(name, [*OPTION_NAMES, *run_fields]) or "; see `vsae train --help-all`"
                 raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
-        own = {name: value for name, value in values.items() if name not in of_run}
+        own = {name: value for name, value in values.items() if name not in run_fields}
         try:
             start = self.sae.changed_to(architecture=own.get("architecture"))
-            run = {name: value for name, value in values.items() if name in of_run}
+            run = {name: value for name, value in values.items() if name in run_fields}
             return replace(self, run=replace(self.run, **run), sae=from_flat(vars(start) | own))
         except ConfigError as error:
             raise error.within(source, error.instead or "correct it there") from error

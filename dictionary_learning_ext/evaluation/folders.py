@@ -102,12 +102,12 @@ def evaluate_folders(
     runs = runs_of(folders, step, **where)
     require_one_setting(runs, [n for n in MEASURED_ON if n != "hook"], CheckpointError)
     tokens = _own_tokens(runs) if tokens is None else tokens
-    of_hook: dict[str, list[str]] = {}
+    by_hook: dict[str, list[str]] = {}
     for name, run in runs.items():
-        of_hook.setdefault(run.hook, []).append(name)
-    of_step = {} if step is None else {"step": step}
+        by_hook.setdefault(run.hook, []).append(name)
+    step_setting = {} if step is None else {"step": step}
     results = {}
-    for names in of_hook.values():
+    for names in by_hook.values():
         run, saes, inputs, _ = _opened({name: runs[name] for name in names}, step)
         dictionaries = {
             name: (dictionary, config["trainer"].get("norm_factor", 1.0))
@@ -115,12 +115,12 @@ def evaluate_folders(
         }
         measured = measure(dictionaries, inputs.held_out(run.hook, tokens), tokens)
         for name, metrics in measured.items():
-            results[name] = of_step | metrics | {"measured_on": measured_on(run)}
-            config, of_sae = saes[name][1], {}
+            results[name] = step_setting | metrics | {"measured_on": measured_on(run)}
+            config, sae_stated = saes[name][1], {}
             if results_of[name] != place_of(name).folder:
-                config, of_sae = {}, {STANDS_FOR: lasting_name(name)}
+                config, sae_stated = {}, {STANDS_FOR: lasting_name(name)}
             path = evaluation_file(results_of[name], config, run, tokens, results[name])
-            write_json(path, of_sae | results[name], Setting("out"))
+            write_json(path, sae_stated | results[name], Setting("out"))
             on_written(path)
     return {name: results[name] for name in runs}
 

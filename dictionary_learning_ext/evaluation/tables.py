@@ -35,7 +35,7 @@ _GAP = "  "
 # --- the metrics of SAEs, side by side
 
 
-def printed(
+def results_table(
     results: Mapping[str, dict[str, Any]],
     configs: Mapping[str, dict[str, Any]],
     metrics: Sequence[Metric] | None = None,
@@ -104,7 +104,7 @@ def table(
         metrics: the columns, or their keys separated by commas, e.g. "fve,l0". Default: those that
             `vsae compare` shows.
         width: see `text_table`.
-        further: see `printed`. A column without a cell is left out.
+        further: see `results_table`. A column without a cell is left out.
         names: what to call the SAEs. Default: as `results` does.
     """
     if isinstance(metrics, str):
@@ -157,7 +157,7 @@ def usual_columns(results: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
     ]
 
 
-def measured_in(results: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
+def metrics_in(results: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
     """Every metric that any of these SAEs has."""
     return [
         metric

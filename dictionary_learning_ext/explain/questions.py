@@ -114,12 +114,12 @@ def question(
     """What to ask about a feature; None if it fires in too few contexts, or in nearly all."""
     firing = _firing(statistics, feature)
     shown, kept = firing[::2], firing[1::2]
-    of_shown = {each.context for each in shown}
+    shown_contexts = {each.context for each in shown}
     drawn = statistics.drawn
     silent = [
         row
         for row in (~drawn.fires_PF[:, feature]).nonzero().flatten().tolist()
-        if int(drawn.context_P[row]) not in of_shown
+        if int(drawn.context_P[row]) not in shown_contexts
     ]
     if min(len(shown), len(kept), len(silent)) < LEAST:
         return None

@@ -118,7 +118,7 @@ def explain(
             for model in dict.fromkeys([explainer, scorer]):
                 endpoint.check(model)
         on_step(f"reading {options.tokens:,} tokens of held-out text")
-        measured = _measured(folder, options.tokens, where)
+        measured = _read_features(folder, options.tokens, where)
         models = {"explainer": explainer, "scorer": scorer}
         settings = models | {"tokens": options.tokens} | measured.settings
         chosen = _chosen(measured, options)
@@ -168,7 +168,7 @@ class _Measured(NamedTuple):
     """What was measured on."""
 
 
-def _measured(folder: str | Path, tokens: int, where: dict[str, Any]) -> _Measured:
+def _read_features(folder: str | Path, tokens: int, where: dict[str, Any]) -> _Measured:
     opened = open_folders([folder], **where)
     run = opened.run
     language_model = opened.inputs.require_language_model(
@@ -258,8 +258,8 @@ def _plan(known: Explanations, asked: list[Question], order_by: str) -> Plan:
     for each in asked:
         found = _of(known, each)
         parts = [part for part, _ in _missing_parts(each, found)]
-        of_explainer = [] if found.text is not None else [each.messages]
-        sent = of_explainer + [detection("", part) for part in parts]
+        explaining = [] if found.text is not None else [each.messages]
+        sent = explaining + [detection("", part) for part in parts]
         requests += len(sent)
         characters += sum(len(message["content"]) for messages in sent for message in messages)
         answers = len(sent) * _TOKENS_OF_AN_EXPLANATION

@@ -30,7 +30,7 @@ from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .formats import ExportedSAE, read, record, require_supported, write
 from .local_paths import without_local_paths
-from .neuronpedia import NEURONPEDIA_TOKENS, measured_features, write_neuronpedia
+from .neuronpedia import NEURONPEDIA_TOKENS, exported_features, write_neuronpedia
 
 logger = logging.getLogger(__name__)
 
@@ -123,9 +123,9 @@ def export(
             value=str(target),
             instead="give another, or delete it first",
         )
-    of_training = run_of(folder, model, hook, data, device)
+    trained_on_run = run_of(folder, model, hook, data, device)
     given = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
-    run = replace(of_training, **{n: value for n, value in given.items() if value is not None})
+    run = replace(trained_on_run, **{n: value for n, value in given.items() if value is not None})
     metrics = read_metrics_if_any(folder)
     place = {"model": run.model, "data": run.data}
     (config, metrics, place), cut_paths = without_local_paths((config, metrics, place))
@@ -140,12 +140,12 @@ def export(
         dictionary=dictionary,
         config=config,
         metrics=metrics,
-        run=replace(of_training, **place),
+        run=replace(trained_on_run, **place),
         language_model=language_model,
         hook=hook_point,
     )
     if form == "neuronpedia":
-        measured = measured_features(source, run, tokens)
+        measured = exported_features(source, run, tokens)
         with _new_folder(target) as temporary, _writing(target):
             write_neuronpedia(temporary, source, *measured, explanations)
         return Exported(target, None, cut_paths)
@@ -153,12 +153,12 @@ def export(
     with _new_folder(target) as temporary:
         with _writing(target):
             write(form, temporary, source)
-        of_model = replace(run, activations=None)
-        inputs = open_inputs(of_model, [run.hook], language_model=language_model)
+        reading_model = replace(run, activations=None)
+        inputs = open_inputs(reading_model, [run.hook], language_model=language_model)
         rows = inputs.held_out(run.hook, tokens).rows
         read_back = read(form, temporary, source, device)
         batches = (x_BD.double() for x_BD in batches_of(rows, tokens))
-        difference = measure(dictionary.double(), read_back, batches)
+        difference = compare(dictionary.double(), read_back, batches)
         if not (difference.is_exact or allow_inexact):
             reason = "; its reader has a ReLU, this SAE none (rectify=False)"
             raise CheckpointError(
@@ -182,7 +182,7 @@ def export(
 
 
 @t.no_grad()
-def measure(original: Any, exported: Any, batches: Iterable[t.Tensor]) -> Difference:
+def compare(original: Any, exported: Any, batches: Iterable[t.Tensor]) -> Difference:
     """Compare what two SAEs encode and decode, on activations, batches of (B, D).
 
     Raises: CheckpointError if a reconstruction is not finite in float32.

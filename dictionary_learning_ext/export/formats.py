@@ -158,7 +158,7 @@ class ExportedSAE(NamedTuple):
             tensors["threshold"] = tensors["threshold"].expand(self.dictionary.dict_size)
         return {name: value.contiguous() for name, value in tensors.items()}
 
-    def of_tensors(self, tensors: dict[str, t.Tensor]) -> nn.Module:
+    def module_with(self, tensors: dict[str, t.Tensor]) -> nn.Module:
         """A copy of the SAE that has these in place of its own `tensors`."""
         dictionary = copy.deepcopy(self.dictionary)
         for name, own in self._views(dictionary).items():
@@ -318,7 +318,7 @@ def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> 
         place = folder / (source.module or "") if form == "sparsify" else folder
         return load_foreign(read_config(place), device, t.float64)
     if form == "safetensors":
-        return source.of_tensors(load_file(folder / SAFETENSORS)).to(device, t.float64)
+        return source.module_with(load_file(folder / SAFETENSORS)).to(device, t.float64)
     place = folder / "downloaded_saes" / source.name if form == "sae-bench" else folder
     dictionary: Any = load_upstream_dictionary(str(place), device)[0]
     return dictionary.double()

@@ -120,7 +120,7 @@ def push(
     formats: Sequence[PushFormat] = (),
     public: bool = False,
     dry_run: bool = False,
-    **of_export: Any,
+    **export_options: Any,
 ) -> Pushed:
     """Upload a run folder, or each run folder in a folder, in one commit.
 
@@ -141,11 +141,11 @@ def push(
     for form in formats:
         require_choice("format", form, PushFormat)
     if not formats:
-        _require_default(of_export)
+        _require_default(export_options)
     with tempfile.TemporaryDirectory(prefix="push.") as name:
         staged = Path(name)
         folders = _run_folders(Path(folder))
-        cut_paths, missing = _stage(folders, repo, staged, formats, of_export)
+        cut_paths, missing = _stage(folders, repo, staged, formats, export_options)
         inside = run_folders_in(folder)
         unfinished = [one.name for one in inside if not (one / WEIGHTS).exists()]
         paths = sorted(path for path in staged.rglob("*") if path.is_file())
@@ -181,11 +181,11 @@ def _require_name(repo: str) -> None:
         raise HubError(f"{repo!r}: expected OWNER/NAME, e.g. jane/my-saes ({problem})")
 
 
-def _require_default(of_export: Mapping[str, Any]) -> None:
+def _require_default(export_options: Mapping[str, Any]) -> None:
     """Raise a ConfigError if an argument of `export` is given."""
     signature = inspect.signature(export)
-    signature.bind("", "", **of_export)  # a TypeError for an argument that it doesn't have
-    for name, value in of_export.items():
+    signature.bind("", "", **export_options)  # a TypeError for an argument that it doesn't have
+    for name, value in export_options.items():
         if value != signature.parameters[name].default:
             wanted = Template("{format} too: without it, no SAE is exported")
             raise ConfigError(name=name, value=value, expected=wanted)
@@ -246,7 +246,7 @@ def _stage(
     repo: str,
     staged: Path,
     formats: Sequence[PushFormat],
-    of_export: Mapping[str, Any],
+    export_options: Mapping[str, Any],
 ) -> tuple[list[str], dict[tuple[str, PushFormat], UserError]]:
     """Lay out the repository in `staged`; return the settings whose paths were cut, and what is missing."""
     missing: dict[tuple[str, PushFormat], UserError] = {}
@@ -280,18 +280,18 @@ def _stage(
         for form in formats:
             try:
                 with tempfile.TemporaryDirectory(prefix="export.") as temporary:
-                    export(folder, form, temporary, **of_export)
+                    export(folder, form, temporary, **export_options)
                     shutil.copytree(temporary, staged / name, dirs_exist_ok=True)
             except CheckpointError as error:
                 missing[name, form] = error
     for form in formats:
         if all((name, form) in missing for name in configs):
             raise missing[next(iter(configs)), form]
-    of_others: dict[PushFormat, str] = {
+    other_formats: dict[PushFormat, str] = {
         form: min(staged.rglob(_WEIGHTS[form])).parent.relative_to(staged).as_posix()
         for form in sorted(formats)
     }
-    text = card(repo, configs, metrics, of_others)
+    text = card(repo, configs, metrics, other_formats)
     (staged / CARD).write_text(text, encoding="utf-8")
     return sorted(all_cut), missing
 
@@ -300,7 +300,7 @@ def card(
     repo: str,
     configs: dict[str, dict[str, Any]],
     metrics: dict[str, dict[str, Any]],
-    of_others: Mapping[PushFormat, str],
+    other_formats: Mapping[PushFormat, str],
 ) -> str:
     """The model card: settings and metrics of each SAE, and how to load one.
 
@@ -309,7 +309,7 @@ def card(
             have one.
         of_others: for each format of another library, the place of an SAE in it.
     """
-    data = _card_data(repo, configs, metrics, of_others)
+    data = _card_data(repo, configs, metrics, other_formats)
     trainers = {name: config["trainer"] for name, config in configs.items()}
     first = next(iter(trainers))
     names = [n for trainer in trainers.values() for n in trainer if n not in _UNINTERESTING]
@@ -332,7 +332,7 @@ def card(
             what = "" if len(configs) == 1 else f" of {name}"
             results += f"\n\nThe training{what} left out {words}."
     others = "".join(
-        _LOADING[form].format(repo=repo, place=place) for form, place in of_others.items()
+        _LOADING[form].format(repo=repo, place=place) for form, place in other_formats.items()
     )
     bench = (
         "SAE Bench's `run_all_evals_dictionary_learning_saes` can read this repository as it is."
@@ -378,7 +378,7 @@ def _card_data(
     repo: str,
     configs: dict[str, dict[str, Any]],
     metrics: dict[str, dict[str, Any]],
-    of_others: Collection[PushFormat],
+    other_formats: Collection[PushFormat],
 ) -> ModelCardData:
     """A card's metadata: library, tags (with the other libraries that read it), language models, texts and
     metrics.
@@ -414,7 +414,7 @@ def _card_data(
         library_name="dictionary_learning_ext",
         base_model=sorted(name for name in models if "/" in name) or None,
         datasets=sorted({text for text in texts.values() if text.count("/") == 1}) or None,
-        tags=[*_TAGS, *architectures, *(_TAG_OF[form] for form in of_others)],
+        tags=[*_TAGS, *architectures, *(_TAG_OF[form] for form in other_formats)],
         model_name=repo.split("/")[1],
         eval_results=results or None,
     )

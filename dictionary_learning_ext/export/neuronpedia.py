@@ -58,7 +58,7 @@ _UNMEASURED = (
 )
 
 
-def measured_features(
+def exported_features(
     source: ExportedSAE, run: RunConfig, tokens: int
 ) -> tuple[FeatureStatistics, LogitLens]:
     """Measure an SAE's features on at most `tokens` of the run's held-out text, without attention sinks.
@@ -96,7 +96,7 @@ def write_neuronpedia(
 
     Raises: CheckpointError if the disk refuses.
     """
-    of_all = {
+    shared_fields = {
         "n_prompts_total": -(-statistics.tokens // source.run.ctx_len),
         "n_tokens_in_prompt": source.run.ctx_len,
         "dataset": source.run.data,
@@ -112,7 +112,7 @@ def write_neuronpedia(
             "layer": source.hook.layer,
             "sae_set": source.name,
             "sae_id_suffix": None,
-            "features": [_feature(statistics, *part, text) | of_all for part in parts],
+            "features": [_feature(statistics, *part, text) | shared_fields for part in parts],
         }
         # Without write_json's indentation, which makes it four times as long.
         write_text(folder / f"batch-{number}.json", json.dumps(content))
@@ -121,7 +121,7 @@ def write_neuronpedia(
     ]:
         (folder / _EXPLANATIONS).parent.mkdir()
         write_text(folder / _EXPLANATIONS, "".join(f"{json.dumps(line)}\n" for line in lines))
-    settings = of_all | {
+    settings = shared_fields | {
         "model": source.run.model,
         "hook_name": source.run.hook,
         "dict_size": source.dictionary.dict_size,

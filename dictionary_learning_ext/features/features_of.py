@@ -96,14 +96,14 @@ def measure_features(
     collectors = [FeatureCollector(sae, tokens, **kept) for sae in dictionaries]
     said = zip(dictionaries, untested or [None] * len(dictionaries), strict=True)
     signals = [SignalCollector(s, u) if with_scores and has_score(s) else None for s, u in said]
-    of_rows = [*filter(None, signals), *others]
+    row_sinks = [*filter(None, signals), *others]
     finder = SinkFinder(tokenizer)
     for batch in batches:
         batch = finder.without_sinks(batch)
         for collector in collectors:
             collector.add(batch)
         x_ND = batch.wanted_ND
-        for each in of_rows:
+        for each in row_sinks:
             each.add(x_ND)
     statistics = [collector.statistics() for collector in collectors]
     scores = [each and each.scores_if_any() for each in signals]

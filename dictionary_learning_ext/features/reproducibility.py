@@ -282,8 +282,8 @@ def null_of(a: RandomDirections, b: RandomDirections, seed: int) -> tuple[float,
         match_F = match_F[matched_F >= 0]
         means.append(match_F.mean())
         variances.append(match_F.var() / len(match_F))
-        of_draws = np.var(means, ddof=1) if len(means) > 1 else 0.0
-        error = float(np.sqrt(max(np.mean(variances), of_draws) / len(means)))
+        draws_variance = np.var(means, ddof=1) if len(means) > 1 else 0.0
+        error = float(np.sqrt(max(np.mean(variances), draws_variance) / len(means)))
     return float(np.mean(means)), error, len(means)
 
 

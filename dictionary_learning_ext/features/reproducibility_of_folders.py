@@ -17,7 +17,7 @@ from ..errors import Setting, Template, UserError
 from ..evaluation.folders import SAE, Loaded, dictionary_of, open_folders
 from ..evaluation.metrics import METRICS
 from ..evaluation.tables import labels, text_table
-from ..run_folder.comparing import of_one_setting, same_setting, training, unequal
+from ..run_folder.comparing import grouped_by_setting, same_setting, training, unequal
 from ..run_folder.files import replacing, write_rows
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.sae_names import lasting_name
@@ -270,7 +270,7 @@ def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
         configs: each folder's config.json.
     """
     found: dict[str, float] = {}
-    for folders in of_one_setting(dict(configs)):
+    for folders in grouped_by_setting(dict(configs)):
         if len({seeds_of(configs[one]) for one in folders}) < len(folders) or len(folders) == 1:
             continue
         logger.info("matching the features of %d seeds", len(folders))
@@ -372,7 +372,7 @@ _OF_TWO_SIZES = (
 )
 
 
-def printed(found: ReproducibilityOfFolders) -> str:
+def reproducibility_table(found: ReproducibilityOfFolders) -> str:
     """A table of the SAEs that fits the terminal, and one of the means over pairs."""
     width = shutil.get_terminal_size().columns
     means = [[name, cell] for name, cell in measures_as_text(found.measured.means()).items()]

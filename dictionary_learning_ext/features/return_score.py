@@ -139,11 +139,11 @@ class ReturnScores:
         total = value_F.sum() or 1.0
         return {fifth: float(value_F[self.fifth_F == fifth].sum() / total) for fifth in FIFTHS}
 
-    def shares(self, of_F: np.ndarray) -> dict[int, float | None]:
+    def shares(self, weight_F: np.ndarray) -> dict[int, float | None]:
         """The mean of something over the features of each fifth, e.g. of whether they came back; None for a
         fifth without features."""
         return {
-            fifth: float(of_F[self.fifth_F == fifth].mean()) if count else None
+            fifth: float(weight_F[self.fifth_F == fifth].mean()) if count else None
             for fifth, count in self.counts.items()
         }
 
@@ -411,7 +411,7 @@ def return_scores(
     return {name: collector.scores() for name, collector in collectors.items()}
 
 
-def printed(scores: ReturnScores) -> str:
+def scores_table(scores: ReturnScores) -> str:
     """A table of the fifths of an SAE's return score."""
     selections, errors = scores.selections, scores.errors
     rows = [

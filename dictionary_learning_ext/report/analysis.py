@@ -37,7 +37,7 @@ from ..features.reproducibility_of_folders import (
 )
 from ..features.return_score import ReturnScores, untested_on
 from ..features.synthesis import Synthesis, synthesise
-from ..run_folder.comparing import of_one_setting
+from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
 from ..run_folder.sae_names import lasting_name, place_of
 from ..run_folder.weights import load_dictionary
@@ -143,7 +143,7 @@ def analyse(
         language_model.tokenizer,
         options.tokens,
         untested=[untested_on(one, config, run.model) for one, config in opened.saes.values()],
-        others=[coder for of_folder in coders.values() for coder in of_folder.values()],
+        others=[coder for folder_coders in coders.values() for coder in folder_coders.values()],
         profile_tokens=options.map_tokens,
         seed=options.seed,
     )
@@ -151,11 +151,11 @@ def analyse(
     read = found_of_each[0].statistics.tokens + (sinks.tokens if sinks else 0)
     if read < options.tokens:
         logger.warning("the text ended after %d tokens", read)
-    for folder, of_folder in coders.items():
+    for folder, folder_coders in coders.items():
         others = " and ".join(seeds_of[folder])
         on_step(f"comparing the activations of {folder} with those of {others}")
         scores = features[folder].return_scores
-        returning[folder] = _with_codes(returning[folder], of_folder, scores)
+        returning[folder] = _with_codes(returning[folder], folder_coders, scores)
     called = labels({name: config for name, (_, config) in opened.saes.items()})
     analyses = [
         _analysis(
@@ -251,7 +251,7 @@ def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:
     """The other seeds of each folder that has some."""
     found: dict[str, list[str]] = {}
     configs = {one: read_config(one) for one in (*folders, *seeds)} if seeds else {}
-    groups = of_one_setting(configs)
+    groups = grouped_by_setting(configs)
     for seed in seeds:
         (alike,) = (group for group in groups if seed in group)
         owner = next((folder for folder in folders if folder in alike), folders[0])

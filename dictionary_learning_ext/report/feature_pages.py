@@ -96,16 +96,16 @@ def _rounded_all(values: t.Tensor | np.ndarray, digits: int = 4) -> list[float |
     return [rounded(value, digits) for value in values.tolist()]
 
 
-def _of_each(analysis: Analysis, known: Mapping[int, Any]) -> list[Any]:
+def _known_in_order(analysis: Analysis, known: Mapping[int, Any]) -> list[Any]:
     """Something of each feature; None of those of which it is not known."""
     return [known.get(feature) for feature in range(len(analysis.statistics.count_F))]
 
 
 def _clusters(analysis: Analysis, name: str) -> list[int | None]:
     if (of := analysis.geometry) is None:
-        return _of_each(analysis, {})
+        return _known_in_order(analysis, {})
     clusters = getattr(of, name).tolist()
-    return _of_each(analysis, dict(zip(of.features.tolist(), clusters, strict=True)))
+    return _known_in_order(analysis, dict(zip(of.features.tolist(), clusters, strict=True)))
 
 
 def _fires_on(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
@@ -125,7 +125,7 @@ def _promoted(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
 def _explained(analysis: Analysis, of: Callable[[Explanation], Any]) -> list[Any] | None:
     """Something of each feature's explanation."""
     found = analysis.explanations
-    return _of_each(analysis, {n: of(one) for n, one in found.items()}) if found else None
+    return _known_in_order(analysis, {n: of(one) for n, one in found.items()}) if found else None
 
 
 COLUMNS = (
@@ -141,7 +141,7 @@ COLUMNS = (
     Column("promotes", _promoted, "promotes", "tokens", is_extra=True),
     Column(
         "rank",
-        lambda one, _: _of_each(one, {feature: n for n, feature in enumerate(one.ranking)}),
+        lambda one, _: _known_in_order(one, {feature: n for n, feature in enumerate(one.ranking)}),
     ),
     Column(
         "frequency",
@@ -301,9 +301,9 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, lis
         tokens = top_tokens(statistics.sampled, feature, None)
         if int(statistics.count_F[feature]) >= LEAST_SELECTIONS and _is_word(tokens[0], vocabulary):
             fires_on[feature] = [vocabulary.text(token) for token in tokens]
-    (back, of_back), (lost, of_lost) = _groups(analysis, list(fires_on))
-    n_lost = min(_CARDS_LOST, len(of_lost))
-    groups = [(back, of_back, _CARDS - n_lost), (lost, of_lost, n_lost)]
+    (back, share_back), (lost, share_lost) = _groups(analysis, list(fires_on))
+    n_lost = min(_CARDS_LOST, len(share_lost))
+    groups = [(back, share_back, _CARDS - n_lost), (lost, share_lost, n_lost)]
     taken: set[str] = set()
     found = []
     for heading, features, n in groups:
@@ -327,9 +327,9 @@ def _groups(analysis: Analysis, features: list[int]) -> list[tuple[str, list[int
         back = [one for one in features if scores.returns_F[one] == scores.of]
         lost = [one for one in features if scores.match_F[one] < _LOST]
         return [("These come back", back), ("These don't", lost)]
-    if (of_one := analysis.return_scores) is not None:
+    if (scores := analysis.return_scores) is not None:
         top, lowest = (
-            [one for one in features if of_one.fifth_F[one] == fifth]
+            [one for one in features if scores.fifth_F[one] == fifth]
             for fifth in (FIFTHS[0], FIFTHS[-1])
         )
         return [

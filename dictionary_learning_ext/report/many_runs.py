@@ -245,7 +245,7 @@ class SeedScores:
         return measure.text(self.values[measure.key]) + star
 
 
-def of_seeds(folders: Sequence[Path]) -> SeedScores | None:
+def seed_scores(folders: Sequence[Path]) -> SeedScores | None:
     """Compare the SAEs of run folders of one setting.
 
     Of several with the same seed and data seed, the first is taken.

@@ -198,8 +198,8 @@ def _returning(analysis: Analysis) -> dict[str, Any]:
     if len(pairs) > 1:
         pairs = {f"mean of {len(pairs)} pairs": found.means(), **pairs}
     directions = {name: measures_as_text(pair) for name, pair in pairs.items()}
-    of_directions = [(name, list(texts.values())) for name, texts in directions.items()]
-    of_codes = [
+    direction_texts = [(name, list(texts.values())) for name, texts in directions.items()]
+    code_texts = [
         (each.label, [each.text(pair[each.key], "–") for pair in pairs.values()], each.definition)
         for each in CODE_MEASURES
     ]
@@ -208,15 +208,15 @@ def _returning(analysis: Analysis) -> dict[str, Any]:
         (
             "Agreement of each pair of seeds",
             ["Pair", *next(iter(directions.values()))],
-            of_directions,
+            direction_texts,
         ),
         (
             "Agreement of the activations of each pair of seeds",
             [f"On {found.codes.tokens:,} tokens", *pairs],
-            of_codes,
+            code_texts,
         ),
     ]
-    if (of_one := analysis.return_scores) is not None:
+    if (scores := analysis.return_scores) is not None:
         others = len(found.measured.names) - 1
         seeds = "the other seed" if others == 1 else f"the {others} other seeds"
         shares = {n: "–" if s is None else f"{s:.0%}" for n, s in found.fifths().items()}
@@ -224,7 +224,7 @@ def _returning(analysis: Analysis) -> dict[str, Any]:
             (
                 "Features that came back, by the return score",
                 ["Return score", "features", f"came back in {seeds}"],
-                [(FIFTH_NAMES[n], [f"{of_one.counts[n]:,}", share]) for n, share in shares.items()],
+                [(FIFTH_NAMES[n], [f"{scores.counts[n]:,}", share]) for n, share in shares.items()],
             )
         )
     return {"notes": found.notes, "tables": tables}

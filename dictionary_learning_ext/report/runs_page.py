@@ -39,9 +39,9 @@ from .many_runs import (
     best_of_each_k,
     differing,
     grouped,
-    of_seeds,
     read_all_in,
     results_of,
+    seed_scores,
 )
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def _several_seeds(results: list[RunResult], on_step: Callable[[str], None]) -> 
     for group in grouped(list(unlike.values())):
         if group.n > 1:
             on_step(f"matching the features of {group.n} seeds")
-            found.append(replace(group, scores=of_seeds(group.folders)))
+            found.append(replace(group, scores=seed_scores(group.folders)))
     return found
 
 
@@ -147,15 +147,15 @@ def show_sweep(
         width: of the terminal.
     """
     names, metrics = differing(results), shown_in("sweep")
-    groups = [replace(one, scores=of_seeds(one.folders)) for one in grouped(results)]
+    groups = [replace(one, scores=seed_scores(one.folders)) for one in grouped(results)]
     best, settings = best_of_each_k(groups), [name for name in names if name not in SEEDS]
     has_seeds = _have_seeds(groups)
     each = ["hook", "k"] if "hook" in settings else ["k"]
-    of_settings = _settings_table("All settings", groups, settings, metrics)
-    of_best = _settings_table("Best for each " + " and ".join(each), best, settings, metrics)
+    settings_table = _settings_table("All settings", groups, settings, metrics)
+    best_table = _settings_table("Best for each " + " and ".join(each), best, settings, metrics)
     page = folder / SWEEP_PAGE
-    of_runs = _runs_table("All runs", results, names, metrics, page)
-    tables = [*([of_best] if best else []), *([of_settings] if has_seeds else []), of_runs]
+    runs_table = _runs_table("All runs", results, names, metrics, page)
+    tables = [*([best_table] if best else []), *([settings_table] if has_seeds else []), runs_table]
     how_many = "1 run" if len(results) == 1 else f"{len(results)} runs"
     lede = (
         f"{how_many}. The best setting has the lowest description length. It is comparable between "
@@ -181,7 +181,7 @@ def show_sweep(
     }
     first = len(settings) + has_seeds
     lines = [
-        text_table(of_settings.head, of_settings.rows, width, max(1, first)),
+        text_table(settings_table.head, settings_table.rows, width, max(1, first)),
         *_on_same_batches(groups),
         "",
         *([f"{missing}."] if missing else []),

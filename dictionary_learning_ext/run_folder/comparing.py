@@ -176,7 +176,7 @@ def training(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return trained
 
 
-def of_one_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
+def grouped_by_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
     """The folders, grouped by everything that decides what was trained but for the seeds.
 
     Arguments:

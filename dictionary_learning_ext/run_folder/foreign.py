@@ -100,7 +100,7 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
     Raises: CheckpointError if cfg.json is damaged, or no class of upstream's or ours computes the same.
     """
     if form == "Gemma Scope":
-        settings = _of_gemma_scope(folder) | overrides
+        settings = _gemma_scope_config(folder) | overrides
     elif form == "sparsify":
         own = _object_in(folder / FOREIGN_CONFIG, _SETTINGS_OF_SPARSIFY)
         settings = _in_words_of_sae_lens(folder, own | overrides)
@@ -132,10 +132,10 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
     if is_scaled and scale is not None and scale <= 0:
         what = f"norm_scaling_factor is {scale:g}, expected a number above 0"
         raise CheckpointError(f"{folder / FOREIGN_CONFIG}: {what}", instead="copy it again")
-    of_hook_z = "hook_z" if "hook_z" in (about.get("hook_name") or "") else "none"
+    reshapes = "hook_z" if "hook_z" in (about.get("hook_name") or "") else "none"
     only_none = {
         "normalize_activations": "none" if is_scaled and scale is not None else normalized,
-        "reshape_activations": settings.get("reshape_activations", of_hook_z),
+        "reshape_activations": settings.get("reshape_activations", reshapes),
     }
     for name, value in only_none.items():
         if value != "none":
@@ -202,7 +202,7 @@ def _in_words_of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, A
     return {"architecture": "topk", **sizes, "metadata": about}
 
 
-def _of_gemma_scope(folder: Path) -> dict[str, Any]:
+def _gemma_scope_config(folder: Path) -> dict[str, Any]:
     """What SAELens would write of an SAE of Gemma Scope, as far as the names of the folders above it tell.
 
     On the hub it is google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82, say.

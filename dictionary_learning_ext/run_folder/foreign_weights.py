@@ -200,8 +200,8 @@ def _upstream_state(
         if architecture == "jumprelu":
             threshold_F = weights["threshold"] * scale_F
         else:  # in training's units, and of features times their norms if it rescales
-            of_one_F = scale * norms_F if rescales else t.ones_like(norms_F)
-            threshold_F = weights["topk_threshold"] / of_one_F * scale_F
+            unit_scale_F = scale * norms_F if rescales else t.ones_like(norms_F)
+            threshold_F = weights["topk_threshold"] / unit_scale_F * scale_F
         state = {"W_enc": W_enc_DF, "W_dec": W_dec_FD, "b_dec": b_dec_D, "threshold": threshold_F}
         return state | {"b_enc": b_enc_F}
     return {

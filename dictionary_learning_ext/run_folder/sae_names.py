@@ -221,10 +221,10 @@ def _fetched(name: str) -> Place:
     except unreachable as error:
         has_none = isinstance(error, RepositoryNotFoundError)
         why = f"has no repository {repo}" if has_none else f"can't be read ({first_line(error)})"
-        of_table = "" if _releases() else ", or install sae-lens for the names of its releases"
+        or_install = "" if _releases() else ", or install sae-lens for the names of its releases"
         raise HubError(
             f"{name}: no such folder here, and the hub {why}",
-            instead=f"give a folder, or OWNER/REPOSITORY/FOLDER{of_table}",
+            instead=f"give a folder, or OWNER/REPOSITORY/FOLDER{or_install}",
         ) from error
     folder = Path(snapshot) / inside
     if not folder.is_dir():

@@ -24,7 +24,7 @@ from .sae_names import EXPECTED
 SEEDS = ("seed", "data_seed")
 """The settings in which runs of one setting differ."""
 _DELETED = {"prior": (None, "fixed"), "free_bits": (None, 0.0)}
-"""Removed options, with the values that changed nothing. See also `without_deleted`."""
+"""Removed options, with the values that changed nothing. See also `without_removed`."""
 _OF_THE_BUFFER = {
     "ctx_len": "ctx_len",
     "text": "data",
@@ -55,7 +55,7 @@ def settings_in(config: Any, path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: has no run.settings, which `vsae train` writes; {EXPECTED}, or its {CONFIG}"
         )
-    settings = without_deleted(settings)
+    settings = without_removed(settings)
     deleted = [name for name in _DELETED if name in settings]
     deleted += ["kl_schedule"] if settings.get("kl_schedule") == "cyclical" else []
     if deleted:
@@ -66,7 +66,7 @@ def settings_in(config: Any, path: Path) -> dict[str, Any]:
     return settings
 
 
-def without_deleted(settings: dict[str, Any]) -> dict[str, Any]:
+def without_removed(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of any version, without the removed options that changed nothing.
 
     kl_cycle_steps always had a value; only kl_schedule=cyclical used it.

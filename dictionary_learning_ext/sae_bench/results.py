@@ -131,17 +131,17 @@ def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def values_of(outcome: BenchResults) -> Values:
     """Every metric of every SAE with every seed."""
-    of_seeds = {SEED: outcome.results, **outcome.repeats}
-    labels = dict.fromkeys(label for results in of_seeds.values() for label in results)
+    by_seed = {SEED: outcome.results, **outcome.repeats}
+    labels = dict.fromkeys(label for results in by_seed.values() for label in results)
     values: Values = {label: {} for label in labels}
-    for seed, results in of_seeds.items():
+    for seed, results in by_seed.items():
         for label, found in results.items():
             for name, value in rows_of(found).items():
                 values[label].setdefault(name, {})[seed] = value
     return values
 
 
-def measured_on(outcome: BenchResults) -> list[str]:
+def reading_notes(outcome: BenchResults) -> list[str]:
     """On how many tokens core measured, in words, and how many it left alone."""
     lines: dict[str, None] = {}
     for results in outcome.results.values():
@@ -163,8 +163,8 @@ def measured_on(outcome: BenchResults) -> list[str]:
 def _drawn(corner: str, values: Values, digits: str) -> str:
     """Mean and standard deviation over seeds; `digits` is the mean's format, as ".3f" or "+.4f"."""
 
-    def cell(of_seed: dict[int, float]) -> str:
-        found = list(of_seed.values())
+    def cell(values_by_seed: dict[int, float]) -> str:
+        found = list(values_by_seed.values())
         if not found:
             return "-"
         deviation = f" ±{stdev(found):{digits.lstrip('+')}}" if len(found) > 1 else ""

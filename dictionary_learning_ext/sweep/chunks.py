@@ -77,11 +77,11 @@ def chunks_of(
     for names in groups.values():
         for start in range(0, len(names), at_once):
             chosen = [name for name in names[start : start + at_once] if name not in without]
-            for together in _of_one_step(chosen, save_dir):
+            for together in _by_resume_step(chosen, save_dir):
                 yield Chunk({name: configs[name] for name in together}, save_dir, sweep)
 
 
-def _of_one_step(names: list[str], save_dir: Path) -> list[list[str]]:
+def _by_resume_step(names: list[str], save_dir: Path) -> list[list[str]]:
     """Runs grouped by where they resume: a common resume point, or the start.
 
     They differ where one was deleted to be trained again, or trained on another device.

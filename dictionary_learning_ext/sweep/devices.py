@@ -59,12 +59,12 @@ def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
                         if place in running and running[place][0].poll() is not None:
                             process, chunk = running.pop(place)
                             n_ended += 1
-                            of_all = f"({n_ended} of {len(chunks)})"
+                            counted = f"({n_ended} of {len(chunks)})"
                             if (failure := _failure(process, chunk)) is None:
-                                logger.info("%s: trained %s %s", device, chunk, of_all)
+                                logger.info("%s: trained %s %s", device, chunk, counted)
                             else:
                                 failures.append(failure)
-                                logger.error("%s: %s %s", device, failure, of_all)
+                                logger.error("%s: %s %s", device, failure, counted)
                         if place not in running and waiting:
                             chunk = waiting.popleft()
                             running[place] = _started(chunk, device, environment), chunk

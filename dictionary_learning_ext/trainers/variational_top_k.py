@@ -313,7 +313,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
         settings = self.settings = VSAETopKConfig().changed(given, steps).with_defaults(steps)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
-        of_posterior = {f.name: getattr(settings, f.name) for f in fields(PosteriorOptions)}
+        posterior_options = {f.name: getattr(settings, f.name) for f in fields(PosteriorOptions)}
         super().__init__(
             steps=steps,
             activation_dim=activation_dim,
@@ -321,7 +321,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             k=k,
             layer=layer,
             lm_name=lm_name,
-            dict_class=functools.partial(dict_class, **of_posterior),  # pyright: ignore
+            dict_class=functools.partial(dict_class, **posterior_options),  # pyright: ignore
             lr=lr,
             auxk_alpha=auxk_alpha,
             warmup_steps=warmup_steps,

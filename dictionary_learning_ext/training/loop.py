@@ -192,7 +192,7 @@ def prepare(
     before_batch = None if processes.are_several else signals.check
     inputs = find_inputs(settings, planned.hooks, before_batch, processes.ranks)
     require_memory(planned.jobs, inputs.widths, device, processes.local_count)
-    jobs = [job.of_width(inputs.widths[job.hook]) for job in planned.jobs]
+    jobs = [job.with_width(inputs.widths[job.hook]) for job in planned.jobs]
     points = checked_points(jobs, processes) if planned.resume else []
     sources = [None if points else trained_sae(job.config.sae) for job in jobs]
     if processes.is_first:
@@ -312,7 +312,7 @@ def _begin(prepared: Prepared) -> None:
             one.resume(point, prepared.group)
     else:
         for one in prepared.sae_runs:
-            one.start(prepared.batches.of_hook[one.settings.hook].config)
+            one.start(prepared.batches.by_hook[one.settings.hook].config)
 
 
 class _Loop:
@@ -439,11 +439,11 @@ class _Loop:
         """Write a resume point of each SAE, before this step's batch is handed out."""
         states = self.batches.state_dicts()
         for one in saes:
-            of_ranks = self.processes.gather(
+            rank_states = self.processes.gather(
                 state_for_resume(one.trainer, states[one.settings.hook])
             )
             one.write_resume_point(
-                self.step, self.depends_on | shared_state(of_ranks, self.processes)
+                self.step, self.depends_on | shared_state(rank_states, self.processes)
             )
         self._saved_at = time.monotonic()
 

@@ -37,7 +37,7 @@ class Job:
     def hook(self) -> str:
         return self.config.run.hook
 
-    def of_width(self, activation_dim: int) -> "Job":
+    def with_width(self, activation_dim: int) -> "Job":
         """With the sigma that follows from D, if it does."""
         sae = self.config.sae.with_sigma(activation_dim, self.config.run.normalize)
         return replace(self, config=replace(self.config, sae=sae))

@@ -191,11 +191,11 @@ def require_one_task() -> None:
     meeting_point = (
         "--rdzv-backend c10d --rdzv-endpoint $(scontrol show hostnames | head -n 1):29500"
     )
-    of_several = f"--nnodes {nodes} {meeting_point} " if nodes > 1 else ""
+    rendezvous_flags = f"--nnodes {nodes} {meeting_point} " if nodes > 1 else ""
     raise ConfigError(
         f"srun started this command in {tasks} tasks, and each would train the whole run",
         instead=f"to train it once in all of them, use `srun --ntasks={nodes} --ntasks-per-node=1 "
-        f"torchrun {of_several}--nproc-per-node {-(-tasks // nodes)} -m dictionary_learning_ext train …`; "
+        f"torchrun {rendezvous_flags}--nproc-per-node {-(-tasks // nodes)} -m dictionary_learning_ext train …`; "
         "if each task is to train another run, set SLURM_STEP_NUM_TASKS=1",
     )
 

@@ -19,7 +19,7 @@ from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, 
 from ..run_folder.foreign_weights import load_foreign
 from ..run_folder.reading import read_config
 from ..run_folder.resume_points import ResumePoint, newest_points
-from ..run_folder.settings import without_deleted
+from ..run_folder.settings import without_removed
 from ..run_folder.weights import for_raw_activations, load_dictionary
 from ..trainers.base import Trainer
 from ..trainers.state import load_trainer_state
@@ -47,7 +47,7 @@ def checked_points(jobs: Sequence[Job], processes: Processes) -> list[ResumePoin
         return []
     for job in jobs:
         folder, saved = job.folder, points[job.folder].rest
-        former = without_deleted(saved["settings"])
+        former = without_removed(saved["settings"])
         run = job.config.run
         was = replace(run, activations=former.get("activations"))
         require_same(former, job.config.to_dict(), str(folder), but=may_move(was, run))
@@ -99,12 +99,12 @@ def state_for_resume(trainer: Trainer, source: dict[str, Any]) -> dict[str, Any]
     return {"buffer": source, "generators": generators}
 
 
-def shared_state(of_ranks: list[dict[str, Any]], processes: Processes) -> dict[str, Any]:
+def shared_state(rank_states: list[dict[str, Any]], processes: Processes) -> dict[str, Any]:
     """What a resume point holds of every rank's `state_for_resume`, and of their number."""
-    one_process = {"buffer": of_ranks[0]["buffer"]}
+    one_process = {"buffer": rank_states[0]["buffer"]}
     if not processes.are_several:
         return one_process
-    return one_process | {"ranks": of_ranks, "machines": processes.machines}
+    return one_process | {"ranks": rank_states, "machines": processes.machines}
 
 
 def state_of_rank(point: ResumePoint, rank: int) -> dict[str, Any]:
@@ -116,11 +116,11 @@ def continue_batches(
     batches: Batches, jobs: Sequence[Job], points: Sequence[ResumePoint], rank: int
 ) -> dict[str, float]:
     """Put the batches where the resume points have them. Returns the points' norm factors."""
-    of_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
+    by_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
     batches.load_state_dicts(
-        {hook: state_of_rank(point, rank)["buffer"] for hook, point in of_hook.items()}
+        {hook: state_of_rank(point, rank)["buffer"] for hook, point in by_hook.items()}
     )
-    return {hook: point.rest["norm_factor"] for hook, point in of_hook.items()}
+    return {hook: point.rest["norm_factor"] for hook, point in by_hook.items()}
 
 
 def restore(trainer: Trainer, point: ResumePoint, rank: int) -> None:

@@ -45,7 +45,7 @@ def test_checkpoint_steps():
 def test_checkpoint_steps_of_another_length(save_steps, steps, scaled):
     """Before the first step nothing is learned: no checkpoint comes to be there."""
     run = RunConfig(steps=1000, save_steps=save_steps)
-    assert run.of_length(steps).checkpoint_steps() == scaled
+    assert run.with_steps(steps).checkpoint_steps() == scaled
 
 
 @pytest.mark.parametrize(

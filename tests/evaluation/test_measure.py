@@ -223,7 +223,7 @@ def test_every_metric_of_several_saes_and_an_exact_one_recovers_all(tiny_lm):
     exact.decoder.weight.data = t.eye(16)
     exact.encoder.weight.data = t.eye(16)
     saes = {"exact": (exact, 1.0), "poor": (poor, 1.0)}
-    results = measure(saes, HeldOut.of_text(buffer, documents), 100)
+    results = measure(saes, HeldOut.from_text(buffer, documents), 100)
     for metrics in results.values():
         assert set(METRICS) == set(metrics)
         assert metrics["tokens"] == 128, "whole batches"
@@ -243,10 +243,10 @@ def test_a_text_that_ends_is_measured_as_far_as_it_goes(tiny_lm, caplog):
     sae, buffer = VariationalTopKAutoEncoder(16, 32, 4), ending_buffer(tiny_lm, documents)
     tokens = 20 * (1 + len(tiny_lm.tokenizer.encode(documents[0])))  # with an end of text each
     batches = tokens // 16 * 16 // 64
-    metrics = measure({"x": (sae, 1.0)}, HeldOut.of_text(buffer, documents[:2]), 10**6)["x"]
+    metrics = measure({"x": (sae, 1.0)}, HeldOut.from_text(buffer, documents[:2]), 10**6)["x"]
     assert metrics["tokens"] == 64 * batches
     assert f"measured on {64 * batches} tokens, not 1000000" in caplog.text
-    few = HeldOut.of_text(ending_buffer(tiny_lm, documents[:1]), documents[:1])
+    few = HeldOut.from_text(ending_buffer(tiny_lm, documents[:1]), documents[:1])
     with pytest.raises(TextError, match="too short to measure on"):
         measure({"x": (sae, 1.0)}, few, 100)
 

@@ -172,7 +172,7 @@ def test_every_metric_is_the_plain_one(case: str, lm_dir_of, tmp_path):
     sizes = {"n_ctxs": TOKENS // CTX_LEN, "ctx_len": CTX_LEN, "out_batch_size": TOKENS}
     buffer = make_buffer(lm, cycle(TEXTS), packing="truncate", **sizes, **rules)
     both = {name: (sae, 1.0) for name, sae in dictionaries.items()}
-    found = measure(both, HeldOut.of_text(buffer, TEXTS), TOKENS)
+    found = measure(both, HeldOut.from_text(buffer, TEXTS), TOKENS)
     for name, sae in dictionaries.items():
         expected = recomputed(plain, sae)
         for key, value in expected.items():

@@ -17,7 +17,7 @@ from dictionary_learning_ext.evaluation.tables import (
     labels,
     markdown_table,
     notes,
-    printed,
+    results_table,
     symptoms,
     table,
     text_table,
@@ -36,8 +36,8 @@ def measured(tokens=2048, **changes):
 
 
 def shown(results, configs=None, metrics=None, further=None):
-    """What is printed of folders that were trained alike, if nothing else is given."""
-    return printed(results, configs or dict.fromkeys(results, config()), metrics, further)
+    """What is results_table of folders that were trained alike, if nothing else is given."""
+    return results_table(results, configs or dict.fromkeys(results, config()), metrics, further)
 
 
 def config(architecture="vsae_top_k", lr=None, trainer_lr=2e-4, **settings):
@@ -53,7 +53,7 @@ def test_folders_of_upstreams_are_called_by_their_architecture():
         folder: {"trainer": {"trainer_class": trainer, "dict_class": dictionary}}
         for folder, (trainer, dictionary) in zip(results, trainers.items(), strict=True)
     }
-    text = printed(results, configs, chosen("fve"))
+    text = results_table(results, configs, chosen("fve"))
     assert [line.split() for line in text.splitlines()[2:4]] == [
         ["top_k", "0.5000"],
         ["batch_top_k", "0.5000"],
@@ -129,7 +129,7 @@ def test_settings_that_differ_beside_the_architecture_are_shown():
     results = {"a": measured(), "b": measured()}
     one = config(beta=0.1, eval_tokens=100, save_dir="x")
     other = config("top_k", lr=2e-3, trainer_lr=2e-3, k=16)
-    lines = printed(results, {"a": one, "b": other}).splitlines()
+    lines = results_table(results, {"a": one, "b": other}).splitlines()
     place = lines.index("These training settings also differ:")
     assert [line.split() for line in (lines[place + 2], *lines[place + 4 : place + 6])] == [
         ["architecture", "lr", "k"],
@@ -137,9 +137,9 @@ def test_settings_that_differ_beside_the_architecture_are_shown():
         ["b", "top_k", "0.002", "16"],
     ]
     alike = config("top_k", beta=None, eval_tokens=200, save_dir="y")
-    lines = printed(results, {"a": one, "b": alike}).splitlines()
+    lines = results_table(results, {"a": one, "b": alike}).splitlines()
     assert [line.split() for line in lines[-2:]] == [["a", "vsae_top_k"], ["b", "top_k"]]
-    assert "also differ" not in printed(results, {"a": alike, "b": alike})
+    assert "also differ" not in results_table(results, {"a": alike, "b": alike})
 
 
 def of_two_seeds(config):
@@ -181,11 +181,11 @@ def test_four_automatic_folders_fit_80_columns_and_show_each_difference_once():
 def test_what_was_measured_as_it_was_trained_is_shown_once():
     results = {"a": measured(hook="h1"), "b": measured(hook="h2")}
     one, other = config(hook="h1"), config(hook="h2")
-    text = printed(results, {"a": one, "b": other})
+    text = results_table(results, {"a": one, "b": other})
     assert text.count("h1") == 1
     assert "also differ" not in text
-    assert "also differ" in printed(results, {"a": one, "b": config(hook="h2", k=16)})
-    assert "also differ" in printed(results, {"a": one, "b": config(hook="h3")})
+    assert "also differ" in results_table(results, {"a": one, "b": config(hook="h2", k=16)})
+    assert "also differ" in results_table(results, {"a": one, "b": config(hook="h3")})
 
 
 def test_below_the_table_stands_what_ce_left_alone_and_what_was_not_measured_once():

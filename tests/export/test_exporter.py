@@ -28,7 +28,7 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import UserError
-from dictionary_learning_ext.export.exporter import export, measure
+from dictionary_learning_ext.export.exporter import compare, export
 
 
 def test_a_threshold_that_was_never_set_is_kept_by_upstreams_own_class(folder_of):
@@ -150,7 +150,7 @@ def test_measure_counts_the_tokens_whose_code_differs():
         other.encoder.bias[first] += 1e-3
     expected = (sae.encode(x) - other.encode(x)).abs().amax(1) > 1e-5
     assert 0 < expected.sum() < D
-    assert measure(sae, other, x.split(5)).codes == expected.double().mean().item()
+    assert compare(sae, other, x.split(5)).codes == expected.double().mean().item()
 
 
 def test_a_language_model_that_has_moved_can_be_given(folder_of, tiny_lm_dir, tmp_path):

@@ -21,7 +21,7 @@ from dictionary_learning_ext.report.many_runs import (
     from_folder,
     from_wandb,
     grouped,
-    of_seeds,
+    seed_scores,
 )
 
 
@@ -200,7 +200,7 @@ def test_seeds_on_wandb_are_one_group_though_each_measured_its_own_norm_factor(o
 
 
 def test_they_are_means_over_all_pairs(seeds):
-    scores = of_seeds(seeds)
+    scores = seed_scores(seeds)
     assert scores is not None
     found = reproducibility(
         {one.name: decoder_directions(load_dictionary(one)[0]) for one in seeds}
@@ -220,10 +220,10 @@ def test_they_are_means_over_all_pairs(seeds):
 def test_copies_are_one_sae_and_one_is_nothing_to_compare(seeds, tmp_path, caplog):
     copied = tmp_path / "copy"
     shutil.copytree(seeds[0], copied)
-    assert of_seeds([]) is None
-    assert of_seeds(seeds[:1]) is None
-    assert of_seeds([seeds[0], copied]) is None
-    both, all_three = of_seeds(seeds[:2]), of_seeds([seeds[0], copied, seeds[1]])
+    assert seed_scores([]) is None
+    assert seed_scores(seeds[:1]) is None
+    assert seed_scores([seeds[0], copied]) is None
+    both, all_three = seed_scores(seeds[:2]), seed_scores([seeds[0], copied, seeds[1]])
     assert both == all_three
     assert not caplog.records
 
@@ -238,6 +238,6 @@ def test_seeds_of_one_data_seed_share_batches(data_seed, share_batches, seeds, t
         else:
             config["run"]["settings"]["data_seed"] = data_seed
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-    scores = of_seeds([tmp_path / "a", tmp_path / "b"])
+    scores = seed_scores([tmp_path / "a", tmp_path / "b"])
     assert scores is not None
     assert scores.share_batches == share_batches

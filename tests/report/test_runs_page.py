@@ -12,7 +12,7 @@ import pytest
 from small_commands import refused
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.report.many_runs import RunResult, from_folder, of_seeds
+from dictionary_learning_ext.report.many_runs import RunResult, from_folder, seed_scores
 from dictionary_learning_ext.report.runs_page import show_sweep
 
 
@@ -148,7 +148,7 @@ def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path, capsys):
     shutil.copytree(seeds[0], folder / "copy")
     page = index_of(folder)
     assert "matching the features of 3 seeds" in capsys.readouterr().out
-    scores = of_seeds(seeds).values
+    scores = seed_scores(seeds).values
     (row,) = seeds_on(page).values()
     assert row["n"] == "3", "a copy of an SAE is no seed of it"
     assert row["PW-MCC less null"] == f"{scores['pw_mcc_less_null']:.4f}"
@@ -297,7 +297,7 @@ def test_how_well_seeds_agree_is_in_the_tables(seeds, runs, tmp_path):
     for run in (*seeds, runs[1]):
         shutil.copytree(run, tmp_path / "sweep" / run.name)
     text = show_sweep(from_folder(tmp_path / "sweep"), tmp_path)
-    scores = of_seeds(seeds).values
+    scores = seed_scores(seeds).values
     less_null, returning = scores["pw_mcc_less_null"], scores["returning"]
     head, _, single, several = text.splitlines()[:4]
     assert head.endswith("PW-MCC less null  returning > 0.7")

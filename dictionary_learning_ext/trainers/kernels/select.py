@@ -110,7 +110,7 @@ def draw_batch(
     for rows in means.row_blocks(len(means.bias_F)):
         mu_BF = means.of(rows)
         rows_log_var = None if log_var is None else log_var.of(rows)
-        std = _of_rows(sigma, rows) if rows_log_var is None else rows_log_var.std_BF
+        std = _rows_sigma(sigma, rows) if rows_log_var is None else rows_log_var.std_BF
         is_before = means.rectify and how.before_relu and how.noise_chooses
         drawn_from_BF = means.of(rows, before_relu=True) if is_before else mu_BF
         indices_BK, values_BK = draw_code(drawn_from_BF, std, how)
@@ -130,7 +130,7 @@ def draw_batch(
     return DrawnCode.joined(parts)
 
 
-def _of_rows(sigma: t.Tensor, rows: slice) -> t.Tensor:
+def _rows_sigma(sigma: t.Tensor, rows: slice) -> t.Tensor:
     return sigma[rows] if sigma.dim() else sigma
 
 
@@ -200,7 +200,7 @@ def _draw_compiled(
 
     def draw_rows(rows: slice) -> tuple[t.Tensor, DrawnLogVariance | None]:
         rows_log_var = None if log_var is None else log_var.of(rows)
-        std = _of_rows(sigma, rows) if rows_log_var is None else rows_log_var.std_BF
+        std = _rows_sigma(sigma, rows) if rows_log_var is None else rows_log_var.std_BF
         products_BF, bias_F, rectify = means.unfinished(rows)
         fired_F = out.draw(rows, products_BF, bias_F, rectify, std, noise)
         if means.rectify and how.noise_scale == 0 and not (out.values_BK[rows] > 0).all():

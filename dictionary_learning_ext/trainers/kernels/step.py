@@ -433,7 +433,7 @@ def row_variance(error_BD: t.Tensor, ranks: Ranks) -> t.Tensor:
     variance = (error_BD - mean_D).square().sum(-1).mean()
     if ranks.count == 1:
         return variance
-    of_ranks = ranks.gather(t.cat([mean_D, variance[None]]))
-    means_ND, variances_N = of_ranks[:, :-1], of_ranks[:, -1]
+    all_ranks = ranks.gather(t.cat([mean_D, variance[None]]))
+    means_ND, variances_N = all_ranks[:, :-1], all_ranks[:, -1]
     between_N = (means_ND - means_ND.mean(0)).square().sum(-1)
     return (variances_N + between_N).mean()
