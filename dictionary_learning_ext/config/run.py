@@ -191,7 +191,7 @@ class RunConfig(Checked):
         """The same for `steps` steps, with a list of save_steps at the same shares of them."""
         require(steps >= 1, "steps", steps, "at least 1")
         points = self.save_steps
-        if points != "none" and ":" not in points:
+        if steps != self.steps and points != "none" and ":" not in points:
             given = [int(step) for step in points.split(",")]
             scaled = [
                 min(max(1, step * steps // self.steps), steps - 1) if step else 0 for step in given

@@ -46,6 +46,7 @@ def test_checkpoint_steps_of_another_length(save_steps, steps, scaled):
     """Before the first step nothing is learned: no checkpoint comes to be there."""
     run = RunConfig(steps=1000, save_steps=save_steps)
     assert run.with_steps(steps).checkpoint_steps() == scaled
+    assert run.with_steps(1000) == run
 
 
 @pytest.mark.parametrize(
