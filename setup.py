@@ -69,6 +69,7 @@ setup(
     # Python 3.13: torch 2.15, transformers 5.24, nnsight 0.8.1, datasets 5.2, numpy 2.5, pandas 3.1, pyarrow 26,
     # scipy 1.18, wandb 0.31.
     install_requires=[
+        "accelerate>=1.1",
         "dictionary-learning==0.1.0",
         "torch>=2.6",
         "transformers>=4.56,<6",

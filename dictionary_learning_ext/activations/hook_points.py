@@ -274,6 +274,12 @@ def _require_added(model: PreTrainedModel, name: str, block: str, parts: list[st
 # Reading and changing
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """Where a language model takes its tokens. Weights that accelerate keeps elsewhere count as nowhere."""
+    in_memory = (weight.device for weight in model.parameters() if not weight.is_meta)
+    return next(in_memory, torch.device("cpu"))
+
+
 Change = Callable[[Tensor], Tensor | None]
 """Takes activations, (B, L, D), and returns what the model continues with. None changes nothing."""
 
@@ -358,7 +364,7 @@ def read_places(
         input_ids: int64, (B, L).
         attention_mask: (B, L), 0 at padding.
     """
-    device = model.device
+    device = input_device(model)
     tokens = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
     return run_to(model, places, **tokens)
 

@@ -8,10 +8,13 @@ import copy
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,9 +25,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from ..config.checks import require
-from ..config.run import RunConfig
+from ..config.run import DeviceMap, RunConfig
 from ..config.synthetic_models import is_synthetic
-from ..errors import LanguageModelError, Template, first_line
+from ..errors import ConfigError, LanguageModelError, Template, UserError, first_line
 from ..run_folder.files import at_home
 from ..run_folder.weights import hash_of
 from ..trainers.base import require_device
@@ -119,17 +122,51 @@ class Pretrained:
             config = copy.deepcopy(self.config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
-    def load(self, *, device: str, dtype: torch.dtype) -> CausalLM:
-        """See `load_language_model`."""
+    def load(
+        self, *, device: str, dtype: torch.dtype, device_map: DeviceMap | None = None
+    ) -> CausalLM:
+        """See `load_language_model`.
+
+        Arguments:
+            device_map: where its parts go, in place of `device`; see `RunConfig`.
+
+        Raises: ConfigError if accelerate refuses the map.
+        """
         require_device(device)
         keep_freed_memory()
         tokenizer = load_tokenizer(self.name, self.config)
-        given = {"config": self.config, "dtype": dtype}
+        given = {"config": self.config, "dtype": dtype, "device_map": device_map}
+        offloaded = None if device_map is None else TemporaryDirectory(prefix="vsae-")
+        folder = offloaded and offloaded.name
         with _loading(self.name) as (source, options):
-            model: Any = AutoModelForCausalLM.from_pretrained(source, **given, **options)
+            with _naming(device_map):
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    source, **given, **options, offload_folder=folder
+                )
+            model._offloaded = offloaded  # deleted with the model
             file = cached_file(source, CONFIG_NAME, local_files_only=True)
             model.config._commit_hash = extract_commit_hash(file, None)  # so does transformers 4
-        return CausalLM(model.to(device).eval().requires_grad_(False), tokenizer)
+        if device_map is None:
+            model = model.to(device)
+        return CausalLM(model.eval().requires_grad_(False), tokenizer)
+
+
+@contextmanager
+def _naming(device_map: DeviceMap | None) -> Iterator[None]:
+    """Inside, what is wrong with the map is a ConfigError, also what accelerate only warns of."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="The following device_map keys do not match")
+            yield
+    except (ValueError, KeyError, RuntimeError, TypeError, AssertionError, UserWarning) as error:
+        if device_map is None:
+            raise
+        raise ConfigError(
+            f"accelerate can't place the language model so ({shorten(first_line(error), 200)})",
+            name="device_map",
+            value=device_map,
+            expected="auto, or in Python a dict with a device, cpu or disk for each module",
+        ) from error
 
 
 def load_tokenizer(name: str, config: Any = None) -> Any:
@@ -157,7 +194,8 @@ def load_model(run: RunConfig, found: Pretrained | None = None) -> CausalLM:
     Raises: as `load_language_model`, and ConfigError for contexts that the model can't read.
     """
     dtype = torch.bfloat16 if run.dtype == "bfloat16" else torch.float32
-    model = (found or Pretrained(run.model)).load(device=run.device, dtype=dtype)
+    where: Any = {"device": run.device, "device_map": run.device_map}
+    model = (found or Pretrained(run.model)).load(dtype=dtype, **where)
     require_positions(run, model.module)
     return model
 
@@ -193,6 +231,8 @@ def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with _quiet():
         try:
             yield str(folder) if is_local else name, {"trust_remote_code": False}
+        except UserError:
+            raise
         except OSError as error:  # what transformers raises for a missing model, file or network
             raise LanguageModelError(
                 f"language model {name!r} can't be loaded, locally or from the hub"

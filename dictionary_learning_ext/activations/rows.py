@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import NonFiniteError, Template, TextError
-from .hook_points import Change, Place, SharedPass, hooked
+from .hook_points import Change, Place, SharedPass, hooked, input_device
 from .positions import PositionRule, at, norms
 from .tokens import ContextStream
 
@@ -160,7 +160,7 @@ class ActivationReader:
 
         Returns: the logits, (B, L, V) of V tokens in the vocabulary, in the model's dtype.
         """
-        device = self._model.device
+        device = input_device(self._model)
         with hooked(self.place, change):
             return self._model(
                 input_ids=input_ids_BL.to(device),

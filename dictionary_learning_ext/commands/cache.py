@@ -69,6 +69,8 @@ class CacheFlags:
     """Held-out documents whose tokens are cached, to measure the language model's loss on."""
     device: str = "cpu"
     """Where to compute: cpu, cuda or cuda:N."""
+    device_map: str | None = None
+    """Spread the language model over several devices, see `vsae train --help-all`."""
     file_mb: int = 64
     """Megabytes per file. An interruption costs at most the file that is being written."""
     verify: bool = False
@@ -97,6 +99,7 @@ def run_cache(flags: CacheFlags) -> None:
         ctx_len=flags.ctx_len,
         dtype=flags.lm_dtype,
         device=flags.device,
+        device_map=flags.device_map,
         eval_tokens=flags.eval_tokens,
         eval_documents=flags.eval_documents,
     )

@@ -396,9 +396,10 @@ def _positional_values(options: dict[str, _Option], words: list[str], see: str) 
 
 
 def _members(hint: Any) -> list[Any]:
-    """The types of a union, without None."""
+    """The types of a union that can be typed: without None and dicts."""
     is_union = get_origin(hint) in (Union, UnionType)
-    return [each for each in (get_args(hint) if is_union else (hint,)) if each is not NoneType]
+    members = get_args(hint) if is_union else (hint,)
+    return [each for each in members if each is not NoneType and get_origin(each) is not dict]
 
 
 def _takes_many(hint: Any) -> bool:

@@ -40,6 +40,8 @@ class MeasuredFlags(InputFlags):
     activations: str | None = None
     """Read activations from this folder, see `vsae train --help-all`. Default: as in config.json. none:
     from the language model."""
+    device_map: str | None = None
+    """Spread the language model over several devices, see `vsae train --help-all`."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ Dtype = Literal["float32", "bfloat16"]
 Packing = Literal["pack", "truncate"]
 Split = Literal["train", "heldout"]
 MapSpace = Literal["profiles", "directions"]
+DeviceMap = str | dict[str, int | str]
 WandbMode = Literal["online", "offline", "disabled"]
 
 NONE = "none"
@@ -97,6 +98,9 @@ class RunConfig(Checked):
     Needs --device cuda."""
     device: str = "cpu"
     """Where to compute: cpu, cuda or cuda:N."""
+    device_map: DeviceMap | None = None
+    """Spread the language model over several devices, as transformers' device_map does: auto, or in Python
+    a dict. The SAEs and the buffer are on --device. Default: all of it on --device."""
     eval_tokens: Natural = 100_000
     """Held-out tokens in the final evaluation; above 2,048, rounded up to whole batches of that. 0: no
     evaluation."""
@@ -203,6 +207,7 @@ class RunConfig(Checked):
 _HOOKS = "different hook points separated by commas"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 NOT_THE_RESULT = (
+    "device_map",
     "save_dir",
     "overwrite",
     "save_every",

@@ -11,11 +11,11 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 
-from ..activations.hook_points import HookPoint
+from ..activations.hook_points import HookPoint, input_device
 from ..activations.inputs import Inputs, open_inputs
 from ..activations.language_models import CausalLM, unwrapped
 from ..config.checks import require
-from ..config.run import RunConfig
+from ..config.run import DeviceMap, RunConfig
 from ..errors import ActivationsError, CheckpointError, ConfigError, Setting, Template
 from ..run_folder.comparing import (
     CONTEXTS,
@@ -61,6 +61,7 @@ def evaluate_folders(
     device: str = "cpu",
     max_norm_multiple: float | None = None,
     remove_bos: bool | None = None,
+    device_map: DeviceMap | None = None,
     on_written: Callable[[Path], None] = lambda path: None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate SAEs on the same held-out text, and write each one's metrics.json.
@@ -81,6 +82,7 @@ def evaluate_folders(
         activations: a folder of stored activations to measure on, as in the run's config.json by
             default. "none": the language model's.
         max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
+        device, device_map: see `RunConfig`.
         on_written: called with each file once it is written.
 
     Raises: CheckpointError if a folder is damaged or belongs to another model or hook; ConfigError for results
@@ -97,6 +99,7 @@ def evaluate_folders(
         "device": device,
         "max_norm_multiple": max_norm_multiple,
         "remove_bos": remove_bos,
+        "device_map": device_map,
     }
     results_of = _results_folders(folders, step, out)
     runs = runs_of(folders, step, **where)
@@ -258,7 +261,7 @@ def open_sae(
     """
     loaded = unwrapped(lm) if isinstance(lm, LanguageModel) else None
     if loaded is not None:
-        device = str(loaded.module.device)
+        device = str(input_device(loaded.module))
     elif not isinstance(lm, str | Path | None):
         raise ConfigError(
             f"lm is a {type(lm).__name__}: expected an nnsight LanguageModel, or its name or folder",

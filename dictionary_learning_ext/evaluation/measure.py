@@ -355,7 +355,7 @@ def _only_at(wanted_BL: t.Tensor, replacement: Replacement) -> Change:
 
     def change(x_BLD: t.Tensor) -> t.Tensor:
         wanted_BL1 = wanted_BL.to(x_BLD.device).unsqueeze(-1)
-        return t.where(wanted_BL1, replacement(x_BLD).to(x_BLD.dtype), x_BLD)
+        return t.where(wanted_BL1, replacement(x_BLD).to(x_BLD), x_BLD)
 
     return change
 

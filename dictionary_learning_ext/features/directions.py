@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..activations.hook_points import block_list_path
 from ..errors import LanguageModelError, Template
+from ..run_folder.weights import in_memory
 from ..trainers.dictionaries import decoder_directions
 
 _FEATURES_AT_ONCE = 256
@@ -131,12 +132,13 @@ class LogitLens:
                 " measure effects on logits",
                 instead=Template("use {logits=False} or another language model"),
             )
-        self._norm, self._unembedding = norms[-1], unembedding
+        self._norm = norms[-1]
+        self._weight_VD = in_memory(unembedding, "weight", unembedding.weight)
 
     @t.no_grad()
     def logits(self, directions_ND: t.Tensor) -> t.Tensor:
         """The direct effects of N directions on the logits, (N, V), float32."""
-        weight = self._unembedding.weight
+        weight = self._weight_VD
         d_ND = directions_ND.to(weight.device, t.float32)
         if self._centres:
             d_ND = d_ND - d_ND.mean(1, keepdim=True)
@@ -146,19 +148,23 @@ class LogitLens:
     @cached_property
     def _gain_D(self) -> t.Tensor:
         """The norm's gain, measured on its outputs: some norms multiply by 1 + their weight."""
-        probe_D = t.ones_like(self._unembedding.weight[0])
+        probe_D = t.ones_like(self._weight_VD[0])
         probe_D[1::2] = -1.0  # mean about 0 and mean square about 1: the norm hardly rescales it
         probe_D *= 64.0  # large compared to the norm's epsilon
         scale = (probe_D.float() - probe_D.float().mean()).square().mean().sqrt()
-        out_D = self._norm(probe_D).float() - self._norm(t.zeros_like(probe_D)).float()
+        out_D = self._normed(probe_D).float() - self._normed(t.zeros_like(probe_D)).float()
         return out_D * scale / probe_D.float()
 
     @cached_property
     def _centres(self) -> bool:
         """Whether the norm subtracts the mean. LayerNorm does, RMSNorm doesn't."""
-        zeros_D = t.zeros_like(self._unembedding.weight[0])
-        moved = self._norm(t.ones_like(zeros_D)) - self._norm(zeros_D)
+        zeros_D = t.zeros_like(self._weight_VD[0])
+        moved = self._normed(t.ones_like(zeros_D)) - self._normed(zeros_D)
         return float(moved.abs().max()) < 1e-3
+
+    def _normed(self, x_D: t.Tensor) -> t.Tensor:
+        """By the norm, which may be on another device than the unembedding."""
+        return self._norm(x_D).to(x_D.device)
 
     def ranked(self, directions_FD: t.Tensor, n: int = 8) -> tuple[Ranked, Ranked]:
         """The n tokens that each direction promotes most, and the n it suppresses most."""

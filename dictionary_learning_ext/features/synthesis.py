@@ -17,7 +17,7 @@ from dictionary_learning.dictionary import Dictionary
 from einops import rearrange
 from transformers import PreTrainedModel
 
-from ..activations.hook_points import HookPoint, run_to
+from ..activations.hook_points import HookPoint, input_device, run_to
 from ..config.checks import require
 from ..evaluation.folders import require_feature
 from ..trainers.dictionaries import as_input
@@ -135,13 +135,13 @@ class _Reader:
         embed: Any = model.get_input_embeddings()
         self.vocabulary: int = len(embed.weight)
         with t.no_grad():  # through the module, because some scale the embeddings
-            everything = t.arange(self.vocabulary, device=embed.weight.device)
+            everything = t.arange(self.vocabulary, device=input_device(model))
             self.embedding_VD: t.Tensor = embed(everything)
 
     def read(self, embeddings_SLD: t.Tensor) -> t.Tensor:
         """Activations at the last token, (S, D), differentiable."""
         (x_SLD,) = run_to(self._model, [self._place], inputs_embeds=embeddings_SLD)
-        return x_SLD[:, -1].float()
+        return x_SLD[:, -1].float().to(embeddings_SLD.device)
 
     @t.no_grad()
     def encode(self, ids_SL: t.Tensor) -> t.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config.run import NONE, RunConfig, TrainConfig
+from ..config.run import NONE, DeviceMap, RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError, Setting, Template, listed
 from .comparing import former_evaluation, same_model, same_setting
 from .files import CONFIG, METRICS
@@ -29,6 +29,7 @@ def run_of(
     activations: str | None = None,
     max_norm_multiple: float | None = None,
     remove_bos: bool | None = None,
+    device_map: DeviceMap | None = None,
 ) -> RunConfig:
     """A named SAE's run, with the settings that are given here in place of its own.
 
@@ -86,6 +87,7 @@ def run_of(
         "remove_bos": remove_bos,
     }
     run = replace(run, **{name: value for name, value in changes.items() if value is not None})
+    run = replace(run, device_map=device_map)  # of this machine, as the device is
     return replace(run, activations=None) if run.activations == NONE else run
 
 

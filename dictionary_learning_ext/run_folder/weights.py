@@ -27,10 +27,23 @@ def hash_of(module: t.nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        tensor = in_memory(module, name, tensor)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(t.uint8)
         digest.update(raw.numpy().data)
     return digest.hexdigest()
+
+
+def in_memory(module: t.nn.Module, name: str, tensor: t.Tensor) -> t.Tensor:
+    """A module's tensor of this name; a copy of it if accelerate keeps it elsewhere, e.g. on the disk."""
+    if not tensor.is_meta:
+        return tensor
+    from accelerate.utils import align_module_device
+
+    path, _, own = name.rpartition(".")
+    owner = module.get_submodule(path)
+    with align_module_device(owner, t.device("cpu")):
+        return getattr(owner, own).detach().clone()
 
 
 def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:

@@ -105,6 +105,8 @@ def plan(
     count = launched().count
     shares = f"a multiple of {count}, the number of processes"
     require(run.batch_size % count == 0, "batch_size", run.batch_size, shares)
+    alone = f"none with {count} processes, as each has the whole language model on its own device"
+    require(run.device_map is None or count == 1, "device_map", run.device_map, alone)
     if len(saes) > 1 and run.wandb != "disabled" and "WANDB_SWEEP_ID" in os.environ:
         raise ConfigError(
             name="wandb",

@@ -1,5 +1,6 @@
 """Loading language models, reading their activations, and the hash of their weights."""
 
+import gc
 import json
 import logging
 import os
@@ -7,12 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from language_model_reads import some_tokens
+from language_model_reads import half_on_disk, some_tokens
 from nnsight import LanguageModel
 from texts import error_of
 
@@ -21,7 +23,9 @@ from dictionary_learning_ext.activations.hook_points import find_hook, read_resi
 from dictionary_learning_ext.activations.language_models import (
     identity,
     load_language_model,
+    load_model,
 )
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError
 from dictionary_learning_ext.run_folder.weights import hash_of
 
@@ -157,3 +161,49 @@ def test_a_model_of_the_hub_is_its_commit_and_one_of_a_folder_its_weights(
         == identity(tiny_lm._module, commit)
         == digest
     )
+
+
+# A model in parts.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("placed", ["auto", "half_on_disk", "all_on_disk"])
+def test_a_model_in_parts_is_the_whole_one(placed: str, dtype: Any):
+    maps = {"auto": "auto", "half_on_disk": half_on_disk(), "all_on_disk": {"": "disk"}}
+    whole = load_model(RunConfig(dtype=dtype))
+    parts = load_model(RunConfig(dtype=dtype, device_map=maps[placed]))
+    assert any(weight.is_meta for weight in parts.module.parameters()) == (placed != "auto")
+    assert identity(parts.module) == identity(whole.module)
+    ids, mask = some_tokens()
+    for layer in range(4):
+        at_whole, at_parts = (find_hook(each, POST.format(layer)) for each in (whole, parts))
+        assert torch.equal(
+            read_residual(parts, at_parts, ids, mask), read_residual(whole, at_whole, ids, mask)
+        )
+
+
+def test_the_folder_of_parts_on_the_disk_is_deleted_with_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = load_model(RunConfig(device_map=half_on_disk()))
+    assert len(list(tmp_path.iterdir())) == 1
+    del model
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("device_map", "cause"),
+    [
+        (lambda: "atuo", "'auto'"),
+        (lambda: half_on_disk() | {"gpt_neox.layers.9": "cpu"}, "gpt_neox.layers.9"),
+        (lambda: {"": "disc"}, "disc"),
+        (lambda: {"gpt_neox.embed_in": "cpu", "gpt_neox.layers.0": "disk"}, "gpt_neox.layers.1"),
+    ],
+)
+def test_what_is_wrong_with_a_device_map_is_said_in_a_line(device_map: Any, cause: str):
+    error = error_of(lambda: load_model(RunConfig(device_map=device_map())), ConfigError)
+    assert "device_map" in error
+    assert cause in error
+    assert "auto" in error

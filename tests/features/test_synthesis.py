@@ -1,16 +1,19 @@
 """Synthesised tokens: the real model scores them, and a planted feature is found in every way."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from language_model_reads import half_on_disk
 
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.language_models import load_language_model, unwrapped
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.evaluation.measure import measure
 from dictionary_learning_ext.features.collector import FeatureCollector
 from dictionary_learning_ext.features.directions import LogitLens, decoder_directions
 from dictionary_learning_ext.features.synthesis import synthesise
@@ -124,3 +127,18 @@ def test_a_planted_feature_is_found_by_contexts_logits_and_synthesis(tiny_lm_dir
     found = synthesise(sae, model._module, hook, [7], length=4)[0]
     assert found.input_ids[-1] == token
     assert found.activation == pytest.approx(float(statistics.max_F[7]), rel=1e-4)
+
+
+def test_of_a_model_that_is_half_on_the_disk_tokens_logits_and_losses_are_those_of_the_whole_one():
+    t.manual_seed(0)
+    sae = AutoEncoderTopK(128, 24, 6).requires_grad_(False)
+    run = RunConfig(eval_documents=4)
+    found = []
+    for device_map in (None, half_on_disk(), {"": "disk"}):
+        inputs = open_inputs(replace(run, device_map=device_map), [run.hook])
+        model = inputs.require_language_model("", "").module
+        synthesised = synthesise(sae, model, inputs.hooks[run.hook], [5, 2], length=3, steps=4)
+        logits_NV = LogitLens(model).logits(decoder_directions(sae))
+        measured = measure({"sae": (sae, 1.0)}, inputs.held_out(run.hook, 200), 200)["sae"]
+        found.append((synthesised, logits_NV.tolist(), measured))
+    assert found[0] == found[1] == found[2]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from dictionary_learning_ext.activations.language_models import Pretrained
+
 
 def some_tokens(seed: int = 0) -> tuple[Tensor, Tensor]:
     ids = torch.randint(2, 304, (3, 10), generator=torch.Generator().manual_seed(seed))
@@ -28,3 +30,12 @@ def counted_passes() -> Iterator[list[int]]:
         yield passes
     finally:
         handle.remove()
+
+
+def half_on_disk() -> dict[str, int | str]:
+    """A device_map of the embedded model."""
+    module: Any = Pretrained("embedded").empty()
+    parts = [f"gpt_neox.{name}" for name, _ in module.gpt_neox.named_children() if name != "layers"]
+    parts += [f"gpt_neox.layers.{n}" for n in range(len(module.gpt_neox.layers))]
+    parts += [name for name, _ in module.named_children() if name != "gpt_neox"]
+    return {part: "disk" if n % 2 else "cpu" for n, part in enumerate(parts)}

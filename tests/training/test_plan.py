@@ -196,3 +196,13 @@ def test_a_frozen_decoder_has_no_gradient_and_no_averages():
     encoder = decoder = 4 * 32 * 16  # bytes
     frozen = SAEConfig(dict_size=32, freeze_decoder=True)
     assert sae_bytes(frozen, 16) == 4 * encoder + decoder
+
+
+def test_a_language_model_in_parts_is_for_one_process(monkeypatch):
+    run = RunConfig(device_map="auto")
+    plan(run, {"a": A})
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(ConfigError, match=r"device_map='auto'.*2 processes"):
+        plan(run, {"a": A})

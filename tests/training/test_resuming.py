@@ -24,6 +24,7 @@ from interrupted_runs import (
     stopped_at,
     written,
 )
+from language_model_reads import half_on_disk
 from safetensors.torch import save_file
 
 from dictionary_learning_ext import load_dictionary, train
@@ -74,6 +75,19 @@ def test_stopped_saes_end_as_if_they_had_not_been_stopped(run, tmp_path, monkeyp
     for name in saes:
         assert_equal(results(whole[name]), results(base / name), name)
         assert steps_of(base / name) == [50, STEPS]
+
+
+def test_a_run_whose_language_model_is_half_on_the_disk_resumes_and_ends_as_one_that_is_whole(
+    run, tmp_path, monkeypatch
+):
+    run = replace(run, model="embedded", data="embedded", hook="blocks.1.hook_resid_post")
+    whole = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()})["x"]
+    stopped_at(23, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(replace(run, device_map=half_on_disk()), {"x": sae_of()})
+    (folder,) = resumed(run.save_dir).values()
+    assert load_config(folder).run.device_map == half_on_disk()
+    assert_equal(results(whole), results(folder), "on the disk")
 
 
 def test_what_a_run_starts_from_is_freed_before_the_first_step(run, tmp_path, monkeypatch):
