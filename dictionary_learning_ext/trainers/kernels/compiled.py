@@ -119,6 +119,15 @@ def top_k(
     return out.values_BK, out.indices_BK
 
 
+def group_by_feature(indices_BK: t.Tensor, n_features: int) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
+    """See `row_kernels.group_by_feature`: the places, their rows, and where each feature's begin."""
+    order_N, rows_N = t.empty(2, indices_BK.numel(), dtype=t.int64)
+    starts_F = t.empty(n_features, dtype=t.int64)
+    flat_N, k = indices_BK.flatten().numpy(), indices_BK.shape[1]
+    _kernels().group_by_feature(flat_N, k, order_N.numpy(), rows_N.numpy(), starts_F.numpy())
+    return order_N, rows_N, starts_F
+
+
 @functools.cache
 def _normal_values() -> np.ndarray:
     """The mean of N(0, 1) over each of 2^16 intervals that are equally likely: float32."""
@@ -196,7 +205,7 @@ def _let_torchs_threads_sleep(n_threads: int) -> None:
 
 @functools.cache
 def _compiles(products: t.dtype) -> bool:
-    """Compile the kernel for a dtype of products, which is logged, or load it from numba's cache.
+    """Compile the kernels for a dtype of products, which is logged, or load it from numba's cache.
 
     Where numba can't compile it, this returns False, and warns.
     """
@@ -205,6 +214,7 @@ def _compiles(products: t.dtype) -> bool:
             products_BF = t.zeros(1, 4, dtype=products)
             noise, out = Noise("both", 1.0, 0), DrawnRows(1, 1, by_magnitude=False)
             out.draw(slice(0, 1), products_BF, t.zeros(4), False, t.ones(()), noise)
+            group_by_feature(out.indices_BK, 4)
     except Exception as error:  # of many kinds, e.g. numba is missing
         plain = re.sub(r"\x1b\[\d+m", "", first_line(error))  # numba's are coloured
         logger.warning("numba can't compile the selection of features; torch does it: %s", plain)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch as t
 from torch.nn import functional
 
+from . import compiled
 from .memory import scratch
 
 
@@ -112,6 +113,7 @@ class SparseCode:
         self.dict_size = dict_size
         self._matmul_dtype = matmul_dtype
         self._projects_densely = projects_densely
+        self._grouped: tuple[t.Tensor, t.Tensor, t.Tensor] | None = None
 
     def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
         """Each row's sum of its features' weights times their values: (B, D)."""
@@ -142,7 +144,9 @@ class SparseCode:
 
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
         """Each feature's sum of the rows that hold it, times its values there: (F, D)."""
-        order, row_numbers, offsets_F = self._by_feature
+        if self._grouped is None:
+            self._grouped = self._by_feature(compiled.serves(rows_BD, self._matmul_dtype))
+        order, row_numbers, offsets_F = self._grouped
         # On a GPU the time is that of writing F x D sums: a second copy of them costs more than wide rows.
         dtype = self._matmul_dtype if rows_BD.device.type == "cpu" else rows_BD.dtype
         return functional.embedding_bag(
@@ -153,9 +157,10 @@ class SparseCode:
             per_sample_weights=values_BK.flatten()[order].to(dtype),
         ).to(rows_BD.dtype)
 
-    @functools.cached_property
-    def _by_feature(self) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
+    def _by_feature(self, is_compiled: bool) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
         """The indices sorted by feature: the order, the rows, and where each feature begins."""
+        if is_compiled:
+            return compiled.group_by_feature(self.indices_BK, self.dict_size)
         dtype = t.int16 if self.dict_size < 2**15 else t.int32  # narrow integers sort faster
         features, order = self.indices_BK.flatten().to(dtype).sort(stable=True)
         starts_F = t.arange(self.dict_size, dtype=dtype, device=features.device)

@@ -130,6 +130,25 @@ def draw_rows(
                     values_BK[row, i] += noise * (noise_scale * std)
 
 
+@njit(nogil=True, cache=True)
+def group_by_feature(features_N, k, order_N, rows_N, starts_F):
+    """The places of each feature in (B, K) indices, flattened: a counting sort, which is stable.
+
+    The last three arguments are written: the places, the rows they are in, and where each feature's begin.
+    """
+    starts_F[:] = 0
+    for feature in features_N:
+        starts_F[feature] += 1
+    n = 0
+    for feature in range(len(starts_F)):
+        starts_F[feature], n = n, n + starts_F[feature]
+    free_F = starts_F.copy()
+    for place in range(len(features_N)):
+        at = free_F[features_N[place]]
+        order_N[at], rows_N[at] = place, place // k
+        free_F[features_N[place]] += 1
+
+
 @njit(inline="always")
 def _rectify(row_F):
     for j in range(len(row_F)):

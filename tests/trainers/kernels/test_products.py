@@ -47,6 +47,23 @@ def test_products(form, dtype, error):
         assert (got - expected).abs().max() <= error * expected.abs().max()
 
 
+@pytest.mark.parametrize(("dtype", "sorts"), [(t.float32, 0), (t.bfloat16, 0), (t.float64, 1)])
+def test_a_sparse_codes_places_are_grouped_by_feature_without_a_sort_where_it_is_compiled(
+    dtype, sorts
+):
+    """In the order of a stable sort, so that sums over a feature's rows have the same bits. Features without
+    a place are among them."""
+    indices_BK = t.randint(3, F - 3, (BATCH, K), generator=t.Generator().manual_seed(0))
+    wide = t.float32 if dtype == t.bfloat16 else dtype
+    code = SparseCode(indices_BK, F, dtype)
+    with RecordedOps() as ops:
+        code.outer(t.ones(BATCH, K, dtype=wide), t.ones(BATCH, D, dtype=wide))
+    assert ops.counts["sort"] == sorts
+    features, order = indices_BK.flatten().sort(stable=True)
+    expected = order, order // K, t.searchsorted(features, t.arange(F))
+    assert all(map(t.equal, code._grouped, expected))
+
+
 @pytest.mark.parametrize("density", [0.0, 1.0], ids=["dense", "sparse"])
 @pytest.mark.parametrize("k", [2, 4], ids=["some", "all"])
 def test_a_subset_reads_the_weights_of_its_features_alone(k, density):
