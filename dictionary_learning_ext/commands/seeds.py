@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..activations.cache_manifest import UNFINISHED, CacheDtype, read_manifest
 from ..config.checks import LARGEST_SEED, require
@@ -230,7 +231,7 @@ def compared(seeds: Sequence[OfSeed]) -> str:
     for jobs in zip(*(one.jobs for one in seeds), strict=True):
         folders, run = [job.folder for job in jobs], jobs[0].config.run
         read = load_config(folders[0]).run.activations
-        where = {"device": run.device}
+        where: dict[str, Any] = {"device": run.device, "device_map": run.device_map}
         if run.activations is None and read is not None and not Path(read).exists():
             where["activations"] = NONE  # the cache was deleted
         head = f"{jobs[0].hook}\n" if len(seeds[0].jobs) > 1 else ""
