@@ -14,6 +14,7 @@ from sweep_flags import train_config
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, UserError
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
@@ -45,6 +46,19 @@ def test_every_configuration_of_every_file_is_the_one_of_an_agents_command(path)
         assert TrainConfig(resolved, theirs.run) == config
         for name, value in assignment.items():
             assert config.to_dict()[name] == value
+
+
+@pytest.mark.parametrize("name", ["embedded", "two_hooks"])
+def test_the_sweeps_of_the_embedded_model_are_around_the_recommended_preset(name):
+    sweep = read_sweep(SWEEPS[0].with_name(f"{name}.yaml"))
+    of_evaluation = {"eval_tokens", "wandb"}
+    unlike = []
+    for config in configurations(sweep, train_config).values():
+        usual = preset("recommended", config.run.steps)
+        usual = TrainConfig(usual.sae.resolve(usual.run.steps, usual.run.batch_size), usual.run)
+        unlike.append({n for n, v in config.to_dict().items() if v != usual.to_dict()[n]})
+        assert unlike[-1] <= {*sweep.assignments[0], *of_evaluation}
+    assert any(one <= of_evaluation for one in unlike), "the preset itself is one of the runs"
 
 
 @pytest.mark.slow
