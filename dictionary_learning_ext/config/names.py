@@ -128,6 +128,6 @@ def _part(name: str, value: Any) -> str:
     elif name == "device":  # a run may be continued on another of the kind
         value = value.partition(":")[0]
     elif isinstance(value, float):
-        value = f"{value:.3g}"
+        value = f"{value:.3g}".replace("+", "")
     text = str(value).rstrip("/").rpartition("/")[2]  # of a path, its last part
     return re.sub(r"[^\w.-]", "-", f"{_IN_NAMES.get(name, name.replace('_', '-'))}{text}")

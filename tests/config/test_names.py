@@ -121,6 +121,7 @@ def named_in_sweep(*assignments):
         ),
         ([{"seed": seed, "data_seed": "seed"} for seed in (1, 2)], ["vsae_seed1", "vsae_seed2"]),
         ([{"k": 8, "log_steps": 1}, {"k": 16, "log_steps": 2}], ["vsae_k8", "vsae_k16"]),
+        ([{"lr": 1e5}, {"lr": 1e-5}], ["vsae_lr1e05", "vsae_lr1e-05"]),
         ([{}], ["vsae"]),
     ],
 )
