@@ -31,7 +31,7 @@ def exported(trained, tmp_path_factory):
     places = {
         name: export(folder, form, base / form, tokens=64).folder for name, form in forms.items()
     }
-    return places | {"sparsify": places["sparsify"] / "layers.0", "ours": folder}
+    return places | {"sparsify": places["sparsify"] / "layers.1", "ours": folder}
 
 
 @pytest.fixture
@@ -130,10 +130,18 @@ def test_several_saes_get_a_folder_each(sparse, where, tmp_path, capsys):
 
 def test_features_in_python(exported, tiny_lm_dir, text):
     ours = features_of(exported["ours"], tokens=200)
-    theirs = features_of(exported["SAELens"], tiny_lm_dir, hook=HOOK, text=[Path(text).read_text()])
+    theirs = features_of(
+        exported["SAELens"],
+        tiny_lm_dir,
+        hook="blocks.1.hook_resid_post",
+        text=[Path(text).read_text()],
+    )
     assert theirs.dictionary.dict_size == 32
     again = features_of(
-        load_dictionary(exported["SAELens"])[0], tiny_lm_dir, ["the cat"], hook=HOOK
+        load_dictionary(exported["SAELens"])[0],
+        tiny_lm_dir,
+        ["the cat"],
+        hook="blocks.1.hook_resid_post",
     )
     assert t.equal(again.directions, theirs.directions)
     assert ours.directions.allclose(theirs.directions, atol=1e-6)
