@@ -42,10 +42,10 @@ def test_it_says_what_the_cache_holds(folder, cached_run):
 
 def test_an_unfinished_one_is_continued_first(folder):
     (folder / MANIFEST).rename(folder / UNFINISHED)
-    assert refused(folder) == (
-        f"{folder}: this cache is not finished (4,000 tokens are written); run its `vsae cache`"
-        " command again to continue it"
-    )
+    said = refused(folder)
+    assert said.startswith(f"{folder}: ")
+    assert "4,000 tokens" in said
+    assert "`vsae cache`" in said
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_an_edited_file_is_found_by_its_checksum(folder):
     manifest = finished_manifest(folder)
     said = error_of(lambda: require_checksums(folder, manifest), ActivationsError)
     assert said.startswith(f"{path}: its SHA-256 is ")
-    assert said.endswith("changed; restore it, or cache the activations again in another folder")
+    assert "restore it" in said
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,16 @@ def test_an_edited_file_is_found_by_its_checksum(folder):
         ("", "damaged (JSONDecodeError"),
         ("[]", "damaged ("),
         ("{}", "damaged (KeyError: 'format')"),
-        ('{"format": 2}', "written by another version of this package, expected format 1"),
+        ('{"format": 2}', "expected format 1"),
         ('{"format": 1, "settings": {"hooks": {}}}', "damaged ("),
         ("null", "damaged ("),
     ],
 )
 def test_a_manifest_of_something_else_is_refused(content, said, folder):
     (folder / MANIFEST).write_text(content)
-    assert refused(folder).startswith(f"{folder / MANIFEST}: {said}")
+    line = refused(folder)
+    assert line.startswith(f"{folder / MANIFEST}: ")
+    assert said in line
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_a_file_that_is_not_in_the_folder_is_not_read(name, folder):
     content = json.loads((folder / MANIFEST).read_text())
     content["files"][0]["name"] = name
     (folder / MANIFEST).write_text(json.dumps(content))
-    assert f"the file {name!r} is not in the folder" in refused(folder)
+    assert repr(name) in refused(folder)
 
 
 def test_a_manifest_that_may_not_be_read_is_one_error(folder, monkeypatch):
@@ -125,7 +127,7 @@ def test_a_manifest_that_may_not_be_read_is_one_error(folder, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert "can't be read (Permission denied)" in refused(folder)
+    assert "(Permission denied)" in refused(folder)
 
 
 def test_the_digest_follows_the_content(folder):

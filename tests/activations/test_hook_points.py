@@ -126,7 +126,7 @@ def test_unknown_hook_point_lists_those_there_are_and_suggests_one_that_is_near(
 ):
     message = error_of(lambda: find_hook(tiny_lm, name), LanguageModelError)
     kinds = "hook_resid_post, hook_resid_pre, hook_attn_out or hook_mlp_out"
-    assert f"expected blocks.{{0..2}}.KIND, where KIND is {kinds}; use e.g. " in message
+    assert f"expected blocks.{{0..2}}.KIND, where KIND is {kinds}; " in message
     assert message.endswith(f" {suggested}")
     assert repr(name) in message
     find_hook(tiny_lm, suggested)
@@ -175,10 +175,8 @@ def test_a_module_whose_output_is_not_what_is_added_is_refused(
     """Granite scales it, and BLOOM's modules add the residual stream themselves."""
     lm = lm_of(family)
     message = error_of(lambda: find_hook(lm, name.format(1)), LanguageModelError)
-    assert message.startswith(f"{name.format(1)} can't be read in a ")
-    assert message.endswith(
-        f"what the block adds to the residual stream; use e.g. {POST.format(1)}"
-    )
+    assert message.startswith(name.format(1))
+    assert message.endswith(f"; use e.g. {POST.format(1)}")
     assert find_hook(lm, POST.format(1))
 
 
@@ -235,7 +233,7 @@ def test_a_place_that_the_model_does_not_run_is_refused(tiny_lm: Any):
     lm = tiny_lm._module
     unused = Place(nn.Linear(2, 2), "out", "unused")
     message = error_of(lambda: read_places(lm, [unused], *some_tokens()), LanguageModelError)
-    assert "does not run unused, so it can't be read there; use another hook point" in message
+    assert "use another hook point" in message
 
 
 def _blocks(width: int) -> nn.ModuleList:
@@ -254,7 +252,7 @@ def test_block_list_is_told_from_experts_norms_and_an_image_encoder():
     assert "2 candidates (encoder, decoder)" in message
     model = nn.ModuleDict({"norms": norms})
     message = error_of(lambda: block_list_path(model, config), LanguageModelError)
-    assert "expected one candidate, found none" in message
+    assert "found none" in message
 
 
 # Several places in one pass
@@ -292,10 +290,8 @@ def test_those_that_ask_for_other_contexts_stop_sharing_which_is_logged_once(
         read = [shared.read(first.place, *one), shared.read(second.place, *two)]
         again = [shared.read(first.place, *two), shared.read(second.place, *one)]
     assert passes == [3] * 4
-    assert [record.message for record in caplog.records] == [
-        "the hook points leave out different tokens (max_norm_multiple), so the language model runs"
-        " for each of them from here on"
-    ]
+    (record,) = caplog.records
+    assert "max_norm_multiple" in record.message
     for hook, tokens, x in zip(hooks[:2] * 2, [one, two, two, one], read + again, strict=True):
         assert torch.equal(x, read_residual(tiny_lm, hook, *tokens))
 

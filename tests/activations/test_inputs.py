@@ -92,7 +92,7 @@ def test_hook_points_that_leave_out_different_tokens_still_have_their_own_batche
     run = replace(run, max_norm_multiple=1.2, text_passes=9)
     with caplog.at_level(logging.INFO):
         given = batches_of(open_inputs(run, HOOKS).training_batches())
-    assert caplog.text.count("the hook points leave out different tokens") == 1
+    assert caplog.text.count("max_norm_multiple") == 1
     for hook in HOOKS:
         assert torch.equal(
             batches_of(open_inputs(run, [hook]).training_batches())[hook], given[hook]
@@ -212,9 +212,7 @@ def test_contexts_beyond_the_models_positions_are_refused_wherever_it_is_opened(
         lambda: open_model(beyond),
         lambda: open_inputs(beyond, [run.hook], language_model=unwrapped(lm_of(family))),
     ):
-        with pytest.raises(
-            ConfigError, match=r"ctx_len=129: expected at most 128.*; use a shorter ctx_len"
-        ):
+        with pytest.raises(ConfigError, match=r"ctx_len=129: .*128.*; use .*ctx_len"):
             opened()
 
 
@@ -234,7 +232,7 @@ def test_contexts_hold_as_many_wanted_tokens_as_asked_for(run, packing):
 def test_a_text_without_a_context_is_refused(tiny_lm, tmp_path):
     (tmp_path / "short.txt").write_text("the cat")
     run = RunConfig(data=str(tmp_path / "short.txt"), hook=HOOK)
-    with pytest.raises(TextError, match="no whole context of 128 tokens"):
+    with pytest.raises(TextError, match="128 tokens"):
         list(
             open_inputs(run, [HOOK], language_model=unwrapped(tiny_lm)).contexts(HOOK, "train", 100)
         )

@@ -157,12 +157,12 @@ HALF = ["a", "b\ud800"]
         (
             lambda own: ContextStream(iter(HALF), own, 4, packing="truncate").next_batch(2),
             TextError,
-            "document 2 holds half of a surrogate pair",
+            "document 2 holds half",
         ),
         (
             lambda own: next(whole_documents(iter(HALF), own, 4, 2)),
             TextError,
-            "document 2 holds half of a surrogate pair",
+            "document 2 holds half",
         ),
     ],
 )  # fmt: skip
@@ -294,7 +294,7 @@ def test_a_held_out_file_that_is_too_short_is_refused(run_of, require, tmp_path)
     run = run_of(data=str(folder), steps=2, eval_tokens=100)
     message = error_of(lambda: require(run))
     assert "every 20th" not in message
-    assert "expected at least 100" in message
+    assert "at least 100" in message
     write_txt(folder / "validation.txt", documents(45))
     require(run)
 
@@ -304,12 +304,11 @@ def test_a_held_out_file_that_is_too_short_is_refused(run_of, require, tmp_path)
     [
         (
             {"n": 19, "eval_tokens": 100},
-            "(every 20th document) has 0 tokens; expected at least 100 to evaluate on;"
-            " use a longer text, or eval_tokens=0",
+            "has 0 tokens; expected at least 100 ",
         ),
-        ({"n": 40, "eval_tokens": 10_000_000}, "expected at least 2,048 to evaluate"),
-        ({"n": 0}, "it is empty"),
-        ({"n": 0, "text_packing": "truncate"}, "it is empty"),
+        ({"n": 40, "eval_tokens": 10_000_000}, "at least 2,048"),
+        ({"n": 0}, "is empty"),
+        ({"n": 0, "text_packing": "truncate"}, "is empty"),
     ],
 )  # fmt: skip
 def test_too_few_documents_are_refused(changes, said, run_of, require):

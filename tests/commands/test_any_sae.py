@@ -103,9 +103,9 @@ def test_two_of_sparsify_of_two_sizes(tokens, sparse, where, capsys):
         assert main(command) == 0  # neither model nor text is asked for
     else:
         line = refused(command, capsys)
-        assert "its files name no certain language model" in line
+        assert "no certain language model" in line
         assert "lm_name" not in line
-        assert "give --model; or use --tokens 0 to compare the decoder directions alone" in line
+        assert "give --model; or use --tokens 0" in line
         assert main([*command, *where]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tokens"] == int(tokens)
@@ -160,15 +160,15 @@ def test_results_go_to_a_folder_that_is_named_like_a_place_on_the_hub(
 def test_nothing_is_written_into_a_foreign_folder(sparse, where, tmp_path, capsys):
     folder = sparse[0]
     before, listed = content(tmp_path), {*tmp_path.rglob("*")}
-    say = f"{folder}: its folder is sparsify's, and nothing is written into it; say where"
     for command, flag in (
         ("eval", "--out DIR"),
         ("report", "--out DIR"),
         ("reproduce", "--csv FILE"),
     ):
         line = refused([command, folder, *where], capsys)
-        assert f"{say} the results go with {flag}" in line
-    nothing = "nothing is written into that folder"
+        assert str(folder) in line
+        assert line.endswith(f" {flag}")
+    nothing = "nothing is written"
     for command, flag, path, why in (
         ("eval", "--out", folder, "holds an SAE"),
         ("eval", "--out", folder / "results", nothing),
@@ -181,9 +181,9 @@ def test_nothing_is_written_into_a_foreign_folder(sparse, where, tmp_path, capsy
         assert flag in line
         assert why in line
     line = refused(["reproduce", *sparse, "--csv", sparse[1] / "x.csv", "--tokens", "0"], capsys)
-    assert "nothing is written into that folder" in line
+    assert "nothing is written" in line
     line = refused(["report", sparse[1], "--against", folder, "--out", folder / "x.html"], capsys)
-    assert "nothing is written into that folder" in line
+    assert "nothing is written" in line
     assert f"run `vsae eval {folder} --out DIR`" in refused(["compare", folder], capsys)
     for command, why in (
         (
@@ -212,7 +212,7 @@ def test_the_folder_above_a_run_of_sparsifys_is_not_taken_for_ours(sparse, capsy
     above = sparse[0].parent
     (above / "config.json").write_text('{"model": "some/model"}')
     line = refused(["eval", above], capsys)
-    assert f"holds the folders of SAEs and is not one; give one of them, e.g. {sparse[0]}" in line
+    assert f"e.g. {sparse[0]}" in line
 
 
 def test_one_whose_files_say_nothing_of_left_out_tokens_is_read_as_the_other(
@@ -244,7 +244,7 @@ def test_no_command_writes_into_the_folder_of_another_librarys_sae(sparse, train
         ["report", ours, "--out", sparse[1] / "page.html"],
     ):
         line = refused(command, capsys)
-        assert "holds an SAE of sparsify, and nothing is written into that folder" in line
+        assert "sparsify, and nothing is written" in line
     assert content(sparse[1]) == before
 
 
@@ -252,10 +252,10 @@ def test_the_folder_above_results_names_one_of_them(sparse, where, tmp_path, cap
     out = tmp_path / "results"
     assert main(["eval", *map(str, sparse), "--tokens", "64", *where, "--out", str(out)]) == 0
     line = refused(["compare", out], capsys)
-    assert f"{out}: holds the folders of SAEs and is not one; give one of them, e.g. {out}" in line
+    assert f", e.g. {out}" in line
     file = out / "x.json"
     file.write_text("{}")
-    assert f"{file}: a file; give its folder, {out}" in refused(["eval", file], capsys)
+    assert f"{file}: a file; give" in refused(["eval", file], capsys)
 
 
 def test_results_do_not_replace_those_of_another_sae(sparse, exported, where, tmp_path, capsys):
@@ -264,9 +264,9 @@ def test_results_do_not_replace_those_of_another_sae(sparse, exported, where, tm
     assert main([*command, str(out), str(sparse[0])]) == 0
     before = content(out)
     line = refused([*command, out, sparse[1]], capsys)
-    assert f"--out {out}: holds the results of {sparse[0]}; give another folder" in line
+    assert f"--out {out}: holds the results of {sparse[0]}; " in line
     line = refused([*command, exported["ours"], sparse[1]], capsys)
-    assert "holds an SAE; give another folder" in line
+    assert "holds an SAE; " in line
     assert content(out) == before
 
 
@@ -292,10 +292,10 @@ def test_two_places_are_refused_unless_the_flag_says_that_they_are_one(tmp_path,
         for seed, (hook, name) in enumerate(zip(hooks, names, strict=True))
     ]
     line = refused(["reproduce", saes[0], saes[1], "--tokens", "0"], capsys)
-    assert "its run has --model gpt2-small, but" in line
+    assert "--model gpt2-small, but" in line
     command = ["reproduce", str(saes[0]), "--tokens", "0", "--model", "gpt2"]
     assert main([*command, str(saes[1])]) == 0, "a block's input is the output of the one before"
-    assert "its run has --hook blocks.1.hook_resid_post" in refused([*command, saes[2]], capsys)
+    assert "--hook blocks.1.hook_resid_post" in refused([*command, saes[2]], capsys)
 
 
 # --- the guide's commands of public SAEs
@@ -400,9 +400,9 @@ def test_public_saes_get_from_the_hubs_names_to_the_table(
     for row in ("PW-MCC", "returning > 0.7", "the same in another seed", "top fifth"):
         assert row in table
     library = {"google": "Gemma Scope", "jbloom": "SAELens", "dwightware4": "sparsify"}[owner]
-    assert f"not tested on SAEs of {library}" in table
+    assert f"SAEs of {library}" in table
     hook = words[words.index("--hook") :][:2] if "--hook" in words else []
     one = ["reproduce", names[0], *hook, *where, "--tokens", "300", "--csv", "scores.csv"]
     assert main(one) == 0
-    assert f"not tested on SAEs of {library}" in capsys.readouterr().out
+    assert f"SAEs of {library}" in capsys.readouterr().out
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 33

@@ -68,4 +68,4 @@ def test_a_checkpoint_of_the_middle_is_evaluated_beside_the_final_weights(small,
     assert middle["tokens"] == json.loads(final)["tokens"]
     assert middle["fve"] != json.loads(final)["fve"]
     assert main(["eval", str(run), "--step", "7"]) == 2
-    assert "no checkpoint of step 7; expected one of 6" in capsys.readouterr().err
+    assert "step 7; expected one of 6" in capsys.readouterr().err

@@ -185,7 +185,7 @@ def test_a_mistake_is_one_line_that_says_what_to_type(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_sweeps_device_that_is_not_there_is_named(sweeps, capsys):
     line = refused(["sweep", sweeps["sweep"], "--devices=cuda:0,cuda:1"], capsys)
-    assert line.startswith("vsae: --devices cuda:0: can't be used (")
+    assert line.startswith("vsae: --devices cuda:0: ")
     assert line.endswith("; use --devices cpu")
 
 
@@ -207,6 +207,6 @@ def test_a_damaged_language_model_is_one_line(name, raw, tiny_lm_dir, flags, tmp
     else:
         (lm / name).write_bytes(raw)
     line = refused(["train", *flags, f"--model={lm}", f"--save-dir={tmp_path / 'run'}"], capsys)
-    assert "can't be loaded" in line
+    assert str(lm) in line
     assert "weights_only" not in line, "torch's advice would execute what is in the file"
     assert not (tmp_path / "run").exists()

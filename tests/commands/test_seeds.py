@@ -103,7 +103,7 @@ def test_stopped_anywhere_the_same_command_continues_to_the_same_saes(
     for what, owner, name, call in places:
         assert stopped(EMBEDDED, owner, name, call) == 130, what
         last = capsys.readouterr().err.splitlines()[-1]
-        assert "run the same command again to continue" in last, what
+        assert "the same command" in last, what
     assert main(EMBEDDED) == 0
     assert "already; --overwrite" in capsys.readouterr().out
     for name in NAMES:
@@ -163,8 +163,8 @@ def test_where_the_disk_is_too_small_each_seed_runs_the_language_model_also_when
         assert stopped(two, SAERun, "update", 14) == 130
     printed = capsys.readouterr()
     assert "1.00kB free" in printed.out
-    assert "the language model runs once a seed" in printed.out
-    assert "run the same command again to continue" in printed.err.splitlines()[-1]
+    assert "once a seed" in printed.out
+    assert "the same command" in printed.err.splitlines()[-1]
     assert main(two) == 0
     for name in NAMES[:2]:
         assert settings_of(Path("run") / name)["activations"] is None
@@ -211,7 +211,7 @@ def test_overwrite_starts_over_and_is_continued_without_it(two, capsys):
     other = [*two, "--steps", "8"]
     assert "--steps 12, not 8" in refused(other, capsys)
     assert stopped([*other, "--overwrite"], SAERun, "update", 2) == 130
-    assert "again without --overwrite to continue" in capsys.readouterr().err.splitlines()[-1]
+    assert "without --overwrite" in capsys.readouterr().err.splitlines()[-1]
     assert main(other) == 0
     assert [settings_of(Path("run") / name)["steps"] for name in NAMES[:2]] == [8, 8]
 

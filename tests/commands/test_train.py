@@ -27,10 +27,7 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
 ):
     assert main(["train", *small]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[0] == (
-        "Preset recommended (k=4, dict_size=32, lr=0.002, steps=12); --preset paper for the "
-        "paper's setting."
-    )
+    assert "recommended (k=4, dict_size=32, lr=0.002, steps=12)" in out.splitlines()[0]
     settings, recommended = settings_of(tmp_path / "run"), preset("recommended", steps=12)
     for name in ("noise_on", "noise_to_signal", "noise_anneal", "kl_scope", "beta", "lr"):
         assert settings[name] == getattr(recommended.sae, name), name
@@ -62,12 +59,12 @@ def test_it_plans_once_and_loads_the_language_models_configuration_once(small, m
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--model nobody", "language model './nobody' can't be loaded"),
+        ("--model nobody", "'./nobody' can't be loaded"),
         ("--hook blocks.2", "use e.g. blocks.2.hook_resid_post"),
-        ("--ctx-len 100000", "use a shorter --ctx-len"),
+        ("--ctx-len 100000", " --ctx-len"),
         ("--dict-size 100000000000", "lower --dict-size"),
         ("--device cuda:99", "--device cuda:99"),
-        ("--init-from nowhere", "no such folder"),
+        ("--init-from nowhere", "--init-from nowhere: "),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_else_and_before_the_language_model_is_loaded(
@@ -115,7 +112,7 @@ def test_the_text_may_be_in_another_column(small, text, tmp_path, capsys):
     capsys.readouterr()
     wrong = ["--data", str(tmp_path / "body.jsonl"), "--text-column", "story"]
     said = refused(["train", *small, *wrong, "--save-dir", tmp_path / "x"], capsys)
-    assert "has no column 'story', it has 'body', 'text'; name the one" in said
+    assert "'story', it has 'body', 'text'; " in said
     assert said.endswith("with --text-column")
 
 
@@ -242,21 +239,16 @@ def test_a_configs_schedules_are_those_of_the_runs_steps(tmp_path):
 
 def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, capsys):
     said = refused(["train", "--resume", folder, "--architecture", "top_k"], capsys)
-    assert said.endswith(
-        "the run has --architecture vsae_top_k, not 'top_k'; leave out --architecture to continue "
-        "it, or start a new run with --config"
-    )
+    assert "--architecture vsae_top_k, not 'top_k'; leave out --architecture " in said
+    assert said.endswith("--config")
     auto = ["train", f"--save-dir={folder}", "--resume=auto"]
     said = refused([*auto, *flags, "--noise-to-signal=0.2"], capsys)
     assert "--noise-to-signal 0.3, not 0.2" in said
-    assert said.endswith(
-        f"(--noise-to-signal 0.3), or `vsae train --resume {folder}`, or choose another"
-        " --save-dir for a new run"
-    )
+    assert f"(--noise-to-signal 0.3), or `vsae train --resume {folder}`, or " in said
     # What only follows from a flag that differs is not named.
     without_steps = [flag for flag in flags if not flag.startswith("--steps")]
     said = refused([*auto, *without_steps, "--seed=0"], capsys)
-    assert "the run has --steps 12, not 1000; use the flags" in said
+    assert "--steps 12, not 1000; " in said
     assert "started with (--steps 12), or `vsae train --resume" in said
 
 
@@ -277,16 +269,16 @@ def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(
     folder, tmp_path, capsys
 ):
     resume = ["train", "--resume", folder, "--steps"]
-    assert "start a new run with --config" in refused([*resume, 9], capsys)
+    assert "with --config" in refused([*resume, 9], capsys)
     said = refused([*resume, 20], capsys)
-    assert "the run has --steps 12, not 20; it is finished; to train 8 steps more" in said
+    assert "--steps 12, not 20; " in said
     command = said.split("`")[1].replace("FOLDER", str(tmp_path / "longer"))
     assert main(shlex.split(command.removeprefix(vsae()))) == 0
     settings = settings_of(tmp_path / "longer")
     assert (settings["steps"], settings["init_from"]) == (8, str(folder))
     assert (settings["data_seed"], settings["noise_anneal"]) == (1, 0.5)
     (folder / "ae.pt").unlink()
-    assert "leave out --steps to continue it" in refused([*resume, 20], capsys)
+    assert "leave out --steps" in refused([*resume, 20], capsys)
 
 
 def test_several_finished_saes_are_each_trained_longer(trained, tmp_path, capsys):
@@ -297,9 +289,9 @@ def test_several_finished_saes_are_each_trained_longer(trained, tmp_path, capsys
     longer = ["train", "--resume", folder, "--steps", 20]
     said = refused(longer, capsys)
     assert f"--init-from '{folder}/a' " in said
-    assert "So for each of its 2 SAEs" in said
+    assert "2 SAEs" in said
     (folder / "b" / "ae.pt").unlink()
-    assert "it is finished" not in refused(longer, capsys)
+    assert "is finished" not in refused(longer, capsys)
 
 
 def test_a_run_is_not_written_over(folder, flags, capsys):
@@ -322,9 +314,7 @@ def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, ca
         f" --k 4 --eval-tokens 200 --eval-documents 3 --save-dir {folder}"
     )
     line = refused(flags, capsys)
-    assert line.endswith(
-        "has the hook points blocks.1.hook_resid_post, blocks.0.hook_resid_post; choose with --hook"
-    )
+    assert line.endswith("blocks.1.hook_resid_post, blocks.0.hook_resid_post; choose with --hook")
     flags += ["--hook=blocks.0.hook_resid_post"]
     for given, said in {
         "--ctx-len=64": f"--ctx-len 64: the cache {small_cache} has 32; give the same or leave it out",
@@ -418,13 +408,13 @@ def test_other_commands_take_the_folders(trained_at_both, tmp_path, capsys):
     capsys.readouterr()
     assert main(["compare", *folders]) == 0
     shown = capsys.readouterr().out
-    assert "* Not a matched comparison: measured differently from the first row." in shown
+    assert "* Not a matched" in shown
     assert re.search(r"hook +tokens|hook\n", shown)
     page = tmp_path / "index.html"
     assert main(["report", str(trained_at_both), "--out", str(page)]) == 0
     assert all(hook in page.read_text() for hook in HOOKS)
     line = refused(["report", folders[0], "--against", folders[1]], capsys)
-    assert f"its run has --hook {HOOKS[1]}, but {folders[0]} has '{HOOKS[0]}'" in line
+    assert f"--hook {HOOKS[1]}, but {folders[0]} has '{HOOKS[0]}'" in line
 
 
 def test_the_same_command_continues_with_resume_auto(flags, tmp_path, capsys):
@@ -436,7 +426,7 @@ def test_the_same_command_continues_with_resume_auto(flags, tmp_path, capsys):
     assert main(["train", "--resume", str(base)]) == 0
     assert content(base) == before
     line = refused([*command, "--seed=3"], capsys)
-    assert f"--resume auto: {base / HOOKS[0]}: the run has --seed 0, not 3" in line
+    assert f"{base / HOOKS[0]}: the run has --seed 0, not 3" in line
 
 
 def test_resume_auto_leaves_out_an_sae_that_failed(flags, tmp_path, capsys):
@@ -453,16 +443,14 @@ def test_resume_auto_leaves_out_an_sae_that_failed(flags, tmp_path, capsys):
     shutil.copytree(base / HOOKS[0], base / "another")  # another run that failed
     (base / HOOKS[1] / "resume" / "step_00000012.pt").unlink()
     line = refused(command, capsys)
-    assert (
-        f"vsae: {base / HOOKS[0]}: failed earlier (see failed.json there); the others are" in line
-    )
+    assert f"vsae: {base / HOOKS[0]}: failed earlier" in line
     found = t.load(base / HOOKS[1] / "ae.pt", weights_only=True)
     assert all(t.equal(found[name], whole[name]) for name in whole)
     assert not (base / HOOKS[0] / "ae.pt").exists()
     line = refused(command, capsys)
-    assert "the others are finished" in line
+    assert "are finished" in line
     (base / HOOKS[1] / "failed.json").write_text('{"step": 3, "what": "a loss"}')
-    assert "choose another --save-dir for a new run" in refused(command, capsys)
+    assert "another --save-dir" in refused(command, capsys)
 
 
 def test_a_start_that_was_typed_with_a_dot_is_resumed(small, tmp_path, monkeypatch, capsys):
@@ -479,11 +467,9 @@ def test_a_start_that_was_typed_with_a_dot_is_resumed(small, tmp_path, monkeypat
 
 def test_a_folder_is_needed_and_none_is_written_over(trained_at_both, flags, capsys):
     line = refused(["train", *flags, *BOTH], capsys)
-    assert line == (
-        f"vsae: --hook '{', '.join(HOOKS)}': several hook points need a folder for their run folders;"
-        " add --save-dir DIR, and each is written to DIR/HOOK"
-    )
+    assert line.startswith(f"vsae: --hook '{', '.join(HOOKS)}': ")
+    assert "add --save-dir DIR" in line
     before = content(trained_at_both)
     line = refused(["train", *flags, *BOTH, f"--save-dir={trained_at_both}"], capsys)
-    assert "already holds a run" in line
+    assert "holds a run" in line
     assert content(trained_at_both) == before

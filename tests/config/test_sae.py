@@ -107,7 +107,7 @@ def test_noise_to_signal_becomes_sigma_where_the_width_is_known(normalize, archi
     ids=str,
 )
 def test_a_change_leaves_out_what_it_has_no_use_for(given, change):
-    with pytest.raises(ConfigError, match="does not use it"):
+    with pytest.raises(ConfigError, match="not use it"):
         SAEConfig(**given | change).resolve(500, 64)
     resolved = SAEConfig(**given).changed_to(**change).resolve(500, 64)
     assert vars(resolved).items() >= change.items()
@@ -298,11 +298,11 @@ def test_each_group_of_a_matryoshka_has_a_feature():
     thirds = (0.3333333333,) * 3
     assert MatryoshkaConfig(k=1, dict_size=4, group_fractions=thirds)
     assert MatryoshkaConfig(k=1, dict_size=4, group_fractions=(0.5, 0.3, 0.2)), "2, 1 and 1"
-    with pytest.raises(ConfigError, match=r"^dict_size=3: expected so many that each group"):
+    with pytest.raises(ConfigError, match=r"^dict_size=3: "):
         MatryoshkaConfig(k=1, dict_size=3, group_fractions=thirds)
-    with pytest.raises(ConfigError, match=r"^dict_size=15: expected so many"):
+    with pytest.raises(ConfigError, match=r"^dict_size=15: "):
         MatryoshkaConfig(k=1, dict_size=15)
-    with pytest.raises(ConfigError, match="positive shares that sum to 1"):
+    with pytest.raises(ConfigError, match="sum to 1"):
         MatryoshkaConfig(group_fractions=(0.3333333,) * 3)
 
 

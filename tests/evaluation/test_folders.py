@@ -43,12 +43,12 @@ def test_folders_of_one_setting_are_opened_in_order(trained):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda folder: open_folders([]), ConfigError, "no folder given"),
+        (lambda folder: open_folders([]), ConfigError, "no folder"),
         (lambda folder: evaluate_folders([folder], tokens=0), ConfigError, "tokens=0: expected"),
         (
             lambda folder: open_folders([folder, folder / "b"]),
             CheckpointError,
-            "b: no such folder",
+            "b: no ",
         ),
     ],
 )
@@ -79,7 +79,7 @@ def test_saes_that_are_opened_together_are_read_in_the_contexts_of_the_first(
     for first, second, ctx_len in ((other, folder, 32), (folder, other, 16)):
         caplog.clear()
         assert open_folders([first, second]).run.ctx_len == ctx_len
-        assert f"{second}: read in the contexts of {first} (" in caplog.text
+        assert f" of {first} (" in caplog.text
 
 
 def test_what_is_asked_for_may_take_the_place_of_what_differs(trained, folder, text):
@@ -95,9 +95,7 @@ def test_saes_with_and_without_a_rule_are_measured_with_the_flag_that_is_named(
     setting(max_norm_multiple=10.0, remove_bos=False)(folder / "config.json")
     for pair in ([other, folder], [folder, other]):
         flag = "--max-norm-multiple 10.0"
-        assert refused(["eval", *pair], capsys).endswith(
-            f"; give {flag} to measure both the same way"
-        )
+        assert f"; give {flag} " in refused(["eval", *pair], capsys)
         rule = {"max_norm_multiple": 10.0}
         assert open_folders(pair, **rule).run == replace(open_folders([pair[0]]).run, **rule)
 

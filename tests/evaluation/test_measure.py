@@ -254,8 +254,8 @@ def test_a_text_that_ends_is_measured_as_far_as_it_goes(tiny_lm, caplog):
 @pytest.mark.parametrize(
     ("rows", "null", "reason"),
     [
-        (t.zeros(4, D), ("fve", "fve_sampled", "description_length"), "the 4 tokens measured have"),
-        (t.ones(4, D), ("fve", "fve_sampled", "description_length"), "the 4 tokens measured have"),
+        (t.zeros(4, D), ("fve", "fve_sampled", "description_length"), "the 4 tokens"),
+        (t.ones(4, D), ("fve", "fve_sampled", "description_length"), "the 4 tokens"),
         (t.ones(1, D), ("fve", "frac_variance_explained"), ""),
     ],
     ids=["zeros", "ones", "one token"],
@@ -273,8 +273,8 @@ def test_activations_without_variance_have_no_fve_and_the_file_says_why(rows, nu
 @pytest.mark.parametrize(
     ("losses", "reason"),
     [
-        ((math.nan, math.nan, math.nan, 0, 3, 0), "no held-out document has a second token"),
-        ((2.0, 2.0, 2.0, 8, 9, 9), "zeros in place of the activations do not change the loss"),
+        ((math.nan, math.nan, math.nan, 0, 3, 0), "a second token"),
+        ((2.0, 2.0, 2.0, 8, 9, 9), "the loss"),
     ],
 )
 def test_losses_that_are_not_defined_are_null_with_the_reason(x, losses, reason):
@@ -373,5 +373,5 @@ def test_an_activation_that_is_not_finite_is_an_error(tiny_lm_dir):
     lm: Any = load_language_model(str(tiny_lm_dir))
     with t.no_grad():
         lm._module.gpt_neox.embed_in.weight[lm.tokenizer.encode(" cat")[0]] = math.inf
-    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+    with pytest.raises(NonFiniteError, match="NaN"):
         losses_of(lm, [sae_of()], ["the cat"])

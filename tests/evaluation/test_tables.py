@@ -109,9 +109,9 @@ def test_other_columns_by_key():
         "zeros",
         "FVE",
     ]
-    with pytest.raises(ConfigError, match=r"columns='fve,l3': no metric 'l3'; .*fve,frac_recov"):
+    with pytest.raises(ConfigError, match=r"columns='fve,l3': .*'l3'; .*fve,frac_recov"):
         chosen("fve,l3")
-    with pytest.raises(ConfigError, match=r"; did you mean 'loss_reconstructed'\?$"):
+    with pytest.raises(ConfigError, match=r" 'loss_reconstructed'\?$"):
         chosen("fve,loss_recon")
 
 
@@ -194,11 +194,11 @@ def test_below_the_table_stands_what_ce_left_alone_and_what_was_not_measured_onc
     alone |= {"measured_on": rules, "not_measured": {"fve": "no variance", "cossim": "0 / 0"}}
     results = {"a": alone, "b": alone, "c": alone | {"positions_left_alone": 0}}
     names = dict(zip(results, results, strict=True))
-    assert notes(results, names, [METRICS["fve"]]) == [
-        "a, b: CE: 64 of 8,192 positions left alone: beginning-of-text tokens (--remove-bos) and outliers "
-        "(--max-norm-multiple 10)",
-        "FVE: not measured: no variance",
-    ]
+    alone_in, not_measured = notes(results, names, [METRICS["fve"]])
+    assert alone_in.startswith("a, b: CE: 64 of 8,192 positions ")
+    assert "--remove-bos" in alone_in
+    assert "--max-norm-multiple 10" in alone_in
+    assert not_measured == "FVE: not measured: no variance"
     assert "\nFVE: not measured: no variance" in shown(results)
     results["runs/c"] = results.pop("c") | {"not_measured": {}}
     assert "a, b: FVE: not measured: no variance" in notes(
@@ -224,9 +224,9 @@ SMALL = SAEConfig(dict_size=64)
         ({"noise_to_signal": 0.21}, {"noise_to_signal": 0.2}, ["The noise"]),
         ({"fve": 0.49}, {"fve": 0.5}, ["The reconstruction"]),
         ({"fve": 0.4, "kl_per_token": 0.001}, {"kl_per_token": 0.001}, ["The reconstr", "The KL"]),
-        ({"alive": 0.74}, {"alive": 0.75}, ["More than a quarter"]),
-        ({"frac_recovered": 0.49}, {"frac_recovered": 0.5}, ["The language model"]),
-        ({"frac_recovered": 1.11}, {"frac_recovered": 1.0}, ["CE recovered is above 1"]),
+        ({"alive": 0.74}, {"alive": 0.75}, ["More than"]),
+        ({"frac_recovered": 0.49}, {"frac_recovered": 0.5}, ["The language"]),
+        ({"frac_recovered": 1.11}, {"frac_recovered": 1.0}, ["CE recovered"]),
     ],
     ids=str,
 )

@@ -89,15 +89,15 @@ def test_a_folder_of_run_folders_is_exported_run_by_run(trained, tmp_path, capsy
     argv = ["export", str(tmp_path), "--format", "sae-lens", "--tokens", "200"]
     assert main(argv) == 2
     said = capsys.readouterr()
-    assert "1 of 4 SAEs were not exported as sae-lens" in said.err
-    assert "not exported: vaease: sae-lens has no gates with weights of their own" in said.out
+    assert "1 of 4 SAEs" in said.err
+    assert "vaease: sae-lens has no gates" in said.out
     there = {name: tmp_path / name / "exports" / "sae-lens" for name in names[:3]}
     for path in there.values():
         assert files_under(path) == ["cfg.json", "sae_weights.safetensors"]
     shutil.rmtree(tmp_path / "vaease")
     assert main(argv) == 0, "what is there is kept"
     said = capsys.readouterr().out
-    assert said.count("already there, not written again; delete it") == 3
+    assert said.count("delete it") == 3
     (tmp_path / "out" / "top_k").mkdir(parents=True)  # an empty folder may be given
     assert main([*argv, "--out", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == list(names[:3])
@@ -158,9 +158,7 @@ def test_a_language_model_that_has_moved_can_be_given(folder_of, tiny_lm_dir, tm
     gone = "/gone/" + tiny_lm_dir.name
     path = folder / "config.json"
     path.write_text(path.read_text().replace(str(tiny_lm_dir), gone))
-    with pytest.raises(
-        UserError, match=r"top_k: an export is compared.*/gone/.*; give its place as model"
-    ):
+    with pytest.raises(UserError, match=r"top_k: .*/gone/.*; give .*model"):
         export(folder, "sae-lens")
     assert export(folder, "sae-lens", tokens=200, model=str(tiny_lm_dir)).difference.is_exact
 
@@ -283,8 +281,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (OSError(errno.ENOSPC, "full"), "free some space or choose another out"),
-        (OSError(errno.EACCES, "not allowed"), "choose another out"),
+        (OSError(errno.ENOSPC, "full"), "free some space"),
+        (OSError(errno.EACCES, "not allowed"), "choose"),
     ],
 )
 def test_space_is_asked_for_where_it_may_help(error, remedy, folder_of, monkeypatch):
@@ -292,7 +290,7 @@ def test_space_is_asked_for_where_it_may_help(error, remedy, folder_of, monkeypa
         raise error
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(UserError, match=rf"\); {remedy}$"):
+    with pytest.raises(UserError, match=rf"\); {remedy}.*another out$"):
         export(folder_of("vsae"), "safetensors", tokens=200)
 
 
@@ -314,7 +312,7 @@ def test_a_full_disk_leaves_nothing_behind(form, folder_of, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # ae.pt needs more
     try:
-        with pytest.raises(UserError, match=r"can't be written"):
+        with pytest.raises(UserError, match="choose another out"):
             export(folder, form, tokens=200)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -126,7 +126,7 @@ def test_the_safetensors_states_an_equation_that_holds(name, folder_of, x):
 @pytest.mark.parametrize("name", ["vsae", "jump_relu", "vaease"])
 def test_a_safetensors_file_with_another_decoder_is_not_exact(name, folder_of, monkeypatch):
     monkeypatch.setattr(formats, "save", lambda w: save(w | {"W_dec": 1.01 * w["W_dec"]}))
-    with pytest.raises(UserError, match="safetensors is not exact"):
+    with pytest.raises(UserError, match="not exact"):
         export(folder_of(name), "safetensors", tokens=200)
 
 
@@ -149,9 +149,9 @@ def test_a_block_s_input_is_the_output_of_the_one_before_to_sae_bench(folder_of)
 @pytest.mark.parametrize(
     ("form", "hook", "message"),
     [
-        ("sae-bench", "blocks.0.hook_resid_pre", "SAE Bench's loader knows only the output of"),
-        ("sae-bench", "blocks.1.hook_mlp_out", "SAE Bench's loader knows only the output of"),
-        ("sparsify", "blocks.0.hook_resid_pre", "sparsify knows only the outputs of .*safetensors"),
+        ("sae-bench", "blocks.0.hook_resid_pre", "SAE Bench"),
+        ("sae-bench", "blocks.1.hook_mlp_out", "SAE Bench"),
+        ("sparsify", "blocks.0.hook_resid_pre", "sparsify .*safetensors"),
     ],
 )
 def test_a_hook_point_that_a_reader_does_not_know_is_refused(form, hook, message, folder_of):
@@ -180,7 +180,7 @@ def test_an_upstream_folder_needs_model_and_hook(folder_of, tiny_lm_dir, text):
     config = json.loads(path.read_text())
     del config["run"], config["trainer"]["submodule_name"]
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="give model and hook"):
+    with pytest.raises(UserError, match="model and hook"):
         export(folder, "sae-lens")
     place = {"model": str(tiny_lm_dir), "hook": "blocks.1.hook_resid_post", "data": text}
     out = export(folder, "sae-lens", tokens=200, **place).folder
@@ -191,7 +191,7 @@ def test_an_upstream_folder_needs_model_and_hook(folder_of, tiny_lm_dir, text):
 def test_the_name_that_upstream_s_demo_gives_a_hook_is_no_contradiction(folder_of):
     folder = folder_of("top_k")
     edit_config(folder, submodule_name="resid_post_layer_1")
-    with pytest.raises(UserError, match=r"no hook point 'resid_post'"):
+    with pytest.raises(UserError, match=r"'resid_post'"):
         export(folder, "sae-bench", hook="resid_post")
     hook = "blocks.1.hook_resid_post"
     assert export(folder, "sae-bench", tokens=200, hook=hook).difference.is_exact

@@ -141,23 +141,23 @@ def test_no_text_is_the_held_out_text_in_training_contexts(folder, tiny_lm, tiny
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"text": None}, TextError, "no text: a dictionary doesn't say"),
-        ({"text": ""}, TextError, "no token to measure on"),
-        ({"text": []}, TextError, "no token to measure on"),
-        ({"text": ["a", 3]}, TextError, "document 2 of the text is a int: expected a str"),
-        ({"text": "missing.txt"}, TextError, r"missing.txt: no such file"),
+        ({"text": None}, TextError, "no text: "),
+        ({"text": ""}, TextError, "no token"),
+        ({"text": []}, TextError, "no token"),
+        ({"text": ["a", 3]}, TextError, "document 2 "),
+        ({"text": "missing.txt"}, TextError, r"missing.txt: "),
         ({"text": "jane/books"}, TextError, r"use open_text\('jane/books'\)"),
-        ({"lm": None}, ConfigError, "give lm and hook, or the run folder"),
-        ({"lm": 3}, ConfigError, "lm is a int: expected an nnsight LanguageModel"),
-        ({"hook": None}, ConfigError, "give lm and hook, or the run folder"),
-        ({"hook": "blocks.9.hook_resid_post"}, LanguageModelError, "there is no hook point"),
+        ({"lm": None}, ConfigError, "lm and hook"),
+        ({"lm": 3}, ConfigError, "lm is a int: "),
+        ({"hook": None}, ConfigError, "lm and hook"),
+        ({"hook": "blocks.9.hook_resid_post"}, LanguageModelError, "no hook point"),
         ({"sae": AutoEncoderTopK(8, 24, 2)}, CheckpointError, "activation_dim=8, .* is 16 wide"),
-        ({"sae": (1, 2)}, ConfigError, "sae is a tuple: .*returns a pair, give its first"),
-        ({"sae": "runs/none"}, CheckpointError, "runs/none: no such folder"),
-        ({"contexts": 0}, ConfigError, "contexts=0: expected at least 1"),
-        ({"tokens": 0}, ConfigError, "tokens=0: expected at least 1"),
-        ({"ctx_len": 0}, ConfigError, "ctx_len=0: expected at least 1"),
-        ({"ctx_len": 129}, ConfigError, "ctx_len=129: expected at most 128"),
+        ({"sae": (1, 2)}, ConfigError, "sae is a tuple: .* first"),
+        ({"sae": "runs/none"}, CheckpointError, "runs/none: "),
+        ({"contexts": 0}, ConfigError, "contexts=0: "),
+        ({"tokens": 0}, ConfigError, "tokens=0: "),
+        ({"ctx_len": 0}, ConfigError, "ctx_len=0: "),
+        ({"ctx_len": 129}, ConfigError, "ctx_len=129: .*128"),
     ],
 )
 def test_mistakes_are_one_line(tiny_lm, changes, error, message):
@@ -279,7 +279,7 @@ def test_a_card_says_what_can_not_be_shown(tiny_lm, monkeypatch):
     monkeypatch.setattr(tiny_lm._module, "get_output_embeddings", lambda: None)
     for shown in (repr(few[never]), few[never]._repr_html_()):
         assert "never selected" in shown
-        assert "has no unembedding" in shown, "in place of effects on logits"
+        assert "no unembedding" in shown, "in place of effects on logits"
 
 
 def test_the_table_lists_the_most_readable_features_first(features):
@@ -295,11 +295,11 @@ def test_the_table_lists_the_most_readable_features_first(features):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda features: features[24], "feature 24: expected a whole number from 0 to 23"),
-        (lambda features: features.top(-1), "feature -1: expected a whole number from 0 to 23"),
-        (lambda features: features.logits("a"), "feature 'a': expected a whole number"),
+        (lambda features: features[24], "feature 24: .*0 to 23"),
+        (lambda features: features.top(-1), "feature -1: .*0 to 23"),
+        (lambda features: features.logits("a"), "feature 'a': "),
         (lambda features: features.top(3, 9), r"n=9: expected 1 to 8, .*contexts=9$"),
-        (lambda features: features.search("catdog"), "'catdog' is not one token .* search for one"),
+        (lambda features: features.search("catdog"), "'catdog' .* for one"),
     ],
 )
 def test_what_features_refuse_is_one_line(features, ask, message):

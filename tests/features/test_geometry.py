@@ -121,11 +121,11 @@ def test_the_cosine_matrix_lies_cluster_by_cluster():
 
 def test_too_few_features_or_tokens_are_one_line(planted):
     _, profiles, directions = planted
-    with pytest.raises(GeometryError, match="0 features were selected in the 400 sampled"):
+    with pytest.raises(GeometryError, match=r"0 features .* 400 sampled"):
         comparable_features([profiles, csr_matrix(profiles.shape)], 100)
-    with pytest.raises(GeometryError, match="map_features=5: expected at least 12"):
+    with pytest.raises(GeometryError, match=r"map_features=5: .*12"):
         comparable_features([profiles], 5)
-    with pytest.raises(GeometryError, match="3 sampled tokens: expected at least 12 of each"):
+    with pytest.raises(GeometryError, match=r"3 sampled tokens: .* 12"):
         comparable_features([profiles[:3]], 100)
-    with pytest.raises(UserError, match=r"space='pixels': expected one of profiles, directions"):
+    with pytest.raises(UserError, match=r"space='pixels': .*profiles, directions"):
         geometry(profiles, directions, np.arange(60), space="pixels")

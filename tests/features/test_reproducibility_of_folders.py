@@ -139,10 +139,10 @@ def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
     assert main(["reproduce", *gone]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "not/here" in error
-    assert "use --tokens 0 to compare the decoder directions alone" in error
+    assert "use --tokens 0 " in error
     assert main(["reproduce", *gone, "--tokens", "0"]) == 0
     out = capsys.readouterr().out
-    assert "PW-MCC less null" in out
+    assert "PW-MCC" in out
     assert "held-out tokens" not in out
     assert main(["reproduce", *gone, "--tokens", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -237,13 +237,13 @@ def test_another_architecture_is_said_and_what_is_not_known_is_not(seeds):
     assert warn_of_differences(configs) == []
     configs[seeds[1]]["trainer"]["dict_class"] = "AutoEncoderTopK"
     (note,) = warn_of_differences(configs)
-    assert note.startswith("these SAEs differ in architecture, not in their seeds alone")
+    assert "differ in architecture" in note
     upstreams = {name: {"trainer": {"dict_class": "X", "lr": 1e-3}} for name in ("a", "b")}
     assert warn_of_differences(upstreams) == [], "they name no seeds"
     upstreams["b"]["trainer"] |= {"dict_class": "Y", "trainer_class": "YTrainer"}
     upstreams["a"]["trainer"]["trainer_class"] = "XTrainer"
     (note,) = warn_of_differences(upstreams)
-    assert note.startswith("these SAEs differ in trainer_class, not"), "which says it all"
+    assert "differ in trainer_class," in note, "which says it all"
 
 
 def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, tmp_path, capsys):
@@ -292,7 +292,7 @@ def test_a_csv_that_can_not_be_written_is_refused_before_anything_is_measured(
     for folders in ([seeds[0], seeds[1]], [seeds[0]]):
         for path in (tmp_path / "file" / "x.csv", tmp_path):
             line = refused(["reproduce", *folders, "--csv", path], capsys)
-            assert "can't be written" in line
+            assert str(path) in line
             assert "another --csv" in line
 
 
@@ -321,7 +321,7 @@ def test_saes_of_other_places_are_refused(name, seeds, tmp_path, capsys):
     assert main(["reproduce", seeds[0], again]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"{again}: its run has --{name} another, but {seeds[0]} has " in error
-    assert f"give SAEs of one {name}" in error
+    assert f" {name}" in error
     with pytest.raises(ReproducibilityError, match=f"{name}='another'"):
         agreement(seeds[0], again)
 
@@ -329,8 +329,8 @@ def test_saes_of_other_places_are_refused(name, seeds, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["{0}", "{0}"], "is given twice"),
-        (["{0}", "{0}/../seed0"], "is given twice"),
+        (["{0}", "{0}"], "given twice"),
+        (["{0}", "{0}/../seed0"], "given twice"),
         (["{0}", "nowhere"], "nowhere"),
         ([], "expected FOLDER"),
     ],
@@ -363,7 +363,7 @@ def test_a_comparison_says_which_seeds_saw_the_same_batches(data_seed, seeds, ca
         config["run"]["settings"]["data_seed"] = data_seed * number
     caplog.clear()
     returning_of(configs)
-    assert ("saw the same batches" in caplog.text) == (data_seed == 0)
+    assert ("same batches" in caplog.text) == (data_seed == 0)
 
 
 # --- agreement
@@ -394,15 +394,15 @@ def test_it_is_the_reproducibility_of_the_two(saes):
 def test_run_folders_are_loaded_and_what_makes_them_alike_is_said(trained, caplog):
     with caplog.at_level(logging.WARNING):
         found = agreement(trained / "vsae", str(trained / "top_k"))
-    assert "saw the same batches" in caplog.text
+    assert "same batches" in caplog.text
     mixed = agreement(load_dictionary(trained / "vsae")[0], trained / "top_k")
     assert mixed.pair.pw_mcc == found.pair.pw_mcc
-    with pytest.raises(ReproducibilityError, match="is given twice"):
+    with pytest.raises(ReproducibilityError, match="given twice"):
         agreement(trained / "vsae", f"{trained / 'vsae'}/../vsae")
 
 
 def test_a_pair_is_of_two_saes_of_one_width(saes):
-    with pytest.raises(ReproducibilityError, match="expected the same of both"):
+    with pytest.raises(ReproducibilityError, match=r"9 dimensions.* 8"):
         agreement(saes[0], AutoEncoderTopK(9, 12, 2))
     assert (agreement(saes[0], AutoEncoderTopK(8, 16, 2)).pair.matched_F >= 0).all()
 

@@ -191,7 +191,7 @@ def test_a_run_folder_knows_its_hook_point_and_its_units(trained, tiny_lm):
     direction = direction_of(sae)
     assert float(direction.norm()) == pytest.approx(1, abs=1e-4)
     assert t.allclose(found, x_BLD + 4.0 * direction, atol=1e-5)
-    with pytest.raises(CheckpointError, match=f"trained on hook {HOOK}, not on blocks.1"):
+    with pytest.raises(CheckpointError, match=f"{HOOK}, not on blocks.1"):
         steer(tiny_lm, "blocks.1.hook_resid_post", trained / "vsae", {}).__enter__()
 
 
@@ -222,13 +222,13 @@ def test_bfloat16_stays_bfloat16(mode, tiny_lm_dir, tokenizer, sae):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"features": {24: 1.0}}, "feature 24: expected a whole number from 0 to 23"),
-        ({"features": {1.5: 1.0}}, "feature 1.5: expected a whole number"),
-        ({"features": {17: float("nan")}}, "the value of feature 17=nan: expected a finite number"),
-        ({"features": {17: "4"}}, "the value of feature 17='4': expected a finite number"),
-        ({"mode": "multiply"}, "mode='multiply': expected one of add, clamp"),
-        ({"lm": "embedded"}, "lm is a str: expected the nnsight LanguageModel"),
-        ({"hook": "blocks.9.hook_resid_post"}, "no hook point 'blocks.9.hook_resid_post'"),
+        ({"features": {24: 1.0}}, "feature 24: .*0 to 23"),
+        ({"features": {1.5: 1.0}}, "feature 1.5: "),
+        ({"features": {17: float("nan")}}, "feature 17=nan: "),
+        ({"features": {17: "4"}}, "feature 17='4': "),
+        ({"mode": "multiply"}, "mode='multiply': .*add, clamp"),
+        ({"lm": "embedded"}, "lm is a str: .*LanguageModel"),
+        ({"hook": "blocks.9.hook_resid_post"}, "'blocks.9.hook_resid_post'"),
     ],
 )
 def test_mistakes_are_one_line(tiny_lm, changes, message):

@@ -85,8 +85,8 @@ def test_it_repeats_for_one_seed_whatever_is_made_beside_it(tiny_lm, sae):
 @pytest.mark.parametrize(
     ("features", "options", "message"),
     [
-        ([24], {}, "feature 24: expected a whole number from 0 to 23"),
-        ([0], {"length": 0}, "length=0: expected at least 1"),
+        ([24], {}, "feature 24: .*0 to 23"),
+        ([0], {"length": 0}, "length=0: "),
         ([0], {"restarts": 0}, "restarts=0"),
     ],
 )

@@ -21,7 +21,7 @@ OPTIONS = ReportOptions(tokens=600, split="train", synthesise=0, map_tokens=300)
 
 
 def test_a_folder_given_twice_is_refused(runs):
-    with pytest.raises(ConfigError, match="is given twice"):
+    with pytest.raises(ConfigError, match="given twice"):
         analyse([runs[0], runs[0] / ".." / runs[0].name], OPTIONS)
 
 
@@ -58,7 +58,7 @@ def test_mistakes_come_up_before_the_text_is_read(runs, monkeypatch):
         raise LanguageModelError("no final norm")
 
     monkeypatch.setattr(module, "LogitLens", fails)
-    with pytest.raises(LanguageModelError, match="no final norm"):
+    with pytest.raises(LanguageModelError, match="final norm"):
         analyse([runs[0]], OPTIONS)
 
 
@@ -88,7 +88,7 @@ def test_codes_of_seeds_are_compared_on_the_tokens_of_the_page(seeds):
 def test_that_the_text_ended_is_said_once(runs, caplog):
     few = replace(OPTIONS, tokens=100_000, split="heldout", map_tokens=5, logits=False)
     analyse(runs, few)
-    assert caplog.text.count("the text ended after") == 1
+    assert caplog.text.count("text ended") == 1
 
 
 # --- the table at the top

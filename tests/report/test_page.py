@@ -143,7 +143,7 @@ def test_a_former_report_stays_whole_while_the_next_is_written(runs, tmp_path, m
 def test_a_second_report_of_a_page_is_refused_while_the_first_is_written(runs, tmp_path, capsys):
     with locked(tmp_path / "page_files"):
         line = refused(["report", str(runs[0]), *BARE, f"--out={tmp_path}/page.html"], capsys)
-    assert "is writing there; wait until it ends or choose another --out" in line
+    assert "choose another --out" in line
 
 
 def test_a_page_that_can_not_be_written_is_refused_before_anything_is_measured(
@@ -151,7 +151,7 @@ def test_a_page_that_can_not_be_written_is_refused_before_anything_is_measured(
 ):
     monkeypatch.setattr(page_module, "analyse", lambda *given, **named: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="can't be written"):
+    with pytest.raises(CheckpointError, match=r"file.*; choose another out"):
         page_module.write_report(runs[0], out=tmp_path / "file" / "x.html")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -251,7 +251,7 @@ def test_explanations_are_on_the_page_as_text_and_in_the_csv(explained_report, e
     stored = json.loads((explained[1] / "explanations.json").read_text())["features"]
     found = good["columns"]["explanation"]
     assert {n for n, text in enumerate(found) if text} == {int(number) for number in stored}
-    assert "mean score of the explanations of 3 features" in page, "of equally many"
+    assert "explanations of 3 features" in page, "of equally many"
     assert "can&#39;t be compared" not in page
     rows = features_csv(explained_report, "good")
     assert [row["explanation"] for row in rows] == [text or "" for text in found]
@@ -274,8 +274,7 @@ def test_a_run_without_live_features_has_a_report(runs, tmp_path):
     t.save(state, dead / "ae.pt")
     assert main(["report", str(dead), "--out", str(dead / "page.html"), *BARE]) == 0
     page = (dead / "page.html").read_text(encoding="utf-8")
-    assert "There is no map: 0 features were selected" in page
-    assert "A dash was not measured." in page
+    assert "no map: 0 features" in page
     assert '<td role="cell">0 of 32</td>' in page
 
 
@@ -290,7 +289,7 @@ def test_what_is_not_matched_is_named_with_its_settings(runs, report, tmp_path):
     assert main(["report", str(runs[0]), "--against", str(other), "--out", str(out), *BARE]) == 0
     page = " ".join(out.read_text(encoding="utf-8").split())
     assert re.search(r'<th scope="row">lr</th>\s*<td>[\d.]+</td>\s*<td>0.5</td>', page)
-    assert "different conditions</strong> (tokens), so they can't be compared" in page
+    assert "different conditions</strong> (tokens)" in page
     matched = report.read_text(encoding="utf-8")
     assert "different conditions" not in matched
 
@@ -442,7 +441,7 @@ def test_an_sae_that_keeps_all_features_has_a_page_without_the_score(tiny_lm_dir
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not {"score", "fifth"} & data_of(page)["saes"][0]["columns"].keys()
     body = page[: page.index('<script type="text/plain"')]
-    assert re.findall(r"\w+ \w+ return score", body) == ["has no return score"]
+    assert re.findall(r"\w+ return score", body) == ["no return score"]
 
 
 def test_an_sae_without_k_has_the_score_on_its_page_unless_all_of_its_features_fire(
@@ -454,13 +453,13 @@ def test_an_sae_without_k_has_the_score_on_its_page_unless_all_of_its_features_f
     page = html.unescape((folder / "report.html").read_text(encoding="utf-8"))
     assert {"score", "fifth"} <= data_of(page)["saes"][0]["columns"].keys()
     said = " ".join(page.split())
-    assert f"not tested on the language model {tiny_lm_dir}, the architecture ReLU without" in said
+    assert f"language model {tiny_lm_dir}, the architecture ReLU " in said
 
     edit_weights(folder, lambda state: state["encoder.bias"].fill_(1e4))
     assert main(command) == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not {"score", "fifth"} & data_of(page)["saes"][0]["columns"].keys()
-    assert "has no return score" in page
+    assert "no return score" in page
 
 
 @pytest.mark.slow
@@ -469,9 +468,9 @@ def test_what_seeds_share_is_said_on_the_page(seeds, seeded_report, tiny_lm_dir,
     out = tmp_path / "page.html"
     assert main(["report", str(seeds[0]), "--seeds", str(same), "--out", str(out), *BARE]) == 0
     page = html.unescape(out.read_text(encoding="utf-8"))
-    assert "these SAEs differ in k, not in their seeds alone" in page
-    assert f"{seeds[0]} and {same} saw the same batches: features may return for that" in page
-    assert "features may return" not in seeded_report.read_text(encoding="utf-8")
+    assert "differ in k," in page
+    assert f"{seeds[0]} and {same} saw " in page
+    assert "may return" not in seeded_report.read_text(encoding="utf-8")
 
 
 def test_seeds_that_can_not_be_compared_are_one_line(seeds, tmp_path, capsys):

@@ -267,7 +267,7 @@ def test_features_that_come_back_are_sorted_and_colour_the_map(browser, seeded_r
     open_first_feature(browser)
     feature = int(browser.find_element(By.ID, "page-title").text.split()[1])
     facts = browser.find_element(By.CSS_SELECTOR, "#page .facts").text.replace("\n", " ")
-    assert f"{rows[feature]['returns']}/2 seeds it comes back in" in facts
+    assert f"{rows[feature]['returns']}/2 seeds" in facts
     browser.execute_script("document.getElementById('page').close()")
     choose(browser, "sae", 1)
     assert {cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)} == {"–"}
@@ -390,7 +390,7 @@ def test_explanations_are_searched_sorted_and_shown_as_text(browser, explained_r
     open_first_feature(browser)
     page = browser.find_element(By.ID, "page").text
     assert "the text '" in page
-    assert "the scorer said that it fires in" in page
+    assert "the scorer said" in page
     browser.execute_script("document.getElementById('page').close()")
     assert "owned" not in browser.title
     assert browser.get_log("browser") == []

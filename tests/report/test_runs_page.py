@@ -100,7 +100,7 @@ def test_texts_that_differ_are_named_though_the_text_is_a_setting_too(folder):
                 folder / name / file, lambda it, part=part, name=name: part(it).update(data=name)
             )
     page = index_of(folder)
-    assert re.search(r"different conditions \(data\), so they can&#39;t be compared", page)
+    assert re.search(r"different conditions \(data\)", page)
     assert page.count(">data</th>") == 1
 
 
@@ -131,14 +131,14 @@ def test_no_page_goes_into_another_librarys_folder(folder, tmp_path, capsys):
     (foreign / "sae_weights.safetensors").touch()
     line = refused(["report", folder, "--out", foreign], capsys)
     assert "--out" in line
-    assert "nothing is written into that folder" in line
+    assert "nothing is written" in line
     assert not (foreign / "index.html").exists()
 
 
 def test_it_takes_no_flags_of_a_report(folder, capsys):
     for flags in (["--tokens", "5"], ["--against", str(folder / "vsae")]):
         assert main(["report", str(folder), *flags]) == 2
-        assert "leave out all flags but --out" in capsys.readouterr().err
+        assert "flags but --out" in capsys.readouterr().err
 
 
 def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path, capsys):
@@ -157,7 +157,7 @@ def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path, capsys):
     assert row["FVE"] == f"{np.mean(fve):.4f} ± {np.std(fve, ddof=1):.4f}"
     assert list(seeds_on(page)) == ["vsae_top_k"]
     assert "seed" not in row
-    assert "saw the same batches" not in page
+    assert "same batches" not in page
 
 
 def test_seeds_that_saw_the_same_batches_are_marked(seeds, tmp_path):
@@ -175,7 +175,7 @@ def test_seeds_that_saw_the_same_batches_are_marked(seeds, tmp_path):
     text = show_sweep(from_folder(folder), tmp_path)
     assert text.splitlines()[2].split()[-3] == "*"
     assert "* some of these seeds saw the same batches, and features may return" in text
-    assert "saw the same batches" in (tmp_path / "results.html").read_text()
+    assert "same batches" in (tmp_path / "results.html").read_text()
 
 
 def test_seeds_that_can_not_be_read_are_named(seeds, folder, tmp_path, caplog):
@@ -183,8 +183,8 @@ def test_seeds_that_can_not_be_read_are_named(seeds, folder, tmp_path, caplog):
         shutil.copytree(run, tmp_path / "seeds" / run.name)
     (tmp_path / "seeds" / "seed1" / "ae.pt").write_bytes(b"cut")
     assert "PW-MCC" not in index_of(tmp_path / "seeds")
-    assert re.search(r"features come back was not measured: \S+seed1/ae.pt", caplog.text)
-    assert "Settings with several seeds" not in index_of(folder), "no two seeds"
+    assert re.search(r"not measured: \S+seed1/ae.pt", caplog.text)
+    assert "several seeds" not in index_of(folder), "no two seeds"
 
 
 def test_a_damaged_folder_is_left_out_and_the_others_are_there(folder, runs):
@@ -197,9 +197,9 @@ def test_a_damaged_folder_is_left_out_and_the_others_are_there(folder, runs):
     page = unescape(index_of(folder))
     assert list(rows_of(page)) == ["top_k", "vsae"]
     words = page[page.index("Not in the table") :]
-    assert re.search(r"cut \(\S+config.json: not valid JSON", words)
-    assert re.search(r"wrong \(\S+config.json: k='many': expected a whole number", words)
-    assert re.search(r"unread \(\S+metrics.json: not valid JSON", words)
+    assert re.search(r"cut \(\S+config.json: ", words)
+    assert re.search(r"wrong \(\S+config.json: k='many': ", words)
+    assert re.search(r"unread \(\S+metrics.json: ", words)
 
 
 def test_one_architecture_is_no_column_and_long_names_break_at_underscores(folder, runs):
@@ -258,7 +258,7 @@ def test_seeds_are_averaged_before_the_best_is_chosen(tmp_path):
     assert float(second["description_length_sd"]) == pytest.approx(18**0.5)
     html = (tmp_path / "results.html").read_text()
     assert "<td>3.5000 ± 0.7071</td>" in html
-    assert "over n seeds" in html
+    assert "n seeds" in html
     assert html.count("<td>3.5000 ± 0.7071</td>") == 2, "the best, and among all settings"
     best = html[html.index("<h2>Best for each k") : html.index("<h2>All settings")]
     assert '<th scope="col">n</th>' in best
@@ -273,9 +273,9 @@ def test_results_are_shown_where_they_cannot_be_written_and_where_some_are_missi
     text = show_sweep(SEEDS, tmp_path / "file" / "sweep")
     assert "k=8, lr=0.001: 3.5000 ± 0.7071 (n = 2)" in text
     assert "Wrote" not in text
-    assert "shown and not written" in caplog.text
+    assert "not written" in caplog.text
     text = show_sweep(SEEDS[:1], tmp_path, "1 of 8 runs are finished")
-    assert "\n1 of 8 runs are finished.\n" in text[: text.index("Lowest")]
+    assert "\n1 of 8 runs " in text[: text.index("Lowest")]
     assert "<strong>1 of 8 runs" in (tmp_path / "results.html").read_text()
 
 
@@ -289,7 +289,7 @@ def test_a_table_fits_its_width_and_every_block_has_the_settings(tmp_path):
 def test_runs_that_were_not_evaluated_are_listed_and_none_is_best(tmp_path):
     runs = [RunResult(name, {"k": k}, {}) for name, k in (("a", 4), ("b", 8))]
     text = show_sweep(runs, tmp_path)
-    assert "description length was not measured, so the runs are not ranked." in text
+    assert "not ranked" in text
     assert text.splitlines()[2].split()[:2] == ["4", "-"]
 
 

@@ -97,23 +97,23 @@ def test_an_sae_of_saelens_is_that_of_its_equations(architecture, norms, is_cent
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norms": (0.5, 2.0)}, r"norms are 0\.5 to 2, .*expected norms of 1, or"),
+        ({"norms": (0.5, 2.0)}, r"0\.5 to 2, .*expected norms of 1"),
         (
             {"architecture": "abstopk", "norms": (0.5, 2.0)},
-            r"norms are 0\.5 to 2, .*expected norms of 1, or",
+            r"0\.5 to 2, .*expected norms of 1",
         ),
         (
             {"architecture": "temporal"},
-            "architecture 'temporal'; expected one of standard, topk, abstopk, jumpr",
+            "'temporal'; .* standard, topk, abstopk, jumpr",
         ),
         ({"architecture": "jumprelu_transcoder"}, "architecture 'jumprelu_transcoder'; expected"),
-        ({"activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu' in cfg.json; expected"),
-        ({"normalize_activations": "layer_norm"}, "is 'layer_norm' in cfg.json; expected 'none'"),
-        ({"normalize_activations": True}, "is True in cfg.json; expected 'none'"),
-        ({"hook_point": "blocks.0.attn.hook_z"}, "is 'hook_z' in cfg.json; expected 'none'"),
-        ({"reshape_activations": "hook_z"}, "is 'hook_z' in cfg.json; expected 'none'"),
+        ({"activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu' in cfg.json"),
+        ({"normalize_activations": "layer_norm"}, "'layer_norm' in cfg.json; expected 'none'"),
+        ({"normalize_activations": True}, "True in cfg.json; expected 'none'"),
+        ({"hook_point": "blocks.0.attn.hook_z"}, "'hook_z' in cfg.json; expected 'none'"),
+        ({"reshape_activations": "hook_z"}, "'hook_z' in cfg.json; expected 'none'"),
         ({"d_sae": 2 * F}, f"dict_size is {F}, and cfg.json says {2 * F}"),
-        ({"k": None}, "not the weights of one SAE of architecture 'topk' with k=None"),
+        ({"k": None}, "'topk' with k=None"),
     ],
 )
 def test_what_upstreams_classes_can_not_represent_is_refused(changes, message, written):
@@ -151,10 +151,10 @@ def test_damaged_files_of_saelens_are_named(written):
         with pytest.raises(CheckpointError, match=message):
             load_foreign(read_config(folder), unit_norm=True)
     (folder / "cfg.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"cfg\.json: not valid JSON \(JSONDecodeError"):
+    with pytest.raises(CheckpointError, match=r"cfg\.json: .*JSONDecodeError"):
         read_config(folder)
     (folder / "cfg.json").write_text("[8]")
-    with pytest.raises(CheckpointError, match=r"holds \[8\], expected an object; copy it again"):
+    with pytest.raises(CheckpointError, match=r"\[8\].*; copy it"):
         read_config(folder)
 
 
@@ -227,7 +227,7 @@ def test_the_settings_of_saelens_before_version_6_are_read(written, x):
     assert (run.model, run.hook) == ("gpt2-small", "blocks.3.hook_resid_pre")
     assert (run.data, run.ctx_len, run.text_packing) == ("some/text", 64, "pack")
     save_file(weights | {"scaling_factor": t.rand(F)}, folder / "sae_weights.safetensors")
-    with pytest.raises(CheckpointError, match="has a scaling_factor, by which its finetuning"):
+    with pytest.raises(CheckpointError, match="scaling_factor"):
         load_dictionary(folder)
 
 
@@ -235,7 +235,7 @@ def test_a_tensor_that_no_topk_sae_has_is_refused(of_sparsify):
     folder, _ = of_sparsify()
     weights = load_file(folder / "sae.safetensors")
     save_file(weights | {"embed_skip.weight": t.zeros(3)}, folder / "sae.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds embed_skip\.weight, which no TopK SAE has"):
+    with pytest.raises(CheckpointError, match=r"embed_skip\.weight"):
         load_dictionary(folder)
 
 
@@ -403,11 +403,11 @@ def test_an_sae_of_sparsify_is_that_of_its_equations(of_sparsify, x):
     ("changes", "message"),
     [
         ({"transcode": True}, r"layers\.1: transcode is True in cfg\.json; expected False"),
-        ({"skip_connection": True}, "skip_connection is True in"),
-        ({"signed": True}, "signed is True in"),
-        ({"embed_skip": True}, "embed_skip is True in"),
-        ({"activation": "groupmax"}, "activation is 'groupmax' in cfg.json; expected 'topk'"),
-        ({"k": F + 1}, rf"not the weights of one SAE of architecture 'topk' with k={F + 1}"),
+        ({"skip_connection": True}, "skip_connection is True"),
+        ({"signed": True}, "signed is True"),
+        ({"embed_skip": True}, "embed_skip is True"),
+        ({"activation": "groupmax"}, "'groupmax' in cfg.json; expected 'topk'"),
+        ({"k": F + 1}, rf"'topk' with k={F + 1}"),
     ],
 )
 def test_what_is_no_topk_sae_of_sparsify_is_refused(changes, message, of_sparsify):
@@ -527,7 +527,7 @@ def test_what_the_names_of_its_folders_leave_out_is_asked_for(tmp_path):
     assert "give --model and --hook" in refused.value.as_typed
     run = run_of(tmp_path / "layer_12", "some/model", "blocks.12.hook_resid_post")
     assert (run.model, run.hook) == ("some/model", "blocks.12.hook_resid_post")
-    with pytest.raises(CheckpointError, match=r"trained on layer 12, not on blocks\.3"):
+    with pytest.raises(CheckpointError, match=r"layer 12, not on blocks\.3"):
         run_of(tmp_path / "layer_12", "some/model", "blocks.3.hook_resid_post")
 
 
@@ -555,10 +555,10 @@ def test_what_is_no_sae_of_a_blocks_output_in_gemma_scope_is_refused(place, tmp_
         ({"W_dec": np.zeros((D, F), np.float32)}, "W_dec is"),
         ({"threshold": np.zeros(1, np.float32)}, "threshold is"),  # which would be broadcast
         ({"b_enc": np.zeros((), np.float32)}, "b_enc is"),
-        ({"b_dec": np.full(D, np.nan, np.float32)}, "b_dec has NaN"),
+        ({"b_dec": np.full(D, np.nan, np.float32)}, "b_dec .*NaN"),
         ({"threshold": np.array([{}] * F)}, "ValueError"),
-        ({"threshold": np.array(["0"] * F)}, "threshold is of dtype"),
-        ({"scaling_factor": np.full(F, 2.0)}, "has a scaling_factor"),
+        ({"threshold": np.array(["0"] * F)}, "threshold "),
+        ({"scaling_factor": np.full(F, 2.0)}, "scaling_factor"),
     ],
 )
 def test_a_damaged_file_of_gemma_scope_is_one_line(changes, message, tmp_path):
@@ -620,5 +620,5 @@ def test_a_folder_of_no_known_format_says_which_are_known(tmp_path, of_sparsify)
     message = rf"holds the folders of SAEs and is not one; give one of them, e\.g\. {folder}"
     with pytest.raises(CheckpointError, match=message):
         read_config(tmp_path)
-    with pytest.raises(CheckpointError, match="sparsify's, and has no checkpoints of steps"):
+    with pytest.raises(CheckpointError, match="no checkpoints"):
         read_config(folder, 6)

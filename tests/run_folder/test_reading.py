@@ -94,11 +94,11 @@ def test_what_is_not_json_gets_one_error(damage, name, tmp_path):
     with pytest.raises(CheckpointError) as raised:
         reader(folder)
     message = str(raised.value)
-    assert message.startswith(f"{folder / name}: not valid JSON (")
+    assert message.startswith(f"{folder / name}: ")
     assert repair in message
     assert len(message.splitlines()) == 1
     if name == "config.json":
-        with pytest.raises(ConfigError, match=r"config .*not valid JSON \("):
+        with pytest.raises(ConfigError, match=r"config .*JSON \("):
             load_config(folder, "config")
 
 
@@ -109,7 +109,7 @@ def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
     for folder, message in (
         (tmp_path / "none", r"no such folder; expected .*, e\.g\. runs/NAME"),
         (tmp_path / "base", r"holds the folders of SAEs .*, e\.g\. .*base.one$"),
-        (theirs, r"expected a file ae\.pt, but it holds config\.json"),
+        (theirs, r"ae\.pt, but it holds config\.json"),
     ):
         with pytest.raises(CheckpointError, match=message):
             read_config(folder)
@@ -118,16 +118,16 @@ def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
 @pytest.mark.parametrize(
     ("config", "reader", "message"),
     [
-        (None, load_config, "config.json: no such file or folder; expected a run folder"),
-        (b"{", load_config, "config.json: not valid JSON"),
-        (b"{", lambda path: read_run(path.parent), "^resume .*config.json: not valid JSON"),
-        ({"trainer": TRAINER, "run": {}}, load_config, r"has no run\.settings"),
+        (None, load_config, "config.json: no such file"),
+        (b"{", load_config, "config.json: .*JSON"),
+        (b"{", lambda path: read_run(path.parent), "^resume .*config.json: .*JSON"),
+        ({"trainer": TRAINER, "run": {}}, load_config, r"no run\.settings"),
         (
             {"trainer": TRAINER, "run": {"settings": 3}},
             load_config,
-            r"has no run\.settings",
+            r"no run\.settings",
         ),
-        ({"run": 3}, lambda path: load_config(path, "config"), r"^config .*has no run\.settings"),
+        ({"run": 3}, lambda path: load_config(path, "config"), r"^config .*no run\.settings"),
     ],
 )
 def test_a_config_that_gives_no_settings_is_refused_with_the_flag_that_gave_it(
@@ -149,14 +149,14 @@ def test_a_file_that_may_not_be_read_is_one_error(name, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(CheckpointError, match=r"\.json.?: can't be read \(Permission denied\); ch"):
+    with pytest.raises(CheckpointError, match=r"\.json.?: .*\(Permission denied\); ch"):
         READERS[name][0](tmp_path)
-    with pytest.raises(ConfigError, match=f"^config {tmp_path}/config.json: can't be read"):
+    with pytest.raises(ConfigError, match=f"^config {tmp_path}/config.json: "):
         load_config(tmp_path, "config")
 
 
 def test_a_name_with_null_in_it_is_a_name(tmp_path):
-    with pytest.raises(CheckpointError, match=r"null_model: no such folder; expected a run folder"):
+    with pytest.raises(CheckpointError, match=r"null_model: no such folder"):
         read_config(tmp_path / "null_model")
 
 
@@ -177,20 +177,18 @@ def test_a_run_that_is_not_finished_says_how_to_continue(tmp_path):
             assert str(raised.value) == expected % step
     assert steps_of(folder) == [20, 40]
     (folder / "metrics.json").write_text("{}")  # it was finished: there is nothing to continue
-    with pytest.raises(CheckpointError, match=r"expected a file ae\.pt, but it holds config\.json"):
+    with pytest.raises(CheckpointError, match=r"ae\.pt, but it holds config\.json"):
         read_config(folder)
     (folder / "metrics.json").unlink()
     (folder / "failed.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"its training failed, see failed\.json there"):
+    with pytest.raises(CheckpointError, match=r"see failed\.json"):
         read_config(folder)
 
 
 def test_a_checkpoint_is_there_or_those_that_are_are_listed(tmp_path):
     made(tmp_path)
     (tmp_path / "ae.pt").unlink()
-    with pytest.raises(
-        CheckpointError, match="no checkpoint of step 5; there are none; train with"
-    ):
+    with pytest.raises(CheckpointError, match="step 5; there are none; train"):
         read_config(tmp_path, 5)
     (tmp_path / "checkpoints").mkdir()
     for step in (100, 20):
@@ -198,7 +196,7 @@ def test_a_checkpoint_is_there_or_those_that_are_are_listed(tmp_path):
     (tmp_path / "checkpoints" / ".ae_7.pt.tmp").touch()
     assert checkpoint_steps(tmp_path) == [20, 100]
     assert read_config(tmp_path, 20)["trainer"] == TRAINER, "of a run that is not finished too"
-    with pytest.raises(CheckpointError, match="no checkpoint of step 5; expected one of 20, 100"):
+    with pytest.raises(CheckpointError, match="step 5; expected one of 20, 100"):
         read_config(tmp_path, 5)
 
 
@@ -210,9 +208,9 @@ def test_settings_are_read_without_weights_from_a_folder_or_its_file(tmp_path):
 
 def test_metrics_that_were_not_measured_say_what_to_type(tmp_path):
     assert read_metrics_if_any(made(tmp_path)) is None
-    with pytest.raises(CheckpointError, match=rf"not measured yet; run `vsae eval {tmp_path}`"):
+    with pytest.raises(CheckpointError, match=rf"run `vsae eval {tmp_path}`"):
         read_metrics(tmp_path)
-    with pytest.raises(ConfigError, match="no folder given: expected a run folder"):
+    with pytest.raises(ConfigError, match="no folder"):
         require_folders([])
     made(tmp_path, **{"metrics.json": {"fve": 0.5}})
     assert read_metrics(tmp_path) == read_metrics_if_any(tmp_path) == {"fve": 0.5}
@@ -239,14 +237,12 @@ def test_what_is_finished_or_failed_is_not_resumed(tmp_path):
     assert hooks == {"two": "blocks.1.hook_resid_post"}
     made(two, **{"metrics.json": {}})
     assert list(read_run(tmp_path)[1]) == ["one", "two"], "all that is there"
-    with pytest.raises(ConfigError, match=r"the run failed, see its failed\.json"):
+    with pytest.raises(ConfigError, match=r"its failed\.json"):
         read_run(bad)
     (nothing := tmp_path / "nothing").mkdir()
-    with pytest.raises(ConfigError, match=r"--resume .*: holds no run; expected a run folder"):
+    with pytest.raises(ConfigError, match=r"--resume .*: holds no run"):
         read_run(nothing)
-    with pytest.raises(
-        ConfigError, match=r"--resume .*none: no such folder; expected a run folder"
-    ):
+    with pytest.raises(ConfigError, match=r"--resume .*none: no such"):
         read_run(tmp_path / "none")
 
 
@@ -278,7 +274,7 @@ def test_folders_of_different_runs_are_not_resumed_together(tmp_path):
     message = str(raised.value)
     assert message.startswith(f"--resume {tmp_path}: holds different runs (a and b differ): ")
     assert "steps=77, not 78" in message
-    assert message.endswith(f"; resume each by itself, e.g. --resume {tmp_path / 'a'}")
+    assert message.endswith(f" --resume {tmp_path / 'a'}")
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_a_place_on_the_hub_is_an_sae_of_any_format(name, folder, hub, without_s
 def test_nothing_here_is_looked_for_on_the_hub(hub, tmp_path):
     (tmp_path / "mine").mkdir()
     for name in ("runs/typo", "mine/typo", "./me/one", "../me/one", "typo", str(tmp_path / "typo")):
-        with pytest.raises(CheckpointError, match=r"no such folder; expected"):
+        with pytest.raises(CheckpointError, match=r"no such folder"):
             read_config(name)
     assert hub[1] == []
 
@@ -142,11 +142,9 @@ def test_what_the_hub_has_not_says_what_to_give(hub, without_saelens):
     message = r"nobody/nothing/here: no such folder here, and the hub can't be read.*give a folder, or OWNER/REPO.*install sae-lens"
     with pytest.raises(HubError, match=message):
         read_config("nobody/nothing/here")
-    with pytest.raises(
-        HubError, match=r"the repository me/sparse has no folder 'layers\.7'; give OWNER"
-    ):
+    with pytest.raises(HubError, match=r"me/sparse .*'layers\.7'; give OWNER"):
         read_config("me/sparse/layers.7")
-    with pytest.raises(HubError, match="closed/saes is gated; ask for access on its page, and log"):
+    with pytest.raises(HubError, match=r"closed/saes .*`hf auth login`"):
         read_config("closed/saes/layer_0")
 
 
@@ -159,11 +157,9 @@ def test_a_release_of_saelens_is_found_in_its_table(hub, table):
     assert run_of(name, "given/model").data == "of/the_table"
     run = run_of("gemma-scope-2b-pt-res-canonical/layer_1/width_16k/canonical")
     assert (run.model, run.hook) == ("google/gemma-2-2b", "blocks.1.hook_resid_post")
-    with pytest.raises(
-        HubError, match=r"has no 'layer_7'; expected blocks.8.hook_resid_pre, layer"
-    ):
+    with pytest.raises(HubError, match=r"'layer_7'; expected blocks.8.hook_resid_pre, layer"):
         read_config("gpt2-small-res/layer_7")
-    with pytest.raises(CheckpointError, match="release scope is stored in the format 'gemma_3'"):
+    with pytest.raises(CheckpointError, match=r"scope .*'gemma_3'"):
         read_config("scope/layer_0")
 
 
@@ -178,20 +174,18 @@ def test_the_scale_in_the_table_is_folded_in(hub, table):
     x = t.randn(20, plain.activation_dim, generator=t.Generator().manual_seed(0))
     t.testing.assert_close(scaled.encode(x), plain.encode(2 * x))
     t.testing.assert_close(scaled(x), plain(2 * x) / 2)
-    with pytest.raises(CheckpointError, match="is 'expected_average_only_in' in cfg"):
+    with pytest.raises(CheckpointError, match="'expected_average_only_in' in cfg"):
         load_dictionary("gpt2-small-res/blocks.8.hook_resid_pre")
 
 
 def test_a_command_for_run_folders_does_not_ask_the_hub(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
-    with pytest.raises(
-        CheckpointError, match=r"exps/vsea: no such folder; `vsae export` takes run"
-    ):
+    with pytest.raises(CheckpointError, match=r"exps/vsea: .*`vsae export`"):
         require_own("exps/vsea", "export")
 
 
 def test_an_error_of_the_disk_is_one_line():
-    with pytest.raises(CheckpointError, match="can't be read"):
+    with pytest.raises(CheckpointError, match=r"^/aaa"):
         place_of("/" + "a" * 300)
 
 
@@ -213,19 +207,17 @@ def test_results_that_name_results_as_their_sae_are_refused(tmp_path):
         content = json.dumps({"sae": str(tmp_path / other)})
         (tmp_path / name / "metrics.json").write_text(content)
     for name in ("a", "own"):
-        with pytest.raises(
-            CheckpointError, match=r"metrics\.json: .*; delete it.*vsae eval SAE --out"
-        ):
+        with pytest.raises(CheckpointError, match=r"metrics\.json: .*; delete it.*vsae eval"):
             place_of(tmp_path / name)
 
 
 def test_a_folder_that_is_a_link_to_itself_is_no_folder(tmp_path):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match=str(loop)):
         read_config(loop)
     assert lasting_name(loop) == str(loop)
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match=str(loop)):
         results_folder(loop)
     require_not_foreign(loop / "metrics.json", Setting("out"))
 
@@ -233,6 +225,6 @@ def test_a_folder_that_is_a_link_to_itself_is_no_folder(tmp_path):
 def test_nothing_is_written_beside_weights_of_gemma_scope(tmp_path):
     of_gemma_scope(tmp_path)
     for path in (tmp_path, tmp_path / "metrics.json"):
-        with pytest.raises(ConfigError, match=r"out: .*holds an SAE of Gemma Scope.*another place"):
+        with pytest.raises(ConfigError, match=r"out: .*Gemma Scope.*another"):
             require_not_foreign(path, Setting("out"))
     require_not_foreign(tmp_path / "runs" / "mine", Setting("out"))  # params.npz is a usual name

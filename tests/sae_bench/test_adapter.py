@@ -93,7 +93,7 @@ def test_w_enc_is_the_encoder():
 def test_a_decoder_that_is_not_of_unit_norm_is_refused():
     dictionary = VariationalTopKAutoEncoder(D, F, K)
     dictionary.decoder.weight.data[:, 3] *= 1.1
-    with pytest.raises(BenchError, match=r"off unit norm by 1\.0e-01; expected at most 1e-05"):
+    with pytest.raises(BenchError, match=r"1\.0e-01; .*1e-05"):
         adapter.BenchSAE(dictionary, **PLACE)
 
 

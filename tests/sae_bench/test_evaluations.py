@@ -53,14 +53,14 @@ from dictionary_learning_ext.sae_bench.settings import (
 
 def test_absorption_is_refused_for_a_model_that_does_not_encode_first_letters(one):
     outcome = bench([one], evals=["absorption"], **SMALL)
-    with pytest.raises(BenchError, match=r"not encode enough first letters: .* find \d+ with F1"):
+    with pytest.raises(BenchError, match=r" \d+ with F1"):
         outcome.check()
 
 
 @pytest.mark.parametrize("hook", ["blocks.1.hook_mlp_out", "blocks.0.hook_resid_pre"])
 def test_absorption_is_refused_where_sae_bench_would_read_other_activations(hook):
     sae = SimpleNamespace(cfg=SimpleNamespace(hook_name=hook))
-    with pytest.raises(BenchError, match=rf"trained on {hook}; SAE Bench measures absorption only"):
+    with pytest.raises(BenchError, match=rf"trained on {hook}; "):
         evaluations.run_absorption(sae, "x", None, None)  # pyright: ignore[reportArgumentType]
 
 

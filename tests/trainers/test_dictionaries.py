@@ -47,7 +47,7 @@ def test_a_scale_that_is_not_positive_is_refused_and_changes_nothing(architectur
     before = {name: value.clone() for name, value in sae.state_dict().items()}
     with pytest.raises(ConfigError, match=f"scale={scale}: expected above 0") as raised:
         sae.scale_biases(scale)
-    assert ("all activations are 0" in str(raised.value)) == (scale == 0)
+    assert ("are 0" in str(raised.value)) == (scale == 0)
     assert all(t.equal(value, before[name]) for name, value in sae.state_dict().items())
 
 
@@ -56,7 +56,7 @@ VSAE = VariationalTopKAutoEncoder
 
 def test_another_k_is_refused(tmp_path):
     t.save(VSAE(D, F, 4).state_dict(), tmp_path / "ae.pt")
-    with pytest.raises(ConfigError, match=r"k=5: expected 4, as in .*ae\.pt; leave it out"):
+    with pytest.raises(ConfigError, match=r"k=5: expected 4, .*ae\.pt; leave"):
         VSAE.from_pretrained(tmp_path / "ae.pt", k=5)
 
 
@@ -64,8 +64,6 @@ def test_a_folder_and_a_file_that_is_no_ae_pt_are_refused(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("a feature of cats")
     for path in (tmp_path, text):
-        with pytest.raises(
-            CheckpointError, match=r"ae\.pt in a run folder.*load_dictionary"
-        ) as said:
+        with pytest.raises(CheckpointError, match=r"ae\.pt .*load_dictionary") as said:
             VSAE.from_pretrained(path)
         assert str(said.value).startswith(f"{path}: ")

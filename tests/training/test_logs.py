@@ -53,7 +53,7 @@ def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(
     _, error = process.communicate()
     assert process.returncode == 0, error
     assert error.count("wandb failed") == 1
-    assert "metrics.jsonl has all the metrics" in error
+    assert "metrics.jsonl has" in error
     assert "Traceback" not in error
     assert (run / "ae.pt").exists()
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 201
@@ -227,5 +227,5 @@ def test_online_without_a_login_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    with pytest.raises(ConfigError, match=r"wandb='online': wandb can't start.*wandb='offline'"):
+    with pytest.raises(ConfigError, match=r"wandb='online': .*wandb='offline'"):
         opened(tmp_path / "run", mode="online")

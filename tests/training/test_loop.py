@@ -144,7 +144,7 @@ def test_checkpoints_on_the_way_do_not_disturb_training(run_of, tmp_path):
 def test_a_folder_that_holds_a_run_is_kept_unless_overwrite(run_of):
     (folder,) = train(run_of(), {"x": sae_of()}).values()
     before = weights(folder)
-    with pytest.raises(ConfigError, match=r"already holds a run.*overwrite=True"):
+    with pytest.raises(ConfigError, match=r"holds a run.*overwrite=True"):
         train(run_of(), {"x": sae_of(seed=1)})
     assert_equal(weights(folder), before)
     train(run_of(overwrite=True), {"x": sae_of(seed=1)})
@@ -193,7 +193,7 @@ def test_overwriting_leaves_nothing_that_describes_the_former_sae(run_of):
 def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(run_of, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("the cat sat on the mat. " * 400)
-    with pytest.raises(TextError, match=r"\d+ tokens.*expected 64 for the next batch, found \d+"):
+    with pytest.raises(TextError, match=r"\d+ tokens.*expected 64 .*, found \d+"):
         train(run_of(data=str(short), steps=500, text_passes=1), {"x": sae_of()})
     folder = tmp_path / "run"
     assert not (folder / "ae.pt").exists()
@@ -236,7 +236,7 @@ def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, r
 
     monkeypatch.setattr(SAERun, "update", poisoned)
     run = run_of()
-    with pytest.raises(TrainingError, match=r"bad: failed at or before step (15|20): not finite"):
+    with pytest.raises(TrainingError, match=r"bad: .* step (15|20): not finite"):
         train(run, {"bad": sae_of(architecture), "good": sae_of()})
     base = Path(run.save_dir)
     assert all(v.isfinite().all() for v in weights(base / "good").values())
@@ -258,7 +258,7 @@ def test_activations_that_are_not_finite_name_the_step_and_keep_what_was_trained
 
     monkeypatch.setattr(hook_points, "read_places", poisoned)
     monkeypatch.setattr(loop, "_warn_of_sinks", lambda *_: None)  # it reads, too
-    with pytest.raises(NonFiniteError, match=r"step 16: .*NaN or infinite"):
+    with pytest.raises(NonFiniteError, match=r"step 16: .*NaN"):
         train(run_of(), {"x": sae_of()})
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert saved.name == "ae_16.pt"
@@ -381,8 +381,8 @@ def test_activations_that_are_all_0_are_named(small, tiny_lm_dir, tmp_path):
 def test_activations_without_variance_have_no_fve(small, tiny_lm_dir, tmp_path):
     metrics = metrics_of(small(model=changed_model(tiny_lm_dir, tmp_path / "ones", 1.0)))
     assert metrics["fve"] is None
-    assert "have no variance" in metrics["not_measured"]["fve"]
-    assert "do not change the loss" in metrics["not_measured"]["frac_recovered"]
+    assert "no variance" in metrics["not_measured"]["fve"]
+    assert "the loss" in metrics["not_measured"]["frac_recovered"]
 
 
 @pytest.mark.parametrize(
@@ -419,8 +419,8 @@ def test_sinks_are_named_at_each_hook_point_unless_they_are_left_out(
         said = [text for text in caplog.messages if "position 0 of each context" in text]
         assert len(said) == expected
         for text, hook in zip(said, hooks.values(), strict=False):
-            assert text.startswith(f"{hook}: some activations are far larger than the rest, up to ")
-            assert "--max-norm-multiple 10 to leave them out" in text
+            assert text.startswith(f"{hook}: some activations ")
+            assert "--max-norm-multiple 10 " in text
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ def test_bfloat16_on_a_cpu_without_its_instructions_is_warned_of(
 ):
     monkeypatch.setattr(t.backends.cpu, "get_cpu_capability", lambda: capability)
     train(run_of(steps=2, log_steps=1, dtype=dtype), {"x": sae_of()})
-    assert ("matmuls take several times as long" in caplog.text) == warns
+    assert ("matmuls take" in caplog.text) == warns
 
 
 # --- where a signal ends a run, and what is kept
@@ -442,7 +442,7 @@ def test_a_run_that_ended_in_its_evaluation_is_evaluated(run, tmp_path, monkeypa
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
 
     monkeypatch.setattr(loop, "measure", stop)
-    with pytest.raises(Interrupted, match=r"SIGTERM in the evaluation.*vsae eval"):
+    with pytest.raises(Interrupted, match=r"SIGTERM .*vsae eval"):
         train(run, {"x": sae_of()})
     monkeypatch.undo()
     resumed(run.save_dir)
@@ -512,7 +512,7 @@ def test_what_is_trained_is_not_thrown_away_for_want_of_a_point(run, monkeypatch
 
 def test_a_signal_in_the_last_step_is_not_forgotten(run, monkeypatch):
     stopped_at(STEPS, monkeypatch)
-    with pytest.raises(Interrupted, match="in the evaluation"):
+    with pytest.raises(Interrupted, match="the evaluation"):
         train(run, {"x": sae_of()})
 
 

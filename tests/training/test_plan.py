@@ -69,9 +69,7 @@ def test_the_names_of_several_saes_are_names_of_folders(name, tmp_path):
 @pytest.mark.parametrize("saes", [A, [A], {}], ids=["one", "a list", "none"])
 def test_saes_are_given_by_name(saes, tmp_path):
     run = RunConfig(save_dir=str(tmp_path / "run"))
-    with pytest.raises(
-        ConfigError, match=r"expected a dict of SAEConfigs by name, e\.g\. \{"
-    ) as said:
+    with pytest.raises(ConfigError, match=r"^saes=") as said:
         train(run, saes)
     assert len(str(said.value)) < 250, "not all settings of an SAE"
     assert not (tmp_path / "run").exists()
@@ -98,7 +96,7 @@ def test_a_run_that_resumes_may_have_its_folder(tmp_path):
     (job,) = plan(run, {"x": SAEConfig()}, resume=True).jobs
     assert job.config.sae.dead_feature_threshold == 122_880, "resolved"
     assert (job.name, job.folder) == ("x", tmp_path)
-    with pytest.raises(ConfigError, match="already holds a run"):
+    with pytest.raises(ConfigError, match="holds a run"):
         plan(run, {"x": SAEConfig()})
 
 
@@ -109,7 +107,7 @@ def test_a_sweeps_agent_trains_one_sae_at_a_time(wandb, tmp_path, monkeypatch):
     run = RunConfig(save_dir=str(tmp_path / "runs"), wandb=wandb)
     plan(run, {"a": A})
     plan(replace(run, wandb="disabled"), {"a": A, "b": B})
-    with pytest.raises(ConfigError, match=r"one SAE, .* got 2 \(a, b\); give a single hook, e"):
+    with pytest.raises(ConfigError, match=r"got 2 \(a, b\); .* hook"):
         plan(run, {"a": A, "b": B})
 
 
@@ -119,7 +117,7 @@ def test_each_sae_has_a_folder_and_its_hook_point_or_the_runs(tmp_path):
     assert [(job.name, job.hook) for job in jobs] == [("a", run.hook), ("b", "x")]
     assert [job.folder for job in jobs] == [tmp_path / "a", tmp_path / "b"]
     assert plan(run, {"a": A}).folders[0] == tmp_path
-    with pytest.raises(ConfigError, match=r"hooks has 'c', which is no SAE: expected any of a, b"):
+    with pytest.raises(ConfigError, match=r"'c', .* a, b"):
         plan(run, {"a": A, "b": B}, {"c": "x"})
 
 
@@ -175,7 +173,7 @@ def test_too_large_an_sae_is_refused_before_anything_is_loaded(
     save_dir = tmp_path / "run"
     command = ["train", *flags, "--dict-size=1000000000", f"--save-dir={save_dir}"]
     line = refused(command, capsys)
-    assert "need 512GB of memory, and this machine has 24.0GB; lower --dict-size" in line
+    assert "machine has 24.0GB; lower --dict-size" in line
     assert not save_dir.exists()
 
 

@@ -58,7 +58,7 @@ def of_three(anywhere, tmp_path_factory):
 def test_every_architecture_is_equal_on_all_ranks_after_every_step(of_three):
     ranks, printed = of_three[1]["architectures"]
     first = ranks[0]
-    assert "values: failed at or before step 5: not finite; 1 steps" in first.pop("error"), (
+    assert "step 5: not finite; 1 steps" in first.pop("error"), (
         "rank 0's alone: the others leave before the evaluation"
     )
     assert all(rank == first for rank in ranks)
@@ -92,17 +92,12 @@ def test_mistakes_of_several_processes_are_one_line(of_three):
     lines = {}
     for name in ranks[0]:
         (lines[name],) = filter(None, (rank[name][1].strip() for rank in ranks))
-    assert lines["batch"] == (
-        "vsae: --batch-size 100: expected a multiple of 3, the number of processes"
-    )
+    assert re.match(r"vsae: --batch-size 100: .* 3\b", lines["batch"])
     if not t.cuda.is_available():
-        assert lines["device"].endswith(
-            "has 0 CUDA devices, and each needs one of its own; use --device cpu"
-        )
-    assert "3 processes can't share one device; use --device cuda" in lines["one_device"]
-    assert lines["sweep"].endswith(
-        "only `vsae train` can be started by torchrun; run `vsae sweep` without it"
-    )
+        assert lines["device"].endswith("; use --device cpu")
+    assert "use --device cuda" in lines["one_device"]
+    assert "`vsae train`" in lines["sweep"]
+    assert lines["sweep"].endswith("run `vsae sweep` without it")
     assert "--stepz" in lines["flag"]
     assert all(line.count("\n") == 0 for line in lines.values())
     assert not list((folder / "commands").glob("*/config.json"))
@@ -121,7 +116,7 @@ def test_an_error_that_is_raised_later_than_its_call_is_one_line(of_three):
         assert LOST in said[0]
         is_prepared = name != "build_trainer"  # before it, nothing is written
         assert (f"train --resume {folder}" in said[0]) == is_prepared, name
-        assert ("start it again" in said[0]) != is_prepared, name
+        assert ("start it" in said[0]) != is_prepared, name
         assert all("Traceback" not in rank[name][1] for rank in ranks), name
 
 
@@ -188,7 +183,7 @@ def test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact(flag
     after_some_steps(process, folder / run.hook)
     process.send_signal(signal.SIGTERM)
     _, error = ended(process)
-    assert f"resuming from step {step}" in error
+    assert f"from step {step}" in error
     (later,) = re.findall("vsae: stopped by SIGTERM at step ([0-9]+); continue with", error)
     for hook in hooks:
         assert load_point(folder / hook, int(later)).step == steps_of(folder / hook)[-1] > step
@@ -196,7 +191,7 @@ def test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact(flag
     given = {"in_turn": [resume, [*several, f"--save-dir={whole}"]]}
     codes, error = ran(2, tmp_path, given)["in_turn"]
     assert codes == [[0, 0]] * 2, error
-    assert f"resuming from step {later}" in error
+    assert f"from step {later}" in error
     for hook in hooks:
         assert_equal(results(whole / hook, 150), results(folder / hook, 150))
         measured = [x["step"] for x in read_history(folder / hook) if "heldout/frac_recovered" in x]
@@ -238,7 +233,7 @@ def test_a_rank_that_fails_says_why_and_ends_the_run(what, rank, run, tmp_path):
     assert process.returncode != 0
     lines = re.findall("vsae: .*", error)
     if what == "nan":
-        assert sum("step 5: 3 activations are NaN" in line for line in lines) == 1
+        assert sum("step 5: 3 activations" in line for line in lines) == 1
     else:
         assert error.count("AttributeError: a bug") == 1, "its traceback"
     for line in lines:
@@ -254,7 +249,7 @@ def test_a_full_disk_is_rank_0s_to_say(run, tmp_path):
     process = failing("disk full", 0, run, tmp_path)
     _, error = ended(process)
     assert process.returncode != 0
-    assert error.count("vsae: run can't be written (No space left on device)") == 1
+    assert error.count("vsae: run can't be") == 1
 
 
 @pytest.mark.slow
@@ -325,9 +320,9 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     assert Processes(1, 2, 0, 1).device("cuda:1") == "cuda:1", "one process on each machine"
     assert used == [0, 1, 1, 1]
     assert Processes(0, 2, 0, 2).device("cpu") == "cpu"
-    with pytest.raises(ConfigError, match="2 processes can't share one device; use device='cuda',"):
+    with pytest.raises(ConfigError, match="use device='cuda',"):
         Processes(0, 2, 0, 2).device("cuda:0")
-    with pytest.raises(ConfigError, match=r"on a machine that has 2 CUDA devices, .*-per-node 2$"):
+    with pytest.raises(ConfigError, match=r"2 CUDA devices, .*-per-node 2$"):
         Processes(2, 3, 2, 3).device("cuda")
     assert used == [0, 1, 1, 1]
 
@@ -355,9 +350,7 @@ def test_all_read_the_same_language_model(monkeypatch):
     ONE_PROCESS.require_alike(alike | {"versions": {}})
     other = alike | {"tokenizer": "c" * 64}
     monkeypatch.setattr(Processes, "gather", lambda self, what: [what, alike, other])
-    with pytest.raises(
-        LanguageModelError, match=r"rank 2 has another tokenizer than rank 0: .* ccc.*, not bbb"
-    ):
+    with pytest.raises(LanguageModelError, match=r"rank 2 .* rank 0: .* ccc.*, not bbb"):
         Processes(0, 3).require_alike(alike)
 
 
@@ -385,7 +378,7 @@ def test_sigterm_ends_the_command_with_143_and_resume_goes_on(
     assert main([*resume, "--beta", "3"]) == 2
     assert "--beta 0.03, not 3.0; leave out --beta" in capsys.readouterr().err.splitlines()[-1]
     assert main(resume) == 0
-    assert f"resuming from step {step}" in caplog.text
+    assert f"from step {step}" in caplog.text
     own_wandb()  # it has then written its files
     logs = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(logs) == 2

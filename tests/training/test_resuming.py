@@ -148,9 +148,9 @@ def test_a_finished_run_is_left_alone(run, caplog):
 
 def test_other_settings_are_named(stopped):
     run, saes, _ = read_run(stopped)
-    with pytest.raises(ConfigError, match="data_seed=0, not 3; leave out data_seed"):
+    with pytest.raises(ConfigError, match=r"data_seed=0, not 3; .*data_seed"):
         train(replace(run, data_seed=3), saes, resume=True)
-    with pytest.raises(ConfigError, match=r"beta=1\.0, not 0\.5; leave out beta"):
+    with pytest.raises(ConfigError, match=r"beta=1\.0, not 0\.5; .*beta"):
         train(replace(run, log_steps=3), {"x": sae_of(beta=0.5)}, resume=True)
 
 
@@ -162,7 +162,7 @@ def test_another_language_model_is_noticed(stopped, lm_dir_of, tmp_path):
         with t.no_grad():
             next(model.parameters())[0, 0] += 1e-3
         model.save_pretrained(folder)
-        with pytest.raises(LanguageModelError, match="has changed since the run was interrupted"):
+        with pytest.raises(LanguageModelError, match="has changed"):
             resumed(stopped)
     finally:
         shutil.copytree(keep, folder, dirs_exist_ok=True)
@@ -174,7 +174,7 @@ def test_a_changed_text_is_noticed(stopped):
     before = path.read_bytes()
     try:
         path.write_bytes(before[:-999] + before[-999:].replace(b"cat", b"cow"))
-        with pytest.raises(TextError, match="has changed since the run was interrupted"):
+        with pytest.raises(TextError, match="has changed"):
             resumed(stopped)
     finally:
         path.write_bytes(before)
@@ -201,7 +201,7 @@ def test_a_changed_log_blocks_nothing(stopped):
     first, *others = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join([b"[1]".ljust(len(first) - 1) + b"\n", *others, b"[1]\n", b'"x"']))
     resumed(stopped)
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: holds \[1\], expected an object"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: holds \[1\]"):
         read_history(stopped)
 
 
@@ -266,7 +266,7 @@ def test_a_run_that_ended_before_its_first_point_starts_from_scratch(
         with pytest.raises(Killed):
             train(run, {"x": sae_of()})
     resumed(run.save_dir)
-    assert "no resume point yet; starting from scratch" in caplog.text
+    assert "no resume point" in caplog.text
     assert_equal(results(whole), results(Path(run.save_dir)))
 
 
@@ -431,16 +431,15 @@ def test_stopped_before_its_first_step_it_still_leaves_b_dec_alone(
 @pytest.mark.parametrize(
     ("source", "given", "message"),
     [
-        ({}, {"dict_size": 64}, "its dict_size is 32, not 64; give dict_size=32"),
-        ({}, {"k": 8}, "its k is 4, not 8; give k=4"),
-        ({}, {"architecture": "vsae"}, "its k is 4, not 32; give architecture='vsae_top_k'"),
+        ({}, {"dict_size": 64}, "dict_size is 32, not 64; give dict_size=32"),
+        ({}, {"k": 8}, "k is 4, not 8; give k=4"),
+        ({}, {"architecture": "vsae"}, "k is 4, not 32; give architecture='vsae_top_k'"),
         (
             {},
             {"architecture": "relu"},
-            "its class is VariationalTopKAutoEncoder, not AutoEncoder (architecture relu); give "
-            "architecture='vsae_top_k'",
+            "VariationalTopKAutoEncoder, not AutoEncoder (architecture relu); give architecture='vsae_top_k'",
         ),
-        ({"architecture": "relu"}, {}, "its class is AutoEncoder, not VariationalTopKAutoEncoder"),
+        ({"architecture": "relu"}, {}, "AutoEncoder, not VariationalTopKAutoEncoder"),
     ],
 )
 def test_what_may_not_differ_is_named_with_both_values(
@@ -450,7 +449,8 @@ def test_what_may_not_differ_is_named_with_both_values(
     sae = sae_of(**{"init_from": str(folder)} | given)
     with pytest.raises(ConfigError) as raised:
         train(replace(short, save_dir=str(tmp_path / "run")), {"x": sae})
-    assert f"init_from={str(folder)!r}: {message}" in str(raised.value)
+    assert str(raised.value).startswith(f"init_from={str(folder)!r}: ")
+    assert message in str(raised.value)
     assert not (tmp_path / "run").exists()
 
 

@@ -25,7 +25,7 @@ def test_overwriting_destroys_nothing_when_wandb_cannot_begin(run, tmp_path, mon
     (folder,) = train(run, {"x": sae_of()}).values()
     before = (folder / "ae.pt").read_bytes()
     monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
-    with pytest.raises(ConfigError, match="wandb can't start"):
+    with pytest.raises(ConfigError, match=r"^wandb="):
         train(replace(run, overwrite=True, wandb="online"), {"x": sae_of()})
     assert (folder / "ae.pt").read_bytes() == before
 
@@ -70,9 +70,7 @@ def test_what_one_trainer_raises_does_not_end_the_others(method, run, monkeypatc
         return original(self, step, x)
 
     monkeypatch.setattr(VariationalTopKTrainer, method, raises)
-    with pytest.raises(
-        TrainingError, match=r"bad: failed at or before step 14: RuntimeError: out of memory"
-    ):
+    with pytest.raises(TrainingError, match=r"bad: .* step 14: RuntimeError: "):
         train(run, {"bad": sae_of(), "good": sae_of("top_k")})
     base = Path(run.save_dir)
     assert (base / "good" / "metrics.json").exists()
