@@ -105,8 +105,8 @@ class Batches:
         of_hook: the source of each hook point, by its name.
     """
 
-    def __init__(self, run: RunConfig, sources: Mapping[str, BatchSource]):
-        self._run, self.by_hook = run, sources
+    def __init__(self, settings: RunConfig, sources: Mapping[str, BatchSource]):
+        self._settings, self.by_hook = settings, sources
         self._passes = 0
 
     def next(self) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ class Batches:
 
     def _log_passes(self) -> None:
         most = (
-            self._run.text_passes
+            self._settings.text_passes
         )  # at its end, a capped source stands before a pass that never comes
         newest = self._newest_pass() if most is None else min(self._newest_pass(), most - 1)
         before, self._passes = self._passes, newest
@@ -156,14 +156,16 @@ class Batches:
         for name, squared in (mean_squared_norms or self.mean_squared_norms()).items():
             if squared == 0:
                 raise LanguageModelError(
-                    f"all activations of {self._run.model} at {name} are 0: expected a language model"
+                    f"all activations of {self._settings.model} at {name} are 0: expected a language model"
                     " with trained weights; give another language model or hook point"
                 )
-            if self._run.normalize == "none":
+            if self._settings.normalize == "none":
                 factors[name] = 1.0
             else:
                 width = self.by_hook[name].d_submodule
-                factors[name] = math.sqrt(squared / training_energy(self._run.normalize, width))
+                factors[name] = math.sqrt(
+                    squared / training_energy(self._settings.normalize, width)
+                )
         return factors
 
     def state_dicts(self) -> dict[str, dict[str, Any]]:

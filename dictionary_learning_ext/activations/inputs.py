@@ -1,8 +1,8 @@
 """What a run reads: training batches, held-out activations, and contexts of tokens to look at.
 
-    inputs = open_inputs(run, [run.hook])
+    inputs = open_inputs(settings, [settings.hook])
     batches = inputs.training_batches()
-    x_BD = batches.next()[run.hook]
+    x_BD = batches.next()[settings.hook]
 
 A language model runs, stored activations are read, or a synthetic model draws: which one is chosen
 here. Training, evaluation, reports and exports all read through it. What can be checked of a run before
@@ -107,13 +107,13 @@ class Inputs(ABC):
 
     def __init__(
         self,
-        run: RunConfig,
+        settings: RunConfig,
         hooks: Iterable[str],
         before_batch: Callable[[], None] | None,
         ranks: Ranks,
         language_model: CausalLM | None,
     ):
-        self._run, self._before_batch, self._ranks = run, before_batch, ranks
+        self._settings, self._before_batch, self._ranks = settings, before_batch, ranks
         self.language_model = language_model
         self._find(list(hooks))
 
@@ -146,7 +146,7 @@ class Inputs(ABC):
 
     def training_batches(self) -> Batches:
         """The batches to train on, from the first."""
-        return Batches(self._run, {name: self._source(name) for name in self.hooks})
+        return Batches(self._settings, {name: self._source(name) for name in self.hooks})
 
     @abstractmethod
     def _source(self, hook: str) -> BatchSource:
@@ -175,13 +175,13 @@ class Inputs(ABC):
             n_read += int(batch.wanted_BL.sum())
             yield batch
         if n_read == 0:
-            run = self._run
-            if run.activations is not None:
+            settings = self._settings
+            if settings.activations is not None:
                 raise ActivationsError(
-                    f"{run.activations} has no {'held-out' if split == 'heldout' else split} tokens",
+                    f"{settings.activations} has no {'held-out' if split == 'heldout' else split} tokens",
                     instead=Template("give {activations='none'} to run the language model"),
                 )
-            raise no_context(run, split)
+            raise no_context(settings, split)
 
     @abstractmethod
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
@@ -189,7 +189,7 @@ class Inputs(ABC):
 
 
 def open_inputs(
-    run: RunConfig,
+    settings: RunConfig,
     hooks: Iterable[str],
     before_batch: Callable[[], None] | None = None,
     ranks: Ranks = ALONE,
@@ -201,13 +201,13 @@ def open_inputs(
     With stored activations, the language model is loaded if its loss will be measured: where
     eval_tokens is above 0, by the first process.
     """
-    inputs = find_inputs(run, hooks, before_batch, ranks, language_model=language_model)
+    inputs = find_inputs(settings, hooks, before_batch, ranks, language_model=language_model)
     inputs.load()
     return inputs
 
 
 def find_inputs(
-    run: RunConfig,
+    settings: RunConfig,
     hooks: Iterable[str],
     before_batch: Callable[[], None] | None = None,
     ranks: Ranks = ALONE,
@@ -229,11 +229,11 @@ def find_inputs(
     Raises: a UserError if there is no such model, text or hook point, contexts are too long, or stored
         activations are of others than the run's.
     """
-    if is_synthetic(run.model):
+    if is_synthetic(settings.model):
         kind = _Synthetic
     else:
-        kind = _OfLanguageModel if run.activations is None else _Stored
-    return kind(run, hooks, before_batch, ranks, language_model)
+        kind = _OfLanguageModel if settings.activations is None else _Stored
+    return kind(settings, hooks, before_batch, ranks, language_model)
 
 
 def _require_held_out(stored: StoredActivations, tokens: int) -> None:
@@ -246,10 +246,10 @@ def _require_held_out(stored: StoredActivations, tokens: int) -> None:
         )
 
 
-def open_model(run: RunConfig) -> tuple[CausalLM, HookPoint]:
+def open_model(settings: RunConfig) -> tuple[CausalLM, HookPoint]:
     """A run's language model and hook point. Raises what `load_model` does."""
-    model = load_model(run)
-    return model, find_hook(model, run.hook)
+    model = load_model(settings)
+    return model, find_hook(model, settings.hook)
 
 
 class _OfLanguageModel(Inputs):
@@ -260,9 +260,9 @@ class _OfLanguageModel(Inputs):
     def _find(self, hooks: list[str]) -> None:
         self._found = self._fresh_hash = None
         if self.language_model is None:
-            self._found = Pretrained(self._run.model)
+            self._found = Pretrained(self._settings.model)
         module: Any = self._found.empty() if self._found else self.language_model.module
-        require_positions(self._run, module)
+        require_positions(self._settings, module)
         for name in hooks:
             require_hook(module, name)
         width: int = module.config.get_text_config().hidden_size
@@ -270,7 +270,7 @@ class _OfLanguageModel(Inputs):
 
     def load(self) -> None:
         if self._found is not None:
-            self.language_model = load_model(self._run, self._found)
+            self.language_model = load_model(self._settings, self._found)
             # Before it is used: a fast tokenizer keeps its last truncation, which is hashed too.
             self._fresh_hash = settings_hash(self.language_model)
         self.hooks = {name: find_hook(self.language_model, name) for name in self.widths}
@@ -278,7 +278,7 @@ class _OfLanguageModel(Inputs):
         self._shared = SharedPass(self.language_model.module, places)
 
     def require_held_out(self) -> None:
-        require_held_out(self._run, self.language_model.tokenizer)
+        require_held_out(self._settings, self.language_model.tokenizer)
 
     def hashes(self) -> dict[str, str]:
         return {
@@ -287,13 +287,13 @@ class _OfLanguageModel(Inputs):
         }
 
     def _source(self, hook: str) -> BatchSource:
-        run = self._run
+        settings = self._settings
         return self._buffer(
             hook,
-            text_of(run, seed=run.data_seed, passes=run.text_passes),
-            run.n_ctxs,
-            run.batch_size // self._ranks.count,
-            seed=run.data_seed,
+            text_of(settings, seed=settings.data_seed, passes=settings.text_passes),
+            settings.n_ctxs,
+            settings.batch_size // self._ranks.count,
+            seed=settings.data_seed,
             before_batch=self._before_batch,
             shared=self._shared,
             ranks=self._ranks,
@@ -303,7 +303,7 @@ class _OfLanguageModel(Inputs):
         self, hook: str, text: Iterator[str], n_ctxs: int, out_batch_size: int, **options: Any
     ) -> ResidualBuffer:
         """With the run's settings, but for those given."""
-        run, point = self._run, self.hooks[hook]
+        settings, point = self._settings, self.hooks[hook]
         return ResidualBuffer(
             text,
             self.language_model,
@@ -311,39 +311,41 @@ class _OfLanguageModel(Inputs):
             d_submodule=point.activation_dim,
             io=point.io,
             n_ctxs=n_ctxs,
-            ctx_len=run.ctx_len,
+            ctx_len=settings.ctx_len,
             out_batch_size=out_batch_size,
-            device=run.device,
-            remove_bos=run.remove_bos,
-            packing=run.text_packing,
-            max_norm_multiple=run.max_norm_multiple,
+            device=settings.device,
+            remove_bos=settings.remove_bos,
+            packing=settings.text_packing,
+            max_norm_multiple=settings.max_norm_multiple,
             **options,
         )
 
     def held_out(self, hook: str, tokens: int) -> HeldOut:
-        run, batch = self._run, evaluation_batch(tokens)
+        settings, batch = self._settings, evaluation_batch(tokens)
         # The documents come from a stream of their own, so the buffer starts with them too.
-        text, documents = (text_of(run, split="heldout") for _ in range(2))
-        buffer = self._buffer(hook, text, max(64, math.ceil(batch / run.ctx_len)), batch)
-        return HeldOut.from_text(buffer, list(islice(documents, run.eval_documents)))
+        text, documents = (text_of(settings, split="heldout") for _ in range(2))
+        buffer = self._buffer(hook, text, max(64, math.ceil(batch / settings.ctx_len)), batch)
+        return HeldOut.from_text(buffer, list(islice(documents, settings.eval_documents)))
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
-        run, model = self._run, self.language_model
-        seed = run.data_seed if split == "train" else 0
-        text = text_of(run, split=split, seed=seed)
-        stream = ContextStream(text, model.tokenizer, run.ctx_len, packing=run.text_packing)
-        return with_activations(stream.batches(), run, model, self.hooks[hook])
+        settings, model = self._settings, self.language_model
+        seed = settings.data_seed if split == "train" else 0
+        text = text_of(settings, split=split, seed=seed)
+        stream = ContextStream(
+            text, model.tokenizer, settings.ctx_len, packing=settings.text_packing
+        )
+        return with_activations(stream.batches(), settings, model, self.hooks[hook])
 
 
 class _Stored(Inputs):
     """Stored activations are read."""
 
     def _find(self, hooks: list[str]) -> None:
-        run = self._run
-        assert run.activations is not None
-        self._stored = stored = open_stored(run.activations)
-        stored.require_fit(run, hooks)
-        self._rule = _rule_of(run, stored.manifest and stored.manifest.settings)
+        settings = self._settings
+        assert settings.activations is not None
+        self._stored = stored = open_stored(settings.activations)
+        stored.require_fit(settings, hooks)
+        self._rule = _rule_of(settings, stored.manifest and stored.manifest.settings)
         self.widths = {name: stored.hook(name).width for name in hooks}
         if stored.manifest is None:
             self.language_model = None
@@ -351,13 +353,13 @@ class _Stored(Inputs):
                 f"{stored.folder} doesn't say which language model its activations are of"
             )
         elif self.language_model is not None:
-            require_positions(run, self.language_model.module)
+            require_positions(settings, self.language_model.module)
 
     def load(self) -> None:
-        run, stored = self._run, self._stored
-        is_measured = run.eval_tokens and self._ranks.rank == 0
+        settings, stored = self._settings, self._stored
+        is_measured = settings.eval_tokens and self._ranks.rank == 0
         if self.language_model is None and stored.manifest is not None and is_measured:
-            self.language_model = _cached_model(run, stored, stored.manifest)
+            self.language_model = _cached_model(settings, stored, stored.manifest)
         if self.language_model is not None:
             self.hooks = {name: find_hook(self.language_model, name) for name in self.widths}
         else:
@@ -367,7 +369,7 @@ class _Stored(Inputs):
             }
 
     def require_held_out(self) -> None:
-        _require_held_out(self._stored, self._run.eval_tokens)
+        _require_held_out(self._stored, self._settings.eval_tokens)
 
     def hashes(self) -> dict[str, str]:
         if (manifest := self._stored.manifest) is None:
@@ -376,13 +378,13 @@ class _Stored(Inputs):
         return {"language_model": settings.language_model, "tokenizer": settings.tokenizer}
 
     def _source(self, hook: str) -> BatchSource:
-        run = self._run
+        settings = self._settings
         return self._buffer(
             hook,
-            run.n_ctxs * run.ctx_len,
-            run.batch_size // self._ranks.count,
-            passes=run.text_passes,
-            seed=run.data_seed,
+            settings.n_ctxs * settings.ctx_len,
+            settings.batch_size // self._ranks.count,
+            passes=settings.text_passes,
+            seed=settings.data_seed,
             ranks=self._ranks,
             before_read=self._before_batch,
         )
@@ -390,16 +392,18 @@ class _Stored(Inputs):
     def _buffer(self, hook: str, size: int, out_batch_size: int, **options: Any) -> ShuffledRows:
         """With the run's settings, but for those given."""
         rows = StoredRows(self._stored, hook, self._rule, **options)
-        return ShuffledRows(rows, size, out_batch_size, self._run.device)
+        return ShuffledRows(rows, size, out_batch_size, self._settings.device)
 
     def held_out(self, hook: str, tokens: int) -> HeldOut:
-        run, stored, batch = self._run, self._stored, evaluation_batch(tokens)
+        settings, stored, batch = self._settings, self._stored, evaluation_batch(tokens)
         _require_held_out(stored, tokens)
-        rows = self._buffer(hook, max(batch, 64 * run.ctx_len), batch, split="heldout", seed=None)
+        rows = self._buffer(
+            hook, max(batch, 64 * settings.ctx_len), batch, split="heldout", seed=None
+        )
         if self.language_model is None or stored.manifest is None:
             return HeldOut(rows, None, None, self.no_language_model)
         reader = ActivationReader(self.language_model.module, self.hooks[hook].place, self._rule)
-        documents = cached_documents(stored.folder, stored.manifest, run.eval_documents)
+        documents = cached_documents(stored.folder, stored.manifest, settings.eval_documents)
         return HeldOut(rows, reader, documents)
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
@@ -454,14 +458,14 @@ class _Synthetic(Inputs):
     """
 
     def _find(self, hooks: list[str]) -> None:
-        run = self._run
-        require_synthetic_run(run)
+        settings = self._settings
+        require_synthetic_run(settings)
         self.language_model = None
-        self.no_language_model = f"{run.model} is not a language model"
-        self.widths = dict.fromkeys(hooks, synthetic_settings(run.model).width)
+        self.no_language_model = f"{settings.model} is not a language model"
+        self.widths = dict.fromkeys(hooks, synthetic_settings(settings.model).width)
 
     def load(self) -> None:
-        self._drawn = draw_model(self._run.model)
+        self._drawn = draw_model(self._settings.model)
         self.hooks = {
             name: HookPoint(name, 0, "out", None, width) for name, width in self.widths.items()
         }
@@ -470,39 +474,39 @@ class _Synthetic(Inputs):
         """It draws as many as are asked for."""
 
     def hashes(self) -> dict[str, str]:
-        return {"language_model": model_hash(self._run.model), "tokenizer": UNKNOWN}
+        return {"language_model": model_hash(self._settings.model), "tokenizer": UNKNOWN}
 
     def _source(self, hook: str) -> BatchSource:
-        run = self._run
+        settings = self._settings
         return SyntheticSource(
-            run.model,
+            settings.model,
             self._drawn,
-            out_batch_size=run.batch_size // self._ranks.count,
-            seed=run.data_seed,
-            device=run.device,
+            out_batch_size=settings.batch_size // self._ranks.count,
+            seed=settings.data_seed,
+            device=settings.device,
             ranks=self._ranks,
         )
 
     def held_out(self, hook: str, tokens: int) -> HeldOut:
-        run = self._run
+        settings = self._settings
         rows = SyntheticSource(
-            run.model,
+            settings.model,
             self._drawn,
             stream="heldout",
             out_batch_size=evaluation_batch(tokens),
-            device=run.device,
+            device=settings.device,
         )
         return HeldOut(rows, None, None, self.no_language_model, truth=rows)
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
         raise ActivationsError(
-            f"{self._run.model} has no tokens", expected="a language model's text"
+            f"{self._settings.model} has no tokens", expected="a language model's text"
         )
 
 
-def _rule_of(run: RunConfig, tokenizer: Any) -> PositionRule:
+def _rule_of(settings: RunConfig, tokenizer: Any) -> PositionRule:
     return PositionRule(
-        tokenizer, remove_bos=run.remove_bos, max_norm_multiple=run.max_norm_multiple
+        tokenizer, remove_bos=settings.remove_bos, max_norm_multiple=settings.max_norm_multiple
     )
 
 
@@ -517,16 +521,16 @@ def first_tokens(batches: Iterator[ContextBatch], tokens: int) -> Iterator[Conte
 
 
 def with_activations(
-    contexts: ContextBatches, run: RunConfig, model: CausalLM, hook: HookPoint
+    contexts: ContextBatches, settings: RunConfig, model: CausalLM, hook: HookPoint
 ) -> Iterator[ContextBatch]:
     """Contexts, with the activations that a language model has there.
 
     Arguments:
-        run: which tokens are left out.
+        settings: which tokens are left out.
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
-    reader = ActivationReader(model.module, hook.place, _rule_of(run, model.tokenizer))
+    reader = ActivationReader(model.module, hook.place, _rule_of(settings, model.tokenizer))
     for input_ids_BL, mask_BL in contexts:
         read = reader.read(input_ids_BL, mask_BL, reader.rule.by_token(input_ids_BL, mask_BL))
         reader.require_finite(read.non_finite)

@@ -188,19 +188,19 @@ def load_tokenizer(name: str, config: Any = None) -> Any:
     return tokenizer
 
 
-def load_model(run: RunConfig, found: Pretrained | None = None) -> CausalLM:
+def load_model(settings: RunConfig, found: Pretrained | None = None) -> CausalLM:
     """A run's language model, in the run's dtype. `found` is the same model before it is loaded.
 
     Raises: as `load_language_model`, and ConfigError for contexts that the model can't read.
     """
-    dtype = torch.bfloat16 if run.dtype == "bfloat16" else torch.float32
-    where: Any = {"device": run.device, "device_map": run.device_map}
-    model = (found or Pretrained(run.model)).load(dtype=dtype, **where)
-    require_positions(run, model.module)
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+    where: Any = {"device": settings.device, "device_map": settings.device_map}
+    model = (found or Pretrained(settings.model)).load(dtype=dtype, **where)
+    require_positions(settings, model.module)
     return model
 
 
-def require_positions(run: RunConfig, module: Any) -> None:
+def require_positions(settings: RunConfig, module: Any) -> None:
     """Raise a ConfigError for contexts that are longer than a transformers model has positions.
 
     Rotary positions would give other activations in silence.
@@ -208,9 +208,11 @@ def require_positions(run: RunConfig, module: Any) -> None:
     config: Any = module.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
-        expected = f"at most {positions}, the positions that {run.model!r} was trained on"
+        expected = f"at most {positions}, the positions that {settings.model!r} was trained on"
         instead = Template("use a shorter {ctx_len}")
-        require(run.ctx_len <= positions, "ctx_len", run.ctx_len, expected, instead=instead)
+        require(
+            settings.ctx_len <= positions, "ctx_len", settings.ctx_len, expected, instead=instead
+        )
 
 
 @contextmanager

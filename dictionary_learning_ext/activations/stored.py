@@ -103,12 +103,12 @@ class StoredActivations:
             )
         return self.hooks[name]
 
-    def require_fit(self, run: RunConfig, hooks: Iterable[str]) -> None:
+    def require_fit(self, settings: RunConfig, hooks: Iterable[str]) -> None:
         """Raise an ActivationsError if it is of another model or text than a run's, or lacks a hook."""
         for name in hooks:
             self.hook(name)
         for name in _COMPARED:
-            known, given = self.known.get(name), getattr(run, name)
+            known, given = self.known.get(name), getattr(settings, name)
             if known is None or same_setting(name, known, given):
                 continue
             raise ActivationsError(

@@ -77,11 +77,13 @@ def open_text(
 
 
 def text_of(
-    run: RunConfig, *, split: Split = "train", seed: int = 0, passes: int | None = 1
+    settings: RunConfig, *, split: Split = "train", seed: int = 0, passes: int | None = 1
 ) -> "TextStream":
     """The text of a run's settings; see `open_text`. Its errors name the setting."""
     try:
-        return open_text(run.data, split=split, seed=seed, passes=passes, column=run.text_column)
+        return open_text(
+            settings.data, split=split, seed=seed, passes=passes, column=settings.text_column
+        )
     except TextError as error:
         raise error.given_by("data") from error
 

@@ -309,48 +309,48 @@ def _padded(contexts: list[Tensor], ctx_len: int, tokenizer: Any) -> tuple[Tenso
     return ids_BL, mask_BL
 
 
-def no_context(run: RunConfig, split: Split) -> TextError:
+def no_context(settings: RunConfig, split: Split) -> TextError:
     """What to raise where a run's text has not even one context."""
-    _require_documents(run)
+    _require_documents(settings)
     part = "training" if split == "train" else "held-out"
     return TextError(
-        f"its {part} text has no whole context of {run.ctx_len} tokens",
+        f"its {part} text has no whole context of {settings.ctx_len} tokens",
         name="data",
-        value=run.data,
+        value=settings.data,
         expected="at least one",
         instead=Template("use a longer text or a smaller {ctx_len}"),
     )
 
 
-def _require_documents(run: RunConfig) -> None:
+def _require_documents(settings: RunConfig) -> None:
     """Raise a TextError if a text is empty."""
-    if next(text_of(run), None) is None:
+    if next(text_of(settings), None) is None:
         raise TextError(
             "it is empty: there is no document in it, or they are all blank",
             name="data",
-            value=run.data,
+            value=settings.data,
             instead="give a text with documents",
         )
 
 
-def require_held_out(run: RunConfig, tokenizer: Any) -> None:
+def require_held_out(settings: RunConfig, tokenizer: Any) -> None:
     """Raise a TextError unless a run's held-out text has enough tokens to evaluate on.
 
     Tokens that `max_norm_multiple` will leave out are counted: they aren't known yet.
     """
-    text = text_of(run, split="heldout")
-    rule = PositionRule(tokenizer, remove_bos=run.remove_bos)
-    contexts = ContextStream(text, tokenizer, run.ctx_len, packing=run.text_packing)
-    there, need = 0, evaluation_batch(run.eval_tokens)
+    text = text_of(settings, split="heldout")
+    rule = PositionRule(tokenizer, remove_bos=settings.remove_bos)
+    contexts = ContextStream(text, tokenizer, settings.ctx_len, packing=settings.text_packing)
+    there, need = 0, evaluation_batch(settings.eval_tokens)
     for ids_BL, mask_BL in contexts.batches():
         there += int(rule.by_token(ids_BL, mask_BL).sum())
         if there >= need:
             return
     if there == 0:
-        _require_documents(run)
+        _require_documents(settings)
     which = f" (every {HELD_OUT_EVERY}th document)" if text.every_20th else ""
     raise TextError(
-        f"the held-out part of {run.data!r}{which} has {there:,} tokens",
+        f"the held-out part of {settings.data!r}{which} has {there:,} tokens",
         expected=f"at least {need:,} to evaluate on",
         instead=Template("use a longer text, or {eval_tokens=0}"),
     )

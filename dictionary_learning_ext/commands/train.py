@@ -155,14 +155,14 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     return TrainFlags(sae, start.run, preset=name, left_out=tuple(sorted(left_out)))
 
 
-def _run_on(given: dict[str, str], run: RunConfig) -> RunConfig:
+def _run_on(given: dict[str, str], settings: RunConfig) -> RunConfig:
     """A run's defaults with what its folder of activations knows; what was typed comes later."""
     from ..activations.stored import open_stored
 
     stored = open_stored(given["activations"])
     if "hook" not in given:
-        run = replace(run, hook=stored.only_hook)
-    return replace(run, **stored.settings)
+        settings = replace(settings, hook=stored.only_hook)
+    return replace(settings, **stored.settings)
 
 
 def _whole_number(text: str) -> int | None:
@@ -353,19 +353,19 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     return _is_same_run(flags.sae, run, folder, flags.typed), run
 
 
-def _failed_of(run: RunConfig) -> list[Path]:
+def _failed_of(settings: RunConfig) -> list[Path]:
     """The folders of a run's SAEs that failed. Other runs may lie beside them."""
-    base = Path(run.save_dir or RUNS)
-    folders = [base / hook for hook in run.hooks] if len(run.hooks) > 1 else [base]
+    base = Path(settings.save_dir or RUNS)
+    folders = [base / hook for hook in settings.hooks] if len(settings.hooks) > 1 else [base]
     return [folder for folder in folders if (folder / FAILED).is_file()]
 
 
-def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str, ...]) -> bool:
+def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple[str, ...]) -> bool:
     """Whether a folder holds this run. Raises ConfigError if it holds another."""
     if not (folder / CONFIG).is_file():
         return False
     was = load_config(folder, "resume")
-    same = run.with_steps(was.run.steps)  # what only follows from the steps is not named
+    same = settings.with_steps(was.run.steps)  # what only follows from the steps is not named
     now = TrainConfig(sae.resolve(same.steps, same.batch_size), same)
     advice = Template(
         "use the flags it was started with ({former}), or `vsae train --resume {folder}`, "
@@ -374,7 +374,7 @@ def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str,
     )
     require_same(
         was.to_dict(),
-        now.to_dict() | {"steps": run.steps},
+        now.to_dict() | {"steps": settings.steps},
         f"--resume auto: {folder}",
         typed=typed,
         advice=advice,
@@ -416,11 +416,11 @@ def _started_from(flags: TrainFlags) -> str:
     return line if "preset" in flags.typed else f"{line}; --preset paper for the paper's setting."
 
 
-def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
+def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
     """The results, and what to do next."""
     from ..evaluation.tables import results_table, symptoms
 
-    results = {str(folder): read_metrics(folder) for folder in folders if run.eval_tokens}
+    results = {str(folder): read_metrics(folder) for folder in folders if settings.eval_tokens}
     if results:
         print(results_table(results, {folder: read_config(folder) for folder in results}))
     for folder in folders:
@@ -434,7 +434,7 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
         "  from dictionary_learning_ext import load_dictionary\n"
         f"  sae, config = load_dictionary({str(one)!r})\n"
         "or on the command line:\n"
-        + (f"  {vsae()} report {in_shell(one)}\n" if _has_tokens(run) else "")
+        + (f"  {vsae()} report {in_shell(one)}\n" if _has_tokens(settings) else "")
         + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
     failed = []
@@ -448,13 +448,13 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
         )
 
 
-def _has_tokens(run: RunConfig) -> bool:
+def _has_tokens(settings: RunConfig) -> bool:
     """Whether a report can show tokens. Other folders of activations than ours don't say which they are of."""
     from ..activations.stored import open_stored
 
-    if is_synthetic(run.model):
+    if is_synthetic(settings.model):
         return False
-    return run.activations is None or open_stored(run.activations).manifest is not None
+    return settings.activations is None or open_stored(settings.activations).manifest is not None
 
 
 TRAIN = Command(

@@ -59,7 +59,7 @@ _UNMEASURED = (
 
 
 def exported_features(
-    source: ExportedSAE, run: RunConfig, tokens: int
+    source: ExportedSAE, settings: RunConfig, tokens: int
 ) -> tuple[FeatureStatistics, LogitLens]:
     """Measure an SAE's features on at most `tokens` of the run's held-out text, without attention sinks.
 
@@ -67,19 +67,19 @@ def exported_features(
     model has no final norm or unembedding.
     """
     lens = LogitLens(source.language_model.module)
-    if run.activations is not None and not at_home(run.activations).is_dir():
-        run = replace(run, activations=None)
-    inputs = open_inputs(run, [run.hook], language_model=source.language_model)
+    if settings.activations is not None and not at_home(settings.activations).is_dir():
+        settings = replace(settings, activations=None)
+    inputs = open_inputs(settings, [settings.hook], language_model=source.language_model)
     (found,), _ = measure_features(
         [source.dictionary],
-        inputs.contexts(run.hook, "heldout", tokens),
+        inputs.contexts(settings.hook, "heldout", tokens),
         source.language_model.tokenizer,
         tokens,
         with_scores=False,
         top=_KEPT,
         sampled=_KEPT,
-        before=min(run.ctx_len, _BEFORE),
-        after=min(run.ctx_len, _AFTER),
+        before=min(settings.ctx_len, _BEFORE),
+        after=min(settings.ctx_len, _AFTER),
         profile_tokens=1,
     )
     return found.statistics, lens

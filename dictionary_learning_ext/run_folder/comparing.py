@@ -40,12 +40,12 @@ _NOT_THE_TRAINING = {
 }
 
 
-def measured_on(run: RunConfig) -> dict[str, Any]:
+def measured_on(settings: RunConfig) -> dict[str, Any]:
     """The settings that determine the held-out activations that an SAE is measured on.
 
     A cache holds other tokens than the language model is given, so its folder is one of them.
     """
-    return {name: getattr(run, name) for name in (*MEASURED_ON, STORED)}
+    return {name: getattr(settings, name) for name in (*MEASURED_ON, STORED)}
 
 
 def evaluation_file(

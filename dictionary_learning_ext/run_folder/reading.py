@@ -226,9 +226,9 @@ def read_history(folder: Path) -> list[dict[str, float | None]]:
     return lines
 
 
-def is_finished(folder: Path, run: RunConfig) -> bool:
+def is_finished(folder: Path, settings: RunConfig) -> bool:
     """Whether an SAE is trained and, if the run evaluates, evaluated."""
-    return (folder / (METRICS if run.eval_tokens else WEIGHTS)).is_file()
+    return (folder / (METRICS if settings.eval_tokens else WEIGHTS)).is_file()
 
 
 @readable()

@@ -196,7 +196,7 @@ class BenchJob:
 
 
 def _load(
-    paths: dict[str, Path], run: RunConfig, hook: HookPoint, taken: Collection[str]
+    paths: dict[str, Path], settings: RunConfig, hook: HookPoint, taken: Collection[str]
 ) -> list[BenchJob]:
     """Every SAE, with the shortest label that tells it from the others and from those `taken`."""
     labels = endings_of([*map(str, paths.values()), *taken])
@@ -206,12 +206,12 @@ def _load(
         name = "_".join(path.parts[-2:]) if path.name in FLOOR_LOOKS else path.name
         sae = adapter.load_bench_sae(
             path,
-            model_name=Path(run.model).name,
+            model_name=Path(settings.model).name,
             hook_name=hook.name,
             hook_layer=hook.layer,
-            device=run.device,
+            device=settings.device,
         )
-        hook.require_width(given, sae.cfg.d_in, run.model)
+        hook.require_width(given, sae.cfg.d_in, settings.model)
         jobs.append(BenchJob(labels[str(path)], name, path, sae))
     return jobs
 

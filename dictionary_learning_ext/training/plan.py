@@ -149,7 +149,7 @@ _MIDDLE_OF_EMBEDDED = "blocks.2.hook_resid_post"
 """Written down, so that torch is not imported before a wrong setting is refused."""
 
 
-def with_hook_names(run: RunConfig) -> RunConfig:
+def with_hook_names(settings: RunConfig) -> RunConfig:
     """A run with the name of its hook point where it says `middle`.
 
     The language model's config.json tells it. Stored activations have a hook point of their own, and a
@@ -158,19 +158,19 @@ def with_hook_names(run: RunConfig) -> RunConfig:
     Raises: LanguageModelError or ActivationsError if there is no such model or folder, or the folder has
         several hook points.
     """
-    if MIDDLE not in run.hooks or is_synthetic(run.model):
-        return run
-    if run.activations is not None:
+    if MIDDLE not in settings.hooks or is_synthetic(settings.model):
+        return settings
+    if settings.activations is not None:
         from ..activations.stored import open_stored
 
-        return replace(run, hook=open_stored(run.activations).only_hook)
+        return replace(settings, hook=open_stored(settings.activations).only_hook)
     middle = _MIDDLE_OF_EMBEDDED
-    if run.model != "embedded":
+    if settings.model != "embedded":
         from ..activations.language_models import Pretrained
 
-        middle = f"blocks.{Pretrained(run.model).n_blocks // 2}.hook_resid_post"
-    names = (middle if name == MIDDLE else name for name in run.hooks)
-    return replace(run, hook=",".join(names))
+        middle = f"blocks.{Pretrained(settings.model).n_blocks // 2}.hook_resid_post"
+    names = (middle if name == MIDDLE else name for name in settings.hooks)
+    return replace(settings, hook=",".join(names))
 
 
 def _require_folder_names(names: Iterable[str]) -> None:
@@ -231,17 +231,17 @@ def _memory(device: str) -> tuple[int, int]:
     return memory.total, memory.available
 
 
-def row_width(run: RunConfig) -> int:
+def row_width(settings: RunConfig) -> int:
     """D, the largest if there are several hook points, found without loading a language model.
 
     Raises: LanguageModelError or ActivationsError if there is no such model or folder.
     """
-    if is_synthetic(run.model):
-        return synthetic_settings(run.model).width
-    if run.activations is None:
+    if is_synthetic(settings.model):
+        return synthetic_settings(settings.model).width
+    if settings.activations is None:
         from ..activations.language_models import width_of
 
-        return width_of(run.model)
+        return width_of(settings.model)
     from ..activations.stored import open_stored
 
-    return max(hook.width for hook in open_stored(run.activations).hooks.values())
+    return max(hook.width for hook in open_stored(settings.activations).hooks.values())
