@@ -723,6 +723,7 @@ def in_shares(flat: dict[str, Any]) -> dict[str, Any]:
     if not all(type(each) is int for each in (steps, batch_size)) or steps < 1:
         return found
     counts = {n: v for n, v in found.items() if n in SCHEDULES and type(v) is int}
+    counts = {name: v for name, v in counts.items() if abs(v) < 2**53}  # what a float holds
     shares = {name: SCHEDULES[name].share(count, steps) for name, count in counts.items()}
     if batch_size and found.get("dead_feature_threshold") == dead_after(steps * batch_size):
         shares["dead_feature_threshold"] = None

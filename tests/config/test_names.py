@@ -110,7 +110,7 @@ def named_in_sweep(*assignments):
         ([{"beta": 0.1, "k": 8}, {"beta": 0.1, "k": 16}], ["vsae_k8", "vsae_k16"]),
         (
             [{"hook": "blocks.0.hook_resid_post"}, {"hook": "blocks.3.hook_mlp_out"}],
-            ["vsae_blocks.0", "vsae_blocks.3.hook_mlp_out"],
+            ["vsae_b0", "vsae_blocks.3.hook_mlp_out"],
         ),
         (
             [

@@ -18,6 +18,7 @@ from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, UserError
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
+from dictionary_learning_ext.training.plan import with_hook_names
 from experiments.robustness.wandb_files import history, logged_config, records
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
@@ -55,7 +56,8 @@ def test_the_sweeps_of_the_embedded_model_are_around_the_recommended_preset(name
     unlike = []
     for config in configurations(sweep, train_config).values():
         usual = preset("recommended", config.run.steps)
-        usual = TrainConfig(usual.sae.resolve(usual.run.steps, usual.run.batch_size), usual.run)
+        run = with_hook_names(usual.run)
+        usual = TrainConfig(usual.sae.resolve(run.steps, run.batch_size), run)
         unlike.append({n for n, v in config.to_dict().items() if v != usual.to_dict()[n]})
         assert unlike[-1] <= {*sweep.assignments[0], *of_evaluation}
     assert any(one <= of_evaluation for one in unlike), "the preset itself is one of the runs"

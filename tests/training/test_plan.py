@@ -33,7 +33,7 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
     (tmp_path / "runs" / "there" / "ae.pt").write_bytes(b"weights")
     cases = {
         "--k 600": "--k 600: expected 1 to --dict-size 512",
-        "--decay-start 5000": "--decay-start 5000: expected between",
+        "--decay-start 5000": "--decay-start 5000: expected above 0 and less than --steps 1000",
         "--normalize none": "expected --normalize sqrt_d or unit",
         "--architecture relu --k 3": "architecture relu does not use it",
         "--data ./nothing.txt": "--data ./nothing.txt: no such file; expected an existing file",
@@ -129,7 +129,7 @@ def test_the_default_hook_point_is_a_middle_layer_of_any_model(tiny_lm_dir, tmp_
     planned = plan(run, {"a": A, "b": B, "c": A}, {"b": "blocks.0.hook_mlp_out", "c": "middle"})
     middle = "blocks.1.hook_resid_post"
     assert Pretrained(str(tiny_lm_dir)).n_blocks == 3
-    assert planned.run.hook == middle
+    assert planned.settings.hook == middle
     assert [job.hook for job in planned.jobs] == [middle, "blocks.0.hook_mlp_out", middle]
     (job,) = plan(RunConfig(), {"a": A}).jobs
     assert job.hook == f"blocks.{Pretrained('embedded').n_blocks // 2}.hook_resid_post"
@@ -146,7 +146,7 @@ def test_the_middle_layer_is_one_of_several_hook_points(tiny_lm_dir):
 def test_the_hook_point_of_stored_activations_is_their_own(small_cache, cached_run, tmp_path):
     write_small(tmp_path / "one", cached_run, hooks=["blocks.0.hook_resid_post"])
     stored = replace(cached_run, activations=str(tmp_path / "one"), hook=RunConfig.hook)
-    assert plan(stored, {"a": A}).run.hook == "blocks.0.hook_resid_post"
+    assert plan(stored, {"a": A}).settings.hook == "blocks.0.hook_resid_post"
     with pytest.raises(ActivationsError, match="choose with hook"):
         plan(replace(stored, activations=str(small_cache)), {"a": A})
 
