@@ -78,8 +78,9 @@ def run_sweep(
     for folder, config in ((save_dir / name, config) for name, config in configs.items()):
         if (folder / CONFIG).is_file():
             was, now = load_config(folder).to_dict(), config.to_dict()
-            # Where steps differ, it is all that is named: others follow from it.
-            require_same(was, now, str(folder), typed=("steps",), advice=_ANOTHER_SWEEP)
+            # Where these differ, they are all that is named: others follow from them.
+            length = ("steps", "batch_size")
+            require_same(was, now, str(folder), typed=length, advice=_ANOTHER_SWEEP)
     done, failed = _ended(configs, save_dir)
     ended = done + failed
     for chunk in chunks_of(configs, save_dir, name, len(configs), ended):
@@ -88,7 +89,7 @@ def run_sweep(
     if at_once is None:
         at_once = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
     chunks = list(chunks_of(configs, save_dir, name, at_once, ended))
-    settings = {name: config.to_dict() for name, config in configs.items()}
+    settings = {name: config.stored() for name, config in configs.items()}
     manifest = Manifest(sorted(configs), settings, name, command)
     _begin(manifest, save_dir)
     on_begin(at_once)

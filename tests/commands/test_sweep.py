@@ -74,7 +74,7 @@ def test_what_is_left_or_failed_is_counted_with_the_command_that_continues(
     command = ["sweep", str(sweep_file), "--save-dir", str(folder), "--at-once", "2"]
     assert main(command) == 130
     again = f"run `{vsae()} sweep '{sweep_file}' --save-dir {folder} --at-once 2` again to continue"
-    assert f"2 of 4 {again}" in capsys.readouterr().err
+    assert f"2 of 4 runs are finished; {again}" in capsys.readouterr().err
     assert main(["sweep", "--results", str(folder)]) == 0
     assert f"2 of 4 runs are finished; {again}." in capsys.readouterr().out
     manifest = folder / "sweep.json"

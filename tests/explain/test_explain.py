@@ -334,7 +334,7 @@ REFUSALS = {
 def test_a_refusal_is_one_line_before_anything_is_measured(
     refusal, folder_to_explain, chat, capsys, monkeypatch
 ):
-    monkeypatch.setattr(runner, "_measured", lambda *args: pytest.fail("measured"))
+    monkeypatch.setattr(runner, "_read_features", lambda *args: pytest.fail("measured"))
     status, body, expected = REFUSALS[refusal]
     chat.answer = lambda request: (status, body, {})
     assert expected in refused(words(folder_to_explain, chat), capsys)

@@ -185,14 +185,15 @@ def test_a_run_folder_knows_its_hook_point_and_its_units(trained, tiny_lm):
     """Its weights undo the normalisation of its training, so values are in the model's own units."""
     sae, config = load_dictionary(trained / "vsae")
     assert config["trainer"]["norm_factor"] != 1
-    x_BLD = activations(tiny_lm, HOOK)
+    hook = config["run"]["settings"]["hook"]
+    x_BLD = activations(tiny_lm, hook)
     with steer(tiny_lm, None, trained / "vsae", {17: 4.0}):
-        found = activations(tiny_lm, HOOK)
+        found = activations(tiny_lm, hook)
     direction = direction_of(sae)
     assert float(direction.norm()) == pytest.approx(1, abs=1e-4)
     assert t.allclose(found, x_BLD + 4.0 * direction, atol=1e-5)
-    with pytest.raises(CheckpointError, match=f"{HOOK}, not on blocks.1"):
-        steer(tiny_lm, "blocks.1.hook_resid_post", trained / "vsae", {}).__enter__()
+    with pytest.raises(CheckpointError, match=f"{hook}, not on blocks.0"):
+        steer(tiny_lm, "blocks.0.hook_resid_post", trained / "vsae", {}).__enter__()
 
 
 def test_weights_that_nnsight_has_not_loaded_yet_are_loaded(tiny_lm_dir, tiny_lm, tokenizer, sae):

@@ -132,7 +132,7 @@ def test_a_planted_feature_is_found_by_contexts_logits_and_synthesis(tiny_lm_dir
 def test_of_a_model_that_is_half_on_the_disk_tokens_logits_and_losses_are_those_of_the_whole_one():
     t.manual_seed(0)
     sae = AutoEncoderTopK(128, 24, 6).requires_grad_(False)
-    run = RunConfig(eval_documents=4)
+    run = RunConfig(hook="blocks.2.hook_resid_post", eval_documents=4)
     found = []
     for device_map in (None, half_on_disk(), {"": "disk"}):
         inputs = open_inputs(replace(run, device_map=device_map), [run.hook])

@@ -322,8 +322,9 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
     x = data(seed=at, dtype=t.float64)
     generator = t.Generator()
     generator.set_state(trainer.generator.get_state())
-    settings = VSAETopKConfig(**{"sigma": 1.0, "beta": 0.3} | options)
-    anneal = options.get("noise_anneal_steps")
+    own = dict(options)
+    anneal = own.pop("noise_anneal_steps", None)
+    settings = VSAETopKConfig(**{"sigma": 1.0, "beta": 0.3} | own)
     objective = StepObjective(
         k=4,
         settings=settings,
