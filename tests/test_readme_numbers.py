@@ -119,7 +119,7 @@ def the_score():
 
 
 PHRASES = (returning, at_convergence, the_paper, the_truth, the_score, speed)
-NOT_MEASURED = ["0.7", "3.1"]
+NOT_MEASURED = ["0.7", "1.8", "3.1"]
 """The cosine from which a feature comes back, and the oldest Python (3.10)."""
 FIRST_RUN = (
     "20% of TopK's features come back and 35% of the vSAE's, at an FVE of 0.870 and 0.869",
