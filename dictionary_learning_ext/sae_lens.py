@@ -409,9 +409,10 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         if self._is_learned:
             self.W_var.mul_(scaling_factor)
             self.b_var.sub_(2 * math.log(scaling_factor))
-        raw: Any = in_units(self.settings, 1 / scaling_factor**2)
-        for name in ("sigma", "prior_std", "beta"):
-            setattr(self.cfg, name, getattr(raw, name))
+        raw, was = vars(in_units(self.settings, 1 / scaling_factor**2)), vars(self.settings)
+        for name in (name for name in raw if raw[name] != was[name]):
+            setattr(self.cfg, name, raw[name])
+        self.cfg.sigma = raw["sigma"]  # in place of the noise_to_signal that gave it
         self.cfg.noise_to_signal = None
         self.cfg.normalize_activations = "none"
         self.settings = self.cfg.settings

@@ -205,7 +205,11 @@ def test_a_relative_noise_to_signal_needs_no_normalised_activations():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"noise_to_signal": 0.3}, {"posterior": "learned"}, {"posterior": "relative"}],
+    [
+        {"noise_to_signal": 0.3},
+        {"posterior": "learned"},
+        {"posterior": "relative", "noise_to_signal": 0.6},
+    ],
     ids=["fixed", "learned", "relative"],
 )
 def test_normalised_activations_have_the_same_meaning(changes, tmp_path, monkeypatch):
@@ -213,7 +217,7 @@ def test_normalised_activations_have_the_same_meaning(changes, tmp_path, monkeyp
     settings = settings_of(**changes)
     data = batches(STEPS + 8, scale=7.0)
     options = options_of(settings, normalize_activations="expected_average_only_in")
-    if "noise_to_signal" in changes:
+    if changes == {"noise_to_signal": 0.3}:
         assert options["sae"].settings.sigma == (0.3 * D / K) ** 0.5
     folders = {"checkpoint_path": str(tmp_path), "save_final_checkpoint": True}
     trainer = their_trainer(options, data, n_batches_for_norm_estimate=8, **folders)
