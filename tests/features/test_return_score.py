@@ -270,7 +270,7 @@ def alike(ours, theirs, **where):
     assert len(np.unique(one.score_F)) > 10
     assert spearmanr(one.score_F, other.score_F).statistic >= 0.95
     for name in SIGNALS:
-        np.testing.assert_allclose(other.signals[name], one.signals[name], rtol=1e-2, atol=1e-4)
+        np.testing.assert_allclose(other.signals[name], one.signals[name], rtol=2e-2, atol=1e-4)
 
 
 def test_a_batch_topk_and_its_jumprelu_have_one_order(batch_top_k, tiny_lm_dir, text, tmp_path):
