@@ -71,11 +71,11 @@ def folder(folders):
 
 @pytest.fixture(scope="module")
 def batch_top_k(folders):
-    """Its threshold is that of some tokens: 20 steps find none."""
+    """Its threshold is that of some tokens, and no activation is as large: 20 steps find none."""
     sae, _ = load_dictionary(folders["batch"])
     kept_NF = sae.encode(next(open_folders([folders["batch"]]).held_out(600)), use_threshold=False)
     least = kept_NF[kept_NF > 0].min()
-    edit_weights(folders["batch"], lambda state: state["threshold"].fill_(least))
+    edit_weights(folders["batch"], lambda state: state["threshold"].fill_(0.999 * least))
     return folders["batch"]
 
 
@@ -270,7 +270,7 @@ def alike(ours, theirs, **where):
     assert len(np.unique(one.score_F)) > 10
     assert spearmanr(one.score_F, other.score_F).statistic >= 0.95
     for name in SIGNALS:
-        np.testing.assert_allclose(other.signals[name], one.signals[name], rtol=2e-2, atol=1e-4)
+        np.testing.assert_allclose(other.signals[name], one.signals[name], rtol=1e-4, atol=1e-4)
 
 
 def test_a_batch_topk_and_its_jumprelu_have_one_order(batch_top_k, tiny_lm_dir, text, tmp_path):
