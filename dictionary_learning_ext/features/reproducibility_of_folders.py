@@ -17,7 +17,7 @@ from ..errors import Setting, Template, UserError
 from ..evaluation.folders import SAE, Loaded, dictionary_of, open_folders
 from ..evaluation.metrics import METRICS
 from ..evaluation.tables import labels, text_table
-from ..run_folder.comparing import grouped_by_setting, same_setting, training, unequal
+from ..run_folder.comparing import grouped_by_setting, same_setting, training, unequal, unlike
 from ..run_folder.files import replacing, write_rows
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.sae_names import lasting_name
@@ -315,13 +315,7 @@ def comparable_configs(
             one, other = settings[first].get(name), settings[folder].get(name)
             if None not in (one, other) and not same_setting(name, one, other):
                 raise ReproducibilityError(
-                    Template(
-                        "{folder}: its run has {setting}, but {first} has {one!r}",
-                        folder=folder,
-                        setting=Setting(name, other),
-                        first=first,
-                        one=one,
-                    ),
+                    unlike(name, first, one, folder, other),
                     instead=f"give SAEs of one {name}, which differ in their seeds",
                 )
     for folder in others:

@@ -121,16 +121,13 @@ def require_one_setting(
             if name in LEAVING_OUT:
                 given = Setting(name, True if isinstance(one, bool) else one or other)
                 advice = Template("give {given} to measure both the same way", given=given)
-            raise error(
-                Template(
-                    "{folder}: its run has {setting}, but {first} has {one!r}",
-                    folder=folder,
-                    setting=Setting(name, other),
-                    first=first_name,
-                    one=one,
-                ),
-                instead=advice,
-            )
+            raise error(unlike(name, first_name, one, folder, other), instead=advice)
+
+
+def unlike(name: str, first: str, one: Any, folder: str, other: Any) -> Template:
+    """What an error says of two runs that differ in a setting."""
+    said = "{folder}: its run has {setting}, but {first} has {one!r}"
+    return Template(said, folder=folder, setting=Setting(name, other), first=first, one=one)
 
 
 def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
