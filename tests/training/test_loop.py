@@ -523,3 +523,17 @@ def test_a_signal_before_the_first_step_says_that_nothing_was_written(run, monke
     said = "stopped by SIGTERM before the first step; nothing was written or changed"
     assert str(stopped.value) == said
     assert not Path(run.save_dir).exists()
+
+
+def test_a_signal_while_wandb_opens_is_answered_at_the_first_step_and_its_runs_are_closed(
+    run, monkeypatch
+):
+    closed, original = [], SAERun.close
+    monkeypatch.setattr(
+        SAERun, "close", lambda self, code: closed.append(code) or original(self, code)
+    )
+    monkeypatch.setattr(loop, "open_all", stop)
+    with pytest.raises(Interrupted, match="at step 0; continue"):
+        train(run, {"x": sae_of()})
+    assert closed == [143]
+    assert steps_of(Path(run.save_dir)) == [0]
