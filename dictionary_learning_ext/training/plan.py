@@ -87,21 +87,41 @@ def plan(
     TextError or ActivationsError if there is no such file.
     """
     require_one_task()
+    require_type("hooks", hooks, Mapping | None)
+    hooks = hooks or {}
+    _require_together(run, saes, hooks)
+    run = with_hook_names(run)
+    jobs = [
+        _job(name, sae, replace(run, hook=hooks.get(name, run.hook)), is_alone=len(saes) == 1)
+        for name, sae in saes.items()
+    ]
+    _require_activations(run, jobs)
+    if not resume:
+        for job in jobs:
+            _require_start(job)
+        reads_text = run.activations is None and not is_synthetic(run.model)
+        if reads_text and names_a_file(run.data):
+            text_of(run, passes=run.text_passes)
+    return Plan(run, jobs, resume)
+
+
+def _require_together(
+    run: RunConfig, saes: Mapping[str, SAEConfig], hooks: Mapping[str, str]
+) -> None:
+    """Raise a ConfigError unless these SAEs can be trained in one run, by these processes."""
     require_type("run", run, RunConfig)
     expected = "a dict of SAEConfigs by name, e.g. {'a': SAEConfig(k=32)}"
     require(isinstance(saes, Mapping) and len(saes) > 0, "saes", saes, expected)
     for name, sae in saes.items():
         require_type(f"saes[{name!r}]", sae, SAEConfig)
-    require_type("hooks", hooks, Mapping | None)
     if len(saes) > 1:
         _require_folder_names(saes)
-    on_a_gpu = Template("False, or {device='cuda'}")
-    require(not run.tf32 or run.device.startswith("cuda"), "tf32", run.tf32, on_a_gpu)
-    hooks = hooks or {}
     if strangers := [name for name in hooks if name not in saes]:
         raise ConfigError(
             f"hooks has {strangers[0]!r}, which is no SAE: expected any of {', '.join(saes)}"
         )
+    on_a_gpu = Template("False, or {device='cuda'}")
+    require(not run.tf32 or run.device.startswith("cuda"), "tf32", run.tf32, on_a_gpu)
     count = launched().count
     shares = f"a multiple of {count}, the number of processes"
     require(run.batch_size % count == 0, "batch_size", run.batch_size, shares)
@@ -115,34 +135,39 @@ def plan(
             f"{len(saes)} ({', '.join(saes)})",
             instead=Template("give a single {hook}, e.g. as a parameter of the sweep"),
         )
-    run, jobs = with_hook_names(run), []
-    for name, sae in saes.items():
-        sae = sae.resolve(run.steps, run.batch_size)
-        sae.require_units(run.normalize)
-        if not resume and sae.init_from is not None and not Path(sae.init_from).is_dir():
-            raise ConfigError(
-                "no such folder",
-                name="init_from",
-                value=sae.init_from,
-                expected="one that holds a trained SAE, e.g. runs/NAME",
-            )
-        config = TrainConfig(sae, with_hook_names(replace(run, hook=hooks.get(name, run.hook))))
-        folder = folder_of(config) if len(saes) == 1 else Path(run.save_dir or RUNS) / name
-        jobs.append(Job(name, config, folder))
+
+
+def _job(name: str, sae: SAEConfig, run: RunConfig, *, is_alone: bool) -> Job:
+    """An SAE's job, all of its settings filled in."""
+    sae = sae.resolve(run.steps, run.batch_size)
+    sae.require_units(run.normalize)
+    config = TrainConfig(sae, with_hook_names(run))
+    folder = folder_of(config) if is_alone else Path(run.save_dir or RUNS) / name
+    return Job(name, config, folder)
+
+
+def _require_activations(run: RunConfig, jobs: Sequence[Job]) -> None:
+    """Raise an error unless the synthetic model or the stored activations are there, and fit the settings."""
     if is_synthetic(run.model):
         require_synthetic_run(run)
     elif run.activations is not None:
         from ..activations.stored import open_stored
 
         open_stored(run.activations).require_fit(run, dict.fromkeys(job.hook for job in jobs))
-    if not resume:
-        for job in jobs:
-            require_not_foreign(job.folder, SAVE_DIR)
-            require_free(job.folder, run.overwrite)
-        reads_text = run.activations is None and not is_synthetic(run.model)
-        if reads_text and names_a_file(run.data):
-            text_of(run, passes=run.text_passes)
-    return Plan(run, jobs, resume)
+
+
+def _require_start(job: Job) -> None:
+    """Raise a ConfigError unless the weights to start from are there, and the folder is free."""
+    weights, run = job.config.sae.init_from, job.config.run
+    if weights is not None and not Path(weights).is_dir():
+        raise ConfigError(
+            "no such folder",
+            name="init_from",
+            value=weights,
+            expected="one that holds a trained SAE, e.g. runs/NAME",
+        )
+    require_not_foreign(job.folder, SAVE_DIR)
+    require_free(job.folder, run.overwrite)
 
 
 _MIDDLE_OF_EMBEDDED = "blocks.2.hook_resid_post"
