@@ -99,50 +99,14 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
 
     Raises: CheckpointError if cfg.json is damaged, or no class of upstream's or ours computes the same.
     """
-    if form == "Gemma Scope":
-        settings = _gemma_scope_config(folder) | overrides
-    elif form == "sparsify":
-        own = _object_in(folder / FOREIGN_CONFIG, _SETTINGS_OF_SPARSIFY)
-        settings = _in_words_of_sae_lens(folder, own | overrides)
-    else:
-        settings = _object_in(folder / FOREIGN_CONFIG, {"metadata": dict | None}) | overrides
-    # Defaults are SAELens's own (`handle_pre_6_0_config`); from version 6 on all settings are there.
-    settings = {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
+    settings = _settings_of(folder, form, overrides)
     about = settings | (settings.get("metadata") or {})
     _require_shape(folder, settings)
     _require_shape(folder, about)
-    architecture, k = settings.get("architecture") or "standard", settings.get("k")
-    activation = settings.get("activation_fn") or "relu"
-    if activation == "topk":
-        architecture, k = "topk", (settings.get("activation_fn_kwargs") or {}).get("k", k)
-    elif activation != "relu":
-        raise CheckpointError(
-            f"{folder}: activation_fn is {activation!r} in {FOREIGN_CONFIG}; expected 'relu' or 'topk'"
-        )
-    if architecture not in _DICT_CLASSES:
-        raise CheckpointError(
-            f"{folder}: an SAE of SAELens's architecture {architecture!r}; expected one of "
-            f"{', '.join(_DICT_CLASSES)}"
-        )
-    k = k if architecture in OF_TOP_K else None  # a BatchTopK's is a mean
-    _require_shape(folder, {"k": k}, {"k": int | None})
-    scale = settings.get("norm_scaling_factor")
-    normalized = settings.get("normalize_activations") or "none"
-    is_scaled = normalized is True or normalized == "expected_average_only_in"
-    if is_scaled and scale is not None and scale <= 0:
-        what = f"norm_scaling_factor is {scale:g}, expected a number above 0"
-        raise CheckpointError(f"{folder / FOREIGN_CONFIG}: {what}", instead="copy it again")
+    architecture, k = _architecture(folder, settings)
     reshapes = "hook_z" if "hook_z" in (about.get("hook_name") or "") else "none"
-    only_none = {
-        "normalize_activations": "none" if is_scaled and scale is not None else normalized,
-        "reshape_activations": settings.get("reshape_activations", reshapes),
-    }
-    for name, value in only_none.items():
-        if value != "none":
-            raise CheckpointError(
-                f"{folder}: {name} is {value!r} in {FOREIGN_CONFIG}; expected 'none', as SAELens saves an "
-                "SAE for inference"
-            )
+    reshaped = settings.get("reshape_activations", reshapes)
+    _require_none(folder, "reshape_activations", reshaped)
     return {
         "trainer": {
             "dict_class": _DICT_CLASSES[architecture],
@@ -160,13 +124,70 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
             "architecture": architecture,
             "subtracts_b_dec": bool(settings.get("apply_b_dec_to_input", True)),
             "rescales": bool(settings.get("rescale_acts_by_decoder_norm", False)),
-            "scale": scale if is_scaled else 1.0,
+            "scale": _scale(folder, settings),
             # Those that are off, as SAELens's runner writes them, change nothing.
             "model_options": {
                 n: v for n, v in (about.get("model_from_pretrained_kwargs") or {}).items() if v
             },
         },
     }
+
+
+def _settings_of(folder: Path, form: Format, overrides: dict[str, Any]) -> dict[str, Any]:
+    """A folder's settings, as SAELens would write them from version 6 on."""
+    if form == "Gemma Scope":
+        settings = _gemma_scope_config(folder) | overrides
+    elif form == "sparsify":
+        own = _object_in(folder / FOREIGN_CONFIG, _SETTINGS_OF_SPARSIFY)
+        settings = _in_words_of_sae_lens(folder, own | overrides)
+    else:
+        settings = _object_in(folder / FOREIGN_CONFIG, {"metadata": dict | None}) | overrides
+    return {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
+
+
+def _architecture(folder: Path, settings: dict[str, Any]) -> tuple[str, int | None]:
+    """SAELens's name for it, and how many features a token keeps, if that is the same for all.
+
+    Defaults are SAELens's own (`handle_pre_6_0_config`); from version 6 on all settings are there.
+    """
+    architecture, k = settings.get("architecture") or "standard", settings.get("k")
+    activation = settings.get("activation_fn") or "relu"
+    if activation == "topk":
+        architecture, k = "topk", (settings.get("activation_fn_kwargs") or {}).get("k", k)
+    elif activation != "relu":
+        raise CheckpointError(
+            f"{folder}: activation_fn is {activation!r} in {FOREIGN_CONFIG}; expected 'relu' or 'topk'"
+        )
+    if architecture not in _DICT_CLASSES:
+        raise CheckpointError(
+            f"{folder}: an SAE of SAELens's architecture {architecture!r}; expected one of "
+            f"{', '.join(_DICT_CLASSES)}"
+        )
+    k = k if architecture in OF_TOP_K else None  # a BatchTopK's is a mean
+    _require_shape(folder, {"k": k}, {"k": int | None})
+    return architecture, k
+
+
+def _scale(folder: Path, settings: dict[str, Any]) -> float:
+    """What activations are multiplied by before the SAE sees them."""
+    scale = settings.get("norm_scaling_factor")
+    normalized = settings.get("normalize_activations") or "none"
+    is_scaled = normalized is True or normalized == "expected_average_only_in"
+    if not is_scaled or scale is None:
+        _require_none(folder, "normalize_activations", normalized)
+        return 1.0
+    if scale <= 0:
+        what = f"norm_scaling_factor is {scale:g}, expected a number above 0"
+        raise CheckpointError(f"{folder / FOREIGN_CONFIG}: {what}", instead="copy it again")
+    return scale
+
+
+def _require_none(folder: Path, name: str, value: Any) -> None:
+    if value != "none":
+        raise CheckpointError(
+            f"{folder}: {name} is {value!r} in {FOREIGN_CONFIG}; expected 'none', as SAELens saves an SAE "
+            "for inference"
+        )
 
 
 def _in_words_of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
