@@ -113,18 +113,7 @@ def bench(
     `failures` instead.
     """
     require_folders(folders)
-    for name in evals or [""]:
-        require_choice("evals", name, BenchEvaluation)
-    require(tokens > 0, "tokens", tokens, "above 0")
-    require(bench_seeds >= 1, "bench_seeds", bench_seeds, "at least 1")
-    for name, size in (("train_size", train_size), ("test_size", test_size)):
-        require(size is None or size >= LEAST_TEXTS, name, size, f"at least {LEAST_TEXTS}")
-    if probing_sets != SMALLEST and "sae_probes" not in evals:
-        raise BenchError(
-            name="probing_sets",
-            value=probing_sets,
-            expected="sae_probes in evals, which reads them",
-        )
+    _require_sensible(evals, tokens, bench_seeds, train_size, test_size, probing_sets)
     sets = chosen_sets(probing_sets) if "sae_probes" in evals else []
     paths = {str(folder): adapter.local_folder(folder) for folder in folders}
     for path in paths.values():
@@ -149,9 +138,7 @@ def bench(
     # Of two processes, the second would take the first's cache for what a kill has left.
     with locked(cache, "first folder"):
         with writing(cache):
-            for path in cache.iterdir():
-                if path.name != LOCK and not path.name.startswith(_KEPT_CACHE):
-                    remove(path)  # a kill may have left half a file
+            _clear(cache, but=_KEPT_CACHE)  # a kill may have left half a file
             texts = open_bench_data(name, cache)
         settings = BenchSettings(
             hooked,
@@ -174,10 +161,39 @@ def bench(
         runner.all(jobs, evals, range(SEED, SEED + bench_seeds))
         if not runner.outcome.failures:
             with contextlib.suppress(OSError):
-                for path in cache.iterdir():
-                    if path.name != LOCK:
-                        remove(path)
+                _clear(cache)
     return runner.outcome
+
+
+def _require_sensible(
+    evals: Sequence[BenchEvaluation],
+    tokens: int,
+    bench_seeds: int,
+    train_size: int | None,
+    test_size: int | None,
+    probing_sets: str,
+) -> None:
+    """Raise a UserError for an unknown evaluation, or a number that is not possible."""
+    for name in evals or [""]:
+        require_choice("evals", name, BenchEvaluation)
+    require(tokens > 0, "tokens", tokens, "above 0")
+    require(bench_seeds >= 1, "bench_seeds", bench_seeds, "at least 1")
+    for name, size in (("train_size", train_size), ("test_size", test_size)):
+        require(size is None or size >= LEAST_TEXTS, name, size, f"at least {LEAST_TEXTS}")
+    if probing_sets != SMALLEST and "sae_probes" not in evals:
+        raise BenchError(
+            name="probing_sets",
+            value=probing_sets,
+            expected="sae_probes in evals, which reads them",
+        )
+
+
+def _clear(cache: Path, but: str | None = None) -> None:
+    """Remove all files of a cache but its lock, and those of one evaluation."""
+    for path in cache.iterdir():
+        is_kept = but is not None and path.name.startswith(but)
+        if path.name != LOCK and not is_kept:
+            remove(path)
 
 
 @dataclass(frozen=True)
