@@ -12,7 +12,7 @@ may run at the same time, of different arms or pairs.
 
 import argparse
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -290,9 +290,18 @@ def train(arguments: argparse.Namespace) -> None:
 # --- what decides
 
 
-def searched(content: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """FVE and return of every candidate that has been searched, by name."""
-    rows = convergence.tuned(parts.read(convergence.RAW)) + parts_of(content, "tuning", "tuning")
+Found = dict[str, tuple[float, float]]
+"""FVE and return of candidates, by name."""
+
+
+def searched(content: dict[str, Any]) -> Found:
+    """Of every candidate that has been searched on the embedded model."""
+    return _fve_and_return(
+        convergence.tuned(parts.read(convergence.RAW)) + parts_of(content, "tuning", "tuning")
+    )
+
+
+def _fve_and_return(rows: list[Row]) -> Found:
     return {
         name: (
             statistics.mean(means(rows, name, "fve")),
@@ -302,45 +311,48 @@ def searched(content: dict[str, Any]) -> dict[str, tuple[float, float]]:
     }
 
 
-def _choice(names: Iterable[str], found: dict[str, tuple[float, float]], least_fve: float) -> str:
-    """The candidate that returns most of those that keep an FVE; if none does, the one with the highest."""
-    kept = [name for name in names if found[name][0] >= least_fve]
-    return max(kept or names, key=lambda name: found[name][1 if kept else 0])
+def choices(named: Mapping[str, Collection[str]], found: Found) -> dict[str, str] | None:
+    """Each arm's candidate: the one that returns most of those that keep an FVE; if none does, the one with the
+    highest. TopK must keep that of its best candidate, the others that of the chosen TopK. None before all of them
+    have been searched.
 
-
-def top_k_choice(content: dict[str, Any]) -> tuple[str, float] | None:
-    """TopK's candidate, and the FVE that the others must keep; None before all of TopK has been searched."""
-    found = searched(content)
-    names = [*convergence.CANDIDATES[TOP_K], *CANDIDATES[TOP_K]]
-    if not found.keys() >= {*names}:
+    Arguments:
+        named: the names of each arm's candidates. TopK is among the arms.
+    """
+    if not found.keys() >= {name for names in named.values() for name in names}:
         return None
-    best = max(found[name][0] for name in names)
-    name = _choice(names, found, best - FVE_KEPT)
-    return name, found[name][0] - FVE_KEPT
+
+    def choice(names: Collection[str], least_fve: float) -> str:
+        kept = [name for name in names if found[name][0] >= least_fve]
+        return max(kept or names, key=lambda name: found[name][1 if kept else 0])
+
+    best = max(found[name][0] for name in named[TOP_K])
+    top_k = choice(named[TOP_K], best - FVE_KEPT)
+    others = {arm: names for arm, names in named.items() if arm != TOP_K}
+    least = found[top_k][0] - FVE_KEPT
+    return {TOP_K: top_k} | {arm: choice(names, least) for arm, names in others.items()}
 
 
 def better_scale(content: dict[str, Any]) -> tuple[str, str] | None:
     """The arm of the better of the two scales, and its choice; None before both have been searched."""
-    found, top_k = searched(content), top_k_choice(content)
-    names = [*CANDIDATES[OWN], *CANDIDATES[NORM]]
-    if top_k is None or not found.keys() >= {*names}:
+    top_k = [*convergence.CANDIDATES[TOP_K], *CANDIDATES[TOP_K]]
+    both = [*CANDIDATES[OWN], *CANDIDATES[NORM]]
+    found = choices({TOP_K: top_k, "scale": both}, searched(content))
+    if found is None:
         return None
-    name = _choice(names, found, top_k[1])
+    name = found["scale"]
     return OWN if name in CANDIDATES[OWN] else NORM, name
 
 
 def chosen(content: dict[str, Any]) -> dict[str, str] | None:
     """Each arm's candidate, but for the worse scale's; None before all have been searched."""
-    found, top_k, scale = searched(content), top_k_choice(content), better_scale(content)
-    named = candidates(content)
-    if (
-        top_k is None
-        or scale is None
-        or not found.keys() >= {n for own in named.values() for n in own}
-    ):
+    scale, named = better_scale(content), candidates(content)
+    if scale is None:
         return None
-    arms = [arm for arm in ARMS if arm not in (TOP_K, OWN, NORM) or arm == scale[0]]
-    return {TOP_K: top_k[0]} | {arm: _choice(named[arm], found, top_k[1]) for arm in arms}
+    left_out = {OWN, NORM} - {scale[0]}
+    return choices(
+        {arm: own for arm, own in named.items() if arm not in left_out}, searched(content)
+    )
 
 
 def satisfies(rows: list[Row], arm: str) -> dict[str, bool] | None:
@@ -363,8 +375,8 @@ def satisfies(rows: list[Row], arm: str) -> dict[str, bool] | None:
 
 def tables(content: dict[str, Any]) -> list[str]:
     found, scale = chosen(content), better_scale(content)
-    choices = "not yet" if found is None else "; ".join(found.values())
-    lines = [f"Better scale: {scale[0] if scale else 'not yet'}. Chosen: {choices}.", ""]
+    names = "not yet" if found is None else "; ".join(found.values())
+    lines = [f"Better scale: {scale[0] if scale else 'not yet'}. Chosen: {names}.", ""]
     for name in SETTINGS:
         if rows := parts_of(content, "confirm", name):
             lines += [f"## {name}, 16,384,000 tokens", "", *_setting(rows), ""]
