@@ -68,9 +68,9 @@ EXPERIMENTS = (
     Experiment(
         "reproducibility.relative_noise",
         "Does noise in units of each token win, judged by what features do?",
-        minutes="1500",
-        stages=("train", "tables", "tune", "confirm"),
-        needs="caches of activations, see experiments/reproducibility/PROTOCOL.md",
+        minutes="1900",
+        stages=("train", "tables", "tune", "confirm", "smollm2"),
+        needs="caches of activations, see experiments/reproducibility/PROTOCOL_RELATIVE.md",
         pages=("relative_noise.md",),
     ),
     Experiment(

@@ -1,18 +1,20 @@
 """Does noise in units of each token win, judged by what features do? See PROTOCOL_RELATIVE.md.
 
-    python -m experiments.reproducibility.relative_noise train     # tune, confirm: about 22 core-hours
+    python -m experiments.reproducibility.relative_noise train     # tune, confirm, smollm2: about 28 core-hours
     python -m experiments.reproducibility.relative_noise tables    # write the page's tables again
 
     ... tune --arm "relative"                                  # arms whose name begins so
     ... confirm --setting "embedded, blocks.0" --first 1 --pairs 2
+    ... smollm2 --arm "TopK" --pairs 0                         # only the search of its learning rate
 
 It can be stopped at any time: an arm that has its rows for a pair of seeds is not run again. Several processes
 may run at the same time, of different arms or pairs.
 """
 
 import argparse
+import math
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,13 @@ NO_RELU, OWN, NORM, RELATIVE_BOTH, GATES_OFF = (
 )
 VSAES = (NOISE, BOTH, OWN, NORM, RELATIVE_BOTH)
 ARMS = (TOP_K, NO_RELU, NOISE, BOTH, OWN, NORM, RELATIVE_BOTH, PROBABILISTIC, GATES_OFF)
+SMOLLM2 = tuple(name for name in CONFIRM if name.startswith("SmolLM2"))
+"""Its learning rates are searched at the first."""
+PLANNED = dict(zip((*SETTINGS, *SMOLLM2), (7, 4, 4, 2, 2), strict=True))
+"""How many pairs of seeds the confirmation has, by setting."""
+PLANNED_AGAIN = 3
+"""Of an arm whose choice is the one of the comparison at convergence."""
+LR_FACTORS = (0.5, 1.0, 2.0)
 CODE_TOKENS = 50_000
 NEAR_DEAD_KEPT = 0.01
 AT_ONCE = 4
@@ -191,12 +200,19 @@ def tune(arguments: argparse.Namespace) -> None:
 def confirm(arguments: argparse.Namespace) -> None:
     t.set_num_threads(arguments.threads)
     arms = {arm: own for arm, own in confirmed_arms().items() if arm.startswith(arguments.arm)}
-    for name in (name for name in SETTINGS if name.startswith(arguments.setting)):
-        setting = longer(CONFIRM[name])
-        if name == convergence.IN_FLOAT32:
-            setting = replace(setting, dtype="float32")
-        for seeds in PAIRS[arguments.first :][: arguments.pairs]:
-            _run("confirm", name, setting, arms, seeds)
+    _confirm(SETTINGS, arms, arguments)
+
+
+def _confirm(names: Iterable[str], arms: dict[str, Options], arguments: argparse.Namespace) -> None:
+    for name in (name for name in names if name.startswith(arguments.setting)):
+        for seeds in PAIRS[: PLANNED[name]][arguments.first :][: arguments.pairs]:
+            _run("confirm", name, confirmed_setting(name), arms, seeds)
+
+
+def confirmed_setting(name: str) -> Setting:
+    """A setting as the confirmation has it."""
+    setting = longer(CONFIRM[name]) if name in SETTINGS else CONFIRM[name]
+    return replace(setting, dtype="float32") if name == convergence.IN_FLOAT32 else setting
 
 
 def confirmed_arms() -> dict[str, Options]:
@@ -209,6 +225,60 @@ def confirmed_arms() -> dict[str, Options]:
             "python -m experiments.reproducibility.relative_noise tune"
         )
     return {arm: named[arm][name] for arm, name in found.items()}
+
+
+def smollm2(arguments: argparse.Namespace) -> None:
+    """Search the arms' learning rates, then confirm the choices."""
+    t.set_num_threads(arguments.threads)
+    named = _require_smollm2()
+    own = {arm: rates for arm, rates in named.items() if arm.startswith(arguments.arm)}
+    rates = {name: options for of_arm in own.values() for name, options in of_arm.items()}
+    _run("tuning", SMOLLM2[0], CONFIRM[SMOLLM2[0]], rates, TUNING_SEEDS)
+    if not arguments.pairs:
+        return
+    rows = _smollm2_search(parts.read(RAW))
+    found = choices({TOP_K: named[TOP_K]} | own, _fve_and_return(rows))
+    if found is None:
+        raise SystemExit(
+            f"no learning rate is chosen: expected {TOP_K}'s rows of the search in {RAW.name}; type: "
+            f'python -m experiments.reproducibility.relative_noise smollm2 --arm "{TOP_K}" --pairs 0'
+        )
+    _confirm(SMOLLM2, {arm: own[arm][found[arm]] for arm in own}, arguments)
+
+
+def _require_smollm2() -> dict[str, dict[str, Options]]:
+    """The candidates. Raises SystemExit where the rows don't say yet which arms these are."""
+    confirmed_arms()
+    content = parts.read(RAW)
+    for arms in rivals(content):
+        if better(content, arms) is None:
+            missing = [name for name in SETTINGS if not _of_all(content, name, arms)]
+            raise SystemExit(
+                f"the better of {arms[0]} and {arms[1]} isn't known: expected a pair of both and of {TOP_K} in "
+                f"{RAW.name} at each embedded setting, found none at {'; '.join(missing)}; type: python -m "
+                f'experiments.reproducibility.relative_noise confirm --setting "{missing[0]}" --pairs 1'
+            )
+    return smollm2_candidates(content)
+
+
+def smollm2_candidates(content: dict[str, Any]) -> dict[str, dict[str, Options]]:
+    """The learning rates of each arm that is run on SmolLM2, by arm and name. Empty before the embedded
+    confirmation says which arms these are."""
+    found, named, arms = chosen(content), candidates(content), smollm2_arms(content)
+    if found is None or not found.keys() >= {*arms}:
+        return {}
+    # The same multiple of upstream's rule, 2e-4 / sqrt(F / 2^14), is this times the rate at the embedded model's F.
+    scale = math.sqrt(CONFIRM[SETTINGS[0]].dict_size / CONFIRM[SMOLLM2[0]].dict_size)
+    rates: dict[str, dict[str, Options]] = {}
+    for arm in arms:
+        own = named[arm][found[arm]]
+        lrs = [factor * scale * own["lr"] for factor in LR_FACTORS]
+        rates[arm] = {f"{arm}, lr {lr:.3g}": own | {"lr": lr} for lr in lrs}
+    return rates
+
+
+def _smollm2_search(content: dict[str, Any]) -> list[Row]:
+    return parts_of(content, "tuning", SMOLLM2[0])
 
 
 def _run(
@@ -273,7 +343,7 @@ class _Codes:
             name = parts.seed_folder("", self._name, self._seeds[0]).parent.name
             file = FEATURES / f"{name}_{one.name}_{self._seeds[0]}.npz"
             np.savez_compressed(file, **kept)  # pyright: ignore[reportArgumentType]
-            if self._seeds == PAIRS[0]:
+            if self._seeds == PAIRS[0] and self._name in SETTINGS:
                 halves = {
                     key: v.half() if v.is_floating_point() else v
                     for key, v in saes[folders[0]].state_dict().items()
@@ -285,6 +355,7 @@ class _Codes:
 def train(arguments: argparse.Namespace) -> None:
     tune(arguments)
     confirm(arguments)
+    smollm2(arguments)
 
 
 # --- what decides
@@ -370,6 +441,44 @@ def satisfies(rows: list[Row], arm: str) -> dict[str, bool] | None:
     }
 
 
+def rivals(content: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The pairs of vSAEs of which the better one is run on SmolLM2. There are none before the better scale is known."""
+    scale = better_scale(content)
+    return () if scale is None else ((NOISE, BOTH), (scale[0], RELATIVE_BOTH))
+
+
+def smollm2_arms(content: dict[str, Any]) -> list[str]:
+    """What is run on SmolLM2. Where it isn't decided yet, "one or other"."""
+    vsaes = [better(content, arms) or " or ".join(arms) for arms in rivals(content)]
+    return [TOP_K, *vsaes, PROBABILISTIC]
+
+
+def better(content: dict[str, Any], arms: tuple[str, ...]) -> str | None:
+    """The arm that satisfies most of the embedded settings; of those that satisfy as many, the one with the larger
+    mean share that does the same. On the pairs that these arms and TopK have; None before each setting has one. The
+    arm whose learning rate has been searched on SmolLM2 stays."""
+    there = {row["arm"].rpartition(", lr ")[0] for row in _smollm2_search(content)}
+    if begun := [arm for arm in arms if arm in there]:
+        return begun[0]
+    settings = [_of_all(content, name, arms) for name in SETTINGS]
+    if not all(settings):
+        return None
+
+    def standing(arm: str) -> tuple[int, float]:
+        verdicts = [satisfies(rows, arm) or {"": False} for rows in settings]
+        shares = [statistics.mean(means(rows, arm, "same")) for rows in settings]
+        return sum(all(each.values()) for each in verdicts), statistics.mean(shares)
+
+    return max(arms, key=standing)
+
+
+def _of_all(content: dict[str, Any], name: str, arms: tuple[str, ...]) -> list[Row]:
+    """A setting's rows of the pairs that TopK and all of these arms have."""
+    rows = parts_of(content, "confirm", name)
+    has = [{row["part"] for row in rows if row["arm"] == arm} for arm in (TOP_K, *arms)]
+    return [row for row in rows if row["part"] in set.intersection(*has)]
+
+
 # --- the page
 
 
@@ -377,23 +486,56 @@ def tables(content: dict[str, Any]) -> list[str]:
     found, scale = chosen(content), better_scale(content)
     names = "not yet" if found is None else "; ".join(found.values())
     lines = [f"Better scale: {scale[0] if scale else 'not yet'}. Chosen: {names}.", ""]
-    for name in SETTINGS:
+    for name in PLANNED:
         if rows := parts_of(content, "confirm", name):
-            lines += [f"## {name}, 16,384,000 tokens", "", *_setting(rows), ""]
+            setting = confirmed_setting(name)
+            tokens = setting.steps * setting.batch
+            lines += [f"## {name}, {tokens:,} tokens", "", *_setting(rows), ""]
+    if missing := not_run(content):
+        lines += ["## Planned and not run", "", *missing, ""]
     rows = parts_of(content, "tuning", "tuning")
-    there = {row["arm"] for row in rows}
     for arm, named in candidates(content).items():
-        shown = {
-            f"**{name}**" if found and name in found.values() else name: arm_cells(
-                rows, name, MEASURES
-            )
-            for name in named
-            if name in there
-        }
-        if shown:
-            lines += [f"## Tuning: {arm}", "", *table("", shown, list(MEASURES.values())), ""]
+        lines += _tuning(f"## Tuning: {arm}", rows, named, found)
+    rows, rates = _smollm2_search(content), smollm2_candidates(content)
+    found = choices(rates, _fve_and_return(rows)) if rates else None
+    for arm, named in rates.items():
+        lines += _tuning(f"## Tuning, {SMOLLM2[0]}: {arm}", rows, named, found)
     told = (f"- {part}: {about_line(own)}" for part, own in sorted(content["parts"].items()))
     return [*lines, "## Parts", "", *told]
+
+
+def _tuning(
+    title: str, rows: list[Row], named: Iterable[str], found: dict[str, str] | None
+) -> list[str]:
+    """The table of an arm's candidates; the choice is bold. Nothing if none has been searched."""
+    there = {row["arm"] for row in rows}
+    shown = {
+        f"**{name}**" if found and name in found.values() else name: arm_cells(rows, name, MEASURES)
+        for name in named
+        if name in there
+    }
+    return [title, "", *table("", shown, list(MEASURES.values())), ""] if shown else []
+
+
+def not_run(content: dict[str, Any]) -> list[str]:
+    """The pairs of the confirmation that are missing, a line for each setting that lacks some."""
+    found = chosen(content)
+    before = convergence.chosen(parts.read(convergence.RAW)) or {}
+    if found is None:
+        return []
+    lines = []
+    for name, pairs in PLANNED.items():
+        rows = parts_of(content, "confirm", name)
+        planned = dict.fromkeys(smollm2_arms(content), pairs)
+        if name in SETTINGS:
+            planned = {
+                arm: PLANNED_AGAIN if before.get(arm) == choice else pairs
+                for arm, choice in found.items()
+            }
+        there = {arm: len(means(rows, arm, "same")) for arm in planned}
+        missing = [f"{arm} ({there[arm]} of {n})" for arm, n in planned.items() if there[arm] < n]
+        lines += [f"- {name}, pairs: {', '.join(missing)}"] if missing else []
+    return lines
 
 
 def _setting(rows: list[Row]) -> list[str]:
@@ -422,7 +564,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 STAGES = Stages(
     "reproducibility.relative_noise",
-    {"train": train, "tune": tune, "confirm": confirm},
+    {"train": train, "tune": tune, "confirm": confirm, "smollm2": smollm2},
     {"relative_noise": Page(tables)},
     options,
 )
