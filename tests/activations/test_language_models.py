@@ -3,11 +3,8 @@
 import gc
 import json
 import logging
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -128,39 +125,27 @@ def test_the_hash_is_of_the_weights_and_their_dtype_and_repeats(
     assert hash_of(other._module) != hash_of(tiny_lm._module)
 
 
-IDENTITIES = """
-import json
-from dictionary_learning_ext.activations import language_models
-lm = language_models.load_language_model("somebody/cached")._module
-digest = language_models.hash_of(lm)
-of_hash = language_models.identity(lm, "0" * 64)
-language_models.hash_of = None  # not called
-of_commit = language_models.identity(lm, "c" * 40)
-print(json.dumps([digest, of_hash, language_models.identity(lm), of_commit]))
-"""
-
-
 def test_a_model_of_the_hub_is_its_commit_and_one_of_a_folder_its_weights(
-    tiny_lm_dir: Path, tiny_lm: LanguageModel, tmp_path: Path
+    tiny_lm_dir: Path, tiny_lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A hash that an earlier version wrote down is compared with a hash."""
     commit, digest = "ab" * 20, hash_of(tiny_lm._module)
-    repository = tmp_path / "hub" / "models--somebody--cached"
+    repository = tmp_path / "models--somebody--cached"
     shutil.copytree(tiny_lm_dir, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        environment.pop(name, None)
-    command = [sys.executable, "-c", IDENTITIES]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(printed.stdout) == [digest, digest, commit, commit]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path), raising=False)
+    of_hub = load_language_model("somebody/cached")._module
+    assert hash_of(of_hub) == identity(of_hub, "0" * 64) == digest
     assert (
         identity(tiny_lm._module)
         == identity(tiny_lm._module, "0" * 64)
         == identity(tiny_lm._module, commit)
         == digest
     )
+    monkeypatch.setattr(language_models, "hash_of", None)  # not called
+    assert identity(of_hub) == identity(of_hub, "c" * 40) == commit
 
 
 # A model in parts.
