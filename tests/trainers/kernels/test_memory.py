@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch as t
 
-from dictionary_learning_ext.trainers.kernels.memory import SWITCH, scratch
+from dictionary_learning_ext.trainers.kernels.memory import SWITCH, keep_freed_memory, scratch
 
 CPU = t.device("cpu")
 
@@ -51,17 +52,35 @@ print(*faults)
 """
 
 
-@pytest.mark.skipif(
+with_mallopt = pytest.mark.skipif(
     sys.platform == "win32" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="another allocator"
 )
-@pytest.mark.parametrize("given", [{}, {"MALLOC_ARENA_MAX": "4"}, {SWITCH: "0"}])
-def test_a_freed_block_is_used_again_without_new_pages_unless_the_user_sets_the_allocator(given):
+
+
+@with_mallopt
+def test_a_freed_block_is_used_again_without_new_pages():
     """Few faults are those of huge pages."""
-    environment = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_")} | given
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_")}
     command = [sys.executable, "-c", FAULTS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     faults = [int(n) for n in done.stdout.split()]
     new_pages = min(faults[:4])
     assert new_pages >= 32
-    assert (max(faults[4:]) < new_pages / 2) == (not given)
+    assert max(faults[4:]) < new_pages / 2
+
+
+@with_mallopt
+@pytest.mark.parametrize(
+    ("given", "is_set"), [({}, True), ({"MALLOC_ARENA_MAX": "4"}, False), ({SWITCH: "0"}, False)]
+)
+def test_the_allocator_is_left_alone_where_the_user_sets_it(given, is_set, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_", SWITCH))]:
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    allocator = SimpleNamespace(mallopt=lambda *setting: calls.append(setting))
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_: allocator)
+    keep_freed_memory()
+    assert bool(calls) == is_set
