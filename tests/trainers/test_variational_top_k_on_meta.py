@@ -100,7 +100,7 @@ def test_memory_over_the_weights_is_at_most_that_of_the_gradients_and_five_tenso
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_large_step_selects_in_few_blocks_with_k_sparse_products(dtype, meta_as_a_gpu):
     """A block has at most 1,152 rows, half of D; noise and mean select in each."""
-    trainer = meta_as_a_gpu(dict_size=65536, activation_dim=2304, dtype=dtype)
+    trainer = meta_as_a_gpu(dict_size=16384, activation_dim=2304, dtype=dtype)
     trainer.auxk_alpha = 0.0
     with RecordedOps() as ops:
         trainer.update(1, t.empty(4096, 2304, device="meta"))
