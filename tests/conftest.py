@@ -4,7 +4,7 @@ import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_SILENT": "true"}
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from nnsight import LanguageModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.features import codes, reproducibility
 from dictionary_learning_ext.trainers.kernels import compiled as compiled_selection
 
 torch.set_num_threads(2)
@@ -34,6 +35,15 @@ def compiled_kernels() -> None:
     """Compiled before any test looks at what is logged: compiling for over a second is."""
     for dtype in (torch.float32, torch.bfloat16):
         compiled_selection.serves(torch.zeros(1, 1), dtype)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_nulls() -> Iterator[None]:
+    """Nulls of a larger standard error: that of SAEs as small as these takes a thousand draws."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (codes, reproducibility):
+            patch.setattr(module, "NULL_ERROR", 0.01)
+        yield
 
 
 BESIDE = {

@@ -11,7 +11,6 @@ from sklearn.preprocessing import normalize
 
 from dictionary_learning_ext.errors import NonFiniteError
 from dictionary_learning_ext.features import codes as module
-from dictionary_learning_ext.features import reproducibility as of_directions
 from dictionary_learning_ext.features.codes import (
     CODE_MEASURES,
     CodeCollector,
@@ -27,13 +26,6 @@ from dictionary_learning_ext.features.reproducibility import (
 N, F, D, K = 397, 24, 16, 3
 OF_SUBSPACES = {"subspace", "subspace_null", "subspace_less_null"}
 REST = {measure.key for measure in CODE_MEASURES} - OF_SUBSPACES
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    """Nulls of a larger standard error."""
-    for each in (module, of_directions):
-        monkeypatch.setattr(each, "NULL_ERROR", 0.01)
 
 
 def drawn(seed, n=N, f=F, d=D, density=0.15, signed=False):
