@@ -4,6 +4,8 @@ import os
 import re
 import shlex
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from signal import SIGINT
 
@@ -22,7 +24,16 @@ EMBEDDED = shlex.split(
     "--eval-documents 4 --save-every none --seeds 3 --save-dir runs/three"
 )
 THREE = Path("runs/three")
+TWO = ["--save-dir", "run", "--seeds", "2"]
 NAMES = ["seed0", "seed1", "seed2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_held_out_text():
+    """In the caches, which hold as much of it as the default asks for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dictionary_learning_ext.config.run.RunConfig.eval_tokens", 200)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +46,37 @@ def embedded(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def of_one(tiny_lm_dir, text):
+    """A command that trains one SAE on a tiny language model."""
+    return shlex.split(
+        f"train --model {tiny_lm_dir} --data {text} --steps 12 --batch-size 32 --n-ctxs 8 "
+        "--ctx-len 32 --dict-size 32 --k 4 --eval-tokens 200 --eval-documents 4"
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(of_one, tmp_path_factory):
+    """The command of `two`, uninterrupted: the folder it ran in, and what it printed."""
+    folder, out = tmp_path_factory.mktemp("two"), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.chdir(folder)
+        assert main([*of_one, *TWO]) == 0
+    return folder, out.getvalue()
+
+
 @pytest.fixture
-def two(small, tmp_path, monkeypatch):
-    """A command of two seeds on a tiny language model, without held-out text to cache beyond its own."""
+def two(of_one, tmp_path, monkeypatch):
+    """A command of two seeds, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dictionary_learning_ext.config.run.RunConfig.eval_tokens", 200)
-    return ["train", *small[: small.index("--save-dir")], "--save-dir", "run", "--seeds", "2"]
+    return [*of_one, *TWO]
+
+
+@pytest.fixture
+def two_there(two, finished):
+    """The same, where all is trained."""
+    shutil.copytree(finished[0] / "run", "run")
+    return two
 
 
 def weights(folder):
@@ -71,9 +107,8 @@ def test_each_seed_has_its_folder_and_its_order_of_the_data_and_all_read_one_cac
     assert len({weights(embedded / THREE / name) for name in NAMES}) == 3
 
 
-def test_the_size_of_the_cache_is_said_first_and_the_table_last(two, capsys):
-    assert main(two) == 0
-    out = capsys.readouterr().out
+def test_the_size_of_the_cache_is_said_first_and_the_table_last(finished):
+    out = finished[1]
     size, training, table = (
         re.search(pattern, out)
         for pattern in (r"need \S+B .*free", r"Training run/seed0\n", r"PW-MCC less null")
@@ -82,10 +117,9 @@ def test_the_size_of_the_cache_is_said_first_and_the_table_last(two, capsys):
     assert "run/seed0 --seeds run/seed1" in out
 
 
-def test_a_seed_is_the_training_that_its_own_flags_give(two, small, tmp_path):
-    assert main(two) == 0
+def test_a_seed_is_the_training_that_its_own_flags_give(two_there, of_one):
     own = ["--activations", "run/cache", "--seed", "1", "--data-seed", "1"]
-    assert main(["train", *small[: small.index("--save-dir")], *own, "--save-dir", "own"]) == 0
+    assert main([*of_one, *own, "--save-dir", "own"]) == 0
     assert weights(Path("own")) == weights(Path("run/seed1"))
 
 
@@ -112,27 +146,22 @@ def test_stopped_anywhere_the_same_command_continues_to_the_same_saes(
         assert metrics == (embedded / THREE / name / "metrics.json").read_bytes()
 
 
-def test_a_second_time_shows_the_table_and_trains_nothing(embedded, tmp_path, monkeypatch, capsys):
-    shutil.copytree(embedded / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("deleted", [[], ["run/cache"]])
+def test_a_second_time_shows_the_table_and_trains_and_caches_nothing(
+    deleted, two_there, monkeypatch, capsys
+):
+    for folder in deleted:
+        shutil.rmtree(folder)
+    there = sorted(Path("run").iterdir())
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("it trains again"))
-    assert main(EMBEDDED) == 0
+    assert main(two_there) == 0
     assert "PW-MCC less null" in capsys.readouterr().out
+    assert sorted(Path("run").iterdir()) == there
 
 
-def test_the_table_is_shown_without_the_cache_too(two, capsys):
-    assert main(two) == 0
-    shutil.rmtree("run/cache")
-    capsys.readouterr()
-    assert main(two) == 0
-    assert "PW-MCC less null" in capsys.readouterr().out
-    assert not Path("run/cache").exists()
-
-
-def test_more_seeds_are_added_to_those_that_are_there(two):
-    assert main(two) == 0
+def test_more_seeds_are_added_to_those_that_are_there(two_there):
     before = (Path("run/seed0/ae.pt")).stat().st_mtime_ns
-    assert main([*two, "--seeds", "0,7"]) == 0
+    assert main([*two_there, "--seeds", "0,7"]) == 0
     assert Path("run/seed0/ae.pt").stat().st_mtime_ns == before
     settings = settings_of(Path("run/seed7"))
     assert (settings["seed"], settings["data_seed"]) == (7, 7)
@@ -145,10 +174,9 @@ def test_a_data_seed_that_is_given_is_that_of_all(two):
         assert (settings["seed"], settings["data_seed"]) == (seed, 9)
 
 
-def test_without_save_dir_the_folder_is_that_of_the_setting_whichever_the_seeds(two):
-    command = two[: two.index("--save-dir")]
-    assert main([*command, "--seeds", "2"]) == 0
-    assert main([*command, "--seeds", "1,3"]) == 0
+def test_without_save_dir_the_folder_is_that_of_the_setting_whichever_the_seeds(of_one, two):
+    assert main([*of_one, "--seeds", "2"]) == 0
+    assert main([*of_one, "--seeds", "1,3"]) == 0
     (folder,) = Path("runs").iterdir()
     there = sorted(path.name for path in folder.iterdir() if path.is_dir())
     assert there == ["cache", "seed0", "seed1", "seed3"]
@@ -206,9 +234,8 @@ def test_without_an_evaluation_the_seeds_are_compared_too(two, capsys):
     assert "PW-MCC less null" in capsys.readouterr().out
 
 
-def test_overwrite_starts_over_and_is_continued_without_it(two, capsys):
-    assert main(two) == 0
-    other = [*two, "--steps", "8"]
+def test_overwrite_starts_over_and_is_continued_without_it(two_there, capsys):
+    other = [*two_there, "--steps", "8"]
     assert "--steps 12, not 8" in refused(other, capsys)
     assert stopped([*other, "--overwrite"], SAERun, "update", 2) == 130
     assert "without --overwrite" in capsys.readouterr().err.splitlines()[-1]
