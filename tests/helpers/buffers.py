@@ -1,6 +1,7 @@
 """A small text, buffers of it, and its rows read one context at a time."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import cycle
 from typing import Any
 
@@ -27,6 +28,7 @@ def make_buffer(lm: Any, data: Any, *, layer: int = 1, io: str = "post", **optio
     return ResidualBuffer(data, lm, hook.submodule, io=hook.io, **given)
 
 
+@cache
 def direct_rows(
     lm: LanguageModel,
     *,
@@ -34,7 +36,7 @@ def direct_rows(
     keep: Callable[..., Tensor] | None = None,
     **options: Any,
 ) -> Tensor:
-    """The rows of all the documents in reading order, context by context."""
+    """The rows of all the documents in reading order, context by context. Read once."""
     hook = find_hook(lm, "blocks.1.hook_resid_post")
     stream = ContextStream(iter(DOCUMENTS), lm.tokenizer, ctx_len, **options)
     rows = []
