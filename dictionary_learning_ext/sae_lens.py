@@ -17,6 +17,7 @@ from typing import Any, ClassVar, get_type_hints
 import torch as t
 from torch import nn
 
+from .config.architectures import upstream_lr
 from .config.checks import require, require_choice, require_sizes
 from .config.presets import in_units
 from .config.sae import LOG_VAR_LIMITS, SAEConfig, Variational, VSAETopKConfig
@@ -129,12 +130,11 @@ def runner_options(
         normalize_activations=normalize_activations,
         **settings | {"k": sae.kept_per_token},
     )
-    default_lr = 2e-4 / math.sqrt(sae.dict_size / 2**14)  # upstream's TopKTrainer's
     return {
         "sae": config,
         "training_tokens": steps * batch_size,
         "train_batch_size_tokens": batch_size,
-        "lr": default_lr if sae.lr is None else sae.lr,
+        "lr": upstream_lr(sae.dict_size) if sae.lr is None else sae.lr,
         "lr_warm_up_steps": counts["warmup"],
         "lr_decay_steps": steps - (counts["decay_start"] or steps),
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..config.architectures import ARCHITECTURES
 from ..config.checks import require
-from ..config.presets import preset, quickstart
+from ..config.presets import DEFAULT_PRESET, PRESETS, preset, quickstart
 from ..config.run import ReportOptions, RunConfig
 from ..errors import in_shell
 from ..run_folder.files import REPORT, remove, writing
@@ -24,7 +24,7 @@ class QuickstartFlags:
 
     save_dir: str = "runs/quickstart"
     """The folder for the four run folders, the cached activations and the report."""
-    steps: int = 1000
+    steps: int = PRESETS[DEFAULT_PRESET]["steps"]
     """Training steps of each SAE."""
     eval_tokens: int = RunConfig.eval_tokens
     """Held-out tokens to evaluate on. 0: no evaluation."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..config.checks import require
-from ..config.presets import DEFAULT_PRESET, preset
+from ..config.presets import DEFAULT_PRESET, preset, recommended_lr
 from ..config.run import (
     CONTINUE_OR_START,
     NONE,
@@ -117,8 +117,32 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
 
     `given` is the text of each flag that was typed.
     """
+    name, start = _named_start(given)
+    run = start.run if _is_resumed(given) else _run_of(given, start.run)
+    model = given.get("model", run.model)
+    if is_synthetic(model):
+        run = replace(run, **settings_of_run(model))
+    changes = {name: given.get(name) for name in ("architecture", "posterior", "kl_schedule")}
+    sae = start.sae.changed_to(**changes)
+    flat, was = (TrainConfig(each, run).to_dict() for each in (sae, start.sae))
+    left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
+    if isinstance(sae, Variational):
+        if "sigma" in given:  # two ways to say one thing: the flag overrides
+            sae = replace(sae, noise_to_signal=None)
+        if "noise_to_signal" in given:
+            sae = replace(sae, sigma=None)
+    return TrainFlags(sae, run, preset=name, left_out=tuple(sorted(left_out)))
+
+
+def _is_resumed(given: dict[str, str]) -> bool:
+    """Whether --resume names a run, whose settings are the start."""
+    return given.get("resume", str(AUTO)) != str(AUTO)
+
+
+def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
+    """The defaults of --config, --resume or a preset, and the preset's name if it is one."""
     starts = [name for name in ("preset", "config", "resume") if name in given]
-    if given.get("resume") == str(AUTO):
+    if not _is_resumed(given) and "resume" in starts:
         starts.remove("resume")
     if len(starts) > 1:
         raise UserError(
@@ -128,31 +152,24 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
             ),
             name=starts[-1],
         )
-    name = None
     if starts == ["config"]:
-        start = load_config(given["config"], "config")
-    elif starts == ["resume"]:
-        start = load_config(run_folders(at_home(given["resume"]))[0], "resume")
-    else:
-        name = given.get("preset", DEFAULT_PRESET)
-        start = preset(name)
-    if given.get("activations", NONE) != NONE and starts != ["resume"]:
-        start = replace(start, run=_run_on(given, start.run))
-    model = given.get("model", start.run.model)
-    if is_synthetic(model):
-        start = replace(start, run=replace(start.run, **settings_of_run(model)))
-    if starts != ["resume"] and (steps := _whole_number(given.get("steps", ""))) is not None:
-        start = replace(start, run=start.run.with_steps(steps))
-    changes = {name: given.get(name) for name in ("architecture", "posterior", "kl_schedule")}
-    sae = start.sae.changed_to(**changes)
-    flat, was = (TrainConfig(each, start.run).to_dict() for each in (sae, start.sae))
-    left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
-    if isinstance(sae, Variational):
-        if "sigma" in given:  # two ways to say one thing: the flag overrides
-            sae = replace(sae, noise_to_signal=None)
-        if "noise_to_signal" in given:
-            sae = replace(sae, sigma=None)
-    return TrainFlags(sae, start.run, preset=name, left_out=tuple(sorted(left_out)))
+        return None, load_config(given["config"], "config")
+    if starts == ["resume"]:
+        return None, load_config(run_folders(at_home(given["resume"]))[0], "resume")
+    name = given.get("preset", DEFAULT_PRESET)
+    start = preset(name)
+    dict_size = _whole_number(given.get("dict_size", "")) or 0
+    if name == "recommended" and dict_size > 0:
+        start = replace(start, sae=replace(start.sae, lr=recommended_lr(dict_size)))
+    return name, start
+
+
+def _run_of(given: dict[str, str], settings: RunConfig) -> RunConfig:
+    """A new run's defaults: what its folder of activations knows, and its schedules in the steps typed."""
+    if given.get("activations", NONE) != NONE:
+        settings = _run_on(given, settings)
+    steps = _whole_number(given.get("steps", ""))
+    return settings if steps is None else settings.with_steps(steps)
 
 
 def _run_on(given: dict[str, str], settings: RunConfig) -> RunConfig:

@@ -7,6 +7,7 @@ To add an architecture: its trainer file in trainers/, its settings in sae.py (t
 place in CONFIGS), and a row here.
 """
 
+import math
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
@@ -22,6 +23,11 @@ BENCHED: tuple[BenchEvaluation, ...] = ("core", "sparse_probing", "sae_probes")
 _OURS = "dictionary_learning_ext.trainers"
 _UPSTREAMS = "dictionary_learning.trainers"
 _TOP_K_LR = "2e-4 / sqrt(dict_size / 16384)"
+
+
+def upstream_lr(dict_size: int) -> float:
+    """The learning rate that upstream's TopK trainers take by default."""
+    return 2e-4 / math.sqrt(dict_size / 2**14)
 
 
 class Look(NamedTuple):

@@ -10,10 +10,11 @@ its folder, say what differs among them: vsae_k16_lr0.002.
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .architectures import ARCHITECTURES
-from .presets import DEFAULT_PRESET, preset
+from .presets import DEFAULT_PRESET, preset, recommended_lr
 from .run import NOT_THE_RESULT, TrainConfig
 from .synthetic_models import NO_HOOK
 
@@ -111,6 +112,7 @@ def _differences(config: TrainConfig) -> list[str]:
     steps = config.run.steps
     preset_config = preset(DEFAULT_PRESET, steps)
     sae = preset_config.sae.changed_to(architecture=config.sae.architecture)
+    sae = replace(sae, lr=recommended_lr(config.sae.dict_size))
     usual = TrainConfig(sae.resolve(steps, config.run.batch_size), preset_config.run).to_dict()
     usual["steps"] = preset(DEFAULT_PRESET).run.steps
     named = {"architecture", "k", "dict_size", "seed", *NOT_THE_RESULT}

@@ -8,6 +8,7 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
+from .architectures import upstream_lr
 from .checks import require, require_choice, require_sizes, require_type
 from .run import TrainConfig
 from .sae import AuxKOptions, SAEConfig, TopKConfig, training_energy
@@ -28,6 +29,15 @@ _PAPER = {
 DEFAULT_PRESET = "recommended"
 """What `vsae train` starts from without --preset, --config or --resume."""
 
+_LR_MULTIPLE, _SMALLEST_TUNED = 3.5, 512
+
+
+def recommended_lr(dict_size: int) -> float:
+    """The learning rate of `recommended`: a multiple of upstream's, so that it fits other sizes too. Smaller
+    dictionaries have that of the smallest that was tuned."""
+    return float(f"{_LR_MULTIPLE * upstream_lr(max(dict_size, _SMALLEST_TUNED)):.2g}")
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Chosen in a study of which features come back with another seed, at TopK's reconstruction.
     # experiments/RESULTS.md says at which hook points and sizes it passed, and where it did not.
@@ -39,10 +49,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "noise_anneal": 0.5,
         "noise_to_signal": 0.3,
         "kl_scope": "selected",
-        "beta": 0.03,
+        "beta": 0.01,
         "max_norm_multiple": 10.0,  # attention sinks; the embedded model has none
-        "lr": 2e-3,
-        "steps": 1000,
+        "batch_size": 256,
+        "lr": recommended_lr(512),
+        "steps": 4000,
         "decay_start": 0.75,
     },
     # The paper's equations; beta, lr, batch size, normalisation and form of annealing are ours.
@@ -130,6 +141,7 @@ def trainer_options(
     require(mean_squared_norm > 0, "mean_squared_norm", mean_squared_norm, "above 0")
     config = preset(name, steps)
     size: dict[str, Any] = {"dict_size": dict_size, "k": k}
+    size |= {"lr": recommended_lr(dict_size)} if name == "recommended" else {}
     run, sae = config.run, replace(config.sae, **size)
     sae = sae.resolve(steps, run.batch_size).with_sigma(activation_dim, run.normalize)
     sae = in_units(sae, mean_squared_norm / training_energy(run.normalize, activation_dim))

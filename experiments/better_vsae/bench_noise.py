@@ -42,7 +42,7 @@ from experiments.trained_saes import TEXTS, sae_config, train_missing
 RAW, RUNS = RESULTS / "bench_noise.json", Path("runs/bench_noise")
 SEEDS = 3
 ARMS = ("TopK", "point", "recommended")
-RECOMMENDED_THEN = {"noise_to_signal": 0.1, "beta": 0.01}
+RECOMMENDED_THEN = {"posterior": "fixed", "noise_to_signal": 0.1, "beta": 0.01}
 """What the preset had when this was measured."""
 FROZEN = "frozen_decoder"
 FLOORS = ("random", "random_spectrum", FROZEN, "identity")

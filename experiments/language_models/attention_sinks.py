@@ -42,7 +42,7 @@ from experiments.stages import Page, Stages
 
 MULTIPLE, BATCH, LR, CTX_LEN, AT_ONCE = 10.0, 1024, 1e-3, 128, 16
 MODELS = ("TopK", "recommended")
-RECOMMENDED_THEN = {"noise_to_signal": 0.1, "beta": 0.01}
+RECOMMENDED_THEN = {"posterior": "fixed", "noise_to_signal": 0.1, "beta": 0.01}
 """What the preset had when this was measured."""
 TRAINED_ON = ("all tokens", "no sinks")
 MEASURED = ("fve", "frac_recovered", "near_dead_0.1", "alive", "positions_left_alone")

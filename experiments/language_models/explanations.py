@@ -44,7 +44,7 @@ from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about_line
 from experiments.stages import Page, Stages
-from experiments.trained_saes import FIRST_HOOK, train_missing
+from experiments.trained_saes import FIRST_HOOK, FORMER_PRESET, train_missing
 
 FEATURES = 20
 RUNS = Path("runs/explanations")
@@ -155,7 +155,7 @@ def serve(models: dict[str, Answer]) -> ThreadingHTTPServer:
 
 def measure(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
-    start = preset("recommended", arguments.steps)
+    start = preset("recommended", arguments.steps).updated(FORMER_PRESET, "the former preset")
     folder = train_missing(replace(start.run, hook=FIRST_HOOK), RUNS, {"vsae": start.sae})["vsae"]
     server = serve({SMOLLM2: SmolLM2(arguments.lm), WORDS: words})
     endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1", timeout=600)

@@ -24,7 +24,7 @@ from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about_line
 from experiments.stages import Page, Stages
-from experiments.trained_saes import FIRST_HOOK, top_k_and_two_vsaes, train_missing
+from experiments.trained_saes import FIRST_HOOK, FORMER_PRESET, top_k_and_two_vsaes, train_missing
 
 FEATURES, TOKENS, SEED, STEPS = 50, 100_000, 0, 1000
 RUNS = Path("runs/synthesis_reach")
@@ -36,7 +36,8 @@ FOLDERS = [
 def train_four(_: argparse.Namespace) -> None:
     """Three at blocks.0, and a TopK SAE at blocks.2."""
     saes = top_k_and_two_vsaes(SEED)
-    run = replace(preset("recommended", STEPS).run, hook=FIRST_HOOK)
+    former = preset("recommended", STEPS).updated(FORMER_PRESET, "the former preset")
+    run = replace(former.run, hook=FIRST_HOOK)
     train_missing(run, RUNS, saes)
     train_missing(replace(run, hook="blocks.2.hook_resid_post"), RUNS, {"layer2": saes["top_k"]})
 

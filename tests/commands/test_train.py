@@ -27,7 +27,7 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
 ):
     assert main(["train", *small]) == 0
     out = capsys.readouterr().out
-    assert "recommended (k=4, dict_size=32, lr=0.002, steps=12)" in out.splitlines()[0]
+    assert "recommended (k=4, dict_size=32, lr=0.004, steps=12)" in out.splitlines()[0]
     settings, recommended = settings_of(tmp_path / "run"), preset("recommended", steps=12)
     for name in ("noise_on", "noise_to_signal", "noise_anneal", "kl_scope", "beta", "lr"):
         assert settings[name] == getattr(recommended.sae, name), name
@@ -248,7 +248,7 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, c
     # What only follows from a flag that differs is not named.
     without_steps = [flag for flag in flags if not flag.startswith("--steps")]
     said = refused([*auto, *without_steps, "--seed=0"], capsys)
-    assert "--steps 12, not 1000; " in said
+    assert "--steps 12, not 4000; " in said
     assert "started with (--steps 12), or `vsae train --resume" in said
 
 

@@ -90,8 +90,8 @@ def test_a_run_has_one_name_on_all_devices_of_a_kind():
 
 
 def test_schedules_of_the_same_share_of_a_run_do_not_count_as_different():
-    longer = automatic_name(preset("recommended", steps=4000))
-    assert longer.startswith("vsae_k16_F512_steps4000_seed0_")
+    longer = automatic_name(preset("recommended", steps=8000))
+    assert longer.startswith("vsae_k16_F512_steps8000_seed0_")
 
 
 def named_in_sweep(*assignments):

@@ -11,7 +11,7 @@ from small_trainers import in_float64
 from variational_trainers import D, F, data
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, trainer_options
-from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart
+from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart, recommended_lr
 from dictionary_learning_ext.config.sae import OPTION_NAMES, TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.trainers.build import build_trainer
 
@@ -51,7 +51,7 @@ def test_the_paper_is_what_the_paper_states():
 
 
 def test_a_presets_schedules_scale_with_its_steps():
-    for config, times in ((preset("recommended"), 1), (preset("recommended", steps=4000), 4)):
+    for config, times in ((preset("recommended"), 4), (preset("recommended", steps=2000), 2)):
         names = ("decay_start", "noise_anneal_steps", "steps")
         assert [config.to_dict()[name] for name in names] == [
             750 * times,
@@ -75,7 +75,9 @@ def test_the_quickstarts_saes_differ_only_in_the_posterior():
 
 def as_trained(name):
     """The trainer that `vsae train --preset` makes, and E||x||^2 of its training units."""
-    config = preset(name, STEPS).updated({"k": K, "dict_size": F, "seed": 3}, "test")
+    changed = {"k": K, "dict_size": F, "seed": 3}
+    changed |= {"lr": recommended_lr(F)} if name == "recommended" else {}
+    config = preset(name, STEPS).updated(changed, "test")
     sae = config.sae.resolve(STEPS, 32).with_sigma(D, config.run.normalize)
     energy = {"sqrt_d": D, "unit": 1}[config.run.normalize]
     rest = {"layer": 0, "lm_name": "tiny", "device": "cpu", "hook": "", "name": ""}
@@ -116,10 +118,13 @@ def test_recommended_as_a_person_would_work_it_out():
     given = trainer_options(activation_dim=256, dict_size=1024, k=30, steps=4000)
     assert given["sigma"] == pytest.approx(0.1)  # 0.3 = k sigma^2
     assert given["prior_std"] == pytest.approx(1 / 16)
-    assert given["beta"] == pytest.approx(0.03 / 256)
+    assert given["beta"] == pytest.approx(0.01 / 256)
     assert (given["noise_on"], given["kl_scope"]) == ("selection", "selected")
     assert (given["noise_anneal_steps"], given["decay_start"]) == (2000, 3000)
     assert (given["activation_dim"], given["dict_size"], given["k"]) == (256, 1024, 30)
+    assert given["lr"] == pytest.approx(
+        3.5 * 8e-4, rel=0.02
+    )  # upstream's, 2e-4 / sqrt(1024 / 16384)
     of_top_k_too = {"auxk_alpha", "dead_feature_threshold", "seed"}
     assert not given.keys() & of_top_k_too, "as in the TopKTrainer beside it"
 

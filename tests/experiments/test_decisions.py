@@ -4,9 +4,8 @@ import pytest
 import study_rows
 from study_rows import NAME, confirmed, content_of, follow_up_searched, rows_of, searched
 
-from dictionary_learning_ext.config.presets import preset
 from experiments.paired_tests import holm, sign_flip
-from experiments.reproducibility import decisions, parts, stronger_noise
+from experiments.reproducibility import decisions, stronger_noise
 from experiments.reproducibility.settings import (
     BOTH,
     CONFIRM,
@@ -105,27 +104,6 @@ def test_holm_counts_settings_that_have_not_run():
     others = [name for name in CONFIRM if name != NAME]
     assert all(corrected[name] == 1 for name in others)
     assert not decisions.passes(found[others[0]], corrected[others[0]])
-
-
-def test_the_recommended_preset_is_what_was_chosen():
-    chosen = decisions.chosen(parts.read())
-    assert chosen is not None
-    confirmed = next(iter(CONFIRM.values())).sae(SAMPLED[chosen], seed=0)
-    config = preset("recommended")
-    assert config.sae.noise_anneal == 0.5
-    same = (
-        "k",
-        "dict_size",
-        "posterior",
-        "noise_on",
-        "noise_to_signal",
-        "beta",
-        "kl_scope",
-        "lr",
-        "noise_anneal",
-    )
-    for name in same:
-        assert getattr(config.sae, name) == getattr(confirmed, name), name
 
 
 # The follow-up.
