@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch as t
+from sklearn.metrics import roc_auc_score
 
 from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.features.codes import (
@@ -30,9 +31,14 @@ from dictionary_learning_ext.features.codes import (
     same_in_another,
 )
 from dictionary_learning_ext.features.directions import decoder_directions
-from dictionary_learning_ext.features.reproducibility import reproducibility
-from dictionary_learning_ext.features.return_score import SignalCollector, has_score
-from experiments.pages import table
+from dictionary_learning_ext.features.reproducibility import RETURNING, reproducibility
+from dictionary_learning_ext.features.return_score import (
+    SignalCollector,
+    fits,
+    has_score,
+    ranks,
+)
+from experiments.pages import save_plot, table
 from experiments.raw_results import RESULTS, about_line
 from experiments.reproducibility import convergence, parts
 from experiments.reproducibility.convergence import (
@@ -71,8 +77,16 @@ PLANNED = dict(zip((*SETTINGS, *SMOLLM2), (7, 4, 4, 2, 2), strict=True))
 PLANNED_AGAIN = 3
 """Of an arm whose choice is the one of the comparison at convergence."""
 LR_FACTORS = (0.5, 1.0, 2.0)
+DRAWN = {
+    TOP_K: ("TopK", "black"),
+    BOTH: ("vSAE", "crimson"),
+    PROBABILISTIC: (PROBABILISTIC, "grey"),
+}
+"""The label and the colour of the arms that the plot shows."""
 CODE_TOKENS = 50_000
 NEAR_DEAD_KEPT = 0.01
+LEAST_SATISFIED = 2
+"""Of the three embedded settings, so that a vSAE becomes the preset."""
 AT_ONCE = 4
 """SAEs that one run trains on one buffer, so that not much is lost where it is stopped."""
 _OF_CODES = {each.key: each.label for each in CODE_MEASURES}
@@ -302,6 +316,12 @@ def _run(
                 parts.run_part(stage, name, sized, own, seeds, RAW, measure)
 
 
+def features_file(setting: str, arm: str, seed: int) -> Path:
+    """What is kept of the features of a pair of SAEs, by the pair's first seed."""
+    name = parts.seed_folder("", setting, seed).parent.name
+    return FEATURES / f"{name}_{parts.arm_folder_name(arm)}_{seed}.npz"
+
+
 class _Codes:
     """Measures what two seeds' SAEs do on held-out tokens. Of the confirmation, keeps what later pages need."""
 
@@ -340,8 +360,7 @@ class _Codes:
                     own |= signals[folder].scores().signals
                 kept |= {f"{key}_{end}": np.asarray(v, dtype=np.float32) for key, v in own.items()}
             FEATURES.mkdir(exist_ok=True)
-            name = parts.seed_folder("", self._name, self._seeds[0]).parent.name
-            file = FEATURES / f"{name}_{one.name}_{self._seeds[0]}.npz"
+            file = features_file(self._name, one.name, self._seeds[0])
             np.savez_compressed(file, **kept)  # pyright: ignore[reportArgumentType]
             if self._seeds == PAIRS[0] and self._name in SETTINGS:
                 halves = {
@@ -454,22 +473,34 @@ def smollm2_arms(content: dict[str, Any]) -> list[str]:
 
 
 def better(content: dict[str, Any], arms: tuple[str, ...]) -> str | None:
-    """The arm that satisfies most of the embedded settings; of those that satisfy as many, the one with the larger
-    mean share that does the same. On the pairs that these arms and TopK have; None before each setting has one. The
-    arm whose learning rate has been searched on SmolLM2 stays."""
+    """The arm of the better standing, on the pairs that these arms and TopK have; None before each setting has one.
+    The arm whose learning rate has been searched on SmolLM2 stays."""
     there = {row["arm"].rpartition(", lr ")[0] for row in _smollm2_search(content)}
     if begun := [arm for arm in arms if arm in there]:
         return begun[0]
+    found = _standings(content, arms)
+    return max(found, key=found.__getitem__) if found else None
+
+
+def recommended(content: dict[str, Any]) -> str | None:
+    """The vSAE that the package's preset becomes; None if none satisfies two settings, or before each has a pair."""
+    found = _standings(content, tuple(arm for arm in VSAES if arm in (chosen(content) or ())))
+    best = max(found, key=found.__getitem__, default=None)
+    return best if best is not None and found[best][0] >= LEAST_SATISFIED else None
+
+
+def _standings(content: dict[str, Any], arms: tuple[str, ...]) -> dict[str, tuple[int, float]]:
+    """How many of the embedded settings each arm satisfies, and its mean share that does the same. On the pairs
+    that all of these arms and TopK have; empty before each setting has one."""
     settings = [_of_all(content, name, arms) for name in SETTINGS]
     if not all(settings):
-        return None
-
-    def standing(arm: str) -> tuple[int, float]:
+        return {}
+    found = {}
+    for arm in arms:
         verdicts = [satisfies(rows, arm) or {"": False} for rows in settings]
         shares = [statistics.mean(means(rows, arm, "same")) for rows in settings]
-        return sum(all(each.values()) for each in verdicts), statistics.mean(shares)
-
-    return max(arms, key=standing)
+        found[arm] = sum(all(each.values()) for each in verdicts), statistics.mean(shares)
+    return found
 
 
 def _of_all(content: dict[str, Any], name: str, arms: tuple[str, ...]) -> list[Row]:
@@ -485,12 +516,18 @@ def _of_all(content: dict[str, Any], name: str, arms: tuple[str, ...]) -> list[R
 def tables(content: dict[str, Any]) -> list[str]:
     found, scale = chosen(content), better_scale(content)
     names = "not yet" if found is None else "; ".join(found.values())
-    lines = [f"Better scale: {scale[0] if scale else 'not yet'}. Chosen: {names}.", ""]
+    lines = [
+        f"Better scale: {scale[0] if scale else 'not yet'}. Chosen: {names}. For the preset: "
+        f"{recommended(content) or 'none yet'}.",
+        "",
+    ]
     for name in PLANNED:
         if rows := parts_of(content, "confirm", name):
             setting = confirmed_setting(name)
             tokens = setting.steps * setting.batch
             lines += [f"## {name}, {tokens:,} tokens", "", *_setting(rows), ""]
+    if aucs := score_aucs(content):
+        lines += ["## The return score on these SAEs", "", *aucs, ""]
     if missing := not_run(content):
         lines += ["## Planned and not run", "", *missing, ""]
     rows = parts_of(content, "tuning", "tuning")
@@ -515,6 +552,43 @@ def _tuning(
         if name in there
     }
     return [title, "", *table("", shown, list(MEASURES.values())), ""] if shown else []
+
+
+def score_aucs(content: dict[str, Any]) -> list[str]:
+    """How the package's return score, which was fitted on other SAEs, orders these: by return as a direction, and
+    in function. Means over the SAEs."""
+    cells = {}
+    for name in PLANNED:
+        for arm in ARMS:
+            files = [
+                file
+                for row in parts_of(content, "confirm", name)
+                if row["arm"] == arm and "same" in row
+                if (file := features_file(name, arm, int(row["part"].split()[-2][:-1]))).exists()
+            ]
+            found = [one for file in files for one in _score_of_two(arm, file)]
+            if found:
+                means_of = np.mean(found, axis=0)
+                cells[f"{name}: {arm}"] = [str(len(found)), *(f"{one:.2f}" for one in means_of)]
+    heads = ["SAEs", "AUC, direction", "AUC, function", "top fifth in function", "lowest fifth"]
+    return table("", cells, heads) if cells else []
+
+
+def _score_of_two(arm: str, file: Path) -> list[list[float]]:
+    """Of each SAE of a pair: the two AUCs, and the shares of the top and the lowest fifth that do the same."""
+    kept, of_each = np.load(file), []
+    fit = fits()["with_noise" if arm in VSAES else "without_noise"]
+    for end in "ab":
+        signals = {name: kept[f"{name}_{end}"] for name in fit.rank}
+        score_F = np.where(kept[f"count_{end}"] > 0, fit.log_odds(ranks(signals)), -np.inf)
+        place_F = score_F.argsort().argsort() / len(score_F)
+        by_direction_F, same_F = (
+            kept[f"match_{end}"] >= RETURNING[0],
+            kept[f"same_{end}"] >= RETURNING[0],
+        )
+        aucs = [roc_auc_score(own_F, place_F) for own_F in (by_direction_F, same_F)]
+        of_each.append([*aucs, same_F[place_F >= 0.8].mean(), same_F[place_F < 0.2].mean()])
+    return of_each
 
 
 def not_run(content: dict[str, Any]) -> list[str]:
@@ -550,8 +624,29 @@ def _setting(rows: list[Row]) -> list[str]:
         missed = [what for what, holds in found.items() if not holds]
         pairs = len(paired(rows, arm, TOP_K, "same"))
         verdict = "satisfies it" if not missed else f"does not, by {', '.join(missed)}"
-        lines.append(f"\n{arm} ({pairs} pairs): {verdict}.")
+        lines.append(f"\n{arm} (pairs: {pairs}): {verdict}.")
     return lines
+
+
+def draw(content: dict[str, Any], page: Path) -> None:
+    """What comes back at each setting, as a direction and in function. A dot is a pair of seeds."""
+    import matplotlib.pyplot as plt
+
+    titles = {"returning_0.7": "come back as a direction", "same": "come back in what they do"}
+    figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), sharey=True)
+    for axis, (measure, title) in zip(axes, titles.items(), strict=True):
+        for height, name in enumerate(reversed(SETTINGS)):
+            rows = parts_of(content, "confirm", name)
+            for number, (arm, (label, colour)) in enumerate(DRAWN.items()):
+                shares = [100 * share for share in means(rows, arm, measure)]
+                place = [height + 0.12 * (1 - number)] * len(shares)
+                axis.plot(shares, place, "o", color=colour, label=None if height else label)
+        axis.set(title=title, xlabel="features (%)", xlim=(0, 100), ylim=(-0.5, 2.5))
+        axis.grid(axis="x", alpha=0.3)
+    names = [name.split(", ", 1)[1].replace("F = 4D, ", "") for name in reversed(SETTINGS)]
+    axes[0].set_yticks(range(len(names)), names)
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    save_plot(figure, page.with_suffix(".png"), dpi=110)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -565,7 +660,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 STAGES = Stages(
     "reproducibility.relative_noise",
     {"train": train, "tune": tune, "confirm": confirm, "smollm2": smollm2},
-    {"relative_noise": Page(tables)},
+    {"relative_noise": Page(tables, draw)},
     options,
 )
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from caches import HOOK, D
 
+from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.run_folder.reading import load_config
 from experiments.reproducibility import convergence, parts, relative_noise, settings
 from experiments.reproducibility.relative_noise import (
@@ -23,6 +24,7 @@ from experiments.reproducibility.relative_noise import (
     better,
     better_scale,
     chosen,
+    recommended,
     satisfies,
     tables,
     with_penalty,
@@ -145,6 +147,36 @@ def test_the_better_vsae_satisfies_more_settings_then_does_more_of_the_same():
     assert of((0.3, 0.4, 0.5), equal, equal, more=more) == BOTH, "of the pairs that both have"
     begun = [rows_of(f"tuning: {SMOLLM2[0]}: 920, 921", f"{NOISE}, lr 0.001")]
     assert of((0.3, 0.4, 0.5), equal, equal, more=begun) == NOISE, "what is searched stays"
+
+
+def test_the_preset_is_the_vsae_that_the_rule_names():
+    """Its learning rate is rounded: it is a multiple of upstream's rule."""
+    content = parts.read(relative_noise.RAW)
+    arm = recommended(content)
+    assert arm is not None
+    options = relative_noise.candidates(content)[arm][(chosen(content) or {})[arm]]
+    setting = CONFIRM[SETTINGS[0]]
+    theirs, config = (
+        setting.sae({n: v for n, v in options.items() if n != "batch"}, 0),
+        preset("recommended"),
+    )
+    assert config.run.batch_size == options["batch"]
+    assert config.run.steps * config.run.batch_size == pytest.approx(10**6, rel=0.1)
+    ours = config.sae.to_flat()
+    differ = {name for name, value in theirs.to_flat().items() if ours[name] != value}
+    assert differ <= {"lr"}, differ
+    assert ours["lr"] == pytest.approx(theirs.lr, rel=0.02)
+
+
+def test_a_vsae_that_satisfies_one_setting_is_not_the_preset(monkeypatch):
+    monkeypatch.setattr(relative_noise, "chosen", lambda content: {TOP_K: "", NOISE: "", BOTH: ""})
+
+    def of(*shares):
+        named = [dict(zip((TOP_K, NOISE, BOTH), each, strict=True)) for each in shares]
+        return recommended({"saes": [], "pairs": confirmed(named)})
+
+    assert of((0.3, 0.4, 0.5), (0.3, 0.2, 0.2), (0.3, 0.2, 0.2)) is None
+    assert of((0.3, 0.9, 0.4), (0.3, 0.2, 0.4), (0.3, 0.2, 0.2)) == BOTH
 
 
 @pytest.fixture
