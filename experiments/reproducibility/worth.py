@@ -32,13 +32,12 @@ from experiments.ground_truth import long_runs
 from experiments.language_models.explanations import WORDS, serve, words
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line
-from experiments.reproducibility.convergence import PAIRS, SETTINGS, TOP_K
+from experiments.reproducibility.convergence import BOTH, PAIRS, SETTINGS, TOP_K
 from experiments.reproducibility.parts import arm_folder_name, seed_folder
-from experiments.reproducibility.relative_noise import NORM, RELATIVE_BOTH
 from experiments.stages import Page, Stages
 
 RAW = RESULTS / "worth.json"
-ARMS = (TOP_K, NORM, RELATIVE_BOTH)
+ARMS = (TOP_K, BOTH)
 TOKENS, FIRINGS, SHUFFLES, EXPLAINED = 50_000, 32, 5, 200
 MOST_EXPLAINED = 0.05
 """The highest firing rate of a feature that is explained: those that fire in every excerpt can't be."""
@@ -337,7 +336,7 @@ def truth(arguments: argparse.Namespace) -> None:
 
 TRUTH_ARMS = {
     TOP_K: {"architecture": "top_k"},
-    NORM: {"relative": 0.3},
+    BOTH: {"noise": 0.3, "penalty": 0.01},
 }
 
 
