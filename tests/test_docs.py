@@ -13,7 +13,7 @@ from notebooks import NOTEBOOKS, read
 from dictionary_learning_ext.cli import COMMANDS
 from dictionary_learning_ext.commands.flags import Command, parse
 from dictionary_learning_ext.config.architectures import TRAINED
-from experiments.reproducibility import decisions
+from experiments.reproducibility import decisions, relative_noise
 from experiments.reproducibility.settings import BOTH, CONFIRM, PENALTY, RIVAL, TOP_K
 
 NOT_HERE = () if find_spec("sae_bench") else ("bench",)
@@ -151,14 +151,23 @@ def test_the_intervals_are_those_of_the_raw_results(other):
     assert f" | {' | '.join(cells)} |" in (ROOT / "experiments/RESULTS.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("setting", CONFIRM)
-def test_the_shares_and_fve_of_the_guide_are_those_of_the_raw_results(setting):
-    content = json.loads((ROOT / "experiments/results/reproducibility.json").read_text())
+@pytest.mark.parametrize("setting", relative_noise.SETTINGS)
+@pytest.mark.parametrize(
+    ("measure", "form"),
+    [
+        ("returning_0.7", "{:.0%}"),
+        ("same", "{:.0%}"),
+        ("fve", "{:.4f}"),
+        ("near_dead_0.1", "{:.0%}"),
+    ],
+)
+def test_the_shares_and_fve_of_the_guide_are_those_of_the_raw_results(setting, measure, form):
+    content = json.loads((ROOT / "experiments/results/relative_noise.json").read_text())
     rows = decisions.parts_of(content, "confirm", setting)
     cells = []
-    for arm in (TOP_K, BOTH, RIVAL):
-        share, fve = (decisions.means(rows, arm, name) for name in ("returning_0.7", "fve"))
-        cells.append(f"{mean(share):.0%} ({mean(fve):.4f})" if share else "not run")
+    for arm in (relative_noise.TOP_K, relative_noise.BOTH, relative_noise.PROBABILISTIC):
+        values = decisions.means(rows, arm, measure)
+        cells.append(form.format(mean(values)) if values else "not run")
     assert f" | {' | '.join(cells)} |" in (ROOT / "docs/science.md").read_text("utf-8")
 
 

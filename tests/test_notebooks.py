@@ -19,7 +19,7 @@ from upstreams_tracing import require_upstreams_tracing
 LARGEST = 250_000  # bytes
 SCREEN = 40  # lines
 SHORTER = [
-    (r"\bSTEPS = 300\b", "STEPS = 60"),
+    (r"\bSTEPS = (300|1200)\b", "STEPS = 60"),
     (r"\bsteps=100\b", "steps=20"),
     ("20_000", "4_000"),
     (r"\bn_ctxs=256\b", "n_ctxs=32"),

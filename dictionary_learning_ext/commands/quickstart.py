@@ -133,7 +133,7 @@ def _results(seeds: list[OfSeed]) -> str:
             "",
             "PW-MCC: mean cosine of matched features; null: that of random directions.",
             answer(parts[::-1]),
-            "After 4,000 steps 58% and 34% come back (docs/science.md).",
+            "After 64,000 steps, 72% and 51% come back (docs/science.md).",
         ]
     )
 

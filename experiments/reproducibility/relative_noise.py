@@ -566,7 +566,7 @@ def score_aucs(content: dict[str, Any]) -> list[str]:
                 if row["arm"] == arm and "same" in row
                 if (file := features_file(name, arm, int(row["part"].split()[-2][:-1]))).exists()
             ]
-            found = [one for file in files for one in _score_of_two(arm, file)]
+            found = [one for file in files for one in score_of_two(arm, file)]
             if found:
                 means_of = np.mean(found, axis=0)
                 cells[f"{name}: {arm}"] = [str(len(found)), *(f"{one:.2f}" for one in means_of)]
@@ -574,7 +574,7 @@ def score_aucs(content: dict[str, Any]) -> list[str]:
     return table("", cells, heads) if cells else []
 
 
-def _score_of_two(arm: str, file: Path) -> list[list[float]]:
+def score_of_two(arm: str, file: Path) -> list[list[float]]:
     """Of each SAE of a pair: the two AUCs, and the shares of the top and the lowest fifth that do the same."""
     kept, of_each = np.load(file), []
     fit = fits()["with_noise" if arm in VSAES else "without_noise"]

@@ -362,7 +362,7 @@ def tables(content: dict[str, Any]) -> list[str]:
     of_truth = [row for row in content["rows"] if "true_returning" in row]
     if of_truth:
         cells = {
-            f"{row['part'].removeprefix('truth: ')}, {row['arm']}": [
+            f"{row['part'].removeprefix('truth: ')}, {row['arm']}, seed {row['seed']}": [
                 *(f"{row[key]:.3f}" for key in ("share", "true_returning", "true_others")),
                 f"{row['true_returning'] - row['true_others']:+.3f}",
             ]
