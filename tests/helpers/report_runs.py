@@ -29,7 +29,7 @@ BARE = [*QUICK, "--synthesise", "0"]
 def train(model, text, folder, *flags):
     words = (
         f"--model {model} --data {text} --steps 30 --batch-size 64 --n-ctxs 16 --ctx-len 32 "
-        "--dict-size 32 --k 4 --eval-tokens 200 --eval-documents 4 --log-steps 10 "
+        "--dict-size 32 --k 4 --lr 2e-3 --eval-tokens 200 --eval-documents 4 --log-steps 10 "
         "--hook blocks.0.hook_resid_post"
     )
     assert main(["train", *shlex.split(words), "--save-dir", str(folder), *flags]) == 0

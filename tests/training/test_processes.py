@@ -376,7 +376,7 @@ def test_sigterm_ends_the_command_with_143_and_resume_goes_on(
     (step,) = steps_of(folder)
     resume = ["train", "--resume", str(folder)]
     assert main([*resume, "--beta", "3"]) == 2
-    assert "--beta 0.03, not 3.0; leave out --beta" in capsys.readouterr().err.splitlines()[-1]
+    assert "--beta 0.01, not 3.0; leave out --beta" in capsys.readouterr().err.splitlines()[-1]
     assert main(resume) == 0
     assert f"from step {step}" in caplog.text
     own_wandb()  # it has then written its files
