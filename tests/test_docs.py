@@ -4,13 +4,15 @@ import json
 import re
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+from export_folders import of_gemma_scope
 from guide import PAGES, ROOT, blocks, lines, our_words, run_page
 from notebooks import NOTEBOOKS, read
 
-from dictionary_learning_ext.cli import COMMANDS
+from dictionary_learning_ext.cli import COMMANDS, main
 from dictionary_learning_ext.commands.flags import Command, parse
 from dictionary_learning_ext.config.architectures import TRAINED
 from experiments.reproducibility import decisions, relative_noise
@@ -92,6 +94,26 @@ def test_sections_that_pages_link_to_are_there():
             anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor in anchors, f"{page.name}: {target}#{anchor}"
     assert checked > 35
+
+
+@pytest.mark.slow
+def test_the_readmes_check_of_any_sae_runs_on_local_folders(
+    tiny_lm_dir, text, tmp_path, monkeypatch
+):
+    """Gemma Scope's on the hub, and two SAEs of one's own: folders of Gemma Scope's layout stand for them."""
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert block is not None
+    on_text = ["--model", str(tiny_lm_dir), "--data", text, "--tokens", "300"]
+    local = {}
+    for line in lines(block[1]):
+        _, command, *words = line.split()
+        for name in (word for word in words if "/" in word):
+            local[name] = f"gemma-scope-2b-pt-res/layer_0/width_{len(local)}/average_l0_8"
+            of_gemma_scope(tmp_path / local[name], 16, 32)
+        assert main([command, *(local.get(word, word) for word in words), *on_text]) == 0
+    assert len(local) == 3
+    assert Path("scores.csv").is_file()
 
 
 def test_every_architecture_is_in_the_guide():
