@@ -104,6 +104,8 @@ def contents(folder: Path) -> dict[str, str]:
     """A hash of every file below a folder, but for those that are left out. Dates, times and ids are left out."""
     found = {}
     for path in sorted(folder.rglob("*")):
+        if "__pycache__" in path.parts:
+            continue
         if path.is_file() and path.name not in _LEFT_OUT:
             content = path.read_bytes()
             if path.suffix in (".json", ".html"):

@@ -124,7 +124,7 @@ def chat():
 def to_explain(tiny_lm_dir, text, tmp_path_factory):
     """A small run whose features fire rarely. Tests leave its folder as it is."""
     folder = tmp_path_factory.mktemp("to_explain") / "vsae"
-    return train(tiny_lm_dir, text, folder, "--dict-size", "128", "--k", "2")
+    return train(tiny_lm_dir, text, folder, "--dict-size", "128", "--k", "2", "--beta", "0.03")
 
 
 HOSTILE = "=1+1</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
