@@ -91,7 +91,8 @@ def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
 
 
 def preset(name: str, steps: int | None = None) -> TrainConfig:
-    """The defaults changed by a preset, and its schedules scaled to `steps` if given.
+    """The defaults changed by a preset, and its schedules scaled to `steps` if given. Its learning rate is for its own
+    dict_size: for another, see `recommended_lr`.
 
     Raises: ConfigError for an unknown name.
     """
@@ -127,7 +128,8 @@ def trainer_options(
         name: recommended, paper or paper-as-run.
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
-        k: features kept per token. The preset's own k and dict_size are not used.
+        k: features kept per token. The preset's own k and dict_size are not used, and the learning rate of
+            `recommended` follows from dict_size.
         steps: of the whole training.
         mean_squared_norm: E||x||^2 of the activations (B, D) that the trainer sees, e.g.
             `float(x.square().sum(-1).mean())` of a batch. Default: 1, which `normalize_activations=True`
