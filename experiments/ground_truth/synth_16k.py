@@ -6,12 +6,13 @@
     ... train --arms TopK BatchTopK --seeds 0 1                            # these rows alone
     ... train --samples 200000000                                          # the benchmark's length: for a GPU
 
-PROTOCOL_SYNTH_16K.md was written before. Needs [synthetic]. It can be stopped at any time: a row that is there is not made
-again, and the training that was stopped is continued. Every row is written when it is measured.
+PROTOCOL_SYNTH_16K.md was written before. Needs [synthetic]. The SAEs of a seed are trained side by side. It can be stopped at any
+time: a row that is there is not made again, and the training that was stopped is continued.
 """
 
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ RUNS, RAW = Path("runs/synth_16k"), RESULTS / "synth_16k.json"
 ARMS: dict[str, Options] = {
     "TopK": RIVALS["TopK"],
     "BatchTopK": RIVALS["BatchTopK"],
-    "recommended": SAMPLED["noise 0.3, penalty 0.03"],
+    "recommended until 2026-11-29": SAMPLED["noise 0.3, penalty 0.03"],
+    "recommended": SAMPLED["noise 0.3, penalty 0.01"],
     "Matryoshka": {
         "architecture": "matryoshka",
         "group_fractions": (1 / 32, 3 / 32, 12 / 32, 16 / 32),
@@ -64,8 +66,9 @@ PUBLISHED = {
 """The first four of SHOWN, on SAELens's page of the benchmark: means of five seeds, 200 million samples."""
 
 
-def trained(arm: str, seed: int, samples: int) -> Path:
-    """The run folder of an SAE, which is trained or continued if it isn't finished."""
+def trained(arms: Sequence[str], seed: int, samples: int) -> dict[str, Path]:
+    """The run folders of a seed's SAEs, by arm. Those that aren't finished are trained or continued, all on the
+    same samples, which are drawn once."""
     steps = samples // BATCH
     run = RunConfig(
         **settings_of_run(MODEL),
@@ -77,11 +80,11 @@ def trained(arm: str, seed: int, samples: int) -> Path:
         log_steps=max(1, steps // 100),
         overwrite=True,
     )
-    sae = Setting("", "", 768, dict_size=WIDTH, k=K, steps=steps, lr=LR).sae(
-        ARMS[arm] | {"decay_start": None}, seed
-    )
-    name = arm.replace(" ", "-")
-    return train_missing(run, RUNS / str(samples) / str(seed), {name: sae}, WEIGHTS)[name]
+    setting = Setting("", "", 768, dict_size=WIDTH, k=K, steps=steps, lr=LR)
+    names = {arm: arm.replace(" ", "-") for arm in arms}
+    saes = {names[arm]: setting.sae(ARMS[arm] | {"decay_start": None}, seed) for arm in arms}
+    folders = train_missing(run, RUNS / str(samples) / str(seed), saes, WEIGHTS)
+    return {arm: folders[name] for arm, name in names.items()}
 
 
 class _HeldOut:
@@ -129,20 +132,22 @@ def measured(folder: Path) -> dict[str, float]:
 def train(arguments: Namespace) -> None:
     t.set_num_threads(arguments.threads)
     for seed in arguments.seeds:
-        for arm in arguments.arms:
-            name = f"{arm}, seed {seed}, {arguments.samples:,} samples"
-            if name in read()["rows"]:
-                continue
-            began, row = time.monotonic(), None
-            try:
-                row = measured(trained(arm, seed, arguments.samples))
-            finally:  # the minutes of a training that is stopped count, too
+        part = f"seed {seed}, {arguments.samples:,} samples"
+        rows = {arm: f"{arm}, {part}" for arm in arguments.arms}
+        missing = [arm for arm in arguments.arms if rows[arm] not in read()["rows"]]
+        if not missing:
+            continue
+        began = time.monotonic()
+        try:
+            for arm, folder in trained(missing, seed, arguments.samples).items():
                 content = read()
-                about_it = about(began, content["parts"].get(name))
-                content["parts"][name] = about_it | {"cpu": cpu(), "threads": arguments.threads}
-                if row is not None:
-                    content["rows"][name] = row
+                content["rows"][rows[arm]] = measured(folder)
                 raw_results.write(RAW, content)
+        finally:  # the minutes of a training that is stopped count, too
+            content = read()
+            about_it = about(began, content["parts"].get(part))
+            content["parts"][part] = about_it | {"cpu": cpu(), "threads": arguments.threads}
+            raw_results.write(RAW, content)
 
 
 def read() -> dict[str, Any]:
@@ -158,19 +163,15 @@ def tables(content: dict[str, Any]) -> list[str]:
         cells = [f"{number:.4f}" for number in numbers]
         rows[f"published: {arm}, 200,000,000 samples"] = [*cells, "", "", "25", ""]
     lines = table("", rows, list(SHOWN.values()))
-    made = {name: content["parts"][name] for name in content["rows"]}
-    lines += [
-        "",
-        *(
-            f"- {name}: {about_line(own)}, {own['cpu']}, {own['threads']} threads."
-            for name, own in made.items()
-        ),
+    made = [
+        f"- {name}: {about_line(own)}, {own['cpu']}, {own['threads']} threads."
+        for name, own in content["parts"].items()
     ]
-    return lines if made else lines[:-1]
+    return [*lines, "", *made] if made else lines
 
 
 def options(parser: ArgumentParser) -> None:
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS][:3])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS][:4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--samples", type=int, default=SAMPLES, help="each SAE sees this many")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
