@@ -214,20 +214,32 @@ class SamplingTrainer(ABC):
         x = self._prepared(x)
         if not logging:
             return self._terms(x, step, self.generator).loss
+        losses = self._losses(x, step)
+        with t.no_grad():
+            x_hat, f = self.ae(x, output_features=True)
+        return LossLog(x, x_hat, f, losses)
+
+    def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:
+        """See `Trainer`."""
+        x = self._prepared(x)
+        losses = self._losses(x, step)
+        parameters: dict[str, Any] = self.get_logging_parameters()  # pyright: ignore
+        parameters = {name: float(value) for name, value in parameters.items()}
+        with t.no_grad():
+            return losses | parameters | self._reconstruction(x, step)
+
+    def _losses(self, x: t.Tensor, step: int) -> dict[str, float]:
+        """What is logged of the loss of `_prepared` activations. Its noise is from a copy of the generator."""
         generator = t.Generator(self.device)
         generator.set_state(self.generator.get_state())
         with t.no_grad():
             losses = self._logged(self._terms(x, step, generator), x)
-            x_hat, f = self.ae(x, output_features=True)
-        return LossLog(x, x_hat, f, {name: value.item() for name, value in losses.items()})
+        return {name: value.item() for name, value in losses.items()}
 
-    def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:
-        """See `Trainer`."""
-        log = self.loss(x, step, logging=True)
-        parameters: dict[str, Any] = self.get_logging_parameters()  # pyright: ignore
-        parameters = {name: float(value) for name, value in parameters.items()}
-        with t.no_grad():
-            return log.losses | parameters | batch_metrics(log.x, log.x_hat, log.f)
+    def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
+        """`batch_metrics` of `_prepared` activations, by the mean."""
+        x_hat, f = self.ae(x, output_features=True)
+        return batch_metrics(x, x_hat, f)
 
     def check(self, step: int) -> Failure | None:
         """See `Trainer`. The optimiser skips every step that is not finite."""

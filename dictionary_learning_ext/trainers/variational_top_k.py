@@ -45,6 +45,7 @@ from .kernels.step import (
     StepObjective,
     Weights,
     loss_and_gradients,
+    mean_code_metrics,
     token_norm,
     variational_loss,
 )
@@ -375,6 +376,12 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         log_var = self.ae.log_var(x)
         ratio, mean_sigma = self._noise_to_signal(x, log_var), (0.5 * log_var).exp().mean()
         return losses | {"noise_to_signal": ratio, "mean_sigma": mean_sigma}
+
+    def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
+        """See `SamplingTrainer`. Of the K largest, in the products' dtype of the training."""
+        objective = replace(self._objective(x, step, self.generator), k=int(self.ae.k))
+        with t.autocast(x.device.type, enabled=False):
+            return mean_code_metrics(x, self.ae.weights, objective)
 
     def _noise_to_signal(self, x: t.Tensor, log_var: t.Tensor) -> t.Tensor:
         variance, energy = log_var.exp().mean(), x.square().sum(-1).mean()

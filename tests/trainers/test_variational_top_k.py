@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from variational_trainers import NOISE_ON, POSTERIORS, D, F, as_upstream, data, make_trainer
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, VariationalTopKTrainer
-from dictionary_learning_ext.config.sae import PosteriorOptions, VSAETopKConfig
+from dictionary_learning_ext.config.sae import SELECT_BY, PosteriorOptions, VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
+from dictionary_learning_ext.trainers.base import batch_metrics
 from dictionary_learning_ext.trainers.kernels import select, step
 from dictionary_learning_ext.trainers.kernels.products import StepForm
 from dictionary_learning_ext.trainers.kernels.step import StepObjective
@@ -465,6 +466,24 @@ def test_a_log_computes_nothing_twice(options, products):
         with t.no_grad():
             expected = trainer.ae.posterior(x).kl.sum(-1).mean().item()
         assert kl == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("selection", SELECT_BY)
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_a_log_says_how_the_code_by_the_mean_reconstructs(posterior, selection, rectify):
+    options = {"posterior": posterior, "select_by": selection, "rectify": rectify}
+    options |= {"noise_on": "selection"} if posterior == "relative" else {}
+    trainer = built("vsae_top_k", k_anneal_steps=20, **options)
+    for step in range(3):
+        trainer.update(step, batch(step))
+    x = batch(3)
+    x[0] = trainer.ae.b_dec.detach()  # a row of which a ReLU keeps less than K
+    x[1:] -= 1
+    logged = trainer.metrics(3, x)
+    with t.no_grad():
+        expected = batch_metrics(x, *trainer.ae(x, output_features=True))
+    assert {name: logged[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_is_logged_and_kept_in_float64_is_not_rounded_to_float32():
