@@ -96,6 +96,13 @@ class PairOfSAEs:
         match_G[self.matched_F[self.is_matched_F]] = self.match_F[self.is_matched_F]
         return match_G
 
+    @cached_property
+    def matched_G(self) -> np.ndarray:
+        """(G,), the number in the first of that match; -1 without one."""
+        matched_G = np.full(self.n_others, -1)
+        matched_G[self.matched_F[self.is_matched_F]] = np.flatnonzero(self.is_matched_F)
+        return matched_G
+
     @property
     def is_matched_F(self) -> np.ndarray:
         """(F,), which features of the first have a match."""
@@ -180,6 +187,12 @@ class Reproducibility:
         if (name, other) in self.pairs:
             return self.pairs[name, other].match_F
         return self.pairs[other, name].match_G
+
+    def matched(self, name: str, other: str) -> np.ndarray:
+        """(F,), the number in another SAE of each feature's match there; -1 without one."""
+        if (name, other) in self.pairs:
+            return self.pairs[name, other].matched_F
+        return self.pairs[other, name].matched_G
 
 
 def returning(matches_SF: Any) -> dict[float, float]:

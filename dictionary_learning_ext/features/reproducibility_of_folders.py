@@ -451,17 +451,26 @@ def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
 
 def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
     """A CSV file with a row for each feature. Raises CheckpointError if it can't be written."""
+    names = found.measured.names
     head = ["sae", "feature", "mean_match", "returns_in", "of", "null"]
+    head += [f"match_in_{name}" for name in names] + (["score"] if found.scores else [])
     with (
         replacing(Path(path), Setting("csv")) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
-        rows: list[list[Any]] = [[*head, "score"] if found.scores else head]
-        for name in found.measured.names:
+        rows: list[list[Any]] = [head]
+        for name in names:
             scores, own = found.measured.scores(name), found.scores.get(name)
+            matched = {
+                other: found.measured.matched(name, other) for other in names if other != name
+            }
             for feature, match in enumerate(scores.match_F):
                 returns = int(scores.returns_F[feature])
                 row = [name, feature, f"{match:.4f}", returns, scores.of, f"{scores.null:.4f}"]
+                there = [
+                    int(matched[other][feature]) if other in matched else -1 for other in names
+                ]
+                row += ["" if number < 0 else number for number in there]
                 if found.scores:
                     row.append("" if own is None else f"{own.score_F[feature]:.1f}")
                 rows.append(row)

@@ -519,7 +519,10 @@ def untested_on(dictionary: Dictionary, config: dict[str, Any], model: str) -> s
     if not any(architecture in tested for tested in TESTED_ON.values()):
         new.append(f"the architecture {architecture}")
     together = f"{architecture} SAEs of {library} on {model}"
-    return f"The return score was not tested on {', '.join(new) or together}."
+    return (
+        f"The return score was not tested on {', '.join(new) or together}. How well it orders these features shows when a "
+        "second seed is compared."
+    )
 
 
 @cache

@@ -139,6 +139,9 @@ def _named_by(folder: str | Path, config: dict[str, Any], given: dict[str, Any])
     return found
 
 
+_HOOKS = " (`vsae hooks --model NAME` lists a model's hook points)"
+
+
 def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, Any]) -> RunConfig:
     """The run of a folder of upstream's or another library's, as far as its "buffer" tells.
 
@@ -155,12 +158,15 @@ def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, 
         }
         raise ConfigError(
             f"{folder}: its files name {' and '.join(unknown[name] for name in missing)}",
-            instead=Template("give {missing}", missing=listed(map(Setting, missing), " and ")),
+            instead=Template(
+                "give {missing}" + _HOOKS * ("hook" in missing),
+                missing=listed(map(Setting, missing), " and "),
+            ),
         )
     found = {"text_packing": "truncate"} | settings_named_in(config)
     if "data" not in found and known["data"] is None:
         logger.warning(
-            "%s: its settings don't say which text it was trained on; measuring on --data %s",
+            "%s: its settings don't say which text it was trained on; measuring on --data %s. --data FILE names another.",
             *(folder, RunConfig.data),
         )
     own = {name: known[name] for name in ("model", "hook")}

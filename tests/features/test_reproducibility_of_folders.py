@@ -195,6 +195,10 @@ def test_a_damaged_folder_is_not_told_to_leave_out_the_text(seeds, tmp_path, cap
     assert "--tokens" not in capsys.readouterr().err
 
 
+def normalized(dictionary):
+    return t.nn.functional.normalize(decoder_directions(dictionary), dim=1)
+
+
 def test_json_and_the_features_csv(seeds, tmp_path, capsys):
     path = tmp_path / "new" / "features.csv"
     assert main(["reproduce", seeds[0], seeds[1], "--json", "--csv", str(path)]) == 0
@@ -261,6 +265,15 @@ def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, 
     rows = list(csv.DictReader(path.open()))
     assert [row["sae"] for row in rows] == ["seed1"] * F + ["wide"] * 2 * F
     assert sum(row["mean_match"] == "0.0000" for row in rows) == F
+    ours, theirs = rows[:F], rows[F:]
+    unit = [normalized(load_dictionary(one)[0]) for one in (seeds[1], wide)]
+    for row in ours:
+        number = int(row["match_in_wide"])
+        cosine = abs(float(unit[0][int(row["feature"])] @ unit[1][number]))
+        assert float(row["mean_match"]) == pytest.approx(cosine, abs=1e-4)
+        assert theirs[number]["match_in_seed1"] == row["feature"]
+    assert sum(row["match_in_seed1"] == "" for row in theirs) == F
+    assert {row["match_in_seed1"] for row in ours} == {""}, "its own"
 
 
 def test_saes_of_two_widths_are_refused_and_nothing_else_is_said(seeds, tmp_path, capsys, caplog):

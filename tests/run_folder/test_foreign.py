@@ -451,7 +451,7 @@ def test_where_sparsify_trained_is_in_its_folders_name_and_the_run_beside(
 
 def test_what_no_file_names_is_asked_for(of_sparsify):
     folder, _ = of_sparsify("layers.1.mlp")  # which is no hook point where a norm follows
-    message = r"no certain language model.* and no hook point.*; give --model and --hook$"
+    message = r"no certain language model.* and no hook point.*; give --model and --hook "
     with pytest.raises(ConfigError) as refused:
         run_of(folder)
     assert re.search(message, refused.value.as_typed)

@@ -475,8 +475,8 @@ def test_a_log_says_how_the_code_by_the_mean_reconstructs(posterior, selection, 
     options = {"posterior": posterior, "select_by": selection, "rectify": rectify}
     options |= {"noise_on": "selection"} if posterior == "relative" else {}
     trainer = built("vsae_top_k", k_anneal_steps=20, **options)
-    for step in range(3):
-        trainer.update(step, batch(step))
+    for i in range(3):
+        trainer.update(i, batch(i))
     x = batch(3)
     x[0] = trainer.ae.b_dec.detach()  # a row of which a ReLU keeps less than K
     x[1:] -= 1
