@@ -17,6 +17,8 @@ from dictionary_learning_ext.commands.flags import Command, parse
 from dictionary_learning_ext.config.architectures import TRAINED
 from experiments.reproducibility import decisions, relative_noise
 from experiments.reproducibility.settings import BOTH, CONFIRM, PENALTY, RIVAL, TOP_K
+from experiments.return_score import threshold
+from experiments.return_score.threshold_page import auc_of_tests
 
 NOT_HERE = () if find_spec("sae_bench") else ("bench",)
 """Subcommands whose extra isn't installed. `make test-saebench` runs their page."""
@@ -153,6 +155,18 @@ def test_what_the_return_score_makes_of_the_truth_is_that_of_the_raw_results():
     results = " ".join((ROOT / "experiments/RESULTS.md").read_text(encoding="utf-8").split())
     assert f"For return its AUC is {interval(large, 'auc_return', '.2f')} there after 16" in results
     assert f"it fails for return, too ({interval(small, 'auc_return', '.2f')})" in results
+
+
+@pytest.mark.parametrize("arm", ["TopK", "BatchTopK", "Matryoshka", "JumpReLU"])
+def test_the_scores_of_threshold_saes_are_those_of_the_raw_results(arm):
+    content = json.loads((ROOT / "experiments/results/return_score_threshold.json").read_text())
+    at = [test.setting for test in threshold.TESTS[:3:2]]  # blocks.2 and blocks.0
+    rows = [r for r in content["tests"] if (r["setting"], r["arm"]) == (at[0], arm)]
+    cells = [arm, f"{mean(row['returning']['direction'] for row in rows):.0%}"]
+    for label in ("direction", "function"):
+        auc = auc_of_tests(content, label, "today")
+        cells.append(" / ".join(f"{auc[setting, arm]:.2f}" for setting in at))
+    assert f"| {' | '.join(cells)} |" in (ROOT / "docs/reproducibility.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("other", [TOP_K, PENALTY, RIVAL])

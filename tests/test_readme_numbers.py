@@ -10,6 +10,7 @@ import pytest
 from dictionary_learning_ext.config.presets import recommended_lr
 from experiments.reproducibility import decisions, relative_noise
 from experiments.reproducibility.settings import BOTH, CONFIRM, TOP_K
+from experiments.return_score.threshold_page import auc_of_tests
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -110,6 +111,17 @@ def the_score():
     yield f"{top:.0%} of the top fifth come back in what they do, and {lowest:.0%} of the lowest"
 
 
+def the_score_of_others():
+    found = auc_of_tests(raw("return_score_threshold"), "function", "today")
+    of_arm = {arm: [v for (_, a), v in found.items() if a == arm] for _, arm in found}
+    known = [*of_arm["TopK"], *of_arm["BatchTopK"], *of_arm["Matryoshka"]]
+    weak = of_arm["JumpReLU"]
+    yield (
+        f"(an AUC of {min(known):.2f} to {max(known):.2f}), and for JumpReLU SAEs, as Gemma Scope's, hardly anything "
+        f"({' and '.join(f'{value:.2f}' for value in weak)})"
+    )
+
+
 def the_worth():
     rows = [
         row
@@ -127,7 +139,15 @@ def the_worth():
         yield form.format(ours, others)
 
 
-PHRASES = (coming_back, the_worth, the_paper, the_truth, the_score, speed)
+PHRASES = (
+    coming_back,
+    the_worth,
+    the_paper,
+    the_truth,
+    the_score,
+    the_score_of_others,
+    speed,
+)
 NOT_MEASURED = ["3.1", "1.8", "0.7", "0.7"]
 """The oldest Python (3.10), the small model's millions of parameters, and from which cosine and correlation a feature
 comes back."""

@@ -43,7 +43,7 @@ from .contexts import (
 )
 from .directions import LogitLens, decoder_directions
 from .explanations import Explanation, Explanations, read_explanations
-from .return_score import ReturnScores, SignalCollector, has_score, require_score, untested_on
+from .return_score import ReturnScores, SignalCollector, caveat_on, has_score, require_score
 
 _ROWS = 20
 
@@ -74,7 +74,7 @@ def measure_features(
     tokens: int,
     *,
     with_scores: bool = True,
-    untested: Sequence[str | None] = (),
+    caveats: Sequence[str | None] = (),
     others: Iterable[RowCollector] = (),
     **kept: Any,
 ) -> tuple[list[MeasuredFeatures], Sinks | None]:
@@ -85,7 +85,7 @@ def measure_features(
         tokenizer: the language model's.
         tokens: an upper limit on the tokens in `batches`.
         with_scores: measure the return scores, too.
-        untested: of each SAE, what its scores say of where the score was tested, see `untested_on`.
+        caveats: of each SAE, what is known of its scores, see `caveat_on`.
         others: get the same activations.
         kept: what is kept of each feature, see `FeatureCollector`.
 
@@ -94,7 +94,7 @@ def measure_features(
     Raises: TextError if there is no token; NonFiniteError if an SAE's features are NaN or infinite.
     """
     collectors = [FeatureCollector(sae, tokens, **kept) for sae in dictionaries]
-    said = zip(dictionaries, untested or [None] * len(dictionaries), strict=True)
+    said = zip(dictionaries, caveats or [None] * len(dictionaries), strict=True)
     signals = [SignalCollector(s, u) if with_scores and has_score(s) else None for s, u in said]
     row_sinks = [*filter(None, signals), *others]
     finder = SinkFinder(tokenizer)
@@ -171,7 +171,7 @@ def features_of(
         batches,
         model.tokenizer,
         tokens,
-        untested=[untested_on(dictionary, config, run.model)],
+        caveats=[caveat_on(dictionary, config, run.model)],
         top=contexts,
         profile_tokens=1,
         seed=seed,

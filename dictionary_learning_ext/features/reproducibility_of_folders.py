@@ -47,8 +47,8 @@ from .return_score import (
     FIFTHS,
     ReturnScores,
     SignalCollector,
+    caveat_on,
     has_score,
-    untested_on,
     wrapped,
 )
 
@@ -215,7 +215,7 @@ def _on_held_out(
         saes = {names[folder]: dictionary for folder, (dictionary, _) in opened.saes.items()}
         coders = {name: CodeCollector(sae) for name, sae in saes.items()}
         scorers = {
-            names[folder]: SignalCollector(sae, untested_on(sae, config, opened.run.model))
+            names[folder]: SignalCollector(sae, caveat_on(sae, config, opened.run.model))
             for folder, (sae, config) in opened.saes.items()
             if has_score(sae)
         }
@@ -406,9 +406,7 @@ def reproducibility_table(found: ReproducibilityOfFolders) -> str:
             text_table(["by the return score", "returning > 0.7"], rows),
             "by the return score: an SAE's features, ordered from that SAE alone by how\n"
             "likely they are to return, in five equal parts; the share of each that returns.",
-            *dict.fromkeys(
-                wrapped(each.untested) for each in found.scores.values() if each.untested
-            ),
+            *dict.fromkeys(wrapped(each.caveat) for each in found.scores.values() if each.caveat),
         ]
     return "\n\n".join(parts)
 

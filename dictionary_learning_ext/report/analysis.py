@@ -35,7 +35,7 @@ from ..features.reproducibility_of_folders import (
     comparable_configs,
     reproduce,
 )
-from ..features.return_score import ReturnScores, untested_on
+from ..features.return_score import ReturnScores, caveat_on
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
@@ -142,7 +142,7 @@ def analyse(
         inputs.contexts(run.hook, options.split, options.tokens),
         language_model.tokenizer,
         options.tokens,
-        untested=[untested_on(one, config, run.model) for one, config in opened.saes.values()],
+        caveats=[caveat_on(one, config, run.model) for one, config in opened.saes.values()],
         others=[coder for folder_coders in coders.values() for coder in folder_coders.values()],
         profile_tokens=options.map_tokens,
         seed=options.seed,

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch as t
-from dictionary_learning.dictionary import Dictionary
 
 from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.features.directions import alignment
@@ -14,7 +13,6 @@ from dictionary_learning_ext.features.return_score import (
     SignalCollector,
     has_noise,
     margins,
-    thresholds,
 )
 
 TOKENS = 50_000
@@ -24,17 +22,15 @@ _EDGE = 1.2
 
 
 class CandidateCollector(SignalCollector):
-    """All signals of PROTOCOL.md, and of an SAE with thresholds that of PROTOCOL_THRESHOLD.md."""
-
-    def __init__(self, dictionary: Dictionary):
-        super().__init__(dictionary)
-        self._threshold_F = thresholds(dictionary)
+    """All signals of PROTOCOL.md. An SAE with thresholds has both margins of PROTOCOL_THRESHOLD.md: that which was chosen,
+    and is the package's, has its own name here."""
 
     def _values(self, found: Selections) -> dict[str, t.Tensor]:
         values = super()._values(found)
-        values["near_edge"] = (values["margin"] < math.log(_EDGE)).double()
         if self._threshold_F is not None:
-            values[OWN_MARGIN] = margins(found, self._threshold_F)
+            values[OWN_MARGIN] = values["margin"]
+            values["margin"] = margins(found)
+        values["near_edge"] = (values["margin"] < math.log(_EDGE)).double()
         if has_noise(self.dictionary):
             generator = t.Generator().manual_seed(self.tokens)
             sampled_NF = self.dictionary.encode(found.x_ND, sample=True, generator=generator)

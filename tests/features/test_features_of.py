@@ -250,7 +250,7 @@ def test_features_have_the_return_score_of_the_tokens_measured_on(tiny_lm):
         collector.add(read_residual(tiny_lm, point, ids_BL, t.ones_like(ids_BL))[0])
     expected = collector.scores()
     assert found.return_scores.tokens == found.tokens == expected.tokens
-    assert "language model" in str(found.return_scores.untested)
+    assert "language model" in str(found.return_scores.caveat)
     assert found.return_scores.score_F == pytest.approx(expected.score_F)
     assert [one.return_score for one in found] == found.return_scores.score_F.tolist()
     first = repr(found[7]).splitlines()[0]

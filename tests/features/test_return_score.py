@@ -11,6 +11,7 @@ import pytest
 import torch as t
 from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, JumpReluAutoEncoder
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from export_folders import edit_weights
 from scipy.stats import rankdata, spearmanr
@@ -26,23 +27,26 @@ from dictionary_learning_ext.features.return_score import (
     FEW_SELECTIONS,
     SIGNALS,
     TESTED_ON,
+    WEAK_ON,
     ReturnScoreError,
     ReturnScores,
     Selections,
     SignalCollector,
     architecture_of,
+    caveat_on,
     fits,
     has_noise,
     margins,
     ranks,
     return_scores,
     thresholds,
-    untested_on,
 )
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 from experiments import raw_results
+from experiments.return_score import threshold
 from experiments.return_score.fitting import Step, smallest
 from experiments.return_score.study import FITS, FITTED, RAW, load, refit
+from experiments.return_score.threshold_page import auc_of_tests
 
 N, D, F, K = 70, 6, 15, 3
 
@@ -124,6 +128,8 @@ def slowly(sae, x):
     error = (x - sae.decode(t.from_numpy(f))).square().sum(1).numpy()
     length = np.linalg.norm(directions, axis=1)
     unit = directions / length[:, None]
+    has_threshold = isinstance(sae, JumpReluAutoEncoder | BatchTopKSAE)
+    exceeded = sae.threshold.numpy() * length if has_threshold else None
     found = {name: np.full(F, np.nan) for name in SIGNALS}
     rises = np.zeros(F)
     for i in range(F):
@@ -137,7 +143,8 @@ def slowly(sae, x):
             left = (x[n] - sae.decode(t.from_numpy(without))).square().sum()
             rises[i] += float(left) - error[n]
             written = np.abs(f[n]) * length
-            margins.append(np.log(written[i] / min(v for v in written if v != 0)))
+            least = min(v for v in written if v != 0) if exceeded is None else exceeded[i]
+            margins.append(np.log(written[i] / least))
         size = np.abs(f[at, i])
         cosines = [unit[i] @ unit[j] for j in range(F) if j != i]
         found["firing_rate"][i] = len(at) / len(x)
@@ -434,7 +441,7 @@ def of(library, architecture="jumprelu"):
             JumpReluAutoEncoder(D, F),
             of("Gemma Scope"),
             "google/gemma-2-2b",
-            ["Gemma Scope", "google/gemma-2-2b", "JumpReLU"],
+            ["Gemma Scope", "google/gemma-2-2b", "JumpReLU", "embedded"],
         ),
         (
             AutoEncoderTopK(D, F, K),
@@ -445,7 +452,7 @@ def of(library, architecture="jumprelu"):
     ],
 )
 def test_what_the_score_was_not_tested_on_is_named(sae, config, model, new):
-    said = untested_on(sae, config, model)
+    said = caveat_on(sae, config, model)
     assert (said is None) is (not new)
     known = {OURS, "embedded", "gpt2", "JumpReLU", "SAELens", "Gemma Scope", "sparsify", "abstopk"}
     for name in known | {"google/gemma-2-2b"}:
@@ -453,26 +460,43 @@ def test_what_the_score_was_not_tested_on_is_named(sae, config, model, new):
     assert collected(sae, tokens()).scores().warnings != []  # of few tokens
     scores = SignalCollector(sae, said)
     scores.add(tokens())
-    assert scores.scores().untested == said
+    assert scores.scores().caveat == said
     assert (said in scores.scores().warnings) is bool(new)
 
 
 def test_parts_that_were_tested_apart_are_named_together(monkeypatch):
     apart = {(OURS, "embedded"): ("TopK",), (OURS, "gpt2"): ("JumpReLU",)}
     monkeypatch.setattr(return_score, "TESTED_ON", apart)
-    assert untested_on(AutoEncoderTopK(D, F, K), {}, "embedded") is None
-    said = untested_on(AutoEncoderTopK(D, F, K), {}, "gpt2")
+    assert caveat_on(AutoEncoderTopK(D, F, K), {}, "embedded") is None
+    said = caveat_on(AutoEncoderTopK(D, F, K), {}, "gpt2")
     assert "TopK" in said
     assert "gpt2" in said
 
 
+def test_where_the_score_is_said_to_fail_are_the_numbers_of_the_raw_results():
+    content = raw_results.read(threshold.RAW)
+    at = [test.setting for test in threshold.TESTS[:3:2]]  # blocks.2 and blocks.0
+    auc = auc_of_tests(content, "function", "today")
+    said = WEAK_ON["JumpReLU"]
+    assert all(f"{auc[setting, 'JumpReLU']:.2f}" in said for setting in at)
+    assert all(f"{auc[setting, 'BatchTopK']:.2f}" in said for setting in at)
+    sae = JumpReluAutoEncoder(D, F)
+    assert caveat_on(sae, {}, "embedded") == said
+    assert caveat_on(sae, of("SAELens", "jumprelu"), "embedded").endswith(said)
+
+
 def test_what_the_score_was_tested_on_is_in_the_raw_results():
-    rows = raw_results.read(RAW)["tests"]
+    rows = [row for raw in (RAW, threshold.RAW) for row in raw_results.read(raw)["tests"]]
     saes = {
         "TopK": (AutoEncoderTopK(D, F, K), "TopKTrainer"),
         "BatchTopK": (BatchTopKSAE(D, F, K), "BatchTopKTrainer"),
         "Probabilistic TopK": (AutoEncoderTopK(D, F, K), "ProbabilisticTopKTrainer"),
         "recommended": (vsae(noise_on="selection"), "VariationalTopKTrainer"),
+        "JumpReLU": (JumpReluAutoEncoder(D, F), "CorrectedJumpReluTrainer"),
+        "Matryoshka": (
+            MatryoshkaBatchTopKSAE(D, F, K, [F]),
+            "MatryoshkaBatchTopKTrainer",
+        ),
     }
     tested = set()
     for row in rows:
@@ -486,12 +510,12 @@ def test_one_folder_says_what_the_score_was_not_tested_on(folders, capsys):
     """The tests' tiny language model is none that it was tested on."""
     for folder in folders.values():
         (scores,) = return_scores([folder], 300).values()
-        assert "gpt_neox" in str(scores.untested)
+        assert "gpt_neox" in str(scores.caveat)
         main(["reproduce", str(folder), "--tokens", "300"])
         said = " ".join(capsys.readouterr().out.split())
-        assert scores.untested in said
+        assert scores.caveat in said
         main(["reproduce", str(folder), "--tokens", "300", "--json"])
-        assert scores.untested in json.loads(capsys.readouterr().out)["warnings"]
+        assert scores.caveat in json.loads(capsys.readouterr().out)["warnings"]
     main(["reproduce", *map(str, folders.values()), "--tokens", "300"])
     assert "the language model" in " ".join(capsys.readouterr().out.split())
 
