@@ -108,18 +108,18 @@ def the_score():
     ]
     of_each = [one for file in files for one in relative_noise.score_of_two(arm, file)]
     top, lowest = (mean(one[i] for one in of_each) for i in (2, 3))
-    yield f"{top:.0%} of the top fifth come back in what they do, and {lowest:.0%} of the lowest"
+    yield f"{top:.0%} of a tuned vSAE's top fifth come back in what they do, and {lowest:.0%} of the lowest"
 
 
 def the_score_of_others():
     found = auc_of_tests(raw("return_score_threshold"), "function", "today")
     of_arm = {arm: [v for (_, a), v in found.items() if a == arm] for _, arm in found}
     known = [*of_arm["TopK"], *of_arm["BatchTopK"], *of_arm["Matryoshka"]]
-    weak = of_arm["JumpReLU"]
-    yield (
-        f"(an AUC of {min(known):.2f} to {max(known):.2f}), and for JumpReLU SAEs, as Gemma Scope's, hardly anything "
-        f"({' and '.join(f'{value:.2f}' for value in weak)})"
+    vsae, others, weak = (
+        f"{min(own):.2f} to {max(own):.2f}"
+        for own in (of_arm["recommended"], known, of_arm["JumpReLU"])
     )
+    yield f"its AUC (chance: 0.5) is {vsae} for vSAEs, {others} for TopK, BatchTopK and Matryoshka, and {weak} for JumpReLU"
 
 
 def the_worth():

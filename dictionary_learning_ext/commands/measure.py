@@ -152,8 +152,8 @@ class ReproduceFlags:
     that. Default: as in the runs' own evaluations. 0: compare decoder directions alone, which needs no
     language model."""
     csv: str | None = None
-    """A file to write with a row for each feature of each SAE: its mean match in the others, in how
-    many of them it returns, and its return score. Of one folder: instead of return_scores.csv; needed for
+    """A file to write with a row for each feature of each SAE: its mean match in the others, in how many of them
+    it returns, the number of its match in each, and its return score. Of one folder: instead of return_scores.csv; needed for
     another library's SAE."""
     json: bool = False
     """Print JSON instead."""

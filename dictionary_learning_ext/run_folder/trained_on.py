@@ -159,7 +159,7 @@ def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, 
         raise ConfigError(
             f"{folder}: its files name {' and '.join(unknown[name] for name in missing)}",
             instead=Template(
-                "give {missing}" + _HOOKS * ("hook" in missing),
+                "give {missing}" + (_HOOKS if "hook" in missing else ""),
                 missing=listed(map(Setting, missing), " and "),
             ),
         )

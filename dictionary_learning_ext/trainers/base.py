@@ -91,12 +91,19 @@ def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[st
     Returns: `fve` (1 - residual / total variance), `l0` (nonzero features per row, averaged) and
     `alive_in_batch` (the share of features that are nonzero in some row).
     """
-    residual, total = (x_BD - x_hat_BD).square().sum(), (x_BD - x_BD.mean(0)).square().sum()
     is_on_BF = f_BF.ne(0)
+    return metrics_of_code(x_BD, x_hat_BD - x_BD, is_on_BF.sum(-1), is_on_BF.any(0))
+
+
+def metrics_of_code(
+    x_BD: t.Tensor, error_BD: t.Tensor, n_on_B: t.Tensor, is_alive_F: t.Tensor
+) -> dict[str, float]:
+    """`batch_metrics`, from x_hat - x, each row's number of nonzero features, and which are nonzero in some row."""
+    residual, total = error_BD.square().sum(), (x_BD - x_BD.mean(0)).square().sum()
     return {
         "fve": float(1 - residual / total),
-        "l0": float(is_on_BF.sum(-1, dtype=t.float32).mean()),
-        "alive_in_batch": float(is_on_BF.any(0).float().mean()),
+        "l0": float(n_on_B.float().mean()),
+        "alive_in_batch": float(is_alive_F.float().mean()),
     }
 
 

@@ -34,7 +34,7 @@ from ..config.sae import (
     require_known,
 )
 from ..errors import ConfigError
-from .base import SamplingTopKTrainer, require_device
+from .base import SamplingTopKTrainer, metrics_of_code, require_device
 from .dictionaries import FromState, require_scale, require_width
 from .kernels import compiled
 from .kernels.memory import keep_freed_memory
@@ -44,8 +44,8 @@ from .kernels.step import (
     LossTerms,
     StepObjective,
     Weights,
+    code_by_mean,
     loss_and_gradients,
-    mean_code_metrics,
     token_norm,
     variational_loss,
 )
@@ -378,10 +378,15 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         return losses | {"noise_to_signal": ratio, "mean_sigma": mean_sigma}
 
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
-        """See `SamplingTrainer`. Of the K largest, in the products' dtype of the training."""
-        objective = replace(self._objective(x, step, self.generator), k=int(self.ae.k))
+        """See `SamplingTrainer`. From the sparse code, in float32 products as the evaluation's."""
+        objective = self._objective(x, step, self.generator)
+        objective = replace(objective, k=int(self.ae.k), matmul_dtype=x.dtype)
         with t.autocast(x.device.type, enabled=False):
-            return mean_code_metrics(x, self.ae.weights, objective)
+            error_BD, indices_BK, values_BK = code_by_mean(x, self.ae.weights, objective)
+        is_on_BK = values_BK.ne(0)
+        n_on_F = x.new_zeros(self.ae.dict_size)
+        n_on_F.index_add_(0, indices_BK.flatten(), is_on_BK.flatten().to(x.dtype))
+        return metrics_of_code(x, error_BD, is_on_BK.sum(-1), n_on_F > 0)
 
     def _noise_to_signal(self, x: t.Tensor, log_var: t.Tensor) -> t.Tensor:
         variance, energy = log_var.exp().mean(), x.square().sum(-1).mean()

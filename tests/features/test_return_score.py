@@ -478,8 +478,11 @@ def test_where_the_score_is_said_to_fail_are_the_numbers_of_the_raw_results():
     at = [test.setting for test in threshold.TESTS[:3:2]]  # blocks.2 and blocks.0
     auc = auc_of_tests(content, "function", "today")
     said = WEAK_ON["JumpReLU"]
-    assert all(f"{auc[setting, 'JumpReLU']:.2f}" in said for setting in at)
-    assert all(f"{auc[setting, 'BatchTopK']:.2f}" in said for setting in at)
+    weak, saved = (
+        [f"{auc[setting, arm]:.2f}" for setting in at] for arm in ("JumpReLU", "BatchTopK")
+    )
+    assert f"AUC {weak[0]} at blocks.2, {weak[1]} at blocks.0" in said
+    assert f"({saved[0]} and {saved[1]})" in said
     sae = JumpReluAutoEncoder(D, F)
     assert caveat_on(sae, {}, "embedded") == said
     assert caveat_on(sae, of("SAELens", "jumprelu"), "embedded").endswith(said)

@@ -471,8 +471,9 @@ def test_a_log_computes_nothing_twice(options, products):
 @pytest.mark.parametrize("rectify", [False, True])
 @pytest.mark.parametrize("selection", SELECT_BY)
 @pytest.mark.parametrize("posterior", POSTERIORS)
-def test_a_log_says_how_the_code_by_the_mean_reconstructs(posterior, selection, rectify):
-    options = {"posterior": posterior, "select_by": selection, "rectify": rectify}
+@pytest.mark.parametrize("more", [{}, {"dtype": "bfloat16"}, {"k": 12}], ids=str)
+def test_a_log_says_how_the_code_by_the_mean_reconstructs(more, posterior, selection, rectify):
+    options = {"posterior": posterior, "select_by": selection, "rectify": rectify} | more
     options |= {"noise_on": "selection"} if posterior == "relative" else {}
     trainer = built("vsae_top_k", k_anneal_steps=20, **options)
     for i in range(3):

@@ -128,24 +128,15 @@ def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective)
     return LossTerms(*_VariationalLoss.apply(x_BD, *weights, objective))
 
 
-def mean_code_metrics(
+def code_by_mean(
     x_BD: t.Tensor, weights: Weights, objective: StepObjective
-) -> dict[str, float]:
-    """`base.batch_metrics` of the code without noise, which the objective's k selects. Holds no dense code."""
+) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
+    """What the objective's k selects without noise: x_hat - x (B, D), indices and values (B, K)."""
     without = {"noise_scale": 0.0, "kl_weight": 0.0, "measures_kl": False, "auxk_alpha": 0.0}
+    weights = weights._replace(W_var_FD=None, b_var_F=None)
     with t.no_grad():
-        plain = replace(objective, **without)
-        weights = weights._replace(W_var_FD=None, b_var_F=None)
-        terms, forward_pass = _evaluate(x_BD, weights, plain, for_gradients=False)
-        is_on_BK = forward_pass.draw.values_BK.ne(0)
-        alive_F = t.zeros_like(plain.tokens_since_fired_F, dtype=t.bool)
-        alive_F[forward_pass.draw.indices_BK[is_on_BK]] = True
-        variance = (x_BD - x_BD.mean(0)).square().sum() / len(x_BD)
-        return {
-            "fve": float(1 - terms.l2_loss / variance),
-            "l0": float(is_on_BK.sum() / len(x_BD)),
-            "alive_in_batch": float(alive_F.float().mean()),
-        }
+        found = _evaluate(x_BD, weights, replace(objective, **without), for_gradients=False)[1]
+    return found.error_BD, found.draw.indices_BK, found.draw.values_BK
 
 
 def loss_and_gradients(
