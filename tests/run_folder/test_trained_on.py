@@ -66,9 +66,9 @@ def test_a_model_of_another_name_is_warned_of_and_used(config, made, caplog):
             "resid_post_layer_3",
             "here/pythia-70m",
             {"model": "gpt2"},
-            r"\(only 'resid_post_layer_3'\); give hook$",
+            r"\(only 'resid_post_layer_3'\); give hook \(",
         ),
-        (None, None, {}, r"; give model and hook$"),
+        (None, None, {}, r"; give model and hook \("),
         ("blocks.2.hook_mlp_out", None, {}, r"; give model$"),
     ],
 )
@@ -178,7 +178,7 @@ def test_the_rest_is_that_of_upstreams_buffer(made, caplog):
     run = run_of(folder, *given)
     assert (run.data, run.text_packing) == ("embedded", "truncate")
     (message,) = caplog.messages
-    assert message.endswith("--data embedded")
+    assert "--data embedded. --data FILE" in message
     caplog.clear()
     run_of(folder, *given, "mine.txt")
     assert not caplog.messages
