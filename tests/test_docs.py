@@ -208,6 +208,18 @@ def test_the_shares_and_fve_of_the_guide_are_those_of_the_raw_results(setting, m
     assert f" | {' | '.join(cells)} |" in (ROOT / "docs/science.md").read_text("utf-8")
 
 
+def test_what_the_presets_rate_does_on_smollm2_is_that_of_the_raw_results():
+    content = json.loads((ROOT / "experiments/results/relative_noise.json").read_text())
+    rows = decisions.parts_of(content, "tuning", relative_noise.SMOLLM2[0])
+    half, own, twice = (
+        mean(decisions.means(rows, name, "near_dead_0.1"))
+        for name in relative_noise.smollm2_candidates(content)[relative_noise.BOTH]
+    )
+    page = " ".join((ROOT / "docs/settings.md").read_text("utf-8").split())
+    said = f"leaves {own:.0%} of the features near-dead, twice of it {twice:.0%}, and half of it {half:.1%},"
+    assert said in page
+
+
 PUBLISHED = ("dictionary_learning_ext.sae_lens", "dictionary_learning_ext.sae_bench")
 """What needs an extra stays where it is."""
 
