@@ -266,9 +266,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     beta=0 it is upstream's trainer, up to rounding. In addition, a step whose loss or gradient is not
     finite is skipped, and counted in `optimizer.skipped_steps`.
 
-    On a CPU it changes two settings of the whole process, for speed: glibc keeps freed memory, and a thread
-    that never ends makes torch's own threads sleep while they wait. VSAE_TUNE_PROCESS=0 in the environment turns
-    both off.
+    On a CPU it changes a setting of the whole process, for speed: glibc keeps freed memory. VSAE_TUNE_PROCESS=0 in
+    the environment turns that off.
 
     Arguments beyond upstream's:
         options: see `PosteriorOptions`, `ObjectiveOptions` and, for k_anneal_steps, `TopKOptions`.

@@ -185,8 +185,7 @@ def tables_of_times(content: Content) -> list[str]:
     ]
 
 
-# Beside a busy process. Upstream's trainer is measured once before a trainer of ours exists, and again
-# beside ours, because ours makes torch's threads sleep while they wait.
+# Beside a busy process.
 
 TURNS = 3
 BESIDE: dict[str, tuple[int, dict[str, Any]]] = {
@@ -227,13 +226,11 @@ def busy_times(_: str) -> str:
     """In this process: every row, as JSON."""
     t.set_num_threads(2)
     x_BD = activations(BATCH, D)
-    upstream = update(TopKTrainer(**trainer_arguments(D, F, 64)), x_BD)
-    rows = quiet_and_busy({"upstream TopK, before a trainer of ours exists": upstream})
-    functions = {"upstream TopK": upstream}
+    functions = {"upstream TopK": update(TopKTrainer(**trainer_arguments(D, F, 64)), x_BD)}
     for name, (k, options) in BESIDE.items():
         trainer = VariationalTopKTrainer(**trainer_arguments(D, F, k), **options)
         functions[name] = update(trainer, x_BD)
-    return json.dumps(rows | quiet_and_busy(functions))
+    return json.dumps(quiet_and_busy(functions))
 
 
 def measure_busy(_: argparse.Namespace) -> None:

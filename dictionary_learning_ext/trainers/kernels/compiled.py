@@ -24,7 +24,6 @@ import torch as t
 
 from ...config.sae import NoiseOn
 from ...errors import first_line
-from .memory import may_tune_process
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +164,6 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
         t.set_grad_enabled(False)
         started.wait()
 
-    if may_tune_process():
-        _let_torchs_threads_sleep(n_threads)
     pool = ThreadPoolExecutor(n_threads, "row-blocks", initialise)
     try:
         for _ in range(n_threads):
@@ -181,26 +178,6 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):  # a child process has the pool but not its threads
     os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def _let_torchs_threads_sleep(n_threads: int) -> None:
-    """Make torch's own threads sleep while they wait for work, instead of spinning for milliseconds.
-
-    A spinning thread keeps ours, and other processes, from its core. GNU's OpenMP, which torch uses on
-    Linux, spins only as long as it has no more threads than there are cores (libgomp's
-    `gomp_throttled_spin_count_var`). So give it more: those of one operation in a thread that never
-    ends. That suffices if torch uses at least half of the cores. With another OpenMP it changes nothing.
-    """
-    has_run = threading.Event()
-
-    def run_once_and_wait() -> None:
-        t.set_num_threads(n_threads)
-        t.zeros(2**16 * n_threads).add_(1)  # large enough for all threads
-        has_run.set()
-        threading.Event().wait()
-
-    threading.Thread(target=run_once_and_wait, name="more-threads-than-cores", daemon=True).start()
-    has_run.wait()
 
 
 @functools.cache

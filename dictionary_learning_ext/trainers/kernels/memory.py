@@ -11,12 +11,6 @@ SWITCH = "VSAE_TUNE_PROCESS"
 _buffers = threading.local()
 
 
-def may_tune_process() -> bool:
-    """Whether settings of the whole process may be changed for speed: not if VSAE_TUNE_PROCESS=0 is in the
-    environment."""
-    return os.environ.get(SWITCH) != "0"
-
-
 def scratch(name: str, shape: tuple[int, ...], dtype: t.dtype, device: t.device) -> t.Tensor:
     """An uninitialised tensor in memory that steps reuse. The next call with `name` overwrites it.
 
@@ -45,10 +39,11 @@ def keep_freed_memory() -> None:
     when it is freed. For the logits of a small language model that takes a third of the time of its
     losses. Afterwards such blocks come from the heap, of which up to 2 GB may lie free at the end
     (mallopt(3)). The peak of memory rises by 6 to 11% (experiments/results/benchmark_memory.md). Nothing
-    is changed where glibc's environment variables are set, without glibc, or unless `may_tune_process`.
+    is changed where glibc's environment variables are set, if VSAE_TUNE_PROCESS=0 is in the environment, or
+    without glibc.
     """
     is_set = "GLIBC_TUNABLES" in os.environ or any(n.startswith("MALLOC_") for n in os.environ)
-    if is_set or not may_tune_process() or sys.platform == "win32":
+    if is_set or os.environ.get(SWITCH) == "0" or sys.platform == "win32":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

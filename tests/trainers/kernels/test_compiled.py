@@ -13,7 +13,6 @@ from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.trainers.kernels import compiled
 from dictionary_learning_ext.trainers.kernels.compiled import map_row_blocks
-from dictionary_learning_ext.trainers.kernels.memory import SWITCH
 from dictionary_learning_ext.trainers.kernels.select import top_k
 
 
@@ -60,25 +59,6 @@ def printed(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux does")
-@pytest.mark.parametrize(("switch", "threads"), [("1", 4), ("0", 2)])
-def test_torch_has_more_threads_than_it_uses_so_that_they_sleep(switch, threads, monkeypatch):
-    """In a fresh process: ours, and, unless that is turned off, two that make OpenMP count more than cores."""
-    monkeypatch.setenv(SWITCH, switch)
-    program = """
-import os, torch as t
-from dictionary_learning_ext.trainers.kernels.compiled import map_row_blocks
-t.set_num_threads(2)
-t.zeros(2**17).add_(1)
-before = len(os.listdir("/proc/self/task"))
-map_row_blocks(lambda rows: None, 6, 1)
-t.zeros(2**17).add_(1)
-print(len(os.listdir("/proc/self/task")) - before, t.get_num_threads())
-"""
-    assert printed(program).split() == [str(threads), "2"]
 
 
 def test_where_numba_cannot_compile_torch_takes_over_with_one_warning(monkeypatch, caplog):
