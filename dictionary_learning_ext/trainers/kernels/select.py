@@ -173,9 +173,8 @@ def _mean_selection(mu_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
         mu_BF: the means, or their magnitudes.
     """
     largest_BK = mu_BF.topk(k, sorted=False).values
-    kth_B = largest_BK.amin(-1)
-    least_B = kth_B.where(kth_B != 0, t.finfo(mu_BF.dtype).tiny)
-    return (mu_BF >= least_B[:, None]).any(0), _smallest_positive(largest_BK)
+    fires_BF = (mu_BF >= largest_BK.amin(-1, keepdim=True)) & (mu_BF != 0)
+    return fires_BF.any(0), _smallest_positive(largest_BK)
 
 
 def _smallest_positive(values_BK: t.Tensor) -> t.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as t
 from dense_reference import compiled_noise
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from recorded_ops import RecordedOps
 
@@ -142,6 +142,7 @@ def test_nan_counts_as_the_largest(dtype, by):
 @dtypes
 @every_noise
 @given(st.integers(0, 10**6), st.integers(1, 12), st.floats(-3, 3), st.booleans())
+@example(seed=999_997, k=7, shift=-2.0, rectify=False)  # a mean of 0 above a negative k-th
 @settings(max_examples=30, deadline=None)
 def test_fired_and_the_smallest_are_the_means_with_noise_or_without(
     by, dtype, noise_on, seed, k, shift, rectify
