@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
+from tqdm import tqdm
 
 from ..activations.buffer import BatchSource
 from ..activations.hook_points import Change
@@ -124,19 +125,22 @@ def batches_of(rows: BatchSource, tokens: int) -> Iterator[t.Tensor]:
 
     Raises: TextError if the text does not hold one batch.
     """
-    for batch in range(-(-tokens // rows.out_batch_size)):
-        try:
-            x_BD = next(rows).float()
-        except TextError as error:
-            measured = batch * rows.out_batch_size
-            if measured == 0:
-                where = "the held-out text is too short to measure on"
-                raise error.within(where, "give more text, or measure on fewer tokens") from error
-            logger.warning(
-                "the held-out text ended: measured on %d tokens, not %d", measured, tokens
-            )
-            return
-        yield x_BD
+    size = rows.out_batch_size
+    total = -(-tokens // size) * size
+    with tqdm(total=total, desc="held-out", unit="tok", unit_scale=True, leave=False) as bar:
+        for measured in range(0, total, size):
+            try:
+                x_BD = next(rows).float()
+            except TextError as error:
+                if measured == 0:
+                    where = "the held-out text is too short to measure on"
+                    raise error.within(where, "give more text, or measure on fewer tokens") from error
+                logger.warning(
+                    "the held-out text ended: measured on %d tokens, not %d", measured, tokens
+                )
+                return
+            yield x_BD
+            bar.update(size)
 
 
 class Measurement:

@@ -84,8 +84,10 @@ def test_an_export_is_measured_as_the_run_folder_it_is_of(
 def test_one_of_ours_and_one_of_saelens(tokens, exported, where, tmp_path, capsys):
     """The same SAE, so everything returns."""
     folders = [str(exported["ours"]), str(exported["SAELens"])]
+    capsys.readouterr()
     assert main(["reproduce", *folders, "--tokens", tokens, *where]) == 0
-    out = capsys.readouterr().out
+    out, shown = capsys.readouterr()
+    assert ("held-out: " in shown) == (tokens != "0")  # how much of the text has been read
     rows = {line.split("  ")[0]: line.split()[-1] for line in out.splitlines() if line}
     assert rows["PW-MCC"] == "1.0000"
     assert ("Jaccard index" in rows) == (tokens != "0")
