@@ -134,7 +134,9 @@ def batches_of(rows: BatchSource, tokens: int) -> Iterator[t.Tensor]:
             except TextError as error:
                 if measured == 0:
                     where = "the held-out text is too short to measure on"
-                    raise error.within(where, "give more text, or measure on fewer tokens") from error
+                    raise error.within(
+                        where, "give more text, or measure on fewer tokens"
+                    ) from error
                 logger.warning(
                     "the held-out text ended: measured on %d tokens, not %d", measured, tokens
                 )
