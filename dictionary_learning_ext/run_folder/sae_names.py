@@ -239,7 +239,10 @@ def _place_on_the_hub(name: str) -> tuple[str, str, dict[str, Any]]:
     release, _, sae = name.strip("/").partition("/")
     if (found := _releases().get(release)) is None:
         owner, repository, *inside = name.strip("/").split("/")
-        return f"{owner}/{repository}", "/".join(inside), {}
+        repo, path = f"{owner}/{repository}", "/".join(inside)
+        of_repo = (each for each in _releases().values() if each["repo_id"] == repo)
+        at_path = ((each, own) for each in of_repo for own in each["saes"] if own["path"] == path)
+        return repo, path, next((_overrides(*found) for found in at_path), {})
     entries = {str(entry["id"]): entry for entry in found["saes"]}
     if sae not in entries:
         shown = ", ".join([*entries][:5]) + (", …" if len(entries) > 5 else "")
@@ -249,10 +252,13 @@ def _place_on_the_hub(name: str) -> tuple[str, str, dict[str, Any]]:
             f"{name}: SAELens's release {release} is stored in the format {form!r}, which can't be read; "
             "load it in SAELens, and save it with its save_model"
         )
-    entry, overrides = entries[sae], dict(found.get("config_overrides") or {})
-    if "norm_scaling_factor" in entry:
-        overrides["norm_scaling_factor"] = entry["norm_scaling_factor"]
-    return found["repo_id"], str(entry["path"]), overrides
+    return found["repo_id"], str(entries[sae]["path"]), _overrides(found, entries[sae])
+
+
+def _overrides(release: dict[str, Any], sae: dict[str, Any]) -> dict[str, Any]:
+    """What SAELens's table has in place of an SAE's settings."""
+    factor = {key: sae[key] for key in ("norm_scaling_factor",) if key in sae}
+    return (release.get("config_overrides") or {}) | factor
 
 
 @cache

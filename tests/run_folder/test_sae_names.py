@@ -154,7 +154,8 @@ def test_a_release_of_saelens_is_found_in_its_table(hub, table):
     sae, _ = load_dictionary(name)
     expected, _ = load_dictionary(repositories / "me" / "reformatted" / "layer_8")
     assert t.equal(sae.encoder.weight, expected.encoder.weight)
-    assert run_of(name, "given/model").data == "of/the_table"
+    for either in (name, "me/reformatted/layer_8"):  # by its place on the hub, too
+        assert run_of(either, "given/model").data == "of/the_table"
     run = run_of("gemma-scope-2b-pt-res-canonical/layer_1/width_16k/canonical")
     assert (run.model, run.hook) == ("google/gemma-2-2b", "blocks.1.hook_resid_post")
     with pytest.raises(HubError, match=r"'layer_7'; expected blocks.8.hook_resid_pre, layer"):
