@@ -157,17 +157,42 @@ def test_what_the_return_score_makes_of_the_truth_is_that_of_the_raw_results():
     assert f"it fails for return, too ({interval(small, 'auc_return', '.2f')})" in results
 
 
+SCORED = [test.setting for test in threshold.TESTS[:3:2]] + [
+    "SmolLM2-135M, blocks.1, F = 4D, k = 64"
+]
+"""blocks.2 and blocks.0 of the embedded model, and SmolLM2."""
+
+
 @pytest.mark.parametrize("arm", ["TopK", "BatchTopK", "Matryoshka", "JumpReLU", "recommended"])
-def test_the_scores_of_threshold_saes_are_those_of_the_raw_results(arm):
+def test_the_scores_of_other_saes_are_those_of_the_raw_results(arm):
     content = json.loads((ROOT / "experiments/results/return_score_threshold.json").read_text())
-    at = [test.setting for test in threshold.TESTS[:3:2]]  # blocks.2 and blocks.0
-    rows = [r for r in content["tests"] if (r["setting"], r["arm"]) == (at[0], arm)]
     cells = ["a vSAE (penalty 0.03)" if arm == "recommended" else arm]
     for label in ("direction", "function"):
         auc = auc_of_tests(content, label, "today")
-        cells.append(f"{mean(row['returning'][label] for row in rows):.0%}")
-        cells.append(" / ".join(f"{auc[setting, arm]:.2f}" for setting in at))
+        returning = [
+            [
+                r["returning"][label]
+                for r in content["tests"]
+                if (r["setting"], r["arm"]) == (at, arm)
+            ]
+            for at in (SCORED[0], SCORED[2])
+        ]
+        cells.append(" / ".join(f"{mean(shares):.0%}" for shares in returning if shares))
+        cells.append(" / ".join(f"{auc[at, arm]:.2f}" for at in SCORED if (at, arm) in auc))
     assert f"| {' | '.join(cells)} |" in (ROOT / "docs/reproducibility.md").read_text("utf-8")
+
+
+def test_what_error_share_alone_does_is_that_of_the_raw_results():
+    content = json.loads((ROOT / "experiments/results/return_score_threshold.json").read_text())
+    auc = auc_of_tests(content, "function", "one signal")
+    at_2, at_0, real = (
+        {arm: f"{value:.2f}" for (at, arm), value in auc.items() if at == place} for place in SCORED
+    )
+    page = " ".join((ROOT / "docs/reproducibility.md").read_text("utf-8").split())
+    assert f"({real['recommended']}, {real['TopK']} and {real['BatchTopK']}, in the table" in page
+    weak = [f"{name} ({at_2[name]} / {at_0[name]})" for name in ("Matryoshka", "JumpReLU")]
+    assert " and ".join(weak) in page
+    assert f"for TopK and BatchTopK at blocks.0 ({at_0['TopK']} and {at_0['BatchTopK']})" in page
 
 
 @pytest.mark.parametrize("other", [TOP_K, PENALTY, RIVAL])

@@ -46,7 +46,7 @@ def coming_back():
                 "|  |", "| |"
             )
     lr = recommended_lr(2**14) / 2e-4
-    yield f"{lr:.1f} times the one that upstream's TopK takes"
+    yield f"({lr:.1f} times upstream's default,"
     rows = decisions.parts_of(content, "tuning", relative_noise.SMOLLM2[0])
     found = {}
     for arm, rates in relative_noise.smollm2_candidates(content).items():
@@ -70,8 +70,9 @@ def the_paper():
         place = (model, 4, 8)
         return mean(r["fve"] for r in rows if (r["model"], r["multiple"], r["ratio"]) == place)
 
-    equations, top_k = fve("equations, beta 1"), fve("TopK")
-    yield f"Its FVE is {equations:.3f} at blocks.0 and k/F = 1/8, where TopK has {top_k:.3f}."
+    equations, code, top_k = (fve(model) for model in ("equations, beta 1", "code, beta 1", "TopK"))
+    yield f"an FVE of {equations:.3f} at blocks.0, k/F = 1/8, beta 1."
+    yield f"which never samples, has {code:.3f}, TopK {top_k:.3f}."
 
 
 def the_truth():
@@ -80,9 +81,12 @@ def the_truth():
         rows = raw("long_runs")["rows"]
         return mean(row["true_mcc"] for row in rows if (row["arm"], row["part"]) == place)
 
-    for steps, before in (("2,000", "mean cosine "), ("16,000", "")):
+    for steps, samples, before in (
+        ("2,000", "2 million samples", "mean cosine "),  # of 1,024
+        ("16,000", "16 million", ""),
+    ):
         vsae, top_k = mcc("noise and penalty", steps), mcc("TopK", steps)
-        yield f"after {steps}{' steps' * bool(before)} ({before}{vsae:.3f}, TopK {top_k:.3f})"
+        yield f"after {samples} ({before}{vsae:.3f}, TopK {top_k:.3f})"
     rows = raw("synth_16k")["rows"]
     vsae, batch_top_k = (
         rows[f"{arm}, seed 0, 20,000,000 samples"]["f1_score"]
@@ -93,17 +97,10 @@ def the_truth():
 
 def speed():
     cpu = "AVX512, no AMX"
-    rows = raw("benchmark_step")[cpu]["by_k"]["64"]
-    single, half = (
-        rows[f"fixed, noise on selection, {dtype}"][1] for dtype in ("float32", "bfloat16")
-    )
-    yield f"takes {single:.2f} of the time of upstream's TopK, and {half:.2f} in bf16"
+    step = raw("benchmark_step")[cpu]["by_k"]["64"]["fixed, noise on selection, float32"][1]
     runs = raw("benchmark_pipeline")[cpu]["one"]
-    single, half = (
-        runs["upstream trainSAE, TopK"] / runs[f"vSAE, {dtype}"]
-        for dtype in ("float32", "bfloat16")
-    )
-    yield f"A whole run is {single:.1f} times as fast in fp32, and {half:.1f} times with ours in bf16."
+    whole = runs["upstream trainSAE, TopK"] / runs["vSAE, float32"]
+    yield f"a step takes {step:.2f} of the time of upstream's TopK, and a whole run is {whole:.1f} times as fast"
 
 
 def the_score():
@@ -119,32 +116,40 @@ def the_score():
     ]
     of_each = [one for file in files for one in relative_noise.score_of_two(arm, file)]
     top, lowest = (mean(one[i] for one in of_each) for i in (2, 3))
-    yield f"{top:.0%} of a tuned vSAE's top fifth come back in what they do, and {lowest:.0%} of the lowest"
+    yield f"Of a tuned vSAE's top fifth, {top:.0%} come back in what they do, of the lowest {lowest:.0%}"
 
 
 def the_score_of_others():
     found = auc_of_tests(raw("return_score_threshold"), "function", "today")
-    of_arm = {arm: [v for (_, a), v in found.items() if a == arm] for _, arm in found}
-    known = [*of_arm["TopK"], *of_arm["BatchTopK"], *of_arm["Matryoshka"]]
-    vsae, others, weak = (
-        f"{min(own):.2f} to {max(own):.2f}"
-        for own in (of_arm["recommended"], known, of_arm["JumpReLU"])
-    )
-    yield f"its AUC (chance: 0.5) is {vsae} for vSAEs, {others} for TopK, BatchTopK and Matryoshka, and {weak} for JumpReLU"
+    tested = ("recommended", "TopK", "BatchTopK", "Matryoshka", "JumpReLU")
+    for label, places in {
+        "small model, blocks.2 / blocks.0, k/F = 1/32": (
+            "blocks.2, F = 4D, k/F = 1/32",
+            "blocks.0",
+        ),
+        "SmolLM2-135M, blocks.1, k/F = 1/36": ("SmolLM2",),
+        "small model, blocks.2, k/F = 1/8": ("k/F = 1/8",),
+    }.items():
+        row = f"| {label} |"
+        for arm in tested:
+            of_arm = {setting: auc for (setting, own), auc in found.items() if own == arm}
+            aucs = [f"{of_arm[at]:.2f}" for place in places for at in of_arm if place in at]
+            row += f" {' / '.join(aucs)} |" if aucs else " |"
+        yield row
 
 
 def the_worth():
-    rows = [
-        row
-        for row in raw("worth")["rows"]
-        if (row["arm"], row.get("split"), row.get("matched")) == (BOTH, "function", "rate and norm")
-    ]
-    said = {
-        "effect": "{:.3f} nats a firing (others {:.3f})",
-        "logits": "(cosine {:.3f}, others {:.3f})",
-    }
-    for measure, form in said.items():
-        own = [row for row in rows if row["measure"] == measure]
+    for arm, measure, form in (
+        (BOTH, "effect", "{:.3f} nats a firing (others {:.3f})"),
+        (BOTH, "logits", "(cosine {:.3f}, others {:.3f})"),
+        ("TopK", "effect", "of TopK by {:.3f} (others {:.3f})"),
+    ):
+        place = (arm, measure, "function", "rate and norm")
+        own = [
+            row
+            for row in raw("worth")["rows"]
+            if (row["arm"], row.get("measure"), row.get("split"), row.get("matched")) == place
+        ]
         assert len(own) == 4
         ours, others = (mean(row[key] for row in own) for key in ("returning", "others"))
         yield form.format(ours, others)
@@ -159,9 +164,9 @@ PHRASES = (
     the_score_of_others,
     speed,
 )
-NOT_MEASURED = ["3.1", "1.8", "0.7", "0.7"]
-"""The oldest Python (3.10), the small model's millions of parameters, and from which cosine and correlation a feature
-comes back."""
+NOT_MEASURED = ["0.5", "3.1", "1.8", "0.7", "0.7", "1.4"]
+"""An AUC of chance, the oldest Python (3.10), the small model's millions of parameters, from which cosine and correlation
+a feature comes back, and the millions of different tokens."""
 FIRST_RUN = (
     "40% of TopK's features come back and 57% of the vSAE's, at an FVE of 0.886 and 0.885",
     "2.4 GB",

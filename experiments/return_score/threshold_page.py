@@ -22,7 +22,18 @@ def tables(content: Content) -> list[str]:
         *(_test_lines(content) if content["tests"] else []),
         "## Parts",
         "",
-        *(f"- {part}: {about_line(own)}" for part, own in content["parts"].items()),
+        *_about(content["parts"]),
+    ]
+
+
+def _about(parts: Content) -> list[str]:
+    """When and by what the parts were made, those of one day and commit together."""
+    minutes: dict[str, list[float]] = {}
+    for own in parts.values():
+        made = about_line({name: value for name, value in own.items() if name != "minutes"})
+        minutes.setdefault(made, []).append(own["minutes"])
+    return [
+        f"- {made}: {len(each)} parts, {sum(each):.0f} minutes" for made, each in minutes.items()
     ]
 
 
