@@ -298,11 +298,16 @@ def run(prepared: Prepared) -> None:
 
 
 def _require_none_failed(sae_runs: Sequence[SAERun]) -> None:
-    failures = [one.failure for one in sae_runs if one.failure is not None]
-    if failures:
+    failed = [one for one in sae_runs if one.failure is not None]
+    if failed:
         others = [str(one.folder) for one in sae_runs if one.failure is None]
         saved = f"; trained and saved: {', '.join(others)}" if others else ""
-        raise TrainingError("; ".join(failures), instead=Template("lower {lr}{saved}", saved=saved))
+        if all(one.can_resume for one in failed):
+            again = resuming_command([one.folder for one in failed])
+            instead = Template("continue with `{again}`{saved}", again=again, saved=saved)
+        else:
+            instead = Template("lower {lr}{saved}", saved=saved)
+        raise TrainingError("; ".join(str(one.failure) for one in failed), instead=instead)
 
 
 def _begin(prepared: Prepared) -> None:
@@ -462,24 +467,23 @@ class _Loop:
 
 def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> None:
     """Measure SAEs whose training is over, and write their metrics.json."""
-    metrics: dict[str, dict[str, Any]] = {}
     try:
         signals.check()
         for hook in inputs.hooks:
+            own = {one.name: one for one in trained if one.settings.hook == hook}
+            if not own:
+                continue
             saes = {
-                one.name: (for_raw_activations(one.trainer.ae, one.norm_factor), one.norm_factor)
-                for one in trained
-                if one.settings.hook == hook
+                name: (for_raw_activations(one.trainer.ae, one.norm_factor), one.norm_factor)
+                for name, one in own.items()
             }
-            if saes:
-                tokens = trained[0].settings.eval_tokens
-                metrics |= measure(saes, inputs.held_out(hook, tokens), tokens)
+            tokens = trained[0].settings.eval_tokens
+            for name, metrics in measure(saes, inputs.held_out(hook, tokens), tokens).items():
+                own[name].record(metrics | {"measured_on": measured_on(own[name].settings)})
     except Interrupted as stop:
         where = in_shell(*(one.folder for one in trained))
         saved = "the training is done and saved"
         raise stop.when(f"in the evaluation; {saved}; continue with `vsae eval {where}`") from stop
-    for one in trained:
-        one.record(metrics[one.name] | {"measured_on": measured_on(one.settings)})
 
 
 # --- what is said, and torch's settings

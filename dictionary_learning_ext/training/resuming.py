@@ -39,10 +39,10 @@ def checked_points(jobs: Sequence[Job], processes: Processes) -> list[ResumePoin
     or another number of processes.
     """
     points, problems = newest_points(job.folder for job in jobs)
+    where = os.path.commonpath([job.folder for job in jobs])
     for problem in problems:
         logger.warning("%s: skipped", problem)
     if not points:
-        where = os.path.commonpath([job.folder for job in jobs])
         logger.info("%s: no resume point yet; starting from scratch", where)
         return []
     for job in jobs:
@@ -51,12 +51,12 @@ def checked_points(jobs: Sequence[Job], processes: Processes) -> list[ResumePoin
         run = job.config.run
         was = replace(run, activations=former.get("activations"))
         require_same(former, job.config.to_dict(), str(folder), but=may_move(was, run))
-        was = len(saved.get("ranks", [None]))
-        if was != processes.count:  # each rank has its place in the text, and its own noise
-            command = Processes(count=was, local_count=was // saved.get("machines", 1)).command
+        count = len(saved.get("ranks", [None]))
+        if count != processes.count:  # each rank has its place in the text, and its own noise
+            command = Processes(count=count, local_count=count // saved.get("machines", 1)).command
             raise ConfigError(
-                f"{folder}: the run was started with {was} process{'es' if was > 1 else ''}, not "
-                f"{processes.count}; continue with `{command} train --resume {in_shell(folder)}`"
+                f"{where}: the run was started with {count} process{'es' if count > 1 else ''}, not "
+                f"{processes.count}; continue with `{command} train --resume {in_shell(where)}`"
             )
     return [points[job.folder] for job in jobs]
 

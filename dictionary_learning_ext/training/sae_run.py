@@ -51,6 +51,7 @@ class SAERun:
 
     Attributes:
         failure: what went wrong, or None; an SAE that failed is not trained further.
+        can_resume: whether it failed by an error of its trainer, e.g. a lack of memory, and not by its numbers.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class SAERun:
         self.settings, self.trainer, self.norm_factor = job.config.run, trainer, norm_factor
         self._processes, self._sample = processes, sample
         self.failure: str | None = None
+        self.can_resume = False
         self.log = RunLog(self.folder, self.config, norm_factor)
 
     def start(self, buffer: dict[str, Any]) -> None:
@@ -154,6 +156,7 @@ class SAERun:
                 raise
             logger.error("%s: its trainer raised at step %d", self.name, step, exc_info=True)
             self.trainer.restore_last_finite()
+            self.can_resume = True
             self._fail(step, step, f"{type(error).__name__}: {error}")
 
     def check(self, step: int) -> None:
@@ -162,15 +165,17 @@ class SAERun:
             self._fail(failure.step, step, failure.what)
 
     def _fail(self, at: int, now: int, what: str) -> None:
-        """Mark the SAE as failed at or before step `at`, and save its weights of step `now`."""
+        """End the SAE's training, which failed at or before step `at`, and save its last finite weights as those of
+        step `now`. failed.json is written where it can't be resumed."""
         self.failure = f"{self.name}: failed at or before step {at}: {what}"
         if not self._processes.is_first:
             return
         path = checkpoint(self.folder, now)
         try:
             save_weights(path, self.trainer.ae, self.norm_factor)
-            found = {"step": at, "what": what, "weights": str(path.relative_to(self.folder))}
-            write_json(self.folder / FAILED, found)
+            if not self.can_resume:
+                found = {"step": at, "what": what, "weights": str(path.relative_to(self.folder))}
+                write_json(self.folder / FAILED, found)
         except CheckpointError as error:  # the other SAEs continue
             self.failure += f" ({error})"
         logger.error("%s", self.failure)
