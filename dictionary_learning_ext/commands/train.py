@@ -315,17 +315,19 @@ def _settings(
     resume = flags.resume is not None
     if flags.resume == AUTO:
         resume, run = _found(flags)
-        if resume and (failed := _failed_of(run)):
-            hooks = {hook: hook for hook in hooks if hook not in {one.name for one in failed}}
-            if not hooks:
-                raise ConfigError(
-                    f"--resume auto: {', '.join(map(str, failed))}: failed, see {FAILED} there",
-                    instead=Template("choose another {save_dir} for a new run"),
-                )
-            saes = {hook: saes[hook] for hook in hooks}
-            if len(hooks) == 1:  # alone, an SAE is in the save_dir itself
-                (left,) = hooks
-                run = replace(run, hook=left, save_dir=str(Path(run.save_dir or RUNS) / left))
+        failed = _failed_of(run) if resume else []
+        if failed and len(failed) == len(saes):
+            raise ConfigError(
+                f"--resume auto: {', '.join(map(str, failed))}: failed, see {FAILED} there",
+                instead=Template("choose another {save_dir} for a new run"),
+            )
+        if resume and hooks:  # as `read_run` leaves them out
+            base = Path(run.save_dir or RUNS)
+            able = [hook for hook in hooks if base / hook not in failed]
+            left = [hook for hook in able if not is_finished(base / hook, run)] or able
+            hooks, saes = {hook: hook for hook in left}, {hook: saes[hook] for hook in left}
+            if len(left) == 1:  # alone, an SAE is in the save_dir itself
+                run = replace(run, hook=left[0], save_dir=str(base / left[0]))
     elif flags.resume is not None:
         if flags.run.save_dir is not None or flags.run.overwrite:
             raise UserError(

@@ -453,6 +453,24 @@ def test_resume_auto_leaves_out_an_sae_that_failed(flags, tmp_path, capsys):
     assert "another --save-dir" in refused(command, capsys)
 
 
+def test_resume_auto_leaves_out_an_sae_that_is_finished(flags, tmp_path):
+    """The other one's trainer raised, so their resume points are of different steps."""
+    base = tmp_path / "run"
+    command = ["train", *flags, *BOTH, "--resume=auto", "--save-every=6", f"--save-dir={base}"]
+    assert main(command) == 0
+    first, other = (base / hook for hook in HOOKS)
+    whole = t.load(other / "ae.pt", weights_only=True)
+    for name in ("ae.pt", "metrics.json", "resume/step_00000012.pt"):
+        (other / name).unlink(missing_ok=True)
+    for point in (first / "resume").glob("step_0000000*.pt"):
+        point.unlink()
+    before = content(first)
+    assert main(command) == 0
+    assert content(first) == before
+    found = t.load(other / "ae.pt", weights_only=True)
+    assert all(t.equal(found[name], whole[name]) for name in whole)
+
+
 def test_a_start_that_was_typed_with_a_dot_is_resumed(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *small]) == 0
