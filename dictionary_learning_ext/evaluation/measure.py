@@ -186,10 +186,10 @@ class Measurement:
         theirs = upstream_evaluate(done, iter([x_BD]), device=str(x_BD.device))
         for name in _UPSTREAMS:
             self.totals.add_mean(name, theirs[name])
-        std = self._add_posterior(x_BD) if isinstance(sae, HasPosterior) else None
+        noise = self._add_posterior(x_BD) if isinstance(sae, HasPosterior) else None
         if selected is not None:
             _, values_BK, indices_BK, mu_BF = selected
-            self._add_stability(values_BK, indices_BK, mu_BF, std)
+            self._add_stability(values_BK, indices_BK, mu_BF, noise)
 
     def metrics(self) -> dict[str, Any]:
         """Every metric of what was added."""
@@ -197,8 +197,8 @@ class Measurement:
             self.totals.truth = self._match.scores()
         return computed(self.totals)
 
-    def _add_posterior(self, x_BD: t.Tensor) -> t.Tensor:
-        """Returns its standard deviation, 0-dim or (B, F)."""
+    def _add_posterior(self, x_BD: t.Tensor) -> tuple[t.Tensor, t.Tensor]:
+        """Returns what its noise is added to, (B, F), and the noise's standard deviation, 0-dim, (B, 1) or (B, F)."""
         sae, totals = self.dictionary, self.totals
         posterior = sae.posterior(x_BD)
         totals.kl = (totals.kl or 0.0) + float(posterior.kl.sum())
@@ -208,22 +208,24 @@ class Measurement:
         sampled_BF = sae.encode(x_BD, sample=True, generator=self._generator)
         residual = squared_residual(x_BD, sae.decode(sampled_BF))
         totals.residual_sampled = (totals.residual_sampled or 0.0) + residual
-        return posterior.std
+        before_relu = getattr(posterior, "before_relu", None)
+        return posterior.mu if before_relu is None else before_relu, posterior.std
 
     def _add_stability(
         self,
         values_BK: t.Tensor,
         indices_BK: t.Tensor,
         mu_BF: t.Tensor,
-        std: t.Tensor | None,
+        noise: tuple[t.Tensor, t.Tensor] | None,
     ) -> None:
-        """With `std`, also under the posterior's own noise."""
+        """With `noise`, also under the posterior's own: see `_add_posterior`."""
         sae = self.dictionary
-        scales = {"stability_rms": 0.1 * values_BK[values_BK != 0].square().mean().sqrt()}
-        if std is not None:
-            scales["stability_sigma"] = std
-        for name, scale in scales.items():
-            z_BF = t.empty_like(mu_BF).normal_(generator=self._generator).mul_(scale).add_(mu_BF)
+        noises = {"stability_rms": (mu_BF, 0.1 * values_BK[values_BK != 0].square().mean().sqrt())}
+        if noise is not None:
+            noises["stability_sigma"] = noise
+        for name, (added_to_BF, scale) in noises.items():
+            z_BF = t.empty_like(mu_BF).normal_(generator=self._generator)
+            z_BF = z_BF.mul_(scale).add_(added_to_BF)
             z_BF = compared(z_BF, getattr(sae, "select_by", "value"))
             # Without noise, as a point has none, a ReLU leaves ties.
             rectified = bool(getattr(sae, "rectify", False))

@@ -82,6 +82,8 @@ class GaussianPosterior(NamedTuple):
     """log sigma^2, (…, F), (…, 1) for one of each token, or 0-dim. None for a point, whose sigma is 0."""
     prior_std: t.Tensor
     """p, 0-dim"""
+    before_relu: t.Tensor | None = None
+    """What the noise is added to, (…, F), if that isn't mu"""
 
     @property
     def kl(self) -> t.Tensor:

@@ -184,9 +184,9 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         centred = x.to(self.b_dec.dtype) - self.b_dec
         before_relu = self.encoder(centred)
         mu = before_relu.relu() if self.rectify else before_relu
-        is_point = self.posterior_kind == "point"
-        log_var = None if is_point else self._log_var(centred)
-        return GaussianPosterior(mu, log_var, self.prior_std)
+        log_var = None if self.posterior_kind == "point" else self._log_var(centred)
+        noise_before_relu = before_relu if self.posterior_kind == "relative" else None
+        return GaussianPosterior(mu, log_var, self.prior_std, noise_before_relu)
 
     @property
     def weights(self) -> Weights:
