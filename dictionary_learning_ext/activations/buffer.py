@@ -102,7 +102,7 @@ class Batches:
     Sources that are used up are filled in step, so that they share each pass of the language model.
 
     Attributes:
-        of_hook: the source of each hook point, by its name.
+        by_hook: the source of each hook point, by its name.
     """
 
     def __init__(self, settings: RunConfig, sources: Mapping[str, BatchSource]):

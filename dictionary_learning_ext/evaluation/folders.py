@@ -101,7 +101,7 @@ def evaluate_folders(
         "remove_bos": remove_bos,
         "device_map": device_map,
     }
-    results_of = _results_folders(folders, step, out)
+    results_of = _results_folders(folders, out)
     runs = runs_of(folders, step, **where)
     require_one_setting(runs, [n for n in MEASURED_ON if n != "hook"], CheckpointError)
     tokens = _own_tokens(runs) if tokens is None else tokens
@@ -128,9 +128,7 @@ def evaluate_folders(
     return {name: results[name] for name in runs}
 
 
-def _results_folders(
-    folders: Sequence[str | Path], step: int | None, out: str | Path | None
-) -> dict[str, Path]:
+def _results_folders(folders: Sequence[str | Path], out: str | Path | None) -> dict[str, Path]:
     """Where each SAE's results go. Raises an error unless they can be written there."""
     places = {str(folder): out for folder in folders}
     if out is not None and len(places) > 1:
@@ -159,7 +157,8 @@ def open_folders(
 
     Arguments:
         saes: the folders' SAEs, if they are loaded.
-        where: model, hook, data, text_column, activations, device, max_norm_multiple and remove_bos.
+        where: model, hook, data, text_column, activations, device, device_map, max_norm_multiple and
+            remove_bos.
     """
     require_folders(folders)
     runs = runs_of(folders, step, **where)

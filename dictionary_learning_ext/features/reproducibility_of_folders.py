@@ -309,9 +309,9 @@ def comparable_configs(
     configs = {str(folder): read_config(folder) for folder in folders}
     settings = {folder: settings_named_in(config) for folder, config in configs.items()}
     first, *others = settings
-    for name in _WHERE:
-        is_renamed = name == "model" and (given or {}).get(name) is not None
-        for folder in () if is_renamed else others:
+    renamed = "model" if (given or {}).get("model") is not None else None
+    for name in (name for name in _WHERE if name != renamed):
+        for folder in others:
             one, other = settings[first].get(name), settings[folder].get(name)
             if None not in (one, other) and not same_setting(name, one, other):
                 raise ReproducibilityError(
@@ -429,9 +429,11 @@ def answer(saes: Sequence[tuple[str, float, float | None]]) -> str:
 
 
 def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
-    """Everything but the features' own scores."""
+    """Everything but the features' own scores. The warnings say what a reader of the numbers must know."""
     measured = found.measured
+    caveats = dict.fromkeys(each.caveat for each in found.scores.values() if each.caveat)
     return {
+        "warnings": [*found.notes, *caveats],
         "saes": {
             name: {
                 "fve": found.fve[name],

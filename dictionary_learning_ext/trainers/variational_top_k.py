@@ -266,8 +266,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     beta=0 it is upstream's trainer, up to rounding. In addition, a step whose loss or gradient is not
     finite is skipped, and counted in `optimizer.skipped_steps`.
 
-    On a CPU it changes a setting of the whole process, for speed: glibc keeps freed memory. VSAE_TUNE_PROCESS=0 in
-    the environment turns that off.
+    It changes a setting of the whole process, for speed on CPUs: glibc keeps freed memory. VSAE_TUNE_PROCESS=0 in the
+    environment turns that off.
 
     Arguments beyond upstream's:
         options: see `PosteriorOptions`, `ObjectiveOptions` and, for k_anneal_steps, `TopKOptions`.
@@ -350,13 +350,11 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         if step == 0:
             self._start_decoder_bias(x)
             self._warn_of_noise(x)
-        weights, objective = self.ae.weights, self._objective(x, step, self.generator)
-        measures_kl, has_auxk = objective.kl_weight != 0, self._has_auxk(step, x)
+        weights = self.ae.weights
         objective = replace(
-            objective,
+            self._objective(x, step, self.generator, logs_kl=False),
             ranks=self.ranks,
-            measures_kl=measures_kl,
-            auxk_alpha=self.auxk_alpha if has_auxk else 0.0,
+            auxk_alpha=self.auxk_alpha if self._has_auxk(step, x) else 0.0,
         )
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
             terms, gradients = loss_and_gradients(x, weights, objective)
@@ -391,12 +389,15 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         variance, energy = log_var.exp().mean(), x.square().sum(-1).mean()
         return noise_to_signal(self.k, variance, energy)
 
-    def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
+    def _objective(
+        self, x: t.Tensor, step: int, generator: t.Generator, *, logs_kl: bool = True
+    ) -> StepObjective:
         ae, settings = self.ae, self.settings
         objective = StepObjective.at(
             step,
             settings,
             self.steps,
+            logs_kl=logs_kl,
             k=self.k_annealing.at(step),
             auxk_alpha=self.auxk_alpha,
             top_k_aux=self.top_k_aux,

@@ -129,6 +129,7 @@ def test_codes_are_compared_on_held_out_tokens(seeds, capsys):
     assert {key: found["pairs"][0][key] for key in of_pair} == pytest.approx(of_pair)
     assert found["mean"].keys() == found["pairs"][0].keys() - {"saes"}
     again = reproduce(folders[:2], tokens=1000)
+    assert found["warnings"] == [again.scores["seed0"].caveat]  # one for both
     assert again.pairs == {
         ("seed0", "seed1"): {k: v for k, v in found["pairs"][0].items() if k != "saes"}
     }
@@ -218,7 +219,7 @@ def test_json_and_the_features_csv(seeds, tmp_path, capsys):
     assert {row["null"] for row in rows} == {f"{of_pair.null:.4f}"}
 
 
-def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_path, caplog):
+def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_path, caplog, capsys):
     for other, note in (
         (seeds[3], "these SAEs differ in k, not in their seeds alone"),
         (
@@ -231,9 +232,11 @@ def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_pa
         ),
     ):
         caplog.clear()
-        assert main(["reproduce", seeds[0], other]) == 0
+        capsys.readouterr()
+        assert main(["reproduce", seeds[0], other, "--json"]) == 0
         (line,) = caplog.messages
         assert note in line
+        assert line in json.loads(capsys.readouterr().out)["warnings"]
 
 
 def test_another_architecture_is_said_and_what_is_not_known_is_not(seeds):

@@ -56,8 +56,8 @@ class StepObjective:
     """tokens without firing after which a feature is dead"""
     matmul_dtype: t.dtype
     sigma: t.Tensor
-    """of the fixed posterior, 0-dim, or (B, 1) for one of each token; in the activations' units, like
-    prior_std. Of the relative one in units of each token's norm, see `token_norm`"""
+    """of the fixed posterior, 0-dim, in the activations' units, like prior_std. Of the relative one in units of each
+    token's norm, see `token_norm`"""
     prior_std: t.Tensor
     """0-dim"""
     log_var_limits: t.Tensor | None

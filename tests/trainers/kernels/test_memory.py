@@ -52,6 +52,8 @@ print(*faults)
 """
 
 
+SETS_IT = ("MALLOC_", "GLIBC_", SWITCH)
+"""How variables begin by which a user sets the allocator."""
 with_mallopt = pytest.mark.skipif(
     sys.platform == "win32" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="another allocator"
 )
@@ -60,7 +62,7 @@ with_mallopt = pytest.mark.skipif(
 @with_mallopt
 def test_a_freed_block_is_used_again_without_new_pages():
     """Few faults are those of huge pages."""
-    environment = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_")}
+    environment = {n: v for n, v in os.environ.items() if not n.startswith(SETS_IT)}
     command = [sys.executable, "-c", FAULTS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -75,7 +77,7 @@ def test_a_freed_block_is_used_again_without_new_pages():
     ("given", "is_set"), [({}, True), ({"MALLOC_ARENA_MAX": "4"}, False), ({SWITCH: "0"}, False)]
 )
 def test_the_allocator_is_left_alone_where_the_user_sets_it(given, is_set, monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_", SWITCH))]:
+    for name in [name for name in os.environ if name.startswith(SETS_IT)]:
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
