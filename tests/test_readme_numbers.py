@@ -88,11 +88,10 @@ def the_truth():
         vsae, top_k = mcc("noise and penalty", steps), mcc("TopK", steps)
         yield f"after {samples} ({before}{vsae:.3f}, TopK {top_k:.3f})"
     rows = raw("synth_16k")["rows"]
-    vsae, batch_top_k = (
-        rows[f"{arm}, seed 0, 20,000,000 samples"]["f1_score"]
-        for arm in ("recommended", "BatchTopK")
+    vsae, top_k = (
+        rows[f"{arm}, seed 0, 20,000,000 samples"]["f1_score"] for arm in ("recommended", "TopK")
     )
-    yield f"its F1 is {vsae:.3f}, BatchTopK's {batch_top_k:.3f}"
+    yield f"they are behind: F1 {vsae:.3f}, TopK {top_k:.3f}"
 
 
 def speed():
