@@ -47,20 +47,19 @@ def coming_back():
             )
     lr = recommended_lr(2**14) / 2e-4
     yield f"({lr:.1f} times upstream's default,"
-    rows = decisions.parts_of(content, "tuning", relative_noise.SMOLLM2[0])
-    found = {}
-    for arm, rates in relative_noise.smollm2_candidates(content).items():
-        of_rates = [
-            [mean(decisions.means(rows, name, measure)) for measure in ("fve", *measures)]
-            for name in rates
-            if decisions.means(rows, name, "fve")
+    rows = decisions.parts_of(content, "confirm", relative_noise.SMOLLM2[0])
+    (fve, direction, function, rare), (fve_k, direction_k, function_k, rare_k) = (
+        [
+            mean(decisions.means(rows, arm, measure))
+            for measure in ("fve", "returning_0.7", "same", "near_dead_0.1")
         ]
-        if of_rates:
-            found[arm] = max(of_rates)  # of the best FVE
-    (fve, direction, function, _), (fve_k, direction_k, function_k, _) = found[vsae], found["TopK"]
+        for arm in (vsae, "TopK")
+    )
+    pairs = {1: "one pair", 2: "two pairs"}[len(decisions.means(rows, "TopK", "same"))]
     yield (
         f"{direction:.0%} of the vSAE's come back as a direction and {function:.0%} in what they do, TopK's "
-        f"{direction_k:.0%} and {function_k:.0%} (FVE {fve:.3f}, {fve_k:.3f}; one pair)"
+        f"{direction_k:.0%} and {function_k:.0%} (FVE {fve:.3f}, {fve_k:.3f}; near-dead {rare:.0%}, {rare_k:.0%}; "
+        f"{pairs})"
     )
 
 
