@@ -141,8 +141,10 @@ def batches_of(rows: BatchSource, tokens: int) -> Iterator[t.Tensor]:
                     "the held-out text ended: measured on %d tokens, not %d", measured, tokens
                 )
                 return
-            yield x_BD
             bar.update(size)
+            bar.clear()  # what the caller says, e.g. an error, has a line of its own
+            yield x_BD
+            bar.refresh()
 
 
 class Measurement:
