@@ -471,6 +471,25 @@ def test_resume_auto_leaves_out_an_sae_that_is_finished(flags, tmp_path):
     assert all(t.equal(found[name], whole[name]) for name in whole)
 
 
+def test_an_error_in_an_evaluation_loses_no_other_hook_points_metrics(flags, tmp_path, monkeypatch):
+    base, evaluated = tmp_path / "run", []
+
+    def measure(saes, *arguments):
+        evaluated.extend(saes)
+        if len(evaluated) > 1:
+            raise ArithmeticError("the second")
+        return original(saes, *arguments)
+
+    original = loop.measure
+    monkeypatch.setattr(loop, "measure", measure)
+    with pytest.raises(ArithmeticError, match="the second"):
+        main(["train", *flags, *BOTH, "--eval-tokens=64", f"--save-dir={base}"])
+    first, other = evaluated
+    assert (base / first / "metrics.json").is_file()
+    assert (base / other / "ae.pt").is_file()
+    assert not (base / other / "metrics.json").exists()
+
+
 def test_a_start_that_was_typed_with_a_dot_is_resumed(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *small]) == 0
