@@ -80,12 +80,13 @@ mutants-saebench: .venv-saebench/installed-mutants
 		-m experiments.robustness.mutants --folders sae_bench export $(MUTANTS)
 
 # With mkdocs, since the type check reads what the tests of the guide import. Last, whether wrong calls of
-# the public names are flagged.
+# the public names are flagged, and whether the numbers of README and the guide are those of the raw results.
 lint: .venv/installed-dev .venv/installed-docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python tests/typing/check.py
+	$(BIN)/python -m experiments.recompute
 
 # The guide in docs/, as a site in build/site. A dead link fails. While you write, `.venv/bin/mkdocs
 # serve` shows it.

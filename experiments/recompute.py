@@ -1,0 +1,411 @@
+"""Recomputes every number of README and the guide that comes from an experiment, from the raw results.
+
+    python -m experiments.recompute            # what differs; exit code 1 if anything does
+    python -m experiments.recompute --write    # writes it
+
+`make lint` runs the first. Numbers are read from experiments/results/*.json and written to ONE file,
+experiments/results/numbers.json: {name: value}. Pages take them from there in two ways.
+
+1. In a sentence, the number with its name in a comment right behind it, and a format where the default isn't meant:
+
+       72%<!--=tuned.b2.vsae.direction--> of the features come back, at an FVE of 0.8945<!--=tuned.b2.vsae.fve:.4f-->
+
+   The comment is invisible where Markdown is shown. `--write` rewrites the number before it.
+
+2. A table of TABLES, below, between two comments:
+
+       <!-- table: comes_back -->
+       <!-- end of table -->
+
+   TABLES holds the table with `{name}` or `{name:format}` in its cells.
+
+A new study changes a page by new numbers: add a function to SOURCES that reads its JSON. Shares are shown as whole
+per cents (`%`) by default, FVE with three digits, others with the digits of DEFAULTS.
+"""
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
+NUMBERS = RESULTS / "numbers.json"
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "experiments" / "RESULTS.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+)
+
+Row = dict[str, Any]
+Found = Iterable[tuple[str, float]]
+"""Names and values."""
+
+
+def raw(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+# --- what comes back: three studies whose rows have one form
+
+SETTINGS = {
+    "b2": "embedded, blocks.2, F = 4D, k/F = 1/32",
+    "b0": "embedded, blocks.0, F = 4D, k/F = 1/32",
+    "b2_8": "embedded, blocks.2, F = 4D, k/F = 1/8",
+    "wide": "embedded, blocks.2, F = 32D, k/F = 1/256",
+    "smollm2_1": "SmolLM2-135M, blocks.1, F = 4D, k = 64",
+    "smollm2_15": "SmolLM2-135M, blocks.15, F = 4D, k = 64",
+}
+ARMS = {
+    "topk": "TopK",
+    "topk_plain": "TopK without ReLU",
+    "vsae": "noise and penalty",
+    "noise": "noise alone",
+    "penalty": "penalty alone",
+    "relative": "relative noise, norm",
+    "ptopk": "Probabilistic TopK",
+    "gates_off": "Probabilistic TopK, gates off",
+}
+MEASURES = {
+    "direction": "returning_0.7",
+    "function": "same",
+    "fve": "fve",
+    "ce": "frac_recovered",
+    "near_dead": "near_dead_0.1",
+    "near_dead_half": "near_dead_0.5",
+    "less_null": "less_null",
+}
+
+
+def of_pairs(rows: list[Row], measure: str) -> list[float]:
+    """A number for each pair of seeds: the pair's, or the mean of its two SAEs'."""
+    by_part: dict[str, list[float]] = {}
+    for row in rows:
+        if measure in row:
+            by_part.setdefault(row["part"], []).append(row[measure])
+    return [mean(values) for _, values in sorted(by_part.items())]
+
+
+def rows_at(content: dict[str, Any], stage: str, setting: str, arm: str) -> list[Row]:
+    start = f"{stage}: {setting}: "
+    rows = content["pairs"] + content["saes"]
+    return [row for row in rows if row["arm"] == arm and row["part"].startswith(start)]
+
+
+def comes_back(name: str, study: str, stage: str, arms: dict[str, str]) -> Found:
+    """STUDY.SETTING.ARM.MEASURE, a mean over pairs of seeds, and their number under `pairs`."""
+    content = raw(study)
+    for place, setting in SETTINGS.items():
+        for key, arm in arms.items():
+            rows = rows_at(content, stage, setting, arm)
+            for measure, column in MEASURES.items():
+                if values := of_pairs(rows, column):
+                    yield f"{name}.{place}.{key}.{measure}", mean(values)
+            if pairs := of_pairs(rows, "returning_0.7"):
+                yield f"{name}.{place}.{key}.pairs", len(pairs)
+
+
+def tuned() -> Found:
+    """Each arm tuned at blocks.2, 1/32; 16.4M tokens (SmolLM2: 2M)."""
+    yield from comes_back("tuned", "relative_noise", "confirm", ARMS)
+    content = raw("relative_noise")
+    alone = rows_at(content, "confirm", SETTINGS["b2"], ARMS["gates_off"])[0]["part"]
+    rows = rows_at(content, "confirm", SETTINGS["b2"], ARMS["vsae"])
+    for measure in ("direction", "function", "fve"):  # on the one pair that both have
+        found = of_pairs([row for row in rows if row["part"] == alone], MEASURES[measure])
+        yield f"tuned.b2.vsae_same_pair.{measure}", mean(found)
+    for name, lr in (("half", "0.000943"), ("own", "0.00189"), ("twice", "0.00377")):
+        for key in ("topk", "vsae"):
+            found = rows_at(content, "tuning", SETTINGS["smollm2_1"], f"{ARMS[key]}, lr {lr}")
+            for measure in ("direction", "function", "fve", "near_dead"):
+                yield (
+                    f"smollm2_lr.{name}.{key}.{measure}",
+                    mean(of_pairs(found, MEASURES[measure])),
+                )
+
+
+def seven_pairs() -> Found:
+    """At convergence, directions alone, seven pairs of seeds; batches of 512 or more."""
+    yield from comes_back("seven", "convergence", "convergence", ARMS)
+
+
+def untuned() -> Found:
+    """Before: one learning rate for all arms, 4,000 steps (SmolLM2: 2M tokens), seven pairs; penalty 0.03."""
+    arms = ARMS | {"ptopk": "best rival"}
+    yield from comes_back("untuned", "reproducibility", "confirm", arms)
+    content = raw("reproducibility")
+    for place, setting in SETTINGS.items():
+        ours, theirs = (
+            of_pairs(rows_at(content, "confirm", setting, arm), "returning_0.7")
+            for arm in ("noise and penalty", "TopK without ReLU")
+        )
+        more = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
+        half = 2.447 * stdev(more) / len(more) ** 0.5  # Student's t, six degrees of freedom
+        for key, value in (("", 0.0), ("_low", -half), ("_high", half)):
+            yield f"untuned.{place}.more_points{key}", mean(more) + value
+
+
+# --- the order of an SAE's features by how likely they are to come back
+
+
+def auc(label_N: np.ndarray, score_N: np.ndarray) -> float:
+    """The probability that a positive has a higher score than a negative; ties count half."""
+    positive, negative = score_N[label_N], score_N[~label_N]
+    higher = (positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean()
+    return float(higher)
+
+
+def fifths() -> Found:
+    """Of tuned SAEs: the score, from its page, and `error_share` alone, from each feature's numbers. In what
+    features do."""
+    page = (RESULTS / "relative_noise.md").read_text(encoding="utf-8")
+    for place in ("b2", "b0", "b2_8", "smollm2_1"):
+        for key in ("topk", "vsae"):
+            start = f"| {SETTINGS[place]}: {ARMS[key]} | "
+            (line,) = (line for line in page.splitlines() if line.startswith(start))
+            cells = [float(cell) for cell in line.removeprefix(start).strip(" |").split(" | ")]
+            for measure, value in zip(("auc", "top", "lowest"), cells[2:], strict=True):
+                yield f"score.{place}.{key}.{measure}", value
+            yield from error_share(place, key)
+
+
+def error_share(place: str, key: str) -> Found:
+    start = SETTINGS[place].replace(", ", "_").replace(" ", "").replace("/", "")
+    found = []
+    for file in sorted(
+        (RESULTS / "relative_noise").glob(f"{start}_{ARMS[key].replace(' ', '-')}_4*.npz")
+    ):
+        kept = np.load(file)
+        for end in "ab":
+            share_F = np.where(kept[f"count_{end}"] > 0, kept[f"error_share_{end}"], -np.inf)
+            place_F = share_F.argsort().argsort() / len(share_F)
+            same_F = kept[f"same_{end}"] >= 0.7
+            shares = same_F[place_F >= 0.8].mean(), same_F[place_F < 0.2].mean()
+            found.append([auc(same_F, place_F), *map(float, shares)])
+    for i, measure in enumerate(("auc", "top", "lowest")):
+        yield f"error_share.{place}.{key}.{measure}", mean(one[i] for one in found)
+
+
+SCORED = {
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "matryoshka": "Matryoshka",
+    "jumprelu": "JumpReLU",
+    "vsae": "recommended",
+}
+
+
+def briefly_trained() -> Found:
+    """AUC of the score and of `error_share` alone, and the shares that come back, of briefly trained SAEs."""
+    tests = raw("return_score_threshold")["tests"]
+    for place, setting in SETTINGS.items():
+        for key, arm in SCORED.items():
+            rows = [row for row in tests if (row["setting"], row["arm"]) == (setting, arm)]
+            for what in ("direction", "function"):
+                for name, order in (("score", "today"), ("error_share", "one signal")):
+                    values = [v for row in rows if (v := row["auc"][what][order]) is not None]
+                    if values:
+                        yield f"brief.{place}.{key}.{what}.{name}", mean(values)
+                if rows:
+                    yield (
+                        f"brief.{place}.{key}.{what}.share",
+                        mean(row["returning"][what] for row in rows),
+                    )
+
+
+# --- worth, truth, the paper, speed
+
+
+def worth() -> Found:
+    """Means over four SAEs, matched on firing rate and norm; features that come back in what they do, and others."""
+    rows = raw("worth")["rows"]
+    for key, split in (("function", "function"), ("direction", "direction")):
+        for arm in ("topk", "vsae"):
+            for measure in ("effect", "logits", "detection", "current", "previous"):
+                place = (ARMS[arm], measure, split, "rate and norm")
+                own = [
+                    row
+                    for row in rows
+                    if tuple(row.get(n) for n in ("arm", "measure", "split", "matched")) == place
+                ]
+                for end in ("returning", "others"):
+                    yield f"worth.{key}.{arm}.{measure}.{end}", mean(row[end] for row in own)
+
+
+def truth() -> Found:
+    """On `synthetic:small` by F and samples, and on SynthSAEBench-16k at a tenth of its length, one seed."""
+    rows = raw("long_runs")["rows"]
+    for size in ("1,024", "512"):
+        for samples, steps in (("2m", "2,000"), ("16m", "16,000")):
+            for key in ("topk", "vsae", "ptopk"):
+                place = (f"F = {size}, {steps} steps", ARMS[key])
+                own = [row for row in rows if (row["part"], row["arm"]) == place]
+                for name, column in (
+                    ("mcc", "true_mcc"),
+                    ("direction", "returning"),
+                    ("true", "true"),
+                    ("fve", "fve"),
+                ):
+                    yield (
+                        f"truth.F{size.replace(',', '')}.{samples}.{key}.{name}",
+                        mean(row[column] for row in own),
+                    )
+    long = [row["auc_truth"] for row in rows if row["part"].endswith("16,000 steps")]
+    yield from (("truth.auc_least", min(long)), ("truth.auc_most", max(long)))
+    arms = {"topk": "TopK", "vsae": "recommended", "batchtopk": "BatchTopK"}
+    of_16k = raw("synth_16k")["rows"]
+    for key, arm in arms.items():
+        row = of_16k[f"{arm}, seed 0, 20,000,000 samples"]
+        for name, column in (
+            ("f1", "f1_score"),
+            ("mcc", "mcc"),
+            ("explained_variance", "explained_variance"),
+            ("uniqueness", "uniqueness"),
+            ("dead", "dead_latents"),
+        ):
+            yield f"synth_16k.{key}.{name}", row[column]
+
+
+def the_paper() -> Found:
+    """blocks.0, F = 4D, k/F = 1/8, beta 1, five seeds."""
+    arms = {"topk": "TopK", "equations": "equations, beta 1", "code": "code, beta 1"}
+    rows = raw("reproduce_paper")["rows"]
+    for key, model in arms.items():
+        own = [r for r in rows if (r["model"], r["multiple"], r["ratio"]) == (model, 4, 8)]
+        for name, column in (
+            ("fve", "fve"),
+            ("near_dead", "near_dead_0.1"),
+            ("stability", "stability_rms"),
+        ):
+            yield f"paper.{key}.{name}", mean(row[column] for row in own)
+
+
+def speed() -> Found:
+    """A step's share of upstream's time, and how many times as fast a whole run is; AMD Zen 4, 2 threads, fp32."""
+    cpu = "AVX512, no AMX"
+    step = raw("benchmark_step")[cpu]["by_k"]["64"]["fixed, noise on selection, float32"][1]
+    runs = raw("benchmark_pipeline")[cpu]["one"]
+    yield "speed.step", step
+    yield "speed.run", runs["upstream trainSAE, TopK"] / runs["vSAE, float32"]
+
+
+SOURCES: tuple[Callable[[], Found], ...] = (
+    tuned,
+    seven_pairs,
+    untuned,
+    fifths,
+    briefly_trained,
+    worth,
+    truth,
+    the_paper,
+    speed,
+)
+DEFAULTS = {
+    "direction": ".0%",
+    "function": ".0%",
+    "share": ".0%",
+    "true": ".0%",
+    "top": ".0%",
+    "lowest": ".0%",
+    "near_dead": ".0%",
+    "near_dead_half": ".0%",
+    "pairs": ".0f",
+    "dead": ".0f",
+    "auc": ".2f",
+    "score": ".2f",
+    "error_share": ".2f",
+    "auc_least": ".2f",
+    "auc_most": ".2f",
+    "step": ".2f",
+    "run": ".1f",
+}
+"""Formats by the last part of a name. Otherwise: three digits."""
+
+# --- the pages
+
+TABLES = {
+    "comes_back": """
+|  |  | TopK | vSAE | Probabilistic TopK |
+|---|---|---|---|---|
+| blocks.2, k/F = 1/32: tuned here | as a direction | {tuned.b2.topk.direction} | {tuned.b2.vsae.direction} | {tuned.b2.ptopk.direction} |
+|  | in what it does | {tuned.b2.topk.function} | {tuned.b2.vsae.function} | {tuned.b2.ptopk.function} |
+|  | FVE | {tuned.b2.topk.fve:.4f} | {tuned.b2.vsae.fve:.4f} | {tuned.b2.ptopk.fve:.4f} |
+|  | near-dead < 0.1 | {tuned.b2.topk.near_dead} | {tuned.b2.vsae.near_dead} | {tuned.b2.ptopk.near_dead} |
+| blocks.0, k/F = 1/32 | as a direction | {tuned.b0.topk.direction} | {tuned.b0.vsae.direction} | {tuned.b0.ptopk.direction} |
+|  | in what it does | {tuned.b0.topk.function} | {tuned.b0.vsae.function} | {tuned.b0.ptopk.function} |
+|  | FVE | {tuned.b0.topk.fve:.4f} | {tuned.b0.vsae.fve:.4f} | {tuned.b0.ptopk.fve:.4f} |
+|  | near-dead < 0.1 | {tuned.b0.topk.near_dead} | {tuned.b0.vsae.near_dead} | {tuned.b0.ptopk.near_dead} |
+| blocks.2, k/F = 1/8 | as a direction | {tuned.b2_8.topk.direction} | {tuned.b2_8.vsae.direction} | {tuned.b2_8.ptopk.direction} |
+|  | in what it does | {tuned.b2_8.topk.function} | {tuned.b2_8.vsae.function} | {tuned.b2_8.ptopk.function} |
+|  | FVE | {tuned.b2_8.topk.fve:.4f} | {tuned.b2_8.vsae.fve:.4f} | {tuned.b2_8.ptopk.fve:.4f} |
+|  | near-dead < 0.1 | {tuned.b2_8.topk.near_dead} | {tuned.b2_8.vsae.near_dead} | {tuned.b2_8.ptopk.near_dead} |
+""",
+}
+
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+IN_TEXT = re.compile(r"([-+]?[\d,.]*\d%?)<!--=([\w.]+)(?::([^>]*?))?-->")
+CELL = re.compile(r"\{([\w.]+)(?::([^}]*))?\}")
+
+
+def all_numbers() -> dict[str, float]:
+    """Rounded to six digits, so that no machine's last bits are in the file."""
+    found = [pair for source in SOURCES for pair in source()]
+    numbers = {name: float(f"{value:.6g}") for name, value in found}
+    if len(numbers) < len(found):
+        raise ValueError("two numbers have one name")
+    return numbers
+
+
+def shown(numbers: dict[str, float], name: str, form: str | None) -> str:
+    """A number as a page has it."""
+    if name not in numbers:
+        raise SystemExit(f"no number is called {name}: expected one of {NUMBERS.relative_to(ROOT)}")
+    return format(numbers[name], form or DEFAULTS.get(name.rpartition(".")[2], ".3f"))
+
+
+def filled(page: str, numbers: dict[str, float]) -> str:
+    """A page with its numbers."""
+
+    def table(match: re.Match[str]) -> str:
+        text = CELL.sub(lambda cell: shown(numbers, cell[1], cell[2]), TABLES[match[2]])
+        return f"{match[1]}\n{text.strip()}\n\n{match[3]}"
+
+    def in_text(match: re.Match[str]) -> str:
+        form = f":{match[3]}" if match[3] else ""
+        return f"{shown(numbers, match[2], match[3])}<!--={match[2]}{form}-->"
+
+    return IN_TEXT.sub(in_text, TABLE.sub(table, page))
+
+
+def main(words: list[str]) -> int:
+    numbers = all_numbers()
+    wanted = {NUMBERS: json.dumps(numbers, indent=0, sort_keys=True) + "\n"}
+    wanted |= {page: filled(page.read_text(encoding="utf-8"), numbers) for page in PAGES}
+    differ = False
+    for path, text in wanted.items():
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        if old == text:
+            continue
+        name = path.relative_to(ROOT)
+        if words == ["--write"]:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {name}")
+            continue
+        differ = True
+        for new in difflib.unified_diff(
+            old.splitlines(), text.splitlines(), str(name), "recomputed", lineterm="", n=0
+        ):
+            print(new)
+    if differ:
+        print("To write these: python -m experiments.recompute --write", file=sys.stderr)
+    return int(differ)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
