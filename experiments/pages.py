@@ -14,7 +14,7 @@ from dictionary_learning_ext.evaluation.tables import markdown_table
 
 BEGIN, END = "<!-- Written by the command above. -->", "<!-- Written by hand. -->"
 LABELS = {key: metric.label for key, metric in METRICS.items()} | {
-    # of decoder directions: dictionary_learning_ext.features.geometry
+    # of decoder directions: experiments.paper.feature_maps
     "dispersion": "dispersion",
     "agreement": "agreement of seeds",
     "within": "within",

@@ -29,10 +29,10 @@ from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.evaluation.measure import measure as measure_saes
-from dictionary_learning_ext.features.geometry import dispersion
 from dictionary_learning_ext.run_folder.files import write_json
 from experiments import raw_results
 from experiments.pages import LABELS, SHOWN, labels_of, save_plot, spread, table
+from experiments.paper.feature_maps import dispersion
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
 from experiments.trained_saes import (
@@ -109,7 +109,7 @@ def measure_at(arguments: argparse.Namespace, k: int) -> None:
         other = directions[run_name(model, k, (seed + 1) % len(seeds))]
         row: dict[str, Any] = {"model": model, "k": k, "seed": seed}
         row |= metrics_of(folder / run_name(model, k, seed), SHOWN)
-        row |= {"dispersion": dispersion(own @ own.T)[0], "agreement": agreement(own, other)}
+        row |= {"dispersion": dispersion(own @ own.T), "agreement": agreement(own, other)}
         rows.append(row)
     write_rows(arguments.raw, rows, k, steps * BATCH, text_tokens, began)
 

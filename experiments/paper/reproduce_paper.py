@@ -26,10 +26,10 @@ import torch as t
 from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.activations.inputs import open_model
 from dictionary_learning_ext.config.presets import PRESETS
-from dictionary_learning_ext.features.geometry import dispersion
 from experiments import raw_results
 from experiments.pages import SHOWN, labels_of, spread, table
-from experiments.paper import reproduced_figures
+from experiments.paper import feature_maps, reproduced_figures
+from experiments.paper.feature_maps import dispersion
 from experiments.paper.reproduced_figures import AS_STATED, rows_at
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
@@ -145,7 +145,7 @@ def rows_of(folders: dict[tuple[str, int, int], Path], multiple: int) -> list[di
         own = directions[model, ratio, seed]
         other = directions[model, ratio, SEEDS[(SEEDS.index(seed) + 1) % len(SEEDS)]]
         cosines = own @ own.T
-        row["dispersion"] = dispersion(cosines)[0]
+        row["dispersion"] = dispersion(cosines)
         np.fill_diagonal(cosines, 0.0)
         row["correlation"] = float(np.abs(cosines).sum() / (cosines.size - len(cosines)))
         row["agreement"] = agreement(own, other)
@@ -159,7 +159,7 @@ def maps_of(lm: str, width: int) -> list[dict[str, Any]]:
     k, rows = 4 * width // 8, []
     for seed in SEEDS:
         folders = [runs / f"F{4 * width}" / name_of(model, k, seed) for model in AS_STATED]
-        found = reproduced_figures.measure(folders, seed)
+        found = feature_maps.measure(folders, seed)
         rows += [
             {"model": model, "seed": seed} | own
             for model, own in zip(AS_STATED, found, strict=True)

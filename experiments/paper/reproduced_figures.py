@@ -10,10 +10,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from sklearn.metrics import silhouette_score
 
-from dictionary_learning_ext.config.run import ReportOptions
-from dictionary_learning_ext.report.analysis import analyse
 from experiments.pages import LABELS, save_plot
 
 Row = dict[str, Any]
@@ -21,7 +18,6 @@ AS_STATED = ("TopK", "equations, beta 1", "code, beta 1")
 """TopK, and the paper's two vSAEs: of its equations, and of its public code."""
 RATIOS = (32, 16, 8, 4)
 """F/k at F = 4D."""
-MAP_TOKENS = 20_000
 COLOURS = dict(zip(AS_STATED, ("tab:blue", "tab:red", "tab:orange"), strict=True))
 
 
@@ -29,38 +25,6 @@ def rows_at(rows: Sequence[Row], model: str, multiple: int, ratio: int) -> list[
     """The rows of a model at F/D and F/k, one per seed."""
     wanted = (model, multiple, ratio)
     return [row for row in rows if (row["model"], row["multiple"], row["ratio"]) == wanted]
-
-
-def measure(folders: Sequence[Path], seed: int) -> list[Row]:
-    """Of each SAE: the largest activation of every feature, and its t-SNE map with 10 clusters.
-
-    As the paper did: 20,000 tokens, KMeans on the map. Maps of one call have equally many features.
-    """
-    options = ReportOptions(tokens=MAP_TOKENS, map_tokens=MAP_TOKENS, synthesise=0, logits=False)
-    rows = []
-    for one in analyse(folders, options).analyses:
-        geometry = one.geometry
-        assert geometry is not None  # F = 4D: there are features enough
-        used = one.statistics.frequency_F.numpy()[geometry.features]
-        mean = one.statistics.mean_F.numpy()[geometry.features]
-        labels = geometry.map_cluster - 1  # the raw file counts from 0
-        members = [labels == c for c in range(labels.max() + 1)]
-        row: Row = {
-            "largest": [round(float(v), 2) for v in one.statistics.max_F if not np.isnan(v)],
-            "cluster_sizes": np.bincount(labels).tolist(),
-            "cluster_utilisation": [float(used[own].mean()) for own in members],
-            "cluster_activation": [float(mean[own].mean()) for own in members],
-            "silhouette": float(silhouette_score(geometry.map_xy, labels)),
-            "evenness": geometry.evenness,
-            "dispersion": geometry.dispersion[0],
-        }
-        if seed == 0:  # what figures 10 and 11 show
-            row["map"] = np.round(geometry.map_xy, 1).tolist()
-            row["map_utilisation"] = np.round(used, 4).tolist()
-            row["map_mean"] = np.round(mean, 2).tolist()
-            row["map_cluster"] = labels.tolist()
-        rows.append(row)
-    return rows
 
 
 def draw(content: dict[str, Any], folder: Path) -> None:
