@@ -40,7 +40,7 @@ test-saebench: .venv-saebench/installed
 			activations/test_stored_sae_lens.py \
 			'test_docs.py::test_a_page_runs[sae_bench.md]' 'test_docs.py::test_a_page_runs[sae_lens.md]' \
 			experiments/test_reproducibility_parts.py::test_sae_bench_measures_each_folder \
-			experiments/test_size_matched.py experiments/test_synth_16k.py activations/test_inputs_synthetic.py \
+			experiments/test_synth_16k.py activations/test_inputs_synthetic.py \
 			evaluation/test_measure_truth.py activations/test_synthetic.py activations/test_synthetic_rows.py \
 			features/test_return_score.py::test_a_batch_topk_that_saelens_itself_saves_as_a_jumprelu_has_the_order_of_the_batch_topk \
 			commands/test_any_sae.py::test_public_saes_get_from_the_hubs_names_to_the_table \
@@ -72,12 +72,12 @@ test-gpu: .venv/installed-dev
 # How many small faults the tests notice, out of a random sample of each sub-package: about two hours on
 # two cores. With MUTANTS='--folders evaluation', for example, only those of some sub-packages.
 mutants: .venv/installed-mutants
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m experiments.robustness.mutants $(MUTANTS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/mutants.py $(MUTANTS)
 
 # The same for sae_bench and export.
 mutants-saebench: .venv-saebench/installed-mutants
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python \
-		-m experiments.robustness.mutants --folders sae_bench export $(MUTANTS)
+		tests/mutants.py --folders sae_bench export $(MUTANTS)
 
 # With mkdocs, since the type check reads what the tests of the guide import. Last, whether wrong calls of
 # the public names are flagged, and whether the numbers of README and the guide are those of the raw results.

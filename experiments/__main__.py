@@ -4,7 +4,7 @@ import ast
 import sys
 from pathlib import Path
 
-from experiments.index import EXPERIMENTS, FORMER_PAGES, Experiment, find
+from experiments.index import EXPERIMENTS, Experiment, find
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,9 +30,6 @@ def listing() -> list[str]:
     ]
     for experiment in EXPERIMENTS:
         lines += ["", experiment.question, *(f"    {line}" for line in facts(experiment))]
-    for tag, names in FORMER_PAGES.items():
-        lines += ["", f"Whose code is at the git tag {tag}:"]
-        lines += [f"    page: experiments/results/{name}" for name in names]
     return lines
 
 

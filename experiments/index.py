@@ -1,7 +1,8 @@
 """The table of all experiments: what each asks, how to run it, what it needs and where its results are.
 
 It imports nothing heavy, so `python -m experiments` answers at once. To add an experiment, write its
-file and add a row here.
+file and add a row here. Finished studies are not here: their pages in experiments/results name the git tag
+that has their code.
 """
 
 from dataclasses import dataclass
@@ -113,50 +114,12 @@ EXPERIMENTS = (
         pages=("selection_churn.md",),
     ),
     Experiment(
-        "better_vsae.search_and_confirm",
-        "Is there a variational SAE that is worth using?",
-        minutes="166",
-        stages=("train", "bench", "tables", "search", "confirm"),
-        needs="[saebench] for bench",
-        pages=("better_vsae.md",),
-    ),
-    Experiment(
-        "better_vsae.full_size",
-        "Does what holds on the embedded model hold on a real one, at the paper's size?",
-        minutes="231",
-        stages=("train", "tables"),
-        needs="runs/smollm2-135m, from experiments.language_models.smollm2",
-        pages=("full_size.md",),
-    ),
-    Experiment(
-        "better_vsae.baselines",
-        "Where do TopK and the vSAEs stand among other SAEs of the same budget?",
-        minutes="18",
-        stages=("train", "tables"),
-        pages=("baselines.md",),
-    ),
-    Experiment(
         "better_vsae.bench_embedded",
         "What can SAE Bench tell apart on the embedded model?",
         minutes="25",
         stages=("train", "bench", "tables"),
         needs="[saebench]",
         pages=("bench_embedded.md",),
-    ),
-    Experiment(
-        "better_vsae.bench_noise",
-        "Which differences between SAEs can SAE Bench's measures tell from noise?",
-        minutes="75",
-        stages=("train", "bench", "tables"),
-        needs="[saebench], runs/smollm2-135m",
-        pages=("bench_noise.md",),
-    ),
-    Experiment(
-        "better_vsae.quickstart_seeds",
-        "How much do TopK, the paper's equations and annealed noise vary over three seeds?",
-        minutes="6",
-        stages=("train", "tables"),
-        pages=("quickstart_seeds.md",),
     ),
     Experiment(
         "ground_truth.long_runs",
@@ -205,13 +168,6 @@ EXPERIMENTS = (
         pages=("benchmark_gpu.md",),
     ),
     Experiment(
-        "speed.step_parts",
-        "Which form of each part of a step is fastest, and where do they cross?",
-        minutes="3",
-        stages=("bench", "tables"),
-        pages=("benchmark_parts.md",),
-    ),
-    Experiment(
         "speed.whole_runs",
         "How long do whole runs take against upstream's trainSAE, and where does the time go?",
         minutes="13",
@@ -219,62 +175,11 @@ EXPERIMENTS = (
         pages=("benchmark_pipeline.md", "benchmark_train.md"),
     ),
     Experiment(
-        "speed.synthetic_samples",
-        "How fast are a synthetic model's samples drawn, against SAELens, and are they distributed alike?",
-        minutes="15",
-        stages=("bench", "tables"),
-        needs="[synthetic]",
-        pages=("benchmark_synthetic.md",),
-    ),
-    Experiment(
-        "speed.resume_points",
-        "How large is a resume point, and how long does it take to write?",
-        minutes="2",
-        stages=("bench", "tables"),
-        pages=("benchmark_resume.md",),
-    ),
-    Experiment(
         "speed.scale",
         "What do two processes and a cache of activations save?",
         minutes="11",
         stages=("bench", "tables", "processes"),
         pages=("benchmark_processes.md", "benchmark_cache.md"),
-    ),
-    Experiment(
-        "robustness.interruptions",
-        "Does a command that is interrupted and typed again leave what it would have left uninterrupted?",
-        minutes="10",
-        stages=("train", "tables"),
-        needs="[saebench] for one part",
-        pages=("interruptions.md",),
-    ),
-    Experiment(
-        "robustness.mutants",
-        "How many small faults do the tests notice?",
-        minutes="120",
-        arguments="[--folders NAME ...]",
-        needs="[mutants]",
-    ),
-    Experiment(
-        "robustness.memory",
-        "How much memory do long runs and large reports take?",
-        minutes="27",
-        stages=("bench", "tables", "runs"),
-        pages=("report_memory.md", "memory_of_long_runs.md"),
-    ),
-    Experiment(
-        "robustness.synthesis_reach",
-        "How often do synthesised tokens excite a feature as much as the best of a text?",
-        minutes="6",
-        stages=("train", "bench", "tables"),
-        pages=("synthesis_reach.md",),
-    ),
-    Experiment(
-        "robustness.sweep_embedded",
-        "Do one shared-buffer sweep and wandb's agent give the same SAEs, and how fast is each?",
-        minutes="15",
-        stages=("train", "tables"),
-        pages=("sweep_embedded.md",),
     ),
     Experiment(
         "language_models.embedded_text",
@@ -296,14 +201,6 @@ EXPERIMENTS = (
         needs="gguf and accelerate; downloads 93 MB",
     ),
     Experiment(
-        "language_models.attention_sinks",
-        "What do attention sinks do to an SAE and to its metrics, at a middle layer of a real model?",
-        minutes="12",
-        stages=("train", "tables"),
-        needs="runs/smollm2-135m, from experiments.language_models.smollm2",
-        pages=("attention_sinks.md",),
-    ),
-    Experiment(
         "language_models.explanations",
         "Does the score of an explanation tell it from another feature's?",
         minutes="60",
@@ -311,16 +208,7 @@ EXPERIMENTS = (
         needs="runs/smollm2-135m, from experiments.language_models.smollm2",
         pages=("explanations.md",),
     ),
-    Experiment(
-        "settings_plots",
-        "What do sigma, beta, noise_on and kl_scope do? The guide's plots, from the raw results of others.",
-        minutes="1",
-        pages=("../../docs/science.md",),
-    ),
 )
-
-FORMER_PAGES = {"measured-2026-11-29": ("fault_injection.md", "gpu_on_paper.md", "same_numbers.md")}
-"""Pages in experiments/results whose experiments are no longer here, by the git tag that has them."""
 
 
 def find(name: str) -> Experiment:

@@ -68,6 +68,20 @@ def each(values: Sequence[float | None], digits: int = 3) -> str:
     return " / ".join("" if value is None else f"{value:.{digits}f}" for value in values)
 
 
+def with_tables(page: str, lines: Sequence[str]) -> str:
+    """A page's text with these lines between its two comments.
+
+    Raises:
+        ValueError: the comments are not there once each.
+    """
+    block = "\n".join([BEGIN, "", *lines, "", END])
+    between = f"{re.escape(BEGIN)}.*{re.escape(END)}"
+    text, count = re.subn(between, lambda _: block, page, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"expected the lines {BEGIN} and {END}, once each")
+    return text
+
+
 def write_tables(page: Path, lines: Sequence[str], command: str) -> None:
     """Print the lines, and put them between the page's two comments.
 
@@ -77,14 +91,8 @@ def write_tables(page: Path, lines: Sequence[str], command: str) -> None:
     former = f"{command}\n\n{BEGIN}\n{END}\n"
     if page.exists():
         former = page.read_text(encoding="utf-8")
-    block = "\n".join([BEGIN, "", *lines, "", END])
-    text, count = re.subn(
-        f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: block, former, flags=re.DOTALL
-    )
-    if count != 1:
-        raise ValueError(f"{page}: expected the lines {BEGIN} and {END}, once each")
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text, encoding="utf-8")
+    page.write_text(with_tables(former, lines), encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -1,9 +1,10 @@
-"""Recomputes every number of README and the guide that comes from an experiment, from the raw results.
+"""Recomputes every number of README and the guide that comes from an experiment, and the tables of experiments/results,
+from the raw results.
 
     python -m experiments.recompute            # what differs; exit code 1 if anything does
     python -m experiments.recompute --write    # writes it
 
-`make lint` runs the first. Numbers are read from experiments/results/*.json and written to ONE file,
+`make lint` runs the first. The tables of a finished study stay as they are: its page names the git tag that has its code. Numbers are read from experiments/results/*.json and written to ONE file,
 experiments/results/numbers.json: {name: value}. Pages take them from there in two ways.
 
 1. In a sentence, the number with its name in a comment right behind it, and a format where the default isn't meant:
@@ -24,6 +25,7 @@ per cents (`%`) by default, FVE with three digits, others with the digits of DEF
 """
 
 import difflib
+import importlib
 import json
 import re
 import sys
@@ -33,6 +35,9 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+
+from experiments.index import EXPERIMENTS
+from experiments.pages import with_tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -383,10 +388,26 @@ def filled(page: str, numbers: dict[str, float]) -> str:
     return IN_TEXT.sub(in_text, TABLE.sub(table, page))
 
 
+def result_pages() -> dict[Path, str]:
+    """The pages of the studies that are here, with their tables as they are recomputed."""
+    found = {}
+    for experiment in EXPERIMENTS:
+        names = [name for name in experiment.raw if (RESULTS / name).exists()]
+        if not names:
+            continue
+        stages = importlib.import_module(experiment.module).STAGES
+        for name in names:
+            page = (RESULTS / name).with_suffix(".md")
+            lines = stages.pages[page.stem].tables(raw(page.stem))
+            found[page] = with_tables(page.read_text(encoding="utf-8"), lines)
+    return found
+
+
 def main(words: list[str]) -> int:
     numbers = all_numbers()
     wanted = {NUMBERS: json.dumps(numbers, indent=0, sort_keys=True) + "\n"}
     wanted |= {page: filled(page.read_text(encoding="utf-8"), numbers) for page in PAGES}
+    wanted |= result_pages()
     differ = False
     for path, text in wanted.items():
         old = path.read_text(encoding="utf-8") if path.exists() else ""

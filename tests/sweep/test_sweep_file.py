@@ -12,6 +12,7 @@ import pytest
 import yaml
 from sweep_flags import train_config
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+from wandb_files import history, logged_config, records
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.presets import preset
@@ -19,7 +20,6 @@ from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, UserError
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 from dictionary_learning_ext.training.plan import with_hook_names
-from experiments.robustness.wandb_files import history, logged_config, records
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 

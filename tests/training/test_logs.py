@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch as t
 from interrupted_runs import resumed, sae_of, stopped_at
+from wandb_files import history, records
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
@@ -21,7 +22,6 @@ from dictionary_learning_ext.run_folder.reading import read_history
 from dictionary_learning_ext.run_folder.resume_points import ResumePoint
 from dictionary_learning_ext.training.logs import RunLog, WandbLog
 from dictionary_learning_ext.training.sae_run import SAERun
-from experiments.robustness.wandb_files import history, records
 
 
 def opened(folder, mode="offline", **options):

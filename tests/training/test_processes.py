@@ -15,6 +15,7 @@ import torch as t
 from caches import write_small
 from interrupted_runs import assert_equal, results, written
 from torchrun import SCRIPT, ended, ran, rank_of, torchrun
+from wandb_files import history
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
@@ -28,7 +29,6 @@ from dictionary_learning_ext.training.processes import (
     interrupts,
     launched,
 )
-from experiments.robustness.wandb_files import history
 
 LOST = "another process of the run ended or didn't answer"
 OTHER_HOOK = "blocks.1.hook_mlp_out"  # of one SAE in under_torchrun.py

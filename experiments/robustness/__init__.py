@@ -1,1 +1,0 @@
-"""Runs that are killed, long, large or driven by an agent."""
