@@ -52,10 +52,6 @@ class _Messages(logging.Formatter):
 
 def _command(name: str, processes: Processes) -> Command[Any]:
     """The command of that name. Raises UserError if these processes can't run it."""
-    if name.startswith("-"):
-        raise UserError(
-            f"{name}: flags follow a command; expected one of {', '.join(COMMANDS)} first"
-        )
     if name not in COMMANDS:
         raise UserError(
             f"{name!r}: no such command; expected {', '.join(COMMANDS)}{meant(name, COMMANDS)}"

@@ -156,7 +156,7 @@ def require_hook(model: nn.Module, name: str) -> tuple[int, HookKind]:
     there = _kinds_of(blocks[layer if layer < len(blocks) else 0])
     if match is not None and layer < len(blocks) and match[2] in there:
         return layer, HOOK_KINDS[match[2]]
-    number = re.match(r"blocks\.(\d+)", name)
+    number = re.search(r"(?:^|\.)(\d+)", name)  # also of model.layers.2
     near = min(int(number[1]), len(blocks) - 1) if number else 0
     kind = next((kind for kind in there if name.endswith(kind.removeprefix("hook_"))), there[0])
     raise LanguageModelError(

@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -27,14 +27,12 @@ from typing import (
     get_type_hints,
 )
 
-from ..activations.text_files import SUFFIXES
 from ..config.checks import described, likely, meant
 from ..config.help_texts import help_texts
 from ..config.run import NONE
 from ..config.sae import SCHEDULES, SAEConfig
-from ..errors import Setting, Template, Text, UserError, listed
-from ..run_folder.files import CONFIG
-from ..run_folder.foreign import HOOK_POINT
+from ..errors import Setting, Template, Text, UserError, in_shell, listed
+from ..run_folder.files import RUNS, WEIGHTS
 
 F = TypeVar("F")
 
@@ -54,6 +52,26 @@ _BOOLEANS = {"true": True, "false": False}
 _HELP = {"-h", "--help", "--help-all"}
 _HELP_NAMES = ("help", "help_all")
 """To suggest, as flags are."""
+_ELSEWHERE = {
+    "context_size": ("ctx_len", ""),
+    "d_sae": ("dict_size", ""),
+    "dataset": ("data", ""),
+    "dataset_path": ("data", ""),
+    "expansion_factor": ("dict_size", "F, where F = {} x the width of the activations"),
+    "hook_name": ("hook", ""),
+    "hookpoints": ("hook", "blocks.N.hook_resid_post"),
+    "l1_coefficient": ("l1_penalty", "{} --architecture relu"),
+    "layer": ("hook", "blocks.{}.hook_resid_post"),
+    "layers": ("hook", "blocks.{}.hook_resid_post"),
+    "learning_rate": ("lr", ""),
+    "lm_name": ("model", ""),
+    "model_name": ("model", ""),
+    "num_latents": ("dict_size", ""),
+    "submodule_name": ("hook", "blocks.N.hook_resid_post"),
+    "training_tokens": ("steps", "N: a step reads --batch-size tokens"),
+}
+"""What upstream, SAELens and sparsify call a flag: its name here, and what to type after it, where that differs
+({}: the value that was given)."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,7 @@ class Command(Generic[F]):
         passed_on: another command, whose flags are taken too, as they were typed.
         common: flags that the help shows first.
         rare: flags that only --help-all shows.
+        several: what to type for several values of a number, given with commas: {name}, {values}.
         by_several: whether torchrun may start several processes of it.
     """
 
@@ -91,6 +110,7 @@ class Command(Generic[F]):
     passed_on: "Command[Any] | None" = None
     common: tuple[str, ...] = ()
     rare: tuple[str, ...] = ()
+    several: str = ""
     by_several: bool = False
 
 
@@ -133,8 +153,11 @@ def parse(command: Command[F], args: list[str]) -> F:
         raise SystemExit(0)
     see = f"(see `vsae {command.name} --help`)"
     typed, words, passed_on = _sorted(command, args, start, options, see)
-    changes = {name: _converted(options[name], values, see) for name, values in typed.items()}
-    changes |= _positional_values(options, words, see)
+    changes = {
+        name: _converted(options[name], values, see, _for_several(command, options, name))
+        for name, values in typed.items()
+    }
+    changes |= _positional_values(command, options, words, see)
     needed = [each for each in options.values() if each.default is MISSING]
     if missing := [each for each in needed if each.name not in changes]:
         what = " and ".join(f"{each.flag}{each.value_in_words}" for each in missing)
@@ -244,9 +267,6 @@ def _sorted(
 
     Raises: UserError for an unknown flag.
     """
-    if args and not options:
-        alone = f"`vsae {command.name}`"
-        raise UserError(f"{args[0]!r}: {alone} takes nothing", instead=f"type {alone} alone")
     flags, others = _with_dashes(options), _others_of(command)
     passed = {} if command.passed_on is None else flags_of(command.passed_on)
     typed: dict[str, list[str]] = {}
@@ -265,8 +285,13 @@ def _sorted(
                 why = command.unknown(name, start)
                 raise UserError(Template("{given}: {why}", given=given, why=why), name=name)
         else:
-            close = likely(name, [*flags, *passed, *others, *_HELP_NAMES])
-            ask = _did_you_mean(map(Setting, close))
+            known = [*flags, *passed, *others, *_HELP_NAMES]
+            own, after = _ELSEWHERE.get(name, ("", ""))
+            if own in known:
+                after = (after or "{}").format(values[0] if values else "N")
+                ask = Template("; use {own} {after}", own=Setting(own), after=after)
+            else:
+                ask = _did_you_mean(map(Setting, likely(name, known)))
             raise UserError(
                 Template("no such flag: {flag}{ask} {see}", flag=Setting(name), ask=ask, see=see),
                 name=name,
@@ -294,10 +319,7 @@ def _split(
         elif _is_flag(word):
             raise UserError(f"{word}: flags start with two dashes; did you mean -{word}?")
         elif not takes_positional:
-            ask = _did_you_mean(_settings_for(word, options))
-            raise UserError(
-                Template("{word!r}: expected a flag, which starts with --{ask}", word=word, ask=ask)
-            )
+            raise UserError(f"{word!r}: expected a flag, which starts with --")
         else:
             yield None, [word], []
 
@@ -305,23 +327,6 @@ def _split(
 def _did_you_mean(settings: Iterable[Setting]) -> Text:
     close = list(settings)
     return Template("; did you mean {close}?", close=listed(close)) if close else ""
-
-
-def _settings_for(word: str, names: Collection[str]) -> list[Setting]:
-    """What may be meant by a word that is no flag's value, among the flags of these names."""
-    if HOOK_POINT.fullmatch(word):
-        meant_by = [Setting("hook", word)]
-    elif (Path(word) / CONFIG).is_file():
-        meant_by = [Setting("config", word), Setting("resume", word)]
-    elif word.endswith(SUFFIXES):
-        meant_by = [Setting("data", word)]
-    elif word == "embedded":
-        meant_by = [Setting("model", word), Setting("data", word)]
-    elif len(names) == 1:
-        meant_by = [Setting(name, word) for name in names]
-    else:
-        meant_by = [Setting(name) for name in likely(word.replace("-", "_"), names)]
-    return [each for each in meant_by if each.name in names]
 
 
 def _number_of_values(option: _Option | None, rest: list[str], takes_positional: bool) -> int:
@@ -345,8 +350,13 @@ def _is_flag(word: str) -> bool:
     return False
 
 
-def _converted(option: _Option, words: list[str], see: str) -> Any:
-    """The value of a flag. Raises UserError if the words are none."""
+def _for_several(command: Command[Any], options: Collection[str], name: str) -> str:
+    """What to type for several values of a number; {values} stands for them."""
+    return f"use --{name}s {{values}}" if f"{name}s" in options else command.several
+
+
+def _converted(option: _Option, words: list[str], see: str, several: str = "") -> Any:
+    """The value of a flag. Raises UserError if the words are none; `several`: see `_for_several`."""
     name, (kind,) = option.name, _members(option.hint)
     if not words and kind is not bool:
         raise UserError(name=name, expected=f"{_expected(option.hint)} after it {see}")
@@ -362,6 +372,8 @@ def _converted(option: _Option, words: list[str], see: str) -> Any:
     except ValueError as error:
         text, choices = " ".join(words), get_args(kind) if get_origin(kind) is Literal else ()
         expected = _expected(option.hint) + meant(text, choices)
+        if several and kind in (int, float) and "," in text:
+            expected += f"; {several.format(name=name, values=text)}"
         raise UserError(name=name, value=text, expected=f"{expected} {see}") from error
 
 
@@ -379,7 +391,9 @@ def _read(word: str, kind: Any) -> Any:
     return value
 
 
-def _positional_values(options: dict[str, _Option], words: list[str], see: str) -> dict[str, Any]:
+def _positional_values(
+    command: Command[Any], options: dict[str, _Option], words: list[str], see: str
+) -> dict[str, Any]:
     """The words that are no flag's values, by the names of their fields."""
     places, found, rest = [each for each in options.values() if each.is_positional], {}, words
     for option in places:
@@ -391,8 +405,17 @@ def _positional_values(options: dict[str, _Option], words: list[str], see: str) 
     if rest:
         raise UserError(f"{rest[0]!r}: expected only {expected} {see}")
     if any(option.default is MISSING and option.name not in found for option in places):
-        raise UserError(f"expected {expected} {see}")
+        raise UserError(f"expected {expected}{_example(command, places[0].metavar)} {see}")
     return found
+
+
+def _example(command: Command[Any], first: str) -> str:
+    """A command that can be typed here, for one that was typed without the folders it takes."""
+    if first not in (FOLDER, FOLDERS):
+        return ""
+    found = (f for depth in ("*", "*/*") for f in sorted(RUNS.glob(f"{depth}/{WEIGHTS}")))
+    here = [path.parent for path in islice(found, 1 if first == FOLDER else 2)] or [RUNS / "NAME"]
+    return f", e.g. `vsae {command.name} {in_shell(*here)}`"
 
 
 def _members(hint: Any) -> list[Any]:

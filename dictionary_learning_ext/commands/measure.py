@@ -8,8 +8,8 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config.checks import require
-from ..errors import Setting
+from ..config.checks import meant, require
+from ..errors import Setting, UserError
 from .flags import FOLDERS, Command, positional
 
 
@@ -215,21 +215,33 @@ def _score(flags: ReproduceFlags) -> None:
 class MetricsFlags:
     """Say what each metric means."""
 
+    metrics: tuple[str, ...] = field(default=(), metadata=positional("[METRIC ...]"))
+    """Keys of metrics.json, e.g. fve. Default: all metrics."""
+
 
 def run_metrics(flags: MetricsFlags) -> None:
     from ..evaluation.metrics import METRICS
     from ..features.codes import CODE_MEASURES
     from ..report.many_runs import SEED_MEASURES
 
-    for each in (*SEED_MEASURES, *CODE_MEASURES):
-        print(f"{each.key} ({each.label}, of several seeds: the higher, the more they agree)")
-        print(textwrap.fill(each.definition, 100, initial_indent="    ", subsequent_indent="    "))
+    about = {
+        each.key: (
+            f"{each.label}, of several seeds: the higher, the more they agree",
+            each.definition,
+        )
+        for each in (*SEED_MEASURES, *CODE_MEASURES)
+    }
     for metric in METRICS.values():
         better = f", {metric.better} is better" if metric.better else ""
-        print(f"{metric.key} ({metric.label}{better})")
-        print(
-            textwrap.fill(metric.definition, 100, initial_indent="    ", subsequent_indent="    ")
-        )
+        about[metric.key] = f"{metric.label}{better}", metric.definition
+    for key in flags.metrics or about:
+        if key not in about:
+            raise UserError(
+                f"no metric {key!r}{meant(key, about) or '; `vsae metrics` lists them'}"
+            )
+        title, definition = about[key]
+        print(f"{key} ({title})")
+        print(textwrap.fill(definition, 100, initial_indent="    ", subsequent_indent="    "))
 
 
 EVAL = Command("eval", EvalFlags, run_eval)

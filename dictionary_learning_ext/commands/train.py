@@ -495,6 +495,8 @@ TRAIN = Command(
         *("kl_scope", "kl_schedule", "kl_warmup_steps", "rectify", "normalize", "sigma"),
         "rank_timeout",
     ),
+    several="for several SAEs, write `{name}: {{values: [{values}]}}` into a sweep file and use `vsae sweep "
+    "FILE` (docs/sweeps.md)",
     others=tuple(CONFIGS.values()),
     unknown=_architectures_with,
     by_several=True,

@@ -1,6 +1,7 @@
 """Checks of values that a user gave, and words for their messages. Imports no torch."""
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -111,12 +112,18 @@ def meant(given: Any, names: Collection[str]) -> str:
 
 
 def likely(given: str, names: Collection[str]) -> list[str]:
-    """The names that a misspelt one may stand for: those that it begins, at most three, or the two that look
-    like it most."""
+    """The names that a misspelt one may stand for: those that differ in case and dashes alone, those that it
+    begins, at most three, or the two that look like it most."""
     names = list(dict.fromkeys(names))
+    if same := [name for name in names if _bare(name) == _bare(given)]:
+        return same
     if begun := [name for name in names if given and name.startswith(given)]:
         return begun[:3]
     return difflib.get_close_matches(given, names, 2)
+
+
+def _bare(name: str) -> str:
+    return re.sub("[-_]", "", name).lower()
 
 
 def require_type(name: str, given: Any, hint: Any) -> None:

@@ -19,21 +19,29 @@ HOOK_1 = "blocks.1.hook_resid_post"
 REFUSED = {
     # A command
     "trian": "'trian': no such command; expected train, eval … did you mean 'train'?",
-    "--steps 5": "--steps: flags follow a command; expected one of train, eval",
-    "report": "expected FOLDER (see",
-    "compare": "expected FOLDER [FOLDER ...] (see",
-    "push run": "expected FOLDER OWNER/NAME (see",
+    "--steps 5": "'--steps': no such command; expected train, eval",
+    "report": "expected FOLDER, e.g. `vsae report runs/NAME` (see",
+    "push run": "expected FOLDER OWNER/NAME, e.g. `vsae push runs/NAME` (see",
     "push run me/a --format sae": "--format sae: expected one of sae-lens, sparsify",
     "push run me/a more": "'more': expected only FOLDER OWNER/NAME (see",
     "train extra": "'extra': expected a flag, which starts with --",
     "train --steps 12 13": "'13': expected a flag, which starts with --",
-    f"train {HOOK_1}": f"'{HOOK_1}': expected a flag … did you mean --hook {HOOK_1}?",
-    "train my.txt": "'my.txt': expected a flag … did you mean --data my.txt?",
-    "train step 5": "'step': expected a flag … did you mean --steps?",
-    "train embedded": "'embedded': expected a flag … did you mean --model embedded or --data embedded?",
-    "hooks embedded": "'embedded': expected a flag … did you mean --model embedded?",
-    "hooks gpt2": "'gpt2': expected a flag … did you mean --model gpt2?",
-    "metrics fve": "'fve': `vsae metrics` takes nothing; type `vsae metrics` alone",
+    "metrics fvee": "no metric 'fvee'; did you mean 'fve'?",
+    # As in upstream, SAELens or sparsify
+    "train --learning-rate 1e-3": "no such flag: --learning-rate; use --lr 1e-3 (see",
+    "train --layer 2": "no such flag: --layer; use --hook blocks.2.hook_resid_post (see",
+    "eval run --layer": "no such flag: --layer; use --hook blocks.N.hook_resid_post (see",
+    "train --expansion-factor 4": "no such flag: --expansion-factor; use --dict-size F, where F = 4 x",
+    "train --l1_coefficient=5": "no such flag: --l1-coefficient; use --l1-penalty 5 --architecture relu (",
+    "train --architecture TopK": "--architecture TopK: expected … did you mean 'top_k'?",
+    "train --architecture BatchTopK": "--architecture BatchTopK: … did you mean 'batch_top_k'?",
+    "train --architecture jumprelu": "--architecture jumprelu: … did you mean 'jump_relu'?",
+    "train --k 8,16": "--k 8,16: expected a whole number … `k: {values: [8,16]}` … `vsae sweep FILE`",
+    "train --seed 0,1": "--seed 0,1: expected a whole number; use --seeds 0,1 (see",
+    "train {small} --hook model.layers.2": "'model.layers.2' … use e.g. blocks.2.hook_resid_post",
+    "reproduce": "expected FOLDER [FOLDER ...], e.g. `vsae reproduce runs/NAME` (see",
+    "export run --format saelens": "--format saelens: … did you mean 'sae-lens'? (see",
+    "export run --format SAE_Bench": "--format SAE_Bench: … did you mean 'sae-bench'? (see",
     # A flag that there is not
     "eval run --tokns 5": "no such flag: --tokns; did you mean --tokens? (see",
     "train --dict-siz=3 --foo": "no such flag: --dict-siz; did you mean --dict-size? (see",
@@ -180,6 +188,15 @@ def test_a_mistake_is_one_line_that_says_what_to_type(
     assert re.search(".*".join(map(re.escape, parts)), line), line
     assert line.endswith(f" (see `vsae {words[0]} --help`)") == ("(see" in line)
     assert content(tmp_path) == before
+
+
+def test_a_command_without_its_folders_names_those_that_are_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("quick/b", "quick/a", "my run"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "ae.pt").touch()
+    assert "e.g. `vsae report 'runs/my run'` (" in refused(["report"], capsys)
+    assert "e.g. `vsae reproduce 'runs/my run' runs/quick/a` (" in refused(["reproduce"], capsys)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
