@@ -107,6 +107,13 @@ EXPERIMENTS = (
         pages=("reproduce_paper.md",),
     ),
     Experiment(
+        "paper.beta",
+        "Does a larger beta give the paper's dead features?",
+        minutes="20",
+        stages=("train", "tables"),
+        pages=("beta.md",),
+    ),
+    Experiment(
         "paper.selection_churn",
         "Does reconstruction fall because noise changes which features win?",
         minutes="5",

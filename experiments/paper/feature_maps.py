@@ -40,7 +40,7 @@ def measure(folders: Sequence[Path], seed: int) -> list[dict[str, Any]]:
         members = [labels == c for c in range(labels.max() + 1)]
         directions_nD = directions_of(folder)[features]
         row = {
-            "largest": [round(float(v), 2) for v in largest(code_NF)],
+            "largest": np.round(largest(code_NF), 2).tolist(),
             "cluster_sizes": np.bincount(labels).tolist(),
             "cluster_utilisation": [float(used[own].mean()) for own in members],
             "cluster_activation": [float(mean[own].mean()) for own in members],
@@ -55,6 +55,11 @@ def measure(folders: Sequence[Path], seed: int) -> list[dict[str, Any]]:
             row["map_cluster"] = labels.tolist()
         rows.append(row)
     return rows
+
+
+def largest_of(folders: Sequence[Path]) -> list[list[float]]:
+    """The largest activation of every feature that fires, of each SAE."""
+    return [np.round(largest(code_NF), 2).tolist() for code_NF in codes_of(folders)]
 
 
 @t.no_grad()

@@ -1,0 +1,187 @@
+"""Does a larger beta give the paper's dead features? What runs and which rule decides: PROTOCOL_BETA.md.
+
+    python -m experiments.paper.beta train     # train what is missing, write the page
+    python -m experiments.paper.beta tables    # write the page's tables again
+
+Every group of SAEs that share a buffer and a size is written to the raw results once it is whole. A run that was
+stopped continues where it was.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch as t
+
+from dictionary_learning_ext import RunConfig
+from experiments import raw_results
+from experiments.pages import labels_of, save_plot, table
+from experiments.paper.feature_maps import largest_of
+from experiments.raw_results import RESULTS, about, about_line
+from experiments.stages import Page, Stages
+from experiments.trained_saes import FIRST_HOOK, folder_name, metrics_of, sae_config, train_missing
+
+D, RATIO, SEEDS, MULTIPLES = 128, 32, (0, 1), (16, 4)
+BETAS = (1.0, 5.0, 10.0, 50.0, 100.0, 500.0)
+LOST, NEAR = 0.70, 0.05
+"""The rule's: the share of TopK's living features that is lost, and how near FVE is to TopK's."""
+METRICS = ("fve", "alive", "near_dead_0.1", "l0", "frac_recovered")
+RAW, RUNS = RESULTS / "beta.json", Path("runs/beta")
+_CODE: dict[str, Any] = {"rectify": True, "select_by": "magnitude"}
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # the scale of the activations, and the options
+    "equations": ("sqrt_d", {}),
+    "code": ("unit", _CODE | {"posterior": "point"}),
+    "code, no AuxK": ("unit", _CODE | {"posterior": "point", "auxk_alpha": 0.0}),
+    "code, learned variance": ("unit", _CODE | {"posterior": "learned"}),
+}
+COLOURS = dict(zip(ARMS, ("tab:red", "tab:orange", "tab:brown", "tab:purple"), strict=True))
+DRAWN = {"TopK": None, "equations": 1.0, "code": 1.0, "code, no AuxK": 50.0}
+"""Whose largest activations figures 8 and 9 show, seed 0, F = 16D: beta by arm."""
+
+Row = dict[str, Any]
+
+
+def measure(_: argparse.Namespace) -> None:
+    """Train what is missing, group by group, and write each group's rows."""
+    t.set_num_threads(1)
+    for seed in SEEDS:
+        for multiple in MULTIPLES:
+            for scale in ("unit", "sqrt_d"):
+                began = time.monotonic()
+                content = raw_results.read_or(RAW, {"rows": []})
+                group = {"scale": scale, "multiple": multiple, "seed": seed}
+                if not any(is_in(row, group) for row in content["rows"]):
+                    content["rows"] += rows_of(group)
+                    content["settings"] = about(began, content.get("settings"))
+                    raw_results.write(RAW, content)
+
+
+def rows_of(group: Row) -> list[Row]:
+    """Train the SAEs of a group, and measure them."""
+    size: dict[str, Any] = {"dict_size": group["multiple"] * D, "seed": group["seed"]}
+    size["k"] = size["dict_size"] // RATIO
+    rows = [{"arm": "TopK", "beta": None}]
+    saes = {"TopK": sae_config(architecture="top_k", **size)}
+    for arm, (scale, options) in ARMS.items():
+        for beta in BETAS if scale == group["scale"] else ():
+            rows.append({"arm": arm, "beta": beta})
+            saes[folder_name(arm, f"beta{beta:g}")] = sae_config(beta=beta, **options, **size)
+    run = RunConfig(
+        hook=FIRST_HOOK,
+        steps=1000,
+        batch_size=256,
+        normalize=group["scale"],
+        eval_tokens=20_000,
+        eval_documents=16,
+        log_steps=200,
+    )
+    place = RUNS / f"{group['scale']}_F{size['dict_size']}_seed{group['seed']}"
+    folders = list(train_missing(run, place, saes).values())
+    measured = [row | group | metrics_of(f, METRICS) for row, f in zip(rows, folders, strict=True)]
+    if group["seed"] == 0:
+        for row, values in zip(measured, largest_of(folders), strict=True):
+            if row["arm"] in DRAWN and row["beta"] == DRAWN[row["arm"]]:
+                row["largest"] = values
+    return measured
+
+
+def is_in(row: Row, wanted: Row) -> bool:
+    return all(row[name] == value for name, value in wanted.items())
+
+
+def with_losses(rows: list[Row]) -> list[Row]:
+    """The rows with the share of TopK's living features that each loses, and its FVE minus TopK's."""
+    found = []
+    for row in rows:
+        group = {name: row[name] for name in ("scale", "multiple", "seed")}
+        top_k = next(other for other in rows if is_in(other, group | {"arm": "TopK"}))
+        lost, fve = 1 - row["alive"] / top_k["alive"], row["fve"] - top_k["fve"]
+        found.append(row | {"lost": lost, "fve_less_top_k": fve})
+    return found
+
+
+def verdict(rows: list[Row]) -> str:
+    """The rule, for the rows of one arm and size."""
+    by_beta = [[row for row in rows if row["beta"] == beta] for beta in BETAS]
+    dead = [own for own in by_beta if all(row["lost"] >= LOST for row in own)]
+    as_shown = [own for own in dead if all(row["fve_less_top_k"] >= -NEAR for row in own)]
+    if as_shown:
+        return f"**holds** at beta {betas_in(as_shown)}"
+    if not dead:
+        most = max(rows, key=lambda row: row["lost"])
+        return f"**does not hold**: at most {most['lost']:.0%} are lost, at beta {most['beta']:g}"
+    return f"**holds in part**: at beta {betas_in(dead)}, where FVE is {fve_of(dead)}"
+
+
+def betas_in(groups: list[list[Row]]) -> str:
+    return ", ".join(f"{own[0]['beta']:g}" for own in groups)
+
+
+def fve_of(groups: list[list[Row]]) -> str:
+    values = [row["fve"] for own in groups for row in own]
+    return f"{min(values):.3f} to {max(values):.3f}"
+
+
+def tables(content: dict[str, Any]) -> list[str]:
+    settings, rows = content["settings"], with_losses(content["rows"])
+    lines = [
+        f"{about_line(settings)}; embedded model, {FIRST_HOOK}, 1,000 steps of 256 tokens, seeds "
+        f"{' and '.join(map(str, SEEDS))} of each number; 20,000 held-out tokens.",
+    ]
+    verdicts = {}
+    for multiple in sorted(MULTIPLES):
+        cells = {}
+        for scale in ("sqrt_d", "unit"):
+            energy = "D" if scale == "sqrt_d" else "1"
+            own = {"multiple": multiple, "scale": scale}
+            at_scale = [row for row in rows if is_in(row, own)]
+            cells[f"TopK, E‖x‖² = {energy}"] = cells_of([r for r in at_scale if r["arm"] == "TopK"])
+            for arm in (arm for arm, (its, _) in ARMS.items() if its == scale):
+                of_arm = [row for row in at_scale if row["arm"] == arm]
+                for beta in BETAS:
+                    cells[f"{arm}, beta {beta:g}"] = cells_of(
+                        [row for row in of_arm if row["beta"] == beta]
+                    )
+                verdicts[f"{arm}, F = {multiple}D"] = [verdict(of_arm)]
+        columns = ["lost", *labels_of(METRICS)]
+        lines += ["", *table(f"F = {multiple}D, k = {multiple * D // RATIO}", cells, columns)]
+    return [*lines, "", *table("82% fewer living features", verdicts, ["by the rule"])]
+
+
+def cells_of(rows: list[Row]) -> list[str]:
+    lost = " / ".join(f"{row['lost']:.0%}" for row in rows)
+    return [lost, *(" / ".join(f"{row[name]:.3f}" for row in rows) for name in METRICS)]
+
+
+def draw(content: dict[str, Any], page: Path) -> None:
+    """What is lost, L0 and FVE by beta: a line for each arm, a dot for each seed."""
+    rows = with_losses(content["rows"])
+    shown = {"lost": "living features lost", "l0": "L0 / k", "fve": "FVE"}
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True, layout="constrained")
+    for row_axes, multiple in zip(axes, sorted(MULTIPLES), strict=True):
+        for axis, (name, label) in zip(row_axes, shown.items(), strict=True):
+            scale = multiple * D // RATIO if name == "l0" else 1
+            for arm, colour in COLOURS.items():
+                own = [r for r in rows if is_in(r, {"arm": arm, "multiple": multiple})]
+                values = {b: [r[name] / scale for r in own if r["beta"] == b] for b in BETAS}
+                means = [sum(v) / len(v) for v in values.values()]
+                axis.plot(BETAS, means, color=colour, label=arm)
+                for beta, each in values.items():
+                    axis.plot([beta] * len(each), each, ".", color=colour)
+            axis.set(title=f"{label}, F = {multiple}D", xscale="log")
+            if name == "fve":
+                axis.set_ylim(-1.05, 1)
+            if name == "lost":
+                axis.axhline(LOST, color="grey", linestyle="--", linewidth=0.8)
+    for axis in axes[-1]:
+        axis.set_xlabel("beta")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncol=4)
+    save_plot(figure, page.with_suffix(".png"), dpi=90)
+
+
+STAGES = Stages("paper.beta", {"train": measure}, {"beta": Page(tables, draw)})
+
+if __name__ == "__main__":
+    STAGES.run()
