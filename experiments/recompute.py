@@ -351,6 +351,131 @@ TABLES = {
 |  | FVE | {tuned.b2_8.topk.fve:.4f} | {tuned.b2_8.vsae.fve:.4f} | {tuned.b2_8.ptopk.fve:.4f} |
 |  | near-dead < 0.1 | {tuned.b2_8.topk.near_dead} | {tuned.b2_8.vsae.near_dead} | {tuned.b2_8.ptopk.near_dead} |
 """,
+    "seven_pairs": """
+|  |  | TopK | noise alone | vSAE | Probabilistic TopK |
+|---|---|---|---|---|---|
+| blocks.2, k/F = 1/32 | as a direction | {seven.b2.topk.direction} | {seven.b2.noise.direction} | {seven.b2.vsae.direction} | {seven.b2.ptopk.direction} |
+|  | FVE | {seven.b2.topk.fve:.4f} | {seven.b2.noise.fve:.4f} | {seven.b2.vsae.fve:.4f} | {seven.b2.ptopk.fve:.4f} |
+|  | near-dead < 0.1 | {seven.b2.topk.near_dead} | {seven.b2.noise.near_dead} | {seven.b2.vsae.near_dead} | {seven.b2.ptopk.near_dead} |
+| blocks.0, k/F = 1/32 | as a direction | {seven.b0.topk.direction} | {seven.b0.noise.direction} | {seven.b0.vsae.direction} | {seven.b0.ptopk.direction} |
+|  | FVE | {seven.b0.topk.fve:.4f} | {seven.b0.noise.fve:.4f} | {seven.b0.vsae.fve:.4f} | {seven.b0.ptopk.fve:.4f} |
+|  | near-dead < 0.1 | {seven.b0.topk.near_dead} | {seven.b0.noise.near_dead} | {seven.b0.vsae.near_dead} | {seven.b0.ptopk.near_dead} |
+| blocks.2, k/F = 1/8 | as a direction | {seven.b2_8.topk.direction} | {seven.b2_8.noise.direction} | {seven.b2_8.vsae.direction} | {seven.b2_8.ptopk.direction} |
+|  | FVE | {seven.b2_8.topk.fve:.4f} | {seven.b2_8.noise.fve:.4f} | {seven.b2_8.vsae.fve:.4f} | {seven.b2_8.ptopk.fve:.4f} |
+|  | near-dead < 0.1 | {seven.b2_8.topk.near_dead} | {seven.b2_8.noise.near_dead} | {seven.b2_8.vsae.near_dead} | {seven.b2_8.ptopk.near_dead} |
+""",
+    "six_settings": """
+| as a direction | TopK without ReLU | penalty alone | noise alone | vSAE | Probabilistic TopK | vSAE less TopK, points (95% interval) |
+|---|---|---|---|---|---|---|
+| blocks.2, k/F = 1/32 | {untuned.b2.topk_plain.direction} | {untuned.b2.penalty.direction} | {untuned.b2.noise.direction} | {untuned.b2.vsae.direction} | {untuned.b2.ptopk.direction} | {untuned.b2.more_points:+.1f} ({untuned.b2.more_points_low:.1f} to {untuned.b2.more_points_high:.1f}) |
+| blocks.0, k/F = 1/32 | {untuned.b0.topk_plain.direction} | {untuned.b0.penalty.direction} | {untuned.b0.noise.direction} | {untuned.b0.vsae.direction} | {untuned.b0.ptopk.direction} | {untuned.b0.more_points:+.1f} ({untuned.b0.more_points_low:.1f} to {untuned.b0.more_points_high:.1f}) |
+| blocks.2, k/F = 1/8 | {untuned.b2_8.topk_plain.direction} | {untuned.b2_8.penalty.direction} | {untuned.b2_8.noise.direction} | {untuned.b2_8.vsae.direction} | {untuned.b2_8.ptopk.direction} | {untuned.b2_8.more_points:+.1f} ({untuned.b2_8.more_points_low:.1f} to {untuned.b2_8.more_points_high:.1f}) |
+| blocks.2, F = 32D, k/F = 1/256 | {untuned.wide.topk_plain.direction} | {untuned.wide.penalty.direction} | {untuned.wide.noise.direction} | {untuned.wide.vsae.direction} | not run | {untuned.wide.more_points:+.1f} ({untuned.wide.more_points_low:.1f} to {untuned.wide.more_points_high:.1f}) |
+| SmolLM2-135M, blocks.1, k = 64 | {untuned.smollm2_1.topk_plain.direction} | {untuned.smollm2_1.penalty.direction} | {untuned.smollm2_1.noise.direction} | {untuned.smollm2_1.vsae.direction} | {untuned.smollm2_1.ptopk.direction} | {untuned.smollm2_1.more_points:+.1f} ({untuned.smollm2_1.more_points_low:.1f} to {untuned.smollm2_1.more_points_high:.1f}) |
+| SmolLM2-135M, blocks.15, k = 64 | {untuned.smollm2_15.topk_plain.direction} | {untuned.smollm2_15.penalty.direction} | {untuned.smollm2_15.noise.direction} | {untuned.smollm2_15.vsae.direction} | {untuned.smollm2_15.ptopk.direction} | {untuned.smollm2_15.more_points:+.1f} ({untuned.smollm2_15.more_points_low:.1f} to {untuned.smollm2_15.more_points_high:.1f}) |
+""",
+    "fifths": """
+| come back in what they do |  | AUC | top fifth | lowest fifth |
+|---|---|---|---|---|
+| blocks.2, k/F = 1/32: vSAE | the score | {score.b2.vsae.auc} | {score.b2.vsae.top} | {score.b2.vsae.lowest} |
+|  | `error_share` alone | {error_share.b2.vsae.auc} | {error_share.b2.vsae.top} | {error_share.b2.vsae.lowest} |
+| blocks.2, k/F = 1/32: TopK | the score | {score.b2.topk.auc} | {score.b2.topk.top} | {score.b2.topk.lowest} |
+|  | `error_share` alone | {error_share.b2.topk.auc} | {error_share.b2.topk.top} | {error_share.b2.topk.lowest} |
+| blocks.0, k/F = 1/32: vSAE | the score | {score.b0.vsae.auc} | {score.b0.vsae.top} | {score.b0.vsae.lowest} |
+|  | `error_share` alone | {error_share.b0.vsae.auc} | {error_share.b0.vsae.top} | {error_share.b0.vsae.lowest} |
+| blocks.0, k/F = 1/32: TopK | the score | {score.b0.topk.auc} | {score.b0.topk.top} | {score.b0.topk.lowest} |
+|  | `error_share` alone | {error_share.b0.topk.auc} | {error_share.b0.topk.top} | {error_share.b0.topk.lowest} |
+| blocks.2, k/F = 1/8: vSAE | the score | {score.b2_8.vsae.auc} | {score.b2_8.vsae.top} | {score.b2_8.vsae.lowest} |
+|  | `error_share` alone | {error_share.b2_8.vsae.auc} | {error_share.b2_8.vsae.top} | {error_share.b2_8.vsae.lowest} |
+| blocks.2, k/F = 1/8: TopK | the score | {score.b2_8.topk.auc} | {score.b2_8.topk.top} | {score.b2_8.topk.lowest} |
+|  | `error_share` alone | {error_share.b2_8.topk.auc} | {error_share.b2_8.topk.top} | {error_share.b2_8.topk.lowest} |
+| SmolLM2-135M, blocks.1: vSAE | the score | {score.smollm2_1.vsae.auc} | {score.smollm2_1.vsae.top} | {score.smollm2_1.vsae.lowest} |
+|  | `error_share` alone | {error_share.smollm2_1.vsae.auc} | {error_share.smollm2_1.vsae.top} | {error_share.smollm2_1.vsae.lowest} |
+| SmolLM2-135M, blocks.1: TopK | the score | {score.smollm2_1.topk.auc} | {score.smollm2_1.topk.top} | {score.smollm2_1.topk.lowest} |
+|  | `error_share` alone | {error_share.smollm2_1.topk.auc} | {error_share.smollm2_1.topk.top} | {error_share.smollm2_1.topk.lowest} |
+""",
+    "worth": """
+| within one SAE, matched on firing rate and size | TopK: come back | others | vSAE: come back | others |
+|---|---|---|---|---|
+| effect of removing it, nats a firing | {worth.function.topk.effect.returning:.3f} | {worth.function.topk.effect.others:.3f} | {worth.function.vsae.effect.returning:.3f} | {worth.function.vsae.effect.others:.3f} |
+| cosine of the changes of the logits with its match's | {worth.function.topk.logits.returning:.3f} | {worth.function.topk.logits.others:.3f} | {worth.function.vsae.logits.returning:.3f} | {worth.function.vsae.logits.others:.3f} |
+| detection by a word matcher | {worth.function.topk.detection.returning:.3f} | {worth.function.topk.detection.others:.3f} | {worth.function.vsae.detection.returning:.3f} | {worth.function.vsae.detection.others:.3f} |
+| information on the current token, bits | {worth.function.topk.current.returning:.4f} | {worth.function.topk.current.others:.4f} | {worth.function.vsae.current.returning:.4f} | {worth.function.vsae.current.others:.4f} |
+| information on the previous token, bits | {worth.function.topk.previous.returning:.4f} | {worth.function.topk.previous.others:.4f} | {worth.function.vsae.previous.returning:.4f} | {worth.function.vsae.previous.others:.4f} |
+""",
+    "truth": """
+|  |  | TopK | vSAE (penalty 0.03) | Probabilistic TopK |
+|---|---|---|---|---|
+| F = 1,024, 2 million samples | true MCC | {truth.F1024.2m.topk.mcc} | {truth.F1024.2m.vsae.mcc} | {truth.F1024.2m.ptopk.mcc} |
+|  | match a true feature | {truth.F1024.2m.topk.true} | {truth.F1024.2m.vsae.true} | {truth.F1024.2m.ptopk.true} |
+|  | come back as a direction | {truth.F1024.2m.topk.direction} | {truth.F1024.2m.vsae.direction} | {truth.F1024.2m.ptopk.direction} |
+|  | FVE | {truth.F1024.2m.topk.fve} | {truth.F1024.2m.vsae.fve} | {truth.F1024.2m.ptopk.fve} |
+| F = 1,024, 16 million samples | true MCC | {truth.F1024.16m.topk.mcc} | {truth.F1024.16m.vsae.mcc} | {truth.F1024.16m.ptopk.mcc} |
+|  | match a true feature | {truth.F1024.16m.topk.true} | {truth.F1024.16m.vsae.true} | {truth.F1024.16m.ptopk.true} |
+|  | come back as a direction | {truth.F1024.16m.topk.direction} | {truth.F1024.16m.vsae.direction} | {truth.F1024.16m.ptopk.direction} |
+|  | FVE | {truth.F1024.16m.topk.fve} | {truth.F1024.16m.vsae.fve} | {truth.F1024.16m.ptopk.fve} |
+| F = 512, 2 million samples | true MCC | {truth.F512.2m.topk.mcc} | {truth.F512.2m.vsae.mcc} | {truth.F512.2m.ptopk.mcc} |
+|  | match a true feature | {truth.F512.2m.topk.true} | {truth.F512.2m.vsae.true} | {truth.F512.2m.ptopk.true} |
+|  | come back as a direction | {truth.F512.2m.topk.direction} | {truth.F512.2m.vsae.direction} | {truth.F512.2m.ptopk.direction} |
+|  | FVE | {truth.F512.2m.topk.fve} | {truth.F512.2m.vsae.fve} | {truth.F512.2m.ptopk.fve} |
+| F = 512, 16 million samples | true MCC | {truth.F512.16m.topk.mcc} | {truth.F512.16m.vsae.mcc} | {truth.F512.16m.ptopk.mcc} |
+|  | match a true feature | {truth.F512.16m.topk.true} | {truth.F512.16m.vsae.true} | {truth.F512.16m.ptopk.true} |
+|  | come back as a direction | {truth.F512.16m.topk.direction} | {truth.F512.16m.vsae.direction} | {truth.F512.16m.ptopk.direction} |
+|  | FVE | {truth.F512.16m.topk.fve} | {truth.F512.16m.vsae.fve} | {truth.F512.16m.ptopk.fve} |
+""",
+    "paper": """
+| F = 4D, k/F = 1/8 | FVE | near-dead < 0.1 | selection stability |
+|---|---|---|---|
+| TopK | {paper.topk.fve:.3f} | {paper.topk.near_dead:.3f} | {paper.topk.stability:.3f} |
+| the equations, beta 1 | {paper.equations.fve:.3f} | {paper.equations.near_dead:.3f} | {paper.equations.stability:.3f} |
+| the code, beta 1 | {paper.code.fve:.3f} | {paper.code.near_dead:.3f} | {paper.code.stability:.3f} |
+""",
+    "smollm2": """
+| blocks.1, k/F = 1/36 | TopK | vSAE |
+|---|---|---|
+| as a direction | {tuned.smollm2_1.topk.direction} | {tuned.smollm2_1.vsae.direction} |
+| in what it does | {tuned.smollm2_1.topk.function} | {tuned.smollm2_1.vsae.function} |
+| FVE | {tuned.smollm2_1.topk.fve:.4f} | {tuned.smollm2_1.vsae.fve:.4f} |
+| near-dead < 0.1 | {tuned.smollm2_1.topk.near_dead} | {tuned.smollm2_1.vsae.near_dead} |
+| at half the rate: as a direction | {smollm2_lr.half.topk.direction} | {smollm2_lr.half.vsae.direction} |
+| in what it does | {smollm2_lr.half.topk.function} | {smollm2_lr.half.vsae.function} |
+| FVE | {smollm2_lr.half.topk.fve:.4f} | {smollm2_lr.half.vsae.fve:.4f} |
+| near-dead < 0.1 | {smollm2_lr.half.topk.near_dead:.1%} | {smollm2_lr.half.vsae.near_dead:.1%} |
+""",
+    "smollm2_before": """
+|  |  | TopK without ReLU | vSAE (penalty 0.03) | Probabilistic TopK |
+|---|---|---|---|---|
+| blocks.1 | as a direction | {untuned.smollm2_1.topk_plain.direction} | {untuned.smollm2_1.vsae.direction} | {untuned.smollm2_1.ptopk.direction} |
+|  | FVE | {untuned.smollm2_1.topk_plain.fve:.4f} | {untuned.smollm2_1.vsae.fve:.4f} | {untuned.smollm2_1.ptopk.fve:.4f} |
+| blocks.15 | as a direction | {untuned.smollm2_15.topk_plain.direction} | {untuned.smollm2_15.vsae.direction} | {untuned.smollm2_15.ptopk.direction} |
+|  | FVE | {untuned.smollm2_15.topk_plain.fve:.4f} | {untuned.smollm2_15.vsae.fve:.4f} | {untuned.smollm2_15.ptopk.fve:.4f} |
+""",
+    "synth_16k": """
+|  | F1 | true MCC | explained variance | uniqueness |
+|---|---|---|---|---|
+| TopK | {synth_16k.topk.f1} | {synth_16k.topk.mcc} | {synth_16k.topk.explained_variance} | {synth_16k.topk.uniqueness} |
+| vSAE | {synth_16k.vsae.f1} | {synth_16k.vsae.mcc} | {synth_16k.vsae.explained_variance} | {synth_16k.vsae.uniqueness} |
+| BatchTopK | {synth_16k.batchtopk.f1} | {synth_16k.batchtopk.mcc} | {synth_16k.batchtopk.explained_variance} | {synth_16k.batchtopk.uniqueness} |
+""",
+    "brief_scores": """
+| AUC of the order | vSAE (penalty 0.03) | TopK | BatchTopK | Matryoshka | JumpReLU |
+|---|---|---|---|---|---|
+| blocks.2, k/F = 1/32: the score | {brief.b2.vsae.function.score} | {brief.b2.topk.function.score} | {brief.b2.batchtopk.function.score} | {brief.b2.matryoshka.function.score} | {brief.b2.jumprelu.function.score} |
+| `error_share` alone | {brief.b2.vsae.function.error_share} | {brief.b2.topk.function.error_share} | {brief.b2.batchtopk.function.error_share} | {brief.b2.matryoshka.function.error_share} | {brief.b2.jumprelu.function.error_share} |
+| blocks.0, k/F = 1/32: the score | {brief.b0.vsae.function.score} | {brief.b0.topk.function.score} | {brief.b0.batchtopk.function.score} | {brief.b0.matryoshka.function.score} | {brief.b0.jumprelu.function.score} |
+| `error_share` alone | {brief.b0.vsae.function.error_share} | {brief.b0.topk.function.error_share} | {brief.b0.batchtopk.function.error_share} | {brief.b0.matryoshka.function.error_share} | {brief.b0.jumprelu.function.error_share} |
+| blocks.2, k/F = 1/8: the score | {brief.b2_8.vsae.function.score} | {brief.b2_8.topk.function.score} | {brief.b2_8.batchtopk.function.score} | {brief.b2_8.matryoshka.function.score} | {brief.b2_8.jumprelu.function.score} |
+| `error_share` alone | {brief.b2_8.vsae.function.error_share} | {brief.b2_8.topk.function.error_share} | {brief.b2_8.batchtopk.function.error_share} | {brief.b2_8.matryoshka.function.error_share} | {brief.b2_8.jumprelu.function.error_share} |
+| SmolLM2-135M, blocks.1, 1/36: the score | {brief.smollm2_1.vsae.function.score} | {brief.smollm2_1.topk.function.score} | {brief.smollm2_1.batchtopk.function.score} |  |  |
+| `error_share` alone | {brief.smollm2_1.vsae.function.error_share} | {brief.smollm2_1.topk.function.error_share} | {brief.smollm2_1.batchtopk.function.error_share} |  |  |
+""",
+    "smollm2_rates": """
+| `recommended`, SmolLM2-135M, blocks.1 | near-dead < 0.1 | FVE | come back in what they do |
+|---|---|---|---|
+| half of its learning rate | {smollm2_lr.half.vsae.near_dead:.1%} | {smollm2_lr.half.vsae.fve} | {smollm2_lr.half.vsae.function} |
+| its learning rate | {smollm2_lr.own.vsae.near_dead} | {smollm2_lr.own.vsae.fve} | {smollm2_lr.own.vsae.function} |
+| twice its learning rate | {smollm2_lr.twice.vsae.near_dead} | {smollm2_lr.twice.vsae.fve} | {smollm2_lr.twice.vsae.function} |
+""",
 }
 
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
