@@ -35,8 +35,8 @@ class ExplainFlags:
     overwrite: bool = False
     """Discard all that explanations.json holds, whatever it is of."""
     out: str | None = None
-    """The folder of explanations.json. Default: the run folder. Needed for another library's SAE, unless FOLDER is
-    one that `vsae eval --out` wrote."""
+    """Write to OUT/NAME/explanations.json instead, where other commands don't find it. Default: the run folder, and
+    results/NAME for another library's SAE."""
     timeout: float = 300.0
     """Seconds to wait for a whole answer."""
     max_tokens: int = 1000

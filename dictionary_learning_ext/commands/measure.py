@@ -51,8 +51,8 @@ class EvalFlags:
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
     """Run folders, or other libraries' SAEs (see docs/any_sae.md), all trained on one language model."""
     out: str | None = None
-    """The folder to write metrics.json to, which then stands for the SAE in other commands; of several SAEs,
-    it gets a folder for each. Default: the run folder. Needed for another library's SAE."""
+    """Write to OUT/NAME/metrics.json instead, where other commands don't find it. Default: the run folder, and
+    results/NAME for another library's SAE."""
     tokens: int | None = None
     """Held-out tokens to evaluate on; above 2,048, rounded up to whole batches of that. Default: as in the
     run's own evaluation. If the settings differ from those of metrics.json, the results go to
@@ -90,7 +90,7 @@ class CompareFlags:
     """Print the metrics of SAEs side by side."""
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
-    """Run folders, or folders that `vsae eval --out` wrote: two or more, or one to see its metrics."""
+    """Run folders, or other libraries' SAEs that `vsae eval` has measured: two or more, or one to see its metrics."""
     columns: str | None = None
     """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:
     the most important ones, which features come back where there are several seeds of a setting, and the mean
@@ -153,8 +153,7 @@ class ReproduceFlags:
     language model."""
     csv: str | None = None
     """A file to write with a row for each feature of each SAE: its mean match in the others, in how many of them
-    it returns, the number of its match in each, and its return score. Of one folder: instead of return_scores.csv; needed for
-    another library's SAE."""
+    it returns, the number of its match in each, and its return score. Of one folder: instead of return_scores.csv."""
     json: bool = False
     """Print JSON instead."""
     inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
@@ -167,13 +166,13 @@ def run_reproduce(flags: ReproduceFlags) -> None:
         reproducibility_table,
         write_features,
     )
-    from ..run_folder.sae_names import require_results_at
+    from ..run_folder.files import require_writable
 
     if len(flags.folders) == 1:
         _score(flags)
         return
     if flags.csv is not None:
-        require_results_at(Path(flags.csv), Setting("csv"))
+        require_writable(Path(flags.csv), Setting("csv"))
     found = reproduce(flags.folders, flags.tokens, **vars(flags.inputs))
     if flags.csv is not None:
         write_features(found, flags.csv)
@@ -185,8 +184,8 @@ def run_reproduce(flags: ReproduceFlags) -> None:
 def _score(flags: ReproduceFlags) -> None:
     """Of a single folder."""
     from ..features.return_score import return_scores, scores_table
-    from ..run_folder.files import RETURN_SCORES
-    from ..run_folder.sae_names import require_results_at, results_folder
+    from ..run_folder.files import RETURN_SCORES, require_writable
+    from ..run_folder.sae_names import results_folder
 
     require(
         flags.tokens is None or flags.tokens > 0,
@@ -196,11 +195,9 @@ def _score(flags: ReproduceFlags) -> None:
         instead="leave it out",
     )
     (folder,) = flags.folders
-    if flags.csv is None:
-        path = results_folder(folder, give=Setting("csv", "FILE")) / RETURN_SCORES
-    else:
-        path = Path(flags.csv)
-    require_results_at(path, Setting("csv"))
+    own = results_folder(folder) / RETURN_SCORES
+    path = own if flags.csv is None else Path(flags.csv)
+    require_writable(path, Setting("csv"))
     (scores,) = return_scores([folder], flags.tokens, **vars(flags.inputs)).values()
     scores.write(path)
     if flags.json:

@@ -24,19 +24,12 @@ from ..run_folder.comparing import (
     measured_on,
     require_one_setting,
 )
-from ..run_folder.files import METRICS, write_json
+from ..run_folder.files import METRICS, require_writable, write_json
 from ..run_folder.reading import read_config, require_folders
-from ..run_folder.sae_names import (
-    STANDS_FOR,
-    lasting_name,
-    place_of,
-    require_results_at,
-    results_folder,
-)
+from ..run_folder.sae_names import place_of, results_folder
 from ..run_folder.trained_on import run_of, runs_of
 from ..run_folder.weights import load_dictionary
 from .measure import batches_of, measure
-from .tables import endings_of, file_names
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +65,8 @@ def evaluate_folders(
     Arguments:
         folders: what names the SAEs, all trained on one language model. Those of one hook point are measured
             together.
-        out: the folder to write metrics.json to; of several SAEs, it gets a folder for each. It then stands for
-            the SAE in all commands that measure. None: the SAE's own folder, unless another library wrote it,
-            dictionary_learning included.
+        out: where results go in place of the SAE's folder of results, see `results_folder`. Other commands
+            don't find them there.
         tokens: held-out tokens. Default: as many as the runs' own evaluations (the largest).
         step: of the checkpoint to evaluate. Default: the final weights.
         model, hook, data, text_column: as in the run's config.json by default. Folders that upstream's `trainSAE`
@@ -85,8 +77,8 @@ def evaluate_folders(
         device, device_map: see `RunConfig`.
         on_written: called with each file once it is written.
 
-    Raises: CheckpointError if a folder is damaged or belongs to another model or hook; ConfigError for results
-    that would go into another library's folder, before anything is measured.
+    Raises: CheckpointError if a folder is damaged or belongs to another model or hook, or results can't be
+    written, before anything is measured.
     """
     require(tokens is None or tokens > 0, "tokens", tokens, "above 0")
     require_folders(folders)
@@ -101,7 +93,9 @@ def evaluate_folders(
         "remove_bos": remove_bos,
         "device_map": device_map,
     }
-    results_of = _results_folders(folders, out)
+    results_of = {str(folder): results_folder(folder, out) for folder in folders}
+    for folder in results_of.values():
+        require_writable(folder / METRICS, Setting("out"))
     runs = runs_of(folders, step, **where)
     require_one_setting(runs, [n for n in MEASURED_ON if n != "hook"], CheckpointError)
     tokens = _own_tokens(runs) if tokens is None else tokens
@@ -119,26 +113,11 @@ def evaluate_folders(
         measured = measure(dictionaries, inputs.held_out(run.hook, tokens), tokens)
         for name, metrics in measured.items():
             results[name] = step_setting | metrics | {"measured_on": measured_on(run)}
-            config, sae_stated = saes[name][1], {}
-            if results_of[name] != place_of(name).folder:
-                config, sae_stated = {}, {STANDS_FOR: lasting_name(name)}
+            config = saes[name][1] if results_of[name] == place_of(name).folder else {}
             path = evaluation_file(results_of[name], config, run, tokens, results[name])
-            write_json(path, sae_stated | results[name], Setting("out"))
+            write_json(path, results[name], Setting("out"))
             on_written(path)
     return {name: results[name] for name in runs}
-
-
-def _results_folders(folders: Sequence[str | Path], out: str | Path | None) -> dict[str, Path]:
-    """Where each SAE's results go. Raises an error unless they can be written there."""
-    places = {str(folder): out for folder in folders}
-    if out is not None and len(places) > 1:
-        called = endings_of(places)
-        own = file_names(called.values())
-        places = {name: Path(out) / own[ending] for name, ending in called.items()}
-    found = {name: results_folder(name, place) for name, place in places.items()}
-    for folder in found.values():
-        require_results_at(folder / METRICS, Setting("out"))
-    return found
 
 
 # --- named SAEs

@@ -19,9 +19,9 @@ from ..features.collector import FeatureStatistics
 from ..features.explanations import MISSING, Explanation, Explanations, explanations_in
 from ..features.features_of import measure_features
 from ..run_folder.comparing import measured_on
-from ..run_folder.files import EXPLANATIONS, locked
+from ..run_folder.files import EXPLANATIONS, locked, require_writable
 from ..run_folder.reading import read_config
-from ..run_folder.sae_names import require_results_at, results_folder
+from ..run_folder.sae_names import results_folder
 from ..run_folder.weights import hash_of
 from .endpoint import Endpoint
 from .questions import (
@@ -96,7 +96,7 @@ def explain(
     Arguments:
         folder: what names the SAE, see run_folder/sae_names.py.
         explainer, scorer: the names of the language models at the endpoint. Default of the scorer: the explainer.
-        out: the folder of explanations.json. Default: the SAE's own. Needed for another library's SAE.
+        out: see `results_folder`.
         overwrite: start again where explanations.json holds those of another SAE, explainer or text.
         dry_run: measure, but ask nothing.
         on_plan: called before anything is asked.
@@ -111,7 +111,7 @@ def explain(
     for feature in options.only if size else ():
         require_feature(feature, size)
     path = results_folder(folder, out) / EXPLANATIONS
-    require_results_at(path, _OUT)
+    require_writable(path, _OUT)
     with locked(path.parent, _OUT):
         if not dry_run:
             on_step(f"asking {endpoint.url} whether it answers")

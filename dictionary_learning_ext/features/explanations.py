@@ -24,7 +24,7 @@ from ..errors import CheckpointError, Setting
 from ..run_folder.comparing import unequal
 from ..run_folder.files import EXPLANATIONS, write_text
 from ..run_folder.json_files import read_json
-from ..run_folder.sae_names import place_of
+from ..run_folder.sae_names import results_folder
 from ..run_folder.weights import hash_of, load_dictionary
 from .contexts import visible
 
@@ -221,9 +221,8 @@ def read_explanations(name: str | Path, dictionary: Dictionary | None = None) ->
 
     Raises: CheckpointError if explanations.json is damaged.
     """
-    results = place_of(name).results
-    path = None if results is None else results / EXPLANATIONS
-    if path is None or not path.exists():
+    path = results_folder(name) / EXPLANATIONS
+    if not path.exists():
         return Explanations()
     found = explanations_in(path)
     if dictionary is None:

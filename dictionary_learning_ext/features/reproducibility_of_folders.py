@@ -18,9 +18,9 @@ from ..evaluation.folders import SAE, Loaded, dictionary_of, open_folders
 from ..evaluation.metrics import METRICS
 from ..evaluation.tables import labels, text_table
 from ..run_folder.comparing import grouped_by_setting, same_setting, training, unequal, unlike
-from ..run_folder.files import replacing, write_rows
+from ..run_folder.files import replacing, target_of, write_rows
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
-from ..run_folder.sae_names import lasting_name
+from ..run_folder.sae_names import place_of
 from ..run_folder.settings import SEEDS, seeds_of, settings_named_in, settings_of
 from ..run_folder.weights import load_dictionary
 from .codes import (
@@ -299,9 +299,9 @@ def comparable_configs(
     Raises: ReproducibilityError if a folder is given twice, however it is spelled, or unless all SAEs
     are of one width, at one hook point of one language model.
     """
-    seen: set[str] = set()
+    seen: set[Path] = set()
     for folder in folders:
-        if (path := lasting_name(folder)) in seen:
+        if (path := target_of(place_of(folder).folder)) in seen:
             raise ReproducibilityError(
                 f"{folder} is given twice, and an SAE always agrees with itself; remove it once"
             )

@@ -38,8 +38,9 @@ from ..features.reproducibility_of_folders import (
 from ..features.return_score import ReturnScores, caveat_on
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.comparing import grouped_by_setting
+from ..run_folder.files import target_of
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
-from ..run_folder.sae_names import lasting_name, place_of
+from ..run_folder.sae_names import place_of
 from ..run_folder.weights import load_dictionary
 
 logger = logging.getLogger(__name__)
@@ -261,8 +262,9 @@ def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:
 
 def _require_different(folders: Sequence[str | Path]) -> None:
     """Raise a ConfigError if a folder is given twice, however it is spelled."""
-    times = Counter(map(lasting_name, folders))
-    if twice := [folder for folder in folders if times[lasting_name(folder)] > 1]:
+    places = [target_of(place_of(folder).folder) for folder in folders]
+    times = Counter(places)
+    if twice := [folder for folder, place in zip(folders, places, strict=True) if times[place] > 1]:
         remedy = Template("remove it from {against}")
         raise ConfigError(f"{twice[0]} is given twice", instead=remedy)
 

@@ -39,12 +39,13 @@ from ..run_folder.files import (
     remove_temporaries,
     replacing,
     report_files,
+    require_writable,
     write_json,
     write_rows,
     write_text,
 )
 from ..run_folder.reading import read_config
-from ..run_folder.sae_names import place_of, require_results_at, results_folder
+from ..run_folder.sae_names import place_of, results_folder
 from ..run_folder.settings import architecture_of, settings_of
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import COLUMNS, Vocabulary, cards, columns, page, rounded
@@ -89,8 +90,8 @@ def write_report(
             run_folder/sae_names.py.
         against: others, trained on the same language model and hook point.
         seeds: other seeds of `folder`'s SAE. The page then shows which of its features come back.
-        out: the page, x.html, or a folder that gets report.html. Default: the run folder. Needed for another
-            library's SAE.
+        out: the page, x.html, or a folder that gets report.html. Default: the SAE's folder of results, see
+            `results_folder`.
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
 
@@ -98,9 +99,10 @@ def write_report(
     process writes, is refused before anything is measured.
     """
     read_config(folder)  # no folder of data for a run that isn't there
-    out = results_folder(folder) / REPORT if out is None else page_at(out, REPORT)
+    usual = results_folder(folder) / REPORT
+    out = usual if out is None else page_at(out, REPORT)
     files = report_files(out)
-    require_results_at(out, _OUT)
+    require_writable(out, _OUT)
     with locked(files, _OUT):
         remove_temporaries(files)
         remove_temporaries(out.parent, glob.escape(out.name))
@@ -108,8 +110,7 @@ def write_report(
             [folder, *against], options or ReportOptions(), seeds=seeds, on_step=on_step, **where
         )
         on_step("writing the page")
-        own = None if out == Path(folder) / REPORT else out
-        page_html = render(comparison, {"out": own, **where}, seeds)
+        page_html = render(comparison, {"out": None if out == usual else out, **where}, seeds)
         for analysis in comparison.analyses:
             _write_data(files, analysis, comparison)
         write_text(out, page_html, _OUT)  # last: where there is a page, the rest is there too

@@ -25,10 +25,10 @@ from ..run_folder.files import (
     SWEEP_SETTINGS,
     SWEEP_TABLE,
     page_at,
+    require_writable,
     write_rows,
     write_text,
 )
-from ..run_folder.sae_names import require_results_at
 from ..run_folder.settings import SEEDS
 from .many_runs import (
     RANKED_BY,
@@ -75,7 +75,7 @@ def write_index(
     """
     folder = Path(folder)
     out = folder / INDEX if out is None else page_at(out, INDEX)
-    require_results_at(out, _OUT)
+    require_writable(out, _OUT)
     configs, metrics_of, left_out = read_all_in(folder)
     results = results_of(configs, metrics_of, folder)
     settings = unequal([one.settings for one in results])

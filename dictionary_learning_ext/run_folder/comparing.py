@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig
-from ..errors import CheckpointError, Setting, Template, Text, UserError
-from .files import METRICS, at_home, evaluation
-from .reading import read_metrics_if_any
+from ..errors import Setting, Template, Text, UserError
+from .files import at_home, evaluation
+from .reading import former_evaluation
 from .settings import SEEDS, architecture_of, own_settings, settings_of
 
 LEAVING_OUT = ("remove_bos", "max_norm_multiple")
@@ -62,8 +62,7 @@ def evaluation_file(
         metrics: what was measured. It names the step of a checkpoint.
     """
     settings = own_settings(config)
-    # A folder that isn't there yet may have a name like those of the hub.
-    if (folder / METRICS).exists() and (former := former_evaluation(folder)):
+    if former := former_evaluation(folder):
         own = _BEFORE | former.get("measured_on", {}) | {"tokens": former.get("tokens")}
         # Tokens are rounded up to whole batches.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
@@ -79,14 +78,6 @@ def evaluation_file(
         if name in own and not same_setting(name, own[name], value)
     }
     return evaluation(folder, other | ({} if same_tokens else {"tokens": metrics["tokens"]}))
-
-
-def former_evaluation(folder: str | Path) -> dict[str, Any]:
-    """A folder's metrics.json. Empty if there is none, or a damaged one, which is written again."""
-    try:
-        return read_metrics_if_any(folder) or {}
-    except CheckpointError:
-        return {}
 
 
 def same_model(one: Any, other: Any) -> bool:

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 """Where run folders go."""
+RESULTS = Path("results")
+"""Where results of other libraries' SAEs go, a folder for each, see `results_folder`."""
 WEIGHTS = "ae.pt"
 """Upstream's state dict, for raw activations."""
 CONFIG = "config.json"

@@ -26,7 +26,7 @@ from .files import (
 )
 from .foreign import RECOGNISED, foreign_config, format_of
 from .json_files import Shape, read_json, readable
-from .sae_names import EXPECTED, STANDS_FOR, place_of
+from .sae_names import EXPECTED, place_of, results_folder
 from .settings import own_settings, settings_in, without_removed
 
 _SEEDS: Shape = {"seed": int | None, "data_seed": int | None}
@@ -46,7 +46,6 @@ _CONFIG: Shape = {
 _METRICS: Shape = {
     "measured_on": {name: hint | None for name, hint in get_type_hints(RunConfig).items()},
     "not_measured": dict[str, str],
-    STANDS_FOR: str,
     ...: float | None,
 }
 _LINE: Shape = {"step": float, ...: float | None}
@@ -63,13 +62,13 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     """The config.json of a named SAE. Of another library's folder, what it would say, see `foreign_config`.
 
     Arguments:
-        folder: a folder, a place on the hub, or the folder of an SAE's results, see sae_names.py.
+        folder: a folder, or a place on the hub, see sae_names.py.
         step: of the checkpoint that is meant. Default: the final weights.
 
     Raises: CheckpointError if the folder or a file of it is missing (the message lists what is
     there) or damaged, or the run is not finished.
     """
-    folder, _, overrides = place_of(folder)
+    folder, overrides = place_of(folder)
     path = folder / CONFIG
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; {EXPECTED}")
@@ -107,7 +106,7 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
 def _with_saes_inside(folder: Path) -> CheckpointError | None:
     """The error for a folder that is no SAE's and has such folders in it; None for others."""
     for inside in sorted(folder.glob("[!.]*")):
-        if format_of(inside) or any((inside / name).is_file() for name in (WEIGHTS, METRICS)):
+        if format_of(inside) or (inside / WEIGHTS).is_file():
             return CheckpointError(
                 f"{folder}: holds the folders of SAEs and is not one; give one of them, e.g. {inside}"
             )
@@ -190,12 +189,8 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
 def read_metrics(folder: str | Path) -> dict[str, Any]:
     """A named SAE's final evaluation. Raises CheckpointError if there is none."""
     read_config(folder)
-    command = f"run `vsae eval {in_shell(folder)}"
-    if (path := place_of(folder).metrics) is None:
-        raise CheckpointError(
-            f"{folder}: has no {METRICS} of its own; {command} --out DIR`, and give DIR in its place"
-        )
-    command += "`"
+    path = results_folder(folder) / METRICS
+    command = f"run `vsae eval {in_shell(folder)}`"
     try:
         return read_json(path, _METRICS, command)
     except FileNotFoundError as error:
@@ -205,8 +200,16 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
 @readable()
 def read_metrics_if_any(folder: str | Path) -> dict[str, Any] | None:
     """`read_metrics`, or None if the SAE was not evaluated."""
-    path = place_of(folder).metrics
-    return read_metrics(folder) if path is not None and path.exists() else None
+    return read_metrics(folder) if (results_folder(folder) / METRICS).exists() else None
+
+
+@readable()
+def former_evaluation(results: Path) -> dict[str, Any]:
+    """The metrics.json in a folder of results. Empty if there is none, or a damaged one, which is written again."""
+    try:
+        return read_json(results / METRICS, _METRICS)
+    except (CheckpointError, FileNotFoundError):
+        return {}
 
 
 @readable()

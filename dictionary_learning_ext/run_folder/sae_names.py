@@ -1,11 +1,8 @@
-"""What an SAE can be named by: its folder, its place on the hub, or the folder of its results. Imports no torch.
+"""What an SAE can be named by: its folder or its place on the hub; and where its results are. Imports no torch.
 
-    runs/NAME                    a folder here, of any format in `foreign.RECOGNISED`
-    OWNER/REPOSITORY/FOLDER      the same on the hub, where sparsify names FOLDER after the module
-    RELEASE/ID                   an SAE in SAELens's table of releases, if SAELens is installed
-    RESULTS                      what `vsae eval SAE --out RESULTS` wrote: stands for that SAE
-
-Results of an SAE go to its folder if this package wrote it, and else to `--out`.
+runs/NAME                    a folder here, of any format in `foreign.RECOGNISED`
+OWNER/REPOSITORY/FOLDER      the same on the hub, where sparsify names FOLDER after the module
+RELEASE/ID                   an SAE in SAELens's table of releases, if SAELens is installed
 """
 
 import re
@@ -15,34 +12,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.checks import require_type
-from ..errors import CheckpointError, ConfigError, HubError, Setting, Template, first_line
-from .files import CONFIG, METRICS, RUNS, WEIGHTS, require_writable, target_of
-from .foreign import FILES, RECOGNISED, format_of
+from ..errors import CheckpointError, HubError, first_line
+from .files import CONFIG, RESULTS, RUNS, WEIGHTS, sha256_of, target_of
+from .foreign import FILES, RECOGNISED, WEIGHTS_OF, format_of
 from .json_files import read_json, readable
 
 _OF_THE_HUB = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
 EXPECTED = "expected a run folder, e.g. runs/NAME"
-STANDS_FOR = "sae"
-"""In the metrics.json of a folder of results: the SAE's name, or its folder's absolute path."""
-_AGAIN = "delete it, and run `vsae eval SAE --out DIR` again"
-_OUT = Setting("out", "DIR")
+_LONGEST_PART = 80
+"""Characters of a part of a path in the name of a folder of results."""
 
 
 class Place(NamedTuple):
     """Where an SAE is on this machine."""
 
     folder: Path
-    results: Path | None
-    """The folder of its results; None if these aren't written to the SAE's own."""
     overrides: dict[str, Any]
     """See `foreign_config`."""
-
-    @property
-    def metrics(self) -> Path | None:
-        """Its metrics.json, if it was evaluated; None for another library's folder, which has none."""
-        if self.results is not None:
-            return self.results / METRICS
-        return self.folder / METRICS if format_of(self.folder) is None else None
 
 
 @readable()
@@ -56,126 +42,70 @@ def place_of(name: str | Path) -> Place:
     here = Path(name)
     if here.is_file():
         raise CheckpointError(f"{name}: a file", instead=f"give its folder, {here.parent}")
-    if _is_of_the_hub(name):
-        return _fetched(here.as_posix())
-    if (sae := _stands_for(here)) is not None:
-        if _stands_for(Path(sae)) is not None:
-            what = f"{here / METRICS}: its SAE is {sae}, which holds results, and no SAE"
-            raise CheckpointError(what, instead=_AGAIN)
-        return place_of(sae)._replace(results=here)
-    return Place(here, here if format_of(here) is None else None, {})
-
-
-def _stands_for(folder: Path) -> str | None:
-    """The SAE whose results are in a folder; None for any other folder."""
-    others = (folder / name for name in FILES if name != METRICS)
-    if not (folder / METRICS).is_file() or any(path.exists() for path in others):
-        return None
-    return read_json(folder / METRICS, {STANDS_FOR: str}, _AGAIN).get(STANDS_FOR)
-
-
-def lasting_name(name: str | Path) -> str:
-    """What names the same SAE from any working directory."""
-    if _is_of_the_hub(name):
-        return Path(name).as_posix()
-    return _stands_for(Path(name)) or str(target_of(name))
-
-
-# --- where results go
+    return _fetched(here.as_posix()) if _is_of_the_hub(name) else Place(here, {})
 
 
 def require_own(name: str | Path, command: str) -> None:
-    """Raise a CheckpointError unless it is an SAE in a folder of ours or upstream's.
+    """Raise a CheckpointError unless it is an SAE in a folder here of ours or upstream's.
 
     Arguments:
         command: that takes no others.
     """
     if _is_of_the_hub(name):
         raise CheckpointError(f"{name}: no such folder; `vsae {command}` takes run folders here")
-    place = place_of(name)
-    if place.folder != place.results:
-        form = format_of(place.folder)
-        what = f"an SAE of {form}" if form else "results of an SAE that is elsewhere"
+    if (form := format_of(place_of(name).folder)) is not None:
         raise CheckpointError(
-            f"{name}: {what}; `vsae {command}` takes run folders, and those of dictionary_learning"
+            f"{name}: an SAE of {form}; `vsae {command}` takes run folders, and those of dictionary_learning"
         )
+
+
+# --- where results are
 
 
 @readable()
-def results_folder(
-    name: str | Path,
-    out: str | Path | None = None,
-    give: Setting = _OUT,
-) -> Path:
-    """Where the results of an SAE go: `out`, or its own folder if that is one of ours.
+def results_folder(name: str | Path, out: str | Path | None = None) -> Path:
+    """The folder of a named SAE's results: a run's own folder, and results/NAME for any other SAE.
+
+    NAME is the last two parts of its path and eight characters of its weights' hash: every folder of
+    dictionary_learning's `trainSAE` is called trainer_0. Nothing is created here.
 
     Arguments:
-        give: the setting that says where, for messages.
+        out: results are in out/NAME, a run's too.
 
-    Raises: CheckpointError if it is no folder; ConfigError if it has none, or `out` holds an SAE or another one's results.
+    Raises: CheckpointError if there is no such folder, or it holds no weights; HubError.
     """
-    if out is None:
-        place = place_of(name)
-        library = _library_of(place.folder)
-        if place.results is not None and (library is None or place.results != place.folder):
-            if not place.results.is_dir():
-                raise CheckpointError(f"{name}: no such folder; {EXPECTED}")
-            return place.results
-        what = "comes from the hub" if _is_of_the_hub(name) else f"is {library}'s"
-        raise ConfigError(
-            f"{name}: its folder {what}, and nothing is written into it",
-            instead=Template("say where the results go with {give}", give=give),
-        )
-    out = Path(out)
-    other = _stands_for(out)
-    if other != lasting_name(name) and any((out / file).exists() for file in FILES):
-        what = f"the results of {other}" if other else "an SAE"
-        raise ConfigError(
-            f"holds {what}", name="out", value=str(out), instead="give another folder"
-        )
-    return out
+    folder = place_of(name).folder
+    if not folder.is_dir():
+        raise CheckpointError(f"{name}: no such folder; {EXPECTED}")
+    is_here = not _is_of_the_hub(name)
+    if out is None and is_here and format_of(folder) is None and not _is_of_upstream(folder):
+        return folder
+    path = target_of(folder) if is_here else Path(name)
+    parts = [re.sub(r"[^\w.=-]", "-", part)[:_LONGEST_PART] for part in path.parts[-2:]]
+    return Path(out or RESULTS) / "_".join([*parts, _hash_of_weights(folder)[:8]])
 
 
-def _library_of(folder: Path) -> str | None:
-    """Which other library wrote an SAE's folder; None for ours, and for any other folder."""
-    if (form := format_of(folder)) is not None:
-        return form
+def _is_of_upstream(folder: Path) -> bool:
+    """Whether dictionary_learning's `trainSAE` wrote a folder."""
     if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
-        return None
+        return False
     config = read_json(folder / CONFIG, dict)
-    return "dictionary_learning" if "trainer" in config and "run" not in config else None
+    return "trainer" in config and "run" not in config
 
 
-def require_results_at(path: Path, setting: Setting) -> None:
-    """Raise an error before anything is measured if a file of results can't be written.
-
-    Arguments:
-        setting: the one that says where.
-
-    Raises: ConfigError for a path in another library's folder; CheckpointError if the disk refuses.
-    """
-    require_not_foreign(path, setting)
-    require_writable(path, setting)
+def _hash_of_weights(folder: Path) -> str:
+    form = format_of(folder)
+    path = folder / (WEIGHTS if form is None else WEIGHTS_OF[form])
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: expected a file {path.name}")
+    stat = path.stat()
+    return _hash_of_file(path, stat.st_mtime_ns, stat.st_size)
 
 
-def require_not_foreign(path: Path, setting: Setting) -> None:
-    """Raise a ConfigError for a path in the folder of another library's SAE, or for that folder."""
-    whole = target_of(path)
-    for folder in (whole, *whole.parents):
-        library = _library_of(folder)
-        if library == "Gemma Scope" and folder not in (whole, whole.parent):
-            continue  # further up, a params.npz may be anyone's
-        if library is not None:
-            raise ConfigError(
-                Template(
-                    "{setting}: {folder} holds an SAE of {library}, and nothing is written into that folder",
-                    setting=setting,
-                    folder=folder,
-                    library=library,
-                ),
-                name=setting.name,
-                instead="give another place",
-            )
+@cache
+def _hash_of_file(path: Path, *version: int) -> str:
+    """A file's SHA-256, computed once for each version of the file: weights may be large."""
+    return sha256_of(path)
 
 
 # --- the hub
@@ -231,7 +161,7 @@ def _fetched(name: str) -> Place:
         what = f"has no folder {inside!r}" if inside else "holds no SAE outside its folders"
         give = "OWNER/REPOSITORY/FOLDER of one: " + RECOGNISED
         raise HubError(f"{name}: the repository {repo} {what}", instead=f"give {give}")
-    return Place(folder, None, overrides)
+    return Place(folder, overrides)
 
 
 def _place_on_the_hub(name: str) -> tuple[str, str, dict[str, Any]]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from ..config.run import NONE, DeviceMap, RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError, Setting, Template, listed
-from .comparing import former_evaluation, same_model, same_setting
+from .comparing import same_model, same_setting
 from .files import CONFIG, METRICS
-from .reading import read_config
+from .reading import former_evaluation, read_config
+from .sae_names import results_folder
 from .settings import settings_in, settings_named_in
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,8 @@ def runs_of(
 
 def _named_by(folder: str | Path, config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The model, hook and text that the files of a folder without a run name and `given` doesn't."""
-    named, measured = settings_named_in(config), former_evaluation(folder).get("measured_on", {})
+    named = settings_named_in(config)
+    measured = former_evaluation(results_folder(folder)).get("measured_on", {})
     if "hook" not in named and "foreign" not in config:
         return {}
     # What it was measured on is known to work. The text that another library names may be on its machine only.

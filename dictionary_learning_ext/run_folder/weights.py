@@ -100,8 +100,8 @@ def load_dictionary(
     only.
 
     Arguments:
-        base_path: a folder that `vsae train`, upstream's `trainSAE` or another library wrote, a place on the
-            hub, or the folder of an SAE's results, see sae_names.py.
+        base_path: a folder that `vsae train`, upstream's `trainSAE` or another library wrote, or a place on
+            the hub, see sae_names.py.
         step: of the checkpoint to load. Default: the final weights.
 
     Returns: the dictionary, which takes raw activations and encodes by the mean, and config.json (of

@@ -16,9 +16,8 @@ from ..config.run import MIDDLE, RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..errors import ConfigError, Template
-from ..run_folder.files import RUNS, SAVE_DIR, folder_of, require_free
+from ..run_folder.files import RUNS, folder_of, require_free
 from ..run_folder.reading import is_finished
-from ..run_folder.sae_names import require_not_foreign
 from .processes import launched, require_one_task
 
 
@@ -166,7 +165,6 @@ def _require_start(job: Job) -> None:
             value=weights,
             expected="one that holds a trained SAE, e.g. runs/NAME",
         )
-    require_not_foreign(job.folder, SAVE_DIR)
     require_free(job.folder, run.overwrite)
 
 

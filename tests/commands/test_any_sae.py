@@ -17,6 +17,7 @@ from dictionary_learning_ext import agreement, features_of, load_dictionary
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.run_folder import sae_names
+from dictionary_learning_ext.run_folder.sae_names import results_folder
 
 HOOK = "blocks.0.hook_resid_post"
 BARE = ["--tokens", "300", "--synthesise", "0", "--map-tokens", "100"]
@@ -50,32 +51,29 @@ def sparse(tmp_path):
 
 @pytest.mark.parametrize("library", ["SAELens", "sparsify"])
 def test_an_export_is_measured_as_the_run_folder_it_is_of(
-    library, exported, where, tmp_path, capsys
+    library, exported, where, tmp_path, monkeypatch, capsys
 ):
-    theirs, out = exported[library], tmp_path / "results"
-    before = content(theirs)
-    assert main(["eval", str(theirs), "--tokens", "200", *where, "--out", str(out)]) == 0
+    monkeypatch.chdir(tmp_path)
+    theirs = exported[library]
+    out, before = results_folder(theirs), content(theirs)
+    assert main(["eval", str(theirs), "--tokens", "200", *where]) == 0
     assert f"wrote {out / 'metrics.json'}" in capsys.readouterr().out
     assert main(["eval", str(exported["ours"]), "--tokens", "200"]) == 0
     found, expected = (
         json.loads((folder / "metrics.json").read_text()) for folder in (out, exported["ours"])
     )
-    assert found["sae"] == str(theirs)
     for name in ("fve", "l0", "loss_reconstructed", "alive"):
         assert found[name] == pytest.approx(expected[name], rel=1e-4)
 
-    # The folder of its results stands for it, without a flag.
+    # What it was measured on is remembered: no flag is needed.
     capsys.readouterr()
-    assert main(["compare", str(exported["ours"]), str(out)]) == 0
+    assert main(["compare", str(exported["ours"]), str(theirs)]) == 0
     assert capsys.readouterr().out.count(f"{found['fve']:.4f}") == 2
-    page = tmp_path / "page"
-    assert (
-        main(["report", str(out), "--against", str(exported["ours"]), *BARE, f"--out={page}"]) == 0
-    )
-    assert f"{found['fve']:.4f}" in (page / "report.html").read_text(encoding="utf-8")
-    assert main(["reproduce", str(out), "--csv", str(tmp_path / "scores.csv")]) == 0
+    assert main(["report", str(theirs), "--against", str(exported["ours"]), *BARE]) == 0
+    assert f"{found['fve']:.4f}" in (out / "report.html").read_text(encoding="utf-8")
+    assert main(["reproduce", str(theirs), "--csv", str(tmp_path / "scores.csv")]) == 0
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 33
-    assert main(["reproduce", str(out)]) == 0
+    assert main(["reproduce", str(theirs)]) == 0
     assert (out / "return_scores.csv").is_file()
     assert content(theirs) == before
 
@@ -117,17 +115,19 @@ def test_two_of_sparsify_of_two_sizes(tokens, sparse, where, capsys):
     assert found["pairs"][0]["pw_mcc"] == pytest.approx(agreement(a, b).pair.pw_mcc)
 
 
-def test_several_saes_get_a_folder_each(sparse, where, tmp_path, capsys):
-    out = tmp_path / "results"
-    folders = [*map(str, sparse), str(of_sae_lens(tmp_path / "third", hook_name=HOOK))]
+def test_results_go_to_another_place_on_request(sparse, trained, where, tmp_path, capsys):
+    folders = [*sparse, of_sae_lens(tmp_path / "third", hook_name=HOOK)]
+    out, folders = tmp_path / "elsewhere", [*map(str, folders)]
     assert main(["eval", *folders, "--tokens", "64", *where, "--out", str(out)]) == 0
     written = [line.removeprefix("wrote ") for line in capsys.readouterr().out.splitlines()[-3:]]
-    assert [json.loads(Path(path).read_text())["sae"] for path in written] == folders
-    names = [Path(path).parent.name for path in written]
-    assert names == ["seed0_layers.0", "seed1_layers.0", f"{tmp_path.name}_third"]
-    assert main(["compare", *(str(Path(path).parent) for path in written)]) == 0
+    assert [Path(path).parent for path in written] == [results_folder(one, out) for one in folders]
     assert main(["eval", *folders, "--tokens", "32", *where, "--out", str(out)]) == 0
     assert all(list((Path(path).parent / "evaluations").iterdir()) for path in written)
+    run = trained / "top_k"
+    before = content(run)
+    assert main(["eval", str(run), "--tokens", "64", "--out", str(out)]) == 0
+    assert (results_folder(run, out) / "metrics.json").is_file()
+    assert content(run) == before
 
 
 def test_features_in_python(exported, tiny_lm_dir, text):
@@ -150,64 +150,20 @@ def test_features_in_python(exported, tiny_lm_dir, text):
     assert agreement(exported["ours"], exported["SAELens"]).pair.pw_mcc == pytest.approx(1)
 
 
-def test_results_go_to_a_folder_that_is_named_like_a_place_on_the_hub(
-    sparse, where, tmp_path, monkeypatch
-):
+def test_nothing_is_written_into_a_foreign_folder(sparse, where, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    out = "results/of/sparse"
-    assert main(["eval", str(sparse[0]), "--tokens", "64", *where, "--out", out]) == 0
-    assert main(["compare", out]) == 0
-
-
-def test_nothing_is_written_into_a_foreign_folder(sparse, where, tmp_path, capsys):
-    folder = sparse[0]
-    before, listed = content(tmp_path), {*tmp_path.rglob("*")}
-    for command, flag in (
-        ("eval", "--out DIR"),
-        ("report", "--out DIR"),
-        ("reproduce", "--csv FILE"),
-    ):
-        line = refused([command, folder, *where], capsys)
-        assert str(folder) in line
-        assert line.endswith(f" {flag}")
-    nothing = "nothing is written"
-    for command, flag, path, why in (
-        ("eval", "--out", folder, "holds an SAE"),
-        ("eval", "--out", folder / "results", nothing),
-        ("eval", "--out", f"{folder}/../layers.0/results", nothing),
-        ("report", "--out", folder, nothing),
-        ("report", "--out", folder / "page.html", nothing),
-        ("reproduce", "--csv", folder / "scores.csv", nothing),
-    ):
-        line = refused([command, folder, *where, flag, path], capsys)
-        assert flag in line
-        assert why in line
-    line = refused(["reproduce", *sparse, "--csv", sparse[1] / "x.csv", "--tokens", "0"], capsys)
-    assert "nothing is written" in line
-    line = refused(["report", sparse[1], "--against", folder, "--out", folder / "x.html"], capsys)
-    assert "nothing is written" in line
-    assert f"run `vsae eval {folder} --out DIR`" in refused(["compare", folder], capsys)
-    for command, why in (
-        (
-            ["export", folder, "--format=sae-lens"],
-            "an SAE of sparsify; `vsae export` takes run folders",
-        ),
-        (
-            ["push", folder, "me/a", "--dry-run"],
-            "an SAE of sparsify; `vsae push` takes run folders",
-        ),
-    ):
-        assert why in refused(command, capsys)
-    assert (content(tmp_path), {*tmp_path.rglob("*")}) == (before, listed)
-
-
-def test_results_in_the_run_folder_they_are_of(exported, capsys):
-    folder = exported["ours"]
-    half = str(folder / "half")
-    assert main(["eval", str(folder), "--tokens", "64", "--out", half]) == 0
-    assert main(["eval", half, "--tokens", "32"]) == 0
-    assert main(["reproduce", half, "--tokens", "64"]) == 0
-    assert (folder / "half" / "return_scores.csv").is_file()
+    folder = str(sparse[0])
+    before = content(sparse[0])
+    assert f"run `vsae eval {folder}`" in refused(["compare", folder], capsys)
+    for command in ("eval", "reproduce"):
+        assert main([command, folder, "--tokens", "64", *where]) == 0
+    assert main(["report", folder, *BARE, *where]) == 0
+    written = {path.name for path in results_folder(folder).iterdir()}
+    assert written >= {"metrics.json", "return_scores.csv", "report.html"}
+    for words in (["export", folder, "--format=sae-lens"], ["push", folder, "me/a", "--dry-run"]):
+        line = refused(words, capsys)
+        assert f"an SAE of sparsify; `vsae {words[0]}` takes run folders" in line
+    assert content(sparse[0]) == before
 
 
 def test_the_folder_above_a_run_of_sparsifys_is_not_taken_for_ours(sparse, capsys):
@@ -218,8 +174,9 @@ def test_the_folder_above_a_run_of_sparsifys_is_not_taken_for_ours(sparse, capsy
 
 
 def test_one_whose_files_say_nothing_of_left_out_tokens_is_read_as_the_other(
-    exported, where, tmp_path, capsys
+    exported, where, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.chdir(tmp_path)
     ours = shutil.copytree(exported["ours"], tmp_path / "ours")
     config = json.loads((ours / "config.json").read_text())
     config["run"]["settings"]["max_norm_multiple"] = 4.0
@@ -231,59 +188,24 @@ def test_one_whose_files_say_nothing_of_left_out_tokens_is_read_as_the_other(
     both = [str(theirs), str(ours)]
     assert main(["reproduce", *both, "--tokens", "200", "--json", *where]) == 0
     assert json.loads(capsys.readouterr().out)["pairs"][0]["jaccard"] == 1
-    out, flags = str(tmp_path / "results"), ["--tokens", "64", *where]
-    assert main(["eval", both[0], "--max-norm-multiple", "4", *flags, "--out", out]) == 0
-    assert main(["reproduce", out, both[1], "--tokens", "200", *where]) == 0
-
-
-def test_no_command_writes_into_the_folder_of_another_librarys_sae(sparse, trained, where, capsys):
-    before = content(sparse[1])
-    ours = str(trained / "top_k")
-    for command in (
-        ["train", "--steps", "2", "--save-dir", sparse[1], *where],
-        ["train", "--steps", "2", "--save-dir", sparse[1] / "run", "--overwrite", *where],
-        ["reproduce", ours, "--csv", sparse[1] / "scores.csv"],
-        ["report", ours, "--out", sparse[1] / "page.html"],
-    ):
-        line = refused(command, capsys)
-        assert "sparsify, and nothing is written" in line
-    assert content(sparse[1]) == before
-
-
-def test_the_folder_above_results_names_one_of_them(sparse, where, tmp_path, capsys):
-    out = tmp_path / "results"
-    assert main(["eval", *map(str, sparse), "--tokens", "64", *where, "--out", str(out)]) == 0
-    line = refused(["compare", out], capsys)
-    assert f", e.g. {out}" in line
-    file = out / "x.json"
-    file.write_text("{}")
-    assert f"{file}: a file; give" in refused(["eval", file], capsys)
-
-
-def test_results_do_not_replace_those_of_another_sae(sparse, exported, where, tmp_path, capsys):
-    out = tmp_path / "results"
-    command = ["eval", "--tokens", "64", *where, "--out"]
-    assert main([*command, str(out), str(sparse[0])]) == 0
-    before = content(out)
-    line = refused([*command, out, sparse[1]], capsys)
-    assert f"--out {out}: holds the results of {sparse[0]}; " in line
-    line = refused([*command, exported["ours"], sparse[1]], capsys)
-    assert "holds an SAE; " in line
-    assert content(out) == before
+    flags = ["--tokens", "64", *where]
+    assert main(["eval", both[0], "--max-norm-multiple", "4", *flags]) == 0
+    assert main(["reproduce", *both, "--tokens", "200", *where]) == 0
 
 
 @pytest.mark.parametrize("library", ["SAELens", "sparsify"])
-def test_what_no_file_names_is_asked_for_by_its_flag(library, tmp_path, where, capsys):
+def test_what_no_file_names_is_asked_for_by_its_flag(library, tmp_path, where, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     if library == "SAELens":
         folder = of_sae_lens(tmp_path / "theirs", hook_name=None)
     else:
         folder = of_sparsify(tmp_path / "layers.0.mlp")
-    out = ["--out", tmp_path / "results", "--tokens", "64"]
-    assert "; give --model and --hook (" in refused(["eval", folder, *out], capsys)
-    assert "; give --hook (" in refused(["eval", folder, *out, *where], capsys)
-    assert main([*map(str, ["eval", folder, *out, *where]), "--hook", HOOK]) == 0
+    command = ["eval", str(folder), "--tokens", "64"]
+    assert "; give --model and --hook (" in refused(command, capsys)
+    assert "; give --hook (" in refused([*command, *where], capsys)
+    assert main([*command, *where, "--hook", HOOK]) == 0
     capsys.readouterr()
-    assert main(["eval", str(tmp_path / "results"), "--tokens", "64"]) == 0, "it is remembered"
+    assert main(command) == 0, "it is remembered"
 
 
 def test_two_places_are_refused_unless_the_flag_says_that_they_are_one(tmp_path, where, capsys):

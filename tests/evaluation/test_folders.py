@@ -17,6 +17,7 @@ from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.evaluation.folders import _own_tokens, evaluate_folders, open_folders
 from dictionary_learning_ext.run_folder.comparing import CONTEXTS, MEASURED_ON
 from dictionary_learning_ext.run_folder.reading import read_config, read_metrics
+from dictionary_learning_ext.run_folder.sae_names import results_folder
 
 CHANGED = {
     "hook": "blocks.0.hook_resid_post",
@@ -223,23 +224,13 @@ def test_what_is_said_of_a_folder_of_upstreams_is_said_once(upstreams, tmp_path,
     assert len(said) == len(set(said)) == 2, said
 
 
-@pytest.mark.parametrize("out", [None, "{folder}", "{folder}/results"])
-def test_nothing_is_written_into_a_folder_of_upstreams(out, upstreams):
+def test_the_results_of_a_folder_of_upstreams_are_elsewhere(upstreams, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     folder, where = upstreams
-    before = content(folder)
-    with pytest.raises(ConfigError, match=r"dictionary_learning.*out|out.*(holds|another)"):
-        evaluate_folders([folder], out=out and out.format(folder=folder), **where)
-    assert content(folder) == before
-
-
-def test_the_results_of_a_folder_of_upstreams_stand_for_it(upstreams, tmp_path):
-    folder, where = upstreams
-    before, out = content(folder), tmp_path / "results"
-    (metrics,) = evaluate_folders([folder], out=out, **where).values()
-    assert json.loads((out / "metrics.json").read_text())["sae"] == str(folder)
-    assert read_metrics(out)["fve"] == metrics["fve"]
-    (again,) = evaluate_folders([out], **where).values()
-    assert again["fve"] == metrics["fve"]
+    before, written = content(folder), []
+    (metrics,) = evaluate_folders([folder], on_written=written.append, **where).values()
+    assert written == [results_folder(folder) / "metrics.json"]
+    assert read_metrics(folder)["fve"] == metrics["fve"]
     assert content(folder) == before
 
 
@@ -249,5 +240,5 @@ def test_a_checkpoint_of_upstreams_too(upstreams, tmp_path):
     checkpoint.parent.mkdir(exist_ok=True)
     shutil.copy(folder / "ae.pt", checkpoint)
     written = []
-    evaluate_folders([folder], step=5, out=tmp_path / "results", on_written=written.append, **where)
-    assert written == [tmp_path / "results" / "evaluations" / "step_5.json"]
+    evaluate_folders([folder], step=5, out=tmp_path / "out", on_written=written.append, **where)
+    assert written == [results_folder(folder, tmp_path / "out") / "evaluations" / "step_5.json"]

@@ -36,6 +36,7 @@ from dictionary_learning_ext.explain.endpoint import Endpoint
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.features import features_of as features_of_module
 from dictionary_learning_ext.features.explanations import explanations_in, means_of
+from dictionary_learning_ext.run_folder.sae_names import results_folder
 
 
 @pytest.fixture(autouse=True)
@@ -667,7 +668,8 @@ def answered(folder):
     return found
 
 
-def test_another_librarys_sae_needs_a_folder(folder_to_explain, chat, tmp_path, capsys):
+def test_another_librarys_sae(folder_to_explain, chat, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     export = ["export", str(folder_to_explain), "--format", "sae-lens", "--tokens", "64"]
     assert main([*export, "--out", str(tmp_path / "lens")]) == 0
     model = [
@@ -678,10 +680,8 @@ def test_another_librarys_sae_needs_a_folder(folder_to_explain, chat, tmp_path, 
         "--model",
         json.loads((folder_to_explain / "config.json").read_text())["run"]["settings"]["model"],
     ]
-    line = refused(words(tmp_path / "lens", chat, *model), capsys)
-    assert "--out" in line
-    assert main(words(tmp_path / "lens", chat, *model, "--out", tmp_path / "results")) == 0
-    assert len(stored(tmp_path / "results")["features"]) == FEATURES
+    assert main(words(tmp_path / "lens", chat, *model)) == 0
+    assert len(stored(results_folder(tmp_path / "lens"))["features"]) == FEATURES
     assert not (tmp_path / "lens" / "explanations.json").exists()
 
 

@@ -56,17 +56,6 @@ def test_the_page_holds_everything_and_loads_nothing(report):
     assert page.count("<h2") >= 7
 
 
-def test_the_results_of_a_run_have_its_training_curves_and_its_command(runs, tmp_path):
-    results = tmp_path / "results"
-    assert main(["eval", str(runs[0]), "--tokens", "64", "--out", str(results)]) == 0
-    assert main(["report", str(results), *BARE]) == 0
-    page = (results / "report.html").read_text(encoding="utf-8")
-    (sae,) = data_of(page)["saes"]
-    assert [line["step"] for line in sae["history"]] == [0, 10, 20, 30]
-    assert f"vsae train --config {runs[0]} --save-dir {runs[0]}_again\n" in page
-    assert f"vsae report {results} " in page
-
-
 def test_cards_link_to_the_pages_of_saes_that_are_called_by_their_paths(alike_report):
     page = alike_report.read_text(encoding="utf-8")
     labels = {sae["label"] for sae in data_of(page)["saes"]}

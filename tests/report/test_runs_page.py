@@ -124,17 +124,6 @@ def test_a_page_that_cannot_be_written_names_the_flag_before_anything_is_measure
     assert "choose another --out" in refused(["report", folder, "--out", page], capsys)
 
 
-def test_no_page_goes_into_another_librarys_folder(folder, tmp_path, capsys):
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "cfg.json").write_text("{}")
-    (foreign / "sae_weights.safetensors").touch()
-    line = refused(["report", folder, "--out", foreign], capsys)
-    assert "--out" in line
-    assert "nothing is written" in line
-    assert not (foreign / "index.html").exists()
-
-
 def test_it_takes_no_flags_of_a_report(folder, capsys):
     for flags in (["--tokens", "5"], ["--against", str(folder / "vsae")]):
         assert main(["report", str(folder), *flags]) == 2

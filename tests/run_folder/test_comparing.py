@@ -21,7 +21,7 @@ RUN = RunConfig(model="models/tiny", eval_tokens=200)
 CONFIG = {"run": {"settings": vars(RUN)}}
 
 
-def name_of(folder, run=RUN, tokens=200, measured=200, config=CONFIG, **metrics):
+def name_of(folder, run=RUN, tokens=200, measured=256, config=CONFIG, **metrics):
     file = evaluation_file(folder, config, run, tokens, {"tokens": measured} | metrics)
     return str(file.relative_to(folder))
 
@@ -38,7 +38,7 @@ def folder(request, tmp_path):
 
 
 def test_the_runs_own_settings_are_metrics_json(folder):
-    assert name_of(folder, measured=256) == "metrics.json"
+    assert name_of(folder) == "metrics.json"
     moved = replace(RUN, model="elsewhere/tiny", device="cuda")
     assert name_of(folder, moved) == "metrics.json"
 

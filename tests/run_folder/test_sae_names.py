@@ -1,8 +1,9 @@
-"""What an SAE can be named by: folders here, places on a stand-in for the hub, SAELens's releases, results."""
+"""What an SAE can be named by: folders here, places on a stand-in for the hub, SAELens's releases; and where results are."""
 
 import json
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -13,16 +14,11 @@ from export_folders import of_gemma_scope, of_sae_lens, of_sparsify
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from dictionary_learning_ext import load_dictionary
-from dictionary_learning_ext.errors import CheckpointError, ConfigError, HubError, Setting
+from dictionary_learning_ext.errors import CheckpointError, HubError
 from dictionary_learning_ext.run_folder import sae_names
-from dictionary_learning_ext.run_folder.reading import read_config, read_metrics
-from dictionary_learning_ext.run_folder.sae_names import (
-    lasting_name,
-    place_of,
-    require_not_foreign,
-    require_own,
-    results_folder,
-)
+from dictionary_learning_ext.run_folder.files import sha256_of
+from dictionary_learning_ext.run_folder.reading import read_config
+from dictionary_learning_ext.run_folder.sae_names import place_of, require_own, results_folder
 from dictionary_learning_ext.run_folder.trained_on import run_of
 
 TABLE = {
@@ -190,42 +186,45 @@ def test_an_error_of_the_disk_is_one_line():
         place_of("/" + "a" * 300)
 
 
-def test_results_stand_for_an_sae_and_keep_its_own_results(hub, tmp_path, without_saelens):
-    results = tmp_path / "results"
-    results.mkdir()
-    (results / "metrics.json").write_text('{"sae": "me/one", "fve": 0.5}')
-    place = place_of(results)
-    assert place.folder == place_of("me/one").folder
-    assert place.results == results
-    assert place.metrics == results / "metrics.json"
-    assert results_folder(results) == results
-    assert read_metrics("results")["fve"] == 0.5
+def test_results_of_a_run_are_in_its_folder_and_of_others_in_results(
+    hub, table, trained, tmp_path, monkeypatch
+):
+    run = trained / "vsae"
+    assert results_folder(run) == run
+    assert results_folder("me/pushed/vsae").parts[0] == "results", "not in the hub's cache"
+
+    theirs = of_sae_lens(tmp_path / "a folder" / "sæ")
+    found = results_folder(theirs)
+    digest = sha256_of(theirs / "sae_weights.safetensors")
+    assert found == Path(f"results/a-folder_sæ_{digest[:8]}")
+    monkeypatch.chdir(theirs.parent)
+    assert results_folder("sæ") == found, "however it is spelled"
+    assert results_folder("sæ", out="/elsewhere").parent == Path("/elsewhere")
+    other = of_sae_lens(tmp_path / "other", seed=7)
+    shutil.copy(other / "sae_weights.safetensors", theirs)
+    assert results_folder("sæ") != found, "other weights are another SAE"
+    release = results_folder("gpt2-small-res/blocks.8.hook_resid_pre")
+    assert release.name.startswith("gpt2-small-res_blocks.8.hook_resid_pre_")
+    with pytest.raises(CheckpointError, match="runs/typo: no such folder"):
+        results_folder("runs/typo")
 
 
-def test_results_that_name_results_as_their_sae_are_refused(tmp_path):
-    for name, other in (("a", "b"), ("b", "a"), ("own", "own")):
-        (tmp_path / name).mkdir()
-        content = json.dumps({"sae": str(tmp_path / other)})
-        (tmp_path / name / "metrics.json").write_text(content)
-    for name in ("a", "own"):
-        with pytest.raises(CheckpointError, match=r"metrics\.json: .*; delete it.*vsae eval"):
-            place_of(tmp_path / name)
+def test_two_folders_of_trainsae_of_one_name_have_results_each(trained, tmp_path):
+    first, second = (
+        shutil.copytree(trained / name, tmp_path / name / "trainer_0") for name in ("top_k", "vsae")
+    )
+    for folder in (first, second):
+        config = json.loads((folder / "config.json").read_text())
+        del config["run"]
+        (folder / "config.json").write_text(json.dumps(config))
+    found = [results_folder(folder).name for folder in (first, second)]
+    assert found[0].startswith("top_k_trainer_0_")
+    assert found[1].startswith("vsae_trainer_0_")
 
 
 def test_a_folder_that_is_a_link_to_itself_is_no_folder(tmp_path):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    with pytest.raises(CheckpointError, match=str(loop)):
-        read_config(loop)
-    assert lasting_name(loop) == str(loop)
-    with pytest.raises(CheckpointError, match=str(loop)):
-        results_folder(loop)
-    require_not_foreign(loop / "metrics.json", Setting("out"))
-
-
-def test_nothing_is_written_beside_weights_of_gemma_scope(tmp_path):
-    of_gemma_scope(tmp_path)
-    for path in (tmp_path, tmp_path / "metrics.json"):
-        with pytest.raises(ConfigError, match=r"out: .*Gemma Scope.*another"):
-            require_not_foreign(path, Setting("out"))
-    require_not_foreign(tmp_path / "runs" / "mine", Setting("out"))  # params.npz is a usual name
+    for read in (read_config, results_folder):
+        with pytest.raises(CheckpointError, match=str(loop)):
+            read(loop)
