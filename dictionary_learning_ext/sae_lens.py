@@ -25,9 +25,14 @@ from .errors import ConfigError, Setting, Template
 from .trainers.base import DeadWatch, KAnnealing, set_to_median
 from .trainers.kernels.memory import keep_freed_memory
 from .trainers.kernels.products import StepForm
-from .trainers.kernels.step import StepObjective, Weights, token_norm, variational_loss
+from .trainers.kernels.step import StepObjective, Weights, code_by_mean, variational_loss
 from .trainers.optimizers import column_norms, project_out_parallel
-from .trainers.posterior import noise_to_signal
+from .trainers.posterior import (
+    first_sigma,
+    noise_to_signal,
+    sigma_factor,
+    survival_target,
+)
 from .trainers.variational_top_k import VariationalTopKAutoEncoder, warn_of_noise
 
 try:
@@ -120,7 +125,7 @@ def runner_options(
         "none: SAELens starts from the folder that its from_pretrained_path names",
     )
     require_sizes(activation_dim=activation_dim, steps=steps, batch_size=batch_size)
-    counts = sae.resolve(steps, batch_size).in_steps(steps)
+    counts = sae.resolve(steps).in_steps(steps)
     settings = {name: getattr(sae, name) for name in _SETTINGS if hasattr(sae, name)}
     config = VariationalTopKTrainingSAEConfig(
         d_in=activation_dim,
@@ -178,7 +183,7 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
         expected = "None: a vSAE's decoder is unit-norm"
         require(init_norm is None, "decoder_init_norm", init_norm, expected)
         require(
-            self.noise_to_signal is None or self.posterior == "relative" or given != "none",
+            self.noise_to_signal is None or given != "none",
             "noise_to_signal",
             self.noise_to_signal,
             Template("{normalize_activations='expected_average_only_in'}"),
@@ -194,7 +199,7 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
         require_sizes(d_in=self.d_in, steps=self.steps, batch_size=self.batch_size)
         try:
             sae = VSAETopKConfig(dict_size=self.d_sae, **given)
-            return sae.resolve(self.steps, self.batch_size).with_sigma(self.d_in, "sqrt_d")
+            return sae.resolve(self.steps).with_sigma(self.d_in, "sqrt_d")
         except ConfigError as error:
             raise ConfigError(error.spelled(_as_theirs)) from error
 
@@ -237,6 +242,9 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         """of a checkpoint, until the next step"""
         zeros_F = t.zeros(cfg.d_sae, dtype=t.long, device=self.device)
         self.register_buffer("tokens_since_fired", zeros_F)
+        # Both follow from activations: what `survival` controls, and the unit of AuxK's weight.
+        self.register_buffer("sigma", t.ones((), device=self.device, dtype=self.dtype))
+        self.register_buffer("mean_squared_norm", t.ones((), device=self.device, dtype=self.dtype))
         threshold = self.settings.dead_feature_threshold
         assert threshold is not None, "settings are resolved"
         self._dead_watch = DeadWatch(threshold)
@@ -299,6 +307,8 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         with t.autocast(x.device.type, enabled=False):
             terms = variational_loss(x, self._weights(), objective)
         self.tokens_since_fired = terms.tokens_since_fired_F
+        if (target := self._survival_target(step)) is not None:
+            self.sigma.mul_(sigma_factor(terms.survival, target))
         with t.no_grad():
             feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
             sae_out = self.decode(feature_acts)
@@ -333,11 +343,16 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         self._noise = t.Generator(x.device).manual_seed(self.settings.seed)
         self.tokens_since_fired = t.zeros(cfg.d_sae, dtype=t.long, device=x.device)
         keep_freed_memory()
-        if self.settings.posterior != "point" and self.settings.noise_anneal is None:
+        is_scaled = cfg.normalize_activations != "none"
+        energy = float(cfg.d_in) if is_scaled else float(x.square().sum(-1).mean())
+        self.mean_squared_norm.fill_(energy)
+        if self.settings.survival is not None:
+            with t.no_grad():
+                values_BK = code_by_mean(x, self._weights(), self._objective(0, x, False))[2]
+                self.sigma.copy_(first_sigma(values_BK.square().mean()))
+        elif self.settings.posterior != "point" and self.settings.noise_anneal is None:
             log_var, sigma = self.settings.log_var_init, self.settings.sigma
             variance = math.exp(log_var) if sigma is None else sigma**2
-            if self.settings.posterior == "relative":
-                variance *= float(token_norm(x - self.b_dec).square().mean())
             ratio = noise_to_signal(cfg.k, variance, float(x.square().sum(-1).mean()))
             warn_of_noise(ratio, self.settings, "noise_anneal=0.5")
 
@@ -354,17 +369,24 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             self.cfg.steps,
             logs_kl=is_logging,
             k=self._k_annealing.at(step),
-            auxk_alpha=settings.auxk_alpha if has_auxk else 0.0,
+            auxk_alpha=settings.auxk_alpha * float(self.mean_squared_norm) if has_auxk else 0.0,
             top_k_aux=self.cfg.d_in // 2,
             dead_feature_threshold=threshold,
             matmul_dtype=t.get_autocast_dtype(device) if is_autocast else x.dtype,
-            sigma=x.new_full((), settings.sigma or 0.0),
+            sigma=x.new_full((), settings.sigma or 0.0)
+            if settings.survival is None
+            else self.sigma,
             prior_std=x.new_full((), settings.prior_std),
             log_var_limits=x.new_tensor(LOG_VAR_LIMITS) if self._is_learned else None,
             tokens_since_fired_F=self.tokens_since_fired,
             generator=self._generator(x.device),
             form=StepForm.of(x.device, self.W_enc.numel()),
         )
+
+    def _survival_target(self, step: int) -> float | None:
+        anneal_steps = self.settings.in_steps(self.cfg.steps)["noise_anneal"]
+        start = self.settings.survival
+        return None if start is None else survival_target(step, start, anneal_steps)
 
     def _weights(self) -> Weights:
         """The parameters in our shapes. The decoder's gradient arrives without its part along W_dec."""
@@ -409,6 +431,8 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         if self._is_learned:
             self.W_var.mul_(scaling_factor)
             self.b_var.sub_(2 * math.log(scaling_factor))
+        self.sigma.div_(scaling_factor)
+        self.mean_squared_norm.div_(scaling_factor**2)
         raw, was = vars(in_units(self.settings, 1 / scaling_factor**2)), vars(self.settings)
         for name in (name for name in raw if raw[name] != was[name]):
             setattr(self.cfg, name, raw[name])

@@ -72,7 +72,7 @@ def train_missing(
     folders = {name: folder / name for name in saes}
     missing = {name: sae for name, sae in saes.items() if not (folders[name] / finished).exists()}
     for name in saes.keys() - missing.keys():
-        asked = TrainConfig(saes[name].resolve(run.steps, run.batch_size), run)
+        asked = TrainConfig(saes[name].resolve(run.steps), run)
         was = load_config(folders[name])
         remedy = Template("to train it again, delete {folder}", folder=folders[name])
         require_same(was.to_dict(), asked.to_dict(), str(folders[name]), advice=remedy)

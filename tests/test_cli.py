@@ -43,7 +43,7 @@ def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch, 
     assert len(saes) == {"train": 1, "quickstart": 2}[command]
     if command == "train":
         config = preset(DEFAULT_PRESET)
-        assert saes == [config.sae.resolve(config.run.steps, config.run.batch_size)]
+        assert saes == [config.sae.resolve(config.run.steps)]
 
 
 @pytest.mark.parametrize(

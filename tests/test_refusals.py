@@ -32,12 +32,12 @@ from dictionary_learning_ext.errors import ConfigError, Template
 
 def sae(architecture="vsae_top_k", **options):
     """Settings for a run of 100 steps."""
-    return SAEConfig(architecture=architecture, **options).resolve(100, 8)
+    return SAEConfig(architecture=architecture, **options).resolve(100)
 
 
 def typed(architecture="vsae_top_k", **options):
     """The same, as flags give them: schedules in steps."""
-    return SAEConfig(architecture=architecture).changed(options, 100).resolve(100, 8)
+    return SAEConfig(architecture=architecture).changed(options, 100).resolve(100)
 
 
 def in_units(normalize):

@@ -52,7 +52,6 @@ SMALL: dict[str, Any] = {
 }
 BY_POSTERIOR = {
     "fixed": {"sigma": 0.25},
-    "relative": {"sigma": 0.5},
     "learned": {"log_var_init": -3.0},
     "point": {},
 }
@@ -122,7 +121,7 @@ def their_trainer(options, data, sae=None, **changes):
 
 def our_trainer(settings, width=D, steps=STEPS, batch_size=B, **changes):
     """Ours, in float64."""
-    resolved = settings.resolve(steps, batch_size).with_sigma(width, "sqrt_d")
+    resolved = settings.resolve(steps).with_sigma(width, "sqrt_d")
     arguments = resolved.trainer_arguments(steps) | changes
     trainer = VariationalTopKTrainer(
         steps=steps, activation_dim=width, layer=0, lm_name="x", device="cpu", **arguments
@@ -197,20 +196,14 @@ def test_the_weights_after_50_steps_are_our_trainers(changes):
     assert min(moved["W_enc"], moved["b_dec"]) > 1e-3
 
 
-def test_a_relative_noise_to_signal_needs_no_normalised_activations():
-    settings = settings_of(posterior="relative", noise_to_signal=0.3)
-    theirs = options_of(settings, normalize_activations="none")["sae"].settings
-    assert theirs.sigma == pytest.approx((0.3 / K) ** 0.5)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
         {"noise_to_signal": 0.3},
         {"posterior": "learned"},
-        {"posterior": "relative", "noise_to_signal": 0.6},
+        {"survival": 0.6, "noise_on": "selection"},
     ],
-    ids=["fixed", "learned", "relative"],
+    ids=["fixed", "learned", "survival"],
 )
 def test_normalised_activations_have_the_same_meaning(changes, tmp_path, monkeypatch):
     """SAELens's factor is folded as ours is, and noise_to_signal is relative to E||x||^2 = D."""

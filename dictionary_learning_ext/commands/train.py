@@ -291,7 +291,7 @@ def _folder_of_seeds(flags: TrainFlags) -> Path:
         folder = Path(flags.run.save_dir)
     else:
         data_seed = flags.run.data_seed if "data_seed" in flags.typed else RunConfig.data_seed
-        sae = replace(flags.sae, seed=0).resolve(flags.run.steps, flags.run.batch_size)
+        sae = replace(flags.sae, seed=0).resolve(flags.run.steps)
         name = folder_of(TrainConfig(sae, replace(flags.run, data_seed=data_seed))).name
         folder = RUNS / "_seeds_".join(name.rsplit("_seed0_", 1))
     if (folder / CONFIG).is_file():
@@ -366,7 +366,7 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
             for hook in flags.run.hooks
         ]
         return any(there), flags.run
-    config = TrainConfig(flags.sae.resolve(flags.run.steps, flags.run.batch_size), flags.run)
+    config = TrainConfig(flags.sae.resolve(flags.run.steps), flags.run)
     folder = folder_of(config)
     run = replace(flags.run, save_dir=str(folder))
     return _is_same_run(flags.sae, run, folder, flags.typed), run
@@ -385,7 +385,7 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
         return False
     was = load_config(folder, "resume")
     same = settings.with_steps(was.run.steps)  # what only follows from the steps is not named
-    now = TrainConfig(sae.resolve(same.steps, same.batch_size), same)
+    now = TrainConfig(sae.resolve(same.steps), same)
     advice = Template(
         "use the flags it was started with ({former}), or `vsae train --resume {folder}`, "
         "or choose another {save_dir} for a new run",

@@ -113,7 +113,7 @@ def _differences(config: TrainConfig) -> list[str]:
     preset_config = preset(DEFAULT_PRESET, steps)
     sae = preset_config.sae.changed_to(architecture=config.sae.architecture)
     sae = replace(sae, lr=recommended_lr(config.sae.dict_size))
-    usual = TrainConfig(sae.resolve(steps, config.run.batch_size), preset_config.run).to_dict()
+    usual = TrainConfig(sae.resolve(steps), preset_config.run).to_dict()
     usual["steps"] = preset(DEFAULT_PRESET).run.steps
     named = {"architecture", "k", "dict_size", "seed", *NOT_THE_RESULT}
     given = {

@@ -5,13 +5,13 @@ Its schedules are shares of the run, so they scale with --steps.
 """
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from .architectures import upstream_lr
 from .checks import require, require_choice, require_sizes, require_type
 from .run import TrainConfig
-from .sae import AuxKOptions, SAEConfig, TopKConfig, training_energy
+from .sae import DEAD_FEATURE_THRESHOLD, SAEConfig, TopKConfig, training_energy
 
 _PAPER = {
     # What the paper states.
@@ -24,6 +24,8 @@ _PAPER = {
     "dtype": "bfloat16",
     "n_ctxs": 2_500,
     "ctx_len": 128,
+    # What its code inherits from upstream.
+    "dead_feature_threshold": DEAD_FEATURE_THRESHOLD,
 }
 
 DEFAULT_PRESET = "recommended"
@@ -113,10 +115,9 @@ def trainer_options(
     """A preset of vSAEs as arguments of `VariationalTopKTrainer`, for upstream's `trainSAE`.
 
     What is relative in the preset becomes absolute: sigma follows from its noise-to-signal ratio,
-    sigma, prior_std and beta are in the units of the activations that the trainer will see, and
-    the schedules in `steps`. The four sizes are among the arguments returned. Of AuxK, only
-    upstream's defaults are used, as in upstream's TopKTrainer. Presets also leave out attention
-    sinks, which is the buffer's job: `ResidualBuffer(..., max_norm_multiple=10)`.
+    sigma, prior_std, beta and auxk_alpha are in the units of the activations that the trainer will
+    see, and the schedules in `steps`. The four sizes are among the arguments returned. Presets also
+    leave out attention sinks, which is the buffer's job: `ResidualBuffer(..., max_norm_multiple=10)`.
 
         config = dict(trainer=VariationalTopKTrainer, layer=3, lm_name="…", device="cuda", seed=0)
         config |= trainer_options(
@@ -145,21 +146,19 @@ def trainer_options(
     size: dict[str, Any] = {"dict_size": dict_size, "k": k}
     size |= {"lr": recommended_lr(dict_size)} if name == "recommended" else {}
     run, sae = config.run, replace(config.sae, **size)
-    sae = sae.resolve(steps, run.batch_size).with_sigma(activation_dim, run.normalize)
+    sae = sae.resolve(steps).with_sigma(activation_dim, run.normalize)
     sae = in_units(sae, mean_squared_norm / training_energy(run.normalize, activation_dim))
-    left_out = ("seed", *(each.name for each in fields(AuxKOptions)))
-    return sizes | {n: v for n, v in sae.trainer_arguments(steps).items() if n not in left_out}
+    arguments = sae.trainer_arguments(steps, mean_squared_norm)
+    return sizes | {n: v for n, v in arguments.items() if n != "seed"}
 
 
 def in_units(sae: SAEConfig, energy: float) -> SAEConfig:
     """The same vSAE for activations whose E||x||^2 is `energy` times as large.
 
     The squared error grows by `energy`, and the KL must not change: so beta grows like the error,
-    sigma and prior_std like the activations. A relative posterior's sigma has no unit.
+    sigma and prior_std like the activations.
     """
     factors = {"beta": energy, "sigma": math.sqrt(energy), "prior_std": math.sqrt(energy)}
-    if vars(sae).get("posterior") == "relative":
-        del factors["sigma"]
     given = {name: getattr(sae, name) for name in factors}
     changed: dict[str, Any] = {n: v * factors[n] for n, v in given.items() if v is not None}
     return replace(sae, **changed)

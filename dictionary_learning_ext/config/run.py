@@ -21,7 +21,7 @@ from .checks import (
     require,
     require_max_norm_multiple,
 )
-from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, dead_after, from_flat, in_shares
+from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_flat, in_shares
 
 Dtype = Literal["float32", "bfloat16"]
 Packing = Literal["pack", "truncate"]
@@ -275,8 +275,7 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings, flat, as flags have them: schedules in steps, and the run's defaults filled in."""
         steps = self.run.steps
-        sae = self.sae.with_threshold(dead_after(steps * self.run.batch_size))
-        return sae.typed(sae.to_flat(), steps) | asdict(self.run)
+        return self.sae.typed(self.sae.with_dead_after().to_flat(), steps) | asdict(self.run)
 
     def stored(self) -> dict[str, Any]:
         """All settings, flat, as config.json has them: schedules as shares of the run."""
@@ -291,7 +290,7 @@ class TrainConfig:
     def updated(self, values: dict[str, Any], source: str) -> "TrainConfig":
         """With some settings changed. Raises ConfigError for an unknown name or a wrong value."""
         run_fields = {each.name for each in fields(RunConfig)}
-        values = in_shares({"steps": self.run.steps, "batch_size": self.run.batch_size} | values)
+        values = in_shares({"steps": self.run.steps} | values)
         for name in values:
             if name not in run_fields and name not in OPTION_NAMES:
                 hint = meant(name, [*OPTION_NAMES, *run_fields]) or "; see `vsae train --help-all`"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # Weights hold these choices by their position: add at the end, and don't reorder.
-Posterior = Literal["fixed", "learned", "point", "relative"]
+Posterior = Literal["fixed", "learned", "point"]
 NoiseOn = Literal["both", "values", "selection"]
 SelectBy = Literal["value", "magnitude"]
 
@@ -52,6 +52,8 @@ MUCH_NOISE = 0.2
 to 0 does not: the preset recommended starts from more."""
 DEAD_FEATURE_THRESHOLD = 10_000_000
 """Upstream's, in tokens."""
+DEAD_AFTER_FIRINGS = 1600
+"""How often a feature of average rate fires before one that has not fired counts as dead."""
 
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
 _NO_NOISE = Template("for no noise use {posterior='point'}")
@@ -71,13 +73,10 @@ SomeShareBelow = Annotated[float, Range("above 0 and less than 1", lambda x: 0 <
 
 UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
     "fixed": ("log_var_init",),
-    "learned": ("sigma", "noise_to_signal"),
-    "point": ("sigma", "noise_to_signal", "log_var_init", "noise_on", "noise_anneal"),
-    "relative": ("log_var_init",),
+    "learned": ("sigma", "noise_to_signal", "survival"),
+    "point": ("sigma", "noise_to_signal", "survival", "log_var_init", "noise_on", "noise_anneal"),
 }
 """The options of a variational SAE that a posterior does not use."""
-RELATIVE_NOISE_TO_SIGNAL = 0.3
-"""The relative posterior's default: found best in experiments/results/relative_noise.md."""
 
 
 class Schedule(NamedTuple):
@@ -120,10 +119,8 @@ _TYPED = {name: row.in_steps for name, row in SCHEDULES.items()}
 _SETTINGS = {row.in_steps: name for name, row in SCHEDULES.items()}
 
 
-def default_sigma(posterior: Posterior, k: int) -> float | None:
-    """That of a fixed posterior is the paper's. None for a posterior that has no sigma."""
-    relative = math.sqrt(RELATIVE_NOISE_TO_SIGNAL / k)
-    return {"fixed": 1.0, "relative": relative}.get(posterior)
+PAPER_SIGMA = 1.0
+"""The fixed posterior's, where none is given."""
 
 
 def training_energy(normalize: Normalize, activation_dim: int) -> int:
@@ -147,10 +144,11 @@ class AuxKOptions(Checked):
     """Upstream's auxiliary loss, AuxK (Gao et al. 2024, A.2)."""
 
     auxk_alpha: NotNegative = 1 / 32
-    """Weight of the auxiliary loss that revives dead features. 0 turns it off."""
+    """Weight of the auxiliary loss that revives dead features, in units of the activations' E||x||^2, as
+    the squared error. 0 turns it off."""
     dead_feature_threshold: Count | None = None
-    """Tokens without firing after which a feature counts as dead. Default: 10,000,000 or a tenth of
-    the run's tokens, whichever is less."""
+    """Tokens without firing after which a feature counts as dead. Default: 1600 times as many as a feature
+    of average rate takes to fire once, dict_size / k. Upstream: 10,000,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +156,11 @@ class PosteriorOptions(Checked):
     """The distribution of a vSAE's features, and which of them are kept."""
 
     posterior: Posterior = "fixed"
-    """fixed (paper): sigma is a constant. relative: sigma is a multiple of the token's norm, ||x - b_dec||.
-    learned: sigma depends on the token, by a linear map. point: sigma = 0, a TopK SAE with an L2 penalty on
-    its activations."""
+    """fixed (paper): sigma is a constant. learned: sigma depends on the token, by a linear map. point:
+    sigma = 0, a TopK SAE with an L2 penalty on its activations."""
     sigma: Sigma | None = None
-    """The fixed posterior's standard deviation, in training units, or the relative posterior's multiple,
-    which has no unit. Default, unless noise_to_signal is given: 1 for fixed (paper), sqrt(0.3 / k) for
-    relative."""
+    """The fixed posterior's standard deviation, in training units. Default, unless noise_to_signal or
+    survival is given: 1 (paper)."""
     log_var_init: LogVariance = -2.0
     """The learned posterior's initial log-variance."""
     noise_on: NoiseOn = "both"
@@ -177,13 +173,6 @@ class PosteriorOptions(Checked):
     (magnitude: AbsTopK, arXiv 2510.00404)."""
     prior_std: Scale = 1.0
     """The standard deviation of the prior, in training units."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        # Its noise comes before the ReLU, so only the choice of features can have it.
-        fits = self.noise_on == "selection" or not (self.rectify and self.posterior == "relative")
-        expected = Template("selection with {rectify=True} and {posterior='relative'}")
-        require(fits, "noise_on", self.noise_on, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +189,11 @@ class ObjectiveOptions(AuxKOptions):
     kl_warmup: Share | None = None
     """How long beta rises (linear, cosine). 0: no warm-up. Default: a tenth of the run."""
     noise_anneal: NoiseShare | None = None
-    """How long the noise falls linearly to 0. none: the noise stays."""
+    """How long the noise falls linearly to 0, or survival rises to 1. none: the noise stays."""
+    survival: SomeShare | None = None
+    """The share of a token's noiseless top k that the noise leaves selected at the start, instead of a
+    sigma. It has no unit: sigma follows from it in every step. With noise_on selection or both. beta then
+    weighs an L2 penalty on the means."""
     freeze_decoder: bool = False
     """Train the encoder and the biases alone: the decoder's directions stay random. A baseline: what
     scores as well does not need learned directions."""
@@ -360,7 +353,7 @@ class SAEConfig(Checked):
             changes[name] = value
         return replace(self, **changes)
 
-    def resolve(self, steps: int, batch_size: int) -> "Self":
+    def resolve(self, steps: int) -> "Self":
         """Every default filled in for a run of `steps`, and checked.
 
         A sigma that is given as a noise_to_signal stays None: see `with_sigma`.
@@ -372,7 +365,7 @@ class SAEConfig(Checked):
             if (value := getattr(self, name)) != defaults[name]:
                 raise not_used(name, value, by)
         self._require_order(steps)
-        return self.with_threshold(dead_after(steps * batch_size))
+        return self.with_dead_after()
 
     def with_defaults(self, steps: int) -> "Self":
         """With what a trainer takes for options that aren't given, which is upstream's, for a run of `steps`.
@@ -381,6 +374,12 @@ class SAEConfig(Checked):
         """
         self._require_order(steps)
         return self.with_threshold(DEAD_FEATURE_THRESHOLD)
+
+    def with_dead_after(self) -> "Self":
+        """With the default of dead_feature_threshold, unless another is given."""
+        return self.with_threshold(
+            DEAD_AFTER_FIRINGS * self.dict_size // (self.kept_per_token or 1)
+        )
 
     def with_threshold(self, tokens: int) -> "Self":
         """With this dead_feature_threshold, unless another is given."""
@@ -407,8 +406,13 @@ class SAEConfig(Checked):
         """With the sigma that a resolved noise_to_signal means; others stay as they are."""
         return self
 
-    def trainer_arguments(self, steps: int) -> dict[str, Any]:
-        """What these settings, resolved for a run of `steps`, give their trainer as arguments."""
+    def trainer_arguments(self, steps: int, energy: float = 1.0) -> dict[str, Any]:
+        """What these settings, resolved for a run of `steps`, give their trainer as arguments.
+
+        Arguments:
+            energy: E||x||^2 of the activations that the trainer sees. The squared error is proportional to it,
+                so the weight of AuxK, whose loss has no unit, is too.
+        """
         common = {
             name: getattr(self, name) for name in ("dict_size", "warmup", "decay_start", "seed")
         }
@@ -419,6 +423,8 @@ class SAEConfig(Checked):
         for option, value in self.typed(used, steps).items():
             if value is not None:
                 arguments[option] = list(value) if isinstance(value, tuple) else value
+        if "auxk_alpha" in arguments:
+            arguments["auxk_alpha"] *= energy
         if self.kept_per_token is not None:
             arguments["k"] = self.kept_per_token
             # Upstream's 1000 is past the end of a short run.
@@ -432,8 +438,20 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
 
     noise_to_signal: Positive | None = None
     """Gives sigma as r = k sigma^2 / E||x||^2, the noise energy that sampling adds to a
-    reconstruction, relative to the activations' energy (with posterior relative: to each token's own).
-    Instead of sigma; needs --normalize sqrt_d or unit, unless the posterior is relative."""
+    reconstruction, relative to the activations' energy. Instead of sigma; needs --normalize sqrt_d or
+    unit."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.survival is not None and self.posterior == "fixed":
+            _require_one(self, "survival", "sigma")
+            _require_one(self, "survival", "noise_to_signal")
+            expected = Template("selection or both with {survival=}", survival=self.survival)
+            require(self.noise_on != "values", "noise_on", self.noise_on, expected)
+            below = Template(
+                "below {dict_size=}, so that there is a selection", dict_size=self.dict_size
+            )
+            require(self.kept_per_token != self.dict_size, "k", self.kept_per_token, below)
 
     def unused(self) -> dict[str, str]:
         by = {name: f"posterior {self.posterior}" for name in UNUSED_BY[self.posterior]}
@@ -443,33 +461,26 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
 
     def with_defaults(self, steps: int) -> "Self":
         """Also with the posterior's sigma."""
-        found, sigma = super().with_defaults(steps), self.sigma
-        if sigma is None and self.noise_to_signal is None:
-            sigma = default_sigma(self.posterior, self.kept_per_token or self.dict_size)
-        return replace(found, sigma=sigma)
+        found, sets_noise = (
+            super().with_defaults(steps),
+            (self.sigma, self.noise_to_signal, self.survival),
+        )
+        has_default = self.posterior == "fixed" and not any(x is not None for x in sets_noise)
+        return replace(found, sigma=PAPER_SIGMA) if has_default else found
 
-    def resolve(self, steps: int, batch_size: int) -> "Self":
-        if None not in (self.noise_to_signal, self.sigma):
-            raise ConfigError(
-                Template(
-                    "{sigma=} and {noise_to_signal=}: expected one of them",
-                    sigma=self.sigma,
-                    noise_to_signal=self.noise_to_signal,
-                ),
-                name="sigma",
-                instead=Template("leave out {sigma} or {noise_to_signal}"),
-            )
-        return super().resolve(steps, batch_size).with_defaults(steps)
+    def resolve(self, steps: int) -> "Self":
+        if self.sigma is not None:
+            _require_one(self, "noise_to_signal", "sigma")
+        return super().resolve(steps).with_defaults(steps)
 
-    def trainer_arguments(self, steps: int) -> dict[str, Any]:
-        arguments = super().trainer_arguments(steps)
+    def trainer_arguments(self, steps: int, energy: float = 1.0) -> dict[str, Any]:
+        arguments = super().trainer_arguments(steps, energy)
         if arguments.pop("noise_to_signal", None) is not None:
             assert self.sigma is not None, "call with_sigma(activation_dim, normalize) first"
         return arguments
 
     def require_units(self, normalize: Normalize) -> None:
-        has_unit = self.posterior != "relative"
-        if self.noise_to_signal is not None and has_unit and normalize == "none":
+        if self.noise_to_signal is not None and normalize == "none":
             raise ConfigError(
                 Template(
                     "{noise_to_signal=} with {normalize='none'}",
@@ -481,13 +492,11 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
             )
 
     def with_sigma(self, activation_dim: int, normalize: Normalize) -> "Self":
-        """With the sigma that a resolved noise_to_signal means: sqrt(r E||x||^2 / k), or sqrt(r / k) of each
-        token's norm."""
+        """With the sigma that a resolved noise_to_signal means: sqrt(r E||x||^2 / k)."""
         if self.noise_to_signal is None:
             return self
         self.require_units(normalize)
-        is_relative = self.posterior == "relative"
-        energy = 1 if is_relative else training_energy(normalize, activation_dim)
+        energy = training_energy(normalize, activation_dim)
         k = self.kept_per_token or self.dict_size
         return replace(self, sigma=math.sqrt(self.noise_to_signal * energy / k))
 
@@ -651,6 +660,7 @@ class VSAEArguments(PosteriorArguments, TopKArguments, total=False):
     kl_schedule: KLSchedule
     kl_warmup_steps: int | None
     noise_anneal_steps: int | None
+    survival: float | None
     freeze_decoder: bool
 
 
@@ -719,15 +729,21 @@ def in_shares(flat: dict[str, Any]) -> dict[str, Any]:
     """Flat settings of a run, or of a trainer, which counts its schedules in steps, as settings of earlier
     versions did. What is the default of such a run becomes None."""
     found = {_SETTINGS.get(name, name): value for name, value in flat.items()}
-    steps, batch_size = (flat.get(name, 0) for name in ("steps", "batch_size"))
-    if not all(type(each) is int for each in (steps, batch_size)) or steps < 1:
+    steps = flat.get("steps", 0)
+    if type(steps) is not int or steps < 1:
         return found
     counts = {n: v for n, v in found.items() if n in SCHEDULES and type(v) is int}
     counts = {name: v for name, v in counts.items() if abs(v) < 2**53}  # what a float holds
     shares = {name: SCHEDULES[name].share(count, steps) for name, count in counts.items()}
-    if batch_size and found.get("dead_feature_threshold") == dead_after(steps * batch_size):
-        shares["dead_feature_threshold"] = None
     return found | shares
+
+
+def _require_one(sae: SAEConfig, *names: str) -> None:
+    """Raise a ConfigError if more than one of these options is given: each sets the noise."""
+    given = {name: value for name in names if (value := getattr(sae, name)) is not None}
+    if len(given) > 1:
+        both = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise ConfigError(f"{both}: expected one of them; leave out {' or '.join(given)}")
 
 
 def not_used(name: str, value: Any, who: str) -> ConfigError:
@@ -760,8 +776,3 @@ def _require_option(name: str, cls: type[SAEConfig]) -> None:
         raise ConfigError("settings have shares of the run", name=name, instead=instead)
     hint = meant(name, names) or f"; expected one of {', '.join(names)}"
     raise ConfigError(f"no such option of {cls.architecture}{hint}", name=name)
-
-
-def dead_after(tokens: int) -> int:
-    """The default of dead_feature_threshold in a run of so many tokens."""
-    return max(1, min(DEAD_FEATURE_THRESHOLD, tokens // 10))

@@ -210,8 +210,7 @@ class Measurement:
         sampled_BF = sae.encode(x_BD, sample=True, generator=self._generator)
         residual = squared_residual(x_BD, sae.decode(sampled_BF))
         totals.residual_sampled = (totals.residual_sampled or 0.0) + residual
-        before_relu = getattr(posterior, "before_relu", None)
-        return posterior.mu if before_relu is None else before_relu, posterior.std
+        return posterior.mu, posterior.std
 
     def _add_stability(
         self,

@@ -155,7 +155,7 @@ def configurations(
         swept = [f"--{name}={value}" for name, value in assignment.items()]
         try:
             config = parse([*shared, *fixed, *swept])
-            resolved = config.sae.resolve(config.run.steps, config.run.batch_size)
+            resolved = config.sae.resolve(config.run.steps)
         except UserError as error:
             if error.name in typed:
                 raise

@@ -11,6 +11,7 @@ from .upstream import UpstreamTrainer
 def build_trainer(
     sae: SAEConfig,
     *,
+    energy: float,
     steps: int,
     activation_dim: int,
     layer: int,
@@ -23,8 +24,11 @@ def build_trainer(
     """The trainer of a resolved configuration. Its initial weights are drawn from `sae.seed`.
 
     Those of a trained SAE (`sae.init_from`) are put in their place by `training.resuming.start_from`.
+
+    Arguments:
+        energy: E||x||^2 of the activations that it will see.
     """
-    arguments = sae.trainer_arguments(steps) | {
+    arguments = sae.trainer_arguments(steps, energy) | {
         "steps": steps,
         "activation_dim": activation_dim,
         "layer": layer,

@@ -27,7 +27,7 @@ def gaussian_kl(mu: t.Tensor, log_var: t.Tensor, prior_std: t.Tensor | float = 1
 def variance_kl(log_var: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:
     """The part of `gaussian_kl` that does not depend on mu; zero where sigma = prior_std.
 
-    Where sigma is 0 it is 0 too, instead of infinite: such a token counts as a point, see `point_kl`.
+    Where sigma is 0 it is 0 too, instead of infinite: that is a point, see `point_kl`.
     """
     log_ratio = log_var - 2 * t.as_tensor(prior_std, dtype=log_var.dtype).log()
     return (0.5 * (log_ratio.exp() - 1 - log_ratio)).where(log_ratio > -t.inf, 0.0)
@@ -64,6 +64,30 @@ def noise_scale(step: int, anneal_steps: int | None) -> float:
     return 1.0 if anneal_steps is None else max(0.0, 1.0 - step / anneal_steps)
 
 
+def survival_target(step: int, start: float, anneal_steps: int | None) -> float:
+    """The share of a token's noiseless top k that the noise should leave selected at `step`: `start`, or rising
+    linearly from it to 1 over `anneal_steps`."""
+    return 1 - (1 - start) * noise_scale(step, anneal_steps)
+
+
+def first_sigma(mean_square: t.Tensor) -> t.Tensor:
+    """Where the control of `survival` begins: a quarter of the selected means' root mean square, 0-dim."""
+    return mean_square.sqrt() / 4
+
+
+def sigma_factor(survival: t.Tensor, target: float) -> t.Tensor:
+    """What sigma is multiplied by after a step, 0-dim: exp(0.2 (survival - target)), or 0 once the target is 1.
+
+    Arguments:
+        survival: the share of the noiseless top k that the step's noise left selected, 0-dim. If it is not
+            finite, the factor is 1.
+        target: see `survival_target`.
+    """
+    if target >= 1:
+        return t.zeros_like(survival)
+    return (0.2 * (survival - target)).exp().nan_to_num(nan=1.0)
+
+
 def noise_to_signal(k: int, mean_variance: Number, mean_squared_norm: Number) -> Number:
     """k sigma^2 / E||x||^2: the noise energy that sampling adds, relative to the activations' energy.
 
@@ -79,11 +103,9 @@ class GaussianPosterior(NamedTuple):
     mu: t.Tensor
     """(…, F)"""
     log_var: t.Tensor | None
-    """log sigma^2, (…, F), (…, 1) for one of each token, or 0-dim. None for a point, whose sigma is 0."""
+    """log sigma^2, (…, F) or 0-dim. None for a point, whose sigma is 0."""
     prior_std: t.Tensor
     """p, 0-dim"""
-    before_relu: t.Tensor | None = None
-    """What the noise is added to, (…, F), if that isn't mu"""
 
     @property
     def kl(self) -> t.Tensor:

@@ -21,6 +21,7 @@ from ..config.sae import (
     LOG_VAR_LIMITS,
     MUCH_NOISE,
     NOISE_ON,
+    PAPER_SIGMA,
     POSTERIORS,
     SELECT_BY,
     NoiseOn,
@@ -30,7 +31,6 @@ from ..config.sae import (
     SelectBy,
     VSAEArguments,
     VSAETopKConfig,
-    default_sigma,
     require_known,
 )
 from ..errors import ConfigError
@@ -46,10 +46,15 @@ from .kernels.step import (
     Weights,
     code_by_mean,
     loss_and_gradients,
-    token_norm,
     variational_loss,
 )
-from .posterior import GaussianPosterior, noise_to_signal
+from .posterior import (
+    GaussianPosterior,
+    first_sigma,
+    noise_to_signal,
+    sigma_factor,
+    survival_target,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -65,11 +70,10 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         f_BF     = z on the K largest of z, 0 elsewhere
         x_hat_BD = W_dec f + b_dec                    # decoder columns are unit-norm
 
-    sigma is a constant (posterior "fixed"), a multiple of the token's ||x - b_dec|| ("relative"; with
-    rectify, its noise is added before the ReLU), 0 ("point"), or exp(log_var / 2) with log_var = W_var (x - b_dec) + b_var, clamped ("learned"). A sample
-    changes which features are kept and their values (noise_on "both", as above), only the values
-    ("values": f is z on the K largest of mu), or only which are kept ("selection": f is mu on the K
-    largest of z). With select_by "magnitude" the K largest of |z| or |mu| are kept, with their signs.
+    sigma is a constant (posterior "fixed"), 0 ("point"), or exp(log_var / 2) with
+    log_var = W_var (x - b_dec) + b_var, clamped ("learned"). A sample changes which features are kept
+    and their values (noise_on "both", as above), only the values ("values": f is z on the K largest of
+    mu), or only which are kept ("selection": f is mu on the K largest of z). With select_by "magnitude" the K largest of |z| or |mu| are kept, with their signs.
 
     Arguments:
         activation_dim: D, the width of the activations.
@@ -105,9 +109,9 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         self.noise_on: NoiseOn = given.noise_on
         self.rectify = given.rectify
         self.select_by: SelectBy = given.select_by
-        sigma = default_sigma(given.posterior, k) or 0.0
-        if sigma and given.sigma is not None:
-            sigma = given.sigma
+        sigma = 0.0
+        if given.posterior == "fixed":
+            sigma = PAPER_SIGMA if given.sigma is None else given.sigma
         self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(given.posterior)))
         self.register_buffer("noise_on_code", t.tensor(NOISE_ON.index(given.noise_on)))
         self.register_buffer("rectify_code", t.tensor(given.rectify))
@@ -147,14 +151,11 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         """
         require_width(x, self.activation_dim)
         centred = x.to(self.b_dec.dtype) - self.b_dec
-        before_relu = self.encoder(centred)
-        mu = before_relu.relu() if self.rectify else before_relu
+        mu = self._mu(centred)
         if sample:
             noise = 0.0 if self.posterior_kind == "point" else 1.0
             how = Draw(int(self.k), self.noise_on, noise, generator, self.select_by)
-            drawn_from = before_relu if self.posterior_kind == "relative" else mu
-            indices, values = draw_code(drawn_from, self._std(centred), how)
-            values = values.relu() if self.rectify and drawn_from is before_relu else values
+            indices, values = draw_code(mu, self._std(centred), how)
         else:  # nnsight's proxies can't be unpacked
             indices = compared(mu, self.select_by).topk(int(self.k), dim=-1, sorted=False).indices
             values = mu.gather(-1, indices)
@@ -175,18 +176,14 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         return self.decoder(x.to(self.b_dec.dtype)) + self.b_dec
 
     def log_var(self, x: t.Tensor) -> t.Tensor:
-        """log sigma^2: (…, D) -> (…, F) if it is learned, (…, 1) if relative, otherwise 0-dim (-inf for a
-        point)."""
+        """log sigma^2: (…, D) -> (…, F) if it is learned, otherwise 0-dim (-inf for a point)."""
         return self._log_var(x.to(self.b_dec.dtype) - self.b_dec)
 
     def posterior(self, x: t.Tensor) -> GaussianPosterior:
         """The distribution of each feature of activations: (…, D) -> (…, F)."""
         centred = x.to(self.b_dec.dtype) - self.b_dec
-        before_relu = self.encoder(centred)
-        mu = before_relu.relu() if self.rectify else before_relu
         log_var = None if self.posterior_kind == "point" else self._log_var(centred)
-        noise_before_relu = before_relu if self.posterior_kind == "relative" else None
-        return GaussianPosterior(mu, log_var, self.prior_std, noise_before_relu)
+        return GaussianPosterior(self._mu(centred), log_var, self.prior_std)
 
     @property
     def weights(self) -> Weights:
@@ -209,6 +206,11 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     def _is_learned(self) -> bool:
         return self.posterior_kind == "learned"
 
+    def _mu(self, centred: t.Tensor) -> t.Tensor:
+        """The means, from x - b_dec."""
+        mu = self.encoder(centred)
+        return mu.relu() if self.rectify else mu
+
     def _log_var(self, centred: t.Tensor) -> t.Tensor:
         """See `log_var`."""
         if self._is_learned:
@@ -218,10 +220,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     def _std(self, centred: t.Tensor) -> t.Tensor:
         """sigma, of `log_var`'s shape."""
-        if self._is_learned:
-            return (0.5 * self._log_var(centred)).exp()
-        is_relative = self.posterior_kind == "relative"
-        return self.sigma * token_norm(centred) if is_relative else self.sigma
+        return (0.5 * self._log_var(centred)).exp() if self._is_learned else self.sigma
 
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
@@ -232,8 +231,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         """
         require_scale(scale)
         super().scale_biases(scale)
-        if self.posterior_kind != "relative":
-            self.sigma *= scale
+        self.sigma *= scale
         self.prior_std *= scale
         if self._is_learned:
             shift = 2 * math.log(scale)
@@ -260,6 +258,11 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     x_hat comes from one sample of z, with tau(t) sigma for sigma. KL_i is feature i's KL from the
     prior N(0, prior_std^2), in nats. S is all features, or the K selected (`kl_scope`). s(t) is
     `posterior.kl_scale`, tau(t) is `posterior.noise_scale`.
+
+    With `survival`, sigma is controlled instead: after each step log sigma grows by 0.2 times the share of
+    the noiseless top k that the noise left selected, less the share that it should leave
+    (`posterior.survival_target`). No gradient goes through it, and KL_i is mu_i^2 / (2 prior_std^2), an L2
+    penalty. Once the target is 1, sigma is 0.
 
     Everything else is upstream's: initial weights, decoder bias, gradient projection, unit-norm
     decoder, clipping, Adam, learning-rate schedule, AuxK. With posterior="point", rectify=True and
@@ -342,13 +345,17 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         for products in (t.float32, getattr(t, dtype)):
             compiled.serves(self.ae.encoder.weight, products)
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
-        self.kl_scale = self.noise_scale = 0.0
+        self.kl_scale = self.noise_scale = self.survival_target = 0.0
+        if settings.survival is not None:
+            self.logging_parameters.append("survival_target")
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
         """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
         x = self._prepared(x)
         if step == 0:
             self._start_decoder_bias(x)
+            if self.settings.survival is not None:
+                self._start_sigma(x)
             self._warn_of_noise(x)
         weights = self.ae.weights
         objective = replace(
@@ -362,14 +369,35 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             if weight is not None and weight.requires_grad:
                 weight.grad = gradient
         self._finish_step(step, x, terms)
+        if self.settings.survival is not None:
+            self._control_sigma(step, terms.survival)
         return terms.loss
+
+    @t.no_grad()
+    def _start_sigma(self, x: t.Tensor) -> None:
+        """Set sigma to where the control of `survival` begins."""
+        objective = self._objective(x, 0, self.generator)
+        values_BK = code_by_mean(x, self.ae.weights, objective)[2]
+        self.ae.sigma.copy_(first_sigma(self.ranks.mean_(values_BK.square().mean())))
+
+    @t.no_grad()
+    def _control_sigma(self, step: int, survival: t.Tensor) -> None:
+        """Move sigma towards the `survival` that is wanted. Waits for no device."""
+        self.ae.sigma.mul_(sigma_factor(survival, self._survival_target(step)))
+
+    def _survival_target(self, step: int) -> float:
+        start, schedules = self.settings.survival, self.settings.in_steps(self.steps)
+        assert start is not None
+        return survival_target(step, start, schedules["noise_anneal"])
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> LossTerms:
         with t.autocast(x.device.type, enabled=False):
             return variational_loss(x, self.ae.weights, self._objective(x, step, generator))
 
     def _logged(self, terms: LossTerms, x: t.Tensor) -> dict[str, t.Tensor]:
-        losses = {n: getattr(terms, n) for n in ("loss", "l2_loss", "kl_loss", "auxk_loss")}
+        names = ["loss", "l2_loss", "kl_loss", "auxk_loss"]
+        names += [] if self.settings.survival is None else ["survival"]
+        losses = {name: getattr(terms, name) for name in names}
         log_var = self.ae.log_var(x)
         ratio, mean_sigma = self._noise_to_signal(x, log_var), (0.5 * log_var).exp().mean()
         return losses | {"noise_to_signal": ratio, "mean_sigma": mean_sigma}
@@ -411,6 +439,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             form=self.form,
         )
         self.kl_scale, self.noise_scale = objective.kl_scale, objective.noise_scale
+        if settings.survival is not None:
+            self.survival_target = self._survival_target(step)
         return objective
 
     @property
@@ -422,7 +452,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     def _warn_of_noise(self, x: t.Tensor) -> None:
         """Warn if noise is large beside these activations, and stays. Waits for the device."""
-        if self.settings.noise_anneal is None:
+        if self.settings.noise_anneal is None and self.settings.survival is None:
             ratio = self._noise_to_signal(x, self.ae.log_var(x).detach())
             fading = f"noise_anneal_steps={max(1, self.steps // 2)}"
             warn_of_noise(float(ratio), self.settings, fading)
@@ -444,15 +474,14 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
 def warn_of_noise(ratio: float, given: PosteriorOptions, fading: str) -> None:
     """Warn of noise that stays to the end, if its noise_to_signal is large. `fading`: how not to let it stay."""
-    goal, same = 0.1, " (noise_to_signal=0.1)"
+    goal = 0.1
     if not MUCH_NOISE < ratio < math.inf:
         return
     if given.posterior == "learned":
         instead = f"log_var_init={given.log_var_init + math.log(goal / ratio):.3g}"
     else:
         assert given.sigma is not None, "settings have their defaults"
-        instead = f"sigma={given.sigma * math.sqrt(goal / ratio):.3g}"
-    instead += "" if given.posterior == "relative" else same
+        instead = f"sigma={given.sigma * math.sqrt(goal / ratio):.3g} (noise_to_signal={goal})"
     logger.warning(
         f"noise_to_signal={ratio:.3g}: noise that stays to the end drowns the activations above "
         f"{MUCH_NOISE}; set {instead}, or let it fade away by {fading}"

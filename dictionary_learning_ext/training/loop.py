@@ -209,16 +209,20 @@ def prepare(
     if points:
         require_same_inputs(jobs, points, depends_on)
         norm_factors = continue_batches(batches, jobs, points, processes.rank)
+        energies = dict.fromkeys(norm_factors, 1.0)  # a point holds what follows from them
     else:
-        energies = batches.mean_squared_norms()  # fills the buffer: most of the wait
-        norm_factors = batches.norm_factors(processes.means(energies))
+        energies = processes.means(
+            batches.mean_squared_norms()
+        )  # fills the buffer: most of the wait
+        norm_factors = batches.norm_factors(energies)
         if processes.is_first:
             _warn_of_sinks(inputs, settings)
 
     sae_runs = []
     for job, source, point in zip(jobs, sources, points or [None] * len(jobs), strict=True):
         hook, norm_factor = inputs.hooks[job.hook], norm_factors[job.hook]
-        trainer = _built(job, hook, norm_factor, device, processes, source, point)
+        energy = energies[job.hook] / norm_factor**2
+        trainer = _built(job, hook, norm_factor, energy, device, processes, source, point)
         sae_runs.append(SAERun(job, trainer, norm_factor, processes, samples.get(job.hook)))
     points = [point._replace(trainer={}) for point in points]  # the weights are freed
     return Prepared(
@@ -230,6 +234,7 @@ def _built(
     job: Job,
     hook: HookPoint,
     norm_factor: float,
+    energy: float,
     device: str,
     processes: Processes,
     source: Dictionary | None,
@@ -238,6 +243,7 @@ def _built(
     """A trainer with random weights, those of a trained SAE, or those of its resume point."""
     trainer = build_trainer(
         job.config.sae,
+        energy=energy,
         steps=job.config.run.steps,
         activation_dim=hook.activation_dim,
         layer=hook.layer,

@@ -138,7 +138,7 @@ def _require_together(
 
 def _job(name: str, sae: SAEConfig, run: RunConfig, *, is_alone: bool) -> Job:
     """An SAE's job, all of its settings filled in."""
-    sae = sae.resolve(run.steps, run.batch_size)
+    sae = sae.resolve(run.steps)
     sae.require_units(run.normalize)
     config = TrainConfig(sae, with_hook_names(run))
     folder = folder_of(config) if is_alone else Path(run.save_dir or RUNS) / name

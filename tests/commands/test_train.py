@@ -157,9 +157,7 @@ def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(
 
 def parsed(typed):
     flags = parse(TRAIN, typed.split())
-    return TrainConfig(
-        flags.sae.resolve(flags.run.steps, flags.run.batch_size), flags.run
-    ).to_dict()
+    return TrainConfig(flags.sae.resolve(flags.run.steps), flags.run).to_dict()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,12 @@ from variational_trainers import D, F, data
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, trainer_options
 from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart, recommended_lr
-from dictionary_learning_ext.config.sae import OPTION_NAMES, TopKConfig, VSAETopKConfig
+from dictionary_learning_ext.config.sae import (
+    DEAD_AFTER_FIRINGS,
+    OPTION_NAMES,
+    TopKConfig,
+    VSAETopKConfig,
+)
 from dictionary_learning_ext.trainers.build import build_trainer
 
 K, STEPS = 4, 40
@@ -23,7 +28,7 @@ REST = {"layer": 0, "lm_name": "tiny", "device": "cpu", "seed": 3}
 def test_presets_are_whole_and_keep_to_the_paper():
     for name in PRESETS:
         config = preset(name)
-        config.sae.resolve(config.run.steps, config.run.batch_size)
+        config.sae.resolve(config.run.steps)
     as_run = preset("paper-as-run")
     assert (as_run.sae.posterior, as_run.sae.rectify, as_run.sae.lr) == ("point", True, 8e-4)
     assert (as_run.run.normalize, as_run.run.batch_size) == ("unit", 192)
@@ -62,7 +67,7 @@ def test_a_presets_schedules_scale_with_its_steps():
 
 
 def test_the_quickstarts_saes_differ_only_in_the_posterior():
-    saes = [sae.resolve(100, 8) for sae in quickstart(steps=100, seed=3).values()]
+    saes = [sae.resolve(100) for sae in quickstart(steps=100, seed=3).values()]
     flat = [sae.to_flat() for sae in saes]
     differ = {name for name in OPTION_NAMES if len({each[name] for each in flat}) > 1}
     assert [each["seed"] for each in flat] == [3, 3]
@@ -78,10 +83,11 @@ def as_trained(name):
     changed = {"k": K, "dict_size": F, "seed": 3}
     changed |= {"lr": recommended_lr(F)} if name == "recommended" else {}
     config = preset(name, STEPS).updated(changed, "test")
-    sae = config.sae.resolve(STEPS, 32).with_sigma(D, config.run.normalize)
+    sae = config.sae.resolve(STEPS).with_sigma(D, config.run.normalize)
     energy = {"sqrt_d": D, "unit": 1}[config.run.normalize]
     rest = {"layer": 0, "lm_name": "tiny", "device": "cpu", "hook": "", "name": ""}
-    trainer = build_trainer(sae, steps=STEPS, activation_dim=D, dtype="float32", **rest)
+    sizes = {"steps": STEPS, "activation_dim": D, "energy": energy}
+    trainer = build_trainer(sae, dtype="float32", **sizes, **rest)
     return in_float64(trainer), energy
 
 
@@ -93,6 +99,8 @@ def test_a_presets_vsae_is_the_same_in_other_units(name, mean_squared_norm):
     other = in_float64(VariationalTopKTrainer(**given, **REST))
     x = data(dtype=t.float64)
     x = x * (energy / x.square().sum(-1).mean()).sqrt()
+    for trainer in (one, other):  # AuxK, too
+        trainer.num_tokens_since_fired = t.arange(F) * 10**9
     ratio = mean_squared_norm / energy
     same = x * math.sqrt(ratio)
     for step in (STEPS // 8, STEPS // 2):  # noise and KL change until there
@@ -125,8 +133,9 @@ def test_recommended_as_a_person_would_work_it_out():
     assert given["lr"] == pytest.approx(
         3.5 * 8e-4, rel=0.02
     )  # upstream's, 2e-4 / sqrt(1024 / 16384)
-    of_top_k_too = {"auxk_alpha", "dead_feature_threshold", "seed"}
-    assert not given.keys() & of_top_k_too, "as in the TopKTrainer beside it"
+    assert given["auxk_alpha"] == 1 / 32
+    assert given["dead_feature_threshold"] == DEAD_AFTER_FIRINGS * 1024 // 30
+    assert "seed" not in given
 
 
 def test_trainsae_takes_them_and_its_noise_has_the_presets_ratio(tmp_path, caplog):

@@ -66,7 +66,7 @@ def test_a_short_run_logs_twenty_lines_unless_told_otherwise(steps, log_steps, e
 )
 def test_whatever_is_given_only_named_errors_come_out(values):
     with contextlib.suppress(UserError):
-        TrainConfig().updated(values, "x").sae.resolve(100, 8)
+        TrainConfig().updated(values, "x").sae.resolve(100)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import torch as t
 
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
 from dictionary_learning_ext.config.help_texts import help_texts
-from dictionary_learning_ext.config.presets import in_units
 from dictionary_learning_ext.config.sae import (
     CONFIGS,
     SCHEDULES,
@@ -47,8 +46,14 @@ STARTED |= {"warmup_steps": 4, "seed": 0, "device": "cpu"}
 
 @pytest.mark.parametrize("architecture", TRAINED)
 def test_every_option_an_architecture_uses_is_filled_in_and_no_other(architecture):
-    resolved = SAEConfig(architecture=architecture).resolve(500, 64)
-    optional = {"noise_anneal_steps", "k_anneal_steps", "log_var_init", "noise_to_signal"}
+    resolved = SAEConfig(architecture=architecture).resolve(500)
+    optional = {
+        "noise_anneal_steps",
+        "k_anneal_steps",
+        "log_var_init",
+        "noise_to_signal",
+        "survival",
+    }
     options = resolved.typed(resolved.options, 500)
     assert all(value is not None for name, value in options.items() if name not in optional)
     assert resolved.in_steps(500)["warmup"] == 50
@@ -89,7 +94,7 @@ def test_noise_to_signal_becomes_sigma_where_the_width_is_known(normalize, archi
     """r = k sigma^2 / E||x||^2, which is D under sqrt_d and 1 under unit."""
     given = {"k": 16} if architecture == "vsae_top_k" else {}
     config = SAEConfig(architecture=architecture, dict_size=64, noise_to_signal=0.3, **given)
-    resolved = config.resolve(100, 8)
+    resolved = config.resolve(100)
     assert resolved.sigma is None
     sigma = resolved.with_sigma(128, normalize).sigma
     assert k * sigma**2 / energy == pytest.approx(0.3)
@@ -108,33 +113,16 @@ def test_noise_to_signal_becomes_sigma_where_the_width_is_known(normalize, archi
 )
 def test_a_change_leaves_out_what_it_has_no_use_for(given, change):
     with pytest.raises(ConfigError, match="not use it"):
-        SAEConfig(**given | change).resolve(500, 64)
-    resolved = SAEConfig(**given).changed_to(**change).resolve(500, 64)
+        SAEConfig(**given | change).resolve(500)
+    resolved = SAEConfig(**given).changed_to(**change).resolve(500)
     assert vars(resolved).items() >= change.items()
-    assert resolved.resolve(500, 64) == resolved, "what is resolved is accepted again"
-
-
-def test_sigma_means_something_else_under_another_posterior():
-    relative = {"posterior": "relative", "k": 30}
-    assert SAEConfig(**relative).resolve(100, 8).sigma == pytest.approx(0.1)
-    changed = SAEConfig(sigma=0.5, k=30).changed_to(posterior="relative").resolve(100, 8)
-    assert changed.sigma == pytest.approx(0.1)
-    assert SAEConfig(sigma=0.5).changed_to(posterior="fixed").resolve(100, 8).sigma == 0.5
-    relative = SAEConfig(posterior="relative", sigma=0.5, beta=2.0)
-    scaled = in_units(relative, 9.0)
-    assert (scaled.sigma, scaled.prior_std, scaled.beta) == (0.5, 3.0, 18.0)
-
-
-def test_a_relative_noise_to_signal_needs_no_normalisation():
-    config = SAEConfig(posterior="relative", noise_to_signal=0.6, k=15).resolve(100, 8)
-    for normalize in ("none", "unit", "sqrt_d"):
-        assert config.with_sigma(128, normalize).sigma == pytest.approx(0.2)
+    assert resolved.resolve(500) == resolved, "what is resolved is accepted again"
 
 
 def test_another_architecture_has_its_own_defaults():
     unused = SAEConfig(log_var_init=1.0)  # by a fixed posterior
     for start in (SAEConfig(posterior="learned"), unused):
-        vaease = start.changed_to(architecture="vaease").resolve(100, 8)
+        vaease = start.changed_to(architecture="vaease").resolve(100)
         assert (vaease.log_var_init, vaease.gamma_init, vaease.active_gate) == (-0.5, 0.1, 0.05)
 
 
@@ -148,11 +136,11 @@ def test_another_architecture_has_its_own_defaults():
 )
 def test_an_sae_of_all_features_takes_no_noise_on_the_selection(architecture, given, becomes):
     changed = SAEConfig(noise_on=given).changed_to(architecture=architecture)
-    assert changed.resolve(100, 8).noise_on == becomes
+    assert changed.resolve(100).noise_on == becomes
 
 
 def test_a_given_zero_is_kept():
-    resolved = SAEConfig(beta=0.0, auxk_alpha=0.0, warmup=0).resolve(100, 8)
+    resolved = SAEConfig(beta=0.0, auxk_alpha=0.0, warmup=0).resolve(100)
     assert (resolved.beta, resolved.auxk_alpha, resolved.in_steps(100)["warmup"]) == (0.0, 0.0, 0)
 
 
@@ -194,7 +182,7 @@ def test_another_length_derives_defaults_again_and_keeps_the_share_of_other_sche
 )
 def test_schedules_of_a_very_short_run_are_possible(steps, given):
     """A mistake that nobody typed would be said otherwise."""
-    sae = SAEConfig(**given).resolve(steps, 8)
+    sae = SAEConfig(**given).resolve(steps)
     given = sae.typed({"warmup": None, "decay_start": None} | sae.options, steps)
     type(sae)().changed(given, steps).with_defaults(steps)
 
@@ -208,12 +196,9 @@ def test_a_config_of_an_earlier_version_has_steps():
     """Its default is a default again: in a longer run, it follows from that."""
     run = {"steps": 20_000, "batch_size": 8}
     steps = {"warmup_steps": 1000, "decay_start": 15_000, "kl_warmup_steps": 0}
-    defaults = {"dead_feature_threshold": 16_000, "k_anneal_steps": None}
+    defaults = {"k_anneal_steps": None}
     shares = {"warmup": None, "decay_start": 0.75, "kl_warmup": 0}
-    assert in_shares(run | steps | defaults) == run | shares | {
-        "dead_feature_threshold": None,
-        "k_anneal": None,
-    }
+    assert in_shares(run | steps | defaults) == run | shares | {"k_anneal": None}
     assert in_shares(run | shares) == run | shares, "as this version writes it"
 
 

@@ -147,7 +147,7 @@ def of_two_seeds(config):
     configs = {}
     for seed in range(2):
         run = config.updated({"seed": seed, "data_seed": seed}, "x")
-        run = replace(run, sae=run.sae.resolve(run.run.steps, run.run.batch_size))
+        run = replace(run, sae=run.sae.resolve(run.run.steps))
         settings = replace(run, sae=run.sae.with_sigma(128, run.run.normalize)).to_dict()
         trainer = {"dict_class": "X"}
         configs[f"runs/{automatic_name(run)}"] = {"trainer": trainer, "run": {"settings": settings}}

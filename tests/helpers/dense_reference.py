@@ -32,17 +32,14 @@ def dense_loss(
     """Every one of `LossTerms`, with this noise, or else with what `draw_code` draws in float64."""
     W_enc, b_enc, W_dec, b_dec, W_var, b_var = weights
     settings = objective.settings
-    before_relu = (x_BD - b_dec) @ W_enc.T + b_enc
-    mu = before_relu.clamp(min=0) if settings.rectify else before_relu
+    mu = (x_BD - b_dec) @ W_enc.T + b_enc
+    mu = mu.clamp(min=0) if settings.rectify else mu
 
     if settings.posterior == "learned":
         log_var = (x_BD - b_dec) @ W_var.T + b_var
         std = (log_var.clamp(*objective.log_var_limits) / 2).exp()
     elif settings.posterior == "fixed":
         std = objective.sigma.expand_as(mu)
-    elif settings.posterior == "relative":
-        norm_B1 = (x_BD - b_dec).square().sum(1, keepdim=True).sqrt()
-        std = (objective.sigma * norm_B1).detach().expand_as(mu)
     else:
         std = t.zeros_like(mu)
 
@@ -62,13 +59,13 @@ def dense_loss(
         source = mu + scale * std * eps
     else:
         eps = t.empty_like(mu).normal_(generator=generator) if noise_BF is None else noise_BF
-        z = (before_relu if settings.posterior == "relative" else mu) + scale * std * eps
+        z = mu + scale * std * eps
         chosen = largest(z, objective.k)
         source = z if settings.noise_on == "both" else mu
     mask = t.zeros_like(mu).scatter(1, chosen, 1.0)
     x_hat = (source * mask) @ W_dec.T + b_dec
 
-    if settings.posterior == "point":
+    if settings.posterior == "point" or settings.survival is not None:
         kl = mu**2 / (2 * objective.prior_std**2)
     else:
         kl = kl_divergence(Normal(mu, std), Normal(t.zeros_like(mu), objective.prior_std))
@@ -76,6 +73,7 @@ def dense_loss(
     kl_loss = counted.sum(1).mean()
 
     selected = largest(mu, objective.k)
+    survival = mask.gather(1, selected).mean()
     mu_selected = mu.gather(1, selected)
     fired = t.zeros(mu.shape[1], dtype=t.bool)
     fired[selected[(mu_selected != 0) | (scale == 0)]] = True
@@ -97,4 +95,4 @@ def dense_loss(
 
     l2_loss = (x_BD - x_hat).pow(2).sum(1).mean()
     loss = l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss
-    return LossTerms(loss, l2_loss, kl_loss, auxk_loss, smallest.mean(), since_fired)
+    return LossTerms(loss, l2_loss, kl_loss, auxk_loss, smallest.mean(), survival, since_fired)

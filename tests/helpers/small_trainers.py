@@ -20,7 +20,8 @@ def built(architecture: str, dtype: str = "float32", device: str = "cpu", **opti
         options = {"k": K} | options
     sae = SAEConfig(architecture=architecture, dict_size=F).changed(options, STEPS)
     return build_trainer(
-        sae.resolve(STEPS, BATCH),
+        sae.resolve(STEPS),
+        energy=1.0,
         steps=STEPS,
         activation_dim=D,
         layer=0,

@@ -7,14 +7,13 @@ import pytest
 SETTINGS = [
     {"posterior": p, "noise_on": n, "kl_scope": scope, "rectify": r, "dtype": dtype}
     for p, n, scope, r, dtype in itertools.product(
-        ("fixed", "relative", "learned", "point"),
+        ("fixed", "learned", "point"),
         ("both", "values", "selection"),
         ("all", "selected"),
         (False, True),
         ("float32", "bfloat16"),
     )
     if p != "point" or n == "both"
-    if p != "relative" or n == "selection" or not r
 ]
 every_setting = pytest.mark.parametrize(
     "settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values()))

@@ -37,7 +37,7 @@ from dictionary_learning_ext.training.sae_run import SAERun
 
 VARIANTS = {
     "learned": {"posterior": "learned", "beta": 0.1},
-    "relative": {"posterior": "relative", "noise_on": "selection"},
+    "survival": {"survival": 0.5, "noise_on": "selection"},
     "aux": {"dead_feature_threshold": 100, "noise_on": "selection"},
     "values": {"noise_on": "values", "kl_scope": "selected"},
 }
@@ -185,7 +185,7 @@ CASES = {
     "vsae_selected": ("vsae_top_k", {"beta": 0.1, "kl_scope": "selected"}),
     "vsae_learned": ("vsae_top_k", {"posterior": "learned", "beta": 0.5}),
     "vsae_auxk": ("vsae_top_k", {"dead_feature_threshold": 40, "beta": 0.0}),
-    "vsae_relative": ("vsae_top_k", {"posterior": "relative", "beta": 0.1}),
+    "vsae_survival": ("vsae_top_k", {"survival": 0.5, "beta": 0.1}),
     "vsae": ("vsae", {"beta": 0.1}),
     "vaease": ("vaease", {}),
     "probabilistic_top_k_auxk": ("probabilistic_top_k", {"dead_feature_threshold": 40}),

@@ -5,7 +5,7 @@ import torch as t
 from dictionary_learning_ext import VariationalTopKTrainer
 
 D, F = 8, 48
-POSTERIORS = ["fixed", "learned", "point", "relative"]
+POSTERIORS = ["fixed", "learned", "point"]
 NOISE_ON = ["both", "values", "selection"]
 
 

@@ -365,7 +365,7 @@ SLOW = settings(
 def test_any_settings_give_a_config_or_a_named_error(values):
     try:
         config = TrainConfig().updated(values, "test")
-        config.sae.resolve(config.run.steps, config.run.batch_size)
+        config.sae.resolve(config.run.steps)
     except UserError:
         return
     assert "/" not in automatic_name(config)

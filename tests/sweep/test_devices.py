@@ -162,10 +162,10 @@ def test_a_process_says_why_it_ends(error, status, said, begun, monkeypatch, cap
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_sweep_json_gives_back_the_settings_of_every_architecture(architecture, name, tmp_path):
     config = preset(name).updated({"architecture": architecture}, "x")
-    config = TrainConfig(config.sae.resolve(config.run.steps, config.run.batch_size), config.run)
+    config = TrainConfig(config.sae.resolve(config.run.steps), config.run)
     runner._begin(runner.Manifest(["a"], {"a": config.stored()}, None, None), tmp_path)
     (back,) = runner.chunk_in(tmp_path, ["a"], config.run.device).configs.values()
-    sae = back.sae.resolve(back.run.steps, back.run.batch_size)
+    sae = back.sae.resolve(back.run.steps)
     assert TrainConfig(sae, back.run) == config
 
 

@@ -43,7 +43,7 @@ def test_every_configuration_of_every_file_is_the_one_of_an_agents_command(path)
         words = [*command[:place], *arguments["args"], *command[place + 1 :]]
         assert words[:2] == ["vsae", "train"]
         theirs = train_config(words[2:])
-        resolved = theirs.sae.resolve(theirs.run.steps, theirs.run.batch_size)
+        resolved = theirs.sae.resolve(theirs.run.steps)
         assert TrainConfig(resolved, theirs.run) == config
         for name, value in assignment.items():
             assert config.to_dict()[name] == value
@@ -57,7 +57,7 @@ def test_the_sweeps_of_the_embedded_model_are_around_the_recommended_preset(name
     for config in configurations(sweep, train_config).values():
         usual = preset("recommended", config.run.steps)
         run = with_hook_names(usual.run)
-        usual = TrainConfig(usual.sae.resolve(run.steps, run.batch_size), run)
+        usual = TrainConfig(usual.sae.resolve(run.steps), run)
         unlike.append({n for n, v in config.to_dict().items() if v != usual.to_dict()[n]})
         assert unlike[-1] <= {*sweep.assignments[0], *of_evaluation}
     assert any(one <= of_evaluation for one in unlike), "the preset itself is one of the runs"

@@ -83,7 +83,7 @@ def test_noise_on_says_what_a_sample_changes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("posterior", ["fixed", "learned", "relative"])
+@pytest.mark.parametrize("posterior", ["fixed", "learned"])
 def test_samples_have_the_posteriors_moments(posterior):
     """With k = F nothing is selected away: z itself is seen."""
     sae = VariationalTopKAutoEncoder(D, F, F, posterior=posterior, sigma=0.7, log_var_init=-1.0)
@@ -91,35 +91,10 @@ def test_samples_have_the_posteriors_moments(posterior):
     generator = t.Generator().manual_seed(0)
     draws = t.stack([sae.encode(x, sample=True, generator=generator) for _ in range(4000)])
     mu = sae.encode(x)
-    of_norm_B1 = 0.7 * (x - sae.b_dec).norm(dim=1, keepdim=True)
-    std = {"fixed": t.tensor(0.7), "learned": t.tensor(math.exp(-0.5)), "relative": of_norm_B1}[
-        posterior
-    ]
+    std = {"fixed": t.tensor(0.7), "learned": t.tensor(math.exp(-0.5))}[posterior]
     assert ((draws.mean(0) - mu).abs() < 5 * std / math.sqrt(4000)).all()
     t.testing.assert_close(draws.std(0), std.expand_as(mu), atol=0, rtol=0.07)
     t.testing.assert_close(sae.posterior(x).std.expand_as(mu), std.expand_as(mu))
-
-
-@pytest.mark.parametrize("rectify", [False, True])
-def test_relative_noise_comes_before_the_relu_and_its_scale_is_each_tokens_norm(rectify):
-    """A token of b_dec alone has none."""
-    options = {"posterior": "relative", "noise_on": "selection", "rectify": rectify}
-    sae = VariationalTopKAutoEncoder(D, F, 4, sigma=0.5, **options)
-    with t.no_grad():
-        sae.encoder.bias.fill_(-0.125)
-        row = data(batch=1)
-        x = t.cat([row - sae.b_dec, t.zeros_like(row)]).repeat(2000, 1)
-        before_relu, mu = sae.encoder(x), sae.encode(x, return_topk=True)[3]
-    sample = sae.encode(x, sample=True, generator=t.Generator().manual_seed(0))
-    kept = sample.ne(0)
-    assert t.equal(sample[kept], mu[kept]), "values are the mean's"
-    assert (sample[1::2].sum(1) == sae.encode(x[1:2]).sum()).all(), "without a scale it is a point"
-    std = 0.5 * (x[0] - sae.b_dec).norm()
-    z = before_relu[0] + std * t.randn(2000, F, generator=t.Generator().manual_seed(1))
-    expected = t.zeros(2000, F).scatter(1, z.topk(4).indices, 1.0) * (mu[0] != 0)
-    t.testing.assert_close(kept[::2].float().mean(0), expected.mean(0), atol=0.06, rtol=0)
-    kl, mu_1 = sae.posterior(x[1:2]).kl.detach(), mu[1].detach()
-    assert float(kl.sum()) == pytest.approx(float(mu_1.square().sum() / 2))
 
 
 @settings(max_examples=40, deadline=None)
@@ -133,7 +108,6 @@ def test_relative_noise_comes_before_the_relu_and_its_scale_is_each_tokens_norm(
 def test_scaling_is_equivariant(scale, posterior, noise_on, selection, seed):
     """encode(c x) = c encode(x), sampled or not, by threshold or not, and the KL is unchanged."""
     options = dict(zip(("rectify", "select_by"), selection, strict=True))
-    options["rectify"] &= posterior != "relative" or noise_on == "selection"
     trainer = make_trainer(posterior=posterior, noise_on=noise_on, sigma=0.3, **options)
     sae = trainer.ae.double()
     generator = t.Generator().manual_seed(seed)
@@ -164,8 +138,7 @@ def test_scaling_is_equivariant(scale, posterior, noise_on, selection, seed):
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_from_pretrained_needs_no_other_file(posterior, tmp_path):
-    noise_on = "selection" if posterior == "relative" else "values"
-    trainer = make_trainer(posterior=posterior, noise_on=noise_on, rectify=True, sigma=0.4)
+    trainer = make_trainer(posterior=posterior, noise_on="values", rectify=True, sigma=0.4)
     for i in range(12):
         trainer.update(i, data(seed=i))
     trainer.ae.scale_biases(3.0)
@@ -234,7 +207,6 @@ def test_the_model_gets_every_option_of_the_posterior():
     assert t.equal(learned.log_var(data()), t.full((len(data()), F), -3.0))
     covered = {*given, "rectify", "posterior", "log_var_init"}
     assert covered == {field.name for field in dataclasses.fields(PosteriorOptions)}
-    assert make_trainer(posterior="relative").ae.sigma == pytest.approx(math.sqrt(0.3 / 4))
 
 
 # --- the trainer, against upstream's
@@ -444,7 +416,6 @@ def test_mean_sigma_is_the_mean_standard_deviation_in_log_and_evaluation(dtype):
     ("options", "products"),
     [
         ({"kl_scope": "selected"}, 3),
-        ({"kl_scope": "selected", "posterior": "relative"}, 3),
         ({"kl_scope": "selected", "posterior": "learned"}, 5),
         ({"kl_scope": "all"}, 4),
         ({"kl_scope": "all", "posterior": "learned"}, 6),
@@ -474,7 +445,6 @@ def test_a_log_computes_nothing_twice(options, products):
 @pytest.mark.parametrize("more", [{}, {"dtype": "bfloat16"}, {"k": 12}], ids=str)
 def test_a_log_says_how_the_code_by_the_mean_reconstructs(more, posterior, selection, rectify):
     options = {"posterior": posterior, "select_by": selection, "rectify": rectify} | more
-    options |= {"noise_on": "selection"} if posterior == "relative" else {}
     trainer = built("vsae_top_k", k_anneal_steps=20, **options)
     for i in range(3):
         trainer.update(i, batch(i))
@@ -618,17 +588,6 @@ def test_noise_that_drowns_the_activations_is_warned_of_once_with_what_to_set(
     advised = built("vsae_top_k", **options | {name: float(value)})
     logged = advised.loss(x, 0, logging=True).losses
     assert logged["noise_to_signal"] == pytest.approx(0.1, rel=0.02)
-
-
-def test_relative_noise_that_drowns_the_activations_is_warned_of(caplog):
-    trainer, x = built("vsae_top_k", posterior="relative", sigma=9.0), batch(0) / 2
-    trainer.update(0, x)
-    (record,) = caplog.records
-    (multiple,) = re.findall(r"; set sigma=(\S+), or let it fade away", record.message)
-    advised = built("vsae_top_k", posterior="relative", sigma=float(multiple))
-    advised.ae.load_state_dict(trainer.ae.state_dict() | {"sigma": t.tensor(float(multiple))})
-    ratio = advised.loss(x, 0, logging=True).losses["noise_to_signal"]
-    assert ratio == pytest.approx(0.1, rel=0.1)  # after one step
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,6 @@ class Noise(NamedTuple):
     on: NoiseOn | None
     scale: float
     key: int
-    before_relu: bool = False
 
 
 class DrawnRows:
@@ -56,8 +55,8 @@ class DrawnRows:
         with t.inference_mode(False):  # other threads write to them
             self.indices_BK = t.empty(batch, k, dtype=t.int64)
             self.values_BK, self.mu_BK = t.empty(2, batch, k)
-            self.smallest_B = t.empty(batch)
-        outputs = (self.indices_BK, self.values_BK, self.mu_BK, self.smallest_B)
+            self.smallest_B, self.survived_B = t.empty(2, batch)
+        outputs = (self.indices_BK, self.values_BK, self.mu_BK, self.smallest_B, self.survived_B)
         self._arrays = [output.numpy() for output in outputs]
 
     def draw(
@@ -79,7 +78,6 @@ class DrawnRows:
             rectify,
             self.by_magnitude,
             std.detach().reshape(-1, std.shape[-1] if std.dim() else 1).numpy(),
-            noise.before_relu,
             kernels.NOISE_CODES[noise.on],
             np.float32(noise.scale),
             _normal_values(),

@@ -59,25 +59,14 @@ class BatchMeans:
         rows = max(1, self._means_at_once // n_features)
         return (slice(i, min(i + rows, batch)) for i in range(0, batch, rows))
 
-    def of(
-        self,
-        rows: slice = slice(None),
-        features: t.Tensor | None = None,
-        *,
-        before_relu: bool = False,
-    ) -> t.Tensor:
-        """mu of some rows, for all features or those whose indices are given.
-
-        Arguments:
-            before_relu: as it is before a ReLU. Not of means that are kept.
-        """
-        assert not before_relu or self._kept_BF is None
+    def of(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
+        """mu of some rows, for all features or those whose indices are given."""
         if self._kept_BF is not None:
             kept = self._kept_BF[rows]
             return kept if features is None else kept[:, features]
         bias_F = self.bias_F if features is None else self.bias_F[features]
         mu_BF = self._products(rows, features) + bias_F  # in the bias's dtype, which is the wider
-        return mu_BF.relu_() if self.rectify and not before_relu else mu_BF
+        return mu_BF.relu_() if self.rectify else mu_BF
 
     def unfinished(self, rows: slice) -> tuple[t.Tensor, t.Tensor, bool]:
         """Some rows' products, what must be added to them, and whether a ReLU follows.

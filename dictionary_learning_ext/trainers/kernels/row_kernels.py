@@ -40,7 +40,6 @@ def draw_rows(
     rectify,
     by_magnitude,
     std_BF,
-    before_relu,
     noise_on,
     noise_scale,
     values_of_normal,
@@ -51,11 +50,12 @@ def draw_rows(
     values_BK,
     mu_BK,
     smallest_B,
+    survived_B,
     fired_F,
 ):
-    """Select each row's K features and draw their values. The last five arguments are written.
+    """Select each row's K features and draw their values. The last six arguments are written.
 
-    In the order of the arguments, these are (B, K) int64, (B, K), (B, K), (B,) and (F,) bool.
+    In the order of the arguments, these are (B, K) int64, (B, K), (B, K), (B,), (B,) and (F,) bool.
 
     Arguments:
         products_BF: W_enc (x - b_dec); float32, or bfloat16 as uint16.
@@ -65,11 +65,10 @@ def draw_rows(
         noise_on: one of `NOISE_CODES`.
         std_BF: the noise's standard deviation before `noise_scale`: (B, F), (B, 1) for one of each row, or
             (1, 1) for one value.
-        before_relu: whether noise is added before a ReLU.
         values_of_normal: 2^16 equally likely values of N(0, 1).
         key: 64 bits that seed the noise.
         first: the number of the first row in the batch.
-        smallest_B, fired_F: see `select.DrawnCode`.
+        smallest_B, survived_B, fired_F: see `select.DrawnCode`.
     """
     n_features = len(bias_F)
     is_bf16 = products_BF.itemsize == 2
@@ -90,13 +89,10 @@ def draw_rows(
                 mu_F[j] = products_BF[row, j] + bias_F[j]
         std_F = std_BF[row % len(std_BF)]
         row_key = mixed(key ^ mixed(np.uint64(first + row + 1) * GOLDEN))
-        if rectify and not before_relu:
+        if rectify:
             _rectify(mu_F)
         if noise_on in (_BOTH, _SELECTION):
             _add_noise(mu_F, std_F, noise_scale, values_of_normal, row_key, noisy_F)
-        if rectify and before_relu:
-            _rectify(mu_F)
-        if noise_on in (_BOTH, _SELECTION):
             compared_F = _compared(noisy_F, by_magnitude, magnitude_F)
             guess = _largest(compared_F, k, guess, places, work)
             for i in range(k):
@@ -108,6 +104,11 @@ def draw_rows(
             threshold, n_equal = _threshold(compared_F, k, mean_guess, work)
             mean_guess = max(threshold, _LOWEST)
             smallest_B[row] = _fire(compared_F, threshold, n_equal > 0, fired_F)
+            survived = 0
+            for i in range(k):
+                compared = compared_F[places[i]]
+                survived += compared > threshold or (n_equal > 0 and compared == threshold)
+            survived_B[row] = survived
         else:
             compared_F = _compared(mu_F, by_magnitude, magnitude_F)
             guess = _largest(compared_F, k, guess, places, work)
@@ -122,6 +123,7 @@ def draw_rows(
                 if compared > 0:
                     smallest = min(smallest, compared)
             smallest_B[row] = smallest
+            survived_B[row] = k
             if noise_on == _VALUES:
                 for i in range(k):
                     bits = mixed(row_key + np.uint64(i + 1) * GOLDEN)

@@ -27,8 +27,6 @@ class Draw(NamedTuple):
     """on the device of the means; None for torch's own"""
     select_by: SelectBy = "value"
     """value: TopK(z) is the K largest z. magnitude: the K largest |z|"""
-    before_relu: bool = False
-    """Whether noise is added before a ReLU instead of after it"""
 
     @property
     def noise_chooses(self) -> bool:
@@ -52,6 +50,8 @@ class DrawnCode(NamedTuple):
     smallest_B: t.Tensor
     """each row's smallest positive selected mean, or the smallest magnitude above 0 if it selects by
     magnitude; inf if it has none"""
+    survived_B: t.Tensor
+    """how many of the K that the mean alone selects are among each row's selected features"""
     log_var: DrawnLogVariance | None
     """of a learned posterior"""
 
@@ -60,10 +60,10 @@ class DrawnCode(NamedTuple):
         """The parts' rows, one after the other."""
         if len(parts) == 1:
             return parts[0]
-        indices, values, mus, fired, smallest, log_vars = zip(*parts, strict=True)
+        indices, values, mus, fired, smallest, survived, log_vars = zip(*parts, strict=True)
         log_var = None if log_vars[0] is None else DrawnLogVariance.joined(log_vars)
         rows = t.cat(indices), t.cat(values), t.cat(mus)
-        return cls(*rows, t.stack(fired).any(0), t.cat(smallest), log_var)
+        return cls(*rows, t.stack(fired).any(0), t.cat(smallest), t.cat(survived), log_var)
 
 
 def draw_code(mu_BF: t.Tensor, std: t.Tensor, how: Draw) -> tuple[t.Tensor, t.Tensor]:
@@ -111,22 +111,21 @@ def draw_batch(
         mu_BF = means.of(rows)
         rows_log_var = None if log_var is None else log_var.of(rows)
         std = _rows_sigma(sigma, rows) if rows_log_var is None else rows_log_var.std_BF
-        is_before = means.rectify and how.before_relu and how.noise_chooses
-        drawn_from_BF = means.of(rows, before_relu=True) if is_before else mu_BF
-        indices_BK, values_BK = draw_code(drawn_from_BF, std, how)
-        if is_before:
-            values_BK = values_BK.relu()
+        indices_BK, values_BK = draw_code(mu_BF, std, how)
         mu_BK = mu_BF.gather(1, indices_BK)
         if how.noise_chooses:
-            fired_F, smallest_B = _mean_selection(compared(mu_BF, how.select_by), how.k)
+            compared_BF = compared(mu_BF, how.select_by)
+            fired_F, smallest_B, survived_B = _mean_selection(compared_BF, indices_BK)
         else:
             fires_BK = t.ones_like(mu_BK) if how.noise_scale == 0 else mu_BK.ne(0).to(mu_BK.dtype)
             fired_F = mu_BF.new_zeros(mu_BF.shape[1])
             fired_F = fired_F.index_add_(0, indices_BK.flatten(), fires_BK.flatten()) > 0
             compared_BK = compared(mu_BK, how.select_by)
             smallest_B = _smallest_positive(compared_BK)
+            survived_B = t.full_like(smallest_B, how.k)
         drawn = None if rows_log_var is None else rows_log_var.drawn(indices_BK)
-        parts.append(DrawnCode(indices_BK, values_BK, mu_BK, fired_F, smallest_B, drawn))
+        code = indices_BK, values_BK, mu_BK, fired_F, smallest_B, survived_B
+        parts.append(DrawnCode(*code, drawn))
     return DrawnCode.joined(parts)
 
 
@@ -166,15 +165,18 @@ def _top_k(values_BF: t.Tensor, k: int, select_by: SelectBy) -> tuple[t.Tensor, 
     return values_BF.gather(-1, indices_BK) if select_by == "magnitude" else values_BK, indices_BK
 
 
-def _mean_selection(mu_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
-    """`DrawnCode.fired_F` and `smallest_B` where noise chooses. Nothing here waits for a GPU.
+def _mean_selection(mu_BF: t.Tensor, indices_BK: t.Tensor) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
+    """`DrawnCode.fired_F`, `smallest_B` and `survived_B` where noise chooses. Nothing here waits for a GPU.
 
     Arguments:
         mu_BF: the means, or their magnitudes.
+        indices_BK: the features that the noise selects.
     """
-    largest_BK = mu_BF.topk(k, sorted=False).values
-    fires_BF = (mu_BF >= largest_BK.amin(-1, keepdim=True)) & (mu_BF != 0)
-    return fires_BF.any(0), _smallest_positive(largest_BK)
+    largest_BK = mu_BF.topk(indices_BK.shape[-1], sorted=False).values
+    least_B1 = largest_BK.amin(-1, keepdim=True)
+    fires_BF = (mu_BF >= least_B1) & (mu_BF != 0)
+    survived_B = (mu_BF.gather(-1, indices_BK) >= least_B1).sum(-1).to(mu_BF.dtype)
+    return fires_BF.any(0), _smallest_positive(largest_BK), survived_B
 
 
 def _smallest_positive(values_BK: t.Tensor) -> t.Tensor:
@@ -193,7 +195,7 @@ def _draw_compiled(
     noise = compiled.Noise(None, 0.0, 0)
     if how.noise_scale != 0:
         key = int(t.randint(2**63 - 1, (1,), generator=how.generator))
-        noise = compiled.Noise(how.noise_on, how.noise_scale, key, how.before_relu)
+        noise = compiled.Noise(how.noise_on, how.noise_scale, key)
     batch = len(means.centred_BD)
     out = compiled.DrawnRows(batch, how.k, by_magnitude=how.select_by == "magnitude")
 
@@ -211,4 +213,4 @@ def _draw_compiled(
     log_vars = [part for _, part in parts if part is not None]
     drawn_log_var = DrawnLogVariance.joined(log_vars) if log_vars else None
     rows = out.indices_BK, out.values_BK, out.mu_BK
-    return DrawnCode(*rows, fired_F, out.smallest_B, drawn_log_var)
+    return DrawnCode(*rows, fired_F, out.smallest_B, out.survived_B, drawn_log_var)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch as t
 
 from ...config.sae import Variational
-from ..posterior import kl_scale, noise_scale, point_kl, variance_kl
+from ..posterior import kl_scale, noise_scale, point_kl, survival_target, variance_kl
 from ..ranks import ALONE, Ranks
 from .encode import BatchLogVariance, BatchMeans, Moments
 from .products import Code, DenseCode, SparseCode, StepForm, SubsetCode, top_k_code
@@ -56,8 +56,7 @@ class StepObjective:
     """tokens without firing after which a feature is dead"""
     matmul_dtype: t.dtype
     sigma: t.Tensor
-    """of the fixed posterior, 0-dim, in the activations' units, like prior_std. Of the relative one in units of each
-    token's norm, see `token_norm`"""
+    """of the fixed posterior, in the activations' units, like prior_std: 0-dim, or (B, 1) for one of each row"""
     prior_std: t.Tensor
     """0-dim"""
     log_var_limits: t.Tensor | None
@@ -85,6 +84,9 @@ class StepObjective:
             given: the other fields.
         """
         schedules = settings.in_steps(steps)
+        tau = noise_scale(step, schedules["noise_anneal"])
+        if settings.survival is not None:  # sigma itself fades
+            tau = float(survival_target(step, settings.survival, schedules["noise_anneal"]) < 1)
         warmup = schedules["kl_warmup"]
         assert warmup is not None, "it has a default"
         scale = kl_scale(step, settings.kl_schedule, warmup)
@@ -93,7 +95,7 @@ class StepObjective:
             settings=settings,
             kl_weight=kl_weight,
             kl_scale=scale,
-            noise_scale=noise_scale(step, schedules["noise_anneal"]),
+            noise_scale=tau,
             measures_kl=logs_kl or kl_weight != 0,
             **given,
         )
@@ -112,13 +114,10 @@ class LossTerms(NamedTuple):
     mean_threshold: t.Tensor
     """each row's smallest positive selected mean, or magnitude (see `PosteriorOptions.select_by`),
     averaged over rows; NaN if no row has one. This and what follows is of the rows of all ranks"""
+    survival: t.Tensor
+    """the share of the rows' noiseless top k that the noise leaves selected"""
     tokens_since_fired_F: t.Tensor
     """after this batch; a feature fires when it is selected by the mean"""
-
-
-def token_norm(centred: t.Tensor) -> t.Tensor:
-    """||x - b_dec|| of each token: (…, D) -> (…, 1). The unit of a relative posterior's sigma, which has no gradient."""
-    return t.linalg.vector_norm(centred.detach(), dim=-1, keepdim=True)
 
 
 def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> LossTerms:
@@ -177,7 +176,6 @@ def _evaluate(
     matmul_dtype, settings = objective.matmul_dtype, objective.settings
     needs_all_kl = settings.kl_scope == "all" and objective.measures_kl
     has_kl_gradient = for_gradients and objective.kl_weight != 0
-    is_relative = settings.posterior == "relative"
     centred_BD = x_BD - weights.b_dec_D
     means = BatchMeans(
         centred_BD,
@@ -185,7 +183,7 @@ def _evaluate(
         weights.b_enc_F,
         rectify=settings.rectify,
         matmul_dtype=matmul_dtype,
-        keep=settings.rectify and objective.form.keeps_rectified and not is_relative,
+        keep=settings.rectify and objective.form.keeps_rectified,
         means_at_once=objective.form.means_at_once,
     )
     log_var = None
@@ -203,17 +201,16 @@ def _evaluate(
         )
     tau = 0.0 if settings.posterior == "point" else objective.noise_scale
     noise = settings.noise_on, tau, objective.generator
-    how = Draw(objective.k, *noise, settings.select_by, before_relu=is_relative)
-    sigma = objective.sigma * token_norm(centred_BD) if is_relative else objective.sigma
-    draw = draw_batch(means, sigma, log_var, how, objective.form.rows_at_once)
+    how = Draw(objective.k, *noise, settings.select_by)
+    draw = draw_batch(means, objective.sigma, log_var, how, objective.form.rows_at_once)
     W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
     code = top_k_code(draw.indices_BK, len(W_dec_FD), matmul_dtype, objective.form)
     error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
 
     has_one_B = draw.smallest_B < t.inf
     smallest_sum = draw.smallest_B.masked_fill(~has_one_B, 0).sum()
-    fired_F, n_with_one, smallest_sum = objective.ranks.sums(
-        draw.fired_F, has_one_B.sum(), smallest_sum
+    fired_F, n_with_one, n_survived, smallest_sum = objective.ranks.sums(
+        draw.fired_F, has_one_B.sum(), draw.survived_B.sum(), smallest_sum
     )
     tokens = len(x_BD) * objective.ranks.count
     since_fired_F = (objective.tokens_since_fired_F + tokens).masked_fill_(fired_F.bool(), 0)
@@ -221,7 +218,7 @@ def _evaluate(
     moments = means.moments(with_cross=has_kl_gradient) if needs_all_kl else None
     kl_loss = l2_loss.new_zeros(())
     if objective.measures_kl:
-        kl_loss = _batch_kl(moments, draw, sigma, objective)
+        kl_loss = _batch_kl(moments, draw, objective)
     auxk = None
     if objective.auxk_alpha > 0:
         dead_F = since_fired_F >= objective.dead_feature_threshold
@@ -233,6 +230,7 @@ def _evaluate(
         kl_loss=kl_loss,
         auxk_loss=auxk_loss,
         mean_threshold=smallest_sum / n_with_one,
+        survival=n_survived / (tokens * objective.k),
         tokens_since_fired_F=since_fired_F,
     )
     return terms, _ForwardPass(means, log_var, draw, code, error_BD, moments, auxk)
@@ -252,17 +250,17 @@ class _ForwardPass(NamedTuple):
     auxk: "AuxKLoss | None"
 
 
-def _batch_kl(
-    moments: Moments | None, draw: DrawnCode, sigma: t.Tensor, objective: StepObjective
-) -> t.Tensor:
+def _batch_kl(moments: Moments | None, draw: DrawnCode, objective: StepObjective) -> t.Tensor:
     """The KL from the prior in nats per token, averaged over the batch: 0-dim.
+
+    A sigma that `survival` controls is not part of it.
 
     Arguments:
         moments: of all features; None for the KL of the selected ones.
-        sigma: see `draw_batch`.
     """
-    prior_std = objective.prior_std
-    std = sigma if objective.settings.posterior in ("fixed", "relative") else None
+    prior_std, settings = objective.prior_std, objective.settings
+    has_sigma = settings.posterior == "fixed" and settings.survival is None
+    std = objective.sigma if has_sigma else None
     if moments is None:
         kl_BK = point_kl(draw.mu_BK, prior_std)
         if std is not None:

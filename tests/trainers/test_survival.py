@@ -1,0 +1,110 @@
+"""`survival`: noise whose dose is the share of a token's noiseless top k that it leaves selected."""
+
+import copy
+
+import pytest
+import torch as t
+from small_trainers import BATCH, STEPS, D, K, assert_same, batch, built, in_float64, weights_of
+
+from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
+
+NOISE = {"noise_on": "selection", "beta": 0.0}
+
+
+def still_selected(trainer, x, sigma, seed=0):
+    """The share of the noiseless top k that N(0, sigma^2) noise leaves selected, by brute force."""
+    with t.no_grad():
+        mu_BF = trainer.ae.encode(x, return_topk=True)[3]
+    eps_BF = t.randn(mu_BF.shape, generator=t.Generator().manual_seed(seed), dtype=mu_BF.dtype)
+    pairs = zip(mu_BF.topk(K).indices, (mu_BF + sigma * eps_BF).topk(K).indices, strict=True)
+    shares = [len({*before.tolist()} & {*after.tolist()}) / K for before, after in pairs]
+    return sum(shares) / len(shares)
+
+
+@pytest.mark.parametrize("noise_on", ["selection", "both"])
+@pytest.mark.parametrize("target", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("dtype", [t.float32, t.float64])
+def test_sigma_settles_where_the_noise_leaves_the_share(target, noise_on, dtype):
+    trainer = built("vsae_top_k", survival=target, **NOISE | {"noise_on": noise_on}, lr=1e-6)
+    trainer.ae.to(dtype)
+    for step in range(150):
+        trainer.update(step, batch(step, rows=256).to(dtype))
+    x = batch(10**6, rows=4000).to(dtype)
+    found = still_selected(trainer, x, trainer.ae.sigma)
+    assert found == pytest.approx(target, abs=0.02)
+    logged = trainer.metrics(STEPS, x)
+    assert logged["survival"] == pytest.approx(found, abs=0.02)
+    assert logged["survival_target"] == pytest.approx(target)
+
+
+def test_the_target_rises_to_one_and_then_there_is_no_noise():
+    trainer = built("vsae_top_k", survival=0.5, noise_anneal_steps=60, **NOISE)
+    sigmas, targets = [], []
+    for step in range(70):
+        trainer.update(step, batch(step, rows=256))
+        sigmas.append(float(trainer.ae.sigma))
+        targets.append(trainer.survival_target)
+    assert targets[0] == 0.5
+    assert targets[30] == pytest.approx(0.75)
+    assert targets[60:] == [1.0] * 10
+    assert sigmas[55] < sigmas[20] / 2
+    assert sigmas[60:] == [0.0] * 10
+    point = built("vsae_top_k", posterior="point", beta=0.0)
+    load_trainer_state(point, copy.deepcopy(trainer_state(trainer)))
+    x = batch(70)
+    assert trainer.update(70, x) == point.update(70, x)
+    assert t.equal(trainer.ae.encode(x, sample=True), trainer.ae.encode(x))
+
+
+@pytest.mark.parametrize("factor", [1e-3, 300.0])
+def test_it_has_no_unit(factor):
+    """Activations of another scale: sigma scales with them, and the same features are selected."""
+    one, other = (
+        in_float64(built("vsae_top_k", survival=0.5, auxk_alpha=0.0, **NOISE)) for _ in range(2)
+    )
+    one.starts_trained = other.starts_trained = True  # the geometric median has a tolerance
+    for step in range(5):  # Adam's steps have a unit
+        x = batch(step).double()
+        losses = [one.update(step, x), other.update(step, factor * x)]
+        assert float(losses[1]) == pytest.approx(factor**2 * float(losses[0]), rel=1e-9)
+        other.ae.load_state_dict(one.ae.state_dict())
+        other.ae.scale_biases(factor)
+
+
+def test_the_penalty_is_on_the_means_alone():
+    """With either scope: sigma, which is controlled, is no part of the KL."""
+    for scope in ("selected", "all"):
+        trainer = built("vsae_top_k", survival=0.5, **NOISE | {"beta": 1.0}, kl_scope=scope)
+        trainer.update(0, batch(0))
+        x = batch(1)
+        terms = trainer._terms(x, 50, copy.deepcopy(trainer.generator))
+        with t.no_grad():
+            mu_BF = trainer.ae.encode(x, return_topk=True)[3]
+        if scope == "all":
+            assert float(terms.kl_loss) == pytest.approx(
+                float(mu_BF.square().sum(1).mean() / 2), rel=1e-5
+            )
+        else:
+            assert 0 < terms.kl_loss <= mu_BF.topk(K).values.square().sum(1).mean() / 2
+
+
+def test_a_resumed_run_has_the_same_sigma():
+    def trained(first, last, state=None):
+        trainer = built("vsae_top_k", survival=0.6, noise_anneal_steps=50, **NOISE)
+        if state is not None:
+            load_trainer_state(trainer, state)
+        for step in range(first, last):
+            trainer.update(step, batch(step))
+        return trainer
+
+    half = copy.deepcopy(trainer_state(trained(0, 20)))
+    assert_same(weights_of(trained(20, 40, half)), weights_of(trained(0, 40)))
+
+
+def test_a_batch_that_is_not_finite_leaves_sigma_alone():
+    trainer = built("vsae_top_k", survival=0.6, **NOISE)
+    trainer.update(0, batch(0))
+    before = trainer.ae.sigma.clone()
+    trainer.update(1, t.full((BATCH, D), t.nan))
+    assert trainer.ae.sigma.isfinite()
+    assert trainer.ae.sigma == pytest.approx(float(before), rel=0.25)
