@@ -75,6 +75,21 @@ EXPERIMENTS = (
         pages=("relative_noise.md",),
     ),
     Experiment(
+        "dose.embedded",
+        "How much noise brings features back, at which reconstruction?",
+        minutes="900",
+        stages=("train", "tables", "search", "confirm"),
+        needs="a cache of activations, see experiments/reproducibility/PROTOCOL.md; the raw results of dose.truth",
+        pages=("dose_embedded.md",),
+    ),
+    Experiment(
+        "dose.truth",
+        "How much noise, and which AuxK, keeps the true features?",
+        minutes="300",
+        stages=("train", "tables"),
+        pages=("dose_truth.md",),
+    ),
+    Experiment(
         "reproducibility.worth",
         "What is a feature that comes back worth?",
         minutes="200",
