@@ -469,8 +469,7 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
         return replace(found, sigma=PAPER_SIGMA) if has_default else found
 
     def resolve(self, steps: int) -> "Self":
-        if self.sigma is not None:
-            _require_one(self, "noise_to_signal", "sigma")
+        _require_one(self, "sigma", "noise_to_signal")
         return super().resolve(steps).with_defaults(steps)
 
     def trainer_arguments(self, steps: int, energy: float = 1.0) -> dict[str, Any]:
@@ -729,6 +728,10 @@ def in_shares(flat: dict[str, Any]) -> dict[str, Any]:
     """Flat settings of a run, or of a trainer, which counts its schedules in steps, as settings of earlier
     versions did. What is the default of such a run becomes None."""
     found = {_SETTINGS.get(name, name): value for name, value in flat.items()}
+    size, k = found.get("dict_size"), found.get("k")
+    has_sizes = type(size) is int and type(k) is int and k > 0
+    if has_sizes and found.get("dead_feature_threshold") == dead_after(size, k):
+        found["dead_feature_threshold"] = None
     steps = flat.get("steps", 0)
     if type(steps) is not int or steps < 1:
         return found
@@ -742,8 +745,12 @@ def _require_one(sae: SAEConfig, *names: str) -> None:
     """Raise a ConfigError if more than one of these options is given: each sets the noise."""
     given = {name: value for name in names if (value := getattr(sae, name)) is not None}
     if len(given) > 1:
-        both = " and ".join(f"{name}={value}" for name, value in given.items())
-        raise ConfigError(f"{both}: expected one of them; leave out {' or '.join(given)}")
+        both = " and ".join(f"{{{name}=}}" for name in given)
+        raise ConfigError(
+            Template(f"{both}: expected one of them", **given),
+            name=names[0],
+            instead=Template(f"leave out {' or '.join(f'{{{name}}}' for name in given)}"),
+        )
 
 
 def not_used(name: str, value: Any, who: str) -> ConfigError:
@@ -776,3 +783,8 @@ def _require_option(name: str, cls: type[SAEConfig]) -> None:
         raise ConfigError("settings have shares of the run", name=name, instead=instead)
     hint = meant(name, names) or f"; expected one of {', '.join(names)}"
     raise ConfigError(f"no such option of {cls.architecture}{hint}", name=name)
+
+
+def dead_after(dict_size: int, k: int) -> int:
+    """The default of dead_feature_threshold, in tokens: it follows from how rarely a feature of average rate fires."""
+    return DEAD_AFTER_FIRINGS * dict_size // k

@@ -481,8 +481,8 @@ def warn_of_noise(ratio: float, given: PosteriorOptions, fading: str) -> None:
         instead = f"log_var_init={given.log_var_init + math.log(goal / ratio):.3g}"
     else:
         assert given.sigma is not None, "settings have their defaults"
-        instead = f"sigma={given.sigma * math.sqrt(goal / ratio):.3g} (noise_to_signal={goal})"
+        instead = f"sigma={given.sigma * math.sqrt(goal / ratio):.3g}"
     logger.warning(
         f"noise_to_signal={ratio:.3g}: noise that stays to the end drowns the activations above "
-        f"{MUCH_NOISE}; set {instead}, or let it fade away by {fading}"
+        f"{MUCH_NOISE}; set {instead} (noise_to_signal={goal}), or let it fade away by {fading}"
     )
