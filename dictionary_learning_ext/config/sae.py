@@ -729,8 +729,8 @@ def in_shares(flat: dict[str, Any]) -> dict[str, Any]:
     versions did. What is the default of such a run becomes None."""
     found = {_SETTINGS.get(name, name): value for name, value in flat.items()}
     size, k = found.get("dict_size"), found.get("k")
-    has_sizes = type(size) is int and type(k) is int and k > 0
-    if has_sizes and found.get("dead_feature_threshold") == dead_after(size, k):
+    default = dead_after(size, k) if type(size) is int and type(k) is int and k > 0 else None
+    if default is not None and found.get("dead_feature_threshold") == default:
         found["dead_feature_threshold"] = None
     steps = flat.get("steps", 0)
     if type(steps) is not int or steps < 1:
