@@ -15,7 +15,7 @@ from nnsight import LanguageModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dictionary_learning_ext.activations.language_models import load_language_model
-from dictionary_learning_ext.features import codes, reproducibility
+from dictionary_learning_ext.features import reproducibility
 from dictionary_learning_ext.trainers.kernels import compiled as compiled_selection
 
 torch.set_num_threads(2)
@@ -41,8 +41,7 @@ def compiled_kernels() -> None:
 def coarse_nulls() -> Iterator[None]:
     """Nulls of a larger standard error: that of SAEs as small as these takes a thousand draws."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (codes, reproducibility):
-            patch.setattr(module, "NULL_ERROR", 0.01)
+        patch.setattr(reproducibility, "NULL_ERROR", 0.01)
         yield
 
 

@@ -31,7 +31,7 @@ def test_every_command_takes_a_run_in_bfloat16(runs, tmp_path, capsys):
     one, other = runs
     formats = ("sae-bench", "dictionary-learning", "sae-lens", "sparsify", "safetensors")
     exports = [["export", one, "--format", name, "--allow-inexact"] for name in formats]
-    page = ["--synthesise=2", "--map-tokens=500", "--pages=4", "--tokens=2048"]
+    page = ["--pages=4", "--tokens=2048"]
     for command in (
         ["eval", one, "--tokens=4096"],
         ["eval", one, "--step=5"],

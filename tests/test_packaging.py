@@ -151,7 +151,7 @@ def test_an_installed_wheel_runs_outside_the_repository(installed, settings, tmp
     vsae = installed / "vsae"
     assert run(vsae, "--help", cwd=tmp_path).startswith("usage: vsae")
     short = "--architecture relu --steps 6 --batch-size 64 --n-ctxs 16 --eval-tokens 2048"
-    small = "--tokens 2000 --map-tokens 300 --map-features 40 --synthesise 1"
+    small = "--tokens 2000"
     commands = [f"train {short} --save-dir runs/one", f"report runs/one {small}"]
     code = f"from {PACKAGE}.cli import main; print([main(x.split()) for x in {commands}])"
     assert run(installed / "python", "-c", code, cwd=tmp_path).splitlines()[-1] == "[0, 0]"

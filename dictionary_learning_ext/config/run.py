@@ -26,7 +26,6 @@ from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_flat, in_shar
 Dtype = Literal["float32", "bfloat16"]
 Packing = Literal["pack", "truncate"]
 Split = Literal["train", "heldout"]
-MapSpace = Literal["profiles", "directions"]
 DeviceMap = str | dict[str, int | str]
 WandbMode = Literal["online", "offline", "disabled"]
 
@@ -361,16 +360,6 @@ class ReportOptions(Checked):
     """Tokens to collect the features' contexts from."""
     split: Split = "heldout"
     """Which part of the text to read: heldout or train."""
-    synthesise: Natural = 12
-    """Number of features of each SAE for which tokens are synthesised by gradient ascent, the
-    most readable first. 0 is off. This takes most of the time on a large model."""
-    map_tokens: Count = 20_000
-    """Tokens whose activations make the map. Paper: 20,000."""
-    map_features: Count = 2048
-    """Maximum number of features on the map. t-SNE's time grows with it."""
-    map_space: MapSpace = "profiles"
-    """What places a feature on the map. profiles: its activations over the tokens (paper).
-    directions: its decoder direction."""
     pages: Count = 2048
     """Maximum number of feature pages for each SAE. The other features are only in the CSV
     file."""

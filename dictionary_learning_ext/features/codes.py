@@ -14,7 +14,7 @@ two, and its correlations: all F x F at once (20 bytes each) up to EXACT_UP_TO f
 rows of them. With 16,384 features, k = 64 and 100,000 tokens, these are 50 MB an SAE, 0.5 GB and 0.4 GB. A
 pair then takes a minute on one core.
 
-Shapes: N tokens, F features, D = activation_dim, M principal directions.
+Shapes: N tokens, F features, D = activation_dim.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,9 +32,7 @@ from torch.nn.functional import normalize
 from ..evaluation.metrics import is_near_dead
 from ..trainers.dictionaries import as_input, decoder_directions, k_of
 from .collector import require_finite
-from .directions import RandomDirections
 from .reproducibility import (
-    NULL_ERROR,
     RETURNING,
     Measure,
     PairOfSAEs,
@@ -45,11 +43,8 @@ from .reproducibility import (
 
 NEAR_DEAD = 0.1
 """A feature selected in fewer than this times k/F of the tokens is near-dead."""
-PRINCIPAL = 8
-"""M is D divided by this."""
 _BATCH_ELEMENTS = 1 << 22
 """Activations (tokens x F) computed at a time."""
-_LEAST_DRAWS, _MOST_DRAWS = 4, 1000
 
 
 CODE_MEASURES = (
@@ -119,19 +114,6 @@ CODE_MEASURES = (
         "Jaccard index of the features that the two select at a token, matched by direction: how many "
         "both select, of those that either does; mean over tokens",
     ),
-    Measure(
-        "subspace",
-        "subspace overlap",
-        ".4f",
-        f"overlap of the D/{PRINCIPAL} leading principal directions of the features that do not return, "
-        "weighted by activation energy: mean squared cosine of the principal angles",
-    ),
-    Measure(
-        "subspace_less_null",
-        "subspace overlap less null",
-        ".4f",
-        "the subspace overlap, less that of random directions of the same covariance and weights",
-    ),
 )
 """What tables show of a pair, see `measures_of_pair`."""
 
@@ -169,11 +151,6 @@ class Codes:
     def unit_FD(self) -> t.Tensor:
         """The directions, of length 1."""
         return normalize(self.directions_FD.float(), dim=1)
-
-    @cached_property
-    def random(self) -> RandomDirections:
-        """Random directions of the dictionary's covariance."""
-        return RandomDirections(self.unit_FD)
 
 
 class CodeCollector:
@@ -237,7 +214,7 @@ def agreement_of_codes(codes: Mapping[str, Codes], measured: Reproducibility) ->
 
 
 def measures_of_pair(a: Codes, b: Codes, pair: PairOfSAEs) -> dict[str, float | None]:
-    """Every measure of CODE_MEASURES, and `subspace_null`. All are symmetric in the two, but for the random draws of the null.
+    """Every measure of CODE_MEASURES, by key. All are symmetric in the two.
 
     Correlations are Pearson's over all tokens, those included at which a feature is not selected. They
     are taken of all features of the smaller SAE. What is of returning features is the mean of the two SAEs.
@@ -268,7 +245,6 @@ def measures_of_pair(a: Codes, b: Codes, pair: PairOfSAEs) -> dict[str, float | 
         "returning_selections": _share(a.count_F, b.count_F, RETURNING[0], pair),
         "returning_energy": _share(a.energy_F, b.energy_F, RETURNING[0], pair),
         "jaccard": _jaccard(a.code_NF, b.code_NF, pair.matched_F),
-        **_subspaces(a, b, pair),
     }
 
 
@@ -329,59 +305,3 @@ def _jaccard(a_NF: Any, b_NG: Any, matched_F: np.ndarray) -> float:
     either_N = a_NF.getnnz(axis=1) + b_NG.getnnz(axis=1) - both_N
     selects_N = either_N > 0
     return float((both_N[selects_N] / either_N[selects_N]).mean()) if selects_N.any() else 0.0
-
-
-# --- subspaces of what does not return
-
-
-def _subspaces(a: Codes, b: Codes, pair: PairOfSAEs) -> dict[str, float | None]:
-    """Whether features that do not return span the same directions (Gerasimov et al. 2026).
-
-    Where they are more than D, as they mostly are, they span everything, in any two SAEs. So the plain
-    span is no measure, and the M = D/8 leading principal directions are compared: those of the decoder
-    directions, each weighted by the root of its feature's activation energy, around 0. The overlap is
-    ||U^T V||_F^2 / M, the mean squared cosine of the principal angles. It is large, too, where all
-    directions share a covariance. So it is shown less its null, which has random directions of the whole
-    dictionary's second moments, with these weights, averaged over draws until its standard error is below
-    NULL_ERROR (1,000 at most). Where the two dictionaries' covariances are alike because of what returns,
-    the rest is below this null if it has nothing in common.
-
-    Returns: None for each of them where fewer than M features that fire don't return.
-    """
-    m = max(1, a.unit_FD.shape[1] // PRINCIPAL)
-    rest_F = pair.match_F < RETURNING[0]
-    has_none_G = np.ones(pair.n_others, dtype=bool)
-    has_none_G[pair.matched_F[pair.is_matched_F]] = False
-    ours = np.flatnonzero(rest_F)
-    theirs = np.append(pair.matched_F[rest_F & pair.is_matched_F], np.flatnonzero(has_none_G))
-    our_weights, their_weights = a.energy_F[ours] ** 0.5, b.energy_F[theirs] ** 0.5
-
-    def overlap(a_FD: t.Tensor, b_FD: t.Tensor) -> float | None:
-        return _overlap(a_FD.numpy()[ours], our_weights, b_FD.numpy()[theirs], their_weights, m)
-
-    found = overlap(a.unit_FD, b.unit_FD)
-    if found is None:
-        return dict.fromkeys(("subspace", "subspace_null", "subspace_less_null"))
-    generator = t.Generator().manual_seed(0)
-    nulls: list[float] = []
-    while len(nulls) < _LEAST_DRAWS or (
-        np.std(nulls, ddof=1) >= NULL_ERROR * len(nulls) ** 0.5 and len(nulls) < _MOST_DRAWS
-    ):
-        nulls.append(overlap(a.random.draw(generator), b.random.draw(generator)) or 0.0)
-    null = float(np.mean(nulls))
-    return {"subspace": found, "subspace_null": null, "subspace_less_null": found - null}
-
-
-def _overlap(
-    a_nD: np.ndarray, a_weights_n: np.ndarray, b_nD: np.ndarray, b_weights_n: np.ndarray, m: int
-) -> float | None:
-    """Of the m leading principal directions of weighted directions; None if one has fewer."""
-    leading = []
-    for unit_nD, weights_n in ((a_nD, a_weights_n), (b_nD, b_weights_n)):
-        weighted_nD = unit_nD.astype(np.float64) * weights_n[:, None]
-        moments_D, vectors_DD = np.linalg.eigh(weighted_nD.T @ weighted_nD)
-        if not moments_D[-m] > 1e-10 * moments_D[-1]:
-            return None
-        leading.append(vectors_DD[:, -m:])
-    u_DM, v_DM = leading
-    return float(np.square(u_DM.T @ v_DM).sum() / m)

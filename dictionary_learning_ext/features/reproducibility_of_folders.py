@@ -394,8 +394,7 @@ def reproducibility_table(found: ReproducibilityOfFolders) -> str:
             "near-dead: selected in fewer than 0.1 k/F of the tokens. selections,\n"
             "energy: the share of all selections, and of the sum of squared activations, that\n"
             "features returning > 0.7 have. Jaccard index: of a token's features, the share\n"
-            "that both SAEs select. subspace overlap: of the leading directions of features\n"
-            "that don't return, less that of random directions.",
+            "that both SAEs select.",
         ]
     if fifths := found.fifths():
         rows = [

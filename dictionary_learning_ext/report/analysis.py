@@ -28,7 +28,6 @@ from ..features.directions import (
 )
 from ..features.explanations import Explanations, means_of, not_alike, read_explanations
 from ..features.features_of import MeasuredFeatures, measure_features
-from ..features.geometry import Geometry, GeometryError, comparable_features, geometry
 from ..features.reproducibility import RETURNING, FeatureScores
 from ..features.reproducibility_of_folders import (
     ReproducibilityOfFolders,
@@ -36,7 +35,6 @@ from ..features.reproducibility_of_folders import (
     reproduce,
 )
 from ..features.return_score import ReturnScores, caveat_on
-from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.files import target_of
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
@@ -68,14 +66,12 @@ class Analysis:
     neighbours: Ranked
     promoted: Ranked | None
     suppressed: Ranked | None
-    syntheses: dict[int, Synthesis]
     ranking: list[int]
     """The live features, the easiest to interpret first."""
     return_scores: ReturnScores | None
     """None for an SAE that has none, see `features.return_score`."""
     explanations: Explanations
     """What `vsae explain` wrote."""
-    geometry: Geometry | None = None
     returning: ReproducibilityOfFolders | None = None
     """This SAE and its other seeds; None if none were given."""
 
@@ -93,8 +89,6 @@ class Comparison:
     opened: OpenedFolders
     analyses: list[Analysis]
     options: ReportOptions
-    no_map: str | None
-    """Why there is no map; None if there is one."""
     sinks: Sinks | None
     """The tokens that the report leaves out; None if there are none."""
 
@@ -145,7 +139,7 @@ def analyse(
         options.tokens,
         caveats=[caveat_on(one, config, run.model) for one, config in opened.saes.values()],
         others=[coder for folder_coders in coders.values() for coder in folder_coders.values()],
-        profile_tokens=options.map_tokens,
+        profile_tokens=1,
         seed=options.seed,
     )
     features = dict(zip(opened.saes, found_of_each, strict=True))
@@ -163,17 +157,14 @@ def analyse(
             opened,
             name,
             features[name],
-            options,
             lens,
-            on_step,
             label=called[name],
             explanations=explanations[name],
             returning=returning.get(name),
         )
         for name in opened.saes
     ]
-    no_map = _add_geometry(analyses, options, on_step)
-    return Comparison(opened, analyses, options, no_map, sinks)
+    return Comparison(opened, analyses, options, sinks)
 
 
 def _matched(
@@ -210,24 +201,11 @@ def _analysis(
     opened: OpenedFolders,
     name: str,
     features: MeasuredFeatures,
-    options: ReportOptions,
     lens: LogitLens | None,
-    on_step: Callable[[str], None],
     **known: Any,
 ) -> Analysis:
     """What a report shows of one SAE, with what is `known` of it."""
     dictionary, config = opened.saes[name]
-    ranking = ranking_of(features.statistics)
-    if options.synthesise and ranking:
-        on_step(f"{known['label']}: synthesising tokens for {options.synthesise} features")
-    assert opened.language_model is not None, "a report shows tokens"
-    syntheses = synthesise(
-        dictionary,
-        opened.language_model.module,
-        opened.hook_point,
-        ranking[: options.synthesise],
-        seed=options.seed,
-    )
     directions_FD = decoder_directions(dictionary)
     promoted, suppressed = lens.ranked(directions_FD) if lens else (None, None)
     return Analysis(
@@ -241,8 +219,7 @@ def _analysis(
         neighbours=nearest_features(directions_FD),
         promoted=promoted,
         suppressed=suppressed,
-        syntheses={one.feature: one for one in syntheses},
-        ranking=ranking,
+        ranking=ranking_of(features.statistics),
         return_scores=features.return_scores,
         **known,
     )
@@ -267,28 +244,6 @@ def _require_different(folders: Sequence[str | Path]) -> None:
     if twice := [folder for folder, place in zip(folders, places, strict=True) if times[place] > 1]:
         remedy = Template("remove it from {against}")
         raise ConfigError(f"{twice[0]} is given twice", instead=remedy)
-
-
-def _add_geometry(
-    analyses: list[Analysis], options: ReportOptions, on_step: Callable[[str], None]
-) -> str | None:
-    """Set each analysis's geometry; return why that was not possible, or None."""
-    try:
-        chosen = comparable_features(
-            [one.statistics.profiles_NF for one in analyses], options.map_features, options.seed
-        )
-        for one, features in zip(analyses, chosen, strict=True):
-            on_step(f"{one.label}: mapping {len(features)} features")
-            one.geometry = geometry(
-                one.statistics.profiles_NF,
-                one.directions_FD.numpy(),
-                features,
-                space=options.map_space,
-                seed=options.seed,
-            )
-    except GeometryError as error:
-        return error.as_typed
-    return None
 
 
 # --- the table at the top of the page
@@ -317,7 +272,6 @@ def headline(comparison: Comparison) -> list[HeadlineRow]:
         *metrics[2:],
         *_explained(analyses),
         _alive(analyses),
-        *(_on_the_map(analyses) if comparison.no_map is None else []),
     ]
 
 
@@ -379,24 +333,3 @@ def _alive(analyses: list[Analysis]) -> HeadlineRow:
     alive_of = [one.statistics.alive_F for one in analyses]
     cells = [f"{int(alive_F.sum())} of {len(alive_F)}" for alive_F in alive_of]
     return _row(analyses, "Alive", explanation, cells)
-
-
-def _on_the_map(analyses: list[Analysis]) -> list[HeadlineRow]:
-    maps = [one.geometry for one in analyses if one.geometry is not None]  # all of them
-    n = len(maps[0].features)
-    return [
-        _row(
-            analyses,
-            "Dispersion",
-            "mean cosine distance from a feature's direction to the nearest other one, over "
-            f"the {n} features on the map, with its 95% bootstrap interval",
-            [f"{one.dispersion[0]:.3f}" for one in maps],
-            notes=[f"{one.dispersion[1]:.3f} to {one.dispersion[2]:.3f}" for one in maps],
-        ),
-        _row(
-            analyses,
-            "Evenness of use",
-            f"effective share of the {n} features on the map: 1 if all are selected equally often",
-            [f"{one.evenness:.3f}" for one in maps],
-        ),
-    ]

@@ -78,7 +78,7 @@ Show = Literal["number", "percent", "whole", "share of seeds", "text", "tokens"]
 @dataclass(frozen=True)
 class Column:
     """What a report says of every feature, wherever it says it: in the table, which can be sorted and searched by
-    it, among the facts of a feature's page, in the CSV file, and as a colour of the map."""
+    it, among the facts of a feature's page, and in the CSV file."""
 
     key: str
     values: Callable[[Analysis, Vocabulary], list[Any] | None]
@@ -99,13 +99,6 @@ def _rounded_all(values: t.Tensor | np.ndarray, digits: int = 4) -> list[float |
 def _known_in_order(analysis: Analysis, known: Mapping[int, Any]) -> list[Any]:
     """Something of each feature; None of those of which it is not known."""
     return [known.get(feature) for feature in range(len(analysis.statistics.count_F))]
-
-
-def _clusters(analysis: Analysis, name: str) -> list[int | None]:
-    if (of := analysis.geometry) is None:
-        return _known_in_order(analysis, {})
-    clusters = getattr(of, name).tolist()
-    return _known_in_order(analysis, dict(zip(of.features.tolist(), clusters, strict=True)))
 
 
 def _fires_on(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
@@ -178,15 +171,6 @@ COLUMNS = (
         is_extra=True,
     ),
     Column(
-        "cluster",
-        lambda one, _: _clusters(one, "cluster"),
-        "cluster",
-        "whole",
-        "cluster",
-        is_extra=True,
-    ),
-    Column("map_cluster", lambda one, _: _clusters(one, "map_cluster")),
-    Column(
         "score",
         lambda one, _: (
             one.return_scores and [round(s, 2) for s in one.return_scores.score_F.tolist()]
@@ -243,13 +227,6 @@ def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, 
             ]
     if feature in analysis.explanations:
         content["explained"] = analysis.explanations[feature].words
-    if feature in analysis.syntheses:
-        found = analysis.syntheses[feature]
-        content["synthesis"] = {
-            "tokens": [vocabulary.number(token) for token in found.input_ids],
-            "activation": rounded(found.activation),
-            "random": rounded(found.random),
-        }
     return content
 
 

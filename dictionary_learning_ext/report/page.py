@@ -4,19 +4,13 @@ The page holds its data and plotly compressed and base64-encoded. So no text of 
 script or be taken for markup, and a page with thousands of features stays small.
 """
 
-import base64
 import glob
-import gzip
-import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from plotly.offline import get_plotlyjs
 
 from ..config.architectures import ARCHITECTURES
 from ..config.run import ReportOptions
@@ -25,8 +19,6 @@ from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text
 from ..features.codes import CODE_MEASURES
 from ..features.collector import LEAST_SELECTIONS
-from ..features.contexts import rendered
-from ..features.geometry import cosine_matrix
 from ..features.reproducibility import measures_as_text
 from ..features.reproducibility_of_folders import HEADER, answer
 from ..features.return_score import FIFTH_NAMES
@@ -40,7 +32,6 @@ from ..run_folder.files import (
     replacing,
     report_files,
     require_writable,
-    write_json,
     write_rows,
     write_text,
 )
@@ -49,9 +40,9 @@ from ..run_folder.sae_names import place_of, results_folder
 from ..run_folder.settings import architecture_of, settings_of
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import COLUMNS, Vocabulary, cards, columns, page, rounded
+from .html import as_data, page_html
 
 _OUT = Setting("out")
-_MATRIX_FEATURES = 150
 _CURVES = {
     "fve": ("Variance explained (FVE)", "Of 256 tokens of a batch. 1 is a perfect reconstruction."),
     **{
@@ -110,10 +101,10 @@ def write_report(
             [folder, *against], options or ReportOptions(), seeds=seeds, on_step=on_step, **where
         )
         on_step("writing the page")
-        page_html = render(comparison, {"out": None if out == usual else out, **where}, seeds)
+        content = render(comparison, {"out": None if out == usual else out, **where}, seeds)
         for analysis in comparison.analyses:
             _write_data(files, analysis, comparison)
-        write_text(out, page_html, _OUT)  # last: where there is a page, the rest is there too
+        write_text(out, content, _OUT)  # last: where there is a page, the rest is there too
     return out
 
 
@@ -132,9 +123,9 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         "least": LEAST_SELECTIONS,
         "curves": [(name, *texts) for name, texts in _CURVES.items()],
     }
-    return rendered(
-        "report",
+    return page_html(
         REPORT,
+        ("dom.js", "charts.js", "features.js", "start.js"),
         analyses=comparison.analyses,
         comparison=comparison,
         run=comparison.opened.run,
@@ -157,8 +148,7 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
         n_tokens=comparison.analyses[0].statistics.tokens,
         date=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        data=_packed(json.dumps(payload, separators=(",", ":"), allow_nan=False)),
-        plotly=_packed(get_plotlyjs()),
+        data=as_data(payload),
     )
 
 
@@ -231,11 +221,6 @@ def _returning(analysis: Analysis) -> dict[str, Any]:
     return {"notes": found.notes, "tables": tables}
 
 
-def _packed(text: str) -> str:
-    """Compressed and base64-encoded, always the same for the same text."""
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
-
-
 def _sae(analysis: Analysis, comparison: Comparison, vocabulary: Vocabulary) -> dict[str, Any]:
     """One SAE's part of the page's data."""
     shown = sorted(analysis.ranking[: comparison.options.pages])
@@ -250,21 +235,6 @@ def _sae(analysis: Analysis, comparison: Comparison, vocabulary: Vocabulary) -> 
     }
     if (scores := analysis.scores) is not None:
         content["seeds"] = {"of": scores.of, "null": rounded(scores.null)}
-    if analysis.geometry is not None:
-        found = analysis.geometry
-        matrix = cosine_matrix(
-            analysis.directions_FD.numpy()[found.features], found.cluster, _MATRIX_FEATURES
-        )
-        content["map"] = {
-            "features": found.features.tolist(),
-            "x": [rounded(value) for value in found.map_xy[:, 0].tolist()],
-            "y": [rounded(value) for value in found.map_xy[:, 1].tolist()],
-        }
-        content["cosines"] = {
-            "edges": [round(edge, 4) for edge in found.cosine_edges.tolist()],
-            "counts": found.cosine_counts.tolist(),
-            "matrix": np.round(matrix, 2).tolist(),
-        }
     return content
 
 
@@ -305,7 +275,7 @@ def _commands(
 
 
 def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None:
-    """features_<label>.csv, and geometry_<label>.json where there is a map."""
+    """features_<label>.csv."""
     vocabulary = Vocabulary(comparison.tokenizer)
     found = columns(analysis, vocabulary)
     words = {
@@ -322,9 +292,3 @@ def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         write_rows(file, [table_columns, *zip(*table_columns.values(), strict=True)])
-    if analysis.geometry is not None:
-        content = {
-            key: value.tolist() if isinstance(value, np.ndarray) else value
-            for key, value in asdict(analysis.geometry).items()
-        }
-        write_json(files / f"geometry_{name}.json", content, _OUT)

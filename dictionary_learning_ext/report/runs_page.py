@@ -1,6 +1,7 @@
 """Tables of many runs: the index page of a folder, and a sweep's results as text, CSV and a page."""
 
 import io
+import json
 import logging
 import os
 import shlex
@@ -15,7 +16,6 @@ import plotly.graph_objects as go
 from ..errors import CheckpointError, Setting
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import labels_of, setting_text, text_table, usual_columns
-from ..features.contexts import rendered
 from ..features.reproducibility import Measure
 from ..run_folder.comparing import measurements, unequal
 from ..run_folder.files import (
@@ -30,6 +30,7 @@ from ..run_folder.files import (
     write_text,
 )
 from ..run_folder.settings import SEEDS
+from .html import as_data, page_html
 from .many_runs import (
     RANKED_BY,
     SAME_BATCHES,
@@ -311,8 +312,16 @@ def _page(
         for m in metrics
     ]
     terms += [(f"{m.label} (higher is better)", m.definition) for m in _seed_measures(groups)]
-    return rendered(
-        "report", "runs.html", title=title, lede=lede, tables=tables, terms=terms, **content
+    figures = content.pop("figures")
+    return page_html(
+        "runs.html",
+        ("dom.js", "runs.js") if figures else (),
+        title=title,
+        lede=lede,
+        tables=tables,
+        terms=terms,
+        figures=as_data(figures) if figures else "",
+        **content,
     )
 
 
@@ -321,10 +330,10 @@ def _link(page: Path, out: Path) -> str:
     return quote(Path(os.path.relpath(page, out.parent)).as_posix())
 
 
-def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) -> list[str]:
-    """FVE and CE recovered against k, and every run as a line through its numbers, as HTML."""
+def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) -> list[Any]:
+    """FVE and CE recovered against k, and every run as a line through its numbers, for plotly."""
     labels = {metric.key: metric.label for metric in metrics}
-    figures = []
+    figures: list[go.Figure] = []
     for key in ("fve", "frac_recovered") if "k" in names else ():
         ks = [one.settings.get("k") for one in results]
         points = go.Scatter(
@@ -354,8 +363,4 @@ def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) 
         figures.append(figure)
     for figure in figures:
         figure.update_layout(template="plotly_white")
-    svg = {"toImageButtonOptions": {"format": "svg"}}
-    return [
-        figure.to_html(full_html=False, include_plotlyjs=i == 0, default_height="26rem", config=svg)
-        for i, figure in enumerate(figures)
-    ]
+    return [json.loads(figure.to_json()) for figure in figures]

@@ -326,7 +326,7 @@ def test_a_report_takes_its_contexts_from_the_cache(run, small_cache, tmp_path, 
     train(replace(run, eval_tokens=0), {"x": sae_of()})
     read = "the language model is read"
     monkeypatch.setattr(inputs, "with_activations", lambda *_: pytest.fail(read))
-    flags = ["--tokens=300", "--synthesise=0", "--map-features=8"]
+    flags = ["--tokens=300"]
     assert main(["report", str(tmp_path / "run"), *flags]) == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert str(small_cache) in page

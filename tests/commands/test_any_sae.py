@@ -20,7 +20,7 @@ from dictionary_learning_ext.run_folder import sae_names
 from dictionary_learning_ext.run_folder.sae_names import results_folder
 
 HOOK = "blocks.0.hook_resid_post"
-BARE = ["--tokens", "300", "--synthesise", "0", "--map-tokens", "100"]
+QUICK = ["--tokens", "300"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_an_export_is_measured_as_the_run_folder_it_is_of(
     capsys.readouterr()
     assert main(["compare", str(exported["ours"]), str(theirs)]) == 0
     assert capsys.readouterr().out.count(f"{found['fve']:.4f}") == 2
-    assert main(["report", str(theirs), "--against", str(exported["ours"]), *BARE]) == 0
+    assert main(["report", str(theirs), "--against", str(exported["ours"]), *QUICK]) == 0
     assert f"{found['fve']:.4f}" in (out / "report.html").read_text(encoding="utf-8")
     assert main(["reproduce", str(theirs), "--csv", str(tmp_path / "scores.csv")]) == 0
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 33
@@ -157,7 +157,7 @@ def test_nothing_is_written_into_a_foreign_folder(sparse, where, tmp_path, monke
     assert f"run `vsae eval {folder}`" in refused(["compare", folder], capsys)
     for command in ("eval", "reproduce"):
         assert main([command, folder, "--tokens", "64", *where]) == 0
-    assert main(["report", folder, *BARE, *where]) == 0
+    assert main(["report", folder, *QUICK, *where]) == 0
     written = {path.name for path in results_folder(folder).iterdir()}
     assert written >= {"metrics.json", "return_scores.csv", "report.html"}
     for words in (["export", folder, "--format=sae-lens"], ["push", folder, "me/a", "--dry-run"]):

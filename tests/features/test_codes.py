@@ -1,10 +1,9 @@
-"""Agreement of codes against dense loops, numpy.corrcoef and scipy's principal angles, and of planted codes."""
+"""Agreement of codes against dense loops and numpy.corrcoef, and of planted codes."""
 
 import numpy as np
 import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
-from scipy.linalg import subspace_angles
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 from sklearn.preprocessing import normalize
@@ -18,14 +17,12 @@ from dictionary_learning_ext.features.codes import (
     agreement_of_codes,
 )
 from dictionary_learning_ext.features.reproducibility import (
-    PairOfSAEs,
     matching,
     reproducibility,
 )
 
 N, F, D, K = 397, 24, 16, 3
-OF_SUBSPACES = {"subspace", "subspace_null", "subspace_less_null"}
-REST = {measure.key for measure in CODE_MEASURES} - OF_SUBSPACES
+KEYS = {measure.key for measure in CODE_MEASURES}
 
 
 def drawn(seed, n=N, f=F, d=D, density=0.15, signed=False):
@@ -53,7 +50,7 @@ def of(a, b, k: int | None = K):
 
 
 def slowly(a, b, k):
-    """The measures but for the null, from dense arrays: one feature, token or pair at a time."""
+    """The measures from dense arrays: one feature, token or pair at a time."""
     (f, ours), (g, theirs) = a, b
     (n, size), others = f.shape, g.shape[1]
     cosines = normalize(ours) @ normalize(theirs).T
@@ -115,14 +112,6 @@ def slowly(a, b, k):
         if one | other:
             indices.append(len(one & other) / len(one | other))
     found["jaccard"] = np.mean(indices)
-    returning = {i: j for i, j in match.items() if abs(cosines[i, j]) >= 0.7}
-    rest = [i for i in range(size) if i not in returning]
-    of_others = [j for j in range(others) if j not in returning.values()]
-    leading = []
-    for code, directions, these in ((f, ours, rest), (g, theirs, of_others)):
-        weighted = [np.linalg.norm(code[:, i]) * directions[i] for i in these]
-        leading.append(np.linalg.svd(np.array(weighted))[2][: D // 8].T)
-    found["subspace"] = np.mean(np.cos(subspace_angles(*leading)) ** 2)
     return found
 
 
@@ -149,7 +138,7 @@ def test_every_measure_is_what_a_slow_count_gives(signed, k):
         code[:9] = 0.0  # and some tokens have no feature, but for that one
     b[0][:5, 5] = 0.0
     found, expected = of(a, b, k), slowly(a, b, k)
-    assert set(found) - {"subspace_null", "subspace_less_null"} == set(expected)
+    assert set(found) == set(expected) == KEYS
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
     assert 0.2 < found["returning_energy"] < 0.8
     assert found["returning_0.7_not_near_dead"] != pytest.approx(0.5)
@@ -169,7 +158,6 @@ def test_of_saes_of_two_sizes_the_larger_has_features_without_a_match(k):
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
     swapped = of(larger, a, k)
     assert {key: swapped[key] for key in expected} == pytest.approx(expected, abs=1e-5)
-    assert found["subspace_null"] is not None
 
 
 def test_a_feature_that_always_fires_alike_has_correlation_0_and_one_that_nearly_does_not():
@@ -187,13 +175,12 @@ def test_the_same_sae_with_its_features_in_another_order_agrees_in_everything(si
     scale = np.linspace(0.5, 2, F)  # other units, the same SAE
     other = f[:, order] * scale * sign, directions[order] / (scale * sign * np.ones(F))[:, None]
     found = of((f, directions), other)
-    expected = dict.fromkeys(REST, 1.0)
+    expected = dict.fromkeys(KEYS, 1.0)
     if signed:  # correlations are signed, so a feature finds no other
         of_function = [key for key in found if key.startswith(("correlation", "same"))]
         of_function.remove("correlation_by_direction")
         assert {found.pop(key) < 0.8 and expected.pop(key) for key in of_function} == {1.0}
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
-    assert {found[key] for key in OF_SUBSPACES} == {None}, "there is nothing that does not return"
 
 
 def test_of_two_saes_of_no_relation_nothing_is_above_chance():
@@ -204,7 +191,6 @@ def test_of_two_saes_of_no_relation_nothing_is_above_chance():
     chance = np.mean([slowly_by_chance(seed) for seed in range(8)])
     assert mean["jaccard"] == pytest.approx(chance, abs=0.02)
     assert abs(mean["correlation_by_direction"]) < 0.02
-    assert mean["subspace_less_null"] == pytest.approx(0, abs=0.05)
 
 
 def slowly_by_chance(seed):
@@ -214,54 +200,10 @@ def slowly_by_chance(seed):
     return np.mean((f & g).sum(1)[either > 0] / either[either > 0])
 
 
-def test_the_null_of_subspaces_is_that_of_random_directions_of_the_covariance():
-    """Directions of no relation, longer in some dimensions: far above an isotropic null."""
-    scale = np.array([3.0, 2.0, 1.5] + [0.8] * 13)
-    rng, f_size = np.random.default_rng(0), 4000
-    codes = [drawn(seed, n=50, f=f_size)[0] for seed in range(2)]
-
-    def directions():
-        return normalize(rng.normal(size=(f_size, D)) * scale)
-
-    def overlap():
-        weights = (np.linalg.norm(code, axis=0)[:, None] for code in codes)
-        leading = [np.linalg.svd(w * directions(), full_matrices=False)[2][:2].T for w in weights]
-        return np.mean(np.cos(subspace_angles(*leading)) ** 2)
-
-    saes = [as_codes(code, directions()) for code in codes]
-    nothing = PairOfSAEs(
-        0, 0, 0, 0, 0, match_F=np.zeros(f_size), matched_F=rng.permutation(f_size), n_others=f_size
-    )
-    found = module._subspaces(*saes, nothing)
-    expected = np.mean([overlap() for _ in range(40)])
-    assert found["subspace_null"] == pytest.approx(expected, abs=0.02)
-    assert expected > 0.9 > 2 / D, "the second of which is isotropic directions'"
-    assert found["subspace_less_null"] == found["subspace"] - found["subspace_null"]
-
-
-def test_what_does_not_return_may_lie_in_one_subspace():
-    """The active features are mostly in eight dimensions, the others all over the place."""
-    f_size, d, rng = 400, 64, np.random.default_rng(2)
-    plane = np.linalg.qr(rng.normal(size=(d, d // 8)))[0]
-    saes = [drawn(seed, f=f_size, d=d) for seed in range(2)]
-    for code, directions in saes:
-        within = normalize(rng.normal(size=(200, d // 8))) @ plane.T
-        directions[:] = normalize(directions)
-        directions[:200] = 0.75 * within + 0.66 * directions[:200]
-        code[:, :200] *= 20
-    found = of(*saes)
-    assert found["subspace"] > 0.8
-    assert found["subspace_less_null"] > 0.1
-    for code, _ in saes:
-        code[:, :200] /= 400
-    assert of(*saes)["subspace"] < 0.5, "the weights count"
-
-
 def test_an_sae_whose_features_never_fire_has_zeros():
     a = np.zeros((N, F)), drawn(0)[1]
     for other in (a, drawn(1)):
         found = of(a, other)
-        assert found["subspace"] is None
         assert found["correlation"] == found["jaccard"] == 0
         assert found["correlation_0.7"] == found["same"] == found["same_energy"] == 0
         assert found["returning_energy"] <= 0.5  # of the other one alone

@@ -9,7 +9,7 @@ from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from planted_sinks import saved_with_sinks
 from pretend_cuda import PretendCuda
-from report_runs import BARE, data_of, train
+from report_runs import QUICK, data_of, train
 
 from dictionary_learning_ext import features_of
 from dictionary_learning_ext.activations.rows import ContextBatch
@@ -322,7 +322,7 @@ def test_the_report_names_them_once(lm_dir_of, text, tmp_path):
     model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "lm")
     none = ["--max-norm-multiple", "None"]
     run = train(model, text, tmp_path / "run", "--eval-tokens", "0", *none)
-    assert main(["report", str(run), *BARE]) == 0
+    assert main(["report", str(run), *QUICK]) == 0
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count("outliers") == 1
     assert "(position 0 of each context)" in page

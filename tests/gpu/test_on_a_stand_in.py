@@ -173,7 +173,7 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
 COMMANDS = {
     "eval": "eval {0} {1} --tokens 300",
     "reproduce": "reproduce {0} {1} --tokens 300",
-    "report": "report {0} --against {1} --out {out}/r.html --tokens 300 --map-tokens 200 --synthesise 1 ",
+    "report": "report {0} --against {1} --out {out}/r.html --tokens 300 ",
 }
 
 

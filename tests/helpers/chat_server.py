@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from report_runs import BARE, train
+from report_runs import QUICK, train
 
 from dictionary_learning_ext.cli import main
 
@@ -156,7 +156,7 @@ def explained(to_explain, tmp_path_factory):
 def explained_report(explained, tmp_path_factory):
     out = tmp_path_factory.mktemp("explained_report") / "page.html"
     hostile, good = map(str, explained)
-    assert main(["report", hostile, "--against", good, "--out", str(out), *BARE]) == 0
+    assert main(["report", hostile, "--against", good, "--out", str(out), *QUICK]) == 0
     return out
 
 

@@ -29,7 +29,7 @@ SMALLER = {
     "train": SMALL_RUN,
     "quickstart": shlex.split("--steps 12 --eval-tokens 500 --report False"),
     "eval": ["--tokens", "500"],
-    "report": shlex.split("--tokens 500 --map-tokens 300 --map-features 40 --synthesise 1"),
+    "report": shlex.split("--tokens 500"),
     "export": ["--tokens", "500"],
     "explain": ["--tokens", "5000", "--activations", "none"],
     "cache": shlex.split("--tokens 5000 --eval-tokens 500 --eval-documents 4"),

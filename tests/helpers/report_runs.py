@@ -22,8 +22,7 @@ HOSTILE = (
     "b\u0007\u0000bell",
     "x" * 30_000,  # longer documents are tokenised in pieces
 )
-QUICK = ["--tokens", "600", "--split", "train", "--synthesise", "2", "--map-tokens", "300"]
-BARE = [*QUICK, "--synthesise", "0"]
+QUICK = ["--tokens", "600", "--split", "train"]
 
 
 def train(model, text, folder, *flags):
@@ -60,7 +59,7 @@ def alike_report(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alike")
     alike = [shutil.copytree(run, folder / run.name / "run") for run in runs]
     out = folder / "alike.html"
-    command = ["report", str(alike[0]), "--against", str(alike[1]), "--out", str(out), *BARE]
+    command = ["report", str(alike[0]), "--against", str(alike[1]), "--out", str(out), *QUICK]
     assert main(command) == 0
     return out
 
@@ -114,13 +113,13 @@ def long_report(long_names, tmp_path_factory):
     out = tmp_path_factory.mktemp("long_report") / "long.html"
     first, second, *others = map(str, sorted(long_names.iterdir()))
     beside = ["--against", *others, "--seeds", second, "--out", str(out)]
-    assert main(["report", first, *beside, *BARE]) == 0
+    assert main(["report", first, *beside, *QUICK]) == 0
     return out
 
 
 @pytest.fixture(scope="session")
-def hostile_report(tiny_lm_dir, tmp_path_factory):
-    """Of a model whose tokens, and of a folder whose name, are made to break a page."""
+def hostile_run(tiny_lm_dir, tmp_path_factory):
+    """A run of a model whose tokens are made to break a page, in a folder whose name is, too."""
     folder = tmp_path_factory.mktemp("hostile")
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_lm_dir)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_lm_dir)
@@ -137,9 +136,13 @@ def hostile_report(tiny_lm_dir, tmp_path_factory):
     ]
     texts = folder / "text.jsonl"
     texts.write_text("\n".join(json.dumps({"text": one}) for one in documents), encoding="utf-8")
-    run = train(folder / "lm", texts, folder / "<b>bold & 'quoted'", "--eval-tokens", "0")
-    out = folder / "report.html"
-    assert main(["report", str(run), "--out", str(out), *BARE]) == 0
+    return train(folder / "lm", texts, folder / "<b>bold & 'quoted'", "--eval-tokens", "0")
+
+
+@pytest.fixture(scope="session")
+def hostile_report(hostile_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("hostile_report") / "report.html"
+    assert main(["report", str(hostile_run), "--out", str(out), *QUICK]) == 0
     return out
 
 

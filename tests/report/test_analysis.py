@@ -11,13 +11,14 @@ import torch as t
 from dictionary_learning_ext.activations.inputs import Inputs
 from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, LanguageModelError
-from dictionary_learning_ext.features.codes import Codes, agreement_of_codes
+from dictionary_learning_ext.evaluation.folders import open_folders
+from dictionary_learning_ext.features.codes import CodeCollector, agreement_of_codes
 from dictionary_learning_ext.features.explanations import Explanations
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError
 from dictionary_learning_ext.report import analysis as module
 from dictionary_learning_ext.report.analysis import analyse, headline
 
-OPTIONS = ReportOptions(tokens=600, split="train", synthesise=0, map_tokens=300)
+OPTIONS = ReportOptions(tokens=600, split="train")
 
 
 def test_a_folder_given_twice_is_refused(runs):
@@ -69,15 +70,17 @@ def test_seeds_are_matched_after_the_folders_are_opened(runs, monkeypatch):
 
 
 def test_codes_of_seeds_are_compared_on_the_tokens_of_the_page(seeds):
-    """Those whose activations are each SAE's profiles, if these have all tokens."""
-    options = replace(OPTIONS, map_tokens=OPTIONS.tokens)
-    found = analyse([seeds[0]], options, seeds=[seeds[1], seeds[2]]).analyses[0].returning
+    found = analyse([seeds[0]], OPTIONS, seeds=[seeds[1], seeds[2]]).analyses[0].returning
     assert found is not None
-    names = found.measured.names
-    codes = {
-        name: Codes(one.statistics.profiles_NF, one.directions_FD, one.config["trainer"]["k"])
-        for name, one in zip(names, analyse(seeds, options).analyses, strict=True)
+    opened = open_folders(seeds)
+    coders = {
+        name: CodeCollector(sae)
+        for name, (sae, _) in zip(found.measured.names, opened.saes.values(), strict=True)
     }
+    for batch in opened.inputs.contexts(opened.run.hook, OPTIONS.split, OPTIONS.tokens):
+        for coder in coders.values():
+            coder.add(batch.wanted_ND)
+    codes = {name: coder.codes() for name, coder in coders.items()}
     expected = agreement_of_codes(codes, found.measured)
     assert found.codes is not None
     assert found.codes.tokens == expected.tokens
@@ -86,7 +89,7 @@ def test_codes_of_seeds_are_compared_on_the_tokens_of_the_page(seeds):
 
 
 def test_that_the_text_ended_is_said_once(runs, caplog):
-    few = replace(OPTIONS, tokens=100_000, split="heldout", map_tokens=5, logits=False)
+    few = replace(OPTIONS, tokens=100_000, split="heldout", logits=False)
     analyse(runs, few)
     assert caplog.text.count("text ended") == 1
 

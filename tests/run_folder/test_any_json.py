@@ -88,7 +88,7 @@ def test_every_reader_of_metrics_refuses_them_in_one_line(damage, pair, tiny_lm_
     (pair / "vsae" / "metrics.json").write_bytes(OF_METRICS[damage])
     few = ["--tokens", "200"]
     slow = {
-        "report": ["report", pair / "vsae", *few, "--synthesise", "0"],
+        "report": ["report", pair / "vsae", *few],
         "export": ["export", pair / "vsae", *few, "--format", "safetensors"],
     }
     for name, command in (commands(pair) | slow).items():

@@ -7,11 +7,6 @@ const DARK = {
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 /** The line of an SAE: no two of the first 36 have one colour and one dash. */
 const series = (t, { place }) => ({ color: t.series[place % 6], dash: DASHES[(place + Math.floor(place / 6)) % 6] });
-// Ten clusters: Okabe and Ito's colours, and a symbol each, so that none is told by colour alone.
-const CLUSTER_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999999", "#F0E442", "#0072B2", "#D55E00"];
-const CLUSTER_SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "pentagon", "x", "hexagon"];
-
-const BARE = { showgrid: false, zeroline: false, showticklabels: false, ticks: "", showline: false };
 
 const darkScheme = matchMedia("(prefers-color-scheme: dark)");
 const isTouch = matchMedia("(pointer: coarse)").matches;
@@ -21,11 +16,11 @@ const theme = () => (darkScheme.matches && !printing ? DARK : LIGHT);
 /** Charts by their element; each is drawn when it comes near the screen, or is printed. */
 const charts = new Map();
 
-function addChart(parent, title, explanation, make, { tall = false, onClick = null } = {}) {
-  const plot = el("div", { class: tall ? "plot tall" : "plot", role: "img", "aria-label": title + ". " + explanation });
+function addChart(parent, title, explanation, make) {
+  const plot = el("div", { class: "plot", role: "img", "aria-label": title + ". " + explanation });
   const caption = el("figcaption", {}, title, el("br"), el("small", {}, explanation));
   parent.append(el("figure", { class: "chart" }, caption, plot));
-  charts.set(plot, { title, make, onClick, drawn: false });
+  charts.set(plot, { title, make, drawn: false });
   return plot;
 }
 
@@ -38,16 +33,14 @@ async function draw(plot) {
   const full = {
     margin: { l: 45, r: 10, t: 10, b: 35 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: t.fg, family: "system-ui, sans-serif", size: 12 }, showlegend: false, hovermode: "closest",
-    dragmode: chart.onClick ? "pan" : isTouch ? false : "zoom",
+    dragmode: isTouch ? false : "zoom",
     modebar: { bgcolor: "rgba(0,0,0,0)", color: t.muted, activecolor: t.fg }, ...layout,
     xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
   };
-  const zoom = ["zoomIn2d", "zoomOut2d", "pan2d", "zoom2d", "resetScale2d"];
   await Plotly.react(plot, data, full, {
-    responsive: true, displaylogo: false, displayModeBar: chart.onClick ? true : "hover", scrollZoom: false,
-    modeBarButtons: chart.onClick ? [["toImage"], zoom] : [["toImage"]], toImageButtonOptions: { format: "svg", filename: chart.title.split("\n")[0] },
+    responsive: true, displaylogo: false, displayModeBar: "hover", scrollZoom: false,
+    modeBarButtons: [["toImage"]], toImageButtonOptions: { format: "svg", filename: chart.title.split("\n")[0] },
   });
-  if (chart.onClick && !chart.drawn) plot.on("plotly_click", (event) => chart.onClick(event.points[0]));
   chart.drawn = true;
 }
 
@@ -119,78 +112,4 @@ function drawMatches(data) {
       shapes: [...known.map((sae) => line(sae.seeds.null, { color: t.series[sae.place % 6], dash: "dot" })), line(0.7, { color: t.fg })],
     },
   }));
-}
-
-function drawMaps(data) {
-  for (const sae of data.saes) {
-    const rows = sae.map.features;
-    const of = (column) => rows.map((feature) => sae.columns[column][feature]);
-    const hover = rows.map((feature) => "feature " + feature + "<br>" + sae.columns.fires_on[feature].map((i) => plainText(data.tokens[i])).join(" "));
-    const make = (t) => {
-      const by = $("map-colour").value in sae.columns ? $("map-colour").value : null;
-      const marker = { size: 8, line: { width: 0.5, color: t.muted } };
-      if (by === null) {
-        marker.color = t.muted;
-      } else if (by.endsWith("cluster")) {
-        marker.color = of(by).map((c) => CLUSTER_COLOURS[c - 1]);
-        marker.symbol = of(by).map((c) => CLUSTER_SYMBOLS[c - 1]);
-      } else {
-        marker.color = of(by).map((value) => (by === "frequency" ? Math.log10(value) : value));
-        marker.colorscale = "Cividis";
-        marker.colorbar = { thickness: 8, outlinewidth: 0, title: { text: { frequency: "log10 share", mean: "mean", match: "match", score: "score" }[by], font: { size: 11 } } };
-        if (by === "match" || by === "score") Object.assign(marker, { cmin: 0, cmax: by === "match" ? 1 : 100 });
-      }
-      return {
-        data: [{ x: sae.map.x, y: sae.map.y, customdata: rows, text: hover, hoverinfo: "text", type: "scatter", mode: "markers", marker }],
-        layout: {
-          margin: { l: 5, r: 5, t: 30, b: 5 }, xaxis: BARE, yaxis: { ...BARE, scaleanchor: "x" },
-        },
-      };
-    };
-    const plot = addChart($("maps"), sae.label, rows.length + " features", make, {
-      tall: true, onClick: (point) => { location.hash = address(sae.label, point.customdata); },
-    });
-    plot.dataset.map = sae.label;
-  }
-}
-
-/** Plotly takes a little markup in its texts: none may come from a token. */
-const plainText = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-
-function drawClusters(data) {
-  for (const sae of data.saes) {
-    const size = [], use = [];
-    for (const feature of sae.map.features) {
-      const c = sae.columns.cluster[feature] - 1;
-      size[c] = (size[c] || 0) + 1;
-      use[c] = (use[c] || 0) + sae.columns.frequency[feature];
-    }
-    const total = use.reduce((a, b) => a + b, 0);
-    addChart($("clusters"), sae.label, "Filled: share of features. Hatched: share of selections.", (t) => ({
-      data: [
-        { y: size.map((n) => n / sae.map.features.length), name: "features", marker: { color: t.series[sae.place % 6] } },
-        { y: use.map((n) => n / total), name: "selections", marker: { color: "rgba(0,0,0,0)", line: { color: t.series[sae.place % 6], width: 1.5 }, pattern: { shape: "/", fgcolor: t.series[sae.place % 6] } } },
-      ].map((bar) => ({ ...bar, type: "bar", x: size.map((_, c) => c + 1), hovertemplate: "%{y:.1%} of the %{fullData.name}<extra></extra>" })),
-      layout: { barmode: "group", yaxis: { tickformat: ".0%" }, xaxis: { title: "cluster", dtick: 1 } },
-    }));
-  }
-}
-
-function drawCosines(data) {
-  addChart($("cosines"), "All pairs of features", "Cosine between their decoder directions. Log scale.", (t) => ({
-    data: data.saes.map((sae) => ({
-      x: sae.cosines.counts.map((_, b) => (sae.cosines.edges[b] + sae.cosines.edges[b + 1]) / 2), y: sae.cosines.counts, name: sae.label,
-      mode: "lines", line: { shape: "hvh", ...series(t, sae), width: 2 }, hovertemplate: "%{y} pairs at %{x:.2f}<extra>%{fullData.name}</extra>",
-    })),
-    layout: { yaxis: { type: "log", title: "pairs" }, xaxis: { range: [-1, 1] } },
-  }));
-  for (const sae of data.saes) {
-    addChart($("cosines"), sae.label, "Cosine of each pair of features, ordered by cluster.", (t) => ({
-      data: [{
-        z: sae.cosines.matrix, type: "heatmap", zmin: -1, zmax: 1, hovertemplate: "%{z}<extra></extra>",
-        colorscale: [[0, "#0072B2"], [0.5, t === DARK ? "#14171b" : "#ffffff"], [1, "#D55E00"]], colorbar: { thickness: 8, outlinewidth: 0 },
-      }],
-      layout: { margin: { l: 5, r: 5, t: 5, b: 5 }, xaxis: { ...BARE, constrain: "domain" }, yaxis: { ...BARE, constrain: "domain", autorange: "reversed", scaleanchor: "x" } },
-    }));
-  }
 }

@@ -24,6 +24,12 @@ async function unpack(id) {
   return new Response(stream).text();
 }
 
+async function loadPlotly() {
+  const code = el("script");
+  code.textContent = await unpack("plotly");
+  document.head.append(code);
+}
+
 function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   if (value !== 0 && Math.abs(value) < 1e-3) return value.toExponential(1);

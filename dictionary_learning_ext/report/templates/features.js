@@ -144,13 +144,6 @@ function pageBody(data, sae, feature) {
     ...page.top.map((one) => context(data, one, largest)));
   parts.push(el("h3", {}, "Random contexts"), el("p", { class: "note" }, "A random sample of the tokens that select it, strongest first."),
     ...page.sampled.map((one) => context(data, one, largest)));
-  if (page.synthesis) {
-    const made = page.synthesis;
-    const active = [made.tokens.length - 1, made.activation];
-    parts.push(el("h3", {}, "Synthesised tokens"),
-      el("p", { class: "note" }, "Found by gradient ascent. Activation at the last token: " + number(made.activation) + ". Largest in the text: " + number(largest) + ". Largest over random tokens: " + number(made.random) + "."),
-      context(data, [made.activation, 0, made.tokens.length - 1, made.tokens, active], largest));
-  }
   parts.push(el("h3", {}, "Activations when selected"), el("p", { class: "note" }, "Counts on a log scale." + (page.negative ? " By magnitude; " + page.negative + " of the activations are negative." : "")),
     histogram(page.histogram, page.width));
   const side = [];

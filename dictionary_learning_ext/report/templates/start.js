@@ -6,15 +6,8 @@ async function start() {
   if ($("curves")) drawCurves(data);
   drawHistograms(data);
   if ($("matches")) drawMatches(data);
-  if ($("maps")) {
-    drawMaps(data);
-    drawClusters(data);
-    drawCosines(data);
-  }
 
-  const code = el("script");
-  code.textContent = await unpack("plotly");
-  document.head.append(code);
+  await loadPlotly();
   const redraw = () => charts.forEach((chart, plot) => { if (chart.drawn) draw(plot); });
   const near = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
@@ -23,7 +16,6 @@ async function start() {
   }, { rootMargin: "400px" });
   charts.forEach((_, plot) => near.observe(plot));
   darkScheme.addEventListener("change", redraw);
-  if ($("map-colour")) $("map-colour").addEventListener("change", redraw);
   addEventListener("beforeprint", () => { printing = true; charts.forEach((_, plot) => draw(plot)); });
   addEventListener("afterprint", () => { printing = false; redraw(); });
   document.documentElement.dataset.ready = "yes";
