@@ -17,9 +17,9 @@ test: .venv/installed-dev
 coverage: .venv/installed-dev
 	$(PYTEST) --cov --cov-report= --cov-fail-under=97
 
-# For the edit loop: the same without the tests that are marked slow.
+# For the edit loop: the same without the tests that are marked slow or commands. DIR=features: one room.
 test-fast: .venv/installed-dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not commands" $(addprefix tests/,$(DIR))
 
 # SAE Bench needs older versions than the core would get: an environment of its own, and the tests
 # that meet them.
@@ -39,8 +39,7 @@ test-saebench: .venv-saebench/installed
 			activations/test_text_files.py activations/test_text.py activations/test_stored.py \
 			activations/test_stored_sae_lens.py \
 			'test_docs.py::test_a_page_runs[sae_bench.md]' 'test_docs.py::test_a_page_runs[sae_lens.md]' \
-			experiments/test_reproducibility_parts.py::test_sae_bench_measures_each_folder \
-			experiments/test_synth_16k.py activations/test_inputs_synthetic.py \
+			activations/test_inputs_synthetic.py \
 			evaluation/test_measure_truth.py activations/test_synthetic.py activations/test_synthetic_rows.py \
 			features/test_return_score.py::test_a_batch_topk_that_saelens_itself_saves_as_a_jumprelu_has_the_order_of_the_batch_topk \
 			commands/test_any_sae.py::test_public_saes_get_from_the_hubs_names_to_the_table \

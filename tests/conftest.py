@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from kept import kept
 from nnsight import LanguageModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -43,6 +44,18 @@ def coarse_nulls() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproducibility, "NULL_ERROR", 0.01)
         yield
+
+
+LANGUAGE_MODELS = {"tokenizer", "lm_dir_of", "lm_of", "tiny_lm_dir", "tiny_lm"}
+"""Fixtures that load transformers' models."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a language model is a test of commands: see the markers in pyproject.toml."""
+    for item in items:
+        if LANGUAGE_MODELS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("commands")
 
 
 BESIDE = {
@@ -146,20 +159,17 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def lm_dir_of(
-    tokenizer: transformers.PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """Makes the folder of a random model of a family: a key of CONFIGS."""
-    made: dict[str, Path] = {}
+def lm_dir_of(tokenizer: transformers.PreTrainedTokenizerFast) -> Callable[[str], Path]:
+    """Makes the folder of a random model of a family: a key of CONFIGS. Leave it as it is."""
 
     def lm_dir(family: str) -> Path:
-        if family not in made:
-            made[family] = tmp_path_factory.mktemp(family)
+        def make(folder: Path) -> None:
             torch.manual_seed(0)
             model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]())
-            model.save_pretrained(made[family])
-            tokenizer.save_pretrained(made[family])
-        return made[family]
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+        return kept(f"lm_{family}", make)
 
     return lm_dir
 
@@ -190,12 +200,15 @@ def tiny_lm(lm_of: Callable[[str], LanguageModel]) -> LanguageModel:
 
 
 @pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+def text() -> str:
     """A local text of random words, long enough for a few hundred tiny steps."""
     words = "the cat and dog sat on a mat by the door in times of best and worst"
     choices = torch.randint(
         len(words.split()), (600, 60), generator=torch.Generator().manual_seed(0)
     ).tolist()
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n\n".join(" ".join(words.split()[i] for i in row) for row in choices))
-    return str(path)
+
+    def make(folder: Path) -> None:
+        lines = [" ".join(words.split()[i] for i in row) for row in choices]
+        (folder / "text.txt").write_text("\n\n".join(lines))
+
+    return str(kept("text", make) / "text.txt")

@@ -106,6 +106,7 @@ def test_the_help_has_a_line_for_each_command_and_is_a_command_too(capsys):
     assert capsys.readouterr().out.startswith("usage: vsae compare")
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(("words", "usage"), [([], "COMMAND"), (["compare", "--help"], "compare")])
 def test_the_package_runs_as_a_module(words, usage):
     command = [sys.executable, "-m", "dictionary_learning_ext", *words]

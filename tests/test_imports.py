@@ -145,6 +145,7 @@ def test_the_core_imports_no_sae_bench_no_fcntl_and_features_in_python_no_drawin
     assert printed(code).splitlines()[-1] == "set() set()"
 
 
+@pytest.mark.commands
 def test_settings_and_help_import_nothing_heavy():
     """What makes `vsae train --help` answer in well under a second."""
     code = (
@@ -158,6 +159,7 @@ def test_settings_and_help_import_nothing_heavy():
     assert printed(code).splitlines()[-1] == "set()"
 
 
+@pytest.mark.commands
 def test_without_saelens_its_module_says_what_to_install():
     """Also where SAELens is installed, and can't be imported."""
     code = (

@@ -1,9 +1,11 @@
 """Small caches of a tiny model's activations."""
 
+import shutil
 from pathlib import Path
 
 import datasets
 import pytest
+from kept import kept
 
 from dictionary_learning_ext.activations.cache_writer import write_cache
 from dictionary_learning_ext.config.run import RunConfig
@@ -36,6 +38,5 @@ def cached_run(tiny_lm_dir, text):
 @pytest.fixture(scope="session")
 def small_cache(cached_run, tmp_path_factory):
     """A cache of two hook points: 4 files. Leave it as it is."""
-    folder = tmp_path_factory.mktemp("cache") / "cache"
-    write_small(folder, cached_run, hooks=(HOOK, OTHER))
-    return folder
+    made = kept("cache", lambda folder: write_small(folder, cached_run, hooks=(HOOK, OTHER)))
+    return shutil.copytree(made, tmp_path_factory.mktemp("cache") / "cache")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from kept import kept
 from report_runs import QUICK, train
 
 from dictionary_learning_ext.cli import main
@@ -123,8 +124,9 @@ def chat():
 @pytest.fixture(scope="session")
 def to_explain(tiny_lm_dir, text, tmp_path_factory):
     """A small run whose features fire rarely. Tests leave its folder as it is."""
-    folder = tmp_path_factory.mktemp("to_explain") / "vsae"
-    return train(tiny_lm_dir, text, folder, "--dict-size", "128", "--k", "2", "--beta", "0.03")
+    flags = ["--dict-size", "128", "--k", "2", "--beta", "0.03"]
+    made = kept("to_explain", lambda folder: train(tiny_lm_dir, text, folder / "vsae", *flags))
+    return shutil.copytree(made / "vsae", tmp_path_factory.mktemp("to_explain") / "vsae")
 
 
 HOSTILE = "=1+1</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"

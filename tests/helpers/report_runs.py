@@ -10,6 +10,7 @@ import shutil
 import pytest
 import torch as t
 import transformers
+from kept import kept
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.names import LONGEST
@@ -38,11 +39,13 @@ def train(model, text, folder, *flags):
 @pytest.fixture(scope="session")
 def runs(tiny_lm_dir, text, tmp_path_factory):
     """Two small runs, whose folders the tests leave as they are. One was measured during training."""
-    folder = tmp_path_factory.mktemp("runs")
-    return (
-        train(tiny_lm_dir, text, folder / "vsae", "--eval-every", "20"),
-        train(tiny_lm_dir, text, folder / "top_k", "--architecture", "top_k"),
-    )
+
+    def make(folder):
+        train(tiny_lm_dir, text, folder / "vsae", "--eval-every", "20")
+        train(tiny_lm_dir, text, folder / "top_k", "--architecture", "top_k")
+
+    folder = shutil.copytree(kept("report_runs", make), tmp_path_factory.mktemp("report") / "runs")
+    return folder / "vsae", folder / "top_k"
 
 
 @pytest.fixture(scope="session")
@@ -67,11 +70,14 @@ def alike_report(runs, tmp_path_factory):
 @pytest.fixture(scope="session")
 def seeds(tiny_lm_dir, text, tmp_path_factory):
     """Three seeds of one small SAE, each with a data seed of its own."""
-    folder = tmp_path_factory.mktemp("seeds")
-    return [
-        train(tiny_lm_dir, text, folder / f"seed{n}", "--seed", f"{n}", "--data-seed", f"{n}")
-        for n in range(3)
-    ]
+
+    def make(folder):
+        for n in range(3):
+            each = f"--seed {n} --data-seed {n}".split()
+            train(tiny_lm_dir, text, folder / f"seed{n}", *each)
+
+    folder = shutil.copytree(kept("seeds", make), tmp_path_factory.mktemp("report") / "seeds")
+    return [folder / f"seed{n}" for n in range(3)]
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from kept import kept
 
 from dictionary_learning_ext.cli import main
 
@@ -32,11 +33,13 @@ def small(tiny_lm_dir, text, tmp_path):
 @pytest.fixture(scope="session")
 def trained(flags, tmp_path_factory):
     """Run folders of a vSAE and a TopK SAE."""
-    base = tmp_path_factory.mktemp("trained")
-    assert main(["train", *flags, f"--save-dir={base / 'vsae'}"]) == 0
-    topk = ["--architecture=top_k", f"--save-dir={base / 'top_k'}"]
-    assert main(["train", *flags, *topk]) == 0
-    return base
+
+    def make(base):
+        assert main(["train", *flags, f"--save-dir={base / 'vsae'}"]) == 0
+        topk = ["--architecture=top_k", f"--save-dir={base / 'top_k'}"]
+        assert main(["train", *flags, *topk]) == 0
+
+    return shutil.copytree(kept("trained", make), tmp_path_factory.mktemp("trained") / "runs")
 
 
 @pytest.fixture
@@ -47,17 +50,22 @@ def folder(trained, tmp_path):
 @pytest.fixture(scope="session")
 def quickstart_run(tmp_path_factory):
     """A short quickstart on the embedded model: the folder it ran in, and what it printed."""
-    folder, out = tmp_path_factory.mktemp("quickstart"), StringIO()
 
     def write_report(run, against, page, **options):  # its own tests take the time
         Path(page).write_text(f"{run} {' '.join(map(str, against))}")
         return page
 
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
-        patch.chdir(folder)
-        patch.setattr("dictionary_learning_ext.report.page.write_report", write_report)
-        assert main(["quickstart", "--steps", "12", "--eval-tokens", "500"]) == 0
-    return folder, out.getvalue()
+    def make(folder):
+        out = StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+            patch.chdir(folder)
+            patch.setattr("dictionary_learning_ext.report.page.write_report", write_report)
+            assert main(["quickstart", "--steps", "12", "--eval-tokens", "500"]) == 0
+        folder.with_name("quickstart.out").write_text(out.getvalue())
+
+    made = kept("quickstart", make)
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("quickstart") / "made")
+    return folder, made.with_name("quickstart.out").read_text()
 
 
 def settings_of(folder):

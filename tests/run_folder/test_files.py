@@ -176,6 +176,7 @@ print(sorted(path.name for path in folder.iterdir()), empty.exists())
 """
 
 
+@pytest.mark.commands
 def test_without_fcntl_files_are_written_and_nothing_is_locked(tmp_path):
     """tests/test_imports.py imports all public names without it."""
     command = [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path / "run"), str(tmp_path / "empty")]

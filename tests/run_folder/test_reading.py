@@ -50,6 +50,7 @@ def made(folder, **files):
     return folder
 
 
+@pytest.mark.commands
 def test_reading_imports_no_torch(tmp_path):
     """`vsae train --help` with --resume and --config too answers in well under a second."""
     made(tmp_path)

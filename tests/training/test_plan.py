@@ -28,6 +28,7 @@ assert not heavy, heavy
 """
 
 
+@pytest.mark.commands
 def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
     (tmp_path / "runs" / "there").mkdir(parents=True)
     (tmp_path / "runs" / "there" / "ae.pt").write_bytes(b"weights")

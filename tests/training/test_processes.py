@@ -278,6 +278,7 @@ def failing(what, rank, run, folder):
 # --- without other processes
 
 
+@pytest.mark.commands
 def test_one_process_needs_no_others(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")  # as SLURM or a notebook may have it

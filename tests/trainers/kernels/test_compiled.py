@@ -121,6 +121,7 @@ print(compiled.serves(trainer.ae.encoder.weight))
     assert built == ["built", "True"]
 
 
+@pytest.mark.commands
 def test_a_cached_kernel_is_read_without_a_word():
     """It was compiled before the first test, see conftest.py."""
     program = """

@@ -59,6 +59,7 @@ with_mallopt = pytest.mark.skipif(
 )
 
 
+@pytest.mark.commands
 @with_mallopt
 def test_a_freed_block_is_used_again_without_new_pages():
     """Few faults are those of huge pages."""
