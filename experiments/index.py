@@ -51,30 +51,6 @@ class Experiment:
 
 EXPERIMENTS = (
     Experiment(
-        "reproducibility.study",
-        "Do the features of a variational SAE come back when it is trained again?",
-        minutes="1800",
-        stages=("train", "tables", "search", "confirm", "probes", "length", "stronger"),
-        needs="caches of activations, see experiments/reproducibility/PROTOCOL.md; [saebench] for probes",
-        pages=("reproducibility.md",),
-    ),
-    Experiment(
-        "reproducibility.convergence",
-        "Who returns most once training has converged, with every arm tuned alike?",
-        minutes="900",
-        stages=("train", "tables", "tune", "confirm"),
-        needs="caches of activations, see experiments/reproducibility/PROTOCOL.md",
-        pages=("convergence.md",),
-    ),
-    Experiment(
-        "reproducibility.relative_noise",
-        "Does noise in units of each token win, judged by what features do?",
-        minutes="1900",
-        stages=("train", "tables", "tune", "confirm", "smollm2"),
-        needs="caches of activations, see experiments/reproducibility/PROTOCOL_RELATIVE.md",
-        pages=("relative_noise.md",),
-    ),
-    Experiment(
         "dose.embedded",
         "How much noise brings features back, at which reconstruction?",
         minutes="900",
@@ -88,30 +64,6 @@ EXPERIMENTS = (
         minutes="300",
         stages=("train", "tables"),
         pages=("dose_truth.md",),
-    ),
-    Experiment(
-        "reproducibility.worth",
-        "What is a feature that comes back worth?",
-        minutes="200",
-        stages=("train", "tables", "effect", "truth"),
-        needs="the SAEs of reproducibility.relative_noise's stage confirm",
-        pages=("worth.md",),
-    ),
-    Experiment(
-        "return_score.study",
-        "Does a score from a single training say which features will come back?",
-        minutes="120",
-        stages=("train", "tables", "fit", "test", "codes", "cost"),
-        needs="caches of activations, see experiments/return_score/PROTOCOL.md",
-        pages=("return_score.md",),
-    ),
-    Experiment(
-        "return_score.threshold",
-        "Does the return score order the features of threshold SAEs, and of a real model's?",
-        minutes="360",
-        stages=("train", "tables", "fit", "test"),
-        needs="caches of activations, see experiments/return_score/PROTOCOL_THRESHOLD.md",
-        pages=("return_score_threshold.md",),
     ),
     Experiment(
         "paper.reproduce_paper",
@@ -144,28 +96,12 @@ EXPERIMENTS = (
         pages=("bench_embedded.md",),
     ),
     Experiment(
-        "ground_truth.long_runs",
-        "Do return and truth agree after long training, and does the return score follow the truth?",
-        minutes="180",
-        stages=("train", "tables"),
-        needs="[synthetic]",
-        pages=("long_runs.md",),
-    ),
-    Experiment(
         "ground_truth.synth_16k",
         "How much of SynthSAEBench-16k's truth do TopK, BatchTopK and vSAEs find?",
         minutes="540",
         stages=("train", "tables"),
         needs="[synthetic]",
         pages=("synth_16k.md",),
-    ),
-    Experiment(
-        "ground_truth.match_to_truth",
-        "Does a feature that returns from other seeds match a true feature better?",
-        minutes="30",
-        stages=("train", "tables"),
-        needs="[synthetic]",
-        pages=("match_to_truth.md",),
     ),
     Experiment(
         "speed.step_time",
@@ -221,14 +157,6 @@ EXPERIMENTS = (
         minutes="2",
         arguments="OUT",
         needs="gguf and accelerate; downloads 93 MB",
-    ),
-    Experiment(
-        "language_models.explanations",
-        "Does the score of an explanation tell it from another feature's?",
-        minutes="60",
-        stages=("train", "tables"),
-        needs="runs/smollm2-135m, from experiments.language_models.smollm2",
-        pages=("explanations.md",),
     ),
 )
 

@@ -18,14 +18,6 @@ from dictionary_learning_ext.run_folder.reading import load_config, read_metrics
 
 FIRST_HOOK = "blocks.0.hook_resid_post"
 """Where `vsae train` read by default when the first experiments ran, and where the paper reads."""
-FORMER_PRESET = {
-    "posterior": "fixed",
-    "noise_to_signal": 0.3,
-    "beta": 0.03,
-    "lr": 2e-3,
-    "batch_size": 1024,
-}
-"""What the preset `recommended` had until 2026-11-29, for what was measured with it."""
 TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class
 
 

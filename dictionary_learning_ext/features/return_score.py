@@ -11,7 +11,7 @@ something, and it is no probability: between settings the order carries over, th
 
 It is a logistic regression on a few signals, each replaced by its ranks within the SAE. The coefficients are in
 return_score.json: one fit for SAEs whose features have noise of their own, and one for the others.
-experiments/return_score fitted them and tested them at settings that they were not fitted at.
+They were fitted and tested, at other settings, by experiments/return_score at the git tag studies-0.3.
 
 Shapes: N tokens, D = activation_dim, F features, M selections.
 """

@@ -26,7 +26,7 @@ from dictionary_learning_ext.run_folder.files import WEIGHTS
 from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line
-from experiments.reproducibility.settings import RIVALS, SAMPLED, Options, Setting
+from experiments.reproducibility.settings import Options, Setting
 from experiments.speed.timing import cpu
 from experiments.stages import Page, Stages
 from experiments.trained_saes import train_missing
@@ -36,10 +36,10 @@ WIDTH, K, BATCH, LR = 4096, 25, 1024, 3e-4
 SAMPLES, HELD_OUT, HELD_OUT_BATCH = 20_000_000, 102_400, 1024
 RUNS, RAW = Path("runs/synth_16k"), RESULTS / "synth_16k.json"
 ARMS: dict[str, Options] = {
-    "TopK": RIVALS["TopK"],
-    "BatchTopK": RIVALS["BatchTopK"],
-    "recommended until 2026-11-29": SAMPLED["noise 0.3, penalty 0.03"],
-    "recommended": SAMPLED["noise 0.3, penalty 0.01"],
+    "TopK": {"rectify": True},
+    "BatchTopK": {"architecture": "batch_top_k"},
+    "recommended until 2026-11-29": {"noise": 0.3, "penalty": 0.03},
+    "recommended": {"noise": 0.3, "penalty": 0.01},
     "Matryoshka": {
         "architecture": "matryoshka",
         "group_fractions": (1 / 32, 3 / 32, 12 / 32, 16 / 32),

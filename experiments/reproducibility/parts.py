@@ -1,13 +1,11 @@
 """One part of the study: a pair of seeds at a setting, trained and measured. Its rows are kept at once.
 
 A part that has its rows is not run again. To run it again, delete its rows and its SAEs' folders: an SAE
-whose folder is finished is only measured again. sae_probes, which need SAE Bench, are added to the rows
-later.
+whose folder is finished is only measured again.
 """
 
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,9 @@ import numpy as np
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import RETURNING, reproducibility
-from dictionary_learning_ext.sae_bench.probes import SMALLEST
 from experiments import raw_results
 from experiments.raw_results import RESULTS, about
-from experiments.reproducibility.decisions import Row, parts_of
-from experiments.reproducibility.settings import BOTH, RUNS, TOP_K, Options, Setting
+from experiments.reproducibility.settings import RUNS, Options, Setting
 from experiments.trained_saes import metrics_of, train_missing
 
 RAW = RESULTS / "reproducibility.json"
@@ -36,8 +32,6 @@ METRICS = (
 """Kept of every SAE."""
 BINS = 20
 """Of the histogram of the features' matches, from 0 to 1."""
-PROBES, PROBED, BENCH_SEEDS = "sae_probes", (TOP_K, BOTH), 3
-"""The measure that needs SAE Bench, the arms that it is taken of, and over how many of its seeds."""
 
 
 def read(raw: Path = RAW) -> dict[str, Any]:
@@ -121,60 +115,3 @@ def pair_of(one: Path, other: Path) -> dict[str, Any]:
         **{f"returning_{least:g}": returning[least] for least in RETURNING},
         "matches": counts.tolist(),
     }
-
-
-def probe_setting(name: str, raw: Path = RAW) -> None:
-    """Add sae_probes, which needs SAE Bench, to the rows of the setting's SAEs that lack it.
-
-    Raises: SystemExit if the SAEs of these rows aren't on this machine.
-    """
-    began = time.monotonic()
-    rows = rows_without(read(raw), name)
-    if not rows:
-        return
-    folders = [
-        seed_folder("confirm", name, row["seed"]) / arm_folder_name(row["arm"]) for row in rows
-    ]
-    for folder in folders:
-        if not folder.exists():
-            raise SystemExit(
-                f"{folder} isn't there: expected the SAEs whose rows are in {raw.name}; to train them "
-                "again, delete these rows and run the stage confirm"
-            )
-    found = accuracies(folders)
-    of_sae = {_sae(row): accuracy for row, accuracy in zip(rows, found, strict=True)}
-    content = read(raw)  # again: another stage may have added rows
-    for row in rows_without(content, name):
-        if _sae(row) in of_sae:
-            row[PROBES] = of_sae[_sae(row)]
-    part = f"probes: {name}"
-    content["parts"][part] = about(began, content["parts"].get(part))
-    raw_results.write(raw, content)
-
-
-def rows_without(content: dict[str, Any], name: str) -> list[Row]:
-    """The rows of the setting's SAEs that lack the measure."""
-    return [
-        row
-        for row in parts_of(content, "confirm", name)
-        if "seed" in row and row["arm"] in PROBED and PROBES not in row
-    ]
-
-
-def _sae(row: Row) -> tuple[str, str, int]:
-    """Which SAE a row is of."""
-    return row["part"], row["arm"], row["seed"]
-
-
-def accuracies(folders: Sequence[Path], sets: str = SMALLEST) -> list[float]:
-    """The accuracy of each SAE's probes: its mean over 1, 2 and 5 features and over the bench's seeds."""
-    from dictionary_learning_ext.sae_bench.results import values_of
-    from dictionary_learning_ext.sae_bench.runner import bench
-
-    outcome = bench(folders, evals=(PROBES,), probing_sets=sets, bench_seeds=BENCH_SEEDS)
-    outcome.check()
-    # By label, in the order of the folders.
-    return [
-        statistics.mean(v for k in (1, 2, 5) for v in of_sae[f"sae-probes, top {k}"].values())
-        for of_sae in values_of(outcome).values()
-    ]

@@ -1,4 +1,4 @@
-"""The return score: its signals against loops in float64, its fit against the experiment's data, planted cases."""
+"""The return score: its signals against loops in float64, planted cases."""
 
 import csv
 import json
@@ -11,7 +11,6 @@ import pytest
 import torch as t
 from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, JumpReluAutoEncoder
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
-from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from export_folders import edit_weights
 from scipy.stats import rankdata, spearmanr
@@ -26,13 +25,10 @@ from dictionary_learning_ext.features import return_score
 from dictionary_learning_ext.features.return_score import (
     FEW_SELECTIONS,
     SIGNALS,
-    TESTED_ON,
-    WEAK_ON,
     ReturnScoreError,
     ReturnScores,
     Selections,
     SignalCollector,
-    architecture_of,
     caveat_on,
     fits,
     has_noise,
@@ -42,11 +38,6 @@ from dictionary_learning_ext.features.return_score import (
     thresholds,
 )
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
-from experiments import raw_results
-from experiments.return_score import threshold
-from experiments.return_score.fitting import Step, smallest
-from experiments.return_score.study import FITS, FITTED, RAW, load, refit
-from experiments.return_score.threshold_page import auc_of_tests
 
 N, D, F, K = 70, 6, 15, 3
 
@@ -341,17 +332,6 @@ def test_true_directions_score_above_random_ones(make, least):
     assert scores.fifth_F[is_true_F].mean() > scores.fifth_F[~is_true_F].mean() + 1
 
 
-def test_the_committed_coefficients_are_those_that_the_experiment_writes():
-    paths = raw_results.read(RAW)["fit"]["paths"]
-    chosen = {name: smallest([Step(**step) for step in path]) for name, path in paths.items()}
-    again = refit(load(FITTED), chosen)
-    for name, fit in fits().items():
-        assert list(fit.rank) == chosen[name]
-        for kind in ("rank", "square"):
-            assert getattr(again[name], kind) == pytest.approx(getattr(fit, kind), abs=0.003)
-    assert set(FITS) == set(fits())
-
-
 def test_fifths():
     score = np.array([0, 0, 0, 35, 45, 55, 65, 75, 85, 95.0])
     rate = np.array([np.nan, np.nan, np.nan, 4, 1, 1, 1, 1, 1, 1.0])
@@ -471,43 +451,6 @@ def test_parts_that_were_tested_apart_are_named_together(monkeypatch):
     said = caveat_on(AutoEncoderTopK(D, F, K), {}, "gpt2")
     assert "TopK" in said
     assert "gpt2" in said
-
-
-def test_where_the_score_is_said_to_fail_are_the_numbers_of_the_raw_results():
-    content = raw_results.read(threshold.RAW)
-    at = [test.setting for test in threshold.TESTS[:3:2]]  # blocks.2 and blocks.0
-    auc = auc_of_tests(content, "function", "today")
-    said = WEAK_ON["JumpReLU"]
-    weak, saved = (
-        [f"{auc[setting, arm]:.2f}" for setting in at] for arm in ("JumpReLU", "BatchTopK")
-    )
-    assert f"AUC {weak[0]} at blocks.2, {weak[1]} at blocks.0" in said
-    assert f"({saved[0]} and {saved[1]})" in said
-    sae = JumpReluAutoEncoder(D, F)
-    assert caveat_on(sae, {}, "embedded") == said
-    assert caveat_on(sae, of("SAELens", "jumprelu"), "embedded").endswith(said)
-
-
-def test_what_the_score_was_tested_on_is_in_the_raw_results():
-    rows = [row for raw in (RAW, threshold.RAW) for row in raw_results.read(raw)["tests"]]
-    saes = {
-        "TopK": (AutoEncoderTopK(D, F, K), "TopKTrainer"),
-        "BatchTopK": (BatchTopKSAE(D, F, K), "BatchTopKTrainer"),
-        "Probabilistic TopK": (AutoEncoderTopK(D, F, K), "ProbabilisticTopKTrainer"),
-        "recommended": (vsae(noise_on="selection"), "VariationalTopKTrainer"),
-        "JumpReLU": (JumpReluAutoEncoder(D, F), "CorrectedJumpReluTrainer"),
-        "Matryoshka": (
-            MatryoshkaBatchTopKSAE(D, F, K, [F]),
-            "MatryoshkaBatchTopKTrainer",
-        ),
-    }
-    tested = set()
-    for row in rows:
-        sae, trainer = saes[row["arm"]]
-        called = architecture_of(sae, {"trainer": {"trainer_class": trainer}})
-        model = row["setting"].partition(",")[0]
-        tested.add((OURS, {"SmolLM2-135M": "SmolLM2-135M-Instruct"}.get(model, model), called))
-    assert tested == {(*at, called) for at, names in TESTED_ON.items() for called in names}
 
 
 def test_one_folder_says_what_the_score_was_not_tested_on(folders, capsys):
