@@ -66,7 +66,7 @@ test-newest: .venv-newest/installed
 # minutes. Without a GPU every test is skipped and says so. The speed there is measured by
 # `python -m experiments.speed.step_on_gpu bench`.
 test-gpu: .venv/installed-dev
-	$(BIN)/python -m pytest tests/gpu -rs
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/python -m pytest tests/gpu -rs
 
 # How many small faults the tests notice, out of a random sample of each sub-package: about two hours on
 # two cores. With MUTANTS='--folders evaluation', for example, only those of some sub-packages.

@@ -10,6 +10,7 @@ from source_tree import imports, module_files
 LAYERS = (
     {"errors"},
     {"config"},
+    {"devices"},
     {"trainers"},
     {"run_folder"},
     {"activations"},
@@ -23,7 +24,7 @@ LAYERS = (
 )
 """From the bottom up. A part may import those of its own layer and of all below."""
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-APART = LAYERS[8]
+APART = LAYERS[9]
 """These do not import each other."""
 HEAVY = {"torch", "numpy", "nnsight", "transformers", "dictionary_learning"}
 

@@ -25,6 +25,7 @@ import torch as t
 
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
+from ..devices import chosen_device
 from ..errors import ActivationsError, LanguageModelError, Template, Text
 from ..trainers.ranks import ALONE, Ranks
 from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
@@ -229,6 +230,7 @@ def find_inputs(
     Raises: a UserError if there is no such model, text or hook point, contexts are too long, or stored
         activations are of others than the run's.
     """
+    settings = replace(settings, device=chosen_device(settings.device))
     if is_synthetic(settings.model):
         kind = _Synthetic
     else:

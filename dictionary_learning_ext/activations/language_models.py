@@ -27,10 +27,10 @@ from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 from ..config.checks import require
 from ..config.run import DeviceMap, RunConfig
 from ..config.synthetic_models import is_synthetic
+from ..devices import chosen_device
 from ..errors import ConfigError, LanguageModelError, Template, UserError, first_line
 from ..run_folder.files import at_home
 from ..run_folder.weights import hash_of
-from ..trainers.base import require_device
 from ..trainers.kernels.memory import keep_freed_memory
 from .text import why_not_fetched
 
@@ -132,7 +132,7 @@ class Pretrained:
 
         Raises: ConfigError if accelerate refuses the map.
         """
-        require_device(device)
+        device = chosen_device(device)
         keep_freed_memory()
         tokenizer = load_tokenizer(self.name, self.config)
         given = {"config": self.config, "dtype": dtype, "device_map": device_map}

@@ -67,8 +67,8 @@ class CacheFlags:
     """Held-out tokens to cache too, for evaluations. 0: none."""
     eval_documents: int = RunConfig.eval_documents
     """Held-out documents whose tokens are cached, to measure the language model's loss on."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda or cuda:N."""
+    device: str = RunConfig.device
+    """Where to compute: auto (CUDA if torch can use it, otherwise the CPU), cpu, cuda or cuda:N."""
     device_map: str | None = None
     """Spread the language model over several devices, see `vsae train --help-all`."""
     file_mb: int = 64

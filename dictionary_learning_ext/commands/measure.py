@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config.checks import meant, require
+from ..config.run import RunConfig
 from ..errors import Setting, UserError
 from .flags import FOLDERS, Command, positional
 
@@ -27,8 +28,8 @@ class InputFlags:
     """Leave out tokens whose norm is over this many times the median. Default: as in training."""
     remove_bos: bool | None = None
     """Leave out beginning-of-text tokens. Default: as in training."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda or cuda:N."""
+    device: str = RunConfig.device
+    """Where to compute: auto (CUDA if torch can use it, otherwise the CPU), cpu, cuda or cuda:N."""
 
 
 @dataclass(frozen=True)

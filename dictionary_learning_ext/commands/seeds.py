@@ -169,15 +169,15 @@ def _require_this_run(job: Job, cache: Path | None) -> None:
 def _refuse_what_can_be(seeds: Sequence[OfSeed], overwrite: bool) -> None:
     """Raise what training would refuse after the cache is written, as far as no language model is needed."""
     from ..activations.inputs import find_inputs
-    from ..trainers.base import require_device
+    from ..devices import chosen_device
 
     for one in seeds:
         if overwrite or not one.started:
             plan(one.run, one.saes, one.hooks)
     run, jobs = seeds[0].run, seeds[0].jobs
-    require_device(run.device)
+    device = chosen_device(run.device)
     widths = find_inputs(run, dict.fromkeys(job.hook for job in jobs)).widths
-    require_memory(jobs, widths, run.device)
+    require_memory(jobs, widths, device)
 
 
 def _write(
@@ -213,14 +213,14 @@ def _train(seeds: Sequence[OfSeed], cache: Path | None, overwrite: bool) -> None
     """Train each seed that isn't finished."""
     from ..training.loop import train
 
-    def said(folders: Sequence[Path]) -> None:
-        print(f"Training {', '.join(map(str, folders))}", flush=True)
+    def print_start(folders: Sequence[Path], device: str) -> None:
+        print(f"Training {', '.join(map(str, folders))} on {device}", flush=True)
 
     for one in seeds:
         resume = not overwrite and bool(one.started)
         if not (resume and one.is_finished):
             run = one.run if cache is None else replace(one.run, activations=str(cache))
-            train(run, one.saes, hooks=one.hooks, resume=resume, on_start=said)
+            train(run, one.saes, hooks=one.hooks, resume=resume, on_start=print_start)
 
 
 def compared(seeds: Sequence[OfSeed]) -> str:

@@ -98,11 +98,6 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
         if any(word.partition("=")[0] == "--device" for word in fixed):
             raise UserError("--device and --devices: give only one of them")
         devices = devices_of(flags.devices)
-        fixed = (*fixed, "--device", devices[0].partition(":")[0])  # the runs' names say its kind
-    if devices and "device" in sweep.assignments[0]:
-        raise ConfigError(
-            f"--devices: {file} sweeps device; leave it out, or take device out there"
-        )
     configs = configurations(sweep, parsed, fixed)
     if len(configs) > flags.max_runs and not flags.yes:
         raise ConfigError(
@@ -111,7 +106,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
     require(flags.at_once is None or flags.at_once >= 1, "at_once", flags.at_once, "at least 1")
     save_dir = at_home(flags.save_dir or RUNS / sweep.name)
 
-    def said(at_once: int) -> None:
+    def print_start(at_once: int) -> None:
         together = "all" if at_once >= len(configs) else f"{at_once}"
         where = f" on each of {', '.join(devices)}" if devices else ""
         print(f"{len(configs)} runs into {save_dir}, {together} at once{where}", flush=True)
@@ -124,7 +119,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
             devices=devices,
             name=sweep.name,
             command=f"{vsae()} sweep {shlex.join(flags.words)}",
-            on_begin=said,
+            on_begin=print_start,
         )
     except TrainingError:
         with contextlib.suppress(ConfigError):  # no run is finished

@@ -153,7 +153,8 @@ def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
             name=starts[-1],
         )
     if starts == ["config"]:
-        return None, load_config(given["config"], "config")
+        start = load_config(given["config"], "config")
+        return None, replace(start, run=replace(start.run, device=RunConfig.device))
     if starts == ["resume"]:
         return None, load_config(run_folders(at_home(given["resume"]))[0], "resume")
     name = given.get("preset", DEFAULT_PRESET)
@@ -216,13 +217,13 @@ def run(flags: TrainFlags) -> None:
     planned = plan(run, saes, hooks, resume=resume)  # refuses before torch is imported
     from ..training.loop import carry_out
 
-    def said(folders: Sequence[Path]) -> None:
+    def print_start(folders: Sequence[Path], device: str) -> None:
         if flags.resume in (None, AUTO):
             print(_started_from(flags))
         where = ", ".join(map(in_shell, folders))
-        print(f"{'Continuing' if resume else 'Writing to'} {where}", flush=True)
+        print(f"{'Continuing' if resume else 'Writing to'} {where}, on {device}", flush=True)
 
-    folders = carry_out(planned, on_start=said, rank_timeout=flags.rank_timeout)
+    folders = carry_out(planned, on_start=print_start, rank_timeout=flags.rank_timeout)
     if launched().is_first:
         _show(flags, run, list(folders.values()))
 

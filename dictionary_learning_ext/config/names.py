@@ -127,8 +127,6 @@ def _differences(config: TrainConfig) -> list[str]:
 def _part(name: str, value: Any) -> str:
     if name == "hook":
         value = re.sub(r"blocks\.(\d+)\.hook_resid_post", r"b\1", value)  # always there, so short
-    elif name == "device":  # a run may be continued on another of the kind
-        value = value.partition(":")[0]
     elif isinstance(value, float):
         value = f"{value:.3g}".replace("+", "")
     text = str(value).rstrip("/").rpartition("/")[2]  # of a path, its last part

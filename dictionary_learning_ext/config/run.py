@@ -31,6 +31,8 @@ WandbMode = Literal["online", "offline", "disabled"]
 
 NONE = "none"
 """What is typed for no value."""
+AUTO = "auto"
+"""The device that `devices.chosen_device` chooses, once torch is loaded."""
 MIDDLE = "middle"
 """The hook point of a middle layer. Its name is known with the language model, see `plan.with_hook_names`."""
 
@@ -95,8 +97,8 @@ class RunConfig(Checked):
     """Multiply float32 matrices in TF32 while training on a GPU, in the language model and in the SAEs:
     faster, as their entries are rounded to 10 bits instead of 23. The final evaluation is in float32.
     Needs --device cuda."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda or cuda:N."""
+    device: str = AUTO
+    """Where to compute: auto (CUDA if torch can use it, otherwise the CPU), cpu, cuda or cuda:N."""
     device_map: DeviceMap | None = None
     """Spread the language model over several devices, as transformers' device_map does: auto, or in Python
     a dict. The SAEs and the buffer are on --device. Default: all of it on --device."""
@@ -206,6 +208,7 @@ class RunConfig(Checked):
 _HOOKS = "different hook points separated by commas"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 NOT_THE_RESULT = (
+    "device",
     "device_map",
     "save_dir",
     "overwrite",
@@ -216,7 +219,7 @@ NOT_THE_RESULT = (
     "log_steps",
     "eval_every",
 )
-"""Settings that change no number of a result: where it goes, and how often it is saved and logged."""
+"""Settings that don't belong to a result: where it is computed and written, and how often it is saved and logged."""
 _PATHS = ("model", "data", "activations", "init_from")
 """Settings that may be a folder."""
 
@@ -224,8 +227,7 @@ _PATHS = ("model", "data", "activations", "init_from")
 def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that change a result, where they are not at their defaults.
 
-    So an option that is added later changes no folder's name, and a run that lacks it can be resumed.
-    Devices of one kind count as one, and a slash at a path's end does not count.
+    So an option that is added later changes no folder's name. A slash at a path's end does not count.
     """
     defaults = _defaults_of(settings)
     chosen = {
@@ -233,8 +235,6 @@ def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
         for name, value in settings.items()
         if name not in NOT_THE_RESULT and value not in (None, defaults.get(name))
     }
-    if "device" in chosen:
-        chosen["device"] = str(chosen["device"]).partition(":")[0]
     for name in _PATHS:
         if isinstance(path := chosen.get(name), str):
             chosen[name] = without_slash(path)

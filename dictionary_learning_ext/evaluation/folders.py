@@ -51,7 +51,7 @@ def evaluate_folders(
     data: str | None = None,
     text_column: str | None = None,
     activations: str | None = None,
-    device: str = "cpu",
+    device: str = RunConfig.device,
     max_norm_multiple: float | None = None,
     remove_bos: bool | None = None,
     device_map: DeviceMap | None = None,
@@ -222,7 +222,7 @@ def open_sae(
     lm: LanguageModel | str | Path | None,
     hook: Hook | None,
     *,
-    device: str = "cpu",
+    device: str = RunConfig.device,
     ctx_len: int | None = None,
     stored: bool = False,
 ) -> "OpenedSAE":
@@ -231,8 +231,7 @@ def open_sae(
     Arguments:
         lm: the language model, its name or folder. None: the one in the run folder's config.json.
         hook: None: the one in the run folder's config.json.
-        device: where to load what isn't loaded. A run folder's SAE goes to the device of a language
-            model that is.
+        device: where to load what isn't loaded, if nothing is.
         stored: whether the activations that the run was trained on are read, if these are on disk.
 
     Raises: a UserError that says what to change.
@@ -240,7 +239,9 @@ def open_sae(
     loaded = unwrapped(lm) if isinstance(lm, LanguageModel) else None
     if loaded is not None:
         device = str(input_device(loaded.module))
-    elif not isinstance(lm, str | Path | None):
+    elif isinstance(sae, Dictionary):
+        device = str(next(sae.parameters()).device)
+    if loaded is None and not isinstance(lm, str | Path | None):
         raise ConfigError(
             f"lm is a {type(lm).__name__}: expected an nnsight LanguageModel, or its name or folder",
             instead=Template("use e.g. {lm='embedded'}"),

@@ -20,6 +20,7 @@ import torch as t
 from ..activations.inputs import open_inputs, open_model
 from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
+from ..config.run import RunConfig
 from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, Template
 from ..evaluation.measure import batches_of
 from ..features.explanations import read_explanations
@@ -87,7 +88,7 @@ def export(
     model: str | None = None,
     hook: str | None = None,
     data: str | None = None,
-    device: str = "cpu",
+    device: str = RunConfig.device,
     max_norm_multiple: float | None = None,
     remove_bos: bool | None = None,
 ) -> Exported:
@@ -156,7 +157,7 @@ def export(
         reading_model = replace(run, activations=None)
         inputs = open_inputs(reading_model, [run.hook], language_model=language_model)
         rows = inputs.held_out(run.hook, tokens).rows
-        read_back = read(form, temporary, source, device)
+        read_back = read(form, temporary, source, run.device)
         batches = (x_BD.double() for x_BD in batches_of(rows, tokens))
         difference = compare(dictionary.double(), read_back, batches)
         if not (difference.is_exact or allow_inexact):

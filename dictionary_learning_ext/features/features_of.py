@@ -126,7 +126,7 @@ def features_of(
     tokens: int = RunConfig.eval_tokens,
     contexts: int = 8,
     ctx_len: int | None = None,
-    device: str = "cpu",
+    device: str = RunConfig.device,
     seed: int = 0,
 ) -> "Features":
     """Measure what the features of an SAE do on a text.

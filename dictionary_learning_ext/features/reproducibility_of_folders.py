@@ -13,6 +13,7 @@ from typing import Any
 from sklearn.preprocessing import normalize
 
 from ..config.checks import require
+from ..config.run import RunConfig
 from ..errors import Setting, Template, UserError
 from ..evaluation.folders import SAE, Loaded, dictionary_of, open_folders
 from ..evaluation.metrics import METRICS
@@ -185,7 +186,9 @@ def reproduce(
     require_folders(folders)
     configs = comparable_configs(folders, where)
     names = labels(configs)
-    saes = {folder: load_dictionary(folder, where.get("device", "cpu")) for folder in names}
+    saes = {
+        folder: load_dictionary(folder, where.get("device", RunConfig.device)) for folder in names
+    }
     directions = {names[folder]: decoder_directions(sae) for folder, (sae, _) in saes.items()}
     fve = {name: (read_metrics_if_any(folder) or {}).get("fve") for folder, name in names.items()}
     codes, scores = {}, {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.architectures import ARCHITECTURES
-from ..config.run import ReportOptions
+from ..config.run import ReportOptions, RunConfig
 from ..errors import Setting
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text
@@ -257,7 +257,7 @@ def _commands(
 ) -> list[str]:
     """The commands that retrain these SAEs and write this report again."""
     folders = [str(one.folder) for one in comparison.analyses]
-    defaults = asdict(ReportOptions()) | {"device": "cpu"}
+    defaults = asdict(ReportOptions()) | {"device": RunConfig.device}
     given = [
         part
         for name, value in (asdict(comparison.options) | flags).items()

@@ -36,7 +36,7 @@ _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_post")
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
-    *("architecture", "device", "text_passes", "save_steps", "eval_tokens", "eval_documents"),
+    *("architecture", "text_passes", "save_steps", "eval_tokens", "eval_documents"),
 }
 
 

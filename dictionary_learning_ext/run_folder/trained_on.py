@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run import NONE, DeviceMap, RunConfig, TrainConfig
+from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError, Setting, Template, listed
 from .comparing import same_model, same_setting
 from .files import CONFIG, METRICS
@@ -23,7 +24,7 @@ def run_of(
     model: str | None = None,
     hook: str | None = None,
     data: str | None = None,
-    device: str = "cpu",
+    device: str = RunConfig.device,
     step: int | None = None,
     *,
     text_column: str | None = None,
@@ -82,7 +83,7 @@ def run_of(
             "another folder"
         )
     changes |= {
-        "device": device,
+        "device": chosen_device(device),
         "activations": activations,
         "text_column": text_column,
         "remove_bos": remove_bos,

@@ -12,8 +12,8 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 
 from ..config.architectures import BY_DICT_CLASS, import_class
+from ..devices import chosen_device
 from ..errors import CheckpointError
-from ..trainers.base import require_device
 from .files import CHECKPOINTS, WEIGHTS, checkpoint, replacing
 from .foreign_weights import load_foreign, shapes_of
 from .reading import read_config
@@ -110,7 +110,7 @@ def load_dictionary(
     Raises: CheckpointError if a file is missing, damaged or does not fit the config; ConfigError if
     the machine has no such device. No code in a file is executed.
     """
-    require_device(device)
+    device = chosen_device(device)
     config = read_config(base_path, step)
     if "foreign" in config:
         return load_foreign(config, device), config

@@ -76,7 +76,7 @@ def bench(
     model: str | None = None,
     hook: str | None = None,
     data: str | None = None,
-    device: str = "cpu",
+    device: str = RunConfig.device,
     max_norm_multiple: float | None = None,
     remove_bos: bool | None = None,
     tokens: int = RunConfig.eval_tokens,

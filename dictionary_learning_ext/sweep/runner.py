@@ -69,11 +69,11 @@ def run_sweep(
     for what no run can be trained with, e.g. a full disk; TrainingError, after all others have run, if
     any failed; Interrupted after a signal. A sweep that could begin no run leaves no folder.
     """
-    from ..trainers.base import require_device
+    from ..devices import chosen_device
 
-    own_devices = [config.run.device for config in configs.values()]
-    for device in devices or own_devices:
-        require_device(device, "devices" if devices else "device")
+    for device in devices:
+        chosen_device(device, "devices")
+    own_devices = [] if devices else [chosen_device(one.run.device) for one in configs.values()]
     configs = _as_named_before(configs, save_dir)
     for folder, config in ((save_dir / name, config) for name, config in configs.items()):
         if (folder / CONFIG).is_file():

@@ -16,7 +16,7 @@ from dictionary_learning.trainers.trainer import get_lr_schedule
 from torch.nn import functional
 
 from ..config.checks import require
-from ..errors import ConfigError, Setting, Template, first_line
+from ..errors import ConfigError, Template
 from .optimizers import GuardedAdam, UnitNormAdam
 from .ranks import ALONE, Ranks
 
@@ -393,26 +393,3 @@ def product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Te
     """x W^T in `matmul_dtype`, returned in the weight's dtype: (…, M), (N, M) -> (…, N)."""
     dtype = matmul_dtype or weight.dtype
     return functional.linear(x.to(dtype), weight.to(dtype)).to(weight.dtype)
-
-
-def require_device(device: str | None, name: str = "device") -> None:
-    """Raise a ConfigError unless tensors can be put on `device`, the value of the setting `name`.
-
-    None is torch's own choice.
-    """
-    try:
-        if device is not None:
-            t.device(device)
-    except RuntimeError as error:  # which lists all that torch may be built for
-        raise ConfigError(
-            name=name, value=device, expected="cpu, cuda or cuda:N, e.g. cuda:0"
-        ) from error
-    try:
-        t.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ConfigError(
-            f"can't be used ({first_line(error)})",
-            name=name,
-            value=device,
-            instead=Template("use {cpu}", cpu=Setting(name, "cpu")),
-        ) from error

@@ -14,7 +14,8 @@ from torch.nn import functional
 from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
 from ..config.sae import ProbabilisticTopKArguments, ProbabilisticTopKConfig, require_known
-from .base import SamplingTopKTrainer, product, require_device
+from ..devices import chosen_device
+from .base import SamplingTopKTrainer, product
 from .kernels import compiled
 from .kernels.products import StepForm
 from .kernels.select import top_k
@@ -152,7 +153,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     ):
         require_known(options, ProbabilisticTopKArguments, type(self).__name__)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
-        require_device(device)
+        device = chosen_device(device)
         require_choice("dtype", dtype, Dtype)
         given = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha, **options}
         given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}

@@ -19,7 +19,8 @@ from torch.nn import functional
 from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
 from ..config.sae import VAEaseArguments, VAEaseConfig, require_known
-from .base import SamplingTrainer, product, require_device
+from ..devices import chosen_device
+from .base import SamplingTrainer, product
 from .dictionaries import FromState, require_scale, require_width
 from .optimizers import GuardedAdam
 from .posterior import GatedPosterior
@@ -220,7 +221,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         super().__init__(seed)
         require_known(options, VAEaseArguments, type(self).__name__)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size)
-        require_device(device)
+        device = chosen_device(device)
         require_choice("dtype", dtype, Dtype)
         given = {"dict_size": dict_size, "lr": lr, **options}
         given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
@@ -229,7 +230,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         self.lr, self.warmup_steps, self.decay_start = lr, warmup_steps, decay_start
         self.dtype: Dtype = dtype
         self.wandb_name, self.submodule_name = wandb_name, submodule_name
-        self.device = device or ("cuda" if t.cuda.is_available() else "cpu")
+        self.device = device
         if seed is not None:
             t.manual_seed(seed)
         dict_class = self._dict_class(dict_class, VAEase)

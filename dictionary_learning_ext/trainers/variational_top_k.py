@@ -33,8 +33,9 @@ from ..config.sae import (
     VSAETopKConfig,
     require_known,
 )
+from ..devices import chosen_device
 from ..errors import ConfigError
-from .base import SamplingTopKTrainer, metrics_of_code, require_device
+from .base import SamplingTopKTrainer, metrics_of_code
 from .dictionaries import FromState, require_scale, require_width
 from .kernels import compiled
 from .kernels.memory import keep_freed_memory
@@ -310,7 +311,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     ):
         require_known(options, VSAEArguments, type(self).__name__)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
-        require_device(device)
+        device = chosen_device(device)
         require_choice("dtype", dtype, Dtype)
         given = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha, **options}
         given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}

@@ -21,8 +21,10 @@ from tqdm import tqdm
 from ..activations.buffer import Batches
 from ..activations.hook_points import HookPoint
 from ..activations.inputs import Inputs, find_inputs
+from ..config.checks import require
 from ..config.run import SAMPLE_TOKENS, RunConfig
 from ..config.sae import SAEConfig
+from ..devices import chosen_device, without_auto
 from ..errors import CheckpointError, Interrupted, NonFiniteError, Template, TrainingError, in_shell
 from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels
@@ -31,7 +33,7 @@ from ..run_folder.comparing import measured_on
 from ..run_folder.files import all_locked
 from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
-from ..trainers.base import Trainer, require_device
+from ..trainers.base import Trainer
 from ..trainers.build import build_trainer
 from .logs import open_all, report_finished
 from .plan import Job, Plan, plan, require_memory
@@ -70,7 +72,7 @@ def train(
     *,
     resume: bool = False,
     group: str | None = None,
-    on_start: Callable[[Sequence[Path]], None] = lambda folders: None,
+    on_start: Callable[[Sequence[Path], str], None] = lambda folders, device: None,
     rank_timeout: int = RANK_TIMEOUT,
 ) -> dict[str, Path]:
     """Train every SAE on the same text, save it and evaluate it on held-out text.
@@ -93,8 +95,8 @@ def train(
         resume: continue from the newest resume points of these folders. `reading.read_run` gives
             `run`, `saes` and `hooks`.
         group: what wandb groups the runs by (default: the name of the folder that holds them).
-        on_start: called by the first process, with the run folders, once all is checked that can be
-            before the language model is loaded.
+        on_start: called by the first process, with the run folders and the device, once all is checked that
+            can be before the language model is loaded.
         rank_timeout: of several processes, the seconds that one waits for the others.
 
     Returns: the run folder of each.
@@ -112,11 +114,12 @@ def carry_out(
     planned: Plan,
     *,
     group: str | None = None,
-    on_start: Callable[[Sequence[Path]], None] = lambda folders: None,
+    on_start: Callable[[Sequence[Path], str], None] = lambda folders, device: None,
     rank_timeout: int = RANK_TIMEOUT,
 ) -> dict[str, Path]:
     """Train what is planned; see `train`."""
     processes = launched()
+    planned = planned.on(without_auto(planned.settings.device))
     device = processes.device(planned.settings.device)
     with saying_if_a_rank_is_lost(planned.folders):
         join(rank_timeout)  # every rank has planned, and none has written
@@ -177,7 +180,7 @@ def prepare(
     processes: Processes,
     signals: Interrupts,
     group: str | None,
-    on_start: Callable[[Sequence[Path]], None],
+    on_start: Callable[[Sequence[Path], str], None],
 ) -> Prepared:
     """Open what a run reads, and build or restore its SAEs.
 
@@ -187,7 +190,9 @@ def prepare(
         device: this process's.
     """
     settings = replace(planned.settings, device=device)
-    require_device(device)
+    chosen_device(device)
+    on_a_gpu = Template("False, or {device='cuda'}")
+    require(not settings.tf32 or device.startswith("cuda"), "tf32", settings.tf32, on_a_gpu)
     # Between steps a fill of the buffer can be interrupted, but not where other ranks wait for its end.
     before_batch = None if processes.are_several else signals.check
     inputs = find_inputs(settings, planned.hooks, before_batch, processes.ranks)
@@ -197,7 +202,7 @@ def prepare(
     sources = [None if points else trained_sae(job.config.sae) for job in jobs]
     if processes.is_first:
         _warn_of_slow_bf16(settings)
-        on_start(planned.folders)
+        on_start(planned.folders, planned.settings.device)
 
     inputs.load()
     if settings.eval_tokens and processes.is_first:
@@ -258,7 +263,7 @@ def _built(
     if processes.are_several:
         trainer.join(processes.ranks)
     if point is not None:
-        restore(trainer, point, processes.rank)
+        restore(trainer, point, processes.rank, device)
     return trainer
 
 

@@ -41,6 +41,11 @@ class Job:
         sae = self.config.sae.with_sigma(activation_dim, self.config.run.normalize)
         return replace(self, config=replace(self.config, sae=sae))
 
+    def on(self, device: str) -> "Job":
+        """The same on another device."""
+        run = replace(self.config.run, device=device)
+        return replace(self, config=replace(self.config, run=run))
+
     @property
     def is_finished(self) -> bool:
         return is_finished(self.folder, self.config.run)
@@ -55,6 +60,11 @@ class Plan:
     jobs: list[Job]
     resume: bool
     """Whether they continue from their resume points."""
+
+    def on(self, device: str) -> "Plan":
+        """The same on another device."""
+        settings = replace(self.settings, device=device)
+        return replace(self, settings=settings, jobs=[job.on(device) for job in self.jobs])
 
     @property
     def folders(self) -> list[Path]:
@@ -80,7 +90,7 @@ def plan(
 ) -> Plan:
     """A job for each SAE; see `loop.train` for the arguments.
 
-    Raises: ConfigError for settings that don't go together, TF32 on a CPU, a batch that the processes
+    Raises: ConfigError for settings that don't go together, a batch that the processes
     don't divide, several SAEs in one run of a wandb sweep, a folder that is taken or missing, or a
     command that srun started several times;
     TextError or ActivationsError if there is no such file.
@@ -119,8 +129,6 @@ def _require_together(
         raise ConfigError(
             f"hooks has {strangers[0]!r}, which is no SAE: expected any of {', '.join(saes)}"
         )
-    on_a_gpu = Template("False, or {device='cuda'}")
-    require(not run.tf32 or run.device.startswith("cuda"), "tf32", run.tf32, on_a_gpu)
     count = launched().count
     shares = f"a multiple of {count}, the number of processes"
     require(run.batch_size % count == 0, "batch_size", run.batch_size, shares)

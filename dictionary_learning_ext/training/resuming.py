@@ -12,6 +12,7 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..activations.buffer import Batches
 from ..activations.hook_points import HookPoint
+from ..activations.rows import drawn_seed
 from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.run import may_move, require_same
 from ..config.sae import SAEConfig
@@ -45,6 +46,12 @@ def checked_points(jobs: Sequence[Job], processes: Processes) -> list[ResumePoin
     if not points:
         logger.info("%s: no resume point yet; starting from scratch", where)
         return []
+    first = points[jobs[0].folder]
+    if has_moved(first, device := jobs[0].config.run.device):
+        logger.warning(
+            "%s: continues on %s, was on %s: the result is no longer bit-identical to an uninterrupted run's",
+            *(where, device, first.rest["settings"]["device"]),
+        )
     for job in jobs:
         folder, saved = job.folder, points[job.folder].rest
         former = without_removed(saved["settings"])
@@ -59,6 +66,12 @@ def checked_points(jobs: Sequence[Job], processes: Processes) -> list[ResumePoin
                 f"{processes.count}; continue with `{command} train --resume {in_shell(where)}`"
             )
     return [points[job.folder] for job in jobs]
+
+
+def has_moved(point: ResumePoint, device: str) -> bool:
+    """Whether a point was written on another kind of device than this one."""
+    was = str(point.rest["settings"]["device"])
+    return was.partition(":")[0] != device.partition(":")[0]
 
 
 def require_same_inputs(
@@ -123,12 +136,22 @@ def continue_batches(
     return {hook: point.rest["norm_factor"] for hook, point in by_hook.items()}
 
 
-def restore(trainer: Trainer, point: ResumePoint, rank: int) -> None:
-    """Put a trainer where a point has it, with this rank's generators."""
-    load_trainer_state(trainer.state_holder(), point.trainer)
-    for name, state in state_of_rank(point, rank).get("generators", {}).items():
-        state = t.frombuffer(bytearray.fromhex(state), dtype=t.uint8)
-        getattr(trainer.state_holder(), name).set_state(state)
+def restore(trainer: Trainer, point: ResumePoint, rank: int, device: str) -> None:
+    """Put a trainer where a point has it, with this rank's generators.
+
+    Where the point was written on another kind of device, whose generators have another state, they are seeded anew.
+    """
+    holder, of_rank = trainer.state_holder(), state_of_rank(point, rank).get("generators", {})
+    if not has_moved(point, device):
+        load_trainer_state(holder, point.trainer)
+        for name, state in of_rank.items():
+            state = t.frombuffer(bytearray.fromhex(state), dtype=t.uint8)
+            getattr(holder, name).set_state(state)
+    else:
+        load_trainer_state(holder, point.trainer | {"generators": {}})
+        for name in point.trainer["generators"]:
+            generator = getattr(holder, name)
+            generator.manual_seed(drawn_seed(generator.initial_seed(), "moved at", point.step))
     trainer.check(point.step)
 
 

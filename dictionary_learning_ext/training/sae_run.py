@@ -102,12 +102,11 @@ class SAERun:
         self.log.resume(point, group)
 
     def _note_moved(self) -> None:
-        """Write into config.json where the model and the activations are now, if they have moved."""
+        """Write into config.json what the run computes on now, and where the model and the activations are."""
         config = read_json(self.folder / CONFIG, {"run": {"settings": dict}})
         settings, now = config["run"]["settings"], self.config.stored()
-        moved = {
-            n: now[n] for n in may_move(self.settings, self.settings) if settings.get(n) != now[n]
-        }
+        names = ("device", *may_move(self.settings, self.settings))
+        moved = {name: now[name] for name in names if settings.get(name) != now[name]}
         if moved:
             settings |= moved
             write_json(self.folder / CONFIG, config)

@@ -45,7 +45,7 @@ def test_the_shared_flags_are_one_declaration(command):
     assert isinstance(inputs, InputFlags)
     default = vars(parse(COMMANDS[command], needed).inputs)
     assert vars(inputs) == default | shared
-    assert default.pop("device") == "cpu"
+    assert default.pop("device") == "auto"
     names = {"model", "hook", "data", "max_norm_multiple", "remove_bos"}
     assert default.keys() == names | (
         {"activations", "text_column", "device_map"} & flags_of(COMMANDS[command]).keys()
@@ -80,7 +80,7 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
         flags = sae.typed({n: v for n, v in vars(sae).items() if n not in sae.unused()}, 1000)
     assert {name.replace("-", "_") for name in explained} >= set(flags)
     if "device" in explained:
-        assert re.search(r"--device TEXT +Where to compute: cpu, cuda or cuda:N\. \(", text)
+        assert re.search(r"--device TEXT +Where to compute: auto \(CUDA", text)
 
 
 def test_the_help_of_train_is_short_and_shows_what_it_starts_from(capsys, monkeypatch):

@@ -109,7 +109,7 @@ REFUSED = {
     "train --config nowhere.json": "nowhere.json: no such file",
     "train --resume {tmp}/nope": "nope: no such folder; expected a run folder, e.g. runs/NAME",
     "eval {tmp}/nope": "nope: no such folder",
-    "train {small} --device tpu": "--device tpu: expected cpu, cuda or cuda:N",
+    "train {small} --device tpu": "--device tpu: expected auto, cpu, cuda or cuda:N",
     "compare {measured} --columns fvee": "no metric 'fvee'",
     # A value that is out of range, or that doesn't go with the others
     "train {small} --k 33": "--k 33 … --dict-size 32",
@@ -141,7 +141,6 @@ REFUSED = {
     "sweep {sweep} --max-runs 3": "4 runs; --max-runs is 3; add --yes to run all",
     "sweep --results {tmp} --devices cpu,cpu": "--devices: only works with a sweep file",
     "sweep {sweep} --device=cpu --devices cpu,cpu": "--device and --devices: give only one",
-    "sweep {sweep_of_devices} --devices cpu,cpu": "sweeps device; leave it out, or take device out",
     "sweep {sweep} --devices=": "--devices '': expected devices of one kind",
 }
 
@@ -156,15 +155,12 @@ BAD_TEXTS = {
 
 @pytest.fixture
 def sweeps(flags, tmp_path):
-    """Files of four SAEs: k and the seed are swept, or k and the device."""
-    paths = {}
-    for name, other in (("sweep", {"seed": [0, 1]}), ("sweep_of_devices", {"device": ["cpu"]})):
-        parameters = {each: {"values": values} for each, values in {"k": [2, 4], **other}.items()}
-        command = ["vsae", "train", *flags, "${args}"]
-        sweep = {"name": "s", "method": "grid", "parameters": parameters, "command": command}
-        paths[name] = tmp_path / f"{name}.yaml"
-        paths[name].write_text(json.dumps(sweep))  # JSON is YAML
-    return paths
+    """A file of four SAEs."""
+    parameters = {"k": {"values": [2, 4]}, "seed": {"values": [0, 1]}}
+    command = ["vsae", "train", *flags, "${args}"]
+    sweep = {"name": "s", "method": "grid", "parameters": parameters, "command": command}
+    (tmp_path / "sweep.yaml").write_text(json.dumps(sweep))  # JSON is YAML
+    return {"sweep": tmp_path / "sweep.yaml"}
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def test_the_size_of_the_cache_is_said_first_and_the_table_last(finished):
     out = finished[1]
     size, training, table = (
         re.search(pattern, out)
-        for pattern in (r"need \S+B .*free", r"Training run/seed0\n", r"PW-MCC less null")
+        for pattern in (r"need \S+B .*free", r"Training run/seed0 on cpu\n", r"PW-MCC less null")
     )
     assert size.start() < training.start() < table.start()
     assert "run/seed0 --seeds run/seed1" in out

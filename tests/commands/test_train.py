@@ -31,7 +31,7 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
     settings, recommended = settings_of(tmp_path / "run"), preset("recommended", steps=12)
     for name in ("noise_on", "noise_to_signal", "noise_anneal", "kl_scope", "beta", "lr"):
         assert settings[name] == getattr(recommended.sae, name), name
-    assert out.splitlines()[1] == f"Writing to {tmp_path / 'run'}"
+    assert out.splitlines()[1] == f"Writing to {tmp_path / 'run'}, on cpu"
     assert "near-dead" in out
     assert f"saved in {tmp_path / 'run'}" in out
     assert "from dictionary_learning_ext import load_dictionary\n" in out
@@ -260,7 +260,7 @@ def test_a_run_that_resumes_says_where_it_continues(small, tmp_path, capsys):
         assert main(flags) == 0
         (tmp_path / "run" / "metrics.json").unlink()
         (tmp_path / "run" / "ae.pt").unlink()
-        assert f"Continuing {tmp_path / 'run'}\n" in capsys.readouterr().out
+        assert f"Continuing {tmp_path / 'run'}, on cpu\n" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(

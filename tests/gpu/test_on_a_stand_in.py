@@ -6,6 +6,7 @@ These tests run on every machine. What only a GPU can show is in test_training_o
 import dataclasses
 import itertools
 import shutil
+from pathlib import Path
 
 import pytest
 import torch as t
@@ -22,6 +23,9 @@ from dictionary_learning_ext.activations.buffer import Batches
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import ConfigError, Interrupted
+from dictionary_learning_ext.run_folder.reading import read_config, read_history
+from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
+from dictionary_learning_ext.run_folder.trained_on import run_of
 from dictionary_learning_ext.run_folder.weights import load_dictionary
 from dictionary_learning_ext.trainers import base
 from dictionary_learning_ext.training import loop
@@ -153,6 +157,40 @@ def test_a_stopped_run_of_every_architecture_ends_as_if_it_had_not_been_stopped(
     folders = resumed(run.save_dir)
     for name in saes:
         assert_equal(results(whole[name], 12), results(folders[name], 12))
+
+
+def test_auto_trains_and_measures_where_cuda_is(flags, tmp_path, capsys, monkeypatch, cuda):
+    folder, used, original = tmp_path / "run", set(), VariationalTopKTrainer.update
+
+    def update(self, step, x):
+        used.update(str(each.device) for each in (x, *self.ae.state_dict().values()))
+        return original(self, step, x)
+
+    monkeypatch.setattr(VariationalTopKTrainer, "update", update)
+    assert main(["train", *flags, "--save-dir", str(folder)]) == 0
+    assert f"Writing to {folder}, on cuda\n" in capsys.readouterr().out
+    assert used == {"cuda:0"}
+    assert read_config(folder)["run"]["settings"]["device"] == "cuda"
+    assert main(["eval", str(folder), "--tokens", "100"]) == 0
+    assert run_of(folder).device == "cuda"
+
+
+def test_a_run_that_moves_to_the_cpu_continues_and_says_that_it_is_no_longer_bit_identical(
+    run, monkeypatch, caplog
+):
+    stopped_at(15, monkeypatch)
+    with PretendCuda(), pytest.raises(Interrupted):
+        train(run, {"x": sae_of()})
+    folder = Path(run.save_dir)
+    point = load_point(folder, 15)
+    assert point.rest["settings"]["device"] == "cuda"
+    of_cuda = {"generator": t.zeros(16, dtype=t.uint8)}  # as long as CUDA's
+    save_point(folder, 15, point.trainer | {"generators": of_cuda}, point.rest)
+    train(run, {"x": sae_of()}, resume=True)
+    (said,) = [record.message for record in caplog.records if "bit-identical" in record.message]
+    assert "continues on cpu, was on cuda" in said
+    assert read_config(folder)["run"]["settings"]["device"] == "cpu"
+    assert read_history(folder)[-1]["step"] == run.steps
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from hypothesis import given
 from hypothesis import strategies as st
-from small_commands import refused
 from small_trainers import (
     STEPS,
     D,
@@ -26,11 +25,10 @@ from small_trainers import (
     weights_of,
 )
 
-from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
 from dictionary_learning_ext.errors import ConfigError, UserError
 from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
-from dictionary_learning_ext.trainers.base import KAnnealing, batch_metrics, require_device
+from dictionary_learning_ext.trainers.base import KAnnealing, batch_metrics
 from dictionary_learning_ext.trainers.ranks import Ranks
 from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 
@@ -335,7 +333,7 @@ REFUSED = [
     (ALL, {"dict_size": 0}, "^dict_size=0"),
     (ALL, {"activation_dim": 0}, "^activation_dim=0: expected at least 1"),
     (ALL, {"steps": 50.0}, "^steps=50.0: expected a whole number"),
-    (ALL, {"device": "gpu"}, "^device='gpu': expected cpu, cuda or cuda:N, e.g. cuda:0$"),
+    (ALL, {"device": "gpu"}, "^device='gpu': expected auto, cpu, cuda or cuda:N, e.g. cuda:0$"),
     (ALL, {"dtype": "float16"}, "^dtype='float16'"),
     (ALL, {"lr": math.nan}, "lr=nan"),
     (ALL, {"lr": -1.0}, "lr=-1.0: expected above 0"),
@@ -472,37 +470,3 @@ def test_an_interrupted_step_leaves_k_and_the_threshold_waits_for_it(architectur
         assert trainer.ae.threshold == -1, step
     trainer.update(70, batch(70))
     assert trainer.ae.threshold > 0
-
-
-# --- devices
-
-without_gpu = pytest.mark.skipif(t.cuda.is_available(), reason="this machine has a GPU")
-
-
-@without_gpu
-@pytest.mark.parametrize("device", ["cuda", "cuda:3", "gpu", "cuda:-1", ""])
-def test_a_device_that_is_not_there_is_refused(device):
-    require_device("cpu")
-    message = rf"^device='{device}': (can't be used \(.+\); use device='cpu'|expected cpu, cuda or cuda:N)"
-    with pytest.raises(ConfigError, match=message):
-        require_device(device)
-
-
-def test_a_device_that_is_there_and_refuses_says_why(monkeypatch):
-    def full(*_, **__):
-        raise t.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
-
-    monkeypatch.setattr(t, "empty", full)
-    with pytest.raises(ConfigError, match=r"\(CUDA out of memory. Tried\); use"):
-        require_device("cuda")
-
-
-@without_gpu
-def test_every_command_says_the_same_and_blames_no_file(folder, flags, tmp_path, capsys):
-    with pytest.raises(ConfigError, match="device='cuda:3': "):
-        load_dictionary(folder, "cuda:3")
-    train = ["train", *flags, f"--save-dir={tmp_path / 'run'}"]
-    export = ["export", folder, "--format=safetensors"]
-    for command in (train, export, ["eval", folder], ["report", folder]):
-        line = refused([*command, "--device=cuda:3"], capsys)
-        assert line.startswith("vsae: --device cuda:3: "), command
