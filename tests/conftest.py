@@ -3,7 +3,9 @@
 import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_SILENT": "true"}
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # --device auto is the CPU; `make test-gpu` shows a GPU
+os.environ.setdefault(
+    "CUDA_VISIBLE_DEVICES", ""
+)  # --device auto is the CPU; `make test-gpu` shows a GPU
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

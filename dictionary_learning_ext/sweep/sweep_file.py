@@ -27,6 +27,8 @@ _STARTS = {"preset", "config"}
 """What a run starts from: one of them, so that a typed one replaces the file's."""
 _OWN = {"save_dir", "overwrite", "resume"}
 """What a sweep does itself, and no run is told."""
+_FOR_AGENTS = "--wandb=online"
+"""What only wandb's agents take from a file, so that a local sweep of the same file needs no server."""
 _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform", "categorical", "constant")
 
 _MOST_DRAWS = 100
@@ -150,6 +152,9 @@ def configurations(
     for name in sorted(typed & refused.keys()):
         raise ConfigError(refused[name], name=name, instead="leave it out")
     shared = _without_start(sweep.flags) if typed & _STARTS else sweep.flags
+    if _FOR_AGENTS in shared and "wandb" not in typed:
+        logger.info("%s: not logged to wandb; to log the runs, add --wandb online", sweep.file)
+    shared = [flag for flag in shared if flag != _FOR_AGENTS]
     configs = []
     for assignment in sweep.assignments:
         swept = [f"--{name}={value}" for name, value in assignment.items()]

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,7 +30,6 @@ SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 def test_every_configuration_of_every_file_is_the_one_of_an_agents_command(path):
     """The local sweep and wandb's own functions make the same configuration of it."""
     content = yaml.safe_load(path.read_text())
-    assert set(content["metric"]) == {"name", "goal"}
     sweep = read_sweep(path)
     assert any(flag.startswith("--preset=") for flag in sweep.flags), "another default is no matter"
     here = configurations(sweep, train_config)
@@ -43,23 +43,37 @@ def test_every_configuration_of_every_file_is_the_one_of_an_agents_command(path)
         words = [*command[:place], *arguments["args"], *command[place + 1 :]]
         assert words[:2] == ["vsae", "train"]
         theirs = train_config(words[2:])
+        assert theirs.run.wandb == "online"
         resolved = theirs.sae.resolve(theirs.run.steps)
-        assert TrainConfig(resolved, theirs.run) == config
+        assert TrainConfig(resolved, replace(theirs.run, wandb="disabled")) == config
         for name, value in assignment.items():
             assert config.to_dict()[name] == value
+
+
+def test_a_local_sweep_needs_no_server_unless_it_is_asked_to_log(sweep_file, caplog):
+    caplog.set_level("INFO")
+    command = yaml.safe_load(sweep_file().read_text())["command"]
+    sweep = read_sweep(sweep_file(command=[*command[:-1], "--wandb=online", "${args}"]))
+    modes = {
+        tuple(fixed): {one.run.wandb for one in configurations(sweep, train_config, fixed).values()}
+        for fixed in ([], ["--wandb", "online"], ["--wandb=offline"])
+    }
+    assert [*modes.values()] == [{"disabled"}, {"online"}, {"offline"}]
+    assert caplog.text.count("add --wandb online") == 1
 
 
 @pytest.mark.parametrize("name", ["embedded", "two_hooks"])
 def test_the_sweeps_of_the_embedded_model_are_around_the_recommended_preset(name):
     sweep = read_sweep(SWEEPS[0].with_name(f"{name}.yaml"))
-    of_evaluation = {"eval_tokens", "wandb"}
+    of_evaluation = {"eval_tokens"}
     unlike = []
     for config in configurations(sweep, train_config).values():
         usual = preset("recommended", config.run.steps)
         run = with_hook_names(usual.run)
         usual = TrainConfig(usual.sae.resolve(run.steps), run)
         unlike.append({n for n, v in config.to_dict().items() if v != usual.to_dict()[n]})
-        assert unlike[-1] <= {*sweep.assignments[0], *of_evaluation}
+        follow = {"data_seed", "dead_feature_threshold"}  # from seed, and from k
+        assert unlike[-1] <= {*sweep.assignments[0], *of_evaluation, *follow}
     assert any(one <= of_evaluation for one in unlike), "the preset itself is one of the runs"
 
 
