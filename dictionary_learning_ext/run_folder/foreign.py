@@ -3,6 +3,9 @@
     SAELens        cfg.json, sae_weights.safetensors    of any version
     sparsify       cfg.json, sae.safetensors            sparsify's trainer writes config.json beside the folder
     Gemma Scope    params.npz                           what it is of is in the names of the folders above it
+    Baker & Li     config.json, ae.pt                   a dict_class VSAETopK of the paper's public code, a fork of
+                                                        dictionary_learning:
+                                                        github.com/ZachData/SPAR-Variational-Sparse-Autoencoders
 
 Their settings are put as a config.json of ours or upstream's puts them. What the classes that they are loaded as
 can't compute is refused here, by name. foreign_weights.py reads the weights. Imports no torch.
@@ -16,7 +19,7 @@ from ..errors import CheckpointError
 from .files import CONFIG, METRICS, WEIGHTS, target_of
 from .json_files import Shape, misshapen, read_json
 
-Format = Literal["SAELens", "sparsify", "Gemma Scope"]
+Format = Literal["SAELens", "sparsify", "Gemma Scope", "Baker & Li"]
 FOREIGN_CONFIG = "cfg.json"
 """The settings, in SAELens's and sparsify's formats."""
 SAE_LENS_WEIGHTS = "sae_weights.safetensors"
@@ -26,6 +29,7 @@ WEIGHTS_OF: dict[Format, str] = {
     "SAELens": SAE_LENS_WEIGHTS,
     "sparsify": SPARSIFY_WEIGHTS,
     "Gemma Scope": GEMMA_SCOPE_WEIGHTS,
+    "Baker & Li": WEIGHTS,
 }
 SPARSIFY_ABOUT = "export.json"
 """What `vsae export` adds to a folder for sparsify, whose cfg.json has no place for it."""
@@ -41,8 +45,10 @@ RECOGNISED = (
 )
 HOOK_POINT = re.compile(r"blocks\.\d+\.hook_\w+")
 
-OF_TOP_K = ("topk", "abstopk")
-"""SAELens's architectures with k features a token."""
+OF_BAKER_LI = {0: "vsaetopk", 1: "vsaetopk_learned_variance"}
+"""Their VSAETopK by its var_flag, named as SAELens names architectures."""
+OF_TOP_K = ("topk", "abstopk", *OF_BAKER_LI.values())
+"""Architectures with k features a token."""
 OF_BATCH_TOP_K = ("batchtopk", "matryoshka_batchtopk")
 """Of its training alone: what its save_model writes. Its save_inference_model writes a jumprelu."""
 _DICT_CLASSES = {
@@ -52,8 +58,9 @@ _DICT_CLASSES = {
     "jumprelu": "JumpReluAutoEncoder",
     "gated": "GatedAutoEncoder",
     **dict.fromkeys(OF_BATCH_TOP_K, "JumpReluAutoEncoder"),
+    **dict.fromkeys(OF_BAKER_LI.values(), "VariationalTopKAutoEncoder"),
 }
-"""By SAELens's architecture: a class of upstream's or ours that computes the same."""
+"""By architecture: a class of upstream's or ours that computes the same."""
 _FORMER_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 """Of SAELens's settings before its version 6."""
 _SETTINGS: Shape = {
@@ -76,6 +83,15 @@ _RUN_OF_SPARSIFY: Shape = {
     **dict.fromkeys(("model", "dataset", "text_column"), str | None),
     "ctx_len": int | None,
 }
+_SETTINGS_OF_BAKER_LI: Shape = {
+    "trainer": {
+        **dict.fromkeys(("activation_dim", "dict_size", "k"), int | None),
+        **dict.fromkeys(("lm_name", "submodule_name"), str | None),
+        "var_flag": int,
+        "use_april_update_mode": bool,
+    },
+    "buffer": {"ctx_len": int | None},
+}
 _REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-([a-z]+)")
 _HOOKS_OF_GEMMA_SCOPE = {"res": "hook_resid_post", "mlp": "hook_mlp_out"}
 
@@ -83,10 +99,18 @@ _HOOKS_OF_GEMMA_SCOPE = {"res": "hook_resid_post", "mlp": "hook_mlp_out"}
 def format_of(folder: Path) -> Format | None:
     """Which other library's folder it is; None for one with our or upstream's weights, or with no SAE."""
     if (folder / WEIGHTS).exists():
-        return None
+        return "Baker & Li" if _is_of_baker_li(folder) else None
     has_settings = (folder / FOREIGN_CONFIG).is_file()
     found: list[Format] = [form for form, name in WEIGHTS_OF.items() if (folder / name).is_file()]
     return next((form for form in found if has_settings or form == "Gemma Scope"), None)
+
+
+def _is_of_baker_li(folder: Path) -> bool:
+    try:
+        config = read_json(folder / CONFIG, {"trainer": {"dict_class": str}})
+    except (CheckpointError, OSError):  # whoever reads it as a folder of ours or upstream's says so
+        return False
+    return config.get("trainer", {}).get("dict_class") == "VSAETopK"
 
 
 def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +161,8 @@ def _settings_of(folder: Path, form: Format, overrides: dict[str, Any]) -> dict[
     """A folder's settings, as SAELens would write them from version 6 on."""
     if form == "Gemma Scope":
         settings = _gemma_scope_config(folder) | overrides
+    elif form == "Baker & Li":
+        settings = _config_of_baker_li(folder)
     elif form == "sparsify":
         own = _object_in(folder / FOREIGN_CONFIG, _SETTINGS_OF_SPARSIFY)
         settings = _in_words_of_sae_lens(folder, own | overrides)
@@ -246,6 +272,27 @@ def _gemma_scope_config(folder: Path) -> dict[str, Any]:
             about["hook_name"] = f"blocks.{layer}.{_HOOKS_OF_GEMMA_SCOPE[site]}"
     own = {"architecture": "jumprelu", "apply_b_dec_to_input": False}
     return own | {"layer": layer, "metadata": about}
+
+
+def _config_of_baker_li(folder: Path) -> dict[str, Any]:
+    """What SAELens would write of a VSAETopK. Settings that are missing have their class's defaults."""
+    own = read_json(folder / CONFIG, _SETTINGS_OF_BAKER_LI, "copy it again")
+    trainer, flag = own["trainer"], own["trainer"].get("var_flag", 0)
+    if flag not in OF_BAKER_LI:
+        what = f"trainer.var_flag is {flag}, expected 0 or 1"
+        raise CheckpointError(f"{folder / CONFIG}: {what}", instead="copy it again")
+    return {
+        "architecture": OF_BAKER_LI[flag],
+        "d_in": trainer.get("activation_dim"),
+        "d_sae": trainer.get("dict_size"),
+        "k": trainer.get("k"),
+        "apply_b_dec_to_input": not trainer.get("use_april_update_mode", True),
+        "metadata": {
+            "model_name": trainer.get("lm_name"),
+            "hook_name": trainer.get("submodule_name"),
+            "context_size": own.get("buffer", {}).get("ctx_len"),
+        },
+    }
 
 
 def _object_in(path: Path, shape: Shape) -> dict[str, Any]:

@@ -5,7 +5,11 @@
                    BatchTopK or a Matryoshka that its save_model wrote, whose features are those above it
     sparsify       encoder.weight (F, D), encoder.bias (F), W_dec (F, D), b_dec (D)
     Gemma Scope    as SAELens's jumprelu, of which some files write w_enc and w_dec
+    Baker & Li     encoder.weight (F, D), encoder.bias (F), decoder.weight (D, F), decoder.bias or bias (D), k (); of a
+                   learned variance var_encoder.weight (F, D), var_encoder.bias (F), for log sigma^2
 
+Baker & Li's are read as their code reads them now, with a ReLU on the mean, and in the units of the raw activations.
+What training divided these by is in no file: so the KL, and what is sampled, are in other units than in training.
 None of the libraries is needed. Their settings are in foreign.py.
 """
 
@@ -20,9 +24,11 @@ from safetensors.torch import load_file
 
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..errors import CheckpointError
+from .files import WEIGHTS
 from .foreign import (
     FOREIGN_CONFIG,
     GEMMA_SCOPE_WEIGHTS,
+    OF_BAKER_LI,
     OF_BATCH_TOP_K,
     OF_TOP_K,
     SPARSIFY_WEIGHTS,
@@ -31,13 +37,27 @@ from .foreign import (
 
 UNIT_NORM_TOLERANCE = 1e-5
 """How far from 1 a decoder's norms may be for an SAE whose reader takes them to be 1 (SAE Bench's)."""
-_OPTIONS: dict[str, dict[str, Any]] = {"abstopk": {"posterior": "point", "select_by": "magnitude"}}
-"""Of the dictionary's class, by SAELens's architecture."""
+_BY_MAGNITUDE: dict[str, Any] = {"posterior": "point", "select_by": "magnitude"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "abstopk": _BY_MAGNITUDE,
+    OF_BAKER_LI[0]: _BY_MAGNITUDE | {"rectify": True},
+    OF_BAKER_LI[1]: _BY_MAGNITUDE | {"rectify": True, "posterior": "learned"},
+}
+"""Of the dictionary's class, by architecture."""
+_LOG_VAR_LIMITS = (-6.0, 2.0)
+"""Baker & Li's."""
 _NAMES = {
     **{"encoder.weight": "W_enc", "encoder.bias": "b_enc"},  # sparsify's
     **{"w_enc": "W_enc", "w_dec": "W_dec"},  # Gemma Scope's
 }
 """And SAELens's."""
+_NAMES_OF_BAKER_LI = {
+    **{"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"},
+    **{"decoder.bias": "b_dec", "bias": "b_dec"},
+    **{"var_encoder.weight": "W_var", "var_encoder.bias": "b_var"},
+}
+_TRANSPOSED = ("W_enc", "W_dec", "W_var")
+"""Of theirs, torch's Linear layers have them so."""
 _OF_GEMMA_SCOPE = (*_NAMES, *_NAMES.values(), "b_dec", "threshold", "scaling_factor")
 
 
@@ -102,8 +122,7 @@ def load_foreign(
 def _read(path: Path) -> dict[str, t.Tensor]:
     """The tensors by SAELens's names, in float64, in which biases are folded."""
     try:
-        tensors = _arrays_in(path) if path.name == GEMMA_SCOPE_WEIGHTS else load_file(path)
-        weights = {_NAMES.get(name, name): value.double() for name, value in tensors.items()}
+        weights = _tensors_in(path)
         if "log_threshold" in weights:  # in place of threshold, in SAELens's earlier training saves
             weights["threshold"] = weights.pop("log_threshold").exp()
         if path.name == SPARSIFY_WEIGHTS:
@@ -124,6 +143,20 @@ def _read(path: Path) -> dict[str, t.Tensor]:
             f"{path}: has a scaling_factor, by which its finetuning scaled features; expected none, or ones"
         )
     return weights
+
+
+def _tensors_in(path: Path) -> dict[str, t.Tensor]:
+    """A file's tensors by SAELens's names, in float64. No code in it is executed."""
+    if path.name == WEIGHTS:
+        state = t.load(path, map_location="cpu", weights_only=True)
+        if others := state.keys() - _NAMES_OF_BAKER_LI.keys() - {"k"}:
+            raise ValueError(f"holds {', '.join(sorted(others))}, which no VSAETopK has")
+        named = {
+            each: state[name].double() for name, each in _NAMES_OF_BAKER_LI.items() if name in state
+        }
+        return {name: value.T if name in _TRANSPOSED else value for name, value in named.items()}
+    tensors = _arrays_in(path) if path.name == GEMMA_SCOPE_WEIGHTS else load_file(path)
+    return {_NAMES.get(name, name): value.double() for name, value in tensors.items()}
 
 
 def _arrays_in(path: Path) -> dict[str, t.Tensor]:
@@ -154,7 +187,8 @@ def _require_shapes(weights: dict[str, t.Tensor]) -> None:
         raise ValueError(f"W_enc is {shapes['W_enc']}, expected two dimensions")
     d, f = shapes["W_enc"]
     expected = {"W_dec": (f, d), "b_dec": (d,), "topk_threshold": ()}
-    expected |= dict.fromkeys(("b_enc", "threshold", "b_gate", "b_mag", "r_mag"), (f,))
+    expected |= {"W_var": (d, f)}
+    expected |= dict.fromkeys(("b_enc", "b_var", "threshold", "b_gate", "b_mag", "r_mag"), (f,))
     for name, shape in expected.items():
         if (found := shapes.get(name, shape)) != shape:
             raise ValueError(f"{name} is {found}, expected {shape} beside W_enc {(d, f)}")
@@ -204,7 +238,15 @@ def _upstream_state(
             threshold_F = weights["topk_threshold"] / unit_scale_F * scale_F
         state = {"W_enc": W_enc_DF, "W_dec": W_dec_FD, "b_dec": b_dec_D, "threshold": threshold_F}
         return state | {"b_enc": b_enc_F}
-    return {
+    learned = {}
+    if architecture == OF_BAKER_LI[1]:
+        W_var_DF, b_var_F = weights["W_var"], weights["b_var"]
+        learned = {
+            "log_var_encoder.weight": W_var_DF.T,
+            "log_var_encoder.bias": b_var_F if is_centred else b_var_F + b_dec_D @ W_var_DF,
+            "log_var_limits": t.tensor(_LOG_VAR_LIMITS),
+        }
+    return learned | {
         "encoder.weight": W_enc_DF.T,
         "encoder.bias": b_enc_F if is_centred else b_enc_F + shift_F,
         "decoder.weight": W_dec_FD.T,

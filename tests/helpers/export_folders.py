@@ -126,3 +126,48 @@ def of_gemma_scope(folder, d=D, f_size=F, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "params.npz", **{n: v for n, v in weights.items() if v is not None})
     return weights
+
+
+def of_baker_li(folder, *, learned=False, is_centred=False, dtype=t.bfloat16, **changes):
+    """A folder as the paper's public code writes it: the weights of its VSAETopK, and what else it says of it."""
+    generator = t.Generator().manual_seed(2)
+
+    def draw(*shape):
+        return t.randn(*shape, generator=generator).to(dtype)
+
+    state = {
+        "k": t.tensor(K, dtype=t.int32),
+        "bias" if is_centred else "decoder.bias": draw(D),
+        "encoder.weight": draw(F, D),
+        "encoder.bias": draw(F),
+        "decoder.weight": draw(D, F),
+    }
+    if learned:
+        state |= {"var_encoder.weight": draw(F, D) / 10, "var_encoder.bias": draw(F) - 2}
+    folder.mkdir(parents=True, exist_ok=True)
+    t.save(state, folder / "ae.pt")
+    trainer = {
+        "dict_class": "VSAETopK",
+        "trainer_class": "VSAETopKTrainer",
+        "activation_dim": D,
+        "dict_size": F,
+        "k": K,
+        "var_flag": int(learned),
+        "use_april_update_mode": not is_centred,
+        "log_var_init": -2.0,
+        "dtype": "torch.bfloat16",
+        "device": "cuda",
+        "lr": 8e-4,
+        "kl_coeff": 1.0,
+        "auxk_alpha": 0,
+        "layer": 1,
+        "lm_name": "some/model",
+        "wandb_name": "VSAETopK_fixed_var",
+        "submodule_name": "blocks.1.hook_resid_post",
+        "seed": 42,
+        "architecture_version": "vae_topk_v2",
+        "key_features": ["topk_on_absolute_values"],
+    } | changes
+    buffer = {"d_submodule": D, "n_ctxs": 2500, "ctx_len": 64, "refresh_batch_size": 12}
+    (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": buffer}))
+    return folder, {name: value.float() for name, value in state.items()}

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as t
-from export_folders import of_gemma_scope
+from export_folders import K as K_OF_BAKER_LI
+from export_folders import of_baker_li, of_gemma_scope
 from safetensors.torch import load_file, save_file
 
 from dictionary_learning_ext import load_dictionary
@@ -605,6 +606,57 @@ def test_saelens_reads_a_file_of_gemma_scope_as_we_do(tmp_path, x, monkeypatch):
     t.testing.assert_close(ours(x), sae(x).detach(), rtol=1e-5, atol=1e-5)
     assert own["trainer"]["submodule_name"] == config["metadata"]["hook_name"]
     assert own["trainer"]["lm_name"] == f"google/{config['metadata']['model_name']}"
+
+
+# --- Baker & Li's
+
+
+def by_the_equations_of_baker_li(x, state):
+    """Features, reconstructions and log sigma^2 of their VSAETopK outside training."""
+    bias = state.get("bias", state.get("decoder.bias"))
+    x = x - bias if "bias" in state else x
+    mu = (x @ state["encoder.weight"].T + state["encoder.bias"]).relu()
+    size = mu.abs()
+    f = mu * (size >= size.sort(dim=1).values[:, -K_OF_BAKER_LI, None])
+    log_var = x @ state["var_encoder.weight"].T + state["var_encoder.bias"]
+    return f, f @ state["decoder.weight"].T + bias, log_var.clamp(-6, 2)
+
+
+@pytest.mark.parametrize("is_centred", [False, True])
+def test_an_sae_of_the_papers_public_code_is_that_of_its_equations(is_centred, tmp_path):
+    folder, state = of_baker_li(tmp_path / "trainer_0", learned=True, is_centred=is_centred)
+    x = 3 * t.randn(50, 16, generator=t.Generator().manual_seed(1))
+    f, x_hat, log_var = by_the_equations_of_baker_li(x, state)
+    sae: Any = load_dictionary(folder)[0]
+    t.testing.assert_close(sae.encode(x), f, rtol=1e-5, atol=1e-5)
+    t.testing.assert_close(sae(x), x_hat, rtol=1e-5, atol=1e-4)
+    t.testing.assert_close(sae.log_var(x), log_var, rtol=1e-5, atol=1e-5)
+    assert (log_var == -6).any()
+    assert (sae.encode(x) != 0).sum(1).max() == K_OF_BAKER_LI
+    run = run_of(folder)
+    assert (run.model, run.hook, run.ctx_len) == ("some/model", "blocks.1.hook_resid_post", 64)
+
+
+def test_a_fixed_variance_of_the_papers_public_code_never_samples(tmp_path):
+    folder, _ = of_baker_li(tmp_path / "trainer_0")
+    x = t.randn(20, 16, generator=t.Generator().manual_seed(1))
+    sae: Any = load_dictionary(folder)[0]
+    t.testing.assert_close(sae.encode(x, sample=True), sae.encode(x))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"var_flag": 2}, r"config\.json: trainer\.var_flag is 2, expected 0 or 1"),
+        ({"var_flag": 1}, r"ae\.pt: has no W_var"),
+        ({"dict_size": 8}, r"its dict_size is 32, and .* says 8"),
+        ({"k": None}, "with k=None"),
+    ],
+)
+def test_a_damaged_folder_of_the_papers_public_code_is_one_line(changes, message, tmp_path):
+    folder, _ = of_baker_li(tmp_path / "trainer_0", **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load_dictionary(folder)
 
 
 # --- none of them

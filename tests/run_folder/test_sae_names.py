@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch as t
 import yaml
-from export_folders import of_gemma_scope, of_sae_lens, of_sparsify
+from export_folders import of_baker_li, of_gemma_scope, of_sae_lens, of_sparsify
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from dictionary_learning_ext import load_dictionary
@@ -59,6 +59,7 @@ def hub(tmp_path, monkeypatch, trained):
     shutil.copytree(trained / "vsae", repositories / "me" / "pushed" / "vsae")
     of_sae_lens(repositories / "me" / "one")
     of_gemma_scope(repositories / SCOPE)
+    of_baker_li(repositories / "me" / "vsaes" / "trainer_0")
 
     def download(repo, *, allow_patterns):
         asked.append((repo, allow_patterns))
@@ -107,6 +108,7 @@ def table(tmp_path, monkeypatch):
         ("me/sparse/layers.1", "me/sparse/layers.1"),
         ("me/pushed/vsae", "me/pushed/vsae"),
         ("me/one", "me/one"),
+        ("me/vsaes/trainer_0", "me/vsaes/trainer_0"),
         (SCOPE, SCOPE),
     ],
 )
