@@ -163,7 +163,7 @@ def draw(content: dict[str, Any], page: Path) -> None:
     """What is lost, L0 and FVE by beta: a line for each arm, a dot for each seed."""
     rows = with_losses(content["rows"])
     shown = {"lost": "living features lost", "l0": "L0 / k", "fve": "FVE"}
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True)
     for row_axes, multiple in zip(axes, sorted(MULTIPLES), strict=True):
         for axis, (name, label) in zip(row_axes, shown.items(), strict=True):
             scale = multiple * D // RATIO if name == "l0" else 1
@@ -183,7 +183,7 @@ def draw(content: dict[str, Any], page: Path) -> None:
                 axis.axhline(LOST, color="grey", linestyle="--", linewidth=0.8)
     for axis in axes[-1]:
         axis.set_xlabel("beta")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncol=4)
+    axes[1][2].legend(fontsize=8)
     save_plot(figure, page.with_suffix(".png"), dpi=90)
 
 

@@ -1,15 +1,15 @@
-"""The paper's figures 3 to 5 and 8 to 11, from what reproduce_paper.py measured.
+"""The paper's figures 3 to 5, 10 and 11, from what reproduce_paper.py measured. beta.py draws 8 and 9.
 
 Figures 6 and 7 are single features: `vsae report` makes pages of all of them.
 """
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LogNorm, Normalize
 
 from experiments.pages import LABELS, save_plot
 
@@ -18,6 +18,8 @@ AS_STATED = ("TopK", "equations, beta 1", "code, beta 1")
 """TopK, and the paper's two vSAEs: of its equations, and of its public code."""
 RATIOS = (32, 16, 8, 4)
 """F/k at F = 4D."""
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""The ticks of figures 10 and 11's logarithmic colour bar."""
 COLOURS = dict(zip(AS_STATED, ("tab:blue", "tab:red", "tab:orange"), strict=True))
 
 
@@ -28,11 +30,11 @@ def rows_at(rows: Sequence[Row], model: str, multiple: int, ratio: int) -> list[
 
 
 def draw(content: dict[str, Any], folder: Path) -> None:
-    """Write the figures that the raw results carry."""
-    drawn = {"figure_3": figure_3(content), "figure_8_9": figure_8_9(content["maps"])}
+    """Write the figures that the raw results carry, but for 8 and 9, see beta.py."""
+    drawn = {"figure_3": figure_3(content)}
     drawn["figure_10_11"] = figure_10_11([row for row in content["maps"] if "map" in row])
     if content["bench"]:
-        drawn["figure_4_5"] = figure_4_5(content)
+        drawn["figure_4_5"] = figure_4_5(content["bench"])
     for name, figure in drawn.items():
         save_plot(figure, folder / f"{name}.png", dpi=75)
 
@@ -63,45 +65,66 @@ def figure_3(content: dict[str, Any]) -> Any:
     return figure
 
 
-def figure_4_5(content: dict[str, Any]) -> Any:
-    """SCR, TPP, TPP's intended and unintended effects against N, at k/F = 1/8."""
+def figure_4_5(bench: list[Row]) -> Any:
+    """SCR, TPP, TPP's intended and unintended effects against N: a row for each k/F that was measured.
+
+    Lines are means over seeds, the bands a standard deviation to either side.
+    """
     shown = {"scr": "SCR", "tpp": "TPP", "tpp_intended": "intended", "tpp_unintended": "unintended"}
-    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
-    for axis, (name, label) in zip(axes, shown.items(), strict=True):
-        for model in AS_STATED:
-            rows = [row[name] for row in rows_at(content["bench"], model, 4, 8)]
-            means = [statistics.mean(row[n] for row in rows) for n in rows[0]]
-            axis.plot(range(len(means)), means, color=COLOURS[model], marker=".", label=model)
-            axis.set(xticks=range(len(means)), xticklabels=list(rows[0]), xlabel="N ablated")
-        axis.set(title=label)
-    axes[0].legend(fontsize=7)
-    return figure
-
-
-def figure_8_9(maps: list[Row]) -> Any:
-    """Histograms of the largest activation of each living feature, seed 0."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3))
-    for axis, model in zip(axes, AS_STATED, strict=True):
-        row = next(row for row in maps if row["model"] == model)
-        axis.hist(row["largest"], bins=40, color=COLOURS[model])
-        axis.set(title=f"{model}: {len(row['largest'])} features", xlabel="largest activation")
+    ratios = [ratio for ratio in RATIOS if any(row["ratio"] == ratio for row in bench)]
+    size = (13, 0.4 + 2.8 * len(ratios))
+    figure, axes = plt.subplots(len(ratios), 4, figsize=size, sharey="col", squeeze=False)
+    for row_axes, ratio in zip(axes, ratios, strict=True):
+        for axis, (name, label) in zip(row_axes, shown.items(), strict=True):
+            for model in AS_STATED:
+                rows = [row[name] for row in rows_at(bench, model, 4, ratio)]
+                values = np.array([list(row.values()) for row in rows])
+                mean, std, places = values.mean(0), values.std(0), range(len(rows[0]))
+                axis.plot(places, mean, color=COLOURS[model], marker=".", label=model)
+                axis.fill_between(
+                    places, mean - std, mean + std, color=COLOURS[model], alpha=0.2, linewidth=0
+                )
+                axis.set(xticks=places, xticklabels=list(rows[0]))
+            axis.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
+            axis.set_title(f"{label}, k/F = 1/{ratio}")
+    for axis in axes[-1]:
+        axis.set_xlabel("N features ablated")
+    axes[0][1].legend(fontsize=8)
     return figure
 
 
 def figure_10_11(maps: list[Row]) -> Any:
-    """t-SNE of the features: clusters, utilisation, mean activation, cluster utilisation, seed 0."""
-    figure, axes = plt.subplots(len(maps), 4, figsize=(13, 3.1 * len(maps)))
+    """t-SNE of the features: clusters, utilisation, mean activation, cluster utilisation, seed 0.
+
+    A colour, and a bar's height, means the same in every row.
+    """
+    size = (14, 3.1 * len(maps))
+    figure, axes = plt.subplots(len(maps), 4, figsize=size)
+    shown = {
+        "share of tokens it is on": ("map_utilisation", LogNorm),
+        "mean activation": ("map_mean", Normalize),
+    }
+    scales = {}
+    for name, scale in shown.values():
+        values = np.concatenate([row[name] for row in maps])
+        scales[name] = scale(*np.quantile(values, [0.01, 0.99]))
+    highest = max(max(row["cluster_utilisation"]) for row in maps)
     for row_axes, row in zip(axes, maps, strict=True):
         x, y = np.array(row["map"]).T
-        used = np.array(row["map_utilisation"])
-        shown = {
-            "clusters": (row["map_cluster"], 5, "tab10"),
-            "utilisation": (np.log10(used), 5, "viridis"),
-            "mean activation": (row["map_mean"], 3 + 60 * used, "viridis"),
-        }
-        for axis, (label, (colour, size, palette)) in zip(row_axes[:3], shown.items(), strict=True):
-            axis.scatter(x, y, c=colour, s=size, cmap=palette)
-            axis.set(title=f"{row['model']}: {label}", xticks=[], yticks=[])
+        row_axes[0].scatter(x, y, c=row["map_cluster"], s=5, cmap="tab10")
+        row_axes[0].set_title(f"{row['model']}: 10 clusters")
+        for axis, (label, (name, _)) in zip(row_axes[1:3], shown.items(), strict=True):
+            sizes = 5 if name == "map_utilisation" else 3 + 60 * np.array(row["map_utilisation"])
+            points = axis.scatter(x, y, c=row[name], s=sizes, norm=scales[name], cmap="viridis")
+            bar = figure.colorbar(points, ax=axis, extend="both")
+            if name == "map_utilisation":
+                bar.set_ticks(SHARES, labels=[f"{share:g}" for share in SHARES])
+                bar.minorticks_off()
+            axis.set_title(label)
+        for axis in row_axes[:3]:
+            axis.set(xticks=[], yticks=[])
         row_axes[3].bar(range(len(row["cluster_sizes"])), row["cluster_utilisation"])
-        row_axes[3].set(title="cluster utilisation", xlabel="cluster")
+        row_axes[3].set(
+            title="share of tokens, cluster means", xlabel="cluster", ylim=(0, 1.05 * highest)
+        )
     return figure
