@@ -6,6 +6,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_SILENT"
 os.environ.setdefault(
     "CUDA_VISIBLE_DEVICES", ""
 )  # --device auto is the CPU; `make test-gpu` shows a GPU
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads would take other tests' cores
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,9 @@ from dictionary_learning_ext.activations.language_models import load_language_mo
 from dictionary_learning_ext.features import reproducibility
 from dictionary_learning_ext.trainers.kernels import compiled as compiled_selection
 
-torch.set_num_threads(2)
+torch.set_num_threads(
+    1
+)  # work this small is slower on two; what threads change, tests set themselves
 
 pytest_plugins = [
     "caches",
