@@ -14,7 +14,7 @@ Shapes: B contexts or rows, L = ctx_len tokens, D = activation_dim.
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -55,6 +55,8 @@ from .tokens import (
 logger = logging.getLogger(__name__)
 
 _DOCUMENTS_AT_ONCE = 16
+_ROWS_AT_ONCE = 2048
+"""Held-out activations in a batch, at most."""
 
 
 class Truth(Protocol):
@@ -70,9 +72,12 @@ class Truth(Protocol):
 
 
 class HeldOut(NamedTuple):
-    """What SAEs of one hook point are measured on."""
+    """What SAEs of one hook point are measured on. It can be read once."""
 
-    rows: BatchSource
+    tokens: int
+    """How many were asked for."""
+    batches: Iterator[t.Tensor]
+    """Their raw activations, (B, D), in float32 and in reading order. Fewer if the text ends."""
     reader: ActivationReader | None
     """At the hook point of a language model; None if its loss can't be measured."""
     documents: ContextBatches | None
@@ -81,13 +86,6 @@ class HeldOut(NamedTuple):
     """Why not."""
     truth: Truth | None = None
     """What is known of the rows; of a synthetic model's only."""
-
-    @classmethod
-    def from_text(cls, buffer: ResidualBuffer, documents: Sequence[str]) -> "HeldOut":
-        """Of a buffer on held-out text, and documents of it, which are cut to its ctx_len."""
-        tokenizer: Any = buffer.model.tokenizer
-        contexts = ContextStream(iter(documents), tokenizer, buffer.ctx_len, packing="truncate")
-        return cls(buffer, buffer.reader, contexts.batches(_DOCUMENTS_AT_ONCE))
 
 
 class Inputs(ABC):
@@ -115,6 +113,7 @@ class Inputs(ABC):
         language_model: CausalLM | None,
     ):
         self._settings, self._before_batch, self._ranks = settings, before_batch, ranks
+        self._has_said_multiple = settings.max_norm_multiple is not None
         self.language_model = language_model
         self._find(list(hooks))
 
@@ -153,17 +152,25 @@ class Inputs(ABC):
     def _source(self, hook: str) -> BatchSource:
         """Of a hook point's training batches."""
 
-    @abstractmethod
     def held_out(self, hook: str, tokens: int) -> HeldOut:
-        """What the SAEs of a hook point are measured on, for `tokens` tokens.
+        """What the SAEs of a hook point are measured on: the tokens of `contexts`, and documents.
 
         It is the same whatever the run's seeds are.
-
-        Raises: ActivationsError if stored activations have too few held-out tokens.
         """
+        size = math.ceil(tokens / math.ceil(tokens / _ROWS_AT_ONCE))  # batches of about one size
+        rows = in_batches(self.contexts(hook, "heldout", tokens), size)
+        batches = (x_BD.to(self._settings.device) for x_BD in rows)
+        return HeldOut(tokens, batches, *self._documents(hook))
+
+    @abstractmethod
+    def _documents(self, hook: str) -> tuple[ActivationReader | None, ContextBatches | None, str]:
+        """What the language model's loss is measured with and on, or why not; see `HeldOut`."""
 
     def contexts(self, hook: str, split: Split, tokens: int) -> Iterator[ContextBatch]:
-        """The first `tokens` wanted tokens of a split, in the contexts that training has.
+        """The first `tokens` wanted tokens of a split, in the contexts that training has, in order.
+
+        This is the one reading of held-out text: whatever is said of an SAE is of these tokens. Attention
+        sinks are not wanted, see `RunConfig.sink_multiple`.
 
         Arguments:
             tokens: wanted tokens in all. A text that ends earlier is read to its end.
@@ -171,6 +178,13 @@ class Inputs(ABC):
         Raises: TextError if the text has no whole context, ActivationsError if stored activations have
             none; NonFiniteError if an activation is NaN or infinite.
         """
+        if not self._has_said_multiple:
+            self._has_said_multiple = True
+            logger.info(
+                "tokens whose norm is over %g times the median (attention sinks) are left out of what is measured;"
+                " --max-norm-multiple sets another number",
+                self._settings.sink_multiple,
+            )
         n_read = 0
         for batch in first_tokens(self._contexts(hook, split), tokens):
             n_read += int(batch.wanted_BL.sum())
@@ -238,16 +252,6 @@ def find_inputs(
     return kind(settings, hooks, before_batch, ranks, language_model)
 
 
-def _require_held_out(stored: StoredActivations, tokens: int) -> None:
-    batch, there = evaluation_batch(tokens), stored.tokens["heldout"]
-    if there < batch:
-        raise ActivationsError(
-            f"{stored.folder} has {there:,} held-out tokens",
-            expected=f"at least {batch:,} to evaluate on",
-            instead=Template("use {eval_tokens=0}"),
-        )
-
-
 def open_model(settings: RunConfig) -> tuple[CausalLM, HookPoint]:
     """A run's language model and hook point. Raises what `load_model` does."""
     model = load_model(settings)
@@ -289,45 +293,33 @@ class _OfLanguageModel(Inputs):
         }
 
     def _source(self, hook: str) -> BatchSource:
-        settings = self._settings
-        return self._buffer(
-            hook,
+        settings, point = self._settings, self.hooks[hook]
+        return ResidualBuffer(
             text_of(settings, seed=settings.data_seed, passes=settings.text_passes),
-            settings.n_ctxs,
-            settings.batch_size // self._ranks.count,
+            self.language_model,
+            point.submodule,
+            d_submodule=point.activation_dim,
+            io=point.io,
+            n_ctxs=settings.n_ctxs,
+            ctx_len=settings.ctx_len,
+            out_batch_size=settings.batch_size // self._ranks.count,
+            device=settings.device,
+            remove_bos=settings.remove_bos,
+            packing=settings.text_packing,
+            max_norm_multiple=settings.max_norm_multiple,
             seed=settings.data_seed,
             before_batch=self._before_batch,
             shared=self._shared,
             ranks=self._ranks,
         )
 
-    def _buffer(
-        self, hook: str, text: Iterator[str], n_ctxs: int, out_batch_size: int, **options: Any
-    ) -> ResidualBuffer:
-        """With the run's settings, but for those given."""
-        settings, point = self._settings, self.hooks[hook]
-        return ResidualBuffer(
-            text,
-            self.language_model,
-            point.submodule,
-            d_submodule=point.activation_dim,
-            io=point.io,
-            n_ctxs=n_ctxs,
-            ctx_len=settings.ctx_len,
-            out_batch_size=out_batch_size,
-            device=settings.device,
-            remove_bos=settings.remove_bos,
-            packing=settings.text_packing,
-            max_norm_multiple=settings.max_norm_multiple,
-            **options,
-        )
-
-    def held_out(self, hook: str, tokens: int) -> HeldOut:
-        settings, batch = self._settings, evaluation_batch(tokens)
-        # The documents come from a stream of their own, so the buffer starts with them too.
-        text, documents = (text_of(settings, split="heldout") for _ in range(2))
-        buffer = self._buffer(hook, text, max(64, math.ceil(batch / settings.ctx_len)), batch)
-        return HeldOut.from_text(buffer, list(islice(documents, settings.eval_documents)))
+    def _documents(self, hook: str) -> tuple[ActivationReader, ContextBatches, str]:
+        settings, model = self._settings, self.language_model
+        documents = islice(text_of(settings, split="heldout"), settings.eval_documents)
+        stream = ContextStream(documents, model.tokenizer, settings.ctx_len, packing="truncate")
+        rule = _reading_rule(settings, model.tokenizer)
+        reader = ActivationReader(model.module, self.hooks[hook].place, rule)
+        return reader, stream.batches(_DOCUMENTS_AT_ONCE), ""
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
         settings, model = self._settings, self.language_model
@@ -347,7 +339,11 @@ class _Stored(Inputs):
         assert settings.activations is not None
         self._stored = stored = open_stored(settings.activations)
         stored.require_fit(settings, hooks)
-        self._rule = _rule_of(settings, stored.manifest and stored.manifest.settings)
+        tokenizer = stored.manifest and stored.manifest.settings
+        self._rule = _reading_rule(settings, tokenizer)
+        self._training_rule = PositionRule(
+            tokenizer, remove_bos=settings.remove_bos, max_norm_multiple=settings.max_norm_multiple
+        )
         self.widths = {name: stored.hook(name).width for name in hooks}
         if stored.manifest is None:
             self.language_model = None
@@ -371,7 +367,13 @@ class _Stored(Inputs):
             }
 
     def require_held_out(self) -> None:
-        _require_held_out(self._stored, self._settings.eval_tokens)
+        needed = evaluation_batch(self._settings.eval_tokens)
+        if (there := self._stored.tokens["heldout"]) < needed:
+            raise ActivationsError(
+                f"{self._stored.folder} has {there:,} held-out tokens",
+                expected=f"at least {needed:,} to evaluate on",
+                instead=Template("use {eval_tokens=0}"),
+            )
 
     def hashes(self) -> dict[str, str]:
         if (manifest := self._stored.manifest) is None:
@@ -381,32 +383,25 @@ class _Stored(Inputs):
 
     def _source(self, hook: str) -> BatchSource:
         settings = self._settings
-        return self._buffer(
+        rows = StoredRows(
+            self._stored,
             hook,
-            settings.n_ctxs * settings.ctx_len,
-            settings.batch_size // self._ranks.count,
+            self._training_rule,
             passes=settings.text_passes,
             seed=settings.data_seed,
             ranks=self._ranks,
             before_read=self._before_batch,
         )
+        size, batch = settings.n_ctxs * settings.ctx_len, settings.batch_size // self._ranks.count
+        return ShuffledRows(rows, size, batch, settings.device)
 
-    def _buffer(self, hook: str, size: int, out_batch_size: int, **options: Any) -> ShuffledRows:
-        """With the run's settings, but for those given."""
-        rows = StoredRows(self._stored, hook, self._rule, **options)
-        return ShuffledRows(rows, size, out_batch_size, self._settings.device)
-
-    def held_out(self, hook: str, tokens: int) -> HeldOut:
-        settings, stored, batch = self._settings, self._stored, evaluation_batch(tokens)
-        _require_held_out(stored, tokens)
-        rows = self._buffer(
-            hook, max(batch, 64 * settings.ctx_len), batch, split="heldout", seed=None
-        )
-        if self.language_model is None or stored.manifest is None:
-            return HeldOut(rows, None, None, self.no_language_model)
-        reader = ActivationReader(self.language_model.module, self.hooks[hook].place, self._rule)
-        documents = cached_documents(stored.folder, stored.manifest, settings.eval_documents)
-        return HeldOut(rows, reader, documents)
+    def _documents(self, hook: str) -> tuple[ActivationReader | None, ContextBatches | None, str]:
+        stored, model = self._stored, self.language_model
+        if model is None or stored.manifest is None:
+            return None, None, self.no_language_model
+        reader = ActivationReader(model.module, self.hooks[hook].place, self._rule)
+        number = self._settings.eval_documents
+        return reader, cached_documents(stored.folder, stored.manifest, number), ""
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
         reader = StoredReader(self._stored, hook, self._rule)
@@ -490,15 +485,19 @@ class _Synthetic(Inputs):
         )
 
     def held_out(self, hook: str, tokens: int) -> HeldOut:
-        settings = self._settings
+        settings, size = self._settings, evaluation_batch(tokens)
         rows = SyntheticSource(
             settings.model,
             self._drawn,
             stream="heldout",
-            out_batch_size=evaluation_batch(tokens),
+            out_batch_size=size,
             device=settings.device,
         )
-        return HeldOut(rows, None, None, self.no_language_model, truth=rows)
+        batches = islice(rows, math.ceil(tokens / size))
+        return HeldOut(tokens, batches, None, None, self.no_language_model, truth=rows)
+
+    def _documents(self, hook: str) -> tuple[None, None, str]:
+        return None, None, self.no_language_model
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
         raise ActivationsError(
@@ -506,10 +505,27 @@ class _Synthetic(Inputs):
         )
 
 
-def _rule_of(settings: RunConfig, tokenizer: Any) -> PositionRule:
+def _reading_rule(settings: RunConfig, tokenizer: Any) -> PositionRule:
+    """Which tokens are left out of what is measured."""
     return PositionRule(
-        tokenizer, remove_bos=settings.remove_bos, max_norm_multiple=settings.max_norm_multiple
+        tokenizer, remove_bos=settings.remove_bos, max_norm_multiple=settings.sink_multiple
     )
+
+
+def in_batches(contexts: Iterable[ContextBatch], size: int) -> Iterator[t.Tensor]:
+    """The activations of the wanted tokens, (B, D), in float32 and in reading order.
+
+    Arguments:
+        size: B. The last batch may have fewer rows.
+    """
+    rest_ND: t.Tensor | None = None
+    for batch in contexts:
+        rows_ND = batch.wanted_ND.float()
+        rows_ND = rows_ND if rest_ND is None else t.cat([rest_ND, rows_ND])
+        *whole, rest_ND = rows_ND.split(size)
+        yield from whole
+    if rest_ND is not None and len(rest_ND):
+        yield rest_ND
 
 
 def first_tokens(batches: Iterator[ContextBatch], tokens: int) -> Iterator[ContextBatch]:
@@ -517,9 +533,10 @@ def first_tokens(batches: Iterator[ContextBatch], tokens: int) -> Iterator[Conte
     left = tokens
     while left > 0 and (batch := next(batches, None)) is not None:
         number_BL = batch.wanted_BL.flatten().cumsum(0).view_as(batch.wanted_BL)
-        wanted_BL = batch.wanted_BL & (number_BL <= left)
+        is_read_BL = number_BL <= left
+        wanted_BL, is_sink_BL = batch.wanted_BL & is_read_BL, batch.is_sink_BL & is_read_BL
         left -= int(wanted_BL.sum())
-        yield batch._replace(wanted_BL=wanted_BL)
+        yield batch._replace(wanted_BL=wanted_BL, is_sink_BL=is_sink_BL)
 
 
 def with_activations(
@@ -528,13 +545,15 @@ def with_activations(
     """Contexts, with the activations that a language model has there.
 
     Arguments:
-        settings: which tokens are left out.
+        settings: which tokens are left out, see `Inputs.contexts`.
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
-    reader = ActivationReader(model.module, hook.place, _rule_of(settings, model.tokenizer))
+    reader = ActivationReader(model.module, hook.place, _reading_rule(settings, model.tokenizer))
     for input_ids_BL, mask_BL in contexts:
-        read = reader.read(input_ids_BL, mask_BL, reader.rule.by_token(input_ids_BL, mask_BL))
+        by_token_BL = reader.rule.by_token(input_ids_BL, mask_BL)
+        read = reader.read(input_ids_BL, mask_BL, by_token_BL)
         reader.require_finite(read.non_finite)
         ids_BL = input_ids_BL.masked_fill(mask_BL == 0, -1)
-        yield ContextBatch(ids_BL, read.wanted_BL, read.x_BLD.float())
+        is_sink_BL = by_token_BL & ~read.wanted_BL
+        yield ContextBatch(ids_BL, read.wanted_BL, read.x_BLD.float(), is_sink_BL)

@@ -64,6 +64,8 @@ class PositionRule:
     def by_norm(self, norms_BL: Tensor, wanted_BL: Tensor) -> Tensor:
         """Those of some wanted positions that are no outliers, on the CPU.
 
+        Where the median is 0, there is no outlier.
+
         Arguments:
             norms_BL: norms of the activations read together, all finite where wanted.
             wanted_BL: what `by_token` returns, or a subset, on the CPU. The median is over these.
@@ -73,7 +75,8 @@ class PositionRule:
         norms_N = at(norms_BL, wanted_BL)
         if not len(norms_N):
             return wanted_BL
-        is_kept_N = norms_N <= self.max_norm_multiple * norms_N.median()
+        median = norms_N.median()
+        is_kept_N = (norms_N <= self.max_norm_multiple * median) | (median == 0)
         return wanted_BL.clone().masked_scatter_(wanted_BL, is_kept_N.cpu())
 
 

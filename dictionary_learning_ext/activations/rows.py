@@ -91,6 +91,8 @@ class ContextBatch(NamedTuple):
     """False at padding and at tokens that are left out."""
     x_BLD: Tensor
     """In float32; a `StoredReader`'s are in the dtype of the disk."""
+    is_sink_BL: Tensor
+    """True at tokens that are left out for their norm."""
 
     @property
     def wanted_ND(self) -> Tensor:

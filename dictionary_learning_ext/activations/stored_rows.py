@@ -71,7 +71,8 @@ class StoredReader:
                 expected="finite numbers",
                 instead=Template("cache them again with {lm_dtype='float32'}"),
             )
-        return ContextBatch(ids_BL, self.rule.by_norm(norms_BL, wanted_BL), x_BLD)
+        kept_BL = self.rule.by_norm(norms_BL, wanted_BL)
+        return ContextBatch(ids_BL, kept_BL, x_BLD, wanted_BL & ~kept_BL)
 
 
 def activations_of(x_NLD: np.ndarray) -> Tensor:
@@ -189,8 +190,8 @@ class StoredRows:
         """The rows of a piece that aren't left out, (n, D), in the dtype of the disk."""
         rank, count = self._ranks.rank, self._ranks.count
         mine = slice((rank - contexts_before) % count, None, count)
-        _, wanted_BL, x_BLD = self._reader.read(piece, mine)
-        return x_BLD.flatten(0, 1) if wanted_BL.all() else x_BLD[wanted_BL]
+        batch = self._reader.read(piece, mine)
+        return batch.x_BLD.flatten(0, 1) if batch.wanted_BL.all() else batch.wanted_ND
 
     def order(self, n: int, fill: int) -> Tensor:
         """Each fill has a generator of its own."""

@@ -25,7 +25,8 @@ class InputFlags:
     data: str | None = None
     """The text. Default: as in the SAE's files."""
     max_norm_multiple: float | None = None
-    """Leave out tokens whose norm is over this many times the median. Default: as in training."""
+    """Leave out tokens whose norm is over this many times the median. Default: as in training, or 10 if it
+    kept all tokens."""
     remove_bos: bool | None = None
     """Leave out beginning-of-text tokens. Default: as in training."""
     device: str = RunConfig.device
@@ -55,8 +56,7 @@ class EvalFlags:
     """Write to OUT/NAME/metrics.json instead, where other commands don't find it. Default: the run folder, and
     results/NAME for another library's SAE."""
     tokens: int | None = None
-    """Held-out tokens to evaluate on; above 2,048, rounded up to whole batches of that. Default: as in the
-    run's own evaluation. If the settings differ from those of metrics.json, the results go to
+    """Held-out tokens to evaluate on. Default: as in the run's own evaluation. If the settings differ from those of metrics.json, the results go to
     evaluations/ instead."""
     step: int | None = None
     """Evaluate the checkpoint of this step, see --save-steps of train. Default: the final
@@ -149,8 +149,7 @@ class ReproduceFlags:
     one hook point, also of other libraries (see docs/any_sae.md). One: order its features by how likely
     they are to come back, see return_scores.csv in it."""
     tokens: int | None = None
-    """Held-out tokens to compare the features' activations on; above 2,048, rounded up to whole batches of
-    that. Default: as in the runs' own evaluations. 0: compare decoder directions alone, which needs no
+    """Held-out tokens to compare the features' activations on. Default: as in the runs' own evaluations. 0: compare decoder directions alone, which needs no
     language model."""
     csv: str | None = None
     """A file to write with a row for each feature of each SAE: its mean match in the others, in how many of them

@@ -7,7 +7,7 @@ line.
 import hashlib
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from .checks import (
     require_max_norm_multiple,
 )
 from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_flat, in_shares
+from .synthetic_models import is_synthetic
 
 Dtype = Literal["float32", "bfloat16"]
 Packing = Literal["pack", "truncate"]
@@ -33,6 +34,9 @@ NONE = "none"
 """What is typed for no value."""
 AUTO = "auto"
 """The device that `devices.chosen_device` chooses, once torch is loaded."""
+SINK_MULTIPLE = 10.0
+"""A token whose norm is over this many times the median is an attention sink, where a run doesn't say how many
+times."""
 MIDDLE = "middle"
 """The hook point of a middle layer. Its name is known with the language model, see `plan.with_hook_names`."""
 
@@ -79,7 +83,7 @@ class RunConfig(Checked):
     SAE takes raw activations."""
     max_norm_multiple: float | None = None
     """Leave out tokens whose norm is over this many times the median. 10 removes the attention
-    sinks of Llama and Qwen. none: keep all tokens."""
+    sinks of Llama and Qwen. none: train on all tokens, and measure as with 10."""
     remove_bos: bool = False
     """Leave out beginning-of-text tokens."""
     steps: Count = 1200
@@ -103,8 +107,7 @@ class RunConfig(Checked):
     """Spread the language model over several devices, as transformers' device_map does: auto, or in Python
     a dict. The SAEs and the buffer are on --device. Default: all of it on --device."""
     eval_tokens: Natural = 100_000
-    """Held-out tokens in the final evaluation; above 2,048, rounded up to whole batches of that. 0: no
-    evaluation."""
+    """Held-out tokens in the final evaluation. 0: no evaluation."""
     eval_documents: Count = 64
     """Held-out documents, cut to ctx_len, on which the language model's loss is measured."""
     eval_every: Count | None = None
@@ -148,6 +151,13 @@ class RunConfig(Checked):
     def hooks(self) -> list[str]:
         """The hook points that `hook` names."""
         return [name.strip() for name in self.hook.split(",")]
+
+    @property
+    def sink_multiple(self) -> float | None:
+        """A token whose norm is over this many times the median is left out of everything that is measured:
+        `max_norm_multiple`, or SINK_MULTIPLE where training keeps all tokens. None: a synthetic model has no
+        attention sinks."""
+        return sink_multiple(vars(self))
 
     @property
     def log_every(self) -> int:
@@ -254,8 +264,16 @@ SAMPLE_TOKENS = 8192
 """On how many held-out tokens `eval_every` measures; eval_tokens if these are fewer."""
 
 
+def sink_multiple(settings: Mapping[str, Any]) -> float | None:
+    """`RunConfig.sink_multiple` of a run's settings as config.json has them."""
+    if is_synthetic(str(settings.get("model", ""))):
+        return None
+    multiple = settings.get("max_norm_multiple")
+    return SINK_MULTIPLE if multiple is None else multiple
+
+
 def evaluation_batch(tokens: int) -> int:
-    """Tokens in a batch of an evaluation on `tokens` tokens. It needs at least one batch."""
+    """How many held-out tokens an evaluation on `tokens` tokens needs, at least."""
     return min(2048, tokens)
 
 

@@ -97,7 +97,7 @@ def evaluate_folders(
     for folder in results_of.values():
         require_writable(folder / METRICS, Setting("out"))
     runs = runs_of(folders, step, **where)
-    require_one_setting(runs, [n for n in MEASURED_ON if n != "hook"], CheckpointError)
+    _require_measured_alike(runs, [n for n in MEASURED_ON if n != "hook"])
     tokens = _own_tokens(runs) if tokens is None else tokens
     by_hook: dict[str, list[str]] = {}
     for name, run in runs.items():
@@ -110,7 +110,7 @@ def evaluate_folders(
             name: (dictionary, config["trainer"].get("norm_factor", 1.0))
             for name, (dictionary, config) in saes.items()
         }
-        measured = measure(dictionaries, inputs.held_out(run.hook, tokens), tokens)
+        measured = measure(dictionaries, inputs.held_out(run.hook, tokens))
         for name, metrics in measured.items():
             results[name] = step_setting | metrics | {"measured_on": measured_on(run)}
             config = saes[name][1] if results_of[name] == place_of(name).folder else {}
@@ -172,7 +172,7 @@ class OpenedFolders(NamedTuple):
             tokens: None: as many as the runs' own evaluations.
         """
         tokens = self.own_tokens if tokens is None else tokens
-        return batches_of(self.inputs.held_out(self.run.hook, tokens).rows, tokens)
+        return batches_of(self.inputs.held_out(self.run.hook, tokens))
 
     @property
     def language_model(self) -> CausalLM | None:
@@ -191,7 +191,7 @@ def _opened(
     saes: dict[str, Loaded] | None = None,
 ) -> OpenedFolders:
     """Load the folders of these runs, and their language model."""
-    require_one_setting(runs, MEASURED_ON, CheckpointError)
+    _require_measured_alike(runs, MEASURED_ON)
     run = next(iter(runs.values()))
     if saes is None:
         saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
@@ -207,6 +207,14 @@ def _opened(
     for name, (dictionary, _) in saes.items():
         opened.hook_point.require_width(name, dictionary.activation_dim, run.model)
     return opened
+
+
+def _require_measured_alike(runs: dict[str, RunConfig], names: Sequence[str]) -> None:
+    """Raise a CheckpointError unless SAEs of these runs are measured with one value of each setting."""
+    measured = {
+        name: replace(run, max_norm_multiple=run.sink_multiple) for name, run in runs.items()
+    }
+    require_one_setting(measured, names, CheckpointError)
 
 
 def _own_tokens(runs: dict[str, RunConfig]) -> int:

@@ -17,12 +17,10 @@ from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 from tqdm import tqdm
 
-from ..activations.buffer import BatchSource
 from ..activations.hook_points import Change
 from ..activations.inputs import HeldOut, Truth
 from ..activations.rows import ActivationReader
 from ..activations.tokens import ContextBatches
-from ..errors import TextError
 from ..trainers.dictionaries import (
     HasPosterior,
     as_input,
@@ -51,7 +49,6 @@ Replacement = Callable[[t.Tensor], t.Tensor]
 def measure(
     dictionaries: dict[str, tuple[Dictionary, float]],
     held_out: HeldOut,
-    tokens: int,
     *,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
@@ -61,7 +58,6 @@ def measure(
         dictionaries: by name, each with the factor its training divided activations by.
         held_out: what to measure on. Positions that are left out of it keep their activations when
             the language model's loss is measured, see `DocumentLosses`.
-        tokens: activations measured on (rounded up to whole batches).
         seed: of the noise.
 
     A text that ends early shows in the metric "tokens", see `batches_of`.
@@ -70,7 +66,7 @@ def measure(
         name: Measurement(dictionary, factor, seed, held_out.truth)
         for name, (dictionary, factor) in dictionaries.items()
     }
-    for x_BD in batches_of(held_out.rows, tokens):
+    for x_BD in batches_of(held_out):
         for measurement in measurements.values():
             measurement.add(x_BD)
     losses = _losses_on(held_out)
@@ -84,15 +80,14 @@ def measure(
 class Sample:
     """Held-out activations and documents, read once and kept, on which SAEs are measured during training.
 
-    Arguments:
-        tokens: of the activations, and of the documents (rounded up to whole batches).
+    The documents have as many tokens as the activations, rounded up to whole batches.
 
     Raises: as `measure`.
     """
 
-    def __init__(self, held_out: HeldOut, tokens: int):
-        self._batches = list(batches_of(held_out.rows, tokens))
-        self._no_loss, self._losses = held_out.no_loss, _losses_on(held_out, tokens)
+    def __init__(self, held_out: HeldOut):
+        self._batches = list(batches_of(held_out))
+        self._no_loss, self._losses = held_out.no_loss, _losses_on(held_out, held_out.tokens)
 
     @t.no_grad()
     def metrics(self, dictionary: Any) -> dict[str, float]:
@@ -118,33 +113,23 @@ def _empty_totals(dictionary: Any, norm_factor: float = 1.0) -> Totals:
     )
 
 
-def batches_of(rows: BatchSource, tokens: int) -> Iterator[t.Tensor]:
-    """Batches of raw activations, fp32, with `tokens` in all, rounded up to whole batches.
+def batches_of(held_out: HeldOut) -> Iterator[t.Tensor]:
+    """Its batches of raw activations, (B, D), float32, with a progress bar.
 
     A text that ends before is read as far as it goes, which is logged.
 
-    Raises: TextError if the text does not hold one batch.
+    Raises: as `Inputs.contexts`.
     """
-    size = rows.out_batch_size
-    total = -(-tokens // size) * size
-    with tqdm(total=total, desc="held-out", unit="tok", unit_scale=True, leave=False) as bar:
-        for measured in range(0, total, size):
-            try:
-                x_BD = next(rows).float()
-            except TextError as error:
-                if measured == 0:
-                    where = "the held-out text is too short to measure on"
-                    raise error.within(
-                        where, "give more text, or measure on fewer tokens"
-                    ) from error
-                logger.warning(
-                    "the held-out text ended: measured on %d tokens, not %d", measured, tokens
-                )
-                return
-            bar.update(size)
+    tokens, measured = held_out.tokens, 0
+    with tqdm(total=tokens, desc="held-out", unit="tok", unit_scale=True, leave=False) as bar:
+        for x_BD in held_out.batches:
+            measured += len(x_BD)
+            bar.update(len(x_BD))
             bar.clear()  # what the caller says, e.g. an error, has a line of its own
             yield x_BD
             bar.refresh()
+    if measured < tokens:
+        logger.warning("the held-out text ended: measured on %d tokens, not %d", measured, tokens)
 
 
 class Measurement:

@@ -61,13 +61,14 @@ class Totals:
     norm_factor: float = 1.0
     """What activations were divided by in training."""
     tokens: int = 0
-    batches: int = 0
+    batch_tokens: int = 0
+    """Of the batch that was added last."""
     squares: float = 0.0
     """Sum of ||x||^2."""
     residual: float = 0.0
     """Sum of ||x - x_hat||^2."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Sums over batches of what is an average of each batch."""
+    """Sums over tokens of what is an average of each batch."""
     kl: float | None = None
     """Sum over tokens of the KL over all features, nats; with a posterior only, as the next."""
     residual_sampled: float | None = None
@@ -87,15 +88,15 @@ class Totals:
     def add(self, x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> None:
         """Count a batch of activations with their reconstructions and features."""
         self.tokens += len(x_BD)
-        self.batches += 1
+        self.batch_tokens = len(x_BD)
         self.sum_D += x_BD.double().sum(0)
         self.selected_F += (f_BF != 0).sum(0)
         self.squares += float(x_BD.double().square().sum())
         self.residual += squared_residual(x_BD, x_hat_BD)
 
     def add_mean(self, name: str, value: t.Tensor | float) -> None:
-        """Count an average of a batch."""
-        self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        """Count an average of the batch that was added last."""
+        self.sums[name] = self.sums.get(name, 0.0) + self.batch_tokens * float(value)
 
     @cached_property
     def total_variance(self) -> float:
@@ -108,8 +109,8 @@ class Totals:
         return variance
 
     def mean(self, name: str) -> float | None:
-        """Of one of `sums`, over batches; None if it was not gathered."""
-        return self.sums[name] / self.batches if name in self.sums else None
+        """Of one of `sums`, over tokens; None if it was not gathered."""
+        return self.sums[name] / self.tokens if name in self.sums else None
 
     @cached_property
     def frequency_F(self) -> t.Tensor:

@@ -98,7 +98,7 @@ def export(
         form: see `formats`.
         out: a new or empty folder. Default: FOLDER/exports/FORMAT.
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
-        tokens: held-out tokens to compare on, in float64, rounded up to whole batches (default:
+        tokens: held-out tokens to compare on, in float64 (default:
             10,000); for neuronpedia, to measure the features on (default: 100,000).
         model, hook, data: as in the run's config.json by default.
         max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
@@ -156,9 +156,9 @@ def export(
             write(form, temporary, source)
         reading_model = replace(run, activations=None)
         inputs = open_inputs(reading_model, [run.hook], language_model=language_model)
-        rows = inputs.held_out(run.hook, tokens).rows
+        held_out = inputs.held_out(run.hook, tokens)
         read_back = read(form, temporary, source, run.device)
-        batches = (x_BD.double() for x_BD in batches_of(rows, tokens))
+        batches = (x_BD.double() for x_BD in batches_of(held_out))
         difference = compare(dictionary.double(), read_back, batches)
         if not (difference.is_exact or allow_inexact):
             reason = "; its reader has a ReLU, this SAE none (rectify=False)"

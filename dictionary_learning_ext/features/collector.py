@@ -2,7 +2,8 @@
 
 finder, collector = SinkFinder(tokenizer), FeatureCollector(sae, tokens=100_000)
 for batch in inputs.contexts(run.hook, "heldout", 100_000):
-    collector.add(finder.without_sinks(batch))
+    finder.add(batch)
+    collector.add(batch)
 statistics = collector.statistics()
 
 `measure_features` in features_of.py is this pass, for several SAEs at once.
@@ -25,15 +26,13 @@ from dictionary_learning.dictionary import Dictionary
 from einops import rearrange, reduce
 from scipy.sparse import csr_matrix, vstack
 
-from ..activations.positions import PositionRule, at, norms
+from ..activations.positions import at, norms
 from ..activations.rows import ContextBatch
 from ..config.checks import require
 from ..errors import NonFiniteError, TextError
 from ..trainers.dictionaries import as_input
 from .contexts import ContextKeeper, DrawnContexts, EncodedContexts, FeatureContexts, windows
 
-FAR = 20.0
-"""How many times the median the norm of a sink's activation is, at least."""
 LEAST_SELECTIONS = 8
 """A feature selected fewer times than this fires on too few tokens to say what it fires on."""
 _BINS = 40
@@ -321,9 +320,8 @@ def ranking_of(statistics: FeatureStatistics) -> list[int]:
 # --- attention sinks
 #
 # Tokens whose activations are so large that they would be on every feature's page. Models such as
-# Llama, Qwen and SmolLM2 have them at the first token of each context. They are told by the norms of
-# their activations, not by how many features they activate most strongly: in a small dictionary, an
-# ordinary token easily does so for over 1% of the features.
+# Llama, Qwen and SmolLM2 have them at the first token of each context. Reading leaves them out, see
+# `Inputs.contexts`.
 
 
 @dataclass(frozen=True)
@@ -338,9 +336,7 @@ class Sinks:
 
 
 class SinkFinder:
-    """Takes the sinks out of batches, and notes which they are.
-
-    A sink is a token whose activation has a norm above FAR times the batch's median.
+    """Says which tokens of batches were left out as attention sinks.
 
     Arguments:
         tokenizer: the language model's.
@@ -349,28 +345,24 @@ class SinkFinder:
     def __init__(self, tokenizer: Any):
         self.tokens = 0
         self._tokenizer = tokenizer
-        self._rule = PositionRule(max_norm_multiple=FAR)
         self._norm_ratio = 0.0
         self._at_position: Counter[int] = Counter()
         self._sinks: list[tuple[int, int]] = []
 
-    def without_sinks(self, batch: ContextBatch) -> ContextBatch:
-        """The batch with its sinks marked as not wanted."""
-        norms_BL = norms(batch.x_BLD).cpu()
-        median = at(norms_BL, batch.wanted_BL).median()
-        if not median > 0:
-            return batch
-        kept_BL = self._rule.by_norm(norms_BL, batch.wanted_BL)
-        is_sink_BL = batch.wanted_BL & ~kept_BL
-        position_BL = t.arange(kept_BL.shape[1]).expand_as(kept_BL)
-        self._at_position.update(position_BL[batch.wanted_BL].tolist())
+    def add(self, batch: ContextBatch) -> None:
+        """Note a batch's sinks."""
+        is_sink_BL = batch.is_sink_BL
+        read_BL = batch.wanted_BL | is_sink_BL
+        position_BL = t.arange(read_BL.shape[1]).expand_as(read_BL)
+        self._at_position.update(position_BL[read_BL].tolist())
         if is_sink_BL.any():
             self.tokens += int(is_sink_BL.sum())
             ids_BL = batch.input_ids_BL.cpu()
             pairs = position_BL[is_sink_BL].tolist(), ids_BL[is_sink_BL].tolist()
             self._sinks += zip(*pairs, strict=True)
-            self._norm_ratio = max(self._norm_ratio, float(norms_BL[is_sink_BL].max() / median))
-        return batch._replace(wanted_BL=kept_BL)
+            norms_BL = norms(batch.x_BLD).cpu()
+            ratio = norms_BL[is_sink_BL].max() / at(norms_BL, read_BL).median()
+            self._norm_ratio = max(self._norm_ratio, float(ratio))
 
     def sinks(self) -> Sinks | None:
         """The sinks found; None if there are none."""

@@ -99,7 +99,7 @@ def measure_features(
     row_sinks = [*filter(None, signals), *others]
     finder = SinkFinder(tokenizer)
     for batch in batches:
-        batch = finder.without_sinks(batch)
+        finder.add(batch)
         for collector in collectors:
             collector.add(batch)
         x_ND = batch.wanted_ND
@@ -131,8 +131,8 @@ def features_of(
 ) -> "Features":
     """Measure what the features of an SAE do on a text.
 
-    Tokens that the run left out of its training are left out, and so are attention sinks (see
-    `SinkFinder`), as in a report.
+    Tokens that the run left out of its training are left out, and so are attention sinks, as in everything
+    that is measured (see `Inputs.contexts`).
 
     Arguments:
         sae: a dictionary that takes raw activations, as `load_dictionary` returns it, or what names an SAE: a run

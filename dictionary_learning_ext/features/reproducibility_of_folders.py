@@ -174,7 +174,7 @@ def reproduce(
 
     Arguments:
         folders: what names the SAEs. They may have different numbers of features, see `agreement`.
-        tokens: held-out tokens to compare the codes on; above 2,048, rounded up to whole batches of that. None: as
+        tokens: held-out tokens to compare the codes on. None: as
             many as the runs' own evaluations. 0: only decoder directions are compared, and no language
             model is loaded.
         where: model, hook, data, device and others, see `evaluation.folders.open_folders`.

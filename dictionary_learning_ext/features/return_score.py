@@ -399,7 +399,7 @@ def return_scores(
 
     Arguments:
         folders: SAEs of one language model and hook point.
-        tokens: held-out tokens, rounded up to whole batches. None: as many as the runs' own evaluations.
+        tokens: held-out tokens. None: as many as the runs' own evaluations.
         where: model, hook, data and the like, see `evaluation.folders.open_folders`.
 
     Raises: ReturnScoreError for an SAE that keeps all features; a UserError for a folder or a text that can't be read.

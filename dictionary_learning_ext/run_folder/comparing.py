@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.run import NONE, NOT_THE_RESULT, RunConfig
+from ..config.run import NONE, NOT_THE_RESULT, RunConfig, sink_multiple
 from ..errors import Setting, Template, Text, UserError
 from .files import at_home, evaluation
 from .reading import former_evaluation
@@ -45,7 +45,8 @@ def measured_on(settings: RunConfig) -> dict[str, Any]:
 
     A cache holds other tokens than the language model is given, so its folder is one of them.
     """
-    return {name: getattr(settings, name) for name in (*MEASURED_ON, STORED)}
+    own = {name: getattr(settings, name) for name in (*MEASURED_ON, STORED)}
+    return own | {"max_norm_multiple": settings.sink_multiple}
 
 
 def evaluation_file(
@@ -64,10 +65,11 @@ def evaluation_file(
     settings = own_settings(config)
     if former := former_evaluation(folder):
         own = _BEFORE | former.get("measured_on", {}) | {"tokens": former.get("tokens")}
-        # Tokens are rounded up to whole batches.
+        # A text may end early.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
     elif settings:
         own = _BEFORE | settings | {"tokens": settings.get("eval_tokens")}
+        own["max_norm_multiple"] = sink_multiple(settings)
         same_tokens = own["tokens"] in (None, 0, tokens)
     else:
         own, same_tokens = {}, True

@@ -272,7 +272,7 @@ def _samples(inputs: Inputs, settings: RunConfig) -> dict[str, Sample]:
     if settings.eval_every is None:
         return {}
     tokens = min(SAMPLE_TOKENS, settings.eval_tokens)
-    return {hook: Sample(inputs.held_out(hook, tokens), tokens) for hook in inputs.hooks}
+    return {hook: Sample(inputs.held_out(hook, tokens)) for hook in inputs.hooks}
 
 
 # --- run
@@ -489,7 +489,7 @@ def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> Non
                 for name, one in own.items()
             }
             tokens = trained[0].settings.eval_tokens
-            for name, metrics in measure(saes, inputs.held_out(hook, tokens), tokens).items():
+            for name, metrics in measure(saes, inputs.held_out(hook, tokens)).items():
                 own[name].record(metrics | {"measured_on": measured_on(own[name].settings)})
     except Interrupted as stop:
         where = in_shell(*(one.folder for one in trained))
@@ -538,7 +538,7 @@ def _warn_of_sinks(inputs: Inputs, settings: RunConfig) -> None:
     for hook in inputs.hooks:
         finder = SinkFinder(inputs.language_model.tokenizer)
         for batch in inputs.contexts(hook, "train", SAMPLE_TOKENS):
-            finder.without_sinks(batch)
+            finder.add(batch)
         if sinks := finder.sinks():
             logger.warning(
                 "%s: some activations are far larger than the rest, up to %s times the median norm: %s."

@@ -177,14 +177,14 @@ def test_held_out_text_is_no_training_text_and_the_same_for_every_seed(run, text
         inputs = open_inputs(replace(run, data_seed=seed, eval_documents=3), [HOOK])
         found.append(inputs.held_out(HOOK, 100))
     (one, documents), (other, others) = (
-        (next(held_out.rows), next(held_out.documents)[0]) for held_out in found
+        (next(held_out.batches), next(held_out.documents)[0]) for held_out in found
     )
     assert one.shape == (100, 16)
     assert torch.equal(one, other)
     assert torch.equal(documents, others)
     held = list(open_text(text, split="heldout"))
     assert not set(held) & set(open_text(text, split="train"))
-    tokenizer = found[0].rows.model.tokenizer
+    tokenizer = inputs.language_model.tokenizer
     firsts = [tokenizer.encode(document)[: run.ctx_len] for document in held[:3]]
     assert [row[: len(ids)].tolist() for row, ids in zip(documents, firsts, strict=True)] == firsts
 

@@ -187,7 +187,7 @@ def test_the_commands_train_evaluate_and_compare(tmp_path, capsys):
 def test_held_out_samples_are_the_same_for_every_seed_and_not_those_of_training(run):
     opened = [open_inputs(replace(run, data_seed=seed), [NO_HOOK]) for seed in (0, 1)]
     held_out = [each.held_out(NO_HOOK, 500) for each in opened]
-    first, second = (next(each.rows) for each in held_out)
+    first, second = (next(each.batches) for each in held_out)
     assert t.equal(first, second)
     trained = [each.training_batches().next()[NO_HOOK] for each in opened]
     assert not t.equal(*trained)

@@ -93,12 +93,26 @@ def test_saes_with_and_without_a_rule_are_measured_with_the_flag_that_is_named(
 ):
     other = shutil.copytree(folder, tmp_path / "other")
     setting(max_norm_multiple=None, remove_bos=False)(other / "config.json")
-    setting(max_norm_multiple=10.0, remove_bos=False)(folder / "config.json")
-    for pair in ([other, folder], [folder, other]):
-        flag = "--max-norm-multiple 10.0"
-        assert f"; give {flag} " in refused(["eval", *pair], capsys)
-        rule = {"max_norm_multiple": 10.0}
-        assert open_folders(pair, **rule).run == replace(open_folders([pair[0]]).run, **rule)
+    setting(max_norm_multiple=20.0, remove_bos=False)(folder / "config.json")
+    for one, two, flag in ((other, folder, "10.0"), (folder, other, "20.0")):
+        assert f"; give --max-norm-multiple {flag} " in refused(["eval", one, two], capsys)
+        rule = {"max_norm_multiple": float(flag)}
+        assert open_folders([one, two], **rule).run == replace(open_folders([one]).run, **rule)
+
+
+def test_an_sae_that_was_trained_on_all_tokens_is_measured_without_sinks(
+    lm_dir_of, folder, tmp_path, caplog
+):
+    model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "lm")
+    setting(max_norm_multiple=None, remove_bos=False)(folder / "config.json")
+    with caplog.at_level("INFO"):
+        opened = open_folders([folder], model=model)
+        x = t.cat([*opened.held_out(300)])
+    assert "10 times the median" in caplog.text
+    assert float(x.norm(dim=1).max() / x.norm(dim=1).median()) < 10
+    everything = open_folders([folder], model=model, max_norm_multiple=1e9)
+    x = t.cat([*everything.held_out(300)])
+    assert float(x.norm(dim=1).max() / x.norm(dim=1).median()) > 10
 
 
 def test_an_sae_of_another_width_than_the_hook_is_refused(folder):
@@ -132,7 +146,7 @@ def test_what_training_measured_is_what_eval_measures(rules, lm_dir_of, text, tm
         assert read_metrics(folder) == again[folder] == metrics
         assert abs(read_config(folder)["run"]["norm_factor"] - 1) > 0.1
     alone = {metrics["positions_left_alone"] for metrics in again.values()}
-    assert alone == ({3} if rules else {0})
+    assert alone == {3}
 
 
 # --- where an evaluation goes
@@ -168,7 +182,7 @@ def test_metrics_json_keeps_the_evaluation_at_the_runs_settings(folder, evaluate
     assert path.name.endswith("_tokens_64.json")
     assert own.read_bytes() == before
     assert json.loads(fewer.read_text())["tokens"] == 64
-    assert evaluated(tokens=100_000_000)[0] == [beside / "tokens_2048.json"], "those measured"
+    assert evaluated(tokens=100_000_000)[0] == [beside / "tokens_2656.json"], "those measured"
     own.write_text(json.dumps(json.loads(before) | {"fve": -1}))
     assert evaluated(tokens=300)[0] == [own], "the same settings: written again"
     assert own.read_bytes() == before
@@ -179,10 +193,10 @@ def test_metrics_json_keeps_the_evaluation_at_the_runs_settings(folder, evaluate
 
 def test_tokens_beyond_the_texts_are_the_setting_that_was_measured(folder, evaluated):
     own = folder / "metrics.json"
-    setting(eval_tokens=2049)(folder / "config.json")
+    setting(eval_tokens=5000)(folder / "config.json")
     assert evaluated(tokens=64)[0] == [folder / "evaluations" / "tokens_64.json"], "not its own"
     assert evaluated()[0] == evaluated()[0] == [own]
-    assert json.loads(own.read_text())["tokens"] == 2048
+    assert json.loads(own.read_text())["tokens"] == 2656
     assert evaluated(tokens=100_000_000)[0] == [own]
 
 

@@ -14,18 +14,17 @@ from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 from dictionary_learning.evaluation import loss_recovered
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from held_out import held_out_of
 from planted_sinks import with_sinks
 from torch.distributions import Normal, kl_divergence
 from upstreams_tracing import upstreams_tracing
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, find_hook
-from dictionary_learning_ext.activations.buffer import ResidualBuffer
-from dictionary_learning_ext.activations.inputs import HeldOut
 from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.tokens import ContextStream
-from dictionary_learning_ext.errors import NonFiniteError, TextError
+from dictionary_learning_ext.errors import NonFiniteError
 from dictionary_learning_ext.evaluation.measure import (
     DocumentLosses,
     Measurement,
@@ -75,7 +74,7 @@ def test_totals_are_sums_over_all_tokens_whatever_the_batches(x):
     for part in x.split(700):
         measurement.add(part)
     totals, (x_hat, f) = measurement.totals, sae(x, output_features=True)
-    assert (totals.tokens, totals.batches, totals.norm_factor) == (3000, 5, 3.0)
+    assert (totals.tokens, totals.norm_factor) == (3000, 3.0)
     assert totals.squares == pytest.approx(x.double().square().sum().item(), rel=1e-12)
     assert totals.residual == pytest.approx((x - x_hat).double().square().sum().item(), rel=1e-6)
     assert t.allclose(totals.sum_D, x.double().sum(0), rtol=1e-12)
@@ -217,38 +216,30 @@ def test_zeros_among_the_selected_do_not_lower_the_noise_of_stability(x, ours):
 def test_every_metric_of_several_saes_and_an_exact_one_recovers_all(tiny_lm):
     hook = find_hook(tiny_lm, "blocks.1.hook_resid_post")
     documents = ["It was the best of times, it was the worst of times."] * 8
-    sizes = {"n_ctxs": 16, "ctx_len": 16, "out_batch_size": 64}
-    buffer = ResidualBuffer(iter(documents * 40), tiny_lm, hook.submodule, **sizes)
     exact, poor = VariationalTopKAutoEncoder(16, 16, 16), VariationalTopKAutoEncoder(16, 16, 1)
     exact.decoder.weight.data = t.eye(16)
     exact.encoder.weight.data = t.eye(16)
     saes = {"exact": (exact, 1.0), "poor": (poor, 1.0)}
-    results = measure(saes, HeldOut.from_text(buffer, documents), 100)
+    held_out = held_out_of(tiny_lm, hook, documents * 40, 100, for_loss=documents, ctx_len=16)
+    results = measure(saes, held_out)
     for metrics in results.values():
         assert set(METRICS) == set(metrics)
-        assert metrics["tokens"] == 128, "whole batches"
+        assert metrics["tokens"] == 100
     assert results["exact"]["frac_recovered"] == pytest.approx(1, abs=1e-3)
     assert results["poor"]["loss_original"] == results["exact"]["loss_original"]
 
 
-def ending_buffer(lm, documents):
-    """Batches of 64 tokens, until the documents end."""
-    hook = find_hook(lm, "blocks.1.hook_resid_post")
-    sizes = {"n_ctxs": 8, "ctx_len": 16, "out_batch_size": 64}
-    return ResidualBuffer(iter(documents), lm, hook.submodule, **sizes)
-
-
 def test_a_text_that_ends_is_measured_as_far_as_it_goes(tiny_lm, caplog):
     documents = ["It was the best of times, it was the worst of times."] * 20
-    sae, buffer = VariationalTopKAutoEncoder(16, 32, 4), ending_buffer(tiny_lm, documents)
+    sae, hook = (
+        VariationalTopKAutoEncoder(16, 32, 4),
+        find_hook(tiny_lm, "blocks.1.hook_resid_post"),
+    )
     tokens = 20 * (1 + len(tiny_lm.tokenizer.encode(documents[0])))  # with an end of text each
-    batches = tokens // 16 * 16 // 64
-    metrics = measure({"x": (sae, 1.0)}, HeldOut.from_text(buffer, documents[:2]), 10**6)["x"]
-    assert metrics["tokens"] == 64 * batches
-    assert f"measured on {64 * batches} tokens, not 1000000" in caplog.text
-    few = HeldOut.from_text(ending_buffer(tiny_lm, documents[:1]), documents[:1])
-    with pytest.raises(TextError, match="too short to measure on"):
-        measure({"x": (sae, 1.0)}, few, 100)
+    whole = tokens // 16 * 16
+    held_out = held_out_of(tiny_lm, hook, documents, 10**6, for_loss=documents[:2], ctx_len=16)
+    assert measure({"x": (sae, 1.0)}, held_out)["x"]["tokens"] == whole
+    assert f"measured on {whole} tokens, not 1000000" in caplog.text
 
 
 @pytest.mark.parametrize(

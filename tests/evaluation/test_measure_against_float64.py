@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from buffers import DOCUMENTS, make_buffer
+from buffers import DOCUMENTS
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from held_out import held_out_of
 from planted_sinks import saved_with_sinks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dictionary_learning_ext import VariationalTopKAutoEncoder
-from dictionary_learning_ext.activations.inputs import HeldOut
+from dictionary_learning_ext import VariationalTopKAutoEncoder, find_hook
 from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.evaluation.measure import measure
 
@@ -27,7 +27,7 @@ TEXTS = [
     for n, text in enumerate(DOCUMENTS)
 ]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "every position": ("right", {}),
+    "every position": ("right", {"max_norm_multiple": 1e9}),
     "outliers": ("left", {"max_norm_multiple": 10.0}),
     "outliers and bos": ("left", {"max_norm_multiple": 10.0, "remove_bos": True}),
     "padded right": ("right", {"max_norm_multiple": 10.0, "remove_bos": True}),
@@ -169,10 +169,10 @@ def test_every_metric_is_the_plain_one(case: str, lm_dir_of, tmp_path):
     folder = saved_with_sinks(lm_dir_of("gpt2"), tmp_path, side)
     plain, dictionaries, lm = Plain(folder, rules), saes(), load_language_model(folder)
     lm.tokenizer.padding_side = side  # of a folder, nnsight 0.8 makes it "left"
-    sizes = {"n_ctxs": TOKENS // CTX_LEN, "ctx_len": CTX_LEN, "out_batch_size": TOKENS}
-    buffer = make_buffer(lm, cycle(TEXTS), packing="truncate", **sizes, **rules)
+    read = {"ctx_len": CTX_LEN, "text_packing": "truncate", **rules}
+    hook = find_hook(lm, "blocks.1.hook_resid_post")
     both = {name: (sae, 1.0) for name, sae in dictionaries.items()}
-    found = measure(both, HeldOut.from_text(buffer, TEXTS), TOKENS)
+    found = measure(both, held_out_of(lm, hook, cycle(TEXTS), TOKENS, for_loss=TEXTS, **read))
     for name, sae in dictionaries.items():
         expected = recomputed(plain, sae)
         for key, value in expected.items():
@@ -180,4 +180,4 @@ def test_every_metric_is_the_plain_one(case: str, lm_dir_of, tmp_path):
         random = {"fve_sampled", "stability_rms", "stability_sigma"}  # draw noise
         left = found[name].keys() - expected.keys() - random
         assert {key for key in left if found[name][key] is not None} == set()
-        assert bool(expected["positions_left_alone"]) == bool(rules)
+        assert bool(expected["positions_left_alone"]) == (case != "every position")

@@ -57,7 +57,7 @@ def on_the_embedded_model(tmp_path_factory):
         save_dir=str(tmp_path_factory.mktemp("embedded")),
     )
     folders = train(run, SAES)
-    return folders, next(open_inputs(run, [run.hook]).held_out(run.hook, 2048).rows)
+    return folders, next(open_inputs(run, [run.hook]).held_out(run.hook, 2048).batches)
 
 
 @pytest.fixture

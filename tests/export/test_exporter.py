@@ -59,7 +59,7 @@ def test_the_difference_is_what_a_direct_computation_gives(folder_of, trained):
     folder, run = folder_of("signed"), trained[1]
     exported = export(folder, "dictionary-learning", allow_inexact=True, tokens=400)
     sae = load_dictionary(folder)[0]
-    x = next(open_inputs(run, [run.hook]).held_out(run.hook, 400).rows)
+    x = next(open_inputs(run, [run.hook]).held_out(run.hook, 400).batches)
     f, x_hat = sae.encode(x), sae(x)
     other_f, other_x_hat = without_negatives(sae, x)
     relative = (x_hat - other_x_hat).norm(dim=1) / x_hat.norm(dim=1)

@@ -98,8 +98,7 @@ def test_the_table_is_of_the_measures(seeds, capsys, caplog):
 def codes_again(folders, tokens):
     """How the codes of these SAEs agree, on the held-out rows of the first one's run."""
     run = run_of(Path(folders[0]))
-    rows = open_inputs(run, [run.hook]).held_out(run.hook, tokens).rows
-    x = t.cat([next(rows).float() for _ in range(-(-tokens // rows.out_batch_size))])
+    x = t.cat([*open_inputs(run, [run.hook]).held_out(run.hook, tokens).batches])
     codes = {}
     for folder in folders:
         collector = CodeCollector(load_dictionary(folder)[0])

@@ -139,6 +139,6 @@ def test_of_a_model_that_is_half_on_the_disk_tokens_logits_and_losses_are_those_
         model = inputs.require_language_model("", "").module
         synthesised = synthesise(sae, model, inputs.hooks[run.hook], [5, 2], length=3, steps=4)
         logits_NV = LogitLens(model).logits(decoder_directions(sae))
-        measured = measure({"sae": (sae, 1.0)}, inputs.held_out(run.hook, 200), 200)["sae"]
+        measured = measure({"sae": (sae, 1.0)}, inputs.held_out(run.hook, 200))["sae"]
         found.append((synthesised, logits_NV.tolist(), measured))
     assert found[0] == found[1] == found[2]
