@@ -396,7 +396,8 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
             raise ConfigError(
                 f"data is the string {data!r}: expected documents; use open_text({data!r})"
             )
-        module, tokenizer = unwrapped(model)
+        lm = unwrapped(model)
+        module, tokenizer = lm.module, lm.tokenizer
         self.data = iter(data)
         self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing, ranks=ranks)
         self.model = model
@@ -412,7 +413,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         require(io in ("in", "out"), "io", io, "in or out, the side of the submodule to read")
         rule = PositionRule(tokenizer, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
         place = place_of(module, submodule, io)
-        self.reader = ActivationReader(module, place, rule, shared)
+        self.reader = ActivationReader(lm, place, rule, shared)
         hidden_size: int = module.config.get_text_config().hidden_size
         rows = ModelRows(
             self.contexts,

@@ -237,9 +237,9 @@ class _Writer:
         self._elsewhere = elsewhere
         self._folder, self._settings, self._run = folder, settings, run
         self._tokenizer, self._before_batch = model.tokenizer, before_batch
-        shared = SharedPass(model.module, [point.place for point in points.values()])
+        shared = SharedPass(model, [point.place for point in points.values()])
         self._readers = {
-            name: ActivationReader(model.module, point.place, PositionRule(), shared)
+            name: ActivationReader(model, point.place, PositionRule(), shared)
             for name, point in points.items()
         }
         widths = [hook.width for hook in settings.hooks.values()]

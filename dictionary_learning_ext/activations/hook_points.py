@@ -5,7 +5,7 @@
     with hooked(hook.place, lambda x_BLD: 2 * x_BLD):
         ...  # the model runs with other activations
 
-Every hook that is put on a language model is put there by `hooked`.
+nnsight's trace reads activations (`read_places`). Changes are torch's hooks, all put there by `hooked`.
 
 Shapes: B contexts, L tokens, D = the width of the place.
 """
@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from nnsight import LanguageModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BatchEncoding, PreTrainedModel
 
 from ..errors import CheckpointError, LanguageModelError
 from .language_models import CausalLM, Pretrained, unwrapped
@@ -30,6 +31,7 @@ from .language_models import CausalLM, Pretrained, unwrapped
 _log = logging.getLogger(__name__)
 
 _CHECKED_TOKENS = 8
+_BUILDS_GRAPH = tuple(map(int, version("nnsight").split(".")[:2])) < (0, 5)
 
 
 class HookKind(NamedTuple):
@@ -193,9 +195,7 @@ def find_hook(model: LanguageModel | CausalLM, name: str) -> HookPoint:
     place = Place(module.get_submodule(path), kind.io, path)
     submodule: Any = place.module
     if not isinstance(model, CausalLM):
-        submodule = model
-        for part in path.split("."):
-            submodule = submodule[int(part)] if part.isdecimal() else getattr(submodule, part)
+        submodule = _envoy_at(model, path)
     return HookPoint(name, layer, kind.io, submodule, config.hidden_size, place)
 
 
@@ -260,7 +260,7 @@ def _require_added(model: PreTrainedModel, name: str, block: str, parts: list[st
     outputs = [Place(model.get_submodule(path), "out", path) for path in (*parts, block)]
     places = [outputs[-1]._replace(io="in"), *outputs]
     ids_BL = torch.arange(_CHECKED_TOKENS)[None]
-    read = read_places(model, places, ids_BL, torch.ones_like(ids_BL))
+    read = read_places(CausalLM(model, None), places, ids_BL, torch.ones_like(ids_BL))
     *added, post_BLD = (x_BLD.double() for x_BLD in read)
     size_BLD = sum((x_BLD.abs() for x_BLD in added), post_BLD.abs())
     rounding_BLD = 4 * torch.finfo(read[0].dtype).eps * size_BLD
@@ -288,7 +288,8 @@ Change = Callable[[Tensor], Tensor | None]
 def hooked(place: Place, change: Change) -> Iterator[None]:
     """Call `change` with the activations at a place, in every forward pass within the block.
 
-    They are in the model's dtype and on its device. What runs later may change them in place.
+    They are in the model's dtype and on its device. What runs later may change them in place. nnsight's trace
+    reads what goes into a module before it is changed.
     """
 
     def at_output(_module: Any, _args: Any, output: Any) -> Any:
@@ -320,7 +321,7 @@ class _AllRead(Exception):
 
 
 def run_to(model: nn.Module, places: Sequence[Place], **inputs: Any) -> list[Tensor]:
-    """Run a language model up to the last of some places.
+    """Run a language model up to the last of some places, where torch's hooks read it.
 
     Arguments:
         inputs: what the model is called with, on its device.
@@ -348,32 +349,109 @@ def run_to(model: nn.Module, places: Sequence[Place], **inputs: Any) -> list[Ten
         except _AllRead:
             return [found[number] for number in range(len(places))]
     missed = next(place for number, place in enumerate(places) if number not in found)
-    raise LanguageModelError(
-        f"a {type(model).__name__} does not run {missed.path}, so it can't be read there; use another"
+    raise _not_run(model, [missed])
+
+
+def _not_run(model: nn.Module, places: Sequence[Place]) -> LanguageModelError:
+    paths = " or ".join(place.path for place in places)
+    return LanguageModelError(
+        f"a {type(model).__name__} does not run {paths}, so it can't be read there; use another"
         " hook point"
     )
 
 
 @torch.no_grad()  # not inference_mode, whose tensors can't be trained on
 def read_places(
-    model: PreTrainedModel, places: Sequence[Place], input_ids: Tensor, attention_mask: Tensor
+    model: CausalLM, places: Sequence[Place], input_ids: Tensor, attention_mask: Tensor
 ) -> list[Tensor]:
-    """The activations at several places, without gradients, from one forward pass; see `run_to`.
+    """The activations at several places, without gradients, from one forward pass up to the last of them.
+
+    nnsight's trace reads them, or torch's hooks where nnsight doesn't wrap the model.
 
     Arguments:
         input_ids: int64, (B, L).
         attention_mask: (B, L), 0 at padding.
+
+    Returns: the activations at each place, (B, L, D), in the model's dtype and on its device.
+
+    Raises: LanguageModelError if the model does not run one of them.
     """
-    device = input_device(model)
+    device = input_device(model.module)
     tokens = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
-    return run_to(model, places, **tokens)
+    if model.traced is None:
+        return run_to(model.module, places, **tokens)
+    return _read_by_trace(model.traced, model.module, places, BatchEncoding(tokens))
+
+
+_MISSED = {"OutOfOrderError", "MissedProviderError"}
+"""What nnsight raises where a module isn't run, or ran before."""
+
+
+def _read_by_trace(
+    lm: Any, module: nn.Module, places: Sequence[Place], tokens: BatchEncoding
+) -> list[Tensor]:
+    """See `read_places`. Up to version 0.4, nnsight builds a graph of the block and then runs the model; later
+    versions run the block beside the model, and it must ask in the model's order."""
+    envoys = [_envoy_at(lm, place.path) for place in places]
+    found: dict[int, Any] = {}
+    try:
+        if _BUILDS_GRAPH:
+            with lm.trace(tokens, use_cache=False) as tracer:
+                for number, (envoy, place) in enumerate(zip(envoys, places, strict=True)):
+                    value = envoy.output if place.io == "out" else envoy.inputs
+                    found[number] = tracer.apply(_copied, value, place.io).save()
+                tracer.apply(lambda *_: None, *found.values()).stop()
+            return [found[number].value for number in range(len(places))]
+        order = _in_running_order(module, places)
+        with lm.trace(tokens, use_cache=False) as tracer:
+            for number in order:
+                envoy, io = envoys[number], places[number].io
+                value = envoy.output if io == "out" else envoy.inputs
+                found[number] = _copied(value, io)
+            tracer.stop()
+    except Exception as error:
+        is_unset = _BUILDS_GRAPH and isinstance(error, ValueError)  # a saved value that never came
+        if is_unset or _MISSED & {each.__name__ for each in type(error).__mro__}:
+            raise _not_run(module, places) from error
+        raise
+    return [found[number] for number in range(len(places))]
+
+
+def _copied(value: Any, io: Literal["in", "out"]) -> Tensor:
+    """A copy of what a module takes or returns: what runs after it may change it in place."""
+    if io == "out":
+        return (value[0] if isinstance(value, tuple) else value).clone()
+    args, kwargs = value
+    return (args[0] if args else kwargs["hidden_states"]).clone()
+
+
+def _envoy_at(lm: Any, path: str) -> Any:
+    """nnsight's envoy of the module at a path."""
+    for part in path.split("."):
+        lm = lm[int(part)] if part.isdecimal() else getattr(lm, part)
+    return lm
+
+
+def _in_running_order(module: nn.Module, places: Sequence[Place]) -> list[int]:
+    """The numbers of places in the order in which a forward pass comes to them: modules run as they lie in
+    the model, and a module's output follows what is inside it."""
+    when: dict[tuple[nn.Module, str], int] = {}
+
+    def visit(one: nn.Module) -> None:
+        when[one, "in"] = len(when)
+        for child in one.children():
+            visit(child)
+        when[one, "out"] = len(when)
+
+    visit(module)
+    return sorted(range(len(places)), key=lambda n: when[places[n].module, places[n].io])
 
 
 def read_residual(
     model: LanguageModel | CausalLM, hook: HookPoint, input_ids: Tensor, attention_mask: Tensor
 ) -> Tensor:
     """The activations at a hook point, (B, L, D), of the model it was found in; see `read_places`."""
-    return read_places(unwrapped(model).module, [hook.place], input_ids, attention_mask)[0]
+    return read_places(unwrapped(model), [hook.place], input_ids, attention_mask)[0]
 
 
 class SharedPass:
@@ -383,7 +461,7 @@ class SharedPass:
     batch of contexts. Places that don't ask for the same contexts stop sharing, which is logged.
     """
 
-    def __init__(self, model: PreTrainedModel, places: Sequence[Place]):
+    def __init__(self, model: CausalLM, places: Sequence[Place]):
         self._model = model
         self._places = list(places)
         self._kept: dict[Place, Tensor] = {}

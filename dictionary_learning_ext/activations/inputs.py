@@ -281,7 +281,7 @@ class _OfLanguageModel(Inputs):
             self._fresh_hash = settings_hash(self.language_model)
         self.hooks = {name: find_hook(self.language_model, name) for name in self.widths}
         places = [hook.place for hook in self.hooks.values()]
-        self._shared = SharedPass(self.language_model.module, places)
+        self._shared = SharedPass(self.language_model, places)
 
     def require_held_out(self) -> None:
         require_held_out(self._settings, self.language_model.tokenizer)
@@ -318,7 +318,7 @@ class _OfLanguageModel(Inputs):
         documents = islice(text_of(settings, split="heldout"), settings.eval_documents)
         stream = ContextStream(documents, model.tokenizer, settings.ctx_len, packing="truncate")
         rule = _reading_rule(settings, model.tokenizer)
-        reader = ActivationReader(model.module, self.hooks[hook].place, rule)
+        reader = ActivationReader(model, self.hooks[hook].place, rule)
         return reader, stream.batches(_DOCUMENTS_AT_ONCE), ""
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
@@ -399,7 +399,7 @@ class _Stored(Inputs):
         stored, model = self._stored, self.language_model
         if model is None or stored.manifest is None:
             return None, None, self.no_language_model
-        reader = ActivationReader(model.module, self.hooks[hook].place, self._rule)
+        reader = ActivationReader(model, self.hooks[hook].place, self._rule)
         number = self._settings.eval_documents
         return reader, cached_documents(stored.folder, stored.manifest, number), ""
 
@@ -549,7 +549,7 @@ def with_activations(
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
-    reader = ActivationReader(model.module, hook.place, _reading_rule(settings, model.tokenizer))
+    reader = ActivationReader(model, hook.place, _reading_rule(settings, model.tokenizer))
     for input_ids_BL, mask_BL in contexts:
         by_token_BL = reader.rule.by_token(input_ids_BL, mask_BL)
         read = reader.read(input_ids_BL, mask_BL, by_token_BL)

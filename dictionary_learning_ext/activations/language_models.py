@@ -47,6 +47,8 @@ class CausalLM(NamedTuple):
 
     module: PreTrainedModel
     tokenizer: Any
+    traced: LanguageModel | None = None
+    """nnsight's model around it, which reads its activations. Where there is none, torch's hooks do."""
 
 
 def unwrapped(model: "LanguageModel | CausalLM") -> CausalLM:
@@ -63,13 +65,17 @@ def unwrapped(model: "LanguageModel | CausalLM") -> CausalLM:
         is_loaded, load = lm.dispatched, lm.dispatch
     if not is_loaded:
         load()
-    return CausalLM(lm._module, lm.tokenizer)
+    return CausalLM(lm._module, lm.tokenizer, lm)
 
 
 def wrapped(model: CausalLM) -> LanguageModel:
     """nnsight's model around one."""
+    if model.traced is not None:
+        return model.traced
     logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
-    return cast(LanguageModel, LanguageModel(model.module, tokenizer=model.tokenizer))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nnsight 0.8 has another name for it
+        return cast(LanguageModel, LanguageModel(model.module, tokenizer=model.tokenizer))
 
 
 def load_language_model(
@@ -128,7 +134,8 @@ class Pretrained:
         """See `load_language_model`.
 
         Arguments:
-            device_map: where its parts go, in place of `device`; see `RunConfig`.
+            device_map: where its parts go, in place of `device`; see `RunConfig`. Then nnsight, which sends the
+                tokens to the device of the first weight, doesn't wrap it: that may be on disk.
 
         Raises: ConfigError if accelerate refuses the map.
         """
@@ -148,7 +155,8 @@ class Pretrained:
             model.config._commit_hash = extract_commit_hash(file, None)  # so does transformers 4
         if device_map is None:
             model = model.to(device)
-        return CausalLM(model.eval().requires_grad_(False), tokenizer)
+        loaded = CausalLM(model.eval().requires_grad_(False), tokenizer)
+        return loaded if device_map is not None else loaded._replace(traced=wrapped(loaded))
 
 
 @contextmanager

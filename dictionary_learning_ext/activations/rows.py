@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from einops import rearrange
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ..errors import NonFiniteError, Template, TextError
 from .hook_points import Change, Place, SharedPass, hooked, input_device
+from .language_models import CausalLM
 from .positions import PositionRule, at, norms
 from .tokens import ContextStream
 
@@ -123,13 +123,13 @@ class ActivationReader:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: CausalLM,
         place: Place,
         rule: PositionRule,
         shared: SharedPass | None = None,
     ):
         self.place, self.rule = place, rule
-        self._model = model
+        self._model = model.module
         self._pass = shared or SharedPass(model, [place])
 
     def read(self, input_ids_BL: Tensor, mask_BL: Tensor, wanted_BL: Tensor) -> Activations:

@@ -13,6 +13,7 @@ from language_model_reads import counted_passes, some_tokens
 from nnsight import LanguageModel
 from texts import error_of
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from dictionary_learning_ext.activations.hook_points import (
     HookPoint,
@@ -26,7 +27,12 @@ from dictionary_learning_ext.activations.hook_points import (
     read_places,
     read_residual,
 )
-from dictionary_learning_ext.activations.language_models import unwrapped
+from dictionary_learning_ext.activations.language_models import (
+    CausalLM,
+    load_tokenizer,
+    unwrapped,
+    wrapped,
+)
 from dictionary_learning_ext.errors import LanguageModelError
 
 FAMILIES = ["gpt_neox", "llama", "gpt2", "gemma", "qwen"]
@@ -203,7 +209,7 @@ def test_the_model_runs_to_the_deepest_place_and_no_further(
             inner = block.get_submodule("input_layernorm")  # the first thing that a block runs
             hook = inner.register_forward_hook(lambda *_, layer=layer: calls.append(layer))
             hooks.callback(hook.remove)
-        read_places(tiny_lm._module, places, *some_tokens())
+        read_places(unwrapped(tiny_lm), places, *some_tokens())
     assert calls == ran
 
 
@@ -215,12 +221,13 @@ def test_activations_are_changed_at_either_side_of_a_block(
     after, before = find_hook(lm, POST.format(0)), find_hook(lm, PRE.format(1))
     last, tokens = find_hook(lm, POST.format(2)), some_tokens()
     plain = read_residual(lm, last, *tokens)
+    bare = unwrapped(lm)._replace(traced=None)
     changed = []
     for hook in (after, before):  # the same place, from its two sides
         with hooked(hook.place, lambda x_BLD: x_BLD + 1):
             changed.append(read_residual(lm, last, *tokens))
-            assert read_residual(lm, before, *tokens).equal(
-                read_residual(lm, after, *tokens) + (hook is before)
+            assert read_residual(bare, before, *tokens).equal(
+                read_residual(bare, after, *tokens) + (hook is before)
             )
     assert torch.equal(*changed)
     assert not torch.equal(changed[0], plain)
@@ -229,11 +236,33 @@ def test_activations_are_changed_at_either_side_of_a_block(
     assert read_residual(lm, last, *tokens).equal(plain), "nothing is left on the model"
 
 
-def test_a_place_that_the_model_does_not_run_is_refused(tiny_lm: Any):
-    lm = tiny_lm._module
-    unused = Place(nn.Linear(2, 2), "out", "unused")
-    message = error_of(lambda: read_places(lm, [unused], *some_tokens()), LanguageModelError)
-    assert "use another hook point" in message
+def test_a_place_that_the_model_does_not_run_is_refused(tiny_lm_dir: Path):
+    bare = CausalLM(
+        AutoModelForCausalLM.from_pretrained(tiny_lm_dir), load_tokenizer(str(tiny_lm_dir))
+    )
+    bare.module.unused = nn.Linear(2, 2)
+    unused = Place(bare.module.unused, "out", "unused")
+    for lm in (bare, bare._replace(traced=wrapped(bare))):
+        message = error_of(
+            lambda lm=lm: read_places(lm, [unused], *some_tokens()), LanguageModelError
+        )
+        assert "does not run unused" in message
+        assert "use another hook point" in message
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nnsights_trace_reads_what_torchs_hooks_read(
+    lm_of: Callable[[str], LanguageModel], family: str
+):
+    """To the bit, at both sides of a block and in any order."""
+    lm = unwrapped(lm_of(family))
+    assert lm.traced is not None
+    places = [find_hook(lm, name.format(n)).place for n, name in ((2, PRE), (0, POST), (1, PRE))]
+    ids, mask = some_tokens()
+    mask[1, -3:] = 0
+    by_trace = read_places(lm, places, ids, mask)
+    by_hooks = read_places(lm._replace(traced=None), places, ids, mask)
+    assert all(map(torch.equal, by_trace, by_hooks))
 
 
 def _blocks(width: int) -> nn.ModuleList:
@@ -268,7 +297,7 @@ def hooks(tiny_lm):
 
 @pytest.fixture
 def shared(tiny_lm, hooks):
-    return SharedPass(tiny_lm._module, [hook.place for hook in hooks])
+    return SharedPass(unwrapped(tiny_lm), [hook.place for hook in hooks])
 
 
 def test_all_are_read_in_one_pass_and_are_what_each_would_read_alone(tiny_lm, hooks, shared):

@@ -27,7 +27,7 @@ MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
 
 def reader_of(lm: LanguageModel, **options: Any) -> tuple[ActivationReader, HookPoint]:
     hook = find_hook(lm, HOOK)
-    return ActivationReader(lm._module, hook.place, PositionRule(lm.tokenizer, **options)), hook
+    return ActivationReader(unwrapped(lm), hook.place, PositionRule(lm.tokenizer, **options)), hook
 
 
 def rows_of(

@@ -20,7 +20,7 @@ from torch.distributions import Normal, kl_divergence
 from upstreams_tracing import upstreams_tracing
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, find_hook
-from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.language_models import load_language_model, unwrapped
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.tokens import ContextStream
@@ -284,7 +284,7 @@ def test_losses_that_are_not_defined_are_null_with_the_reason(x, losses, reason)
 
 def losses_of(lm, saes, documents=DOCUMENTS, hook="blocks.1.hook_resid_post", ctx_len=16, **rules):
     point = find_hook(lm, hook)
-    reader = ActivationReader(lm._module, point.place, PositionRule(lm.tokenizer, **rules))
+    reader = ActivationReader(unwrapped(lm), point.place, PositionRule(lm.tokenizer, **rules))
     contexts = ContextStream(iter(documents), lm.tokenizer, ctx_len, packing="truncate")
     losses = DocumentLosses(reader, contexts.batches(16))
     return [losses.of(sae) for sae in saes]
@@ -336,7 +336,7 @@ def test_each_sae_gets_the_losses_that_it_has_alone(tiny_lm):
 def test_enough_documents_are_read_for_a_number_of_tokens(tiny_lm, tokens, read):
     """16 at a time."""
     point = find_hook(tiny_lm, "blocks.1.hook_resid_post")
-    reader = ActivationReader(tiny_lm._module, point.place, PositionRule())
+    reader = ActivationReader(unwrapped(tiny_lm), point.place, PositionRule())
     contexts = ContextStream(iter(DOCUMENTS), tiny_lm.tokenizer, 16, packing="truncate")
     found = DocumentLosses(reader, contexts.batches(16), tokens).of(sae_of())
     assert found == losses_of(tiny_lm, [sae_of()], DOCUMENTS[:read])[0]

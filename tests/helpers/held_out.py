@@ -33,6 +33,6 @@ def held_out_of(
     rule = PositionRule(
         model.tokenizer, remove_bos=run.remove_bos, max_norm_multiple=run.sink_multiple
     )
-    reader = ActivationReader(model.module, hook.place, rule)
+    reader = ActivationReader(model, hook.place, rule)
     cut = ContextStream(iter(for_loss), model.tokenizer, run.ctx_len, packing="truncate")
     return HeldOut(tokens, in_batches(contexts, 2048), reader, cut.batches())

@@ -15,6 +15,7 @@ from dictionary_learning_ext.activations.hook_points import find_hook, read_resi
 from dictionary_learning_ext.activations.language_models import (
     load_language_model,
     load_tokenizer,
+    unwrapped,
 )
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ActivationReader
@@ -135,7 +136,7 @@ def test_core_agrees_with_our_evaluation_on_the_same_tokens():
     store = ActivationsStore.from_sae(hooked, sae, dataset, context_size=ctx_len)
     theirs, _ = core.run_evals(sae, store, hooked, config)
 
-    reader = ActivationReader(model._module, hook.place, PositionRule())
+    reader = ActivationReader(unwrapped(model), hook.place, PositionRule())
     contexts = ContextStream(iter(documents), model.tokenizer, ctx_len, packing="truncate")
     losses = DocumentLosses(reader, contexts.batches()).of(dictionary)
     recovered = (losses.zero - losses.reconstructed) / (losses.zero - losses.original)

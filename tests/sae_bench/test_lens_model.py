@@ -166,7 +166,7 @@ def test_core_replaces_the_positions_that_our_losses_replace(multiple, tiny_lm_d
     contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
     tokens_BL, _ = contexts.next_batch(3)
     assert tokens_BL.shape == (3, 12)
-    reader = ActivationReader(lm._module, hook.place, PositionRule(max_norm_multiple=multiple))
+    reader = ActivationReader(unwrapped(lm), hook.place, PositionRule(max_norm_multiple=multiple))
     contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
     ours = DocumentLosses(reader, contexts.batches()).of(dictionary)
     assert ours.left_alone == (3 * far if multiple else 0)
