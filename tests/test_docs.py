@@ -3,14 +3,23 @@
 import re
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
-from export_folders import of_gemma_scope
-from guide import PAGES, ROOT, blocks, lines, our_words, run_page
+from guide import (
+    PAGES,
+    ROOT,
+    blocks,
+    complete_blocks,
+    in_fresh_interpreter,
+    lines,
+    our_words,
+    run_lines,
+    run_page,
+    smaller_python,
+)
 from notebooks import NOTEBOOKS, read
 
-from dictionary_learning_ext.cli import COMMANDS, main
+from dictionary_learning_ext.cli import COMMANDS
 from dictionary_learning_ext.commands.flags import Command, parse
 from dictionary_learning_ext.config.architectures import TRAINED
 
@@ -61,16 +70,41 @@ def test_the_commands_of_a_page_are_legal(page):
             parse(legal_anywhere(COMMANDS["train"]), list(flags.passed_on))
 
 
+README, *GUIDE = PAGES
+ALONE = [("bash", block) for kind, block in blocks(README) if kind == "bash"] + [
+    ("python", block)
+    for page in PAGES
+    for block in (
+        [b for k, b in blocks(page) if k == "python"] if page == README else complete_blocks(page)
+    )
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(("kind", "block"), ALONE, ids=[block.split("\n")[0] for _, block in ALONE])
+def test_a_complete_block_runs_alone(kind, block, guide_folder, tiny_lm_dir, monkeypatch):
+    """Every block of the README, and those that a page offers as complete. The quickstart's SAEs are there."""
+    monkeypatch.chdir(guide_folder)
+    if kind == "bash":
+        run_lines(block, tiny_lm_dir, NOT_HERE)
+    else:
+        in_fresh_interpreter("-c", smaller_python(block))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.name)
 def test_a_page_runs(page, guide_folder, tiny_lm_dir, monkeypatch):
+    """In an interpreter of its own, if it has Python: its commands leave nothing behind for the next page's."""
     if page.name in NEEDED:
         pytest.importorskip(
             NEEDED[page.name], reason="needs the extra: pip install -e '.[saelens]'"
         )
     monkeypatch.chdir(guide_folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(guide_folder / "caches"))
-    run_page(page, tiny_lm_dir, skips=NOT_HERE)
+    if "python" in dict(blocks(page)):
+        in_fresh_interpreter(ROOT / "tests/helpers/guide.py", page, tiny_lm_dir, *NOT_HERE)
+    else:
+        run_page(page, tiny_lm_dir, skips=NOT_HERE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -90,26 +124,6 @@ def test_sections_that_pages_link_to_are_there():
             anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor in anchors, f"{page.name}: {target}#{anchor}"
     assert checked > 35
-
-
-@pytest.mark.slow
-def test_the_readmes_check_of_any_sae_runs_on_local_folders(
-    tiny_lm_dir, text, tmp_path, monkeypatch
-):
-    """Two of Gemma Scope on the hub, and an SAE of one's own: folders of Gemma Scope's layout stand for them."""
-    monkeypatch.chdir(tmp_path)
-    block = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
-    assert block is not None
-    on_text = ["--model", str(tiny_lm_dir), "--data", text, "--tokens", "300"]
-    local = {}
-    for line in lines(block[1]):
-        _, command, *words = line.split()
-        for name in (word for word in words if "/" in word):
-            local[name] = f"gemma-scope-2b-pt-res/layer_0/width_{len(local)}/average_l0_8"
-            of_gemma_scope(tmp_path / local[name], 16, 32)
-        assert main([command, *(local.get(word, word) for word in words), *on_text]) == 0
-    assert len(local) == 3
-    assert Path("scores.csv").is_file()
 
 
 def test_every_architecture_is_in_the_guide():

@@ -1,12 +1,17 @@
 """The README and the pages of the guide: their code blocks, and how tests run them small.
 
-The blocks of a page run in order, in a folder of its own that holds the quickstart's SAEs. So whatever a
-block takes from another one is made on the same page.
+    python tests/helpers/guide.py PAGE LANGUAGE_MODEL [NOT_RUN ...]    # in the folder where the page runs
+
+Every block of the README runs alone, and so does a block of Python whose fence says `title="Complete"`. The other
+blocks of a page run in order. They find the quickstart's SAEs, so whatever else a block needs is made on its page.
 """
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from glob import glob
 from itertools import dropwhile, takewhile
 from pathlib import Path
@@ -45,7 +50,13 @@ SMALLER_PYTHON = (
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """The language and the text of each code block."""
-    return re.findall(r"```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    return re.findall(r"```(\w+)[^\n]*\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+def complete_blocks(page: Path) -> list[str]:
+    """The blocks of Python that a page offers as complete."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"```python title=\"Complete\"\n(.*?)```", text, re.S)
 
 
 def lines(block: str) -> list[str]:
@@ -105,10 +116,25 @@ def run_line(line: str, tiny_lm: Path) -> None:
         launched = get_args_parser().parse_args(words[len(environment) + 1 :])
         assert (launched.module, launched.training_script_args) == (True, ours), line
         assert main(smaller(ours, tiny_lm)) == 0, line
+    elif words[:2] == ["wandb", "sweep"]:
+        assert (ROOT / words[2]).is_file(), line
     elif ours is None:
         assert program in NOT_RUN, f"{line}: tests don't know how to run {program}"
     elif "--help" not in ours:
         assert main(smaller(ours, tiny_lm)) == 0, line
+
+
+def run_lines(block: str, tiny_lm: Path, skips: tuple[str, ...] = ()) -> None:
+    """Run the commands of a block of bash, but for these subcommands."""
+    for line in lines(block):
+        if (our_words(line) or [""])[0] not in skips:
+            run_line(line, tiny_lm)
+
+
+def smaller_python(block: str) -> str:
+    for pattern, small in SMALLER_PYTHON:
+        block = re.sub(pattern, small, block)
+    return block
 
 
 def run_page(page: Path, tiny_lm: Path, skips: tuple[str, ...] = ()) -> None:
@@ -120,15 +146,19 @@ def run_page(page: Path, tiny_lm: Path, skips: tuple[str, ...] = ()) -> None:
     names: dict[str, object] = {"__name__": "__main__"}
     for language, block in blocks(page):
         if language == "bash":
-            for line in lines(block):
-                if (our_words(line) or [""])[0] not in skips:
-                    run_line(line, tiny_lm)
+            run_lines(block, tiny_lm, skips)
         if language == "python":
-            for pattern, small in SMALLER_PYTHON:
-                block = re.sub(pattern, small, block)
-            exec(compile(block, page.name, "exec"), names)
+            exec(compile(smaller_python(block), page.name, "exec"), names)
         if language == "yaml":
             assert yaml.safe_load(block), block
+
+
+def in_fresh_interpreter(*words: str | Path) -> None:
+    """Run Python with these arguments in the current folder, where the repository can be imported."""
+    found = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": found}
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
 
 
 @pytest.fixture
@@ -140,3 +170,12 @@ def guide_folder(quickstart_run, text, tmp_path):
     (tmp_path / "runs/quickstart/cache").symlink_to(cache)
     shutil.copy(text, tmp_path / "my.txt")
     return tmp_path
+
+
+if __name__ == "__main__":
+    from dictionary_learning_ext.features import codes, reproducibility
+
+    for module in (codes, reproducibility):
+        module.NULL_ERROR = 0.01  # as in conftest.py
+    _, its_page, language_model, *not_run = sys.argv
+    run_page(Path(its_page), Path(language_model), tuple(not_run))
