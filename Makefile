@@ -38,7 +38,7 @@ test-saebench: .venv-saebench/installed
 			export/test_hub.py::test_sparsify_loads_it_from_the_hub test_sae_lens.py run_folder/test_foreign.py \
 			activations/test_text_files.py activations/test_text.py activations/test_stored.py \
 			activations/test_stored_sae_lens.py \
-			'test_docs.py::test_a_page_runs[sae_bench.md]' 'test_docs.py::test_a_page_runs[sae_lens.md]' \
+			'test_docs.py::test_a_page_runs[sae_bench.md]' 'test_docs.py::test_a_page_runs[train_to_sae_bench.md]' 'test_docs.py::test_a_page_runs[sae_lens.md]' \
 			activations/test_inputs_synthetic.py \
 			evaluation/test_measure_truth.py activations/test_synthetic.py activations/test_synthetic_rows.py \
 			features/test_return_score.py::test_a_batch_topk_that_saelens_itself_saves_as_a_jumprelu_has_the_order_of_the_batch_topk \
