@@ -76,8 +76,8 @@ EXPERIMENTS = (
     Experiment(
         "paper.beta",
         "Does a larger beta give the paper's dead features?",
-        minutes="20",
-        stages=("train", "tables"),
+        minutes="40",
+        stages=("train", "tables", "as_run"),
         pages=("beta.md",),
     ),
     Experiment(

@@ -1,6 +1,7 @@
 """Does a larger beta give the paper's dead features? What runs and which rule decides: PROTOCOL_BETA.md.
 
     python -m experiments.paper.beta train     # train what is missing, write the page
+    python -m experiments.paper.beta as_run    # the paper's pair, for as long as its public code trains
     python -m experiments.paper.beta tables    # write the page's tables again
 
 Every group of SAEs that share a buffer and a size is written to the raw results once it is whole. A run that was
@@ -89,6 +90,43 @@ def rows_of(group: Row) -> list[Row]:
             if row["arm"] in DRAWN and row["beta"] == DRAWN[row["arm"]]:
                 row["largest"] = values
     return measured
+
+
+def measure_as_run(_: argparse.Namespace) -> None:
+    """The paper's pair, and the code with AuxK between them: beta 1, F = 16D, the public code's length and rate."""
+    t.set_num_threads(1)
+    content = raw_results.read_or(RAW, {"rows": []})
+    content.setdefault("as_run", [])
+    run = RunConfig(
+        hook=FIRST_HOOK,
+        steps=10_000,
+        batch_size=192,
+        dtype="bfloat16",
+        normalize="unit",
+        eval_tokens=20_000,
+        log_steps=1000,
+    )
+    options: dict[str, Any] = {
+        "dict_size": 16 * D,
+        "k": 16 * D // RATIO,
+        "lr": 8e-4,
+        "decay_start": 0.8,
+    }
+    for seed in SEEDS:
+        if any(row["seed"] == seed for row in content["as_run"]):
+            continue
+        began, own = time.monotonic(), options | {"seed": seed}
+        saes = {"TopK": sae_config(architecture="top_k", **own)}
+        saes |= {arm: sae_config(**ARMS[arm][1], **own) for arm in ("code", "code, no AuxK")}
+        named = {folder_name(arm): sae for arm, sae in saes.items()}
+        folders = train_missing(run, RUNS / f"as_run_seed{seed}", named).values()
+        largest = largest_of(list(folders)) if seed == 0 else [None] * len(saes)
+        for arm, folder, values in zip(saes, folders, largest, strict=True):
+            row = {"arm": arm, "beta": 1.0, "scale": "unit", "multiple": 16, "seed": seed}
+            row |= metrics_of(folder, (*METRICS, "frac_recovered"))
+            content["as_run"].append(row if values is None else row | {"largest": values})
+        content["settings"] = about(began, content.get("settings"))
+        raw_results.write(RAW, content)
 
 
 def is_in(row: Row, wanted: Row) -> bool:
@@ -187,7 +225,11 @@ def draw(content: dict[str, Any], page: Path) -> None:
     save_plot(figure, page.with_suffix(".png"), dpi=90)
 
 
-STAGES = Stages("paper.beta", {"train": measure}, {"beta": Page(tables, draw)})
+STAGES = Stages(
+    "paper.beta",
+    {"train": measure, "as_run": measure_as_run},
+    {"beta": Page(tables, draw)},
+)
 
 if __name__ == "__main__":
     STAGES.run()
