@@ -71,7 +71,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 2048,
         "normalize": "sqrt_d",
     },
-    # What the paper's public code ran: it never sampled.
+    # What the paper's public code ran: it never sampled. github.com/ZachData/SPAR-Variational-Sparse-Autoencoders
     "paper-as-run": _PAPER
     | {
         "posterior": "point",
