@@ -2,6 +2,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# The client of OpenAI-compatible endpoints, for `vsae explain`.
+EXPLAIN = ["openai>=1.60"]
+
 DEV = [
     "build>=1.2",
     "hypothesis>=6.100",
@@ -9,6 +12,7 @@ DEV = [
     "matplotlib>=3.8",
     "nbclient>=0.10",
     "nbformat>=5.10",
+    *EXPLAIN,
     "pyright>=1.1.380",
     "pytest>=8",
     "pytest-cov>=5",
@@ -84,18 +88,17 @@ setup(
         "psutil>=5.9",
         "pyarrow>=15",
         "pyyaml>=6",
-        "requests>=2.32",
         "safetensors>=0.6.2",
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "tqdm>=4.66",
-        "urllib3>=2",
         "wandb>=0.19.10",
         "zstandard>=0.22",
     ],
     extras_require={
         "dev": DEV,
         "docs": DOCS,
+        "explain": EXPLAIN,
         "mutants": [*DEV, "cosmic-ray>=8.4", "toml>=0.10"],
         "saebench": SAEBENCH,
         "saelens": SAELENS,

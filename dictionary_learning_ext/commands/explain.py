@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from signal import SIGINT
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ class ExplainFlags:
     """Write to OUT/NAME/explanations.json instead, where other commands don't find it. Default: the run folder, and
     results/NAME for another library's SAE."""
     timeout: float = 300.0
-    """Seconds to wait for a whole answer."""
+    """Seconds to wait for a whole answer, further tries included."""
     max_tokens: int = 1000
     """Tokens of an answer, at most. Models that reason write more than they answer."""
     explain: ExplainOptions = field(default_factory=ExplainOptions)
@@ -46,6 +47,11 @@ class ExplainFlags:
 
 
 def run(flags: ExplainFlags) -> None:
+    if find_spec("openai") is None:
+        raise EndpointError(
+            "openai, which asks the endpoint, is not installed",
+            instead="install it: pip install 'dictionary-learning-ext[explain]'",
+        )
     from tqdm import tqdm
 
     from ..explain.endpoint import KEY, Endpoint
@@ -91,7 +97,7 @@ def run(flags: ExplainFlags) -> None:
         print("\n".join(["These requests failed:", *lines]), file=sys.stderr)
         raise EndpointError(
             f"requests about {len(failed)} of {len(explained.features)} features failed",
-            instead="type the same again: what was answered is not asked for again",
+            instead="run the same command again: what was answered is not asked for again",
         )
     if all(explained.explanations[each].text is None for each in explained.features):
         raise EndpointError(

@@ -3,13 +3,13 @@
 explained = explain("runs/mine", Endpoint("http://localhost:8000/v1"), "llama-3.1-8b")
 """
 
-import threading
+import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from queue import Empty, Queue
 from typing import Any, NamedTuple
 
 from ..config.run import ExplainOptions
@@ -115,8 +115,7 @@ def explain(
     with locked(path.parent, _OUT):
         if not dry_run:
             on_step(f"asking {endpoint.url} whether it answers")
-            for model in dict.fromkeys([explainer, scorer]):
-                endpoint.check(model)
+            asyncio.run(_check(endpoint, dict.fromkeys([explainer, scorer])))
         on_step(f"reading {options.tokens:,} tokens of held-out text")
         measured = _read_features(folder, options.tokens, where)
         models = {"explainer": explainer, "scorer": scorer}
@@ -128,30 +127,19 @@ def explain(
             known = replace(known, places=max(known.places, chosen[-1].place + 1))
         asked = [each for each in chosen if not _of(known, each).is_complete]
         on_plan(_plan(known, asked, measured.order_by))
-        failed: dict[int, str] = {}
+        answers = _Answers(path, known)
+
+        def note(found: Explanation, failure: str) -> None:
+            on_answer()
+            answers.note(found, failure)
+
         if not dry_run:
-            run = _Run(endpoint, explainer, scorer)
             todo = [(each, _of(known, each)) for each in asked]
-            write_at, is_written = 0.0, False
             try:
-                for answered in run.ask(todo, options.at_once):
-                    if answered is not None:
-                        found, failure = answered
-                        if failure:
-                            failed[found.feature] = failure
-                        if failure and found.text is None:
-                            known.features.setdefault(found.feature, found)
-                        else:
-                            known.features[found.feature] = found
-                        is_written = False
-                        on_answer()
-                    if not is_written and (began := time.monotonic()) >= write_at:
-                        known.write(path)
-                        write_at = time.monotonic() + _PAUSE * (time.monotonic() - began)
-                        is_written = True
+                asyncio.run(_ask(endpoint, explainer, scorer, todo, options.at_once, note))
             finally:
                 known.write(path)
-    return Explained(path, known, [each.feature for each in chosen], failed)
+    return Explained(path, known, [each.feature for each in chosen], answers.failed)
 
 
 # --- what to ask
@@ -287,95 +275,104 @@ def _missing_parts(about: Question, found: Explanation) -> list[tuple[Part, list
     return parts
 
 
-class _Run:
-    """Asks in threads, each about one feature at a time."""
+async def _check(endpoint: Endpoint, models: Iterable[str]) -> None:
+    async with endpoint:
+        for model in models:
+            await endpoint.check(model)
 
-    def __init__(self, endpoint: Endpoint, explainer: str, scorer: str):
-        self._endpoint, self._explainer, self._scorer = endpoint, explainer, scorer
-        self._answers: Queue[tuple[Explanation, str] | BaseException | None] = Queue()
-        self._is_over = False
 
-    def ask(
-        self, todo: list[tuple[Question, Explanation]], at_once: int
-    ) -> Iterator[tuple[Explanation, str] | None]:
-        """What is known of a feature after each request, and why the request failed, if it did. None after
-        a second without an answer.
+async def _ask(
+    endpoint: Endpoint,
+    explainer: str,
+    scorer: str,
+    todo: list[tuple[Question, Explanation]],
+    at_once: int,
+    note: Callable[[Explanation, str], None],
+) -> None:
+    """Ask about features, `at_once` of them at a time.
 
-        Raises: EndpointError if the endpoint is down.
+    Arguments:
+        note: called after each request, with what is known of the feature and why the request failed ("" if it
+            didn't). What it raises ends the asking.
+    """
+    waiting = iter(todo)
+
+    async def ask_in_turn() -> None:
+        for about, found in waiting:
+            await _ask_about(endpoint, explainer, scorer, about, found, note)
+
+    async with endpoint:
+        await asyncio.gather(*(ask_in_turn() for _ in range(min(at_once, len(todo)))))
+
+
+async def _ask_about(
+    endpoint: Endpoint,
+    explainer: str,
+    scorer: str,
+    about: Question,
+    found: Explanation,
+    note: Callable[[Explanation, str], None],
+) -> None:
+    if found.text is None:
+        text, failure = await _answer(endpoint, explainer, about.messages, explanation_in)
+        found = replace(found, text=text)
+        note(found, failure)
+    if (explanation := found.text) is None:
+        return
+    for part, places in _missing_parts(about, found):
+        read = partial(judgements_in, n=len(part))
+        answers, failure = await _answer(endpoint, scorer, detection(explanation, part), read)
+        said = dict(found.said)
+        for (kind, place), answer in zip(places, answers or [], strict=bool(answers)):
+            said[kind] = said[kind][:place] + answer + said[kind][place + 1 :]
+        found = replace(found, said=said)
+        note(found, failure)
+
+
+async def _answer(
+    endpoint: Endpoint, model: str, messages: Any, read: Callable[[str], Any]
+) -> tuple[Any, str]:
+    """What is read in the model's answer, asked once more if that has the wrong form, and why the request failed.
+    None for an answer that has it twice."""
+    try:
+        for _ in range(2):
+            if (found := read(await endpoint.answer(model, messages))) is not None:
+                return found, ""
+    except EndpointError as error:
+        return None, error.as_typed
+    return None, ""
+
+
+class _Answers:
+    """What is known of features, and explanations.json with it.
+
+    Arguments:
+        known: changed in place.
+    """
+
+    def __init__(self, path: Path, known: Explanations):
+        self.path, self.known = path, known
+        self.failed: dict[int, str] = {}
+        self._in_a_row, self._write_at = 0, 0.0
+
+    def note(self, found: Explanation, failure: str) -> None:
+        """Keep what is known of a feature after a request, and write it unless that was done just now.
+
+        Raises: EndpointError if too many requests failed in a row.
         """
-        waiting: Queue[tuple[Question, Explanation]] = Queue()
-        for each in todo:
-            waiting.put(each)
-        # Daemons, so that Ctrl-C doesn't wait for an answer.
-        threads = [
-            threading.Thread(target=self._work, args=(waiting,), daemon=True)
-            for _ in range(min(at_once, len(todo)))
-        ]
-        for thread in threads:
-            thread.start()
-        n_at_work, in_a_row = len(threads), 0
-        try:
-            while n_at_work:
-                try:
-                    found = self._answers.get(timeout=1)
-                except Empty:
-                    yield None
-                    continue
-                if isinstance(found, BaseException):
-                    raise found
-                if found is None:
-                    n_at_work -= 1
-                    continue
-                _, failure = found
-                in_a_row = in_a_row + 1 if failure else 0
-                yield found
-                if in_a_row >= _MOST_FAILURES:
-                    raise EndpointError(
-                        f"{_MOST_FAILURES} requests in a row failed, the last one: {failure}",
-                        instead="type the same again later: what was answered is kept",
-                    )
-        finally:
-            self._is_over = True
-
-    def _work(self, waiting: Queue[tuple[Question, Explanation]]) -> None:
-        try:
-            while not self._is_over:
-                for found in self._ask_about(*waiting.get_nowait()):
-                    self._answers.put(found)
-                    if self._is_over:
-                        return
-        except Empty:
-            self._answers.put(None)
-        except BaseException as error:
-            self._answers.put(error)
-
-    def _ask_about(self, about: Question, found: Explanation) -> Iterator[tuple[Explanation, str]]:
-        if found.text is None:
-            text, failure = self._answer(self._explainer, about.messages, explanation_in)
-            found = replace(found, text=text)
-            yield found, failure
-        if found.text is None:
-            return
-        explanation = found.text
-        for part, places in _missing_parts(about, found):
-            messages = detection(explanation, part)
-            n = len(part)
-            answers, failure = self._answer(
-                self._scorer, messages, lambda answer, n=n: judgements_in(answer, n)
+        features = self.known.features
+        self._in_a_row = self._in_a_row + 1 if failure else 0
+        if failure:
+            self.failed[found.feature] = failure
+        if failure and found.text is None:
+            features.setdefault(found.feature, found)
+        else:
+            features[found.feature] = found
+        if (began := time.monotonic()) >= self._write_at:
+            self.known.write(self.path)
+            self._write_at = time.monotonic() + _PAUSE * (time.monotonic() - began)
+        if self._in_a_row >= _MOST_FAILURES:
+            raise EndpointError(
+                f"{_MOST_FAILURES} requests in a row failed, the last one: {failure}",
+                instead="run the same command again later: what was answered is kept",
             )
-            said = dict(found.said)
-            for (kind, place), answer in zip(places, answers or [], strict=bool(answers)):
-                said[kind] = said[kind][:place] + answer + said[kind][place + 1 :]
-            found = replace(found, said=said)
-            yield found, failure
-
-    def _answer(self, model: str, messages: Any, read: Callable[[str], Any]) -> tuple[Any, str]:
-        """What is read in the model's answer, asked once more if that has the wrong form, and why the request failed.
-        None for an answer that has it twice."""
-        try:
-            for _ in range(2):
-                if (found := read(self._endpoint.answer(model, messages))) is not None:
-                    return found, ""
-        except EndpointError as error:
-            return None, error.as_typed
-        return None, ""

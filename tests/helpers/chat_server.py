@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with chat.lock:
             chat.requests.append(request)
-            chat.headers.append(dict(self.headers))
+            chat.headers.append(self.headers)
             chat.at_once += 1
             chat.most_at_once = max(chat.most_at_once, chat.at_once)
         try:
