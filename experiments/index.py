@@ -88,14 +88,6 @@ EXPERIMENTS = (
         pages=("selection_churn.md",),
     ),
     Experiment(
-        "better_vsae.bench_embedded",
-        "What can SAE Bench tell apart on the embedded model?",
-        minutes="25",
-        stages=("train", "bench", "tables"),
-        needs="[saebench]",
-        pages=("bench_embedded.md",),
-    ),
-    Experiment(
         "ground_truth.synth_16k",
         "How much of SynthSAEBench-16k's truth do TopK, BatchTopK and vSAEs find?",
         minutes="540",
@@ -105,17 +97,11 @@ EXPERIMENTS = (
     ),
     Experiment(
         "speed.step_time",
-        "How long does a step take beside other libraries', how does it grow, does it learn as much?",
-        minutes="23",
-        stages=("bench", "tables", "busy", "memory", "scaling", "quality"),
+        "How long does a step take beside other libraries'?",
+        minutes="10",
+        stages=("bench", "tables"),
         needs="sae-lens and eai-sparsify, where they are to be measured",
-        pages=(
-            "benchmark_step.md",
-            "benchmark_busy.md",
-            "benchmark_memory.md",
-            "benchmark_scaling.md",
-            "benchmark_quality.md",
-        ),
+        pages=("benchmark_step.md",),
     ),
     Experiment(
         "speed.step_on_gpu",

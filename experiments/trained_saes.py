@@ -31,21 +31,6 @@ def sae_config(**settings: Any) -> SAEConfig:
     return SAEConfig(**({"lr": 2e-3, "decay_start": 0.75} | settings))
 
 
-def top_k_and_two_vsaes(seed: int) -> dict[str, SAEConfig]:
-    """TopK, the vSAE of the paper's equations, and a vSAE of noise on the selection alone, without a KL.
-
-    Of one size, F = 4D and k/F = 1/32 on the embedded model; the last one's noise falls to 0 over the first
-    half. `vsae quickstart` trained these three until 2026-11-27.
-    """
-    size: dict[str, Any] = {"k": 16, "dict_size": 512, "seed": seed}
-    noise = {"noise_on": "selection", "noise_to_signal": 1 / 32, "noise_anneal": 0.5}
-    return {
-        "top_k": sae_config(architecture="top_k", **size),
-        "vsae_paper": sae_config(beta=1.0, **size),
-        "vsae_annealed_selection": sae_config(beta=0.0, **noise, **size),
-    }
-
-
 def train_missing(
     run: RunConfig,
     folder: Path,

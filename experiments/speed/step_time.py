@@ -1,40 +1,24 @@
-"""A training step on a CPU: its time beside other libraries' and beside a busy process, its memory, how
-both grow, and whether the fast step learns as much.
+"""A training step on a CPU: its time beside other libraries'.
 
     python -m experiments.speed.step_time bench      # ours, upstream's, SAELens's, sparsify's: 10 minutes
-    python -m experiments.speed.step_time busy       # beside another process that spins: 3 minutes
-    python -m experiments.speed.step_time memory     # peak memory in a wide dictionary: 2 minutes
-    python -m experiments.speed.step_time scaling    # time against F and against k: 5 minutes
-    python -m experiments.speed.step_time quality    # FVE after the same tokens: 3 minutes
-    python -m experiments.speed.step_time tables     # write the pages' tables again
+    python -m experiments.speed.step_time tables     # write the page's tables again
 
 SAELens and sparsify are measured where they are installed: `pip install sae-lens`, and
 `pip install --no-deps eai-sparsify` with `natsort simple-parsing schedulefree`. A step is forward,
 backward, the library's own constraints, clipping and optimiser. sparsify's fast kernels are for GPUs.
-Start `busy` on a quiet machine.
 """
 
 import argparse
-import contextlib
 import importlib.util
 import json
-import resource
-import statistics
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch as t
 from dictionary_learning.trainers.top_k import TopKTrainer
 
-from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKTrainer
-from experiments import raw_results
-from experiments.pages import each, save_plot, table
+from dictionary_learning_ext import VariationalTopKTrainer
+from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (
     SEED,
@@ -48,7 +32,6 @@ from experiments.speed.timing import (
     write_for_this_cpu,
 )
 from experiments.stages import Page, Stages, in_child
-from experiments.trained_saes import FIRST_HOOK, metrics_of, train_missing
 
 Content = dict[str, Any]
 NAME = "speed.step_time"
@@ -185,272 +168,11 @@ def tables_of_times(content: Content) -> list[str]:
     ]
 
 
-# Beside a busy process.
-
-TURNS = 3
-BESIDE: dict[str, tuple[int, dict[str, Any]]] = {
-    "noise on both, k=64, bf16": (64, {"dtype": "bfloat16"}),
-    "noise on both, k=512, bf16": (512, {"dtype": "bfloat16"}),
-    "noise on both, k=64, fp32": (64, {}),
-    "noise on values, k=64, bf16": (64, {"dtype": "bfloat16", "noise_on": "values"}),
-    "learned, k=64, bf16": (64, {"dtype": "bfloat16", "posterior": "learned"}),
-}
-
-
-@contextlib.contextmanager
-def a_spinning_process() -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-def quiet_and_busy(functions: dict[str, Step]) -> dict[str, list[float]]:
-    """The milliseconds of each on a quiet machine and on a busy one, in turns."""
-    turns = []
-    for _ in range(TURNS):
-        quiet = medians(functions, rounds=4)
-        with a_spinning_process():
-            turns.append((quiet, medians(functions, rounds=4)))
-    return {
-        name: [
-            statistics.median(times[name] for times in state) for state in zip(*turns, strict=True)
-        ]
-        for name in functions
-    }
-
-
-def busy_times(_: str) -> str:
-    """In this process: every row, as JSON."""
-    t.set_num_threads(2)
-    x_BD = activations(BATCH, D)
-    functions = {"upstream TopK": update(TopKTrainer(**trainer_arguments(D, F, 64)), x_BD)}
-    for name, (k, options) in BESIDE.items():
-        trainer = VariationalTopKTrainer(**trainer_arguments(D, F, k), **options)
-        functions[name] = update(trainer, x_BD)
-    return json.dumps(quiet_and_busy(functions))
-
-
-def measure_busy(_: argparse.Namespace) -> None:
-    t.set_num_threads(2)
-    rows = json.loads(in_child(NAME, "busy", "--only", "all"))
-    setting = (
-        f"B={BATCH} D={D} F={F}, seed {SEED}, medians of {TURNS} turns of 8 steps; "
-        "busy: one process beside it that spins"
-    )
-    content = {"header": header(setting, "dictionary-learning", "numba"), "rows": rows}
-    write_for_this_cpu(RESULTS / "benchmark_busy.json", content)
-
-
-def tables_of_busy(content: Content) -> list[str]:
-    rows = {
-        name: [f"{quiet:.0f}", f"{busy:.0f}", f"{busy / quiet:.2f}"]
-        for name, (quiet, busy) in content["rows"].items()
-    }
-    columns = ["quiet, ms", "busy, ms", "busy / quiet"]
-    return [content["header"], "", *table("one update", rows, columns)]
-
-
-# Memory in a wide dictionary: the peak over some steps less what there was before the trainer was made
-# (libraries and the batch), each trainer in a process of its own.
-
-WIDE = {"batch": 4096, "dict_size": 32_768, "k": 64, "steps": 5}
-WIDE_TRAINERS: dict[str, dict[str, Any]] = {
-    "upstream TopK": {},
-    "fixed, noise on both, float32": {},
-    "fixed, noise on both, bfloat16": {"dtype": "bfloat16"},
-    "fixed, noise on values, float32": {"noise_on": "values"},
-    "point, float32": {"posterior": "point"},
-    "point, rectified, float32": {"posterior": "point", "rectify": True},
-    "learned, float32": {"posterior": "learned"},
-}
-
-
-def peak_mib(name: str) -> float:
-    """In this process: MiB above what there was before the trainer was made."""
-    import psutil
-
-    t.set_num_threads(2)
-    common: dict[str, Any] = trainer_arguments(D, WIDE["dict_size"], WIDE["k"])
-    common |= {"threshold_start_step": 0}
-    x_BD = activations(WIDE["batch"], D)
-    idle = psutil.Process().memory_info().rss / 2**20
-    if name == "upstream TopK":
-        trainer = TopKTrainer(**common)
-    else:
-        trainer = VariationalTopKTrainer(**common, **WIDE_TRAINERS[name])
-    for step in range(WIDE["steps"]):
-        trainer.update(step, x_BD)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - idle
-
-
-def measure_memory(_: argparse.Namespace) -> None:
-    t.set_num_threads(2)
-    setting = f"B={WIDE['batch']} D={D} F={WIDE['dict_size']:,} k={WIDE['k']}, seed {SEED}"
-    peaks = {name: float(in_child(NAME, "memory", "--only", name)) for name in WIDE_TRAINERS}
-    content = {"header": header(setting, "dictionary-learning"), "peaks": peaks}
-    raw_results.write(RESULTS / "benchmark_memory.json", content)
-
-
-def tables_of_memory(content: Content) -> list[str]:
-    peaks = content["peaks"]
-    rows = {
-        name: [f"{peak:,.0f}", f"{peak / peaks['upstream TopK']:.2f}"]
-        for name, peak in peaks.items()
-    }
-    return [
-        content["header"],
-        "",
-        *table("peak above the idle process", rows, ["MiB", "/ upstream"]),
-    ]
-
-
-# Scaling: time = b x^p, fitted to the logarithms. p at most 1 is no worse than linear. In k one power law
-# is only a summary, since from k/F = 1/16 on our products are dense; hence the local slopes.
-
-SCALING_BATCH, UPSTREAM_UP_TO = 1024, 32_768
-SIZES = [1024, 2048, 4096, 8192, 16_384, 32_768, 65_536]  # at k = 64
-SCALING_KS = [32, 64, 128, 256, 512, 1024]  # at F = 8192
-
-
-def milliseconds_at(dict_size: int, k: int) -> dict[str, float]:
-    arguments, x_BD = trainer_arguments(D, dict_size, k), activations(SCALING_BATCH, D)
-    functions = {"vSAE": update(VariationalTopKTrainer(dtype="bfloat16", **arguments), x_BD)}
-    if dict_size <= UPSTREAM_UP_TO:
-        functions["upstream"] = update(TopKTrainer(**arguments), x_BD)
-    return medians(functions, rounds=4)
-
-
-def measure_scaling(_: argparse.Namespace) -> None:
-    t.set_num_threads(2)
-    setting = f"B={SCALING_BATCH} D={D}, ours bf16, seed {SEED}, medians of 8"
-    content = {
-        "header": header(setting, "dictionary-learning", "numpy"),
-        "F, at k = 64": {size: milliseconds_at(size, 64) for size in SIZES},
-        "k, at F = 8,192": {k: milliseconds_at(8192, k) for k in SCALING_KS},
-    }
-    raw_results.write(RESULTS / "benchmark_scaling.json", content)
-
-
-def curves(content: Content) -> dict[str, dict[str, dict[int, float]]]:
-    """By what grows and whose step: milliseconds by size."""
-    return {
-        title: {
-            name: {int(x): times[name] for x, times in results.items() if name in times}
-            for name in ("vSAE", "upstream")
-        }
-        for title, results in content.items()
-        if title != "header"
-    }
-
-
-def exponent(points: dict[int, float]) -> float:
-    """p of y = b x^p, fitted to the logarithms."""
-    return float(np.polyfit(np.log(list(points)), np.log(list(points.values())), 1)[0])
-
-
-def tables_of_scaling(content: Content) -> list[str]:
-    lines = [content["header"]]
-    for title, of_both in curves(content).items():
-        ours = of_both["vSAE"]
-        rows = {
-            name: [f"{points[x]:.0f}" if x in points else "" for x in ours]
-            for name, points in of_both.items()
-        }
-        fitted = ", ".join(f"{name} {exponent(points):.2f}" for name, points in of_both.items())
-        slopes = np.diff(np.log(list(ours.values()))) / np.diff(np.log(list(ours)))
-        local = ", ".join(f"{slope:.2f}" for slope in slopes)
-        lines += ["", *table(f"ms, by {title}", rows, [f"{x:,}" for x in ours]), ""]
-        lines.append(f"Fitted exponents: {fitted}. Ours, local slopes: {local}.")
-    return lines
-
-
-def draw_scaling(content: Content, page: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
-    for axis, (title, of_both) in zip(axes, curves(content).items(), strict=True):
-        for name, points in of_both.items():
-            label = f"{name}: exponent {exponent(points):.2f}"
-            axis.loglog(points.keys(), points.values(), "o-", label=label)
-        axis.set(xlabel=title, ylabel="ms a step")
-        axis.legend()
-    save_plot(figure, page.with_suffix(".png"), dpi=110)
-
-
-# Quality: all from one buffer of each dtype. With bfloat16 the language model, the buffer and the matmuls
-# are in bf16, so the last columns show all that the setting changes.
-
-QUALITY_STEPS, SEEDS = 600, (0, 1, 2)
-SAES = {
-    "upstream TopK": SAEConfig(architecture="top_k"),
-    "point, rectified, beta 0": SAEConfig(posterior="point", rectify=True, beta=0.0),
-    "the paper's equations": SAEConfig(beta=0.01),
-    "noise on values, KL on selected": SAEConfig(
-        noise_on="values", kl_scope="selected", beta=0.1, sigma=0.3
-    ),
-    "selection, annealed": SAEConfig(noise_on="selection", noise_anneal=0.5, beta=0.0, sigma=0.3),
-}
-SHARED: dict[str, Any] = {"k": 16, "dict_size": 512, "lr": 2e-3, "decay_start": 0.5}
-
-
-def measure_quality(_: argparse.Namespace) -> None:
-    fve: dict[str, dict[str, list[float]]] = {name: {} for name in SAES}
-    for dtype in ("float32", "bfloat16"):
-        with tempfile.TemporaryDirectory() as folder:
-            saes = {
-                f"{i}_{seed}": replace(sae, seed=seed, **SHARED)
-                for i, sae in enumerate(SAES.values())
-                for seed in SEEDS
-            }
-            folders = train_missing(
-                RunConfig(hook=FIRST_HOOK, steps=QUALITY_STEPS, dtype=dtype), Path(folder), saes
-            )
-            for i, name in enumerate(SAES):
-                fve[name][dtype] = [
-                    metrics_of(folders[f"{i}_{seed}"], ["fve"])["fve"] for seed in SEEDS
-                ]
-    setting = (
-        f"embedded model, layer 0, D=128 F=512 k=16, {QUALITY_STEPS} steps of 1,024; seeds 0, 1, 2"
-    )
-    content = {"header": header(setting, "dictionary-learning"), "fve": fve}
-    raw_results.write(RESULTS / "benchmark_quality.json", content)
-
-
-def tables_of_quality(content: Content) -> list[str]:
-    fve = content["fve"]
-    upstream = statistics.mean(fve["upstream TopK"]["float32"])
-    rows = {}
-    for name, by_dtype in fve.items():
-        means = {dtype: statistics.mean(values) for dtype, values in by_dtype.items()}
-        rows[name] = [
-            *(each(by_dtype[dtype], 4) for dtype in ("float32", "bfloat16")),
-            f"{means['bfloat16'] - means['float32']:+.4f}",
-            f"{means['bfloat16'] - upstream:+.4f}",
-        ]
-    columns = ["float32", "bfloat16", "bf16 - fp32", "bf16 - upstream in fp32"]
-    return [content["header"], "", *table("FVE", rows, columns)]
-
-
 STAGES = Stages(
     NAME,
-    {
-        "bench": measure_times,
-        "busy": measure_busy,
-        "memory": measure_memory,
-        "scaling": measure_scaling,
-        "quality": measure_quality,
-    },
-    {
-        "benchmark_step": Page(page_by_cpu(tables_of_times)),
-        "benchmark_busy": Page(page_by_cpu(tables_of_busy)),
-        "benchmark_memory": Page(tables_of_memory),
-        "benchmark_scaling": Page(tables_of_scaling, draw_scaling),
-        "benchmark_quality": Page(tables_of_quality),
-    },
-    child={"bench": times_at, "busy": busy_times, "memory": peak_mib},
+    {"bench": measure_times},
+    {"benchmark_step": Page(page_by_cpu(tables_of_times))},
+    child={"bench": times_at},
 )
 
 if __name__ == "__main__":
