@@ -81,6 +81,7 @@ setup(
         "datasets>=3.6,<6",
         "einops>=0.7",
         "jinja2>=3.1",
+        "markupsafe>=2.1",
         "huggingface_hub>=0.34",
         "numba>=0.59",
         "numpy>=1.26",

@@ -6,6 +6,7 @@ import pytest
 
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.run_folder.sae_names import results_folder
 from dictionary_learning_ext.run_folder.trained_on import run_of
 
 SETTINGS = TrainConfig(run=RunConfig(steps=77, hook="blocks.1.hook_resid_post"))
@@ -18,8 +19,9 @@ OURS = {
 
 
 @pytest.fixture
-def made(tmp_path):
+def made(tmp_path, monkeypatch):
     """A folder of a config, without weights that could be read."""
+    monkeypatch.chdir(tmp_path)
 
     def make(config):
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -29,6 +31,12 @@ def made(tmp_path):
     return make
 
 
+def write_metrics(folder, text):
+    """As `vsae eval` of it does."""
+    results_folder(folder).mkdir(parents=True, exist_ok=True)
+    (results_folder(folder) / "metrics.json").write_text(text)
+
+
 def upstreams(layer=3, submodule_name="resid_post_layer_3", **buffer):
     """What `trainSAE` writes."""
     trainer = TRAINER | {"layer": layer, "submodule_name": submodule_name}
@@ -36,9 +44,9 @@ def upstreams(layer=3, submodule_name="resid_post_layer_3", **buffer):
 
 
 def test_what_was_asked_for_takes_the_place_of_the_runs_own(made):
-    run = run_of(made(OURS), "there/pythia-70m", None, "other.txt", "cuda")
+    run = run_of(made(OURS), "there/pythia-70m", None, "other.txt", "cpu")
     assert (run.model, run.hook) == ("there/pythia-70m", SETTINGS.run.hook)
-    assert (run.data, run.device, run.steps) == ("other.txt", "cuda", 77)
+    assert (run.data, run.device, run.steps) == ("other.txt", "cpu", 77)
     assert run.ctx_len == RunConfig.ctx_len, "the run's, which decides the buffer's"
     with pytest.raises(CheckpointError, match=r"blocks\.1.*, not on blocks\.0"):
         run_of(made(OURS), None, "blocks.0.hook_resid_post")
@@ -94,7 +102,7 @@ def test_a_folder_of_upstreams_that_names_a_hook_point_needs_neither(made, caplo
         f"{folder}: using --model here/pythia-70m --hook blocks.2.hook_mlp_out, from its settings"
     )
     measured_on = {"model": "moved/pythia-70m", "hook": "blocks.2.hook_mlp_out", "data": "book.txt"}
-    (folder / "metrics.json").write_text(json.dumps({"measured_on": measured_on}))
+    write_metrics(folder, json.dumps({"measured_on": measured_on}))
     caplog.clear()
     run = run_of(folder)
     assert (run.model, run.data) == ("moved/pythia-70m", "book.txt")
@@ -106,7 +114,7 @@ def test_a_folder_of_upstreams_that_names_a_hook_point_needs_neither(made, caplo
     caplog.clear()
     run_of(folder, "given/pythia-70m", "blocks.2.hook_mlp_out")
     assert caplog.messages[0].endswith("using --data book.txt, from its metrics.json")
-    (folder / "metrics.json").write_text("{")
+    write_metrics(folder, "{")
     assert run_of(folder).model == "here/pythia-70m"
 
 
@@ -114,7 +122,7 @@ def test_the_text_of_an_evaluation_is_not_the_buffers(made):
     """`vsae eval FOLDER --data other.txt` doesn't change what the SAE was trained on."""
     folder = made(upstreams(2, "blocks.2.hook_mlp_out", io="out", text="trained.txt"))
     measured_on = {"model": "moved/pythia-70m", "data": "other.txt"}
-    (folder / "metrics.json").write_text(json.dumps({"measured_on": measured_on}))
+    write_metrics(folder, json.dumps({"measured_on": measured_on}))
     run = run_of(folder)
     assert (run.model, run.data) == ("moved/pythia-70m", "trained.txt")
 
