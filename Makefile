@@ -124,7 +124,7 @@ clean:
 	touch $@
 
 .venv-saebench/installed-mutants: .venv-saebench/installed
-	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,saebench,mutants]' eai-sparsify~=1.3
+	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,sae-bench,mutants]' eai-sparsify~=1.3
 	touch $@
 
 .venv-oldest/installed: setup.py
@@ -143,6 +143,6 @@ clean:
 
 .venv-saebench/installed: setup.py
 	test -d .venv-saebench || $(PYTHON) -m venv .venv-saebench
-	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,saebench]' eai-sparsify~=1.3
+	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,sae-bench]' eai-sparsify~=1.3
 	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sae-dashboard==0.8.0
 	touch $@

@@ -57,7 +57,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"{__name__} needs SAELens ({error}); install it: "
-        "pip install 'dictionary-learning-ext[saelens]'"
+        "pip install 'dictionary-learning-ext[sae-lens]'"
     ) from error
 
 logger = logging.getLogger(__name__)

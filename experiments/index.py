@@ -70,7 +70,7 @@ EXPERIMENTS = (
         "At equal k, does the paper's vSAE do what the paper says, claim by claim?",
         minutes="179",
         stages=("train", "bench", "tables"),
-        needs="[saebench] for bench",
+        needs="[sae-bench] for bench",
         pages=("reproduce_paper.md",),
     ),
     Experiment(

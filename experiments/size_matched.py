@@ -1,4 +1,4 @@
-"""SAE Bench's SCR and TPP with equally many features in use. Needs [saebench].
+"""SAE Bench's SCR and TPP with equally many features in use. Needs [sae-bench].
 
 Both reward having few features. So each SAE is measured once more with only its N most used features left,
 N being the number that the SAE with the fewest uses.

@@ -97,7 +97,7 @@ def test_a_page_runs(page, guide_folder, tiny_lm_dir, monkeypatch):
     """In an interpreter of its own, if it has Python: its commands leave nothing behind for the next page's."""
     if page.name in NEEDED:
         pytest.importorskip(
-            NEEDED[page.name], reason="needs the extra: pip install -e '.[saelens]'"
+            NEEDED[page.name], reason="needs the extra: pip install -e '.[sae-lens]'"
         )
     monkeypatch.chdir(guide_folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(guide_folder / "caches"))

@@ -169,4 +169,4 @@ def test_without_saelens_its_module_says_what_to_install():
         "try: import dictionary_learning_ext.sae_lens\n"
         "except ImportError as error: print(error)"
     )
-    assert printed(code).endswith("install it: pip install 'dictionary-learning-ext[saelens]'")
+    assert printed(code).endswith("install it: pip install 'dictionary-learning-ext[sae-lens]'")

@@ -19,7 +19,7 @@ from dictionary_learning_ext import (
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.run_folder.weights import for_raw_activations
 
-pytest.importorskip("sae_lens", reason="needs the extra: pip install -e '.[saelens]'")
+pytest.importorskip("sae_lens", reason="needs the extra: pip install -e '.[sae-lens]'")
 
 import sae_lens  # pyright: ignore[reportMissingImports]
 from sae_lens.config import SAETrainerConfig  # pyright: ignore[reportMissingImports]

@@ -74,7 +74,7 @@ def run(flags: BenchFlags) -> None:
         raise BenchError(
             "SAE Bench is not installed here; it needs an environment of its own, with older numpy and "
             "datasets: in a clone of the repository, `python3 -m venv .venv-saebench && "
-            ".venv-saebench/bin/pip install -e '.[saebench]'`, then `.venv-saebench/bin/vsae bench …`"
+            ".venv-saebench/bin/pip install -e '.[sae-bench]'`, then `.venv-saebench/bin/vsae bench …`"
         )
     from ..sae_bench.results import differences, reading_notes, table
     from ..sae_bench.runner import bench

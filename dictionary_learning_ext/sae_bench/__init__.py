@@ -1,4 +1,4 @@
-"""SAE Bench's evaluations of our SAEs and upstream's. Needs the extra `saebench`.
+"""SAE Bench's evaluations of our SAEs and upstream's. Needs the extra `sae-bench`.
 
 `runner` evaluates run folders: `evaluations` calls SAE Bench's functions with the `settings` and `data`
 of one call, and `results` shows what they return. `adapter` gives an SAE SAE Bench's interface,

@@ -1,7 +1,7 @@
 """The paper's comparison, matched: TopK against its vSAE, at its k/F, over several seeds.
 
     python -m experiments.paper.reproduce_paper train    # every SAE and its metrics
-    python -m experiments.paper.reproduce_paper bench    # SCR, TPP, sparse probing; needs [saebench]
+    python -m experiments.paper.reproduce_paper bench    # SCR, TPP, sparse probing; needs [sae-bench]
     python -m experiments.paper.reproduce_paper tables   # write the pages again from the raw results
 
     ... train --lm FOLDER                  # another language model, from a local folder

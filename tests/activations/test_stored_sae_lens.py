@@ -13,7 +13,7 @@ from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.cli import main
 
-pytest.importorskip("sae_lens", reason="needs the extra: pip install -e '.[saebench]'")
+pytest.importorskip("sae_lens", reason="needs the extra: pip install -e '.[sae-bench]'")
 
 from sae_lens import cache_activations_runner  # pyright: ignore[reportMissingImports]
 from sae_lens.config import CacheActivationsRunnerConfig  # pyright: ignore[reportMissingImports]

@@ -163,7 +163,7 @@ def test_a_sweeps_device_that_is_not_there_is_named(sweeps, capsys):
 def test_bench_without_its_extra_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr("dictionary_learning_ext.commands.bench.find_spec", lambda _: None)
     line = refused(["bench", "runs/any"], capsys)
-    assert ".venv-saebench/bin/pip install -e '.[saebench]'" in line
+    assert ".venv-saebench/bin/pip install -e '.[sae-bench]'" in line
     assert "pip install 'dictionary-learning-ext" not in line, "it would make this one older"
 
 

@@ -20,7 +20,7 @@ from huggingface_hub.utils import filter_repo_objects
 from dictionary_learning_ext import VAEase, VariationalTopKAutoEncoder, load_dictionary
 from dictionary_learning_ext.errors import BenchError, CheckpointError
 
-pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
+pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-bench]'")
 
 import pandas as pd
 import sae_bench.custom_saes.run_all_evals_dictionary_learning_saes as upstream_runner  # pyright: ignore[reportMissingImports]

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
+pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-bench]'")
 
 import pandas as pd
 

@@ -25,7 +25,7 @@ from dictionary_learning_ext.errors import BenchError
 from dictionary_learning_ext.evaluation.measure import DocumentLosses, Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
 
-pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
+pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-bench]'")
 
 import datasets
 import sae_bench.evals.absorption.common as absorption_common  # pyright: ignore[reportMissingImports]

@@ -19,7 +19,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import BenchError
 from dictionary_learning_ext.evaluation.measure import DocumentLosses
 
-pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
+pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-bench]'")
 
 import jaxtyping  # pyright: ignore[reportMissingImports]
 import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]

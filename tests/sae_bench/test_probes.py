@@ -10,7 +10,7 @@ from bench_saes import SMALL, result_in
 
 from dictionary_learning_ext.errors import BenchError
 
-pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
+pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-bench]'")
 
 from sae_probes import DATASETS, generate_model_activations  # pyright: ignore[reportMissingImports]
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from bench_saes import K
 
-pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
+pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-bench]'")
 
 from dictionary_learning_ext.sae_bench.results import BenchResults, differences, rows_of, table
 

@@ -17,7 +17,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.bench import BenchFlags
 from dictionary_learning_ext.errors import BenchError, ConfigError
 
-pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
+pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-bench]'")
 
 import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]
 from sae_bench.custom_saes.identity_sae import IdentitySAE  # pyright: ignore[reportMissingImports]
