@@ -50,8 +50,6 @@ from .seeds import (
     train_seeds,
 )
 
-AUTO = Path("auto")
-
 
 @dataclass(frozen=True)
 class TrainFlags:
@@ -67,9 +65,8 @@ class TrainFlags:
     override them."""
     resume: Path | None = None
     """Continue an interrupted run: its folder, or the folder that holds the run folders of one
-    run. The result is bit-identical to that of an uninterrupted run. auto: continue the run in
-    save_dir, or start it if there is none. Use auto for jobs that are restarted with the same
-    command."""
+    run. Running the same command again does the same. The result is bit-identical to that of an
+    uninterrupted run."""
     seeds: str | None = None
     """Train from several seeds, into save_dir/seed0 and so on, and compare them. 3: --seed and the
     next two. 4,7,9: these. Each has its own order of the data unless --data-seed is given. Activations are
@@ -118,7 +115,7 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     `given` is the text of each flag that was typed.
     """
     name, start = _named_start(given)
-    run = start.run if _is_resumed(given) else _run_of(given, start.run)
+    run = start.run if "resume" in given else _run_of(given, start.run)
     model = given.get("model", run.model)
     if is_synthetic(model):
         run = replace(run, **settings_of_run(model))
@@ -134,16 +131,9 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     return TrainFlags(sae, run, preset=name, left_out=tuple(sorted(left_out)))
 
 
-def _is_resumed(given: dict[str, str]) -> bool:
-    """Whether --resume names a run, whose settings are the start."""
-    return given.get("resume", str(AUTO)) != str(AUTO)
-
-
 def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
     """The defaults of --config, --resume or a preset, and the preset's name if it is one."""
     starts = [name for name in ("preset", "config", "resume") if name in given]
-    if not _is_resumed(given) and "resume" in starts:
-        starts.remove("resume")
     if len(starts) > 1:
         raise UserError(
             Template(
@@ -218,13 +208,15 @@ def run(flags: TrainFlags) -> None:
     from ..training.loop import carry_out
 
     def print_start(folders: Sequence[Path], device: str) -> None:
-        if flags.resume in (None, AUTO):
+        if not resume:
             print(_started_from(flags))
         where = ", ".join(map(in_shell, folders))
         print(f"{'Continuing' if resume else 'Writing to'} {where}, on {device}", flush=True)
 
     folders = carry_out(planned, on_start=print_start, rank_timeout=flags.rank_timeout)
     if launched().is_first:
+        if planned.is_finished and flags.resume is None:
+            print("This run is finished; --overwrite trains it again.")
         _show(flags, run, list(folders.values()))
 
 
@@ -308,19 +300,22 @@ def _folder_of_seeds(flags: TrainFlags) -> Path:
 def _settings(
     flags: TrainFlags,
 ) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str], bool]:
-    """The run, its SAEs, their hook points, and whether they are resumed."""
+    """The run, its SAEs, their hook points, and whether they continue.
+
+    They do with --resume, and where their folders hold this very run.
+    """
     run, saes, hooks = flags.run, {"sae": flags.sae}, {}
     if len(run.hooks) > 1:
         hooks = {hook: hook for hook in run.hooks}
         saes = {hook: flags.sae for hook in hooks}
-    resume = flags.resume is not None
-    if flags.resume == AUTO:
-        resume, run = _found(flags)
+    resume = True
+    if flags.resume is None:
+        resume, run = (False, run) if run.overwrite else _found(flags)
         failed = _failed_of(run) if resume else []
         if failed and len(failed) == len(saes):
             raise ConfigError(
-                f"--resume auto: {', '.join(map(str, failed))}: failed, see {FAILED} there",
-                instead=Template("choose another {save_dir} for a new run"),
+                f"{', '.join(map(str, failed))}: failed, see {FAILED} there",
+                instead=Template("choose another {save_dir}, or overwrite it with {overwrite}"),
             )
         if resume and hooks:  # as `read_run` leaves them out
             base = Path(run.save_dir or RUNS)
@@ -329,7 +324,7 @@ def _settings(
             hooks, saes = {hook: hook for hook in left}, {hook: saes[hook] for hook in left}
             if len(left) == 1:  # alone, an SAE is in the save_dir itself
                 run = replace(run, hook=left[0], save_dir=str(base / left[0]))
-    elif flags.resume is not None:
+    else:
         if flags.run.save_dir is not None or flags.run.overwrite:
             raise UserError(
                 "continues in that folder",
@@ -382,20 +377,21 @@ def _failed_of(settings: RunConfig) -> list[Path]:
 
 def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple[str, ...]) -> bool:
     """Whether a folder holds this run. Raises ConfigError if it holds another."""
-    if not (folder / CONFIG).is_file():
+    try:
+        was = load_config(folder)
+    except ConfigError:  # nothing that can be continued
         return False
-    was = load_config(folder, "resume")
     same = settings.with_steps(was.run.steps)  # what only follows from the steps is not named
     now = TrainConfig(sae.resolve(same.steps), same)
     advice = Template(
         "use the flags it was started with ({former}), or `vsae train --resume {folder}`, "
-        "or choose another {save_dir} for a new run",
+        "or for a new run choose another {save_dir}, or {overwrite}",
         folder=in_shell(folder),
     )
     require_same(
         was.to_dict(),
         now.to_dict() | {"steps": settings.steps},
-        f"--resume auto: {folder}",
+        str(folder),
         typed=typed,
         advice=advice,
     )
@@ -457,11 +453,7 @@ def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
         + (f"  {vsae()} report {in_shell(one)}\n" if _has_tokens(settings) else "")
         + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
-    failed = []
-    if flags.resume == AUTO:
-        failed = _failed_of(flags.run)
-    elif flags.resume is not None:
-        failed = failed_in(flags.resume)
+    failed = _failed_of(flags.run) if flags.resume is None else failed_in(flags.resume)
     if failed:
         raise TrainingError(
             f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"

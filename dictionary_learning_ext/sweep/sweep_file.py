@@ -215,14 +215,12 @@ def _flags(path: Path, content: dict[str, Any]) -> list[str]:
             "${args} last"
         )
     flags = words[2:-1]
-    # A local sweep names and resumes its folders itself.
-    own = [flag for flag in flags if _names([flag]) & _OWN]
-    if unusable := [flag for flag in own if flag != "--resume=auto"]:
+    if own := [flag for flag in flags if _names([flag]) & _OWN]:
         raise ConfigError(
-            f"{path}: command has {unusable[0]}; expected no --save-dir, no --overwrite, and "
-            "--resume=auto or no --resume"
+            f"{path}: command has {own[0]}; a sweep names, keeps and resumes its runs' folders itself",
+            instead="leave it out",
         )
-    return [flag for flag in flags if flag not in own]
+    return flags
 
 
 def _require_known(where: str, content: dict[Any, Any], known: set[str]) -> None:

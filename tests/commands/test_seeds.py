@@ -282,7 +282,6 @@ def test_a_number_counts_from_the_seed_and_a_list_is_taken_as_it_is():
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("--resume auto", "without --resume"),
         ("--resume run", "without --resume"),
         ("--data-seed seed", "--data-seed seed"),
         ("--seed 3 --seeds 4,7", "leave out --seed"),

@@ -239,13 +239,13 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, c
     said = refused(["train", "--resume", folder, "--architecture", "top_k"], capsys)
     assert "--architecture vsae_top_k, not 'top_k'; leave out --architecture " in said
     assert said.endswith("--config")
-    auto = ["train", f"--save-dir={folder}", "--resume=auto"]
-    said = refused([*auto, *flags, "--noise-to-signal=0.2"], capsys)
+    again = ["train", f"--save-dir={folder}"]
+    said = refused([*again, *flags, "--noise-to-signal=0.2"], capsys)
     assert "--noise-to-signal 0.3, not 0.2" in said
     assert f"(--noise-to-signal 0.3), or `vsae train --resume {folder}`, or " in said
     # What only follows from a flag that differs is not named.
     without_steps = [flag for flag in flags if not flag.startswith("--steps")]
-    said = refused([*auto, *without_steps, "--seed=0"], capsys)
+    said = refused([*again, *without_steps, "--seed=0"], capsys)
     assert "--steps 12, not 4000; " in said
     assert "started with (--steps 12), or `vsae train --resume" in said
 
@@ -254,10 +254,9 @@ def test_a_run_that_resumes_says_where_it_continues(small, tmp_path, capsys):
     assert main(["train", *small, "--save-every", "6"]) == 0
     (tmp_path / "run" / "metrics.json").unlink()
     (tmp_path / "run" / "ae.pt").unlink()
-    for flags in (["train", "--resume", str(tmp_path / "run")], ["train", *small, "--resume=auto"]):
+    for flags in (["--resume", str(tmp_path / "run")], [*small, "--save-every", "6"]):
         capsys.readouterr()
-        flags += ["--save-every", "6"] if "--resume=auto" in flags else []
-        assert main(flags) == 0
+        assert main(["train", *flags]) == 0
         (tmp_path / "run" / "metrics.json").unlink()
         (tmp_path / "run" / "ae.pt").unlink()
         assert f"Continuing {tmp_path / 'run'}, on cpu\n" in capsys.readouterr().out
@@ -415,9 +414,9 @@ def test_other_commands_take_the_folders(trained_at_both, tmp_path, capsys):
     assert f"--hook {HOOKS[1]}, but {folders[0]} has '{HOOKS[0]}'" in line
 
 
-def test_the_same_command_continues_with_resume_auto(flags, tmp_path, capsys):
+def test_the_same_command_continues_at_several_hook_points(flags, tmp_path, capsys):
     base = tmp_path / "run"
-    command = ["train", *flags, *BOTH, "--resume=auto", f"--save-dir={base}"]
+    command = ["train", *flags, *BOTH, f"--save-dir={base}"]
     assert main(command) == 0
     before = content(base)
     assert main(command) == 0
@@ -427,10 +426,10 @@ def test_the_same_command_continues_with_resume_auto(flags, tmp_path, capsys):
     assert f"{base / HOOKS[0]}: the run has --seed 0, not 3" in line
 
 
-def test_resume_auto_leaves_out_an_sae_that_failed(flags, tmp_path, capsys):
+def test_the_same_command_leaves_out_an_sae_that_failed(flags, tmp_path, capsys):
     """It stopped early, so its resume points are older than those of the other one."""
     base = tmp_path / "run"
-    command = ["train", *flags, *BOTH, "--resume=auto", "--save-every=6", f"--save-dir={base}"]
+    command = ["train", *flags, *BOTH, "--save-every=6", f"--save-dir={base}"]
     assert main(command) == 0
     whole = t.load(base / HOOKS[1] / "ae.pt", weights_only=True)
     for hook in HOOKS:
@@ -451,10 +450,10 @@ def test_resume_auto_leaves_out_an_sae_that_failed(flags, tmp_path, capsys):
     assert "another --save-dir" in refused(command, capsys)
 
 
-def test_resume_auto_leaves_out_an_sae_that_is_finished(flags, tmp_path):
+def test_the_same_command_leaves_out_an_sae_that_is_finished(flags, tmp_path):
     """The other one's trainer raised, so their resume points are of different steps."""
     base = tmp_path / "run"
-    command = ["train", *flags, *BOTH, "--resume=auto", "--save-every=6", f"--save-dir={base}"]
+    command = ["train", *flags, *BOTH, "--save-every=6", f"--save-dir={base}"]
     assert main(command) == 0
     first, other = (base / hook for hook in HOOKS)
     whole = t.load(other / "ae.pt", weights_only=True)
@@ -505,6 +504,7 @@ def test_a_folder_is_needed_and_none_is_written_over(trained_at_both, flags, cap
     assert line.startswith(f"vsae: --hook '{', '.join(HOOKS)}': ")
     assert "add --save-dir DIR" in line
     before = content(trained_at_both)
-    line = refused(["train", *flags, *BOTH, f"--save-dir={trained_at_both}"], capsys)
-    assert "holds a run" in line
+    line = refused(["train", *flags, *BOTH, "--seed=1", f"--save-dir={trained_at_both}"], capsys)
+    assert f"{trained_at_both / HOOKS[0]}: the run has " in line
+    assert "--seed 0, not 1" in line
     assert content(trained_at_both) == before

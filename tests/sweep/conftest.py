@@ -16,7 +16,7 @@ def sweep_file(tiny_lm_dir, text, tmp_path):
             "name": "tiny",
             "method": "grid",
             "parameters": {"k": {"values": [2, 4]}, "beta": {"values": [0.0, 0.5]}},
-            "command": ["vsae", "train", *flags.split(), "--resume=auto", "${args}"],
+            "command": ["vsae", "train", *flags.split(), "${args}"],
         }
         path = tmp_path / "sweep.yaml"
         path.write_text(yaml.safe_dump(content | changes))

@@ -1,14 +1,18 @@
 """Wandb's own agent runs every file in sweeps/, on a stand-in for wandb's server."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from wandb_server import SWEEP_PATH, WandbServer
 
+from dictionary_learning_ext.run_folder.reading import read_history, read_metrics
 from dictionary_learning_ext.sweep.sweep_file import read_sweep
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
@@ -59,3 +63,50 @@ def test_an_agent_runs_the_file_as_it_stands(path, tiny_lm_dir, text, tmp_path, 
     assert [row["step"] for row in history] == list(range(21))
     assert all(row["fve"] <= 1 for row in history)
     assert server.exit_codes == {"one": 0}
+
+
+def when_stopped_at(step, process, folder, number):
+    """Wait until a run of an agent has written a resume point, and send a signal to it; return what was said."""
+    while process.poll() is None and not list(folder.glob(f"runs/*/resume/step_*{step}.pt")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+    started = psutil.Process(process.pid).children(recursive=True)
+    (run,) = (one for one in started if "train" in one.cmdline())
+    killed = [psutil.Process(process.pid), *started] if number == signal.SIGKILL else [run]
+    for one in killed:
+        one.send_signal(number)
+    return process.communicate()[0]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_is_continued_by_whoever_runs_the_same_command(
+    sweep_file, tmp_path, environment
+):
+    content = yaml.safe_load(sweep_file().read_text())
+    flags = [word.replace("--steps=24", "--steps=400") for word in content["command"][:-1]]
+    command = [*flags, "--text-passes=9", "--wandb=online", "${args}"]
+    content |= {"program": "vsae", "command": command}
+    swept = {"k": 4, "beta": 0.5}
+    names = ("pre-empted", "killed", "continued", "again")
+    with WandbServer(content, dict.fromkeys(names, swept)) as server:
+        said = when_stopped_at(12, agent(server, environment, tmp_path), tmp_path, signal.SIGTERM)
+        assert server.preempted == {"pre-empted"}, said
+        assert server.exit_codes == {"pre-empted": 143}
+        said = when_stopped_at(48, agent(server, environment, tmp_path), tmp_path, signal.SIGKILL)
+        for name in ("continued", "again"):
+            said, _ = agent(server, environment, tmp_path).communicate()
+            assert server.exit_codes[name] == 0, said
+    assert "already finished" in said
+    (folder,) = (tmp_path / "runs").iterdir()
+    whole = [row["step"] for row in read_history(folder)]
+    assert whole[-1] == 400
+    assert (
+        0
+        < server.histories["pre-empted"][-1]["step"]
+        < server.histories["killed"][-1]["step"]
+        < 400
+    )
+    for name in ("continued", "again"):
+        assert [row["step"] for row in server.histories[name]] == whole
+        assert server.summaries[name]["eval/fve"] == read_metrics(folder)["fve"]
+        assert {setting: server.configs[name][setting] for setting in swept} == swept
