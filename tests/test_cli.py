@@ -1,7 +1,6 @@
 """The command line: finds the command, exits with the right status, shows its help."""
 
 import logging
-import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -93,19 +92,6 @@ def test_an_error_of_the_disk_that_nothing_explains_is_pythons_own(monkeypatch):
         main(["metrics"])
 
 
-def test_the_help_has_a_line_for_each_command_and_is_a_command_too(capsys):
-    for typed in (["--help"], [], ["help"]):
-        assert main(typed) == 0
-        out = capsys.readouterr().out
-        assert out.startswith("usage: vsae COMMAND")
-    for name in COMMANDS:
-        assert re.search(rf"^  {name} +[A-Z].*\.$", out, re.M), name
-    assert max(map(len, out.splitlines())) <= 80
-    with pytest.raises(SystemExit):
-        main(["help", "compare"])
-    assert capsys.readouterr().out.startswith("usage: vsae compare")
-
-
 @pytest.mark.commands
 @pytest.mark.parametrize(("words", "usage"), [([], "COMMAND"), (["compare", "--help"], "compare")])
 def test_the_package_runs_as_a_module(words, usage):
@@ -119,20 +105,6 @@ def test_the_version_is_the_installed_one(capsys):
     installed = version("dictionary-learning-ext")
     assert capsys.readouterr().out == f"vsae {installed}\n"
     assert dictionary_learning_ext.__version__ == installed
-
-
-def test_what_is_no_warning_has_no_label(monkeypatch, capsys):
-    def run(flags):
-        logger = logging.getLogger("dictionary_learning_ext.training.loop")
-        logger.info("%s: already finished", "runs/a")
-        logger.warning("skipped")
-        logging.getLogger("other.library").info("chatter")
-
-    monkeypatch.setitem(COMMANDS, "compare", replace(COMMANDS["compare"], run=run))
-    root = logging.getLogger()
-    monkeypatch.setattr(root, "handlers", [])
-    assert main(["compare", "a"]) == 0
-    assert capsys.readouterr().err == "runs/a: already finished\nWARNING: skipped\n"
 
 
 def test_what_comes_from_a_file_moves_no_cursor(monkeypatch, capsys):

@@ -488,14 +488,6 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("wrong", "message"), ERRORS, ids=lambda given: str(given)[:40])
-def test_a_wrong_setting_is_named(wrong, message):
-    right = {"d_in": D, "d_sae": F, "k": K, "steps": STEPS, "batch_size": B}
-    with pytest.raises(ConfigError) as raised:
-        VariationalTopKTrainingSAEConfig(**right | wrong)
-    assert message in str(raised.value)
-
-
 @pytest.mark.parametrize(
     ("sae", "message"),
     [
@@ -542,12 +534,3 @@ def test_a_run_of_other_batches_or_activations_is_refused():
         sae.training_forward_pass(step_input(batches(1)[0][1:]))
     with pytest.raises(ConfigError, match=r"d_in=16: expected 15"):
         sae.training_forward_pass(step_input(batches(1)[0][:, 1:]))
-
-
-def test_noise_that_drowns_the_activations_is_warned_of(caplog):
-    x = batches(1)[0]
-    for sigma, anneal in ((5.0, None), (5.0, 0.2), (0.1, None)):
-        settings = settings_of(sigma=sigma, noise_anneal=anneal)
-        VariationalTopKTrainingSAE(options_of(settings)["sae"]).training_forward_pass(step_input(x))
-    (record,) = caplog.records
-    assert "drowns" in record.message

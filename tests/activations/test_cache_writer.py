@@ -34,7 +34,6 @@ from dictionary_learning_ext.errors import (
     ConfigError,
     LanguageModelError,
     NonFiniteError,
-    TextError,
 )
 from dictionary_learning_ext.run_folder.files import LOCK, locked
 
@@ -355,10 +354,3 @@ def test_a_text_that_ends_makes_a_smaller_cache(cached_run, tmp_path, caplog):
     assert TOKENS < manifest.tokens < 10**7
     assert f"ended: cached {manifest.tokens:,} tokens, not 10,000,000" in caplog.text
     assert write_small(tmp_path, run, 10**7) == manifest
-
-
-def test_a_text_without_a_context_is_refused(cached_run, tmp_path):
-    (tmp_path / "text.txt").write_text("a cat")
-    run = replace(cached_run, data=str(tmp_path / "text.txt"), eval_tokens=0)
-    with pytest.raises(TextError, match="32 tokens"):
-        write_small(tmp_path / "cache", run)

@@ -229,15 +229,6 @@ def test_contexts_hold_as_many_wanted_tokens_as_asked_for(run, packing):
         assert batch.x_BLD.shape == (*batch.input_ids_BL.shape, 16)
 
 
-def test_a_text_without_a_context_is_refused(tiny_lm, tmp_path):
-    (tmp_path / "short.txt").write_text("the cat")
-    run = RunConfig(data=str(tmp_path / "short.txt"), hook=HOOK)
-    with pytest.raises(TextError, match="128 tokens"):
-        list(
-            open_inputs(run, [HOOK], language_model=unwrapped(tiny_lm)).contexts(HOOK, "train", 100)
-        )
-
-
 def test_padding_is_marked_and_token_0_is_a_token(run, tmp_path):
     """-1 and nothing else. Token 0 is the end-of-text token, and a document may hold it."""
     documents = ["<|endoftext|>a cat", "the mat", "a <|endoftext|> b"]

@@ -314,13 +314,6 @@ def test_held_out_tokens_that_are_missing_are_said_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_fewer_held_out_documents_than_asked_for_are_said(run, small_cache, caplog):
-    stored = open_stored(small_cache)
-    ((ids, mask),) = inputs.cached_documents(small_cache, stored.manifest, 9)
-    assert ids.shape == mask.shape == (3, 32)
-    assert "has 3 held-out documents" in caplog.text
-
-
 @pytest.mark.slow
 def test_a_report_takes_its_contexts_from_the_cache(run, small_cache, tmp_path, monkeypatch):
     train(replace(run, eval_tokens=0), {"x": sae_of()})

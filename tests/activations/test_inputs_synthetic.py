@@ -18,9 +18,8 @@ from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.synthetic import Sampler, draw_model, model_hash
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config import synthetic_models
-from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.synthetic_models import NO_HOOK, settings_of_run
-from dictionary_learning_ext.errors import ActivationsError, ConfigError, Interrupted
+from dictionary_learning_ext.errors import ActivationsError, Interrupted
 
 synthetic = pytest.importorskip(
     "sae_lens.synthetic", reason="needs the extra: pip install -e '.[synthetic]'"
@@ -114,14 +113,6 @@ def test_a_kept_model_that_is_damaged_is_one_line_that_names_the_folder(capsys):
         f"vsae: --model {TINY}: expected a model that SAELens can read in {folder}"
     )
     assert "; delete " in line
-
-
-def test_a_saved_model_that_is_damaged_is_one_line(tmp_path, capsys):
-    draw_model(TINY).save(tmp_path)
-    (tmp_path / "synthetic_model.safetensors").unlink()
-    line = refused(["train", f"--model=synthetic:{tmp_path}"], capsys)
-    assert str(tmp_path) in line
-    assert line.endswith("; save it again")
 
 
 def test_where_it_can_not_be_kept_it_is_drawn_with_a_warning(monkeypatch, tmp_path, caplog):
@@ -248,8 +239,3 @@ def test_the_benchmark_is_made_by_its_published_configuration():
     magnitudes = model.activation_generator.mean_firing_magnitudes
     assert (float(magnitudes[0]), float(magnitudes[-1])) == (5.0, 4.0)
     assert config.hierarchy.scale_children_by_parent
-
-
-def test_a_run_with_a_language_models_settings_is_refused(run):
-    with pytest.raises(ConfigError, match=r"hook='middle': synthetic:tiny has"):
-        train(replace(run, hook=RunConfig.hook), {"x": sae_of()})

@@ -270,16 +270,6 @@ def test_a_hub_set_resumes_at_every_document(hub_set):
     assert_resumes_anywhere(lambda: open_text(name, passes=2))
 
 
-def test_mistakes_with_a_hub_set_are_refused(hub_set, tmp_path):
-    name = hub_set(train=["a"])
-    assert "'default'" in error_of(lambda: read(f"{name}:other"))
-    pq.write_table(pa.table({"story": ["a"]}), tmp_path / name / "train.parquet")
-    assert "it has 'story'" in error_of(lambda: read(name))
-    assert read(name, column="story") == ["a"]
-    (tmp_path / name / "train.parquet").rename(tmp_path / name / "test.parquet")
-    assert "splits test; " in error_of(lambda: read(name))
-
-
 def test_a_data_sets_own_script_is_never_run(tmp_path, monkeypatch):
     folder = tmp_path / "nobody" / "stories"
     folder.mkdir(parents=True)

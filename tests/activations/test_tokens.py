@@ -1,14 +1,13 @@
 """Contexts of tokens against the tokenizer itself, resumed at any place; and texts that are too short."""
 
 import json
-import logging
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import DOCUMENTS, error_of, write_jsonl, write_txt
+from texts import DOCUMENTS, error_of, write_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -96,13 +95,6 @@ def test_a_huge_document_is_tokenised_in_bounded_memory(tokenizer):
     stream = ContextStream(iter([document]), tokenizer, 128)
     stream.next_batch(1)
     assert sum(map(len, stream._tokens)) < 1_100_000
-
-
-def test_no_warning_of_long_sequences(tokenizer, caplog, monkeypatch):
-    monkeypatch.setattr(tokenizer, "model_max_length", 16)
-    with caplog.at_level(logging.WARNING, logger="transformers"):
-        contexts_of(["the cat sat on the mat " * 99], tokenizer)
-    assert not caplog.records
 
 
 @pytest.mark.parametrize("packing", ["pack", "truncate"])
@@ -284,19 +276,6 @@ def run_of(tmp_path):
 @pytest.fixture
 def require(tiny_lm):
     return lambda run: require_held_out(run, tiny_lm.tokenizer)
-
-
-def test_a_held_out_file_that_is_too_short_is_refused(run_of, require, tmp_path):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    write_txt(folder / "train.txt", documents(45))
-    write_txt(folder / "validation.txt", ["a cat"])
-    run = run_of(data=str(folder), steps=2, eval_tokens=100)
-    message = error_of(lambda: require(run))
-    assert "every 20th" not in message
-    assert "at least 100" in message
-    write_txt(folder / "validation.txt", documents(45))
-    require(run)
 
 
 @pytest.mark.parametrize(

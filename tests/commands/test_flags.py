@@ -1,7 +1,7 @@
 """The forms in which flags can be typed, and the help. Mistakes are in test_refusals.py."""
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -81,24 +81,6 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
     assert {name.replace("-", "_") for name in explained} >= set(flags)
     if "device" in explained:
         assert re.search(r"--device TEXT +Where to compute: auto \(CUDA", text)
-
-
-def test_the_help_of_train_is_short_and_shows_what_it_starts_from(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    short = help_of(TRAIN, capsys, "--help")
-    assert len(short.splitlines()) < 100, "two screens"
-    assert "--save-every" not in short
-    assert "`vsae train --help-all` shows" in short
-    assert {*TRAIN.common, *TRAIN.rare} <= set(flags_of(TRAIN))
-    shown = " ".join(help_of(TRAIN, capsys, "--help-all").split())
-    assert re.search(r"--k N Features [^(]*\(default: 16\)", shown)  # the preset's
-    assert re.search(r"--prior-std X [^(]*\(default: 1\.0\)", shown)  # the class's
-    assert re.search(r"--noise-on both\|values\|selection .*?\(default: selection\)", shown)
-    assert "--typed" not in shown
-    relu = help_of(TRAIN, capsys, "--architecture=relu", "--help")
-    assert "--l1-penalty X" in relu
-    assert "--beta" not in relu
-    assert "(default: relu)" in " ".join(relu.split())
 
 
 @pytest.mark.parametrize("none", ["none", "None", "NONE"])
@@ -202,22 +184,6 @@ def test_a_flag_of_another_start_is_told_from_one_that_there_is_not():
         parse(DRAW, ["p", "--sied", "3"])
     assert unknown.value.as_typed.startswith("no such flag: --sied; did you mean --side?")
     assert unknown.value.name == "sied"
-
-
-def test_help_shows_the_chosen_start_common_flags_first_and_the_rare_ones_if_asked(capsys):
-    shown = help_of(DRAW, capsys, "--kind", "square", "--help")
-    assert shown.startswith("usage: vsae draw PAGE [LABEL ...] [FLAGS]\n\nDraw a shape.\n")
-    assert re.findall(r"^  (\S+)", shown, re.M) == [
-        *("PAGE", "[LABEL", "--shades"),
-        *("--side", "--is-filled", "--kind", "--frame"),
-    ]
-    assert "\n  --shades X [X ...]      From light to dark. (default: 0.5 1.0)\n" in shown
-    assert "\n  --kind round|square     Which shape. (default: round)\n" in shown
-    assert "`vsae draw --help-all` shows 1 more." in shown
-    assert "--margin X" in help_of(DRAW, capsys, "p", "--help-all")
-    assert set(flags_of(DRAW)) == {"radius", "side", "is_filled"} | {
-        each.name for each in fields(DrawFlags)
-    } - {"page", "labels", "shape", "typed", "words"}
 
 
 def test_a_bare_boolean_stands_before_a_folder():

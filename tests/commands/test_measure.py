@@ -30,17 +30,6 @@ def test_the_columns_asked_for_and_what_differs(measured, capsys):
     assert "Trained with" not in "".join(lines), "the two are matched: the default lr too"
 
 
-def test_reproduce_and_compare_fit_80_columns_with_the_longest_names(
-    long_names, capsys, monkeypatch
-):
-    monkeypatch.setenv("COLUMNS", "80")
-    folders = [str(folder) for folder in sorted(long_names.iterdir())]
-    for chosen in (folders[:3], folders[3:], folders):
-        for command in ("reproduce", "compare"):
-            assert main([command, *chosen]) == 0
-            assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
-
-
 def test_json_is_the_content_of_the_files(measured, capsys):
     assert main(["compare", *measured, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)

@@ -113,27 +113,6 @@ def reproducibility_of(folder, name):
     return reproduce([folder / f"{name}_seed{seed}" for seed in range(2)]).returns
 
 
-def test_a_second_quickstart_shows_what_is_there_and_how_to_do_it_again(again, capsys):
-    page = FOLDER / "report.html"
-    before = page.read_bytes()
-    assert main(SHORT) == 0
-    out = capsys.readouterr().out
-    assert "; --overwrite trains" in out
-    assert re.search(r"^TopK +-?0\.\d", out, re.M)
-    assert "Training two" not in out
-    assert page.read_bytes() == before
-    assert again == []
-
-
-def test_a_quickstart_with_other_flags_does_not_overwrite_and_says_nothing_else(again, capsys):
-    assert main([*SHORT[:1], "--steps", "13", *SHORT[3:]]) == 2
-    printed = capsys.readouterr()
-    assert "--steps 12, not 13; " in printed.err
-    assert printed.out == ""
-    assert again == []
-    assert (FOLDER / "report.html").is_file()
-
-
 def test_a_folder_that_can_not_hold_the_cache_is_refused_before_anything_is_said(
     tmp_path, monkeypatch, capsys
 ):
@@ -160,11 +139,6 @@ def test_other_seeds_have_a_page_of_their_own_and_the_second_seed_is_the_next(ag
     out = capsys.readouterr().out
     assert "come back" in out
     assert "Next:" in out
-
-
-def test_no_steps_are_refused(capsys):
-    assert main(["quickstart", "--steps", "0"]) == 2
-    assert "--steps 0: " in capsys.readouterr().err
 
 
 def test_an_interrupted_quickstart_continues_with_what_is_missing(again, monkeypatch, capsys):
@@ -236,16 +210,3 @@ def test_overwrite_replaces_a_cache_that_has_too_little_held_out_text(again, qui
     assert main([*SHORT, "--overwrite", "--eval-tokens", "140000"]) == 0
     assert json.loads(manifest.read_text())["settings"]["eval_tokens"] == 140_000
     assert not manifest.with_name("manifest.unfinished.json").exists()
-
-
-def test_a_quickstart_that_is_stopped_before_there_is_a_cache_advises_nothing(
-    tmp_path, monkeypatch, capsys
-):
-    def stopped(*_, **__):
-        raise Interrupted(SIGINT)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dictionary_learning_ext.activations.cache_writer.load_model", stopped)
-    for command in (SHORT, ["cache", "cache"]):
-        assert main(command) == 130
-        assert "again" not in capsys.readouterr().err

@@ -4,7 +4,6 @@ import json
 
 import huggingface_hub
 import pytest
-from small_commands import refused
 
 from dictionary_learning_ext.commands.train import starting_point
 from dictionary_learning_ext.config.names import automatic_name
@@ -74,13 +73,3 @@ def test_the_command_takes_its_defaults_from_the_model():
     assert {name: getattr(run, name) for name in settings_of_run(SMALL)} == settings_of_run(SMALL)
     assert run.steps == 10
     assert starting_point({}).run.max_norm_multiple is not None
-
-
-def test_mistakes_on_the_command_line_are_one_line(capsys):
-    assert " 'synthetic:small'?" in refused(["train", "--model=synthetic:smal"], capsys)
-    line = refused(["train", f"--model={SMALL}", "--hook=blocks.0.hook_mlp_out"], capsys)
-    assert line.startswith("vsae: --hook blocks.0.hook_mlp_out: ")
-    for command in ("hooks", "cache"):
-        folder = ["x"] if command == "cache" else []
-        line = refused([command, f"--model={SMALL}", *folder], capsys)
-        assert line.startswith("vsae: synthetic:small is ")

@@ -184,11 +184,6 @@ def test_without_fcntl_files_are_written_and_nothing_is_locked(tmp_path):
     assert done.stdout.strip() == "['metrics.json'] False"
 
 
-def test_a_name_that_is_too_long_is_an_error_of_the_disk(tmp_path):
-    with pytest.raises(CheckpointError, match="File name too long"):
-        require_free(tmp_path / ("x" * 300), overwrite=False)
-
-
 def test_a_link_to_itself_stays_and_can_not_be_written_to(tmp_path):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)

@@ -127,15 +127,6 @@ def test_the_text_of_an_evaluation_is_not_the_buffers(made):
     assert (run.model, run.data) == ("moved/pythia-70m", "trained.txt")
 
 
-@pytest.mark.parametrize("name", ["resid_post_layer_3", None])
-def test_a_hook_that_upstreams_config_cannot_confirm_is_trusted_in_one_line(name, made, caplog):
-    folder = made(upstreams(3, name, io="out", text="book.txt"))
-    run_of(folder, "pythia-70m", "blocks.3.hook_mlp_out")
-    (line,) = caplog.messages
-    assert line.startswith(f"{folder}: ")
-    assert line.endswith("trusting --hook blocks.3.hook_mlp_out")
-
-
 @pytest.mark.parametrize(
     ("io", "hook"),
     [
@@ -190,14 +181,3 @@ def test_the_rest_is_that_of_upstreams_buffer(made, caplog):
     caplog.clear()
     run_of(folder, *given, "mine.txt")
     assert not caplog.messages
-
-
-def test_a_damaged_buffer_is_named(made):
-    folder = made(upstreams(io="out", ctx_len="long"))
-    with pytest.raises(ConfigError, match=r"ctx_len='long'"):
-        run_of(folder, "pythia-70m", "blocks.3.hook_resid_post")
-
-
-def test_a_run_without_settings_is_damaged_and_not_upstreams(made):
-    with pytest.raises(CheckpointError, match=r"run\.settings is 3"):
-        run_of(made(OURS | {"run": {"settings": 3}}), None, None)

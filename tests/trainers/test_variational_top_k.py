@@ -17,7 +17,7 @@ from small_trainers import assert_same, batch, built, in_float64, weights_of
 from torch.utils.flop_counter import FlopCounterMode
 from variational_trainers import NOISE_ON, POSTERIORS, D, F, as_upstream, data, make_trainer
 
-from dictionary_learning_ext import VariationalTopKAutoEncoder, VariationalTopKTrainer
+from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.config.sae import SELECT_BY, PosteriorOptions, VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.measure import Measurement
@@ -588,59 +588,6 @@ def test_noise_that_drowns_the_activations_is_warned_of_once_with_what_to_set(
     advised = built("vsae_top_k", **options | {name: float(value)})
     logged = advised.loss(x, 0, logging=True).losses
     assert logged["noise_to_signal"] == pytest.approx(0.1, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("options", "factor"),
-    [
-        ({"sigma": 0.1}, 1),
-        ({"sigma": 2.0, "noise_anneal_steps": 20}, 0.5),
-        ({"posterior": "point"}, 1),
-        ({"posterior": "learned"}, math.nan),
-        ({"posterior": "learned"}, 0),
-    ],
-    ids=str,
-)
-def test_noise_that_is_small_or_ends_or_has_no_ratio_is_not_warned_of(options, factor, caplog):
-    built("vsae_top_k", **options).update(0, batch(0) * factor)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize(
-    ("changes", "is_warned"),
-    [
-        ({}, True),
-        ({"k": F - 1}, False),
-        ({"noise_on": "both"}, False),
-        ({"posterior": "point"}, False),
-    ],
-    ids=str,
-)
-def test_noise_on_the_selection_of_every_feature_is_warned_of(changes, is_warned, caplog):
-    make_trainer(**{"k": F, "noise_on": "selection"} | changes)
-    assert any("changes nothing" in line for line in caplog.messages) == is_warned
-
-
-@pytest.mark.parametrize(
-    ("choice", "unused"),
-    [
-        ({"posterior": "learned"}, {"sigma": 0.3}),
-        ({"posterior": "fixed"}, {"log_var_init": -1.0}),
-        ({"posterior": "point"}, {"noise_anneal_steps": 9}),
-        ({"kl_schedule": "constant"}, {"kl_warmup_steps": 9}),
-    ],
-    ids=str,
-)
-def test_an_option_without_effect_is_warned_of_by_name(choice, unused, caplog):
-    trainer = make_trainer(**choice, **unused)
-    ((name, value),), ((key, chosen),) = unused.items(), choice.items()
-    assert caplog.messages == [f"{name}={value}: {key} {chosen} does not use it"]
-    assert trainer.config[name] == value
-    caplog.clear()
-    config = make_trainer(**choice).config
-    del config["trainer_class"], config["dict_class"]
-    VariationalTopKTrainer(**config)
-    assert not caplog.records, "what a config holds is not a user's choice"
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (2, 3, 9), (9,), (4, 1)])

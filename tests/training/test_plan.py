@@ -1,7 +1,6 @@
 """What a run will train, and what is refused before a language model is loaded, or torch."""
 
 import json
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +10,7 @@ import pytest
 from caches import write_small
 from small_commands import refused
 
-from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext import RunConfig, SAEConfig
 from dictionary_learning_ext.activations import inputs
 from dictionary_learning_ext.activations.language_models import Pretrained
 from dictionary_learning_ext.errors import ActivationsError, ConfigError
@@ -57,38 +56,6 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
 
 
 A, B = SAEConfig(), SAEConfig(dict_size=64)
-
-
-@pytest.mark.parametrize("name", ["../out", "a/b", "..", ""])
-def test_the_names_of_several_saes_are_names_of_folders(name, tmp_path):
-    message = re.escape(f"SAE name {name!r}: expected a plain folder name")
-    with pytest.raises(ConfigError, match=message):
-        train(RunConfig(save_dir=str(tmp_path / "run")), {name: A, "b": B})
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("saes", [A, [A], {}], ids=["one", "a list", "none"])
-def test_saes_are_given_by_name(saes, tmp_path):
-    run = RunConfig(save_dir=str(tmp_path / "run"))
-    with pytest.raises(ConfigError, match=r"^saes=") as said:
-        train(run, saes)
-    assert len(str(said.value)) < 250, "not all settings of an SAE"
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("run", "saes", "hooks", "named"),
-    [
-        (None, {"a": A}, None, "run=None: expected RunConfig("),
-        ({"steps": 5}, {"a": A}, None, "run={'steps': 5}: expected RunConfig("),
-        (RunConfig(), {"a": None}, None, "saes['a']=None: expected SAEConfig("),
-        (RunConfig(), {"a": A}, "blocks.0.hook_resid_post", "hooks='blocks.0.hook_resid_post': "),
-    ],
-)
-def test_what_is_no_run_no_sae_and_no_hooks_is_named(run, saes, hooks, named):
-    with pytest.raises(ConfigError) as refused:
-        train(run, saes, hooks)
-    assert str(refused.value).startswith(named)
 
 
 def test_a_run_that_resumes_may_have_its_folder(tmp_path):
