@@ -167,7 +167,7 @@ def auc(label_N: np.ndarray, score_N: np.ndarray) -> float:
 
 
 def fifths() -> Found:
-    """Of tuned SAEs: the score, from its page, and `error_share` alone, from each feature's numbers. In what
+    """How tuned SAEs' features are ordered: by the score, from its page, and by `error_share`, from each feature's numbers. In what
     features do."""
     page = (RESULTS / "relative_noise.md").read_text(encoding="utf-8")
     for place in ("b2", "b0", "b2_8", "smollm2_1"):

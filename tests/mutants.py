@@ -87,7 +87,7 @@ class Mutant:
     occurrence: int
     """What cosmic-ray is asked for."""
     line: int
-    """Of the file, from 1."""
+    """The line in the file, from 1."""
     before: str
     after: str
     """The first line that differs."""

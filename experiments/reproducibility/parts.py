@@ -31,7 +31,7 @@ METRICS = (
 )
 """Kept of every SAE."""
 BINS = 20
-"""Of the histogram of the features' matches, from 0 to 1."""
+"""The histogram of the features' matches has so many, from 0 to 1."""
 
 
 def read(raw: Path = RAW) -> dict[str, Any]:

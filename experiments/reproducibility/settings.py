@@ -36,7 +36,7 @@ class Setting:
     """How many times the cache may be read."""
     max_norm_multiple: float | None = None
     dtype: Dtype = "bfloat16"
-    """Of the products. Parameters and sums are in float32."""
+    """The type in which matrices are multiplied. Parameters and sums are in float32."""
     eval_tokens: int = 50_000
     eval_documents: int = 32
 

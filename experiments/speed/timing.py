@@ -19,7 +19,7 @@ Tables = Callable[[dict[str, Any]], list[str]]
 
 
 def trainer_arguments(activation_dim: int, dict_size: int, k: int) -> dict[str, Any]:
-    """Of upstream's TopKTrainer and of VariationalTopKTrainer."""
+    """Arguments that upstream's TopKTrainer and VariationalTopKTrainer share."""
     return {
         "steps": 10**6,
         "activation_dim": activation_dim,

@@ -65,7 +65,7 @@ def model_of(roots=None, **changes):
 
 
 def moments(draw):
-    """Of each part: how often each feature and each pair fires, and the means of magnitudes and their products."""
+    """For each part: how often each feature and each pair fires, and the means of magnitudes and their products."""
     found = []
     for part in range(PARTS):
         firing_BT = draw(part)

@@ -33,7 +33,7 @@ def read(path: Path) -> Any:
 
 
 def hash_of(notebook: Any) -> str:
-    """Of the code cells' sources."""
+    """A hash of the code cells' sources."""
     sources = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     return hashlib.sha256(sources.encode()).hexdigest()[:16]
 

@@ -58,7 +58,7 @@ def report(runs, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def alike_report(runs, tmp_path_factory):
-    """Of two folders of one name, whose labels are therefore their paths."""
+    """A report of two folders of one name, whose labels are therefore their paths."""
     folder = tmp_path_factory.mktemp("alike")
     alike = [shutil.copytree(run, folder / run.name / "run") for run in runs]
     out = folder / "alike.html"
@@ -82,7 +82,7 @@ def seeds(tiny_lm_dir, text, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def seeded_report(seeds, runs, tmp_path_factory):
-    """Of the first of the seeds, with scores from the others, against another SAE."""
+    """A report of the first seed, with scores from the others, against another SAE."""
     out = tmp_path_factory.mktemp("seeded") / "seeded.html"
     others = ["--against", str(runs[1]), "--seeds", *map(str, seeds[1:])]
     assert main(["report", str(seeds[0]), *others, "--out", str(out), *QUICK]) == 0
@@ -115,7 +115,7 @@ def long_names(runs, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def long_report(long_names, tmp_path_factory):
-    """Of these six, with the second as a seed of the first."""
+    """A report of these six, with the second as a seed of the first."""
     out = tmp_path_factory.mktemp("long_report") / "long.html"
     first, second, *others = map(str, sorted(long_names.iterdir()))
     beside = ["--against", *others, "--seeds", second, "--out", str(out)]

@@ -16,7 +16,7 @@ from dictionary_learning_ext.cli import main
 
 @pytest.fixture(scope="session")
 def flags(tiny_lm_dir, text):
-    """Of a run of a second."""
+    """Flags of a run that takes a second."""
     run = f"--model={tiny_lm_dir} --data={text} --steps=12 --batch-size=32 --n-ctxs=8 --ctx-len=32"
     return f"{run} --dict-size=32 --k=4 --eval-tokens=0 --save-every=5".split()
 

@@ -41,7 +41,7 @@ VARIANTS = {
     "aux": {"dead_feature_threshold": 100, "noise_on": "selection"},
     "values": {"noise_on": "values", "kl_scope": "selected"},
 }
-"""Of vsae_top_k, beside the defaults of every architecture."""
+"""Options of vsae_top_k that are tested beside the defaults of every architecture."""
 
 
 def saes():

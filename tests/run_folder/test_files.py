@@ -80,7 +80,7 @@ def file_size_limit():
 
 
 def test_a_limit_hit_in_the_middle_of_a_resume_point(flags, folder, capsys, file_size_limit):
-    """Of the first run's files all stay; of the second, which may not write so much, none counts."""
+    """All files of the first run stay; none of the second counts, which may not write so much."""
     other = folder.parent / "other"
     before = content(folder)
     capsys.readouterr()

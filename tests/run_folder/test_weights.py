@@ -129,7 +129,7 @@ SLOW = settings(
 @SLOW
 @given(data=st.data())
 def test_any_change_of_ae_pt_is_noticed(data, trained, tmp_path):
-    """Of one byte, or all behind one."""
+    """One byte is changed, or all after it are cut off."""
     whole = (trained / "vsae" / "ae.pt").read_bytes()
     place = data.draw(st.integers(0, len(whole) - 1))
     raw = bytearray(whole)

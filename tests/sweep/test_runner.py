@@ -42,7 +42,7 @@ TRAIN = "dictionary_learning_ext.training.loop.train"
 
 @pytest.fixture
 def configs(sweep_file):
-    """Of four runs."""
+    """A sweep of four runs."""
     return configurations(read_sweep(sweep_file()), train_config)
 
 

@@ -105,7 +105,7 @@ DIGITS = {f"p{i}": {"values": list(range(10))} for i in range(20)}
 
 
 def test_a_grid_is_built_as_far_as_run_cap(sweep_file):
-    """Of 10^20 settings."""
+    """A sweep of 10^20 settings."""
     few = read_sweep(sweep_file(run_cap=3, parameters=DIGITS)).assignments
     assert [one["p9"] for one in few] == [0, 1, 2]
 

@@ -157,7 +157,7 @@ def long(flags):
 
 @pytest.mark.slow
 def test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact(flags, run, tmp_path):
-    """Of two SAEs, at two hook points. One line, one exit code, and a point of each SAE."""
+    """Two SAEs at two hook points: one line, one exit code, and a resume point of each."""
     hooks, folder, whole = (run.hook, OTHER_HOOK), tmp_path / "run", tmp_path / "whole"
     several = [*flags, f"--hook={','.join(hooks)}", "--eval-every=29"]
     process = train_command(*several)

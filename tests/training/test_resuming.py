@@ -51,7 +51,7 @@ MORE = {
     "point": {"posterior": "point"},
     "magnitude": {"select_by": "magnitude"},
 }
-"""Of vsae_top_k, beside every architecture."""
+"""Options of vsae_top_k that are tested beside every architecture."""
 
 
 @pytest.mark.slow
