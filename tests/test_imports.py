@@ -10,7 +10,7 @@ from source_tree import imports, module_files
 LAYERS = (
     {"errors"},
     {"config"},
-    {"devices"},
+    {"devices", "progress"},
     {"trainers"},
     {"run_folder"},
     {"activations"},

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ..config.checks import require
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..errors import ActivationsError, ConfigError, DiskError, Setting, Template
+from ..progress import progress
 from ..run_folder.files import (
     locked,
     remove,
@@ -306,10 +307,7 @@ class _Writer:
 
         When it yields, the stream stands after the contexts that it yields.
         """
-        bar = tqdm(
-            total=tokens, initial=found, desc=label, unit="tok", unit_scale=True, mininterval=1
-        )
-        with bar:
+        with progress(tokens, "tok", initial=found, desc=label, unit_scale=True) as bar:
             parts: list[_Columns] = []
             while found < tokens:
                 self._before_batch()

@@ -52,10 +52,9 @@ def run(flags: ExplainFlags) -> None:
             "openai, which asks the endpoint, is not installed",
             instead="install it: pip install 'dictionary-learning-ext[explain]'",
         )
-    from tqdm import tqdm
-
     from ..explain.endpoint import KEY, Endpoint
     from ..explain.runner import explain
+    from ..progress import progress
 
     endpoint = Endpoint(
         flags.endpoint,
@@ -63,7 +62,7 @@ def run(flags: ExplainFlags) -> None:
         timeout=flags.timeout,
         max_tokens=flags.max_tokens,
     )
-    with tqdm(total=0, unit="request", file=sys.stderr, disable=None) as bar:
+    with progress(0, "request") as bar:
 
         def said(plan: "Plan") -> None:
             print(_planned(plan), flush=True)

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
-from tqdm import tqdm
 
 from ..activations.hook_points import Change
 from ..activations.inputs import HeldOut, Truth
 from ..activations.rows import ActivationReader
 from ..activations.tokens import ContextBatches
+from ..progress import progress
 from ..trainers.dictionaries import (
     HasPosterior,
     as_input,
@@ -121,7 +121,7 @@ def batches_of(held_out: HeldOut) -> Iterator[t.Tensor]:
     Raises: as `Inputs.contexts`.
     """
     tokens, measured = held_out.tokens, 0
-    with tqdm(total=tokens, desc="held-out", unit="tok", unit_scale=True, leave=False) as bar:
+    with progress(tokens, "tok", desc="held-out", unit_scale=True, leave=False) as bar:
         for x_BD in held_out.batches:
             measured += len(x_BD)
             bar.update(len(x_BD))

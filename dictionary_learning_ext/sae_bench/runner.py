@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +18,6 @@ import torch as t
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import get_results_filepath, load_and_format_sae
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from ..activations.hook_points import HookPoint
 from ..activations.inputs import open_model
@@ -29,6 +27,7 @@ from ..config.run import RunConfig
 from ..errors import BenchError, CheckpointError, UserError, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import endings_of
+from ..progress import progress
 from ..run_folder.comparing import LEAVING_OUT, require_one_setting
 from ..run_folder.files import (
     BENCH_CACHE,
@@ -247,7 +246,7 @@ class _BenchRun:
             for evaluation in evals
             if seed == SEED or evaluation not in NOT_REPEATED
         ]
-        with tqdm(total=len(todo) * len(jobs), unit="evaluation", file=sys.stderr) as bar:
+        with progress(len(todo) * len(jobs), "evaluation") as bar:
             for seed, evaluation in todo:
                 cache = self.settings.cache / f"{evaluation}_{digest(self.model_key)}"
                 settings = replace(self.settings, seed=seed, cache=cache)

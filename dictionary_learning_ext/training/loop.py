@@ -29,6 +29,7 @@ from ..errors import CheckpointError, Interrupted, NonFiniteError, Template, Tra
 from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels
 from ..features.collector import SinkFinder
+from ..progress import ProgressLines, progress
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import all_locked
 from ..run_folder.resume_points import ResumePoint
@@ -363,12 +364,11 @@ class _Loop:
         settings = self.settings
         # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
         quiet: dict[str, Any] = {} if self.processes.is_first else {"disable": True}
-        bar = tqdm(
-            total=settings.steps * settings.batch_size,
+        bar = progress(
+            settings.steps * settings.batch_size,
+            "tok",
             initial=self.step * settings.batch_size,
-            unit="tok",
             unit_scale=True,
-            mininterval=1,
             **quiet,
         )
         try:
@@ -386,7 +386,7 @@ class _Loop:
         finally:
             bar.close()
 
-    def _take_steps(self, bar: tqdm) -> None:
+    def _take_steps(self, bar: tqdm | ProgressLines) -> None:
         settings, checkpoints = self.settings, self.settings.checkpoint_steps()
         batches: dict[str, t.Tensor] = {}
         for step in range(self.step, settings.steps):
@@ -434,7 +434,7 @@ class _Loop:
     def _leave_out_failed(self) -> None:
         self.active = [one for one in self.active if one.failure is None]
 
-    def _check_and_log(self, batches: Mapping[str, t.Tensor], bar: tqdm) -> None:
+    def _check_and_log(self, batches: Mapping[str, t.Tensor], bar: tqdm | ProgressLines) -> None:
         """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
         shown = {}
         for one in self.active:

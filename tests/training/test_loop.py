@@ -15,7 +15,6 @@ from dictionary_learning.trainers.top_k import TopKTrainer
 from dictionary_learning.training import trainSAE
 from interrupted_runs import STEPS, assert_equal, results, resumed, sae_of, stopped_at
 from planted_sinks import saved_with_sinks
-from tqdm import tqdm
 from upstreams_tracing import upstreams_tracing
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
@@ -36,6 +35,7 @@ from dictionary_learning_ext.errors import (
     TrainingError,
 )
 from dictionary_learning_ext.evaluation.metrics import METRICS
+from dictionary_learning_ext.progress import ProgressLines
 from dictionary_learning_ext.run_folder.reading import load_config, read_history, read_metrics
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
 from dictionary_learning_ext.training import loop
@@ -306,7 +306,7 @@ def test_upstreams_trainsae_takes_our_trainer_beside_its_own(normalize, tiny_lm,
 
 def test_the_progress_bar_names_a_few_saes_by_what_they_differ_in(run_of, monkeypatch):
     shown = []
-    monkeypatch.setattr(tqdm, "set_postfix_str", lambda bar, text, **_: shown.append(text))
+    monkeypatch.setattr(ProgressLines, "set_postfix_str", lambda bar, text: shown.append(text))
     train(run_of(), {f"{'long' * 10}{k}": sae_of("top_k", k=k) for k in (2, 3, 4, 5)})
     assert [part.partition(":")[0] for part in shown[-1].split(" | ")] == [
         "k=2",

@@ -1,0 +1,78 @@
+"""How far a command is: a bar on a terminal and in a notebook, elsewhere a line a minute."""
+
+import os
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+_SECONDS = 60
+
+
+def progress(
+    total: int, unit: str, *, initial: int = 0, desc: str = "", leave: bool = True, **options: Any
+) -> "tqdm[Any] | ProgressLines":
+    """A progress bar of tqdm's on stderr, or what writes a line a minute where stderr is no terminal.
+
+    Arguments:
+        leave: whether a bar stays when it is closed.
+        options: of tqdm.
+    """
+    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        return ProgressLines(total, unit, initial, desc, **options)
+    return tqdm(
+        total=total, unit=unit, initial=initial, desc=desc, leave=leave, mininterval=1, **options
+    )
+
+
+class ProgressLines:
+    """Has those methods of a tqdm bar that the package uses, and writes no line before the first minute."""
+
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        initial: int,
+        desc: str,
+        unit_scale: bool = False,
+        disable: bool = False,
+    ):
+        self._shown = {"unit": unit, "unit_scale": unit_scale, "prefix": desc, "ncols": 0}
+        self._is_silent = disable or bool(os.environ.get("TQDM_DISABLE"))
+        self._file, self._postfix = sys.stderr, ""
+        self.reset(total, initial)
+
+    def reset(self, total: int, initial: int = 0) -> None:
+        self.total, self.n, self._initial = total, initial, initial
+        self._start = self._written = time.monotonic()
+
+    def update(self, n: int = 1) -> None:
+        self.n += n
+        now = time.monotonic()
+        if now - self._written < _SECONDS or self._is_silent:
+            return
+        self._written = now
+        line = tqdm.format_meter(
+            self.n,
+            self.total,
+            now - self._start,
+            initial=self._initial,
+            postfix=self._postfix,
+            **self._shown,
+        )
+        print(line, file=self._file, flush=True)
+
+    def set_postfix_str(self, text: str) -> None:
+        self._postfix = text
+
+    def clear(self) -> None:
+        """There is nothing on the screen."""
+
+    refresh = close = clear
+
+    def __enter__(self) -> "ProgressLines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
