@@ -353,7 +353,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         seed: seeds the order of the rows.
         packing: how documents become contexts, see `ContextStream`.
         max_norm_multiple: leave out outliers (attention sinks; 10 is a good value), see
-            `PositionRule`. The median is over a batch of the language model.
+            `PositionRule`.
         dtype: dtype of the rows. Default: the model's.
         before_batch: called before each batch of the language model. It may raise, and
             `state_dict` is then still valid.
@@ -425,6 +425,11 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
             before_batch=before_batch,
         )
         super().__init__(rows, self.n_ctxs * ctx_len, out_batch_size, device)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings, fit for JSON."""
+        return super().config | {"refresh_batch_size": self.refresh_batch_size}
 
     def state_dict(self) -> dict[str, Any]:
         """See `ShuffledRows.state_dict`. Raises TextError if the text can't be resumed."""

@@ -58,8 +58,8 @@ from .tokens import ContextStream, no_context
 
 logger = logging.getLogger(__name__)
 
-_CONTEXTS_AT_ONCE = 32
-"""In a batch of the language model, or fewer where so many don't fit into a file."""
+_CONTEXTS = 32
+"""A file has a multiple of so many, or fewer where so many don't fit into it."""
 _SPARE = 1.05
 """More held-out tokens than are asked for, as a run may leave some out."""
 _SAMPLED = 256
@@ -210,10 +210,11 @@ def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, fill
     each = f"{per_position:,} bytes per token"
     if filled < 1:
         each += f", and as many at padding, which is about {1 - filled:.0%}"
+    n = len(settings.hooks)
+    kept = f" and {held_out * length * filled:,.0f} held-out ones" if held_out else ""
     return (
-        f"{tokens:,} tokens of {len(settings.hooks)} hook point{'s'[: len(settings.hooks) != 1]} in"
-        f" {settings.dtype} need {'about ' if filled < 1 else ''}{size(needed)}B{there} ({each});"
-        f" the disk has {size(free)}B free"
+        f"{tokens:,} tokens{kept} at {n} hook point{'s'[: n != 1]} in {settings.dtype} need"
+        f" {'about ' if filled < 1 else ''}{size(needed)}B{there} ({each}); the disk has {size(free)}B free"
     )
 
 
@@ -247,8 +248,8 @@ class _Writer:
         context_bytes = settings.ctx_len * sum(widths) * np.dtype(settings.dtype).itemsize
         # Arrow's lists have offsets in int32.
         most = min(file_bytes // context_bytes, (2**31 - 1) // (settings.ctx_len * max(widths)))
-        self._at_once = max(1, min(_CONTEXTS_AT_ONCE, most))
-        self._contexts_per_file = max(1, most // self._at_once) * self._at_once
+        unit = max(1, min(_CONTEXTS, most))
+        self._contexts_per_file = max(1, most // unit) * unit
 
     def held_out_part(self) -> CacheManifest:
         """Write the held-out part, and the first manifest."""
@@ -311,7 +312,9 @@ class _Writer:
             parts: list[_Columns] = []
             while found < tokens:
                 self._before_batch()
-                n = min(self._at_once, math.ceil((tokens - found) / stream.ctx_len))
+                missing = math.ceil((tokens - found) / stream.ctx_len)
+                room = self._contexts_per_file - sum(len(part[TOKEN_IDS]) for part in parts)
+                n = min(self._run.lm_batch_size, missing, room)
                 try:
                     input_ids_BL, mask_BL = stream.next_batch(n)
                 except StopIteration:
@@ -328,7 +331,7 @@ class _Writer:
     def _columns(self, input_ids_BL: Tensor, mask_BL: Tensor) -> _Columns:
         found = {}
         for name, reader in self._readers.items():
-            read = reader.read(input_ids_BL, mask_BL, mask_BL.bool())
+            read = reader.judge(reader.run(input_ids_BL, mask_BL), mask_BL.bool())
             reader.require_finite(read.non_finite)
             x_BLD = t.where(mask_BL.bool().unsqueeze(-1), read.x_BLD.float().cpu(), 0.0)
             if self._settings.dtype == "float16":

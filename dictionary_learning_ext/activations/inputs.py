@@ -39,7 +39,7 @@ from .language_models import (
     require_positions,
     settings_hash,
 )
-from .positions import PositionRule
+from .positions import GROUP, PositionRule
 from .rows import ActivationReader, ContextBatch
 from .stored import UNKNOWN, StoredActivations, open_stored
 from .stored_rows import StoredReader, StoredRows
@@ -186,7 +186,9 @@ class Inputs(ABC):
                 self._settings.sink_multiple,
             )
         n_read = 0
-        for batch in first_tokens(self._contexts(hook, split), tokens):
+        groups = math.ceil(tokens / (GROUP * self._settings.ctx_len))
+        at_once = min(self._settings.lm_batch_size, GROUP * groups)
+        for batch in first_tokens(self._contexts(hook, split, at_once), tokens):
             n_read += int(batch.wanted_BL.sum())
             yield batch
         if n_read == 0:
@@ -199,8 +201,8 @@ class Inputs(ABC):
             raise no_context(settings, split)
 
     @abstractmethod
-    def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
-        """All contexts of a split."""
+    def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
+        """All contexts of a split, of which a language model reads some at once."""
 
 
 def open_inputs(
@@ -302,6 +304,7 @@ class _OfLanguageModel(Inputs):
             io=point.io,
             n_ctxs=settings.n_ctxs,
             ctx_len=settings.ctx_len,
+            refresh_batch_size=settings.lm_batch_size,
             out_batch_size=settings.batch_size // self._ranks.count,
             device=settings.device,
             remove_bos=settings.remove_bos,
@@ -321,14 +324,14 @@ class _OfLanguageModel(Inputs):
         reader = ActivationReader(model, self.hooks[hook].place, rule)
         return reader, stream.batches(_DOCUMENTS_AT_ONCE), ""
 
-    def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
+    def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
         settings, model = self._settings, self.language_model
         seed = settings.data_seed if split == "train" else 0
         text = text_of(settings, split=split, seed=seed)
         stream = ContextStream(
             text, model.tokenizer, settings.ctx_len, packing=settings.text_packing
         )
-        return with_activations(stream.batches(), settings, model, self.hooks[hook])
+        return with_activations(stream.batches(at_once), settings, model, self.hooks[hook])
 
 
 class _Stored(Inputs):
@@ -403,7 +406,7 @@ class _Stored(Inputs):
         number = self._settings.eval_documents
         return reader, cached_documents(stored.folder, stored.manifest, number), ""
 
-    def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
+    def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
         reader = StoredReader(self._stored, hook, self._rule)
         for part in self._stored.parts[split]:
             for piece in reader.cut(part):
@@ -499,7 +502,7 @@ class _Synthetic(Inputs):
     def _documents(self, hook: str) -> tuple[None, None, str]:
         return None, None, self.no_language_model
 
-    def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
+    def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
         raise ActivationsError(
             f"{self._settings.model} has no tokens", expected="a language model's text"
         )
@@ -518,14 +521,20 @@ def in_batches(contexts: Iterable[ContextBatch], size: int) -> Iterator[t.Tensor
     Arguments:
         size: B. The last batch may have fewer rows.
     """
-    rest_ND: t.Tensor | None = None
-    for batch in contexts:
-        rows_ND = batch.wanted_ND.float()
-        rows_ND = rows_ND if rest_ND is None else t.cat([rest_ND, rows_ND])
-        *whole, rest_ND = rows_ND.split(size)
-        yield from whole
-    if rest_ND is not None and len(rest_ND):
-        yield rest_ND
+    parts = ((batch.wanted_ND.float(),) for batch in contexts)
+    return (rows_ND for (rows_ND,) in _regrouped(parts, size))
+
+
+def _regrouped(parts: Iterable[tuple[t.Tensor, ...]], size: int) -> Iterator[tuple[t.Tensor, ...]]:
+    """Tensors that belong together, by their rows: `size` rows at a time, and fewer at the end."""
+    rest: tuple[t.Tensor, ...] | None = None
+    for part in parts:
+        joined = part if rest is None else tuple(map(t.cat, zip(rest, part, strict=True)))
+        groups = list(zip(*(tensor.split(size) for tensor in joined), strict=True))
+        rest = groups.pop() if len(groups[-1][0]) < size else None
+        yield from groups
+    if rest is not None and len(rest[0]):
+        yield rest
 
 
 def first_tokens(batches: Iterator[ContextBatch], tokens: int) -> Iterator[ContextBatch]:
@@ -545,14 +554,18 @@ def with_activations(
     """Contexts, with the activations that a language model has there.
 
     Arguments:
+        contexts: a batch is what the language model reads at once.
         settings: which tokens are left out, see `Inputs.contexts`.
+
+    Returns: groups of GROUP contexts.
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
     reader = ActivationReader(model, hook.place, _reading_rule(settings, model.tokenizer))
-    for input_ids_BL, mask_BL in contexts:
+    all_read = ((ids_BL, mask_BL, reader.run(ids_BL, mask_BL)) for ids_BL, mask_BL in contexts)
+    for input_ids_BL, mask_BL, x_BLD in _regrouped(all_read, GROUP):
         by_token_BL = reader.rule.by_token(input_ids_BL, mask_BL)
-        read = reader.read(input_ids_BL, mask_BL, by_token_BL)
+        read = reader.judge(x_BLD, by_token_BL)
         reader.require_finite(read.non_finite)
         ids_BL = input_ids_BL.masked_fill(mask_BL == 0, -1)
         is_sink_BL = by_token_BL & ~read.wanted_BL

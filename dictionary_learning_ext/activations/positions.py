@@ -17,6 +17,9 @@ from torch import Tensor
 from ..config.checks import require_max_norm_multiple
 from ..errors import ConfigError, Template
 
+GROUP = 32
+"""Contexts of a text whose norms are compared with one median, however many the language model reads at once."""
+
 
 class PositionRule:
     """Leaves out these positions:
@@ -25,7 +28,7 @@ class PositionRule:
     - with `remove_bos`, the tokenizer's beginning-of-text token, wherever it stands. Where that is
       the end-of-text token too (GPT-NeoX, GPT-2), it is the separator of packed text;
     - with `max_norm_multiple`, outliers: activations whose norm is over this multiple of the median
-      norm of the tokens read together.
+      norm of a group of contexts.
 
     Arguments:
         tokenizer: it, or a cache's settings, which have its bos_token_id too. None: it isn't known.
@@ -67,7 +70,7 @@ class PositionRule:
         Where the median is 0, there is no outlier.
 
         Arguments:
-            norms_BL: norms of the activations read together, all finite where wanted.
+            norms_BL: norms of the activations of a group, all finite where wanted.
             wanted_BL: what `by_token` returns, or a subset, on the CPU. The median is over these.
         """
         if self.max_norm_multiple is None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import NonFiniteError, Template, TextError
 from .hook_points import Change, Place, SharedPass, hooked, input_device
 from .language_models import CausalLM
-from .positions import PositionRule, at, norms
+from .positions import GROUP, PositionRule, at, norms
 from .tokens import ContextStream
 
 
@@ -132,20 +132,25 @@ class ActivationReader:
         self._model = model.module
         self._pass = shared or SharedPass(model, [place])
 
-    def read(self, input_ids_BL: Tensor, mask_BL: Tensor, wanted_BL: Tensor) -> Activations:
+    def run(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Run the language model as far as the place.
 
         Arguments:
             input_ids_BL: int64.
             mask_BL: 0 at padding.
+
+        Returns: the activations, (B, L, D), in the model's dtype and on its device.
+        """
+        return self._pass.read(self.place, input_ids_BL, mask_BL)
+
+    def judge(self, x_BLD: Tensor, wanted_BL: Tensor) -> Activations:
+        """The activations of a group of contexts, with outliers among the wanted ones found.
+
+        Arguments:
             wanted_BL: what `rule.by_token` returns, or a subset. Outliers are found among these.
 
         Raises: NonFiniteError, if `max_norm_multiple` is given. Otherwise see `require_finite`.
         """
-        return self.judge(self._pass.read(self.place, input_ids_BL, mask_BL), wanted_BL)
-
-    def judge(self, x_BLD: Tensor, wanted_BL: Tensor) -> Activations:
-        """Activations that were read by other means, with outliers among the wanted ones found."""
         norms_BL = norms(x_BLD)
         non_finite = (~at(norms_BL, wanted_BL).isfinite()).sum()
         if self.rule.max_norm_multiple is not None:
@@ -197,7 +202,8 @@ class ModelRows:
     that one context's ids and the state of the generator that draws the orders.
 
     Arguments:
-        batch_size: contexts per batch of the language model.
+        batch_size: contexts per batch of the language model. It changes no row: outliers are found in
+            groups of GROUP contexts.
         seed: seeds the orders.
         before_batch: called before each batch of the language model. It may raise.
     """
@@ -227,16 +233,32 @@ class ModelRows:
         return self.contexts.passes
 
     def fill(self, out_ND: Tensor) -> Iterator[int]:
-        """Yields after each batch of the language model."""
+        """Yields after each batch of the language model, and each group of contexts."""
         filled, number = 0, self.passes
         non_finite: Tensor | int = 0
+        ahead: list[Tensor] = []  # of contexts that were read and not used: ids, mask, wanted, x
         while filled < len(out_ND):
-            if self._before_batch is not None:
-                self._before_batch()
-            contexts = self._next_contexts(len(out_ND) - filled)
-            if contexts is None:
-                break
-            rows_ND, n_non_finite = self._read(contexts, len(out_ND) - filled)
+            # So few contexts that all of them are used.
+            limit = math.ceil((len(out_ND) - filled) / self.contexts.ctx_len)
+            n_ahead = len(ahead[0]) if ahead else 0
+            if n_ahead < min(GROUP, limit):
+                if self._before_batch is not None:
+                    self._before_batch()
+                read = self._next_contexts(min(self._batch_size, limit - n_ahead))
+                if read is None and not ahead:
+                    break
+                if read is not None:
+                    new = [*read, self.reader.run(read.input_ids_BL, read.mask_BL)]
+                    ahead = (
+                        [torch.cat(both) for both in zip(ahead, new, strict=True)] if ahead else new
+                    )
+                    if len(ahead[0]) < min(GROUP, limit):
+                        yield filled
+                        continue
+            *group, x_BLD = (tensor[:GROUP] for tensor in ahead)
+            ahead = [tensor[GROUP:] for tensor in ahead] if len(ahead[0]) > GROUP else []
+            contexts = _ContextsToRead(*group)
+            rows_ND, n_non_finite = self._rows_of(contexts, x_BLD, len(out_ND) - filled)
             out_ND[filled : filled + len(rows_ND)] = rows_ND
             filled += len(rows_ND)
             non_finite = non_finite + n_non_finite
@@ -245,9 +267,8 @@ class ModelRows:
                 break  # all tokens of a pass are left out
         self.reader.require_finite(non_finite)  # once per fill: an accelerator has to wait for it
 
-    def _next_contexts(self, limit: int) -> _ContextsToRead | None:
-        """Contexts for about `limit` rows, so few that no whole one is left; None at the end."""
-        n = min(self._batch_size, math.ceil(limit / self.contexts.ctx_len))
+    def _next_contexts(self, n: int) -> _ContextsToRead | None:
+        """The next n contexts, or as many as there are; None at the end."""
         parts = [] if self._partial is None else [self._partial]
         self._partial = None
         if n > len(parts):
@@ -259,9 +280,11 @@ class ModelRows:
             return None
         return _ContextsToRead(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
-    def _read(self, contexts: _ContextsToRead, limit: int) -> tuple[Tensor, Tensor]:
-        """Run the language model: at most `limit` rows, and how many are not finite."""
-        read = self.reader.read(*contexts)
+    def _rows_of(
+        self, contexts: _ContextsToRead, x_BLD: Tensor, limit: int
+    ) -> tuple[Tensor, Tensor]:
+        """At most `limit` rows of a group of contexts, and how many are not finite."""
+        read = self.reader.judge(x_BLD, contexts.wanted_BL)
         rows_ND = rearrange(read.x_BLD, "b l d -> (b l) d")
         place_N = rearrange(read.wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
         if len(place_N) < len(rows_ND):
@@ -304,7 +327,6 @@ class ModelRows:
         return {
             "io": self.reader.place.io,
             "ctx_len": self.contexts.ctx_len,
-            "refresh_batch_size": self._batch_size,
             "remove_bos": self.reader.rule.skip_token_id is not None,
             "seed": self._seed,
             "packing": self.contexts.packing,

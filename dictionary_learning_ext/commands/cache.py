@@ -55,6 +55,8 @@ class CacheFlags:
     """Precision on disk: float32, or float16, which takes half the space."""
     lm_dtype: Dtype = "float32"
     """Precision in which the language model runs: float32 or bfloat16."""
+    lm_batch_size: int = RunConfig.lm_batch_size
+    """Contexts that the language model reads in one pass, see `vsae train --help-all`."""
     ctx_len: int = RunConfig.ctx_len
     """Tokens per context."""
     text_packing: Packing = RunConfig.text_packing
@@ -98,6 +100,7 @@ def run_cache(flags: CacheFlags) -> None:
         data_seed=flags.data_seed,
         ctx_len=flags.ctx_len,
         dtype=flags.lm_dtype,
+        lm_batch_size=flags.lm_batch_size,
         device=flags.device,
         device_map=flags.device_map,
         eval_tokens=flags.eval_tokens,

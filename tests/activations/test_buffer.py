@@ -77,6 +77,20 @@ def test_every_token_of_the_text_is_handed_out_exactly_once(
     assert_same_rows(rows, expected, missing=len(expected) % buffer.out_batch_size)
 
 
+def test_how_many_contexts_are_read_in_a_pass_changes_no_row(tiny_lm: LanguageModel):
+    """Outliers are found in groups of 32 contexts, and fills end inside a context."""
+    given = {"n_ctxs": 45, "out_batch_size": 64, "max_norm_multiple": 1.1}
+    whole = [
+        torch.cat([next(buffer) for _ in range(60)])
+        for buffer in (
+            make_buffer(tiny_lm, endless(), refresh_batch_size=size, **given)
+            for size in (32, 1, 7, 100)
+        )
+    ]
+    for other in whole[1:]:
+        torch.testing.assert_close(other, whole[0], rtol=0, atol=1e-5)
+
+
 def test_rows_come_in_a_random_order_of_the_seed(tiny_lm: LanguageModel):
     first, again, other = (
         torch.cat([next(buffer) for _ in range(9)])

@@ -72,7 +72,7 @@ def test_outliers_are_those_of_the_norms_in_float32(tiny_lm_dir: Path, dtype: to
     lm = load_language_model(str(tiny_lm_dir), dtype=dtype)
     reader, hook = reader_of(lm, max_norm_multiple=1.1)
     wanted_BL = reader.rule.by_token(IDS, MASK)
-    read = reader.read(IDS, MASK, wanted_BL)
+    read = reader.judge(reader.run(IDS, MASK), wanted_BL)
     norms_BL = read_residual(lm, hook, IDS, MASK).float().norm(dim=-1)
     expected_BL = wanted_BL & (norms_BL <= 1.1 * norms_BL[wanted_BL].median())
     assert 0 < expected_BL.sum() < wanted_BL.sum()
@@ -89,7 +89,7 @@ def test_only_a_wanted_token_must_be_finite(tiny_lm_dir: Path, max_norm_multiple
         lm._module.gpt_neox.embed_in.weight[54] = math.inf  # in the second context
 
     def read(wanted_BL: Tensor) -> None:
-        reader.require_finite(reader.read(IDS, MASK, wanted_BL).non_finite)
+        reader.require_finite(reader.judge(reader.run(IDS, MASK), wanted_BL).non_finite)
 
     read(torch.tensor([[True], [False]]) & MASK.bool())
     said = r"^3 activations .* output of gpt_neox\.layers\.1 are NaN or infinite; expected finite"
@@ -156,7 +156,7 @@ def test_no_row_comes_twice_when_fills_end_inside_contexts(tiny_lm: LanguageMode
 def test_each_batch_of_the_language_model_is_announced(tiny_lm: LanguageModel):
     calls: list[int] = []
     rows = rows_of(tiny_lm, iter(DOCUMENTS), before_batch=lambda: calls.append(1))
-    assert list(rows.fill(torch.empty(5 * 16, 16))) == [4 * 16, 5 * 16]
+    assert list(rows.fill(torch.empty(5 * 16, 16))) == [0, 5 * 16], "a group is complete"
     assert len(calls) == 2  # 4 contexts at a time, 5 needed
 
 
