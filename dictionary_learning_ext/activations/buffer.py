@@ -297,14 +297,16 @@ class ShuffledRows:
         were handed out since.
 
         Raises:
-            ConfigError: `state` is of a buffer with other settings, or stored activations have changed or grown.
+            ConfigError: `state` is of a buffer with other settings, or stored activations have changed.
             TextError: `state` is of another text, or the text has changed.
         """
-        was, now = state["config"], self._settings()
+        was = state["config"]
+        self._stream.keep_to(was)
+        now = self._settings()
         if "cache" in was and "cache" in now and was["cache"] != now["cache"]:
             raise ConfigError(
                 "the run can't resume: since it was interrupted, the activations in"
-                f" {self._stream.origin['activations']} have changed or grown",
+                f" {self._stream.origin['activations']} have changed",
                 instead=Template("restore them, or start again in another {save_dir}"),
             )
         require_same_settings(was, now)

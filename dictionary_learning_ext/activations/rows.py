@@ -67,6 +67,10 @@ class RowStream(Protocol):
         """Continue at a position. Raises TextError if the text has changed."""
         ...
 
+    def keep_to(self, settings: Mapping[str, Any]) -> None:
+        """Read no more than a stream did that had these settings."""
+        ...
+
     def settings(self) -> dict[str, Any]:
         """What the rows and their order depend on, fit for JSON."""
         ...
@@ -322,6 +326,9 @@ class ModelRows:
             self._partial = _ContextsToRead(input_ids_BL.long(), mask_BL.long(), wanted_BL.bool())
         generator = torch.frombuffer(bytearray.fromhex(position["generator"]), dtype=torch.uint8)
         self._generator.set_state(generator)
+
+    def keep_to(self, settings: Mapping[str, Any]) -> None:
+        """A text that has grown is another one, see `TextStream`."""
 
     def settings(self) -> dict[str, Any]:
         return {

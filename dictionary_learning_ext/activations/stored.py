@@ -78,6 +78,11 @@ class StoredActivations:
         unknown = {"model": UNKNOWN, "data": str(self.folder)}
         return {"activations": str(self.folder)} | hook | unknown | self.known
 
+    def with_files(self, n: int) -> "StoredActivations":
+        """A cache as it was when it had n files to train on: it grows by further ones."""
+        assert self.manifest is not None, "only a cache grows"
+        return _read_cache(self.folder, replace(self.manifest, files=self.manifest.files[:n]))
+
     @property
     def only_hook(self) -> str:
         """The name of its hook point. Raises ActivationsError if there are several."""

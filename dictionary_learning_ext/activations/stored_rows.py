@@ -206,10 +206,17 @@ class StoredRows:
     def seek(self, position: Mapping[str, Any]) -> None:
         self._next = _Next(**position["place"])
 
+    def keep_to(self, settings: Mapping[str, Any]) -> None:
+        """A cache that has grown since is read as it was."""
+        if self.stored.manifest is not None and "files" in settings:
+            self.stored, self._pieces = self.stored.with_files(settings["files"]), None
+
     def settings(self) -> dict[str, Any]:
+        is_cache = self.stored.manifest is not None
         return {
             "hook": self.hook,
             "cache": self.stored.digest,
+            **({"files": len(self.stored.parts["train"])} if is_cache else {}),
             "ctx_len": self.stored.ctx_len,
             "remove_bos": self._reader.rule.skip_token_id is not None,
             "max_norm_multiple": self._reader.rule.max_norm_multiple,

@@ -305,7 +305,9 @@ def test_the_space_is_said_and_checked_before_anything_is_written(
     manifest = write_small(tmp_path / "a", cached_run, on_plan=said.append)
     (plan,) = said
     # 4 bytes of the token, 4 of the row's place and 4 * 16 of the activations.
-    assert re.match(r"4,000 tokens of 1 .* float32 .* 311kB \(72 bytes per token\)", plan)
+    assert re.match(
+        r"4,000 tokens and 320 held-out ones at 1 .* float32 .* 311kB \(72 bytes per token\)", plan
+    )
     written = sum(file.bytes for file in manifest.all_files)
     assert written == pytest.approx(311_000, rel=0.1)
     write_small(tmp_path / "a", cached_run, 400, on_plan=said.append)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from itertools import islice
+from itertools import count, islice
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from datasets import load_from_disk
 from texts import error_of
 
 from dictionary_learning_ext.activations.buffer import ShuffledRows
-from dictionary_learning_ext.activations.cache_manifest import TOKEN_IDS, CachedHook
+from dictionary_learning_ext.activations.cache_manifest import TOKEN_IDS, UNFINISHED, CachedHook
 from dictionary_learning_ext.activations.cache_writer import write_contexts
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import Part, StoredActivations, open_stored
@@ -154,13 +154,45 @@ def test_it_does_not_resume_with_other_settings(changes, said, small_cache):
         source_of(stored, HOOK, **changes).load_state_dict(state)
 
 
-def test_it_does_not_resume_on_a_cache_that_has_grown(cached_run, tmp_path):
+def test_on_a_cache_that_grows_a_run_reads_what_it_began_with_and_a_new_one_all(
+    cached_run, tmp_path
+):
     write_small(tmp_path, cached_run, 2000)
-    state = source_of(open_stored(tmp_path), HOOK).state_dict()
+    options = {"passes": None, "rows": 500}
+    whole, stopped = (source_of(open_stored(tmp_path), HOOK, **options) for _ in range(2))
+    expected = list(islice(whole, 60))  # three passes
+    before = list(islice(stopped, 7))
+    state = json.loads(json.dumps(stopped.state_dict()))
     write_small(tmp_path, cached_run, 4000)
-    grown = source_of(open_stored(tmp_path), HOOK)
-    message = error_of(lambda: grown.load_state_dict(state), ConfigError)
-    assert all(said in message for said in (str(tmp_path), "grown", "save_dir"))
+    during = [*before, *islice(stopped, 53)]
+    assert all(map(t.equal, during, expected)), "the cache grew while it was read"
+    resumed = source_of(open_stored(tmp_path), HOOK, **options)
+    resumed.load_state_dict(state)
+    assert all(map(t.equal, islice(resumed, 53), expected[7:]))
+    assert resumed.state_dict() == whole.state_dict()
+    new = source_of(open_stored(tmp_path), HOOK, rows=500)
+    assert len(batches_of(new)) > 35
+
+
+def test_it_resumes_while_the_cache_grows(cached_run, tmp_path):
+    """A growth that was stopped leaves files that the manifest doesn't know yet."""
+    write_small(tmp_path, cached_run, 2000)
+    source = source_of(open_stored(tmp_path), HOOK)
+    list(islice(source, 3))
+    state, expected = source.state_dict(), next(source)
+
+    calls = count()
+
+    def stop():
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_small(tmp_path, cached_run, 12_000, before_batch=stop)
+    assert (tmp_path / UNFINISHED).exists()
+    resumed = source_of(open_stored(tmp_path), HOOK)
+    resumed.load_state_dict(state)
+    assert t.equal(next(resumed), expected)
 
 
 @pytest.mark.parametrize("changed", ["other values of the same size", "another file"])

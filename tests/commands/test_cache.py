@@ -56,7 +56,7 @@ def test_it_says_what_it_needs_and_how_to_train_and_verifies_its_files(flags, tm
     assert main(["cache", str(folder), *flags[:-2], "--tokens=2000", "--dtype=float16"]) == 0
     assert flags[-2:] == ["--hook", HOOK]
     said = capsys.readouterr().out
-    assert said.startswith("2,000 tokens of 1 ")
+    assert said.startswith("2,000 tokens and 320 held-out ones at 1 ")
     assert f"cached 2,016 tokens in {folder}; " in said
     assert f"train --activations {folder}" in said
     manifest = read_manifest(folder)
