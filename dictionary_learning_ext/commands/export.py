@@ -1,6 +1,5 @@
 """`vsae export` and `vsae push`: SAEs for other libraries, and on the Hugging Face hub."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -80,7 +79,6 @@ def _print_exported(exported: "Exported", flags: ExportFlags) -> None:
 
     out = exported.folder
     print(f"{out}: {exported.difference or 'the batches for Neuronpedia'}")
-    _print_cut(exported.cut_paths)
     if flags.format == "sae-bench":
         (place,) = (path.parent for path in out.glob(f"downloaded_saes/*/{WEIGHTS}"))
         print(
@@ -96,11 +94,6 @@ def _print_exported(exported: "Exported", flags: ExportFlags) -> None:
     }
     if flags.format in next_step:
         print(next_step[flags.format])
-
-
-def _print_cut(paths: Sequence[str]) -> None:
-    if paths:
-        print(f"Local paths were shortened to their last names: {printable(', '.join(paths))}")
 
 
 @dataclass(frozen=True)
@@ -150,7 +143,6 @@ def run_push(flags: PushFlags) -> None:
         print(printable(f"not as {form}: {error.as_typed}"))
     for name in pushed.unfinished:
         print(f"not uploaded: {printable(name)}, whose run is not finished")
-    _print_cut(pushed.cut_paths)
     if pushed.url is None:
         visibility = "public" if flags.public else "private"
         print(

@@ -70,12 +70,10 @@ class Exported:
         folder: what was written.
         difference: between the SAE and what the format's reader makes of the folder; None for
             neuronpedia, which holds what the features do and no SAE.
-        cut_paths: the settings that were local paths, of which only the last name was written.
     """
 
     folder: Path
     difference: Difference | None
-    cut_paths: list[str]
 
 
 def export(
@@ -129,7 +127,7 @@ def export(
     run = replace(trained_on_run, **{n: value for n, value in given.items() if value is not None})
     metrics = read_metrics_if_any(folder)
     place = {"model": run.model, "data": run.data}
-    (config, metrics, place), cut_paths = without_local_paths((config, metrics, place))
+    config, metrics, place = without_local_paths((config, metrics, place))
     try:
         language_model, hook_point = open_model(run)
     except LanguageModelError as error:
@@ -149,7 +147,7 @@ def export(
         measured = exported_features(source, run, tokens)
         with _new_folder(target) as temporary, _writing(target):
             write_neuronpedia(temporary, source, *measured, explanations)
-        return Exported(target, None, cut_paths)
+        return Exported(target, None)
     require_supported(form, source)
     with _new_folder(target) as temporary:
         with _writing(target):
@@ -179,7 +177,7 @@ def export(
                 "dictionary_learning_ext": importlib.metadata.version("dictionary-learning-ext"),
             }
             record(form, temporary, what)
-    return Exported(target, difference, cut_paths)
+    return Exported(target, difference)
 
 
 @t.no_grad()

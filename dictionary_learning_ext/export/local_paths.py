@@ -2,35 +2,23 @@
 
 import os
 import re
-from pathlib import PurePath, PureWindowsPath
+from pathlib import PurePath
 from typing import Any
 
 from ..activations.text_files import SUFFIXES
 from ..run_folder.files import RUNS
 
 # An absolute or explicitly relative path, or one with more parts than a hub name (owner/name).
-_LOCAL = re.compile(r"(/|~|\.\.?/|[A-Za-z]:[\\/]|\\\\|[^/:]+/[^/]+/).*", re.DOTALL)
+_LOCAL = re.compile(r"(/|~|\.\.?/|[^/:]+/[^/]+/).*", re.DOTALL)
 
 
-def without_local_paths(value: Any) -> tuple[Any, list[str]]:
-    """Cut each local path in JSON content to its last name.
-
-    Returns: a copy of `value`, and the sorted keys under which a path was cut.
-    """
-    cut: set[str] = set()
-
-    def cleaned(item: Any, key: str) -> Any:
-        if isinstance(item, dict):
-            return {name: cleaned(inner, name) for name, inner in item.items()}
-        if isinstance(item, list | tuple):
-            return [cleaned(inner, key) for inner in item]
-        if not isinstance(item, str) or not _is_local(item):
-            return item
-        cut.add(key)
-        path = PureWindowsPath(item) if "\\" in item else PurePath(item)
-        return path.name or "local"
-
-    return cleaned(value, ""), sorted(cut)
+def without_local_paths(value: Any) -> Any:
+    """A copy of JSON content, with each local path in it cut to its last name."""
+    if isinstance(value, dict):
+        return {name: without_local_paths(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_local_paths(inner) for inner in value]
+    return PurePath(value).name or "local" if isinstance(value, str) and _is_local(value) else value
 
 
 def _is_local(text: str) -> bool:

@@ -16,9 +16,7 @@ They were fitted and tested, at other settings, by experiments/return_score at t
 Shapes: N tokens, D = activation_dim, F features, M selections.
 """
 
-import csv
 import json
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,13 +32,12 @@ from dictionary_learning.dictionary import Dictionary
 from scipy.stats import rankdata
 
 from ..config.architectures import BY_DICT_CLASS, TRAINED
-from ..errors import CheckpointError, ConfigError, Setting, first_line
+from ..errors import ConfigError, Setting
 from ..evaluation.folders import open_folders
 from ..evaluation.metrics import is_near_dead
 from ..evaluation.tables import text_table
 from ..run_folder.comparing import same_model
 from ..run_folder.files import replacing, write_rows
-from ..run_folder.json_files import readable
 from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions, k_of
 from .collector import require_finite
 from .directions import encoder_directions, nearest_features
@@ -165,30 +162,6 @@ class ReturnScores:
             scores = [f"{score:.1f}" for score in self.score_F]
             rows = zip(range(len(scores)), scores, *columns, strict=True)
             write_rows(file, [[*_HEAD, *self.signals], *rows])
-
-
-def copy_scores(source: Path, target: Path) -> None:
-    """Write what the CSV file of a `ReturnScores` holds into another file.
-
-    Raises: CheckpointError if it holds anything else than names of columns and numbers.
-    """
-    try:
-        with readable(), source.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        head, *others = rows
-        if head[:2] != _HEAD or not all(re.fullmatch(r"[a-z_]{1,40}", name) for name in head):
-            raise ValueError(f"its columns are {head}"[:100])
-        for row in others:
-            if len(row) != len(head):
-                raise ValueError(f"a row has {len(row)} values")
-            _ = [float(value) for value in row if value]
-    except (ValueError, csv.Error) as error:
-        what = f"no table of return scores ({first_line(error)})"
-        raise CheckpointError(
-            f"{source}: {what}", instead="delete it, or run `vsae reproduce` again"
-        ) from error
-    with target.open("w", newline="", encoding="utf-8") as file:
-        write_rows(file, rows)
 
 
 def _digits(value_F: np.ndarray) -> list[str]:
