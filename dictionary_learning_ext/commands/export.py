@@ -27,7 +27,7 @@ class ExportFlags:
     features do, for Neuronpedia's upload."""
     out: str | None = None
     """A new or empty folder; for a folder of run folders, one that holds a folder for each. Default:
-    FOLDER/exports/FORMAT."""
+    FOLDER/exports/FORMAT, and results/NAME/exports/FORMAT for a folder of trainSAE."""
     allow_inexact: bool = False
     """Export an SAE even if the format cannot represent it exactly. Other libraries' TopK has a
     ReLU, which sets negative activations to 0."""
@@ -41,12 +41,13 @@ def run_export(flags: ExportFlags) -> None:
     from ..export.exporter import export
     from ..run_folder.files import EXPORTS
     from ..run_folder.reading import run_folders_in
+    from ..run_folder.sae_names import results_folder
 
     inside = run_folders_in(flags.folder)
     refused = 0
     for folder in inside or [Path(flags.folder)]:
         out = None if flags.out is None else Path(flags.out, folder.name if inside else "")
-        target = out or folder / EXPORTS / flags.format
+        target = out or results_folder(folder) / EXPORTS / flags.format
         if inside and target.is_dir() and any(target.iterdir()):
             print(f"{target}: already there, not written again; delete it to export anew")
             continue

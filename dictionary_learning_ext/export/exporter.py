@@ -26,7 +26,7 @@ from ..evaluation.measure import batches_of
 from ..features.explanations import read_explanations
 from ..run_folder.files import EXPORTS, METRICS, writing
 from ..run_folder.reading import read_metrics_if_any
-from ..run_folder.sae_names import require_own
+from ..run_folder.sae_names import require_own, results_folder
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .formats import ExportedSAE, read, record, require_supported, write
@@ -94,7 +94,7 @@ def export(
 
     Arguments:
         form: see `formats`.
-        out: a new or empty folder. Default: FOLDER/exports/FORMAT.
+        out: a new or empty folder. Default: exports/FORMAT in the SAE's folder of results, see `results_folder`.
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
         tokens: held-out tokens to compare on, in float64 (default:
             10,000); for neuronpedia, to measure the features on (default: 100,000).
@@ -114,7 +114,7 @@ def export(
     dictionary, config = load_dictionary(folder, device)
     explanations = read_explanations(folder, dictionary)
     dictionary: Any = dictionary.float()  # pyright: ignore[reportAttributeAccessIssue]
-    target = folder / EXPORTS / form if out is None else Path(out)
+    target = results_folder(folder) / EXPORTS / form if out is None else Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(
             "already there and not empty",

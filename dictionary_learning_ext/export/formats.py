@@ -15,6 +15,7 @@ import copy
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,21 +63,49 @@ SAE_BENCH_TRAINERS = (
 """The trainer classes that SAE Bench's runner has a loader for."""
 SAFETENSORS = "sae.safetensors"
 """The weights in a folder for safetensors."""
-_UPSTREAMS: tuple[Function, ...] = ("top_k", "jump_relu", "relu", "gated")
-_HELD: dict[ExportFormat, tuple[Function, ...]] = {
-    "sae-bench": _UPSTREAMS,
-    "dictionary-learning": _UPSTREAMS,
-    "sae-lens": _UPSTREAMS,
-    "sparsify": ("top_k", "relu"),  # a ReLU is a TopK with k = num_latents
-    "safetensors": (*_UPSTREAMS, "vaease"),
+
+
+class _Function(NamedTuple):
+    """What an encoder computes, as exports put it."""
+
+    tensors: tuple[str, ...]
+    """The weights that it needs, by the names in _TENSORS."""
+    equation: str
+    sae_lens: str | None
+    """SAELens's architecture that computes it."""
+    needs: str = ""
+    """What not every format has a place for."""
+
+
+_FUNCTIONS: dict[Function, _Function] = {
+    "top_k": _Function(
+        ("W_enc", "b_enc", "W_dec", "b_dec"),
+        "f keeps the k {largest} of y @ W_enc + b_enc{relu}, 0 elsewhere",
+        "topk",
+    ),
+    "jump_relu": _Function(
+        ("W_enc", "b_enc", "threshold", "W_dec", "b_dec"),
+        "f = max(mu, 0) where mu > threshold, 0 elsewhere; mu = y @ W_enc + b_enc",
+        "jumprelu",
+        "thresholds",
+    ),
+    "relu": _Function(
+        ("W_enc", "b_enc", "W_dec", "b_dec"), "f = max(y @ W_enc + b_enc, 0)", "standard"
+    ),
+    "gated": _Function(
+        ("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"),
+        "f = max(exp(r_mag) * mu + b_mag, 0) where mu + b_gate > 0, 0 elsewhere; mu = y @ W_enc",
+        "gated",
+        "gates",
+    ),
+    "vaease": _Function(
+        ("W_enc", "b_enc", "W_var", "b_var", "W_dec", "b_dec"),
+        "f = g * (y @ W_enc + b_enc) where g > active_gate, 0 elsewhere; "
+        "g = 1 - sqrt(sigmoid(y @ W_var + b_var))",
+        None,
+        "gates with weights of their own",
+    ),
 }
-"""The functions that each format can hold exactly."""
-_LACKED: dict[Function, str] = {
-    "jump_relu": "thresholds",
-    "gated": "gates",
-    "vaease": "gates with weights of their own",
-}
-"""What a format has no place for, of each function that not all can hold."""
 _TENSORS = {
     "W_enc": ("encoder.weight", "W_enc"),
     "b_enc": ("encoder.bias", "b_enc"),
@@ -90,29 +119,6 @@ _TENSORS = {
     "b_var": ("variance_encoder.bias",),
 }
 """Names in SAELens's folders and in ours for safetensors, and those that the classes give them."""
-_TENSORS_OF: dict[Function, tuple[str, ...]] = {
-    "top_k": ("W_enc", "b_enc", "W_dec", "b_dec"),
-    "jump_relu": ("W_enc", "b_enc", "threshold", "W_dec", "b_dec"),
-    "relu": ("W_enc", "b_enc", "W_dec", "b_dec"),
-    "gated": ("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"),
-    "vaease": ("W_enc", "b_enc", "W_var", "b_var", "W_dec", "b_dec"),
-}
-_SHAPES = {
-    "W_enc": ["activation_dim", "dict_size"],
-    "W_var": ["activation_dim", "dict_size"],
-    "W_dec": ["dict_size", "activation_dim"],
-    "b_dec": ["activation_dim"],
-}
-"""The sides of tensors, as the config.json for safetensors names them. The others have dict_size."""
-_EQUATIONS: dict[Function, str] = {
-    "top_k": "f keeps the k {largest} of y @ W_enc + b_enc{relu}, 0 elsewhere",
-    "jump_relu": "f = max(mu, 0) where mu > threshold, 0 elsewhere; mu = y @ W_enc + b_enc",
-    "relu": "f = max(y @ W_enc + b_enc, 0)",
-    "gated": "f = max(exp(r_mag) * mu + b_mag, 0) where mu + b_gate > 0, 0 elsewhere; mu = y @ W_enc",
-    "vaease": "f = g * (y @ W_enc + b_enc) where g > active_gate, 0 elsewhere; "
-    "g = 1 - sqrt(sigmoid(y @ W_var + b_var))",
-}
-_READERS_BY_MAGNITUDE: tuple[ExportFormat, ...] = ("sae-lens", "safetensors")
 
 
 class ExportedSAE(NamedTuple):
@@ -168,7 +174,7 @@ class ExportedSAE(NamedTuple):
     def _views(self, dictionary: Any) -> dict[str, t.Tensor]:
         """What its function needs, in the memory of a dictionary of its class."""
         state, views = dictionary.state_dict(), {}
-        for name in _TENSORS_OF[self.function]:
+        for name in _FUNCTIONS[self.function].tensors:
             own = next(each for each in _TENSORS[name] if each in state)
             views[name] = state[own].t() if own.endswith(".weight") else state[own]
         return views
@@ -239,12 +245,14 @@ def _require_function(form: ExportFormat, source: ExportedSAE) -> None:
             "no format has a place for its features; load it with "
             "dictionary_learning_ext.load_dictionary"
         )
-    if row.function not in _HELD[form]:
-        others = (each for each in ("sae-lens", "safetensors") if row.function in _HELD[each])
-        raise _unsupported(source, f": {form} has no {_LACKED[row.function]}", *others)
-    if source.selects_by_magnitude and form not in _READERS_BY_MAGNITUDE:
+    if row.function not in _FORMATS[form].functions:
+        others = ("sae-lens", "safetensors")
+        holding = (each for each in others if row.function in _FORMATS[each].functions)
+        what = f": {form} has no {_FUNCTIONS[row.function].needs}"
+        raise _unsupported(source, what, *holding)
+    if source.selects_by_magnitude and not _FORMATS[form].by_magnitude:
         what = f" selects by magnitude, and the reader of {form} keeps the k largest values"
-        raise _unsupported(source, what, *_READERS_BY_MAGNITUDE)
+        raise _unsupported(source, what, "sae-lens", "safetensors")
 
 
 def _require_threshold(form: ExportFormat, source: ExportedSAE) -> None:
@@ -297,14 +305,7 @@ def _require_unit_norm(form: ExportFormat, source: ExportedSAE) -> None:
 
 def write(form: ExportFormat, folder: Path, source: ExportedSAE) -> None:
     """Write the SAE's weights and config into an empty folder."""
-    writers = {
-        "sae-bench": _write_sae_bench,
-        "dictionary-learning": _write_dictionary_learning,
-        "sae-lens": _write_sae_lens,
-        "sparsify": _write_sparsify,
-        "safetensors": _write_safetensors,
-    }
-    writers[form](folder, source)
+    _FORMATS[form].write(folder, source)
 
 
 def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> nn.Module:
@@ -326,8 +327,7 @@ def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> 
 
 def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
     """Add an entry "export" to what `write` wrote about each SAE."""
-    pattern = {"sae-lens": FOREIGN_CONFIG, "sparsify": SPARSIFY_ABOUT}.get(form, CONFIG)
-    for path in folder.rglob(pattern):
+    for path in folder.rglob(_FORMATS[form].about):
         config = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, config | {"export": what})
 
@@ -371,14 +371,8 @@ def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
     if function == "top_k" and not source.rectifies:
         # AbsTopK has no ReLU. If all features are kept, it is the same for a selection by value.
         is_signed = source.selects_by_magnitude or int(sae.k) == sae.dict_size
-    architectures = {
-        "top_k": "abstopk" if is_signed else "topk",
-        "jump_relu": "jumprelu",
-        "relu": "standard",
-        "gated": "gated",
-    }
     config = {
-        "architecture": architectures[function],
+        "architecture": "abstopk" if is_signed else _FUNCTIONS[function].sae_lens,
         "d_in": sae.activation_dim,
         "d_sae": sae.dict_size,
         **({"k": int(sae.k), "rescale_acts_by_decoder_norm": True} if function == "top_k" else {}),
@@ -432,7 +426,7 @@ def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
 
 def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
     sae, function, tensors = source.dictionary, source.function, source.tensors()
-    equation, settings = _EQUATIONS[function], {}
+    equation, settings = _FUNCTIONS[function].equation, {}
     if function == "top_k":
         by_magnitude = source.selects_by_magnitude
         equation = equation.format(
@@ -452,8 +446,40 @@ def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
         **settings,
         "subtracts_b_dec": subtracts,
         "equation": f"x_hat = f @ W_dec + b_dec; {equation}; y = {y}",
-        "shapes": {name: _SHAPES.get(name, ["dict_size"]) for name in tensors},
+        "shapes": {name: _sides(name) for name in tensors},
         **source.trained_on(),
     }
     write_json(folder / CONFIG, config)
     (folder / SAFETENSORS).write_bytes(save(tensors))
+
+
+def _sides(name: str) -> list[str]:
+    """The sides of a tensor, as the config.json for safetensors names them."""
+    if name == "W_dec":
+        return ["dict_size", "activation_dim"]
+    if name == "b_dec":
+        return ["activation_dim"]
+    return ["activation_dim", "dict_size"] if name.startswith("W_") else ["dict_size"]
+
+
+class _Format(NamedTuple):
+    """A folder that another library reads."""
+
+    functions: tuple[Function, ...]
+    """Those that it can hold exactly."""
+    write: Callable[[Path, ExportedSAE], None]
+    about: str = CONFIG
+    """The file that says what was exported."""
+    by_magnitude: bool = False
+    """Whether its reader can keep the k features of largest magnitude."""
+
+
+_UPSTREAMS: tuple[Function, ...] = ("top_k", "jump_relu", "relu", "gated")
+_FORMATS: dict[ExportFormat, _Format] = {
+    "sae-bench": _Format(_UPSTREAMS, _write_sae_bench),
+    "dictionary-learning": _Format(_UPSTREAMS, _write_dictionary_learning),
+    "sae-lens": _Format(_UPSTREAMS, _write_sae_lens, FOREIGN_CONFIG, by_magnitude=True),
+    # a ReLU is a TopK with k = num_latents
+    "sparsify": _Format(("top_k", "relu"), _write_sparsify, SPARSIFY_ABOUT),
+    "safetensors": _Format((*_UPSTREAMS, "vaease"), _write_safetensors, by_magnitude=True),
+}
