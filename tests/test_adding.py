@@ -34,7 +34,6 @@ ROW = """    Architecture(
         description="an SAE that is not there",
         trainer=f"{_OURS}.imaginary:ImaginaryTrainer",
         dictionary=f"{_OURS}.imaginary:ImaginarySAE",
-        looks={"": Look("Imaginary", "pink", "*")},
     ),
 """
 OPTION = '''    tax: float = 0.0

@@ -10,7 +10,7 @@ place in CONFIGS), and a row here.
 import math
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 ExportFormat = Literal[
     "sae-bench", "dictionary-learning", "sae-lens", "sparsify", "safetensors", "neuronpedia"
@@ -28,14 +28,6 @@ _TOP_K_LR = "2e-4 / sqrt(dict_size / 16384)"
 def upstream_lr(dict_size: int) -> float:
     """The learning rate that upstream's TopK trainers take by default."""
     return 2e-4 / math.sqrt(dict_size / 2**14)
-
-
-class Look(NamedTuple):
-    """How SAE Bench's plots show SAEs of a kind."""
-
-    label: str
-    colour: str
-    marker: str
 
 
 @dataclass(frozen=True)
@@ -65,9 +57,8 @@ class Architecture:
     """Path of the upstream class that its weights are exported in; None for its own."""
     bench_name: str = ""
     """SAE Bench's name for the class in its plots, which a variant is appended to. Default: name."""
-    looks: dict[str, Look] = field(default_factory=dict)
-    """By the variant that the dictionary says it is, "" for none: how SAE Bench's plots show it.
-    Upstream's classes have SAE Bench's own looks."""
+    variants: dict[str, str] = field(default_factory=dict)
+    """By the variant that the dictionary says it is: its name in prose, where that isn't the title."""
     bench_normalizes: bool = False
     """Whether SAE Bench's loader divides it by its decoder's norms itself."""
     unit_norm_by: str | None = None
@@ -107,22 +98,22 @@ _VARIATIONAL: dict[str, Any] = {
     "function": "top_k",
     "exported_as": f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
     "bench_name": "vsae",
-    "looks": {
-        "fixed_both": Look("vSAE", "crimson", "D"),
-        "fixed_values": Look("vSAE, noise on values", "magenta", "v"),
-        "fixed_selection": Look("vSAE, noise on selection", "teal", "p"),
-        "learned_both": Look("vSAE, learned sigma", "darkorange", "D"),
-        "learned_values": Look("vSAE, learned sigma, noise on values", "gold", "v"),
-        "learned_selection": Look("vSAE, learned sigma, noise on selection", "olive", "p"),
-        "relative_both": Look("vSAE, relative sigma", "crimson", "s"),
-        "relative_values": Look("vSAE, relative sigma, noise on values", "magenta", "s"),
-        "relative_selection": Look("vSAE, relative sigma, noise on selection", "teal", "s"),
-        "point": Look("TopK with an L2 penalty", "dodgerblue", "h"),
+    "variants": {
+        "fixed_both": "vSAE",
+        "fixed_values": "vSAE, noise on values",
+        "fixed_selection": "vSAE, noise on selection",
+        "learned_both": "vSAE, learned sigma",
+        "learned_values": "vSAE, learned sigma, noise on values",
+        "learned_selection": "vSAE, learned sigma, noise on selection",
+        "relative_both": "vSAE, relative sigma",
+        "relative_values": "vSAE, relative sigma, noise on values",
+        "relative_selection": "vSAE, relative sigma, noise on selection",
+        "point": "TopK with an L2 penalty",
     },
 }
-_VARIATIONAL["looks"] |= {
-    f"{variant}_magnitude": Look(f"{label}, by magnitude", colour, "*")
-    for variant, (label, colour, _) in _VARIATIONAL["looks"].items()
+_VARIATIONAL["variants"] |= {
+    f"{variant}_magnitude": f"{name}, by magnitude"
+    for variant, name in _VARIATIONAL["variants"].items()
 }
 
 _ROWS = (
@@ -147,7 +138,6 @@ _ROWS = (
         trainer=f"{_OURS}.vaease:VAEaseTrainer",
         dictionary=f"{_OURS}.vaease:VAEase",
         function="vaease",
-        looks={"": Look("VAEase", "saddlebrown", "P")},
         unit_norm_by="normalize_decoder",
     ),
     Architecture(

@@ -483,8 +483,7 @@ def architecture_of(dictionary: Dictionary, config: dict[str, Any]) -> str:
         return name
     if row.is_ours and "foreign" in config:
         return str(config["foreign"]["architecture"])
-    look = row.looks.get(getattr(dictionary, "variant", ""))
-    return look.label if look else row.title
+    return row.variants.get(getattr(dictionary, "variant", ""), row.title)
 
 
 def caveat_on(dictionary: Dictionary, config: dict[str, Any], model: str) -> str | None:

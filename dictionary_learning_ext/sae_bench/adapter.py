@@ -2,8 +2,9 @@
 SAE Bench's own tables."""
 
 import re
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sae_bench.custom_saes.run_all_evals_dictionary_learning_saes as upstream_runner
 import torch as t
@@ -15,12 +16,21 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.custom_saes.identity_sae import IdentitySAE
 from sae_bench.sae_bench_utils import graphing_utils
 
-from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
+from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED
 from ..errors import BenchError, CheckpointError
 from ..features.directions import RandomDirections
 from ..run_folder.files import CONFIG, RUNS, WEIGHTS, at_home, target_of
 from ..run_folder.sae_names import EXPECTED
 from ..run_folder.weights import load_dictionary
+
+
+class Look(NamedTuple):
+    """How SAE Bench's plots show SAEs of a kind."""
+
+    label: str
+    colour: str
+    marker: str
+
 
 FLOOR_LOOKS = {
     "random": Look("Random SAE", "grey", "x"),
@@ -28,6 +38,17 @@ FLOOR_LOOKS = {
     "identity": Look("Identity", "black", "+"),
 }
 """How plots show the `reference_saes`, by SAE Bench's name of the class."""
+_COLOURS = (
+    "crimson",
+    "magenta",
+    "teal",
+    "darkorange",
+    "gold",
+    "olive",
+    "dodgerblue",
+    "saddlebrown",
+)
+_MARKERS = ("D", "v", "p", "h", "*", "P", "s")
 _REPO = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 _NORM_TOLERANCE = 1e-5  # SAE Bench's
 
@@ -235,12 +256,14 @@ def register() -> None:
 
 def looks() -> dict[str, Look]:
     """By SAE Bench's name of a class: how plots show those that SAE Bench does not know."""
-    ours = {
-        row.bench_name_of(variant): look
+    labels = {
+        row.bench_name_of(variant): label
         for row in ARCHITECTURES.values()
-        for variant, look in row.looks.items()
+        if row.is_ours
+        for variant, label in (row.variants or {"": row.title}).items()
     }
-    return ours | FLOOR_LOOKS
+    shown = zip(labels.items(), cycle(_COLOURS), cycle(_MARKERS), strict=False)
+    return {name: Look(label, *look) for (name, label), *look in shown} | FLOOR_LOOKS
 
 
 def load_our_sae(
