@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .activations.language_models import load_language_model as load_language_model
     from .activations.stored import open_stored as open_stored
     from .activations.text import open_text as open_text
+    from .codes.codes import Codes as Codes
+    from .codes.stored import load_codes as load_codes
     from .config.presets import preset as preset
     from .config.presets import trainer_options as trainer_options
     from .config.run import RunConfig as RunConfig
@@ -24,6 +26,7 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .evaluation.tables import table as table
     from .features.directions import RandomDirections as RandomDirections
     from .features.directions import decoder_directions as decoder_directions
+    from .features.features_of import encode_text as encode_text
     from .features.features_of import features_of as features_of
     from .features.reproducibility import reproducibility as reproducibility
     from .features.reproducibility_of_folders import agreement as agreement
@@ -39,6 +42,7 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .training.loop import train as train
 
 _HOMES = {
+    "Codes": ".codes.codes",
     "ProbabilisticTopKTrainer": ".trainers.probabilistic_top_k",
     "RandomDirections": ".features.directions",
     "ResidualBuffer": ".activations.buffer",
@@ -51,9 +55,11 @@ _HOMES = {
     "VariationalTopKTrainer": ".trainers.variational_top_k",
     "agreement": ".features.reproducibility_of_folders",
     "decoder_directions": ".features.directions",
+    "encode_text": ".features.features_of",
     "evaluate_folders": ".evaluation.folders",
     "features_of": ".features.features_of",
     "find_hook": ".activations.hook_points",
+    "load_codes": ".codes.stored",
     "load_dictionary": ".run_folder.weights",
     "load_language_model": ".activations.language_models",
     "measure": ".evaluation.measure",

@@ -51,7 +51,7 @@ METRIC = """    Metric(
 TOTAL = """    largest: float = 0.0
     \"\"\"The largest |x_i|.\"\"\"
 """
-GATHERED = "        self.totals.largest = max(self.totals.largest, float(x_BD.abs().max()))\n"
+GATHERED = "        self.totals.largest = max(self.totals.largest, float(x_ND.abs().max()))\n"
 METRIC_OF_TOTAL = """    Metric("largest", "the largest |x_i|", "largest", lambda totals: totals.largest),
 """
 
@@ -85,10 +85,10 @@ def add_a_metric(package: Path) -> None:
 
 def add_a_total(package: Path) -> None:
     """With a metric that shows it."""
-    metrics, measure = (package / "evaluation" / name for name in ("metrics.py", "measure.py"))
-    insert(metrics, "    losses: LanguageModelLosses | None = None\n", TOTAL)
+    metrics, encoding = package / "evaluation" / "metrics.py", package / "codes" / "encoding.py"
+    insert(encoding, "    losses: LanguageModelLosses | None = None\n", TOTAL)
     insert(metrics, '    Metric(\n        "l0",', METRIC_OF_TOTAL)
-    insert(measure, "        if self._match is not None:\n            self._match.add(", GATHERED)
+    insert(encoding, "        code_NF = _stacked(parts", GATHERED)
 
 
 def add_a_hook_point(package: Path) -> None:

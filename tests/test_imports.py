@@ -14,6 +14,7 @@ LAYERS = (
     {"trainers"},
     {"run_folder"},
     {"activations"},
+    {"codes"},
     {"evaluation"},
     {"features"},
     {"training"},
@@ -24,7 +25,7 @@ LAYERS = (
 )
 """From the bottom up. A part may import those of its own layer and of all below."""
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-APART = LAYERS[9]
+APART = LAYERS[10]
 """These do not import each other."""
 HEAVY = {"torch", "numpy", "nnsight", "transformers", "dictionary_learning"}
 

@@ -159,6 +159,11 @@ class Pretrained:
         return loaded if device_map is not None else loaded._replace(traced=wrapped(loaded))
 
 
+def tokenizer_of(name: str) -> Any:
+    """The tokenizer of a language model, whose weights are not loaded. Raises as `load_language_model`."""
+    return load_tokenizer(name, Pretrained(name).config)
+
+
 @contextmanager
 def _naming(device_map: DeviceMap | None) -> Iterator[None]:
     """Inside, what is wrong with the map is a ConfigError, also what accelerate only warns of."""

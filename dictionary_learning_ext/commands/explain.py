@@ -81,7 +81,7 @@ def run(flags: ExplainFlags) -> None:
                 on_step=lambda step: print(f"  {step} …", flush=True),
                 on_plan=said,
                 on_answer=bar.update,
-                **vars(flags.inputs),
+                **flags.inputs.given,
             )
         except KeyboardInterrupt as stop:
             again = "without --overwrite " if flags.overwrite else ""

@@ -7,6 +7,7 @@ import json
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..config.checks import meant, require
 from ..config.run import RunConfig
@@ -44,6 +45,16 @@ class MeasuredFlags(InputFlags):
     from the language model."""
     device_map: str | None = None
     """Spread the language model over several devices, see `vsae train --help-all`."""
+    no_keep: bool = False
+    """Don't keep what an SAE says of held-out text in codes/ beside it, and don't use what is kept there. The next
+    command has to encode the text again."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What they are in Python."""
+        flags = dict(vars(self))
+        keep = not flags.pop("no_keep")
+        return flags | {"keep": keep}
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ def run_eval(flags: EvalFlags) -> None:
         tokens=flags.tokens,
         step=flags.step,
         on_written=written.append,
-        **vars(flags.inputs),
+        **flags.inputs.given,
     )
     configs = {folder: read_config(folder, flags.step) for folder in results}
     print(results_table(results, configs, metrics_in(results) if flags.all else None))
@@ -104,9 +115,10 @@ class CompareFlags:
 
 
 def run_compare(flags: CompareFlags) -> None:
-    from ..evaluation.tables import RETURNS, chosen, metrics_in, results_table
+    from ..evaluation.tables import chosen, metrics_in, results_table
     from ..features.explanations import explanations_of, means_of, not_alike
-    from ..features.reproducibility_of_folders import returning_of
+    from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION
+    from ..features.reproducibility_of_folders import of_seeds, sentence_of
     from ..run_folder.reading import read_config, read_metrics, require_folders
 
     require_folders(flags.folders)
@@ -128,9 +140,16 @@ def run_compare(flags: CompareFlags) -> None:
         return
     explained = explanations_of(configs)
     n, means = means_of(explained)
-    returning = {folder: f"{share:.1%}" for folder, share in returning_of(configs).items()}
-    scores = {folder: str(mean) for folder, mean in means.items()}
-    print(results_table(results, configs, metrics, {RETURNS: returning, "explanations": scores}))
+    groups, columns = of_seeds(configs), {AS_DIRECTION: {}, IN_FUNCTION: {}}
+    for folders, found in groups:
+        shares = {AS_DIRECTION: found.as_direction(), IN_FUNCTION: found.in_function()}
+        for head, share in shares.items():
+            if share is not None:
+                columns[head] |= dict.fromkeys(folders, f"{share:.1%}")
+    columns["explanations"] = {folder: str(mean) for folder, mean in means.items()}
+    print(results_table(results, configs, metrics, columns))
+    if groups:
+        print(f"\n{sentence_of([found for _, found in groups])}")
     if means:
         why_not = not_alike(explained)
         print(
@@ -152,8 +171,11 @@ class ReproduceFlags:
     """Held-out tokens to compare the features' activations on. Default: as in the runs' own evaluations. 0: compare decoder directions alone, which needs no
     language model."""
     csv: str | None = None
-    """A file to write with a row for each feature of each SAE: its mean match in the others, in how many of them
-    it returns, the number of its match in each, and its return score. Of one folder: instead of return_scores.csv."""
+    """A file to write with a row for each feature of each SAE: the cosine with its match in the others, in how many of
+    them it comes back as a direction, the correlation with its match in what they do, the number of its match in each,
+    and its return score. Of one folder: instead of return_scores.csv."""
+    all: bool = False
+    """Print every measure."""
     json: bool = False
     """Print JSON instead."""
     inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
@@ -173,10 +195,11 @@ def run_reproduce(flags: ReproduceFlags) -> None:
         return
     if flags.csv is not None:
         require_writable(Path(flags.csv), Setting("csv"))
-    found = reproduce(flags.folders, flags.tokens, **vars(flags.inputs))
+    found = reproduce(flags.folders, flags.tokens, **flags.inputs.given)
     if flags.csv is not None:
         write_features(found, flags.csv)
-    print(json.dumps(as_json(found), indent=2) if flags.json else reproducibility_table(found))
+    table = reproducibility_table(found, flags.all)
+    print(json.dumps(as_json(found), indent=2) if flags.json else table)
     if flags.csv is not None and not flags.json:
         print(f"\nwrote {flags.csv}")
 
@@ -198,7 +221,7 @@ def _score(flags: ReproduceFlags) -> None:
     own = results_folder(folder) / RETURN_SCORES
     path = own if flags.csv is None else Path(flags.csv)
     require_writable(path, Setting("csv"))
-    (scores,) = return_scores([folder], flags.tokens, **vars(flags.inputs)).values()
+    (scores,) = return_scores([folder], flags.tokens, **flags.inputs.given).values()
     scores.write(path)
     if flags.json:
         found = {"counts": scores.counts, "selections": scores.selections, "errors": scores.errors}
@@ -218,7 +241,7 @@ class MetricsFlags:
 
 def run_metrics(flags: MetricsFlags) -> None:
     from ..evaluation.metrics import METRICS
-    from ..features.codes import CODE_MEASURES
+    from ..features.agreement import CODE_MEASURES
     from ..report.many_runs import SEED_MEASURES
 
     about = {

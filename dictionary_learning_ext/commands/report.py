@@ -43,7 +43,7 @@ def run(flags: ReportFlags) -> None:
             seeds=flags.seeds,
             options=flags.report,
             on_step=said,
-            **vars(flags.inputs),
+            **flags.inputs.given,
         )
     elif flags == ReportFlags(flags.folder, out=flags.out):
         path = write_index(flags.folder, flags.out, on_step=said)

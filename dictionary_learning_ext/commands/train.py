@@ -451,6 +451,7 @@ def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
         f"  sae, config = load_dictionary({str(one)!r})\n"
         "or on the command line:\n"
         + (f"  {vsae()} report {in_shell(one)}\n" if _has_tokens(settings) else "")
+        + f"  {vsae()} reproduce {in_shell(one)}\n"
         + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
     failed = _failed_of(flags.run) if flags.resume is None else failed_in(flags.resume)

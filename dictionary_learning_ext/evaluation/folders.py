@@ -3,19 +3,23 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch as t
 from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 
 from ..activations.hook_points import HookPoint, input_device
 from ..activations.inputs import Inputs, open_inputs
 from ..activations.language_models import CausalLM, unwrapped
+from ..activations.rows import ContextBatch
+from ..codes.codes import Codes, encode
+from ..codes.stored import keep_codes, kept_codes, size_of, text_of
 from ..config.checks import require
-from ..config.run import DeviceMap, RunConfig
+from ..config.run import DeviceMap, RunConfig, Split
+from ..config.synthetic_models import is_synthetic
 from ..errors import ActivationsError, CheckpointError, ConfigError, Setting, Template
 from ..run_folder.comparing import (
     CONTEXTS,
@@ -24,12 +28,12 @@ from ..run_folder.comparing import (
     measured_on,
     require_one_setting,
 )
-from ..run_folder.files import METRICS, require_writable, write_json
+from ..run_folder.files import CODES, METRICS, require_writable, write_json
 from ..run_folder.reading import read_config, require_folders
 from ..run_folder.sae_names import place_of, results_folder
 from ..run_folder.trained_on import run_of, runs_of
-from ..run_folder.weights import load_dictionary
-from .measure import batches_of, measure
+from ..run_folder.weights import hash_of, load_dictionary
+from .measure import batches_of, contexts_of_rows, measure, metrics_of, with_progress
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ def evaluate_folders(
     max_norm_multiple: float | None = None,
     remove_bos: bool | None = None,
     device_map: DeviceMap | None = None,
+    keep: bool = True,
     on_written: Callable[[Path], None] = lambda path: None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate SAEs on the same held-out text, and write each one's metrics.json.
@@ -75,6 +80,7 @@ def evaluate_folders(
             default. "none": the language model's.
         max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
         device, device_map: see `RunConfig`.
+        keep: keep the SAEs' codes beside them, and use those that are there.
         on_written: called with each file once it is written.
 
     Raises: CheckpointError if a folder is damaged or belongs to another model or hook, or results can't be
@@ -105,12 +111,9 @@ def evaluate_folders(
     step_setting = {} if step is None else {"step": step}
     results = {}
     for names in by_hook.values():
-        run, saes, inputs, _ = _opened({name: runs[name] for name in names}, step)
-        dictionaries = {
-            name: (dictionary, config["trainer"].get("norm_factor", 1.0))
-            for name, (dictionary, config) in saes.items()
-        }
-        measured = measure(dictionaries, inputs.held_out(run.hook, tokens))
+        opened = _opened({name: runs[name] for name in names}, step)
+        run, saes = opened.run, opened.saes
+        measured = evaluated(opened, tokens, keep=keep and out is None)
         for name, metrics in measured.items():
             results[name] = step_setting | metrics | {"measured_on": measured_on(run)}
             config = saes[name][1] if results_of[name] == place_of(name).folder else {}
@@ -118,6 +121,24 @@ def evaluate_folders(
             write_json(path, results[name], Setting("out"))
             on_written(path)
     return {name: results[name] for name in runs}
+
+
+def evaluated(
+    opened: "OpenedFolders", tokens: int, *, keep: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Every metric of opened SAEs on held-out text, by folder. The language model runs to measure its loss."""
+    held_out = opened.inputs.held_out(opened.run.hook, tokens)
+    dictionaries = {
+        name: (dictionary, config["trainer"].get("norm_factor", 1.0))
+        for name, (dictionary, config) in opened.saes.items()
+    }
+    if held_out.truth is not None:
+        return measure(dictionaries, held_out)
+    found = opened.codes(tokens, with_all=True, keep=keep)
+    for name, codes in found.items():
+        codes.totals.norm_factor = dictionaries[name][1]
+    saes = {name: (dictionaries[name][0], codes.totals) for name, codes in found.items()}
+    return metrics_of(saes, held_out)
 
 
 # --- named SAEs
@@ -155,24 +176,93 @@ Loaded = tuple[Dictionary, dict[str, Any]]
 """An SAE and its config.json, as `load_dictionary` returns them."""
 
 
-class OpenedFolders(NamedTuple):
-    """SAEs of one language model and hook point, loaded."""
+class OpenedFolders:
+    """SAEs of one language model and hook point. The language model is loaded where it is first needed.
 
-    run: RunConfig
-    saes: "dict[str, Loaded]"
-    """Each folder's SAE and config.json."""
-    inputs: Inputs
-    own_tokens: int
-    """On how many tokens the runs' own evaluations measure."""
+    Attributes:
+        run: what they are measured on.
+        saes: each folder's SAE and config.json.
+        own_tokens: on how many tokens the runs' own evaluations measure.
+    """
 
-    def held_out(self, tokens: int | None = None) -> Iterator[t.Tensor]:
-        """Batches of raw held-out activations, (B, D), float32; see `batches_of`.
+    def __init__(
+        self,
+        run: RunConfig,
+        saes: "dict[str, Loaded]",
+        own_tokens: int,
+        step: int | None = None,
+        inputs: Inputs | None = None,
+    ):
+        self.run, self.saes, self.own_tokens, self._step = run, saes, own_tokens, step
+        self._given = inputs
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the SAEs read.
+
+        Raises: a UserError unless it can be read, and has their width.
+        """
+        if self._given is not None:
+            return self._given
+        try:
+            run = replace(self.run, eval_tokens=self.own_tokens)
+            inputs = open_inputs(run, [self.run.hook])
+        except ActivationsError as error:
+            if error.name != "activations" or error.instead:
+                raise
+            model = Template("give its place, or {activations='none'} to run the language model")
+            raise error.within("", model) from error
+        for name, (dictionary, _) in self.saes.items():
+            inputs.hooks[self.run.hook].require_width(
+                name, dictionary.activation_dim, self.run.model
+            )
+        return inputs
+
+    def codes(
+        self,
+        tokens: int | None = None,
+        *,
+        split: Split = "heldout",
+        with_all: bool = False,
+        keep: bool = True,
+    ) -> dict[str, Codes]:
+        """What each SAE says of the first tokens of a split, by folder.
+
+        Codes that are kept beside an SAE are read. The others are computed in one pass, and kept.
 
         Arguments:
             tokens: None: as many as the runs' own evaluations.
+            with_all: with what needs the numbers of all features, see `Encoder`.
+            keep: read codes that are kept, and keep new ones. Those of training text or a checkpoint are never kept.
         """
         tokens = self.own_tokens if tokens is None else tokens
-        return batches_of(self.inputs.held_out(self.run.hook, tokens))
+        keep = keep and split == "heldout" and self._step is None
+        text, found = text_of(self.run, tokens), {}
+        hashes = {name: hash_of(sae) for name, (sae, _) in self.saes.items()}
+        if keep:
+            for name, (sae, _) in self.saes.items():
+                folder = results_folder(name)
+                kept = kept_codes(folder, sae, text, with_all=with_all, sae=hashes[name])
+                if kept is not None:
+                    found[name] = kept
+        missing = {name: sae for name, (sae, _) in self.saes.items() if name not in found}
+        if missing:
+            contexts = self._contexts(split, tokens)
+            for name, codes in zip(
+                missing, encode([*missing.values()], contexts, with_all=with_all), strict=True
+            ):
+                found[name] = replace(codes, sae=hashes[name], text=text)
+                if keep:
+                    _keep(results_folder(name), found[name])
+            if (read := found[next(iter(missing))].tokens) < tokens:
+                logger.warning("the text ended after %d tokens", read)
+        return {name: found[name] for name in self.saes}
+
+    def _contexts(self, split: Split, tokens: int) -> Iterator[ContextBatch]:
+        inputs, hook = self.inputs, self.run.hook
+        if is_synthetic(self.run.model):
+            return contexts_of_rows(batches_of(inputs.held_out(hook, tokens)))
+        return with_progress(inputs.contexts(hook, split, tokens), tokens)
 
     @property
     def language_model(self) -> CausalLM | None:
@@ -185,28 +275,27 @@ class OpenedFolders(NamedTuple):
         return self.inputs.hooks[self.run.hook]
 
 
+def _keep(folder: Path, codes: Codes) -> None:
+    """Keep codes beside an SAE, or say why that was not possible."""
+    size = size_of(codes) / 1e6
+    logger.info("keeping what the SAE says of these tokens in %s (%.0f MB)", folder / CODES, size)
+    try:
+        keep_codes(folder, codes)
+    except CheckpointError as error:
+        logger.warning("what the SAE says of these tokens is not kept: %s", error)
+
+
 def _opened(
     runs: dict[str, RunConfig],
     step: int | None,
     saes: dict[str, Loaded] | None = None,
 ) -> OpenedFolders:
-    """Load the folders of these runs, and their language model."""
+    """Load the folders of these runs."""
     _require_measured_alike(runs, MEASURED_ON)
     run = next(iter(runs.values()))
     if saes is None:
         saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
-    own_tokens = _own_tokens(runs)
-    try:
-        inputs = open_inputs(replace(run, eval_tokens=own_tokens), [run.hook])
-    except ActivationsError as error:
-        if error.name != "activations" or error.instead:
-            raise
-        model = Template("give its place, or {activations='none'} to run the language model")
-        raise error.within("", model) from error
-    opened = OpenedFolders(run, saes, inputs, own_tokens)
-    for name, (dictionary, _) in saes.items():
-        opened.hook_point.require_width(name, dictionary.activation_dim, run.model)
-    return opened
+    return OpenedFolders(run, saes, _own_tokens(runs), step)
 
 
 def _require_measured_alike(runs: dict[str, RunConfig], names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Measuring SAEs on held-out text: one pass that gathers the totals that metrics.py needs.
+"""Measuring SAEs on held-out text: their metrics, from what was summed while they encoded it.
 
 Everything is measured on raw activations at the posterior's mean, over the same tokens for all
 SAEs of a call.
@@ -10,38 +10,24 @@ F features, K = k, T true features of a synthetic model, V = the vocabulary.
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from dictionary_learning.evaluation import evaluate as upstream_evaluate
 
 from ..activations.hook_points import Change
 from ..activations.inputs import HeldOut, Truth
-from ..activations.rows import ActivationReader
+from ..activations.rows import ActivationReader, ContextBatch
 from ..activations.tokens import ContextBatches
+from ..codes.encoding import Encoder, LanguageModelLosses, Totals
 from ..progress import progress
-from ..trainers.dictionaries import (
-    HasPosterior,
-    as_input,
-    decoder_directions,
-    k_of,
-    selects_top_k,
-)
-from ..trainers.kernels.products import StepForm
-from ..trainers.kernels.select import compared, top_k
-from .metrics import (
-    LanguageModelLosses,
-    Totals,
-    computed,
-    shown_in,
-    squared_residual,
-)
+from ..trainers.dictionaries import as_input, decoder_directions
+from .metrics import computed, shown_in
 
 logger = logging.getLogger(__name__)
 
-_UPSTREAMS = ("frac_variance_explained", "cossim", "l2_ratio", "l2_loss", "l1_loss", "l0")
 
+Batch = TypeVar("Batch")
 Replacement = Callable[[t.Tensor], t.Tensor]
 """Takes activations, (B, L, D), and returns what replaces them."""
 
@@ -62,19 +48,37 @@ def measure(
 
     A text that ends early shows in the metric "tokens", see `batches_of`.
     """
-    measurements = {
-        name: Measurement(dictionary, factor, seed, held_out.truth)
+    encoders = {
+        name: Encoder(dictionary, factor, with_all=True, keep=False, seed=seed)
         for name, (dictionary, factor) in dictionaries.items()
     }
+    truth = held_out.truth
+    matches = {name: TruthMatch(one.dictionary, truth) for name, one in encoders.items() if truth}
     for x_BD in batches_of(held_out):
-        for measurement in measurements.values():
-            measurement.add(x_BD)
+        for name, encoder in encoders.items():
+            code_BF = encoder.add(x_BD)
+            if name in matches:
+                matches[name].add(t.from_numpy(code_BF.toarray()))
+    for name, match in matches.items():
+        encoders[name].totals.truth = match.scores()
+    return metrics_of({n: (one.dictionary, one.totals) for n, one in encoders.items()}, held_out)
+
+
+def metrics_of(
+    saes: dict[str, tuple[Dictionary, Totals]], held_out: HeldOut
+) -> dict[str, dict[str, Any]]:
+    """Every metric of SAEs whose totals on held-out text are known. Measures the language model's loss.
+
+    Arguments:
+        saes: by name, each with its totals.
+        held_out: the text, of which only the documents are read.
+    """
     losses = _losses_on(held_out)
-    for measurement in measurements.values():
-        measurement.totals.no_losses = held_out.no_loss
+    for dictionary, totals in saes.values():
+        totals.no_losses = held_out.no_loss
         if losses is not None:
-            measurement.totals.losses = losses.of(measurement.dictionary)
-    return {name: measurement.metrics() for name, measurement in measurements.items()}
+            totals.losses = losses.of(dictionary)
+    return {name: computed(totals) for name, (_, totals) in saes.items()}
 
 
 class Sample:
@@ -89,28 +93,18 @@ class Sample:
         self._batches = list(batches_of(held_out))
         self._no_loss, self._losses = held_out.no_loss, _losses_on(held_out, held_out.tokens)
 
-    @t.no_grad()
     def metrics(self, dictionary: Any) -> dict[str, float]:
         """Those shown in training, by key, of an SAE that takes raw activations. What isn't defined here
         is left out."""
-        totals = _empty_totals(dictionary)
+        encoder = Encoder(dictionary, keep=False)
         for x_BD in self._batches:
-            totals.add(x_BD, *dictionary(as_input(dictionary, x_BD), output_features=True))
+            encoder.add(x_BD)
+        totals = encoder.totals
         totals.no_losses = self._no_loss
         if self._losses is not None:
             totals.losses = self._losses.of(dictionary)
         found = computed(totals, shown_in("training"))
         return {key: value for key, value in found.items() if isinstance(value, int | float)}
-
-
-def _empty_totals(dictionary: Any, norm_factor: float = 1.0) -> Totals:
-    return Totals(
-        dictionary.activation_dim,
-        dictionary.dict_size,
-        k_of(dictionary),
-        next(dictionary.parameters()).device,
-        norm_factor,
-    )
 
 
 def batches_of(held_out: HeldOut) -> Iterator[t.Tensor]:
@@ -120,116 +114,38 @@ def batches_of(held_out: HeldOut) -> Iterator[t.Tensor]:
 
     Raises: as `Inputs.contexts`.
     """
-    tokens, measured = held_out.tokens, 0
+    measured = 0
+    for x_BD in _with_bar(held_out.batches, held_out.tokens, len):
+        measured += len(x_BD)
+        yield x_BD
+    if measured < held_out.tokens:
+        logger.warning(
+            "the held-out text ended: measured on %d tokens, not %d", measured, held_out.tokens
+        )
+
+
+def with_progress(contexts: Iterator[ContextBatch], tokens: int) -> Iterator[ContextBatch]:
+    """Contexts with `tokens` wanted tokens in all, with a progress bar."""
+    return _with_bar(contexts, tokens, lambda batch: int(batch.wanted_BL.sum()))
+
+
+def _with_bar(
+    batches: Iterator[Batch], tokens: int, count: Callable[[Batch], int]
+) -> Iterator[Batch]:
     with progress(tokens, "tok", desc="held-out", unit_scale=True, leave=False) as bar:
-        for x_BD in held_out.batches:
-            measured += len(x_BD)
-            bar.update(len(x_BD))
+        for batch in batches:
+            bar.update(count(batch))
             bar.clear()  # what the caller says, e.g. an error, has a line of its own
-            yield x_BD
+            yield batch
             bar.refresh()
-    if measured < tokens:
-        logger.warning("the held-out text ended: measured on %d tokens, not %d", measured, tokens)
 
 
-class Measurement:
-    """One SAE's totals, summed over batches of activations.
-
-    Arguments:
-        dictionary: takes raw activations.
-        norm_factor: what activations were divided by in training.
-        seed: of the noise in the metrics that need some.
-        truth: of the activations, if it is known.
-    """
-
-    def __init__(
-        self,
-        dictionary: Dictionary,
-        norm_factor: float = 1.0,
-        seed: int = 0,
-        truth: Truth | None = None,
-    ):
-        self.dictionary: Any = dictionary
-        self._match = None if truth is None else TruthMatch(dictionary, truth)
-        device = next(dictionary.parameters()).device
-        self._generator = t.Generator(device).manual_seed(seed)
-        self.totals = _empty_totals(dictionary, norm_factor)
-
-    @t.no_grad()
-    def add(self, x_BD: t.Tensor) -> None:
-        """Measure on a batch of raw activations, fp32."""
-        sae: Any = self.dictionary
-        x = as_input(sae, x_BD)
-        selected = sae.encode(x, return_topk=True) if selects_top_k(sae) else None
-        if selected is None:
-            x_hat_BD, f_BF = sae(x, output_features=True)
-        else:  # what the stability needs is computed once
-            f_BF = selected[0]
-            x_hat_BD = sae.decode(f_BF)
-        self.totals.add(x_BD, x_hat_BD, f_BF)
-        if self._match is not None:
-            self._match.add(f_BF)
-        done = _Done(sae.dict_size, (x_hat_BD.to(x_BD), f_BF.to(x_BD)))
-        theirs = upstream_evaluate(done, iter([x_BD]), device=str(x_BD.device))
-        for name in _UPSTREAMS:
-            self.totals.add_mean(name, theirs[name])
-        noise = self._add_posterior(x_BD) if isinstance(sae, HasPosterior) else None
-        if selected is not None:
-            _, values_BK, indices_BK, mu_BF = selected
-            self._add_stability(values_BK, indices_BK, mu_BF, noise)
-
-    def metrics(self) -> dict[str, Any]:
-        """Every metric of what was added."""
-        if self._match is not None:
-            self.totals.truth = self._match.scores()
-        return computed(self.totals)
-
-    def _add_posterior(self, x_BD: t.Tensor) -> tuple[t.Tensor, t.Tensor]:
-        """Returns what its noise is added to, (B, F), and the noise's standard deviation, 0-dim, (B, 1) or (B, F)."""
-        sae, totals = self.dictionary, self.totals
-        posterior = sae.posterior(x_BD)
-        totals.kl = (totals.kl or 0.0) + float(posterior.kl.sum())
-        self.totals.add_mean("std", posterior.std.mean())
-        if posterior.noise_variance is not None:
-            self.totals.add_mean("noise_variance", posterior.noise_variance.mean())
-        sampled_BF = sae.encode(x_BD, sample=True, generator=self._generator)
-        residual = squared_residual(x_BD, sae.decode(sampled_BF))
-        totals.residual_sampled = (totals.residual_sampled or 0.0) + residual
-        return posterior.mu, posterior.std
-
-    def _add_stability(
-        self,
-        values_BK: t.Tensor,
-        indices_BK: t.Tensor,
-        mu_BF: t.Tensor,
-        noise: tuple[t.Tensor, t.Tensor] | None,
-    ) -> None:
-        """With `noise`, also under the posterior's own: see `_add_posterior`."""
-        sae = self.dictionary
-        noises = {"stability_rms": (mu_BF, 0.1 * values_BK[values_BK != 0].square().mean().sqrt())}
-        if noise is not None:
-            noises["stability_sigma"] = noise
-        for name, (added_to_BF, scale) in noises.items():
-            z_BF = t.empty_like(mu_BF).normal_(generator=self._generator)
-            z_BF = z_BF.mul_(scale).add_(added_to_BF)
-            z_BF = compared(z_BF, getattr(sae, "select_by", "value"))
-            # Without noise, as a point has none, a ReLU leaves ties.
-            rectified = bool(getattr(sae, "rectify", False))
-            k = indices_BK.shape[1]
-            _, other_BK = top_k(z_BF, k, StepForm.rows_at_once, rectified=rectified)
-            in_both_BK = t.zeros_like(mu_BF, dtype=t.bool).scatter_(1, other_BK, True)
-            common_B = in_both_BK.gather(1, indices_BK).sum(1)
-            self.totals.add_mean(name, (common_B / (2 * k - common_B)).mean())
-
-
-class _Done(NamedTuple):
-    """Stands for a dictionary in upstream's `evaluate`, so that it is not run again."""
-
-    dict_size: int
-    outputs: tuple[t.Tensor, t.Tensor]
-
-    def __call__(self, x: t.Tensor, output_features: bool) -> tuple[t.Tensor, t.Tensor]:
-        return self.outputs
+def contexts_of_rows(batches: Iterator[t.Tensor]) -> Iterator[ContextBatch]:
+    """Rows of activations without tokens, (B, D), as contexts of one unknown text."""
+    for x_BD in batches:
+        ids_1B = t.zeros(1, len(x_BD), dtype=t.long)
+        nothing_1B = t.zeros_like(ids_1B, dtype=t.bool)
+        yield ContextBatch(ids_1B, ~nothing_1B, x_BD[None], nothing_1B)
 
 
 class TruthMatch:

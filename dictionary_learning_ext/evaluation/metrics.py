@@ -1,7 +1,8 @@
 """The metrics of an SAE: what is gathered, what is computed from it, and how tables show it.
 
 METRICS is the one table that commands, pages and CSV files read. To add a metric, add a row, and say where
-it is shown. If it needs a new total, add that to `Totals` and gather it in measure.py. A feature is *selected* at a
+it is shown. If it needs a new total, add that to `Totals` and gather it, both in
+codes/encoding.py. A feature is *selected* at a
 token if its activation by the mean is not zero there.
 
 Shapes: B tokens, D = activation_dim, F features.
@@ -9,12 +10,13 @@ Shapes: B tokens, D = activation_dim, F features.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch as t
 
+from ..codes.codes import Codes
+from ..codes.encoding import LanguageModelLosses, NotMeasured, Totals
 from ..trainers import posterior
 
 NOT_MEASURED = "not_measured"
@@ -25,109 +27,19 @@ PLACES: tuple[Place, ...] = ("compare", "report", "sweep", "bench", "training")
 """Tables and pages; "training" is what `eval_every` measures, and the report's training curves."""
 
 
-# --- what is gathered
-
-
-class NotMeasured(ArithmeticError):
-    """A metric is not defined for these totals. The message says why."""
-
-
-class LanguageModelLosses(NamedTuple):
-    """Cross-entropies of a language model, nats per predicted token."""
-
-    original: float
-    reconstructed: float
-    """With the reconstruction in place of the activations."""
-    zero: float
-    """With zeros in place of the activations."""
-    tokens: int
-    """Tokens predicted: all but the first of each document."""
-    positions: int
-    """Tokens of the documents."""
-    left_alone: int
-    """At how many of these positions the activations were not replaced, in either way, because
-    training leaves such positions out."""
-
-
-@dataclass
-class Totals:
-    """What was gathered about one SAE over some batches of raw activations."""
-
-    activation_dim: int
-    dict_size: int
-    k: int | None
-    """None for an SAE without one."""
-    device: t.device
-    norm_factor: float = 1.0
-    """What activations were divided by in training."""
-    tokens: int = 0
-    batch_tokens: int = 0
-    """Of the batch that was added last."""
-    squares: float = 0.0
-    """Sum of ||x||^2."""
-    residual: float = 0.0
-    """Sum of ||x - x_hat||^2."""
-    sums: dict[str, float] = field(default_factory=dict)
-    """Sums over tokens of what is an average of each batch."""
-    kl: float | None = None
-    """Sum over tokens of the KL over all features, nats; with a posterior only, as the next."""
-    residual_sampled: float | None = None
-    """Sum of ||x - x_hat||^2 where the code is drawn from the posterior."""
-    losses: LanguageModelLosses | None = None
-    no_losses: str = ""
-    """Why there are none, if that is not because they don't apply."""
-    truth: dict[str, float] = field(default_factory=dict)
-    """How the SAE matches the true features of a synthetic model, see `measure.TruthMatch`."""
-
-    def __post_init__(self):
-        self.sum_D = t.zeros(self.activation_dim, dtype=t.float64, device=self.device)
-        """Sum of x, (D,)."""
-        self.selected_F = t.zeros(self.dict_size, dtype=t.long, device=self.device)
-        """At how many tokens each feature was selected, (F,)."""
-
-    def add(self, x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> None:
-        """Count a batch of activations with their reconstructions and features."""
-        self.tokens += len(x_BD)
-        self.batch_tokens = len(x_BD)
-        self.sum_D += x_BD.double().sum(0)
-        self.selected_F += (f_BF != 0).sum(0)
-        self.squares += float(x_BD.double().square().sum())
-        self.residual += squared_residual(x_BD, x_hat_BD)
-
-    def add_mean(self, name: str, value: t.Tensor | float) -> None:
-        """Count an average of the batch that was added last."""
-        self.sums[name] = self.sums.get(name, 0.0) + self.batch_tokens * float(value)
-
-    @cached_property
-    def total_variance(self) -> float:
-        """Sum of ||x - mean x||^2. Raises NotMeasured if it is 0, up to rounding."""
-        variance = self.squares - float((self.sum_D**2).sum()) / self.tokens
-        if variance <= 1e-12 * self.squares:
-            raise NotMeasured(
-                f"the activations of the {self.tokens} tokens measured have no variance"
-            )
-        return variance
-
-    def mean(self, name: str) -> float | None:
-        """Of one of `sums`, over tokens; None if it was not gathered."""
-        return self.sums[name] / self.tokens if name in self.sums else None
-
-    @cached_property
-    def frequency_F(self) -> t.Tensor:
-        """The share of the tokens at which each feature is selected."""
-        return self.selected_F.double() / self.tokens
-
-
-def squared_residual(x_BD: t.Tensor, x_hat_BD: t.Tensor) -> float:
-    """Sum of ||x - x_hat||^2 over a batch."""
-    return float((x_BD - x_hat_BD).double().square().sum())
-
-
 # --- what is computed from it: None where a metric does not apply to the SAE
 
 
 def fve(totals: Totals) -> float:
     return 1 - totals.residual / totals.total_variance
+
+
+def fve_of(codes: Codes) -> float | None:
+    """The FVE on the text of codes; None if its activations have no variance."""
+    try:
+        return fve(codes.totals)
+    except NotMeasured:
+        return None
 
 
 def description_length(totals: Totals) -> float | None:

@@ -19,8 +19,6 @@ from ..run_folder.comparing import LEAVING_OUT, measurements, training, unequal
 from ..run_folder.settings import SEEDS, architecture_of
 from .metrics import METRICS, NOT_MEASURED, Metric, shown_in
 
-RETURNS = "returning > 0.7"
-"""The head of the column of features that come back."""
 _REMEDIES = "See `When it goes wrong` in docs/settings.md."
 _FEWEST_SELECTIONS = 10
 """How often the average feature must have been selected for `alive` to say anything."""

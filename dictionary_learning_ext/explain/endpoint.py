@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 import openai
 
+from ..codes.contexts import visible
 from ..config.checks import require
 from ..errors import ConfigError, EndpointError, Template, first_line
-from ..features.contexts import visible
 
 KEY = "OPENAI_API_KEY"
 """The environment variable of the key, which is sent to the endpoint and written nowhere."""

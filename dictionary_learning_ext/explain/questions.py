@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from ..features.collector import FeatureStatistics
-from ..features.contexts import KeptContext, contexts_of, token_text, visible
+import numpy as np
+
+from ..codes.contexts import KeptContext, token_text, visible
+from ..codes.table import FeatureTable
 from ..features.explanations import (
     KINDS,
     MISSING,
@@ -108,9 +110,7 @@ class Question:
         return Explanation(self.feature, self.place, self.asked, None, said)
 
 
-def question(
-    feature: int, place: int, statistics: FeatureStatistics, tokenizer: Any
-) -> Question | None:
+def question(feature: int, place: int, statistics: FeatureTable, tokenizer: Any) -> Question | None:
     """What to ask about a feature; None if it fires in too few contexts, or in nearly all."""
     firing = _firing(statistics, feature)
     shown, kept = firing[::2], firing[1::2]
@@ -118,7 +118,7 @@ def question(
     drawn = statistics.drawn
     silent = [
         row
-        for row in (~drawn.fires_PF[:, feature]).nonzero().flatten().tolist()
+        for row in np.flatnonzero(~drawn.fires(feature)).tolist()
         if int(drawn.context_P[row]) not in shown_contexts
     ]
     if min(len(shown), len(kept), len(silent)) < LEAST:
@@ -128,7 +128,7 @@ def question(
     weak = [(WEAK, _text(each.ids, tokenizer)) for each in kept[HELD_OUT:][-HELD_OUT:]]
     rows = chosen.sample(silent, min(len(silent), 2 * HELD_OUT))
     held_out = [*strong, *weak]
-    held_out += [(SILENT, _text(drawn.ids_PW[row].tolist(), tokenizer)) for row in rows]
+    held_out += [(SILENT, _text(drawn.around.ids_TW[row].tolist(), tokenizer)) for row in rows]
     chosen.shuffle(held_out)
     shown = shown[:SHOWN] + shown[SHOWN:][-SHOWN:]
     lines = [
@@ -140,10 +140,10 @@ def question(
     return Question(feature, place, messages, held_out)
 
 
-def _firing(statistics: FeatureStatistics, feature: int) -> list[KeptContext]:
+def _firing(statistics: FeatureTable, feature: int) -> list[KeptContext]:
     """The kept contexts in which a feature fires, each once, the strongest first."""
     kinds = (statistics.top, statistics.sampled)
-    all_kept = chain.from_iterable(contexts_of(kind, feature) for kind in kinds)
+    all_kept = chain.from_iterable(kind.of(feature) for kind in kinds)
     found: dict[int, KeptContext] = {}
     for each in all_kept:
         found.setdefault(each.context, each)

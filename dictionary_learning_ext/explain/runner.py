@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..codes.table import FeatureTable
 from ..config.run import ExplainOptions
 from ..errors import ConfigError, EndpointError, Setting, Template
 from ..evaluation.folders import open_folders, require_feature
-from ..features.collector import FeatureStatistics
 from ..features.explanations import MISSING, Explanation, Explanations, explanations_in
-from ..features.features_of import measure_features
+from ..features.return_score import return_scores_if_any
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import EXPLANATIONS, locked, require_writable
 from ..run_folder.reading import read_config
@@ -84,6 +84,7 @@ def explain(
     out: str | Path | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
+    keep: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_answer: Callable[[], object] = lambda: None,
@@ -99,6 +100,7 @@ def explain(
         out: see `results_folder`.
         overwrite: start again where explanations.json holds those of another SAE, explainer or text.
         dry_run: measure, but ask nothing.
+        keep: read and keep the SAE's codes, see `OpenedFolders.codes`.
         on_plan: called before anything is asked.
         on_answer: called after each request.
         where: model, hook, data and the like, see `evaluation.folders.open_folders`.
@@ -116,8 +118,8 @@ def explain(
         if not dry_run:
             on_step(f"asking {endpoint.url} whether it answers")
             asyncio.run(_check(endpoint, dict.fromkeys([explainer, scorer])))
-        on_step(f"reading {options.tokens:,} tokens of held-out text")
-        measured = _read_features(folder, options.tokens, where)
+        on_step(f"reading {options.tokens:,} tokens of held-out text, or what is kept of it")
+        measured = _read_features(folder, options.tokens, keep, where)
         models = {"explainer": explainer, "scorer": scorer}
         settings = models | {"tokens": options.tokens} | measured.settings
         chosen = _chosen(measured, options)
@@ -148,7 +150,7 @@ def explain(
 class _Measured(NamedTuple):
     dictionary: Any
     tokenizer: Any
-    statistics: FeatureStatistics
+    statistics: FeatureTable
     order: list[int]
     """The features that were selected, the first to explain first."""
     order_by: str
@@ -156,7 +158,7 @@ class _Measured(NamedTuple):
     """What was measured on."""
 
 
-def _read_features(folder: str | Path, tokens: int, where: dict[str, Any]) -> _Measured:
+def _read_features(folder: str | Path, tokens: int, keep: bool, where: dict[str, Any]) -> _Measured:
     opened = open_folders([folder], **where)
     run = opened.run
     language_model = opened.inputs.require_language_model(
@@ -164,17 +166,9 @@ def _read_features(folder: str | Path, tokens: int, where: dict[str, Any]) -> _M
         Template("for a language model's, give {activations=None} and {model}"),
     )
     ((dictionary, _),) = opened.saes.values()
-    (found,), _ = measure_features(
-        [dictionary],
-        opened.inputs.contexts(run.hook, "heldout", tokens),
-        language_model.tokenizer,
-        tokens,
-        top=KEPT,
-        sampled=KEPT,
-        drawn=DRAWN,
-        profile_tokens=1,
-    )
-    statistics, scores = found
+    (codes,) = opened.codes(tokens, keep=keep).values()
+    statistics = FeatureTable(codes, top=KEPT, sampled=KEPT, drawn=DRAWN)
+    scores = return_scores_if_any(codes, dictionary)
     by, key_F = (
         ("firing rate", statistics.frequency_F.numpy())
         if scores is None

@@ -23,12 +23,13 @@ import numpy as np
 import torch as t
 
 from ..activations.inputs import open_inputs
+from ..codes.codes import encode
+from ..codes.contexts import KeptContext, token_text
+from ..codes.stored import kept_codes, text_of
+from ..codes.table import FeatureTable
 from ..config.run import RunConfig
-from ..features.collector import FeatureStatistics
-from ..features.contexts import KeptContext, contexts_of, token_text
 from ..features.directions import LogitLens, decoder_directions
 from ..features.explanations import Explanation, Explanations
-from ..features.features_of import measure_features
 from ..run_folder.files import at_home, write_json, write_text
 from .formats import ExportedSAE
 
@@ -59,9 +60,12 @@ _UNMEASURED = (
 
 
 def exported_features(
-    source: ExportedSAE, settings: RunConfig, tokens: int
-) -> tuple[FeatureStatistics, LogitLens]:
-    """Measure an SAE's features on at most `tokens` of the run's held-out text, without attention sinks.
+    source: ExportedSAE, settings: RunConfig, tokens: int, results: Path
+) -> tuple[FeatureTable, LogitLens]:
+    """An SAE's features on at most `tokens` of the run's held-out text, without attention sinks.
+
+    Arguments:
+        results: the folder in which the SAE's codes may be kept.
 
     Raises: TextError if the held-out text has no whole context; LanguageModelError if the language
     model has no final norm or unembedding.
@@ -69,26 +73,26 @@ def exported_features(
     lens = LogitLens(source.language_model.module)
     if settings.activations is not None and not at_home(settings.activations).is_dir():
         settings = replace(settings, activations=None)
-    inputs = open_inputs(settings, [settings.hook], language_model=source.language_model)
-    (found,), _ = measure_features(
-        [source.dictionary],
-        inputs.contexts(settings.hook, "heldout", tokens),
-        source.language_model.tokenizer,
-        tokens,
-        with_scores=False,
+    text = text_of(settings, tokens)
+    codes = kept_codes(results, source.dictionary, text)
+    if codes is None:
+        inputs = open_inputs(settings, [settings.hook], language_model=source.language_model)
+        contexts = inputs.contexts(settings.hook, "heldout", tokens)
+        (codes,) = encode([source.dictionary], contexts)
+    table = FeatureTable(
+        codes,
         top=_KEPT,
         sampled=_KEPT,
         before=min(settings.ctx_len, _BEFORE),
         after=min(settings.ctx_len, _AFTER),
-        profile_tokens=1,
     )
-    return found.statistics, lens
+    return table, lens
 
 
 def write_neuronpedia(
     folder: Path,
     source: ExportedSAE,
-    statistics: FeatureStatistics,
+    statistics: FeatureTable,
     lens: LogitLens,
     explanations: Explanations,
 ) -> None:
@@ -148,7 +152,7 @@ def _explanation(
 
 
 def _feature(
-    statistics: FeatureStatistics,
+    statistics: FeatureTable,
     feature: int,
     direction_D: t.Tensor,
     logits_V: t.Tensor,
@@ -194,21 +198,20 @@ def _logits(logits_V: t.Tensor, text: _Text) -> dict[str, Any]:
     }
 
 
-def _used_bins(statistics: FeatureStatistics, feature: int) -> tuple[np.ndarray, float]:
+def _used_bins(statistics: FeatureTable, feature: int) -> tuple[np.ndarray, float]:
     """The counts of a feature's activations by magnitude up to its largest, and the bins' width."""
-    counts = statistics.histogram_FH[feature].numpy()
-    return np.trim_zeros(counts, "b"), float(statistics.bin_width_F[feature])
+    return statistics.histogram(feature), float(statistics.bin_width_F[feature])
 
 
-def _activations(statistics: FeatureStatistics, feature: int, text: _Text) -> list[dict[str, Any]]:
+def _activations(statistics: FeatureTable, feature: int, text: _Text) -> list[dict[str, Any]]:
     """A feature's contexts: those with its largest activations, then drawn ones, by interval.
 
     The intervals divide the range of the activations' magnitudes; `bin_contains` is the share of the
     activations that an interval holds.
     """
-    shown = [_TOP_CONTEXTS | _shown(each, text) for each in contexts_of(statistics.top, feature)]
+    shown = [_TOP_CONTEXTS | _shown(each, text) for each in statistics.top.of(feature)]
     counts, width = _used_bins(statistics, feature)
-    drawn = list(contexts_of(statistics.sampled, feature))
+    drawn = statistics.sampled.of(feature)
     for bins in reversed(np.array_split(np.arange(len(counts)), _INTERVALS)):
         if not len(bins):
             continue

@@ -20,13 +20,13 @@ import numpy as np
 from dictionary_learning.dictionary import Dictionary
 from scipy.stats import t as students_t
 
+from ..codes.contexts import visible
 from ..errors import CheckpointError, Setting
 from ..run_folder.comparing import unequal
 from ..run_folder.files import EXPLANATIONS, write_text
 from ..run_folder.json_files import read_json
 from ..run_folder.sae_names import results_folder
 from ..run_folder.weights import hash_of, load_dictionary
-from .contexts import visible
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Which tokens excite a feature, in Python: what a report measures, without the page.
+"""What an SAE says of a text, and which tokens excite a feature, in Python.
 
 features = features_of("runs/NAME")
 features.top(17)                  # the contexts in which it is strongest
@@ -9,112 +9,97 @@ Shapes: F features, D = activation_dim.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch as t
-from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 
 from ..activations.hook_points import HookPoint, find_hook
 from ..activations.inputs import first_tokens, with_activations
 from ..activations.language_models import wrapped
-from ..activations.rows import ContextBatch
 from ..activations.text import open_text
 from ..activations.text_files import SUFFIXES
 from ..activations.tokens import whole_documents
+from ..codes.codes import Codes, encode
+from ..codes.contexts import TopContexts, as_text, plain, token_text, visible
+from ..codes.sinks import sinks_of
+from ..codes.table import FeatureTable
 from ..config.checks import require
 from ..config.run import RunConfig
 from ..errors import ConfigError, LanguageModelError, Template, TextError
-from ..evaluation.folders import SAE, Hook, OpenedSAE, open_sae, require_feature
-from ..run_folder.reading import read_config
-from .collector import FeatureCollector, FeatureStatistics, SinkFinder, Sinks, ranking_of
-from .contexts import (
-    TopContexts,
-    plain,
-    rendered,
-    token_text,
-    top_contexts,
-    top_tokens,
-    visible,
+from ..evaluation.folders import (
+    SAE,
+    Hook,
+    OpenedFolders,
+    OpenedSAE,
+    open_sae,
+    require_feature,
 )
+from ..run_folder.reading import read_config
 from .directions import LogitLens, decoder_directions
 from .explanations import Explanation, Explanations, read_explanations
-from .return_score import ReturnScores, SignalCollector, caveat_on, has_score, require_score
+from .html import rendered
+from .return_score import ReturnScores, caveat_on, has_score, return_scores_of
 
 _ROWS = 20
 
 
-# --- the pass over a text
-
-
-class MeasuredFeatures(NamedTuple):
-    """What the features of an SAE do on a text."""
-
-    statistics: FeatureStatistics
-    return_scores: ReturnScores | None
-    """None for an SAE that has none, see `features.return_score`."""
-
-
-class RowCollector(Protocol):
-    """Measures something else in the same pass, e.g. a `CodeCollector`."""
-
-    def add(self, x_ND: t.Tensor) -> None:
-        """Add raw activations."""
-        ...
-
-
-def measure_features(
-    dictionaries: Sequence[Dictionary],
-    batches: Iterable[ContextBatch],
-    tokenizer: Any,
-    tokens: int,
-    *,
-    with_scores: bool = True,
-    caveats: Sequence[str | None] = (),
-    others: Iterable[RowCollector] = (),
-    **kept: Any,
-) -> tuple[list[MeasuredFeatures], Sinks | None]:
-    """Measure what the features of SAEs do, all in one pass over the same tokens, without attention sinks.
-
-    Arguments:
-        dictionaries: of one language model and hook point. They take raw activations.
-        tokenizer: the language model's.
-        tokens: an upper limit on the tokens in `batches`.
-        with_scores: measure the return scores, too.
-        caveats: of each SAE, what is known of its scores, see `caveat_on`.
-        others: get the same activations.
-        kept: what is kept of each feature, see `FeatureCollector`.
-
-    Returns: what was measured of each SAE, and the sinks that were left out; None if there were none.
-
-    Raises: TextError if there is no token; NonFiniteError if an SAE's features are NaN or infinite.
-    """
-    collectors = [FeatureCollector(sae, tokens, **kept) for sae in dictionaries]
-    said = zip(dictionaries, caveats or [None] * len(dictionaries), strict=True)
-    signals = [SignalCollector(s, u) if with_scores and has_score(s) else None for s, u in said]
-    row_sinks = [*filter(None, signals), *others]
-    finder = SinkFinder(tokenizer)
-    for batch in batches:
-        finder.add(batch)
-        for collector in collectors:
-            collector.add(batch)
-        x_ND = batch.wanted_ND
-        for each in row_sinks:
-            each.add(x_ND)
-    statistics = [collector.statistics() for collector in collectors]
-    scores = [each and each.scores_if_any() for each in signals]
-    return list(map(MeasuredFeatures, statistics, scores)), finder.sinks()
-
-
-# --- for notebooks
-
-
 Text = str | Path | Iterable[str]
 """A text itself, several, or where to read them, see `documents_of`."""
+
+
+def encode_text(
+    sae: SAE,
+    text: Text | None = None,
+    lm: LanguageModel | str | Path | None = None,
+    *,
+    hook: Hook | None = None,
+    tokens: int = RunConfig.eval_tokens,
+    ctx_len: int | None = None,
+    device: str = "cpu",
+    keep: bool = True,
+) -> Codes:
+    """What an SAE says of a text: the activations of its features at each token, without the zeros.
+
+        codes = encode_text("runs/NAME")
+        codes.feature(7).contexts()
+        codes.to_scipy()
+
+    Arguments: see `features_of`.
+        keep: of a run folder's held-out text, read the codes that are kept beside the SAE, or keep them.
+
+    Raises: a UserError that says what to change.
+    """
+    opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
+    return _encoded(opened, sae, text, tokens, keep)
+
+
+def _encoded(opened: OpenedSAE, sae: SAE, text: Text | None, tokens: int, keep: bool) -> Codes:
+    dictionary, model, hook_point, run, inputs = opened
+    require(tokens >= 1, "tokens", tokens, "at least 1")
+    if text is None and not isinstance(sae, str | Path):
+        raise TextError(
+            "no text: a dictionary doesn't say which it was trained on",
+            instead=Template("give a text, e.g. {text='embedded'}"),
+        )
+    if text is None and isinstance(sae, str | Path):
+        config = read_config(sae)
+        named = OpenedFolders(run, {str(sae): (dictionary, config)}, tokens, inputs=inputs)
+        (codes,) = named.codes(tokens, keep=keep).values()
+        return replace(codes, tokenizer=model.tokenizer)
+    assert text is not None
+    whole = whole_documents(
+        documents_of(text), model.tokenizer, run.ctx_len, packing=run.text_packing
+    )
+    batches = first_tokens(with_activations(whole, run, model, hook_point), tokens)
+    (codes,) = encode([dictionary], batches, tokenizer=model.tokenizer)
+    return codes
 
 
 def features_of(
@@ -128,6 +113,7 @@ def features_of(
     ctx_len: int | None = None,
     device: str = RunConfig.device,
     seed: int = 0,
+    keep: bool = True,
 ) -> "Features":
     """Measure what the features of an SAE do on a text.
 
@@ -147,39 +133,20 @@ def features_of(
         ctx_len: tokens in a context. None: the run's, or 128.
         device: where to load what isn't loaded yet.
         seed: of the contexts that are drawn at random.
+        keep: see `encode_text`.
 
     Raises: a UserError that says what to change.
     """
     require(contexts >= 1, "contexts", contexts, "at least 1")
-    if text is None and not isinstance(sae, str | Path):
-        raise TextError(
-            "no text: a dictionary doesn't say which it was trained on",
-            instead=Template("give a text, e.g. {text='embedded'}"),
-        )
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
-    dictionary, model, hook_point, run, inputs = opened
-    config = read_config(sae) if isinstance(sae, str | Path) else {}
-    if text is None:
-        batches = inputs.contexts(hook_point.name, "heldout", tokens)
-    else:
-        whole = whole_documents(
-            documents_of(text), model.tokenizer, run.ctx_len, packing=run.text_packing
-        )
-        batches = first_tokens(with_activations(whole, run, model, hook_point), tokens)
-    (found,), sinks = measure_features(
-        [dictionary],
-        batches,
-        model.tokenizer,
-        tokens,
-        caveats=[caveat_on(dictionary, config, run.model)],
-        top=contexts,
-        profile_tokens=1,
-        seed=seed,
-    )
+    codes = _encoded(opened, sae, text, tokens, keep)
     is_named = isinstance(sae, str | Path)
-    explanations = read_explanations(sae, dictionary) if is_named else Explanations()
+    config = read_config(sae) if is_named else {}
+    caveat = caveat_on(opened.dictionary, config, opened.run.model)
+    explanations = read_explanations(sae, opened.dictionary) if is_named else Explanations()
     given = lm if isinstance(lm, LanguageModel) else None
-    return Features(opened, given, found, sinks, explanations)
+    table = FeatureTable(codes, top=contexts, seed=seed)
+    return Features(opened, given, table, explanations, caveat)
 
 
 class Features:
@@ -191,7 +158,8 @@ class Features:
 
     Attributes:
         dictionary: what was measured.
-        statistics: everything that was measured, see `FeatureStatistics`.
+        codes: the features' activations at each token, see `Codes`.
+        statistics: what is computed from them, see `FeatureTable`.
         tokens: the number of tokens measured on.
         sinks: the attention sinks that were left out, as in a report; None if there were none.
         explanations: by feature, what `vsae explain` wrote into the SAE's folder; empty if it wrote nothing.
@@ -201,16 +169,16 @@ class Features:
         self,
         opened: OpenedSAE,
         given: LanguageModel | None,
-        measured: MeasuredFeatures,
-        sinks: Sinks | None,
+        statistics: FeatureTable,
         explanations: Explanations,
+        caveat: str | None = None,
     ):
         self.dictionary = opened.dictionary
-        self.statistics, self._return_scores = measured
-        self.tokens = self.statistics.tokens
-        self.sinks = sinks
+        self.statistics, self.codes = statistics, statistics.codes
+        self.tokens = self.codes.tokens
+        self.sinks = sinks_of(self.codes.reading, opened.language_model.tokenizer)
         self.explanations = explanations
-        self._opened, self._given = opened, given
+        self._opened, self._given, self._caveat = opened, given, caveat
         self._tokenizer: Any = opened.language_model.tokenizer
 
     @cached_property
@@ -234,7 +202,7 @@ class Features:
         never selected."""
         return self.statistics.max_F
 
-    @property
+    @cached_property
     def return_scores(self) -> ReturnScores:
         """The features, ordered by how likely they are to come back when the same settings are trained again,
         from this SAE alone; see `features.return_score`. Give 100,000 tokens, as by default: a
@@ -242,9 +210,7 @@ class Features:
 
         Raises: ReturnScoreError for an SAE that keeps all features of a token.
         """
-        require_score(self.dictionary, float(self.density.sum()))
-        assert self._return_scores is not None
-        return self._return_scores
+        return return_scores_of(self.codes, self.dictionary, self._caveat)
 
     @cached_property
     def directions(self) -> t.Tensor:
@@ -254,7 +220,7 @@ class Features:
     @cached_property
     def ranking(self) -> list[int]:
         """The features that were selected, those that fire most consistently on one token first."""
-        return ranking_of(self.statistics)
+        return self.statistics.ranking
 
     def top(self, feature: int, n: int = 5) -> TopContexts:
         """The n contexts in which a feature is strongest, each with the token at which it is.
@@ -265,10 +231,10 @@ class Features:
         Raises: ConfigError if there is no such feature, or n contexts were not kept.
         """
         feature = require_feature(feature, len(self))
-        kept = self.statistics.top.value_FT.shape[1]
+        kept = self.statistics.top.rows_FT.shape[1]
         more = Template("for more, give features_of {contexts=}", contexts=n)
         require(1 <= n <= kept, "n", n, f"1 to {kept}, the contexts kept", instead=more)
-        return top_contexts(self.statistics.top, feature, n, self._tokenizer)
+        return as_text(self.statistics.top.of(feature)[:n], self._tokenizer)
 
     def logits(self, feature: int, n: int = 8) -> "LogitEffects":
         """The n tokens whose logits a feature's direction raises most, and the n that it lowers most.
@@ -297,14 +263,13 @@ class Features:
         Raises: ConfigError if the language model's tokenizer splits the text into several tokens.
         """
         wanted = plain(token)
-        top = self.statistics.top
-        ids_FT = top.ids_FTW[:, :, top.at]
-        tokens = [i for i in ids_FT.unique().tolist() if i >= 0]
+        ids_FT = self.statistics.top.ids_FT
+        tokens = [i for i in np.unique(ids_FT).tolist() if i >= 0]
         matching = [i for i in tokens if plain(token_text(self._tokenizer, i)) == wanted]
-        is_there_FT = ~top.value_FT.isnan()
-        n_found_F = (t.isin(ids_FT, t.tensor(matching, dtype=t.int32)) & is_there_FT).sum(1)
-        share_F = n_found_F / is_there_FT.sum(1).clamp(min=1)
-        found = share_F.nonzero().flatten().tolist()
+        is_there_FT = ids_FT >= 0
+        n_found_F = (np.isin(ids_FT, matching) & is_there_FT).sum(1)
+        share_F = n_found_F / is_there_FT.sum(1).clip(min=1)
+        found = np.flatnonzero(share_F).tolist()
         if not found:
             self._require_one_token(token)
         return sorted(found, key=lambda i: (-float(share_F[i]), -abs(float(self.largest[i])), i))
@@ -383,7 +348,7 @@ class Feature:
     @property
     def fires_on(self) -> list[str]:
         """The tokens at which it is strongest in its kept contexts, the most frequent first: up to 4."""
-        tokens = top_tokens(self.features.statistics.top, self.number)
+        tokens = self.features.statistics.top.tokens(self.number)
         return [token_text(self.features._tokenizer, i) for i in tokens]
 
     def top(self, n: int = 5) -> TopContexts:
@@ -397,7 +362,7 @@ class Feature:
     @property
     def _kept(self) -> TopContexts:
         """All of its kept contexts, for a card: up to 8."""
-        return self.top(min(8, self.features.statistics.top.value_FT.shape[1]))
+        return self.top(min(8, self.features.statistics.top.rows_FT.shape[1]))
 
     @property
     def _effects(self) -> "tuple[LogitEffects | None, str]":
@@ -408,7 +373,7 @@ class Feature:
             return None, str(error)
 
     def _heading(self) -> str:
-        has_one = self.features._return_scores is not None
+        has_one = has_score(self.features.dictionary, float(self.features.density.sum()))
         score = f", return score {int(self.return_score)} of 100" if has_one else ""
         return (
             f"feature {self.number}: selected at {self.density:.3%} of {self.features.tokens:,} tokens,"

@@ -22,8 +22,11 @@ from sklearn.preprocessing import normalize
 from ..errors import UserError
 from .directions import RandomDirections
 
+AS_DIRECTION = "as a direction"
+IN_FUNCTION = "in what they do"
+"""How features come back: what tables call the two shares, which stand side by side."""
 RETURNING = (0.7, 0.9)
-"""A feature returns in another SAE if its match there has at least this absolute cosine."""
+"""A feature comes back as a direction in another SAE if its match there has at least this absolute cosine."""
 EXACT_UP_TO = 4096
 CANDIDATES = 64
 """Of each feature, in each of the two dictionaries, where the assignment is over candidates only."""
@@ -68,26 +71,71 @@ _SHOWN = (
 
 
 @dataclass(frozen=True)
-class PairOfSAEs:
-    """How two dictionaries agree."""
+class Directions:
+    """What the features of one SAE write."""
 
-    pw_mcc: float
-    """Mean absolute cosine of matched features, under the one-to-one assignment that maximises it (Song et al.
-    2025). It is over as many pairs as the smaller has features."""
-    null: float
-    """The same of two dictionaries of random directions with the sizes and covariances of these two: the mean of
-    some draws, see `null_of`."""
-    null_error: float
-    """Its standard error."""
-    null_draws: int
-    agreement: float
-    """Mean signed cosine under its own assignment."""
+    unit_FD: np.ndarray
+    """Of length 1, float32."""
+
+    @cached_property
+    def random(self) -> RandomDirections:
+        """Random directions with their second moments."""
+        return RandomDirections(t.from_numpy(self.unit_FD))
+
+
+@dataclass(frozen=True)
+class PairOfSAEs:
+    """How the directions of two SAEs agree. What isn't asked for isn't computed."""
+
     match_F: np.ndarray
     """(F,), each feature of the first: the absolute cosine with its match in the second; 0 without a match."""
     matched_F: np.ndarray
     """(F,), the number of that match; -1 without one."""
     n_others: int
     """G, the features of the second."""
+    dictionaries: tuple[Directions, Directions]
+    seed: int = 0
+    """Of random directions."""
+
+    @property
+    def pw_mcc(self) -> float:
+        """Mean absolute cosine of matched features, under the one-to-one assignment that maximises it (Song et al.
+        2025). It is over as many pairs as the smaller has features."""
+        return _mean_of_pairs(self.matched_F, self.match_F)
+
+    @cached_property
+    def _null(self) -> tuple[float, float, int]:
+        a, b = self.dictionaries
+        return null_of(a.random, b.random, self.seed)
+
+    @property
+    def null(self) -> float:
+        """PW-MCC of two dictionaries of random directions with the sizes and covariances of these two: the mean of
+        some draws, see `null_of`."""
+        return self._null[0]
+
+    @property
+    def null_error(self) -> float:
+        """Its standard error."""
+        return self._null[1]
+
+    @property
+    def null_draws(self) -> int:
+        return self._null[2]
+
+    @cached_property
+    def random_match_f(self) -> np.ndarray:
+        """What random directions of these covariances give in one draw: the absolute cosine of each pair."""
+        generator = t.Generator().manual_seed(self.seed)
+        draws = [each.random.draw(generator).numpy() for each in self.dictionaries]
+        matched_F, match_F = matching(*draws, signed=False)
+        return match_F[matched_F >= 0]
+
+    @cached_property
+    def agreement(self) -> float:
+        """Mean signed cosine under its own assignment."""
+        a, b = self.dictionaries
+        return _mean_of_pairs(*matching(a.unit_FD, b.unit_FD, signed=True))
 
     @cached_property
     def match_G(self) -> np.ndarray:
@@ -110,7 +158,7 @@ class PairOfSAEs:
 
     @property
     def measures(self) -> dict[str, float]:
-        """What tables show of the pair, see `_SHOWN`, and the share of the smaller one's features that return."""
+        """What tables show of the pair, see `_SHOWN`, and the share of the smaller one's features that come back as a direction."""
         return {
             "pw_mcc": self.pw_mcc,
             "null": self.null,
@@ -119,7 +167,7 @@ class PairOfSAEs:
             "pw_mcc_less_null": self.pw_mcc - self.null,
             "agreement": self.agreement,
             **{
-                f"returning_{least:g}": float((self.match_F[self.is_matched_F] >= least).mean())
+                f"direction_{least:g}": float((self.match_F[self.is_matched_F] >= least).mean())
                 for least in RETURNING
             },
         }
@@ -131,13 +179,23 @@ class Reproducibility:
 
     pairs: dict[tuple[str, str], PairOfSAEs]
     """Every pair, by the two names in the order given."""
-    within: dict[str, float]
-    """For each SAE, the mean over its features of the largest cosine with another one. A dictionary
-    whose directions cluster agrees more with anything."""
+    dictionaries: dict[str, Directions]
+    """The directions of each SAE."""
+
+    @cached_property
+    def within(self) -> dict[str, float]:
+        """For each SAE, the mean over its features of the largest cosine with another one. A dictionary
+        whose directions cluster agrees more with anything."""
+        return {name: within(each.unit_FD) for name, each in self.dictionaries.items()}
 
     @property
     def names(self) -> list[str]:
-        return list(self.within)
+        return list(self.dictionaries)
+
+    @property
+    def random_share(self) -> float:
+        """The share of random directions with these covariances that come back, the mean over pairs."""
+        return float(np.mean([_share(pair.random_match_f) for pair in self.pairs.values()]))
 
     @property
     def pair(self) -> PairOfSAEs:
@@ -147,28 +205,30 @@ class Reproducibility:
 
     def __repr__(self) -> str:
         lines = [
-            f"{a} and {b}: PW-MCC {pair.pw_mcc:.4f} (null {pair.null:.4f} ± {pair.null_error:.4f}),"
-            f" agreement {pair.agreement:.4f}"
+            f"{a} and {b}: PW-MCC {pair.pw_mcc:.4f} (null {pair.null:.4f} ± {pair.null_error:.4f})"
             for (a, b), pair in self.pairs.items()
         ]
         for name in self.names:
             shares = (
-                f"{share:.1%} above {least:g}" for least, share in self.returning(name).items()
+                f"{share:.1%} (cosine {least:g})"
+                for least, share in self.as_direction(name).items()
             )
-            lines.append(f"{name}: {' and '.join(shares)} return, within {self.within[name]:.4f}")
+            lines.append(f"{name}: {' and '.join(shares)} come back as a direction")
         return "\n".join(lines)
 
-    def returning(self, name: str) -> dict[float, float]:
-        """The share of all of an SAE's features that return, averaged over the others, by least cosine. In an SAE
-        of half its size, at most half of them do."""
-        return returning(self._matches_SF(name))
+    def as_direction(self, name: str) -> dict[float, float]:
+        """The share of all of an SAE's features that come back as a direction, averaged over the others, by least
+        cosine. In an SAE of half its size, at most half of them do."""
+        matches_SF = self._matches_SF(name)
+        return {least: float(np.mean(matches_SF >= least)) for least in RETURNING}
 
     def scores(self, name: str) -> "FeatureScores":
         """Of each feature of an SAE, against those of the others."""
         matches_SF = self._matches_SF(name)
         returns_F = (matches_SF >= RETURNING[0]).sum(axis=0)
-        null = float(np.mean([pair.null for names, pair in self.pairs.items() if name in names]))
-        return FeatureScores(matches_SF.mean(axis=0), returns_F, len(matches_SF), null)
+        own = [pair for names, pair in self.pairs.items() if name in names]
+        random = float(np.mean([pair.random_match_f.mean() for pair in own]))
+        return FeatureScores(matches_SF.mean(axis=0), returns_F, len(matches_SF), random)
 
     def means(self) -> dict[str, float]:
         """The pairs' measures, averaged over the pairs.
@@ -195,13 +255,8 @@ class Reproducibility:
         return self.pairs[other, name].matched_G
 
 
-def returning(matches_SF: Any) -> dict[float, float]:
-    """The share of an SAE's features that return, averaged over S others, by least cosine.
-
-    Arguments:
-        matches_SF: the absolute cosine of each feature with its match in each of the others; 0 without a match.
-    """
-    return {least: float(np.mean(np.asarray(matches_SF) >= least)) for least in RETURNING}
+def _share(match_F: np.ndarray) -> float:
+    return float(np.mean(match_F >= RETURNING[0]))
 
 
 def measures_as_text(measures: Mapping[str, float]) -> dict[str, str]:
@@ -219,7 +274,7 @@ class FeatureScores:
     """In how many of the others the match is at least 0.7."""
     of: int
     """How many others there are."""
-    null: float
+    random: float
     """The mean match of random directions."""
 
     def words(self, feature: int) -> str:
@@ -251,24 +306,16 @@ def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reprod
             raise ReproducibilityError(
                 f"{name} has features of {other} dimensions, and {first} of {one}: expected the same of both"
             )
-    on_cpu = {name: each.detach().float().cpu() for name, each in directions.items()}
-    unit: dict[str, Any] = {name: normalize(each.numpy()) for name, each in on_cpu.items()}
-    random = {name: RandomDirections(each) for name, each in on_cpu.items()}
+    unit: dict[str, Any] = {
+        name: normalize(each.detach().float().cpu().numpy()) for name, each in directions.items()
+    }
+    dictionaries = {name: Directions(each) for name, each in unit.items()}
     pairs = {}
     for a, b in combinations(unit, 2):
         matched_F, match_F = matching(unit[a], unit[b], signed=False)
-        null, error, draws = null_of(random[a], random[b], seed)
-        pairs[a, b] = PairOfSAEs(
-            pw_mcc=_mean_of_pairs(matched_F, match_F),
-            null=null,
-            null_error=error,
-            null_draws=draws,
-            agreement=_mean_of_pairs(*matching(unit[a], unit[b], signed=True)),
-            match_F=match_F,
-            matched_F=matched_F,
-            n_others=len(unit[b]),
-        )
-    return Reproducibility(pairs, {name: within(each) for name, each in unit.items()})
+        both = dictionaries[a], dictionaries[b]
+        pairs[a, b] = PairOfSAEs(match_F, matched_F, len(unit[b]), both, seed)
+    return Reproducibility(pairs, dictionaries)
 
 
 def _mean_of_pairs(matched_F: np.ndarray, match_F: np.ndarray) -> float:

@@ -1,5 +1,6 @@
-"""Several SAEs, as a rule seeds of one setting: which features come back, as `agreement`, `vsae reproduce` and the report
-show it. The measures are in reproducibility.py, and those of what the SAEs do on a text in codes.py.
+"""Several SAEs, as a rule seeds of one setting: which features come back, as every command and page shows it.
+
+The measures are in reproducibility.py (directions) and agreement.py (what the SAEs do on a text).
 """
 
 import logging
@@ -8,48 +9,44 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from sklearn.preprocessing import normalize
+import torch as t
 
+from ..codes.codes import Codes
+from ..codes.stored import kept_codes
+from ..config.architectures import ARCHITECTURES
 from ..config.checks import require
 from ..config.run import RunConfig
 from ..errors import Setting, Template, UserError
-from ..evaluation.folders import SAE, Loaded, dictionary_of, open_folders
-from ..evaluation.metrics import METRICS
+from ..evaluation.folders import SAE, dictionary_of, open_folders
+from ..evaluation.metrics import METRICS, fve_of
 from ..evaluation.tables import labels, text_table
 from ..run_folder.comparing import grouped_by_setting, same_setting, training, unequal, unlike
 from ..run_folder.files import replacing, target_of, write_rows
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
-from ..run_folder.sae_names import place_of
-from ..run_folder.settings import SEEDS, seeds_of, settings_named_in, settings_of
+from ..run_folder.sae_names import place_of, results_folder
+from ..run_folder.settings import SEEDS, architecture_of, seeds_of, settings_named_in, settings_of
 from ..run_folder.weights import load_dictionary
-from .codes import (
-    CODE_MEASURES,
-    AgreementOfCodes,
-    CodeCollector,
-    Codes,
-    agreement_of_codes,
-    mean_of_known,
-)
+from .agreement import CODE_MEASURES, AgreementOfCodes, mean_of_known
 from .directions import decoder_directions
 from .reproducibility import (
+    AS_DIRECTION,
+    IN_FUNCTION,
     NULL_ERROR,
     RETURNING,
     Reproducibility,
     ReproducibilityError,
-    matching,
     measures_as_text,
     reproducibility,
-    returning,
 )
 from .return_score import (
     FIFTH_NAMES,
     FIFTHS,
     ReturnScores,
-    SignalCollector,
     caveat_on,
-    has_score,
+    return_scores_if_any,
     wrapped,
 )
 
@@ -63,10 +60,10 @@ _SHARED = {
     "data_seed": "saw the same batches",
     "seed": "started from the same initial weights",
 }
-"""What SAEs with one value of these share, which is a reason for features to return."""
+"""What SAEs with one value of these share, which is a reason for features to come back."""
 _SAME_RECONSTRUCTION = 0.005
 """SAEs whose FVE differ by less reconstruct the same."""
-HEADER = ("FVE", *(f"returning > {least:g}" for least in RETURNING), "within")
+HEADER = (AS_DIRECTION, IN_FUNCTION, METRICS["fve"].label)
 """The columns of `ReproducibilityOfFolders.rows`."""
 
 
@@ -86,12 +83,11 @@ def agreement(a: SAE, b: SAE) -> Reproducibility:
                                    as the smaller has features
         found.pair.null            the same of random directions with the same covariance, a mean of
                                    found.pair.null_draws draws
-        found.pair.agreement       mean signed cosine, under its own matching
         found.pair.match_F         (F,), each feature of a: the absolute cosine with its match in b; 0 if it has
                                    none
         found.pair.matched_F       (F,), the number of that match; -1 if it has none
-        found.returning("a")       the share of all of a's features with a match above 0.7 and 0.9
-        found.within["a"]          mean cosine of a's features to their nearest in a itself
+        found.as_direction("a")    the share of all of a's features that come back as a direction: with a match
+                                   of at least 0.7, and 0.9
 
     Raises: ReproducibilityError if their widths differ, or for one folder given twice or two of
         different hook points or language models; CheckpointError for a folder that can't be read.
@@ -117,21 +113,25 @@ class ReproducibilityOfFolders:
     """None if only directions were compared."""
     scores: dict[str, ReturnScores] = field(default_factory=dict)
     """Each SAE's return score, from that SAE alone; only of those that have one."""
+    title: str = ""
+    """What its SAEs are called: their architecture."""
 
     def fifths(self) -> dict[int, float | None]:
-        """The share of features that come back, by fifth of the return score, the top one first: the mean over
-        SAEs and their other seeds. None for a fifth without features; empty if no SAE has a score."""
+        """The share of features that come back as a direction, by fifth of the return score, the top one first: the
+        mean over SAEs and their other seeds. None for a fifth without features; empty if no SAE has a score."""
         if not self.scores:
             return {}
-        shares = []
-        for name, scores in self.scores.items():
-            found = self.measured.scores(name)
-            shares.append(scores.shares(found.returns_F / found.of))
+        shares = [self.fifths_of(scores, name) for name, scores in self.scores.items()]
         known = {fifth: [each[fifth] for each in shares] for fifth in FIFTHS}
         return {fifth: mean_of_known(each) for fifth, each in known.items()}
 
+    def fifths_of(self, scores: ReturnScores, name: str | None = None) -> dict[int, float | None]:
+        """The same of one SAE, the first by default, with these scores."""
+        found = self.measured.scores(name or self.measured.names[0])
+        return scores.shares(found.returns_F / found.of)
+
     @property
-    def pairs(self) -> dict[tuple[str, str], dict[str, float | None]]:
+    def pairs(self) -> dict[tuple[str, str], dict[str, float]]:
         """Every measure of each pair, by the two short names: `PairOfSAEs.measures` and, if codes were
         compared, `measures_of_pair`."""
         codes = {} if self.codes is None else self.codes.pairs
@@ -140,43 +140,57 @@ class ReproducibilityOfFolders:
             for names, pair in self.measured.pairs.items()
         }
 
-    def means(self) -> dict[str, float | None]:
+    def means(self) -> dict[str, float]:
         """The same, averaged over the pairs."""
         return {**self.measured.means(), **(self.codes.means() if self.codes else {})}
 
+    def as_direction(self, name: str | None = None) -> float:
+        """The share of an SAE's features that come back as a direction; without a name, the mean over SAEs."""
+        names = self.measured.names if name is None else [name]
+        return fmean(self.measured.as_direction(one)[RETURNING[0]] for one in names)
+
+    def in_function(self, name: str | None = None) -> float | None:
+        """The share of an SAE's features that come back in what they do, the mean over its pairs; without a name, over
+        all pairs. None if no codes were compared."""
+        if self.codes is None:
+            return None
+        found = self.codes.in_function
+        return fmean(share for names, share in found.items() if name is None or name in names)
+
     @property
-    def returns(self) -> float:
-        """The share of the first one's features that come back."""
-        return self.measured.returning(self.measured.names[0])[RETURNING[0]]
+    def mean_fve(self) -> float | None:
+        """Of the SAEs; None unless all were evaluated."""
+        known = [value for value in self.fve.values() if value is not None]
+        return fmean(known) if len(known) == len(self.fve) else None
 
     def rows(self, missing: str = "-") -> list[tuple[str, list[str]]]:
         """Each SAE's name and cells, in the order of HEADER."""
         return [
-            (
-                name,
-                [
-                    METRICS["fve"].text(self.fve[name], missing),
-                    *(f"{share:.1%}" for share in self.measured.returning(name).values()),
-                    f"{self.measured.within[name]:.4f}",
-                ],
-            )
+            (name, _cells(self.as_direction(name), self.in_function(name), self.fve[name], missing))
             for name in self.measured.names
         ]
 
 
+def _cells(
+    as_direction: float, in_function: float | None, fve: float | None, missing: str = "-"
+) -> list[str]:
+    function = missing if in_function is None else f"{in_function:.1%}"
+    return [f"{as_direction:.1%}", function, METRICS["fve"].text(fve, missing)]
+
+
 def reproduce(
-    folders: Sequence[str | Path], tokens: int | None = 0, **where: Any
+    folders: Sequence[str | Path], tokens: int | None = 0, *, keep: bool = True, **where: Any
 ) -> ReproducibilityOfFolders:
     """Compare SAEs. Warns where they differ in more than their seeds.
 
         found = reproduce(["runs/seed0", "runs/seed1"], tokens=50_000)
-        found.pairs["seed0", "seed1"]["returning_energy"]
+        found.as_direction(), found.in_function()
 
     Arguments:
         folders: what names the SAEs. They may have different numbers of features, see `agreement`.
-        tokens: held-out tokens to compare the codes on. None: as
-            many as the runs' own evaluations. 0: only decoder directions are compared, and no language
-            model is loaded.
+        tokens: held-out tokens to compare what they do on. None: as many as the runs' own evaluations. 0: only decoder
+            directions are compared, and no language model is loaded.
+        keep: keep the SAEs' codes beside them.
         where: model, hook, data, device and others, see `evaluation.folders.open_folders`.
 
     Raises: a UserError for folders that can't be compared: of SAEs of different widths, hook points or
@@ -185,46 +199,14 @@ def reproduce(
     require(tokens is None or tokens >= 0, "tokens", tokens, "0 or more")
     require_folders(folders)
     configs = comparable_configs(folders, where)
-    names = labels(configs)
-    saes = {
-        folder: load_dictionary(folder, where.get("device", RunConfig.device)) for folder in names
-    }
-    directions = {names[folder]: decoder_directions(sae) for folder, (sae, _) in saes.items()}
-    fve = {name: (read_metrics_if_any(folder) or {}).get("fve") for folder, name in names.items()}
-    codes, scores = {}, {}
-    if tokens != 0:
-        codes, scores = _on_held_out(saes, names, tokens, where)
-    found = reproducibility(directions)
-    return ReproducibilityOfFolders(
-        found,
-        fve,
-        warn_of_differences(configs),
-        agreement_of_codes(codes, found) if codes else None,
-        scores,
-    )
-
-
-def _on_held_out(
-    loaded: dict[str, Loaded],
-    names: Mapping[str, str],
-    tokens: int | None,
-    where: dict[str, Any],
-) -> tuple[dict[str, Codes], dict[str, ReturnScores]]:
-    """The codes and the return scores of the SAEs in folders on the same held-out tokens, by the folders' short
-    names."""
-    where = _one_text({folder: config for folder, (_, config) in loaded.items()}, where)
+    device = where.get("device", RunConfig.device)
+    saes = {folder: load_dictionary(folder, device) for folder in configs}
+    if tokens == 0:
+        directions = {folder: decoder_directions(sae) for folder, (sae, _) in saes.items()}
+        return compared(configs, directions)
     try:
-        opened = open_folders(list(names), saes=loaded, **where)
-        saes = {names[folder]: dictionary for folder, (dictionary, _) in opened.saes.items()}
-        coders = {name: CodeCollector(sae) for name, sae in saes.items()}
-        scorers = {
-            names[folder]: SignalCollector(sae, caveat_on(sae, config, opened.run.model))
-            for folder, (sae, config) in opened.saes.items()
-            if has_score(sae)
-        }
-        for x_BD in opened.held_out(tokens):
-            for collector in (*coders.values(), *scorers.values()):
-                collector.add(x_BD)
+        opened = open_folders(list(configs), saes=saes, **_one_text(configs, where))
+        codes = opened.codes(tokens, keep=keep)
     except UserError as error:
         remedy = Template("use {tokens=0} to compare the decoder directions alone")
         raise error.within(
@@ -233,9 +215,44 @@ def _on_held_out(
             if error.instead
             else remedy,
         ) from error
-    codes = {name: each.codes() for name, each in coders.items()}
-    scores = {name: each.scores_if_any() for name, each in scorers.items()}
-    return codes, {name: each for name, each in scores.items() if each is not None}
+    scores = {
+        folder: return_scores_if_any(codes[folder], sae, caveat_on(sae, config, opened.run.model))
+        for folder, (sae, config) in opened.saes.items()
+    }
+    return compared(configs, codes=codes, scores=scores)
+
+
+def compared(
+    configs: Mapping[str, dict[str, Any]],
+    directions: Mapping[str, t.Tensor] | None = None,
+    *,
+    codes: Mapping[str, Codes] | None = None,
+    scores: Mapping[str, ReturnScores | None] | None = None,
+) -> ReproducibilityOfFolders:
+    """Compare SAEs of which the directions or the codes are known. Warns where they differ in more than their seeds.
+
+    Arguments:
+        configs: each folder's config.json.
+        directions: of each folder's SAE. Default: those in its codes.
+        codes: of each folder's SAE, all on the same tokens.
+        scores: the return scores of those that have some.
+    """
+    names = labels(configs)
+    if directions is None:
+        assert codes is not None
+        directions = {folder: each.directions_FD for folder, each in codes.items()}
+    measured = reproducibility({names[folder]: each for folder, each in directions.items()})
+    fve = {name: (read_metrics_if_any(folder) or {}).get("fve") for folder, name in names.items()}
+    for folder, each in (codes or {}).items():
+        if fve[names[folder]] is None:
+            fve[names[folder]] = fve_of(each)
+    agreeing = None
+    if codes:
+        agreeing = AgreementOfCodes({names[one]: codes[one] for one in configs}, measured)
+    known = {names[one]: each for one, each in (scores or {}).items() if each is not None}
+    title = ARCHITECTURES[architecture_of(next(iter(configs.values())))].title
+    notes = warn_of_differences(dict(configs))
+    return ReproducibilityOfFolders(measured, fve, notes, agreeing, known, title)
 
 
 def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
@@ -264,30 +281,35 @@ def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> d
     return {**where, **texts, "activations": settings[first].get("activations") or "none"}
 
 
-def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
-    """The share of features that come back, of each folder that has other seeds of its setting among these.
+def of_seeds(
+    configs: Mapping[str, dict[str, Any]],
+) -> list[tuple[list[str], ReproducibilityOfFolders]]:
+    """What comes back between the seeds of each setting that has several among these: its folders, and how they agree.
 
-    Warns of seeds that share what is a reason for features to return.
+    Of several folders with the same seeds, copies as a rule, the first is compared. Nothing is encoded: what they do is
+    compared where codes on one text are kept beside them. Warns of what seeds share that is a reason for features to
+    come back.
 
     Arguments:
         configs: each folder's config.json.
     """
-    found: dict[str, float] = {}
+    found = []
     for folders in grouped_by_setting(dict(configs)):
-        if len({seeds_of(configs[one]) for one in folders}) < len(folders) or len(folders) == 1:
+        firsts: dict[tuple[Any, ...], str] = {}
+        for folder in folders:
+            firsts.setdefault(seeds_of(configs[folder]), folder)
+        if len(firsts) < 2:
             continue
-        logger.info("matching the features of %d seeds", len(folders))
-        warn_of_differences({one: configs[one] for one in folders})
-        unit: dict[str, Any] = {
-            one: normalize(decoder_directions(load_dictionary(one)[0]).float().numpy())
-            for one in folders
-        }
-        matches: dict[str, list[Any]] = {one: [] for one in folders}
-        for a, b in combinations(folders, 2):
-            _, match_F = matching(unit[a], unit[b], signed=False)
-            for one in (a, b):  # of one size, so that every feature of both has a match
-                matches[one].append(match_F)
-        found |= {one: returning(each)[RETURNING[0]] for one, each in matches.items()}
+        logger.info("matching the features of %d seeds", len(firsts))
+        alike = {one: configs[one] for one in firsts.values()}
+        saes = {one: load_dictionary(one)[0] for one in alike}
+        kept = {one: kept_codes(results_folder(one), sae) for one, sae in saes.items()}
+        codes = {one: each for one, each in kept.items() if each is not None}
+        if len(codes) == len(saes) and len({each.reading.hash for each in codes.values()}) == 1:
+            found.append((folders, compared(alike, codes=codes)))
+        else:
+            directions = {one: decoder_directions(sae) for one, sae in saes.items()}
+            found.append((folders, compared(alike, directions)))
     return found
 
 
@@ -345,7 +367,7 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
         others.insert(0, "architecture")
     if others:
         notes.append(
-            f"these SAEs differ in {', '.join(others)}, not in their seeds alone: what returns shows how "
+            f"these SAEs differ in {', '.join(others)}, not in their seeds alone: what comes back shows how "
             "alike the settings are, too"
         )
     settings = {folder: settings_of(config) for folder, config in configs.items()}
@@ -355,7 +377,7 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
         alike = [pair for pair in pairs if len({settings[one][name] for one in pair}) == 1]
         if alike:
             notes.append(
-                f"{' and '.join(alike[0])} {what}: features may return for that reason; train each with "
+                f"{' and '.join(alike[0])} {what}: features may come back for that reason; train each with "
                 f"a --{name.replace('_', '-')} of its own"
             )
     for note in notes:
@@ -365,26 +387,76 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
 
 _OF_TWO_SIZES = (
     "Not all have as many features: those of the larger without a match in the smaller\n"
-    "don't return. PW-MCC and its null are over the smaller one's."
+    "don't come back. PW-MCC and its null are over the smaller one's."
+)
+_TERMS = (
+    f"{AS_DIRECTION}: the share of all features whose decoder direction has a match in\n"
+    f"another SAE (cosine of at least {RETURNING[0]:g}). {IN_FUNCTION}: of the features that are not\n"
+    f"near-dead, the share whose activations have one (correlation of at least {RETURNING[0]:g})."
 )
 
 
-def reproducibility_table(found: ReproducibilityOfFolders) -> str:
-    """A table of the SAEs that fits the terminal, and one of the means over pairs."""
+def short_table(found: Mapping[str, ReproducibilityOfFolders]) -> str:
+    """What comes back, in a table of three numbers a setting, and in a sentence.
+
+    Arguments:
+        found: the seeds of each setting, by what to call it.
+    """
+    rows = [
+        [name, *_cells(each.as_direction(), each.in_function(), each.mean_fve)]
+        for name, each in found.items()
+    ]
+    return f"{text_table(['features that come back', *HEADER], rows)}\n\n{sentence_of([*found.values()], [*found])}"
+
+
+def sentence_of(
+    found: Sequence[ReproducibilityOfFolders], names: Sequence[str] | None = None
+) -> str:
+    """What comes back between the seeds of settings, in a sentence.
+
+    Arguments:
+        names: what to call the settings. Default: the architectures, or the first of their folders.
+    """
+    parts = [
+        (name, each.as_direction(), each.in_function(), each.mean_fve)
+        for name, each in zip(names or _titles(found), found, strict=True)
+    ]
+    return wrapped(answer(parts, max(each.measured.random_share for each in found)))
+
+
+def _titles(found: Sequence[ReproducibilityOfFolders]) -> list[str]:
+    titles = [each.title for each in found]
+    if len(set(titles)) < len(titles):
+        return [each.measured.names[0] for each in found]
+    return titles
+
+
+def reproducibility_table(found: ReproducibilityOfFolders, everything: bool = False) -> str:
+    """Which features come back, as a table that fits the terminal, and a sentence.
+
+    Arguments:
+        everything: every measure of every kind.
+    """
     width = shutil.get_terminal_size().columns
-    means = [[name, cell] for name, cell in measures_as_text(found.measured.means()).items()]
-    n = len(found.measured.pairs)
-    mean = f"mean of {n} pairs" if n > 1 else "one pair"
+    n = len(found.measured.names)
+    of = " and ".join(found.measured.names) if n == 2 else f"mean of {n} SAEs"
     is_of_two_sizes = any(len(p.match_F) != p.n_others for p in found.measured.pairs.values())
+    sizes = [_OF_TWO_SIZES] if is_of_two_sizes else []
+    if not everything:
+        return "\n\n".join([*sizes, short_table({of: found}), "--all shows every measure."])
+    n_pairs = len(found.measured.pairs)
+    mean = f"mean of {n_pairs} pairs" if n_pairs > 1 else "one pair"
+    within = [[name, f"{value:.4f}"] for name, value in found.measured.within.items()]
+    means = [[name, cell] for name, cell in measures_as_text(found.measured.means()).items()]
     parts = [
         text_table(["", *HEADER], [[name, *cells] for name, cells in found.rows()], width),
-        *([_OF_TWO_SIZES] if is_of_two_sizes else []),
+        _TERMS,
+        *sizes,
         text_table(["", mean], means),
-        "returning: the share of features whose match in another SAE has at least this\n"
-        "absolute cosine. within: mean cosine to the nearest feature of the same SAE.\n"
+        text_table(["", "within"], within),
         "PW-MCC: mean absolute cosine of features matched one to one. null: that of\n"
         "random directions of the same covariance, averaged over draws until its standard\n"
-        f"error is below {NULL_ERROR:g}.",
+        f"error is below {NULL_ERROR:g}. within: mean cosine to the nearest feature of the same SAE.",
     ]
     if (codes := found.codes) is not None:
         values = codes.means()
@@ -392,12 +464,10 @@ def reproducibility_table(found: ReproducibilityOfFolders) -> str:
         parts += [
             text_table([f"on {codes.tokens:,} held-out tokens", mean], rows),
             "correlation: of the activations of features matched one to one by it, and by\n"
-            "direction. the same: of the features that are not near-dead, matched by\n"
-            "correlation, those with 0.7 or more; and the energy that they carry.\n"
-            "near-dead: selected in fewer than 0.1 k/F of the tokens. selections,\n"
+            "direction. near-dead: selected in fewer than 0.1 k/F of the tokens. selections,\n"
             "energy: the share of all selections, and of the sum of squared activations, that\n"
-            "features returning > 0.7 have. Jaccard index: of a token's features, the share\n"
-            "that both SAEs select.",
+            "these features have. Jaccard index: of a token's features, the share that both\n"
+            "SAEs select.",
         ]
     if fifths := found.fifths():
         rows = [
@@ -405,29 +475,38 @@ def reproducibility_table(found: ReproducibilityOfFolders) -> str:
             for fifth, share in fifths.items()
         ]
         parts += [
-            text_table(["by the return score", "returning > 0.7"], rows),
+            text_table(["by the return score", AS_DIRECTION], rows),
             "by the return score: an SAE's features, ordered from that SAE alone by how\n"
-            "likely they are to return, in five equal parts; the share of each that returns.",
+            "likely they are to come back, in five equal parts.",
             *dict.fromkeys(wrapped(each.caveat) for each in found.scores.values() if each.caveat),
         ]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, sentence_of([found], [of])])
 
 
-def answer(saes: Sequence[tuple[str, float, float | None]]) -> str:
+def answer(
+    saes: Sequence[tuple[str, float, float | None, float | None]], random: float | None = None
+) -> str:
     """How many features come back, in a sentence.
 
     Arguments:
-        saes: of each, what to call it, the share of its features that come back, and its FVE if known.
+        saes: of each, what to call it, the shares of its features that come back as a direction and in what they do, and
+            its FVE; None for what isn't known.
+        random: the share of random directions that come back.
     """
-    first, *others = [f"{returns:.0%} of {name} features" for name, returns, _ in saes]
-    sentence = f"{first} come back with another seed" + "".join(f", and {each}" for each in others)
-    fve = [value for _, _, value in saes if value is not None]
-    if others and len(fve) == len(saes):
+
+    (name, direction, function, _), *others = saes
+    sentence = f"{direction:.0%} of {name} features come back {AS_DIRECTION}"
+    sentence += "" if function is None else f" and {function:.0%} {IN_FUNCTION}"
+    for other, direction, function, _ in others:
+        also = "" if function is None else f" and {function:.0%}"
+        sentence += f", of {other} features {direction:.0%}{also}"
+    fve = [value for *_, value in saes if value is not None]
+    if len(fve) == len(saes):
+        alike = len(fve) > 1 and max(fve) - min(fve) < _SAME_RECONSTRUCTION
         shown = " and ".join(f"{value:.3f}" for value in fve)
-        alike = max(fve) - min(fve) < _SAME_RECONSTRUCTION
         where = f"the same reconstruction (FVE {shown})" if alike else f"FVE {shown}"
         sentence = f"At {where}, {sentence}"
-    return f"{sentence}."
+    return sentence + ("." if random is None else f". Of random directions, {random:.0%} would.")
 
 
 def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
@@ -440,21 +519,24 @@ def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
             name: {
                 "fve": found.fve[name],
                 "within": measured.within[name],
-                "returning": measured.returning(name),
+                "as_direction": measured.as_direction(name),
+                "in_function": found.in_function(name),
             }
             for name in measured.names
         },
         "pairs": [{"saes": list(names), **each} for names, each in found.pairs.items()],
         "mean": found.means(),
         "tokens": 0 if found.codes is None else found.codes.tokens,
-        "returning_by_fifth": found.fifths(),
+        "as_direction_by_fifth": found.fifths(),
+        "random": measured.random_share,
     }
 
 
 def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
     """A CSV file with a row for each feature. Raises CheckpointError if it can't be written."""
     names = found.measured.names
-    head = ["sae", "feature", "mean_match", "returns_in", "of", "null"]
+    head = ["sae", "feature", "direction_match", "as_direction_in", "of", "random_match"]
+    head += ["correlation"] if found.codes else []
     head += [f"match_in_{name}" for name in names] + (["score"] if found.scores else [])
     with (
         replacing(Path(path), Setting("csv")) as temporary,
@@ -463,12 +545,14 @@ def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
         rows: list[list[Any]] = [head]
         for name in names:
             scores, own = found.measured.scores(name), found.scores.get(name)
+            alike_F = found.codes.of(name) if found.codes else None
             matched = {
                 other: found.measured.matched(name, other) for other in names if other != name
             }
             for feature, match in enumerate(scores.match_F):
                 returns = int(scores.returns_F[feature])
-                row = [name, feature, f"{match:.4f}", returns, scores.of, f"{scores.null:.4f}"]
+                row = [name, feature, f"{match:.4f}", returns, scores.of, f"{scores.random:.4f}"]
+                row += [] if alike_F is None else [f"{alike_F[feature]:.4f}"]
                 there = [
                     int(matched[other][feature]) if other in matched else -1 for other in names
                 ]

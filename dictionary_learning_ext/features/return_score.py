@@ -1,9 +1,7 @@
 """Which features of an SAE will come back when it is trained again: an order of them, from one training.
 
-    collector = SignalCollector(dictionary)
-    collector.add(x_ND)                        # raw activations, held out
-    scores = collector.scores()
-    scores.score_F                             # (F,), 0 to 100
+    scores = return_scores_of(codes, dictionary)       # codes on held-out text
+    scores.score_F                                     # (F,), 0 to 100
 
 The score orders an SAE's features by how likely their direction is to come back when the same settings are
 trained again, with other initial weights and another order of the data. It does not say whether they mean
@@ -11,7 +9,7 @@ something, and it is no probability: between settings the order carries over, th
 
 It is a logistic regression on a few signals, each replaced by its ranks within the SAE. The coefficients are in
 return_score.json: one fit for SAEs whose features have noise of their own, and one for the others.
-They were fitted and tested, at other settings, by experiments/return_score at the git tag studies-0.3.
+experiments/return_score fitted them and tested them at settings that they were not fitted at.
 
 Shapes: N tokens, D = activation_dim, F features, M selections.
 """
@@ -24,13 +22,14 @@ from functools import cache, cached_property
 from importlib.resources import files
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from scipy.stats import rankdata
 
+from ..codes.codes import Codes
 from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..errors import ConfigError, Setting
 from ..evaluation.folders import open_folders
@@ -39,7 +38,6 @@ from ..evaluation.tables import text_table
 from ..run_folder.comparing import same_model
 from ..run_folder.files import replacing, write_rows
 from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions, k_of
-from .collector import require_finite
 from .directions import encoder_directions, nearest_features
 
 SIGNALS = {
@@ -168,150 +166,85 @@ def _digits(value_F: np.ndarray) -> list[str]:
     return ["" if np.isnan(value) else f"{value:.5g}" for value in value_F.tolist()]
 
 
-class SignalCollector:
-    """Measures the signals of an SAE's features, batch by batch.
+def return_scores_of(
+    codes: Codes, dictionary: Dictionary, caveat: str | None = None
+) -> ReturnScores:
+    """The return scores of an SAE's features.
 
     Activations and encoders are measured as if each decoder direction had length 1: some SAEs (SAELens's, Gemma
     Scope's) have others, and what they compute doesn't depend on it.
 
-    Memory holds a few times 4M numbers, or those of one token, and a few numbers a feature.
-
     Arguments:
-        dictionary: an SAE that doesn't keep all features of a token. It takes raw activations.
+        codes: on held-out text.
+        dictionary: the SAE.
         caveat: what is known of its scores, see `caveat_on`.
 
-    Raises: ReturnScoreError for one that does, as its k says.
+    Raises: ReturnScoreError for an SAE that keeps all features of a token.
     """
+    require_score(dictionary, codes.code_NF.nnz / codes.tokens)
+    signals = signals_of(codes, dictionary)
+    fit = fits()["with_noise" if has_noise(dictionary) else "without_noise"]
+    log_odds_F = fit.log_odds(ranks(signals))
+    is_alive_F = np.isfinite(log_odds_F)
+    # Those that were never selected tie at the bottom.
+    rank_F = rankdata(np.where(is_alive_F, log_odds_F, -np.inf))
+    score_F = np.where(is_alive_F, 100 * (rank_F - 0.5) / len(rank_F), 0.0)
+    near_dead = float(is_near_dead(codes.frequency_F, codes.k, 0.1).double().mean())
+    found = {name: signals[name] for name in SIGNALS}
+    return ReturnScores(score_F, found, codes.tokens, near_dead, caveat)
 
-    def __init__(self, dictionary: Dictionary, caveat: str | None = None):
-        require_score(dictionary)
-        self.dictionary: Any = dictionary
-        self._caveat = caveat
-        self.tokens = 0
-        self._directions_FD = decoder_directions(dictionary)
-        self._device_FD = self._directions_FD.to(next(dictionary.parameters()).device)
-        threshold_F = thresholds(dictionary)
-        self._threshold_F = None if threshold_F is None else threshold_F.to(self._device_FD)
-        length_F = self._device_FD.norm(dim=1)
-        self._length_F = length_F.where(length_F > 0, 1.0)
-        self._count_F = t.zeros_like(self._device_FD[:, 0], dtype=t.double)
-        self._sums: dict[str, t.Tensor] = {}
-        self._error = 0.0
 
-    @t.no_grad()
-    def add(self, x_ND: t.Tensor) -> None:
-        """Add raw activations. Raises NonFiniteError if the SAE's features are NaN or infinite."""
-        step = max(1, _BATCH_ELEMENTS // self.dictionary.dict_size)
-        for part_ND in as_input(self.dictionary, x_ND).split(step):
-            f_NF = self.dictionary.encode(part_ND)
-            x_hat_ND = self.dictionary.decode(f_NF)
-            token_M, feature_M = f_NF.nonzero(as_tuple=True)
-            f_M = f_NF[token_M, feature_M].float()
-            require_finite(f_M)
-            error_ND = part_ND.float() - x_hat_ND.float()
-            size_M = f_M.abs() * self._length_F[feature_M]
-            found = Selections(part_ND, error_ND, token_M, feature_M, f_M, size_M)
-            self._error += float(error_ND.double().square().sum())
-            for name, value_M in self._values(found).items():
-                sum_F = self._sums.setdefault(name, t.zeros_like(self._count_F))
-                sum_F.index_add_(0, feature_M, value_M.double())
-            self._count_F += feature_M.bincount(minlength=len(self._count_F))
-            self.tokens += len(part_ND)
+def return_scores_if_any(
+    codes: Codes, dictionary: Dictionary, caveat: str | None = None
+) -> ReturnScores | None:
+    """`return_scores_of`; None for an SAE that has none."""
+    l0 = codes.code_NF.nnz / codes.tokens
+    return return_scores_of(codes, dictionary, caveat) if has_score(dictionary, l0) else None
 
-    def _values(self, found: "Selections") -> dict[str, t.Tensor]:
-        """What is summed over each feature's selections, (M,)."""
-        size_M = found.size_M.double()  # so that features that fired once have one shape, 1
-        return {
-            "rise": self._rise(found),
-            "margin": margins(found, self._threshold_F),
-            "size": size_M,
-            "square": size_M.square(),
+
+def signals_of(codes: Codes, dictionary: Dictionary) -> dict[str, np.ndarray]:
+    """Each signal of SIGNALS, (F,), float64; NaN for a feature that was never selected."""
+    count_F = codes.count_F
+    length_F = np.where(codes.length_F > 0, codes.length_F, 1.0).astype(np.float32)
+    size_M = np.abs(codes.by_feature.data) * length_F[codes.column_M]
+    sizes_M = size_M.astype(np.float64)  # so that features that fired once have one shape, 1
+    directions_FD = codes.directions_FD
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = {
+            "firing_rate": count_F / codes.tokens,
+            "error_share": codes.rise_F / codes.totals.residual,
+            "margin": codes.summed(margins(codes, dictionary, length_F)) / count_F,
+            "shape": codes.summed(sizes_M) / np.sqrt(count_F * codes.summed(sizes_M**2)),
+            "encoder_norm": encoder_directions(dictionary).norm(dim=1).numpy() * length_F,
+            "nearest": nearest_features(directions_FD, 1).values_Fn[:, 0].numpy(),
+            "crowding": crowding(directions_FD).numpy(),
         }
-
-    def _rise(self, found: "Selections") -> t.Tensor:
-        """(M,), how much a token's squared error rises without one of its features: |e + f d|^2 - |e|^2."""
-        parts = []
-        columns = (found.token_M, found.feature_M, found.f_M)
-        step = max(1, _BATCH_ELEMENTS // self._device_FD.shape[1])
-        for token_m, feature_m, f_m in zip(*(each.split(step) for each in columns), strict=True):
-            written_mD = f_m[:, None] * self._device_FD[feature_m]
-            parts.append((written_mD * (written_mD + 2 * found.error_ND[token_m])).sum(1))
-        return t.cat(parts)
-
-    def signals(self) -> dict[str, np.ndarray]:
-        """Each signal of what was added, (F,), float64; NaN where the feature was never selected."""
-        return {
-            name: value_F.to(self._count_F).masked_fill(self._count_F == 0, t.nan).cpu().numpy()
-            for name, value_F in self._signals().items()
-        }
-
-    def _signals(self) -> dict[str, t.Tensor]:
-        count_F, sums = self._count_F, self._sums
-        return {
-            "firing_rate": count_F / self.tokens,
-            "error_share": sums["rise"] / self._error,
-            "margin": sums["margin"] / count_F,
-            "shape": sums["size"] / (count_F * sums["square"]).sqrt(),
-            "encoder_norm": encoder_directions(self.dictionary).norm(dim=1) * self._length_F.cpu(),
-            "nearest": nearest_features(self._directions_FD, 1).values_Fn[:, 0],
-            "crowding": crowding(self._directions_FD),
-        }
-
-    @property
-    def l0(self) -> float:
-        """The mean number of features that fire per token."""
-        return float(self._count_F.sum()) / max(self.tokens, 1)
-
-    def scores_if_any(self) -> ReturnScores | None:
-        """The return score of what was added; None if every feature fired at every token."""
-        return self.scores() if has_score(self.dictionary, self.l0) else None
-
-    def scores(self) -> ReturnScores:
-        """The return score of what was added. Raises ReturnScoreError if every feature fired at every token."""
-        require_score(self.dictionary, self.l0)
-        signals = self.signals()
-        fit = fits()["with_noise" if has_noise(self.dictionary) else "without_noise"]
-        log_odds_F = fit.log_odds(ranks(signals))
-        is_alive_F = np.isfinite(log_odds_F)
-        # Those that were never selected tie at the bottom.
-        rank_F = rankdata(np.where(is_alive_F, log_odds_F, -np.inf))
-        score_F = np.where(is_alive_F, 100 * (rank_F - 0.5) / len(rank_F), 0.0)
-        is_near_dead_F = is_near_dead(self._count_F / self.tokens, k_of(self.dictionary), 0.1)
-        return ReturnScores(
-            score_F,
-            {name: signals[name] for name in SIGNALS},
-            self.tokens,
-            float(is_near_dead_F.double().mean()),
-            self._caveat,
-        )
+    return {name: np.where(count_F > 0, value_F, np.nan) for name, value_F in found.items()}
 
 
-class Selections(NamedTuple):
-    """Some tokens, and the features that they select."""
+def margins(codes: Codes, dictionary: Dictionary, length_F: np.ndarray) -> np.ndarray:
+    """How far each activation is above what it had to exceed: the log of the ratio, (M,), float64.
 
-    x_ND: t.Tensor
-    error_ND: t.Tensor
-    """x less its reconstruction, float32."""
-    token_M: t.Tensor
-    feature_M: t.Tensor
-    f_M: t.Tensor
-    size_M: t.Tensor
-    """The lengths of what the features write."""
-
-
-def margins(found: Selections, threshold_F: t.Tensor | None = None) -> t.Tensor:
-    """How far each activation is above what it had to exceed: the log of the ratio, (M,).
+    That is the feature's own threshold, or the smallest that the token keeps.
 
     Arguments:
-        threshold_F: of what each feature writes, its own threshold, e.g. of `thresholds`. None: the smallest that its
-            token keeps.
+        length_F: the lengths of the decoder directions.
+
+    Returns: in the order of `Codes.by_feature`.
     """
+    size_M = np.abs(codes.by_feature.data) * length_F[codes.column_M]
+    threshold_F = thresholds(dictionary)
     if threshold_F is not None:
-        least_M = threshold_F.to(found.size_M)[found.feature_M]
+        least_M = threshold_F.numpy()[codes.column_M]
     else:
-        least_N = found.size_M.new_full((len(found.x_ND),), t.inf)
-        least_M = least_N.scatter_reduce(0, found.token_M, found.size_M, "amin")[found.token_M]
-    return found.size_M.log() - least_M.clamp_min(_NO_THRESHOLD).log()
+        starts_N, selects_N = codes.code_NF.indptr[:-1], np.diff(codes.code_NF.indptr) > 0
+        own_M = np.abs(codes.code_NF.data) * length_F[codes.code_NF.indices]
+        least_N = np.full(codes.tokens, np.inf, dtype=np.float32)
+        if len(own_M):
+            least_N[selects_N] = np.minimum.reduceat(own_M, starts_N[selects_N])
+        least_M = least_N[codes.by_feature.indices]
+    ratio_M = np.log(size_M) - np.log(np.maximum(least_M, np.float32(_NO_THRESHOLD)))
+    return ratio_M.astype(np.float64)
 
 
 def thresholds(dictionary: Dictionary) -> t.Tensor | None:
@@ -366,26 +299,26 @@ def has_noise(dictionary: Dictionary) -> bool:
 
 
 def return_scores(
-    folders: Sequence[str | Path], tokens: int | None = None, **where: Any
+    folders: Sequence[str | Path], tokens: int | None = None, *, keep: bool = True, **where: Any
 ) -> dict[str, ReturnScores]:
     """The return scores of run folders' SAEs, all on the same held-out tokens, by folder.
 
     Arguments:
         folders: SAEs of one language model and hook point.
         tokens: held-out tokens. None: as many as the runs' own evaluations.
+        keep: keep the SAEs' codes beside them.
         where: model, hook, data and the like, see `evaluation.folders.open_folders`.
 
     Raises: ReturnScoreError for an SAE that keeps all features; a UserError for a folder or a text that can't be read.
     """
     opened = open_folders(folders, **where)
-    collectors = {
-        name: SignalCollector(sae, caveat_on(sae, config, opened.run.model))
+    for sae, _ in opened.saes.values():
+        require_score(sae)
+    codes = opened.codes(tokens, keep=keep)
+    return {
+        name: return_scores_of(codes[name], sae, caveat_on(sae, config, opened.run.model))
         for name, (sae, config) in opened.saes.items()
     }
-    for x_ND in opened.held_out(tokens):
-        for collector in collectors.values():
-            collector.add(x_ND)
-    return {name: collector.scores() for name, collector in collectors.items()}
 
 
 def scores_table(scores: ReturnScores) -> str:
@@ -399,8 +332,9 @@ def scores_table(scores: ReturnScores) -> str:
     head = [f"on {scores.tokens:,} held-out tokens", "features", "selections", "error rise"]
     dead = f"Never selected on these tokens: {n_dead}, all in the lowest fifth.\n" if n_dead else ""
     warning = "".join(f"{wrapped(each)}\n" for each in scores.warnings)
+    first = f"{warning}\n" if warning else ""
     return (
-        f"{text_table(head, rows)}\n\n{dead}{warning}"
+        f"{first}{text_table(head, rows)}\n\n{dead}"
         "The return score orders the features of an SAE, from that SAE alone, by how\n"
         "likely their direction is to come back when the same settings are trained again\n"
         "(a cosine of 0.7 or more with its match there). It doesn't say whether they mean\n"
@@ -450,28 +384,8 @@ class Fit:
         return design(ranks_of, list(self.rank)) @ np.array(coefficients)
 
 
-TESTED_ON: dict[tuple[str, str], tuple[str, ...]] = {
-    ("dictionary_learning", "embedded"): (
-        *("TopK", "BatchTopK", "Probabilistic TopK", "JumpReLU", "Matryoshka"),
-        "vSAE, noise on selection",
-    ),
-    ("dictionary_learning", "SmolLM2-135M-Instruct"): (
-        "TopK",
-        "BatchTopK",
-        "vSAE, noise on selection",
-    ),
-}
-"""By library and language model: the architectures that the fits were tested on, see `architecture_of`."""
-WEAK_ON = {
-    "JumpReLU": "On briefly trained JumpReLU SAEs of the embedded model it hardly told which features do the same in "
-    "another seed (AUC 0.60 at blocks.2, 0.63 at blocks.0; chance: 0.5). BatchTopK SAEs that were saved as JumpReLU have "
-    "the order of BatchTopK (0.82 and 0.77).",
-}
-"""What to say of architectures on which it failed. The numbers are in experiments/results/return_score_threshold.md."""
-
-
 def architecture_of(dictionary: Dictionary, config: dict[str, Any]) -> str:
-    """What an SAE is called in TESTED_ON.
+    """What an SAE is called in return_score.json.
 
     Arguments:
         config: its config.json; empty for one without a folder.
@@ -496,28 +410,38 @@ def caveat_on(dictionary: Dictionary, config: dict[str, Any], model: str) -> str
     """
     library = config.get("foreign", {}).get("format", "dictionary_learning")
     architecture = architecture_of(dictionary, config)
-    at = next((at for at in TESTED_ON if at[0] == library and same_model(at[1], model)), None)
-    sentences = []
-    if at is None or architecture not in TESTED_ON[at]:
+    tested, sentences = tested_on(), []
+    at = next((at for at in tested if at[0] == library and same_model(at[1], model)), None)
+    if at is None or architecture not in tested[at]:
         new = []
-        if library not in {at[0] for at in TESTED_ON}:
+        if library not in {at[0] for at in tested}:
             new.append(f"SAEs of {library}")
-        if not any(same_model(at[1], model) for at in TESTED_ON):
+        if not any(same_model(at[1], model) for at in tested):
             new.append(f"the language model {model}")
-        if not any(architecture in tested for tested in TESTED_ON.values()):
+        if not any(architecture in each for each in tested.values()):
             new.append(f"the architecture {architecture}")
         together = f"{architecture} SAEs of {library} on {model}"
         sentences += [
             f"The return score was not tested on {', '.join(new) or together}.",
             "To see how well it orders these features, compare a second seed.",
         ]
-    if architecture in WEAK_ON:
-        sentences.append(WEAK_ON[architecture])
+    if (weak := _content()["weak_on"].get(architecture)) is not None:
+        sentences.insert(0, weak)
     return " ".join(sentences) or None
+
+
+def tested_on() -> dict[tuple[str, str], list[str]]:
+    """The architectures that the fits were tested on, by library and language model; see `architecture_of`."""
+    return {(at["library"], at["model"]): at["architectures"] for at in _content()["tested_on"]}
+
+
+@cache
+def _content() -> dict[str, Any]:
+    """The content of return_score.json: the fits, what they were tested on, and on which architectures they failed."""
+    return json.loads(COEFFICIENTS.read_text(encoding="utf-8"))
 
 
 @cache
 def fits() -> dict[str, Fit]:
     """The fits of return_score.json: "with_noise" and "without_noise"."""
-    content = json.loads(COEFFICIENTS.read_text(encoding="utf-8"))
-    return {name: Fit(**fit) for name, fit in content["fits"].items()}
+    return {name: Fit(**fit) for name, fit in _content()["fits"].items()}

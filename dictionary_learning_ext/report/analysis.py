@@ -3,83 +3,115 @@
 comparison = analyse([folder, *others], ReportOptions())
 """
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch as t
 
+from ..codes.sinks import Sinks, sinks_of
+from ..codes.table import FeatureTable
 from ..config.run import ReportOptions
 from ..errors import ConfigError, Template
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import labels
-from ..features.codes import CodeCollector, agreement_of_codes
-from ..features.collector import FeatureStatistics, Sinks, ranking_of
-from ..features.directions import (
-    LogitLens,
-    Ranked,
-    decoder_directions,
-    nearest_features,
-)
+from ..features.directions import LogitLens, Ranked, nearest_features
 from ..features.explanations import Explanations, means_of, not_alike, read_explanations
-from ..features.features_of import MeasuredFeatures, measure_features
-from ..features.reproducibility import RETURNING, FeatureScores
+from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, RETURNING, FeatureScores
 from ..features.reproducibility_of_folders import (
     ReproducibilityOfFolders,
     comparable_configs,
-    reproduce,
+    compared,
 )
-from ..features.return_score import ReturnScores, caveat_on
+from ..features.return_score import ReturnScores, caveat_on, return_scores_if_any
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.files import target_of
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
 from ..run_folder.sae_names import place_of
-from ..run_folder.weights import load_dictionary
-
-logger = logging.getLogger(__name__)
 
 STAR_MARGIN = 0.1
 """An SAE whose FVE is further than this below the highest gets no star."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Analysis:
-    """One SAE of a report."""
+    """One SAE of a report. What isn't asked for isn't computed."""
 
     label: str
     """A short name, unique within the report."""
     folder: Path
-    """As it was named: a run folder, or one of an SAE's results."""
-    config: dict[str, Any]
-    metrics: dict[str, Any]
-    """The content of metrics.json; empty if the folder was not evaluated."""
-    history: list[dict[str, float | None]]
-    """The lines of metrics.jsonl; empty if the file is missing."""
-    dictionary: Any
-    statistics: FeatureStatistics
-    directions_FD: t.Tensor
-    neighbours: Ranked
-    promoted: Ranked | None
-    suppressed: Ranked | None
-    ranking: list[int]
-    """The live features, the easiest to interpret first."""
-    return_scores: ReturnScores | None
-    """None for an SAE that has none, see `features.return_score`."""
+    """As it was named."""
+    opened: OpenedFolders
+    features: FeatureTable
+    """What each feature does on the page's text."""
     explanations: Explanations
     """What `vsae explain` wrote."""
-    returning: ReproducibilityOfFolders | None = None
+    lens: LogitLens | None = None
+    """None if effects on logits aren't shown."""
+    come_back: ReproducibilityOfFolders | None = None
     """This SAE and its other seeds; None if none were given."""
+    metrics_of_seeds: Sequence[dict[str, Any]] = ()
+    """The content of each one's metrics.json, this SAE's first; empty where it was not evaluated."""
 
     @property
+    def dictionary(self) -> Any:
+        return self.opened.saes[str(self.folder)][0]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return self.opened.saes[str(self.folder)][1]
+
+    @cached_property
+    def history(self) -> list[dict[str, float | None]]:
+        """The lines of metrics.jsonl; empty if the file is missing."""
+        return read_history(place_of(self.folder).folder)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json; empty if the folder was not evaluated."""
+        return self.metrics_of_seeds[0]
+
+    @property
+    def directions_FD(self) -> t.Tensor:
+        return self.features.codes.directions_FD
+
+    @cached_property
+    def neighbours(self) -> Ranked:
+        return nearest_features(self.directions_FD)
+
+    @cached_property
+    def logits(self) -> tuple[Ranked, Ranked] | None:
+        """The tokens that each feature promotes, and suppresses, most."""
+        return None if self.lens is None else self.lens.ranked(self.directions_FD)
+
+    @cached_property
+    def return_scores(self) -> ReturnScores | None:
+        """None for an SAE that has none, see `features.return_score`."""
+        caveat = caveat_on(self.dictionary, self.config, self.opened.run.model)
+        return return_scores_if_any(self.features.codes, self.dictionary, caveat)
+
+    @cached_property
     def scores(self) -> FeatureScores | None:
         """Which of its features come back in its other seeds."""
-        found = self.returning
+        found = self.come_back
         return None if found is None else found.measured.scores(found.measured.names[0])
+
+    def known(self, metric: str) -> list[float]:
+        """A metric of this SAE and of its seeds; of those that have it."""
+        values = [each.get(metric) for each in self.metrics_of_seeds]
+        return [value for value in values if value is not None]
+
+    def mean(self, metric: str) -> float | None:
+        """A metric's mean over the seeds."""
+        known = self.known(metric)
+        return fmean(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -104,6 +136,7 @@ def analyse(
     options: ReportOptions,
     *,
     seeds: Sequence[str | Path] = (),
+    keep: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
     **where: Any,
 ) -> Comparison:
@@ -112,7 +145,8 @@ def analyse(
     Arguments:
         folders: different ones, all trained on one language model and hook point.
         seeds: other seeds of these SAEs. Each goes to the folder of its setting, or to the first if none
-            has it. Their directions and their activations are compared, but no contexts kept.
+            has it. Their directions and their activations are compared.
+        keep: read and keep the SAEs' codes, see `OpenedFolders.codes`.
         on_step: called with the name of each step before it starts.
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
@@ -120,109 +154,42 @@ def analyse(
     Raises: a UserError that says what to change.
     """
     _require_different(folders)
-    opened = open_folders(folders, **where)
-    run, inputs = opened.run, opened.inputs
-    language_model = inputs.require_language_model(
+    seeds_of = _seeds_of([*map(str, folders)], [*map(str, seeds)])
+    for folder, own in seeds_of.items():
+        comparable_configs([folder, *own])
+    opened = open_folders([*folders, *seeds], **where)
+    language_model = opened.inputs.require_language_model(
         "a report shows tokens", "use `vsae eval` and `vsae compare`"
     )
     # What can fail comes before the text, which takes minutes.
-    explanations = {name: read_explanations(name, sae) for name, (sae, _) in opened.saes.items()}
+    explanations = {
+        name: read_explanations(name, opened.saes[name][0]) for name in map(str, folders)
+    }
     lens = LogitLens(language_model.module) if options.logits else None
-    seeds_of = _seeds_of([*map(str, folders)], [*map(str, seeds)])
-    returning, coders = _matched(opened, seeds_of, on_step)
     text = "held-out" if options.split == "heldout" else "training"
-    on_step(f"reading {options.tokens:,} tokens of {text} text")
-    found_of_each, sinks = measure_features(
-        [dictionary for dictionary, _ in opened.saes.values()],
-        inputs.contexts(run.hook, options.split, options.tokens),
-        language_model.tokenizer,
-        options.tokens,
-        caveats=[caveat_on(one, config, run.model) for one, config in opened.saes.values()],
-        others=[coder for folder_coders in coders.values() for coder in folder_coders.values()],
-        profile_tokens=1,
-        seed=options.seed,
-    )
-    features = dict(zip(opened.saes, found_of_each, strict=True))
-    read = found_of_each[0].statistics.tokens + (sinks.tokens if sinks else 0)
-    if read < options.tokens:
-        logger.warning("the text ended after %d tokens", read)
-    for folder, folder_coders in coders.items():
-        others = " and ".join(seeds_of[folder])
-        on_step(f"comparing the activations of {folder} with those of {others}")
-        scores = features[folder].return_scores
-        returning[folder] = _with_codes(returning[folder], folder_coders, scores)
-    called = labels({name: config for name, (_, config) in opened.saes.items()})
-    analyses = [
-        _analysis(
-            opened,
-            name,
-            features[name],
-            lens,
-            label=called[name],
-            explanations=explanations[name],
-            returning=returning.get(name),
-        )
-        for name in opened.saes
-    ]
-    return Comparison(opened, analyses, options, sinks)
-
-
-def _matched(
-    opened: OpenedFolders, seeds_of: dict[str, list[str]], on_step: Callable[[str], None]
-) -> tuple[dict[str, ReproducibilityOfFolders], dict[str, dict[str, CodeCollector]]]:
-    """Each folder's features matched with those of its other seeds, by direction; and what collects the
-    activations of all of them, by name."""
-    returning: dict[str, ReproducibilityOfFolders] = {}
-    coders: dict[str, dict[str, CodeCollector]] = {}
-    for folder, own in seeds_of.items():
-        comparable_configs([folder, *own])
+    on_step(f"reading {options.tokens:,} tokens of {text} text, or what is kept of it")
+    codes = opened.codes(options.tokens, split=options.split, keep=keep)
+    come_back = {}
     for folder, own in seeds_of.items():
         on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
-        returning[folder] = reproduce([folder, *own])
-        loaded = [load_dictionary(one, opened.run.device)[0] for one in own]
-        collectors = map(CodeCollector, [opened.saes[folder][0], *loaded])
-        names = returning[folder].measured.names
-        coders[folder] = dict(zip(names, collectors, strict=True))
-    return returning, coders
-
-
-def _with_codes(
-    found: ReproducibilityOfFolders,
-    coders: dict[str, CodeCollector],
-    return_scores: ReturnScores | None,
-) -> ReproducibilityOfFolders:
-    """With how the activations agree, and the first SAE's return scores."""
-    codes = {name: coder.codes() for name, coder in coders.items()}
-    scores = {} if return_scores is None else {found.measured.names[0]: return_scores}
-    return replace(found, codes=agreement_of_codes(codes, found.measured), scores=scores)
-
-
-def _analysis(
-    opened: OpenedFolders,
-    name: str,
-    features: MeasuredFeatures,
-    lens: LogitLens | None,
-    **known: Any,
-) -> Analysis:
-    """What a report shows of one SAE, with what is `known` of it."""
-    dictionary, config = opened.saes[name]
-    directions_FD = decoder_directions(dictionary)
-    promoted, suppressed = lens.ranked(directions_FD) if lens else (None, None)
-    return Analysis(
-        folder=Path(name),
-        config=config,
-        metrics=read_metrics_if_any(name) or {},
-        history=read_history(place_of(name).folder),
-        dictionary=dictionary,
-        statistics=features.statistics,
-        directions_FD=directions_FD,
-        neighbours=nearest_features(directions_FD),
-        promoted=promoted,
-        suppressed=suppressed,
-        ranking=ranking_of(features.statistics),
-        return_scores=features.return_scores,
-        **known,
-    )
+        alike = {one: opened.saes[one][1] for one in (folder, *own)}
+        come_back[folder] = compared(alike, codes={one: codes[one] for one in alike})
+    called = labels({name: opened.saes[name][1] for name in map(str, folders)})
+    analyses = [
+        Analysis(
+            called[name],
+            Path(name),
+            opened,
+            FeatureTable(codes[name], seed=options.seed),
+            explanations[name],
+            lens,
+            come_back.get(name),
+            [read_metrics_if_any(one) or {} for one in (name, *seeds_of.get(name, []))],
+        )
+        for name in map(str, folders)
+    ]
+    sinks = sinks_of(analyses[0].features.codes.reading, language_model.tokenizer)
+    return Comparison(opened, analyses, options, sinks)
 
 
 def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:
@@ -284,7 +251,7 @@ def _row(
     notes: list[str] | None = None,
 ) -> HeadlineRow:
     # An SAE that hardly reconstructs often has few dead features and a stable selection. These mean nothing.
-    fve = [-math.inf if (value := one.metrics.get("fve")) is None else value for one in analyses]
+    fve = [-math.inf if (value := one.mean("fve")) is None else value for one in analyses]
     is_good = [value >= max(fve) - STAR_MARGIN and value > -math.inf for value in fve]
     differ = len({*cells} - {"–"}) > 1
     stars = [differ and c == best and good for c, good in zip(cells, is_good, strict=True)]
@@ -292,23 +259,49 @@ def _row(
 
 
 def _metric(metric: Metric, analyses: list[Analysis]) -> HeadlineRow:
-    values = [one.metrics.get(metric.key) for one in analyses]
+    values = [one.mean(metric.key) for one in analyses]
     cells = [metric.text(value, missing="–") for value in values]
+    spreads = [_spread(one.known(metric.key)) for one in analyses]
+    best = metric.best(values)
+    others = [value for value in values if value is not None and value != best]
+    if best is not None and any(abs(best - other) <= max(spreads) for other in others):
+        best = None  # a difference within the seeds' spread may be chance
+    notes = [f"± {metric.text(spread)}" if spread else "" for spread in spreads]
     name, explanation = metric.title or metric.label, metric.in_words or metric.definition
-    return _row(analyses, name, explanation, cells, metric.text(metric.best(values), missing=""))
+    text = metric.text(best, missing="")
+    return _row(analyses, name, explanation, cells, text, notes if any(notes) else None)
+
+
+def _spread(values: list[float]) -> float:
+    """The standard deviation over seeds; 0 of one."""
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def _come_back(analyses: list[Analysis]) -> list[HeadlineRow]:
-    if not any(one.returning for one in analyses):
+    if not any(one.come_back for one in analyses):
         return []
-    shares = [one.returning and one.returning.returns for one in analyses]
-    cells = ["–" if share is None else f"{share:.1%}" for share in shares]
-    best = f"{max(share for share in shares if share is not None):.1%}"
-    explanation = (
-        "share of features that another seed finds too: the cosine with their match there is at "
-        f"least {RETURNING[0]:g}"
+    found = []
+    rows = (
+        (
+            AS_DIRECTION,
+            f"cosine of the decoder directions of at least {RETURNING[0]:g}; of all features",
+        ),
+        (
+            IN_FUNCTION,
+            f"correlation of the activations of at least {RETURNING[0]:g}; of the features that are not near-dead",
+        ),
     )
-    return [_row(analyses, "Features that come back", explanation, cells, best)]
+    for what, explanation in rows:
+        shares = [one.come_back and _share(one.come_back, what) for one in analyses]
+        cells = ["–" if share is None else f"{share:.1%}" for share in shares]
+        known = [share for share in shares if share is not None]
+        best = f"{max(known):.1%}" if known else ""
+        found.append(_row(analyses, f"Features that come back {what}", explanation, cells, best))
+    return found
+
+
+def _share(found: ReproducibilityOfFolders, what: str) -> float | None:
+    return found.as_direction() if what == AS_DIRECTION else found.in_function()
 
 
 def _explained(analyses: list[Analysis]) -> list[HeadlineRow]:
@@ -328,8 +321,8 @@ def _explained(analyses: list[Analysis]) -> list[HeadlineRow]:
 
 
 def _alive(analyses: list[Analysis]) -> HeadlineRow:
-    tokens = analyses[0].statistics.tokens
+    tokens = analyses[0].features.tokens
     explanation = f"features selected at least once in these {tokens:,} tokens"
-    alive_of = [one.statistics.alive_F for one in analyses]
+    alive_of = [one.features.alive_F for one in analyses]
     cells = [f"{int(alive_F.sum())} of {len(alive_F)}" for alive_F in alive_of]
     return _row(analyses, "Alive", explanation, cells)

@@ -12,25 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import torch as t
 
-from ..features.collector import LEAST_SELECTIONS
-from ..features.contexts import (
-    FeatureContexts,
-    contexts_of,
-    plain,
-    token_text,
-    top_tokens,
-    visible,
-)
+from ..codes.contexts import FeatureContexts, plain, token_text, visible
+from ..codes.table import LEAST_SELECTIONS
 from ..features.directions import Ranked, alignment
 from ..features.explanations import Explanation
-from ..features.return_score import FIFTH_NAMES, FIFTHS
+from ..features.reproducibility import RETURNING
 from .analysis import Analysis, Comparison
 
 _CARDS = 9
-_CARDS_LOST = 2
-"""Of these, features that don't come back, or are the least likely to."""
+_PAIRS = 4
+"""Of a feature that comes back and one that doesn't."""
 _LOST = 0.5
-"""A feature with a lower match is an example of these."""
+"""A feature whose activations have a lower correlation with those of its match doesn't come back."""
 _CHIPS = 3
 _KINDS = (1, 3)
 """The most tokens of a feature that fires on one, and of one that fires on a few."""
@@ -98,17 +91,17 @@ def _rounded_all(values: t.Tensor | np.ndarray, digits: int = 4) -> list[float |
 
 def _known_in_order(analysis: Analysis, known: Mapping[int, Any]) -> list[Any]:
     """Something of each feature; None of those of which it is not known."""
-    return [known.get(feature) for feature in range(len(analysis.statistics.count_F))]
+    return [known.get(feature) for feature in range(analysis.features.codes.n_features)]
 
 
 def _fires_on(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
-    top = analysis.statistics.top
-    features = range(len(top.value_FT))
-    return [[vocabulary.number(i) for i in top_tokens(top, feature)] for feature in features]
+    top = analysis.features.top
+    features = range(analysis.features.codes.n_features)
+    return [[vocabulary.number(i) for i in top.tokens(feature)] for feature in features]
 
 
 def _promoted(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
-    features = range(len(analysis.statistics.count_F))
+    features = range(analysis.features.codes.n_features)
     return [
         [vocabulary.number(i) for i in _promotes(analysis, feature, vocabulary)]
         for feature in features
@@ -134,25 +127,27 @@ COLUMNS = (
     Column("promotes", _promoted, "promotes", "tokens", is_extra=True),
     Column(
         "rank",
-        lambda one, _: _known_in_order(one, {feature: n for n, feature in enumerate(one.ranking)}),
+        lambda one, _: _known_in_order(
+            one, {feature: n for n, feature in enumerate(one.features.ranking)}
+        ),
     ),
     Column(
         "frequency",
-        lambda one, _: _rounded_all(one.statistics.frequency_F),
+        lambda one, _: _rounded_all(one.features.frequency_F),
         "selected",
         "percent",
         "of tokens select it",
     ),
     Column(
         "max",
-        lambda one, _: _rounded_all(one.statistics.max_F),
+        lambda one, _: _rounded_all(one.features.max_F),
         "max",
         fact="largest activation",
         is_extra=True,
     ),
     Column(
         "mean",
-        lambda one, _: _rounded_all(one.statistics.mean_F),
+        lambda one, _: _rounded_all(one.features.mean_F),
         "mean",
         fact="mean when selected",
         is_extra=True,
@@ -181,21 +176,35 @@ COLUMNS = (
     ),
     Column("fifth", lambda one, _: one.return_scores and one.return_scores.fifth_F.tolist()),
     Column(
-        "returns",
+        "as_direction_in",
         lambda one, _: one.scores and one.scores.returns_F.tolist(),
-        "returns",
+        "as a direction",
         "share of seeds",
-        "seeds it comes back in",
+        "seeds it comes back in as a direction",
     ),
     Column(
-        "match",
+        "direction_match",
         lambda one, _: one.scores and _rounded_all(one.scores.match_F),
-        "match",
-        fact="mean match there",
+        "cosine",
+        fact="cosine with its match there",
         is_extra=True,
+    ),
+    Column(
+        "correlation",
+        lambda one, _: one.come_back and _rounded_all(_alike(one)),
+        "in what it does",
+        fact="correlation with its match in what they do",
     ),
 )
 """In the order of the table and of the facts. The CSV file has those of tokens last."""
+
+
+def _alike(analysis: Analysis) -> np.ndarray:
+    """How much each feature does what its match in the other seeds does, the mean over them."""
+    found = analysis.come_back
+    assert found is not None
+    assert found.codes is not None
+    return found.codes.of(found.measured.names[0])
 
 
 def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
@@ -206,25 +215,22 @@ def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
 
 def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, Any]:
     """What a feature's page shows in addition to its row of the table."""
-    statistics = analysis.statistics
-    counts = statistics.histogram_FH[feature].numpy()
+    features = analysis.features
     content: dict[str, Any] = {
-        "histogram": np.trim_zeros(counts, "b").tolist(),
-        "width": float(statistics.bin_width_F[feature]),
-        "negative": int(statistics.negative_F[feature]),
-        "top": _contexts(statistics.top, feature, vocabulary),
-        "sampled": _contexts(statistics.sampled, feature, vocabulary),
+        "histogram": features.histogram(feature).tolist(),
+        "width": float(features.bin_width_F[feature]),
+        "negative": int(features.negative_F[feature]),
+        "top": _contexts(features.top, feature, vocabulary),
+        "sampled": _contexts(features.sampled, feature, vocabulary),
         "near": [
             [other, rounded(cosine, 3)] for other, cosine in _pairs(analysis.neighbours, feature)
         ],
     }
-    for name in ("promoted", "suppressed"):
-        ranked = getattr(analysis, name)
-        if ranked is not None:
-            content[name] = [
-                [vocabulary.number(token), rounded(logit, 3)]
-                for token, logit in _pairs(ranked, feature)
-            ]
+    for name, ranked in zip(("promoted", "suppressed"), analysis.logits or (), strict=False):
+        content[name] = [
+            [vocabulary.number(token), rounded(logit, 3)]
+            for token, logit in _pairs(ranked, feature)
+        ]
     if feature in analysis.explanations:
         content["explained"] = analysis.explanations[feature].words
     return content
@@ -233,7 +239,7 @@ def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, 
 def _contexts(contexts: FeatureContexts, feature: int, vocabulary: Vocabulary) -> list[list[Any]]:
     """For each context: [activation, number, place of the token, tokens, [place, activation, …]]."""
     found = []
-    for each in contexts_of(contexts, feature):
+    for each in contexts.of(feature):
         active = [
             part
             for place, activation in enumerate(each.activations)
@@ -253,67 +259,91 @@ def _pairs(ranked: Ranked, feature: int) -> list[tuple[int, float]]:
 def _promotes(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> list[int]:
     """The tokens that a feature promotes most; none where most of them are parts of words or characters,
     which say nothing to a reader."""
-    if analysis.promoted is None:
+    if analysis.logits is None:
         return []
-    tokens = analysis.promoted.indices_Fn[feature, :4].tolist()
+    tokens = analysis.logits[0].indices_Fn[feature, :4].tolist()
     whole = [token for token in tokens if not vocabulary.is_fragment(token)]
     return tokens if 2 * len(whole) > len(tokens) else []
 
 
-# --- example features: some that come back and some that don't, or those that most likely will and won't
+# --- example features: some that come back in what they do and others that don't, of the same firing rates
 
 
 def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, list[dict[str, Any]]]]:
     """Example features, as `_card` makes them, in groups with a heading, no two with the same most frequent token.
 
-    They are of the first SAE whose seeds are known: some that come back in all of them, and some that come
-    back in none. Without seeds, of the SAE with the highest FVE: some of the top fifth of the return score,
-    and some of the lowest.
+    They are of the first SAE whose seeds are known, in two groups of one size: features that come back in what they do,
+    and others that fire about as often and don't. Without seeds, they are of the SAE with the highest FVE, in one group.
     """
-    known = [one for one in comparison.analyses if one.scores is not None]
+    known = [one for one in comparison.analyses if one.come_back is not None]
     analysis = known[0] if known else max(comparison.analyses, key=_fve)
-    statistics = analysis.statistics
+    features = analysis.features
     fires_on: dict[int, list[str]] = {}
-    for feature in analysis.ranking[: comparison.options.pages]:
-        tokens = top_tokens(statistics.sampled, feature, None)
-        if int(statistics.count_F[feature]) >= LEAST_SELECTIONS and _is_word(tokens[0], vocabulary):
+    for feature in features.ranking[: comparison.options.pages]:
+        tokens = features.sampled.tokens(feature, None)
+        if int(features.count_F[feature]) >= LEAST_SELECTIONS and _is_word(tokens[0], vocabulary):
             fires_on[feature] = [vocabulary.text(token) for token in tokens]
-    (back, share_back), (lost, share_lost) = _groups(analysis, list(fires_on))
-    n_lost = min(_CARDS_LOST, len(share_lost))
-    groups = [(back, share_back, _CARDS - n_lost), (lost, share_lost, n_lost)]
+    # Explained ones come first, then those that promote words: they say what a feature of a later layer is for.
+    ordered = sorted(
+        fires_on,
+        key=lambda one: (
+            one not in analysis.explanations,
+            not _promotes(analysis, one, vocabulary),
+        ),
+    )
     taken: set[str] = set()
+    if not known:
+        chosen = _mixed({one: fires_on[one] for one in ordered}, _CARDS, taken)
+        groups = [("", chosen)]
+    else:
+        alike_F = _alike(analysis)
+        lost = [one for one in ordered if alike_F[one] < _LOST]
+        back = [one for one in ordered if alike_F[one] >= RETURNING[0]]
+        pairs = _of_one_rate(lost, back, features.count_F.tolist(), fires_on, taken)
+        groups = [
+            ("These come back in what they do", [one for _, one in pairs]),
+            ("These fire as often, and don't", [one for one, _ in pairs]),
+        ]
     found = []
-    for heading, features, n in groups:
-        # Explained ones come first, then those that promote words: they say what a feature of a later layer is for.
-        ordered = sorted(
-            features,
-            key=lambda one: (
-                one not in analysis.explanations,
-                not _promotes(analysis, one, vocabulary),
-            ),
-        )
-        chosen = _mixed({feature: fires_on[feature] for feature in ordered}, n, taken)
+    for heading, chosen in groups:
         shown = [_card(analysis, feature, fires_on[feature], vocabulary) for feature in chosen]
         found += [(heading, shown)] if shown else []
     return found
 
 
-def _groups(analysis: Analysis, features: list[int]) -> list[tuple[str, list[int]]]:
-    """Of these features, those that come back and those that don't, as far as is known, with a heading."""
-    if (scores := analysis.scores) is not None:
-        back = [one for one in features if scores.returns_F[one] == scores.of]
-        lost = [one for one in features if scores.match_F[one] < _LOST]
-        return [("These come back", back), ("These don't", lost)]
-    if (scores := analysis.return_scores) is not None:
-        top, lowest = (
-            [one for one in features if scores.fifth_F[one] == fifth]
-            for fifth in (FIFTHS[0], FIFTHS[-1])
-        )
-        return [
-            (f"Highest return scores ({FIFTH_NAMES[FIFTHS[0]]})", top),
-            (f"Lowest return scores ({FIFTH_NAMES[FIFTHS[-1]]})", lowest),
+def _of_one_rate(
+    lost: list[int],
+    back: list[int],
+    count: list[int],
+    fires_on: dict[int, list[str]],
+    taken: set[str],
+) -> list[tuple[int, int]]:
+    """Pairs of a feature that doesn't come back and one that does, the second at most twice as frequent as the first or the
+    other way round, and of tokens that no other has; the first in `lost` first.
+
+    Arguments:
+        taken: first tokens that are shown already. Those of the chosen ones are added.
+    """
+    pairs, free = [], list(back)
+    for one in lost:
+        alike = [
+            other
+            for other in free
+            if max(count[one], count[other]) <= 2 * min(count[one], count[other])
         ]
-    return [("", features), ("", [])]
+        alike.sort(key=lambda other: abs(math.log(count[other] / count[one])))
+        own = plain(fires_on[one][0])
+        found = next(
+            (each for each in alike if plain(fires_on[each][0]) not in {*taken, own}), None
+        )
+        if own in taken or found is None:
+            continue
+        pairs.append((one, found))
+        free.remove(found)
+        taken |= {own, plain(fires_on[found][0])}
+        if len(pairs) == _PAIRS:
+            break
+    return pairs
 
 
 def _mixed(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]:
@@ -348,9 +378,9 @@ def _card(
         "fires_on": different[:_CHIPS],
         "n_tokens": len(different),
         "promotes": [vocabulary.text(one) for one in promotes if not vocabulary.is_fragment(one)],
-        "contexts": _excerpts(analysis.statistics.sampled, feature, vocabulary),
-        "frequency": float(analysis.statistics.frequency_F[feature]),
-        "returns": analysis.scores and analysis.scores.words(feature),
+        "contexts": _excerpts(analysis.features.sampled, feature, vocabulary),
+        "frequency": float(analysis.features.frequency_F[feature]),
+        "alike": analysis.come_back and float(_alike(analysis)[feature]),
         "score": analysis.return_scores and int(analysis.return_scores.score_F[feature]),
         "explanation": analysis.explanations.get(feature),
     }
@@ -382,8 +412,8 @@ def _excerpts(
 ) -> list[tuple[str, str, str]]:
     """Three contexts: the text before, at and after the token that the feature fires on."""
     excerpts = []
-    for ids_W in contexts.ids_FTW[feature, :3].tolist():
-        texts = [vocabulary.text(i) if i >= 0 else "" for i in ids_W]
-        at = contexts.at
-        excerpts.append(("".join(texts[at - 5 : at]), texts[at], "".join(texts[at + 1 : at + 4])))
+    for each in contexts.of(feature)[:3]:
+        texts, at = [vocabulary.text(i) for i in each.ids], each.at
+        before, after = texts[max(0, at - 5) : at], texts[at + 1 : at + 4]
+        excerpts.append(("".join(before), texts[at], "".join(after)))
     return excerpts

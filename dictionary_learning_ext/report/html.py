@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ..features.contexts import rendered
+from ..features.html import rendered
 
 _TEMPLATES = files("dictionary_learning_ext.report") / "templates"
 

@@ -7,22 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import ConfigError, UserError, first_line
 from ..evaluation.metrics import Metric
-from ..features.directions import decoder_directions
-from ..features.reproducibility import RETURNING, Measure, reproducibility
+from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, RETURNING, Measure
+from ..features.reproducibility_of_folders import of_seeds
 from ..run_folder.comparing import but_for_seeds, training, unequal
 from ..run_folder.files import FAILED, WEIGHTS
 from ..run_folder.reading import load_config, read_config, read_metrics_if_any, run_folders_in
 from ..run_folder.settings import SEEDS, architecture_of, seeds_of
-from ..run_folder.weights import load_dictionary
 
 logger = logging.getLogger(__name__)
 
 RANKED_BY = "description_length"
-SAME_BATCHES = "* some of these seeds saw the same batches, and features may return for that reason"
+SAME_BATCHES = (
+    "* some of these seeds saw the same batches, and features may come back for that reason"
+)
 
 
 @dataclass(frozen=True)
@@ -214,66 +213,54 @@ def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
 
 SEED_MEASURES = (
     Measure(
-        "pw_mcc_less_null",
-        "PW-MCC less null",
-        ".4f",
-        "mean absolute cosine of the features of two seeds, matched one to one by their decoder "
-        "directions, less that of random directions of the same covariance",
+        "as_direction",
+        AS_DIRECTION,
+        ".1%",
+        "share of features that come back in another seed as a direction: their match there has an absolute cosine of "
+        f"at least {RETURNING[0]:g}",
     ),
     Measure(
-        "returning",
-        f"returning > {RETURNING[0]:g}",
+        "in_function",
+        IN_FUNCTION,
         ".1%",
-        "share of features whose match in another seed has an absolute cosine of at least "
-        f"{RETURNING[0]:g}",
+        "share of features that come back in another seed in what they do: of those that are not near-dead, the "
+        f"activations of their match there have a correlation of at least {RETURNING[0]:g}. Known where codes are kept",
     ),
 )
 
 
 @dataclass(frozen=True)
 class SeedScores:
-    """How the SAEs of one setting agree, on average over all pairs."""
+    """What comes back between the SAEs of one setting, on average over all pairs."""
 
-    values: dict[str, float]
+    values: dict[str, float | None]
     """By the keys of SEED_MEASURES."""
     share_batches: bool
     """Whether two of them have one data seed."""
 
     def text(self, measure: Measure) -> str:
         """A measure as tables show it, with a star if seeds saw the same batches."""
-        star = " *" if self.share_batches else ""
-        return measure.text(self.values[measure.key]) + star
+        value = self.values[measure.key]
+        star = " *" if self.share_batches and value is not None else ""
+        return measure.text(value) + star
 
 
 def seed_scores(folders: Sequence[Path]) -> SeedScores | None:
-    """Compare the SAEs of run folders of one setting.
-
-    Of several with the same seed and data seed, the first is taken.
+    """Compare the SAEs of run folders of one setting, see `of_seeds`.
 
     Returns: None if fewer than two remain, or if one can't be read, of which a warning is logged.
     """
     try:
-        different: dict[tuple[Any, ...], Path] = {}
-        for folder in folders:
-            different.setdefault(seeds_of(read_config(folder)), folder)
-        if len(different) < 2:
-            return None
-        measured = reproducibility(
-            {
-                str(folder): decoder_directions(load_dictionary(folder)[0])
-                for folder in different.values()
-            }
-        )
+        configs = {str(folder): read_config(folder) for folder in folders}
+        groups = of_seeds(configs)
     except UserError as error:
         logger.warning("which features come back was not measured: %s", error)
         return None
-    returning = [measured.returning(name)[RETURNING[0]] for name in measured.names]
+    if not groups:
+        return None
+    ((_, found),) = groups
+    different = {seeds_of(config) for config in configs.values()}
     data_seeds = [seeds[SEEDS.index("data_seed")] for seeds in different]
     known = [seed for seed in data_seeds if seed is not None]  # upstream's folders name none
-    return SeedScores(
-        values={
-            "pw_mcc_less_null": measured.means()["pw_mcc_less_null"],
-            "returning": float(np.mean(returning)),
-        },
-        share_batches=len(set(known)) < len(known),
-    )
+    values = {"as_direction": found.as_direction(), "in_function": found.in_function()}
+    return SeedScores(values, share_batches=len(set(known)) < len(known))

@@ -12,15 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..config.architectures import ARCHITECTURES
+from ..codes.table import LEAST_SELECTIONS
 from ..config.run import ReportOptions, RunConfig
 from ..errors import Setting
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text
-from ..features.codes import CODE_MEASURES
-from ..features.collector import LEAST_SELECTIONS
-from ..features.reproducibility import measures_as_text
-from ..features.reproducibility_of_folders import HEADER, answer
+from ..features.reproducibility import AS_DIRECTION
+from ..features.reproducibility_of_folders import HEADER, sentence_of
 from ..features.return_score import FIFTH_NAMES
 from ..run_folder.comparing import measured_differently, training
 from ..run_folder.files import (
@@ -69,6 +67,7 @@ def write_report(
     *,
     seeds: Sequence[str | Path] = (),
     options: ReportOptions | None = None,
+    keep: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
     **where: Any,
 ) -> Path:
@@ -83,6 +82,7 @@ def write_report(
         seeds: other seeds of `folder`'s SAE. The page then shows which of its features come back.
         out: the page, x.html, or a folder that gets report.html. Default: the SAE's folder of results, see
             `results_folder`.
+        keep: read and keep the SAEs' codes, see `OpenedFolders.codes`.
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
 
@@ -98,7 +98,12 @@ def write_report(
         remove_temporaries(files)
         remove_temporaries(out.parent, glob.escape(out.name))
         comparison = analyse(
-            [folder, *against], options or ReportOptions(), seeds=seeds, on_step=on_step, **where
+            [folder, *against],
+            options or ReportOptions(),
+            seeds=seeds,
+            keep=keep,
+            on_step=on_step,
+            **where,
         )
         on_step("writing the page")
         content = render(comparison, {"out": None if out == usual else out, **where}, seeds)
@@ -116,6 +121,7 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         seeds: the folders of the SAEs' other seeds.
     """
     vocabulary = Vocabulary(comparison.tokenizer)
+    known = [one.come_back for one in comparison.analyses if one.come_back]
     payload = {
         "saes": [_sae(one, comparison, vocabulary) for one in comparison.analyses],
         "columns": [{n: v for n, v in vars(one).items() if n != "values"} for one in COLUMNS],
@@ -132,7 +138,7 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         hook=comparison.opened.hook_point,
         rows=headline(comparison),
         star_margin=STAR_MARGIN,
-        answer=_answer(comparison.analyses),
+        answer=sentence_of(known) if known else None,
         differing=_differing(comparison.analyses),
         measured_as=measured_differently(
             {one.label: one.metrics for one in comparison.analyses if one.metrics}
@@ -141,29 +147,15 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         has_history=any(one.history for one in comparison.analyses),
         settings=_settings(comparison),
         commands=_commands(comparison, flags, seeds),
-        returning=[(one, _returning(one)) for one in comparison.analyses if one.returning],
+        come_back=_come_back(comparison.analyses),
         fifths=FIFTH_NAMES,
         has_explanations=any(one.explanations for one in comparison.analyses),
         has_scores=any(one.return_scores for one in comparison.analyses),
         versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
-        n_tokens=comparison.analyses[0].statistics.tokens,
+        n_tokens=comparison.analyses[0].features.tokens,
         date=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         data=as_data(payload),
     )
-
-
-def _answer(analyses: Sequence[Analysis]) -> str | None:
-    """How many features come back; None where no other seeds were given."""
-    known = [one for one in analyses if one.returning]
-    titles = [ARCHITECTURES[architecture_of(one.config)].title for one in known]
-    if len(set(titles)) < len(titles):
-        titles = [one.label for one in known]
-    parts = [
-        (title, one.returning.returns, one.metrics.get("fve"))
-        for title, one in zip(titles, known, strict=True)
-        if one.returning
-    ]
-    return answer(parts) if parts else None
 
 
 def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
@@ -179,51 +171,32 @@ def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _returning(analysis: Analysis) -> dict[str, Any]:
-    """What the page says of an SAE and its other seeds: sentences, and tables, each with its label, its head
-    and its rows."""
-    found = analysis.returning
-    assert found is not None
-    assert found.codes is not None
-    pairs: dict[str, Any] = {" – ".join(names): pair for names, pair in found.pairs.items()}
-    if len(pairs) > 1:
-        pairs = {f"mean of {len(pairs)} pairs": found.means(), **pairs}
-    directions = {name: measures_as_text(pair) for name, pair in pairs.items()}
-    direction_texts = [(name, list(texts.values())) for name, texts in directions.items()]
-    code_texts = [
-        (each.label, [each.text(pair[each.key], "–") for pair in pairs.values()], each.definition)
-        for each in CODE_MEASURES
-    ]
-    tables: list[Any] = [
-        ("Returning features of each seed", ["SAE", *HEADER], found.rows(missing="–")),
-        (
-            "Agreement of each pair of seeds",
-            ["Pair", *next(iter(directions.values()))],
-            direction_texts,
-        ),
-        (
-            "Agreement of the activations of each pair of seeds",
-            [f"On {found.codes.tokens:,} tokens", *pairs],
-            code_texts,
-        ),
-    ]
-    if (scores := analysis.return_scores) is not None:
-        others = len(found.measured.names) - 1
-        seeds = "the other seed" if others == 1 else f"the {others} other seeds"
-        shares = {n: "–" if s is None else f"{s:.0%}" for n, s in found.fifths().items()}
-        tables.append(
+def _come_back(analyses: Sequence[Analysis]) -> dict[str, Any]:
+    """What the page says of SAEs and their other seeds: warnings, and tables, each with its label, its head and its
+    rows."""
+    known = [(one, one.come_back) for one in analyses if one.come_back]
+    of_saes = [row for _, found in known for row in found.rows(missing="–")]
+    tables: list[Any] = [("What comes back of each SAE", ["SAE", *HEADER], of_saes)]
+    scored = [(one, one.return_scores, found) for one, found in known if one.return_scores]
+    if scored:
+        fifths = [
             (
-                "Features that came back, by the return score",
-                ["Return score", "features", f"came back in {seeds}"],
-                [(FIFTH_NAMES[n], [f"{scores.counts[n]:,}", share]) for n, share in shares.items()],
+                name,
+                [
+                    "–" if (share := found.fifths_of(scores)[fifth]) is None else f"{share:.0%}"
+                    for _, scores, found in scored
+                ],
             )
-        )
-    return {"notes": found.notes, "tables": tables}
+            for fifth, name in FIFTH_NAMES.items()
+        ]
+        head = ["By the return score", *(one.label for one, *_ in scored)]
+        tables.append((f"Share that comes back {AS_DIRECTION}, by the return score", head, fifths))
+    return {"notes": [note for _, found in known for note in found.notes], "tables": tables}
 
 
 def _sae(analysis: Analysis, comparison: Comparison, vocabulary: Vocabulary) -> dict[str, Any]:
     """One SAE's part of the page's data."""
-    shown = sorted(analysis.ranking[: comparison.options.pages])
+    shown = sorted(analysis.features.ranking[: comparison.options.pages])
     content: dict[str, Any] = {
         "label": analysis.label,
         "columns": columns(analysis, vocabulary),
@@ -234,7 +207,7 @@ def _sae(analysis: Analysis, comparison: Comparison, vocabulary: Vocabulary) -> 
         ],
     }
     if (scores := analysis.scores) is not None:
-        content["seeds"] = {"of": scores.of, "null": rounded(scores.null)}
+        content["seeds"] = {"of": scores.of, "random": rounded(scores.random)}
     return content
 
 
@@ -283,7 +256,7 @@ def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None
         for one in COLUMNS
         if one.show == "tokens"
     }
-    count = analysis.statistics.count_F.tolist()
+    count = analysis.features.count_F.tolist()
     table_columns = {"feature": list(range(len(count))), "count": count, **found, **words}
     name = file_names(one.label for one in comparison.analyses)[analysis.label]
     path = files / f"features_{name}.csv"

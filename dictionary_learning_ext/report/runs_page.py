@@ -363,4 +363,4 @@ def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) 
         figures.append(figure)
     for figure in figures:
         figure.update_layout(template="plotly_white")
-    return [json.loads(figure.to_json()) for figure in figures]
+    return [json.loads(str(figure.to_json())) for figure in figures]

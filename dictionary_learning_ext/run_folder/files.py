@@ -65,6 +65,8 @@ BENCH_CACHE = ".bench_cache"
 """What the SAEs of one evaluation share in SAE Bench."""
 RETURN_SCORES = "return_scores.csv"
 """The features' return scores and signals, a row for each feature."""
+CODES = "codes/heldout.safetensors"
+"""What the SAE says of held-out text: each token's selected features and their activations."""
 EXPLANATIONS = "explanations.json"
 """What features mean in a language model's words, with scores."""
 REPORT = "report.html"
@@ -176,6 +178,7 @@ RUN_FILES = (
     BENCH_CACHE,
     RETURN_SCORES,
     EXPLANATIONS,
+    str(Path(CODES).parent),
     REPORT,
     report_files(Path(REPORT)).name,
     RESUME,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
@@ -44,6 +44,39 @@ class FeaturePosterior(Protocol):
     @property
     def noise_variance(self) -> t.Tensor | None:
         """sigma^2, if sampling adds k sigma^2 of energy to a reconstruction; otherwise None."""
+        ...
+
+
+class TopKCode(NamedTuple):
+    """The K features that each token keeps."""
+
+    values: t.Tensor
+    """Their activations, (…, K); 0 where a ReLU leaves fewer than K."""
+    indices: t.Tensor
+    """Their numbers, (…, K), int64, in any order."""
+
+
+@runtime_checkable
+class SparseEncoder(Protocol):
+    """A dictionary that gives its features without the zeros."""
+
+    def sparse_encode(self, x: t.Tensor) -> TopKCode:
+        """What `encode` returns for activations (…, D), sparse."""
+        ...
+
+
+@runtime_checkable
+class PosteriorEncoder(Protocol):
+    """A dictionary that selects K features from a posterior that is there already."""
+
+    def posterior(self, x: t.Tensor) -> "FeaturePosterior": ...
+
+    def code_of(self, posterior: Any) -> TopKCode:
+        """What `sparse_encode` gives for the activations that the posterior is of."""
+        ...
+
+    def drawn_from(self, posterior: Any, generator: t.Generator) -> TopKCode:
+        """The code of a sample."""
         ...
 
 

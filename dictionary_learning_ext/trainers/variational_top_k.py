@@ -36,11 +36,11 @@ from ..config.sae import (
 from ..devices import chosen_device
 from ..errors import ConfigError
 from .base import SamplingTopKTrainer, metrics_of_code
-from .dictionaries import FromState, require_scale, require_width
+from .dictionaries import FromState, TopKCode, require_scale, require_width
 from .kernels import compiled
 from .kernels.memory import keep_freed_memory
 from .kernels.products import StepForm
-from .kernels.select import Draw, compared, draw_code
+from .kernels.select import Draw, compared, draw_code, top_k
 from .kernels.step import (
     LossTerms,
     StepObjective,
@@ -157,9 +157,9 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
             noise = 0.0 if self.posterior_kind == "point" else 1.0
             how = Draw(int(self.k), self.noise_on, noise, generator, self.select_by)
             indices, values = draw_code(mu, self._std(centred), how)
-        else:  # nnsight's proxies can't be unpacked
-            indices = compared(mu, self.select_by).topk(int(self.k), dim=-1, sorted=False).indices
-            values = mu.gather(-1, indices)
+        else:
+            code = self._top_k(mu, as_upstream=return_topk)
+            values, indices = code.values, code.indices
         if use_threshold:
             if sample or self.threshold < 0:
                 raise ConfigError(
@@ -170,6 +170,42 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         else:
             features = t.zeros_like(mu).scatter_(dim=-1, index=indices, src=values)
         return (features, values, indices, mu) if return_topk else features
+
+    def sparse_encode(self, x: t.Tensor) -> TopKCode:
+        """What `encode` returns, without the zeros: the K selected features of each token, (…, K).
+
+        Raises: ConfigError for `x` of another width.
+        """
+        require_width(x, self.activation_dim)
+        return self._top_k(self._mu(x.to(self.b_dec.dtype) - self.b_dec))
+
+    def code_of(self, posterior: GaussianPosterior) -> TopKCode:
+        """The code of a posterior's mean: `sparse_encode`, once its mean is known."""
+        return self._top_k(posterior.mu, as_upstream=True)
+
+    def drawn_from(self, posterior: GaussianPosterior, generator: t.Generator | None) -> TopKCode:
+        """The code of a sample of a posterior, as `encode(x, sample=True)` draws one."""
+        is_point = self.posterior_kind == "point"
+        how = Draw(int(self.k), self.noise_on, 0.0 if is_point else 1.0, generator, self.select_by)
+        indices, values = draw_code(posterior.mu, posterior.std, how)
+        return TopKCode(values, indices)
+
+    def _top_k(self, mu: t.Tensor, *, as_upstream: bool = False) -> TopKCode:
+        """The K largest means of each token.
+
+        Arguments:
+            as_upstream: of a ReLU's zeros, take those that torch takes.
+        """
+        k = int(self.k)
+        is_plain = isinstance(mu, t.Tensor) and not mu.requires_grad  # and no proxy of nnsight's
+        if is_plain and compiled.serves(mu) and not (self.rectify and as_upstream):
+            flat_NF = mu.reshape(-1, self.dict_size)
+            values, indices = top_k(flat_NF, k, StepForm.rows_at_once, select_by=self.select_by)
+            shape = (*mu.shape[:-1], k)
+            return TopKCode(values.view(shape), indices.view(shape))
+        # A proxy can't be unpacked.
+        indices = compared(mu, self.select_by).topk(k, dim=-1, sorted=False).indices
+        return TopKCode(mu.gather(-1, indices), indices)
 
     def decode(self, x: t.Tensor) -> t.Tensor:
         """The reconstruction from features: (…, F) -> (…, D)."""

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..activations.buffer import Batches
 from ..activations.hook_points import HookPoint
 from ..activations.inputs import Inputs, find_inputs
+from ..codes.sinks import SinkFinder
 from ..config.checks import require
 from ..config.run import SAMPLE_TOKENS, RunConfig
 from ..config.sae import SAEConfig
@@ -28,7 +29,6 @@ from ..devices import chosen_device, without_auto
 from ..errors import CheckpointError, Interrupted, NonFiniteError, Template, TrainingError, in_shell
 from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels
-from ..features.collector import SinkFinder
 from ..progress import ProgressLines, progress
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import all_locked

@@ -18,8 +18,7 @@ import torch as t
 
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.evaluation.folders import open_folders
-from dictionary_learning_ext.features.codes import CodeCollector, measures_of_pair
-from dictionary_learning_ext.features.directions import decoder_directions
+from dictionary_learning_ext.features.agreement import AgreementOfCodes
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from experiments.dose import truth
 from experiments.dose.arms import ARMS, PENALISED, TOP_K, Options, sae_of
@@ -65,14 +64,10 @@ def measure(one: Path, other: Path) -> dict[str, Any]:
     """What comes back between two seeds' SAEs, as a direction and in what it does."""
     folders = [str(one), str(other)]
     opened = open_folders(folders)
-    saes = {folder: opened.saes[folder][0] for folder in folders}
-    coders = {folder: CodeCollector(sae) for folder, sae in saes.items()}
-    for x_BD in opened.held_out(CODE_TOKENS):
-        for coder in coders.values():
-            coder.add(x_BD)
-    a, b = (coders[folder].codes() for folder in folders)
-    measured = reproducibility({f: decoder_directions(sae) for f, sae in saes.items()})
-    return measures_of_pair(a, b, measured.pair)
+    codes = opened.codes(CODE_TOKENS, keep=False)
+    measured = reproducibility({folder: each.directions_FD for folder, each in codes.items()})
+    (found,) = AgreementOfCodes(codes, measured).pairs.values()
+    return {**found, "same": found["in_function"]}
 
 
 def _run(stage: str, name: str, setting: Setting, arms: dict[str, Options], seeds: Any) -> None:

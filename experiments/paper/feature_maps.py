@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch as t
-from scipy.sparse import csr_matrix, vstack
 from sklearn.cluster import KMeans
 from sklearn.decomposition import TruncatedSVD
 from sklearn.manifold import TSNE
@@ -62,16 +60,10 @@ def largest_of(folders: Sequence[Path]) -> list[list[float]]:
     return [np.round(largest(code_NF), 2).tolist() for code_NF in codes_of(folders)]
 
 
-@t.no_grad()
 def codes_of(folders: Sequence[Path]) -> list[Any]:
     """Each SAE's activations at the same held-out tokens, a csr_matrix (N, F) without stored zeros."""
-    opened = open_folders(folders)
-    saes: list[Any] = [sae for sae, _ in opened.saes.values()]
-    parts: list[list[csr_matrix]] = [[] for _ in saes]
-    for x_ND in opened.held_out(MAP_TOKENS):
-        for sae, own in zip(saes, parts, strict=True):
-            own.append(csr_matrix(sae.encode(x_ND).float().numpy()))
-    return [vstack(own, format="csr") for own in parts]
+    found = open_folders(folders).codes(MAP_TOKENS, keep=False)
+    return [codes.to_scipy() for codes in found.values()]
 
 
 def comparable_features(codes: Sequence[Any], limit: int, seed: int) -> list[np.ndarray]:

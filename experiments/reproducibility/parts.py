@@ -102,7 +102,7 @@ def pair_of(one: Path, other: Path) -> dict[str, Any]:
     }
     found = reproducibility(directions)
     (pair,) = found.pairs.values()
-    returning = found.returning(str(one))
+    returning = found.as_direction(str(one))
     counts, _ = np.histogram(pair.match_F.clip(0, 1), bins=BINS, range=(0, 1))
     return {
         "pw_mcc": pair.pw_mcc,

@@ -111,7 +111,7 @@ def test_the_size_of_the_cache_is_said_first_and_the_table_last(finished):
     out = finished[1]
     size, training, table = (
         re.search(pattern, out)
-        for pattern in (r"need \S+B .*free", r"Training run/seed0 on cpu\n", r"PW-MCC less null")
+        for pattern in (r"need \S+B .*free", r"Training run/seed0 on cpu\n", r"as a direction")
     )
     assert size.start() < training.start() < table.start()
     assert "run/seed0 --seeds run/seed1" in out
@@ -155,7 +155,7 @@ def test_a_second_time_shows_the_table_and_trains_and_caches_nothing(
     there = sorted(Path("run").iterdir())
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("it trains again"))
     assert main(two_there) == 0
-    assert "PW-MCC less null" in capsys.readouterr().out
+    assert "as a direction" in capsys.readouterr().out
     assert sorted(Path("run").iterdir()) == there
 
 
@@ -213,7 +213,7 @@ def test_several_hook_points_are_cached_together_and_compared_each(two, capsys):
     assert stopped(command, SAERun, "update", 30) == 130
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert out.count("PW-MCC less null") == 2
+    assert out.count("features that come back") == 2
     for name in NAMES[:2]:
         for hook in hooks:
             assert settings_of(Path("run") / name / hook)["hook"] == hook
@@ -225,13 +225,13 @@ def test_synthetic_activations_need_no_cache(tmp_path, monkeypatch, capsys):
     sizes = "--steps 4 --batch-size 64 --dict-size 32 --k 4 --eval-tokens 200"
     command = f"train --model synthetic:small {sizes} --seeds 2 --save-dir run"
     assert main(shlex.split(command)) == 0
-    assert "PW-MCC less null" in capsys.readouterr().out
+    assert "as a direction" in capsys.readouterr().out
     assert not Path("run/cache").exists()
 
 
 def test_without_an_evaluation_the_seeds_are_compared_too(two, capsys):
     assert main([*two, "--eval-tokens", "0"]) == 0
-    assert "PW-MCC less null" in capsys.readouterr().out
+    assert "as a direction" in capsys.readouterr().out
 
 
 def test_overwrite_starts_over_and_is_continued_without_it(two_there, capsys):

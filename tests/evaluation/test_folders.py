@@ -100,6 +100,10 @@ def test_saes_with_and_without_a_rule_are_measured_with_the_flag_that_is_named(
         assert open_folders([one, two], **rule).run == replace(open_folders([one]).run, **rule)
 
 
+def rows_of(opened):
+    return t.cat([*opened.inputs.held_out(opened.run.hook, 300).batches])
+
+
 def test_an_sae_that_was_trained_on_all_tokens_is_measured_without_sinks(
     lm_dir_of, folder, tmp_path, caplog
 ):
@@ -107,11 +111,11 @@ def test_an_sae_that_was_trained_on_all_tokens_is_measured_without_sinks(
     setting(max_norm_multiple=None, remove_bos=False)(folder / "config.json")
     with caplog.at_level("INFO"):
         opened = open_folders([folder], model=model)
-        x = t.cat([*opened.held_out(300)])
+        x = rows_of(opened)
     assert "10 times the median" in caplog.text
     assert float(x.norm(dim=1).max() / x.norm(dim=1).median()) < 10
     everything = open_folders([folder], model=model, max_norm_multiple=1e9)
-    x = t.cat([*everything.held_out(300)])
+    x = rows_of(everything)
     assert float(x.norm(dim=1).max() / x.norm(dim=1).median()) > 10
 
 
@@ -120,7 +124,7 @@ def test_an_sae_of_another_width_than_the_hook_is_refused(folder):
     trainer(activation_dim=8)(folder / "config.json")
     expected = f"{folder}: activation_dim=8, but blocks.1.hook_resid_post of "
     with pytest.raises(CheckpointError, match=re.escape(expected) + ".* is 16 wide"):
-        open_folders([folder])
+        _ = open_folders([folder]).inputs
 
 
 @pytest.mark.parametrize("rules", [{}, {"max_norm_multiple": 10.0, "remove_bos": True}], ids=str)

@@ -15,6 +15,7 @@ from dictionary_learning.evaluation import evaluate as upstream_evaluate
 from dictionary_learning.evaluation import loss_recovered
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from held_out import held_out_of
+from measurement import Measurement
 from planted_sinks import with_sinks
 from torch.distributions import Normal, kl_divergence
 from upstreams_tracing import upstreams_tracing
@@ -27,7 +28,6 @@ from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import NonFiniteError
 from dictionary_learning_ext.evaluation.measure import (
     DocumentLosses,
-    Measurement,
     measure,
 )
 from dictionary_learning_ext.evaluation.metrics import (

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from measurement import Measurement
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import f1_score
-
-from dictionary_learning_ext.evaluation.measure import Measurement
 
 pytest.importorskip("sae_lens", reason="needs the extra: pip install -e '.[synthetic]'")
 

@@ -34,7 +34,6 @@ from dictionary_learning_ext.errors import EndpointError
 from dictionary_learning_ext.explain import questions, runner
 from dictionary_learning_ext.explain.endpoint import Endpoint
 from dictionary_learning_ext.export.exporter import export
-from dictionary_learning_ext.features import features_of as features_of_module
 from dictionary_learning_ext.features.explanations import explanations_in, means_of
 from dictionary_learning_ext.run_folder.sae_names import results_folder
 
@@ -138,7 +137,7 @@ def test_a_feature_with_too_few_contexts_is_passed_over_and_its_place_is_gone_th
 def test_an_sae_without_a_return_score_goes_by_the_firing_rate(
     folder_to_explain, chat, capsys, monkeypatch
 ):
-    monkeypatch.setattr(features_of_module, "has_score", lambda dictionary: False)
+    monkeypatch.setattr(runner, "return_scores_if_any", lambda codes, dictionary: None)
     assert main([*words(folder_to_explain, chat), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "the firing rate" in out

@@ -4,11 +4,11 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-import torch as t
 
+from dictionary_learning_ext.codes.contexts import KeptContext
 from dictionary_learning_ext.explain.questions import HELD_OUT, SHOWN, judgements_in, question
-from dictionary_learning_ext.features.contexts import DrawnContexts, FeatureContexts
 from dictionary_learning_ext.features.explanations import SILENT, STRONG, WEAK
 
 WORDS: Any = SimpleNamespace(
@@ -19,17 +19,14 @@ WORDS: Any = SimpleNamespace(
 def asked_about(activations):
     """The question about a feature with a context of one token for each activation, whose number is its place."""
     n = len(activations)
-    number_FT = t.arange(n)[None]
-    contexts = FeatureContexts(
-        value_FT=t.tensor([activations]),
-        ids_FTW=number_FT[..., None].int(),
-        activations_FTW=t.tensor([activations])[..., None],
-        context_FT=number_FT,
-        position_FT=number_FT * 0,
-        at=0,
+    kept = [KeptContext(each, [i], [each], 0, i, 0) for i, each in enumerate(activations)]
+    contexts = SimpleNamespace(of=lambda feature: kept)
+    number_P = np.arange(n, n + 40)
+    drawn = SimpleNamespace(
+        around=SimpleNamespace(ids_TW=number_P[:, None]),
+        context_P=number_P,
+        fires=lambda feature: np.zeros(40, dtype=bool),
     )
-    number_P = t.arange(n, n + 40)
-    drawn = DrawnContexts(number_P[:, None].int(), t.zeros(40, 1, dtype=t.bool), number_P)
     statistics: Any = SimpleNamespace(top=contexts, sampled=contexts, drawn=drawn)
     found = question(0, 0, statistics, WORDS)
     assert found is not None

@@ -11,9 +11,9 @@ from planted_sinks import saved_with_sinks
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs, open_model
+from dictionary_learning_ext.codes.contexts import token_text
 from dictionary_learning_ext.export import neuronpedia
 from dictionary_learning_ext.export.exporter import export
-from dictionary_learning_ext.features.contexts import token_text
 from dictionary_learning_ext.features.directions import LogitLens, decoder_directions
 
 TOKENS = 1000

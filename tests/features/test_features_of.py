@@ -7,6 +7,7 @@ import pytest
 import torch as t
 from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from measurement import codes_of_rows
 from nnsight import LanguageModel
 
 from dictionary_learning_ext import features_of, find_hook, load_dictionary, open_text
@@ -19,7 +20,7 @@ from dictionary_learning_ext.errors import (
     UserError,
 )
 from dictionary_learning_ext.features.directions import LogitLens
-from dictionary_learning_ext.features.return_score import ReturnScoreError, SignalCollector
+from dictionary_learning_ext.features.return_score import ReturnScoreError, return_scores_of
 
 HOOK = "blocks.0.hook_resid_post"
 MIDDLE = "blocks.1.hook_resid_post"  # where the SAEs of `trained` read
@@ -244,11 +245,11 @@ def test_features_have_the_return_score_of_the_tokens_measured_on(tiny_lm):
     t.manual_seed(0)
     sae = AutoEncoderTopK(16, 24, 3)
     found = features_of(sae, tiny_lm, DOCUMENTS, hook=HOOK, ctx_len=32)
-    collector, point = SignalCollector(sae), find_hook(tiny_lm, HOOK)
+    point, rows = find_hook(tiny_lm, HOOK), []
     for ids, _ in dense(tiny_lm, sae, DOCUMENTS, 32):
         ids_BL = t.tensor([ids])
-        collector.add(read_residual(tiny_lm, point, ids_BL, t.ones_like(ids_BL))[0])
-    expected = collector.scores()
+        rows.append(read_residual(tiny_lm, point, ids_BL, t.ones_like(ids_BL))[0])
+    expected = return_scores_of(codes_of_rows(sae, *rows), sae)
     assert found.return_scores.tokens == found.tokens == expected.tokens
     assert "language model" in str(found.return_scores.caveat)
     assert found.return_scores.score_F == pytest.approx(expected.score_F)

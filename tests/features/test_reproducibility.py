@@ -135,15 +135,14 @@ def test_planted_features_return_and_others_do_not():
     assert not found.scores("a").returns_F[30:].any()
     assert found.scores("a").match_F[:20] == pytest.approx(1)
     assert (found.scores("a").match_F[20:30] > 0.5).all()
-    assert found.returning("a") == pytest.approx({0.7: (30 + 20) / 120, 0.9: (30 + 20) / 120})
-    assert found.returning("c") == pytest.approx({0.7: 40 / 120, 0.9: 40 / 120})
+    assert found.as_direction("a") == pytest.approx({0.7: (30 + 20) / 120, 0.9: (30 + 20) / 120})
+    assert found.as_direction("c") == pytest.approx({0.7: 40 / 120, 0.9: 40 / 120})
     assert found.matches("b", "a")[order[:30]] == pytest.approx(1)
     assert list(found.pairs) == [("a", "b"), ("a", "c"), ("b", "c")]
     scores = found.scores("a")
-    assert (scores.of, scores.null) == (
-        2,
-        pytest.approx((found.pairs["a", "b"].null + found.pairs["a", "c"].null) / 2),
-    )
+    random = [found.pairs[names].random_match_f.mean() for names in (("a", "b"), ("a", "c"))]
+    assert (scores.of, scores.random) == (2, pytest.approx(np.mean(random)))
+    assert found.random_share == 0
     assert scores.words(0) == "comes back in 2 of 2 seeds, mean match 1.00"
     only = FeatureScores(np.array([0.5]), np.array([0]), 1, 0.0)
     assert only.words(0) == "does not come back, match 0.50"
@@ -156,19 +155,19 @@ def test_of_two_sizes_what_has_no_match_does_not_return():
     b[order[:20]] = -a[:20]
     found = reproducibility({"a": t.tensor(a), "b": t.tensor(b)})
     pair = found.pair
-    assert found.returning("a") == pytest.approx({0.7: 20 / 30, 0.9: 20 / 30})
-    assert found.returning("b") == pytest.approx({0.7: 20 / 90, 0.9: 20 / 90})
-    assert pair.measures["returning_0.7"] == pytest.approx(20 / 30)
+    assert found.as_direction("a") == pytest.approx({0.7: 20 / 30, 0.9: 20 / 30})
+    assert found.as_direction("b") == pytest.approx({0.7: 20 / 90, 0.9: 20 / 90})
+    assert pair.measures["direction_0.7"] == pytest.approx(20 / 30)
     rows, columns = linear_sum_assignment(np.abs(a @ b.T), maximize=True)
     assert pair.pw_mcc == pytest.approx(np.abs(a @ b.T)[rows, columns].mean())
     assert found.matches("b", "a")[order[:20]] == pytest.approx(1)
     assert (found.matches("b", "a") > 0).sum() == 30
     assert found.scores("b").returns_F.sum() == 20
     swapped = reproducibility({"b": t.tensor(b), "a": t.tensor(a)})
-    for name in ("pw_mcc", "null", "returning_0.7"):
+    for name in ("pw_mcc", "null", "direction_0.7"):
         assert swapped.pair.measures[name] == pytest.approx(pair.measures[name], abs=0.01)
     assert swapped.pair.agreement == pytest.approx(pair.agreement)
-    assert swapped.returning("b") == pytest.approx(found.returning("b"))
+    assert swapped.as_direction("b") == pytest.approx(found.as_direction("b"))
     unrelated = reproducibility(
         {"a": t.tensor(directions(5, 30, 64)), "b": t.tensor(directions(6, 90, 64))}
     )
@@ -189,7 +188,7 @@ def test_a_match_between_the_limits_returns_at_one_of_them():
     found = reproducibility({n: t.tensor(x) for n, x in (("a", a), ("b", b), ("c", c))})
     assert found.scores("a").returns_F[:20].tolist() == [2] * 10 + [1] * 10
     assert found.scores("a").match_F[:10] == pytest.approx((0.95 + 0.75) / 2, abs=1e-6)
-    assert found.returning("a") == pytest.approx({0.7: (20 + 10) / 60, 0.9: 10 / 60})
+    assert found.as_direction("a") == pytest.approx({0.7: (20 + 10) / 60, 0.9: 10 / 60})
 
 
 def test_saes_that_can_not_be_compared_are_named():

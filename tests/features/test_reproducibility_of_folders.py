@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from export_folders import of_sae_lens
+from measurement import codes_of_rows
 from small_commands import refused
 
 from dictionary_learning_ext import RunConfig, SAEConfig, agreement, load_dictionary, train
@@ -21,17 +23,13 @@ from dictionary_learning_ext.evaluation import folders as folders_module
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.features import reproducibility_of_folders as of_folders
 from dictionary_learning_ext.features import return_score
-from dictionary_learning_ext.features.codes import (
-    CODE_MEASURES,
-    CodeCollector,
-    agreement_of_codes,
-)
+from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
 from dictionary_learning_ext.features.reproducibility_of_folders import (
     answer,
+    of_seeds,
     reproduce,
-    returning_of,
     warn_of_differences,
 )
 from dictionary_learning_ext.run_folder.reading import read_config
@@ -68,20 +66,20 @@ def changed(folder, to, **settings):
 
 def test_the_table_is_of_the_measures(seeds, capsys, caplog):
     folders = [seeds[0], seeds[1], seeds[2]]
-    assert main(["reproduce", *folders]) == 0
+    assert main(["reproduce", *folders, "--all"]) == 0
     out = capsys.readouterr().out
-    assert not caplog.records
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
     names = ["seed0", "seed1", "seed2"]
     directions = {
         n: decoder_directions(load_dictionary(f)[0]) for n, f in zip(names, folders, strict=True)
     }
     expected = reproducibility(directions)
     for name in names:
-        (line,) = [line for line in out.splitlines() if line.startswith(name)]
+        line, within = (line for line in out.splitlines() if line.startswith(name))
         fve = json.loads(Path(folders[names.index(name)], "metrics.json").read_text())["fve"]
         assert METRICS["fve"].text(fve) in line
-        assert f"{expected.within[name]:.4f}" in line
-        assert f"{expected.returning(name)[0.7]:.1%}" in line
+        assert f"{expected.within[name]:.4f}" in within
+        assert f"{expected.as_direction(name)[0.7]:.1%}" in line
     pw_mcc = sum(pair.pw_mcc for pair in expected.pairs.values()) / 3
     assert f"{pw_mcc:.4f}" in out
     rows = dict(line.rsplit(maxsplit=1) for line in out.splitlines() if len(line.split()) > 1)
@@ -99,26 +97,22 @@ def codes_again(folders, tokens):
     """How the codes of these SAEs agree, on the held-out rows of the first one's run."""
     run = run_of(Path(folders[0]))
     x = t.cat([*open_inputs(run, [run.hook]).held_out(run.hook, tokens).batches])
-    codes = {}
-    for folder in folders:
-        collector = CodeCollector(load_dictionary(folder)[0])
-        collector.add(x)
-        codes[Path(folder).name] = collector.codes()
-    return agreement_of_codes(codes, reproduce(folders).measured)
+    codes = {Path(folder).name: codes_of_rows(load_dictionary(folder)[0], x) for folder in folders}
+    return AgreementOfCodes(codes, reproduce(folders).measured)
 
 
 def test_codes_are_compared_on_held_out_tokens(seeds, capsys):
     """As many as the runs' own evaluations have, 500, unless others are asked for."""
     folders = [seeds[0], seeds[1], seeds[2]]
     expected = codes_again(folders, 500)
-    assert main(["reproduce", *folders]) == 0
+    assert main(["reproduce", *folders, "--all"]) == 0
     out = capsys.readouterr().out
     lines = [
         line.rsplit("  ", 1) for line in out[out.index("on 500 held-out tokens") :].splitlines()
     ]
     shown = {line[0].strip(): line[1].strip() for line in lines if len(line) == 2}
     means = expected.means()
-    assert 0 < means["returning_energy"] < 1
+    assert 0 < means["direction_energy"] < 1
     for measure in CODE_MEASURES:
         assert shown[measure.label] == measure.text(means[measure.key])
     assert main(["reproduce", *folders[:2], "--json", "--tokens", "1000"]) == 0
@@ -142,8 +136,7 @@ def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
     assert "use --tokens 0 " in error
     assert main(["reproduce", *gone, "--tokens", "0"]) == 0
     out = capsys.readouterr().out
-    assert "PW-MCC" in out
-    assert "held-out tokens" not in out
+    assert re.search(r"as a direction +in what they do +FVE\n-+\n.* - +0\.\d+$", out, re.M)
     assert main(["reproduce", *gone, "--tokens", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tokens"] == 0
@@ -212,10 +205,10 @@ def test_json_and_the_features_csv(seeds, tmp_path, capsys):
     assert found["mean"]["pw_mcc_less_null"] == of_pair.pw_mcc - of_pair.null
     rows = list(csv.DictReader(path.open()))
     assert len(rows) == 2 * F
-    scores = [float(row["mean_match"]) for row in rows if row["sae"] == "seed1"]
+    scores = [float(row["direction_match"]) for row in rows if row["sae"] == "seed1"]
     assert scores == pytest.approx(expected.scores("seed1").match_F, abs=1e-4)
     assert {row["of"] for row in rows} == {"1"}
-    assert {row["null"] for row in rows} == {f"{of_pair.null:.4f}"}
+    assert {row["random_match"] for row in rows} == {f"{of_pair.random_match_f.mean():.4f}"}
 
 
 def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_path, caplog, capsys):
@@ -223,17 +216,17 @@ def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_pa
         (seeds[3], "these SAEs differ in k, not in their seeds alone"),
         (
             changed(seeds[1], tmp_path / "same_batches", data_seed=0),
-            "saw the same batches: features may return for that reason",
+            "saw the same batches: features may come back for that reason",
         ),
         (
             changed(seeds[1], tmp_path / "same_seed", seed=0),
-            "started from the same initial weights: features may return for that reason",
+            "started from the same initial weights: features may come back for that reason",
         ),
     ):
         caplog.clear()
         capsys.readouterr()
         assert main(["reproduce", seeds[0], other, "--json"]) == 0
-        (line,) = caplog.messages
+        (line,) = [one.message for one in caplog.records if one.levelname == "WARNING"]
         assert note in line
         assert line in json.loads(capsys.readouterr().out)["warnings"]
 
@@ -263,16 +256,16 @@ def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, 
     found = reproduce([seeds[1], wide], 500)
     assert any("differ in dict_size" in note for note in found.notes)
     assert (found.measured.matches("wide", "seed1") > 0).sum() == F
-    assert found.measured.returning("wide")[0.7] == found.measured.returning("seed1")[0.7] / 2
+    assert found.measured.as_direction("wide")[0.7] == found.measured.as_direction("seed1")[0.7] / 2
     rows = list(csv.DictReader(path.open()))
     assert [row["sae"] for row in rows] == ["seed1"] * F + ["wide"] * 2 * F
-    assert sum(row["mean_match"] == "0.0000" for row in rows) == F
+    assert sum(row["direction_match"] == "0.0000" for row in rows) == F
     ours, theirs = rows[:F], rows[F:]
     unit = [normalized(load_dictionary(one)[0]) for one in (seeds[1], wide)]
     for row in ours:
         number = int(row["match_in_wide"])
         cosine = abs(float(unit[0][int(row["feature"])] @ unit[1][number]))
-        assert float(row["mean_match"]) == pytest.approx(cosine, abs=1e-4)
+        assert float(row["direction_match"]) == pytest.approx(cosine, abs=1e-4)
         assert theirs[number]["match_in_seed1"] == row["feature"]
     assert sum(row["match_in_seed1"] == "" for row in theirs) == F
     assert {row["match_in_seed1"] for row in ours} == {""}, "its own"
@@ -288,9 +281,9 @@ def test_saes_of_two_widths_are_refused_and_nothing_else_is_said(seeds, tmp_path
 def test_each_sae_is_loaded_once(seeds, monkeypatch):
     loaded = []
 
-    def load(folder, *given):
+    def load(folder, *given, **more):
         loaded.append(folder)
-        return load_dictionary(folder, *given)
+        return load_dictionary(folder, *given, **more)
 
     monkeypatch.setattr(of_folders, "load_dictionary", load)
     monkeypatch.setattr(folders_module, "load_dictionary", load)
@@ -322,12 +315,12 @@ def test_other_contexts_are_compared_on_the_first_ones(seeds, tmp_path, caplog):
     assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
 
 
-def test_an_sae_that_was_not_evaluated_has_a_dash(seeds, tmp_path, capsys):
+def test_of_an_sae_that_was_not_evaluated_the_fve_is_that_of_its_codes(seeds, tmp_path):
     again = shutil.copytree(seeds[1], tmp_path / "again")
+    evaluated = json.loads((again / "metrics.json").read_text())["fve"]
     (again / "metrics.json").unlink()
-    assert main(["reproduce", seeds[0], str(again)]) == 0
-    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("again")]
-    assert line.split()[1] == "-"
+    assert reproduce([seeds[0], again]).fve["again"] is None, "directions alone"
+    assert reproduce([seeds[0], again], None).fve["again"] == pytest.approx(evaluated)
 
 
 @pytest.mark.parametrize("name", ["hook", "model"])
@@ -356,19 +349,20 @@ def test_a_mistake_is_one_line(given, message, seeds, capsys):
 
 
 def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(seeds, tmp_path):
-    """seeds[3] has another k, and a seed that is there twice is left out with its group."""
+    """seeds[3] has another k. Of a seed that is there twice the first is compared."""
     configs = {folder: read_config(folder) for folder in seeds.values()}
-    found = returning_of(configs)
+    ((folders, found),) = of_seeds(configs)
     alike = [seeds[0], seeds[1], seeds[2]]
+    assert folders == alike
     expected = reproduce(alike).measured
-    assert found == pytest.approx({one: expected.returning(Path(one).name)[0.7] for one in alike})
-    assert returning_of({one: configs[one] for one in (seeds[0], seeds[3])}) == {}
+    for one in alike:
+        share = expected.as_direction(Path(one).name)[0.7]
+        assert found.as_direction(Path(one).name) == pytest.approx(share)
+    assert of_seeds({one: configs[one] for one in (seeds[0], seeds[3])}) == []
     twice = changed(seeds[1], tmp_path / "twice")
-    assert returning_of(configs | {twice: read_config(twice)}) == {}
-    # Written before there was a setting that has its default.
-    older = {one: read_config(one) for one in alike[:2]}
-    del older[alike[0]]["run"]["settings"]["text_column"]
-    assert set(returning_of(older)) == set(alike[:2])
+    ((folders, found),) = of_seeds(configs | {twice: read_config(twice)})
+    assert folders == [*alike, twice]
+    assert len(found.measured.names) == 3
 
 
 @pytest.mark.parametrize("data_seed", [0, 1])
@@ -377,7 +371,7 @@ def test_a_comparison_says_which_seeds_saw_the_same_batches(data_seed, seeds, ca
     for number, config in enumerate(configs.values()):
         config["run"]["settings"]["data_seed"] = data_seed * number
     caplog.clear()
-    returning_of(configs)
+    of_seeds(configs)
     assert ("same batches" in caplog.text) == (data_seed == 0)
 
 
@@ -397,7 +391,7 @@ def test_it_is_the_reproducibility_of_the_two(saes):
     assert found.names == ["a", "b"]
     assert found.pair.pw_mcc == pytest.approx(expected.pairs["a", "b"].pw_mcc, abs=1e-6)
     assert found.pair.null == pytest.approx(expected.pairs["a", "b"].null, abs=1e-6)
-    assert found.returning("b") == expected.returning("b")
+    assert found.as_direction("b") == expected.as_direction("b")
     first, *rest = repr(found).splitlines()
     assert first.startswith(
         f"a and b: PW-MCC {found.pair.pw_mcc:.4f}"
@@ -425,24 +419,28 @@ def test_a_pair_is_of_two_saes_of_one_width(saes):
 @pytest.mark.parametrize(
     ("saes", "said"),
     [
-        ([("vSAE", 0.346, 0.869)], "35% of vSAE features come back with another seed."),
         (
-            [("vSAE", 0.346, 0.869), ("TopK", 0.2, 0.87)],
-            "At the same reconstruction (FVE 0.869 and 0.870), 35% of vSAE features come back with another "
-            "seed, and 20% of TopK features.",
+            [("vSAE", 0.346, None, 0.869)],
+            "At FVE 0.869, 35% of vSAE features come back as a direction. Of random directions, 2% would.",
         ),
         (
-            [("a", 0.5, 0.8), ("b", 0.25, 0.9)],
-            "At FVE 0.800 and 0.900, 50% of a features come back with another seed, and 25% of b features.",
+            [("vSAE", 0.346, 0.3, 0.869), ("TopK", 0.2, 0.1, 0.87)],
+            "At the same reconstruction (FVE 0.869 and 0.870), 35% of vSAE features come back as a direction and "
+            "30% in what they do, of TopK features 20% and 10%. Of random directions, 2% would.",
         ),
         (
-            [("a", 0.5, None), ("b", 0.25, 0.9)],
-            "50% of a features come back with another seed, and 25% of b features.",
+            [("a", 0.5, 0.4, 0.8), ("b", 0.25, 0.2, 0.9)],
+            "At FVE 0.800 and 0.900, 50% of a features come back as a direction and 40% in what they do, of b "
+            "features 25% and 20%. Of random directions, 2% would.",
+        ),
+        (
+            [("a", 0.5, None, None), ("b", 0.25, None, 0.9)],
+            "50% of a features come back as a direction, of b features 25%. Of random directions, 2% would.",
         ),
     ],
 )
 def test_the_answer_is_one_sentence(saes, said):
-    assert answer(saes) == said
+    assert answer(saes, 0.02) == said
 
 
 def test_a_given_hook_does_not_make_two_places_one(seeds, tmp_path):

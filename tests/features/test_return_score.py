@@ -13,11 +13,13 @@ from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, JumpRelu
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from export_folders import edit_weights
+from measurement import codes_of_rows
 from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
 from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.codes import encoding
 from dictionary_learning_ext.errors import NonFiniteError
 from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.export.exporter import export
@@ -27,14 +29,15 @@ from dictionary_learning_ext.features.return_score import (
     SIGNALS,
     ReturnScoreError,
     ReturnScores,
-    Selections,
-    SignalCollector,
     caveat_on,
     fits,
     has_noise,
     margins,
     ranks,
     return_scores,
+    return_scores_if_any,
+    return_scores_of,
+    signals_of,
     thresholds,
 )
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
@@ -68,7 +71,9 @@ def folder(folders):
 def batch_top_k(folders):
     """Its threshold is that of some tokens, and no activation is as large: 20 steps find none."""
     sae, _ = load_dictionary(folders["batch"])
-    kept_NF = sae.encode(next(open_folders([folders["batch"]]).held_out(600)), use_threshold=False)
+    opened = open_folders([folders["batch"]])
+    x_ND = next(opened.inputs.held_out(opened.run.hook, 600).batches)
+    kept_NF = sae.encode(x_ND, use_threshold=False)
     least = kept_NF[kept_NF > 0].min()
     edit_weights(folders["batch"], lambda state: state["threshold"].fill_(0.999 * least))
     return folders["batch"]
@@ -102,11 +107,8 @@ def tokens(n=N, seed=1):
     return t.randn(n, D, generator=t.Generator().manual_seed(seed))
 
 
-def collected(sae, *parts):
-    collector = SignalCollector(sae)
-    for part in parts:
-        collector.add(part)
-    return collector
+def scored(sae, *parts, said=None):
+    return return_scores_of(codes_of_rows(sae, *parts), sae, said)
 
 
 @t.no_grad()
@@ -171,9 +173,9 @@ def slowly(sae, x):
 def test_the_signals_are_those_of_a_loop_and_batches_make_no_difference(sae, monkeypatch):
     drawn(sae)
     x = tokens()
-    whole = collected(sae, x).signals()
-    monkeypatch.setattr(return_score, "_BATCH_ELEMENTS", 8 * F)
-    in_parts = collected(sae, x[:31], x[31:]).signals()
+    whole = signals_of(codes_of_rows(sae, x), sae)
+    monkeypatch.setattr(encoding, "_BLOCK_ELEMENTS", 8 * F)
+    in_parts = signals_of(codes_of_rows(sae, x[:31], x[31:]), sae)
     expected = slowly(sae, x)
     assert set(whole) == set(SIGNALS)
     assert 0 < np.isnan(whole["margin"]).sum() < F / 2
@@ -184,8 +186,8 @@ def test_the_signals_are_those_of_a_loop_and_batches_make_no_difference(sae, mon
 
 @pytest.mark.parametrize("sae", [drawn(AutoEncoderTopK(D, F, K)), drawn(vsae())])
 def test_the_score_is_the_order_of_the_regression_and_what_never_fires_is_last(sae):
-    collector = collected(sae, tokens())
-    signals, scores = collector.signals(), collector.scores()
+    codes = codes_of_rows(sae, tokens())
+    signals, scores = signals_of(codes, sae), return_scores_of(codes, sae)
     fit = fits()["with_noise" if isinstance(sae, VariationalTopKAutoEncoder) else "without_noise"]
     rank = {name: np.zeros(F) for name in SIGNALS}
     alive = np.isfinite(signals["margin"])
@@ -204,42 +206,43 @@ def test_the_score_is_the_order_of_the_regression_and_what_never_fires_is_last(s
 
 def test_the_scale_of_activations_makes_no_difference():
     sae, x = drawn(vsae(noise_on="selection")), tokens()
-    before = collected(sae, x).scores()
+    before = scored(sae, x)
     sae.scale_biases(7.0)
-    np.testing.assert_allclose(collected(sae, 7.0 * x).scores().score_F, before.score_F)
+    np.testing.assert_allclose(scored(sae, 7.0 * x).score_F, before.score_F)
 
 
 def test_how_features_and_directions_share_their_length_makes_no_difference():
     """SAELens's and Gemma Scope's decoders have directions of any length."""
     sae, x = drawn(JumpReluAutoEncoder(D, F)), tokens()
-    before = collected(sae, x)
-    signals, scores = before.signals(), before.scores()
+    before = codes_of_rows(sae, x)
+    signals, scores = signals_of(before, sae), return_scores_of(before, sae)
     length_F = t.linspace(0.1, 9.0, F)
     with t.no_grad():
         sae.W_dec /= length_F[:, None]
         for each in (sae.W_enc, sae.b_enc, sae.threshold):
             each *= length_F
-    after = collected(sae, x)
+    after = codes_of_rows(sae, x)
     for name, signal in signals.items():
-        np.testing.assert_allclose(after.signals()[name], signal, rtol=1e-3, err_msg=name)
-    np.testing.assert_allclose(after.scores().score_F, scores.score_F)
+        np.testing.assert_allclose(signals_of(after, sae)[name], signal, rtol=1e-3, err_msg=name)
+    np.testing.assert_allclose(return_scores_of(after, sae).score_F, scores.score_F)
 
 
 def test_a_margin_is_over_the_tokens_smallest_or_the_features_own_threshold():
     sae, x = drawn(JumpReluAutoEncoder(D, F)), tokens(9)
     sae.threshold.data[1] = 0.0
-    written_NF = sae.encode(x).detach() * sae.W_dec.detach().norm(dim=1)
-    token_M, feature_M = written_NF.nonzero(as_tuple=True)
-    size_M = written_NF[token_M, feature_M]
-    found = Selections(x, x, token_M, feature_M, size_M, size_M)
-    smallest_N = written_NF.where(written_NF > 0, t.inf).amin(1)
-    t.testing.assert_close(margins(found), (size_M / smallest_N[token_M]).log())
-    own_F = thresholds(sae)
-    assert own_F is not None
-    own_M = margins(found, own_F)
+    codes = codes_of_rows(sae, x)
+    length_F = sae.W_dec.detach().norm(dim=1)
+    written_FN = (sae.encode(x).detach() * length_F).T
+    feature_M, token_M = written_FN.nonzero(as_tuple=True)  # in the order of the features
+    size_M = written_FN[feature_M, token_M]
+    smallest_N = written_FN.where(written_FN > 0, t.inf).amin(0)
+    without = t.from_numpy(margins(codes, AutoEncoder(D, F), length_F.numpy())).float()
+    t.testing.assert_close(without, (size_M / smallest_N[token_M]).log(), rtol=1e-4, atol=1e-5)
+    assert thresholds(sae) is not None
+    own_M = t.from_numpy(margins(codes, sae, length_F.numpy())).float()
     is_there_M = feature_M != 1
     ratio_M = sae.encode(x).detach()[token_M, feature_M] / sae.threshold.detach()[feature_M]
-    t.testing.assert_close(own_M[is_there_M], ratio_M[is_there_M].log())
+    t.testing.assert_close(own_M[is_there_M], ratio_M[is_there_M].log(), rtol=1e-4, atol=1e-5)
     assert (own_M > 0).all()
     assert own_M.isfinite().all()
     assert own_M[~is_there_M].min() > own_M[is_there_M].max(), "0 is no threshold"
@@ -327,7 +330,7 @@ def test_true_directions_score_above_random_ones(make, least):
     is_true_F = (place_F < n_true).numpy()
     sae = make(d, 2 * n_true, k)
     sae.encoder.weight.data, sae.decoder.weight.data = both_FD[place_F], both_FD[place_F].T
-    scores = collected(sae, (fires_NT * size_NT) @ both_FD[:n_true] + noise_ND).scores()
+    scores = scored(sae, (fires_NT * size_NT) @ both_FD[:n_true] + noise_ND)
     assert roc_auc_score(is_true_F, scores.score_F) > least
     assert scores.fifth_F[is_true_F].mean() > scores.fifth_F[~is_true_F].mean() + 1
 
@@ -346,7 +349,7 @@ def test_fifths():
 
 def test_many_near_dead_features_are_warned_of():
     sae, x = drawn(AutoEncoderTopK(D, F, K)), tokens(2000)
-    many = replace(collected(sae, x).scores(), tokens=10**6)
+    many = replace(scored(sae, x), tokens=10**6)
     rarely = np.nan_to_num(many.signals["firing_rate"]) < 0.1 * K / F
     assert many.near_dead == pytest.approx(rarely.mean())
     assert many.near_dead > 0.2
@@ -364,7 +367,7 @@ def test_activations_that_are_not_finite_are_said():
     sae = drawn(AutoEncoderTopK(D, F, K))
     sae.encoder.weight.data.fill_(t.nan)
     with pytest.raises(NonFiniteError):
-        collected(sae, tokens())
+        scored(sae, tokens())
 
 
 @pytest.mark.parametrize(
@@ -382,22 +385,21 @@ def test_which_fit_is_taken_follows_from_the_noise(sae, expected):
 
 def test_an_sae_that_keeps_all_features_is_refused_by_name():
     with pytest.raises(ReturnScoreError, match=rf"VariationalTopKAutoEncoder\).* all {F} "):
-        SignalCollector(vsae(k=F))
+        scored(vsae(k=F), tokens())
 
 
 def test_an_sae_without_k_has_scores_unless_every_feature_fires_at_every_token():
     sae = drawn(AutoEncoder(D, F))
-    sparse = collected(sae, tokens())
-    scores = sparse.scores()
+    sparse = codes_of_rows(sae, tokens())
+    scores = return_scores_of(sparse, sae)
     rate_F = np.nan_to_num(scores.signals["firing_rate"])
-    assert sparse.l0 == pytest.approx(rate_F.sum())
-    assert scores.near_dead == pytest.approx((rate_F < 0.1 * sparse.l0 / F).mean())
-    assert sparse.scores_if_any() is not None
+    assert scores.near_dead == pytest.approx((rate_F < 0.1 * rate_F.sum() / F).mean())
+    assert return_scores_if_any(sparse, sae) is not None
     sae.encoder.bias.data.fill_(1e3)
-    dense = collected(sae, tokens())
-    assert dense.scores_if_any() is None
+    dense = codes_of_rows(sae, tokens())
+    assert return_scores_if_any(dense, sae) is None
     with pytest.raises(ReturnScoreError, match=rf"AutoEncoder\).* all {F} ") as refused:
-        dense.scores()
+        return_scores_of(dense, sae)
     assert "vsae reproduce FOLDER SECOND_FOLDER" in refused.value.as_typed
 
 
@@ -437,16 +439,15 @@ def test_what_the_score_was_not_tested_on_is_named(sae, config, model, new):
     known = {OURS, "embedded", "gpt2", "JumpReLU", "SAELens", "Gemma Scope", "sparsify", "abstopk"}
     for name in known | {"google/gemma-2-2b"}:
         assert (name in (said or "")) is (name in new), name
-    assert collected(sae, tokens()).scores().warnings != []  # of few tokens
-    scores = SignalCollector(sae, said)
-    scores.add(tokens())
-    assert scores.scores().caveat == said
-    assert (said in scores.scores().warnings) is bool(new)
+    assert scored(sae, tokens()).warnings != []  # of few tokens
+    scores = scored(sae, tokens(), said=said)
+    assert scores.caveat == said
+    assert (said in scores.warnings) is bool(new)
 
 
 def test_parts_that_were_tested_apart_are_named_together(monkeypatch):
     apart = {(OURS, "embedded"): ("TopK",), (OURS, "gpt2"): ("JumpReLU",)}
-    monkeypatch.setattr(return_score, "TESTED_ON", apart)
+    monkeypatch.setattr(return_score, "tested_on", lambda: apart)
     assert caveat_on(AutoEncoderTopK(D, F, K), {}, "embedded") is None
     said = caveat_on(AutoEncoderTopK(D, F, K), {}, "gpt2")
     assert "TopK" in said
@@ -463,7 +464,7 @@ def test_one_folder_says_what_the_score_was_not_tested_on(folders, capsys):
         assert scores.caveat in said
         main(["reproduce", str(folder), "--tokens", "300", "--json"])
         assert scores.caveat in json.loads(capsys.readouterr().out)["warnings"]
-    main(["reproduce", *map(str, folders.values()), "--tokens", "300"])
+    main(["reproduce", *map(str, folders.values()), "--tokens", "300", "--all"])
     assert "the language model" in " ".join(capsys.readouterr().out.split())
 
 

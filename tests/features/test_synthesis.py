@@ -11,10 +11,11 @@ from language_model_reads import half_on_disk
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.language_models import load_language_model, unwrapped
+from dictionary_learning_ext.codes.codes import encode
+from dictionary_learning_ext.codes.table import FeatureTable
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.measure import measure
-from dictionary_learning_ext.features.collector import FeatureCollector
 from dictionary_learning_ext.features.directions import LogitLens, decoder_directions
 from dictionary_learning_ext.features.synthesis import synthesise
 
@@ -111,14 +112,11 @@ def test_a_planted_feature_is_found_by_contexts_logits_and_synthesis(tiny_lm_dir
     sae.encoder.weight[7] = planted
 
     hook = find_hook(model, "blocks.0.hook_resid_pre")
-    collector = FeatureCollector(sae, 2000)
     run = RunConfig(data=text, ctx_len=32)
     inputs = open_inputs(run, [hook.name], language_model=unwrapped(model))
-    for batch in inputs.contexts(hook.name, "train", 2000):
-        collector.add(batch)
-    statistics = collector.statistics()
-    top = statistics.top
-    assert set(top.ids_FTW[7, :, top.at].tolist()) == {token}
+    (codes,) = encode([sae], inputs.contexts(hook.name, "train", 2000))
+    statistics = FeatureTable(codes)
+    assert statistics.top.tokens(7) == [token]
     assert float(statistics.max_F[7]) == pytest.approx(float(embedding[token].norm()), rel=1e-4)
 
     promoted, _ = LogitLens(model._module).ranked(decoder_directions(sae))

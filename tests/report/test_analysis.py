@@ -3,7 +3,9 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch as t
@@ -12,11 +14,10 @@ from dictionary_learning_ext.activations.inputs import Inputs
 from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, LanguageModelError
 from dictionary_learning_ext.evaluation.folders import open_folders
-from dictionary_learning_ext.features.codes import CodeCollector, agreement_of_codes
 from dictionary_learning_ext.features.explanations import Explanations
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError
 from dictionary_learning_ext.report import analysis as module
-from dictionary_learning_ext.report.analysis import analyse, headline
+from dictionary_learning_ext.report.analysis import Analysis, analyse, headline
 
 OPTIONS = ReportOptions(tokens=600, split="train")
 
@@ -64,28 +65,21 @@ def test_mistakes_come_up_before_the_text_is_read(runs, monkeypatch):
 
 
 def test_seeds_are_matched_after_the_folders_are_opened(runs, monkeypatch):
-    monkeypatch.setattr(module, "reproduce", lambda folders: pytest.fail("matched"))
+    monkeypatch.setattr(module, "compared", lambda *given, **more: pytest.fail("matched"))
     with pytest.raises(CheckpointError, match="128 wide"):
         analyse([runs[0]], OPTIONS, seeds=[runs[1]], model="embedded")
 
 
 def test_codes_of_seeds_are_compared_on_the_tokens_of_the_page(seeds):
-    found = analyse([seeds[0]], OPTIONS, seeds=[seeds[1], seeds[2]]).analyses[0].returning
+    found = analyse([seeds[0]], OPTIONS, seeds=[seeds[1], seeds[2]]).analyses[0].come_back
     assert found is not None
-    opened = open_folders(seeds)
-    coders = {
-        name: CodeCollector(sae)
-        for name, (sae, _) in zip(found.measured.names, opened.saes.values(), strict=True)
-    }
-    for batch in opened.inputs.contexts(opened.run.hook, OPTIONS.split, OPTIONS.tokens):
-        for coder in coders.values():
-            coder.add(batch.wanted_ND)
-    codes = {name: coder.codes() for name, coder in coders.items()}
-    expected = agreement_of_codes(codes, found.measured)
     assert found.codes is not None
-    assert found.codes.tokens == expected.tokens
-    for pair, values in expected.pairs.items():
-        assert found.codes.pairs[pair] == pytest.approx(values)
+    opened = open_folders(seeds)
+    contexts = opened.inputs.contexts(opened.run.hook, OPTIONS.split, OPTIONS.tokens)
+    x_ND = t.cat([batch.wanted_ND for batch in contexts])
+    for name, (sae, _) in zip(found.measured.names, opened.saes.values(), strict=True):
+        own = found.codes.codes[name].to_scipy().toarray()
+        assert own == pytest.approx(sae.encode(x_ND).numpy(), abs=1e-5)
 
 
 def test_that_the_text_ended_is_said_once(runs, caplog):
@@ -100,26 +94,30 @@ def test_that_the_text_ended_is_said_once(runs, caplog):
 METRICS = {"fve": 0.9, "l0": 16.0, "tokens": 1000}
 
 
-def analysis(label, metrics=None):
+def analysis(label, metrics=None, seeds=()):
     """An SAE of a report, without its weights."""
-    statistics = SimpleNamespace(alive_F=t.tensor([True, False]), tokens=600)
-    metrics = METRICS | (metrics or {})
-    return SimpleNamespace(
-        label=label,
-        metrics=metrics,
-        statistics=statistics,
-        returning=None,
-        explanations=Explanations(),
-    )
+    features: Any = SimpleNamespace(alive_F=t.tensor([True, False]), tokens=600)
+    opened: Any = None
+    of_seeds = [METRICS | (metrics or {}), *(METRICS | each for each in seeds)]
+    return Analysis(label, Path(label), opened, features, Explanations(), None, None, of_seeds)
+
+
+def coming_back(one, share):
+    found: Any = SimpleNamespace(as_direction=lambda: share, in_function=lambda: share / 2)
+    return replace(one, come_back=found)
 
 
 def stars(*analyses):
     """The labels of the starred SAEs, by row."""
-    shown = SimpleNamespace(analyses=list(analyses), no_map="none was made")
     return {
         row.name: [one.label for one, best in zip(analyses, row.best, strict=True) if best]
-        for row in headline(shown)
+        for row in headline(shown_with(*analyses))
     }
+
+
+def shown_with(*analyses):
+    comparison: Any = SimpleNamespace(analyses=list(analyses))
+    return comparison
 
 
 def test_the_best_value_is_starred_where_there_is_a_better_direction():
@@ -144,18 +142,29 @@ def test_an_sae_that_explains_little_gets_no_star(fve, starred):
 
 def test_features_that_come_back_are_starred_where_several_saes_have_seeds():
     one, other, without = analysis("a"), analysis("b"), analysis("c")
-    one.returning, other.returning = SimpleNamespace(returns=0.3), SimpleNamespace(returns=0.4)
-    assert stars(one, other, without)["Features that come back"] == ["b"]
-    assert stars(one, without)["Features that come back"] == []
-    other.metrics = METRICS | {"fve": 0.1}
-    assert stars(one, other)["Features that come back"] == []
-    assert "Features that come back" not in stars(without)
+    one, other = coming_back(one, 0.3), coming_back(other, 0.4)
+    for what in ("as a direction", "in what they do"):
+        row = f"Features that come back {what}"
+        assert stars(one, other, without)[row] == ["b"]
+        assert stars(one, without)[row] == []
+        assert row not in stars(without)
+    low = coming_back(analysis("b", {"fve": 0.1}), 0.4)
+    assert stars(one, low)["Features that come back as a direction"] == []
+
+
+def test_a_difference_within_the_spread_over_seeds_gets_no_star():
+    one, other = analysis("a", {"fve": 0.90}, [{"fve": 0.92}]), analysis("b", {"fve": 0.905})
+    assert stars(one, other)["Variance explained (FVE)"] == []
+    (row,) = [row for row in headline(shown_with(one, other)) if "FVE" in row.name]
+    assert row.cells == ["0.9100", "0.9050"]
+    assert row.notes == ["± 0.0141", ""]
+    far = analysis("b", {"fve": 0.88})
+    assert stars(one, far)["Variance explained (FVE)"] == ["a"]
 
 
 def test_equal_and_missing_values_get_no_star():
     one, other = analysis("a", {"near_dead_0.1": 0.5}), analysis("b", {"near_dead_0.1": None})
     assert stars(one, other)["Almost never used (near-dead < 0.1)"] == []
     assert stars(one, one)["Variance explained (FVE)"] == []
-    unmeasured = analysis("c")
-    unmeasured.metrics = {}
+    unmeasured = replace(analysis("c"), metrics_of_seeds=[{}])
     assert not any(stars(unmeasured, unmeasured).values())

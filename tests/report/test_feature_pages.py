@@ -1,14 +1,14 @@
 """The report's example features."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch as t
 
-from dictionary_learning_ext.features.collector import LEAST_SELECTIONS, ranking_of
-from dictionary_learning_ext.features.reproducibility import FeatureScores
-from dictionary_learning_ext.features.return_score import ReturnScores
+from dictionary_learning_ext.codes.contexts import KeptContext
+from dictionary_learning_ext.codes.table import LEAST_SELECTIONS
 from dictionary_learning_ext.report.feature_pages import Vocabulary, cards
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -30,29 +30,34 @@ class Words:
 
 def contexts(tokens_F):
     """Contexts of a single token, 8 of each feature; fewer where fewer tokens are given."""
-    padded = [tokens + [-1] * (8 - len(tokens)) for tokens in tokens_F]
-    return SimpleNamespace(ids_FTW=t.tensor(padded)[:, :, None], at=0)
+
+    def of(feature):
+        return [KeptContext(1.0, [token], [1.0], 0, 0, 0) for token in tokens_F[feature]]
+
+    def tokens(feature, n=4):
+        return [token for token, _ in Counter(tokens_F[feature]).most_common(n)]
+
+    return SimpleNamespace(of=of, tokens=tokens)
 
 
 def comparison(tokens_F, count_F=None, pages=100, promoted=None):
     """A report on an SAE whose features fire on these tokens, and promote those."""
     count_F = t.tensor([len(tokens) for tokens in tokens_F] if count_F is None else count_F)
-    statistics = SimpleNamespace(
+    features = SimpleNamespace(
         top=contexts(tokens_F),
         sampled=contexts(tokens_F),
         count_F=count_F,
         frequency_F=count_F.double() / 1000,
-        alive_F=count_F > 0,
+        ranking=sorted(range(len(tokens_F)), key=lambda one: len(set(tokens_F[one]))),
     )
     analysis = SimpleNamespace(
         label="a",
         metrics={"fve": 0.5},
-        statistics=statistics,
-        ranking=ranking_of(statistics),
-        scores=None,
+        features=features,
+        come_back=None,
         return_scores=None,
         explanations={},
-        promoted=promoted and SimpleNamespace(indices_Fn=t.tensor(promoted)),
+        logits=promoted and (SimpleNamespace(indices_Fn=t.tensor(promoted)), None),
     )
     return SimpleNamespace(analyses=[analysis], options=SimpleNamespace(pages=pages))
 
@@ -80,7 +85,7 @@ def test_without_seeds_they_are_of_the_sae_with_the_highest_measured_fve():
         ("", 1)
     ]
     assert [card["sae"] for card in shown(report)] == ["b"]
-    assert [card["returns"] for card in shown(report)] == [None]
+    assert [card["alike"] for card in shown(report)] == [None]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +94,7 @@ def test_without_seeds_they_are_of_the_sae_with_the_highest_measured_fve():
 )
 def test_a_card_counts_the_tokens_of_its_random_contexts_whatever_their_case(tokens, fires_on):
     report = comparison([[0] * 8])
-    report.analyses[0].statistics.sampled = contexts([tokens])
+    report.analyses[0].features.sampled = contexts([tokens])
     (card,) = shown(report)
     assert card["n_tokens"] == len(fires_on)
     assert card["fires_on"] == fires_on
@@ -130,33 +135,17 @@ def test_explained_features_come_first():
     assert {card["feature"] for card in shown(report)[:2]} == {6, 8}
 
 
-def test_without_seeds_they_are_of_the_top_and_the_lowest_fifth_of_the_return_score():
-    report = comparison([[token] * 8 for token in range(10)])
-    report.analyses[0].return_scores = ReturnScores(np.arange(5.0, 100, 10), {}, 100, 0.0)
-    (top, likely), (low, unlikely) = cards(report, Vocabulary(Words()))
-    assert "top fifth" in top
-    assert "lowest fifth" in low
-    assert {card["feature"]: card["score"] for card in likely} == {8: 85, 9: 95}
-    assert {card["feature"]: card["score"] for card in unlikely} == {0: 5, 1: 15}
-
-
-def test_with_seeds_most_examples_come_back_and_some_do_not():
+def test_with_seeds_examples_are_pairs_of_one_rate_of_which_one_comes_back():
     report, other = comparison([[token] * 8 for token in range(10)]), comparison([[0] * 8])
     report.analyses.insert(0, other.analyses[0])  # no seeds of it are known, whatever its FVE
     other.analyses[0].metrics = {"fve": 0.9}
-    match_F, returns_F = (
-        np.array([0.9, 0.2, 0.3, 0.6, *[0.8] * 6]),
-        np.array([2, 0, 0, 1, *[2] * 6]),
-    )
-    report.analyses[1].scores = FeatureScores(match_F, returns_F, 2, 0.1)
+    analysis = report.analyses[1]
+    alike_F = np.array([0.1, 0.9, 0.2, 0.9, 0.3, 0.6, *[0.9] * 4])
+    codes = SimpleNamespace(of=lambda name: alike_F)
+    analysis.come_back = SimpleNamespace(codes=codes, measured=SimpleNamespace(names=["a"]))
+    analysis.features.count_F = t.tensor([10, 100, 100, 12, 1000, 50, 30, 30, 30, 30])
     (back, some), (lost, others) = cards(report, Vocabulary(Words()))
-    assert (back, lost) == ("These come back", "These don't")
-    assert {card["feature"] for card in some} == {0, *range(4, 10)}
-    assert {card["feature"] for card in others} == {1, 2}, (
-        "3 comes back in one seed, so it is neither"
-    )
-    said = {card["feature"]: card["returns"] for card in (*some, *others)}
-    assert said[0] == "comes back in 2 of 2 seeds, mean match 0.90"
-    assert said[1] == "comes back in 0 of 2 seeds, mean match 0.20"
-    report.analyses[1].scores = FeatureScores(match_F, np.zeros(10, int), 2, 0.1)
-    assert [heading for heading, _ in cards(report, Vocabulary(Words()))] == ["These don't"]
+    assert (back, lost) == ("These come back in what they do", "These fire as often, and don't")
+    assert [card["feature"] for card in others] == [0, 2], "nothing fires as often as 4"
+    assert [card["feature"] for card in some] == [3, 1]
+    assert [card["alike"] for card in (*some, *others)] == [0.9, 0.9, 0.1, 0.2]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch as t
 from export_folders import edit_weights, of_class
+from measurement import codes_of_rows
 from report_runs import QUICK, data_of, train
 from small_commands import refused
 
@@ -24,10 +25,9 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.evaluation.folders import open_folders
-from dictionary_learning_ext.features.codes import CODE_MEASURES
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import reproducibility
-from dictionary_learning_ext.features.return_score import FIFTHS, SignalCollector
+from dictionary_learning_ext.features.return_score import FIFTHS, return_scores_of
 from dictionary_learning_ext.report import page as page_module
 from dictionary_learning_ext.run_folder.files import locked
 from dictionary_learning_ext.run_folder.weights import load_dictionary
@@ -77,7 +77,9 @@ def test_the_page_says_what_was_measured(report, runs):
 def test_steps_of_long_runs_are_not_rounded(monkeypatch):
     monkeypatch.setattr(page_module, "columns", lambda analysis, vocabulary: {})
     history = [{"step": 123_456, "fve": 0.123456}]
-    one = SimpleNamespace(label="a", history=history, ranking=[], scores=None)
+    one = SimpleNamespace(
+        label="a", history=history, features=SimpleNamespace(ranking=[]), scores=None
+    )
     comparison = SimpleNamespace(options=ReportOptions())
     assert page_module._sae(one, comparison, None)["history"] == [{"step": 123_456, "fve": 0.1235}]
 
@@ -326,79 +328,60 @@ def measured_again(folders):
 
 @pytest.mark.slow
 def test_the_features_of_the_folder_have_scores(seeded_report, seeds):
-    expected = measured_again(seeds)
+    expected = measured_again(seeds).scores("seed0")
     data = data_of(seeded_report.read_text(encoding="utf-8"))
     ours, other = data["saes"]
-    assert ours["columns"]["match"] == pytest.approx(expected.scores("seed0").match_F, rel=1e-3)
-    assert ours["columns"]["returns"] == expected.scores("seed0").returns_F.tolist()
-    assert not {"match", "returns"} & other["columns"].keys(), "it is no seed of that one"
+    columns = ours["columns"]
+    assert columns["direction_match"] == pytest.approx(expected.match_F, rel=1e-3)
+    assert columns["as_direction_in"] == expected.returns_F.tolist()
+    assert max(columns["correlation"]) <= 1
+    own = {"direction_match", "as_direction_in", "correlation"}
+    assert not own & other["columns"].keys(), "it is no seed of that one"
     assert ours["seeds"]["of"] == 2
-    null = expected.scores("seed0").null
-    assert ours["seeds"]["null"] == pytest.approx(null, abs=5e-5)
-    assert abs(expected.means()["null"] - null) > 1e-4, "the null of all pairs is another"
+    assert ours["seeds"]["random"] == pytest.approx(expected.random, abs=5e-5)
     assert "seeds" not in other
     assert f" --seeds {seeds[1]} {seeds[2]} --tokens 600" in seeded_report.read_text("utf-8")
     files = seeded_report.with_name("seeded_files")
     rows = list(csv.DictReader((files / "features_seed0.csv").open(encoding="utf-8")))
-    assert [int(row["returns"]) for row in rows] == ours["columns"]["returns"]
-    assert [float(row["match"]) for row in rows] == ours["columns"]["match"]
-    assert "match" not in (files / "features_top_k.csv").read_text(encoding="utf-8")
+    assert [int(row["as_direction_in"]) for row in rows] == columns["as_direction_in"]
+    assert [float(row["correlation"]) for row in rows] == columns["correlation"]
+    assert "correlation" not in (files / "features_top_k.csv").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_the_section_has_every_sae_and_every_pair(seeded_report, seeds):
+def test_the_section_has_every_sae_with_both_shares(seeded_report, seeds):
     page = seeded_report.read_text(encoding="utf-8")
-    section = page[page.index('<section id="returning">') : page.index('<section id="features">')]
+    section = page[page.index('<section id="come-back">') : page.index('<section id="features">')]
     rows = [
         [html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall("<t[hd].*?</t[hd]>", row)]
         for row in re.findall("<tr>.*?</tr>", section, re.DOTALL)
     ]
     expected = measured_again(seeds)
-    assert rows[0] == ["SAE", "FVE", "returning > 0.7", "returning > 0.9", "within"]
+    assert rows[0] == ["SAE", "as a direction", "in what they do", "FVE"]
     for folder, row in zip(seeds, rows[1:4], strict=True):
         fve = json.loads((folder / "metrics.json").read_text())["fve"]
-        shares = [f"{share:.1%}" for share in expected.returning(folder.name).values()]
-        within = f"{expected.within[folder.name]:.4f}"
-        assert row == [folder.name, f"{fve:.4f}", *shares, within]
-    numbers = {
-        " – ".join(names): [
-            pair.pw_mcc,
-            pair.null,
-            pair.null_error,
-            pair.null_draws,
-            pair.pw_mcc - pair.null,
-            pair.agreement,
-        ]
-        for names, pair in expected.pairs.items()
-    }
-    numbers = {"mean of 3 pairs": np.mean(list(numbers.values()), 0)} | numbers
-    forms = [".4f", ".4f", ".4f", ".0f", ".4f", ".4f"]
-    of_pairs = rows[5 : 5 + len(numbers)]
-    assert of_pairs == [[name, *map(format, values, forms)] for name, values in numbers.items()]
-    (head, *rest) = rows[5 + len(numbers) :]
-    of_codes, of_fifths = rest[: len(CODE_MEASURES)], rest[len(CODE_MEASURES) + 1 :]
-    assert re.fullmatch(r"On \d+ tokens", head[0])
-    assert head[1:] == list(numbers)
-    assert [row[0] for row in of_codes] == [m.label + m.definition for m in CODE_MEASURES]
-    correlations = [float(cell) for cell in of_codes[0][1:]]
-    assert correlations[0] == pytest.approx(np.mean(correlations[1:]), abs=1e-4)
+        share = expected.as_direction(folder.name)[0.7]
+        assert row == [folder.name, f"{share:.1%}", row[2], f"{fve:.4f}"]
     columns = data_of(page)["saes"][0]["columns"]
-    fifth_F, share_F = np.array(columns["fifth"]), np.array(columns["returns"]) / 2
+    fifth_F, share_F = np.array(columns["fifth"]), np.array(columns["as_direction_in"]) / 2
     of_each = [share_F[fifth_F == fifth] for fifth in FIFTHS]
-    assert [row[1:] for row in of_fifths] == [[f"{len(e)}", f"{e.mean():.0%}"] for e in of_each]
-    shares = {name: f"{expected.returning(name)[0.7]:.1%}" for name in expected.names}
-    (said,) = re.findall(r'<p class="answer">(.*?)</p>', page)
-    assert said.startswith(f"{expected.returning('seed0')[0.7]:.0%} of ")
-    assert shares["seed0"] not in (shares["seed1"], shares["seed2"]), "another SAE's is another"
+    assert [row[1:] for row in rows[5:]] == [[f"{e.mean():.0%}"] for e in of_each]
+    (said,) = re.findall(r'<p class="answer">(.*?)</p>', page, re.DOTALL)
+    said = " ".join(said.split())
+    mean = np.mean([expected.as_direction(name)[0.7] for name in expected.names])
+    assert f"{mean:.0%} of " in said
+    assert "as a direction" in said
+    assert "in what they do" in said
 
 
 def test_without_seeds_nothing_is_said_of_them(report):
     page = report.read_text(encoding="utf-8")
     data = data_of(page)
     assert not any("seeds" in sae for sae in data["saes"])
-    assert not any({"match", "returns"} & sae["columns"].keys() for sae in data["saes"])
+    own = {"direction_match", "as_direction_in", "correlation"}
+    assert not any(own & sae["columns"].keys() for sae in data["saes"])
     body = page[: page.index('<script type="text/plain"')]
-    assert not re.search("These come back|comes back|mean match|--seeds|other seed", body)
+    assert not re.search("These come back|comes back|--seeds|other seed", body)
 
 
 def test_features_have_the_return_score_of_the_tokens_of_the_page(report, runs):
@@ -406,9 +389,8 @@ def test_features_have_the_return_score_of_the_tokens_of_the_page(report, runs):
     (batch,) = open_folders(runs).inputs.contexts("blocks.0.hook_resid_post", "train", 600)
     data = data_of(report.read_text(encoding="utf-8"))
     for folder, sae in zip(runs, data["saes"], strict=True):
-        collector = SignalCollector(load_dictionary(folder)[0])
-        collector.add(batch.x_BLD[batch.wanted_BL])
-        expected = collector.scores()
+        dictionary = load_dictionary(folder)[0]
+        expected = return_scores_of(codes_of_rows(dictionary, batch.wanted_ND), dictionary)
         assert sae["columns"]["score"] == pytest.approx(expected.score_F, abs=0.005)
         assert sae["columns"]["fifth"] == expected.fifth_F.tolist()
         path = report.with_name("both_files") / f"features_{folder.name}.csv"

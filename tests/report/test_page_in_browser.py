@@ -13,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.features import contexts
+from dictionary_learning_ext.features import html as pages
 from dictionary_learning_ext.report.many_runs import from_folder
 from dictionary_learning_ext.report.runs_page import show_sweep, write_index
 
@@ -186,16 +186,17 @@ def test_features_that_come_back_are_sorted(browser, seeded_report):
     counts = browser.execute_script("return document.querySelector('#matches .plot').data[0].y")
     assert sum(counts) == 32, "dead features too"
 
-    header = browser.find_element(By.CSS_SELECTOR, 'th[data-key="returns"]')
-    assert header.text == "returns"
+    header = browser.find_element(By.CSS_SELECTOR, 'th[data-key="as_direction_in"]')
+    assert header.text == "as a direction"
     header.find_element(By.TAG_NAME, "button").click()
-    column = "#table tbody td:nth-child(10)"
+    place = browser.execute_script("return arguments[0].cellIndex + 1", header)
+    column = f"#table tbody td:nth-child({place})"
     cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)]
-    assert cells == sorted((f"{row['returns']}/2" for row in rows), reverse=True)
+    assert cells == sorted((f"{row['as_direction_in']}/2" for row in rows), reverse=True)
     open_first_feature(browser)
     feature = int(browser.find_element(By.ID, "page-title").text.split()[1])
     facts = browser.find_element(By.CSS_SELECTOR, "#page .facts").text.replace("\n", " ")
-    assert f"{rows[feature]['returns']}/2 seeds" in facts
+    assert f"{rows[feature]['as_direction_in']}/2 seeds" in facts
     browser.execute_script("document.getElementById('page').close()")
     choose(browser, "sae", 1)
     assert {cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)} == {"–"}
@@ -282,9 +283,9 @@ def test_an_injected_script_does_not_run_with_escaping_switched_off(
     named = shutil.copytree(
         runs[0], tmp_path / "<img src=x onerror=document.body.dataset.owned='yes'>"
     )
-    environment = contexts.jinja2.Environment
+    environment = pages.jinja2.Environment
     monkeypatch.setattr(
-        contexts.jinja2,
+        pages.jinja2,
         "Environment",
         lambda **given: environment(**given | {"autoescape": False}),
     )

@@ -115,8 +115,7 @@ def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path, capsys):
     scores = seed_scores(seeds).values
     (row,) = seeds_on(page).values()
     assert row["n"] == "3", "a copy of an SAE is no seed of it"
-    assert row["PW-MCC less null"] == f"{scores['pw_mcc_less_null']:.4f}"
-    assert row["returning > 0.7"] == f"{scores['returning']:.1%}"
+    assert row["as a direction"] == f"{scores['as_direction']:.1%}"
     fve = [json.loads((one / "metrics.json").read_text())["fve"] for one in seeds]
     assert row["FVE"] == f"{np.mean(fve):.4f} ± {np.std(fve, ddof=1):.4f}"
     assert list(seeds_on(page)) == ["vsae_top_k"]
@@ -134,11 +133,11 @@ def test_seeds_that_saw_the_same_batches_are_marked(seeds, tmp_path):
         )
     page = index_of(folder)
     (row,) = seeds_on(page).values()
-    assert row["PW-MCC less null"].endswith(" *")
+    assert row["as a direction"].endswith(" *")
     assert "* some of these seeds saw the same batches" in page
     text = show_sweep(from_folder(folder), tmp_path)
-    assert text.splitlines()[2].split()[-3] == "*"
-    assert "* some of these seeds saw the same batches, and features may return" in text
+    assert "% *" in text.splitlines()[2]
+    assert "* some of these seeds saw the same batches, and features may come back" in text
     assert "same batches" in (tmp_path / "results.html").read_text()
 
 
@@ -146,7 +145,7 @@ def test_seeds_that_can_not_be_read_are_named(seeds, folder, tmp_path, caplog):
     for run in seeds[:2]:
         shutil.copytree(run, tmp_path / "seeds" / run.name)
     (tmp_path / "seeds" / "seed1" / "ae.pt").write_bytes(b"cut")
-    assert "PW-MCC" not in index_of(tmp_path / "seeds")
+    assert "as a direction" not in index_of(tmp_path / "seeds")
     assert re.search(r"not measured: \S+seed1/ae.pt", caplog.text)
     assert "several seeds" not in index_of(folder), "no two seeds"
 
@@ -234,22 +233,23 @@ def test_how_well_seeds_agree_is_in_the_tables(seeds, runs, tmp_path):
         shutil.copytree(run, tmp_path / "sweep" / run.name)
     text = show_sweep(from_folder(tmp_path / "sweep"), tmp_path)
     scores = seed_scores(seeds).values
-    less_null, returning = scores["pw_mcc_less_null"], scores["returning"]
+    share = scores["as_direction"]
     head, _, single, several = text.splitlines()[:4]
-    assert head.endswith("PW-MCC less null  returning > 0.7")
-    assert several.split()[-2:] == [f"{less_null:.4f}", f"{returning:.1%}"]
+    assert head.endswith("as a direction  in what they do")
+    assert several.split()[-2:] == [f"{share:.1%}", "-"], "no codes are kept"
     assert single.split()[-2:] == ["-", "-"]
     assert "same batches" not in text
     first, second = csv.DictReader((tmp_path / "results_by_setting.csv").open())
-    assert float(second["pw_mcc_less_null"]) == pytest.approx(less_null)
-    assert float(second["returning"]) == pytest.approx(returning)
-    assert first["returning"] == ""
+    assert float(second["as_direction"]) == pytest.approx(share)
+    assert first["as_direction"] == second["in_function"] == ""
     html = (tmp_path / "results.html").read_text()
     settings = html[html.index("<h2>All settings") : html.index("<h2>All runs")]
-    assert f"<td>{less_null:.4f}</td><td>{returning:.1%}</td>" in settings
+    assert f"<td>{share:.1%}</td><td>-</td>" in settings
     runs_ = html[html.index("<h2>All runs") : html.index("<h2>Figures")]
-    assert "PW-MCC" not in runs_, "a run has no value of its own"
-    assert "PW-MCC" not in show_sweep(SEEDS, tmp_path), "runs on wandb have no features to match"
+    assert "as a direction" not in runs_, "a run has no value of its own"
+    assert "as a direction" not in show_sweep(SEEDS, tmp_path), (
+        "runs on wandb have no features to match"
+    )
 
 
 @pytest.mark.parametrize(

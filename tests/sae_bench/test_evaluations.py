@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch as t
 from bench_saes import PLACE, SMALL, D, F, K
+from measurement import Measurement
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.activations.hook_points import find_hook, read_residual
@@ -22,7 +23,7 @@ from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import BenchError
-from dictionary_learning_ext.evaluation.measure import DocumentLosses, Measurement
+from dictionary_learning_ext.evaluation.measure import DocumentLosses
 from dictionary_learning_ext.evaluation.metrics import computed
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-bench]'")

@@ -8,10 +8,10 @@ from dictionary_learning.trainers.top_k import TopKTrainer
 from dictionary_learning.training import trainSAE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measurement import Measurement
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext import VAEase, VAEaseTrainer, load_dictionary
-from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.run_folder.weights import save_weights
 

@@ -12,6 +12,7 @@ from dense_reference import compiled_noise, dense_loss
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measurement import Measurement
 from recorded_ops import RecordedOps
 from small_trainers import assert_same, batch, built, in_float64, weights_of
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +21,6 @@ from variational_trainers import NOISE_ON, POSTERIORS, D, F, as_upstream, data, 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.config.sae import SELECT_BY, PosteriorOptions, VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.trainers.base import batch_metrics
 from dictionary_learning_ext.trainers.kernels import select, step

@@ -2,6 +2,7 @@
 
 import pytest
 import torch as t
+from measurement import Measurement
 
 from dictionary_learning_ext import (
     ResidualBuffer,
@@ -10,7 +11,6 @@ from dictionary_learning_ext import (
     load_language_model,
     open_text,
 )
-from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
 
 STEPS, BATCH = 300, 512

@@ -105,11 +105,11 @@ function drawHistograms(data) {
 function drawMatches(data) {
   const known = data.saes.filter((sae) => sae.seeds);
   const line = (x, drawn) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { width: 1.5, ...drawn } });
-  addChart($("matches"), "How well each feature matches one of another seed", "Absolute cosine with its match. Right of the black line a feature comes back. The dotted lines are what random directions reach.", (t) => ({
-    data: stepLines(known, (sae) => sae.columns.match, 25, t, [0, 1]),
+  addChart($("matches"), "How well the direction of each feature matches one of another seed", "Absolute cosine with its match. Right of the black line a feature comes back as a direction. The dotted lines are what random directions reach.", (t) => ({
+    data: stepLines(known, (sae) => sae.columns.direction_match, 25, t, [0, 1]),
     layout: {
-      xaxis: { range: [0, 1], title: "match" }, yaxis: { title: "features" },
-      shapes: [...known.map((sae) => line(sae.seeds.null, { color: t.series[sae.place % 6], dash: "dot" })), line(0.7, { color: t.fg })],
+      xaxis: { range: [0, 1], title: "cosine" }, yaxis: { title: "features" },
+      shapes: [...known.map((sae) => line(sae.seeds.random, { color: t.series[sae.place % 6], dash: "dot" })), line(0.7, { color: t.fg })],
     },
   }));
 }

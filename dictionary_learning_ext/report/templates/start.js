@@ -9,12 +9,7 @@ async function start() {
 
   await loadPlotly();
   const redraw = () => charts.forEach((chart, plot) => { if (chart.drawn) draw(plot); });
-  const near = new IntersectionObserver((entries) => {
-    for (const { isIntersecting, target } of entries) {
-      if (isIntersecting && !charts.get(target).drawn) draw(target);
-    }
-  }, { rootMargin: "400px" });
-  charts.forEach((_, plot) => near.observe(plot));
+  for (const plot of charts.keys()) await draw(plot);
   darkScheme.addEventListener("change", redraw);
   addEventListener("beforeprint", () => { printing = true; charts.forEach((_, plot) => draw(plot)); });
   addEventListener("afterprint", () => { printing = false; redraw(); });

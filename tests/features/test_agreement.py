@@ -3,23 +3,15 @@
 import numpy as np
 import pytest
 import torch as t
-from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 from sklearn.preprocessing import normalize
 
-from dictionary_learning_ext.errors import NonFiniteError
-from dictionary_learning_ext.features import codes as module
-from dictionary_learning_ext.features.codes import (
-    CODE_MEASURES,
-    CodeCollector,
-    Codes,
-    agreement_of_codes,
-)
-from dictionary_learning_ext.features.reproducibility import (
-    matching,
-    reproducibility,
-)
+from dictionary_learning_ext.codes.codes import Codes, Reading
+from dictionary_learning_ext.codes.encoding import Totals
+from dictionary_learning_ext.features import agreement as module
+from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
+from dictionary_learning_ext.features.reproducibility import matching, reproducibility
 
 N, F, D, K = 397, 24, 16, 3
 KEYS = {measure.key for measure in CODE_MEASURES}
@@ -36,16 +28,22 @@ def drawn(seed, n=N, f=F, d=D, density=0.15, signed=False):
 
 
 def as_codes(code, directions, k: int | None = K):
-    return Codes(csr_matrix(code.astype(np.float32)), t.tensor(directions, dtype=t.float32), k)
+    n, size = code.shape
+    reading = Reading(*np.stack([np.zeros((1, n)), np.ones((1, n)), np.zeros((1, n))]).astype(bool))
+    totals = Totals(directions.shape[1], size, k, t.device("cpu"))
+    code_NF = csr_matrix(code.astype(np.float32))
+    directions_FD = t.tensor(directions, dtype=t.float32)
+    return Codes(code_NF, reading, totals, np.zeros(size), directions_FD)
 
 
 def of(a, b, k: int | None = K):
     """The measures of two pairs of a code and directions."""
     saes = {name: as_codes(*sae, k) for name, sae in (("a", a), ("b", b))}
     measured = reproducibility({name: sae.directions_FD for name, sae in saes.items()})
-    found = agreement_of_codes(saes, measured)
+    found = AgreementOfCodes(saes, measured)
     assert found.tokens == len(a[0])
     assert found.means() == pytest.approx(found.pairs["a", "b"])
+    assert found.in_function["a", "b"] == found.pairs["a", "b"]["in_function"]
     return found.pairs["a", "b"]
 
 
@@ -77,17 +75,16 @@ def slowly(a, b, k):
     of_living = corr[np.ix_(*living)]
     pairs = np.stack(linear_sum_assignment(of_living, maximize=True), axis=1)
     same = [(living[0][i], living[1][j]) for i, j in pairs if of_living[i, j] >= 0.7]
-    found["same"] = len(same) / np.mean([len(each) for each in living])
+    found["in_function"] = len(same) / np.mean([len(each) for each in living])
     of_same = [
         sum(e[i] for i in {*each})
         for e, each in zip(energies, zip(*same, strict=True), strict=True)
     ]
-    found["same_energy"] = np.mean(
+    found["in_function_energy"] = np.mean(
         [part / sum(e) for part, e in zip(of_same, energies, strict=True)]
     )
     shares = {"selections": [], "energy": []}
     for least in (0.7, 0.9):
-        found[f"correlation_{least:g}"] = np.mean(best >= least)
         in_a = {i for i, j in match.items() if abs(cosines[i, j]) >= least}
         both = ((f, ours, in_a), (g, theirs, {match[i] for i in in_a}))
         of_used = []
@@ -103,8 +100,8 @@ def slowly(a, b, k):
                 shares["energy"].append(sum(energy[i] for i in returning) / sum(energy))
                 counts = np.count_nonzero(code, axis=0)
                 shares["selections"].append(sum(counts[i] for i in returning) / counts.sum())
-        found[f"returning_{least:g}_not_near_dead"] = np.mean(of_used)
-    found |= {f"returning_{name}": np.mean(each) for name, each in shares.items()}
+        found[f"direction_{least:g}_not_near_dead"] = np.mean(of_used)
+    found |= {f"direction_{name}": np.mean(each) for name, each in shares.items()}
     indices = []
     for token in range(n):
         one = {match.get(i, f"only in a: {i}") for i in range(size) if f[token, i] != 0}
@@ -140,9 +137,9 @@ def test_every_measure_is_what_a_slow_count_gives(signed, k):
     found, expected = of(a, b, k), slowly(a, b, k)
     assert set(found) == set(expected) == KEYS
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
-    assert 0.2 < found["returning_energy"] < 0.8
-    assert found["returning_0.7_not_near_dead"] != pytest.approx(0.5)
-    assert found["same"] not in (0, 1, pytest.approx(found["correlation_0.7"]))
+    assert 0.2 < found["direction_energy"] < 0.8
+    assert found["direction_0.7_not_near_dead"] != pytest.approx(0.5)
+    assert found["in_function"] not in (0, 1, pytest.approx(found["correlation"]))
     swapped = of(b, a, k)
     assert {k: swapped[k] for k in expected} == pytest.approx(expected, abs=1e-5)
 
@@ -177,7 +174,7 @@ def test_the_same_sae_with_its_features_in_another_order_agrees_in_everything(si
     found = of((f, directions), other)
     expected = dict.fromkeys(KEYS, 1.0)
     if signed:  # correlations are signed, so a feature finds no other
-        of_function = [key for key in found if key.startswith(("correlation", "same"))]
+        of_function = [key for key in found if key.startswith(("correlation", "in_function"))]
         of_function.remove("correlation_by_direction")
         assert {found.pop(key) < 0.8 and expected.pop(key) for key in of_function} == {1.0}
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
@@ -186,7 +183,7 @@ def test_the_same_sae_with_its_features_in_another_order_agrees_in_everything(si
 def test_of_two_saes_of_no_relation_nothing_is_above_chance():
     found = [of(drawn(seed, d=32), drawn(seed + 100, d=32)) for seed in range(8)]
     mean = {key: np.mean([one[key] for one in found]) for key in found[0]}
-    for key in ("correlation_0.7", "returning_0.7_not_near_dead", "returning_energy"):
+    for key in ("direction_0.7_not_near_dead", "direction_energy"):
         assert mean[key] == 0
     chance = np.mean([slowly_by_chance(seed) for seed in range(8)])
     assert mean["jaccard"] == pytest.approx(chance, abs=0.02)
@@ -205,8 +202,8 @@ def test_an_sae_whose_features_never_fire_has_zeros():
     for other in (a, drawn(1)):
         found = of(a, other)
         assert found["correlation"] == found["jaccard"] == 0
-        assert found["correlation_0.7"] == found["same"] == found["same_energy"] == 0
-        assert found["returning_energy"] <= 0.5  # of the other one alone
+        assert found["in_function"] == found["in_function_energy"] == 0
+        assert found["direction_energy"] <= 0.5  # of the other one alone
 
 
 def test_among_candidates_the_correlations_are_nearly_those_of_the_exact_matching():
@@ -221,23 +218,3 @@ def test_among_candidates_the_correlations_are_nearly_those_of_the_exact_matchin
     assert sorted(fast[0]) == list(range(n))
     assert exact[1].mean() - 1e-3 <= fast[1].mean() <= exact[1].mean() + 1e-9
     assert exact[1].mean() > 0.4
-
-
-def test_codes_are_collected_batch_by_batch(monkeypatch):
-    t.manual_seed(0)
-    sae = AutoEncoderTopK(D, F, K).to(t.bfloat16)
-    x = t.randn(50, D)
-    monkeypatch.setattr(module, "_BATCH_ELEMENTS", 7 * F)
-    collector = CodeCollector(sae)
-    for part in x.split(20):
-        collector.add(part)
-    found = collector.codes()
-    expected = sae.encode(x.to(t.bfloat16)).float()
-    assert found.code_NF.toarray() == pytest.approx(expected.detach().numpy())
-    assert found.k == K
-    assert found.directions_FD.shape == (F, D)
-    assert found.count_F.tolist() == (expected != 0).sum(0).tolist()
-    with t.no_grad():
-        sae.encoder.weight.fill_(t.inf)
-    with pytest.raises(NonFiniteError, match="NaN"):
-        collector.add(x)

@@ -1,6 +1,6 @@
 """Tokens as cards and the report show them."""
 
-from dictionary_learning_ext.features.contexts import LONGEST_TOKEN, token_text, visible
+from dictionary_learning_ext.codes.contexts import LONGEST_TOKEN, token_text, visible
 
 
 def test_controls_and_marks_are_named_and_long_text_is_cut():

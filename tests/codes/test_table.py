@@ -1,24 +1,25 @@
-"""Feature statistics against brute force; the order of features, and attention sinks."""
+"""Feature statistics and contexts against brute force; the order of features, and attention sinks."""
 
-import copy
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch as t
 from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from planted_sinks import saved_with_sinks
-from pretend_cuda import PretendCuda
 from report_runs import QUICK, data_of, train
 
 from dictionary_learning_ext import features_of
 from dictionary_learning_ext.activations.positions import PositionRule, norms
 from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.codes.codes import encode
+from dictionary_learning_ext.codes.sinks import SinkFinder
+from dictionary_learning_ext.codes.sinks import sinks_of as sinks_of_reading
+from dictionary_learning_ext.codes.table import BINS, FeatureTable
 from dictionary_learning_ext.config.run import SINK_MULTIPLE
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
-from dictionary_learning_ext.features import collector as module
-from dictionary_learning_ext.features.collector import FeatureCollector, SinkFinder, ranking_of
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
 CONTEXTS, LENGTH, WIDTH, FEATURES = 37, 11, 8, 24
@@ -47,10 +48,10 @@ def batch():
 
 
 def collected(sae, batch, step=CONTEXTS, **options):
-    collector = FeatureCollector(sae.requires_grad_(False), batch.wanted_BL.numel(), **options)
-    for start in range(0, CONTEXTS, step):
-        collector.add(ContextBatch(*(part[start : start + step] for part in batch)))
-    return collector.statistics()
+    starts = range(0, CONTEXTS, step)
+    batches = [ContextBatch(*(part[i : i + step] for part in batch)) for i in starts]
+    (codes,) = encode([sae.requires_grad_(False)], batches)
+    return FeatureTable(codes, **options)
 
 
 @pytest.fixture(params=SAES)
@@ -63,27 +64,12 @@ def sae(request):
 def activations(sae, batch, step):
     """Of every token, zero where it is not wanted: (B, L, F).
 
-    In the collector's steps: a matrix product's last bits depend on its size.
+    In the encoder's steps: a matrix product's last bits depend on its size.
     """
-    f_BLF = t.cat([sae.encode(x.flatten(0, 1)) for x in batch.x_BLD.split(step)])
-    return f_BLF.view(CONTEXTS, LENGTH, -1) * batch.wanted_BL[:, :, None]
-
-
-def test_only_selections_leave_the_saes_device(batch, monkeypatch):
-    sae, moved = SAES["top_k"](), []
-
-    def cpu(x):
-        moved.append(x.numel() if x.is_cuda else 0)
-        return x.to("cpu")
-
-    with PretendCuda(), monkeypatch.context() as patch:
-        patch.setattr(t.Tensor, "cpu", cpu)
-        there = batch._replace(x_BLD=batch.x_BLD.to("cuda"))
-        found = vars(collected(copy.deepcopy(sae).to("cuda"), there))
-    assert sum(moved) == 3 * int(found["count_F"].sum()), "a token, a feature and a value of each"
-    here = vars(collected(sae, batch))
-    assert (found.pop("profiles_NF") != here.pop("profiles_NF")).nnz == 0
-    t.testing.assert_close(found, here, rtol=0, atol=0, equal_nan=True)
+    f_BLF = t.zeros(CONTEXTS, LENGTH, FEATURES)
+    parts = zip(batch.x_BLD.split(step), batch.wanted_BL.split(step), strict=True)
+    f_BLF[batch.wanted_BL] = t.cat([sae.encode(x[wanted]) for x, wanted in parts])
+    return f_BLF
 
 
 @pytest.mark.parametrize("step", [CONTEXTS, 5])
@@ -102,11 +88,13 @@ def test_the_numbers_equal_brute_force(sae, batch, step):
         assert found.max_F[i] == on[on.abs().argmax()], "with its sign"
         assert found.mean_F[i].item() == pytest.approx(on.double().mean().item(), rel=1e-5)
         width = float(found.bin_width_F[i])
-        bins = found.histogram_FH.shape[1]
+        bins = BINS
         assert bins * width > on.abs().max() >= bins * width / 2
         edges = t.arange(bins + 1, dtype=t.float64) * width
         expected = t.histogram(on.abs().double(), edges).hist.long()
-        assert found.histogram_FH[i].equal(expected)
+        histogram = found.histogram(i)
+        assert histogram.tolist() == expected[: len(histogram)].tolist()
+        assert not expected[len(histogram) :].any()
 
 
 @pytest.mark.parametrize("step", [CONTEXTS, 1])
@@ -120,17 +108,16 @@ def test_the_top_contexts_equal_brute_force(sae, batch, step):
             if on:
                 peaks.append((max(on)[0], -context, max(on)[1]))
         peaks = sorted(peaks, reverse=True)[:3]
-        values_T = top.value_FT[i][~top.value_FT[i].isnan()]
-        assert values_T.abs().tolist() == [size for size, _, _ in peaks]
-        for row, (_, context, place) in enumerate(peaks):
+        kept = top.of(i)
+        assert [abs(one.activation) for one in kept] == [size for size, _, _ in peaks]
+        for one, (_, context, place) in zip(kept, peaks, strict=True):
             context, place = -context, -place
-            assert (top.context_FT[i, row], top.position_FT[i, row]) == (context, place)
-            assert top.value_FT[i, row] == f_BLF[context, place, i], "with its sign"
-            for w, at in enumerate(range(place - 2, place + 2)):
-                inside = 0 <= at < LENGTH
-                expected = int(batch.input_ids_BL[context, at]) if inside else -1
-                assert top.ids_FTW[i, row, w] == expected
-                assert top.activations_FTW[i, row, w] == (f_BLF[context, at, i] if inside else 0)
+            assert (one.context, one.position) == (context, place)
+            assert one.activation == f_BLF[context, place, i], "with its sign"
+            inside = slice(max(0, place - 2), min(LENGTH, place + 2))
+            assert one.ids == batch.input_ids_BL[context, inside].tolist()
+            assert one.activations == f_BLF[context, inside, i].tolist()
+            assert one.at == place - inside.start
 
 
 @pytest.mark.parametrize("kind", ["top_k", "vsae by magnitude"])
@@ -142,14 +129,12 @@ def test_the_sample_is_of_selections_without_replacement_and_whole_if_there_is_r
     for kept in (3, CONTEXTS * LENGTH):
         sampled = collected(sae, batch, 5, sampled=kept).sampled
         for i in range(FEATURES):
-            there = ~sampled.value_FT[i].isnan()
-            places = list(
-                zip(sampled.context_FT[i][there], sampled.position_FT[i][there], strict=True)
-            )
+            contexts = sampled.of(i)
+            places = [(one.context, one.position) for one in contexts]
             assert len(places) == min(kept, int((f_BLF[:, :, i] != 0).sum()))
-            assert len({(int(context), int(place)) for context, place in places}) == len(places)
+            assert len(set(places)) == len(places)
             values = [float(f_BLF[context, place, i]) for context, place in places]
-            assert values == sampled.value_FT[i][there].tolist()
+            assert values == [one.activation for one in contexts]
             assert values == sorted(values, key=abs, reverse=True)
 
 
@@ -158,37 +143,15 @@ def test_the_sample_is_uniform(batch):
     t.manual_seed(0)
     sae = AutoEncoderTopK(WIDTH, FEATURES, FEATURES)
     sae.encoder.bias.data.fill_(50)  # all are always selected
-    samples = [collected(sae, batch, 5, seed=seed).sampled.context_FT for seed in range(6)]
-    drawn = t.cat(samples).flatten()
+    samples = [collected(sae, batch, 5, seed=seed) for seed in range(6)]
+    places_N = samples[0].codes.reading.place_N
+    drawn = t.from_numpy(
+        np.concatenate([places_N[one.sampled.rows_FT.ravel()] // LENGTH for one in samples])
+    )
     expected = batch.wanted_BL.sum(1) / batch.wanted_BL.sum()
     counts = drawn.bincount(minlength=CONTEXTS)
     chi_square = ((counts - len(drawn) * expected) ** 2 / (len(drawn) * expected)).sum()
     assert chi_square < 70  # 36 degrees of freedom: beyond 70 once in 1,700
-
-
-def test_the_profiles_are_the_activations_at_drawn_tokens(sae, batch):
-    f_NF = activations(sae, batch, 5).flatten(0, 1)[batch.wanted_BL.flatten()]
-    whole = collected(sae, batch, 5, profile_tokens=10_000).profiles_NF
-    assert t.equal(t.tensor(whole.toarray()), f_NF)
-    few = t.tensor(collected(sae, batch, 5, profile_tokens=40).profiles_NF.toarray())
-    # Of 40 places drawn from all, those after the last wanted token do not come.
-    assert 30 <= len(few) <= 40
-    places = [int((f_NF == row).all(1).nonzero()[0]) for row in few if row.any()]
-    assert places == sorted(places)
-    assert places[-1] > len(f_NF) // 2  # drawn from all tokens
-
-
-def test_the_limits_of_what_is_made_at_a_time_and_kept_hold(batch, monkeypatch):
-    sae, sizes = AutoEncoderTopK(WIDTH, FEATURES, 4), []
-    encode, limit = sae.encode, 3 * LENGTH * FEATURES
-    monkeypatch.setattr(sae, "encode", lambda x: sizes.append(len(x) * FEATURES) or encode(x))
-    monkeypatch.setattr(module, "_BATCH_ELEMENTS", limit)
-    assert collected(sae, batch).profiles_NF.nnz > 100
-    assert max(sizes) == limit
-    monkeypatch.setattr(module, "_PROFILE_ENTRIES", 100)
-    profiles = collected(sae, batch).profiles_NF
-    assert profiles.nnz <= 100
-    assert 20 <= profiles.shape[0] <= 40  # k = 4, some of it zeros
 
 
 @pytest.mark.parametrize("kind", ["top_k", "relu"])
@@ -208,16 +171,8 @@ def with_nan():
     ("call", "error", "message"),
     [
         (lambda batch: collected(with_nan(), batch), NonFiniteError, r"ae\.pt is "),
-        (
-            lambda batch: FeatureCollector(SAES["top_k"](), 10).statistics(),
-            TextError,
-            "no token",
-        ),
-        (
-            lambda batch: FeatureCollector(SAES["top_k"](), 10, top=0),
-            ConfigError,
-            "top=0: ",
-        ),
+        (lambda batch: encode([SAES["top_k"]()], []), TextError, "no token"),
+        (lambda batch: collected(SAES["top_k"](), batch, top=0), ConfigError, "top=0: "),
     ],
 )
 def test_mistakes(call, error, message, batch):
@@ -228,17 +183,13 @@ def test_mistakes(call, error, message, batch):
 def test_consistent_features_come_first_and_rare_ones_last():
     """A feature that was seen twice is not the most consistent one."""
     tokens_F = [[0] * 2, [*range(8)], [1] * 6 + [2] * 2, [3] * 8, [4] * 7 + [5]]
-    padded = t.tensor([tokens + [-1] * (8 - len(tokens)) for tokens in tokens_F])
-    kept = SimpleNamespace(ids_FTW=padded[:, :, None], at=0)
+    padded = np.array([tokens + [-1] * (8 - len(tokens)) for tokens in tokens_F])
+    table = object.__new__(FeatureTable)
     count_F = t.tensor([len(tokens) for tokens in tokens_F])
-    statistics = SimpleNamespace(
-        top=kept,
-        sampled=kept,
-        count_F=count_F,
-        frequency_F=count_F.double() / 1000,
-        alive_F=count_F > 0,
-    )
-    assert ranking_of(statistics) == [3, 4, 2, 1, 0]
+    kept = SimpleNamespace(ids_FT=padded)
+    codes = SimpleNamespace(frequency_F=count_F.double() / 1000)
+    vars(table).update(top=kept, sampled=kept, count_F=count_F, codes=codes)
+    assert table.ranking == [3, 4, 2, 1, 0]
 
 
 # --- attention sinks
@@ -274,11 +225,16 @@ def without_sinks(batch):
 
 
 def found(sae, batches, tokenizer):
-    finder, collector = SinkFinder(tokenizer), FeatureCollector(sae, 1000)
-    for batch in map(without_sinks, batches):
+    batches = list(map(without_sinks, batches))
+    finder = SinkFinder(tokenizer)
+    for batch in batches:
         finder.add(batch)
-        collector.add(batch)
-    return finder.sinks(), collector.statistics()
+    (codes,) = encode([sae], batches)
+    sinks, of_codes = finder.sinks(), sinks_of_reading(codes.reading, tokenizer)
+    if sinks is not None:
+        assert of_codes is not None
+        assert (sinks.tokens, sinks.where) == (of_codes.tokens, of_codes.where)
+    return sinks, FeatureTable(codes)
 
 
 def test_a_planted_sink_is_found_and_is_no_features_strongest_context(reads_first, tiny_lm):
@@ -291,7 +247,8 @@ def test_a_planted_sink_is_found_and_is_no_features_strongest_context(reads_firs
     assert sinks.where == "position 0 of each context"
     assert 400 / 4 < sinks.norm_ratio < 400
     assert statistics.tokens == 9 * (LENGTH - 1) - 4
-    assert statistics.top.position_FT[:, 0].min() > 0
+    strongest = [one.of(feature) for one in [statistics.top] for feature in range(FEATURES)]
+    assert min(kept[0].position for kept in strongest if kept) > 0
     assert statistics.max_F.max() < 10
 
 
@@ -354,14 +311,15 @@ def test_drawn_tokens_come_with_what_every_feature_does_around_them(sae, batch):
     n = int(batch.wanted_BL.sum())
     drawn = collected(sae, batch, 5, drawn=batch.wanted_BL.numel(), before=2, after=1).drawn
     places = [tuple(place) for place in batch.wanted_BL.nonzero().tolist()]
-    assert len(drawn.ids_PW) == n == len(places), "all of them"
+    assert len(drawn.context_P) == n == len(places), "all of them"
+    fires_PF = np.stack([drawn.fires(feature) for feature in range(FEATURES)], axis=1)
     for row, (context, place) in enumerate(places):
         window = range(place - 2, place + 2)
         inside = [at for at in window if 0 <= at < LENGTH]
         expected = [int(batch.input_ids_BL[context, at]) if at in inside else -1 for at in window]
-        assert drawn.ids_PW[row].tolist() == expected
+        assert drawn.around.ids_TW[row].tolist() == expected
         assert drawn.context_P[row] == context
-        assert drawn.fires_PF[row].equal((f_BLF[context, inside] != 0).any(0))
+        assert fires_PF[row].tolist() == (f_BLF[context, inside] != 0).any(0).tolist()
     few = collected(sae, batch, 5, drawn=60, seed=3).drawn
-    assert 30 < len(few.ids_PW) <= 60
-    assert len(collected(sae, batch, 5).drawn.ids_PW) == 0
+    assert len(few.context_P) == 60
+    assert len(collected(sae, batch, 5).drawn.context_P) == 0

@@ -1,0 +1,309 @@
+"""The contexts in which features fire, and tokens as text.
+
+Shapes: N encoded tokens, C contexts of L tokens, M selections, F features, T contexts kept per feature, W tokens of a
+context shown, P tokens drawn.
+"""
+
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as t
+from scipy.sparse import csr_matrix
+
+LONGEST_TOKEN = 48
+"""The most characters of a token that are shown."""
+BEFORE, AFTER = 16, 8
+"""Tokens shown before and after the one that a context is shown for."""
+_SHOWN_AS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+
+
+EncodedText = Any
+"""`codes.Codes`, which can't be imported here: it imports this file."""
+
+
+class KeptContext(NamedTuple):
+    """A context of a feature, without the places outside of the text; see `TopContext`."""
+
+    activation: float
+    ids: list[int]
+    activations: list[float]
+    at: int
+    context: int
+    position: int
+
+
+class FeatureContexts:
+    """T tokens of each feature at which it fires, and the contexts around them.
+
+    Arguments:
+        rows_FT: the tokens, as rows of the codes, -1 where a feature has fewer.
+        before, after: tokens shown before and after.
+    """
+
+    def __init__(self, codes: EncodedText, rows_FT: np.ndarray, before: int, after: int):
+        self.rows_FT = rows_FT
+        self._codes, self._before, self._after = codes, before, after
+
+    @property
+    def ids_FT(self) -> np.ndarray:
+        """The ids of the tokens; -1 where there is none."""
+        reading = self._codes.reading
+        ids_N = reading.ids_CL.reshape(-1)[reading.place_N]
+        return np.where(self.rows_FT >= 0, ids_N[self.rows_FT], -1)
+
+    def tokens(self, feature: int, n: int | None = 4) -> list[int]:
+        """The ids of the tokens that a feature fires on here, the most frequent first: n, or all."""
+        reading, rows_T = self._codes.reading, self.rows_FT[feature]
+        ids = reading.ids_CL.reshape(-1)[reading.place_N[rows_T[rows_T >= 0]]].tolist()
+        return [token for token, _ in Counter(ids).most_common(n)]
+
+    def of(self, feature: int) -> list[KeptContext]:
+        """The contexts of a feature, in their order."""
+        rows_T = self.rows_FT[feature]
+        return contexts_at(self._codes, feature, rows_T[rows_T >= 0], self._before, self._after)
+
+
+def contexts_at(
+    codes: EncodedText, feature: int, rows_T: np.ndarray, before: int, after: int
+) -> list[KeptContext]:
+    """The contexts around some tokens at which a feature fires."""
+    around = windows(codes, rows_T, before, after)
+    activations_TW = _activations(codes, feature, around.place_TW) * around.is_inside_TW
+    places_T, ctx_len = codes.reading.place_N[rows_T], codes.reading.ids_CL.shape[1]
+    found = []
+    parts = zip(around.ids_TW.tolist(), activations_TW.tolist(), places_T.tolist(), strict=True)
+    for ids, activations, place in parts:
+        start = next(at for at, token in enumerate(ids) if token >= 0)
+        end = len(ids) - next(at for at, token in enumerate(reversed(ids)) if token >= 0)
+        inside, at = slice(start, end), before - start
+        own = activations[inside]
+        found.append(KeptContext(own[at], ids[inside], own, at, place // ctx_len, place % ctx_len))
+    return found
+
+
+class Windows(NamedTuple):
+    """T tokens, and the W around each."""
+
+    place_TW: np.ndarray
+    """Their places among all C x L tokens; outside of the context, that of the token itself."""
+    is_inside_TW: np.ndarray
+    ids_TW: np.ndarray
+    """Their ids, int32; -1 outside of the context."""
+
+
+def windows(codes: EncodedText, rows_T: np.ndarray, before: int, after: int) -> Windows:
+    """The tokens around some encoded tokens."""
+    ids_CL = codes.reading.ids_CL
+    place_T1 = codes.reading.place_N[rows_T][:, None]
+    place_TW = place_T1 + np.arange(-before, after + 1)
+    is_inside_TW = place_TW // ids_CL.shape[1] == place_T1 // ids_CL.shape[1]
+    place_TW = np.where(is_inside_TW, place_TW, place_T1)
+    return Windows(place_TW, is_inside_TW, np.where(is_inside_TW, ids_CL.reshape(-1)[place_TW], -1))
+
+
+def _activations(codes: EncodedText, feature: int, place: np.ndarray) -> np.ndarray:
+    """A feature's activations at places among all C x L tokens; 0 where it is not selected."""
+    start, end = codes.by_feature.indptr[feature : feature + 2]
+    own = codes.reading.place_N[codes.by_feature.indices[start:end]]
+    if not len(own):
+        return np.zeros(place.shape, dtype=np.float32)
+    at = np.searchsorted(own, place).clip(max=len(own) - 1)
+    return np.where(own[at] == place, codes.by_feature.data[start:end][at], np.float32(0))
+
+
+def strongest_rows(codes: EncodedText, n: int, features: slice = slice(None)) -> np.ndarray:
+    """The n tokens at which each feature has its largest activations, by magnitude, each context once.
+
+    Earlier tokens win ties.
+
+    Returns: rows of the codes, (F, n), the largest first; -1 where there are fewer.
+    """
+    first, last, _ = features.indices(codes.n_features)
+    indptr = codes.by_feature.indptr[first : last + 1]
+    part = slice(indptr[0], indptr[-1])
+    row_M, size_M = codes.by_feature.indices[part], np.abs(codes.by_feature.data[part])
+    feature_M = np.repeat(np.arange(last - first), np.diff(indptr))
+    if not len(row_M):
+        return np.full((last - first, n), -1)
+    context_M = codes.reading.place_N[row_M] // codes.reading.ids_CL.shape[1]
+    is_new_M = (np.diff(feature_M, prepend=-1) != 0) | (np.diff(context_M, prepend=-1) != 0)
+    starts_R = np.flatnonzero(is_new_M)
+    size_R = np.maximum.reduceat(size_M, starts_R)
+    is_peak_M = size_M == np.repeat(size_R, np.diff(starts_R, append=len(row_M)))
+    places_M = np.where(is_peak_M, np.arange(len(row_M)), len(row_M))
+    peak_R = np.minimum.reduceat(places_M, starts_R)
+    return _first(row_M[peak_R], -size_R, feature_M[starts_R], last - first, n)
+
+
+def drawn_rows(codes: EncodedText, n: int, generator: t.Generator) -> np.ndarray:
+    """n tokens of each feature drawn uniformly from those that select it, the largest activation first.
+
+    Returns: as `strongest_rows`.
+    """
+    code_NF, by_feature = codes.code_NF, codes.by_feature
+    if not code_NF.nnz:
+        return np.full((codes.n_features, n), -1)
+    key_M = t.rand(code_NF.nnz, generator=generator).numpy()  # in the order of the tokens
+    numbers_NF: Any = csr_matrix(
+        (np.arange(code_NF.nnz), code_NF.indices, code_NF.indptr), code_NF.shape
+    )
+    order_M = numbers_NF.tocsc().data
+    place_M = np.arange(code_NF.nnz)
+    chosen_FT = _first(place_M, -key_M[order_M], codes.column_M, codes.n_features, n)
+    size_FT = np.where(chosen_FT >= 0, np.abs(by_feature.data[chosen_FT]), -np.inf)
+    order_FT = np.argsort(-size_FT, axis=1, kind="stable")
+    chosen_FT = np.take_along_axis(chosen_FT, order_FT, axis=1)
+    return np.where(chosen_FT >= 0, by_feature.indices[chosen_FT], -1)
+
+
+def _first(
+    what_M: np.ndarray, key_M: np.ndarray, feature_M: np.ndarray, n_features: int, n: int
+) -> np.ndarray:
+    """The n of each feature with the smallest keys, (F, n); -1 where there are fewer. Earlier ones win ties.
+
+    Arguments:
+        feature_M: ascending.
+    """
+    found_FT = np.full((n_features, n), -1)
+    order_M = np.lexsort((key_M, feature_M))
+    rank_M = np.arange(len(order_M)) - np.searchsorted(feature_M, feature_M)
+    is_kept_M = rank_M < n
+    found_FT[feature_M[is_kept_M], rank_M[is_kept_M]] = what_M[order_M[is_kept_M]]
+    return found_FT
+
+
+class DrawnContexts(NamedTuple):
+    """P tokens drawn uniformly from all, whatever fires there, with the tokens around them."""
+
+    around: Windows
+    context_P: np.ndarray
+    """The context's number in the order of reading."""
+    codes: EncodedText
+
+    def fires(self, feature: int) -> np.ndarray:
+        """Whether a feature is selected at any of the W tokens, (P,)."""
+        found_PW = _activations(self.codes, feature, self.around.place_TW)
+        return ((found_PW != 0) & self.around.is_inside_TW).any(1)
+
+
+class FeatureOfCodes:
+    """One feature of `Codes`."""
+
+    def __init__(self, codes: EncodedText, number: int):
+        if not 0 <= number < codes.n_features:
+            raise IndexError(f"feature {number}: the SAE has {codes.n_features}")
+        self._codes, self.number = codes, number
+
+    @property
+    def activations(self) -> np.ndarray:
+        """Its activations where it is selected, in reading order, float32."""
+        return self._codes.by_feature[:, self.number].data
+
+    @property
+    def density(self) -> float:
+        """The share of the tokens at which it is selected."""
+        return len(self.activations) / self._codes.tokens
+
+    def contexts(self, n: int = 8) -> "TopContexts | list[KeptContext]":
+        """The n contexts in which it is strongest; as ids if the codes know no tokenizer."""
+        (rows_T,) = strongest_rows(self._codes, n, slice(self.number, self.number + 1))
+        kept = contexts_at(self._codes, self.number, rows_T[rows_T >= 0], BEFORE, AFTER)
+        tokenizer = self._codes.tokenizer
+        return kept if tokenizer is None else as_text(kept, tokenizer)
+
+    def __repr__(self) -> str:
+        return f"feature {self.number}: selected at {self.density:.3%} of {self._codes.tokens:,} tokens"
+
+
+# --- one of them, as text
+
+
+@dataclass(frozen=True, repr=False)
+class TopContext:
+    """A token at which a feature is active, and the tokens around it: W of them."""
+
+    activation: float
+    """The feature's activation at the token. It has the largest magnitude in its context."""
+    token: str
+    """The token as text, with its leading space."""
+    tokens: list[str]
+    """The tokens around it and itself: up to 16 before it and 8 after it, W in all."""
+    ids: list[int]
+    """Their W ids."""
+    activations: list[float]
+    """The feature's activation at each of the W tokens. 0 where it is not selected."""
+    at: int
+    """The token's place among the W."""
+    context: int
+    """The number of the context in the order of reading, from 0."""
+    position: int
+    """The token's place in the context, from 0."""
+
+    def __repr__(self) -> str:
+        shown = [visible(token) for token in self.tokens]
+        before, after = "".join(shown[: self.at]), "".join(shown[self.at + 1 :])
+        return f"{self.activation:8.3g}  {before}«{shown[self.at]}»{after}"
+
+    @property
+    def shaded(self) -> list[tuple[str, float, bool]]:
+        """For each token its visible text, its activation over the largest, and whether it is `at`."""
+        return [
+            (visible(token), activation / abs(self.activation), place == self.at)
+            for place, (token, activation) in enumerate(
+                zip(self.tokens, self.activations, strict=True)
+            )
+        ]
+
+
+class TopContexts(tuple[TopContext, ...]):
+    """The contexts in which a feature is strongest, the strongest first."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self)) or "(no context: never selected)"
+
+
+def as_text(kept: list[KeptContext], tokenizer: Any) -> TopContexts:
+    """Contexts with their tokens as text."""
+    found = []
+    for context in kept:
+        tokens = [token_text(tokenizer, token) for token in context.ids]
+        found.append(TopContext(token=tokens[context.at], tokens=tokens, **context._asdict()))
+    return TopContexts(found)
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token as it appears in text, with its leading space.
+
+    A token that is part of a character (byte-level BPE) is shown in the tokenizer's own spelling.
+    """
+    text = tokenizer.decode([token])
+    spelling = tokenizer.convert_ids_to_tokens(token)
+    if spelling is None:  # a row of the embedding that the tokenizer does not use
+        return f"[{token}]"
+    if "\ufffd" in text:
+        return spelling
+    if spelling.startswith("▁") and not text.startswith(" "):  # SentencePiece drops the first
+        return " " + text
+    return text
+
+
+def visible(text: str, longest: int = LONGEST_TOKEN) -> str:
+    """Text with control characters and directional marks spelled out, cut if too long."""
+    shown = []
+    for character in text[:longest]:
+        if character in _SHOWN_AS:
+            shown.append(_SHOWN_AS[character])
+        elif unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+            shown.append(f"‹U+{ord(character):04X}›")
+        else:
+            shown.append(character)
+    is_cut = len(text) > longest
+    return "".join(shown) + (f"… ({len(text):,} characters)" if is_cut else "")
+
+
+def plain(text: str) -> str:
+    """Text whose case and outer spaces are left out when tokens are compared."""
+    return text.strip().lower() or text

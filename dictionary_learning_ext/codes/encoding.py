@@ -1,0 +1,413 @@
+"""Encoding a text with SAEs: each token once by each SAE, a block of rows at a time.
+
+    encoder = Encoder(sae)
+    for x_ND in batches:            # raw activations, in reading order
+        encoder.add(x_ND)
+    encoder.code_NF()               # sparse
+
+Everything that needs a reconstruction, or numbers of all features, is summed here, so that nothing encodes a second
+time. Only a block's numbers are dense: 4M of them.
+
+Shapes: N tokens, n of a block, M selections, D = activation_dim, F features, K = k.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as t
+from dictionary_learning.dictionary import Dictionary
+from dictionary_learning.evaluation import evaluate as upstream_evaluate
+from scipy.sparse import csr_matrix, vstack
+from torch.nn import functional
+
+from ..errors import NonFiniteError
+from ..trainers.dictionaries import (
+    HasPosterior,
+    PosteriorEncoder,
+    SparseEncoder,
+    TopKCode,
+    as_input,
+    decoder_directions,
+    k_of,
+    selects_top_k,
+)
+from ..trainers.kernels.products import StepForm
+from ..trainers.kernels.select import compared, top_k
+
+_BLOCK_ELEMENTS = 1 << 22
+"""Activations (tokens x F), or numbers (selections x D), computed at a time."""
+_SPARSE_DENSITY = 1 / 8
+"""Above this share of features that a token selects, a dense product is faster."""
+_UPSTREAMS = ("frac_variance_explained", "cossim", "l2_ratio", "l2_loss")
+
+
+# --- what is summed
+
+
+class NotMeasured(ArithmeticError):
+    """A metric is not defined for these totals. The message says why."""
+
+
+class LanguageModelLosses(NamedTuple):
+    """Cross-entropies of a language model, nats per predicted token."""
+
+    original: float
+    reconstructed: float
+    """With the reconstruction in place of the activations."""
+    zero: float
+    """With zeros in place of the activations."""
+    tokens: int
+    """Tokens predicted: all but the first of each document."""
+    positions: int
+    """Tokens of the documents."""
+    left_alone: int
+    """At how many of these positions the activations were not replaced, in either way, because
+    training leaves such positions out."""
+
+
+@dataclass
+class Totals:
+    """What was gathered about one SAE over some batches of raw activations."""
+
+    activation_dim: int
+    dict_size: int
+    k: int | None
+    """None for an SAE without one."""
+    device: t.device
+    norm_factor: float = 1.0
+    """What activations were divided by in training."""
+    tokens: int = 0
+    squares: float = 0.0
+    """Sum of ||x||^2."""
+    residual: float = 0.0
+    """Sum of ||x - x_hat||^2."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums over tokens; of what is an average of each batch, each batch counts by its tokens."""
+    counted: dict[str, int] = field(default_factory=dict)
+    """The number of tokens in each of `sums`."""
+    kl: float | None = None
+    """Sum over tokens of the KL over all features, nats; with a posterior only, as the next."""
+    residual_sampled: float | None = None
+    """Sum of ||x - x_hat||^2 where the code is drawn from the posterior."""
+    losses: LanguageModelLosses | None = None
+    no_losses: str = ""
+    """Why there are none, if that is not because they don't apply."""
+    truth: dict[str, float] = field(default_factory=dict)
+    """How the SAE matches the true features of a synthetic model, see `measure.TruthMatch`."""
+
+    def __post_init__(self):
+        self.sum_D = t.zeros(self.activation_dim, dtype=t.float64, device=self.device)
+        """Sum of x, (D,)."""
+        self.selected_F = t.zeros(self.dict_size, dtype=t.long, device=self.device)
+        """At how many tokens each feature was selected, (F,)."""
+
+    def add(self, x_BD: t.Tensor, x_hat_BD: t.Tensor, feature_M: t.Tensor) -> None:
+        """Count a batch of activations with their reconstructions, and the feature of each selection."""
+        self.tokens += len(x_BD)
+        self.sum_D += x_BD.double().sum(0)
+        self.selected_F += feature_M.bincount(minlength=self.dict_size)
+        self.squares += float(x_BD.double().square().sum())
+        self.residual += squared_residual(x_BD, x_hat_BD)
+
+    def add_mean(self, name: str, value: t.Tensor | float, tokens: int) -> None:
+        """Count an average over some tokens."""
+        self.sums[name] = self.sums.get(name, 0.0) + float(value) * tokens
+        self.counted[name] = self.counted.get(name, 0) + tokens
+
+    @cached_property
+    def total_variance(self) -> float:
+        """Sum of ||x - mean x||^2. Raises NotMeasured if it is 0, up to rounding."""
+        variance = self.squares - float((self.sum_D**2).sum()) / self.tokens
+        if variance <= 1e-12 * self.squares:
+            raise NotMeasured(
+                f"the activations of the {self.tokens} tokens measured have no variance"
+            )
+        return variance
+
+    def mean(self, name: str) -> float | None:
+        """The mean over tokens of one of `sums`; None if it was not gathered."""
+        return self.sums[name] / self.counted[name] if name in self.sums else None
+
+    @cached_property
+    def frequency_F(self) -> t.Tensor:
+        """The share of the tokens at which each feature is selected."""
+        return self.selected_F.double() / self.tokens
+
+
+def squared_residual(x_BD: t.Tensor, x_hat_BD: t.Tensor) -> float:
+    """Sum of ||x - x_hat||^2 over a batch."""
+    return float((x_BD - x_hat_BD).double().square().sum())
+
+
+# --- what is encoded
+
+
+class Block(NamedTuple):
+    """Some tokens and what an SAE makes of them."""
+
+    x_nD: t.Tensor
+    """In the SAE's dtype."""
+    token_M: t.Tensor
+    """The token of each selection, ascending; then by feature."""
+    feature_M: t.Tensor
+    value_M: t.Tensor
+    """Activations, in the SAE's dtype. None is 0."""
+    selection: "tuple[TopKCode, t.Tensor] | None"
+    """Of an SAE that selects the K largest: which they are, and the (n, F) that it selects from. None unless the noise's
+    measures need it."""
+    posterior: Any
+    """The features' distributions, if they have some and the noise's measures need them."""
+
+
+def encoded(dictionary: Dictionary, x_ND: t.Tensor, *, with_all: bool = False) -> Iterator[Block]:
+    """Encode raw activations block by block.
+
+    Arguments:
+        with_all: give what the measures of noise need, too.
+
+    Raises: NonFiniteError if the SAE's features are NaN or infinite.
+    """
+    rows = max(1, _BLOCK_ELEMENTS // dictionary.dict_size)
+    for x_nD in as_input(dictionary, x_ND).split(rows):
+        yield _block(dictionary, x_nD, with_all)
+
+
+def _block(dictionary: Any, x_nD: t.Tensor, with_all: bool) -> Block:
+    selection = None
+    posterior: Any = None
+    if with_all and isinstance(dictionary, PosteriorEncoder):
+        posterior = dictionary.posterior(x_nD)
+        code = dictionary.code_of(posterior)
+        selection = code, posterior.mu
+    elif not with_all and isinstance(dictionary, SparseEncoder):
+        code = dictionary.sparse_encode(x_nD)
+    elif selects_top_k(dictionary):
+        _, values_nK, indices_nK, mu_nF = dictionary.encode(x_nD, return_topk=True)
+        code = TopKCode(values_nK, indices_nK)
+        selection = code, mu_nF
+    else:
+        f_nF = dictionary.encode(x_nD)
+        posterior = (
+            dictionary.posterior(x_nD)
+            if with_all and isinstance(dictionary, HasPosterior)
+            else None
+        )
+        token_M, feature_M = f_nF.nonzero(as_tuple=True)
+        value_M = f_nF[token_M, feature_M]
+        require_finite(value_M)
+        return Block(x_nD, token_M, feature_M, value_M, None, posterior)
+    feature_nK, order_nK = code.indices.sort(dim=1)
+    value_nK = code.values.gather(1, order_nK)
+    require_finite(value_nK)
+    is_selected_nK = value_nK != 0
+    token_M = is_selected_nK.nonzero()[:, 0]
+    selected = feature_nK[is_selected_nK], value_nK[is_selected_nK]
+    return Block(x_nD, token_M, *selected, selection, posterior)
+
+
+def require_finite(activations: t.Tensor) -> None:
+    """Raise NonFiniteError if activations of an SAE's features are NaN or infinite."""
+    if not activations.isfinite().all():
+        raise NonFiniteError(
+            "the SAE's features are NaN or infinite: expected finite numbers; its ae.pt is "
+            "damaged, or it was trained on activations of another scale: train it again"
+        )
+
+
+class SparseDecoder:
+    """Reconstructs from selections, without the zeros.
+
+    Arguments:
+        dictionary: its `decode` is linear, as that of every SAE is.
+    """
+
+    @t.no_grad()
+    def __init__(self, dictionary: Any):
+        self._dictionary = dictionary
+        weight_FD = (
+            dictionary.W_dec if hasattr(dictionary, "W_dec") else dictionary.decoder.weight.T
+        )
+        self._weight_FD = weight_FD.detach().contiguous()
+        self._bias_D = dictionary.decode(self._weight_FD.new_zeros(1, dictionary.dict_size))[0]
+
+    def decode(self, block: Block) -> tuple[t.Tensor, t.Tensor]:
+        """The reconstruction x_hat, (n, D), and how much each selection's direction agrees with the error
+        e = x - x_hat: e . d, (M,), float32."""
+        n, n_features = len(block.x_nD), self._dictionary.dict_size
+        is_sparse = len(block.value_M) <= _SPARSE_DENSITY * n * n_features
+        if is_sparse and block.value_M.dtype in (t.float32, t.float64):
+            starts_n = _starts(block.token_M, n)
+            with t.enable_grad():  # the products with the error are the gradient at the values
+                value_M = block.value_M.detach().requires_grad_()
+                sum_nD = functional.embedding_bag(
+                    block.feature_M,
+                    self._weight_FD,
+                    starts_n,
+                    mode="sum",
+                    per_sample_weights=value_M,
+                )
+            x_hat_nD = sum_nD.detach() + self._bias_D
+            if not len(block.value_M):
+                return x_hat_nD, block.value_M.float()
+            (product_M,) = t.autograd.grad(sum_nD, value_M, block.x_nD - x_hat_nD)
+            return x_hat_nD, product_M.float()
+        f_nF = block.x_nD.new_zeros(n, n_features)
+        f_nF[block.token_M, block.feature_M] = block.value_M
+        x_hat_nD = self._dictionary.decode(f_nF)
+        error_nD = block.x_nD.float() - x_hat_nD.float()
+        step = max(1, _BLOCK_ELEMENTS // error_nD.shape[1])
+        pairs = zip(block.token_M.split(step), block.feature_M.split(step), strict=True)
+        parts = [(error_nD[one] * self._weight_FD[other].float()).sum(1) for one, other in pairs]
+        return x_hat_nD, t.cat(parts)
+
+
+def _starts(token_M: t.Tensor, n: int) -> t.Tensor:
+    """Where the selections of each of n tokens begin."""
+    counts_n = token_M.bincount(minlength=n)
+    return counts_n.cumsum(0) - counts_n
+
+
+class Encoder:
+    """Encodes a text with one SAE, batch by batch.
+
+    Arguments:
+        dictionary: takes raw activations.
+        norm_factor: what training divided activations by.
+        with_all: sum what needs the numbers of all features, too: the KL, and what noise does to the selection and the
+            reconstruction. It takes about as long as everything else.
+        keep: keep the selections. Otherwise only `totals` are there afterwards.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        norm_factor: float = 1.0,
+        *,
+        with_all: bool = False,
+        keep: bool = True,
+        seed: int = 0,
+    ):
+        self.dictionary: Any = dictionary
+        device = next(dictionary.parameters()).device
+        size = dictionary.activation_dim, dictionary.dict_size
+        self.totals = Totals(*size, k_of(dictionary), device, norm_factor)
+        self.with_all = with_all
+        self._decoder = SparseDecoder(dictionary)
+        self._length2_F = decoder_directions(dictionary).square().sum(1).to(device)
+        self.rise_F = t.zeros(size[1], dtype=t.double, device=device)
+        """Each feature's rise of the summed squared error where it is dropped: the sum over its selections of
+        |e + f d|^2 - |e|^2."""
+        self._keep = keep
+        self._parts: list[csr_matrix] = []
+        self._generator = t.Generator(device).manual_seed(seed)
+
+    @t.no_grad()
+    def add(self, x_ND: t.Tensor) -> csr_matrix:
+        """Encode raw activations, float32, that follow those before. Returns their activations, as `code_NF` does.
+
+        Raises: NonFiniteError if the SAE's features are NaN or infinite.
+        """
+        x_hats, parts, sizes = [], [], 0.0
+        for block in encoded(self.dictionary, x_ND, with_all=self.with_all):
+            x_hat_nD, product_M = self._decoder.decode(block)
+            value_M = block.value_M.float()
+            rise_M = value_M * (value_M * self._length2_F[block.feature_M] + 2 * product_M)
+            self.rise_F.index_add_(0, block.feature_M, rise_M.double())
+            x_hats.append(x_hat_nD.to(x_ND))
+            parts.append(_as_csr(block, self.dictionary.dict_size))
+            sizes += float(value_M.double().abs().sum())
+            self.totals.add(block.x_nD.to(x_ND), x_hats[-1], block.feature_M)
+            if self.with_all:
+                self._add_noise(block)
+        code_NF = _stacked(parts, self.dictionary.dict_size)
+        if self._keep:
+            self._parts.append(code_NF)
+        if n := len(x_ND):
+            self.totals.add_mean("l0", code_NF.nnz / n, n)
+            self.totals.add_mean("l1_loss", sizes / n, n)
+            self._add_upstreams(x_ND, t.cat(x_hats))
+        return code_NF
+
+    def _add_upstreams(self, x_ND: t.Tensor, x_hat_ND: t.Tensor) -> None:
+        """Upstream's metrics of a batch. Those of variances are undefined for one token."""
+        if len(x_ND) > 1 or not self.totals.counted.get(_UPSTREAMS[0]):
+            done = _Done(1, (x_hat_ND, x_ND.new_zeros(len(x_ND), 1)))
+            theirs = upstream_evaluate(done, iter([x_ND]), device=str(x_ND.device))
+            for name in _UPSTREAMS:
+                self.totals.add_mean(name, theirs[name], len(x_ND))
+
+    def _add_noise(self, block: Block) -> None:
+        """What the posterior's noise, and noise of a set size, do."""
+        sae, totals, n = self.dictionary, self.totals, len(block.x_nD)
+        if (posterior := block.posterior) is not None:
+            totals.kl = (totals.kl or 0.0) + float(posterior.kl.sum())
+            totals.add_mean("std", posterior.std.mean(), n)
+            if posterior.noise_variance is not None:
+                totals.add_mean("noise_variance", posterior.noise_variance.mean(), n)
+            x_hat_nD = self._sampled(block)
+            residual = squared_residual(block.x_nD, x_hat_nD)
+            totals.residual_sampled = (totals.residual_sampled or 0.0) + residual
+        if block.selection is None:
+            return
+        code, mu_nF = block.selection
+        rms = code.values[code.values != 0].square().mean().sqrt()
+        noises = {"stability_rms": (mu_nF, 0.1 * rms)}
+        if posterior is not None:
+            noises["stability_sigma"] = mu_nF, posterior.std
+        k = code.indices.shape[1]
+        for name, (added_to_nF, scale) in noises.items():
+            z_nF = t.empty_like(mu_nF).normal_(generator=self._generator)
+            z_nF = compared(z_nF.mul_(scale).add_(added_to_nF), getattr(sae, "select_by", "value"))
+            # Without noise, as a point has none, a ReLU leaves ties.
+            rectified = bool(getattr(sae, "rectify", False))
+            _, other_nK = top_k(z_nF, k, StepForm.rows_at_once, rectified=rectified)
+            in_both_nF = t.zeros_like(mu_nF, dtype=t.bool).scatter_(1, other_nK, True)
+            common_n = in_both_nF.gather(1, code.indices).sum(1)
+            totals.add_mean(name, (common_n / (2 * k - common_n)).mean(), n)
+
+    def _sampled(self, block: Block) -> t.Tensor:
+        """The reconstruction from a sample."""
+        sae = self.dictionary
+        if not isinstance(sae, PosteriorEncoder):
+            sampled_nF = sae.encode(block.x_nD, sample=True, generator=self._generator)
+            return sae.decode(sampled_nF)
+        code = sae.drawn_from(block.posterior, self._generator)
+        n, k = code.indices.shape
+        token_M = t.arange(n, device=code.indices.device).repeat_interleave(k)
+        drawn = block._replace(
+            token_M=token_M, feature_M=code.indices.flatten(), value_M=code.values.flatten()
+        )
+        return self._decoder.decode(drawn)[0]
+
+    def code_NF(self) -> csr_matrix:
+        """The activations of the tokens added, float32: a row for each, its features ascending, without zeros."""
+        self._parts = [_stacked(self._parts, self.dictionary.dict_size)]
+        return self._parts[0]
+
+
+class _Done(NamedTuple):
+    """Stands for a dictionary in upstream's `evaluate`, so that it is not run again."""
+
+    dict_size: int
+    outputs: tuple[t.Tensor, t.Tensor]
+
+    def __call__(self, x: t.Tensor, output_features: bool) -> tuple[t.Tensor, t.Tensor]:
+        return self.outputs
+
+
+def _stacked(parts: list[csr_matrix], n_features: int) -> csr_matrix:
+    if not parts:
+        return csr_matrix((0, n_features), dtype=np.float32)
+    return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
+
+
+def _as_csr(block: Block, n_features: int) -> csr_matrix:
+    n = len(block.x_nD)
+    starts = np.zeros(n + 1, dtype=np.int64)
+    np.cumsum(block.token_M.bincount(minlength=n).cpu().numpy(), out=starts[1:])
+    value_M = block.value_M.float().cpu().numpy()
+    return csr_matrix((value_M, block.feature_M.int().cpu().numpy(), starts), (n, n_features))

@@ -1,0 +1,161 @@
+"""What each feature of an SAE does on a text: `FeatureTable`, computed from `Codes`.
+
+Tensors and arrays have an entry, or a row, for each feature, F. A feature's *strongest* or *largest* activations are
+those of the largest magnitude. They keep their signs: some SAEs have negative ones, e.g. a vSAE without ReLU.
+"""
+
+import math
+from collections import Counter
+from functools import cached_property
+
+import numpy as np
+import torch as t
+
+from ..config.checks import require
+from .codes import Codes
+from .contexts import (
+    AFTER,
+    BEFORE,
+    DrawnContexts,
+    FeatureContexts,
+    drawn_rows,
+    strongest_rows,
+    windows,
+)
+
+LEAST_SELECTIONS = 8
+"""A feature selected fewer times than this fires on too few tokens to say what it fires on."""
+BINS = 40
+"""Of a histogram."""
+
+
+class FeatureTable:
+    """Statistics and contexts of every feature. Nothing is computed before it is asked for.
+
+    Arguments:
+        top, sampled: contexts of each feature: the strongest, and drawn ones.
+        drawn: tokens drawn from all, whatever fires there.
+        before, after: tokens shown before and after the one that a context is shown for.
+        seed: of everything that is drawn.
+
+    Raises: ConfigError for a number out of range.
+    """
+
+    def __init__(
+        self,
+        codes: Codes,
+        *,
+        top: int = 8,
+        sampled: int = 8,
+        drawn: int = 0,
+        before: int = BEFORE,
+        after: int = AFTER,
+        seed: int = 0,
+    ):
+        for name, value in {"top": top, "sampled": sampled}.items():
+            require(value >= 1, name, value, "at least 1")
+        self.codes = codes
+        self._top, self._sampled, self._around = top, sampled, (before, after)
+        generator = t.Generator().manual_seed(seed)
+        self._drawn_N = t.randperm(codes.tokens, generator=generator)[:drawn].sort().values.numpy()
+        self._generator_state = generator.get_state()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens measured on."""
+        return self.codes.tokens
+
+    @cached_property
+    def count_F(self) -> t.Tensor:
+        """Tokens at which each feature was selected, int64."""
+        return t.from_numpy(self.codes.count_F)
+
+    @property
+    def frequency_F(self) -> t.Tensor:
+        """Share of the tokens at which each feature was selected, float64."""
+        return self.codes.frequency_F
+
+    @property
+    def alive_F(self) -> t.Tensor:
+        """Whether each feature was selected at least once."""
+        return self.count_F > 0
+
+    @cached_property
+    def max_F(self) -> t.Tensor:
+        """The activation of the largest magnitude, with its sign; NaN for a feature that was never selected."""
+        highest_F, lowest_F = self._reduced(np.maximum), self._reduced(np.minimum)
+        return t.from_numpy(np.where(highest_F >= -lowest_F, highest_F, lowest_F))
+
+    def _reduced(self, by: np.ufunc) -> np.ndarray:
+        found_F = np.full(self.codes.n_features, np.nan, dtype=np.float32)
+        starts_F = self.codes.by_feature.indptr[:-1]
+        is_alive_F = self.codes.count_F > 0
+        if is_alive_F.any():
+            found_F[is_alive_F] = by.reduceat(self.codes.by_feature.data, starts_F[is_alive_F])
+        return found_F
+
+    @cached_property
+    def mean_F(self) -> t.Tensor:
+        """Mean activation where selected; NaN for a feature that was never selected."""
+        sum_F = t.from_numpy(self.codes.summed(self.codes.by_feature.data.astype(np.float64)))
+        return (sum_F / self.count_F.where(self.alive_F, t.nan)).float()
+
+    @cached_property
+    def negative_F(self) -> t.Tensor:
+        """Selections with an activation below 0, int64."""
+        return t.from_numpy(self.codes.summed(self.codes.by_feature.data < 0)).long()
+
+    @cached_property
+    def bin_width_F(self) -> t.Tensor:
+        """The width of a histogram's bins: the smallest power of two for which they reach beyond the largest
+        magnitude."""
+        size_F = self.max_F.abs()
+        exponent_F = (size_F.clamp_min(1e-30).double() / BINS).log2().floor() + 1
+        return t.where(size_F > 0, exponent_F.exp2().float(), 0.0)
+
+    def histogram(self, feature: int) -> np.ndarray:
+        """Selections with an activation of magnitude in [h, h + 1) times `bin_width_F`, up to the largest."""
+        start, end = self.codes.by_feature.indptr[feature : feature + 2]
+        size = np.abs(self.codes.by_feature.data[start:end])
+        return np.bincount((size / self.bin_width_F[feature].numpy()).astype(int))
+
+    @cached_property
+    def top(self) -> FeatureContexts:
+        """The contexts with the largest activations, each context once."""
+        return FeatureContexts(self.codes, strongest_rows(self.codes, self._top), *self._around)
+
+    @cached_property
+    def sampled(self) -> FeatureContexts:
+        """Contexts of selections drawn uniformly without replacement, the largest activation first."""
+        generator = t.Generator()
+        generator.set_state(self._generator_state)
+        rows_FT = drawn_rows(self.codes, self._sampled, generator)
+        return FeatureContexts(self.codes, rows_FT, *self._around)
+
+    @cached_property
+    def drawn(self) -> DrawnContexts:
+        """Tokens drawn uniformly from all of them."""
+        places_P = self.codes.reading.place_N[self._drawn_N]
+        context_P = places_P // self.codes.reading.ids_CL.shape[1]
+        return DrawnContexts(
+            windows(self.codes, self._drawn_N, *self._around), context_P, self.codes
+        )
+
+    @cached_property
+    def ranking(self) -> list[int]:
+        """The live features, those that fire most consistently on one and the same token first.
+
+        A feature that fires on one token is the easiest to interpret. Those selected too rarely to tell come last.
+        Ties are broken by frequency: the closer to three tokens in a thousand, the earlier.
+        """
+        tokens_FT = np.concatenate([self.top.ids_FT, self.sampled.ids_FT], 1)
+        frequency = self.frequency_F.tolist()
+        is_rare = (self.count_F < LEAST_SELECTIONS).tolist()
+
+        def key(feature: int) -> tuple[bool, float, float, int]:
+            there = [token for token in tokens_FT[feature].tolist() if token >= 0]
+            agreement = Counter(there).most_common(1)[0][1] / len(there)
+            distance = abs(math.log(frequency[feature] / 0.003))
+            return is_rare[feature], -agreement, distance, feature
+
+        return sorted(self.alive_F.nonzero().flatten().tolist(), key=key)

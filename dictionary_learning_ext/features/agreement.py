@@ -1,0 +1,269 @@
+"""How SAEs of several seeds agree in what they do on the same tokens, and not only in their directions.
+
+    found = AgreementOfCodes({"a": codes_a, "b": codes_b}, reproducibility({"a": …, "b": …}))
+    found.in_function["a", "b"]
+
+An SAE's *code* of a token is what its `encode` returns: the activation of each feature (a vSAE's mean's).
+A feature is *selected* where its activation is not zero.
+
+Memory: a pair needs about 40 bytes for each selection of the two, and its correlations: all F x F at once (20
+bytes each) up to EXACT_UP_TO features, and for more, 1,024 rows of them. With 16,384 features, k = 64 and 100,000
+tokens, these are 0.5 GB and 0.4 GB. A pair then takes a minute on one core.
+
+Shapes: N tokens, F features, G features of another SAE.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix, diags, hstack
+from torch.nn.functional import normalize
+
+from ..codes.codes import Codes
+from ..evaluation.metrics import is_near_dead
+from .reproducibility import (
+    AS_DIRECTION,
+    IN_FUNCTION,
+    RETURNING,
+    Measure,
+    PairOfSAEs,
+    Reproducibility,
+    matching,
+    products_of_each,
+)
+
+NEAR_DEAD = 0.1
+"""A feature selected in fewer than this times k/F of the tokens is near-dead."""
+
+
+CODE_MEASURES = (
+    Measure(
+        "in_function",
+        IN_FUNCTION,
+        ".1%",
+        "share of features that do the same in another seed: of those that are not near-dead, matched one to one by the "
+        f"correlation of their activations, the pairs of at least {RETURNING[0]:g}, over the mean of the two counts",
+    ),
+    Measure(
+        "in_function_energy",
+        f"energy of these ({IN_FUNCTION})",
+        ".1%",
+        "share of the activation energy that features carry that come back in what they do",
+    ),
+    Measure(
+        "correlation",
+        "correlation",
+        ".4f",
+        "mean correlation over tokens of the activations of two seeds' features. The features are "
+        "matched one to one, so that it is as large as possible, as many pairs as the smaller SAE has. One that "
+        "never fires has 0",
+    ),
+    Measure(
+        "correlation_by_direction",
+        "correlation by direction",
+        ".4f",
+        "mean correlation of the activations of features matched by their decoder directions; of opposite "
+        "directions, with the sign reversed",
+    ),
+    *(
+        Measure(
+            f"direction_{least:g}_not_near_dead",
+            f"{AS_DIRECTION} (cosine {least:g}), not near-dead",
+            ".1%",
+            f"share that comes back as a direction (absolute cosine of at least {least:g}) of the features that are "
+            f"not near-dead: selected in at least {NEAR_DEAD:g} k/F of the tokens",
+        )
+        for least in RETURNING
+    ),
+    Measure(
+        "direction_selections",
+        f"selections of these ({AS_DIRECTION})",
+        ".1%",
+        "share of all selections that are of features that come back as a direction",
+    ),
+    Measure(
+        "direction_energy",
+        f"energy of these ({AS_DIRECTION})",
+        ".1%",
+        "share of the activation energy, the sum of squared activations, that features carry that come back as a "
+        "direction",
+    ),
+    Measure(
+        "jaccard",
+        "Jaccard index",
+        ".4f",
+        "Jaccard index of the features that the two select at a token, matched by direction: how many "
+        "both select, of those that either does; mean over tokens",
+    ),
+)
+"""What tables show of a pair, see `measures_of_pair`."""
+
+
+@dataclass(frozen=True)
+class AgreementOfCodes:
+    """How the codes of several SAEs agree on the same tokens. What isn't asked for isn't computed."""
+
+    codes: Mapping[str, Codes]
+    """Of each SAE, by its name."""
+    measured: Reproducibility
+    """How their directions agree."""
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return next(iter(self.codes.values())).tokens
+
+    @cached_property
+    def alike(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+        """`same_in_another` of every pair, by the two names."""
+        return {
+            (a, b): same_in_another(self.codes[a], self.codes[b]) for a, b in self.measured.pairs
+        }
+
+    @property
+    def in_function(self) -> dict[tuple[str, str], float]:
+        """The share of features that come back in what they do, of every pair."""
+        return {
+            (a, b): share_in_function(self.codes[a], self.codes[b], *alike)
+            for (a, b), alike in self.alike.items()
+        }
+
+    @cached_property
+    def pairs(self) -> dict[tuple[str, str], dict[str, float]]:
+        """`measures_of_pair` of every pair."""
+        return {
+            (a, b): measures_of_pair(self.codes[a], self.codes[b], pair, self.alike[a, b])
+            for (a, b), pair in self.measured.pairs.items()
+        }
+
+    def means(self) -> dict[str, float]:
+        """The measures, averaged over the pairs."""
+        measures = list(self.pairs.values())
+        return {key: fmean(one[key] for one in measures) for key in measures[0]}
+
+    def of(self, name: str) -> np.ndarray:
+        """The correlation of each feature of an SAE with its match in what they do, (F,), the mean over the others."""
+        found = [alike[names.index(name)] for names, alike in self.alike.items() if name in names]
+        return np.mean(found, axis=0)
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are not None; None if all are."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def share_in_function(a: Codes, b: Codes, alike_F: np.ndarray, alike_G: np.ndarray) -> float:
+    """The share of two SAEs' features that come back in what they do: the pairs over the mean of the two counts of
+    features that are not near-dead. `alike` is what `same_in_another` gives."""
+    count = is_used(a).sum() + is_used(b).sum()
+    return float(
+        ((alike_F >= RETURNING[0]).sum() + (alike_G >= RETURNING[0]).sum()) / max(1, count)
+    )
+
+
+def measures_of_pair(
+    a: Codes, b: Codes, pair: PairOfSAEs, alike: tuple[np.ndarray, np.ndarray]
+) -> dict[str, float]:
+    """Every measure of CODE_MEASURES, by key. All are symmetric in the two.
+
+    Correlations are Pearson's over all tokens, those included at which a feature is not selected. They
+    are taken of all features of the smaller SAE. What is of features that come back is the mean of the two SAEs.
+
+    Arguments:
+        pair: how the directions agree.
+        alike: what `same_in_another` gives.
+    """
+    centred_F, others_G = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
+    matched_F, correlations_F = matching(centred_F, others_G, signed=True)
+    alike_F, alike_G = (each >= RETURNING[0] for each in alike)
+    used_F, used_G = is_used(a), is_used(b)
+    correlations_P = correlations_F[matched_F >= 0]
+    ours_P = np.flatnonzero(pair.is_matched_F)
+    theirs_P = pair.matched_F[ours_P]
+    by_direction_P = products_of_each(centred_F[ours_P], others_G[theirs_P])
+    units = normalize(a.directions_FD[ours_P]), normalize(b.directions_FD[theirs_P])
+    signs_P = (units[0] * units[1]).sum(1).sign().numpy()
+    return {
+        "in_function": share_in_function(a, b, *alike),
+        "in_function_energy": float(
+            np.mean([_part(a.energy_F, alike_F), _part(b.energy_F, alike_G)])
+        ),
+        "correlation": float(correlations_P.mean()),
+        "correlation_by_direction": float((signs_P * by_direction_P).mean()),
+        **{
+            f"direction_{least:g}_not_near_dead": _share(used_F, used_G, least, pair)
+            for least in RETURNING
+        },
+        "direction_selections": _share(a.count_F, b.count_F, RETURNING[0], pair),
+        "direction_energy": _share(a.energy_F, b.energy_F, RETURNING[0], pair),
+        "jaccard": _jaccard(a.code_NF, b.code_NF, pair.matched_F),
+    }
+
+
+def same_in_another(a: Codes, b: Codes) -> tuple[np.ndarray, np.ndarray]:
+    """How much each feature does what its match in the other SAE does: (F,), (G,).
+
+    The correlation over all tokens of their activations. Features that are not near-dead are matched one to one, so
+    that it is as large as possible. A feature that is near-dead or has no match has 0.
+    """
+    found = np.zeros(a.code_NF.shape[1]), np.zeros(b.code_NF.shape[1])
+    ours_f, theirs_g = np.flatnonzero(is_used(a)), np.flatnonzero(is_used(b))
+    if len(ours_f) and len(theirs_g):
+        centred = _centred(a.code_NF[:, ours_f]), _centred(b.code_NF[:, theirs_g], sign=-1.0)
+        matched_f, correlation_f = matching(*centred, signed=True)
+        found[0][ours_f] = correlation_f
+        found[1][theirs_g[matched_f[matched_f >= 0]]] = correlation_f[matched_f >= 0]
+    return found
+
+
+def is_used(codes: Codes) -> np.ndarray:
+    """Which features are not near-dead, (F,)."""
+    return ~is_near_dead(codes.frequency_F, codes.k, NEAR_DEAD).numpy()
+
+
+def _centred(code_NF: Any, sign: float = 1.0) -> Any:
+    """A row for each feature. Its product with a row made with the other sign is their correlation.
+
+    The standardised activations are not sparse. But with activations f of mean m and standard deviation s,
+
+        corr(f, g) = sum_N f g / (N s_f s_g) - (m_f / s_f) (m_g / s_g)
+
+    which is one product of rows (f / (s_f sqrt N), +- m_f / s_f). A feature that does not vary has zeros.
+    """
+    n = code_NF.shape[0]
+    code_NF = code_NF.astype(np.float64)
+    means_F = np.asarray(code_NF.mean(axis=0)).ravel()
+    squares_F = np.asarray(code_NF.power(2).mean(axis=0)).ravel()
+    variances_F = squares_F - means_F**2
+    varies_F = variances_F > 1e-12 * squares_F
+    scales_F = np.where(varies_F, 1 / np.sqrt(np.where(varies_F, variances_F, 1.0)), 0.0)
+    scaled_FN = (code_NF @ diags(scales_F / np.sqrt(n))).T
+    return hstack([scaled_FN, csr_matrix(sign * means_F * scales_F).T], format="csr")
+
+
+def _share(a_F: np.ndarray, b_G: np.ndarray, least: float, pair: PairOfSAEs) -> float:
+    """The share of these weights that features have which come back as a direction, the mean of the two SAEs; of no weight 0."""
+    both = (a_F, pair.match_F), (b_G, pair.match_G)
+    return float(np.mean([_part(each, match >= least) for each, match in both]))
+
+
+def _part(weights_F: np.ndarray, is_in_F: np.ndarray) -> float:
+    """The share of these weights that some features have; of no weight 0."""
+    total = weights_F.sum()
+    return weights_F[is_in_F].sum() / total if total else 0.0
+
+
+def _jaccard(a_NF: Any, b_NG: Any, matched_F: np.ndarray) -> float:
+    """The mean over tokens at which either selects a feature; 0 if there is none."""
+    ours_P = np.flatnonzero(matched_F >= 0)
+    theirs_P = matched_F[ours_P]
+    both_NP = (a_NF[:, ours_P] != 0).multiply(b_NG[:, theirs_P] != 0)
+    both_N = both_NP.getnnz(axis=1)
+    either_N = a_NF.getnnz(axis=1) + b_NG.getnnz(axis=1) - both_N
+    selects_N = either_N > 0
+    return float((both_N[selects_N] / either_N[selects_N]).mean()) if selects_N.any() else 0.0

@@ -1,0 +1,153 @@
+"""What is encoded against the dictionary's own encode and decode; how often each command encodes."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch as t
+from dictionary_learning.dictionary import AutoEncoder, JumpReluAutoEncoder
+from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from measurement import codes_of_rows
+from report_runs import QUICK
+
+from dictionary_learning_ext import encode_text, load_codes
+from dictionary_learning_ext.activations.rows import ActivationReader
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.codes import encoding
+from dictionary_learning_ext.codes.encoding import Encoder
+from dictionary_learning_ext.errors import NonFiniteError
+from dictionary_learning_ext.trainers.vaease import VAEase
+from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
+
+N, D, F, K = 83, 8, 40, 3
+
+SAES = {
+    "top_k": lambda: AutoEncoderTopK(D, F, K),
+    "batch_top_k": lambda: BatchTopKSAE(D, F, K),
+    "relu": lambda: AutoEncoder(D, F),
+    "jump_relu": lambda: JumpReluAutoEncoder(D, F),
+    "vaease": lambda: VAEase(D, F),
+    "vsae": lambda: VariationalTopKAutoEncoder(D, F, K),
+    "learned": lambda: VariationalTopKAutoEncoder(D, F, K, posterior="learned"),
+    "magnitude": lambda: VariationalTopKAutoEncoder(D, F, K, select_by="magnitude"),
+    "rectified": lambda: VariationalTopKAutoEncoder(D, F, 30, rectify=True),
+    "all": lambda: VariationalTopKAutoEncoder(D, F, F),
+}
+
+
+@pytest.fixture(params=SAES)
+def sae(request):
+    t.manual_seed(0)
+    found = SAES[request.param]().requires_grad_(False)
+    if isinstance(found, BatchTopKSAE):
+        found.threshold.fill_(0.3)
+    return found
+
+
+@pytest.fixture
+def x():
+    return t.randn(N, D, generator=t.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("with_all", [False, True])
+def test_selections_values_and_sums_are_those_of_encode_and_decode(sae, x, with_all, monkeypatch):
+    monkeypatch.setattr(encoding, "_BLOCK_ELEMENTS", 7 * F)
+    encoder = Encoder(sae, with_all=with_all)
+    encoder.add(x[:50])
+    encoder.add(x[50:])
+    f_NF = t.cat([sae.encode(part) for half in (x[:50], x[50:]) for part in half.split(7)])
+    assert t.equal(t.from_numpy(encoder.code_NF().toarray()), f_NF), "to the bit"
+    assert encoder.code_NF().has_sorted_indices
+    assert encoder.code_NF().nnz == int((f_NF != 0).sum())
+    error_ND = (x - sae.decode(f_NF)).double()
+    assert encoder.totals.residual == pytest.approx(float(error_ND.square().sum()), rel=1e-6)
+    assert encoder.totals.mean("l0") == pytest.approx(float((f_NF != 0).sum()) / N)
+    directions_FD = (sae.decode(t.eye(F)) - sae.decode(t.zeros(1, F))).double()
+    dropped_NFD = error_ND[:, None] + f_NF.double()[:, :, None] * directions_FD
+    rise_F = (dropped_NFD.square().sum(2) - error_ND.square().sum(1)[:, None]).sum(0)
+    t.testing.assert_close(encoder.rise_F, rise_F, rtol=1e-4, atol=1e-4)
+    if with_all and hasattr(sae, "posterior"):
+        assert encoder.totals.kl == pytest.approx(float(sae.posterior(x).kl.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vsae", "magnitude", "rectified", "learned"])
+def test_sparse_encode_is_encode_without_the_zeros(kind, x):
+    sae = SAES[kind]().requires_grad_(False)
+    for shaped in (x, x[:80].view(10, 8, D)):
+        code, f = sae.sparse_encode(shaped), sae.encode(shaped)
+        assert code.values.shape == (*shaped.shape[:-1], int(sae.k))
+        assert t.equal(t.zeros_like(f).scatter_(-1, code.indices, code.values), f)
+
+
+def test_encode_with_a_graph_is_encode_without_one(x):
+    """With a graph torch selects, and without one the package's own kernel."""
+    sae = VariationalTopKAutoEncoder(D, F, K)
+    with_graph = sae.encode(x)
+    assert with_graph.requires_grad
+    with t.no_grad():
+        assert t.equal(sae.encode(x), with_graph)
+
+
+def test_nan_is_refused(x):
+    sae = AutoEncoderTopK(D, F, K).requires_grad_(False)
+    sae.encoder.bias[3] = t.nan
+    with pytest.raises(NonFiniteError, match=r"ae\.pt"):
+        codes_of_rows(sae, x)
+
+
+def test_in_python_a_feature_shows_its_contexts(runs):
+    codes = encode_text(runs[0], tokens=150)
+    assert codes.tokens == 150
+    assert codes.to_scipy().shape == (150, 32)
+    feature = int(np.argmax(codes.count_F))
+    top = codes.feature(feature).contexts(3)
+    sizes = [abs(one.activation) for one in top]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == np.abs(codes.feature(feature).activations).max()
+    assert top[0].token in top[0].tokens
+    again = load_codes(runs[0])
+    assert (again.to_scipy() != codes.to_scipy()).nnz == 0
+    assert [one.tokens for one in again.feature(feature).contexts(3)] == [one.tokens for one in top]
+
+
+# --- how often a command encodes
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The tokens that were encoded, and the passes of the language model, since the last call."""
+    counts = {"tokens": 0, "passes": 0}
+    block, run = encoding._block, ActivationReader.run
+
+    def encodes(dictionary, x_nD, with_all):
+        counts["tokens"] += len(x_nD)
+        return block(dictionary, x_nD, with_all)
+
+    def runs_model(self, *given):
+        counts["passes"] += 1
+        return run(self, *given)
+
+    monkeypatch.setattr(encoding, "_block", encodes)
+    monkeypatch.setattr(ActivationReader, "run", runs_model)
+    return counts
+
+
+def test_each_command_encodes_each_token_once_and_a_second_not_at_all(seeds, counted, tmp_path):
+    a, b = (str(shutil.copytree(one, tmp_path / one.name)) for one in seeds[:2])
+    page = f"--out={tmp_path / 'page.html'}"
+    commands = [
+        (["reproduce", a, "--tokens=300"], 300),
+        (["reproduce", a, "--tokens=300"], 0),
+        (["reproduce", a, b, "--tokens=300"], 300),
+        (["report", a, "--seeds", b, "--tokens=300", page], 0),
+        (["report", a, *QUICK, page], 600),  # training text, which is not kept
+        (["reproduce", a, "--tokens=200"], 200),  # another text replaces it
+        (["reproduce", a, b, "--tokens=0"], 0),
+        (["reproduce", a, "--tokens=300", "--no-keep"], 300),
+    ]
+    for command, tokens in commands:
+        counted.update(tokens=0, passes=0)
+        assert main(command) == 0
+        assert counted["tokens"] == tokens, command
+        assert (counted["passes"] == 0) == (tokens == 0), command

@@ -1,0 +1,118 @@
+"""Codes on the disk: what is read is what was written, and anything else is not used."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch as t
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from measurement import codes_of_rows
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from dictionary_learning_ext.codes.stored import keep_codes, kept_codes, text_of
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.evaluation.metrics import computed
+from dictionary_learning_ext.run_folder.files import CODES
+from dictionary_learning_ext.run_folder.weights import hash_of
+
+D, F, K = 8, 24, 3
+TEXT = {"model": "m", "tokens": 50}
+
+
+@pytest.fixture
+def sae():
+    t.manual_seed(0)
+    return AutoEncoderTopK(D, F, K).requires_grad_(False)
+
+
+@pytest.fixture
+def codes(sae):
+    found = codes_of_rows(sae, t.randn(50, D, generator=t.Generator().manual_seed(1)))
+    return replace(found, sae=hash_of(sae), text=TEXT)
+
+
+def test_what_is_read_is_what_was_written(sae, codes, tmp_path):
+    keep_codes(tmp_path, codes)
+    found = kept_codes(tmp_path, sae, TEXT)
+    assert found is not None
+    assert (found.code_NF != codes.code_NF).nnz == 0
+    assert found.reading.hash == codes.reading.hash
+    assert found.rise_F.tolist() == codes.rise_F.tolist()
+    assert computed(found.totals) == computed(codes.totals)
+    assert kept_codes(tmp_path, sae) is not None, "of any text"
+
+
+def shorter(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def with_feature(number):
+    def change(path):
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata()
+        content = load_file(path)
+        content["feature_M"][3] = number
+        save_file(content, path, about)
+
+    return change
+
+
+def without_about(path):
+    save_file(load_file(path), path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        shorter,
+        with_feature(F),
+        with_feature(-1),
+        without_about,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\xff" * 200),
+    ],
+)
+def test_a_damaged_file_is_one_line_and_not_used(damage, sae, codes, tmp_path, caplog):
+    damage(keep_codes(tmp_path, codes))
+    assert kept_codes(tmp_path, sae, TEXT) is None
+    (record,) = caplog.records
+    assert str(tmp_path / CODES) in record.message
+    assert "\n" not in record.message
+
+
+def test_codes_of_another_sae_or_text_are_not_used(sae, codes, tmp_path, caplog):
+    keep_codes(tmp_path, codes)
+    caplog.set_level("INFO")
+    assert kept_codes(tmp_path, sae, TEXT | {"tokens": 51}) is None
+    assert "a different text (tokens)" in caplog.text
+    assert kept_codes(tmp_path, sae, TEXT, with_all=True) is None
+    assert "only an evaluation measures" in caplog.text
+    sae.encoder.bias += 1.0
+    assert kept_codes(tmp_path, sae, TEXT) is None
+    assert "other weights" in caplog.text
+
+
+def test_a_file_is_written_whole_or_not_at_all(sae, codes, tmp_path, monkeypatch):
+    keep_codes(tmp_path, codes)
+    before = (tmp_path / CODES).read_bytes()
+
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dictionary_learning_ext.codes.stored.save_file", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        keep_codes(tmp_path, codes)
+    assert (tmp_path / CODES).read_bytes() == before
+    assert len(list((tmp_path / CODES).parent.iterdir())) == 1
+
+
+def test_a_text_whose_files_change_is_another(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("one")
+    run = RunConfig(data=str(path))
+    before = text_of(run, 10)
+    assert text_of(run, 10) == before == json.loads(json.dumps(before))
+    path.write_text("two, which is longer")
+    assert text_of(run, 10) != before
+    assert text_of(run, 11) != text_of(run, 10)
