@@ -185,13 +185,18 @@ LRS = (1e-3, 2e-3, 4e-3)
 
 
 def auxk_parts() -> list[Part]:
-    """AuxK's threshold, for TopK and for one survival."""
+    """AuxK's threshold, for TopK and for one survival; and for TopK at F = T / 2, see the protocol's end."""
     arms = {
         f"{arm}, AuxK {name}": {"options": ARMS[arm], "lr": 2e-3, "m": m}
         for arm in (TOP_K, "survival 0.6")
         for name, m in AUXK.items()
     }
-    return [Part("auxk", 512, 9000, arms)]
+    wide = {
+        f"{TOP_K}, AuxK {name}": {"options": ARMS[TOP_K], "lr": 2e-3, "m": m}
+        for name, m in AUXK.items()
+        if name.startswith("m = ")
+    }
+    return [Part("auxk", 512, 9000, arms), Part("auxk", 1024, 9000, wide)]
 
 
 def scale_parts(m: float) -> list[Part]:
@@ -233,17 +238,21 @@ def confirm_parts(m: float, lr_of: dict[str, float]) -> list[Part]:
 
 
 def chosen_m(content: dict[str, Any]) -> float:
-    """The factor of AuxK's threshold with the highest MCC, in the mean of TopK and the vSAE; of two within 0.002 the larger."""
-    of_m: dict[float, list[float]] = {}
-    for row in content["rows"]:
-        if row["part"].startswith("auxk") and "m = " in row["arm"]:
-            of_m.setdefault(row["m"], []).append(row["mcc"])
-    if not of_m:
+    """The factor of AuxK's threshold: the largest of those within 0.002 of the highest mean MCC at F = T / 4, or, of
+    these, at F = T / 2 once that has rows."""
+    kept = set[float]()
+    for size in ("512", "1,024"):
+        of_m: dict[float, list[float]] = {}
+        for row in content["rows"]:
+            if row["part"].startswith(f"auxk: F = {size},") and "m = " in row["arm"]:
+                of_m.setdefault(row["m"], []).append(row["mcc"])
+        means = {m: statistics.mean(own) for m, own in of_m.items() if not kept or m in kept}
+        kept = {m for m, mcc in means.items() if mcc >= max(means.values()) - 0.002} or kept
+    if not kept:
         raise SystemExit(
             "AuxK's threshold isn't chosen: type python -m experiments.dose.truth train --stage auxk"
         )
-    means = {m: statistics.mean(values) for m, values in of_m.items()}
-    return max(m for m, mcc in means.items() if mcc >= max(means.values()) - 0.002)
+    return max(kept)
 
 
 def chosen_lrs(content: dict[str, Any]) -> dict[str, float]:
