@@ -11,14 +11,14 @@ from dictionary_learning_ext.trainers.kernels.step import StepObjective
 from experiments.trained_saes import sae_config
 
 Options = dict[str, Any]
-SURVIVAL = (0.25, 0.4, 0.6, 0.8)
+SURVIVAL = (0.6, 0.25, 0.4, 0.8)
 NOISE: Options = {"noise_on": "selection", "noise_anneal": 0.5, "kl_scope": "selected"}
 TOP_K, RIVAL = "TopK", "Probabilistic TopK"
 ARMS: dict[str, Options] = {
     TOP_K: {"architecture": "top_k"},
     "fixed 0.3 and penalty": NOISE | {"noise_to_signal": 0.3, "beta": 0.01},
-    "fixed 0.3": NOISE | {"noise_to_signal": 0.3, "beta": 0.0},
     **{f"survival {s:g}": NOISE | {"survival": s, "beta": 0.0} for s in SURVIVAL},
+    "fixed 0.3": NOISE | {"noise_to_signal": 0.3, "beta": 0.0},
     RIVAL: {"architecture": "probabilistic_top_k", "temperature_start": 1.0},
 }
 """The second is the preset `recommended` of 2026-11-30."""

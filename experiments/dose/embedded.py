@@ -29,7 +29,7 @@ from experiments.reproducibility.settings import Setting
 from experiments.stages import Page, Stages
 
 RAW = RESULTS / "dose_embedded.json"
-CODE_TOKENS, AT_ONCE = 50_000, 8
+CODE_TOKENS, AT_ONCE = 50_000, 4
 SEARCH_SEEDS = (9000, 9001)
 PAIRS = [(first, first + 1) for first in range(9010, 9018, 2)]
 FVE_KEPT = 0.0005
@@ -53,7 +53,7 @@ SETTINGS = {
     "blocks.2, k/F = 1/8": DoseSetting(hook="blocks.2.hook_resid_post", k=64, **_SHARED),
     "blocks.0, k/F = 1/32": DoseSetting(hook="blocks.0.hook_resid_post", k=16, **_SHARED),
 }
-LRS = {name: (2e-3, 4e-3, 8e-3) for name in SETTINGS} | {"blocks.2, k/F = 1/8": (1e-3, 2e-3, 4e-3)}
+LRS = {name: (4e-3, 2e-3, 8e-3) for name in SETTINGS} | {"blocks.2, k/F = 1/8": (2e-3, 1e-3, 4e-3)}
 PLANNED = dict(zip(SETTINGS, (4, 2, 2), strict=True))
 """Pairs of the confirmation."""
 LONGER = 4
