@@ -25,6 +25,7 @@ from nnsight import LanguageModel
 from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedModel
 
+from ..config.hooks import hook_name
 from ..errors import CheckpointError, LanguageModelError
 from .language_models import CausalLM, Pretrained, unwrapped
 
@@ -54,7 +55,6 @@ HOOK_KINDS = {
 }
 """By TransformerLens's name, after `blocks.N.`: all hook points there are. Modules are named by their
 outputs (`_PARTS`): reading the "in" of a part would need its own module, before any norm."""
-_HOOK_NAME = re.compile(rf"blocks\.(\d+)\.({'|'.join(HOOK_KINDS)})")
 _ATTENTIONS = ("self_attn", "attention", "attn", "self_attention", "linear_attn")
 _MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 _PARTS = (
@@ -70,10 +70,11 @@ TransformerLens's hook_mlp_out is what is added."""
 def block_of_output(hook: str) -> int | None:
     """The block whose output is read at a hook point: -1 for the embedding, None if it is no
     block's output."""
-    match = _HOOK_NAME.fullmatch(hook)
-    if match is None or (back := HOOK_KINDS[match[2]].blocks_back) is None:
+    named = hook_name(hook)
+    kind = HOOK_KINDS.get(named.kind) if named is not None else None
+    if named is None or kind is None or kind.blocks_back is None:
         return None
-    return int(match[1]) - back
+    return named.block - kind.blocks_back
 
 
 class Place(NamedTuple):
@@ -153,11 +154,12 @@ def require_hook(model: nn.Module, name: str) -> tuple[int, HookKind]:
     Raises: LanguageModelError if there is none of this name; see `find_hook`.
     """
     blocks = _blocks_of(model)
-    match = _HOOK_NAME.fullmatch(name)
-    layer = len(blocks) if match is None else int(match[1])
-    there = _kinds_of(blocks[layer if layer < len(blocks) else 0])
-    if match is not None and layer < len(blocks) and match[2] in there:
-        return layer, HOOK_KINDS[match[2]]
+    named = hook_name(name)
+    there = _kinds_of(blocks[0])
+    if named is not None and named.block < len(blocks):
+        there = _kinds_of(blocks[named.block])
+        if named.kind in there:
+            return named.block, HOOK_KINDS[named.kind]
     number = re.search(r"(?:^|\.)(\d+)", name)  # also of model.layers.2
     near = min(int(number[1]), len(blocks) - 1) if number else 0
     kind = next((kind for kind in there if name.endswith(kind.removeprefix("hook_"))), there[0])

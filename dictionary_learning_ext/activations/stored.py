@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from safetensors import safe_open
 
+from ..config.hooks import hook_name
 from ..config.run import RunConfig, Split
 from ..errors import ActivationsError, Template, first_line
 from ..run_folder.comparing import same_setting
@@ -263,8 +264,8 @@ def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 def _layer(hook: str) -> int:
     """The block's number in a hook point's name, 0 if there is none."""
-    parts = hook.split(".")
-    return int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else 0
+    named = hook_name(hook)
+    return 0 if named is None else named.block
 
 
 class Piece(NamedTuple):

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from .architectures import ARCHITECTURES
+from .hooks import RESID_POST, hook_name
 from .presets import DEFAULT_PRESET, preset, recommended_lr
 from .run import NOT_THE_RESULT, TrainConfig
 from .synthetic_models import NO_HOOK
@@ -124,9 +125,14 @@ def _differences(config: TrainConfig) -> list[str]:
     return list(dict.fromkeys(_part(name, given[name]) for name in _in_order(given)))
 
 
+def _short(hook: str) -> str:
+    named = hook_name(hook)
+    return f"b{named.block}" if named is not None and named.kind == RESID_POST else hook
+
+
 def _part(name: str, value: Any) -> str:
     if name == "hook":
-        value = re.sub(r"blocks\.(\d+)\.hook_resid_post", r"b\1", value)  # always there, so short
+        value = ",".join(map(_short, value.split(",")))  # always there, so short
     elif isinstance(value, float):
         value = f"{value:.3g}".replace("+", "")
     text = str(value).rstrip("/").rpartition("/")[2]  # of a path, its last part

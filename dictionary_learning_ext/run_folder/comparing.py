@@ -2,11 +2,11 @@
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig, sink_multiple
 from ..errors import Setting, Template, Text, UserError
 from .files import at_home, evaluation
@@ -32,7 +32,6 @@ CONTEXTS = ("text_packing", "ctx_len", "dtype")
 """Of these, those that say how a text is read."""
 _BEFORE = {"text_column": RunConfig.text_column}
 """Of evaluations that were made before a setting was there: what it was."""
-_RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_post")
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
@@ -92,12 +91,14 @@ def same_setting(name: str, one: Any, other: Any) -> bool:
     if name == STORED and None not in (one, other):
         one, other = (os.path.abspath(at_home(str(value))) for value in (one, other))
     if name == "hook":  # a block's input is the output of the one before
-        one, other = (_RESIDUAL.sub(_as_input, str(value)) for value in (one, other))
+        one, other = (_as_input(str(value)) for value in (one, other))
     return one == other or (name == "model" and same_model(one, other))
 
 
-def _as_input(match: re.Match[str]) -> str:
-    return f"blocks.{int(match[1]) + 1}.hook_resid_pre"
+def _as_input(hook: str) -> str:
+    named = hook_name(hook)
+    is_output = named is not None and named.kind == RESID_POST
+    return str(HookName(named.block + 1, RESID_PRE)) if is_output else hook
 
 
 def require_one_setting(

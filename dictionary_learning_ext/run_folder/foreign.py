@@ -43,7 +43,6 @@ RECOGNISED = (
     f"({FOREIGN_CONFIG} and {SAE_LENS_WEIGHTS}), of sparsify ({FOREIGN_CONFIG} and {SPARSIFY_WEIGHTS}) or of "
     f"Gemma Scope ({GEMMA_SCOPE_WEIGHTS})"
 )
-HOOK_POINT = re.compile(r"blocks\.\d+\.hook_\w+")
 
 OF_BAKER_LI = {0: "vsaetopk", 1: "vsaetopk_learned_variance"}
 """Their VSAETopK by its var_flag, named as SAELens names architectures."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config.architectures import BY_DICT_CLASS
+from ..config.hooks import hook_name
 from ..config.run import RunConfig
 from ..config.sae import OPTION_NAMES, SAEConfig, in_shares
 from ..errors import CheckpointError, ConfigError
 from .files import CONFIG
-from .foreign import HOOK_POINT
 from .sae_names import EXPECTED
 
 SEEDS = ("seed", "data_seed")
@@ -109,7 +109,7 @@ def settings_named_in(config: dict[str, Any]) -> dict[str, Any]:
     if "run" in config:
         return settings_of(config)
     trainer, buffer = config["trainer"], config.get("buffer", {})
-    names_hook = HOOK_POINT.fullmatch(str(trainer.get("submodule_name"))) is not None
+    names_hook = hook_name(str(trainer.get("submodule_name"))) is not None
     is_certain = names_hook or "foreign" in config  # upstream's lm_name is free
     found = {
         "model": trainer.get("lm_name") if is_certain else None,

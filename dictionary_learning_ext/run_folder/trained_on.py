@@ -1,12 +1,12 @@
 """What a named SAE was trained on: its run, also where another library wrote its folder. Imports no torch."""
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, DeviceMap, RunConfig, TrainConfig
 from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError, Setting, Template, listed
@@ -185,14 +185,14 @@ def _only(name: object) -> str:
 def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> None:
     """Raise a CheckpointError unless a folder of upstream's was trained where `hook` is."""
     layer, io = config["trainer"].get("layer"), config.get("buffer", {}).get("io")
-    match = re.match(r"blocks\.(\d+)\.hook_(\w+)", hook)
-    if match is None or type(layer) is not int:
+    named = hook_name(hook)
+    if named is None or type(layer) is not int:
         return  # `find_hook` names the hook points there are
-    trained_on = f"blocks.{layer}.hook_resid_{'pre' if io == 'in' else 'post'}"
-    if io in ("in", "out") and match[2] in ("resid_pre", "resid_post"):
+    trained_on = str(HookName(layer, RESID_PRE if io == "in" else RESID_POST))
+    if io in ("in", "out") and named.kind in (RESID_PRE, RESID_POST):
         fits = same_setting("hook", hook, trained_on)
     else:
-        fits = int(match[1]) == layer
+        fits = named.block == layer
     if not fits:
         side = {"in": "the input of ", "out": "the output of "}.get(str(io), "")
         raise CheckpointError(
