@@ -76,6 +76,8 @@ class CacheSettings(Checked):
     bos_token_id: int | None
     data: str
     """As it was typed."""
+    text_column: str
+    """The column of the text that holds the documents."""
     text: Any
     """The text's fingerprint."""
     data_seed: int
@@ -87,8 +89,6 @@ class CacheSettings(Checked):
     """Held-out tokens that were asked for."""
     eval_documents: int
     """Held-out documents that were asked for."""
-    text_column: str = "text"
-    """Of the text. Earlier versions had no other."""
 
 
 @dataclass(frozen=True)

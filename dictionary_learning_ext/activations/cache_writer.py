@@ -109,7 +109,7 @@ def write_cache(
         manifest = read_manifest(folder, UNFINISHED) or read_manifest(folder)
         settings = CacheSettings(
             model=run.model,
-            language_model=identity(model.module, manifest and manifest.settings.language_model),
+            language_model=identity(model.module),
             tokenizer=settings_hash(model),
             lm_dtype=run.dtype,
             bos_token_id=model.tokenizer.bos_token_id,

@@ -150,7 +150,7 @@ class Inputs(ABC):
 
     @abstractmethod
     def _source(self, hook: str) -> BatchSource:
-        """Of a hook point's training batches."""
+        """The training batches of a hook point."""
 
     def held_out(self, hook: str, tokens: int) -> HeldOut:
         """What the SAEs of a hook point are measured on: the tokens of `contexts`, and documents.
@@ -423,7 +423,7 @@ def _cached_model(run: RunConfig, stored: StoredActivations, manifest: CacheMani
     dtype: Any = settings.lm_dtype
     model = load_model(replace(run, dtype=dtype))
     for what, was, now in (
-        ("weights", settings.language_model, identity(model.module, settings.language_model)),
+        ("weights", settings.language_model, identity(model.module)),
         ("tokenizer or config", settings.tokenizer, settings_hash(model)),
     ):
         if was != now:

@@ -35,7 +35,6 @@ from ..trainers.kernels.memory import keep_freed_memory
 from .text import why_not_fetched
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
-_SHA256_DIGITS = 64  # a commit has 40
 _EXPECTED = (
     "expected 'embedded', a folder written by save_pretrained, or a model's name on the hub, e.g."
     " EleutherAI/pythia-70m"
@@ -115,7 +114,7 @@ class Pretrained:
 
     @property
     def width(self) -> int:
-        """Of its residual stream."""
+        """The width of its residual stream."""
         return self.config.get_text_config().hidden_size
 
     @property
@@ -278,18 +277,13 @@ def width_of(name: str) -> int:
     return Pretrained(name).width
 
 
-def identity(model: PreTrainedModel, known: str | None = None) -> str:
+def identity(model: PreTrainedModel) -> str:
     """What tells a language model from others: its commit on the hub, else the hash of its weights.
 
     To hash an 8B model takes 9 s. The hash depends on the dtype, the commit does not.
-
-    Arguments:
-        known: the identity to compare with. If it is a hash, as earlier versions wrote it for every
-            model, the weights are hashed.
     """
     commit: str | None = getattr(model.config, "_commit_hash", None)
-    is_hash = known is not None and len(known) == _SHA256_DIGITS
-    return hash_of(model) if commit is None or is_hash else commit
+    return hash_of(model) if commit is None else commit
 
 
 def settings_hash(model: CausalLM) -> str:

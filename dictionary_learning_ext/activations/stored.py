@@ -59,7 +59,7 @@ class StoredActivations:
 
     folder: Path
     hooks: dict[str, CachedHook]
-    """Of own activations: one, UNKNOWN, which stands for whichever is named."""
+    """Own activations have one, UNKNOWN, which stands for whichever is named."""
     ctx_len: int
     """1 for own activations, which have rows only."""
     known: dict[str, Any]
@@ -70,7 +70,7 @@ class StoredActivations:
     digest: str
     """A hash of what it holds. Of files over 64 MB that no `vsae cache` wrote, parts are hashed."""
     manifest: CacheManifest | None = None
-    """Of our cache."""
+    """The manifest of a cache that `vsae cache` wrote."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -257,7 +257,8 @@ def _divided(
 
 @lru_cache(maxsize=16)
 def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Of files, each with its size and when it was changed: a sweep opens one folder many times."""
+    """A hash of files, each given with its size and its time of change. It is remembered, as a sweep opens one
+    folder many times."""
     identity = fingerprint_of([path for path, _, _ in files])
     return hashlib.sha256(repr(identity).encode()).hexdigest()
 

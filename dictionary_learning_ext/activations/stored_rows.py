@@ -40,7 +40,7 @@ class StoredReader:
             yield part._replace(start=start, stop=min(start + self._contexts, part.stop))
 
     def dtype(self, part: Part) -> torch.dtype:
-        """Of a file's activations."""
+        """The dtype of a file's activations."""
         return activations_of(self._files.read(part._replace(stop=part.start + 1)).x_NLD).dtype
 
     def read(self, part: Part, taken: slice = slice(None)) -> ContextBatch:
@@ -85,7 +85,7 @@ class _Next(NamedTuple):
     """The place of the next row."""
 
     number: int
-    """Of the pass."""
+    """The number of the pass, from 0."""
     piece: int
     """Pieces read in this pass."""
     row: int

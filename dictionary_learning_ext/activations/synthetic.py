@@ -154,7 +154,7 @@ class _Groups(NamedTuple):
 
     @classmethod
     def of(cls, roots: list[Any], features: int) -> "_Groups":
-        """Of SAELens's `HierarchyNode`s. A node that is no feature passes its parent on to its children."""
+        """The groups in SAELens's `HierarchyNode`s. A node that is no feature passes its parent on to its children."""
         groups: list[tuple[int, list[int], bool, bool]] = []
         nodes = [(root, -1) for root in roots]
         for node, parent in nodes:  # grows

@@ -71,8 +71,7 @@ def open_text(
         raise TextError(f"{name}: no such {what}", expected=f"an existing {what}, or embedded")
     else:
         source, has_split = _open_hub_set(name, split, column)
-    identity = {"text": without_slash(name), "split": split, "seed": seed}
-    identity |= {"column": column} if column != "text" else {}  # earlier versions had no other
+    identity = {"text": without_slash(name), "split": split, "seed": seed, "column": column}
     return TextStream(name, source, identity, passes=passes, every_20th=not has_split)
 
 
@@ -174,8 +173,7 @@ class TextStream(Iterator[str]):
         Raises:
             TextError: it was taken from another text, split or seed, or the text has changed.
         """
-        names = ("text", "split", "seed", "column")
-        was = {name: state[name] for name in names if name in state}
+        was = {name: state[name] for name in self._identity}
         was["text"] = without_slash(was["text"])
         if was != self._identity:
             raise TextError(
@@ -304,7 +302,8 @@ def _files_holding(path: Path, split: Split) -> tuple[list[Path], bool]:
 
 
 def _split_of(file: Path) -> str:
-    """Of a file in a folder: train, validation or test, by its name or else by the folder around it."""
+    """Which part of a text a file in a folder is: train, validation or test, by its name or else by the folder
+    around it."""
     for name in reversed(file.parts):
         if match := _SPLIT_NAME.match(name):
             word = match[1].lower()

@@ -171,7 +171,7 @@ class TruthMatch:
         self._firing.add_batch(f_BF.cpu(), self._truth.firing_BT)
 
     def scores(self) -> dict[str, float]:
-        """Of what was added, by the metrics' keys."""
+        """The scores over all that was added, by the metrics' keys."""
         from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
             feature_uniqueness,
             mean_correlation_coefficient,

@@ -364,7 +364,7 @@ def text_table(
 
 
 def _widths(grid: list[list[str]]) -> list[int]:
-    """Of each column, its longest line."""
+    """The width of each column's longest line."""
     columns = zip(*grid, strict=True)
     return [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
 

@@ -128,7 +128,6 @@ def test_the_hash_is_of_the_weights_and_their_dtype_and_repeats(
 def test_a_model_of_the_hub_is_its_commit_and_one_of_a_folder_its_weights(
     tiny_lm_dir: Path, tiny_lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A hash that an earlier version wrote down is compared with a hash."""
     commit, digest = "ab" * 20, hash_of(tiny_lm._module)
     repository = tmp_path / "models--somebody--cached"
     shutil.copytree(tiny_lm_dir, repository / "snapshots" / commit)
@@ -137,15 +136,9 @@ def test_a_model_of_the_hub_is_its_commit_and_one_of_a_folder_its_weights(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path), raising=False)
     of_hub = load_language_model("somebody/cached")._module
-    assert hash_of(of_hub) == identity(of_hub, "0" * 64) == digest
-    assert (
-        identity(tiny_lm._module)
-        == identity(tiny_lm._module, "0" * 64)
-        == identity(tiny_lm._module, commit)
-        == digest
-    )
+    assert hash_of(of_hub) == identity(tiny_lm._module) == digest
     monkeypatch.setattr(language_models, "hash_of", None)  # not called
-    assert identity(of_hub) == identity(of_hub, "c" * 40) == commit
+    assert identity(of_hub) == commit
 
 
 # A model in parts.
