@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..errors import NonFiniteError, Template, TextError
+from ..errors import ConfigError, NonFiniteError, Template, TextError
 from .hook_points import Change, Place, SharedPass, hooked, input_device
 from .language_models import CausalLM
 from .positions import GROUP, PositionRule, at, norms
@@ -288,6 +288,14 @@ class ModelRows:
         self, contexts: _ContextsToRead, x_BLD: Tensor, limit: int
     ) -> tuple[Tensor, Tensor]:
         """At most `limit` rows of a group of contexts, and how many are not finite."""
+        if x_BLD.shape[-1] != self.width:
+            place = self.reader.place
+            raise ConfigError(
+                f"the {place.io}put of {place.path} is {x_BLD.shape[-1]} wide",
+                name="d_submodule",
+                value=self.width,
+                expected=str(x_BLD.shape[-1]),
+            )
         read = self.reader.judge(x_BLD, contexts.wanted_BL)
         rows_ND = rearrange(read.x_BLD, "b l d -> (b l) d")
         place_N = rearrange(read.wanted_BL, "b l -> (b l)").nonzero().squeeze(1)

@@ -13,6 +13,7 @@ from texts import error_of, write_jsonl
 from torch import Tensor
 
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
+from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError, NonFiniteError
@@ -75,6 +76,19 @@ def test_every_token_of_the_text_is_handed_out_exactly_once(
         assert_same_rows(rows[start : start + size], expected[start : start + size])
     # Only what is less than a batch at the text's very end is left over.
     assert_same_rows(rows, expected, missing=len(expected) % buffer.out_batch_size)
+
+
+def test_a_module_of_another_width_says_which(tiny_lm: LanguageModel):
+    hook = find_hook(tiny_lm, "blocks.1.hook_resid_post")
+    inner = hook.submodule.mlp.dense_h_to_4h
+    width = inner._module.out_features
+    given = {"n_ctxs": 8, "ctx_len": 16, "out_batch_size": 10}
+    message = error_of(
+        lambda: next(ResidualBuffer(endless(), tiny_lm, inner, **given)), ConfigError
+    )
+    assert "d_submodule=16" in message
+    assert f"expected {width}" in message
+    assert next(ResidualBuffer(endless(), tiny_lm, inner, width, **given)).shape == (10, width)
 
 
 def test_how_many_contexts_are_read_in_a_pass_changes_no_row(tiny_lm: LanguageModel):
