@@ -97,8 +97,9 @@ def same_setting(name: str, one: Any, other: Any) -> bool:
 
 def _as_input(hook: str) -> str:
     named = hook_name(hook)
-    is_output = named is not None and named.kind == RESID_POST
-    return str(HookName(named.block + 1, RESID_PRE)) if is_output else hook
+    if named is None or named.kind != RESID_POST:
+        return hook
+    return str(HookName(named.block + 1, RESID_PRE))
 
 
 def require_one_setting(
