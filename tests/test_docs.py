@@ -10,11 +10,12 @@ from guide import (
     ROOT,
     blocks,
     complete_blocks,
-    in_fresh_interpreter,
+    in_fresh_process,
     lines,
     our_words,
     run_lines,
     run_page,
+    run_python,
     smaller_python,
 )
 from notebooks import NOTEBOOKS, read
@@ -88,7 +89,7 @@ def test_a_complete_block_runs_alone(kind, block, guide_folder, tiny_lm_dir, mon
     if kind == "bash":
         run_lines(block, tiny_lm_dir, NOT_HERE)
     else:
-        in_fresh_interpreter("-c", smaller_python(block))
+        in_fresh_process(run_python, smaller_python(block))
 
 
 @pytest.mark.slow
@@ -102,7 +103,7 @@ def test_a_page_runs(page, guide_folder, tiny_lm_dir, monkeypatch):
     monkeypatch.chdir(guide_folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(guide_folder / "caches"))
     if "python" in dict(blocks(page)):
-        in_fresh_interpreter(ROOT / "tests/helpers/guide.py", page, tiny_lm_dir, *NOT_HERE)
+        in_fresh_process(run_page, page, tiny_lm_dir, NOT_HERE)
     else:
         run_page(page, tiny_lm_dir, skips=NOT_HERE)
 

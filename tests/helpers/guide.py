@@ -1,31 +1,35 @@
 """The README and the pages of the guide: their code blocks, and how tests run them small.
 
-    python tests/helpers/guide.py PAGE LANGUAGE_MODEL [NOT_RUN ...]    # in the folder where the page runs
-
 Every block of the README runs alone, and so does a block of Python whose fence says `title="Complete"`. The other
 blocks of a page run in order. They find the quickstart's SAEs, so whatever else a block needs is made on its page.
 """
 
+import multiprocessing
 import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+import tempfile
+from collections.abc import Callable
 from glob import glob
 from itertools import dropwhile, takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.features import reproducibility
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = ("pip", "uv", "echo", "python3", "source", "git", "wandb", "hf")
 """Programs that install, or that need a network."""
+
+PRELOADED = ["guide", "dictionary_learning.training", "dictionary_learning_ext.training.loop"]
+"""What a fresh process of a page has imported."""
 
 SMALL_RUN = shlex.split(
     "--steps 12 --batch-size 64 --n-ctxs 16 --eval-tokens 500 --eval-documents 4"
@@ -153,12 +157,39 @@ def run_page(page: Path, tiny_lm: Path, skips: tuple[str, ...] = ()) -> None:
             assert yaml.safe_load(block), block
 
 
-def in_fresh_interpreter(*words: str | Path) -> None:
-    """Run Python with these arguments in the current folder, where the repository can be imported."""
-    found = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": found}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
+def run_python(code: str) -> None:
+    exec(compile(code, "block", "exec"), {"__name__": "__main__"})
+
+
+def in_fresh_process(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of this module in the current folder, in a process that has imported the package and done nothing
+    else: a fork of one that only imports, as the imports take seconds."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(PRELOADED)
+    with tempfile.NamedTemporaryFile("r") as log, pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        here = os.getcwd(), dict(os.environ), log.name
+        process = forks.Process(target=_called, args=(function, arguments, *here))
+        process.start()
+        process.join()
+        assert process.exitcode == 0, log.read()[-6000:]
+
+
+def _called(
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    folder: str,
+    environment: dict[str, str],
+    log: str,
+) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    reproducibility.NULL_ERROR = 0.01  # as in conftest.py
+    function(*arguments)
 
 
 @pytest.fixture
@@ -170,12 +201,3 @@ def guide_folder(quickstart_run, text, tmp_path):
     (tmp_path / "runs/quickstart/cache").symlink_to(cache)
     shutil.copy(text, tmp_path / "my.txt")
     return tmp_path
-
-
-if __name__ == "__main__":
-    from dictionary_learning_ext.features import codes, reproducibility
-
-    for module in (codes, reproducibility):
-        module.NULL_ERROR = 0.01  # as in conftest.py
-    _, its_page, language_model, *not_run = sys.argv
-    run_page(Path(its_page), Path(language_model), tuple(not_run))
