@@ -48,6 +48,7 @@ from .text import text_of
 from .tokens import (
     ContextBatches,
     ContextStream,
+    SharedTokenizer,
     no_context,
     require_held_out,
 )
@@ -284,6 +285,8 @@ class _OfLanguageModel(Inputs):
         self.hooks = {name: find_hook(self.language_model, name) for name in self.widths}
         places = [hook.place for hook in self.hooks.values()]
         self._shared = SharedPass(self.language_model, places)
+        tokenizer = SharedTokenizer(self.language_model.tokenizer, len(places))
+        self._trained_on = self.language_model._replace(tokenizer=tokenizer)
 
     def require_held_out(self) -> None:
         require_held_out(self._settings, self.language_model.tokenizer)
@@ -298,7 +301,7 @@ class _OfLanguageModel(Inputs):
         settings, point = self._settings, self.hooks[hook]
         return ResidualBuffer(
             text_of(settings, seed=settings.data_seed, passes=settings.text_passes),
-            self.language_model,
+            self._trained_on,
             point.submodule,
             d_submodule=point.activation_dim,
             io=point.io,

@@ -32,6 +32,37 @@ ContextBatches = Iterator[tuple[Tensor, Tensor]]
 """A few contexts at a time: input_ids and attention_mask (0 at padding), both int64, (B, L)."""
 
 
+class SharedTokenizer:
+    """A tokenizer for several readers of one text: each answer is kept until all have asked for it.
+
+    All else is the tokenizer's own.
+
+    Arguments:
+        readers: how many there are.
+    """
+
+    _KEPT = 64
+    """Answers, at most. Readers that don't ask for the same leave some."""
+
+    def __init__(self, tokenizer: Any, readers: int):
+        self._tokenizer, self._readers = tokenizer, readers
+        self._kept: dict[Any, tuple[Any, int]] = {}  # with how many readers haven't asked yet
+
+    def __call__(self, texts: list[str], **options: Any) -> Any:
+        asked = tuple(texts), tuple(options.items())
+        found, left = self._kept.pop(asked, (None, self._readers))
+        if found is None:
+            found = self._tokenizer(texts, **options)
+        if left > 1:
+            self._kept[asked] = found, left - 1
+            if len(self._kept) > self._KEPT:
+                del self._kept[next(iter(self._kept))]
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
 class ContextStream:
     """Cuts a stream of documents into contexts of tokens. Reading can be resumed at any context.
 

@@ -69,6 +69,33 @@ def test_each_hook_point_has_its_own_batches_and_all_share_the_passes(run):
     assert len({round(factor, 6) for factor in factors.values()}) == len(HOOKS)
 
 
+class Counting:
+    """A tokenizer that notes how many texts it is asked for at a time."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.asked = tokenizer, []
+
+    def __call__(self, texts, **options):
+        self.asked.append(len(texts))
+        return self.tokenizer(texts, **options)
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+
+@pytest.mark.parametrize("packing", ["pack", "truncate"])
+def test_a_text_is_tokenised_once_for_all_hook_points(packing, run):
+    """However many documents a pass needs."""
+    asked = {}
+    for hooks in (HOOKS, HOOKS[:1]):
+        inputs = open_inputs(replace(run, text_packing=packing, n_ctxs=100), hooks)
+        shared = inputs._trained_on.tokenizer
+        shared._tokenizer = counting = Counting(shared._tokenizer)
+        batches_of(inputs.training_batches(), 70)
+        asked[len(hooks)] = counting.asked
+    assert asked[len(HOOKS)] == asked[1] != []
+
+
 @pytest.mark.parametrize(("taken", "passes"), [(25, [32, 7]), (22, [32, 7] * 2)])
 def test_a_resume_shares_the_passes_too(taken, passes, run):
     """22 batches are a fill. It is read again to know where the next one starts."""
