@@ -42,7 +42,7 @@ SAELENS = ["sae-lens>=6.54,<7"]
 
 setup(
     name="dictionary-learning-ext",
-    version="0.2.0",
+    version="0.3.0",
     description="Variational TopK sparse autoencoders for language models, on top of dictionary_learning",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -41,14 +41,3 @@ def history(path: Path) -> list[dict[str, Any]]:
         for record in records(path)
         if record.WhichOneof("record_type") == "history"
     ]
-
-
-def logged_config(path: Path) -> dict[str, Any]:
-    """The run's configuration at the end of the run."""
-    found: dict[str, Any] = {}
-    for record in records(path):
-        kind = record.WhichOneof("record_type")
-        if kind in ("run", "config"):
-            update = record.run.config.update if kind == "run" else record.config.update
-            found |= {i.key or i.nested_key[0]: json.loads(i.value_json) for i in update}
-    return found
