@@ -13,14 +13,14 @@ from nnsight import LanguageModel
 
 from ..activations.hook_points import HookPoint, input_device
 from ..activations.inputs import Inputs, open_inputs
-from ..activations.language_models import CausalLM, unwrapped
+from ..activations.language_models import CausalLM, tokenizer_of, unwrapped
 from ..activations.rows import ContextBatch
 from ..codes.codes import Codes, encode
 from ..codes.stored import keep_codes, kept_codes, size_of, text_of
 from ..config.checks import require
 from ..config.run import DeviceMap, RunConfig, Split
 from ..config.synthetic_models import is_synthetic
-from ..errors import ActivationsError, CheckpointError, ConfigError, Setting, Template
+from ..errors import ActivationsError, CheckpointError, ConfigError, Setting, Template, Text
 from ..run_folder.comparing import (
     CONTEXTS,
     MEASURED_ON,
@@ -263,6 +263,16 @@ class OpenedFolders:
         if is_synthetic(self.run.model):
             return contexts_of_rows(batches_of(inputs.held_out(hook, tokens)))
         return with_progress(inputs.contexts(hook, split, tokens), tokens)
+
+    def tokenizer(self, what: str, instead: Text) -> Any:
+        """The language model's tokenizer. The model itself is not loaded for it.
+
+        Arguments: see `Inputs.require_language_model`, whose errors it raises.
+        """
+        has_text = self.run.activations is None and not is_synthetic(self.run.model)
+        if has_text and "inputs" not in vars(self):
+            return tokenizer_of(self.run.model)
+        return self.inputs.require_language_model(what, instead).tokenizer
 
     @property
     def language_model(self) -> CausalLM | None:

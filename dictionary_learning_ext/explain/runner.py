@@ -161,7 +161,7 @@ class _Measured(NamedTuple):
 def _read_features(folder: str | Path, tokens: int, keep: bool, where: dict[str, Any]) -> _Measured:
     opened = open_folders([folder], **where)
     run = opened.run
-    language_model = opened.inputs.require_language_model(
+    tokenizer = opened.tokenizer(
         "explanations are of tokens",
         Template("for a language model's, give {activations=None} and {model}"),
     )
@@ -176,7 +176,6 @@ def _read_features(folder: str | Path, tokens: int, keep: bool, where: dict[str,
     )
     alive = statistics.alive_F.nonzero().flatten().tolist()
     order = sorted(alive, key=lambda feature: (-key_F[feature], feature))
-    tokenizer = language_model.tokenizer
     return _Measured(dictionary, tokenizer, statistics, order, by, measured_on(run))
 
 

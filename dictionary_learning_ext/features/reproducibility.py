@@ -277,13 +277,6 @@ class FeatureScores:
     random: float
     """The mean match of random directions."""
 
-    def words(self, feature: int) -> str:
-        """Whether a feature comes back, in words."""
-        returns, match = int(self.returns_F[feature]), f"match {self.match_F[feature]:.2f}"
-        if self.of == 1:
-            return f"{'comes back' if returns else 'does not come back'}, {match}"
-        return f"comes back in {returns} of {self.of} seeds, mean {match}"
-
 
 def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reproducibility:
     """Compare SAEs that were trained from different seeds.

@@ -10,7 +10,6 @@ from sklearn.preprocessing import normalize
 
 from dictionary_learning_ext.features import reproducibility as module
 from dictionary_learning_ext.features.reproducibility import (
-    FeatureScores,
     ReproducibilityError,
     matching,
     reproducibility,
@@ -143,9 +142,6 @@ def test_planted_features_return_and_others_do_not():
     random = [found.pairs[names].random_match_f.mean() for names in (("a", "b"), ("a", "c"))]
     assert (scores.of, scores.random) == (2, pytest.approx(np.mean(random)))
     assert found.random_share == 0
-    assert scores.words(0) == "comes back in 2 of 2 seeds, mean match 1.00"
-    only = FeatureScores(np.array([0.5]), np.array([0]), 1, 0.0)
-    assert only.words(0) == "does not come back, match 0.50"
 
 
 def test_of_two_sizes_what_has_no_match_does_not_return():
