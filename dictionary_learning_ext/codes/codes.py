@@ -72,7 +72,7 @@ class Codes:
     text: dict[str, Any] = field(default_factory=dict)
     """What was read: settings, and what is known of the files."""
     tokenizer: Any = None
-    """Of the language model, if known: it makes text of ids."""
+    """The language model's, if known. It turns ids into text."""
 
     @property
     def tokens(self) -> int:

@@ -56,9 +56,9 @@ class LanguageModelLosses(NamedTuple):
 
     original: float
     reconstructed: float
-    """With the reconstruction in place of the activations."""
+    """The loss with the reconstruction in place of the activations."""
     zero: float
-    """With zeros in place of the activations."""
+    """The loss with zeros in place of the activations."""
     tokens: int
     """Tokens predicted: all but the first of each document."""
     positions: int
@@ -156,8 +156,8 @@ class Block(NamedTuple):
     value_M: t.Tensor
     """Activations, in the SAE's dtype. None is 0."""
     selection: "tuple[TopKCode, t.Tensor] | None"
-    """Of an SAE that selects the K largest: which they are, and the (n, F) that it selects from. None unless the noise's
-    measures need it."""
+    """The K largest and the means, (n, F), that they are the largest of. None for an SAE that doesn't select K, or where the
+    measures of noise aren't asked for."""
     posterior: Any
     """The features' distributions, if they have some and the noise's measures need them."""
 

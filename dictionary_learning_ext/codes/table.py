@@ -26,7 +26,7 @@ from .contexts import (
 LEAST_SELECTIONS = 8
 """A feature selected fewer times than this fires on too few tokens to say what it fires on."""
 BINS = 40
-"""Of a histogram."""
+"""The bins of a histogram, at most."""
 
 
 class FeatureTable:

@@ -205,7 +205,7 @@ def run_reproduce(flags: ReproduceFlags) -> None:
 
 
 def _score(flags: ReproduceFlags) -> None:
-    """Of a single folder."""
+    """Order the features of a single SAE by the return score."""
     from ..features.return_score import return_scores, scores_table
     from ..run_folder.files import RETURN_SCORES, require_writable
     from ..run_folder.sae_names import results_folder

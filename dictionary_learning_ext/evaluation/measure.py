@@ -232,7 +232,7 @@ class DocumentLosses:
         self._original, self._zero = self._mean(original), self._with(t.zeros_like)
 
     def of(self, dictionary: Dictionary) -> LanguageModelLosses:
-        """With the reconstructions of an SAE that takes raw activations."""
+        """The losses with the reconstructions of an SAE that takes raw activations."""
         sae: Any = dictionary
         reconstructed = self._with(lambda x_BLD: sae(as_input(sae, x_BLD)))
         counts = self._predicted, self._positions, self._left_alone

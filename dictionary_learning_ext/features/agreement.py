@@ -108,7 +108,7 @@ class AgreementOfCodes:
     """How the codes of several SAEs agree on the same tokens. What isn't asked for isn't computed."""
 
     codes: Mapping[str, Codes]
-    """Of each SAE, by its name."""
+    """The codes of each SAE, by its name."""
     measured: Reproducibility
     """How their directions agree."""
 

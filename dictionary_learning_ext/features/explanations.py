@@ -64,7 +64,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one feature."""
+    """What is known of one feature."""
 
     feature: int
     place: int

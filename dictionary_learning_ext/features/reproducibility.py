@@ -29,7 +29,7 @@ RETURNING = (0.7, 0.9)
 """A feature comes back as a direction in another SAE if its match there has at least this absolute cosine."""
 EXACT_UP_TO = 4096
 CANDIDATES = 64
-"""Of each feature, in each of the two dictionaries, where the assignment is over candidates only."""
+"""How many candidates each feature has in the other dictionary where the assignment is not exact."""
 NULL_ERROR = 0.001
 """Random dictionaries are drawn until their mean PW-MCC has a standard error below this."""
 _MOST_DRAWS = 10_000
@@ -75,7 +75,7 @@ class Directions:
     """What the features of one SAE write."""
 
     unit_FD: np.ndarray
-    """Of length 1, float32."""
+    """The directions, of length 1, float32."""
 
     @cached_property
     def random(self) -> RandomDirections:
@@ -95,7 +95,7 @@ class PairOfSAEs:
     """G, the features of the second."""
     dictionaries: tuple[Directions, Directions]
     seed: int = 0
-    """Of random directions."""
+    """Seeds the random directions."""
 
     @property
     def pw_mcc(self) -> float:
@@ -223,7 +223,7 @@ class Reproducibility:
         return {least: float(np.mean(matches_SF >= least)) for least in RETURNING}
 
     def scores(self, name: str) -> "FeatureScores":
-        """Of each feature of an SAE, against those of the others."""
+        """How well each feature of an SAE matches one of the others'."""
         matches_SF = self._matches_SF(name)
         returns_F = (matches_SF >= RETURNING[0]).sum(axis=0)
         own = [pair for names, pair in self.pairs.items() if name in names]

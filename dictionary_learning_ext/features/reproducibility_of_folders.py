@@ -159,7 +159,7 @@ class ReproducibilityOfFolders:
 
     @property
     def mean_fve(self) -> float | None:
-        """Of the SAEs; None unless all were evaluated."""
+        """The mean FVE of the SAEs; None unless it is known of all."""
         known = [value for value in self.fve.values() if value is not None]
         return fmean(known) if len(known) == len(self.fve) else None
 

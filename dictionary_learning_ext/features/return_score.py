@@ -56,13 +56,13 @@ _HEAD = ["feature", "score"]
 """The first columns of the CSV file. The signals follow."""
 COEFFICIENTS = files("dictionary_learning_ext.features") / "return_score.json"
 FIFTH_NAMES = {5: "top fifth", 4: "second", 3: "third", 2: "fourth", 1: "lowest fifth"}
-"""Of the features in the order of the score."""
+"""The names of the five equal parts of an SAE's features, in the order of the score."""
 FIFTHS = tuple(FIFTH_NAMES)
 MANY_NEAR_DEAD = 0.2
 """TopK and BatchTopK failed at k/F = 1/8, with 35% and more near-dead. With up to 10% it worked. Matryoshka SAEs with 36%
 and 61% had an AUC of 0.77 and 0.88."""
 FEW_SELECTIONS = 200
-"""Of an average feature. Chosen by hand, after a look at one pair of SAEs on 2,000 to 50,000 tokens."""
+"""Below so many selections of the average feature, the order is called unreliable. Chosen by hand, after a look at one pair of SAEs on 2,000 to 50,000 tokens."""
 _NO_THRESHOLD = 1e-30
 """The least that a threshold counts as: every activation is far above one of 0 or less."""
 _BATCH_ELEMENTS = 1 << 22
@@ -376,7 +376,7 @@ class Fit:
     rank: dict[str, float]
     """The coefficient of each signal's rank."""
     square: dict[str, float]
-    """Of its square."""
+    """The coefficient of the square of each signal's rank."""
 
     def log_odds(self, ranks_of: dict[str, np.ndarray]) -> np.ndarray:
         """(F,), up to a constant; NaN where a signal is."""

@@ -46,7 +46,7 @@ class Analysis:
     label: str
     """A short name, unique within the report."""
     folder: Path
-    """As it was named."""
+    """The run folder, or what else names the SAE."""
     opened: OpenedFolders
     features: FeatureTable
     """What each feature does on the page's text."""

@@ -21,7 +21,7 @@ from .analysis import Analysis, Comparison
 
 _CARDS = 9
 _PAIRS = 4
-"""Of a feature that comes back and one that doesn't."""
+"""How many examples come back, and how many don't."""
 _LOST = 0.5
 """A feature whose activations have a lower correlation with those of its match doesn't come back."""
 _CHIPS = 3
@@ -75,7 +75,7 @@ class Column:
 
     key: str
     values: Callable[[Analysis, Vocabulary], list[Any] | None]
-    """Of each feature (F); None for an SAE that has none."""
+    """Gives the value of each feature, (F,); None for an SAE that has none."""
     title: str = ""
     """The head in the table, which leaves it out if there is none."""
     show: Show = "number"

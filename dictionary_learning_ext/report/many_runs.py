@@ -182,7 +182,7 @@ def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
     import wandb
 
     def config(run: Any) -> dict[str, Any]:
-        """As in its config.json. The norm_factor, which is measured, is no setting."""
+        """The run's settings, as config.json has them. The norm_factor, which is measured, is no setting."""
         settings = {name: value for name, value in run.config.items() if name != "norm_factor"}
         return {"trainer": {}, "run": {"settings": settings}}
 
