@@ -115,6 +115,7 @@ def _explained(analysis: Analysis, of: Callable[[Explanation], Any]) -> list[Any
 
 
 COLUMNS = (
+    Column("count", lambda one, _: one.features.count_F.tolist()),
     Column("fires_on", _fires_on, "fires on", "tokens"),
     Column(
         "explanation", lambda one, _: _explained(one, lambda each: each.text), "explanation", "text"

@@ -106,24 +106,33 @@ def write_report(
             **where,
         )
         on_step("writing the page")
-        content = render(comparison, {"out": None if out == usual else out, **where}, seeds)
-        for analysis in comparison.analyses:
-            _write_data(files, analysis, comparison)
+        vocabulary = Vocabulary(comparison.tokenizer)
+        saes = [_sae(one, comparison, vocabulary) for one in comparison.analyses]
+        flags = {"out": None if out == usual else out, **where}
+        content = _render(comparison, saes, vocabulary, flags, seeds)
+        for sae, name in zip(saes, file_names(sae["label"] for sae in saes).values(), strict=True):
+            _write_data(files / f"features_{name}.csv", sae["columns"], vocabulary)
         write_text(out, content, _OUT)  # last: where there is a page, the rest is there too
     return out
 
 
-def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | Path] = ()) -> str:
+def _render(
+    comparison: Comparison,
+    saes: list[dict[str, Any]],
+    vocabulary: Vocabulary,
+    flags: dict[str, Any],
+    seeds: Sequence[str | Path],
+) -> str:
     """The page's HTML.
 
     Arguments:
+        saes: each SAE's part of the page's data, see `_sae`.
         flags: of `vsae report`, other than the folders and options.
         seeds: the folders of the SAEs' other seeds.
     """
-    vocabulary = Vocabulary(comparison.tokenizer)
     known = [one.come_back for one in comparison.analyses if one.come_back]
     payload = {
-        "saes": [_sae(one, comparison, vocabulary) for one in comparison.analyses],
+        "saes": saes,
         "columns": [{n: v for n, v in vars(one).items() if n != "values"} for one in COLUMNS],
         "tokens": vocabulary.texts,
         "least": LEAST_SELECTIONS,
@@ -247,19 +256,17 @@ def _commands(
     return [shlex.join(command) for command in [*again, report]]
 
 
-def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None:
-    """features_<label>.csv."""
-    vocabulary = Vocabulary(comparison.tokenizer)
-    found = columns(analysis, vocabulary)
+def _write_data(path: Path, found: dict[str, list[Any]], vocabulary: Vocabulary) -> None:
+    """Write a row for each feature, with these columns and how often it is selected."""
+    shown = {one.key: one.show for one in COLUMNS}
     words = {
-        one.key: [" | ".join(vocabulary.texts[i] for i in row) for row in found.pop(one.key)]
-        for one in COLUMNS
-        if one.show == "tokens"
+        key: [" | ".join(vocabulary.texts[i] for i in row) for row in values]
+        for key, values in found.items()
+        if shown[key] == "tokens"
     }
-    count = analysis.features.count_F.tolist()
-    table_columns = {"feature": list(range(len(count))), "count": count, **found, **words}
-    name = file_names(one.label for one in comparison.analyses)[analysis.label]
-    path = files / f"features_{name}.csv"
+    numbers = {key: values for key, values in found.items() if key not in words}
+    features = range(len(found["frequency"]))
+    table_columns = {"feature": features, **numbers, **words}
     with (
         replacing(path, _OUT) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
