@@ -24,8 +24,6 @@ from .config.sae import LOG_VAR_LIMITS, SAEConfig, Variational, VSAETopKConfig
 from .errors import ConfigError, Setting, Template
 from .trainers.base import DeadWatch, KAnnealing, set_to_median
 from .trainers.kernels.memory import keep_freed_memory
-from .trainers.kernels.products import StepForm
-from .trainers.kernels.step import StepObjective, Weights, code_by_mean, variational_loss
 from .trainers.optimizers import column_norms, project_out_parallel
 from .trainers.posterior import (
     first_sigma,
@@ -33,6 +31,7 @@ from .trainers.posterior import (
     sigma_factor,
     survival_target,
 )
+from .trainers.step import StepObjective, Weights, code_by_mean, variational_loss
 from .trainers.variational_top_k import VariationalTopKAutoEncoder, warn_of_noise
 
 try:
@@ -245,9 +244,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         # Both follow from activations: what `survival` controls, and the unit of AuxK's weight.
         self.register_buffer("sigma", t.ones((), device=self.device, dtype=self.dtype))
         self.register_buffer("mean_squared_norm", t.ones((), device=self.device, dtype=self.dtype))
-        threshold = self.settings.dead_feature_threshold
-        assert threshold is not None, "settings are resolved"
-        self._dead_watch = DeadWatch(threshold)
+        self._dead_watch = DeadWatch()
 
     def initialize_weights(self) -> None:
         """Those of `VariationalTopKTrainer` with the same seed. torch's generator stays as it is."""
@@ -303,7 +300,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             self._make_unit_norm()
         if step == 0:
             self._start(x)
-        objective = self._objective(step, x, step_input.is_logging_step)
+        objective = self._objective(step, x)
         with t.autocast(x.device.type, enabled=False):
             terms = variational_loss(x, self._weights(), objective)
         self.tokens_since_fired = terms.tokens_since_fired_F
@@ -348,7 +345,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         self.mean_squared_norm.fill_(energy)
         if self.settings.survival is not None:
             with t.no_grad():
-                values_BK = code_by_mean(x, self._weights(), self._objective(0, x, False))[2]
+                values_BK = code_by_mean(x, self._weights(), self._objective(0, x)).values
                 self.sigma.copy_(first_sigma(values_BK.square().mean()))
         elif self.settings.posterior != "point" and self.settings.noise_anneal is None:
             log_var, sigma = self.settings.log_var_init, self.settings.sigma
@@ -356,18 +353,18 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             ratio = noise_to_signal(cfg.k, variance, float(x.square().sum(-1).mean()))
             warn_of_noise(ratio, self.settings, "noise_anneal=0.5")
 
-    def _objective(self, step: int, x: t.Tensor, is_logging: bool) -> StepObjective:
+    def _objective(self, step: int, x: t.Tensor) -> StepObjective:
         settings, device = self.settings, x.device.type
         threshold = settings.dead_feature_threshold
         assert threshold is not None, "settings are resolved"
         counts = step * len(x), (step + 1) * len(x), self.tokens_since_fired
-        has_auxk = settings.auxk_alpha > 0 and self._dead_watch.may_be_dead(step, *counts)
+        may_be_dead = self._dead_watch.may_be_dead
+        has_auxk = settings.auxk_alpha > 0 and may_be_dead(step, *counts, threshold)
         is_autocast = t.is_autocast_enabled(device)
         return StepObjective.at(
             step,
             settings,
             self.cfg.steps,
-            logs_kl=is_logging,
             k=self._k_annealing.at(step),
             auxk_alpha=settings.auxk_alpha * float(self.mean_squared_norm) if has_auxk else 0.0,
             top_k_aux=self.cfg.d_in // 2,
@@ -380,7 +377,6 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             log_var_limits=x.new_tensor(LOG_VAR_LIMITS) if self._is_learned else None,
             tokens_since_fired_F=self.tokens_since_fired,
             generator=self._generator(x.device),
-            form=StepForm.of(x.device, self.W_enc.numel()),
         )
 
     def _survival_target(self, step: int) -> float | None:

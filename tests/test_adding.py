@@ -75,8 +75,12 @@ def add_an_option(package: Path) -> None:
     settings = package / "config" / "sae.py"
     insert(settings, "    noise_anneal: NoiseShare | None = None\n", OPTION)
     insert(settings, "    noise_anneal_steps: int | None\n", "    tax: float\n")
-    kernel = package / "trainers" / "kernels" / "step.py"
-    insert(kernel, "l2_loss + objective.kl_weight", "objective.settings.tax + ")
+    for step in ("step.py", "kernels/step.py"):
+        insert(
+            package / "trainers" / step,
+            "l2_loss + objective.kl_weight",
+            "objective.settings.tax + ",
+        )
 
 
 def add_a_metric(package: Path) -> None:
@@ -98,7 +102,7 @@ def add_a_hook_point(package: Path) -> None:
 
 ADDITIONS = {
     "architecture": (add_an_architecture, 4),
-    "option": (add_an_option, 2),
+    "option": (add_an_option, 3),
     "metric": (add_a_metric, 1),
     "total": (add_a_total, 2),
     "hook point": (add_a_hook_point, 1),

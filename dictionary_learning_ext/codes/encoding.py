@@ -34,8 +34,8 @@ from ..trainers.dictionaries import (
     k_of,
     selects_top_k,
 )
-from ..trainers.kernels.products import StepForm
-from ..trainers.kernels.select import compared, top_k
+from ..trainers.kernels.select import top_k
+from ..trainers.step import compared
 
 _BLOCK_ELEMENTS = 1 << 22
 """Activations (tokens x F), or numbers (selections x D), computed at a time."""
@@ -364,7 +364,7 @@ class Encoder:
             z_nF = compared(z_nF.mul_(scale).add_(added_to_nF), getattr(sae, "select_by", "value"))
             # Without noise, as a point has none, a ReLU leaves ties.
             rectified = bool(getattr(sae, "rectify", False))
-            _, other_nK = top_k(z_nF, k, StepForm.rows_at_once, rectified=rectified)
+            _, other_nK = top_k(z_nF, k, rectified=rectified)
             in_both_nF = t.zeros_like(mu_nF, dtype=t.bool).scatter_(1, other_nK, True)
             common_n = in_both_nF.gather(1, code.indices).sum(1)
             totals.add_mean(name, (common_n / (2 * k - common_n)).mean(), n)

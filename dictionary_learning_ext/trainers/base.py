@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
 from dictionary_learning.trainers.trainer import get_lr_schedule
-from torch.nn import functional
 
 from ..config.checks import require
 from ..errors import ConfigError, Template
@@ -308,34 +307,34 @@ LOOK_EVERY = 100
 
 
 class DeadWatch:
-    """Says when AuxK can be left out on a GPU, where the host waits for every number it reads.
+    """Says when AuxK can be left out, without reading a number in every step, for which a GPU's host waits.
 
-    A feature dies when it has not fired for `threshold` tokens. So a look at the feature that is nearest to
+    A feature dies when it has not fired for a number of tokens. So a look at the feature that is nearest to
     that tells for how many tokens none can die. The next look comes after these, and LOOK_EVERY steps after
     the last one. In between AuxK is computed. Without dead features it adds 0, so no weight depends on when
-    a look was taken: a run that resumes begins with one. On a CPU AuxK itself reads how many are dead.
+    a look was taken: a run that resumes begins with one.
     """
 
-    def __init__(self, threshold: int):
-        self._threshold = threshold
+    def __init__(self):
         self._none_until = self._looked_at = 0
         self._step: int | None = None
         """The last one."""
 
-    def may_be_dead(self, step: int, before: int, after: int, since_fired_F: t.Tensor) -> bool:
-        """Whether a feature can be dead at the end of a step: always, on a CPU. The same on all ranks.
+    def may_be_dead(
+        self, step: int, before: int, after: int, since_fired_F: t.Tensor, threshold: int
+    ) -> bool:
+        """Whether a feature can be dead at the end of a step. The same on all ranks.
 
         Arguments:
             before, after: tokens trained on when the step begins and ends, of all ranks.
             since_fired_F: tokens since each feature fired, when it begins.
+            threshold: tokens without firing after which a feature is dead.
         """
-        if not since_fired_F.is_cuda:
-            return True
         if self._step is None or step != self._step + 1:  # another state was loaded
             self._none_until, self._looked_at = 0, step - LOOK_EVERY
         self._step = step
         if after >= self._none_until and step - self._looked_at >= LOOK_EVERY:
-            self._none_until = before + self._threshold - int(since_fired_F.max())
+            self._none_until = before + threshold - int(since_fired_F.max())
             self._looked_at = step
         return after >= self._none_until
 
@@ -357,14 +356,15 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
         self.dead_feature_threshold = dead_feature_threshold
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
-        self.tokens_trained, self._dead_watch = 0, DeadWatch(dead_feature_threshold)
+        self.tokens_trained, self._dead_watch = 0, DeadWatch()
         self._start_training(UnitNormAdam(self.ae, self.lr))
 
     def _has_auxk(self, step: int, x: t.Tensor) -> bool:
         """Whether AuxK may add to the loss of a step."""
         trained = self.tokens_trained + len(x) * self.ranks.count
         counts = self.tokens_trained, trained, self.num_tokens_since_fired
-        return self.auxk_alpha > 0 and self._dead_watch.may_be_dead(step, *counts)
+        threshold = self.dead_feature_threshold
+        return self.auxk_alpha > 0 and self._dead_watch.may_be_dead(step, *counts, threshold)
 
     @t.no_grad()
     def _finish_step(self, step: int, x: t.Tensor, terms: Any) -> None:
@@ -373,7 +373,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         If the step is not finite, neither weights nor counts change.
 
         Arguments:
-            terms: the batch's loss, and what the mean selects: see `kernels.step.LossTerms`.
+            terms: the batch's loss, and what the mean selects: see `step.LossTerms`.
         """
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()
@@ -387,9 +387,3 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
             running = self.threshold_beta * old + (1 - self.threshold_beta) * mean_threshold
             updated = t.where(old < 0, mean_threshold, running)
             self.ae.threshold = t.where(is_finite & ~mean_threshold.isnan(), updated, old)
-
-
-def product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Tensor:
-    """x W^T in `matmul_dtype`, returned in the weight's dtype: (…, M), (N, M) -> (…, N)."""
-    dtype = matmul_dtype or weight.dtype
-    return functional.linear(x.to(dtype), weight.to(dtype)).to(weight.dtype)

@@ -2,8 +2,7 @@
 
 These are pure functions of tensors and numbers: nothing here knows a model or a trainer. The
 equations are from "Analysis of Variational Sparse Autoencoders" (Baker & Li), section 2.2, with a
-prior of any standard deviation p instead of 1. The training step sums the KL in
-`kernels/step.py`.
+prior of any standard deviation p instead of 1.
 """
 
 import math

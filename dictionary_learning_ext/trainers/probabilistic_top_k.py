@@ -15,12 +15,11 @@ from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
 from ..config.sae import ProbabilisticTopKArguments, ProbabilisticTopKConfig, require_known
 from ..devices import chosen_device
-from .base import SamplingTopKTrainer, product
+from .base import SamplingTopKTrainer
 from .kernels import compiled
-from .kernels.products import StepForm
 from .kernels.select import top_k
-from .kernels.step import row_variance
 from .ranks import ALONE, Ranks
+from .step import dead_features_loss, product
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,7 +83,7 @@ class GatedTerms(NamedTuple):
     mean_gate: t.Tensor
     """of the features that the code holds"""
     mean_threshold: t.Tensor
-    """see `kernels.step.LossTerms`, like the next"""
+    """see `step.LossTerms`, like the next"""
     tokens_since_fired_F: t.Tensor
 
 
@@ -217,8 +216,16 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
             since_fired_F, mean_threshold = self._selected_without_gates(pre_BF.detach(), k, ranks)
             auxk_loss = l2_loss.new_zeros(())
             if has_auxk and self.auxk_alpha > 0:
-                is_dead_F = since_fired_F >= self.dead_feature_threshold
-                auxk_loss = self._auxk(error_BD.detach(), pre_BF, is_dead_F, matmul_dtype, ranks)
+                auxk_loss = dead_features_loss(
+                    -error_BD,
+                    pre_BF.relu(),
+                    since_fired_F >= self.dead_feature_threshold,
+                    ae.decoder.weight,
+                    self.top_k_aux,
+                    select_by="value",
+                    matmul_dtype=matmul_dtype,
+                    ranks=ranks,
+                )
         is_held_BK = code.values_BK.detach() != 0
         mean_gate = (code.gate_BK.detach() * is_held_BK).sum() / is_held_BK.sum().clamp(min=1)
         loss = l2_loss + self.auxk_alpha * auxk_loss
@@ -233,7 +240,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         self, pre_BF: t.Tensor, k: int, ranks: Ranks
     ) -> tuple[t.Tensor, t.Tensor]:
         """The last two of `GatedTerms`."""
-        values_BK, indices_BK = top_k(pre_BF, k, StepForm.rows_at_once, select_by="value")
+        values_BK, indices_BK = top_k(pre_BF, k)
         is_on_BK = values_BK > 0
         fired_F = t.zeros_like(pre_BF[0]).index_add_(
             0, indices_BK.flatten(), is_on_BK.flatten().to(pre_BF)
@@ -246,30 +253,6 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         tokens = len(pre_BF) * ranks.count
         since_fired_F = (self.num_tokens_since_fired + tokens).masked_fill_(fired_F > 0, 0)
         return since_fired_F, smallest_sum / n_with_one
-
-    def _auxk(
-        self,
-        residual_BD: t.Tensor,
-        pre_BF: t.Tensor,
-        is_dead_F: t.Tensor,
-        matmul_dtype: t.dtype,
-        ranks: Ranks,
-    ) -> t.Tensor:
-        """Upstream's `get_auxiliary_loss`, whose residual's variance is of the rows of all ranks.
-
-        On a GPU, where the host would wait for the number of dead features, living ones may be among
-        the largest, and count as zero.
-        """
-        k_aux = min(self.top_k_aux, len(is_dead_F) if pre_BF.is_cuda else int(is_dead_F.sum()))
-        if k_aux == 0:
-            return residual_BD.new_zeros(())
-        top = pre_BF.relu().where(is_dead_F, -t.inf).topk(k_aux, sorted=False)
-        values_BK = top.values.where(is_dead_F[top.indices], 0.0)
-        aux_f_BF = t.zeros_like(pre_BF).scatter(1, top.indices, values_BK)
-        error_BD = residual_BD - product(aux_f_BF, self.ae.decoder.weight, matmul_dtype)
-        variance = row_variance(residual_BD, ranks)
-        scale = t.where(variance > 0, 1 / variance, 0.0) * is_dead_F.any()
-        return error_BD.square().sum(-1).mean() * scale
 
     def _logged(self, terms: GatedTerms, x: t.Tensor) -> dict[str, t.Tensor]:
         return {n: getattr(terms, n) for n in ("loss", "l2_loss", "auxk_loss", "mean_gate")}

@@ -20,10 +20,11 @@ from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
 from ..config.sae import VAEaseArguments, VAEaseConfig, require_known
 from ..devices import chosen_device
-from .base import SamplingTrainer, product
+from .base import SamplingTrainer
 from .dictionaries import FromState, require_scale, require_width
 from .optimizers import GuardedAdam
 from .posterior import GatedPosterior
+from .step import product
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -2,7 +2,7 @@
 
 From "Analysis of Variational Sparse Autoencoders" (Baker & Li), section 2.2, on top of upstream's
 TopK (Gao et al. 2024, arXiv 2406.04093). Shapes: B batch, D activation_dim, F dict_size, K = k. The
-loss of a batch and its gradients are in `kernels/step.py`, the KL and the schedules in `posterior.py`.
+loss of a batch is in `step.py`, the KL and the schedules are in `posterior.py`.
 """
 
 import functools
@@ -39,22 +39,25 @@ from .base import SamplingTopKTrainer, metrics_of_code
 from .dictionaries import FromState, TopKCode, require_scale, require_width
 from .kernels import compiled
 from .kernels.memory import keep_freed_memory
-from .kernels.products import StepForm
-from .kernels.select import Draw, compared, draw_code, top_k
-from .kernels.step import (
-    LossTerms,
-    StepObjective,
-    Weights,
-    code_by_mean,
-    loss_and_gradients,
-    variational_loss,
-)
+from .kernels.select import top_k
+from .kernels.step import step as compiled_step
 from .posterior import (
     GaussianPosterior,
     first_sigma,
     noise_to_signal,
     sigma_factor,
     survival_target,
+)
+from .step import (
+    Draw,
+    LossTerms,
+    StepObjective,
+    Weights,
+    code_by_mean,
+    compared,
+    decode,
+    draw_code,
+    variational_loss,
 )
 
 if TYPE_CHECKING:
@@ -156,7 +159,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         if sample:
             noise = 0.0 if self.posterior_kind == "point" else 1.0
             how = Draw(int(self.k), self.noise_on, noise, generator, self.select_by)
-            indices, values = draw_code(mu, self._std(centred), how)
+            indices, values, _ = draw_code(mu, self._std(centred), how)
         else:
             code = self._top_k(mu, as_upstream=return_topk)
             values, indices = code.values, code.indices
@@ -187,8 +190,8 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         """The code of a sample of a posterior, as `encode(x, sample=True)` draws one."""
         is_point = self.posterior_kind == "point"
         how = Draw(int(self.k), self.noise_on, 0.0 if is_point else 1.0, generator, self.select_by)
-        indices, values = draw_code(posterior.mu, posterior.std, how)
-        return TopKCode(values, indices)
+        code = draw_code(posterior.mu, posterior.std, how)
+        return TopKCode(code.values, code.indices)
 
     def _top_k(self, mu: t.Tensor, *, as_upstream: bool = False) -> TopKCode:
         """The K largest means of each token.
@@ -200,7 +203,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         is_plain = isinstance(mu, t.Tensor) and not mu.requires_grad  # and no proxy of nnsight's
         if is_plain and compiled.serves(mu) and not (self.rectify and as_upstream):
             flat_NF = mu.reshape(-1, self.dict_size)
-            values, indices = top_k(flat_NF, k, StepForm.rows_at_once, select_by=self.select_by)
+            values, indices = top_k(flat_NF, k, select_by=self.select_by)
             shape = (*mu.shape[:-1], k)
             return TopKCode(values.view(shape), indices.view(shape))
         # A proxy can't be unpacked.
@@ -320,7 +323,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     """
 
     ae: VariationalTopKAutoEncoder
-    form: StepForm
 
     def __init__(
         self,
@@ -378,7 +380,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         self._start_top_k()
         self._warn_of_unused()
         keep_freed_memory()
-        self.form = StepForm.of(t.device(self.device), self.ae.encoder.weight.numel())
         for products in (t.float32, getattr(t, dtype)):
             compiled.serves(self.ae.encoder.weight, products)
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
@@ -396,25 +397,30 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             self._warn_of_noise(x)
         weights = self.ae.weights
         objective = replace(
-            self._objective(x, step, self.generator, logs_kl=False),
+            self._objective(x, step, self.generator),
             ranks=self.ranks,
             auxk_alpha=self.auxk_alpha if self._has_auxk(step, x) else 0.0,
         )
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
-            terms, gradients = loss_and_gradients(x, weights, objective)
-        for weight, gradient in zip(weights, gradients, strict=True):
-            if weight is not None and weight.requires_grad:
-                weight.grad = gradient
+            if compiled.serves(weights.W_enc_FD, objective.matmul_dtype):
+                terms, gradients = compiled_step(weights, objective, x)
+                for weight, gradient in zip(weights, gradients, strict=True):
+                    if weight is not None and weight.requires_grad:
+                        weight.grad = gradient
+            else:
+                self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
+                terms = variational_loss(x, weights, objective)
+                terms.loss.backward()
         self._finish_step(step, x, terms)
         if self.settings.survival is not None:
             self._control_sigma(step, terms.survival)
-        return terms.loss
+        return terms.loss.detach()
 
     @t.no_grad()
     def _start_sigma(self, x: t.Tensor) -> None:
         """Set sigma to where the control of `survival` begins."""
         objective = self._objective(x, 0, self.generator)
-        values_BK = code_by_mean(x, self.ae.weights, objective)[2]
+        values_BK = code_by_mean(x, self.ae.weights, objective).values
         self.ae.sigma.copy_(first_sigma(self.ranks.mean_(values_BK.square().mean())))
 
     @t.no_grad()
@@ -444,25 +450,24 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         objective = self._objective(x, step, self.generator)
         objective = replace(objective, k=int(self.ae.k), matmul_dtype=x.dtype)
         with t.autocast(x.device.type, enabled=False):
-            error_BD, indices_BK, values_BK = code_by_mean(x, self.ae.weights, objective)
-        is_on_BK = values_BK.ne(0)
+            code = code_by_mean(x, self.ae.weights, objective)
+            x_hat_BD = decode(code.indices, code.values, self.ae.decoder.weight, x.dtype)
+        error_BD = x_hat_BD + self.ae.b_dec - x
+        is_on_BK = code.values.ne(0)
         n_on_F = x.new_zeros(self.ae.dict_size)
-        n_on_F.index_add_(0, indices_BK.flatten(), is_on_BK.flatten().to(x.dtype))
+        n_on_F.index_add_(0, code.indices.flatten(), is_on_BK.flatten().to(x.dtype))
         return metrics_of_code(x, error_BD, is_on_BK.sum(-1), n_on_F > 0)
 
     def _noise_to_signal(self, x: t.Tensor, log_var: t.Tensor) -> t.Tensor:
         variance, energy = log_var.exp().mean(), x.square().sum(-1).mean()
         return noise_to_signal(self.k, variance, energy)
 
-    def _objective(
-        self, x: t.Tensor, step: int, generator: t.Generator, *, logs_kl: bool = True
-    ) -> StepObjective:
+    def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
         ae, settings = self.ae, self.settings
         objective = StepObjective.at(
             step,
             settings,
             self.steps,
-            logs_kl=logs_kl,
             k=self.k_annealing.at(step),
             auxk_alpha=self.auxk_alpha,
             top_k_aux=self.top_k_aux,
@@ -473,7 +478,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             log_var_limits=ae.log_var_limits if ae.posterior_kind == "learned" else None,
             tokens_since_fired_F=self.num_tokens_since_fired,
             generator=generator,
-            form=self.form,
         )
         self.kl_scale, self.noise_scale = objective.kl_scale, objective.noise_scale
         if settings.survival is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch as t
 
 from dictionary_learning_ext import VariationalTopKTrainer
-from dictionary_learning_ext.trainers.kernels.step import StepObjective
+from dictionary_learning_ext.trainers.step import StepObjective
 from experiments.trained_saes import sae_config
 
 Options = dict[str, Any]

@@ -3,33 +3,33 @@
 import torch as t
 from torch.distributions import Normal, kl_divergence
 
+from dictionary_learning_ext.config.sae import NoiseOn
 from dictionary_learning_ext.trainers.kernels.encode import BatchMeans
-from dictionary_learning_ext.trainers.kernels.select import Draw, draw_batch
-from dictionary_learning_ext.trainers.kernels.step import LossTerms, StepObjective, Weights
+from dictionary_learning_ext.trainers.kernels.select import draw_batch
+from dictionary_learning_ext.trainers.step import Draw, LossTerms, StepObjective, Weights
 
 
-def compiled_noise(batch: int, n_features: int, generator: t.Generator) -> t.Tensor:
-    """The N(0, 1) noise, (B, F), that the compiled form draws with the generator."""
+def compiled_noise(
+    batch: int, n_features: int, generator: t.Generator, noise_on: NoiseOn = "both"
+) -> t.Tensor:
+    """The N(0, 1) noise, (B, F), that the compiled form draws with the generator. With "values", that of each place
+    among `n_features` selected ones.
+    """
     means = BatchMeans(
         t.zeros(batch, 1),
         t.zeros(n_features, 1),
         t.zeros(n_features),
         rectify=False,
         matmul_dtype=t.float32,
-        keep=False,
-        means_at_once=2**24,
     )
-    drawn = draw_batch(means, t.ones(()), None, Draw(n_features, "both", 1.0, generator), 128)
+    drawn = draw_batch(means, t.ones(()), None, Draw(n_features, noise_on, 1.0, generator))
+    if noise_on == "values":
+        return drawn.values_BK
     return t.zeros(batch, n_features).scatter(1, drawn.indices_BK, drawn.values_BK)
 
 
-def dense_loss(
-    x_BD: t.Tensor,
-    weights: Weights,
-    objective: StepObjective,
-    noise_BF: t.Tensor | None = None,
-) -> LossTerms:
-    """Every one of `LossTerms`, with this noise, or else with what `draw_code` draws in float64."""
+def dense_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> LossTerms:
+    """Every one of `LossTerms`, with the noise that `draw_code` draws."""
     W_enc, b_enc, W_dec, b_dec, W_var, b_var = weights
     settings = objective.settings
     mu = (x_BD - b_dec) @ W_enc.T + b_enc
@@ -58,7 +58,7 @@ def dense_loss(
         eps = t.zeros_like(mu).scatter(1, chosen, noise)
         source = mu + scale * std * eps
     else:
-        eps = t.empty_like(mu).normal_(generator=generator) if noise_BF is None else noise_BF
+        eps = t.empty_like(mu).normal_(generator=generator)
         z = mu + scale * std * eps
         chosen = largest(z, objective.k)
         source = z if settings.noise_on == "both" else mu

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext.config.sae import KLSchedule
-from dictionary_learning_ext.trainers.kernels.select import Draw, draw_code
 from dictionary_learning_ext.trainers.posterior import (
     GaussianPosterior,
     gaussian_kl,
@@ -18,6 +17,7 @@ from dictionary_learning_ext.trainers.posterior import (
     noise_scale,
     noise_to_signal,
 )
+from dictionary_learning_ext.trainers.step import Draw, draw_code
 
 
 @given(st.floats(-5, 5), st.floats(-6, 3), st.floats(0.1, 5))
@@ -60,7 +60,7 @@ def test_noise_to_signal_is_the_noise_energy_of_a_unit_norm_decoder():
     generator = t.Generator().manual_seed(0)
     columns = t.nn.functional.normalize(t.randn(16, 40, generator=generator), dim=0)
     mu, sigma, k = t.zeros(20_000, 40), 0.3, 5
-    indices, values = draw_code(mu, t.tensor(sigma), Draw(k, "values", 1.0, generator))
+    indices, values, _ = draw_code(mu, t.tensor(sigma), Draw(k, "values", 1.0, generator))
     noise = (t.zeros_like(mu).scatter_(1, indices, values) @ columns.T).square().sum(1).mean()
     assert noise.item() / 7.0 == pytest.approx(noise_to_signal(k, sigma**2, 7.0), rel=0.03)
 

@@ -13,7 +13,6 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measurement import Measurement
-from recorded_ops import RecordedOps
 from small_trainers import assert_same, batch, built, in_float64, weights_of
 from torch.utils.flop_counter import FlopCounterMode
 from variational_trainers import NOISE_ON, POSTERIORS, D, F, as_upstream, data, make_trainer
@@ -22,11 +21,12 @@ from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.config.sae import SELECT_BY, PosteriorOptions, VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.metrics import computed
+from dictionary_learning_ext.trainers import step as definition
 from dictionary_learning_ext.trainers.base import batch_metrics
-from dictionary_learning_ext.trainers.kernels import select, step
-from dictionary_learning_ext.trainers.kernels.products import StepForm
-from dictionary_learning_ext.trainers.kernels.step import StepObjective
+from dictionary_learning_ext.trainers.kernels import compiled
+from dictionary_learning_ext.trainers.kernels import step as compiled_step
 from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
+from dictionary_learning_ext.trainers.step import StepObjective
 from dictionary_learning_ext.trainers.vaease import VAEase
 
 # --- the model
@@ -214,19 +214,17 @@ def test_the_model_gets_every_option_of_the_posterior():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [4, F // 2], ids=["narrow", "padded"])
-@pytest.mark.parametrize("form", ["sparse", "dense"])
-def test_point_rectified_without_kl_is_upstreams_trainer(form, k):
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_point_rectified_without_kl_is_upstreams_trainer(is_sparse, k, monkeypatch):
     """In float64: the same selections, and weights within 1e-10, over 100 steps.
 
     With a large k, rows have fewer positive features and are padded with zeros.
     """
     ours, theirs = in_float64(as_upstream(k=k)), in_float64(make_trainer(TopKTrainer, k=k))
-    ours.form = StepForm(sparse_density=1.0 if form == "sparse" else 0.0)
+    monkeypatch.setattr(definition, "_DENSE_FROM", t.inf if is_sparse else 0.0)
     for i in range(100):
         x = data(seed=i, dtype=t.float64)
-        with RecordedOps() as ops:
-            ours.update(i, x.clone())
-        assert ops.code_form == form
+        ours.update(i, x.clone())
         theirs.update(i, x.clone())
         assert t.equal(ours.num_tokens_since_fired, theirs.num_tokens_since_fired)
     x = data(seed=1000, dtype=t.float64)
@@ -236,20 +234,14 @@ def test_point_rectified_without_kl_is_upstreams_trainer(form, k):
         assert difference < (1e-5 if name == "threshold" else 1e-10), name  # kept in float32
 
 
-@pytest.mark.parametrize("reads_count", [True, False], ids=["cpu", "gpu"])
-@pytest.mark.parametrize("form", ["sparse", "dense"])
-def test_auxk_is_upstreams(form, reads_count):
-    """Upstream computes its AuxK in fp32, so the two agree to that. The GPU's form on the CPU."""
+def test_auxk_is_upstreams():
+    """Upstream computes its AuxK in fp32, so the two agree to that."""
     ours, theirs = in_float64(as_upstream()), in_float64(make_trainer(TopKTrainer))
-    density = 1.0 if form == "sparse" else 0.0
-    ours.form = StepForm(sparse_density=density, reads_dead_count=reads_count)
     assert ours.loss(data(), 1, logging=True).losses["auxk_loss"] == 0, "none is dead yet"
     ours.dead_feature_threshold = theirs.dead_feature_threshold = 64
     for i in range(40):
         x = data(seed=i, dtype=t.float64)
-        with RecordedOps() as ops:
-            ours.update(i, x.clone())
-        assert (ops.code_form, ops.counts["nonzero"] > 0) == (form, reads_count)
+        ours.update(i, x.clone())
         theirs.update(i, x.clone())
     assert ours.dead_features == theirs.dead_features > 0
     for name, value in theirs.ae.state_dict().items():
@@ -315,7 +307,6 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
         log_var_limits=(t.tensor(-10.0).double(), t.tensor(4.0).double()),
         tokens_since_fired_F=t.zeros(F, dtype=t.long),
         generator=generator,
-        form=StepForm(),
     )
     expected = dense_loss(x, trainer.ae.weights, objective)
     logged = trainer.loss(x, at, logging=True).losses
@@ -336,16 +327,10 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
 def test_a_float64_step_is_the_float32_step_without_its_rounding(noise, rectify, monkeypatch):
     """With the noise that the compiled form draws in float32."""
 
-    def draw_code(mu_BF, std, how):
-        assert how.select_by == "value"
-        z_BF = mu_BF
-        if how.noise_scale:
-            noise_BF = compiled_noise(*mu_BF.shape, how.generator).double()
-            z_BF = mu_BF + how.noise_scale * std * noise_BF
-        indices_BK = z_BF.topk(how.k, sorted=False).indices
-        return indices_BK, (z_BF if how.noise_on == "both" else mu_BF).gather(1, indices_BK)
+    def normal_like(x, generator):
+        return compiled_noise(*x.shape, generator).double()
 
-    monkeypatch.setattr(select, "draw_code", draw_code)
+    monkeypatch.setattr(definition, "normal_like", normal_like)
     options = noise | {"rectify": rectify, "kl_schedule": "constant", "lr": 1e-2, "warmup_steps": 0}
     wide, narrow = in_float64(built("vsae_top_k", **options)), built("vsae_top_k", **options)
     for i in range(3):
@@ -382,8 +367,8 @@ def test_the_kl_keeps_the_unannealed_sigma():
 @pytest.mark.parametrize("scope", ["all", "selected"])
 def test_a_kl_without_weight_is_computed_for_the_log_alone(scope, monkeypatch):
     trainer = built("vsae_top_k", posterior="point", beta=0.0, kl_scope=scope)
-    real, calls = step._batch_kl, []
-    monkeypatch.setattr(step, "_batch_kl", lambda *given: calls.append(1) or real(*given))
+    real, calls = compiled_step._batch_kl, []
+    monkeypatch.setattr(compiled_step, "_batch_kl", lambda *given: calls.append(1) or real(*given))
     trainer.update(0, batch(0))
     assert not calls
     assert trainer.loss(batch(0), 0, logging=True).losses["kl_loss"] > 0
@@ -415,18 +400,16 @@ def test_mean_sigma_is_the_mean_standard_deviation_in_log_and_evaluation(dtype):
 @pytest.mark.parametrize(
     ("options", "products"),
     [
-        ({"kl_scope": "selected"}, 3),
-        ({"kl_scope": "selected", "posterior": "learned"}, 5),
-        ({"kl_scope": "all"}, 4),
-        ({"kl_scope": "all", "posterior": "learned"}, 6),
+        ({"kl_scope": "selected"}, 5),
+        ({"kl_scope": "selected", "posterior": "learned"}, 7),
+        ({"kl_scope": "all"}, 5),
+        ({"kl_scope": "all", "posterior": "learned"}, 7),
     ],
     ids=str,
 )
 def test_a_log_computes_nothing_twice(options, products):
-    """The step's means, the features by the mean, their reconstruction, what sigma and the KL need.
-
-    Nor what only gradients need.
-    """
+    """The step's means, reconstruction and AuxK, the means and reconstruction of the code by the mean, and a learned
+    sigma's log-variances, for the step and for their mean."""
     options = {"kl_schedule": "constant"} | options
     trainer = make_trainer(activation_dim=64, dict_size=256, k=8, **options)
     x = t.randn(32, 64, generator=t.Generator().manual_seed(0))
@@ -511,10 +494,10 @@ def test_a_feature_is_dead_after_as_many_tokens_as_the_constructor_was_told():
     [{}, {"posterior": "learned"}, {"posterior": "point", "rectify": True, "k": F - 1}],
     ids=str,
 )
-def test_a_loss_in_inference_mode_leaves_training_as_it_was(options):
+def test_a_loss_in_inference_mode_leaves_training_as_it_was(options, monkeypatch):
     """In several blocks, which other threads write to."""
+    monkeypatch.setattr(compiled, "ROWS_AT_ONCE", 4)
     watched, other = (make_trainer(dtype="bfloat16", **options) for _ in range(2))
-    watched.form = other.form = StepForm(rows_at_once=4)
     for i in range(3):
         with t.inference_mode():
             watched.loss(data(), i, logging=True)

@@ -1,7 +1,7 @@
 """The CPU's compiled form of drawing a code: runs `row_kernels.py` on several threads.
 
 A thread encodes some rows and draws their code while their means are in cache. numba compiles the
-kernel once per installation. Where it can't, `serves` says so, and torch does the same.
+kernel once per installation. Where it can't, `serves` says so, and `trainers/step.py` does the same.
 """
 
 import atexit
@@ -28,6 +28,11 @@ from ...errors import first_line
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+ROWS_AT_ONCE = 128
+"""How many rows one thread encodes and draws at a time. The number is fixed, so that results don't depend on
+the number of threads. More rows are at most a tenth faster on two threads, and leave less to share among
+many."""
 
 
 def serves(weight: t.Tensor, products: t.dtype = t.float32) -> bool:
@@ -64,7 +69,6 @@ class DrawnRows:
         rows: slice,
         products_BF: t.Tensor,
         bias_F: t.Tensor,
-        rectify: bool,
         std: t.Tensor,
         noise: Noise,
     ) -> t.Tensor:
@@ -75,7 +79,6 @@ class DrawnRows:
         kernels.draw_rows(
             (products_BF.view(t.uint16) if is_bf16 else products_BF).detach().numpy(),
             bias_F.detach().numpy(),
-            rectify,
             self.by_magnitude,
             std.detach().reshape(-1, std.shape[-1] if std.dim() else 1).numpy(),
             kernels.NOISE_CODES[noise.on],
@@ -102,17 +105,15 @@ class DrawnRows:
         return fired_F
 
 
-def top_k(
-    values_BF: t.Tensor, k: int, rows_at_once: int, *, by_magnitude: bool
-) -> tuple[t.Tensor, t.Tensor]:
+def top_k(values_BF: t.Tensor, k: int, *, by_magnitude: bool) -> tuple[t.Tensor, t.Tensor]:
     """See `select.top_k`."""
     batch, n_features = values_BF.shape
     out, bias_F = DrawnRows(batch, k, by_magnitude=by_magnitude), t.zeros(n_features)
 
     def take(rows: slice) -> None:
-        out.draw(rows, values_BF[rows], bias_F, False, t.zeros(()), Noise(None, 0.0, 0))
+        out.draw(rows, values_BF[rows], bias_F, t.zeros(()), Noise(None, 0.0, 0))
 
-    map_row_blocks(take, batch, rows_at_once)
+    map_row_blocks(take, batch, ROWS_AT_ONCE)
     return out.values_BK, out.indices_BK
 
 
@@ -188,7 +189,7 @@ def _compiles(products: t.dtype) -> bool:
         with logging_compilation("the selection of features"):
             products_BF = t.zeros(1, 4, dtype=products)
             noise, out = Noise("both", 1.0, 0), DrawnRows(1, 1, by_magnitude=False)
-            out.draw(slice(0, 1), products_BF, t.zeros(4), False, t.ones(()), noise)
+            out.draw(slice(0, 1), products_BF, t.zeros(4), t.ones(()), noise)
             group_by_feature(out.indices_BK, 4)
     except Exception as error:  # of many kinds, e.g. numba is missing
         plain = re.sub(r"\x1b\[\d+m", "", first_line(error))  # numba's are coloured

@@ -11,15 +11,13 @@ SWITCH = "VSAE_TUNE_PROCESS"
 _buffers = threading.local()
 
 
-def scratch(name: str, shape: tuple[int, ...], dtype: t.dtype, device: t.device) -> t.Tensor:
-    """An uninitialised tensor in memory that steps reuse. The next call with `name` overwrites it.
+def scratch(name: str, shape: tuple[int, ...], dtype: t.dtype) -> t.Tensor:
+    """An uninitialised tensor on the CPU in memory that steps reuse. The next call with `name` overwrites it.
 
     A CPU's allocator may return large blocks to the system each time they are freed. Getting new
     pages from the system, and clearing them, costs a step more than its matmuls in bf16. Each thread
-    has its own memory. On a GPU the tensor is new: the allocator there keeps memory itself.
+    has its own memory.
     """
-    if device.type != "cpu":
-        return t.empty(shape, dtype=dtype, device=device)
     n_bytes = t.Size(shape).numel() * dtype.itemsize
     with t.inference_mode(False):  # so it can be written to outside of inference mode too
         buffer = getattr(_buffers, name, None)

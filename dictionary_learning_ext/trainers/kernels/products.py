@@ -12,7 +12,7 @@ All forms give the same numbers up to rounding.
 """
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch as t
 from torch.nn import functional
@@ -21,52 +21,23 @@ from . import compiled
 from .memory import scratch
 
 
-@dataclass(frozen=True)
-class StepForm:
-    """Which form each part of a step takes. The defaults are for a CPU without AMX.
+class Densities(NamedTuple):
+    """From which k/F on products with a code are faster as matmuls. The defaults are for a CPU without AMX.
 
     They were measured on 2 cores with AVX-512, at B=2048, D=512, F=2048
     (experiments/results/benchmark_parts.md).
     """
 
-    sparse_density: float = 1 / 8
-    """The largest k/F at which products with a code are k-sparse. Above it they are matmuls. With AMX
-    it is 1/16. On a GPU it is 1/256: there, by the count, K rows of weights are read in the time of a matmul."""
-    sparse_projection_density: float = 1 / 16
+    sparse: float = 1 / 8
+    """The largest k/F at which products are k-sparse. With AMX it is 1/16."""
+    sparse_projection: float = 1 / 16
     """The same for `project` alone, where matmuls are in bf16. With AMX it is 1/128: there is no fast
     sparse form in bf16, and AMX multiplies bf16 matrices in a seventh of fp32's time."""
-    means_at_once: int = 2**24
-    """How many means are held at a time where not all are needed: 64 MB in fp32. With fewer, the
-    weights are read more often. On a GPU it is half of the encoder's F x D weights, from 2^24 to 2^29: a
-    block with its noise and its log-variances then takes no more than the gradients, which come later. It
-    follows from shapes alone, as the noise depends on it, and a resumed run must draw the same."""
-    rows_at_once: int = 128
-    """How many rows one thread encodes and draws at a time, on a CPU. The number is fixed, so that
-    results don't depend on the number of threads. More rows are at most a tenth faster on two threads,
-    and leave less to share among many."""
-    keeps_rectified: bool = True
-    """Whether a ReLU's means are kept for their moments. On a GPU memory is scarcer than time."""
-    reads_dead_count: bool = True
-    """Whether AuxK reads the number of dead features. On a GPU the host would have to wait for it."""
 
     @classmethod
-    def of(cls, device: t.device, n_weights: int) -> "StepForm":
-        """The fastest form on a device, for an encoder of F x D weights.
-
-        For GPUs it is counted, not measured (experiments/results/gpu_on_paper.md).
-        """
-        if device.type != "cpu":
-            density = 1 / 256
-            return cls(
-                sparse_density=density,
-                sparse_projection_density=density,
-                means_at_once=max(2**24, min(n_weights // 2, 2**29)),
-                keeps_rectified=False,
-                reads_dead_count=False,
-            )
-        if _has_amx():
-            return cls(sparse_density=1 / 16, sparse_projection_density=1 / 128)
-        return cls()
+    def here(cls) -> "Densities":
+        """Those of this machine."""
+        return cls(1 / 16, 1 / 128) if _has_amx() else cls()
 
 
 @functools.cache
@@ -79,18 +50,16 @@ def top_k_code(
     indices_BK: t.Tensor,
     dict_size: int,
     matmul_dtype: t.dtype,
-    form: StepForm,
     name: str = "code",
 ) -> "SparseCode | DenseCode":
-    """The code in the form that `form` gives for this k, F and dtype.
+    """The code in the form that is fastest for this k, F and dtype.
 
     Codes that are in use at the same time need different names.
     """
-    density = indices_BK.shape[1] / dict_size
-    if density > form.sparse_density:
+    density, most = indices_BK.shape[1] / dict_size, Densities.here()
+    if density > most.sparse:
         return DenseCode(indices_BK, dict_size, matmul_dtype, name)
-    is_bf16 = matmul_dtype == t.bfloat16
-    projects_densely = is_bf16 and density > form.sparse_projection_density
+    projects_densely = matmul_dtype == t.bfloat16 and density > most.sparse_projection
     return SparseCode(indices_BK, dict_size, matmul_dtype, projects_densely=projects_densely)
 
 
@@ -145,10 +114,9 @@ class SparseCode:
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
         """Each feature's sum of the rows that hold it, times its values there: (F, D)."""
         if self._grouped is None:
-            self._grouped = self._by_feature(compiled.serves(rows_BD, self._matmul_dtype))
+            self._grouped = compiled.group_by_feature(self.indices_BK, self.dict_size)
         order, row_numbers, offsets_F = self._grouped
-        # On a GPU the time is that of writing F x D sums: a second copy of them costs more than wide rows.
-        dtype = self._matmul_dtype if rows_BD.device.type == "cpu" else rows_BD.dtype
+        dtype = self._matmul_dtype
         return functional.embedding_bag(
             row_numbers,
             rows_BD.to(dtype),
@@ -157,28 +125,16 @@ class SparseCode:
             per_sample_weights=values_BK.flatten()[order].to(dtype),
         ).to(rows_BD.dtype)
 
-    def _by_feature(self, is_compiled: bool) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
-        """The indices sorted by feature: the order, the rows, and where each feature begins."""
-        if is_compiled:
-            return compiled.group_by_feature(self.indices_BK, self.dict_size)
-        dtype = t.int16 if self.dict_size < 2**15 else t.int32  # narrow integers sort faster
-        features, order = self.indices_BK.flatten().to(dtype).sort(stable=True)
-        starts_F = t.arange(self.dict_size, dtype=dtype, device=features.device)
-        return order, order // self.indices_BK.shape[1], t.searchsorted(features, starts_F)
-
 
 class DenseCode:
     """Products as matmuls in `matmul_dtype`. Results have the dtype of weights and rows."""
 
     def __init__(self, indices_BK: t.Tensor, dict_size: int, matmul_dtype: t.dtype, name: str):
         self.indices_BK = indices_BK
-        batch, device = len(indices_BK), indices_BK.device
-        self._matmul_dtype, self._shape = matmul_dtype, (batch, dict_size)
-        self._code_BF = self._places_BK = None
-        if device.type == "cpu":  # on a GPU memory is scarcer than time: neither is held there
-            self._code_BF = scratch(name, self._shape, matmul_dtype, device).zero_()
-            first_B1 = t.arange(0, batch * dict_size, dict_size)[:, None]
-            self._places_BK = indices_BK + first_B1  # in the flattened code
+        self._matmul_dtype, batch = matmul_dtype, len(indices_BK)
+        self._code_BF = scratch(name, (batch, dict_size), matmul_dtype).zero_()
+        first_B1 = t.arange(0, batch * dict_size, dict_size)[:, None]
+        self._places_BK = indices_BK + first_B1  # in the flattened code
 
     def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
         """See `SparseCode.combine`."""
@@ -188,8 +144,6 @@ class DenseCode:
     def project(self, rows_BD: t.Tensor) -> t.Tensor:
         """See `SparseCode.project`."""
         products_BF = all_products("projection", self._cast(rows_BD), self._weight_FD)
-        if self._places_BK is None:
-            return products_BF.gather(1, self.indices_BK).to(rows_BD.dtype)
         return products_BF.take(self._places_BK).to(rows_BD.dtype)
 
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
@@ -197,12 +151,11 @@ class DenseCode:
         return (self._scattered(values_BK).t() @ self._cast(rows_BD)).to(rows_BD.dtype)
 
     def _scattered(self, values_BK: t.Tensor) -> t.Tensor:
-        code_BF, places_BK = self._code_BF, self._places_BK
-        if code_BF is None:
-            code_BF = t.zeros(self._shape, dtype=self._matmul_dtype, device=values_BK.device)
-        if places_BK is None or t.are_deterministic_algorithms_enabled():  # put_ has no such form
-            return code_BF.scatter_(1, self.indices_BK, self._cast(values_BK))
-        return code_BF.put_(places_BK, self._cast(values_BK))  # a quarter of the time in bf16
+        if t.are_deterministic_algorithms_enabled():  # put_ has no such form
+            return self._code_BF.scatter_(1, self.indices_BK, self._cast(values_BK))
+        return self._code_BF.put_(
+            self._places_BK, self._cast(values_BK)
+        )  # a quarter of the time in bf16
 
     def _cast(self, tensor: t.Tensor) -> t.Tensor:
         return tensor.detach().to(self._matmul_dtype)
@@ -223,12 +176,11 @@ class SubsetCode:
         features: t.Tensor,
         dict_size: int,
         matmul_dtype: t.dtype,
-        form: StepForm,
         name: str,
     ):
         self.indices_BK = features[places_BK]
         self._features, self._dict_size = features, dict_size
-        self._code = top_k_code(places_BK, len(features), matmul_dtype, form, name)
+        self._code = top_k_code(places_BK, len(features), matmul_dtype, name)
 
     def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
         """See `SparseCode.combine`."""
@@ -251,5 +203,5 @@ Code = SparseCode | DenseCode | SubsetCode
 def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
     """rows W^T, (B, F). The next call with the same name overwrites it."""
     shape = (len(rows_BD), len(weight_FD))
-    products_BF = scratch(name, shape, rows_BD.dtype, rows_BD.device)
+    products_BF = scratch(name, shape, rows_BD.dtype)
     return t.mm(rows_BD, weight_FD.t(), out=products_BF)

@@ -22,7 +22,7 @@ from numba import njit
 
 _BOTH, _VALUES, _SELECTION = 1, 2, 3
 NOISE_CODES = {None: 0, "both": _BOTH, "values": _VALUES, "selection": _SELECTION}
-"""Where noise acts, as a number; see `select.Draw`."""
+"""Where noise acts, as a number; see `step.Draw`."""
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -37,7 +37,6 @@ _MOST_TRIES, _MOST_STALLED, _MOST_TIES = 24, 4, 4
 def draw_rows(
     products_BF,
     bias_F,
-    rectify,
     by_magnitude,
     std_BF,
     noise_on,
@@ -59,8 +58,7 @@ def draw_rows(
 
     Arguments:
         products_BF: W_enc (x - b_dec); float32, or bfloat16 as uint16.
-        bias_F: b_enc.
-        rectify: whether a ReLU is applied to the sum of both, the means.
+        bias_F: b_enc. The sum of both is the means.
         by_magnitude: whether numbers are compared by their magnitude; see `PosteriorOptions.select_by`.
         noise_on: one of `NOISE_CODES`.
         std_BF: the noise's standard deviation before `noise_scale`: (B, F), (B, 1) for one of each row, or
@@ -89,8 +87,6 @@ def draw_rows(
                 mu_F[j] = products_BF[row, j] + bias_F[j]
         std_F = std_BF[row % len(std_BF)]
         row_key = mixed(key ^ mixed(np.uint64(first + row + 1) * GOLDEN))
-        if rectify:
-            _rectify(mu_F)
         if noise_on in (_BOTH, _SELECTION):
             _add_noise(mu_F, std_F, noise_scale, values_of_normal, row_key, noisy_F)
             compared_F = _compared(noisy_F, by_magnitude, magnitude_F)
@@ -149,13 +145,6 @@ def group_by_feature(features_N, k, order_N, rows_N, starts_F):
         at = free_F[features_N[place]]
         order_N[at], rows_N[at] = place, place // k
         free_F[features_N[place]] += 1
-
-
-@njit(inline="always")
-def _rectify(row_F):
-    for j in range(len(row_F)):
-        if row_F[j] < 0:
-            row_F[j] = np.float32(0)
 
 
 @njit(inline="always")

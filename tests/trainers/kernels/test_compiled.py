@@ -70,7 +70,7 @@ def test_where_numba_cannot_compile_torch_takes_over_with_one_warning(monkeypatc
     try:
         with caplog.at_level(logging.WARNING), RecordedOps() as ops:
             for _ in range(2):
-                values_BK, _ = top_k(t.arange(10.0).repeat(2, 1), 3, 128)
+                values_BK, _ = top_k(t.arange(10.0).repeat(2, 1), 3)
     finally:
         compiled._compiles.cache_clear()
     assert values_BK.sort(descending=True).values.tolist() == [[9, 8, 7]] * 2

@@ -1,4 +1,4 @@
-"""Noise and selection, compiled and by torch: against torch's topk, and in distribution."""
+"""Noise and selection as compiled: against torch's topk, and in distribution."""
 
 import itertools
 from typing import get_args
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.sae import NoiseOn, SelectBy
-from dictionary_learning_ext.trainers.kernels import row_kernels
+from dictionary_learning_ext.trainers.kernels import compiled, row_kernels
 from dictionary_learning_ext.trainers.kernels.encode import BatchLogVariance, BatchMeans
-from dictionary_learning_ext.trainers.kernels.select import Draw, compared, draw_batch, top_k
+from dictionary_learning_ext.trainers.kernels.select import draw_batch, top_k
+from dictionary_learning_ext.trainers.step import Draw, compared
 
-ROWS = 128
 dtypes = pytest.mark.parametrize("dtype", [t.float32, t.float64], ids=["compiled", "torch"])
 every_noise = pytest.mark.parametrize("noise_on", get_args(NoiseOn))
 selections = pytest.mark.parametrize("by", get_args(SelectBy))
@@ -32,21 +32,14 @@ def draw(
     scale=0.0,
     std=None,
     generator=None,
-    rows=ROWS,
     by="value",
     **of_means,
 ):
     """The code of rows with these means and standard deviations. Default: 1."""
-    settings = {"rectify": False, "matmul_dtype": mu_BF.dtype, "keep": False} | of_means
+    settings = {"rectify": False, "matmul_dtype": t.float32} | of_means
     width = mu_BF.shape[1]
-    means = BatchMeans(
-        mu_BF,
-        t.eye(width, dtype=mu_BF.dtype),
-        mu_BF.new_zeros(width),
-        means_at_once=2**24,
-        **settings,
-    )
-    std = t.ones((), dtype=mu_BF.dtype) if std is None else std
+    means = BatchMeans(mu_BF, t.eye(width), t.zeros(width), **settings)
+    std = t.ones(()) if std is None else std
     generator = generator or t.Generator().manual_seed(0)
     log_var = None
     if std.dim():
@@ -54,8 +47,8 @@ def draw(
         log_var_BF = 2 * std.log().clamp(min=-40)
         args = (log_var_BF, t.eye(width), t.zeros(width), limits, one)
         dtype = settings["matmul_dtype"]
-        log_var = BatchLogVariance(*args, matmul_dtype=dtype, with_kl=False, with_gradient=False)
-    return draw_batch(means, std, log_var, Draw(k, noise_on, scale, generator, by), rows)
+        log_var = BatchLogVariance(*args, matmul_dtype=dtype, with_kl=False)
+    return draw_batch(means, std, log_var, Draw(k, noise_on, scale, generator, by))
 
 
 def assert_k_largest(values_BF, k, by, got):
@@ -76,7 +69,7 @@ def assert_k_largest(values_BF, k, by, got):
 def test_top_k_is_torchs(k, dtype, by):
     values_BF = t.randn(30, 50, generator=t.Generator().manual_seed(k), dtype=dtype)
     with RecordedOps() as ops:
-        got = top_k(values_BF, k, ROWS, select_by=by)
+        got = top_k(values_BF, k, select_by=by)
     assert ops.counts["topk"] == (0 if dtype == t.float32 else 1)
     assert_k_largest(values_BF, k, by, got)
 
@@ -89,7 +82,7 @@ def test_top_k_is_torchs_at_real_sizes(k, spread, by):
     generator = t.Generator().manual_seed(k)
     values_BF = t.randn(60, 1024, generator=generator) * spread
     values_BF *= 10 ** t.randint(-4, 5, (60, 1), generator=generator)
-    assert_k_largest(values_BF, k, by, top_k(values_BF, k, ROWS, select_by=by))
+    assert_k_largest(values_BF, k, by, top_k(values_BF, k, select_by=by))
 
 
 @pytest.mark.parametrize("factor", [0.01, 0.2, 5.0, 100.0])
@@ -117,7 +110,7 @@ def test_a_guess_from_a_row_of_another_size_leads_to_the_threshold(factor, monke
 @settings(max_examples=100, deadline=None)
 def test_top_k_is_torchs_with_ties_zeros_and_infinities(by, dtype, rows, k):
     values_BF = t.tensor(rows, dtype=dtype)
-    assert_k_largest(values_BF, k, by, top_k(values_BF, k, ROWS, select_by=by))
+    assert_k_largest(values_BF, k, by, top_k(values_BF, k, select_by=by))
 
 
 @selections
@@ -128,7 +121,7 @@ def test_nan_counts_as_the_largest(dtype, by):
         values_BF = -values_BF
     values_BF[1, 7] = t.nan
     values_BF[2, :3] = -t.nan
-    values_BK, indices_BK = top_k(values_BF, 2, ROWS, select_by=by)
+    values_BK, indices_BK = top_k(values_BF, 2, select_by=by)
     assert set(indices_BK[0].tolist()) == {38, 39}
     assert set(indices_BK[1].tolist()) == {7, 39}
     assert set(indices_BK[2].tolist()) < {0, 1, 2}
@@ -139,20 +132,18 @@ def test_nan_counts_as_the_largest(dtype, by):
 
 
 @selections
-@dtypes
 @every_noise
 @given(st.integers(0, 10**6), st.integers(1, 12), st.floats(-3, 3), st.booleans())
 @example(seed=999_997, k=7, shift=-2.0, rectify=False)  # a mean of 0 above a negative k-th
 @settings(max_examples=30, deadline=None)
 def test_fired_and_the_smallest_are_the_means_with_noise_or_without(
-    by, dtype, noise_on, seed, k, shift, rectify
+    by, noise_on, seed, k, shift, rectify
 ):
     """A mean of 0 fires only in a code without noise, as upstream counts a ReLU's."""
     mu_BF = t.randn(7, 12, generator=t.Generator().manual_seed(seed)) + shift
     mu_BF[0, ::2] = 0.0
-    mu_BF = mu_BF.to(dtype)  # the same means in both dtypes
     without, with_noise = (
-        draw(mu_BF, k, noise_on, scale=s, rectify=rectify, keep=rectify, by=by) for s in (0.0, 1.0)
+        draw(mu_BF, k, noise_on, scale=s, rectify=rectify, by=by) for s in (0.0, 1.0)
     )
     mu_BF = mu_BF.relu() if rectify else mu_BF
     compared_BK, indices_BK = compared(mu_BF, by).topk(k)
@@ -165,10 +156,9 @@ def test_fired_and_the_smallest_are_the_means_with_noise_or_without(
     assert t.equal(without.smallest_B, smallest_B)
 
 
-@dtypes
 @pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_a_mean_of_zero_fires_in_a_code_without_noise_only(dtype, scale):
-    mu_BF = t.tensor([[0.0, -1.0, 2.0, -3.0]], dtype=dtype).repeat(2, 1)
+def test_a_mean_of_zero_fires_in_a_code_without_noise_only(scale):
+    mu_BF = t.tensor([[0.0, -1.0, 2.0, -3.0]]).repeat(2, 1)
     fired_F = draw(mu_BF, 2, "values", scale=scale).fired_F
     assert fired_F.tolist() == [scale == 0, False, True, False]
 
@@ -177,15 +167,14 @@ def test_zeros_of_a_relu_are_chosen_as_upstreams_topk_does():
     mu_BF = t.randn(20, 60, generator=t.Generator().manual_seed(0)) - 1
     expected = mu_BF.relu().topk(30, sorted=False).indices
     assert (mu_BF > 0).sum(1).max() < 30
-    assert t.equal(top_k(mu_BF.relu(), 30, ROWS, rectified=True)[1], expected)
-    drawn = draw(mu_BF, 30, rectify=True, keep=True)
+    assert t.equal(top_k(mu_BF.relu(), 30, rectified=True)[1], expected)
+    drawn = draw(mu_BF, 30, rectify=True)
     assert t.equal(drawn.indices_BK, expected)
     assert drawn.fired_F.nonzero().flatten().tolist() == expected.unique().tolist()
 
 
-@dtypes
-def test_a_row_with_nan_does_not_spoil_the_others(dtype):
-    mu_BF = t.randn(6, 30, generator=t.Generator().manual_seed(0), dtype=dtype)
+def test_a_row_with_nan_does_not_spoil_the_others():
+    mu_BF = t.randn(6, 30, generator=t.Generator().manual_seed(0))
     whole = draw(mu_BF, 4)
     mu_BF[2, 5] = t.nan  # and so all of the row, behind the matmul
     drawn = draw(mu_BF, 4)
@@ -226,10 +215,9 @@ def test_a_code_is_the_k_largest_of_the_sample_or_of_the_mean(noise_on, matmul_d
         assert abs(moved_BK.mean().item()) < 4 * 0.5 / moved_BK.numel() ** 0.5
 
 
-@dtypes
 @every_noise
-def test_of_means_that_are_all_positive_selection_by_magnitude_is_that_by_value(noise_on, dtype):
-    mu_BF = 9 + t.randn(20, 30, generator=t.Generator().manual_seed(3)).to(dtype)
+def test_of_means_that_are_all_positive_selection_by_magnitude_is_that_by_value(noise_on):
+    mu_BF = 9 + t.randn(20, 30, generator=t.Generator().manual_seed(3))
     one, other = (draw(mu_BF, 5, noise_on, 0.5, by=by) for by in ("magnitude", "value"))
     for name in one._fields[:5]:
         assert t.equal(getattr(one, name), getattr(other, name)), name
@@ -264,13 +252,14 @@ def test_bf16_products_are_read_exactly():
         assert t.equal(one, getattr(wide, name)), name
 
 
-def test_results_do_not_depend_on_threads_or_blocks():
+def test_results_do_not_depend_on_threads_or_blocks(monkeypatch):
     mu_BF = t.randn(41, 30, generator=t.Generator().manual_seed(0))
     before, results = t.get_num_threads(), []
     try:
         for n_threads, rows in itertools.product((1, 2, 3), (41, 4, 1)):
             t.set_num_threads(n_threads)
-            results.append(draw(mu_BF, 5, scale=1.0, rows=rows))
+            monkeypatch.setattr(compiled, "ROWS_AT_ONCE", rows)
+            results.append(draw(mu_BF, 5, scale=1.0))
     finally:
         t.set_num_threads(before)
     for other in results[1:]:
@@ -297,9 +286,8 @@ def test_noise_is_normal_noise_and_independent():
     assert 4.3 < flat.abs().max() < 4.5
 
 
-@dtypes
-def test_noise_comes_from_the_generator(dtype):
-    mu_BF = t.zeros(3, 5, dtype=dtype)
+def test_noise_comes_from_the_generator():
+    mu_BF = t.zeros(3, 5)
     one, same, other = (
         draw(mu_BF, 5, scale=1.0, generator=t.Generator().manual_seed(seed)).values_BK
         for seed in (0, 0, 1)
@@ -311,12 +299,11 @@ def test_noise_comes_from_the_generator(dtype):
     assert not t.equal(*noises)
 
 
-@dtypes
 @every_noise
-def test_noise_of_scale_0_draws_nothing_and_gives_the_means_code(noise_on, dtype):
-    mu_BF = t.randn(6, 20, generator=t.Generator().manual_seed(0), dtype=dtype)
+def test_noise_of_scale_0_draws_nothing_and_gives_the_means_code(noise_on):
+    mu_BF = t.randn(6, 20, generator=t.Generator().manual_seed(0))
     generator = t.Generator().manual_seed(1)
     before = generator.get_state()
-    drawn = draw(mu_BF, 3, noise_on, std=t.tensor(2.0, dtype=dtype), generator=generator)
+    drawn = draw(mu_BF, 3, noise_on, std=t.tensor(2.0), generator=generator)
     assert t.equal(generator.get_state(), before)
     assert_k_largest(mu_BF, 3, "value", (drawn.values_BK, drawn.indices_BK))

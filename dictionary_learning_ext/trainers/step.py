@@ -1,0 +1,413 @@
+"""The training step of a vSAE, defined: the loss of a batch in plain torch, whose gradients autograd takes.
+
+    mu_BF = W_enc (x - b_dec) + b_enc                     (then ReLU if rectify)
+    z_BF  = mu + tau sigma eps,  eps ~ N(0, I)
+    I     = the K largest of z (noise_on both, selection) or of mu (values)
+    f     = z (both, values) or mu (selection) on I, 0 elsewhere
+    x_hat = W_dec f + b_dec
+    loss  = mean_B ||x - x_hat||^2 + kl_weight mean_B sum_{i in S} KL_i + auxk_alpha AuxK
+
+S is all features, or I (`kl_scope`). A trainer gives the `Weights` and the `StepObjective`, and gets the
+`LossTerms`. `variational_loss` takes any dtype and device. No line of it waits for a GPU. In float32 on a CPU,
+trainers take the same step by `kernels/step.py`, which is compiled.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch as t
+from torch.nn import functional
+
+from ..config.sae import NoiseOn, SelectBy, Variational
+from .posterior import gaussian_kl, kl_scale, noise_scale, point_kl, survival_target
+from .ranks import ALONE, Ranks
+
+Values = TypeVar("Values", t.Tensor, t.Tensor | None)
+
+
+class Weights(NamedTuple):
+    """The parameters of a vSAE, in upstream's shapes. Only a learned sigma has the last two."""
+
+    W_enc_FD: t.Tensor
+    b_enc_F: t.Tensor
+    W_dec_DF: t.Tensor
+    b_dec_D: t.Tensor
+    W_var_FD: t.Tensor | None = None
+    b_var_F: t.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StepObjective:
+    """What one step minimises. Plain numbers are known on the host; tensors stay on the device."""
+
+    k: int
+    settings: Variational
+    kl_weight: float
+    """beta s(t)"""
+    noise_scale: float
+    """tau(t)"""
+    auxk_alpha: float
+    top_k_aux: int
+    """how many dead features AuxK takes per row"""
+    dead_feature_threshold: int
+    """tokens without firing after which a feature is dead"""
+    matmul_dtype: t.dtype
+    sigma: t.Tensor
+    """of the fixed posterior, in the activations' units, like prior_std: 0-dim, or (B, 1) for one of each row"""
+    prior_std: t.Tensor
+    """0-dim"""
+    log_var_limits: t.Tensor | None
+    """the lower and the upper limit of a learned posterior's log-variance"""
+    tokens_since_fired_F: t.Tensor
+    """before this batch"""
+    generator: t.Generator
+    ranks: Ranks = ALONE
+    """the processes that share the batch: its statistics cover all ranks, the loss only this one"""
+    kl_scale: float = 1.0
+    """s(t), which is in `kl_weight`: for the log"""
+
+    @classmethod
+    def at(cls, step: int, settings: Variational, steps: int, **given: Any) -> "StepObjective":
+        """That of a step of a run of `steps`, which the settings' schedules weigh.
+
+        Arguments:
+            given: the other fields.
+        """
+        schedules = settings.in_steps(steps)
+        tau = noise_scale(step, schedules["noise_anneal"])
+        if settings.survival is not None:  # sigma itself fades
+            tau = float(survival_target(step, settings.survival, schedules["noise_anneal"]) < 1)
+        warmup = schedules["kl_warmup"]
+        assert warmup is not None, "it has a default"
+        scale = kl_scale(step, settings.kl_schedule, warmup)
+        return cls(
+            settings=settings,
+            kl_weight=settings.beta * scale,
+            kl_scale=scale,
+            noise_scale=tau,
+            **given,
+        )
+
+    @property
+    def draw(self) -> "Draw":
+        """How the code is drawn."""
+        tau = 0.0 if self.settings.posterior == "point" else self.noise_scale
+        return Draw(self.k, self.settings.noise_on, tau, self.generator, self.settings.select_by)
+
+
+class LossTerms(NamedTuple):
+    """The loss and its parts: 0-dim, but those that end in _F are (F,). Only `loss` has a gradient."""
+
+    loss: t.Tensor
+    l2_loss: t.Tensor
+    """mean over the batch of ||x - x_hat||^2"""
+    kl_loss: t.Tensor
+    """nats per token, before beta and s(t)"""
+    auxk_loss: t.Tensor
+    """AuxK's loss, relative to the residual's variance, before auxk_alpha"""
+    mean_threshold: t.Tensor
+    """each row's smallest positive selected mean, or magnitude (see `PosteriorOptions.select_by`),
+    averaged over rows; NaN if no row has one. This and what follows is of the rows of all ranks"""
+    survival: t.Tensor
+    """the share of the rows' noiseless top k that the noise leaves selected"""
+    tokens_since_fired_F: t.Tensor
+    """after this batch; a feature fires when it is selected by the mean"""
+
+
+def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> LossTerms:
+    """The loss of one batch, differentiable in `x_BD` and `weights`. Draws from the generator."""
+    settings, dtype = objective.settings, objective.matmul_dtype
+    mu_BF = means(x_BD, weights, objective)
+    log_var = None  # a point has none, and a sigma that `survival` controls is no part of the KL
+    sigma = objective.sigma
+    if weights.W_var_FD is not None and weights.b_var_F is not None:
+        assert objective.log_var_limits is not None
+        lower, upper = objective.log_var_limits
+        raw_BF = product(x_BD - weights.b_dec_D, weights.W_var_FD, dtype) + weights.b_var_F
+        log_var = raw_BF.clamp(lower, upper)
+        sigma = (log_var / 2).exp()
+    elif settings.posterior == "fixed" and settings.survival is None:
+        log_var = 2 * sigma.log()
+
+    code = draw_code(mu_BF, sigma, objective.draw)
+    error_BD = decode(code.indices, code.values, weights.W_dec_DF, dtype) + weights.b_dec_D - x_BD
+    l2_loss = error_BD.square().sum(-1).mean()
+
+    mu, prior_std = mu_BF, objective.prior_std
+    if settings.kl_scope == "selected":
+        mu, log_var = code.means, at(log_var, code.indices, mu_BF)
+    kl = point_kl(mu, prior_std) if log_var is None else gaussian_kl(mu, log_var, prior_std)
+    kl_loss = kl.sum(-1).mean()
+
+    found = mean_selection(mu_BF, code, objective)
+    auxk_loss = l2_loss.new_zeros(())
+    if objective.auxk_alpha > 0:
+        auxk_loss = dead_features_loss(
+            error_BD,
+            mu_BF,
+            found.tokens_since_fired_F >= objective.dead_feature_threshold,
+            weights.W_dec_DF,
+            objective.top_k_aux,
+            select_by=settings.select_by,
+            matmul_dtype=dtype,
+            ranks=objective.ranks,
+        )
+    loss = l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss
+    return LossTerms(loss, l2_loss.detach(), kl_loss.detach(), auxk_loss.detach(), *found)
+
+
+@t.no_grad()
+def code_by_mean(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> "Code":
+    """What the objective's k selects without noise."""
+    return draw_code(
+        means(x_BD, weights, objective), t.zeros(()), objective.draw._replace(noise_scale=0.0)
+    )
+
+
+def product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Tensor:
+    """x W^T in `matmul_dtype`, returned in the weight's dtype: (…, M), (N, M) -> (…, N)."""
+    dtype = matmul_dtype or weight.dtype
+    return functional.linear(x.to(dtype), weight.to(dtype)).to(weight.dtype)
+
+
+def means(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> t.Tensor:
+    """mu, (B, F)."""
+    centred_BD = x_BD - weights.b_dec_D
+    mu_BF = product(centred_BD, weights.W_enc_FD, objective.matmul_dtype) + weights.b_enc_F
+    return mu_BF.relu() if objective.settings.rectify else mu_BF
+
+
+# --- the noise and the K largest
+
+
+class Draw(NamedTuple):
+    """How each row's K features and their values are drawn from N(mu, (noise_scale sigma)^2)."""
+
+    k: int
+    noise_on: NoiseOn
+    """both: I = TopK(z), values z_I. values: I = TopK(mu), values z_I; only these are drawn. selection:
+    I = TopK(z), values mu_I"""
+    noise_scale: float
+    """tau. 0 draws nothing and gives the mean's code"""
+    generator: t.Generator | None
+    """on the device of the means; None for torch's own"""
+    select_by: SelectBy = "value"
+    """value: TopK(z) is the K largest z. magnitude: the K largest |z|"""
+
+    @property
+    def noise_chooses(self) -> bool:
+        """Whether noise decides which features are kept."""
+        return self.noise_scale != 0 and self.noise_on != "values"
+
+
+class Code(NamedTuple):
+    """What is kept of each row: (…, K), in any order."""
+
+    indices: t.Tensor
+    """the features"""
+    values: t.Tensor
+    """in the code"""
+    means: t.Tensor
+    """mu there"""
+
+
+def draw_code(mu: t.Tensor, sigma: t.Tensor, how: Draw) -> Code:
+    """Draw the code of means (…, F). Values are differentiable in mu and sigma.
+
+    Arguments:
+        sigma: of mu's shape, (…, 1) for one of each row, or 0-dim for one value.
+    """
+    tau, eps = how.noise_scale, None
+    if how.noise_chooses:
+        eps = normal_like(mu, how.generator)
+        with t.no_grad():
+            indices = largest(mu + tau * sigma * eps, how.k, how.select_by)
+    else:
+        indices = largest(mu, how.k, how.select_by)
+    mu_K = mu.gather(-1, indices)
+    if tau == 0 or how.noise_on == "selection":
+        return Code(indices, mu_K, mu_K)
+    eps_K = normal_like(mu_K, how.generator) if eps is None else eps.gather(-1, indices)
+    return Code(indices, mu_K + tau * at(sigma, indices, mu) * eps_K, mu_K)
+
+
+def normal_like(x: t.Tensor, generator: t.Generator | None) -> t.Tensor:
+    """Independent N(0, 1) numbers."""
+    return t.empty_like(x, requires_grad=False).normal_(generator=generator)
+
+
+def at(values: Values, indices: t.Tensor, mu: t.Tensor) -> Values:
+    """Those of the values that belong to some features, if each feature of `mu` has its own."""
+    if values is None or values.shape != mu.shape:
+        return values
+    return values.gather(-1, indices)
+
+
+def compared(values: t.Tensor, select_by: SelectBy) -> t.Tensor:
+    """The numbers whose largest are kept: the values themselves, or their magnitudes."""
+    return values.abs() if select_by == "magnitude" else values
+
+
+def largest(values: t.Tensor, k: int, select_by: SelectBy) -> t.Tensor:
+    """The places of each row's K largest, in any order. NaN counts as the largest."""
+    return compared(values.detach(), select_by).topk(k, dim=-1, sorted=False).indices
+
+
+class MeanSelection(NamedTuple):
+    """What the mean alone selects in a batch. See `LossTerms`."""
+
+    mean_threshold: t.Tensor
+    survival: t.Tensor
+    tokens_since_fired_F: t.Tensor
+
+    @classmethod
+    def over_ranks(
+        cls,
+        fired_F: t.Tensor,
+        smallest_B: t.Tensor,
+        n_survived: t.Tensor,
+        objective: StepObjective,
+    ) -> "MeanSelection":
+        """That of the rows of all ranks.
+
+        Arguments:
+            fired_F: how many of this rank's rows select each feature, or whether any does.
+            smallest_B: each row's smallest positive selected mean, inf if it has none.
+            n_survived: how many features of all rows are selected with noise and without, 0-dim.
+        """
+        has_one_B = smallest_B < t.inf
+        smallest_sum = smallest_B.masked_fill(~has_one_B, 0).sum()
+        ranks = objective.ranks
+        fired_F, n_with_one, n_survived, smallest_sum = ranks.sums(
+            fired_F, has_one_B.sum(), n_survived, smallest_sum
+        )
+        tokens = len(smallest_B) * ranks.count
+        since_fired_F = (objective.tokens_since_fired_F + tokens).masked_fill_(fired_F.bool(), 0)
+        return cls(smallest_sum / n_with_one, n_survived / (tokens * objective.k), since_fired_F)
+
+
+@t.no_grad()
+def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> MeanSelection:
+    """What the mean alone selects. A mean of 0 fires only if nothing is drawn, as upstream's zeros of a ReLU."""
+    how = objective.draw
+    indices_BK = code.indices
+    if how.noise_chooses:
+        indices_BK = largest(mu_BF, how.k, how.select_by)
+    mu_BK = mu_BF.gather(1, indices_BK)
+    fires_BK = mu_BK.ne(0) if how.noise_scale != 0 else t.ones_like(mu_BK)
+    fired_F = mu_BF.new_zeros(mu_BF.shape[1])
+    fired_F.index_add_(0, indices_BK.flatten(), fires_BK.flatten().to(mu_BF.dtype))
+    by_BK = compared(mu_BK, how.select_by)
+    smallest_B = by_BK.masked_fill(by_BK <= 0, t.inf).amin(-1)
+    # What the noise selects is in the mean's selection if its mean is not below the K-th largest.
+    survived_BK = compared(code.means, how.select_by) >= by_BK.amin(-1, keepdim=True)
+    return MeanSelection.over_ranks(
+        fired_F, smallest_B, survived_BK.sum().to(mu_BF.dtype), objective
+    )
+
+
+# --- the reconstruction
+
+
+_DENSE_FROM = 1 / 256
+"""The k/F from which a matmul takes less time than reading K rows of weights, on a GPU."""
+
+
+def decode(
+    indices_BK: t.Tensor, values_BK: t.Tensor, W_dec_DF: t.Tensor, matmul_dtype: t.dtype
+) -> t.Tensor:
+    """W_dec f, (B, D), for the features f that are 0 but for K values a row."""
+    (batch, k), n_features = indices_BK.shape, W_dec_DF.shape[1]
+    if k < _DENSE_FROM * n_features:
+        found: Any = SparseDecode.apply(indices_BK, values_BK, W_dec_DF.t(), matmul_dtype)
+        return found
+    f_BF = values_BK.new_zeros(batch, n_features).scatter(1, indices_BK, values_BK)
+    return product(f_BF, W_dec_DF, matmul_dtype)
+
+
+class SparseDecode(t.autograd.Function):
+    """values W, (B, D), which reads K rows of W for each row of the batch. So do its gradients.
+
+    dL/dvalues_i = e . W_i                                     for i in I
+    dL/dW_i      = sum over the rows with i in I of values_i e       e = dL/d(values W), of the row
+    """
+
+    @staticmethod
+    def forward(ctx: Any, indices_BK, values_BK, W_FD, matmul_dtype):
+        values_BK, W_FD = values_BK.detach(), W_FD.detach()
+        with t.enable_grad():  # torch has a kernel for the gradient at the values alone
+            ctx.values_BK = values_BK.to(matmul_dtype).requires_grad_()
+            ctx.product_BD = functional.embedding_bag(
+                indices_BK, W_FD.to(matmul_dtype), mode="sum", per_sample_weights=ctx.values_BK
+            )
+        ctx.save_for_backward(indices_BK, values_BK)
+        ctx.n_features = len(W_FD)
+        return ctx.product_BD.detach().to(W_FD.dtype)
+
+    @staticmethod
+    @t.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_BD):  # pyright: ignore[reportIncompatibleMethodOverride]
+        indices_BK, values_BK = ctx.saved_tensors
+        rows_BD = grad_BD.to(ctx.product_BD.dtype)
+        grad_values_BK = t.autograd.grad(ctx.product_BD, ctx.values_BK, rows_BD, retain_graph=True)[
+            0
+        ].to(values_BK.dtype)
+        if not ctx.needs_input_grad[2]:
+            return None, grad_values_BK, None, None
+        features, order = indices_BK.flatten().sort(stable=True)
+        starts_F = t.searchsorted(features, t.arange(ctx.n_features, device=features.device))
+        grad_W_FD = functional.embedding_bag(
+            order // indices_BK.shape[1],
+            grad_BD,
+            starts_F,
+            mode="sum",
+            per_sample_weights=values_BK.flatten()[order],
+        )
+        return None, grad_values_BK, grad_W_FD, None
+
+
+# --- AuxK
+
+
+def dead_features_loss(
+    error_BD: t.Tensor,
+    mu_BF: t.Tensor,
+    is_dead_F: t.Tensor,
+    W_dec_DF: t.Tensor,
+    k_aux: int,
+    *,
+    select_by: SelectBy,
+    matmul_dtype: t.dtype,
+    ranks: Ranks,
+) -> t.Tensor:
+    """AuxK: dead features learn to reconstruct what the living ones do not (Gao et al. 2024, A.2).
+
+    Upstream's `TopKTrainer.get_auxiliary_loss`: ||residual - its reconstruction||^2, relative to the
+    residual's variance, 0-dim. Where fewer than `k_aux` features are dead, living ones are taken too and
+    count as 0, because the host would have to wait for the number of dead ones.
+
+    Arguments:
+        error_BD: x_hat - x. No gradient flows through it.
+        is_dead_F: the same on all ranks.
+        k_aux: how many features each row takes.
+    """
+    error_BD = error_BD.detach()
+    strength_BF = compared(mu_BF.detach(), select_by).masked_fill(~is_dead_F, -t.inf)
+    indices_BK = strength_BF.topk(min(k_aux, len(is_dead_F)), sorted=False).indices
+    values_BK = mu_BF.gather(1, indices_BK).where(is_dead_F[indices_BK], 0.0)
+    unexplained_BD = decode(indices_BK, values_BK, W_dec_DF, matmul_dtype) + error_BD
+    variance = row_variance(error_BD, ranks)
+    scale = t.where(variance > 0, 1 / variance, 0.0) * is_dead_F.any()
+    return unexplained_BD.square().sum(-1).mean() * scale
+
+
+def row_variance(error_BD: t.Tensor, ranks: Ranks) -> t.Tensor:
+    """The mean over the rows of all ranks of the squared distance from their mean (0-dim)."""
+    mean_D = error_BD.mean(0)
+    variance = (error_BD - mean_D).square().sum(-1).mean()
+    if ranks.count == 1:
+        return variance
+    all_ranks = ranks.gather(t.cat([mean_D, variance[None]]))
+    means_ND, variances_N = all_ranks[:, :-1], all_ranks[:, -1]
+    between_N = (means_ND - means_ND.mean(0)).square().sum(-1)
+    return (variances_N + between_N).mean()

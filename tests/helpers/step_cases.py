@@ -1,0 +1,130 @@
+"""A training step's batch, weights and objective, in every combination of what the step tells apart."""
+
+import dataclasses
+import itertools
+
+import torch as t
+
+from dictionary_learning_ext.config.sae import VSAETopKConfig
+from dictionary_learning_ext.trainers.step import StepObjective, Weights
+
+BATCH, D, F = 24, 6, 40
+
+SETTINGS = [
+    {"posterior": p, "noise_on": n, "kl_scope": scope, "rectify": r, "aux": aux}
+    for p, n, scope, r, aux in itertools.product(
+        ("fixed", "learned", "point"),
+        ("both", "values", "selection"),
+        ("all", "selected"),
+        (False, True),
+        (False, True),
+    )
+    if p != "point" or n == "both"  # without noise
+]
+SETTINGS += [
+    {"posterior": "fixed", "survival": 0.5, "noise_on": n, "kl_scope": "selected", "rectify": r}
+    | {"aux": aux}
+    for n, r, aux in itertools.product(("both", "selection"), (False, True), (False, True))
+]
+SETTINGS += [s | {"select_by": "magnitude"} for s in SETTINGS]
+
+
+def make_case(k=3, aux=False, seed=0, **given):
+    """A batch, weights and an objective, all in float64."""
+    generator = t.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return t.randn(*shape, generator=generator, dtype=t.float64)
+
+    settings = VSAETopKConfig(**given)
+    learned = settings.posterior == "learned"
+    weights = Weights(
+        randn(F, D),
+        randn(F) / 2,
+        t.nn.functional.normalize(randn(D, F), dim=0),
+        randn(D),
+        randn(F, D) if learned else None,
+        randn(F) if learned else None,
+    )
+    objective = StepObjective(
+        k=k,
+        settings=settings,
+        kl_weight=0.7 * settings.beta,
+        noise_scale=0.6,
+        auxk_alpha=settings.auxk_alpha,
+        top_k_aux=4,
+        dead_feature_threshold=100,
+        matmul_dtype=t.float64,
+        sigma=t.tensor(0.8, dtype=t.float64),
+        prior_std=t.tensor(1.3, dtype=t.float64),
+        # Tight, so that some log-variances are clamped on either side.
+        log_var_limits=t.tensor([-1.0, 1.5]).double() if learned else None,
+        tokens_since_fired_F=t.arange(F) * 20 if aux else t.zeros(F, dtype=t.long),
+        generator=t.Generator(),
+    )
+    return randn(BATCH, D), weights, objective
+
+
+def in_float32(x, weights, objective, matmul_dtype=t.float32):
+    """The case, rounded."""
+    sigma, prior_std = objective.sigma.float(), objective.prior_std.float()
+    return (
+        x.float(),
+        Weights(*(w if w is None else w.float() for w in weights)),
+        dataclasses.replace(objective, sigma=sigma, prior_std=prior_std, matmul_dtype=matmul_dtype),
+    )
+
+
+def gradients(loss_of, x, weights, objective):
+    """The terms, and the gradients of every weight, and of x, for the same draw each time."""
+    objective.generator.manual_seed(7)
+    leaves = [*(w for w in weights if w is not None), x]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    padded = [*leaves[:-1], None, None][:6]
+    terms = loss_of(leaves[-1], Weights(*padded), objective)
+    return terms, t.autograd.grad(terms.loss, leaves, materialize_grads=True)
+
+
+def assert_same_terms(got, expected, **tolerances):
+    for name, value in got._asdict().items():
+        t.testing.assert_close(value, getattr(expected, name), **tolerances, msg=name)
+
+
+def assert_close(got, expected, error=1e-9):
+    """Each tensor, relative to its largest element."""
+    for one, other in zip(got, expected, strict=True):
+        assert ((one - other).abs().max() / other.abs().max().clamp(min=1e-30)) < error
+
+
+def bf16_case(**settings):
+    """One with an outlier direction, and where rounding takes nothing across an edge: k = F, a seed whose means
+    are not near 0, and limits in gaps between the log-variances.
+    """
+    x, weights, objective = make_case(k=F, seed=1, **settings)
+    x[:, 0] += 30
+    weights.b_dec_D[0] = 25
+    if weights.W_var_FD is not None:
+        log_var = (x - weights.b_dec_D) @ weights.W_var_FD.T + weights.b_var_F
+        limits = t.stack([middle_of_gap(log_var, *span) for span in ((-4.0, -0.2), (0.5, 5.0))])
+        objective = dataclasses.replace(objective, log_var_limits=limits)
+        assert ((log_var < limits[0]) | (log_var > limits[1])).any()
+
+    def cast(tensor):
+        return tensor if tensor is None else tensor.bfloat16().double()
+
+    return cast(x), Weights(*map(cast, weights)), objective
+
+
+def middle_of_gap(values, low, high):
+    """The middle of the largest gap between values in (low, high)."""
+    inside = values[(values > low) & (values < high)].sort().values
+    i = inside.diff().argmax()
+    return (inside[i] + inside[i + 1]) / 2
+
+
+def assert_near(terms, got, reference, expected):
+    """As far as bf16 is from exact numbers."""
+    for name in ("kl_loss", "l2_loss"):
+        assert abs(getattr(terms, name) / getattr(reference, name) - 1) <= 0.01
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).norm() <= 0.03 * other.norm()

@@ -1,0 +1,196 @@
+"""The step's definition against the equations written densely, and its one derived gradient."""
+
+import dataclasses
+
+import pytest
+import torch as t
+from dense_reference import dense_loss
+from step_cases import (
+    BATCH,
+    SETTINGS,
+    D,
+    F,
+    assert_close,
+    assert_near,
+    assert_same_terms,
+    bf16_case,
+    gradients,
+    in_float32,
+    make_case,
+)
+
+from dictionary_learning_ext.trainers import step
+from dictionary_learning_ext.trainers.ranks import Ranks
+from dictionary_learning_ext.trainers.step import SparseDecode, code_by_mean, variational_loss
+
+
+@pytest.fixture(params=["sparse", "dense"])
+def form(request, monkeypatch):
+    """How codes are decoded, whatever k/F is."""
+    monkeypatch.setattr(step, "_DENSE_FROM", t.inf if request.param == "sparse" else 0.0)
+    return request.param
+
+
+def assert_is_dense(x, weights, objective):
+    """The loss's terms and gradients are those of the dense form. Returns the terms."""
+    terms, got = gradients(variational_loss, x, weights, objective)
+    reference, expected = gradients(dense_loss, x, weights, objective)
+    assert_same_terms(terms, reference, rtol=1e-12, atol=1e-12)
+    assert_close(got, expected)
+    return terms
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
+def test_it_is_the_equations_written_densely(settings, form):
+    terms = assert_is_dense(*make_case(**settings))
+    assert (terms.auxk_loss > 0) == settings["aux"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [s for s in SETTINGS if s["noise_on"] != "values" and "select_by" not in s and not s["aux"]],
+    ids=lambda s: "-".join(map(str, s.values())),
+)
+def test_bf16_gradients_are_near_exact_ones(settings, form, monkeypatch):
+    case = bf16_case(**settings)
+    noise = t.randn(BATCH, F, generator=t.Generator().manual_seed(2))
+    monkeypatch.setattr(step, "normal_like", lambda like, generator: noise.to(like.dtype))
+    found = gradients(variational_loss, *in_float32(*case, matmul_dtype=t.bfloat16))
+    assert_near(*found, *gradients(variational_loss, *case))
+
+
+@pytest.mark.parametrize("posterior", ["fixed", "learned", "point"])
+@pytest.mark.parametrize("kl_weight", [0.0, 1.0])
+def test_where_the_kl_counts_nothing_or_in_full(kl_weight, posterior):
+    x, weights, objective = make_case(posterior=posterior)
+    assert_is_dense(x, weights, dataclasses.replace(objective, kl_weight=kl_weight))
+
+
+def test_rows_without_a_positive_selected_mean_do_not_count_in_the_threshold():
+    x, weights, objective = make_case(k=8, posterior="point")
+    weights = weights._replace(b_enc_F=weights.b_enc_F - 6)
+    largest = ((x - weights.b_dec_D) @ weights.W_enc_FD.T + weights.b_enc_F).amax(1)
+    assert 0 < (largest > 0).sum() < BATCH, "the case must hold such rows"
+    assert_is_dense(x, weights, objective)
+
+
+@pytest.mark.parametrize(
+    ("rectify", "select_by"), [(False, "value"), (True, "value"), (False, "magnitude")]
+)
+def test_auxk_reaches_no_living_feature_where_it_takes_more_than_are_dead(form, rectify, select_by):
+    given = {"rectify": rectify, "select_by": select_by, "posterior": "point"}
+    x, weights, objective = make_case(**given)
+    since_fired = objective.tokens_since_fired_F.clone()
+    idle = weights.b_enc_F.argsort()[:2]
+    weights.b_enc_F[idle] = -3 if not rectify else weights.b_enc_F[idle]
+    if select_by == "magnitude":
+        weights.W_enc_FD[idle], weights.b_enc_F[idle] = weights.W_enc_FD[idle] / 100, -0.01
+    since_fired[idle] = 1000
+    objective = dataclasses.replace(objective, tokens_since_fired_F=since_fired)
+    terms = assert_is_dense(x, weights, objective)
+    n_dead = int((terms.tokens_since_fired_F >= objective.dead_feature_threshold).sum())
+    assert 0 < n_dead < objective.top_k_aux, "the case must have fewer dead than AuxK takes"
+    assert terms.auxk_loss > 0
+
+
+def test_each_row_may_have_its_own_sigma():
+    """Rows with the same sigma are as in a batch of their own."""
+    x, weights, objective = make_case(noise_on="selection", kl_scope="selected")
+    sigma_B1 = t.tensor([0.3, 1.1]).double().repeat_interleave(BATCH // 2)[:, None]
+    objective.generator.manual_seed(7)
+    whole = variational_loss(x, weights, dataclasses.replace(objective, sigma=sigma_B1))
+    objective.generator.manual_seed(7)
+    parts = [
+        variational_loss(rows, weights, dataclasses.replace(objective, sigma=sigma))
+        for rows, sigma in zip(x.chunk(2), t.tensor([0.3, 1.1]).double(), strict=True)
+    ]
+    for name in ("loss", "l2_loss", "kl_loss", "survival"):
+        mean = t.stack([getattr(part, name) for part in parts]).mean()
+        t.testing.assert_close(getattr(whole, name), mean, msg=name)
+
+
+def test_the_code_by_the_mean_is_the_k_largest_means():
+    x, weights, objective = make_case(rectify=True, k=4)
+    mu_BF = ((x - weights.b_dec_D) @ weights.W_enc_FD.T + weights.b_enc_F).clamp(min=0)
+    values_BK, indices_BK = mu_BF.topk(4, sorted=False)
+    code = code_by_mean(x, weights, objective)
+    assert t.equal(code.indices, indices_BK)
+    t.testing.assert_close(code.values, values_BK)
+    assert t.equal(code.values, code.means)
+
+
+# --- the sparse decode
+
+
+def decoded(indices_BK, dtype=t.float64):
+    def of(values_BK, weight_FD):
+        return SparseDecode.apply(indices_BK, values_BK, weight_FD, dtype)
+
+    return of
+
+
+@pytest.fixture
+def code():
+    """Features that many rows select, and some that none does."""
+    generator = t.Generator().manual_seed(0)
+    indices_BK = t.randn(BATCH, F - 5, generator=generator).topk(4).indices
+    indices_BK[:, 0] = F - 3
+    values_BK = t.randn(BATCH, 4, generator=generator, dtype=t.float64)
+    return indices_BK, values_BK, t.randn(F, D, generator=generator, dtype=t.float64)
+
+
+def test_the_sparse_decodes_gradients_are_numerical_ones(code):
+    indices_BK, *leaves = code
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    assert t.autograd.gradcheck(decoded(indices_BK), leaves)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(t.float64, 1e-12), (t.bfloat16, 0.02)])
+def test_the_sparse_decode_is_the_dense_one(code, dtype, error):
+    indices_BK, values_BK, weight_FD = code
+    if dtype == t.bfloat16:
+        values_BK, weight_FD = values_BK.float(), weight_FD.float()
+    grad_BD = t.randn(BATCH, D, generator=t.Generator().manual_seed(1)).to(weight_FD)
+    found = []
+    for form in ("sparse", "dense"):
+        leaves = [leaf.clone().requires_grad_() for leaf in (values_BK, weight_FD)]
+        if form == "sparse":
+            product_BD = decoded(indices_BK, dtype)(*leaves)
+        else:
+            f_BF = t.zeros(BATCH, F, dtype=weight_FD.dtype).scatter(1, indices_BK, leaves[0])
+            product_BD = f_BF @ leaves[1]
+        first = t.autograd.grad(product_BD, leaves, grad_BD, retain_graph=True)
+        second = t.autograd.grad(product_BD, leaves, 2 * grad_BD)
+        for one, other in zip(first, second, strict=True):
+            assert t.equal(2 * one, other)
+        found.append([product_BD, *first])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).abs().max() <= error * other.abs().max()
+
+
+def test_it_takes_no_gradient_of_weights_that_are_not_trained(code):
+    indices_BK, values_BK, weight_FD = code
+    values_BK.requires_grad_()
+    (grad_BK,) = t.autograd.grad(decoded(indices_BK)(values_BK, weight_FD).sum(), [values_BK])
+    t.testing.assert_close(grad_BK, weight_FD.sum(1)[indices_BK])
+
+
+# --- several processes
+
+
+def test_the_variance_over_ranks_is_that_of_all_their_rows():
+    error_BD = t.randn(12, 5, dtype=t.float64) + 3 * t.arange(12.0, dtype=t.float64)[:, None]
+    shares = error_BD.chunk(3)
+    gathered = t.stack(
+        [t.cat([one.mean(0), step.row_variance(one, Ranks())[None]]) for one in shares]
+    )
+
+    class OneOfThree(Ranks):
+        def gather(self, x):
+            assert t.equal(x, gathered[self.rank])
+            return gathered
+
+    whole = step.row_variance(error_BD, Ranks())
+    for rank, share in enumerate(shares):
+        t.testing.assert_close(step.row_variance(share, OneOfThree(rank, 3)), whole)
