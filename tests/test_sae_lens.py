@@ -119,10 +119,10 @@ def their_trainer(options, data, sae=None, **changes):
     return sae_lens.SAETrainer(config, sae, iter(data))
 
 
-def our_trainer(settings, width=D, steps=STEPS, batch_size=B, **changes):
-    """Ours, in float64."""
+def our_trainer(settings, width=D, steps=STEPS, batch_size=B, energy=None, **changes):
+    """Ours, in float64. Default of E||x||^2: the width, as of normalised activations."""
     resolved = settings.resolve(steps).with_sigma(width, "sqrt_d")
-    arguments = resolved.trainer_arguments(steps) | changes
+    arguments = resolved.trainer_arguments(steps, energy or width) | changes
     trainer = VariationalTopKTrainer(
         steps=steps, activation_dim=width, layer=0, lm_name="x", device="cpu", **arguments
     )
@@ -182,7 +182,9 @@ def test_the_weights_after_50_steps_are_our_trainers(changes):
     if changes["posterior"] == "point":
         changes = {name: value for name, value in changes.items() if name != "noise_on"}
     settings, data = settings_of(**changes), batches()
-    sae, ours = their_trainer(options_of(settings), data).fit(), our_trainer(settings)
+    energy = float(data[0].square().sum(-1).mean())
+    sae = their_trainer(options_of(settings), data).fit()
+    ours = our_trainer(settings, energy=energy)
     n_dead = []
     for step, x in enumerate(data):
         ours.update(step, x)
@@ -230,7 +232,9 @@ def test_normalised_activations_have_the_same_meaning(changes, tmp_path, monkeyp
     t.testing.assert_close(loaded(x), expected, rtol=0, atol=1e-8)
     assert loaded.cfg.normalize_activations == "none"
     assert loaded.settings.prior_std == pytest.approx(float(raw.prior_std))
-    assert (loaded.settings.sigma or 0.0) == pytest.approx(float(raw.sigma))
+    is_controlled = loaded.settings.survival is not None
+    sigma = float(loaded.sigma) if is_controlled else loaded.settings.sigma or 0.0
+    assert sigma == pytest.approx(float(raw.sigma))
 
 
 def test_initial_weights_follow_from_the_seed_and_leave_torchs_generator():
