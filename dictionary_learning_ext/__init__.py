@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .activations.stored import open_stored as open_stored
     from .activations.text import open_text as open_text
     from .codes.codes import Codes as Codes
-    from .codes.stored import load_codes as load_codes
     from .config.presets import preset as preset
     from .config.presets import trainer_options as trainer_options
     from .config.run import RunConfig as RunConfig
@@ -59,7 +58,6 @@ _HOMES = {
     "evaluate_folders": ".evaluation.folders",
     "features_of": ".features.features_of",
     "find_hook": ".activations.hook_points",
-    "load_codes": ".codes.stored",
     "load_dictionary": ".run_folder.weights",
     "load_language_model": ".activations.language_models",
     "measure": ".evaluation.measure",

@@ -15,8 +15,7 @@ from ..activations.hook_points import HookPoint, input_device
 from ..activations.inputs import Inputs, open_inputs
 from ..activations.language_models import CausalLM, tokenizer_of, unwrapped
 from ..activations.rows import ContextBatch
-from ..codes.codes import Codes, encode
-from ..codes.stored import keep_codes, kept_codes, size_of, text_of
+from ..codes.codes import Codes, encode, keep_codes, kept_codes, size_of, text_of
 from ..config.checks import require
 from ..config.run import DeviceMap, RunConfig, Split
 from ..config.synthetic_models import is_synthetic

@@ -23,9 +23,8 @@ import numpy as np
 import torch as t
 
 from ..activations.inputs import open_inputs
-from ..codes.codes import encode
+from ..codes.codes import encode, kept_codes, text_of
 from ..codes.contexts import KeptContext, token_text
-from ..codes.stored import kept_codes, text_of
 from ..codes.table import FeatureTable
 from ..config.run import RunConfig
 from ..features.directions import LogitLens, decoder_directions

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch as t
 
-from ..codes.codes import Codes
-from ..codes.stored import kept_codes
+from ..codes.codes import Codes, kept_codes
 from ..config.architectures import ARCHITECTURES
 from ..config.checks import require
 from ..config.run import RunConfig

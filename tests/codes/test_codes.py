@@ -11,7 +11,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from measurement import codes_of_rows
 from report_runs import QUICK
 
-from dictionary_learning_ext import encode_text, load_codes
+from dictionary_learning_ext import Codes, encode_text
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.codes import encoding
@@ -106,7 +106,7 @@ def test_in_python_a_feature_shows_its_contexts(runs):
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == np.abs(codes.feature(feature).activations).max()
     assert top[0].token in top[0].tokens
-    again = load_codes(runs[0])
+    again = Codes.load(runs[0])
     assert (again.to_scipy() != codes.to_scipy()).nnz == 0
     assert [one.tokens for one in again.feature(feature).contexts(3)] == [one.tokens for one in top]
 

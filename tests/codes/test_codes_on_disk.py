@@ -10,7 +10,7 @@ from measurement import codes_of_rows
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dictionary_learning_ext.codes.stored import keep_codes, kept_codes, text_of
+from dictionary_learning_ext.codes.codes import keep_codes, kept_codes, text_of
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.run_folder.files import CODES
@@ -100,7 +100,7 @@ def test_a_file_is_written_whole_or_not_at_all(sae, codes, tmp_path, monkeypatch
     def stopped(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dictionary_learning_ext.codes.stored.save_file", stopped)
+    monkeypatch.setattr("dictionary_learning_ext.codes.codes.save_file", stopped)
     with pytest.raises(KeyboardInterrupt):
         keep_codes(tmp_path, codes)
     assert (tmp_path / CODES).read_bytes() == before
