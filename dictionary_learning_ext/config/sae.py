@@ -52,8 +52,9 @@ MUCH_NOISE = 0.2
 to 0 does not: the preset recommended starts from more."""
 DEAD_FEATURE_THRESHOLD = 10_000_000
 """Upstream's, in tokens."""
-DEAD_AFTER_FIRINGS = 1600
-"""How often a feature of average rate fires before one that has not fired counts as dead."""
+DEAD_AFTER_FIRINGS = 400
+"""How often a feature of average rate fires before one that has not fired counts as dead: m in
+experiments/results/dose_truth.md."""
 
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
 _NO_NOISE = Template("for no noise use {posterior='point'}")
@@ -147,7 +148,7 @@ class AuxKOptions(Checked):
     """Weight of the auxiliary loss that revives dead features, in units of the activations' E||x||^2, as
     the squared error. 0 turns it off."""
     dead_feature_threshold: Count | None = None
-    """Tokens without firing after which a feature counts as dead. Default: 1600 times as many as a feature
+    """Tokens without firing after which a feature counts as dead. Default: 400 times as many as a feature
     of average rate takes to fire once, dict_size / k. Upstream: 10,000,000."""
 
 
@@ -377,9 +378,7 @@ class SAEConfig(Checked):
 
     def with_dead_after(self) -> "Self":
         """With the default of dead_feature_threshold, unless another is given."""
-        return self.with_threshold(
-            DEAD_AFTER_FIRINGS * self.dict_size // (self.kept_per_token or 1)
-        )
+        return self.with_threshold(dead_after(self.dict_size, self.kept_per_token or 1))
 
     def with_threshold(self, tokens: int) -> "Self":
         """With this dead_feature_threshold, unless another is given."""

@@ -125,14 +125,14 @@ def differ(*configs):
 
 
 def test_what_is_the_same_share_of_other_steps_follows():
-    short = run(1200, warmup=None, decay_start=0.75, dead_feature_threshold=12_800)
+    short = run(1200, warmup=None, decay_start=0.75, dead_feature_threshold=3200)
     assert differ(short, run(15, warmup=None, decay_start=0.75)) == ["steps"]
     assert differ(short, run(600, warmup=0.5, decay_start=0.5)) == [
         "steps",
         "warmup",
         "decay_start",
     ]
-    in_steps = run(600, warmup_steps=60, decay_start=450, dead_feature_threshold=12_800)
+    in_steps = run(600, warmup_steps=60, decay_start=450, dead_feature_threshold=3200)
     assert differ(short, in_steps) == ["steps"], "a trainer's config"
     assert differ(run(warmup=0.1), run(warmup_steps=11)) == ["warmup"]
     none = run(600, decay_start=None)

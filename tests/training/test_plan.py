@@ -62,7 +62,7 @@ def test_a_run_that_resumes_may_have_its_folder(tmp_path):
     (tmp_path / "ae.pt").write_bytes(b"weights")
     run = RunConfig(save_dir=str(tmp_path), data=str(tmp_path / "moved.txt"))
     (job,) = plan(run, {"x": SAEConfig()}, resume=True).jobs
-    assert job.config.sae.dead_feature_threshold == 1600 * 1024 // 32, "resolved"
+    assert job.config.sae.dead_feature_threshold == 400 * 1024 // 32, "resolved"
     assert (job.name, job.folder) == ("x", tmp_path)
     with pytest.raises(ConfigError, match="holds a run"):
         plan(run, {"x": SAEConfig()})
