@@ -10,7 +10,6 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from nnsight import LanguageModel
 
 from dictionary_learning_ext import find_hook, load_dictionary, steer
-from dictionary_learning_ext.activations.hook_points import read_residual
 from dictionary_learning_ext.errors import CheckpointError, UserError
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
@@ -48,8 +47,21 @@ def logits(lm, ids_BL=IDS_BL):
     return lm._module(input_ids=ids_BL).logits
 
 
+@t.no_grad()
 def activations(lm, hook, ids_BL=IDS_BL):
-    return read_residual(lm, find_hook(lm, hook), ids_BL, t.ones_like(ids_BL))
+    """What the rest of the model sees: a hook that comes after all others reads it."""
+    point, seen = find_hook(lm, hook), []
+    module = point.submodule._module
+    if point.io == "out":
+        handle = module.register_forward_hook(lambda _m, _a, out: seen.append(out))
+    else:
+        handle = module.register_forward_pre_hook(lambda _m, args: seen.append(args))
+    try:
+        logits(lm, ids_BL)
+    finally:
+        handle.remove()
+    (x_BLD,) = seen
+    return x_BLD[0] if isinstance(x_BLD, tuple) else x_BLD
 
 
 @t.no_grad()
