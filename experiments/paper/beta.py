@@ -1,7 +1,7 @@
 """Does a larger beta give the paper's dead features? What runs and which rule decides: PROTOCOL_BETA.md.
 
     python -m experiments.paper.beta train     # train what is missing, write the page
-    python -m experiments.paper.beta as_run    # the paper's pair, for as long as its public code trains
+    python -m experiments.paper.beta as_run    # the paper's pair, longer, at the public code's rate
     python -m experiments.paper.beta tables    # write the page's tables again
 
 Every group of SAEs that share a buffer and a size is written to the raw results once it is whole. A run that was
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch as t
 
 from dictionary_learning_ext import RunConfig
@@ -39,6 +40,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The scale of the activations, and the options."""
 COLOURS = dict(zip(ARMS, ("tab:red", "tab:orange", "tab:brown", "tab:purple"), strict=True))
+AS_RUN = ("TopK", "code", "code, no AuxK")
 DRAWN = {"TopK": None, "equations": 1.0, "code": 1.0, "code, no AuxK": 50.0}
 """Whose largest activations figures 8 and 9 show, seed 0, F = 16D: beta by arm."""
 
@@ -93,13 +95,13 @@ def rows_of(group: Row) -> list[Row]:
 
 
 def measure_as_run(_: argparse.Namespace) -> None:
-    """The paper's pair, and the code with AuxK between them: beta 1, F = 16D, the public code's length and rate."""
+    """The paper's pair, and the code with AuxK between them: beta 1, F = 16D, 0.4 of the public code's steps, its batches and rate."""
     t.set_num_threads(1)
     content = raw_results.read_or(RAW, {"rows": []})
     content.setdefault("as_run", [])
     run = RunConfig(
         hook=FIRST_HOOK,
-        steps=10_000,
+        steps=4000,
         batch_size=192,
         dtype="bfloat16",
         normalize="unit",
@@ -117,7 +119,7 @@ def measure_as_run(_: argparse.Namespace) -> None:
             continue
         began, own = time.monotonic(), options | {"seed": seed}
         saes = {"TopK": sae_config(architecture="top_k", **own)}
-        saes |= {arm: sae_config(**ARMS[arm][1], **own) for arm in ("code", "code, no AuxK")}
+        saes |= {arm: sae_config(**ARMS[arm][1], **own) for arm in AS_RUN[1:]}
         named = {folder_name(arm): sae for arm, sae in saes.items()}
         folders = train_missing(run, RUNS / f"as_run_seed{seed}", named).values()
         largest = largest_of(list(folders)) if seed == 0 else [None] * len(saes)
@@ -146,7 +148,8 @@ def with_losses(rows: list[Row]) -> list[Row]:
 
 def verdict(rows: list[Row]) -> str:
     """The rule, for the rows of one arm and size."""
-    by_beta = [[row for row in rows if row["beta"] == beta] for beta in BETAS]
+    betas = sorted({row["beta"] for row in rows})
+    by_beta = [[row for row in rows if row["beta"] == beta] for beta in betas]
     dead = [own for own in by_beta if all(row["lost"] >= LOST for row in own)]
     as_shown = [own for own in dead if all(row["fve_less_top_k"] >= -NEAR for row in own)]
     if as_shown:
@@ -189,6 +192,16 @@ def tables(content: dict[str, Any]) -> list[str]:
                 verdicts[f"{arm}, F = {multiple}D"] = [verdict(of_arm)]
         columns = ["lost", *labels_of(METRICS)]
         lines += ["", *table(f"F = {multiple}D, k = {multiple * D // RATIO}", cells, columns)]
+    if "as_run" in content:
+        as_run = with_losses(content["as_run"])
+        cells = {}
+        for arm in AS_RUN:
+            own = [row for row in as_run if row["arm"] == arm]
+            cells[arm if arm == "TopK" else f"{arm}, beta 1"] = cells_of(own)
+            if arm != "TopK":
+                verdicts[f"{arm}, F = 16D, 4,000 steps of 192 tokens"] = [verdict(own)]
+        title = "F = 16D, k = 64, 4,000 steps of 192 tokens"
+        lines += ["", *table(title, cells, ["lost", *labels_of(METRICS)])]
     return [*lines, "", *table("82% fewer living features", verdicts, ["by the rule"])]
 
 
@@ -198,6 +211,30 @@ def cells_of(rows: list[Row]) -> list[str]:
 
 
 def draw(content: dict[str, Any], page: Path) -> None:
+    """The sweep beside the page, and figures 8 and 9 with the paper's other figures."""
+    draw_sweep(content, page)
+    if "as_run" in content:
+        figure = figure_8_9(content["as_run"])
+        save_plot(figure, page.parent / "reproduce_paper" / "figure_8_9.png", dpi=75)
+
+
+def figure_8_9(as_run: list[Row]) -> Any:
+    """Histograms of the largest activation of each feature that fires, seed 0, F = 16D, all on the same axes."""
+    shown = {row["arm"]: row for row in as_run if "largest" in row}
+    highest = max(max(row["largest"]) for row in shown.values())
+    figure, axes = plt.subplots(1, len(shown), figsize=(12, 3.2), sharex=True, sharey=True)
+    for axis, (arm, row) in zip(axes, shown.items(), strict=True):
+        colour = "tab:blue" if arm == "TopK" else COLOURS[arm]
+        axis.hist(row["largest"], bins=np.linspace(0, highest, 60), color=colour)
+        label = arm if arm == "TopK" else f"{arm}, beta 1"
+        axis.set(
+            title=f"{label}: {len(row['largest']):,} of {16 * D:,}", xlabel="largest activation"
+        )
+    axes[0].set_ylabel("features")
+    return figure
+
+
+def draw_sweep(content: dict[str, Any], page: Path) -> None:
     """What is lost, L0 and FVE by beta: a line for each arm, a dot for each seed."""
     rows = with_losses(content["rows"])
     shown = {"lost": "living features lost", "l0": "L0 / k", "fve": "FVE"}
