@@ -4,13 +4,14 @@
     python -m experiments.paper.reproduce_paper bench    # SCR, TPP, sparse probing; needs [sae-bench]
     python -m experiments.paper.reproduce_paper tables   # write the pages again from the raw results
 
+    ... bench --ratio 32                   # at k/F = 1/32; without it 1/8
     ... train --lm FOLDER                  # another language model, from a local folder
     ... train --lm EleutherAI/pythia-70m   # the paper's: TinyStories, 20,000 steps; needs a GPU
 
 TopK against the vSAE of the paper's equations (fixed sigma = 1, noise on both) and of its public code
 (point, rectified), KL on all features, linear KL annealing, at k/F = 1/32 to 1/4 with F = 4D, and at
 k/F = 1/32 with F = 16D, the other reading of its dictionary. Everything else is shared: batches,
-initial weights of a seed, optimiser, AuxK. The page has the tables, the paper's figures 3 to 5 and 8 to
+initial weights of a seed, optimiser, AuxK. The page has the tables, the paper's figures 3 to 5, 10 and
 11, and the verdicts on the paper's claims, which are frozen. Another language model's results go to
 files that carry its name.
 """
@@ -30,7 +31,7 @@ from experiments import raw_results
 from experiments.pages import SHOWN, labels_of, spread, table
 from experiments.paper import feature_maps, reproduced_figures
 from experiments.paper.feature_maps import dispersion
-from experiments.paper.reproduced_figures import AS_STATED, rows_at
+from experiments.paper.reproduced_figures import AS_STATED, RATIOS, rows_at
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
 from experiments.trained_saes import (
@@ -45,7 +46,7 @@ from experiments.trained_saes import (
 
 SEEDS, EVAL_TOKENS = (0, 1, 2, 3, 4), 20_000
 BENCHED = 8
-"""F/k of SCR and TPP, at F = 4D: the paper's k = 256."""
+"""F/k of SCR and TPP by default, at F = 4D: the paper's k = 256."""
 MODELS: dict[str, dict[str, Any]] = {
     "TopK": {"architecture": "top_k"},
     "equations, beta 0.01": {"beta": 0.01},
@@ -177,13 +178,13 @@ def bench_as_stated(arguments: argparse.Namespace) -> None:
     content = raw_results.read(raw)
     width = open_model(run_of(lm))[1].activation_dim
     rows = content["bench"]
-    done = {row["seed"] for row in rows}
+    ratio, F = arguments.ratio, 4 * width
+    done = {row["seed"] for row in rows if row["ratio"] == ratio}
     for seed in (seed for seed in SEEDS if seed not in done):
-        F = 4 * width
-        folders = {m: runs / f"F{F}" / name_of(m, F // BENCHED, seed) for m in AS_STATED}
+        folders = {m: runs / f"F{F}" / name_of(m, F // ratio, seed) for m in AS_STATED}
         found = benched(folders, ("scr", "tpp", "sparse_probing"), EVAL_TOKENS)
         for model, (own, matched) in found.items():
-            row = {"model": model, "multiple": 4, "ratio": BENCHED, "seed": seed}
+            row = {"model": model, "multiple": 4, "ratio": ratio, "seed": seed}
             row["scr"] = curve(own["scr"], "scr")
             row["scr_matched"] = curve(matched["scr"], "scr")
             row["tpp"] = curve(own["tpp"], "total_metric")
@@ -208,16 +209,17 @@ def tables(content: dict[str, Any]) -> list[str]:
     chance = settings["agreement_by_chance"].items()
     by_size = ", ".join(f"{value:.3f} at F = {multiple}D" for multiple, value in chance)
     lines.append(f"Agreement of seeds of random directions: {by_size}.")
-    if not content["bench"]:
-        return lines
-    cells = {}
-    for model in AS_STATED:
-        own = rows_at(content["bench"], model, 4, BENCHED)
-        for name in ("scr", "scr_matched", "tpp", "tpp_matched"):
-            by_n = [spread([row[name][n] for row in own]) for n in own[0][name]]
-            cells[f"{model}: {name.replace('_', ', ')}"] = by_n
-    columns = [f"N = {n}" for n in content["bench"][0]["scr"]]
-    return [*lines, "", *table(f"F = 4D, k/F = 1/{BENCHED}", cells, columns)]
+    for ratio in RATIOS:
+        cells = {}
+        for model in AS_STATED:
+            own = rows_at(content["bench"], model, 4, ratio)
+            for name in ("scr", "scr_matched", "tpp", "tpp_matched") if own else ():
+                by_n = [spread([row[name][n] for row in own]) for n in own[0][name]]
+                cells[f"{model}: {name.replace('_', ', ')}"] = by_n
+        if cells:
+            columns = [f"N = {n}" for n in content["bench"][0]["scr"]]
+            lines += ["", *table(f"F = 4D, k/F = 1/{ratio}", cells, columns)]
+    return lines
 
 
 def draw(content: dict[str, Any], page: Path) -> None:
@@ -226,6 +228,7 @@ def draw(content: dict[str, Any], page: Path) -> None:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lm", default="embedded", help="embedded, a folder, or a name on the hub")
+    parser.add_argument("--ratio", type=int, choices=RATIOS, default=BENCHED, help="bench: F/k")
 
 
 STAGES = Stages(
