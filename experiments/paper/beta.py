@@ -69,8 +69,8 @@ def rows_of(group: Row) -> list[Row]:
     rows = [{"arm": "TopK", "beta": None}]
     saes = {"TopK": sae_config(architecture="top_k", **size)}
     for arm, (scale, options) in ARMS.items():
-        is_run = scale == group["scale"] and (arm, group["multiple"]) != ("code, no AuxK", 4)
-        for beta in BETAS if is_run else ():
+        is_left_out = arm == "code, no AuxK" and (group["multiple"], group["seed"]) != (16, 0)
+        for beta in () if scale != group["scale"] or is_left_out else BETAS:
             rows.append({"arm": arm, "beta": beta})
             saes[folder_name(arm, f"beta{beta:g}")] = sae_config(beta=beta, **options, **size)
     run = RunConfig(
