@@ -177,8 +177,8 @@ def fve_of(groups: list[list[Row]]) -> str:
 def tables(content: dict[str, Any]) -> list[str]:
     settings, rows = content["settings"], with_losses(content["rows"])
     lines = [
-        f"{about_line(settings)}; embedded model, {FIRST_HOOK}, {STEPS} steps of 256 tokens, seeds "
-        f"{' and '.join(map(str, SEEDS))} of each number; 20,000 held-out tokens.",
+        f"{about_line(settings)}; embedded model, {FIRST_HOOK}, {STEPS} steps of 256 tokens; a "
+        "number for each seed that was run; 20,000 held-out tokens.",
     ]
     verdicts = {}
     for multiple in sorted(MULTIPLES):
