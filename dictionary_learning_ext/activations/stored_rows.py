@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.run import Split
 from ..errors import NonFiniteError, Template, TextError
 from ..trainers.ranks import ALONE, Ranks
 from .positions import PositionRule, at, norms
@@ -114,14 +113,12 @@ class StoredRows:
         hook: str,
         rule: PositionRule,
         *,
-        split: Split = "train",
         passes: int | None = 1,
         seed: int | None = 0,
         ranks: Ranks = ALONE,
         before_read: Callable[[], None] | None = None,
     ):
         self.stored, self.hook = stored, hook
-        self.split: Split = split
         self.width = stored.hook(hook).width
         self.origin: dict[str, Any] = {
             "activations": str(stored.folder),
@@ -136,7 +133,7 @@ class StoredRows:
     @property
     def dtype(self) -> torch.dtype:
         """That of the disk."""
-        parts = self.stored.parts[self.split]
+        parts = self.stored.parts["train"]
         return self._reader.dtype(parts[0]) if parts else torch.float32
 
     @property
@@ -179,7 +176,7 @@ class StoredRows:
 
     def _pieces_of(self, number: int) -> list[tuple[Part, int]]:
         """The pieces of a pass, each with how many contexts come before it."""
-        parts = list(self.stored.parts[self.split])
+        parts = list(self.stored.parts["train"])
         if self._seed is not None:
             random.Random(drawn_seed(self._seed, "files", number)).shuffle(parts)
         pieces = [piece for part in parts for piece in self._reader.cut(part)]
@@ -225,16 +222,13 @@ class StoredRows:
         }
 
     def ended(self, needed: int, found: int, given: int) -> TextError:
-        part, advice = "", Template("use fewer {steps} or more {text_passes}")
-        if self.split == "heldout":
-            part, advice = "held-out ", Template("use fewer {eval_tokens}")
         if not given + found:
             return TextError(
-                f"all {part}activations in {self.stored.folder} are left out",
+                f"all activations in {self.stored.folder} are left out",
                 instead=Template("use a larger {max_norm_multiple}, or leave it out"),
             )
         return TextError(
-            f"the {part}activations in {self.stored.folder} ended after {given} tokens: expected"
+            f"the activations in {self.stored.folder} ended after {given} tokens: expected"
             f" {needed} for the next batch, found {found}",
-            instead=advice,
+            instead=Template("use fewer {steps} or more {text_passes}"),
         )
