@@ -345,7 +345,7 @@ DEFAULTS = {
 
 TABLES = {
     "quickstart": """
-| come back | as a direction | in what they do | FVE |
+| features that come back | as a direction | in what they do | FVE |
 |---|---|---|---|
 | TopK | {quickstart.topk.direction} | {quickstart.topk.function} | {quickstart.topk.fve} |
 | vSAE | {quickstart.vsae.direction} | {quickstart.vsae.function} | {quickstart.vsae.fve} |
