@@ -1,12 +1,14 @@
 """Run folders of every class to export."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch as t
 from export_folders import D, F, K, of_class
+from kept import kept_runs
 
-from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext import RunConfig, SAEConfig
 from dictionary_learning_ext.activations.inputs import open_inputs
 
 # A threshold is set by half of the run, without which BatchTopK encodes nothing.
@@ -40,9 +42,9 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
         ctx_len=32,
         eval_tokens=64,
         eval_documents=4,
-        save_dir=str(tmp_path_factory.mktemp("runs")),
     )
-    return train(run, SAES), run
+    folder = tmp_path_factory.mktemp("export") / "runs"
+    return kept_runs("export", run, SAES, folder), replace(run, save_dir=str(folder))
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +56,9 @@ def on_the_embedded_model(tmp_path_factory):
         batch_size=256,
         n_ctxs=16,
         eval_tokens=0,
-        save_dir=str(tmp_path_factory.mktemp("embedded")),
     )
-    folders = train(run, SAES)
+    folder = tmp_path_factory.mktemp("export") / "embedded"
+    folders = kept_runs("export_embedded", run, SAES, folder)
     return folders, next(open_inputs(run, [run.hook]).held_out(run.hook, 2048).batches)
 
 

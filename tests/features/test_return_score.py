@@ -13,11 +13,12 @@ from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, JumpRelu
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from export_folders import edit_weights
+from kept import kept_runs
 from measurement import codes_of_rows
 from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
-from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train
+from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.codes import encoding
 from dictionary_learning_ext.errors import NonFiniteError
@@ -51,7 +52,6 @@ def folders(tiny_lm_dir, text, tmp_path_factory):
     run = RunConfig(
         model=str(tiny_lm_dir),
         data=text,
-        save_dir=str(tmp_path_factory.mktemp("scored")),
         steps=20,
         batch_size=64,
         n_ctxs=8,
@@ -59,7 +59,8 @@ def folders(tiny_lm_dir, text, tmp_path_factory):
         eval_tokens=500,
     )
     batch = SAEConfig(architecture="batch_top_k", dict_size=32, k=4)
-    return train(run, {"vsae": SAEConfig(dict_size=32, k=4), "batch": batch})
+    saes = {"vsae": SAEConfig(dict_size=32, k=4), "batch": batch}
+    return kept_runs("scored", run, saes, tmp_path_factory.mktemp("scored") / "runs")
 
 
 @pytest.fixture(scope="module")

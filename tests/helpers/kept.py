@@ -9,10 +9,13 @@ import functools
 import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from source_tree import ROOT
+
+from dictionary_learning_ext import RunConfig, SAEConfig, train
 
 ABOVE_TRAINING = ("report", "sweep", "sae_bench", "sae_lens.py", "export", "explain")
 PACKAGE = ROOT / "dictionary_learning_ext"
@@ -52,3 +55,12 @@ def kept(name: str, make: Callable[[Path], object]) -> Path:
             make(folder)
             whole.touch()
     return folder
+
+
+def kept_runs(
+    name: str, run: RunConfig, saes: dict[str, SAEConfig], folder: Path
+) -> dict[str, Path]:
+    """The run folders of these SAEs, by name: copies in `folder`, which is made, of what is trained once."""
+    made = kept(name, lambda place: train(replace(run, save_dir=str(place)), saes))
+    shutil.copytree(made, folder)
+    return {sae: folder / sae for sae in saes}
