@@ -1,6 +1,5 @@
 """The command line: finds a command and runs it. The commands are in `commands/`."""
 
-import copy
 import logging
 import sys
 from importlib.metadata import version
@@ -40,12 +39,9 @@ commands:
 
 
 class _Messages(logging.Formatter):
-    """Names the level of what is worse than information, and spells errors as the command line does."""
+    """Names the level of what is worse than information."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(args := record.args, tuple):
-            record = copy.copy(record)
-            record.args = tuple(getattr(each, "as_typed", each) for each in args)
         is_plain = record.levelno == logging.INFO
         return printable(record.getMessage() if is_plain else super().format(record))
 
@@ -96,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.run(parse(command, args[1:]))
         sys.stdout.flush()  # so that its errors are ours to tell
     except UserError as error:
-        _say(error.as_typed)
+        _say(str(error))
         return 2
     except Interrupted as stop:
         _say(str(stop))

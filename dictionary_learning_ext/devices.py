@@ -3,7 +3,7 @@
 import torch as t
 
 from .config.run import AUTO
-from .errors import ConfigError, Setting, Template, first_line
+from .errors import ConfigError, first_line
 
 
 def without_auto(device: str | None) -> str:
@@ -36,6 +36,6 @@ def chosen_device(device: str | None, name: str = "device") -> str:
             f"can't be used ({first_line(error)})",
             name=name,
             value=device,
-            instead=Template("use {cpu}", cpu=Setting(name, "cpu")),
+            instead=f"use {name}='cpu'",
         ) from error
     return device

@@ -1,19 +1,14 @@
 """What can go wrong because of what was given.
 
-Every message is one line that says what was given, what was expected and what to type instead. An error
-holds these as fields, with the settings in them, and each front end spells the settings in its own way:
-`str(error)` as in Python (k=0), the command line as flags (--k 0), a sweep as the keys of its file. The
-command line prints the line without a traceback and exits with status 2.
+Every message is one line that says what was given, what was expected and what to type instead. It names a setting as
+Python does: k. The command line prints the line without a traceback and exits with status 2.
 """
 
 import re
 import shlex
-from ast import literal_eval
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from signal import Signals
-from string import Formatter
-from typing import Any, NamedTuple
+from typing import Any
 
 
 class _No(Enum):
@@ -47,84 +42,15 @@ _LONGEST = 100
 """Characters of a value in a message, unless it is text."""
 
 
-def _shown(value: Any) -> str:
-    """A value as Python writes it, on one line; of a model or many settings, the beginning."""
+def shown(value: Any) -> str:
+    """A value as Python writes it, on one line; of a model, many settings or a huge number, the beginning."""
     if isinstance(value, str):
         return repr(value)
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-
-
-class Setting(NamedTuple):
-    """A setting in a message: its name as in Python, and its value if that matters."""
-
-    name: str
-    value: Any = _No.VALUE
-
-    @property
-    def has_value(self) -> bool:
-        return self.value is not _No.VALUE
-
-    @property
-    def in_python(self) -> str:
-        return f"{self.name}={_shown(self.value)}" if self.has_value else self.name
-
-    @property
-    def as_flag(self) -> str:
-        """As it is typed on the command line."""
-        flag = f"--{self.name.replace('_', '-')}"
-        if not self.has_value:
-            return flag
-        values = self.value if isinstance(self.value, tuple | list) else [self.value]
-        values = ["none" if value is None else value for value in values]
-        typed = in_shell(flag, *values)
-        return typed if typed.isprintable() else f"{flag} {' '.join(map(repr, values))}"
-
-
-class Template:
-    """A part of a message with settings in it: `Template("use {device='cuda'}: {path} is large", path=path)`.
-
-    `{k}` is a setting's name, `{k=0}` the setting with a value as Python writes it, `{k=}` with the value that is
-    given by this name. A field that is given is put in as it is: its braces mean nothing.
-    """
-
-    def __init__(self, text: str, /, **fields: Any):
-        self.text, self.fields = text, fields
-
-    def filled(self, **fields: Any) -> "Template":
-        """The same, with more fields."""
-        return Template(self.text, **self.fields, **fields)
-
-    def spelled(self, spell: Callable[[Setting], str]) -> str:
-        return _Speller(spell).vformat(self.text, (), self.fields)
-
-
-class _Speller(Formatter):
-    def __init__(self, spell: Callable[[Setting], str]):
-        self._spell = spell
-
-    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        name, is_setting, value = field_name.partition("=")
-        if is_setting:
-            return Setting(name, literal_eval(value) if value else kwargs[name]), name
-        return kwargs.get(name, Setting(name)), name
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        if isinstance(value, Setting):
-            return self._spell(value)
-        if isinstance(value, Template):
-            return value.spelled(self._spell)
-        return format(value, format_spec)
-
-
-Text = str | Template
-"""A part of a message. Only in a Template braces mean something."""
-
-
-def listed(parts: Iterable[Setting | Template], between: str = " or ") -> Template:
-    """Settings in a message, one after the other."""
-    fields = {f"part_{n}": part for n, part in enumerate(parts)}
-    return Template(between.join(f"{{{name}}}" for name in fields), **fields)
 
 
 class UserError(ValueError):
@@ -132,7 +58,7 @@ class UserError(ValueError):
 
     Arguments:
         problem: what is wrong, beyond what `expected` says of the setting.
-        name: of the wrong setting, as in Python; None if no setting is wrong.
+        name: of the wrong setting; None if no setting is wrong.
         value: what was given for it.
         expected: what should have been given.
         instead: what to do.
@@ -141,12 +67,12 @@ class UserError(ValueError):
 
     def __init__(
         self,
-        problem: Text = "",
+        problem: str = "",
         *,
         name: str | None = None,
         value: Any = _No.VALUE,
-        expected: Text = "",
-        instead: Text = "",
+        expected: str = "",
+        instead: str = "",
         where: str = "",
     ):
         super().__init__(problem)
@@ -154,48 +80,34 @@ class UserError(ValueError):
         self.expected, self.instead, self.where = expected, instead, where
 
     def __str__(self) -> str:
-        return self.spelled(lambda setting: setting.in_python)
+        said = ": ".join(part for part in (self.where, self.given, self.problem) if part)
+        if self.expected:
+            said += f"{'; ' if self.problem else ': '}expected {self.expected}"
+        return f"{said}; {self.instead}" if self.instead else said
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
 
     @property
-    def as_typed(self) -> str:
-        """The message as the command line says it."""
-        return self.spelled(lambda setting: setting.as_flag)
-
-    def spelled(self, spell: Callable[[Setting], str]) -> str:
-        """The message, with its settings as a front end spells them."""
-        settings: list[Setting] = []
-
-        def noted(setting: Setting) -> str:
-            settings.append(setting)
-            return spell(setting)
-
-        def text(part: Text) -> str:
-            return part if isinstance(part, str) else part.spelled(noted)
-
-        problem = text(self.problem)
-        has_name = self.name is not None and not settings
-        given = spell(Setting(self.name or "", self.value)) if has_name else ""
-        said = ": ".join(part for part in (self.where, given, problem) if part)
-        if self.expected:
-            said += f"{'; ' if self.problem else ': '}expected {text(self.expected)}"
-        return f"{said}; {text(self.instead)}" if self.instead else said
+    def given(self) -> str:
+        """The wrong setting, and the value if that matters."""
+        if self.name is None or self.value is _No.VALUE:
+            return self.name or ""
+        return f"{self.name}={shown(self.value)}"
 
     def given_by(self, name: str) -> "UserError":
         """The same error of a file, and the setting that gave the path that its message begins with."""
         if self.name is not None:
             return self
         return type(self)(
-            Template("{setting} {problem}", setting=Setting(name), problem=self.problem),
+            self.problem,
             name=name,
             expected=self.expected,
             instead=self.instead,
             where=self.where,
         )
 
-    def within(self, where: str, instead: Text = "") -> "UserError":
+    def within(self, where: str, instead: str = "") -> "UserError":
         """The same error, and the file or the like that the mistake stands in."""
         where = f"{where}: {self.where}" if self.where else where
         return type(self)(
@@ -206,6 +118,25 @@ class UserError(ValueError):
             instead=instead or self.instead,
             where=where,
         )
+
+
+class FlagError(UserError):
+    """What was typed can't be parsed. Its message has the flag as it is typed."""
+
+    @property
+    def given(self) -> str:
+        if self.name is None or self.problem:
+            return ""
+        if self.value is _No.VALUE:
+            return as_flag(self.name)
+        typed = str(self.value)
+        typed = typed if len(typed) <= _LONGEST else f"{typed[:_LONGEST]}…"
+        return f"{as_flag(self.name)} {in_shell(typed) if typed.isprintable() else repr(typed)}"
+
+
+def as_flag(name: str) -> str:
+    """A setting's name as it is typed on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 class ConfigError(UserError):

@@ -10,6 +10,7 @@ the noise, the schedules and the constraint on the decoder are those of `trainer
 
 import logging
 import math
+import re
 from dataclasses import dataclass, field, fields, make_dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar, get_type_hints
@@ -21,7 +22,7 @@ from .config.architectures import upstream_lr
 from .config.checks import require, require_choice, require_sizes
 from .config.presets import in_units
 from .config.sae import LOG_VAR_LIMITS, SAEConfig, Variational, VSAETopKConfig
-from .errors import ConfigError, Setting, Template
+from .errors import ConfigError
 from .trainers.base import DeadWatch, KAnnealing, set_to_median
 from .trainers.kernels.memory import keep_freed_memory
 from .trainers.optimizers import column_norms, project_out_parallel
@@ -185,8 +186,8 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
             self.noise_to_signal is None or given != "none",
             "noise_to_signal",
             self.noise_to_signal,
-            Template("{normalize_activations='expected_average_only_in'}"),
-            instead=Template("or give {sigma} in the activations' own units"),
+            "normalize_activations='expected_average_only_in'",
+            instead="or give sigma in the activations' own units",
         )
         _ = self.settings  # checks the rest
         super().__post_init__()
@@ -200,7 +201,10 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
             sae = VSAETopKConfig(dict_size=self.d_sae, **given)
             return sae.resolve(self.steps).with_sigma(self.d_in, "sqrt_d")
         except ConfigError as error:
-            raise ConfigError(error.spelled(_as_theirs)) from error
+            said = str(error)
+            for own, theirs in _NAMES.items():
+                said = re.sub(rf"\b{own}\b", theirs, said)
+            raise ConfigError(said) from error
 
     @property
     def k_annealing(self) -> KAnnealing:
@@ -212,10 +216,6 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
         """Of the architecture that is saved. Without a ReLU, one that keeps signs is an `abstopk`."""
         keeps_signs = self.select_by == "magnitude" or self.k == self.d_sae
         return AbsTopKSAEConfig if keeps_signs and not self.rectify else TopKSAEConfig
-
-
-def _as_theirs(setting: Setting) -> str:
-    return setting._replace(name=_NAMES.get(setting.name, setting.name)).in_python
 
 
 class VariationalTopKTrainingSAE(TrainingSAE):

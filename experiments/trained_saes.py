@@ -12,7 +12,6 @@ from sklearn.preprocessing import normalize
 from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.config.run import TrainConfig, require_same
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.errors import Template
 from dictionary_learning_ext.features.reproducibility import matching
 from dictionary_learning_ext.run_folder.reading import load_config, read_metrics, steps_of
 
@@ -51,7 +50,7 @@ def train_missing(
     for name in saes.keys() - missing.keys():
         asked = TrainConfig(saes[name].resolve(run.steps), run)
         was = load_config(folders[name])
-        remedy = Template("to train it again, delete {folder}", folder=folders[name])
+        remedy = f"to train it again, delete {folders[name]}"
         require_same(was.to_dict(), asked.to_dict(), str(folders[name]), advice=remedy)
     if missing:
         place = folder if len(missing) > 1 else folder / next(iter(missing))

@@ -223,7 +223,7 @@ def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
     assert (config["trainer"]["dict_class"], config["trainer"]["shrink"]) == ("ImaginarySAE", 0.5)
     assert refused_status == 2
     assert "architecture imaginary does" in refused
-    assert "--shrink 2.0: " in bad_value
+    assert "shrink=2.0: " in bad_value
     page = (folder / "sweep" / "taxed" / "report.html").read_text()
     assert settings_row("architecture", "vsae_top_k", "imaginary") in page
     assert settings_row("shrink", "-", "0.5") in page

@@ -14,7 +14,7 @@ import pytest
 import dictionary_learning_ext
 from dictionary_learning_ext.cli import COMMANDS, main
 from dictionary_learning_ext.config.presets import DEFAULT_PRESET, preset
-from dictionary_learning_ext.errors import Interrupted, Template, UserError
+from dictionary_learning_ext.errors import Interrupted, UserError
 
 
 @pytest.mark.parametrize("command", ["train", "quickstart"])
@@ -50,8 +50,8 @@ def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch, 
     [
         (None, 0, ""),
         (UserError("k=0: expected 1 or more"), 2, "vsae: k=0: expected 1 or more\n"),
-        (UserError(name="k_max", value=0, expected="x"), 2, "vsae: --k-max 0: expected x\n"),
-        (UserError("a", instead=Template("use {k='x y'}")), 2, "vsae: a; use --k 'x y'\n"),
+        (UserError(name="k_max", value=0, expected="x"), 2, "vsae: k_max=0: expected x\n"),
+        (UserError("a", instead="use k='x y'"), 2, "vsae: a; use k='x y'\n"),
         (Interrupted(SIGTERM, "continue with --resume"), 143, "vsae: continue with --resume\n"),
         (KeyboardInterrupt(), 130, "vsae: stopped by SIGINT\n"),
     ],

@@ -46,4 +46,4 @@ def test_every_command_says_the_same_and_blames_no_file(folder, flags, tmp_path,
     export = ["export", folder, "--format=safetensors"]
     for command in (train, export, ["eval", folder], ["report", folder]):
         line = refused([*command, "--device=cuda:3"], capsys)
-        assert line.startswith("vsae: --device cuda:3: "), command
+        assert line.startswith("vsae: device='cuda:3': "), command

@@ -27,7 +27,7 @@ from dictionary_learning_ext.config.synthetic_models import (
     settings_of_run,
     synthetic_settings,
 )
-from dictionary_learning_ext.errors import ConfigError, Template
+from dictionary_learning_ext.errors import ConfigError
 
 
 def sae(architecture="vsae_top_k", **options):
@@ -64,7 +64,7 @@ def resumed(**given):
         TrainConfig().to_dict(),
         updated(**given).to_dict(),
         "runs/a",
-        advice=Template("give {former}"),
+        advice="give {former}",
     )
 
 
@@ -131,7 +131,7 @@ REFUSED = {
     in_units: [
         (
             dict(normalize="none"),
-            "noise_to_signal=0.1 with normalize='none'; expected … or unit; give sigma",
+            "noise_to_signal=0.1: expected … or unit; give sigma",
         ),
     ],
     RunConfig: [

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..config.checks import require
 from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
-from ..errors import ConfigError, LanguageModelError, NonFiniteError, Template
+from ..errors import ConfigError, LanguageModelError, NonFiniteError
 from ..trainers.ranks import ALONE, Ranks
 from .hook_points import SharedPass, place_of
 from .language_models import CausalLM, unwrapped
@@ -202,7 +202,7 @@ class ShuffledRows:
             raise ConfigError(
                 f"a buffer of {size} rows is smaller than a batch",
                 expected=f"at least {out_batch_size}",
-                instead=Template("use more {n_ctxs}"),
+                instead="use more n_ctxs",
             )
         self._stream = stream
         self.d_submodule = stream.width
@@ -307,7 +307,7 @@ class ShuffledRows:
             raise ConfigError(
                 "the run can't resume: since it was interrupted, the activations in"
                 f" {self._stream.origin['activations']} have changed",
-                instead=Template("restore them, or start again in another {save_dir}"),
+                instead="restore them, or start again in another save_dir",
             )
         require_same_settings(was, now)
         self._fill_start = dict(state["fill"])

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..config.checks import require
 from ..config.run import RunConfig, Split, evaluation_batch
-from ..errors import ActivationsError, ConfigError, DiskError, Setting, Template
+from ..errors import ActivationsError, ConfigError, DiskError
 from ..progress import progress
 from ..run_folder.files import (
     locked,
@@ -77,7 +77,7 @@ def write_cache(
     overwrite: bool = False,
     on_plan: Callable[[str], None] = lambda plan: None,
     before_batch: Callable[[], None] = lambda: None,
-    elsewhere: Setting | str = "folder",
+    elsewhere: str = "folder",
 ) -> CacheManifest:
     """Cache a language model's activations at some hook points, or continue to.
 
@@ -139,7 +139,7 @@ def _so_far(
     found: CacheManifest | None,
     settings: CacheSettings,
     overwrite: bool,
-    elsewhere: Setting | str,
+    elsewhere: str,
 ) -> CacheManifest | None:
     """What the folder, with its manifest, holds of this cache. With `overwrite`, files of a cache of other
     settings are deleted.
@@ -154,7 +154,7 @@ def _so_far(
         if others := [name for name in names if name != HELD_OUT]:  # which precedes the manifest
             raise ActivationsError(
                 f"{folder}: holds no cache but other files ({', '.join(others[:5])})",
-                instead=Template("choose an empty {elsewhere}", elsewhere=elsewhere),
+                instead=f"choose an empty {elsewhere}",
             )
     elif (differ := differences(found.settings, settings)) and overwrite:
         known = (INFO, STATE, HELD_OUT, UNFINISHED, MANIFEST)
@@ -164,10 +164,7 @@ def _so_far(
     elif differ:
         raise ActivationsError(
             f"{folder}: the cache has {', '.join(differ)}",
-            instead=Template(
-                "use the same settings to continue it, or choose another {elsewhere}",
-                elsewhere=elsewhere,
-            ),
+            instead=f"use the same settings to continue it, or choose another {elsewhere}",
         )
     else:
         require_sizes(folder, found)
@@ -201,10 +198,10 @@ def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, fill
     needed = per_position * length * (contexts + held_out)
     free, size = shutil.disk_usage(folder).free, tqdm.format_sizeof
     if (missing := needed - written) > free:
-        smaller = Template(" or {dtype='float16'}") if item == 4 else ""
+        smaller = " or dtype='float16'" if item == 4 else ""
         raise DiskError(
             f"{folder}: this cache needs {size(missing)}B, and its disk has {size(free)}B free",
-            instead=Template("use fewer {tokens}{smaller}", smaller=smaller),
+            instead=f"use fewer tokens{smaller}",
         )
     there = f", of which {size(min(written, needed))}B are there" if written else ""
     each = f"{per_position:,} bytes per token"
@@ -234,7 +231,7 @@ class _Writer:
         points: dict[str, HookPoint],
         file_bytes: int,
         before_batch: Callable[[], None],
-        elsewhere: Setting | str,
+        elsewhere: str,
     ):
         self._elsewhere = elsewhere
         self._folder, self._settings, self._run = folder, settings, run
@@ -382,7 +379,7 @@ def _in_half(x_BLD: Tensor, hook: str) -> Tensor:
             f" {t.finfo(t.float16).max:,.0f} (the largest is {float(x_BLD.abs().max()):,.0f})",
             name="dtype",
             value="float16",
-            instead=Template("use {dtype='float32'}"),
+            instead="use dtype='float32'",
         )
     return half_BLD
 
@@ -416,7 +413,7 @@ def _write_dataset_files(
     folder: Path,
     settings: CacheSettings,
     files: Sequence[CacheFile],
-    elsewhere: Setting | str,
+    elsewhere: str,
 ) -> None:
     """Write what `datasets.load_from_disk` reads beside the Arrow files of a folder."""
     # As datasets 3 spells it. Later versions read it too, and write what version 3 can't read.

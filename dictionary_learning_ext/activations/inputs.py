@@ -26,7 +26,7 @@ import torch as t
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..devices import chosen_device
-from ..errors import ActivationsError, LanguageModelError, Template, Text
+from ..errors import ActivationsError, LanguageModelError
 from ..trainers.ranks import ALONE, Ranks
 from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
 from .cache_manifest import CacheManifest
@@ -130,7 +130,7 @@ class Inputs(ABC):
     def require_held_out(self) -> None:
         """Raise a TextError or an ActivationsError if there is too little held out to evaluate on."""
 
-    def require_language_model(self, what: str, instead: Text) -> CausalLM:
+    def require_language_model(self, what: str, instead: str) -> CausalLM:
         """The language model. Raises an ActivationsError if there is none.
 
         Arguments:
@@ -197,7 +197,7 @@ class Inputs(ABC):
             if settings.activations is not None:
                 raise ActivationsError(
                     f"{settings.activations} has no {'held-out' if split == 'heldout' else split} tokens",
-                    instead=Template("give {activations='none'} to run the language model"),
+                    instead="give activations='none' to run the language model",
                 )
             raise no_context(settings, split)
 
@@ -378,7 +378,7 @@ class _Stored(Inputs):
             raise ActivationsError(
                 f"{self._stored.folder} has {there:,} held-out tokens",
                 expected=f"at least {needed:,} to evaluate on",
-                instead=Template("use {eval_tokens=0}"),
+                instead="use eval_tokens=0",
             )
 
     def hashes(self) -> dict[str, str]:
@@ -433,7 +433,7 @@ def _cached_model(run: RunConfig, stored: StoredActivations, manifest: CacheMani
             raise LanguageModelError(
                 f"the cache {stored.folder} is of another language model than {run.model!r}: the"
                 f" SHA-256 or commit of its {what} is {was[:12]}, not {now[:12]}",
-                instead=Template("give the {model} that was cached"),
+                instead="give the model that was cached",
             )
     return model
 

@@ -28,7 +28,7 @@ from ..config.checks import require
 from ..config.run import DeviceMap, RunConfig
 from ..config.synthetic_models import is_synthetic
 from ..devices import chosen_device
-from ..errors import ConfigError, LanguageModelError, Template, UserError, first_line
+from ..errors import ConfigError, LanguageModelError, UserError, first_line
 from ..run_folder.files import at_home
 from ..run_folder.weights import hash_of
 from ..trainers.kernels.memory import keep_freed_memory
@@ -221,7 +221,7 @@ def require_positions(settings: RunConfig, module: Any) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
         expected = f"at most {positions}, the positions that {settings.model!r} was trained on"
-        instead = Template("use a shorter {ctx_len}")
+        instead = "use a shorter ctx_len"
         require(
             settings.ctx_len <= positions, "ctx_len", settings.ctx_len, expected, instead=instead
         )

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config.checks import require_max_norm_multiple
-from ..errors import ConfigError, Template
+from ..errors import ConfigError
 
 GROUP = 32
 """Contexts of a text whose norms are compared with one median, however many the language model reads at once."""
@@ -54,7 +54,7 @@ class PositionRule:
                     " it is",
                     name="remove_bos",
                     value=True,
-                    instead=Template("use {remove_bos=False}"),
+                    instead="use remove_bos=False",
                 )
 
     def by_token(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..errors import ConfigError, NonFiniteError, Template, TextError
+from ..errors import ConfigError, NonFiniteError, TextError
 from .hook_points import Change, Place, SharedPass, hooked, input_device
 from .language_models import CausalLM
 from .positions import GROUP, PositionRule, at, norms
@@ -361,9 +361,9 @@ class ModelRows:
         if not given + found:
             return TextError(
                 f"all tokens of {name} are left out",
-                instead=Template("use another text, or a larger {max_norm_multiple}"),
+                instead="use another text, or a larger max_norm_multiple",
             )
         return TextError(
             f"{name} ended after {given} tokens: expected {needed} for the next batch, found {found}",
-            instead=Template("use a longer text, or more {text_passes}"),
+            instead="use a longer text, or more text_passes",
         )

@@ -25,7 +25,7 @@ from safetensors import safe_open
 
 from ..config.hooks import hook_name
 from ..config.run import RunConfig, Split
-from ..errors import ActivationsError, Template, first_line
+from ..errors import ActivationsError, first_line
 from ..run_folder.comparing import same_setting
 from ..run_folder.files import at_home, require_inside
 from .cache_manifest import TOKEN_IDS, CachedHook, CacheManifest, finished_manifest
@@ -92,7 +92,7 @@ class StoredActivations:
                 f"has the hook points {', '.join(self.hooks)}",
                 name="activations",
                 value=str(self.folder),
-                instead=Template("choose with {hook}"),
+                instead="choose one with hook",
             )
         return next(iter(self.hooks))
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError, Template, TextError
+from ..errors import NonFiniteError, TextError
 from ..trainers.ranks import ALONE, Ranks
 from .positions import PositionRule, at, norms
 from .rows import ContextBatch, drawn_seed
@@ -68,7 +68,7 @@ class StoredReader:
             raise NonFiniteError(
                 f"{number} activations in {part.path} at {self._hook} are NaN or infinite",
                 expected="finite numbers",
-                instead=Template("cache them again with {lm_dtype='float32'}"),
+                instead="cache them again with lm_dtype='float32'",
             )
         kept_BL = self.rule.by_norm(norms_BL, wanted_BL)
         return ContextBatch(ids_BL, kept_BL, x_BLD, wanted_BL & ~kept_BL)
@@ -225,10 +225,10 @@ class StoredRows:
         if not given + found:
             return TextError(
                 f"all activations in {self.stored.folder} are left out",
-                instead=Template("use a larger {max_norm_multiple}, or leave it out"),
+                instead="use a larger max_norm_multiple, or leave it out",
             )
         return TextError(
             f"the activations in {self.stored.folder} ended after {given} tokens: expected"
             f" {needed} for the next batch, found {found}",
-            instead=Template("use fewer {steps} or more {text_passes}"),
+            instead="use fewer steps or more text_passes",
         )

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import Template, TextError, first_line
+from ..errors import TextError, first_line
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".parquet")
 MARKER = "<|endoftext|>"
@@ -65,13 +65,13 @@ def text_of_row(row: Any, column: str, where: str) -> str:
     if column not in row:
         raise TextError(
             f"{where} has no column {column!r}, it has {', '.join(map(repr, row)) or 'none'}",
-            instead=Template("name the one that holds the text with {text_column}"),
+            instead="name the one that holds the text with text_column",
         )
     if not isinstance(row[column], str | None):
         kind = type(row[column]).__name__
         raise TextError(
             f"{where} has a {column!r} of type {kind}: expected a string",
-            instead=Template("name the column that holds the text with {text_column}"),
+            instead="name the column that holds the text with text_column",
         )
     return row[column] or ""
 

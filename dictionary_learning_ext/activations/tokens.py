@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config.checks import require, require_choice
 from ..config.run import Packing, RunConfig, Split, evaluation_batch
-from ..errors import ConfigError, Template, TextError
+from ..errors import ConfigError, TextError
 from ..trainers.ranks import ALONE, Ranks
 from .positions import PositionRule
 from .text import HELD_OUT_EVERY, text_of
@@ -101,7 +101,7 @@ class ContextStream:
         if packing == "pack" and tokenizer.eos_token_id is None:
             raise ConfigError(
                 "the tokenizer has no end-of-text token to put between documents",
-                instead=Template("use {text_packing='truncate'}"),
+                instead="use text_packing='truncate'",
             )
         self.text: Any = iter(text)
         self.tokenizer = tokenizer
@@ -349,7 +349,7 @@ def no_context(settings: RunConfig, split: Split) -> TextError:
         name="data",
         value=settings.data,
         expected="at least one",
-        instead=Template("use a longer text or a smaller {ctx_len}"),
+        instead="use a longer text or a smaller ctx_len",
     )
 
 
@@ -383,5 +383,5 @@ def require_held_out(settings: RunConfig, tokenizer: Any) -> None:
     raise TextError(
         f"the held-out part of {settings.data!r}{which} has {there:,} tokens",
         expected=f"at least {need:,} to evaluate on",
-        instead=Template("use a longer text, or {eval_tokens=0}"),
+        instead="use a longer text, or eval_tokens=0",
     )

@@ -9,7 +9,7 @@ from signal import SIGINT
 from typing import TYPE_CHECKING
 
 from ..config.run import ExplainOptions
-from ..errors import EndpointError, Interrupted, Template
+from ..errors import EndpointError, Interrupted
 from .flags import FOLDER, Command, positional
 from .measure import MeasuredFlags
 
@@ -101,7 +101,7 @@ def run(flags: ExplainFlags) -> None:
     if all(explained.explanations[each].text is None for each in explained.features):
         raise EndpointError(
             "no explanation had the form that is asked for",
-            instead=Template("give another {explainer}, or more {max_tokens}"),
+            instead="give another explainer, or more max_tokens",
         )
 
 

@@ -63,7 +63,7 @@ def run_export(flags: ExportFlags) -> None:
         except UserError as error:
             if not inside:
                 raise
-            print(printable(f"not exported: {error.as_typed}"))
+            print(printable(f"not exported: {error}"))
             refused += 1
         else:
             _print_exported(exported, flags)
@@ -141,7 +141,7 @@ def run_push(flags: PushFlags) -> None:
     for name, size in pushed.files.items():
         print(f"{size:>12,} {printable(name)}")
     for (_, form), error in pushed.left_out.items():
-        print(printable(f"not as {form}: {error.as_typed}"))
+        print(printable(f"not as {form}: {error}"))
     for name in pushed.unfinished:
         print(f"not uploaded: {printable(name)}, whose run is not finished")
     if pushed.url is None:

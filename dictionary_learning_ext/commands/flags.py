@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..config.checks import described, likely, meant
 from ..config.help_texts import help_texts
 from ..config.run import NONE
 from ..config.sae import SCHEDULES, SAEConfig
-from ..errors import Setting, Template, Text, UserError, in_shell, listed
+from ..errors import FlagError, UserError, as_flag, in_shell
 from ..run_folder.files import RUNS, WEIGHTS
 
 F = TypeVar("F")
@@ -198,7 +198,7 @@ class _Option(NamedTuple):
 
     @property
     def flag(self) -> str:
-        return Setting(self.name).as_flag
+        return as_flag(self.name)
 
     @property
     def metavar(self) -> str:
@@ -281,21 +281,18 @@ def _sorted(
             passed_on += words
         elif name in others and command.unknown is not None:
             if [word.lower() for word in values] != [NONE]:
-                given = Setting(name, values) if values else Setting(name)
                 why = command.unknown(name, start)
-                raise UserError(Template("{given}: {why}", given=given, why=why), name=name)
+                raise FlagError(f"{in_shell(*words)}: {why}", name=name)
         else:
             known = [*flags, *passed, *others, *_HELP_NAMES]
             own, after = _ELSEWHERE.get(name, ("", ""))
             if own in known:
                 after = (after or "{}").format(values[0] if values else "N")
-                ask = Template("; use {own} {after}", own=Setting(own), after=after)
+                ask = f"; use {as_flag(own)} {after}"
             else:
-                ask = _did_you_mean(map(Setting, likely(name, known)))
-            raise UserError(
-                Template("no such flag: {flag}{ask} {see}", flag=Setting(name), ask=ask, see=see),
-                name=name,
-            )
+                close = " or ".join(map(as_flag, likely(name, known)))
+                ask = f"; did you mean {close}?" if close else ""
+            raise FlagError(f"no such flag: {as_flag(name)}{ask} {see}", name=name)
     return typed, arguments, passed_on
 
 
@@ -322,11 +319,6 @@ def _split(
             raise UserError(f"{word!r}: expected a flag, which starts with --")
         else:
             yield None, [word], []
-
-
-def _did_you_mean(settings: Iterable[Setting]) -> Text:
-    close = list(settings)
-    return Template("; did you mean {close}?", close=listed(close)) if close else ""
 
 
 def _number_of_values(option: _Option | None, rest: list[str], takes_positional: bool) -> int:
@@ -359,7 +351,7 @@ def _converted(option: _Option, words: list[str], see: str, several: str = "") -
     """The value of a flag. Raises UserError if the words are none; `several`: see `_for_several`."""
     name, (kind,) = option.name, _members(option.hint)
     if not words and kind is not bool:
-        raise UserError(name=name, expected=f"{_expected(option.hint)} after it {see}")
+        raise FlagError(name=name, expected=f"{_expected(option.hint)} after it {see}")
     if [word.lower() for word in words] == [NONE]:
         if name in _WITH_ITS_OWN_NONE or NONE in get_args(kind):
             return NONE
@@ -374,7 +366,7 @@ def _converted(option: _Option, words: list[str], see: str, several: str = "") -
         expected = _expected(option.hint) + meant(text, choices)
         if several and kind in (int, float) and "," in text:
             expected += f"; {several.format(name=name, values=text)}"
-        raise UserError(name=name, value=text, expected=f"{expected} {see}") from error
+        raise FlagError(name=name, value=text, expected=f"{expected} {see}") from error
 
 
 def _read(word: str, kind: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config.checks import meant, require
 from ..config.run import RunConfig
-from ..errors import Setting, UserError
+from ..errors import UserError
 from .flags import FOLDERS, Command, positional
 
 
@@ -194,7 +194,7 @@ def run_reproduce(flags: ReproduceFlags) -> None:
         _score(flags)
         return
     if flags.csv is not None:
-        require_writable(Path(flags.csv), Setting("csv"))
+        require_writable(Path(flags.csv), "csv")
     found = reproduce(flags.folders, flags.tokens, **flags.inputs.given)
     if flags.csv is not None:
         write_features(found, flags.csv)
@@ -220,7 +220,7 @@ def _score(flags: ReproduceFlags) -> None:
     (folder,) = flags.folders
     own = results_folder(folder) / RETURN_SCORES
     path = own if flags.csv is None else Path(flags.csv)
-    require_writable(path, Setting("csv"))
+    require_writable(path, "csv")
     (scores,) = return_scores([folder], flags.tokens, **flags.inputs.given).values()
     scores.write(path)
     if flags.json:

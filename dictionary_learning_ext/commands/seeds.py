@@ -15,7 +15,7 @@ from ..activations.cache_manifest import UNFINISHED, CacheDtype, read_manifest
 from ..config.checks import LARGEST_SEED, require
 from ..config.run import NONE, RunConfig, require_same
 from ..config.sae import SAEConfig
-from ..errors import ConfigError, DiskError, Template, UserError
+from ..errors import ConfigError, DiskError, UserError
 from ..run_folder.files import CONFIG, FAILED, RUN_FILES, SAVE_DIR, locked, remove, writing
 from ..run_folder.reading import load_config
 from ..training.plan import Job, plan, require_memory
@@ -47,7 +47,7 @@ def numbers_of(given: str, first: int, is_first_typed: bool) -> list[int]:
             "names the seeds already",
             name="seeds",
             value=given,
-            instead=Template("leave out {seed}"),
+            instead="leave out seed",
         )
     return numbers
 
@@ -158,7 +158,7 @@ def _again(overwrite: bool) -> str:
 
 def _require_this_run(job: Job, cache: Path | None) -> None:
     """Raise a ConfigError if a folder holds another run than this one, or one that failed."""
-    advice = Template("overwrite it with {overwrite}, or choose another {save_dir}")
+    advice = "overwrite it with overwrite=True, or choose another save_dir"
     run = job.config.run if cache is None else replace(job.config.run, activations=str(cache))
     now = replace(job.config, run=run)
     require_same(load_config(job.folder).to_dict(), now.to_dict(), str(job.folder), advice=advice)

@@ -18,15 +18,7 @@ from ..config.run import (
 )
 from ..config.sae import CONFIGS, SAEConfig, Variational, not_used
 from ..config.synthetic_models import is_synthetic, settings_of_run
-from ..errors import (
-    ConfigError,
-    Setting,
-    Template,
-    TrainingError,
-    UserError,
-    in_shell,
-    listed,
-)
+from ..errors import ConfigError, TrainingError, UserError, as_flag, in_shell
 from ..run_folder.files import CONFIG, FAILED, RUNS, at_home, folder_of
 from ..run_folder.reading import (
     failed_in,
@@ -95,8 +87,9 @@ def _prepare(args: list[str]) -> list[str]:
         return args
     if "seeds" in given:
         raise UserError(
-            Template("{data_seed='seed'} is what {seeds} does anyway"),
+            "seeds does that anyway",
             name="data_seed",
+            value="seed",
             instead="leave it out",
         )
     if "seed" not in given:
@@ -136,11 +129,7 @@ def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
     starts = [name for name in ("preset", "config", "resume") if name in given]
     if len(starts) > 1:
         raise UserError(
-            Template(
-                "{starts}: give only one of them; other flags override it",
-                starts=listed(map(Setting, starts), " and "),
-            ),
-            name=starts[-1],
+            f"{' and '.join(map(as_flag, starts))}: give only one of them; other flags override it"
         )
     if starts == ["config"]:
         start = load_config(given["config"], "config")
@@ -262,7 +251,7 @@ def _require_seeds_here(flags: TrainFlags, given: str) -> None:
     """Raise a UserError where one command can't train several seeds."""
     if flags.resume is not None:
         raise UserError(
-            Template("{seeds=} continues by the same command, without {resume}", seeds=given),
+            f"seeds={given!r} continues by the same command",
             name="resume",
             instead="leave it out",
         )
@@ -315,7 +304,7 @@ def _settings(
         if failed and len(failed) == len(saes):
             raise ConfigError(
                 f"{', '.join(map(str, failed))}: failed, see {FAILED} there",
-                instead=Template("choose another {save_dir}, or overwrite it with {overwrite}"),
+                instead="choose another save_dir, or overwrite it with overwrite=True",
             )
         if resume and hooks:  # as `read_run` leaves them out
             base = Path(run.save_dir or RUNS)
@@ -330,7 +319,7 @@ def _settings(
                 "continues in that folder",
                 name="resume",
                 value=str(flags.resume),
-                instead=Template("leave out {save_dir} and {overwrite}"),
+                instead="leave out save_dir and overwrite",
             )
         former, saes, hooks = read_run(flags.resume)
         run = replace(flags.run, save_dir=former.save_dir)
@@ -383,10 +372,9 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
         return False
     same = settings.with_steps(was.run.steps)  # what only follows from the steps is not named
     now = TrainConfig(sae.resolve(same.steps), same)
-    advice = Template(
-        "use the flags it was started with ({former}), or `vsae train --resume {folder}`, "
-        "or for a new run choose another {save_dir}, or {overwrite}",
-        folder=in_shell(folder),
+    advice = (
+        f"use the flags it was started with ({{former}}), or `vsae train --resume {in_shell(folder)}`, "
+        "or for a new run choose another save_dir, or overwrite=True"
     )
     require_same(
         was.to_dict(),
@@ -398,7 +386,7 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
     return True
 
 
-def _advice(flags: TrainFlags) -> Template:
+def _advice(flags: TrainFlags) -> str:
     """What to do where --resume and the other flags differ."""
     assert flags.resume is not None
     folders = run_folders(flags.resume)
@@ -407,15 +395,12 @@ def _advice(flags: TrainFlags) -> Template:
     is_done = all(is_finished(folder, former) for folder in folders)
     if "steps" not in flags.typed or more <= 0 or not is_done:
         return CONTINUE_OR_START
-    return Template(
-        "it is finished; to train {more} steps more, start a new run from its weights: `{vsae} train "
-        "--config {start} --init-from {start} --data-seed {data_seed} --steps {more} --save-dir FOLDER`. "
-        "Its schedules start again, those of the noise and the KL too{each}",
-        more=more,
-        vsae=vsae(),
-        start=in_shell(folders[0]),
-        data_seed=former.data_seed + 1,
-        each=f". So for each of its {len(folders)} SAEs" if len(folders) > 1 else "",
+    start = in_shell(folders[0])
+    each = f". So for each of its {len(folders)} SAEs" if len(folders) > 1 else ""
+    return (
+        f"it is finished; to train {more} steps more, start a new run from its weights: `{vsae()} train "
+        f"--config {start} --init-from {start} --data-seed {former.data_seed + 1} --steps {more} --save-dir FOLDER`. "
+        f"Its schedules start again, those of the noise and the KL too{each}"
     )
 
 
@@ -423,7 +408,7 @@ def _started_from(flags: TrainFlags) -> str:
     """What the settings are, in a line."""
     if flags.preset is None:
         line = f"Settings of {flags.config}, except for the flags given."
-        left_out = ", ".join(Setting(name).as_flag for name in flags.left_out)
+        left_out = ", ".join(flags.left_out)
         return f"{line} Left out, as not used here: {left_out}." if left_out else line
     settings = TrainConfig(flags.sae, flags.run).to_dict()
     shown = {name: settings[name] for name in ("k", "dict_size", "lr", "steps")}

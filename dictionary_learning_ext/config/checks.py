@@ -19,7 +19,7 @@ from typing import (
     get_type_hints,
 )
 
-from ..errors import ConfigError, Template, Text
+from ..errors import ConfigError
 
 LARGEST_SEED = 2**32 - 1
 _SCALE_LIMITS = (1e-18, 1e18)
@@ -30,7 +30,7 @@ class Range(NamedTuple):
 
     words: str
     holds: Callable[[Any], bool]
-    instead: Text = ""
+    instead: str = ""
     """what to do where it is another"""
 
 
@@ -78,7 +78,7 @@ def annotations_of(cls: type) -> dict[str, tuple[Any, list[Range]]]:
     return found
 
 
-def require(condition: bool, name: str, given: Any, expected: Text, *, instead: Text = "") -> None:
+def require(condition: bool, name: str, given: Any, expected: str, *, instead: str = "") -> None:
     """Raise a ConfigError that says what `name` was and what it should have been."""
     if not condition:
         raise ConfigError(name=name, value=given, expected=expected, instead=instead)
@@ -89,7 +89,7 @@ def require_sizes(**sizes: Any) -> None:
     for name, given in sizes.items():
         require_type(name, given, int)
         most = sizes["dict_size"] if name == "k" else given
-        upper = Template("between 1 and {dict_size=}", dict_size=most)
+        upper = f"between 1 and dict_size={most!r}"
         require(1 <= given <= most, name, given, upper if name == "k" else "at least 1")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from ..errors import ConfigError, Setting, Template, listed
+from ..errors import ConfigError, shown
 from .checks import (
     Checked,
     Count,
@@ -142,7 +142,7 @@ class RunConfig(Checked):
     def __post_init__(self):
         super().__post_init__()
         can_measure = self.eval_every is None or self.eval_tokens > 0
-        expected = Template("{eval_tokens} above 0, as it measures on held-out tokens")
+        expected = "eval_tokens above 0, as it measures on held-out tokens"
         require(can_measure, "eval_every", self.eval_every, expected)
         require_max_norm_multiple(self.max_norm_multiple)
         are_different = "" not in self.hooks and len(set(self.hooks)) == len(self.hooks)
@@ -325,7 +325,7 @@ class TrainConfig:
             raise error.within(source, error.instead or "correct it there") from error
 
 
-CONTINUE_OR_START = Template("leave out {flags} to continue it, or start a new run with {config}")
+CONTINUE_OR_START = "leave out {names} to continue it, or start a new run with config"
 
 
 def may_move(was: "RunConfig", now: "RunConfig") -> tuple[str, ...]:
@@ -341,15 +341,14 @@ def require_same(
     *,
     typed: Collection[str] | None = None,
     but: Collection[str] = (),
-    advice: Template = CONTINUE_OR_START,
+    advice: str = CONTINUE_OR_START,
 ) -> None:
     """Raise a ConfigError that names the settings that differ and change the result.
 
     Arguments:
         typed: the settings that were given. The error names no others, if one of these differs.
         but: settings that are not compared.
-        advice: what to do. Its field {flags} becomes the named settings, and {former} these with their
-            former values.
+        advice: what to do. {names} in it becomes the named settings, and {former} these with their former values.
     """
 
     was, now = (json.loads(json.dumps(settings)) for settings in (was, now))
@@ -362,16 +361,13 @@ def require_same(
         return
     if typed is not None:
         names = [name for name in names if name in typed] or names
-    former = {name: Setting(name, was.get(name, _defaults_of(was).get(name))) for name in names}
+    values = {name: was.get(name, _defaults_of(was).get(name)) for name in names}
+    former = {name: f"{name}={shown(value)}" for name, value in values.items()}
     given = {name: now.get(name, _defaults_of(now).get(name)) for name in names}
-    changes = [Template("{former}, not {given!r}", former=former[n], given=given[n]) for n in names]
-    raise ConfigError(
-        Template("{source}: the run has {changes}", source=source, changes=listed(changes, ", ")),
-        name=names[0],
-        instead=advice.filled(
-            flags=listed(map(Setting, names), " "), former=listed(former.values(), " ")
-        ),
-    )
+    changes = [f"{former[n]}, not {given[n]!r}" for n in names]
+    advice = advice.replace("{names}", " and ".join(names))
+    advice = advice.replace("{former}", " and ".join(former.values()))
+    raise ConfigError(f"{source}: the run has {', '.join(changes)}", instead=advice)
 
 
 @dataclass(frozen=True, kw_only=True)

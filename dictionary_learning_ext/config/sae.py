@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, get_args
 
-from ..errors import ConfigError, Setting, Template
+from ..errors import ConfigError, shown
 from .architectures import TRAINED
 from .checks import (
     SCALE,
@@ -57,7 +57,7 @@ DEAD_AFTER_FIRINGS = 400
 experiments/results/dose_truth.md."""
 
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
-_NO_NOISE = Template("for no noise use {posterior='point'}")
+_NO_NOISE = "for no noise use posterior='point'"
 Scale = Annotated[float, SCALE]
 Sigma = Annotated[float, SCALE._replace(instead=_NO_NOISE)]
 LogVariance = Annotated[
@@ -267,7 +267,7 @@ class SAEConfig(Checked):
     def __post_init__(self):
         super().__post_init__()
         k = self.kept_per_token
-        largest = Template("1 to {dict_size=}", dict_size=self.dict_size)
+        largest = f"1 to dict_size={self.dict_size!r}"
         require(k is None or k <= self.dict_size, "k", k, largest)
 
     @property
@@ -345,9 +345,7 @@ class SAEConfig(Checked):
             if name in SCHEDULES and hasattr(self, name) and value is not None:
                 require_type(typed_as, value, int | None)
                 for legal in annotations_of(type(self))[name][1]:
-                    words = Template(
-                        "{range}{steps=}, or none", range=legal.words.removesuffix("1"), steps=steps
-                    )
+                    words = f"{legal.words.removesuffix('1')}steps={steps}, or none"
                     is_legal = legal.holds(value / steps)
                     require(is_legal, typed_as, value, words, instead=legal.instead)
                 value = SCHEDULES[name].share(value, steps)
@@ -395,7 +393,7 @@ class SAEConfig(Checked):
             count, most = (
                 SCHEDULES["decay_start"].count(x, steps) for x in (self.decay_start, after)
             )
-            expected = Template("between {most} and {steps=}", most=most, steps=steps)
+            expected = f"between {most} and steps={steps!r}"
             raise ConfigError(name="decay_start", value=count, expected=expected)
 
     def require_units(self, normalize: Normalize) -> None:
@@ -445,11 +443,9 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
         if self.survival is not None and self.posterior == "fixed":
             _require_one(self, "survival", "sigma")
             _require_one(self, "survival", "noise_to_signal")
-            expected = Template("selection or both with {survival=}", survival=self.survival)
+            expected = f"selection or both with survival={self.survival!r}"
             require(self.noise_on != "values", "noise_on", self.noise_on, expected)
-            below = Template(
-                "below {dict_size=}, so that there is a selection", dict_size=self.dict_size
-            )
+            below = f"below dict_size={self.dict_size!r}, so that there is a selection"
             require(self.kept_per_token != self.dict_size, "k", self.kept_per_token, below)
 
     def unused(self) -> dict[str, str]:
@@ -480,13 +476,10 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
     def require_units(self, normalize: Normalize) -> None:
         if self.noise_to_signal is not None and normalize == "none":
             raise ConfigError(
-                Template(
-                    "{noise_to_signal=} with {normalize='none'}",
-                    noise_to_signal=self.noise_to_signal,
-                ),
                 name="noise_to_signal",
-                expected=Template("{normalize='sqrt_d'} or unit"),
-                instead=Template("give {sigma} in the activations' own units"),
+                value=self.noise_to_signal,
+                expected="normalize='sqrt_d' or unit",
+                instead="give sigma in the activations' own units",
             )
 
     def with_sigma(self, activation_dim: int, normalize: Normalize) -> "Self":
@@ -567,7 +560,7 @@ class ProbabilisticTopKConfig(_UpstreamTopK):
         start, end = self.temperature_start, self.temperature_end
         low, high = 1e-6, 1e6
         require(low <= end, "temperature_end", end, f"at least {low:g}")
-        limits = Template("between {temperature_end=} and {high:g}", temperature_end=end, high=high)
+        limits = f"between temperature_end={end!r} and {high:g}"
         require(end <= start <= high, "temperature_start", start, limits)
 
 
@@ -744,11 +737,9 @@ def _require_one(sae: SAEConfig, *names: str) -> None:
     """Raise a ConfigError if more than one of these options is given: each sets the noise."""
     given = {name: value for name in names if (value := getattr(sae, name)) is not None}
     if len(given) > 1:
-        both = " and ".join(f"{{{name}=}}" for name in given)
+        both = " and ".join(f"{name}={shown(value)}" for name, value in given.items())
         raise ConfigError(
-            Template(f"{both}: expected one of them", **given),
-            name=names[0],
-            instead=Template(f"leave out {' or '.join(f'{{{name}}}' for name in given)}"),
+            f"{both}: expected one of them", instead=f"leave out {' or '.join(given)}"
         )
 
 
@@ -758,7 +749,7 @@ def not_used(name: str, value: Any, who: str) -> ConfigError:
         f"{who} does not use it",
         name=name,
         value=value,
-        instead=Template("leave out {option}", option=Setting(name)),
+        instead=f"leave out {name}",
     )
 
 

@@ -19,7 +19,7 @@ from ..codes.codes import Codes, encode, keep_codes, kept_codes, size_of, text_o
 from ..config.checks import require
 from ..config.run import DeviceMap, RunConfig, Split
 from ..config.synthetic_models import is_synthetic
-from ..errors import ActivationsError, CheckpointError, ConfigError, Setting, Template, Text
+from ..errors import ActivationsError, CheckpointError, ConfigError
 from ..run_folder.comparing import (
     CONTEXTS,
     MEASURED_ON,
@@ -100,7 +100,7 @@ def evaluate_folders(
     }
     results_of = {str(folder): results_folder(folder, out) for folder in folders}
     for folder in results_of.values():
-        require_writable(folder / METRICS, Setting("out"))
+        require_writable(folder / METRICS, "out")
     runs = runs_of(folders, step, **where)
     _require_measured_alike(runs, [n for n in MEASURED_ON if n != "hook"])
     tokens = _own_tokens(runs) if tokens is None else tokens
@@ -117,7 +117,7 @@ def evaluate_folders(
             results[name] = step_setting | metrics | {"measured_on": measured_on(run)}
             config = saes[name][1] if results_of[name] == place_of(name).folder else {}
             path = evaluation_file(results_of[name], config, run, tokens, results[name])
-            write_json(path, results[name], Setting("out"))
+            write_json(path, results[name], "out")
             on_written(path)
     return {name: results[name] for name in runs}
 
@@ -209,7 +209,7 @@ class OpenedFolders:
         except ActivationsError as error:
             if error.name != "activations" or error.instead:
                 raise
-            model = Template("give its place, or {activations='none'} to run the language model")
+            model = "give its place, or activations='none' to run the language model"
             raise error.within("", model) from error
         for name, (dictionary, _) in self.saes.items():
             inputs.hooks[self.run.hook].require_width(
@@ -263,7 +263,7 @@ class OpenedFolders:
             return contexts_of_rows(batches_of(inputs.held_out(hook, tokens)))
         return with_progress(inputs.contexts(hook, split, tokens), tokens)
 
-    def tokenizer(self, what: str, instead: Text) -> Any:
+    def tokenizer(self, what: str, instead: str) -> Any:
         """The language model's tokenizer. The model itself is not loaded for it.
 
         Arguments: see `Inputs.require_language_model`, whose errors it raises.
@@ -350,7 +350,7 @@ def open_sae(
     if loaded is None and not isinstance(lm, str | Path | None):
         raise ConfigError(
             f"lm is a {type(lm).__name__}: expected an nnsight LanguageModel, or its name or folder",
-            instead=Template("use e.g. {lm='embedded'}"),
+            instead="use e.g. lm='embedded'",
         )
     name = str(lm if loaded is None else loaded.module.config._name_or_path)
     dictionary = dictionary_of(sae, device)
@@ -370,7 +370,7 @@ def open_sae(
     inputs = open_inputs(replace(run, eval_tokens=1), [run.hook], language_model=loaded)
     language_model = inputs.require_language_model(
         "features are measured on tokens",
-        Template("give {lm}, and a text to read, e.g. {text='embedded'}"),
+        "give lm, and a text to read, e.g. text='embedded'",
     )
     opened = OpenedSAE(dictionary, language_model, inputs.hooks[run.hook], run, inputs)
     what = sae if isinstance(sae, str | Path) else "the dictionary"

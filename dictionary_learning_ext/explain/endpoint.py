@@ -11,7 +11,7 @@ import openai
 
 from ..codes.contexts import visible
 from ..config.checks import require
-from ..errors import ConfigError, EndpointError, Template, first_line
+from ..errors import ConfigError, EndpointError, first_line
 
 KEY = "OPENAI_API_KEY"
 """The environment variable of the key, which is sent to the endpoint and written nowhere."""
@@ -38,7 +38,7 @@ class _SmallResponses(openai.DefaultAsyncHttpxClient):
                 content += part
                 if len(content) > _MOST_BYTES:
                     what = f"{request.url}: answered with more than {_MOST_BYTES >> 20} MB"
-                    raise EndpointError(what, instead=Template("check {endpoint}"))
+                    raise EndpointError(what, instead="check the endpoint")
         finally:
             await response.aclose()
         decoded = ("content-encoding", "content-length", "transfer-encoding")
@@ -134,21 +134,19 @@ class Endpoint:
             response = await asyncio.wait_for(asked, self._timeout)
         except (asyncio.TimeoutError, openai.APITimeoutError) as error:
             what = f"no whole answer within {self._timeout:g} seconds"
-            raise self._error(what, Template("give a larger {timeout}")) from error
+            raise self._error(what, "give a larger timeout") from error
         except openai.APIStatusError as error:
             reason = self._clean(error.response.text) or "no reason"
             what, remedy = f"answered {error.status_code} ({reason})", ""
             if error.status_code in (401, 403):
                 remedy = f"set {KEY} in the environment"
             elif error.status_code == 404:
-                remedy = Template("check the names of the models and the address in {endpoint}")
+                remedy = "check the names of the models and the address of the endpoint"
             raise self._error(what, remedy) from error
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             what = f"no answer ({type(cause).__name__}: {self._clean(first_line(cause))})"
-            raise self._error(
-                what, Template("check that a server answers at {endpoint}")
-            ) from error
+            raise self._error(what, "check that a server answers at the endpoint") from error
         return self._content(response.text)
 
     def _content(self, text: str) -> str:
@@ -156,7 +154,7 @@ class Endpoint:
             content = json.loads(text)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError):
             what = f"answered with something else than a chat completion ({self._clean(text)})"
-            raise self._error(what, Template("check {endpoint}")) from None
+            raise self._error(what, "check the endpoint") from None
         return self._hidden(content)[-_LONGEST_ANSWER:] if isinstance(content, str) else ""
 
     def _error(self, what: str, remedy: Any) -> EndpointError:

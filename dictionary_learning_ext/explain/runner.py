@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..codes.table import FeatureTable
 from ..config.run import ExplainOptions
-from ..errors import ConfigError, EndpointError, Setting, Template
+from ..errors import ConfigError, EndpointError
 from ..evaluation.folders import open_folders, require_feature
 from ..features.explanations import MISSING, Explanation, Explanations, explanations_in
 from ..features.return_score import return_scores_if_any
@@ -35,7 +35,7 @@ from .questions import (
     question,
 )
 
-_OUT = Setting("out")
+_OUT = "out"
 _CHARACTERS_PER_TOKEN = 4
 _TOKENS_OF_AN_EXPLANATION = 40
 _PAUSE = 10
@@ -163,7 +163,7 @@ def _read_features(folder: str | Path, tokens: int, keep: bool, where: dict[str,
     run = opened.run
     tokenizer = opened.tokenizer(
         "explanations are of tokens",
-        Template("for a language model's, give {activations=None} and {model}"),
+        "for a language model's, give activations=None and model",
     )
     ((dictionary, _),) = opened.saes.values()
     (codes,) = opened.codes(tokens, keep=keep).values()
@@ -199,12 +199,12 @@ def _chosen(measured: _Measured, options: ExplainOptions) -> list[Question]:
     if options.only:
         found = {number: of(number) for number in dict.fromkeys(options.only)}
         if none := [number for number, each in found.items() if each is None]:
-            more = Template("leave it out, or give more {tokens}")
+            more = "leave it out, or give more tokens"
             raise ConfigError(f"feature {none[0]} {too_few}", instead=more)
         return sorted((each for each in found.values() if each), key=lambda each: each.place)
     found = list(islice(filter(None, map(of, measured.order)), options.features))
     if not found:
-        raise ConfigError(f"every feature {too_few}", instead=Template("give more {tokens}"))
+        raise ConfigError(f"every feature {too_few}", instead="give more tokens")
     return found
 
 
@@ -223,7 +223,7 @@ def _known(path: Path, fresh: Explanations, overwrite: bool) -> Explanations:
         differ = ", ".join(f"{n} {there.settings.get(n)!r}" for n in other if n != "SAE")
         raise ConfigError(
             f"{path} holds explanations of another {'SAE' if not differ else f'kind: {differ}'}",
-            instead=Template("give another {out}, or replace them with {overwrite=True}"),
+            instead="give another out, or replace them with overwrite=True",
         )
     return there
 
@@ -332,7 +332,7 @@ async def _answer(
             if (found := read(await endpoint.answer(model, messages))) is not None:
                 return found, ""
     except EndpointError as error:
-        return None, error.as_typed
+        return None, str(error)
     return None, ""
 
 

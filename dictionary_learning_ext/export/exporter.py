@@ -21,7 +21,7 @@ from ..activations.inputs import open_inputs, open_model
 from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
 from ..config.run import RunConfig
-from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, Template
+from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..evaluation.measure import batches_of
 from ..features.explanations import read_explanations
 from ..run_folder.files import EXPORTS, METRICS, writing
@@ -132,7 +132,7 @@ def export(
         language_model, hook_point = open_model(run)
     except LanguageModelError as error:
         where = f"{folder}: an export is compared with the SAE on its language model"
-        raise error.within(where, Template("give its place as {model}")) from error
+        raise error.within(where, "give its place as model") from error
     hook_point.require_width(folder, dictionary.activation_dim, run.model)
     source = ExportedSAE(
         name=folder.resolve().name,
@@ -162,7 +162,7 @@ def export(
             reason = "; its reader has a ReLU, this SAE none (rectify=False)"
             raise CheckpointError(
                 f"{folder} as {form} is not exact: {difference}{'' if source.rectifies else reason}",
-                instead=Template("give {allow_inexact=True} to export it anyway"),
+                instead="give allow_inexact=True to export it anyway",
             )
         with _writing(target):
             if not difference.is_exact:  # the metrics are another SAE's
@@ -220,7 +220,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
     """Turn what the disk refuses into a CheckpointError that names what was asked for."""
-    with writing(target, Setting("out")):
+    with writing(target, "out"):
         try:
             yield
         except CheckpointError as error:  # that names a file of the temporary folder

@@ -36,7 +36,7 @@ from ..config.architectures import (
     import_class,
 )
 from ..config.run import RunConfig
-from ..errors import CheckpointError, Setting, Template, listed
+from ..errors import CheckpointError
 from ..run_folder.files import CONFIG, METRICS, WEIGHTS, write_json
 from ..run_folder.foreign import (
     FOREIGN_CONFIG,
@@ -230,10 +230,8 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
 
 
 def _unsupported(source: ExportedSAE, problem: str, *formats: str) -> CheckpointError:
-    others = listed(Setting("format", each) for each in formats)
-    return CheckpointError(
-        f"{source.name}{problem}", instead=Template("use {others}", others=others)
-    )
+    others = " or ".join(f"format={each!r}" for each in formats)
+    return CheckpointError(f"{source.name}{problem}", instead=f"use {others}")
 
 
 def _require_function(form: ExportFormat, source: ExportedSAE) -> None:
@@ -263,7 +261,7 @@ def _require_threshold(form: ExportFormat, source: ExportedSAE) -> None:
     if threshold.ndim == 0 and threshold < 0:
         raise CheckpointError(
             f"{source.name} has no threshold yet: its training ended before it began to follow one",
-            instead=Template("train it for more steps, or use {format='dictionary-learning'}"),
+            instead="train it for more steps, or use format='dictionary-learning'",
         )
 
 

@@ -28,7 +28,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..activations.stored import UNKNOWN
 from ..config.architectures import BY_DICT_CLASS
 from ..config.checks import require_choice
-from ..errors import CheckpointError, HubError, Template, UserError, first_line
+from ..errors import CheckpointError, HubError, UserError, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
 from ..features.explanations import read_explanations
@@ -178,7 +178,7 @@ def push(
             if not (public or is_private):
                 raise HubError(
                     f"{repo} already exists and is public; nothing was uploaded",
-                    instead=Template("to push to a public repository, give {public=True}"),
+                    instead="to push to a public repository, give public=True",
                 )
             names = sorted({name.split("/")[0] for name in files if "/" in name})
             commit = huggingface_hub.upload_folder(

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..activations.hook_points import block_list_path
-from ..errors import LanguageModelError, Template
+from ..errors import LanguageModelError
 from ..run_folder.weights import in_memory
 from ..trainers.dictionaries import decoder_directions
 
@@ -130,7 +130,7 @@ class LogitLens:
             raise LanguageModelError(
                 f"a {type(hf_model).__name__} has no {missing} beside its blocks: expected one, to"
                 " measure effects on logits",
-                instead=Template("use {logits=False} or another language model"),
+                instead="use logits=False or another language model",
             )
         self._norm = norms[-1]
         self._weight_VD = in_memory(unembedding, "weight", unembedding.weight)

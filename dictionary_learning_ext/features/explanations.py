@@ -21,7 +21,7 @@ from dictionary_learning.dictionary import Dictionary
 from scipy.stats import t as students_t
 
 from ..codes.contexts import visible
-from ..errors import CheckpointError, Setting
+from ..errors import CheckpointError
 from ..run_folder.comparing import unequal
 from ..run_folder.files import EXPLANATIONS, write_text
 from ..run_folder.json_files import read_json
@@ -38,7 +38,7 @@ YES, NO, MISSING = "1", "0", "-"
 LONGEST = 300
 """The most characters of an explanation that are kept."""
 _Z = 1.96
-_OUT = Setting("out")
+_OUT = "out"
 _REPAIR = "delete it, and run `vsae explain` again"
 _SHAPE = {
     "sae": str,

@@ -32,7 +32,7 @@ from ..codes.sinks import sinks_of
 from ..codes.table import FeatureTable
 from ..config.checks import require
 from ..config.run import RunConfig
-from ..errors import ConfigError, LanguageModelError, Template, TextError
+from ..errors import ConfigError, LanguageModelError, TextError
 from ..evaluation.folders import (
     SAE,
     Hook,
@@ -86,7 +86,7 @@ def _encoded(opened: OpenedSAE, sae: SAE, text: Text | None, tokens: int, keep: 
     if text is None and not isinstance(sae, str | Path):
         raise TextError(
             "no text: a dictionary doesn't say which it was trained on",
-            instead=Template("give a text, e.g. {text='embedded'}"),
+            instead="give a text, e.g. text='embedded'",
         )
     if text is None and isinstance(sae, str | Path):
         config = read_config(sae)
@@ -232,7 +232,7 @@ class Features:
         """
         feature = require_feature(feature, len(self))
         kept = self.statistics.top.rows_FT.shape[1]
-        more = Template("for more, give features_of {contexts=}", contexts=n)
+        more = f"for more, give features_of contexts={n!r}"
         require(1 <= n <= kept, "n", n, f"1 to {kept}, the contexts kept", instead=more)
         return as_text(self.statistics.top.of(feature)[:n], self._tokenizer)
 
@@ -454,11 +454,7 @@ def _is_a_path(text: str) -> bool:
             "there is no such file or folder",
             name="text",
             value=text,
-            instead=Template(
-                "for a data set on the hub, use open_text({word!r}); for this word itself, {text=}",
-                word=text,
-                text=[text],
-            ),
+            instead=f"for a data set on the hub, use open_text({text!r}); for this word itself, text={[text]!r}",
         )
     return is_one_word and text.endswith(SUFFIXES)  # `open_text` says that it isn't there
 

@@ -18,7 +18,7 @@ from ..codes.codes import Codes, kept_codes
 from ..config.architectures import ARCHITECTURES
 from ..config.checks import require
 from ..config.run import RunConfig
-from ..errors import Setting, Template, UserError
+from ..errors import UserError
 from ..evaluation.folders import SAE, dictionary_of, open_folders
 from ..evaluation.metrics import METRICS, fve_of
 from ..evaluation.tables import labels, text_table
@@ -207,12 +207,10 @@ def reproduce(
         opened = open_folders(list(configs), saes=saes, **_one_text(configs, where))
         codes = opened.codes(tokens, keep=keep)
     except UserError as error:
-        remedy = Template("use {tokens=0} to compare the decoder directions alone")
+        remedy = "use tokens=0 to compare the decoder directions alone"
         raise error.within(
             "what the features do on a text can't be compared",
-            Template("{instead}; or {remedy}", instead=error.instead, remedy=remedy)
-            if error.instead
-            else remedy,
+            f"{error.instead}; or {remedy}" if error.instead else remedy,
         ) from error
     scores = {
         folder: return_scores_if_any(codes[folder], sae, caveat_on(sae, config, opened.run.model))
@@ -538,7 +536,7 @@ def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
     head += ["correlation"] if found.codes else []
     head += [f"match_in_{name}" for name in names] + (["score"] if found.scores else [])
     with (
-        replacing(Path(path), Setting("csv")) as temporary,
+        replacing(Path(path), "csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         rows: list[list[Any]] = [head]

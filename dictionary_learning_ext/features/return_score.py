@@ -31,7 +31,7 @@ from scipy.stats import rankdata
 
 from ..codes.codes import Codes
 from ..config.architectures import BY_DICT_CLASS, TRAINED
-from ..errors import ConfigError, Setting
+from ..errors import ConfigError
 from ..evaluation.folders import open_folders
 from ..evaluation.metrics import is_near_dead
 from ..evaluation.tables import text_table
@@ -153,7 +153,7 @@ class ReturnScores:
         """A CSV file with a row for each feature: feature, score and the signals, which are empty for a feature
         that was never selected. Raises CheckpointError if it can't be written."""
         with (
-            replacing(path, Setting("csv")) as temporary,
+            replacing(path, "csv") as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
         ):
             columns = [_digits(value_F) for value_F in self.signals.values()]

@@ -17,7 +17,7 @@ import torch as t
 from ..codes.sinks import Sinks, sinks_of
 from ..codes.table import FeatureTable
 from ..config.run import ReportOptions
-from ..errors import ConfigError, Template
+from ..errors import ConfigError
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import labels
@@ -209,7 +209,7 @@ def _require_different(folders: Sequence[str | Path]) -> None:
     places = [target_of(place_of(folder).folder) for folder in folders]
     times = Counter(places)
     if twice := [folder for folder, place in zip(folders, places, strict=True) if times[place] > 1]:
-        remedy = Template("remove it from {against}")
+        remedy = "remove it from against"
         raise ConfigError(f"{twice[0]} is given twice", instead=remedy)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from ..codes.table import LEAST_SELECTIONS
 from ..config.run import ReportOptions, RunConfig
-from ..errors import Setting
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text
 from ..features.reproducibility import AS_DIRECTION
@@ -40,7 +39,7 @@ from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import COLUMNS, Vocabulary, cards, columns, page, rounded
 from .html import as_data, page_html
 
-_OUT = Setting("out")
+_OUT = "out"
 _CURVES = {
     "fve": ("Variance explained (FVE)", "Of 256 tokens of a batch. 1 is a perfect reconstruction."),
     **{

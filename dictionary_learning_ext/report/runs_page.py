@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import plotly.graph_objects as go
 
-from ..errors import CheckpointError, Setting
+from ..errors import CheckpointError
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import labels_of, setting_text, text_table, usual_columns
 from ..features.reproducibility import Measure
@@ -47,7 +47,7 @@ from .many_runs import (
 
 logger = logging.getLogger(__name__)
 
-_OUT = Setting("out")
+_OUT = "out"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig, sink_multiple
-from ..errors import Setting, Template, Text, UserError
+from ..errors import UserError
 from .files import at_home, evaluation
 from .reading import former_evaluation
 from .settings import SEEDS, architecture_of, own_settings, settings_of
@@ -112,17 +112,16 @@ def require_one_setting(
             one, other = getattr(first, name), getattr(run, name)
             if same_setting(name, one, other):
                 continue
-            advice: Text = "evaluate folders with different settings separately"
+            advice = "evaluate folders with different settings separately"
             if name in LEAVING_OUT:
-                given = Setting(name, True if isinstance(one, bool) else one or other)
-                advice = Template("give {given} to measure both the same way", given=given)
+                given = f"{name}={True if isinstance(one, bool) else one or other}"
+                advice = f"give {given} to measure both the same way"
             raise error(unlike(name, first_name, one, folder, other), instead=advice)
 
 
-def unlike(name: str, first: str, one: Any, folder: str, other: Any) -> Template:
+def unlike(name: str, first: str, one: Any, folder: str, other: Any) -> str:
     """What an error says of two runs that differ in a setting."""
-    said = "{folder}: its run has {setting}, but {first} has {one!r}"
-    return Template(said, folder=folder, setting=Setting(name, other), first=first, one=one)
+    return f"{folder}: its run has {name}={other!r}, but {first} has {one!r}"
 
 
 def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from ..config.names import automatic_name
 from ..config.run import TrainConfig
-from ..errors import CheckpointError, ConfigError, Setting, Template, in_shell
+from ..errors import CheckpointError, ConfigError, in_shell
 
 try:
     import fcntl
@@ -199,21 +199,18 @@ def require_free(folder: Path, overwrite: bool) -> None:
             f"already holds {'an unfinished' if is_unfinished else 'a'} run ({', '.join(there)})",
             name="save_dir",
             value=str(folder),
-            instead=Template(
-                "{resume}choose another, or overwrite it with {overwrite=True}",
-                resume=resume if is_unfinished else "",
-            ),
+            instead=f"{resume if is_unfinished else ''}choose another, or overwrite it with overwrite=True",
         )
 
 
 # --- writing
 
-SAVE_DIR = Setting("save_dir")
-"""What is named where a run folder can't be written."""
+SAVE_DIR = "save_dir"
+"""The setting that is named where a run folder can't be written."""
 
 
 @contextmanager
-def writing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
+def writing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
     """Turn an error of the disk into a CheckpointError that says what to do.
 
     Arguments:
@@ -225,11 +222,11 @@ def writing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
         remedy = "free some space or choose" if is_of_a_full_disk(error) else "choose"
         raise CheckpointError(
             f"{path} can't be written ({error.strerror or error})",
-            instead=Template("{remedy} another {elsewhere}", remedy=remedy, elsewhere=elsewhere),
+            instead=f"{remedy} another {elsewhere}",
         ) from error
 
 
-def require_writable(path: Path, elsewhere: Setting | str = SAVE_DIR) -> None:
+def require_writable(path: Path, elsewhere: str = SAVE_DIR) -> None:
     """Raise a CheckpointError if a file can't be written, before what takes long. Nothing is left there."""
     with writing(path, elsewhere):
         if path.is_dir():
@@ -257,7 +254,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[Path]:
+def replacing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[Path]:
     """A temporary path next to `path`, which it replaces if all goes well.
 
     Raises: CheckpointError if the disk refuses; `path` is then unchanged.
@@ -296,12 +293,12 @@ def usual_mode(path: Path) -> Iterator[None]:
     path.chmod(mode)
 
 
-def write_json(path: Path, content: Any, elsewhere: Setting | str = SAVE_DIR) -> None:
+def write_json(path: Path, content: Any, elsewhere: str = SAVE_DIR) -> None:
     """Write `content`, atomically. Raises CheckpointError if the disk refuses."""
     write_text(path, json.dumps(content, indent=2, default=str) + "\n", elsewhere)
 
 
-def write_text(path: Path, text: str, elsewhere: Setting | str = SAVE_DIR) -> None:
+def write_text(path: Path, text: str, elsewhere: str = SAVE_DIR) -> None:
     """Write a text file, atomically. Raises CheckpointError if the disk refuses."""
     with replacing(path, elsewhere) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -332,7 +329,7 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
+def locked(folder: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
     """Be the only process that writes to a folder, which is created if missing.
 
     The operating system releases the lock however the process ends. A folder that is still empty
@@ -352,9 +349,7 @@ def locked(folder: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
                 file.seek(0)
                 raise ConfigError(
                     f"{folder}: {file.read().strip() or 'another process'} is writing there",
-                    instead=Template(
-                        "wait until it ends or choose another {elsewhere}", elsewhere=elsewhere
-                    ),
+                    instead=f"wait until it ends or choose another {elsewhere}",
                 ) from error
             except OSError as error:
                 logger.warning(

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from ..config.run import RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
-from ..errors import CheckpointError, ConfigError, Setting, Template, in_shell
+from ..errors import CheckpointError, ConfigError, in_shell
 from .files import (
     CHECKPOINTS,
     CONFIG,
@@ -75,7 +75,7 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     if (form := format_of(folder)) is not None:
         if step is not None:
             what = f"{folder}: {form}'s, and has no checkpoints of steps"
-            raise CheckpointError(what, instead=Template("leave out {step}"))
+            raise CheckpointError(what, instead="leave out step")
         return foreign_config(folder, form, overrides)
     if not path.is_file():
         raise _missing(folder, CONFIG)
@@ -98,7 +98,7 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: no checkpoint of step {step}" + ("" if there else "; there are none"),
             expected=f"one of {', '.join(map(str, there))}" if there else "",
-            instead="" if there else Template("train with {save_steps}"),
+            instead="" if there else "train with save_steps",
         )
     return config
 
@@ -129,7 +129,7 @@ def _unfinished(folder: Path, config: dict[str, Any]) -> CheckpointError:
     if (folder / FAILED).is_file():
         return CheckpointError(
             f"{folder}: its training failed, see {FAILED} there",
-            instead=Template("train again, or load a checkpoint with {step}"),
+            instead="train again, or load a checkpoint with step",
         )
     reached = max(steps_of(folder), default=0)
     steps = settings_in(config, folder / CONFIG).get("steps")
@@ -164,7 +164,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
 
     Raises: ConfigError.
     """
-    path, given = at_home(path), Template("{setting} ", setting=Setting(name)) if name else ""
+    path = at_home(path)
     try:
         with readable():
             path = path / CONFIG if path.is_dir() else path
@@ -173,10 +173,10 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
             settings = settings_in(read_json(path, Any, "copy it again"), path)
     except FileNotFoundError as error:
         what = f"{path}: no such file or folder; {EXPECTED}, or its {CONFIG}"
-        raise ConfigError(Template("{given}{what}", given=given, what=what), name=name) from error
+        raise ConfigError(what, name=name) from error
     except CheckpointError as error:
         what = str(error)
-        raise ConfigError(Template("{given}{what}", given=given, what=what), name=name) from error
+        raise ConfigError(what, name=name) from error
     where = ["save_dir", "overwrite"]  # a new run goes elsewhere and overwrites nothing
     if settings.get("noise_to_signal") is not None:
         where.append("sigma")  # follows from it, for this run's own k and D
@@ -294,10 +294,7 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
             asdict(first.run),
             asdict(other.run) | {"hook": first.run.hook},
             f"--resume {folder}: holds different runs ({first_name} and {name} differ)",
-            advice=Template(
-                "resume each by itself, e.g. --resume {folder}",
-                folder=in_shell(folder / first_name),
-            ),
+            advice=f"resume each by itself, e.g. --resume {in_shell(folder / first_name)}",
         )
     is_one = (folder / CONFIG).is_file()
     only = folder if is_one or others else folder / first_name

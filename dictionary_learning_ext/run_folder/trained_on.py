@@ -9,7 +9,7 @@ from typing import Any
 from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, DeviceMap, RunConfig, TrainConfig
 from ..devices import chosen_device
-from ..errors import CheckpointError, ConfigError, Setting, Template, listed
+from ..errors import CheckpointError, ConfigError
 from .comparing import same_model, same_setting
 from .files import CONFIG, METRICS
 from .reading import former_evaluation, read_config
@@ -112,8 +112,7 @@ def runs_of(
     if first is None or (multiple := runs[first].max_norm_multiple) is None:
         return runs
     for folder in unsaid:
-        flag = Setting("max_norm_multiple", multiple).as_flag
-        logger.info("%s: using %s, from %s", folder, flag, first)
+        logger.info("%s: using max_norm_multiple=%g, from %s", folder, multiple, first)
         runs[folder] = replace(runs[folder], max_norm_multiple=multiple)
     return runs
 
@@ -136,8 +135,8 @@ def _named_by(folder: str | Path, config: dict[str, Any], given: dict[str, Any])
         known = given | found
         taken = {n: v for n, v in values.items() if known[n] is None and v is not None}
         if taken:
-            flags = " ".join(Setting(name, value).as_flag for name, value in taken.items())
-            logger.info("%s: using %s, from its %s", folder, flags, source)
+            words = " ".join(f"{name}={value}" for name, value in taken.items())
+            logger.info("%s: using %s, from its %s", folder, words, source)
         found |= taken
     return found
 
@@ -161,10 +160,7 @@ def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, 
         }
         raise ConfigError(
             f"{folder}: its files name {' and '.join(unknown[name] for name in missing)}",
-            instead=Template(
-                "give {missing}" + (_HOOKS if "hook" in missing else ""),
-                missing=listed(map(Setting, missing), " and "),
-            ),
+            instead=f"give {' and '.join(missing)}{_HOOKS if 'hook' in missing else ''}",
         )
     found = {"text_packing": "truncate"} | settings_named_in(config)
     if "data" not in found and known["data"] is None:
@@ -197,5 +193,5 @@ def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> Non
         side = {"in": "the input of ", "out": "the output of "}.get(str(io), "")
         raise CheckpointError(
             f"{folder}: trained on {side}layer {layer}, not on {hook}",
-            instead=Template("use {hook=}", hook=trained_on),
+            instead=f"use hook={trained_on!r}",
         )

@@ -30,7 +30,7 @@ from transformer_lens import HookedTransformer
 
 from ..activations.hook_points import block_of_output
 from ..config.architectures import BenchEvaluation
-from ..errors import BenchError, Template
+from ..errors import BenchError
 from ..evaluation.metrics import Totals, computed, shown_in
 from ..trainers.dictionaries import k_of
 from .data import heldout_text
@@ -206,7 +206,7 @@ def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings
         raise BenchError(
             f"it was trained on {sae.cfg.hook_name}; SAE Bench measures absorption only at the output"
             " of a block (blocks.N.hook_resid_post)",
-            instead=Template("leave absorption out of {evals}"),
+            instead="leave absorption out of evals",
         )
     with stopped_after(settings.model, layer):
         return _absorption(sae, name, config, settings, layer)
@@ -221,7 +221,7 @@ def _absorption(
             f"{settings.name} at {sae.cfg.hook_name} does not encode enough first letters: linear "
             f"probes find {len(known)} with F1 > {config.min_GT_probe_f1}, and SAE Bench needs "
             f"{config.min_feats_for_eval}",
-            instead=Template("leave absorption out of {evals}"),
+            instead="leave absorption out of evals",
         )
     shared: dict[str, Any] = {
         "model": settings.model,

@@ -290,7 +290,7 @@ class _BenchRun:
             results.setdefault(job.label, {})[evaluation] = found
         except Exception as error:  # SAE Bench's code can raise anything; the others still run
             if isinstance(error, UserError):
-                cause = error.as_typed
+                cause = str(error)
                 log.unlink(missing_ok=True)
             else:
                 cause = f"{type(error).__name__}: {first_line(error)[:300]}"

@@ -22,7 +22,7 @@ def main(device: str, save_dir: str, *names: str) -> int:
     except Interrupted as stop:
         return stop.exit_code
     except UserError as error:
-        logger.error("%s", error.as_typed)
+        logger.error("%s", error)
         return 2
     return 0
 

@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 
 from ..config.names import automatic_name
 from ..config.run import TrainConfig, require_same
-from ..errors import ConfigError, Interrupted, Template, TrainingError, UserError, first_line
+from ..errors import ConfigError, Interrupted, TrainingError, UserError, first_line
 from ..run_folder.files import (
     CONFIG,
     FAILED,
@@ -36,9 +36,7 @@ from .devices import train_on
 
 logger = logging.getLogger(__name__)
 
-_ANOTHER_SWEEP = Template(
-    "to continue that sweep, give {former}; for another, choose another {save_dir}"
-)
+_ANOTHER_SWEEP = "to continue that sweep, give {former}; for another, choose another save_dir"
 
 
 def run_sweep(
@@ -127,11 +125,11 @@ def _train(chunks: list[Chunk], devices: Sequence[str], at_once: int) -> list[st
         try:
             chunk.train()
         except TrainingError as error:  # names its SAEs
-            failures.append(error.as_typed)
+            failures.append(str(error))
         except UserError as error:
             if len(chunks) == 1 or _hits_all(error):
                 raise
-            failures.append(f"{chunk}: {error.as_typed}")
+            failures.append(f"{chunk}: {error}")
             logger.error("%s", failures[-1])
     return failures
 
@@ -192,7 +190,7 @@ def _begin(wanted: Manifest, save_dir: Path) -> None:
     if former and former.runs != wanted.runs and _has_begun(former, save_dir):
         raise ConfigError(
             f"{save_dir}: holds another sweep of {len(former.runs)} runs, e.g. {former.runs[0]}",
-            instead=Template("choose another {save_dir}"),
+            instead="choose another save_dir",
         )
     write_json(save_dir / SWEEP, asdict(wanted))
 

@@ -15,7 +15,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geo
 from dictionary_learning.trainers.trainer import get_lr_schedule
 
 from ..config.checks import require
-from ..errors import ConfigError, Template
+from ..errors import ConfigError
 from .optimizers import GuardedAdam, UnitNormAdam
 from .ranks import ALONE, Ranks
 
@@ -188,9 +188,7 @@ class SamplingTrainer(ABC):
         if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(b_dec):
             raise ConfigError(
                 f"activations of shape {tuple(x.shape)} from {source}",
-                expected=Template(
-                    "(batch, {activation_dim=}), at least one row", activation_dim=len(b_dec)
-                ),
+                expected=f"(batch, activation_dim={len(b_dec)!r}), at least one row",
             )
         return x.to(b_dec)
 

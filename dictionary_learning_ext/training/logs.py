@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run import TrainConfig
-from ..errors import CheckpointError, ConfigError, Template, first_line
+from ..errors import CheckpointError, ConfigError, first_line
 from ..run_folder.files import CONFIG, HISTORY, METRICS, WANDB, WEIGHTS, remove, sync, writing
 from ..run_folder.reading import read_history, read_metrics_if_any
 from ..run_folder.resume_points import ResumePoint
@@ -181,7 +181,7 @@ class WandbLog:
                 f"wandb can't start ({first_line(error)})",
                 name="wandb",
                 value=mode,
-                instead=Template("log in with `wandb login`, or use {wandb='offline'}"),
+                instead="log in with `wandb login`, or use wandb='offline'",
             ) from error
         self.id: str = self._run.id
         # The server says what it has of a run that is resumed. Offline nobody does.

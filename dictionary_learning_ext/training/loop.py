@@ -26,7 +26,7 @@ from ..config.checks import require
 from ..config.run import SAMPLE_TOKENS, RunConfig
 from ..config.sae import SAEConfig
 from ..devices import chosen_device, without_auto
-from ..errors import CheckpointError, Interrupted, NonFiniteError, Template, TrainingError, in_shell
+from ..errors import CheckpointError, Interrupted, NonFiniteError, TrainingError, in_shell
 from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels
 from ..progress import ProgressLines, progress
@@ -192,7 +192,7 @@ def prepare(
     """
     settings = replace(planned.settings, device=device)
     chosen_device(device)
-    on_a_gpu = Template("False, or {device='cuda'}")
+    on_a_gpu = "False, or device='cuda'"
     require(not settings.tf32 or device.startswith("cuda"), "tf32", settings.tf32, on_a_gpu)
     # Between steps a fill of the buffer can be interrupted, but not where other ranks wait for its end.
     before_batch = None if processes.are_several else signals.check
@@ -316,9 +316,9 @@ def _require_none_failed(sae_runs: Sequence[SAERun]) -> None:
         saved = f"; trained and saved: {', '.join(others)}" if others else ""
         if all(one.can_resume for one in failed):
             again = resuming_command([one.folder for one in failed])
-            instead = Template("continue with `{again}`{saved}", again=again, saved=saved)
+            instead = f"continue with `{again}`{saved}"
         else:
-            instead = Template("lower {lr}{saved}", saved=saved)
+            instead = f"lower lr{saved}"
         raise TrainingError("; ".join(str(one.failure) for one in failed), instead=instead)
 
 

@@ -15,7 +15,7 @@ from ..config.checks import require, require_type
 from ..config.run import MIDDLE, RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
-from ..errors import ConfigError, Template
+from ..errors import ConfigError
 from ..run_folder.files import RUNS, folder_of, require_free
 from ..run_folder.reading import is_finished
 from .processes import launched, require_one_task
@@ -140,7 +140,7 @@ def _require_together(
             value=run.wandb,
             expected="one SAE, as a sweep's agent gives one run of wandb, and got "
             f"{len(saes)} ({', '.join(saes)})",
-            instead=Template("give a single {hook}, e.g. as a parameter of the sweep"),
+            instead="give a single hook, e.g. as a parameter of the sweep",
         )
 
 
@@ -229,7 +229,7 @@ def require_memory(jobs: Iterable[Job], widths: Mapping[str, int], device: str, 
         raise ConfigError(
             f"the weights, gradients and optimizer of the SAEs need {size(needed)}B of memory, and"
             f" {'this machine' if on_cpu else device} has {size(there)}B",
-            instead=Template("lower {dict_size}"),
+            instead="lower dict_size",
         )
 
 

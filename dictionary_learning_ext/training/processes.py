@@ -25,15 +25,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from ..errors import (
-    ConfigError,
-    Interrupted,
-    LanguageModelError,
-    Setting,
-    Template,
-    TrainingError,
-    in_shell,
-)
+from ..errors import ConfigError, Interrupted, LanguageModelError, TrainingError, in_shell
 from ..run_folder.files import CONFIG
 
 if TYPE_CHECKING:
@@ -97,20 +89,20 @@ class Processes:
                 f"{self.local_count} processes can't share one device",
                 name="device",
                 value=device,
-                instead=Template("use {device='cuda'}, and each takes one of its own"),
+                instead="use device='cuda', and each takes one of its own",
             )
         import torch
 
         devices = torch.cuda.device_count()
         mine = int(number) if number else self.local_rank
         if mine >= devices:
-            fewer = f"--nproc-per-node {devices}" if devices else Setting("device", "cpu")
+            fewer = f"--nproc-per-node {devices}" if devices else "device='cpu'"
             raise ConfigError(
                 f"torchrun started {self.local_count} processes on a machine that has {devices} CUDA "
                 "devices, and each needs one of its own",
                 name="device",
                 value=device,
-                instead=Template("use {fewer}", fewer=fewer),
+                instead=f"use {fewer}",
             )
         torch.cuda.set_device(mine)
         return f"cuda:{mine}"

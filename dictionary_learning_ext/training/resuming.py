@@ -16,7 +16,7 @@ from ..activations.rows import drawn_seed
 from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.run import may_move, require_same
 from ..config.sae import SAEConfig
-from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, Template, in_shell
+from ..errors import CheckpointError, ConfigError, LanguageModelError, in_shell
 from ..run_folder.foreign_weights import load_foreign
 from ..run_folder.reading import read_config
 from ..run_folder.resume_points import ResumePoint, newest_points
@@ -187,23 +187,21 @@ def _require_fit(sae: SAEConfig, source: Any) -> None:
         own = TRAINED[sae.architecture].dict_class
         problem = f"its class is {given}, not {own} (architecture {sae.architecture})"
         fitting = [name for name in TRAINED if given in _fitting_classes(name)]
-        other = Setting("architecture", fitting[0]) if fitting else None
+        other = f"architecture={fitting[0]!r}" if fitting else None
     elif source.dict_size != sae.dict_size:
         problem = f"its dict_size is {source.dict_size}, not {sae.dict_size}"
-        other = Setting("dict_size", source.dict_size)
+        other = f"dict_size={source.dict_size}"
     elif k is not None and int(source.k) != k:
         problem = f"its k is {int(source.k)}, not {k}"
         has_k = "k" in sae.options
-        other = Setting("k", int(source.k)) if has_k else Setting("architecture", "vsae_top_k")
+        other = f"k={int(source.k)}" if has_k else "architecture='vsae_top_k'"
     else:
         return
     raise ConfigError(
         problem,
         name="init_from",
         value=sae.init_from,
-        instead=Template("give {other}", other=other)
-        if other
-        else "no architecture starts from this class",
+        instead=f"give {other}" if other else "no architecture starts from this class",
     )
 
 
@@ -236,7 +234,7 @@ def start_from(
             f"{hook.activation_dim} wide",
             name="init_from",
             value=sae.init_from,
-            instead=Template("give another {model} or {hook}"),
+            instead="give another model or hook",
         )
     given = for_raw_activations(source, 1 / norm_factor).state_dict()  # in training units
     own = trainer.ae.state_dict()  # shares the weights' memory

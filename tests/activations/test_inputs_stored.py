@@ -135,7 +135,7 @@ def test_a_run_resumes_where_its_activations_have_moved(
     command = ["train", "--resume", run.save_dir]
     assert "no such folder" in refused(command, capsys)
     line = refused([*command, "--activations=none"], capsys)
-    assert "leave out --activations" in line
+    assert "leave out activations" in line
     assert main([*command, f"--activations={tmp_path / 'after'}"]) == 0
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["run"]["settings"]
     assert settings["activations"] == str(tmp_path / "after"), "so that it is found later"
@@ -310,7 +310,7 @@ def test_held_out_tokens_that_are_missing_are_said_before_training(
     for folder, held_out in ((own, 100), (tmp_path / "cache", 0)):
         line = refused([*train_, "--n-ctxs=50", f"--activations={folder}"], capsys)
         said = f"has {held_out} held-out tokens; expected at least 2,048 to evaluate on; use"
-        assert f"{said} --eval-tokens 0" in line
+        assert f"{said} eval_tokens=0" in line
     assert not (tmp_path / "run").exists()
 
 

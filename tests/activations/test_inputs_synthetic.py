@@ -110,7 +110,7 @@ def test_a_kept_model_that_is_damaged_is_one_line_that_names_the_folder(capsys):
     (folder / "synthetic_model.safetensors").write_bytes(b"damaged")
     line = refused(["train", f"--model={TINY}"], capsys)
     assert line.startswith(
-        f"vsae: --model {TINY}: expected a model that SAELens can read in {folder}"
+        f"vsae: model='{TINY}': expected a model that SAELens can read in {folder}"
     )
     assert "; delete " in line
 

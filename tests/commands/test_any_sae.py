@@ -104,7 +104,7 @@ def test_two_of_sparsify_of_two_sizes(tokens, sparse, where, capsys):
         line = refused(command, capsys)
         assert "no certain language model" in line
         assert "lm_name" not in line
-        assert "give --model; or use --tokens 0" in line
+        assert "give model; or use tokens=0" in line
         assert main([*command, *where]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tokens"] == int(tokens)
@@ -200,8 +200,8 @@ def test_what_no_file_names_is_asked_for_by_its_flag(library, tmp_path, where, m
     else:
         folder = of_sparsify(tmp_path / "layers.0.mlp")
     command = ["eval", str(folder), "--tokens", "64"]
-    assert "; give --model and --hook (" in refused(command, capsys)
-    assert "; give --hook (" in refused([*command, *where], capsys)
+    assert "; give model and hook (" in refused(command, capsys)
+    assert "; give hook (" in refused([*command, *where], capsys)
     assert main([*command, *where, "--hook", HOOK]) == 0
     capsys.readouterr()
     assert main(command) == 0, "it is remembered"
@@ -215,10 +215,10 @@ def test_two_places_are_refused_unless_the_flag_says_that_they_are_one(tmp_path,
         for seed, (hook, name) in enumerate(zip(hooks, names, strict=True))
     ]
     line = refused(["reproduce", saes[0], saes[1], "--tokens", "0"], capsys)
-    assert "--model gpt2-small, but" in line
+    assert "model='gpt2-small', but" in line
     command = ["reproduce", str(saes[0]), "--tokens", "0", "--model", "gpt2"]
     assert main([*command, str(saes[1])]) == 0, "a block's input is the output of the one before"
-    assert "--hook blocks.1.hook_resid_post" in refused([*command, saes[2]], capsys)
+    assert "hook='blocks.1.hook_resid_post'" in refused([*command, saes[2]], capsys)
 
 
 # --- the guide's commands of public SAEs

@@ -13,7 +13,7 @@ from dictionary_learning_ext.config.run import (
     require_same,
 )
 from dictionary_learning_ext.config.sae import OPTION_NAMES
-from dictionary_learning_ext.errors import ConfigError, Template, UserError
+from dictionary_learning_ext.errors import ConfigError, UserError
 
 
 def test_checkpoint_steps():
@@ -92,7 +92,7 @@ def test_another_data_seed_is_named_with_the_default_where_a_folder_lacks_it():
     del was["data_seed"]
     now = TrainConfig().updated({"data_seed": 1}, "x").to_dict()
     with pytest.raises(ConfigError, match=r"data_seed=0, not 1; give data_seed=0$"):
-        require_same(was, now, "x", advice=Template("give {former}"))
+        require_same(was, now, "x", advice="give {former}")
 
 
 def test_saes_are_measured_every_so_many_steps_and_at_the_end():

@@ -205,7 +205,7 @@ def rename_trainer(folder):
 
 REFUSED = [
     ("vsae", no_spoiling, "--format sea-lens", "--format sea-lens: expected one of .*sae-lens"),
-    ("vsae", no_spoiling, "--format sae-lens --tokens 0", "--tokens 0: expected above 0"),
+    ("vsae", no_spoiling, "--format sae-lens --tokens 0", "tokens=0: expected above 0"),
     ("vsae", no_spoiling, "--format sae-lens --model embedded", r"of embedded is \d+ wide"),
     ("vsae", no_spoiling, "--format sae-lens --data ./none.txt", r"none\.txt"),
     ("vsae", no_spoiling, "--format sae-lens --out .", r"--out \.: already there and not empty"),

@@ -133,7 +133,7 @@ def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
     assert main(["reproduce", *gone]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "not/here" in error
-    assert "use --tokens 0 " in error
+    assert "use tokens=0 " in error
     assert main(["reproduce", *gone, "--tokens", "0"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"as a direction +in what they do +FVE\n-+\n.* - +0\.\d+$", out, re.M)
@@ -142,7 +142,7 @@ def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
     assert found["tokens"] == 0
     assert "jaccard" not in found["mean"]
     assert main(["reproduce", *gone, "--tokens", "-1"]) == 2
-    assert "--tokens -1" in capsys.readouterr().err
+    assert "tokens=-1" in capsys.readouterr().err
     with pytest.raises(LanguageModelError, match="tokens=0"):
         reproduce(gone, tokens=None)
 
@@ -185,7 +185,7 @@ def test_a_damaged_folder_is_not_told_to_leave_out_the_text(seeds, tmp_path, cap
     damaged = shutil.copytree(seeds[1], tmp_path / "damaged")
     (damaged / "ae.pt").write_bytes(b"no weights")
     assert main(["reproduce", seeds[0], str(damaged)]) == 2
-    assert "--tokens" not in capsys.readouterr().err
+    assert "tokens=" not in capsys.readouterr().err
 
 
 def normalized(dictionary):
@@ -301,7 +301,7 @@ def test_a_csv_that_can_not_be_written_is_refused_before_anything_is_measured(
         for path in (tmp_path / "file" / "x.csv", tmp_path):
             line = refused(["reproduce", *folders, "--csv", path], capsys)
             assert str(path) in line
-            assert "another --csv" in line
+            assert "another csv" in line
 
 
 def test_other_contexts_are_compared_on_the_first_ones(seeds, tmp_path, caplog):

@@ -401,7 +401,7 @@ def test_an_sae_without_k_has_scores_unless_every_feature_fires_at_every_token()
     assert return_scores_if_any(dense, sae) is None
     with pytest.raises(ReturnScoreError, match=rf"AutoEncoder\).* all {F} ") as refused:
         return_scores_of(dense, sae)
-    assert "vsae reproduce FOLDER SECOND_FOLDER" in refused.value.as_typed
+    assert "vsae reproduce FOLDER SECOND_FOLDER" in str(refused.value)
 
 
 OURS = "dictionary_learning"
@@ -493,7 +493,7 @@ def test_one_folder_is_ordered_and_its_scores_are_written(folder, capsys, tmp_pa
 
 def test_one_folder_needs_tokens(folder, capsys):
     assert main(["reproduce", str(folder), "--tokens", "0"]) == 2
-    assert "--tokens 0: expected above 0" in capsys.readouterr().err
+    assert "tokens=0: expected above 0" in capsys.readouterr().err
 
 
 def direction(fit, name):

@@ -99,7 +99,7 @@ def test_what_is_not_json_gets_one_error(damage, name, tmp_path):
     assert repair in message
     assert len(message.splitlines()) == 1
     if name == "config.json":
-        with pytest.raises(ConfigError, match=r"config .*JSON \("):
+        with pytest.raises(ConfigError, match=r"config: .*JSON \("):
             load_config(folder, "config")
 
 
@@ -121,14 +121,14 @@ def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
     [
         (None, load_config, "config.json: no such file"),
         (b"{", load_config, "config.json: .*JSON"),
-        (b"{", lambda path: read_run(path.parent), "^resume .*config.json: .*JSON"),
+        (b"{", lambda path: read_run(path.parent), "^resume: .*config.json: .*JSON"),
         ({"trainer": TRAINER, "run": {}}, load_config, r"no run\.settings"),
         (
             {"trainer": TRAINER, "run": {"settings": 3}},
             load_config,
             r"no run\.settings",
         ),
-        ({"run": 3}, lambda path: load_config(path, "config"), r"^config .*no run\.settings"),
+        ({"run": 3}, lambda path: load_config(path, "config"), r"^config: .*no run\.settings"),
     ],
 )
 def test_a_config_that_gives_no_settings_is_refused_with_the_flag_that_gave_it(
@@ -152,7 +152,7 @@ def test_a_file_that_may_not_be_read_is_one_error(name, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(CheckpointError, match=r"\.json.?: .*\(Permission denied\); ch"):
         READERS[name][0](tmp_path)
-    with pytest.raises(ConfigError, match=f"^config {tmp_path}/config.json: "):
+    with pytest.raises(ConfigError, match=f"^config: {tmp_path}/config.json: "):
         load_config(tmp_path, "config")
 
 
@@ -322,7 +322,7 @@ DAMAGED_CONFIGS = {
     "a size in words": (trainer(dict_size="many"), "trainer.dict_size is 'many'"),
     "another width": (trainer(activation_dim=8), "so activation_dim=16, but config.json says 8"),
     "an unknown setting": (setting(betta=1), "unknown setting 'betta'; did you mean 'beta'"),
-    "a command for a number": (setting(k="$(touch executed)"), r"--k '\$\(touch executed\)'"),
+    "a command for a number": (setting(k="$(touch executed)"), r"k='\$\(touch executed\)'"),
     "a model that is nowhere": (setting(model="../../nowhere"), r"'\.\./\.\./nowhere'"),
     "a hook that is none": (setting(hook="blocks.0.__class__"), r"blocks\.0\.__class__"),
     "a text with an escape": (setting(data="./\x1b[31m.txt"), r"\\x1b\[31m"),

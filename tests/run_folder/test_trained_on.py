@@ -99,7 +99,7 @@ def test_a_folder_of_upstreams_that_names_a_hook_point_needs_neither(made, caplo
     )
     (line,) = caplog.messages
     assert line == (
-        f"{folder}: using --model here/pythia-70m --hook blocks.2.hook_mlp_out, from its settings"
+        f"{folder}: using model=here/pythia-70m hook=blocks.2.hook_mlp_out, from its settings"
     )
     measured_on = {"model": "moved/pythia-70m", "hook": "blocks.2.hook_mlp_out", "data": "book.txt"}
     write_metrics(folder, json.dumps({"measured_on": measured_on}))
@@ -107,13 +107,13 @@ def test_a_folder_of_upstreams_that_names_a_hook_point_needs_neither(made, caplo
     run = run_of(folder)
     assert (run.model, run.data) == ("moved/pythia-70m", "book.txt")
     assert caplog.messages == [
-        f"{folder}: using --model moved/pythia-70m --data book.txt, from its metrics.json",
-        f"{folder}: using --hook blocks.2.hook_mlp_out, from its settings",
+        f"{folder}: using model=moved/pythia-70m data=book.txt, from its metrics.json",
+        f"{folder}: using hook=blocks.2.hook_mlp_out, from its settings",
     ]
     assert run_of(folder, "given/pythia-70m").model == "given/pythia-70m"
     caplog.clear()
     run_of(folder, "given/pythia-70m", "blocks.2.hook_mlp_out")
-    assert caplog.messages[0].endswith("using --data book.txt, from its metrics.json")
+    assert caplog.messages[0].endswith("using data=book.txt, from its metrics.json")
     write_metrics(folder, "{")
     assert run_of(folder).model == "here/pythia-70m"
 

@@ -180,17 +180,17 @@ def test_a_full_disk_keeps_what_is_finished(one, monkeypatch):
 
 
 REFUSED = {
-    "--evals core,scrr": r"--evals scrr: expected one of core, scr",
-    "--evals ,": r"--evals '': expected",
-    "--bench-seeds 0": r"--bench-seeds 0: expected at least 1",
-    "--evals scr --train-size 0": r"--train-size 0: expected at least 16",
-    "--evals scr --test-size 1": r"--test-size 1: expected at least 16",
-    "--floor --data ./nowhere": r"--data ./nowhere: no such folder; expected embedded, hub",
-    "--evals core --probing-sets all": r"--probing-sets all: expected sae_probes in evals",
+    "--evals core,scrr": r"evals='scrr': expected one of core, scr",
+    "--evals ,": r"evals='': expected",
+    "--bench-seeds 0": r"bench_seeds=0: expected at least 1",
+    "--evals scr --train-size 0": r"train_size=0: expected at least 16",
+    "--evals scr --test-size 1": r"test_size=1: expected at least 16",
+    "--floor --data ./nowhere": r"data='./nowhere': no such folder; expected embedded, hub",
+    "--evals core --probing-sets all": r"probing_sets='all': expected sae_probes in evals",
     "--evals sae_probes --model nowhere --probing-sets glue": r"sae-probes has no data set 'glue'",
     "--model elsewhere": r"language model 'elsewhere' can't be loaded",
     "--hook blocks.1.hook_resid_post": r"trained on hook blocks\.0.*, not on blocks\.1",
-    "--evals tpp --train-size 100000": r"--train-size 100000: expected at most \d+ for tpp",
+    "--evals tpp --train-size 100000": r"train_size=100000: expected at most \d+ for tpp",
     "nobody/nothing": r"no such repo on the hub",
 }
 
@@ -243,7 +243,7 @@ def test_saes_with_and_without_a_rule_are_benched_with_the_flag_that_is_named(on
     both = ["bench", str(one), str(trained["top_k"]), "--evals", "core", *shlex.split(FLAGS)]
     assert main(both) == 2
     error = capsys.readouterr().err
-    assert re.search(r"; give --max-norm-multiple 10(\.0)? ", error.strip())
+    assert re.search(r"; give max_norm_multiple=10(\.0)? ", error.strip())
     assert main([*both, "--max-norm-multiple", "10"]) == 0
 
 

@@ -431,7 +431,7 @@ def test_a_folder_holds_the_runs_of_one_setting(sweep_file, calls, tmp_path, cap
     for flag, change in (("steps", "24, not 12"), ("batch-size", "32, not 12")):
         line = refused([*command, f"--{flag}=12"], capsys)
         assert f"the run has --{flag} {change};" in line
-        assert "--save-dir" in line
+        assert "save_dir" in line
     assert calls == []
 
 
@@ -514,7 +514,7 @@ def test_a_hook_point_that_the_cache_lacks_is_refused_before_anything_is_written
 ):
     flags = [f"--activations={small_cache}", "--hook=blocks.9.hook_mlp_out"]
     line = refused(["sweep", sweep_file(), *flags, f"--save-dir={tmp_path / 's'}"], capsys)
-    assert f"--hook blocks.9.hook_mlp_out: the cache {small_cache} has {HOOK}, {OTHER};" in line
+    assert f"hook='blocks.9.hook_mlp_out': the cache {small_cache} has {HOOK}, {OTHER};" in line
     assert not (tmp_path / "s").exists()
 
 

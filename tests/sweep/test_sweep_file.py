@@ -208,7 +208,7 @@ BAD = {
         of(betta={"value": 1}),
         r"sweep\.yaml: no such flag: --betta; did you mean --beta\?",
     ),
-    "a value out of range": (of(k={"values": [33]}), r"sweep\.yaml: --k 33.*dict.size.32"),
+    "a value out of range": (of(k={"values": [33]}), r"sweep\.yaml: k=33.*dict_size=32"),
     "no values": (of(k={"values": []}), r"parameter 'k': values is \[\]; expected a list"),
     "no values to draw from": (
         {"method": "random", "run_cap": 2, "parameters": {"k": {"values": []}}},
@@ -262,7 +262,7 @@ BAD = {
     ),
     "the seed as data seed, without a seed": (
         of(data_seed={"value": "seed"}),
-        r"sweep\.yaml: --data-seed seed: takes the value of --seed, which is not given; add",
+        r"sweep\.yaml: data_seed='seed': takes the value of --seed, which is not given; add",
     ),
     "several hook points in one run": (
         of(hook={"value": "blocks.0.hook_mlp_out,blocks.1.hook_mlp_out"}),

@@ -420,7 +420,7 @@ def test_sinks_are_named_at_each_hook_point_unless_they_are_left_out(
         assert len(said) == expected
         for text, hook in zip(said, hooks.values(), strict=False):
             assert text.startswith(f"{hook}: some activations ")
-            assert "--max-norm-multiple 10 " in text
+            assert "max_norm_multiple=10 " in text
 
 
 @pytest.mark.parametrize(

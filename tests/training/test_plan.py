@@ -32,11 +32,11 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
     (tmp_path / "runs" / "there").mkdir(parents=True)
     (tmp_path / "runs" / "there" / "ae.pt").write_bytes(b"weights")
     cases = {
-        "--k 600": "--k 600: expected 1 to --dict-size 512",
-        "--decay-start 5000": "--decay-start 5000: expected above 0 and less than --steps 4000",
-        "--normalize none": "expected --normalize sqrt_d or unit",
+        "--k 600": "k=600: expected 1 to dict_size=512",
+        "--decay-start 5000": "decay_start=5000: expected above 0 and less than steps=4000",
+        "--normalize none": "expected normalize='sqrt_d' or unit",
         "--architecture relu --k 3": "architecture relu does not use it",
-        "--data ./nothing.txt": "--data ./nothing.txt: no such file; expected an existing file",
+        "--data ./nothing.txt": "data: ./nothing.txt: no such file; expected an existing file",
         "--save-dir runs/there": "already holds a run (ae.pt)",
         "--init-from runs/none": "no such folder; expected one that holds a trained SAE",
         "--k many": "--k many: expected a whole number",
@@ -115,7 +115,7 @@ def test_the_hook_point_of_stored_activations_is_their_own(small_cache, cached_r
     write_small(tmp_path / "one", cached_run, hooks=["blocks.0.hook_resid_post"])
     stored = replace(cached_run, activations=str(tmp_path / "one"), hook=RunConfig.hook)
     assert plan(stored, {"a": A}).settings.hook == "blocks.0.hook_resid_post"
-    with pytest.raises(ActivationsError, match="choose with hook"):
+    with pytest.raises(ActivationsError, match="choose one with hook"):
         plan(replace(stored, activations=str(small_cache)), {"a": A})
 
 
@@ -141,7 +141,7 @@ def test_too_large_an_sae_is_refused_before_anything_is_loaded(
     save_dir = tmp_path / "run"
     command = ["train", *flags, "--dict-size=1000000000", f"--save-dir={save_dir}"]
     line = refused(command, capsys)
-    assert "machine has 24.0GB; lower --dict-size" in line
+    assert "machine has 24.0GB; lower dict_size" in line
     assert not save_dir.exists()
 
 
