@@ -2,8 +2,9 @@
 
 import logging
 import sys
+from contextlib import redirect_stdout
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TextIO, cast
 
 from .commands.bench import BENCH
 from .commands.cache import CACHE, HOOKS
@@ -61,8 +62,22 @@ def _command(name: str, processes: Processes) -> Command[Any]:
     return COMMANDS[name]
 
 
+class _Printable:
+    """An output in which control characters, of a folder's name for example, are escaped."""
+
+    def __init__(self, output: TextIO):
+        self._output = output
+
+    def write(self, text: str) -> int:
+        return self._output.write(printable(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._output, name)
+
+
 def _say(why: str) -> None:
     """Why the command ends, in a line. Of several processes that end alike, one says it."""
+    why = why.replace("\n", "\\n")
     if is_first_to_say(why):
         print(printable(f"vsae: {why}"), file=sys.stderr, flush=True)
 
@@ -89,8 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"vsae {version('dictionary-learning-ext')}", flush=True)
             return 0
         command = _command(args[0], processes)
-        command.run(parse(command, args[1:]))
-        sys.stdout.flush()  # so that its errors are ours to tell
+        with redirect_stdout(cast(TextIO, _Printable(sys.stdout))):
+            command.run(parse(command, args[1:]))
+            sys.stdout.flush()  # so that its errors are ours to tell
     except UserError as error:
         _say(str(error))
         return 2

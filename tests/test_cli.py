@@ -117,3 +117,15 @@ def test_what_comes_from_a_file_moves_no_cursor(monkeypatch, capsys):
     assert main(["compare", "a"]) == 2
     said = capsys.readouterr().err
     assert said.splitlines() == [r"WARNING: a\x1b[2J", r"vsae: b\x1b[2J"]
+
+
+def test_what_users_named_is_printed_without_control_characters(monkeypatch, capsys):
+    def run(flags):
+        print("wrote runs/\x1b[2Jmine\tand more")
+        raise UserError("runs/a\nb: no such folder")
+
+    monkeypatch.setitem(COMMANDS, "metrics", replace(COMMANDS["metrics"], run=run))
+    assert main(["metrics"]) == 2
+    out, error = capsys.readouterr()
+    assert out == "wrote runs/\\x1b[2Jmine\tand more\n"
+    assert error == "vsae: runs/a\\nb: no such folder\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..config.architectures import ExportFormat
-from ..errors import CheckpointError, UserError, in_shell, printable
+from ..errors import CheckpointError, UserError, in_shell
 from .flags import FOLDER, Command, positional, vsae
 from .measure import InputFlags
 
@@ -63,7 +63,7 @@ def run_export(flags: ExportFlags) -> None:
         except UserError as error:
             if not inside:
                 raise
-            print(printable(f"not exported: {error}"))
+            print(f"not exported: {error}")
             refused += 1
         else:
             _print_exported(exported, flags)
@@ -136,14 +136,14 @@ def run_push(flags: PushFlags) -> None:
         **vars(flags.inputs),
     )
     if flags.show_card:
-        print(printable(pushed.card))
+        print(pushed.card)
         return
     for name, size in pushed.files.items():
-        print(f"{size:>12,} {printable(name)}")
+        print(f"{size:>12,} {name}")
     for (_, form), error in pushed.left_out.items():
-        print(printable(f"not as {form}: {error}"))
+        print(f"not as {form}: {error}")
     for name in pushed.unfinished:
-        print(f"not uploaded: {printable(name)}, whose run is not finished")
+        print(f"not uploaded: {name}, whose run is not finished")
     if pushed.url is None:
         visibility = "public" if flags.public else "private"
         print(
