@@ -64,6 +64,7 @@ def rows_of(group: Row) -> list[Row]:
     """Train the SAEs of a group, and measure them."""
     size: dict[str, Any] = {"dict_size": group["multiple"] * D, "seed": group["seed"]}
     size["k"] = size["dict_size"] // RATIO
+    size["dead_feature_threshold"] = STEPS * 256 // 10  # the default when the first seed ran
     rows = [{"arm": "TopK", "beta": None}]
     saes = {"TopK": sae_config(architecture="top_k", **size)}
     for arm, (scale, options) in ARMS.items():
@@ -106,6 +107,7 @@ def measure_as_run(_: argparse.Namespace) -> None:
         "k": 16 * D // RATIO,
         "lr": 8e-4,
         "decay_start": 0.8,
+        "dead_feature_threshold": 1600 * RATIO,
     }
     for seed in SEEDS:
         if any(row["seed"] == seed for row in content["as_run"]):
