@@ -328,7 +328,7 @@ def test_saes_of_other_places_are_refused(name, seeds, tmp_path, capsys):
     again = changed(seeds[1], tmp_path / "again", **{name: "another"})
     assert main(["reproduce", seeds[0], again]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"{again}: its run has --{name} another, but {seeds[0]} has " in error
+    assert f"{again}: its run has {name}='another', but {seeds[0]} has " in error
     assert f" {name}" in error
     with pytest.raises(ReproducibilityError, match=f"{name}='another'"):
         agreement(seeds[0], again)
