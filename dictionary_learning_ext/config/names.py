@@ -103,8 +103,7 @@ def _in_order(names: Collection[str]) -> list[str]:
 
 
 def is_automatic(name: str) -> bool:
-    """Whether a folder has a name that nobody chose: one of ours, of any version, or of upstream's
-    `trainSAE`."""
+    """Whether a folder has a name that nobody chose: one of ours, or of upstream's `trainSAE`."""
     return bool(re.fullmatch(r".+_seed\d+(_.+)?_[0-9a-f]{6}|trainer_\d+", name))
 
 

@@ -21,6 +21,7 @@ from ..activations.inputs import open_inputs, open_model
 from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
 from ..config.run import RunConfig
+from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..evaluation.measure import batches_of
 from ..features.explanations import read_explanations
@@ -111,6 +112,7 @@ def export(
     require(tokens > 0, "tokens", tokens, "above 0")
     require_own(folder, "export")
     folder = Path(folder)
+    device = chosen_device(device)
     dictionary, config = load_dictionary(folder, device)
     explanations = read_explanations(folder, dictionary)
     dictionary: Any = dictionary.float()  # pyright: ignore[reportAttributeAccessIssue]
@@ -155,7 +157,7 @@ def export(
         reading_model = replace(run, activations=None)
         inputs = open_inputs(reading_model, [run.hook], language_model=language_model)
         held_out = inputs.held_out(run.hook, tokens)
-        read_back = read(form, temporary, source, run.device)
+        read_back = read(form, temporary, source, device)
         batches = (x_BD.double() for x_BD in batches_of(held_out))
         difference = compare(dictionary.double(), read_back, batches)
         if not (difference.is_exact or allow_inexact):

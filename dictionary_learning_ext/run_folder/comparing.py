@@ -30,8 +30,6 @@ MEASURED_ON = (
 """The settings that SAEs must share to be measured together."""
 CONTEXTS = ("text_packing", "ctx_len", "dtype")
 """Of these, those that say how a text is read."""
-_BEFORE = {"text_column": RunConfig.text_column}
-"""Of evaluations that were made before a setting was there: what it was."""
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
@@ -63,11 +61,11 @@ def evaluation_file(
     """
     settings = own_settings(config)
     if former := former_evaluation(folder):
-        own = _BEFORE | former.get("measured_on", {}) | {"tokens": former.get("tokens")}
+        own = former.get("measured_on", {}) | {"tokens": former.get("tokens")}
         # A text may end early.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
     elif settings:
-        own = _BEFORE | settings | {"tokens": settings.get("eval_tokens")}
+        own = settings | {"tokens": settings.get("eval_tokens")}
         own["max_norm_multiple"] = sink_multiple(settings)
         same_tokens = own["tokens"] in (None, 0, tokens)
     else:
@@ -126,7 +124,7 @@ def unlike(name: str, first: str, one: Any, folder: str, other: Any) -> str:
 
 def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What each of several metrics.json was measured on: its settings, and how many tokens."""
-    settings = {name: _BEFORE | metrics.get("measured_on", {}) for name, metrics in results.items()}
+    settings = {name: metrics.get("measured_on", {}) for name, metrics in results.items()}
     names = sorted({name for each in settings.values() for name in each})
     return {
         folder: {name: settings[folder].get(name) for name in names}

@@ -27,7 +27,7 @@ from .files import (
 from .foreign import RECOGNISED, foreign_config, format_of
 from .json_files import Shape, read_json, readable
 from .sae_names import EXPECTED, place_of, results_folder
-from .settings import own_settings, settings_in, without_removed
+from .settings import settings_in
 
 _SEEDS: Shape = {"seed": int | None, "data_seed": int | None}
 _CONFIG: Shape = {
@@ -86,9 +86,6 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
         raise _with_saes_inside(folder) or CheckpointError(what)
     if (factor := config["trainer"].get("norm_factor", 1.0)) <= 0:
         raise CheckpointError(f"{path}: trainer.norm_factor is {factor}, expected a number above 0")
-    config["trainer"] = without_removed(config["trainer"])
-    if settings := own_settings(config):
-        config["run"]["settings"] = without_removed(settings)
     if step is None:
         if not (folder / WEIGHTS).is_file():
             is_begun = "run" in config and not (folder / METRICS).is_file()

@@ -6,35 +6,60 @@ A point is written to a file of another name, which is then renamed. The last tw
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypedDict
 
-from ..errors import CheckpointError, first_line, in_shell
-from .files import RESUME, WEIGHTS, remove, resume_point, sync, writing
+from ..errors import CheckpointError, first_line
+from .files import WEIGHTS, remove, resume_point, sync, writing
 from .reading import steps_of
 from .weights import read_tensors, save_tensors
 
 KEPT = 2
 
 
-class ResumePoint(NamedTuple):
-    """A resume point, read and checked."""
+class RankState(TypedDict):
+    """What each process of a run has of its own."""
+
+    batches: dict[str, Any]
+    """Its place in the training data: a `BatchSource.state_dict`."""
+    generators: dict[str, str]
+    """The states of the trainer's random generators, in hex."""
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """All that an SAE's run needs to resume."""
 
     step: int
     """How many updates were made before it."""
+    settings: dict[str, Any]
+    """Of the run and of its SAE, as flags have them."""
     trainer: dict[str, Any]
-    """For `load_trainer_state`."""
-    rest: dict[str, Any]
-    """What the run needs besides the trainer."""
+    """Weights, optimiser, schedules and counters, for `load_trainer_state`."""
+    norm_factor: float
+    """What raw activations are divided by."""
+    ranks: list[RankState]
+    """By rank; of one process, one."""
+    machines: int
+    """How many the processes ran on."""
+    hashes: dict[str, str]
+    """Of what the batches depend on, see `Inputs.hashes`."""
+    versions: dict[str, Any]
+    """Of the packages, and the number of threads: what decides the last digits of a result."""
+    metrics_bytes: int
+    """The length of metrics.jsonl."""
+    wandb_id: str | None
+    """wandb's run, if there is one."""
 
 
-def save_point(folder: Path, step: int, trainer: Any, rest: dict[str, Any]) -> None:
+def save_point(folder: Path, point: ResumePoint) -> None:
     """Write a resume point, and delete all but the last two.
 
     Raises: CheckpointError if the disk refuses. The earlier points are kept.
     """
-    path = resume_point(folder, step)
-    save_tensors(path, {"step": step, "trainer": trainer, "run": rest})
+    path = resume_point(folder, point.step)
+    save_tensors(path, vars(point))
     with writing(path):
         sync(path.parent)
         for old in steps_of(folder)[:-KEPT]:
@@ -52,8 +77,7 @@ def load_point(folder: Path, step: int) -> ResumePoint:
     """Read a point, on the CPU. Raises CheckpointError if its file is missing or damaged."""
     path = resume_point(folder, step)
     try:
-        state = read_tensors(path)
-        return ResumePoint(step, state["trainer"], state["run"])
+        return ResumePoint(**read_tensors(path))
     except Exception as error:  # bytes of any content raise anything
         raise CheckpointError(
             f"{path}: incomplete or damaged resume point ({type(error).__name__}:"
@@ -72,9 +96,6 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
     Raises: CheckpointError if there are points and none can be used.
     """
     there = {folder: steps_of(folder) for folder in folders}
-    for folder, steps in there.items():
-        if not steps:
-            _require_no_former(folder)
     problems: list[str] = []
     common = set.intersection(*map(set, there.values()))
     for step in sorted(common, reverse=True):
@@ -92,14 +113,3 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
         f"no step to resume from: expected a resume point of one step in every folder ({found}); "
         "what is trained is kept: measure it with `vsae eval FOLDER`"
     )
-
-
-def _require_no_former(folder: Path) -> None:
-    """Raise a CheckpointError if a folder's points are of version 0.2, which wrote a folder for each."""
-    if any(path.is_dir() for path in (folder / RESUME).glob("step_*")):
-        where = in_shell(folder)
-        raise CheckpointError(
-            f"{folder}: its resume points are of an earlier version, which this one can't read",
-            instead="continue it with that version, or start it again with `vsae train --config "
-            f"{where} --save-dir {where} --overwrite`",
-        )

@@ -1,7 +1,7 @@
 """What a config.json says, as settings. Imports no torch.
 
     own_settings        those of its run, as they stand there; empty in upstream's and other libraries' folders
-    settings_in         the same, to train with: removed options are refused
+    settings_in         the same; refused where there are none
     settings_of         those that its SAE uses, to compare SAEs by
     settings_named_in   where its activations came from, to measure on
     architecture_of, seeds_of
@@ -17,14 +17,12 @@ from ..config.architectures import BY_DICT_CLASS
 from ..config.hooks import hook_name
 from ..config.run import RunConfig
 from ..config.sae import OPTION_NAMES, SAEConfig, in_shares
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError
 from .files import CONFIG
 from .sae_names import EXPECTED
 
 SEEDS = ("seed", "data_seed")
 """The settings in which runs of one setting differ."""
-_DELETED = {"prior": (None, "fixed"), "free_bits": (None, 0.0)}
-"""Removed options, with the values that changed nothing. See also `without_removed`."""
 _OF_THE_BUFFER = {
     "ctx_len": "ctx_len",
     "text": "data",
@@ -45,7 +43,7 @@ def own_settings(config: dict[str, Any]) -> dict[str, Any]:
 def settings_in(config: Any, path: Path) -> dict[str, Any]:
     """A run's settings in its config.json.
 
-    Raises: CheckpointError if there are none, ConfigError if they have an option that was removed.
+    Raises: CheckpointError if there are none.
     """
     try:
         settings = config["run"]["settings"]
@@ -55,27 +53,7 @@ def settings_in(config: Any, path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: has no run.settings, which `vsae train` writes; {EXPECTED}, or its {CONFIG}"
         )
-    settings = without_removed(settings)
-    deleted = [name for name in _DELETED if name in settings]
-    deleted += ["kl_schedule"] if settings.get("kl_schedule") == "cyclical" else []
-    if deleted:
-        name = deleted[0]
-        raise ConfigError(
-            f"{path}: {name}={settings[name]!r} was removed from the options; train again without it"
-        )
     return settings
-
-
-def without_removed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of any version, without the removed options that changed nothing.
-
-    kl_cycle_steps always had a value; only kl_schedule=cyclical used it.
-    """
-    return {
-        name: value
-        for name, value in settings.items()
-        if name != "kl_cycle_steps" and value not in _DELETED.get(name, ())
-    }
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:

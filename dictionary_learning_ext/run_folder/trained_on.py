@@ -8,7 +8,6 @@ from typing import Any
 
 from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, DeviceMap, RunConfig, TrainConfig
-from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError
 from .comparing import same_model, same_setting
 from .files import CONFIG, METRICS
@@ -83,7 +82,7 @@ def run_of(
             "another folder"
         )
     changes |= {
-        "device": chosen_device(device),
+        "device": device,
         "activations": activations,
         "text_column": text_column,
         "remove_bos": remove_bos,

@@ -24,6 +24,7 @@ from ..activations.inputs import open_model
 from ..config.architectures import BENCHED, BenchEvaluation
 from ..config.checks import require, require_choice
 from ..config.run import RunConfig
+from ..devices import chosen_device
 from ..errors import BenchError, CheckpointError, UserError, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import endings_of
@@ -117,6 +118,7 @@ def bench(
     paths = {str(folder): adapter.local_folder(folder) for folder in folders}
     for path in paths.values():
         require_own(path, "bench")
+    device = chosen_device(device)
     left_out: Any = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
     runs = {
         name: run_of(path, model, hook, None, device, **left_out) for name, path in paths.items()

@@ -16,7 +16,6 @@ from pathlib import Path
 from signal import SIGINT
 from typing import Any, get_type_hints
 
-from ..config.names import automatic_name
 from ..config.run import TrainConfig, require_same
 from ..errors import ConfigError, Interrupted, TrainingError, UserError, first_line
 from ..run_folder.files import (
@@ -61,7 +60,7 @@ def run_sweep(
         command: what to type to continue.
         on_begin: called with the number that is trained together, before anything is trained.
 
-    Returns: the run folders, by name. Those that an earlier version began keep their names.
+    Returns: the run folders, by name.
 
     Raises: ConfigError if save_dir holds another sweep, or there is no such device; other UserErrors
     for what no run can be trained with, e.g. a full disk; TrainingError, after all others have run, if
@@ -72,7 +71,6 @@ def run_sweep(
     for device in devices:
         chosen_device(device, "devices")
     own_devices = [] if devices else [chosen_device(one.run.device) for one in configs.values()]
-    configs = _as_named_before(configs, save_dir)
     for folder, config in ((save_dir / name, config) for name, config in configs.items()):
         if (folder / CONFIG).is_file():
             was, now = load_config(folder).to_dict(), config.to_dict()
@@ -149,7 +147,7 @@ class Manifest:
     runs: list[str]
     """The names of the run folders."""
     settings: dict[str, dict[str, Any]]
-    """Of each run; empty in the file of an earlier version."""
+    """Of each run, by its name."""
     name: str | None
     """The sweep's, which groups its runs in wandb."""
     command: str | None
@@ -169,13 +167,11 @@ def _read(save_dir: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        content = read_json(path, get_type_hints(Manifest))
-        new = content.get("settings", {}), content.get("name")
-        manifest = Manifest(content["runs"], *new, content["command"])
+        manifest = Manifest(**read_json(path, get_type_hints(Manifest)))
         for name in manifest.runs:
             require_inside(name)
         return manifest
-    except (ValueError, KeyError) as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(
             f"{path}: damaged ({first_line(error)}); delete it and rerun the sweep's command to continue"
         ) from error
@@ -193,12 +189,6 @@ def _begin(wanted: Manifest, save_dir: Path) -> None:
             instead="choose another save_dir",
         )
     write_json(save_dir / SWEEP, asdict(wanted))
-
-
-def _as_named_before(configs: dict[str, TrainConfig], save_dir: Path) -> dict[str, TrainConfig]:
-    """The same, by the names with which an earlier version began this sweep in the folder, if it did."""
-    by_hash = {automatic_name(config): config for config in configs.values()}
-    return by_hash if any((save_dir / name / CONFIG).is_file() for name in by_hash) else configs
 
 
 def chunk_in(save_dir: Path, names: Sequence[str], device: str) -> Chunk:

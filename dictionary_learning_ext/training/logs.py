@@ -56,8 +56,8 @@ class RunLog:
         with writing(self._history):
             content = self._history.read_bytes() if self._history.exists() else b""
             with self._history.open("ab") as file:  # which may have been deleted, or shortened
-                file.truncate(content.rfind(b"\n", 0, point.rest["metrics_bytes"]) + 1)
-        self._former_id = point.rest["wandb_id"]
+                file.truncate(content.rfind(b"\n", 0, point.metrics_bytes) + 1)
+        self._former_id = point.wandb_id
         try:
             self.open_wandb(group, self._former_id)
         except ConfigError as error:  # e.g. without a network

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -51,11 +52,10 @@ from .processes import (
 from .resuming import (
     checked_points,
     continue_batches,
+    rank_state,
     require_same_inputs,
     restore,
-    shared_state,
     start_from,
-    state_for_resume,
     trained_sae,
 )
 from .sae_run import SAERun, versions
@@ -125,13 +125,13 @@ def carry_out(
     with saying_if_a_rank_is_lost(planned.folders):
         join(rank_timeout)  # every rank has planned, and none has written
         if planned.is_finished:
-            _say_again(planned, processes)
+            _log_finished_run(planned, processes)
         else:
             own_folders = planned.folders if processes.is_first else []
             with all_locked(own_folders), interrupts(processes.are_several) as signals:
                 with _nothing_is_written(), _tf32(planned.settings.tf32):
-                    prepared = prepare(planned, device, processes, signals, group, on_start)
-                run(prepared)
+                    training = prepare(planned, device, processes, signals, group, on_start)
+                run(training)
     return {job.name: job.folder for job in planned.jobs}
 
 
@@ -144,7 +144,7 @@ def _nothing_is_written() -> Iterator[None]:
         raise stop.when("before the first step; nothing was written or changed") from stop
 
 
-def _say_again(planned: Plan, processes: Processes) -> None:
+def _log_finished_run(planned: Plan, processes: Processes) -> None:
     logger.info("%s: already finished; nothing to do", planned.settings.save_dir)
     if processes.is_first:
         for job in planned.jobs:
@@ -155,24 +155,71 @@ def _say_again(planned: Plan, processes: Processes) -> None:
 
 
 @dataclass
-class Prepared:
-    """A run that can begin: what may be refused has been checked. Its folders are as they were."""
+class Training:
+    """SAEs in training. What may be refused has been checked, and their folders are as they were until `begin`."""
 
     settings: RunConfig
     """With this process's device."""
     inputs: Inputs
     batches: Batches
-    """From where the run begins."""
+    """From where the run begins or continues."""
     sae_runs: list[SAERun]
     """With random weights, those of a trained SAE, or those of their resume points."""
     points: list[ResumePoint]
     """The resume points, without the weights. Empty for a run that starts."""
-    depends_on: dict[str, Any]
-    """Hashes and versions, which resume points hold."""
+    hashes: dict[str, str]
+    """Of what the batches depend on."""
     group: str | None
     """What wandb groups the runs by."""
     processes: Processes
     signals: Interrupts
+    step: int
+    """How many updates were made, between two of them."""
+    saved_at: float
+    """When the last resume points were written, in seconds."""
+
+    @property
+    def active(self) -> list[SAERun]:
+        """The SAEs that have not failed."""
+        return [one for one in self.sae_runs if one.failure is None]
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """What the progress bar calls each SAE, by its folder."""
+        configs = {
+            str(one.folder): {
+                "trainer": one.trainer.config,
+                "run": {"settings": one.config.stored()},
+            }
+            for one in self.sae_runs
+        }
+        return labels(configs)
+
+    def next_batches(self) -> dict[str, t.Tensor]:
+        """This step's activations at each hook point, in training units."""
+        factors = {one.settings.hook: one.norm_factor for one in self.sae_runs}
+        return {
+            hook: x_BD.to(self.settings.device, t.float32).div_(factors[hook])
+            for hook, x_BD in self.batches.next().items()
+        }
+
+    @property
+    def is_point_due(self) -> bool:
+        """Whether --save-every asks for a resume point before this step."""
+        every_steps, every_seconds = self.settings.save_interval()
+        if every_seconds is not None:
+            is_due = self.processes.any(time.monotonic() - self.saved_at >= every_seconds)
+        else:
+            is_due = every_steps is not None and self.step % every_steps == 0
+        return is_due and self.step > 0
+
+    def write_resume_points(self, saes: Sequence[SAERun]) -> None:
+        """Write a resume point of each SAE, before this step's batch is handed out."""
+        places = self.batches.state_dicts()
+        for one in saes:
+            own = rank_state(one.trainer, places[one.settings.hook])
+            one.write_resume_point(self.step, self.processes.gather(own), self.hashes)
+        self.saved_at = time.monotonic()
 
 
 def prepare(
@@ -182,7 +229,7 @@ def prepare(
     signals: Interrupts,
     group: str | None,
     on_start: Callable[[Sequence[Path], str], None],
-) -> Prepared:
+) -> Training:
     """Open what a run reads, and build or restore its SAEs.
 
     Everything that may be refused is, from the cheapest to what takes longest, but for wandb.
@@ -208,18 +255,17 @@ def prepare(
     inputs.load()
     if settings.eval_tokens and processes.is_first:
         inputs.require_held_out()
-    depends_on = inputs.hashes() | {"versions": versions() | {"threads": t.get_num_threads()}}
-    processes.require_alike(depends_on)
+    hashes = inputs.hashes()
+    processes.require_alike(hashes)
     batches = inputs.training_batches()
     samples = _samples(inputs, settings) if processes.is_first else {}
     if points:
-        require_same_inputs(jobs, points, depends_on)
+        require_same_inputs(jobs, points, hashes, versions())
         norm_factors = continue_batches(batches, jobs, points, processes.rank)
         energies = dict.fromkeys(norm_factors, 1.0)  # a point holds what follows from them
     else:
-        energies = processes.means(
-            batches.mean_squared_norms()
-        )  # fills the buffer: most of the wait
+        own_energies = batches.mean_squared_norms()  # fills the buffer: most of the wait
+        energies = processes.means(own_energies)
         norm_factors = batches.norm_factors(energies)
         if processes.is_first:
             _warn_of_sinks(inputs, settings)
@@ -230,9 +276,18 @@ def prepare(
         energy = energies[job.hook] / norm_factor**2
         trainer = _built(job, hook, norm_factor, energy, device, processes, source, point)
         sae_runs.append(SAERun(job, trainer, norm_factor, processes, samples.get(job.hook)))
-    points = [point._replace(trainer={}) for point in points]  # the weights are freed
-    return Prepared(
-        settings, inputs, batches, sae_runs, points, depends_on, group, processes, signals
+    return Training(
+        settings=settings,
+        inputs=inputs,
+        batches=batches,
+        sae_runs=sae_runs,
+        points=[replace(point, trainer={}) for point in points],  # the weights are freed
+        hashes=hashes,
+        group=group,
+        processes=processes,
+        signals=signals,
+        step=points[0].step if points else 0,
+        saved_at=time.monotonic(),
     )
 
 
@@ -279,40 +334,143 @@ def _samples(inputs: Inputs, settings: RunConfig) -> dict[str, Sample]:
 # --- run
 
 
-def run(prepared: Prepared) -> None:
+def run(training: Training) -> None:
     """Take the steps, save, and evaluate."""
-    settings, sae_runs = prepared.settings, prepared.sae_runs
+    settings, processes = training.settings, training.processes
     code = 1
     try:
-        with prepared.signals.deferred():
-            if prepared.processes.is_first and not prepared.points:
-                open_all([one.log for one in sae_runs], prepared.group)  # may be refused
-            prepared.processes.meet()  # every rank is prepared, and none has written
-            if prepared.processes.is_first:
-                _begin(prepared)
+        with training.signals.deferred():
+            if processes.is_first and not training.points:
+                open_all([one.log for one in training.sae_runs], training.group)  # may be refused
+            processes.meet()  # every rank is prepared, and none has written
+            if processes.is_first:
+                _begin(training)
             with _tf32(settings.tf32):
-                _Loop(prepared).run()
-            if not prepared.processes.is_first:
+                _take_all_steps(training)
+            if not processes.is_first:
                 return  # rank 0 alone saves and evaluates
-            trained = [one for one in sae_runs if one.failure is None]
+            trained = training.active
             for one in trained:
                 one.save_final()
         if settings.eval_tokens and trained:
-            _evaluate(prepared.inputs, trained, prepared.signals)
+            _evaluate(training.inputs, trained, training.signals)
         code = 0
     except Interrupted as stop:
         code = stop.exit_code
         raise
     finally:
-        for one in sae_runs:
+        for one in training.sae_runs:
             one.close(code)
-    _require_none_failed(sae_runs)
+    _require_none_failed(training)
 
 
-def _require_none_failed(sae_runs: Sequence[SAERun]) -> None:
-    failed = [one for one in sae_runs if one.failure is not None]
+def _begin(training: Training) -> None:
+    """Write the run folders, or delete in them what is later than the resume points."""
+    if training.points:
+        for one, point in zip(training.sae_runs, training.points, strict=True):
+            one.resume(point, training.group)
+    else:
+        for one in training.sae_runs:
+            one.start(training.batches.by_hook[one.settings.hook].config)
+
+
+def _take_all_steps(training: Training) -> None:
+    """Every step of every SAE, with a progress bar. Raises what stopped them, with the step and how to continue.
+
+    On an error of the only process, what was trained is saved.
+    """
+    settings, processes = training.settings, training.processes
+    # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
+    quiet: dict[str, Any] = {} if processes.is_first else {"disable": True}
+    bar = progress(
+        settings.steps * settings.batch_size,
+        "tok",
+        initial=training.step * settings.batch_size,
+        unit_scale=True,
+        **quiet,
+    )
+    try:
+        _take_steps(training, bar)
+    except Interrupted as stop:
+        training.write_resume_points(training.active)
+        processes.meet()  # torchrun kills the others 30 seconds after one has ended
+        again = resuming_command([one.folder for one in training.sae_runs])
+        raise stop.when(f"at step {training.step}; continue with `{again}`") from stop
+    except Exception as error:
+        if not processes.are_several:  # else the others may be at another place
+            _save_what_is_left(training)
+        if isinstance(error, NonFiniteError):
+            raise error.within(f"step {training.step}") from error
+        raise
+    finally:
+        bar.close()
+
+
+def _take_steps(training: Training, bar: tqdm | ProgressLines) -> None:
+    settings, checkpoints = training.settings, training.settings.checkpoint_steps()
+    batches: dict[str, t.Tensor] = {}
+    for step in range(training.step, settings.steps):
+        training.step = step
+        if number := training.processes.largest(training.signals.received or 0):  # of any rank
+            raise Interrupted(Signals(number))
+        if training.is_point_due:
+            training.write_resume_points(training.active)
+        batches = training.next_batches()
+        if step in checkpoints:
+            for one in training.active:
+                one.save_checkpoint(step)
+        if step % settings.log_every == 0 or settings.is_measured(step):
+            _check_and_log(training, batches, bar)
+        for one in training.active:
+            one.update(step, batches[one.settings.hook])
+        if not training.active:
+            return
+        bar.update(settings.batch_size)
+    training.step = settings.steps
+    if batches:  # else the run was resumed when all steps were done
+        _check_and_log(training, batches, bar)
+    if settings.save_every != "none":
+        training.write_resume_points(training.active)
+
+
+def _check_and_log(
+    training: Training, batches: Mapping[str, t.Tensor], bar: tqdm | ProgressLines
+) -> None:
+    """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
+    shown = {}
+    for one in training.active:
+        metrics = one.check_and_log(training.step, batches[one.settings.hook])
+        if metrics is None:
+            continue
+        loss = metrics.get("loss", metrics["l2_loss"])
+        shown[training.labels[str(one.folder)]] = (
+            f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f}"
+        )
+    parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
+    if len(training.labels) == 1:  # its name would take the place of its numbers
+        parts = list(shown.values())
+    more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
+    bar.set_postfix_str(" | ".join(parts + more))
+
+
+def _save_what_is_left(training: Training) -> None:
+    """Save every SAE after an error: its weights, and a resume point unless it would lack a batch."""
+    step = training.step
+    is_between_steps = training.batches.tokens_seen() == {step * training.settings.batch_size}
+    logger.error("stopped at step %d; saving the weights so far in checkpoints/", step)
+    for one in training.active:
+        try:
+            one.save_checkpoint(step)
+            if is_between_steps:
+                training.write_resume_points([one])
+        except CheckpointError as full:
+            logger.error("%s", full)
+
+
+def _require_none_failed(training: Training) -> None:
+    failed = [one for one in training.sae_runs if one.failure is not None]
     if failed:
-        others = [str(one.folder) for one in sae_runs if one.failure is None]
+        others = [str(one.folder) for one in training.active]
         saved = f"; trained and saved: {', '.join(others)}" if others else ""
         if all(one.can_resume for one in failed):
             again = resuming_command([one.folder for one in failed])
@@ -320,160 +478,6 @@ def _require_none_failed(sae_runs: Sequence[SAERun]) -> None:
         else:
             instead = f"lower lr{saved}"
         raise TrainingError("; ".join(str(one.failure) for one in failed), instead=instead)
-
-
-def _begin(prepared: Prepared) -> None:
-    """Write the run folders, or delete in them what is later than the resume points."""
-    if prepared.points:
-        for one, point in zip(prepared.sae_runs, prepared.points, strict=True):
-            one.resume(point, prepared.group)
-    else:
-        for one in prepared.sae_runs:
-            one.start(prepared.batches.by_hook[one.settings.hook].config)
-
-
-class _Loop:
-    """Every step of every SAE. On an error of the only process, what was trained is saved.
-
-    Attributes:
-        step: how many updates were made, between two of them.
-        active: the SAEs that have not failed.
-    """
-
-    def __init__(self, prepared: Prepared):
-        self.settings, self.batches = prepared.settings, prepared.batches
-        self.signals, self.processes = prepared.signals, prepared.processes
-        self.depends_on = prepared.depends_on
-        self.step = prepared.points[0].step if prepared.points else 0
-        self.active = sae_runs = prepared.sae_runs
-        self._saved_at = time.monotonic()
-        self._norm_factors = {one.settings.hook: one.norm_factor for one in sae_runs}
-        self._labels = labels(
-            {
-                str(one.folder): {
-                    "trainer": one.trainer.config,
-                    "run": {"settings": one.config.stored()},
-                }
-                for one in sae_runs
-            }
-        )
-        self._resume_command = f"`{resuming_command([one.folder for one in sae_runs])}`"
-
-    def run(self) -> None:
-        """All steps. Raises what stopped them, with the step and how to continue."""
-        settings = self.settings
-        # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
-        quiet: dict[str, Any] = {} if self.processes.is_first else {"disable": True}
-        bar = progress(
-            settings.steps * settings.batch_size,
-            "tok",
-            initial=self.step * settings.batch_size,
-            unit_scale=True,
-            **quiet,
-        )
-        try:
-            self._take_steps(bar)
-        except Interrupted as stop:
-            self._write_resume_points(self.active)
-            self.processes.meet()  # torchrun kills the others 30 seconds after one has ended
-            raise stop.when(f"at step {self.step}; continue with {self._resume_command}") from stop
-        except Exception as error:
-            if not self.processes.are_several:  # else the others may be at another place
-                self._save_what_is_left()
-            if isinstance(error, NonFiniteError):
-                raise error.within(f"step {self.step}") from error
-            raise
-        finally:
-            bar.close()
-
-    def _take_steps(self, bar: tqdm | ProgressLines) -> None:
-        settings, checkpoints = self.settings, self.settings.checkpoint_steps()
-        batches: dict[str, t.Tensor] = {}
-        for step in range(self.step, settings.steps):
-            self.step = step
-            if number := self.processes.largest(self.signals.received or 0):  # of any rank
-                raise Interrupted(Signals(number))
-            if self._is_point_due():
-                self._write_resume_points(self.active)
-            batches = self._next_batches()
-            if step in checkpoints:
-                for one in self.active:
-                    one.save_checkpoint(step)
-            if step % settings.log_every == 0 or settings.is_measured(step):
-                self._check_and_log(batches, bar)
-            self._leave_out_failed()
-            for one in self.active:
-                one.update(step, batches[one.settings.hook])
-            self._leave_out_failed()
-            if not self.active:
-                return
-            bar.update(settings.batch_size)
-        self.step = settings.steps
-        if batches:  # else the run was resumed when all steps were done
-            self._check_and_log(batches, bar)
-        self._leave_out_failed()
-        if settings.save_every != "none":
-            self._write_resume_points(self.active)
-
-    def _next_batches(self) -> dict[str, t.Tensor]:
-        """This step's activations at each hook point, in training units."""
-        return {
-            hook: x_BD.to(self.settings.device, t.float32).div_(self._norm_factors[hook])
-            for hook, x_BD in self.batches.next().items()
-        }
-
-    def _is_point_due(self) -> bool:
-        """Whether --save-every asks for a resume point before this step."""
-        every_steps, every_seconds = self.settings.save_interval()
-        if every_seconds is not None:
-            is_due = self.processes.any(time.monotonic() - self._saved_at >= every_seconds)
-        else:
-            is_due = every_steps is not None and self.step % every_steps == 0
-        return is_due and self.step > 0
-
-    def _leave_out_failed(self) -> None:
-        self.active = [one for one in self.active if one.failure is None]
-
-    def _check_and_log(self, batches: Mapping[str, t.Tensor], bar: tqdm | ProgressLines) -> None:
-        """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
-        shown = {}
-        for one in self.active:
-            metrics = one.check_and_log(self.step, batches[one.settings.hook])
-            if metrics is None:
-                continue
-            loss = metrics.get("loss", metrics["l2_loss"])
-            shown[self._labels[str(one.folder)]] = (
-                f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f}"
-            )
-        parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
-        if len(self._labels) == 1:  # its name would take the place of its numbers
-            parts = list(shown.values())
-        more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
-        bar.set_postfix_str(" | ".join(parts + more))
-
-    def _write_resume_points(self, saes: Sequence[SAERun]) -> None:
-        """Write a resume point of each SAE, before this step's batch is handed out."""
-        states = self.batches.state_dicts()
-        for one in saes:
-            rank_states = self.processes.gather(
-                state_for_resume(one.trainer, states[one.settings.hook])
-            )
-            one.write_resume_point(
-                self.step, self.depends_on | shared_state(rank_states, self.processes)
-            )
-        self._saved_at = time.monotonic()
-
-    def _save_what_is_left(self) -> None:
-        """Save every SAE after an error: its weights, and a resume point unless it would lack a batch."""
-        is_between_steps = self.batches.tokens_seen() == {self.step * self.settings.batch_size}
-        logger.error("stopped at step %d; saving the weights so far in checkpoints/", self.step)
-        for one in self.active:
-            try:
-                one.save_checkpoint(self.step)
-                if is_between_steps:
-                    self._write_resume_points([one])
-            except CheckpointError as full:
-                logger.error("%s", full)
 
 
 def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> None:

@@ -19,8 +19,7 @@ from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, LanguageModelError, in_shell
 from ..run_folder.foreign_weights import load_foreign
 from ..run_folder.reading import read_config
-from ..run_folder.resume_points import ResumePoint, newest_points
-from ..run_folder.settings import without_removed
+from ..run_folder.resume_points import RankState, ResumePoint, newest_points
 from ..run_folder.weights import for_raw_activations, load_dictionary
 from ..trainers.base import Trainer
 from ..trainers.state import load_trainer_state
@@ -50,17 +49,16 @@ def checked_points(jobs: Sequence[Job], processes: Processes) -> list[ResumePoin
     if has_moved(first, device := jobs[0].config.run.device):
         logger.warning(
             "%s: continues on %s, was on %s: the result is no longer bit-identical to an uninterrupted run's",
-            *(where, device, first.rest["settings"]["device"]),
+            *(where, device, first.settings["device"]),
         )
     for job in jobs:
-        folder, saved = job.folder, points[job.folder].rest
-        former = without_removed(saved["settings"])
+        folder, point = job.folder, points[job.folder]
         run = job.config.run
-        was = replace(run, activations=former.get("activations"))
-        require_same(former, job.config.to_dict(), str(folder), but=may_move(was, run))
-        count = len(saved.get("ranks", [None]))
+        was = replace(run, activations=point.settings["activations"])
+        require_same(point.settings, job.config.to_dict(), str(folder), but=may_move(was, run))
+        count = len(point.ranks)
         if count != processes.count:  # each rank has its place in the text, and its own noise
-            command = Processes(count=count, local_count=count // saved.get("machines", 1)).command
+            command = Processes(count=count, local_count=count // point.machines).command
             raise ConfigError(
                 f"{where}: the run was started with {count} process{'es' if count > 1 else ''}, not "
                 f"{processes.count}; continue with `{command} train --resume {in_shell(where)}`"
@@ -70,59 +68,50 @@ def checked_points(jobs: Sequence[Job], processes: Processes) -> list[ResumePoin
 
 def has_moved(point: ResumePoint, device: str) -> bool:
     """Whether a point was written on another kind of device than this one."""
-    was = str(point.rest["settings"]["device"])
+    was = str(point.settings["device"])
     return was.partition(":")[0] != device.partition(":")[0]
 
 
 def require_same_inputs(
-    jobs: Sequence[Job], points: Sequence[ResumePoint], depends_on: dict[str, Any]
+    jobs: Sequence[Job],
+    points: Sequence[ResumePoint],
+    hashes: dict[str, str],
+    versions: dict[str, Any],
 ) -> None:
-    """Raise a LanguageModelError if the language model has changed since a point was written.
+    """Raise a LanguageModelError if the language model has changed since a point was written. Warns of other versions
+    of the packages.
 
     Arguments:
-        depends_on: hashes of what the run reads, and the packages' versions. Other versions are logged.
+        hashes, versions: those of now, as a `ResumePoint` has them.
     """
     for job, point in zip(jobs, points, strict=True):
-        folder, saved = job.folder, point.rest
+        folder = job.folder
         for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
-            if saved[part] != depends_on[part]:
+            if point.hashes[part] != hashes[part]:
                 raise LanguageModelError(
                     f"{folder}: the language model {job.config.run.model!r} has changed since the "
-                    f"run was interrupted: the SHA-256 or commit of its {what} was {saved[part][:12]}, not "
-                    f"{depends_on[part][:12]}; put the original back"
+                    f"run was interrupted: the SHA-256 or commit of its {what} was {point.hashes[part][:12]}, "
+                    f"not {hashes[part][:12]}; put the original back"
                 )
-        if saved["versions"] != depends_on["versions"]:
+        if point.versions != versions:
             logger.warning(
                 "%s: started with %s, resumes with %s: the result may not be bit-identical",
                 folder,
-                saved["versions"],
-                depends_on["versions"],
+                point.versions,
+                versions,
             )
     where = ", ".join(str(job.folder) for job in jobs)
     logger.info("resuming from step %d of %s", points[0].step, where)
 
 
-def state_for_resume(trainer: Trainer, source: dict[str, Any]) -> dict[str, Any]:
-    """What differs between ranks: the place in the text, and the noise. Fit for JSON."""
+def rank_state(trainer: Trainer, batches: dict[str, Any]) -> RankState:
+    """What this process adds to a trainer's resume point. `batches` is its place in the training data."""
     generators = {
         name: value.get_state().numpy().tobytes().hex()
         for name, value in vars(trainer.state_holder()).items()
         if isinstance(value, t.Generator)
     }
-    return {"buffer": source, "generators": generators}
-
-
-def shared_state(rank_states: list[dict[str, Any]], processes: Processes) -> dict[str, Any]:
-    """What a resume point holds of every rank's `state_for_resume`, and of their number."""
-    one_process = {"buffer": rank_states[0]["buffer"]}
-    if not processes.are_several:
-        return one_process
-    return one_process | {"ranks": rank_states, "machines": processes.machines}
-
-
-def state_of_rank(point: ResumePoint, rank: int) -> dict[str, Any]:
-    """The `state_for_resume` of a rank. A run of one process has its generators with the trainer."""
-    return point.rest["ranks"][rank] if "ranks" in point.rest else {"buffer": point.rest["buffer"]}
+    return {"batches": batches, "generators": generators}
 
 
 def continue_batches(
@@ -131,9 +120,9 @@ def continue_batches(
     """Put the batches where the resume points have them. Returns the points' norm factors."""
     by_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
     batches.load_state_dicts(
-        {hook: state_of_rank(point, rank)["buffer"] for hook, point in by_hook.items()}
+        {hook: point.ranks[rank]["batches"] for hook, point in by_hook.items()}
     )
-    return {hook: point.rest["norm_factor"] for hook, point in by_hook.items()}
+    return {hook: point.norm_factor for hook, point in by_hook.items()}
 
 
 def restore(trainer: Trainer, point: ResumePoint, rank: int, device: str) -> None:
@@ -141,16 +130,13 @@ def restore(trainer: Trainer, point: ResumePoint, rank: int, device: str) -> Non
 
     Where the point was written on another kind of device, whose generators have another state, they are seeded anew.
     """
-    holder, of_rank = trainer.state_holder(), state_of_rank(point, rank).get("generators", {})
-    if not has_moved(point, device):
-        load_trainer_state(holder, point.trainer)
-        for name, state in of_rank.items():
-            state = t.frombuffer(bytearray.fromhex(state), dtype=t.uint8)
-            getattr(holder, name).set_state(state)
-    else:
-        load_trainer_state(holder, point.trainer | {"generators": {}})
-        for name in point.trainer["generators"]:
-            generator = getattr(holder, name)
+    holder, has_kept_its_kind = trainer.state_holder(), not has_moved(point, device)
+    load_trainer_state(holder, point.trainer | {"generators": {}})
+    for name, state in point.ranks[rank]["generators"].items():
+        generator = getattr(holder, name)
+        if has_kept_its_kind:
+            generator.set_state(t.frombuffer(bytearray.fromhex(state), dtype=t.uint8))
+        else:
             generator.manual_seed(drawn_seed(generator.initial_seed(), "moved at", point.step))
     trainer.check(point.step)
 

@@ -88,7 +88,7 @@ class SAERun:
                 "settings": self.config.stored(),
                 "norm_factor": self.norm_factor,
                 "date": time.strftime("%Y-%m-%d"),
-                "versions": versions(),
+                "versions": package_versions(),
             },
         }
         write_json(self.folder / CONFIG, config)
@@ -185,21 +185,30 @@ class SAERun:
         if self.failure is None and self._processes.is_first:
             save_weights(checkpoint(self.folder, step), self.trainer.ae, self.norm_factor)
 
-    def write_resume_point(self, step: int, shared: dict[str, Any]) -> None:
+    def write_resume_point(
+        self, step: int, ranks: list[resume_points.RankState], hashes: dict[str, str]
+    ) -> None:
         """Write a resume point, unless the numbers are no longer finite or it is there already.
 
-        `shared` is what the loop needs to resume.
+        Arguments:
+            ranks, hashes: see `ResumePoint`.
         """
         self.check(step)
         is_to_write = self.failure is None and self._processes.is_first
         if not is_to_write or step in resume_points.steps_of(self.folder):
             return
-        own = self.log.state() | {
-            "settings": self.config.to_dict(),
-            "norm_factor": self.norm_factor,
-        }
-        state = trainer_state(self.trainer.state_holder())
-        resume_points.save_point(self.folder, step, state, shared | own)
+        point = resume_points.ResumePoint(
+            step=step,
+            settings=self.config.to_dict(),
+            trainer=trainer_state(self.trainer.state_holder()),
+            norm_factor=self.norm_factor,
+            ranks=ranks,
+            machines=self._processes.machines,
+            hashes=hashes,
+            versions=versions(),
+            **self.log.state(),
+        )
+        resume_points.save_point(self.folder, point)
 
     def save_final(self) -> None:
         """Write ae.pt, for raw activations."""
@@ -220,8 +229,13 @@ class SAERun:
             remove_temporaries(folder)
 
 
-def versions() -> dict[str, str]:
-    """The packages whose versions decide the last digits of a result."""
+def versions() -> dict[str, Any]:
+    """What decides the last digits of a result: the versions of packages, and the number of threads."""
+    return package_versions() | {"threads": t.get_num_threads()}
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that compute."""
     packages = (
         "dictionary-learning-ext",
         "dictionary-learning",

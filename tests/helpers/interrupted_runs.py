@@ -15,7 +15,7 @@ from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import CONFIGS, SAEConfig
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.run_folder.reading import read_run
-from dictionary_learning_ext.run_folder.resume_points import load_point
+from dictionary_learning_ext.run_folder.resume_points import ResumePoint, load_point
 from dictionary_learning_ext.training.sae_run import SAERun
 
 STEPS = 60
@@ -66,13 +66,20 @@ def stopped_at(step, monkeypatch):
     monkeypatch.setattr(SAERun, "update", update)
 
 
+def a_point(step=0, **known):
+    """A resume point of which only this much matters."""
+    empty = {"settings": {}, "trainer": {}, "norm_factor": 1.0, "ranks": [], "machines": 1}
+    empty |= {"hashes": {}, "versions": {}, "metrics_bytes": 0, "wandb_id": None}
+    return ResumePoint(step=step, **empty | known)
+
+
 def results(folder, steps=STEPS):
     """All that a run leaves, but for the dates."""
     point = load_point(folder, steps)
     return {
         "weights": t.load(folder / "ae.pt", weights_only=True),
         "trainer": point.trainer,
-        "buffer": point.rest["buffer"],
+        "ranks": point.ranks,
         "log": (folder / "metrics.jsonl").read_text(),
         "metrics": json.loads((folder / "metrics.json").read_text()),
         "checkpoints": sorted(path.name for path in folder.glob("checkpoints/*")),

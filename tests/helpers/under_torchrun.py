@@ -31,7 +31,6 @@ from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import CheckpointError, NonFiniteError, UserError
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKTrainer
 from dictionary_learning_ext.training import loop, sae_run
-from dictionary_learning_ext.training.loop import _Loop
 from dictionary_learning_ext.training.processes import join
 from dictionary_learning_ext.training.sae_run import SAERun
 
@@ -165,7 +164,7 @@ def lost(run, folder):
         (VariationalTopKTrainer, "update"),
         (VariationalTopKTrainer, "check"),
         (Batches, "next"),
-        (_Loop, "_leave_out_failed"),
+        (loop, "_check_and_log"),
         (loop, "build_trainer"),
     ]:
         out, there = io.StringIO(), replace(run, save_dir=str(folder / f"run_{name}"))

@@ -278,31 +278,6 @@ def test_folders_of_different_runs_are_not_resumed_together(tmp_path):
     assert message.endswith(f" --resume {tmp_path / 'a'}")
 
 
-@pytest.mark.parametrize(
-    "neutral",
-    [
-        {"prior": "fixed", "free_bits": 0.0, "kl_cycle_steps": 19},
-        {"prior": None, "free_bits": None, "kl_cycle_steps": None},
-    ],
-    ids=str,
-)
-def test_a_removed_option_that_changed_nothing_is_left_out(neutral, tmp_path):
-    folder = with_settings(tmp_path, **neutral)
-    assert load_config(folder) == SETTINGS
-    config = read_config(folder)
-    assert not neutral.keys() & (config["trainer"].keys() | config["run"]["settings"].keys())
-
-
-@pytest.mark.parametrize(
-    "given", [{"prior": "learned"}, {"free_bits": 0.5}, {"kl_schedule": "cyclical"}], ids=str
-)
-def test_a_removed_option_that_changed_something_is_refused(given, tmp_path):
-    folder = with_settings(tmp_path, **given)
-    ((name, value),) = given.items()
-    with pytest.raises(ConfigError, match=f"config.json: {name}={value!r} was removed"):
-        load_config(folder)
-
-
 # --- a config.json of any content loads or is refused in one line
 
 

@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch as t
-from interrupted_runs import STEPS, Killed, assert_equal, results, resumed, sae_of, stopped_at
+from interrupted_runs import (
+    STEPS,
+    Killed,
+    a_point,
+    assert_equal,
+    results,
+    resumed,
+    sae_of,
+    stopped_at,
+)
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, Interrupted
 from dictionary_learning_ext.run_folder.resume_points import (
     forget_after,
@@ -29,11 +37,11 @@ def test_where_a_run_ended_between_two_folders_the_last_common_point_counts(
     whole = train(replace(run, save_dir=str(tmp_path / "whole")), saes)
     original, calls = save_point, []
 
-    def dies(folder, step, *rest):
-        calls.append(step)
+    def dies(folder, point):
+        calls.append(point.step)
         if len(calls) == 6:  # b's at step 30
             raise Killed
-        original(folder, step, *rest)
+        original(folder, point)
 
     monkeypatch.setattr("dictionary_learning_ext.run_folder.resume_points.save_point", dies)
     with pytest.raises(Killed):
@@ -70,7 +78,7 @@ def test_a_damaged_point_is_left_for_the_one_before(run, tmp_path, monkeypatch, 
 def test_a_damaged_point_is_no_reason_to_start_from_scratch(tmp_path):
     """Even where nothing else was written: what is left of it is the user's to look at."""
     assert newest_points([tmp_path]) == ({}, [])
-    save_point(tmp_path, 1, {"x": t.ones(2)}, {})
+    save_point(tmp_path, a_point(1, trainer={"x": t.ones(4096)}))
     flip_a_bit(tmp_path / "resume" / "step_00000001.pt")
     with pytest.raises(CheckpointError, match=r"no step .*damaged"):
         newest_points([tmp_path])
@@ -82,22 +90,6 @@ def test_bytes_of_any_content_are_a_damaged_point_and_none_is_executed(content, 
     (tmp_path / "resume" / "step_00000001.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         load_point(tmp_path, 1)
-
-
-def test_points_of_before_are_refused_with_what_to_type(run, tmp_path):
-    """A folder each. Once the run has started again, they are gone."""
-    (folder,) = train(replace(run, steps=2, eval_tokens=0), {"x": sae_of()}).values()
-    (folder / "ae.pt").unlink()
-    (folder / "resume" / "step_00000002.pt").unlink()
-    former = folder / "resume" / "step_00000002"
-    former.mkdir()
-    again = f"vsae train --config {folder} --save-dir {folder} --overwrite"
-    with pytest.raises(CheckpointError, match=f"`{again}`"):
-        resumed(folder)
-    assert former.is_dir()
-    assert main(again.split()[1:]) == 0
-    assert (folder / "ae.pt").is_file()
-    assert not former.exists()
 
 
 def test_checkpoints_without_a_resume_point_do_not_keep_a_run_from_starting_over(tmp_path):
@@ -116,19 +108,19 @@ def flip_a_bit(path):
 
 def test_what_has_a_points_name_and_is_none_is_in_nobodys_way(tmp_path):
     for step in (1, 2):
-        save_point(tmp_path, step, {"x": t.ones(2)}, {})
+        save_point(tmp_path, a_point(step, trainer={"x": t.ones(2)}))
     (tmp_path / "resume" / "step_00000003").write_text("a file")
     (tmp_path / "resume" / "step_99999999.pt").mkdir()
     assert steps_of(tmp_path) == [1, 2, 99999999]
     assert newest_points([tmp_path])[0][tmp_path].step == 2
-    save_point(tmp_path, 3, {"x": t.ones(2)}, {})
+    save_point(tmp_path, a_point(3, trainer={"x": t.ones(2)}))
     forget_after(tmp_path, 3)
     assert steps_of(tmp_path) == [3]
 
 
 def test_a_run_that_resumes_keeps_the_point_it_resumes_from(tmp_path):
     for step in (9, 10):
-        save_point(tmp_path, step, {"x": t.full((2,), step)}, {})
+        save_point(tmp_path, a_point(step, trainer={"x": t.full((2,), step)}))
     forget_after(tmp_path, 10)
     assert steps_of(tmp_path) == [9, 10]
     forget_after(tmp_path, 9)
@@ -139,23 +131,23 @@ def test_a_run_that_resumes_keeps_the_point_it_resumes_from(tmp_path):
 
 def test_two_points_are_kept_and_half_written_ones_are_none(tmp_path):
     for step in (1, 2, 3):
-        save_point(tmp_path, step, {"x": t.ones(2)}, {})
+        save_point(tmp_path, a_point(step, trainer={"x": t.ones(2)}))
     assert steps_of(tmp_path) == [2, 3]
     (tmp_path / "resume" / ".step_00000009.pt.0123abcd").touch()
     assert steps_of(tmp_path) == [2, 3]
-    save_point(tmp_path, 3, {"x": t.zeros(2)}, {})
+    save_point(tmp_path, a_point(3, trainer={"x": t.zeros(2)}))
     assert t.equal(load_point(tmp_path, 3).trainer["x"], t.zeros(2))
 
 
 def test_a_full_disk_while_a_point_is_written_leaves_the_former(tmp_path, monkeypatch):
-    save_point(tmp_path, 1, {"x": t.ones(2)}, {})
+    save_point(tmp_path, a_point(1, trainer={"x": t.ones(2)}))
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dictionary_learning_ext.run_folder.files.sync", full)
     with pytest.raises(CheckpointError, match=r"\(No space left .*\); free"):
-        save_point(tmp_path, 2, {"x": t.ones(2)}, {})
+        save_point(tmp_path, a_point(2, trainer={"x": t.ones(2)}))
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step_00000001.pt"]
 
 

@@ -23,7 +23,6 @@ from sweep_flags import train_config
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import language_models
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.names import automatic_name
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import (
     ConfigError,
@@ -435,17 +434,6 @@ def test_a_folder_holds_the_runs_of_one_setting(sweep_file, calls, tmp_path, cap
     assert calls == []
 
 
-def test_a_sweep_of_an_earlier_version_keeps_the_names_of_its_folders(configs, calls, tmp_path):
-    former = [automatic_name(config) for config in configs.values()]
-    done, *others = former
-    finished(tmp_path / done, next(iter(configs.values())))
-    (tmp_path / "sweep.json").write_text(json.dumps({"runs": sorted(former), "command": None}))
-    for _ in range(2):
-        assert [*run_sweep(configs, tmp_path, at_once=4)] == former
-        assert calls.pop()[0] == others
-    assert progress(tmp_path).startswith("1 of 4 runs are finished")
-
-
 def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
     assert progress(tmp_path) is None, "no sweep"
     start(tmp_path)
@@ -474,10 +462,6 @@ def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tm
         "0 of 1 runs are finished; run the same `vsae sweep` command again to continue"
     )
     whole = json.loads((tmp_path / "sweep.json").read_text())
-    for more in ({"digest": "d", "name": "n"}, {}):
-        of_an_earlier_version = {"runs": whole["runs"], "command": None} | more
-        (tmp_path / "sweep.json").write_text(json.dumps(of_an_earlier_version))
-        assert progress(tmp_path).startswith("0 of 1 runs are finished")
     names = ["../a", "/a", 3, "a" * 400, "a/" * 3000, "\ud800"]
     others = [{"command": 3}, *({"runs": [name]} for name in names)]
     damaged = [json.dumps(whole | other) for other in others]

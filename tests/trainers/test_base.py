@@ -12,6 +12,7 @@ from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupted_runs import a_point
 from small_trainers import (
     STEPS,
     D,
@@ -154,7 +155,7 @@ def test_a_trainer_resumes_from_the_disk_bit_for_bit(architecture, options, dtyp
     whole, other = (built(architecture, dtype, seed=s, **options) for s in (0, 1))
     for step in range(5):
         whole.update(step, batch(step))
-    save_point(tmp_path, 5, trainer_state(whole), {})
+    save_point(tmp_path, a_point(5, trainer=trainer_state(whole)))
     load_trainer_state(other, load_point(tmp_path, 5).trainer)
     for step in range(5, 10):
         assert t.equal(*(trainer.update(step, batch(step)) for trainer in (whole, other)))

@@ -12,14 +12,13 @@ from typing import ClassVar
 import psutil
 import pytest
 import torch as t
-from interrupted_runs import resumed, sae_of, stopped_at
+from interrupted_runs import a_point, resumed, sae_of, stopped_at
 from wandb_files import history, records
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
 from dictionary_learning_ext.run_folder.reading import read_history
-from dictionary_learning_ext.run_folder.resume_points import ResumePoint
 from dictionary_learning_ext.training.logs import RunLog, WandbLog
 from dictionary_learning_ext.training.sae_run import SAERun
 
@@ -159,7 +158,7 @@ def test_wandbs_charts_are_over_the_step(tmp_path, own_wandb, monkeypatch):
 def test_a_run_that_was_stopped_before_its_first_line_logs_step_0(tmp_path, fake_runs):
     config = TrainConfig(sae_of(), RunConfig(wandb="offline"))
     log = RunLog(tmp_path, config, 1.0)
-    log.resume(ResumePoint(0, {}, {"metrics_bytes": 0, "wandb_id": "before"}), "group")
+    log.resume(a_point(wandb_id="before"), "group")
     log.log({"step": 0.0})
     assert fake_runs[0].steps == [0]
 
@@ -167,7 +166,7 @@ def test_a_run_that_was_stopped_before_its_first_line_logs_step_0(tmp_path, fake
 def test_a_resume_without_a_network_keeps_the_runs_id_for_the_next_one(tmp_path, monkeypatch):
     monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
     log = RunLog(tmp_path, TrainConfig(sae_of(), RunConfig(wandb="online")), 1.0)
-    log.resume(ResumePoint(0, {}, {"metrics_bytes": 0, "wandb_id": "before"}), "group")
+    log.resume(a_point(wandb_id="before"), "group")
     assert log.state()["wandb_id"] == "before"
 
 
@@ -178,7 +177,7 @@ def test_what_was_trained_without_a_network_is_logged_once_there_is_one(
     log = RunLog(tmp_path, TrainConfig(sae_of(), RunConfig(wandb="online")), 1.0)
     for step in (0.0, 10.0):
         log.log({"step": step})
-    log.resume(ResumePoint(11, {}, log.state() | {"wandb_id": "before"}), "group")
+    log.resume(a_point(11, **log.state() | {"wandb_id": "before"}), "group")
     assert fake_runs[0].steps == [10]
 
 
@@ -187,7 +186,7 @@ def test_what_is_not_finite_is_left_out_and_so_it_is_when_a_run_is_told_again(tm
     log = RunLog(tmp_path, config, 1.0)
     log.open_wandb("group")
     log.log({"step": 0.0, "fve": t.nan, "loss": 2.0})
-    point = ResumePoint(1, {}, log.state() | {"wandb_id": None})
+    point = a_point(1, **log.state() | {"wandb_id": None})
     RunLog(tmp_path, config, 1.0).resume(point, "group")
     live, again = fake_runs
     assert live.told == again.told == [{"step": 0.0, "loss": 2.0}]

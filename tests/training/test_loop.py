@@ -466,7 +466,7 @@ def test_a_signal_in_the_middle_of_a_fill_is_answered_before_the_fill_ends(
     monkeypatch.undo()
     assert stopped.value.exit_code == 143
     (step,) = steps_of(Path(run.save_dir))[-1:]
-    assert load_point(Path(run.save_dir), step).rest["buffer"]["batches"] == 0
+    assert load_point(Path(run.save_dir), step).ranks[0]["batches"]["batches"] == 0
     resumed(run.save_dir)
     assert_equal(results(whole), results(Path(run.save_dir)))
 
@@ -480,7 +480,7 @@ def test_by_time_too_and_the_signal_handlers_are_given_back(run, monkeypatch):
     monkeypatch.setattr(
         SAERun,
         "write_resume_point",
-        lambda self, step, shared: seen.append(step) or original(self, step, shared),
+        lambda self, step, *rest: seen.append(step) or original(self, step, *rest),
     )
     train(replace(run, save_every="1m", eval_tokens=0), {"x": sae_of()})
     assert seen[-1] == STEPS

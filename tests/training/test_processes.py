@@ -196,7 +196,7 @@ def test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact(flag
         assert_equal(results(whole / hook, 150), results(folder / hook, 150))
         measured = [x["step"] for x in read_history(folder / hook) if "heldout/frac_recovered" in x]
         assert measured == [*range(0, 150, 29), 150], "by rank 0, while the other waits"
-        ends = [load_point(where / hook, 150).rest["ranks"] for where in (whole, folder)]
+        ends = [load_point(where / hook, 150).ranks for where in (whole, folder)]
         assert ends[0] == ends[1]
 
 
@@ -221,7 +221,7 @@ def assert_resumable(line, folder, error):
     resume = f"`torchrun --nproc-per-node 2 -m dictionary_learning_ext train --resume {folder}`"
     assert resume in line
     assert "]: Traceback" not in error, "torchrun's own has no rank before it"
-    assert len(load_point(folder, steps_of(folder)[-1]).rest["ranks"]) == 2
+    assert len(load_point(folder, steps_of(folder)[-1]).ranks) == 2
 
 
 @pytest.mark.slow

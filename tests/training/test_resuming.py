@@ -312,8 +312,7 @@ def test_a_run_of_several_machines_says_how_many(stopped, monkeypatch):
 
     def of_two_machines(folders):
         points, problems = newest(folders)
-        processes = {"ranks": [None] * 8, "machines": 2}
-        return {f: p._replace(rest=p.rest | processes) for f, p in points.items()}, problems
+        return {f: replace(p, ranks=p.ranks * 8, machines=2) for f, p in points.items()}, problems
 
     monkeypatch.setattr(resuming, "newest_points", of_two_machines)
     command = "torchrun --nnodes 2 --nproc-per-node 4 -m dictionary_learning_ext train --resume"
