@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
-from nnsight import LanguageModel
+from nnsight import LanguageModel, NNsight
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
@@ -46,7 +46,7 @@ class CausalLM(NamedTuple):
 
     module: PreTrainedModel
     tokenizer: Any
-    traced: LanguageModel | None = None
+    traced: NNsight | None = None
     """nnsight's model around it, which reads its activations. Where there is none, torch's hooks do."""
 
 
@@ -68,8 +68,8 @@ def unwrapped(model: "LanguageModel | CausalLM") -> CausalLM:
 
 
 def wrapped(model: CausalLM) -> LanguageModel:
-    """nnsight's model around one."""
-    if model.traced is not None:
+    """nnsight's model around one, which takes texts."""
+    if isinstance(model.traced, LanguageModel):
         return model.traced
     logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
     with warnings.catch_warnings():
@@ -133,8 +133,7 @@ class Pretrained:
         """See `load_language_model`.
 
         Arguments:
-            device_map: where its parts go, in place of `device`; see `RunConfig`. Then nnsight, which sends the
-                tokens to the device of the first weight, doesn't wrap it: that may be on disk.
+            device_map: where its parts go, in place of `device`; see `RunConfig`.
 
         Raises: ConfigError if accelerate refuses the map.
         """
@@ -154,8 +153,7 @@ class Pretrained:
             model.config._commit_hash = extract_commit_hash(file, None)  # so does transformers 4
         if device_map is None:
             model = model.to(device)
-        loaded = CausalLM(model.eval().requires_grad_(False), tokenizer)
-        return loaded if device_map is not None else loaded._replace(traced=wrapped(loaded))
+        return CausalLM(model.eval().requires_grad_(False), tokenizer)
 
 
 def tokenizer_of(name: str) -> Any:
@@ -209,7 +207,10 @@ def load_model(settings: RunConfig, found: Pretrained | None = None) -> CausalLM
     where: Any = {"device": settings.device, "device_map": settings.device_map}
     model = (found or Pretrained(settings.model)).load(dtype=dtype, **where)
     require_positions(settings, model.module)
-    return model
+    if settings.device_map is not None:
+        return model  # nnsight sends tokens to the device of the first weight, which may be on disk
+    logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
+    return model._replace(traced=NNsight(model.module))
 
 
 def require_positions(settings: RunConfig, module: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from language_model_reads import counted_passes, some_tokens
-from nnsight import LanguageModel
+from nnsight import LanguageModel, NNsight
 from texts import error_of
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -260,9 +260,10 @@ def test_nnsights_trace_reads_what_torchs_hooks_read(
     places = [find_hook(lm, name.format(n)).place for n, name in ((2, PRE), (0, POST), (1, PRE))]
     ids, mask = some_tokens()
     mask[1, -3:] = 0
-    by_trace = read_places(lm, places, ids, mask)
     by_hooks = read_places(lm._replace(traced=None), places, ids, mask)
-    assert all(map(torch.equal, by_trace, by_hooks))
+    for traced in (lm.traced, NNsight(lm.module)):
+        by_trace = read_places(lm._replace(traced=traced), places, ids, mask)
+        assert all(map(torch.equal, by_trace, by_hooks))
 
 
 def _blocks(width: int) -> nn.ModuleList:
