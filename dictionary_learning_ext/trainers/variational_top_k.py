@@ -309,6 +309,9 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     beta=0 it is upstream's trainer, up to rounding. In addition, a step whose loss or gradient is not
     finite is skipped, and counted in `optimizer.skipped_steps`.
 
+    In float32 on a CPU, `update` takes a compiled step (`kernels/step.py`). Its noise has the distribution of
+    `loss`'s, and other numbers.
+
     It changes a setting of the whole process, for speed on CPUs: glibc keeps freed memory. VSAE_TUNE_PROCESS=0 in the
     environment turns that off.
 
