@@ -1,6 +1,7 @@
 """An export against the SAE that it is of: how exact it is, what it leaves behind, mistakes."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import UserError
+from dictionary_learning_ext.export import exporter
 from dictionary_learning_ext.export.exporter import compare, export
 
 
@@ -277,6 +279,17 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert files_under(folder.parent) == before
     assert not (folder / "exports").exists()
     assert not list(folder.parent.glob(".export.*"))
+
+
+def test_what_a_killed_export_left_is_removed_unless_a_process_holds_it(folder_of, tmp_path):
+    folder = folder_of("top_k")
+    left, held, other = (tmp_path / f".export.{name}" for name in ("0" * 8, "1" * 8, "mine"))
+    for each in (left, held, other):
+        each.mkdir()
+        (each / "ae.pt").touch()
+    with exporter._locked(held, fcntl.LOCK_EX):
+        export(folder, "safetensors", tmp_path / "out", tokens=64)
+    assert [left.exists(), held.exists(), other.exists()] == [False, True, True]
 
 
 @pytest.mark.parametrize(
