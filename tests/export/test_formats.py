@@ -18,6 +18,7 @@ from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.export.formats import output_module
 from dictionary_learning_ext.run_folder.foreign_weights import load_foreign
 from dictionary_learning_ext.run_folder.reading import read_config
+from dictionary_learning_ext.run_folder.sae_names import results_folder
 
 UPSTREAMS = ("probabilistic_top_k", "batch_top_k", "relu", "jump_relu", "matryoshka")
 EVERY_CLASS = ("signed", "vsae", "top_k", *UPSTREAMS)
@@ -172,8 +173,11 @@ def test_an_sae_inside_a_block_keeps_its_hook_point(hook, folder_of):
         assert found == hook, form
 
 
-def test_an_upstream_folder_needs_model_and_hook(folder_of, tiny_lm_dir, text):
+def test_an_upstream_folder_needs_model_and_hook(
+    folder_of, tiny_lm_dir, text, tmp_path, monkeypatch
+):
     """Upstream's `trainSAE` writes no "run" and no hook point that we know."""
+    monkeypatch.chdir(tmp_path)
     folder = folder_of("top_k")
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -183,6 +187,7 @@ def test_an_upstream_folder_needs_model_and_hook(folder_of, tiny_lm_dir, text):
         export(folder, "sae-lens")
     place = {"model": str(tiny_lm_dir), "hook": "blocks.1.hook_resid_post", "data": text}
     out = export(folder, "sae-lens", tokens=200, **place).folder
+    assert out == results_folder(folder) / "exports" / "sae-lens"
     metadata = json.loads((out / "cfg.json").read_text())["metadata"]
     assert metadata["hook_name"] == "blocks.1.hook_resid_post"
 
