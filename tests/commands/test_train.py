@@ -61,10 +61,10 @@ def test_it_plans_once_and_loads_the_language_models_configuration_once(small, m
     [
         ("--model nobody", "'./nobody' can't be loaded"),
         ("--hook blocks.2", "use e.g. blocks.2.hook_resid_post"),
-        ("--ctx-len 100000", " --ctx-len"),
-        ("--dict-size 100000000000", "lower --dict-size"),
-        ("--device cuda:99", "--device cuda:99"),
-        ("--init-from nowhere", "--init-from nowhere: "),
+        ("--ctx-len 100000", "ctx_len=100000"),
+        ("--dict-size 100000000000", "lower dict_size"),
+        ("--device cuda:99", "device='cuda:99'"),
+        ("--init-from nowhere", "init_from='nowhere': "),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_else_and_before_the_language_model_is_loaded(
@@ -314,7 +314,7 @@ def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, ca
     assert line.endswith("blocks.1.hook_resid_post, blocks.0.hook_resid_post; choose one with hook")
     flags += ["--hook=blocks.0.hook_resid_post"]
     for given, said in {
-        "--ctx-len=64": f"--ctx-len 64: the cache {small_cache} has 32; give the same or leave it out",
+        "--ctx-len=64": f"ctx_len=64: the cache {small_cache} has 32; give the same or leave it out",
         "--data=embedded": f"--data embedded: the cache {small_cache} has ",
         "--hook=blocks.2.hook_resid_post": "--hook blocks.2.hook_resid_post: the cache",
     }.items():
