@@ -261,7 +261,6 @@ class VariationalTopKTrainingSAE(TrainingSAE):
 
         self.W_enc, self.b_enc = parameter(ae.encoder.weight.t()), parameter(ae.encoder.bias)
         self.W_dec, self.b_dec = parameter(ae.decoder.weight.t()), parameter(ae.b_dec)
-        self.W_dec.requires_grad_(not settings.freeze_decoder)
         if settings.posterior == "learned":
             log_var = ae.log_var_encoder
             self.W_var, self.b_var = parameter(log_var.weight.t()), parameter(log_var.bias)
@@ -405,9 +404,8 @@ class VariationalTopKTrainingSAE(TrainingSAE):
 
     @property
     def _norms_F(self) -> t.Tensor:
-        """What the decoder's rows are divided by. One that is not trained keeps its initial norms."""
-        W_dec = self.W_dec.detach()
-        return column_norms(W_dec.t()) if self.W_dec.requires_grad else W_dec.new_ones(len(W_dec))
+        """What the decoder's rows are divided by."""
+        return column_norms(self.W_dec.detach().t())
 
     @t.no_grad()
     def _make_unit_norm(self) -> None:

@@ -132,11 +132,10 @@ def printed(code):
 
 
 @pytest.mark.slow
-def test_the_core_imports_no_sae_bench_no_fcntl_and_features_in_python_no_drawing():
+def test_the_core_imports_no_sae_bench_and_features_in_python_no_drawing():
     """In one process, as its imports take seconds."""
     code = (
         "import sys\n"
-        "sys.modules['fcntl'] = None\n"  # as on Windows: importing it raises ImportError
         "import dictionary_learning_ext.features.features_of\n"
         "drawing = {'plotly'} & sys.modules.keys()\n"
         "import dictionary_learning_ext as ext\n"

@@ -69,7 +69,6 @@ OTHERS = [
     FIXED | {"k_anneal": 0.6},
     FIXED | {"rectify": True},
     FIXED | {"select_by": "magnitude"},
-    FIXED | {"freeze_decoder": True},
     FIXED | {"beta": 0.0, "auxk_alpha": 0.0},
     FIXED | {"k": F},
     {"posterior": "learned", "noise_anneal": 0.5, "rectify": True, "seed": 3},

@@ -195,9 +195,6 @@ class ObjectiveOptions(AuxKOptions):
     """The share of a token's noiseless top k that the noise leaves selected at the start, instead of a
     sigma. It has no unit: sigma follows from it in every step. With noise_on selection or both. beta then
     weighs an L2 penalty on the means."""
-    freeze_decoder: bool = False
-    """Train the encoder and the biases alone: the decoder's directions stay random. A baseline: what
-    scores as well does not need learned directions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -652,7 +649,6 @@ class VSAEArguments(PosteriorArguments, TopKArguments, total=False):
     kl_warmup_steps: int | None
     noise_anneal_steps: int | None
     survival: float | None
-    freeze_decoder: bool
 
 
 class ProbabilisticTopKArguments(TopKArguments, total=False):

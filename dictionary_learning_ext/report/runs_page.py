@@ -292,7 +292,7 @@ def _settings_csv(groups: list[Group], names: list[str], metrics: list[Metric]) 
 
 def _csv(header: list[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    write_rows(text, [header, *rows], "\n")  # which write_text translates on Windows
+    write_rows(text, [header, *rows], "\n")
     return text.getvalue()
 
 

@@ -6,6 +6,7 @@ Each name is written here and nowhere else in the package. Imports no torch.
 import contextlib
 import csv
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -23,11 +24,6 @@ from typing import Any, TextIO
 from ..config.names import automatic_name
 from ..config.run import TrainConfig
 from ..errors import CheckpointError, ConfigError, in_shell
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -243,10 +239,8 @@ def is_of_a_full_disk(error: BaseException | None) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk. Windows opens no folders."""
-    if fcntl is None and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)  # Windows syncs what is written
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -333,35 +327,34 @@ def locked(folder: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
     """Be the only process that writes to a folder, which is created if missing.
 
     The operating system releases the lock however the process ends. A folder that is still empty
-    at the end is deleted. On Windows, nothing keeps a second process away.
+    at the end is deleted.
 
     Raises: ConfigError if another process holds the lock; CheckpointError if the disk refuses.
     """
     with writing(folder, elsewhere):
         folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        if fcntl is not None:
-            with writing(folder, elsewhere):
-                file = stack.enter_context((folder / LOCK).open("a+", encoding="utf-8"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise ConfigError(
-                    f"{folder}: {file.read().strip() or 'another process'} is writing there",
-                    instead=f"wait until it ends or choose another {elsewhere}",
-                ) from error
-            except OSError as error:
-                logger.warning(
-                    "%s: this file system has no locks (%s); make sure that no other process writes "
-                    "there",
-                    folder,
-                    error.strerror,
-                )
-            with writing(folder, elsewhere):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                file.flush()
+        with writing(folder, elsewhere):
+            file = stack.enter_context((folder / LOCK).open("a+", encoding="utf-8"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ConfigError(
+                f"{folder}: {file.read().strip() or 'another process'} is writing there",
+                instead=f"wait until it ends or choose another {elsewhere}",
+            ) from error
+        except OSError as error:
+            logger.warning(
+                "%s: this file system has no locks (%s); make sure that no other process writes "
+                "there",
+                folder,
+                error.strerror,
+            )
+        with writing(folder, elsewhere):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         try:
             yield
         finally:

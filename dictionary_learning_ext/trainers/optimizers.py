@@ -83,7 +83,7 @@ class UnitNormAdam(GuardedAdam):
 
     A step does what upstream's `TopKTrainer.update` does around its Adam, in fewer passes: project
     the decoder's gradient, clip, move, normalise the decoder. It is skipped if the loss or a
-    gradient is not finite. A parameter that requires no gradient is left as it is.
+    gradient is not finite.
 
     Arguments:
         dictionary: its `decoder.weight` is (D, F).
@@ -91,15 +91,13 @@ class UnitNormAdam(GuardedAdam):
     """
 
     def __init__(self, dictionary: AutoEncoderTopK, lr: float):
-        super().__init__((p for p in dictionary.parameters() if p.requires_grad), lr)
+        super().__init__(dictionary.parameters(), lr)
         self.decoder_weight = dictionary.decoder.weight
 
     @t.no_grad()
     def constrained_step(self, loss: t.Tensor, step: int) -> t.Tensor:
         """`guarded_step`, which keeps the decoder's columns unit-norm."""
         weight = self.decoder_weight
-        if not weight.requires_grad:
-            return self.guarded_step(loss, step)
         loss = self._averaged(loss)
         assert weight.grad is not None
         project_out_parallel(weight, weight.grad)

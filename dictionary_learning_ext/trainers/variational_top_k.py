@@ -379,7 +379,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             submodule_name=submodule_name,
         )
         self.dtype: Dtype = dtype
-        self.ae.decoder.weight.requires_grad_(not settings.freeze_decoder)
         self._start_top_k()
         self._warn_of_unused()
         keep_freed_memory()
@@ -408,7 +407,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             if compiled.serves(weights.W_enc_FD, objective.matmul_dtype):
                 terms, gradients = compiled_step(weights, objective, x)
                 for weight, gradient in zip(weights, gradients, strict=True):
-                    if weight is not None and weight.requires_grad:
+                    if weight is not None:
                         weight.grad = gradient
             else:
                 self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`

@@ -245,9 +245,8 @@ def fitting_at_once(configs: Sequence[TrainConfig], devices: Sequence[str]) -> i
 
 def sae_bytes(sae: SAEConfig, activation_dim: int) -> int:
     """What an SAE in training takes at least: weights, gradients and Adam's averages, float32."""
-    copies_of_encoder = 4  # weights, gradients, and two averages
-    copies_of_decoder = 1 if sae.to_flat()["freeze_decoder"] else 4
-    return 4 * (copies_of_encoder + copies_of_decoder) * sae.dict_size * activation_dim
+    copies = 4  # weights, gradients, and two averages, of encoder and decoder
+    return 4 * copies * 2 * sae.dict_size * activation_dim
 
 
 def _memory(device: str) -> tuple[int, int]:

@@ -67,7 +67,6 @@ MORE_SETTINGS = [
     {"select_by": "magnitude", "noise_on": "values", "posterior": "learned"},
     {"k_anneal_steps": 50},
     {"noise_anneal_steps": 2, "kl_schedule": "cosine"},
-    {"freeze_decoder": True},
 ]
 
 

@@ -6,8 +6,6 @@ import io
 import os
 import re
 import resource
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -154,34 +152,6 @@ def test_a_second_writer_is_refused(stopped):
     with locked(stopped), pytest.raises(ConfigError, match="is writing"):
         train(replace(*read_run(stopped)[:1], overwrite=True), {"x": sae_of()})
     resumed(stopped)
-
-
-WITHOUT_FCNTL = """
-import sys
-sys.modules["fcntl"] = None  # as on Windows: importing it raises ImportError
-import os
-opened = os.open
-def no_folders(path, *rest, **more):
-    if os.path.isdir(path):
-        raise PermissionError(13, "Permission denied", str(path))
-    return opened(path, *rest, **more)
-os.open = no_folders
-from pathlib import Path
-from dictionary_learning_ext.run_folder.files import locked, sync, write_json
-folder, empty = Path(sys.argv[1]), Path(sys.argv[2])
-with locked(folder), locked(empty):
-    write_json(folder / "metrics.json", {"fve": 0.5})
-    sync(folder)
-print(sorted(path.name for path in folder.iterdir()), empty.exists())
-"""
-
-
-@pytest.mark.commands
-def test_without_fcntl_files_are_written_and_nothing_is_locked(tmp_path):
-    """tests/test_imports.py imports all public names without it."""
-    command = [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path / "run"), str(tmp_path / "empty")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['metrics.json'] False"
 
 
 def test_a_link_to_itself_stays_and_can_not_be_written_to(tmp_path):

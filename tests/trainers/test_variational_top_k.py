@@ -25,7 +25,6 @@ from dictionary_learning_ext.trainers import step as definition
 from dictionary_learning_ext.trainers.base import batch_metrics
 from dictionary_learning_ext.trainers.kernels import compiled
 from dictionary_learning_ext.trainers.kernels import step as compiled_step
-from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 from dictionary_learning_ext.trainers.step import StepObjective
 from dictionary_learning_ext.trainers.vaease import VAEase
 
@@ -504,42 +503,6 @@ def test_a_loss_in_inference_mode_leaves_training_as_it_was(options, monkeypatch
         watched.update(i, data(seed=i))
         other.update(i, data(seed=i))
     assert_same(weights_of(watched), weights_of(other))
-
-
-# --- a frozen decoder
-
-FROZEN = [{"posterior": "point", "rectify": True, "beta": 0.0}, {"sigma": 0.1}]
-
-
-@pytest.mark.parametrize("options", FROZEN, ids=str)
-def test_a_frozen_decoder_stays_and_the_rest_is_trained_as_always(options):
-    """Adam's first step does not depend on the gradient's scale, so that clipping changes nothing."""
-    shared = options | {"auxk_alpha": 0.0, "lr": 1e-3}
-    frozen, ordinary = (built("vsae_top_k", freeze_decoder=f, **shared) for f in (True, False))
-    start = weights_of(frozen)
-    for trainer in (frozen, ordinary):
-        trainer.update(0, batch(0))
-    first, theirs = weights_of(frozen), weights_of(ordinary)
-    assert not t.equal(first["decoder.weight"], theirs["decoder.weight"])
-    for i in range(1, 5):
-        frozen.update(i, batch(i))
-    now = weights_of(frozen)
-    assert t.equal(now["decoder.weight"], start["decoder.weight"])
-    assert frozen.ae.decoder.weight.grad is None
-    for name in ("encoder.weight", "encoder.bias", "b_dec"):
-        assert t.allclose(first[name], theirs[name], atol=2e-6), name
-        assert not t.allclose(now[name], start[name]), name
-
-
-def test_with_a_frozen_decoder_it_resumes_to_the_bit():
-    whole, resumed = (built("vsae_top_k", freeze_decoder=True) for _ in range(2))
-    for i in range(3):
-        whole.update(i, batch(i))
-    load_trainer_state(resumed, copy.deepcopy(trainer_state(whole)))
-    for i in range(3, 6):
-        whole.update(i, batch(i))
-        resumed.update(i, batch(i))
-    assert_same(weights_of(whole), weights_of(resumed))
 
 
 # --- warnings

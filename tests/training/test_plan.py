@@ -14,7 +14,7 @@ from dictionary_learning_ext import RunConfig, SAEConfig
 from dictionary_learning_ext.activations import inputs
 from dictionary_learning_ext.activations.language_models import Pretrained
 from dictionary_learning_ext.errors import ActivationsError, ConfigError
-from dictionary_learning_ext.training.plan import plan, require_memory, sae_bytes, with_hook_names
+from dictionary_learning_ext.training.plan import plan, require_memory, with_hook_names
 
 GB = 10**9
 SCRIPT = """
@@ -156,12 +156,6 @@ def test_every_sae_counts_once_for_each_process_on_a_cpu(tmp_path, machine):
         machine(processes * needed - 1)
         with pytest.raises(ConfigError, match=r"need .* of memory"):
             require_memory(jobs, widths, "cpu", processes)
-
-
-def test_a_frozen_decoder_has_no_gradient_and_no_averages():
-    encoder = decoder = 4 * 32 * 16  # bytes
-    frozen = SAEConfig(dict_size=32, freeze_decoder=True)
-    assert sae_bytes(frozen, 16) == 4 * encoder + decoder
 
 
 def test_a_language_model_in_parts_is_for_one_process(monkeypatch):
