@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config.checks import require
 from ..config.run import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError, printable
-from ..run_folder.files import RUNS, at_home
+from ..run_folder.files import RUNS, at_home, require_folder_name
 from ..training.plan import with_hook_names
 from .flags import HIDDEN, Command, parse, positional, vsae
 from .seeds import not_in_a_sweep
@@ -62,7 +62,9 @@ def run(flags: SweepFlags) -> None:
     elif flags.results is not None:
         _show(at_home(flags.results))
     elif flags.of_wandb is not None:
-        _show(RUNS / flags.of_wandb.rpartition("/")[2], flags.of_wandb)
+        name = flags.of_wandb.rpartition("/")[2]
+        require_folder_name(name, "--of-wandb: sweep")
+        _show(RUNS / name, flags.of_wandb)
 
 
 def _show(folder: Path, of_wandb: str | None = None) -> None:

@@ -111,6 +111,39 @@ def best_of_each_k(groups: list[Group]) -> list[Group]:
     return [best[where][1] for where in sorted(best, key=lambda w: (str(w[0]), w[1] or 0))]
 
 
+SAME_FVE = 0.002
+"""Settings whose FVE is this close to the best of their k count as equally good reconstructions."""
+
+
+def most_returning_of_each_k(groups: list[Group]) -> list[Group]:
+    """For each k at each hook point, the setting of which most comes back between its seeds.
+
+    Only settings within SAME_FVE of the best mean FVE count, and of these only those whose seeds were compared. They
+    are ranked by what comes back in what it does, or where that is not known of all, as a direction.
+    """
+    by_place: dict[tuple[Any, Any], list[Group]] = {}
+    for group in groups:
+        if group.mean("fve") is not None:
+            place = group.settings.get("hook"), group.settings.get("k")
+            by_place.setdefault(place, []).append(group)
+    found = []
+    for place in sorted(by_place, key=lambda each: (str(each[0]), each[1] or 0)):
+        fve = [group.mean("fve") or 0.0 for group in by_place[place]]
+        near = [
+            group
+            for group, own in zip(by_place[place], fve, strict=True)
+            if own >= max(fve) - SAME_FVE and group.scores is not None
+        ]
+        shares = [
+            [group.scores.values[key] for group in near if group.scores is not None]
+            for key in ("in_function", "as_direction")
+        ]
+        ranked = next((each for each in shares if each and None not in each), None)
+        if ranked is not None:
+            found.append(near[ranked.index(max(ranked))])  # pyright: ignore[reportArgumentType]
+    return found
+
+
 def read_all_in(
     folder: Path,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], list[str]]:

@@ -34,12 +34,14 @@ from .html import as_data, page_html
 from .many_runs import (
     RANKED_BY,
     SAME_BATCHES,
+    SAME_FVE,
     SEED_MEASURES,
     Group,
     RunResult,
     best_of_each_k,
     differing,
     grouped,
+    most_returning_of_each_k,
     read_all_in,
     results_of,
     seed_scores,
@@ -187,6 +189,7 @@ def show_sweep(
         "",
         *([f"{missing}."] if missing else []),
         *_winners(best, settings, each, len(results)),
+        *_most_returning(most_returning_of_each_k(groups), settings, each),
     ]
     try:
         for path, text in files.items():
@@ -211,6 +214,24 @@ def _winners(best: list[Group], settings: list[str], each: list[str], n_runs: in
         shown = ", ".join(f"{name}={setting_text(one.settings.get(name))}" for name in names)
         lines.append(f"  {shown}: {one.text(ranked_by)} (n = {one.n})")
         lines.append(f"    {', '.join(run.name for run in one.runs)}")
+    return lines
+
+
+def _most_returning(found: list[Group], settings: list[str], each: list[str]) -> list[str]:
+    """The setting of which most comes back, for each k: a line."""
+    if not found:
+        return []
+    lines = [
+        f"Within {SAME_FVE} of the best FVE for each {' and '.join(each)}, most features of these come back in another "
+        "seed:"
+    ]
+    names, fve = [*each, *(name for name in settings if name not in each)], METRICS["fve"]
+    for one in found:
+        shown = ", ".join(f"{name}={setting_text(one.settings.get(name))}" for name in names)
+        scores = one.scores
+        assert scores is not None
+        shares = ", ".join(f"{scores.text(m)} {m.label}" for m in SEED_MEASURES)
+        lines.append(f"  {shown}: {shares}, {fve.label} {one.text(fve)} (n = {one.n})")
     return lines
 
 

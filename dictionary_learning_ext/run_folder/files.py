@@ -150,6 +150,16 @@ def require_inside(name: str) -> None:
         raise ValueError(f"{name[:30]!r}… is no file's name, with {len(name):,} characters")
 
 
+def require_folder_name(name: str, what: str) -> None:
+    """Raise a ConfigError unless a name that a user gave is that of one folder, which stays where it is put.
+
+    Arguments:
+        what: whose name it is, for the message, e.g. "SAE name".
+    """
+    if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
+        raise ConfigError(f"{what} {name!r}: expected a plain folder name, e.g. 'top_k'")
+
+
 def report_files(page: Path) -> Path:
     """The folder beside a report's page that holds its numbers."""
     return page.with_name(f"{page.stem}_files")

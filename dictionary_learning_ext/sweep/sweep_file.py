@@ -16,6 +16,7 @@ from ..config.checks import is_of_type, meant
 from ..config.names import names_in_sweep
 from ..config.run import TrainConfig
 from ..errors import ConfigError, UserError, in_shell
+from ..run_folder.files import require_folder_name
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,9 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
             f"others need wandb's server: run `wandb sweep {in_shell(path)}`, then `wandb agent ID`"
         )
         raise ConfigError(f"{path}: method is {method!r}; expected grid or random; {others}")
-    return Sweep(path, str(content.get("name") or path.stem), _flags(path, content), assignments)
+    name = str(content.get("name") or path.stem)
+    require_folder_name(name, f"{path}: name")
+    return Sweep(path, name, _flags(path, content), assignments)
 
 
 class _Loader(yaml.SafeLoader):

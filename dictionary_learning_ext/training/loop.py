@@ -546,7 +546,7 @@ def _warn_of_sinks(inputs: Inputs, settings: RunConfig) -> None:
         if sinks := finder.sinks():
             logger.warning(
                 "%s: some activations are far larger than the rest, up to %s times the median norm: %s."
-                " They dominate the loss and FVE. Add --max-norm-multiple 10 to leave them out (the preset"
+                " They dominate the loss and FVE. Use max_norm_multiple=10 to leave them out (the preset"
                 " recommended does).",
                 hook,
                 f"{sinks.norm_ratio:,.0f}",

@@ -16,7 +16,7 @@ from ..config.run import MIDDLE, RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..errors import ConfigError
-from ..run_folder.files import RUNS, folder_of, require_free
+from ..run_folder.files import RUNS, folder_of, require_folder_name, require_free
 from ..run_folder.reading import is_finished
 from .processes import launched, require_one_task
 
@@ -124,7 +124,8 @@ def _require_together(
     for name, sae in saes.items():
         require_type(f"saes[{name!r}]", sae, SAEConfig)
     if len(saes) > 1:
-        _require_folder_names(saes)
+        for name in saes:
+            require_folder_name(name, "SAE name")
     if strangers := [name for name in hooks if name not in saes]:
         raise ConfigError(
             f"hooks has {strangers[0]!r}, which is no SAE: expected any of {', '.join(saes)}"
@@ -202,13 +203,6 @@ def with_hook_names(settings: RunConfig) -> RunConfig:
         middle = f"blocks.{Pretrained(settings.model).n_blocks // 2}.hook_resid_post"
     names = (middle if name == MIDDLE else name for name in settings.hooks)
     return replace(settings, hook=",".join(names))
-
-
-def _require_folder_names(names: Iterable[str]) -> None:
-    """Raise a ConfigError unless these are names of folders beside one another."""
-    for name in names:
-        if name in ("", ".", "..") or Path(name).name != name:
-            raise ConfigError(f"SAE name {name!r}: expected a plain folder name, e.g. 'top_k'")
 
 
 # --- memory

@@ -16,11 +16,13 @@ from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.report.many_runs import (
     Group,
     RunResult,
+    SeedScores,
     best_of_each_k,
     differing,
     from_folder,
     from_wandb,
     grouped,
+    most_returning_of_each_k,
     seed_scores,
 )
 
@@ -239,3 +241,21 @@ def test_seeds_of_one_data_seed_share_batches(data_seed, share_batches, seeds, t
     scores = seed_scores([tmp_path / "a", tmp_path / "b"])
     assert scores is not None
     assert scores.share_batches == share_batches
+
+
+@pytest.mark.parametrize("in_function", [True, False])
+def test_the_setting_of_which_most_comes_back_is_among_those_of_the_best_fve(in_function):
+    def group(k, beta, fve, function, direction):
+        runs = [RunResult(f"{k}{beta}", {"k": k, "beta": beta}, {"fve": fve})]
+        known = function if in_function else None
+        return Group(runs, SeedScores({"in_function": known, "as_direction": direction}, False))
+
+    groups = [
+        group(4, 0.0, 0.800, 0.3, 0.5),
+        group(4, 0.1, 0.799, 0.5, 0.4),
+        group(4, 1.0, 0.797, 0.9, 0.9),  # too far from the best FVE
+        group(8, 0.0, 0.900, 0.2, 0.2),
+        Group([RunResult("8", {"k": 8, "beta": 0.1}, {"fve": 0.8999})]),  # one seed
+    ]
+    found = [(one.settings["k"], one.settings["beta"]) for one in most_returning_of_each_k(groups)]
+    assert found == [(4, 0.1 if in_function else 0.0), (8, 0.0)]

@@ -236,6 +236,8 @@ BAD = {
         {"command": ["vsae", "train", "--save-dir=x", "${args}"]},
         "command has --save-dir=x",
     ),
+    "a name that leads elsewhere": ({"name": "../../x"}, r"name '\.\./\.\./x': expected a plain"),
+    "an absolute name": ({"name": "/tmp/x"}, "name '/tmp/x': expected a plain folder name"),
     "a run to resume": (
         {"command": ["vsae", "train", "--resume", "x", "${args}"]},
         "command has --resume; .*leave it out",
