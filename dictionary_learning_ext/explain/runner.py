@@ -295,7 +295,13 @@ async def _ask(
             await _ask_about(endpoint, explainer, scorer, about, found, note)
 
     async with endpoint:
-        await asyncio.gather(*(ask_in_turn() for _ in range(min(at_once, len(todo)))))
+        tasks = [asyncio.create_task(ask_in_turn()) for _ in range(min(at_once, len(todo)))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:  # of one that failed; the others end, too
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _ask_about(

@@ -315,8 +315,8 @@ def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, ca
     flags += ["--hook=blocks.0.hook_resid_post"]
     for given, said in {
         "--ctx-len=64": f"ctx_len=64: the cache {small_cache} has 32; give the same or leave it out",
-        "--data=embedded": f"--data embedded: the cache {small_cache} has ",
-        "--hook=blocks.2.hook_resid_post": "--hook blocks.2.hook_resid_post: the cache",
+        "--data=embedded": f"data='embedded': the cache {small_cache} has ",
+        "--hook=blocks.2.hook_resid_post": "hook='blocks.2.hook_resid_post': the cache",
     }.items():
         assert said in refused([*flags, given], capsys)
     assert not folder.exists()

@@ -210,8 +210,8 @@ REFUSED = [
     ("vsae", no_spoiling, "--format sae-lens --tokens 0", "tokens=0: expected above 0"),
     ("vsae", no_spoiling, "--format sae-lens --model embedded", r"of embedded is \d+ wide"),
     ("vsae", no_spoiling, "--format sae-lens --data ./none.txt", r"none\.txt"),
-    ("vsae", no_spoiling, "--format sae-lens --out .", r"--out \.: already there and not empty"),
-    ("vsae", no_spoiling, "--format sae-lens --out vsae/ae.pt/x", "can't be written.*--out"),
+    ("vsae", no_spoiling, "--format sae-lens --out .", r"out='\.': already there and not empty"),
+    ("vsae", no_spoiling, "--format sae-lens --out vsae/ae.pt/x", "can't be written.*another out"),
     ("vsae", cut_short, "--format sae-lens", r"ae\.pt: incomplete or damaged"),
     ("vsae", shutil.rmtree, "--format sae-lens", "no such folder"),
     ("vsae", stretch, "--format sae-lens", r"norms are 1\.5 to 1\.5.*safetensors"),
@@ -233,11 +233,11 @@ REFUSED = [
             name,
             no_spoiling,
             "--format sparsify",
-            "sparsify has no thresholds; use --format sae-lens or --format saf",
+            "sparsify has no thresholds; use format='sae-lens' or format='saf",
         )
         for name in ("batch_top_k", "matryoshka", "jump_relu")
     ],
-    ("gated", no_spoiling, "--format sparsify", "sparsify has no gates; use --format sae-lens"),
+    ("gated", no_spoiling, "--format sparsify", "sparsify has no gates; use format='sae-lens'"),
     *[
         (name, without_a_threshold, f"--format {form}", "has no threshold yet.*dictionary-learning")
         for name in ("batch_top_k", "matryoshka")
@@ -249,12 +249,12 @@ REFUSED = [
             "magnitude",
             no_spoiling,
             f"--format {form} --allow-inexact",
-            "largest values; use --format",
+            "largest values; use format=",
         )
         for form in ("sae-bench", "dictionary-learning", "sparsify")
     ],
     *[
-        ("signed", no_spoiling, f"--format {form}", "not exact.*rectify=False.*--allow-inexact")
+        ("signed", no_spoiling, f"--format {form}", "not exact.*rectify=False.*allow_inexact=True")
         for form in ("sae-bench", "dictionary-learning", "sparsify")
     ],
 ]
