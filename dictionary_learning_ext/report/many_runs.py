@@ -3,7 +3,7 @@
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..evaluation.metrics import Metric
 from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, RETURNING, Measure
 from ..features.reproducibility_of_folders import of_seeds
 from ..run_folder.comparing import but_for_seeds, training, unequal
-from ..run_folder.files import FAILED, WEIGHTS
+from ..run_folder.files import FAILED, RUNS, WEIGHTS
 from ..run_folder.reading import load_config, read_config, read_metrics_if_any, run_folders_in
 from ..run_folder.settings import SEEDS, architecture_of, seeds_of
 
@@ -211,7 +211,10 @@ def from_folder(folder: Path, state: str | None = None) -> list[RunResult]:
 
 
 def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
-    """The same from wandb's server, and what is missing. Raises ConfigError if it can't be read."""
+    """The same from wandb's server, and what is missing. Runs whose folders are in runs/ here have them.
+
+    Raises: ConfigError if it can't be read.
+    """
     import wandb
 
     def config(run: Any) -> dict[str, Any]:
@@ -237,6 +240,10 @@ def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
         ) from error
     if not finished:
         raise ConfigError(f"--of-wandb {sweep}: none of its {len(runs)} runs has finished")
+    here = [
+        one.name for one in results if (RUNS / one.name / WEIGHTS).is_file()
+    ]  # as agents name them
+    results = [replace(o, folder=RUNS / o.name) if o.name in here else o for o in results]
     missing = f"{len(finished)} of {len(runs)} runs are finished"
     return results, missing if len(finished) < len(runs) else None
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import statistics
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -187,6 +188,14 @@ def test_a_sweep_on_wandbs_server(of_wandb, monkeypatch):
     monkeypatch.setattr("wandb.Api", lambda: 1 / 0)
     with pytest.raises(ConfigError, match=r"--of-wandb a/b/c: .*wandb login"):
         from_wandb("a/b/c")
+
+
+def test_a_run_on_wandb_whose_folder_is_here_has_it(of_wandb, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_folder(tmp_path / "runs" / "a", metrics={"fve": 0.5}, k=4)
+    (tmp_path / "runs" / "a" / "ae.pt").touch()
+    found, _ = of_wandb(run_on_wandb("a"), run_on_wandb("b"))
+    assert [one.folder for one in found] == [Path("runs/a"), None]
 
 
 def test_seeds_on_wandb_are_one_group_though_each_measured_its_own_norm_factor(of_wandb):
