@@ -368,7 +368,7 @@ def locked(folder: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
         try:
             yield
         finally:
-            if {path.name for path in folder.iterdir()} <= {LOCK}:
+            if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK}:
                 remove(folder)
 
 

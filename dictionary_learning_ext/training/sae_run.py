@@ -183,6 +183,7 @@ class SAERun:
         """Write checkpoints/ae_<step>.pt, for raw activations, if the weights are finite."""
         self.check(step)
         if self.failure is None and self._processes.is_first:
+            self._require_folder()
             save_weights(checkpoint(self.folder, step), self.trainer.ae, self.norm_factor)
 
     def write_resume_point(
@@ -197,6 +198,7 @@ class SAERun:
         is_to_write = self.failure is None and self._processes.is_first
         if not is_to_write or step in resume_points.steps_of(self.folder):
             return
+        self._require_folder()
         point = resume_points.ResumePoint(
             step=step,
             settings=self.config.to_dict(),
@@ -212,6 +214,7 @@ class SAERun:
 
     def save_final(self) -> None:
         """Write ae.pt, for raw activations."""
+        self._require_folder()
         save_weights(self.folder / WEIGHTS, self.trainer.ae, self.norm_factor)
 
     def record(self, metrics: dict[str, Any]) -> None:
@@ -222,6 +225,14 @@ class SAERun:
     def close(self, code: int) -> None:
         """Close the logs; `code` is the run's exit code."""
         self.log.close(1 if self.failure is not None else code)
+
+    def _require_folder(self) -> None:
+        """Raise a CheckpointError if the folder is no longer the one that was begun."""
+        if not (self.folder / CONFIG).is_file():
+            raise CheckpointError(
+                f"{self.folder}: was moved or deleted during training, and its {CONFIG} with it; what was written before "
+                "is where it is now, and `vsae train --resume` continues from its last resume point there"
+            )
 
     def _remove_temporaries(self) -> None:
         """Delete what a process was writing when it was killed."""

@@ -537,3 +537,24 @@ def test_a_signal_while_wandb_opens_is_answered_at_the_first_step_and_its_runs_a
         train(run, {"x": sae_of()})
     assert closed == [143]
     assert steps_of(Path(run.save_dir)) == [0]
+
+
+@pytest.mark.parametrize("is_left_empty", [False, True])
+def test_a_folder_that_is_moved_during_training_does_not_come_back(
+    is_left_empty, run, tmp_path, monkeypatch
+):
+    folder, original = Path(run.save_dir), SAERun.update
+
+    def update(self, step, x_BD):
+        if step == 15:
+            folder.rename(tmp_path / "moved")
+            if is_left_empty:
+                folder.mkdir()
+        original(self, step, x_BD)
+
+    monkeypatch.setattr(SAERun, "update", update)
+    with pytest.raises(CheckpointError, match="moved or deleted"):
+        train(replace(run, log_steps=100), {"x": sae_of()})
+    assert not [path for path in folder.rglob("*") if path.suffix]
+    monkeypatch.undo()
+    resumed(tmp_path / "moved")
