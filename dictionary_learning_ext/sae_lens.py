@@ -30,7 +30,6 @@ from .trainers.posterior import (
     first_sigma,
     noise_to_signal,
     sigma_factor,
-    survival_target,
 )
 from .trainers.step import StepObjective, Weights, code_by_mean, variational_loss
 from .trainers.variational_top_k import VariationalTopKAutoEncoder, warn_of_noise
@@ -303,8 +302,9 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         with t.autocast(x.device.type, enabled=False):
             terms = variational_loss(x, self._weights(), objective)
         self.tokens_since_fired = terms.tokens_since_fired_F
-        if (target := self._survival_target(step)) is not None:
-            self.sigma.mul_(sigma_factor(terms.survival, target))
+        if objective.survival_target is not None:
+            factor = sigma_factor(terms.survival, objective.survival_target, terms.loss.detach())
+            self.sigma.mul_(factor)
         with t.no_grad():
             feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
             sae_out = self.decode(feature_acts)
@@ -377,11 +377,6 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             tokens_since_fired_F=self.tokens_since_fired,
             generator=self._generator(x.device),
         )
-
-    def _survival_target(self, step: int) -> float | None:
-        anneal_steps = self.settings.in_steps(self.cfg.steps)["noise_anneal"]
-        start = self.settings.survival
-        return None if start is None else survival_target(step, start, anneal_steps)
 
     def _weights(self) -> Weights:
         """The parameters in our shapes. The decoder's gradient arrives without its part along W_dec."""

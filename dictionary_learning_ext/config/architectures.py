@@ -105,9 +105,6 @@ _VARIATIONAL: dict[str, Any] = {
         "learned_both": "vSAE, learned sigma",
         "learned_values": "vSAE, learned sigma, noise on values",
         "learned_selection": "vSAE, learned sigma, noise on selection",
-        "relative_both": "vSAE, relative sigma",
-        "relative_values": "vSAE, relative sigma, noise on values",
-        "relative_selection": "vSAE, relative sigma, noise on selection",
         "point": "TopK with an L2 penalty",
     },
 }

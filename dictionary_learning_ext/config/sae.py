@@ -309,9 +309,9 @@ class SAEConfig(Checked):
         if posterior not in (None, given.get("posterior", defaults.get("posterior"))):
             given.pop("sigma", None)  # each posterior means something else by it
         kept: dict[str, Any] = {n: v for n, v in (given | chosen).items() if n in names}
-        return CONFIGS[name](**kept)._without_unused()
+        return CONFIGS[name](**kept).without_unused()
 
-    def _without_unused(self) -> "Self":
+    def without_unused(self) -> "Self":
         defaults = _defaults(type(self))
         left_out: dict[str, Any] = {name: defaults[name] for name in self.unused()}
         return replace(self, **left_out)
@@ -506,8 +506,8 @@ class VSAEConfig(Variational):
     def kept_per_token(self) -> int:
         return self.dict_size
 
-    def _without_unused(self) -> "Self":
-        kept = super()._without_unused()  # it selects all features anyway
+    def without_unused(self) -> "Self":
+        kept = super().without_unused()  # it selects all features anyway
         return replace(kept, noise_on="both") if kept.noise_on == "selection" else kept
 
 

@@ -17,10 +17,8 @@ import torch as t
 
 from ..codes.codes import Codes
 from ..codes.encoding import LanguageModelLosses, NotMeasured, Totals
+from ..run_folder.files import NOT_MEASURED
 from ..trainers import posterior
-
-NOT_MEASURED = "not_measured"
-"""In metrics.json: why metrics are null, by key."""
 
 Place = Literal["compare", "report", "sweep", "bench", "training"]
 PLACES: tuple[Place, ...] = ("compare", "report", "sweep", "bench", "training")

@@ -16,8 +16,9 @@ from ..config.names import LONGEST, NAMED_FIRST, is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError, printable
 from ..run_folder.comparing import LEAVING_OUT, measurements, training, unequal
+from ..run_folder.files import NOT_MEASURED
 from ..run_folder.settings import SEEDS, architecture_of
-from .metrics import METRICS, NOT_MEASURED, Metric, shown_in
+from .metrics import METRICS, Metric, shown_in
 
 _REMEDIES = "See `When it goes wrong` in docs/settings.md."
 _FEWEST_SELECTIONS = 10

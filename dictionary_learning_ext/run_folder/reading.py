@@ -19,6 +19,7 @@ from .files import (
     FAILED,
     HISTORY,
     METRICS,
+    NOT_MEASURED,
     RESUME,
     WEIGHTS,
     at_home,
@@ -48,7 +49,7 @@ _METRICS: Shape = {
     "not_measured": dict[str, str],
     ...: float | None,
 }
-_LINE: Shape = {"step": float, ...: float | None}
+_LINE: Shape = {"step": float, NOT_MEASURED: dict, ...: float | None}
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:
@@ -223,7 +224,7 @@ def read_history(folder: Path) -> list[dict[str, float | None]]:
     lines = [read_json(path, _LINE, repair, line) for line in path.read_bytes().splitlines()]
     if any("step" not in line for line in lines):
         raise CheckpointError(f"{path}: a line has no step; {repair}")
-    return lines
+    return [{n: v for n, v in line.items() if n != NOT_MEASURED} for line in lines]
 
 
 def is_finished(folder: Path, settings: RunConfig) -> bool:

@@ -74,17 +74,17 @@ def first_sigma(mean_square: t.Tensor) -> t.Tensor:
     return mean_square.sqrt() / 4
 
 
-def sigma_factor(survival: t.Tensor, target: float) -> t.Tensor:
+def sigma_factor(survival: t.Tensor, target: float, loss: t.Tensor) -> t.Tensor:
     """What sigma is multiplied by after a step, 0-dim: exp(0.2 (survival - target)), or 0 once the target is 1.
 
     Arguments:
-        survival: the share of the noiseless top k that the step's noise left selected, 0-dim. If it is not
-            finite, the factor is 1.
+        survival: the share of the noiseless top k that the step's noise left selected, 0-dim.
         target: see `survival_target`.
+        loss: the step's, 0-dim. If it is not finite, the step is skipped, and the factor is 1.
     """
     if target >= 1:
         return t.zeros_like(survival)
-    return (0.2 * (survival - target)).exp().nan_to_num(nan=1.0)
+    return (0.2 * (survival - target)).exp().where(loss.isfinite(), 1.0)
 
 
 def noise_to_signal(k: int, mean_variance: Number, mean_squared_norm: Number) -> Number:

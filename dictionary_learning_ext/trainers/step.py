@@ -65,6 +65,8 @@ class StepObjective:
     """the processes that share the batch: its statistics cover all ranks, the loss only this one"""
     kl_scale: float = 1.0
     """s(t), which is in `kl_weight`: for the log"""
+    survival_target: float | None = None
+    """the share of the noiseless top k that the noise should leave selected, if that controls sigma"""
 
     @classmethod
     def at(cls, step: int, settings: Variational, steps: int, **given: Any) -> "StepObjective":
@@ -74,9 +76,10 @@ class StepObjective:
             given: the other fields.
         """
         schedules = settings.in_steps(steps)
-        tau = noise_scale(step, schedules["noise_anneal"])
+        tau, target = noise_scale(step, schedules["noise_anneal"]), None
         if settings.survival is not None:  # sigma itself fades
-            tau = float(survival_target(step, settings.survival, schedules["noise_anneal"]) < 1)
+            target = survival_target(step, settings.survival, schedules["noise_anneal"])
+            tau = float(target < 1)
         warmup = schedules["kl_warmup"]
         assert warmup is not None, "it has a default"
         scale = kl_scale(step, settings.kl_schedule, warmup)
@@ -85,6 +88,7 @@ class StepObjective:
             kl_weight=settings.beta * scale,
             kl_scale=scale,
             noise_scale=tau,
+            survival_target=target,
             **given,
         )
 

@@ -46,7 +46,6 @@ from .posterior import (
     first_sigma,
     noise_to_signal,
     sigma_factor,
-    survival_target,
 )
 from .step import (
     Draw,
@@ -381,11 +380,13 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         self.dtype: Dtype = dtype
         self._start_top_k()
         self._warn_of_unused()
+        settings = self.settings = settings.without_unused()
         keep_freed_memory()
         for products in (t.float32, getattr(t, dtype)):
             compiled.serves(self.ae.encoder.weight, products)
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
-        self.kl_scale = self.noise_scale = self.survival_target = 0.0
+        self.kl_scale = self.noise_scale = 0.0
+        self.survival_target: float | None = None
         if settings.survival is not None:
             self.logging_parameters.append("survival_target")
 
@@ -414,8 +415,10 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
                 terms = variational_loss(x, weights, objective)
                 terms.loss.backward()
         self._finish_step(step, x, terms)
-        if self.settings.survival is not None:
-            self._control_sigma(step, terms.survival)
+        if objective.survival_target is not None:
+            with t.no_grad():
+                factor = sigma_factor(terms.survival, objective.survival_target, terms.loss)
+                self.ae.sigma.mul_(factor)
         return terms.loss.detach()
 
     @t.no_grad()
@@ -424,16 +427,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         objective = self._objective(x, 0, self.generator)
         values_BK = code_by_mean(x, self.ae.weights, objective).values
         self.ae.sigma.copy_(first_sigma(self.ranks.mean_(values_BK.square().mean())))
-
-    @t.no_grad()
-    def _control_sigma(self, step: int, survival: t.Tensor) -> None:
-        """Move sigma towards the `survival` that is wanted. Waits for no device."""
-        self.ae.sigma.mul_(sigma_factor(survival, self._survival_target(step)))
-
-    def _survival_target(self, step: int) -> float:
-        start, schedules = self.settings.survival, self.settings.in_steps(self.steps)
-        assert start is not None
-        return survival_target(step, start, schedules["noise_anneal"])
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> LossTerms:
         with t.autocast(x.device.type, enabled=False):
@@ -482,8 +475,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             generator=generator,
         )
         self.kl_scale, self.noise_scale = objective.kl_scale, objective.noise_scale
-        if settings.survival is not None:
-            self.survival_target = self._survival_target(step)
+        self.survival_target = objective.survival_target
         return objective
 
     @property

@@ -15,7 +15,17 @@ from typing import Any
 
 from ..config.run import TrainConfig
 from ..errors import CheckpointError, ConfigError, first_line
-from ..run_folder.files import CONFIG, HISTORY, METRICS, WANDB, WEIGHTS, remove, sync, writing
+from ..run_folder.files import (
+    CONFIG,
+    HISTORY,
+    METRICS,
+    NOT_MEASURED,
+    WANDB,
+    WEIGHTS,
+    remove,
+    sync,
+    writing,
+)
 from ..run_folder.reading import read_history, read_metrics_if_any
 from ..run_folder.resume_points import ResumePoint
 
@@ -77,11 +87,15 @@ class RunLog:
     def log(self, metrics: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, and log the same in wandb.
 
-        A value that isn't finite, e.g. the FVE of activations without variance, is null in the file.
+        A value that isn't finite, e.g. the FVE of activations without variance, is null in the file, with the
+        reason.
         """
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line: dict[str, Any] = {n: v if math.isfinite(v) else None for n, v in metrics.items()}
+        if missing := [name for name, value in line.items() if value is None]:
+            why = "not finite in this batch, e.g. because its activations have no variance"
+            line[NOT_MEASURED] = dict.fromkeys(missing, why)
         with writing(self._history), self._history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite, allow_nan=False) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._wandb is not None:
             self._wandb.log(metrics)
 

@@ -219,7 +219,9 @@ def test_metrics_that_were_not_measured_say_what_to_type(tmp_path):
 
 def test_the_history_is_read_line_by_line(tmp_path):
     assert read_history(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 7, "fve": null}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 0}\n{"step": 7, "fve": null, "not_measured": {"fve": "why"}}\n'
+    )
     assert read_history(tmp_path) == [{"step": 0}, {"step": 7, "fve": None}]
 
 

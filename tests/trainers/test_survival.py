@@ -6,6 +6,7 @@ import pytest
 import torch as t
 from small_trainers import BATCH, STEPS, D, K, assert_same, batch, built, in_float64, weights_of
 
+from dictionary_learning_ext import VariationalTopKTrainer
 from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 
 NOISE = {"noise_on": "selection", "beta": 0.0}
@@ -67,6 +68,7 @@ def test_it_has_no_unit(factor):
         x = batch(step).double()
         losses = [one.update(step, x), other.update(step, factor * x)]
         assert float(losses[1]) == pytest.approx(factor**2 * float(losses[0]), rel=1e-9)
+        assert float(other.ae.sigma) == pytest.approx(factor * float(one.ae.sigma), rel=1e-9)
         other.ae.load_state_dict(one.ae.state_dict())
         other.ae.scale_biases(factor)
 
@@ -79,13 +81,14 @@ def test_the_penalty_is_on_the_means_alone():
         x = batch(1)
         terms = trainer._terms(x, 50, copy.deepcopy(trainer.generator))
         with t.no_grad():
-            mu_BF = trainer.ae.encode(x, return_topk=True)[3]
-        if scope == "all":
-            assert float(terms.kl_loss) == pytest.approx(
-                float(mu_BF.square().sum(1).mean() / 2), rel=1e-5
-            )
-        else:
-            assert 0 < terms.kl_loss <= mu_BF.topk(K).values.square().sum(1).mean() / 2
+            penalised = trainer.ae.encode(x, return_topk=True)[3]
+        if scope == "selected":
+            noise = copy.deepcopy(trainer.generator)
+            penalised = trainer.ae.encode(
+                x, sample=True, generator=noise
+            )  # the means, where selected
+        expected = float(penalised.square().sum(1).mean() / 2)
+        assert float(terms.kl_loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_resumed_run_has_the_same_sigma():
@@ -106,5 +109,20 @@ def test_a_batch_that_is_not_finite_leaves_sigma_alone():
     trainer.update(0, batch(0))
     before = trainer.ae.sigma.clone()
     trainer.update(1, t.full((BATCH, D), t.nan))
-    assert trainer.ae.sigma.isfinite()
-    assert trainer.ae.sigma == pytest.approx(float(before), rel=0.25)
+    assert t.equal(trainer.ae.sigma, before)
+
+
+@pytest.mark.parametrize("posterior", ["learned", "point"])
+def test_a_posterior_that_has_no_use_for_it_is_warned_of_and_trained_as_without_it(
+    posterior, caplog
+):
+    shared = {"posterior": posterior, "noise_anneal_steps": 60, "noise_on": "selection"}
+    arguments = {"steps": STEPS, "activation_dim": D, "dict_size": 32, "k": K, "layer": 0}
+    arguments |= {"lm_name": "tiny", "seed": 0, "device": "cpu", "warmup_steps": 10}
+    given, without = (
+        VariationalTopKTrainer(**arguments, **shared, **more) for more in ({"survival": 0.5}, {})
+    )
+    assert "survival=0.5" in caplog.text
+    for step in range(30):
+        assert given.update(step, batch(step)) == without.update(step, batch(step))
+    assert_same(weights_of(given), weights_of(without))

@@ -190,6 +190,9 @@ def test_what_is_not_finite_is_left_out_and_so_it_is_when_a_run_is_told_again(tm
     RunLog(tmp_path, config, 1.0).resume(point, "group")
     live, again = fake_runs
     assert live.told == again.told == [{"step": 0.0, "loss": 2.0}]
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line["fve"] is None
+    assert list(line["not_measured"]) == ["fve"], "with the reason"
 
 
 def test_an_sae_that_failed_ends_its_run_with_1_and_no_others(run, fake_runs, monkeypatch):
