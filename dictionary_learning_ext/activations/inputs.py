@@ -158,8 +158,7 @@ class Inputs(ABC):
 
         It is the same whatever the run's seeds are.
         """
-        size = math.ceil(tokens / math.ceil(tokens / _ROWS_AT_ONCE))  # batches of about one size
-        rows = in_batches(self.contexts(hook, "heldout", tokens), size)
+        rows = in_batches(self.contexts(hook, "heldout", tokens))
         batches = (x_BD.to(self._settings.device) for x_BD in rows)
         return HeldOut(tokens, batches, *self._documents(hook))
 
@@ -518,7 +517,7 @@ def _reading_rule(settings: RunConfig, tokenizer: Any) -> PositionRule:
     )
 
 
-def in_batches(contexts: Iterable[ContextBatch], size: int) -> Iterator[t.Tensor]:
+def in_batches(contexts: Iterable[ContextBatch], size: int = _ROWS_AT_ONCE) -> Iterator[t.Tensor]:
     """The activations of the wanted tokens, (B, D), in float32 and in reading order.
 
     Arguments:

@@ -14,7 +14,7 @@ Shapes: N tokens, C contexts of L tokens, M selections, D = activation_dim, F fe
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.sparse import csc_matrix, csr_matrix
 
+from ..activations.inputs import in_batches
 from ..activations.language_models import tokenizer_of
 from ..activations.rows import ContextBatch
 from ..config.run import RunConfig
@@ -204,11 +205,15 @@ def encode(
     """
     encoders = [Encoder(sae, with_all=with_all) for sae in dictionaries]
     ids, wanted, sinks = [], [], []
-    for batch in batches:
-        ids.append(batch.input_ids_BL.cpu().numpy().astype(np.int32))
-        wanted.append(batch.wanted_BL.cpu().numpy())
-        sinks.append(batch.is_sink_BL.cpu().numpy())
-        x_ND = batch.wanted_ND
+
+    def noted() -> Iterator[ContextBatch]:
+        for batch in batches:
+            ids.append(batch.input_ids_BL.cpu().numpy().astype(np.int32))
+            wanted.append(batch.wanted_BL.cpu().numpy())
+            sinks.append(batch.is_sink_BL.cpu().numpy())
+            yield batch
+
+    for x_ND in in_batches(noted()):  # as a run's own evaluation, so that the numbers are the same
         for encoder in encoders:
             encoder.add(x_ND)
     reading = Reading(_joined(ids, -1), _joined(wanted, False), _joined(sinks, False))

@@ -145,7 +145,7 @@ def test_a_process_trains_its_runs_on_its_device_with_the_settings_of_the_sweep(
     ("error", "status", "said"),
     [
         (TrainingError("b: failed at or before step 3"), 2, "b: failed at or before step 3"),
-        (TextError("no text", name="data", value="x"), 2, "--data x: no text"),
+        (TextError("no text", name="data", value="x"), 2, "data='x': no text"),
         (Interrupted(signal.SIGTERM), 143, ""),
     ],
 )
