@@ -283,6 +283,7 @@ def card_of(
     card = ModelCard.from_template(
         _card_data(repo, configs, metrics, places),
         template_str=_TEMPLATE,
+        model_name=repo.split("/")[1],  # ModelCardData moves its own into the model-index
         places=", ".join(sorted(hooks)),
         metrics=table(metrics) if metrics else None,
         settings=markdown_table(["", *trainers], rows),

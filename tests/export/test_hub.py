@@ -196,6 +196,7 @@ def test_the_card_has_settings_metrics_and_how_to_load(runs):
     text = push(runs, "jane/saes", dry_run=True).card
     fve = json.loads((runs / "vsae" / "metrics.json").read_text())["fve"]
     assert f"{fve:.4f}" in text
+    assert "# saes" in text.splitlines()
     assert "| beta |  | 0.25 |" in text, "of the second column alone"
     assert "blocks.1.hook_resid_post" in text
     assert "snapshot_download('jane/saes') + '/top_k'" in text
