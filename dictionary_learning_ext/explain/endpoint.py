@@ -21,30 +21,39 @@ _RETRIES = 5
 _LONGEST_TIMEOUT = 86_400.0
 _MOST_BYTES = 4 << 20
 """Of a response, decoded."""
+_CUT = "is_cut"
 _LONGEST_ANSWER = 20_000
 """Its last characters, which have the form that was asked for."""
 _LONGEST_REASON = 200
 
 
 class _SmallResponses(openai.DefaultAsyncHttpxClient):
-    """An HTTP client that reads at most _MOST_BYTES of a response."""
+    """An HTTP client that reads at most _MOST_BYTES of a response.
+
+    Of a larger one it keeps the beginning, and notes _CUT in the extensions. An error raised here would count as a
+    failed connection: `openai` would try again.
+    """
 
     async def send(self, request: Any, **options: Any) -> Any:
         options["stream"] = True
         response = await super().send(request, **options)
-        content = bytearray()
+        content, is_cut = bytearray(), False
         try:
             async for part in response.aiter_bytes():
                 content += part
-                if len(content) > _MOST_BYTES:
-                    what = f"{request.url}: answered with more than {_MOST_BYTES >> 20} MB"
-                    raise EndpointError(what, instead="check the endpoint")
+                if is_cut := len(content) > _MOST_BYTES:
+                    del content[_LONGEST_REASON:]
+                    break
         finally:
             await response.aclose()
         decoded = ("content-encoding", "content-length", "transfer-encoding")
         headers = {name: value for name, value in response.headers.items() if name not in decoded}
         return type(response)(
-            response.status_code, headers=headers, content=bytes(content), request=request
+            response.status_code,
+            headers=headers,
+            content=bytes(content),
+            request=request,
+            extensions={_CUT: is_cut},
         )
 
 
@@ -147,6 +156,9 @@ class Endpoint:
             cause = error.__cause__ or error
             what = f"no answer ({type(cause).__name__}: {self._clean(first_line(cause))})"
             raise self._error(what, "check that a server answers at the endpoint") from error
+        if response.http_response.extensions[_CUT]:
+            what = f"answered with more than {_MOST_BYTES >> 20} MB"
+            raise self._error(what, "check the endpoint")
         return self._content(response.text)
 
     def _content(self, text: str) -> str:

@@ -367,16 +367,20 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("endless", ENDLESS)
-def test_no_more_than_a_few_megabytes_of_an_answer_are_read(endless, chat):
+def test_no_more_than_a_few_megabytes_of_an_answer_are_read_and_it_is_not_asked_for_again(
+    endless, chat
+):
     chat.answer = lambda request: lambda write: [write(piece) for piece in ENDLESS[endless]]
     tracemalloc.start()
     try:
-        with pytest.raises(EndpointError, match="more than 4 MB"):
+        said = "answered 400" if endless == "an error" else "more than 4 MB; check the endpoint"
+        with pytest.raises(EndpointError, match=said):
             answer_of(chat)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 14 << 20
+    assert len(chat.requests) == 1
 
 
 @pytest.mark.parametrize("other", ["SAE", "scorer"])
