@@ -5,7 +5,7 @@ The method is that of delphi (Paulo et al. 2024, arXiv:2410.13928): an explanati
 fires, then detection in others. delphi itself (eai-delphi 0.1.3) is not used: importing any of it imports vllm, which
 pins torch and transformers, and its client retries nothing that fails, drops what failed, and can't resume.
 
-A feature's contexts are those that the report's collector keeps. Those in which it fires are dealt in turn, in the
+A feature's contexts are those that `FeatureTable` keeps. Those in which it fires are dealt in turn, in the
 order of strength, to the explainer and to the scorer, so that the scorer sees none that the explainer saw.
 """
 
@@ -35,7 +35,7 @@ from ..features.explanations import (
 from .endpoint import Message
 
 KEPT = 20
-"""Contexts that the collector keeps of each feature: this many of the strongest, and of drawn ones."""
+"""Contexts that `FeatureTable` keeps of each feature: this many of the strongest, and of drawn ones."""
 DRAWN = 512
 """Contexts that it draws whatever fires there. Those where a feature doesn't fire are its silent ones."""
 SHOWN = 8
