@@ -228,8 +228,9 @@ def _stage(
         name = folder.name if len(folders) > 1 else folder.resolve().name
         results = results_folder(folder)
         settings = own_settings(config)
-        if settings.get("model") != UNKNOWN:
-            settings["activations"] = None  # a cache on this disk: elsewhere the model is run
+        if settings and settings.get("model") != UNKNOWN:
+            elsewhere = settings | {"activations": None}  # not from this disk: the model is run
+            config = config | {"run": config["run"] | {"settings": elsewhere}}
         configs[name] = without_local_paths(config)
         (staged / name).mkdir()
         (staged / name / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
@@ -240,8 +241,8 @@ def _stage(
         if (results / RETURN_SCORES).is_file():
             shutil.copy(results / RETURN_SCORES, staged / name)
         if explained := read_explanations(folder, dictionary):
-            settings = without_local_paths(explained.settings)
-            replace(explained, settings=settings).write(staged / name / EXPLANATIONS)
+            public = replace(explained, settings=without_local_paths(explained.settings))
+            public.write(staged / name / EXPLANATIONS)
         for form in formats:
             try:
                 with tempfile.TemporaryDirectory(prefix="export.") as temporary:
