@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..config.architectures import ExportFormat
-from ..errors import CheckpointError, UserError, in_shell
+from ..errors import CheckpointError, UserError, as_flag, in_shell
 from .flags import FOLDER, Command, positional, vsae
 from .measure import InputFlags
 
@@ -124,6 +124,11 @@ class PushFlags:
 def run_push(flags: PushFlags) -> None:
     from ..export.hub import push
 
+    options = {"allow_inexact": flags.allow_inexact, "tokens": flags.tokens, **vars(flags.inputs)}
+    defaults = {"allow_inexact": False, "tokens": None, **vars(InputFlags())}
+    for name, value in options.items():
+        if value != defaults[name] and not flags.format:
+            raise UserError(f"{as_flag(name)}: only works with --format")
     is_dry = flags.dry_run or flags.show_card
     pushed = push(
         flags.folder,
@@ -131,9 +136,7 @@ def run_push(flags: PushFlags) -> None:
         formats=flags.format,
         public=flags.public,
         dry_run=is_dry,
-        allow_inexact=flags.allow_inexact,
-        tokens=flags.tokens,
-        **vars(flags.inputs),
+        **options,
     )
     if flags.show_card:
         print(pushed.card)

@@ -262,6 +262,14 @@ def test_a_dry_run_and_the_card_need_no_token_and_no_network(runs, capsys):
     assert capsys.readouterr().out == push(runs, "jane/saes", dry_run=True).card + "\n"
 
 
+@pytest.mark.parametrize(
+    "option", [["--tokens", "200"], ["--allow-inexact"], ["--device", "cpu"]], ids=" ".join
+)
+def test_an_option_of_the_exports_is_refused_without_any(option, runs, capsys):
+    assert main(["push", str(runs), "jane/saes", "--dry-run", *option]) == 2
+    assert f"{option[0]}: only works with --format" in capsys.readouterr().err
+
+
 def test_a_run_without_an_sae_is_named_as_left_out(runs, tmp_path, capsys):
     runs = shutil.copytree(runs, tmp_path / "runs")
     (runs / "top_k" / "ae.pt").unlink()
