@@ -263,7 +263,7 @@ def test_nnsights_trace_reads_what_torchs_hooks_read(
     by_hooks = read_places(lm._replace(traced=None), places, ids, mask)
     for traced in (lm.traced, NNsight(lm.module)):
         by_trace = read_places(lm._replace(traced=traced), places, ids, mask)
-        assert all(map(torch.equal, by_trace, by_hooks))
+        assert all(torch.equal(*each) for each in zip(by_trace, by_hooks, strict=True))
 
 
 def _blocks(width: int) -> nn.ModuleList:

@@ -130,7 +130,7 @@ def test_it_resumes_to_the_bit(taken, rules, numbered):
     assert resumed.tokens_seen == 100 * taken == 100 * len(before)
     after, expected = batches_of(resumed), batches_of(whole)
     assert len(after) == len(expected) > 0
-    assert all(map(t.equal, after, expected))
+    assert all(t.equal(*each) for each in zip(after, expected, strict=True))
     assert resumed.state_dict() == whole.state_dict()
 
 
@@ -160,10 +160,13 @@ def test_on_a_cache_that_grows_a_run_reads_what_it_began_with_and_a_new_one_all(
     state = json.loads(json.dumps(stopped.state_dict()))
     write_small(tmp_path, cached_run, 4000)
     during = [*before, *islice(stopped, 53)]
-    assert all(map(t.equal, during, expected)), "the cache grew while it was read"
+    assert all(t.equal(*each) for each in zip(during, expected, strict=True)), (
+        "the cache grew while it was read"
+    )
     resumed = source_of(open_stored(tmp_path), HOOK, **options)
     resumed.load_state_dict(state)
-    assert all(map(t.equal, islice(resumed, 53), expected[7:]))
+    after = zip(islice(resumed, 53), expected[7:], strict=True)
+    assert all(t.equal(*each) for each in after)
     assert resumed.state_dict() == whole.state_dict()
     new = source_of(open_stored(tmp_path), HOOK, rows=500)
     assert len(batches_of(new)) > 35
