@@ -182,7 +182,7 @@ class Inputs(ABC):
             self._has_said_multiple = True
             logger.info(
                 "tokens whose norm is over %g times the median (attention sinks) are left out of what is measured;"
-                " --max-norm-multiple sets another number",
+                " max_norm_multiple sets another number",
                 self._settings.sink_multiple,
             )
         n_read = 0
