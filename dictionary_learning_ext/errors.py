@@ -33,6 +33,15 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def bytes_shown(n: float) -> str:
+    """A number of bytes to three digits, e.g. 1.25GB."""
+    for prefix in ("", *"kMGTPEZ"):
+        if n < 999.5:
+            return f"{n:.3g}{prefix}B"
+        n /= 1000
+    return f"{n:.3g}YB"
+
+
 def in_shell(*words: object) -> str:
     """Paths or other words of a command that a message suggests, quoted where a shell needs it."""
     return shlex.join(map(str, words))

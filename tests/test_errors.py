@@ -10,6 +10,7 @@ from dictionary_learning_ext.errors import (
     FlagError,
     Interrupted,
     TextError,
+    bytes_shown,
     printable,
 )
 
@@ -68,3 +69,8 @@ def test_control_characters_are_escaped_for_a_terminal():
     assert printable("\x1b[2J\r\x07\x9b1m\u202eab\ud800") == r"\x1b[2J\r\x07\x9b1m\u202eab\ud800"
     kept = "line\nwith\ttab, café, 語 and \N{GRINNING FACE}"
     assert printable(kept) == kept
+
+
+def test_bytes_are_shown_to_three_digits():
+    shown = [bytes_shown(n) for n in (0, 999, 999_600, 1_254_000_000, 1e26)]
+    assert shown == ["0B", "999B", "1MB", "1.25GB", "100YB"]

@@ -19,11 +19,10 @@ import numpy as np
 import pyarrow as pa
 import torch as t
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config.checks import require
 from ..config.run import RunConfig, Split, evaluation_batch
-from ..errors import ActivationsError, ConfigError, DiskError
+from ..errors import ActivationsError, ConfigError, DiskError, bytes_shown
 from ..progress import progress
 from ..run_folder.files import (
     locked,
@@ -196,14 +195,14 @@ def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, fill
     contexts = math.ceil(tokens / filled / length)
     held_out = math.ceil(_SPARE * settings.eval_tokens / filled / length)
     needed = per_position * length * (contexts + held_out)
-    free, size = shutil.disk_usage(folder).free, tqdm.format_sizeof
+    free = shutil.disk_usage(folder).free
     if (missing := needed - written) > free:
         smaller = " or dtype='float16'" if item == 4 else ""
         raise DiskError(
-            f"{folder}: this cache needs {size(missing)}B, and its disk has {size(free)}B free",
+            f"{folder}: this cache needs {bytes_shown(missing)}, and its disk has {bytes_shown(free)} free",
             instead=f"use fewer tokens{smaller}",
         )
-    there = f", of which {size(min(written, needed))}B are there" if written else ""
+    there = f", of which {bytes_shown(min(written, needed))} are there" if written else ""
     each = f"{per_position:,} bytes per token"
     if filled < 1:
         each += f", and as many at padding, which is about {1 - filled:.0%}"
@@ -211,7 +210,7 @@ def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, fill
     kept = f" and {held_out * length * filled:,.0f} held-out ones" if held_out else ""
     return (
         f"{tokens:,} tokens{kept} at {n} hook point{'s'[: n != 1]} in {settings.dtype} need"
-        f" {'about ' if filled < 1 else ''}{size(needed)}B{there} ({each}); the disk has {size(free)}B free"
+        f" {'about ' if filled < 1 else ''}{bytes_shown(needed)}{there} ({each}); the disk has {bytes_shown(free)} free"
     )
 
 

@@ -8,14 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..activations.text import names_a_file, text_of
 from ..config.checks import require, require_type
 from ..config.run import MIDDLE, RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
-from ..errors import ConfigError
+from ..errors import ConfigError, bytes_shown
 from ..run_folder.files import RUNS, folder_of, require_folder_name, require_free
 from ..run_folder.reading import is_finished
 from .processes import launched, require_one_task
@@ -218,11 +216,11 @@ def require_memory(jobs: Iterable[Job], widths: Mapping[str, int], device: str, 
     on_cpu = device.startswith("cpu")
     each = (sae_bytes(job.config.sae, widths[job.hook]) for job in jobs)
     needed = (n if on_cpu else 1) * sum(each)
-    (there, _), size = _memory(device), tqdm.format_sizeof
+    there, _ = _memory(device)
     if needed > there:
         raise ConfigError(
-            f"the weights, gradients and optimizer of the SAEs need {size(needed)}B of memory, and"
-            f" {'this machine' if on_cpu else device} has {size(there)}B",
+            f"the weights, gradients and optimizer of the SAEs need {bytes_shown(needed)} of memory, and"
+            f" {'this machine' if on_cpu else device} has {bytes_shown(there)}",
             instead="lower dict_size",
         )
 

@@ -141,7 +141,7 @@ def test_too_large_an_sae_is_refused_before_anything_is_loaded(
     save_dir = tmp_path / "run"
     command = ["train", *flags, "--dict-size=1000000000", f"--save-dir={save_dir}"]
     line = refused(command, capsys)
-    assert "machine has 24.0GB; lower dict_size" in line
+    assert "machine has 24GB; lower dict_size" in line
     assert not save_dir.exists()
 
 
