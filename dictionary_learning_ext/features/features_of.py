@@ -72,12 +72,13 @@ def encode_text(
         codes.to_scipy()
 
     Arguments: see `features_of`.
-        keep: of a run folder's held-out text, read the codes that are kept beside the SAE, or keep them.
+        keep: of a run folder's held-out text, read the codes that are kept beside the SAE, or keep them. Those of a
+            language model that is given as an object are never kept.
 
     Raises: a UserError that says what to change.
     """
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
-    return _encoded(opened, sae, text, tokens, keep)
+    return _encoded(opened, sae, text, tokens, keep and not isinstance(lm, LanguageModel))
 
 
 def _encoded(opened: OpenedSAE, sae: SAE, text: Text | None, tokens: int, keep: bool) -> Codes:
@@ -139,12 +140,12 @@ def features_of(
     """
     require(contexts >= 1, "contexts", contexts, "at least 1")
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
-    codes = _encoded(opened, sae, text, tokens, keep)
+    given = lm if isinstance(lm, LanguageModel) else None
+    codes = _encoded(opened, sae, text, tokens, keep and given is None)
     is_named = isinstance(sae, str | Path)
     config = read_config(sae) if is_named else {}
     caveat = caveat_on(opened.dictionary, config, opened.run.model)
     explanations = read_explanations(sae, opened.dictionary) if is_named else Explanations()
-    given = lm if isinstance(lm, LanguageModel) else None
     table = FeatureTable(codes, top=contexts, seed=seed)
     return Features(opened, given, table, explanations, caveat)
 

@@ -11,12 +11,13 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from measurement import codes_of_rows
 from report_runs import QUICK
 
-from dictionary_learning_ext import Codes, encode_text
+from dictionary_learning_ext import Codes, encode_text, features_of
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.codes import encoding
 from dictionary_learning_ext.codes.encoding import Encoder
 from dictionary_learning_ext.errors import NonFiniteError
+from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.trainers.vaease import VAEase
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
@@ -151,3 +152,16 @@ def test_each_command_encodes_each_token_once_and_a_second_not_at_all(seeds, cou
         assert main(command) == 0
         assert counted["tokens"] == tokens, command
         assert (counted["passes"] == 0) == (tokens == 0), command
+
+
+def test_codes_of_a_given_language_model_are_neither_read_nor_kept(
+    runs, tiny_lm, counted, tmp_path
+):
+    run = shutil.copytree(runs[0], tmp_path / "run", ignore=shutil.ignore_patterns("codes"))
+    encode_text(run, lm=tiny_lm, tokens=150)
+    features_of(run, lm=tiny_lm, tokens=150)
+    assert not (run / CODES).exists()
+    encode_text(run, tokens=150)
+    counted.update(tokens=0)
+    features_of(run, lm=tiny_lm, tokens=150)
+    assert counted["tokens"] == 150
