@@ -30,8 +30,10 @@ from scipy.sparse import csc_matrix, csr_matrix
 from ..activations.inputs import in_batches
 from ..activations.language_models import tokenizer_of
 from ..activations.rows import ContextBatch
+from ..activations.stored import UNKNOWN
 from ..config.run import RunConfig
-from ..errors import CheckpointError, TextError, first_line
+from ..config.synthetic_models import is_synthetic
+from ..errors import CheckpointError, LanguageModelError, TextError, first_line
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import CODES, at_home, replacing
 from ..run_folder.sae_names import results_folder
@@ -164,6 +166,8 @@ class Codes:
     def load(cls, folder: str | Path) -> "Codes":
         """The codes that are kept beside a named SAE, with the language model's tokenizer.
 
+        Synthetic and own activations have none. A line says so if the language model isn't there.
+
         Arguments:
             folder: what names the SAE, see run_folder/sae_names.py.
 
@@ -176,7 +180,14 @@ class Codes:
                 f"{folder}: there are no codes of this SAE",
                 instead="`vsae report` keeps them, or encode_text in Python",
             )
-        return replace(codes, tokenizer=tokenizer_of(codes.text["model"]))
+        model = codes.text["model"]
+        if model == UNKNOWN or is_synthetic(model):
+            return codes
+        try:
+            return replace(codes, tokenizer=tokenizer_of(model))
+        except LanguageModelError as error:
+            logger.warning("tokens are shown as ids: %s", first_line(error))
+            return codes
 
     def __repr__(self) -> str:
         alive = int((self.count_F > 0).sum())

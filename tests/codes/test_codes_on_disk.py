@@ -10,7 +10,8 @@ from measurement import codes_of_rows
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dictionary_learning_ext.codes.codes import keep_codes, kept_codes, text_of
+from dictionary_learning_ext.codes import codes as codes_module
+from dictionary_learning_ext.codes.codes import Codes, keep_codes, kept_codes, text_of
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.run_folder.files import CODES
@@ -41,6 +42,16 @@ def test_what_is_read_is_what_was_written(sae, codes, tmp_path):
     assert found.rise_F.tolist() == codes.rise_F.tolist()
     assert computed(found.totals) == computed(codes.totals)
     assert kept_codes(tmp_path, sae) is not None, "of any text"
+
+
+@pytest.mark.parametrize("model", ["synthetic:small", "unknown", "./no/such/model"])
+def test_codes_without_a_language_model_show_ids(sae, codes, model, tmp_path, monkeypatch):
+    keep_codes(tmp_path, replace(codes, text={"model": model}))
+    monkeypatch.setattr(codes_module, "load_dictionary", lambda folder: (sae, {}))
+    monkeypatch.setattr(codes_module, "results_folder", lambda folder: folder)
+    found = Codes.load(tmp_path)
+    assert found.tokenizer is None
+    assert found.feature(int(found.count_F.argmax())).contexts(1)
 
 
 def shorter(path):
