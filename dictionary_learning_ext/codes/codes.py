@@ -214,6 +214,17 @@ def encode(
 
     Raises: TextError if no token is encoded; NonFiniteError if an SAE's features are NaN or infinite.
     """
+    return [*encode_each(dictionaries, batches, with_all=with_all, tokenizer=tokenizer)]
+
+
+def encode_each(
+    dictionaries: Sequence[Dictionary],
+    batches: Iterable[ContextBatch],
+    *,
+    with_all: bool = False,
+    tokenizer: Any = None,
+) -> Iterator[Codes]:
+    """As `encode`, one SAE's codes after the other. What was gathered for one is dropped once it is handed out."""
     encoders = [Encoder(sae, with_all=with_all) for sae in dictionaries]
     ids, wanted, sinks = [], [], []
 
@@ -232,8 +243,9 @@ def encode(
         raise TextError(
             "the text has no token to measure on: expected at least one; give a longer text"
         )
-    return [
-        Codes(
+    while encoders:
+        encoder = encoders.pop(0)
+        yield Codes(
             encoder.code_NF(),
             reading,
             encoder.totals,
@@ -242,8 +254,6 @@ def encode(
             encoder.with_all,
             tokenizer=tokenizer,
         )
-        for encoder in encoders
-    ]
 
 
 def _joined(parts: list[np.ndarray], fill: Any) -> np.ndarray:

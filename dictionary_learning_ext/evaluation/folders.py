@@ -15,7 +15,7 @@ from ..activations.hook_points import HookPoint, input_device
 from ..activations.inputs import Inputs, open_inputs
 from ..activations.language_models import CausalLM, tokenizer_of, unwrapped
 from ..activations.rows import ContextBatch
-from ..codes.codes import Codes, encode, keep_codes, kept_codes, size_of, text_of
+from ..codes.codes import Codes, encode_each, keep_codes, kept_codes, size_of, text_of
 from ..config.checks import require
 from ..config.run import DeviceMap, RunConfig, Split
 from ..config.synthetic_models import is_synthetic
@@ -131,13 +131,13 @@ def evaluated(
         name: (dictionary, config["trainer"].get("norm_factor", 1.0))
         for name, (dictionary, config) in opened.saes.items()
     }
-    if held_out.truth is not None:
+    if held_out.truth is not None or not keep:
         return measure(dictionaries, held_out)
-    found = opened.codes(tokens, with_all=True, keep=keep)
-    for name, codes in found.items():
+    saes = {}
+    for name, codes in opened.each_codes(tokens, with_all=True):
         codes.totals.norm_factor = dictionaries[name][1]
-    saes = {name: (dictionaries[name][0], codes.totals) for name, codes in found.items()}
-    return metrics_of(saes, held_out)
+        saes[name] = (dictionaries[name][0], codes.totals)
+    return metrics_of({name: saes[name] for name in dictionaries}, held_out)
 
 
 # --- named SAEs
@@ -234,28 +234,43 @@ class OpenedFolders:
             with_all: with what needs the numbers of all features, see `Encoder`.
             keep: read codes that are kept, and keep new ones. Those of training text or a checkpoint are never kept.
         """
+        found = dict(self.each_codes(tokens, split=split, with_all=with_all, keep=keep))
+        return {name: found[name] for name in self.saes}
+
+    def each_codes(
+        self,
+        tokens: int | None = None,
+        *,
+        split: Split = "heldout",
+        with_all: bool = False,
+        keep: bool = True,
+    ) -> Iterator[tuple[str, Codes]]:
+        """As `codes`, one SAE after the other, those that are kept first: not all need to be in memory."""
         tokens = self.own_tokens if tokens is None else tokens
         keep = keep and split == "heldout" and self._step is None
-        text, found = text_of(self.run, tokens), {}
+        text, missing, read = text_of(self.run, tokens), {}, tokens
         hashes = {name: hash_of(sae) for name, (sae, _) in self.saes.items()}
-        if keep:
-            for name, (sae, _) in self.saes.items():
+        for name, (sae, _) in self.saes.items():
+            codes = None
+            if keep:
                 folder = results_folder(name)
-                kept = kept_codes(folder, sae, text, with_all=with_all, sae=hashes[name])
-                if kept is not None:
-                    found[name] = kept
-        missing = {name: sae for name, (sae, _) in self.saes.items() if name not in found}
-        if missing:
-            contexts = self._contexts(split, tokens)
-            for name, codes in zip(
-                missing, encode([*missing.values()], contexts, with_all=with_all), strict=True
-            ):
-                found[name] = replace(codes, sae=hashes[name], text=text)
-                if keep:
-                    _keep(results_folder(name), found[name])
-            if (read := found[next(iter(missing))].tokens) < tokens:
-                logger.warning("the text ended after %d tokens", read)
-        return {name: found[name] for name in self.saes}
+                codes = kept_codes(folder, sae, text, with_all=with_all, sae=hashes[name])
+            if codes is None:
+                missing[name] = sae
+            else:
+                yield name, codes
+        if not missing:
+            return
+        contexts = self._contexts(split, tokens)
+        encoded = encode_each([*missing.values()], contexts, with_all=with_all)
+        for name, codes in zip(missing, encoded, strict=True):
+            codes = replace(codes, sae=hashes[name], text=text)
+            if keep:
+                _keep(results_folder(name), codes)
+            read = codes.tokens
+            yield name, codes
+        if read < tokens:
+            logger.warning("the text ended after %d tokens", read)
 
     def _contexts(self, split: Split, tokens: int) -> Iterator[ContextBatch]:
         inputs, hook = self.inputs, self.run.hook
