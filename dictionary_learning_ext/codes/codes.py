@@ -17,12 +17,15 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as t
 from dictionary_learning.dictionary import Dictionary
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.sparse import csc_matrix, csr_matrix
@@ -268,22 +271,29 @@ def _joined(parts: list[np.ndarray], fill: Any) -> np.ndarray:
 # --- on the disk
 
 
-def text_of(run: RunConfig, tokens: int) -> dict[str, Any]:
+def text_key(run: RunConfig, tokens: int) -> dict[str, Any]:
     """What decides which tokens are read, and their activations, fit for JSON.
 
-    Files and folders on this machine count by the sizes and times of what they hold, not by their content.
+    Files and folders on this machine count by the sizes and times of what they hold, not by their content; what is
+    shipped with the package by its version; a language model of the hub by the commit that is in the hub's cache.
 
     Arguments:
         tokens: how many are read, at most.
     """
     settings = measured_on(run)
-    places = {name: _files_at(settings[name]) for name in ("model", "data", "activations")}
+    places: dict[str, Any] = {
+        name: _files_at(settings[name]) for name in ("model", "data", "activations")
+    }
+    if places["model"] is None:
+        places["model"] = _commit_of(settings["model"])
     found = settings | {"tokens": tokens, "files": places}
     return json.loads(json.dumps(found, default=str))
 
 
 def _files_at(name: str | None) -> list[Any] | None:
-    """The name, size and time of each file at a path; None if there is nothing."""
+    """The name, size and time of each file at a path, or the package's version; None if there is nothing."""
+    if name == "embedded":
+        return [version("dictionary-learning-ext")]
     path = None if name is None else at_home(name)
     if path is None or not path.exists():
         return None
@@ -291,6 +301,13 @@ def _files_at(name: str | None) -> list[Any] | None:
     return [
         [str(one.relative_to(path)), one.stat().st_size, one.stat().st_mtime_ns] for one in files
     ]
+
+
+def _commit_of(model: str) -> str | None:
+    """The commit of a language model in the hub's cache; None if it isn't there."""
+    repository = repo_folder_name(repo_id=model, repo_type="model")
+    path = Path(HF_HUB_CACHE, repository, "refs", "main")
+    return path.read_text() if path.is_file() else None
 
 
 def size_of(codes: Codes) -> int:
@@ -349,7 +366,7 @@ def kept_codes(
 
     Arguments:
         folder: of the SAE's results.
-        text: what `text_of` says. None: any.
+        text: what `text_key` says. None: any.
         with_all: only if they have what needs the numbers of all features.
         sae: the hash of the dictionary's weights, if known.
     """

@@ -15,7 +15,7 @@ from ..activations.hook_points import HookPoint, input_device
 from ..activations.inputs import Inputs, open_inputs
 from ..activations.language_models import CausalLM, tokenizer_of, unwrapped
 from ..activations.rows import ContextBatch
-from ..codes.codes import Codes, encode_each, keep_codes, kept_codes, size_of, text_of
+from ..codes.codes import Codes, encode_each, keep_codes, kept_codes, size_of, text_key
 from ..config.checks import require
 from ..config.run import DeviceMap, RunConfig, Split
 from ..config.synthetic_models import is_synthetic
@@ -248,7 +248,7 @@ class OpenedFolders:
         """As `codes`, one SAE after the other, those that are kept first: not all need to be in memory."""
         tokens = self.own_tokens if tokens is None else tokens
         keep = keep and split == "heldout" and self._step is None
-        text, missing, read = text_of(self.run, tokens), {}, tokens
+        text, missing, read = text_key(self.run, tokens), {}, tokens
         hashes = {name: hash_of(sae) for name, (sae, _) in self.saes.items()}
         for name, (sae, _) in self.saes.items():
             codes = None
@@ -262,6 +262,7 @@ class OpenedFolders:
         if not missing:
             return
         contexts = self._contexts(split, tokens)
+        text = text_key(self.run, tokens)  # the language model may have been downloaded just now
         encoded = encode_each([*missing.values()], contexts, with_all=with_all)
         for name, codes in zip(missing, encoded, strict=True):
             codes = replace(codes, sae=hashes[name], text=text)

@@ -23,7 +23,7 @@ import numpy as np
 import torch as t
 
 from ..activations.inputs import open_inputs
-from ..codes.codes import encode, kept_codes, text_of
+from ..codes.codes import encode, kept_codes, text_key
 from ..codes.contexts import KeptContext, token_text
 from ..codes.table import FeatureTable
 from ..config.run import RunConfig
@@ -72,7 +72,7 @@ def exported_features(
     lens = LogitLens(source.language_model.module)
     if settings.activations is not None and not at_home(settings.activations).is_dir():
         settings = replace(settings, activations=None)
-    text = text_of(settings, tokens)
+    text = text_key(settings, tokens)
     codes = kept_codes(results, source.dictionary, text)
     if codes is None:
         inputs = open_inputs(settings, [settings.hook], language_model=source.language_model)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from dictionary_learning_ext.codes import codes as codes_module
-from dictionary_learning_ext.codes.codes import Codes, keep_codes, kept_codes, text_of
+from dictionary_learning_ext.codes.codes import Codes, keep_codes, kept_codes, text_key
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.run_folder.files import CODES
@@ -122,8 +122,24 @@ def test_a_text_whose_files_change_is_another(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("one")
     run = RunConfig(data=str(path))
-    before = text_of(run, 10)
-    assert text_of(run, 10) == before == json.loads(json.dumps(before))
+    before = text_key(run, 10)
+    assert text_key(run, 10) == before == json.loads(json.dumps(before))
     path.write_text("two, which is longer")
-    assert text_of(run, 10) != before
-    assert text_of(run, 11) != text_of(run, 10)
+    assert text_key(run, 10) != before
+    assert text_key(run, 11) != text_key(run, 10)
+
+
+def test_another_version_of_the_package_or_commit_of_the_model_is_another_text(
+    tmp_path, monkeypatch
+):
+    run, of_hub = RunConfig(), RunConfig(model="jane/lm")
+    monkeypatch.setattr(codes_module, "HF_HUB_CACHE", tmp_path)
+    before = [text_key(one, 10) for one in (run, of_hub)]
+    monkeypatch.setattr(codes_module, "version", lambda name: "another")
+    commit = tmp_path / "models--jane--lm" / "refs" / "main"
+    commit.parent.mkdir(parents=True)
+    commit.write_text("abc")
+    now = [text_key(one, 10) for one in (run, of_hub)]
+    assert [one["files"]["model"] for one in now] == [["another"], "abc"]
+    assert before[0] != now[0]
+    assert before[1]["files"]["model"] is None
