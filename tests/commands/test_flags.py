@@ -48,7 +48,7 @@ def test_the_shared_flags_are_one_declaration(command):
     assert default.pop("device") == "auto"
     names = {"model", "hook", "data", "max_norm_multiple", "remove_bos"}
     assert default.keys() == names | (
-        {"activations", "text_column", "device_map"} & flags_of(COMMANDS[command]).keys()
+        {"activations", "text_column", "device_map", "no_keep"} & flags_of(COMMANDS[command]).keys()
     )
     assert not any(default.values())
 
