@@ -190,7 +190,7 @@ def test_where_the_disk_is_too_small_each_seed_runs_the_language_model_also_when
         patch.setattr(shutil, "disk_usage", lambda path: whole._replace(free=1000))
         assert stopped(two, SAERun, "update", 14) == 130
     printed = capsys.readouterr()
-    assert "; the disk has 1kB free" in printed.out
+    assert " 1kB free" in printed.out
     assert "once a seed" in printed.out
     assert "the same command" in printed.err.splitlines()[-1]
     assert main(two) == 0
