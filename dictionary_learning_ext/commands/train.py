@@ -117,7 +117,11 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     flat, was = (TrainConfig(each, run).to_dict() for each in (sae, start.sae))
     left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
     if isinstance(sae, Variational):
-        noise = ("sigma", "noise_to_signal", "survival")  # three ways to say one thing: the flag overrides
+        noise = (
+            "sigma",
+            "noise_to_signal",
+            "survival",
+        )  # three ways to say one thing: the flag overrides
         if any(given.get(name, "none") != "none" for name in noise):
             sae = replace(sae, **{name: None for name in noise if name not in given})
     return TrainFlags(sae, run, preset=name, left_out=tuple(sorted(left_out)))
