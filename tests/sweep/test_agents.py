@@ -101,11 +101,8 @@ def test_a_stopped_run_is_continued_by_whoever_runs_the_same_command(
     whole = [row["step"] for row in read_history(folder)]
     assert whole[-1] == 400
     assert (
-        0
-        < server.histories["pre-empted"][-1]["step"]
-        < server.histories["killed"][-1]["step"]
-        < 400
-    )
+        0 < server.histories["pre-empted"][-1]["step"] < 400
+    )  # wandb may not have sent what a killed run logged
     for name in ("continued", "again"):
         assert [row["step"] for row in server.histories[name]] == whole
         assert server.summaries[name]["eval/fve"] == read_metrics(folder)["fve"]
