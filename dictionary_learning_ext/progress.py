@@ -19,11 +19,16 @@ def progress(
         leave: whether a bar stays when it is closed.
         options: of tqdm.
     """
-    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+    if not (sys.stderr.isatty() or _is_notebook()):
         return ProgressLines(total, unit, initial, desc, **options)
     return tqdm(
         total=total, unit=unit, initial=initial, desc=desc, leave=leave, mininterval=1, **options
     )
+
+
+def _is_notebook() -> bool:
+    ipython: Any = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 class ProgressLines:

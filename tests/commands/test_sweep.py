@@ -88,7 +88,7 @@ def test_what_is_left_or_failed_is_counted_with_the_command_that_continues(
     assert ", 2 at once" in out
     assert "are finished" not in out
     assert "out of 4 runs" in out
-    assert out.count("(n = 2)") == 2, "two seeds of each k"
+    assert out.count("(n = 2)") == 4, "two seeds of each k, ranked in two ways"
     # The results of the others are shown beside a failure.
     one = folder / "vsae_k2_seed0"
     (one / "failed.json").write_text("{}")
