@@ -130,6 +130,6 @@ def functions(run: RunConfig, sae: SAEConfig, held_out: Any) -> None:
     print(dictionary.activation_dim, config["trainer"])
     load_dictionary("runs/a", devices="cpu")  # wrong
     load_dictionary("runs/a", step="100")  # wrong
-    print(measure({"a": (dictionary, 1.0)}, held_out, 10_000, seed=1)["a"]["fve"])
-    measure({"a": (dictionary, 1.0)}, held_out, 10_000, seeds=1)  # wrong
-    measure({"a": (dictionary, "1")}, held_out, 10_000)  # wrong
+    print(measure({"a": (dictionary, 1.0)}, held_out, seed=1)["a"]["fve"])
+    measure({"a": (dictionary, 1.0)}, held_out, seeds=1)  # wrong
+    measure({"a": (dictionary, "1")}, held_out)  # wrong
