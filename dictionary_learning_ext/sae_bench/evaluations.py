@@ -135,7 +135,7 @@ def our_metrics(
         left_out += int((is_ordinary_BL & ~is_used_BL).sum())
         x_BD = x_BLD[is_used_BL]
         f_BF = sae.encode(x_BD)
-        totals.add(x_BD.double(), sae.decode(f_BF).double(), f_BF)
+        totals.add(x_BD.double(), sae.decode(f_BF).double(), f_BF.nonzero()[:, 1])
     ours: dict[str, Any] = computed(totals, shown_in("bench"))
     return ours | {
         "selected": totals.selected_F.tolist(),
