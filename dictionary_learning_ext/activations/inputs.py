@@ -178,7 +178,7 @@ class Inputs(ABC):
         Raises: TextError if the text has no whole context, ActivationsError if stored activations have
             none; NonFiniteError if an activation is NaN or infinite.
         """
-        if not self._has_said_multiple:
+        if not self._has_said_multiple and self._settings.sink_multiple is not None:
             self._has_said_multiple = True
             logger.info(
                 "tokens whose norm is over %g times the median (attention sinks) are left out of what is measured;"
