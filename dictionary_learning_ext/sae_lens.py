@@ -212,7 +212,7 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
         return KAnnealing.of(sizes, self.settings.in_steps(self.steps)["k_anneal"])
 
     def get_inference_config_class(self) -> type[TopKSAEConfig]:
-        """Of the architecture that is saved. Without a ReLU, one that keeps signs is an `abstopk`."""
+        """The configuration of the architecture that is saved. Without a ReLU, one that keeps signs is an `abstopk`."""
         keeps_signs = self.select_by == "magnitude" or self.k == self.d_sae
         return AbsTopKSAEConfig if keeps_signs and not self.rectify else TopKSAEConfig
 

@@ -33,7 +33,7 @@ class SyntheticSettings:
     """SAELens's `SyntheticModelConfig`, as it writes it. Its seed makes the model; a run's seeds don't change
     it."""
     noise_std: float = 0.0
-    """Of the Gaussian noise that is added to SAELens's activations, in each dimension."""
+    """Standard deviation, in each dimension, of the Gaussian noise that is added to SAELens's activations."""
     folder: Path | None = None
     """Where SAELens has saved the model. None: it is drawn."""
 

@@ -20,7 +20,7 @@ Message = dict[str, str]
 _RETRIES = 5
 _LONGEST_TIMEOUT = 86_400.0
 _MOST_BYTES = 4 << 20
-"""Of a response, decoded."""
+"""The most bytes of a decoded response."""
 _CUT = "is_cut"
 _LONGEST_ANSWER = 20_000
 """Its last characters, which have the form that was asked for."""

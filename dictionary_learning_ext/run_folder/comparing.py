@@ -29,7 +29,7 @@ MEASURED_ON = (
 )
 """The settings that SAEs must share to be measured together."""
 CONTEXTS = ("text_packing", "ctx_len", "dtype")
-"""Of these, those that say how a text is read."""
+"""Those of these settings that say how a text is read."""
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,

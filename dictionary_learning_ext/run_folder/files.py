@@ -119,7 +119,7 @@ def resume_point(folder: Path, step: int) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, in hex."""
+    """The SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):

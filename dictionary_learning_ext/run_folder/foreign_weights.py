@@ -43,7 +43,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     OF_BAKER_LI[0]: _BY_MAGNITUDE | {"rectify": True},
     OF_BAKER_LI[1]: _BY_MAGNITUDE | {"rectify": True, "posterior": "learned"},
 }
-"""Of the dictionary's class, by architecture."""
+"""Arguments of the dictionary's class, by architecture."""
 _LOG_VAR_LIMITS = (-6.0, 2.0)
 """Baker & Li's."""
 _NAMES = {
@@ -57,7 +57,7 @@ _NAMES_OF_BAKER_LI = {
     **{"var_encoder.weight": "W_var", "var_encoder.bias": "b_var"},
 }
 _TRANSPOSED = ("W_enc", "W_dec", "W_var")
-"""Of theirs, torch's Linear layers have them so."""
+"""Those that torch's Linear layers store transposed."""
 _OF_GEMMA_SCOPE = (*_NAMES, *_NAMES.values(), "b_dec", "threshold", "scaling_factor")
 
 

@@ -34,7 +34,7 @@ class ResumePoint:
     step: int
     """How many updates were made before it."""
     settings: dict[str, Any]
-    """Of the run and of its SAE, as flags have them."""
+    """The settings of the run and of its SAE, as flags have them."""
     trainer: dict[str, Any]
     """Weights, optimiser, schedules and counters, for `load_trainer_state`."""
     norm_factor: float
@@ -44,9 +44,9 @@ class ResumePoint:
     machines: int
     """How many the processes ran on."""
     hashes: dict[str, str]
-    """Of what the batches depend on, see `Inputs.hashes`."""
+    """Hashes of what the batches depend on, see `Inputs.hashes`."""
     versions: dict[str, Any]
-    """Of the packages, and the number of threads: what decides the last digits of a result."""
+    """Versions of the packages, and the number of threads: what decides the last digits of a result."""
     metrics_bytes: int
     """The length of metrics.jsonl."""
     wandb_id: str | None

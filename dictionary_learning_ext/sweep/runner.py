@@ -147,7 +147,7 @@ class Manifest:
     runs: list[str]
     """The names of the run folders."""
     settings: dict[str, dict[str, Any]]
-    """Of each run, by its name."""
+    """Each run's settings, by its name."""
     name: str | None
     """The sweep's, which groups its runs in wandb."""
     command: str | None

@@ -232,7 +232,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         return GatedTerms(loss, l2_loss, auxk_loss, mean_gate, mean_threshold, since_fired_F)
 
     def _code(self, pre_BF: t.Tensor, k: int, generator: t.Generator) -> GatedCode:
-        """Of pre-activations, at this step's temperature."""
+        """The code of pre-activations (B, F), at this step's temperature."""
         return gated_code(pre_BF, k, self.temperature, generator)
 
     @t.no_grad()

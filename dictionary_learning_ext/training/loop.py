@@ -168,7 +168,7 @@ class Training:
     points: list[ResumePoint]
     """The resume points, without the weights. Empty for a run that starts."""
     hashes: dict[str, str]
-    """Of what the batches depend on."""
+    """Hashes of what the batches depend on, see `Inputs.hashes`."""
     group: str | None
     """What wandb groups the runs by."""
     processes: Processes
