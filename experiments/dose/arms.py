@@ -22,8 +22,8 @@ ARMS: dict[str, Options] = {
     RIVAL: {"architecture": "probabilistic_top_k", "temperature_start": 1.0},
 }
 """The second is the preset `recommended` of 2026-11-30."""
-PENALISED = 0.01
-"""The penalty of the best survival's second arm."""
+KEPT = (TOP_K, "fixed 0.3 and penalty", "survival 0.6", "survival 0.25", "survival 0.4")
+"""What is trained after the first rate of the search, see the protocol's end."""
 
 
 def sae_of(

@@ -21,7 +21,7 @@ from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.features.agreement import AgreementOfCodes
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from experiments.dose import truth
-from experiments.dose.arms import ARMS, PENALISED, TOP_K, Options, sae_of
+from experiments.dose.arms import ARMS, KEPT, RIVAL, TOP_K, Options, sae_of
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about_line
 from experiments.reproducibility import parts
@@ -29,7 +29,7 @@ from experiments.reproducibility.settings import Setting
 from experiments.stages import Page, Stages
 
 RAW = RESULTS / "dose_embedded.json"
-CODE_TOKENS, AT_ONCE = 50_000, 4
+CODE_TOKENS, AT_ONCE = 50_000, 3
 SEARCH_SEEDS = (9000, 9001)
 PAIRS = [(first, first + 1) for first in range(9010, 9018, 2)]
 FVE_KEPT = 0.0005
@@ -53,10 +53,10 @@ SETTINGS = {
     "blocks.2, k/F = 1/8": DoseSetting(hook="blocks.2.hook_resid_post", k=64, **_SHARED),
     "blocks.0, k/F = 1/32": DoseSetting(hook="blocks.0.hook_resid_post", k=16, **_SHARED),
 }
-LRS = {name: (4e-3, 2e-3, 8e-3) for name in SETTINGS} | {"blocks.2, k/F = 1/8": (2e-3, 1e-3, 4e-3)}
+LRS = dict(zip(SETTINGS, ((4e-3, 2e-3, 8e-3), (2e-3, 4e-3), (4e-3, 8e-3)), strict=True))
 PLANNED = dict(zip(SETTINGS, (4, 2, 2), strict=True))
 """Pairs of the confirmation."""
-LONGER = 4
+LONGER = 2
 """The confirmation's tokens are so many times the search's."""
 
 
@@ -77,29 +77,34 @@ def _run(stage: str, name: str, setting: Setting, arms: dict[str, Options], seed
         parts.run_part(stage, name, setting, some, seeds, RAW, measure)
 
 
+def arms_of(name: str) -> dict[str, Options]:
+    """A setting's arms, see the protocol's end."""
+    rival = (RIVAL,) if name == "blocks.2, k/F = 1/32" else ()
+    return {arm: ARMS[arm] for arm in (*KEPT, *rival)}
+
+
 def search(arguments: argparse.Namespace) -> None:
-    """Every arm at three learning rates, one pair of seeds."""
+    """The arms at each learning rate, one pair of seeds."""
     t.set_num_threads(1)
     m = truth.chosen_m(truth.read())
     for name, setting in SETTINGS.items():
         if not name.startswith(arguments.setting):
             continue
         for lr in LRS[name]:
-            arms = {f"{arm}, lr {lr:g}": options | {"lr": lr} for arm, options in ARMS.items()}
+            own = arms_of(name).items()
+            arms = {f"{arm}, lr {lr:g}": options | {"lr": lr} for arm, options in own}
             _run("search", name, replace(setting, m=m), arms, SEARCH_SEEDS)
 
 
 def confirm(arguments: argparse.Namespace) -> None:
-    """Every arm at its rate, four times as long, on pairs of fresh seeds."""
+    """The arms at their rates, twice as long, on pairs of fresh seeds."""
     t.set_num_threads(1)
     m, content = truth.chosen_m(truth.read()), parts.read(RAW)
     for name, setting in SETTINGS.items():
         if not name.startswith(arguments.setting):
             continue
         lrs = chosen_lrs(content, name)
-        arms = {arm: options | {"lr": lrs[arm]} for arm, options in ARMS.items()}
-        best = ARMS["survival 0.6"] | {"beta": PENALISED, "lr": lrs["survival 0.6"]}
-        arms["survival 0.6 and penalty"] = best
+        arms = {arm: options | {"lr": lrs[arm]} for arm, options in arms_of(name).items()}
         longer = replace(setting, m=m, steps=LONGER * setting.steps, passes=LONGER * setting.passes)
         for seeds in PAIRS[: PLANNED[name]][: arguments.pairs]:
             _run("confirm", name, longer, arms, seeds)

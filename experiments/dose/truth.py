@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 
 from dictionary_learning_ext.trainers.build import build_trainer
 from experiments import raw_results
-from experiments.dose.arms import ARMS, PENALISED, RIVAL, SCALES, TOP_K, sae_of
+from experiments.dose.arms import ARMS, KEPT, SCALES, TOP_K, sae_of
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
@@ -222,19 +222,16 @@ def rate_parts(m: float) -> list[Part]:
 
 
 def confirm_parts(m: float, lr_of: dict[str, float]) -> list[Part]:
-    """The arms at their rates on two fresh seeds: at F = T / 4, T / 2 and T, and at the first for longer."""
-    lrs = dict.fromkeys(ARMS, lr_of["survival 0.6"]) | lr_of
+    """The arms at their rates on fresh seeds: at F = T / 4, T / 2 and T, and at the first for longer."""
+    lrs = dict.fromkeys(KEPT, lr_of["survival 0.6"]) | {TOP_K: lr_of[TOP_K]}
     lrs["fixed 0.3 and penalty"] = lr_of["fixed 0.3"]
-    options = ARMS | {"survival 0.6 and penalty": ARMS["survival 0.6"] | {"beta": PENALISED}}
-    lrs["survival 0.6 and penalty"] = lr_of["survival 0.6"]
-    arms = {
-        arm: {"options": own, "lr": lrs[arm], "m": m}
-        for arm, own in options.items()
-        if arm != RIVAL
-    }
-    short = [Part("confirm", size, seed, arms) for size in (512, 1024) for seed in (9002, 9003)]
-    long = [Part("confirm", 512, seed, arms, samples=LONG) for seed in (9002, 9003)]
-    return [*short, *long, *(Part("confirm", TRUE, seed, arms) for seed in (9002, 9003))]
+    arms = {arm: {"options": ARMS[arm], "lr": lrs[arm], "m": m} for arm in KEPT}
+    sizes = ((512, SAMPLES), (1024, SAMPLES), (TRUE, SAMPLES), (512, LONG))
+    return [
+        Part("confirm", size, seed, arms, samples=samples)
+        for seed in (9002, 9003)
+        for size, samples in sizes
+    ]
 
 
 def chosen_m(content: dict[str, Any]) -> float:
