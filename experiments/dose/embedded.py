@@ -10,6 +10,7 @@ It needs the cache of experiments/reproducibility/PROTOCOL.md. An arm that has i
 """
 
 import argparse
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,20 @@ LONGER = 2
 
 
 def measure(one: Path, other: Path) -> dict[str, Any]:
-    """What comes back between two seeds' SAEs, as a direction and in what it does."""
+    """What comes back between two seeds' SAEs, as a direction and in what it does, and the survival that the first
+    SAE's log has: (step, reached, target) of each line."""
     folders = [str(one), str(other)]
     opened = open_folders(folders)
     codes = opened.codes(CODE_TOKENS, keep=False)
     measured = reproducibility({folder: each.directions_FD for folder, each in codes.items()})
     (found,) = AgreementOfCodes(codes, measured).pairs.values()
-    return {**found, "same": found["in_function"]}
+    log = [json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()]
+    logged = [
+        [line[n] for n in ("step", "survival", "survival_target")]
+        for line in log
+        if "survival_target" in line
+    ]
+    return {**found, "same": found["in_function"], "survival": logged}
 
 
 def _run(stage: str, name: str, setting: Setting, arms: dict[str, Options], seeds: Any) -> None:
