@@ -43,6 +43,7 @@ from .processes import (
     RANK_TIMEOUT,
     Interrupts,
     Processes,
+    continue_or_start_again,
     interrupts,
     join,
     launched,
@@ -122,7 +123,7 @@ def carry_out(
     processes = launched()
     planned = planned.on(without_auto(planned.settings.device))
     device = processes.device(planned.settings.device)
-    with saying_if_a_rank_is_lost(planned.folders):
+    with saying_if_a_rank_is_lost(lambda: continue_or_start_again(planned.folders)):
         join(rank_timeout)  # every rank has planned, and none has written
         if planned.is_finished:
             _log_finished_run(planned, processes)

@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -218,11 +218,11 @@ def join(timeout: int = RANK_TIMEOUT) -> Processes:
 
 
 @contextmanager
-def saying_if_a_rank_is_lost(folders: Iterable[Path]) -> Iterator[None]:
+def saying_if_a_rank_is_lost(again: Callable[[], str]) -> Iterator[None]:
     """Turn torch.distributed's error inside into a TrainingError: another rank ended, or didn't answer.
 
     Arguments:
-        folders: those of the run.
+        again: says what to do then.
     """
     try:
         yield
@@ -232,13 +232,18 @@ def saying_if_a_rank_is_lost(folders: Iterable[Path]) -> Iterator[None]:
         import torch.distributed as dist
 
         atexit.unregister(dist.destroy_process_group)  # it would wait for the others
-        folders = list(folders)
-        has_begun = all((folder / CONFIG).is_file() for folder in folders)
-        again = f"continue from the last resume point with `{resuming_command(folders)}`"
         raise TrainingError(
             "another process of the run ended or didn't answer",
-            instead=f"see what it said, or torchrun's report, and {again if has_begun else 'start it again'}",
+            instead=f"see what it said, or torchrun's report, and {again()}",
         ) from error
+
+
+def continue_or_start_again(folders: Iterable[Path]) -> str:
+    """What to do once a run, which writes these folders, has lost a rank."""
+    folders = list(folders)
+    if not all((folder / CONFIG).is_file() for folder in folders):
+        return "start it again"
+    return f"continue from the last resume point with `{resuming_command(folders)}`"
 
 
 def _is_of_the_group(error: RuntimeError) -> bool:
