@@ -351,20 +351,13 @@ TABLES = {
 | vSAE | {quickstart.vsae.direction} | {quickstart.vsae.function} | {quickstart.vsae.fve} |
 """,
     "readme": """
-|  | come back | TopK | vSAE | Probabilistic TopK |
-|---|---|---|---|---|
-| embedded model, blocks.2, k/F = 1/32 | as a direction | {tuned.b2.topk.direction} | {tuned.b2.vsae.direction} | {tuned.b2.ptopk.direction} |
-|  | in what they do | {tuned.b2.topk.function} | {tuned.b2.vsae.function} | {tuned.b2.ptopk.function} |
-|  | FVE | {tuned.b2.topk.fve} | {tuned.b2.vsae.fve} | {tuned.b2.ptopk.fve} |
-| embedded model, blocks.0, k/F = 1/32 | as a direction | {tuned.b0.topk.direction} | {tuned.b0.vsae.direction} | {tuned.b0.ptopk.direction} |
-|  | in what they do | {tuned.b0.topk.function} | {tuned.b0.vsae.function} | {tuned.b0.ptopk.function} |
-|  | FVE | {tuned.b0.topk.fve} | {tuned.b0.vsae.fve} | {tuned.b0.ptopk.fve} |
-| embedded model, blocks.2, k/F = 1/8 | as a direction | {tuned.b2_8.topk.direction} | {tuned.b2_8.vsae.direction} | {tuned.b2_8.ptopk.direction} |
-|  | in what they do | {tuned.b2_8.topk.function} | {tuned.b2_8.vsae.function} | {tuned.b2_8.ptopk.function} |
-|  | FVE | {tuned.b2_8.topk.fve} | {tuned.b2_8.vsae.fve} | {tuned.b2_8.ptopk.fve} |
-| SmolLM2-135M, blocks.1, k/F = 1/36 | as a direction | {tuned.smollm2_1.topk.direction} | {tuned.smollm2_1.vsae.direction} | not run |
-|  | in what they do | {tuned.smollm2_1.topk.function} | {tuned.smollm2_1.vsae.function} | not run |
-|  | FVE | {tuned.smollm2_1.topk.fve} | {tuned.smollm2_1.vsae.fve} | not run |
+| features that come back | as a direction | in what they do | FVE |
+|---|---|---|---|
+| **embedded model, blocks.2, k/F = 1/32**: TopK | {tuned.b2.topk.direction} | {tuned.b2.topk.function} | {tuned.b2.topk.fve} |
+| vSAE | {tuned.b2.vsae.direction} | {tuned.b2.vsae.function} | {tuned.b2.vsae.fve} |
+| Probabilistic TopK | {tuned.b2.ptopk.direction} | {tuned.b2.ptopk.function} | {tuned.b2.ptopk.fve} |
+| **SmolLM2-135M, blocks.1, k/F = 1/36**: TopK | {tuned.smollm2_1.topk.direction} | {tuned.smollm2_1.topk.function} | {tuned.smollm2_1.topk.fve} |
+| vSAE | {tuned.smollm2_1.vsae.direction} | {tuned.smollm2_1.vsae.function} | {tuned.smollm2_1.vsae.fve} |
 """,
     "comes_back": """
 |  |  | TopK | vSAE | Probabilistic TopK |
