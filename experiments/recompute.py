@@ -425,7 +425,6 @@ TABLES = {
 | cosine of the changes of the logits with its match's | {worth.function.topk.logits.returning:.3f} | {worth.function.topk.logits.others:.3f} | {worth.function.vsae.logits.returning:.3f} | {worth.function.vsae.logits.others:.3f} |
 | detection by a word matcher | {worth.function.topk.detection.returning:.3f} | {worth.function.topk.detection.others:.3f} | {worth.function.vsae.detection.returning:.3f} | {worth.function.vsae.detection.others:.3f} |
 | information on the current token, bits | {worth.function.topk.current.returning:.4f} | {worth.function.topk.current.others:.4f} | {worth.function.vsae.current.returning:.4f} | {worth.function.vsae.current.others:.4f} |
-| information on the previous token, bits | {worth.function.topk.previous.returning:.4f} | {worth.function.topk.previous.others:.4f} | {worth.function.vsae.previous.returning:.4f} | {worth.function.vsae.previous.others:.4f} |
 """,
     "truth": """
 |  |  | TopK | vSAE (penalty 0.03) | Probabilistic TopK |
@@ -438,14 +437,6 @@ TABLES = {
 |  | match a true feature | {truth.F1024.16m.topk.true} | {truth.F1024.16m.vsae.true} | {truth.F1024.16m.ptopk.true} |
 |  | come back as a direction | {truth.F1024.16m.topk.direction} | {truth.F1024.16m.vsae.direction} | {truth.F1024.16m.ptopk.direction} |
 |  | FVE | {truth.F1024.16m.topk.fve} | {truth.F1024.16m.vsae.fve} | {truth.F1024.16m.ptopk.fve} |
-| F = 512, 2 million samples | true MCC | {truth.F512.2m.topk.mcc} | {truth.F512.2m.vsae.mcc} | {truth.F512.2m.ptopk.mcc} |
-|  | match a true feature | {truth.F512.2m.topk.true} | {truth.F512.2m.vsae.true} | {truth.F512.2m.ptopk.true} |
-|  | come back as a direction | {truth.F512.2m.topk.direction} | {truth.F512.2m.vsae.direction} | {truth.F512.2m.ptopk.direction} |
-|  | FVE | {truth.F512.2m.topk.fve} | {truth.F512.2m.vsae.fve} | {truth.F512.2m.ptopk.fve} |
-| F = 512, 16 million samples | true MCC | {truth.F512.16m.topk.mcc} | {truth.F512.16m.vsae.mcc} | {truth.F512.16m.ptopk.mcc} |
-|  | match a true feature | {truth.F512.16m.topk.true} | {truth.F512.16m.vsae.true} | {truth.F512.16m.ptopk.true} |
-|  | come back as a direction | {truth.F512.16m.topk.direction} | {truth.F512.16m.vsae.direction} | {truth.F512.16m.ptopk.direction} |
-|  | FVE | {truth.F512.16m.topk.fve} | {truth.F512.16m.vsae.fve} | {truth.F512.16m.ptopk.fve} |
 """,
     "paper": """
 | F = 4D, k/F = 1/8 | FVE | near-dead < 0.1 | selection stability |
