@@ -16,7 +16,7 @@ from pretend_cuda import PretendCuda
 from recorded_ops import RecordedOps
 from small_trainers import BATCH, assert_same, built, weights_of
 from small_trainers import batch as batch_of
-from step_settings import SETTINGS
+from step_cases import IN_EACH_DTYPE, each
 
 from dictionary_learning_ext import VariationalTopKTrainer, train
 from dictionary_learning_ext.activations.buffer import Batches
@@ -70,9 +70,7 @@ MORE_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "settings", [*SETTINGS, *MORE_SETTINGS], ids=lambda s: "-".join(map(str, s.values()))
-)
+@each([*IN_EACH_DTYPE, *MORE_SETTINGS])
 @pytest.mark.parametrize("is_sparse", [True, False])
 def test_no_setting_of_a_vsae_mixes_devices_or_waits_in_a_step(
     settings, is_sparse, cuda, monkeypatch
@@ -87,7 +85,7 @@ def test_no_setting_of_a_vsae_mixes_devices_or_waits_in_a_step(
 def test_no_architecture_mixes_devices_and_ours_wait_in_no_step(architecture, dtype, cuda):
     options = {"k_anneal_steps": 50, "dead_feature_threshold": 1}
     sae = CONFIGS[architecture]()
-    options = {n: v for n, v in options.items() if n in sae.typed(sae.options, 100)}
+    options = {n: v for n, v in options.items() if n in sae.to_flags(sae.options, 100)}
     trainer = built(architecture, dtype, DEVICE, **options)
     found = require_steps(trainer, cuda, waits=architecture not in OURS)
     assert found <= {DEVICE, "cpu"} if architecture not in OURS else found == {DEVICE}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch as t
-from step_settings import SETTINGS, every_setting
+from step_cases import IN_EACH_DTYPE, each
 
 from dictionary_learning_ext import RunConfig, VariationalTopKTrainer
 from dictionary_learning_ext.config.sae import SAEConfig
@@ -38,7 +38,7 @@ def batch(seed, rows=BATCH, width=D):
     return t.randn(rows, width, generator=t.Generator().manual_seed(seed))
 
 
-@every_setting
+@each(IN_EACH_DTYPE)
 def test_without_noise_a_gpu_learns_what_the_cpu_learns(settings):
     """From the first step on the noise is annealed away, since devices draw different noise."""
     cpu, gpu = (trainer(device, noise_anneal_steps=1, **settings) for device in ("cpu", "cuda"))
@@ -53,7 +53,7 @@ def test_without_noise_a_gpu_learns_what_the_cpu_learns(settings):
         assert near.float().mean() > 0.98, name
 
 
-@every_setting
+@each(IN_EACH_DTYPE)
 def test_a_step_never_waits_for_the_gpu(settings):
     own = trainer("cuda", **settings)
     x = batch(0).cuda()
@@ -66,7 +66,7 @@ def test_a_step_never_waits_for_the_gpu(settings):
         t.cuda.set_sync_debug_mode("default")
 
 
-LARGE = [each for each in SETTINGS if (each["noise_on"], each["kl_scope"]) == ("both", "all")]
+LARGE = [one for one in IN_EACH_DTYPE if (one["noise_on"], one["kl_scope"]) == ("both", "all")]
 """Those that take the most memory, and a fifth of all: at a real model's width, each is built for seconds."""
 
 

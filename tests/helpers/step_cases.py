@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import pytest
 import torch as t
 
 from dictionary_learning_ext.config.sae import VSAETopKConfig
@@ -10,23 +11,33 @@ from dictionary_learning_ext.trainers.step import StepObjective, Weights
 
 BATCH, D, F = 24, 6, 40
 
-SETTINGS = [
-    {"posterior": p, "noise_on": n, "kl_scope": scope, "rectify": r, "aux": aux}
-    for p, n, scope, r, aux in itertools.product(
+KINDS = [
+    {"posterior": p, "noise_on": n, "kl_scope": scope, "rectify": r}
+    for p, n, scope, r in itertools.product(
         ("fixed", "learned", "point"),
         ("both", "values", "selection"),
         ("all", "selected"),
         (False, True),
-        (False, True),
     )
     if p != "point" or n == "both"  # without noise
 ]
+SETTINGS = [kind | {"aux": aux} for kind in KINDS for aux in (False, True)]
 SETTINGS += [
     {"posterior": "fixed", "survival": 0.5, "noise_on": n, "kl_scope": "selected", "rectify": r}
     | {"aux": aux}
     for n, r, aux in itertools.product(("both", "selection"), (False, True), (False, True))
 ]
 SETTINGS += [s | {"select_by": "magnitude"} for s in SETTINGS]
+
+
+def each(settings):
+    """Runs a test with each of these settings."""
+    return pytest.mark.parametrize(
+        "settings", settings, ids=lambda s: "-".join(map(str, s.values()))
+    )
+
+
+IN_EACH_DTYPE = [kind | {"dtype": d} for kind in KINDS for d in ("float32", "bfloat16")]
 
 
 def make_case(k=3, aux=False, seed=0, **given):

@@ -14,6 +14,7 @@ from step_cases import (
     assert_near,
     assert_same_terms,
     bf16_case,
+    each,
     gradients,
     in_float32,
     make_case,
@@ -40,17 +41,13 @@ def assert_is_dense(x, weights, objective):
     return terms
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
+@each(SETTINGS)
 def test_it_is_the_equations_written_densely(settings, form):
     terms = assert_is_dense(*make_case(**settings))
     assert (terms.auxk_loss > 0) == settings["aux"]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [s for s in SETTINGS if s["noise_on"] != "values" and "select_by" not in s and not s["aux"]],
-    ids=lambda s: "-".join(map(str, s.values())),
-)
+@each([s for s in SETTINGS if s["noise_on"] != "values" and "select_by" not in s and not s["aux"]])
 def test_bf16_gradients_are_near_exact_ones(settings, form, monkeypatch):
     case = bf16_case(**settings)
     noise = t.randn(BATCH, F, generator=t.Generator().manual_seed(2))

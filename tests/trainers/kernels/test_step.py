@@ -16,6 +16,7 @@ from step_cases import (
     assert_near,
     assert_same_terms,
     bf16_case,
+    each,
     gradients,
     in_float32,
     make_case,
@@ -63,11 +64,7 @@ forms = pytest.mark.parametrize("form", ["sparse", "dense"], indirect=True)
 
 
 @forms
-@pytest.mark.parametrize(
-    "settings",
-    [s for s in SETTINGS if s["noise_on"] != "values"],  # test_select.py has these
-    ids=lambda s: "-".join(map(str, s.values())),
-)
+@each([s for s in SETTINGS if s["noise_on"] != "values"])
 def test_it_is_the_definition(settings, form):
     x, weights, objective = make_case(**settings)
     with RecordedOps() as ops:
@@ -81,11 +78,7 @@ def test_it_is_the_definition(settings, form):
 
 
 @forms
-@pytest.mark.parametrize(
-    "settings",
-    [s for s in SETTINGS if s["noise_on"] == "values"],
-    ids=lambda s: "-".join(map(str, s.values())),
-)
+@each([s for s in SETTINGS if s["noise_on"] == "values"])
 def test_with_noise_on_the_values_it_is_the_definition_too(settings, form, monkeypatch):
     """Noise there belongs to a place among the K: the definition gets the same places."""
     x, weights, objective = make_case(**settings)
@@ -157,11 +150,7 @@ def test_the_next_step_leaves_a_steps_gradients_as_they_are(form):
 
 
 @pytest.mark.parametrize("form", FORMS, indirect=True)
-@pytest.mark.parametrize(
-    "settings",
-    [s for s in SETTINGS if s["noise_on"] == "both" and not s["aux"] and "select_by" not in s],
-    ids=lambda s: "-".join(map(str, s.values())),
-)
+@each([s for s in SETTINGS if s["noise_on"] == "both" and not s["aux"] and "select_by" not in s])
 def test_bf16_gradients_are_near_exact_ones(settings, form):
     case = bf16_case(**settings)
     with RecordedOps() as ops:
