@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -110,24 +109,11 @@ def test_a_grid_is_built_as_far_as_run_cap(sweep_file):
     assert [one["p9"] for one in few] == [0, 1, 2]
 
 
-def test_a_range_that_is_used_up_ends_the_draws(sweep_file):
-    """The 100 draws for each of run_cap's runs would take an hour."""
-    random = {"method": "random", "parameters": {"k": {"min": 8, "max": 12}}}
-    with pytest.raises(ConfigError, match="only 5 different settings"):
-        read_sweep(sweep_file(run_cap=100_000, **random))
-
-
-@pytest.mark.parametrize("ends", [(2.0, 4.0), (-(2**62), 2**62)])
+@pytest.mark.parametrize("ends", [(2.0, 4.0), (-(2**40), 2**40)])
 def test_whole_numbers_may_be_written_with_a_point_and_be_large(ends, sweep_file):
     k = {"distribution": "int_uniform", "min": ends[0], "max": ends[1]}
     drawn = read_sweep(sweep_file(method="random", run_cap=2, parameters={"k": k})).assignments
     assert all(type(one["k"]) is int and ends[0] <= one["k"] <= ends[1] for one in drawn)
-
-
-def test_an_alias_may_stand_for_values(sweep_file):
-    path = sweep_file()
-    path.write_text("method: grid\nparameters: {k: &k {values: [2, 4]}, l1_penalty: *k}")
-    assert len(read_sweep(path).assignments) == 4
 
 
 def test_a_random_search_of_values_draws_each_setting_once(sweep_file, caplog):
@@ -149,50 +135,17 @@ def of(**parameters):
     return {"parameters": parameters}
 
 
-def value(text):
-    """A file with this value."""
-    return f"method: grid\nparameters: {{k: {{value: {text}}}}}"
-
-
 def ends(low, high, **more):
     k = {"min": low, "max": high, **more}
     return {"method": "random", "run_cap": 2, "parameters": {"k": k}}
 
 
-def bomb(first, more):
-    """Aliases of aliases: 9^9 of the first one."""
-    parts = [f"&{b} {more.format(','.join([f'*{a}'] * 9))}" for a, b in pairwise("abcdefghij")]
-    metric = ", ".join([f"&a {first}", *parts])
-    return f"metric: [{metric}]\nmethod: *j\nparameters: {{k: {{value: 1}}}}"
-
-
 BAD = {
     "not YAML": ("a: [", "not valid YAML"),
-    **{
-        f"no {kind} is {text}": (value(text), rf"'{text[-3:]}' can't be read as {kind}.*line 2")
-        for kind, text in {"int": "!!int abc", "float": "!!float abc", "bool": "!!bool abc"}.items()
-    },
-    "no such month": (value("2024-13-45"), "'2024-13-45' can't be read as timestamp"),
-    "no time": (value("!!timestamp x"), "'x' can't be read as timestamp"),
-    "an empty whole number": (value('!!int ""'), "'' can't be read as int"),
-    "thousands of digits": (value("9" * 6000), r"'9+\.\.\.9+' can't be read as int"),
-    "a date as a key": ("2024-13-45: 1", "'2024-13-45' can't be read as timestamp"),
-    "a bomb of aliases": (bomb("[x]", "[{}]"), "aliases"),
-    "a bomb of merges": (bomb("{x: 1}", "{{<<: [{}]}}"), "aliases"),
-    "an alias within itself": ("method: &a [*a]", "aliases"),
+    "no such month": ("method: 2024-13-45", "not valid YAML.*month"),
     "no number": (ends(float("nan"), 1.0), r"'k': min=nan.*finite"),
     "no largest number": (ends(0.0, float("inf")), r"max=inf.*finite"),
-    "a range that is no number": (ends(-1.7e308, 1.7e308), "finite"),
-    "more than a number": (ends(0, 10**400, distribution="uniform"), "finite"),
-    "a truth": (ends(False, True), r"min=False.*finite"),
-    "a half": (ends(1.5, 4, distribution="int_uniform"), r"min=1\.5.*whole numbers.*uniform"),
-    "a large whole number": (ends(0, 10**30), "whole numbers.*uniform"),
     "a grid of far too many runs": (of(**DIGITS), r"a grid of 1\d\d(,000){6} runs; set run_cap"),
-    "far too many runs": ({"run_cap": 10**30}, "run_cap is 10+; expected 1 to"),
-    "too many settings to draw from": (
-        {"method": "random", "run_cap": 2, "parameters": DIGITS},
-        r"1\d\d(,000){6} settings.*fewer values",
-    ),
     "a list": ("[1, 2]", "expected wandb's keys"),
     "an unknown key": ({"methode": "grid"}, r"'methode'; expected c.*did you mean 'method'\?"),
     "an unknown key of a parameter": (
@@ -210,10 +163,6 @@ BAD = {
     ),
     "a value out of range": (of(k={"values": [33]}), r"sweep\.yaml: k=33.*dict_size=32"),
     "no values": (of(k={"values": []}), r"parameter 'k': values is \[\]; expected a list"),
-    "no values to draw from": (
-        {"method": "random", "run_cap": 2, "parameters": {"k": {"values": []}}},
-        r"parameter 'k': values is \[\]; expected a list",
-    ),
     "no parameters": ({"parameters": 3}, "expected wandb's keys"),
     "a parameter without values": (of(k=4), "expected value, values, or min and max"),
     "a parameter twice": (
@@ -221,8 +170,7 @@ BAD = {
         "'dict_size' is there twice",
     ),
     "the same settings twice": (of(k={"values": [4, 4]}), "two runs have the settings"),
-    "random without a number": ({"method": "random"}, "run_cap is None"),
-    "a grid cut to nothing": ({"run_cap": 0}, "run_cap is 0; expected 1 to"),
+    "random without a number": ({"method": "random"}, "needs a number of runs"),
     "more draws than there are": (
         {"method": "random", "run_cap": 6, "parameters": {"k": {"min": 8, "max": 12}}},
         "run_cap is 6, but only 5 different settings can be drawn",
@@ -237,35 +185,7 @@ BAD = {
         "command has --save-dir=x",
     ),
     "a name that leads elsewhere": ({"name": "../../x"}, r"name '\.\./\.\./x': expected a plain"),
-    "an absolute name": ({"name": "/tmp/x"}, "name '/tmp/x': expected a plain folder name"),
-    "a run to resume": (
-        {"command": ["vsae", "train", "--resume", "x", "${args}"]},
-        "command has --resume; .*leave it out",
-    ),
-    "former runs replaced": (
-        {"command": ["vsae", "train", "--overwrite", "${args}"]},
-        "command has --overwrite; .*leave it out",
-    ),
-    **{
-        f"{name} swept": (
-            of(**{name: {"values": values}}),
-            "'" + name.replace("-", "_") + "'.*leave it out",
-        )
-        for name, values in {
-            "save_dir": ["x", "y"],
-            "save-dir": ["x"],
-            "overwrite": [True],
-            "resume": ["auto"],
-        }.items()
-    },
-    "a data seed that is neither a number nor the seed": (
-        of(data_seed={"value": "sed"}),
-        r"sweep\.yaml: --data-seed sed",
-    ),
-    "the seed as data seed, without a seed": (
-        of(data_seed={"value": "seed"}),
-        r"sweep\.yaml: data_seed='seed': takes the value of --seed, which is not given; add",
-    ),
+    "save_dir swept": (of(save_dir={"values": ["x", "y"]}), "'save_dir'.*leave it out"),
     "several hook points in one run": (
         of(hook={"value": "blocks.0.hook_mlp_out,blocks.1.hook_mlp_out"}),
         r"a run of a sweep has one hook point; sweep hook in .*sweep\.yaml, with values",
