@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = _command(args[0], processes)
         with redirect_stdout(cast(TextIO, _Printable(sys.stdout))):
             command.run(parse(command, args[1:]))
-            sys.stdout.flush()  # so that its errors are ours to tell
+            sys.stdout.flush()  # a closed pipe is noticed here
     except UserError as error:
         _say(str(error))
         return 2
@@ -118,26 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # as in `vsae train --help | head`
         sys.stdout = None
-    except OSError as error:  # as in `vsae train > /dev/full`
-        if not _is_of_the_output():
-            raise
-        sys.stdout = None
-        told = f"its output can't be written ({error.strerror or error})"
-        print(
-            f"vsae: {told}; free some space, or send it elsewhere. What is saved already is kept",
-            file=sys.stderr,
-        )
-        return 2
     return 0
-
-
-def _is_of_the_output() -> bool:
-    """Whether what was printed can't be written: what is left of it is refused again."""
-    try:
-        print(flush=True)
-    except OSError:
-        return True
-    return False
 
 
 if __name__ == "__main__":

@@ -55,10 +55,7 @@ def shown(value: Any) -> str:
     """A value as Python writes it, on one line; of a model, many settings or a huge number, the beginning."""
     if isinstance(value, str):
         return repr(value)
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # a whole number of more digits than Python writes
-        return "a number of thousands of digits"
+    text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
@@ -104,18 +101,6 @@ class UserError(ValueError):
             return self.name or ""
         return f"{self.name}={shown(self.value)}"
 
-    def given_by(self, name: str) -> "UserError":
-        """The same error of a file, and the setting that gave the path that its message begins with."""
-        if self.name is not None:
-            return self
-        return type(self)(
-            self.problem,
-            name=name,
-            expected=self.expected,
-            instead=self.instead,
-            where=self.where,
-        )
-
     def within(self, where: str, instead: str = "") -> "UserError":
         """The same error, and the file or the like that the mistake stands in."""
         where = f"{where}: {self.where}" if self.where else where
@@ -130,17 +115,11 @@ class UserError(ValueError):
 
 
 class FlagError(UserError):
-    """What was typed can't be parsed. Its message has the flag as it is typed."""
+    """What was typed can't be parsed. Its message says it as it was typed."""
 
     @property
     def given(self) -> str:
-        if self.name is None or self.problem:
-            return ""
-        if self.value is _No.VALUE:
-            return as_flag(self.name)
-        typed = str(self.value)
-        typed = typed if len(typed) <= _LONGEST else f"{typed[:_LONGEST]}…"
-        return f"{as_flag(self.name)} {in_shell(typed) if typed.isprintable() else repr(typed)}"
+        return ""
 
 
 def as_flag(name: str) -> str:

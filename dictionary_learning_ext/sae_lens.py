@@ -22,9 +22,9 @@ from .config.architectures import upstream_lr
 from .config.checks import require, require_choice, require_sizes
 from .config.presets import in_units
 from .config.sae import LOG_VAR_LIMITS, SAEConfig, Variational, VSAETopKConfig
+from .devices import keep_freed_memory
 from .errors import ConfigError
 from .trainers.base import DeadWatch, KAnnealing, set_to_median
-from .trainers.kernels.memory import keep_freed_memory
 from .trainers.optimizers import column_norms, project_out_parallel
 from .trainers.posterior import (
     first_sigma,

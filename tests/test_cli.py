@@ -3,10 +3,8 @@
 import logging
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from signal import SIGTERM
 
 import pytest
@@ -66,30 +64,6 @@ def test_the_exit_status_says_how_a_command_ended(raised, status, said, monkeypa
     monkeypatch.setitem(COMMANDS, "compare", replace(COMMANDS["compare"], run=run))
     assert main(["compare", "runs/a", "runs/b"]) == status
     assert capsys.readouterr().err == said
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
-@pytest.mark.parametrize("words", ["metrics", "--help", "--version", "train --help", "hooks"])
-def test_an_output_that_can_not_be_written_is_one_line(words, monkeypatch, capsys):
-    """As of `vsae metrics > /dev/full`."""
-    with monkeypatch.context() as patch, Path("/dev/full").open("w", buffering=1 << 20) as full:
-        patch.setattr("sys.stdout", full)
-        assert main(words.split()) == 2
-        patch.setattr("sys.stdout", None)
-        with suppress(OSError):
-            full.close()
-    error = capsys.readouterr().err
-    assert error.startswith("vsae: its output ")
-    assert error.count("\n") == 1
-
-
-def test_an_error_of_the_disk_that_nothing_explains_is_pythons_own(monkeypatch):
-    def run(flags):
-        raise OSError(28, "No space left on device", "somewhere")
-
-    monkeypatch.setitem(COMMANDS, "metrics", replace(COMMANDS["metrics"], run=run))
-    with pytest.raises(OSError, match="somewhere"):
-        main(["metrics"])
 
 
 @pytest.mark.commands

@@ -20,7 +20,7 @@ from dictionary_learning_ext.config.sae import (
     CONFIGS,
     PosteriorOptions,
     VAEaseConfig,
-    from_flat,
+    from_json,
 )
 from dictionary_learning_ext.config.synthetic_models import (
     require_synthetic_run,
@@ -37,7 +37,7 @@ def sae(architecture="vsae_top_k", **options):
 
 def typed(architecture="vsae_top_k", **options):
     """The same, as flags give them: schedules in steps."""
-    return SAEConfig(architecture=architecture).changed(options, 100).resolve(100)
+    return SAEConfig(architecture=architecture).with_flags(options, 100).resolve(100)
 
 
 def in_units(normalize):
@@ -50,7 +50,7 @@ def options(**given):
 
 
 def updated(**given):
-    return TrainConfig().updated(given, "a/config.json")
+    return TrainConfig().with_settings(given, "a/config.json")
 
 
 def synthetic(**given):
@@ -77,22 +77,15 @@ REFUSED = {
         (dict(architecture="topk"), "architecture='topk': expected one of … did you mean 'top_k'?"),
         # types
         (dict(k="64"), "k='64': expected a whole number"),
-        (dict(k=True), "k=True: expected a whole number"),
         (dict(rectify="yes"), "rectify='yes': expected true or false"),
-        (dict(init_from=1), "init_from=1: expected text or None"),
         (dict(warmup_steps=50), "warmup_steps: … give warmup=N/steps"),
-        (dict(beta=10**400), "beta=1000…: expected a finite number"),
-        (dict(architecture="matryoshka", group_fractions=0.5), "group_fractions=0.5: expected a"),
         # ranges
         (dict(k=2000), "k=2000: expected 1 to dict_size=1024"),
         (dict(k=0), "k=0: expected at least 1"),
-        (dict(seed=2**32), "seed=4294967296: expected 0 to 4294967295"),
-        (dict(beta=-1.0), "beta=-1.0: expected at least 0"),
         (dict(sigma=-1.0), "sigma=-1.0: expected above 0 (1e-18 to 1e+18), or none; for no noise"),
         (dict(kl_warmup=200), "kl_warmup=200: expected 0 to 1, or none"),
         (dict(noise_anneal=0), "noise_anneal=0: expected above 0 … posterior='point'"),
         (dict(decay_start=0.05), "decay_start=5: expected between 10 and steps=100"),
-        (dict(noise_to_signal=0.0), "noise_to_signal=0.0: expected above 0, or none"),
         (dict(architecture="matryoshka", group_fractions=(0.5, 0.4)), "… shares that sum to 1"),
         (dict(architecture="vaease", log_var_init=0.5), "log_var_init=0.5: expected -10.0 or"),
         (
@@ -109,8 +102,6 @@ REFUSED = {
             "sigma=0.3 and … leave out sigma or noise_to_signal",
         ),
         (dict(noise_to_signal=0.1, posterior="point"), "noise_to_signal=0.1: posterior point"),
-        (dict(sigma=1.0, posterior="learned"), "sigma=1.0: posterior learned does not use it"),
-        (dict(noise_anneal=0.5, posterior="point"), "noise_anneal=0.5: posterior point does not"),
         (
             dict(kl_schedule="constant", kl_warmup=0.7),
             "kl_warmup=0.7: kl_schedule constant does not",
@@ -118,10 +109,14 @@ REFUSED = {
     ],
     typed: [
         (dict(warmup_steps=0.5), "warmup_steps=0.5: expected a whole number or None"),
-        (dict(kl_warmup_steps=-1), "kl_warmup_steps=-1: expected 0 to steps=100, or none"),
-        (dict(noise_anneal_steps=0), "noise_anneal_steps=0: expected above 0 … posterior='point'"),
-        (dict(warmup_steps=-1), "warmup_steps=-1: expected at least 0 … or none"),
-        (dict(warmup_steps=100), "warmup_steps=100: expected … less than steps=100"),
+        (
+            dict(noise_anneal_steps=0),
+            "noise_anneal_steps=0: expected … above 0 … posterior='point'",
+        ),
+        (
+            dict(warmup_steps=100),
+            "warmup_steps=100: expected a share of steps=100",
+        ),
         (dict(decay_start=5), "decay_start=5: expected between 10 and steps=100"),
         (
             dict(architecture="relu", sparsity_warmup_steps=50, decay_start=50),
@@ -141,7 +136,6 @@ REFUSED = {
             "eval_every=5: expected eval_tokens above 0, as it measures on held-out tokens",
         ),
         (dict(normalize="max"), "normalize='max': expected one of sqrt_d, unit, none"),
-        (dict(hook=1), "hook=1: expected text"),
         (dict(hook="a,a"), "hook='a,a': expected different hook points separated by commas"),
         (dict(max_norm_multiple=1.0), "max_norm_multiple=1.0: expected above 1"),
         (dict(save_every="often"), "save_every='often': expected steps (e.g. 500), a time"),
@@ -173,7 +167,7 @@ REFUSED = {
         ),
     ],
     preset: [(dict(name="x"), "preset='x': expected one of recommended, paper")],
-    from_flat: [(dict(flat={"architecture": "relu", "k": 8}), "k: relu does not use it")],
+    from_json: [(dict(flat={"architecture": "relu", "k": 8}), "k: relu does not use it")],
 }
 """By call: what is given, and the message's start; … stands for anything."""
 CALLS = [(call, *row) for call, rows in REFUSED.items() for row in rows]

@@ -27,11 +27,10 @@ from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 from ..config.checks import require
 from ..config.run import DeviceMap, RunConfig
 from ..config.synthetic_models import is_synthetic
-from ..devices import chosen_device
+from ..devices import chosen_device, keep_freed_memory
 from ..errors import ConfigError, LanguageModelError, UserError, first_line
 from ..run_folder.files import at_home
-from ..run_folder.weights import hash_of
-from ..trainers.kernels.memory import keep_freed_memory
+from ..run_folder.tensors import hash_of
 from .text import why_not_fetched
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"

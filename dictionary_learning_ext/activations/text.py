@@ -84,7 +84,7 @@ def text_of(
             settings.data, split=split, seed=seed, passes=passes, column=settings.text_column
         )
     except TextError as error:
-        raise error.given_by("data") from error
+        raise error.within("data") from error
 
 
 def names_a_file(name: str) -> bool:

@@ -40,7 +40,8 @@ from ..errors import CheckpointError, LanguageModelError, TextError, first_line
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import CODES, at_home, replacing
 from ..run_folder.sae_names import results_folder
-from ..run_folder.weights import hash_of, load_dictionary
+from ..run_folder.tensors import hash_of
+from ..run_folder.weights import load_dictionary
 from ..trainers.dictionaries import decoder_directions, k_of
 from .contexts import FeatureOfCodes
 from .encoding import Encoder, Totals

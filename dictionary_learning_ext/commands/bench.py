@@ -37,8 +37,8 @@ class BenchFlags:
     """Evaluate run folders with SAE Bench."""
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
-    """Run folders, or SAEs on the hub (OWNER/NAME/FOLDER, or OWNER/NAME of a repo with one SAE), all
-    trained on one language model and hook point. Results go to FOLDER/eval_results."""
+    """Run folders, or SAEs on the hub (OWNER/REPOSITORY/FOLDER), all trained on one language model and hook
+    point. Results go to FOLDER/eval_results, and to results/NAME/eval_results for an SAE on the hub."""
     evals: str = field(
         default=",".join(BENCHED),
         metadata={"help": _EVALS_HELP},

@@ -64,7 +64,7 @@ def run(flags: ExplainFlags) -> None:
     )
     with progress(0, "request") as bar:
 
-        def said(plan: "Plan") -> None:
+        def print_plan(plan: "Plan") -> None:
             print(_planned(plan), flush=True)
             bar.reset(plan.requests)
 
@@ -79,7 +79,7 @@ def run(flags: ExplainFlags) -> None:
                 overwrite=flags.overwrite,
                 dry_run=flags.dry_run,
                 on_step=lambda step: print(f"  {step} …", flush=True),
-                on_plan=said,
+                on_plan=print_plan,
                 on_answer=bar.update,
                 **flags.inputs.given,
             )

@@ -169,7 +169,7 @@ def parse(command: Command[F], args: list[str]) -> F:
     for part, changed in parts.items():
         former = getattr(start, part)
         if isinstance(former, SAEConfig):
-            whole[part] = former.changed(changed, start.run.steps)
+            whole[part] = former.with_flags(changed, start.run.steps)
         else:
             whole[part] = replace(former, **changed)
     filled_in = {"typed": tuple(typed), "words": tuple(args), "passed_on": tuple(passed_on)}
@@ -206,7 +206,7 @@ class _Option(NamedTuple):
 
     @property
     def value_in_words(self) -> str:
-        """What follows the flag, for messages."""
+        """The value that is expected after the flag, for messages."""
         (kind,) = _members(self.hint)
         is_choice = get_origin(kind) is Literal
         return f", {_expected(self.hint)}" if is_choice else f" {self.metavar}"
@@ -332,7 +332,7 @@ def _number_of_values(option: _Option | None, rest: list[str], takes_positional:
 
 
 def _is_flag(word: str) -> bool:
-    """Also -k, which is meant as one; -3 and -inf are numbers."""
+    """Whether a word is a flag. -k counts as one, as it is meant as one; -3 and -inf are numbers."""
     if word.startswith("--"):
         return True
     try:
@@ -351,7 +351,8 @@ def _converted(option: _Option, words: list[str], see: str, several: str = "") -
     """The value of a flag. Raises UserError if the words are none; `several`: see `_for_several`."""
     name, (kind,) = option.name, _members(option.hint)
     if not words and kind is not bool:
-        raise FlagError(name=name, expected=f"{_expected(option.hint)} after it {see}")
+        what = f"expected {_expected(option.hint)} after it {see}"
+        raise FlagError(f"{option.flag}: {what}", name=name)
     if [word.lower() for word in words] == [NONE]:
         if name in _WITH_ITS_OWN_NONE or NONE in get_args(kind):
             return NONE
@@ -366,7 +367,8 @@ def _converted(option: _Option, words: list[str], see: str, several: str = "") -
         expected = _expected(option.hint) + meant(text, choices)
         if several and kind in (int, float) and "," in text:
             expected += f"; {several.format(name=name, values=text)}"
-        raise FlagError(name=name, value=text, expected=f"{expected} {see}") from error
+        given = f"{option.flag} {in_shell(*words)}"
+        raise FlagError(f"{given}: expected {expected} {see}", name=name) from error
 
 
 def _read(word: str, kind: Any) -> Any:
@@ -439,7 +441,7 @@ _LONGEST_METAVAR = 36
 
 
 def _metavar(hint: Any, default: Any) -> str:
-    """What the help shows after a flag."""
+    """The placeholder that the help shows after a flag, e.g. N."""
     (kind,) = _members(hint)
     if kind is bool:
         return "" if default is False else "True|False"

@@ -51,7 +51,7 @@ class MeasuredFlags(InputFlags):
 
     @property
     def given(self) -> dict[str, Any]:
-        """What they are in Python."""
+        """The flags as arguments of the Python functions."""
         flags = dict(vars(self))
         keep = not flags.pop("no_keep")
         return flags | {"keep": keep}

@@ -103,7 +103,7 @@ def _seeds_runs(flags: QuickstartFlags, seed: int) -> OfSeed:
 
 
 def _results(seeds: list[OfSeed], tokens: int) -> str:
-    """What comes back of each architecture, the means over the seeds."""
+    """A table: how many features of each architecture come back, as means over the seeds."""
     from ..features.reproducibility_of_folders import reproduce, short_table
 
     found = {}

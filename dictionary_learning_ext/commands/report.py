@@ -32,7 +32,7 @@ def run(flags: ReportFlags) -> None:
     from ..report.runs_page import write_index
     from ..run_folder.reading import run_folders_in
 
-    def said(step: str) -> None:
+    def print_step(step: str) -> None:
         print(f"  {step} …", flush=True)
 
     if not run_folders_in(flags.folder):
@@ -42,11 +42,11 @@ def run(flags: ReportFlags) -> None:
             flags.out,
             seeds=flags.seeds,
             options=flags.report,
-            on_step=said,
+            on_step=print_step,
             **flags.inputs.given,
         )
     elif flags == ReportFlags(flags.folder, out=flags.out):
-        path = write_index(flags.folder, flags.out, on_step=said)
+        path = write_index(flags.folder, flags.out, on_step=print_step)
     else:
         raise ConfigError(
             f"{flags.folder}: holds run folders and gets an index page, which reads no text; leave out "

@@ -53,7 +53,7 @@ def numbers_of(given: str, first: int, is_first_typed: bool) -> list[int]:
 
 
 def not_in_a_sweep(given: str) -> UserError:
-    """What to say of --seeds in a sweep, ours or wandb's."""
+    """The error for --seeds in a sweep, ours or wandb's."""
     return UserError(
         "each run of a sweep has one seed",
         name="seeds",

@@ -74,7 +74,7 @@ class TrainFlags:
     def __post_init__(self):
         for name, by in self.sae.unused().items():
             given = {name: getattr(self.sae, name)}
-            ((typed, value),) = self.sae.typed(given, self.run.steps).items()
+            ((typed, value),) = self.sae.to_flags(given, self.run.steps).items()
             if typed in self.typed and value is not None:
                 raise not_used(typed, value, by)
 
@@ -113,7 +113,7 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     if is_synthetic(model):
         run = replace(run, **settings_of_run(model))
     changes = {name: given.get(name) for name in ("architecture", "posterior", "kl_schedule")}
-    sae = start.sae.changed_to(**changes)
+    sae = start.sae.switch_architecture(**changes)
     flat, was = (TrainConfig(each, run).to_dict() for each in (sae, start.sae))
     left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
     if isinstance(sae, Variational):
@@ -152,7 +152,7 @@ def _run_of(given: dict[str, str], settings: RunConfig) -> RunConfig:
     if given.get("activations", NONE) != NONE:
         settings = _run_on(given, settings)
     steps = _whole_number(given.get("steps", ""))
-    return settings if steps is None else settings.with_steps(steps)
+    return settings if steps is None else replace(settings, steps=steps)
 
 
 def _run_on(given: dict[str, str], settings: RunConfig) -> RunConfig:
@@ -174,7 +174,7 @@ def _whole_number(text: str) -> int | None:
 
 
 def _architectures_with(name: str, start: TrainFlags) -> str:
-    """What to say of a flag that only other architectures have."""
+    """The message for a flag that only other architectures have."""
     users = " or ".join(each for each, cls in CONFIGS.items() if name in vars(cls()))
     unused = f"architecture {start.sae.architecture} does not use it"
     return f"{unused}; leave it out, or give --architecture {users}"
@@ -213,7 +213,7 @@ def run(flags: TrainFlags) -> None:
 
 
 def _train_seeds(flags: TrainFlags, given: str) -> None:
-    """The same settings from several seeds, and which features come back."""
+    """Train the same settings from several seeds, and show which features come back."""
     numbers = numbers_of(given, flags.sae.seed, "seed" in flags.typed)
     _require_seeds_here(flags, given)
     folder = _folder_of_seeds(flags)
@@ -373,7 +373,8 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
         was = load_config(folder)
     except ConfigError:  # nothing that can be continued
         return False
-    same = settings.with_steps(was.run.steps)  # what only follows from the steps is not named
+    # What only follows from the steps is not named.
+    same = replace(settings, steps=was.run.steps, save_steps=was.run.save_steps)
     now = TrainConfig(sae.resolve(same.steps), same)
     advice = (
         f"use the flags it was started with ({{former}}), or `vsae train --resume {in_shell(folder)}`, "
@@ -381,7 +382,7 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
     )
     require_same(
         was.to_dict(),
-        now.to_dict() | {"steps": settings.steps},
+        now.to_dict() | {"steps": settings.steps, "save_steps": settings.save_steps},
         str(folder),
         typed=typed,
         advice=advice,
@@ -390,7 +391,7 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
 
 
 def _advice(flags: TrainFlags) -> str:
-    """What to do where --resume and the other flags differ."""
+    """Advice for a --resume whose other flags differ from the run's settings."""
     assert flags.resume is not None
     folders = run_folders(flags.resume)
     former = load_config(folders[0], "resume").run
@@ -408,7 +409,7 @@ def _advice(flags: TrainFlags) -> str:
 
 
 def _started_from(flags: TrainFlags) -> str:
-    """What the settings are, in a line."""
+    """A line that says where the settings come from."""
     if flags.preset is None:
         line = f"Settings of {flags.config}, except for the flags given."
         left_out = ", ".join(flags.left_out)

@@ -18,7 +18,7 @@ ExportFormat = Literal[
 Function = Literal["top_k", "jump_relu", "relu", "gated", "vaease"]
 BenchEvaluation = Literal["core", "scr", "tpp", "sparse_probing", "sae_probes", "absorption"]
 BENCHED: tuple[BenchEvaluation, ...] = ("core", "sparse_probing", "sae_probes")
-"""Those that run if none are named."""
+"""The evaluations that `vsae bench` runs by default."""
 
 _OURS = "dictionary_learning_ext.trainers"
 _UPSTREAMS = "dictionary_learning.trainers"
@@ -37,7 +37,7 @@ class Architecture:
     name: str
     """What users type after --architecture."""
     title: str
-    """Its name in prose."""
+    """The architecture's name in prose, e.g. in tables."""
     description: str
     """A phrase for --help."""
     trainer: str | None
@@ -47,12 +47,12 @@ class Architecture:
     name_in_folders: str = ""
     """A shorter one, for the automatic names of run folders. Default: name."""
     default_lr: str = "1e-3"
-    """In words, for --help: trainers choose it themselves."""
+    """The default learning rate as --help shows it. The trainer computes it."""
     function: Function | None = None
     """What its encoder computes, from which the export formats that can hold it follow; None for a
     function that no format holds."""
     subtracts_b_dec: bool = True
-    """Whether its encoder sees x - b_dec, not x."""
+    """Whether the encoder takes x - b_dec instead of x."""
     exported_as: str | None = None
     """Path of the upstream class that its weights are exported in; None for its own."""
     bench_name: str = ""
@@ -60,7 +60,7 @@ class Architecture:
     variants: dict[str, str] = field(default_factory=dict)
     """By the variant that the dictionary says it is: its name in prose, where that isn't the title."""
     bench_normalizes: bool = False
-    """Whether SAE Bench's loader divides it by its decoder's norms itself."""
+    """Whether SAE Bench's loader makes the decoder unit-norm itself."""
     unit_norm_by: str | None = None
     """The dictionary's method that makes its decoder unit-norm without changing a reconstruction,
     as SAE Bench expects; None if it is so already."""
@@ -221,8 +221,8 @@ _ROWS = (
 )
 
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
-"""By name."""
+"""All architectures, by name."""
 TRAINED: dict[str, Architecture] = {row.name: row for row in _ROWS if row.trainer is not None}
-"""Those that `vsae train` trains."""
+"""The architectures that `vsae train` can train, by name."""
 BY_DICT_CLASS: dict[str, Architecture] = {row.dict_class: row for row in reversed(_ROWS)}
 """By the name of the dictionary's class; the first row of those that share it."""

@@ -149,8 +149,6 @@ def is_of_type(value: Any, hint: Any) -> bool:
     if origin is tuple:
         is_list = isinstance(value, tuple | list)
         return is_list and all(is_of_type(part, members[0]) for part in value)
-    if origin is list:
-        return isinstance(value, list) and all(is_of_type(part, members[0]) for part in value)
     if origin is dict:
         is_object = isinstance(value, dict)
         return is_object and all(is_of_type(part, members[1]) for part in value.values())
@@ -175,7 +173,7 @@ def described(hint: Any) -> str:
         return "None"
     words = {
         **{int: "a whole number", float: "a finite number", bool: "true or false", str: "text"},
-        **{list: "a list", dict: "an object", Mapping: "a dict", Path: "a path"},
+        **{dict: "a dict", Mapping: "a dict", Path: "a path"},
     }
     kind = get_origin(hint) or hint
     return words.get(kind, f"{kind.__name__}(…)")

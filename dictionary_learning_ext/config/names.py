@@ -51,7 +51,7 @@ def automatic_name(config: TrainConfig) -> str:
 
     Returns: at most LONGEST characters, fit for a file's name.
     """
-    flat = config.sae.to_flat()
+    flat = config.sae.to_json()
     row = ARCHITECTURES[config.sae.architecture]
     start = [row.name_in_folders or row.name]
     start += [f"k{flat['k']}"] if flat["k"] is not None else []
@@ -111,7 +111,7 @@ def _differences(config: TrainConfig) -> list[str]:
     """The settings that differ from the preset's, or from its architecture's defaults, as parts of a name."""
     steps = config.run.steps
     preset_config = preset(DEFAULT_PRESET, steps)
-    sae = preset_config.sae.changed_to(architecture=config.sae.architecture)
+    sae = preset_config.sae.switch_architecture(architecture=config.sae.architecture)
     sae = replace(sae, lr=recommended_lr(config.sae.dict_size))
     usual = TrainConfig(sae.resolve(steps), preset_config.run).to_dict()
     usual["steps"] = preset(DEFAULT_PRESET).run.steps

@@ -99,8 +99,8 @@ def preset(name: str, steps: int | None = None) -> TrainConfig:
     Raises: ConfigError for an unknown name.
     """
     require_choice("preset", name, PRESETS)
-    config = TrainConfig().updated(PRESETS[name], f"preset {name}")
-    return config if steps is None else replace(config, run=config.run.with_steps(steps))
+    config = TrainConfig().with_settings(PRESETS[name], f"preset {name}")
+    return config if steps is None else replace(config, run=replace(config.run, steps=steps))
 
 
 def trainer_options(

@@ -21,7 +21,7 @@ from .checks import (
     require,
     require_max_norm_multiple,
 )
-from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_flat, in_shares
+from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_json, in_shares
 from .synthetic_models import is_synthetic
 
 Dtype = Literal["float32", "bfloat16"]
@@ -31,7 +31,7 @@ DeviceMap = str | dict[str, int | str]
 WandbMode = Literal["online", "offline", "disabled"]
 
 NONE = "none"
-"""What is typed for no value."""
+"""The word that a user types for no value."""
 AUTO = "auto"
 """The device that `devices.chosen_device` chooses, once torch is loaded."""
 SINK_MULTIPLE = 10.0
@@ -205,18 +205,6 @@ class RunConfig(Checked):
         number, unit = int(match[1]), match[2]
         return (None, number * _SECONDS[unit]) if unit else (number, None)
 
-    def with_steps(self, steps: int) -> "RunConfig":
-        """The same for `steps` steps, with a list of save_steps at the same shares of them."""
-        require(steps >= 1, "steps", steps, "at least 1")
-        points = self.save_steps
-        if steps != self.steps and points != "none" and ":" not in points:
-            given = [int(step) for step in points.split(",")]
-            scaled = [
-                min(max(1, step * steps // self.steps), steps - 1) if step else 0 for step in given
-            ]
-            points = ",".join(map(str, dict.fromkeys(scaled)))
-        return replace(self, steps=steps, save_steps=points)
-
 
 _HOOKS = "different hook points separated by commas"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -296,11 +284,11 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings, flat, as flags have them: schedules in steps, and the run's defaults filled in."""
         steps = self.run.steps
-        return self.sae.typed(self.sae.with_dead_after().to_flat(), steps) | asdict(self.run)
+        return self.sae.to_flags(self.sae.with_dead_after().to_json(), steps) | asdict(self.run)
 
-    def stored(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """All settings, flat, as config.json has them: schedules as shares of the run."""
-        return self.sae.to_flat() | asdict(self.run)
+        return self.sae.to_json() | asdict(self.run)
 
     @property
     def digest(self) -> str:
@@ -308,7 +296,7 @@ class TrainConfig:
         settings = _deciding_the_result(json.loads(json.dumps(self.to_dict())))
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    def updated(self, values: dict[str, Any], source: str) -> "TrainConfig":
+    def with_settings(self, values: dict[str, Any], source: str) -> "TrainConfig":
         """With some settings changed. Raises ConfigError for an unknown name or a wrong value."""
         run_fields = {each.name for each in fields(RunConfig)}
         values = in_shares({"steps": self.run.steps} | values)
@@ -318,9 +306,9 @@ class TrainConfig:
                 raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
         own = {name: value for name, value in values.items() if name not in run_fields}
         try:
-            start = self.sae.changed_to(architecture=own.get("architecture"))
+            start = self.sae.switch_architecture(architecture=own.get("architecture"))
             run = {name: value for name, value in values.items() if name in run_fields}
-            return replace(self, run=replace(self.run, **run), sae=from_flat(vars(start) | own))
+            return replace(self, run=replace(self.run, **run), sae=from_json(vars(start) | own))
         except ConfigError as error:
             raise error.within(source, error.instead or "correct it there") from error
 
@@ -372,7 +360,7 @@ def require_same(
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(Checked):
-    """What a report measures and shows."""
+    """Options of a report: which tokens it reads and how much it shows."""
 
     tokens: Count = RunConfig.eval_tokens
     """Tokens to collect the features' contexts from."""

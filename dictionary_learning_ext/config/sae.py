@@ -65,7 +65,6 @@ LogVariance = Annotated[
 ]
 LogRatio = Annotated[float, Range(f"{_LOWEST} or more, and below 0", lambda x: _LOWEST <= x < 0)]
 Gate = Annotated[float, Range("0 or more, and below 1", lambda x: 0 <= x < 1)]
-# Of schedules. Where steps are counted, a message has the run's steps in place of the 1 at its end.
 Share = Annotated[float, Range("0 to 1", lambda x: 0 <= x <= 1)]
 SomeShare = Annotated[float, Range("above 0 and at most 1", lambda x: 0 < x <= 1)]
 NoiseShare = Annotated[float, Range("above 0 and at most 1", lambda x: 0 < x <= 1, _NO_NOISE)]
@@ -84,7 +83,7 @@ class Schedule(NamedTuple):
     """A setting that is a share of the run, and how flags and trainers count it in steps."""
 
     in_steps: str
-    """What they call it."""
+    """Its name as a flag and as a trainer's argument, e.g. warmup_steps."""
     default: Callable[[int], int] | None = None
     """The steps of a run of so many, where it is not given."""
     least: int = 0
@@ -114,7 +113,7 @@ SCHEDULES = {
     "noise_anneal": Schedule("noise_anneal_steps", least=1),
     "k_anneal": Schedule("k_anneal_steps", least=1),
 }
-"""By setting."""
+"""The schedules, by the name of their setting."""
 _BEFORE_DECAY = ("warmup", "sparsity_warmup")
 _TYPED = {name: row.in_steps for name, row in SCHEDULES.items()}
 _SETTINGS = {row.in_steps: name for name, row in SCHEDULES.items()}
@@ -131,7 +130,7 @@ def training_energy(normalize: Normalize, activation_dim: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TopKOptions(Checked):
-    """What keeps k features per token."""
+    """Options of SAEs that keep k features per token."""
 
     k: Count = 32
     """Features kept per token. Paper: 64, 128, 256, 512."""
@@ -178,7 +177,7 @@ class PosteriorOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveOptions(AuxKOptions):
-    """What a vSAE's loss adds to the squared error."""
+    """Weights and schedules of the terms that a vSAE's loss adds to the squared error."""
 
     beta: NotNegative = 1.0
     """Weight of the KL (nats per token) beside the squared error, in training units. Paper: not
@@ -199,7 +198,7 @@ class ObjectiveOptions(AuxKOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityWarmupOptions(Checked):
-    """How upstream's penalties begin."""
+    """The warm-up of upstream's sparsity penalties."""
 
     sparsity_warmup: ShareBelow | None = None
     """How long the sparsity loss rises. Default: 2000 steps or a fifth of the run, whichever is
@@ -274,7 +273,7 @@ class SAEConfig(Checked):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What this architecture uses beyond what every architecture uses."""
+        """This architecture's own options, without those that every architecture has."""
         common = {each.name for each in fields(SAEConfig)}
         return {n: v for n, v in vars(self).items() if n not in common}
 
@@ -282,13 +281,13 @@ class SAEConfig(Checked):
         """The options that the choice of others leaves without a use, and which choice that is."""
         return {}
 
-    def to_flat(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Every option of every architecture: None for one that has no use here."""
         unused = self.unused()
         used = {name: value for name, value in vars(self).items() if name not in unused}
         return {name: used.get(name) for name in OPTION_NAMES}
 
-    def changed_to(
+    def switch_architecture(
         self,
         architecture: str | None = None,
         posterior: str | None = None,
@@ -326,25 +325,24 @@ class SAEConfig(Checked):
             counts["decay_start"] = None
         return counts
 
-    def typed(self, settings: dict[str, Any], steps: int) -> dict[str, Any]:
+    def to_flags(self, settings: dict[str, Any], steps: int) -> dict[str, Any]:
         """Some of these settings as flags and trainers have them, in a run of `steps`."""
         counts = self.in_steps(steps)
         return {_TYPED.get(n, n): counts.get(n, value) for n, value in settings.items()}
 
-    def changed(self, typed: dict[str, Any], steps: int) -> "Self":
+    def with_flags(self, typed: dict[str, Any], steps: int) -> "Self":
         """With some settings as flags and trainers have them, in a run of `steps`.
 
         Raises: ConfigError for a wrong value, or a number of steps that doesn't fit the run.
         """
         changes: dict[str, Any] = {}
-        for typed_as, value in typed.items():
-            name = _SETTINGS.get(typed_as, typed_as)
+        for flag, value in typed.items():
+            name = _SETTINGS.get(flag, flag)
             if name in SCHEDULES and hasattr(self, name) and value is not None:
-                require_type(typed_as, value, int | None)
+                require_type(flag, value, int | None)
                 for legal in annotations_of(type(self))[name][1]:
-                    words = f"{legal.words.removesuffix('1')}steps={steps}, or none"
-                    is_legal = legal.holds(value / steps)
-                    require(is_legal, typed_as, value, words, instead=legal.instead)
+                    words = f"a share of steps={steps} that is {legal.words}, or none"
+                    require(legal.holds(value / steps), flag, value, words, instead=legal.instead)
                 value = SCHEDULES[name].share(value, steps)
             changes[name] = value
         return replace(self, **changes)
@@ -410,11 +408,11 @@ class SAEConfig(Checked):
         common = {
             name: getattr(self, name) for name in ("dict_size", "warmup", "decay_start", "seed")
         }
-        arguments = self.typed(common, steps)
+        arguments = self.to_flags(common, steps)
         if self.lr is not None:
             arguments["lr"] = self.lr
         used = {name: v for name, v in self.options.items() if name not in self.unused()}
-        for option, value in self.typed(used, steps).items():
+        for option, value in self.to_flags(used, steps).items():
             if value is not None:
                 arguments[option] = list(value) if isinstance(value, tuple) else value
         if "auxk_alpha" in arguments:
@@ -428,7 +426,7 @@ class SAEConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
-    """What `vsae_top_k` and `vsae` share."""
+    """Options that `vsae_top_k` and `vsae` share."""
 
     noise_to_signal: Positive | None = None
     """Gives sigma as r = k sigma^2 / E||x||^2, the noise energy that sampling adds to a
@@ -452,7 +450,7 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
         )
 
     def with_defaults(self, steps: int) -> "Self":
-        """Also with the posterior's sigma."""
+        """The same, and a fixed posterior's default sigma filled in."""
         found, sets_noise = (
             super().with_defaults(steps),
             (self.sigma, self.noise_to_signal, self.survival),
@@ -530,7 +528,7 @@ class VAEaseConfig(SAEConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class _UpstreamTopK(TopKOptions, AuxKOptions, SAEConfig):
-    """What upstream's SAEs with a k share."""
+    """Options that upstream's SAEs with a k share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -634,7 +632,7 @@ class PosteriorArguments(TypedDict, total=False):
 
 
 class TopKArguments(TypedDict, total=False):
-    """What our trainers of SAEs with a k take beyond upstream's."""
+    """Arguments that our trainers of SAEs with a k have and upstream's don't."""
 
     k_anneal_steps: int | None
     dead_feature_threshold: int | None
@@ -695,7 +693,7 @@ OPTION_NAMES = tuple(dict.fromkeys(f.name for cls in _GROUPS for f in fields(cls
 """The options of all architectures."""
 
 
-def from_flat(flat: dict[str, Any]) -> SAEConfig:
+def from_json(flat: dict[str, Any]) -> SAEConfig:
     """The settings in a run's config.json, where an option that has no use is null; see `in_shares`.
 
     Raises: ConfigError for an unknown architecture, an option that it does not use, or a wrong value.

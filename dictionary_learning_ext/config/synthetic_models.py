@@ -108,11 +108,11 @@ SYNTHETIC_MODELS = {
     "large": SyntheticSettings(_LARGE, noise_std=0.03),
     "bench-16k": SyntheticSettings(_BENCH_16K),
 }
-"""By the name after `synthetic:`."""
+"""The synthetic models that can be named, by the part after `synthetic:`."""
 
 
 def is_synthetic(model: str) -> bool:
-    """Whether a --model is a synthetic one."""
+    """Whether this name is that of a synthetic model."""
     return model.startswith(_PREFIX)
 
 

@@ -30,8 +30,9 @@ from ..run_folder.comparing import (
 from ..run_folder.files import CODES, METRICS, require_writable, write_json
 from ..run_folder.reading import read_config, require_folders
 from ..run_folder.sae_names import place_of, results_folder
+from ..run_folder.tensors import hash_of
 from ..run_folder.trained_on import run_of, runs_of
-from ..run_folder.weights import hash_of, load_dictionary
+from ..run_folder.weights import load_dictionary
 from .measure import batches_of, contexts_of_rows, measure, metrics_of, with_progress
 
 logger = logging.getLogger(__name__)

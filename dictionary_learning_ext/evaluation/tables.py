@@ -15,7 +15,7 @@ from ..config.checks import meant
 from ..config.names import LONGEST, NAMED_FIRST, is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError, printable
-from ..run_folder.comparing import LEAVING_OUT, measurements, training, unequal
+from ..run_folder.comparing import LEAVING_OUT, measurements, training_settings, unequal
 from ..run_folder.files import NOT_MEASURED
 from ..run_folder.settings import SEEDS, architecture_of
 from .metrics import METRICS, Metric, shown_in
@@ -185,7 +185,7 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
     Arguments:
         metrics: its metrics.json. What was not measured is no symptom.
     """
-    noise = metrics.get("noise_to_signal") if sae.to_flat()["noise_anneal"] is None else None
+    noise = metrics.get("noise_to_signal") if sae.to_json()["noise_anneal"] is None else None
     names = ("fve", "kl_per_token", "alive", "frac_recovered")
     fve, kl, alive, recovered = (metrics.get(name) for name in names)
     selections = (metrics.get("tokens") or 0) * (metrics.get("l0") or 0)
@@ -227,8 +227,8 @@ def labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def _trained(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What was trained in each folder: its architecture, and `training`."""
-    trained = training(dict(configs))
+    """What was trained in each folder: its architecture, and `training_settings`."""
+    trained = training_settings(dict(configs))
     return {one: {"architecture": architecture_of(configs[one])} | trained[one] for one in configs}
 
 
@@ -301,7 +301,7 @@ def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The settings in which SAEs differ. Without data_seed, where each seed has its own.
 
     Arguments:
-        settings: what each was trained with; see `training`.
+        settings: what each was trained with; see `training_settings`.
     """
     names = [name for name in unequal([*map(dict, settings.values())]) if name != "trainer_class"]
     seeds = {(each.get("seed"), each.get("data_seed")) for each in settings.values()}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..codes.table import FeatureTable
 from ..config.run import ExplainOptions
-from ..errors import CheckpointError, ConfigError, EndpointError
+from ..errors import ConfigError, EndpointError
 from ..evaluation.folders import open_folders, require_feature
 from ..features.explanations import MISSING, Explanation, Explanations, explanations_in
 from ..features.return_score import return_scores_if_any
@@ -22,7 +22,7 @@ from ..run_folder.comparing import measured_on
 from ..run_folder.files import EXPLANATIONS, locked, require_writable
 from ..run_folder.reading import read_config
 from ..run_folder.sae_names import results_folder
-from ..run_folder.weights import hash_of
+from ..run_folder.tensors import hash_of
 from .endpoint import Endpoint
 from .questions import (
     DRAWN,
@@ -353,12 +353,9 @@ class _Answers:
         self.path, self.known = path, known
         self.failed: dict[int, str] = {}
         self._in_a_row, self._write_at = 0, 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._refused: CheckpointError | None = None
 
     def note(self, found: Explanation, failure: str) -> None:
-        """Keep what is known of a feature after a request, and write it: at once, or after a pause if that was done
-        just now.
+        """Keep what is known of a feature after a request. It is written, unless that was done just now.
 
         Raises: EndpointError if too many requests failed in a row; CheckpointError if the disk refuses.
         """
@@ -370,26 +367,12 @@ class _Answers:
             features.setdefault(found.feature, found)
         else:
             features[found.feature] = found
-        if self._refused is not None:
-            raise self._refused
-        if (pause := self._write_at - time.monotonic()) <= 0:
-            self._write()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(pause, self._write_later)
+        if time.monotonic() >= self._write_at:
+            began = time.monotonic()
+            self.known.write(self.path)
+            self._write_at = time.monotonic() + _PAUSE * (time.monotonic() - began)
         if self._in_a_row >= _MOST_FAILURES:
             raise EndpointError(
                 f"{_MOST_FAILURES} requests in a row failed, the last one: {failure}",
                 instead="run the same command again later: what was answered is kept",
             )
-
-    def _write(self) -> None:
-        began = time.monotonic()
-        self.known.write(self.path)
-        self._write_at = time.monotonic() + _PAUSE * (time.monotonic() - began)
-
-    def _write_later(self) -> None:
-        self._timer = None
-        try:
-            self._write()
-        except CheckpointError as error:  # the next answer raises it, or the last writing
-            self._refused = error

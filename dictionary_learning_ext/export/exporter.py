@@ -5,14 +5,12 @@ is negative. So the SAE that the format's reader loads is compared with ours on 
 the language model. An export that is not exact is refused unless allow_inexact is set.
 """
 
-import fcntl
 import importlib.metadata
 import logging
-import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,14 +41,14 @@ _COMPARED_TOKENS = 10_000
 
 
 class Difference(NamedTuple):
-    """How two SAEs differ on some activations."""
+    """The difference between two SAEs on the same activations."""
 
     reconstruction: float
     """The largest ||x_hat - x_hat'|| / ||x_hat|| of a token."""
     codes: float
     """The share of tokens with a feature that differs by over TOLERANCE of the token's largest."""
     tokens: int
-    """How many were compared."""
+    """The number of tokens that were compared."""
 
     @property
     def is_exact(self) -> bool:
@@ -207,44 +205,18 @@ def compare(original: Any, exported: Any, batches: Iterable[t.Tensor]) -> Differ
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` if all goes well, and otherwise leaves no trace.
-
-    It is locked, so that the next export there can tell which folders killed processes have left, and removes these.
-    """
+    """A temporary folder that becomes `target` if all goes well, and otherwise leaves no trace."""
     above = next(path for path in target.absolute().parents if path.exists())
-    for left in above.glob(f".export.{'[0-9a-f]' * 8}"):
-        with _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_mine:
-            if is_mine:
-                shutil.rmtree(left, ignore_errors=True)
-    while True:
-        temporary = above / f".export.{secrets.token_hex(4)}"
+    temporary = above / f".export.{secrets.token_hex(4)}"
+    with _writing(target):
+        temporary.mkdir()
+    try:
+        yield temporary
         with _writing(target):
-            temporary.mkdir()
-        with _locked(temporary, fcntl.LOCK_EX):
-            if not temporary.exists():  # another export took it for left behind
-                continue
-            try:
-                yield temporary
-                with _writing(target):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    temporary.replace(target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-            return
-
-
-@contextmanager
-def _locked(folder: Path, how: int) -> Iterator[bool]:
-    """Hold a lock on a folder; False if another process does, the folder is gone, or its disk has no locks."""
-    with ExitStack() as stack:
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, how)
-        except OSError:
-            yield False
-        else:
-            yield True
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

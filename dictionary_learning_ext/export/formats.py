@@ -66,7 +66,7 @@ SAFETENSORS = "sae.safetensors"
 
 
 class _Function(NamedTuple):
-    """What an encoder computes, as exports put it."""
+    """A function that an encoder computes, and how exports describe it."""
 
     tensors: tuple[str, ...]
     """The weights that it needs, by the names in _TENSORS."""
@@ -74,7 +74,7 @@ class _Function(NamedTuple):
     sae_lens: str | None
     """SAELens's architecture that computes it."""
     needs: str = ""
-    """What not every format has a place for."""
+    """What a format must be able to store for it, e.g. thresholds."""
 
 
 _FUNCTIONS: dict[Function, _Function] = {
@@ -125,7 +125,7 @@ class ExportedSAE(NamedTuple):
     """An SAE and what a reader needs to know about it."""
 
     name: str
-    """Its folder's name."""
+    """The name of the SAE's folder."""
     dictionary: Any
     """In float32, for raw activations."""
     config: dict[str, Any]

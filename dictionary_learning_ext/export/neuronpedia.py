@@ -164,7 +164,7 @@ def _feature(
         "frac_nonzero": _rounded(statistics.frequency_F[feature]),
         **_alignment(direction_D),
         **_logits(logits_V, text),
-        # Of the activations' magnitudes: bars at the middle of their bins.
+        # A histogram of the activations' magnitudes. A bar stands at the middle of its bin.
         "freq_hist_data_bar_heights": counts.tolist(),
         "freq_hist_data_bar_values": _rounded_all((np.arange(len(counts)) + 0.5) * width),
         "activations": _activations(statistics, feature, text),

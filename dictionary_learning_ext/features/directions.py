@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..activations.hook_points import block_list_path
 from ..errors import LanguageModelError
-from ..run_folder.weights import in_memory
+from ..run_folder.tensors import in_memory
 from ..trainers.dictionaries import decoder_directions
 
 _FEATURES_AT_ONCE = 256

@@ -26,7 +26,8 @@ from ..run_folder.comparing import unequal
 from ..run_folder.files import EXPLANATIONS, write_text
 from ..run_folder.json_files import read_json
 from ..run_folder.sae_names import results_folder
-from ..run_folder.weights import hash_of, load_dictionary
+from ..run_folder.tensors import hash_of
+from ..run_folder.weights import load_dictionary
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +41,6 @@ LONGEST = 300
 _Z = 1.96
 _OUT = "out"
 _REPAIR = "delete it, and run `vsae explain` again"
-_SHAPE = {
-    "sae": str,
-    "settings": {},
-    "order": str,
-    "places": int,
-    "features": {
-        ...: {"place": int, "asked": str, "text": str | None, "said": dict[str, str]},
-    },
-}
 
 
 class Estimate(NamedTuple):
@@ -243,7 +235,7 @@ def explanations_of(names: Iterable[str]) -> dict[str, Explanations]:
 
 def explanations_in(path: Path) -> Explanations:
     """What a file holds, whatever SAE it is of. Raises CheckpointError if it is damaged; FileNotFoundError."""
-    content = read_json(path, _SHAPE, _REPAIR)
+    content = read_json(path, _REPAIR)
     try:
         found = {
             int(number): Explanation(
@@ -257,7 +249,7 @@ def explanations_in(path: Path) -> Explanations:
         }
         sae, settings, order = (content[name] for name in ("sae", "settings", "order"))
         return Explanations(sae, settings, order, found, content["places"])
-    except (KeyError, ValueError) as error:  # a part is missing, or a feature is no number
+    except (KeyError, ValueError, TypeError) as error:  # a part is missing
         raise CheckpointError(
             f"{path}: not as `vsae explain` writes it", instead=_REPAIR
         ) from error

@@ -22,7 +22,13 @@ from ..errors import UserError
 from ..evaluation.folders import SAE, dictionary_of, open_folders
 from ..evaluation.metrics import METRICS, fve_of
 from ..evaluation.tables import labels, text_table
-from ..run_folder.comparing import grouped_by_setting, same_setting, training, unequal, unlike
+from ..run_folder.comparing import (
+    grouped_by_setting,
+    same_setting,
+    training_settings,
+    unequal,
+    unlike,
+)
 from ..run_folder.files import replacing, target_of, write_rows
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.sae_names import place_of, results_folder
@@ -357,7 +363,7 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
 
     Returns: the warnings.
     """
-    trained, notes = training(configs), []
+    trained, notes = training_settings(configs), []
     others = [name for name in unequal(list(trained.values())) if name not in SEEDS]
     classes = {config["trainer"]["dict_class"] for config in configs.values()}
     if len(classes) > 1 and "trainer_class" not in others:

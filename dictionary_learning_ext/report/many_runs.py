@@ -11,7 +11,7 @@ from ..errors import ConfigError, UserError, first_line
 from ..evaluation.metrics import Metric
 from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, RETURNING, Measure
 from ..features.reproducibility_of_folders import of_seeds
-from ..run_folder.comparing import but_for_seeds, training, unequal
+from ..run_folder.comparing import but_for_seeds, training_settings, unequal
 from ..run_folder.files import FAILED, RUNS, WEIGHTS
 from ..run_folder.reading import load_config, read_config, read_metrics_if_any, run_folders_in
 from ..run_folder.settings import SEEDS, architecture_of, seeds_of
@@ -187,7 +187,7 @@ def results_of(
             metrics[name],
             None if folder is None else folder / name,
         )
-        for name, settings in training(configs).items()
+        for name, settings in training_settings(configs).items()
     ]
 
 

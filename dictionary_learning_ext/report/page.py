@@ -19,7 +19,7 @@ from ..evaluation.tables import differing_settings, file_names, setting_text
 from ..features.reproducibility import AS_DIRECTION
 from ..features.reproducibility_of_folders import HEADER, sentence_of
 from ..features.return_score import FIFTH_NAMES
-from ..run_folder.comparing import measured_differently, training
+from ..run_folder.comparing import measured_differently, training_settings
 from ..run_folder.files import (
     HELD_OUT,
     REPORT,
@@ -168,7 +168,7 @@ def _render(
 
 def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
     """The settings in which they were trained differently, and each SAE's values."""
-    trained = training({one.label: one.config for one in analyses})
+    trained = training_settings({one.label: one.config for one in analyses})
     settings = {
         one.label: {"architecture": architecture_of(one.config)} | trained[one.label]
         for one in analyses

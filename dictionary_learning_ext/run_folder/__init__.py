@@ -1,1 +1,1 @@
-"""What is on disk: one SAE, one folder."""
+"""Reading and writing the folders that hold SAEs."""

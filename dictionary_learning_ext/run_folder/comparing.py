@@ -29,7 +29,7 @@ MEASURED_ON = (
 )
 """The settings that SAEs must share to be measured together."""
 CONTEXTS = ("text_packing", "ctx_len", "dtype")
-"""Those of these settings that say how a text is read."""
+"""Settings that say how a text is cut into contexts, and the precision in which it is read."""
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
@@ -118,7 +118,7 @@ def require_one_setting(
 
 
 def unlike(name: str, first: str, one: Any, folder: str, other: Any) -> str:
-    """What an error says of two runs that differ in a setting."""
+    """The sentence of an error that names a setting in which two runs differ."""
     return f"{folder}: its run has {name}={other!r}, but {first} has {one!r}"
 
 
@@ -152,7 +152,7 @@ def measured_differently(results: dict[str, dict[str, Any]]) -> list[str]:
     return unequal(list(measurements(results).values()))
 
 
-def training(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def training_settings(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The settings in each config.json that decide what was trained, without the architecture and
     without those that follow from others. Upstream's have the trainer's class among them.
     """
@@ -172,7 +172,7 @@ def grouped_by_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
         configs: each folder's config.json.
     """
     groups: dict[str, list[str]] = {}
-    for folder, trained in training(configs).items():
+    for folder, trained in training_settings(configs).items():
         key = but_for_seeds(trained | {"architecture": architecture_of(configs[folder])})
         groups.setdefault(key, []).append(folder)
     return list(groups.values())

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # --- names
 
 RUNS = Path("runs")
-"""Where run folders go."""
+"""The folder that holds run folders by default."""
 RESULTS = Path("results")
 """Where results of other libraries' SAEs go, a folder for each, see `results_folder`."""
 WEIGHTS = "ae.pt"
@@ -44,7 +44,7 @@ HELD_OUT = "heldout/"
 METRICS = "metrics.json"
 """The final evaluation."""
 NOT_MEASURED = "not_measured"
-"""In these two: why metrics are null, by key."""
+"""A key of metrics.jsonl and metrics.json that says why metrics are null."""
 EVALUATIONS = "evaluations"
 """Evaluations at other settings than that in metrics.json, see `evaluation`."""
 FAILED = "failed.json"
@@ -60,13 +60,13 @@ BENCH_RESULTS = "eval_results"
 BENCH_REPEATS = "eval_results_of_seeds"
 """As eval_results, in a folder for each further seed of the evaluations."""
 BENCH_CACHE = ".bench_cache"
-"""What the SAEs of one evaluation share in SAE Bench."""
+"""Activations and probes that the SAEs of one `vsae bench` share."""
 RETURN_SCORES = "return_scores.csv"
 """The features' return scores and signals, a row for each feature."""
 CODES = "codes/heldout.safetensors"
 """What the SAE says of held-out text: each token's selected features and their activations."""
 EXPLANATIONS = "explanations.json"
-"""What features mean in a language model's words, with scores."""
+"""Explanations of features by a language model, with scores."""
 REPORT = "report.html"
 """The page of `vsae report`. Its data is in the folder `report_files`."""
 INDEX = "index.html"
@@ -87,7 +87,7 @@ SWEEP_PAGE = "results.html"
 
 
 def folder_of(config: TrainConfig) -> Path:
-    """Where a run of one SAE is written."""
+    """The folder in which a run of one SAE is written."""
     return Path(config.run.save_dir or RUNS / automatic_name(config))
 
 
@@ -246,7 +246,7 @@ def require_writable(path: Path, elsewhere: str = SAVE_DIR) -> None:
 
 
 def is_of_a_full_disk(error: BaseException | None) -> bool:
-    """Whether more space would help."""
+    """Whether the error says that the disk, or a quota on it, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ..errors import CheckpointError
 from .files import CONFIG, METRICS, WEIGHTS, target_of
-from .json_files import Shape, misshapen, read_json
+from .json_files import read_json
 
 Format = Literal["SAELens", "sparsify", "Gemma Scope", "Baker & Li"]
 FOREIGN_CONFIG = "cfg.json"
@@ -49,7 +49,7 @@ OF_BAKER_LI = {0: "vsaetopk", 1: "vsaetopk_learned_variance"}
 OF_TOP_K = ("topk", "abstopk", *OF_BAKER_LI.values())
 """Architectures with k features a token."""
 OF_BATCH_TOP_K = ("batchtopk", "matryoshka_batchtopk")
-"""Of its training alone: what its save_model writes. Its save_inference_model writes a jumprelu."""
+"""SAELens's architectures that only its save_model writes. Its save_inference_model turns them into a jumprelu."""
 _DICT_CLASSES = {
     "standard": "AutoEncoder",
     "topk": "AutoEncoderTopK",
@@ -61,36 +61,7 @@ _DICT_CLASSES = {
 }
 """By architecture: a class of upstream's or ours that computes the same."""
 _FORMER_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
-"""Of SAELens's settings before its version 6."""
-_SETTINGS: Shape = {
-    **dict.fromkeys(("architecture", "activation_fn", "reshape_activations"), str | None),
-    **dict.fromkeys(("model_name", "hook_name", "dataset_path", "text_column"), str | None),
-    **dict.fromkeys(("d_in", "d_sae", "context_size"), int | None),
-    **dict.fromkeys(("activation_fn_kwargs", "model_from_pretrained_kwargs"), dict | None),
-    **dict.fromkeys(("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"), bool),
-    **dict.fromkeys(("k", "norm_scaling_factor", "max_norm_multiple"), float | None),
-    "normalize_activations": str | bool | None,
-    "exclude_special_tokens": bool | list | None,
-    "metadata": dict | None,
-}
-"""SAELens's, at the top of its cfg.json or in its "metadata"."""
-_SETTINGS_OF_SPARSIFY: Shape = {
-    **dict.fromkeys(("d_in", "num_latents", "k"), int | None),
-    "expansion_factor": int,
-}
-_RUN_OF_SPARSIFY: Shape = {
-    **dict.fromkeys(("model", "dataset", "text_column"), str | None),
-    "ctx_len": int | None,
-}
-_SETTINGS_OF_BAKER_LI: Shape = {
-    "trainer": {
-        **dict.fromkeys(("activation_dim", "dict_size", "k"), int | None),
-        **dict.fromkeys(("lm_name", "submodule_name"), str | None),
-        "var_flag": int,
-        "use_april_update_mode": bool,
-    },
-    "buffer": {"ctx_len": int | None},
-}
+"""SAELens's settings that had another name before its version 6."""
 _REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-([a-z]+)")
 _HOOKS_OF_GEMMA_SCOPE = {"res": "hook_resid_post", "mlp": "hook_mlp_out"}
 
@@ -106,7 +77,7 @@ def format_of(folder: Path) -> Format | None:
 
 def _is_of_baker_li(folder: Path) -> bool:
     try:
-        config = read_json(folder / CONFIG, {"trainer": {"dict_class": str}})
+        config = read_json(folder / CONFIG)
     except (CheckpointError, OSError):  # whoever reads it as a folder of ours or upstream's says so
         return False
     return config.get("trainer", {}).get("dict_class") == "VSAETopK"
@@ -124,8 +95,6 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
     """
     settings = _settings_of(folder, form, overrides)
     about = settings | (settings.get("metadata") or {})
-    _require_shape(folder, settings)
-    _require_shape(folder, about)
     architecture, k = _architecture(folder, settings)
     reshapes = "hook_z" if "hook_z" in (about.get("hook_name") or "") else "none"
     reshaped = settings.get("reshape_activations", reshapes)
@@ -163,10 +132,10 @@ def _settings_of(folder: Path, form: Format, overrides: dict[str, Any]) -> dict[
     elif form == "Baker & Li":
         settings = _config_of_baker_li(folder)
     elif form == "sparsify":
-        own = _object_in(folder / FOREIGN_CONFIG, _SETTINGS_OF_SPARSIFY)
+        own = _object_in(folder / FOREIGN_CONFIG)
         settings = _in_words_of_sae_lens(folder, own | overrides)
     else:
-        settings = _object_in(folder / FOREIGN_CONFIG, {"metadata": dict | None}) | overrides
+        settings = _object_in(folder / FOREIGN_CONFIG) | overrides
     return {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
 
 
@@ -189,21 +158,17 @@ def _architecture(folder: Path, settings: dict[str, Any]) -> tuple[str, int | No
             f"{', '.join(_DICT_CLASSES)}"
         )
     k = k if architecture in OF_TOP_K else None  # a BatchTopK's is a mean
-    _require_shape(folder, {"k": k}, {"k": int | None})
     return architecture, k
 
 
 def _scale(folder: Path, settings: dict[str, Any]) -> float:
-    """What activations are multiplied by before the SAE sees them."""
+    """The factor that scales activations before the SAE encodes them."""
     scale = settings.get("norm_scaling_factor")
     normalized = settings.get("normalize_activations") or "none"
     is_scaled = normalized is True or normalized == "expected_average_only_in"
     if not is_scaled or scale is None:
         _require_none(folder, "normalize_activations", normalized)
         return 1.0
-    if scale <= 0:
-        what = f"norm_scaling_factor is {scale:g}, expected a number above 0"
-        raise CheckpointError(f"{folder / FOREIGN_CONFIG}: {what}", instead="copy it again")
     return scale
 
 
@@ -233,8 +198,8 @@ def _in_words_of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, A
     d_in, n_latents = settings.get("d_in"), settings.get("num_latents")
     if not n_latents and d_in is not None:
         n_latents = d_in * settings.get("expansion_factor", 32)  # sparsify's default
-    run = _object_in(folder.parent / CONFIG, _RUN_OF_SPARSIFY)
-    own = _object_in(folder / SPARSIFY_ABOUT, _SETTINGS)
+    run = _object_in(folder.parent / CONFIG)
+    own = _object_in(folder / SPARSIFY_ABOUT)
     about = {
         "model_name": run.get("model"),
         "dataset_path": run.get("dataset"),
@@ -275,7 +240,7 @@ def _gemma_scope_config(folder: Path) -> dict[str, Any]:
 
 def _config_of_baker_li(folder: Path) -> dict[str, Any]:
     """What SAELens would write of a VSAETopK. Settings that are missing have their class's defaults."""
-    own = read_json(folder / CONFIG, _SETTINGS_OF_BAKER_LI, "copy it again")
+    own = read_json(folder / CONFIG, "copy it again")
     trainer, flag = own["trainer"], own["trainer"].get("var_flag", 0)
     if flag not in OF_BAKER_LI:
         what = f"trainer.var_flag is {flag}, expected 0 or 1"
@@ -294,15 +259,9 @@ def _config_of_baker_li(folder: Path) -> dict[str, Any]:
     }
 
 
-def _object_in(path: Path, shape: Shape) -> dict[str, Any]:
-    """What a file holds; empty if there is none."""
-    return read_json(path, shape, "copy it again") if path.is_file() else {}
-
-
-def _require_shape(folder: Path, settings: dict[str, Any], shape: Shape = _SETTINGS) -> None:
-    """Raise a CheckpointError if a setting of a cfg.json has another type."""
-    if wrong := misshapen(settings, shape):
-        raise CheckpointError(f"{folder / FOREIGN_CONFIG}: {wrong}", instead="copy it again")
+def _object_in(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, or an empty one if there is no file."""
+    return read_json(path, "copy it again") if path.is_file() else {}
 
 
 def _hook_of(module: str) -> str | None:

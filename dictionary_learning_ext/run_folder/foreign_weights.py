@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch as t
 from dictionary_learning.dictionary import Dictionary
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..config.architectures import BY_DICT_CLASS, import_class
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from .files import WEIGHTS
 from .foreign import (
     FOREIGN_CONFIG,
@@ -34,6 +35,7 @@ from .foreign import (
     SPARSIFY_WEIGHTS,
     WEIGHTS_OF,
 )
+from .tensors import read_tensors
 
 UNIT_NORM_TOLERANCE = 1e-5
 """How far from 1 a decoder's norms may be for an SAE whose reader takes them to be 1 (SAE Bench's)."""
@@ -57,7 +59,7 @@ _NAMES_OF_BAKER_LI = {
     **{"var_encoder.weight": "W_var", "var_encoder.bias": "b_var"},
 }
 _TRANSPOSED = ("W_enc", "W_dec", "W_var")
-"""Those that torch's Linear layers store transposed."""
+"""Matrices that Baker & Li's files hold transposed, as torch's Linear layers do."""
 _OF_GEMMA_SCOPE = (*_NAMES, *_NAMES.values(), "b_dec", "threshold", "scaling_factor")
 
 
@@ -91,27 +93,21 @@ def load_foreign(
             raise CheckpointError(
                 f"{path}: its {name} is {found}, and {FOREIGN_CONFIG} says {given}; copy it again"
             )
+    options = _OPTIONS.get(architecture, {})
+    if architecture in OF_TOP_K:
+        if k is None or not 1 <= k <= sizes["dict_size"]:
+            raise CheckpointError(f"{path}: k={k} of {sizes['dict_size']} features; copy it again")
+        options = options | {"k": k}
     try:
         state = _upstream_state(folder, settings, weights, unit_norm)
-        if architecture in OF_TOP_K and not 1 <= k <= sizes["dict_size"]:
-            raise ValueError("k is out of range")
-        options = _OPTIONS.get(architecture, {}) | ({"k": k} if architecture in OF_TOP_K else {})
         dict_class = import_class(BY_DICT_CLASS[config["trainer"]["dict_class"]].dictionary)
         dictionary: Any = dict_class(**sizes, **options).to(dtype)
         dictionary.load_state_dict(dictionary.state_dict() | state)
-    except CheckpointError:
-        raise
     except KeyError as error:
         resave = "save it in SAELens with its save_inference_model"
         raise CheckpointError(
             f"{path}: has no {error.args[0]}, which an SAE of architecture {architecture!r} has",
             instead=resave if architecture in OF_BATCH_TOP_K else "copy it again",
-        ) from error
-    except Exception as error:  # of any kind: files of any content are handed to the class
-        with_k = f" with k={k!r}" if architecture in OF_TOP_K else ""
-        raise CheckpointError(
-            f"{path}: holds {shapes_of(weights)}: not the weights of one SAE of architecture "
-            f"{architecture!r}{with_k}; copy it again"
         ) from error
     for name, value in dictionary.state_dict().items():
         if not value.isfinite().all():
@@ -130,10 +126,10 @@ def _read(path: Path) -> dict[str, t.Tensor]:
             if others := weights.keys() - {"W_enc", "b_enc", "W_dec", "b_dec"}:
                 raise ValueError(f"holds {', '.join(sorted(others))}, which no TopK SAE has")
         _require_shapes(weights)
-    except Exception as error:  # bytes of any content raise anything
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
         raise CheckpointError(
-            f"{path}: missing or damaged ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}); copy it again"
+            f"{path}: missing or damaged ({type(error).__name__}: {first_line(error)[:200]})",
+            instead="copy it again",
         ) from error
     if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise CheckpointError(f"{path}: {bad[0]} has NaN or infinite values; copy it again")
@@ -148,7 +144,7 @@ def _read(path: Path) -> dict[str, t.Tensor]:
 def _tensors_in(path: Path) -> dict[str, t.Tensor]:
     """A file's tensors by SAELens's names, in float64. No code in it is executed."""
     if path.name == WEIGHTS:
-        state = t.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
         if others := state.keys() - _NAMES_OF_BAKER_LI.keys() - {"k"}:
             raise ValueError(f"holds {', '.join(sorted(others))}, which no VSAETopK has")
         named = {
@@ -171,9 +167,6 @@ def _arrays_in(path: Path) -> dict[str, t.Tensor]:
     with np.load(path, allow_pickle=False) as arrays:
         for name in (name for name in arrays.files if name in _OF_GEMMA_SCOPE):
             array = arrays[name]
-            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-                what = f"of dtype {array.dtype}" if isinstance(array, np.ndarray) else "no array"
-                raise ValueError(f"{name} is {what}, expected floats")
             found[name] = t.from_numpy(array.astype(np.float64))
     return found
 
@@ -252,9 +245,3 @@ def _upstream_state(
         "decoder.weight": W_dec_FD.T,
         "bias" if architecture == "standard" else "b_dec": b_dec_D,
     }
-
-
-def shapes_of(state: dict[str, t.Tensor]) -> str:
-    """What a message says that a file holds."""
-    shown = [f"{name} {tuple(value.shape)}" for name, value in list(state.items())[:20]]
-    return ", ".join(shown) + (", …" if len(state) > 20 else "") or "nothing"

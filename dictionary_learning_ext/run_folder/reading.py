@@ -1,14 +1,13 @@
 """Reading a run folder: its settings, its metrics, how far it is, and how it is resumed.
 
-There is one reader for each file, and all read JSON by `read_json`. weights.py reads the weights,
-resume_points.py the resume points. Imports no torch.
+weights.py reads the weights, resume_points.py the resume points. Imports no torch.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from ..config.run import RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
@@ -26,30 +25,9 @@ from .files import (
     checkpoint,
 )
 from .foreign import RECOGNISED, foreign_config, format_of
-from .json_files import Shape, read_json, readable
+from .json_files import read_json, readable
 from .sae_names import EXPECTED, place_of, results_folder
 from .settings import settings_in
-
-_SEEDS: Shape = {"seed": int | None, "data_seed": int | None}
-_CONFIG: Shape = {
-    "trainer": {
-        "dict_class": str,
-        "trainer_class": str | None,
-        "lm_name": str | None,
-        "submodule_name": str | None,
-        **dict.fromkeys(("activation_dim", "dict_size", "k"), int | None),
-        "norm_factor": float,
-        **_SEEDS,
-    },
-    "buffer": {},
-    "run": {"settings": {"architecture": str, "posterior": str | None} | _SEEDS, "versions": {}},
-}
-_METRICS: Shape = {
-    "measured_on": {name: hint | None for name, hint in get_type_hints(RunConfig).items()},
-    "not_measured": dict[str, str],
-    ...: float | None,
-}
-_LINE: Shape = {"step": float, NOT_MEASURED: dict, ...: float | None}
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:
@@ -81,12 +59,10 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise _missing(folder, CONFIG)
     repair = "copy it again or train again"
-    config = read_json(path, _CONFIG, repair)
+    config = read_json(path, repair)
     if "dict_class" not in config.get("trainer", {}):
         what = f"{path}: expected an object with trainer.dict_class; {repair}"
         raise _with_saes_inside(folder) or CheckpointError(what)
-    if (factor := config["trainer"].get("norm_factor", 1.0)) <= 0:
-        raise CheckpointError(f"{path}: trainer.norm_factor is {factor}, expected a number above 0")
     if step is None:
         if not (folder / WEIGHTS).is_file():
             is_begun = "run" in config and not (folder / METRICS).is_file()
@@ -168,7 +144,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
             path = path / CONFIG if path.is_dir() else path
             if path.is_file() and path.suffix != ".json":
                 raise CheckpointError(f"{path}: not a {CONFIG}; {EXPECTED}, or its {CONFIG}")
-            settings = settings_in(read_json(path, Any, "copy it again"), path)
+            settings = settings_in(read_json(path, "copy it again"), path)
     except FileNotFoundError as error:
         what = f"{path}: no such file or folder; {EXPECTED}, or its {CONFIG}"
         raise ConfigError(what, name=name) from error
@@ -178,7 +154,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     where = ["save_dir", "overwrite"]  # a new run goes elsewhere and overwrites nothing
     if settings.get("noise_to_signal") is not None:
         where.append("sigma")  # follows from it, for this run's own k and D
-    return TrainConfig().updated(
+    return TrainConfig().with_settings(
         {name: value for name, value in settings.items() if name not in where}, str(path)
     )
 
@@ -190,7 +166,7 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     path = results_folder(folder) / METRICS
     command = f"run `vsae eval {in_shell(folder)}`"
     try:
-        return read_json(path, _METRICS, command)
+        return read_json(path, command)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not measured yet; {command}") from error
 
@@ -205,7 +181,7 @@ def read_metrics_if_any(folder: str | Path) -> dict[str, Any] | None:
 def former_evaluation(results: Path) -> dict[str, Any]:
     """The metrics.json in a folder of results. Empty if there is none, or a damaged one, which is written again."""
     try:
-        return read_json(results / METRICS, _METRICS)
+        return read_json(results / METRICS)
     except (CheckpointError, FileNotFoundError):
         return {}
 
@@ -221,9 +197,7 @@ def read_history(folder: Path) -> list[dict[str, float | None]]:
     if not path.exists():
         return []
     repair = "delete it to continue without the training curves"
-    lines = [read_json(path, _LINE, repair, line) for line in path.read_bytes().splitlines()]
-    if any("step" not in line for line in lines):
-        raise CheckpointError(f"{path}: a line has no step; {repair}")
+    lines = [read_json(path, repair, line) for line in path.read_bytes().splitlines()]
     return [{n: v for n, v in line.items() if n != NOT_MEASURED} for line in lines]
 
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
 from .files import WEIGHTS, remove, resume_point, sync, writing
 from .reading import steps_of
-from .weights import read_tensors, save_tensors
+from .tensors import read_tensors, save_tensors
 
 KEPT = 2
 
 
 class RankState(TypedDict):
-    """What each process of a run has of its own."""
+    """The part of a resume point that differs between the processes of a run."""
 
     batches: dict[str, Any]
     """Its place in the training data: a `BatchSource.state_dict`."""
@@ -32,17 +32,17 @@ class ResumePoint:
     """All that an SAE's run needs to resume."""
 
     step: int
-    """How many updates were made before it."""
+    """The number of updates made so far."""
     settings: dict[str, Any]
     """The settings of the run and of its SAE, as flags have them."""
     trainer: dict[str, Any]
     """Weights, optimiser, schedules and counters, for `load_trainer_state`."""
     norm_factor: float
-    """What raw activations are divided by."""
+    """The number that raw activations are divided by in training."""
     ranks: list[RankState]
-    """By rank; of one process, one."""
+    """The state of each process, in the order of ranks."""
     machines: int
-    """How many the processes ran on."""
+    """The number of machines that the processes ran on."""
     hashes: dict[str, str]
     """Hashes of what the batches depend on, see `Inputs.hashes`."""
     versions: dict[str, Any]
@@ -75,14 +75,7 @@ def forget_after(folder: Path, step: int) -> None:
 
 def load_point(folder: Path, step: int) -> ResumePoint:
     """Read a point, on the CPU. Raises CheckpointError if its file is missing or damaged."""
-    path = resume_point(folder, step)
-    try:
-        return ResumePoint(**read_tensors(path))
-    except Exception as error:  # bytes of any content raise anything
-        raise CheckpointError(
-            f"{path}: incomplete or damaged resume point ({type(error).__name__}:"
-            f" {first_line(error)[:200]})"
-        ) from error
+    return ResumePoint(**read_tensors(resume_point(folder, step)))
 
 
 def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], list[str]]:

@@ -24,7 +24,7 @@ _LONGEST_PART = 80
 
 
 class Place(NamedTuple):
-    """Where an SAE is on this machine."""
+    """An SAE's folder on this machine, and settings that replace those in its files."""
 
     folder: Path
     overrides: dict[str, Any]
@@ -89,7 +89,7 @@ def _is_of_upstream(folder: Path) -> bool:
     """Whether dictionary_learning's `trainSAE` wrote a folder."""
     if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
         return False
-    config = read_json(folder / CONFIG, dict)
+    config = read_json(folder / CONFIG)
     return "trainer" in config and "run" not in config
 
 
@@ -186,7 +186,7 @@ def _place_on_the_hub(name: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def _overrides(release: dict[str, Any], sae: dict[str, Any]) -> dict[str, Any]:
-    """What SAELens's table has in place of an SAE's settings."""
+    """Settings in SAELens's table of releases that replace those in an SAE's files."""
     factor = {key: sae[key] for key in ("norm_scaling_factor",) if key in sae}
     return (release.get("config_overrides") or {}) | factor
 

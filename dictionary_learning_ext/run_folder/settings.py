@@ -66,7 +66,7 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         trainer = in_shares(config["trainer"])
         return {n: v for n, v in trainer.items() if n in ("trainer_class", *names)}
     which = {name: settings.get(name) for name in ("architecture", "posterior")}
-    sae = SAEConfig().changed_to(**which)
+    sae = SAEConfig().switch_architecture(**which)
     unused = {*OPTION_NAMES} - vars(sae).keys() | {*sae.unused()}
     trainer = {n: v for n, v in config["trainer"].items() if n in names}
     filled = {n: trainer.get(n) if value is None else value for n, value in settings.items()}

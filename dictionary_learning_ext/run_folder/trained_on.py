@@ -53,7 +53,7 @@ def run_of(
     }
     if "run" in config:
         path = Path(folder) / CONFIG
-        run = TrainConfig().updated(settings_in(config, path), str(path)).run
+        run = TrainConfig().with_settings(settings_in(config, path), str(path)).run
     else:
         changes |= _named_by(folder, config, changes)
         run = _run_of_others(folder, config, changes)
@@ -154,11 +154,11 @@ def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, 
     trainer = config["trainer"]
     if missing := [name for name in ("model", "hook") if known[name] is None]:
         unknown = {
-            "model": f"no certain language model{_only(trainer.get('lm_name'))}",
-            "hook": f"no hook point{_only(trainer.get('submodule_name'))}",
+            "model": f"which language model{_only(trainer.get('lm_name'))}",
+            "hook": f"which hook point{_only(trainer.get('submodule_name'))}",
         }
         raise ConfigError(
-            f"{folder}: its files name {' and '.join(unknown[name] for name in missing)}",
+            f"{folder}: its files don't say {' and '.join(unknown[name] for name in missing)}",
             instead=f"give {' and '.join(missing)}{_HOOKS if 'hook' in missing else ''}",
         )
     found = {"text_packing": "truncate"} | settings_named_in(config)
@@ -169,11 +169,11 @@ def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, 
         )
     own = {name: known[name] for name in ("model", "hook")}
     own["eval_tokens"] = 0  # it has no evaluation of its own
-    return TrainConfig().updated(found | own, str(folder)).run
+    return TrainConfig().with_settings(found | own, str(folder)).run
 
 
 def _only(name: object) -> str:
-    """What a file has in the place of a name that is known."""
+    """A remark on a name that a file gives but that can't be used, or nothing."""
     return "" if name is None else f" (only {str(name)!r})"
 
 

@@ -1,10 +1,7 @@
 """Writing and reading ae.pt: upstream's state dict, of a dictionary that takes raw activations."""
 
 import copy
-import hashlib
 import io
-import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +11,11 @@ from dictionary_learning.dictionary import Dictionary
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..devices import chosen_device
 from ..errors import CheckpointError
-from .files import CHECKPOINTS, WEIGHTS, checkpoint, replacing
-from .foreign_weights import load_foreign, shapes_of
+from .files import CHECKPOINTS, WEIGHTS, checkpoint
+from .foreign_weights import load_foreign
 from .reading import read_config
 from .sae_names import place_of
-
-
-def hash_of(module: t.nn.Module) -> str:
-    """SHA-256, in hex, of the names, shapes, dtypes and bytes of everything in a checkpoint.
-
-    It does not depend on the device. It does depend on the dtype.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        tensor = in_memory(module, name, tensor)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(t.uint8)
-        digest.update(raw.numpy().data)
-    return digest.hexdigest()
-
-
-def in_memory(module: t.nn.Module, name: str, tensor: t.Tensor) -> t.Tensor:
-    """A module's tensor of this name; a copy of it if accelerate keeps it elsewhere, e.g. on the disk."""
-    if not tensor.is_meta:
-        return tensor
-    from accelerate.utils import align_module_device
-
-    path, _, own = name.rpartition(".")
-    owner = module.get_submodule(path)
-    with align_module_device(owner, t.device("cpu")):
-        return getattr(owner, own).detach().clone()
+from .tensors import read_tensors, save_tensors, shapes_of
 
 
 def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:
@@ -66,29 +38,6 @@ def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -
     dictionary = for_raw_activations(dictionary, norm_factor)
     state = {name: value.cpu().contiguous() for name, value in dictionary.state_dict().items()}
     save_tensors(path, state)
-
-
-def save_tensors(path: Path, content: Any) -> None:
-    """`t.save`, atomically, one tensor after the other. Raises CheckpointError if the disk refuses."""
-    with replacing(path) as temporary:
-        try:
-            with temporary.open("wb") as file:
-                t.save(content, file)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # what the disk said, which torch replaces
-                raise error.__context__ from error
-            raise
-
-
-def read_tensors(path: Path) -> Any:
-    """What `t.save` wrote, whole, on the CPU; none of its code is executed. Bytes of any content raise anything."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:  # torch itself does not compare checksums
-            if archive.testzip():
-                raise zipfile.BadZipFile("a checksum doesn't fit")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, about the kind of pickle
-        return t.load(path, map_location="cpu", weights_only=True)
 
 
 def load_dictionary(
@@ -123,16 +72,14 @@ def load_dictionary(
             f"{folder}: dict_class {dict_class!r} is unknown; expected one of "
             f"{', '.join(BY_DICT_CLASS)}"
         )
-    state, norm_factor = _read_weights(path, dict_class)
+    state, norm_factor = _read_weights(path)
+    _require_finite(path, state)
     try:
-        _require_finite(path, state)
         file = path if norm_factor is None else _in_memory(state)
         dictionary: Any = import_class(row.dictionary).from_pretrained(file, device=device)
         if norm_factor is not None:
             dictionary = for_raw_activations(dictionary, norm_factor)
-    except CheckpointError:
-        raise
-    except Exception as error:  # of any kind: a state dict of any content is handed to the class
+    except (RuntimeError, KeyError) as error:
         raise CheckpointError(
             f"{path}: not a state dict of {dict_class} ({' '.join(str(error).split())[:300]}); it "
             f"holds {shapes_of(state)}; copy it again or train again"
@@ -152,29 +99,18 @@ def _in_memory(state: dict[str, t.Tensor]) -> io.BytesIO:
     return whole
 
 
-def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], float | None]:
-    """The tensors in a file of weights, whole; none of its code is executed.
+def _read_weights(path: Path) -> tuple[dict[str, t.Tensor], float | None]:
+    """The tensors in a file of weights.
 
     Returns: them, and None; or, of a backup that upstream's `trainSAE` leaves while it trains
     (backup_steps), what activations were divided by in training: its tensors are in those units.
     """
-    try:
-        state = read_tensors(path)
-    except Exception as error:  # bytes of any content raise anything
-        raise CheckpointError(
-            f"{path}: incomplete or damaged {dict_class} ({type(error).__name__}); copy it again or "
-            "train again"
-        ) from error
-    norm_factor = None
+    state, norm_factor = read_tensors(path), None
     if isinstance(state, dict) and isinstance(state.get("ae"), dict):
         norm_factor = float(state.get("norm_factor") or 1.0)
         state = state["ae"]
     if not isinstance(state, dict) or not all(isinstance(v, t.Tensor) for v in state.values()):
-        what = "a dict of other values" if isinstance(state, dict) else f"a {type(state).__name__}"
-        raise CheckpointError(
-            f"{path}: expected a state dict of {dict_class}, but it holds {what}; copy it again or "
-            "train again"
-        )
+        raise CheckpointError(f"{path}: no state dict; copy it again or train again")
     return state, norm_factor
 
 

@@ -1,7 +1,6 @@
 """SAEs in SAE Bench's interface: our checkpoints, the references that need no training, and our names in
 SAE Bench's own tables."""
 
-import re
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,22 +9,20 @@ import sae_bench.custom_saes.run_all_evals_dictionary_learning_saes as upstream_
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import hf_hub_download
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.custom_saes.identity_sae import IdentitySAE
 from sae_bench.sae_bench_utils import graphing_utils
 
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED
-from ..errors import BenchError, CheckpointError
+from ..errors import BenchError
 from ..features.directions import RandomDirections
-from ..run_folder.files import CONFIG, RUNS, WEIGHTS, at_home, target_of
-from ..run_folder.sae_names import EXPECTED
+from ..run_folder.files import CONFIG, WEIGHTS
 from ..run_folder.weights import load_dictionary
 
 
 class Look(NamedTuple):
-    """How SAE Bench's plots show SAEs of a kind."""
+    """The label, colour and marker of one kind of SAE in SAE Bench's plots."""
 
     label: str
     colour: str
@@ -49,7 +46,6 @@ _COLOURS = (
     "saddlebrown",
 )
 _MARKERS = ("D", "v", "p", "h", "*", "P", "s")
-_REPO = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 _NORM_TOLERANCE = 1e-5  # SAE Bench's
 
 
@@ -153,38 +149,6 @@ def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
     return dictionary, config
 
 
-def local_folder(source: str | Path) -> Path:
-    """A run folder, or the fetched one of OWNER/NAME/FOLDER on the hub, as `vsae push` uploads it.
-
-    OWNER/NAME is enough for a repo that holds one SAE.
-
-    Raises: CheckpointError if there is neither, or the repo holds several SAEs.
-    """
-    folder = at_home(source)
-    if folder.is_dir() or not _REPO.fullmatch(str(source)):
-        return target_of(folder)
-    owner, name, *inside = str(source).split("/")
-    repo, target = f"{owner}/{name}", RUNS / f"{owner}_{name}"
-    within = "".join(f"{part}/" for part in inside)
-    patterns = [f"{within}{WEIGHTS}", f"{within}{CONFIG}", *([] if inside else [f"*/{CONFIG}"])]
-    try:
-        snapshot_download(repo, allow_patterns=patterns, local_dir=target)
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: no such folder, and no such repo on the hub ({type(error).__name__}); "
-            f"{EXPECTED}"
-        ) from error
-    there = sorted(path.parent.name for path in target.glob(f"*/{CONFIG}"))
-    if inside or (target / WEIGHTS).is_file() or not there:
-        return (target / within).resolve()
-    if len(there) > 1:
-        raise CheckpointError(
-            f"{source}: holds {len(there)} SAEs; expected one or more of "
-            f"{', '.join(f'{repo}/{each}' for each in there)}"
-        )
-    return local_folder(f"{repo}/{there[0]}")
-
-
 def reference_saes(like: BenchSAE) -> dict[str, BaseSAE]:
     """SAEs that need no training, by label, of the size, k and place of `like`.
 
@@ -219,7 +183,7 @@ def _random_spectrum(like: BenchSAE) -> BenchSAE:
 
 
 def _untrained(like: BenchSAE) -> AutoEncoderTopK:
-    """Of the same size and k, or with k = F / 32 where `like` has none."""
+    """A TopK SAE with random weights, of the size and k of `like`. If that has no k, k = F / 32."""
     d_in, d_sae, k = like.cfg.d_in, like.cfg.d_sae, getattr(like.dictionary, "k", None)
     k = max(1, d_sae // 32) if k is None else int(k)
     with t.random.fork_rng(devices=[]):

@@ -70,7 +70,7 @@ def hooked_transformer(
 
 
 def _converted(huggingface: Any, tokenizer: Any, name: str) -> HookedTransformer:
-    """By TransformerLens's own conversion of the weights."""
+    """A HookedTransformer, made by TransformerLens's own conversion of the weights."""
     device = str(huggingface.device)
     # The conversion reads the config from a folder. In a temporary one, its path has no name, e.g.
     # "llama", that TransformerLens would recognise as a model that it knows.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ALL = "all"
 SMALLEST = "smallest"
 MOST_CHARACTERS = 100_000
-"""In all texts of one of the smallest sets."""
+"""The most characters that all texts of a small data set may have together."""
 SMALLEST_SETS = (
     "119_us_state_TX",
     "118_us_state_CA",

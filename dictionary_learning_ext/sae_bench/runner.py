@@ -38,14 +38,15 @@ from ..run_folder.files import (
     locked,
     remove,
     remove_temporaries,
+    target_of,
     write_json,
     writing,
 )
 from ..run_folder.json_files import read_json
 from ..run_folder.reading import require_folders
-from ..run_folder.sae_names import require_own
+from ..run_folder.sae_names import place_of, require_own, results_folder
+from ..run_folder.tensors import hash_of
 from ..run_folder.trained_on import run_of
-from ..run_folder.weights import hash_of
 from . import adapter
 from .adapter import FLOOR_LOOKS
 from .data import in_folder, local_files, open_bench_data
@@ -96,7 +97,7 @@ def bench(
     run.
 
     Arguments:
-        folders: run folders, or OWNER/NAME/FOLDER on the hub (results go to runs/OWNER_NAME/FOLDER).
+        folders: run folders, or OWNER/REPOSITORY/FOLDER on the hub (see `results_folder` for where results go).
         model, hook, max_norm_multiple, remove_bos: as in training by default.
         data: "embedded", "hub" or a folder, see `open_bench_data`. Default: embedded for the
             embedded model, and hub for others.
@@ -115,7 +116,7 @@ def bench(
     require_folders(folders)
     _require_sensible(evals, tokens, bench_seeds, train_size, test_size, probing_sets)
     sets = chosen_sets(probing_sets) if "sae_probes" in evals else []
-    paths = {str(folder): adapter.local_folder(folder) for folder in folders}
+    paths = {str(folder): target_of(place_of(folder).folder) for folder in folders}
     for path in paths.values():
         require_own(path, "bench")
     device = chosen_device(device)
@@ -216,11 +217,15 @@ def _load(
     paths: dict[str, Path], settings: RunConfig, hook: HookPoint, taken: Collection[str]
 ) -> list[BenchJob]:
     """Every SAE, with the shortest label that tells it from the others and from those `taken`."""
-    labels = endings_of([*map(str, paths.values()), *taken])
+    is_here = {given: Path(given).is_dir() for given in paths}
+    places = {given: path if is_here[given] else Path(given) for given, path in paths.items()}
+    labels = endings_of([*map(str, places.values()), *taken])
     jobs = []
     for given, path in paths.items():
+        place = places[given]
         # The first folder holds the results of the floors too.
-        name = "_".join(path.parts[-2:]) if path.name in FLOOR_LOOKS else path.name
+        name = "_".join(place.parts[-2:]) if place.name in FLOOR_LOOKS else place.name
+        results = path if is_here[given] else results_folder(given)
         sae = adapter.load_bench_sae(
             path,
             model_name=Path(settings.model).name,
@@ -229,7 +234,7 @@ def _load(
             device=settings.device,
         )
         hook.require_width(given, sae.cfg.d_in, settings.model)
-        jobs.append(BenchJob(labels[str(path)], name, path, sae))
+        jobs.append(BenchJob(labels[str(place)], name, results, sae))
     return jobs
 
 
@@ -334,7 +339,7 @@ class _BenchRun:
 def finished(path: Path, key: str) -> dict[str, Any] | None:
     """The content of a result file; None if it is missing, damaged or not the one of `key`, its "vsae_bench_key"."""
     try:
-        found = read_json(path, {"eval_result_unstructured": {}}, "it will be replaced")
+        found = read_json(path, "it will be replaced")
     except FileNotFoundError:
         return None
     except CheckpointError as error:

@@ -163,7 +163,7 @@ def _sae_probes(settings: BenchSettings) -> Any:
 
 
 def _on_classes(evaluation: BenchEvaluation, settings: BenchSettings) -> Any:
-    """Of SCR, TPP and sparse probing, whose texts have classes."""
+    """SAE Bench's configuration of SCR, TPP or sparse probing, whose texts have classes."""
     data = settings.data
     shared = {
         "random_seed": settings.seed,

@@ -16,7 +16,7 @@ class Chunk:
     """Some of a sweep's runs, whose settings differ in the SAE and the hook point alone."""
 
     configs: dict[str, TrainConfig]
-    """By name."""
+    """The settings of each run, by its name."""
     save_dir: Path
     """The sweep's folder."""
     sweep: str | None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from signal import SIGINT
-from typing import Any, get_type_hints
+from typing import Any
 
 from ..config.run import TrainConfig, require_same
 from ..errors import ConfigError, Interrupted, TrainingError, UserError, first_line
@@ -85,7 +85,7 @@ def run_sweep(
     if at_once is None:
         at_once = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
     chunks = list(chunks_of(configs, save_dir, name, at_once, ended))
-    settings = {name: config.stored() for name, config in configs.items()}
+    settings = {name: config.to_json() for name, config in configs.items()}
     manifest = Manifest(sorted(configs), settings, name, command)
     _begin(manifest, save_dir)
     on_begin(at_once)
@@ -151,11 +151,11 @@ class Manifest:
     name: str | None
     """The sweep's, which groups its runs in wandb."""
     command: str | None
-    """What was typed, if it was started by a command."""
+    """The command that started the sweep. None: it was started in Python."""
 
     @property
     def how_to_continue(self) -> str:
-        """What to type after an interruption."""
+        """A sentence that says how to continue after an interruption."""
         if self.command is None:
             return "run the same `vsae sweep` command again to continue"
         return f"run `{self.command}` again to continue"
@@ -167,7 +167,7 @@ def _read(save_dir: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        manifest = Manifest(**read_json(path, get_type_hints(Manifest)))
+        manifest = Manifest(**read_json(path))
         for name in manifest.runs:
             require_inside(name)
         return manifest
@@ -196,7 +196,7 @@ def chunk_in(save_dir: Path, names: Sequence[str], device: str) -> Chunk:
     manifest = _read(save_dir)
     assert manifest is not None
     on_device = {name: manifest.settings[name] | {"device": device} for name in names}
-    configs = {name: TrainConfig().updated(each, name) for name, each in on_device.items()}
+    configs = {name: TrainConfig().with_settings(each, name) for name, each in on_device.items()}
     return Chunk(configs, save_dir, manifest.name)
 
 

@@ -156,7 +156,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         require_choice("dtype", dtype, Dtype)
         given = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha, **options}
         given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
-        self.settings = ProbabilisticTopKConfig().changed(given, steps).with_defaults(steps)
+        self.settings = ProbabilisticTopKConfig().with_flags(given, steps).with_defaults(steps)
         super().__init__(
             steps=steps,
             activation_dim=activation_dim,
@@ -260,5 +260,5 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     @property
     def config(self) -> dict:
         """Upstream's, class names included: its readers take the SAE. And our options."""
-        ours = self.settings.typed(self.settings.options, self.steps) | {"dtype": self.dtype}
+        ours = self.settings.to_flags(self.settings.options, self.steps) | {"dtype": self.dtype}
         return super().config | {"dict_class": type(self.ae).__name__} | ours

@@ -226,7 +226,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         require_choice("dtype", dtype, Dtype)
         given = {"dict_size": dict_size, "lr": lr, **options}
         given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
-        self.settings = VAEaseConfig().changed(given, steps).with_defaults(steps)
+        self.settings = VAEaseConfig().with_flags(given, steps).with_defaults(steps)
         self.steps, self.layer, self.lm_name = steps, layer, lm_name
         self.lr, self.warmup_steps, self.decay_start = lr, warmup_steps, decay_start
         self.dtype: Dtype = dtype

@@ -33,12 +33,11 @@ from ..config.sae import (
     VSAETopKConfig,
     require_known,
 )
-from ..devices import chosen_device
+from ..devices import chosen_device, keep_freed_memory
 from ..errors import ConfigError
 from .base import SamplingTopKTrainer, metrics_of_code
 from .dictionaries import FromState, TopKCode, require_scale, require_width
 from .kernels import compiled
-from .kernels.memory import keep_freed_memory
 from .kernels.select import top_k
 from .kernels.step import step as compiled_step
 from .posterior import (
@@ -355,7 +354,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         require_choice("dtype", dtype, Dtype)
         given = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha, **options}
         given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
-        settings = self.settings = VSAETopKConfig().changed(given, steps).with_defaults(steps)
+        settings = self.settings = VSAETopKConfig().with_flags(given, steps).with_defaults(steps)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
         posterior_options = {f.name: getattr(settings, f.name) for f in fields(PosteriorOptions)}
         super().__init__(
@@ -481,7 +480,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     @property
     def config(self) -> dict:
         """Upstream's keys and ours: enough to rebuild the trainer."""
-        ours = self.settings.typed(self.settings.options, self.steps) | {"dtype": self.dtype}
+        ours = self.settings.to_flags(self.settings.options, self.steps) | {"dtype": self.dtype}
         del ours["noise_to_signal"]  # it gives sigma
         return super().config | self._class_names() | ours
 
@@ -503,7 +502,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         defaults = replace(VSAETopKConfig().with_defaults(self.steps), sigma=None)
         for name, choice in given.unused().items():
             if (value := getattr(given, name)) != getattr(defaults, name):
-                ((typed, value),) = given.typed({name: value}, self.steps).items()
+                ((typed, value),) = given.to_flags({name: value}, self.steps).items()
                 logger.warning(f"{typed}={value!r}: {choice} does not use it")
 
 

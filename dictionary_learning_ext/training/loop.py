@@ -190,7 +190,7 @@ class Training:
         configs = {
             str(one.folder): {
                 "trainer": one.trainer.config,
-                "run": {"settings": one.config.stored()},
+                "run": {"settings": one.config.to_json()},
             }
             for one in self.sae_runs
         }

@@ -161,7 +161,7 @@ def trained_sae(sae: SAEConfig) -> Dictionary | None:
         else:
             source = load_dictionary(sae.init_from)[0].float()
     except CheckpointError as error:
-        raise error.given_by("init_from") from error
+        raise error.within("init_from") from error
     _require_fit(sae, source)
     return source
 

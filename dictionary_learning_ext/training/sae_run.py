@@ -85,7 +85,7 @@ class SAERun:
             "trainer": self.trainer.config | {"norm_factor": self.norm_factor},
             "buffer": buffer,
             "run": {
-                "settings": self.config.stored(),
+                "settings": self.config.to_json(),
                 "norm_factor": self.norm_factor,
                 "date": time.strftime("%Y-%m-%d"),
                 "versions": package_versions(),
@@ -103,8 +103,8 @@ class SAERun:
 
     def _note_moved(self) -> None:
         """Write into config.json what the run computes on now, and where the model and the activations are."""
-        config = read_json(self.folder / CONFIG, {"run": {"settings": dict}})
-        settings, now = config["run"]["settings"], self.config.stored()
+        config = read_json(self.folder / CONFIG)
+        settings, now = config["run"]["settings"], self.config.to_json()
         names = ("device", *may_move(self.settings, self.settings))
         moved = {name: now[name] for name in names if settings.get(name) != now[name]}
         if moved:

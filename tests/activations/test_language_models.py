@@ -24,7 +24,7 @@ from dictionary_learning_ext.activations.language_models import (
 )
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError
-from dictionary_learning_ext.run_folder.weights import hash_of
+from dictionary_learning_ext.run_folder.tensors import hash_of
 
 POST = "blocks.{}.hook_resid_post"
 

@@ -15,7 +15,7 @@ from dictionary_learning_ext.codes.codes import Codes, keep_codes, kept_codes, t
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.run_folder.files import CODES
-from dictionary_learning_ext.run_folder.weights import hash_of
+from dictionary_learning_ext.run_folder.tensors import hash_of
 
 D, F, K = 8, 24, 3
 TEXT = {"model": "m", "tokens": 50}

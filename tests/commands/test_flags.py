@@ -77,7 +77,7 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
     flags = flags_of(command)
     if command is TRAIN:
         sae = parse(command, []).sae
-        flags = sae.typed({n: v for n, v in vars(sae).items() if n not in sae.unused()}, 1000)
+        flags = sae.to_flags({n: v for n, v in vars(sae).items() if n not in sae.unused()}, 1000)
     assert {name.replace("-", "_") for name in explained} >= set(flags)
     if "device" in explained:
         assert re.search(r"--device TEXT +Where to compute: auto \(CUDA", text)

@@ -1,6 +1,6 @@
 """Types that pass, and words for messages. What is refused is in tests/test_refusals.py."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
@@ -28,8 +28,7 @@ def test_a_misspelt_name_may_stand_for_several():
         (Colour | None, ["blue", None]),
         (tuple[float, ...], [(0.5, 1), (), [0.5, 1]]),
         (int | str, [3, "often"]),
-        (list[str], [["a"], []]),
-        (dict[str, list[Any]], [{"a": [3]}, {}]),
+        (dict[str, int | str], [{"a": 3}, {}]),
     ],
     ids=str,
 )
@@ -41,14 +40,13 @@ def test_a_value_of_its_type_passes(hint, values):
 @pytest.mark.parametrize(
     ("hint", "value", "expected"),
     [
-        (list[str], [3], "a list"),
-        (list[str], "ab", "a list"),
-        (dict[str, list[Any]], {"a": 3}, "an object"),
-        (dict[str, int], [3], "an object"),
+        (tuple[int, ...], ["a"], "a list of numbers"),
+        (dict[str, int], {"a": "b"}, "a dict"),
+        (dict[str, int], [3], "a dict"),
     ],
     ids=str,
 )
-def test_a_list_or_an_object_has_values_of_its_type(hint, value, expected):
+def test_a_list_or_a_dict_has_values_of_its_type(hint, value, expected):
     with pytest.raises(ConfigError, match=f"expected {expected}$"):
         require_type("x", value, hint)
 

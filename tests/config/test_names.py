@@ -31,9 +31,9 @@ CHANGES = [
 
 
 def test_names_tell_all_settings_apart_that_change_the_result():
-    names = {automatic_name(TrainConfig().updated(change, "x")) for change in CHANGES}
+    names = {automatic_name(TrainConfig().with_settings(change, "x")) for change in CHANGES}
     assert len(names) == len(CHANGES)
-    elsewhere = TrainConfig().updated({"log_steps": 1, "save_dir": "x"}, "x")
+    elsewhere = TrainConfig().with_settings({"log_steps": 1, "save_dir": "x"}, "x")
     assert automatic_name(elsewhere) in names
 
 
@@ -50,9 +50,9 @@ def test_the_longest_names_fit_and_say_the_architecture_k_f_and_seed(architectur
         "data": "/home/me/my text, which has a long name.txt",
         "steps": 123_456,
     }
-    start = preset("recommended").updated({"architecture": architecture}, "x")
-    k = {"k": 512} if start.sae.to_flat()["k"] is not None else {}
-    name = automatic_name(start.updated(change | k, "x"))
+    start = preset("recommended").with_settings({"architecture": architecture}, "x")
+    k = {"k": 512} if start.sae.to_json()["k"] is not None else {}
+    name = automatic_name(start.with_settings(change | k, "x"))
     assert len(name) <= LONGEST, name
     assert is_automatic(name)
     assert "_F131072_" in name
@@ -62,7 +62,7 @@ def test_the_longest_names_fit_and_say_the_architecture_k_f_and_seed(architectur
 
 
 def named(change):
-    return automatic_name(preset("recommended").updated(change, "x")).rpartition("_")[0]
+    return automatic_name(preset("recommended").with_settings(change, "x")).rpartition("_")[0]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,8 @@ def test_a_name_has_what_differs_from_the_recommended_preset(change, name):
 def test_a_run_has_one_name_on_all_devices():
     devices = ("auto", "cuda:0", "cpu")
     assert (
-        len({automatic_name(TrainConfig().updated({"device": one}, "x")) for one in devices}) == 1
+        len({automatic_name(TrainConfig().with_settings({"device": one}, "x")) for one in devices})
+        == 1
     )
 
 
@@ -98,7 +99,7 @@ def named_in_sweep(*assignments):
     values = [
         one | ({"data_seed": one["seed"]} if "data_seed" in one else {}) for one in assignments
     ]
-    configs = [preset("recommended").updated(each, "x") for each in values]
+    configs = [preset("recommended").with_settings(each, "x") for each in values]
     return names_in_sweep(assignments, configs)
 
 

@@ -68,7 +68,7 @@ def test_a_presets_schedules_scale_with_its_steps():
 
 def test_the_quickstarts_saes_differ_only_in_the_posterior():
     saes = [sae.resolve(100) for sae in quickstart(steps=100, seed=3).values()]
-    flat = [sae.to_flat() for sae in saes]
+    flat = [sae.to_json() for sae in saes]
     differ = {name for name in OPTION_NAMES if len({each[name] for each in flat}) > 1}
     assert [each["seed"] for each in flat] == [3, 3]
     variational = vars(VSAETopKConfig()).keys() - vars(TopKConfig()).keys()
@@ -82,7 +82,7 @@ def as_trained(name):
     """The trainer that `vsae train --preset` makes, and E||x||^2 of its training units."""
     changed = {"k": K, "dict_size": F, "seed": 3}
     changed |= {"lr": recommended_lr(F)} if name == "recommended" else {}
-    config = preset(name, STEPS).updated(changed, "test")
+    config = preset(name, STEPS).with_settings(changed, "test")
     sae = config.sae.resolve(STEPS).with_sigma(D, config.run.normalize)
     energy = {"sqrt_d": D, "unit": 1}[config.run.normalize]
     rest = {"layer": 0, "lm_name": "tiny", "device": "cpu", "hook": "", "name": ""}

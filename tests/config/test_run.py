@@ -31,25 +31,6 @@ def test_checkpoint_steps():
 
 
 @pytest.mark.parametrize(
-    ("save_steps", "steps", "scaled"),
-    [
-        ("100,500", 200, [20, 100]),
-        (" 100, 500", 200, [20, 100]),
-        ("1,2,500", 100, [1, 50]),
-        ("0,500", 100, [0, 50]),
-        ("1,500", 1, [0]),
-        ("linear:1", 100, [50]),
-        ("none", 100, []),
-    ],
-)
-def test_checkpoint_steps_of_another_length(save_steps, steps, scaled):
-    """Before the first step nothing is learned: no checkpoint comes to be there."""
-    run = RunConfig(steps=1000, save_steps=save_steps)
-    assert run.with_steps(steps).checkpoint_steps() == scaled
-    assert run.with_steps(1000) == run
-
-
-@pytest.mark.parametrize(
     ("steps", "log_steps", "every"),
     [(1, None, 1), (60, None, 3), (2000, None, 100), (20_000, None, 100), (60, 100, 100)],
 )
@@ -66,7 +47,7 @@ def test_a_short_run_logs_twenty_lines_unless_told_otherwise(steps, log_steps, e
 )
 def test_whatever_is_given_only_named_errors_come_out(values):
     with contextlib.suppress(UserError):
-        TrainConfig().updated(values, "x").sae.resolve(100)
+        TrainConfig().with_settings(values, "x").sae.resolve(100)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +55,7 @@ def test_whatever_is_given_only_named_errors_come_out(values):
 )
 def test_the_digest_does_not_tell_apart_what_may_change_when_a_run_is_resumed(change):
     start = {"device": "cuda", "data": "texts", "model": "lm", "activations": "c"}
-    one, other = (TrainConfig().updated(start | more, "x") for more in ({}, change))
+    one, other = (TrainConfig().with_settings(start | more, "x") for more in ({}, change))
     assert one.digest == other.digest
     require_same(one.to_dict(), other.to_dict(), "x")
 
@@ -90,7 +71,7 @@ def test_a_folder_that_lacks_a_later_setting_is_the_same_run():
 def test_another_data_seed_is_named_with_the_default_where_a_folder_lacks_it():
     was = TrainConfig().to_dict()
     del was["data_seed"]
-    now = TrainConfig().updated({"data_seed": 1}, "x").to_dict()
+    now = TrainConfig().with_settings({"data_seed": 1}, "x").to_dict()
     with pytest.raises(ConfigError, match=r"data_seed=0, not 1; give data_seed=0$"):
         require_same(was, now, "x", advice="give {former}")
 

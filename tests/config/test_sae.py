@@ -20,7 +20,7 @@ from dictionary_learning_ext.config.sae import (
     SAEConfig,
     VAEaseConfig,
     VSAETopKConfig,
-    from_flat,
+    from_json,
     in_shares,
 )
 from dictionary_learning_ext.errors import ConfigError
@@ -34,11 +34,11 @@ from dictionary_learning_ext.trainers.variational_top_k import (
 D, F, K = 8, 16, 4
 POSTERIOR = asdict(PosteriorOptions(sigma=1.0))
 VSAE = VSAETopKConfig(sigma=1.0, k=K).with_defaults(40)
-VSAE = VSAE.typed(VSAE.options, 40)
+VSAE = VSAE.to_flags(VSAE.options, 40)
 del VSAE["noise_to_signal"]  # which is resolved to sigma
 VAEASE = VAEaseConfig().options
 GATES = ProbabilisticTopKConfig(k=K).with_defaults(40)
-GATES = GATES.typed(GATES.options, 40)
+GATES = GATES.to_flags(GATES.options, 40)
 STARTED = {"steps": 40, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
 STARTED |= {"warmup_steps": 4, "seed": 0, "device": "cpu"}
 """What a trainer is given beside its options."""
@@ -54,7 +54,7 @@ def test_every_option_an_architecture_uses_is_filled_in_and_no_other(architectur
         "noise_to_signal",
         "survival",
     }
-    options = resolved.typed(resolved.options, 500)
+    options = resolved.to_flags(resolved.options, 500)
     assert all(value is not None for name, value in options.items() if name not in optional)
     assert resolved.in_steps(500)["warmup"] == 50
 
@@ -64,7 +64,7 @@ def test_an_architecture_has_its_own_options_and_no_others():
     assert relu.options.keys() == {"l1_penalty", "sparsity_warmup"}
     of_top_k = {"k", "k_anneal", "auxk_alpha", "dead_feature_threshold"}
     assert top_k.options.keys() == of_top_k
-    flat = relu.to_flat()
+    flat = relu.to_json()
     assert flat.keys() >= of_top_k
     assert all(flat[name] is None for name in of_top_k)
 
@@ -81,7 +81,7 @@ def test_every_architecture_that_is_trained_has_settings_of_its_own(architecture
     made = SAEConfig(architecture=architecture, dict_size=64)
     assert type(made) is CONFIGS[architecture]
     assert made == CONFIGS[architecture](dict_size=64)
-    assert from_flat(made.to_flat()) == made
+    assert from_json(made.to_json()) == made
     assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == made
     assert CONFIGS.keys() == TRAINED.keys()
 
@@ -114,7 +114,7 @@ def test_noise_to_signal_becomes_sigma_where_the_width_is_known(normalize, archi
 def test_a_change_leaves_out_what_it_has_no_use_for(given, change):
     with pytest.raises(ConfigError, match="not use it"):
         SAEConfig(**given | change).resolve(500)
-    resolved = SAEConfig(**given).changed_to(**change).resolve(500)
+    resolved = SAEConfig(**given).switch_architecture(**change).resolve(500)
     assert vars(resolved).items() >= change.items()
     assert resolved.resolve(500) == resolved, "what is resolved is accepted again"
 
@@ -122,7 +122,7 @@ def test_a_change_leaves_out_what_it_has_no_use_for(given, change):
 def test_another_architecture_has_its_own_defaults():
     unused = SAEConfig(log_var_init=1.0)  # by a fixed posterior
     for start in (SAEConfig(posterior="learned"), unused):
-        vaease = start.changed_to(architecture="vaease").resolve(100)
+        vaease = start.switch_architecture(architecture="vaease").resolve(100)
         assert (vaease.log_var_init, vaease.gamma_init, vaease.active_gate) == (-0.5, 0.1, 0.05)
 
 
@@ -135,7 +135,7 @@ def test_another_architecture_has_its_own_defaults():
     ],
 )
 def test_an_sae_of_all_features_takes_no_noise_on_the_selection(architecture, given, becomes):
-    changed = SAEConfig(noise_on=given).changed_to(architecture=architecture)
+    changed = SAEConfig(noise_on=given).switch_architecture(architecture=architecture)
     assert changed.resolve(100).noise_on == becomes
 
 
@@ -183,8 +183,8 @@ def test_another_length_derives_defaults_again_and_keeps_the_share_of_other_sche
 def test_schedules_of_a_very_short_run_are_possible(steps, given):
     """A mistake that nobody typed would be said otherwise."""
     sae = SAEConfig(**given).resolve(steps)
-    given = sae.typed({"warmup": None, "decay_start": None} | sae.options, steps)
-    type(sae)().changed(given, steps).with_defaults(steps)
+    given = sae.to_flags({"warmup": None, "decay_start": None} | sae.options, steps)
+    type(sae)().with_flags(given, steps).with_defaults(steps)
 
 
 def test_a_decay_after_the_warm_up_stays():
@@ -274,9 +274,11 @@ def test_the_last_step_has_k_itself():
     """BatchTopK's threshold is that of k features, and learns nothing before."""
     for name in ("batch_top_k", "matryoshka"):
         sae = CONFIGS[name]()
-        assert sae.changed({"k_anneal_steps": 99}, 100).in_steps(100)["k_anneal"] == 99
-        with pytest.raises(ConfigError, match=r"^k_anneal_steps=99: expected .*less than steps=99"):
-            sae.changed({"k_anneal_steps": 99}, 99)
+        assert sae.with_flags({"k_anneal_steps": 99}, 100).in_steps(100)["k_anneal"] == 99
+        with pytest.raises(
+            ConfigError, match=r"^k_anneal_steps=99: expected .*steps=99.*less than 1"
+        ):
+            sae.with_flags({"k_anneal_steps": 99}, 99)
 
 
 def test_each_group_of_a_matryoshka_has_a_feature():
@@ -294,6 +296,6 @@ def test_each_group_of_a_matryoshka_has_a_feature():
 @pytest.mark.parametrize("name", ["kl_warmup", "noise_anneal", "k_anneal"])
 def test_a_schedule_may_be_as_long_as_the_run(name):
     typed = {f"{name}_steps": 100}
-    assert SAEConfig().changed(typed, 100) == SAEConfig(**{name: 1})
+    assert SAEConfig().with_flags(typed, 100) == SAEConfig(**{name: 1})
     with pytest.raises(ConfigError, match=f"^{name}_steps=100: expected .*steps=99"):
-        SAEConfig().changed(typed, 99)
+        SAEConfig().with_flags(typed, 99)

@@ -14,7 +14,7 @@ from small_commands import content, refused, setting, trainer
 from dictionary_learning_ext import RunConfig, VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
-from dictionary_learning_ext.evaluation.folders import _own_tokens, evaluate_folders, open_folders
+from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
 from dictionary_learning_ext.run_folder.comparing import CONTEXTS, MEASURED_ON
 from dictionary_learning_ext.run_folder.reading import read_config, read_metrics
 from dictionary_learning_ext.run_folder.sae_names import results_folder
@@ -81,11 +81,6 @@ def test_saes_that_are_opened_together_are_read_in_the_contexts_of_the_first(
         caplog.clear()
         assert open_folders([first, second]).run.ctx_len == ctx_len
         assert f" of {first} (" in caplog.text
-
-
-def test_what_is_asked_for_may_take_the_place_of_what_differs(trained, folder, text):
-    setting(data="other.txt")(folder / "config.json")
-    assert open_folders([trained / "top_k", folder], data=text).run.data == text
 
 
 def test_saes_with_and_without_a_rule_are_measured_with_the_flag_that_is_named(
@@ -195,30 +190,6 @@ def test_metrics_json_keeps_the_evaluation_at_the_runs_settings(folder, evaluate
         assert evaluated(tokens=300)[0] == [own]
 
 
-def test_tokens_beyond_the_texts_are_the_setting_that_was_measured(folder, evaluated):
-    own = folder / "metrics.json"
-    setting(eval_tokens=5000)(folder / "config.json")
-    assert evaluated(tokens=64)[0] == [folder / "evaluations" / "tokens_64.json"], "not its own"
-    assert evaluated()[0] == evaluated()[0] == [own]
-    assert json.loads(own.read_text())["tokens"] == 2656
-    assert evaluated(tokens=100_000_000)[0] == [own]
-
-
-def test_a_moved_language_model_is_no_other_setting(folder, evaluated, tiny_lm_dir, tmp_path):
-    evaluated(tokens=64)
-    moved = shutil.copytree(tiny_lm_dir, tmp_path / "moved" / tiny_lm_dir.name)
-    assert evaluated(tokens=64, model=str(moved))[0] == [folder / "metrics.json"]
-    renamed = shutil.copytree(tiny_lm_dir, tmp_path / "renamed")
-    (path,), _ = evaluated(tokens=64, model=str(renamed))
-    assert path.name.startswith("model_renamed_")
-
-
-def test_without_tokens_the_largest_of_the_runs_own_numbers_is_taken():
-    none, few = RunConfig(eval_tokens=0), RunConfig(eval_tokens=70)
-    assert _own_tokens({"a": none}) == 100_000, "of eval_tokens=0"
-    assert _own_tokens({"a": few}) == _own_tokens({"a": few, "b": none}) == 70
-
-
 @pytest.fixture
 def upstreams(folder, tiny_lm_dir):
     """The run folder as upstream's `trainSAE` leaves one, and what an evaluation of it is given."""
@@ -233,13 +204,6 @@ def upstreams(folder, tiny_lm_dir):
     path.write_text(json.dumps(config))
     hook = f"blocks.{config['trainer']['layer']}.hook_resid_post"
     return folder, {"tokens": 64, "model": str(tiny_lm_dir), "hook": hook}
-
-
-def test_what_is_said_of_a_folder_of_upstreams_is_said_once(upstreams, tmp_path, caplog):
-    folder, where = upstreams
-    evaluate_folders([folder], out=tmp_path / "results", **where)
-    said = [line for line in caplog.messages if "its settings don't say which" in line]
-    assert len(said) == len(set(said)) == 2, said
 
 
 def test_the_results_of_a_folder_of_upstreams_are_elsewhere(upstreams, tmp_path, monkeypatch):

@@ -9,14 +9,10 @@ from dictionary_learning_ext.config.names import automatic_name
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
 from dictionary_learning_ext.evaluation.tables import (
     chosen,
-    file_names,
     labels,
-    markdown_table,
-    notes,
     results_table,
     symptoms,
     table,
@@ -71,13 +67,6 @@ def test_it_fits_the_terminal(monkeypatch):
     assert len(line.split()) == 1 + len(shown_in("compare"))
 
 
-def test_a_single_sae_is_not_named():
-    lines = shown({f"runs/{'long_' * 20}": measured()}).splitlines()
-    assert not any("long_" in line for line in lines)
-    assert any(line.startswith("0.5000  ") for line in lines)
-    assert max(map(len, lines)) <= 80
-
-
 def test_the_truth_has_columns_where_it_is_known():
     of_truth = {metric.key: None for metric in METRICS.values() if metric.is_of_truth}
     assert len(of_truth) == 4
@@ -93,28 +82,6 @@ def test_the_truth_has_columns_where_it_is_known():
     assert chosen("true_mcc") == [METRICS["true_mcc"]], "by its name it is always shown"
 
 
-def test_what_is_no_metric_has_a_column_where_a_folder_has_it():
-    results = {"a": measured(), "b": measured(), "c": measured()}
-    further = {"returning > 0.7": {"a": "50.0%", "b": "25.0%"}, "explanations": {}}
-    lines = [line.split() for line in shown(results, None, chosen("fve"), further).splitlines()]
-    assert lines[0] == ["FVE", "returning", ">", "0.7"]
-    assert lines[2:5] == [["a", "0.5000", "50.0%"], ["b", "0.5000", "25.0%"], ["c", "0.5000", "-"]]
-
-
-def test_other_columns_by_key():
-    metrics = chosen("loss_zero, fve,fve")
-    assert [metric.key for metric in metrics] == ["loss_zero", "fve"]
-    assert shown({"a": {"fve": 0.5}}, None, metrics).splitlines()[0].split() == [
-        "CE,",
-        "zeros",
-        "FVE",
-    ]
-    with pytest.raises(ConfigError, match=r"columns='fve,l3': .*'l3'; .*fve,frac_recov"):
-        chosen("fve,l3")
-    with pytest.raises(ConfigError, match=r" 'loss_reconstructed'\?$"):
-        chosen("fve,loss_recon")
-
-
 def test_other_tokens_or_text_are_marked_and_shown():
     results = {"runs/a": measured(100_352), "runs/b": measured(51_200), "runs/c": measured(100_352)}
     text = shown(results)
@@ -125,28 +92,11 @@ def test_other_tokens_or_text_are_marked_and_shown():
     assert "b *  b.txt" in shown({"a": measured(), "b": measured(data="b.txt")})
 
 
-def test_settings_that_differ_beside_the_architecture_are_shown():
-    results = {"a": measured(), "b": measured()}
-    one = config(beta=0.1, eval_tokens=100, save_dir="x")
-    other = config("top_k", lr=2e-3, trainer_lr=2e-3, k=16)
-    lines = results_table(results, {"a": one, "b": other}).splitlines()
-    place = lines.index("These training settings also differ:")
-    assert [line.split() for line in (lines[place + 2], *lines[place + 4 : place + 6])] == [
-        ["architecture", "lr", "k"],
-        ["a", "vsae_top_k", "0.0002", "8"],
-        ["b", "top_k", "0.002", "16"],
-    ]
-    alike = config("top_k", beta=None, eval_tokens=200, save_dir="y")
-    lines = results_table(results, {"a": one, "b": alike}).splitlines()
-    assert [line.split() for line in lines[-2:]] == [["a", "vsae_top_k"], ["b", "top_k"]]
-    assert "also differ" not in results_table(results, {"a": alike, "b": alike})
-
-
 def of_two_seeds(config):
     """config.json of two seeds of a setting, by their automatic names, as training writes it."""
     configs = {}
     for seed in range(2):
-        run = config.updated({"seed": seed, "data_seed": seed}, "x")
+        run = config.with_settings({"seed": seed, "data_seed": seed}, "x")
         run = replace(run, sae=run.sae.resolve(run.run.steps))
         settings = replace(run, sae=run.sae.with_sigma(128, run.run.normalize)).to_dict()
         trainer = {"dict_class": "X"}
@@ -158,11 +108,19 @@ def test_four_automatic_folders_fit_80_columns_and_show_each_difference_once():
     """Seeds that have their own data seed; sigma that nobody set and noise_to_signal gives."""
     here = {"model": "embedded", "data": "embedded", "max_norm_multiple": 10.0}
     here |= {"dtype": "float32", "ctx_len": 128}
-    recommended = preset("recommended").updated(here, "x")
+    recommended = preset("recommended").with_settings(here, "x")
     for other, shown_once, unset in (
-        (preset("paper", 1000).updated(here, "x"), ["lr", "sigma", "noise_on"], ["data_seed"]),
-        (recommended.updated({"k": 64}, "x"), ["k"], ["sigma", "data_seed", "noise_to_signal"]),
-        (recommended.updated({"noise_to_signal": 0.5}, "x"), ["noise_to_signal"], ["sigma"]),
+        (
+            preset("paper", 1000).with_settings(here, "x"),
+            ["lr", "sigma", "noise_on"],
+            ["data_seed"],
+        ),
+        (
+            recommended.with_settings({"k": 64}, "x"),
+            ["k"],
+            ["sigma", "data_seed", "noise_to_signal"],
+        ),
+        (recommended.with_settings({"noise_to_signal": 0.5}, "x"), ["noise_to_signal"], ["sigma"]),
     ):
         configs = of_two_seeds(recommended) | of_two_seeds(other)
         folders = {folder: measured() for folder in configs}
@@ -176,35 +134,6 @@ def test_four_automatic_folders_fit_80_columns_and_show_each_difference_once():
         for name in shown_once:
             assert words.count(name) + (f"{name}=" in text) == 1, (name, text)
         assert not {*unset, "seed"} & {*words}, text
-
-
-def test_what_was_measured_as_it_was_trained_is_shown_once():
-    results = {"a": measured(hook="h1"), "b": measured(hook="h2")}
-    one, other = config(hook="h1"), config(hook="h2")
-    text = results_table(results, {"a": one, "b": other})
-    assert text.count("h1") == 1
-    assert "also differ" not in text
-    assert "also differ" in results_table(results, {"a": one, "b": config(hook="h2", k=16)})
-    assert "also differ" in results_table(results, {"a": one, "b": config(hook="h3")})
-
-
-def test_below_the_table_stands_what_ce_left_alone_and_what_was_not_measured_once():
-    rules = {"remove_bos": True, "max_norm_multiple": 10.0}
-    alone = {"fve": None, "positions_left_alone": 64, "loss_positions": 8192}
-    alone |= {"measured_on": rules, "not_measured": {"fve": "no variance", "cossim": "0 / 0"}}
-    results = {"a": alone, "b": alone, "c": alone | {"positions_left_alone": 0}}
-    names = dict(zip(results, results, strict=True))
-    alone_in, not_measured = notes(results, names, [METRICS["fve"]])
-    assert alone_in.startswith("a, b: CE: 64 of 8,192 positions ")
-    assert "--remove-bos" in alone_in
-    assert "--max-norm-multiple 10" in alone_in
-    assert not_measured == "FVE: not measured: no variance"
-    assert "\nFVE: not measured: no variance" in shown(results)
-    results["runs/c"] = results.pop("c") | {"not_measured": {}}
-    assert "a, b: FVE: not measured: no variance" in notes(
-        results, {**names, "runs/c": "c"}, [METRICS["fve"]]
-    )
-    assert notes({"a": {"fve": 0.5}}, names, [METRICS["fve"]]) == []
 
 
 GOOD = {
@@ -239,17 +168,6 @@ def test_each_symptom_is_said_beyond_its_limit(bad, at_limit, said):
     assert symptoms(GOOD | at_limit, SMALL) == symptoms(GOOD, SMALL) == []
 
 
-def test_what_says_nothing_is_no_symptom():
-    assert symptoms(dict.fromkeys(GOOD), SAEConfig(architecture="relu", dict_size=64)) == []
-    assert symptoms(GOOD | {"noise_to_signal": 0.5}, SAEConfig(noise_anneal=0.5)) == []
-    few = GOOD | {
-        "alive": 0.5,
-        "tokens": 79,
-    }  # at l0 = 8 of 64, 80 tokens select the average 10 times
-    assert symptoms(few, SMALL) == []
-    assert len(symptoms(few | {"tokens": 80}, SMALL)) == 1
-
-
 # --- names
 
 
@@ -257,7 +175,7 @@ def called(folders, *changes):
     """The labels of SAEs in these folders, with these settings."""
     configs = {}
     for folder, change in zip(folders, changes, strict=True):
-        settings = TrainConfig().updated(change, "x").to_dict()
+        settings = TrainConfig().with_settings(change, "x").to_dict()
         trainer = {"dict_class": "VariationalTopKAutoEncoder"}
         configs[folder] = {"trainer": trainer, "run": {"settings": settings}}
     return list(labels(configs).values())
@@ -312,20 +230,6 @@ def test_automatic_names_give_way_to_the_settings_that_differ(changes, names):
     assert called(AUTOMATIC[: len(changes)], *changes) == names
 
 
-def test_a_label_has_as_many_settings_as_fit_or_as_it_takes():
-    many = {"lr": 0.001, "warmup_steps": 10, "decay_start": 20, "batch_size": 64, "steps": 99}
-    first, second = called(AUTOMATIC[:2], {"k": 8}, {"k": 16} | many)
-    assert first == "k=8"
-    assert len(second) <= 40, second
-    twins = called(AUTOMATIC[:3], {"k": 8}, {"k": 16} | many, {"k": 16, "seed": 1} | many)
-    assert len(set(twins)) == 3
-
-
-def test_chosen_and_automatic_names_side_by_side():
-    folders = ["runs/a", *AUTOMATIC[:2]]
-    assert called(folders, {"k": 4}, {"k": 8}, {"k": 16}) == ["a", "k=8", "k=16"]
-
-
 # --- text in columns
 
 HEADER = ["", "FVE", "a wide label"]
@@ -352,32 +256,3 @@ def test_columns_are_aligned_and_a_wide_table_gets_heads_of_several_lines_and_th
         "runs/a      -",
         "b           1",
     ]
-
-
-def test_blocks_repeat_as_many_columns_as_are_asked_for():
-    table = text_table(["k", "lr", "first", "second"], [["8", "0.1", "1", "2"]], 16, repeated=2)
-    assert [line.split() for line in table.splitlines() if line.startswith("k")] == [
-        ["k", "lr", "first"],
-        ["k", "lr", "second"],
-    ]
-
-
-@pytest.mark.parametrize("width", [1, 20, 40, 80])
-def test_no_cell_is_lost_and_no_line_is_wider_than_it_must_be(width):
-    header = ["", *(f"metric {i}" for i in range(20))]
-    rows = [[f"runs/name_{j}", *(f"{i}.{j}" for i in range(20))] for j in range(3)]
-    lines = text_table(header, rows, width).splitlines()
-    words = " ".join(lines).split()
-    assert all(words.count(cell) == 1 for row in rows for cell in row[1:])
-    assert words.count("metric") == 20
-    assert max(map(len, lines)) <= max(width, len("runs/name_0  metric"))
-
-
-def test_markdown_escapes_bars_in_the_head_and_in_cells():
-    lines = [r"|  | a\|b |", "|---|---|", r"| x\|y\|z | 1 |"]
-    assert markdown_table(["", "a|b"], [["x|y|z", "1"]]).splitlines() == lines
-
-
-def test_no_two_labels_have_one_file_name():
-    names = file_names(["x/y", "x_y", "x_y_2", "x y", "z"])
-    assert list(names.values()) == ["x_y", "x_y_2", "x_y_2_2", "x_y_3", "z"]

@@ -57,17 +57,6 @@ def report(runs, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def alike_report(runs, tmp_path_factory):
-    """A report of two folders of one name, whose labels are therefore their paths."""
-    folder = tmp_path_factory.mktemp("alike")
-    alike = [shutil.copytree(run, folder / run.name / "run") for run in runs]
-    out = folder / "alike.html"
-    command = ["report", str(alike[0]), "--against", str(alike[1]), "--out", str(out), *QUICK]
-    assert main(command) == 0
-    return out
-
-
-@pytest.fixture(scope="session")
 def seeds(tiny_lm_dir, text, tmp_path_factory):
     """Three seeds of one small SAE, each with a data seed of its own."""
 

@@ -18,7 +18,7 @@ def built(architecture: str, dtype: str = "float32", device: str = "cpu", **opti
     """The trainer of an architecture for a run of STEPS, with these options, schedules in steps. Default: k = K."""
     if "k" in CONFIGS[architecture]().options:
         options = {"k": K} | options
-    sae = SAEConfig(architecture=architecture, dict_size=F).changed(options, STEPS)
+    sae = SAEConfig(architecture=architecture, dict_size=F).with_flags(options, STEPS)
     return build_trainer(
         sae.resolve(STEPS),
         energy=1.0,

@@ -11,7 +11,7 @@ from dictionary_learning_ext.run_folder.comparing import (
     measured_differently,
     measured_on,
     same_model,
-    training,
+    training_settings,
     unequal,
 )
 
@@ -89,9 +89,9 @@ def test_the_trainers_of_upstreams_folders_are_a_setting_that_may_differ():
     top_k = config({"trainer_class": "TopKTrainer", "lr": 2e-4, "seed": 0})
     ours = config({"trainer_class": "VariationalTopKTrainer", "lr": 2e-4, "seed": 0, "beta": 1.0})
     other_seed = config({"trainer_class": "TopKTrainer", "lr": 2e-4, "seed": 1})
-    assert unequal([*training({"a": top_k, "b": ours}).values()]) == ["trainer_class"]
-    assert unequal([*training({"a": top_k, "b": other_seed}).values()]) == ["seed"]
-    assert unequal([*training({"a": top_k, "b": top_k}).values()]) == []
+    assert unequal([*training_settings({"a": top_k, "b": ours}).values()]) == ["trainer_class"]
+    assert unequal([*training_settings({"a": top_k, "b": other_seed}).values()]) == ["seed"]
+    assert unequal([*training_settings({"a": top_k, "b": top_k}).values()]) == []
 
 
 def test_none_is_a_value_of_those_that_use_the_setting():
@@ -103,7 +103,7 @@ def test_none_is_a_value_of_those_that_use_the_setting():
 
 def test_where_it_was_written_and_logged_does_not_decide_what_was_trained():
     one = config(architecture="top_k", seed=0, k=4, save_dir="a", eval_tokens=1, device="cpu")
-    assert training({"a": one}) == {"a": {"seed": 0, "k": 4}}
+    assert training_settings({"a": one}) == {"a": {"seed": 0, "k": 4}}
 
 
 def test_a_language_model_whose_folder_has_moved_is_the_same():
@@ -121,7 +121,7 @@ def run(steps=100, **settings):
 
 
 def differ(*configs):
-    return unequal(list(training(dict(enumerate(configs))).values()))
+    return unequal(list(training_settings(dict(enumerate(configs))).values()))
 
 
 def test_what_is_the_same_share_of_other_steps_follows():
@@ -145,7 +145,9 @@ def test_sigma_and_its_ratio_are_one_setting():
     assert differ(*by_ratio) == ["noise_to_signal"]
     by_sigma = run(noise_to_signal=None, sigma=1.0)
     assert differ(by_ratio[0], by_sigma) == ["noise_to_signal", "sigma"]
-    assert [one["sigma"] for one in training({"a": by_ratio[0], "b": by_sigma}).values()] == [
+    assert [
+        one["sigma"] for one in training_settings({"a": by_ratio[0], "b": by_sigma}).values()
+    ] == [
         None,
         1.0,
     ]

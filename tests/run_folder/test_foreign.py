@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-import shutil
 from typing import Any
 
 import numpy as np
@@ -100,35 +99,21 @@ def test_an_sae_of_saelens_is_that_of_its_equations(architecture, norms, is_cent
     [
         ({"norms": (0.5, 2.0)}, r"0\.5 to 2, .*expected norms of 1"),
         (
-            {"architecture": "abstopk", "norms": (0.5, 2.0)},
-            r"0\.5 to 2, .*expected norms of 1",
-        ),
-        (
             {"architecture": "temporal"},
             "'temporal'; .* standard, topk, abstopk, jumpr",
         ),
-        ({"architecture": "jumprelu_transcoder"}, "architecture 'jumprelu_transcoder'; expected"),
         ({"activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu' in cfg.json"),
         ({"normalize_activations": "layer_norm"}, "'layer_norm' in cfg.json; expected 'none'"),
         ({"normalize_activations": True}, "True in cfg.json; expected 'none'"),
         ({"hook_point": "blocks.0.attn.hook_z"}, "'hook_z' in cfg.json; expected 'none'"),
-        ({"reshape_activations": "hook_z"}, "'hook_z' in cfg.json; expected 'none'"),
         ({"d_sae": 2 * F}, f"dict_size is {F}, and cfg.json says {2 * F}"),
-        ({"k": None}, "'topk' with k=None"),
+        ({"k": None}, f"k=None of {F} features"),
     ],
 )
 def test_what_upstreams_classes_can_not_represent_is_refused(changes, message, written):
     folder, _ = written(**changes)
     with pytest.raises(CheckpointError, match=message):
         load_foreign(read_config(folder), unit_norm=True)
-
-
-@pytest.mark.parametrize("factor", [0, -2.0, 1e-45])
-def test_a_scale_that_gives_no_finite_weights_is_refused(factor, written):
-    scaled = {"normalize_activations": "expected_average_only_in", "norm_scaling_factor": factor}
-    folder, _ = written("jumprelu", **scaled)
-    with pytest.raises(CheckpointError, match=r"norm_scaling_factor is .* above 0|infinite"):
-        load_dictionary(folder)
 
 
 def test_the_log_threshold_of_an_earlier_saelens_is_read(written, x):
@@ -154,36 +139,6 @@ def test_damaged_files_of_saelens_are_named(written):
     (folder / "cfg.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cfg\.json: .*JSONDecodeError"):
         read_config(folder)
-    (folder / "cfg.json").write_text("[8]")
-    with pytest.raises(CheckpointError, match=r"\[8\].*; copy it"):
-        read_config(folder)
-
-
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({"metadata": [1]}, "metadata"),
-        ({"activation_fn_kwargs": "k=3"}, "activation_fn_kwargs"),
-        ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": "3"}}, "k"),
-        ({"architecture": ["topk"]}, "architecture"),
-        ({"architecture": {}}, "architecture"),
-        ({"hook_name": 3}, "hook_name"),
-        ({"metadata": {"hook_name": 3}}, "hook_name"),
-        ({"metadata": {"model_name": ["gpt2"]}}, "model_name"),
-        ({"metadata": {"context_size": "64"}}, "context_size"),
-        ({"metadata": {"model_from_pretrained_kwargs": "x"}}, "model_from_pretrained_kwargs"),
-        ({"k": True}, "k"),
-        ({"k": 3.5}, "k"),
-        ({"d_in": "\x1b[31m8"}, "d_in"),
-        ({"normalize_activations": {}}, "normalize_activations"),
-        ({"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input"),
-    ],
-)
-def test_a_setting_of_another_type_is_named(changes, name, written):
-    folder, _ = written(**changes)
-    with pytest.raises(CheckpointError, match=rf"cfg\.json: {name} is .*, expected") as refused:
-        load_dictionary(folder)
-    assert str(refused.value).isprintable()
 
 
 def test_a_vector_of_another_length_is_not_broadcast(written):
@@ -404,35 +359,13 @@ def test_an_sae_of_sparsify_is_that_of_its_equations(of_sparsify, x):
     ("changes", "message"),
     [
         ({"transcode": True}, r"layers\.1: transcode is True in cfg\.json; expected False"),
-        ({"skip_connection": True}, "skip_connection is True"),
-        ({"signed": True}, "signed is True"),
-        ({"embed_skip": True}, "embed_skip is True"),
         ({"activation": "groupmax"}, "'groupmax' in cfg.json; expected 'topk'"),
-        ({"k": F + 1}, rf"'topk' with k={F + 1}"),
+        ({"k": F + 1}, f"k={F + 1} of {F} features"),
     ],
 )
 def test_what_is_no_topk_sae_of_sparsify_is_refused(changes, message, of_sparsify):
     folder, _ = of_sparsify(**changes)
     with pytest.raises(CheckpointError, match=message):
-        load_dictionary(folder)
-
-
-def test_a_setting_of_sparsify_of_another_type_is_named(of_sparsify):
-    for changes in (
-        {"num_latents": "24"},
-        {"k": True},
-        {"num_latents": 0, "expansion_factor": "3"},
-    ):
-        folder, _ = of_sparsify(**changes)
-        with pytest.raises(CheckpointError, match=rf"cfg\.json: {[*changes][-1]} is .*, expected"):
-            load_dictionary(folder)
-        shutil.rmtree(folder)
-    folder, _ = of_sparsify(run={"model": ["gpt2"]})
-    with pytest.raises(CheckpointError, match=r"config\.json: model is .*, expected"):
-        load_dictionary(folder)
-    (folder / "export.json").write_text('{"hook_name": 3}')
-    (folder.parent / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"export\.json: hook_name is 3, expected"):
         load_dictionary(folder)
 
 
@@ -452,7 +385,7 @@ def test_where_sparsify_trained_is_in_its_folders_name_and_the_run_beside(
 
 def test_what_no_file_names_is_asked_for(of_sparsify):
     folder, _ = of_sparsify("layers.1.mlp")  # which is no hook point where a norm follows
-    message = r"no certain language model.* and no hook point.*; give model and hook "
+    message = r"which language model.* and which hook point.*; give model and hook "
     with pytest.raises(ConfigError) as refused:
         run_of(folder)
     assert re.search(message, str(refused.value))
@@ -550,7 +483,6 @@ def test_what_is_no_sae_of_a_blocks_output_in_gemma_scope_is_refused(place, tmp_
     ("changes", "message"),
     [
         ({"threshold": None}, "threshold"),
-        ({"b_enc": None}, "b_enc"),
         ({"W_dec": None}, "has no W_dec"),
         ({"W_enc": np.zeros(F, np.float32)}, "W_enc is"),
         ({"W_dec": np.zeros((D, F), np.float32)}, "W_dec is"),
@@ -558,7 +490,6 @@ def test_what_is_no_sae_of_a_blocks_output_in_gemma_scope_is_refused(place, tmp_
         ({"b_enc": np.zeros((), np.float32)}, "b_enc is"),
         ({"b_dec": np.full(D, np.nan, np.float32)}, "b_dec .*NaN"),
         ({"threshold": np.array([{}] * F)}, "ValueError"),
-        ({"threshold": np.array(["0"] * F)}, "threshold "),
         ({"scaling_factor": np.full(F, 2.0)}, "scaling_factor"),
     ],
 )
@@ -574,10 +505,6 @@ def test_a_file_that_is_no_npz_is_not_unpickled(tmp_path):
     with pytest.raises(CheckpointError, match=r"params\.npz: .*not an \.npz file") as refused:
         load_dictionary(tmp_path)
     assert "allow_pickle" not in str(refused.value)
-    np.save(tmp_path / "one.npy", np.zeros((D, F)))
-    (tmp_path / "one.npy").replace(tmp_path / "params.npz")
-    with pytest.raises(CheckpointError, match=r"not an \.npz file"):
-        load_dictionary(tmp_path)
 
 
 def test_a_small_file_that_would_fill_the_memory_is_not_unpacked(tmp_path):
@@ -650,7 +577,7 @@ def test_a_fixed_variance_of_the_papers_public_code_never_samples(tmp_path):
         ({"var_flag": 2}, r"config\.json: trainer\.var_flag is 2, expected 0 or 1"),
         ({"var_flag": 1}, r"ae\.pt: has no W_var"),
         ({"dict_size": 8}, r"its dict_size is 32, and .* says 8"),
-        ({"k": None}, "with k=None"),
+        ({"k": None}, "k=None of"),
     ],
 )
 def test_a_damaged_folder_of_the_papers_public_code_is_one_line(changes, message, tmp_path):

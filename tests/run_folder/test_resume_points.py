@@ -63,7 +63,7 @@ def test_a_damaged_point_is_left_for_the_one_before(run, tmp_path, monkeypatch, 
     folder = Path(run.save_dir)
     flip_a_bit(folder / "resume" / "step_00000033.pt")
     resumed(folder)
-    assert "step_00000033.pt: incomplete" in caplog.text
+    assert "step_00000033.pt: missing or damaged" in caplog.text
     assert "step 30" in caplog.text
     assert_equal(results(whole), results(folder))
     for point in folder.glob("resume/step_*"):
@@ -84,7 +84,7 @@ def test_a_damaged_point_is_no_reason_to_start_from_scratch(tmp_path):
         newest_points([tmp_path])
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 100, b"PK\x03\x04", pickle.dumps(print)])
+@pytest.mark.parametrize("content", [b"", b"x" * 100, pickle.dumps(print)])
 def test_bytes_of_any_content_are_a_damaged_point_and_none_is_executed(content, tmp_path):
     (tmp_path / "resume").mkdir()
     (tmp_path / "resume" / "step_00000001.pt").write_bytes(content)
@@ -104,18 +104,6 @@ def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-
-
-def test_what_has_a_points_name_and_is_none_is_in_nobodys_way(tmp_path):
-    for step in (1, 2):
-        save_point(tmp_path, a_point(step, trainer={"x": t.ones(2)}))
-    (tmp_path / "resume" / "step_00000003").write_text("a file")
-    (tmp_path / "resume" / "step_99999999.pt").mkdir()
-    assert steps_of(tmp_path) == [1, 2, 99999999]
-    assert newest_points([tmp_path])[0][tmp_path].step == 2
-    save_point(tmp_path, a_point(3, trainer={"x": t.ones(2)}))
-    forget_after(tmp_path, 3)
-    assert steps_of(tmp_path) == [3]
 
 
 def test_a_run_that_resumes_keeps_the_point_it_resumes_from(tmp_path):

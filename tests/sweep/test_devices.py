@@ -121,7 +121,9 @@ def test_devices_of_one_kind_are_separated_by_commas():
 
 
 TRAIN = "dictionary_learning_ext.training.loop.train"
-CONFIGS_BEGUN = {name: TrainConfig().updated({"k": k}, name) for name, k in (("a", 2), ("b", 4))}
+CONFIGS_BEGUN = {
+    name: TrainConfig().with_settings({"k": k}, name) for name, k in (("a", 2), ("b", 4))
+}
 
 
 @pytest.fixture
@@ -161,9 +163,9 @@ def test_a_process_says_why_it_ends(error, status, said, begun, monkeypatch, cap
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_sweep_json_gives_back_the_settings_of_every_architecture(architecture, name, tmp_path):
-    config = preset(name).updated({"architecture": architecture}, "x")
+    config = preset(name).with_settings({"architecture": architecture}, "x")
     config = TrainConfig(config.sae.resolve(config.run.steps), config.run)
-    runner._begin(runner.Manifest(["a"], {"a": config.stored()}, None, None), tmp_path)
+    runner._begin(runner.Manifest(["a"], {"a": config.to_json()}, None, None), tmp_path)
     (back,) = runner.chunk_in(tmp_path, ["a"], config.run.device).configs.values()
     sae = back.sae.resolve(back.run.steps)
     assert TrainConfig(sae, back.run) == config

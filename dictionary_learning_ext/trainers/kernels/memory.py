@@ -1,13 +1,9 @@
-"""Memory that steps and language models use again, since new memory is slow on CPUs."""
+"""Memory that steps use again, since new memory is slow on CPUs."""
 
-import ctypes
-import os
-import sys
 import threading
 
 import torch as t
 
-SWITCH = "VSAE_TUNE_PROCESS"
 _buffers = threading.local()
 
 
@@ -25,25 +21,3 @@ def scratch(name: str, shape: tuple[int, ...], dtype: t.dtype) -> t.Tensor:
             buffer = t.empty(n_bytes, dtype=t.uint8)
             setattr(_buffers, name, buffer)
         return buffer[:n_bytes].view(dtype).view(shape)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed blocks for the next ones, in this process from here on.
-
-    By default glibc gets a block above 32 MB from the system, which clears its pages, and returns it
-    when it is freed. For the logits of a small language model that takes a third of the time of its
-    losses. Afterwards such blocks come from the heap, of which up to 2 GB may lie free at the end
-    (mallopt(3)). The peak of memory rises by 6 to 11% (experiments/results/benchmark_memory.md). Nothing
-    is changed where glibc's environment variables are set, if VSAE_TUNE_PROCESS=0 is in the environment, or
-    without glibc.
-    """
-    is_set = "GLIBC_TUNABLES" in os.environ or any(n.startswith("MALLOC_") for n in os.environ)
-    if is_set or os.environ.get(SWITCH) == "0" or sys.platform == "win32":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch as t
 
-from dictionary_learning_ext.trainers.kernels.memory import SWITCH, keep_freed_memory, scratch
+from dictionary_learning_ext.devices import SWITCH, keep_freed_memory
+from dictionary_learning_ext.trainers.kernels.memory import scratch
 
 
 def test_a_name_gets_its_memory_again_and_more_when_it_asks_for_more():
@@ -37,7 +38,7 @@ def test_names_and_threads_do_not_share_memory():
 FAULTS = """
 import resource
 import torch as t
-from dictionary_learning_ext.trainers.kernels.memory import keep_freed_memory
+from dictionary_learning_ext.devices import keep_freed_memory
 faults = []
 for keeps in (False, True):
     if keeps:
