@@ -7,7 +7,6 @@ from importlib.util import find_spec
 import pytest
 from guide import (
     PAGES,
-    ROOT,
     blocks,
     complete_blocks,
     in_fresh_process,
@@ -22,29 +21,11 @@ from notebooks import NOTEBOOKS, read
 
 from dictionary_learning_ext.cli import COMMANDS
 from dictionary_learning_ext.commands.flags import Command, parse
-from dictionary_learning_ext.config.architectures import TRAINED
 
 NOT_HERE = () if find_spec("sae_bench") else ("bench",)
 """Subcommands whose extra isn't installed. `make test-saebench` runs their page."""
 NEEDED = {"ground_truth.md": "sae_lens", "sae_lens.md": "sae_lens"}
 """What the whole of a page needs. `make test-saebench` runs it."""
-
-
-def test_blocks_and_commands_are_found(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(
-        "vsae not in a block\n```bash\nvsae eval a  # vsae b\nN=1 torchrun --n 2 -m "
-        "dictionary_learning_ext train \\\n  --k 3\npip install vsae\n# vsae c\n```\n"
-        "```python\nx = 1\n```\n"
-    )
-    (_, bash), python = blocks(page)
-    assert python == ("python", "x = 1\n")
-    assert lines(bash) == [
-        "vsae eval a",
-        "N=1 torchrun --n 2 -m dictionary_learning_ext train --k 3",
-        "pip install vsae",
-    ]
-    assert [our_words(line) for line in lines(bash)] == [["eval", "a"], ["train", "--k", "3"], None]
 
 
 def legal_anywhere(command: Command) -> Command:
@@ -125,19 +106,6 @@ def test_sections_that_pages_link_to_are_there():
             anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor in anchors, f"{page.name}: {target}#{anchor}"
     assert checked > 35
-
-
-def test_every_architecture_is_in_the_guide():
-    page = (ROOT / "docs/own_model_and_text.md").read_text(encoding="utf-8")
-    assert not [name for name in TRAINED if f"`{name}`" not in page]
-
-
-def test_the_readmes_test_commands_are_in_the_makefile():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    named = set(re.findall(r"(?:`|^)make ([\w-]+)", text, re.M))
-    assert {"test", "lint"} <= named
-    assert not {target for target in named if f"\n{target}:" not in makefile}
 
 
 PUBLISHED = ("dictionary_learning_ext.sae_lens", "dictionary_learning_ext.sae_bench")

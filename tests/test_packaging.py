@@ -6,10 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-import sysconfig
-import tarfile
 import zipfile
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -112,47 +109,3 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     with zipfile.ZipFile(built[1]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == files_of_the_package()
-
-
-@pytest.mark.slow
-def test_the_sdist_holds_the_package_and_leaves_the_tests_out(built):
-    with tarfile.open(built[0]) as sdist:
-        names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert files_of_the_package() <= names
-    assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"} <= names
-    folders = {name.partition("/")[0] for name in names if "/" in name}
-    assert {folder for folder in folders if not folder.endswith(".egg-info")} == {PACKAGE}
-
-
-@pytest.fixture(scope="module")
-def installed(built, tmp_path_factory):
-    """The programs of an environment with the wheel in it.
-
-    Its dependencies are those of this environment. That pip finds them is not tested here.
-    """
-    folder = tmp_path_factory.mktemp("installed")
-    run(sys.executable, "-m", "venv", "--without-pip", folder)
-    paths = {"base": str(folder), "platbase": str(folder)}
-    own = Path(sysconfig.get_path("purelib", "venv", vars=paths))
-    (own / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
-    bin_folder = Path(sysconfig.get_path("scripts", "venv", vars=paths))
-    python = bin_folder / "python"
-    install = "-m pip install --quiet --no-deps --no-index --ignore-installed"
-    run(python, *install.split(), built[1])
-    return bin_folder
-
-
-@pytest.mark.slow
-def test_an_installed_wheel_runs_outside_the_repository(installed, settings, tmp_path):
-    code = f"import {PACKAGE} as p; print(p.__file__, p.__version__)"
-    where, version = run(installed / "python", "-c", code, cwd=tmp_path).split()
-    assert Path(where).is_relative_to(installed.parent)
-    assert version == settings["version"]
-    vsae = installed / "vsae"
-    assert run(vsae, "--help", cwd=tmp_path).startswith("usage: vsae")
-    short = "--architecture relu --steps 6 --batch-size 64 --n-ctxs 16 --eval-tokens 2048"
-    small = "--tokens 2000"
-    commands = [f"train {short} --save-dir runs/one", f"report runs/one {small}"]
-    code = f"from {PACKAGE}.cli import main; print([main(x.split()) for x in {commands}])"
-    assert run(installed / "python", "-c", code, cwd=tmp_path).splitlines()[-1] == "[0, 0]"
-    assert (tmp_path / "runs/one/report.html").stat().st_size > 100_000

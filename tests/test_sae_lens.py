@@ -23,16 +23,12 @@ pytest.importorskip("sae_lens", reason="needs the extra: pip install -e '.[sae-l
 
 import sae_lens  # pyright: ignore[reportMissingImports]
 from sae_lens.config import SAETrainerConfig  # pyright: ignore[reportMissingImports]
-from sae_lens.llm_sae_training_runner import (  # pyright: ignore[reportMissingImports]
-    _parse_cfg_args,
-)
 from sae_lens.loading import pretrained_sae_loaders  # pyright: ignore[reportMissingImports]
 from sae_lens.saes.sae import TrainStepInput  # pyright: ignore[reportMissingImports]
 
 from dictionary_learning_ext.sae_bench.lens_model import hooked_transformer
 from dictionary_learning_ext.sae_lens import (
     VariationalTopKTrainingSAE,
-    VariationalTopKTrainingSAEConfig,
     register,
     runner_options,
 )
@@ -468,13 +464,6 @@ def test_what_keeps_signs_is_saved_as_an_abstopk(changes, saved_as, tmp_path):
 # --- what is wrong
 
 
-def test_registering_twice_is_harmless():
-    register()
-    given = "--architecture vsae_top_k --d_in 8 --d_sae 16 --k 5 --steps 10 --batch_size 4"
-    sae = _parse_cfg_args(given.split()).sae
-    assert sae == VariationalTopKTrainingSAEConfig(d_in=8, d_sae=16, k=5, steps=10, batch_size=4)
-
-
 ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"k": 99}, "k=99: expected 1 to d_sae=48"),
     ({"posterior": "point", "sigma": 0.2}, "posterior point does not use it; leave out sigma"),
@@ -519,21 +508,3 @@ def test_the_runs_arguments_are_those_of_vsae_train():
         "lr_warm_up_steps": 100,
         "lr_decay_steps": 250,
     }
-
-
-def test_a_longer_run_is_warned_of_once_and_goes_on_with_the_schedules_ends(caplog):
-    settings = settings_of(sigma=0.25, noise_anneal=1.0)
-    sae = VariationalTopKTrainingSAE(options_of(settings)["sae"])
-    for step in (0, STEPS - 1, STEPS, STEPS + 1):
-        found = sae.training_forward_pass(step_input(batches(1)[0], step=step))
-        assert found.metrics["noise_scale"] == max(0, 1 - step / STEPS)
-    warnings = [line for line in caplog.messages if line.startswith("steps=50, but")]
-    assert len(warnings) == 1
-
-
-def test_a_run_of_other_batches_or_activations_is_refused():
-    sae = VariationalTopKTrainingSAE(options_of(settings_of(sigma=0.25))["sae"])
-    with pytest.raises(ConfigError, match=r"batch_size=32: expected 31, SAELens's train_batch"):
-        sae.training_forward_pass(step_input(batches(1)[0][1:]))
-    with pytest.raises(ConfigError, match=r"d_in=16: expected 15"):
-        sae.training_forward_pass(step_input(batches(1)[0][:, 1:]))

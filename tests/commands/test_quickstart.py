@@ -11,7 +11,6 @@ from signal import SIGINT
 import pytest
 
 from dictionary_learning_ext import RunConfig
-from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import Interrupted
@@ -167,47 +166,18 @@ def test_it_continues_from_every_place_where_it_can_be_stopped(
     """Each time by the same command, and to the results of a quickstart that was not stopped."""
     monkeypatch.chdir(tmp_path)
     places = [
-        ("held-out text", cache_writer._Writer, "_columns", "nothing is cached yet"),
-        ("activations", cache_writer._Writer, "training_part", AGAIN),
-        ("first training", SAERun, "update", AGAIN),
-        ("first evaluation", loop, "measure", AGAIN),
-        ("second training", SAERun, "update", AGAIN),
-        ("table", reproducibility_of_folders, "reproduce", AGAIN),
-        ("report", report_page, "write_report", AGAIN),
+        ("first training", SAERun, "update"),
+        ("first evaluation", loop, "measure"),
+        ("table", reproducibility_of_folders, "reproduce"),
+        ("report", report_page, "write_report"),
     ]
-    for what, owner, name, said in places:
+    for what, owner, name in places:
         assert stopped([], owner, name) == 130, what
         last = capsys.readouterr().err.splitlines()[-1]
-        assert last == f"vsae: stopped by SIGINT; {said}", what
+        assert last == f"vsae: stopped by SIGINT; {AGAIN}", what
     assert main(SHORT) == 0
     for name in NAMES:
         for file in ("ae.pt", "metrics.json"):
             whole = quickstart_run[0] / FOLDER / name / file
             assert (FOLDER / name / file).read_bytes() == whole.read_bytes(), (name, file)
     assert (FOLDER / "report.html").is_file()
-
-
-def test_overwrite_starts_over_and_can_be_stopped_and_continued_too(
-    quickstart_run, quick_report, tmp_path, monkeypatch, capsys
-):
-    shutil.copytree(quickstart_run[0] / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    other = ["--steps", "8"]
-    assert stopped([*other, "--overwrite"], SAERun, "update") == 130
-    assert "without --overwrite" in capsys.readouterr().err.splitlines()[-1]
-    assert main([*SHORT, *other]) == 0
-    assert [settings_of(FOLDER / name)["steps"] for name in NAMES] == [8, 8, 8, 8]
-    assert (FOLDER / "report.html").read_text().endswith(" 8"), (
-        "the page of the former SAEs is gone"
-    )
-
-
-def test_overwrite_replaces_a_cache_that_has_too_little_held_out_text(again, quick_report):
-    """Finished or not."""
-    manifest = FOLDER / "cache" / "manifest.json"
-    assert main([*SHORT, "--overwrite", "--eval-tokens", "130000"]) == 0
-    assert json.loads(manifest.read_text())["settings"]["eval_tokens"] == 130_000
-    manifest.rename(manifest.with_name("manifest.unfinished.json"))
-    assert main([*SHORT, "--overwrite", "--eval-tokens", "140000"]) == 0
-    assert json.loads(manifest.read_text())["settings"]["eval_tokens"] == 140_000
-    assert not manifest.with_name("manifest.unfinished.json").exists()

@@ -29,13 +29,10 @@ from small_commands import refused
 
 from dictionary_learning_ext import features_of
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.commands import explain as explain_command
 from dictionary_learning_ext.errors import EndpointError
-from dictionary_learning_ext.explain import questions, runner
+from dictionary_learning_ext.explain import runner
 from dictionary_learning_ext.explain.endpoint import Endpoint
-from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.features.explanations import explanations_in, means_of
-from dictionary_learning_ext.run_folder.sae_names import results_folder
 
 
 @pytest.fixture(autouse=True)
@@ -115,25 +112,6 @@ def test_the_scorer_is_asked_about_no_context_that_the_explainer_saw(folder_to_e
     )
 
 
-def test_a_feature_with_too_few_contexts_is_passed_over_and_its_place_is_gone_through(
-    folder_to_explain, chat, monkeypatch
-):
-    """So that the others' scores are in the mean."""
-    of = runner.question
-
-    def of_most(feature, place, *rest):
-        return None if place == 1 else of(feature, place, *rest)
-
-    monkeypatch.setattr(runner, "question", of_most)
-    assert main(words(folder_to_explain, chat)) == 0
-    found = explanations_in(folder_to_explain / "explanations.json")
-    places = sorted(one.place for one in found.values())
-    assert len(places) == FEATURES
-    assert 1 not in places
-    assert found.places == places[-1] + 1
-    assert len(found.scores) == FEATURES
-
-
 def test_an_sae_without_a_return_score_goes_by_the_firing_rate(
     folder_to_explain, chat, capsys, monkeypatch
 ):
@@ -143,31 +121,6 @@ def test_an_sae_without_a_return_score_goes_by_the_firing_rate(
     assert "the firing rate" in out
     assert not (folder_to_explain / "explanations.json").exists()
     assert not chat.requests, "a dry run asks nothing"
-
-
-def test_features_that_cannot_be_explained_are_refused(
-    folder_to_explain, chat, capsys, monkeypatch
-):
-    dead = next(n for n in range(128) if not features_of(folder_to_explain, tokens=3000)[n].density)
-    for only, expected in ((128, "0 to 127"), (dead, f"feature {dead} has fewer than 8 contexts")):
-        assert expected in refused(words(folder_to_explain, chat, "--only", only), capsys)
-    monkeypatch.setattr(questions, "LEAST", 1000)
-    assert "every feature" in refused(words(folder_to_explain, chat), capsys)
-
-
-def test_an_explanation_in_the_wrong_form_is_asked_for_once_more_then_missing(
-    folder_to_explain, chat, capsys
-):
-    nothing = (200, '{"choices": [{"message": {"content": null}}]}', {})
-    chat.answer = lambda request: knowing(request) if is_greeting(request) else nothing
-    assert main(words(folder_to_explain, chat)) == 2
-    assert Counter(asked(each) for each in real(chat.requests)).most_common(1)[0][1] == 2
-    assert len(real(chat.requests)) == 2 * FEATURES
-    assert "the right form" in capsys.readouterr().out
-    assert all(each["text"] is None for each in stored(folder_to_explain)["features"].values())
-    chat.answer = knowing
-    assert main(words(folder_to_explain, chat)) == 0
-    assert all(each["text"] for each in stored(folder_to_explain)["features"].values())
 
 
 def test_judgements_in_the_wrong_form_are_missing_and_the_others_count(folder_to_explain, chat):
@@ -192,19 +145,6 @@ def test_judgements_in_the_wrong_form_are_missing_and_the_others_count(folder_to
     assert len(real(chat.requests[before:])) == 1, "only the part that is missing"
     (found,) = stored(folder_to_explain)["features"].values()
     assert "-" not in "".join(found["said"].values())
-
-
-PASSING = {
-    "429": (429, "slow down", {"Retry-After-Ms": "1"}),
-    "503": (503, "<html>down</html>", {"Retry-After-Ms": "1"}),
-    "closed within": (200, completion("Explanation: x")[:-9], {"Content-Length": "4000"}),
-}
-
-
-@pytest.mark.parametrize("failure", PASSING)
-def test_what_fails_once_is_asked_again(failure, chat):
-    chat.answer = lambda request: PASSING[failure] if len(chat.requests) == 1 else "yes"
-    assert answer_of(chat) == "yes"
 
 
 def test_what_keeps_failing_is_named_at_the_end_and_a_second_call_asks_for_it(
@@ -260,28 +200,8 @@ def test_a_refusal_is_one_line_before_anything_is_measured(
     assert len(chat.requests) == 1
 
 
-def test_without_openai_it_says_what_to_install(folder_to_explain, chat, capsys, monkeypatch):
-    monkeypatch.setattr(explain_command, "find_spec", lambda name: None)
-    line = refused(words(folder_to_explain, chat), capsys)
-    assert "pip install 'dictionary-learning-ext[explain]'" in line
-
-
-def test_no_endpoint_there(folder_to_explain, chat, capsys):
-    command = words(folder_to_explain, chat)
-    chat.server_close()
-    assert "no answer (ConnectError" in refused(command, capsys)
-
-
 ADDRESSES = ["localhost:8000", "ftp://a/v1", "http://", "http://[::1"]
 ADDRESSES += ["http://u:secret@a/v1", "http://u:se/secret@a", "http://a/v1?k=secret"]
-
-
-@pytest.mark.parametrize("address", ADDRESSES)
-def test_an_address_that_is_none(address, folder_to_explain, chat, capsys):
-    line = refused([*words(folder_to_explain, chat), "--endpoint", address], capsys)
-    assert "endpoint" in line
-    assert "http://localhost:8000/v1" in line
-    assert "secret" not in line
 
 
 def test_the_key_is_sent_and_written_nowhere(folder_to_explain, chat, capsys, monkeypatch):
@@ -320,19 +240,6 @@ def test_a_model_is_asked_without_the_options_that_it_refuses_and_no_other_is(ch
     reasons, old = chat.requests[-2:]
     assert reasons["max_completion_tokens"] == old["max_tokens"] == 77
     assert "temperature" not in reasons
-
-
-def test_features_that_were_picked_are_not_in_the_mean(folder_to_explain, chat):
-    folder = folder_to_explain
-    path = folder / "explanations.json"
-    assert main(words(folder, chat, "--features", 3)) == 0
-    third = max(explanations_in(path).values(), key=lambda one: one.place).feature
-    path.unlink()
-    assert main(words(folder, chat, "--features", 1)) == 0
-    assert main(words(folder, chat, "--only", third)) == 0
-    found = explanations_in(path)
-    assert (len(found), len(found.scores)) == (2, 1)
-    assert found[third].score is not None
 
 
 WHOLE = completion("late").encode()
@@ -383,42 +290,6 @@ def test_no_more_than_a_few_megabytes_of_an_answer_are_read_and_it_is_not_asked_
     assert len(chat.requests) == 1
 
 
-@pytest.mark.parametrize("other", ["SAE", "scorer"])
-def test_explanations_of_something_else_are_not_taken(other, folder_to_explain, chat, capsys):
-    folder = folder_to_explain
-    assert main(words(folder, chat)) == 0
-    before = stored(folder)
-    changed = json.loads(json.dumps(before))
-    if other == "SAE":
-        changed["sae"] = "0" * 64
-    else:
-        changed["settings"][other] = "another"
-    path = folder / "explanations.json"
-    path.write_text(json.dumps(changed))
-    line = refused(words(folder, chat), capsys)
-    assert f"another {'SAE' if other == 'SAE' else 'kind: ' + other}" in line
-    assert "overwrite=True" in line
-    assert stored(folder) == changed
-    assert main(words(folder, chat, "--overwrite")) == 0
-    assert stored(folder) == before
-
-
-def test_answers_to_other_questions_are_asked_for_again(folder_to_explain, chat):
-    assert main(words(folder_to_explain, chat)) == 0
-    content = stored(folder_to_explain)
-    first = next(iter(content["features"].values()))
-    first |= {"asked": "of other contexts", "text": "stale"}
-    (folder_to_explain / "explanations.json").write_text(json.dumps(content))
-    chat.answer = lambda request: knowing(request) if is_greeting(request) else 400
-    assert main(words(folder_to_explain, chat)) == 2
-    assert "stale" in json.dumps(stored(folder_to_explain)), "a failure replaces nothing"
-    chat.answer = knowing
-    before = len(chat.requests)
-    assert main(words(folder_to_explain, chat)) == 0
-    assert sum(not is_of_scorer(each) for each in real(chat.requests[before:])) == 1
-    assert "stale" not in json.dumps(stored(folder_to_explain))
-
-
 @pytest.mark.slow
 def test_a_kill_in_between_loses_nothing_that_was_written(folder_to_explain, chat):
     blocked, release = threading.Event(), threading.Event()
@@ -455,22 +326,6 @@ def test_a_kill_in_between_loses_nothing_that_was_written(folder_to_explain, cha
     assert len(new) + len(old) == len({json.dumps(each) for each in real(chat.requests)})
 
 
-@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
-def test_ctrl_c_says_to_type_the_same_again(flags, folder_to_explain, chat, capsys):
-    first = threading.Lock()  # several requests are answered at once
-
-    def answer(request):
-        if is_of_scorer(request) and first.acquire(blocking=False):
-            os.kill(os.getpid(), signal.SIGINT)
-        return knowing(request)
-
-    chat.answer = answer
-    assert main(words(folder_to_explain, chat, *flags)) == 130
-    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("vsae: ")]
-    assert "the same command" in line
-    assert ("without --overwrite" in line) == bool(flags)
-
-
 def answered(folder):
     """What explanations.json holds: an entry for each request that was answered."""
     found = []
@@ -479,23 +334,6 @@ def answered(folder):
         n = sum(answer != "-" for said in each["said"].values() for answer in said)
         found += ["part"] * -(-n // 10)
     return found
-
-
-def test_another_librarys_sae(folder_to_explain, chat, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    export = ["export", str(folder_to_explain), "--format", "sae-lens", "--tokens", "64"]
-    assert main([*export, "--out", str(tmp_path / "lens")]) == 0
-    model = [
-        "--data",
-        json.loads((folder_to_explain / "config.json").read_text())["run"]["settings"]["data"],
-    ]
-    model += [
-        "--model",
-        json.loads((folder_to_explain / "config.json").read_text())["run"]["settings"]["model"],
-    ]
-    assert main(words(tmp_path / "lens", chat, *model)) == 0
-    assert len(stored(results_folder(tmp_path / "lens"))["features"]) == FEATURES
-    assert not (tmp_path / "lens" / "explanations.json").exists()
 
 
 def test_compare_shows_mean_scores_of_equally_many_features(explained, tmp_path, capsys):
@@ -515,30 +353,3 @@ def test_compare_shows_mean_scores_of_equally_many_features(explained, tmp_path,
     (other / "explanations.json").write_text(json.dumps(content))
     assert main(["compare", str(hostile), str(other)]) == 0
     assert "measured differently (scorer)" in capsys.readouterr().out
-
-
-def test_features_of_a_folder_have_their_explanations(explained):
-    features = features_of(explained[1], tokens=600)
-    number = next(iter(features.explanations))
-    assert features[number].explanation.text in repr(features[number])
-    assert features[number].explanation.score.value > 0.5
-    html = features_of(explained[0], tokens=600)
-    number = next(iter(html.explanations))
-    assert "<script>" not in html[number]._repr_html_()
-    assert "&lt;script&gt;" in html[number]._repr_html_()
-    without = next(n for n in range(128) if n not in features.explanations)
-    assert features[without].explanation is None
-
-
-def test_exports_that_have_a_place_for_them_hold_them(explained, tmp_path):
-    folder = export(explained[1], "neuronpedia", tmp_path / "out", tokens=600).folder
-    lines = (folder / "explanations" / "batch-0.jsonl").read_text().splitlines()
-    found = {int(each["index"]): each for each in map(json.loads, lines)}
-    known = explanations_in(explained[1] / "explanations.json")
-    assert found.keys() == known.keys()
-    for feature, each in found.items():
-        assert each["description"] == known[feature].text
-        assert each["explanationModelName"] == "explainer"
-        assert each["layer"] == "0-good"
-        assert str(known[feature].score) in each["notes"]
-    assert not list((folder / "explanations").glob("batch-1*"))

@@ -1,9 +1,7 @@
 """Scores of explanations and their intervals against scipy's, and reading explanations.json."""
 
 import dataclasses
-import json
 import math
-import re
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from scipy import stats
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.features.explanations import (
     LONGEST,
     Explanation,
@@ -109,12 +106,6 @@ def test_a_feature_that_was_picked_is_in_no_mean():
     assert len(dataclasses.replace(with_it, places=2).scores) == 3
 
 
-def test_a_long_explanation_is_cut_once(tmp_path):
-    line = one_line("the word cat " * 60)
-    assert len(line) == LONGEST
-    assert one_line(line) == line
-
-
 def test_saes_are_compared_over_equally_many_features_the_first_in_their_order():
     good, bad = several("0011", "00", "00", "00"), several("11", "", "00", "11")
     n, means = means_of({"good": good, "bad": bad, "none": Explanations()})
@@ -148,31 +139,3 @@ def test_what_is_written_is_read_and_that_of_another_sae_is_not(beside, to_expla
     dictionary.b_dec.data += 1
     assert not read_explanations(beside, dictionary)
     assert "another SAE" in caplog.text
-
-
-DAMAGES = {
-    "no JSON": "{",
-    "a list": "[]",
-    "nothing": "{}",
-    "a number for a text": '{"sae": 3}',
-    "a word for a feature": '{"sae": "", "settings": {}, "order": "", "features": {"x": {}}}',
-    "a part missing": '{"sae": "", "settings": {}, "order": "", "features": {"1": {"place": 1}}}',
-    "an answer in numbers": '{"features": {"1": {"said": {"strong": 1}}}}',
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_refused_with_what_to_do(damage, tmp_path):
-    path = tmp_path / "explanations.json"
-    path.write_text(DAMAGES[damage])
-    with pytest.raises(CheckpointError, match=r"explanations\.json: .*; delete it, and run"):
-        explanations_in(path)
-
-
-def test_a_feature_that_the_sae_has_not_is_refused(beside):
-    path = beside / "explanations.json"
-    content = json.loads(path.read_text())
-    content["features"]["128"] = next(iter(content["features"].values()))
-    path.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=re.escape("no feature 128")):
-        read_explanations(beside, load_dictionary(beside)[0])

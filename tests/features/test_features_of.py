@@ -118,12 +118,6 @@ def test_a_file_is_read_whole(folder, tiny_lm, tmp_path):
     assert stream.density.equal(features_of(folder, tiny_lm, documents[19::20]).density)
 
 
-@pytest.mark.parametrize("given", ["Elizabeth", "See what is in notes.txt"])
-def test_a_word_and_a_sentence_that_ends_in_a_files_name_are_text(folder, tiny_lm, given):
-    found = features_of(folder, tiny_lm, given)
-    assert found.tokens == len(tiny_lm.tokenizer(given)["input_ids"])
-
-
 def test_no_text_is_the_held_out_text_in_training_contexts(folder, tiny_lm, tiny_lm_dir, text):
     found = features_of(folder, tokens=500)
     tokenizer = tiny_lm.tokenizer
@@ -272,17 +266,6 @@ def test_an_sae_that_keeps_all_features_says_that_it_has_no_return_score_when_as
         print(found.return_scores)
 
 
-def test_a_card_says_what_can_not_be_shown(tiny_lm, monkeypatch):
-    t.manual_seed(0)
-    few = features_of(AutoEncoderTopK(16, 24, 1), tiny_lm, "The cat", hook=HOOK)
-    never = int((few.density == 0).nonzero()[0])
-    assert few[never].fires_on == []
-    monkeypatch.setattr(tiny_lm._module, "get_output_embeddings", lambda: None)
-    for shown in (repr(few[never]), few[never]._repr_html_()):
-        assert "never selected" in shown
-        assert "no unembedding" in shown, "in place of effects on logits"
-
-
 def test_the_table_lists_the_most_readable_features_first(features):
     html = features._repr_html_()
     numbers = [int(number) for number in re.findall(r"<tr><td>(\d+)</td>", html)]
@@ -291,19 +274,3 @@ def test_the_table_lists_the_most_readable_features_first(features):
     assert f"24 features at {HOOK}" in repr(features)
     assert [one.number for one in features] == list(range(24))
     assert features[t.tensor(3)].density == float(features.density[3])
-
-
-@pytest.mark.parametrize(
-    ("ask", "message"),
-    [
-        (lambda features: features[24], "feature 24: .*0 to 23"),
-        (lambda features: features.top(-1), "feature -1: .*0 to 23"),
-        (lambda features: features.logits("a"), "feature 'a': "),
-        (lambda features: features.top(3, 9), r"n=9: expected 1 to 8, .*contexts=9$"),
-        (lambda features: features.search("catdog"), "'catdog' .* for one"),
-    ],
-)
-def test_what_features_refuse_is_one_line(features, ask, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        ask(features)
-    assert "\n" not in str(caught.value)

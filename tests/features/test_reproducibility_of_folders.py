@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
-from export_folders import of_sae_lens
 from measurement import codes_of_rows
-from small_commands import refused
 
 from dictionary_learning_ext import RunConfig, SAEConfig, agreement, load_dictionary, train
 from dictionary_learning_ext.activations.inputs import open_inputs
@@ -22,7 +20,6 @@ from dictionary_learning_ext.errors import LanguageModelError
 from dictionary_learning_ext.evaluation import folders as folders_module
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.features import reproducibility_of_folders as of_folders
-from dictionary_learning_ext.features import return_score
 from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
@@ -30,7 +27,6 @@ from dictionary_learning_ext.features.reproducibility_of_folders import (
     answer,
     of_seeds,
     reproduce,
-    warn_of_differences,
 )
 from dictionary_learning_ext.run_folder.reading import read_config
 from dictionary_learning_ext.run_folder.trained_on import run_of
@@ -181,13 +177,6 @@ def test_the_fifths_of_the_score_are_of_each_sae_and_its_other_seeds(seeds):
     assert found.fifths() == pytest.approx({fifth: np.mean(of) for fifth, of in shares.items()})
 
 
-def test_a_damaged_folder_is_not_told_to_leave_out_the_text(seeds, tmp_path, capsys):
-    damaged = shutil.copytree(seeds[1], tmp_path / "damaged")
-    (damaged / "ae.pt").write_bytes(b"no weights")
-    assert main(["reproduce", seeds[0], str(damaged)]) == 2
-    assert "tokens=" not in capsys.readouterr().err
-
-
 def normalized(dictionary):
     return t.nn.functional.normalize(decoder_directions(dictionary), dim=1)
 
@@ -231,20 +220,6 @@ def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_pa
         assert line in json.loads(capsys.readouterr().out)["warnings"]
 
 
-def test_another_architecture_is_said_and_what_is_not_known_is_not(seeds):
-    configs = {folder: read_config(folder) for folder in (seeds[0], seeds[1])}
-    assert warn_of_differences(configs) == []
-    configs[seeds[1]]["trainer"]["dict_class"] = "AutoEncoderTopK"
-    (note,) = warn_of_differences(configs)
-    assert "differ in architecture" in note
-    upstreams = {name: {"trainer": {"dict_class": "X", "lr": 1e-3}} for name in ("a", "b")}
-    assert warn_of_differences(upstreams) == [], "they name no seeds"
-    upstreams["b"]["trainer"] |= {"dict_class": "Y", "trainer_class": "YTrainer"}
-    upstreams["a"]["trainer"]["trainer_class"] = "XTrainer"
-    (note,) = warn_of_differences(upstreams)
-    assert "differ in trainer_class," in note, "which says it all"
-
-
 def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, tmp_path, capsys):
     run = run_at(tmp_path / "wide", tiny_lm_dir, text, eval_tokens=0)
     wide = str(train(run, {"sae": SAEConfig(k=4, dict_size=2 * F, seed=9)})["sae"])
@@ -271,13 +246,6 @@ def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, 
     assert {row["match_in_seed1"] for row in ours} == {""}, "its own"
 
 
-def test_saes_of_two_widths_are_refused_and_nothing_else_is_said(seeds, tmp_path, capsys, caplog):
-    other = of_sae_lens(tmp_path / "other", d=2 * D, hook_name="blocks.1.hook_resid_post")
-    assert main(["reproduce", seeds[1], str(other)]) == 2
-    assert f"other takes {2 * D} dimensions, and {seeds[1]} takes {D}" in capsys.readouterr().err
-    assert not caplog.records
-
-
 def test_each_sae_is_loaded_once(seeds, monkeypatch):
     loaded = []
 
@@ -289,19 +257,6 @@ def test_each_sae_is_loaded_once(seeds, monkeypatch):
     monkeypatch.setattr(folders_module, "load_dictionary", load)
     reproduce([seeds[0], seeds[1]], tokens=500)
     assert loaded == [seeds[0], seeds[1]]
-
-
-def test_a_csv_that_can_not_be_written_is_refused_before_anything_is_measured(
-    seeds, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(of_folders, "reproduce", lambda *given, **named: pytest.fail("measured"))
-    monkeypatch.setattr(return_score, "return_scores", lambda *given: pytest.fail("measured"))
-    (tmp_path / "file").write_text("")
-    for folders in ([seeds[0], seeds[1]], [seeds[0]]):
-        for path in (tmp_path / "file" / "x.csv", tmp_path):
-            line = refused(["reproduce", *folders, "--csv", path], capsys)
-            assert str(path) in line
-            assert "another csv" in line
 
 
 def test_other_contexts_are_compared_on_the_first_ones(seeds, tmp_path, caplog):
@@ -323,31 +278,6 @@ def test_of_an_sae_that_was_not_evaluated_the_fve_is_that_of_its_codes(seeds, tm
     assert reproduce([seeds[0], again], None).fve["again"] == pytest.approx(evaluated)
 
 
-@pytest.mark.parametrize("name", ["hook", "model"])
-def test_saes_of_other_places_are_refused(name, seeds, tmp_path, capsys):
-    again = changed(seeds[1], tmp_path / "again", **{name: "another"})
-    assert main(["reproduce", seeds[0], again]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"{again}: its run has {name}='another', but {seeds[0]} has " in error
-    assert f" {name}" in error
-    with pytest.raises(ReproducibilityError, match=f"{name}='another'"):
-        agreement(seeds[0], again)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["{0}", "{0}"], "given twice"),
-        (["{0}", "{0}/../seed0"], "given twice"),
-        (["{0}", "nowhere"], "nowhere"),
-        ([], "expected FOLDER"),
-    ],
-)
-def test_a_mistake_is_one_line(given, message, seeds, capsys):
-    assert main(["reproduce", *(each.format(seeds[0]) for each in given)]) == 2
-    assert message in capsys.readouterr().err.strip().splitlines()[-1]
-
-
 def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(seeds, tmp_path):
     """seeds[3] has another k. Of a seed that is there twice the first is compared."""
     configs = {folder: read_config(folder) for folder in seeds.values()}
@@ -363,16 +293,6 @@ def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(s
     ((folders, found),) = of_seeds(configs | {twice: read_config(twice)})
     assert folders == [*alike, twice]
     assert len(found.measured.names) == 3
-
-
-@pytest.mark.parametrize("data_seed", [0, 1])
-def test_a_comparison_says_which_seeds_saw_the_same_batches(data_seed, seeds, caplog):
-    configs = {one: read_config(one) for one in (seeds[0], seeds[1])}
-    for number, config in enumerate(configs.values()):
-        config["run"]["settings"]["data_seed"] = data_seed * number
-    caplog.clear()
-    of_seeds(configs)
-    assert ("same batches" in caplog.text) == (data_seed == 0)
 
 
 # --- agreement
@@ -441,9 +361,3 @@ def test_a_pair_is_of_two_saes_of_one_width(saes):
 )
 def test_the_answer_is_one_sentence(saes, said):
     assert answer(saes, 0.02) == said
-
-
-def test_a_given_hook_does_not_make_two_places_one(seeds, tmp_path):
-    other = changed(seeds[1], tmp_path / "other", hook="blocks.0.hook_mlp_out")
-    with pytest.raises(ReproducibilityError, match="hook"):
-        reproduce([seeds[0], other], hook="blocks.0.hook_mlp_out")

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +22,6 @@ from dictionary_learning_ext.codes import encoding
 from dictionary_learning_ext.errors import NonFiniteError
 from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.export.exporter import export
-from dictionary_learning_ext.features import return_score
 from dictionary_learning_ext.features.return_score import (
     FEW_SELECTIONS,
     SIGNALS,
@@ -384,11 +381,6 @@ def test_which_fit_is_taken_follows_from_the_noise(sae, expected):
     assert has_noise(sae) is expected
 
 
-def test_an_sae_that_keeps_all_features_is_refused_by_name():
-    with pytest.raises(ReturnScoreError, match=rf"VariationalTopKAutoEncoder\).* all {F} "):
-        scored(vsae(k=F), tokens())
-
-
 def test_an_sae_without_k_has_scores_unless_every_feature_fires_at_every_token():
     sae = drawn(AutoEncoder(D, F))
     sparse = codes_of_rows(sae, tokens())
@@ -446,29 +438,6 @@ def test_what_the_score_was_not_tested_on_is_named(sae, config, model, new):
     assert (said in scores.warnings) is bool(new)
 
 
-def test_parts_that_were_tested_apart_are_named_together(monkeypatch):
-    apart = {(OURS, "embedded"): ("TopK",), (OURS, "gpt2"): ("JumpReLU",)}
-    monkeypatch.setattr(return_score, "tested_on", lambda: apart)
-    assert caveat_on(AutoEncoderTopK(D, F, K), {}, "embedded") is None
-    said = caveat_on(AutoEncoderTopK(D, F, K), {}, "gpt2")
-    assert "TopK" in said
-    assert "gpt2" in said
-
-
-def test_one_folder_says_what_the_score_was_not_tested_on(folders, capsys):
-    """The tests' tiny language model is none that it was tested on."""
-    for folder in folders.values():
-        (scores,) = return_scores([folder], 300).values()
-        assert "gpt_neox" in str(scores.caveat)
-        main(["reproduce", str(folder), "--tokens", "300"])
-        said = " ".join(capsys.readouterr().out.split())
-        assert scores.caveat in said
-        main(["reproduce", str(folder), "--tokens", "300", "--json"])
-        assert scores.caveat in json.loads(capsys.readouterr().out)["warnings"]
-    main(["reproduce", *map(str, folders.values()), "--tokens", "300", "--all"])
-    assert "the language model" in " ".join(capsys.readouterr().out.split())
-
-
 def test_one_folder_is_ordered_and_its_scores_are_written(folder, capsys, tmp_path):
     main(["reproduce", str(folder), "--tokens", "600"])
     said = capsys.readouterr().out
@@ -491,11 +460,6 @@ def test_one_folder_is_ordered_and_its_scores_are_written(folder, capsys, tmp_pa
     assert found["by_fifth"]["counts"] == {str(n): count for n, count in scores.counts.items()}
 
 
-def test_one_folder_needs_tokens(folder, capsys):
-    assert main(["reproduce", str(folder), "--tokens", "0"]) == 2
-    assert "tokens=0: expected above 0" in capsys.readouterr().err
-
-
 def direction(fit, name):
     """What a higher value does to the score: the sign of the slope of the log odds at each rank, from -1 to 1."""
     slope, bend = fit.rank[name], 2 * fit.square[name]
@@ -508,15 +472,3 @@ def direction(fit, name):
         if below < 0.5
         else f"{low}, {high} in the top {1 - below:.0%}"
     )
-
-
-def test_the_guide_says_what_each_signal_does_to_the_score():
-    page = Path(__file__).parents[2] / "docs" / "reproducibility.md"
-    rows = re.findall(
-        r"^\| `(\w+)` \|.*\| (.*) \| (.*) \|$", page.read_text(encoding="utf-8"), re.M
-    )
-    assert {name for name, *_ in rows} == set(SIGNALS)
-    for name, *cells in rows:
-        for cell, kind in zip(cells, ("with_noise", "without_noise"), strict=True):
-            fit = fits()[kind]
-            assert cell == (direction(fit, name) if name in fit.rank else "–"), (name, kind)

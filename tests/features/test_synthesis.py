@@ -14,7 +14,6 @@ from dictionary_learning_ext.activations.language_models import load_language_mo
 from dictionary_learning_ext.codes.codes import encode
 from dictionary_learning_ext.codes.table import FeatureTable
 from dictionary_learning_ext.config.run import RunConfig
-from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.measure import measure
 from dictionary_learning_ext.features.directions import LogitLens, decoder_directions
 from dictionary_learning_ext.features.synthesis import synthesise
@@ -81,19 +80,6 @@ def test_it_repeats_for_one_seed_whatever_is_made_beside_it(tiny_lm, sae):
     assert alone.input_ids == one[1].input_ids
     other = synthesise(sae, tiny_lm._module, hook, [4, 9], seed=1, **options)
     assert [x.input_ids for x in other] != [x.input_ids for x in one]
-
-
-@pytest.mark.parametrize(
-    ("features", "options", "message"),
-    [
-        ([24], {}, "feature 24: .*0 to 23"),
-        ([0], {"length": 0}, "length=0: "),
-        ([0], {"restarts": 0}, "restarts=0"),
-    ],
-)
-def test_what_is_out_of_range_is_one_line(features, options, message, tiny_lm, sae):
-    with pytest.raises(ConfigError, match=message):
-        synthesise(sae, tiny_lm._module, find_hook(tiny_lm, HOOKS[0]), features, **options)
 
 
 def test_a_planted_feature_is_found_by_contexts_logits_and_synthesis(tiny_lm_dir, text):

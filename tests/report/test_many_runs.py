@@ -77,22 +77,6 @@ def test_only_seeds_do_not_make_a_group():
     assert not {"seed", "data_seed"} & groups[1].settings.keys()
 
 
-def test_a_setting_that_runs_of_an_earlier_version_lack_makes_no_group_of_its_own():
-    (group,) = grouped([row(8, 1.0, seed=0), row(8, 2.0, seed=1, text_column="text")])
-    assert group.n == 2
-    assert len(grouped([row(8, 1.0), row(8, 2.0, text_column="other")])) == 2
-
-
-def test_groups_are_in_the_order_of_their_numbers():
-    groups = grouped([row(k, 1.0, scope=s) for k in (16, 8, 128) for s in ("b", None, "a")])
-    assert [(one.settings["k"], one.settings["scope"]) for one in groups[:4]] == [
-        (8, None),
-        (8, "a"),
-        (8, "b"),
-        (16, None),
-    ]
-
-
 @pytest.mark.parametrize(
     ("lengths", "spread", "text"),
     [
@@ -128,37 +112,11 @@ def run_folder(folder, metrics=None, has_weights=True, **settings):
         (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-def test_an_empty_folder_or_one_without_results(tmp_path, caplog):
-    with pytest.raises(ConfigError, match="no finished"):
-        from_folder(tmp_path)
-    run_folder(tmp_path / "one", has_weights=False)
-    with pytest.raises(ConfigError, match="no finished"):
-        from_folder(tmp_path)
-    run_folder(tmp_path / "two", metrics={"fve": 0.5})
-    assert len(from_folder(tmp_path)) == 1
-    assert "left out: one (not finished)" in caplog.text
-
-
 def test_a_sigma_that_follows_from_its_ratio_is_no_setting_that_differs(tmp_path):
     for k, sigma in ((2, 4.4), (4, 3.1)):
         settings = {"k": k, "sigma": sigma, "noise_to_signal": 0.3}
         run_folder(tmp_path / f"k{k}", metrics={"fve": 0.5}, **settings)
     assert differing(from_folder(tmp_path)) == ["k"]
-
-
-def test_where_and_on_what_runs_were_made_is_no_setting_that_differs(tmp_path):
-    for name, device in (("one", "cpu"), ("two", "cuda")):
-        own = {"save_dir": name, "device": device, "log_steps": len(name)}
-        run_folder(tmp_path / name, metrics={"fve": 0.5}, k=2, **own)
-    assert differing(from_folder(tmp_path)) == []
-
-
-def test_a_damaged_folder_is_left_out_with_a_warning(tmp_path, caplog):
-    run_folder(tmp_path / "one", metrics={"fve": 0.5}, k=2)
-    run_folder(tmp_path / "two", metrics={"fve": "many"}, k=4)
-    assert [one.name for one in from_folder(tmp_path)] == ["one"]
-    assert "left out: two (" in caplog.text
-    assert "fve is 'many'" in caplog.text
 
 
 def run_on_wandb(name, state="finished", **settings):

@@ -7,8 +7,6 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -22,14 +20,10 @@ from dictionary_learning_ext.activations.language_models import load_language_mo
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.run import ReportOptions
-from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.features.return_score import FIFTHS, return_scores_of
-from dictionary_learning_ext.report import page as page_module
-from dictionary_learning_ext.run_folder.files import locked
 from dictionary_learning_ext.run_folder.weights import load_dictionary
 
 
@@ -54,17 +48,6 @@ def test_the_page_holds_everything_and_loads_nothing(report):
     assert page.count("<h2") >= 7
 
 
-def test_cards_link_to_the_pages_of_saes_that_are_called_by_their_paths(alike_report):
-    page = alike_report.read_text(encoding="utf-8")
-    labels = {sae["label"] for sae in data_of(page)["saes"]}
-    assert all("/" in label for label in labels)
-    links = re.findall(r'href="#feature/([^"]+)"', page)
-    assert links
-    for link in links:
-        label, _ = re.fullmatch(r"([^/]+)/(\d+)", link).groups()  # as features.js takes it apart
-        assert unquote(label) in labels
-
-
 def test_the_page_says_what_was_measured(report, runs):
     page = report.read_text(encoding="utf-8")
     for folder in runs:
@@ -72,27 +55,6 @@ def test_the_page_says_what_was_measured(report, runs):
         assert f"{metrics['fve']:.4f}" in page
     assert f"vsae report {runs[0]} --against {runs[1]} --tokens 600 --split train" in page
     assert f"--out {report}\n" in page
-
-
-def test_steps_of_long_runs_are_not_rounded(monkeypatch):
-    monkeypatch.setattr(page_module, "columns", lambda analysis, vocabulary: {})
-    history = [{"step": 123_456, "fve": 0.123456}]
-    one = SimpleNamespace(
-        label="a", history=history, features=SimpleNamespace(ranking=[]), scores=None
-    )
-    comparison = SimpleNamespace(options=ReportOptions())
-    assert page_module._sae(one, comparison, None)["history"] == [{"step": 123_456, "fve": 0.1235}]
-
-
-@pytest.mark.slow
-def test_a_page_is_written_after_its_data(runs, tmp_path, monkeypatch):
-    def full(*given):
-        raise CheckpointError("the disk is full")
-
-    monkeypatch.setattr(page_module, "_write_data", full)
-    out = tmp_path / "page.html"
-    assert main(["report", str(runs[0]), *QUICK, "--out", str(out)]) == 2
-    assert not out.exists()
 
 
 def test_a_former_report_stays_whole_while_the_next_is_written(runs, tmp_path, monkeypatch):
@@ -129,22 +91,6 @@ def test_a_former_report_stays_whole_while_the_next_is_written(runs, tmp_path, m
     assert former.keys() == {path for path in tmp_path.rglob("*.*") if path.name != ".lock"}
 
 
-def test_a_second_report_of_a_page_is_refused_while_the_first_is_written(runs, tmp_path, capsys):
-    with locked(tmp_path / "page_files"):
-        line = refused(["report", str(runs[0]), *QUICK, f"--out={tmp_path}/page.html"], capsys)
-    assert "choose another out" in line
-
-
-def test_a_page_that_can_not_be_written_is_refused_before_anything_is_measured(
-    runs, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(page_module, "analyse", lambda *given, **named: pytest.fail("measured"))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"file.*; choose another out"):
-        page_module.write_report(runs[0], out=tmp_path / "file" / "x.html")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 @pytest.mark.slow
 def test_the_command_on_the_page_writes_it_again(runs, tmp_path):
     """Every flag that was given is in it, and none beside."""
@@ -166,14 +112,6 @@ def test_the_command_on_the_page_writes_it_again(runs, tmp_path):
 
 def pairwise_of(flags):
     return list(zip(flags[::2], flags[1::2], strict=True))
-
-
-def test_numbers_lie_beside_the_page(report):
-    files = report.with_name("both_files")
-    rows = list(csv.DictReader((files / "features_vsae.csv").open(encoding="utf-8")))
-    data = data_of(report.read_text(encoding="utf-8"))["saes"][0]["columns"]
-    assert [float(row["frequency"]) for row in rows] == data["frequency"]
-    assert all(int(row["count"]) == round(600 * float(row["frequency"])) for row in rows)
 
 
 @pytest.mark.slow
@@ -259,22 +197,6 @@ def test_a_run_without_live_features_has_a_report(runs, tmp_path):
     assert main(["report", str(dead), "--out", str(dead / "page.html"), *QUICK]) == 0
     page = (dead / "page.html").read_text(encoding="utf-8")
     assert '<td role="cell">0 of 32</td>' in page
-
-
-def test_what_is_not_matched_is_named_with_its_settings(runs, report, tmp_path):
-    other = shutil.copytree(runs[0], tmp_path / "other")
-    config = json.loads((other / "config.json").read_text())
-    config["run"]["settings"]["lr"], config["trainer"]["lr"] = None, 0.5  # left out, so chosen
-    (other / "config.json").write_text(json.dumps(config))
-    metrics = json.loads((other / "metrics.json").read_text())
-    (other / "metrics.json").write_text(json.dumps(metrics | {"tokens": 7}))
-    out = tmp_path / "page.html"
-    assert main(["report", str(runs[0]), "--against", str(other), "--out", str(out), *QUICK]) == 0
-    page = " ".join(out.read_text(encoding="utf-8").split())
-    assert re.search(r'<th scope="row">lr</th>\s*<td>[\d.]+</td>\s*<td>0.5</td>', page)
-    assert "different conditions</strong> (tokens)" in page
-    matched = report.read_text(encoding="utf-8")
-    assert "different conditions" not in matched
 
 
 @pytest.mark.slow
@@ -434,15 +356,3 @@ def test_what_seeds_share_is_said_on_the_page(seeds, seeded_report, tiny_lm_dir,
     assert "differ in k," in page
     assert f"{seeds[0]} and {same} saw " in page
     assert "may return" not in seeded_report.read_text(encoding="utf-8")
-
-
-def test_seeds_that_can_not_be_compared_are_one_line(seeds, tmp_path, capsys):
-    """What `vsae reproduce` refuses, before the contexts are read."""
-    out = tmp_path / "page.html"
-    for other, message in (
-        (seeds[0] / ".." / "seed0", "is given twice"),
-        (tmp_path / "nowhere", "no such folder"),
-    ):
-        flags = ["--seeds", other, "--out", out, *QUICK]
-        assert message in refused(["report", seeds[0], *flags], capsys)
-    assert not out.exists()

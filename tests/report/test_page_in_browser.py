@@ -1,6 +1,5 @@
 """The report in headless Chromium with the network off: no errors; search, sort, hover, click."""
 
-import csv
 import re
 import shutil
 from urllib.parse import quote
@@ -58,11 +57,6 @@ def open_page(browser, path, fragment=""):
     until(browser, "document.documentElement.dataset.ready === 'yes'")
 
 
-def open_first_feature(browser):
-    browser.find_element(By.CSS_SELECTOR, "#table tbody a").send_keys(Keys.ENTER)
-    until(browser, "document.getElementById('page').open")
-
-
 def next_feature(browser):
     shown = browser.find_element(By.ID, "page-title").text
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
@@ -78,11 +72,6 @@ def choose(browser, id, value):
 def draw_all(browser):
     browser.execute_script("return Promise.all([...charts.keys()].map((plot) => draw(plot)))")
     until(browser, "[...charts.values()].every((chart) => chart.drawn)")
-
-
-def rows_in(path):
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def shown(browser):
@@ -131,31 +120,6 @@ def test_search_and_sort(browser, report):
     assert browser.find_element(By.ID, "found").text.startswith("0 features")
 
 
-def test_features_are_sorted_by_their_return_score_and_shown_by_its_fifths(browser, report):
-    """Together with the search and the choice of an SAE."""
-    for sae, name in enumerate(["vsae", "top_k"]):
-        open_page(browser, report)
-        choose(browser, "sae", sae)
-        rows = rows_in(report.with_name("both_files") / f"features_{name}.csv")
-        browser.find_element(By.CSS_SELECTOR, 'th[data-key="score"] button').click()
-        ordered = sorted(rows, key=lambda row: (-float(row["score"]), int(row["feature"])))
-        assert shown(browser) == [row["feature"] for row in ordered]
-        choose(browser, "fifth", "5")
-        top = [row["feature"] for row in ordered if row["fifth"] == "5"]
-        assert shown(browser) == top
-        browser.find_element(By.ID, "search").send_keys(top[-1])
-        assert top[-1] in shown(browser)
-        assert set(shown(browser)) < set(top)
-    feature, whole = int(shown(browser)[0]), "#table tbody td:nth-child(9)"
-    score = browser.find_element(By.CSS_SELECTOR, whole).text
-    assert int(score) == int(float(rows[feature]["score"]))
-    open_first_feature(browser)
-    facts = browser.find_element(By.CSS_SELECTOR, "#page .facts").text
-    assert f"{score}\nreturn score, of 100" in facts
-    browser.execute_script("document.getElementById('page').close()")
-    assert browser.get_log("browser") == []
-
-
 def test_a_feature_opens_from_the_table_and_by_keys(browser, report):
     open_page(browser, report)
     browser.find_element(By.TAG_NAME, "body").send_keys("/")
@@ -177,52 +141,6 @@ def test_a_feature_opens_from_the_table_and_by_keys(browser, report):
     until(browser, "!document.getElementById('page').open")
     assert "#feature" not in browser.current_url
     assert browser.get_log("browser") == []
-
-
-def test_features_that_come_back_are_sorted(browser, seeded_report):
-    open_page(browser, seeded_report)
-    draw_all(browser)
-    rows = rows_in(seeded_report.with_name("seeded_files") / "features_seed0.csv")
-    counts = browser.execute_script("return document.querySelector('#matches .plot').data[0].y")
-    assert sum(counts) == 32, "dead features too"
-
-    header = browser.find_element(By.CSS_SELECTOR, 'th[data-key="as_direction_in"]')
-    assert header.text == "as a direction"
-    header.find_element(By.TAG_NAME, "button").click()
-    place = browser.execute_script("return arguments[0].cellIndex + 1", header)
-    column = f"#table tbody td:nth-child({place})"
-    cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)]
-    assert cells == sorted((f"{row['as_direction_in']}/2" for row in rows), reverse=True)
-    open_first_feature(browser)
-    feature = int(browser.find_element(By.ID, "page-title").text.split()[1])
-    facts = browser.find_element(By.CSS_SELECTOR, "#page .facts").text.replace("\n", " ")
-    assert f"{rows[feature]['as_direction_in']}/2 seeds" in facts
-    browser.execute_script("document.getElementById('page').close()")
-    choose(browser, "sae", 1)
-    assert {cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)} == {"–"}
-    assert browser.get_log("browser") == []
-
-
-@pytest.mark.parametrize("of", ["report", "seeded_report"])
-def test_it_fits_a_phone(browser, of, request):
-    report = request.getfixturevalue(of)
-    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
-        open_page(browser, report)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-        menu = browser.find_element(By.TAG_NAME, "nav")
-        assert browser.execute_script("return arguments[0].scrollWidth", menu) <= 390
-        for link in menu.find_elements(By.TAG_NAME, "a"):
-            assert link.rect["x"] >= 0
-            assert link.rect["x"] + link.rect["width"] <= 390, link.text
-        explanations = browser.find_elements(By.CSS_SELECTOR, ".headline th small")
-        assert len(explanations) >= 5
-        assert all(one.is_displayed() and one.text for one in explanations)
-        open_first_feature(browser)
-        assert browser.execute_script("return document.getElementById('page').scrollWidth") <= 390
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize("of", ["report", "index", "results"])
@@ -249,32 +167,6 @@ def test_no_page_scrolls_sideways_with_the_longest_names(
             assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
-def test_explanations_are_searched_sorted_and_shown_as_text(browser, explained_report):
-    open_page(browser, explained_report)
-    everything = len(shown(browser))
-    browser.find_element(By.ID, "search").send_keys("unmistakable")
-    assert 0 < len(shown(browser)) == 3 < everything
-    cell = browser.find_element(By.CSS_SELECTOR, "#table tbody .explanation").text
-    assert cell.startswith("=1+1</script><script>")
-    browser.find_element(By.ID, "search").clear()
-    browser.find_element(By.ID, "search").send_keys(Keys.SPACE, Keys.BACKSPACE)
-    choose(browser, "sae", "1")
-    browser.find_element(By.CSS_SELECTOR, 'th[data-key="explanation_score"] button').click()
-    header = browser.find_element(By.CSS_SELECTOR, 'th[data-key="explanation_score"]')
-    place = browser.execute_script("return arguments[0].cellIndex + 1", header)
-    cells = browser.find_elements(By.CSS_SELECTOR, f"#table tbody tr > :nth-child({place})")
-    scores = [float(one.text) for one in cells[:5]]
-    assert scores == sorted(scores, reverse=True)
-    assert cells[5].text == "–"
-    open_first_feature(browser)
-    page = browser.find_element(By.ID, "page").text
-    assert "the text '" in page
-    assert "the scorer said" in page
-    browser.execute_script("document.getElementById('page').close()")
-    assert "owned" not in browser.title
-    assert browser.get_log("browser") == []
 
 
 def test_an_injected_script_does_not_run_with_escaping_switched_off(

@@ -1,8 +1,6 @@
 """The page about a folder of run folders, and a sweep's results as text, CSV and a page."""
 
-import base64
 import csv
-import gzip
 import json
 import re
 import shutil
@@ -79,32 +77,6 @@ def test_a_setting_that_differs_is_a_column(folder):
     assert rows["vsae"]["FVE"] == "-", "not measured"
 
 
-def test_metrics_that_were_not_measured_alike_are_called_so(folder):
-    assert "different conditions" not in index_of(folder)
-    change(folder / "top_k" / "metrics.json", lambda it: it.update(tokens=7))
-    page = index_of(folder)
-    assert "different conditions" in page
-    assert rows_of(page)["top_k"]["tokens"] == "7"
-
-
-_TEXT_IN = {
-    "config.json": lambda it: it["run"]["settings"],
-    "metrics.json": lambda it: it["measured_on"],
-}
-
-
-def test_reports_are_linked_and_those_that_are_missing_have_a_command(folder, tmp_path):
-    (folder / "vsae" / "report.html").write_text("")
-    (folder / "report.html").write_text("")
-    out = tmp_path / "pages" / "a page.html"
-    assert main(["report", str(folder), "--out", str(out)]) == 0
-    page = out.read_text(encoding="utf-8")
-    links = re.findall('href="([^"]*html)"', page)
-    assert links == ["../saes/report.html", "../saes/vsae/report.html"]
-    assert f"vsae report {folder / 'top_k'}\n" in page
-    assert f"vsae report {folder / 'vsae'}\n" not in page
-
-
 def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path, capsys):
     folder = tmp_path / "saes"
     for run in [*seeds, runs[1]]:
@@ -141,15 +113,6 @@ def test_seeds_that_saw_the_same_batches_are_marked(seeds, tmp_path):
     assert "same batches" in (tmp_path / "results.html").read_text()
 
 
-def test_seeds_that_can_not_be_read_are_named(seeds, folder, tmp_path, caplog):
-    for run in seeds[:2]:
-        shutil.copytree(run, tmp_path / "seeds" / run.name)
-    (tmp_path / "seeds" / "seed1" / "ae.pt").write_bytes(b"cut")
-    assert "as a direction" not in index_of(tmp_path / "seeds")
-    assert re.search(r"not measured: \S+seed1/ae.pt", caplog.text)
-    assert "several seeds" not in index_of(folder), "no two seeds"
-
-
 def test_a_damaged_folder_is_left_out_and_the_others_are_there(folder, runs):
     shutil.copytree(runs[0], folder / "cut")
     (folder / "cut" / "config.json").write_text('{"trainer": ')
@@ -174,7 +137,6 @@ def row(k, length, seed=0, **settings):
 
 
 SEEDS = [row(8, 3.0), row(8, 4.0, seed=1), row(8, 1.0, lr=0.002), row(8, 7.0, seed=1, lr=0.002)]
-FIGURES = ("FVE against k", "CE recovered against k", "drag along")
 
 
 def test_the_best_run_for_each_k_is_named(tmp_path):
@@ -213,59 +175,3 @@ def test_seeds_are_averaged_before_the_best_is_chosen(tmp_path):
     assert '<th scope="col">n</th>' in best
     assert '<th scope="col">seed</th>' not in best
     assert '<th scope="col">seed</th>' in html[html.index("<h2>All runs") :]
-
-
-def test_results_are_shown_where_they_cannot_be_written_and_where_some_are_missing(
-    tmp_path, caplog
-):
-    (tmp_path / "file").touch()
-    text = show_sweep(SEEDS, tmp_path / "file" / "sweep")
-    assert "k=8, lr=0.001: 3.5000 ± 0.7071 (n = 2)" in text
-    assert "Wrote" not in text
-    assert "not written" in caplog.text
-    text = show_sweep(SEEDS[:1], tmp_path, "1 of 8 runs are finished")
-    assert "\n1 of 8 runs " in text[: text.index("Lowest")]
-    assert "<strong>1 of 8 runs" in (tmp_path / "results.html").read_text()
-
-
-def test_how_well_seeds_agree_is_in_the_tables(seeds, runs, tmp_path):
-    for run in (*seeds, runs[1]):
-        shutil.copytree(run, tmp_path / "sweep" / run.name)
-    text = show_sweep(from_folder(tmp_path / "sweep"), tmp_path)
-    scores = seed_scores(seeds).values
-    share = scores["as_direction"]
-    head, _, single, several = text.splitlines()[:4]
-    assert head.endswith("as a direction  in what they do")
-    assert several.split()[-2:] == [f"{share:.1%}", "-"], "no codes are kept"
-    assert single.split()[-2:] == ["-", "-"]
-    assert "same batches" not in text
-    first, second = csv.DictReader((tmp_path / "results_by_setting.csv").open())
-    assert float(second["as_direction"]) == pytest.approx(share)
-    assert first["as_direction"] == second["in_function"] == ""
-    html = (tmp_path / "results.html").read_text()
-    settings = html[html.index("<h2>All settings") : html.index("<h2>All runs")]
-    assert f"<td>{share:.1%}</td><td>-</td>" in settings
-    runs_ = html[html.index("<h2>All runs") : html.index("<h2>Figures")]
-    assert "as a direction" not in runs_, "a run has no value of its own"
-    assert "as a direction" not in show_sweep(SEEDS, tmp_path), (
-        "runs on wandb have no features to match"
-    )
-
-
-@pytest.mark.parametrize(
-    ("runs", "titles"),
-    [
-        (
-            [row(8, 3.0), row(16, 2.0)],
-            ["FVE against k", "CE recovered against k", "drag along"],
-        ),
-        ([row(8, 3.0), row(8, 2.0, lr=0.1)], ["drag along"]),
-        ([RunResult("a", {}, {"fve": 0.5}), RunResult("b", {}, {})], []),
-    ],
-)
-def test_the_figures_are_those_of_what_differs(runs, titles, tmp_path):
-    show_sweep(runs, tmp_path)
-    html = (tmp_path / "results.html").read_text()
-    packed = re.search(r'id="data">([^<]*)<', html)
-    figures = gzip.decompress(base64.b64decode(packed[1])).decode() if packed else ""
-    assert [one for one in FIGURES if one in figures] == titles

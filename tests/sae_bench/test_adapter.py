@@ -15,10 +15,9 @@ from dictionary_learning.dictionary import (
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
-from huggingface_hub.utils import filter_repo_objects
 
 from dictionary_learning_ext import VAEase, VariationalTopKAutoEncoder, load_dictionary
-from dictionary_learning_ext.errors import BenchError, CheckpointError
+from dictionary_learning_ext.errors import BenchError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-bench]'")
 
@@ -216,47 +215,6 @@ def test_its_unmodified_runner_takes_our_checkpoint_once_registered(
     result = result_in(path, "core")
     assert result["sae_cfg_dict"]["architecture"] == "vsae_fixed_values"
     assert result["eval_result_metrics"]["sparsity"]["l0"] == pytest.approx(K, abs=0.01)
-
-
-@pytest.fixture
-def hub_of(tmp_path, monkeypatch):
-    """Stands for the hub: a repo me/saes with files of these names."""
-    monkeypatch.chdir(tmp_path)
-
-    def of(*names):
-        def download(repo, *, allow_patterns, local_dir):
-            assert repo == "me/saes"
-            for name in filter_repo_objects(names, allow_patterns=allow_patterns):
-                path = local_dir / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(name)
-
-        monkeypatch.setattr(adapter, "snapshot_download", download)
-
-    return of
-
-
-@pytest.mark.parametrize(
-    ("files", "source", "folder"),
-    [
-        (("ae.pt", "config.json", "other/config.json"), "me/saes", ""),
-        (("a/ae.pt", "a/config.json", "README.md"), "me/saes", "a"),
-        (("a/ae.pt", "a/config.json", "b/ae.pt", "b/config.json"), "me/saes/b", "b"),
-    ],
-)
-def test_a_repos_sae_is_at_its_root_or_in_the_only_folder_or_in_the_one_that_is_named(
-    files, source, folder, hub_of, tmp_path
-):
-    hub_of(*files)
-    found = adapter.local_folder(source)
-    assert found == (tmp_path / "runs" / "me_saes" / folder).resolve()
-    assert {path.name for path in found.iterdir()} >= {"ae.pt", "config.json"}
-
-
-def test_a_repo_of_several_saes_needs_the_name_of_one(hub_of):
-    hub_of("a/ae.pt", "a/config.json", "b/ae.pt", "b/config.json")
-    with pytest.raises(CheckpointError, match=r"holds 2 SAEs; expected .* me/saes/a, me/saes/b$"):
-        adapter.local_folder("me/saes")
 
 
 def test_the_loader_fetches_an_sae_and_its_config_from_the_hub(trained, tmp_path, monkeypatch):

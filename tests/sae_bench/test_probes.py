@@ -121,15 +121,6 @@ def test_the_smallest_are_those_of_the_fewest_characters():
     assert list(probes.SMALLEST_SETS) == sorted(small, key=lambda name: sizes[name])
 
 
-def test_all_and_some_by_name():
-    assert probes.chosen_sets("smallest") == list(probes.SMALLEST_SETS)
-    assert len(probes.chosen_sets("all")) == 113
-    assert probes.chosen_sets("87_glue_cola, 41_truthqa_tf,87_glue_cola") == [
-        "87_glue_cola",
-        "41_truthqa_tf",
-    ]
-
-
 @pytest.mark.parametrize("asked", ["glue_cola", "41_truthqa_tf,glue_cola", ""])
 def test_an_unknown_name_is_refused_with_those_like_it(asked):
     message = (

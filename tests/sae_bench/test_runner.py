@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-from inspect import signature
 from pathlib import Path
 
 import datasets
@@ -14,12 +13,10 @@ import transformers
 from bench_saes import FLAGS, FOUR, PLACE, SMALL, D, result_in
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.commands.bench import BenchFlags
-from dictionary_learning_ext.errors import BenchError, ConfigError
+from dictionary_learning_ext.errors import BenchError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-bench]'")
 
-import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]
 from sae_bench.custom_saes.identity_sae import IdentitySAE  # pyright: ignore[reportMissingImports]
 from sae_bench.sae_bench_utils import graphing_utils  # pyright: ignore[reportMissingImports]
 
@@ -40,10 +37,6 @@ def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, traine
     assert "vsae_fixed_values" in graphing_utils.TRAINER_COLORS
 
 
-def test_python_runs_the_same_evaluations_as_the_command():
-    assert ",".join(signature(bench).parameters["evals"].default) == BenchFlags.evals
-
-
 def test_results_of_tpp_hold_its_classes_and_every_one_its_seconds(benched):
     found = benched.results["vsae"]
     per_class = found["tpp"]["eval_result_unstructured"].keys()
@@ -58,12 +51,6 @@ def test_n_is_at_most_a_tenth_of_the_dictionary(benched):
     assert settings.capped_n_values(512) == (2, 5, 10, 20, 50)
     with pytest.raises(BenchError, match="19 features: expected 20"):
         settings.capped_n_values(19)
-
-
-def test_caches_are_gone_and_nothing_is_in_the_installed_package(benched, trained):
-    assert not (trained["top_k"] / ".bench_cache").exists()
-    installed = Path(core.__file__).parents[2]
-    assert not list(installed.glob("artifacts/**/*tiny*"))
 
 
 def test_what_is_finished_is_not_repeated_unless_it_changed(one, caplog):
@@ -147,19 +134,6 @@ def test_a_killed_command_gives_the_same_when_it_is_typed_again(evaluation, one,
     again.check()
     assert again.results["one"][evaluation]["eval_result_metrics"] == wanted["eval_result_metrics"]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-def test_a_second_command_leaves_the_cache_that_another_uses(one, monkeypatch):
-    def second(*_):
-        (one / ".bench_cache" / "half").touch()
-        with pytest.raises(ConfigError, match=r"\.bench_cache: process \d+ "):
-            bench([one], evals=["core"], **SMALL)
-        assert (one / ".bench_cache" / "half").exists()
-        raise BenchError("stop")
-
-    monkeypatch.setitem(evaluations.EVALUATIONS, "absorption", second)
-    outcome = bench([one], evals=["absorption"], **SMALL)
-    assert outcome.failures == {("absorption", "stop"): ["one"]}
 
 
 class Killed(BaseException):
@@ -302,27 +276,6 @@ def test_another_seed_and_another_folder_of_data_are_other_documents(one, tmp_pa
             assert metrics["reconstruction_quality"] not in found
             found.append(metrics["reconstruction_quality"])
     assert len(found) == 3
-
-
-def test_caches_of_repeats_are_deleted_before_the_next_seed(one, monkeypatch):
-    """They hold the activations of whole texts."""
-    there, whole = [], runner.seed_everything
-
-    def noted(seed):
-        there.append((seed, sorted(path.name for path in one.glob(".bench_cache/sparse_*"))))
-        whole(seed)
-
-    monkeypatch.setattr(runner, "seed_everything", noted)
-    assert bench([one], evals=["sparse_probing"], bench_seeds=3, **SMALL).failures == {}
-    assert [len(caches) for _, caches in there] == [1, 1, 1], "this seed's alone"
-
-
-def test_a_floors_label_is_not_that_of_a_folder(one):
-    folder = one.rename(one.with_name("identity"))
-    outcome = bench([folder], evals=["core"], floor=True, **SMALL)
-    assert outcome.failures == {}
-    assert {"identity", f"{folder.parent.name}/identity"} <= set(outcome.results)
-    assert len(outcome.results) == 4
 
 
 def identity(width=D, hook_name=PLACE["hook_name"]):
