@@ -4,7 +4,6 @@ explained = explain("runs/mine", Endpoint("http://localhost:8000/v1"), "llama-3.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,8 +37,6 @@ from .questions import (
 _OUT = "out"
 _CHARACTERS_PER_TOKEN = 4
 _TOKENS_OF_AN_EXPLANATION = 40
-_PAUSE = 10
-"""How much longer than writing explanations.json the pause until it is written again takes: it may be large."""
 _MOST_FAILURES = 10
 """Requests in a row that may fail before the endpoint is taken to be down."""
 
@@ -352,10 +349,10 @@ class _Answers:
     def __init__(self, path: Path, known: Explanations):
         self.path, self.known = path, known
         self.failed: dict[int, str] = {}
-        self._in_a_row, self._write_at = 0, 0.0
+        self._in_a_row = 0
 
     def note(self, found: Explanation, failure: str) -> None:
-        """Keep what is known of a feature after a request. It is written, unless that was done just now.
+        """Keep what is known of a feature after a request, and write it.
 
         Raises: EndpointError if too many requests failed in a row; CheckpointError if the disk refuses.
         """
@@ -367,10 +364,7 @@ class _Answers:
             features.setdefault(found.feature, found)
         else:
             features[found.feature] = found
-        if time.monotonic() >= self._write_at:
-            began = time.monotonic()
-            self.known.write(self.path)
-            self._write_at = time.monotonic() + _PAUSE * (time.monotonic() - began)
+        self.known.write(self.path)
         if self._in_a_row >= _MOST_FAILURES:
             raise EndpointError(
                 f"{_MOST_FAILURES} requests in a row failed, the last one: {failure}",
