@@ -112,6 +112,13 @@ EXPERIMENTS = (
         pages=("benchmark_gpu.md",),
     ),
     Experiment(
+        "speed.gpu_on_paper",
+        "What would a step compute, move and hold on an H100?",
+        minutes="1",
+        stages=("bench", "tables"),
+        pages=("gpu_on_paper.md",),
+    ),
+    Experiment(
         "speed.whole_runs",
         "How long do whole runs take against upstream's trainSAE, and where does the time go?",
         minutes="13",
