@@ -27,7 +27,7 @@ from ..progress import progress
 from ..run_folder.files import (
     locked,
     remove,
-    remove_temporaries,
+    remove_left_behind,
     replacing,
     sha256_of,
     write_json,
@@ -168,7 +168,7 @@ def _so_far(
     else:
         require_sizes(folder, found)
     for part in (folder, folder / HELD_OUT):
-        remove_temporaries(part)
+        remove_left_behind(part)
     return found
 
 

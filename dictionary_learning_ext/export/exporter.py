@@ -7,10 +7,8 @@ the language model. An export that is not exact is refused unless allow_inexact 
 
 import importlib.metadata
 import logging
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +23,7 @@ from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..evaluation.measure import batches_of
 from ..features.explanations import read_explanations
-from ..run_folder.files import EXPORTS, METRICS, writing
+from ..run_folder.files import EXPORTS, METRICS, temporary_folder, writing
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import require_own, results_folder
 from ..run_folder.trained_on import run_of
@@ -207,16 +205,13 @@ def compare(original: Any, exported: Any, batches: Iterable[t.Tensor]) -> Differ
 def _new_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that becomes `target` if all goes well, and otherwise leaves no trace."""
     above = next(path for path in target.absolute().parents if path.exists())
-    temporary = above / f".export.{secrets.token_hex(4)}"
-    with _writing(target):
-        temporary.mkdir()
-    try:
+    with ExitStack() as stack:
+        with _writing(target):
+            temporary = stack.enter_context(temporary_folder(above, "export"))
         yield temporary
         with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ The page holds its data and plotly compressed and base64-encoded. So no text of 
 script or be taken for markup, and a page with thousands of features stays small.
 """
 
-import glob
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,6 @@ from ..run_folder.files import (
     REPORT,
     locked,
     page_at,
-    remove_temporaries,
     replacing,
     report_files,
     require_writable,
@@ -94,8 +92,6 @@ def write_report(
     files = report_files(out)
     require_writable(out, _OUT)
     with locked(files, _OUT):
-        remove_temporaries(files)
-        remove_temporaries(out.parent, glob.escape(out.name))
         comparison = analyse(
             [folder, *against],
             options or ReportOptions(),

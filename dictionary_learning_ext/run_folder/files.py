@@ -7,6 +7,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -267,24 +268,56 @@ def replacing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[Path]:
     """
     with writing(path, elsewhere):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-        try:
+        with temporary_folder(path.parent, path.name) as folder:
+            temporary = folder / "new"
             with usual_mode(temporary):
                 yield temporary
             sync(temporary)
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
-def remove_temporaries(folder: Path, name: str = "*") -> None:
-    """Delete what killed processes left in a folder of the files that they were `replacing`.
+@contextmanager
+def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A new folder in `parent`, which is deleted at the end.
 
-    Arguments:
-        name: of these files, as in `Path.glob`.
+    It is locked until then. So what a killed process leaves is told from what another one is writing, and the next
+    temporary folder of this name deletes it.
     """
-    for temporary in folder.glob(f".{name}.{'[0-9a-f]' * 8}"):
-        remove(temporary)
+    remove_left_behind(parent, name)
+    while True:
+        folder = parent / f".{name}.{secrets.token_hex(4)}"
+        folder.mkdir()
+        with _held(folder, fcntl.LOCK_EX):
+            if not folder.exists():  # another process took it for left behind
+                continue
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+
+
+def remove_left_behind(parent: Path, name: str | None = None) -> None:
+    """Delete the temporary folders that killed processes left in `parent`, of any name or of one."""
+    own = "*" if name is None else glob.escape(name)
+    for left in parent.glob(f".{own}.{'[0-9a-f]' * 8}"):
+        with _held(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_held:
+            if is_held:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path, how: int) -> Iterator[bool]:
+    """Hold a lock on a folder; False if another process does, the folder is gone, or its disk has no locks."""
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, how)
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 @contextmanager

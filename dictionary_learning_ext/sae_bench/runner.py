@@ -1,7 +1,6 @@
 """`vsae bench`: SAE Bench's evaluations of run folders, and the files that hold the results."""
 
 import contextlib
-import glob
 import hashlib
 import json
 import logging
@@ -37,7 +36,6 @@ from ..run_folder.files import (
     LOCK,
     locked,
     remove,
-    remove_temporaries,
     target_of,
     write_json,
     writing,
@@ -284,7 +282,6 @@ class _BenchRun:
                 started = time.perf_counter()
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
-                    remove_temporaries(folder, glob.escape(path.name))
                 found = self._evaluate(job, evaluation, config, settings, log)
                 found["eval_result_unstructured"] = (found["eval_result_unstructured"] or {}) | {
                     "vsae_bench_key": key,

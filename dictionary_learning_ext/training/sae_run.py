@@ -24,7 +24,7 @@ from ..run_folder.files import (
     WEIGHTS,
     checkpoint,
     remove,
-    remove_temporaries,
+    remove_left_behind,
     write_json,
     writing,
 )
@@ -79,7 +79,7 @@ class SAERun:
             for name in (METRICS, WEIGHTS, *RUN_FILES):
                 if name != CONFIG:
                     remove(self.folder / name)
-            self._remove_temporaries()
+            self._remove_left_behind()
             self.log.clear_former()
         config = {  # upstream's "trainer" and "buffer", and all that is needed to train it again
             "trainer": self.trainer.config | {"norm_factor": self.norm_factor},
@@ -96,7 +96,7 @@ class SAERun:
     def resume(self, point: resume_points.ResumePoint, group: str | None) -> None:
         """Delete what was written after a point, and resume the run in wandb."""
         with writing(self.folder):
-            self._remove_temporaries()
+            self._remove_left_behind()
             resume_points.forget_after(self.folder, point.step)
         self._note_moved()
         self.log.resume(point, group)
@@ -234,10 +234,10 @@ class SAERun:
                 "is where it is now, and `vsae train --resume` continues from its last resume point there"
             )
 
-    def _remove_temporaries(self) -> None:
+    def _remove_left_behind(self) -> None:
         """Delete what a process was writing when it was killed."""
         for folder in (self.folder, self.folder / CHECKPOINTS, self.folder / RESUME):
-            remove_temporaries(folder)
+            remove_left_behind(folder)
 
 
 def versions() -> dict[str, Any]:

@@ -156,9 +156,10 @@ def test_a_stopped_cache_is_continued_to_the_same_bytes(stop, small_cache, cache
     part = folder if (folder / UNFINISHED).exists() else folder / HELD_OUT
     part.mkdir(parents=True, exist_ok=True)
     next_file = f"data-{len(list(part.glob('data-*'))):05d}.arrow"
-    (part / f".{next_file}.0123abcd").write_bytes(b"half")
+    for left in (part / f".{next_file}.0123abcd", folder / f".{UNFINISHED}.0123abcd"):
+        left.mkdir()
+        (left / "new").write_bytes(b"half")
     (part / next_file).write_bytes(b"whole")
-    (folder / f".{UNFINISHED}.0123abcd").write_bytes(b"half")
     write_small(folder, cached_run, **options)
     assert files_in(folder) == files_in(small_cache)
 
@@ -281,7 +282,10 @@ def test_beside_a_manifest_only_what_a_kill_leaves_is_deleted(cached_run, tmp_pa
     whole = files_in(tmp_path)
     mine = {name: b"mine" for name in ("data-0.npy", ".data-mine", "heldout/mine.npy", "data-1/x")}
     (tmp_path / "data-1").mkdir()
-    for name in (*mine, ".data-00009.arrow.0123abcd", "heldout/.data-00009.arrow.0123abcd"):
+    for name in (".data-00009.arrow.0123abcd", "heldout/.data-00009.arrow.0123abcd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "new").write_bytes(b"half")
+    for name in mine:
         (tmp_path / name).write_bytes(b"mine")
     write_small(tmp_path, cached_run, 1000)
     assert files_in(tmp_path) == whole | mine

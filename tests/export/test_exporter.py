@@ -193,6 +193,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert not list(folder.parent.glob(".export.*"))
 
 
+def test_what_a_killed_export_left_is_removed(folder_of, tmp_path):
+    left = tmp_path / ".export.00000000"
+    left.mkdir()
+    (left / "ae.pt").touch()
+    export(folder_of("top_k"), "safetensors", tmp_path / "out", tokens=64)
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_full_disk_leaves_nothing_behind(form, folder_of, monkeypatch):
     folder = folder_of("vsae")

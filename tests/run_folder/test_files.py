@@ -3,13 +3,17 @@
 import csv
 import errno
 import io
+import multiprocessing
 import os
 import re
 import resource
+import signal
 from dataclasses import replace
 
 import pytest
+import torch as t
 from interrupted_runs import resumed, sae_of
+from safetensors.torch import save_file
 from small_commands import content, refused
 
 from dictionary_learning_ext import train
@@ -18,6 +22,7 @@ from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder import files
 from dictionary_learning_ext.run_folder.files import (
     locked,
+    replacing,
     require_free,
     require_writable,
     target_of,
@@ -130,6 +135,35 @@ def test_a_read_only_folder(flags, folder, capsys):
     assert f"{folder}" in line
     assert "save_dir" in line
     assert content(folder) == before
+
+
+@pytest.mark.parametrize("writer", ["text", "tensors", "safetensors"])
+def test_what_a_kill_in_the_middle_of_a_file_leaves_goes_with_the_next_write(writer, tmp_path):
+    """In a process that ends without a word while it writes. What a living one is writing stays."""
+    path, beside = tmp_path / "x.json", tmp_path / ".x.json.mine"
+    beside.mkdir()
+    write_json(path, "former")
+
+    def write_and_die():
+        with replacing(path) as temporary:
+            if writer == "text":
+                temporary.write_text("half")
+            elif writer == "tensors":
+                t.save({"w": t.ones(9)}, temporary)
+            else:  # writes another file first, which it renames
+                save_file({"w": t.ones(9)}, temporary)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=write_and_die)
+    process.start()
+    process.join()
+    assert len(list(tmp_path.iterdir())) == 3, "it was killed in the middle"
+    with replacing(path) as living:
+        living.write_text("living")
+        write_json(path, "next")
+        assert living.read_text() == "living"
+    assert path.read_text() == "living"
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, beside.name}
 
 
 # --- locks

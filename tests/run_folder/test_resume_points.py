@@ -121,7 +121,7 @@ def test_two_points_are_kept_and_half_written_ones_are_none(tmp_path):
     for step in (1, 2, 3):
         save_point(tmp_path, a_point(step, trainer={"x": t.ones(2)}))
     assert steps_of(tmp_path) == [2, 3]
-    (tmp_path / "resume" / ".step_00000009.pt.0123abcd").touch()
+    (tmp_path / "resume" / ".step_00000009.pt.0123abcd").mkdir()
     assert steps_of(tmp_path) == [2, 3]
     save_point(tmp_path, a_point(3, trainer={"x": t.zeros(2)}))
     assert t.equal(load_point(tmp_path, 3).trainer["x"], t.zeros(2))

@@ -116,6 +116,11 @@ def test_a_killed_command_gives_the_same_when_it_is_typed_again(evaluation, one,
         file.write_bytes(b"half")
         raise Killed
 
+    def left_behind(path):
+        folder = path.with_name(f".{path.name}.0123abcd")
+        folder.mkdir()
+        return folder / "new"
+
     def saving(what, file, *_, **__):
         killed(Path(file))
 
@@ -125,7 +130,7 @@ def test_a_killed_command_gives_the_same_when_it_is_typed_again(evaluation, one,
         patched.setattr(
             runner,
             "write_json",
-            lambda path, found: killed(path.with_name(f".{path.name}.0123abcd")),
+            lambda path, found: killed(left_behind(path)),
         )
         patched.setattr(runner.shutil, "rmtree", lambda *given, **named: None)
         with pytest.raises(Killed):
