@@ -14,6 +14,8 @@ Shapes: N tokens, C contexts of L tokens, M selections, D = activation_dim, F fe
 import hashlib
 import json
 import logging
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -349,8 +351,17 @@ def keep_codes(folder: Path, codes: Codes) -> Path:
         "sums": sums,
     }
     with replacing(path) as temporary:
-        save_file(content, temporary, {"codes": json.dumps(about)})
+        try:
+            save_file(content, temporary, {"codes": json.dumps(about)})
+        except SafetensorError as error:
+            raise _as_the_disk_said_it(error) from error
     return path
+
+
+def _as_the_disk_said_it(error: SafetensorError) -> Exception:
+    """The OSError that safetensors has as text: "I/O error: No space left on device (os error 28)"."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
 
 
 def kept_codes(

@@ -1,6 +1,7 @@
 """Codes on the disk: what is read is what was written, and anything else is not used."""
 
 import json
+import resource
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from dictionary_learning_ext.codes import codes as codes_module
 from dictionary_learning_ext.codes.codes import Codes, keep_codes, kept_codes, text_key
 from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.run_folder.tensors import hash_of
@@ -143,3 +145,16 @@ def test_another_version_of_the_package_or_commit_of_the_model_is_another_text(
     assert [one["files"]["model"] for one in now] == [["another"], "abc"]
     assert before[0] != now[0]
     assert before[1]["files"]["model"] is None
+
+
+def test_a_disk_that_gets_full_refuses_codes_in_one_line_and_leaves_the_former(codes, tmp_path):
+    path = keep_codes(tmp_path, codes)
+    before = path.read_bytes()
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+    try:
+        with pytest.raises(CheckpointError, match="can't be written"):
+            keep_codes(tmp_path, codes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert [path.read_bytes()] == [one.read_bytes() for one in path.parent.iterdir()] == [before]
