@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .trainers.variational_top_k import VariationalTopKAutoEncoder as VariationalTopKAutoEncoder
     from .trainers.variational_top_k import VariationalTopKTrainer as VariationalTopKTrainer
     from .training.loop import train as train
+    from .training.loop import train_saes as train_saes
 
 _HOMES = {
     "Codes": ".codes.codes",
@@ -71,6 +72,7 @@ _HOMES = {
     "steer": ".features.steering",
     "table": ".evaluation.tables",
     "train": ".training.loop",
+    "train_saes": ".training.loop",
     "trainer_options": ".config.presets",
 }
 

@@ -104,6 +104,8 @@ class Inputs(ABC):
     hooks: dict[str, HookPoint]
     language_model: CausalLM | None
     no_language_model: str = ""
+    can_resume = True
+    """Whether the batches can be continued from the middle, in another process."""
 
     def __init__(
         self,

@@ -8,9 +8,9 @@ buffer for each hook point serve one or many SAEs.
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -22,19 +22,28 @@ from tqdm import tqdm
 from ..activations.buffer import Batches
 from ..activations.hook_points import HookPoint
 from ..activations.inputs import Inputs, find_inputs
+from ..activations.own_batches import OwnBatches
+from ..activations.stored import UNKNOWN
 from ..codes.sinks import SinkFinder
 from ..config.checks import require
 from ..config.run import SAMPLE_TOKENS, RunConfig
 from ..config.sae import SAEConfig
 from ..devices import chosen_device, without_auto
-from ..errors import CheckpointError, Interrupted, NonFiniteError, TrainingError, in_shell
+from ..errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    NonFiniteError,
+    TrainingError,
+    in_shell,
+)
 from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels
 from ..progress import ProgressLines, progress
 from ..run_folder.comparing import measured_on
-from ..run_folder.files import all_locked
+from ..run_folder.files import METRICS, all_locked, write_json
 from ..run_folder.resume_points import ResumePoint
-from ..run_folder.weights import for_raw_activations
+from ..run_folder.weights import for_raw_activations, load_dictionary
 from ..trainers.base import Trainer
 from ..trainers.build import build_trainer
 from .logs import open_all, report_finished
@@ -112,14 +121,56 @@ def train(
     return carry_out(planned, group=group, on_start=on_start, rank_timeout=rank_timeout)
 
 
+def train_saes(
+    batches: Iterable[t.Tensor],
+    saes: dict[str, SAEConfig],
+    run: RunConfig,
+    evaluator: Callable[[Any], Mapping[str, float]] | None = None,
+) -> dict[str, Path]:
+    """Train SAEs on batches of your own, with no language model known. Every SAE is trained on each batch.
+
+        train_saes(batches, {"a": SAEConfig(k=32)}, RunConfig(steps=1000, save_dir="runs/own"))
+
+    Such a run can't be resumed. After an error or a signal, the weights so far are in checkpoints/.
+
+    Arguments:
+        batches: raw activations, (B, D), a batch for each step. `normalize` takes its scale from the first.
+        saes: by name, see `train`.
+        run: its settings of a model, a text and an evaluation have no use.
+        evaluator: called with each trained SAE, which takes raw activations. What it returns is written to
+            metrics.json, where `vsae compare` finds it.
+
+    Returns: the run folder of each.
+
+    Raises: TextError if there are fewer batches than steps; a UserError for everything else that is wrong;
+    Interrupted after SIGTERM or SIGINT.
+    """
+    require(not launched().are_several, "batches", "an iterator", "one process to read it")
+    others = iter(batches)
+    first = next(others, None)
+    if first is None or first.ndim != 2:
+        given = "no batch" if first is None else tuple(first.shape)
+        raise ConfigError(name="batches", value=given, expected="tensors of shape (B, D)")
+    unknown = dict.fromkeys(("model", "hook", "data"), UNKNOWN)
+    none: dict[str, Any] = dict.fromkeys(("activations", "max_norm_multiple", "eval_every"))
+    changed = {"batch_size": len(first), "eval_tokens": 0, "save_every": "none"}
+    settings = replace(run, **unknown, **none, **changed)
+    folders = carry_out(plan(settings, saes), find=partial(OwnBatches, first, others))
+    for folder in folders.values() if evaluator else ():
+        sae, _ = load_dictionary(folder, settings.device)
+        write_json(folder / METRICS, dict(evaluator(sae)))
+    return folders
+
+
 def carry_out(
     planned: Plan,
     *,
     group: str | None = None,
     on_start: Callable[[Sequence[Path], str], None] = lambda folders, device: None,
     rank_timeout: int = RANK_TIMEOUT,
+    find: Callable[..., Inputs] = find_inputs,
 ) -> dict[str, Path]:
-    """Train what is planned; see `train`."""
+    """Train what is planned; see `train`. `find` finds what the run reads."""
     processes = launched()
     planned = planned.on(without_auto(planned.settings.device))
     device = processes.device(planned.settings.device)
@@ -131,7 +182,7 @@ def carry_out(
             own_folders = planned.folders if processes.is_first else []
             with all_locked(own_folders), interrupts(processes.are_several) as signals:
                 with _nothing_is_written(), _tf32(planned.settings.tf32):
-                    training = prepare(planned, device, processes, signals, group, on_start)
+                    training = prepare(planned, device, processes, signals, group, on_start, find)
                 run(training)
     return {job.name: job.folder for job in planned.jobs}
 
@@ -230,6 +281,7 @@ def prepare(
     signals: Interrupts,
     group: str | None,
     on_start: Callable[[Sequence[Path], str], None],
+    find: Callable[..., Inputs],
 ) -> Training:
     """Open what a run reads, and build or restore its SAEs.
 
@@ -244,7 +296,7 @@ def prepare(
     require(not settings.tf32 or device.startswith("cuda"), "tf32", settings.tf32, on_a_gpu)
     # Between steps a fill of the buffer can be interrupted, but not where other ranks wait for its end.
     before_batch = None if processes.are_several else signals.check
-    inputs = find_inputs(settings, planned.hooks, before_batch, processes.ranks)
+    inputs = find(settings, planned.hooks, before_batch, processes.ranks, language_model=None)
     require_memory(planned.jobs, inputs.widths, device, processes.local_count)
     jobs = [job.with_width(inputs.widths[job.hook]) for job in planned.jobs]
     points = checked_points(jobs, processes) if planned.resume else []
@@ -393,6 +445,9 @@ def _take_all_steps(training: Training) -> None:
     try:
         _take_steps(training, bar)
     except Interrupted as stop:
+        if not training.inputs.can_resume:
+            _save_what_is_left(training)
+            raise stop.when(f"at step {training.step}; the weights are in checkpoints/") from stop
         training.write_resume_points(training.active)
         processes.meet()  # torchrun kills the others 30 seconds after one has ended
         again = resuming_command([one.folder for one in training.sae_runs])
@@ -458,11 +513,12 @@ def _save_what_is_left(training: Training) -> None:
     """Save every SAE after an error: its weights, and a resume point unless it would lack a batch."""
     step = training.step
     is_between_steps = training.batches.tokens_seen() == {step * training.settings.batch_size}
+    is_resumable = is_between_steps and training.inputs.can_resume
     logger.error("stopped at step %d; saving the weights so far in checkpoints/", step)
     for one in training.active:
         try:
             one.save_checkpoint(step)
-            if is_between_steps:
+            if is_resumable:
                 training.write_resume_points([one])
         except CheckpointError as full:
             logger.error("%s", full)

@@ -1,0 +1,87 @@
+"""Batches of activations that a caller hands over. Nothing is known of where they come from."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch as t
+
+from ..config.run import Split
+from ..errors import ActivationsError, TextError
+from .buffer import BatchSource
+from .hook_points import HookPoint
+from .inputs import Inputs
+from .rows import ContextBatch
+
+
+class OwnBatches(Inputs):
+    """A caller's batches as what a run reads. Nothing is held out, and there is no language model.
+
+    Arguments:
+        first: the first batch of raw activations, (B, D).
+        others: the batches after it.
+        given: the other arguments of `Inputs`.
+    """
+
+    can_resume = False
+    no_language_model = "these activations don't say which language model they are of"
+
+    def __init__(self, first: t.Tensor, others: Iterator[t.Tensor], *given: Any, **options: Any):
+        self._first, self._others = first, others
+        super().__init__(*given, **options)
+
+    def _find(self, hooks: list[str]) -> None:
+        self.widths = dict.fromkeys(hooks, self._first.shape[1])
+
+    def load(self) -> None:
+        self.hooks = {
+            name: HookPoint(name, 0, "out", None, width) for name, width in self.widths.items()
+        }
+
+    def require_held_out(self) -> None:
+        """Nothing is."""
+
+    def hashes(self) -> dict[str, str]:
+        return {"language_model": "", "tokenizer": ""}  # there is none
+
+    def _source(self, hook: str) -> BatchSource:
+        return _Source(self._first, self._others)
+
+    def _documents(self, hook: str) -> tuple[None, None, str]:
+        return None, None, self.no_language_model
+
+    def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
+        raise ActivationsError("batches that were handed over hold no contexts")
+
+
+class _Source:
+    """The batches in their order, as a `BatchSource`."""
+
+    passes, is_used_up = 0, False
+    config: Mapping[str, Any] = {}
+
+    def __init__(self, first: t.Tensor, others: Iterator[t.Tensor]):
+        self._first, self._others = first, others
+        self.out_batch_size, self.d_submodule = first.shape
+        self.tokens_seen = self._given = 0
+
+    def refreshing(self) -> Iterator[None]:
+        return iter(())
+
+    def __next__(self) -> t.Tensor:
+        batch_BD = next(self._others, None) if self._given else self._first
+        if batch_BD is None:
+            raise TextError(
+                f"the batches ended after {self._given}", instead="give more, or lower steps"
+            )
+        self._given += 1
+        self.tokens_seen += len(batch_BD)
+        return batch_BD.clone()  # the loop divides it in place
+
+    def mean_squared_norm(self) -> float:
+        return float(self._first.float().square().sum(1).mean())
+
+    def state_dict(self) -> dict[str, Any]:
+        raise NotImplementedError("see Inputs.can_resume")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        raise NotImplementedError("see Inputs.can_resume")

@@ -1,0 +1,91 @@
+"""SAEs that are trained on a caller's own batches."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch as t
+
+from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train_saes
+from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError
+from dictionary_learning_ext.run_folder.reading import read_metrics
+from dictionary_learning_ext.run_folder.weights import for_raw_activations
+from dictionary_learning_ext.trainers.build import build_trainer
+
+B, D, STEPS = 64, 16, 12
+SAES = {
+    "vsae": SAEConfig(k=4, dict_size=32),
+    "top_k": SAEConfig(architecture="top_k", k=4, dict_size=32),
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunConfig(steps=STEPS, log_steps=3, save_dir=str(tmp_path / "run"))
+
+
+def batches(n=STEPS, width=D):
+    generator = t.Generator().manual_seed(0)
+    return [5 * t.randn(B, width, generator=generator) for _ in range(n)]
+
+
+def stepped(sae):
+    """The weights after a step on each batch, in units of E||x||^2 = D of the first."""
+    given = batches()
+    factor = float((given[0].square().sum(1).mean() / D).sqrt())
+    trainer = build_trainer(
+        sae.resolve(STEPS),
+        energy=D,
+        steps=STEPS,
+        activation_dim=D,
+        layer=0,
+        lm_name="unknown",
+        hook="unknown",
+        device="cpu",
+        dtype="float32",
+        name="x",
+    )
+    for step, x_BD in enumerate(given):
+        trainer.update(step, x_BD / factor)
+    return for_raw_activations(trainer.ae, factor).state_dict()
+
+
+def test_every_sae_is_trained_on_each_batch_and_measured_by_the_evaluator(run):
+    given = batches()
+    before = [x_BD.clone() for x_BD in given]
+    folders = train_saes(given, SAES, run, lambda sae: {"fve": 0.5, "size": sae.dict_size})
+    assert all(map(t.equal, given, before)), "the caller's batches stay as they are"
+    for name, sae in SAES.items():
+        found, config = load_dictionary(folders[name])
+        for key, value in stepped(sae).items():
+            t.testing.assert_close(found.state_dict()[key], value, rtol=1e-6, atol=1e-7)
+        assert read_metrics(folders[name]) == {"fve": 0.5, "size": 32}
+        assert config["run"]["settings"]["batch_size"] == B
+        lines = (folders[name] / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == STEPS // 3 + 1
+        assert json.loads(lines[-1])["step"] == STEPS
+
+
+def seven(then_a_signal):
+    yield from batches(7)
+    if then_a_signal:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from batches(5)
+
+
+@pytest.mark.parametrize(
+    ("then_a_signal", "error", "said", "step"),
+    [(False, TextError, "ended after 7.*lower steps", 7), (True, Interrupted, "step 8; the", 8)],
+)
+def test_what_ends_it_leaves_the_weights(then_a_signal, error, said, step, run, tmp_path):
+    with pytest.raises(error, match=said):
+        train_saes(seven(then_a_signal), {"a": SAES["top_k"]}, run)
+    assert load_dictionary(tmp_path / "run", step=step)[0].dict_size == 32
+
+
+@pytest.mark.parametrize("wrong", [[], [t.zeros(3)]])
+def test_what_is_no_batch_is_refused(wrong, run):
+    with pytest.raises(ConfigError, match=r"^batches=.*\(B, D\)"):
+        train_saes(wrong, SAES, replace(run, steps=2))
