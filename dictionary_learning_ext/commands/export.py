@@ -75,7 +75,7 @@ def run_export(flags: ExportFlags) -> None:
 
 
 def _print_exported(exported: "Exported", flags: ExportFlags) -> None:
-    from ..export.formats import SAE_BENCH_REPO
+    from ..export.formats import FORMATS, SAE_BENCH_REPO
     from ..run_folder.files import WEIGHTS
 
     out = exported.folder
@@ -87,14 +87,8 @@ def _print_exported(exported: "Exported", flags: ExportFlags) -> None:
             f"  load_dictionary_learning_sae({SAE_BENCH_REPO!r}, {place.name!r}, MODEL, …)\n"
             f"To upload it to the hub: {vsae()} push {in_shell(place)} OWNER/NAME"
         )
-    next_step = {
-        "sae-lens": f"  SAE.load_from_disk({str(out)!r})",
-        "sparsify": f"  sparsify.SparseCoder.load_many({str(out)!r}, local=True)",
-        "dictionary-learning": f"  dictionary_learning.utils.load_dictionary({str(out)!r}, device)",
-        "safetensors": "config.json states the equation and the tensors' shapes in sae.safetensors",
-    }
-    if flags.format in next_step:
-        print(next_step[flags.format])
+    elif flags.format != "neuronpedia":
+        print(FORMATS[flags.format].usage.format(folder=str(out)))
 
 
 @dataclass(frozen=True)

@@ -243,12 +243,12 @@ def _require_function(form: ExportFormat, source: ExportedSAE) -> None:
             "no format has a place for its features; load it with "
             "dictionary_learning_ext.load_dictionary"
         )
-    if row.function not in _FORMATS[form].functions:
+    if row.function not in FORMATS[form].functions:
         others = ("sae-lens", "safetensors")
-        holding = (each for each in others if row.function in _FORMATS[each].functions)
+        holding = (each for each in others if row.function in FORMATS[each].functions)
         what = f": {form} has no {_FUNCTIONS[row.function].needs}"
         raise _unsupported(source, what, *holding)
-    if source.selects_by_magnitude and not _FORMATS[form].by_magnitude:
+    if source.selects_by_magnitude and not FORMATS[form].by_magnitude:
         what = f" selects by magnitude, and the reader of {form} keeps the k largest values"
         raise _unsupported(source, what, "sae-lens", "safetensors")
 
@@ -303,7 +303,7 @@ def _require_unit_norm(form: ExportFormat, source: ExportedSAE) -> None:
 
 def write(form: ExportFormat, folder: Path, source: ExportedSAE) -> None:
     """Write the SAE's weights and config into an empty folder."""
-    _FORMATS[form].write(folder, source)
+    FORMATS[form].write(folder, source)
 
 
 def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> nn.Module:
@@ -313,19 +313,14 @@ def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> 
     safetensors the SAE's own; the tests compare with the libraries themselves, and with the equation. In
     float32, rounding alone can move a feature across a threshold.
     """
-    if form in ("sae-lens", "sparsify"):
-        place = folder / (source.module or "") if form == "sparsify" else folder
-        return load_foreign(read_config(place), device, t.float64)
-    if form == "safetensors":
-        return source.module_with(load_file(folder / SAFETENSORS)).to(device, t.float64)
-    place = folder / "downloaded_saes" / source.name if form == "sae-bench" else folder
-    dictionary: Any = load_upstream_dictionary(str(place), device)[0]
-    return dictionary.double()
+    row = FORMATS[form]
+    place = folder / row.inside.format(name=source.name, module=source.module)
+    return row.read(place, source, device)
 
 
 def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
     """Add an entry "export" to what `write` wrote about each SAE."""
-    for path in folder.rglob(_FORMATS[form].about):
+    for path in folder.rglob(FORMATS[form].about):
         config = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, config | {"export": what})
 
@@ -460,24 +455,78 @@ def _sides(name: str) -> list[str]:
     return ["activation_dim", "dict_size"] if name.startswith("W_") else ["dict_size"]
 
 
-class _Format(NamedTuple):
+def _read_foreign(place: Path, source: ExportedSAE, device: str) -> nn.Module:
+    return load_foreign(read_config(place), device, t.float64)
+
+
+def _read_safetensors(place: Path, source: ExportedSAE, device: str) -> nn.Module:
+    return source.module_with(load_file(place / SAFETENSORS)).to(device, t.float64)
+
+
+def _read_by_upstream(place: Path, source: ExportedSAE, device: str) -> nn.Module:
+    dictionary: Any = load_upstream_dictionary(str(place), device)[0]
+    return dictionary.double()
+
+
+class Format(NamedTuple):
     """A folder that another library reads."""
 
     functions: tuple[Function, ...]
-    """Those that it can hold exactly."""
+    """The functions that it can hold exactly."""
     write: Callable[[Path, ExportedSAE], None]
+    read: Callable[[Path, ExportedSAE, str], nn.Module]
+    """Reads the SAE's folder on a device, in float64, as the library does."""
+    usage: str = ""
+    """What a user does with {folder}."""
+    inside: str = ""
+    """The SAE's folder in it: {name} is the SAE's, {module} the one that it was trained on."""
     about: str = CONFIG
     """The file that says what was exported."""
+    weights: str = WEIGHTS
+    tag: str = ""
+    """The hub's tag for SAEs that the library reads."""
     by_magnitude: bool = False
     """Whether its reader can keep the k features of largest magnitude."""
 
 
 _UPSTREAMS: tuple[Function, ...] = ("top_k", "jump_relu", "relu", "gated")
-_FORMATS: dict[ExportFormat, _Format] = {
-    "sae-bench": _Format(_UPSTREAMS, _write_sae_bench),
-    "dictionary-learning": _Format(_UPSTREAMS, _write_dictionary_learning),
-    "sae-lens": _Format(_UPSTREAMS, _write_sae_lens, FOREIGN_CONFIG, by_magnitude=True),
-    # a ReLU is a TopK with k = num_latents
-    "sparsify": _Format(("top_k", "relu"), _write_sparsify, SPARSIFY_ABOUT),
-    "safetensors": _Format((*_UPSTREAMS, "vaease"), _write_safetensors, by_magnitude=True),
+FORMATS: dict[ExportFormat, Format] = {
+    "sae-bench": Format(
+        _UPSTREAMS, _write_sae_bench, _read_by_upstream, inside="downloaded_saes/{name}"
+    ),
+    "dictionary-learning": Format(
+        _UPSTREAMS,
+        _write_dictionary_learning,
+        _read_by_upstream,
+        "  dictionary_learning.utils.load_dictionary({folder!r}, device)",
+    ),
+    "sae-lens": Format(
+        _UPSTREAMS,
+        _write_sae_lens,
+        _read_foreign,
+        "  SAE.load_from_disk({folder!r})",
+        about=FOREIGN_CONFIG,
+        weights=SAE_LENS_WEIGHTS,
+        tag="saelens",
+        by_magnitude=True,
+    ),
+    "sparsify": Format(
+        ("top_k", "relu"),  # a ReLU is a TopK with k = num_latents
+        _write_sparsify,
+        _read_foreign,
+        "  sparsify.SparseCoder.load_many({folder!r}, local=True)",
+        inside="{module}",
+        about=SPARSIFY_ABOUT,
+        weights=SPARSIFY_WEIGHTS,
+        tag="sparsify",
+    ),
+    "safetensors": Format(
+        (*_UPSTREAMS, "vaease"),
+        _write_safetensors,
+        _read_safetensors,
+        f"config.json states the equation and the tensors' shapes in {SAFETENSORS}",
+        weights=SAFETENSORS,
+        by_magnitude=True,
+    ),
 }
+"""All formats that hold an SAE, by the name that users type."""

@@ -33,12 +33,12 @@ from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
 from ..features.explanations import read_explanations
 from ..run_folder.files import CONFIG, EXPLANATIONS, METRICS, RETURN_SCORES, WEIGHTS, write_json
-from ..run_folder.foreign import SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS
 from ..run_folder.reading import read_metrics_if_any, run_folders_in
 from ..run_folder.sae_names import require_own, results_folder
 from ..run_folder.settings import own_settings
 from ..run_folder.weights import load_dictionary
 from .exporter import export
+from .formats import FORMATS
 from .local_paths import without_local_paths
 
 PushFormat = Literal["sae-lens", "sparsify"]
@@ -48,8 +48,6 @@ PushFormat = Literal["sae-lens", "sparsify"]
 _UNREACHABLE: Any = (OSError, *HfHubHTTPError.__bases__)
 CARD = "README.md"
 _TAGS = ("sparse-autoencoder", "dictionary_learning", "interpretability")
-_TAG_OF: dict[PushFormat, str] = {"sae-lens": "saelens", "sparsify": "sparsify"}
-_WEIGHTS: dict[PushFormat, str] = {"sae-lens": SAE_LENS_WEIGHTS, "sparsify": SPARSIFY_WEIGHTS}
 _NOT_IN_THE_CARD = ("device", "wandb_name", "trainer_class", "lm_name", "submodule_name", "layer")
 _TEMPLATE = """\
 ---
@@ -254,7 +252,7 @@ def _stage(
         if all((name, form) in left_out for name in configs):
             raise left_out[next(iter(configs)), form]
     places: dict[PushFormat, str] = {
-        form: min(staged.rglob(_WEIGHTS[form])).parent.relative_to(staged).as_posix()
+        form: min(staged.rglob(FORMATS[form].weights)).parent.relative_to(staged).as_posix()
         for form in sorted(formats)
     }
     card = card_of(repo, configs, metrics, places)
@@ -335,7 +333,7 @@ def _card_data(
         library_name="dictionary_learning_ext",
         base_model=sorted(name for name in models if "/" in name) or None,
         datasets=sorted({text for text in texts.values() if text.count("/") == 1}) or None,
-        tags=[*_TAGS, *architectures, *(_TAG_OF[form] for form in formats)],
+        tags=[*_TAGS, *architectures, *(FORMATS[form].tag for form in formats)],
         model_name=repo.split("/")[1],
         eval_results=results or None,
     )
