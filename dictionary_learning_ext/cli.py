@@ -16,7 +16,7 @@ from .commands.quickstart import QUICKSTART
 from .commands.report import REPORT
 from .commands.sweep import SWEEP
 from .commands.train import TRAIN
-from .config.checks import meant
+from .config.checks import did_you_mean
 from .errors import Interrupted, UserError, printable
 from .training.processes import Processes, is_first_to_say, launched
 
@@ -51,7 +51,7 @@ def _command(name: str, processes: Processes) -> Command[Any]:
     """The command of that name. Raises UserError if these processes can't run it."""
     if name not in COMMANDS:
         raise UserError(
-            f"{name!r}: no such command; expected {', '.join(COMMANDS)}{meant(name, COMMANDS)}"
+            f"{name!r}: no such command; expected {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}"
         )
     if processes.are_several and not COMMANDS[name].by_several:
         able = " or ".join(f"`vsae {each.name}`" for each in COMMANDS.values() if each.by_several)

@@ -3,16 +3,12 @@
 import re
 
 import pytest
-from nbformat.v4 import new_output
 from notebooks import (
-    FOLDER,
     NOTEBOOKS,
     OUTPUTS_OF,
     executed,
     hash_of,
     read,
-    text_of,
-    without_progress,
 )
 from upstreams_tracing import require_upstreams_tracing
 
@@ -68,35 +64,3 @@ def test_its_outputs_are_those_of_its_cells(path):
     assert notebook.metadata.get(OUTPUTS_OF) == hash_of(notebook), "run `make notebooks`"
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-
-
-def test_its_outputs_are_short(path):
-    assert path.stat().st_size < LARGEST
-    outputs = [output for cell in code_cells(read(path)) for output in cell.outputs]
-    assert outputs
-    assert not [output for output in outputs if output.get("name") == "stderr"]
-    assert not [output for output in outputs if output.output_type == "error"]
-    assert not [text for text in map(text_of, outputs) if len(text.splitlines()) > SCREEN]
-
-
-def test_what_its_text_links_to_is_there(path):
-    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    assert links
-    assert not [link for link in links if not (FOLDER / link).exists()]
-
-
-def test_the_guide_links_to_every_notebook():
-    assert len(NOTEBOOKS) == 3
-    text = (FOLDER / "index.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\]\((\w+\.ipynb)\)", text)) == {path.name for path in NOTEBOOKS}
-
-
-def test_progress_bars_are_left_out_and_warnings_are_not():
-    def stderr(text):
-        return new_output("stream", name="stderr", text=text)
-
-    bar = "\r  4%|4    | 12.3k/307k [00:01<00:20, 14.5ktok/s]\r100%|####| 307k/307k [00:20<00:00]\n"
-    printed = new_output("stream", name="stdout", text="50%|x| of it\n")
-    kept = without_progress([stderr(bar), printed, stderr(f"{bar}careful\n{bar}")])
-    assert kept == [printed, stderr("careful\n")]

@@ -111,7 +111,7 @@ def run_cache(flags: CacheFlags) -> None:
     from ..training.processes import interrupts
 
     with (
-        continued(folder, "run the same command again to continue the cache"),
+        explain_interrupt("run the same command again to continue the cache", folder),
         interrupts() as signals,
         signals.deferred(),
     ):
@@ -133,7 +133,7 @@ def run_cache(flags: CacheFlags) -> None:
 
 
 @contextmanager
-def continued(cache: Path | None, how: str) -> Iterator[None]:
+def explain_interrupt(how: str, cache: Path | None = None) -> Iterator[None]:
     """An interruption inside says how to continue, if the cache is begun or there is none."""
     try:
         yield

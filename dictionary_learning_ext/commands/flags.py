@@ -27,7 +27,7 @@ from typing import (
     get_type_hints,
 )
 
-from ..config.checks import described, likely, meant
+from ..config.checks import close_names, described, did_you_mean
 from ..config.help_texts import help_texts
 from ..config.run import NONE
 from ..config.sae import SCHEDULES, SAEConfig
@@ -125,7 +125,7 @@ def vsae() -> str:
     return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
 
 
-def texts_of(args: list[str]) -> dict[str, str]:
+def typed_texts(args: list[str]) -> dict[str, str]:
     """The flags in `args` by the names of their fields, each with the word after it ("none" for None).
 
     Knows no types: what follows a lone boolean flag counts as its text. A flag that no word follows is
@@ -146,7 +146,7 @@ def parse(command: Command[F], args: list[str]) -> F:
     Raises: UserError for a mistake, in one line that says what to type.
     """
     args = args if command.prepare is None else command.prepare(args)
-    start = _start_of(command, texts_of(args))
+    start = _start_of(command, typed_texts(args))
     options = _options_of(start)
     if asked := _HELP & set(args):
         print(_help(command, options, everything="--help-all" in asked), flush=True)
@@ -290,7 +290,7 @@ def _sorted(
                 after = (after or "{}").format(values[0] if values else "N")
                 ask = f"; use {as_flag(own)} {after}"
             else:
-                close = " or ".join(map(as_flag, likely(name, known)))
+                close = " or ".join(map(as_flag, close_names(name, known)))
                 ask = f"; did you mean {close}?" if close else ""
             raise FlagError(f"no such flag: {as_flag(name)}{ask} {see}", name=name)
     return typed, arguments, passed_on
@@ -364,7 +364,7 @@ def _converted(option: _Option, words: list[str], see: str, several: str = "") -
         return _read(words[0] if words else "True", kind)
     except ValueError as error:
         text, choices = " ".join(words), get_args(kind) if get_origin(kind) is Literal else ()
-        expected = _expected(option.hint) + meant(text, choices)
+        expected = _expected(option.hint) + did_you_mean(text, choices)
         if several and kind in (int, float) and "," in text:
             expected += f"; {several.format(name=name, values=text)}"
         given = f"{option.flag} {in_shell(*words)}"

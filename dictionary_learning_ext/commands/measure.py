@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config.checks import meant, require
+from ..config.checks import did_you_mean, require
 from ..config.run import RunConfig
 from ..errors import UserError
 from .flags import FOLDERS, Command, positional
@@ -257,7 +257,7 @@ def run_metrics(flags: MetricsFlags) -> None:
     for key in flags.metrics or about:
         if key not in about:
             raise UserError(
-                f"no metric {key!r}{meant(key, about) or '; `vsae metrics` lists them'}"
+                f"no metric {key!r}{did_you_mean(key, about) or '; `vsae metrics` lists them'}"
             )
         title, definition = about[key]
         print(f"{key} ({title})")

@@ -11,8 +11,9 @@ from ..errors import in_shell
 from ..run_folder.files import REPORT, remove, writing
 from ..run_folder.reading import load_config
 from ..training.plan import with_hook_names
+from .cache import explain_interrupt
 from .flags import Command, vsae
-from .seeds import CACHE, OfSeed, saying_how_to_continue, train_seeds
+from .seeds import CACHE, SeedRun, how_to_continue, train_seeds
 
 CACHED = 400_000
 """Tokens that are cached, at most. Each training reads them several times, in an order of its own."""
@@ -53,7 +54,7 @@ def run(flags: QuickstartFlags) -> None:
     tokens = min(flags.steps * seeds[0].run.batch_size, CACHED)
     if not train_seeds(seeds, folder / CACHE, tokens=tokens, dtype="float16", on_start=begin):
         print(f"{folder} holds these SAEs already; --overwrite trains them again.")
-    with saying_how_to_continue(flags.overwrite):
+    with explain_interrupt(how_to_continue(flags.overwrite)):
         print(f"\n{_results(seeds, flags.eval_tokens)}")
         if flags.report and not page.is_file():
             from ..report.page import write_report
@@ -90,7 +91,7 @@ A feature comes back as a direction if the other seed finds one with a cosine of
 and in what it does if the activations of the two have a correlation of 0.7 or more."""
 
 
-def _seeds_runs(flags: QuickstartFlags, seed: int) -> OfSeed:
+def _seeds_runs(flags: QuickstartFlags, seed: int) -> SeedRun:
     run = replace(
         preset("recommended").run,
         steps=flags.steps,
@@ -99,10 +100,10 @@ def _seeds_runs(flags: QuickstartFlags, seed: int) -> OfSeed:
         save_dir=flags.save_dir,
         overwrite=flags.overwrite,
     )
-    return OfSeed(with_hook_names(run), quickstart(flags.steps, seed))
+    return SeedRun(with_hook_names(run), quickstart(flags.steps, seed))
 
 
-def _results(seeds: list[OfSeed], tokens: int) -> str:
+def _results(seeds: list[SeedRun], tokens: int) -> str:
     """A table: how many features of each architecture come back, as means over the seeds."""
     from ..features.reproducibility_of_folders import reproduce, short_table
 

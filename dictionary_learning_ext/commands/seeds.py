@@ -5,7 +5,6 @@
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..errors import ConfigError, DiskError, UserError
 from ..run_folder.files import CONFIG, FAILED, RUN_FILES, SAVE_DIR, locked, remove, writing
 from ..run_folder.reading import load_config
 from ..training.plan import Job, plan, require_memory
-from .cache import continued
+from .cache import explain_interrupt
 
 CACHE = "cache"
 """The folder of the cached activations, beside the run folders."""
@@ -27,7 +26,7 @@ _MOST = 1000
 """Seeds, when a number of them is given."""
 
 
-def numbers_of(given: str, first: int, is_first_typed: bool) -> list[int]:
+def parse_seeds(given: str, first: int, is_first_typed: bool) -> list[int]:
     """The seeds that --seeds names: 3 is `first` and the next two, 4,7,9 are these.
 
     Raises: UserError for other text, fewer than two seeds, or a first one that was typed beside their list.
@@ -63,7 +62,7 @@ def not_in_a_sweep(given: str) -> UserError:
 
 
 @dataclass(frozen=True)
-class OfSeed:
+class SeedRun:
     """What is trained from one seed, on one order of the data. See `training.loop.train`."""
 
     run: RunConfig
@@ -89,7 +88,7 @@ class OfSeed:
 
 
 def train_seeds(
-    seeds: Sequence[OfSeed],
+    seeds: Sequence[SeedRun],
     cache: Path | None,
     *,
     tokens: int,
@@ -135,24 +134,20 @@ def train_seeds(
         begin("")
     else:
         try:
-            with continued(cache, _again(overwrite)):
+            with explain_interrupt(how_to_continue(overwrite), cache):
                 _write(cache, seeds[0].run, tokens, dtype, begin)
         except DiskError as error:
             if started:
                 raise DiskError(error.problem, instead="free some space to continue") from error
             begin(f"{error.problem}; so there is no cache, and the language model runs once a seed")
             cache = None
-    with saying_how_to_continue(overwrite):
+    with explain_interrupt(how_to_continue(overwrite)):
         _train(seeds, cache, overwrite)
     return True
 
 
-def saying_how_to_continue(overwrite: bool) -> AbstractContextManager[None]:
-    """An interruption inside says that the same command continues."""
-    return continued(None, _again(overwrite))
-
-
-def _again(overwrite: bool) -> str:
+def how_to_continue(overwrite: bool) -> str:
+    """The advice after an interruption."""
     return f"run the same command again {'without --overwrite ' if overwrite else ''}to continue"
 
 
@@ -166,7 +161,7 @@ def _require_this_run(job: Job, cache: Path | None) -> None:
         raise ConfigError(f"{job.folder}: failed, see {FAILED} there", instead=advice)
 
 
-def _refuse_what_can_be(seeds: Sequence[OfSeed], overwrite: bool) -> None:
+def _refuse_what_can_be(seeds: Sequence[SeedRun], overwrite: bool) -> None:
     """Raise what training would refuse after the cache is written, as far as no language model is needed."""
     from ..activations.inputs import find_inputs
     from ..devices import chosen_device
@@ -209,7 +204,7 @@ def _write(
         )
 
 
-def _train(seeds: Sequence[OfSeed], cache: Path | None, overwrite: bool) -> None:
+def _train(seeds: Sequence[SeedRun], cache: Path | None, overwrite: bool) -> None:
     """Train each seed that isn't finished."""
     from ..training.loop import train
 
@@ -223,7 +218,7 @@ def _train(seeds: Sequence[OfSeed], cache: Path | None, overwrite: bool) -> None
             train(run, one.saes, hooks=one.hooks, resume=resume, on_start=print_start)
 
 
-def compared(seeds: Sequence[OfSeed]) -> str:
+def compared(seeds: Sequence[SeedRun]) -> str:
     """The tables of `vsae reproduce`, for each hook point."""
     from ..features.reproducibility_of_folders import reproduce, reproducibility_table
 

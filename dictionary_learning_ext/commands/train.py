@@ -31,14 +31,15 @@ from ..run_folder.reading import (
 )
 from ..training.plan import plan, with_hook_names
 from ..training.processes import RANK_TIMEOUT, launched
-from .flags import HIDDEN, Command, texts_of, vsae
+from .cache import explain_interrupt
+from .flags import HIDDEN, Command, typed_texts, vsae
 from .seeds import (
     CACHE,
-    OfSeed,
+    SeedRun,
     compared,
+    how_to_continue,
     not_in_a_sweep,
-    numbers_of,
-    saying_how_to_continue,
+    parse_seeds,
     train_seeds,
 )
 
@@ -82,7 +83,7 @@ class TrainFlags:
 def _prepare(args: list[str]) -> list[str]:
     """Give --data-seed the value of --seed where it is "seed", so that a sweep file can give each seed a
     data seed of its own."""
-    given = texts_of(args)
+    given = typed_texts(args)
     if given.get("data_seed") != "seed":
         return args
     if "seeds" in given:
@@ -214,7 +215,7 @@ def run(flags: TrainFlags) -> None:
 
 def _train_seeds(flags: TrainFlags, given: str) -> None:
     """Train the same settings from several seeds, and show which features come back."""
-    numbers = numbers_of(given, flags.sae.seed, "seed" in flags.typed)
+    numbers = parse_seeds(given, flags.sae.seed, "seed" in flags.typed)
     _require_seeds_here(flags, given)
     folder = _folder_of_seeds(flags)
     flags = replace(flags, run=replace(flags.run, save_dir=str(folder)))
@@ -224,7 +225,7 @@ def _train_seeds(flags: TrainFlags, given: str) -> None:
         data_seed = run.data_seed if "data_seed" in flags.typed else number
         own = replace(run, data_seed=data_seed, save_dir=str(folder / f"seed{number}"))
         own_saes = {name: replace(sae, seed=number) for name, sae in saes.items()}
-        seeds.append(OfSeed(own, own_saes, hooks))
+        seeds.append(SeedRun(own, own_saes, hooks))
     buffer = run.n_ctxs * run.ctx_len
     has_own = run.activations is not None or is_synthetic(run.model)
 
@@ -239,7 +240,7 @@ def _train_seeds(flags: TrainFlags, given: str) -> None:
         on_start=begin,
     ):
         print(f"{folder} holds these SAEs already; --overwrite trains them again.")
-    with saying_how_to_continue(run.overwrite):
+    with explain_interrupt(how_to_continue(run.overwrite)):
         print(f"\n{compared(seeds)}")
     first, *others = (one.folders[0] for one in seeds)
     report = f"  {vsae()} report {in_shell(first)} --seeds {in_shell(*others)}\n"

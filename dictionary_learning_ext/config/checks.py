@@ -102,16 +102,16 @@ def require_max_norm_multiple(given: float | None) -> None:
 def require_choice(name: str, given: Any, choices: Any) -> None:
     """Raise a ConfigError unless `given` is one of `choices`, a Literal or some names."""
     legal = get_args(choices) or tuple(choices)
-    require(given in legal, name, given, f"one of {', '.join(legal)}{meant(given, legal)}")
+    require(given in legal, name, given, f"one of {', '.join(legal)}{did_you_mean(given, legal)}")
 
 
-def meant(given: Any, names: Collection[str]) -> str:
+def did_you_mean(given: Any, names: Collection[str]) -> str:
     """What a message asks at its end about a misspelt name; nothing if no name looks like it."""
-    close = likely(str(given), names)
+    close = close_names(str(given), names)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
-def likely(given: str, names: Collection[str]) -> list[str]:
+def close_names(given: str, names: Collection[str]) -> list[str]:
     """The names that a misspelt one may stand for: those that differ in case and dashes alone, those that it
     begins, at most three, or the two that look like it most."""
     names = list(dict.fromkeys(names))
@@ -129,7 +129,7 @@ def _bare(name: str) -> str:
 def require_type(name: str, given: Any, hint: Any) -> None:
     """Raise a ConfigError unless a value has a field's type. Numbers must be finite."""
     words = get_args(hint) if get_origin(hint) is Literal else ()
-    require(is_of_type(given, hint), name, given, described(hint) + meant(given, words))
+    require(is_of_type(given, hint), name, given, described(hint) + did_you_mean(given, words))
     has_null = isinstance(given, str) and "\0" in given  # which no file's name can have
     require(not has_null, name, given, "text without null characters")
 

@@ -17,7 +17,7 @@ from .checks import (
     Count,
     Natural,
     Seed,
-    meant,
+    did_you_mean,
     require,
     require_max_norm_multiple,
 )
@@ -302,7 +302,10 @@ class TrainConfig:
         values = in_shares({"steps": self.run.steps} | values)
         for name in values:
             if name not in run_fields and name not in OPTION_NAMES:
-                hint = meant(name, [*OPTION_NAMES, *run_fields]) or "; see `vsae train --help-all`"
+                hint = (
+                    did_you_mean(name, [*OPTION_NAMES, *run_fields])
+                    or "; see `vsae train --help-all`"
+                )
                 raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
         own = {name: value for name, value in values.items() if name not in run_fields}
         try:

@@ -23,7 +23,7 @@ from .checks import (
     Range,
     Seed,
     annotations_of,
-    meant,
+    did_you_mean,
     require,
     require_choice,
     require_type,
@@ -765,7 +765,7 @@ def _require_option(name: str, cls: type[SAEConfig]) -> None:
     if (share := _SETTINGS.get(name)) in names:
         instead = f"give {share}=N/steps for N of the run's steps"
         raise ConfigError("settings have shares of the run", name=name, instead=instead)
-    hint = meant(name, names) or f"; expected one of {', '.join(names)}"
+    hint = did_you_mean(name, names) or f"; expected one of {', '.join(names)}"
     raise ConfigError(f"no such option of {cls.architecture}{hint}", name=name)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, first_line
-from .checks import meant
+from .checks import did_you_mean
 
 _PREFIX = "synthetic:"
 NO_HOOK = "none"
@@ -136,7 +136,7 @@ def synthetic_settings(model: str) -> SyntheticSettings:
             name="model",
             value=model,
             expected=f"one of {', '.join(known)}, or {_PREFIX}PATH of a folder or a repository on the hub that"
-            f" SAELens's SyntheticModel.save wrote, with a {_CONFIG}{meant(model, known)}",
+            f" SAELens's SyntheticModel.save wrote, with a {_CONFIG}{did_you_mean(model, known)}",
         )
     return SyntheticSettings(json.loads(path.read_text(encoding="utf-8")), folder=folder)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..activations.positions import left_out
-from ..config.checks import meant
+from ..config.checks import did_you_mean
 from ..config.names import LONGEST, NAMED_FIRST, is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError, printable
@@ -174,7 +174,7 @@ def chosen(columns: str) -> list[Metric]:
                 f"no metric {key!r}",
                 name="columns",
                 value=columns,
-                expected=f"one or more of {','.join(METRICS)}{meant(key, METRICS)}",
+                expected=f"one or more of {','.join(METRICS)}{did_you_mean(key, METRICS)}",
             )
     return [METRICS[key] for key in dict.fromkeys(keys)]
 

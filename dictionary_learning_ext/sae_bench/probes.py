@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.checks import likely
+from ..config.checks import close_names
 from ..errors import BenchError, first_line
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def chosen_sets(asked: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip()))
     for name in names or [asked]:
         if name not in DATASETS:
-            close = likely(name, DATASETS) or DATASETS[:3]
+            close = close_names(name, DATASETS) or DATASETS[:3]
             raise BenchError(
                 f"sae-probes has no data set {name!r}",
                 name="probing_sets",

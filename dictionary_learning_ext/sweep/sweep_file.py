@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..config.checks import is_of_type, meant
+from ..config.checks import did_you_mean, is_of_type
 from ..config.names import names_in_sweep
 from ..config.run import TrainConfig
 from ..errors import ConfigError, UserError, in_shell
@@ -190,7 +190,7 @@ def _flags(path: Path, content: dict[str, Any]) -> list[str]:
 def _require_known(where: str, content: dict[Any, Any], known: set[str]) -> None:
     for key in content:
         if key not in known:
-            expected = ", ".join(sorted(known)) + meant(key, sorted(known))
+            expected = ", ".join(sorted(known)) + did_you_mean(key, sorted(known))
             raise ConfigError(f"{where}: unknown key {key!r}; expected {expected}")
 
 

@@ -14,7 +14,7 @@ from small_commands import refused, settings_of
 
 from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.commands.seeds import numbers_of
+from dictionary_learning_ext.commands.seeds import parse_seeds
 from dictionary_learning_ext.features import reproducibility_of_folders
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
@@ -251,8 +251,8 @@ def test_other_values_are_refused_with_what_to_type(given, two, capsys):
 
 
 def test_a_number_counts_from_the_seed_and_a_list_is_taken_as_it_is():
-    assert numbers_of("3", 5, True) == [5, 6, 7]
-    assert numbers_of("9, 4", 0, False) == [9, 4]
+    assert parse_seeds("3", 5, True) == [5, 6, 7]
+    assert parse_seeds("9, 4", 0, False) == [9, 4]
 
 
 @pytest.mark.parametrize(

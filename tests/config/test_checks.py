@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from dictionary_learning_ext.config.checks import meant, require_type
+from dictionary_learning_ext.config.checks import did_you_mean, require_type
 from dictionary_learning_ext.errors import ConfigError
 
 Colour = Literal["red", "blue"]
@@ -12,12 +12,12 @@ Colour = Literal["red", "blue"]
 
 def test_a_misspelt_name_may_stand_for_several():
     names = ["data", "beta", "sigma"]
-    assert meant("sig", names) == "; did you mean 'sigma'?"
+    assert did_you_mean("sig", names) == "; did you mean 'sigma'?"
     begun = [f"noise_{which}" for which in ("on", "to_signal", "anneal_steps", "seed")]
-    assert meant("noise", begun).count(" or ") == 2, "three at most"
-    assert meant("bet", names) == meant("betta", names) == "; did you mean 'beta'?"
-    assert meant("bata", names) == "; did you mean 'data' or 'beta'?"
-    assert meant("xyz", names) == ""
+    assert did_you_mean("noise", begun).count(" or ") == 2, "three at most"
+    assert did_you_mean("bet", names) == did_you_mean("betta", names) == "; did you mean 'beta'?"
+    assert did_you_mean("bata", names) == "; did you mean 'data' or 'beta'?"
+    assert did_you_mean("xyz", names) == ""
 
 
 @pytest.mark.parametrize(
