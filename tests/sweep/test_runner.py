@@ -172,17 +172,6 @@ def test_a_sweep_over_two_devices_is_stopped_and_ends_bit_identical(on_devices, 
 
 
 @pytest.mark.slow
-def test_a_killed_process_of_a_sweep_is_named_and_its_run_is_continued(on_devices, three, tmp_path):
-    process, _, (killed, *_) = on_devices(1, "--at-once=1")
-    os.kill(trainer_of(killed), signal.SIGKILL)
-    _, err = process.communicate()
-    assert process.returncode == 2, err
-    assert err.splitlines()[-1] == f"vsae: {killed.name}: its process was ended by SIGKILL"
-    assert progress(tmp_path / "s").startswith("2 of 3 runs are finished")
-    assert_continues(three[1], tmp_path / "s")
-
-
-@pytest.mark.slow
 def test_the_processes_of_a_killed_sweep_end_what_they_have_begun(
     on_devices, three, tmp_path, capsys
 ):
