@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import huggingface_hub
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -29,7 +29,6 @@ from ..activations.stored import UNKNOWN
 from ..config.architectures import BY_DICT_CLASS
 from ..config.checks import require_choice
 from ..errors import CheckpointError, HubError, UserError, first_line
-from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
 from ..features.explanations import read_explanations
 from ..run_folder.files import CONFIG, EXPLANATIONS, METRICS, RETURN_SCORES, WEIGHTS, write_json
@@ -280,9 +279,9 @@ def card_of(
         for one in trainers.values()
     }
     card = ModelCard.from_template(
-        _card_data(repo, configs, metrics, places),
+        _card_data(configs, places),
         template_str=_TEMPLATE,
-        model_name=repo.split("/")[1],  # ModelCardData moves its own into the model-index
+        model_name=repo.split("/")[1],
         places=", ".join(sorted(hooks)),
         metrics=table(metrics) if metrics else None,
         settings=markdown_table(["", *trainers], rows),
@@ -294,48 +293,19 @@ def card_of(
 
 
 def _card_data(
-    repo: str,
-    configs: dict[str, dict[str, Any]],
-    metrics: dict[str, dict[str, Any]],
-    formats: Collection[PushFormat],
+    configs: dict[str, dict[str, Any]], formats: Collection[PushFormat]
 ) -> ModelCardData:
-    """A card's metadata: library, tags (with the other libraries that read it), language models, texts and
-    metrics.
-
-    The metrics make the card's model-index, from which the hub shows them. They are those that
-    `vsae compare` shows. Where there are several SAEs, a metric's name ends in its SAE's.
-    """
+    """A card's metadata: library, tags (with the other libraries that read it), language models and texts."""
     trainers = [config["trainer"] for config in configs.values()]
     models = {str(trainer.get("lm_name")) for trainer in trainers}
     classes = {trainer.get("dict_class") for trainer in trainers}
     architectures = sorted(BY_DICT_CLASS[name].name for name in classes & BY_DICT_CLASS.keys())
-    texts = {name: _text(config) for name, config in configs.items()}
-    results: list[EvalResult] = []
-    for name, measured in metrics.items():
-        text = str(measured.get("measured_on", {}).get("data", texts[name]))
-        is_one_of_several = len(configs) > 1
-        results += [
-            EvalResult(
-                task_type="feature-extraction",
-                task_name="Sparse reconstruction of activations",
-                dataset_type=text,
-                dataset_name=f"{text}, held out",
-                dataset_split="heldout",
-                metric_type=metric.key,
-                metric_name=f"{metric.label} ({name})" if is_one_of_several else metric.label,
-                metric_value=measured[metric.key],
-                metric_config=name if is_one_of_several else None,
-            )
-            for metric in shown_in("compare")
-            if measured.get(metric.key) is not None
-        ]
+    texts = {_text(config) for config in configs.values()}
     return ModelCardData(
         library_name="dictionary_learning_ext",
         base_model=sorted(name for name in models if "/" in name) or None,
-        datasets=sorted({text for text in texts.values() if text.count("/") == 1}) or None,
+        datasets=sorted(text for text in texts if text.count("/") == 1) or None,
         tags=[*_TAGS, *architectures, *(FORMATS[form].tag for form in formats)],
-        model_name=repo.split("/")[1],
-        eval_results=results or None,
     )
 
 
