@@ -64,7 +64,7 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
     return float(f"{value:.{digits}g}")
 
 
-Show = Literal["number", "percent", "whole", "share of seeds", "text", "tokens"]
+Show = Literal["number", "cosine", "percent", "whole", "share of seeds", "text", "tokens"]
 """How a column's values are written; tokens are numbers in the vocabulary."""
 
 
@@ -157,13 +157,15 @@ COLUMNS = (
         "alignment",
         lambda one, _: _rounded_all(alignment(one.dictionary), 3),
         "enc·dec",
-        fact="encoder·decoder cosine",
+        "cosine",
+        "encoder·decoder cosine",
         is_extra=True,
     ),
     Column(
         "neighbour",
         lambda one, _: _rounded_all(one.neighbours.values_Fn[:, 0], 3),
         "nearest",
+        "cosine",
         is_extra=True,
     ),
     Column(
@@ -187,14 +189,16 @@ COLUMNS = (
         "direction_match",
         lambda one, _: one.scores and _rounded_all(one.scores.match_F),
         "cosine",
-        fact="cosine with its match there",
+        "cosine",
+        "cosine with its match there",
         is_extra=True,
     ),
     Column(
         "correlation",
         lambda one, _: one.come_back and _rounded_all(_alike(one)),
         "in what it does",
-        fact="correlation with its match in what they do",
+        "cosine",
+        "correlation with its match in what they do",
     ),
 )
 """In the order of the table and of the facts. The CSV file has those of tokens last."""

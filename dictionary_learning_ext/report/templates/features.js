@@ -2,6 +2,7 @@ const ROWS = 50;
 /** How a column's values are written, by its `show`. */
 const SHOW = {
   number: (value) => number(value),
+  cosine: (value) => (value === null ? "–" : value.toFixed(2)),
   percent,
   whole: (value) => (value === null ? "–" : String(Math.floor(value))),
   "share of seeds": (value, of) => (value === null ? "–" : value + "/" + of),
