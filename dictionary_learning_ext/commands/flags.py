@@ -399,17 +399,17 @@ def _positional_values(
     if rest:
         raise UserError(f"{rest[0]!r}: expected only {expected} {see}")
     if any(option.default is MISSING and option.name not in found for option in places):
-        raise UserError(f"expected {expected}{_example(command, places[0].metavar)} {see}")
+        raise UserError(f"expected {expected}{_example(command, *(one.metavar for one in places))} {see}")
     return found
 
 
-def _example(command: Command[Any], first: str) -> str:
+def _example(command: Command[Any], first: str, *others: str) -> str:
     """A command that can be typed here, for one that was typed without the folders it takes."""
     if first not in (FOLDER, FOLDERS):
         return ""
     found = (f for depth in ("*", "*/*") for f in sorted(RUNS.glob(f"{depth}/{WEIGHTS}")))
     here = [path.parent for path in islice(found, 1 if first == FOLDER else 2)] or [RUNS / "NAME"]
-    return f", e.g. `vsae {command.name} {in_shell(*here)}`"
+    return f", e.g. `vsae {' '.join([command.name, in_shell(*here), *others])}`"
 
 
 def _members(hint: Any) -> list[Any]:
