@@ -399,7 +399,9 @@ def _positional_values(
     if rest:
         raise UserError(f"{rest[0]!r}: expected only {expected} {see}")
     if any(option.default is MISSING and option.name not in found for option in places):
-        raise UserError(f"expected {expected}{_example(command, *(one.metavar for one in places))} {see}")
+        raise UserError(
+            f"expected {expected}{_example(command, *(one.metavar for one in places))} {see}"
+        )
     return found
 
 

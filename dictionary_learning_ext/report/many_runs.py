@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, UserError, first_line
+from ..evaluation.folders import open_folders
 from ..evaluation.metrics import Metric
 from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, RETURNING, Measure
 from ..features.reproducibility_of_folders import of_seeds
@@ -283,6 +284,19 @@ class SeedScores:
         value = self.values[measure.key]
         star = " *" if self.share_batches and value is not None else ""
         return measure.text(value) + star
+
+
+def encode_seeds(results: Sequence[RunResult]) -> None:
+    """Encode held-out text by the SAEs of each setting that has several seeds here, and keep their codes, so that what
+    they do can be compared. Where that isn't possible, e.g. without the language model, a warning says so."""
+    for group in grouped(results):
+        if len(group.folders) < 2 or group.mean("fve") is None:  # not to be measured
+            continue
+        try:
+            open_folders(group.folders).codes()
+        except UserError as error:
+            logger.warning("what the features do was not compared: %s", error)
+            return
 
 
 def seed_scores(folders: Sequence[Path]) -> SeedScores | None:

@@ -230,7 +230,7 @@ def _most_returning(found: list[Group], settings: list[str], each: list[str]) ->
         shown = ", ".join(f"{name}={setting_text(one.settings.get(name))}" for name in names)
         scores = one.scores
         assert scores is not None
-        shares = ", ".join(f"{scores.text(m)} {m.label}" for m in SEED_MEASURES)
+        shares = ", ".join(f"{scores.text(m)} {m.label}" for m in _seed_measures(found))
         lines.append(f"  {shown}: {shares}, {fve.label} {one.text(fve)} (n = {one.n})")
     return lines
 
@@ -277,8 +277,9 @@ def _have_seeds(groups: list[Group]) -> bool:
 
 
 def _seed_measures(groups: list[Group]) -> list[Measure]:
-    """What tables show of how well seeds agree: nothing if it was measured of no group."""
-    return list(SEED_MEASURES) if any(group.scores for group in groups) else []
+    """What tables show of how well seeds agree: what was measured of any group."""
+    scores = [group.scores.values for group in groups if group.scores is not None]
+    return [one for one in SEED_MEASURES if any(each[one.key] is not None for each in scores)]
 
 
 def _on_same_batches(groups: list[Group]) -> list[str]:

@@ -1,5 +1,6 @@
 """`vsae sweep`: its own flags and those of `vsae train`, and what it prints."""
 
+import csv
 import json
 import signal
 
@@ -10,6 +11,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import parse, vsae
 from dictionary_learning_ext.commands.sweep import SWEEP as COMMAND
 from dictionary_learning_ext.errors import Interrupted, TrainingError
+from dictionary_learning_ext.run_folder.files import CODES
 
 
 @pytest.fixture
@@ -41,6 +43,20 @@ def test_the_flags_of_train_are_told_from_its_own(typed):
     assert " ".join(flags.passed_on) == TYPED[typed]
     assert str(flags.file) == "f.yaml"
     assert " ".join(flags.words) == typed
+
+
+def test_what_comes_back_between_seeds_is_compared_in_both_ways(sweep_file, tmp_path, capsys):
+    folder = tmp_path / "s"
+    typed = [str(sweep_file), "--save-dir", str(folder), "--steps", "6", "--decay-start", "None"]
+    assert main(["sweep", *typed, "--data-seed", "seed"]) == 0
+    assert "in what they do" in capsys.readouterr().out
+    rows = list(csv.DictReader((folder / "results_by_setting.csv").open()))
+    assert [row["k"] for row in rows] == ["2", "4"]
+    for row in rows:
+        assert 0 <= float(row["in_function"]) <= 1
+        assert 0 <= float(row["as_direction"]) <= 1
+    kept = list(folder.glob(f"*/{CODES}"))
+    assert len(kept) == 4
 
 
 def test_a_sweep_without_evaluation_ends_with_its_runs(sweep_file, tmp_path, capsys):
