@@ -97,7 +97,7 @@ def test_the_command_on_the_page_writes_it_again(runs, tmp_path):
     where = ["--out", str(tmp_path / "a page.html"), "--model", model]
     assert main(["report", str(runs[0]), *QUICK, *where]) == 0
     page = (tmp_path / "a page.html").read_text(encoding="utf-8")
-    command = html.unescape(re.search(r"^vsae report (.*)$", page, re.MULTILINE)[1])
+    command = html.unescape(re.search(r"<code>vsae report (.*?)</code>", page)[1])
     folder, *flags = shlex.split(command)
     assert folder == str(runs[0])
     assert dict(pairwise_of(flags)) == dict(pairwise_of([*QUICK, *where]))
