@@ -12,6 +12,7 @@ Nothing else of a run folder is uploaded. A repository is private by default. Lo
 here and in every export, see `local_paths`.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -31,7 +32,15 @@ from ..config.checks import require_choice
 from ..errors import CheckpointError, HubError, UserError, first_line
 from ..evaluation.tables import markdown_table, table
 from ..features.explanations import read_explanations
-from ..run_folder.files import CONFIG, EXPLANATIONS, METRICS, RETURN_SCORES, WEIGHTS, write_json
+from ..run_folder.files import (
+    CONFIG,
+    EXPLANATIONS,
+    METRICS,
+    RETURN_SCORES,
+    WEIGHTS,
+    is_of_a_full_disk,
+    write_json,
+)
 from ..run_folder.reading import read_metrics_if_any, run_folders_in
 from ..run_folder.sae_names import require_own, results_folder
 from ..run_folder.settings import own_settings
@@ -157,7 +166,9 @@ def push(
         require_choice("format", form, PushFormat)
     with tempfile.TemporaryDirectory(prefix="push.") as name:
         staged = Path(name)
-        card, left_out = _stage(_run_folders(Path(folder)), repo, staged, formats, export_options)
+        with _needing_space():
+            folders = _run_folders(Path(folder))
+            card, left_out = _stage(folders, repo, staged, formats, export_options)
         unfinished = [one.name for one in run_folders_in(folder) if not (one / WEIGHTS).exists()]
         paths = sorted(path for path in staged.rglob("*") if path.is_file())
         files = {path.relative_to(staged).as_posix(): path.stat().st_size for path in paths}
@@ -182,6 +193,20 @@ def push(
                 repo_id=repo, folder_path=staged, commit_message=f"Add {', '.join(names)}"
             )
     return replace(pushed, url=str(commit.commit_url), is_private=is_private)
+
+
+@contextmanager
+def _needing_space() -> Iterator[None]:
+    """Turn the error of a full disk into a HubError that names it: the user gave no path on it."""
+    try:
+        yield
+    except (OSError, CheckpointError) as error:
+        if not is_of_a_full_disk(error if isinstance(error, OSError) else error.__cause__):
+            raise
+        raise HubError(
+            f"{tempfile.gettempdir()}, where the upload is put together, has no space left",
+            instead="free some space there, or set TMPDIR to another folder",
+        ) from error
 
 
 @contextmanager
@@ -244,8 +269,13 @@ def _stage(
             try:
                 with tempfile.TemporaryDirectory(prefix="export.") as temporary:
                     export(folder, form, temporary, **export_options)
-                    shutil.copytree(temporary, staged / name, dirs_exist_ok=True)
+                    moved: Any = os.replace
+                    shutil.copytree(
+                        temporary, staged / name, dirs_exist_ok=True, copy_function=moved
+                    )
             except CheckpointError as error:
+                if is_of_a_full_disk(error.__cause__):
+                    raise
                 left_out[name, form] = error
     for form in formats:
         if all((name, form) in left_out for name in configs):

@@ -3,6 +3,7 @@
 Only the hub's own functions are replaced.
 """
 
+import errno
 import json
 import logging
 import re
@@ -365,6 +366,20 @@ def test_what_the_hub_or_the_network_refuse(where, error, message, runs, hub, mo
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert TOKEN not in line
+
+
+@pytest.mark.parametrize("where", ["write_json", "export"])
+def test_a_full_disk_of_temporary_files_is_named_and_nothing_is_uploaded(
+    where, runs, hub, monkeypatch
+):
+    def full(*_, **__):
+        raise CheckpointError("export.x can't be written") from OSError(errno.ENOSPC, "full")
+
+    one = hub(Hub())
+    monkeypatch.setattr(f"dictionary_learning_ext.export.hub.{where}", full)
+    with pytest.raises(HubError, match=r"no space left.*TMPDIR"):
+        push(runs / "vsae", "jane/saes", formats=["sae-lens"])
+    assert one.asked is None
 
 
 def an_empty_folder(folder, runs):
