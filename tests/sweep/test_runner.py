@@ -445,7 +445,7 @@ def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tm
         "0 of 1 runs are finished; run the same `vsae sweep` command again to continue"
     )
     whole = json.loads((tmp_path / "sweep.json").read_text())
-    others = ({"command": 3}, {"runs": [3]}, {"runs": ["../a"]})
+    others = ({"runs": [3]}, {"runs": ["../a"]})
     damaged = [json.dumps(whole | other) for other in others]
     for content in ("{", "[]", '{"runs": 3}', *damaged):
         (tmp_path / "sweep.json").write_text(content)
