@@ -3,6 +3,11 @@
 Every file is written under a temporary name and renamed once it is whole, and the manifest follows
 it. So a stop costs at most the file that was being written.
 
+Several processes write in rounds, each process a file of its own. All of them cut the text into
+contexts, so that each knows where its files begin, but a document is tokenised by one of them. After a
+round the first process adds the files to the manifest. So the cache is one process's, byte for byte, and
+any number of processes can continue it.
+
 Shapes: B contexts, L = ctx_len tokens, D = a hook point's width.
 """
 
@@ -10,10 +15,11 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +28,7 @@ from torch import Tensor
 
 from ..config.checks import require
 from ..config.run import RunConfig, Split, evaluation_batch
-from ..errors import ActivationsError, ConfigError, DiskError, bytes_shown
+from ..errors import ActivationsError, ConfigError, DiskError, UserError, bytes_shown
 from ..progress import progress
 from ..run_folder.files import (
     locked,
@@ -53,9 +59,10 @@ from .positions import PositionRule
 from .rows import ActivationReader
 from .stored import INFO, STATE
 from .text import text_of
-from .tokens import ContextStream, no_context
+from .tokens import ONE_PROCESS, ContextStream, DividedTokenizer, Group, no_context
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _CONTEXTS = 32
 """A file has a multiple of so many, or fewer where so many don't fit into it."""
@@ -77,6 +84,7 @@ def write_cache(
     on_plan: Callable[[str], None] = lambda plan: None,
     before_batch: Callable[[], None] = lambda: None,
     elsewhere: str = "folder",
+    group: Group = ONE_PROCESS,
 ) -> CacheManifest:
     """Cache a language model's activations at some hook points, or continue to.
 
@@ -89,23 +97,26 @@ def write_cache(
         dtype: of the activations on the disk.
         file_bytes: the largest size of a file, about. It holds at least one context.
         overwrite: replace a cache of other settings.
-        on_plan: called with what will be written, before anything is.
-        before_batch: called before each batch of the language model. It may raise.
+        on_plan: called with what will be written, before anything is; by the first process.
+        before_batch: called before each batch of the language model. It may raise. Several processes
+            call it before each round of files instead, and it must raise on all or none.
         elsewhere: the setting that says where the cache is, for messages.
+        group: the processes that write it. All must call this with the same arguments, but for the
+            device, and reach the same folder.
 
     Raises:
         ConfigError: a setting is out of range, the disk is too small (DiskError), an activation is beyond
             float16's range, or another process is writing there.
-        ActivationsError: the folder holds something else.
+        ActivationsError: the folder holds something else, or the processes read different things.
         CheckpointError: the disk refuses. What was written can be continued.
         LanguageModelError, TextError, NonFiniteError: as in training.
     """
     require(tokens >= 1, "tokens", tokens, "at least 1")
-    with locked(folder, elsewhere):
+    with ExitStack() as until_the_end:
+        _by_first(group, lambda: until_the_end.enter_context(locked(folder, elsewhere)))
         model = load_model(run)
         points = {name: find_hook(model, name) for name in hooks}
         text = text_of(run, seed=run.data_seed)
-        manifest = read_manifest(folder, UNFINISHED) or read_manifest(folder)
         settings = CacheSettings(
             model=run.model,
             language_model=identity(model.module),
@@ -123,24 +134,52 @@ def write_cache(
             eval_documents=run.eval_documents if run.eval_tokens else 0,
             text_column=run.text_column,
         )
-        manifest = _so_far(folder, manifest, settings, overwrite, elsewhere)
-        written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
-        filled = _filled_share(text, model.tokenizer, settings)
-        on_plan(_plan(folder, settings, tokens, written, filled))
-        writer = _Writer(folder, settings, run, model, points, file_bytes, before_batch, elsewhere)
+        _require_alike(group.gather(settings))
+
+        def planned() -> CacheManifest | None:
+            manifest = _so_far(folder, settings, overwrite, elsewhere)
+            written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
+            filled = _filled_share(text, model.tokenizer, settings)
+            on_plan(_plan(folder, settings, tokens, written, filled))
+            return manifest
+
+        manifest = _by_first(group, planned)
+        writer = _Writer(
+            folder, settings, run, model, points, file_bytes, before_batch, elsewhere, group
+        )
         if manifest is None:
             manifest = writer.held_out_part()
         return writer.training_part(manifest, tokens)
 
 
+def _by_first(group: Group, do: Callable[[], T]) -> T | None:
+    """What the first process got from `do`, on all. An error of the user's is raised on all."""
+    found = error = None
+    if group.rank == 0:
+        try:
+            found = do()
+        except UserError as refused:
+            error = refused
+    found, error = group.gather((found, error))[0]
+    if error is not None:
+        raise error
+    return found
+
+
+def _require_alike(all_settings: list[CacheSettings]) -> None:
+    """Raise an ActivationsError unless all processes read the same model and text."""
+    for rank, settings in enumerate(all_settings):
+        if differ := differences(settings, all_settings[0]):
+            raise ActivationsError(
+                f"rank {rank} has {', '.join(differ)} as rank 0",
+                instead="copy the same files to every machine",
+            )
+
+
 def _so_far(
-    folder: Path,
-    found: CacheManifest | None,
-    settings: CacheSettings,
-    overwrite: bool,
-    elsewhere: str,
+    folder: Path, settings: CacheSettings, overwrite: bool, elsewhere: str
 ) -> CacheManifest | None:
-    """What the folder, with its manifest, holds of this cache. With `overwrite`, files of a cache of other
+    """What the folder holds of this cache. With `overwrite`, files of a cache of other
     settings are deleted.
 
     Files that a kill left half written are deleted. One that was whole but isn't in the manifest yet
@@ -148,6 +187,7 @@ def _so_far(
 
     Raises: ActivationsError if the folder holds something else.
     """
+    found = read_manifest(folder, UNFINISHED) or read_manifest(folder)
     if found is None:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         if others := [name for name in names if name != HELD_OUT]:  # which precedes the manifest
@@ -216,6 +256,8 @@ def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, fill
 
 _Columns = dict[str, np.ndarray]
 """Contexts that become a file: activations, (B, L, D), by hook point, and TOKEN_IDS, (B, L), int32."""
+_Passes = list[tuple[Tensor, Tensor]]
+"""What becomes a file: ids and mask, (B, L), of each batch of the language model."""
 
 
 class _Writer:
@@ -231,10 +273,12 @@ class _Writer:
         file_bytes: int,
         before_batch: Callable[[], None],
         elsewhere: str,
+        group: Group,
     ):
-        self._elsewhere = elsewhere
+        self._elsewhere, self._group = elsewhere, group
         self._folder, self._settings, self._run = folder, settings, run
-        self._tokenizer, self._before_batch = model.tokenizer, before_batch
+        self._tokenizer = DividedTokenizer(model.tokenizer, group)
+        self._before_batch = before_batch
         shared = SharedPass(model, [point.place for point in points.values()])
         self._readers = {
             name: ActivationReader(model, point.place, PositionRule(), shared)
@@ -250,19 +294,22 @@ class _Writer:
     def held_out_part(self) -> CacheManifest:
         """Write the held-out part, and the first manifest."""
         settings, run, folder = self._settings, self._run, self._folder
-        files, documents = [], None
+        files: list[CacheFile] = []
+        documents = None
         if run.eval_tokens:
             batch = evaluation_batch(run.eval_tokens)
             enough = int(_SPARE * math.ceil(run.eval_tokens / batch) * batch)
             stream = self._stream("heldout")
-            for number, columns in enumerate(self._read(stream, enough, 0, "held-out")):
-                files.append(self._write(f"{HELD_OUT}/data-{number:05d}.arrow", columns))
+            name = f"{HELD_OUT}/data-{{:05d}}.arrow"
+            for new in self._rounds(stream, enough, [], name, "held-out"):
+                files += new
             if not files:
                 raise no_context(run, "heldout")
-            _write_dataset_files(folder / HELD_OUT, settings, files, self._elsewhere)
+            if self._group.rank == 0:
+                _write_dataset_files(folder / HELD_OUT, settings, files, self._elsewhere)
             documents = self._documents()
         manifest = CacheManifest(settings, (), tuple(files), documents, None)
-        write_json(folder / UNFINISHED, manifest.to_dict(), self._elsewhere)
+        self._write_manifest(UNFINISHED, manifest)
         return manifest
 
     def training_part(self, manifest: CacheManifest, tokens: int) -> CacheManifest:
@@ -271,12 +318,12 @@ class _Writer:
         stream = self._stream("train")
         if manifest.position is not None:
             stream.load_state_dict(manifest.position)
-        for columns in self._read(stream, tokens, manifest.tokens, "caching"):
-            file = self._write(f"data-{len(manifest.files):05d}.arrow", columns)
+        rounds = self._rounds(stream, tokens, manifest.files, "data-{:05d}.arrow", "caching")
+        for new in rounds:
             manifest = replace(
-                manifest, files=(*manifest.files, file), position=stream.state_dict()
+                manifest, files=(*manifest.files, *new), position=stream.state_dict()
             )
-            write_json(folder / UNFINISHED, manifest.to_dict(), self._elsewhere)
+            self._write_manifest(UNFINISHED, manifest)
         if not manifest.files:
             raise no_context(self._run, "train")
         if manifest.tokens < tokens:
@@ -286,10 +333,16 @@ class _Writer:
                 f"{manifest.tokens:,}",
                 f"{tokens:,}",
             )
-        _write_dataset_files(folder, settings, manifest.files, self._elsewhere)
-        write_json(folder / MANIFEST, manifest.to_dict(), self._elsewhere)
-        remove(folder / UNFINISHED)
+        if self._group.rank == 0:
+            _write_dataset_files(folder, settings, manifest.files, self._elsewhere)
+            self._write_manifest(MANIFEST, manifest)
+            remove(folder / UNFINISHED)
+        self._group.gather(None)  # it is whole for all
         return manifest
+
+    def _write_manifest(self, name: str, manifest: CacheManifest) -> None:
+        if self._group.rank == 0:
+            write_json(self._folder / name, manifest.to_dict(), self._elsewhere)
 
     def _stream(self, split: Split) -> ContextStream:
         run, passes = self._run, (self._run.text_passes or 1) if split == "train" else 1
@@ -297,32 +350,71 @@ class _Writer:
         text = text_of(run, split=split, seed=seed, passes=passes)
         return ContextStream(text, self._tokenizer, run.ctx_len, packing=run.text_packing)
 
-    def _read(
-        self, stream: ContextStream, tokens: int, found: int, label: str
-    ) -> Iterator[_Columns]:
-        """What becomes a file, until there are `tokens` tokens, `found` of which there are before.
+    def _rounds(
+        self,
+        stream: ContextStream,
+        tokens: int,
+        before: Sequence[CacheFile],
+        name: str,
+        label: str,
+    ) -> Iterator[list[CacheFile]]:
+        """Write files until there are `tokens` tokens: in each round one for each process, at most.
 
-        When it yields, the stream stands after the contexts that it yields.
+        When it yields a round's files, the stream stands after their contexts.
+
+        Arguments:
+            before: the files that are there.
+            name: of a file, to format with its number.
         """
-        with progress(tokens, "tok", initial=found, desc=label, unit_scale=True) as bar:
-            parts: list[_Columns] = []
+        found, number = sum(file.tokens for file in before), len(before)
+        rank, count, gather = self._group
+        quiet: dict[str, Any] = {"disable": True} if rank else {}
+        with progress(tokens, "tok", initial=found, desc=label, unit_scale=True, **quiet) as bar:
             while found < tokens:
-                self._before_batch()
-                missing = math.ceil((tokens - found) / stream.ctx_len)
-                room = self._contexts_per_file - sum(len(part[TOKEN_IDS]) for part in parts)
-                n = min(self._run.lm_batch_size, missing, room)
-                try:
-                    input_ids_BL, mask_BL = stream.next_batch(n)
-                except StopIteration:
+                if count > 1:
+                    self._before_batch()
+                dealt: list[_Passes] = []
+                for _ in range(count):
+                    if passes := self._next_file(stream, tokens - found):
+                        dealt.append(passes)
+                        found += _tokens_in(passes)
+                if not dealt:
                     break
-                parts.append(self._columns(input_ids_BL, mask_BL))
-                found += int(mask_BL.sum())
-                bar.update(int(mask_BL.sum()))
-                if sum(len(part[TOKEN_IDS]) for part in parts) >= self._contexts_per_file:
-                    yield _joined(parts)
-                    parts = []
-            if parts:
-                yield _joined(parts)
+                own = None
+                if rank < len(dealt):
+                    own = self._write(name.format(number + rank), dealt[rank], bar.update)
+                files = [file for file in gather(own) if file is not None]
+                bar.update(sum(map(_tokens_in, dealt[1:])))
+                yield files
+                number += len(files)
+
+    def _next_file(self, stream: ContextStream, tokens: int) -> _Passes:
+        """The contexts of the next file, until there are `tokens` tokens. Empty at the text's end."""
+        passes: _Passes = []
+        room = self._contexts_per_file
+        while tokens > 0 and room:
+            n = min(self._run.lm_batch_size, math.ceil(tokens / stream.ctx_len), room)
+            try:
+                ids_BL, mask_BL = stream.next_batch(n)
+            except StopIteration:
+                break
+            passes.append((ids_BL, mask_BL))
+            tokens -= int(mask_BL.sum())
+            room -= len(ids_BL)
+        return passes
+
+    def _write(self, name: str, passes: _Passes, on_tokens: Callable[[int], object]) -> CacheFile:
+        """Write a file."""
+        parts = []
+        for ids_BL, mask_BL in passes:
+            if self._group.count == 1:
+                self._before_batch()
+            parts.append(self._columns(ids_BL, mask_BL))
+            on_tokens(int(mask_BL.sum()))
+        columns, path = _joined(parts), self._folder / name
+        with replacing(path, self._elsewhere) as temporary:
+            write_contexts(temporary, columns)
+        return self._described(path, columns[TOKEN_IDS])
 
     def _columns(self, input_ids_BL: Tensor, mask_BL: Tensor) -> _Columns:
         found = {}
@@ -335,14 +427,8 @@ class _Writer:
             found[name] = x_BLD.numpy()
         return found | {TOKEN_IDS: _marked(input_ids_BL, mask_BL)}
 
-    def _write(self, name: str, columns: _Columns) -> CacheFile:
-        path = self._folder / name
-        with replacing(path, self._elsewhere) as temporary:
-            write_contexts(temporary, columns)
-        return self._described(path, columns[TOKEN_IDS])
-
-    def _documents(self) -> CacheFile:
-        """Write the held-out documents' tokens, cut to ctx_len."""
+    def _documents(self) -> CacheFile | None:
+        """Write the held-out documents' tokens, cut to ctx_len. None on others than the first process."""
         run, path = self._run, self._folder / HELD_OUT / DOCUMENTS
         documents = islice(text_of(run, split="heldout"), run.eval_documents)
         stream = ContextStream(documents, self._tokenizer, run.ctx_len, packing="truncate")
@@ -350,6 +436,8 @@ class _Writer:
             ids_BL, mask_BL = stream.next_batch(run.eval_documents)
         except StopIteration as end:
             raise no_context(run, "heldout") from end
+        if self._group.rank:
+            return None
         marked_BL = _marked(ids_BL, mask_BL)
         with replacing(path, self._elsewhere) as temporary, temporary.open("wb") as file:
             np.save(file, marked_BL)
@@ -358,6 +446,10 @@ class _Writer:
     def _described(self, path: Path, ids_BL: np.ndarray) -> CacheFile:
         name, tokens = path.relative_to(self._folder).as_posix(), int((ids_BL >= 0).sum())
         return CacheFile(name, path.stat().st_size, sha256_of(path), len(ids_BL), tokens)
+
+
+def _tokens_in(passes: _Passes) -> int:
+    return sum(int(mask_BL.sum()) for _, mask_BL in passes)
 
 
 def _marked(ids_BL: Tensor, mask_BL: Tensor) -> np.ndarray:

@@ -6,8 +6,8 @@ input_ids_BL, mask_BL = contexts.next_batch(32)
 Shapes: B contexts, L = ctx_len tokens.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -58,6 +58,38 @@ class SharedTokenizer:
             if len(self._kept) > self._KEPT:
                 del self._kept[next(iter(self._kept))]
         return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+class Group(NamedTuple):
+    """Processes that do something together, as one of them sees them."""
+
+    rank: int
+    """Of this process, from 0."""
+    count: int
+    gather: Callable[[Any], list[Any]]
+    """All-gather: what each process gives, by rank."""
+
+
+ONE_PROCESS = Group(0, 1, lambda what: [what])
+
+
+class DividedTokenizer:
+    """A tokenizer for several processes that read one text: each text is tokenised by one of them, for all.
+
+    All of them must ask for the same texts in the same order. All else is the tokenizer's own.
+    """
+
+    def __init__(self, tokenizer: Any, group: Group):
+        self._tokenizer, self._group = tokenizer, group
+
+    def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+        rank, count, gather = self._group
+        own = texts[rank::count]
+        of_each = gather(self._tokenizer(own, **options)["input_ids"] if own else [])
+        return {"input_ids": [of_each[i % count][i // count] for i in range(len(texts))]}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGINT, Signals
 
 from ..activations.cache_manifest import CacheDtype, finished_manifest, is_begun, require_checksums
 from ..config.checks import require
 from ..config.run import Dtype, Packing, RunConfig
 from ..errors import ActivationsError, Interrupted, in_shell
 from ..training.plan import with_hook_names
+from ..training.processes import interrupts, join, launched, saying_if_a_rank_is_lost
 from .flags import FOLDER, Command, positional, vsae
 
 
@@ -90,6 +91,10 @@ def run_cache(flags: CacheFlags) -> None:
         print(f"{folder}: all {len(list(manifest.all_files))} files are as they were written")
         return
     require(flags.file_mb >= 1, "file_mb", flags.file_mb, "at least 1")
+    processes = launched()
+    if processes.are_several:
+        no_map = f"none, as torchrun started {processes.count} processes"
+        require(flags.device_map is None, "device_map", flags.device_map, no_map)
     settings = RunConfig(
         model=flags.model,
         hook=flags.hook,
@@ -108,13 +113,25 @@ def run_cache(flags: CacheFlags) -> None:
     )
     hooks = with_hook_names(settings).hooks  # refused now if it is wrong
     from ..activations.cache_writer import write_cache
-    from ..training.processes import interrupts
+    from ..activations.tokens import Group
+    from ..devices import without_auto
 
+    if processes.are_several:
+        device = processes.device(without_auto(flags.device))
+        settings = replace(settings, device=device)
+    again = "run the same command again to continue the cache"
     with (
-        explain_interrupt("run the same command again to continue the cache", folder),
-        interrupts() as signals,
+        saying_if_a_rank_is_lost(lambda: again),
+        explain_interrupt(again, folder),
+        interrupts(processes.are_several) as signals,
         signals.deferred(),
     ):
+        join()
+
+        def check() -> None:
+            if number := max(processes.gather(signals.received or 0)):  # to any of the processes
+                raise Interrupted(Signals(number))
+
         manifest = write_cache(
             folder,
             settings,
@@ -123,8 +140,11 @@ def run_cache(flags: CacheFlags) -> None:
             dtype=flags.dtype,
             file_bytes=flags.file_mb * 1_000_000,
             on_plan=lambda plan: print(plan, flush=True),
-            before_batch=signals.check,
+            before_batch=check,
+            group=Group(processes.rank, processes.count, processes.gather),
         )
+    if not processes.is_first:
+        return
     chosen = f" --hook {hooks[0]}\nor with --hook {' or '.join(hooks[1:])}"
     print(
         f"cached {manifest.tokens:,} tokens in {folder}; train from it with\n"
@@ -144,4 +164,4 @@ def explain_interrupt(how: str, cache: Path | None = None) -> Iterator[None]:
 
 
 HOOKS = Command("hooks", HooksFlags, run_hooks)
-CACHE = Command("cache", CacheFlags, run_cache)
+CACHE = Command("cache", CacheFlags, run_cache, by_several=True)

@@ -1,6 +1,8 @@
 """Contexts of tokens against the tokenizer itself, resumed at any place; and texts that are too short."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ from dictionary_learning_ext.activations import tokens
 from dictionary_learning_ext.activations.text import TextStream, open_text
 from dictionary_learning_ext.activations.tokens import (
     ContextStream,
+    DividedTokenizer,
+    Group,
     require_held_out,
     whole_documents,
 )
@@ -204,6 +208,36 @@ def test_a_process_tokenizes_little_of_the_documents_of_others(monkeypatch):
         share, _ = contexts_of(texts, tokenizer, n=3, packing="truncate", ranks=Ranks(rank, 4))
         assert share == whole[rank::4]
         assert sum(used) < 0.3 * sum(map(len, texts))
+
+
+@pytest.mark.parametrize("packing", ["pack", "truncate"])
+@pytest.mark.parametrize("count", [2, 33])
+def test_each_document_is_tokenised_by_one_process_for_all(packing, count, tokenizer):
+    """The processes are threads here. With 33, one has none of 32 documents."""
+    whole, _ = contexts_of(DOCUMENTS, tokenizer, packing=packing)
+    barrier, given, tokenised = Barrier(count), [None] * count, []
+
+    def contexts(rank):
+        def gather(what):
+            given[rank] = what
+            barrier.wait()
+            found = list(given)
+            barrier.wait()
+            return found
+
+        class Counting:
+            eos_token_id, pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+
+            def __call__(self, texts, **options):
+                tokenised.extend(texts)
+                return tokenizer(texts, **options)
+
+        divided = DividedTokenizer(Counting(), Group(rank, count, gather))
+        return contexts_of(DOCUMENTS, divided, packing=packing)[0]
+
+    with ThreadPoolExecutor(count) as pool:
+        assert list(pool.map(contexts, range(count))) == [whole] * count
+    assert sorted(tokenised) == sorted(DOCUMENTS)
 
 
 # Documents in contexts of their own.

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,12 +12,15 @@ import sys
 import pytest
 from caches import HOOK, OTHER
 from small_commands import refused
+from texts import write_jsonl
+from torchrun import ended, ran, rank_of, torchrun
 
 from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.activations.cache_manifest import UNFINISHED, read_manifest
 from dictionary_learning_ext.activations.cache_writer import write_contexts
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.run_folder.files import LOCK
 
 KINDS = ("resid_post", "resid_pre", "attn_out", "mlp_out")
 
@@ -123,3 +127,79 @@ def test_a_stopped_or_killed_command_is_continued_by_the_same_command(
     assert manifests[0] == manifests[1]
     assert len(manifests[0].files) > 2
     assert not list((tmp_path / "cache").glob(".data*"))
+
+
+# --- several processes
+
+
+def files_in(folder):
+    """Every file's content, by name."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.slow
+def test_four_processes_write_what_one_writes(flags, tmp_path):
+    """Documents of any length, of several hook points, with padding; a text that ends in the middle of a round."""
+    texts = [f"the cat {n} " * (1 + n % 13) for n in range(3000)]
+    text = write_jsonl(tmp_path / "short.jsonl", texts)
+    padded = [f"--data={text}", "--text-packing=truncate", "--dtype=float16", "--tokens=30000"]
+    kinds = {
+        "pack": [f"--hook={HOOK},{OTHER}", "--tokens=32000", "--lm-batch-size=20"],
+        "truncate": [*padded, f"--hook={HOOK},{OTHER}", "--ctx-len=64"],
+        "ends": ["--tokens=10_000_000", "--eval-tokens=0"],
+    }
+    several, one = (
+        {
+            name: ["cache", str(tmp_path / f"{name}_{count}"), *flags, "--file-mb=1", *more]
+            for name, more in kinds.items()
+        }
+        for count in (4, 1)
+    )
+    others = [[*several["pack"], "--tokens=1"], [*several["pack"], "--dtype=float16"]]
+    found = ran(4, tmp_path, {"in_turn": [*several.values(), *others]})
+    codes, printed = found["in_turn"]
+    assert codes == [[0, 0, 0, 0, 2]] * 4, printed
+    (line,) = re.findall("vsae: .*", printed)
+    assert "dtype=float32, not float16" in line
+    for name in kinds:
+        assert main(one[name]) == 0
+        assert files_in(tmp_path / f"{name}_4") == files_in(tmp_path / f"{name}_1"), name
+    assert len(read_manifest(tmp_path / "pack_1").files) == 5, "the last round has one"
+
+
+@pytest.mark.slow
+def test_a_killed_or_stopped_cache_is_continued_by_another_number_of_processes(flags, tmp_path):
+    def command(name):
+        more = ["--tokens=400000", "--text-passes=20", "--file-mb=1"]
+        return ["cache", str(tmp_path / name), *flags, *more]
+
+    unfinished = tmp_path / "cache" / UNFINISHED
+
+    def files():
+        return len(json.loads(unfinished.read_text())["files"]) if unfinished.exists() else 0
+
+    def after_a_round(processes, end):
+        process = torchrun(processes, "-m", "dictionary_learning_ext", *command("cache"))
+        before = files()
+        while process.poll() is None and files() == before:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.01)
+        end(process)
+        _, said = ended(process)
+        assert process.returncode != 0, said
+        assert "]: Traceback" not in said
+        (line,) = re.findall("vsae: .*", said)
+        assert "run the same command again to continue the cache" in line
+        return line, files() - before
+
+    line, new = after_a_round(4, lambda process: rank_of(process, 2).kill())
+    assert "another process of the run ended or didn't answer" in line
+    assert new >= 4
+    line, new = after_a_round(2, lambda process: rank_of(process, 1).send_signal(signal.SIGTERM))
+    assert line.startswith("vsae: stopped by SIGTERM; ")
+    assert new >= 2
+    assert 6 <= files() < 26
+    assert main(command("cache")) == 0
+    assert main(command("whole")) == 0
+    assert files_in(tmp_path / "cache") == files_in(tmp_path / "whole")
