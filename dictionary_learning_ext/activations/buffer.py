@@ -24,9 +24,9 @@ from ..config.checks import require
 from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
 from ..errors import ConfigError, LanguageModelError, NonFiniteError
-from ..trainers.ranks import ALONE, Ranks
-from .hook_points import SharedPass, place_of
+from .hook_points import place_of
 from .language_models import CausalLM, unwrapped
+from .passes import SharedPasses
 from .positions import PositionRule
 from .rows import ActivationReader, ModelRows, RowStream
 from .tokens import ContextStream
@@ -135,10 +135,10 @@ class Batches:
             logger.info("the training data is read again: %s", which)
 
     def _newest_pass(self) -> int:
-        return max(source.passes for source in self.by_hook.values())
+        return max((source.passes for source in self.by_hook.values()), default=0)
 
     def mean_squared_norms(self) -> dict[str, float]:
-        """E||x||^2 of each hook point's first rows, of this process's share."""
+        """E||x||^2 of each hook point's first rows."""
         self._refill()
         return {name: source.mean_squared_norm() for name, source in self.by_hook.items()}
 
@@ -146,9 +146,6 @@ class Batches:
         self, mean_squared_norms: Mapping[str, float] | None = None
     ) -> dict[str, float]:
         """What each hook point's raw activations are divided by.
-
-        Arguments:
-            mean_squared_norms: of all processes that share the run (default: of this one).
 
         Raises: LanguageModelError if all activations of a hook point are 0.
         """
@@ -360,7 +357,6 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         before_batch: called before each batch of the language model. It may raise, and
             `state_dict` is then still valid.
         shared: reads the hook point together with others, see `refreshing`. Default: on its own.
-        ranks: which process reads. Of several, each has its share of the text's contexts.
 
     Attributes:
         tokens_seen: rows handed out.
@@ -390,8 +386,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         max_norm_multiple: float | None = None,
         dtype: torch.dtype | None = None,
         before_batch: Callable[[], None] | None = None,
-        shared: SharedPass | None = None,
-        ranks: Ranks = ALONE,
+        shared: SharedPasses | None = None,
     ):
         # Upstream's own __init__ is not called: it sets up the storage that this class replaces.
         if isinstance(data, str):
@@ -401,7 +396,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         lm = unwrapped(model)
         module, tokenizer = lm.module, lm.tokenizer
         self.data = iter(data)
-        self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing, ranks=ranks)
+        self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing)
         self.model = model
         self.submodule = submodule
         self.n_ctxs = int(n_ctxs)

@@ -53,8 +53,9 @@ from .cache_manifest import (
     read_manifest,
     require_sizes,
 )
-from .hook_points import HookPoint, SharedPass, find_hook
+from .hook_points import HookPoint, find_hook
 from .language_models import CausalLM, identity, load_model, settings_hash
+from .passes import SharedPasses
 from .positions import PositionRule
 from .rows import ActivationReader
 from .stored import INFO, STATE
@@ -279,7 +280,7 @@ class _Writer:
         self._folder, self._settings, self._run = folder, settings, run
         self._tokenizer = DividedTokenizer(model.tokenizer, group)
         self._before_batch = before_batch
-        shared = SharedPass(model, [point.place for point in points.values()])
+        shared = SharedPasses(model, [point.place for point in points.values()])
         self._readers = {
             name: ActivationReader(model, point.place, PositionRule(), shared)
             for name, point in points.items()

@@ -457,34 +457,3 @@ def read_residual(
 ) -> Tensor:
     """The activations at a hook point, (B, L, D), of the model it was found in; see `read_places`."""
     return read_places(unwrapped(model), [hook.place], input_ids, attention_mask)[0]
-
-
-class SharedPass:
-    """Reads the activations at several places, which ask for the same contexts in turn.
-
-    The first to ask runs the model for all. What the others have not asked for yet is kept, of one
-    batch of contexts. Places that don't ask for the same contexts stop sharing, which is logged.
-    """
-
-    def __init__(self, model: CausalLM, places: Sequence[Place]):
-        self._model = model
-        self._places = list(places)
-        self._kept: dict[Place, Tensor] = {}
-        self._contexts: tuple[Tensor, ...] = ()  # ids and mask that _kept was read at
-
-    def read(self, place: Place, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """The activations at one of the places, (B, L, D); see `read_places`."""
-        contexts = input_ids_BL, mask_BL
-        if place in self._kept and all(map(torch.equal, contexts, self._contexts)):
-            return self._kept.pop(place)
-        if self._kept:  # their places went another way
-            self._places = []
-            _log.info(
-                "the hook points leave out different tokens (max_norm_multiple), so the language"
-                " model runs for each of them from here on"
-            )
-        places = self._places or [place]
-        read = read_places(self._model, places, *contexts)
-        self._kept = dict(zip(places, read, strict=True))
-        self._contexts = contexts
-        return self._kept.pop(place)

@@ -14,7 +14,7 @@ Shapes: B contexts or rows, L = ctx_len tokens, D = activation_dim.
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,10 +27,9 @@ from ..config.run import RunConfig, Split, evaluation_batch
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..devices import chosen_device
 from ..errors import ActivationsError, LanguageModelError
-from ..trainers.ranks import ALONE, Ranks
 from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
 from .cache_manifest import CacheManifest
-from .hook_points import HookPoint, SharedPass, find_hook, require_hook
+from .hook_points import HookPoint, find_hook, require_hook
 from .language_models import (
     CausalLM,
     Pretrained,
@@ -39,6 +38,7 @@ from .language_models import (
     require_positions,
     settings_hash,
 )
+from .passes import SharedPasses
 from .positions import GROUP, PositionRule
 from .rows import ActivationReader, ContextBatch
 from .stored import UNKNOWN, StoredActivations, open_stored
@@ -46,8 +46,10 @@ from .stored_rows import StoredReader, StoredRows
 from .synthetic import SyntheticSource, draw_model, model_hash
 from .text import text_of
 from .tokens import (
+    ONE_PROCESS,
     ContextBatches,
     ContextStream,
+    Group,
     SharedTokenizer,
     no_context,
     require_held_out,
@@ -112,10 +114,10 @@ class Inputs(ABC):
         settings: RunConfig,
         hooks: Iterable[str],
         before_batch: Callable[[], None] | None,
-        ranks: Ranks,
+        group: Group,
         language_model: CausalLM | None,
     ):
-        self._settings, self._before_batch, self._ranks = settings, before_batch, ranks
+        self._settings, self._before_batch, self._group = settings, before_batch, group
         self._has_said_multiple = settings.max_norm_multiple is not None
         self.language_model = language_model
         self._find(list(hooks))
@@ -124,9 +126,17 @@ class Inputs(ABC):
     def _find(self, hooks: list[str]) -> None:
         """Find the hook points' widths, and check all that can be before a language model is loaded."""
 
+    def load(self, needed: Collection[str] | None = None) -> None:
+        """Find the hook points, in a language model that was given or is loaded now.
+
+        Arguments:
+            needed: those that this process trains SAEs at (default: all). Processes that share a language
+                model's passes read all.
+        """
+        self._load(list(self.widths if needed is None else needed))
+
     @abstractmethod
-    def load(self) -> None:
-        """Find the hook points, in a language model that was given or is loaded now."""
+    def _load(self, needed: list[str]) -> None: ...
 
     @abstractmethod
     def require_held_out(self) -> None:
@@ -211,16 +221,15 @@ def open_inputs(
     settings: RunConfig,
     hooks: Iterable[str],
     before_batch: Callable[[], None] | None = None,
-    ranks: Ranks = ALONE,
     *,
     language_model: CausalLM | None = None,
 ) -> Inputs:
     """`find_inputs`, loaded.
 
     With stored activations, the language model is loaded if its loss will be measured: where
-    eval_tokens is above 0, by the first process.
+    eval_tokens is above 0.
     """
-    inputs = find_inputs(settings, hooks, before_batch, ranks, language_model=language_model)
+    inputs = find_inputs(settings, hooks, before_batch, language_model=language_model)
     inputs.load()
     return inputs
 
@@ -229,7 +238,7 @@ def find_inputs(
     settings: RunConfig,
     hooks: Iterable[str],
     before_batch: Callable[[], None] | None = None,
-    ranks: Ranks = ALONE,
+    group: Group = ONE_PROCESS,
     *,
     language_model: CausalLM | None = None,
 ) -> Inputs:
@@ -242,7 +251,7 @@ def find_inputs(
             its own buffer, so its batches are those of a run of its own.
         before_batch: called before each batch of the language model, or each read, in training; it
             may raise.
-        ranks: which process reads. Of several, each has its share of the contexts and of a batch.
+        group: the processes that train together. They share the language model's passes.
         language_model: the run's, if it is loaded already.
 
     Raises: a UserError if there is no such model, text or hook point, contexts are too long, or stored
@@ -253,7 +262,7 @@ def find_inputs(
         kind = _Synthetic
     else:
         kind = _OfLanguageModel if settings.activations is None else _Stored
-    return kind(settings, hooks, before_batch, ranks, language_model)
+    return kind(settings, hooks, before_batch, group, language_model)
 
 
 def open_model(settings: RunConfig) -> tuple[CausalLM, HookPoint]:
@@ -278,14 +287,14 @@ class _OfLanguageModel(Inputs):
         width: int = module.config.get_text_config().hidden_size
         self.widths = dict.fromkeys(hooks, width)
 
-    def load(self) -> None:
+    def _load(self, needed: list[str]) -> None:
         if self._found is not None:
             self.language_model = load_model(self._settings, self._found)
             # Before it is used: a fast tokenizer keeps its last truncation, which is hashed too.
             self._fresh_hash = settings_hash(self.language_model)
         self.hooks = {name: find_hook(self.language_model, name) for name in self.widths}
         places = [hook.place for hook in self.hooks.values()]
-        self._shared = SharedPass(self.language_model, places)
+        self._shared = SharedPasses(self.language_model, places, self._group)
         tokenizer = SharedTokenizer(self.language_model.tokenizer, len(places))
         self._trained_on = self.language_model._replace(tokenizer=tokenizer)
 
@@ -309,7 +318,7 @@ class _OfLanguageModel(Inputs):
             n_ctxs=settings.n_ctxs,
             ctx_len=settings.ctx_len,
             refresh_batch_size=settings.lm_batch_size,
-            out_batch_size=settings.batch_size // self._ranks.count,
+            out_batch_size=settings.batch_size,
             device=settings.device,
             remove_bos=settings.remove_bos,
             packing=settings.text_packing,
@@ -317,7 +326,6 @@ class _OfLanguageModel(Inputs):
             seed=settings.data_seed,
             before_batch=self._before_batch,
             shared=self._shared,
-            ranks=self._ranks,
         )
 
     def _documents(self, hook: str) -> tuple[ActivationReader, ContextBatches, str]:
@@ -360,17 +368,17 @@ class _Stored(Inputs):
         elif self.language_model is not None:
             require_positions(settings, self.language_model.module)
 
-    def load(self) -> None:
+    def _load(self, needed: list[str]) -> None:
         settings, stored = self._settings, self._stored
-        is_measured = settings.eval_tokens and self._ranks.rank == 0
+        is_measured = settings.eval_tokens and needed
         if self.language_model is None and stored.manifest is not None and is_measured:
             self.language_model = _cached_model(settings, stored, stored.manifest)
         if self.language_model is not None:
-            self.hooks = {name: find_hook(self.language_model, name) for name in self.widths}
+            self.hooks = {name: find_hook(self.language_model, name) for name in needed}
         else:
             self.hooks = {
-                name: HookPoint(name, stored.hook(name).layer, "out", None, width)
-                for name, width in self.widths.items()
+                name: HookPoint(name, stored.hook(name).layer, "out", None, self.widths[name])
+                for name in needed
             }
 
     def require_held_out(self) -> None:
@@ -396,11 +404,11 @@ class _Stored(Inputs):
             self._training_rule,
             passes=settings.text_passes,
             seed=settings.data_seed,
-            ranks=self._ranks,
             before_read=self._before_batch,
         )
-        size, batch = settings.n_ctxs * settings.ctx_len, settings.batch_size // self._ranks.count
-        return ShuffledRows(rows, size, batch, settings.device)
+        return ShuffledRows(
+            rows, settings.n_ctxs * settings.ctx_len, settings.batch_size, settings.device
+        )
 
     def _documents(self, hook: str) -> tuple[ActivationReader | None, ContextBatches | None, str]:
         stored, model = self._stored, self.language_model
@@ -468,11 +476,9 @@ class _Synthetic(Inputs):
         self.no_language_model = f"{settings.model} is not a language model"
         self.widths = dict.fromkeys(hooks, synthetic_settings(settings.model).width)
 
-    def load(self) -> None:
+    def _load(self, needed: list[str]) -> None:
         self._drawn = draw_model(self._settings.model)
-        self.hooks = {
-            name: HookPoint(name, 0, "out", None, width) for name, width in self.widths.items()
-        }
+        self.hooks = {name: HookPoint(name, 0, "out", None, self.widths[name]) for name in needed}
 
     def require_held_out(self) -> None:
         """It draws as many as are asked for."""
@@ -485,10 +491,9 @@ class _Synthetic(Inputs):
         return SyntheticSource(
             settings.model,
             self._drawn,
-            out_batch_size=settings.batch_size // self._ranks.count,
+            out_batch_size=settings.batch_size,
             seed=settings.data_seed,
             device=settings.device,
-            ranks=self._ranks,
         )
 
     def held_out(self, hook: str, tokens: int) -> HeldOut:

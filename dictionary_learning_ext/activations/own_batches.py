@@ -32,10 +32,8 @@ class OwnBatches(Inputs):
     def _find(self, hooks: list[str]) -> None:
         self.widths = dict.fromkeys(hooks, self._first.shape[1])
 
-    def load(self) -> None:
-        self.hooks = {
-            name: HookPoint(name, 0, "out", None, width) for name, width in self.widths.items()
-        }
+    def _load(self, needed: list[str]) -> None:
+        self.hooks = {name: HookPoint(name, 0, "out", None, self.widths[name]) for name in needed}
 
     def require_held_out(self) -> None:
         """Nothing is."""

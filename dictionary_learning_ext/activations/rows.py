@@ -18,8 +18,9 @@ from einops import rearrange
 from torch import Tensor
 
 from ..errors import ConfigError, NonFiniteError, TextError
-from .hook_points import Change, Place, SharedPass, hooked, input_device
+from .hook_points import Change, Place, hooked, input_device
 from .language_models import CausalLM
+from .passes import SharedPasses
 from .positions import GROUP, PositionRule, at, norms
 from .tokens import ContextStream
 
@@ -130,11 +131,11 @@ class ActivationReader:
         model: CausalLM,
         place: Place,
         rule: PositionRule,
-        shared: SharedPass | None = None,
+        shared: SharedPasses | None = None,
     ):
         self.place, self.rule = place, rule
         self._model = model.module
-        self._pass = shared or SharedPass(model, [place])
+        self.passes = shared or SharedPasses(model, [place])
 
     def run(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Run the language model as far as the place.
@@ -145,7 +146,7 @@ class ActivationReader:
 
         Returns: the activations, (B, L, D), in the model's dtype and on its device.
         """
-        return self._pass.read(self.place, input_ids_BL, mask_BL)
+        return self.passes.read(self.place, [(input_ids_BL, mask_BL)])[0]
 
     def judge(self, x_BLD: Tensor, wanted_BL: Tensor) -> Activations:
         """The activations of a group of contexts, with outliers among the wanted ones found.
@@ -240,19 +241,23 @@ class ModelRows:
         """Yields after each batch of the language model, and each group of contexts."""
         filled, number = 0, self.passes
         non_finite: Tensor | int = 0
+        needed = math.ceil(len(out_ND) / self.contexts.ctx_len)  # contexts, if no token is left out
+        read: list[list[Tensor]] = []  # by the last passes, and not looked at
         ahead: list[Tensor] = []  # of contexts that were read and not used: ids, mask, wanted, x
         while filled < len(out_ND):
             # So few contexts that all of them are used.
             limit = math.ceil((len(out_ND) - filled) / self.contexts.ctx_len)
             n_ahead = len(ahead[0]) if ahead else 0
             if n_ahead < min(GROUP, limit):
-                if self._before_batch is not None:
-                    self._before_batch()
-                read = self._next_contexts(min(self._batch_size, limit - n_ahead))
-                if read is None and not ahead:
+                if not read:
+                    if self._before_batch is not None:
+                        self._before_batch()
+                    read = self._read(min(self._batch_size, limit - n_ahead), needed)
+                    needed -= sum(len(each[0]) for each in read)
+                if not read and not ahead:
                     break
-                if read is not None:
-                    new = [*read, self.reader.run(read.input_ids_BL, read.mask_BL)]
+                if read:
+                    new = read.pop(0)
                     ahead = (
                         [torch.cat(both) for both in zip(ahead, new, strict=True)] if ahead else new
                     )
@@ -270,6 +275,24 @@ class ModelRows:
             if not filled and self.passes > number + 1:
                 break  # all tokens of a pass are left out
         self.reader.require_finite(non_finite)  # once per fill: an accelerator has to wait for it
+
+    def _read(self, n: int, needed: int) -> list[list[Tensor]]:
+        """The next passes: one of n contexts, and with several processes as many full ones as are sure to be used.
+
+        Arguments:
+            needed: contexts that this fill uses at least.
+
+        Returns: ids, mask, wanted and activations of each; fewer at the end of the text.
+        """
+        full = min(self.reader.passes.at_once - 1, (needed - n) // self._batch_size)
+        sizes = [n] + [self._batch_size] * full
+        found = [one for size in sizes if (one := self._next_contexts(size)) is not None]
+        if not found:
+            return []
+        all_x = self.reader.passes.read(
+            self.reader.place, [(one.input_ids_BL, one.mask_BL) for one in found]
+        )
+        return [[*one, x_BLD] for one, x_BLD in zip(found, all_x, strict=True)]
 
     def _next_contexts(self, n: int) -> _ContextsToRead | None:
         """The next n contexts, or as many as there are; None at the end."""

@@ -7,7 +7,6 @@ Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, TextError
-from ..trainers.ranks import ALONE, Ranks
 from .positions import PositionRule, at, norms
 from .rows import ContextBatch, drawn_seed
 from .stored import FileReader, Part, StoredActivations
@@ -42,21 +40,18 @@ class StoredReader:
         """The dtype of a file's activations."""
         return activations_of(self._files.read(part._replace(stop=part.start + 1)).x_NLD).dtype
 
-    def read(self, part: Part, taken: slice = slice(None)) -> ContextBatch:
+    def read(self, part: Part) -> ContextBatch:
         """A copy of a part of a file, in the dtype of the disk.
-
-        Arguments:
-            taken: which of its contexts.
 
         Raises: NonFiniteError if a wanted activation is NaN or infinite; ActivationsError if the file
             is damaged.
         """
         piece = self._files.read(part)
-        x_BLD = activations_of(piece.x_NLD[taken])
+        x_BLD = activations_of(piece.x_NLD)
         if piece.ids_NL is None:
             ids_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.int64)
         else:
-            ids_BL = torch.from_numpy(np.array(piece.ids_NL[taken], dtype=np.int64))
+            ids_BL = torch.from_numpy(np.array(piece.ids_NL, dtype=np.int64))
         wanted_BL = self.rule.by_token(ids_BL, ids_BL >= 0)
         norms_BL = norms(x_BLD)
         if number := int((~at(norms_BL, wanted_BL).isfinite()).sum()):
@@ -101,7 +96,6 @@ class StoredRows:
         rule: which tokens are left out. Its median is over about 4,096 rows.
         passes: how often the folder is read. None: again and again.
         seed: seeds the orders. None: rows are handed out as they lie.
-        ranks: which process reads. Of several, each takes its share of the contexts, as they are counted in a pass.
         before_read: called before each read of about 4,096 rows. It may raise.
 
     Raises: ActivationsError if the folder lacks the hook.
@@ -115,7 +109,6 @@ class StoredRows:
         *,
         passes: int | None = 1,
         seed: int | None = 0,
-        ranks: Ranks = ALONE,
         before_read: Callable[[], None] | None = None,
     ):
         self.stored, self.hook = stored, hook
@@ -125,10 +118,10 @@ class StoredRows:
             "text": stored.settings["data"],
         }
         self._reader = StoredReader(stored, hook, rule)
-        self._passes, self._seed, self._ranks = passes, seed, ranks
+        self._passes, self._seed = passes, seed
         self._before_read = before_read
         self._next = _Next(0, 0, 0)
-        self._pieces: tuple[int, list[tuple[Part, int]]] | None = None  # of the pass of a number
+        self._pieces: tuple[int, list[Part]] | None = None  # of the pass of a number
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,7 +139,7 @@ class StoredRows:
         while filled < len(out_ND) and (piece := self._next_piece()) is not None:
             if self._before_read is not None:
                 self._before_read()
-            rows_ND = self._read(*piece)
+            rows_ND = self._read(piece)
             first = self._next.row
             taken = rows_ND[first : first + len(out_ND) - filled]
             out_ND[filled : filled + len(taken)] = taken
@@ -159,11 +152,8 @@ class StoredRows:
             if not filled and self.passes > number + 1:
                 break  # all rows of a pass are left out
 
-    def _next_piece(self) -> tuple[Part, int] | None:
-        """The piece at this place, or at the start of the next pass; None at the end.
-
-        Returns with it how many contexts of the pass come before it.
-        """
+    def _next_piece(self) -> Part | None:
+        """The piece at this place, or at the start of the next pass; None at the end."""
         while self._passes is None or self._next.number < self._passes:
             if self._pieces is None or self._pieces[0] != self._next.number:
                 self._pieces = self._next.number, self._pieces_of(self._next.number)
@@ -174,20 +164,16 @@ class StoredRows:
             self._next = _Next(self._next.number + 1, 0, 0)
         return None
 
-    def _pieces_of(self, number: int) -> list[tuple[Part, int]]:
-        """The pieces of a pass, each with how many contexts come before it."""
+    def _pieces_of(self, number: int) -> list[Part]:
+        """The pieces of a pass."""
         parts = list(self.stored.parts["train"])
         if self._seed is not None:
             random.Random(drawn_seed(self._seed, "files", number)).shuffle(parts)
-        pieces = [piece for part in parts for piece in self._reader.cut(part)]
-        before = accumulate((piece.stop - piece.start for piece in pieces), initial=0)
-        return list(zip(pieces, before, strict=False))
+        return [piece for part in parts for piece in self._reader.cut(part)]
 
-    def _read(self, piece: Part, contexts_before: int) -> Tensor:
+    def _read(self, piece: Part) -> Tensor:
         """The rows of a piece that aren't left out, (n, D), in the dtype of the disk."""
-        rank, count = self._ranks.rank, self._ranks.count
-        mine = slice((rank - contexts_before) % count, None, count)
-        batch = self._reader.read(piece, mine)
+        batch = self._reader.read(piece)
         return batch.x_BLD.flatten(0, 1) if batch.wanted_BL.all() else batch.wanted_ND
 
     def order(self, n: int, fill: int) -> Tensor:
@@ -218,7 +204,6 @@ class StoredRows:
             "remove_bos": self._reader.rule.skip_token_id is not None,
             "max_norm_multiple": self._reader.rule.max_norm_multiple,
             "seed": self._seed,
-            "share": [self._ranks.rank, self._ranks.count],
         }
 
     def ended(self, needed: int, found: int, given: int) -> TextError:

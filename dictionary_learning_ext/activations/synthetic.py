@@ -24,7 +24,6 @@ from ..config.synthetic_models import SyntheticSettings, synthetic_settings
 from ..errors import ConfigError, first_line
 from ..run_folder.files import sha256_of
 from ..trainers.kernels.compiled import compiled_module, logging_compilation, map_row_blocks
-from ..trainers.ranks import ALONE, Ranks
 from .buffer import require_same_settings
 from .rows import drawn_seed
 
@@ -246,7 +245,6 @@ class SyntheticSource:
         drawn: what `draw_model` returns for it.
         stream: "train" or "heldout". Two streams share no seed.
         seed: of the samples.
-        ranks: which process draws. Of several, each draws its part of every batch. Together they draw what one would.
     """
 
     passes = 0
@@ -261,9 +259,8 @@ class SyntheticSource:
         out_batch_size: int,
         seed: int = 0,
         device: str = "cpu",
-        ranks: Ranks = ALONE,
     ):
-        self._model, self._stream, self._seed, self._ranks = model, stream, seed, ranks
+        self._model, self._stream, self._seed = model, stream, seed
         self._sampler = Sampler(drawn, synthetic_settings(model).noise_std)
         self._stream_seed = drawn_seed(stream, seed)
         self.out_batch_size, self.device = out_batch_size, device
@@ -277,7 +274,7 @@ class SyntheticSource:
         return self
 
     def __next__(self) -> t.Tensor:
-        first = self.tokens_seen * self._ranks.count + self._ranks.rank * self.out_batch_size
+        first = self.tokens_seen
         self._last, self._firing_BT = range(first, first + self.out_batch_size), None
         self.tokens_seen += self.out_batch_size
         return self._sampler.rows(self._stream_seed, self._last)[0].to(self.device)
@@ -310,7 +307,6 @@ class SyntheticSource:
             "stream": self._stream,
             "out_batch_size": self.out_batch_size,
             "seed": self._seed,
-            "share": [self._ranks.rank, self._ranks.count],
         }
 
     def state_dict(self) -> dict[str, Any]:

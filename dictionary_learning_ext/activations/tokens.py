@@ -16,14 +16,12 @@ from torch import Tensor
 from ..config.checks import require, require_choice
 from ..config.run import Packing, RunConfig, Split, evaluation_batch
 from ..errors import ConfigError, TextError
-from ..trainers.ranks import ALONE, Ranks
 from .positions import PositionRule
 from .text import HELD_OUT_EVERY, text_of
 from .text_files import cut, require_no_surrogate
 
 _DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
 _CHARACTERS_AHEAD = 1 << 20  # fewer documents if they have this many characters
-_START = 64  # characters of a document that nearly always have a token
 _PIECE = 1 << 15  # characters of a long document that are tokenised together
 _CONTEXTS_AT_ONCE = 32
 
@@ -107,14 +105,10 @@ class ContextStream:
             "truncate" makes each document a context, with the special tokens that the tokenizer
             adds. It is cut to `ctx_len` tokens, or padded on the right, whatever the tokenizer's side
             is: a model with learned positions counts them from the left.
-        ranks: which process reads. Of several, each is handed every `count`-th context, from number `rank`
-            on. With "pack", the others are tokenised too, since
-            where a context begins depends on the number of tokens in all documents before it.
 
     Attributes:
-        documents_read: documents used to their end, of all shares.
-        tokens_read: tokens used, including those between documents, excluding padding. Of other shares
-            too, with "truncate" at least those that show that a document has any.
+        documents_read: documents used to their end.
+        tokens_read: tokens used, including those between documents, excluding padding.
 
     Raises: ConfigError if a setting is out of range or does not suit the tokenizer.
     """
@@ -126,7 +120,6 @@ class ContextStream:
         ctx_len: int,
         *,
         packing: Packing = "pack",
-        ranks: Ranks = ALONE,
     ):
         require(ctx_len >= 1, "ctx_len", ctx_len, "at least 1")
         require_choice("packing", packing, Packing)
@@ -139,7 +132,6 @@ class ContextStream:
         self.tokenizer = tokenizer
         self.ctx_len = ctx_len
         self.packing: Packing = packing
-        self._ranks = ranks
         self.documents_read = 0
         self.tokens_read = 0
         self._text_state: Any = None  # the text's state before the documents in _pieces
@@ -147,7 +139,6 @@ class ContextStream:
         self._used = 0  # pieces used
         self._tokens: list[Tensor] = []  # tokens of the next pieces, from _pieces[_used] on
         self._offset = 0  # tokens used of _tokens[0]
-        self._contexts = 0  # with "truncate": used since a multiple of the number of shares
         self._pass_began = (0, -1)  # the last pass that was begun, and tokens_read at its beginning
 
     @property
@@ -170,9 +161,7 @@ class ContextStream:
             StopIteration: no context is left.
             TextError: the text can't be read.
         """
-        rank, count = self._ranks.rank, self._ranks.count
-        read = self._pack if self.packing == "pack" else self._truncate
-        input_ids, mask = (tokens[rank::count] for tokens in read(n * count))
+        input_ids, mask = self._pack(n) if self.packing == "pack" else self._truncate(n)
         if len(input_ids) == 0:
             raise StopIteration
         return input_ids, mask
@@ -213,7 +202,6 @@ class ContextStream:
         if state["pieces"] or state["offset"]:
             self._read_pieces()
         self._used, self._offset = state["pieces"], state["offset"]
-        self._contexts = 0  # `next_batch` uses as many of each share
         self.documents_read, self.tokens_read = state["documents_read"], state["tokens_read"]
 
     def _pack(self, n: int) -> tuple[Tensor, Tensor]:
@@ -234,7 +222,6 @@ class ContextStream:
             ids_L = self._tokens[0]
             if len(ids_L):  # a document of unknown characters may have no token
                 contexts.append(ids_L)
-                self._contexts += 1
             self._use(len(ids_L))
         return _padded(contexts, self.ctx_len, self.tokenizer)
 
@@ -293,35 +280,12 @@ class ContextStream:
         texts = [text for text, _ in pieces]
         # verbose=False: no warning about texts that are longer than the model's context.
         if self.packing == "truncate":
-            return (
-                self._truncated(texts) if self._ranks.count == 1 else self._truncated_of_one(texts)
-            )
+            limit = {"truncation": True, "max_length": self.ctx_len}
+            all_ids = self.tokenizer(texts, **limit, verbose=False)["input_ids"]
+            return [torch.tensor(ids, dtype=torch.int64) for ids in all_ids]
         all_ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         ends = [[self.tokenizer.eos_token_id] if is_last else [] for _, is_last in pieces]
         return [torch.tensor(a + b, dtype=torch.int64) for a, b in zip(all_ids, ends, strict=True)]
-
-    def _truncated(self, texts: list[str]) -> list[Tensor]:
-        if not texts:
-            return []
-        limit = {"truncation": True, "max_length": self.ctx_len}
-        all_ids = self.tokenizer(texts, **limit, verbose=False)["input_ids"]
-        return [torch.tensor(ids, dtype=torch.int64) for ids in all_ids]
-
-    def _truncated_of_one(self, texts: list[str]) -> list[Tensor]:
-        """`_truncated`, but of other shares' documents only a start that has a token, if there is one.
-
-        A document without a token is no context, and so decides whose the next one is.
-        """
-        found = self._truncated([text[: cut(text, _START)] for text in texts])
-        unsure = [i for i, ids_L in enumerate(found) if not len(ids_L)]
-        for i, ids_L in zip(unsure, self._truncated([texts[i] for i in unsure]), strict=True):
-            found[i] = ids_L
-        rank, count = self._ranks.rank, self._ranks.count
-        there = [i for i, ids_L in enumerate(found) if len(ids_L)]
-        own = there[(rank - self._contexts) % count :: count]
-        for i, ids_L in zip(own, self._truncated([texts[i] for i in own]), strict=True):
-            found[i] = ids_L
-        return found
 
 
 def whole_documents(

@@ -66,7 +66,7 @@ class TrainFlags:
     cached in save_dir."""
     rank_timeout: int = RANK_TIMEOUT
     """With torchrun: end the run when a process has waited this many seconds for the others. It must be
-    longer than what rank 0 does alone, e.g. a measurement of --eval-every."""
+    longer than what a process does alone, e.g. the evaluation of its SAEs."""
     typed: tuple[str, ...] = field(default=(), metadata=HIDDEN)
     """The names of the flags that were typed."""
     left_out: tuple[str, ...] = field(default=(), metadata=HIDDEN)

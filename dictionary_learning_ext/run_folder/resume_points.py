@@ -5,10 +5,10 @@
 A point is written to a file of another name, which is then renamed. The last two are kept.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
 from .files import WEIGHTS, remove, resume_point, sync, writing
@@ -16,15 +16,6 @@ from .reading import steps_of
 from .tensors import read_tensors, save_tensors
 
 KEPT = 2
-
-
-class RankState(TypedDict):
-    """The part of a resume point that differs between the processes of a run."""
-
-    batches: dict[str, Any]
-    """Its place in the training data: a `BatchSource.state_dict`."""
-    generators: dict[str, str]
-    """The states of the trainer's random generators, in hex."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +27,11 @@ class ResumePoint:
     settings: dict[str, Any]
     """The settings of the run and of its SAE, as flags have them."""
     trainer: dict[str, Any]
-    """Weights, optimiser, schedules and counters, for `load_trainer_state`."""
+    """Weights, optimiser, schedules, counters and generators, for `load_trainer_state`."""
     norm_factor: float
     """The number that raw activations are divided by in training."""
-    ranks: list[RankState]
-    """The state of each process, in the order of ranks."""
-    machines: int
-    """The number of machines that the processes ran on."""
+    batches: dict[str, Any]
+    """The place in the training data: a `BatchSource.state_dict`."""
     hashes: dict[str, str]
     """Hashes of what the batches depend on, see `Inputs.hashes`."""
     versions: dict[str, Any]
@@ -78,13 +67,32 @@ def load_point(folder: Path, step: int) -> ResumePoint:
     return ResumePoint(**read_tensors(resume_point(folder, step)))
 
 
-def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], list[str]]:
-    """The newest points that all folders have of one step, and what was wrong with newer ones.
+class NewestPoints(NamedTuple):
+    """What a run resumes from."""
+
+    step: int | None
+    """None: from scratch, as there are no points yet."""
+    points: dict[Path, ResumePoint]
+    """The points of that step, by their folders."""
+    problems: list[str]
+    """What was wrong with newer ones."""
+
+
+def newest_points(
+    folders: Iterable[Path],
+    own: Collection[Path] | None = None,
+    are_all: Callable[[bool], bool] = bool,
+) -> NewestPoints:
+    """The newest points that all folders have of one step.
 
     Folders of one run are written one after the other. A run that was killed in between resumes
     from the previous point. A run that was killed before every folder had its first point has none:
     it starts from scratch, and its checkpoints are written again. Finished weights are never
     overwritten.
+
+    Arguments:
+        own: the folders whose points are loaded: those of one of several processes (default: all).
+        are_all: whether something is so in all of the processes.
 
     Raises: CheckpointError if there are points and none can be used.
     """
@@ -92,14 +100,17 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
     problems: list[str] = []
     common = set.intersection(*map(set, there.values()))
     for step in sorted(common, reverse=True):
+        points, wanted = {}, list(there if own is None else own)
         try:
-            return {folder: load_point(folder, step) for folder in there}, problems
+            points = {folder: load_point(folder, step) for folder in wanted}
         except CheckpointError as error:
             problems.append(str(error))
+        if are_all(len(points) == len(wanted)):
+            return NewestPoints(step, points, problems)
     had_at_most_one = min(map(len, there.values())) == 0 and max(map(len, there.values())) <= 1
     has_weights = any((folder / WEIGHTS).exists() for folder in there)
     if had_at_most_one and not problems and not has_weights:
-        return {}, []
+        return NewestPoints(None, {}, [])
     steps_there = (f"{f} has {', '.join(map(str, steps)) or 'none'}" for f, steps in there.items())
     found = "; ".join(problems) or "; ".join(steps_there)
     raise CheckpointError(

@@ -17,7 +17,6 @@ from dictionary_learning.trainers.trainer import get_lr_schedule
 from ..config.checks import require
 from ..errors import ConfigError
 from .optimizers import GuardedAdam, UnitNormAdam
-from .ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +28,6 @@ class Trainer(Protocol):
     scheduler: Any
     starts_trained: bool
     """Whether its weights are a trained SAE's. The first batch then leaves b_dec as it is."""
-
-    def join(self, ranks: Ranks) -> None:
-        """Train with other ranks, from rank 0's weights. Each gives `update` its share of the batch."""
-        ...
 
     @property
     def config(self) -> dict[str, Any]:
@@ -127,7 +122,6 @@ class SamplingTrainer(ABC):
     draws_noise_seed: bool = False
     """Whether the noise's seed is drawn from the trainer's seed, so that the noise does not repeat the
     numbers of the initial weights."""
-    ranks: Ranks = ALONE
 
     def _dict_class(self, given: Any, ours: type) -> type:
         """The class of the dictionary to train: `ours`, or a subclass of it.
@@ -165,19 +159,8 @@ class SamplingTrainer(ABC):
         seed = t.initial_seed() if self.seed is None else self.seed
         self.generator = t.Generator(self.device).manual_seed(seed)
         if self.draws_noise_seed:
-            self.generator.manual_seed(int(self._drawn_seeds(1)))
-
-    def join(self, ranks: Ranks) -> None:
-        """See `Trainer`. Each rank draws its own noise; rank 0's is that of a single process."""
-        self.ranks = ranks
-        self.optimizer.join(ranks)
-        ranks.copy_first_(self.ae.state_dict().values())
-        if ranks.rank > 0:
-            self.generator.manual_seed(int(self._drawn_seeds(ranks.rank)[-1]))
-
-    def _drawn_seeds(self, n: int) -> t.Tensor:
-        drawn: Any = {"generator": self.generator, "device": self.device}
-        return t.randint(2**63 - 1, (n,), **drawn)
+            drawn: Any = {"generator": self.generator, "device": self.device}
+            self.generator.manual_seed(int(t.randint(2**63 - 1, (1,), **drawn)))
 
     def _prepared(self, x: t.Tensor) -> t.Tensor:
         """Activations (B, D), in the dtype and on the device of the dictionary's b_dec.
@@ -194,12 +177,9 @@ class SamplingTrainer(ABC):
 
     @t.no_grad()
     def _start_decoder_bias(self, x: t.Tensor) -> None:
-        """Set b_dec to the geometric median of the first batch, as upstream's TopKTrainer does.
-
-        Of the batches of all ranks, if there are several.
-        """
+        """Set b_dec to the geometric median of the first batch, as upstream's TopKTrainer does."""
         if not self.starts_trained:
-            set_to_median(self.ae.b_dec, self.ranks.gather(x).flatten(0, 1))
+            set_to_median(self.ae.b_dec, x)
 
     @abstractmethod
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> Any:
@@ -321,10 +301,10 @@ class DeadWatch:
     def may_be_dead(
         self, step: int, before: int, after: int, since_fired_F: t.Tensor, threshold: int
     ) -> bool:
-        """Whether a feature can be dead at the end of a step. The same on all ranks.
+        """Whether a feature can be dead at the end of a step.
 
         Arguments:
-            before, after: tokens trained on when the step begins and ends, of all ranks.
+            before, after: tokens trained on when the step begins and ends.
             since_fired_F: tokens since each feature fired, when it begins.
             threshold: tokens without firing after which a feature is dead.
         """
@@ -359,7 +339,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
 
     def _has_auxk(self, step: int, x: t.Tensor) -> bool:
         """Whether AuxK may add to the loss of a step."""
-        trained = self.tokens_trained + len(x) * self.ranks.count
+        trained = self.tokens_trained + len(x)
         counts = self.tokens_trained, trained, self.num_tokens_since_fired
         threshold = self.dead_feature_threshold
         return self.auxk_alpha > 0 and self._dead_watch.may_be_dead(step, *counts, threshold)
@@ -375,7 +355,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         """
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()
-        self.tokens_trained += len(x) * self.ranks.count
+        self.tokens_trained += len(x)
         self.num_tokens_since_fired = t.where(
             is_finite, terms.tokens_since_fired_F, self.num_tokens_since_fired
         )

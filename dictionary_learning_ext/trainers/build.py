@@ -39,7 +39,7 @@ def build_trainer(
     }
     t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
     trainer_class = import_class(TRAINED[sae.architecture].trainer or "")
-    if hasattr(trainer_class, "join"):  # a `Trainer` of ours
+    if hasattr(trainer_class, "state_holder"):  # a `Trainer` of ours
         trainer = trainer_class(**arguments, dtype=dtype)
     else:
         # Upstream's TopK trainers have this as an attribute, not as an argument.

@@ -6,8 +6,6 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
-from .ranks import FlatGradients, Ranks
-
 _COUNTS = ("skipped_steps", "first_skipped_step")
 
 
@@ -30,11 +28,6 @@ class GuardedAdam(t.optim.Adam):
         device = self.param_groups[0]["params"][0].device
         self.skipped_steps = t.zeros((), dtype=t.long, device=device)
         self.first_skipped_step = t.full((), -1, dtype=t.long, device=device)
-        self._shared: FlatGradients | None = None
-
-    def join(self, ranks: Ranks) -> None:
-        """From now on step by the average over the ranks of gradients and loss."""
-        self._shared = FlatGradients(self.param_groups[0]["params"], ranks)
 
     def state_dict(self) -> dict:
         """Torch's, with the counts of skipped steps."""
@@ -60,14 +53,6 @@ class GuardedAdam(t.optim.Adam):
 
         Returns: whether the step was finite, and so was taken (0-dim bool).
         """
-        return self._clipped_step(self._averaged(loss), step)
-
-    def _averaged(self, loss: t.Tensor) -> t.Tensor:
-        """Average the gradients over the ranks, if there are several. Returns the average loss."""
-        averaged = None if self._shared is None else self._shared.average(loss)
-        return loss if averaged is None else averaged
-
-    def _clipped_step(self, loss: t.Tensor, step: int) -> t.Tensor:
         norm = nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1.0)
         is_finite = norm.isfinite() & loss.detach().isfinite()
         self.found_inf = (~is_finite).float()
@@ -98,10 +83,9 @@ class UnitNormAdam(GuardedAdam):
     def constrained_step(self, loss: t.Tensor, step: int) -> t.Tensor:
         """`guarded_step`, which keeps the decoder's columns unit-norm."""
         weight = self.decoder_weight
-        loss = self._averaged(loss)
         assert weight.grad is not None
         project_out_parallel(weight, weight.grad)
-        is_finite = self._clipped_step(loss, step)
+        is_finite = self.guarded_step(loss, step)
         weight.div_(t.where(is_finite, column_norms(weight), 1.0))
         return is_finite
 

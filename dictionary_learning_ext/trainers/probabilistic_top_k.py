@@ -18,7 +18,6 @@ from ..devices import chosen_device
 from .base import SamplingTopKTrainer
 from .kernels import compiled
 from .kernels.select import top_k
-from .ranks import ALONE, Ranks
 from .step import dead_features_loss, product
 
 if TYPE_CHECKING:
@@ -188,20 +187,14 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         if step == 0:
             self._start_decoder_bias(x)
         has_auxk = self._has_auxk(step, x)
-        terms = self._terms(x, step, self.generator, self.ranks, has_auxk=has_auxk)
+        terms = self._terms(x, step, self.generator, has_auxk=has_auxk)
         self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
         terms.loss.backward()
         self._finish_step(step, x, terms)
         return terms.loss.detach()
 
     def _terms(
-        self,
-        x: t.Tensor,
-        step: int,
-        generator: t.Generator,
-        ranks: Ranks = ALONE,
-        *,
-        has_auxk: bool = True,
+        self, x: t.Tensor, step: int, generator: t.Generator, *, has_auxk: bool = True
     ) -> GatedTerms:
         ae = self.ae
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
@@ -213,7 +206,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
             code = self._code(pre_BF, k, generator)
             error_BD = x - product(code.features_BF, ae.decoder.weight, matmul_dtype) - ae.b_dec
             l2_loss = error_BD.square().sum(-1).mean()
-            since_fired_F, mean_threshold = self._selected_without_gates(pre_BF.detach(), k, ranks)
+            since_fired_F, mean_threshold = self._selected_without_gates(pre_BF.detach(), k)
             auxk_loss = l2_loss.new_zeros(())
             if has_auxk and self.auxk_alpha > 0:
                 auxk_loss = dead_features_loss(
@@ -224,7 +217,6 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
                     self.top_k_aux,
                     select_by="value",
                     matmul_dtype=matmul_dtype,
-                    ranks=ranks,
                 )
         is_held_BK = code.values_BK.detach() != 0
         mean_gate = (code.gate_BK.detach() * is_held_BK).sum() / is_held_BK.sum().clamp(min=1)
@@ -236,9 +228,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         return gated_code(pre_BF, k, self.temperature, generator)
 
     @t.no_grad()
-    def _selected_without_gates(
-        self, pre_BF: t.Tensor, k: int, ranks: Ranks
-    ) -> tuple[t.Tensor, t.Tensor]:
+    def _selected_without_gates(self, pre_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
         """The last two of `GatedTerms`."""
         values_BK, indices_BK = top_k(pre_BF, k)
         is_on_BK = values_BK > 0
@@ -247,12 +237,9 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         )
         has_one_B = is_on_BK.any(1)
         smallest_B = values_BK.where(is_on_BK, t.inf).amin(1)
-        fired_F, n_with_one, smallest_sum = ranks.sums(
-            fired_F, has_one_B.sum(), smallest_B.where(has_one_B, 0).sum()
-        )
-        tokens = len(pre_BF) * ranks.count
-        since_fired_F = (self.num_tokens_since_fired + tokens).masked_fill_(fired_F > 0, 0)
-        return since_fired_F, smallest_sum / n_with_one
+        mean_threshold = smallest_B.where(has_one_B, 0).sum() / has_one_B.sum()
+        since_fired_F = (self.num_tokens_since_fired + len(pre_BF)).masked_fill_(fired_F > 0, 0)
+        return since_fired_F, mean_threshold
 
     def _logged(self, terms: GatedTerms, x: t.Tensor) -> dict[str, t.Tensor]:
         return {n: getattr(terms, n) for n in ("loss", "l2_loss", "auxk_loss", "mean_gate")}

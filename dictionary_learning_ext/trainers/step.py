@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from ..config.sae import NoiseOn, SelectBy, Variational
 from .posterior import gaussian_kl, kl_scale, noise_scale, point_kl, survival_target
-from .ranks import ALONE, Ranks
 
 Values = TypeVar("Values", t.Tensor, t.Tensor | None)
 
@@ -61,8 +60,6 @@ class StepObjective:
     tokens_since_fired_F: t.Tensor
     """before this batch"""
     generator: t.Generator
-    ranks: Ranks = ALONE
-    """the processes that share the batch: its statistics cover all ranks, the loss only this one"""
     kl_scale: float = 1.0
     """s(t), which is in `kl_weight`: for the log"""
     survival_target: float | None = None
@@ -111,7 +108,7 @@ class LossTerms(NamedTuple):
     """AuxK's loss, relative to the residual's variance, before auxk_alpha"""
     mean_threshold: t.Tensor
     """each row's smallest positive selected mean, or magnitude (see `PosteriorOptions.select_by`),
-    averaged over rows; NaN if no row has one. This and what follows is of the rows of all ranks"""
+    averaged over rows; NaN if no row has one"""
     survival: t.Tensor
     """the share of the rows' noiseless top k that the noise leaves selected"""
     tokens_since_fired_F: t.Tensor
@@ -154,7 +151,6 @@ def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective)
             objective.top_k_aux,
             select_by=settings.select_by,
             matmul_dtype=dtype,
-            ranks=objective.ranks,
         )
     loss = l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss
     return LossTerms(loss, l2_loss.detach(), kl_loss.detach(), auxk_loss.detach(), *found)
@@ -265,29 +261,25 @@ class MeanSelection(NamedTuple):
     tokens_since_fired_F: t.Tensor
 
     @classmethod
-    def over_ranks(
+    def of_rows(
         cls,
         fired_F: t.Tensor,
         smallest_B: t.Tensor,
         n_survived: t.Tensor,
         objective: StepObjective,
     ) -> "MeanSelection":
-        """That of the rows of all ranks.
+        """That of a batch.
 
         Arguments:
-            fired_F: how many of this rank's rows select each feature, or whether any does.
+            fired_F: how many rows select each feature, or whether any does.
             smallest_B: each row's smallest positive selected mean, inf if it has none.
             n_survived: how many features of all rows are selected with noise and without, 0-dim.
         """
         has_one_B = smallest_B < t.inf
-        smallest_sum = smallest_B.masked_fill(~has_one_B, 0).sum()
-        ranks = objective.ranks
-        fired_F, n_with_one, n_survived, smallest_sum = ranks.sums(
-            fired_F, has_one_B.sum(), n_survived, smallest_sum
-        )
-        tokens = len(smallest_B) * ranks.count
+        mean_threshold = smallest_B.masked_fill(~has_one_B, 0).sum() / has_one_B.sum()
+        tokens = len(smallest_B)
         since_fired_F = (objective.tokens_since_fired_F + tokens).masked_fill_(fired_F.bool(), 0)
-        return cls(smallest_sum / n_with_one, n_survived / (tokens * objective.k), since_fired_F)
+        return cls(mean_threshold, n_survived / (tokens * objective.k), since_fired_F)
 
 
 @t.no_grad()
@@ -305,9 +297,8 @@ def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> Mea
     smallest_B = by_BK.masked_fill(by_BK <= 0, t.inf).amin(-1)
     # What the noise selects is in the mean's selection if its mean is not below the K-th largest.
     survived_BK = compared(code.means, how.select_by) >= by_BK.amin(-1, keepdim=True)
-    return MeanSelection.over_ranks(
-        fired_F, smallest_B, survived_BK.sum().to(mu_BF.dtype), objective
-    )
+    n_survived = survived_BK.sum().to(mu_BF.dtype)
+    return MeanSelection.of_rows(fired_F, smallest_B, n_survived, objective)
 
 
 # --- the reconstruction
@@ -382,7 +373,6 @@ def dead_features_loss(
     *,
     select_by: SelectBy,
     matmul_dtype: t.dtype,
-    ranks: Ranks,
 ) -> t.Tensor:
     """AuxK: dead features learn to reconstruct what the living ones do not (Gao et al. 2024, A.2).
 
@@ -392,7 +382,6 @@ def dead_features_loss(
 
     Arguments:
         error_BD: x_hat - x. No gradient flows through it.
-        is_dead_F: the same on all ranks.
         k_aux: how many features each row takes.
     """
     error_BD = error_BD.detach()
@@ -400,18 +389,11 @@ def dead_features_loss(
     indices_BK = strength_BF.topk(min(k_aux, len(is_dead_F)), sorted=False).indices
     values_BK = mu_BF.gather(1, indices_BK).where(is_dead_F[indices_BK], 0.0)
     unexplained_BD = decode(indices_BK, values_BK, W_dec_DF, matmul_dtype) + error_BD
-    variance = row_variance(error_BD, ranks)
+    variance = row_variance(error_BD)
     scale = t.where(variance > 0, 1 / variance, 0.0) * is_dead_F.any()
     return unexplained_BD.square().sum(-1).mean() * scale
 
 
-def row_variance(error_BD: t.Tensor, ranks: Ranks) -> t.Tensor:
-    """The mean over the rows of all ranks of the squared distance from their mean (0-dim)."""
-    mean_D = error_BD.mean(0)
-    variance = (error_BD - mean_D).square().sum(-1).mean()
-    if ranks.count == 1:
-        return variance
-    all_ranks = ranks.gather(t.cat([mean_D, variance[None]]))
-    means_ND, variances_N = all_ranks[:, :-1], all_ranks[:, -1]
-    between_N = (means_ND - means_ND.mean(0)).square().sum(-1)
-    return (variances_N + between_N).mean()
+def row_variance(error_BD: t.Tensor) -> t.Tensor:
+    """The mean over the rows of the squared distance from their mean (0-dim)."""
+    return (error_BD - error_BD.mean(0)).square().sum(-1).mean()

@@ -10,10 +10,8 @@ from typing import Any
 
 import torch as t
 from dictionary_learning.trainers.jumprelu import JumpReLUFunction, JumpReluTrainer, StepFunction
-from dictionary_learning.trainers.top_k import geometric_median
 
 from .base import Failure, KAnnealing, LossLog, batch_metrics
-from .ranks import ALONE, FlatGradients, Ranks
 
 
 class UpstreamTrainer:
@@ -40,23 +38,6 @@ class UpstreamTrainer:
         self._in_bf16 = in_bf16
         self.starts_trained = False
         self._last_finite: dict[str, t.Tensor] | None = None
-        self._ranks = ALONE
-        self._gradients: FlatGradients | None = None
-        self._without_gradient = 0  # parameters that this step's backward pass has not reached
-
-    def join(self, ranks: Ranks) -> None:
-        """See `base.Trainer`. Gradients are averaged as soon as backward() has made the last one."""
-        self._ranks = ranks
-        ranks.copy_first_(self.ae.state_dict().values())
-        parameters = list(self.ae.parameters())
-        self._gradients = FlatGradients(parameters, ranks)
-        for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._have_gradient)
-
-    def _have_gradient(self, _: t.Tensor) -> None:
-        self._without_gradient -= 1
-        if self._without_gradient == 0 and self._gradients is not None:
-            self._gradients.average()
 
     @property
     def ae(self) -> Any:
@@ -77,12 +58,9 @@ class UpstreamTrainer:
             step = max(step, 1)  # at step 0, upstream's trainers set b_dec
         autocast = t.autocast(x.device.type, dtype=t.bfloat16, enabled=self._in_bf16)
         with self._annealed_k(step), autocast:
-            if self._ranks.count == 1:
-                self._update_alone(step, x)
-            else:
-                self._update_with_others(step, x)
+            self._update(step, x)
 
-    def _update_alone(self, step: int, x: t.Tensor) -> None:
+    def _update(self, step: int, x: t.Tensor) -> None:
         """Upstream's step. A threshold that it makes infinite stays what it was.
 
         TopK's is the mean over rows of the smallest selected value, and infinite if a row has none
@@ -106,42 +84,6 @@ class UpstreamTrainer:
             yield
         finally:
             self.ae.k.fill_(self._annealing.k)
-
-    def _update_with_others(self, step: int, x: t.Tensor) -> None:
-        """Upstream's step on this rank's share of the batch, after which all ranks are equal."""
-        trainer, ranks = self._trainer, self._ranks
-        self._without_gradient = len(list(self.ae.parameters()))
-        if step == 0:
-            trainer.loss = self._with_shared_median(x)
-        try:
-            self._update_alone(step, x)
-        finally:
-            vars(trainer).pop("loss", None)
-        assert self._without_gradient == 0, "a parameter without a gradient: nothing was averaged"
-        with t.no_grad():
-            for buffer in self.ae.buffers():  # the threshold: each rank's is a mean over its rows
-                if buffer.is_floating_point():
-                    ranks.mean_(buffer)
-            if (since_fired_F := getattr(trainer, "num_tokens_since_fired", None)) is not None:
-                (n_fired_F,) = ranks.sums((since_fired_F == 0).long())
-                others = len(x) * (ranks.count - 1)
-                since_fired_F.add_(others).masked_fill_(n_fired_F > 0, 0)
-
-    def _with_shared_median(self, x: t.Tensor) -> Any:
-        """The trainer's `loss`; before it, a b_dec that `update` has set becomes that of all ranks.
-
-        Upstream's TopK trainers set it to the geometric median of the first batch.
-        """
-        loss, b_dec = self._trainer.loss, getattr(self.ae, "b_dec", None)
-        former = None if b_dec is None else b_dec.detach().clone()
-
-        def shared(*args: Any, **kwargs: Any) -> Any:
-            if former is not None and not t.equal(self.ae.b_dec, former):
-                median = geometric_median(self._ranks.gather(x).flatten(0, 1))
-                self.ae.b_dec.data.copy_(median)
-            return loss(*args, **kwargs)
-
-        return shared
 
     @t.no_grad()
     def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:

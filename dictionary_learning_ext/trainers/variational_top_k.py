@@ -400,7 +400,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         weights = self.ae.weights
         objective = replace(
             self._objective(x, step, self.generator),
-            ranks=self.ranks,
             auxk_alpha=self.auxk_alpha if self._has_auxk(step, x) else 0.0,
         )
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
@@ -425,7 +424,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         """Set sigma to where the control of `survival` begins."""
         objective = self._objective(x, 0, self.generator)
         values_BK = code_by_mean(x, self.ae.weights, objective).values
-        self.ae.sigma.copy_(first_sigma(self.ranks.mean_(values_BK.square().mean())))
+        self.ae.sigma.copy_(first_sigma(values_BK.square().mean()))
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> LossTerms:
         with t.autocast(x.device.type, enabled=False):

@@ -24,6 +24,7 @@ from ..activations.hook_points import HookPoint
 from ..activations.inputs import Inputs, find_inputs
 from ..activations.own_batches import OwnBatches
 from ..activations.stored import UNKNOWN
+from ..activations.tokens import Group
 from ..codes.sinks import SinkFinder
 from ..config.checks import require
 from ..config.run import SAMPLE_TOKENS, RunConfig
@@ -62,7 +63,6 @@ from .processes import (
 from .resuming import (
     checked_points,
     continue_batches,
-    rank_state,
     require_same_inputs,
     restore,
     start_from,
@@ -93,10 +93,11 @@ def train(
 
         train(run, {"early": sae, "late": sae}, hooks={"late": "blocks.3.hook_mlp_out"})
 
-    In a script that torchrun starts, every process calls it, and they train together: see `processes`.
+    In a script that torchrun starts, every process calls it. They share the language model's work, and each
+    trains, saves and evaluates some of the SAEs: see `processes`.
 
-    An SAE's results do not depend on which others are trained beside it, on logging, or on whether
-    the run was stopped and resumed.
+    An SAE's results do not depend on which others are trained beside it, on the number of processes, on logging,
+    or on whether the run was stopped and resumed.
 
     Arguments:
         run: what they share.
@@ -110,9 +111,7 @@ def train(
             can be before the language model is loaded.
         rank_timeout: of several processes, the seconds that one waits for the others.
 
-    Returns: the run folder of each.
-
-    Ranks other than 0 return when the last step is done; rank 0 then saves and evaluates.
+    Returns: the run folder of each, once all are trained and evaluated.
 
     Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What one process has
     trained by then is saved; of several, an error leaves the last resume point.
@@ -179,7 +178,7 @@ def carry_out(
         if planned.is_finished:
             _log_finished_run(planned, processes)
         else:
-            own_folders = planned.folders if processes.is_first else []
+            own_folders = [job.folder for job in planned.dealt(processes.count)[processes.rank]]
             with all_locked(own_folders), interrupts(processes.are_several) as signals:
                 with _nothing_is_written(), _tf32(planned.settings.tf32):
                     training = prepare(planned, device, processes, signals, group, on_start, find)
@@ -208,7 +207,8 @@ def _log_finished_run(planned: Plan, processes: Processes) -> None:
 
 @dataclass
 class Training:
-    """SAEs in training. What may be refused has been checked, and their folders are as they were until `begin`."""
+    """This process's SAEs in training. What may be refused has been checked, and their folders are as they were
+    until `begin`."""
 
     settings: RunConfig
     """With this process's device."""
@@ -216,7 +216,10 @@ class Training:
     batches: Batches
     """From where the run begins or continues."""
     sae_runs: list[SAERun]
-    """With random weights, those of a trained SAE, or those of their resume points."""
+    """With random weights, those of a trained SAE, or those of their resume points. Of several processes, some
+    may have none."""
+    folders: list[Path]
+    """Those of all processes."""
     points: list[ResumePoint]
     """The resume points, without the weights. Empty for a run that starts."""
     hashes: dict[str, str]
@@ -253,14 +256,15 @@ class Training:
         return {
             hook: x_BD.to(self.settings.device, t.float32).div_(factors[hook])
             for hook, x_BD in self.batches.next().items()
+            if hook in factors
         }
 
     @property
     def is_point_due(self) -> bool:
-        """Whether --save-every asks for a resume point before this step."""
+        """Whether --save-every asks for a resume point before this step. Processes may differ by their clocks."""
         every_steps, every_seconds = self.settings.save_interval()
         if every_seconds is not None:
-            is_due = self.processes.any(time.monotonic() - self.saved_at >= every_seconds)
+            is_due = time.monotonic() - self.saved_at >= every_seconds
         else:
             is_due = every_steps is not None and self.step % every_steps == 0
         return is_due and self.step > 0
@@ -269,8 +273,7 @@ class Training:
         """Write a resume point of each SAE, before this step's batch is handed out."""
         places = self.batches.state_dicts()
         for one in saes:
-            own = rank_state(one.trainer, places[one.settings.hook])
-            one.write_resume_point(self.step, self.processes.gather(own), self.hashes)
+            one.write_resume_point(self.step, places[one.settings.hook], self.hashes)
         self.saved_at = time.monotonic()
 
 
@@ -294,52 +297,56 @@ def prepare(
     chosen_device(device)
     on_a_gpu = "False, or device='cuda'"
     require(not settings.tf32 or device.startswith("cuda"), "tf32", settings.tf32, on_a_gpu)
-    # Between steps a fill of the buffer can be interrupted, but not where other ranks wait for its end.
-    before_batch = None if processes.are_several else signals.check
-    inputs = find(settings, planned.hooks, before_batch, processes.ranks, language_model=None)
-    require_memory(planned.jobs, inputs.widths, device, processes.local_count)
-    jobs = [job.with_width(inputs.widths[job.hook]) for job in planned.jobs]
-    points = checked_points(jobs, processes) if planned.resume else []
+    before_batch = partial(_check, processes, signals)
+    if processes.are_several and settings.activations is not None:
+        before_batch = None  # each process reads when it needs to, and would wait for the others
+    together = Group(processes.rank, processes.count, processes.gather)
+    inputs = find(settings, planned.hooks, before_batch, group=together, language_model=None)
+    dealt = planned.dealt(processes.count)
+    ranks = processes.on_this_machine if device.startswith("cpu") else [processes.rank]
+    require_memory([job for rank in ranks for job in dealt[rank]], inputs.widths, device)
+    jobs = [job.with_width(inputs.widths[job.hook]) for job in dealt[processes.rank]]
+    points = checked_points(planned.folders, jobs, processes) if planned.resume else None
     sources = [None if points else trained_sae(job.config.sae) for job in jobs]
     if processes.is_first:
         _warn_of_slow_bf16(settings)
         on_start(planned.folders, planned.settings.device)
 
-    inputs.load()
-    if settings.eval_tokens and processes.is_first:
+    inputs.load(dict.fromkeys(job.hook for job in jobs))
+    if settings.eval_tokens:
         inputs.require_held_out()
     hashes = inputs.hashes()
     processes.require_alike(hashes)
     batches = inputs.training_batches()
-    samples = _samples(inputs, settings) if processes.is_first else {}
+    samples = _samples(inputs, settings, jobs)
     if points:
-        require_same_inputs(jobs, points, hashes, versions())
-        norm_factors = continue_batches(batches, jobs, points, processes.rank)
+        require_same_inputs(jobs, points.of_jobs, hashes, versions())
+        norm_factors = continue_batches(batches, jobs, points.of_jobs, processes)
         energies = dict.fromkeys(norm_factors, 1.0)  # a point holds what follows from them
     else:
-        own_energies = batches.mean_squared_norms()  # fills the buffer: most of the wait
-        energies = processes.means(own_energies)
+        energies = batches.mean_squared_norms()  # fills the buffer: most of the wait
         norm_factors = batches.norm_factors(energies)
         if processes.is_first:
             _warn_of_sinks(inputs, settings)
 
-    sae_runs = []
-    for job, source, point in zip(jobs, sources, points or [None] * len(jobs), strict=True):
+    sae_runs, of_jobs = [], points.of_jobs if points else [None] * len(jobs)
+    for job, source, point in zip(jobs, sources, of_jobs, strict=True):
         hook, norm_factor = inputs.hooks[job.hook], norm_factors[job.hook]
         energy = energies[job.hook] / norm_factor**2
-        trainer = _built(job, hook, norm_factor, energy, device, processes, source, point)
-        sae_runs.append(SAERun(job, trainer, norm_factor, processes, samples.get(job.hook)))
+        trainer = _built(job, hook, norm_factor, energy, device, source, point)
+        sae_runs.append(SAERun(job, trainer, norm_factor, samples.get(job.hook)))
     return Training(
         settings=settings,
         inputs=inputs,
         batches=batches,
         sae_runs=sae_runs,
-        points=[replace(point, trainer={}) for point in points],  # the weights are freed
+        folders=planned.folders,
+        points=[replace(point, trainer={}) for point in of_jobs if point],  # the weights are freed
         hashes=hashes,
         group=group,
         processes=processes,
         signals=signals,
-        step=points[0].step if points else 0,
+        step=points.step if points else 0,
         saved_at=time.monotonic(),
     )
 
@@ -350,7 +357,6 @@ def _built(
     norm_factor: float,
     energy: float,
     device: str,
-    processes: Processes,
     source: Dictionary | None,
     point: ResumePoint | None,
 ) -> Trainer:
@@ -369,19 +375,23 @@ def _built(
     )
     if source is not None:
         start_from(trainer, source, norm_factor, job.config.sae, hook)
-    if processes.are_several:
-        trainer.join(processes.ranks)
     if point is not None:
-        restore(trainer, point, processes.rank, device)
+        restore(trainer, point, device)
     return trainer
 
 
-def _samples(inputs: Inputs, settings: RunConfig) -> dict[str, Sample]:
+def _samples(inputs: Inputs, settings: RunConfig, jobs: Sequence[Job]) -> dict[str, Sample]:
     """What is measured on during training, by hook point. Read before the first step, with its errors."""
     if settings.eval_every is None:
         return {}
     tokens = min(SAMPLE_TOKENS, settings.eval_tokens)
-    return {hook: Sample(inputs.held_out(hook, tokens)) for hook in inputs.hooks}
+    return {hook: Sample(inputs.held_out(hook, tokens)) for hook in {job.hook for job in jobs}}
+
+
+def _check(processes: Processes, signals: Interrupts) -> None:
+    """Raise Interrupted, on all ranks, if any has received a signal. They meet here."""
+    if number := processes.largest(signals.received or 0)[0]:
+        raise Interrupted(Signals(number))
 
 
 # --- run
@@ -393,15 +403,12 @@ def run(training: Training) -> None:
     code = 1
     try:
         with training.signals.deferred():
-            if processes.is_first and not training.points:
+            if not training.points:
                 open_all([one.log for one in training.sae_runs], training.group)  # may be refused
             processes.meet()  # every rank is prepared, and none has written
-            if processes.is_first:
-                _begin(training)
+            _begin(training)
             with _tf32(settings.tf32):
                 _take_all_steps(training)
-            if not processes.is_first:
-                return  # rank 0 alone saves and evaluates
             trained = training.active
             for one in trained:
                 one.save_final()
@@ -450,7 +457,7 @@ def _take_all_steps(training: Training) -> None:
             raise stop.when(f"at step {training.step}; the weights are in checkpoints/") from stop
         training.write_resume_points(training.active)
         processes.meet()  # torchrun kills the others 30 seconds after one has ended
-        again = resuming_command([one.folder for one in training.sae_runs])
+        again = resuming_command(training.folders)
         raise stop.when(f"at step {training.step}; continue with `{again}`") from stop
     except Exception as error:
         if not processes.are_several:  # else the others may be at another place
@@ -467,10 +474,15 @@ def _take_steps(training: Training, bar: tqdm | ProgressLines) -> None:
     batches: dict[str, t.Tensor] = {}
     for step in range(training.step, settings.steps):
         training.step = step
-        if number := training.processes.largest(training.signals.received or 0):  # of any rank
-            raise Interrupted(Signals(number))
-        if training.is_point_due:
+        signal, is_point_due, are_any_active = training.processes.largest(
+            training.signals.received or 0, training.is_point_due, len(training.active)
+        )
+        if signal:
+            raise Interrupted(Signals(signal))
+        if is_point_due:
             training.write_resume_points(training.active)
+        if not are_any_active:
+            return
         batches = training.next_batches()
         if step in checkpoints:
             for one in training.active:
@@ -479,8 +491,6 @@ def _take_steps(training: Training, bar: tqdm | ProgressLines) -> None:
             _check_and_log(training, batches, bar)
         for one in training.active:
             one.update(step, batches[one.settings.hook])
-        if not training.active:
-            return
         bar.update(settings.batch_size)
     training.step = settings.steps
     if batches:  # else the run was resumed when all steps were done
@@ -525,16 +535,19 @@ def _save_what_is_left(training: Training) -> None:
 
 
 def _require_none_failed(training: Training) -> None:
-    failed = [one for one in training.sae_runs if one.failure is not None]
+    """Raise a TrainingError, on all ranks, if an SAE of any has failed. They meet here."""
+    own = {one.folder: (one.failure, one.can_resume) for one in training.sae_runs}
+    for others in training.processes.gather(own):
+        own |= others
+    failed = {folder: own[folder] for folder in training.folders if own[folder][0] is not None}
     if failed:
-        others = [str(one.folder) for one in training.active]
+        others = [str(folder) for folder in training.folders if folder not in failed]
         saved = f"; trained and saved: {', '.join(others)}" if others else ""
-        if all(one.can_resume for one in failed):
-            again = resuming_command([one.folder for one in failed])
-            instead = f"continue with `{again}`{saved}"
+        if all(can_resume for _, can_resume in failed.values()):
+            instead = f"continue with `{resuming_command(failed)}`{saved}"
         else:
             instead = f"lower lr{saved}"
-        raise TrainingError("; ".join(str(one.failure) for one in failed), instead=instead)
+        raise TrainingError("; ".join(str(what) for what, _ in failed.values()), instead=instead)
 
 
 def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> None:

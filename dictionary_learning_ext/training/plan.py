@@ -78,6 +78,14 @@ class Plan:
         """Whether nothing is left to do."""
         return self.resume and all(job.is_finished for job in self.jobs)
 
+    def dealt(self, count: int) -> list[list[Job]]:
+        """The jobs of each of `count` processes: the largest SAE first, each to the one that has least to do."""
+        found: list[list[Job]] = [[] for _ in range(count)]
+        for job in sorted(self.jobs, key=lambda job: -job.config.sae.dict_size):
+            least = min(found, key=lambda jobs: sum(each.config.sae.dict_size for each in jobs))
+            least.append(job)
+        return [[job for job in self.jobs if job in jobs] for jobs in found]
+
 
 def plan(
     run: RunConfig,
@@ -88,9 +96,8 @@ def plan(
 ) -> Plan:
     """A job for each SAE; see `loop.train` for the arguments.
 
-    Raises: ConfigError for settings that don't go together, a batch that the processes
-    don't divide, several SAEs in one run of a wandb sweep, a folder that is taken or missing, or a
-    command that srun started several times;
+    Raises: ConfigError for settings that don't go together, several SAEs in one run of a wandb sweep, a folder
+    that is taken or missing, or a command that srun started several times;
     TextError or ActivationsError if there is no such file.
     """
     require_one_task()
@@ -129,8 +136,6 @@ def _require_together(
             f"hooks has {strangers[0]!r}, which is no SAE: expected any of {', '.join(saes)}"
         )
     count = launched().count
-    shares = f"a multiple of {count}, the number of processes"
-    require(run.batch_size % count == 0, "batch_size", run.batch_size, shares)
     alone = f"none with {count} processes, as each has the whole language model on its own device"
     require(run.device_map is None or count == 1, "device_map", run.device_map, alone)
     if len(saes) > 1 and run.wandb != "disabled" and "WANDB_SWEEP_ID" in os.environ:
@@ -206,16 +211,15 @@ def with_hook_names(settings: RunConfig) -> RunConfig:
 # --- memory
 
 
-def require_memory(jobs: Iterable[Job], widths: Mapping[str, int], device: str, n: int = 1) -> None:
+def require_memory(jobs: Iterable[Job], widths: Mapping[str, int], device: str) -> None:
     """Refuse SAEs that are larger than all memory of the device, which must be there.
 
     Arguments:
+        jobs: all that are trained on the device.
         widths: D of each hook point.
-        n: how many processes train on this machine. On its CPU each has SAEs of its own.
     """
     on_cpu = device.startswith("cpu")
-    each = (sae_bytes(job.config.sae, widths[job.hook]) for job in jobs)
-    needed = (n if on_cpu else 1) * sum(each)
+    needed = sum(sae_bytes(job.config.sae, widths[job.hook]) for job in jobs)
     there, _ = _memory(device)
     if needed > there:
         raise ConfigError(

@@ -22,17 +22,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import errors
 from ..errors import ConfigError, Interrupted, LanguageModelError, TrainingError, in_shell
 from ..run_folder.files import CONFIG
 
-if TYPE_CHECKING:
-    from ..trainers.ranks import Ranks
-
 RANK_TIMEOUT = 1800
-"""Seconds that a rank waits for the others, e.g. while rank 0 measures."""
+"""Seconds that a rank waits for the others, e.g. while they measure."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -41,7 +38,7 @@ class Processes:
     """The processes of a run, as one of them sees them. One process alone waits for nobody.
 
     Arguments:
-        rank: of this process, from 0. Rank 0 writes, logs and shows progress.
+        rank: of this process, from 0. Rank 0 shows progress.
         count: how many there are, on all machines.
         local_rank: of this process on its machine.
         local_count: how many there are on this machine.
@@ -61,22 +58,18 @@ class Processes:
         return self.count > 1
 
     @property
-    def machines(self) -> int:
-        return self.count // self.local_count
-
-    @property
-    def ranks(self) -> "Ranks":
-        """For trainers."""
-        from ..trainers.ranks import Ranks
-
-        return Ranks(self.rank, self.count)
+    def on_this_machine(self) -> range:
+        """The ranks of all processes of this machine."""
+        first = self.rank - self.local_rank
+        return range(first, first + self.local_count)
 
     @property
     def command(self) -> str:
         """What starts as many processes again; `train` and its flags follow."""
         if not self.are_several:
             return "vsae"
-        nodes = f"--nnodes {self.machines} " if self.machines > 1 else ""
+        machines = self.count // self.local_count
+        nodes = f"--nnodes {machines} " if machines > 1 else ""
         return f"torchrun {nodes}--nproc-per-node {self.local_count} -m dictionary_learning_ext"
 
     def device(self, device: str) -> str:
@@ -107,17 +100,20 @@ class Processes:
         torch.cuda.set_device(mine)
         return f"cuda:{mine}"
 
-    def largest(self, number: int) -> int:
-        """The largest that any rank gives, on all ranks. They meet here."""
+    def largest(self, *numbers: int) -> list[int]:
+        """Of each number, the largest that any rank gives, on all ranks. They meet here."""
         if not self.are_several:
-            return number
+            return list(numbers)
         import torch
+        import torch.distributed as dist
 
-        return int(self.ranks.gather(torch.tensor(number)).max())
+        each = torch.tensor(numbers)
+        dist.all_reduce(each, dist.ReduceOp.MAX)
+        return each.tolist()
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any rank. They meet here."""
-        return bool(self.largest(flag))
+    def are_all(self, flag: bool) -> bool:
+        """Whether `flag` is true on all ranks. They meet here."""
+        return not self.largest(not flag)[0]
 
     def meet(self) -> None:
         """Wait until every rank is here."""
@@ -148,11 +144,6 @@ class Processes:
                         f"rank {rank} has another {name.replace('_', ' ')} than rank 0: its SHA-256 or commit is "
                         f"{digest[:12]}, not {first[name][:12]}; copy the same files to every machine"
                     )
-
-    def means(self, numbers: dict[str, float]) -> dict[str, float]:
-        """The mean of each number over the ranks."""
-        all_numbers = self.gather(numbers)
-        return {name: sum(each[name] for each in all_numbers) / self.count for name in numbers}
 
 
 ONE_PROCESS = Processes()
@@ -195,7 +186,7 @@ def require_one_task() -> None:
 def join(timeout: int = RANK_TIMEOUT) -> Processes:
     """Make the processes that torchrun started one group, at the first call. All ranks meet here.
 
-    Ranks other than 0 log nothing.
+    Ranks other than 0 log warnings and errors only: those of their SAEs.
 
     Arguments:
         timeout: seconds that a rank waits for the others, here and later.
@@ -208,7 +199,7 @@ def join(timeout: int = RANK_TIMEOUT) -> Processes:
 
     if not dist.is_initialized():
         if not processes.is_first:
-            logging.getLogger(errors.__package__).setLevel(logging.CRITICAL)
+            logging.getLogger(errors.__package__).setLevel(logging.WARNING)
         has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
@@ -16,10 +16,10 @@ from ..activations.rows import drawn_seed
 from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.run import may_move, require_same
 from ..config.sae import SAEConfig
-from ..errors import CheckpointError, ConfigError, LanguageModelError, in_shell
+from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..run_folder.foreign_weights import load_foreign
 from ..run_folder.reading import read_config
-from ..run_folder.resume_points import RankState, ResumePoint, newest_points
+from ..run_folder.resume_points import ResumePoint, newest_points
 from ..run_folder.weights import for_raw_activations, load_dictionary
 from ..trainers.base import Trainer
 from ..trainers.state import load_trainer_state
@@ -32,38 +32,45 @@ _OPTIONAL = "log_var_encoder."
 """The weights that a trained SAE may lack: those of a learned log-variance then start as usual."""
 
 
-def checked_points(jobs: Sequence[Job], processes: Processes) -> list[ResumePoint]:
-    """The newest resume point of each job, checked against its settings; empty if there are none yet.
+class Points(NamedTuple):
+    """What a run resumes from: the newest resume points."""
 
-    Raises: CheckpointError if there are points and none can be used; ConfigError for other settings
-    or another number of processes.
+    step: int
+    of_jobs: list[ResumePoint]
+    """By this process's jobs."""
+
+
+def checked_points(
+    folders: Sequence[Path], jobs: Sequence[Job], processes: Processes
+) -> Points | None:
+    """The newest resume point of each job, checked against its settings; None if there are none yet.
+
+    Arguments:
+        folders: of all jobs of the run.
+        jobs: this process's.
+
+    Raises: CheckpointError if there are points and none can be used; ConfigError for other settings.
     """
-    points, problems = newest_points(job.folder for job in jobs)
-    where = os.path.commonpath([job.folder for job in jobs])
+    own = [job.folder for job in jobs]
+    step, points, problems = newest_points(folders, own, processes.are_all)
+    where = os.path.commonpath(folders)
     for problem in problems:
         logger.warning("%s: skipped", problem)
-    if not points:
+    if step is None:
         logger.info("%s: no resume point yet; starting from scratch", where)
-        return []
-    first = points[jobs[0].folder]
-    if has_moved(first, device := jobs[0].config.run.device):
-        logger.warning(
-            "%s: continues on %s, was on %s: the result is no longer bit-identical to an uninterrupted run's",
-            *(where, device, first.settings["device"]),
-        )
+        return None
     for job in jobs:
         folder, point = job.folder, points[job.folder]
         run = job.config.run
+        if has_moved(point, run.device) and processes.is_first and job is jobs[0]:
+            logger.warning(
+                "%s: continues on %s, was on %s: the result is no longer bit-identical to an uninterrupted run's",
+                *(where, run.device, point.settings["device"]),
+            )
         was = replace(run, activations=point.settings["activations"])
         require_same(point.settings, job.config.to_dict(), str(folder), but=may_move(was, run))
-        count = len(point.ranks)
-        if count != processes.count:  # each rank has its place in the text, and its own noise
-            command = Processes(count=count, local_count=count // point.machines).command
-            raise ConfigError(
-                f"{where}: the run was started with {count} process{'es' if count > 1 else ''}, not "
-                f"{processes.count}; continue with `{command} train --resume {in_shell(where)}`"
-            )
-    return [points[job.folder] for job in jobs]
+    logger.info("resuming from step %d of %s", step, ", ".join(map(str, folders)))
+    return Points(step, [points[job.folder] for job in jobs])
 
 
 def has_moved(point: ResumePoint, device: str) -> bool:
@@ -100,44 +107,35 @@ def require_same_inputs(
                 point.versions,
                 versions,
             )
-    where = ", ".join(str(job.folder) for job in jobs)
-    logger.info("resuming from step %d of %s", points[0].step, where)
-
-
-def rank_state(trainer: Trainer, batches: dict[str, Any]) -> RankState:
-    """What this process adds to a trainer's resume point. `batches` is its place in the training data."""
-    generators = {
-        name: value.get_state().numpy().tobytes().hex()
-        for name, value in vars(trainer.state_holder()).items()
-        if isinstance(value, t.Generator)
-    }
-    return {"batches": batches, "generators": generators}
 
 
 def continue_batches(
-    batches: Batches, jobs: Sequence[Job], points: Sequence[ResumePoint], rank: int
+    batches: Batches, jobs: Sequence[Job], points: Sequence[ResumePoint], processes: Processes
 ) -> dict[str, float]:
-    """Put the batches where the resume points have them. Returns the points' norm factors."""
+    """Put the batches where the resume points have them. Returns the points' norm factors.
+
+    A process may read hook points that only other processes have SAEs of.
+    """
     by_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
-    batches.load_state_dicts(
-        {hook: point.ranks[rank]["batches"] for hook, point in by_hook.items()}
-    )
+    states = {hook: point.batches for hook, point in by_hook.items()}
+    for others in processes.gather(states):
+        states |= others
+    batches.load_state_dicts({hook: states[hook] for hook in batches.by_hook})
     return {hook: point.norm_factor for hook, point in by_hook.items()}
 
 
-def restore(trainer: Trainer, point: ResumePoint, rank: int, device: str) -> None:
-    """Put a trainer where a point has it, with this rank's generators.
+def restore(trainer: Trainer, point: ResumePoint, device: str) -> None:
+    """Put a trainer where a point has it.
 
     Where the point was written on another kind of device, whose generators have another state, they are seeded anew.
     """
-    holder, has_kept_its_kind = trainer.state_holder(), not has_moved(point, device)
-    load_trainer_state(holder, point.trainer | {"generators": {}})
-    for name, state in point.ranks[rank]["generators"].items():
-        generator = getattr(holder, name)
-        if has_kept_its_kind:
-            generator.set_state(t.frombuffer(bytearray.fromhex(state), dtype=t.uint8))
-        else:
+    holder, state = trainer.state_holder(), point.trainer
+    if has_moved(point, device):
+        for name in state["generators"]:
+            generator = getattr(holder, name)
             generator.manual_seed(drawn_seed(generator.initial_seed(), "moved at", point.step))
+        state = state | {"generators": {}}
+    load_trainer_state(holder, state)
     trainer.check(point.step)
 
 

@@ -34,7 +34,6 @@ from ..trainers.base import Trainer
 from ..trainers.state import trainer_state
 from .logs import RunLog
 from .plan import Job
-from .processes import ONE_PROCESS, Processes
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +42,11 @@ LOGGED_ROWS = 256
 
 
 class SAERun:
-    """An SAE in training: its trainer and where its results go. Ranks other than 0 write nothing.
+    """An SAE in training: its trainer and where its results go.
 
     Arguments:
         norm_factor: what raw activations are divided by.
-        sample: what it is measured on during training; None: it isn't, or by another rank.
+        sample: what it is measured on during training; None: it isn't.
 
     Attributes:
         failure: what went wrong, or None; an SAE that failed is not trained further.
@@ -55,16 +54,11 @@ class SAERun:
     """
 
     def __init__(
-        self,
-        job: Job,
-        trainer: Trainer,
-        norm_factor: float,
-        processes: Processes = ONE_PROCESS,
-        sample: Sample | None = None,
+        self, job: Job, trainer: Trainer, norm_factor: float, sample: Sample | None = None
     ):
         self.name, self.config, self.folder = job.name, job.config, job.folder
         self.settings, self.trainer, self.norm_factor = job.config.run, trainer, norm_factor
-        self._processes, self._sample = processes, sample
+        self._sample = sample
         self.failure: str | None = None
         self.can_resume = False
         self.log = RunLog(self.folder, self.config, norm_factor)
@@ -117,7 +111,7 @@ class SAERun:
             self.trainer.update(step, x_BD)
 
     def check_and_log(self, step: int, x_BD: t.Tensor) -> dict[str, float] | None:
-        """Log a batch's metrics and return them; None if the numbers are not finite, or another rank logs.
+        """Log a batch's metrics and return them; None if the numbers are not finite.
 
         They are measured on LOGGED_ROWS of its rows, which are in random order.
         Where the run is measured, those of the held-out sample are in the same line, as heldout/<key>.
@@ -126,7 +120,7 @@ class SAERun:
         metrics = None
         with self._failing_alone(step):
             self.check(step)
-            if self.failure is None and self._processes.is_first:
+            if self.failure is None:
                 metrics = {
                     "step": float(step),
                     "tokens": float(step * self.settings.batch_size),
@@ -142,17 +136,12 @@ class SAERun:
 
     @contextmanager
     def _failing_alone(self, step: int) -> Iterator[None]:
-        """An error of the trainer inside is this SAE's failure, not the run's.
-
-        With several processes it is the run's, as other ranks may not have it.
-        """
+        """An error of the trainer inside is this SAE's failure, not the run's."""
         try:
             yield
         except CheckpointError:
             raise
         except Exception as error:
-            if self._processes.are_several:
-                raise
             logger.error("%s: its trainer raised at step %d", self.name, step, exc_info=True)
             self.trainer.restore_last_finite()
             self.can_resume = True
@@ -167,8 +156,6 @@ class SAERun:
         """End the SAE's training, which failed at or before step `at`, and save its last finite weights as those of
         step `now`. failed.json is written where it can't be resumed."""
         self.failure = f"{self.name}: failed at or before step {at}: {what}"
-        if not self._processes.is_first:
-            return
         path = checkpoint(self.folder, now)
         try:
             save_weights(path, self.trainer.ae, self.norm_factor)
@@ -182,21 +169,20 @@ class SAERun:
     def save_checkpoint(self, step: int) -> None:
         """Write checkpoints/ae_<step>.pt, for raw activations, if the weights are finite."""
         self.check(step)
-        if self.failure is None and self._processes.is_first:
+        if self.failure is None:
             self._require_folder()
             save_weights(checkpoint(self.folder, step), self.trainer.ae, self.norm_factor)
 
     def write_resume_point(
-        self, step: int, ranks: list[resume_points.RankState], hashes: dict[str, str]
+        self, step: int, batches: dict[str, Any], hashes: dict[str, str]
     ) -> None:
         """Write a resume point, unless the numbers are no longer finite or it is there already.
 
         Arguments:
-            ranks, hashes: see `ResumePoint`.
+            batches, hashes: see `ResumePoint`.
         """
         self.check(step)
-        is_to_write = self.failure is None and self._processes.is_first
-        if not is_to_write or step in resume_points.steps_of(self.folder):
+        if self.failure is not None or step in resume_points.steps_of(self.folder):
             return
         self._require_folder()
         point = resume_points.ResumePoint(
@@ -204,8 +190,7 @@ class SAERun:
             settings=self.config.to_dict(),
             trainer=trainer_state(self.trainer.state_holder()),
             norm_factor=self.norm_factor,
-            ranks=ranks,
-            machines=self._processes.machines,
+            batches=batches,
             hashes=hashes,
             versions=versions(),
             **self.log.state(),

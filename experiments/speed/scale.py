@@ -1,18 +1,14 @@
 """Larger runs: what two processes send and gain, and what activations from disk save.
 
-    python -m experiments.speed.scale processes    # one training in one and in two: 3 minutes
-    python -m experiments.speed.scale bench        # a cache of activations: 8 minutes
-    python -m experiments.speed.scale tables       # write the pages' tables again
-
-What 8 GPUs would take is computed, not measured: the bytes are measured, the speeds of the links are the
-makers' numbers, halved.
+python -m experiments.speed.scale processes    # one training in one and in two: 2 minutes
+python -m experiments.speed.scale bench        # a cache of activations: 8 minutes
+python -m experiments.speed.scale tables       # write the pages' tables again
 """
 
 import argparse
 import json
 import logging
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch as t
+import torch.distributed as dist
 
 from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKTrainer, train
 from dictionary_learning_ext.activations.buffer import ShuffledRows
@@ -31,14 +28,12 @@ from dictionary_learning_ext.activations.cache_writer import write_cache
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
-from dictionary_learning_ext.training.processes import Processes, join
-from dictionary_learning_ext.training.sae_run import SAERun
+from dictionary_learning_ext.training.processes import join
 from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (
     SEED,
-    activations,
     header,
     page_by_cpu,
     trainer_arguments,
@@ -50,77 +45,43 @@ from experiments.stages import Page, Stages
 BATCH, D, F, K = 2048, 512, 2048, 64
 
 
-# Two processes, each with one thread. The batch is the same: two processes take half of it each. First the
-# SAE's step alone, on random activations. Then a whole run on the embedded language model.
+# One run in one process and in two, each with one thread: on the embedded language model, of one SAE and of four.
+# CPU seconds, which other programs hardly change.
 
-STEPS, RUN_STEPS = 12, 96
-LINKS = {"NVLink 4 (450 GB/s a direction)": 225e9, "PCIe 5 x16 (64 GB/s)": 32e9}
-"""Half of the maker's number, in bytes per second."""
-GPUS = 8
-GPU_STEPS = (5, 20, 80)  # milliseconds of a step on one GPU
+RUN_STEPS, SAES = 96, (1, 4)
 
 
 @dataclass
 class Traffic:
-    """What one process gives to torch.distributed, by a step."""
+    """What one process sends through torch.distributed."""
 
-    calls: int = 0
+    messages: int = 0
     bytes: int = 0
-    seconds: float = 0.0
 
 
-def counted(traffic: Traffic) -> None:
-    """Count and time all that is sent from now on."""
-    import torch.distributed as dist
+def counted(traffic: Traffic, rank: int) -> None:
+    """Count all that is sent from now on."""
+    original = dist.broadcast
 
-    for name in ("all_reduce", "all_gather"):
-        original = getattr(dist, name)
+    def send(x: t.Tensor, src: int, **options: Any) -> Any:
+        if src == rank:
+            traffic.messages += 1
+            traffic.bytes += x.numel() * x.element_size()
+        return original(x, src, **options)
 
-        def send(*arguments: Any, original: Any = original, **options: Any) -> Any:
-            started = time.perf_counter()
-            result = original(*arguments, **options)
-            traffic.seconds += time.perf_counter() - started
-            traffic.calls += 1
-            tensor = arguments[-1] if isinstance(arguments[0], list) else arguments[0]
-            traffic.bytes += tensor.numel() * tensor.element_size()
-            return result
-
-        setattr(dist, name, send)
+    dist.broadcast = send
 
 
-def step(processes: Processes) -> dict[str, float]:
-    """An SAE's step on this process's share of random activations."""
-    trainer = VariationalTopKTrainer(**trainer_arguments(D, F, K))
-    x_BD = activations(BATCH, D)[processes.rank :: processes.count]
-    traffic = Traffic()
-    if processes.are_several:
-        trainer.join(processes.ranks)
-        counted(traffic)
-    times, waits = [], []
-    for number in range(STEPS):
-        traffic.calls, traffic.bytes, traffic.seconds = 0, 0, 0.0
-        started = time.perf_counter()
-        trainer.update(number, x_BD.clone())
-        times.append(1000 * (time.perf_counter() - started))
-        waits.append(1000 * traffic.seconds)
-    return {
-        "step": statistics.median(times[2:]),
-        "sending": statistics.median(waits[2:]),
-        "messages": traffic.calls,
-        "bytes": traffic.bytes,
-    }
+def in_this_process(part: str) -> str:
+    """What one process measures: CPU seconds of a run's start (the first fill is in it) and steps, and what it sends.
+    The largest of any process is the result.
 
-
-def whole_run(processes: Processes) -> dict[str, float]:
-    """Tokens per second of a run: language model, buffer, one SAE. From the second step to the last."""
-    ends = []
-    original = SAERun.update
-
-    def update(self: SAERun, step: int, x_BD: t.Tensor) -> None:
-        original(self, step, x_BD)
-        ends.append(time.perf_counter())
-
-    SAERun.update = update
+    Arguments:
+        part: how many SAEs there are.
+    """
+    t.set_num_threads(1)
+    processes, traffic = join(), Traffic()
+    counted(traffic, processes.rank)
     run = RunConfig(
         hook="blocks.0.hook_resid_post",
         steps=RUN_STEPS,
@@ -130,19 +91,15 @@ def whole_run(processes: Processes) -> dict[str, float]:
         save_every="none",
         save_dir=os.environ["VSAE_FOLDER"],
     )
-    train(run, {"sae": SAEConfig(dict_size=F, k=K)})
-    return {"tokens": (len(ends) - 1) * BATCH / (ends[-1] - ends[0])}
+    started = time.process_time()
+    train(run, {f"seed{seed}": SAEConfig(dict_size=F, k=K, seed=seed) for seed in range(int(part))})
+    milliseconds = int(1000 * (time.process_time() - started))
+    names = ("milliseconds", "messages", "bytes")
+    most = processes.largest(milliseconds, traffic.messages, traffic.bytes)
+    return json.dumps(dict(zip(names, most, strict=True))) if processes.is_first else ""
 
 
-def in_this_process(part: str) -> str:
-    """What one process measures. Rank 0's is the result."""
-    t.set_num_threads(1)
-    processes = join()
-    measured = {"step": step, "run": whole_run}[part](processes)
-    return json.dumps(measured) if processes.is_first else ""
-
-
-def in_processes(count: int, part: str) -> dict[str, float]:
+def in_processes(count: int, part: str) -> dict[str, int]:
     words = ["-m", "experiments.speed.scale", "processes", "--only", part]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -159,45 +116,29 @@ def in_processes(count: int, part: str) -> dict[str, float]:
 def measure_processes(_: argparse.Namespace) -> None:
     t.set_num_threads(1)
     measured = {
-        str(count): in_processes(count, "step") | in_processes(count, "run") for count in (1, 2)
+        str(saes): {str(count): in_processes(count, str(saes)) for count in (1, 2)} for saes in SAES
     }
-    setting = f"one thread a process, B={BATCH} D={D} F={F} k={K}, fp32, seed {SEED}"
+    setting = (
+        f"one thread a process, B={BATCH} D=128 F={F} k={K}, {RUN_STEPS} steps, fp32, seed {SEED}"
+    )
     content = {"header": header(setting, "dictionary-learning"), "processes": measured}
     raw_results.write(RESULTS / "benchmark_processes.json", content)
 
 
 def tables_of_processes(content: dict[str, Any]) -> list[str]:
-    """What was measured; and on paper, what GPUs would take: a ring sends (N - 1) / N of the bytes twice."""
-    one, two = content["processes"]["1"], content["processes"]["2"]
-
-    def row(name: str, digits: int = 0) -> list[str]:
-        return [f"{each[name]:,.{digits}f}" for each in (one, two)]
-
-    rows = {
-        "ms a step of the SAE alone": row("step"),
-        "of these, sending and waiting for the other": row("sending", 1),
-        "messages a step": row("messages"),
-        "bytes a step, of each process": row("bytes"),
-        "tokens/s of a whole run": row("tokens"),
-    }
-    sent = two["bytes"] * 2 * (GPUS - 1) / GPUS
-    links = {name: 1000 * sent / speed for name, speed in LINKS.items()}
-    paper = {
-        name: [f"{wait:.2f}", *(f"{ms / (ms / GPUS + wait):.1f}" for ms in GPU_STEPS)]
-        for name, wait in links.items()
-    }
-    return [
-        content["header"],
-        "",
-        *table("", rows, ["1 process", "2 processes"]),
-        "",
-        f"Two processes take {one['step'] / two['step']:.2f} times fewer milliseconds for an SAE's step, "
-        f"and give {two['tokens'] / one['tokens']:.2f} times the tokens/s of a whole run.",
-        "",
-        f"## {GPUS} GPUs, on paper",
-        "",
-        *table("link", paper, ["ms of messages", *(f"{ms} ms" for ms in GPU_STEPS)]),
-    ]
+    rows = {}
+    for saes, by_count in content["processes"].items():
+        one, two = by_count["1"]["milliseconds"] / 1000, by_count["2"]["milliseconds"] / 1000
+        sent = by_count["2"]
+        rows[saes] = [
+            f"{one:.1f}",
+            f"{two:.1f}",
+            f"{one / two:.2f}",
+            f"{sent['messages'] / RUN_STEPS:.1f}",
+            f"{sent['bytes'] / RUN_STEPS:,.0f}",
+        ]
+    columns = ["1 process, CPU s", "the busier of 2", "ratio", "messages a step", "bytes a step"]
+    return [content["header"], "", *table("SAEs", rows, columns)]
 
 
 # A cache of activations: how fast it is written and read, how much space it takes, and what it saves. The

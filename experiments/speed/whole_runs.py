@@ -194,7 +194,7 @@ def tables_against_upstream(content: dict[str, Any]) -> list[str]:
 # is timed inside it, so the rows add up to the whole.
 
 TIMED = {
-    "language model": "dictionary_learning_ext.activations.hook_points:SharedPass.read",
+    "language model": "dictionary_learning_ext.activations.passes:SharedPasses.read",
     "language model's losses": "dictionary_learning_ext.evaluation.measure:_summed_loss",
     "loading the language model": "dictionary_learning_ext.activations.language_models:Pretrained.load",
     "looking whether the text suffices": (

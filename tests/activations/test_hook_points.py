@@ -1,6 +1,5 @@
-"""Hook points of every family, against plain hooks and transformers; several of them in one pass."""
+"""Hook points of every family, against plain hooks and transformers."""
 
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from language_model_reads import counted_passes, some_tokens
+from language_model_reads import some_tokens
 from nnsight import LanguageModel, NNsight
 from texts import error_of
 from torch import Tensor, nn
@@ -18,7 +17,6 @@ from transformers import AutoModelForCausalLM
 from dictionary_learning_ext.activations.hook_points import (
     HookPoint,
     Place,
-    SharedPass,
     _kinds_of,
     block_list_path,
     block_of_output,
@@ -283,53 +281,3 @@ def test_block_list_is_told_from_experts_norms_and_an_image_encoder():
     model = nn.ModuleDict({"norms": norms})
     message = error_of(lambda: block_list_path(model, config), LanguageModelError)
     assert "found none" in message
-
-
-# Several places in one pass
-
-
-SHARED = ["blocks.2.hook_attn_out", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre"]
-
-
-@pytest.fixture
-def hooks(tiny_lm):
-    return [find_hook(tiny_lm, name) for name in SHARED]
-
-
-@pytest.fixture
-def shared(tiny_lm, hooks):
-    return SharedPass(unwrapped(tiny_lm), [hook.place for hook in hooks])
-
-
-def test_all_are_read_in_one_pass_and_are_what_each_would_read_alone(tiny_lm, hooks, shared):
-    for seed in (0, 1):
-        tokens = some_tokens(seed)
-        with counted_passes() as passes:
-            read = [shared.read(hook.place, *tokens) for hook in hooks]
-        assert passes == [3]
-        for hook, x in zip(hooks, read, strict=True):
-            assert torch.equal(x, read_residual(tiny_lm, hook, *tokens))
-
-
-def test_those_that_ask_for_other_contexts_stop_sharing_which_is_logged_once(
-    tiny_lm, hooks, shared, caplog
-):
-    first, second = hooks[:2]
-    one, two = some_tokens(0), some_tokens(1)
-    with caplog.at_level(logging.INFO), counted_passes() as passes:
-        read = [shared.read(first.place, *one), shared.read(second.place, *two)]
-        again = [shared.read(first.place, *two), shared.read(second.place, *one)]
-    assert passes == [3] * 4
-    (record,) = caplog.records
-    assert "max_norm_multiple" in record.message
-    for hook, tokens, x in zip(hooks[:2] * 2, [one, two, two, one], read + again, strict=True):
-        assert torch.equal(x, read_residual(tiny_lm, hook, *tokens))
-
-
-def test_the_same_tokens_with_another_mask_are_other_contexts(tiny_lm, hooks, shared):
-    ids, mask = some_tokens()
-    shared.read(hooks[0].place, ids, mask)
-    masked = mask.clone()
-    masked[:, :4] = 0
-    expected = read_residual(tiny_lm, hooks[1], ids, masked)
-    assert torch.equal(shared.read(hooks[1].place, ids, masked), expected)

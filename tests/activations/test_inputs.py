@@ -22,7 +22,6 @@ from dictionary_learning_ext.activations.language_models import settings_hash, u
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError, TextError
-from dictionary_learning_ext.trainers.ranks import Ranks
 
 HOOK = "blocks.1.hook_resid_post"
 HOOKS = ["blocks.0.hook_resid_post", "blocks.2.hook_attn_out", "blocks.1.hook_mlp_out"]
@@ -124,15 +123,6 @@ def test_hook_points_that_leave_out_different_tokens_still_have_their_own_batche
         assert torch.equal(
             batches_of(open_inputs(run, [hook]).training_batches())[hook], given[hook]
         )
-
-
-def test_processes_read_contexts_of_their_own(run):
-    first, second = (
-        batches_of(open_inputs(run, [HOOK], ranks=Ranks(rank, 2)).training_batches(), 2)[HOOK]
-        for rank in range(2)
-    )
-    assert first.shape == second.shape == (2, 28, 16)
-    assert not torch.equal(first, second)
 
 
 # What the run's settings do

@@ -20,7 +20,7 @@ from texts import error_of
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import inputs, language_models
-from dictionary_learning_ext.activations.inputs import open_inputs
+from dictionary_learning_ext.activations.inputs import find_inputs, open_inputs
 from dictionary_learning_ext.activations.language_models import unwrapped
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ContextBatch
@@ -33,7 +33,6 @@ from dictionary_learning_ext.errors import (
     LanguageModelError,
     TextError,
 )
-from dictionary_learning_ext.trainers.ranks import Ranks
 
 
 @pytest.fixture
@@ -215,9 +214,12 @@ def test_its_evaluation_is_that_of_the_language_model(run, cached_run, tmp_path)
 
 
 def test_a_process_that_does_not_evaluate_needs_no_language_model(run, no_model):
-    assert open_inputs(run, [HOOK], ranks=Ranks(1, 2)).language_model is None
+    inputs = find_inputs(run, [HOOK])
+    inputs.load([])
+    assert inputs.language_model is None
+    assert inputs.training_batches().next() == {}, "nor a file"
     with pytest.raises(AssertionError, match="is loaded"):
-        open_inputs(run, [HOOK], ranks=Ranks(0, 2))
+        inputs.load([HOOK])
 
 
 @pytest.mark.slow
@@ -248,20 +250,16 @@ def test_another_model_of_the_same_name_is_refused_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_they_are_read_again_until_the_steps_are_done(count, run, caplog):
+def test_they_are_read_again_until_the_steps_are_done(run, caplog):
     """4,000 tokens a pass."""
     caplog.set_level("INFO", "dictionary_learning_ext")
     run = replace(run, text_passes=None, eval_tokens=0, batch_size=48)
-    for rank in range(count):
-        caplog.clear()
-        batches = open_inputs(run, [HOOK], ranks=Ranks(rank, count)).training_batches()
-        seen = 0
-        while seen < 3 * 4000 // count:
-            seen += len(batches.next()[HOOK])
-        assert "pass 2" in caplog.text
-        assert "pass 3" in caplog.text
-        assert "pass 5" not in caplog.text
+    batches = open_inputs(run, [HOOK]).training_batches()
+    for _ in range(3 * 4000 // 48):
+        batches.next()
+    assert "pass 2" in caplog.text
+    assert "pass 3" in caplog.text
+    assert "pass 5" not in caplog.text
 
 
 def test_their_end_is_an_error_that_names_the_cap(run):

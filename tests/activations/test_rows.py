@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from buffers import DOCUMENTS, direct_rows
+from language_model_reads import counted_passes
 from nnsight import LanguageModel
 from torch import Tensor
 
@@ -151,6 +152,21 @@ def test_no_row_comes_twice_when_fills_end_inside_contexts(tiny_lm: LanguageMode
         (same,) = torch.where((everything[place:] - row).abs().amax(-1) < 1e-5)
         assert len(same), "a row that is not there, or there once and handed out twice"
         place += int(same[0]) + 1
+
+
+@pytest.mark.parametrize("rules", [{}, {"max_norm_multiple": 1.02}, {"remove_bos": True}])
+@pytest.mark.parametrize("n", [75, 601, 10_000])
+def test_passes_that_are_asked_for_together_are_the_same(tiny_lm: Any, rules: Any, n: int):
+    """As they are of several processes: no fill reads a context that it doesn't use."""
+    read, sizes = [], []
+    for at_once in (1, 3):
+        rows = rows_of(tiny_lm, iter(DOCUMENTS * 9), ctx_len=8, batch_size=3, **rules)
+        rows.reader.passes.at_once = at_once
+        with counted_passes() as passes:
+            read.append(filled_until_the_end(rows, n))
+        sizes.append(passes)
+    assert torch.equal(*read)
+    assert sizes[0] == sizes[1]
 
 
 def test_each_batch_of_the_language_model_is_announced(tiny_lm: LanguageModel):

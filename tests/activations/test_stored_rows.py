@@ -12,13 +12,11 @@ from datasets import load_from_disk
 from texts import error_of
 
 from dictionary_learning_ext.activations.buffer import ShuffledRows
-from dictionary_learning_ext.activations.cache_manifest import TOKEN_IDS, UNFINISHED, CachedHook
-from dictionary_learning_ext.activations.cache_writer import write_contexts
+from dictionary_learning_ext.activations.cache_manifest import UNFINISHED
 from dictionary_learning_ext.activations.positions import PositionRule
-from dictionary_learning_ext.activations.stored import Part, StoredActivations, open_stored
+from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.errors import ActivationsError, ConfigError, NonFiniteError, TextError
-from dictionary_learning_ext.trainers.ranks import Ranks
 
 N, WIDTH = 10_007, 3
 
@@ -203,42 +201,6 @@ def test_it_does_not_resume_on_other_rows(changed, numbered):
         np.save(path, np.load(path) + 1)
     with pytest.raises(ConfigError, match=r"have changed.*restore them"):
         source_of(open_stored(numbered.folder)).load_state_dict(state)
-
-
-def test_shares_of_several_processes_divide_the_rows(numbered):
-    options = {"rows": 100, "out_batch_size": 1}
-    shares = [
-        numbers(batches_of(source_of(numbered, ranks=Ranks(rank, 3), **options)))
-        for rank in range(3)
-    ]
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert sorted(number for share in shares for number in share) == list(range(N - N // 20))
-
-
-@pytest.mark.parametrize("rules", [{}, {"max_norm_multiple": 1.5}])
-def test_with_long_contexts_every_process_has_its_share(rules, tmp_path):
-    """4,096 rows, which are read together, are 4 contexts here: fewer than there are processes."""
-    ids = np.arange(25, dtype=np.int32).repeat(1024).reshape(25, 1024)
-    parts = []
-    for name, of_file in (("a", ids[:10]), ("b", ids[10:])):
-        parts.append(Part(tmp_path / f"{name}.arrow", 0, len(of_file)))
-        columns = {"x": of_file[..., None].astype("f4"), TOKEN_IDS: of_file}
-        write_contexts(parts[-1].path, columns)
-    stored = StoredActivations(
-        folder=tmp_path,
-        hooks={"x": CachedHook(0, 1)},
-        ctx_len=1024,
-        known={"data": "numbers"},
-        parts={"train": tuple(parts), "heldout": ()},
-        tokens={"train": ids.size, "heldout": 0},
-        digest="",
-    )
-    shares = []
-    for rank in range(8):
-        source = source_of(stored, ranks=Ranks(rank, 8), rows=1024, out_batch_size=1024, **rules)
-        shares.append([int(batch[0, 0]) for batch in batches_of(source)])
-    assert [len(share) for share in shares] == [4] + [3] * 7
-    assert sorted(number for share in shares for number in share) == list(range(25))
 
 
 def test_what_is_left_out(small_cache, tiny_lm):

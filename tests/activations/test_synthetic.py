@@ -10,7 +10,6 @@ import torch as t
 from dictionary_learning_ext.activations.synthetic import Sampler, SyntheticSource, draw_model
 from dictionary_learning_ext.config import synthetic_models
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.trainers.ranks import Ranks
 
 VECTORS = t.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
 HALF = t.full((3,), 0.5)
@@ -76,7 +75,7 @@ def test_batches_follow_from_the_seed_alone_and_leave_torchs_generator():
     first = next(source())
     assert t.equal(t.rand(3), expected)
     assert t.equal(next(source()), first)
-    for other in (source(seed=1), source(stream="heldout"), source(ranks=Ranks(1, 2))):
+    for other in (source(seed=1), source(stream="heldout")):
         assert not t.allclose(next(other), first)
     again = source()
     assert not t.allclose([next(again), next(again)][1], first)
@@ -95,16 +94,6 @@ def test_a_row_depends_neither_on_the_batch_nor_on_the_threads():
     finally:
         t.set_num_threads(before)
     assert t.equal(small.firing_BT, firing_BT[-50:])
-
-
-def test_several_processes_together_draw_what_one_would():
-    whole, parts = (
-        source(out_batch_size=12),
-        [source(out_batch_size=4, ranks=Ranks(i, 3)) for i in range(3)],
-    )
-    for _ in range(2):
-        assert t.equal(t.cat([next(part) for part in parts]), next(whole))
-    assert {each.mean_squared_norm() for each in (whole, *parts)} == {whole.mean_squared_norm()}
 
 
 def test_the_norm_is_that_of_the_first_rows_which_are_handed_out_later():

@@ -3,14 +3,12 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import DOCUMENTS, error_of, write_jsonl
-from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +23,6 @@ from dictionary_learning_ext.activations.tokens import (
 )
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError, TextError
-from dictionary_learning_ext.trainers.ranks import Ranks
 
 
 def contexts_of(documents, tokenizer, ctx_len=8, n=3, **options):
@@ -164,50 +161,6 @@ HALF = ["a", "b\ud800"]
 )  # fmt: skip
 def test_mistakes_are_named(call, kind, said, without_end):
     assert said in error_of(lambda: call(without_end), kind)
-
-
-@pytest.mark.parametrize("packing", ["pack", "truncate"])
-@pytest.mark.parametrize("count", [2, 3])
-def test_the_shares_of_several_processes_are_the_whole_and_resume(packing, count, tokenizer):
-    """Process r has contexts r, r + N, …, however many it asks for at once."""
-    whole, _ = contexts_of(DOCUMENTS, tokenizer, packing=packing)
-    shares = [
-        contexts_of(DOCUMENTS, tokenizer, n=2 + rank, packing=packing, ranks=Ranks(rank, count))[0]
-        for rank in range(count)
-    ]
-    assert shares == [whole[rank::count] for rank in range(count)]
-    assert min(map(len, shares)) >= 3
-    ranks = Ranks(1, count)
-    stream = ContextStream(open_text("embedded"), tokenizer, 8, packing=packing, ranks=ranks)
-    stream.next_batch(5)
-    state = json.loads(json.dumps(stream.state_dict()))
-    expected, _ = stream.next_batch(4)
-    again = ContextStream(open_text("embedded"), tokenizer, 8, packing=packing, ranks=ranks)
-    again.load_state_dict(state)
-    assert torch.equal(again.next_batch(4)[0], expected)
-
-
-def test_a_process_tokenizes_little_of_the_documents_of_others(monkeypatch):
-    """Documents of unknown characters are no contexts. All get what a single process gets."""
-    letters: Any = Tokenizer(models.BPE({letter: i for i, letter in enumerate("abcdefgnot")}, []))
-    letters.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
-    texts = [f"{i} {'cat and dog ' * 400}{i % 7 * 'a'}" for i in range(90)]
-    texts[7:52:3] = ["\u2603", "\u2603" * 90, "\u2603 " * 90 + "cat"] * 5
-    whole, _ = contexts_of(texts, tokenizer, packing="truncate")
-    assert len(whole) == 80
-    used, encode = [], PreTrainedTokenizerFast.__call__
-
-    def counting(self, text, *args, **options):
-        used.append(sum(map(len, text)))
-        return encode(self, text, *args, **options)
-
-    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counting)
-    for rank in range(4):
-        used.clear()
-        share, _ = contexts_of(texts, tokenizer, n=3, packing="truncate", ranks=Ranks(rank, 4))
-        assert share == whole[rank::4]
-        assert sum(used) < 0.3 * sum(map(len, texts))
 
 
 @pytest.mark.parametrize("packing", ["pack", "truncate"])

@@ -162,8 +162,8 @@ def test_a_run_that_moves_to_the_cpu_continues_and_says_that_it_is_no_longer_bit
     folder = Path(run.save_dir)
     point = load_point(folder, 15)
     assert point.settings["device"] == "cuda"
-    ranks = [point.ranks[0] | {"generators": {"generator": "00" * 16}}]  # as long as CUDA's
-    save_point(folder, dataclasses.replace(point, ranks=ranks))
+    of_cuda = {"generators": {"generator": t.zeros(16, dtype=t.uint8)}}  # as long as CUDA's
+    save_point(folder, dataclasses.replace(point, trainer=point.trainer | of_cuda))
     train(run, {"x": sae_of()}, resume=True)
     (said,) = [record.message for record in caplog.records if "bit-identical" in record.message]
     assert "continues on cpu, was on cuda" in said

@@ -68,7 +68,7 @@ def stopped_at(step, monkeypatch):
 
 def a_point(step=0, **known):
     """A resume point of which only this much matters."""
-    empty = {"settings": {}, "trainer": {}, "norm_factor": 1.0, "ranks": [], "machines": 1}
+    empty = {"settings": {}, "trainer": {}, "norm_factor": 1.0, "batches": {}}
     empty |= {"hashes": {}, "versions": {}, "metrics_bytes": 0, "wandb_id": None}
     return ResumePoint(step=step, **empty | known)
 
@@ -79,7 +79,7 @@ def results(folder, steps=STEPS):
     return {
         "weights": t.load(folder / "ae.pt", weights_only=True),
         "trainer": point.trainer,
-        "ranks": point.ranks,
+        "batches": point.batches,
         "log": (folder / "metrics.jsonl").read_text(),
         "metrics": json.loads((folder / "metrics.json").read_text()),
         "checkpoints": sorted(path.name for path in folder.glob("checkpoints/*")),

@@ -14,10 +14,14 @@ SCRIPT = Path(__file__).parent / "under_torchrun.py"
 HANGS = 300  # seconds, on a busy machine
 
 
-def torchrun(processes, *arguments, **options):
-    """Start a command in several processes; see `ended`."""
+def torchrun(processes, *arguments, meeting=("--standalone",), **options):
+    """Start a command in several processes; see `ended`.
+
+    Arguments:
+        meeting: torchrun's flags for where the machines meet.
+    """
     paths = [str(SCRIPT.parents[2]), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")]
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = ["torch.distributed.run", *meeting, f"--nproc-per-node={processes}"]
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
@@ -51,7 +55,7 @@ def ran(processes, folder, given):
     process = torchrun(processes, SCRIPT, folder, json.dumps(given))
     _, error = ended(process)
     assert process.returncode == 0, error
-    printed = re.split(r"^scenario (\w+)\n", error, flags=re.M)
+    printed = re.split(r"^scenario (\S+)\n", error, flags=re.M)
     of_scenario = dict(zip(printed[1::2], printed[2::2], strict=True))
     return {
         name: (

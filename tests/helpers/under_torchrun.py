@@ -14,13 +14,11 @@ import sys
 import threading
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from unittest.mock import patch
 
 import torch as t
 from interrupted_runs import sae_of
-from small_trainers import BATCH, F, K, built
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.buffer import Batches
@@ -28,15 +26,19 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import CONFIGS
-from dictionary_learning_ext.errors import CheckpointError, NonFiniteError, UserError
-from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKTrainer
+from dictionary_learning_ext.errors import (
+    CheckpointError,
+    Interrupted,
+    NonFiniteError,
+    TrainingError,
+)
 from dictionary_learning_ext.training import loop, sae_run
 from dictionary_learning_ext.training.processes import join
 from dictionary_learning_ext.training.sae_run import SAERun
 
 VARIANTS = {
     "learned": {"posterior": "learned", "beta": 0.1},
-    "survival": {"survival": 0.5, "noise_on": "selection"},
+    "survival": {"survival": 0.5, "noise_on": "selection", "noise_anneal": 0.5},
     "aux": {"dead_feature_threshold": 100, "noise_on": "selection"},
     "values": {"noise_on": "values", "kl_scope": "selected"},
 }
@@ -54,61 +56,81 @@ def saes():
     return every | dying | {name: sae_of(**given) for name, given in VARIANTS.items()}
 
 
-def digest(values):
-    """Of tensors and numbers."""
-    parts = [v.detach().cpu().numpy().tobytes() if isinstance(v, t.Tensor) else v for v in values]
-    return sha256(repr(parts).encode()).hexdigest()
+HOOKS = {
+    name: "blocks.1.hook_mlp_out" for name in ("vaease", "top_k", "survival", "batch_top_k_aux")
+}
+"""Those that are not at the run's own hook point."""
 
 
-def state_of(one):
-    """All that must be equal on all ranks: norm factor, weights, buffers, optimiser, counters."""
-    trainer = one.trainer.state_holder()
-    moments = [v for s in trainer.optimizer.state.values() for v in s.values()]
-    counters = [getattr(trainer, "num_tokens_since_fired", 0)]
-    skipped = [getattr(trainer.optimizer, "skipped_steps", 0)]
-    weights = trainer.ae.state_dict().values()
-    return digest([one.norm_factor, *weights, *moments, *counters, *skipped])
-
-
-def architectures(run, _):
-    """Train every architecture at once, one of them at another hook point.
-
-    Returns each one's state after every step.
-    """
-    seen = {}
-    original = SAERun.update
+def trained(run, _):
+    """Train every architecture at once. Returns which of them this process has trained."""
+    own, original = {}, SAERun.update
 
     def update(self, step, x_BD):
-        if self.name == "values" and step == 5 and os.environ["RANK"] == "1":
-            x_BD = x_BD * t.nan  # only on one rank, and the step is skipped on all
+        own[self.name] = step
         original(self, step, x_BD)
-        seen.setdefault(self.name, []).append(state_of(self))
+
+    with patch.object(SAERun, "update", update):
+        train(run, saes(), HOOKS)
+    return list(own)
+
+
+def interrupted(run, _, resume=False):
+    """`trained` that a signal to the last process stops. Returns why it ended."""
+    original = SAERun.update
+    is_last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+
+    def update(self, step, x_BD):
+        original(self, step, x_BD)
+        if is_last and step % 40 == 33:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with patch.object(SAERun, "update", update):
         try:
-            train(run, saes(), {"vaease": "blocks.1.hook_mlp_out"})
-        except UserError as error:
-            seen["error"] = str(error)
-    return seen
+            train(run, saes(), HOOKS, resume=resume)
+        except Interrupted as stop:
+            return str(stop)
+
+
+def interrupted_again(run, folder):
+    return interrupted(run, folder, resume=True)
+
+
+def one_fails(run, _):
+    """Train three SAEs, of which one's numbers are no longer finite and one's trainer raises."""
+    original = SAERun.update
+
+    def update(self, step, x_BD):
+        if self.name == "a" and step == 5:
+            x_BD = x_BD * t.nan
+        lacking = patch.object(self.trainer, "update", side_effect=MemoryError("too little"))
+        with lacking if self.name == "b" and step == 6 else nullcontext():
+            original(self, step, x_BD)
+
+    with patch.object(SAERun, "update", update):
+        try:
+            train(run, {"a": sae_of(dict_size=64), "b": sae_of(), "c": sae_of()})
+        except TrainingError as error:
+            return str(error)
 
 
 def failing(what, rank, run):
     """`vsae train`, in which something goes wrong on one rank. It ends the process."""
     run, is_the_one = RunConfig(**run), int(os.environ["RANK"]) == rank
-    following, update, started = Batches.next, SAERun.update, []
+    following, started = Batches.next, []
 
     def next_batches(self):
         started.append(1)
-        if what == "nan" and is_the_one and len(started) == 6:
-            raise NonFiniteError("3 activations are NaN")
-        if what == "bug" and is_the_one and len(started) == 6:
-            raise AttributeError("a bug")
+        if is_the_one and len(started) == 6:
+            if what == "nan":
+                raise NonFiniteError("3 activations are NaN")
+            if what == "bug":
+                raise AttributeError("a bug")
+            if what == "asleep":
+                threading.Event().wait()
+            if what == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
         return following(self)
-
-    def updated(self, step, x_BD):
-        if is_the_one and step == 5 and what in ("asleep", "stopped"):
-            threading.Event().wait() if what == "asleep" else os.kill(os.getpid(), signal.SIGSTOP)
-        update(self, step, x_BD)
 
     def save_point(*_):
         raise CheckpointError("run can't be written (No space left on device)")
@@ -116,7 +138,6 @@ def failing(what, rank, run):
     full = patch.object(sae_run.resume_points, "save_point", save_point)
     with (
         patch.object(Batches, "next", next_batches),
-        patch.object(SAERun, "update", updated),
         full if what == "disk full" else nullcontext(),
     ):
         sys.exit(main(["train", *flags_of(run), "--rank-timeout=8"]))
@@ -128,7 +149,6 @@ def commands(run, folder):
     base = ["train", f"--model={run.model}", f"--data={run.data}", "--steps=12", "--dict-size=32"]
     base += ["--k=4", "--eval-tokens=0", "--n-ctxs=8", "--ctx-len=32"]
     for name, flags in {
-        "batch": [*base, "--batch-size=100"],
         "device": [*base, "--batch-size=96", "--device=cuda"],
         "one_device": [*base, "--batch-size=96", "--device=cuda:0"],
         "sweep": ["sweep", "nothing.yaml"],
@@ -161,11 +181,9 @@ def lost(run, folder):
         )
 
     for owner, name in [
-        (VariationalTopKTrainer, "update"),
-        (VariationalTopKTrainer, "check"),
+        (Batches, "mean_squared_norms"),
         (Batches, "next"),
         (loop, "_check_and_log"),
-        (loop, "build_trainer"),
     ]:
         out, there = io.StringIO(), replace(run, save_dir=str(folder / f"run_{name}"))
         with (
@@ -175,70 +193,6 @@ def lost(run, folder):
         ):
             code = main(["train", *flags_of(there)])
         seen[name] = [code, out.getvalue()]
-    return seen
-
-
-CASES = {
-    "vsae_both": ("vsae_top_k", {"beta": 0.1}),
-    "vsae_values": ("vsae_top_k", {"beta": 0.1, "noise_on": "values", "rectify": True}),
-    "vsae_selected": ("vsae_top_k", {"beta": 0.1, "kl_scope": "selected"}),
-    "vsae_learned": ("vsae_top_k", {"posterior": "learned", "beta": 0.5}),
-    "vsae_auxk": ("vsae_top_k", {"dead_feature_threshold": 40, "beta": 0.0}),
-    "vsae_survival": ("vsae_top_k", {"survival": 0.5, "beta": 0.1}),
-    "vsae": ("vsae", {"beta": 0.1}),
-    "vaease": ("vaease", {}),
-    "probabilistic_top_k_auxk": ("probabilistic_top_k", {"dead_feature_threshold": 40}),
-    "top_k": ("top_k", {"auxk_alpha": 0.0}),
-    "relu": ("relu", {}),
-}
-"""What equals one process on the union of the batches."""
-
-
-def equality(_run, _folder):
-    """Steps in float64 beside one process on the union of the batches. Returns what differs most."""
-    seen = {}
-    ranks = join().ranks
-    share = BATCH // ranks.count
-    for name, (architecture, options) in CASES.items():
-        ours, whole = (built(architecture, lr=1e-2, **options) for _ in range(2))
-        for trainer in (ours, whole):
-            trainer.ae.double()
-            trainer.state_holder().threshold_start_step = 3
-        weights = [p.data for p in ours.ae.parameters()]
-        for weight in weights:
-            weight += ranks.rank  # the ranks start from those of rank 0
-        ours.join(ranks)
-        before = whole.ae.state_dict()["encoder.weight"].clone()
-        numbers = F if options.get("noise_on") != "values" else K
-        dead = 0
-        for step in range(40):
-            x = t.randn(BATCH, 16, generator=t.Generator().manual_seed(step)).double() + 0.3
-            x *= t.linspace(0.5, 2, BATCH)[:, None]  # the shares differ
-            if hasattr(whole, "generator"):  # this rank's rows get the noise they get there
-                ours.generator.set_state(whole.generator.get_state())
-                skipped = t.empty(ranks.rank * share, numbers).double()
-                skipped.normal_(generator=ours.generator)
-            ours.update(step, x[ranks.rank * share :][:share])
-            whole.update(step, x)
-            dead = max(dead, int(getattr(whole.state_holder(), "dead_features", 0)))
-        seen[name] = {
-            **{
-                key: float((value.double() - whole.ae.state_dict()[key].double()).abs().max())
-                for key, value in ours.ae.state_dict().items()
-            },
-            "dead": dead,
-            "fired": bool(
-                t.equal(
-                    *(
-                        getattr(one.state_holder(), "num_tokens_since_fired", t.zeros(1))
-                        for one in (ours, whole)
-                    )
-                )
-            ),
-            "moved": float((whole.ae.state_dict()["encoder.weight"] - before).abs().max()),
-            "strided": not all(weight.is_contiguous() for weight in weights),
-            "equal": digest(ours.ae.state_dict().values()),
-        }
     return seen
 
 
@@ -255,7 +209,7 @@ if __name__ == "__main__":
         if processes.is_first:
             print(f"\nscenario {scenario}", file=sys.stderr, flush=True)
         given = RunConfig(**given) if isinstance(given, dict) else given
-        result = globals()[scenario](given, folder)
+        result = globals()[scenario.partition(":")[0]](given, folder)
         (folder / f"{processes.rank}.json").write_text(json.dumps(result))
     # `lost` has put aside what does this at exit. Left undone, gloo's thread may free its last tensor while
     # Python ends, and that aborts the process.

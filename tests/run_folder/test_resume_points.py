@@ -77,7 +77,7 @@ def test_a_damaged_point_is_left_for_the_one_before(run, tmp_path, monkeypatch, 
 
 def test_a_damaged_point_is_no_reason_to_start_from_scratch(tmp_path):
     """Even where nothing else was written: what is left of it is the user's to look at."""
-    assert newest_points([tmp_path]) == ({}, [])
+    assert newest_points([tmp_path]).step is None
     save_point(tmp_path, a_point(1, trainer={"x": t.ones(4096)}))
     flip_a_bit(tmp_path / "resume" / "step_00000001.pt")
     with pytest.raises(CheckpointError, match=r"no step .*damaged"):
@@ -94,7 +94,7 @@ def test_bytes_of_any_content_are_a_damaged_point_and_none_is_executed(content, 
 
 def test_checkpoints_without_a_resume_point_do_not_keep_a_run_from_starting_over(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    assert newest_points([tmp_path]) == ({}, [])
+    assert newest_points([tmp_path]).step is None
     (tmp_path / "ae.pt").touch()
     with pytest.raises(CheckpointError, match=r"no step .*none\)"):
         newest_points([tmp_path])

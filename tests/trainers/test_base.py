@@ -2,8 +2,6 @@
 
 import inspect
 import math
-from collections.abc import Iterable
-from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +28,6 @@ from dictionary_learning_ext.config.architectures import TRAINED, import_class
 from dictionary_learning_ext.errors import ConfigError, UserError
 from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
 from dictionary_learning_ext.trainers.base import KAnnealing, batch_metrics
-from dictionary_learning_ext.trainers.ranks import Ranks
 from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 
 VSAE, GATES, VAEASE = "vsae_top_k", "probabilistic_top_k", "vaease"
@@ -268,21 +265,6 @@ def test_the_default_device_is_one_that_is_there(architecture):
     trainer = made(architecture, device=None)
     assert {p.device.type for p in trainer.ae.parameters()} == {expected}
     assert trainer.generator.device.type == expected
-
-
-class Unconnected(Ranks):
-    def copy_first_(self, tensors: Iterable[t.Tensor]) -> None:
-        """The weights are alike already."""
-
-
-@pytest.mark.parametrize("architecture", OURS)
-def test_each_rank_draws_noise_of_its_own_and_the_first_that_of_a_single_process(architecture):
-    ranks = [built(architecture) for _ in range(3)]
-    for rank, trainer in enumerate(ranks):
-        trainer.join(Unconnected(rank, 3))
-    states = [trainer.generator.get_state() for trainer in ranks]
-    assert t.equal(states[0], built(architecture).generator.get_state())
-    assert not any(t.equal(one, other) for one, other in combinations(states, 2))
 
 
 # --- their arguments

@@ -21,7 +21,6 @@ from step_cases import (
 )
 
 from dictionary_learning_ext.trainers import step
-from dictionary_learning_ext.trainers.ranks import Ranks
 from dictionary_learning_ext.trainers.step import SparseDecode, code_by_mean, variational_loss
 
 
@@ -171,23 +170,3 @@ def test_it_takes_no_gradient_of_weights_that_are_not_trained(code):
     values_BK.requires_grad_()
     (grad_BK,) = t.autograd.grad(decoded(indices_BK)(values_BK, weight_FD).sum(), [values_BK])
     t.testing.assert_close(grad_BK, weight_FD.sum(1)[indices_BK])
-
-
-# --- several processes
-
-
-def test_the_variance_over_ranks_is_that_of_all_their_rows():
-    error_BD = t.randn(12, 5, dtype=t.float64) + 3 * t.arange(12.0, dtype=t.float64)[:, None]
-    shares = error_BD.chunk(3)
-    gathered = t.stack(
-        [t.cat([one.mean(0), step.row_variance(one, Ranks())[None]]) for one in shares]
-    )
-
-    class OneOfThree(Ranks):
-        def gather(self, x):
-            assert t.equal(x, gathered[self.rank])
-            return gathered
-
-    whole = step.row_variance(error_BD, Ranks())
-    for rank, share in enumerate(shares):
-        t.testing.assert_close(step.row_variance(share, OneOfThree(rank, 3)), whole)

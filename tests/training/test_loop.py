@@ -18,7 +18,7 @@ from planted_sinks import saved_with_sinks
 from upstreams_tracing import upstreams_tracing
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
-from dictionary_learning_ext.activations import hook_points, inputs
+from dictionary_learning_ext.activations import inputs, passes
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.language_models import load_language_model
@@ -250,13 +250,13 @@ def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, r
 def test_activations_that_are_not_finite_name_the_step_and_keep_what_was_trained(
     run_of, tmp_path, monkeypatch
 ):
-    original, calls = hook_points.read_places, []
+    original, calls = passes.read_places, []
 
     def poisoned(*arguments):
         calls.append(1)
         return [x * (t.nan if len(calls) > 2 else 1.0) for x in original(*arguments)]
 
-    monkeypatch.setattr(hook_points, "read_places", poisoned)
+    monkeypatch.setattr(passes, "read_places", poisoned)
     monkeypatch.setattr(loop, "_warn_of_sinks", lambda *_: None)  # it reads, too
     with pytest.raises(NonFiniteError, match=r"step 16: .*NaN"):
         train(run_of(), {"x": sae_of()})
@@ -466,7 +466,7 @@ def test_a_signal_in_the_middle_of_a_fill_is_answered_before_the_fill_ends(
     monkeypatch.undo()
     assert stopped.value.exit_code == 143
     (step,) = steps_of(Path(run.save_dir))[-1:]
-    assert load_point(Path(run.save_dir), step).ranks[0]["batches"]["batches"] == 0
+    assert load_point(Path(run.save_dir), step).batches["batches"] == 0
     resumed(run.save_dir)
     assert_equal(results(whole), results(Path(run.save_dir)))
 
@@ -517,7 +517,7 @@ def test_a_signal_in_the_last_step_is_not_forgotten(run, monkeypatch):
 
 
 def test_a_signal_before_the_first_step_says_that_nothing_was_written(run, monkeypatch):
-    monkeypatch.setattr(loop, "find_inputs", stop)
+    monkeypatch.setattr(loop, "find_inputs", lambda *_, **__: stop())
     with pytest.raises(Interrupted) as stopped:
         train(run, {"x": sae_of()})
     said = "stopped by SIGTERM before the first step; nothing was written or changed"

@@ -145,17 +145,32 @@ def test_too_large_an_sae_is_refused_before_anything_is_loaded(
     assert not save_dir.exists()
 
 
-def test_every_sae_counts_once_for_each_process_on_a_cpu(tmp_path, machine):
+def test_memory_must_hold_every_sae(tmp_path, machine):
     saes = {"a": SAEConfig(dict_size=64, k=4), "b": SAEConfig(dict_size=32, k=4)}
     jobs = plan(RunConfig(save_dir=str(tmp_path)), saes).jobs
     widths = {jobs[0].hook: 16}
     needed = 4 * 4 * 2 * (64 + 32) * 16  # weights, gradients, two averages; encoder and decoder
-    for processes in (1, 3):
-        machine(processes * needed)
-        require_memory(jobs, widths, "cpu", processes)
-        machine(processes * needed - 1)
-        with pytest.raises(ConfigError, match=r"need .* of memory"):
-            require_memory(jobs, widths, "cpu", processes)
+    machine(needed)
+    require_memory(jobs, widths, "cpu")
+    machine(needed - 1)
+    with pytest.raises(ConfigError, match=r"need .* of memory"):
+        require_memory(jobs, widths, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("count", "dealt"),
+    [
+        (1, [["a", "b", "c", "d"]]),
+        (2, [["b"], ["a", "c", "d"]]),
+        (3, [["b"], ["a"], ["c", "d"]]),
+        (5, [["b"], ["a"], ["c"], ["d"], []]),
+    ],
+)
+def test_the_largest_saes_are_dealt_first(count, dealt, tmp_path):
+    saes = {"a": SAEConfig(dict_size=64, k=4), "b": SAEConfig(dict_size=256, k=4)}
+    saes |= {"c": SAEConfig(dict_size=32, k=4), "d": SAEConfig(dict_size=32, k=4)}
+    planned = plan(RunConfig(save_dir=str(tmp_path)), saes)
+    assert [[job.name for job in jobs] for jobs in planned.dealt(count)] == dealt
 
 
 def test_a_language_model_in_parts_is_for_one_process(monkeypatch):

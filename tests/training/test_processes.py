@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ import torch as t
 from caches import write_small
 from interrupted_runs import assert_equal, results, written
 from torchrun import SCRIPT, ended, ran, rank_of, torchrun
+from under_torchrun import HOOKS, saes
 from wandb_files import history
 
 from dictionary_learning_ext import train
@@ -34,65 +36,116 @@ LOST = "another process of the run ended or didn't answer"
 OTHER_HOOK = "blocks.1.hook_mlp_out"  # of one SAE in under_torchrun.py
 
 
+@contextlib.contextmanager
+def one_thread():
+    """As each of several processes has."""
+    former = t.get_num_threads()
+    t.set_num_threads(1)
+    yield
+    t.set_num_threads(former)
+
+
+SOURCES = ("text", "cache")
+
+
 @pytest.fixture(scope="module")
-def of_three(anywhere, tmp_path_factory):
-    """What three ranks return of several scenarios, and print. In one start, as each takes seconds."""
-    folder = tmp_path_factory.mktemp("of_three")
-    run = replace(anywhere, steps=20, batch_size=48, eval_tokens=0)
-    short = replace(run, steps=12)
-    cache = str(folder / "cache")
-    write_small(cache, short, 4000, (run.hook, OTHER_HOOK))
-    given = {
-        "architectures": replace(short, activations=cache),
-        "lost": short,
-        "commands": run,
+def of_two_and_four(anywhere, tmp_path_factory):
+    """What two and then four ranks return of several scenarios, and print. In one start each, as it takes seconds.
+
+    And the settings of the same runs in one process.
+    """
+    folder = tmp_path_factory.mktemp("several")
+    text = replace(anywhere, steps=100, batch_size=48, n_ctxs=48, lm_batch_size=4, text_passes=None)
+    cache = str(folder / "cache_of_text")
+    write_small(cache, text, 4000, (text.hook, OTHER_HOOK))
+    runs = {
+        "text": replace(text, max_norm_multiple=1.5, save_every="40"),
+        "cache": replace(text, activations=cache),
     }
-    settings = {
-        name: asdict(replace(one, save_dir=str(folder / name / "run")))
-        for name, one in given.items()
-    }
-    return folder, ran(3, folder, settings | {"equality": None})
+    few = replace(text, steps=12, eval_tokens=0)
+
+    def given(name, run):
+        return asdict(replace(run, save_dir=str(folder / name)))
+
+    def scenarios(kind, count):
+        return {f"{kind}:{name}": given(f"{name}{count}", run) for name, run in runs.items()}
+
+    stopped = {name: given(f"stopped_{name}", run) for name, run in runs.items()}
+    of_two = scenarios("trained", 2) | {f"interrupted:{n}": run for n, run in stopped.items()}
+    of_two |= {"one_fails": given("one_fails", few), "lost": given("lost/run", few)}
+    of_two |= {"commands": asdict(few)}
+    of_four = scenarios("trained", 4)
+    of_four |= {f"interrupted_again:{n}": run for n, run in stopped.items()}
+    found = {2: ran(2, folder, of_two), 4: ran(4, folder, of_four)}
+    return folder, found, runs
+
+
+@pytest.fixture(scope="module")
+def of_one(of_two_and_four):
+    """The folders of the same runs in one process, by the source and the SAE."""
+    folder, _, runs = of_two_and_four
+    with one_thread():
+        return {
+            name: train(replace(run, save_dir=str(folder / f"{name}1")), saes(), HOOKS)
+            for name, run in runs.items()
+        }
 
 
 @pytest.mark.slow
-def test_every_architecture_is_equal_on_all_ranks_after_every_step(of_three):
-    ranks, printed = of_three[1]["architectures"]
-    first = ranks[0]
-    assert "step 5: not finite; 1 steps" in first.pop("error"), (
-        "rank 0's alone: the others leave before the evaluation"
-    )
-    assert all(rank == first for rank in ranks)
-    assert len(first.pop("values")) == 7, "until its failure is found, on all ranks"
-    assert len(first) > 10
-    assert all(len(set(states)) == 12 for states in first.values()), "every step moves"
-    assert "Traceback" not in printed
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("count", [2, 4])
+def test_every_architecture_is_bit_identical_to_one_processes(
+    of_two_and_four, of_one, count, source
+):
+    """Logs, resume points and evaluations too."""
+    folder, found, runs = of_two_and_four
+    ranks, _ = found[count][f"trained:{source}"]
+    dealt = [name for own in ranks for name in own]
+    assert sorted(dealt) == sorted(saes()), "each SAE by one process"
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+    for name, whole in of_one[source].items():
+        steps = runs[source].steps
+        other = folder / f"{source}{count}" / name
+        assert_equal(results(whole, steps), results(other, steps))
 
 
 @pytest.mark.slow
-def test_ranks_equal_one_process_on_the_union_of_their_batches(of_three):
-    ranks, _ = of_three[1]["equality"]
-    for name, found in ranks[0].items():
-        assert [rank[name]["equal"] for rank in ranks] == [found["equal"]] * 3, name
-        assert found.pop("fired"), name
-        assert found.pop("strided") or not name.startswith("vsae_"), "a decoder is kept by feature"
-        assert found["moved"] > 0.1
-        assert (found.pop("dead") > 0) == ("auxk" in name), name
-        # Upstream keeps its threshold in float32.
-        limit = {"threshold": 1e-6} if name == "top_k" else {}
-        for key, difference in found.items():
-            if key not in ("equal", "moved"):
-                assert difference < limit.get(key, 1e-10), (name, key)
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_run_continues_in_another_number_of_processes(of_two_and_four, of_one, source):
+    """Begun in two, continued in four, ended in one."""
+    folder, found, runs = of_two_and_four
+    steps, where = runs[source].steps, folder / f"stopped_{source}"
+    stops = [found[2][f"interrupted:{source}"], found[4][f"interrupted_again:{source}"]]
+    for step, (ranks, _) in zip((34, 74), stops, strict=True):
+        (said,) = set(ranks)
+        assert f"by SIGTERM at step {step}; continue with `torchrun " in said
+    assert {steps_of(where / name)[-1] for name in saes()} == {74}
+    with one_thread():
+        train(replace(runs[source], save_dir=str(where)), saes(), HOOKS, resume=True)
+    for name, whole in of_one[source].items():
+        assert_equal(results(whole, steps), results(where / name, steps))
 
 
 @pytest.mark.slow
-def test_mistakes_of_several_processes_are_one_line(of_three):
-    folder, found = of_three
-    ranks, _ = found["commands"]
+def test_an_sae_that_fails_ends_alone_and_every_process_says_so(of_two_and_four):
+    folder, found, _ = of_two_and_four
+    ranks, printed = found[2]["one_fails"]
+    (said,) = set(ranks)
+    assert "a: failed at or before step 5: not finite" in said
+    assert "b: failed at or before step 6: MemoryError" in said
+    assert f"trained and saved: {folder / 'one_fails' / 'c'}" in said
+    assert (folder / "one_fails" / "c" / "ae.pt").is_file()
+    assert "ERROR" in printed
+
+
+@pytest.mark.slow
+def test_mistakes_of_several_processes_are_one_line(of_two_and_four):
+    folder, found, _ = of_two_and_four
+    ranks, _ = found[2]["commands"]
     assert {code for rank in ranks for code, _ in rank.values()} == {2}
     lines = {}
     for name in ranks[0]:
         (lines[name],) = filter(None, (rank[name][1].strip() for rank in ranks))
-    assert re.match(r"vsae: batch_size=100: .* 3\b", lines["batch"])
     if not t.cuda.is_available():
         assert lines["device"].endswith("; use device='cpu'")
     assert "use device='cuda'" in lines["one_device"]
@@ -104,17 +157,17 @@ def test_mistakes_of_several_processes_are_one_line(of_three):
 
 
 @pytest.mark.slow
-def test_an_error_that_is_raised_later_than_its_call_is_one_line(of_three):
+def test_an_error_that_is_raised_later_than_its_call_is_one_line(of_two_and_four):
     """As nccl's are."""
-    folder, found = of_three
-    ranks, printed = found["lost"]
+    folder, found, _ = of_two_and_four
+    ranks, printed = found[2]["lost"]
     assert "Traceback" not in printed
     for name in ranks[0]:
-        assert [rank[name][0] for rank in ranks] == [2] * 3, name
+        assert [rank[name][0] for rank in ranks] == [2] * 2, name
         said = [line for rank in ranks for line in re.findall("vsae: .*", rank[name][1])]
         assert len(said) == 1, name
         assert LOST in said[0]
-        is_prepared = name != "build_trainer"  # before it, nothing is written
+        is_prepared = name != "mean_squared_norms"  # before it, nothing is written
         assert (f"train --resume {folder}" in said[0]) == is_prepared, name
         assert ("start it" in said[0]) != is_prepared, name
         assert all("Traceback" not in rank[name][1] for rank in ranks), name
@@ -176,8 +229,6 @@ def test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact(flag
     for hook in hooks:
         load_point(folder / hook, step)
     resume = ["train", "--resume", str(folder)]
-    assert main(resume) == 2  # in one process
-
     # torchrun hands it to every rank, and again to those that are left when the first has ended.
     process = train_command(*resume)
     after_some_steps(process, folder / run.hook)
@@ -195,14 +246,37 @@ def test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact(flag
     for hook in hooks:
         assert_equal(results(whole / hook, 150), results(folder / hook, 150))
         measured = [x["step"] for x in read_history(folder / hook) if "heldout/frac_recovered" in x]
-        assert measured == [*range(0, 150, 29), 150], "by rank 0, while the other waits"
-        ends = [load_point(where / hook, 150).ranks for where in (whole, folder)]
-        assert ends[0] == ends[1]
+        assert measured == [*range(0, 150, 29), 150], "each by the rank that holds it"
+
+
+@pytest.mark.slow
+def test_machines_share_a_run_that_one_process_ends(flags, run, tmp_path):
+    """Two launchers stand for two machines."""
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    several = [*flags, f"--hook={run.hook},{OTHER_HOOK}"]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    meeting = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
+    command = ["-m", "dictionary_learning_ext", *several]
+    machines = [torchrun(1, *command, meeting=meeting) for _ in range(2)]
+    after_some_steps(machines[0], folder / run.hook)
+    machines[1].send_signal(signal.SIGTERM)
+    errors = "".join(ended(machine)[1] for machine in machines)
+    (step,) = set(re.findall("vsae: stopped by SIGTERM at step ([0-9]+); continue with", errors))
+    again = "torchrun --nnodes 2 --nproc-per-node 1 -m dictionary_learning_ext train --resume"
+    assert f"`{again} {folder}`" in errors
+    with one_thread():
+        assert main(["train", "--resume", str(folder)]) == 0
+        assert main([*several, f"--save-dir={whole}"]) == 0
+    for hook in (run.hook, OTHER_HOOK):
+        assert_equal(results(whole / hook, 150), results(folder / hook, 150))
+        assert load_point(folder / hook, 150).step > int(step)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_rank_ends_the_others(flags, tmp_path, killed, capsys):
+def test_a_killed_rank_ends_the_others(flags, tmp_path, killed):
     folder = tmp_path / "run"
     process = train_command(*long(flags))
     after_some_steps(process, folder)
@@ -212,8 +286,6 @@ def test_a_killed_rank_ends_the_others(flags, tmp_path, killed, capsys):
     (line,) = re.findall("vsae: .*", error)  # behind the progress bar of a rank 0 that was killed
     assert LOST in line
     assert_resumable(line, folder, error)
-    assert main(["train", "--resume", str(folder)]) == 2
-    assert "2 processes, not 1; continue with `torchrun" in capsys.readouterr().err
 
 
 def assert_resumable(line, folder, error):
@@ -221,7 +293,7 @@ def assert_resumable(line, folder, error):
     resume = f"`torchrun --nproc-per-node 2 -m dictionary_learning_ext train --resume {folder}`"
     assert resume in line
     assert "]: Traceback" not in error, "torchrun's own has no rank before it"
-    assert len(load_point(folder, steps_of(folder)[-1]).ranks) == 2
+    load_point(folder, steps_of(folder)[-1])
 
 
 @pytest.mark.slow
@@ -283,8 +355,8 @@ def test_one_process_needs_no_others(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")  # as SLURM or a notebook may have it
     assert launched() is ONE_PROCESS
-    assert ONE_PROCESS.any(True)
-    assert ONE_PROCESS.means({"x": 0.1}) == {"x": 0.1}
+    assert ONE_PROCESS.largest(3, True) == [3, 1]
+    assert ONE_PROCESS.are_all(True)
     assert ONE_PROCESS.command == "vsae"
     assert ONE_PROCESS.device("cuda:1") == "cuda:1"
 

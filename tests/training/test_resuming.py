@@ -42,7 +42,7 @@ from dictionary_learning_ext.errors import (
 )
 from dictionary_learning_ext.run_folder.reading import load_config, read_history, read_run
 from dictionary_learning_ext.run_folder.resume_points import ResumePoint, steps_of
-from dictionary_learning_ext.training import loop, resuming
+from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.resuming import start_from
 from dictionary_learning_ext.training.sae_run import SAERun
 
@@ -305,19 +305,6 @@ def test_kills_change_nothing(run, tmp_path):
     process.join()
     assert process.exitcode == 0
     assert_equal(results(whole), results(folder))
-
-
-def test_a_run_of_several_machines_says_how_many(stopped, monkeypatch):
-    newest = resuming.newest_points
-
-    def of_two_machines(folders):
-        points, problems = newest(folders)
-        return {f: replace(p, ranks=p.ranks * 8, machines=2) for f, p in points.items()}, problems
-
-    monkeypatch.setattr(resuming, "newest_points", of_two_machines)
-    command = "torchrun --nnodes 2 --nproc-per-node 4 -m dictionary_learning_ext train --resume"
-    with pytest.raises(ConfigError, match=f"with 8 processes, not 1; continue with `{command}"):
-        resumed(stopped)
 
 
 # --- from a trained SAE

@@ -60,7 +60,7 @@ def step(
     error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
     l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
     n_survived = draw.survived_B.sum()
-    found = MeanSelection.over_ranks(draw.fired_F, draw.smallest_B, n_survived, objective)
+    found = MeanSelection.of_rows(draw.fired_F, draw.smallest_B, n_survived, objective)
     moments = means.moments() if has_all_kl else None
     kl_loss = auxk_loss = l2_loss.new_zeros(())
     if objective.kl_weight != 0:
@@ -225,7 +225,7 @@ class AuxKLoss(NamedTuple):
         values_BK, places_BK = top_k(means.of(dead), k_aux, **how)
         code = SubsetCode(places_BK, dead, len(dead_F), objective.matmul_dtype, name="aux_code")
         aux_error_BD = code.combine(values_BK, W_dec_FD) + error_BD
-        residual_variance = row_variance(error_BD, objective.ranks)
+        residual_variance = row_variance(error_BD)
         scale = t.where(residual_variance > 0, 1 / residual_variance, 0.0)
         loss = aux_error_BD.square().sum(-1).mean() * scale
         return cls(loss, values_BK, code, aux_error_BD, scale)

@@ -1,0 +1,94 @@
+"""Forward passes of a language model: shared by hook points, and dealt to the processes of a run.
+
+Shapes: B contexts, L tokens, D = the width of a place.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .hook_points import Place, input_device, read_places
+from .language_models import CausalLM
+from .tokens import ONE_PROCESS, Group
+
+_log = logging.getLogger(__name__)
+
+Contexts = tuple[Tensor, Tensor]
+"""What one pass reads: token ids, int64, and the mask, 0 at padding. Both (B, L)."""
+
+
+class SharedPasses:
+    """Reads the activations at several places, which ask for the same passes in turn.
+
+    The first to ask runs the model for all. What the others have not asked for yet is kept. Places that
+    don't ask for the same contexts stop sharing, which is logged.
+
+    Of several processes, each runs a part of the passes, whole, and sends what it read to the others by
+    torch.distributed. So all of them get what one process would have read. They must ask for the same.
+    """
+
+    def __init__(self, model: CausalLM, places: Sequence[Place], group: Group = ONE_PROCESS):
+        self.at_once = group.count
+        """How many passes are worth asking for together."""
+        self._model, self._group = model, group
+        self._places = list(places)
+        self._kept: dict[Place, list[Tensor]] = {}
+        self._passes: Sequence[Contexts] = ()  # that _kept was read in
+        self._dealt = 0  # passes that processes were given
+        self._kinds: dict[Place, tuple[int, torch.dtype]] = {}  # D and dtype of what others send
+
+    def read(self, place: Place, passes: Sequence[Contexts]) -> list[Tensor]:
+        """The activations at one of the places, (B, L, D) for each pass; see `read_places`."""
+        if place in self._kept and _are_equal(passes, self._passes):
+            return self._kept.pop(place)
+        if self._kept:  # their places went another way
+            self._places = []
+            _log.info(
+                "the hook points leave out different tokens (max_norm_multiple), so the language"
+                " model runs for each of them from here on"
+            )
+        places = self._places or [place]
+        read = self._run(places, passes)
+        self._kept = {place: [x[n] for x in read] for n, place in enumerate(places)}
+        self._passes = passes
+        return self._kept.pop(place)
+
+    def _run(self, places: Sequence[Place], passes: Sequence[Contexts]) -> list[list[Tensor]]:
+        """For each pass, the activations at each place."""
+        rank, count, _ = self._group
+        dealt_to = [(self._dealt + number) % count for number in range(len(passes))]
+        self._dealt += len(passes)
+        own = {
+            number: read_places(self._model, places, *passes[number])
+            for number, its_rank in enumerate(dealt_to)
+            if its_rank == rank
+        }
+        if count == 1:
+            return list(own.values())
+        if not self._kinds.keys() >= set(places):
+            read = next(iter(own.values()), [])
+            kinds = [[(x_BLD.shape[-1], x_BLD.dtype) for x_BLD in read]]
+            dist.broadcast_object_list(kinds, src=dealt_to[0])
+            self._kinds |= zip(places, kinds[0], strict=True)
+        all_read, device = [], input_device(self._model.module)
+        for number, (contexts, sender) in enumerate(zip(passes, dealt_to, strict=True)):
+            read = own.get(number) or [
+                torch.empty(*contexts[0].shape, width, dtype=dtype, device=device)
+                for width, dtype in map(self._kinds.__getitem__, places)
+            ]
+            read = [x_BLD.contiguous() for x_BLD in read]
+            for x_BLD in read:
+                dist.broadcast(x_BLD.view(torch.uint8), src=sender)
+            all_read.append(read)
+        return all_read
+
+
+def _are_equal(passes: Sequence[Contexts], others: Sequence[Contexts]) -> bool:
+    return len(passes) == len(others) and all(
+        torch.equal(*both)
+        for one, other in zip(passes, others, strict=True)
+        for both in zip(one, other, strict=True)
+    )
