@@ -24,15 +24,13 @@ import pyarrow as pa
 from safetensors import safe_open
 
 from ..config.hooks import hook_name
-from ..config.run import RunConfig, Split
+from ..config.run import UNKNOWN, RunConfig, Split
 from ..errors import ActivationsError, first_line
 from ..run_folder.comparing import same_setting
 from ..run_folder.files import at_home, require_inside
 from .cache_manifest import TOKEN_IDS, CachedHook, CacheManifest, finished_manifest
 from .text import fingerprint_of
 
-UNKNOWN = "unknown"
-"""The language model, or the hook point, of activations that don't say it."""
 STATE, INFO = "state.json", "dataset_info.json"
 """What `datasets.save_to_disk` writes beside a data set's Arrow files."""
 _SUFFIXES = (".npy", ".safetensors")

@@ -34,6 +34,8 @@ NONE = "none"
 """The word that a user types for no value."""
 AUTO = "auto"
 """The device that `devices.chosen_device` chooses, once torch is loaded."""
+UNKNOWN = "unknown"
+"""The language model, or the hook point, of activations that don't say it."""
 SINK_MULTIPLE = 10.0
 """A token whose norm is over this many times the median is an attention sink, where a run doesn't say how many
 times."""

@@ -26,9 +26,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..activations.stored import UNKNOWN
 from ..config.architectures import BY_DICT_CLASS
 from ..config.checks import require_choice
+from ..config.run import UNKNOWN
 from ..errors import CheckpointError, HubError, UserError, first_line
 from ..evaluation.tables import markdown_table, table
 from ..features.explanations import read_explanations

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
-from ..config.run import NONE, DeviceMap, RunConfig, TrainConfig
+from ..config.run import NONE, UNKNOWN, DeviceMap, RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError
 from .comparing import same_model, same_setting
 from .files import CONFIG, METRICS
@@ -59,7 +59,7 @@ def run_of(
         run = _run_of_others(folder, config, changes)
         model, hook = changes["model"], changes["hook"]
     was_model, was_hook = (config["trainer"].get(name) for name in ("lm_name", "submodule_name"))
-    if model is not None and was_model is not None and not same_model(model, was_model):
+    if model is not None and was_model not in (None, UNKNOWN) and not same_model(model, was_model):
         # It may be the same under another name. Its width is checked once it is loaded.
         logger.warning("%s: trained on the model %s, now used with %s", folder, was_model, model)
     if options := config.get("foreign", {}).get("model_options"):
@@ -69,14 +69,14 @@ def run_of(
             folder,
             options,
         )
-    if hook is not None and not str(was_hook).startswith("blocks."):
+    if hook is not None and was_hook != UNKNOWN and not str(was_hook).startswith("blocks."):
         _require_layer(folder, config, hook)  # upstream's names are free, e.g. resid_post_layer_3
         if "run" not in config:
             logger.warning(
                 "%s: its settings don't say which module it was trained on; trusting --hook %s",
                 *(folder, hook),
             )
-    elif hook is not None and not same_setting("hook", hook, was_hook):
+    elif hook is not None and was_hook != UNKNOWN and not same_setting("hook", hook, was_hook):
         raise CheckpointError(
             f"{folder}: trained on hook {was_hook}, not on {hook}; leave out the hook point or give "
             "another folder"
@@ -88,6 +88,11 @@ def run_of(
         "remove_bos": remove_bos,
     }
     run = replace(run, **{name: value for name, value in changes.items() if value is not None})
+    if run.model == UNKNOWN and run.activations is None:
+        raise ConfigError(
+            f"{folder}: trained on batches of your own, whose language model is not known",
+            instead="give model, hook and data, or activations",
+        )
     run = replace(run, device_map=device_map)  # of this machine, as the device is
     return replace(run, activations=None) if run.activations == NONE else run
 

@@ -23,11 +23,10 @@ from ..activations.buffer import Batches
 from ..activations.hook_points import HookPoint
 from ..activations.inputs import Inputs, find_inputs
 from ..activations.own_batches import OwnBatches
-from ..activations.stored import UNKNOWN
 from ..activations.tokens import Group
 from ..codes.sinks import SinkFinder
 from ..config.checks import require
-from ..config.run import SAMPLE_TOKENS, RunConfig
+from ..config.run import SAMPLE_TOKENS, UNKNOWN, RunConfig
 from ..config.sae import SAEConfig
 from ..devices import chosen_device, without_auto
 from ..errors import (

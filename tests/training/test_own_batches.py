@@ -11,6 +11,7 @@ import torch as t
 from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train_saes
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError
 from dictionary_learning_ext.run_folder.reading import read_metrics
+from dictionary_learning_ext.run_folder.trained_on import run_of
 from dictionary_learning_ext.run_folder.weights import for_raw_activations
 from dictionary_learning_ext.trainers.build import build_trainer
 
@@ -66,6 +67,18 @@ def test_every_sae_is_trained_on_each_batch_and_measured_by_the_evaluator(run):
         lines = (folders[name] / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == STEPS // 3 + 1
         assert json.loads(lines[-1])["step"] == STEPS
+
+
+def test_later_commands_ask_for_the_language_model(run, tmp_path, tiny_lm_dir, text):
+    train_saes(batches(), {"a": SAES["top_k"]}, run)
+    with pytest.raises(ConfigError, match=r"own.*give model, hook and data, or activations"):
+        run_of(tmp_path / "run")
+    found = run_of(tmp_path / "run", str(tiny_lm_dir), "blocks.1.hook_resid_post", text)
+    assert (found.model, found.hook, found.data) == (
+        str(tiny_lm_dir),
+        "blocks.1.hook_resid_post",
+        text,
+    )
 
 
 def seven(then_a_signal):
