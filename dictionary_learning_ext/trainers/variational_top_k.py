@@ -169,7 +169,9 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
                 )
             features = mu * (compared(mu, self.select_by) > self.threshold)
         else:
-            features = t.zeros_like(mu).scatter_(dim=-1, index=indices, src=values)
+            # A second (B, F) would take as long as the selection.
+            zeros = mu.zero_() if self._owns(mu) and not return_topk else t.zeros_like(mu)
+            features = zeros.scatter_(dim=-1, index=indices, src=values)
         return (features, values, indices, mu) if return_topk else features
 
     def sparse_encode(self, x: t.Tensor) -> TopKCode:
@@ -248,6 +250,11 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         """The means, from x - b_dec."""
         mu = self.encoder(centred)
         return mu.relu() if self.rectify else mu
+
+    def _owns(self, mu: t.Tensor) -> bool:
+        """Whether nothing else needs the means: neither a graph, nor a hook on the encoder, such as nnsight's."""
+        is_plain = isinstance(mu, t.Tensor) and not mu.requires_grad
+        return is_plain and not self.encoder._forward_hooks
 
     def _log_var(self, centred: t.Tensor) -> t.Tensor:
         """See `log_var`."""

@@ -90,6 +90,19 @@ def test_encode_with_a_graph_is_encode_without_one(x):
         assert t.equal(sae.encode(x), with_graph)
 
 
+def test_encode_leaves_the_means_to_whoever_hooked_them(x):
+    sae = VariationalTopKAutoEncoder(D, F, K).requires_grad_(False)
+    kept = []
+    without = sae.encode(x)
+    handle = sae.encoder.register_forward_hook(lambda module, args, mu: kept.append(mu))
+    assert t.equal(sae.encode(x), without)
+    handle.remove()
+    assert t.equal(kept[0], sae.encoder(x - sae.b_dec))
+    features, *_, mu = sae.encode(x, return_topk=True)
+    assert t.equal(features, without)
+    assert t.equal(mu, kept[0])
+
+
 def test_nan_is_refused(x):
     sae = AutoEncoderTopK(D, F, K).requires_grad_(False)
     sae.encoder.bias[3] = t.nan
