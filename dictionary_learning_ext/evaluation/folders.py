@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
@@ -28,7 +28,7 @@ from ..run_folder.comparing import (
     require_one_setting,
 )
 from ..run_folder.files import CODES, METRICS, require_writable, write_json
-from ..run_folder.reading import read_config, require_folders
+from ..run_folder.reading import require_folders
 from ..run_folder.sae_names import place_of, results_folder
 from ..run_folder.tensors import hash_of
 from ..run_folder.trained_on import run_of, runs_of
@@ -183,6 +183,9 @@ class OpenedFolders:
         run: what they are measured on.
         saes: each folder's SAE and config.json.
         own_tokens: on how many tokens the runs' own evaluations measure.
+
+    Arguments:
+        language_model: if it is loaded already.
     """
 
     def __init__(
@@ -191,10 +194,10 @@ class OpenedFolders:
         saes: "dict[str, Loaded]",
         own_tokens: int,
         step: int | None = None,
-        inputs: Inputs | None = None,
+        language_model: CausalLM | None = None,
     ):
         self.run, self.saes, self.own_tokens, self._step = run, saes, own_tokens, step
-        self._given = inputs
+        self._given = language_model
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -202,11 +205,9 @@ class OpenedFolders:
 
         Raises: a UserError unless it can be read, and has their width.
         """
-        if self._given is not None:
-            return self._given
         try:
             run = replace(self.run, eval_tokens=self.own_tokens)
-            inputs = open_inputs(run, [self.run.hook])
+            inputs = open_inputs(run, [self.run.hook], language_model=self._given)
         except ActivationsError as error:
             if error.name != "activations" or error.instead:
                 raise
@@ -286,7 +287,7 @@ class OpenedFolders:
         Arguments: see `Inputs.require_language_model`, whose errors it raises.
         """
         has_text = self.run.activations is None and not is_synthetic(self.run.model)
-        if has_text and "inputs" not in vars(self):
+        if has_text and self._given is None and "inputs" not in vars(self):
             return tokenizer_of(self.run.model)
         return self.inputs.require_language_model(what, instead).tokenizer
 
@@ -348,8 +349,8 @@ def open_sae(
     device: str = RunConfig.device,
     ctx_len: int | None = None,
     stored: bool = False,
-) -> "OpenedSAE":
-    """Load what isn't loaded, and check that it fits together.
+) -> OpenedFolders:
+    """An SAE, loaded if it isn't yet, as the only one of `OpenedFolders`.
 
     Arguments:
         lm: the language model, its name or folder. None: the one in the run folder's config.json.
@@ -370,41 +371,22 @@ def open_sae(
             instead="use e.g. lm='embedded'",
         )
     name = str(lm if loaded is None else loaded.module.config._name_or_path)
-    dictionary = dictionary_of(sae, device)
     hook = hook.name if isinstance(hook, HookPoint) else hook
     if isinstance(sae, str | Path):
-        is_named = lm is None or (loaded is not None and "run" in read_config(sae))
+        called, found = str(sae), load_dictionary(sae, device)
+        is_named = lm is None or (loaded is not None and "run" in found[1])
         run = run_of(sae, None if is_named else name, hook, device=device)
-    elif lm is None or hook is None:
-        raise ConfigError(
-            "a dictionary doesn't say where its activations come from: expected a language model and"
-            " a hook point; give lm and hook, or the run folder in the place of the dictionary"
-        )
     else:
+        called, found = "the dictionary", (dictionary_of(sae, device), {})
+        if lm is None or hook is None:
+            raise ConfigError(
+                "a dictionary doesn't say where its activations come from: expected a language model and"
+                " a hook point; give lm and hook, or the run folder in the place of the dictionary"
+            )
         run = RunConfig(model=name, hook=hook, device=device)
     run = run if ctx_len is None else replace(run, ctx_len=ctx_len)
     run = run if stored else replace(run, activations=None)
-    inputs = open_inputs(replace(run, eval_tokens=1), [run.hook], language_model=loaded)
-    language_model = inputs.require_language_model(
-        "features are measured on tokens",
-        "give lm, and a text to read, e.g. text='embedded'",
-    )
-    opened = OpenedSAE(dictionary, language_model, inputs.hooks[run.hook], run, inputs)
-    what = sae if isinstance(sae, str | Path) else "the dictionary"
-    opened.hook_point.require_width(what, dictionary.activation_dim, run.model)
-    return opened
-
-
-class OpenedSAE(NamedTuple):
-    """An SAE, and the activations that it takes."""
-
-    dictionary: Any
-    language_model: CausalLM
-    hook_point: HookPoint
-    run: RunConfig
-    """The text, the contexts and the tokens that are left out: a run folder's, or the defaults."""
-    inputs: Inputs
-    """What such a run reads."""
+    return OpenedFolders(run, {called: found}, run.eval_tokens or 1, language_model=loaded)
 
 
 def dictionary_of(sae: SAE, device: str = "cpu") -> Any:

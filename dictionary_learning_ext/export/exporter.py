@@ -111,9 +111,9 @@ def export(
     require_own(folder, "export")
     folder = Path(folder)
     device = chosen_device(device)
-    dictionary, config = load_dictionary(folder, device)
+    found, config = load_dictionary(folder, device)
+    dictionary: Any = found
     explanations = read_explanations(folder, dictionary)
-    dictionary: Any = dictionary.float()  # pyright: ignore[reportAttributeAccessIssue]
     target = results_folder(folder) / EXPORTS / form if out is None else Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(
@@ -148,6 +148,7 @@ def export(
         with _new_folder(target) as temporary, _writing(target):
             write_neuronpedia(temporary, source, *measured, explanations)
         return Exported(target, None)
+    dictionary.float()  # in place
     require_supported(form, source)
     with _new_folder(target) as temporary:
         with _writing(target):

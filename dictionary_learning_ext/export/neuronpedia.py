@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 import torch as t
 
-from ..activations.inputs import open_inputs
-from ..codes.codes import encode, kept_codes, text_key
 from ..codes.contexts import KeptContext, token_text
 from ..codes.table import FeatureTable
 from ..config.run import RunConfig
+from ..evaluation.folders import OpenedFolders
 from ..features.directions import LogitLens, decoder_directions
 from ..features.explanations import Explanation, Explanations
 from ..run_folder.files import at_home, write_json, write_text
@@ -59,12 +58,12 @@ _UNMEASURED = (
 
 
 def exported_features(
-    source: ExportedSAE, settings: RunConfig, tokens: int, results: Path
+    source: ExportedSAE, settings: RunConfig, tokens: int, folder: str | Path
 ) -> tuple[FeatureTable, LogitLens]:
     """An SAE's features on at most `tokens` of the run's held-out text, without attention sinks.
 
     Arguments:
-        results: the folder in which the SAE's codes may be kept.
+        folder: what names the SAE, whose codes are kept beside it.
 
     Raises: TextError if the held-out text has no whole context; LanguageModelError if the language
     model has no final norm or unembedding.
@@ -72,12 +71,9 @@ def exported_features(
     lens = LogitLens(source.language_model.module)
     if settings.activations is not None and not at_home(settings.activations).is_dir():
         settings = replace(settings, activations=None)
-    text = text_key(settings, tokens)
-    codes = kept_codes(results, source.dictionary, text)
-    if codes is None:
-        inputs = open_inputs(settings, [settings.hook], language_model=source.language_model)
-        contexts = inputs.contexts(settings.hook, "heldout", tokens)
-        (codes,) = encode([source.dictionary], contexts)
+    saes = {str(folder): (source.dictionary, source.config)}
+    opened = OpenedFolders(settings, saes, tokens, language_model=source.language_model)
+    (codes,) = opened.codes().values()
     table = FeatureTable(
         codes,
         top=_KEPT,

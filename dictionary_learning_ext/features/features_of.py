@@ -22,7 +22,7 @@ from nnsight import LanguageModel
 
 from ..activations.hook_points import HookPoint, find_hook
 from ..activations.inputs import first_tokens, with_activations
-from ..activations.language_models import wrapped
+from ..activations.language_models import CausalLM, wrapped
 from ..activations.text import open_text
 from ..activations.text_files import SUFFIXES
 from ..activations.tokens import whole_documents
@@ -37,11 +37,9 @@ from ..evaluation.folders import (
     SAE,
     Hook,
     OpenedFolders,
-    OpenedSAE,
     open_sae,
     require_feature,
 )
-from ..run_folder.reading import read_config
 from .directions import LogitLens, decoder_directions
 from .explanations import Explanation, Explanations, read_explanations
 from .html import rendered
@@ -78,28 +76,28 @@ def encode_text(
     Raises: a UserError that says what to change.
     """
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
-    return _encoded(opened, sae, text, tokens, keep and not isinstance(lm, LanguageModel))
+    return _encoded(opened, text, tokens, keep and not isinstance(lm, LanguageModel))
 
 
-def _encoded(opened: OpenedSAE, sae: SAE, text: Text | None, tokens: int, keep: bool) -> Codes:
-    dictionary, model, hook_point, run, inputs = opened
+def _encoded(opened: OpenedFolders, text: Text | None, tokens: int, keep: bool) -> Codes:
+    ((dictionary, config),) = opened.saes.values()
     require(tokens >= 1, "tokens", tokens, "at least 1")
-    if text is None and not isinstance(sae, str | Path):
+    if text is None and not config:
         raise TextError(
             "no text: a dictionary doesn't say which it was trained on",
             instead="give a text, e.g. text='embedded'",
         )
-    if text is None and isinstance(sae, str | Path):
-        config = read_config(sae)
-        named = OpenedFolders(run, {str(sae): (dictionary, config)}, tokens, inputs=inputs)
-        (codes,) = named.codes(tokens, keep=keep).values()
-        return replace(codes, tokenizer=model.tokenizer)
-    assert text is not None
-    whole = whole_documents(
-        documents_of(text), model.tokenizer, run.ctx_len, packing=run.text_packing
+    tokenizer = opened.tokenizer(
+        "features are measured on tokens", "give lm, and a text to read, e.g. text='embedded'"
     )
-    batches = first_tokens(with_activations(whole, run, model, hook_point), tokens)
-    (codes,) = encode([dictionary], batches, tokenizer=model.tokenizer)
+    if text is None:
+        (codes,) = opened.codes(tokens, keep=keep).values()
+        return replace(codes, tokenizer=tokenizer)
+    model, run = opened.language_model, opened.run
+    assert model is not None, "no activations are stored"
+    whole = whole_documents(documents_of(text), tokenizer, run.ctx_len, packing=run.text_packing)
+    batches = first_tokens(with_activations(whole, run, model, opened.hook_point), tokens)
+    (codes,) = encode([dictionary], batches, tokenizer=tokenizer)
     return codes
 
 
@@ -141,11 +139,11 @@ def features_of(
     require(contexts >= 1, "contexts", contexts, "at least 1")
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
     given = lm if isinstance(lm, LanguageModel) else None
-    codes = _encoded(opened, sae, text, tokens, keep and given is None)
+    codes = _encoded(opened, text, tokens, keep and given is None)
+    ((dictionary, config),) = opened.saes.values()
+    caveat = caveat_on(dictionary, config, opened.run.model)
     is_named = isinstance(sae, str | Path)
-    config = read_config(sae) if is_named else {}
-    caveat = caveat_on(opened.dictionary, config, opened.run.model)
-    explanations = read_explanations(sae, opened.dictionary) if is_named else Explanations()
+    explanations = read_explanations(sae, dictionary) if is_named else Explanations()
     table = FeatureTable(codes, top=contexts, seed=seed)
     return Features(opened, given, table, explanations, caveat)
 
@@ -168,24 +166,30 @@ class Features:
 
     def __init__(
         self,
-        opened: OpenedSAE,
+        opened: OpenedFolders,
         given: LanguageModel | None,
         statistics: FeatureTable,
         explanations: Explanations,
         caveat: str | None = None,
     ):
-        self.dictionary = opened.dictionary
+        ((dictionary, _),) = opened.saes.values()
+        self.dictionary: Any = dictionary
         self.statistics, self.codes = statistics, statistics.codes
         self.tokens = self.codes.tokens
-        self.sinks = sinks_of(self.codes.reading, opened.language_model.tokenizer)
+        self._tokenizer = self.codes.tokenizer
+        self.sinks = sinks_of(self.codes.reading, self._tokenizer)
         self.explanations = explanations
         self._opened, self._given, self._caveat = opened, given, caveat
-        self._tokenizer: Any = opened.language_model.tokenizer
+
+    @cached_property
+    def _loaded(self) -> CausalLM:
+        """It is loaded where it is first needed: not where codes that are kept say what is asked."""
+        return self._opened.inputs.require_language_model("it is asked for", "give lm")
 
     @cached_property
     def language_model(self) -> LanguageModel:
         """nnsight's: the one that was given, or one around what was loaded."""
-        return self._given or wrapped(self._opened.language_model)
+        return self._given or wrapped(self._loaded)
 
     @cached_property
     def hook_point(self) -> HookPoint:
@@ -289,7 +293,7 @@ class Features:
 
     @cached_property
     def _lens(self) -> LogitLens:
-        return LogitLens(self._opened.language_model.module)
+        return LogitLens(self._loaded.module)
 
     def __len__(self) -> int:
         return self.dictionary.dict_size

@@ -9,7 +9,7 @@ Shapes: B contexts, L tokens, D = activation_dim, F features, S features that ar
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch as t
 from einops import rearrange
@@ -76,12 +76,14 @@ def steer(
             " lm = load_language_model('embedded')"
         )
     opened = open_sae(sae, lm, hook)
-    dictionary = opened.dictionary
+    ((sae, _),) = opened.saes.values()
+    dictionary: Any = sae
     numbers = [require_feature(feature, dictionary.dict_size) for feature in features]
     for feature, value in features.items():
         require_type(f"the value of feature {feature}", value, float)
     values_S = t.tensor(list(features.values()), dtype=t.float32)
     directions_SD = decoder_directions(dictionary, numbers)
+    hook_point = opened.hook_point
 
     def change(x_BLD: t.Tensor) -> t.Tensor:
         d_SD, v_S = directions_SD.to(x_BLD.device), values_S.to(x_BLD.device)
@@ -92,5 +94,5 @@ def steer(
         added_ND = (v_S - f_NS) @ d_SD
         return x_BLD + rearrange(added_ND, "(b l) d -> b l d", b=x_BLD.shape[0]).to(x_BLD)
 
-    with hooked(opened.hook_point.place, change):
+    with hooked(hook_point.place, change):
         yield

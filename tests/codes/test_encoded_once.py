@@ -1,0 +1,159 @@
+"""What each command costs, counted: tokens that each SAE encodes, loads of each SAE, passes and loads of the language
+model. A second command about the same SAE and text encodes nothing, and loads the language model only for what codes
+don't say."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import transformers
+from chat_server import MODELS
+from kept import kept
+from language_model_reads import counted_passes
+from report_runs import train
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from dictionary_learning_ext import features_of
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.codes.encoding import SparseDecoder
+from dictionary_learning_ext.run_folder import weights
+
+DICT_SIZE = 128
+"""No matrix of the language model has this size."""
+TOKENS = 2_000
+CONTEXTS = 64
+"""Read for them: 63 of 32 tokens, in groups of 16."""
+
+
+@dataclass
+class Counts:
+    encoded: Counter = field(default_factory=Counter)
+    """Tokens, by the first weight of the SAE."""
+    decoded: int = 0
+    """Tokens, from the selections alone."""
+    dense: int = 0
+    """Tokens, from all features."""
+    loaded: list = field(default_factory=list)
+    """The folders of the SAEs."""
+    contexts: list = field(default_factory=list)
+    """How many each pass of the language model reads."""
+    models: int = 0
+    """Loads of the language model."""
+
+
+@contextmanager
+def counted():
+    found = Counts()
+
+    def called(module, args):
+        if not isinstance(module, nn.Linear) or args[0].dim() == 3:  # the language model's loss
+            return
+        if (rows := len(args[0])) == 1:  # of zeros: for the bias, and for whether there is noise
+            return
+        if module.out_features == DICT_SIZE:
+            found.encoded[float(module.weight[0, 0])] += rows
+        elif module.in_features == DICT_SIZE:
+            found.dense += rows
+
+    decode, read = SparseDecoder.decode, weights._read_weights
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def decoded(self, block):
+        found.decoded += len(block.x_nD)
+        return decode(self, block)
+
+    def of_file(path, *args):
+        found.loaded.append(path.parent.name)
+        return read(path, *args)
+
+    def model(*args, **options):
+        found.models += 1
+        return load(*args, **options)
+
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(SparseDecoder, "decode", decoded)
+        patch.setattr(weights, "_read_weights", of_file)
+        patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", model)
+        found.contexts = stack.enter_context(counted_passes())
+        stack.callback(register_module_forward_pre_hook(called).remove)
+        yield found
+
+
+@pytest.fixture
+def two(tiny_lm_dir, text, tmp_path):
+    """Two seeds of one small SAE whose features fire rarely."""
+
+    def make(folder):
+        for n in range(2):
+            flags = f"--dict-size {DICT_SIZE} --k 2 --beta 0.03 --seed {n} --data-seed {n}".split()
+            train(tiny_lm_dir, text, folder / f"seed{n}", *flags)
+
+    shutil.copytree(kept("encoded_once", make), tmp_path / "runs")
+    return [str(tmp_path / "runs" / f"seed{n}") for n in range(2)]
+
+
+def command(*given):
+    def run(saes, url):
+        of = {"A": saes[0], "B": saes[1], "URL": url}
+        return main([*(of.get(one, one) for one in given), "--tokens", str(TOKENS)])
+
+    return run
+
+
+def in_python(saes, url):
+    return len(features_of(saes[0], tokens=TOKENS).search("the")) < 0
+
+
+@dataclass
+class Cost:
+    """What a command needs beside encoding once."""
+
+    run: Callable
+    saes: int = 1
+    decodes: int = 1
+    """Of each token."""
+    model_again: bool = False
+    """Whether the second one loads the language model, too."""
+    loss: list = field(default_factory=list)
+    """Contexts in each pass that measures the language model's loss, on documents."""
+
+
+COSTS = {
+    # decodes a sample, too; the loss is the model's own, with reconstructions and with zeros
+    "eval": Cost(command("eval", "A"), decodes=2, model_again=True, loss=[3, 3, 3]),
+    "reproduce": Cost(command("reproduce", "A")),
+    "reproduce two": Cost(command("reproduce", "A", "B"), saes=2),
+    # effects on logits are measured by the language model's unembedding
+    "report": Cost(command("report", "A"), model_again=True),
+    "report seeds": Cost(command("report", "A", "--seeds", "B"), saes=2, model_again=True),
+    "explain": Cost(command("explain", "A", "--endpoint", "URL", *MODELS, "--features", "3")),
+    "neuronpedia": Cost(command("export", "A", "--format", "neuronpedia"), model_again=True),
+    "features_of": Cost(in_python),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_each_token_is_encoded_once_and_by_a_second_command_not_at_all(name, two, chat, tmp_path):
+    cost = COSTS[name]
+    with counted() as first:
+        assert not cost.run(two, chat.url)
+    names = [f"seed{n}" for n in range(cost.saes)]
+    assert list(first.encoded.values()) == [TOKENS] * cost.saes
+    assert first.decoded == TOKENS * cost.saes * cost.decodes
+    assert first.loaded == names
+    assert first.models == 1
+    assert sum(first.contexts) == CONTEXTS + sum(cost.loss)
+    shutil.rmtree(tmp_path / "runs" / "seed0" / "exports", ignore_errors=True)
+    with counted() as again:
+        assert not cost.run(two, chat.url)
+    assert not again.encoded
+    assert again.decoded == 0
+    assert again.loaded == names
+    assert again.models == int(cost.model_again)
+    assert again.contexts == cost.loss
+    assert first.dense == again.dense == 0
