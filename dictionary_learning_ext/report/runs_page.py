@@ -354,7 +354,7 @@ def _link(page: Path, out: Path) -> str:
 
 
 def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) -> list[Any]:
-    """FVE and CE recovered against k, for plotly."""
+    """FVE and CE recovered against k, and every run as a line through its numbers, for plotly."""
     labels = {metric.key: metric.label for metric in metrics}
     figures: list[go.Figure] = []
     for key in ("fve", "frac_recovered") if "k" in names else ():
@@ -367,9 +367,23 @@ def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) 
             marker={"size": 9, "opacity": 0.7, "color": "#0072B2"},
         )
         figure = go.Figure(points)
-        title = f"{labels[key]} against k"
-        figure.update_layout(title=title, yaxis_title=labels[key], template="plotly_white")
+        figure.update_layout(title=f"{labels[key]} against k", yaxis_title=labels[key])
         ticks = sorted({k for k in ks if isinstance(k, int)})
         figure.update_xaxes(title="k", type="log", tickvals=ticks, ticktext=list(map(str, ticks)))
         figures.append(figure)
+    columns = {name: [one.settings.get(name) for one in results] for name in names}
+    columns |= {labels[key]: [one.metrics.get(key) for one in results] for key in labels}
+    axes = [
+        {"label": label, "values": values}
+        for label, values in columns.items()
+        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    ]
+    if len(axes) > 1:
+        line = {"color": axes[0]["values"], "colorscale": "Cividis"}
+        figure = go.Figure(go.Parcoords(dimensions=axes, line=line))
+        figure.update_layout(title="All runs (drag along an axis to select a range)")
+        figure.update_layout(margin={"t": 110, "r": 80})
+        figures.append(figure)
+    for figure in figures:
+        figure.update_layout(template="plotly_white")
     return [json.loads(str(figure.to_json())) for figure in figures]
