@@ -4,8 +4,8 @@
 
 Failures are torchrun's to handle: a rank that fails says why and exits, and torchrun ends the others. The
 first SIGTERM or SIGINT ends a run where nothing is lost, the second ends it at once. With several
-processes, a signal to one stops all before the next step. Later signals are ignored, as torchrun sends
-them itself. It kills after 30 seconds.
+processes, a signal to one stops all before the next step, or the next passes of the language model. Later
+signals are ignored, as torchrun sends them itself. It kills after 30 seconds.
 
 Imports torch only if there are several processes.
 """
