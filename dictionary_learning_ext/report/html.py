@@ -19,27 +19,23 @@ from ..features.html import rendered
 _TEMPLATES = files("dictionary_learning_ext.report") / "templates"
 
 
-def page_html(
-    template: str, scripts: tuple[str, ...] = (), *, with_webgl: bool = False, **values: Any
-) -> str:
+def page_html(template: str, scripts: tuple[str, ...] = (), **values: Any) -> str:
     """The HTML of a template in templates/.
 
     Arguments:
         scripts: files in templates/ that the page runs, one after the other. Such a page has plotly, too.
-        with_webgl: let plotly draw with WebGL, for which it compiles code of its own.
         values: what the template shows.
     """
     script = "".join(_TEMPLATES.joinpath(name).read_text(encoding="utf-8") for name in scripts)
     plotly = get_plotlyjs() if scripts else ""
     script = f'\n"use strict";\n{script}' if scripts else ""
-    allowed = [f"'sha256-{_sha256(each)}'" for each in (script, plotly) if each]
-    allowed += ["'unsafe-eval'"] if with_webgl else []
+    allowed = " ".join(f"'sha256-{_sha256(each)}'" for each in (script, plotly) if each)
     return rendered(
         "report",
         template,
         script=Markup(script),
         plotly=packed(plotly),
-        script_source=Markup(" ".join(allowed) or "'none'"),
+        script_source=Markup(allowed or "'none'"),
         **values,
     )
 

@@ -338,7 +338,6 @@ def _page(
     return page_html(
         "runs.html",
         ("dom.js", "runs.js") if figures else (),
-        with_webgl=any(trace["type"] == "parcoords" for one in figures for trace in one["data"]),
         title=title,
         lede=lede,
         tables=tables,
