@@ -12,8 +12,6 @@ from notebooks import (
 )
 from upstreams_tracing import require_upstreams_tracing
 
-LARGEST = 250_000  # bytes
-SCREEN = 40  # lines
 SHORTER = [
     (r"\bSTEPS = (300|1200)\b", "STEPS = 60"),
     (r"\bsteps=100\b", "steps=20"),

@@ -140,12 +140,6 @@ def test_a_damaged_file_is_refused_with_the_place(name, raw, said, path):
     assert file in message
 
 
-def test_a_line_that_never_ends_is_refused(path, monkeypatch):
-    monkeypatch.setattr(text_files, "LONGEST_ROW", 1000)
-    file = path("a.jsonl", FIRST + row("x" * 2000))
-    assert f"line 2 of {file} is over 1,000 bytes" in error_of(lambda: read(file))
-
-
 def test_damage_in_parquet_is_named_by_its_row_or_columns(tmp_path):
     path = tmp_path / "a.parquet"
     values = pa.array([b"good", b"\xe9"], type=pa.binary()).view(pa.utf8())

@@ -24,11 +24,8 @@ from dictionary_learning_ext.run_folder.files import (
     locked,
     replacing,
     require_free,
-    require_writable,
-    target_of,
     write_json,
     write_rows,
-    writing,
 )
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.weights import load_dictionary, save_weights
@@ -116,16 +113,6 @@ def test_a_folder_where_nothing_can_be_written(where, flags, tmp_path, capsys):
     assert re.search(rf"{where} .*\(.*\); choose another save_dir$", line), line
 
 
-@pytest.mark.parametrize(("number", "helps"), [(errno.ENOSPC, True), (errno.EACCES, False)])
-def test_space_is_asked_for_only_where_it_helps(number, helps, tmp_path):
-    with pytest.raises(CheckpointError) as raised, writing(tmp_path, "out"):
-        raise OSError(number, "refused")
-    said = str(raised.value)
-    assert said.startswith(str(tmp_path))
-    assert said.endswith("another out")
-    assert ("free some space" in said) == helps
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_read_only_folder(flags, folder, capsys):
     folder.chmod(0o500)
@@ -186,19 +173,6 @@ def test_a_second_writer_is_refused(stopped):
     with locked(stopped), pytest.raises(ConfigError, match="is writing"):
         train(replace(*read_run(stopped)[:1], overwrite=True), {"x": sae_of()})
     resumed(stopped)
-
-
-def test_a_link_to_itself_stays_and_can_not_be_written_to(tmp_path):
-    loop = tmp_path / "loop"
-    loop.symlink_to(loop)
-    assert target_of(loop) == loop
-    nowhere = tmp_path / "nowhere"
-    nowhere.symlink_to(tmp_path / "gone")
-    for link in (loop, nowhere):
-        with pytest.raises(CheckpointError) as error:
-            require_writable(link / "metrics.json")
-        assert "metrics.json " in str(error.value)
-        assert "save_dir" in str(error.value)
 
 
 def test_text_that_a_spreadsheet_would_run_is_text_in_a_csv_file():

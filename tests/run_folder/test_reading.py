@@ -130,21 +130,6 @@ def test_a_config_that_gives_no_settings_is_refused_with_the_flag_that_gave_it(
         reader(path)
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_a_file_that_may_not_be_read_is_one_error(name, tmp_path, monkeypatch):
-    """Root may read everything, so that a real file won't do."""
-    made(tmp_path, **{"metrics.json": {}, "metrics.jsonl": {}})
-
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(CheckpointError, match=r"\.json.?: .*\(Permission denied\); ch"):
-        READERS[name][0](tmp_path)
-    with pytest.raises(ConfigError, match=f"^config: {tmp_path}/config.json: "):
-        load_config(tmp_path, "config")
-
-
 def test_a_run_that_is_not_finished_says_how_to_continue(tmp_path):
     folder = made(tmp_path / "my run")
     (folder / "ae.pt").unlink()

@@ -259,14 +259,6 @@ def test_the_noise_is_not_made_of_the_numbers_that_the_weights_are(architecture)
         assert correlations.abs().max() < 0.1
 
 
-@pytest.mark.parametrize("architecture", OURS)
-def test_the_default_device_is_one_that_is_there(architecture):
-    expected = "cuda" if t.cuda.is_available() else "cpu"
-    trainer = made(architecture, device=None)
-    assert {p.device.type for p in trainer.ae.parameters()} == {expected}
-    assert trainer.generator.device.type == expected
-
-
 # --- their arguments
 
 

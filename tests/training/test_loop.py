@@ -29,13 +29,11 @@ from dictionary_learning_ext.errors import (
     CheckpointError,
     ConfigError,
     Interrupted,
-    LanguageModelError,
     NonFiniteError,
     TextError,
     TrainingError,
 )
 from dictionary_learning_ext.evaluation.metrics import METRICS
-from dictionary_learning_ext.progress import ProgressLines
 from dictionary_learning_ext.run_folder.reading import load_config, read_history, read_metrics
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
 from dictionary_learning_ext.training import loop
@@ -160,19 +158,6 @@ def test_a_try_that_fails_before_its_first_step_leaves_no_folder(
     short.write_text(content)
     with pytest.raises(TextError):
         train(run_of(data=str(short), normalize=normalize, text_passes=1), {"x": sae_of()})
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hook": "blocks.7.hook_resid_post"}, r"blocks\.\{0\.\.2\}"),
-        ({"model": "nowhere/nothing"}, "save_pretrained"),
-    ],
-)
-def test_a_wrong_model_or_hook_is_refused_before_training(changes, message, run_of, tmp_path):
-    with pytest.raises(LanguageModelError, match=message):
-        train(run_of(**changes), {"x": sae_of()})
     assert not (tmp_path / "run").exists()
 
 
@@ -304,18 +289,6 @@ def test_upstreams_trainsae_takes_our_trainer_beside_its_own(normalize, tiny_lm,
         assert {"loss_original", "loss_reconstructed", "frac_recovered"} <= metrics.keys()
 
 
-def test_the_progress_bar_names_a_few_saes_by_what_they_differ_in(run_of, monkeypatch):
-    shown = []
-    monkeypatch.setattr(ProgressLines, "set_postfix_str", lambda bar, text: shown.append(text))
-    train(run_of(), {f"{'long' * 10}{k}": sae_of("top_k", k=k) for k in (2, 3, 4, 5)})
-    assert [part.partition(":")[0] for part in shown[-1].split(" | ")] == [
-        "k=2",
-        "k=3",
-        "k=4",
-        "and 1 more",
-    ]
-
-
 # --- several hook points in one run: each as in a run of its own, to the bit
 
 HOOKS = {"early": "blocks.0.hook_mlp_out", "late": "blocks.2.hook_resid_pre"}
@@ -370,14 +343,6 @@ def changed_model(lm_dir: Path, out: Path, value: float) -> str:
     return str(out)
 
 
-def test_activations_that_are_all_0_are_named(small, tiny_lm_dir, tmp_path):
-    model = changed_model(tiny_lm_dir, tmp_path / "zeros", 0.0)
-    expected = r"all activations of .*zeros at blocks.0.hook_resid_post are 0: expected"
-    for normalize in ("sqrt_d", "none"):
-        with pytest.raises(LanguageModelError, match=expected):
-            train(small(model=model, normalize=normalize), {"sae": sae_of()})
-
-
 def test_activations_without_variance_have_no_fve(small, tiny_lm_dir, tmp_path):
     metrics = metrics_of(small(model=changed_model(tiny_lm_dir, tmp_path / "ones", 1.0)))
     assert metrics["fve"] is None
@@ -421,18 +386,6 @@ def test_sinks_are_named_at_each_hook_point_unless_they_are_left_out(
         for text, hook in zip(said, hooks.values(), strict=False):
             assert text.startswith(f"{hook}: some activations ")
             assert "max_norm_multiple=10 " in text
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtype", "warns"),
-    [("AVX2", "bfloat16", True), ("AVX2", "float32", False), ("AVX512", "bfloat16", False)],
-)
-def test_bfloat16_on_a_cpu_without_its_instructions_is_warned_of(
-    capability, dtype, warns, run_of, caplog, monkeypatch
-):
-    monkeypatch.setattr(t.backends.cpu, "get_cpu_capability", lambda: capability)
-    train(run_of(steps=2, log_steps=1, dtype=dtype), {"x": sae_of()})
-    assert ("matmuls take" in caplog.text) == warns
 
 
 # --- where a signal ends a run, and what is kept

@@ -499,12 +499,3 @@ def test_of_several_processes_one_that_ends_well_gives_its_handlers_back(former_
     with interrupts(are_several=True):
         assert signal.getsignal(signal.SIGTERM) != former_handlers[signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) == former_handlers[signal.SIGTERM]
-
-
-def test_a_handler_that_was_not_set_from_python_becomes_the_default(monkeypatch, former_handlers):
-    """For such a one `signal.signal` returns None, which it does not take."""
-    real = signal.signal
-    monkeypatch.setattr(signal, "signal", lambda each, handler: real(each, handler) and None)
-    with interrupts():
-        pass
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
