@@ -7,9 +7,12 @@ EXPLAIN = ["openai>=1.60"]
 
 DEV = [
     "build>=1.2",
+    "flask>=3",
+    "flask-cors>=4",
     "hypothesis>=6.100",
     "ipykernel>=6.29",
     "matplotlib>=3.8",
+    "moto[s3]>=5",
     "nbclient>=0.10",
     "nbformat>=5.10",
     *EXPLAIN,
@@ -18,6 +21,7 @@ DEV = [
     "pytest-cov>=5",
     "pytest-xdist>=3.6",
     "ruff>=0.8",
+    "s3fs[boto3]>=2024.6",
     "selenium>=4.20",
     "setuptools>=77",
 ]
@@ -80,6 +84,7 @@ setup(
         "nnsight>=0.3.5",
         "datasets>=3.6,<6",
         "einops>=0.7",
+        "fsspec>=2024.6",
         "jinja2>=3.1",
         "markupsafe>=2.1",
         "huggingface_hub>=0.34",

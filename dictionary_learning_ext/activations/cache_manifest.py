@@ -13,7 +13,7 @@ Imports no torch.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -181,19 +181,30 @@ def finished_manifest(folder: Path) -> CacheManifest | None:
                 " its `vsae cache` command again to continue it"
             )
         return None
-    require_sizes(folder, manifest)
+    require_sizes(folder, manifest, sizes_in(folder, manifest))
     return manifest
 
 
-def require_sizes(folder: Path, manifest: CacheManifest) -> None:
-    """Raise an ActivationsError if a file is missing or has another size than was written."""
+def sizes_in(folder: Path, manifest: CacheManifest) -> dict[str, int]:
+    """The bytes of the files of a manifest that are in a folder, by name."""
+    paths = {file.name: folder / file.name for file in manifest.all_files}
+    return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
+
+
+def require_sizes(place: object, manifest: CacheManifest, sizes: Mapping[str, int]) -> None:
+    """Raise an ActivationsError if a file is missing or has another size than was written.
+
+    Arguments:
+        place: the cache's folder or URL.
+        sizes: the bytes of each file that is there.
+    """
     for file in manifest.all_files:
-        path = folder / file.name
-        if not path.is_file():
-            raise ActivationsError(f"{path}: missing; {_REPAIR}")
-        if (size := path.stat().st_size) != file.bytes:
+        size = sizes.get(file.name)
+        if size is None:
+            raise ActivationsError(f"{place}/{file.name}: missing; {_REPAIR}")
+        if size != file.bytes:
             raise ActivationsError(
-                f"{path}: {size:,} bytes, expected {file.bytes:,}, so it was cut or changed;"
+                f"{place}/{file.name}: {size:,} bytes, expected {file.bytes:,}, so it was cut or changed;"
                 f" {_REPAIR}"
             )
 

@@ -52,11 +52,13 @@ from .cache_manifest import (
     differences,
     read_manifest,
     require_sizes,
+    sizes_in,
 )
 from .hook_points import HookPoint, find_hook
 from .language_models import CausalLM, identity, load_model, settings_hash
 from .passes import SharedPasses
 from .positions import PositionRule
+from .remote import Remote, is_url, read_remote_manifest
 from .rows import ActivationReader
 from .stored import INFO, STATE
 from .text import text_of
@@ -74,7 +76,7 @@ _SAMPLED = 256
 
 
 def write_cache(
-    folder: Path,
+    place: Path | str,
     run: RunConfig,
     hooks: Sequence[str],
     tokens: int,
@@ -90,8 +92,9 @@ def write_cache(
     """Cache a language model's activations at some hook points, or continue to.
 
     Arguments:
-        folder: the cache. If it holds an unfinished cache of the same settings, this continues it.
-            A finished one grows to `tokens`.
+        place: the cache's folder or URL. If it holds an unfinished cache of the same settings, this
+            continues it. A finished one grows to `tokens`. Whatever goes to a URL passes through a
+            folder on the disk, which locks out other writers of this machine alone.
         run: the language model, its dtype, the text, its order (data_seed), how often it is read,
             packing, ctx_len, device, and how much held-out text to cache (eval_tokens, eval_documents).
         tokens: for training, rounded up to whole contexts. Padding doesn't count.
@@ -113,6 +116,8 @@ def write_cache(
         LanguageModelError, TextError, NonFiniteError: as in training.
     """
     require(tokens >= 1, "tokens", tokens, "at least 1")
+    remote = Remote(str(place)) if is_url(place) else None
+    folder = Path(place) if remote is None else remote.local
     with ExitStack() as until_the_end:
         _by_first(group, lambda: until_the_end.enter_context(locked(folder, elsewhere)))
         model = load_model(run)
@@ -138,15 +143,16 @@ def write_cache(
         _require_alike(group.gather(settings))
 
         def planned() -> CacheManifest | None:
-            manifest = _so_far(folder, settings, overwrite, elsewhere)
+            manifest = _so_far(folder, remote, settings, overwrite, elsewhere)
             written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
             filled = _filled_share(text, model.tokenizer, settings)
-            on_plan(_plan(folder, settings, tokens, written, filled))
+            free = None if remote is not None else shutil.disk_usage(folder).free
+            on_plan(_plan(place, settings, tokens, written, filled, free))
             return manifest
 
         manifest = _by_first(group, planned)
         writer = _Writer(
-            folder, settings, run, model, points, file_bytes, before_batch, elsewhere, group
+            folder, remote, settings, run, model, points, file_bytes, before_batch, elsewhere, group
         )
         if manifest is None:
             manifest = writer.held_out_part()
@@ -178,9 +184,9 @@ def _require_alike(all_settings: list[CacheSettings]) -> None:
 
 
 def _so_far(
-    folder: Path, settings: CacheSettings, overwrite: bool, elsewhere: str
+    folder: Path, remote: Remote | None, settings: CacheSettings, overwrite: bool, elsewhere: str
 ) -> CacheManifest | None:
-    """What the folder holds of this cache. With `overwrite`, files of a cache of other
+    """What the folder, or the URL, holds of this cache. With `overwrite`, files of a cache of other
     settings are deleted.
 
     Files that a kill left half written are deleted. One that was whole but isn't in the manifest yet
@@ -188,12 +194,17 @@ def _so_far(
 
     Raises: ActivationsError if the folder holds something else.
     """
-    found = read_manifest(folder, UNFINISHED) or read_manifest(folder)
+    place = folder if remote is None else remote
+    if remote is None:
+        found = read_manifest(folder, UNFINISHED) or read_manifest(folder)
+    else:
+        found = read_remote_manifest(remote, UNFINISHED, MANIFEST)
     if found is None:
-        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        paths = [path.name for path in folder.iterdir()] if remote is None else remote.sizes()
+        names = sorted({name.split("/")[0] for name in paths if not name.startswith(".")})
         if others := [name for name in names if name != HELD_OUT]:  # which precedes the manifest
             raise ActivationsError(
-                f"{folder}: holds no cache but other files ({', '.join(others[:5])})",
+                f"{place}: holds no cache but other files ({', '.join(others[:5])})",
                 instead=f"choose an empty {elsewhere}",
             )
     elif (differ := differences(found.settings, settings)) and overwrite:
@@ -203,11 +214,11 @@ def _so_far(
         found = None
     elif differ:
         raise ActivationsError(
-            f"{folder}: the cache has {', '.join(differ)}",
+            f"{place}: the cache has {', '.join(differ)}",
             instead=f"use the same settings to continue it, or choose another {elsewhere}",
         )
-    else:
-        require_sizes(folder, found)
+    elif remote is None:
+        require_sizes(folder, found, sizes_in(folder, found))
     for part in (folder, folder / HELD_OUT):
         remove_left_behind(part)
     return found
@@ -223,12 +234,20 @@ def _filled_share(text: Iterator[str], tokenizer: Any, settings: CacheSettings) 
     return 1.0
 
 
-def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, filled: float) -> str:
+def _plan(
+    place: Path | str,
+    settings: CacheSettings,
+    tokens: int,
+    written: int,
+    filled: float,
+    free: int | None,
+) -> str:
     """What will be written, in words. Raises DiskError if the disk is too small.
 
     Arguments:
         written: bytes that are there.
         filled: the share of stored positions that hold a token; the rest is padding.
+        free: bytes, if known.
     """
     item = np.dtype(settings.dtype).itemsize
     per_position = 4 + sum(4 + item * hook.width for hook in settings.hooks.values())
@@ -236,14 +255,14 @@ def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, fill
     contexts = math.ceil(tokens / filled / length)
     held_out = math.ceil(_SPARE * settings.eval_tokens / filled / length)
     needed = per_position * length * (contexts + held_out)
-    free = shutil.disk_usage(folder).free
-    if (missing := needed - written) > free:
+    if free is not None and (missing := needed - written) > free:
         smaller = " or dtype='float16'" if item == 4 else ""
         raise DiskError(
-            f"{folder}: this cache needs {bytes_shown(missing)}, and its disk has {bytes_shown(free)} free",
+            f"{place}: this cache needs {bytes_shown(missing)}, and its disk has {bytes_shown(free)} free",
             instead=f"use fewer tokens{smaller}",
         )
     there = f", of which {bytes_shown(min(written, needed))} are there" if written else ""
+    room = "" if free is None else f"; the disk has {bytes_shown(free)} free"
     each = f"{per_position:,} bytes per token"
     if filled < 1:
         each += f", and as many at padding, which is about {1 - filled:.0%}"
@@ -251,7 +270,7 @@ def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, fill
     kept = f" and {held_out * length * filled:,.0f} held-out ones" if held_out else ""
     return (
         f"{tokens:,} tokens{kept} at {n} hook point{'s'[: n != 1]} in {settings.dtype} need"
-        f" {'about ' if filled < 1 else ''}{bytes_shown(needed)}{there} ({each}); the disk has {bytes_shown(free)} free"
+        f" {'about ' if filled < 1 else ''}{bytes_shown(needed)}{there} ({each}){room}"
     )
 
 
@@ -267,6 +286,7 @@ class _Writer:
     def __init__(
         self,
         folder: Path,
+        remote: Remote | None,
         settings: CacheSettings,
         run: RunConfig,
         model: CausalLM,
@@ -276,7 +296,7 @@ class _Writer:
         elsewhere: str,
         group: Group,
     ):
-        self._elsewhere, self._group = elsewhere, group
+        self._elsewhere, self._group, self._remote = elsewhere, group, remote
         self._folder, self._settings, self._run = folder, settings, run
         self._tokenizer = DividedTokenizer(model.tokenizer, group)
         self._before_batch = before_batch
@@ -294,7 +314,7 @@ class _Writer:
 
     def held_out_part(self) -> CacheManifest:
         """Write the held-out part, and the first manifest."""
-        settings, run, folder = self._settings, self._run, self._folder
+        settings, run = self._settings, self._run
         files: list[CacheFile] = []
         documents = None
         if run.eval_tokens:
@@ -306,8 +326,7 @@ class _Writer:
                 files += new
             if not files:
                 raise no_context(run, "heldout")
-            if self._group.rank == 0:
-                _write_dataset_files(folder / HELD_OUT, settings, files, self._elsewhere)
+            self._write_dataset_files(HELD_OUT, files)
             documents = self._documents()
         manifest = CacheManifest(settings, (), tuple(files), documents, None)
         self._write_manifest(UNFINISHED, manifest)
@@ -334,16 +353,38 @@ class _Writer:
                 f"{manifest.tokens:,}",
                 f"{tokens:,}",
             )
+        self._write_dataset_files("", manifest.files)
+        self._write_manifest(MANIFEST, manifest)
         if self._group.rank == 0:
-            _write_dataset_files(folder, settings, manifest.files, self._elsewhere)
-            self._write_manifest(MANIFEST, manifest)
             remove(folder / UNFINISHED)
+            if self._remote is not None:
+                self._remote.delete(UNFINISHED)
         self._group.gather(None)  # it is whole for all
         return manifest
 
     def _write_manifest(self, name: str, manifest: CacheManifest) -> None:
         if self._group.rank == 0:
             write_json(self._folder / name, manifest.to_dict(), self._elsewhere)
+            self._send(name)
+
+    def _write_dataset_files(self, part: str, files: Sequence[CacheFile]) -> None:
+        if self._group.rank == 0:
+            folder = self._folder / part
+            _write_dataset_files(folder, self._settings, files, self._elsewhere)
+            for path in (folder / INFO, folder / STATE):
+                self._send(path.relative_to(self._folder).as_posix())
+
+    def _send(self, name: str) -> None:
+        """Put a file behind the cache's URL, if it has one."""
+        if self._remote is not None:
+            self._remote.put(self._folder / name, name)
+
+    def _sent(self, file: CacheFile) -> CacheFile:
+        """A file that is written. What is behind a URL needs no room on the disk."""
+        if self._remote is not None:
+            self._send(file.name)
+            remove(self._folder / file.name)
+        return file
 
     def _stream(self, split: Split) -> ContextStream:
         run, passes = self._run, (self._run.text_passes or 1) if split == "train" else 1
@@ -415,7 +456,7 @@ class _Writer:
         columns, path = _joined(parts), self._folder / name
         with replacing(path, self._elsewhere) as temporary:
             write_contexts(temporary, columns)
-        return self._described(path, columns[TOKEN_IDS])
+        return self._sent(self._described(path, columns[TOKEN_IDS]))
 
     def _columns(self, input_ids_BL: Tensor, mask_BL: Tensor) -> _Columns:
         found = {}
@@ -442,7 +483,7 @@ class _Writer:
         marked_BL = _marked(ids_BL, mask_BL)
         with replacing(path, self._elsewhere) as temporary, temporary.open("wb") as file:
             np.save(file, marked_BL)
-        return self._described(path, marked_BL)
+        return self._sent(self._described(path, marked_BL))
 
     def _described(self, path: Path, ids_BL: np.ndarray) -> CacheFile:
         name, tokens = path.relative_to(self._folder).as_posix(), int((ids_BL >= 0).sum())

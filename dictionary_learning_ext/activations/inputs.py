@@ -17,7 +17,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -352,7 +351,7 @@ class _Stored(Inputs):
     def _find(self, hooks: list[str]) -> None:
         settings = self._settings
         assert settings.activations is not None
-        self._stored = stored = open_stored(settings.activations)
+        self._stored = stored = open_stored(settings.activations, copies_gb=settings.cache_dir_size)
         stored.require_fit(settings, hooks)
         tokenizer = stored.manifest and stored.manifest.settings
         self._rule = _reading_rule(settings, tokenizer)
@@ -363,7 +362,7 @@ class _Stored(Inputs):
         if stored.manifest is None:
             self.language_model = None
             self.no_language_model = (
-                f"{stored.folder} doesn't say which language model its activations are of"
+                f"{stored.place} doesn't say which language model its activations are of"
             )
         elif self.language_model is not None:
             require_positions(settings, self.language_model.module)
@@ -385,7 +384,7 @@ class _Stored(Inputs):
         needed = evaluation_batch(self._settings.eval_tokens)
         if (there := self._stored.tokens["heldout"]) < needed:
             raise ActivationsError(
-                f"{self._stored.folder} has {there:,} held-out tokens",
+                f"{self._stored.place} has {there:,} held-out tokens",
                 expected=f"at least {needed:,} to evaluate on",
                 instead="use eval_tokens=0",
             )
@@ -416,7 +415,7 @@ class _Stored(Inputs):
             return None, None, self.no_language_model
         reader = ActivationReader(model, self.hooks[hook].place, self._rule)
         number = self._settings.eval_documents
-        return reader, cached_documents(stored.folder, stored.manifest, number), ""
+        return reader, cached_documents(stored, number), ""
 
     def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
         reader = StoredReader(self._stored, hook, self._rule)
@@ -440,21 +439,23 @@ def _cached_model(run: RunConfig, stored: StoredActivations, manifest: CacheMani
     ):
         if was != now:
             raise LanguageModelError(
-                f"the cache {stored.folder} is of another language model than {run.model!r}: the"
+                f"the cache {stored.place} is of another language model than {run.model!r}: the"
                 f" SHA-256 or commit of its {what} is {was[:12]}, not {now[:12]}",
                 instead="give the model that was cached",
             )
     return model
 
 
-def cached_documents(folder: Path, manifest: CacheManifest, number: int) -> ContextBatches:
+def cached_documents(stored: StoredActivations, number: int) -> ContextBatches:
     """The first `number` held-out documents of a cache. If there are fewer, that is logged."""
-    assert manifest.documents is not None, "written with the held-out tokens"
-    ids_NL = np.load(folder / manifest.documents.name, allow_pickle=False)
+    assert stored.documents is not None, "written with the held-out tokens"
+    if stored.copies is not None:
+        stored.copies.fetch(stored.documents)
+    ids_NL = np.load(stored.documents, allow_pickle=False)
     if len(ids_NL) < number:
         logger.warning(
             "%s has %d held-out documents: the language model's loss is measured on these, not on %d",
-            folder,
+            stored.place,
             len(ids_NL),
             number,
         )

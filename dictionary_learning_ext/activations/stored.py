@@ -28,7 +28,15 @@ from ..config.run import UNKNOWN, RunConfig, Split
 from ..errors import ActivationsError, first_line
 from ..run_folder.comparing import same_setting
 from ..run_folder.files import at_home, require_inside
-from .cache_manifest import TOKEN_IDS, CachedHook, CacheManifest, finished_manifest
+from .cache_manifest import (
+    MANIFEST,
+    TOKEN_IDS,
+    CachedHook,
+    CacheFile,
+    CacheManifest,
+    finished_manifest,
+)
+from .remote import Copies, Remote, is_url, read_remote_manifest
 from .text import fingerprint_of
 
 STATE, INFO = "state.json", "dataset_info.json"
@@ -55,7 +63,8 @@ class Part(NamedTuple):
 class StoredActivations:
     """What a folder holds."""
 
-    folder: Path
+    place: str
+    """Its folder or URL."""
     hooks: dict[str, CachedHook]
     """Own activations have one, UNKNOWN, which stands for whichever is named."""
     ctx_len: int
@@ -69,18 +78,23 @@ class StoredActivations:
     """A hash of what it holds. Of files over 64 MB that no `vsae cache` wrote, parts are hashed."""
     manifest: CacheManifest | None = None
     """The manifest of a cache that `vsae cache` wrote."""
+    documents: Path | None = None
+    """The cache's file of held-out documents."""
+    copies: Copies | None = None
+    """What fetches the files of a cache behind a URL, before they are read."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of a run that follow from it. Without a hook point if there are several."""
         hook = {"hook": next(iter(self.hooks))} if len(self.hooks) == 1 else {}
-        unknown = {"model": UNKNOWN, "data": str(self.folder)}
-        return {"activations": str(self.folder)} | hook | unknown | self.known
+        unknown = {"model": UNKNOWN, "data": self.place}
+        return {"activations": self.place} | hook | unknown | self.known
 
     def with_files(self, n: int) -> "StoredActivations":
         """A cache as it was when it had n files to train on: it grows by further ones."""
         assert self.manifest is not None, "only a cache grows"
-        return _read_cache(self.folder, replace(self.manifest, files=self.manifest.files[:n]))
+        manifest = replace(self.manifest, files=self.manifest.files[:n])
+        return _read_cache(self.place, manifest, self.copies)
 
     @property
     def only_hook(self) -> str:
@@ -89,7 +103,7 @@ class StoredActivations:
             raise ActivationsError(
                 f"has the hook points {', '.join(self.hooks)}",
                 name="activations",
-                value=str(self.folder),
+                value=self.place,
                 instead="choose one with hook",
             )
         return next(iter(self.hooks))
@@ -100,7 +114,7 @@ class StoredActivations:
             return replace(self.hooks[UNKNOWN], layer=_layer(name))
         if name not in self.hooks:
             raise ActivationsError(
-                f"the cache {self.folder} has {', '.join(self.hooks)}",
+                f"the cache {self.place} has {', '.join(self.hooks)}",
                 name="hook",
                 value=name,
                 instead="leave it out" if len(self.hooks) == 1 else "give one of these",
@@ -116,23 +130,30 @@ class StoredActivations:
             if known is None or same_setting(name, known, given):
                 continue
             raise ActivationsError(
-                f"the cache {self.folder} has {known}",
+                f"the cache {self.place} has {known}",
                 name=name,
                 value=given,
                 instead="give the same or leave it out",
             )
 
 
-def open_stored(folder: str | Path) -> StoredActivations:
-    """What a folder of activations holds. Its activations are read only for the digest.
+def open_stored(
+    folder: str | Path, *, copies_gb: float = RunConfig.cache_dir_size
+) -> StoredActivations:
+    """What a folder of activations holds, or a cache behind a URL. Its activations are read only for the digest.
 
-    Raises: ActivationsError if it holds none, or is unfinished or damaged.
+    Arguments:
+        copies_gb: gigabytes of copies to keep on the disk, of a cache behind a URL.
+
+    Raises: ActivationsError if it holds none, or is unfinished or damaged, or can't be reached.
     """
+    if is_url(folder):
+        return _read_remote(Remote(str(folder)), copies_gb)
     path = at_home(folder)
     if not path.is_dir():
         problem = "is a file" if path.exists() else "no such folder"
     elif (manifest := finished_manifest(path)) is not None:
-        return _read_cache(path, manifest)
+        return _read_cache(str(path), manifest)
     elif (found := _read_sae_lens(path) or _read_own_files(path)) is not None:
         return found
     else:
@@ -147,15 +168,32 @@ def open_stored(folder: str | Path) -> StoredActivations:
     )
 
 
-def _read_cache(folder: Path, manifest: CacheManifest) -> StoredActivations:
+def _read_remote(remote: Remote, copies_gb: float) -> StoredActivations:
+    manifest = read_remote_manifest(remote, MANIFEST)
+    if manifest is None:
+        raise ActivationsError(
+            "holds no finished cache",
+            name="activations",
+            value=remote.url,
+            expected="what `vsae cache` has written there to its end",
+        )
+    return _read_cache(remote.url, manifest, Copies(remote, manifest.all_files, 1e9 * copies_gb))
+
+
+def _read_cache(
+    place: str, manifest: CacheManifest, copies: Copies | None = None
+) -> StoredActivations:
+    def path_of(file: CacheFile) -> Path:
+        return Path(place) / file.name if copies is None else copies.path_of(file)
+
     settings = manifest.settings
     files: dict[Split, Any] = {"train": manifest.files, "heldout": manifest.heldout}
     parts: dict[Split, tuple[Part, ...]] = {
-        split: tuple(Part(folder / file.name, 0, file.contexts) for file in split_files)
+        split: tuple(Part(path_of(file), 0, file.contexts) for file in split_files)
         for split, split_files in files.items()
     }
     return StoredActivations(
-        folder,
+        place,
         settings.hooks,
         settings.ctx_len,
         {name: getattr(settings, name) for name in _COMPARED},
@@ -163,6 +201,8 @@ def _read_cache(folder: Path, manifest: CacheManifest) -> StoredActivations:
         {split: sum(file.tokens for file in split_files) for split, split_files in files.items()},
         manifest.digest,
         manifest,
+        manifest.documents and path_of(manifest.documents),
+        copies,
     )
 
 
@@ -243,7 +283,7 @@ def _divided(
     states = [(path.absolute(), path.stat()) for path, _ in files]
     digest = _digest_of(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
     return StoredActivations(
-        folder,
+        str(folder),
         hooks,
         ctx_len,
         known,
@@ -281,16 +321,19 @@ class FileReader:
 
     Arguments:
         hook: the column of a cache; ignored for plain rows.
+        copies: what fetches files, if they are behind a URL.
     """
 
-    def __init__(self, hook: str):
-        self._hook = hook
+    def __init__(self, hook: str, copies: Copies | None = None):
+        self._hook, self._copies = hook, copies
         self._path: Path | None = None
         self._batches: list[Piece] = []
 
     def read(self, part: Part) -> Piece:
         """The contexts of a part. Raises ActivationsError if the file is damaged."""
         if part.path != self._path:
+            if self._copies is not None:
+                self._copies.fetch(part.path)
             self._batches, self._path = list(_batches(part.path, self._hook)), part.path
         found, at = [], 0
         for x_NLD, ids_NL in self._batches:

@@ -29,7 +29,7 @@ class StoredReader:
         self.rule = rule
         self._hook = hook
         self._contexts = max(1, ROWS_AT_ONCE // stored.ctx_len)
-        self._files = FileReader(hook)
+        self._files = FileReader(hook, stored.copies)
 
     def cut(self, part: Part) -> Iterator[Part]:
         """The parts of a file that are read at once."""
@@ -114,7 +114,7 @@ class StoredRows:
         self.stored, self.hook = stored, hook
         self.width = stored.hook(hook).width
         self.origin: dict[str, Any] = {
-            "activations": str(stored.folder),
+            "activations": stored.place,
             "text": stored.settings["data"],
         }
         self._reader = StoredReader(stored, hook, rule)
@@ -169,6 +169,8 @@ class StoredRows:
         parts = list(self.stored.parts["train"])
         if self._seed is not None:
             random.Random(drawn_seed(self._seed, "files", number)).shuffle(parts)
+        if self.stored.copies is not None:
+            self.stored.copies.will_be_read([part.path for part in parts])
         return [piece for part in parts for piece in self._reader.cut(part)]
 
     def _read(self, piece: Part) -> Tensor:
@@ -209,11 +211,11 @@ class StoredRows:
     def ended(self, needed: int, found: int, given: int) -> TextError:
         if not given + found:
             return TextError(
-                f"all activations in {self.stored.folder} are left out",
+                f"all activations in {self.stored.place} are left out",
                 instead="use a larger max_norm_multiple, or leave it out",
             )
         return TextError(
-            f"the activations in {self.stored.folder} ended after {given} tokens: expected"
+            f"the activations in {self.stored.place} ended after {given} tokens: expected"
             f" {needed} for the next batch, found {found}",
             instead="use fewer steps or more text_passes",
         )

@@ -9,7 +9,6 @@ Shapes: B rows, D = the width of a row, T true features.
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from ..errors import ConfigError, first_line
 from ..run_folder.files import sha256_of
 from ..trainers.kernels.compiled import compiled_module, logging_compilation, map_row_blocks
 from .buffer import require_same_settings
+from .remote import users_caches
 from .rows import drawn_seed
 
 logger = logging.getLogger(__name__)
@@ -85,10 +85,7 @@ def _draw(model: str, sae_lens: Any) -> Any:
 
 def _kept(model: str) -> Path:
     """Where a model of the table is kept: by what it is made from."""
-    given = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    caches = given if given.is_absolute() else Path.home() / ".cache"
-    name = f"{model.replace(':', '-')}-{model_hash(model)[:16]}"
-    return caches / "dictionary_learning_ext" / name
+    return users_caches() / f"{model.replace(':', '-')}-{model_hash(model)[:16]}"
 
 
 def _keep(drawn: Any, folder: Path) -> None:

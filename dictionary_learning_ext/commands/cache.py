@@ -40,7 +40,8 @@ class CacheFlags:
     """Write a language model's activations to disk, for many trainings."""
 
     folder: str = field(metadata=positional(FOLDER))
-    """The cache. Rerun the same command to continue an interrupted one."""
+    """The cache: a folder, or a URL, e.g. s3://bucket/cache. Rerun the same command to continue an
+    interrupted one."""
     model: str = RunConfig.model
     """The language model: embedded, a folder written by save_pretrained, or a name on the hub."""
     hook: str = RunConfig.hook
@@ -81,7 +82,17 @@ class CacheFlags:
 
 
 def run_cache(flags: CacheFlags) -> None:
+    from ..activations.remote import Remote, is_url
+
     folder = Path(flags.folder)
+    if is_url(flags.folder):
+        require(
+            not flags.verify,
+            "verify",
+            True,
+            "a folder; what is behind a URL is verified as it is read",
+        )
+        folder = Remote(flags.folder).local
     if flags.verify:
         if (manifest := finished_manifest(folder)) is None:
             raise ActivationsError(
@@ -133,7 +144,7 @@ def run_cache(flags: CacheFlags) -> None:
                 raise Interrupted(Signals(number))
 
         manifest = write_cache(
-            folder,
+            flags.folder,
             settings,
             hooks,
             flags.tokens,
@@ -147,8 +158,8 @@ def run_cache(flags: CacheFlags) -> None:
         return
     chosen = f" --hook {hooks[0]}\nor with --hook {' or '.join(hooks[1:])}"
     print(
-        f"cached {manifest.tokens:,} tokens in {folder}; train from it with\n"
-        f"  {vsae()} train --activations {in_shell(folder)}{chosen if len(hooks) > 1 else ''}"
+        f"cached {manifest.tokens:,} tokens in {flags.folder}; train from it with\n"
+        f"  {vsae()} train --activations {in_shell(flags.folder)}{chosen if len(hooks) > 1 else ''}"
     )
 
 

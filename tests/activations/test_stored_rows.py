@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,13 +195,13 @@ def test_it_resumes_while_the_cache_grows(cached_run, tmp_path):
 @pytest.mark.parametrize("changed", ["other values of the same size", "another file"])
 def test_it_does_not_resume_on_other_rows(changed, numbered):
     state = source_of(numbered).state_dict()
-    path = numbered.folder / "c.npy"
+    path = Path(numbered.place) / "c.npy"
     if changed == "another file":
-        np.save(numbered.folder / "d.npy", np.ones((5, WIDTH), np.float32))
+        np.save(Path(numbered.place) / "d.npy", np.ones((5, WIDTH), np.float32))
     else:
         np.save(path, np.load(path) + 1)
     with pytest.raises(ConfigError, match=r"have changed.*restore them"):
-        source_of(open_stored(numbered.folder)).load_state_dict(state)
+        source_of(open_stored(Path(numbered.place))).load_state_dict(state)
 
 
 def test_what_is_left_out(small_cache, tiny_lm):

@@ -1,7 +1,6 @@
 """Small caches of a tiny model's activations."""
 
 import shutil
-from pathlib import Path
 
 import datasets
 import pytest
@@ -18,7 +17,7 @@ def write_small(folder, run, tokens=TOKENS, hooks=(HOOK,), **options):
     """Files of 32 contexts: 1,024 tokens."""
     of_number = 2 if options.get("dtype") == "float16" else 4
     file_bytes = 32 * run.ctx_len * D * len(hooks) * of_number
-    return write_cache(Path(folder), run, hooks, tokens, **{"file_bytes": file_bytes} | options)
+    return write_cache(folder, run, hooks, tokens, **{"file_bytes": file_bytes} | options)
 
 
 @pytest.fixture
