@@ -116,8 +116,8 @@ class CompareFlags:
 
 def run_compare(flags: CompareFlags) -> None:
     from ..evaluation.tables import chosen, metrics_in, results_table
+    from ..features.agreement import SHARES
     from ..features.explanations import explanations_of, means_of, not_alike
-    from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION
     from ..features.reproducibility_of_folders import of_seeds, sentence_of
     from ..run_folder.reading import read_config, read_metrics, require_folders
 
@@ -140,12 +140,12 @@ def run_compare(flags: CompareFlags) -> None:
         return
     explained = explanations_of(configs)
     n, means = means_of(explained)
-    groups, columns = of_seeds(configs), {AS_DIRECTION: {}, IN_FUNCTION: {}}
+    groups, columns = of_seeds(configs), {each.label: {} for each in SHARES}
     for folders, found in groups:
-        shares = {AS_DIRECTION: found.as_direction(), IN_FUNCTION: found.in_function()}
-        for head, share in shares.items():
-            if share is not None:
-                columns[head] |= dict.fromkeys(folders, f"{share:.1%}")
+        shares = found.shares()
+        for each in SHARES:
+            if (share := shares[each.key]) is not None:
+                columns[each.label] |= dict.fromkeys(folders, each.text(share))
     columns["explanations"] = {folder: str(mean) for folder, mean in means.items()}
     print(results_table(results, configs, metrics, columns))
     if groups:
@@ -241,15 +241,14 @@ class MetricsFlags:
 
 def run_metrics(flags: MetricsFlags) -> None:
     from ..evaluation.metrics import METRICS
-    from ..features.agreement import CODE_MEASURES
-    from ..report.many_runs import SEED_MEASURES
+    from ..features.agreement import CODE_MEASURES, SHARES
 
     about = {
         each.key: (
             f"{each.label}, of several seeds: the higher, the more they agree",
             each.definition,
         )
-        for each in (*SEED_MEASURES, *CODE_MEASURES)
+        for each in (*SHARES, *CODE_MEASURES)
     }
     for metric in METRICS.values():
         better = f", {metric.better} is better" if metric.better else ""

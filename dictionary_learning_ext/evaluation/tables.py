@@ -15,9 +15,9 @@ from ..config.checks import did_you_mean
 from ..config.names import LONGEST, NAMED_FIRST, is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError, printable
-from ..run_folder.comparing import LEAVING_OUT, measurements, training_settings, unequal
+from ..run_folder.comparing import LEAVING_OUT, measurements, trained_as, unequal
 from ..run_folder.files import NOT_MEASURED
-from ..run_folder.settings import SEEDS, architecture_of
+from ..run_folder.settings import SEEDS
 from .metrics import METRICS, Metric, shown_in
 
 _REMEDIES = "See `When it goes wrong` in docs/settings.md."
@@ -63,7 +63,7 @@ def results_table(
     if differing:
         parts.append("* Not a matched comparison: measured differently from the first row.")
         parts.append(_settings_table(marked, measured, differing, width))
-    trained = _trained(configs)
+    trained = trained_as(configs)
     different = [
         name
         for name in differing_settings(trained)
@@ -223,13 +223,7 @@ def labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     Arguments:
         configs: each folder's config.json, by its path.
     """
-    return labels_of(_trained(configs))
-
-
-def _trained(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What was trained in each folder: its architecture, and `training_settings`."""
-    trained = training_settings(dict(configs))
-    return {one: {"architecture": architecture_of(configs[one])} | trained[one] for one in configs}
+    return labels_of(trained_as(configs))
 
 
 def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

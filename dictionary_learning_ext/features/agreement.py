@@ -101,6 +101,17 @@ CODE_MEASURES = (
     ),
 )
 """What tables show of a pair, see `measures_of_pair`."""
+SHARES = (
+    Measure(
+        "as_direction",
+        AS_DIRECTION,
+        ".1%",
+        "share of features that come back in another seed as a direction: their match there has an absolute cosine of "
+        f"at least {RETURNING[0]:g}",
+    ),
+    CODE_MEASURES[0],
+)
+"""What is shown first of several seeds, side by side: how many features come back."""
 
 
 @dataclass(frozen=True)

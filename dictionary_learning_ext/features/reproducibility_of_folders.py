@@ -34,7 +34,7 @@ from ..run_folder.reading import read_config, read_metrics_if_any, require_folde
 from ..run_folder.sae_names import place_of, results_folder
 from ..run_folder.settings import SEEDS, architecture_of, seeds_of, settings_named_in, settings_of
 from ..run_folder.weights import load_dictionary
-from .agreement import CODE_MEASURES, AgreementOfCodes, mean_of_known
+from .agreement import CODE_MEASURES, SHARES, AgreementOfCodes, mean_of_known
 from .directions import decoder_directions
 from .reproducibility import (
     AS_DIRECTION,
@@ -68,7 +68,7 @@ _SHARED = {
 """What SAEs with one value of these share, which is a reason for features to come back."""
 _SAME_RECONSTRUCTION = 0.005
 """SAEs whose FVE differ by less reconstruct the same."""
-HEADER = (AS_DIRECTION, IN_FUNCTION, METRICS["fve"].label)
+HEADER = (*(each.label for each in SHARES), METRICS["fve"].label)
 """The columns of `ReproducibilityOfFolders.rows`."""
 
 
@@ -120,6 +120,8 @@ class ReproducibilityOfFolders:
     """Each SAE's return score, from that SAE alone; only of those that have one."""
     title: str = ""
     """What its SAEs are called: their architecture."""
+    share_batches: bool = False
+    """Whether two of them saw the same batches, which is a reason for features to come back."""
 
     def fifths(self) -> dict[int, float | None]:
         """The share of features that come back as a direction, by fifth of the return score, the top one first: the
@@ -162,6 +164,10 @@ class ReproducibilityOfFolders:
         found = self.codes.in_function
         return fmean(share for names, share in found.items() if name is None or name in names)
 
+    def shares(self, name: str | None = None) -> dict[str, float | None]:
+        """Both, by the keys of `agreement.SHARES`."""
+        return {"as_direction": self.as_direction(name), "in_function": self.in_function(name)}
+
     @property
     def mean_fve(self) -> float | None:
         """The mean FVE of the SAEs; None unless it is known of all."""
@@ -170,17 +176,13 @@ class ReproducibilityOfFolders:
 
     def rows(self, missing: str = "-") -> list[tuple[str, list[str]]]:
         """Each SAE's name and cells, in the order of HEADER."""
-        return [
-            (name, _cells(self.as_direction(name), self.in_function(name), self.fve[name], missing))
-            for name in self.measured.names
-        ]
+        return [(name, self.cells(name, missing)) for name in self.measured.names]
 
-
-def _cells(
-    as_direction: float, in_function: float | None, fve: float | None, missing: str = "-"
-) -> list[str]:
-    function = missing if in_function is None else f"{in_function:.1%}"
-    return [f"{as_direction:.1%}", function, METRICS["fve"].text(fve, missing)]
+    def cells(self, name: str | None = None, missing: str = "-") -> list[str]:
+        """Those of one SAE; without a name, of the mean."""
+        shares, fve = self.shares(name), self.mean_fve if name is None else self.fve[name]
+        found = [each.text(shares[each.key], missing) for each in SHARES]
+        return [*found, METRICS["fve"].text(fve, missing)]
 
 
 def reproduce(
@@ -255,7 +257,8 @@ def compared(
     known = {names[one]: each for one, each in (scores or {}).items() if each is not None}
     title = ARCHITECTURES[architecture_of(next(iter(configs.values())))].title
     notes = warn_of_differences(dict(configs))
-    return ReproducibilityOfFolders(measured, fve, notes, agreeing, known, title)
+    share_batches = "data_seed" in _shared(configs)
+    return ReproducibilityOfFolders(measured, fve, notes, agreeing, known, title, share_batches)
 
 
 def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
@@ -373,19 +376,27 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
             f"these SAEs differ in {', '.join(others)}, not in their seeds alone: what comes back shows how "
             "alike the settings are, too"
         )
-    settings = {folder: settings_of(config) for folder, config in configs.items()}
-    for name, what in _SHARED.items():
-        known = [folder for folder in settings if settings[folder].get(name) is not None]
-        pairs = combinations(known, 2)
-        alike = [pair for pair in pairs if len({settings[one][name] for one in pair}) == 1]
-        if alike:
-            notes.append(
-                f"{' and '.join(alike[0])} {what}: features may come back for that reason; train each with "
-                f"a --{name.replace('_', '-')} of its own"
-            )
+    for name, alike in _shared(configs).items():
+        notes.append(
+            f"{' and '.join(alike)} {_SHARED[name]}: features may come back for that reason; train each with "
+            f"a --{name.replace('_', '-')} of its own"
+        )
     for note in notes:
         logger.warning("%s", note)
     return notes
+
+
+def _shared(configs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    """The seeds of which two SAEs have one value, and the first two that do. Upstream's folders name none."""
+    settings = {folder: settings_of(config) for folder, config in configs.items()}
+    found: dict[str, tuple[str, str]] = {}
+    for name in _SHARED:
+        for one, other in combinations(settings, 2):
+            if settings[one].get(name) is not None and settings[one][name] == settings[other].get(
+                name
+            ):
+                found.setdefault(name, (one, other))
+    return found
 
 
 _OF_TWO_SIZES = (
@@ -405,10 +416,7 @@ def short_table(found: Mapping[str, ReproducibilityOfFolders]) -> str:
     Arguments:
         found: the seeds of each setting, by what to call it.
     """
-    rows = [
-        [name, *_cells(each.as_direction(), each.in_function(), each.mean_fve)]
-        for name, each in found.items()
-    ]
+    rows = [[name, *each.cells()] for name, each in found.items()]
     return f"{text_table(['features that come back', *HEADER], rows)}\n\n{sentence_of([*found.values()], [*found])}"
 
 

@@ -21,9 +21,10 @@ from ..errors import ConfigError
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import labels
+from ..features.agreement import SHARES
 from ..features.directions import LogitLens, Ranked, nearest_features
 from ..features.explanations import Explanations, means_of, not_alike, read_explanations
-from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, RETURNING, FeatureScores
+from ..features.reproducibility import FeatureScores
 from ..features.reproducibility_of_folders import (
     ReproducibilityOfFolders,
     comparable_configs,
@@ -281,27 +282,16 @@ def _come_back(analyses: list[Analysis]) -> list[HeadlineRow]:
     if not any(one.come_back for one in analyses):
         return []
     found = []
-    rows = (
-        (
-            AS_DIRECTION,
-            f"cosine of the decoder directions of at least {RETURNING[0]:g}; of all features",
-        ),
-        (
-            IN_FUNCTION,
-            f"correlation of the activations of at least {RETURNING[0]:g}; of the features that are not near-dead",
-        ),
-    )
-    for what, explanation in rows:
-        shares = [one.come_back and _share(one.come_back, what) for one in analyses]
-        cells = ["–" if share is None else f"{share:.1%}" for share in shares]
+    for each in SHARES:
+        shares = [one.come_back and one.come_back.shares()[each.key] for one in analyses]
         known = [share for share in shares if share is not None]
-        best = f"{max(known):.1%}" if known else ""
-        found.append(_row(analyses, f"Features that come back {what}", explanation, cells, best))
+        cells, best = (
+            [each.text(share, "–") for share in shares],
+            each.text(max(known, default=None), ""),
+        )
+        name = f"Features that come back {each.label}"
+        found.append(_row(analyses, name, each.definition, cells, best))
     return found
-
-
-def _share(found: ReproducibilityOfFolders, what: str) -> float | None:
-    return found.as_direction() if what == AS_DIRECTION else found.in_function()
 
 
 def _explained(analyses: list[Analysis]) -> list[HeadlineRow]:

@@ -10,12 +10,12 @@ from typing import Any
 from ..errors import ConfigError, UserError, first_line
 from ..evaluation.folders import open_folders
 from ..evaluation.metrics import Metric
-from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, RETURNING, Measure
+from ..features.reproducibility import Measure
 from ..features.reproducibility_of_folders import of_seeds
-from ..run_folder.comparing import but_for_seeds, training_settings, unequal
+from ..run_folder.comparing import but_for_seeds, trained_as, unequal
 from ..run_folder.files import FAILED, RUNS, WEIGHTS
 from ..run_folder.reading import load_config, read_config, read_metrics_if_any, run_folders_in
-from ..run_folder.settings import SEEDS, architecture_of, seeds_of
+from ..run_folder.settings import SEEDS
 
 logger = logging.getLogger(__name__)
 
@@ -102,18 +102,16 @@ def differing(results: Sequence[RunResult]) -> list[str]:
     return sorted(unequal([one.settings for one in results]))
 
 
-def best_of_each_k(groups: list[Group]) -> list[Group]:
-    """The setting with the lowest mean description length for each k, at each hook point."""
-    best: dict[tuple[Any, Any], tuple[float, Group]] = {}
-    for group in groups:
-        where, length = (group.settings.get("hook"), group.settings.get("k")), group.mean(RANKED_BY)
-        if length is not None and (where not in best or length < best[where][0]):
-            best[where] = length, group
-    return [best[where][1] for where in sorted(best, key=lambda w: (str(w[0]), w[1] or 0))]
-
-
 SAME_FVE = 0.002
 """Settings whose FVE is this close to the best of their k count as equally good reconstructions."""
+
+
+def best_of_each_k(groups: list[Group]) -> list[Group]:
+    """The setting with the lowest mean description length for each k, at each hook point."""
+    return [
+        min(alike, key=lambda group: group.mean(RANKED_BY) or 0.0)
+        for alike in _of_each_k(groups, RANKED_BY)
+    ]
 
 
 def most_returning_of_each_k(groups: list[Group]) -> list[Group]:
@@ -122,27 +120,29 @@ def most_returning_of_each_k(groups: list[Group]) -> list[Group]:
     Only settings within SAME_FVE of the best mean FVE count, and of these only those whose seeds were compared. They
     are ranked by what comes back in what it does, or where that is not known of all, as a direction.
     """
-    by_place: dict[tuple[Any, Any], list[Group]] = {}
-    for group in groups:
-        if group.mean("fve") is not None:
-            place = group.settings.get("hook"), group.settings.get("k")
-            by_place.setdefault(place, []).append(group)
     found = []
-    for place in sorted(by_place, key=lambda each: (str(each[0]), each[1] or 0)):
-        fve = [group.mean("fve") or 0.0 for group in by_place[place]]
+    for alike in _of_each_k(groups, "fve"):
+        least = max(group.mean("fve") or 0.0 for group in alike) - SAME_FVE
         near = [
-            group
-            for group, own in zip(by_place[place], fve, strict=True)
-            if own >= max(fve) - SAME_FVE and group.scores is not None
+            (group, group.scores.values)
+            for group in alike
+            if group.scores is not None and (group.mean("fve") or 0.0) >= least
         ]
-        shares = [
-            [group.scores.values[key] for group in near if group.scores is not None]
-            for key in ("in_function", "as_direction")
-        ]
-        ranked = next((each for each in shares if each and None not in each), None)
-        if ranked is not None:
-            found.append(near[ranked.index(max(ranked))])  # pyright: ignore[reportArgumentType]
+        keys = ("in_function", "as_direction")
+        key = next((key for key in keys if all(v[key] is not None for _, v in near)), keys[1])
+        if near:
+            found.append(max(near, key=lambda one: one[1][key] or 0.0)[0])
     return found
+
+
+def _of_each_k(groups: list[Group], metric: str) -> list[list[Group]]:
+    """The settings of which a metric is known, by their hook point and k."""
+    places: dict[tuple[str, Any], list[Group]] = {}
+    for group in groups:
+        if group.mean(metric) is not None:
+            place = str(group.settings.get("hook")), group.settings.get("k") or 0
+            places.setdefault(place, []).append(group)
+    return [places[place] for place in sorted(places)]
 
 
 def read_all_in(
@@ -184,11 +184,11 @@ def results_of(
     return [
         RunResult(
             name,
-            {"architecture": architecture_of(configs[name]), **settings},
+            settings,
             metrics[name],
             None if folder is None else folder / name,
         )
-        for name, settings in training_settings(configs).items()
+        for name, settings in trained_as(configs).items()
     ]
 
 
@@ -252,30 +252,12 @@ def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
 # --- how well the seeds of a setting agree
 
 
-SEED_MEASURES = (
-    Measure(
-        "as_direction",
-        AS_DIRECTION,
-        ".1%",
-        "share of features that come back in another seed as a direction: their match there has an absolute cosine of "
-        f"at least {RETURNING[0]:g}",
-    ),
-    Measure(
-        "in_function",
-        IN_FUNCTION,
-        ".1%",
-        "share of features that come back in another seed in what they do: of those that are not near-dead, the "
-        f"activations of their match there have a correlation of at least {RETURNING[0]:g}. Known where codes are kept",
-    ),
-)
-
-
 @dataclass(frozen=True)
 class SeedScores:
     """What comes back between the SAEs of one setting, on average over all pairs."""
 
     values: dict[str, float | None]
-    """By the keys of SEED_MEASURES."""
+    """By the keys of SHARES."""
     share_batches: bool
     """Whether two of them have one data seed."""
 
@@ -305,16 +287,8 @@ def seed_scores(folders: Sequence[Path]) -> SeedScores | None:
     Returns: None if fewer than two remain, or if one can't be read, of which a warning is logged.
     """
     try:
-        configs = {str(folder): read_config(folder) for folder in folders}
-        groups = of_seeds(configs)
+        groups = of_seeds({str(folder): read_config(folder) for folder in folders})
     except UserError as error:
         logger.warning("which features come back was not measured: %s", error)
         return None
-    if not groups:
-        return None
-    ((_, found),) = groups
-    different = {seeds_of(config) for config in configs.values()}
-    data_seeds = [seeds[SEEDS.index("data_seed")] for seeds in different]
-    known = [seed for seed in data_seeds if seed is not None]  # upstream's folders name none
-    values = {"as_direction": found.as_direction(), "in_function": found.in_function()}
-    return SeedScores(values, share_batches=len(set(known)) < len(known))
+    return next((SeedScores(found.shares(), found.share_batches) for _, found in groups), None)

@@ -18,7 +18,7 @@ from ..evaluation.tables import differing_settings, file_names, setting_text
 from ..features.reproducibility import AS_DIRECTION
 from ..features.reproducibility_of_folders import HEADER, sentence_of
 from ..features.return_score import FIFTH_NAMES
-from ..run_folder.comparing import measured_differently, training_settings
+from ..run_folder.comparing import measured_differently, trained_as
 from ..run_folder.files import (
     HELD_OUT,
     REPORT,
@@ -32,7 +32,7 @@ from ..run_folder.files import (
 )
 from ..run_folder.reading import read_config
 from ..run_folder.sae_names import place_of, results_folder
-from ..run_folder.settings import architecture_of, settings_of
+from ..run_folder.settings import settings_of
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import COLUMNS, Vocabulary, cards, columns, page, rounded
 from .html import as_data, page_html
@@ -164,11 +164,7 @@ def _render(
 
 def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
     """The settings in which they were trained differently, and each SAE's values."""
-    trained = training_settings({one.label: one.config for one in analyses})
-    settings = {
-        one.label: {"architecture": architecture_of(one.config)} | trained[one.label]
-        for one in analyses
-    }
+    settings = trained_as({one.label: one.config for one in analyses})
     return [
         (name, [setting_text(each.get(name)) for each in settings.values()])
         for name in differing_settings(settings)

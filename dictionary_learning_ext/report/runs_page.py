@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from ..errors import CheckpointError
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import labels_of, setting_text, text_table, usual_columns
+from ..features.agreement import SHARES
 from ..features.reproducibility import Measure
 from ..run_folder.comparing import measurements, unequal
 from ..run_folder.files import (
@@ -35,7 +36,6 @@ from .many_runs import (
     RANKED_BY,
     SAME_BATCHES,
     SAME_FVE,
-    SEED_MEASURES,
     Group,
     RunResult,
     best_of_each_k,
@@ -209,12 +209,15 @@ def _winners(best: list[Group], settings: list[str], each: list[str], n_runs: in
         f"Lowest mean {ranked_by.label} for each {' and '.join(each)}, out of {n_runs} runs "
         "(mean ± standard deviation over n seeds):"
     ]
-    names = [*each, *(name for name in settings if name not in each)]
     for one in best:
-        shown = ", ".join(f"{name}={setting_text(one.settings.get(name))}" for name in names)
-        lines.append(f"  {shown}: {one.text(ranked_by)} (n = {one.n})")
+        lines.append(f"  {_named(one, settings, each)}: {one.text(ranked_by)} (n = {one.n})")
         lines.append(f"    {', '.join(run.name for run in one.runs)}")
     return lines
+
+
+def _named(group: Group, settings: list[str], first: list[str]) -> str:
+    names = [*first, *(name for name in settings if name not in first)]
+    return ", ".join(f"{name}={setting_text(group.settings.get(name))}" for name in names)
 
 
 def _most_returning(found: list[Group], settings: list[str], each: list[str]) -> list[str]:
@@ -225,12 +228,11 @@ def _most_returning(found: list[Group], settings: list[str], each: list[str]) ->
         f"Within {SAME_FVE} of the best FVE for each {' and '.join(each)}, most features of these come back in another "
         "seed:"
     ]
-    names, fve = [*each, *(name for name in settings if name not in each)], METRICS["fve"]
+    fve = METRICS["fve"]
     for one in found:
-        shown = ", ".join(f"{name}={setting_text(one.settings.get(name))}" for name in names)
-        scores = one.scores
-        assert scores is not None
-        shares = ", ".join(f"{scores.text(m)} {m.label}" for m in _seed_measures(found))
+        assert one.scores is not None
+        shares = ", ".join(f"{one.scores.text(m)} {m.label}" for m in _seed_measures(found))
+        shown = _named(one, settings, each)
         lines.append(f"  {shown}: {shares}, {fve.label} {one.text(fve)} (n = {one.n})")
     return lines
 
@@ -279,7 +281,7 @@ def _have_seeds(groups: list[Group]) -> bool:
 def _seed_measures(groups: list[Group]) -> list[Measure]:
     """What tables show of how well seeds agree: what was measured of any group."""
     scores = [group.scores.values for group in groups if group.scores is not None]
-    return [one for one in SEED_MEASURES if any(each[one.key] is not None for each in scores)]
+    return [one for one in SHARES if any(each[one.key] is not None for each in scores)]
 
 
 def _on_same_batches(groups: list[Group]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,12 @@ def training_settings(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str,
     return trained
 
 
+def trained_as(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The architecture in each config.json, and `training_settings`."""
+    trained = training_settings(dict(configs))
+    return {one: {"architecture": architecture_of(configs[one])} | trained[one] for one in configs}
+
+
 def grouped_by_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
     """The folders, grouped by everything that decides what was trained but for the seeds.
 
@@ -172,9 +178,8 @@ def grouped_by_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
         configs: each folder's config.json.
     """
     groups: dict[str, list[str]] = {}
-    for folder, trained in training_settings(configs).items():
-        key = but_for_seeds(trained | {"architecture": architecture_of(configs[folder])})
-        groups.setdefault(key, []).append(folder)
+    for folder, trained in trained_as(configs).items():
+        groups.setdefault(but_for_seeds(trained), []).append(folder)
     return list(groups.values())
 
 

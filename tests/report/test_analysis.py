@@ -103,7 +103,8 @@ def analysis(label, metrics=None, seeds=()):
 
 
 def coming_back(one, share):
-    found: Any = SimpleNamespace(as_direction=lambda: share, in_function=lambda: share / 2)
+    shares = {"as_direction": share, "in_function": share / 2}
+    found: Any = SimpleNamespace(shares=lambda: shares)
     return replace(one, come_back=found)
 
 
