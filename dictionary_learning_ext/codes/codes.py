@@ -278,7 +278,8 @@ def text_key(run: RunConfig, tokens: int) -> dict[str, Any]:
     """What decides which tokens are read, and their activations, fit for JSON.
 
     Files and folders on this machine count by the sizes and times of what they hold, not by their content; what is
-    shipped with the package by its version; a language model of the hub by the commit that is in the hub's cache.
+    shipped with the package by its version; a language model of the hub by the commit that is in the hub's cache; a
+    data set of the hub by its name alone, as streaming leaves no commit here.
 
     Arguments:
         tokens: how many are read, at most.
