@@ -1,8 +1,11 @@
 """Codes on the disk: what is read is what was written, and anything else is not used."""
 
 import json
+import os
 import resource
+import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch as t
@@ -117,7 +120,23 @@ def test_a_file_is_written_whole_or_not_at_all(sae, codes, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         keep_codes(tmp_path, codes)
     assert (tmp_path / CODES).read_bytes() == before
-    assert len(list((tmp_path / CODES).parent.iterdir())) == 1
+
+
+def test_what_a_killed_process_began_is_removed_by_the_next(sae, codes, tmp_path, monkeypatch):
+    def killed(content, path, about):
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr("dictionary_learning_ext.codes.codes.save_file", killed)
+        keep_codes(tmp_path, codes)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    folder = (tmp_path / CODES).parent
+    assert [one.read_bytes() for one in folder.glob(".heldout*/*")] == [b"half"]
+    assert kept_codes(tmp_path, sae, TEXT) is None
+    keep_codes(tmp_path, codes)
+    assert [one.name for one in folder.iterdir()] == [Path(CODES).name]
+    assert kept_codes(tmp_path, sae, TEXT) is not None
 
 
 def test_a_text_whose_files_change_is_another(tmp_path):
