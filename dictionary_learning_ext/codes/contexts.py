@@ -24,15 +24,22 @@ EncodedText = Any
 """`codes.Codes`, which can't be imported here: it imports this file."""
 
 
-class KeptContext(NamedTuple):
-    """A context of a feature, without the places outside of the text; see `TopContext`."""
+@dataclass(frozen=True)
+class KeptContext:
+    """A token at which a feature is active, and the tokens around it: W of them."""
 
     activation: float
+    """The feature's activation at the token. It has the largest magnitude in its context."""
     ids: list[int]
+    """The W ids of the tokens around it and its own: up to 16 before it and 8 after it."""
     activations: list[float]
+    """The feature's activation at each of the W tokens. 0 where it is not selected."""
     at: int
+    """The token's place among the W."""
     context: int
+    """The number of the context in the order of reading, from 0."""
     position: int
+    """The token's place in the context, from 0."""
 
 
 class FeatureContexts:
@@ -222,25 +229,16 @@ class FeatureOfCodes:
 
 
 @dataclass(frozen=True, repr=False)
-class TopContext:
-    """A token at which a feature is active, and the tokens around it: W of them."""
+class TopContext(KeptContext):
+    """A `KeptContext` with its text."""
 
-    activation: float
-    """The feature's activation at the token. It has the largest magnitude in its context."""
-    token: str
-    """The token as text, with its leading space."""
     tokens: list[str]
-    """The tokens around it and itself: up to 16 before it and 8 after it, W in all."""
-    ids: list[int]
-    """Their W ids."""
-    activations: list[float]
-    """The feature's activation at each of the W tokens. 0 where it is not selected."""
-    at: int
-    """The token's place among the W."""
-    context: int
-    """The number of the context in the order of reading, from 0."""
-    position: int
-    """The token's place in the context, from 0."""
+    """The W tokens as text, with their leading spaces."""
+
+    @property
+    def token(self) -> str:
+        """The token itself."""
+        return self.tokens[self.at]
 
     def __repr__(self) -> str:
         shown = [visible(token) for token in self.tokens]
@@ -270,7 +268,7 @@ def as_text(kept: list[KeptContext], tokenizer: Any) -> TopContexts:
     found = []
     for context in kept:
         tokens = [token_text(tokenizer, token) for token in context.ids]
-        found.append(TopContext(token=tokens[context.at], tokens=tokens, **context._asdict()))
+        found.append(TopContext(**vars(context), tokens=tokens))
     return TopContexts(found)
 
 

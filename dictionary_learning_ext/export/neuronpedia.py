@@ -154,7 +154,7 @@ def _feature(
     text: _Text,
 ) -> dict[str, Any]:
     """All of a feature but what every feature has. `text` is that of a token."""
-    counts, width = _used_bins(statistics, feature)
+    counts, width = statistics.histogram(feature), float(statistics.bin_width_F[feature])
     return {
         "feature_index": feature,
         "frac_nonzero": _rounded(statistics.frequency_F[feature]),
@@ -193,11 +193,6 @@ def _logits(logits_V: t.Tensor, text: _Text) -> dict[str, Any]:
     }
 
 
-def _used_bins(statistics: FeatureTable, feature: int) -> tuple[np.ndarray, float]:
-    """The counts of a feature's activations by magnitude up to its largest, and the bins' width."""
-    return statistics.histogram(feature), float(statistics.bin_width_F[feature])
-
-
 def _activations(statistics: FeatureTable, feature: int, text: _Text) -> list[dict[str, Any]]:
     """A feature's contexts: those with its largest activations, then drawn ones, by interval.
 
@@ -205,7 +200,7 @@ def _activations(statistics: FeatureTable, feature: int, text: _Text) -> list[di
     activations that an interval holds.
     """
     shown = [_TOP_CONTEXTS | _shown(each, text) for each in statistics.top.of(feature)]
-    counts, width = _used_bins(statistics, feature)
+    counts, width = statistics.histogram(feature), float(statistics.bin_width_F[feature])
     drawn = statistics.sampled.of(feature)
     for bins in reversed(np.array_split(np.arange(len(counts)), _INTERVALS)):
         if not len(bins):

@@ -29,9 +29,9 @@ from ..run_folder.comparing import (
     unequal,
     unlike,
 )
-from ..run_folder.files import replacing, target_of, write_rows
+from ..run_folder.files import replacing, write_rows
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
-from ..run_folder.sae_names import place_of, results_folder
+from ..run_folder.sae_names import require_different, results_folder
 from ..run_folder.settings import SEEDS, architecture_of, seeds_of, settings_named_in, settings_of
 from ..run_folder.weights import load_dictionary
 from .agreement import CODE_MEASURES, SHARES, AgreementOfCodes, mean_of_known
@@ -327,16 +327,10 @@ def comparable_configs(
     Arguments:
         given: the model and the hook that are said to be those of all, if any.
 
-    Raises: ReproducibilityError if a folder is given twice, however it is spelled, or unless all SAEs
-    are of one width, at one hook point of one language model.
+    Raises: ConfigError if an SAE is given twice; ReproducibilityError unless all are of one width, at one hook
+    point of one language model.
     """
-    seen: set[Path] = set()
-    for folder in folders:
-        if (path := target_of(place_of(folder).folder)) in seen:
-            raise ReproducibilityError(
-                f"{folder} is given twice, and an SAE always agrees with itself; remove it once"
-            )
-        seen.add(path)
+    require_different(folders)
     configs = {str(folder): read_config(folder) for folder in folders}
     settings = {folder: settings_named_in(config) for folder, config in configs.items()}
     first, *others = settings

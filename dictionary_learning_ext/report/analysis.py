@@ -4,7 +4,6 @@ comparison = analyse([folder, *others], ReportOptions())
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,6 @@ import torch as t
 from ..codes.sinks import Sinks, sinks_of
 from ..codes.table import FeatureTable
 from ..config.run import ReportOptions
-from ..errors import ConfigError
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import labels
@@ -32,9 +30,8 @@ from ..features.reproducibility_of_folders import (
 )
 from ..features.return_score import ReturnScores, caveat_on, return_scores_if_any
 from ..run_folder.comparing import grouped_by_setting
-from ..run_folder.files import target_of
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
-from ..run_folder.sae_names import place_of
+from ..run_folder.sae_names import place_of, require_different
 
 STAR_MARGIN = 0.1
 """An SAE whose FVE is further than this below the highest gets no star."""
@@ -154,7 +151,7 @@ def analyse(
 
     Raises: a UserError that says what to change.
     """
-    _require_different(folders)
+    require_different(folders)
     seeds_of = _seeds_of([*map(str, folders)], [*map(str, seeds)])
     for folder, own in seeds_of.items():
         comparable_configs([folder, *own])
@@ -203,15 +200,6 @@ def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:
         owner = next((folder for folder in folders if folder in alike), folders[0])
         found.setdefault(owner, []).append(seed)
     return {folder: found[folder] for folder in folders if folder in found}
-
-
-def _require_different(folders: Sequence[str | Path]) -> None:
-    """Raise a ConfigError if a folder is given twice, however it is spelled."""
-    places = [target_of(place_of(folder).folder) for folder in folders]
-    times = Counter(places)
-    if twice := [folder for folder, place in zip(folders, places, strict=True) if times[place] > 1]:
-        remedy = "remove it from against"
-        raise ConfigError(f"{twice[0]} is given twice", instead=remedy)
 
 
 # --- the table at the top of the page

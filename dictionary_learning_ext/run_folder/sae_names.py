@@ -6,13 +6,14 @@ RELEASE/ID                   an SAE in SAELens's table of releases, if SAELens i
 """
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.checks import require_type
-from ..errors import CheckpointError, HubError, first_line
+from ..errors import CheckpointError, ConfigError, HubError, first_line
 from .files import CONFIG, RESULTS, RUNS, WEIGHTS, sha256_of, target_of
 from .foreign import FILES, RECOGNISED, WEIGHTS_OF, format_of
 from .json_files import read_json, readable
@@ -43,6 +44,15 @@ def place_of(name: str | Path) -> Place:
     if here.is_file():
         raise CheckpointError(f"{name}: a file", instead=f"give its folder, {here.parent}")
     return _fetched(here.as_posix()) if _is_of_the_hub(name) else Place(here, {})
+
+
+def require_different(names: Sequence[str | Path]) -> None:
+    """Raise a ConfigError if an SAE is named twice, however it is spelled."""
+    seen: set[Path] = set()
+    for name in names:
+        if (path := target_of(place_of(name).folder)) in seen:
+            raise ConfigError(f"{name} is given twice", instead="remove it once")
+        seen.add(path)
 
 
 def require_own(name: str | Path, command: str) -> None:

@@ -16,7 +16,7 @@ from measurement import codes_of_rows
 from dictionary_learning_ext import RunConfig, SAEConfig, agreement, load_dictionary, train
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import LanguageModelError
+from dictionary_learning_ext.errors import ConfigError, LanguageModelError
 from dictionary_learning_ext.evaluation import folders as folders_module
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.features import reproducibility_of_folders as of_folders
@@ -326,7 +326,7 @@ def test_run_folders_are_loaded_and_what_makes_them_alike_is_said(trained, caplo
     assert "same batches" in caplog.text
     mixed = agreement(load_dictionary(trained / "vsae")[0], trained / "top_k")
     assert mixed.pair.pw_mcc == found.pair.pw_mcc
-    with pytest.raises(ReproducibilityError, match="given twice"):
+    with pytest.raises(ConfigError, match="given twice"):
         agreement(trained / "vsae", f"{trained / 'vsae'}/../vsae")
 
 
