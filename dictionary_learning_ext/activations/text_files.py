@@ -30,7 +30,6 @@ SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".parquet")
 MARKER = "<|endoftext|>"
 PARAGRAPHS = 2_000  # characters in a group of paragraphs
 LONGEST_DOCUMENT = 1_000_000  # characters between two markers of a .txt
-LONGEST_ROW = 1 << 26  # bytes in a line of .jsonl
 _CHUNK = 1 << 16  # bytes read at a time
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -130,12 +129,8 @@ def _zst_rows(packed: BinaryIO, path: Path, column: str) -> Iterator[str]:
 
 def _jsonl_rows(file: BinaryIO, path: Path, column: str) -> Iterator[str]:
     offset = 0
-    for number, line in enumerate(iter(lambda: file.readline(LONGEST_ROW), b""), start=1):
+    for number, line in enumerate(file, start=1):
         where = f"line {number} of {path}"
-        if len(line) == LONGEST_ROW:
-            raise TextError(
-                f"{where} is over {LONGEST_ROW:,} bytes long: expected one document per line"
-            )
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
