@@ -27,6 +27,7 @@ from dictionary_learning_ext.features.reproducibility_of_folders import (
     answer,
     of_seeds,
     reproduce,
+    warn_of_differences,
 )
 from dictionary_learning_ext.run_folder.reading import read_config
 from dictionary_learning_ext.run_folder.trained_on import run_of
@@ -218,6 +219,17 @@ def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_pa
         (line,) = [one.message for one in caplog.records if one.levelname == "WARNING"]
         assert note in line
         assert line in json.loads(capsys.readouterr().out)["warnings"]
+
+
+def test_of_seeds_nothing_is_said_and_other_settings_that_differ_are_named():
+    def config(seed, **settings):
+        settings = {"k": 4, "seed": seed, "data_seed": seed} | settings
+        return {"trainer": {"dict_class": "X", "k": settings["k"]}, "run": {"settings": settings}}
+
+    seeds = {"a": config(0), "b": config(1)}
+    assert warn_of_differences(seeds) == []
+    (note,) = warn_of_differences(seeds | {"c": config(2, k=8)})
+    assert "differ in k," in note
 
 
 def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, tmp_path, capsys):

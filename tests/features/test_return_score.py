@@ -35,6 +35,7 @@ from dictionary_learning_ext.features.return_score import (
     return_scores,
     return_scores_if_any,
     return_scores_of,
+    scores_table,
     signals_of,
     thresholds,
 )
@@ -343,6 +344,18 @@ def test_fifths():
     assert scores.shares(came_back) == {5: 0.5, 4: 1.0, 3: 0.5, 2: 0.0, 1: pytest.approx(1 / 3)}
     half_dead = ReturnScores(np.array([0, 0, 50, 90.0]), {"firing_rate": rate[:4]}, 1, 0.5)
     assert half_dead.shares(np.ones(4)) == {5: 1.0, 4: None, 3: 1.0, 2: None, 1: 1.0}
+
+
+def test_the_table_counts_the_features_that_were_never_selected_where_there_are_some():
+    rate = np.array([np.nan, np.nan, 4, 1])
+    some = ReturnScores(
+        np.array([0, 0, 35, 95.0]), {"firing_rate": rate, "error_share": rate}, 9, 0.5
+    )
+    none = ReturnScores(
+        np.array([35, 95.0]), {"firing_rate": rate[2:], "error_share": rate[2:]}, 9, 0.0
+    )
+    assert "Never selected on these tokens: 2" in scores_table(some)
+    assert "Never selected" not in scores_table(none)
 
 
 def test_many_near_dead_features_are_warned_of():

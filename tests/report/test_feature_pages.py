@@ -9,6 +9,7 @@ import torch as t
 
 from dictionary_learning_ext.codes.contexts import KeptContext
 from dictionary_learning_ext.codes.table import LEAST_SELECTIONS
+from dictionary_learning_ext.report import feature_pages
 from dictionary_learning_ext.report.feature_pages import Vocabulary, cards
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -98,6 +99,15 @@ def test_a_card_counts_the_tokens_of_its_random_contexts_whatever_their_case(tok
     (card,) = shown(report)
     assert card["n_tokens"] == len(fires_on)
     assert card["fires_on"] == fires_on
+
+
+def test_a_page_has_the_active_tokens_of_a_context_their_places_and_signs():
+    kept = KeptContext(2.0, [3, 4, 5], [0.0, -1.5, 2.0], 2, 7, 0)
+    ((strength, _, _, tokens, active),) = feature_pages._contexts(
+        SimpleNamespace(of=lambda _: [kept]), 0, Vocabulary(Words())
+    )
+    assert (strength, len(tokens)) == (2.0, 3)
+    assert active == [1, -1.5, 2, 2.0]
 
 
 def test_two_examples_do_not_show_one_token():
