@@ -12,7 +12,6 @@ import logging
 import math
 import re
 from dataclasses import dataclass, field, fields, make_dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar, get_type_hints
 
 import torch as t
@@ -208,8 +207,9 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
     @property
     def k_annealing(self) -> KAnnealing:
         """How many features each step keeps."""
-        sizes = SimpleNamespace(k=self.k, activation_dim=self.d_in, dict_size=self.d_sae)
-        return KAnnealing.of(sizes, self.settings.in_steps(self.steps)["k_anneal"])
+        return KAnnealing.of(
+            self.k, self.d_in, self.d_sae, self.settings.in_steps(self.steps)["k_anneal"]
+        )
 
     def get_inference_config_class(self) -> type[TopKSAEConfig]:
         """The configuration of the architecture that is saved. Without a ReLU, one that keeps signs is an `abstopk`."""

@@ -113,6 +113,10 @@ class RunConfig(Checked):
     device_map: DeviceMap | None = None
     """Spread the language model over several devices, as transformers' device_map does: auto, or in Python
     a dict. The SAEs and the buffer are on --device. Default: all of it on --device."""
+    split: Count | None = None
+    """With torchrun: divide the features of each SAE over so many processes, where one is too small for it. A
+    power of two up to 64. The number changes results by rounding only. For vsae_top_k and
+    probabilistic_top_k. Default: each SAE is whole on one process."""
     eval_tokens: Natural = 100_000
     """Held-out tokens in the final evaluation. 0: no evaluation."""
     eval_documents: Count = 64
@@ -245,6 +249,8 @@ def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
     for name in _PATHS:
         if isinstance(path := chosen.get(name), str):
             chosen[name] = without_slash(path)
+    if "split" in chosen:  # its noise is another one, whatever the number
+        chosen["split"] = True
     return chosen
 
 
@@ -255,6 +261,11 @@ def _defaults_of(settings: dict[str, Any]) -> dict[str, Any]:
         each.name: list(each.default) if isinstance(each.default, tuple) else each.default
         for each in (*fields(cls), *fields(RunConfig))
     } | {"architecture": SAEConfig.architecture}
+
+
+def most_parts(dict_size: int) -> int:
+    """Into how many parts a dictionary's features can be split at most: a power of two up to 64."""
+    return min(64, dict_size & -dict_size)
 
 
 SAMPLE_TOKENS = 8192

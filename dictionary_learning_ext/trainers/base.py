@@ -17,6 +17,7 @@ from dictionary_learning.trainers.trainer import get_lr_schedule
 from ..config.checks import require
 from ..errors import ConfigError
 from .optimizers import GuardedAdam, UnitNormAdam
+from .parts import WHOLE, Part
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,10 @@ class Trainer(Protocol):
     """What the training loop asks of a trainer."""
 
     ae: Any
+    """The dictionary; of a split one, this process's part."""
+    part: Part
+    """Which features of the dictionary `ae` has. With several, every part calls the same methods with the same
+    arguments."""
     scheduler: Any
     starts_trained: bool
     """Whether its weights are a trained SAE's. The first batch then leaves b_dec as it is."""
@@ -86,18 +91,19 @@ def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[st
     `alive_in_batch` (the share of features that are nonzero in some row).
     """
     is_on_BF = f_BF.ne(0)
-    return metrics_of_code(x_BD, x_hat_BD - x_BD, is_on_BF.sum(-1), is_on_BF.any(0))
+    alive = is_on_BF.any(0).float().mean()
+    return metrics_of_code(x_BD, x_hat_BD - x_BD, is_on_BF.sum(-1), alive)
 
 
 def metrics_of_code(
-    x_BD: t.Tensor, error_BD: t.Tensor, n_on_B: t.Tensor, is_alive_F: t.Tensor
+    x_BD: t.Tensor, error_BD: t.Tensor, n_on_B: t.Tensor, share_alive: t.Tensor
 ) -> dict[str, float]:
-    """`batch_metrics`, from x_hat - x, each row's number of nonzero features, and which are nonzero in some row."""
+    """`batch_metrics`, from x_hat - x, each row's number of nonzero features, and the share that is nonzero in some row."""
     residual, total = error_BD.square().sum(), (x_BD - x_BD.mean(0)).square().sum()
     return {
         "fve": float(1 - residual / total),
         "l0": float(n_on_B.float().mean()),
-        "alive_in_batch": float(is_alive_F.float().mean()),
+        "alive_in_batch": float(share_alive),
     }
 
 
@@ -110,6 +116,7 @@ class SamplingTrainer(ABC):
     """
 
     ae: Any
+    part: Part = WHOLE
     starts_trained: bool = False
     optimizer: GuardedAdam
     device: Any
@@ -257,10 +264,9 @@ class KAnnealing(NamedTuple):
     """A"""
 
     @classmethod
-    def of(cls, ae: Any, steps: int | None) -> "KAnnealing":
-        """For a dictionary whose k is the last one. With None, k stays."""
-        k = int(ae.k)
-        return cls(k, max(k, min(ae.activation_dim, ae.dict_size)), steps or 0)
+    def of(cls, k: int, activation_dim: int, dict_size: int, steps: int | None) -> "KAnnealing":
+        """For a dictionary whose last k is given. With None, k stays."""
+        return cls(k, max(k, min(activation_dim, dict_size)), steps or 0)
 
     def at(self, step: int) -> int:
         """k_t at a step."""
@@ -299,20 +305,27 @@ class DeadWatch:
         """The last one."""
 
     def may_be_dead(
-        self, step: int, before: int, after: int, since_fired_F: t.Tensor, threshold: int
+        self,
+        step: int,
+        before: int,
+        after: int,
+        since_fired_F: t.Tensor,
+        threshold: int,
+        part: Part = WHOLE,
     ) -> bool:
-        """Whether a feature can be dead at the end of a step.
+        """Whether a feature can be dead at the end of a step. The same in all parts.
 
         Arguments:
             before, after: tokens trained on when the step begins and ends.
             since_fired_F: tokens since each feature fired, when it begins.
             threshold: tokens without firing after which a feature is dead.
+            part: whose features these are.
         """
         if self._step is None or step != self._step + 1:  # another state was loaded
             self._none_until, self._looked_at = 0, step - LOOK_EVERY
         self._step = step
         if after >= self._none_until and step - self._looked_at >= LOOK_EVERY:
-            self._none_until = before + threshold - int(since_fired_F.max())
+            self._none_until = before + threshold - int(part.max(since_fired_F.max()))
             self._looked_at = step
         return after >= self._none_until
 
@@ -330,19 +343,32 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         dead_feature_threshold = self.settings.dead_feature_threshold
         assert dead_feature_threshold is not None, "settings have their defaults"
         anneal_steps = self.settings.in_steps(self.steps)["k_anneal"]
-        self.k_annealing = KAnnealing.of(self.ae, anneal_steps)
+        sizes = self.k, self.ae.activation_dim, self.settings.dict_size
+        self.k_annealing = KAnnealing.of(*sizes, anneal_steps)
         self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
         self.dead_feature_threshold = dead_feature_threshold
-        self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
+        own = self.part.features(self.settings.dict_size)
+        self.num_tokens_since_fired = self.num_tokens_since_fired[own].to(self.device)
         self.tokens_trained, self._dead_watch = 0, DeadWatch()
-        self._start_training(UnitNormAdam(self.ae, self.lr))
+        self._start_training(UnitNormAdam(self.ae, self.lr, self.part))
 
     def _has_auxk(self, step: int, x: t.Tensor) -> bool:
         """Whether AuxK may add to the loss of a step."""
         trained = self.tokens_trained + len(x)
         counts = self.tokens_trained, trained, self.num_tokens_since_fired
-        threshold = self.dead_feature_threshold
-        return self.auxk_alpha > 0 and self._dead_watch.may_be_dead(step, *counts, threshold)
+        threshold, may_be_dead = self.dead_feature_threshold, self._dead_watch.may_be_dead
+        return self.auxk_alpha > 0 and may_be_dead(step, *counts, threshold, self.part)
+
+    def _metrics_of_code(
+        self, x: t.Tensor, decoded_BD: t.Tensor, indices_BK: t.Tensor, values_BK: t.Tensor
+    ) -> dict[str, float]:
+        """`batch_metrics`, of a sparse code of these features and what the decoder makes of it, without b_dec."""
+        error_BD = self.part.sum(decoded_BD) + self.ae.b_dec - x
+        is_on_BK = values_BK.ne(0)
+        n_on_F = x.new_zeros(self.ae.dict_size)
+        n_on_F.index_add_(0, indices_BK.flatten(), is_on_BK.flatten().to(x.dtype))
+        n_on_B, share_alive = self.part.sum(is_on_BK.sum(-1)), (n_on_F > 0).float().mean()
+        return metrics_of_code(x, error_BD, n_on_B, self.part.mean(share_alive))
 
     @t.no_grad()
     def _finish_step(self, step: int, x: t.Tensor, terms: Any) -> None:
@@ -359,7 +385,8 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         self.num_tokens_since_fired = t.where(
             is_finite, terms.tokens_since_fired_F, self.num_tokens_since_fired
         )
-        self.dead_features = (self.num_tokens_since_fired >= self.dead_feature_threshold).sum()
+        is_dead_F = self.num_tokens_since_fired >= self.dead_feature_threshold
+        self.dead_features = self.part.sum(is_dead_F.sum())
         if step > self.threshold_start_step:
             old, mean_threshold = self.ae.threshold, terms.mean_threshold
             running = self.threshold_beta * old + (1 - self.threshold_beta) * mean_threshold

@@ -5,6 +5,7 @@ import torch as t
 from ..config.architectures import TRAINED, import_class
 from ..config.sae import SAEConfig
 from .base import Trainer
+from .parts import WHOLE, Part
 from .upstream import UpstreamTrainer
 
 
@@ -20,6 +21,7 @@ def build_trainer(
     device: str,
     dtype: str,
     name: str,
+    part: Part = WHOLE,
 ) -> Trainer:
     """The trainer of a resolved configuration. Its initial weights are drawn from `sae.seed`.
 
@@ -27,6 +29,7 @@ def build_trainer(
 
     Arguments:
         energy: E||x||^2 of the activations that it will see.
+        part: the features that it trains.
     """
     arguments = sae.trainer_arguments(steps, energy) | {
         "steps": steps,
@@ -40,6 +43,8 @@ def build_trainer(
     t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
     trainer_class = import_class(TRAINED[sae.architecture].trainer or "")
     if hasattr(trainer_class, "state_holder"):  # a `Trainer` of ours
+        if part.is_split:
+            arguments["part"] = part
         trainer = trainer_class(**arguments, dtype=dtype)
     else:
         # Upstream's TopK trainers have this as an attribute, not as an argument.

@@ -6,6 +6,8 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
+from .parts import WHOLE, Part
+
 _COUNTS = ("skipped_steps", "first_skipped_step")
 
 
@@ -53,7 +55,8 @@ class GuardedAdam(t.optim.Adam):
 
         Returns: whether the step was finite, and so was taken (0-dim bool).
         """
-        norm = nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1.0)
+        norm = self._gradient_norm()
+        nn.utils.clip_grads_with_norm_(self.param_groups[0]["params"], 1.0, norm)
         is_finite = norm.isfinite() & loss.detach().isfinite()
         self.found_inf = (~is_finite).float()
         self.step()
@@ -61,6 +64,10 @@ class GuardedAdam(t.optim.Adam):
         self.skipped_steps += ~is_finite
         self.first_skipped_step.masked_fill_(~is_finite & (self.first_skipped_step < 0), step)
         return is_finite
+
+    def _gradient_norm(self) -> t.Tensor:
+        """The norm of all gradients, 0-dim."""
+        return nn.utils.get_total_norm([p.grad for p in self.param_groups[0]["params"]])
 
 
 class UnitNormAdam(GuardedAdam):
@@ -71,13 +78,18 @@ class UnitNormAdam(GuardedAdam):
     gradient is not finite.
 
     Arguments:
-        dictionary: its `decoder.weight` is (D, F).
+        dictionary: its `decoder.weight` is (D, F), of the features of `part`.
         lr: the learning rate.
+        part: the norm is that of the gradients of all parts.
     """
 
-    def __init__(self, dictionary: AutoEncoderTopK, lr: float):
+    def __init__(self, dictionary: AutoEncoderTopK, lr: float, part: Part = WHOLE):
         super().__init__(dictionary.parameters(), lr)
-        self.decoder_weight = dictionary.decoder.weight
+        self.decoder_weight, self._b_dec, self._part = (
+            dictionary.decoder.weight,
+            dictionary.b_dec,
+            part,
+        )
 
     @t.no_grad()
     def constrained_step(self, loss: t.Tensor, step: int) -> t.Tensor:
@@ -88,6 +100,16 @@ class UnitNormAdam(GuardedAdam):
         is_finite = self.guarded_step(loss, step)
         weight.div_(t.where(is_finite, column_norms(weight), 1.0))
         return is_finite
+
+    def _gradient_norm(self) -> t.Tensor:
+        if self._part.count == 1:
+            return super()._gradient_norm()
+        own = [p.grad for p in self.param_groups[0]["params"] if p is not self._b_dec]
+        assert self._b_dec.grad is not None
+        squares = self._part.sum(
+            nn.utils.get_total_norm(own).square()
+        )  # b_dec's is the same in all parts
+        return (squares + self._b_dec.grad.square().sum()).sqrt()
 
 
 def column_norms(weight_DF: t.Tensor) -> t.Tensor:

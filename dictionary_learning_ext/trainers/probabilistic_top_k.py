@@ -18,7 +18,8 @@ from ..devices import chosen_device
 from .base import SamplingTopKTrainer
 from .kernels import compiled
 from .kernels.select import top_k
-from .step import dead_features_loss, product
+from .parts import WHOLE, Part, Selection, of_part
+from .step import dead_features_loss, decode, largest, product
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -27,9 +28,14 @@ MAGNITUDE_WEIGHT = 1e-4
 """The logit's weight beside the gate in a feature's score. It orders gates that are as open as others."""
 
 
-def gate_logits(pre_BF: t.Tensor) -> t.Tensor:
+def gate_logits(pre_BF: t.Tensor, part: Part = WHOLE) -> t.Tensor:
     """Each token's pre-activations less their mean, over their standard deviation: (B, F)."""
-    return functional.layer_norm(pre_BF, pre_BF.shape[-1:], eps=1e-12)
+    if part.count == 1:
+        return functional.layer_norm(pre_BF, pre_BF.shape[-1:], eps=1e-12)
+    mean_B1 = part.mean(pre_BF.mean(-1, keepdim=True))
+    centred_BF = pre_BF - part.used(mean_B1)
+    variance_B1 = part.mean(centred_BF.square().mean(-1, keepdim=True))
+    return centred_BF * part.used((variance_B1 + 1e-12).rsqrt())
 
 
 def gate_temperature(step: int, steps: int, start: float, end: float) -> float:
@@ -37,14 +43,16 @@ def gate_temperature(step: int, steps: int, start: float, end: float) -> float:
     return start * (end / start) ** min(step / max(steps - 1, 1), 1.0)
 
 
-def sample_gates(logits_BF: t.Tensor, temperature: float, generator: t.Generator) -> t.Tensor:
+def sample_gates(
+    logits_BF: t.Tensor, temperature: float, generator: t.Generator, part: Part = WHOLE
+) -> t.Tensor:
     """Gates in [0, 1], differentiable in the logits: sigmoid((l + n) / T), n ~ Logistic(0, 1).
 
     This is the Binary Concrete distribution (Maddison et al. 2017, arXiv 1611.00712; as a relaxed
     Bernoulli it is torch's). At any T a gate exceeds 1/2 with probability sigmoid(l). As T falls to
     0, it becomes a Bernoulli variable of that probability.
     """
-    u_BF = t.empty_like(logits_BF, requires_grad=False).uniform_(generator=generator)
+    u_BF = part.draw(logits_BF, generator, t.Tensor.uniform_)
     noise_BF = t.logit(u_BF, eps=t.finfo(u_BF.dtype).eps)
     return ((logits_BF + noise_BF) / temperature).sigmoid()
 
@@ -59,14 +67,17 @@ class GatedCode(NamedTuple):
     """of the features kept"""
 
 
-def gated_code(pre_BF: t.Tensor, k: int, temperature: float, generator: t.Generator) -> GatedCode:
+def gated_code(
+    pre_BF: t.Tensor, k: int, temperature: float, generator: t.Generator, part: Part = WHOLE
+) -> GatedCode:
     """The features of pre-activations (B, F) in training."""
-    logits_BF = gate_logits(pre_BF)
-    gate_BF = sample_gates(logits_BF, temperature, generator)
+    logits_BF = gate_logits(pre_BF, part)
+    gate_BF = sample_gates(logits_BF, temperature, generator, part)
     score_BF = gate_BF.detach() + MAGNITUDE_WEIGHT * logits_BF.detach()
-    indices_BK = score_BF.topk(k, sorted=False).indices
+    selection = largest(score_BF, k, "value", part)
+    indices_BK = selection.indices
     gate_BK = gate_BF.gather(1, indices_BK)
-    values_BK = pre_BF.gather(1, indices_BK).relu() * (1 + gate_BK) / 2
+    values_BK = selection.only(pre_BF.gather(1, indices_BK).relu() * (1 + gate_BK) / 2)
     features_BF = t.zeros_like(pre_BF).scatter(1, indices_BK, values_BK)
     return GatedCode(features_BF, values_BK, gate_BK)
 
@@ -119,6 +130,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         dict_class: AutoEncoderTopK or a subclass.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, gates and sums stay
             in fp32. An autocast around the call changes nothing.
+        part: the features that this process trains, of a split dictionary: see `split.py`.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
@@ -147,6 +159,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         device: str | None = None,
         wandb_name: str = "ProbabilisticTopK",
         submodule_name: str | None = None,
+        part: Part = WHOLE,
         **options: "Unpack[ProbabilisticTopKArguments]",
     ):
         require_known(options, ProbabilisticTopKArguments, type(self).__name__)
@@ -156,6 +169,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         given = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha, **options}
         given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
         self.settings = ProbabilisticTopKConfig().with_flags(given, steps).with_defaults(steps)
+        self.part = part
         super().__init__(
             steps=steps,
             activation_dim=activation_dim,
@@ -163,7 +177,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
             k=k,
             layer=layer,
             lm_name=lm_name,
-            dict_class=self._dict_class(dict_class, AutoEncoderTopK),
+            dict_class=of_part(self._dict_class(dict_class, AutoEncoderTopK), part),  # pyright: ignore
             lr=lr,
             auxk_alpha=auxk_alpha,
             warmup_steps=warmup_steps,
@@ -186,6 +200,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         x = self._prepared(x)
         if step == 0:
             self._start_decoder_bias(x)
+        self.part.start_step(step, self.seed, self.generator)
         has_auxk = self._has_auxk(step, x)
         terms = self._terms(x, step, self.generator, has_auxk=has_auxk)
         self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
@@ -196,15 +211,17 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     def _terms(
         self, x: t.Tensor, step: int, generator: t.Generator, *, has_auxk: bool = True
     ) -> GatedTerms:
-        ae = self.ae
+        ae, part = self.ae, self.part
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
         start, end = self.settings.temperature_start, self.settings.temperature_end
         self.temperature = gate_temperature(step, self.steps, start, end)
         k = self.k_annealing.at(step)
         with t.autocast(x.device.type, enabled=False):
-            pre_BF = product(x - ae.b_dec, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
+            centred_BD = x - part.used(ae.b_dec)
+            pre_BF = product(centred_BD, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
             code = self._code(pre_BF, k, generator)
-            error_BD = x - product(code.features_BF, ae.decoder.weight, matmul_dtype) - ae.b_dec
+            decoded_BD = part.sum(product(code.features_BF, ae.decoder.weight, matmul_dtype))
+            error_BD = x - decoded_BD - ae.b_dec
             l2_loss = error_BD.square().sum(-1).mean()
             since_fired_F, mean_threshold = self._selected_without_gates(pre_BF.detach(), k)
             auxk_loss = l2_loss.new_zeros(())
@@ -217,29 +234,47 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
                     self.top_k_aux,
                     select_by="value",
                     matmul_dtype=matmul_dtype,
+                    part=part,
                 )
         is_held_BK = code.values_BK.detach() != 0
-        mean_gate = (code.gate_BK.detach() * is_held_BK).sum() / is_held_BK.sum().clamp(min=1)
+        n_held = part.sum(is_held_BK.sum()).clamp(min=1)
+        mean_gate = part.sum((code.gate_BK.detach() * is_held_BK).sum()) / n_held
         loss = l2_loss + self.auxk_alpha * auxk_loss
         return GatedTerms(loss, l2_loss, auxk_loss, mean_gate, mean_threshold, since_fired_F)
 
     def _code(self, pre_BF: t.Tensor, k: int, generator: t.Generator) -> GatedCode:
         """The code of pre-activations (B, F), at this step's temperature."""
-        return gated_code(pre_BF, k, self.temperature, generator)
+        return gated_code(pre_BF, k, self.temperature, generator, self.part)
 
     @t.no_grad()
     def _selected_without_gates(self, pre_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
         """The last two of `GatedTerms`."""
-        values_BK, indices_BK = top_k(pre_BF, k)
-        is_on_BK = values_BK > 0
+        if self.part.count == 1:
+            values_BK, indices_BK = top_k(pre_BF, k)
+            selection = Selection(indices_BK, values_BK)
+        else:
+            selection = largest(pre_BF, k, "value", self.part)
+        fires_BK = selection.only(pre_BF.gather(1, selection.indices) > 0)
         fired_F = t.zeros_like(pre_BF[0]).index_add_(
-            0, indices_BK.flatten(), is_on_BK.flatten().to(pre_BF)
+            0, selection.indices.flatten(), fires_BK.flatten().to(pre_BF)
         )
+        is_on_BK = selection.compared > 0
         has_one_B = is_on_BK.any(1)
-        smallest_B = values_BK.where(is_on_BK, t.inf).amin(1)
+        smallest_B = selection.compared.where(is_on_BK, t.inf).amin(1)
         mean_threshold = smallest_B.where(has_one_B, 0).sum() / has_one_B.sum()
         since_fired_F = (self.num_tokens_since_fired + len(pre_BF)).masked_fill_(fired_F > 0, 0)
         return since_fired_F, mean_threshold
+
+    def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
+        """See `SamplingTrainer`."""
+        ae, part = self.ae, self.part
+        if part.count == 1:
+            return super()._reconstruction(x, step)
+        f_BF = product(x - ae.b_dec, ae.encoder.weight, x.dtype).add_(ae.encoder.bias).relu_()
+        selection = largest(f_BF, self.k, "value", part)
+        values_BK = selection.only(f_BF.gather(1, selection.indices))
+        decoded_BD = decode(selection.indices, values_BK, ae.decoder.weight, x.dtype)
+        return self._metrics_of_code(x, decoded_BD, selection.indices, values_BK)
 
     def _logged(self, terms: GatedTerms, x: t.Tensor) -> dict[str, t.Tensor]:
         return {n: getattr(terms, n) for n in ("loss", "l2_loss", "auxk_loss", "mean_gate")}
@@ -248,4 +283,5 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     def config(self) -> dict:
         """Upstream's, class names included: its readers take the SAE. And our options."""
         ours = self.settings.to_flags(self.settings.options, self.steps) | {"dtype": self.dtype}
-        return super().config | {"dict_class": type(self.ae).__name__} | ours
+        ours |= {"dict_class": type(self.ae).__name__, "dict_size": self.settings.dict_size}
+        return super().config | ours

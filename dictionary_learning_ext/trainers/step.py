@@ -9,7 +9,8 @@
 
 S is all features, or I (`kl_scope`). A trainer gives the `Weights` and the `StepObjective`, and gets the
 `LossTerms`. `variational_loss` takes any dtype and device. No line of it waits for a GPU. In float32 on a CPU,
-trainers take the same step by `kernels/step.py`, which is compiled.
+trainers take the same step by `kernels/step.py`, which is compiled. Where the features are divided over processes, each
+takes this step with its `part` of them.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch as t
 from torch.nn import functional
 
 from ..config.sae import NoiseOn, SelectBy, Variational
+from .parts import WHOLE, Part, Selection
 from .posterior import gaussian_kl, kl_scale, noise_scale, point_kl, survival_target
 
 Values = TypeVar("Values", t.Tensor, t.Tensor | None)
@@ -60,6 +62,8 @@ class StepObjective:
     tokens_since_fired_F: t.Tensor
     """before this batch"""
     generator: t.Generator
+    part: Part = WHOLE
+    """the features of the weights, of those of the dictionary"""
     kl_scale: float = 1.0
     """s(t), which is in `kl_weight`: for the log"""
     survival_target: float | None = None
@@ -93,11 +97,13 @@ class StepObjective:
     def draw(self) -> "Draw":
         """How the code is drawn."""
         tau = 0.0 if self.settings.posterior == "point" else self.noise_scale
-        return Draw(self.k, self.settings.noise_on, tau, self.generator, self.settings.select_by)
+        settings = self.settings
+        return Draw(self.k, settings.noise_on, tau, self.generator, settings.select_by, self.part)
 
 
 class LossTerms(NamedTuple):
-    """The loss and its parts: 0-dim, but those that end in _F are (F,). Only `loss` has a gradient."""
+    """The loss and its parts: 0-dim, but those that end in _F are (F,). Only `loss` has a gradient. Of a part of the
+    features, _F are its own, and the others are those of all."""
 
     loss: t.Tensor
     l2_loss: t.Tensor
@@ -117,28 +123,31 @@ class LossTerms(NamedTuple):
 
 def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> LossTerms:
     """The loss of one batch, differentiable in `x_BD` and `weights`. Draws from the generator."""
-    settings, dtype = objective.settings, objective.matmul_dtype
+    settings, dtype, part = objective.settings, objective.matmul_dtype, objective.part
     mu_BF = means(x_BD, weights, objective)
     log_var = None  # a point has none, and a sigma that `survival` controls is no part of the KL
     sigma = objective.sigma
     if weights.W_var_FD is not None and weights.b_var_F is not None:
         assert objective.log_var_limits is not None
         lower, upper = objective.log_var_limits
-        raw_BF = product(x_BD - weights.b_dec_D, weights.W_var_FD, dtype) + weights.b_var_F
+        raw_BF = product(centred(x_BD, weights, part), weights.W_var_FD, dtype) + weights.b_var_F
         log_var = raw_BF.clamp(lower, upper)
         sigma = (log_var / 2).exp()
     elif settings.posterior == "fixed" and settings.survival is None:
         log_var = 2 * sigma.log()
 
     code = draw_code(mu_BF, sigma, objective.draw)
-    error_BD = decode(code.indices, code.values, weights.W_dec_DF, dtype) + weights.b_dec_D - x_BD
+    decoded_BD = part.sum(decode(code.indices, code.values, weights.W_dec_DF, dtype))
+    error_BD = decoded_BD + weights.b_dec_D - x_BD
     l2_loss = error_BD.square().sum(-1).mean()
 
     mu, prior_std = mu_BF, objective.prior_std
     if settings.kl_scope == "selected":
         mu, log_var = code.means, at(log_var, code.indices, mu_BF)
     kl = point_kl(mu, prior_std) if log_var is None else gaussian_kl(mu, log_var, prior_std)
-    kl_loss = kl.sum(-1).mean()
+    if settings.kl_scope == "selected":
+        kl = code.selection.only(kl)
+    kl_loss = part.sum(kl.sum(-1).mean())
 
     found = mean_selection(mu_BF, code, objective)
     auxk_loss = l2_loss.new_zeros(())
@@ -151,6 +160,7 @@ def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective)
             objective.top_k_aux,
             select_by=settings.select_by,
             matmul_dtype=dtype,
+            part=part,
         )
     loss = l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss
     return LossTerms(loss, l2_loss.detach(), kl_loss.detach(), auxk_loss.detach(), *found)
@@ -170,9 +180,14 @@ def product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Te
     return functional.linear(x.to(dtype), weight.to(dtype)).to(weight.dtype)
 
 
+def centred(x_BD: t.Tensor, weights: Weights, part: Part) -> t.Tensor:
+    """x - b_dec, that the encoder takes."""
+    return part.used(x_BD) - part.used(weights.b_dec_D)
+
+
 def means(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> t.Tensor:
     """mu, (B, F)."""
-    centred_BD = x_BD - weights.b_dec_D
+    centred_BD = centred(x_BD, weights, objective.part)
     mu_BF = product(centred_BD, weights.W_enc_FD, objective.matmul_dtype) + weights.b_enc_F
     return mu_BF.relu() if objective.settings.rectify else mu_BF
 
@@ -193,6 +208,8 @@ class Draw(NamedTuple):
     """on the device of the means; None for torch's own"""
     select_by: SelectBy = "value"
     """value: TopK(z) is the K largest z. magnitude: the K largest |z|"""
+    part: Part = WHOLE
+    """of the features, whose means are given"""
 
     @property
     def noise_chooses(self) -> bool:
@@ -203,12 +220,16 @@ class Draw(NamedTuple):
 class Code(NamedTuple):
     """What is kept of each row: (…, K), in any order."""
 
-    indices: t.Tensor
-    """the features"""
+    selection: Selection
     values: t.Tensor
-    """in the code"""
+    """in the code: 0 where the selection keeps none"""
     means: t.Tensor
-    """mu there"""
+    """mu at the selection's indices"""
+
+    @property
+    def indices(self) -> t.Tensor:
+        """the features"""
+        return self.selection.indices
 
 
 def draw_code(mu: t.Tensor, sigma: t.Tensor, how: Draw) -> Code:
@@ -219,21 +240,25 @@ def draw_code(mu: t.Tensor, sigma: t.Tensor, how: Draw) -> Code:
     """
     tau, eps = how.noise_scale, None
     if how.noise_chooses:
-        eps = normal_like(mu, how.generator)
+        eps = noise_of(mu, how)
         with t.no_grad():
-            indices = largest(mu + tau * sigma * eps, how.k, how.select_by)
+            selection = largest(mu + tau * sigma * eps, how.k, how.select_by, how.part)
     else:
-        indices = largest(mu, how.k, how.select_by)
+        selection = largest(mu, how.k, how.select_by, how.part)
+        if tau != 0 and how.part.is_split:
+            eps = noise_of(mu, how)
+    indices = selection.indices
     mu_K = mu.gather(-1, indices)
     if tau == 0 or how.noise_on == "selection":
-        return Code(indices, mu_K, mu_K)
-    eps_K = normal_like(mu_K, how.generator) if eps is None else eps.gather(-1, indices)
-    return Code(indices, mu_K + tau * at(sigma, indices, mu) * eps_K, mu_K)
+        return Code(selection, selection.only(mu_K), mu_K)
+    eps_K = noise_of(mu_K, how) if eps is None else eps.gather(-1, indices)
+    values = mu_K + tau * at(sigma, indices, mu) * eps_K
+    return Code(selection, selection.only(values), mu_K)
 
 
-def normal_like(x: t.Tensor, generator: t.Generator | None) -> t.Tensor:
+def noise_of(mu: t.Tensor, how: Draw) -> t.Tensor:
     """Independent N(0, 1) numbers."""
-    return t.empty_like(x, requires_grad=False).normal_(generator=generator)
+    return how.part.draw(mu, how.generator, t.Tensor.normal_)
 
 
 def at(values: Values, indices: t.Tensor, mu: t.Tensor) -> Values:
@@ -248,9 +273,11 @@ def compared(values: t.Tensor, select_by: SelectBy) -> t.Tensor:
     return values.abs() if select_by == "magnitude" else values
 
 
-def largest(values: t.Tensor, k: int, select_by: SelectBy) -> t.Tensor:
-    """The places of each row's K largest, in any order. NaN counts as the largest."""
-    return compared(values.detach(), select_by).topk(k, dim=-1, sorted=False).indices
+def largest(values: t.Tensor, k: int, select_by: SelectBy, part: Part = WHOLE) -> Selection:
+    """Each row's K largest. NaN counts as the largest."""
+    by = compared(values.detach(), select_by)
+    found = by.topk(min(k, by.shape[-1]), dim=-1, sorted=False)
+    return part.select(found.indices, found.values, k)
 
 
 class MeanSelection(NamedTuple):
@@ -285,19 +312,18 @@ class MeanSelection(NamedTuple):
 @t.no_grad()
 def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> MeanSelection:
     """What the mean alone selects. A mean of 0 fires only if nothing is drawn, as upstream's zeros of a ReLU."""
-    how = objective.draw
-    indices_BK = code.indices
+    how, part, selection = objective.draw, objective.part, code.selection
     if how.noise_chooses:
-        indices_BK = largest(mu_BF, how.k, how.select_by)
+        selection = largest(mu_BF, how.k, how.select_by, part)
+    indices_BK, by_BK = selection.indices, selection.compared
     mu_BK = mu_BF.gather(1, indices_BK)
-    fires_BK = mu_BK.ne(0) if how.noise_scale != 0 else t.ones_like(mu_BK)
+    fires_BK = mu_BK.ne(0).to(mu_BF.dtype) if how.noise_scale != 0 else t.ones_like(mu_BK)
     fired_F = mu_BF.new_zeros(mu_BF.shape[1])
-    fired_F.index_add_(0, indices_BK.flatten(), fires_BK.flatten().to(mu_BF.dtype))
-    by_BK = compared(mu_BK, how.select_by)
+    fired_F.index_add_(0, indices_BK.flatten(), selection.only(fires_BK).flatten())
     smallest_B = by_BK.masked_fill(by_BK <= 0, t.inf).amin(-1)
     # What the noise selects is in the mean's selection if its mean is not below the K-th largest.
     survived_BK = compared(code.means, how.select_by) >= by_BK.amin(-1, keepdim=True)
-    n_survived = survived_BK.sum().to(mu_BF.dtype)
+    n_survived = part.sum(code.selection.only(survived_BK).sum().to(mu_BF.dtype))
     return MeanSelection.of_rows(fired_F, smallest_B, n_survived, objective)
 
 
@@ -373,6 +399,7 @@ def dead_features_loss(
     *,
     select_by: SelectBy,
     matmul_dtype: t.dtype,
+    part: Part = WHOLE,
 ) -> t.Tensor:
     """AuxK: dead features learn to reconstruct what the living ones do not (Gao et al. 2024, A.2).
 
@@ -386,11 +413,12 @@ def dead_features_loss(
     """
     error_BD = error_BD.detach()
     strength_BF = compared(mu_BF.detach(), select_by).masked_fill(~is_dead_F, -t.inf)
-    indices_BK = strength_BF.topk(min(k_aux, len(is_dead_F)), sorted=False).indices
-    values_BK = mu_BF.gather(1, indices_BK).where(is_dead_F[indices_BK], 0.0)
-    unexplained_BD = decode(indices_BK, values_BK, W_dec_DF, matmul_dtype) + error_BD
+    selection = largest(strength_BF, k_aux, "value", part)
+    indices_BK = selection.indices
+    values_BK = selection.only(mu_BF.gather(1, indices_BK).where(is_dead_F[indices_BK], 0.0))
+    unexplained_BD = part.sum(decode(indices_BK, values_BK, W_dec_DF, matmul_dtype)) + error_BD
     variance = row_variance(error_BD)
-    scale = t.where(variance > 0, 1 / variance, 0.0) * is_dead_F.any()
+    scale = t.where(variance > 0, 1 / variance, 0.0) * part.max(is_dead_F.any())
     return unexplained_BD.square().sum(-1).mean() * scale
 
 

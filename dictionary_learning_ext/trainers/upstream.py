@@ -12,6 +12,7 @@ import torch as t
 from dictionary_learning.trainers.jumprelu import JumpReLUFunction, JumpReluTrainer, StepFunction
 
 from .base import Failure, KAnnealing, LossLog, batch_metrics
+from .parts import WHOLE
 
 
 class UpstreamTrainer:
@@ -28,11 +29,15 @@ class UpstreamTrainer:
             whichever version is installed.
     """
 
+    part = WHOLE
+
     def __init__(self, trainer: Any, *, in_bf16: bool, k_anneal_steps: int | None = None):
         self._trainer = trainer
         self._annealing: KAnnealing | None = None
         if k_anneal_steps is not None:
-            self._annealing = KAnnealing.of(trainer.ae, k_anneal_steps)
+            ae = trainer.ae
+            sizes = int(ae.k), ae.activation_dim, ae.dict_size
+            self._annealing = KAnnealing.of(*sizes, k_anneal_steps)
             start_step = self._annealing.threshold_start(trainer.threshold_start_step)
             trainer.threshold_start_step = start_step
         self._in_bf16 = in_bf16

@@ -35,11 +35,12 @@ from ..config.sae import (
 )
 from ..devices import chosen_device, keep_freed_memory
 from ..errors import ConfigError
-from .base import SamplingTopKTrainer, metrics_of_code
+from .base import SamplingTopKTrainer
 from .dictionaries import FromState, TopKCode, require_scale, require_width
 from .kernels import compiled
 from .kernels.select import top_k
 from .kernels.step import step as compiled_step
+from .parts import WHOLE, Part, of_part
 from .posterior import (
     GaussianPosterior,
     first_sigma,
@@ -157,7 +158,8 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         if sample:
             noise = 0.0 if self.posterior_kind == "point" else 1.0
             how = Draw(int(self.k), self.noise_on, noise, generator, self.select_by)
-            indices, values, _ = draw_code(mu, self._std(centred), how)
+            code = draw_code(mu, self._std(centred), how)
+            values, indices = code.values, code.indices
         else:
             code = self._top_k(mu, as_upstream=return_topk)
             values, indices = code.values, code.indices
@@ -326,6 +328,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             it, with a warning.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay in
             fp32.
+        part: the features that this process trains, of a split dictionary: see `split.py`.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
@@ -353,6 +356,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         device: str | None = None,
         wandb_name: str = "VariationalTopKAutoEncoder",
         submodule_name: str | None = None,
+        part: Part = WHOLE,
         **options: "Unpack[VSAEArguments]",
     ):
         require_known(options, VSAEArguments, type(self).__name__)
@@ -364,6 +368,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         settings = self.settings = VSAETopKConfig().with_flags(given, steps).with_defaults(steps)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
         posterior_options = {f.name: getattr(settings, f.name) for f in fields(PosteriorOptions)}
+        self.part = part
         super().__init__(
             steps=steps,
             activation_dim=activation_dim,
@@ -371,7 +376,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             k=k,
             layer=layer,
             lm_name=lm_name,
-            dict_class=functools.partial(dict_class, **posterior_options),  # pyright: ignore
+            dict_class=of_part(functools.partial(dict_class, **posterior_options), part),  # pyright: ignore
             lr=lr,
             auxk_alpha=auxk_alpha,
             warmup_steps=warmup_steps,
@@ -404,13 +409,14 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             if self.settings.survival is not None:
                 self._start_sigma(x)
             self._warn_of_noise(x)
+        self.part.start_step(step, self.seed, self.generator)
         weights = self.ae.weights
         objective = replace(
             self._objective(x, step, self.generator),
             auxk_alpha=self.auxk_alpha if self._has_auxk(step, x) else 0.0,
         )
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
-            if compiled.serves(weights.W_enc_FD, objective.matmul_dtype):
+            if not self.part.is_split and compiled.serves(weights.W_enc_FD, objective.matmul_dtype):
                 terms, gradients = compiled_step(weights, objective, x)
                 for weight, gradient in zip(weights, gradients, strict=True):
                     if weight is not None:
@@ -431,7 +437,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         """Set sigma to where the control of `survival` begins."""
         objective = self._objective(x, 0, self.generator)
         values_BK = code_by_mean(x, self.ae.weights, objective).values
-        self.ae.sigma.copy_(first_sigma(values_BK.square().mean()))
+        share = values_BK.shape[1] / objective.k  # of the selected ones, which are 0 in other parts
+        self.ae.sigma.copy_(first_sigma(self.part.sum(values_BK.square().mean() * share)))
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> LossTerms:
         with t.autocast(x.device.type, enabled=False):
@@ -443,7 +450,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         losses = {name: getattr(terms, name) for name in names}
         log_var = self.ae.log_var(x)
         ratio, mean_sigma = self._noise_to_signal(x, log_var), (0.5 * log_var).exp().mean()
-        return losses | {"noise_to_signal": ratio, "mean_sigma": mean_sigma}
+        return losses | {"noise_to_signal": ratio, "mean_sigma": self.part.mean(mean_sigma)}
 
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
         """See `SamplingTrainer`. From the sparse code, in float32 products as the evaluation's."""
@@ -452,14 +459,10 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         with t.autocast(x.device.type, enabled=False):
             code = code_by_mean(x, self.ae.weights, objective)
             x_hat_BD = decode(code.indices, code.values, self.ae.decoder.weight, x.dtype)
-        error_BD = x_hat_BD + self.ae.b_dec - x
-        is_on_BK = code.values.ne(0)
-        n_on_F = x.new_zeros(self.ae.dict_size)
-        n_on_F.index_add_(0, code.indices.flatten(), is_on_BK.flatten().to(x.dtype))
-        return metrics_of_code(x, error_BD, is_on_BK.sum(-1), n_on_F > 0)
+        return self._metrics_of_code(x, x_hat_BD, code.indices, code.values)
 
     def _noise_to_signal(self, x: t.Tensor, log_var: t.Tensor) -> t.Tensor:
-        variance, energy = log_var.exp().mean(), x.square().sum(-1).mean()
+        variance, energy = self.part.mean(log_var.exp().mean()), x.square().sum(-1).mean()
         return noise_to_signal(self.k, variance, energy)
 
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
@@ -478,6 +481,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             log_var_limits=ae.log_var_limits if ae.posterior_kind == "learned" else None,
             tokens_since_fired_F=self.num_tokens_since_fired,
             generator=generator,
+            part=self.part,
         )
         self.kl_scale, self.noise_scale = objective.kl_scale, objective.noise_scale
         self.survival_target = objective.survival_target
@@ -488,7 +492,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         """Upstream's keys and ours: enough to rebuild the trainer."""
         ours = self.settings.to_flags(self.settings.options, self.steps) | {"dtype": self.dtype}
         del ours["noise_to_signal"]  # it gives sigma
-        return super().config | self._class_names() | ours
+        return super().config | self._class_names() | ours | {"dict_size": self.settings.dict_size}
 
     def _warn_of_noise(self, x: t.Tensor) -> None:
         """Warn if noise is large beside these activations, and stays. Waits for the device."""

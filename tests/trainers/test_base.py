@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch as t
@@ -390,8 +389,7 @@ ANNEALED = ["vsae_top_k", "probabilistic_top_k", "top_k", "batch_top_k", "matryo
 
 
 def annealing_of(k, activation_dim, dict_size, steps):
-    sae = SimpleNamespace(k=t.tensor(k), activation_dim=activation_dim, dict_size=dict_size)
-    return KAnnealing.of(sae, steps)
+    return KAnnealing.of(k, activation_dim, dict_size, steps)
 
 
 @given(

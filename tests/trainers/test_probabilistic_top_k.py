@@ -99,7 +99,7 @@ def test_a_cold_gate_is_the_top_k_of_the_features_whose_gate_opens():
 def test_cold_gates_without_noise_are_upstreams_top_k(monkeypatch):
     """Where K features exceed the token's average: what is trained turns into what is evaluated."""
     monkeypatch.setattr(
-        probabilistic_top_k, "sample_gates", lambda logits, T, _: (logits / T).sigmoid()
+        probabilistic_top_k, "sample_gates", lambda logits, T, *_: (logits / T).sigmoid()
     )
     trainer = made()
     trainer.ae.double()

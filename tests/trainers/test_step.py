@@ -50,7 +50,7 @@ def test_it_is_the_equations_written_densely(settings, form):
 def test_bf16_gradients_are_near_exact_ones(settings, form, monkeypatch):
     case = bf16_case(**settings)
     noise = t.randn(BATCH, F, generator=t.Generator().manual_seed(2))
-    monkeypatch.setattr(step, "normal_like", lambda like, generator: noise.to(like.dtype))
+    monkeypatch.setattr(step, "noise_of", lambda mu, how: noise.to(mu.dtype))
     found = gradients(variational_loss, *in_float32(*case, matmul_dtype=t.bfloat16))
     assert_near(*found, *gradients(variational_loss, *case))
 

@@ -326,10 +326,10 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
 def test_a_float64_step_is_the_float32_step_without_its_rounding(noise, rectify, monkeypatch):
     """With the noise that the compiled form draws in float32."""
 
-    def normal_like(x, generator):
-        return compiled_noise(*x.shape, generator).double()
+    def noise_of(mu, how):
+        return compiled_noise(*mu.shape, how.generator).double()
 
-    monkeypatch.setattr(definition, "normal_like", normal_like)
+    monkeypatch.setattr(definition, "noise_of", noise_of)
     options = noise | {"rectify": rectify, "kl_schedule": "constant", "lr": 1e-2, "warmup_steps": 0}
     wide, narrow = in_float64(built("vsae_top_k", **options)), built("vsae_top_k", **options)
     for i in range(3):

@@ -86,5 +86,5 @@ def top_k(
     """
     if compiled.serves(values_BF) and not rectified:
         return compiled.top_k(values_BF, k, by_magnitude=select_by == "magnitude")
-    indices_BK = largest(values_BF, k, select_by)
+    indices_BK = largest(values_BF, k, select_by).indices
     return values_BF.gather(-1, indices_BK), indices_BK

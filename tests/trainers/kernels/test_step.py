@@ -28,6 +28,7 @@ from dictionary_learning_ext.trainers.kernels.encode import BatchMeans
 from dictionary_learning_ext.trainers.kernels.products import Densities
 from dictionary_learning_ext.trainers.kernels.select import draw_batch
 from dictionary_learning_ext.trainers.kernels.step import step
+from dictionary_learning_ext.trainers.parts import Selection
 from dictionary_learning_ext.trainers.step import Weights, variational_loss
 
 FORMS = {"sparse": Densities(1.0, 1.0), "mixed": Densities(1.0, 0.0), "dense": Densities(0.0, 0.0)}
@@ -51,11 +52,11 @@ def exactly(x, weights, objective, noise_on="both"):
     """The definition's terms and gradients in float64, with the compiled step's noise."""
     wide = Weights(*(w if w is None else w.double() for w in weights))
 
-    def normal_like(like, generator):
-        return compiled_noise(*like.shape, generator, noise_on).double()
+    def noise_of(mu, how):
+        return compiled_noise(*mu.shape, how.generator, noise_on).double()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(definition, "normal_like", normal_like)
+        patch.setattr(definition, "noise_of", noise_of)
         terms, (*found, _) = gradients(variational_loss, x.double(), wide, objective)
     return terms, found
 
@@ -91,7 +92,14 @@ def test_with_noise_on_the_values_it_is_the_definition_too(settings, form, monke
         matmul_dtype=t.float32,
     )
     indices_BK = draw_batch(means, t.ones(()), None, objective.draw._replace(noise_scale=0.0))[0]
-    monkeypatch.setattr(definition, "largest", lambda *_: indices_BK)
+    largest = definition.largest
+
+    def same_places(values, k, by, part):
+        if k != objective.k:  # AuxK's
+            return largest(values, k, by, part)
+        return Selection(indices_BK, definition.compared(values.detach().gather(1, indices_BK), by))
+
+    monkeypatch.setattr(definition, "largest", same_places)
     terms, got = stepped(*narrow)
     reference, expected = exactly(x, weights, objective, noise_on="values")
     assert_same_terms(terms, reference, rtol=1e-4, atol=1e-6, check_dtype=False)
