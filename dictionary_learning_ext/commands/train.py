@@ -477,7 +477,7 @@ TRAIN = Command(
         *("auxk_alpha", "dead_feature_threshold", "prior_std", "dtype", "tf32"),
         *("device_map", "lm_batch_size", "cache_dir_size"),
         *("kl_scope", "kl_schedule", "kl_warmup_steps", "rectify", "normalize", "sigma"),
-        "rank_timeout",
+        *("split", "rank_timeout"),
     ),
     several="for several SAEs, write `{name}: {{values: [{values}]}}` into a sweep file and use `vsae sweep "
     "FILE` (docs/sweeps.md)",

@@ -57,6 +57,8 @@ class Architecture:
     """Path of the upstream class that its weights are exported in; None for its own."""
     bench_name: str = ""
     """SAE Bench's name for the class in its plots, which a variant is appended to. Default: name."""
+    splits: bool = False
+    """Whether its features can be divided over processes."""
     variants: dict[str, str] = field(default_factory=dict)
     """By the variant that the dictionary says it is: its name in prose, where that isn't the title."""
     bench_normalizes: bool = False
@@ -119,6 +121,7 @@ _ROWS = (
         title="vSAE",
         name_in_folders="vsae",  # a purely variational one has no k in its name
         description="variational TopK",
+        splits=True,
         **_VARIATIONAL,
     ),
     Architecture(
@@ -156,6 +159,7 @@ _ROWS = (
         dictionary=f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
         default_lr=_TOP_K_LR,
         function="top_k",
+        splits=True,
         bench_name="topk",
     ),
     Architecture(

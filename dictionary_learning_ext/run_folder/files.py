@@ -119,6 +119,11 @@ def resume_point(folder: Path, step: int) -> Path:
     return folder / RESUME / f"step_{step:08d}.pt"
 
 
+def divided(folder: Path, step: int) -> Path:
+    """The folder of what each part of a split SAE adds to a resume point."""
+    return resume_point(folder, step).with_suffix(".parts")
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     digest = hashlib.sha256()

@@ -1,6 +1,7 @@
 """Resume points: all that a run needs to resume, bit-identical to a run that was not stopped.
 
     FOLDER/resume/step_<N>.pt    weights, optimiser, counters, generators, and the place in the text
+    FOLDER/resume/step_<N>.parts/    of a split SAE: what each part has of weights, optimiser and counters
 
 A point is written to a file of another name, which is then renamed. The last two are kept.
 """
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
-from .files import WEIGHTS, remove, resume_point, sync, writing
+from .files import RESUME, WEIGHTS, divided, remove, resume_point, sync, writing
 from .reading import steps_of
 from .tensors import read_tensors, save_tensors
 
@@ -40,6 +41,8 @@ class ResumePoint:
     """The length of metrics.jsonl."""
     wandb_id: str | None
     """wandb's run, if there is one."""
+    parts: dict[str, int] | None = None
+    """Of a split SAE: the files of its parts, and their bytes."""
 
 
 def save_point(folder: Path, point: ResumePoint) -> None:
@@ -52,19 +55,37 @@ def save_point(folder: Path, point: ResumePoint) -> None:
     with writing(path):
         sync(path.parent)
         for old in steps_of(folder)[:-KEPT]:
-            remove(resume_point(folder, old))
+            _remove(folder, old)
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """The files in a folder, and their bytes."""
+    return {path.name: path.stat().st_size for path in folder.glob("*")}
+
+
+def _remove(folder: Path, step: int) -> None:
+    remove(resume_point(folder, step))
+    remove(divided(folder, step))
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Delete the points after `step`. A run that resumes there writes them again."""
+    """Delete the points after `step`, and what is left of one that wasn't finished. A run that resumes there writes
+    them again."""
     for later in steps_of(folder):
         if later > step:
-            remove(resume_point(folder, later))
+            _remove(folder, later)
+    for parts in (folder / RESUME).glob("*.parts"):
+        if not parts.with_suffix(".pt").exists():
+            remove(parts)
 
 
 def load_point(folder: Path, step: int) -> ResumePoint:
     """Read a point, on the CPU. Raises CheckpointError if its file is missing or damaged."""
-    return ResumePoint(**read_tensors(resume_point(folder, step)))
+    point = ResumePoint(**read_tensors(resume_point(folder, step)))
+    parts = divided(folder, step)
+    if point.parts is not None and sizes(parts) != point.parts:
+        raise CheckpointError(f"{parts}: incomplete", instead="copy it again or train again")
+    return point
 
 
 class NewestPoints(NamedTuple):

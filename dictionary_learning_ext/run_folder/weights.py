@@ -11,6 +11,7 @@ from dictionary_learning.dictionary import Dictionary
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..devices import chosen_device
 from ..errors import CheckpointError
+from ..trainers.parts import WHOLE, Part
 from .files import CHECKPOINTS, WEIGHTS, checkpoint
 from .foreign_weights import load_foreign
 from .reading import read_config
@@ -30,14 +31,20 @@ def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionar
     return dictionary
 
 
-def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -> None:
+def save_weights(
+    path: Path, dictionary: Dictionary, norm_factor: float = 1.0, part: Part = WHOLE
+) -> None:
     """Write the state dict of `for_raw_activations(dictionary, norm_factor)`, atomically.
+
+    Arguments:
+        part: of a split dictionary, which features this one has. All parts call it, and the first writes.
 
     Raises: CheckpointError if the disk refuses.
     """
     dictionary = for_raw_activations(dictionary, norm_factor)
-    state = {name: value.cpu().contiguous() for name, value in dictionary.state_dict().items()}
-    save_tensors(path, state)
+    state = part.gathered(dictionary.state_dict())
+    if state is not None:
+        save_tensors(path, {name: value.contiguous() for name, value in state.items()})
 
 
 def load_dictionary(

@@ -55,6 +55,10 @@ class Part:
         """The largest over the parts, elementwise."""
         return x
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any part."""
+        return flag
+
     def used(self, x: t.Tensor) -> t.Tensor:
         """x, which all parts have, for the use of this part's features. Its gradient is summed over the parts."""
         return x

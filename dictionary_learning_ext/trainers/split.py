@@ -92,6 +92,9 @@ class MeshPart(SplitPart):
         numbers = x.long() if x.dtype == t.bool else x
         return self.together(Partial("max"), numbers).full_tensor().to(x.dtype)
 
+    def any(self, flag: bool) -> bool:
+        return bool(self.max(t.tensor(flag, device=self.mesh.device_type)))
+
     def used(self, x: t.Tensor) -> t.Tensor:
         if not x.requires_grad:
             return x

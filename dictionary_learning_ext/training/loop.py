@@ -43,9 +43,10 @@ from ..progress import ProgressLines, progress
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import METRICS, all_locked, write_json
 from ..run_folder.resume_points import ResumePoint
-from ..run_folder.weights import for_raw_activations, load_dictionary
+from ..run_folder.weights import load_dictionary
 from ..trainers.base import Trainer
 from ..trainers.build import build_trainer
+from ..trainers.parts import WHOLE, Part
 from .logs import open_all, report_finished
 from .plan import Job, Plan, plan, require_memory
 from .processes import (
@@ -173,11 +174,13 @@ def carry_out(
     planned = planned.on(without_auto(planned.settings.device))
     device = processes.device(planned.settings.device)
     with saying_if_a_rank_is_lost(lambda: continue_or_start_again(planned.folders)):
-        join(rank_timeout)  # every rank has planned, and none has written
+        join(rank_timeout, planned.settings.split)  # every rank has planned, and none has written
         if planned.is_finished:
             _log_finished_run(planned, processes)
         else:
             own_folders = [job.folder for job in planned.dealt(processes.count)[processes.rank]]
+            if not processes.is_first_of(planned.settings.split):
+                own_folders = []
             with all_locked(own_folders), interrupts(processes.are_several) as signals:
                 with _nothing_is_written(), _tf32(planned.settings.tf32):
                     training = prepare(planned, device, processes, signals, group, on_start, find)
@@ -332,7 +335,8 @@ def prepare(
     for job, source, point in zip(jobs, sources, of_jobs, strict=True):
         hook, norm_factor = inputs.hooks[job.hook], norm_factors[job.hook]
         energy = energies[job.hook] / norm_factor**2
-        trainer = _built(job, hook, norm_factor, energy, device, source, point)
+        part = _part(job, processes, device)
+        trainer = _built(job, hook, norm_factor, energy, device, source, point, part)
         sae_runs.append(SAERun(job, trainer, norm_factor, samples.get(job.hook)))
     return Training(
         settings=settings,
@@ -358,6 +362,7 @@ def _built(
     device: str,
     source: Dictionary | None,
     point: ResumePoint | None,
+    part: Part,
 ) -> Trainer:
     """A trainer with random weights, those of a trained SAE, or those of its resume point."""
     trainer = build_trainer(
@@ -371,12 +376,29 @@ def _built(
         device=device,
         dtype=job.config.run.dtype,
         name=job.folder.name,
+        part=part,
     )
     if source is not None:
         start_from(trainer, source, norm_factor, job.config.sae, hook)
     if point is not None:
-        restore(trainer, point, device)
+        restore(trainer, point, job.folder, device)
     return trainer
+
+
+def _part(job: Job, processes: Processes, device: str) -> Part:
+    """Which of an SAE's features this process trains."""
+    dict_size, split = job.config.sae.dict_size, job.config.run.split
+    if split is None:
+        return WHOLE
+    from ..trainers.split import MeshPart, SplitPart
+
+    if split == 1:
+        return SplitPart(dict_size)
+    from torch.distributed.device_mesh import init_device_mesh
+
+    shape, axes = (processes.count // split, split), ("saes", "features")
+    mesh = init_device_mesh(device.partition(":")[0], shape, mesh_dim_names=axes)
+    return MeshPart(dict_size, mesh["features"])
 
 
 def _samples(inputs: Inputs, settings: RunConfig, jobs: Sequence[Job]) -> dict[str, Sample]:
@@ -403,14 +425,15 @@ def run(training: Training) -> None:
     try:
         with training.signals.deferred():
             if not training.points:
-                open_all([one.log for one in training.sae_runs], training.group)  # may be refused
+                logs = [one.log for one in training.sae_runs if one.part.is_first]
+                open_all(logs, training.group)  # may be refused
             processes.meet()  # every rank is prepared, and none has written
             _begin(training)
             with _tf32(settings.tf32):
                 _take_all_steps(training)
-            trained = training.active
-            for one in trained:
+            for one in training.active:
                 one.save_final()
+            trained = [one for one in training.active if one.part.is_first]
         if settings.eval_tokens and trained:
             _evaluate(training.inputs, trained, training.signals)
         code = 0
@@ -557,10 +580,7 @@ def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> Non
             own = {one.name: one for one in trained if one.settings.hook == hook}
             if not own:
                 continue
-            saes = {
-                name: (for_raw_activations(one.trainer.ae, one.norm_factor), one.norm_factor)
-                for name, one in own.items()
-            }
+            saes = {name: (one.trained(), one.norm_factor) for name, one in own.items()}
             tokens = trained[0].settings.eval_tokens
             for name, metrics in measure(saes, inputs.held_out(hook, tokens)).items():
                 own[name].record(metrics | {"measured_on": measured_on(own[name].settings)})

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..activations.text import names_a_file, text_of
+from ..config.architectures import TRAINED
 from ..config.checks import require, require_type
-from ..config.run import MIDDLE, RunConfig, TrainConfig
+from ..config.run import MIDDLE, RunConfig, TrainConfig, most_parts
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..errors import ConfigError, bytes_shown
@@ -79,12 +80,14 @@ class Plan:
         return self.resume and all(job.is_finished for job in self.jobs)
 
     def dealt(self, count: int) -> list[list[Job]]:
-        """The jobs of each of `count` processes: the largest SAE first, each to the one that has least to do."""
-        found: list[list[Job]] = [[] for _ in range(count)]
+        """The jobs of each of `count` processes: the largest SAE first, each to the one that has least to do. The
+        processes that hold the parts of a split SAE have the same jobs."""
+        parts = self.settings.split or 1
+        found: list[list[Job]] = [[] for _ in range(count // parts)]
         for job in sorted(self.jobs, key=lambda job: -job.config.sae.dict_size):
             least = min(found, key=lambda jobs: sum(each.config.sae.dict_size for each in jobs))
             least.append(job)
-        return [[job for job in self.jobs if job in jobs] for jobs in found]
+        return [[job for job in self.jobs if job in jobs] for jobs in found for _ in range(parts)]
 
 
 def plan(
@@ -138,6 +141,8 @@ def _require_together(
     count = launched().count
     alone = f"none with {count} processes, as each has the whole language model on its own device"
     require(run.device_map is None or count == 1, "device_map", run.device_map, alone)
+    if run.split is not None:
+        _require_split(run, run.split, saes, count)
     if len(saes) > 1 and run.wandb != "disabled" and "WANDB_SWEEP_ID" in os.environ:
         raise ConfigError(
             name="wandb",
@@ -146,6 +151,24 @@ def _require_together(
             f"{len(saes)} ({', '.join(saes)})",
             instead="give a single hook, e.g. as a parameter of the sweep",
         )
+
+
+def _require_split(run: RunConfig, split: int, saes: Mapping[str, SAEConfig], count: int) -> None:
+    """Raise a ConfigError unless the features of these SAEs can be divided over the processes."""
+    for sae in saes.values():
+        able = [name for name, row in TRAINED.items() if row.splits]
+        holds_whole = (
+            f"{' or '.join(able)} with split={split}; the trainers of others hold a whole SAE"
+        )
+        require(sae.architecture in able, "architecture", sae.architecture, holds_whole)
+        most = most_parts(sae.dict_size)
+        powers = f"a power of two, at most {most} with dict_size={sae.dict_size}"
+        require(most % split == 0, "split", split, powers)
+    start = f"start them by `torchrun --nproc-per-node {split} -m dictionary_learning_ext train …`"
+    divides = f"a divisor of {count}, the number of processes"
+    require(count % split == 0, "split", split, divides, instead=start)
+    whole = f"none with split={split}, as it measures whole SAEs"
+    require(run.eval_every is None, "eval_every", run.eval_every, whole)
 
 
 def _job(name: str, sae: SAEConfig, run: RunConfig, *, is_alone: bool) -> Job:
@@ -219,13 +242,15 @@ def require_memory(jobs: Iterable[Job], widths: Mapping[str, int], device: str) 
         widths: D of each hook point.
     """
     on_cpu = device.startswith("cpu")
-    needed = sum(sae_bytes(job.config.sae, widths[job.hook]) for job in jobs)
+    needed = sum(
+        sae_bytes(job.config.sae, widths[job.hook]) // (job.config.run.split or 1) for job in jobs
+    )
     there, _ = _memory(device)
     if needed > there:
         raise ConfigError(
             f"the weights, gradients and optimizer of the SAEs need {bytes_shown(needed)} of memory, and"
             f" {'this machine' if on_cpu else device} has {bytes_shown(there)}",
-            instead="lower dict_size",
+            instead="lower dict_size, or divide it over several processes by split",
         )
 
 

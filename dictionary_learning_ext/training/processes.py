@@ -72,6 +72,10 @@ class Processes:
         nodes = f"--nnodes {machines} " if machines > 1 else ""
         return f"torchrun {nodes}--nproc-per-node {self.local_count} -m dictionary_learning_ext"
 
+    def is_first_of(self, parts: int | None) -> bool:
+        """Whether it holds the first part of its SAEs, which so many neighbouring ranks hold. None: they are whole."""
+        return self.rank % (parts or 1) == 0
+
     def device(self, device: str) -> str:
         """The device of this process. Raises ConfigError if there is none for it."""
         kind, _, number = device.partition(":")
@@ -183,13 +187,14 @@ def require_one_task() -> None:
     )
 
 
-def join(timeout: int = RANK_TIMEOUT) -> Processes:
+def join(timeout: int = RANK_TIMEOUT, parts: int | None = None) -> Processes:
     """Make the processes that torchrun started one group, at the first call. All ranks meet here.
 
-    Ranks other than 0 log warnings and errors only: those of their SAEs.
+    Ranks other than 0 log warnings and errors only: those of their SAEs. Of a split SAE, the first part logs.
 
     Arguments:
         timeout: seconds that a rank waits for the others, here and later.
+        parts: into how many an SAE is split.
     """
     processes = launched()
     if not processes.are_several:
@@ -199,7 +204,8 @@ def join(timeout: int = RANK_TIMEOUT) -> Processes:
 
     if not dist.is_initialized():
         if not processes.is_first:
-            logging.getLogger(errors.__package__).setLevel(logging.WARNING)
+            level = logging.WARNING if processes.is_first_of(parts) else logging.CRITICAL
+            logging.getLogger(errors.__package__).setLevel(level)
         has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))

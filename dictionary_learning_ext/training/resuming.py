@@ -17,6 +17,7 @@ from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.run import may_move, require_same
 from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, LanguageModelError
+from ..run_folder.files import divided
 from ..run_folder.foreign_weights import load_foreign
 from ..run_folder.reading import read_config
 from ..run_folder.resume_points import ResumePoint, newest_points
@@ -124,8 +125,8 @@ def continue_batches(
     return {hook: point.norm_factor for hook, point in by_hook.items()}
 
 
-def restore(trainer: Trainer, point: ResumePoint, device: str) -> None:
-    """Put a trainer where a point has it.
+def restore(trainer: Trainer, point: ResumePoint, folder: Path, device: str) -> None:
+    """Put a trainer where a point of a run folder has it.
 
     Where the point was written on another kind of device, whose generators have another state, they are seeded anew.
     """
@@ -135,6 +136,10 @@ def restore(trainer: Trainer, point: ResumePoint, device: str) -> None:
             generator = getattr(holder, name)
             generator.manual_seed(drawn_seed(generator.initial_seed(), "moved at", point.step))
         state = state | {"generators": {}}
+    if trainer.part.is_split:
+        from ..trainers.split import read_divided
+
+        read_divided(trainer, state, divided(folder, point.step))
     load_trainer_state(holder, state)
     trainer.check(point.step)
 
@@ -225,5 +230,5 @@ def start_from(
     names = [name for name, _ in trainer.ae.named_parameters()]
     for name in [*names, *({"threshold"} & own.keys() - set(names))]:
         if name in given or not name.startswith(_OPTIONAL):
-            own[name].copy_(given[name])
+            own[name].copy_(trainer.part.own(name, given[name]))
     logger.info("starting from the weights of %s", Path(sae.init_from or ""))

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch as t
@@ -23,13 +24,14 @@ from ..run_folder.files import (
     RUN_FILES,
     WEIGHTS,
     checkpoint,
+    divided,
     remove,
     remove_left_behind,
     write_json,
     writing,
 )
 from ..run_folder.json_files import read_json
-from ..run_folder.weights import for_raw_activations, save_weights
+from ..run_folder.weights import for_raw_activations, load_dictionary, save_weights
 from ..trainers.base import Trainer
 from ..trainers.state import trainer_state
 from .logs import RunLog
@@ -42,7 +44,8 @@ LOGGED_ROWS = 256
 
 
 class SAERun:
-    """An SAE in training: its trainer and where its results go.
+    """An SAE in training: its trainer and where its results go. Of a split SAE every part calls the same methods, and
+    the first writes.
 
     Arguments:
         norm_factor: what raw activations are divided by.
@@ -58,6 +61,7 @@ class SAERun:
     ):
         self.name, self.config, self.folder = job.name, job.config, job.folder
         self.settings, self.trainer, self.norm_factor = job.config.run, trainer, norm_factor
+        self.part = trainer.part
         self._sample = sample
         self.failure: str | None = None
         self.can_resume = False
@@ -69,6 +73,8 @@ class SAERun:
         Results go first and config.json is replaced last, so that no settings ever stand beside
         the results of others. `buffer` is the settings of what the batches come from, fit for JSON.
         """
+        if not self.part.is_first:
+            return
         with writing(self.folder):
             for name in (METRICS, WEIGHTS, *RUN_FILES):
                 if name != CONFIG:
@@ -89,6 +95,8 @@ class SAERun:
 
     def resume(self, point: resume_points.ResumePoint, group: str | None) -> None:
         """Delete what was written after a point, and resume the run in wandb."""
+        if not self.part.is_first:
+            return
         with writing(self.folder):
             self._remove_left_behind()
             resume_points.forget_after(self.folder, point.step)
@@ -99,7 +107,7 @@ class SAERun:
         """Write into config.json what the run computes on now, and where the model and the activations are."""
         config = read_json(self.folder / CONFIG)
         settings, now = config["run"]["settings"], self.config.to_json()
-        names = ("device", *may_move(self.settings, self.settings))
+        names = ("device", "split", *may_move(self.settings, self.settings))
         moved = {name: now[name] for name in names if settings.get(name) != now[name]}
         if moved:
             settings |= moved
@@ -131,17 +139,21 @@ class SAERun:
                 trained = for_raw_activations(self.trainer.ae, self.norm_factor)
                 held_out = self._sample.metrics(trained)
                 metrics |= {f"{HELD_OUT}{key}": value for key, value in held_out.items()}
-            self.log.log(metrics)
+            if self.part.is_first:
+                self.log.log(metrics)
         return metrics
 
     @contextmanager
     def _failing_alone(self, step: int) -> Iterator[None]:
-        """An error of the trainer inside is this SAE's failure, not the run's."""
+        """An error of the trainer inside is this SAE's failure, not the run's; of a split one it is the run's, as other
+        parts may not have it."""
         try:
             yield
         except CheckpointError:
             raise
         except Exception as error:
+            if self.part.count > 1:
+                raise
             logger.error("%s: its trainer raised at step %d", self.name, step, exc_info=True)
             self.trainer.restore_last_finite()
             self.can_resume = True
@@ -158,8 +170,8 @@ class SAERun:
         self.failure = f"{self.name}: failed at or before step {at}: {what}"
         path = checkpoint(self.folder, now)
         try:
-            save_weights(path, self.trainer.ae, self.norm_factor)
-            if not self.can_resume:
+            self._save_weights(path)
+            if not self.can_resume and self.part.is_first:
                 found = {"step": at, "what": what, "weights": str(path.relative_to(self.folder))}
                 write_json(self.folder / FAILED, found)
         except CheckpointError as error:  # the other SAEs continue
@@ -171,7 +183,7 @@ class SAERun:
         self.check(step)
         if self.failure is None:
             self._require_folder()
-            save_weights(checkpoint(self.folder, step), self.trainer.ae, self.norm_factor)
+            self._save_weights(checkpoint(self.folder, step))
 
     def write_resume_point(
         self, step: int, batches: dict[str, Any], hashes: dict[str, str]
@@ -182,13 +194,23 @@ class SAERun:
             batches, hashes: see `ResumePoint`.
         """
         self.check(step)
-        if self.failure is not None or step in resume_points.steps_of(self.folder):
+        is_there = self.part.any(step in resume_points.steps_of(self.folder))
+        if self.failure is not None or is_there:
             return
         self._require_folder()
+        state, parts = trainer_state(self.trainer.state_holder()), None
+        if self.part.is_split:
+            from ..trainers.split import write_divided
+
+            state = write_divided(self.trainer, state, folder := divided(self.folder, step))
+            if not self.part.is_first:
+                return
+            parts = resume_points.sizes(folder)
         point = resume_points.ResumePoint(
             step=step,
             settings=self.config.to_dict(),
-            trainer=trainer_state(self.trainer.state_holder()),
+            trainer=state,
+            parts=parts,
             norm_factor=self.norm_factor,
             batches=batches,
             hashes=hashes,
@@ -200,7 +222,16 @@ class SAERun:
     def save_final(self) -> None:
         """Write ae.pt, for raw activations."""
         self._require_folder()
-        save_weights(self.folder / WEIGHTS, self.trainer.ae, self.norm_factor)
+        self._save_weights(self.folder / WEIGHTS)
+
+    def _save_weights(self, path: Path) -> None:
+        save_weights(path, self.trainer.ae, self.norm_factor, self.part)
+
+    def trained(self) -> Any:
+        """The dictionary that was trained, for raw activations. Of a split one, it is read from ae.pt."""
+        if self.part.is_split:
+            return load_dictionary(self.folder, self.settings.device)[0]
+        return for_raw_activations(self.trainer.ae, self.norm_factor)
 
     def record(self, metrics: dict[str, Any]) -> None:
         """Write the final evaluation."""
@@ -209,7 +240,8 @@ class SAERun:
 
     def close(self, code: int) -> None:
         """Close the logs; `code` is the run's exit code."""
-        self.log.close(1 if self.failure is not None else code)
+        if self.part.is_first:
+            self.log.close(1 if self.failure is not None else code)
 
     def _require_folder(self) -> None:
         """Raise a CheckpointError if the folder is no longer the one that was begun."""

@@ -15,6 +15,7 @@ from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, TrainingError
 from dictionary_learning_ext.run_folder.reading import read_run
+from dictionary_learning_ext.trainers.parts import WHOLE
 from dictionary_learning_ext.trainers.state import trainer_state
 from dictionary_learning_ext.training.plan import Job
 from dictionary_learning_ext.training.sae_run import LOGGED_ROWS, SAERun
@@ -31,7 +32,7 @@ def test_overwriting_destroys_nothing_when_wandb_cannot_begin(run, tmp_path, mon
 
 def small_run(folder) -> Any:
     """An SAERun that is not started."""
-    return SAERun(Job("x", TrainConfig(), folder), SimpleNamespace(config={}), 1.0)  # pyright: ignore
+    return SAERun(Job("x", TrainConfig(), folder), SimpleNamespace(config={}, part=WHOLE), 1.0)  # pyright: ignore
 
 
 def test_no_results_stand_beside_the_settings_of_another_run(tmp_path, monkeypatch):
