@@ -127,10 +127,10 @@ EXPERIMENTS = (
     ),
     Experiment(
         "speed.scale",
-        "What do two processes and a cache of activations save?",
-        minutes="11",
-        stages=("bench", "tables", "processes"),
-        pages=("benchmark_processes.md", "benchmark_cache.md"),
+        "What does a cache of activations save?",
+        minutes="8",
+        stages=("bench", "tables"),
+        pages=("benchmark_cache.md",),
     ),
     Experiment(
         "language_models.embedded_text",

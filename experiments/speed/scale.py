@@ -1,25 +1,19 @@
-"""Larger runs: what two processes send and gain, and what activations from disk save.
+"""Larger runs: what activations from disk save.
 
-python -m experiments.speed.scale processes    # one training in one and in two: 2 minutes
 python -m experiments.speed.scale bench        # a cache of activations: 8 minutes
-python -m experiments.speed.scale tables       # write the pages' tables again
+python -m experiments.speed.scale tables       # write the page's tables again
 """
 
 import argparse
-import json
 import logging
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch as t
-import torch.distributed as dist
 
 from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKTrainer, train
 from dictionary_learning_ext.activations.buffer import ShuffledRows
@@ -28,8 +22,6 @@ from dictionary_learning_ext.activations.cache_writer import write_cache
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
-from dictionary_learning_ext.training.processes import join
-from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (
@@ -43,102 +35,6 @@ from experiments.speed.whole_runs import make_language_model
 from experiments.stages import Page, Stages
 
 BATCH, D, F, K = 2048, 512, 2048, 64
-
-
-# One run in one process and in two, each with one thread: on the embedded language model, of one SAE and of four.
-# CPU seconds, which other programs hardly change.
-
-RUN_STEPS, SAES = 96, (1, 4)
-
-
-@dataclass
-class Traffic:
-    """What one process sends through torch.distributed."""
-
-    messages: int = 0
-    bytes: int = 0
-
-
-def counted(traffic: Traffic, rank: int) -> None:
-    """Count all that is sent from now on."""
-    original = dist.broadcast
-
-    def send(x: t.Tensor, src: int, **options: Any) -> Any:
-        if src == rank:
-            traffic.messages += 1
-            traffic.bytes += x.numel() * x.element_size()
-        return original(x, src, **options)
-
-    dist.broadcast = send
-
-
-def in_this_process(part: str) -> str:
-    """What one process measures: CPU seconds of a run's start (the first fill is in it) and steps, and what it sends.
-    The largest of any process is the result.
-
-    Arguments:
-        part: how many SAEs there are.
-    """
-    t.set_num_threads(1)
-    processes, traffic = join(), Traffic()
-    counted(traffic, processes.rank)
-    run = RunConfig(
-        hook="blocks.0.hook_resid_post",
-        steps=RUN_STEPS,
-        batch_size=BATCH,
-        n_ctxs=256,
-        eval_tokens=0,
-        save_every="none",
-        save_dir=os.environ["VSAE_FOLDER"],
-    )
-    started = time.process_time()
-    train(run, {f"seed{seed}": SAEConfig(dict_size=F, k=K, seed=seed) for seed in range(int(part))})
-    milliseconds = int(1000 * (time.process_time() - started))
-    names = ("milliseconds", "messages", "bytes")
-    most = processes.largest(milliseconds, traffic.messages, traffic.bytes)
-    return json.dumps(dict(zip(names, most, strict=True))) if processes.is_first else ""
-
-
-def in_processes(count: int, part: str) -> dict[str, int]:
-    words = ["-m", "experiments.speed.scale", "processes", "--only", part]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    with tempfile.TemporaryDirectory() as folder:
-        output = subprocess.run(
-            [sys.executable, *(launcher if count > 1 else []), *words],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "VSAE_FOLDER": f"{folder}/run"},
-        ).stdout
-    return json.loads(next(line for line in output.splitlines() if line.startswith("{")))
-
-
-def measure_processes(_: argparse.Namespace) -> None:
-    t.set_num_threads(1)
-    measured = {
-        str(saes): {str(count): in_processes(count, str(saes)) for count in (1, 2)} for saes in SAES
-    }
-    setting = (
-        f"one thread a process, B={BATCH} D=128 F={F} k={K}, {RUN_STEPS} steps, fp32, seed {SEED}"
-    )
-    content = {"header": header(setting, "dictionary-learning"), "processes": measured}
-    raw_results.write(RESULTS / "benchmark_processes.json", content)
-
-
-def tables_of_processes(content: dict[str, Any]) -> list[str]:
-    rows = {}
-    for saes, by_count in content["processes"].items():
-        one, two = by_count["1"]["milliseconds"] / 1000, by_count["2"]["milliseconds"] / 1000
-        sent = by_count["2"]
-        rows[saes] = [
-            f"{one:.1f}",
-            f"{two:.1f}",
-            f"{one / two:.2f}",
-            f"{sent['messages'] / RUN_STEPS:.1f}",
-            f"{sent['bytes'] / RUN_STEPS:,.0f}",
-        ]
-    columns = ["1 process, CPU s", "the busier of 2", "ratio", "messages a step", "bytes a step"]
-    return [content["header"], "", *table("SAEs", rows, columns)]
 
 
 # A cache of activations: how fast it is written and read, how much space it takes, and what it saves. The
@@ -270,12 +166,8 @@ def tables_of_cache(content: dict[str, Any]) -> list[str]:
 
 STAGES = Stages(
     "speed.scale",
-    {"processes": measure_processes, "bench": measure_cache},
-    {
-        "benchmark_processes": Page(tables_of_processes),
-        "benchmark_cache": Page(page_by_cpu(tables_of_cache)),
-    },
-    child={"processes": in_this_process},
+    {"bench": measure_cache},
+    {"benchmark_cache": Page(page_by_cpu(tables_of_cache))},
 )
 
 if __name__ == "__main__":
