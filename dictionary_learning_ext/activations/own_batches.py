@@ -1,6 +1,6 @@
 """Batches of activations that a caller hands over. Nothing is known of where they come from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch as t
@@ -55,7 +55,7 @@ class _Source:
     """The batches in their order, as a `BatchSource`."""
 
     passes, is_used_up = 0, False
-    config: Mapping[str, Any] = {}
+    config: dict[str, Any] = {}
 
     def __init__(self, first: t.Tensor, others: Iterator[t.Tensor]):
         self._first, self._others = first, others

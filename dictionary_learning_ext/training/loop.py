@@ -155,9 +155,10 @@ def train_saes(
     changed = {"batch_size": len(first), "eval_tokens": 0, "save_every": "none"}
     settings = replace(run, **unknown, **none, **changed)
     folders = carry_out(plan(settings, saes), find=partial(OwnBatches, first, others))
-    for folder in folders.values() if evaluator else ():
-        sae, _ = load_dictionary(folder, settings.device)
-        write_json(folder / METRICS, dict(evaluator(sae)))
+    if evaluator is not None:
+        for folder in folders.values():
+            sae, _ = load_dictionary(folder, settings.device)
+            write_json(folder / METRICS, dict(evaluator(sae)))
     return folders
 
 
