@@ -1,6 +1,6 @@
 """Batches of activations that a caller hands over. Nothing is known of where they come from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch as t
@@ -55,10 +55,10 @@ class _Source:
     """The batches in their order, as a `BatchSource`."""
 
     passes, is_used_up = 0, False
-    config: dict[str, Any] = {}
 
     def __init__(self, first: t.Tensor, others: Iterator[t.Tensor]):
         self._first, self._others = first, others
+        self.config: dict[str, Any] = {}
         self.out_batch_size, self.d_submodule = first.shape
         self.tokens_seen = self._given = 0
 
