@@ -1,7 +1,7 @@
 """Writes a cache of activations, file by file. It can be stopped at any moment and continued.
 
 Every file is written under a temporary name and renamed once it is whole, and the manifest follows
-it. So a stop costs at most the file that was being written.
+it. So a stop costs at most the file that each process was writing.
 
 Several processes write in rounds, each process a file of its own. All of them cut the text into
 contexts, so that each knows where its files begin, but a document is tokenised by one of them. After a

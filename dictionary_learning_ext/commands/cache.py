@@ -76,7 +76,7 @@ class CacheFlags:
     device_map: str | None = None
     """Spread the language model over several devices, see `vsae train --help-all`."""
     file_mb: int = 64
-    """Megabytes per file. An interruption costs at most the file that is being written."""
+    """Megabytes per file. An interruption costs at most the file that each process is writing."""
     verify: bool = False
     """Write nothing: read a finished cache and compare its files with the manifest's checksums."""
 
