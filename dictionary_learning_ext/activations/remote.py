@@ -47,7 +47,7 @@ class Remote:
         return self.url
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of each file in it, by name."""
+        """The size in bytes of each file in it, by name."""
         with self._reached():
             self._files.invalidate_cache()
             found = self._files.find(self._root, detail=True)

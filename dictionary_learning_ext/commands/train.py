@@ -157,7 +157,7 @@ def _run_of(given: dict[str, str], settings: RunConfig) -> RunConfig:
 
 
 def _run_on(given: dict[str, str], settings: RunConfig) -> RunConfig:
-    """A run's defaults with what its folder of activations knows; what was typed comes later."""
+    """A run's defaults, with the settings that are stored with its activations. Flags are applied later."""
     from ..activations.stored import open_stored
 
     stored = open_stored(given["activations"])

@@ -65,7 +65,7 @@ class Explained:
 
     @property
     def missing(self) -> list[int]:
-        """The chosen features without an explanation or a whole score, though no request failed."""
+        """The chosen features with no explanation or an incomplete score, although none of their requests failed."""
         found = {feature: self.explanations.get(feature) for feature in self.features}
         whole = {feature for feature, each in found.items() if each and each.is_complete}
         return [each for each in self.features if each not in whole and each not in self.failed]

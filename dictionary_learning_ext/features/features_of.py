@@ -183,12 +183,12 @@ class Features:
 
     @cached_property
     def _loaded(self) -> CausalLM:
-        """It is loaded where it is first needed: not where codes that are kept say what is asked."""
+        """The language model, loaded on first use, which is never if the kept codes have the answer."""
         return self._opened.inputs.require_language_model("it is asked for", "give lm")
 
     @cached_property
     def language_model(self) -> LanguageModel:
-        """nnsight's: the one that was given, or one around what was loaded."""
+        """The nnsight model: the one that was given, or one around the loaded model."""
         return self._given or wrapped(self._loaded)
 
     @cached_property

@@ -133,7 +133,7 @@ class ReproducibilityOfFolders:
         return {fifth: mean_of_known(each) for fifth, each in known.items()}
 
     def fifths_of(self, scores: ReturnScores, name: str | None = None) -> dict[int, float | None]:
-        """The same of one SAE, the first by default, with these scores."""
+        """Like `fifths`, for one SAE (the first by default), by the given scores."""
         found = self.measured.scores(name or self.measured.names[0])
         return scores.shares(found.returns_F / found.of)
 

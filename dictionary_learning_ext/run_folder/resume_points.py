@@ -1,4 +1,4 @@
-"""Resume points: all that a run needs to resume, bit-identical to a run that was not stopped.
+"""Resume points: all that a run needs to end bit-identical to a run that was not stopped.
 
     FOLDER/resume/step_<N>.pt    weights, optimiser, counters, generators, and the place in the text
     FOLDER/resume/step_<N>.parts/    of a split SAE: what each part has of weights, optimiser and counters
@@ -38,11 +38,11 @@ class ResumePoint:
     versions: dict[str, Any]
     """Versions of the packages, and the number of threads: what decides the last digits of a result."""
     metrics_bytes: int
-    """The length of metrics.jsonl."""
+    """The length of metrics.jsonl in bytes, where it is cut when the run resumes."""
     wandb_id: str | None
     """wandb's run, if there is one."""
     parts: dict[str, int] | None = None
-    """Of a split SAE: the files of its parts, and their bytes."""
+    """Of a split SAE: the size in bytes of each of its parts' files, by name."""
 
 
 def save_point(folder: Path, point: ResumePoint) -> None:
@@ -113,7 +113,7 @@ def newest_points(
 
     Arguments:
         own: the folders whose points are loaded: those of one of several processes (default: all).
-        are_all: whether something is so in all of the processes.
+        are_all: whether something is so in all of the processes, each of which must call it.
 
     Raises: CheckpointError if there are points and none can be used.
     """

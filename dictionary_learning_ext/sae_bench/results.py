@@ -89,7 +89,7 @@ def metrics(result: dict[str, Any], category: str) -> dict[str, float | None]:
 
 
 def curve(result: dict[str, Any] | None, which: str) -> dict[int, float]:
-    """By N: "scr", or "total_metric", "intended_diff_only" or "unintended_diff_only" of TPP."""
+    """A metric at each N: "scr", or TPP's "total_metric", "intended_diff_only" or "unintended_diff_only"."""
     if result is None:
         return {}
     if which == "scr":

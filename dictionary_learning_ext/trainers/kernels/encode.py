@@ -143,7 +143,7 @@ class BatchLogVariance:
         )
 
     def kl_outer(self) -> t.Tensor:
-        """The sum over rows of the KL's derivatives at each log-variance, times x - b_dec: (F, D)."""
+        """The sum over rows of the outer product of dKL/d(log-variance) and x - b_dec: (F, D)."""
         assert self._kl_gradient_BF is not None
         return (self._kl_gradient_BF.t() @ self._operands[0]).to(self.weight_FD.dtype)
 
