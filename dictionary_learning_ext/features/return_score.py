@@ -51,7 +51,7 @@ SIGNALS = {
     "nearest": "largest cosine of its decoder direction with another feature's",
     "crowding": "sum of the squares of its decoder direction's positive cosines with the other features'",
 }
-"""What a trained SAE shows of each of its features."""
+"""What a trained SAE shows of each of its features, on which the score is fitted. Other columns don't go here."""
 _HEAD = ["feature", "score"]
 """The first columns of the CSV file. The signals follow."""
 COEFFICIENTS = files("dictionary_learning_ext.features") / "return_score.json"
