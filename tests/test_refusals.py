@@ -115,7 +115,7 @@ REFUSED = {
         ),
         (
             dict(warmup_steps=100),
-            "warmup_steps=100: expected warmup_steps / steps, here 100 / 100",
+            "warmup_steps=100: expected its share of steps=100",
         ),
         (dict(decay_start=5), "decay_start=5: expected between 10 and steps=100"),
         (

@@ -341,7 +341,7 @@ class SAEConfig(Checked):
             if name in SCHEDULES and hasattr(self, name) and value is not None:
                 require_type(flag, value, int | None)
                 for legal in annotations_of(type(self))[name][1]:
-                    words = f"{flag} / steps, here {value} / {steps}, to be {legal.words}, or none"
+                    words = f"its share of steps={steps} to be {legal.words}, or none"
                     require(legal.holds(value / steps), flag, value, words, instead=legal.instead)
                 value = SCHEDULES[name].share(value, steps)
             changes[name] = value

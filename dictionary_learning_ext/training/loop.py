@@ -168,9 +168,9 @@ def carry_out(
     group: str | None = None,
     on_start: Callable[[Sequence[Path], str], None] = lambda folders, device: None,
     rank_timeout: int = RANK_TIMEOUT,
-    find: Callable[..., Inputs] = find_inputs,
+    find: Callable[..., Inputs] | None = None,
 ) -> dict[str, Path]:
-    """Train what is planned; see `train`. `find` finds what the run reads."""
+    """Train what is planned; see `train`. `find` finds what the run reads; default: `find_inputs`."""
     processes = launched()
     planned = planned.on(without_auto(planned.settings.device))
     device = processes.device(planned.settings.device)
@@ -184,7 +184,9 @@ def carry_out(
                 own_folders = []
             with all_locked(own_folders), interrupts(processes.are_several) as signals:
                 with _nothing_is_written(), _tf32(planned.settings.tf32):
-                    training = prepare(planned, device, processes, signals, group, on_start, find)
+                    training = prepare(
+                        planned, device, processes, signals, group, on_start, find or find_inputs
+                    )
                 run(training)
     return {job.name: job.folder for job in planned.jobs}
 

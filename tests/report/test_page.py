@@ -54,7 +54,7 @@ def test_the_page_says_what_was_measured(report, runs):
         metrics = json.loads((folder / "metrics.json").read_text())
         assert f"{metrics['fve']:.4f}" in page
     assert f"vsae report {runs[0]} --against {runs[1]} --tokens 600 --split train" in page
-    assert f"--out {report}\n" in page
+    assert f"--out {report}" in page
 
 
 def test_a_former_report_stays_whole_while_the_next_is_written(runs, tmp_path, monkeypatch):
