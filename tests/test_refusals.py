@@ -111,11 +111,11 @@ REFUSED = {
         (dict(warmup_steps=0.5), "warmup_steps=0.5: expected a whole number or None"),
         (
             dict(noise_anneal_steps=0),
-            "noise_anneal_steps=0: expected … above 0 … posterior='point'",
+            "noise_anneal_steps=0: expected above 0 … posterior='point'",
         ),
         (
             dict(warmup_steps=100),
-            "warmup_steps=100: expected its share of steps=100",
+            "warmup_steps=100: expected … less than steps=100",
         ),
         (dict(decay_start=5), "decay_start=5: expected between 10 and steps=100"),
         (

@@ -32,6 +32,8 @@ class Range(NamedTuple):
     holds: Callable[[Any], bool]
     instead: str = ""
     """what to do where it is another"""
+    in_steps: str = ""
+    """of a share of the run: the words for a number of steps, with {} for all steps"""
 
 
 Count = Annotated[int, Range("at least 1", lambda n: n >= 1)]

@@ -65,11 +65,18 @@ LogVariance = Annotated[
 ]
 LogRatio = Annotated[float, Range(f"{_LOWEST} or more, and below 0", lambda x: _LOWEST <= x < 0)]
 Gate = Annotated[float, Range("0 or more, and below 1", lambda x: 0 <= x < 1)]
-Share = Annotated[float, Range("0 to 1", lambda x: 0 <= x <= 1)]
-SomeShare = Annotated[float, Range("above 0 and at most 1", lambda x: 0 < x <= 1)]
-NoiseShare = Annotated[float, Range("above 0 and at most 1", lambda x: 0 < x <= 1, _NO_NOISE)]
-ShareBelow = Annotated[float, Range("at least 0 and less than 1", lambda x: 0 <= x < 1)]
-SomeShareBelow = Annotated[float, Range("above 0 and less than 1", lambda x: 0 < x < 1)]
+
+
+def _share(words: str, holds: Callable[[float], bool], instead: str = "") -> Range:
+    """A share of the run. `words` have {} for its end: 1, or all steps."""
+    return Range(words.format(1), holds, instead, in_steps=words)
+
+
+Share = Annotated[float, _share("0 to {}", lambda x: 0 <= x <= 1)]
+SomeShare = Annotated[float, _share("above 0 and at most {}", lambda x: 0 < x <= 1)]
+NoiseShare = Annotated[float, _share("above 0 and at most {}", lambda x: 0 < x <= 1, _NO_NOISE)]
+ShareBelow = Annotated[float, _share("at least 0 and less than {}", lambda x: 0 <= x < 1)]
+SomeShareBelow = Annotated[float, _share("above 0 and less than {}", lambda x: 0 < x < 1)]
 
 UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
     "fixed": ("log_var_init",),
@@ -341,7 +348,7 @@ class SAEConfig(Checked):
             if name in SCHEDULES and hasattr(self, name) and value is not None:
                 require_type(flag, value, int | None)
                 for legal in annotations_of(type(self))[name][1]:
-                    words = f"its share of steps={steps} to be {legal.words}, or none"
+                    words = f"{legal.in_steps.format(f'steps={steps}')}, or none"
                     require(legal.holds(value / steps), flag, value, words, instead=legal.instead)
                 value = SCHEDULES[name].share(value, steps)
             changes[name] = value

@@ -314,7 +314,7 @@ REFUSED = [
     (ALL, {"dtype": "float16"}, "^dtype='float16'"),
     (ALL, {"lr": math.nan}, "lr=nan"),
     (ALL, {"lr": -1.0}, "lr=-1.0: expected above 0"),
-    (ALL, {"warmup_steps": 50}, "warmup_steps=50: .*less than 1"),
+    (ALL, {"warmup_steps": 50}, "warmup_steps=50: .*less than steps=50"),
     (ALL, {"decay_start": 5}, "decay_start=5: expected between 5 and steps=50"),
     (TOP_K, {"k": "16"}, "^k='16': expected a whole number"),
     (TOP_K, {"k": 16.0}, "^k=16.0: expected a whole number"),

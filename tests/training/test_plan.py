@@ -33,7 +33,7 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
     (tmp_path / "runs" / "there" / "ae.pt").write_bytes(b"weights")
     cases = {
         "--k 600": "k=600: expected 1 to dict_size=512",
-        "--decay-start 5000": "decay_start=5000: expected its share of steps=4000",
+        "--decay-start 5000": "decay_start=5000: expected above 0 and less than steps=4000",
         "--normalize none": "expected normalize='sqrt_d' or unit",
         "--architecture relu --k 3": "architecture relu does not use it",
         "--data ./nothing.txt": "data: ./nothing.txt: no such file; expected an existing file",
