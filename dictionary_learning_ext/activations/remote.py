@@ -6,6 +6,7 @@ Files are read from copies on the disk. Those that are read next are copied ahea
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -133,7 +134,8 @@ class Copies:
             coming = None if path.exists() else self._coming[path]
         if coming is not None:
             coming.result()
-        os.utime(path)
+        now = time.time_ns()  # the file system's own clock has ticks of milliseconds
+        os.utime(path, ns=(now, now))
         self._make_room(needed)
 
     def _copy(self, path: Path) -> None:
@@ -150,7 +152,7 @@ class Copies:
         """Delete the copies that were not read for longest."""
         copies = [(one.stat(), one) for one in self._file_at if one.exists()]
         total = sum(state.st_size for state, _ in copies)
-        for state, one in sorted(copies, key=lambda each: each[0].st_mtime):
+        for state, one in sorted(copies, key=lambda each: each[0].st_mtime_ns):
             if total > self._limit and one not in kept:
                 remove(one)
                 total -= state.st_size
