@@ -63,6 +63,8 @@ from .settings import (
 
 logger = logging.getLogger(__name__)
 
+_ELSEWHERE = "disk for this folder"
+"""What a message names where results can't be written: they lie beside the SAE."""
 _KEPT_CACHE = "sae_probes"
 """The evaluation whose cache holds no half file after a kill and serves all seeds, see probes.py. It is kept
 until all evaluations have succeeded."""
@@ -137,7 +139,7 @@ def bench(
     name = data or ("embedded" if run.model == "embedded" else "hub")
     # Of two processes, the second would take the first's cache for what a kill has left.
     with locked(cache, "first folder"):
-        with writing(cache):
+        with writing(cache, _ELSEWHERE):
             _clear(cache, but=_KEPT_CACHE)  # a kill may have left half a file
             texts = open_bench_data(name, cache)
         settings = BenchSettings(
@@ -280,14 +282,14 @@ class _BenchRun:
             found = None if self.again else finished(path, key)
             if found is None:
                 started = time.perf_counter()
-                with writing(folder):
+                with writing(folder, _ELSEWHERE):
                     folder.mkdir(parents=True, exist_ok=True)
                 found = self._evaluate(job, evaluation, config, settings, log)
                 found["eval_result_unstructured"] = (found["eval_result_unstructured"] or {}) | {
                     "vsae_bench_key": key,
                     "wall_seconds": round(time.perf_counter() - started, 1),
                 }
-                write_json(path, found)
+                write_json(path, found, _ELSEWHERE)
                 log.unlink(missing_ok=True)
             outcome, seed = self.outcome, settings.seed
             results = outcome.results if seed == SEED else outcome.repeats.setdefault(seed, {})

@@ -170,7 +170,7 @@ REFUSED = {
     "--model elsewhere": r"language model 'elsewhere' can't be loaded",
     "--hook blocks.1.hook_resid_post": r"trained on hook blocks\.0.*, not on blocks\.1",
     "--evals tpp --train-size 100000": r"train_size=100000: expected at most \d+ for tpp",
-    "nobody/nothing": r"no such repo on the hub",
+    "nobody/nothing": r"^vsae: nobody/nothing: no such folder here, and the hub",
 }
 
 
