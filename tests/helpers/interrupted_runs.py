@@ -1,5 +1,6 @@
 """Runs that are stopped and resumed, and what they leave."""
 
+import contextlib
 import json
 import os
 import signal
@@ -105,3 +106,12 @@ def written(folder):
     """How many steps a run has logged."""
     log = folder / "metrics.jsonl"
     return len(log.read_bytes().splitlines()) if log.exists() else 0
+
+
+@contextlib.contextmanager
+def one_thread():
+    """As each of several processes has."""
+    former = t.get_num_threads()
+    t.set_num_threads(1)
+    yield
+    t.set_num_threads(former)

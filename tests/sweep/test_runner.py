@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch as t
 from caches import HOOK, OTHER
-from interrupted_runs import assert_equal
+from interrupted_runs import assert_equal, one_thread
 from language_model_reads import counted_passes
 from small_commands import refused
 from sweep_flags import train_config
@@ -193,14 +193,6 @@ def test_the_processes_of_a_killed_sweep_end_what_they_have_begun(
     for file in ("config.json", "metrics.json"):
         assert {path.parent for path in (tmp_path / "s").glob(f"*/{file}")} == {*begun}
     assert_continues(three[1], tmp_path / "s")
-
-
-@contextlib.contextmanager
-def one_thread():
-    former = t.get_num_threads()
-    t.set_num_threads(1)
-    yield
-    t.set_num_threads(former)
 
 
 def test_runs_of_two_data_seeds_share_no_buffer(sweep_file, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch as t
 from caches import write_small
-from interrupted_runs import assert_equal, results, written
+from interrupted_runs import assert_equal, one_thread, results, written
 from torchrun import SCRIPT, ended, ran, rank_of, torchrun
 from under_torchrun import HOOKS, saes
 from wandb_files import history
@@ -34,15 +34,6 @@ from dictionary_learning_ext.training.processes import (
 
 LOST = "another process of the run ended or didn't answer"
 OTHER_HOOK = "blocks.1.hook_mlp_out"  # of one SAE in under_torchrun.py
-
-
-@contextlib.contextmanager
-def one_thread():
-    """As each of several processes has."""
-    former = t.get_num_threads()
-    t.set_num_threads(1)
-    yield
-    t.set_num_threads(former)
 
 
 SOURCES = ("text", "cache")
@@ -129,12 +120,13 @@ def test_a_run_continues_in_another_number_of_processes(of_two_and_four, of_one,
 @pytest.mark.slow
 def test_an_sae_that_fails_ends_alone_and_every_process_says_so(of_two_and_four):
     folder, found, _ = of_two_and_four
-    ranks, _ = found[2]["one_fails"]
+    ranks, printed = found[2]["one_fails"]
     (said,) = set(ranks)
     assert "a: failed at or before step 5: not finite" in said
     assert "b: failed at or before step 6: MemoryError" in said
     assert f"trained and saved: {folder / 'one_fails' / 'c'}" in said
     assert (folder / "one_fails" / "c" / "ae.pt").is_file()
+    assert "b: its trainer raised at step 6\nTraceback" in printed
 
 
 @pytest.mark.slow
