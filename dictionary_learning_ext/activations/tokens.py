@@ -65,7 +65,7 @@ class Group(NamedTuple):
     """Processes that do something together, as one of them sees them."""
 
     rank: int
-    """Of this process, from 0."""
+    """this process's number, from 0"""
     count: int
     gather: Callable[[Any], list[Any]]
     """All-gather: what each process gives, by rank."""

@@ -42,7 +42,7 @@ class ResumePoint:
     wandb_id: str | None
     """wandb's run, if there is one."""
     parts: dict[str, int] | None = None
-    """Of a split SAE: the size in bytes of each of its parts' files, by name."""
+    """The size in bytes of each file that holds a part of a split SAE, by name."""
 
 
 def save_point(folder: Path, point: ResumePoint) -> None:

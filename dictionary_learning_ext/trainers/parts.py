@@ -22,7 +22,7 @@ class Selection(NamedTuple):
     compared: t.Tensor
     """the K largest numbers of each row, by which features are kept; of a split dictionary those of all parts"""
     is_kept: t.Tensor | None = None
-    """of a split dictionary, whose `indices` are candidates: which of them are among the K largest of all parts"""
+    """which `indices` are among the K largest of all parts, (…, K); None if all are, as in a dictionary that isn't split"""
 
     def only(self, x_BK: t.Tensor) -> t.Tensor:
         """Values of the features of `indices`, 0 for those that are not kept."""

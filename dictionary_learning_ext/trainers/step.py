@@ -209,7 +209,7 @@ class Draw(NamedTuple):
     select_by: SelectBy = "value"
     """value: TopK(z) is the K largest z. magnitude: the K largest |z|"""
     part: Part = WHOLE
-    """of the features, whose means are given"""
+    """which features the means are of"""
 
     @property
     def noise_chooses(self) -> bool:

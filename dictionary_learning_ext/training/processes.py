@@ -105,7 +105,7 @@ class Processes:
         return f"cuda:{mine}"
 
     def largest(self, *numbers: int) -> list[int]:
-        """Of each number, the largest that any rank gives, on all ranks. They meet here."""
+        """The largest of each number over the ranks. A collective: every rank must call it."""
         if not self.are_several:
             return list(numbers)
         import torch
@@ -116,7 +116,7 @@ class Processes:
         return each.tolist()
 
     def are_all(self, flag: bool) -> bool:
-        """Whether `flag` is true on all ranks. They meet here."""
+        """Whether `flag` is true on all ranks. A collective: every rank must call it."""
         return not self.largest(not flag)[0]
 
     def meet(self) -> None:

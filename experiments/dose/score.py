@@ -29,8 +29,8 @@ COMES_BACK = 0.7
 
 
 def orders_of(one: str, other: str) -> list[dict[str, float]]:
-    """Of each of two seeds' SAEs: how well the score and `error_share` order which of its features come back in what they
-    do."""
+    """How well the score and `error_share` tell which features come back in what they do: the AUC of each, and the share
+    that comes back, for each of the two SAEs."""
     opened = open_folders([one, other])
     codes = opened.codes(embedded.CODE_TOKENS, keep=False)
     found = []

@@ -22,7 +22,7 @@ _COMPONENTS = 50
 
 
 def measure(folders: Sequence[Path], seed: int) -> list[dict[str, Any]]:
-    """Of each SAE: the largest activation of every feature that fires, and its map with 10 clusters.
+    """The largest activation of every feature that fires, and the map of these features with 10 clusters, for each SAE.
 
     As the paper did: 20,000 tokens, KMeans on the map. Maps of one call have equally many features. Otherwise an
     SAE with fewer live features would look more dispersed for that reason alone.

@@ -40,7 +40,7 @@ SIZES = (65_536, 2**20)  # F
 GPUS = 8
 """Over which a split dictionary is counted."""
 BYTES_PER_SECOND, BYTES_BETWEEN_GPUS = 3.35e12, 450e9
-"""Of the H100 SXM's memory, and of its NVLink in each direction, from NVIDIA's data sheet."""
+"""The bandwidths of the H100 SXM's memory and of its NVLink in each direction, from NVIDIA's data sheet."""
 PEAKS = {t.bfloat16: 989e12, t.float32: 495e12}
 """FLOP/s of the H100 SXM without structured sparsity, from NVIDIA's data sheet. float32 products are in TF32."""
 STEP = 2000  # after the warm-ups
@@ -206,7 +206,7 @@ def _bytes_moved(func: Any, name: str, args: Any, kwargs: Any, made: list[t.Tens
 
 
 def _distinct_bytes(tensor: t.Tensor) -> int:
-    """Of its elements in memory; one that is repeated by a stride of 0 counts once."""
+    """The bytes of the elements that lie in memory: one that a stride of 0 repeats counts once."""
     sizes = (n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
     return t.Size(sizes).numel() * tensor.itemsize
 
@@ -287,7 +287,7 @@ def measure(_: argparse.Namespace) -> None:
 
 
 def ms_of_messages() -> float:
-    """Of a split step: K candidates a row from each GPU to all, and the sum of its partial reconstructions."""
+    """The time of a split step's messages: K candidates a row from each GPU to all, and the sum of the partial reconstructions."""
     candidates = (GPUS - 1) * B * K * (4 + 4)  # a value, and the feature's number
     partial = 2 * (GPUS - 1) / GPUS * B * D * 4
     return 1000 * (candidates + partial) / BYTES_BETWEEN_GPUS

@@ -270,7 +270,7 @@ def test_cached_documents_keep_token_0(tmp_path):
 
 
 def test_held_out_contexts_are_the_same_for_every_data_seed(run):
-    """Of a text with an order of its own. Those of the training text are not."""
+    """The text has an order of its own. Its training contexts differ."""
     ids = {}
     for seed in (0, 1):
         inputs = open_inputs(replace(run, data="embedded", data_seed=seed), [HOOK])

@@ -116,7 +116,7 @@ class Cost:
     run: Callable
     saes: int = 1
     decodes: int = 1
-    """Of each token."""
+    """How often each token is decoded."""
     model_again: bool = False
     """Whether the second one loads the language model, too."""
     loss: list = field(default_factory=list)

@@ -62,7 +62,7 @@ def sae(request):
 
 @t.no_grad()
 def activations(sae, batch, step):
-    """Of every token, zero where it is not wanted: (B, L, F).
+    """Activations of every token, zero where it is not wanted: (B, L, F).
 
     In the encoder's steps: a matrix product's last bits depend on its size.
     """
@@ -262,7 +262,7 @@ def test_tokens_that_are_no_sinks_stay(at_others, reads_first, tiny_lm):
 
 
 def sinks_of(far, tokenizer):
-    """Of 20 contexts of 8 tokens 60 whose norm is 2, but for (context, position)s: a token, a norm."""
+    """The sinks in 20 contexts of 8 tokens 60 of norm 2, except for `far`: by (context, position), a token and its norm."""
     x_BLD, ids_BL = t.ones(20, 8, 4), t.full((20, 8), 60)
     for place, (token, norm) in far.items():
         x_BLD[place], ids_BL[place] = norm / 2, token

@@ -71,7 +71,7 @@ class Plain:
 
     @torch.no_grad()
     def loss(self, text: str, kept: torch.Tensor, replacement: Any = None) -> torch.Tensor:
-        """Of each next token, with other activations at the kept positions."""
+        """The loss at each next token, with other activations at the kept positions."""
 
         def hook(module: Any, arguments: Any, output: Any) -> Any:
             x = output[0] if isinstance(output, tuple) else output

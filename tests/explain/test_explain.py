@@ -305,7 +305,7 @@ def test_a_kill_in_between_loses_nothing_that_was_written(folder_to_explain, cha
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, "--at-once", "1"], env=environment)
     try:
-        assert blocked.wait(500)
+        assert blocked.wait(120)
         end = time.monotonic() + 60
         while (
             not (folder_to_explain / "explanations.json").exists()

@@ -124,7 +124,7 @@ def test_the_null_is_averaged_until_its_standard_error_is_below_a_thousandth():
 
 
 def test_planted_features_return_and_others_do_not():
-    """Of 60 features in 64 dimensions 20 return in both others, 10 in one of them."""
+    """20 of 60 features in 64 dimensions come back in both others, and 10 in one of them."""
     a, b, c = (np.array(directions(seed, 60, 64)) for seed in range(3))
     order = np.random.default_rng(3).permutation(60)
     b[order[:30]] = -a[:30]

@@ -113,7 +113,7 @@ def test_clamping_keeps_the_error_of_the_sae(tiny_lm, kind):
 
 
 def value(saved):
-    """Of what a trace saved: a proxy in nnsight 0.3, the tensor itself in later ones."""
+    """The tensor that a trace saved, which is a proxy in nnsight 0.3."""
     return getattr(saved, "value", saved)
 
 

@@ -73,7 +73,7 @@ LARGE = [one for one in IN_EACH_DTYPE if (one["noise_on"], one["kl_scope"]) == (
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", LARGE, ids=lambda s: "-".join(map(str, s.values())))
 def test_memory_over_the_weights_is_at_most_that_of_the_gradients_and_five_tensors(settings):
-    """Of three B x F and two F x D numbers in fp32, at the shapes of Gemma 2 2B's residual stream."""
+    """Three tensors are B x F and two F x D, in fp32, at the shapes of Gemma 2 2B's residual stream."""
     rows, width, dict_size = 4096, 2304, 65_536
     own = trainer("cuda", dict_size, width, k=64, **settings)
     x = batch(0, rows, width).cuda()

@@ -168,7 +168,7 @@ def folder_to_explain(to_explain, tmp_path):
 
 
 def words(folder, chat, *flags):
-    """Of `vsae explain`."""
+    """The arguments of `vsae explain`."""
     few = ["--features", str(FEATURES), "--tokens", "3000"]
     return ["explain", str(folder), "--endpoint", chat.url, *MODELS, *few, *map(str, flags)]
 

@@ -58,7 +58,7 @@ def test_the_books_fill_what_is_asked_of_them(tmp_path):
 
 @pytest.mark.parametrize("short", range(2))
 def test_a_set_of_scr_is_four_times_the_smallest_cell(short):
-    """Of those that a pair's biased probe is not trained on."""
+    """The smallest of the cells on which a pair's biased probe is not trained."""
     (first, second), *_ = data.PAIRS
     cells = {(label, gender): 1000 for label in data.LABELS.values() for gender in (0, 1)}
     cells[[(data.LABELS[first], 1), (data.LABELS[second], 0)][short]] = 7
