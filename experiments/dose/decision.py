@@ -44,11 +44,12 @@ def of_embedded(content: dict[str, Any], setting: str, measure: str) -> dict[str
 
 
 def of_truth(content: dict[str, Any], measure: str) -> dict[str, dict[str, float]]:
-    """By size and length, then arm: the mean over the confirmation's seeds."""
+    """By size and length, then arm: the mean over the confirmation's seeds, with the m that was chosen."""
     rows: dict[str, dict[str, list[float]]] = {}
+    m = truth.chosen_m(content)
     for row in content["rows"]:
         stage, _, rest = row["part"].partition(": ")
-        if stage == "confirm":
+        if stage == "confirm" and row["m"] == m:
             place = rest.rpartition(", seed")[0]
             rows.setdefault(place, {}).setdefault(row["arm"], []).append(row[measure])
     return {

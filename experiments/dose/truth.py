@@ -29,10 +29,13 @@ TRUE, WIDTH, PARENTS, K, BATCH = 2048, 192, 256, 16, 512
 SAMPLES, LONG = 3_072_000, 16_384_000
 MEASURED = 40_000
 FREQUENT = 64
-AUXK = {"without": None, "a tenth of the run": SAMPLES / 10 / (512 / K)} | {
-    f"m = {m}": float(m) for m in (400, 1600, 6400)
-}
+AUXK: dict[str, float | None] = {
+    "without": None,
+    "a tenth of the run": SAMPLES / 10 / (512 / K),
+} | {f"m = {m}": float(m) for m in (400, 1600, 6400)}
 """AuxK's threshold in F/k tokens, at F = 512 and SAMPLES."""
+EARLIER: dict[str, float | None] = {f"m = {m}": float(m) for m in (25, 100, 400)}
+"""The same at F = 1,024, for both arms, see the protocol's end."""
 
 
 @dataclass(frozen=True)
@@ -185,18 +188,19 @@ LRS = (1e-3, 2e-3, 4e-3)
 
 
 def auxk_parts() -> list[Part]:
-    """AuxK's threshold, for TopK and for one survival; and for TopK at F = T / 2, see the protocol's end."""
-    arms = {
-        f"{arm}, AuxK {name}": {"options": ARMS[arm], "lr": 2e-3, "m": m}
-        for arm in (TOP_K, "survival 0.6")
-        for name, m in AUXK.items()
-    }
-    wide = {
-        f"{TOP_K}, AuxK {name}": {"options": ARMS[TOP_K], "lr": 2e-3, "m": m}
-        for name, m in AUXK.items()
-        if name.startswith("m = ")
-    }
-    return [Part("auxk", 512, 9000, arms), Part("auxk", 1024, 9000, wide)]
+    """AuxK's threshold, for TopK and for one survival, at F = T / 4 and T / 2, see the protocol's end."""
+
+    def arms(names: dict[str, float | None], *of_arms: str) -> dict[str, dict[str, Any]]:
+        return {
+            f"{arm}, AuxK {name}": {"options": ARMS[arm], "lr": 2e-3, "m": m}
+            for arm in of_arms
+            for name, m in names.items()
+        }
+
+    both = (TOP_K, "survival 0.6")
+    later = {name: m for name, m in AUXK.items() if name.startswith("m = ")}
+    wide = arms(later, TOP_K) | arms(EARLIER, *both)
+    return [Part("auxk", 512, 9000, arms(AUXK, *both)), Part("auxk", 1024, 9000, wide)]
 
 
 def scale_parts(m: float) -> list[Part]:
@@ -222,34 +226,32 @@ def rate_parts(m: float) -> list[Part]:
 
 
 def confirm_parts(m: float, lr_of: dict[str, float]) -> list[Part]:
-    """The arms at their rates on fresh seeds: at F = T / 4, T / 2 and T, and at the first for longer."""
+    """The arms at their rates on fresh seeds: at F = T / 4, T / 2 and T, and at the first for longer. Seed 9002 has m = 400,
+    see the protocol's end."""
     lrs = dict.fromkeys(KEPT, lr_of["survival 0.6"]) | {TOP_K: lr_of[TOP_K]}
     lrs["fixed 0.3 and penalty"] = lr_of["fixed 0.3"]
     arms = {arm: {"options": ARMS[arm], "lr": lrs[arm], "m": m} for arm in KEPT}
     sizes = ((512, SAMPLES), (1024, SAMPLES), (TRUE, SAMPLES), (512, LONG))
     return [
         Part("confirm", size, seed, arms, samples=samples)
-        for seed in (9002, 9003)
+        for seed in (9003, 9004)
         for size, samples in sizes
     ]
 
 
 def chosen_m(content: dict[str, Any]) -> float:
-    """The factor of AuxK's threshold: the largest of those within 0.002 of the highest mean MCC at F = T / 4, or, of
-    these, at F = T / 2 once that has rows."""
-    kept = set[float]()
-    for size in ("512", "1,024"):
-        of_m: dict[float, list[float]] = {}
-        for row in content["rows"]:
-            if row["part"].startswith(f"auxk: F = {size},") and "m = " in row["arm"]:
-                of_m.setdefault(row["m"], []).append(row["mcc"])
-        means = {m: statistics.mean(own) for m, own in of_m.items() if not kept or m in kept}
-        kept = {m for m, mcc in means.items() if mcc >= max(means.values()) - 0.002} or kept
-    if not kept:
+    """The factor of AuxK's threshold: the largest of those of EARLIER within 0.002 of the highest MCC at F = T / 2, in
+    the mean of TopK and survival 0.6."""
+    of_m: dict[float, list[float]] = {}
+    for row in content["rows"]:
+        if row["part"].startswith("auxk: F = 1,024,") and row["m"] in EARLIER.values():
+            of_m.setdefault(row["m"], []).append(row["mcc"])
+    if sum(map(len, of_m.values())) < 2 * len(EARLIER):
         raise SystemExit(
             "AuxK's threshold isn't chosen: type python -m experiments.dose.truth train --stage auxk"
         )
-    return max(kept)
+    means = {m: statistics.mean(own) for m, own in of_m.items()}
+    return max(m for m, mcc in means.items() if mcc >= max(means.values()) - 0.002)
 
 
 def chosen_lrs(content: dict[str, Any]) -> dict[str, float]:
