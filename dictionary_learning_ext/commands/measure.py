@@ -140,7 +140,7 @@ def run_compare(flags: CompareFlags) -> None:
         return
     explained = explanations_of(configs)
     n, means = means_of(explained)
-    groups, columns = of_seeds(configs), {each.label: {} for each in SHARES}
+    groups, columns = [*of_seeds(configs)], {each.label: {} for each in SHARES}
     for folders, found in groups:
         shares = found.shares()
         for each in SHARES:

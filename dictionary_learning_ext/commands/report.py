@@ -46,7 +46,7 @@ def run(flags: ReportFlags) -> None:
             **flags.inputs.given,
         )
     elif flags == ReportFlags(flags.folder, out=flags.out):
-        path = write_index(flags.folder, flags.out, on_step=print_step)
+        path = write_index(flags.folder, flags.out)
     else:
         raise ConfigError(
             f"{flags.folder}: holds run folders and gets an index page, which reads no text; leave out "

@@ -69,7 +69,7 @@ def run(flags: SweepFlags) -> None:
 
 def _show(folder: Path, of_wandb: str | None = None) -> None:
     """Show the results of the sweep in a folder, or write those of a sweep on wandb's server to it."""
-    from ..report.many_runs import encode_seeds, from_folder, from_wandb
+    from ..report.many_runs import from_folder, from_wandb
     from ..report.runs_page import show_sweep
     from ..sweep.runner import progress
 
@@ -78,7 +78,6 @@ def _show(folder: Path, of_wandb: str | None = None) -> None:
     else:
         missing = progress(folder)
         results = from_folder(folder, missing)
-    encode_seeds(results)
     width = shutil.get_terminal_size().columns
     print(printable(show_sweep(results, folder, missing, width)))
 

@@ -5,7 +5,7 @@ The measures are in reproducibility.py (directions) and agreement.py (what the S
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..config.architectures import ARCHITECTURES
 from ..config.checks import require
 from ..config.run import RunConfig
 from ..errors import UserError
-from ..evaluation.folders import SAE, dictionary_of, open_folders
+from ..evaluation.folders import SAE, Loaded, dictionary_of, open_folders
 from ..evaluation.metrics import METRICS, fve_of
 from ..evaluation.tables import labels, text_table
 from ..run_folder.comparing import (
@@ -288,18 +288,18 @@ def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> d
 
 
 def of_seeds(
-    configs: Mapping[str, dict[str, Any]],
-) -> list[tuple[list[str], ReproducibilityOfFolders]]:
+    configs: Mapping[str, dict[str, Any]], *, encode: bool = False
+) -> Iterator[tuple[list[str], ReproducibilityOfFolders]]:
     """What comes back between the seeds of each setting that has several among these: its folders, and how they agree.
 
-    Of several folders with the same seeds, copies as a rule, the first is compared. Nothing is encoded: what they do is
-    compared where codes on one text are kept beside them. Warns of what seeds share that is a reason for features to
-    come back.
+    Of a setting's folders with the same seeds, the first counts: a copy of a run is no other seed of it. (`reproduce`
+    compares all folders that it is given, and warns of copies.) What SAEs do is compared where codes on one text are kept
+    beside all of them, and otherwise their directions alone. A setting that can't be compared is left out with a warning.
 
     Arguments:
         configs: each folder's config.json.
+        encode: encode held-out text by SAEs that were evaluated, and keep their codes. Otherwise no text is read.
     """
-    found = []
     for folders in grouped_by_setting(dict(configs)):
         firsts: dict[tuple[Any, ...], str] = {}
         for folder in folders:
@@ -308,15 +308,30 @@ def of_seeds(
             continue
         logger.info("matching the features of %d seeds", len(firsts))
         alike = {one: configs[one] for one in firsts.values()}
-        saes = {one: load_dictionary(one)[0] for one in alike}
-        kept = {one: kept_codes(results_folder(one), sae) for one, sae in saes.items()}
-        codes = {one: each for one, each in kept.items() if each is not None}
-        if len(codes) == len(saes) and len({each.reading.hash for each in codes.values()}) == 1:
-            found.append((folders, compared(alike, codes=codes)))
-        else:
-            directions = {one: decoder_directions(sae) for one, sae in saes.items()}
-            found.append((folders, compared(alike, directions)))
-    return found
+        try:
+            saes = {one: load_dictionary(one, RunConfig.device) for one in alike}
+            if encode and all(read_metrics_if_any(one) for one in alike):
+                encode = _is_encoded(saes)
+            kept = {one: kept_codes(results_folder(one), sae) for one, (sae, _) in saes.items()}
+            codes = {one: each for one, each in kept.items() if each is not None}
+            if len(codes) == len(saes) and len({each.reading.hash for each in codes.values()}) == 1:
+                yield folders, compared(alike, codes=codes)
+            else:
+                directions = {one: decoder_directions(sae) for one, (sae, _) in saes.items()}
+                yield folders, compared(alike, directions)
+        except UserError as error:
+            logger.warning("which features come back was not measured: %s", error)
+
+
+def _is_encoded(saes: dict[str, Loaded]) -> bool:
+    """Keep the codes of SAEs on held-out text, so that what they do can be compared. False, and a warning, if that isn't
+    possible, e.g. without the language model."""
+    try:
+        open_folders([*saes], saes=saes).codes()
+    except UserError as error:
+        logger.warning("what the features do was not compared: %s", error)
+        return False
+    return True
 
 
 def comparable_configs(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, UserError, first_line
-from ..evaluation.folders import open_folders
 from ..evaluation.metrics import Metric
 from ..features.reproducibility import Measure
 from ..features.reproducibility_of_folders import of_seeds
@@ -80,13 +79,15 @@ class Group:
 
 
 def grouped(results: Sequence[RunResult]) -> list[Group]:
-    """The runs by their settings but for the seeds, sorted by the settings that differ."""
-    groups: dict[str, list[RunResult]] = {}
+    """The runs by their settings but for the seeds, sorted by the settings that differ. Of a setting's runs with the same
+    seeds, the first counts: a copy of a run is no other seed of it."""
+    groups: dict[str, dict[tuple[Any, ...], RunResult]] = {}
     for one in results:
-        groups.setdefault(but_for_seeds(one.settings), []).append(one)
+        alike = groups.setdefault(but_for_seeds(one.settings), {})
+        alike.setdefault(tuple(map(one.settings.get, SEEDS)), one)
     names = differing(results)
     return sorted(
-        map(Group, groups.values()),
+        (Group([*alike.values()]) for alike in groups.values()),
         key=lambda group: [_place(group.settings.get(name)) for name in names],
     )
 
@@ -249,7 +250,7 @@ def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
     return results, missing if len(finished) < len(runs) else None
 
 
-# --- how well the seeds of a setting agree
+# --- what comes back between the seeds of a setting
 
 
 @dataclass(frozen=True)
@@ -268,27 +269,14 @@ class SeedScores:
         return measure.text(value) + star
 
 
-def encode_seeds(results: Sequence[RunResult]) -> None:
-    """Encode held-out text by the SAEs of each setting that has several seeds here, and keep their codes, so that what
-    they do can be compared. Where that isn't possible, e.g. without the language model, a warning says so."""
-    for group in grouped(results):
-        if len(group.folders) < 2 or group.mean("fve") is None:  # not to be measured
-            continue
-        try:
-            open_folders(group.folders).codes()
-        except UserError as error:
-            logger.warning("what the features do was not compared: %s", error)
-            return
-
-
-def seed_scores(folders: Sequence[Path]) -> SeedScores | None:
-    """Compare the SAEs of run folders of one setting, see `of_seeds`.
-
-    Returns: None if fewer than two remain, or if one can't be read, of which a warning is logged.
-    """
-    try:
-        groups = of_seeds({str(folder): read_config(folder) for folder in folders})
-    except UserError as error:
-        logger.warning("which features come back was not measured: %s", error)
-        return None
-    return next((SeedScores(found.shares(), found.share_batches) for _, found in groups), None)
+def with_seed_scores(groups: Sequence[Group], *, encode: bool = False) -> list[Group]:
+    """These settings with what comes back between their seeds, see `of_seeds`."""
+    folders = [str(folder) for group in groups for folder in group.folders]
+    scores: dict[str, SeedScores] = {}
+    for alike, found in of_seeds({one: read_config(one) for one in folders}, encode=encode):
+        scores |= dict.fromkeys(alike, SeedScores(found.shares(), found.share_batches))
+    known = [[scores.get(str(folder)) for folder in group.folders] for group in groups]
+    return [
+        replace(group, scores=next(iter(own), None))
+        for group, own in zip(groups, known, strict=True)
+    ]

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from .many_runs import (
     most_returning_of_each_k,
     read_all_in,
     results_of,
-    seed_scores,
+    with_seed_scores,
 )
 
 logger = logging.getLogger(__name__)
@@ -63,16 +63,10 @@ class RunsTable:
     """The report of each row, if it has one."""
 
 
-def write_index(
-    folder: str | Path,
-    out: str | Path | None = None,
-    *,
-    on_step: Callable[[str], None] = lambda step: None,
-) -> Path:
+def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
     """Write the page about the run folders in `folder`, by default its index.html; return its path.
 
-    A run folder that is damaged or not finished is left out of the table, and named below it. `on_step`
-    is called with the name of each step that takes long before it starts.
+    A run folder that is damaged or not finished is left out of the table, and named below it.
 
     Raises: ConfigError for a page in another library's folder; CheckpointError if it can't be written.
     """
@@ -86,7 +80,7 @@ def write_index(
     metrics = usual_columns(metrics_of)
     tables = [_runs_table("", shown, columns, metrics, out)]
     ours = [one for one in results if "run" in configs[one.name]]
-    if seeds := _several_seeds(ours, on_step):
+    if seeds := with_seed_scores([group for group in grouped(ours) if group.n > 1]):
         names = [name for name in settings if name not in SEEDS]
         tables.append(_settings_table("Settings with several seeds", seeds, names, metrics))
     n = "1 sparse autoencoder" if len(results) == 1 else f"{len(results)} sparse autoencoders"
@@ -127,30 +121,20 @@ def _reports_to_write(results: list[RunResult], table: RunsTable) -> list[str]:
     return [shlex.join(["vsae", "report", str(one.folder)]) for one, link in links if link is None]
 
 
-def _several_seeds(results: list[RunResult], on_step: Callable[[str], None]) -> list[Group]:
-    """The settings that were trained with several seeds, and which features come back."""
-    found = []
-    unlike = {repr(one.settings): one for one in results}  # a copy of a run is no other seed
-    for group in grouped(list(unlike.values())):
-        if group.n > 1:
-            on_step(f"matching the features of {group.n} seeds")
-            found.append(replace(group, scores=seed_scores(group.folders)))
-    return found
-
-
 def show_sweep(
     results: list[RunResult], folder: Path, missing: str | None = None, width: int | None = None
 ) -> str:
     """Write a sweep's results into `folder` as CSV files and a page; return the tables as text.
 
-    If they can't be written, as in a read-only folder, a warning says so.
+    The SAEs of settings with several seeds encode held-out text, so that what they do can be compared. If the results
+    can't be written, as in a read-only folder, a warning says so.
 
     Arguments:
         missing: what of the sweep is missing, if anything.
         width: of the terminal.
     """
     names, metrics = differing(results), shown_in("sweep")
-    groups = [replace(one, scores=seed_scores(one.folders)) for one in grouped(results)]
+    groups = with_seed_scores(grouped(results), encode=True)
     best, settings = best_of_each_k(groups), [name for name in names if name not in SEEDS]
     has_seeds = _have_seeds(groups)
     each = ["hook", "k"] if "hook" in settings else ["k"]

@@ -300,7 +300,7 @@ def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(s
     for one in alike:
         share = expected.as_direction(Path(one).name)[0.7]
         assert found.as_direction(Path(one).name) == pytest.approx(share)
-    assert of_seeds({one: configs[one] for one in (seeds[0], seeds[3])}) == []
+    assert not [*of_seeds({one: configs[one] for one in (seeds[0], seeds[3])})]
     twice = changed(seeds[1], tmp_path / "twice")
     ((folders, found),) = of_seeds(configs | {twice: read_config(twice)})
     assert folders == [*alike, twice]

@@ -3,6 +3,7 @@
 import json
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +25,10 @@ from dictionary_learning_ext.report.many_runs import (
     from_wandb,
     grouped,
     most_returning_of_each_k,
-    seed_scores,
+    results_of,
+    with_seed_scores,
 )
+from dictionary_learning_ext.run_folder.reading import read_config
 
 
 def row(k, length, **settings):
@@ -165,7 +168,16 @@ def test_seeds_on_wandb_are_one_group_though_each_measured_its_own_norm_factor(o
     assert group.n == 2
 
 
-# --- how well the seeds of a setting agree
+# --- what comes back between the seeds of a setting
+
+
+def seed_scores(folders):
+    """What comes back between runs of one setting; None if that is not measured."""
+    configs = {one.name: read_config(one) for one in folders}
+    results = results_of(configs, {name: {} for name in configs})
+    here = [replace(result, folder=folder) for result, folder in zip(results, folders, strict=True)]
+    (group,) = with_seed_scores(grouped(here))
+    return group.scores
 
 
 def test_they_are_means_over_all_pairs(seeds):
@@ -187,7 +199,7 @@ def test_they_are_means_over_all_pairs(seeds):
 def test_copies_are_one_sae_and_one_is_nothing_to_compare(seeds, tmp_path, caplog):
     copied = tmp_path / "copy"
     shutil.copytree(seeds[0], copied)
-    assert seed_scores([]) is None
+    assert with_seed_scores([]) == []
     assert seed_scores(seeds[:1]) is None
     assert seed_scores([seeds[0], copied]) is None
     both, all_three = seed_scores(seeds[:2]), seed_scores([seeds[0], copied, seeds[1]])

@@ -9,8 +9,9 @@ from html import unescape
 import numpy as np
 import pytest
 
+from dictionary_learning_ext import reproduce
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.report.many_runs import RunResult, from_folder, seed_scores
+from dictionary_learning_ext.report.many_runs import RunResult, from_folder
 from dictionary_learning_ext.report.runs_page import show_sweep
 
 
@@ -77,21 +78,22 @@ def test_a_setting_that_differs_is_a_column(folder):
     assert rows["vsae"]["FVE"] == "-", "not measured"
 
 
-def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path, capsys):
+def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path):
     folder = tmp_path / "saes"
     for run in [*seeds, runs[1]]:
         shutil.copytree(run, folder / run.name)
     shutil.copytree(seeds[0], folder / "copy")
     page = index_of(folder)
-    assert "matching the features of 3 seeds" in capsys.readouterr().out
-    scores = seed_scores(seeds).values
+    expected = reproduce(seeds)
     (row,) = seeds_on(page).values()
     assert row["n"] == "3", "a copy of an SAE is no seed of it"
-    assert row["as a direction"] == f"{scores['as_direction']:.1%}"
+    assert row["as a direction"] == f"{expected.as_direction():.1%}"
     fve = [json.loads((one / "metrics.json").read_text())["fve"] for one in seeds]
     assert row["FVE"] == f"{np.mean(fve):.4f} ± {np.std(fve, ddof=1):.4f}"
     assert list(seeds_on(page)) == ["vsae_top_k"]
     assert "seed" not in row
+    results = show_sweep(from_folder(folder), tmp_path)
+    assert " (n = 3)" in results, "a copy is none here, either"
     assert "same batches" not in page
 
 
