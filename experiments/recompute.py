@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 
+from dictionary_learning_ext.features.columns import guides_table
 from experiments.index import EXPERIMENTS
 from experiments.pages import with_tables
 
@@ -344,6 +345,7 @@ DEFAULTS = {
 # --- the pages
 
 TABLES = {
+    "numbers_of_features": guides_table(),
     "quickstart": """
 | features that come back | as a direction | in what they do | FVE |
 |---|---|---|---|

@@ -1,6 +1,7 @@
 """One place per concept: an architecture, an option, a metric, a total and a kind of hook point are added
 to a copy of the package, in as few files as it should take, and every command shows them."""
 
+import csv
 import json
 import os
 import re
@@ -56,6 +57,10 @@ METRIC_OF_TOTAL = """    Metric("largest", "the largest |x_i|", "largest", lambd
 """
 
 
+NUMBER = """    Column("twice", "two times its count", lambda one: 2 * one.codes.count_F, form="", title="twice"),
+"""
+
+
 def insert(path: Path, before: str, text: str) -> None:
     content = path.read_text(encoding="utf-8")
     assert content.count(before) >= 1, (path, before)
@@ -95,6 +100,10 @@ def add_a_total(package: Path) -> None:
     insert(encoding, "        code_NF = _stacked(parts", GATHERED)
 
 
+def add_a_number(package: Path) -> None:
+    insert(package / "features" / "columns.py", '    Column(\n        "rank",', NUMBER)
+
+
 def add_a_hook_point(package: Path) -> None:
     row = '    "hook_mlp_in": HookKind("in", "mlp"),\n'
     insert(package / "activations" / "hook_points.py", '    "hook_mlp_out": HookKind(', row)
@@ -105,6 +114,7 @@ ADDITIONS = {
     "option": (add_an_option, 3),
     "metric": (add_a_metric, 1),
     "total": (add_a_total, 2),
+    "number of every feature": (add_a_number, 1),
     "hook point": (add_a_hook_point, 1),
 }
 """How each is added, and in how many files at most."""
@@ -187,6 +197,8 @@ def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
         (_, compared),
         (_, sweep),
         (report_status, reported),
+        (one_status, one),
+        (several_status, several),
         (export_status, exported),
         (_, bad_value),
         (_, hooks),
@@ -208,6 +220,8 @@ def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
             "sweep/new",
             "--tokens=300",
         ],
+        ["reproduce", "sweep/free"],
+        ["reproduce", "sweep/free", "sweep/taxed", "--csv=both.csv"],
         ["export", "sweep/new", "--format=sae-lens"],
         [*imaginary, "--shrink=2", "--save-dir=refused"],
         ["hooks", f"--model={tiny_lm_dir}"],
@@ -247,6 +261,16 @@ def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
         for name in ("free", "taxed")
     }
     assert losses["taxed"]["loss"] == pytest.approx(losses["free"]["loss"] + 100)
+    # the number of every feature
+    assert (one_status, several_status) == (0, 0), (one, several)
+    for file in (
+        "sweep/taxed/report_files/features_taxed.csv",
+        "sweep/free/return_scores.csv",
+        "both.csv",
+    ):
+        with (folder / file).open(newline="") as opened:
+            first = next(csv.DictReader(opened))
+        assert float(first["twice"]) % 2 == 0, file
     # the metric
     metrics = json.loads((folder / "sweep" / "new" / "metrics.json").read_text())
     assert metrics["twice_l0"] == 2 * metrics["l0"] > 0

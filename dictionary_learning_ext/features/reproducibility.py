@@ -228,7 +228,8 @@ class Reproducibility:
         returns_F = (matches_SF >= RETURNING[0]).sum(axis=0)
         own = [pair for names, pair in self.pairs.items() if name in names]
         random = float(np.mean([pair.random_match_f.mean() for pair in own]))
-        return FeatureScores(matches_SF.mean(axis=0), returns_F, len(matches_SF), random)
+        matched = {other: self.matched(name, other) for other in self.names}
+        return FeatureScores(matches_SF.mean(axis=0), returns_F, len(matches_SF), random, matched)
 
     def means(self) -> dict[str, float]:
         """The pairs' measures, averaged over the pairs.
@@ -249,7 +250,9 @@ class Reproducibility:
         return self.pairs[other, name].match_G
 
     def matched(self, name: str, other: str) -> np.ndarray:
-        """(F,), the number in another SAE of each feature's match there; -1 without one."""
+        """(F,), the number in another SAE of each feature's match there; -1 without one, as in the SAE itself."""
+        if name == other:
+            return np.full(len(self.dictionaries[name].unit_FD), -1)
         if (name, other) in self.pairs:
             return self.pairs[name, other].matched_F
         return self.pairs[other, name].matched_G
@@ -276,6 +279,8 @@ class FeatureScores:
     """How many others there are."""
     random: float
     """The mean match of random directions."""
+    matched: dict[str, np.ndarray]
+    """The number of each feature's match, by the name of the SAE that it is in; -1 without one."""
 
 
 def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reproducibility:

@@ -29,12 +29,12 @@ from ..run_folder.comparing import (
     unequal,
     unlike,
 )
-from ..run_folder.files import replacing, write_rows
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.sae_names import require_different, results_folder
 from ..run_folder.settings import SEEDS, architecture_of, seeds_of, settings_named_in, settings_of
 from ..run_folder.weights import load_dictionary
 from .agreement import CODE_MEASURES, SHARES, AgreementOfCodes, mean_of_known
+from .columns import FeaturesOfSAE, write_numbers
 from .directions import decoder_directions
 from .reproducibility import (
     AS_DIRECTION,
@@ -553,31 +553,16 @@ def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
 
 
 def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
-    """A CSV file with a row for each feature. Raises CheckpointError if it can't be written."""
-    names = found.measured.names
-    head = ["sae", "feature", "direction_match", "as_direction_in", "of", "random_match"]
-    head += ["correlation"] if found.codes else []
-    head += [f"match_in_{name}" for name in names] + (["score"] if found.scores else [])
-    with (
-        replacing(Path(path), "csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        rows: list[list[Any]] = [head]
-        for name in names:
-            scores, own = found.measured.scores(name), found.scores.get(name)
-            alike_F = found.codes.of(name) if found.codes else None
-            matched = {
-                other: found.measured.matched(name, other) for other in names if other != name
-            }
-            for feature, match in enumerate(scores.match_F):
-                returns = int(scores.returns_F[feature])
-                row = [name, feature, f"{match:.4f}", returns, scores.of, f"{scores.random:.4f}"]
-                row += [] if alike_F is None else [f"{alike_F[feature]:.4f}"]
-                there = [
-                    int(matched[other][feature]) if other in matched else -1 for other in names
-                ]
-                row += ["" if number < 0 else number for number in there]
-                if found.scores:
-                    row.append("" if own is None else f"{own.score_F[feature]:.1f}")
-                rows.append(row)
-        write_rows(file, rows)
+    """Write a CSV file with a row for each feature, see features/columns.py. Raises CheckpointError if it can't be
+    written."""
+    codes = found.codes
+    saes = {
+        name: FeaturesOfSAE(
+            None if codes is None else codes.codes[name],
+            found.scores.get(name),
+            found.measured.scores(name),
+            None if codes is None else codes.of(name),
+        )
+        for name in found.measured.names
+    }
+    write_numbers(Path(path), saes, "several")

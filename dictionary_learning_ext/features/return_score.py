@@ -36,24 +36,10 @@ from ..evaluation.folders import open_folders
 from ..evaluation.metrics import is_near_dead
 from ..evaluation.tables import text_table
 from ..run_folder.comparing import same_model
-from ..run_folder.files import replacing, write_rows
 from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions, k_of
+from .columns import SIGNALS, FeaturesOfSAE, write_numbers
 from .directions import encoder_directions, nearest_features
 
-SIGNALS = {
-    "firing_rate": "share of tokens at which the feature is selected",
-    "error_share": "how much the summed squared error rises when the feature is dropped, as a share of that "
-    "error",
-    "margin": "how far its activation is above what it had to exceed, the smallest that the token keeps or its own "
-    "threshold: the mean of the log ratio",
-    "shape": "mean over root mean square of its activations where selected",
-    "encoder_norm": "length of its encoder direction",
-    "nearest": "largest cosine of its decoder direction with another feature's",
-    "crowding": "sum of the squares of its decoder direction's positive cosines with the other features'",
-}
-"""What a trained SAE shows of each of its features, on which the score is fitted. Other columns don't go here."""
-_HEAD = ["feature", "score"]
-"""The first columns of the CSV file. The signals follow."""
 COEFFICIENTS = files("dictionary_learning_ext.features") / "return_score.json"
 FIFTH_NAMES = {5: "top fifth", 4: "second", 3: "third", 2: "fourth", 1: "lowest fifth"}
 """The names of the five equal parts of an SAE's features, in the order of the score."""
@@ -82,12 +68,17 @@ class ReturnScores:
     selected."""
     signals: dict[str, np.ndarray]
     """By the names in SIGNALS, (F,); NaN for a feature that was never selected."""
-    tokens: int
-    """Tokens measured on."""
+    codes: Codes
+    """What it was measured on."""
     near_dead: float
     """The share of features that are near-dead, at 0.1."""
     caveat: str | None = None
     """See `caveat_on`."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens measured on."""
+        return self.codes.tokens
 
     @property
     def warnings(self) -> list[str]:
@@ -150,20 +141,9 @@ class ReturnScores:
         return {fifth: int((self.fifth_F == fifth).sum()) for fifth in FIFTHS}
 
     def write(self, path: Path) -> None:
-        """A CSV file with a row for each feature: feature, score and the signals, which are empty for a feature
-        that was never selected. Raises CheckpointError if it can't be written."""
-        with (
-            replacing(path, "csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            columns = [_digits(value_F) for value_F in self.signals.values()]
-            scores = [f"{score:.1f}" for score in self.score_F]
-            rows = zip(range(len(scores)), scores, *columns, strict=True)
-            write_rows(file, [[*_HEAD, *self.signals], *rows])
-
-
-def _digits(value_F: np.ndarray) -> list[str]:
-    return ["" if np.isnan(value) else f"{value:.5g}" for value in value_F.tolist()]
+        """Write a CSV file with a row for each feature, see features/columns.py; empty for a feature that was never
+        selected. Raises CheckpointError if it can't be written."""
+        write_numbers(path, {"": FeaturesOfSAE(self.codes, self)}, "one")
 
 
 def return_scores_of(
@@ -191,7 +171,7 @@ def return_scores_of(
     score_F = np.where(is_alive_F, 100 * (rank_F - 0.5) / len(rank_F), 0.0)
     near_dead = float(is_near_dead(codes.frequency_F, codes.k, 0.1).double().mean())
     found = {name: signals[name] for name in SIGNALS}
-    return ReturnScores(score_F, found, codes.tokens, near_dead, caveat)
+    return ReturnScores(score_F, found, codes, near_dead, caveat)
 
 
 def return_scores_if_any(

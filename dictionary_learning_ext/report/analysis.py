@@ -11,8 +11,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import torch as t
 
+from ..codes.codes import Codes
+from ..codes.contexts import token_text, visible
 from ..codes.sinks import Sinks, sinks_of
 from ..codes.table import FeatureTable
 from ..config.run import ReportOptions
@@ -20,7 +23,7 @@ from ..evaluation.folders import OpenedFolders, open_folders
 from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import labels
 from ..features.agreement import SHARES
-from ..features.directions import LogitLens, Ranked, nearest_features
+from ..features.directions import LogitLens, Ranked, alignment, nearest_features
 from ..features.explanations import Explanations, means_of, not_alike, read_explanations
 from ..features.reproducibility import FeatureScores
 from ..features.reproducibility_of_folders import (
@@ -37,6 +40,37 @@ STAR_MARGIN = 0.1
 """An SAE whose FVE is further than this below the highest gets no star."""
 
 
+class Vocabulary:
+    """The tokens that a report shows, as visible text, numbered in order of first use.
+
+    Most tokens appear in many contexts. So the page's data hold each text once, and refer to it by its number.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.texts: list[str] = []
+        self._tokenizer = tokenizer
+        self._numbers: dict[int, int] = {}
+        self._parts: set[int] = set()
+
+    def number(self, token: int) -> int:
+        """The place in `texts` of a token id."""
+        if token not in self._numbers:
+            self._numbers[token] = len(self.texts)
+            self.texts.append(visible(token_text(self._tokenizer, token)))
+            if "\ufffd" in self._tokenizer.decode([token]):  # its text is the tokenizer's spelling
+                self._parts.add(token)
+        return self._numbers[token]
+
+    def text(self, token: int) -> str:
+        """A token id as visible text."""
+        return self.texts[self.number(token)]
+
+    def is_fragment(self, token: int) -> bool:
+        """Whether a token continues a word, or is part of a character."""
+        first = self.text(token)[:1]
+        return token in self._parts or (first.isascii() and first.isalnum())
+
+
 @dataclass(frozen=True)
 class Analysis:
     """One SAE of a report. What isn't asked for isn't computed."""
@@ -50,6 +84,8 @@ class Analysis:
     """What each feature does on the page's text."""
     explanations: Explanations
     """What `vsae explain` wrote."""
+    vocabulary: Vocabulary
+    """The report's."""
     lens: LogitLens | None = None
     """None if effects on logits aren't shown."""
     come_back: ReproducibilityOfFolders | None = None
@@ -77,29 +113,43 @@ class Analysis:
         return self.metrics_of_seeds[0]
 
     @property
-    def directions_FD(self) -> t.Tensor:
-        return self.features.codes.directions_FD
+    def codes(self) -> Codes:
+        return self.features.codes
+
+    @cached_property
+    def alignment_F(self) -> t.Tensor:
+        """The cosine of each feature's encoder and decoder directions."""
+        return alignment(self.dictionary)
 
     @cached_property
     def neighbours(self) -> Ranked:
-        return nearest_features(self.directions_FD)
+        """The features with the nearest directions."""
+        return nearest_features(self.codes.directions_FD)
 
     @cached_property
     def logits(self) -> tuple[Ranked, Ranked] | None:
         """The tokens that each feature promotes, and suppresses, most."""
-        return None if self.lens is None else self.lens.ranked(self.directions_FD)
+        return None if self.lens is None else self.lens.ranked(self.codes.directions_FD)
 
     @cached_property
     def return_scores(self) -> ReturnScores | None:
         """None for an SAE that has none, see `features.return_score`."""
         caveat = caveat_on(self.dictionary, self.config, self.opened.run.model)
-        return return_scores_if_any(self.features.codes, self.dictionary, caveat)
+        return return_scores_if_any(self.codes, self.dictionary, caveat)
 
     @cached_property
     def scores(self) -> FeatureScores | None:
         """Which of its features come back in its other seeds."""
         found = self.come_back
         return None if found is None else found.measured.scores(found.measured.names[0])
+
+    @cached_property
+    def correlation_F(self) -> np.ndarray | None:
+        """How each feature's activations correlate with those of its match in the other seeds, the mean over them."""
+        found = self.come_back
+        if found is None or found.codes is None:
+            return None
+        return found.codes.of(found.measured.names[0])
 
     def known(self, metric: str) -> list[float]:
         """A metric of this SAE and of its seeds; of those that have it."""
@@ -122,11 +172,7 @@ class Comparison:
     sinks: Sinks | None
     """The tokens that the report leaves out; None if there are none."""
 
-    @property
-    def tokenizer(self) -> Any:
-        """The language model's."""
-        assert self.opened.language_model is not None
-        return self.opened.language_model.tokenizer
+    vocabulary: Vocabulary
 
 
 def analyse(
@@ -172,6 +218,7 @@ def analyse(
         on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
         alike = {one: opened.saes[one][1] for one in (folder, *own)}
         come_back[folder] = compared(alike, codes={one: codes[one] for one in alike})
+    vocabulary = Vocabulary(language_model.tokenizer)
     called = labels({name: opened.saes[name][1] for name in map(str, folders)})
     analyses = [
         Analysis(
@@ -180,14 +227,15 @@ def analyse(
             opened,
             FeatureTable(codes[name], seed=options.seed),
             explanations[name],
+            vocabulary,
             lens,
             come_back.get(name),
             [read_metrics_if_any(one) or {} for one in (name, *seeds_of.get(name, []))],
         )
         for name in map(str, folders)
     ]
-    sinks = sinks_of(analyses[0].features.codes.reading, language_model.tokenizer)
-    return Comparison(opened, analyses, options, sinks)
+    sinks = sinks_of(analyses[0].codes.reading, language_model.tokenizer)
+    return Comparison(opened, analyses, options, sinks, vocabulary)
 
 
 def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:

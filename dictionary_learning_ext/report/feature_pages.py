@@ -1,23 +1,19 @@
 """The features of one SAE as plain lists: the page's table, the page of each feature, and example cards.
 
-Most tokens appear in many contexts. So each is stored once, in a list that all SAEs of a report
-share (`Vocabulary`), and referred to by its number there.
+Tokens are numbers in the report's `Vocabulary`.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-import torch as t
-
-from ..codes.contexts import FeatureContexts, plain, token_text, visible
+from ..codes.contexts import FeatureContexts, plain
 from ..codes.table import LEAST_SELECTIONS
-from ..features.directions import Ranked, alignment
+from ..features.columns import NUMBERS, Column, as_list, known_in_order
+from ..features.directions import Ranked
 from ..features.explanations import Explanation
 from ..features.reproducibility import RETURNING
-from .analysis import Analysis, Comparison
+from .analysis import Analysis, Comparison, Vocabulary
 
 _CARDS = 9
 _PAIRS = 4
@@ -29,34 +25,6 @@ _KINDS = (1, 3)
 """The most tokens of a feature that fires on one, and of one that fires on a few."""
 
 
-class Vocabulary:
-    """The tokens that a report shows, as visible text, numbered in order of first use."""
-
-    def __init__(self, tokenizer: Any):
-        self.texts: list[str] = []
-        self._tokenizer = tokenizer
-        self._numbers: dict[int, int] = {}
-        self._parts: set[int] = set()
-
-    def number(self, token: int) -> int:
-        """The place in `texts` of a token id."""
-        if token not in self._numbers:
-            self._numbers[token] = len(self.texts)
-            self.texts.append(visible(token_text(self._tokenizer, token)))
-            if "\ufffd" in self._tokenizer.decode([token]):  # its text is the tokenizer's spelling
-                self._parts.add(token)
-        return self._numbers[token]
-
-    def text(self, token: int) -> str:
-        """A token id as visible text."""
-        return self.texts[self.number(token)]
-
-    def is_fragment(self, token: int) -> bool:
-        """Whether a token continues a word, or is part of a character."""
-        first = self.text(token)[:1]
-        return token in self._parts or (first.isascii() and first.isalnum())
-
-
 def rounded(value: float | None, digits: int = 4) -> float | None:
     """Rounded to significant digits; None if not finite, which JSON can't represent."""
     if value is None or not math.isfinite(value):
@@ -64,163 +32,81 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
     return float(f"{value:.{digits}g}")
 
 
-Show = Literal["number", "cosine", "percent", "whole", "share of seeds", "text", "tokens"]
-"""How a column's values are written; tokens are numbers in the vocabulary."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """What a report says of every feature, wherever it says it: in the table, which can be sorted and searched by
-    it, among the facts of a feature's page, and in the CSV file."""
-
-    key: str
-    values: Callable[[Analysis, Vocabulary], list[Any] | None]
-    """Gives the value of each feature, (F,); None for an SAE that has none."""
-    title: str = ""
-    """The head in the table, which leaves it out if there is none."""
-    show: Show = "number"
-    fact: str = ""
-    """What the feature's page calls it. Left out there if there is none."""
-    is_extra: bool = False
-    """Whether narrow screens leave it out of the table."""
-
-
-def _rounded_all(values: t.Tensor | np.ndarray, digits: int = 4) -> list[float | None]:
-    return [rounded(value, digits) for value in values.tolist()]
-
-
-def _known_in_order(analysis: Analysis, known: Mapping[int, Any]) -> list[Any]:
-    """Something of each feature; None of those of which it is not known."""
-    return [known.get(feature) for feature in range(analysis.features.codes.n_features)]
-
-
-def _fires_on(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
-    top = analysis.features.top
+def _fires_on(analysis: Analysis) -> list[list[int]]:
+    top, number = analysis.features.top, analysis.vocabulary.number
     features = range(analysis.features.codes.n_features)
-    return [[vocabulary.number(i) for i in top.tokens(feature)] for feature in features]
+    return [[number(token) for token in top.tokens(feature)] for feature in features]
 
 
-def _promoted(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
+def _promoted(analysis: Analysis) -> list[list[int]]:
+    number = analysis.vocabulary.number
     features = range(analysis.features.codes.n_features)
-    return [
-        [vocabulary.number(i) for i in _promotes(analysis, feature, vocabulary)]
-        for feature in features
-    ]
+    return [[number(token) for token in _promotes(analysis, feature)] for feature in features]
 
 
 def _explained(analysis: Analysis, of: Callable[[Explanation], Any]) -> list[Any] | None:
-    """Something of each feature's explanation."""
-    found = analysis.explanations
-    return _known_in_order(analysis, {n: of(one) for n, one in found.items()}) if found else None
+    """Something of each feature's explanation; None of a feature without one."""
+    found = {n: of(one) for n, one in analysis.explanations.items()}
+    return known_in_order(found, analysis.features.codes.n_features) if found else None
 
 
-COLUMNS = (
-    Column("count", lambda one, _: one.features.count_F.tolist()),
-    Column("fires_on", _fires_on, "fires on", "tokens"),
+TEXTS = (
     Column(
-        "explanation", lambda one, _: _explained(one, lambda each: each.text), "explanation", "text"
+        "fires_on",
+        "the tokens that it fires on most, in the contexts where it is strongest",
+        _fires_on,
+        title="fires on",
+        show="tokens",
+    ),
+    Column(
+        "explanation",
+        "what `vsae explain` was told",
+        lambda one: _explained(one, lambda each: each.text),
+        title="explanation",
+        show="text",
     ),
     Column(
         "explanation_score",
-        lambda one, _: _explained(one, lambda each: each.score and rounded(each.score.value)),
-        "explained",
-    ),
-    Column("promotes", _promoted, "promotes", "tokens", is_extra=True),
-    Column(
-        "rank",
-        lambda one, _: _known_in_order(
-            one, {feature: n for n, feature in enumerate(one.features.ranking)}
-        ),
+        "the explanation's score",
+        lambda one: _explained(one, lambda each: each.score and each.score.value),
+        title="explained",
     ),
     Column(
-        "frequency",
-        lambda one, _: _rounded_all(one.features.frequency_F),
-        "selected",
-        "percent",
-        "of tokens select it",
-    ),
-    Column(
-        "max",
-        lambda one, _: _rounded_all(one.features.max_F),
-        "max",
-        fact="largest activation",
+        "promotes",
+        "the tokens whose logits its direction raises most",
+        _promoted,
+        title="promotes",
+        show="tokens",
         is_extra=True,
-    ),
-    Column(
-        "mean",
-        lambda one, _: _rounded_all(one.features.mean_F),
-        "mean",
-        fact="mean when selected",
-        is_extra=True,
-    ),
-    Column(
-        "alignment",
-        lambda one, _: _rounded_all(alignment(one.dictionary), 3),
-        "enc·dec",
-        "cosine",
-        "encoder·decoder cosine",
-        is_extra=True,
-    ),
-    Column(
-        "neighbour",
-        lambda one, _: _rounded_all(one.neighbours.values_Fn[:, 0], 3),
-        "nearest",
-        "cosine",
-        is_extra=True,
-    ),
-    Column(
-        "score",
-        lambda one, _: (
-            one.return_scores and [round(s, 2) for s in one.return_scores.score_F.tolist()]
-        ),
-        "score",
-        "whole",
-        "return score, of 100",
-    ),
-    Column("fifth", lambda one, _: one.return_scores and one.return_scores.fifth_F.tolist()),
-    Column(
-        "as_direction_in",
-        lambda one, _: one.scores and one.scores.returns_F.tolist(),
-        "as a direction",
-        "share of seeds",
-        "seeds it comes back in as a direction",
-    ),
-    Column(
-        "direction_match",
-        lambda one, _: one.scores and _rounded_all(one.scores.match_F),
-        "cosine",
-        "cosine",
-        "cosine with its match there",
-        is_extra=True,
-    ),
-    Column(
-        "correlation",
-        lambda one, _: one.come_back and _rounded_all(_alike(one)),
-        "in what it does",
-        "cosine",
-        "correlation with its match in what they do",
     ),
 )
-"""In the order of the table and of the facts. The CSV file has those of tokens last."""
+"""The columns that aren't numbers, which only a report has."""
+COLUMNS = (NUMBERS[0], *TEXTS, *(each for each in NUMBERS[1:] if "report" in each.files))
+"""What a report says of every feature, in the order of its table and of the facts on a feature's page. The CSV file has
+the columns of tokens last."""
 
 
-def _alike(analysis: Analysis) -> np.ndarray:
-    """How much each feature does what its match in the other seeds does, the mean over them."""
-    found = analysis.come_back
-    assert found is not None
-    assert found.codes is not None
-    return found.codes.of(found.measured.names[0])
+def columns(analysis: Analysis) -> dict[str, list[Any]]:
+    """The columns that an SAE has, as the page's data hold them: for each, a list with one entry per feature (F)."""
+    found = {each.key: (each, each.values(analysis)) for each in COLUMNS}
+    return {
+        key: _as_shown(column, values)
+        for key, (column, values) in found.items()
+        if values is not None
+    }
 
 
-def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
-    """The columns that an SAE has: for each, a list with one entry per feature (F)."""
-    found = {each.key: each.values(analysis, vocabulary) for each in COLUMNS}
-    return {key: values for key, values in found.items() if values is not None}
+def _as_shown(column: Column, values: Any) -> list[Any]:
+    if column.show in ("text", "tokens") or column.digits is None:
+        return as_list(values)
+    if column.show == "whole":
+        return [round(value, 2) for value in as_list(values)]
+    return [rounded(value, column.digits) for value in as_list(values)]
 
 
-def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, Any]:
+def page(analysis: Analysis, feature: int) -> dict[str, Any]:
     """What a feature's page shows in addition to its row of the table."""
-    features = analysis.features
+    features, vocabulary = analysis.features, analysis.vocabulary
     content: dict[str, Any] = {
         "histogram": features.histogram(feature).tolist(),
         "width": float(features.bin_width_F[feature]),
@@ -261,20 +147,20 @@ def _pairs(ranked: Ranked, feature: int) -> list[tuple[int, float]]:
     return list(zip(indices.tolist(), values.tolist(), strict=True))
 
 
-def _promotes(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> list[int]:
+def _promotes(analysis: Analysis, feature: int) -> list[int]:
     """The tokens that a feature promotes most; none where most of them are parts of words or characters,
     which say nothing to a reader."""
     if analysis.logits is None:
         return []
     tokens = analysis.logits[0].indices_Fn[feature, :4].tolist()
-    whole = [token for token in tokens if not vocabulary.is_fragment(token)]
+    whole = [token for token in tokens if not analysis.vocabulary.is_fragment(token)]
     return tokens if 2 * len(whole) > len(tokens) else []
 
 
 # --- example features: some that come back in what they do and others that don't, of the same firing rates
 
 
-def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, list[dict[str, Any]]]]:
+def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
     """Example features, as `_card` makes them, in groups with a heading, no two with the same most frequent token.
 
     They are of the first SAE whose seeds are known, in two groups of one size: features that come back in what they do,
@@ -282,7 +168,7 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, lis
     """
     known = [one for one in comparison.analyses if one.come_back is not None]
     analysis = known[0] if known else max(comparison.analyses, key=_fve)
-    features = analysis.features
+    features, vocabulary = analysis.features, analysis.vocabulary
     fires_on: dict[int, list[str]] = {}
     for feature in features.ranking[: comparison.options.pages]:
         tokens = features.sampled.tokens(feature, None)
@@ -293,7 +179,7 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, lis
         fires_on,
         key=lambda one: (
             one not in analysis.explanations,
-            not _promotes(analysis, one, vocabulary),
+            not _promotes(analysis, one),
         ),
     )
     taken: set[str] = set()
@@ -301,7 +187,8 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, lis
         chosen = _mixed({one: fires_on[one] for one in ordered}, _CARDS, taken)
         groups = [("", chosen)]
     else:
-        alike_F = _alike(analysis)
+        alike_F = analysis.correlation_F
+        assert alike_F is not None
         lost = [one for one in ordered if alike_F[one] < _LOST]
         back = [one for one in ordered if alike_F[one] >= RETURNING[0]]
         pairs = _of_one_rate(lost, back, features.count_F.tolist(), fires_on, taken)
@@ -311,7 +198,7 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, lis
         ]
     found = []
     for heading, chosen in groups:
-        shown = [_card(analysis, feature, fires_on[feature], vocabulary) for feature in chosen]
+        shown = [_card(analysis, feature, fires_on[feature]) for feature in chosen]
         found += [(heading, shown)] if shown else []
     return found
 
@@ -371,12 +258,10 @@ def _mixed(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]
     return chosen
 
 
-def _card(
-    analysis: Analysis, feature: int, texts: list[str], vocabulary: Vocabulary
-) -> dict[str, Any]:
+def _card(analysis: Analysis, feature: int, texts: list[str]) -> dict[str, Any]:
     """What a card shows of a feature that fires on the tokens of these texts."""
-    different = _different(texts)
-    promotes = _promotes(analysis, feature, vocabulary)
+    different, vocabulary = _different(texts), analysis.vocabulary
+    promotes, alike_F = _promotes(analysis, feature), analysis.correlation_F
     return {
         "sae": analysis.label,
         "feature": feature,
@@ -385,7 +270,7 @@ def _card(
         "promotes": [vocabulary.text(one) for one in promotes if not vocabulary.is_fragment(one)],
         "contexts": _excerpts(analysis.features.sampled, feature, vocabulary),
         "frequency": float(analysis.features.frequency_F[feature]),
-        "alike": analysis.come_back and float(_alike(analysis)[feature]),
+        "alike": None if alike_F is None else float(alike_F[feature]),
         "score": analysis.return_scores and int(analysis.return_scores.score_F[feature]),
         "explanation": analysis.explanations.get(feature),
     }

@@ -15,6 +15,7 @@ from ..codes.table import LEAST_SELECTIONS
 from ..config.run import ReportOptions, RunConfig
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text
+from ..features.columns import write_columns
 from ..features.reproducibility import AS_DIRECTION
 from ..features.reproducibility_of_folders import HEADER, sentence_of
 from ..features.return_score import FIFTH_NAMES
@@ -24,20 +25,20 @@ from ..run_folder.files import (
     REPORT,
     locked,
     page_at,
-    replacing,
     report_files,
     require_writable,
-    write_rows,
     write_text,
 )
 from ..run_folder.reading import read_config
 from ..run_folder.sae_names import place_of, results_folder
 from ..run_folder.settings import settings_of
-from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
-from .feature_pages import COLUMNS, Vocabulary, cards, columns, page, rounded
+from .analysis import STAR_MARGIN, Analysis, Comparison, Vocabulary, analyse, headline
+from .feature_pages import COLUMNS, cards, columns, page, rounded
 from .html import as_data, page_html
 
 _OUT = "out"
+_OF_A_COLUMN = ("key", "title", "show", "fact", "is_extra")
+"""What features.js reads of a column."""
 _CURVES = {
     "fve": ("Variance explained (FVE)", "Of 256 tokens of a batch. 1 is a perfect reconstruction."),
     **{
@@ -101,12 +102,11 @@ def write_report(
             **where,
         )
         on_step("writing the page")
-        vocabulary = Vocabulary(comparison.tokenizer)
-        saes = [_sae(one, comparison, vocabulary) for one in comparison.analyses]
+        saes = [_sae(one, comparison) for one in comparison.analyses]
         flags = {"out": None if out == usual else out, **where}
-        content = _render(comparison, saes, vocabulary, flags, seeds)
+        content = _render(comparison, saes, flags, seeds)
         for sae, name in zip(saes, file_names(sae["label"] for sae in saes).values(), strict=True):
-            _write_data(files / f"features_{name}.csv", sae["columns"], vocabulary)
+            _write_data(files / f"features_{name}.csv", sae["columns"], comparison.vocabulary)
         write_text(out, content, _OUT)  # last: where there is a page, the rest is there too
     return out
 
@@ -114,7 +114,6 @@ def write_report(
 def _render(
     comparison: Comparison,
     saes: list[dict[str, Any]],
-    vocabulary: Vocabulary,
     flags: dict[str, Any],
     seeds: Sequence[str | Path],
 ) -> str:
@@ -128,8 +127,8 @@ def _render(
     known = [one.come_back for one in comparison.analyses if one.come_back]
     payload = {
         "saes": saes,
-        "columns": [{n: v for n, v in vars(one).items() if n != "values"} for one in COLUMNS],
-        "tokens": vocabulary.texts,
+        "columns": [{name: getattr(one, name) for name in _OF_A_COLUMN} for one in COLUMNS],
+        "tokens": comparison.vocabulary.texts,
         "least": LEAST_SELECTIONS,
         "curves": [(name, *texts) for name, texts in _CURVES.items()],
     }
@@ -147,7 +146,7 @@ def _render(
         measured_as=measured_differently(
             {one.label: one.metrics for one in comparison.analyses if one.metrics}
         ),
-        cards=cards(comparison, vocabulary),
+        cards=cards(comparison),
         has_history=any(one.history for one in comparison.analyses),
         settings=_settings(comparison),
         commands=_commands(comparison, flags, seeds),
@@ -194,13 +193,13 @@ def _come_back(analyses: Sequence[Analysis]) -> dict[str, Any]:
     return {"notes": [note for _, found in known for note in found.notes], "tables": tables}
 
 
-def _sae(analysis: Analysis, comparison: Comparison, vocabulary: Vocabulary) -> dict[str, Any]:
+def _sae(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:
     """One SAE's part of the page's data."""
     shown = sorted(analysis.features.ranking[: comparison.options.pages])
     content: dict[str, Any] = {
         "label": analysis.label,
-        "columns": columns(analysis, vocabulary),
-        "pages": {feature: page(analysis, feature, vocabulary) for feature in shown},
+        "columns": columns(analysis),
+        "pages": {feature: page(analysis, feature) for feature in shown},
         "history": [
             {name: value if name == "step" else rounded(value) for name, value in line.items()}
             for line in analysis.history
@@ -248,7 +247,7 @@ def _commands(
 
 
 def _write_data(path: Path, found: dict[str, list[Any]], vocabulary: Vocabulary) -> None:
-    """Write a row for each feature, with these columns and how often it is selected."""
+    """Write a row for each feature, with these columns."""
     shown = {one.key: one.show for one in COLUMNS}
     words = {
         key: [" | ".join(vocabulary.texts[i] for i in row) for row in values]
@@ -256,10 +255,4 @@ def _write_data(path: Path, found: dict[str, list[Any]], vocabulary: Vocabulary)
         if shown[key] == "tokens"
     }
     numbers = {key: values for key, values in found.items() if key not in words}
-    features = range(len(found["frequency"]))
-    table_columns = {"feature": features, **numbers, **words}
-    with (
-        replacing(path, _OUT) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        write_rows(file, [table_columns, *zip(*table_columns.values(), strict=True)])
+    write_columns(path, {"feature": range(len(found["count"])), **numbers, **words}, _OUT)

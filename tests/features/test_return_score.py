@@ -3,6 +3,8 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -334,25 +336,30 @@ def test_true_directions_score_above_random_ones(make, least):
     assert scores.fifth_F[is_true_F].mean() > scores.fifth_F[~is_true_F].mean() + 1
 
 
+def on(n) -> Any:
+    """Codes of n tokens."""
+    return SimpleNamespace(tokens=n)
+
+
 def test_fifths():
     score = np.array([0, 0, 0, 35, 45, 55, 65, 75, 85, 95.0])
     rate = np.array([np.nan, np.nan, np.nan, 4, 1, 1, 1, 1, 1, 1.0])
-    scores = ReturnScores(score, {"firing_rate": rate, "error_share": rate}, 1, 0.0)
+    scores = ReturnScores(score, {"firing_rate": rate, "error_share": rate}, on(1), 0.0)
     assert scores.counts == {5: 2, 4: 2, 3: 2, 2: 1, 1: 3}
     assert scores.selections == {5: 0.2, 4: 0.2, 3: 0.2, 2: 0.4, 1: 0.0}
     came_back = np.array([0, 0, 1, 0, 0, 1, 1, 1, 0, 1.0])
     assert scores.shares(came_back) == {5: 0.5, 4: 1.0, 3: 0.5, 2: 0.0, 1: pytest.approx(1 / 3)}
-    half_dead = ReturnScores(np.array([0, 0, 50, 90.0]), {"firing_rate": rate[:4]}, 1, 0.5)
+    half_dead = ReturnScores(np.array([0, 0, 50, 90.0]), {"firing_rate": rate[:4]}, on(1), 0.5)
     assert half_dead.shares(np.ones(4)) == {5: 1.0, 4: None, 3: 1.0, 2: None, 1: 1.0}
 
 
 def test_the_table_counts_the_features_that_were_never_selected_where_there_are_some():
     rate = np.array([np.nan, np.nan, 4, 1])
     some = ReturnScores(
-        np.array([0, 0, 35, 95.0]), {"firing_rate": rate, "error_share": rate}, 9, 0.5
+        np.array([0, 0, 35, 95.0]), {"firing_rate": rate, "error_share": rate}, on(9), 0.5
     )
     none = ReturnScores(
-        np.array([35, 95.0]), {"firing_rate": rate[2:], "error_share": rate[2:]}, 9, 0.0
+        np.array([35, 95.0]), {"firing_rate": rate[2:], "error_share": rate[2:]}, on(9), 0.0
     )
     assert "Never selected on these tokens: 2" in scores_table(some)
     assert "Never selected" not in scores_table(none)
@@ -360,16 +367,16 @@ def test_the_table_counts_the_features_that_were_never_selected_where_there_are_
 
 def test_many_near_dead_features_are_warned_of():
     sae, x = drawn(AutoEncoderTopK(D, F, K)), tokens(2000)
-    many = replace(scored(sae, x), tokens=10**6)
+    many = replace(scored(sae, x), codes=on(10**6))
     rarely = np.nan_to_num(many.signals["firing_rate"]) < 0.1 * K / F
     assert many.near_dead == pytest.approx(rarely.mean())
     assert many.near_dead > 0.2
     assert "near-dead" in str(many.warnings)
     assert replace(many, near_dead=0.09).warnings == []
-    few = replace(many, near_dead=0.09, tokens=100)
+    few = replace(many, near_dead=0.09, codes=on(100))
     assert "100 tokens" in str(few.warnings)
     rate = many.signals["firing_rate"] / (100 * np.nansum(many.signals["firing_rate"]) / F)
-    (said,) = replace(few, signals={"firing_rate": rate * 0.3}, tokens=100).warnings
+    (said,) = replace(few, signals={"firing_rate": rate * 0.3}, codes=on(100)).warnings
     assert "selected 0.3 times" in said
     assert f"give {round(100 * FEW_SELECTIONS / 0.3):,} tokens" in said
 

@@ -99,7 +99,10 @@ def analysis(label, metrics=None, seeds=()):
     features: Any = SimpleNamespace(alive_F=t.tensor([True, False]), tokens=600)
     opened: Any = None
     of_seeds = [METRICS | (metrics or {}), *(METRICS | each for each in seeds)]
-    return Analysis(label, Path(label), opened, features, Explanations(), None, None, of_seeds)
+    nothing: Any = None
+    return Analysis(
+        label, Path(label), opened, features, Explanations(), nothing, metrics_of_seeds=of_seeds
+    )
 
 
 def coming_back(one, share):

@@ -10,7 +10,8 @@ import torch as t
 from dictionary_learning_ext.codes.contexts import KeptContext
 from dictionary_learning_ext.codes.table import LEAST_SELECTIONS
 from dictionary_learning_ext.report import feature_pages
-from dictionary_learning_ext.report.feature_pages import Vocabulary, cards
+from dictionary_learning_ext.report.analysis import Vocabulary
+from dictionary_learning_ext.report.feature_pages import cards
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 WORDS = [*(f" {word}" for word in NUMBERS), ",", " One", "ing", "\ufffd"]
@@ -59,13 +60,15 @@ def comparison(tokens_F, count_F=None, pages=100, promoted=None):
         return_scores=None,
         explanations={},
         logits=promoted and (SimpleNamespace(indices_Fn=t.tensor(promoted)), None),
+        vocabulary=Vocabulary(Words()),
+        correlation_F=None,
     )
     return SimpleNamespace(analyses=[analysis], options=SimpleNamespace(pages=pages))
 
 
 def shown(report):
     """Its cards, without the headings of their groups."""
-    return [card for _, group in cards(report, Vocabulary(Words())) for card in group]
+    return [card for _, group in cards(report) for card in group]
 
 
 def test_the_examples_fire_on_one_token_on_a_few_and_on_many():
@@ -82,9 +85,7 @@ def test_without_seeds_they_are_of_the_sae_with_the_highest_measured_fve():
     report.analyses[0].metrics = {"fve": None}
     measured.analyses[0].label = "b"
     report.analyses += measured.analyses
-    assert [(heading, len(group)) for heading, group in cards(report, Vocabulary(Words()))] == [
-        ("", 1)
-    ]
+    assert [(heading, len(group)) for heading, group in cards(report)] == [("", 1)]
     assert [card["sae"] for card in shown(report)] == ["b"]
     assert [card["alike"] for card in shown(report)] == [None]
 
@@ -150,11 +151,10 @@ def test_with_seeds_examples_are_pairs_of_one_rate_of_which_one_comes_back():
     report.analyses.insert(0, other.analyses[0])  # no seeds of it are known, whatever its FVE
     other.analyses[0].metrics = {"fve": 0.9}
     analysis = report.analyses[1]
-    alike_F = np.array([0.1, 0.9, 0.2, 0.9, 0.3, 0.6, *[0.9] * 4])
-    codes = SimpleNamespace(of=lambda name: alike_F)
-    analysis.come_back = SimpleNamespace(codes=codes, measured=SimpleNamespace(names=["a"]))
+    analysis.correlation_F = np.array([0.1, 0.9, 0.2, 0.9, 0.3, 0.6, *[0.9] * 4])
+    analysis.come_back = SimpleNamespace()
     analysis.features.count_F = t.tensor([10, 100, 100, 12, 1000, 50, 30, 30, 30, 30])
-    (back, some), (lost, others) = cards(report, Vocabulary(Words()))
+    (back, some), (lost, others) = cards(report)
     assert (back, lost) == ("These come back in what they do", "These fire as often, and don't")
     assert [card["feature"] for card in others] == [0, 2], "nothing fires as often as 4"
     assert [card["feature"] for card in some] == [3, 1]

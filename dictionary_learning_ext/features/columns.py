@@ -1,0 +1,327 @@
+"""The numbers of every feature: what each is, and what computes it. Imports no torch.
+
+NUMBERS is the one list of them. The report's table, the pages of features, all CSV files with a row for each feature, and
+the guide's table of these files read it. To add a number, add a row:
+
+    Column("burst", "variance of its activations over their mean", lambda one: burst(one.codes), title="burst")
+
+Shapes: F features.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..run_folder.files import replacing, write_rows
+
+if TYPE_CHECKING:
+    from ..codes.codes import Codes
+
+File = Literal["report", "one", "several"]
+"""A file with a row for each feature: a report's, that of `vsae reproduce` with one SAE, and that with several."""
+FILES: tuple[File, ...] = ("report", "one", "several")
+Show = Literal["number", "cosine", "percent", "whole", "share of seeds", "text", "tokens"]
+"""How a report's page writes the values of a column; tokens are numbers in its vocabulary."""
+SIGNALS = {
+    "firing_rate": "share of tokens at which the feature is selected",
+    "error_share": "how much the summed squared error rises when the feature is dropped, as a share of that "
+    "error",
+    "margin": "how far its activation is above what it had to exceed, the smallest that the token keeps or its own "
+    "threshold: the mean of the log ratio",
+    "shape": "mean over root mean square of its activations where selected",
+    "encoder_norm": "length of its encoder direction",
+    "nearest": "largest cosine of its decoder direction with another feature's",
+    "crowding": "sum of the squares of its decoder direction's positive cosines with the other features'",
+}
+"""The numbers of a feature on which the return score is fitted. Other columns don't go here."""
+
+
+@dataclass(frozen=True)
+class FeaturesOfSAE:
+    """What the numbers of an SAE's features are computed from. A report's `Analysis` has these attributes, too."""
+
+    codes: "Codes | None"
+    """None if only directions were compared."""
+    return_scores: Any = None
+    """`ReturnScores`, of an SAE that has some."""
+    scores: Any = None
+    """`FeatureScores`: which features come back in other SAEs. None if there are no others."""
+    correlation_F: np.ndarray | None = None
+    """The correlation of each feature with its match in what they do, the mean over the other SAEs."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of every feature."""
+
+    key: str
+    """The column's head in CSV files."""
+    about: str
+    """What the number is."""
+    values: Callable[[Any], Any]
+    """Gives the number of each feature, (F,), of a `FeaturesOfSAE` or an `Analysis`. None for an SAE that has none. Several
+    columns are a dict, by what their heads have behind the key."""
+    files: tuple[File, ...] = FILES
+    """Which files have it. A column of the report alone may use all of `Analysis`."""
+    needs_codes: bool = True
+    form: str = ".4f"
+    """The format in the files of `vsae reproduce`."""
+    digits: int | None = 4
+    """The significant digits in a report. None: all."""
+    title: str = ""
+    """The head in the report's table, which leaves it out if there is none."""
+    show: Show = "number"
+    fact: str = ""
+    """What the feature's page calls it. Left out there if there is none."""
+    is_extra: bool = False
+    """Whether narrow screens leave it out of the table."""
+
+    def text(self, value: float | None) -> str:
+        """A value in the files of `vsae reproduce`; empty if there is none."""
+        return "" if value is None or np.isnan(value) else format(value, self.form)
+
+
+def known_in_order(known: Mapping[int, Any], n_features: int) -> list[Any]:
+    """Something of each feature; None for those of which it is not known."""
+    return [known.get(feature) for feature in range(n_features)]
+
+
+def _rank(one: Any) -> list[int | None]:
+    place = {feature: n for n, feature in enumerate(one.features.ranking)}
+    return known_in_order(place, one.codes.n_features)
+
+
+def _repeated(one: Any, what: str) -> np.ndarray | None:
+    """One number for all features of an SAE."""
+    found = one.scores
+    return None if found is None else np.full(len(found.match_F), getattr(found, what))
+
+
+def _match_in(one: Any) -> dict[str, list[int | None]] | None:
+    return one.scores and {
+        f"_{name}": [None if number < 0 else number for number in matched_F.tolist()]
+        for name, matched_F in one.scores.matched.items()
+    }
+
+
+def _signal(name: str) -> Callable[[Any], Any]:
+    return lambda one: one.return_scores and one.return_scores.signals[name]
+
+
+NUMBERS = (
+    Column(
+        "count",
+        "tokens at which it is selected",
+        lambda one: one.codes.count_F,
+        ("report",),
+        digits=None,
+    ),
+    Column(
+        "rank",
+        "its place in the order of the report: features that fire most consistently on one token first",
+        _rank,
+        ("report",),
+        digits=None,
+    ),
+    Column(
+        "frequency",
+        "share of tokens at which it is selected",
+        lambda one: one.codes.frequency_F,
+        ("report",),
+        title="selected",
+        show="percent",
+        fact="of tokens select it",
+    ),
+    Column(
+        "max",
+        "activation of the largest magnitude, with its sign",
+        lambda one: one.features.max_F,
+        ("report",),
+        title="max",
+        fact="largest activation",
+        is_extra=True,
+    ),
+    Column(
+        "mean",
+        "mean activation where selected",
+        lambda one: one.features.mean_F,
+        ("report",),
+        title="mean",
+        fact="mean when selected",
+        is_extra=True,
+    ),
+    Column(
+        "alignment",
+        "cosine of its encoder and decoder directions",
+        lambda one: one.alignment_F,
+        ("report",),
+        digits=3,
+        title="enc·dec",
+        show="cosine",
+        fact="encoder·decoder cosine",
+        is_extra=True,
+    ),
+    Column(
+        "neighbour",
+        "largest cosine of its decoder direction with another feature's",
+        lambda one: one.neighbours.values_Fn[:, 0],
+        ("report",),
+        digits=3,
+        title="nearest",
+        show="cosine",
+        is_extra=True,
+    ),
+    Column(
+        "score",
+        "its return score, 0 to 100",
+        lambda one: one.return_scores and one.return_scores.score_F,
+        form=".1f",
+        title="score",
+        show="whole",
+        fact="return score, of 100",
+    ),
+    Column(
+        "fifth",
+        "its fifth of the return score: 5 is the top one",
+        lambda one: one.return_scores and one.return_scores.fifth_F,
+        ("report",),
+        digits=None,
+    ),
+    Column(
+        "as_direction_in",
+        "in how many other SAEs it comes back as a direction",
+        lambda one: one.scores and one.scores.returns_F,
+        ("report", "several"),
+        needs_codes=False,
+        form="",
+        digits=None,
+        title="as a direction",
+        show="share of seeds",
+        fact="seeds it comes back in as a direction",
+    ),
+    Column(
+        "of",
+        "how many other SAEs there are",
+        lambda one: _repeated(one, "of"),
+        ("several",),
+        needs_codes=False,
+        form="",
+    ),
+    Column(
+        "direction_match",
+        "absolute cosine of its decoder direction with its match's, the mean over the other SAEs",
+        lambda one: one.scores and one.scores.match_F,
+        ("report", "several"),
+        needs_codes=False,
+        title="cosine",
+        show="cosine",
+        fact="cosine with its match there",
+        is_extra=True,
+    ),
+    Column(
+        "random_match",
+        "that cosine for random directions, the mean over them",
+        lambda one: _repeated(one, "random"),
+        ("several",),
+        needs_codes=False,
+    ),
+    Column(
+        "correlation",
+        "correlation of its activations with those of its match in what they do, the mean over the other SAEs",
+        lambda one: one.correlation_F,
+        ("report", "several"),
+        title="in what it does",
+        show="cosine",
+        fact="correlation with its match in what they do",
+    ),
+    Column(
+        "match_in",
+        "the number of its match, by direction, in each other SAE (`match_in_NAME`)",
+        _match_in,
+        ("several",),
+        needs_codes=False,
+        form="",
+    ),
+    *(Column(name, about, _signal(name), ("one",), form=".5g") for name, about in SIGNALS.items()),
+)
+"""In the order of the report's table, of the facts on a feature's page, and of CSV files but those of several SAEs."""
+_FIRST_OF_SEVERAL = (
+    "direction_match",
+    "as_direction_in",
+    "of",
+    "random_match",
+    "correlation",
+    "match_in",
+    "score",
+)
+"""The first columns of CSV files of several SAEs. Others follow."""
+
+
+def write_numbers(path: Path, saes: Mapping[str, FeaturesOfSAE], file: File) -> None:
+    """Write a CSV file of `vsae reproduce`: a row for each feature of each SAE, empty where the SAE has no such number.
+
+    Arguments:
+        saes: by their names, which the file of several has in a column.
+
+    Raises: CheckpointError if it can't be written.
+    """
+    numbers = [each for each in NUMBERS if file in each.files]
+    if file == "several":
+        place = {key: n for n, key in enumerate(_FIRST_OF_SEVERAL)}
+        numbers.sort(key=lambda each: place.get(each.key, len(place)))
+    found = {name: _as_text(one, numbers) for name, one in saes.items()}
+    heads = dict.fromkeys(head for own in found.values() for head in own)
+    columns: dict[str, list[Any]] = {head: [] for head in ("sae", "feature", *heads)}
+    for name, own in found.items():
+        size = len(next(iter(own.values())))
+        columns["sae"] += [name] * size
+        columns["feature"] += range(size)
+        for head in heads:
+            columns[head] += own.get(head, [""] * size)
+    if file == "one":
+        del columns["sae"]
+    write_columns(path, columns, "csv")
+
+
+def _as_text(one: FeaturesOfSAE, numbers: Sequence[Column]) -> dict[str, list[str]]:
+    """The numbers that an SAE has, by the heads of their columns."""
+    found = {}
+    for each in numbers:
+        values = None if each.needs_codes and one.codes is None else each.values(one)
+        for end, part in values.items() if isinstance(values, dict) else [("", values)]:
+            if part is not None:
+                found[f"{each.key}{end}"] = [each.text(value) for value in as_list(part)]
+    return found
+
+
+def as_list(values: Any) -> list[Any]:
+    """The values of an array or tensor, (F,), as Python's numbers."""
+    return values if isinstance(values, list) else values.tolist()
+
+
+def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], named: str) -> None:
+    """Write a CSV file with a row for each feature.
+
+    Arguments:
+        columns: the values of each, by its head.
+        named: the option that names the file, for the error's message.
+
+    Raises: CheckpointError if it can't be written.
+    """
+    with (
+        replacing(path, named) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        write_rows(file, [columns, *zip(*columns.values(), strict=True)])
+
+
+def guides_table() -> str:
+    """The guide's table of these numbers, in Markdown."""
+    lines = ["| column | what it is | report | one SAE | several SAEs |", "|---|---|---|---|---|"]
+    for each in NUMBERS:
+        there = " | ".join("x" if file in each.files else "" for file in FILES)
+        lines.append(f"| `{each.key}` | {each.about} | {there} |")
+    return "\n".join(lines) + "\n"
