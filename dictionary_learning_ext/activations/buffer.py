@@ -1,9 +1,9 @@
 """Batches of activations: the rows of a hook point, shuffled.
 
 A fill writes rows into one preallocated tensor. They are then handed out in a random order, each once.
-The next fill writes into the same memory. It is a whole number of batches, so nothing is lost between
-fills. `state_dict` holds the position of the rows where the last fill started, and how many batches
-were handed out since, so a resumed buffer continues bit for bit.
+The next fill writes into the same memory. It holds a whole number of batches, so no row is lost between
+fills. `state_dict` holds where the last fill started in the data, and how many batches were handed out
+since. A resumed buffer repeats that fill and skips those batches, so it continues bit for bit.
 
 Shapes: B rows in a batch, D = the width of a row.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..config.checks import require
 from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
-from ..errors import ConfigError, LanguageModelError, NonFiniteError
+from ..errors import ConfigError, NonFiniteError
 from .hook_points import place_of
 from .language_models import CausalLM, unwrapped
 from .passes import SharedPasses
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class BatchSource(Protocol):
-    """Batches of one hook point's activations, until a TextError says that there is nothing left."""
+    """Hands out batches of activations of one hook point. Reading can be resumed."""
 
     d_submodule: int
     """D."""
@@ -46,12 +46,12 @@ class BatchSource(Protocol):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings, fit for JSON."""
+        """The settings, as JSON can hold them."""
         ...
 
     @property
     def passes(self) -> int:
-        """How many passes over the data were begun before this one."""
+        """How many passes over the data are complete."""
         ...
 
     @property
@@ -60,44 +60,34 @@ class BatchSource(Protocol):
         ...
 
     def refreshing(self) -> Iterator[None]:
-        """Fill step by step: yields after each batch of the language model, or each read."""
+        """Fill the buffer step by step. Yields after each batch of the language model, or each read."""
         ...
 
     def __next__(self) -> Tensor:
-        """The next batch, (B, D): a fresh tensor. Raises TextError when no whole batch is left."""
+        """The next batch, (B, D), in memory of its own. Raises TextError if the data ends before it is full."""
         ...
 
     def mean_squared_norm(self) -> float:
-        """E||x||^2 of the first rows. Hands out none."""
+        """E||x||^2, estimated on the first rows, which are still handed out afterwards."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to continue with the same batches, fit for JSON."""
+        """The position in the data, as JSON can hold it."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` was taken. Raises ConfigError if it is of other settings."""
+        """Continue from a `state_dict` of a source with the same settings."""
         ...
 
 
 def in_step(parts: Iterable[Iterator[object]]) -> None:
-    """Run several iterators to their ends, a step of each in turn."""
+    """Run several iterators to their ends, one step of each in turn."""
     for _ in zip_longest(*parts):
         pass
 
 
-def require_same_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise a ConfigError that names the settings that differ, as they were and as they are."""
-    differ = [name for name in now if was.get(name) != now[name]]
-    if differ:
-        given, before = (
-            ", ".join(f"{name}={each.get(name)!r}" for name in differ) for each in (now, was)
-        )
-        raise ConfigError(f"the run can't resume with {given}: expected {before}, as before")
-
-
 class Batches:
-    """The batches of every hook point of a run, all of the same tokens in the same order.
+    """The training batches of all hook points of a run, in the same token order.
 
     Sources that are used up are filled in step, so that they share each pass of the language model.
 
@@ -107,7 +97,7 @@ class Batches:
 
     def __init__(self, settings: RunConfig, sources: Mapping[str, BatchSource]):
         self._settings, self.by_hook = settings, sources
-        self._passes = 0
+        self._passes = 0  # passes over the data that are complete
 
     def next(self) -> dict[str, Tensor]:
         """The next batch of each hook point, (B, D)."""
@@ -117,24 +107,15 @@ class Batches:
     def _refill(self) -> None:
         """Fill the sources that are used up.
 
-        None has handed out its next batch yet. So if this is interrupted, all continue at one place.
+        No source has handed out its next batch yet. So if this is interrupted, all resume at the same batch.
         """
         while used_up := [source for source in self.by_hook.values() if source.is_used_up]:
             in_step(source.refreshing() for source in used_up)
-            self._log_passes()
+            before, self._passes = self._passes, self._passes_done()
+            if self._passes > before and self._passes != self._settings.text_passes:
+                logger.info("the training data is read again: pass %d", self._passes + 1)
 
-    def _log_passes(self) -> None:
-        most = (
-            self._settings.text_passes
-        )  # at its end, a capped source stands before a pass that never comes
-        newest = self._newest_pass() if most is None else min(self._newest_pass(), most - 1)
-        before, self._passes = self._passes, newest
-        if self._passes > before:
-            first, last = before + 2, self._passes + 1
-            which = f"pass {last}" if first == last else f"passes {first} to {last}"
-            logger.info("the training data is read again: %s", which)
-
-    def _newest_pass(self) -> int:
+    def _passes_done(self) -> int:
         return max((source.passes for source in self.by_hook.values()), default=0)
 
     def mean_squared_norms(self) -> dict[str, float]:
@@ -142,49 +123,36 @@ class Batches:
         self._refill()
         return {name: source.mean_squared_norm() for name, source in self.by_hook.items()}
 
-    def norm_factors(
-        self, mean_squared_norms: Mapping[str, float] | None = None
-    ) -> dict[str, float]:
-        """What each hook point's raw activations are divided by.
-
-        Raises: LanguageModelError if all activations of a hook point are 0.
-        """
-        factors = {}
-        for name, squared in (mean_squared_norms or self.mean_squared_norms()).items():
-            if squared == 0:
-                raise LanguageModelError(
-                    f"all activations of {self._settings.model} at {name} are 0: expected a language model"
-                    " with trained weights; give another language model or hook point"
-                )
-            if self._settings.normalize == "none":
-                factors[name] = 1.0
-            else:
-                width = self.by_hook[name].d_submodule
-                factors[name] = math.sqrt(
-                    squared / training_energy(self._settings.normalize, width)
-                )
-        return factors
+    def norm_factors(self, mean_squared_norms: Mapping[str, float]) -> dict[str, float]:
+        """The number that each hook point's raw activations are divided by in training."""
+        normalize = self._settings.normalize
+        if normalize == "none":
+            return dict.fromkeys(mean_squared_norms, 1.0)
+        return {
+            name: math.sqrt(squared / training_energy(normalize, self.by_hook[name].d_submodule))
+            for name, squared in mean_squared_norms.items()
+        }
 
     def state_dicts(self) -> dict[str, dict[str, Any]]:
-        """What each hook point's source needs to continue with the same batches, fit for JSON."""
+        """Each hook point's `BatchSource.state_dict`."""
         return {name: source.state_dict() for name, source in self.by_hook.items()}
 
     def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Continue where each hook point's `state_dict` was taken."""
+        """Continue from each hook point's `state_dict`."""
         for name, state in states.items():
             self.by_hook[name].load_state_dict(state)
-        self._passes = self._newest_pass()
+        self._passes = self._passes_done()
 
     def tokens_seen(self) -> set[int]:
-        """How many rows the sources have handed out: one number, except in the middle of `next`."""
+        """How many rows each source has handed out: one number, except in the middle of `next`."""
         return {source.tokens_seen for source in self.by_hook.values()}
 
 
 class ShuffledRows:
-    """Shuffled batches of a stream of rows, in its dtype, as a `BatchSource`.
+    """Shuffled batches of a stream of rows, as a `BatchSource`. They have the dtype of the stream.
 
     Arguments:
-        size: rows that are shuffled together, rounded down to whole batches.
+        size: the number of rows that are shuffled together, rounded down to whole batches.
         out_batch_size: B.
         device: where the rows are kept.
 
@@ -208,14 +176,14 @@ class ShuffledRows:
         self.activation_buffer_size = size // out_batch_size * out_batch_size
         self.tokens_seen = 0
         self.fills = 0
-        self._order = torch.empty(0, dtype=torch.int32)  # in which the rows are handed out
-        self._given = 0  # rows of this fill handed out
+        self._order = torch.empty(0, dtype=torch.int32)  # row numbers, in the order of the batches
+        self._given = 0  # rows of this fill that were handed out
         self._skipped = 0  # rows of the next fill that were handed out before a resume
         self._fill_start: dict[str, Any] | None = None
 
     @cached_property
     def activations(self) -> Tensor:
-        """The rows, (n, D). For inspection only."""
+        """The buffer's memory, (n, D). For inspection only."""
         shape = (self.activation_buffer_size, self.d_submodule)
         return torch.empty(shape, dtype=self._stream.dtype, device=self.device)
 
@@ -248,7 +216,7 @@ class ShuffledRows:
         return self._given + self.out_batch_size > len(self._order)
 
     def refresh(self) -> None:
-        """Fill the buffer and draw a new order. Raises what `__next__` raises."""
+        """Fill the buffer and draw a new order. Raises: as `__next__`."""
         in_step([self.refreshing()])
 
     def refreshing(self) -> Iterator[None]:
@@ -270,14 +238,14 @@ class ShuffledRows:
         self._given, self._skipped = self._skipped, 0
 
     def mean_squared_norm(self) -> float:
-        """See `BatchSource`. Fills the buffer first if it is empty; hands out no rows."""
+        """See `BatchSource`."""
         if len(self._order) == 0:
             self.refresh()
         rows = self.activations[: len(self._order)].split(1 << 14)
         return sum(float(part.float().square().sum()) for part in rows) / len(self._order)
 
     def _position(self) -> dict[str, Any]:
-        """Everything that the next fill depends on."""
+        """The position from which the next fill can be repeated."""
         return {**self._stream.position(), "fills": self.fills}
 
     def state_dict(self) -> dict[str, Any]:
@@ -290,23 +258,11 @@ class ShuffledRows:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` was taken: the next fill is the same again, without the batches that
-        were handed out since.
+        """Continue from a `state_dict` of a buffer with the same settings.
 
-        Raises:
-            ConfigError: `state` is of a buffer with other settings, or stored activations have changed.
-            TextError: `state` is of another text, or the text has changed.
+        Raises: TextError or ConfigError if the text or the stored activations have changed since.
         """
-        was = state["config"]
-        self._stream.keep_to(was)
-        now = self._settings()
-        if "cache" in was and "cache" in now and was["cache"] != now["cache"]:
-            raise ConfigError(
-                "the run can't resume: since it was interrupted, the activations in"
-                f" {self._stream.origin['activations']} have changed",
-                instead="restore them, or start again in another save_dir",
-            )
-        require_same_settings(was, now)
+        self._stream.restrict_to(state["config"])
         self._fill_start = dict(state["fill"])
         self._stream.seek(self._fill_start)
         self.fills = self._fill_start["fills"]
@@ -316,11 +272,11 @@ class ShuffledRows:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings, fit for JSON."""
+        """The settings, as JSON can hold them."""
         return {**self._settings(), "device": str(self.device), **self._stream.origin}
 
     def _settings(self) -> dict[str, Any]:
-        """The settings that decide what the batches hold."""
+        """The settings that the batches depend on."""
         return {
             "d_submodule": self.d_submodule,
             "rows": self.activation_buffer_size,
@@ -333,20 +289,19 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
     """Shuffled batches of a language model's activations, (out_batch_size, d_submodule).
 
     It stands in for upstream's `ActivationBuffer`. Iteration never ends silently: it raises TextError
-    when the text is too short for another batch. A batch is a fresh tensor, which its receiver may
-    change.
+    when the text is too short for another batch. Each batch is a new tensor, which the caller may change.
 
     Arguments:
-        data: documents, an iterator of str. A `TextStream` can be resumed.
+        data: documents, an iterator of str. Only a `TextStream` can be resumed.
         model: the language model.
         submodule: the module to read, or nnsight's envoy of it, e.g. `find_hook(...).submodule`.
         d_submodule: width of a row. Default: the model's hidden size.
         io: "out" or "in", the side of the submodule to read.
-        n_ctxs: contexts shuffled together. The buffer holds n_ctxs * ctx_len rows, rounded down to
-            whole batches.
+        n_ctxs: the number of contexts that are shuffled together. The buffer holds n_ctxs * ctx_len rows,
+            rounded down to whole batches.
         ctx_len: tokens in a context.
-        refresh_batch_size: contexts per batch of the language model.
-        out_batch_size: rows in a batch handed out.
+        refresh_batch_size: contexts in a batch of the language model.
+        out_batch_size: rows in a batch of the buffer.
         device: where the rows are kept.
         remove_bos: leave out beginning-of-text tokens, see `PositionRule`.
         seed: seeds the order of the rows.
@@ -356,15 +311,17 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         dtype: dtype of the rows. Default: the model's.
         before_batch: called before each batch of the language model. It may raise, and
             `state_dict` is then still valid.
-        shared: reads the hook point together with others, see `refreshing`. Default: on its own.
+        shared: the passes that several hook points share. Default: passes of its own.
 
     Attributes:
         tokens_seen: rows handed out.
         fills: how often the buffer was filled.
-        reader: reads the activations and says which tokens are left out.
+        reader: the `ActivationReader` of the hook point.
 
     Raises:
-        ConfigError: a setting is out of range or contradicts another.
+        ConfigError: `io` is neither in nor out, a batch is larger than the buffer, or a setting doesn't suit
+            the tokenizer.
+        LanguageModelError: `submodule` is not a module of the model.
     """
 
     def __init__(
@@ -389,10 +346,6 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         shared: SharedPasses | None = None,
     ):
         # Upstream's own __init__ is not called: it sets up the storage that this class replaces.
-        if isinstance(data, str):
-            raise ConfigError(
-                f"data is the string {data!r}: expected documents; use open_text({data!r})"
-            )
         lm = unwrapped(model)
         module, tokenizer = lm.module, lm.tokenizer
         self.data = iter(data)
@@ -405,8 +358,6 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         self.out_batch_size = out_batch_size
         # `tokenized_batch` of upstream's main branch reads it.
         self.add_special_tokens = packing == "truncate"
-        for name in ("n_ctxs", "refresh_batch_size", "out_batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(io in ("in", "out"), "io", io, "in or out, the side of the submodule to read")
         rule = PositionRule(tokenizer, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
         place = place_of(module, submodule, io)
@@ -425,7 +376,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings, fit for JSON."""
+        """The settings, as JSON can hold them."""
         return super().config | {"refresh_batch_size": self.refresh_batch_size}
 
     def state_dict(self) -> dict[str, Any]:

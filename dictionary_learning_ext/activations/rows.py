@@ -1,8 +1,8 @@
 """Rows of activations of one hook point: one row per token, each token once, in reading order.
 
-`RowStream` is what a buffer shuffles. `ModelRows` runs a language model on contexts of tokens;
-stored_rows.py reads activations from the disk. Whatever looks at whole contexts, an evaluation or a
-report, reads by `ActivationReader` too, so one rule of which tokens count holds everywhere.
+A buffer shuffles a `RowStream`. `ModelRows` runs a language model on contexts of tokens;
+stored_rows.py reads activations from the disk. Evaluations and reports use the same `ActivationReader`, so
+the same tokens are left out everywhere.
 
 Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 """
@@ -26,63 +26,70 @@ from .tokens import ContextStream
 
 
 class RowStream(Protocol):
-    """The rows of one hook point. A few numbers say where the next one is, so reading resumes there."""
+    """The rows of one hook point, in reading order. Reading can be resumed at any row."""
 
     width: int
     """D."""
     origin: dict[str, Any]
-    """What the rows come from, fit for JSON."""
+    """The text or folder that the rows come from, as JSON can hold it."""
 
     @property
     def dtype(self) -> torch.dtype: ...
 
     @property
     def passes(self) -> int:
-        """How many passes over the data were begun before this one."""
+        """How many passes over the data are complete."""
         ...
 
     def fill(self, out_ND: Tensor) -> Iterator[int]:
-        """Write the next rows into a tensor, step by step: after each batch of the language model, or read.
+        """Write the next rows into a tensor.
 
-        Yields how many rows there are so far. At the end they are fewer than N if nothing is left.
+        Yields the number of rows so far, after each batch of the language model, or each read. If the data ends,
+        the last number is below N.
 
         Raises:
             NonFiniteError: an activation is NaN or infinite.
-            TextError, ActivationsError: something can't be read.
+            TextError, ActivationsError: a file can't be read.
         """
         ...
 
     def order(self, n: int, fill: int) -> Tensor:
-        """The order in which the n rows of a fill are handed out, int32.
+        """The random order of a fill: the numbers from 0 to n - 1, int32.
 
         Arguments:
-            fill: its number, from 1.
+            fill: the number of the fill, from 1.
         """
         ...
 
     def position(self) -> dict[str, Any]:
-        """Everything that the next rows and orders depend on, fit for JSON."""
+        """The place of the next row and the state of the random orders, as JSON can hold them."""
         ...
 
     def seek(self, position: Mapping[str, Any]) -> None:
         """Continue at a position. Raises TextError if the text has changed."""
         ...
 
-    def keep_to(self, settings: Mapping[str, Any]) -> None:
-        """Read no more than a stream did that had these settings."""
+    def restrict_to(self, settings: Mapping[str, Any]) -> None:
+        """Read only what a stream of the same data had when these were its `settings`."""
         ...
 
     def settings(self) -> dict[str, Any]:
-        """What the rows and their order depend on, fit for JSON."""
+        """The settings that the rows and their order depend on, as JSON can hold them."""
         ...
 
     def ended(self, needed: int, found: int, given: int) -> TextError:
-        """What to raise where `found` of the `needed` next rows are left, `given` rows being used."""
+        """The error for data that ended too early.
+
+        Arguments:
+            needed: rows in a batch.
+            found: rows that are left.
+            given: rows that were handed out before.
+        """
         ...
 
 
 def drawn_seed(*what: object) -> int:
-    """A seed of its own for each random order, or batch, that these say."""
+    """A 63-bit seed that follows from the arguments, by a hash."""
     digest = hashlib.sha256(" ".join(map(str, what)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -91,13 +98,13 @@ class ContextBatch(NamedTuple):
     """Some contexts of tokens, with their activations at a hook point."""
 
     input_ids_BL: Tensor
-    """Token ids, int64, -1 at padding; 0 where they aren't known."""
+    """Token ids, int64, -1 at padding. All 0 if the ids aren't known."""
     wanted_BL: Tensor
     """False at padding and at tokens that are left out."""
     x_BLD: Tensor
-    """In float32; a `StoredReader`'s are in the dtype of the disk."""
+    """Activations in float32; those of a `StoredReader` have the dtype of the file."""
     is_sink_BL: Tensor
-    """True at tokens that are left out for their norm."""
+    """True at tokens that are left out because of their norm."""
 
     @property
     def wanted_ND(self) -> Tensor:
@@ -106,7 +113,7 @@ class ContextBatch(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """Activations of some contexts."""
+    """The activations of some contexts, and which tokens to use."""
 
     x_BLD: Tensor
     """In the model's dtype and on its device."""
@@ -118,12 +125,12 @@ class Activations(NamedTuple):
 
 
 class ActivationReader:
-    """Reads a language model's activations at a place, where a rule wants them.
+    """Reads a language model's activations at one place, and leaves out the tokens that a rule excludes.
 
     An activation that is NaN or infinite is an error, unless its token is left out.
 
     Arguments:
-        shared: reads the place together with others. Default: on its own.
+        shared: the passes that several places share. Default: passes of its own.
     """
 
     def __init__(
@@ -138,7 +145,7 @@ class ActivationReader:
         self.passes = shared or SharedPasses(model, [place])
 
     def run(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Run the language model as far as the place.
+        """Run the language model up to the place.
 
         Arguments:
             input_ids_BL: int64.
@@ -149,12 +156,13 @@ class ActivationReader:
         return self.passes.read(self.place, [(input_ids_BL, mask_BL)])[0]
 
     def judge(self, x_BLD: Tensor, wanted_BL: Tensor) -> Activations:
-        """The activations of a group of contexts, with outliers among the wanted ones found.
+        """Find the outliers among the wanted tokens of a group of contexts.
 
         Arguments:
-            wanted_BL: what `rule.by_token` returns, or a subset. Outliers are found among these.
+            wanted_BL: what `rule.by_token` returns, or a subset.
 
-        Raises: NonFiniteError, if `max_norm_multiple` is given. Otherwise see `require_finite`.
+        Raises: NonFiniteError if the rule has a `max_norm_multiple`; otherwise the caller calls
+            `require_finite`.
         """
         norms_BL = norms(x_BLD)
         non_finite = (~at(norms_BL, wanted_BL).isfinite()).sum()
@@ -181,7 +189,11 @@ class ActivationReader:
             ).logits
 
     def require_finite(self, non_finite: Tensor | int) -> None:
-        """Raise NonFiniteError unless `non_finite` activations, of one or several reads, are 0."""
+        """Raise NonFiniteError if any activations are NaN or infinite.
+
+        Arguments:
+            non_finite: how many are, see `Activations`; may be a sum over several reads.
+        """
         if number := int(non_finite):
             raise NonFiniteError(
                 f"{number} activations of the language model at the {self.place.io}put of"
@@ -196,20 +208,20 @@ class _ContextsToRead(NamedTuple):
     mask_BL: Tensor
     """0 at padding."""
     wanted_BL: Tensor
-    """False at tokens that are left out or already have a row. Outliers are not known yet."""
+    """False at tokens that are left out, or were in an earlier fill. Outliers are not known yet."""
 
 
 class ModelRows:
     """The activations of the tokens of a stream of contexts, as a `RowStream`.
 
-    A fill may end inside a context. The next one then runs the language model on that context again
-    and continues after the last row handed out. So no row has to be kept: a position is the text's,
-    that one context's ids and the state of the generator that draws the orders.
+    A fill may end inside a context. The next fill then runs the language model on that context again
+    and continues after its last row. So a position needs no activations: it is the position in the text,
+    that one context's ids, and the state of the generator that draws the orders.
 
     Arguments:
-        batch_size: contexts per batch of the language model. It changes no row: outliers are found in
-            groups of GROUP contexts.
-        seed: seeds the orders.
+        batch_size: contexts per batch of the language model. It doesn't change which tokens are outliers: these
+            are found in groups of GROUP contexts.
+        seed: seeds the random orders.
         before_batch: called before each batch of the language model. It may raise.
     """
 
@@ -238,14 +250,14 @@ class ModelRows:
         return self.contexts.passes
 
     def fill(self, out_ND: Tensor) -> Iterator[int]:
-        """Yields after each batch of the language model, and each group of contexts."""
+        """See `RowStream`. Yields after each batch of the language model, and after each group of contexts."""
         filled, number = 0, self.passes
         non_finite: Tensor | int = 0
         needed = math.ceil(len(out_ND) / self.contexts.ctx_len)  # contexts, if no token is left out
-        read: list[list[Tensor]] = []  # by the last passes, and not looked at
-        ahead: list[Tensor] = []  # of contexts that were read and not used: ids, mask, wanted, x
+        read: list[list[Tensor]] = []  # batches that were read and are not in `ahead` yet
+        ahead: list[Tensor] = []  # contexts that were read and not used: ids, mask, wanted, x
         while filled < len(out_ND):
-            # So few contexts that all of them are used.
+            # The fill uses at least so many contexts more.
             limit = math.ceil((len(out_ND) - filled) / self.contexts.ctx_len)
             n_ahead = len(ahead[0]) if ahead else 0
             if n_ahead < min(GROUP, limit):
@@ -274,15 +286,16 @@ class ModelRows:
             yield filled
             if not filled and self.passes > number + 1:
                 break  # all tokens of a pass are left out
-        self.reader.require_finite(non_finite)  # once per fill: an accelerator has to wait for it
+        self.reader.require_finite(non_finite)  # once per fill, as it synchronises with the GPU
 
     def _read(self, n: int, needed: int) -> list[list[Tensor]]:
-        """The next passes: one of n contexts, and with several processes as many full ones as are sure to be used.
+        """Run the language model on the next n contexts. Several processes also read further batches at the same
+        time, as far as this fill is sure to use them.
 
         Arguments:
-            needed: contexts that this fill uses at least.
+            needed: the number of contexts that this fill still uses at least.
 
-        Returns: ids, mask, wanted and activations of each; fewer at the end of the text.
+        Returns: ids, mask, wanted and activations of each batch. At the end of the text there are fewer.
         """
         full = min(self.reader.passes.at_once - 1, (needed - n) // self._batch_size)
         sizes = [n] + [self._batch_size] * full
@@ -295,7 +308,7 @@ class ModelRows:
         return [[*one, x_BLD] for one, x_BLD in zip(found, all_x, strict=True)]
 
     def _next_contexts(self, n: int) -> _ContextsToRead | None:
-        """The next n contexts, or as many as there are; None at the end."""
+        """The next n contexts, or fewer at the end of the text, or None after it."""
         parts = [] if self._partial is None else [self._partial]
         self._partial = None
         if n > len(parts):
@@ -310,7 +323,7 @@ class ModelRows:
     def _rows_of(
         self, contexts: _ContextsToRead, x_BLD: Tensor, limit: int
     ) -> tuple[Tensor, Tensor]:
-        """At most `limit` rows of a group of contexts, and how many are not finite."""
+        """The rows of a group of contexts, at most `limit`, and how many of them are NaN or infinite."""
         if x_BLD.shape[-1] != self.width:
             place = self.reader.place
             raise ConfigError(
@@ -324,7 +337,7 @@ class ModelRows:
         place_N = rearrange(read.wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
         if len(place_N) < len(rows_ND):
             rows_ND = rows_ND[place_N.to(rows_ND.device)]
-        if len(rows_ND) > limit:  # the end of the last context is for the next fill
+        if len(rows_ND) > limit:  # the rest of the last context goes into the next fill
             later = rearrange(contexts.wanted_BL, "b l -> (b l)").clone()
             later[: int(place_N[limit - 1]) + 1] = False
             later_BL = rearrange(later, "(b l) -> b l", l=self.contexts.ctx_len)
@@ -335,11 +348,11 @@ class ModelRows:
         return rows_ND, read.non_finite
 
     def order(self, n: int, fill: int) -> Tensor:
-        """One generator draws them all, fill after fill."""
+        """See `RowStream`. One generator draws all orders."""
         return torch.randperm(n, generator=self._generator, dtype=torch.int32)
 
     def position(self) -> dict[str, Any]:
-        """Without the text's place if it has none."""
+        """See `RowStream`. A text that can't be resumed has no position in it."""
         return {
             "rows": {
                 "contexts": self.contexts.state_dict() if self.contexts.resumable else None,
@@ -358,8 +371,8 @@ class ModelRows:
         generator = torch.frombuffer(bytearray.fromhex(position["generator"]), dtype=torch.uint8)
         self._generator.set_state(generator)
 
-    def keep_to(self, settings: Mapping[str, Any]) -> None:
-        """A text that has grown is another one, see `TextStream`."""
+    def restrict_to(self, settings: Mapping[str, Any]) -> None:
+        """Does nothing: a text may not grow, see `TextStream`."""
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -377,10 +390,7 @@ class ModelRows:
         text = self.contexts.text
         name = f"the text {getattr(text, 'name', type(text).__name__)!r}"
         if not self.contexts.tokens_read:
-            return TextError(
-                f"{name} has no documents: expected at least one (a text without a held-out part"
-                " holds out every 20th document); use another text"
-            )
+            return TextError(f"{name} has no documents to train on", instead="use another text")
         if not given + found:
             return TextError(
                 f"all tokens of {name} are left out",

@@ -1,6 +1,4 @@
-"""Rows of activations that are read from the disk: `StoredRows`, which a buffer shuffles.
-
-`StoredReader` beneath it applies the rule of which tokens count. Reports read whole contexts by it.
+"""Rows of activations from files: a buffer shuffles `StoredRows`, and reports read contexts by `StoredReader`.
 
 Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 """
@@ -13,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError, TextError
+from ..errors import ConfigError, NonFiniteError, TextError
 from .positions import PositionRule, at, norms
 from .rows import ContextBatch, drawn_seed
 from .stored import FileReader, Part, StoredActivations
 
 ROWS_AT_ONCE = 4096
-"""Rows that are read together, about: `PositionRule` compares each norm with their median."""
+"""About how many rows are read together. `PositionRule` compares each norm with their median."""
 
 
 class StoredReader:
-    """Reads stored activations of a hook point, where a rule wants them."""
+    """Reads a hook point's stored activations, and leaves out the tokens that a rule excludes."""
 
     def __init__(self, stored: StoredActivations, hook: str, rule: PositionRule):
         self.rule = rule
@@ -32,19 +30,15 @@ class StoredReader:
         self._files = FileReader(hook, stored.copies)
 
     def cut(self, part: Part) -> Iterator[Part]:
-        """The parts of a file that are read at once."""
+        """Cut a file into the parts that are read at once."""
         for start in range(part.start, part.stop, self._contexts):
             yield part._replace(start=start, stop=min(start + self._contexts, part.stop))
 
-    def dtype(self, part: Part) -> torch.dtype:
-        """The dtype of a file's activations."""
-        return activations_of(self._files.read(part._replace(stop=part.start + 1)).x_NLD).dtype
-
     def read(self, part: Part) -> ContextBatch:
-        """A copy of a part of a file, in the dtype of the disk.
+        """A copy of a part of a file, in the file's dtype.
 
-        Raises: NonFiniteError if a wanted activation is NaN or infinite; ActivationsError if the file
-            is damaged.
+        Raises: NonFiniteError if an activation is NaN or infinite and its token isn't left out;
+            ActivationsError if the file is damaged.
         """
         piece = self._files.read(part)
         x_BLD = activations_of(piece.x_NLD)
@@ -55,47 +49,45 @@ class StoredReader:
         wanted_BL = self.rule.by_token(ids_BL, ids_BL >= 0)
         norms_BL = norms(x_BLD)
         if number := int((~at(norms_BL, wanted_BL).isfinite()).sum()):
-            if piece.ids_NL is None:
-                raise NonFiniteError(
-                    f"{part.path}: NaN or infinite numbers in {number} or more of its rows; expected"
-                    " finite ones; remove these rows"
-                )
+            is_own = piece.ids_NL is None
             raise NonFiniteError(
-                f"{number} activations in {part.path} at {self._hook} are NaN or infinite",
+                f"{part.path}: {number} activations are NaN or infinite",
                 expected="finite numbers",
-                instead="cache them again with lm_dtype='float32'",
+                instead="remove their rows"
+                if is_own
+                else "cache them again with lm_dtype='float32'",
             )
         kept_BL = self.rule.by_norm(norms_BL, wanted_BL)
         return ContextBatch(ids_BL, kept_BL, x_BLD, wanted_BL & ~kept_BL)
 
 
 def activations_of(x_NLD: np.ndarray) -> Tensor:
-    """A copy of a `Piece`'s activations, in the dtype of the disk."""
+    """A copy of a `Piece`'s activations, in the file's dtype."""
     copy = torch.from_numpy(np.array(x_NLD))
     return copy.view(torch.bfloat16) if copy.dtype == torch.uint16 else copy
 
 
 class _Next(NamedTuple):
-    """The place of the next row."""
+    """The position of the next row."""
 
     number: int
     """The number of the pass, from 0."""
     piece: int
-    """Pieces read in this pass."""
+    """How many pieces of this pass have been used."""
     row: int
-    """Wanted rows used of the next piece."""
+    """How many rows of the next piece have been used, not counting those that are left out."""
 
 
 class StoredRows:
     """One hook point's stored activations, as a `RowStream`. Every row is read once per pass.
 
-    Whole files are read in a random order. A fill continues where the last one ended, inside a file if
-    need be. This order, and that of the rows, follow from the seed and from numbers that are counted.
+    Files are read whole, in a random order. A fill continues where the last one ended, even inside a file.
+    The order of the files and of the rows follows from the seed and the numbers of the pass and the fill.
 
     Arguments:
-        rule: which tokens are left out. Its median is over about 4,096 rows.
-        passes: how often the folder is read. None: again and again.
-        seed: seeds the orders. None: rows are handed out as they lie.
+        rule: which tokens are left out. The median norm is that of about 4,096 rows.
+        passes: how often the folder is read. None: without end.
+        seed: seeds the random orders. None: rows keep their order.
         before_read: called before each read of about 4,096 rows. It may raise.
 
     Raises: ActivationsError if the folder lacks the hook.
@@ -121,25 +113,27 @@ class StoredRows:
         self._passes, self._seed = passes, seed
         self._before_read = before_read
         self._next = _Next(0, 0, 0)
-        self._pieces: tuple[int, list[Part]] | None = None  # of the pass of a number
+        self._pieces: tuple[int, list[Part]] | None = None  # the number of a pass, and its pieces
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the disk."""
-        parts = self.stored.parts["train"]
-        return self._reader.dtype(parts[0]) if parts else torch.float32
+        """The dtype of the files."""
+        first = self.stored.parts["train"][0]
+        return self._reader.read(first._replace(stop=first.start + 1)).x_BLD.dtype
 
     @property
     def passes(self) -> int:
         return self._next.number
 
     def fill(self, out_ND: Tensor) -> Iterator[int]:
-        """Yields after each read."""
+        """See `RowStream`. Yields after each read."""
         filled, number = 0, self.passes
         while filled < len(out_ND) and (piece := self._next_piece()) is not None:
             if self._before_read is not None:
                 self._before_read()
-            rows_ND = self._read(piece)
+            batch = self._reader.read(piece)
+            is_whole = batch.wanted_BL.all()
+            rows_ND = batch.x_BLD.flatten(0, 1) if is_whole else batch.wanted_ND
             first = self._next.row
             taken = rows_ND[first : first + len(out_ND) - filled]
             out_ND[filled : filled + len(taken)] = taken
@@ -153,19 +147,17 @@ class StoredRows:
                 break  # all rows of a pass are left out
 
     def _next_piece(self) -> Part | None:
-        """The piece at this place, or at the start of the next pass; None at the end."""
+        """The piece that holds the next row, which may be the first of the next pass; None at the end."""
         while self._passes is None or self._next.number < self._passes:
             if self._pieces is None or self._pieces[0] != self._next.number:
                 self._pieces = self._next.number, self._pieces_of(self._next.number)
             if self._next.piece < len(self._pieces[1]):
                 return self._pieces[1][self._next.piece]
-            if not self._pieces[1]:
-                return None  # the next pass would be empty, too
             self._next = _Next(self._next.number + 1, 0, 0)
         return None
 
     def _pieces_of(self, number: int) -> list[Part]:
-        """The pieces of a pass."""
+        """The pieces of a pass, in the order in which they are read."""
         parts = list(self.stored.parts["train"])
         if self._seed is not None:
             random.Random(drawn_seed(self._seed, "files", number)).shuffle(parts)
@@ -173,13 +165,8 @@ class StoredRows:
             self.stored.copies.will_be_read([part.path for part in parts])
         return [piece for part in parts for piece in self._reader.cut(part)]
 
-    def _read(self, piece: Part) -> Tensor:
-        """The rows of a piece that aren't left out, (n, D), in the dtype of the disk."""
-        batch = self._reader.read(piece)
-        return batch.x_BLD.flatten(0, 1) if batch.wanted_BL.all() else batch.wanted_ND
-
     def order(self, n: int, fill: int) -> Tensor:
-        """Each fill has a generator of its own."""
+        """See `RowStream`. Each fill has a generator of its own."""
         if self._seed is None:
             return torch.arange(n, dtype=torch.int32)
         generator = torch.Generator().manual_seed(drawn_seed(self._seed, "rows", fill))
@@ -191,10 +178,19 @@ class StoredRows:
     def seek(self, position: Mapping[str, Any]) -> None:
         self._next = _Next(**position["place"])
 
-    def keep_to(self, settings: Mapping[str, Any]) -> None:
-        """A cache that has grown since is read as it was."""
-        if self.stored.manifest is not None and "files" in settings:
+    def restrict_to(self, settings: Mapping[str, Any]) -> None:
+        """See `RowStream`. A cache may have grown since.
+
+        Raises: ConfigError if the activations that it had then have changed.
+        """
+        if self.stored.manifest is not None:
             self.stored, self._pieces = self.stored.with_files(settings["files"]), None
+        if settings["cache"] != self.stored.digest:
+            raise ConfigError(
+                "the run can't resume: since it was interrupted, the activations in"
+                f" {self.stored.place} have changed",
+                instead="restore them, or start again in another save_dir",
+            )
 
     def settings(self) -> dict[str, Any]:
         is_cache = self.stored.manifest is not None

@@ -1,7 +1,7 @@
-"""Batches that a synthetic model draws, and which of its true features fired at each.
+"""Batches of synthetic activations, and which of their true features fire.
 
-The model is SAELens's. Its rows are drawn by `synthetic_rows.py` on the CPU, so a batch is the same on every device.
-A row follows from the stream's seed and its number alone, so the number of rows says where to resume.
+The model is SAELens's. `synthetic_rows.py` draws its rows on the CPU, so a batch is the same on every device.
+A row depends only on the stream's seed and the row's number. So the number of rows is enough to resume.
 
 Shapes: B rows, D = the width of a row, T true features.
 """
@@ -9,8 +9,6 @@ Shapes: B rows, D = the width of a row, T true features.
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -21,9 +19,8 @@ import torch as t
 
 from ..config.synthetic_models import SyntheticSettings, synthetic_settings
 from ..errors import ConfigError, first_line
-from ..run_folder.files import sha256_of
+from ..run_folder.files import sha256_of, temporary_folder
 from ..trainers.kernels.compiled import compiled_module, logging_compilation, map_row_blocks
-from .buffer import require_same_settings
 from .remote import users_caches
 from .rows import drawn_seed
 
@@ -31,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 _ROWS_OF_THE_NORM, _ROWS_AT_ONCE = 16_384, 128
 _SAMPLER = 2
-"""Part of a model's hash. Count it up when the same settings draw other rows, so that no run continues with them."""
+"""Part of a model's hash. Increase it when the same settings draw other rows, so that no run resumes with them."""
 
 
 def draw_model(model: str) -> Any:
-    """SAELens's `SyntheticModel` of `synthetic:NAME`: always the same one. `.save(folder)` saves it.
+    """SAELens's `SyntheticModel` of `synthetic:NAME`, always the same one. `.save(folder)` saves it.
 
-    A model of the table is drawn once, and kept in the user's cache folder: $XDG_CACHE_HOME or ~/.cache.
+    A named model is drawn once and kept in the user's cache folder ($XDG_CACHE_HOME or ~/.cache).
 
     Raises: ConfigError if there is no such model, it can't be read, or SAELens isn't installed.
     """
@@ -51,14 +48,15 @@ def draw_model(model: str) -> Any:
             expected=f"SAELens, which draws these models ({error})",
             instead="install it: pip install 'dictionary-learning-ext[synthetic]'",
         ) from error
-    folder = settings.folder or _kept(model)
+    kept = users_caches() / f"{model.replace(':', '-')}-{model_hash(model)[:16]}"
+    folder = settings.folder or kept
     if settings.folder is None and not folder.is_dir():
         drawn = _draw(model, sae_lens)
         _keep(drawn, folder)
         return drawn
     try:
         return sae_lens.SyntheticModel.load_from_disk(folder)
-    except Exception as error:  # of many kinds: of JSON, safetensors and SAELens
+    except Exception as error:  # JSON, safetensors and SAELens raise different ones
         again = "save it again" if settings.folder else "delete the folder to draw it again"
         raise ConfigError(
             name="model",
@@ -83,21 +81,13 @@ def _draw(model: str, sae_lens: Any) -> Any:
     return drawn
 
 
-def _kept(model: str) -> Path:
-    """Where a model of the table is kept: by what it is made from."""
-    return users_caches() / f"{model.replace(':', '-')}-{model_hash(model)[:16]}"
-
-
 def _keep(drawn: Any, folder: Path) -> None:
-    """The whole folder or nothing."""
+    """Save a model atomically. Logs a warning if the folder can't be written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-        try:
+        with temporary_folder(folder.parent, folder.name) as unfinished:
             drawn.save(unfinished)
             unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
     except OSError as error:
         if not folder.is_dir():  # otherwise another process was first
             logger.warning(
@@ -108,10 +98,10 @@ def _keep(drawn: Any, folder: Path) -> None:
 
 
 def _more_orthogonal(vectors_TD: t.Tensor, *, steps: int, lr: float) -> t.Tensor:
-    """What SAELens's `orthogonalize_embeddings` returns, up to rounding, in a fraction of the time.
+    """SAELens's `orthogonalize_embeddings`, up to rounding, in a fraction of the time.
 
-    Its loss is the sum of (v_i . v_j)^2 over i != j, plus T (|v_i|^2 - 1)^2 for each i. SAELens takes the gradient
-    through all T^2 products; here it is 4 V (V'V), which has D^2, and what the terms i = j change in it.
+    The loss is the sum of (v_i . v_j)^2 over i != j, plus T (|v_i|^2 - 1)^2 for each i. SAELens takes the gradient
+    through all T^2 products. Here it is 4 V (V'V), where V'V has D^2 entries, corrected for the terms i = j.
     """
     v_TD = t.nn.functional.normalize(vectors_TD.detach(), dim=1, eps=1e-8)
     optimizer = t.optim.Adam([v_TD], lr=lr)
@@ -124,8 +114,7 @@ def _more_orthogonal(vectors_TD: t.Tensor, *, steps: int, lr: float) -> t.Tensor
 
 
 def model_hash(model: str) -> str:
-    """A hash of what a synthetic model is made from: its settings, the weights that are read, and SAELens's
-    version."""
+    """A hash of a synthetic model's settings, of its saved weights if there are any, and of SAELens's version."""
     settings = synthetic_settings(model)
     made_from = {**_made_from(settings), "sae_lens": metadata.version("sae-lens")}
     if settings.folder is not None:
@@ -139,7 +128,7 @@ def _made_from(settings: SyntheticSettings) -> dict[str, Any]:
 
 
 class _Groups(NamedTuple):
-    """The groups of siblings of a model's trees, as `synthetic_rows.draw_rows` takes them."""
+    """The groups of siblings in a model's trees, as arguments of `synthetic_rows.draw_rows`."""
 
     parentless_A: np.ndarray
     groups_T: np.ndarray
@@ -150,7 +139,7 @@ class _Groups(NamedTuple):
 
     @classmethod
     def of(cls, roots: list[Any], features: int) -> "_Groups":
-        """The groups in SAELens's `HierarchyNode`s. A node that is no feature passes its parent on to its children."""
+        """The groups in SAELens's `HierarchyNode`s. The children of a node without a feature belong to its parent."""
         groups: list[tuple[int, list[int], bool, bool]] = []
         nodes = [(root, -1) for root in roots]
         for node, parent in nodes:  # grows
@@ -174,11 +163,11 @@ class _Groups(NamedTuple):
 
 
 class Sampler:
-    """Draws rows that are distributed as those of a synthetic model, plus Gaussian noise.
+    """Draws rows with the distribution of a synthetic model, plus Gaussian noise.
 
     Arguments:
         drawn: what `draw_model` returns.
-        noise_std: of the noise, in each dimension.
+        noise_std: standard deviation of the noise in each dimension.
     """
 
     def __init__(self, drawn: Any, noise_std: float = 0.0):
@@ -210,12 +199,12 @@ class Sampler:
     def rows(
         self, seed: int, numbers: range, *, with_firing: bool = False
     ) -> tuple[t.Tensor, t.Tensor]:
-        """Rows of a stream, in float32, and the magnitudes of the features in them: (B, D) and (B, T).
+        """Rows of a stream, (B, D), and the magnitudes of the features in them, (B, T), both in float32.
 
         Arguments:
-            seed: of the stream.
-            numbers: of the rows, from 0: some that follow one another.
-            with_firing: default: the second has no rows.
+            seed: the stream's seed.
+            numbers: the rows' numbers in the stream, from 0.
+            with_firing: whether to return magnitudes. Otherwise they are (0, T).
         """
         features, width = self.vectors_TD.shape
         x_BD = t.empty(len(numbers), width)
@@ -235,17 +224,20 @@ def _array(values: t.Tensor) -> np.ndarray:
 
 
 class SyntheticSource:
-    """A synthetic model's activations in float32, as a `BatchSource` that knows their `Truth`.
+    """A synthetic model's activations in float32, as a `BatchSource` that knows the true features.
 
     Arguments:
         model: `synthetic:NAME`.
         drawn: what `draw_model` returns for it.
-        stream: "train" or "heldout". Two streams share no seed.
-        seed: of the samples.
+        stream: "train" or "heldout". They have different random numbers for the same seed.
+        seed: seeds the rows.
+
+    Attributes:
+        vectors_TD: the true features' directions.
     """
 
     passes = 0
-    is_used_up = False  # nothing is filled: each batch is drawn when it is asked for
+    is_used_up = False  # there is no buffer to fill: each batch is drawn when it is asked for
 
     def __init__(
         self,
@@ -278,7 +270,7 @@ class SyntheticSource:
 
     @property
     def firing_BT(self) -> t.Tensor:
-        """The magnitudes in the batch handed out last, drawn again: training doesn't ask for them."""
+        """The true features' magnitudes in the last batch, 0 if one doesn't fire. Drawn only when they are asked for."""
         if self._firing_BT is None:
             drawn = self._sampler.rows(self._stream_seed, self._last, with_firing=True)
             self._firing_BT = drawn[1]
@@ -297,7 +289,7 @@ class SyntheticSource:
         return {**self._settings(), "device": str(self.device), "synthetic_model": made_from}
 
     def _settings(self) -> dict[str, Any]:
-        """The settings that decide what the batches hold."""
+        """The settings that the batches depend on."""
         return {
             "d_submodule": self.d_submodule,
             "model": self._model,
@@ -310,5 +302,4 @@ class SyntheticSource:
         return {"tokens_seen": self.tokens_seen, "config": self._settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        require_same_settings(state["config"], self._settings())
         self.tokens_seen = state["tokens_seen"]

@@ -1,14 +1,15 @@
-"""The rows of a synthetic model, compiled by numba.
+"""Draws the rows of a synthetic model, compiled by numba.
 
-They are distributed as those of SAELens's `SyntheticModel`, and cost a fraction: nothing is done for the features
-that can't fire, as their parents don't, and directions are summed only of those that do.
+They have the distribution of SAELens's `SyntheticModel`, at a fraction of its cost: features whose parent doesn't
+fire are skipped, and only the directions of features that fire are summed.
 
-A feature fires if w . common - bar exceeds a normal number of its own. `common` are the R normal numbers that all
-features of a row share, so features with similar w fire together. Given `common`, that has the probability
-Phi(w . common - bar), and a uniform number of 53 bits decides. Features with a parent are drawn once it fires.
+A feature fires if w . common - bar exceeds a standard normal number of its own. `common` holds R standard normal
+numbers that all features of a row share, so features with similar w fire together. Given `common`, a feature fires
+with probability Phi(w . common - bar), so it is compared with a uniform number of 53 bits. A feature with a parent
+is drawn only if the parent fires.
 
-Every row has random numbers of its own, made from the key of the stream and the row's number in it. So a row
-depends neither on the batch nor on the thread that draws it.
+The random numbers of a row depend on the key of the stream and the row's number alone. So a row doesn't depend on
+the batch or the thread that draws it.
 
 Shapes: B rows, D = the width of a row, T true features, A of them without a parent, R = rank of the correlation,
 G groups of siblings.
@@ -22,7 +23,7 @@ from numba import njit
 from ..trainers.kernels.row_kernels import GOLDEN, mixed
 
 _FIRES, _MAGNITUDE, _STAYS, _COMMON, _NOISE = (np.uint64(n) for n in range(5))
-"""What a random number is for."""
+"""The purposes of random numbers, which are part of their seeds."""
 _TURN, _TO_UNIT = 2 * math.pi, 2.0**-53
 _REACH, _CELLS_PER_UNIT = 6, 128
 _AT_MOST = np.array(
@@ -32,7 +33,7 @@ _AT_MOST = np.array(
     ]
     + [1.0]
 )
-"""Phi at the upper ends of cells from -6 to 6, so that most features are decided without computing it."""
+"""Phi at the upper ends of cells from -6 to 6. It decides most features without computing Phi."""
 
 
 @njit(nogil=True, cache=True)
@@ -56,19 +57,19 @@ def draw_rows(
     x_BD,
     firing_BT,
 ):
-    """Draw rows, and the magnitudes of the features that fire in them. The last two arguments are written.
+    """Draw rows into `x_BD`, and the magnitudes of the features that fire into `firing_BT`.
 
     Arguments:
         key: 64 bits that seed the stream.
         first: the number of the first row in the stream.
         weights_TR, bar_T: w and bar of each feature.
-        mean_T, std_T: of a feature's magnitude, before a ReLU.
+        mean_T, std_T: mean and standard deviation of a feature's magnitude, before a ReLU.
         parentless_A, weights_RA: the features that are in no group, and their w.
-        groups_T: (T + 2), where the groups of each parent begin; first those without a parent.
-        members_G: (G + 1), where the members of each group begin in `siblings`.
-        excludes_G: whether at most one of a group fires.
-        scales_G: whether its magnitudes are multiplied by the parent's, relative to the parent's mean.
-        firing_BT: zeros, or (0, T) if it isn't wanted.
+        groups_T: (T + 2), the index of each parent's first group; the first entry is for groups without a parent.
+        members_G: (G + 1), the index of each group's first member in `siblings`.
+        excludes_G: whether at most one feature of the group fires.
+        scales_G: whether magnitudes are multiplied by the parent's magnitude divided by the parent's mean.
+        firing_BT: zeros, or (0, T) to skip it.
     """
     n_features, rank = weights_TR.shape
     common_R, score_A = np.empty(rank, np.float32), np.empty(len(parentless_A), np.float32)
@@ -89,7 +90,7 @@ def draw_rows(
                 magnitude[n] = _magnitude(mean_T, std_T, row_key, feature)
                 fired[n] = feature
                 n += np.int64(magnitude[n] > 0)
-        at = -1  # first the groups without a parent
+        at = -1  # the groups without a parent come first
         while at < n:  # n grows by the children that fire
             parent = fired[at] if at >= 0 else -1
             for group in range(groups_T[parent + 1], groups_T[parent + 2]):

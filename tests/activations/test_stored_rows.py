@@ -133,21 +133,6 @@ def test_it_resumes_to_the_bit(taken, rules, numbered):
     assert resumed.state_dict() == whole.state_dict()
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"seed": 3}, "seed=3: expected seed=0"),
-        ({"rows": 500}, "rows=500: expected rows=1000"),
-        ({"remove_bos": True}, "remove_bos=True: expected remove_bos=False"),
-    ],
-)
-def test_it_does_not_resume_with_other_settings(changes, said, small_cache):
-    stored = open_stored(small_cache)
-    state = source_of(stored, HOOK).state_dict()
-    with pytest.raises(ConfigError, match=said):
-        source_of(stored, HOOK, **changes).load_state_dict(state)
-
-
 def test_on_a_cache_that_grows_a_run_reads_what_it_began_with_and_a_new_one_all(
     cached_run, tmp_path
 ):
@@ -240,7 +225,7 @@ def test_a_row_that_is_not_finite_is_an_error(tmp_path):
     rows = np.ones((200, 3), np.float32)
     rows[17, 1] = np.nan
     np.save(tmp_path / "x.npy", rows)
-    with pytest.raises(NonFiniteError, match=r"x.npy: NaN .*; remove"):
+    with pytest.raises(NonFiniteError, match=r"x.npy: .* NaN .*; remove"):
         next(source_of(open_stored(tmp_path)))
 
 
