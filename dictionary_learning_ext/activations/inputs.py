@@ -1,12 +1,11 @@
-"""What a run reads: training batches, held-out activations, and contexts of tokens to look at.
+"""The data of a run: training batches, held-out activations, and contexts of tokens with their activations.
 
     inputs = open_inputs(settings, [settings.hook])
     batches = inputs.training_batches()
     x_BD = batches.next()[settings.hook]
 
-A language model runs, stored activations are read, or a synthetic model draws: which one is chosen
-here. Training, evaluation, reports and exports all read through it. What can be checked of a run before
-any of them is loaded is in training/plan.py.
+The data comes from a language model that reads a text, from stored activations, or from a synthetic model.
+Training, evaluation, reports and exports all get it here.
 
 Shapes: B contexts or rows, L = ctx_len tokens, D = activation_dim.
 """
@@ -17,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as t
@@ -58,47 +57,34 @@ logger = logging.getLogger(__name__)
 
 _DOCUMENTS_AT_ONCE = 16
 _ROWS_AT_ONCE = 2048
-"""Held-out activations in a batch, at most."""
-
-
-class Truth(Protocol):
-    """The true features of synthetic activations. T features, B rows."""
-
-    vectors_TD: t.Tensor
-    """Their directions."""
-
-    @property
-    def firing_BT(self) -> t.Tensor:
-        """Their magnitudes in the batch handed out last, 0 where one doesn't fire."""
-        ...
+"""The largest batch of held-out activations, in rows."""
 
 
 class HeldOut(NamedTuple):
-    """What SAEs of one hook point are measured on. It can be read once."""
+    """The data on which the SAEs of one hook point are measured. It can be read once."""
 
     tokens: int
-    """How many were asked for."""
+    """The number of tokens that were asked for. There may be fewer."""
     batches: Iterator[t.Tensor]
-    """Their raw activations, (B, D), in float32 and in reading order. Fewer if the text ends."""
+    """Raw activations, (B, D), in float32 and in reading order."""
     reader: ActivationReader | None
-    """At the hook point of a language model; None if its loss can't be measured."""
+    """Reads the language model at the hook point; None if its loss can't be measured."""
     documents: ContextBatches | None
-    """What its loss is measured on: a document per context."""
+    """The documents on which the language model's loss is measured, one in each context."""
     no_loss: str = ""
-    """Why not."""
-    truth: Truth | None = None
-    """What is known of the rows; of a synthetic model's only."""
+    """The reason why the loss can't be measured."""
+    truth: SyntheticSource | None = None
+    """For synthetic activations: the source of the batches, which knows the true features."""
 
 
 class Inputs(ABC):
-    """What a run reads at some hook points.
+    """The data of a run at some hook points.
 
     Attributes:
         widths: D of each hook point, by its name.
-        hooks: the hook points, by name, once it is loaded. Without a submodule if there is no language
-            model.
-        language_model: None if the loss won't be measured, or there is none.
-        no_language_model: why there is none; empty if there is.
+        hooks: the hook points by name, once `load` was called. Without a language model they have no submodule.
+        language_model: None if there is none, or the loss won't be measured.
+        no_language_model: the reason why there is none, or empty.
     """
 
     widths: dict[str, int]
@@ -106,7 +92,7 @@ class Inputs(ABC):
     language_model: CausalLM | None
     no_language_model: str = ""
     can_resume = True
-    """Whether the batches can be continued from the middle, in another process."""
+    """Whether another process can continue the training batches from the middle."""
 
     def __init__(
         self,
@@ -117,35 +103,31 @@ class Inputs(ABC):
         language_model: CausalLM | None,
     ):
         self._settings, self._before_batch, self._group = settings, before_batch, group
-        self._has_said_multiple = settings.max_norm_multiple is not None
+        self._has_logged_sinks = settings.max_norm_multiple is not None
         self.language_model = language_model
         self._find(list(hooks))
 
     @abstractmethod
     def _find(self, hooks: list[str]) -> None:
-        """Find the hook points' widths, and check all that can be before a language model is loaded."""
+        """Find the hook points' widths, and check the settings before a language model is loaded."""
 
-    def load(self, needed: Collection[str] | None = None) -> None:
-        """Find the hook points, in a language model that was given or is loaded now.
+    def load(self, hooks: Collection[str]) -> None:
+        """Load the language model, if there is one, and find the hook points.
 
         Arguments:
-            needed: those that this process trains SAEs at (default: all). Processes that share a language
-                model's passes read all.
+            hooks: the names of those at which this process trains or measures SAEs. Processes that share the
+                language model's passes find all.
         """
-        self._load(list(self.widths if needed is None else needed))
+        self.hooks = {name: HookPoint(name, 0, "out", None, self.widths[name]) for name in hooks}
 
-    @abstractmethod
-    def _load(self, needed: list[str]) -> None: ...
-
-    @abstractmethod
-    def require_held_out(self) -> None:
-        """Raise a TextError or an ActivationsError if there is too little held out to evaluate on."""
+    def require_held_out(self) -> None:  # noqa: B027 - a synthetic model draws as many as are needed
+        """Raise a TextError or an ActivationsError if there are too few held-out tokens to evaluate on."""
 
     def require_language_model(self, what: str, instead: str) -> CausalLM:
         """The language model. Raises an ActivationsError if there is none.
 
         Arguments:
-            what: what needs it, the first words of the message: "a report shows tokens".
+            what: why it is needed, the first words of the message: "a report shows tokens".
             instead: what to do without it.
         """
         if self.language_model is None:
@@ -154,10 +136,10 @@ class Inputs(ABC):
 
     @abstractmethod
     def hashes(self) -> dict[str, str]:
-        """Hashes of what the batches depend on, which must not change before a resume."""
+        """Hashes of the language model and its tokenizer, which must not change before a run resumes."""
 
     def training_batches(self) -> Batches:
-        """The batches to train on, from the first."""
+        """The training batches of all hook points, from the beginning."""
         return Batches(self._settings, {name: self._source(name) for name in self.hooks})
 
     @abstractmethod
@@ -165,32 +147,30 @@ class Inputs(ABC):
         """The training batches of a hook point."""
 
     def held_out(self, hook: str, tokens: int) -> HeldOut:
-        """What the SAEs of a hook point are measured on: the tokens of `contexts`, and documents.
-
-        It is the same whatever the run's seeds are.
-        """
+        """The held-out data on which the SAEs of a hook point are measured. It doesn't depend on the run's seeds."""
         rows = in_batches(self.contexts(hook, "heldout", tokens))
         batches = (x_BD.to(self._settings.device) for x_BD in rows)
-        return HeldOut(tokens, batches, *self._documents(hook))
+        reader, documents = self._documents(hook) or (None, None)
+        return HeldOut(tokens, batches, reader, documents, self.no_language_model)
 
-    @abstractmethod
-    def _documents(self, hook: str) -> tuple[ActivationReader | None, ContextBatches | None, str]:
-        """What the language model's loss is measured with and on, or why not; see `HeldOut`."""
+    def _documents(self, hook: str) -> tuple[ActivationReader, ContextBatches] | None:
+        """The reader and the documents of a `HeldOut`; None without a language model."""
+        return None
 
     def contexts(self, hook: str, split: Split, tokens: int) -> Iterator[ContextBatch]:
-        """The first `tokens` wanted tokens of a split, in the contexts that training has, in order.
+        """The first contexts of a split, cut as in training, in reading order.
 
-        This is the one reading of held-out text: whatever is said of an SAE is of these tokens. Attention
-        sinks are not wanted, see `RunConfig.sink_multiple`.
+        All measurements on held-out text are on the wanted tokens of these contexts. Attention sinks are not
+        wanted, see `RunConfig.sink_multiple`.
 
         Arguments:
-            tokens: wanted tokens in all. A text that ends earlier is read to its end.
+            tokens: the number of wanted tokens in all. If the text ends earlier, there are fewer.
 
-        Raises: TextError if the text has no whole context, ActivationsError if stored activations have
-            none; NonFiniteError if an activation is NaN or infinite.
+        Raises: TextError if the text has no whole context, ActivationsError if there are no stored activations
+            of this split, or no tokens; NonFiniteError if an activation is NaN or infinite.
         """
-        if not self._has_said_multiple and self._settings.sink_multiple is not None:
-            self._has_said_multiple = True
+        if not self._has_logged_sinks and self._settings.sink_multiple is not None:
+            self._has_logged_sinks = True
             logger.info(
                 "tokens whose norm is over %g times the median (attention sinks) are left out of what is measured;"
                 " max_norm_multiple sets another number",
@@ -211,9 +191,9 @@ class Inputs(ABC):
                 )
             raise no_context(settings, split)
 
-    @abstractmethod
     def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
-        """All contexts of a split, of which a language model reads some at once."""
+        """All contexts of a split. A language model reads `at_once` contexts in a batch."""
+        raise ActivationsError(f"there are no tokens to read, as {self.no_language_model}")
 
 
 def open_inputs(
@@ -223,13 +203,9 @@ def open_inputs(
     *,
     language_model: CausalLM | None = None,
 ) -> Inputs:
-    """`find_inputs`, loaded.
-
-    With stored activations, the language model is loaded if its loss will be measured: where
-    eval_tokens is above 0.
-    """
+    """`find_inputs`, loaded. With stored activations, the language model is loaded only if eval_tokens > 0."""
     inputs = find_inputs(settings, hooks, before_batch, language_model=language_model)
-    inputs.load()
+    inputs.load(inputs.widths)
     return inputs
 
 
@@ -241,20 +217,19 @@ def find_inputs(
     *,
     language_model: CausalLM | None = None,
 ) -> Inputs:
-    """What a run reads: a language model and its text, stored activations, or a synthetic model.
+    """Find the data of a run: that of a language model, stored activations, or a synthetic model.
 
-    Its language model is not loaded before `load`.
+    The language model is not loaded before `Inputs.load`.
 
     Arguments:
         hooks: the names of the hook points. They share the language model's forward passes. Each has
-            its own buffer, so its batches are those of a run of its own.
-        before_batch: called before each batch of the language model, or each read, in training; it
-            may raise.
+            its own buffer, so its batches are the same as in a run on this hook point alone.
+        before_batch: called in training before each batch of the language model, or each read. It may raise.
         group: the processes that train together. They share the language model's passes.
-        language_model: the run's, if it is loaded already.
+        language_model: the run's language model, if it is already loaded.
 
-    Raises: a UserError if there is no such model, text or hook point, contexts are too long, or stored
-        activations are of others than the run's.
+    Raises: a UserError if there is no such model, text or hook point, contexts are too long, or the stored
+        activations have another model, text or hook point.
     """
     settings = replace(settings, device=chosen_device(settings.device))
     if is_synthetic(settings.model):
@@ -265,7 +240,7 @@ def find_inputs(
 
 
 def open_model(settings: RunConfig) -> tuple[CausalLM, HookPoint]:
-    """A run's language model and hook point. Raises what `load_model` does."""
+    """A run's language model and hook point. Raises: as `load_model`."""
     model = load_model(settings)
     return model, find_hook(model, settings.hook)
 
@@ -286,7 +261,7 @@ class _OfLanguageModel(Inputs):
         width: int = module.config.get_text_config().hidden_size
         self.widths = dict.fromkeys(hooks, width)
 
-    def _load(self, needed: list[str]) -> None:
+    def load(self, hooks: Collection[str]) -> None:
         if self._found is not None:
             self.language_model = load_model(self._settings, self._found)
             # Before it is used: a fast tokenizer keeps its last truncation, which is hashed too.
@@ -327,13 +302,13 @@ class _OfLanguageModel(Inputs):
             shared=self._shared,
         )
 
-    def _documents(self, hook: str) -> tuple[ActivationReader, ContextBatches, str]:
+    def _documents(self, hook: str) -> tuple[ActivationReader, ContextBatches]:
         settings, model = self._settings, self.language_model
         documents = islice(text_of(settings, split="heldout"), settings.eval_documents)
         stream = ContextStream(documents, model.tokenizer, settings.ctx_len, packing="truncate")
         rule = _reading_rule(settings, model.tokenizer)
         reader = ActivationReader(model, self.hooks[hook].place, rule)
-        return reader, stream.batches(_DOCUMENTS_AT_ONCE), ""
+        return reader, stream.batches(_DOCUMENTS_AT_ONCE)
 
     def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
         settings, model = self._settings, self.language_model
@@ -367,17 +342,17 @@ class _Stored(Inputs):
         elif self.language_model is not None:
             require_positions(settings, self.language_model.module)
 
-    def _load(self, needed: list[str]) -> None:
+    def load(self, hooks: Collection[str]) -> None:
         settings, stored = self._settings, self._stored
-        is_measured = settings.eval_tokens and needed
+        is_measured = settings.eval_tokens and hooks
         if self.language_model is None and stored.manifest is not None and is_measured:
             self.language_model = _cached_model(settings, stored, stored.manifest)
         if self.language_model is not None:
-            self.hooks = {name: find_hook(self.language_model, name) for name in needed}
+            self.hooks = {name: find_hook(self.language_model, name) for name in hooks}
         else:
             self.hooks = {
                 name: HookPoint(name, stored.hook(name).layer, "out", None, self.widths[name])
-                for name in needed
+                for name in hooks
             }
 
     def require_held_out(self) -> None:
@@ -409,13 +384,11 @@ class _Stored(Inputs):
             rows, settings.n_ctxs * settings.ctx_len, settings.batch_size, settings.device
         )
 
-    def _documents(self, hook: str) -> tuple[ActivationReader | None, ContextBatches | None, str]:
-        stored, model = self._stored, self.language_model
-        if model is None or stored.manifest is None:
-            return None, None, self.no_language_model
-        reader = ActivationReader(model, self.hooks[hook].place, self._rule)
-        number = self._settings.eval_documents
-        return reader, cached_documents(stored, number), ""
+    def _documents(self, hook: str) -> tuple[ActivationReader, ContextBatches] | None:
+        if self.language_model is None or self._stored.manifest is None:
+            return None
+        reader = ActivationReader(self.language_model, self.hooks[hook].place, self._rule)
+        return reader, cached_documents(self._stored, self._settings.eval_documents)
 
     def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
         reader = StoredReader(self._stored, hook, self._rule)
@@ -426,9 +399,9 @@ class _Stored(Inputs):
 
 
 def _cached_model(run: RunConfig, stored: StoredActivations, manifest: CacheManifest) -> CausalLM:
-    """The language model of a cache, in the dtype in which it was cached.
+    """The language model of a cache, in the dtype in which the cache was written.
 
-    Raises: LanguageModelError if the run's is another one.
+    Raises: LanguageModelError if the run's model is not the cache's.
     """
     settings = manifest.settings
     dtype: Any = settings.lm_dtype
@@ -447,7 +420,7 @@ def _cached_model(run: RunConfig, stored: StoredActivations, manifest: CacheMani
 
 
 def cached_documents(stored: StoredActivations, number: int) -> ContextBatches:
-    """The first `number` held-out documents of a cache. If there are fewer, that is logged."""
+    """The first `number` held-out documents of a cache. Logs a warning if there are fewer."""
     assert stored.documents is not None, "written with the held-out tokens"
     if stored.copies is not None:
         stored.copies.fetch(stored.documents)
@@ -465,9 +438,9 @@ def cached_documents(stored: StoredActivations, number: int) -> ContextBatches:
 
 
 class _Synthetic(Inputs):
-    """A synthetic model draws. Its only hook point is NO_HOOK.
+    """A synthetic model draws activations. Its only hook point is NO_HOOK.
 
-    Raises: ConfigError if the run has settings that a synthetic model has no use for.
+    Raises: ConfigError if the run has settings that don't apply to a synthetic model.
     """
 
     def _find(self, hooks: list[str]) -> None:
@@ -477,12 +450,9 @@ class _Synthetic(Inputs):
         self.no_language_model = f"{settings.model} is not a language model"
         self.widths = dict.fromkeys(hooks, synthetic_settings(settings.model).width)
 
-    def _load(self, needed: list[str]) -> None:
+    def load(self, hooks: Collection[str]) -> None:
         self._drawn = draw_model(self._settings.model)
-        self.hooks = {name: HookPoint(name, 0, "out", None, self.widths[name]) for name in needed}
-
-    def require_held_out(self) -> None:
-        """It draws as many as are asked for."""
+        super().load(hooks)
 
     def hashes(self) -> dict[str, str]:
         return {"language_model": model_hash(self._settings.model), "tokenizer": UNKNOWN}
@@ -509,17 +479,9 @@ class _Synthetic(Inputs):
         batches = islice(rows, math.ceil(tokens / size))
         return HeldOut(tokens, batches, None, None, self.no_language_model, truth=rows)
 
-    def _documents(self, hook: str) -> tuple[None, None, str]:
-        return None, None, self.no_language_model
-
-    def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
-        raise ActivationsError(
-            f"{self._settings.model} has no tokens", expected="a language model's text"
-        )
-
 
 def _reading_rule(settings: RunConfig, tokenizer: Any) -> PositionRule:
-    """Which tokens are left out of what is measured."""
+    """The rule that says which tokens are left out of measurements."""
     return PositionRule(
         tokenizer, remove_bos=settings.remove_bos, max_norm_multiple=settings.sink_multiple
     )
@@ -529,14 +491,14 @@ def in_batches(contexts: Iterable[ContextBatch], size: int = _ROWS_AT_ONCE) -> I
     """The activations of the wanted tokens, (B, D), in float32 and in reading order.
 
     Arguments:
-        size: B. The last batch may have fewer rows.
+        size: B. The last batch may be smaller.
     """
     parts = ((batch.wanted_ND.float(),) for batch in contexts)
     return (rows_ND for (rows_ND,) in _regrouped(parts, size))
 
 
 def _regrouped(parts: Iterable[tuple[t.Tensor, ...]], size: int) -> Iterator[tuple[t.Tensor, ...]]:
-    """Tensors that belong together, by their rows: `size` rows at a time, and fewer at the end."""
+    """Regroup tuples of tensors into tuples with `size` rows each. The last may have fewer."""
     rest: tuple[t.Tensor, ...] | None = None
     for part in parts:
         joined = part if rest is None else tuple(map(t.cat, zip(rest, part, strict=True)))
@@ -548,7 +510,7 @@ def _regrouped(parts: Iterable[tuple[t.Tensor, ...]], size: int) -> Iterator[tup
 
 
 def first_tokens(batches: Iterator[ContextBatch], tokens: int) -> Iterator[ContextBatch]:
-    """Batches until `tokens` tokens are wanted in all. Later ones of the last batch are not wanted."""
+    """Batches with `tokens` wanted tokens in all. In the last batch, the tokens after these are marked unwanted."""
     left = tokens
     while left > 0 and (batch := next(batches, None)) is not None:
         number_BL = batch.wanted_BL.flatten().cumsum(0).view_as(batch.wanted_BL)
@@ -561,11 +523,11 @@ def first_tokens(batches: Iterator[ContextBatch], tokens: int) -> Iterator[Conte
 def with_activations(
     contexts: ContextBatches, settings: RunConfig, model: CausalLM, hook: HookPoint
 ) -> Iterator[ContextBatch]:
-    """Contexts, with the activations that a language model has there.
+    """Contexts with a language model's activations at a hook point.
 
     Arguments:
-        contexts: a batch is what the language model reads at once.
-        settings: which tokens are left out, see `Inputs.contexts`.
+        contexts: batches as the language model reads them.
+        settings: say which tokens are left out, see `Inputs.contexts`.
 
     Returns: groups of GROUP contexts.
 

@@ -1,25 +1,22 @@
-"""Batches of activations that a caller hands over. Nothing is known of where they come from."""
+"""Batches of activations from a caller's own iterator."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch as t
 
-from ..config.run import Split
-from ..errors import ActivationsError, TextError
+from ..errors import TextError
 from .buffer import BatchSource
-from .hook_points import HookPoint
 from .inputs import Inputs
-from .rows import ContextBatch
 
 
 class OwnBatches(Inputs):
-    """A caller's batches as what a run reads. Nothing is held out, and there is no language model.
+    """A caller's batches as the data of a run. Nothing is held out, and there is no language model.
 
     Arguments:
         first: the first batch of raw activations, (B, D).
-        others: the batches after it.
-        given: the other arguments of `Inputs`.
+        others: the other batches.
+        given, options: the arguments of `Inputs`.
     """
 
     can_resume = False
@@ -32,27 +29,15 @@ class OwnBatches(Inputs):
     def _find(self, hooks: list[str]) -> None:
         self.widths = dict.fromkeys(hooks, self._first.shape[1])
 
-    def _load(self, needed: list[str]) -> None:
-        self.hooks = {name: HookPoint(name, 0, "out", None, self.widths[name]) for name in needed}
-
-    def require_held_out(self) -> None:
-        """Nothing is."""
-
     def hashes(self) -> dict[str, str]:
         return {"language_model": "", "tokenizer": ""}  # there is none
 
     def _source(self, hook: str) -> BatchSource:
         return _Source(self._first, self._others)
 
-    def _documents(self, hook: str) -> tuple[None, None, str]:
-        return None, None, self.no_language_model
-
-    def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
-        raise ActivationsError("batches that were handed over hold no contexts")
-
 
 class _Source:
-    """The batches in their order, as a `BatchSource`."""
+    """The caller's batches, as a `BatchSource`."""
 
     passes, is_used_up = 0, False
 

@@ -16,8 +16,9 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 
 from ..activations.hook_points import Change
-from ..activations.inputs import HeldOut, Truth
+from ..activations.inputs import HeldOut
 from ..activations.rows import ActivationReader, ContextBatch
+from ..activations.synthetic import SyntheticSource
 from ..activations.tokens import ContextBatches
 from ..codes.encoding import Encoder, LanguageModelLosses, Totals
 from ..progress import progress
@@ -157,7 +158,7 @@ class TruthMatch:
             SAELens, so SAELens is there.
     """
 
-    def __init__(self, dictionary: Dictionary, truth: Truth):
+    def __init__(self, dictionary: Dictionary, truth: SyntheticSource):
         from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
             ClassificationMetricsCalculator,
         )
