@@ -1,19 +1,18 @@
-"""Hook points: places in a language model, found by their names in TransformerLens, read and changed.
+"""Hook points: find places in a language model by their names in TransformerLens, read and change them.
 
     hook = find_hook(model, "blocks.0.hook_resid_post")
     x_BLD = read_residual(model, hook, input_ids, attention_mask)
     with hooked(hook.place, lambda x_BLD: 2 * x_BLD):
         ...  # the model runs with other activations
 
-nnsight's trace reads activations (`read_places`). Changes are torch's hooks, all put there by `hooked`.
+nnsight's trace reads activations (`read_places`). Torch's hooks change them (`hooked`).
 
 Shapes: B contexts, L tokens, D = the width of the place.
 """
 
-import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
@@ -29,22 +28,20 @@ from ..config.hooks import hook_name
 from ..errors import CheckpointError, LanguageModelError
 from .language_models import CausalLM, Pretrained, unwrapped
 
-_log = logging.getLogger(__name__)
-
 _CHECKED_TOKENS = 8
 _BUILDS_GRAPH = tuple(map(int, version("nnsight").split(".")[:2])) < (0, 5)
 
 
 class HookKind(NamedTuple):
-    """One kind of hook point of a block."""
+    """A kind of hook point that blocks have."""
 
     io: Literal["in", "out"]
-    """Which side of the module it is."""
+    """The side of the module."""
     part: Literal["attention", "mlp"] | None = None
-    """The module: what adds the attention's or the MLP's result to the residual stream, or the
+    """The module whose output is the attention's or the MLP's contribution to the residual stream. None: the
     block itself."""
     blocks_back: int | None = None
-    """How many blocks back the block lies whose output this is. None: it is no block's output."""
+    """1 if the activations are the output of the block before, 0 if of this block, None if of no block."""
 
 
 HOOK_KINDS = {
@@ -53,8 +50,7 @@ HOOK_KINDS = {
     "hook_attn_out": HookKind("out", "attention"),
     "hook_mlp_out": HookKind("out", "mlp"),
 }
-"""By TransformerLens's name, after `blocks.N.`: all hook points there are. Modules are named by their
-outputs (`_PARTS`): reading the "in" of a part would need its own module, before any norm."""
+"""All kinds, by TransformerLens's name after `blocks.N.`."""
 _ATTENTIONS = ("self_attn", "attention", "attn", "self_attention", "linear_attn")
 _MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 _PARTS = (
@@ -62,14 +58,13 @@ _PARTS = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),  # Gemma 2 and 3, OLMo 2
     *product(_ATTENTIONS, _MLPS),
 )
-"""The names, in a block, of the modules whose outputs it adds to the residual stream: attention and
-MLP. A block's parts are the first pair that it has. Where a norm follows the MLP, that comes first:
-TransformerLens's hook_mlp_out is what is added."""
+"""Names of the two modules whose outputs a block adds to the residual stream: attention and MLP. The first pair
+that a block has counts. Norms after the MLP come first, as TransformerLens's hook_mlp_out is after the norm."""
 
 
 def block_of_output(hook: str) -> int | None:
-    """The block whose output is read at a hook point: -1 for the embedding, None if it is no
-    block's output."""
+    """The number of the block whose output is read at a hook point: -1 for the embedding, None if the activations
+    are no block's output."""
     named = hook_name(hook)
     kind = HOOK_KINDS.get(named.kind) if named is not None else None
     if named is None or kind is None or kind.blocks_back is None:
@@ -87,7 +82,7 @@ class Place(NamedTuple):
 
 
 def place_of(model: PreTrainedModel, submodule: Any, io: Literal["in", "out"]) -> Place:
-    """One side of a module of a model, or of what nnsight's envoy stands for.
+    """The place at one side of a module, which may be given as nnsight's envoy.
 
     Raises: LanguageModelError if the model has no such module.
     """
@@ -107,12 +102,12 @@ class HookPoint:
 
     Attributes:
         name: TransformerLens's name, e.g. "blocks.0.hook_resid_post".
-        layer: the block's number, from 0.
+        layer: the number of the block, from 0.
         io: "out" for the submodule's output, "in" for its input (resid_pre).
-        submodule: nnsight's envoy of the block, or of a module in it. The module itself where the
-            hook point was found in a model that nnsight doesn't wrap.
+        submodule: nnsight's envoy of the block, or of a module in it. If nnsight doesn't wrap the model, the
+            module itself.
         activation_dim: D, the width of the activations.
-        place: where it is read; None if there is no language model.
+        place: the place in the torch module; None if there is no language model.
     """
 
     name: str
@@ -123,7 +118,11 @@ class HookPoint:
     place: Any = None  # a `Place`
 
     def require_width(self, sae: str | Path, activation_dim: int, model: str) -> None:
-        """Raise a CheckpointError unless an SAE, which `sae` names, is as wide as this point of `model`."""
+        """Raise a CheckpointError unless an SAE has the width of this hook point.
+
+        Arguments:
+            sae, model: names for the message.
+        """
         if activation_dim != self.activation_dim:
             raise CheckpointError(
                 f"{sae}: activation_dim={activation_dim}, but {self.name} of {model} is "
@@ -131,14 +130,11 @@ class HookPoint:
             )
 
 
-def hook_names(name: str) -> list[str]:
-    """The hook points of a language model, found without loading its weights.
-
-    Raises: LanguageModelError if there is no such model, or its blocks can't be found.
-    """
+def hook_names(model: Pretrained) -> list[str]:
+    """The names of all hook points of a language model. Raises LanguageModelError if its blocks can't be found."""
     return [
         f"blocks.{n}.{kind}"
-        for n, block in enumerate(_blocks_of(Pretrained(name).empty()))
+        for n, block in enumerate(_blocks_of(model.empty()))
         for kind in _kinds_of(block)
     ]
 
@@ -149,7 +145,7 @@ def _blocks_of(model: Any) -> Any:
 
 
 def require_hook(model: nn.Module, name: str) -> tuple[int, HookKind]:
-    """The block's number and the kind of a hook point of a transformers model. It needs no weights.
+    """The number of the block and the kind of a hook point of a transformers model, which needs no weights.
 
     Raises: LanguageModelError if there is none of this name; see `find_hook`.
     """
@@ -173,17 +169,16 @@ def require_hook(model: nn.Module, name: str) -> tuple[int, HookKind]:
 def find_hook(model: LanguageModel | CausalLM, name: str) -> HookPoint:
     """Find a hook point by its name in TransformerLens.
 
-    Where it is an attention's or MLP's output, a forward pass of a few tokens checks that this is
-    what the block adds to the residual stream.
+    For an attention's or MLP's output, a forward pass of a few tokens checks that the block adds exactly this
+    to the residual stream.
 
     Arguments:
-        model: a GPT-NeoX, Llama, GPT-2, Gemma, Qwen or other decoder whose list of blocks can be
-            found, see `block_list_path`.
+        model: a decoder whose list of blocks can be found, see `block_list_path`: GPT-NeoX, Llama, GPT-2, Gemma,
+            Qwen and others.
         name: "blocks.N." and a name in HOOK_KINDS.
 
     Raises:
-        LanguageModelError: the model has no such hook point (the message lists those it has), or
-            its list of blocks can't be found.
+        LanguageModelError: the model has no such hook point, or its list of blocks can't be found.
     """
     module = unwrapped(model).module
     layer, kind = require_hook(module, name)
@@ -206,9 +201,9 @@ def block_list_path(model: nn.Module, config: Any) -> str:
 
     It is the only list of `num_hidden_layers` modules
 
-    - that is not inside another such list (experts are),
-    - whose modules contain others (norms don't),
-    - whose modules work on vectors of `hidden_size` (an image encoder's seldom do).
+    - that is not inside another such list, as experts are,
+    - whose modules contain other modules, unlike norms,
+    - whose modules have weights of size `hidden_size`, unlike most image encoders.
 
     Raises: LanguageModelError if there is not exactly one such list.
     """
@@ -237,7 +232,7 @@ def _is_block(module: nn.Module, hidden_size: int) -> bool:
 
 
 def _parts_of(block: nn.Module) -> dict[str, str]:
-    """The names of a block's attention and MLP; none if it has not both."""
+    """The names of a block's attention and MLP; empty unless it has both."""
     children = dict(block.named_children())
     for attention, mlp in _PARTS:
         if attention in children and mlp in children:
@@ -252,12 +247,12 @@ def _kinds_of(block: nn.Module) -> list[str]:
 
 
 def _require_added(model: PreTrainedModel, name: str, block: str, parts: list[str]) -> None:
-    """Raise a LanguageModelError unless a block adds its parts' outputs to its input, and only these.
+    """Raise a LanguageModelError unless a block's output is the sum of its input and its parts' outputs.
+
+    Granite scales the outputs, and BLOOM's modules add the residual stream themselves.
 
     Arguments:
-        block, parts: their paths.
-
-    Some scale them (Granite), and some modules add the residual stream themselves (BLOOM).
+        block, parts: paths of the modules.
     """
     outputs = [Place(model.get_submodule(path), "out", path) for path in (*parts, block)]
     places = [outputs[-1]._replace(io="in"), *outputs]
@@ -277,21 +272,21 @@ def _require_added(model: PreTrainedModel, name: str, block: str, parts: list[st
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where a language model takes its tokens. Weights that accelerate keeps elsewhere count as nowhere."""
+    """The device for a language model's tokens: that of its first weight that accelerate doesn't keep elsewhere."""
     in_memory = (weight.device for weight in model.parameters() if not weight.is_meta)
     return next(in_memory, torch.device("cpu"))
 
 
 Change = Callable[[Tensor], Tensor | None]
-"""Takes activations, (B, L, D), and returns what the model continues with. None changes nothing."""
+"""Takes activations, (B, L, D), and returns those with which the model continues, or None for no change."""
 
 
 @contextmanager
 def hooked(place: Place, change: Change) -> Iterator[None]:
-    """Call `change` with the activations at a place, in every forward pass within the block.
+    """Call `change` with the activations at a place in every forward pass inside the `with` block.
 
-    They are in the model's dtype and on its device. What runs later may change them in place. nnsight's trace
-    reads what goes into a module before it is changed.
+    They are in the model's dtype and on its device, and modules that run later may change them in place. nnsight's
+    trace reads a module's input before it is changed.
     """
 
     def at_output(_module: Any, _args: Any, output: Any) -> Any:
@@ -319,19 +314,13 @@ def hooked(place: Place, change: Change) -> Iterator[None]:
 
 
 class _AllRead(Exception):
-    """Raised in a forward pass once all has been read, to end it."""
+    """Ends a forward pass when all places have been read."""
 
 
-def run_to(model: nn.Module, places: Sequence[Place], **inputs: Any) -> list[Tensor]:
-    """Run a language model up to the last of some places, where torch's hooks read it.
-
-    Arguments:
-        inputs: what the model is called with, on its device.
-
-    Returns: the activations at each place, (B, L, D), in the model's dtype and on its device.
-
-    Raises: LanguageModelError if the model does not run one of them.
-    """
+def _read_by_hooks(
+    model: nn.Module, places: Sequence[Place], tokens: dict[str, Tensor]
+) -> list[Tensor]:
+    """See `read_places`, which puts the tokens on the model's device."""
     found: dict[int, Tensor] = {}
 
     def keeping(number: int) -> Change:
@@ -339,91 +328,68 @@ def run_to(model: nn.Module, places: Sequence[Place], **inputs: Any) -> list[Ten
             if len(found) == len(places) - 1:
                 found[number] = x_BLD
                 raise _AllRead
-            found[number] = x_BLD.clone()  # what runs after it may change it in place
+            found[number] = x_BLD.clone()  # later modules may change it in place
 
         return keep
 
     with ExitStack() as hooks:
         for number, place in enumerate(places):
             hooks.enter_context(hooked(place, keeping(number)))
-        try:
-            model(**inputs, use_cache=False)
-        except _AllRead:
-            return [found[number] for number in range(len(places))]
-    missed = next(place for number, place in enumerate(places) if number not in found)
-    raise _not_run(model, [missed])
-
-
-def _not_run(model: nn.Module, places: Sequence[Place]) -> LanguageModelError:
-    paths = " or ".join(place.path for place in places)
-    return LanguageModelError(
-        f"a {type(model).__name__} does not run {paths}, so it can't be read there; use another"
-        " hook point"
-    )
+        with suppress(_AllRead):
+            model(**tokens, use_cache=False)
+    return [found[number] for number in range(len(places))]
 
 
 @torch.no_grad()  # not inference_mode, whose tensors can't be trained on
 def read_places(
     model: CausalLM, places: Sequence[Place], input_ids: Tensor, attention_mask: Tensor
 ) -> list[Tensor]:
-    """The activations at several places, without gradients, from one forward pass up to the last of them.
+    """Read the activations at several places in one forward pass, which ends at the last of them. No gradients.
 
-    nnsight's trace reads them, or torch's hooks where nnsight doesn't wrap the model.
+    nnsight's trace reads them, or torch's hooks if nnsight doesn't wrap the model.
 
     Arguments:
         input_ids: int64, (B, L).
         attention_mask: (B, L), 0 at padding.
 
     Returns: the activations at each place, (B, L, D), in the model's dtype and on its device.
-
-    Raises: LanguageModelError if the model does not run one of them.
     """
     device = input_device(model.module)
     tokens = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
     if model.traced is None:
-        return run_to(model.module, places, **tokens)
+        return _read_by_hooks(model.module, places, tokens)
     return _read_by_trace(model.traced, model.module, places, tokens)
-
-
-_MISSED = {"OutOfOrderError", "MissedProviderError"}
-"""What nnsight raises where a module isn't run, or ran before."""
 
 
 def _read_by_trace(
     lm: Any, module: nn.Module, places: Sequence[Place], tokens: dict[str, Tensor]
 ) -> list[Tensor]:
-    """See `read_places`. Up to version 0.4, nnsight builds a graph of the block and then runs the model; later
-    versions run the block beside the model, and it must ask in the model's order."""
+    """See `read_places`. Up to version 0.4, nnsight first builds a graph from the `with` block, and then runs the model.
+    Later versions run the block while the model runs, so the block must ask for places in the model's order."""
     envoys = [_envoy_at(lm, place.path) for place in places]
     kind, inputs, options = type(lm), (BatchEncoding(tokens),), {}
-    if kind is NNsight:  # it has no tokenizer to pad them again, which takes 3 ms
+    if kind is NNsight:  # it has no tokenizer, which would pad the tokens again and take 3 ms
         inputs, options = (tokens["input_ids"],), {"attention_mask": tokens["attention_mask"]}
     found: dict[int, Any] = {}
-    try:
-        if _BUILDS_GRAPH:
-            with lm.trace(*inputs, use_cache=False, **options) as tracer:
-                for number, (envoy, place) in enumerate(zip(envoys, places, strict=True)):
-                    value = envoy.output if place.io == "out" else envoy.inputs
-                    found[number] = tracer.apply(_copied, value, place.io).save()
-                tracer.apply(lambda *_: None, *found.values()).stop()
-            return [found[number].value for number in range(len(places))]
-        order = _in_running_order(module, places)
-        with lm.trace(*inputs, use_cache=False, **options) as tracer:
-            for number in order:
-                envoy, io = envoys[number], places[number].io
-                value = envoy.output if io == "out" else envoy.inputs
+    order = _in_running_order(module, places)
+    with lm.trace(*inputs, use_cache=False, **options) as tracer:
+        for number in order:
+            envoy, io = envoys[number], places[number].io
+            value = envoy.output if io == "out" else envoy.inputs
+            if _BUILDS_GRAPH:
+                found[number] = tracer.apply(_copied, value, io).save()
+            else:
                 found[number] = _copied(value, io)
+        if _BUILDS_GRAPH:
+            tracer.apply(lambda *_: None, *found.values()).stop()
+        else:
             tracer.stop()
-    except Exception as error:
-        is_unset = _BUILDS_GRAPH and isinstance(error, ValueError)  # a saved value that never came
-        if is_unset or _MISSED & {each.__name__ for each in type(error).__mro__}:
-            raise _not_run(module, places) from error
-        raise
-    return [found[number] for number in range(len(places))]
+    read = (found[number] for number in range(len(places)))
+    return [each.value for each in read] if _BUILDS_GRAPH else list(read)
 
 
 def _copied(value: Any, io: Literal["in", "out"]) -> Tensor:
-    """A copy of what a module takes or returns: what runs after it may change it in place."""
+    """A copy of a module's input or output, as later modules may change it in place."""
     if io == "out":
         return (value[0] if isinstance(value, tuple) else value).clone()
     args, kwargs = value
@@ -438,8 +404,7 @@ def _envoy_at(lm: Any, path: str) -> Any:
 
 
 def _in_running_order(module: nn.Module, places: Sequence[Place]) -> list[int]:
-    """The numbers of places in the order in which a forward pass comes to them: modules run as they lie in
-    the model, and a module's output follows what is inside it."""
+    """The indices of places in the order of a forward pass, in which modules run as they are listed in the model."""
     when: dict[tuple[nn.Module, str], int] = {}
 
     def visit(one: nn.Module) -> None:

@@ -1,7 +1,7 @@
-"""Language models: load one, and tell it from another. hook_points.py reads it.
+"""Load language models and identify them.
 
-Users hold nnsight's `LanguageModel`. What takes one unwraps it at once (`unwrapped`): inside the package,
-a language model is a `CausalLM`, or the torch module in it.
+Users hold nnsight's `LanguageModel`. Public functions convert it by `unwrapped`: inside the package, a language model
+is a `CausalLM`, or the torch module in it.
 """
 
 import copy
@@ -46,13 +46,14 @@ class CausalLM(NamedTuple):
     module: PreTrainedModel
     tokenizer: Any
     traced: NNsight | None = None
-    """nnsight's model around it, which reads its activations. Where there is none, torch's hooks do."""
+    """nnsight's model around the module, which reads activations. None: torch's hooks read them."""
 
 
 def unwrapped(model: "LanguageModel | CausalLM") -> CausalLM:
-    """What is behind nnsight's model. nnsight loads weights in the first trace, if not told otherwise.
+    """The `CausalLM` in nnsight's model.
 
-    Until then its modules are stand-ins, and what is hooked to them is lost. So they are loaded here.
+    By default nnsight loads weights in the first trace and replaces the modules, so hooks on them would be lost.
+    Therefore they are loaded here.
     """
     if isinstance(model, CausalLM):
         return model
@@ -67,10 +68,9 @@ def unwrapped(model: "LanguageModel | CausalLM") -> CausalLM:
 
 
 def wrapped(model: CausalLM) -> LanguageModel:
-    """nnsight's model around one, which takes texts."""
+    """nnsight's `LanguageModel` around a language model. Users can trace texts with it."""
     if isinstance(model.traced, LanguageModel):
         return model.traced
-    logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nnsight 0.8 has another name for it
         return cast(LanguageModel, LanguageModel(model.module, tokenizer=model.tokenizer))
@@ -79,7 +79,7 @@ def wrapped(model: CausalLM) -> LanguageModel:
 def load_language_model(
     name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> LanguageModel:
-    """Load a causal language model and its tokenizer, to read activations.
+    """Load a causal language model and its tokenizer, without gradients, to read activations.
 
     Code that comes with a model or a tokenizer is never run.
 
@@ -89,19 +89,16 @@ def load_language_model(
         device: where its weights go, e.g. "cpu" or "cuda:0".
         dtype: the dtype of its weights and activations.
 
-    Returns:
-        The model in evaluation mode, its weights loaded and without gradients.
-
     Raises:
         LanguageModelError: there is no such model, the hub can't be reached, files are missing or
-            damaged, the model needs code of its own, or the tokenizer has neither a pad nor an end-of-text token.
+            damaged, or the model needs code of its own.
         ConfigError: the machine has no such device.
     """
     return wrapped(Pretrained(name).load(device=device, dtype=dtype))
 
 
 class Pretrained:
-    """A language model that can be asked about before its weights are loaded.
+    """A language model on the disk or the hub, whose weights need not be loaded.
 
     Raises: LanguageModelError if there is no such model; see `load_language_model`.
     """
@@ -113,7 +110,7 @@ class Pretrained:
 
     @property
     def width(self) -> int:
-        """The width of its residual stream."""
+        """The width of the residual stream."""
         return self.config.get_text_config().hidden_size
 
     @property
@@ -121,7 +118,7 @@ class Pretrained:
         return self.config.get_text_config().num_hidden_layers
 
     def empty(self) -> nn.Module:
-        """The model with parameters that have shapes and no values, made in no memory."""
+        """The model on the meta device: its parameters have shapes but no values."""
         with _loading(self.name), torch.device("meta"):
             config = copy.deepcopy(self.config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -129,24 +126,34 @@ class Pretrained:
     def load(
         self, *, device: str, dtype: torch.dtype, device_map: DeviceMap | None = None
     ) -> CausalLM:
-        """See `load_language_model`.
+        """Load the weights; see `load_language_model`.
 
         Arguments:
-            device_map: where its parts go, in place of `device`; see `RunConfig`.
+            device_map: the devices of the model's parts, in place of `device`; see `RunConfig`.
 
         Raises: ConfigError if accelerate refuses the map.
         """
         device = chosen_device(device)
         keep_freed_memory()
-        tokenizer = load_tokenizer(self.name, self.config)
+        logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
+        tokenizer = load_tokenizer(self.name)
         given = {"config": self.config, "dtype": dtype, "device_map": device_map}
         offloaded = None if device_map is None else TemporaryDirectory(prefix="vsae-")
         folder = offloaded and offloaded.name
         with _loading(self.name) as (source, options):
-            with _naming(device_map):
+            try:
                 model: Any = AutoModelForCausalLM.from_pretrained(
                     source, **given, **options, offload_folder=folder
                 )
+            except (ValueError, KeyError, RuntimeError, TypeError, AssertionError) as error:
+                if device_map is None:
+                    raise
+                raise ConfigError(
+                    f"accelerate can't place the language model so ({shorten(first_line(error), 200)})",
+                    name="device_map",
+                    value=device_map,
+                    expected="auto, or in Python a dict with a device, cpu or disk for each module",
+                ) from error
             model._offloaded = offloaded  # deleted with the model
             file = cached_file(source, CONFIG_NAME, local_files_only=True)
             model.config._commit_hash = extract_commit_hash(file, None)  # so does transformers 4
@@ -155,42 +162,13 @@ class Pretrained:
         return CausalLM(model.eval().requires_grad_(False), tokenizer)
 
 
-def tokenizer_of(name: str) -> Any:
-    """The tokenizer of a language model, whose weights are not loaded. Raises as `load_language_model`."""
-    return load_tokenizer(name, Pretrained(name).config)
-
-
-@contextmanager
-def _naming(device_map: DeviceMap | None) -> Iterator[None]:
-    """Inside, what is wrong with the map is a ConfigError, also what accelerate only warns of."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="The following device_map keys do not match")
-            yield
-    except (ValueError, KeyError, RuntimeError, TypeError, AssertionError, UserWarning) as error:
-        if device_map is None:
-            raise
-        raise ConfigError(
-            f"accelerate can't place the language model so ({shorten(first_line(error), 200)})",
-            name="device_map",
-            value=device_map,
-            expected="auto, or in Python a dict with a device, cpu or disk for each module",
-        ) from error
-
-
-def load_tokenizer(name: str, config: Any = None) -> Any:
-    """A language model's tokenizer, which can pad; see `load_language_model`."""
+def load_tokenizer(name: str) -> Any:
+    """A language model's tokenizer, with a pad token. Raises: as `load_language_model`."""
     with _loading(name) as (source, options):
-        config = config or AutoConfig.from_pretrained(source, **options)
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, config=config, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token is None:
         # nnsight and upstream's evaluate pad every batch of texts. Padding is masked, so any token
         # will do. The end-of-text token is one that the model already has.
-        if tokenizer.eos_token is None:
-            raise LanguageModelError(
-                f"the tokenizer of language model {name!r} can't pad a batch: expected a pad or an"
-                " end-of-text token; set pad_token in its tokenizer_config.json"
-            )
         tokenizer.pad_token = tokenizer.eos_token
     # transformers 4 warns that nnsight pads a fast tokenizer's ids in a second step.
     getattr(tokenizer, "deprecation_warnings", {})["Asking-to-pad-a-fast-tokenizer"] = True
@@ -198,9 +176,12 @@ def load_tokenizer(name: str, config: Any = None) -> Any:
 
 
 def load_model(settings: RunConfig, found: Pretrained | None = None) -> CausalLM:
-    """A run's language model, in the run's dtype. `found` is the same model before it is loaded.
+    """A run's language model, in the run's dtype.
 
-    Raises: as `load_language_model`, and ConfigError for contexts that the model can't read.
+    Arguments:
+        found: the same model before it is loaded.
+
+    Raises: as `load_language_model`, and ConfigError if contexts are longer than the model can read.
     """
     dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
     where: Any = {"device": settings.device, "device_map": settings.device_map}
@@ -208,14 +189,13 @@ def load_model(settings: RunConfig, found: Pretrained | None = None) -> CausalLM
     require_positions(settings, model.module)
     if settings.device_map is not None:
         return model  # nnsight sends tokens to the device of the first weight, which may be on disk
-    logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
     return model._replace(traced=NNsight(model.module))
 
 
 def require_positions(settings: RunConfig, module: Any) -> None:
-    """Raise a ConfigError for contexts that are longer than a transformers model has positions.
+    """Raise a ConfigError if contexts are longer than a transformers model has positions.
 
-    Rotary positions would give other activations in silence.
+    A model with rotary positions would silently compute activations that it was not trained for.
     """
     config: Any = module.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
@@ -229,7 +209,7 @@ def require_positions(settings: RunConfig, module: Any) -> None:
 
 @contextmanager
 def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where a model's files are, and how transformers may get them. Its errors become ours."""
+    """Yield a model's path or name on the hub and the arguments to load it. Errors become LanguageModelErrors."""
     if is_synthetic(name):
         raise LanguageModelError(
             f"{name} is not a language model: use it with train, eval and compare only, or give a"
@@ -272,25 +252,17 @@ def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             ) from error
 
 
-def width_of(name: str) -> int:
-    """The width of a language model's residual stream, found without loading its weights."""
-    return Pretrained(name).width
-
-
 def identity(model: PreTrainedModel) -> str:
-    """What tells a language model from others: its commit on the hub, else the hash of its weights.
+    """A language model's commit on the hub, or else the hash of its weights.
 
-    To hash an 8B model takes 9 s. The hash depends on the dtype, the commit does not.
+    Hashing an 8B model takes 9 s. The hash depends on the dtype, the commit does not.
     """
     commit: str | None = getattr(model.config, "_commit_hash", None)
     return hash_of(model) if commit is None else commit
 
 
 def settings_hash(model: CausalLM) -> str:
-    """SHA-256, in hex, of the model's configuration and its tokenizer.
-
-    It does not depend on the names, paths and software versions in them.
-    """
+    """SHA-256, in hex, of the model's configuration and its tokenizer, without names, paths and software versions."""
     volatile = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
     config = {n: v for n, v in model.module.config.to_diff_dict().items() if n not in volatile}
     backend = getattr(model.tokenizer, "backend_tokenizer", None)
@@ -301,7 +273,7 @@ def settings_hash(model: CausalLM) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no warnings from transformers, whose settings are restored after."""
+    """Switch off transformers' progress bars and warnings inside the `with` block."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

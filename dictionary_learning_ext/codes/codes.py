@@ -33,7 +33,7 @@ from safetensors.numpy import save_file
 from scipy.sparse import csc_matrix, csr_matrix
 
 from ..activations.inputs import in_batches
-from ..activations.language_models import tokenizer_of
+from ..activations.language_models import load_tokenizer
 from ..activations.rows import ContextBatch
 from ..activations.stored import UNKNOWN
 from ..config.run import RunConfig
@@ -190,7 +190,7 @@ class Codes:
         if model == UNKNOWN or is_synthetic(model):
             return codes
         try:
-            return replace(codes, tokenizer=tokenizer_of(model))
+            return replace(codes, tokenizer=load_tokenizer(model))
         except LanguageModelError as error:
             logger.warning("tokens are shown as ids: %s", first_line(error))
             return codes

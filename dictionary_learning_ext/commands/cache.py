@@ -26,9 +26,10 @@ class HooksFlags:
 
 def run_hooks(flags: HooksFlags) -> None:
     from ..activations.hook_points import hook_names
-    from ..activations.language_models import width_of
+    from ..activations.language_models import Pretrained
 
-    names, width = hook_names(flags.model), width_of(flags.model)
+    model = Pretrained(flags.model)
+    names, width = hook_names(model), model.width
     longest = max(map(len, names))
     print(f"{'hook point':<{longest}}  width")
     for name in names:

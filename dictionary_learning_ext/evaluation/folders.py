@@ -13,7 +13,7 @@ from nnsight import LanguageModel
 
 from ..activations.hook_points import HookPoint, input_device
 from ..activations.inputs import Inputs, open_inputs
-from ..activations.language_models import CausalLM, tokenizer_of, unwrapped
+from ..activations.language_models import CausalLM, load_tokenizer, unwrapped
 from ..activations.rows import ContextBatch
 from ..codes.codes import Codes, encode_each, keep_codes, kept_codes, size_of, text_key
 from ..config.checks import require
@@ -288,7 +288,7 @@ class OpenedFolders:
         """
         has_text = self.run.activations is None and not is_synthetic(self.run.model)
         if has_text and self._given is None and "inputs" not in vars(self):
-            return tokenizer_of(self.run.model)
+            return load_tokenizer(self.run.model)
         return self.inputs.require_language_model(what, instead).tokenizer
 
     @property

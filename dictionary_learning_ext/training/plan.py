@@ -290,9 +290,9 @@ def row_width(settings: RunConfig) -> int:
     if is_synthetic(settings.model):
         return synthetic_settings(settings.model).width
     if settings.activations is None:
-        from ..activations.language_models import width_of
+        from ..activations.language_models import Pretrained
 
-        return width_of(settings.model)
+        return Pretrained(settings.model).width
     from ..activations.stored import open_stored
 
     return max(hook.width for hook in open_stored(settings.activations).hooks.values())

@@ -12,7 +12,6 @@ from language_model_reads import some_tokens
 from nnsight import LanguageModel, NNsight
 from texts import error_of
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from dictionary_learning_ext.activations.hook_points import (
     HookPoint,
@@ -26,10 +25,7 @@ from dictionary_learning_ext.activations.hook_points import (
     read_residual,
 )
 from dictionary_learning_ext.activations.language_models import (
-    CausalLM,
-    load_tokenizer,
     unwrapped,
-    wrapped,
 )
 from dictionary_learning_ext.errors import LanguageModelError
 
@@ -232,20 +228,6 @@ def test_activations_are_changed_at_either_side_of_a_block(
     with hooked(before.place, lambda _: None), hooked(after.place, lambda _: None):
         assert read_residual(lm, last, *tokens).equal(plain)
     assert read_residual(lm, last, *tokens).equal(plain), "nothing is left on the model"
-
-
-def test_a_place_that_the_model_does_not_run_is_refused(tiny_lm_dir: Path):
-    bare = CausalLM(
-        AutoModelForCausalLM.from_pretrained(tiny_lm_dir), load_tokenizer(str(tiny_lm_dir))
-    )
-    bare.module.unused = nn.Linear(2, 2)
-    unused = Place(bare.module.unused, "out", "unused")
-    for lm in (bare, bare._replace(traced=wrapped(bare))):
-        message = error_of(
-            lambda lm=lm: read_places(lm, [unused], *some_tokens()), LanguageModelError
-        )
-        assert "does not run unused" in message
-        assert "use another hook point" in message
 
 
 @pytest.mark.parametrize("family", FAMILIES)

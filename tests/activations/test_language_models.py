@@ -49,9 +49,7 @@ def test_a_tokenizer_without_padding_pads_with_end_of_text(tiny_lm_dir: Path, tm
     assert load_language_model(str(folder)).tokenizer.pad_token == "<|endoftext|>"
 
 
-@pytest.mark.parametrize(
-    "read", [load_language_model, language_models.width_of, language_models.Pretrained]
-)
+@pytest.mark.parametrize("read", [load_language_model, language_models.Pretrained])
 def test_code_that_comes_with_a_model_is_never_run(
     read: Any, tiny_lm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -175,7 +173,6 @@ def test_the_folder_of_parts_on_the_disk_is_deleted_with_the_model(
     ("device_map", "cause"),
     [
         (lambda: "atuo", "'auto'"),
-        (lambda: half_on_disk() | {"gpt_neox.layers.9": "cpu"}, "gpt_neox.layers.9"),
         (lambda: {"": "disc"}, "disc"),
         (lambda: {"gpt_neox.embed_in": "cpu", "gpt_neox.layers.0": "disk"}, "gpt_neox.layers.1"),
     ],
