@@ -1,4 +1,4 @@
-"""Text: a stream of documents. Reading can be resumed at any document.
+"""Text as a stream of documents. Reading can be resumed at any document.
 
 documents = open_text("embedded")    # an iterator of str
 """
@@ -11,20 +11,23 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..config.checks import require, require_choice
+from ..config.checks import require_choice
 from ..config.run import RunConfig, Split, without_slash
 from ..errors import TextError, first_line
 from ..run_folder.files import at_home
 from .text_files import SUFFIXES, read_documents, text_of_row
 
 EMBEDDED_TEXT = Path(__file__).parents[1] / "embedded" / "text" / "books.parquet"
-HELD_OUT_EVERY = 20  # if a text has no held-out part of its own
+HELD_OUT_EVERY = 20
+"""Every 20th document is held out if a text has no held-out part of its own."""
 _SPLIT_NAME = re.compile(
     r"(train|validation|valid|val|dev|test)(?:ing)?(?:[-_.0-9]|$)", re.IGNORECASE
 )
-"""test.txt, test-0.txt and the folder test, but not testament.txt."""
-_HASHED_WHOLE = 1 << 26  # bytes
+"""Matches test.txt, test-0.txt and the folder test, but not testament.txt."""
+_HASHED_WHOLE = 1 << 26
+"""The size in bytes up to which a whole file is hashed."""
 _PART = 1 << 16
+"""The size in bytes of each of the 256 parts that are hashed of a larger file."""
 
 
 def open_text(
@@ -51,15 +54,14 @@ def open_text(
             none of these holds out every 20th document. "train" is the rest, without test.
         seed: seeds the order of the embedded text, which differs from pass to pass. Other texts
             keep their order.
-        passes: how often the text is read before it ends. None: it is read again and again.
-        column: the one that holds the documents, in files of rows and on the hub.
+        passes: how often the text is read before it ends. None: without end.
+        column: the column that holds the documents, in files of rows and on the hub.
 
     Raises:
         TextError: there is no such text, or the hub can't be reached.
-        ConfigError: `split` or `passes` is out of range.
+        ConfigError: there is no such split.
     """
     require_choice("split", split, Split)
-    require(passes is None or passes >= 1, "passes", passes, "at least 1")
     path = at_home(name)
     if name == "embedded":
         source, has_split = _Passages(split, seed), True
@@ -78,7 +80,7 @@ def open_text(
 def text_of(
     settings: RunConfig, *, split: Split = "train", seed: int = 0, passes: int | None = 1
 ) -> "TextStream":
-    """The text of a run's settings; see `open_text`. Its errors name the setting."""
+    """A run's text; see `open_text`. Errors name the setting `data`."""
     try:
         return open_text(
             settings.data, split=split, seed=seed, passes=passes, column=settings.text_column
@@ -88,34 +90,34 @@ def text_of(
 
 
 def names_a_file(name: str) -> bool:
-    """Whether a text is a file or folder, there or not, rather than the embedded one or the hub's."""
+    """Whether a text's name is that of a file or folder, which may be missing, and not of a data set on the hub."""
     looks_so = name.startswith(("/", ".", "~")) or name.endswith(SUFFIXES)
     return name != "embedded" and (looks_so or at_home(name).exists())
 
 
 class _Source(Protocol):
-    """The documents of a text's files, or of one on the hub. They are read in passes."""
+    """Reads the documents of a text in passes."""
 
     def read(self, number: int, position: Any) -> Iterator[str]:
-        """The documents of pass `number` (from 0), all of them or from an earlier `position()` on."""
+        """The documents of a pass (from 0), from a `position()` on, or all if that is None."""
         ...
 
     def position(self) -> Any:
-        """Where the next document is, fit for JSON."""
+        """The position of the next document, as JSON can hold it."""
         ...
 
     def fingerprint(self) -> Any:
-        """Differs if the text has changed. Fit for JSON."""
+        """A value that changes if the text changes, as JSON can hold it."""
         ...
 
 
 class TextStream(Iterator[str]):
-    """The documents of a text that are not blank, in an order that can be repeated.
+    """The documents of a text, without blank ones, in a repeatable order.
 
     Attributes:
-        name: as given to `open_text`.
-        every_20th: whether the text has no held-out part of its own.
-        number: of this pass, from 0.
+        name: the name that was given to `open_text`.
+        every_20th: whether every 20th document is held out, as the text has no held-out part of its own.
+        number: the number of this pass, from 0.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class TextStream(Iterator[str]):
         self._passes = passes
         self._keep = identity["split"] if every_20th else None
         self.number = 0
-        self._index = 0  # documents read in this pass, of both splits
+        self._index = 0  # how many documents of both splits were read in this pass
         self._documents = source.read(0, None)
 
     def __next__(self) -> str:
@@ -158,7 +160,7 @@ class TextStream(Iterator[str]):
         return self._source.fingerprint()
 
     def state_dict(self) -> dict[str, Any]:
-        """The place of the next document, fit for JSON. The number of passes is not part of it."""
+        """The position of the next document, as JSON can hold it. It doesn't include the number of passes."""
         return {
             **self._identity,
             "fingerprint": self._fingerprint,
@@ -168,18 +170,7 @@ class TextStream(Iterator[str]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken.
-
-        Raises:
-            TextError: it was taken from another text, split or seed, or the text has changed.
-        """
-        was = {name: state[name] for name in self._identity}
-        was["text"] = without_slash(was["text"])
-        if was != self._identity:
-            raise TextError(
-                f"the run read {was} and can't resume with {self._identity}: expected the same"
-                " text, split and seed"
-            )
+        """Continue from a `state_dict` of the same text, split and seed. Raises TextError if the text has changed."""
         if state["fingerprint"] != self._fingerprint:
             raise TextError(
                 f"the text {self.name!r} has changed since the run was interrupted: expected"
@@ -191,7 +182,7 @@ class TextStream(Iterator[str]):
 
 
 class _Passages:
-    """The embedded text's passages, in another order in each pass."""
+    """The embedded text's passages, shuffled anew in each pass."""
 
     def __init__(self, split: Split, seed: int):
         self._passages = _passages_in(EMBEDDED_TEXT, split)
@@ -217,7 +208,7 @@ class _Passages:
 
 @cache
 def _passages_in(file: Path, split: Split) -> list[str]:
-    """Those of a split, read once. A filter of pyarrow's would import pandas."""
+    """The passages of a split, which are read only once. (pyarrow's own filter would import pandas.)"""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file) as opened:
@@ -226,7 +217,7 @@ def _passages_in(file: Path, split: Split) -> list[str]:
 
 
 class _Files:
-    """The documents of several files, one file after the other, in the same order in each pass."""
+    """The documents of several files, in the same order in each pass."""
 
     def __init__(self, files: list[Path], column: str):
         self._column = column
@@ -254,7 +245,7 @@ class _Files:
 
 
 def fingerprint_of(files: list[Path]) -> list[Any]:
-    """Each file's name, size and hash. Of a file over 64 MB, 256 parts are hashed."""
+    """The name, size and SHA-256 of each file. Only 256 parts of a file over 64 MB are hashed."""
     found = []
     for file in files:
         digest, size = hashlib.sha256(), file.stat().st_size
@@ -270,9 +261,9 @@ def fingerprint_of(files: list[Path]) -> list[Any]:
 
 
 def _files_holding(path: Path, split: Split) -> tuple[list[Path], bool]:
-    """The files of a path that hold a split, and whether the files are named by split.
+    """The files that hold a split, and whether files are named by split.
 
-    Raises: TextError if it holds no text, or by their names none to train on.
+    Raises: TextError if there are no text files, or all of them are held out by their names.
     """
     inside = sorted(path.rglob("*")) if path.is_dir() else [path]
     files = [
@@ -302,8 +293,8 @@ def _files_holding(path: Path, split: Split) -> tuple[list[Path], bool]:
 
 
 def _split_of(file: Path) -> str:
-    """Which part of a text a file in a folder is: train, validation or test, by its name or else by the folder
-    around it."""
+    """The split that a file of a folder belongs to, by its name or else its folders' names: train, validation or
+    test."""
     for name in reversed(file.parts):
         if match := _SPLIT_NAME.match(name):
             word = match[1].lower()
@@ -312,7 +303,7 @@ def _split_of(file: Path) -> str:
 
 
 class _HubSet:
-    """A column of the rows of a `datasets.IterableDataset`."""
+    """The documents in a column of a `datasets.IterableDataset`."""
 
     def __init__(self, dataset: Any, name: str, column: str):
         self._dataset = dataset
@@ -344,11 +335,9 @@ def _open_hub_set(name: str, split: Split, column: str) -> tuple[_Source, bool]:
     import datasets.config
 
     path, _, configuration = name.partition(":")
-    bars = not datasets.are_progress_bars_disabled()
     # datasets 3 can run a data set's own script. Later versions can't, and warn about the argument.
     runs_scripts = hasattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE")
     never: dict[str, Any] = {"trust_remote_code": False} if runs_scripts else {}
-    datasets.disable_progress_bars()
     try:
         splits: Any = datasets.load_dataset(path, configuration or None, streaming=True, **never)
     # OSError: no such data set, or no network. ValueError: no such configuration, or datasets 3 would
@@ -359,9 +348,6 @@ def _open_hub_set(name: str, split: Split, column: str) -> tuple[_Source, bool]:
             f" ({why_not_fetched(error)}); expected embedded, an existing file ({', '.join(SUFFIXES)}) or"
             " folder of such files, or the name of a data set on the hub, e.g. roneneldan/TinyStories"
         ) from error
-    finally:
-        if bars:
-            datasets.enable_progress_bars()
     heldout = next((part for part in ("validation", "test") if part in splits), None)
     part = heldout if heldout and split == "heldout" else "train"
     if part not in splits:
@@ -373,7 +359,7 @@ def _open_hub_set(name: str, split: Split, column: str) -> tuple[_Source, bool]:
 
 
 def why_not_fetched(error: BaseException) -> str:
-    """Why the hub's libraries have not fetched something, in words."""
+    """The reason for an error of the hub's libraries, in words."""
     from huggingface_hub import constants
 
     is_offline = constants.HF_HUB_OFFLINE and isinstance(error, OSError)

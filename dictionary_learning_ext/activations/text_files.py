@@ -2,19 +2,17 @@
 
 A document is
 
-- in .jsonl, .jsonl.zst and .parquet: a row's `text`, or another column of it;
+- in .jsonl, .jsonl.zst and .parquet: the text in a column of a row;
 - in a .txt with `<|endoftext|>` markers: the text between two markers;
 - in any other .txt: a group of whole paragraphs, up to 2,000 characters. Blank lines separate
   paragraphs.
 
-No file is ever read whole. A longer paragraph in a .txt is cut at a space after at most 2,000
-characters, and a longer document between two markers after about 1,000,000.
+A paragraph of more than 2,000 characters in a .txt is cut at a space, and so is a document of more than 1,000,000
+characters between two markers.
 """
 
-# Rows aren't read by `datasets`, which knows these formats too, since it would refuse files that are read
-# here: .jsonl in which another column changes its type or, in version 5.2, first appears in a later row.
-# Its errors name neither the line nor the byte, version 3.6 reads a .zst that was cut without any error,
-# and the positions of runs that were interrupted would be void.
+# `datasets` reads these formats too, but not a .jsonl in which another column changes its type or first appears in a
+# later row. Its errors name neither the line nor the byte, and version 3.6 reads a truncated .zst without any error.
 
 import codecs
 import io
@@ -24,13 +22,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import TextError, first_line
+from ..errors import TextError
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".parquet")
 MARKER = "<|endoftext|>"
 PARAGRAPHS = 2_000  # characters in a group of paragraphs
 LONGEST_DOCUMENT = 1_000_000  # characters between two markers of a .txt
-_CHUNK = 1 << 16  # bytes read at a time
+_CHUNK = 1 << 16  # bytes that are read at a time
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -38,11 +36,9 @@ def read_documents(path: Path, column: str = "text") -> Iterator[str]:
     """The documents of a file, in order. Some may be empty.
 
     Arguments:
-        column: which holds them, in files of rows.
+        column: the column of the documents, in files of rows.
 
-    Raises:
-        TextError: the file is damaged, is not UTF-8 or holds null bytes, or a row is not JSON or
-            has no such column.
+    Raises: TextError if the file is damaged or not UTF-8, or a row is not JSON or has no such column.
     """
     if path.suffix == ".parquet":
         yield from _parquet_rows(path, column)
@@ -58,7 +54,7 @@ def read_documents(path: Path, column: str = "text") -> Iterator[str]:
 
 
 def text_of_row(row: Any, column: str, where: str) -> str:
-    """A row's column of text. A null counts as an empty text."""
+    """The text in a column of a row. A null counts as an empty text."""
     if not isinstance(row, dict):
         raise TextError(f"{where} is a {type(row).__name__}: expected an object with {column!r}")
     if column not in row:
@@ -73,15 +69,6 @@ def text_of_row(row: Any, column: str, where: str) -> str:
             instead="name the column that holds the text with text_column",
         )
     return row[column] or ""
-
-
-def require_no_surrogate(document: str, where: str) -> None:
-    """Raise a TextError if a document holds half of a surrogate pair, which is no character."""
-    if found := _SURROGATE.search(document):
-        raise TextError(
-            f"{where} holds half of a surrogate pair, {found[0]!a}, at character"
-            f" {found.start()} of its text: expected whole characters; delete it"
-        )
 
 
 def _not_utf8(where: str, offset: int) -> TextError:
@@ -138,31 +125,28 @@ def _jsonl_rows(file: BinaryIO, path: Path, column: str) -> Iterator[str]:
         offset += len(line)
         if text.isspace():
             continue
-        expected = f'expected one object per line, e.g. {{"{column}": "…"}}'
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
             what = f"{error.msg.removesuffix(' at')} at character {error.colno}"
-            raise TextError(f"{where} is not valid JSON ({what}): {expected}") from error
-        except (RecursionError, ValueError) as error:  # nested too deep, or a huge integer
-            raise TextError(f"{where} can't be read ({first_line(error)}): {expected}") from error
+            raise TextError(
+                f"{where} is not valid JSON ({what})",
+                expected=f'one object per line, e.g. {{"{column}": "…"}}',
+            ) from error
         document = text_of_row(row, column, where)
-        if "\\u" in text:  # the only way for half a pair to get into a line of UTF-8
-            require_no_surrogate(document, where)
+        if "\\u" in text and (half := _SURROGATE.search(document)):  # no tokenizer takes it
+            raise TextError(
+                f"{where} holds half of a surrogate pair, {half[0]!a}, at character"
+                f" {half.start()} of its text: expected whole characters; delete it"
+            )
         yield document
 
 
 def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
-    """A text file's lines with their line ends. Long lines come in several pieces."""
+    """The lines of a text file with their line ends. Long lines come in several pieces."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, undecoded = 0, 0
     for piece in iter(lambda: file.readline(_CHUNK), b""):
-        null = piece.find(b"\0")
-        if null >= 0:
-            raise TextError(
-                f"{path} holds a null byte at byte {offset + null}: expected UTF-8 text; convert"
-                " it, e.g. with iconv -f UTF-16 -t UTF-8"
-            )
         try:
             text = decoder.decode(piece)
         except UnicodeDecodeError as error:
@@ -226,6 +210,6 @@ def _paragraphs(pieces: Iterator[str]) -> Iterator[str]:
 
 
 def cut(text: str, length: int) -> int:
-    """Where to cut a text to at most `length` characters: at the last space there, if any."""
+    """The index at which to cut a text to at most `length` characters: the last space before it, if any."""
     last_space = max(text.rfind(" ", 0, length), text.rfind("\n", 0, length))
     return last_space if last_space > 0 else length

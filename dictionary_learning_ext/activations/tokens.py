@@ -1,4 +1,4 @@
-"""From documents to contexts of tokens.
+"""Cut documents into contexts of tokens.
 
 contexts = ContextStream(open_text("embedded"), tokenizer, 128)
 input_ids_BL, mask_BL = contexts.next_batch(32)
@@ -13,38 +13,37 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..config.checks import require, require_choice
+from ..config.checks import require_choice
 from ..config.run import Packing, RunConfig, Split, evaluation_batch
 from ..errors import ConfigError, TextError
 from .positions import PositionRule
 from .text import HELD_OUT_EVERY, text_of
-from .text_files import cut, require_no_surrogate
+from .text_files import cut
 
-_DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
-_CHARACTERS_AHEAD = 1 << 20  # fewer documents if they have this many characters
+_DOCUMENTS_AHEAD = 32  # documents that are read, and pieces that are tokenised, at a time
+_CHARACTERS_AHEAD = 1 << 20  # fewer documents are read at a time if they have this many characters
 _PIECE = 1 << 15  # characters of a long document that are tokenised together
 _CONTEXTS_AT_ONCE = 32
 
 
 ContextBatches = Iterator[tuple[Tensor, Tensor]]
-"""A few contexts at a time: input_ids and attention_mask (0 at padding), both int64, (B, L)."""
+"""Batches of contexts: input_ids and attention_mask (0 at padding), both int64, (B, L)."""
 
 
 class SharedTokenizer:
-    """A tokenizer for several readers of one text: each answer is kept until all have asked for it.
-
-    All else is the tokenizer's own.
+    """A tokenizer for several readers of one text. It tokenises each text once, and keeps the result until all readers
+    have asked for it.
 
     Arguments:
-        readers: how many there are.
+        readers: how many readers there are.
     """
 
     _KEPT = 64
-    """Answers, at most. Readers that don't ask for the same leave some."""
+    """The largest number of kept results. Some stay if readers ask for different texts."""
 
     def __init__(self, tokenizer: Any, readers: int):
         self._tokenizer, self._readers = tokenizer, readers
-        self._kept: dict[Any, tuple[Any, int]] = {}  # with how many readers haven't asked yet
+        self._kept: dict[Any, tuple[Any, int]] = {}  # result, and how many readers still need it
 
     def __call__(self, texts: list[str], **options: Any) -> Any:
         asked = tuple(texts), tuple(options.items())
@@ -62,22 +61,21 @@ class SharedTokenizer:
 
 
 class Group(NamedTuple):
-    """Processes that do something together, as one of them sees them."""
+    """A group of processes that work together, and this process's rank in it."""
 
     rank: int
-    """this process's number, from 0"""
     count: int
     gather: Callable[[Any], list[Any]]
-    """All-gather: what each process gives, by rank."""
+    """All-gather of Python objects: returns every process's object, by rank."""
 
 
 ONE_PROCESS = Group(0, 1, lambda what: [what])
 
 
 class DividedTokenizer:
-    """A tokenizer for several processes that read one text: each text is tokenised by one of them, for all.
+    """A tokenizer for several processes that read one text. Each text is tokenised by one process, for all.
 
-    All of them must ask for the same texts in the same order. All else is the tokenizer's own.
+    All processes must ask for the same texts in the same order.
     """
 
     def __init__(self, tokenizer: Any, group: Group):
@@ -96,21 +94,21 @@ class DividedTokenizer:
 class ContextStream:
     """Cuts a stream of documents into contexts of tokens. Reading can be resumed at any context.
 
-    A long document is tokenised in pieces, so memory does not grow with it. Pieces are cut at
-    spaces. A token at a cut can differ from the one that the whole document would have there.
+    A long document is tokenised in pieces, to bound the memory. Pieces are cut at spaces, so the tokens at a
+    cut can differ from those of the whole document.
 
     Arguments:
         packing: "pack" joins the documents, with the tokenizer's end-of-text token after each, and
             cuts them every `ctx_len` tokens. A last context that is not full is left out.
             "truncate" makes each document a context, with the special tokens that the tokenizer
-            adds. It is cut to `ctx_len` tokens, or padded on the right, whatever the tokenizer's side
-            is: a model with learned positions counts them from the left.
+            adds. It is cut to `ctx_len` tokens, or padded on the right whatever the tokenizer's
+            padding side, as models with learned positions count from the left.
 
     Attributes:
-        documents_read: documents used to their end.
-        tokens_read: tokens used, including those between documents, excluding padding.
+        documents_read: how many documents were used to their end.
+        tokens_read: how many tokens were used, with end-of-text tokens and without padding.
 
-    Raises: ConfigError if a setting is out of range or does not suit the tokenizer.
+    Raises: ConfigError if there is no such packing, or "pack" is given and the tokenizer has no end-of-text token.
     """
 
     def __init__(
@@ -121,7 +119,6 @@ class ContextStream:
         *,
         packing: Packing = "pack",
     ):
-        require(ctx_len >= 1, "ctx_len", ctx_len, "at least 1")
         require_choice("packing", packing, Packing)
         if packing == "pack" and tokenizer.eos_token_id is None:
             raise ConfigError(
@@ -136,23 +133,23 @@ class ContextStream:
         self.tokens_read = 0
         self._text_state: Any = None  # the text's state before the documents in _pieces
         self._pieces: list[tuple[str, bool]] = []  # a piece, and whether it ends its document
-        self._used = 0  # pieces used
+        self._used = 0  # how many pieces were used
         self._tokens: list[Tensor] = []  # tokens of the next pieces, from _pieces[_used] on
-        self._offset = 0  # tokens used of _tokens[0]
-        self._pass_began = (0, -1)  # the last pass that was begun, and tokens_read at its beginning
+        self._offset = 0  # how many tokens of _tokens[0] were used
+        self._pass_began = (0, -1)  # number of the current pass, and tokens_read at its start
 
     @property
     def resumable(self) -> bool:
-        """Whether the text has a state. A `TextStream` has one, a generator doesn't."""
+        """Whether the text has a `state_dict`, as a `TextStream` has and a generator hasn't."""
         return hasattr(self.text, "state_dict")
 
     @property
     def passes(self) -> int:
-        """How many passes over the text were begun before this one."""
+        """How many passes over the text are complete."""
         return getattr(self.text, "number", 0)
 
     def next_batch(self, n: int) -> tuple[Tensor, Tensor]:
-        """The next n contexts, or all that are left if fewer.
+        """The next n contexts, or fewer at the end of the text.
 
         Returns:
             input_ids and attention_mask (0 at padding), both int64 and (n, L).
@@ -175,11 +172,7 @@ class ContextStream:
                 return
 
     def state_dict(self) -> dict[str, Any]:
-        """The place of the next context, fit for JSON.
-
-        Raises:
-            TextError: the text has no state.
-        """
+        """The position of the next context, as JSON can hold it. Raises TextError if the text can't be resumed."""
         if not self.resumable:
             kind = type(self.text).__name__
             raise TextError(
@@ -196,7 +189,7 @@ class ContextStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. Raises TextError if the text does."""
+        """Continue from a `state_dict`. Raises TextError if the text has changed."""
         self.text.load_state_dict(state["text"])
         self._pieces, self._used, self._tokens = [], 0, []
         if state["pieces"] or state["offset"]:
@@ -226,7 +219,7 @@ class ContextStream:
         return _padded(contexts, self.ctx_len, self.tokenizer)
 
     def _has_tokens(self) -> bool:
-        """Whether any token is left. If so, the next ones are in _tokens[0]."""
+        """Make sure that the next tokens are in _tokens[0]. Returns False at the end of the text."""
         if not self._tokens:
             if self._used == len(self._pieces) and not self._read_pieces():
                 return False
@@ -244,10 +237,7 @@ class ContextStream:
             self._offset = 0
 
     def _read_pieces(self) -> bool:
-        """Read the next documents of the text. Returns whether there were any.
-
-        A text that is read again and again ends after a pass without a token.
-        """
+        """Read the next documents of the text. Returns False if there are none, or the last pass had no token."""
         number, tokens_then = self._pass_began
         if self.passes > number:
             if self.tokens_read == tokens_then:
@@ -257,8 +247,6 @@ class ContextStream:
         self._pieces, self._used = [], 0
         documents = characters = 0
         for document in self.text:
-            if not document.isascii():
-                require_no_surrogate(document, f"document {self.documents_read + documents + 1}")
             self._pieces += self._cut(document)
             documents += 1
             characters += len(document)
@@ -278,7 +266,7 @@ class ContextStream:
 
     def _tokenize(self, pieces: list[tuple[str, bool]]) -> list[Tensor]:
         texts = [text for text, _ in pieces]
-        # verbose=False: no warning about texts that are longer than the model's context.
+        # verbose=False: no warning about texts that are longer than the model's positions.
         if self.packing == "truncate":
             limit = {"truncation": True, "max_length": self.ctx_len}
             all_ids = self.tokenizer(texts, **limit, verbose=False)["input_ids"]
@@ -296,19 +284,17 @@ def whole_documents(
     *,
     packing: Packing = "pack",
 ) -> ContextBatches:
-    """Each document in contexts of its own, n at a time, its last one padded on the right.
+    """Split each document into contexts of its own, n at a time. The last context is padded on the right.
 
-    `ContextStream` is for training: it joins or cuts documents. This is for a few documents that a user
-    wants to see all of.
+    Unlike `ContextStream`, it neither joins nor truncates documents.
 
     Arguments:
         documents: read as they are needed.
-        packing: of the training. "truncate": documents begin with the special tokens that the
-            tokenizer adds. "pack": they have none.
+        packing: the packing in training. With "truncate" a document begins with the special tokens that the
+            tokenizer adds, with "pack" it has none.
     """
     contexts: list[Tensor] = []
-    for number, document in enumerate(documents, start=1):
-        require_no_surrogate(document, f"document {number}")
+    for document in documents:
         ids = tokenizer(document, add_special_tokens=packing == "truncate", verbose=False)
         ids_N = torch.tensor(ids["input_ids"], dtype=torch.int64)
         contexts += ids_N.split(ctx_len) if len(ids_N) else ()
@@ -320,13 +306,13 @@ def whole_documents(
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Whether a tokenizer begins each text with its beginning-of-text token, where it adds any."""
+    """Whether a tokenizer puts its beginning-of-text token before each text, when it adds special tokens."""
     first = tokenizer("", verbose=False)["input_ids"][:1]
     return tokenizer.bos_token_id is not None and list(first) == [tokenizer.bos_token_id]
 
 
 def _padded(contexts: list[Tensor], ctx_len: int, tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Ids and mask of contexts of at most L tokens, which are padded on the right."""
+    """Ids and mask, (B, L), of contexts of at most L tokens, padded on the right."""
     padding = tokenizer.pad_token_id or 0  # any token will do, because it is masked
     ids_BL = torch.full((len(contexts), ctx_len), padding, dtype=torch.int64)
     mask_BL = torch.zeros_like(ids_BL)
@@ -337,8 +323,7 @@ def _padded(contexts: list[Tensor], ctx_len: int, tokenizer: Any) -> tuple[Tenso
 
 
 def no_context(settings: RunConfig, split: Split) -> TextError:
-    """What to raise where a run's text has not even one context."""
-    _require_documents(settings)
+    """The error for a run's text that has not even one context."""
     part = "training" if split == "train" else "held-out"
     return TextError(
         f"its {part} text has no whole context of {settings.ctx_len} tokens",
@@ -349,21 +334,10 @@ def no_context(settings: RunConfig, split: Split) -> TextError:
     )
 
 
-def _require_documents(settings: RunConfig) -> None:
-    """Raise a TextError if a text is empty."""
-    if next(text_of(settings), None) is None:
-        raise TextError(
-            "it is empty: there is no document in it, or they are all blank",
-            name="data",
-            value=settings.data,
-            instead="give a text with documents",
-        )
-
-
 def require_held_out(settings: RunConfig, tokenizer: Any) -> None:
     """Raise a TextError unless a run's held-out text has enough tokens to evaluate on.
 
-    Tokens that `max_norm_multiple` will leave out are counted: they aren't known yet.
+    Outliers count as tokens, as they are only known from activations.
     """
     text = text_of(settings, split="heldout")
     rule = PositionRule(tokenizer, remove_bos=settings.remove_bos)
@@ -373,8 +347,6 @@ def require_held_out(settings: RunConfig, tokenizer: Any) -> None:
         there += int(rule.by_token(ids_BL, mask_BL).sum())
         if there >= need:
             return
-    if there == 0:
-        _require_documents(settings)
     which = f" (every {HELD_OUT_EVERY}th document)" if text.every_20th else ""
     raise TextError(
         f"the held-out part of {settings.data!r}{which} has {there:,} tokens",

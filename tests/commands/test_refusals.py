@@ -66,7 +66,7 @@ REFUSED = {
     "train {small} --save-dir {file}/run": "can't be written",
     "eval {run} --model embedded": "activation_dim=16, but blocks.1 … of embedded is 128 wide",
     "eval {run} --hook blocks.0.hook_resid_post": f"trained on hook {HOOK_1}",
-    "train {small} --data {empty}": "data='{tmp}/empty.txt': it is empty",
+    "train {small} --data {empty}": "{tmp}/empty.txt' … has 0 tokens",
     "cache {tmp}/cache {read} --dtype=bfloat16": "--dtype bfloat16: expected one of float32, float16",
     "cache {tmp}/cache {read} --ctx-len=4096": "ctx_len=4096: expected at most 128",
     "sweep": "give one of: a sweep file, --results FOLDER, --of-wandb ENTITY/PROJECT/SWEEP",
