@@ -1,6 +1,6 @@
-"""The manifest of a cache of activations: what they are of, and which files hold them.
+"""The manifest of a cache of activations: its settings and its files.
 
-A cache is a folder. It can be read by `datasets.load_from_disk` and holds
+A cache is a folder that `datasets.load_from_disk` can read. It holds
 
     manifest.json             this file's `CacheManifest`, written last
     data-00000.arrow …        a row per context: token ids, and the activations at each hook point
@@ -25,26 +25,26 @@ from ..run_folder.files import require_inside, sha256_of
 CacheDtype = Literal["float32", "float16"]
 MANIFEST = "manifest.json"
 UNFINISHED = "manifest.unfinished.json"
-"""What is written so far; deleted once MANIFEST is there."""
+"""The manifest of the files so far; deleted once MANIFEST is written."""
 HELD_OUT = "heldout"
 DOCUMENTS = "documents.npy"
 TOKEN_IDS = "token_ids"
-"""The column of token ids, SAELens's name. -1 is padding."""
+"""The column of token ids, named as in SAELens's caches. -1 is padding."""
 _FORMAT = 1
 _REPAIR = "restore it, or cache the activations again in another folder"
 
 
 @dataclass(frozen=True)
 class CacheFile(Checked):
-    """A file of a cache."""
+    """One file of a cache."""
 
     name: str
-    """Relative to the cache."""
+    """Its path in the cache's folder."""
     bytes: int
     sha256: str
     contexts: int
     tokens: int
-    """Without padding."""
+    """How many tokens it has, without padding."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,26 +56,26 @@ class CachedHook(Checked):
     """A hook point of stored activations."""
 
     layer: int
-    """The block's number."""
+    """The number of the block."""
     width: int
     """D."""
 
 
 @dataclass(frozen=True)
 class CacheSettings(Checked):
-    """What decides every number in a cache."""
+    """All settings that decide the numbers in a cache."""
 
     model: str
-    """As it was typed."""
+    """The language model's name, as the user typed it."""
     language_model: str
-    """Its commit on the hub, or SHA-256 of its weights; see `identity`."""
+    """The language model's commit on the hub, or SHA-256 of its weights; see `identity`."""
     tokenizer: str
-    """SHA-256 of its tokenizer and configuration."""
+    """SHA-256 of the tokenizer and the model's configuration."""
     lm_dtype: str
-    """In which it ran."""
+    """The dtype in which the language model ran."""
     bos_token_id: int | None
     data: str
-    """As it was typed."""
+    """The text's name, as the user typed it."""
     text_column: str
     """The column of the text that holds the documents."""
     text: Any
@@ -86,9 +86,9 @@ class CacheSettings(Checked):
     hooks: dict[str, CachedHook]
     dtype: CacheDtype
     eval_tokens: int
-    """Held-out tokens that were asked for."""
+    """The number of held-out tokens that the user asked for."""
     eval_documents: int
-    """Held-out documents that were asked for."""
+    """The number of held-out documents that the user asked for."""
 
 
 @dataclass(frozen=True)
@@ -97,39 +97,38 @@ class CacheManifest(Checked):
 
     settings: CacheSettings
     files: tuple[CacheFile, ...]
-    """In the order of the text."""
+    """The files to train on, in the order of the text."""
     heldout: tuple[CacheFile, ...]
     documents: CacheFile | None
     position: dict[str, Any] | None
-    """Where the text continues after the last file; None before the first."""
+    """The position in the text after the last file; None before the first file."""
 
     @property
     def tokens(self) -> int:
-        """For training, without padding."""
+        """The number of tokens to train on, without padding."""
         return sum(file.tokens for file in self.files)
 
     @property
     def all_files(self) -> Iterator[CacheFile]:
-        """All files with activations or tokens."""
         yield from (*self.files, *self.heldout)
         if self.documents is not None:
             yield self.documents
 
     @property
     def digest(self) -> str:
-        """A hash of everything that the cache holds."""
+        """A hash of the content of all files."""
         hashes = " ".join(file.sha256 for file in self.all_files)
         return hashlib.sha256(hashes.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
+        """The manifest as JSON has it."""
         return {"format": _FORMAT, **asdict(self)}
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
-    """The manifest of a folder; None if there is none.
+    """The manifest in a folder; None if there is none.
 
-    Raises: ActivationsError if it is damaged, or of a later version.
+    Raises: ActivationsError if it is damaged, can't be read, or has another version's format.
     """
     path = folder / name
     try:
@@ -153,25 +152,25 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
         )
     except OSError as error:  # e.g. another user's folder
         raise ActivationsError(f"{path}: can't be read ({error.strerror})") from error
-    # ValueError: not UTF-8, not JSON or of another type.
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        if isinstance(error, ActivationsError):
-            raise
+    except ActivationsError:
+        raise
+    # ValueError: not UTF-8, not JSON, or a value of another type.
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ActivationsError(
             f"{path}: damaged ({type(error).__name__}: {error}); {_REPAIR}"
         ) from error
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a folder holds a cache, which its command continues if it is unfinished."""
+    """Whether a folder holds a cache, finished or not."""
     return any((folder / name).is_file() for name in (MANIFEST, UNFINISHED))
 
 
 def finished_manifest(folder: Path) -> CacheManifest | None:
-    """The manifest of a finished cache; None in a folder that is none.
+    """The manifest of a finished cache; None if the folder is no cache.
 
     Raises: ActivationsError if the cache is unfinished, its manifest is damaged, or a file is
-    missing or has another size than was written.
+    missing or doesn't have the size in the manifest.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -186,17 +185,17 @@ def finished_manifest(folder: Path) -> CacheManifest | None:
 
 
 def sizes_in(folder: Path, manifest: CacheManifest) -> dict[str, int]:
-    """The bytes of the files of a manifest that are in a folder, by name."""
+    """The size in bytes of each file of a manifest that is in a folder, by name."""
     paths = {file.name: folder / file.name for file in manifest.all_files}
     return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
 
 
 def require_sizes(place: object, manifest: CacheManifest, sizes: Mapping[str, int]) -> None:
-    """Raise an ActivationsError if a file is missing or has another size than was written.
+    """Raise an ActivationsError if a file is missing or doesn't have the size in the manifest.
 
     Arguments:
         place: the cache's folder or URL.
-        sizes: the bytes of each file that is there.
+        sizes: the size in bytes of each file that is there, by name.
     """
     for file in manifest.all_files:
         size = sizes.get(file.name)
@@ -210,7 +209,7 @@ def require_sizes(place: object, manifest: CacheManifest, sizes: Mapping[str, in
 
 
 def require_checksums(folder: Path, manifest: CacheManifest) -> None:
-    """Read all files of a finished cache. Raises an ActivationsError if one was changed."""
+    """Read all files of a finished cache, and raise an ActivationsError if one has changed."""
     for file in manifest.all_files:
         if (found := sha256_of(folder / file.name)) != file.sha256:
             raise ActivationsError(
@@ -220,7 +219,7 @@ def require_checksums(folder: Path, manifest: CacheManifest) -> None:
 
 
 def differences(was: CacheSettings, now: CacheSettings) -> list[str]:
-    """In which settings two caches differ, as "dtype=float32, not float16". Flags' names are used."""
+    """The settings in which two caches differ, each as "dtype=float32, not float16"."""
     found = []
     for field in fields(CacheSettings):
         name, one, other = field.name, getattr(was, field.name), getattr(now, field.name)

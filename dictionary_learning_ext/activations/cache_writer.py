@@ -1,12 +1,12 @@
 """Writes a cache of activations, file by file. It can be stopped at any moment and continued.
 
-Every file is written under a temporary name and renamed once it is whole, and the manifest follows
-it. So a stop costs at most the file that each process was writing.
+Every file is written under a temporary name, renamed when it is complete, and then added to the manifest. So a
+stop costs at most the file that each process was writing.
 
-Several processes write in rounds, each process a file of its own. All of them cut the text into
-contexts, so that each knows where its files begin, but a document is tokenised by one of them. After a
-round the first process adds the files to the manifest. So the cache is one process's, byte for byte, and
-any number of processes can continue it.
+Several processes write in rounds, in which each process writes one file. All of them cut the text into contexts, so
+that each knows where its files begin, but each document is tokenised by only one process. After a round the first
+process adds the files to the manifest. So the cache doesn't depend on the number of processes, which may change when
+it is continued.
 
 Shapes: B contexts, L = ctx_len tokens, D = a hook point's width.
 """
@@ -68,11 +68,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CONTEXTS = 32
-"""A file has a multiple of so many, or fewer where so many don't fit into it."""
+"""The number of contexts in a file is a multiple of this, if so many fit into it."""
 _SPARE = 1.05
-"""More held-out tokens than are asked for, as a run may leave some out."""
+"""Cache 5% more held-out tokens than the user asked for, as a run may leave some out."""
 _SAMPLED = 256
-"""Documents, to estimate the padding."""
+"""The number of documents from which the share of padding is estimated."""
 
 
 def write_cache(
@@ -89,30 +89,30 @@ def write_cache(
     elsewhere: str = "folder",
     group: Group = ONE_PROCESS,
 ) -> CacheManifest:
-    """Cache a language model's activations at some hook points, or continue to.
+    """Cache a language model's activations at some hook points, or continue an unfinished cache.
 
     Arguments:
-        place: the cache's folder or URL. If it holds an unfinished cache of the same settings, this
-            continues it. A finished one grows to `tokens`. Whatever goes to a URL passes through a
-            folder on the disk, which locks out other writers of this machine alone.
+        place: the cache's folder or URL. An unfinished cache of the same settings is continued, and a finished one
+            grows to `tokens`. Files for a URL pass through a folder on the disk. Its lock only stops other
+            writers on this machine.
         run: the language model, its dtype, the text, its order (data_seed), how often it is read,
             packing, ctx_len, device, and how much held-out text to cache (eval_tokens, eval_documents).
-        tokens: for training, rounded up to whole contexts. Padding doesn't count.
-        dtype: of the activations on the disk.
-        file_bytes: the largest size of a file, about. It holds at least one context.
+        tokens: the number of tokens to train on, without padding, rounded up to whole contexts.
+        dtype: the dtype of the activations in the files.
+        file_bytes: about the largest size of a file. It holds at least one context.
         overwrite: replace a cache of other settings.
-        on_plan: called with what will be written, before anything is; by the first process.
+        on_plan: the first process calls it with a description of the cache before it writes.
         before_batch: called before each batch of the language model. It may raise. Several processes
             call it before each round of files instead, and it must raise on all or none.
-        elsewhere: the setting that says where the cache is, for messages.
-        group: the processes that write it. All must call this with the same arguments, but for the
-            device, and reach the same folder.
+        elsewhere: the name of the setting `place`, for messages.
+        group: the processes that write the cache. All must call this with the same arguments except for the
+            device, and share the folder.
 
     Raises:
-        ConfigError: a setting is out of range, the disk is too small (DiskError), an activation is beyond
+        ConfigError: a setting is out of range, the disk is too small (DiskError), an activation exceeds
             float16's range, or another process is writing there.
-        ActivationsError: the folder holds something else, or the processes read different things.
-        CheckpointError: the disk refuses. What was written can be continued.
+        ActivationsError: the folder holds other files, or the processes read different models or texts.
+        CheckpointError: a file can't be written. The cache can be continued.
         LanguageModelError, TextError, NonFiniteError: as in training.
     """
     require(tokens >= 1, "tokens", tokens, "at least 1")
@@ -160,7 +160,7 @@ def write_cache(
 
 
 def _by_first(group: Group, do: Callable[[], T]) -> T | None:
-    """What the first process got from `do`, on all. An error of the user's is raised on all."""
+    """Call `do` in the first process, and return its result or raise its UserError in all processes."""
     found = error = None
     if group.rank == 0:
         try:
@@ -174,7 +174,7 @@ def _by_first(group: Group, do: Callable[[], T]) -> T | None:
 
 
 def _require_alike(all_settings: list[CacheSettings]) -> None:
-    """Raise an ActivationsError unless all processes read the same model and text."""
+    """Raise an ActivationsError unless all processes have the same model and text."""
     for rank, settings in enumerate(all_settings):
         if differ := differences(settings, all_settings[0]):
             raise ActivationsError(
@@ -186,13 +186,12 @@ def _require_alike(all_settings: list[CacheSettings]) -> None:
 def _so_far(
     folder: Path, remote: Remote | None, settings: CacheSettings, overwrite: bool, elsewhere: str
 ) -> CacheManifest | None:
-    """What the folder, or the URL, holds of this cache. With `overwrite`, files of a cache of other
-    settings are deleted.
+    """The manifest of the cache that is there so far; None for a new one.
 
-    Files that a kill left half written are deleted. One that was whole but isn't in the manifest yet
-    is written again, under the same name.
+    Deletes files that a killed process left half written and, with `overwrite`, a cache of other settings. A
+    complete file that isn't in the manifest yet will be replaced.
 
-    Raises: ActivationsError if the folder holds something else.
+    Raises: ActivationsError if the folder or URL holds other files, or a cache of other settings.
     """
     place = folder if remote is None else remote
     if remote is None:
@@ -202,7 +201,7 @@ def _so_far(
     if found is None:
         paths = [path.name for path in folder.iterdir()] if remote is None else remote.sizes()
         names = sorted({name.split("/")[0] for name in paths if not name.startswith(".")})
-        if others := [name for name in names if name != HELD_OUT]:  # which precedes the manifest
+        if others := [name for name in names if name != HELD_OUT]:  # written before the manifest
             raise ActivationsError(
                 f"{place}: holds no cache but other files ({', '.join(others[:5])})",
                 instead=f"choose an empty {elsewhere}",
@@ -225,7 +224,7 @@ def _so_far(
 
 
 def _filled_share(text: Iterator[str], tokenizer: Any, settings: CacheSettings) -> float:
-    """The share of stored positions that hold a token, of a text's first documents."""
+    """The share of positions that are not padding, in a text's first documents."""
     if settings.text_packing == "pack":
         return 1.0
     contexts = ContextStream(text, tokenizer, settings.ctx_len, packing="truncate")
@@ -242,12 +241,12 @@ def _plan(
     filled: float,
     free: int | None,
 ) -> str:
-    """What will be written, in words. Raises DiskError if the disk is too small.
+    """Describe what will be written. Raises DiskError if the disk is too small.
 
     Arguments:
-        written: bytes that are there.
-        filled: the share of stored positions that hold a token; the rest is padding.
-        free: bytes, if known.
+        written: how many bytes of it are already there.
+        filled: the share of positions that are not padding.
+        free: free bytes on the disk; None for a URL.
     """
     item = np.dtype(settings.dtype).itemsize
     per_position = 4 + sum(4 + item * hook.width for hook in settings.hooks.values())
@@ -275,9 +274,9 @@ def _plan(
 
 
 _Columns = dict[str, np.ndarray]
-"""Contexts that become a file: activations, (B, L, D), by hook point, and TOKEN_IDS, (B, L), int32."""
+"""The columns of a file: activations, (B, L, D), by hook point, and TOKEN_IDS, (B, L), int32."""
 _Passes = list[tuple[Tensor, Tensor]]
-"""What becomes a file: ids and mask, (B, L), of each batch of the language model."""
+"""The batches of the language model that become one file: ids and mask, each (B, L)."""
 
 
 class _Writer:
@@ -307,7 +306,7 @@ class _Writer:
         }
         widths = [hook.width for hook in settings.hooks.values()]
         context_bytes = settings.ctx_len * sum(widths) * np.dtype(settings.dtype).itemsize
-        # Arrow's lists have offsets in int32.
+        # The offsets of Arrow's lists are int32.
         most = min(file_bytes // context_bytes, (2**31 - 1) // (settings.ctx_len * max(widths)))
         unit = max(1, min(_CONTEXTS, most))
         self._contexts_per_file = max(1, most // unit) * unit
@@ -333,8 +332,7 @@ class _Writer:
         return manifest
 
     def training_part(self, manifest: CacheManifest, tokens: int) -> CacheManifest:
-        """Write the files that are missing, and the manifest."""
-        folder, settings = self._folder, self._settings
+        """Write the missing files to train on, and the final manifest."""
         stream = self._stream("train")
         if manifest.position is not None:
             stream.load_state_dict(manifest.position)
@@ -349,17 +347,17 @@ class _Writer:
         if manifest.tokens < tokens:
             logger.warning(
                 "the text %r ended: cached %s tokens, not %s; a training reads these as often as it needs",
-                settings.data,
+                self._settings.data,
                 f"{manifest.tokens:,}",
                 f"{tokens:,}",
             )
         self._write_dataset_files("", manifest.files)
         self._write_manifest(MANIFEST, manifest)
         if self._group.rank == 0:
-            remove(folder / UNFINISHED)
+            remove(self._folder / UNFINISHED)
             if self._remote is not None:
                 self._remote.delete(UNFINISHED)
-        self._group.gather(None)  # it is whole for all
+        self._group.gather(None)  # the other processes wait for it
         return manifest
 
     def _write_manifest(self, name: str, manifest: CacheManifest) -> None:
@@ -368,23 +366,51 @@ class _Writer:
             self._send(name)
 
     def _write_dataset_files(self, part: str, files: Sequence[CacheFile]) -> None:
-        if self._group.rank == 0:
-            folder = self._folder / part
-            _write_dataset_files(folder, self._settings, files, self._elsewhere)
-            for path in (folder / INFO, folder / STATE):
-                self._send(path.relative_to(self._folder).as_posix())
+        """Write the files that `datasets.load_from_disk` reads beside the Arrow files in a folder of the cache."""
+        if self._group.rank:
+            return
+        # As datasets 3 writes them. Later versions can read these, but version 3 can't read theirs.
+        length = self._settings.ctx_len
+        features: dict[str, Any] = {
+            hook: {
+                "shape": [length, cached.width],
+                "dtype": self._settings.dtype,
+                "_type": "Array2D",
+            }
+            for hook, cached in self._settings.hooks.items()
+        }
+        features[TOKEN_IDS] = {
+            "feature": {"dtype": "int32", "_type": "Value"},
+            "length": length,
+            "_type": "Sequence",
+        }
+        state = {
+            "_data_files": [{"filename": Path(file.name).name} for file in files],
+            "_fingerprint": files[-1].sha256[:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
+        for name, content in ((INFO, {"features": features}), (STATE, state)):
+            path = self._folder / part / name
+            write_json(path, content, self._elsewhere)
+            self._send(path.relative_to(self._folder).as_posix())
 
     def _send(self, name: str) -> None:
-        """Put a file behind the cache's URL, if it has one."""
+        """Copy a file to the cache's URL, if it has one."""
         if self._remote is not None:
             self._remote.put(self._folder / name, name)
 
-    def _sent(self, file: CacheFile) -> CacheFile:
-        """A file that is written. What is behind a URL needs no room on the disk."""
+    def _entry(self, path: Path, ids_BL: np.ndarray) -> CacheFile:
+        """A written file's entry in the manifest. If the cache has a URL, the file is moved there."""
+        name, tokens = path.relative_to(self._folder).as_posix(), int((ids_BL >= 0).sum())
+        entry = CacheFile(name, path.stat().st_size, sha256_of(path), len(ids_BL), tokens)
         if self._remote is not None:
-            self._send(file.name)
-            remove(self._folder / file.name)
-        return file
+            self._send(name)
+            remove(path)
+        return entry
 
     def _stream(self, split: Split) -> ContextStream:
         run, passes = self._run, (self._run.text_passes or 1) if split == "train" else 1
@@ -400,13 +426,13 @@ class _Writer:
         name: str,
         label: str,
     ) -> Iterator[list[CacheFile]]:
-        """Write files until there are `tokens` tokens: in each round one for each process, at most.
+        """Write files until there are `tokens` tokens. In each round, every process writes one file at most.
 
-        When it yields a round's files, the stream stands after their contexts.
+        Yields the files of each round. The stream is then at the end of their contexts.
 
         Arguments:
-            before: the files that are there.
-            name: of a file, to format with its number.
+            before: the files that are already there.
+            name: the name of a file, to format with its number.
         """
         found, number = sum(file.tokens for file in before), len(before)
         rank, count, gather = self._group
@@ -431,7 +457,7 @@ class _Writer:
                 number += len(files)
 
     def _next_file(self, stream: ContextStream, tokens: int) -> _Passes:
-        """The contexts of the next file, until there are `tokens` tokens. Empty at the text's end."""
+        """The contexts of the next file, with `tokens` tokens at most. Empty at the end of the text."""
         passes: _Passes = []
         room = self._contexts_per_file
         while tokens > 0 and room:
@@ -446,17 +472,18 @@ class _Writer:
         return passes
 
     def _write(self, name: str, passes: _Passes, on_tokens: Callable[[int], object]) -> CacheFile:
-        """Write a file."""
-        parts = []
+        """Run the language model on a file's contexts and write the file."""
+        parts: list[_Columns] = []
         for ids_BL, mask_BL in passes:
             if self._group.count == 1:
                 self._before_batch()
             parts.append(self._columns(ids_BL, mask_BL))
             on_tokens(int(mask_BL.sum()))
-        columns, path = _joined(parts), self._folder / name
+        columns = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
+        path = self._folder / name
         with replacing(path, self._elsewhere) as temporary:
             write_contexts(temporary, columns)
-        return self._sent(self._described(path, columns[TOKEN_IDS]))
+        return self._entry(path, columns[TOKEN_IDS])
 
     def _columns(self, input_ids_BL: Tensor, mask_BL: Tensor) -> _Columns:
         found = {}
@@ -470,7 +497,7 @@ class _Writer:
         return found | {TOKEN_IDS: _marked(input_ids_BL, mask_BL)}
 
     def _documents(self) -> CacheFile | None:
-        """Write the held-out documents' tokens, cut to ctx_len. None on others than the first process."""
+        """Write the tokens of the held-out documents, cut to ctx_len. Returns None in all but the first process."""
         run, path = self._run, self._folder / HELD_OUT / DOCUMENTS
         documents = islice(text_of(run, split="heldout"), run.eval_documents)
         stream = ContextStream(documents, self._tokenizer, run.ctx_len, packing="truncate")
@@ -483,11 +510,7 @@ class _Writer:
         marked_BL = _marked(ids_BL, mask_BL)
         with replacing(path, self._elsewhere) as temporary, temporary.open("wb") as file:
             np.save(file, marked_BL)
-        return self._sent(self._described(path, marked_BL))
-
-    def _described(self, path: Path, ids_BL: np.ndarray) -> CacheFile:
-        name, tokens = path.relative_to(self._folder).as_posix(), int((ids_BL >= 0).sum())
-        return CacheFile(name, path.stat().st_size, sha256_of(path), len(ids_BL), tokens)
+        return self._entry(path, marked_BL)
 
 
 def _tokens_in(passes: _Passes) -> int:
@@ -495,16 +518,12 @@ def _tokens_in(passes: _Passes) -> int:
 
 
 def _marked(ids_BL: Tensor, mask_BL: Tensor) -> np.ndarray:
-    """Token ids, int32, -1 at padding."""
+    """Token ids in int32, with -1 at padding."""
     return t.where(mask_BL.bool(), ids_BL, -1).int().numpy()
 
 
-def _joined(parts: list[_Columns]) -> _Columns:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
 def _in_half(x_BLD: Tensor, hook: str) -> Tensor:
-    """Finite activations in float16. Raises a ConfigError if it can't hold one."""
+    """Finite activations in float16. Raises a ConfigError if one exceeds its range."""
     half_BLD = x_BLD.half()
     if number := int(half_BLD.isinf().sum()):
         raise ConfigError(
@@ -518,7 +537,7 @@ def _in_half(x_BLD: Tensor, hook: str) -> Tensor:
 
 
 def write_contexts(path: Path, columns: _Columns) -> None:
-    """Write an Arrow file of one batch, with SAELens's columns."""
+    """Write an Arrow file with one batch and the same columns as SAELens's caches."""
     from datasets.features.features import Array2DExtensionType
 
     n, length = columns[TOKEN_IDS].shape
@@ -540,37 +559,3 @@ def write_contexts(path: Path, columns: _Columns) -> None:
 
 def _offsets(n: int, step: int) -> pa.Array:
     return pa.array(np.arange(0, n * step + 1, step, dtype=np.int32))
-
-
-def _write_dataset_files(
-    folder: Path,
-    settings: CacheSettings,
-    files: Sequence[CacheFile],
-    elsewhere: str,
-) -> None:
-    """Write what `datasets.load_from_disk` reads beside the Arrow files of a folder."""
-    # As datasets 3 spells it. Later versions read it too, and write what version 3 can't read.
-    token_ids = {
-        "feature": {"dtype": "int32", "_type": "Value"},
-        "length": settings.ctx_len,
-        "_type": "Sequence",
-    }
-    features = {
-        hook: {
-            "shape": [settings.ctx_len, cached.width],
-            "dtype": settings.dtype,
-            "_type": "Array2D",
-        }
-        for hook, cached in settings.hooks.items()
-    }
-    write_json(folder / INFO, {"features": features | {TOKEN_IDS: token_ids}}, elsewhere)
-    state = {
-        "_data_files": [{"filename": Path(file.name).name} for file in files],
-        "_fingerprint": files[-1].sha256[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    write_json(folder / STATE, state, elsewhere)

@@ -1,4 +1,4 @@
-"""Forward passes of a language model: shared by hook points, and dealt to the processes of a run.
+"""Forward passes of a language model, shared by the hook points and divided among the processes of a run.
 
 Shapes: B contexts, L tokens, D = the width of a place.
 """
@@ -21,30 +21,32 @@ Contexts = tuple[Tensor, Tensor]
 
 
 class SharedPasses:
-    """Reads the activations at several places, which ask for the same passes in turn.
+    """Reads the activations at several places, whose readers ask for the same contexts in turn.
 
-    The first to ask runs the model for all. What the others have not asked for yet is kept. Places that
-    don't ask for the same contexts stop sharing, which is logged.
+    The first reader runs the model for all places. Activations at the other places are kept until their reader
+    asks for them. When readers ask for different contexts, sharing ends, which is logged.
 
-    Of several processes, each runs a part of the passes, whole, and sends what it read to the others by
-    torch.distributed. So all of them get what one process would have read. They must ask for the same.
+    With several processes, each runs the model on some of the batches, and sends the activations to the others by
+    torch.distributed. So every process gets what a single process would have read. All must ask for the same.
     """
 
     def __init__(self, model: CausalLM, places: Sequence[Place], group: Group = ONE_PROCESS):
         self.at_once = group.count
-        """How many passes are worth asking for together."""
+        """How many batches to ask for together, so that every process has one."""
         self._model, self._group = model, group
         self._places = list(places)
         self._kept: dict[Place, list[Tensor]] = {}
-        self._passes: Sequence[Contexts] = ()  # that _kept was read in
-        self._dealt = 0  # passes that processes were given
-        self._kinds: dict[Place, tuple[int, torch.dtype]] = {}  # D and dtype of what others send
+        self._passes: Sequence[Contexts] = ()  # the contexts that _kept is of
+        self._dealt = 0  # the number of passes so far
+        self._kinds: dict[
+            Place, tuple[int, torch.dtype]
+        ] = {}  # D and dtype of a place's activations
 
     def read(self, place: Place, passes: Sequence[Contexts]) -> list[Tensor]:
         """The activations at one of the places, (B, L, D) for each pass; see `read_places`."""
         if place in self._kept and _are_equal(passes, self._passes):
             return self._kept.pop(place)
-        if self._kept:  # their places went another way
+        if self._kept:  # their readers asked for other contexts
             self._places = []
             _log.info(
                 "the hook points leave out different tokens (max_norm_multiple), so the language"

@@ -1,8 +1,8 @@
-"""Which tokens of the contexts count. There is one rule, and everything follows it.
+"""The rule that says which tokens are used. Training and evaluation follow the same one.
 
 A token that `PositionRule` leaves out is not trained on, not measured, and not changed by any
-intervention on the language model. Outliers, attention sinks mostly, are tokens whose activation has a
-norm far above the others'. They dominate a sum of squares, so an SAE that is trained on them
+intervention on the language model. Outliers are tokens whose activation has a far larger norm than others:
+mostly attention sinks. They dominate a sum of squares. So an SAE that is trained on them
 reconstructs little else, and FVE says little about the other tokens.
 
 Shapes: B contexts, L = ctx_len tokens, N tokens, D = the activations' width.
@@ -18,22 +18,22 @@ from ..config.checks import require_max_norm_multiple
 from ..errors import ConfigError
 
 GROUP = 32
-"""Contexts of a text whose norms are compared with one median, however many the language model reads at once."""
+"""A norm is compared with the median norm of so many contexts, whatever the language model's batch size."""
 
 
 class PositionRule:
     """Leaves out these positions:
 
     - padding;
-    - with `remove_bos`, the tokenizer's beginning-of-text token, wherever it stands. Where that is
-      the end-of-text token too (GPT-NeoX, GPT-2), it is the separator of packed text;
+    - with `remove_bos`, the tokenizer's beginning-of-text token, wherever it stands. For GPT-NeoX and GPT-2 this
+      is the end-of-text token too, which separates documents in packed text;
     - with `max_norm_multiple`, outliers: activations whose norm is over this multiple of the median
       norm of a group of contexts.
 
     Arguments:
-        tokenizer: it, or a cache's settings, which have its bos_token_id too. None: it isn't known.
+        tokenizer: the tokenizer, or the settings of a cache, which have its bos_token_id. None: it isn't known.
 
-    Raises: ConfigError if a setting is out of range or there is no such token.
+    Raises: ConfigError if a setting is out of range, or the tokenizer has no beginning-of-text token.
     """
 
     def __init__(
@@ -58,20 +58,18 @@ class PositionRule:
                 )
 
     def by_token(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """The positions to use, judged by ids and mask (0 at padding) only: outliers are in."""
+        """The positions to use according to ids and mask (0 at padding). Outliers are among them."""
         wanted_BL = mask_BL.bool()
         if self.skip_token_id is not None:
             wanted_BL = wanted_BL & (input_ids_BL != self.skip_token_id)
         return wanted_BL
 
     def by_norm(self, norms_BL: Tensor, wanted_BL: Tensor) -> Tensor:
-        """Those of some wanted positions that are no outliers, on the CPU.
-
-        Where the median is 0, there is no outlier.
+        """The wanted positions without outliers, on the CPU. If the median is 0, there are no outliers.
 
         Arguments:
-            norms_BL: norms of the activations of a group, all finite where wanted.
-            wanted_BL: what `by_token` returns, or a subset, on the CPU. The median is over these.
+            norms_BL: norms of the activations of a group, finite at the wanted positions.
+            wanted_BL: what `by_token` returns, or a subset, on the CPU. The median is over these positions.
         """
         if self.max_norm_multiple is None:
             return wanted_BL
@@ -84,7 +82,7 @@ class PositionRule:
 
 
 def norms(x_BLD: Tensor) -> Tensor:
-    """The norms of activations, (B, L), at least in float32."""
+    """The norms of activations, (B, L), in float32, or in float64 if the activations are."""
     precision = torch.promote_types(x_BLD.dtype, torch.float32)
     return torch.linalg.vector_norm(x_BLD, dim=-1, dtype=precision)
 
@@ -96,7 +94,7 @@ def at(values_BL: Tensor, wanted_BL: Tensor) -> Tensor:
 
 
 def left_out(*, remove_bos: bool = False, max_norm_multiple: float | None = None) -> str:
-    """What a rule of these settings leaves out besides padding, in words; empty for nothing."""
+    """The tokens that a rule leaves out besides padding, in words; empty if there are none."""
     parts = ["beginning-of-text tokens (--remove-bos)"] if remove_bos else []
     if max_norm_multiple is not None:
         parts.append(f"outliers (--max-norm-multiple {max_norm_multiple:g})")

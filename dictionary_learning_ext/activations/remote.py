@@ -1,6 +1,6 @@
 """A cache of activations behind a URL, e.g. s3://bucket/cache, on any file system that fsspec knows.
 
-Files are read from copies on the disk. Those that are read next are copied ahead, in a thread.
+Files are read from copies on the disk. Threads copy the next files ahead.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from ..run_folder.files import remove, replacing, sha256_of
 from .cache_manifest import CacheFile, CacheManifest, read_manifest, require_sizes
 
 _AHEAD = 2
-"""Files that are copied before they are read."""
+"""How many files are copied ahead."""
 
 
 def is_url(place: object) -> bool:
@@ -27,15 +27,18 @@ def is_url(place: object) -> bool:
 
 
 def users_caches() -> Path:
-    """The user's folder for what can be made or fetched again."""
+    """The folder in the user's cache for everything that can be computed or fetched again."""
     given = Path(os.environ.get("XDG_CACHE_HOME") or "")
     return (given if given.is_absolute() else Path.home() / ".cache") / "dictionary_learning_ext"
 
 
 class Remote:
-    """A folder behind a URL, and one on the disk for what passes between them.
+    """A folder behind a URL.
 
-    Every method raises an ActivationsError if it can't be reached.
+    Attributes:
+        local: the folder on the disk for files on their way to the URL and for copies.
+
+    Every method raises an ActivationsError if the URL can't be reached.
     """
 
     def __init__(self, url: str):
@@ -48,7 +51,7 @@ class Remote:
         return self.url
 
     def sizes(self) -> dict[str, int]:
-        """The size in bytes of each file in it, by name."""
+        """The size in bytes of each file in the folder, by name."""
         with self._reached():
             self._files.invalidate_cache()
             found = self._files.find(self._root, detail=True)
@@ -83,7 +86,8 @@ class Remote:
 
 
 def read_remote_manifest(remote: Remote, *names: str) -> CacheManifest | None:
-    """The first of these manifests that is there; None if none is. Raises ActivationsError if files are missing."""
+    """The first of these manifests that exists; None if there is none. Raises ActivationsError if files of the
+    cache are missing."""
     sizes = remote.sizes()
     for name in (each for each in names if each in sizes):
         with replacing(remote.local / name, "XDG_CACHE_HOME") as temporary:
@@ -99,8 +103,8 @@ class Copies:
     """Copies of a remote cache's files on the disk.
 
     Arguments:
-        files: those of the cache.
-        limit: bytes of copies to keep, about: the files that are read next are there in any case.
+        files: all files of the cache.
+        limit: about how many bytes of copies to keep. The files that are read next are kept in any case.
     """
 
     def __init__(self, remote: Remote, files: Iterable[CacheFile], limit: float):
@@ -111,17 +115,17 @@ class Copies:
         self._lock, self._threads = threading.Lock(), ThreadPoolExecutor(_AHEAD)
 
     def path_of(self, file: CacheFile) -> Path:
-        """Where its copy is. It is named by what it holds, so it is never one of another cache's."""
+        """The path of a file's copy. It is named by the file's hash, so it is never another cache's copy."""
         return self._remote.local / f"{file.sha256[:32]}{Path(file.name).suffix}"
 
     def will_be_read(self, paths: Sequence[Path]) -> None:
-        """The order in which files are read from here on."""
+        """Set the order in which the files will be read, so that the next ones can be copied ahead."""
         self._next = tuple(dict.fromkeys(paths))
 
     def fetch(self, path: Path) -> None:
-        """Wait until a file is there, and begin to copy the next ones.
+        """Wait until a file's copy is there, and start to copy the next ones.
 
-        Raises: ActivationsError if it is missing, was changed, or can't be reached; CheckpointError if
+        Raises: ActivationsError if the file is missing, has changed, or can't be reached; CheckpointError if
             the disk is full.
         """
         with self._lock:
@@ -144,12 +148,12 @@ class Copies:
             self._remote.get(file.name, temporary)
             if sha256_of(temporary) != file.sha256:
                 raise ActivationsError(
-                    f"{self._remote}/{file.name}: not as it was written",
+                    f"{self._remote}/{file.name}: has changed since it was written",
                     instead="restore it, or cache the activations again in another folder",
                 )
 
     def _make_room(self, kept: Sequence[Path]) -> None:
-        """Delete the copies that were not read for longest."""
+        """Delete the least recently read copies until the rest is within the limit."""
         copies = [(one.stat(), one) for one in self._file_at if one.exists()]
         total = sum(state.st_size for state, _ in copies)
         for state, one in sorted(copies, key=lambda each: each[0].st_mtime_ns):

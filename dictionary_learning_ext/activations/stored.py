@@ -1,12 +1,12 @@
-"""Activations on the disk, as a run reads them: our cache, SAELens's, or a folder of the user's own.
+"""Activations on the disk: a cache of ours, one of SAELens's, or a folder of the user's own.
 
     stored = open_stored("activations")
     run = replace(RunConfig(), activations="activations", **stored.settings)
     x_NLD, ids_NL = FileReader(run.hook).read(stored.parts["train"][0])
 
-Of the user's own activations, nothing but the rows is known: no tokens, no language model, no hook
-point. Files are mapped into memory, so that reading one costs no more memory than what is copied out
-of it. Torch is imported only for .safetensors files.
+The user's own activations are rows without tokens, a language model or a hook point. Files are mapped into
+memory, so reading costs no more memory than the rows that are copied. Torch is imported only for
+.safetensors files.
 
 Shapes: N contexts, or rows of own activations; L = ctx_len tokens; D = width.
 """
@@ -45,60 +45,60 @@ _SUFFIXES = (".npy", ".safetensors")
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 _EXPECTED = "expected rows, (n, D), in float32 or float16, or in bfloat16 in a .safetensors file"
 _HELD_OUT = 20
-"""Without a held-out part, one in so many contexts is: the last ones."""
+"""If there is no held-out part, the last twentieth of the contexts is held out."""
 _COMPARED = ("model", "data", "text_column", "text_packing", "ctx_len")
 
 
 class Part(NamedTuple):
-    """Some contexts of a file."""
+    """Consecutive contexts of a file."""
 
     path: Path
     start: int
-    """The first context."""
+    """The number of the first context."""
     stop: int
-    """The one after the last."""
+    """The number after the last context."""
 
 
 @dataclass(frozen=True)
 class StoredActivations:
-    """What a folder holds."""
+    """What a folder of activations holds."""
 
     place: str
-    """Its folder or URL."""
+    """The folder or URL."""
     hooks: dict[str, CachedHook]
-    """Own activations have one, UNKNOWN, which stands for whichever is named."""
+    """The hook points by name. The user's own activations have one, UNKNOWN, which may be given any name."""
     ctx_len: int
-    """1 for own activations, which have rows only."""
+    """L. 1 for the user's own activations, which are rows."""
     known: dict[str, Any]
-    """The settings of a run that it was written with."""
+    """The settings of a `RunConfig` that are known of it."""
     parts: dict[Split, tuple[Part, ...]]
     tokens: dict[Split, int]
-    """Without padding."""
+    """How many tokens each part has, without padding."""
     digest: str
-    """A hash of what it holds. Of files over 64 MB that no `vsae cache` wrote, parts are hashed."""
+    """A hash of the activations. If `vsae cache` didn't write them, only parts of files over 64 MB are hashed."""
     manifest: CacheManifest | None = None
-    """The manifest of a cache that `vsae cache` wrote."""
+    """The manifest, if `vsae cache` wrote the folder."""
     documents: Path | None = None
     """The cache's file of held-out documents."""
     copies: Copies | None = None
-    """What fetches the files of a cache behind a URL, before they are read."""
+    """Fetches the files of a cache behind a URL."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of a run that follow from it. Without a hook point if there are several."""
+        """The settings for a `RunConfig` that reads it. If it has several hook points, `hook` is left out."""
         hook = {"hook": next(iter(self.hooks))} if len(self.hooks) == 1 else {}
         unknown = {"model": UNKNOWN, "data": self.place}
         return {"activations": self.place} | hook | unknown | self.known
 
     def with_files(self, n: int) -> "StoredActivations":
-        """A cache as it was when it had n files to train on: it grows by further ones."""
+        """The cache with its first n training files only, as it was before it grew."""
         assert self.manifest is not None, "only a cache grows"
         manifest = replace(self.manifest, files=self.manifest.files[:n])
         return _read_cache(self.place, manifest, self.copies)
 
     @property
     def only_hook(self) -> str:
-        """The name of its hook point. Raises ActivationsError if there are several."""
+        """The name of the only hook point. Raises ActivationsError if there are several."""
         if len(self.hooks) > 1:
             raise ActivationsError(
                 f"has the hook points {', '.join(self.hooks)}",
@@ -109,7 +109,7 @@ class StoredActivations:
         return next(iter(self.hooks))
 
     def hook(self, name: str) -> CachedHook:
-        """What is known about a hook point. Raises ActivationsError if it isn't there."""
+        """A hook point by its name. Raises ActivationsError if it isn't there."""
         if UNKNOWN in self.hooks:
             return replace(self.hooks[UNKNOWN], layer=_layer(name))
         if name not in self.hooks:
@@ -122,7 +122,7 @@ class StoredActivations:
         return self.hooks[name]
 
     def require_fit(self, settings: RunConfig, hooks: Iterable[str]) -> None:
-        """Raise an ActivationsError if it is of another model or text than a run's, or lacks a hook."""
+        """Raise an ActivationsError if a run has another language model or text, or a hook point is missing."""
         for name in hooks:
             self.hook(name)
         for name in _COMPARED:
@@ -140,15 +140,26 @@ class StoredActivations:
 def open_stored(
     folder: str | Path, *, copies_gb: float = RunConfig.cache_dir_size
 ) -> StoredActivations:
-    """What a folder of activations holds, or a cache behind a URL. Its activations are read only for the digest.
+    """Open a folder of activations, or a cache behind a URL. Activations are read only to compute the digest.
 
     Arguments:
-        copies_gb: gigabytes of copies to keep on the disk, of a cache behind a URL.
+        copies_gb: for a cache behind a URL, the gigabytes of copies to keep on the disk.
 
-    Raises: ActivationsError if it holds none, or is unfinished or damaged, or can't be reached.
+    Raises: ActivationsError if there are no activations, or they are unfinished, damaged or can't be reached.
     """
     if is_url(folder):
-        return _read_remote(Remote(str(folder)), copies_gb)
+        remote = Remote(str(folder))
+        manifest = read_remote_manifest(remote, MANIFEST)
+        if manifest is None:
+            raise ActivationsError(
+                "holds no finished cache",
+                name="activations",
+                value=remote.url,
+                expected="what `vsae cache` has written there to its end",
+            )
+        return _read_cache(
+            remote.url, manifest, Copies(remote, manifest.all_files, 1e9 * copies_gb)
+        )
     path = at_home(folder)
     if not path.is_dir():
         problem = "is a file" if path.exists() else "no such folder"
@@ -166,18 +177,6 @@ def open_stored(
         expected="a cache (`vsae cache`, or SAELens's CacheActivationsRunner) or a folder of"
         f" {' or '.join(_SUFFIXES)} files with a row per token",
     )
-
-
-def _read_remote(remote: Remote, copies_gb: float) -> StoredActivations:
-    manifest = read_remote_manifest(remote, MANIFEST)
-    if manifest is None:
-        raise ActivationsError(
-            "holds no finished cache",
-            name="activations",
-            value=remote.url,
-            expected="what `vsae cache` has written there to its end",
-        )
-    return _read_cache(remote.url, manifest, Copies(remote, manifest.all_files, 1e9 * copies_gb))
 
 
 def _read_cache(
@@ -207,7 +206,7 @@ def _read_cache(
 
 
 def _read_sae_lens(folder: Path) -> StoredActivations | None:
-    """A data set that `datasets.save_to_disk` wrote; None if the folder is none."""
+    """A data set that `datasets.save_to_disk` wrote; None for another folder."""
     if not (folder / STATE).is_file():
         return None
     try:
@@ -216,10 +215,11 @@ def _read_sae_lens(folder: Path) -> StoredActivations | None:
         names = [each["filename"] for each in state["_data_files"]]
         for name in names:
             require_inside(name)
-        arrays = {n: each for n, each in features.items() if each.get("_type") == "Array2D"}
-        lengths = {length for length, _ in (each["shape"] for each in arrays.values())}
-        hooks = {n: CachedHook(_layer(n), each["shape"][1]) for n, each in arrays.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        shapes = {
+            n: each["shape"] for n, each in features.items() if each.get("_type") == "Array2D"
+        }
+        hooks = {n: CachedHook(_layer(n), width) for n, (_, width) in shapes.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ActivationsError(
             f"{folder}: its {STATE} or {INFO} is damaged ({first_line(error)}); restore it"
         ) from error
@@ -228,38 +228,33 @@ def _read_sae_lens(folder: Path) -> StoredActivations | None:
             f"{folder}: a data set without activations (columns: {', '.join(features)}); expected a"
             " column of type Array2D, as SAELens's CacheActivationsRunner writes it"
         )
-    ctx_len, *others = lengths
-    if others:
-        raise ActivationsError(f"{folder}: its hook points have contexts of unequal lengths")
+    (ctx_len,) = {length for length, _ in shapes.values()}
     first, paths = next(iter(hooks)), [folder / name for name in names]
     files = [(path, sum(len(x_NLD) for x_NLD, _ in _batches(path, first))) for path in paths]
     return _divided(folder, hooks, ctx_len, {"ctx_len": ctx_len}, files)
 
 
 def _read_own_files(folder: Path) -> StoredActivations | None:
-    """Files of rows, in the order of their names; None if the folder has none."""
+    """The user's own files of rows, in the order of their names; None if the folder has none."""
     paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
     if not paths:
         return None
-    first, files = None, []
+    kind, files = _kind_of(_arrays_in(paths[0])[0]), []
     for path in paths:
         arrays = _arrays_in(path)
         for array in arrays:
-            first = array if first is None else first
-            if (array.shape[1], array.dtype) != (first.shape[1], first.dtype):
+            if _kind_of(array) != kind:
                 raise ActivationsError(
-                    f"{path}: rows of {_kind_of(array)}, expected {_kind_of(first)} as in"
-                    f" {paths[0].name}; put each kind into a folder of its own"
+                    "{}: rows of width {} in {}, expected {} in {} as in {}; put each kind into a folder"
+                    " of its own".format(path, *_kind_of(array), *kind, paths[0].name)
                 )
         files.append((path, sum(map(len, arrays))))
-    assert first is not None, "every file holds an array"
-    hooks = {UNKNOWN: CachedHook(_layer(UNKNOWN), first.shape[1])}
-    return _divided(folder, hooks, 1, {}, files)
+    return _divided(folder, {UNKNOWN: CachedHook(0, kind[0])}, 1, {}, files)
 
 
-def _kind_of(rows_ND: np.ndarray) -> str:
-    dtype = "bfloat16" if rows_ND.dtype == np.uint16 else rows_ND.dtype
-    return f"width {rows_ND.shape[1]} in {dtype}"
+def _kind_of(rows_ND: np.ndarray) -> tuple[int, str]:
+    """The width of rows, and their dtype in words."""
+    return rows_ND.shape[1], "bfloat16" if rows_ND.dtype == np.uint16 else str(rows_ND.dtype)
 
 
 def _divided(
@@ -269,7 +264,11 @@ def _divided(
     known: dict[str, Any],
     files: list[tuple[Path, int]],
 ) -> StoredActivations:
-    """Files without a held-out part, each with its contexts: the last of these become one."""
+    """Hold out the last twentieth of the contexts.
+
+    Arguments:
+        files: each with the number of its contexts.
+    """
     total = sum(n for _, n in files)
     end = total - max(1, total // _HELD_OUT)
     if end < 1:
@@ -295,33 +294,32 @@ def _divided(
 
 @lru_cache(maxsize=16)
 def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """A hash of files, each given with its size and its time of change. It is remembered, as a sweep opens one
-    folder many times."""
+    """A hash of files, computed once for each size and time of change: a sweep opens one folder many times."""
     identity = fingerprint_of([path for path, _, _ in files])
     return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def _layer(hook: str) -> int:
-    """The block's number in a hook point's name, 0 if there is none."""
+    """The number of the block in a hook point's name, 0 if there is none."""
     named = hook_name(hook)
     return 0 if named is None else named.block
 
 
 class Piece(NamedTuple):
-    """A few contexts, as views of the file."""
+    """Some contexts of a file: views of its memory."""
 
     x_NLD: np.ndarray
-    """float32, float16, or bfloat16 as uint16."""
+    """Activations in float32 or float16, or in bfloat16 as uint16."""
     ids_NL: np.ndarray | None
     """Token ids, -1 at padding; None where there are none."""
 
 
 class FileReader:
-    """Reads contexts of one hook point, and keeps the last file open.
+    """Reads contexts of one hook point. It keeps the last file open.
 
     Arguments:
-        hook: the column of a cache; ignored for plain rows.
-        copies: what fetches files, if they are behind a URL.
+        hook: the column of a cache; ignored for the user's own rows.
+        copies: fetches the files of a cache behind a URL.
     """
 
     def __init__(self, hook: str, copies: Copies | None = None):
@@ -352,7 +350,7 @@ class FileReader:
 
 
 def _batches(path: Path, hook: str) -> Iterator[Piece]:
-    """The contexts of a file, as it holds them. Raises ActivationsError if it is damaged."""
+    """All contexts of a file, as views, in the batches it has. Raises ActivationsError if it is damaged."""
     if path.suffix != ".arrow":
         for rows_ND in _arrays_in(path):
             yield Piece(rows_ND[:, None, :], None)
@@ -371,7 +369,7 @@ def _batches(path: Path, hook: str) -> Iterator[Piece]:
 
 
 def _numpy(column: Any) -> np.ndarray:
-    """A column of lists, or of lists of lists, as an array: a view."""
+    """A view of a column of (nested) lists as an array."""
     # `datasets` has a type of its own for arrays, which exists once that library is imported.
     values = column.storage if isinstance(column, pa.ExtensionArray) else column
     shape = [len(values)]
@@ -387,30 +385,25 @@ def _arrays_in(path: Path) -> list[np.ndarray]:
 
     Raises: ActivationsError.
     """
+    is_npy = path.suffix == ".npy"
     try:
-        with np.errstate(over="ignore"):  # of a shape beyond reason
-            found = [_npy(path)] if path.suffix == ".npy" else list(_safetensors(path))
-    except Exception as error:  # bytes of any content raise anything
+        if is_npy:
+            found = [np.load(path, mmap_mode="r", allow_pickle=False)]
+        else:
+            found = list(_safetensors(path))
+    except Exception as error:  # damaged bytes can raise anything
         raise ActivationsError(f"{path}: damaged ({first_line(error)}); {_EXPECTED}") from error
     if not found:
         raise ActivationsError(f"{path}: no array; {_EXPECTED}")
+    dtypes = (np.float32, np.float16) if is_npy else tuple(_DTYPES.values())
     for array in found:
-        if array.ndim != 2 or array.dtype not in _DTYPES.values() or not array.shape[1]:
+        if array.ndim != 2 or array.dtype not in dtypes:
             raise ActivationsError(f"{path}: {array.dtype} of shape {array.shape}; {_EXPECTED}")
     return found
 
 
-def _npy(path: Path) -> np.ndarray:
-    with path.open("rb") as file:
-        np.lib.format.read_magic(file)  # of another file, np.load says that it may be a pickle
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.dtype == np.uint16:  # only a .safetensors says that it means bfloat16
-        raise ValueError("uint16")
-    return array
-
-
 def _safetensors(path: Path) -> Iterator[np.ndarray]:
-    """As the file has them in turn. Torch maps them: numpy alone has no bfloat16."""
+    """The tensors of a file, in the order of the file. Torch maps them, as numpy has no bfloat16."""
     import torch
 
     with safe_open(path, framework="pt") as file:
