@@ -21,7 +21,6 @@ from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ConfigError, TrainingError, UserError, as_flag, in_shell
 from ..run_folder.files import CONFIG, FAILED, RUNS, at_home, folder_of
 from ..run_folder.reading import (
-    failed_in,
     is_finished,
     load_config,
     read_config,
@@ -206,9 +205,10 @@ def run(flags: TrainFlags) -> None:
         where = ", ".join(map(in_shell, folders))
         print(f"{'Continuing' if resume else 'Writing to'} {where}, on {device}", flush=True)
 
+    was_finished = not planned.groups()
     folders = carry_out(planned, on_start=print_start, rank_timeout=flags.rank_timeout)
     if launched().is_first:
-        if planned.is_finished and flags.resume is None:
+        if was_finished and flags.resume is None:
             print("This run is finished; --overwrite trains it again.")
         _show(flags, run, list(folders.values()))
 
@@ -304,19 +304,6 @@ def _settings(
     resume = True
     if flags.resume is None:
         resume, run = (False, run) if run.overwrite else _found(flags)
-        failed = _failed_of(run) if resume else []
-        if failed and len(failed) == len(saes):
-            raise ConfigError(
-                f"{', '.join(map(str, failed))}: failed, see {FAILED} there",
-                instead="choose another save_dir, or overwrite it with overwrite=True",
-            )
-        if resume and hooks:  # as `read_run` leaves them out
-            base = Path(run.save_dir or RUNS)
-            able = [hook for hook in hooks if base / hook not in failed]
-            left = [hook for hook in able if not is_finished(base / hook, run)] or able
-            hooks, saes = {hook: hook for hook in left}, {hook: saes[hook] for hook in left}
-            if len(left) == 1:  # alone, an SAE is in the save_dir itself
-                run = replace(run, hook=left[0], save_dir=str(base / left[0]))
     else:
         if flags.run.save_dir is not None or flags.run.overwrite:
             raise UserError(
@@ -359,13 +346,6 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     folder = folder_of(config)
     run = replace(flags.run, save_dir=str(folder))
     return _is_same_run(flags.sae, run, folder, flags.typed), run
-
-
-def _failed_of(settings: RunConfig) -> list[Path]:
-    """The folders of a run's SAEs that failed. Other runs may lie beside them."""
-    base = Path(settings.save_dir or RUNS)
-    folders = [base / hook for hook in settings.hooks] if len(settings.hooks) > 1 else [base]
-    return [folder for folder in folders if (folder / FAILED).is_file()]
 
 
 def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple[str, ...]) -> bool:
@@ -426,6 +406,8 @@ def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
     """The results, and what to do next."""
     from ..evaluation.tables import results_table, symptoms
 
+    failed = [folder for folder in folders if (folder / FAILED).is_file()]
+    folders = [folder for folder in folders if folder not in failed]
     results = {str(folder): read_metrics(folder) for folder in folders if settings.eval_tokens}
     if results:
         print(results_table(results, {folder: read_config(folder) for folder in results}))
@@ -444,7 +426,6 @@ def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
         + f"  {vsae()} reproduce {in_shell(one)}\n"
         + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
-    failed = _failed_of(flags.run) if flags.resume is None else failed_in(flags.resume)
     if failed:
         raise TrainingError(
             f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"

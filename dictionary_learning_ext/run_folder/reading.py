@@ -206,10 +206,22 @@ def is_finished(folder: Path, settings: RunConfig) -> bool:
     return (folder / (METRICS if settings.eval_tokens else WEIGHTS)).is_file()
 
 
-@readable()
-def failed_in(folder: Path) -> list[Path]:
-    """The run folders of SAEs that failed: `folder` itself, or those in it."""
-    return [one for one in [folder, *run_folders_in(folder)] if (one / FAILED).is_file()]
+def by_resume_step(folders: Sequence[Path]) -> list[list[Path]]:
+    """Run folders grouped by a resume point of the same step, the furthest first. Those without a point are the last.
+
+    They differ where an SAE stopped alone, was continued alone, or was deleted to be trained again.
+    """
+    points = {folder: set(steps_of(folder)) or {-1} for folder in folders}
+    groups: list[tuple[set[int], list[Path]]] = []
+    for folder in sorted(folders, key=lambda folder: -max(points[folder])):
+        for common, group in groups:
+            if common & points[folder]:
+                common &= points[folder]
+                group.append(folder)
+                break
+        else:
+            groups.append((points[folder], [folder]))
+    return [group for _, group in groups]
 
 
 @readable()
@@ -239,27 +251,18 @@ def run_folders(folder: Path) -> list[Path]:
 
 def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str]]:
     """The first three arguments of `train` that resume a run: what its SAEs share, their settings
-    and their hook points. SAEs that failed are left out. So are those that are finished, unless all
-    are.
+    and their hook points.
 
     Arguments:
         folder: a run folder, or the folder that holds the run folders of one run.
 
-    Raises: ConfigError if there is no such run, or none of it can be resumed.
+    Raises: ConfigError if there is no such run.
     """
-    runs, done = {}, {}
-    failed = failed_in(folder)
+    runs = {}
     for one in run_folders(folder):
-        if one not in failed:
-            config = load_config(one, "resume")
-            # The name of a link, not of what it links to: the folder is found again by it.
-            name = one.name if one.name not in ("", "..") else one.resolve().name
-            (done if is_finished(one, config.run) else runs)[name] = config
-    runs = runs or done
-    if not runs:
-        raise ConfigError(
-            f"--resume {folder}: the run failed, see its {FAILED}; start another with --config"
-        )
+        # The name of a link, not of what it links to: the folder is found again by it.
+        name = one.name if one.name not in ("", "..") else one.resolve().name
+        runs[name] = load_config(one, "resume")
     (first_name, first), *others = runs.items()
     for name, other in others:
         require_same(

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..run_folder.files import CONFIG, all_locked
-from ..run_folder.reading import steps_of
+from ..run_folder.reading import by_resume_step
 from ..training.plan import plan
 
 
@@ -65,7 +65,7 @@ def chunks_of(
 ) -> Iterator[Chunk]:
     """Runs in chunks of at most `at_once` that can share one language model and training loop.
 
-    Runs that can't resume from one step are in chunks of their own, and so are those that start.
+    Runs that can't resume from one step are in chunks of their own.
 
     Arguments:
         without: runs that are left out, as they are finished or failed. The others are divided as if
@@ -77,24 +77,5 @@ def chunks_of(
     for names in groups.values():
         for start in range(0, len(names), at_once):
             chosen = [name for name in names[start : start + at_once] if name not in without]
-            for together in _by_resume_step(chosen, save_dir):
-                yield Chunk({name: configs[name] for name in together}, save_dir, sweep)
-
-
-def _by_resume_step(names: list[str], save_dir: Path) -> list[list[str]]:
-    """Runs grouped by where they resume: a common resume point, or the start.
-
-    They differ where one was deleted to be trained again, or trained on another device.
-    """
-    groups: list[tuple[set[int], list[str]]] = []
-    for name in names:
-        has_started = (save_dir / name / CONFIG).is_file()
-        steps = set(steps_of(save_dir / name)) or {0 if has_started else -1}
-        for common, group in groups:
-            if common & steps:
-                common &= steps
-                group.append(name)
-                break
-        else:
-            groups.append((steps, [name]))
-    return [group for _, group in groups]
+            for together in by_resume_step([save_dir / name for name in chosen]):
+                yield Chunk({each.name: configs[each.name] for each in together}, save_dir, sweep)

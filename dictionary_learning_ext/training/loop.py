@@ -176,16 +176,20 @@ def carry_out(
     device = processes.device(planned.settings.device)
     with saying_if_a_rank_is_lost(lambda: continue_or_start_again(planned.folders)):
         join(rank_timeout, planned.settings.split)  # every rank has planned, and none has written
-        if planned.is_finished:
+        groups = planned.groups()
+        if not groups:
             _log_finished_run(planned, processes)
-        else:
-            own_folders = [job.folder for job in planned.dealt(processes.count)[processes.rank]]
+        for behind in groups[1:]:
+            where = ", ".join(map(str, behind.folders))
+            logger.info("%s: stopped before the others; will be continued after them", where)
+        for each in groups:
+            own_folders = [job.folder for job in each.dealt(processes.count)[processes.rank]]
             if not processes.is_first_of(planned.settings.split):
                 own_folders = []
             with all_locked(own_folders), interrupts(processes.are_several) as signals:
                 with _nothing_is_written(), _tf32(planned.settings.tf32):
                     training = prepare(
-                        planned, device, processes, signals, group, on_start, find or find_inputs
+                        each, device, processes, signals, group, on_start, find or find_inputs
                     )
                 run(training)
     return {job.name: job.folder for job in planned.jobs}
@@ -225,6 +229,8 @@ class Training:
     may have none."""
     folders: list[Path]
     """Those of all processes."""
+    folder: Path
+    """What `--resume` continues, see `Plan`."""
     points: list[ResumePoint]
     """The resume points, without the weights. Empty for a run that starts."""
     hashes: dict[str, str]
@@ -347,6 +353,7 @@ def prepare(
         batches=batches,
         sae_runs=sae_runs,
         folders=planned.folders,
+        folder=planned.folder,
         points=[replace(point, trainer={}) for point in of_jobs if point],  # the weights are freed
         hashes=hashes,
         group=group,
@@ -482,7 +489,7 @@ def _take_all_steps(training: Training) -> None:
             raise stop.when(f"at step {training.step}; the weights are in checkpoints/") from stop
         training.write_resume_points(training.active)
         processes.meet()  # torchrun kills the others 30 seconds after one has ended
-        again = resuming_command(training.folders)
+        again = resuming_command([training.folder])
         raise stop.when(f"at step {training.step}; continue with `{again}`") from stop
     except Exception as error:
         if not processes.are_several:  # else the others may be at another place

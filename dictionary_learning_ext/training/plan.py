@@ -15,8 +15,8 @@ from ..config.run import MIDDLE, RunConfig, TrainConfig, most_parts
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..errors import ConfigError, bytes_shown
-from ..run_folder.files import RUNS, folder_of, require_folder_name, require_free
-from ..run_folder.reading import is_finished
+from ..run_folder.files import FAILED, RUNS, folder_of, require_folder_name, require_free
+from ..run_folder.reading import by_resume_step, is_finished
 from .processes import launched, require_one_task
 
 
@@ -49,6 +49,11 @@ class Job:
     def is_finished(self) -> bool:
         return is_finished(self.folder, self.config.run)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether its training ended because its numbers were not finite, so that it can't be resumed."""
+        return (self.folder / FAILED).is_file()
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -59,6 +64,8 @@ class Plan:
     jobs: list[Job]
     resume: bool
     """Whether they continue from their resume points."""
+    folder: Path
+    """What `--resume` continues: the only run folder, or the one that holds all of them."""
 
     def on(self, device: str) -> "Plan":
         """The same on another device."""
@@ -74,10 +81,14 @@ class Plan:
         """The hook points, each once."""
         return list(dict.fromkeys(job.hook for job in self.jobs))
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.resume and all(job.is_finished for job in self.jobs)
+    def groups(self) -> list["Plan"]:
+        """What is trained together, one after the other: SAEs that start, or that continue from the same step.
+        Finished SAEs and those that failed are left out."""
+        if not self.resume:
+            return [self]
+        left = [job for job in self.jobs if not (job.is_finished or job.has_failed)]
+        together = by_resume_step([job.folder for job in left])
+        return [replace(self, jobs=[j for j in left if j.folder in group]) for group in together]
 
     def dealt(self, count: int) -> list[list[Job]]:
         """The jobs of each of `count` processes: the largest SAE first, each to the one that has least to do. The
@@ -100,7 +111,7 @@ def plan(
     """A job for each SAE; see `loop.train` for the arguments.
 
     Raises: ConfigError for settings that don't go together, several SAEs in one run of a wandb sweep, a folder
-    that is taken or missing, or a command that srun started several times;
+    that is taken or missing, a run to resume whose SAEs have all failed, or a command that srun started several times;
     TextError or ActivationsError if there is no such file.
     """
     require_one_task()
@@ -113,13 +124,18 @@ def plan(
         for name, sae in saes.items()
     ]
     _require_activations(run, jobs)
+    if resume and not run.overwrite and all(job.has_failed for job in jobs):
+        raise ConfigError(
+            f"{', '.join(str(job.folder) for job in jobs)}: failed, see {FAILED} there",
+            instead="for another run, choose another save_dir, or overwrite it with overwrite=True",
+        )
     if not resume:
         for job in jobs:
             _require_start(job)
         reads_text = run.activations is None and not is_synthetic(run.model)
         if reads_text and names_a_file(run.data):
             text_of(run, passes=run.text_passes)
-    return Plan(run, jobs, resume)
+    return Plan(run, jobs, resume, Path(os.path.commonpath([job.folder for job in jobs])))
 
 
 def _require_together(

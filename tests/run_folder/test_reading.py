@@ -14,7 +14,6 @@ from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder.reading import (
     checkpoint_steps,
-    failed_in,
     is_finished,
     load_config,
     read_config,
@@ -194,23 +193,17 @@ def test_the_history_is_read_line_by_line(tmp_path):
     assert read_history(tmp_path) == [{"step": 0}, {"step": 7, "fve": None}]
 
 
-def test_what_is_finished_or_failed_is_not_resumed(tmp_path):
-    one, two, bad = (made(tmp_path / name) for name in ("one", "two", "bad"))
-    (bad / "failed.json").write_text("{}")
-    assert run_folders(tmp_path) == [bad, one, two]
+def test_a_run_is_all_that_lies_in_its_folder(tmp_path):
+    one, two = (made(tmp_path / name) for name in ("one", "two"))
+    assert run_folders(tmp_path) == [one, two]
     assert run_folders(one) == [one]
-    assert failed_in(tmp_path) == failed_in(bad) == [bad]
     assert list(read_run(tmp_path)[1]) == ["one", "two"]
     made(one, **{"metrics.json": {}})
     assert [is_finished(folder, SETTINGS.run) for folder in (one, two)] == [True, False]
     assert is_finished(two, RunConfig(eval_tokens=0)), "trained, and not to be evaluated"
-    run, saes, hooks = read_run(tmp_path)
+    run, saes, hooks = read_run(two)
     assert (run.save_dir, list(saes)) == (str(two), ["two"])
     assert hooks == {"two": "blocks.1.hook_resid_post"}
-    made(two, **{"metrics.json": {}})
-    assert list(read_run(tmp_path)[1]) == ["one", "two"], "all that is there"
-    with pytest.raises(ConfigError, match=r"its failed\.json"):
-        read_run(bad)
     (nothing := tmp_path / "nothing").mkdir()
     with pytest.raises(ConfigError, match=r"--resume .*: holds no run"):
         read_run(nothing)

@@ -355,7 +355,7 @@ def test_runs_are_divided_as_if_none_had_ended(tmp_path):
     ("points", "expected"),
     [
         ({"a": (20, 30), "c": (10, 20)}, ["ac", "b", "d"]),
-        ({"a": (10,), "b": (30,), "c": ()}, ["a", "b", "c", "d"]),
+        ({"a": (10,), "b": (30,), "c": ()}, ["b", "a", "c", "d"]),
     ],
 )
 def test_runs_without_a_common_resume_point_are_trained_apart(points, expected, tmp_path):

@@ -1,20 +1,22 @@
 """One SAE of a run: its failure is its own, and no other run's files are lost to it."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch as t
-from interrupted_runs import Killed, sae_of
+from interrupted_runs import Killed, results, resumed, sae_of, stopped_at
 from small_trainers import assert_same, batch, built
 
 from dictionary_learning_ext import VariationalTopKTrainer, train
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import TrainConfig
-from dictionary_learning_ext.errors import ConfigError, TrainingError
-from dictionary_learning_ext.run_folder.reading import read_run
+from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
+from dictionary_learning_ext.run_folder.resume_points import steps_of
 from dictionary_learning_ext.trainers.parts import WHOLE
 from dictionary_learning_ext.trainers.state import trainer_state
 from dictionary_learning_ext.training.plan import Job
@@ -79,10 +81,45 @@ def test_what_one_trainer_raises_does_not_end_the_others(method, run, monkeypatc
     assert not (base / "bad" / "failed.json").exists()
 
     monkeypatch.undo()
-    read, saes, hooks = read_run(base)
-    assert list(saes) == ["bad"]
-    train(read, saes, hooks, resume=True)
+    before = (base / "good" / "ae.pt").stat().st_mtime_ns
+    resumed(base)
     assert (base / "bad" / "metrics.json").exists()
+    assert (base / "good" / "ae.pt").stat().st_mtime_ns == before
+
+
+def test_a_run_is_continued_after_one_sae_stopped_alone_and_then_all(
+    run, tmp_path, monkeypatch, caplog
+):
+    """Its resume points are older than the others'. All end as if nothing had happened."""
+    caplog.set_level("INFO", "dictionary_learning_ext")
+    saes = {"bad": sae_of(), "failed": sae_of(lr=1e18), "good": sae_of("top_k"), "late": sae_of()}
+    base, whole = Path(run.save_dir), tmp_path / "whole"
+    train(replace(run, save_dir=str(whole)), {name: saes[name] for name in ("bad", "good")})
+    stopped_at(45, monkeypatch)
+    update = SAERun.update
+
+    def lacking(self, step, x_BD):
+        errors = {"bad": 14, "late": 4}  # "late" has no resume point yet
+        lacks = step == errors.get(self.name)
+        error = MemoryError("too little") if lacks else None
+        with patch.object(self.trainer, "update", side_effect=error) if lacks else nullcontext():
+            update(self, step, x_BD)
+
+    monkeypatch.setattr(SAERun, "update", lacking)
+    with pytest.raises(Interrupted, match=f"--resume {base}`"):
+        train(run, saes)
+    monkeypatch.undo()
+    assert [steps_of(base / name)[-1:] for name in saes] == [[10], [], [45], []]
+    assert [(base / name / "failed.json").exists() for name in saes] == [False, True, False, False]
+    caplog.clear()
+    resumed(base)
+    assert (base / "failed" / "failed.json").exists()
+    for name in ("bad", "late"):
+        assert f"{base / name}: stopped before the others" in caplog.text
+    for name, same in {"bad": "bad", "late": "bad", "good": "good"}.items():
+        expected, found = (results(each / name) for each, name in ((whole, same), (base, name)))
+        found["checkpoints"] = []  # what was saved when it stopped
+        assert_same(expected, found)
 
 
 @pytest.mark.parametrize("architecture", TRAINED)
