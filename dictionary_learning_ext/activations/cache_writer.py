@@ -31,6 +31,7 @@ from ..config.run import RunConfig, Split, evaluation_batch
 from ..errors import ActivationsError, ConfigError, DiskError, UserError, bytes_shown
 from ..progress import progress
 from ..run_folder.files import (
+    LOCK,
     locked,
     remove,
     remove_left_behind,
@@ -120,6 +121,11 @@ def write_cache(
     folder = Path(place) if remote is None else remote.local
     with ExitStack() as until_the_end:
         _by_first(group, lambda: until_the_end.enter_context(locked(folder, elsewhere)))
+        if not all(group.gather(remote is not None or (folder / LOCK).exists())):
+            raise ActivationsError(
+                f"{folder}: not every process sees the same folder",
+                instead=f"choose a {elsewhere} on storage that all machines share",
+            )
         model = load_model(run)
         points = {name: find_hook(model, name) for name in hooks}
         text = text_of(run, seed=run.data_seed)

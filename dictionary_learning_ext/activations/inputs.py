@@ -10,6 +10,8 @@ Training, evaluation, reports and exports all get it here.
 Shapes: B contexts or rows, L = ctx_len tokens, D = activation_dim.
 """
 
+import hashlib
+import json
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -137,6 +139,10 @@ class Inputs(ABC):
     @abstractmethod
     def hashes(self) -> dict[str, str]:
         """Hashes of the language model and its tokenizer, which must not change before a run resumes."""
+
+    def data_hashes(self) -> dict[str, str]:
+        """What identifies the text or the stored activations: a SHA-256 by what it is of. Empty if there are neither."""
+        return {}
 
     def training_batches(self) -> Batches:
         """The training batches of all hook points, from the beginning."""
@@ -281,6 +287,14 @@ class _OfLanguageModel(Inputs):
             "tokenizer": self._fresh_hash or settings_hash(self.language_model),
         }
 
+    def data_hashes(self) -> dict[str, str]:
+        splits: tuple[Split, ...] = (
+            ("train", "heldout") if self._settings.eval_tokens else ("train",)
+        )
+        states = (text_of(self._settings, split=split).state_dict() for split in splits)
+        fingerprints = json.dumps([state["fingerprint"] for state in states])
+        return {"text": hashlib.sha256(fingerprints.encode()).hexdigest()}
+
     def _source(self, hook: str) -> BatchSource:
         settings, point = self._settings, self.hooks[hook]
         return ResidualBuffer(
@@ -369,6 +383,9 @@ class _Stored(Inputs):
             return {"language_model": UNKNOWN, "tokenizer": UNKNOWN}
         settings = manifest.settings
         return {"language_model": settings.language_model, "tokenizer": settings.tokenizer}
+
+    def data_hashes(self) -> dict[str, str]:
+        return {"set of activations": self._stored.digest}
 
     def _source(self, hook: str) -> BatchSource:
         settings = self._settings

@@ -207,7 +207,7 @@ def require_free(folder: Path, overwrite: bool) -> None:
     with writing(folder):  # a name may be too long
         there = [name for name in RUN_FILES if (folder / name).exists()]
     if there and not overwrite:
-        is_unfinished = RESUME in there and WEIGHTS not in there
+        is_unfinished = CONFIG in there and not {WEIGHTS, FAILED} & set(there)
         resume = f"continue it with `vsae train --resume {in_shell(folder)}`, "
         raise ConfigError(
             f"already holds {'an unfinished' if is_unfinished else 'a'} run ({', '.join(there)})",

@@ -42,6 +42,7 @@ from ..evaluation.tables import labels
 from ..progress import ProgressLines, progress
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import METRICS, all_locked, write_json
+from ..run_folder.reading import steps_of
 from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import load_dictionary
 from ..trainers.base import Trainer
@@ -176,6 +177,7 @@ def carry_out(
     device = processes.device(planned.settings.device)
     with saying_if_a_rank_is_lost(lambda: continue_or_start_again(planned.folders)):
         join(rank_timeout, planned.settings.split)  # every rank has planned, and none has written
+        _require_shared_folders(planned, processes)
         groups = planned.groups()
         if not groups:
             _log_finished_run(planned, processes)
@@ -202,6 +204,15 @@ def _nothing_is_written() -> Iterator[None]:
         yield
     except Interrupted as stop:
         raise stop.when("before the first step; nothing was written or changed") from stop
+
+
+def _require_shared_folders(planned: Plan, processes: Processes) -> None:
+    """Raise a TrainingError, on all ranks, unless all see the same resume points."""
+    newest = {
+        f"resume point in {folder}": str(max(steps_of(folder), default="none"))
+        for folder in planned.folders
+    }
+    processes.require_alike(newest, "put run folders on storage that all machines share")
 
 
 def _log_finished_run(planned: Plan, processes: Processes) -> None:
@@ -327,7 +338,10 @@ def prepare(
     if settings.eval_tokens:
         inputs.require_held_out()
     hashes = inputs.hashes()
-    processes.require_alike(hashes)
+    if processes.are_several:
+        read = {name.replace("_", " "): value for name, value in hashes.items()}
+        read |= inputs.data_hashes()
+        processes.require_alike(read, "copy the same files to every machine")
     batches = inputs.training_batches()
     samples = _samples(inputs, settings, jobs)
     if points:
@@ -337,8 +351,9 @@ def prepare(
     else:
         energies = batches.mean_squared_norms()  # fills the buffer: most of the wait
         norm_factors = batches.norm_factors(energies)
-        if processes.is_first:
-            _warn_of_sinks(inputs, settings)
+        said = {job.hook for lower in dealt[: processes.rank] for job in lower}
+        own = dict.fromkeys(job.hook for job in jobs if job.hook not in said)
+        _warn_of_sinks(inputs, settings, own)
 
     sae_runs, of_jobs = [], points.of_jobs if points else [None] * len(jobs)
     for job, source, point in zip(jobs, sources, of_jobs, strict=True):
@@ -634,11 +649,11 @@ def _tf32(wanted: bool) -> Iterator[None]:
         setattr(products, name, former)
 
 
-def _warn_of_sinks(inputs: Inputs, settings: RunConfig) -> None:
-    """Say which tokens of the text's start are attention sinks, unless outliers are left out."""
+def _warn_of_sinks(inputs: Inputs, settings: RunConfig, hooks: Iterable[str]) -> None:
+    """Say which tokens of the text's start are attention sinks at these hook points, unless outliers are left out."""
     if inputs.language_model is None or settings.max_norm_multiple is not None:
         return
-    for hook in inputs.hooks:
+    for hook in hooks:
         finder = SinkFinder(inputs.language_model.tokenizer)
         for batch in inputs.contexts(hook, "train", SAMPLE_TOKENS):
             finder.add(batch)

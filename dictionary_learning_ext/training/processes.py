@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 from .. import errors
-from ..errors import ConfigError, Interrupted, LanguageModelError, TrainingError, in_shell
+from ..errors import ConfigError, Interrupted, TrainingError, in_shell
 from ..run_folder.files import CONFIG
 
 RANK_TIMEOUT = 1800
@@ -133,21 +133,20 @@ class Processes:
         dist.all_gather_object(gathered, what)
         return gathered
 
-    def require_alike(self, hashes: dict[str, Any]) -> None:
-        """Raise a LanguageModelError, on all ranks, unless all read the same language model.
+    def require_alike(self, read: Mapping[str, str], instead: str) -> None:
+        """Raise a TrainingError, on all ranks, unless all read the same.
 
-        `hashes` are this rank's `Inputs.hashes`.
+        Arguments:
+            read: what identifies each thing that this rank reads, e.g. {"text": its SHA-256}.
+            instead: what to do where they differ.
         """
-        first, *others = self.gather(
-            {name: hashes[name] for name in ("language_model", "tokenizer")}
-        )
+        first, *others = self.gather(dict(read))
         for rank, other in enumerate(others, 1):
-            for name, digest in other.items():
-                if digest != first[name]:
-                    raise LanguageModelError(
-                        f"rank {rank} has another {name.replace('_', ' ')} than rank 0: its SHA-256 or commit is "
-                        f"{digest[:12]}, not {first[name][:12]}; copy the same files to every machine"
-                    )
+            for name, value in other.items():
+                if value != first[name]:
+                    differ = f"{value[:12]}, not {first[name][:12]}"
+                    what = f"rank {rank} reads another {name} than rank 0 ({differ})"
+                    raise TrainingError(what, instead=instead)
 
 
 ONE_PROCESS = Processes()

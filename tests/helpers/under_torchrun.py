@@ -17,11 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import torch as t
 from interrupted_runs import sae_of
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.buffer import Batches
+from dictionary_learning_ext.activations.cache_writer import write_cache
+from dictionary_learning_ext.activations.tokens import Group
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
@@ -31,6 +34,7 @@ from dictionary_learning_ext.errors import (
     Interrupted,
     NonFiniteError,
     TrainingError,
+    UserError,
 )
 from dictionary_learning_ext.training import loop, sae_run
 from dictionary_learning_ext.training.processes import join
@@ -112,6 +116,40 @@ def one_fails(run, _):
             train(run, {"a": sae_of(dict_size=64), "b": sae_of(), "c": sae_of()})
         except TrainingError as error:
             return str(error)
+
+
+def sinks(run, _):
+    train(run, {"a": sae_of(), "b": sae_of(), "c": sae_of()}, {"b": "blocks.1.hook_resid_post"})
+
+
+def not_shared(run, folder):
+    """Each process has another text, other activations, run folders and a cache's folder of its own: why it ends."""
+    rank = os.environ["RANK"]
+    own = folder / rank
+    for name in ("text", "rows", "run/resume"):
+        (own / name).mkdir(parents=True)
+    (own / "text" / "a.txt").write_text(f"the cat {rank}\n" * 900)
+    np.save(own / "rows" / "a.npy", np.full((4000, 16), rank, np.float32))
+    (own / "run" / "resume" / f"step_{rank}.pt").touch()
+    differ = {
+        "text": {"run": replace(run, data=str(own / "text"))},
+        "activations": {"run": replace(run, activations=str(own / "rows"))},
+        "run folders": {"run": replace(run, save_dir="run"), "resume": True},
+    }
+    said = {}
+    former = Path.cwd()
+    os.chdir(own)
+    for what, given in differ.items():
+        try:
+            train(saes={"a": sae_of()}, **given)
+        except UserError as error:
+            said[what] = str(error)
+    try:
+        write_cache("cache", run, run.hooks, 100, group=Group(int(rank), 2, join().gather))
+    except UserError as error:
+        said["cache"] = str(error)
+    os.chdir(former)
+    return said
 
 
 def failing(what, rank, run):

@@ -15,6 +15,7 @@ import pytest
 import torch as t
 from caches import write_small
 from interrupted_runs import assert_equal, one_thread, results, written
+from planted_sinks import saved_with_sinks
 from torchrun import SCRIPT, ended, ran, rank_of, torchrun
 from under_torchrun import HOOKS, saes
 from wandb_files import history
@@ -22,7 +23,7 @@ from wandb_files import history
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.errors import ConfigError, Interrupted, LanguageModelError
+from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
 from dictionary_learning_ext.run_folder.reading import read_history, read_run
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
 from dictionary_learning_ext.training.processes import (
@@ -40,7 +41,7 @@ SOURCES = ("text", "cache")
 
 
 @pytest.fixture(scope="module")
-def of_two_and_four(anywhere, tmp_path_factory):
+def of_two_and_four(anywhere, lm_dir_of, tmp_path_factory):
     """What two and then four ranks return of several scenarios, and print. In one start each, as it takes seconds.
 
     And the settings of the same runs in one process.
@@ -55,6 +56,12 @@ def of_two_and_four(anywhere, tmp_path_factory):
     }
     few = replace(text, steps=12, eval_tokens=0)
 
+    with_sinks = replace(
+        few, eval_tokens=100, model=saved_with_sinks(lm_dir_of("gpt2"), folder / "sinks_lm")
+    )
+    cache = str(folder / "cache_with_sinks")
+    write_small(cache, with_sinks, 4000, (text.hook, "blocks.1.hook_resid_post"))
+
     def given(name, run):
         return asdict(replace(run, save_dir=str(folder / name)))
 
@@ -64,7 +71,8 @@ def of_two_and_four(anywhere, tmp_path_factory):
     stopped = {name: given(f"stopped_{name}", run) for name, run in runs.items()}
     of_two = scenarios("trained", 2) | {f"interrupted:{n}": run for n, run in stopped.items()}
     of_two |= {"one_fails": given("one_fails", few), "lost": given("lost/run", few)}
-    of_two |= {"commands": asdict(few)}
+    of_two |= {"commands": asdict(few), "not_shared": given("not_shared/run", few)}
+    of_two |= {"sinks": given("sinks/run", replace(with_sinks, activations=cache))}
     of_four = scenarios("trained", 4)
     of_four |= {f"interrupted_again:{n}": run for n, run in stopped.items()}
     found = {2: ran(2, folder, of_two), 4: ran(4, folder, of_four)}
@@ -127,6 +135,29 @@ def test_an_sae_that_fails_ends_alone_and_every_process_says_so(of_two_and_four)
     assert f"trained and saved: {folder / 'one_fails' / 'c'}" in said
     assert (folder / "one_fails" / "c" / "ae.pt").is_file()
     assert "b: its trainer raised at step 6\nTraceback" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("text", "reads another text than rank 0"),
+        ("activations", "reads another set of activations than rank 0"),
+        ("run folders", "resume point in .* on storage that all machines share"),
+        ("cache", "not every process sees the same folder"),
+    ],
+)
+def test_what_all_must_share_is_compared_at_the_start(of_two_and_four, what, said):
+    ranks, _ = of_two_and_four[1][2]["not_shared"]
+    assert ranks[0][what] == ranks[1][what]
+    assert re.search(said, ranks[0][what])
+
+
+@pytest.mark.slow
+def test_with_a_cache_each_hook_points_sinks_are_said_once(of_two_and_four):
+    _, printed = of_two_and_four[1][2]["sinks"]
+    for hook in ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post"):
+        assert printed.count(f"{hook}: some activations are far larger") == 1
 
 
 @pytest.mark.slow
@@ -409,13 +440,15 @@ def test_a_run_resumes_with_the_device_that_was_given(run, tmp_path, monkeypatch
     assert asked == ["cpu", "cpu"]
 
 
-def test_all_read_the_same_language_model(monkeypatch):
-    alike = {"language_model": "a" * 64, "tokenizer": "b" * 64}
-    ONE_PROCESS.require_alike(alike | {"versions": {}})
+def test_all_must_read_the_same(monkeypatch):
+    alike = {"language model": "a" * 64, "tokenizer": "b" * 64}
+    ONE_PROCESS.require_alike(alike, "copy it")
     other = alike | {"tokenizer": "c" * 64}
     monkeypatch.setattr(Processes, "gather", lambda self, what: [what, alike, other])
-    with pytest.raises(LanguageModelError, match=r"rank 2 .* rank 0: .* ccc.*, not bbb"):
-        Processes(0, 3).require_alike(alike)
+    with pytest.raises(
+        TrainingError, match=r"rank 2 .* tokenizer .* rank 0 \(ccc.*, not bbb.*copy"
+    ):
+        Processes(0, 3).require_alike(alike, "copy it")
 
 
 # --- signals
