@@ -1,4 +1,4 @@
-"""wandb's sweep files: which runs a file describes, and the configuration of each."""
+"""wandb's sweep files: the runs that a file describes, and the settings of each."""
 
 import logging
 import math
@@ -23,16 +23,15 @@ _KEYS = {"name", "project", "entity", "description", "program", "method", "metri
 _KEYS |= {"command", "run_cap"}
 _PARAMETER_KEYS = {"value", "values", "min", "max", "distribution"}
 _STARTS = {"preset", "config"}
-"""What a run starts from: one of them, so that a typed one replaces the file's."""
+"""Flags for where a run's settings come from. A run takes one of them: one that the user typed replaces the file's."""
 _OWN = {"save_dir", "overwrite", "resume"}
-"""Flags that a sweep file can't set, since the sweep itself names and continues its runs."""
+"""Flags that a sweep file can't set, because the sweep names its run folders and continues them."""
 _FOR_AGENTS = "--wandb=online"
-"""What only wandb's agents take from a file, so that a local sweep of the same file needs no server."""
+"""A flag in sweep files that a local sweep leaves out, as it needs wandb's server."""
 _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform", "categorical", "constant")
 
 _MOST_DRAWS = 100
-"""How often a random search draws for each of its runs, as some draws repeat others."""
-_MOST_RUNS = 100_000
+"""Draws of a random search per run: some draws repeat others."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,16 @@ class Sweep:
     file: Path
     name: str
     flags: list[str]
-    """Flags of `vsae train` that every run shares."""
+    """The flags of `vsae train` that all runs share."""
     assignments: list[dict[str, Any]]
-    """The swept settings of each run."""
+    """The values of the swept settings, for each run."""
 
 
 def read_sweep(path: Path, seed: int = 0) -> Sweep:
-    """Read a sweep file; `seed` seeds the draws of a random search.
+    """Read a sweep file.
+
+    Arguments:
+        seed: seeds the draws of a random search.
 
     Raises: ConfigError that names the mistake in the file.
     """
@@ -70,20 +72,15 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         raise ConfigError(
             f"{path}: expected wandb's keys method and parameters; for an example, see {_EXAMPLE}"
         )
-    parameters: dict[str, Any] = {}
-    for given, parameter in content["parameters"].items():
-        name = str(given).replace("-", "_")
-        if name in parameters:
-            raise ConfigError(f"{path}: parameter {name!r} is there twice; remove one of them")
-        parameters[name] = _choices(path, given, parameter)
-    if own := sorted(parameters.keys() & _OWN):
-        raise ConfigError(
-            f"{path}: parameter {own[0]!r}: a local sweep names, keeps and resumes its runs' folders itself",
-            instead="leave it out",
-        )
+    flags = _flags(path, content)
+    parameters = {
+        str(name).replace("-", "_"): _choices(path, name, parameter)
+        for name, parameter in content["parameters"].items()
+    }
+    if own := sorted((parameters.keys() | _names(flags)) & _OWN):
+        what = f"{path}: sets {own[0]}, but a sweep names, keeps and resumes its run folders itself"
+        raise ConfigError(what, instead="leave it out")
     method, cap = content.get("method"), content.get("run_cap")
-    if cap is not None and (type(cap) is not int or not 1 <= cap <= _MOST_RUNS):
-        raise ConfigError(f"{path}: run_cap is {cap!r}; expected 1 to {_MOST_RUNS:,} runs, e.g. 20")
     if method == "grid":
         assignments = _grid(path, parameters, cap)
     elif method == "random":
@@ -95,20 +92,20 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         raise ConfigError(f"{path}: method is {method!r}; expected grid or random; {others}")
     name = str(content.get("name") or path.stem)
     require_folder_name(name, f"{path}: name")
-    return Sweep(path, name, _flags(path, content), assignments)
+    return Sweep(path, name, flags, assignments)
 
 
 def configurations(
     sweep: Sweep, parse: Callable[[list[str]], TrainConfig], fixed: Sequence[str] = ()
 ) -> dict[str, TrainConfig]:
-    """The configuration of every run, by its folder's name: the same that a wandb agent's command would give.
+    """The settings of every run, by the name of its folder. A wandb agent's command would give the same settings.
 
     Arguments:
-        parse: turns flags of `vsae train` into a configuration.
+        parse: turns flags of `vsae train` into settings.
         fixed: flags that override those in the file's command.
 
-    Raises: UserError for an invalid value, or a fixed flag that the file sweeps, before anything
-    runs. It names the file unless the mistake is in the fixed flags.
+    Raises: UserError for an invalid value, or a fixed flag that the file sweeps. It names the file unless the
+        mistake is in the fixed flags.
     """
     typed = _names(fixed)
     refused = dict.fromkeys(sweep.assignments[0], f"{sweep.file} sweeps it")
@@ -137,15 +134,7 @@ def configurations(
                 instead=f"sweep hook in {sweep.file}, with values {config.run.hooks}",
             )
         configs.append(replace(config, sae=resolved))
-    found: dict[str, TrainConfig] = {}
-    names = names_in_sweep(sweep.assignments, configs)
-    for name, config, assignment in zip(names, configs, sweep.assignments, strict=True):
-        if name in found:
-            raise ConfigError(
-                f"{sweep.file}: two runs have the settings {assignment}; remove one of them"
-            )
-        found[name] = config
-    return found
+    return dict(zip(names_in_sweep(sweep.assignments, configs), configs, strict=True))
 
 
 def _names(flags: Sequence[str]) -> set[str]:
@@ -178,16 +167,11 @@ def _flags(path: Path, content: dict[str, Any]) -> list[str]:
             f"{path}: command is {command!r}; expected a list: vsae, train, any of its flags, and "
             "${args} last"
         )
-    flags = words[2:-1]
-    if own := [flag for flag in flags if _names([flag]) & _OWN]:
-        raise ConfigError(
-            f"{path}: command has {own[0]}; a sweep names, keeps and resumes its runs' folders itself",
-            instead="leave it out",
-        )
-    return flags
+    return words[2:-1]
 
 
 def _require_known(where: str, content: dict[Any, Any], known: set[str]) -> None:
+    """Raise a ConfigError for a key that is not known."""
     for key in content:
         if key not in known:
             expected = ", ".join(sorted(known)) + did_you_mean(key, sorted(known))
@@ -195,10 +179,15 @@ def _require_known(where: str, content: dict[Any, Any], known: set[str]) -> None
 
 
 def _choices(path: Path, name: Any, parameter: Any) -> Any:
-    """A parameter's list of values, or the scipy distribution to draw them from."""
+    """The list of a parameter's values, or the scipy distribution that they are drawn from."""
     where = f"{path}: parameter {name!r}"
+    expected = ConfigError(
+        f"{where} is {parameter!r}",
+        expected="value, a list of values that is not empty, or finite numbers min and max, with min below max (and "
+        "above 0 for log_uniform_values)",
+    )
     if not isinstance(parameter, dict):
-        raise ConfigError(f"{where} is {parameter!r}; expected value, values, or min and max")
+        raise expected
     kind = parameter.get("distribution")
     if kind is not None and kind not in _DISTRIBUTIONS:
         raise ConfigError(
@@ -209,19 +198,13 @@ def _choices(path: Path, name: Any, parameter: Any) -> Any:
     if "value" in parameter or "values" in parameter:
         values = [parameter["value"]] if "value" in parameter else parameter["values"]
         if not isinstance(values, list) or not values:
-            raise ConfigError(f"{where}: values is {values!r}; expected a list that is not empty")
+            raise expected
         return values
     low: Any = parameter.get("min")
     high: Any = parameter.get("max")
-    if not (is_of_type(low, float) and is_of_type(high, float)):
-        raise ConfigError(
-            f"{where}: min={low!r}, max={high!r}; expected value, values, or finite min and max"
-        )
-    if low >= high or (kind == "log_uniform_values" and low <= 0):
-        raise ConfigError(
-            f"{where}: min={low} and max={high}; expected min below max, and min above 0 for "
-            "log_uniform_values"
-        )
+    are_numbers = is_of_type(low, float) and is_of_type(high, float)
+    if not are_numbers or low >= high or (kind == "log_uniform_values" and low <= 0):
+        raise expected
     from scipy import stats
 
     if kind == "log_uniform_values":
@@ -232,36 +215,32 @@ def _choices(path: Path, name: Any, parameter: Any) -> Any:
 
 
 def _grid(path: Path, parameters: dict[str, Any], cap: int | None) -> list[dict[str, Any]]:
+    """All combinations of the values, or the first `cap` of them."""
     from sklearn.model_selection import ParameterGrid
 
     for name, choices in parameters.items():
         if not isinstance(choices, list):
             raise ConfigError(f"{path}: parameter {name!r} has min and max; a grid needs values")
-    if cap is None and (there := math.prod(map(len, parameters.values()))) > _MOST_RUNS:
-        raise ConfigError(f"{path}: a grid of {there:,} runs; set run_cap, or sweep fewer values")
     return list(islice(ParameterGrid(parameters), cap))
 
 
 def _random(
     path: Path, parameters: dict[str, Any], cap: int | None, seed: int
 ) -> list[dict[str, Any]]:
-    """`cap` different draws. Raises ConfigError if there are not so many."""
+    """`cap` different draws, or fewer if there are fewer."""
     from sklearn.model_selection import ParameterSampler
 
     if cap is None:
         raise ConfigError(f"{path}: a random search needs a number of runs, e.g. run_cap: 20")
+    draws = _MOST_DRAWS * cap
     if all(isinstance(choices, list) for choices in parameters.values()):
-        if (there := math.prod(map(len, parameters.values()))) < cap:
-            logger.warning("%s: run_cap is %d, but there are only %d settings", path, cap, there)
-        n = min(cap, there)  # drawn without replacement
-        return list(ParameterSampler(parameters, n, random_state=seed))
+        draws = min(cap, math.prod(map(len, parameters.values())))  # drawn without replacement
     found: dict[str, dict[str, Any]] = {}
-    for one in ParameterSampler(parameters, _MOST_DRAWS * cap, random_state=seed):
+    for one in ParameterSampler(parameters, draws, random_state=seed):
         values = {name: v.item() if hasattr(v, "item") else v for name, v in one.items()}
         found.setdefault(repr(values), values)
         if len(found) == cap:
-            return list(found.values())
-    raise ConfigError(
-        f"{path}: run_cap is {cap}, but only {len(found)} different settings can be drawn; lower it,"
-        " or widen the parameters"
-    )
+            break
+    if len(found) < cap:
+        logger.warning("%s: run_cap is %d, but there are only %d settings", path, cap, len(found))
+    return list(found.values())
