@@ -1,20 +1,13 @@
-"""What can go wrong because of what was given.
+"""The errors that users can cause.
 
-Every message is one line that says what was given, what was expected and what to type instead. It names a setting as
-Python does: k. The command line prints the line without a traceback and exits with status 2.
+Every message is one line that says what was given, what was expected and what to do instead. It names a setting as in
+Python: k. The command line prints it without a traceback and exits with status 2.
 """
 
 import re
 import shlex
-from enum import Enum
 from signal import Signals
 from typing import Any
-
-
-class _No(Enum):
-    """An enum member, which keeps its identity when it is pickled."""
-
-    VALUE = 0
 
 
 def first_line(error: BaseException) -> str:
@@ -25,16 +18,16 @@ def first_line(error: BaseException) -> str:
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]"
 )
-"""What moves a terminal's cursor, colours or reverses text, but for line feeds and tabs; and half characters."""
+"""Control characters except line feeds and tabs, characters that reverse text, and surrogates."""
 
 
 def printable(text: str) -> str:
-    """Text that may come from a file or a server, for a terminal: control characters are escaped."""
+    """Text from a file or a server with its control characters escaped, so that a terminal can show it."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def bytes_shown(n: float) -> str:
-    """A number of bytes to three digits, e.g. 1.25GB."""
+    """A number of bytes in words, to three digits: 1.25GB."""
     for prefix in ("", *"kMGTPEZ"):
         if n < 999.5:
             return f"{n:.3g}{prefix}B"
@@ -43,16 +36,16 @@ def bytes_shown(n: float) -> str:
 
 
 def in_shell(*words: object) -> str:
-    """Paths or other words of a command that a message suggests, quoted where a shell needs it."""
+    """Words of a command that a message suggests, quoted where a shell needs it."""
     return shlex.join(map(str, words))
 
 
 _LONGEST = 100
-"""Characters of a value in a message, unless it is text."""
+"""The most characters of a value in a message, unless it is a string."""
 
 
 def shown(value: Any) -> str:
-    """A value as Python writes it, on one line; of a model, many settings or a huge number, the beginning."""
+    """A value's repr on one line, cut to 100 characters unless it is a string."""
     if isinstance(value, str):
         return repr(value)
     text = " ".join(repr(value).split())
@@ -60,15 +53,15 @@ def shown(value: Any) -> str:
 
 
 class UserError(ValueError):
-    """Something given to the package is wrong. Base of all the errors below.
+    """Base of the errors that users can cause.
 
     Arguments:
-        problem: what is wrong, beyond what `expected` says of the setting.
-        name: of the wrong setting; None if no setting is wrong.
-        value: what was given for it.
+        problem: what is wrong.
+        name: the wrong setting; None if no setting is wrong.
+        value: the value that was given for it (default, `...`: not part of the message).
         expected: what should have been given.
         instead: what to do.
-        where: the file or the like that it stands in.
+        where: the file that contains the mistake.
     """
 
     def __init__(
@@ -76,7 +69,7 @@ class UserError(ValueError):
         problem: str = "",
         *,
         name: str | None = None,
-        value: Any = _No.VALUE,
+        value: Any = ...,
         expected: str = "",
         instead: str = "",
         where: str = "",
@@ -96,13 +89,13 @@ class UserError(ValueError):
 
     @property
     def given(self) -> str:
-        """The wrong setting, and the value if that matters."""
-        if self.name is None or self.value is _No.VALUE:
+        """The wrong setting as the message writes it: k=0, or k without a value."""
+        if self.name is None or self.value is ...:
             return self.name or ""
         return f"{self.name}={shown(self.value)}"
 
     def within(self, where: str, instead: str = "") -> "UserError":
-        """The same error, and the file or the like that the mistake stands in."""
+        """The same error, with the file that contains the mistake."""
         where = f"{where}: {self.where}" if self.where else where
         return type(self)(
             self.problem,
@@ -115,7 +108,7 @@ class UserError(ValueError):
 
 
 class FlagError(UserError):
-    """What was typed can't be parsed. Its message says it as it was typed."""
+    """A command-line flag can't be parsed. The message writes it as it was typed."""
 
     @property
     def given(self) -> str:
@@ -184,9 +177,9 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signal
 
     def when(self, what: str) -> "Interrupted":
-        """The same, and when it was, with what to do."""
+        """The same, with a message that says when the signal came and how to continue."""
         return Interrupted(self.signal, f"stopped by {self.signal.name} {what}")
 
     def __reduce__(self):
-        """Pickled with both arguments; exceptions are with their message alone."""
+        """Pickle both arguments; by default, exceptions keep only their message."""
         return type(self), (self.signal, str(self))

@@ -1,10 +1,8 @@
-"""Every architecture, one row each: its classes, its options, how it is exported and shown.
+"""The architectures, a row each: their classes, and how they are exported and shown.
 
-Training, loading, evaluation, export, the SAE Bench adapter and sweeps read this table. Classes are
-named by their paths and imported when asked for, so that this module imports no torch.
+Classes are named by their paths and imported when asked for, so that this module imports no torch.
 
-To add an architecture: its trainer file in trainers/, its settings in sae.py (the dataclass and its
-place in CONFIGS), and a row here.
+To add an architecture: its trainer in trainers/, its settings in sae.py (a dataclass, also in CONFIGS), and a row here.
 """
 
 import math
@@ -32,58 +30,57 @@ def upstream_lr(dict_size: int) -> float:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row."""
+    """An architecture: its classes, and how it is exported and shown."""
 
     name: str
-    """What users type after --architecture."""
+    """The value of --architecture."""
     title: str
-    """The architecture's name in prose, e.g. in tables."""
+    """The name in tables and prose."""
     description: str
     """A phrase for --help."""
     trainer: str | None
-    """Path of the trainer's class, MODULE:CLASS; None for one that is loaded but not trained here."""
+    """The trainer's class, as MODULE:CLASS; None for an architecture that is loaded but not trained here."""
     dictionary: str
-    """Path of the dictionary's class."""
+    """The dictionary's class, as MODULE:CLASS."""
     name_in_folders: str = ""
-    """A shorter one, for the automatic names of run folders. Default: name."""
+    """The name in automatic names of run folders. Default: name."""
     default_lr: str = "1e-3"
-    """The default learning rate as --help shows it. The trainer computes it."""
+    """The trainer's default learning rate, as --help shows it."""
     function: Function | None = None
-    """What its encoder computes, from which the export formats that can hold it follow; None for a
-    function that no format holds."""
+    """The function of its encoder, which decides the export formats; None: no format has it."""
     subtracts_b_dec: bool = True
     """Whether the encoder takes x - b_dec instead of x."""
     exported_as: str | None = None
-    """Path of the upstream class that its weights are exported in; None for its own."""
+    """The upstream class in which its weights are exported, as MODULE:CLASS; None: its own."""
     bench_name: str = ""
-    """SAE Bench's name for the class in its plots, which a variant is appended to. Default: name."""
+    """The name of the class in SAE Bench's plots, before the variant. Default: name."""
     splits: bool = False
     """Whether its features can be divided over processes."""
     variants: dict[str, str] = field(default_factory=dict)
-    """By the variant that the dictionary says it is: its name in prose, where that isn't the title."""
+    """The titles of variants, by the variant that a dictionary says it is."""
     bench_normalizes: bool = False
     """Whether SAE Bench's loader makes the decoder unit-norm itself."""
     unit_norm_by: str | None = None
-    """The dictionary's method that makes its decoder unit-norm without changing a reconstruction,
-    as SAE Bench expects; None if it is so already."""
+    """The dictionary's method that makes its decoder unit-norm without changing reconstructions,
+    as SAE Bench expects; None if it is unit-norm already."""
 
     @property
     def is_ours(self) -> bool:
-        """Whether upstream's, SAE Bench's and SAELens's own loaders do not know its class."""
+        """Whether the dictionary's class is ours, so that other libraries' loaders don't know it."""
         return self.dictionary.startswith(f"{_OURS}.")
 
     @property
     def dict_class(self) -> str:
-        """The dictionary's class, as config.json names it."""
+        """The name of the dictionary's class, as in config.json."""
         return self.dictionary.partition(":")[2]
 
     @property
     def trainer_class(self) -> str | None:
-        """The trainer's class, as config.json names it, unless that names the class it derives from."""
+        """The name of the trainer's class."""
         return self.trainer and self.trainer.partition(":")[2]
 
     def bench_name_of(self, variant: str) -> str:
-        """SAE Bench's name of a dictionary of this architecture, e.g. topk or vsae_fixed_values."""
+        """The name of a variant in SAE Bench's plots, e.g. topk or vsae_fixed_values."""
         return "_".join(part for part in (self.bench_name or self.name, variant) if part)
 
 
@@ -229,4 +226,4 @@ ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
 TRAINED: dict[str, Architecture] = {row.name: row for row in _ROWS if row.trainer is not None}
 """The architectures that `vsae train` can train, by name."""
 BY_DICT_CLASS: dict[str, Architecture] = {row.dict_class: row for row in reversed(_ROWS)}
-"""By the name of the dictionary's class; the first row of those that share it."""
+"""The architectures by the name of their dictionary's class. Of several with one class, the first."""

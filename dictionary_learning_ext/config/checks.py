@@ -1,4 +1,4 @@
-"""Checks of values that a user gave, and words for their messages. Imports no torch."""
+"""Checks of the values of settings, and the words of their messages. Imports no torch."""
 
 import difflib
 import re
@@ -26,14 +26,16 @@ _SCALE_LIMITS = (1e-18, 1e18)
 
 
 class Range(NamedTuple):
-    """Which numbers a setting may be, in its annotation: `Annotated[int, Range(...)]`."""
+    """The values that a number may have. It stands in a setting's annotation: `Annotated[int, Range(...)]`."""
 
     words: str
+    """The range in words."""
     holds: Callable[[Any], bool]
+    """Whether a number is in it."""
     instead: str = ""
-    """what to do where it is another"""
+    """What to do about a number outside of it."""
     in_steps: str = ""
-    """of a share of the run: the words for a number of steps, with {} for all steps"""
+    """For a share of the run: the range in words as a number of steps, with {} for all steps."""
 
 
 Count = Annotated[int, Range("at least 1", lambda n: n >= 1)]
@@ -45,15 +47,14 @@ SCALE = Range(
     "above 0 ({:g} to {:g})".format(*_SCALE_LIMITS),
     lambda x: _SCALE_LIMITS[0] <= x <= _SCALE_LIMITS[1],
 )
-"""A number whose square, and the square's inverse, are numbers in float32."""
+"""Numbers whose square, and its inverse, are finite in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """Base of settings: frozen dataclasses whose values are checked when they are made.
+    """Base of settings: frozen dataclasses that check their values when they are made.
 
-    Raises: ConfigError for a value of another type, a number outside of its field's `Range`, or one that
-    is not finite.
+    Raises: ConfigError for a value of the wrong type, or a number that is not finite or outside of its field's `Range`.
     """
 
     def __post_init__(self):
@@ -72,7 +73,7 @@ class Checked:
 
 @cache
 def annotations_of(cls: type) -> dict[str, tuple[Any, list[Range]]]:
-    """Each field's type, and the ranges in its annotation."""
+    """The type of each field, and the ranges in its annotation."""
     whole, found = get_type_hints(cls, include_extras=True), {}
     for name, hint in get_type_hints(cls).items():
         parts = (whole[name], *get_args(whole[name]))
@@ -81,13 +82,13 @@ def annotations_of(cls: type) -> dict[str, tuple[Any, list[Range]]]:
 
 
 def require(condition: bool, name: str, given: Any, expected: str, *, instead: str = "") -> None:
-    """Raise a ConfigError that says what `name` was and what it should have been."""
+    """Raise a ConfigError unless a condition holds. It says what the setting was and what was expected."""
     if not condition:
         raise ConfigError(name=name, value=given, expected=expected, instead=instead)
 
 
 def require_sizes(**sizes: Any) -> None:
-    """Raise a ConfigError unless each is a whole number of 1 or more, and k at most dict_size."""
+    """Raise a ConfigError unless each size is a whole number of at least 1, and k at most dict_size."""
     for name, given in sizes.items():
         require_type(name, given, int)
         most = sizes["dict_size"] if name == "k" else given
@@ -96,26 +97,28 @@ def require_sizes(**sizes: Any) -> None:
 
 
 def require_max_norm_multiple(given: float | None) -> None:
-    """Raise a ConfigError unless this is above 1, or None: no token is left out for its norm."""
+    """Raise a ConfigError unless it is above 1, or None, which leaves out no token."""
     expected = "above 1 (10 leaves out attention sinks)"
     require(given is None or given > 1, "max_norm_multiple", given, expected)
 
 
 def require_choice(name: str, given: Any, choices: Any) -> None:
-    """Raise a ConfigError unless `given` is one of `choices`, a Literal or some names."""
+    """Raise a ConfigError unless a value is one of `choices`: a Literal, or names."""
     legal = get_args(choices) or tuple(choices)
     require(given in legal, name, given, f"one of {', '.join(legal)}{did_you_mean(given, legal)}")
 
 
 def did_you_mean(given: Any, names: Collection[str]) -> str:
-    """What a message asks at its end about a misspelt name; nothing if no name looks like it."""
+    """The end of a message about a misspelt name: "; did you mean …?". Empty if no name is close to it."""
     close = close_names(str(given), names)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def close_names(given: str, names: Collection[str]) -> list[str]:
-    """The names that a misspelt one may stand for: those that differ in case and dashes alone, those that it
-    begins, at most three, or the two that look like it most."""
+    """The names that a misspelt name may mean.
+
+    Names that differ only in case and dashes; or else at most three that begin with it; or else the two closest ones.
+    """
     names = list(dict.fromkeys(names))
     if same := [name for name in names if _bare(name) == _bare(given)]:
         return same
@@ -129,17 +132,15 @@ def _bare(name: str) -> str:
 
 
 def require_type(name: str, given: Any, hint: Any) -> None:
-    """Raise a ConfigError unless a value has a field's type. Numbers must be finite."""
+    """Raise a ConfigError unless a value has the type of a field. Numbers must be finite."""
     words = get_args(hint) if get_origin(hint) is Literal else ()
     require(is_of_type(given, hint), name, given, described(hint) + did_you_mean(given, words))
-    has_null = isinstance(given, str) and "\0" in given  # which no file's name can have
-    require(not has_null, name, given, "text without null characters")
 
 
 def is_of_type(value: Any, hint: Any) -> bool:
-    """Whether a value has the type of a setting, or of a value in a file.
+    """Whether a value has the type of a setting.
 
-    A whole number passes as a float. Lists of numbers are tuples in dataclasses, lists in files.
+    A whole number counts as a float, and a list as a tuple, because JSON has no tuples.
     """
     origin, members = get_origin(hint), get_args(hint)
     if hint is Any:
@@ -163,7 +164,7 @@ def is_of_type(value: Any, hint: Any) -> bool:
 
 
 def described(hint: Any) -> str:
-    """A field's type in words."""
+    """A type in words, e.g. "a whole number"."""
     members = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(described, members))

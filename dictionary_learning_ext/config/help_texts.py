@@ -1,4 +1,4 @@
-"""The docstrings under the fields of dataclasses, which `--help` shows. Imports no torch."""
+"""The docstrings under the fields of a dataclass, which `--help` shows. Imports no torch."""
 
 import ast
 import functools
@@ -8,9 +8,9 @@ from itertools import pairwise
 
 
 def help_texts(cls: type) -> dict[str, str]:
-    """The docstring under each field of a class and its bases, on one line.
+    """The docstring under each field of a class and of its bases, by the field's name, on one line.
 
-    Only classes at the top level of a module have any.
+    Works for classes at the top level of a module.
     """
     texts: dict[str, str] = {}
     for owner in reversed(cls.__mro__[:-1]):
@@ -20,7 +20,7 @@ def help_texts(cls: type) -> dict[str, str]:
 
 @functools.cache
 def _texts_of_module(name: str) -> dict[str, dict[str, str]]:
-    """By class and field. A module is parsed once: `inspect.getsource` parses it for each class."""
+    """The docstrings of a module's fields, by class and field."""
     tree = ast.parse(inspect.getsource(sys.modules[name]))
     classes = [each for each in tree.body if isinstance(each, ast.ClassDef)]
     return {each.name: _texts_of_class(each) for each in classes}

@@ -1,4 +1,4 @@
-"""Hook points' names, which are TransformerLens's. Imports no torch."""
+"""Names of hook points, as in TransformerLens. Imports no torch."""
 
 import re
 from typing import NamedTuple
@@ -12,13 +12,13 @@ class HookName(NamedTuple):
 
     block: int
     kind: str
-    """hook_resid_post"""
+    """E.g. hook_resid_post."""
 
     def __str__(self) -> str:
         return f"blocks.{self.block}.{self.kind}"
 
 
 def hook_name(text: str) -> HookName | None:
-    """The parts of a hook point's name; None if it isn't one. Its kind may be one that no model has."""
+    """The parts of a hook point's name; None for other text. The kind isn't checked."""
     match = _NAME.fullmatch(text)
     return match and HookName(int(match[1]), match[2])

@@ -2,9 +2,9 @@
 
     vsae_k16_F512_beta0.1_seed0_344f4b
 
-The architecture, k, F, what differs from the preset `recommended` as far as it fits, the seed, and a hash of
-the settings that change the result. All else is in config.json. Those of a sweep on one machine, which all lie in
-its folder, say what differs among them: vsae_k16_lr0.002.
+They hold the architecture, k, F, the settings that differ from the preset `recommended` (as many as fit), the seed, and
+a hash of the settings that change the result. In a sweep on this machine they hold the settings that differ between
+its runs: vsae_k16_lr0.002.
 """
 
 import re
@@ -20,9 +20,9 @@ from .run import NOT_THE_RESULT, TrainConfig
 from .synthetic_models import NO_HOOK
 
 LONGEST = 40
-"""Characters of an automatic name."""
+"""The most characters of an automatic name."""
 LONGEST_IN_SWEEP = 80
-"""Characters of a name in a sweep's folder, without a hash."""
+"""The most characters of a name in a sweep's folder, without a hash."""
 NAMED_FIRST = (
     "architecture",
     "k",
@@ -39,18 +39,15 @@ NAMED_FIRST = (
     "model",
     "data",
 )
-"""The settings that are named before others, if they differ; in labels, too."""
+"""The settings that come first in names and labels, if they differ."""
 _IN_NAMES = {"dict_size": "F", "noise_to_signal": "noise", "kl_scope": "kl"} | dict.fromkeys(
     ("hook", "model", "noise_on", "posterior", "data"), ""
 )
-"""What stands before a setting's value, where it is not the setting's name."""
+"""The text before a setting's value, where it is not the setting's name."""
 
 
 def automatic_name(config: TrainConfig) -> str:
-    """A run folder's name. Settings that were not resolved are named as they are given.
-
-    Returns: at most LONGEST characters, fit for a file's name.
-    """
+    """A run folder's name: at most LONGEST characters that a file's name may have."""
     flat = config.sae.to_json()
     row = ARCHITECTURES[config.sae.architecture]
     start = [row.name_in_folders or row.name]
@@ -63,12 +60,13 @@ def automatic_name(config: TrainConfig) -> str:
 def names_in_sweep(
     assignments: Sequence[Mapping[str, Any]], configs: Sequence[TrainConfig]
 ) -> list[str]:
-    """The names of a sweep's run folders: the architecture and the swept settings that differ, as far as they
-    fit. A hash of all settings follows where several runs would have one name.
+    """The names of a sweep's run folders: the architecture and the swept settings that differ, as many as fit.
+
+    A hash of all settings follows where several runs would have the same name.
 
     Arguments:
-        assignments: the swept settings of each run, as the sweep file gives them.
-        configs: all settings of each.
+        assignments: the swept settings of each run.
+        configs: all settings of each run.
     """
     differing = [
         name
@@ -89,7 +87,7 @@ def names_in_sweep(
 
 
 def _fitting(start: list[str], parts: list[str], end: list[str], longest: int) -> str:
-    """A name of at most `longest` characters, with the parts that fit."""
+    """A name of at most `longest` characters: start, as many parts as fit, and end."""
     chosen: list[str] = []
     for part in parts:
         if len("_".join([*start, *chosen, part, *end])) <= longest:
@@ -98,17 +96,17 @@ def _fitting(start: list[str], parts: list[str], end: list[str], longest: int) -
 
 
 def _in_order(names: Collection[str]) -> list[str]:
-    """Settings, NAMED_FIRST first."""
+    """The same names, those of NAMED_FIRST first."""
     return list(dict.fromkeys([*(name for name in NAMED_FIRST if name in names), *names]))
 
 
 def is_automatic(name: str) -> bool:
-    """Whether a folder has a name that nobody chose: one of ours, or of upstream's `trainSAE`."""
+    """Whether a folder's name was made by us or by upstream's `trainSAE`, and not chosen by a user."""
     return bool(re.fullmatch(r".+_seed\d+(_.+)?_[0-9a-f]{6}|trainer_\d+", name))
 
 
 def _differences(config: TrainConfig) -> list[str]:
-    """The settings that differ from the preset's, or from its architecture's defaults, as parts of a name."""
+    """Parts of a name: the settings that differ from the preset's, or from their architecture's defaults."""
     steps = config.run.steps
     preset_config = preset(DEFAULT_PRESET, steps)
     sae = preset_config.sae.switch_architecture(architecture=config.sae.architecture)
@@ -125,11 +123,13 @@ def _differences(config: TrainConfig) -> list[str]:
 
 
 def _short(hook: str) -> str:
+    """A hook point's short name: b2 for blocks.2.hook_resid_post."""
     named = hook_name(hook)
     return f"b{named.block}" if named is not None and named.kind == RESID_POST else hook
 
 
 def _part(name: str, value: Any) -> str:
+    """A setting and its value as a part of a name, e.g. lr0.002."""
     if name == "hook":
         value = ",".join(map(_short, value.split(",")))  # always there, so short
     elif isinstance(value, float):

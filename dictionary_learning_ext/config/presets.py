@@ -1,7 +1,7 @@
-"""Named settings for `vsae train --preset`, and for trainers; the SAEs that `vsae quickstart` compares.
+"""The presets of `vsae train`, the same for upstream's `trainSAE`, and the SAEs of `vsae quickstart`.
 
-A preset holds what differs from the defaults of the classes. Flags override it.
-Its schedules are shares of the run, so they scale with --steps.
+A preset holds the settings that differ from the defaults. Flags override them. Schedules are shares of the run, so
+they scale with --steps.
 """
 
 import math
@@ -29,14 +29,14 @@ _PAPER = {
 }
 
 DEFAULT_PRESET = "recommended"
-"""What `vsae train` starts from without --preset, --config or --resume."""
+"""The preset of `vsae train` without --preset, --config or --resume."""
 
 _LR_MULTIPLE, _SMALLEST_TUNED = 3.5, 512
 
 
 def recommended_lr(dict_size: int) -> float:
-    """The learning rate of `recommended`: a multiple of upstream's, so that it fits other sizes too. Smaller
-    dictionaries have that of the smallest that was tuned."""
+    """The learning rate of `recommended`: a multiple of upstream's for this size. Dictionaries below 512 features, the
+    smallest size that was tuned, get that of 512."""
     return float(f"{_LR_MULTIPLE * upstream_lr(max(dict_size, _SMALLEST_TUNED)):.2g}")
 
 
@@ -84,8 +84,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
-    """A TopK SAE and the recommended vSAE: of one size, learning rate and schedule, from the same initial
-    weights."""
+    """A TopK SAE and the recommended vSAE with the same size, learning rate, schedule and initial weights."""
     vsae = replace(preset("recommended", steps).sae, seed=seed)
     matched = ("k", "dict_size", "lr", "decay_start", "seed")
     shared: dict[str, Any] = {name: getattr(vsae, name) for name in matched}
@@ -93,8 +92,9 @@ def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
 
 
 def preset(name: str, steps: int | None = None) -> TrainConfig:
-    """The defaults changed by a preset, and its schedules scaled to `steps` if given. Its learning rate is for its own
-    dict_size: for another, see `recommended_lr`.
+    """The settings of a preset, for a run of `steps` (default: the preset's).
+
+    Its learning rate is for its own dict_size: see `recommended_lr` for others.
 
     Raises: ConfigError for an unknown name.
     """
@@ -114,10 +114,10 @@ def trainer_options(
 ) -> dict[str, Any]:
     """A preset of vSAEs as arguments of `VariationalTopKTrainer`, for upstream's `trainSAE`.
 
-    What is relative in the preset becomes absolute: sigma follows from its noise-to-signal ratio,
-    sigma, prior_std, beta and auxk_alpha are in the units of the activations that the trainer will
-    see, and the schedules in `steps`. The four sizes are among the arguments returned. Presets also
-    leave out attention sinks, which is the buffer's job: `ResidualBuffer(..., max_norm_multiple=10)`.
+    sigma is computed from the preset's noise-to-signal ratio. sigma, prior_std, beta and auxk_alpha are in
+    the units of the activations that the trainer gets, and schedules are in steps. The four sizes are
+    among the arguments returned. Presets also leave out attention sinks. In upstream's loop the buffer
+    does that: `ResidualBuffer(..., max_norm_multiple=10)`.
 
         config = dict(trainer=VariationalTopKTrainer, layer=3, lm_name="…", device="cuda", seed=0)
         config |= trainer_options(
@@ -131,12 +131,11 @@ def trainer_options(
         dict_size: F, the number of features.
         k: features kept per token. The preset's own k and dict_size are not used, and the learning rate of
             `recommended` follows from dict_size.
-        steps: of the whole training.
-        mean_squared_norm: E||x||^2 of the activations (B, D) that the trainer sees, e.g.
-            `float(x.square().sum(-1).mean())` of a batch. Default: 1, which `normalize_activations=True`
-            makes. Without it, give that of the raw activations.
+        steps: training steps.
+        mean_squared_norm: E||x||^2 of the activations (B, D) that the trainer gets, e.g.
+            `float(x.square().sum(-1).mean())` of a batch. Default: 1, for `normalize_activations=True`.
 
-    Raises: ConfigError for an unknown preset, or a number that is not possible.
+    Raises: ConfigError for an unknown preset, or a number out of range.
     """
     sizes = {"activation_dim": activation_dim, "dict_size": dict_size, "k": k, "steps": steps}
     require_sizes(**sizes)
@@ -153,10 +152,10 @@ def trainer_options(
 
 
 def in_units(sae: SAEConfig, energy: float) -> SAEConfig:
-    """The same vSAE for activations whose E||x||^2 is `energy` times as large.
+    """The settings of the same vSAE for activations whose E||x||^2 is `energy` times as large.
 
-    The squared error grows by `energy`, and the KL must not change: so beta grows like the error,
-    sigma and prior_std like the activations.
+    The squared error grows by `energy` and the KL stays. So beta is multiplied by `energy`, sigma and prior_std
+    by its square root.
     """
     factors = {"beta": energy, "sigma": math.sqrt(energy), "prior_std": math.sqrt(energy)}
     given = {name: getattr(sae, name) for name in factors}

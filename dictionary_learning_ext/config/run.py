@@ -1,7 +1,7 @@
-"""The settings that the SAEs of a run share, and all settings together. Imports no torch.
+"""The settings that all SAEs of a run share, and those of a run and an SAE together. Imports no torch.
 
-Frozen dataclasses, checked when made; the docstring under a field is its help text on the command
-line.
+The settings are frozen dataclasses, checked when they are made. The docstring under a field is its help text on the
+command line.
 """
 
 import hashlib
@@ -33,14 +33,13 @@ WandbMode = Literal["online", "offline", "disabled"]
 NONE = "none"
 """The word that a user types for no value."""
 AUTO = "auto"
-"""The device that `devices.chosen_device` chooses, once torch is loaded."""
+"""The default device, which `devices.chosen_device` replaces by cuda or cpu."""
 UNKNOWN = "unknown"
-"""The language model, or the hook point, of activations that don't say it."""
+"""The language model or hook point of stored activations that don't name one."""
 SINK_MULTIPLE = 10.0
-"""A token whose norm is over this many times the median is an attention sink, where a run doesn't say how many
-times."""
+"""The default multiple of the median norm above which a token counts as an attention sink."""
 MIDDLE = "middle"
-"""The hook point of a middle layer. Its name is known with the language model, see `plan.with_hook_names`."""
+"""The default hook point, in a middle layer. `plan.with_hook_names` replaces it by a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,23 +159,24 @@ class RunConfig(Checked):
 
     @property
     def hooks(self) -> list[str]:
-        """The hook points that `hook` names."""
+        """The names in `hook`."""
         return [name.strip() for name in self.hook.split(",")]
 
     @property
     def sink_multiple(self) -> float | None:
-        """A token whose norm is over this many times the median is left out of everything that is measured:
-        `max_norm_multiple`, or SINK_MULTIPLE where training keeps all tokens. None: a synthetic model has no
-        attention sinks."""
+        """The multiple of the median norm above which a token is left out of everything that is measured.
+
+        It is `max_norm_multiple`, or SINK_MULTIPLE if training keeps all tokens; None on a synthetic model.
+        """
         return sink_multiple(vars(self))
 
     @property
     def log_every(self) -> int:
-        """`log_steps`, or its default."""
+        """Steps between two lines of metrics: `log_steps` or its default."""
         return self.log_steps or max(1, min(100, self.steps // 20))
 
     def is_measured(self, step: int) -> bool:
-        """Whether SAEs are measured on the held-out sample when this many steps are done."""
+        """Whether SAEs are measured on held-out tokens after this many steps."""
         if self.eval_every is None:
             return False
         return step % self.eval_every == 0 or step == self.steps
@@ -203,7 +203,7 @@ class RunConfig(Checked):
         return points
 
     def save_interval(self) -> tuple[int | None, int | None]:
-        """The steps, or else the seconds, between two resume points; neither for none."""
+        """The steps, or the seconds, between two resume points; the other is None. Both are None for `none`."""
         if self.save_every == "none":
             return None, None
         match = re.fullmatch(r"0*([1-9][0-9]{0,8})([smh]?)", self.save_every, re.ASCII)
@@ -230,15 +230,15 @@ NOT_THE_RESULT = (
     "log_steps",
     "eval_every",
 )
-"""Settings that don't belong to a result: where it is computed and written, and how often it is saved and logged."""
+"""Settings that don't change the result: where it is computed and written, and how often it is saved and logged."""
 _PATHS = ("model", "data", "activations", "init_from")
 """Settings that may be a folder."""
 
 
 def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that change a result, where they are not at their defaults.
+    """The settings that change the result and are not at their defaults.
 
-    So an option that is added later changes no folder's name. A slash at a path's end does not count.
+    Defaults are left out, so that adding an option changes no folder's name. A slash at the end of a path is ignored.
     """
     defaults = _defaults_of(settings)
     chosen = {
@@ -255,7 +255,7 @@ def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _defaults_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """The defaults of a run and of its architecture, as JSON has them."""
+    """The defaults of a run and of its architecture, with lists for tuples as in JSON."""
     cls = CONFIGS.get(settings.get("architecture", ""), SAEConfig)
     return {
         each.name: list(each.default) if isinstance(each.default, tuple) else each.default
@@ -264,16 +264,16 @@ def _defaults_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def most_parts(dict_size: int) -> int:
-    """Into how many parts a dictionary's features can be split at most: a power of two up to 64."""
+    """The most parts into which a dictionary's features can be split: a power of two up to 64."""
     return min(64, dict_size & -dict_size)
 
 
 SAMPLE_TOKENS = 8192
-"""On how many held-out tokens `eval_every` measures; eval_tokens if these are fewer."""
+"""The number of held-out tokens that `eval_every` measures on, unless eval_tokens is less."""
 
 
 def sink_multiple(settings: Mapping[str, Any]) -> float | None:
-    """`RunConfig.sink_multiple` of a run's settings as config.json has them."""
+    """`RunConfig.sink_multiple` of the settings in a config.json."""
     if is_synthetic(str(settings.get("model", ""))):
         return None
     multiple = settings.get("max_norm_multiple")
@@ -281,29 +281,29 @@ def sink_multiple(settings: Mapping[str, Any]) -> float | None:
 
 
 def evaluation_batch(tokens: int) -> int:
-    """How many held-out tokens an evaluation on `tokens` tokens needs, at least."""
+    """The size of the first batch of an evaluation on `tokens` tokens: fewer can't be evaluated on."""
     return min(2048, tokens)
 
 
 def without_slash(path: str) -> str:
-    """A folder's name as it is typed without a slash at its end."""
+    """A path without slashes at its end."""
     return path.rstrip("/") or path
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything `vsae train` takes."""
+    """The settings of an SAE and of its run."""
 
     sae: SAEConfig = field(default_factory=SAEConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, flat, as flags have them: schedules in steps, and the run's defaults filled in."""
+        """All settings in one dict, as flags: schedules in steps, and defaults filled in."""
         steps = self.run.steps
         return self.sae.to_flags(self.sae.with_dead_after().to_json(), steps) | asdict(self.run)
 
     def to_json(self) -> dict[str, Any]:
-        """All settings, flat, as config.json has them: schedules as shares of the run."""
+        """All settings in one dict, as in config.json: schedules as shares of the run."""
         return self.sae.to_json() | asdict(self.run)
 
     @property
@@ -313,7 +313,11 @@ class TrainConfig:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def with_settings(self, values: dict[str, Any], source: str) -> "TrainConfig":
-        """With some settings changed. Raises ConfigError for an unknown name or a wrong value."""
+        """The same with some settings changed. Raises ConfigError for an unknown name or a wrong value.
+
+        Arguments:
+            source: where the values come from, for messages.
+        """
         run_fields = {each.name for each in fields(RunConfig)}
         values = in_shares({"steps": self.run.steps} | values)
         for name in values:
@@ -336,7 +340,7 @@ CONTINUE_OR_START = "leave out {names} to continue it, or start a new run with c
 
 
 def may_move(was: "RunConfig", now: "RunConfig") -> tuple[str, ...]:
-    """The settings that may be a folder which has moved: a resumed run knows its content by the hash."""
+    """The settings that may differ when a run resumes, as a folder may have moved: its content is compared by hash."""
     is_stored = None not in (was.activations, now.activations)
     return ("model", "activations", "data") if is_stored else ("model",)
 
@@ -350,14 +354,14 @@ def require_same(
     but: Collection[str] = (),
     advice: str = CONTINUE_OR_START,
 ) -> None:
-    """Raise a ConfigError that names the settings that differ and change the result.
+    """Raise a ConfigError if settings that change the result differ.
 
     Arguments:
-        typed: the settings that were given. The error names no others, if one of these differs.
+        source: the folder of the former settings, for the message.
+        typed: the settings that the user typed. If one of them differs, the message names no others.
         but: settings that are not compared.
-        advice: what to do. {names} in it becomes the named settings, and {former} these with their former values.
+        advice: what to do. {names} stands for the settings that differ, {former} for these with their former values.
     """
-
     was, now = (json.loads(json.dumps(settings)) for settings in (was, now))
     old, new = _deciding_the_result(was), _deciding_the_result(now)
     for settings in (old, new):
@@ -379,7 +383,7 @@ def require_same(
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(Checked):
-    """Options of a report: which tokens it reads and how much it shows."""
+    """Options of a report: the tokens that it reads, and how much it shows."""
 
     tokens: Count = RunConfig.eval_tokens
     """Tokens to collect the features' contexts from."""
@@ -396,7 +400,7 @@ class ReportOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions(Checked):
-    """Which features are explained, and from what."""
+    """Options of `vsae explain`: the features that are explained, and the tokens they are explained from."""
 
     features: Count = 50
     """How many features to explain, in the order of the return score: the most likely to come back first. Of an SAE

@@ -1,10 +1,11 @@
-"""One SAE's settings: a frozen dataclass for each architecture. Imports no torch.
+"""The settings of an SAE: a frozen dataclass for each architecture. Imports no torch.
 
-The docstring under a field is its help text on the command line. Its type may name the numbers that it
-takes; `__post_init__` checks what depends on other options. An option that is None follows from the run,
-the posterior or another option: see `SAEConfig.resolve`. The defaults are those of settings made in
-Python; `vsae train` starts from a preset, see presets.py. Trainers take options of the same names, but for
-schedules. Settings hold these as shares of the run; flags and trainers count them in steps. `SCHEDULES` says how.
+The docstring under a field is its help text on the command line. Its type may hold the range of its values;
+`__post_init__` checks what depends on other options. An option that is None follows from the run or from other
+options, see `SAEConfig.resolve`. `vsae train` replaces these defaults by those of a preset, see presets.py.
+
+Schedules are shares of the run here. Flags and trainers have them in steps, under the names in `SCHEDULES`. All other
+options have the same names everywhere.
 """
 
 import math
@@ -46,15 +47,13 @@ NOISE_ON: tuple[NoiseOn, ...] = get_args(NoiseOn)
 SELECT_BY: tuple[SelectBy, ...] = get_args(SelectBy)
 
 LOG_VAR_LIMITS = (-10.0, 4.0)
-"""What a learned posterior's log-variance is clamped to, in training units."""
+"""The range to which a learned posterior's log-variance is clamped, in training units."""
 MUCH_NOISE = 0.2
-"""The noise_to_signal above which noise that stays to the end drowns the activations. Noise that falls
-to 0 does not: the preset recommended starts from more."""
+"""The noise_to_signal above which constant noise drowns the activations. Noise that fades to 0 may start higher."""
 DEAD_FEATURE_THRESHOLD = 10_000_000
-"""Upstream's, in tokens."""
+"""Upstream's default threshold, in tokens."""
 DEAD_AFTER_FIRINGS = 400
-"""How often a feature of average rate fires before one that has not fired counts as dead: m in
-experiments/results/dose_truth.md."""
+"""Our default threshold, in firings of a feature of average rate: m in experiments/results/dose_truth.md."""
 
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
 _NO_NOISE = "for no noise use posterior='point'"
@@ -68,7 +67,7 @@ Gate = Annotated[float, Range("0 or more, and below 1", lambda x: 0 <= x < 1)]
 
 
 def _share(words: str, holds: Callable[[float], bool], instead: str = "") -> Range:
-    """A share of the run. `words` have {} for its end: 1, or all steps."""
+    """The range of a share of the run. {} in `words` stands for the whole run."""
     return Range(words.format(1), holds, instead, in_steps=words)
 
 
@@ -83,32 +82,32 @@ UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
     "learned": ("sigma", "noise_to_signal", "survival"),
     "point": ("sigma", "noise_to_signal", "survival", "log_var_init", "noise_on", "noise_anneal"),
 }
-"""The options of a variational SAE that a posterior does not use."""
+"""The options that each posterior does not use."""
 
 
 class Schedule(NamedTuple):
-    """A setting that is a share of the run, and how flags and trainers count it in steps."""
+    """How a setting that is a share of the run is counted in steps."""
 
     in_steps: str
-    """Its name as a flag and as a trainer's argument, e.g. warmup_steps."""
+    """The name of the flag and of the trainer's argument, e.g. warmup_steps."""
     default: Callable[[int], int] | None = None
-    """The steps of a run of so many, where it is not given."""
+    """The default in steps, given the steps of the run."""
     least: int = 0
-    """The fewest steps that a share is rounded to."""
+    """The smallest number of steps that a share is rounded to."""
 
     def filled(self, share: float | None, steps: int) -> float | None:
-        """The share in a run of `steps`, or its default there."""
+        """The share, or its default in a run of `steps`."""
         return self.default(steps) / steps if share is None and self.default else share
 
     def count(self, share: float | None, steps: int) -> int | None:
-        """The steps in a run of `steps`: n of n / steps."""
+        """The share in steps of a run of `steps`."""
         share = self.filled(share, steps)
         if share is None:
             return None
         return max(self.least, math.floor(share * steps + 1e-6))  # n / steps may be just below n
 
     def share(self, count: int, steps: int) -> float | None:
-        """What `count` steps are in a run of `steps`. None: its default."""
+        """`count` steps as a share of a run of `steps`; None if that is the default."""
         return None if self.default and count == self.default(steps) else count / steps
 
 
@@ -120,18 +119,18 @@ SCHEDULES = {
     "noise_anneal": Schedule("noise_anneal_steps", least=1),
     "k_anneal": Schedule("k_anneal_steps", least=1),
 }
-"""The schedules, by the name of their setting."""
+"""The schedules, by the name of the setting."""
 _BEFORE_DECAY = ("warmup", "sparsity_warmup")
 _TYPED = {name: row.in_steps for name, row in SCHEDULES.items()}
 _SETTINGS = {row.in_steps: name for name, row in SCHEDULES.items()}
 
 
 PAPER_SIGMA = 1.0
-"""The fixed posterior's, where none is given."""
+"""The fixed posterior's default sigma."""
 
 
 def training_energy(normalize: Normalize, activation_dim: int) -> int:
-    """E||x||^2 of activations that are normalised, to "sqrt_d" or "unit"."""
+    """E||x||^2 of activations that are normalised by "sqrt_d" or "unit"."""
     return activation_dim if normalize == "sqrt_d" else 1
 
 
@@ -184,7 +183,7 @@ class PosteriorOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveOptions(AuxKOptions):
-    """Weights and schedules of the terms that a vSAE's loss adds to the squared error."""
+    """Weights and schedules of the terms of a vSAE's loss beside the squared error."""
 
     beta: NotNegative = 1.0
     """Weight of the KL (nats per token) beside the squared error, in training units. Paper: not
@@ -230,10 +229,10 @@ def _lr_help() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig(Checked):
-    """One SAE and how it is trained: what every architecture uses.
+    """The settings of an SAE, and those that all architectures share.
 
-    `SAEConfig(architecture="top_k", k=8)` is `TopKConfig(k=8)`, without an architecture a
-    `VSAETopKConfig`. Type checkers know the options of these classes alone.
+    `SAEConfig(architecture="top_k", k=8)` makes a `TopKConfig(k=8)`. The default architecture makes a
+    `VSAETopKConfig`. Type checkers know only the options of these classes.
     """
 
     architecture: str = field(default="vsae_top_k", metadata=_ARCHITECTURE)
@@ -275,21 +274,21 @@ class SAEConfig(Checked):
 
     @property
     def kept_per_token(self) -> int | None:
-        """How many features a token keeps; None if that differs from token to token."""
+        """The number of features kept per token; None if it differs between tokens."""
         return vars(self).get("k")
 
     @property
     def options(self) -> dict[str, Any]:
-        """This architecture's own options, without those that every architecture has."""
+        """The options that not all architectures have."""
         common = {each.name for each in fields(SAEConfig)}
         return {n: v for n, v in vars(self).items() if n not in common}
 
     def unused(self) -> dict[str, str]:
-        """The options that the choice of others leaves without a use, and which choice that is."""
+        """The options that have no effect because of others, and the choice that makes them so."""
         return {}
 
     def to_json(self) -> dict[str, Any]:
-        """Every option of every architecture: None for one that has no use here."""
+        """The options of all architectures. Those that have no effect here are None."""
         unused = self.unused()
         used = {name: value for name, value in vars(self).items() if name not in unused}
         return {name: used.get(name) for name in OPTION_NAMES}
@@ -300,10 +299,11 @@ class SAEConfig(Checked):
         posterior: str | None = None,
         kl_schedule: str | None = None,
     ) -> "SAEConfig":
-        """With another architecture, posterior or schedule (None: the same), and without the options
-        that it has no use for. What was left at a default gets the default of the new architecture.
+        """The settings with another architecture, posterior or schedule (None: the same).
 
-        Raises: ConfigError for an unknown choice.
+        Options that then have no effect are dropped. Options at their defaults get those of the new architecture.
+
+        Raises: ConfigError for an unknown architecture, posterior or schedule.
         """
         chosen = {"posterior": posterior, "kl_schedule": kl_schedule}
         chosen = {name: value for name, value in chosen.items() if value is not None}
@@ -318,13 +318,14 @@ class SAEConfig(Checked):
         return CONFIGS[name](**kept).without_unused()
 
     def without_unused(self) -> "Self":
+        """The same, with the options that have no effect at their defaults."""
         defaults = _defaults(type(self))
         left_out: dict[str, Any] = {name: defaults[name] for name in self.unused()}
         return replace(self, **left_out)
 
     def in_steps(self, steps: int) -> dict[str, int | None]:
-        """The schedules, counted in a run of `steps`. Where a very short run leaves no step between lr's rise
-        and fall, it does not fall."""
+        """The schedules in steps of a run of `steps`. If lr would fall before it has risen, as in a very short run, it
+        does not fall."""
         own = SCHEDULES.keys() & vars(self).keys()
         counts = {name: SCHEDULES[name].count(getattr(self, name), steps) for name in own}
         decay = counts["decay_start"]
@@ -333,12 +334,12 @@ class SAEConfig(Checked):
         return counts
 
     def to_flags(self, settings: dict[str, Any], steps: int) -> dict[str, Any]:
-        """Some of these settings as flags and trainers have them, in a run of `steps`."""
+        """Settings as flags: schedules in steps of a run of `steps`."""
         counts = self.in_steps(steps)
         return {_TYPED.get(n, n): counts.get(n, value) for n, value in settings.items()}
 
     def with_flags(self, typed: dict[str, Any], steps: int) -> "Self":
-        """With some settings as flags and trainers have them, in a run of `steps`.
+        """The settings changed by flags, which have schedules in steps of a run of `steps`.
 
         Raises: ConfigError for a wrong value, or a number of steps that doesn't fit the run.
         """
@@ -355,11 +356,11 @@ class SAEConfig(Checked):
         return replace(self, **changes)
 
     def resolve(self, steps: int) -> "Self":
-        """Every default filled in for a run of `steps`, and checked.
+        """Check the settings for a run of `steps`, and fill in the defaults.
 
-        A sigma that is given as a noise_to_signal stays None: see `with_sigma`.
+        sigma stays None if noise_to_signal gives it: see `with_sigma`.
 
-        Raises: ConfigError for an option that has no use, or one that does not fit the run.
+        Raises: ConfigError for an option that has no effect, or does not fit the run.
         """
         defaults = _defaults(type(self))
         for name, by in self.unused().items():
@@ -369,7 +370,7 @@ class SAEConfig(Checked):
         return self.with_dead_after()
 
     def with_defaults(self, steps: int) -> "Self":
-        """With what a trainer takes for options that aren't given, which is upstream's, for a run of `steps`.
+        """Fill in upstream's defaults, as a trainer in upstream's `trainSAE` does.
 
         Raises: ConfigError if lr begins to fall too early.
         """
@@ -377,18 +378,18 @@ class SAEConfig(Checked):
         return self.with_threshold(DEAD_FEATURE_THRESHOLD)
 
     def with_dead_after(self) -> "Self":
-        """With the default of dead_feature_threshold, unless another is given."""
+        """Fill in our default of dead_feature_threshold."""
         return self.with_threshold(dead_after(self.dict_size, self.kept_per_token or 1))
 
     def with_threshold(self, tokens: int) -> "Self":
-        """With this dead_feature_threshold, unless another is given."""
+        """The same with this dead_feature_threshold, if none is set."""
         if vars(self).get("dead_feature_threshold", 0) is not None:
             return self
         threshold: dict[str, Any] = {"dead_feature_threshold": tokens}
         return replace(self, **threshold)
 
     def _require_order(self, steps: int) -> None:
-        """Raise a ConfigError unless lr begins to fall after what rises at the start."""
+        """Raise a ConfigError unless lr begins to fall after the warm-ups have ended."""
         own = [name for name in _BEFORE_DECAY if name in vars(self)]
         after = max(SCHEDULES[name].filled(getattr(self, name), steps) or 0 for name in own)
         if self.decay_start is not None and self.decay_start <= after:
@@ -399,18 +400,18 @@ class SAEConfig(Checked):
             raise ConfigError(name="decay_start", value=count, expected=expected)
 
     def require_units(self, normalize: Normalize) -> None:
-        """Raise a ConfigError if an option needs activations that are normalised, and these aren't."""
+        """Raise a ConfigError if an option needs normalised activations and `normalize` is none."""
 
     def with_sigma(self, activation_dim: int, normalize: Normalize) -> "Self":
-        """With the sigma that a resolved noise_to_signal means; others stay as they are."""
+        """The same with the sigma that noise_to_signal gives, if it is set."""
         return self
 
     def trainer_arguments(self, steps: int, energy: float = 1.0) -> dict[str, Any]:
-        """What these settings, resolved for a run of `steps`, give their trainer as arguments.
+        """The trainer's arguments, for settings that were resolved for a run of `steps`.
 
         Arguments:
-            energy: E||x||^2 of the activations that the trainer sees. The squared error is proportional to it,
-                so the weight of AuxK, whose loss has no unit, is too.
+            energy: E||x||^2 of the activations that the trainer gets. The squared error is proportional to it. AuxK's
+                loss has no unit, so its weight is multiplied by it.
         """
         common = {
             name: getattr(self, name) for name in ("dict_size", "warmup", "decay_start", "seed")
@@ -457,7 +458,7 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
         )
 
     def with_defaults(self, steps: int) -> "Self":
-        """The same, and a fixed posterior's default sigma filled in."""
+        """Fill in upstream's defaults, and a fixed posterior's default sigma."""
         found, sets_noise = (
             super().with_defaults(steps),
             (self.sigma, self.noise_to_signal, self.survival),
@@ -485,7 +486,7 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
             )
 
     def with_sigma(self, activation_dim: int, normalize: Normalize) -> "Self":
-        """With the sigma that a resolved noise_to_signal means: sqrt(r E||x||^2 / k)."""
+        """The same with the sigma that noise_to_signal gives: sqrt(r E||x||^2 / k)."""
         if self.noise_to_signal is None:
             return self
         self.require_units(normalize)
@@ -568,7 +569,7 @@ class ProbabilisticTopKConfig(_UpstreamTopK):
 
 @dataclass(frozen=True, kw_only=True)
 class _UpstreamBatchTopK(_UpstreamTopK):
-    """What upstream's SAEs share that keep k features on average, and encode by a threshold."""
+    """Options of upstream's SAEs that keep k features on average, and encode by a threshold."""
 
     k_anneal: SomeShareBelow | None = None  # the threshold is learned at k itself
 
@@ -622,8 +623,8 @@ class MatryoshkaConfig(_UpstreamBatchTopK):
         require(has_all, "dict_size", self.dict_size, expected)
 
 
-# --- the options that trainers and dictionaries take as `**options`, for type checkers. A test holds them against
-# the fields above
+# --- the options that trainers and dictionaries take as `**options`, for type checkers. A test compares them with the
+# fields above
 
 
 class PosteriorArguments(TypedDict, total=False):
@@ -639,7 +640,7 @@ class PosteriorArguments(TypedDict, total=False):
 
 
 class TopKArguments(TypedDict, total=False):
-    """Arguments that our trainers of SAEs with a k have and upstream's don't."""
+    """Arguments of our trainers of SAEs with a k that upstream's trainers lack."""
 
     k_anneal_steps: int | None
     dead_feature_threshold: int | None
@@ -673,7 +674,7 @@ class VAEaseArguments(TypedDict, total=False):
 
 
 def require_known(options: Any, arguments: type, caller: str) -> None:
-    """Raise a TypeError, as Python does, for an option that isn't one of these arguments."""
+    """Raise Python's TypeError for an unexpected keyword argument."""
     for name in options.keys() - arguments.__annotations__.keys():
         raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}")
 
@@ -694,16 +695,16 @@ CONFIGS: dict[str, type[SAEConfig]] = {
         MatryoshkaConfig,
     )
 }
-"""The settings' class of each architecture, by the name that users type after --architecture."""
+"""The class of the settings of each architecture, by its name."""
 _GROUPS = (SAEConfig, TopKOptions, PosteriorOptions, Variational, *CONFIGS.values())
 OPTION_NAMES = tuple(dict.fromkeys(f.name for cls in _GROUPS for f in fields(cls)))
 """The options of all architectures."""
 
 
 def from_json(flat: dict[str, Any]) -> SAEConfig:
-    """The settings in a run's config.json, where an option that has no use is null; see `in_shares`.
+    """The settings in a config.json, in which options that have no effect are null.
 
-    Raises: ConfigError for an unknown architecture, an option that it does not use, or a wrong value.
+    Raises: ConfigError for an unknown architecture, an option that it does not have, or a wrong value.
     """
     name = flat.get("architecture", SAEConfig.architecture)
     require_choice("architecture", name, TRAINED)
@@ -718,8 +719,8 @@ def from_json(flat: dict[str, Any]) -> SAEConfig:
 
 
 def in_shares(flat: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings of a run, or of a trainer, which counts its schedules in steps, as settings of earlier
-    versions did. What is the default of such a run becomes None."""
+    """Settings with the schedules as shares of the run, from those of a trainer, which has them in steps. Defaults
+    become None."""
     found = {_SETTINGS.get(name, name): value for name, value in flat.items()}
     size, k = found.get("dict_size"), found.get("k")
     default = dead_after(size, k) if type(size) is int and type(k) is int and k > 0 else None
@@ -735,7 +736,7 @@ def in_shares(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_one(sae: SAEConfig, *names: str) -> None:
-    """Raise a ConfigError if more than one of these options is given: each sets the noise."""
+    """Raise a ConfigError if more than one of these options is set, as each decides the noise."""
     given = {name: value for name in names if (value := getattr(sae, name)) is not None}
     if len(given) > 1:
         both = " and ".join(f"{name}={shown(value)}" for name, value in given.items())
@@ -745,7 +746,11 @@ def _require_one(sae: SAEConfig, *names: str) -> None:
 
 
 def not_used(name: str, value: Any, who: str) -> ConfigError:
-    """The error for an option that something else leaves without a use."""
+    """The error for an option that has no effect because of another choice.
+
+    Arguments:
+        who: that choice, e.g. "posterior point".
+    """
     return ConfigError(
         f"{who} does not use it",
         name=name,
@@ -777,5 +782,5 @@ def _require_option(name: str, cls: type[SAEConfig]) -> None:
 
 
 def dead_after(dict_size: int, k: int) -> int:
-    """The default of dead_feature_threshold, in tokens: it follows from how rarely a feature of average rate fires."""
+    """The default of dead_feature_threshold in tokens: a feature of average rate fires 400 times in so many."""
     return DEAD_AFTER_FIRINGS * dict_size // k

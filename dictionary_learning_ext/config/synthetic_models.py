@@ -1,7 +1,7 @@
-"""Synthetic models: `--model synthetic:NAME` draws activations whose true features are known.
+"""Synthetic models: `--model synthetic:NAME` draws activations from known features.
 
-NAME is a row of SYNTHETIC_MODELS, or a model that SAELens has saved: a folder, or a repository on the hub. To
-add one, add a row. Imports no torch.
+NAME is a row of SYNTHETIC_MODELS, or a model that SAELens has saved: a folder, or a repository on the hub. Imports no
+torch.
 """
 
 import json
@@ -18,28 +18,27 @@ NO_HOOK = "none"
 """The hook point of a run on a synthetic model, which has none."""
 _CONFIG = "synthetic_model_config.json"
 _SAVED = [_CONFIG, "synthetic_model.safetensors", "hierarchy.json"]
-"""What SAELens's `SyntheticModel.save` writes, the last only where there are trees."""
+"""The files that SAELens's `SyntheticModel.save` writes; the last one only if features have a hierarchy."""
 
 
 @dataclass(frozen=True)
 class SyntheticSettings:
-    """What a model of SAELens's `sae_lens.synthetic` is made from.
+    """The settings of a synthetic model of SAELens's `sae_lens.synthetic`.
 
     An activation is the sum of the directions of the features that fire, each times its magnitude,
     plus a bias and Gaussian noise.
     """
 
     config: dict[str, Any]
-    """SAELens's `SyntheticModelConfig`, as it writes it. Its seed makes the model; a run's seeds don't change
-    it."""
+    """SAELens's `SyntheticModelConfig` as a dict. Its seed decides the model; a run's seeds don't."""
     noise_std: float = 0.0
-    """Standard deviation, in each dimension, of the Gaussian noise that is added to SAELens's activations."""
+    """Standard deviation per dimension of the noise that is added to SAELens's activations."""
     folder: Path | None = None
-    """Where SAELens has saved the model. None: it is drawn."""
+    """The folder in which SAELens has saved the model. None: the model is drawn."""
 
     @property
     def features(self) -> int:
-        """True features."""
+        """The number of true features."""
         return self.config["num_features"]
 
     @property
@@ -108,18 +107,18 @@ SYNTHETIC_MODELS = {
     "large": SyntheticSettings(_LARGE, noise_std=0.03),
     "bench-16k": SyntheticSettings(_BENCH_16K),
 }
-"""The synthetic models that can be named, by the part after `synthetic:`."""
+"""The synthetic models with a name, by the part after `synthetic:`."""
 
 
 def is_synthetic(model: str) -> bool:
-    """Whether this name is that of a synthetic model."""
+    """Whether --model names a synthetic model."""
     return model.startswith(_PREFIX)
 
 
 def synthetic_settings(model: str) -> SyntheticSettings:
-    """The row of `synthetic:NAME`, or what SAELens has saved there.
+    """The settings of `synthetic:NAME`: its row, or those of a model that SAELens has saved.
 
-    Raises: ConfigError if there is neither.
+    Raises: ConfigError if there is no such model.
     """
     name = model.removeprefix(_PREFIX)
     if name in SYNTHETIC_MODELS:
@@ -143,7 +142,7 @@ def synthetic_settings(model: str) -> SyntheticSettings:
 
 @cache
 def _from_hub(model: str) -> Path:
-    """The folder to which a repository's model is downloaded."""
+    """Download a model from the hub. Returns its folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -160,9 +159,11 @@ def _from_hub(model: str) -> Path:
 
 
 def settings_of_run(model: str) -> dict[str, Any]:
-    """The settings of a run that follow from its synthetic model. Raises ConfigError.
+    """The settings that a run on a synthetic model must have.
 
-    run = RunConfig(**settings_of_run("synthetic:small"), steps=1000)
+        run = RunConfig(**settings_of_run("synthetic:small"), steps=1000)
+
+    Raises: ConfigError if there is no such model.
     """
     synthetic_settings(model)
     return {
@@ -176,11 +177,7 @@ def settings_of_run(model: str) -> dict[str, Any]:
 
 
 def require_synthetic_run(run: Any) -> None:
-    """Raise a ConfigError if a run on a synthetic model has a setting that it has no use for.
-
-    Arguments:
-        run: a RunConfig.
-    """
+    """Raise a ConfigError if a RunConfig on a synthetic model has settings of a text or a hook point."""
     for name, expected in settings_of_run(run.model).items():
         if (given := getattr(run, name)) != expected:
             raise ConfigError(

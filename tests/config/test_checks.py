@@ -49,8 +49,3 @@ def test_a_value_of_its_type_passes(hint, values):
 def test_a_list_or_a_dict_has_values_of_its_type(hint, value, expected):
     with pytest.raises(ConfigError, match=f"expected {expected}$"):
         require_type("x", value, hint)
-
-
-def test_a_file_s_name_has_no_null_character():
-    with pytest.raises(ConfigError, match=r"x='a\\x00b': expected text without null characters"):
-        require_type("x", "a\0b", str | None)
