@@ -1,1 +1,1 @@
-"""What an SAE says of a text: its nonzero activations, encoded once and read by everything."""
+"""An SAE's code of a text: its nonzero activations, encoded once and read by everything."""

@@ -4,9 +4,9 @@
     codes.to_scipy()                  # tokens x features
     codes.feature(7).contexts()       # where feature 7 is strongest
 
-They are what evaluation, reproducibility, reports, explanations and exports are computed from. One file in `codes/`
-beside the SAE keeps them, so that the next command doesn't encode the text again. It is written whole or not at all; one
-of another SAE or text is not used, and replaced.
+Evaluation, reproducibility, reports, explanations and exports are computed from them. They are kept in one file in `codes/`
+beside the SAE, so that the next command doesn't encode the text again. The file is written whole or not at all. One of
+another SAE or text is not used, and is replaced.
 
 Shapes: N tokens, C contexts of L tokens, M selections, D = activation_dim, F features.
 """
@@ -61,12 +61,12 @@ _SUMS = (
     "kl",
     "residual_sampled",
 )
-"""The numbers of `Totals` that are kept."""
+"""The fields of `Totals` that are kept in the file's metadata."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Which tokens were encoded, in reading order."""
+    """The tokens of a text, in reading order, and which of them were encoded."""
 
     ids_CL: np.ndarray
     """Token ids, int32; -1 at padding, 0 where they aren't known."""
@@ -77,12 +77,12 @@ class Reading:
 
     @cached_property
     def place_N(self) -> np.ndarray:
-        """The place of each encoded token among all C x L, ascending."""
+        """The index of each encoded token among all C x L, ascending."""
         return np.flatnonzero(self.wanted_CL)
 
     @cached_property
     def hash(self) -> str:
-        """The SHA-256 of the ids and of which were encoded."""
+        """The SHA-256 of the ids and of the mask of encoded tokens."""
         digest = hashlib.sha256(np.ascontiguousarray(self.ids_CL).tobytes())
         digest.update(np.ascontiguousarray(self.wanted_CL).tobytes())
         return digest.hexdigest()
@@ -90,39 +90,39 @@ class Reading:
 
 @dataclass(frozen=True, repr=False)
 class Codes:
-    """What one SAE says of one text."""
+    """One SAE's activations on one text, and sums over it."""
 
     code_NF: Any
-    """The activations, a csr_matrix of float32 without zeros: a row for each encoded token."""
+    """The activations, a csr_matrix of float32 without explicit zeros: a row for each encoded token."""
     reading: Reading
     totals: Totals
-    """What was summed while encoding. The KL and the measures of noise are in it if `has_all`."""
+    """Sums over the tokens, for metrics. The KL and the measures of noise are among them if `has_all`."""
     rise_F: np.ndarray
-    """Each feature's rise of the summed squared error where it is dropped, (F,), float64."""
+    """How much the summed squared error rises if a feature is dropped, (F,), float64."""
     directions_FD: t.Tensor
-    """What one unit of each feature adds to the reconstruction, float32, on the CPU."""
+    """What one unit of each feature adds to the reconstruction, (F, D), float32, on the CPU."""
     has_all: bool = False
-    """Whether `totals` have what needs the numbers of all features."""
+    """Whether `totals` hold the sums that need all features, not only the selected ones."""
     sae: str = ""
-    """A hash of the SAE's weights, if known."""
+    """A hash of the SAE's weights; empty if unknown."""
     text: dict[str, Any] = field(default_factory=dict)
-    """What was read: settings, and what is known of the files."""
+    """What identifies the text, see `text_key`; empty if unknown."""
     tokenizer: Any = None
-    """The language model's, if known. It turns ids into text."""
+    """The language model's tokenizer; None if unknown."""
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """The number of encoded tokens, N."""
         return self.code_NF.shape[0]
 
     @property
     def n_features(self) -> int:
-        """F."""
+        """The number of features, F."""
         return self.code_NF.shape[1]
 
     @property
     def k(self) -> int | None:
-        """How many features the SAE keeps of a token; None if it has no k."""
+        """The number of features that the SAE keeps per token; None if it has no k."""
         return self.totals.k
 
     def to_scipy(self) -> Any:
@@ -130,54 +130,55 @@ class Codes:
         return self.code_NF
 
     def feature(self, number: int) -> FeatureOfCodes:
-        """What one feature does on the text."""
+        """One feature's activations and contexts."""
         return FeatureOfCodes(self, number)
 
     @cached_property
     def by_feature(self) -> Any:
-        """The activations by feature, then by token, a csc_matrix."""
+        """The activations as a csc_matrix: sorted by feature, then by token."""
         return csc_matrix(self.code_NF)
 
     @cached_property
     def count_F(self) -> np.ndarray:
-        """At how many tokens each feature is selected, int64."""
+        """The number of tokens at which each feature is selected, (F,), int64."""
         return np.diff(self.by_feature.indptr).astype(np.int64)
 
     @property
     def frequency_F(self) -> t.Tensor:
-        """The share of the tokens at which each feature is selected, float64."""
+        """The share of the tokens at which each feature is selected, (F,), float64."""
         return t.from_numpy(self.count_F).double() / self.tokens
 
     @cached_property
     def length_F(self) -> np.ndarray:
-        """The length of what one unit of each feature writes, float32."""
+        """The length of each decoder direction, (F,), float32."""
         return self.directions_FD.norm(dim=1).numpy()
 
     @cached_property
     def energy_F(self) -> np.ndarray:
-        """Each feature's activation energy: the sum over tokens of the squared length of what it writes, float64."""
+        """Each feature's energy, (F,), float64: the sum over tokens of its squared activation times its squared length."""
         squares_M = self.by_feature.data.astype(np.float64) ** 2
         return self.summed(squares_M) * self.directions_FD.double().square().sum(1).numpy()
 
     def summed(self, values_M: np.ndarray) -> np.ndarray:
-        """The sum over each feature's selections of something, in the order of `by_feature`: (F,), float64."""
+        """The sum of values over each feature's selections, (F,), float64. The values are in the order of `by_feature`."""
         return np.bincount(self.column_M, values_M, self.n_features)
 
     @cached_property
     def column_M(self) -> np.ndarray:
-        """The feature of each selection, in the order of `by_feature`."""
+        """The feature of each selection, (M,), in the order of `by_feature`."""
         return np.repeat(np.arange(self.n_features), self.count_F)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Codes":
         """The codes that are kept beside a named SAE, with the language model's tokenizer.
 
-        Synthetic and own activations have none. A line says so if the language model isn't there.
+        They have no tokenizer if the activations were synthetic or the user's own. If the language model isn't there, they
+        have none either, and a warning says so.
 
         Arguments:
-            folder: what names the SAE, see run_folder/sae_names.py.
+            folder: the name of the SAE, see run_folder/sae_names.py.
 
-        Raises: CheckpointError if there are none, or they are of other weights.
+        Raises: CheckpointError if there are no codes, or they are of other weights.
         """
         dictionary, _ = load_dictionary(folder)
         codes = kept_codes(results_folder(folder), dictionary)
@@ -215,8 +216,8 @@ def encode(
     Arguments:
         dictionaries: take raw activations.
         batches: the contexts, in reading order.
-        with_all: sum what needs the numbers of all features, too, see `Encoder`.
-        tokenizer: the language model's, for text of tokens.
+        with_all: see `Encoder`.
+        tokenizer: the language model's, to show tokens as text.
 
     Raises: TextError if no token is encoded; NonFiniteError if an SAE's features are NaN or infinite.
     """
@@ -230,7 +231,7 @@ def encode_each(
     with_all: bool = False,
     tokenizer: Any = None,
 ) -> Iterator[Codes]:
-    """As `encode`, one SAE's codes after the other. What was gathered for one is dropped once it is handed out."""
+    """Like `encode`, but yields one SAE's codes at a time, so that the caller can free them."""
     encoders = [Encoder(sae, with_all=with_all) for sae in dictionaries]
     ids, wanted, sinks = [], [], []
 
@@ -263,7 +264,7 @@ def encode_each(
 
 
 def _joined(parts: list[np.ndarray], fill: Any) -> np.ndarray:
-    """Batches of contexts, one after the other, as wide as the widest."""
+    """Concatenate batches of contexts, padded to the widest."""
     width = max((part.shape[1] for part in parts), default=0)
     padded = [
         np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=fill) for part in parts
@@ -275,11 +276,11 @@ def _joined(parts: list[np.ndarray], fill: Any) -> np.ndarray:
 
 
 def text_key(run: RunConfig, tokens: int) -> dict[str, Any]:
-    """What decides which tokens are read, and their activations, fit for JSON.
+    """What determines the tokens that are read and their activations, as JSON content.
 
-    Files and folders on this machine count by the sizes and times of what they hold, not by their content; what is
-    shipped with the package by its version; a language model of the hub by the commit that is in the hub's cache; a
-    data set of the hub by its name alone, as streaming leaves no commit here.
+    Files and folders on this machine are identified by their files' sizes and times, not by their content; what is shipped
+    with the package, by the package's version; a language model of the hub, by the commit in the hub's cache; a data set of
+    the hub, by its name alone, as streaming leaves no commit here.
 
     Arguments:
         tokens: how many are read, at most.
@@ -295,7 +296,7 @@ def text_key(run: RunConfig, tokens: int) -> dict[str, Any]:
 
 
 def _files_at(name: str | None) -> list[Any] | None:
-    """The name, size and time of each file at a path, or the package's version; None if there is nothing."""
+    """The name, size and time of each file at a path, or the package's version for "embedded"; None if there is no file."""
     if name == "embedded":
         return [version("dictionary-learning-ext")]
     path = None if name is None else at_home(name)
@@ -315,7 +316,7 @@ def _commit_of(model: str) -> str | None:
 
 
 def size_of(codes: Codes) -> int:
-    """The bytes that codes take on the disk, about."""
+    """The approximate size of codes on disk, in bytes."""
     return (
         8 * codes.code_NF.nnz
         + 8 * codes.tokens
@@ -328,9 +329,9 @@ def keep_codes(folder: Path, codes: Codes) -> Path:
     """Write codes beside an SAE, in place of those that are there.
 
     Arguments:
-        folder: of the SAE's results.
+        folder: the SAE's folder of results.
 
-    Raises: CheckpointError if the disk refuses.
+    Raises: CheckpointError if they can't be written.
     """
     path, totals = folder / CODES, codes.totals
     content = {
@@ -360,7 +361,7 @@ def keep_codes(folder: Path, codes: Codes) -> Path:
 
 
 def _as_the_disk_said_it(error: SafetensorError) -> Exception:
-    """The OSError that safetensors has as text: "I/O error: No space left on device (os error 28)"."""
+    """The OSError behind safetensors' message, e.g. "I/O error: No space left on device (os error 28)"."""
     number = re.search(r"\(os error (\d+)\)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
 
@@ -375,12 +376,12 @@ def kept_codes(
 ) -> Codes | None:
     """The codes of an SAE on a text that are kept beside it; None if there are none.
 
-    A line says so if those that are there are of another SAE or text, or can't be read.
+    If those that are there are of another SAE or text, or can't be read, a log message says so.
 
     Arguments:
-        folder: of the SAE's results.
-        text: what `text_key` says. None: any.
-        with_all: only if they have what needs the numbers of all features.
+        folder: the SAE's folder of results.
+        text: the key of the text, see `text_key`. None: any text.
+        with_all: take only codes that have all sums of an evaluation.
         sae: the hash of the dictionary's weights, if known.
     """
     path = folder / CODES
@@ -396,7 +397,7 @@ def kept_codes(
 
 
 class _OfAnother(Exception):
-    """Codes of something else than what is asked for."""
+    """The codes are of another SAE or text than asked for."""
 
 
 def _read(

@@ -1,7 +1,7 @@
 """The contexts in which features fire, and tokens as text.
 
-Shapes: N encoded tokens, C contexts of L tokens, M selections, F features, T contexts kept per feature, W tokens of a
-context shown, P tokens drawn.
+Shapes: N encoded tokens, C contexts of L tokens, M selections, F features, T contexts kept per feature, W tokens shown of a
+context, P tokens drawn.
 """
 
 import unicodedata
@@ -29,25 +29,25 @@ class KeptContext:
     """A token at which a feature is active, and the tokens around it: W of them."""
 
     activation: float
-    """The feature's activation at the token. It has the largest magnitude in its context."""
+    """The feature's activation at the token."""
     ids: list[int]
-    """The W ids of the tokens around it and its own: up to 16 before it and 8 after it."""
+    """The ids of the W tokens: up to 16 before the token, the token, and up to 8 after it."""
     activations: list[float]
     """The feature's activation at each of the W tokens. 0 where it is not selected."""
     at: int
-    """The token's place among the W."""
+    """The token's index among the W."""
     context: int
-    """The number of the context in the order of reading, from 0."""
+    """The context's index in reading order."""
     position: int
-    """The token's place in the context, from 0."""
+    """The token's index in the context."""
 
 
 class FeatureContexts:
-    """T tokens of each feature at which it fires, and the contexts around them.
+    """T tokens at which each feature fires, and the contexts around them.
 
     Arguments:
-        rows_FT: the tokens, as rows of the codes, -1 where a feature has fewer.
-        before, after: tokens shown before and after.
+        rows_FT: the tokens, as rows of the codes; -1 where a feature has fewer.
+        before, after: how many tokens to show before and after each.
     """
 
     def __init__(self, codes: EncodedText, rows_FT: np.ndarray, before: int, after: int):
@@ -56,7 +56,7 @@ class FeatureContexts:
 
     @property
     def ids_FT(self) -> np.ndarray:
-        """The ids of the tokens; -1 where there is none."""
+        """The ids of the tokens, (F, T); -1 where there is none."""
         reading = self._codes.reading
         ids_N = reading.ids_CL.reshape(-1)[reading.place_N]
         return np.where(self.rows_FT >= 0, ids_N[self.rows_FT], -1)
@@ -68,7 +68,7 @@ class FeatureContexts:
         return [token for token, _ in Counter(ids).most_common(n)]
 
     def of(self, feature: int) -> list[KeptContext]:
-        """The contexts of a feature, in their order."""
+        """The contexts of a feature, in the order of its tokens."""
         rows_T = self.rows_FT[feature]
         return contexts_at(self._codes, feature, rows_T[rows_T >= 0], self._before, self._after)
 
@@ -95,8 +95,9 @@ class Windows(NamedTuple):
     """T tokens, and the W around each."""
 
     place_TW: np.ndarray
-    """Their places among all C x L tokens; outside of the context, that of the token itself."""
+    """Their indices among all C x L tokens; outside of the context, that of the token itself."""
     is_inside_TW: np.ndarray
+    """Whether they are in the token's context."""
     ids_TW: np.ndarray
     """Their ids, int32; -1 outside of the context."""
 
@@ -112,7 +113,7 @@ def windows(codes: EncodedText, rows_T: np.ndarray, before: int, after: int) -> 
 
 
 def _activations(codes: EncodedText, feature: int, place: np.ndarray) -> np.ndarray:
-    """A feature's activations at places among all C x L tokens; 0 where it is not selected."""
+    """A feature's activations at some of the C x L tokens, by their indices; 0 where it is not selected."""
     start, end = codes.by_feature.indptr[feature : feature + 2]
     own = codes.reading.place_N[codes.by_feature.indices[start:end]]
     if not len(own):
@@ -122,11 +123,11 @@ def _activations(codes: EncodedText, feature: int, place: np.ndarray) -> np.ndar
 
 
 def strongest_rows(codes: EncodedText, n: int, features: slice = slice(None)) -> np.ndarray:
-    """The n tokens at which each feature has its largest activations, by magnitude, each context once.
+    """The n tokens at which each feature has its largest activations, by magnitude: at most one per context.
 
-    Earlier tokens win ties.
+    Of equal ones, the earliest token is taken.
 
-    Returns: rows of the codes, (F, n), the largest first; -1 where there are fewer.
+    Returns: the tokens as rows of the codes, (F, n), the largest activation first; -1 where there are fewer.
     """
     first, last, _ = features.indices(codes.n_features)
     indptr = codes.by_feature.indptr[first : last + 1]
@@ -146,7 +147,7 @@ def strongest_rows(codes: EncodedText, n: int, features: slice = slice(None)) ->
 
 
 def drawn_rows(codes: EncodedText, n: int, generator: t.Generator) -> np.ndarray:
-    """n tokens of each feature drawn uniformly from those that select it, the largest activation first.
+    """n tokens drawn uniformly from those that select each feature.
 
     Returns: as `strongest_rows`.
     """
@@ -169,10 +170,12 @@ def drawn_rows(codes: EncodedText, n: int, generator: t.Generator) -> np.ndarray
 def _first(
     what_M: np.ndarray, key_M: np.ndarray, feature_M: np.ndarray, n_features: int, n: int
 ) -> np.ndarray:
-    """The n of each feature with the smallest keys, (F, n); -1 where there are fewer. Earlier ones win ties.
+    """The n entries of each feature with the smallest keys, (F, n); -1 where there are fewer. Of equal ones, the earlier is
+    taken.
 
     Arguments:
-        feature_M: ascending.
+        what_M: the entries.
+        feature_M: their features, ascending.
     """
     found_FT = np.full((n_features, n), -1)
     order_M = np.lexsort((key_M, feature_M))
@@ -183,15 +186,15 @@ def _first(
 
 
 class DrawnContexts(NamedTuple):
-    """P tokens drawn uniformly from all, whatever fires there, with the tokens around them."""
+    """P tokens drawn uniformly from all tokens, with the tokens around them."""
 
     around: Windows
     context_P: np.ndarray
-    """The context's number in the order of reading."""
+    """The index of each token's context in reading order."""
     codes: EncodedText
 
     def fires(self, feature: int) -> np.ndarray:
-        """Whether a feature is selected at any of the W tokens, (P,)."""
+        """(P,), whether a feature is selected at any of the W tokens."""
         found_PW = _activations(self.codes, feature, self.around.place_TW)
         return ((found_PW != 0) & self.around.is_inside_TW).any(1)
 
@@ -215,7 +218,7 @@ class FeatureOfCodes:
         return len(self.activations) / self._codes.tokens
 
     def contexts(self, n: int = 8) -> "TopContexts | list[KeptContext]":
-        """The n contexts in which it is strongest; as ids if the codes know no tokenizer."""
+        """The n contexts in which it has its largest activations. Without a tokenizer, they have ids and no text."""
         (rows_T,) = strongest_rows(self._codes, n, slice(self.number, self.number + 1))
         kept = contexts_at(self._codes, self.number, rows_T[rows_T >= 0], BEFORE, AFTER)
         tokenizer = self._codes.tokenizer
@@ -233,11 +236,11 @@ class TopContext(KeptContext):
     """A `KeptContext` with its text."""
 
     tokens: list[str]
-    """The W tokens as text, with their leading spaces."""
+    """The text of the W tokens, with leading spaces."""
 
     @property
     def token(self) -> str:
-        """The token itself."""
+        """The text of the token."""
         return self.tokens[self.at]
 
     def __repr__(self) -> str:
@@ -247,7 +250,7 @@ class TopContext(KeptContext):
 
     @property
     def shaded(self) -> list[tuple[str, float, bool]]:
-        """For each token its visible text, its activation over the largest, and whether it is `at`."""
+        """For each of the W tokens, its visible text, its activation relative to the token's, and whether it is the token."""
         return [
             (visible(token), activation / abs(self.activation), place == self.at)
             for place, (token, activation) in enumerate(
@@ -257,7 +260,7 @@ class TopContext(KeptContext):
 
 
 class TopContexts(tuple[TopContext, ...]):
-    """The contexts in which a feature is strongest, the strongest first."""
+    """The contexts in which a feature has its largest activations, the largest first."""
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self)) or "(no context: never selected)"
@@ -273,7 +276,7 @@ def as_text(kept: list[KeptContext], tokenizer: Any) -> TopContexts:
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """A token as it appears in text, with its leading space.
+    """The text of a token, with its leading space.
 
     A token that is part of a character (byte-level BPE) is shown in the tokenizer's own spelling.
     """
@@ -289,7 +292,7 @@ def token_text(tokenizer: Any, token: int) -> str:
 
 
 def visible(text: str, longest: int = LONGEST_TOKEN) -> str:
-    """Text with control characters and directional marks spelled out, cut if too long."""
+    """Text with control characters and directional marks spelled out, cut if it is too long."""
     shown = []
     for character in text[:longest]:
         if character in _SHOWN_AS:
@@ -303,5 +306,5 @@ def visible(text: str, longest: int = LONGEST_TOKEN) -> str:
 
 
 def plain(text: str) -> str:
-    """Text whose case and outer spaces are left out when tokens are compared."""
+    """Text without case and outer spaces, to compare tokens by."""
     return text.strip().lower() or text

@@ -1,12 +1,12 @@
-"""Encoding a text with SAEs: each token once by each SAE, a block of rows at a time.
+"""Encoding a text with SAEs: each SAE encodes each token once, in blocks of tokens.
 
     encoder = Encoder(sae)
     for x_ND in batches:            # raw activations, in reading order
         encoder.add(x_ND)
-    encoder.code_NF()               # sparse
+    encoder.code_NF()               # a csr_matrix
 
-Everything that needs a reconstruction, or numbers of all features, is summed here, so that nothing encodes a second
-time. Only a block's numbers are dense: 4M of them.
+Everything that needs a reconstruction, or the numbers of all features, is summed in the same pass, so that no text is encoded
+twice. Only the numbers of a block are dense: at most 4M of them.
 
 Shapes: N tokens, n of a block, M selections, D = activation_dim, F features, K = k.
 """
@@ -38,9 +38,9 @@ from ..trainers.kernels.select import top_k
 from ..trainers.step import compared
 
 _BLOCK_ELEMENTS = 1 << 22
-"""Activations (tokens x F), or numbers (selections x D), computed at a time."""
+"""The most activations (tokens x F), or numbers (selections x D), in memory at a time."""
 _SPARSE_DENSITY = 1 / 8
-"""Above this share of features that a token selects, a dense product is faster."""
+"""The largest share of selected features for which a sparse product is the faster one."""
 _UPSTREAMS = ("frac_variance_explained", "cossim", "l2_ratio", "l2_loss")
 
 
@@ -64,13 +64,13 @@ class LanguageModelLosses(NamedTuple):
     positions: int
     """Tokens of the documents."""
     left_alone: int
-    """At how many of these positions the activations were not replaced, in either way, because
-    training leaves such positions out."""
+    """The number of these positions at which activations were not replaced, because training leaves such positions
+    out."""
 
 
 @dataclass
 class Totals:
-    """What was gathered about one SAE over some batches of raw activations."""
+    """Sums over batches of raw activations, from which the metrics of one SAE are computed."""
 
     activation_dim: int
     dict_size: int
@@ -85,27 +85,27 @@ class Totals:
     residual: float = 0.0
     """Sum of ||x - x_hat||^2."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Sums over tokens; of what is an average of each batch, each batch counts by its tokens."""
+    """Further sums over tokens, by name. An average of a batch counts as often as the batch has tokens."""
     counted: dict[str, int] = field(default_factory=dict)
-    """The number of tokens in each of `sums`."""
+    """The number of tokens in each sum, by the same names."""
     kl: float | None = None
-    """Sum over tokens of the KL over all features, nats; with a posterior only, as the next."""
+    """Sum over tokens of the KL over all features, nats. None for an SAE without a posterior."""
     residual_sampled: float | None = None
-    """Sum of ||x - x_hat||^2 where the code is drawn from the posterior."""
+    """Sum of ||x - x_hat||^2 with codes drawn from the posterior. None for an SAE without one."""
     losses: LanguageModelLosses | None = None
     no_losses: str = ""
-    """Why there are none, if that is not because they don't apply."""
+    """Why there are no losses; empty if they don't apply to these activations."""
     truth: dict[str, float] = field(default_factory=dict)
-    """How the SAE matches the true features of a synthetic model, see `measure.TruthMatch`."""
+    """Scores against the true features of a synthetic model, see `measure.TruthMatch`."""
 
     def __post_init__(self):
         self.sum_D = t.zeros(self.activation_dim, dtype=t.float64, device=self.device)
         """Sum of x, (D,)."""
         self.selected_F = t.zeros(self.dict_size, dtype=t.long, device=self.device)
-        """At how many tokens each feature was selected, (F,)."""
+        """The number of tokens at which each feature was selected, (F,)."""
 
     def add(self, x_BD: t.Tensor, x_hat_BD: t.Tensor, feature_M: t.Tensor) -> None:
-        """Count a batch of activations with their reconstructions, and the feature of each selection."""
+        """Add a batch of activations, their reconstructions, and the feature of each selection."""
         self.tokens += len(x_BD)
         self.sum_D += x_BD.double().sum(0)
         self.selected_F += feature_M.bincount(minlength=self.dict_size)
@@ -113,7 +113,7 @@ class Totals:
         self.residual += squared_residual(x_BD, x_hat_BD)
 
     def add_mean(self, name: str, value: t.Tensor | float, tokens: int) -> None:
-        """Count an average over some tokens."""
+        """Add an average over some tokens."""
         self.sums[name] = self.sums.get(name, 0.0) + float(value) * tokens
         self.counted[name] = self.counted.get(name, 0) + tokens
 
@@ -146,27 +146,27 @@ def squared_residual(x_BD: t.Tensor, x_hat_BD: t.Tensor) -> float:
 
 
 class Block(NamedTuple):
-    """Some tokens and what an SAE makes of them."""
+    """Some tokens and an SAE's code of them."""
 
     x_nD: t.Tensor
-    """In the SAE's dtype."""
+    """The activations, in the SAE's dtype."""
     token_M: t.Tensor
-    """The token of each selection, ascending; then by feature."""
+    """The token of each selection. Selections are sorted by token, then by feature."""
     feature_M: t.Tensor
     value_M: t.Tensor
-    """Activations, in the SAE's dtype. None is 0."""
+    """The activation of each selection, in the SAE's dtype; never 0."""
     selection: "tuple[TopKCode, t.Tensor] | None"
-    """The K largest and the means, (n, F), that they are the largest of. None for an SAE that doesn't select K, or where the
-    measures of noise aren't asked for."""
+    """The K selected features, and the means of all features, (n, F). None for an SAE that doesn't select K, or if the
+    measures of noise aren't needed."""
     posterior: Any
-    """The features' distributions, if they have some and the noise's measures need them."""
+    """The features' posterior; None if there is none, or if the measures of noise aren't needed."""
 
 
 def encoded(dictionary: Dictionary, x_ND: t.Tensor, *, with_all: bool = False) -> Iterator[Block]:
     """Encode raw activations block by block.
 
     Arguments:
-        with_all: give what the measures of noise need, too.
+        with_all: also give what the measures of noise need.
 
     Raises: NonFiniteError if the SAE's features are NaN or infinite.
     """
@@ -218,10 +218,10 @@ def require_finite(activations: t.Tensor) -> None:
 
 
 class SparseDecoder:
-    """Reconstructs from selections, without the zeros.
+    """Computes reconstructions from the selections alone.
 
     Arguments:
-        dictionary: its `decode` is linear, as that of every SAE is.
+        dictionary: an SAE, whose `decode` is linear.
     """
 
     @t.no_grad()
@@ -234,8 +234,8 @@ class SparseDecoder:
         self._bias_D = dictionary.decode(self._weight_FD.new_zeros(1, dictionary.dict_size))[0]
 
     def decode(self, block: Block) -> tuple[t.Tensor, t.Tensor]:
-        """The reconstruction x_hat, (n, D), and how much each selection's direction agrees with the error
-        e = x - x_hat: e . d, (M,), float32."""
+        """The reconstruction x_hat, (n, D), and the product of each selection's direction d with the error e = x - x_hat,
+        e . d, (M,), float32."""
         n, n_features = len(block.x_nD), self._dictionary.dict_size
         is_sparse = len(block.value_M) <= _SPARSE_DENSITY * n * n_features
         if is_sparse and block.value_M.dtype in (t.float32, t.float64):
@@ -265,7 +265,7 @@ class SparseDecoder:
 
 
 def _starts(token_M: t.Tensor, n: int) -> t.Tensor:
-    """Where the selections of each of n tokens begin."""
+    """The index of the first selection of each of n tokens."""
     counts_n = token_M.bincount(minlength=n)
     return counts_n.cumsum(0) - counts_n
 
@@ -276,10 +276,10 @@ class Encoder:
     Arguments:
         dictionary: takes raw activations.
         norm_factor: what training divided activations by.
-        with_all: sum what needs the numbers of all features, too: the KL, and what noise does to the selection and the
+        with_all: also sum what needs the numbers of all features: the KL, and the effect of noise on the selection and the
             reconstruction. It takes about as long as everything else.
-        keep: keep the selections. Otherwise only `totals` are there afterwards.
-        seed: of the noise.
+        keep: keep the selections. Otherwise, only `totals` are available afterwards.
+        seed: seeds the noise.
     """
 
     def __init__(
@@ -299,7 +299,7 @@ class Encoder:
         self._decoder = SparseDecoder(dictionary)
         self._length2_F = decoder_directions(dictionary).square().sum(1).to(device)
         self.rise_F = t.zeros(size[1], dtype=t.double, device=device)
-        """Each feature's rise of the summed squared error where it is dropped: the sum over its selections of
+        """How much the summed squared error rises if a feature is dropped, (F,): the sum over its selections of
         |e + f d|^2 - |e|^2."""
         self._keep = keep
         self._parts: list[csr_matrix] = []
@@ -307,7 +307,7 @@ class Encoder:
 
     @t.no_grad()
     def add(self, x_ND: t.Tensor) -> csr_matrix:
-        """Encode raw activations, float32, that follow those before. Returns their activations, as `code_NF` does.
+        """Encode the next batch of raw activations, (N, D), float32. Returns its code, as `code_NF` does for all.
 
         Raises: NonFiniteError if the SAE's features are NaN or infinite.
         """
@@ -333,7 +333,7 @@ class Encoder:
         return code_NF
 
     def _add_upstreams(self, x_ND: t.Tensor, x_hat_ND: t.Tensor) -> None:
-        """Upstream's metrics of a batch. Those of variances are undefined for one token."""
+        """Add upstream's metrics of a batch. Its variances are undefined for a single token."""
         if len(x_ND) > 1 or not self.totals.counted.get(_UPSTREAMS[0]):
             done = _Done(1, (x_hat_ND, x_ND.new_zeros(len(x_ND), 1)))
             theirs = upstream_evaluate(done, iter([x_ND]), device=str(x_ND.device))
@@ -341,7 +341,7 @@ class Encoder:
                 self.totals.add_mean(name, theirs[name], len(x_ND))
 
     def _add_noise(self, block: Block) -> None:
-        """What the posterior's noise, and noise of a set size, do."""
+        """Add the KL, and the effects of the posterior's noise and of noise of a fixed size."""
         sae, totals, n = self.dictionary, self.totals, len(block.x_nD)
         if (posterior := block.posterior) is not None:
             totals.kl = (totals.kl or 0.0) + float(posterior.kl.sum())
@@ -370,7 +370,7 @@ class Encoder:
             totals.add_mean(name, (common_n / (2 * k - common_n)).mean(), n)
 
     def _sampled(self, block: Block) -> t.Tensor:
-        """The reconstruction from a sample."""
+        """The reconstruction from a sample of the posterior."""
         sae = self.dictionary
         if not isinstance(sae, PosteriorEncoder):
             sampled_nF = sae.encode(block.x_nD, sample=True, generator=self._generator)
@@ -384,13 +384,13 @@ class Encoder:
         return self._decoder.decode(drawn)[0]
 
     def code_NF(self) -> csr_matrix:
-        """The activations of the tokens added, float32: a row for each, its features ascending, without zeros."""
+        """The code of all tokens so far, a csr_matrix of float32 without explicit zeros: a row for each, features ascending."""
         self._parts = [_stacked(self._parts, self.dictionary.dict_size)]
         return self._parts[0]
 
 
 class _Done(NamedTuple):
-    """Stands for a dictionary in upstream's `evaluate`, so that it is not run again."""
+    """Takes the SAE's place in upstream's `evaluate` and returns known outputs, so that it isn't run again."""
 
     dict_size: int
     outputs: tuple[t.Tensor, t.Tensor]

@@ -1,7 +1,7 @@
 """Attention sinks: tokens whose activations are so large that they would be on every feature's page.
 
-Models such as Llama, Qwen and SmolLM2 have them at the first token of each context. Reading leaves them out, see
-`Inputs.contexts`; here they are named.
+Models such as Llama, Qwen and SmolLM2 have them at the first token of each context. `Inputs.contexts` leaves them out; this
+file says in words which they were.
 """
 
 from collections import Counter
@@ -15,18 +15,19 @@ from ..activations.rows import ContextBatch
 from .codes import Reading
 
 _SINKS_NAMED = 3
-"""Positions or tokens, at most, that are named as sinks."""
+"""The most positions and tokens that are named."""
 
 
 @dataclass(frozen=True)
 class Sinks:
-    """The sinks of a text."""
+    """The attention sinks of a text."""
 
     tokens: int
+    """How many there are."""
     where: str
-    """Which they are, in words."""
+    """Their positions and tokens, in words."""
     norm_ratio: float | None = None
-    """The largest norm over the median, if it was measured."""
+    """The largest of their norms over the median norm of all tokens, if it was measured."""
 
 
 def sinks_of(reading: Reading, tokenizer: Any) -> Sinks | None:
@@ -40,7 +41,7 @@ def sinks_of(reading: Reading, tokenizer: Any) -> Sinks | None:
 
 
 class SinkFinder:
-    """Says which tokens of batches were left out as attention sinks.
+    """Collects the tokens that were left out of batches as attention sinks.
 
     Arguments:
         tokenizer: the language model's.
@@ -53,7 +54,7 @@ class SinkFinder:
         self._sinks: list[tuple[int, int]] = []
 
     def add(self, batch: ContextBatch) -> None:
-        """Note a batch's sinks."""
+        """Collect a batch's sinks, and their norms."""
         read_BL = batch.wanted_BL | batch.is_sink_BL
         self.note(batch.input_ids_BL.cpu(), batch.is_sink_BL, read_BL)
         if batch.is_sink_BL.any():
@@ -62,7 +63,7 @@ class SinkFinder:
             self._norm_ratio = max(self._norm_ratio or 0.0, ratio)
 
     def note(self, ids_BL: t.Tensor, is_sink_BL: t.Tensor, read_BL: t.Tensor) -> None:
-        """Note the sinks of some contexts, of which some tokens were read."""
+        """Collect the sinks of some contexts, of which the tokens `read_BL` were read."""
         position_BL = t.arange(read_BL.shape[1]).expand_as(read_BL)
         counts = position_BL[read_BL].bincount(minlength=read_BL.shape[1]).tolist()
         self._at_position.update(dict(enumerate(counts)))
@@ -78,7 +79,7 @@ class SinkFinder:
 
 
 def _where(far: list[tuple[int, int]], at_position: Counter[int], tokenizer: Any) -> str:
-    """The positions and tokens that account for most of the sinks, the most frequent first.
+    """The positions and tokens of most sinks, the most frequent first, in words.
 
     Arguments:
         far: each sink's position in its context and its token id.

@@ -1,7 +1,7 @@
-"""What each feature of an SAE does on a text: `FeatureTable`, computed from `Codes`.
+"""Statistics and contexts of an SAE's features on a text: `FeatureTable`, computed from `Codes`.
 
-Tensors and arrays have an entry, or a row, for each feature, F. A feature's *strongest* or *largest* activations are
-those of the largest magnitude. They keep their signs: some SAEs have negative ones, e.g. a vSAE without ReLU.
+Shapes: F features, P tokens drawn. A feature's *strongest* or *largest* activations are those of the largest magnitude. They
+keep their signs: some SAEs have negative activations, e.g. a vSAE without ReLU.
 """
 
 import math
@@ -24,19 +24,19 @@ from .contexts import (
 )
 
 LEAST_SELECTIONS = 8
-"""A feature selected fewer times than this fires on too few tokens to say what it fires on."""
+"""A feature that was selected less often has too few examples to say what it fires on."""
 BINS = 40
-"""The bins of a histogram, at most."""
+"""The most bins of a histogram."""
 
 
 class FeatureTable:
-    """Statistics and contexts of every feature. Nothing is computed before it is asked for.
+    """Statistics and contexts of every feature. Each is computed when it is first used.
 
     Arguments:
-        top, sampled: contexts of each feature: the strongest, and drawn ones.
-        drawn: tokens drawn from all, whatever fires there.
-        before, after: tokens shown before and after the one that a context is shown for.
-        seed: of everything that is drawn.
+        top, sampled: how many contexts of each feature to keep: the strongest, and drawn ones.
+        drawn: how many tokens to draw from all tokens.
+        before, after: how many tokens of a context to show before and after its token.
+        seed: seeds all draws.
 
     Raises: ConfigError for a number out of range.
     """
@@ -62,31 +62,32 @@ class FeatureTable:
 
     @property
     def tokens(self) -> int:
-        """Tokens measured on."""
+        """The number of tokens measured on."""
         return self.codes.tokens
 
     @cached_property
     def count_F(self) -> t.Tensor:
-        """Tokens at which each feature was selected, int64."""
+        """The number of tokens at which each feature was selected, (F,), int64."""
         return t.from_numpy(self.codes.count_F)
 
     @property
     def frequency_F(self) -> t.Tensor:
-        """Share of the tokens at which each feature was selected, float64."""
+        """The share of the tokens at which each feature was selected, (F,), float64."""
         return self.codes.frequency_F
 
     @property
     def alive_F(self) -> t.Tensor:
-        """Whether each feature was selected at least once."""
+        """(F,), whether each feature was selected at least once."""
         return self.count_F > 0
 
     @cached_property
     def max_F(self) -> t.Tensor:
-        """The activation of the largest magnitude, with its sign; NaN for a feature that was never selected."""
+        """(F,), the activation of the largest magnitude, with its sign; NaN for a feature that was never selected."""
         highest_F, lowest_F = self._reduced(np.maximum), self._reduced(np.minimum)
         return t.from_numpy(np.where(highest_F >= -lowest_F, highest_F, lowest_F))
 
     def _reduced(self, by: np.ufunc) -> np.ndarray:
+        """(F,), each feature's activations reduced by np.maximum or np.minimum; NaN without any."""
         found_F = np.full(self.codes.n_features, np.nan, dtype=np.float32)
         starts_F = self.codes.by_feature.indptr[:-1]
         is_alive_F = self.codes.count_F > 0
@@ -96,37 +97,37 @@ class FeatureTable:
 
     @cached_property
     def mean_F(self) -> t.Tensor:
-        """Mean activation where selected; NaN for a feature that was never selected."""
+        """(F,), the mean activation where selected; NaN for a feature that was never selected."""
         sum_F = t.from_numpy(self.codes.summed(self.codes.by_feature.data.astype(np.float64)))
         return (sum_F / self.count_F.where(self.alive_F, t.nan)).float()
 
     @cached_property
     def negative_F(self) -> t.Tensor:
-        """Selections with an activation below 0, int64."""
+        """(F,), the number of selections with an activation below 0, int64."""
         return t.from_numpy(self.codes.summed(self.codes.by_feature.data < 0)).long()
 
     @cached_property
     def bin_width_F(self) -> t.Tensor:
-        """The width of a histogram's bins: the smallest power of two for which they reach beyond the largest
-        magnitude."""
+        """(F,), the width of the bins of each feature's histogram: the smallest power of two with which BINS of them reach
+        beyond the largest magnitude."""
         size_F = self.max_F.abs()
         exponent_F = (size_F.clamp_min(1e-30).double() / BINS).log2().floor() + 1
         return t.where(size_F > 0, exponent_F.exp2().float(), 0.0)
 
     def histogram(self, feature: int) -> np.ndarray:
-        """Selections with an activation of magnitude in [h, h + 1) times `bin_width_F`, up to the largest."""
+        """The number of a feature's selections in each bin: bin h has magnitudes from h to h + 1 times `bin_width_F`."""
         start, end = self.codes.by_feature.indptr[feature : feature + 2]
         size = np.abs(self.codes.by_feature.data[start:end])
         return np.bincount((size / self.bin_width_F[feature].numpy()).astype(int))
 
     @cached_property
     def top(self) -> FeatureContexts:
-        """The contexts with the largest activations, each context once."""
+        """The contexts with each feature's largest activations, the largest first."""
         return FeatureContexts(self.codes, strongest_rows(self.codes, self._top), *self._around)
 
     @cached_property
     def sampled(self) -> FeatureContexts:
-        """Contexts of selections drawn uniformly without replacement, the largest activation first."""
+        """Contexts of selections drawn uniformly, without replacement, the largest activation first."""
         generator = t.Generator()
         generator.set_state(self._generator_state)
         rows_FT = drawn_rows(self.codes, self._sampled, generator)
@@ -143,10 +144,11 @@ class FeatureTable:
 
     @cached_property
     def ranking(self) -> list[int]:
-        """The live features, those that fire most consistently on one and the same token first.
+        """The features that were selected. Those that fire most consistently on a single token come first, as they are the
+        easiest to interpret.
 
-        A feature that fires on one token is the easiest to interpret. Those selected too rarely to tell come last.
-        Ties are broken by frequency: the closer to three tokens in a thousand, the earlier.
+        Those with fewer than LEAST_SELECTIONS selections come last. Of equal ones, the one whose firing rate is closest to
+        three tokens in a thousand comes first.
         """
         tokens_FT = np.concatenate([self.top.ids_FT, self.sampled.ids_FT], 1)
         frequency = self.frequency_F.tolist()

@@ -1,4 +1,4 @@
-"""Named SAEs and dictionaries: evaluated again (`vsae eval`), and opened with their activations."""
+"""Named SAEs and dictionaries, opened with the activations that they take; and evaluated by `vsae eval`."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -38,8 +38,8 @@ from .measure import batches_of, contexts_of_rows, measure, metrics_of, with_pro
 logger = logging.getLogger(__name__)
 
 SAE = Dictionary | str | Path
-"""A dictionary that takes raw activations, as `load_dictionary` returns it, or what names an SAE: a run folder, a
-folder of SAELens or sparsify, or one on the hub, see run_folder/sae_names.py."""
+"""A dictionary that takes raw activations, as `load_dictionary` returns it, or the name of an SAE: a run folder, a folder of
+SAELens or sparsify, or a place on the hub, see run_folder/sae_names.py."""
 Hook = HookPoint | str
 """A hook point, or its name."""
 
@@ -64,27 +64,26 @@ def evaluate_folders(
 ) -> dict[str, dict[str, Any]]:
     """Evaluate SAEs on the same held-out text, and write each one's metrics.json.
 
-    An evaluation of a checkpoint, or at other settings than that in metrics.json, is written beside
-    it, to evaluations/.
+    If metrics.json was measured with other settings, or this is a checkpoint's evaluation, the results go to evaluations/
+    beside it.
 
     Arguments:
-        folders: what names the SAEs, all trained on one language model. Those of one hook point are measured
-            together.
-        out: where results go in place of the SAE's folder of results, see `results_folder`. Other commands
-            don't find them there.
+        folders: the names of the SAEs, all trained on one language model. Those of one hook point are measured together.
+        out: where results go instead of the SAE's folder of results, see `results_folder`. Other commands don't find them
+            there.
         tokens: held-out tokens. Default: as many as the runs' own evaluations (the largest).
         step: of the checkpoint to evaluate. Default: the final weights.
-        model, hook, data, text_column: as in the run's config.json by default. Folders that upstream's `trainSAE`
-            wrote need them, unless their submodule_name is a hook point's.
-        activations: a folder of stored activations to measure on, as in the run's config.json by
-            default. "none": the language model's.
-        max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
+        model, hook, data, text_column: default: as in the run's config.json. Folders of upstream's `trainSAE` need them,
+            unless their submodule_name is a hook point's name.
+        activations: a folder of stored activations to measure on. Default: as in the run's config.json. "none": run the
+            language model.
+        max_norm_multiple, remove_bos: which tokens to leave out. Default: as in training.
         device, device_map: see `RunConfig`.
         keep: keep the SAEs' codes beside them, and use those that are there.
-        on_written: called with each file once it is written.
+        on_written: called with each file after it is written.
 
-    Raises: CheckpointError if a folder is damaged or belongs to another model or hook, or results can't be
-    written, before anything is measured.
+    Raises: CheckpointError, before anything is measured, if a folder is damaged or belongs to another model or hook point,
+    or if results can't be written.
     """
     require(tokens is None or tokens > 0, "tokens", tokens, "above 0")
     require_folders(folders)
@@ -126,7 +125,7 @@ def evaluate_folders(
 def evaluated(
     opened: "OpenedFolders", tokens: int, *, keep: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """Every metric of opened SAEs on held-out text, by folder. The language model runs to measure its loss."""
+    """Every metric of opened SAEs on held-out text, by folder. The language model runs, to measure its loss."""
     held_out = opened.inputs.held_out(opened.run.hook, tokens)
     dictionaries = {
         name: (dictionary, config["trainer"].get("norm_factor", 1.0))
@@ -153,10 +152,10 @@ def open_folders(
 ) -> "OpenedFolders":
     """Load SAEs and the language model they share; see `evaluate_folders`.
 
-    All are read on the contexts of the first. A warning says so if the others were trained on other ones.
+    All read the contexts of the first SAE's run. A warning names SAEs that were trained on other contexts.
 
     Arguments:
-        saes: the folders' SAEs, if they are loaded.
+        saes: the folders' SAEs, if they are loaded already.
         where: model, hook, data, text_column, activations, device, device_map, max_norm_multiple and
             remove_bos.
     """
@@ -180,12 +179,12 @@ class OpenedFolders:
     """SAEs of one language model and hook point. The language model is loaded where it is first needed.
 
     Attributes:
-        run: what they are measured on.
+        run: the run whose activations they are measured on.
         saes: each folder's SAE and config.json.
-        own_tokens: on how many tokens the runs' own evaluations measure.
+        own_tokens: the number of tokens of the runs' own evaluations.
 
     Arguments:
-        language_model: if it is loaded already.
+        language_model: the language model, if it is loaded already.
     """
 
     def __init__(
@@ -201,9 +200,9 @@ class OpenedFolders:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """What the SAEs read.
+        """The source of the SAEs' activations.
 
-        Raises: a UserError unless it can be read, and has their width.
+        Raises: a UserError if it can't be opened, or has another width.
         """
         try:
             run = replace(self.run, eval_tokens=self.own_tokens)
@@ -227,14 +226,14 @@ class OpenedFolders:
         with_all: bool = False,
         keep: bool = True,
     ) -> dict[str, Codes]:
-        """What each SAE says of the first tokens of a split, by folder.
+        """The codes of each SAE on the first tokens of a split, by folder.
 
         Codes that are kept beside an SAE are read. The others are computed in one pass, and kept.
 
         Arguments:
-            tokens: None: as many as the runs' own evaluations.
-            with_all: with what needs the numbers of all features, see `Encoder`.
-            keep: read codes that are kept, and keep new ones. Those of training text or a checkpoint are never kept.
+            tokens: default: as many as the runs' own evaluations have.
+            with_all: see `Encoder`.
+            keep: read kept codes, and keep new ones. Codes of training text or of a checkpoint are never kept.
         """
         found = dict(self.each_codes(tokens, split=split, with_all=with_all, keep=keep))
         return {name: found[name] for name in self.saes}
@@ -247,7 +246,7 @@ class OpenedFolders:
         with_all: bool = False,
         keep: bool = True,
     ) -> Iterator[tuple[str, Codes]]:
-        """As `codes`, one SAE after the other, those that are kept first: not all need to be in memory."""
+        """Like `codes`, but yields one SAE's codes at a time, kept ones first, so that the caller can free them."""
         tokens = self.own_tokens if tokens is None else tokens
         keep = keep and split == "heldout" and self._step is None
         text, missing, read = text_key(self.run, tokens), {}, tokens
@@ -293,17 +292,17 @@ class OpenedFolders:
 
     @property
     def language_model(self) -> CausalLM | None:
-        """None if the folder of activations doesn't say which it is, or the model is synthetic."""
+        """The language model; None if it is synthetic, or if the stored activations don't say which it is."""
         return self.inputs.language_model
 
     @property
     def hook_point(self) -> HookPoint:
-        """The one that all were trained on."""
+        """The hook point that all were trained on."""
         return self.inputs.hooks[self.run.hook]
 
 
 def _keep(folder: Path, codes: Codes) -> None:
-    """Keep codes beside an SAE, or say why that was not possible."""
+    """Keep codes beside an SAE. If that isn't possible, a warning says why."""
     size = size_of(codes) / 1e6
     logger.info("keeping what the SAE says of these tokens in %s (%.0f MB)", folder / CODES, size)
     try:
@@ -317,7 +316,7 @@ def _opened(
     step: int | None,
     saes: dict[str, Loaded] | None = None,
 ) -> OpenedFolders:
-    """Load the folders of these runs."""
+    """Load the SAEs of these runs, if they aren't loaded yet."""
     _require_measured_alike(runs, MEASURED_ON)
     run = next(iter(runs.values()))
     if saes is None:
@@ -334,7 +333,7 @@ def _require_measured_alike(runs: dict[str, RunConfig], names: Sequence[str]) ->
 
 
 def _own_tokens(runs: dict[str, RunConfig]) -> int:
-    """On how many tokens the runs' own evaluations measure: the largest number among them."""
+    """The number of tokens of the runs' own evaluations: the largest among them."""
     return max(run.eval_tokens for run in runs.values()) or RunConfig.eval_tokens
 
 
@@ -350,13 +349,13 @@ def open_sae(
     ctx_len: int | None = None,
     stored: bool = False,
 ) -> OpenedFolders:
-    """An SAE, loaded if it isn't yet, as the only one of `OpenedFolders`.
+    """Open a single SAE, given as a dictionary or by its name.
 
     Arguments:
-        lm: the language model, its name or folder. None: the one in the run folder's config.json.
-        hook: None: the one in the run folder's config.json.
-        device: where to load what isn't loaded, if nothing is.
-        stored: whether the activations that the run was trained on are read, if these are on disk.
+        lm: the language model, its name or its folder. Default: as in the run folder's config.json.
+        hook: the hook point or its name. Default: as in the run folder's config.json.
+        device: where to load the SAE and the language model, if neither is loaded yet.
+        stored: whether to read the stored activations that the run was trained on, if there are any.
 
     Raises: a UserError that says what to change.
     """

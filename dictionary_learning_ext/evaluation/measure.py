@@ -1,7 +1,6 @@
-"""Measuring SAEs on held-out text: their metrics, from what was summed while they encoded it.
+"""Metrics of SAEs on held-out text, computed from sums over its tokens and from the language model's loss.
 
-Everything is measured on raw activations at the posterior's mean, over the same tokens for all
-SAEs of a call.
+Everything is measured on raw activations, at the posterior's mean, on the same tokens for all SAEs of a call.
 
 Shapes: B tokens (in `DocumentLosses`, documents), L tokens of a document, D = activation_dim,
 F features, K = k, T true features of a synthetic model, V = the vocabulary.
@@ -42,12 +41,12 @@ def measure(
     """Every metric of each SAE, all on the same held-out tokens.
 
     Arguments:
-        dictionaries: by name, each with the factor its training divided activations by.
-        held_out: what to measure on. Positions that are left out of it keep their activations when
-            the language model's loss is measured, see `DocumentLosses`.
-        seed: of the noise.
+        dictionaries: each SAE by name, with the factor that its training divided activations by.
+        held_out: the text. Positions that are left out of it keep their activations when the language model's loss is
+            measured, see `DocumentLosses`.
+        seed: seeds the noise.
 
-    A text that ends early shows in the metric "tokens", see `batches_of`.
+    If the text ends early, the metric "tokens" shows it.
     """
     encoders = {
         name: Encoder(dictionary, factor, with_all=True, keep=False, seed=seed)
@@ -71,8 +70,8 @@ def metrics_of(
     """Every metric of SAEs whose totals on held-out text are known. Measures the language model's loss.
 
     Arguments:
-        saes: by name, each with its totals.
-        held_out: the text, of which only the documents are read.
+        saes: each SAE by name, with its totals.
+        held_out: the text. Only its documents are read.
     """
     losses = _losses_on(held_out)
     for dictionary, totals in saes.values():
@@ -83,11 +82,9 @@ def metrics_of(
 
 
 class Sample:
-    """Held-out activations and documents, read once and kept, on which SAEs are measured during training.
+    """Held-out activations and documents on which SAEs are measured during training. They are read once and kept in memory.
 
     The documents have as many tokens as the activations, rounded up to whole batches.
-
-    Raises: as `measure`.
     """
 
     def __init__(self, held_out: HeldOut):
@@ -95,8 +92,7 @@ class Sample:
         self._no_loss, self._losses = held_out.no_loss, _losses_on(held_out, held_out.tokens)
 
     def metrics(self, dictionary: Any) -> dict[str, float]:
-        """Those shown in training, by key, of an SAE that takes raw activations. What isn't defined here
-        is left out."""
+        """The metrics shown in training, by key, of an SAE that takes raw activations. Undefined ones are left out."""
         encoder = Encoder(dictionary, keep=False)
         for x_BD in self._batches:
             encoder.add(x_BD)
@@ -109,11 +105,9 @@ class Sample:
 
 
 def batches_of(held_out: HeldOut) -> Iterator[t.Tensor]:
-    """Its batches of raw activations, (B, D), float32, with a progress bar.
+    """The held-out batches of raw activations, (B, D), float32, with a progress bar.
 
-    A text that ends before is read as far as it goes, which is logged.
-
-    Raises: as `Inputs.contexts`.
+    A warning says so if the text ends early.
     """
     measured = 0
     for x_BD in _with_bar(held_out.batches, held_out.tokens, len):
@@ -142,7 +136,7 @@ def _with_bar(
 
 
 def contexts_of_rows(batches: Iterator[t.Tensor]) -> Iterator[ContextBatch]:
-    """Rows of activations without tokens, (B, D), as contexts of one unknown text."""
+    """Batches of activations without tokens, (B, D), as contexts whose token ids are all 0."""
     for x_BD in batches:
         ids_1B = t.zeros(1, len(x_BD), dtype=t.long)
         nothing_1B = t.zeros_like(ids_1B, dtype=t.bool)
@@ -150,12 +144,11 @@ def contexts_of_rows(batches: Iterator[t.Tensor]) -> Iterator[ContextBatch]:
 
 
 class TruthMatch:
-    """One SAE's match with the truth, counted over batches.
+    """Scores of one SAE against the true features of a synthetic model, collected over batches.
 
     Arguments:
         dictionary: takes raw activations.
-        truth: the true features, and which of them fired in the last batch. Its model was drawn with
-            SAELens, so SAELens is there.
+        truth: the true features, and which of them fired in the last batch. SAELens drew the model, so it is installed.
     """
 
     def __init__(self, dictionary: Dictionary, truth: SyntheticSource):
@@ -168,11 +161,11 @@ class TruthMatch:
         self._firing = ClassificationMetricsCalculator(self._directions_FD, truth.vectors_TD)
 
     def add(self, f_BF: t.Tensor) -> None:
-        """Count the features' activations on the batch that the truth has handed out last."""
+        """Add the activations, (B, F), on the last batch of the truth."""
         self._firing.add_batch(f_BF.cpu(), self._truth.firing_BT)
 
     def scores(self) -> dict[str, float]:
-        """The scores over all that was added, by the metrics' keys."""
+        """The scores over all batches, by the metrics' keys."""
         from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
             feature_uniqueness,
             mean_correlation_coefficient,
@@ -188,28 +181,27 @@ class TruthMatch:
         }
 
 
-# --- what reconstructions cost the language model
+# --- the language model's loss with reconstructions
 
 
 def _losses_on(held_out: HeldOut, tokens: float = math.inf) -> "DocumentLosses | None":
-    """On all documents, or enough for `tokens`. None where the loss can't be measured."""
+    """The losses on all documents, or on enough for `tokens`. None if they can't be measured."""
     if held_out.reader is None or held_out.documents is None:
         return None
     return DocumentLosses(held_out.reader, held_out.documents, tokens)
 
 
 class DocumentLosses:
-    """The language model's losses on some documents. Those without an SAE are measured once.
+    """The language model's losses on some documents. The losses that need no SAE are measured once.
 
-    It is upstream's `loss_recovered` where training uses every position. Positions that training
-    leaves out (see `PositionRule`) keep their activations, when these are replaced by
-    reconstructions and when they are replaced by zeros: both replace the same positions. Every
-    token but a document's first is predicted, and counts, at those positions too.
+    If training uses every position, this is upstream's `loss_recovered`. Positions that training leaves out (see
+    `PositionRule`) keep their activations, both with reconstructions and with zeros. Every token but a document's first is
+    predicted and counts, also at those positions.
 
     Arguments:
         reader: at the SAEs' hook point, with the rule of their training.
-        documents: one per context. They are read to the end, or until there are `tokens` tokens
-            (rounded up to whole batches).
+        documents: one per context. They are read to the end, or until there are `tokens` tokens, rounded up to whole
+            batches.
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
@@ -219,7 +211,7 @@ class DocumentLosses:
     ):
         self._reader = reader
         self._batches: list[tuple[t.Tensor, t.Tensor, t.Tensor]] = []
-        """Ids, mask, and which positions are replaced."""
+        """Token ids, the mask of tokens, and the positions to replace, of each batch."""
         self._predicted = self._positions = self._left_alone = 0
         original, read = 0.0, []
         for input_ids_BL, mask_BL in _document_batches(documents, tokens):
@@ -233,14 +225,14 @@ class DocumentLosses:
         self._original, self._zero = self._mean(original), self._with(t.zeros_like)
 
     def of(self, dictionary: Dictionary) -> LanguageModelLosses:
-        """The losses with the reconstructions of an SAE that takes raw activations."""
+        """The losses with an SAE's reconstructions. The SAE takes raw activations."""
         sae: Any = dictionary
         reconstructed = self._with(lambda x_BLD: sae(as_input(sae, x_BLD)))
         counts = self._predicted, self._positions, self._left_alone
         return LanguageModelLosses(self._original, reconstructed, self._zero, *counts)
 
     def _with(self, replacement: Replacement) -> float:
-        """The loss with replaced activations."""
+        """The mean loss with replaced activations."""
         summed = 0.0
         for input_ids_BL, mask_BL, wanted_BL in self._batches:
             change = _only_at(wanted_BL, replacement)
@@ -252,7 +244,7 @@ class DocumentLosses:
 
 
 def _document_batches(documents: ContextBatches, tokens: float) -> ContextBatches:
-    """Ids and masks of some documents at a time, as wide as the longest, until `tokens` were read."""
+    """Batches of token ids and masks, cut to the longest document, until `tokens` were read."""
     for input_ids_BL, mask_BL in documents:
         longest = int(mask_BL.sum(1).max())
         yield input_ids_BL[:, :longest], mask_BL[:, :longest]
@@ -262,7 +254,7 @@ def _document_batches(documents: ContextBatches, tokens: float) -> ContextBatche
 
 
 def _only_at(wanted_BL: t.Tensor, replacement: Replacement) -> Change:
-    """The replacement at some positions, and what was there at the others."""
+    """A change that replaces activations at some positions and keeps the others."""
 
     def change(x_BLD: t.Tensor) -> t.Tensor:
         wanted_BL1 = wanted_BL.to(x_BLD.device).unsqueeze(-1)
@@ -275,7 +267,7 @@ def _only_at(wanted_BL: t.Tensor, replacement: Replacement) -> Change:
 def _summed_loss(
     reader: ActivationReader, input_ids_BL: t.Tensor, mask_BL: t.Tensor, change: Change
 ) -> float:
-    """The cross-entropy of each document's next tokens with changed activations, nats, summed."""
+    """The summed cross-entropy of all next tokens, nats, with changed activations."""
     logits_BLV = reader.logits_with(input_ids_BL, mask_BL, change)
     device = logits_BLV.device
     is_predicted = (mask_BL[:, 1:] == 1).to(device)

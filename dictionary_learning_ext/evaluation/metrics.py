@@ -1,11 +1,10 @@
-"""The metrics of an SAE: what is gathered, what is computed from it, and how tables show it.
+"""The metrics of an SAE: formulas on its totals, and how tables show them.
 
-METRICS is the one table that commands, pages and CSV files read. To add a metric, add a row, and say where
-it is shown. If it needs a new total, add that to `Totals` and gather it, both in
-codes/encoding.py. A feature is *selected* at a
-token if its activation by the mean is not zero there.
+METRICS is the one table that commands, pages and CSV files read. To add a metric, add a row, and say where it is shown. If it
+needs a new total, add that to `Totals` and sum it in `Encoder`, both in codes/encoding.py. A feature is *selected* at a token
+if its activation (of a vSAE, its mean) is not zero there.
 
-Shapes: B tokens, D = activation_dim, F features.
+Shapes: F features.
 """
 
 import math
@@ -22,10 +21,10 @@ from ..trainers import posterior
 
 Place = Literal["compare", "report", "sweep", "bench", "training"]
 PLACES: tuple[Place, ...] = ("compare", "report", "sweep", "bench", "training")
-"""Tables and pages; "training" is what `eval_every` measures, and the report's training curves."""
+"""The tables and pages. "training": what `eval_every` measures and the report's training curves show."""
 
 
-# --- what is computed from it: None where a metric does not apply to the SAE
+# --- formulas: None where a metric does not apply to the SAE
 
 
 def fve(totals: Totals) -> float:
@@ -33,7 +32,7 @@ def fve(totals: Totals) -> float:
 
 
 def fve_of(codes: Codes) -> float | None:
-    """The FVE on the text of codes; None if its activations have no variance."""
+    """The FVE on the text of these codes; None if its activations have no variance."""
     try:
         return fve(codes.totals)
     except NotMeasured:
@@ -52,7 +51,7 @@ def description_length(totals: Totals) -> float | None:
 
 
 def is_near_dead(frequency_F: t.Tensor, k: int | None, r: float) -> t.Tensor:
-    """Which features are selected in fewer than r k/F of the tokens, or never; for an SAE without k, r L0/F."""
+    """(F,), whether each feature is selected in fewer than r k/F of the tokens, or never. Without a k, L0 takes its place."""
     l0 = frequency_F.sum() if k is None else float(k)
     return (frequency_F < r * (l0 / len(frequency_F))) | (frequency_F == 0)
 
@@ -101,12 +100,12 @@ def loss(which: str) -> Callable[[Totals], float | None]:
     return lambda totals: (losses := ce_losses(totals)) and getattr(losses, which)
 
 
-# --- how it is shown
+# --- the table
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row."""
+    """A row of the table: a metric."""
 
     key: str
     """Its name in metrics.json."""
@@ -114,23 +113,23 @@ class Metric:
     label: str
     """The head of its column."""
     formula: Callable[[Totals], float | None] | None = None
-    """What computes it; None where it does not apply. Raises NotMeasured where these totals don't define it.
-    Without one, it is the mean of what was gathered by its key."""
+    """Computes it; gives None where it does not apply, and raises NotMeasured where it is undefined. Default: the mean of
+    the sum with the same key."""
     better: Literal["higher", "lower"] | None = None
     digits: int = 4
-    """Decimals shown of a number below 10."""
+    """Decimals of numbers below 10."""
     shown_in: tuple[Place, ...] = ()
-    """`vsae compare --all` and metrics.json have every metric."""
+    """Where it is shown. `vsae compare --all` and metrics.json have every metric."""
     is_of_truth: bool = False
-    """Whether it compares with the truth, which is known of synthetic activations only. `vsae compare`
-    has no column of it otherwise."""
+    """Whether it needs the true features, which only synthetic activations have. Elsewhere, `vsae compare` leaves it
+    out."""
     title: str = ""
-    """Its name where a newcomer reads it; the label if there is none."""
+    """Its name on pages for newcomers. Default: the label."""
     in_words: str = ""
-    """What it means, there; the definition if there is none."""
+    """What it means, on the same pages. Default: the definition."""
 
     def text(self, value: float | None, missing: str = "-") -> str:
-        """A value of it, as tables show it."""
+        """A value as tables show it."""
         if value is None:
             return missing
         return f"{value:.{min(self.digits, 1) if abs(value) >= 10 else self.digits}f}"
@@ -379,8 +378,8 @@ def shown_in(place: Place) -> list[Metric]:
 def computed(totals: Totals, metrics: list[Metric] | None = None) -> dict[str, Any]:
     """Metrics of an SAE, by key. Default: all.
 
-    One that these totals don't define is None, and NOT_MEASURED holds the reason, by key. It is
-    absent if there is none. One that does not apply to the SAE is None without a reason.
+    A metric that does not apply to the SAE is None. A metric that is undefined is None, and the entry NOT_MEASURED has the
+    reason, by key.
     """
     values: dict[str, Any] = {}
     reasons: dict[str, str] = {}

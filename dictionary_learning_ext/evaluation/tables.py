@@ -1,4 +1,4 @@
-"""Tables of SAEs: what commands print of their metrics, what SAEs are called, and text in columns."""
+"""Tables of SAEs' metrics as commands print them, short names of SAEs, and text in columns."""
 
 import os
 import re
@@ -22,12 +22,12 @@ from .metrics import METRICS, Metric, shown_in
 
 _REMEDIES = "See `When it goes wrong` in docs/settings.md."
 _FEWEST_SELECTIONS = 10
-"""How often the average feature must have been selected for `alive` to say anything."""
+"""How often the average feature must have been selected for `alive` to mean anything."""
 _CE_RECOVERED = 1.01
-"""Beyond what rounding makes of all."""
+"""CE recovered above this is an anomaly, not rounding."""
 
 _LONGEST_LABEL = 24
-"""Characters of a label, where fewer settings tell SAEs apart: a table of them fits 80 columns."""
+"""The most characters of a label to which settings are added that aren't needed to tell SAEs apart: tables fit 80 columns."""
 _GAP = "  "
 
 
@@ -40,14 +40,14 @@ def results_table(
     metrics: Sequence[Metric] | None = None,
     further: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
-    """What commands print of run folders' metrics: a table that fits the terminal.
+    """The metrics of SAEs as commands print them: a table that fits the terminal.
 
-    Folders that were not measured as the first one are marked. Further tables say in what folders were
-    measured and trained differently.
+    SAEs that were measured differently from the first one are marked. Further tables show the settings in which the
+    measurements and the trainings differ.
 
     Arguments:
         results, configs: the content of each folder's metrics.json and config.json.
-        further: columns beside the metrics, by their heads: the cells of the folders that have one.
+        further: more columns, by their heads: the cells of the folders that have one.
     """
     metrics = usual_columns(results) if metrics is None else metrics
     width = shutil.get_terminal_size().columns
@@ -96,15 +96,15 @@ def table(
     further: Mapping[str, Mapping[str, str]] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> str:
-    """The metrics of SAEs as aligned text, a row each; a single SAE is not named.
+    """The metrics of SAEs as aligned text, with a row for each. A single SAE is not named.
 
     Arguments:
-        results: what `read_metrics` gives, by name.
+        results: each SAE's metrics.json, by its name.
         metrics: the columns, or their keys separated by commas, e.g. "fve,l0". Default: those that
             `vsae compare` shows.
         width: see `text_table`.
         further: see `results_table`. A column without a cell is left out.
-        names: what to call the SAEs. Default: as `results` does.
+        names: the SAEs' names in the table. Default: those in `results`.
     """
     if isinstance(metrics, str):
         metrics = chosen(metrics)
@@ -124,7 +124,7 @@ def table(
 def notes(
     results: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], metrics: Sequence[Metric]
 ) -> list[str]:
-    """What the table can't show: positions that CE left alone, and why metrics are missing."""
+    """Lines below the table: the positions that CE left alone, and why metrics are missing."""
     said_of: dict[str, list[str]] = {}
     for folder, values in results.items():
         settings = values.get("measured_on", {})
@@ -157,7 +157,7 @@ def usual_columns(results: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
 
 
 def metrics_in(results: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
-    """Every metric that any of these SAEs has."""
+    """The metrics that at least one of these SAEs has."""
     return [
         metric
         for metric in METRICS.values()
@@ -180,10 +180,10 @@ def chosen(columns: str) -> list[Metric]:
 
 
 def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
-    """What is wrong with a trained SAE, a sentence each; empty for a good one.
+    """Sentences that say what is wrong with a trained SAE; empty for a good one.
 
     Arguments:
-        metrics: its metrics.json. What was not measured is no symptom.
+        metrics: its metrics.json. Metrics that were not measured are ignored.
     """
     noise = metrics.get("noise_to_signal") if sae.to_json()["noise_anneal"] is None else None
     names = ("fve", "kl_per_token", "alive", "frac_recovered")
@@ -214,11 +214,11 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
     return [f"{sentence} {_REMEDIES}" for sentence, is_there in found.items() if is_there]
 
 
-# --- what SAEs are called: as short as tells them apart
+# --- names of SAEs: as short as tells them apart
 
 
 def labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """What to call the SAEs of run folders, wherever several are shown; see `labels_of`.
+    """Short names of run folders' SAEs, for tables and pages; see `labels_of`.
 
     Arguments:
         configs: each folder's config.json, by its path.
@@ -227,13 +227,13 @@ def labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What to call SAEs.
+    """Short names of SAEs.
 
-    A folder that somebody named is called so. Those with automatic names, e.g. a sweep's, or names of over 40
-    characters are called by the settings that differ among them: k=16 seed=1.
+    A folder that somebody named keeps its name. SAEs with automatic names, e.g. a sweep's, or with names of over 40
+    characters are named by the settings that differ among them: k=16 seed=1.
 
     Arguments:
-        settings: what each was trained with, by its folder or name.
+        settings: each one's training settings, by its folder or name.
     """
     endings, called = endings_of(settings), _by_settings(settings)
     found = {
@@ -245,7 +245,7 @@ def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def file_names(labels: Iterable[str]) -> dict[str, str]:
-    """Each label as part of a file's name, no two alike: x/y and x_y are x_y and x_y_2."""
+    """Each label as part of a file's name, no two alike: x/y and x_y become x_y and x_y_2."""
     names: dict[str, str] = {}
     for label in labels:
         name = plain = re.sub(r"[^\w.-]", "_", label)
@@ -258,7 +258,7 @@ def file_names(labels: Iterable[str]) -> dict[str, str]:
 
 
 def endings_of(folders: Iterable[str]) -> dict[str, str]:
-    """Each folder's shortest ending that tells it from the others."""
+    """For each folder, the shortest ending of its path that no other has."""
     parts = {folder: Path(os.path.abspath(folder)).parts for folder in folders}
     for n in range(1, max(map(len, parts.values()), default=0) + 1):
         names = {folder: str(Path(*path[-n:])) for folder, path in parts.items()}
@@ -273,7 +273,7 @@ def _is_unreadable(name: str) -> bool:
 
 
 def _by_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The settings that differ, the seeds last: those that tell SAEs apart, and others as far as they fit."""
+    """Names made of settings that differ, the seeds last: those that tell SAEs apart, and others if they fit."""
     first = {name: place for place, name in enumerate(NAMED_FIRST)}
     names = sorted(
         differing_settings(settings),
@@ -292,10 +292,10 @@ def _by_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The settings in which SAEs differ. Without data_seed, where each seed has its own.
+    """The settings in which SAEs differ. data_seed is left out if it is different for each seed.
 
     Arguments:
-        settings: what each was trained with; see `training_settings`.
+        settings: each one's training settings, see `training_settings`.
     """
     names = [name for name in unequal([*map(dict, settings.values())]) if name != "trainer_class"]
     seeds = {(each.get("seed"), each.get("data_seed")) for each in settings.values()}
@@ -304,7 +304,7 @@ def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _named(settings: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> set[str]:
-    """The labels that these settings give."""
+    """The different labels that these settings give."""
     return {_label(each, names) for each in settings.values()}
 
 
@@ -335,7 +335,7 @@ def text_table(
     Arguments:
         width: of the terminal. A wider table gets heads of several lines. If that is not enough, its
             columns are divided into blocks one below the other.
-        repeated: how many of the first columns each block has, if they take half of it at most.
+        repeated: how many of the first columns to repeat in each block, as long as they take at most half of it.
     """
     grid = [list(map(printable, row)) for row in (header, *rows)]  # a head's lines end in "\n"
     if width is not None and _total(_widths(grid)) > width:
@@ -369,13 +369,13 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _wrapped(head: str, *cells: str) -> str:
-    """A head in lines that are no wider than its column, where its words allow it."""
+    """A head in lines that are no wider than its column, as far as its words allow."""
     width = max(map(len, [*head.split(), *cells, " "]))
     return "\n".join(textwrap.wrap(head, width, break_long_words=False, break_on_hyphens=False))
 
 
 def _aligned(grid: list[list[str]], widths: list[int]) -> str:
-    """The lines of a table. Heads of fewer lines than others stand at the bottom."""
+    """The lines of a table. Heads with fewer lines are aligned at the bottom."""
     depth = max(head.count("\n") for head in grid[0])
     heads = ["\n" * (depth - head.count("\n")) + head for head in grid[0]]
     lines = []

@@ -1,5 +1,5 @@
 """A language model behind an OpenAI-compatible endpoint: a hosted one, or a local server such as vLLM's, llama.cpp's
-or Ollama's. The `openai` package sends the requests, tries again what may succeed later, and waits as a busy server
+or Ollama's. The `openai` package sends the requests, retries failures that may pass, and waits as long as a busy server
 asks."""
 
 import asyncio
@@ -14,24 +14,24 @@ from ..config.checks import require
 from ..errors import ConfigError, EndpointError, first_line
 
 KEY = "OPENAI_API_KEY"
-"""The environment variable of the key, which is sent to the endpoint and written nowhere."""
+"""The environment variable with the key. The key is sent to the endpoint, and never written."""
 Message = dict[str, str]
-"""With a role and its content."""
+"""A message of a conversation: its "role" and "content"."""
 _RETRIES = 5
 _LONGEST_TIMEOUT = 86_400.0
 _MOST_BYTES = 4 << 20
-"""The most bytes of a decoded response."""
+"""The most bytes of a decoded response that are read."""
 _CUT = "is_cut"
 _LONGEST_ANSWER = 20_000
-"""Its last characters, which have the form that was asked for."""
+"""The most characters of an answer. Its end is kept, as the part that was asked for is there."""
 _LONGEST_REASON = 200
 
 
 class _SmallResponses(openai.DefaultAsyncHttpxClient):
     """An HTTP client that reads at most _MOST_BYTES of a response.
 
-    Of a larger one it keeps the beginning, and notes _CUT in the extensions. An error raised here would count as a
-    failed connection: `openai` would try again.
+    It keeps the beginning of a larger one, and sets _CUT in the extensions. It raises no error, because `openai` would take it
+    for a failed connection and retry.
     """
 
     async def send(self, request: Any, **options: Any) -> Any:
@@ -66,10 +66,10 @@ class Endpoint:
     Arguments:
         url: the endpoint's address, e.g. http://localhost:8000/v1.
         key: sent with each request, if given.
-        timeout: seconds to wait for a whole answer, further tries included.
-        max_tokens: of an answer; models that reason write more than they answer.
+        timeout: seconds to wait for a complete answer, retries included.
+        max_tokens: the most tokens of an answer. Reasoning counts, too.
 
-    Raises: ConfigError for an address that is none.
+    Raises: ConfigError if `url` is not the address of a web server.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Endpoint:
         self._timeout = timeout
         self._max_tokens = max_tokens
         self._reasons: set[str] = set()
-        """The models that refuse `max_tokens` and a temperature, as OpenAI's reasoning models do."""
+        """The models that refuse `max_tokens` and a temperature, e.g. OpenAI's reasoning models."""
         self._client: openai.AsyncOpenAI | None = None
 
     async def __aenter__(self) -> "Endpoint":
@@ -108,9 +108,9 @@ class Endpoint:
         await self._client.close()
 
     async def check(self, model: str) -> None:
-        """Ask for something short, and learn which options the model takes.
+        """Ask the model for one word, to see whether it answers and which options it takes.
 
-        Raises: EndpointError if there is no answer, before anything else is measured or asked.
+        Raises: EndpointError if it doesn't answer.
         """
         greeting = [{"role": "user", "content": "Answer with one word: yes"}]
         try:
@@ -122,10 +122,10 @@ class Endpoint:
             await self.answer(model, greeting, retries=1)
 
     async def answer(self, model: str, messages: list[Message], *, retries: int = _RETRIES) -> str:
-        """What a model answers.
+        """The text of a model's answer.
 
         Arguments:
-            retries: how often to try again if the endpoint is busy or the connection fails.
+            retries: how often to retry if the endpoint is busy or the connection fails.
 
         Raises: EndpointError if it refuses, keeps failing, or takes too long.
         """
@@ -173,7 +173,7 @@ class Endpoint:
         return EndpointError(f"{self.url}: {what}", instead=remedy)
 
     def _hidden(self, text: str) -> str:
-        """Without the key, which some endpoints quote."""
+        """Text with the key replaced. Some endpoints quote it."""
         return text.replace(self._key, "[key]") if self._key else text
 
     def _clean(self, text: str) -> str:
@@ -181,7 +181,7 @@ class Endpoint:
 
 
 def _is_bare_address(url: str) -> bool:
-    """Whether it is the address of a web server, without a password or key in it."""
+    """Whether a text is the address of a web server, without a password or key."""
     try:
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)

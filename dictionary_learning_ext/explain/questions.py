@@ -1,12 +1,11 @@
-"""What a language model is asked about a feature: which contexts it is shown, in which words, and how its answers are
-read.
+"""The questions about a feature to a language model: the contexts it is shown, the prompts, and how answers are parsed.
 
-The method is that of delphi (Paulo et al. 2024, arXiv:2410.13928): an explanation from contexts in which the feature
-fires, then detection in others. delphi itself (eai-delphi 0.1.3) is not used: importing any of it imports vllm, which
-pins torch and transformers, and its client retries nothing that fails, drops what failed, and can't resume.
+The method is that of delphi (Paulo et al. 2024, arXiv:2410.13928): explain the feature from contexts in which it fires, then
+detect it in others. delphi itself (eai-delphi 0.1.3) is not used. Importing it imports vllm, which pins torch and
+transformers, and its client doesn't retry, drops failures and can't resume.
 
-A feature's contexts are those that `FeatureTable` keeps. Those in which it fires are dealt in turn, in the
-order of strength, to the explainer and to the scorer, so that the scorer sees none that the explainer saw.
+A feature's contexts are those that `FeatureTable` keeps. Those in which it fires are dealt out in the order of strength,
+alternating between explainer and scorer. So the scorer sees no context that the explainer saw.
 """
 
 import hashlib
@@ -35,19 +34,20 @@ from ..features.explanations import (
 from .endpoint import Message
 
 KEPT = 20
-"""Contexts that `FeatureTable` keeps of each feature: this many of the strongest, and of drawn ones."""
+"""How many of the strongest contexts of each feature `FeatureTable` keeps, and how many drawn ones."""
 DRAWN = 512
-"""Contexts that it draws whatever fires there. Those where a feature doesn't fire are its silent ones."""
+"""How many contexts it draws from all. Those in which a feature doesn't fire are its silent ones."""
 SHOWN = 8
-"""The strongest, and the weakest, that the explainer is shown: this many each."""
+"""How many of the strongest and how many of the weakest contexts the explainer is shown."""
 HELD_OUT = 10
-"""The strongest, and the weakest, that the scorer is asked about: this many each, and as many silent ones as both."""
+"""How many of the strongest and how many of the weakest contexts the scorer is asked about. It is asked about as many silent
+ones as both together."""
 LEAST = 4
-"""A feature with fewer contexts for either of them is not explained."""
+"""The fewest contexts for each of the two. A feature with fewer is not explained."""
 PER_REQUEST = 10
-"""Contexts in one request of the scorer."""
+"""The number of contexts in a request to the scorer."""
 _MARKED = 0.3
-"""Tokens are marked if the feature's activation there is at least this share of the context's largest."""
+"""A token is marked if its activation is at least this share of the largest in the context."""
 
 _EXPLAIN = """\
 You find out what a feature of a language model stands for. You are shown excerpts of text in which the feature fires. \
@@ -81,37 +81,37 @@ _SAID = "[0, 1, 0]"
 
 @dataclass(frozen=True)
 class Question:
-    """All that is asked about one feature."""
+    """All questions about one feature."""
 
     feature: int
     place: int
     """See `Explanation.place`."""
     messages: list[Message]
-    """What the explainer is asked."""
+    """The question to the explainer."""
     held_out: list[tuple[str, str]]
-    """The kind and the text of each context that the scorer is asked about, in an order drawn at random."""
+    """The kind and the text of each context that the scorer is asked about, in random order."""
 
     @property
     def parts(self) -> list[list[tuple[str, str]]]:
-        """The contexts of each request of the scorer."""
+        """The contexts of each request to the scorer."""
         starts = range(0, len(self.held_out), PER_REQUEST)
         return [self.held_out[start : start + PER_REQUEST] for start in starts]
 
     @property
     def asked(self) -> str:
-        """A hash of everything that is asked, but for the explanation, which answers the first request."""
+        """A hash of all questions. The explanation, which is the answer to the first, counts as empty."""
         content = [self.messages, detection("", self.held_out), [kind for kind, _ in self.held_out]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def unanswered(self) -> Explanation:
-        """What is known before anything was asked."""
+        """The feature's `Explanation` before anything was asked."""
         kinds = [kind for kind, _ in self.held_out]
         said = {kind: MISSING * kinds.count(kind) for kind in KINDS}
         return Explanation(self.feature, self.place, self.asked, None, said)
 
 
 def question(feature: int, place: int, statistics: FeatureTable, tokenizer: Any) -> Question | None:
-    """What to ask about a feature; None if it fires in too few contexts, or in nearly all."""
+    """The questions about a feature; None if it fires in too few contexts, or in nearly all."""
     firing = _firing(statistics, feature)
     shown, kept = firing[::2], firing[1::2]
     shown_contexts = {each.context for each in shown}
@@ -151,7 +151,7 @@ def _firing(statistics: FeatureTable, feature: int) -> list[KeptContext]:
 
 
 def _text(ids: list[int], tokenizer: Any, activations: list[float] | None = None) -> str:
-    """A context as text, the tokens where a feature fires marked if its activations are given."""
+    """The text of a context. If activations are given, the tokens where the feature fires are marked."""
     sizes = [abs(each) for each in activations or [0.0] * len(ids)]
     least = max(_MARKED * max(sizes), 1e-30)
     words: list[str] = []
@@ -167,7 +167,7 @@ def _text(ids: list[int], tokenizer: Any, activations: list[float] | None = None
 
 
 def detection(explanation: str, contexts: list[tuple[str, str]]) -> list[Message]:
-    """What the scorer is asked about some contexts."""
+    """The question to the scorer about some contexts."""
     example = _detection(_ANSWER.removeprefix("Explanation: "), _ASKED)
     asked = _detection(explanation, [text for _, text in contexts])
     return _conversation(_DETECT, _SAID, example, asked)
@@ -180,7 +180,7 @@ def _detection(explanation: str, texts: list[str]) -> str:
 
 
 def _conversation(task: str, answer: str, example: str, content: str) -> list[Message]:
-    """A task with one example of it, and the example's answer."""
+    """A conversation with a task, an example with its answer, and the content to answer."""
     return [
         {"role": "system", "content": task},
         {"role": "user", "content": example},
@@ -193,7 +193,7 @@ def _conversation(task: str, answer: str, example: str, content: str) -> list[Me
 
 
 def explanation_in(answer: str) -> str | None:
-    """The explanation in an answer; None if it hasn't the form that was asked for."""
+    """The explanation in an answer; None if the answer doesn't have the requested form."""
     found = re.findall(
         r"^[^\w\n]*Explanation\W?\W?:\**\s*(\S.*)$", answer, re.MULTILINE | re.IGNORECASE
     )
@@ -201,7 +201,7 @@ def explanation_in(answer: str) -> str | None:
 
 
 def judgements_in(answer: str, n: int) -> list[str] | None:
-    """For each of n contexts YES or NO; None if the answer hasn't the form that was asked for."""
+    """YES or NO for each of n contexts; None if the answer doesn't have the requested form."""
     found = re.findall(r"\[([\s01,]*)\]", answer)
     numbers = re.findall(r"[01]", found[-1]) if found else []
     return [YES if number == "1" else NO for number in numbers] if len(numbers) == n else None

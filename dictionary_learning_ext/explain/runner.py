@@ -1,4 +1,4 @@
-"""`vsae explain`: asks for what is missing in explanations.json, and writes the answers there as they come.
+"""`vsae explain`: asks for the explanations and scores that explanations.json lacks, and writes answers as they come.
 
 explained = explain("runs/mine", Endpoint("http://localhost:8000/v1"), "llama-3.1-8b")
 """
@@ -38,34 +38,34 @@ _OUT = "out"
 _CHARACTERS_PER_TOKEN = 4
 _TOKENS_OF_AN_EXPLANATION = 40
 _MOST_FAILURES = 10
-"""Requests in a row that may fail before the endpoint is taken to be down."""
+"""The number of failed requests in a row after which the endpoint counts as down."""
 
 
 class Plan(NamedTuple):
-    """What will be asked."""
+    """The size of what will be asked."""
 
     features: int
     requests: int
     tokens: int
-    """Sent, and in answers of the form that is asked for, about: 4 characters are taken for a token."""
+    """An estimate of the tokens sent and answered, at 4 characters per token."""
     order: str
     """What the features are ordered by."""
 
 
 @dataclass(frozen=True)
 class Explained:
-    """What `explain` did."""
+    """The result of `explain`."""
 
     path: Path
     explanations: Explanations
     features: list[int]
-    """Those that were chosen, in their order."""
+    """The chosen features, in their order."""
     failed: dict[int, str]
-    """The features of which a request failed, and why."""
+    """Features with a failed request, and why it failed."""
 
     @property
     def missing(self) -> list[int]:
-        """The chosen features with no explanation or an incomplete score, although none of their requests failed."""
+        """The chosen features whose explanation or score is incomplete although no request failed."""
         found = {feature: self.explanations.get(feature) for feature in self.features}
         whole = {feature for feature, each in found.items() if each and each.is_complete}
         return [each for each in self.features if each not in whole and each not in self.failed]
@@ -89,21 +89,21 @@ def explain(
 ) -> Explained:
     """Ask for explanations of an SAE's features and for their scores, and write explanations.json.
 
-    What it already holds is not asked for again.
+    Answers that it already holds are not asked for again.
 
     Arguments:
-        folder: what names the SAE, see run_folder/sae_names.py.
-        explainer, scorer: the names of the language models at the endpoint. Default of the scorer: the explainer.
+        folder: the name of the SAE, see run_folder/sae_names.py.
+        explainer, scorer: the names of the language models at the endpoint. The scorer's default is the explainer.
         out: see `results_folder`.
-        overwrite: start again where explanations.json holds those of another SAE, explainer or text.
+        overwrite: start over if explanations.json holds those of another SAE, explainer or text.
         dry_run: measure, but ask nothing.
         keep: read and keep the SAE's codes, see `OpenedFolders.codes`.
-        on_plan: called before anything is asked.
+        on_plan: called with the plan before anything is asked.
         on_answer: called after each request.
         where: model, hook, data and the like, see `evaluation.folders.open_folders`.
 
-    Raises: EndpointError if the endpoint doesn't answer; a UserError for everything else that was wrong. A request
-    that fails in between is in `failed`.
+    Raises: EndpointError if the endpoint doesn't answer; a UserError for other mistakes. Single requests that fail are listed
+    in `failed`.
     """
     options, scorer = options or ExplainOptions(), scorer or explainer
     size = read_config(folder)["trainer"].get("dict_size")
@@ -149,10 +149,10 @@ class _Measured(NamedTuple):
     tokenizer: Any
     statistics: FeatureTable
     order: list[int]
-    """The features that were selected, the first to explain first."""
+    """The features that were selected, in the order in which they are explained."""
     order_by: str
     settings: dict[str, Any]
-    """What was measured on."""
+    """The settings that they were measured with."""
 
 
 def _read_features(folder: str | Path, tokens: int, keep: bool, where: dict[str, Any]) -> _Measured:
@@ -206,9 +206,9 @@ def _chosen(measured: _Measured, options: ExplainOptions) -> list[Question]:
 
 
 def _known(path: Path, fresh: Explanations, overwrite: bool) -> Explanations:
-    """What explanations.json holds of this SAE, explainer, scorer and text.
+    """The explanations in explanations.json; `fresh` if there are none.
 
-    Raises: ConfigError if it holds those of others.
+    Raises: ConfigError if they are of another SAE, explainer, scorer or text.
     """
     if overwrite or not path.exists():
         return fresh
@@ -226,7 +226,7 @@ def _known(path: Path, fresh: Explanations, overwrite: bool) -> Explanations:
 
 
 def _of(known: Explanations, about: Question) -> Explanation:
-    """What is known of a feature: nothing, if something else was asked about it."""
+    """The explanation of a feature. It is empty if it answered other questions."""
     found = known.get(about.feature)
     return about.unanswered() if found is None or found.asked != about.asked else found
 
@@ -252,7 +252,7 @@ Part = list[tuple[str, str]]
 
 
 def _missing_parts(about: Question, found: Explanation) -> list[tuple[Part, list[tuple[str, int]]]]:
-    """The requests to the scorer that have no answer: their contexts, and each one's place in `said`."""
+    """The unanswered requests to the scorer: their contexts, and each context's place in `said`."""
     counts: dict[str, int] = {}
     parts = []
     for part in about.parts:
@@ -282,8 +282,8 @@ async def _ask(
     """Ask about features, `at_once` of them at a time.
 
     Arguments:
-        note: called after each request, with what is known of the feature and why the request failed ("" if it
-            didn't). What it raises ends the asking.
+        note: called after each request with the feature's explanation so far, and why the request failed ("" if it
+            didn't). An error that it raises ends the asking.
     """
     waiting = iter(todo)
 
@@ -328,8 +328,8 @@ async def _ask_about(
 async def _answer(
     endpoint: Endpoint, model: str, messages: Any, read: Callable[[str], Any]
 ) -> tuple[Any, str]:
-    """What is read in the model's answer, asked once more if that has the wrong form, and why the request failed.
-    None for an answer that has it twice."""
+    """The parsed answer of a model, and why the request failed ("" if it didn't). An answer of the wrong form is asked for once
+    more; None if that has the wrong form, too."""
     try:
         for _ in range(2):
             if (found := read(await endpoint.answer(model, messages))) is not None:
@@ -340,10 +340,10 @@ async def _answer(
 
 
 class _Answers:
-    """What is known of features, and explanations.json with it.
+    """Collects answers, and writes explanations.json after each.
 
     Arguments:
-        known: changed in place.
+        known: the explanations, which are changed in place.
     """
 
     def __init__(self, path: Path, known: Explanations):
@@ -352,9 +352,9 @@ class _Answers:
         self._in_a_row = 0
 
     def note(self, found: Explanation, failure: str) -> None:
-        """Keep what is known of a feature after a request, and write it.
+        """Keep the explanation of a feature after a request, and write the file.
 
-        Raises: EndpointError if too many requests failed in a row; CheckpointError if the disk refuses.
+        Raises: EndpointError if too many requests failed in a row; CheckpointError if the file can't be written.
         """
         features = self.known.features
         self._in_a_row = self._in_a_row + 1 if failure else 0

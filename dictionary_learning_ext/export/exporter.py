@@ -1,8 +1,8 @@
 """Export an SAE to a format of another library, and measure how exact the export is.
 
-A plain TopK SAE has a ReLU. Ours need not (rectify=False), and then the two differ where a selected mean
-is negative. So the SAE that the format's reader loads is compared with ours on held-out activations of
-the language model. An export that is not exact is refused unless allow_inexact is set.
+Other libraries' TopK has a ReLU. Ours may have none (rectify=False), and then the two differ where a selected mean is
+negative. So the SAE that the format's reader loads is compared with ours on held-out activations of the language model. An
+export that is not exact is refused unless allow_inexact is set.
 """
 
 import importlib.metadata
@@ -44,7 +44,7 @@ class Difference(NamedTuple):
     reconstruction: float
     """The largest ||x_hat - x_hat'|| / ||x_hat|| of a token."""
     codes: float
-    """The share of tokens with a feature that differs by over TOLERANCE of the token's largest."""
+    """The share of tokens with an activation that differs by more than TOLERANCE of the token's largest."""
     tokens: int
     """The number of tokens that were compared."""
 
@@ -63,12 +63,12 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` did.
+    """The result of `export`.
 
     Attributes:
-        folder: what was written.
-        difference: between the SAE and what the format's reader makes of the folder; None for
-            neuronpedia, which holds what the features do and no SAE.
+        folder: the folder that was written.
+        difference: between the SAE and the one that the format's reader loads. None for neuronpedia, whose files hold
+            features and no SAE.
     """
 
     folder: Path
@@ -95,14 +95,13 @@ def export(
         form: see `formats`.
         out: a new or empty folder. Default: exports/FORMAT in the SAE's folder of results, see `results_folder`.
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
-        tokens: held-out tokens to compare on, in float64 (default:
-            10,000); for neuronpedia, to measure the features on (default: 100,000).
-        model, hook, data: as in the run's config.json by default.
-        max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
+        tokens: held-out tokens to compare on, in float64 (default: 10,000); for neuronpedia, to measure the features on
+            (default: 100,000).
+        model, hook, data: default: as in the run's config.json.
+        max_norm_multiple, remove_bos: which tokens to leave out. Default: as in training.
 
-    Raises: a UserError if the folder is damaged, the format can't hold the SAE, its language model or
-    text can't be loaded, the export is not exact, or `out` is not empty or can't be written. Nothing is
-    written then.
+    Raises: a UserError, before anything is written, if the folder is damaged, the format can't hold the SAE, the language model
+    or text can't be loaded, the export is not exact, or `out` is not empty or can't be written.
     """
     require_choice("format", form, ExportFormat)
     if tokens is None:
@@ -183,7 +182,7 @@ def export(
 
 @t.no_grad()
 def compare(original: Any, exported: Any, batches: Iterable[t.Tensor]) -> Difference:
-    """Compare what two SAEs encode and decode, on activations, batches of (B, D).
+    """Compare the codes and reconstructions of two SAEs on batches of activations, (B, D).
 
     Raises: CheckpointError if a reconstruction is not finite in float32.
     """
@@ -204,7 +203,7 @@ def compare(original: Any, exported: Any, batches: Iterable[t.Tensor]) -> Differ
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` if all goes well, and otherwise leaves no trace."""
+    """A temporary folder that is renamed to `target` at the end, and removed if an error is raised."""
     above = next(path for path in target.absolute().parents if path.exists())
     with ExitStack() as stack:
         with _writing(target):
@@ -217,7 +216,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a CheckpointError that names what was asked for."""
+    """Turn an OSError within the block into a CheckpointError that names `target`, not the temporary folder."""
     with writing(target, "out"):
         try:
             yield

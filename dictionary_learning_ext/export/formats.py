@@ -7,8 +7,7 @@ sae-lens             SAELens's `SAE.load_from_disk`
 sparsify             EleutherAI's `SparseCoder.load_many` (eai-sparsify 1.3)
 safetensors          any program: `sae.safetensors` and a config.json that states the equation
 
-Which SAEs a format can hold follows from what their encoders compute: `function` in the table of
-architectures.
+Whether a format can hold an SAE depends on the function that its encoder computes: `function` in the table of architectures.
 """
 
 import copy
@@ -49,7 +48,7 @@ from ..run_folder.reading import read_config
 from ..run_folder.weights import save_weights
 
 SAE_BENCH_REPO = "local/saes"
-"""The repository's name in a folder for SAE Bench: any would do, it is never looked up."""
+"""The repository's name in a folder for SAE Bench. It is never looked up, so any name would do."""
 SAE_BENCH_TRAINERS = (
     "MatryoshkaBatchTopKTrainer",
     "BatchTopKTrainer",
@@ -62,19 +61,19 @@ SAE_BENCH_TRAINERS = (
 )
 """The trainer classes that SAE Bench's runner has a loader for."""
 SAFETENSORS = "sae.safetensors"
-"""The weights in a folder for safetensors."""
+"""The file of weights in a folder for safetensors."""
 
 
 class _Function(NamedTuple):
-    """A function that an encoder computes, and how exports describe it."""
+    """How exports describe a function that an encoder computes."""
 
     tensors: tuple[str, ...]
-    """The weights that it needs, by the names in _TENSORS."""
+    """Its weights, by their names in _TENSORS."""
     equation: str
     sae_lens: str | None
-    """SAELens's architecture that computes it."""
+    """SAELens's name of an architecture that computes it."""
     needs: str = ""
-    """What a format must be able to store for it, e.g. thresholds."""
+    """What formats lack that can't hold it, e.g. thresholds."""
 
 
 _FUNCTIONS: dict[Function, _Function] = {
@@ -118,22 +117,22 @@ _TENSORS = {
     "W_var": ("variance_encoder.weight",),
     "b_var": ("variance_encoder.bias",),
 }
-"""Names in SAELens's folders and in ours for safetensors, and those that the classes give them."""
+"""The names of weights in folders for SAELens and safetensors, with the names that they have in our and upstream's classes."""
 
 
 class ExportedSAE(NamedTuple):
-    """An SAE and what a reader needs to know about it."""
+    """An SAE to export, and where it comes from."""
 
     name: str
     """The name of the SAE's folder."""
     dictionary: Any
-    """In float32, for raw activations."""
+    """The SAE, in float32, for raw activations."""
     config: dict[str, Any]
-    """Its config.json, without local paths."""
+    """The content of its config.json, without local paths."""
     metrics: dict[str, Any] | None
-    """Its metrics.json, likewise."""
+    """The content of its metrics.json, without local paths; None if it was not evaluated."""
     run: RunConfig
-    """Its training's, likewise."""
+    """The run that it was trained in, without local paths."""
     language_model: CausalLM
     hook: HookPoint
 
@@ -148,31 +147,31 @@ class ExportedSAE(NamedTuple):
 
     @property
     def rectifies(self) -> bool:
-        """Whether a TopK has a ReLU; upstream's has."""
+        """Whether a TopK has a ReLU, as upstream's has."""
         return getattr(self.dictionary, "rectify", True)
 
     @property
     def selects_by_magnitude(self) -> bool:
-        """Whether negative features can be among the k that are kept for their magnitude."""
+        """Whether a TopK keeps the k features of largest magnitude, negative ones included."""
         by_magnitude = getattr(self.dictionary, "select_by", "value") == "magnitude"
         return by_magnitude and not self.rectifies
 
     def tensors(self) -> dict[str, t.Tensor]:
-        """W_enc (D, F), W_dec (F, D), b_dec (D,), and what else its function needs, on the CPU."""
+        """W_enc (D, F), W_dec (F, D), b_dec (D,), and the other weights of its function, on the CPU."""
         tensors = {name: own.detach().cpu() for name, own in self._views(self.dictionary).items()}
         if self.function == "jump_relu":
             tensors["threshold"] = tensors["threshold"].expand(self.dictionary.dict_size)
         return {name: value.contiguous() for name, value in tensors.items()}
 
     def module_with(self, tensors: dict[str, t.Tensor]) -> nn.Module:
-        """A copy of the SAE that has these in place of its own `tensors`."""
+        """A copy of the SAE with these weights, named as in `tensors`."""
         dictionary = copy.deepcopy(self.dictionary)
         for name, own in self._views(dictionary).items():
             own.copy_(tensors[name] if own.ndim else tensors[name][0])  # one threshold for all
         return dictionary
 
     def _views(self, dictionary: Any) -> dict[str, t.Tensor]:
-        """What its function needs, in the memory of a dictionary of its class."""
+        """The weights of its function, as views of the memory of a dictionary of its class."""
         state, views = dictionary.state_dict(), {}
         for name in _FUNCTIONS[self.function].tensors:
             own = next(each for each in _TENSORS[name] if each in state)
@@ -180,9 +179,9 @@ class ExportedSAE(NamedTuple):
         return views
 
     def trained_on(self) -> dict[str, Any]:
-        """Where its activations came from, and which tokens' were left out, by SAELens's names.
+        """Where its activations come from, and which tokens were left out, by SAELens's names.
 
-        SAELens has no setting like max_norm_multiple.
+        max_norm_multiple has no counterpart in SAELens.
         """
         run, tokenizer = self.run, self.language_model.tokenizer
         return {
@@ -197,14 +196,14 @@ class ExportedSAE(NamedTuple):
 
     @property
     def module(self) -> str | None:
-        """The module that its activations are the output of, see `output_module`."""
+        """The module whose output its activations are, see `output_module`."""
         return output_module(self.language_model.module, self.hook)
 
 
 def output_module(model: PreTrainedModel, hook: HookPoint) -> str | None:
     """The module whose output is read at a hook point, as sparsify names it.
 
-    Between two blocks it is the block before. None for the input of the first block.
+    Between two blocks, it is the former. None for the input of the first block.
     """
     path = hook.place.path.removeprefix(f"{model.base_model_prefix}.")
     if hook.io == "out":
@@ -235,7 +234,7 @@ def _unsupported(source: ExportedSAE, problem: str, *formats: str) -> Checkpoint
 
 
 def _require_function(form: ExportFormat, source: ExportedSAE) -> None:
-    """What the encoder computes is a function that the format, and its reader, has."""
+    """Raise a CheckpointError unless the format and its reader have the encoder's function."""
     row = source.row
     if row.function is None:
         raise CheckpointError(
@@ -254,7 +253,7 @@ def _require_function(form: ExportFormat, source: ExportedSAE) -> None:
 
 
 def _require_threshold(form: ExportFormat, source: ExportedSAE) -> None:
-    """One threshold for all features was learned."""
+    """Raise a CheckpointError if the one threshold for all features was not learned yet."""
     if source.row.function != "jump_relu" or form not in ("sae-lens", "safetensors"):
         return
     threshold = source.dictionary.threshold
@@ -266,7 +265,7 @@ def _require_threshold(form: ExportFormat, source: ExportedSAE) -> None:
 
 
 def _require_sae_benchs_loader(source: ExportedSAE) -> None:
-    """SAE Bench's loader knows the trainer and the hook point."""
+    """Raise a CheckpointError unless SAE Bench's loader knows the trainer and the hook point."""
     trainer_class = source.config["trainer"].get("trainer_class")
     if not source.row.exported_as and trainer_class not in SAE_BENCH_TRAINERS:
         raise _unsupported(
@@ -286,8 +285,8 @@ def _require_sae_benchs_loader(source: ExportedSAE) -> None:
 
 
 def _require_unit_norm(form: ExportFormat, source: ExportedSAE) -> None:
-    """The decoder is unit-norm where SAE Bench reads it, and where SAELens's tools fold its norms into the
-    features, which changes what a TopK keeps."""
+    """Raise a CheckpointError unless the decoder is unit-norm, for SAE Bench, and for a TopK in SAELens: its tools fold norms
+    into the features, which changes what a TopK keeps."""
     folds = form == "sae-lens" and source.row.function == "top_k"
     if not folds and (form != "sae-bench" or source.row.bench_normalizes):
         return
@@ -307,11 +306,11 @@ def write(form: ExportFormat, folder: Path, source: ExportedSAE) -> None:
 
 
 def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> nn.Module:
-    """What the format's reader makes of a folder that `write` filled, in float64.
+    """The SAE in a folder that `write` filled, as the format's reader loads it, in float64.
 
-    It is an upstream class that computes what SAELens's, SAE Bench's or sparsify's does, and for
-    safetensors the SAE's own; the tests compare with the libraries themselves, and with the equation. In
-    float32, rounding alone can move a feature across a threshold.
+    It is an upstream class that computes the same as SAELens's, SAE Bench's or sparsify's, and for safetensors, the SAE's own
+    class. The tests compare with the libraries themselves, and with the equation. In float32, rounding alone can move a
+    feature across a threshold.
     """
     row = FORMATS[form]
     place = folder / row.inside.format(name=source.name, module=source.module)
@@ -319,7 +318,7 @@ def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> 
 
 
 def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
-    """Add an entry "export" to what `write` wrote about each SAE."""
+    """Add an entry "export" to the config that `write` wrote for each SAE."""
     for path in folder.rglob(FORMATS[form].about):
         config = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, config | {"export": what})
@@ -388,7 +387,7 @@ def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
 
 
 def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
-    """The module's folder, as layers.1, with sparsify's SparseCoderConfig and d_in, and the weights:
+    """Write a folder named after the module, e.g. layers.1, with sparsify's SparseCoderConfig and d_in, and the weights:
     encoder.weight (F, D), encoder.bias (F,), W_dec (F, D) and b_dec (D,)."""
     sae, place, tensors = source.dictionary, folder / (source.module or ""), source.tensors()
     if not source.row.subtracts_b_dec:  # sparsify does
@@ -447,7 +446,7 @@ def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
 
 
 def _sides(name: str) -> list[str]:
-    """The sides of a tensor, as the config.json for safetensors names them."""
+    """The names of a tensor's sides in the config.json for safetensors."""
     if name == "W_dec":
         return ["dict_size", "activation_dim"]
     if name == "b_dec":
@@ -472,19 +471,19 @@ class Format(NamedTuple):
     """A folder that another library reads."""
 
     functions: tuple[Function, ...]
-    """The functions that it can hold exactly."""
+    """The functions that it can represent exactly."""
     write: Callable[[Path, ExportedSAE], None]
     read: Callable[[Path, ExportedSAE, str], nn.Module]
-    """Reads the SAE's folder on a device, in float64, as the library does."""
+    """Loads the SAE in its folder on a device, in float64."""
     usage: str = ""
-    """What a user does with {folder}."""
+    """How to load {folder}."""
     inside: str = ""
-    """The SAE's folder in it: {name} is the SAE's, {module} the one that it was trained on."""
+    """The SAE's folder in it, with {name}, the SAE's, and {module}, whose output it was trained on."""
     about: str = CONFIG
-    """The file that says what was exported."""
+    """The name of the file that says what was exported."""
     weights: str = WEIGHTS
     tag: str = ""
-    """The hub's tag for SAEs that the library reads."""
+    """The library's tag on the hub."""
     by_magnitude: bool = False
     """Whether its reader can keep the k features of largest magnitude."""
 
@@ -529,4 +528,4 @@ FORMATS: dict[ExportFormat, Format] = {
         by_magnitude=True,
     ),
 }
-"""All formats that hold an SAE, by the name that users type."""
+"""The formats that hold an SAE, by the names that users type."""

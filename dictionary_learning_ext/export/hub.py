@@ -2,14 +2,13 @@
 
     README.md                                   the model card
     NAME/ae.pt, config.json, metrics.json       one folder per SAE
-    NAME/return_scores.csv                      where `vsae reproduce` wrote it
-    NAME/explanations.json                      where `vsae explain` wrote it
-    NAME/cfg.json, sae_weights.safetensors      if asked for: SAELens's `SAE.from_pretrained(REPO, NAME)`
-    NAME/MODULE/cfg.json, sae.safetensors, …    likewise: sparsify's
+    NAME/return_scores.csv                      if `vsae reproduce` wrote it
+    NAME/explanations.json                      if `vsae explain` wrote it
+    NAME/cfg.json, sae_weights.safetensors      if requested, for SAELens's `SAE.from_pretrained(REPO, NAME)`
+    NAME/MODULE/cfg.json, sae.safetensors, …    if requested, for sparsify's
                                                 `SparseCoder.load_from_hub(REPO, "NAME/MODULE")`
 
-Nothing else of a run folder is uploaded. A repository is private by default. Local paths are cut to their last names,
-here and in every export, see `local_paths`.
+Nothing else is uploaded. A repository is private by default. Local paths are cut to their last parts, see `local_paths`.
 """
 
 import os
@@ -116,11 +115,12 @@ class Pushed:
     """What was uploaded to the hub, or would be in a dry run.
 
     Attributes:
-        files: sizes in bytes, by name in the repository.
+        files: their sizes in bytes, by name in the repository.
         card: the model card, README.md in the repository.
-        left_out: why an SAE isn't there in a format that was asked for, by its name and the format.
-        unfinished: the run folders inside that have no SAE yet, which are left out.
-        url: the commit's; None for a dry run, as is `is_private`.
+        left_out: why an SAE couldn't be exported, by its name and the format.
+        unfinished: the run folders without an SAE, which are left out.
+        url: of the commit; None for a dry run.
+        is_private: whether the repository is private; None for a dry run.
     """
 
     repo: str
@@ -146,11 +146,11 @@ def push(
     Arguments:
         folder: a run folder (or a folder of dictionary_learning's), or a folder of such folders.
         repo: OWNER/NAME, created if it does not exist. Its README.md is replaced.
-        formats: those of other libraries to add, each SAE in those that can hold it. They are exported
-            anew, so the language model is needed.
+        formats: formats of other libraries to add, for the SAEs that they can hold. The SAEs are exported, which needs the
+            language model.
         public: create a public repository, or allow pushing to one.
-        dry_run: return what would be uploaded; needs neither token nor network.
-        export_options: arguments of `export` for the formats: allow_inexact, tokens, model, ….
+        dry_run: return what would be uploaded. It needs neither a token nor the network.
+        export_options: arguments of `export` for these formats: allow_inexact, tokens, model, ….
 
     Raises: HubError for a bad name, a missing token, no network, a refusal by the hub, or a public repository without
     `public`; CheckpointError if a folder holds no SAE or is damaged, or no SAE can be exported in one of the formats.
@@ -197,7 +197,7 @@ def push(
 
 @contextmanager
 def _needing_space() -> Iterator[None]:
-    """Turn the error of a full disk into a HubError that names it: the user gave no path on it."""
+    """Turn the error of a full disk into a HubError that names the temporary folder, which the user didn't choose."""
     try:
         yield
     except (OSError, CheckpointError) as error:
@@ -240,7 +240,7 @@ def _stage(
     formats: Sequence[PushFormat],
     export_options: Mapping[str, Any],
 ) -> tuple[str, dict[tuple[str, PushFormat], UserError]]:
-    """Lay out the repository in `staged`; return its card, and which SAEs are missing in which format, and why."""
+    """Put the repository together in `staged`. Returns its card, and the reasons why SAEs couldn't be exported."""
     left_out: dict[tuple[str, PushFormat], UserError] = {}
     configs: dict[str, dict[str, Any]] = {}
     metrics: dict[str, dict[str, Any]] = {}
@@ -298,8 +298,8 @@ def card_of(
     """The model card: settings and metrics of each SAE, and how to load one.
 
     Arguments:
-        configs, metrics: the content of config.json and metrics.json by folder name, of those that have one.
-        places: for each format of another library, the place in the repository of an SAE in it.
+        configs, metrics: the content of each config.json and metrics.json, by folder name.
+        places: for each format of another library, where in the repository one of the SAEs is.
     """
     trainers = {name: config["trainer"] for name, config in configs.items()}
     names = [n for trainer in trainers.values() for n in trainer if n not in _NOT_IN_THE_CARD]
@@ -325,7 +325,7 @@ def card_of(
 def _card_data(
     configs: dict[str, dict[str, Any]], formats: Collection[PushFormat]
 ) -> ModelCardData:
-    """A card's metadata: library, tags (with the other libraries that read it), language models and texts."""
+    """A card's metadata: library, tags (also for the other libraries), language models and texts."""
     trainers = [config["trainer"] for config in configs.values()]
     models = {str(trainer.get("lm_name")) for trainer in trainers}
     classes = {trainer.get("dict_class") for trainer in trainers}
@@ -340,7 +340,7 @@ def _card_data(
 
 
 def _text(config: dict[str, Any]) -> str:
-    """The text that an SAE was trained on: embedded, a hub's name, or a file's."""
+    """The text that an SAE was trained on: "embedded", a data set on the hub, or a file's name."""
     return str(
         own_settings(config).get("data") or config.get("buffer", {}).get("text") or "unknown"
     )

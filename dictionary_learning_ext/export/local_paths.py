@@ -1,4 +1,4 @@
-"""Paths of this machine, which no export and no repository shows."""
+"""Removes paths of this machine from exports and repositories."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _LOCAL = re.compile(r"(/|~|\.\.?/|[^/:]+/[^/]+/).*", re.DOTALL)
 
 
 def without_local_paths(value: Any) -> Any:
-    """A copy of JSON content, with each local path in it cut to its last name."""
+    """A copy of JSON content in which each local path is cut to its last part."""
     if isinstance(value, dict):
         return {name: without_local_paths(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,14 +1,13 @@
-"""What an SAE's features do, as the JSON batches that Neuronpedia's upload takes.
+"""An SAE's features as the JSON batches that Neuronpedia's upload takes.
 
     batch-0.json, …     some features each, in SAEDashboard's schema
     run_settings.json   what they were measured on
-    explanations/batch-0.jsonl  where `vsae explain` wrote some: a line each, as in Neuronpedia's own exports
+    explanations/batch-0.jsonl  a line for each explanation by `vsae explain`, as in Neuronpedia's own exports
 
 The schema is `NeuronpediaDashboardBatch` of sae-dashboard 0.8.0. Neuronpedia's converter reads it
-(utils/neuronpedia-utils/…/convert-saedashboard-to-neuronpedia-export.py in its repository), and asks
-for the author's and the release's names. Activations are those of the SAE that takes raw activations;
-a vSAE's are its mean's. Features that were never selected are left out, as SAEDashboard leaves them
-out. Correlations with neurons and other features are empty lists.
+(utils/neuronpedia-utils/…/convert-saedashboard-to-neuronpedia-export.py in its repository), and asks for the names of the
+author and the release. Activations are those of the SAE for raw activations (of a vSAE, the mean). As in SAEDashboard,
+features that were never selected are left out. Correlations with neurons and other features are empty lists.
 """
 
 import importlib.metadata
@@ -34,11 +33,11 @@ from .formats import ExportedSAE
 _Text = Callable[[int], str]
 FEATURES_PER_BATCH = 128
 NEURONPEDIA_TOKENS = RunConfig.eval_tokens
-"""Held-out tokens that are measured on by default."""
+"""The default number of held-out tokens to measure on."""
 RUN_SETTINGS = "run_settings.json"
 _EXPLANATIONS = "explanations/batch-0.jsonl"
 _TOP_CONTEXTS = {"bin_min": -1.0, "bin_max": 99.0, "bin_contains": -1.0}
-"""How Neuronpedia marks the contexts with the largest activations."""
+"""The fields by which Neuronpedia recognises the contexts with the largest activations."""
 _KEPT = 20  # contexts of each kind
 _BEFORE, _AFTER = 64, 32  # tokens of a context, around the one that it is kept for
 _INTERVALS = 5
@@ -60,10 +59,10 @@ _UNMEASURED = (
 def exported_features(
     source: ExportedSAE, settings: RunConfig, tokens: int, folder: str | Path
 ) -> tuple[FeatureTable, LogitLens]:
-    """An SAE's features on at most `tokens` of the run's held-out text, without attention sinks.
+    """Statistics of an SAE's features on at most `tokens` of the run's held-out text, and its logit lens.
 
     Arguments:
-        folder: what names the SAE, whose codes are kept beside it.
+        folder: the name of the SAE. Its codes are kept beside it.
 
     Raises: TextError if the held-out text has no whole context; LanguageModelError if the language
     model has no final norm or unembedding.
@@ -93,7 +92,7 @@ def write_neuronpedia(
 ) -> None:
     """Write the features that were selected into an empty folder.
 
-    Raises: CheckpointError if the disk refuses.
+    Raises: CheckpointError if the files can't be written.
     """
     shared_fields = {
         "n_prompts_total": -(-statistics.tokens // source.run.ctx_len),
@@ -134,8 +133,8 @@ def write_neuronpedia(
 def _explanation(
     found: Explanation, explanations: Explanations, source: ExportedSAE
 ) -> dict[str, Any]:
-    """A line of explanations/batch-N.jsonl, as Neuronpedia's batch-autointerp.py writes it. Whoever uploads it adds
-    an id and the author."""
+    """A line of explanations/batch-N.jsonl, as Neuronpedia's batch-autointerp.py writes it. The uploader adds an id and the
+    author."""
     return {
         "modelId": source.run.model.rpartition("/")[2],
         "layer": f"{source.hook.layer}-{source.name}",
@@ -153,7 +152,7 @@ def _feature(
     logits_V: t.Tensor,
     text: _Text,
 ) -> dict[str, Any]:
-    """All of a feature but what every feature has. `text` is that of a token."""
+    """The fields of a feature, without those that all features share. `text` gives the text of a token."""
     counts, width = statistics.histogram(feature), float(statistics.bin_width_F[feature])
     return {
         "feature_index": feature,
@@ -196,8 +195,7 @@ def _logits(logits_V: t.Tensor, text: _Text) -> dict[str, Any]:
 def _activations(statistics: FeatureTable, feature: int, text: _Text) -> list[dict[str, Any]]:
     """A feature's contexts: those with its largest activations, then drawn ones, by interval.
 
-    The intervals divide the range of the activations' magnitudes; `bin_contains` is the share of the
-    activations that an interval holds.
+    The intervals divide the range of the activations' magnitudes. `bin_contains` is the share of activations in an interval.
     """
     shown = [_TOP_CONTEXTS | _shown(each, text) for each in statistics.top.of(feature)]
     counts, width = statistics.histogram(feature), float(statistics.bin_width_F[feature])
@@ -217,7 +215,7 @@ def _activations(statistics: FeatureTable, feature: int, text: _Text) -> list[di
 
 
 def _shown(context: KeptContext, text: _Text) -> dict[str, Any]:
-    """A context that was kept for a feature: its tokens, and the activation at each."""
+    """The tokens of a context, and the feature's activation at each."""
     return {
         "tokens": [text(token) for token in context.ids],
         "values": [_rounded(value) for value in context.activations],
@@ -226,7 +224,7 @@ def _shown(context: KeptContext, text: _Text) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> float:
-    """To six significant digits, and 0 for -0."""
+    """A number rounded to six significant digits. -0 becomes 0."""
     return float(f"{float(value):.6g}") + 0.0
 
 

@@ -1,14 +1,14 @@
-"""How SAEs of several seeds agree in what they do on the same tokens, and not only in their directions.
+"""How SAEs agree in what their features do on the same tokens, besides in their directions.
 
     found = AgreementOfCodes({"a": codes_a, "b": codes_b}, reproducibility({"a": …, "b": …}))
     found.in_function["a", "b"]
 
-An SAE's *code* of a token is what its `encode` returns: the activation of each feature (a vSAE's mean's).
-A feature is *selected* where its activation is not zero.
+An SAE's *code* of a token is what its `encode` returns: the activation of each feature (of a vSAE, its mean). A feature is
+*selected* where its activation is not zero.
 
-Memory: a pair needs about 40 bytes for each selection of the two, and its correlations: all F x F at once (20
-bytes each) up to EXACT_UP_TO features, and for more, 1,024 rows of them. With 16,384 features, k = 64 and 100,000
-tokens, these are 0.5 GB and 0.4 GB. A pair then takes a minute on one core.
+Memory: a pair takes about 40 bytes for each selection of the two SAEs, and 20 bytes for each correlation: all F x F up to
+EXACT_UP_TO features, and 1,024 rows at a time for more. With 16,384 features, k = 64 and 100,000 tokens, these are 0.5 GB
+and 0.4 GB, and a pair takes a minute on one core.
 
 Shapes: N tokens, F features, G features of another SAE.
 """
@@ -100,7 +100,7 @@ CODE_MEASURES = (
         "both select, of those that either does; mean over tokens",
     ),
 )
-"""What tables show of a pair, see `measures_of_pair`."""
+"""The measures of a pair's codes, see `measures_of_pair`."""
 SHARES = (
     Measure(
         "as_direction",
@@ -111,12 +111,12 @@ SHARES = (
     ),
     CODE_MEASURES[0],
 )
-"""What is shown first of several seeds, side by side: how many features come back."""
+"""The two shares of features that come back, which are shown side by side."""
 
 
 @dataclass(frozen=True)
 class AgreementOfCodes:
-    """How the codes of several SAEs agree on the same tokens. What isn't asked for isn't computed."""
+    """How the codes of several SAEs agree on the same tokens. Each measure is computed when it is first used."""
 
     codes: Mapping[str, Codes]
     """The codes of each SAE, by its name."""
@@ -125,7 +125,7 @@ class AgreementOfCodes:
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """The number of tokens, N."""
         return next(iter(self.codes.values())).tokens
 
     @cached_property
@@ -137,7 +137,7 @@ class AgreementOfCodes:
 
     @property
     def in_function(self) -> dict[tuple[str, str], float]:
-        """The share of features that come back in what they do, of every pair."""
+        """The share of features that come back in what they do, for every pair."""
         return {
             (a, b): share_in_function(self.codes[a], self.codes[b], *alike)
             for (a, b), alike in self.alike.items()
@@ -157,20 +157,20 @@ class AgreementOfCodes:
         return {key: fmean(one[key] for one in measures) for key in measures[0]}
 
     def of(self, name: str) -> np.ndarray:
-        """The correlation of each feature of an SAE with its match in what they do, (F,), the mean over the others."""
+        """(F,), the correlation of each feature's activations with its match's, the mean over the other SAEs."""
         found = [alike[names.index(name)] for names, alike in self.alike.items() if name in names]
         return np.mean(found, axis=0)
 
 
 def mean_of_known(values: Iterable[float | None]) -> float | None:
-    """The mean of those that are not None; None if all are."""
+    """The mean of the values that are not None; None if all are."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
 
 def share_in_function(a: Codes, b: Codes, alike_F: np.ndarray, alike_G: np.ndarray) -> float:
-    """The share of two SAEs' features that come back in what they do: the pairs over the mean of the two counts of
-    features that are not near-dead. `alike` is what `same_in_another` gives."""
+    """The share of two SAEs' features that come back in what they do: the number of pairs, over the mean number of features
+    that are not near-dead. The `alike` are those of `same_in_another`."""
     count = is_used(a).sum() + is_used(b).sum()
     return float(
         ((alike_F >= RETURNING[0]).sum() + (alike_G >= RETURNING[0]).sum()) / max(1, count)
@@ -182,12 +182,12 @@ def measures_of_pair(
 ) -> dict[str, float]:
     """Every measure of CODE_MEASURES, by key. All are symmetric in the two.
 
-    Correlations are Pearson's over all tokens, those included at which a feature is not selected. They
-    are taken of all features of the smaller SAE. What is of features that come back is the mean of the two SAEs.
+    Correlations are Pearson's over all tokens, also those at which a feature is not selected, for all features of the
+    smaller SAE. Shares that belong to features that come back are means over the two SAEs.
 
     Arguments:
         pair: how the directions agree.
-        alike: what `same_in_another` gives.
+        alike: the result of `same_in_another`.
     """
     centred_F, others_G = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
     matched_F, correlations_F = matching(centred_F, others_G, signed=True)
@@ -217,10 +217,10 @@ def measures_of_pair(
 
 
 def same_in_another(a: Codes, b: Codes) -> tuple[np.ndarray, np.ndarray]:
-    """How much each feature does what its match in the other SAE does: (F,), (G,).
+    """The correlation of each feature's activations with those of its match in the other SAE, over all tokens: (F,), (G,).
 
-    The correlation over all tokens of their activations. Features that are not near-dead are matched one to one, so
-    that it is as large as possible. A feature that is near-dead or has no match has 0.
+    Features that are not near-dead are matched one to one, to maximise the mean correlation. A feature that is near-dead
+    or has no match has 0.
     """
     found = np.zeros(a.code_NF.shape[1]), np.zeros(b.code_NF.shape[1])
     ours_f, theirs_g = np.flatnonzero(is_used(a)), np.flatnonzero(is_used(b))
@@ -238,7 +238,7 @@ def is_used(codes: Codes) -> np.ndarray:
 
 
 def _centred(code_NF: Any, sign: float = 1.0) -> Any:
-    """A row for each feature. Its product with a row made with the other sign is their correlation.
+    """Rows, one for each feature, whose products with rows made with the other sign are correlations.
 
     The standardised activations are not sparse. But with activations f of mean m and standard deviation s,
 
@@ -258,19 +258,20 @@ def _centred(code_NF: Any, sign: float = 1.0) -> Any:
 
 
 def _share(a_F: np.ndarray, b_G: np.ndarray, least: float, pair: PairOfSAEs) -> float:
-    """The share of these weights that features have which come back as a direction, the mean of the two SAEs; of no weight 0."""
+    """The share of the weights that belongs to features that come back as a direction, the mean over the two SAEs; 0 of no
+    weight."""
     both = (a_F, pair.match_F), (b_G, pair.match_G)
     return float(np.mean([_part(each, match >= least) for each, match in both]))
 
 
 def _part(weights_F: np.ndarray, is_in_F: np.ndarray) -> float:
-    """The share of these weights that some features have; of no weight 0."""
+    """The share of the weights that belongs to some features; 0 of no weight."""
     total = weights_F.sum()
     return weights_F[is_in_F].sum() / total if total else 0.0
 
 
 def _jaccard(a_NF: Any, b_NG: Any, matched_F: np.ndarray) -> float:
-    """The mean over tokens at which either selects a feature; 0 if there is none."""
+    """The mean Jaccard index over tokens at which either SAE selects a feature; 0 if there is none."""
     ours_P = np.flatnonzero(matched_F >= 0)
     theirs_P = matched_F[ours_P]
     both_NP = (a_NF[:, ours_P] != 0).multiply(b_NG[:, theirs_P] != 0)

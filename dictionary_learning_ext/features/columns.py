@@ -111,26 +111,28 @@ def _signal(name: str) -> Callable[[Any], Any]:
     return lambda one: one.return_scores and one.return_scores.signals[name]
 
 
+_REPORT: tuple[File, ...] = ("report",)
+_SEVERAL: tuple[File, ...] = ("several",)
 NUMBERS = (
     Column(
         "count",
         "tokens at which it is selected",
         lambda one: one.codes.count_F,
-        ("report",),
+        _REPORT,
         digits=None,
     ),
     Column(
         "rank",
-        "its place in the order of the report: features that fire most consistently on one token first",
+        "its place in the report's order: features that fire most consistently on one token first",
         _rank,
-        ("report",),
+        _REPORT,
         digits=None,
     ),
     Column(
         "frequency",
         "share of tokens at which it is selected",
         lambda one: one.codes.frequency_F,
-        ("report",),
+        _REPORT,
         title="selected",
         show="percent",
         fact="of tokens select it",
@@ -139,7 +141,7 @@ NUMBERS = (
         "max",
         "activation of the largest magnitude, with its sign",
         lambda one: one.features.max_F,
-        ("report",),
+        _REPORT,
         title="max",
         fact="largest activation",
         is_extra=True,
@@ -148,7 +150,7 @@ NUMBERS = (
         "mean",
         "mean activation where selected",
         lambda one: one.features.mean_F,
-        ("report",),
+        _REPORT,
         title="mean",
         fact="mean when selected",
         is_extra=True,
@@ -157,7 +159,7 @@ NUMBERS = (
         "alignment",
         "cosine of its encoder and decoder directions",
         lambda one: one.alignment_F,
-        ("report",),
+        _REPORT,
         digits=3,
         title="enc·dec",
         show="cosine",
@@ -168,7 +170,7 @@ NUMBERS = (
         "neighbour",
         "largest cosine of its decoder direction with another feature's",
         lambda one: one.neighbours.values_Fn[:, 0],
-        ("report",),
+        _REPORT,
         digits=3,
         title="nearest",
         show="cosine",
@@ -187,14 +189,14 @@ NUMBERS = (
         "fifth",
         "its fifth of the return score: 5 is the top one",
         lambda one: one.return_scores and one.return_scores.fifth_F,
-        ("report",),
+        _REPORT,
         digits=None,
     ),
     Column(
         "as_direction_in",
         "in how many other SAEs it comes back as a direction",
         lambda one: one.scores and one.scores.returns_F,
-        ("report", "several"),
+        _REPORT + _SEVERAL,
         needs_codes=False,
         form="",
         digits=None,
@@ -206,7 +208,7 @@ NUMBERS = (
         "of",
         "how many other SAEs there are",
         lambda one: _repeated(one, "of"),
-        ("several",),
+        _SEVERAL,
         needs_codes=False,
         form="",
     ),
@@ -214,7 +216,7 @@ NUMBERS = (
         "direction_match",
         "absolute cosine of its decoder direction with its match's, the mean over the other SAEs",
         lambda one: one.scores and one.scores.match_F,
-        ("report", "several"),
+        _REPORT + _SEVERAL,
         needs_codes=False,
         title="cosine",
         show="cosine",
@@ -223,16 +225,16 @@ NUMBERS = (
     ),
     Column(
         "random_match",
-        "that cosine for random directions, the mean over them",
+        "the mean of that cosine for random directions",
         lambda one: _repeated(one, "random"),
-        ("several",),
+        _SEVERAL,
         needs_codes=False,
     ),
     Column(
         "correlation",
         "correlation of its activations with those of its match in what they do, the mean over the other SAEs",
         lambda one: one.correlation_F,
-        ("report", "several"),
+        _REPORT + _SEVERAL,
         title="in what it does",
         show="cosine",
         fact="correlation with its match in what they do",
@@ -241,22 +243,14 @@ NUMBERS = (
         "match_in",
         "the number of its match, by direction, in each other SAE (`match_in_NAME`)",
         _match_in,
-        ("several",),
+        _SEVERAL,
         needs_codes=False,
         form="",
     ),
     *(Column(name, about, _signal(name), ("one",), form=".5g") for name, about in SIGNALS.items()),
 )
 """In the order of the report's table, of the facts on a feature's page, and of CSV files but those of several SAEs."""
-_FIRST_OF_SEVERAL = (
-    "direction_match",
-    "as_direction_in",
-    "of",
-    "random_match",
-    "correlation",
-    "match_in",
-    "score",
-)
+_FIRST_OF_SEVERAL = "direction_match as_direction_in of random_match correlation match_in score"
 """The first columns of CSV files of several SAEs. Others follow."""
 
 
@@ -270,7 +264,7 @@ def write_numbers(path: Path, saes: Mapping[str, FeaturesOfSAE], file: File) -> 
     """
     numbers = [each for each in NUMBERS if file in each.files]
     if file == "several":
-        place = {key: n for n, key in enumerate(_FIRST_OF_SEVERAL)}
+        place = {key: n for n, key in enumerate(_FIRST_OF_SEVERAL.split())}
         numbers.sort(key=lambda each: place.get(each.key, len(place)))
     found = {name: _as_text(one, numbers) for name, one in saes.items()}
     heads = dict.fromkeys(head for own in found.values() for head in own)

@@ -1,4 +1,4 @@
-"""What a feature's weights say: its directions, its neighbours, and what it promotes.
+"""A feature's directions, its nearest neighbours, and the tokens that it promotes, all from the weights.
 
 Shapes: F features, D = activation_dim, V = vocabulary.
 """
@@ -20,17 +20,17 @@ _FEATURES_AT_ONCE = 256
 
 
 class Ranked(NamedTuple):
-    """The n largest or smallest entries of each feature, the most extreme first."""
+    """The n largest or smallest entries of each feature, the most extreme first: their indices and values, (F, n)."""
 
     indices_Fn: t.Tensor
     values_Fn: t.Tensor
 
 
 class RandomDirections:
-    """Random unit directions, (F, D), whose second moments are in expectation those of others.
+    """Random unit directions, (F, D), whose expected second moments are those of given directions.
 
-    They are Gaussian vectors, normalised. Normalising makes a spectrum flatter, so the Gaussian's is
-    steeper than that of the others, which are taken as unit vectors.
+    They are normalised Gaussian vectors. Normalising flattens a spectrum, so the Gaussian's is steeper than that of the given
+    directions, which count as unit vectors.
     """
 
     @t.no_grad()
@@ -43,13 +43,13 @@ class RandomDirections:
         self._root_DD = vectors_DD * variances_D.sqrt() @ vectors_DD.T
 
     def draw(self, generator: t.Generator) -> t.Tensor:
-        """Some of them, in the dtype of the others."""
+        """One draw, (F, D), in the dtype of the given directions."""
         noise_FD = t.randn(self._shape, generator=generator, dtype=t.float64)
         return nn.functional.normalize(noise_FD @ self._root_DD, dim=1).to(self._dtype)
 
 
 def _variances_before_normalising(moments_D: t.Tensor) -> t.Tensor:
-    """The variances v of a Gaussian z for which E[z_i^2 / |z|^2] are these moments, which sum to 1.
+    """The variances v of a Gaussian z for which E[z_i^2 / |z|^2] is moments_D, which sums to 1.
 
     By the fixed point v_i <- v_i moment_i / E[z_i^2 / |z|^2], where the expectation is the integral of
     v_i / (1 + 2 s v_i) prod_j (1 + 2 s v_j)^(-1/2) over s > 0.
@@ -70,7 +70,7 @@ def _variances_before_normalising(moments_D: t.Tensor) -> t.Tensor:
 
 @t.no_grad()
 def encoder_directions(dictionary: Dictionary) -> t.Tensor:
-    """The gradient of each feature's pre-activation (a vSAE's mean mu) in x, (F, D)."""
+    """The gradient of each feature's pre-activation (of a vSAE, its mean mu) with respect to x, (F, D)."""
     sae: Any = dictionary
     weight_FD = sae.W_enc.T if hasattr(sae, "W_enc") else sae.encoder.weight
     return weight_FD.detach().float().cpu()
@@ -83,7 +83,7 @@ def alignment(dictionary: Dictionary) -> t.Tensor:
 
 
 def nearest_features(directions_FD: t.Tensor, n: int = 6) -> Ranked:
-    """The n other features (or all, if fewer) with the largest cosine."""
+    """The n other features with the largest cosines; all others, if there are fewer."""
     unit_FD = nn.functional.normalize(directions_FD, dim=1)
     n = min(n, len(unit_FD) - 1)
     parts = []
@@ -97,16 +97,14 @@ def nearest_features(directions_FD: t.Tensor, n: int = 6) -> Ranked:
 class LogitLens:
     """The direct effect of a direction in the residual stream on the logits.
 
-    The direction d passes through the final norm and the unembedding W_U only, not through the
-    blocks in between. The norm's scale is held fixed. This is what a small addition to a typical
-    residual stream does, up to a positive factor that all tokens and features share. For a final
-    norm with gain g,
+    The direction d passes only through the final norm and the unembedding W_U, not through the blocks in between. The norm's
+    scale is held fixed. So it is the effect of adding a little of d to a typical residual stream, up to a positive factor
+    that all tokens and features share. For a final norm with gain g,
 
         logits = W_U (g * (d - mean d))    LayerNorm
         logits = W_U (g * d)               RMSNorm
 
-    less their mean over the vocabulary, which the softmax ignores. A soft cap on logits is left
-    out.
+    less their mean over the vocabulary, which the softmax ignores. A soft cap on logits is ignored.
 
     Arguments:
         model: a language model with a final norm beside its blocks, e.g. GPT-NeoX, Llama, GPT-2,
@@ -147,7 +145,7 @@ class LogitLens:
 
     @cached_property
     def _gain_D(self) -> t.Tensor:
-        """The norm's gain, measured on its outputs: some norms multiply by 1 + their weight."""
+        """The norm's gain g, measured on its outputs: some norms multiply by 1 + their weight."""
         probe_D = t.ones_like(self._weight_VD[0])
         probe_D[1::2] = -1.0  # mean about 0 and mean square about 1: the norm hardly rescales it
         probe_D *= 64.0  # large compared to the norm's epsilon
@@ -163,11 +161,11 @@ class LogitLens:
         return float(moved.abs().max()) < 1e-3
 
     def _normed(self, x_D: t.Tensor) -> t.Tensor:
-        """By the norm, which may be on another device than the unembedding."""
+        """The norm's output, on the input's device. The norm may be on another one."""
         return self._norm(x_D).to(x_D.device)
 
     def ranked(self, directions_FD: t.Tensor, n: int = 8) -> tuple[Ranked, Ranked]:
-        """The n tokens that each direction promotes most, and the n it suppresses most."""
+        """The n tokens whose logits each direction raises most, and the n that it lowers most."""
         tops, bottoms = [], []
         for part_ND in directions_FD.split(_FEATURES_AT_ONCE):
             logits_NV = self.logits(part_ND)

@@ -1,11 +1,11 @@
-"""What features mean in a language model's words, and how well these words tell where a feature fires.
+"""Explanations of features, in the words of a language model, and scores of how well they tell where a feature fires.
 
     explanations = read_explanations("runs/mine", dictionary)
     explanations[17].text, explanations[17].score
 
 `vsae explain` writes them to explanations.json. They are scored by detection (Paulo et al. 2024,
-arXiv:2410.13928): a language model that knows only the explanation says of held-out contexts whether the
-feature fires in them. The score is the balanced accuracy, so guessing has 0.5.
+arXiv:2410.13928): a language model that knows only the explanation says for held-out contexts whether the
+feature fires in them. The score is the balanced accuracy, so guessing scores 0.5.
 """
 
 import json
@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 STRONG, WEAK, SILENT = "strong", "weak", "silent"
 KINDS = (STRONG, WEAK, SILENT)
-"""The contexts that a score is on: where the feature fires strongly, weakly, and not."""
+"""The kinds of contexts that a score is computed on: where the feature fires strongly, weakly, and not at all."""
 YES, NO, MISSING = "1", "0", "-"
-"""What was said of a context: that the feature fires in it, that it doesn't, or nothing that could be read."""
+"""The scorer's answer about a context: that the feature fires in it, that it doesn't, or none that could be read."""
 LONGEST = 300
 """The most characters of an explanation that are kept."""
 _Z = 1.96
@@ -56,17 +56,17 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of one feature."""
+    """The explanation of one feature, and the scorer's answers."""
 
     feature: int
     place: int
     """Its place in the order in which features are explained, from 0."""
     asked: str
-    """A hash of everything that is asked about this feature."""
+    """A hash of all that is asked about this feature."""
     text: str | None = None
-    """One line. None if no answer had the right form, or none came."""
+    """The explanation, one line. None if no answer came, or none had the right form."""
     said: dict[str, str] = field(default_factory=dict)
-    """For each of KINDS, a character for each context: YES, NO or MISSING."""
+    """The scorer's answers for each of KINDS, a character for each context: YES, NO or MISSING."""
 
     @property
     def is_complete(self) -> bool:
@@ -75,17 +75,18 @@ class Explanation:
 
     @property
     def shares(self) -> dict[str, float | None]:
-        """For each of KINDS, the share of the contexts of which it was said that the feature fires in them;
-        None without an answer."""
+        """For each of KINDS, the share of the contexts in which the scorer said that the feature fires; None without an
+        answer."""
         counts = {kind: _counts(self.said.get(kind, "")) for kind in KINDS}
         return {kind: yes / n if n else None for kind, (yes, n) in counts.items()}
 
     @property
     def score(self) -> Estimate | None:
-        """The mean of two shares: of the contexts in which it fires that were found, and of the others that
-        were left. The interval combines their Wilson intervals (Newcombe 1998, method 10).
+        """The balanced accuracy of the answers: the mean of the share of contexts in which the feature fires that were
+        found, and the share of the others that were not taken for such. The interval combines their Wilson intervals
+        (Newcombe 1998, method 10).
 
-        None without an answer about one of the two.
+        None without answers about both.
         """
         found, n_firing = _counts(self.said.get(STRONG, "") + self.said.get(WEAK, ""))
         wrong, n_silent = _counts(self.said.get(SILENT, ""))
@@ -115,7 +116,7 @@ class Explanation:
 
 
 def _counts(said: str) -> tuple[int, int]:
-    """How often YES was said, and how many answers there are."""
+    """The number of YES, and the number of answers."""
     return said.count(YES), said.count(YES) + said.count(NO)
 
 
@@ -132,14 +133,14 @@ class Explanations(Mapping[int, Explanation]):
     """The explanations of an SAE's features, by the feature. Empty if there are none."""
 
     sae: str = ""
-    """The hash of the SAE, see `hash_of`."""
+    """The hash of the SAE's weights, see `hash_of`."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """The language models that explained and scored, and what the contexts are from."""
+    """The language models that explained and scored, and where the contexts are from."""
     order: str = ""
     """What the features are ordered by."""
     features: dict[int, Explanation] = field(default_factory=dict)
     places: int = 0
-    """How many places of the order were gone through. Further features were picked by their number."""
+    """How many features of the order were explained. Others were picked by their number."""
 
     def __getitem__(self, feature: int) -> Explanation:
         return self.features[feature]
@@ -152,8 +153,8 @@ class Explanations(Mapping[int, Explanation]):
 
     @property
     def scores(self) -> list[float]:
-        """The scores of the first features, in their order. Those without one are left out, and those beyond
-        `places`, which were picked."""
+        """The scores of the first `places` features, in their order. Features without a score are left out, and those that
+        were picked."""
         first = [one for one in self.values() if one.place < self.places]
         ordered = sorted(first, key=lambda one: one.place)
         return [one.score.value for one in ordered if one.score is not None]
@@ -169,7 +170,7 @@ class Explanations(Mapping[int, Explanation]):
 
 
 def one_line(text: str) -> str:
-    """A text from outside in a line of bounded length, its control characters spelled out."""
+    """A text from outside as one line of bounded length, its control characters spelled out."""
     line = visible(" ".join(text[: 4 * LONGEST].split()), 4 * LONGEST)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
@@ -186,8 +187,8 @@ def mean_of(scores: Sequence[float]) -> Estimate | None:
 
 
 def means_of(explanations: Mapping[str, Explanations]) -> tuple[int, dict[str, Estimate]]:
-    """The mean scores of several SAEs, each over its first n features that have a score, and n: as many as the
-    SAE with the fewest has. SAEs without any are left out."""
+    """A number n, and the mean score of each SAE over its first n features that have one. n is as many as the SAE with the
+    fewest has. SAEs without scores are left out."""
     scores = {name: one.scores for name, one in explanations.items() if one.scores}
     n = min(map(len, scores.values()), default=0)
     means = {name: mean_of(own[:n]) for name, own in scores.items()}
@@ -205,7 +206,7 @@ def not_alike(explanations: Mapping[str, Explanations]) -> str:
 
 
 def read_explanations(name: str | Path, dictionary: Dictionary | None = None) -> Explanations:
-    """The explanations beside a named SAE. None are taken if they are of another SAE, which is logged.
+    """The explanations beside a named SAE. Those of another SAE are not used, and a warning says so.
 
     Arguments:
         name: see run_folder/sae_names.py.
@@ -228,13 +229,13 @@ def read_explanations(name: str | Path, dictionary: Dictionary | None = None) ->
 
 
 def explanations_of(names: Iterable[str]) -> dict[str, Explanations]:
-    """The explanations beside those of these SAEs that have some."""
+    """The explanations beside named SAEs, of those that have some."""
     found = {name: read_explanations(name) for name in names}
     return {name: one for name, one in found.items() if one}
 
 
 def explanations_in(path: Path) -> Explanations:
-    """What a file holds, whatever SAE it is of. Raises CheckpointError if it is damaged; FileNotFoundError."""
+    """The explanations in a file, of whichever SAE. Raises CheckpointError if it is damaged; FileNotFoundError."""
     content = read_json(path, _REPAIR)
     try:
         found = {

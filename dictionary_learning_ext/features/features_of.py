@@ -1,4 +1,4 @@
-"""What an SAE says of a text, and which tokens excite a feature, in Python.
+"""Features of an SAE in Python: their activations on a text, the contexts in which they fire, and the tokens they promote.
 
 features = features_of("runs/NAME")
 features.top(17)                  # the contexts in which it is strongest
@@ -49,7 +49,7 @@ _ROWS = 20
 
 
 Text = str | Path | Iterable[str]
-"""A text itself, several, or where to read them, see `documents_of`."""
+"""A text, several texts, or where to read them, see `documents_of`."""
 
 
 def encode_text(
@@ -63,15 +63,15 @@ def encode_text(
     device: str = "cpu",
     keep: bool = True,
 ) -> Codes:
-    """What an SAE says of a text: the activations of its features at each token, without the zeros.
+    """Encode a text with an SAE: the activations of its features at each token, without the zeros.
 
         codes = encode_text("runs/NAME")
         codes.feature(7).contexts()
         codes.to_scipy()
 
     Arguments: see `features_of`.
-        keep: of a run folder's held-out text, read the codes that are kept beside the SAE, or keep them. Those of a
-            language model that is given as an object are never kept.
+        keep: read the codes of held-out text that are kept beside a run folder's SAE, or keep them there. With a language
+            model that is given as an object they are never kept.
 
     Raises: a UserError that says what to change.
     """
@@ -120,18 +120,17 @@ def features_of(
     that is measured (see `Inputs.contexts`).
 
     Arguments:
-        sae: a dictionary that takes raw activations, as `load_dictionary` returns it, or what names an SAE: a run
-            folder, another library's, or one on the hub, see run_folder/sae_names.py.
+        sae: a dictionary that takes raw activations, as `load_dictionary` returns it, or the name of an SAE: a run
+            folder, another library's folder, or a place on the hub, see run_folder/sae_names.py.
         lm: nnsight's language model, or its name or folder. None: the run folder's.
-        text: None is the run folder's held-out text, in the contexts that training has. Otherwise a
-            text itself, a list of them, or where to read them, see `documents_of`. Each document is
-            read whole, in contexts of its own.
+        text: a text, a list of texts, or where to read them, see `documents_of`. Each document is read whole, in
+            contexts of its own. None: the run folder's held-out text, in the contexts of its training.
         hook: a hook point or its name. None: the run folder's.
-        tokens: at most how many are measured.
-        contexts: at most how many are kept of each feature, for `top` and `search`.
+        tokens: at most how many to measure on.
+        contexts: how many to keep of each feature, at most, for `top` and `search`.
         ctx_len: tokens in a context. None: the run's, or 128.
         device: where to load what isn't loaded yet.
-        seed: of the contexts that are drawn at random.
+        seed: seeds the contexts that are drawn.
         keep: see `encode_text`.
 
     Raises: a UserError that says what to change.
@@ -149,19 +148,18 @@ def features_of(
 
 
 class Features:
-    """What the features of an SAE do on a text. `features_of` makes it.
+    """The features of an SAE and what they do on a text, as `features_of` returns them.
 
-    `features[17]` is one of them, and iterating yields all F. A feature is *selected* at a token if
-    its activation there is not zero. Activations are those of `dictionary.encode`, of the language
-    model's own activations (a vSAE's mean).
+    `features[17]` is one feature, and iterating yields all F. A feature is *selected* at a token if its activation there is
+    not zero. Activations are those that `dictionary.encode` computes (of a vSAE, the mean) from the language model's.
 
     Attributes:
-        dictionary: what was measured.
-        codes: the features' activations at each token, see `Codes`.
-        statistics: what is computed from them, see `FeatureTable`.
+        dictionary: the SAE.
+        codes: the features' activations at each token.
+        statistics: firing rates, strongest contexts and more, computed from the codes.
         tokens: the number of tokens measured on.
-        sinks: the attention sinks that were left out, as in a report; None if there were none.
-        explanations: by feature, what `vsae explain` wrote into the SAE's folder; empty if it wrote nothing.
+        sinks: the attention sinks that were left out; None if there were none.
+        explanations: by feature, those that `vsae explain` wrote beside the SAE.
     """
 
     def __init__(
@@ -183,17 +181,17 @@ class Features:
 
     @cached_property
     def _loaded(self) -> CausalLM:
-        """The language model, loaded on first use, which is never if the kept codes have the answer."""
+        """The language model, loaded on first use. Kept codes often make that unnecessary."""
         return self._opened.inputs.require_language_model("it is asked for", "give lm")
 
     @cached_property
     def language_model(self) -> LanguageModel:
-        """The nnsight model: the one that was given, or one around the loaded model."""
+        """The nnsight model: the given one, or one around the loaded model."""
         return self._given or wrapped(self._loaded)
 
     @cached_property
     def hook_point(self) -> HookPoint:
-        """Where in `language_model` it was measured."""
+        """The hook point in `language_model` that was measured."""
         return find_hook(self.language_model, self._opened.run.hook)
 
     @property
@@ -209,9 +207,8 @@ class Features:
 
     @cached_property
     def return_scores(self) -> ReturnScores:
-        """The features, ordered by how likely they are to come back when the same settings are trained again,
-        from this SAE alone; see `features.return_score`. Give 100,000 tokens, as by default: a
-        feature that these don't select gets 0.
+        """The return scores of the features, see features/return_score.py: how likely they are to come back when the same
+        settings are trained again. A feature that was never selected scores 0, so use 100,000 tokens, the default.
 
         Raises: ReturnScoreError for an SAE that keeps all features of a token.
         """
@@ -228,10 +225,9 @@ class Features:
         return self.statistics.ranking
 
     def top(self, feature: int, n: int = 5) -> TopContexts:
-        """The n contexts in which a feature is strongest, each with the token at which it is.
+        """The n contexts in which a feature has its largest activations, by magnitude. Each context counts once.
 
-        Strength is the magnitude of an activation, which may be negative. A context counts once. There
-        are fewer if the feature was selected in fewer.
+        There are fewer if the feature was selected in fewer contexts.
 
         Raises: ConfigError if there is no such feature, or n contexts were not kept.
         """
@@ -257,13 +253,13 @@ class Features:
         return LogitEffects(*found)
 
     def search(self, token: str) -> list[int]:
-        """The features that fire on a token, by the kept contexts in which they are strongest.
+        """The features that fire on a token in any of their kept contexts.
 
         Arguments:
-            token: its text. Case and spaces around it don't matter.
+            token: the token's text. Case and outer spaces don't matter.
 
-        Returns: the features with such a context. Those with the largest share of them come first,
-            of these the one with the largest activation, by magnitude.
+        Returns: the numbers of the features. Those in which such contexts are the largest share come first. Of equal ones,
+            the feature with the largest activation, by magnitude.
 
         Raises: ConfigError if the language model's tokenizer splits the text into several tokens.
         """
@@ -323,7 +319,7 @@ class Feature:
     """One feature of `Features`.
 
     Attributes:
-        number: its place in the dictionary.
+        number: its index in the SAE.
     """
 
     def __init__(self, features: Features, number: int):
@@ -347,12 +343,12 @@ class Feature:
 
     @property
     def explanation(self) -> Explanation | None:
-        """What a language model says it fires on, with its score; None if `vsae explain` did not ask."""
+        """Its explanation by a language model, with the score; None if `vsae explain` wrote none."""
         return self.features.explanations.get(self.number)
 
     @property
     def fires_on(self) -> list[str]:
-        """The tokens at which it is strongest in its kept contexts, the most frequent first: up to 4."""
+        """The up to 4 most frequent tokens at which it is strongest, in its kept contexts."""
         tokens = self.features.statistics.top.tokens(self.number)
         return [token_text(self.features._tokenizer, i) for i in tokens]
 
@@ -366,7 +362,7 @@ class Feature:
 
     @property
     def _kept(self) -> TopContexts:
-        """All of its kept contexts, for a card: up to 8."""
+        """Up to 8 of its kept contexts, for a card."""
         return self.top(min(8, self.features.statistics.top.rows_FT.shape[1]))
 
     @property
@@ -404,7 +400,7 @@ class Feature:
 
 
 class TokenEffect(NamedTuple):
-    """What one unit of a feature's activation adds to a token's logit."""
+    """A token, and what one unit of a feature's activation adds to its logit."""
 
     token: str
     logit: float
@@ -413,8 +409,8 @@ class TokenEffect(NamedTuple):
 class LogitEffects(NamedTuple):
     """The tokens whose logits a feature's direction raises and lowers most; see `LogitLens`.
 
-    Only the path through the final norm and the unembedding counts. Effects are up to a positive
-    factor, which is the same for all features and tokens of a language model.
+    Only the path through the final norm and the unembedding counts. Effects are known up to a positive factor, which all
+    features and tokens of a language model share.
     """
 
     raised: list[TokenEffect]
@@ -434,11 +430,10 @@ def documents_of(text: Text) -> Iterator[str]:
 
     Arguments:
         text: one of
-            - a text itself: one document;
-            - "embedded", or a file or folder, as a Path or a str. All of it is read, its held-out part
-              first;
-            - an iterable of documents, e.g. a list, or `open_text("roneneldan/TinyStories")`. A list
-              also holds what would be taken for a path.
+            - a text: one document;
+            - "embedded", or a file or folder, as a Path or a str. All of it is read, its held-out part first;
+            - an iterable of documents, e.g. a list, or `open_text("roneneldan/TinyStories")`. In a list, no text is taken
+              for a path.
 
     Raises: TextError if there is no such file or folder, or a document is not a str.
     """
@@ -450,7 +445,7 @@ def documents_of(text: Text) -> Iterator[str]:
 
 
 def _is_a_path(text: str) -> bool:
-    """Whether a str is a path or "embedded". Raises TextError for one that looks like a path."""
+    """Whether a str is a path or "embedded". Raises TextError for one that looks like a data set on the hub."""
     if text == "embedded" or os.path.exists(text):
         return True
     is_one_word = len(text.split()) == 1

@@ -1,4 +1,4 @@
-"""HTML from the package's templates, in which everything is escaped."""
+"""HTML from the package's templates. All values are escaped."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jinja2
 
 
 def rendered(part: str, template: str, **values: Any) -> str:
-    """The HTML of a template in `part`/templates. Raises jinja2.UndefinedError if a value is missing."""
+    """The HTML of a template in the sub-package `part`. Raises jinja2.UndefinedError if a value is missing."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dictionary_learning_ext", f"{part}/templates"),
         autoescape=True,

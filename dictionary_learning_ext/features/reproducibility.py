@@ -1,7 +1,7 @@
 """Which features come back when an SAE is trained again, from another seed, in another order of the data.
 
-SAEs may have different numbers of features. Then each feature of the smaller has a match in the larger, and the rest
-of the larger has none: what has no match doesn't return.
+SAEs may have different numbers of features. Then each feature of the smaller SAE has a match in the larger one. The rest of
+the larger one's features have no match, so they don't come back.
 
 Shapes: F features, G features of another SAE, D = activation_dim, S SAEs. All features count, dead ones included.
 """
@@ -24,10 +24,12 @@ from .directions import RandomDirections
 
 AS_DIRECTION = "as a direction"
 IN_FUNCTION = "in what they do"
-"""How features come back: what tables call the two shares, which stand side by side."""
+"""The two ways in which features come back, as tables name them."""
 RETURNING = (0.7, 0.9)
-"""A feature comes back as a direction in another SAE if its match there has at least this absolute cosine."""
+"""The least absolute cosine with its match for a feature to come back as a direction. The first one decides; tables show
+both."""
 EXACT_UP_TO = 4096
+"""The most features of an SAE for which the assignment is exact."""
 CANDIDATES = 64
 """How many candidates each feature has in the other dictionary where the assignment is not exact."""
 NULL_ERROR = 0.001
@@ -37,8 +39,8 @@ _ROWS_AT_ONCE = 1024
 
 
 Vectors = Any
-"""A row for each feature, an ndarray or csr_matrix, so that the products of two SAEs' rows are from -1 to 1:
-unit vectors, for instance."""
+"""An ndarray or csr_matrix with a row for each feature. Products of two SAEs' rows are between -1 and 1, as of unit
+vectors."""
 
 
 class ReproducibilityError(UserError):
@@ -52,7 +54,7 @@ class Measure:
     key: str
     label: str
     form: str
-    """How tables show it."""
+    """Its format in tables."""
     definition: str = ""
 
     def text(self, value: float | None, missing: str = "-") -> str:
@@ -67,28 +69,28 @@ _SHOWN = (
     Measure("pw_mcc_less_null", "PW-MCC less null", ".4f"),
     Measure("agreement", "agreement", ".4f"),
 )
-"""What tables show of a pair."""
+"""The measures of a pair's directions."""
 
 
 @dataclass(frozen=True)
 class Directions:
-    """What the features of one SAE write."""
+    """The decoder directions of one SAE."""
 
     unit_FD: np.ndarray
     """The directions, of length 1, float32."""
 
     @cached_property
     def random(self) -> RandomDirections:
-        """Random directions with their second moments."""
+        """Random directions with the same second moments."""
         return RandomDirections(t.from_numpy(self.unit_FD))
 
 
 @dataclass(frozen=True)
 class PairOfSAEs:
-    """How the directions of two SAEs agree. What isn't asked for isn't computed."""
+    """How the directions of two SAEs agree. Each measure is computed when it is first used."""
 
     match_F: np.ndarray
-    """(F,), each feature of the first: the absolute cosine with its match in the second; 0 without a match."""
+    """(F,), the absolute cosine of each feature of the first with its match in the second; 0 without a match."""
     matched_F: np.ndarray
     """(F,), the number of that match; -1 without one."""
     n_others: int
@@ -110,22 +112,23 @@ class PairOfSAEs:
 
     @property
     def null(self) -> float:
-        """PW-MCC of two dictionaries of random directions with the sizes and covariances of these two: the mean of
-        some draws, see `null_of`."""
+        """The PW-MCC of random directions with the sizes and covariances of these SAEs, the mean over some draws, see
+        `null_of`."""
         return self._null[0]
 
     @property
     def null_error(self) -> float:
-        """Its standard error."""
+        """The standard error of `null`."""
         return self._null[1]
 
     @property
     def null_draws(self) -> int:
+        """The number of draws for `null`."""
         return self._null[2]
 
     @cached_property
     def random_match_f(self) -> np.ndarray:
-        """What random directions of these covariances give in one draw: the absolute cosine of each pair."""
+        """(f,), the absolute cosine of each matched pair, in one draw of random directions with these covariances."""
         generator = t.Generator().manual_seed(self.seed)
         draws = [each.random.draw(generator).numpy() for each in self.dictionaries]
         matched_F, match_F = matching(*draws, signed=False)
@@ -133,20 +136,20 @@ class PairOfSAEs:
 
     @cached_property
     def agreement(self) -> float:
-        """Mean signed cosine under its own assignment."""
+        """The mean signed cosine of features matched to maximise it."""
         a, b = self.dictionaries
         return _mean_of_pairs(*matching(a.unit_FD, b.unit_FD, signed=True))
 
     @cached_property
     def match_G(self) -> np.ndarray:
-        """(G,), each feature of the second: the absolute cosine with its match in the first; 0 without a match."""
+        """(G,), the absolute cosine of each feature of the second with its match in the first; 0 without a match."""
         match_G = np.zeros(self.n_others)
         match_G[self.matched_F[self.is_matched_F]] = self.match_F[self.is_matched_F]
         return match_G
 
     @cached_property
     def matched_G(self) -> np.ndarray:
-        """(G,), the number in the first of that match; -1 without one."""
+        """(G,), the number of that match; -1 without one."""
         matched_G = np.full(self.n_others, -1)
         matched_G[self.matched_F[self.is_matched_F]] = np.flatnonzero(self.is_matched_F)
         return matched_G
@@ -158,7 +161,7 @@ class PairOfSAEs:
 
     @property
     def measures(self) -> dict[str, float]:
-        """What tables show of the pair, see `_SHOWN`, and the share of the smaller one's features that come back as a direction."""
+        """The measures of _SHOWN by key, and the share of the smaller SAE's features that come back as a direction."""
         return {
             "pw_mcc": self.pw_mcc,
             "null": self.null,
@@ -184,8 +187,8 @@ class Reproducibility:
 
     @cached_property
     def within(self) -> dict[str, float]:
-        """For each SAE, the mean over its features of the largest cosine with another one. A dictionary
-        whose directions cluster agrees more with anything."""
+        """For each SAE, the mean over its features of the largest cosine with another of its features. An SAE whose
+        directions cluster agrees more with any other."""
         return {name: within(each.unit_FD) for name, each in self.dictionaries.items()}
 
     @property
@@ -194,7 +197,7 @@ class Reproducibility:
 
     @property
     def random_share(self) -> float:
-        """The share of random directions with these covariances that come back, the mean over pairs."""
+        """The share of random directions with these covariances that come back as a direction, the mean over pairs."""
         return float(np.mean([_share(pair.random_match_f) for pair in self.pairs.values()]))
 
     @property
@@ -217,8 +220,8 @@ class Reproducibility:
         return "\n".join(lines)
 
     def as_direction(self, name: str) -> dict[float, float]:
-        """The share of all of an SAE's features that come back as a direction, averaged over the others, by least
-        cosine. In an SAE of half its size, at most half of them do."""
+        """The share of an SAE's features that come back as a direction, the mean over the other SAEs, by the least cosine
+        in RETURNING. In an SAE of half its size, at most half of them do."""
         matches_SF = self._matches_SF(name)
         return {least: float(np.mean(matches_SF >= least)) for least in RETURNING}
 
@@ -240,7 +243,7 @@ class Reproducibility:
         return {name: float(np.mean([each[name] for each in measures])) for name in measures[0]}
 
     def _matches_SF(self, name: str) -> np.ndarray:
-        """The matches of an SAE's features in each of the others."""
+        """(S - 1, F), the absolute cosine of each feature of an SAE with its match in each other SAE."""
         return np.stack([self.matches(name, other) for other in self.names if other != name])
 
     def matches(self, name: str, other: str) -> np.ndarray:
@@ -263,24 +266,24 @@ def _share(match_F: np.ndarray) -> float:
 
 
 def measures_as_text(measures: Mapping[str, float]) -> dict[str, str]:
-    """`PairOfSAEs.measures` in digits, by their labels."""
+    """The values of `PairOfSAEs.measures` as text, by their labels."""
     return {each.label: each.text(measures[each.key]) for each in _SHOWN}
 
 
 @dataclass(frozen=True)
 class FeatureScores:
-    """The features of one SAE, against those of its other seeds."""
+    """How each feature of an SAE is matched in the other SAEs."""
 
     match_F: np.ndarray
-    """The mean absolute cosine with the matches."""
+    """(F,), the absolute cosine with its match, the mean over the other SAEs."""
     returns_F: np.ndarray
-    """In how many of the others the match is at least 0.7."""
+    """(F,), in how many of them the cosine is at least 0.7."""
     of: int
-    """How many others there are."""
+    """How many other SAEs there are."""
     random: float
-    """The mean match of random directions."""
+    """The mean cosine of random directions with their matches."""
     matched: dict[str, np.ndarray]
-    """The number of each feature's match, by the name of the SAE that it is in; -1 without one."""
+    """(F,), the number of each feature's match in an SAE, by that SAE's name; -1 without one."""
 
 
 def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reproducibility:
@@ -289,7 +292,7 @@ def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reprod
     Arguments:
         directions: the decoder directions of two or more SAEs, (F, D) each, by their names, see
             `decoder_directions`. Their lengths do not matter, and F may differ.
-        seed: of the null's random directions. A pair's null does not depend on the other SAEs.
+        seed: seeds the random directions of the null. A pair's null does not depend on the other SAEs.
 
     Raises: ReproducibilityError if there is only one SAE, or D differs.
     """
@@ -302,7 +305,7 @@ def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reprod
         one, other = directions[first].shape[1], directions[name].shape[1]
         if one != other:
             raise ReproducibilityError(
-                f"{name} has features of {other} dimensions, and {first} of {one}: expected the same of both"
+                f"{name} has features of {other} dimensions, {first} of {one}: expected the same number"
             )
     unit: dict[str, Any] = {
         name: normalize(each.detach().float().cpu().numpy()) for name, each in directions.items()
@@ -322,12 +325,11 @@ def _mean_of_pairs(matched_F: np.ndarray, match_F: np.ndarray) -> float:
 
 
 def null_of(a: RandomDirections, b: RandomDirections, seed: int) -> tuple[float, float, int]:
-    """PW-MCC of random dictionaries, averaged over draws until its standard error is below NULL_ERROR.
+    """The PW-MCC of random directions, averaged over draws until its standard error is below NULL_ERROR.
 
-    The standard deviation of a draw is taken from the spread of its F matches, as if they were
-    independent, and from the spread of the draws. The larger one counts. The first gives 0.9 to 1.6
-    times the true one for F of 16 to 1,024 and spectra from flat to steep, so where there are many
-    features one draw is enough: of 16,384, and of 128 between 18 and 60.
+    The standard deviation of a draw is estimated twice: from the spread of its F matches, as if they were independent, and
+    from the spread of the draws. The larger estimate counts. The first is 0.9 to 1.6 times the true one, for F from 16 to
+    1,024 and spectra from flat to steep. So one draw is enough for 16,384 features; 128 features take 18 to 60 draws.
 
     Returns: the mean, its standard error, and the number of draws.
     """
@@ -350,17 +352,16 @@ def matching(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Match the features of two SAEs one to one, to maximise their mean product, e.g. a cosine.
 
-    All features of the smaller have a match. Exact for up to `exact_up_to` features (scipy's assignment). For more, it is the best assignment
-    among candidates: for each feature, the 64 nearest in the other SAE, both ways. With 2,048
-    and 4,096 random features, 30% of which return, that gave the exact mean; 16,384 took 12 seconds on
-    two cores.
+    All features of the smaller SAE have a match. For up to `exact_up_to` features the assignment is exact (scipy's). For
+    more, it is the best among candidates: the 64 nearest of each feature in the other SAE, both ways. With 2,048 and 4,096
+    random features, 30% of which come back, that gave the exact mean. 16,384 features took 12 seconds on two cores.
 
     Arguments:
-        unit_FD, others_GD: unit vectors, or others whose products are from -1 to 1.
-        signed: maximise products, or else their absolute values.
+        unit_FD, others_GD: a row for each feature, see `Vectors`.
+        signed: maximise the products. Otherwise, their absolute values.
 
-    Returns: for each of the first, (F,), the number of its match, and the product or its absolute value; -1 and 0
-    for one without a match.
+    Returns: for each feature of the first, (F,), the number of its match, and the product or its absolute value; -1 and 0
+    without a match.
     """
     if unit_FD.shape[0] > others_GD.shape[0]:
         matched_G, match_G = matching(others_GD, unit_FD, signed=signed, exact_up_to=exact_up_to)
@@ -391,7 +392,7 @@ def _products(rows_nD: Any, columns_DF: Any) -> np.ndarray:
 
 
 def within(unit_FD: np.ndarray) -> float:
-    """The mean over features of the largest cosine with another of the same dictionary."""
+    """The mean over features of the largest cosine with another feature of the same SAE."""
     largest = []
     for start in range(0, len(unit_FD), _ROWS_AT_ONCE):
         cosines_nF = unit_FD[start : start + _ROWS_AT_ONCE] @ unit_FD.T
@@ -401,7 +402,7 @@ def within(unit_FD: np.ndarray) -> float:
 
 
 def _matched_among_candidates(unit_FD: Vectors, others_GD: Vectors, signed: bool) -> np.ndarray:
-    """(F,), for each of the first the number of its match. The first are not more than the others."""
+    """(F,), the number of each feature's match, the best among the candidates. F is at most G."""
     sizes = n, n_others = unit_FD.shape[0], others_GD.shape[0]
     ours, theirs = _nearest(unit_FD, others_GD, signed), _nearest(others_GD, unit_FD, signed)
     rows = np.concatenate([ours[0], theirs[1]])
@@ -422,7 +423,7 @@ def _matched_among_candidates(unit_FD: Vectors, others_GD: Vectors, signed: bool
 
 
 def _nearest(unit_FD: Vectors, others_FD: Vectors, signed: bool) -> tuple[Any, Any, Any]:
-    """The candidates of each of the first: rows, columns and values, flat."""
+    """The candidates of each feature of the first: rows, columns and products, flat."""
     n = min(CANDIDATES, others_FD.shape[0])
     others_DF: Any = others_FD.T
     others_DF = others_DF.tocsr() if issparse(others_DF) else others_DF
@@ -444,7 +445,7 @@ def _nearest(unit_FD: Vectors, others_FD: Vectors, signed: bool) -> tuple[Any, A
 def _left_over(
     rows: Any, columns: Any, values: Any, sizes: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a greedy assignment among the candidates leaves of the first, paired in order."""
+    """The features of the first that a greedy assignment leaves without a match, each paired with one that is free."""
     is_free, is_untaken = (np.ones(n, dtype=bool) for n in sizes)
     for edge in np.argsort(-values, kind="stable"):
         if is_free[rows[edge]] and is_untaken[columns[edge]]:

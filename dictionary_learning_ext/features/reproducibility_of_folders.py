@@ -1,4 +1,4 @@
-"""Several SAEs, as a rule seeds of one setting: which features come back, as every command and page shows it.
+"""Which features come back in other SAEs, usually other seeds of one setting: computed and shown here for all commands.
 
 The measures are in reproducibility.py (directions) and agreement.py (what the SAEs do on a text).
 """
@@ -58,16 +58,16 @@ from .return_score import (
 logger = logging.getLogger(__name__)
 
 _WHERE = ("model", "hook")
-"""Directions at different places of a language model, or of two models, have nothing in common."""
+"""SAEs must share these settings: directions at different hook points or in different models can't be compared."""
 _TEXT = ("data", "text_column")
-"""Which text is read."""
+"""The settings that name a text."""
 _SHARED = {
     "data_seed": "saw the same batches",
     "seed": "started from the same initial weights",
 }
-"""What SAEs with one value of these share, which is a reason for features to come back."""
+"""The seeds that SAEs may share, and what they then have in common: another reason for features to come back."""
 _SAME_RECONSTRUCTION = 0.005
-"""SAEs whose FVE differ by less reconstruct the same."""
+"""SAEs whose FVEs differ by less than this are said to have the same reconstruction."""
 HEADER = (*(each.label for each in SHARES), METRICS["fve"].label)
 """The columns of `ReproducibilityOfFolders.rows`."""
 
@@ -75,24 +75,24 @@ HEADER = (*(each.label for each in SHARES), METRICS["fve"].label)
 def agreement(a: SAE, b: SAE) -> Reproducibility:
     """Compare the features of two SAEs, as `vsae reproduce` does.
 
-    Features are matched one to one, by the cosines of what they add to the reconstruction. All of
-    them count, those that never fire included. With two folders, a warning says what else than
-    their seeds differs. If b has more features, each of a's has a match and the rest of b's have none.
+    Features are matched one to one, by the cosines of their decoder directions. All of them count, also those that never
+    fire. If b has more features than a, the rest of b's have no match. For two folders, a warning names the settings that
+    differ besides the seeds.
 
     Arguments:
         a, b: dictionaries, or what names SAEs (see run_folder/sae_names.py), of one activation_dim.
 
-    Returns: the two, under the names "a" and "b".
+    Returns: how they agree. The SAEs are called "a" and "b".
 
-        found.pair.pw_mcc          mean absolute cosine of matched features (Song et al. 2025), as many pairs
-                                   as the smaller has features
-        found.pair.null            the same of random directions with the same covariance, a mean of
+        found.pair.pw_mcc          mean absolute cosine of matched features (Song et al. 2025), over as many
+                                   pairs as the smaller SAE has features
+        found.pair.null            the same for random directions with the same covariance, the mean over
                                    found.pair.null_draws draws
-        found.pair.match_F         (F,), each feature of a: the absolute cosine with its match in b; 0 if it has
-                                   none
-        found.pair.matched_F       (F,), the number of that match; -1 if it has none
-        found.as_direction("a")    the share of all of a's features that come back as a direction: with a match
-                                   of at least 0.7, and 0.9
+        found.pair.match_F         (F,), the absolute cosine of each feature of a with its match in b; 0 without a
+                                   match
+        found.pair.matched_F       (F,), the number of that match; -1 without a match
+        found.as_direction("a")    the share of a's features whose match has a cosine of at least 0.7, and of at
+                                   least 0.9
 
     Raises: ReproducibilityError if their widths differ, or for one folder given twice or two of
         different hook points or language models; CheckpointError for a folder that can't be read.
@@ -107,21 +107,22 @@ def agreement(a: SAE, b: SAE) -> Reproducibility:
 
 @dataclass(frozen=True)
 class ReproducibilityOfFolders:
-    """What was measured, by the folders' short names, and each one's FVE if it was evaluated."""
+    """How several SAEs agree, by their short names."""
 
     measured: Reproducibility
     fve: dict[str, float | None]
+    """None for an SAE of which it isn't known."""
     notes: list[str]
-    """In what the SAEs differ beyond their seeds, and which seeds they share: sentences without a full
+    """Warnings: the settings that differ besides the seeds, and the seeds that are shared. Sentences without a full
     stop."""
     codes: AgreementOfCodes | None = None
     """None if only directions were compared."""
     scores: dict[str, ReturnScores] = field(default_factory=dict)
-    """Each SAE's return score, from that SAE alone; only of those that have one."""
+    """The return scores of the SAEs that have some."""
     title: str = ""
-    """What its SAEs are called: their architecture."""
+    """The name of the SAEs' architecture."""
     share_batches: bool = False
-    """Whether two of them saw the same batches, which is a reason for features to come back."""
+    """Whether two of the SAEs were trained on the same batches."""
 
     def fifths(self) -> dict[int, float | None]:
         """The share of features that come back as a direction, by fifth of the return score, the top one first: the
@@ -133,14 +134,13 @@ class ReproducibilityOfFolders:
         return {fifth: mean_of_known(each) for fifth, each in known.items()}
 
     def fifths_of(self, scores: ReturnScores, name: str | None = None) -> dict[int, float | None]:
-        """Like `fifths`, for one SAE (the first by default), by the given scores."""
+        """The same for one SAE (default: the first), divided by these scores."""
         found = self.measured.scores(name or self.measured.names[0])
         return scores.shares(found.returns_F / found.of)
 
     @property
     def pairs(self) -> dict[tuple[str, str], dict[str, float]]:
-        """Every measure of each pair, by the two short names: `PairOfSAEs.measures` and, if codes were
-        compared, `measures_of_pair`."""
+        """Every measure of each pair, by the two short names. Measures of codes are there if codes were compared."""
         codes = {} if self.codes is None else self.codes.pairs
         return {
             names: {**pair.measures, **codes.get(names, {})}
@@ -148,7 +148,7 @@ class ReproducibilityOfFolders:
         }
 
     def means(self) -> dict[str, float]:
-        """The same, averaged over the pairs."""
+        """Every measure, averaged over the pairs."""
         return {**self.measured.means(), **(self.codes.means() if self.codes else {})}
 
     def as_direction(self, name: str | None = None) -> float:
@@ -165,21 +165,21 @@ class ReproducibilityOfFolders:
         return fmean(share for names, share in found.items() if name is None or name in names)
 
     def shares(self, name: str | None = None) -> dict[str, float | None]:
-        """Both, by the keys of `agreement.SHARES`."""
+        """The two shares of features that come back, by the keys of `agreement.SHARES`."""
         return {"as_direction": self.as_direction(name), "in_function": self.in_function(name)}
 
     @property
     def mean_fve(self) -> float | None:
-        """The mean FVE of the SAEs; None unless it is known of all."""
+        """The mean FVE of the SAEs; None unless all are known."""
         known = [value for value in self.fve.values() if value is not None]
         return fmean(known) if len(known) == len(self.fve) else None
 
     def rows(self, missing: str = "-") -> list[tuple[str, list[str]]]:
-        """Each SAE's name and cells, in the order of HEADER."""
+        """The rows of a table with these HEADER columns: each SAE's name and cells."""
         return [(name, self.cells(name, missing)) for name in self.measured.names]
 
     def cells(self, name: str | None = None, missing: str = "-") -> list[str]:
-        """Those of one SAE; without a name, of the mean."""
+        """The cells of one SAE's row. Without a name, those of the mean over SAEs."""
         shares, fve = self.shares(name), self.mean_fve if name is None else self.fve[name]
         found = [each.text(shares[each.key], missing) for each in SHARES]
         return [*found, METRICS["fve"].text(fve, missing)]
@@ -188,13 +188,13 @@ class ReproducibilityOfFolders:
 def reproduce(
     folders: Sequence[str | Path], tokens: int | None = 0, *, keep: bool = True, **where: Any
 ) -> ReproducibilityOfFolders:
-    """Compare SAEs. Warns where they differ in more than their seeds.
+    """Which features come back in other SAEs. Warns where the SAEs differ in more than their seeds.
 
         found = reproduce(["runs/seed0", "runs/seed1"], tokens=50_000)
         found.as_direction(), found.in_function()
 
     Arguments:
-        folders: what names the SAEs. They may have different numbers of features, see `agreement`.
+        folders: the names of the SAEs. They may have different numbers of features, see `agreement`.
         tokens: held-out tokens to compare what they do on. None: as many as the runs' own evaluations. 0: only decoder
             directions are compared, and no language model is loaded.
         keep: keep the SAEs' codes beside them.
@@ -234,12 +234,12 @@ def compared(
     codes: Mapping[str, Codes] | None = None,
     scores: Mapping[str, ReturnScores | None] | None = None,
 ) -> ReproducibilityOfFolders:
-    """Compare SAEs of which the directions or the codes are known. Warns where they differ in more than their seeds.
+    """Compare SAEs whose directions or codes are known. Warns where they differ in more than their seeds.
 
     Arguments:
         configs: each folder's config.json.
-        directions: of each folder's SAE. Default: those in its codes.
-        codes: of each folder's SAE, all on the same tokens.
+        directions: the decoder directions of each folder's SAE, (F, D). Default: those in its codes.
+        codes: the codes of each folder's SAE, all on the same tokens. None: only directions are compared.
         scores: the return scores of those that have some.
     """
     names = labels(configs)
@@ -262,8 +262,8 @@ def compared(
 
 
 def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
-    """`where`, with the text of the first that names one for all of them, unless all name the same or one is
-    given."""
+    """The arguments `where` with one text for all SAEs: that of the first SAE that names one. They stay as they are if they
+    name a text, or if all SAEs name the same."""
     settings = {folder: settings_named_in(config) for folder, config in configs.items()}
     naming = [folder for folder, own in settings.items() if own.get("data") is not None]
     if not naming or any(where.get(name) for name in (*_TEXT, "activations")):
@@ -340,7 +340,7 @@ def comparable_configs(
     """Each folder's config.json.
 
     Arguments:
-        given: the model and the hook that are said to be those of all, if any.
+        given: with a "model", the SAEs' own need not agree.
 
     Raises: ConfigError if an SAE is given twice; ReproducibilityError unless all are of one width, at one hook
     point of one language model.
@@ -396,7 +396,7 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _shared(configs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
-    """The seeds of which two SAEs have one value, and the first two that do. Upstream's folders name none."""
+    """The seeds that two SAEs share, each with the first two SAEs that do. Upstream's folders name no seeds."""
     settings = {folder: settings_of(config) for folder, config in configs.items()}
     found: dict[str, tuple[str, str]] = {}
     for name in _SHARED:
@@ -420,10 +420,10 @@ _TERMS = (
 
 
 def short_table(found: Mapping[str, ReproducibilityOfFolders]) -> str:
-    """What comes back, in a table of three numbers a setting, and in a sentence.
+    """A table of what comes back, with a row for each setting, and a sentence about it.
 
     Arguments:
-        found: the seeds of each setting, by what to call it.
+        found: how the seeds of each setting agree, by the setting's name.
     """
     rows = [[name, *each.cells()] for name, each in found.items()]
     return f"{text_table(['features that come back', *HEADER], rows)}\n\n{sentence_of([*found.values()], [*found])}"
@@ -432,10 +432,10 @@ def short_table(found: Mapping[str, ReproducibilityOfFolders]) -> str:
 def sentence_of(
     found: Sequence[ReproducibilityOfFolders], names: Sequence[str] | None = None
 ) -> str:
-    """What comes back between the seeds of settings, in a sentence.
+    """A sentence about what comes back between the seeds of each setting.
 
     Arguments:
-        names: what to call the settings. Default: the architectures, or the first of their folders.
+        names: of the settings. Default: their architectures, or the short names of their first folders.
     """
     parts = [
         (name, each.as_direction(), each.in_function(), each.mean_fve)
@@ -452,10 +452,10 @@ def _titles(found: Sequence[ReproducibilityOfFolders]) -> list[str]:
 
 
 def reproducibility_table(found: ReproducibilityOfFolders, everything: bool = False) -> str:
-    """Which features come back, as a table that fits the terminal, and a sentence.
+    """A table of which features come back, which fits the terminal, and a sentence about it.
 
     Arguments:
-        everything: every measure of every kind.
+        everything: show every measure.
     """
     width = shutil.get_terminal_size().columns
     n = len(found.measured.names)
@@ -506,14 +506,13 @@ def reproducibility_table(found: ReproducibilityOfFolders, everything: bool = Fa
 def answer(
     saes: Sequence[tuple[str, float, float | None, float | None]], random: float | None = None
 ) -> str:
-    """How many features come back, in a sentence.
+    """A sentence about how many features come back.
 
     Arguments:
-        saes: of each, what to call it, the shares of its features that come back as a direction and in what they do, and
-            its FVE; None for what isn't known.
+        saes: each one's name, the shares of its features that come back as a direction and in what they do, and its FVE;
+            None for what isn't known.
         random: the share of random directions that come back.
     """
-
     (name, direction, function, _), *others = saes
     sentence = f"{direction:.0%} of {name} features come back {AS_DIRECTION}"
     sentence += "" if function is None else f" and {function:.0%} {IN_FUNCTION}"
@@ -530,7 +529,7 @@ def answer(
 
 
 def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
-    """Everything but the features' own scores. The warnings say what a reader of the numbers must know."""
+    """The content of `vsae reproduce --json`: every measure, and warnings. It has no numbers of single features."""
     measured = found.measured
     caveats = dict.fromkeys(each.caveat for each in found.scores.values() if each.caveat)
     return {

@@ -1,11 +1,11 @@
-"""Which features of an SAE will come back when it is trained again: an order of them, from one training.
+"""The return score: which features of an SAE are likely to come back when it is trained again, from this SAE alone.
 
     scores = return_scores_of(codes, dictionary)       # codes on held-out text
     scores.score_F                                     # (F,), 0 to 100
 
-The score orders an SAE's features by how likely their direction is to come back when the same settings are
-trained again, with other initial weights and another order of the data. It does not say whether they mean
-something, and it is no probability: between settings the order carries over, the level does not.
+The score orders an SAE's features by how likely their direction is to come back when the same settings are trained again,
+with other initial weights and another order of the data. It doesn't say whether they mean something. It is no probability,
+either: it can't be compared between SAEs.
 
 It is a logistic regression on a few signals, each replaced by its ranks within the SAE. The coefficients are in
 return_score.json: one fit for SAEs whose features have noise of their own, and one for the others.
@@ -42,17 +42,18 @@ from .directions import encoder_directions, nearest_features
 
 COEFFICIENTS = files("dictionary_learning_ext.features") / "return_score.json"
 FIFTH_NAMES = {5: "top fifth", 4: "second", 3: "third", 2: "fourth", 1: "lowest fifth"}
-"""The names of the five equal parts of an SAE's features, in the order of the score."""
+"""The names of the five equal parts of an SAE's features, by score. The top one is first."""
 FIFTHS = tuple(FIFTH_NAMES)
 MANY_NEAR_DEAD = 0.2
-"""TopK and BatchTopK failed at k/F = 1/8, with 35% and more near-dead. With up to 10% it worked. Matryoshka SAEs with 36%
-and 61% had an AUC of 0.77 and 0.88."""
+"""A warning is given from this share of near-dead features on. The score failed for TopK and BatchTopK at k/F = 1/8, with 35%
+near-dead and more, and worked with up to 10%. On Matryoshka SAEs with 36% and 61% it had an AUC of 0.77 and 0.88."""
 FEW_SELECTIONS = 200
-"""Below so many selections of the average feature, the order is called unreliable. Chosen by hand, after a look at one pair of SAEs on 2,000 to 50,000 tokens."""
+"""A warning is given if the average feature was selected less often. Chosen by hand, from one pair of SAEs on 2,000 to 50,000
+tokens."""
 _NO_THRESHOLD = 1e-30
-"""The least that a threshold counts as: every activation is far above one of 0 or less."""
+"""Smaller thresholds count as this one, so that every activation is far above a threshold of 0 or less."""
 _BATCH_ELEMENTS = 1 << 22
-"""Activations (tokens x F), and numbers (selections x D), computed at a time."""
+"""Cosines (features x F) computed at a time."""
 
 
 class ReturnScoreError(ConfigError):
@@ -64,14 +65,13 @@ class ReturnScores:
     """The features of one SAE, ordered by how likely they are to come back."""
 
     score_F: np.ndarray
-    """The percentage of the features that have a lower one, ties counted half; 0 for a feature that was never
-    selected."""
+    """(F,), the percentage of features with a lower score, ties counted half; 0 for a feature that was never selected."""
     signals: dict[str, np.ndarray]
     """By the names in SIGNALS, (F,); NaN for a feature that was never selected."""
     codes: Codes
-    """What it was measured on."""
+    """The codes that it was measured on."""
     near_dead: float
-    """The share of features that are near-dead, at 0.1."""
+    """The share of features selected in fewer than 0.1 k/F of the tokens."""
     caveat: str | None = None
     """See `caveat_on`."""
 
@@ -82,7 +82,7 @@ class ReturnScores:
 
     @property
     def warnings(self) -> list[str]:
-        """Why not to rely on the order, in sentences."""
+        """Reasons not to rely on the order: sentences."""
         found = [self.caveat] if self.caveat else []
         each = np.nan_to_num(self.signals["firing_rate"]).mean() * self.tokens
         if each < FEW_SELECTIONS:
@@ -108,18 +108,18 @@ class ReturnScores:
 
     @cached_property
     def fifth_F(self) -> np.ndarray:
-        """Which fifth of the score each feature is in: 5 is the top one."""
+        """(F,), the fifth of the score that each feature is in: 5 is the top one."""
         return np.minimum(self.score_F // 20 + 1, 5).astype(int)
 
     @property
     def selections(self) -> dict[int, float]:
-        """The share of all selections that the features of each fifth have."""
+        """The share of all selections that belongs to the features of each fifth."""
         return self._sums("firing_rate")
 
     @property
     def errors(self) -> dict[int, float]:
-        """The share of the rises of the error that the features of each fifth have: how much of the
-        reconstruction rests on them."""
+        """The share of the error's rises that belongs to the features of each fifth: how much of the reconstruction rests
+        on them."""
         return self._sums("error_share")
 
     def _sums(self, name: str) -> dict[int, float]:
@@ -128,8 +128,8 @@ class ReturnScores:
         return {fifth: float(value_F[self.fifth_F == fifth].sum() / total) for fifth in FIFTHS}
 
     def shares(self, weight_F: np.ndarray) -> dict[int, float | None]:
-        """The mean of something over the features of each fifth, e.g. of whether they came back; None for a
-        fifth without features."""
+        """The mean of a number of each feature over each fifth, e.g. of whether it came back; None for a fifth without
+        features."""
         return {
             fifth: float(weight_F[self.fifth_F == fifth].mean()) if count else None
             for fifth, count in self.counts.items()
@@ -137,7 +137,7 @@ class ReturnScores:
 
     @cached_property
     def counts(self) -> dict[int, int]:
-        """How many features are in each fifth. Never selected ones make the lowest larger."""
+        """How many features are in each fifth. The lowest one has all that were never selected."""
         return {fifth: int((self.fifth_F == fifth).sum()) for fifth in FIFTHS}
 
     def write(self, path: Path) -> None:
@@ -155,9 +155,8 @@ def return_scores_of(
     Scope's) have others, and what they compute doesn't depend on it.
 
     Arguments:
-        codes: on held-out text.
-        dictionary: the SAE.
-        caveat: what is known of its scores, see `caveat_on`.
+        codes: the SAE's, on held-out text.
+        caveat: see `caveat_on`.
 
     Raises: ReturnScoreError for an SAE that keeps all features of a token.
     """
@@ -203,9 +202,9 @@ def signals_of(codes: Codes, dictionary: Dictionary) -> dict[str, np.ndarray]:
 
 
 def margins(codes: Codes, dictionary: Dictionary, length_F: np.ndarray) -> np.ndarray:
-    """How far each activation is above what it had to exceed: the log of the ratio, (M,), float64.
+    """The log of each activation over what it had to exceed, (M,), float64.
 
-    That is the feature's own threshold, or the smallest that the token keeps.
+    That is the feature's own threshold, or the smallest activation that the token keeps.
 
     Arguments:
         length_F: the lengths of the decoder directions.
@@ -228,8 +227,8 @@ def margins(codes: Codes, dictionary: Dictionary, length_F: np.ndarray) -> np.nd
 
 
 def thresholds(dictionary: Dictionary) -> t.Tensor | None:
-    """What each feature's activation must exceed, in units of what it writes, (F,); None for an SAE that doesn't keep
-    features by a threshold."""
+    """The threshold that each feature's activation must exceed, for decoder directions of length 1, (F,); None for an SAE
+    without thresholds."""
     own = getattr(dictionary, "threshold", None)
     asked = signature(dictionary.encode).parameters.get("use_threshold")  # BatchTopK's and TopK's
     if own is None or not (asked.default if asked else own.shape == (dictionary.dict_size,)):
@@ -271,7 +270,7 @@ def require_score(dictionary: Dictionary, l0: float | None = None) -> None:
 
 @t.no_grad()
 def has_noise(dictionary: Dictionary) -> bool:
-    """Whether an SAE's features have noise of their own: a posterior that is no point."""
+    """Whether an SAE's posterior has noise: a standard deviation above 0."""
     if not isinstance(dictionary, HasPosterior):
         return False
     nothing = as_input(dictionary, t.zeros(1, dictionary.activation_dim))
@@ -302,7 +301,7 @@ def return_scores(
 
 
 def scores_table(scores: ReturnScores) -> str:
-    """A table of the fifths of an SAE's return score."""
+    """A table of the fifths of an SAE's return score, with what a reader must know."""
     selections, errors = scores.selections, scores.errors
     rows = [
         [name, str(scores.counts[fifth]), f"{selections[fifth]:.1%}", f"{errors[fifth]:.1%}"]
@@ -324,7 +323,7 @@ def scores_table(scores: ReturnScores) -> str:
 
 
 def wrapped(text: str) -> str:
-    """In lines of 80 columns, between words alone: a name stays whole."""
+    """Text in lines of 80 columns. A word, e.g. a path, stays whole."""
     return textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)
 
 
@@ -344,7 +343,7 @@ def ranks(signals: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def design(ranks_of: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
-    """(F, 2 x signals), what the regression is on: the ranks, then their squares."""
+    """(F, 2 x signals), the regression's inputs: the ranks, then their squares."""
     rank_FS = np.stack([ranks_of[name] for name in names], axis=1)
     return np.concatenate([rank_FS, rank_FS**2], axis=1)
 
@@ -359,13 +358,13 @@ class Fit:
     """The coefficient of the square of each signal's rank."""
 
     def log_odds(self, ranks_of: dict[str, np.ndarray]) -> np.ndarray:
-        """(F,), up to a constant; NaN where a signal is."""
+        """(F,), the log odds that each feature comes back, up to a constant; NaN where a signal is."""
         coefficients = [*self.rank.values(), *(self.square[name] for name in self.rank)]
         return design(ranks_of, list(self.rank)) @ np.array(coefficients)
 
 
 def architecture_of(dictionary: Dictionary, config: dict[str, Any]) -> str:
-    """What an SAE is called in return_score.json.
+    """The name of an SAE's architecture in return_score.json.
 
     Arguments:
         config: its config.json; empty for one without a folder.
@@ -381,8 +380,7 @@ def architecture_of(dictionary: Dictionary, config: dict[str, Any]) -> str:
 
 
 def caveat_on(dictionary: Dictionary, config: dict[str, Any], model: str) -> str | None:
-    """In sentences, what the return score was never tested on and where it failed; None for an SAE like those on
-    which it was tested and worked.
+    """Sentences that say if the return score was never tested on such an SAE, or failed. None if it was tested and worked.
 
     Arguments:
         config: the SAE's config.json; empty for one without a folder.
@@ -417,7 +415,7 @@ def tested_on() -> dict[tuple[str, str], list[str]]:
 
 @cache
 def _content() -> dict[str, Any]:
-    """The content of return_score.json: the fits, what they were tested on, and on which architectures they failed."""
+    """The content of return_score.json: the fits, the SAEs they were tested on, and the architectures on which they failed."""
     return json.loads(COEFFICIENTS.read_text(encoding="utf-8"))
 
 

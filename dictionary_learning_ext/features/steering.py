@@ -34,40 +34,37 @@ def steer(
     *,
     mode: SteerMode = "add",
 ) -> Iterator[None]:
-    """Change what some features contribute, at every token, while the block runs.
+    """Change the contributions of some features to the activations, at every token, while the block runs.
 
         add     x + sum_i value_i d_i
         clamp   x + sum_i (value_i - f_i(x)) d_i
 
-    where x is the language model's own activation at the hook point, f(x) = sae.encode(x) and d_i is
-    what one unit of feature i adds to the reconstruction (of unit length in a vSAE). In both modes x
-    changes along the d_i alone. So what the SAE doesn't reconstruct stays as it is. All f_i are of one
-    x: where two features are clamped, each counts as if the other were not.
+    where x is the language model's activation at the hook point, f(x) = sae.encode(x), and d_i is what one unit of feature i
+    adds to the reconstruction (of unit length in a vSAE). Both modes change x only along the d_i, so the part of x that the
+    SAE doesn't reconstruct stays. All f_i are computed from the same x: clamping one feature doesn't take account of
+    clamping another.
 
-    **Units.** A value has the unit of a feature's activation, as `encode` returns it and
-    `Features.top` shows it, of an SAE that takes the language model's activations as they are.
-    Whatever they were divided by in training (`--normalize`) is in the weights that
-    `load_dictionary` returns, so there is nothing to convert.
+    **Units.** A value has the unit of a feature's activation, as `encode` returns it and `Features.top` shows it. The factor
+    of `--normalize` is in the weights that `load_dictionary` returns, so there is nothing to convert.
 
-    **Which passes.** All in the block: `lm.generate`, `lm.trace`, and `lm._module.generate` or a plain
-    call of it. A hook of torch on the hook point's module changes the activations, because nnsight
-    and transformers both run that module. An intervention of nnsight would be part of a single
-    trace. Within a trace, nnsight reads and changes this module's activations before they are steered;
-    later modules get the steered ones.
+    **Which passes.** All passes in the block are steered: `lm.generate`, `lm.trace`, and `lm._module.generate` or a plain
+    call of it. A torch hook on the hook point's module does it, because nnsight and transformers both run that module, and an
+    nnsight intervention would only last for one trace. Within a trace, nnsight reads and changes this module's activations
+    before they are steered; later modules get the steered ones.
 
-    All tokens are steered: the prompt's, and attention sinks, too. Blocks may be nested: each acts on
-    what those around it leave, so a clamp inside an addition undoes that of its own feature. The
-    steering ends with the block, also where an exception ends it.
+    All tokens are steered, also the prompt's and attention sinks. Blocks may be nested: each acts on the activations that
+    the outer ones leave, so a clamp inside an addition undoes the addition of its feature. The steering ends with the block,
+    also if an exception ends it.
 
     Arguments:
-        lm: nnsight's. Its weights are loaded if they aren't yet.
+        lm: the nnsight model. Its weights are loaded if they aren't yet.
         hook: a hook point or its name. None: that of the run folder.
         sae: a dictionary, as `load_dictionary` returns it, or a run folder.
-        features: the value of each feature, by its number. Empty: nothing changes.
+        features: a value for each feature, by its number.
         mode: "add" or "clamp".
 
-    Raises: ConfigError for a feature or a value that can't be, or an SAE of another width;
-        LanguageModelError for a hook point that isn't there.
+    Raises: ConfigError for a feature that the SAE doesn't have, a value that isn't a number, or an SAE of another width;
+        LanguageModelError for a hook point that the model doesn't have.
     """
     require_choice("mode", mode, SteerMode)
     if not isinstance(lm, LanguageModel):

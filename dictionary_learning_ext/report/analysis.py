@@ -1,4 +1,4 @@
-"""Everything a report says about SAEs of one language model and hook point, measured in one pass.
+"""Everything a report shows of SAEs at one hook point of one language model, measured in one pass.
 
 comparison = analyse([folder, *others], ReportOptions())
 """
@@ -53,7 +53,7 @@ class Vocabulary:
         self._parts: set[int] = set()
 
     def number(self, token: int) -> int:
-        """The place in `texts` of a token id."""
+        """The index in `texts` of a token id."""
         if token not in self._numbers:
             self._numbers[token] = len(self.texts)
             self.texts.append(visible(token_text(self._tokenizer, token)))
@@ -62,7 +62,7 @@ class Vocabulary:
         return self._numbers[token]
 
     def text(self, token: int) -> str:
-        """A token id as visible text."""
+        """The visible text of a token id."""
         return self.texts[self.number(token)]
 
     def is_fragment(self, token: int) -> bool:
@@ -73,25 +73,25 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Analysis:
-    """One SAE of a report. What isn't asked for isn't computed."""
+    """One SAE of a report. Each property is computed when it is first used."""
 
     label: str
     """A short name, unique within the report."""
     folder: Path
-    """The run folder, or what else names the SAE."""
+    """The run folder, or another name of the SAE."""
     opened: OpenedFolders
     features: FeatureTable
-    """What each feature does on the page's text."""
+    """Statistics and contexts of the features on the page's text."""
     explanations: Explanations
-    """What `vsae explain` wrote."""
+    """Those that `vsae explain` wrote."""
     vocabulary: Vocabulary
-    """The report's."""
+    """The tokens of the whole report."""
     lens: LogitLens | None = None
     """None if effects on logits aren't shown."""
     come_back: ReproducibilityOfFolders | None = None
-    """This SAE and its other seeds; None if none were given."""
+    """How this SAE agrees with its other seeds; None if none were given."""
     metrics_of_seeds: Sequence[dict[str, Any]] = ()
-    """The content of each one's metrics.json, this SAE's first; empty where it was not evaluated."""
+    """The content of metrics.json of this SAE and of its other seeds; empty for one that was not evaluated."""
 
     @property
     def dictionary(self) -> Any:
@@ -128,18 +128,18 @@ class Analysis:
 
     @cached_property
     def logits(self) -> tuple[Ranked, Ranked] | None:
-        """The tokens that each feature promotes, and suppresses, most."""
+        """The tokens that each feature promotes most, and those that it suppresses most."""
         return None if self.lens is None else self.lens.ranked(self.codes.directions_FD)
 
     @cached_property
     def return_scores(self) -> ReturnScores | None:
-        """None for an SAE that has none, see `features.return_score`."""
+        """The return scores; None for an SAE that has none."""
         caveat = caveat_on(self.dictionary, self.config, self.opened.run.model)
         return return_scores_if_any(self.codes, self.dictionary, caveat)
 
     @cached_property
     def scores(self) -> FeatureScores | None:
-        """Which of its features come back in its other seeds."""
+        """How each feature is matched in the other seeds."""
         found = self.come_back
         return None if found is None else found.measured.scores(found.measured.names[0])
 
@@ -152,7 +152,7 @@ class Analysis:
         return found.codes.of(found.measured.names[0])
 
     def known(self, metric: str) -> list[float]:
-        """A metric of this SAE and of its seeds; of those that have it."""
+        """A metric's values for this SAE and its other seeds, of those that have it."""
         values = [each.get(metric) for each in self.metrics_of_seeds]
         return [value for value in values if value is not None]
 
@@ -164,13 +164,13 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The SAEs of a report, and what they share."""
+    """The SAEs of a report, and what they have in common."""
 
     opened: OpenedFolders
     analyses: list[Analysis]
     options: ReportOptions
     sinks: Sinks | None
-    """The tokens that the report leaves out; None if there are none."""
+    """The attention sinks that the report leaves out; None if there are none."""
 
     vocabulary: Vocabulary
 
@@ -184,14 +184,14 @@ def analyse(
     on_step: Callable[[str], None] = lambda step: None,
     **where: Any,
 ) -> Comparison:
-    """Measure SAEs, all on the same tokens.
+    """Measure the SAEs of a report, all on the same tokens.
 
     Arguments:
         folders: different ones, all trained on one language model and hook point.
-        seeds: other seeds of these SAEs. Each goes to the folder of its setting, or to the first if none
-            has it. Their directions and their activations are compared.
+        seeds: other seeds of these SAEs. Each belongs to the folder with its setting, or to the first if there is none.
+            All are compared, also copies, with a warning.
         keep: read and keep the SAEs' codes, see `OpenedFolders.codes`.
-        on_step: called with the name of each step before it starts.
+        on_step: called before each step, with its name.
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
 
@@ -205,7 +205,7 @@ def analyse(
     language_model = opened.inputs.require_language_model(
         "a report shows tokens", "use `vsae eval` and `vsae compare`"
     )
-    # What can fail comes before the text, which takes minutes.
+    # What may fail comes before the text, which takes minutes.
     explanations = {
         name: read_explanations(name, opened.saes[name][0]) for name in map(str, folders)
     }
@@ -255,19 +255,19 @@ def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class HeadlineRow:
-    """One metric of every SAE."""
+    """A row of the headline table: a metric of every SAE."""
 
     name: str
     explanation: str
     cells: list[str]
     best: list[bool]
-    """Which cells get a star: the best, but none if all are equal or there is no better or worse."""
+    """Which cells get a star: the best ones. None if all are equal, or if neither more nor less is better."""
     notes: list[str] | None = None
     """A small note under each cell."""
 
 
 def headline(comparison: Comparison) -> list[HeadlineRow]:
-    """The rows of the headline table, with a dash for a folder that was not evaluated."""
+    """The rows of the headline table, with a dash for an SAE that was not evaluated."""
     analyses = comparison.analyses
     metrics = [_metric(metric, analyses) for metric in shown_in("report")]
     return [

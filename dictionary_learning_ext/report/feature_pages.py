@@ -17,12 +17,12 @@ from .analysis import Analysis, Comparison, Vocabulary
 
 _CARDS = 9
 _PAIRS = 4
-"""How many examples come back, and how many don't."""
+"""The number of examples that come back, and of others that don't."""
 _LOST = 0.5
-"""A feature whose activations have a lower correlation with those of its match doesn't come back."""
+"""An example counts as not coming back if its activations' correlation with those of its match is lower."""
 _CHIPS = 3
 _KINDS = (1, 3)
-"""The most tokens of a feature that fires on one, and of one that fires on a few."""
+"""The most different tokens of a feature that "fires on one token", and of one that "fires on a few"."""
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
@@ -45,7 +45,7 @@ def _promoted(analysis: Analysis) -> list[list[int]]:
 
 
 def _explained(analysis: Analysis, of: Callable[[Explanation], Any]) -> list[Any] | None:
-    """Something of each feature's explanation; None of a feature without one."""
+    """Part of each feature's explanation; None for a feature without one."""
     found = {n: of(one) for n, one in analysis.explanations.items()}
     return known_in_order(found, analysis.features.codes.n_features) if found else None
 
@@ -53,14 +53,14 @@ def _explained(analysis: Analysis, of: Callable[[Explanation], Any]) -> list[Any
 TEXTS = (
     Column(
         "fires_on",
-        "the tokens that it fires on most, in the contexts where it is strongest",
+        "the tokens that it fires on most, where it is strongest",
         _fires_on,
         title="fires on",
         show="tokens",
     ),
     Column(
         "explanation",
-        "what `vsae explain` was told",
+        "its explanation by `vsae explain`",
         lambda one: _explained(one, lambda each: each.text),
         title="explanation",
         show="text",
@@ -80,7 +80,7 @@ TEXTS = (
         is_extra=True,
     ),
 )
-"""The columns that aren't numbers, which only a report has."""
+"""The columns of texts and tokens, which only a report has."""
 COLUMNS = (NUMBERS[0], *TEXTS, *(each for each in NUMBERS[1:] if "report" in each.files))
 """What a report says of every feature, in the order of its table and of the facts on a feature's page. The CSV file has
 the columns of tokens last."""
@@ -128,7 +128,7 @@ def page(analysis: Analysis, feature: int) -> dict[str, Any]:
 
 
 def _contexts(contexts: FeatureContexts, feature: int, vocabulary: Vocabulary) -> list[list[Any]]:
-    """For each context: [activation, number, place of the token, tokens, [place, activation, …]]."""
+    """For each context: [activation, index of the context, of the token, tokens, [index, activation, …]]."""
     found = []
     for each in contexts.of(feature):
         active = [
@@ -148,8 +148,8 @@ def _pairs(ranked: Ranked, feature: int) -> list[tuple[int, float]]:
 
 
 def _promotes(analysis: Analysis, feature: int) -> list[int]:
-    """The tokens that a feature promotes most; none where most of them are parts of words or characters,
-    which say nothing to a reader."""
+    """The four tokens that a feature promotes most. None of them if most are parts of words or of characters, which tell a
+    reader nothing."""
     if analysis.logits is None:
         return []
     tokens = analysis.logits[0].indices_Fn[feature, :4].tolist()
@@ -157,14 +157,15 @@ def _promotes(analysis: Analysis, feature: int) -> list[int]:
     return tokens if 2 * len(whole) > len(tokens) else []
 
 
-# --- example features: some that come back in what they do and others that don't, of the same firing rates
+# --- example features
 
 
 def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Example features, as `_card` makes them, in groups with a heading, no two with the same most frequent token.
+    """Example features for cards, in groups with a heading. No two have the same most frequent token.
 
-    They are of the first SAE whose seeds are known, in two groups of one size: features that come back in what they do,
-    and others that fire about as often and don't. Without seeds, they are of the SAE with the highest FVE, in one group.
+    With other seeds, there are two groups of equal size: features that come back in what they do, and others that fire about
+    as often and don't. They are of the first SAE with other seeds. Without, there is one group, of the SAE with the highest
+    FVE.
     """
     known = [one for one in comparison.analyses if one.come_back is not None]
     analysis = known[0] if known else max(comparison.analyses, key=_fve)
@@ -174,7 +175,7 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
         tokens = features.sampled.tokens(feature, None)
         if int(features.count_F[feature]) >= LEAST_SELECTIONS and _is_word(tokens[0], vocabulary):
             fires_on[feature] = [vocabulary.text(token) for token in tokens]
-    # Explained ones come first, then those that promote words: they say what a feature of a later layer is for.
+    # Explained features come first, then those that promote words, which tell what features of later layers are for.
     ordered = sorted(
         fires_on,
         key=lambda one: (
@@ -210,11 +211,11 @@ def _of_one_rate(
     fires_on: dict[int, list[str]],
     taken: set[str],
 ) -> list[tuple[int, int]]:
-    """Pairs of a feature that doesn't come back and one that does, the second at most twice as frequent as the first or the
-    other way round, and of tokens that no other has; the first in `lost` first.
+    """Pairs of a feature that doesn't come back and one that does, in the order of `lost`. Neither is more than twice as
+    frequent as the other, and no two features have the same first token.
 
     Arguments:
-        taken: first tokens that are shown already. Those of the chosen ones are added.
+        taken: first tokens that are shown already. Those of the chosen features are added.
     """
     pairs, free = [], list(back)
     for one in lost:
@@ -239,10 +240,10 @@ def _of_one_rate(
 
 
 def _mixed(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]:
-    """In turn from the features that fire on many tokens, on a few and on one, the most readable first.
+    """n features, taken in turn from those that fire on many tokens, on a few, and on one. The most readable come first.
 
     Arguments:
-        taken: first tokens that are shown already. Those of the chosen ones are added.
+        taken: first tokens that are shown already. Those of the chosen features are added.
     """
     kinds: list[list[int]] = [[] for _ in range(len(_KINDS) + 1)]
     for feature, texts in fires_on.items():
@@ -259,7 +260,11 @@ def _mixed(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]
 
 
 def _card(analysis: Analysis, feature: int, texts: list[str]) -> dict[str, Any]:
-    """What a card shows of a feature that fires on the tokens of these texts."""
+    """The content of a feature's card.
+
+    Arguments:
+        texts: of the tokens that it fires on.
+    """
     different, vocabulary = _different(texts), analysis.vocabulary
     promotes, alike_F = _promotes(analysis, feature), analysis.correlation_F
     return {
@@ -277,20 +282,20 @@ def _card(analysis: Analysis, feature: int, texts: list[str]) -> dict[str, Any]:
 
 
 def _is_word(token: int, vocabulary: Vocabulary) -> bool:
-    """Whether a reader can make something of a token: it is no special token and no fragment of a word."""
+    """Whether a token is a word: neither a special token nor part of a word."""
     text = vocabulary.text(token)
     is_special = text.startswith("<")
     return sum(map(str.isalpha, text)) >= 3 and not is_special and not vocabulary.is_fragment(token)
 
 
 def _fve(analysis: Analysis) -> float:
-    """The FVE; below any other where it was not measured."""
+    """The FVE; minus infinity if it was not measured."""
     fve = analysis.metrics.get("fve")
     return -math.inf if fve is None else fve
 
 
 def _different(tokens: list[str]) -> list[str]:
-    """The first of those that differ only in case and spaces, without its spaces."""
+    """The tokens without outer spaces. Of tokens that differ only in case and spaces, the first."""
     first: dict[str, str] = {}
     for text in tokens:
         first.setdefault(plain(text), text.strip() or text)
@@ -300,7 +305,7 @@ def _different(tokens: list[str]) -> list[str]:
 def _excerpts(
     contexts: FeatureContexts, feature: int, vocabulary: Vocabulary
 ) -> list[tuple[str, str, str]]:
-    """Three contexts: the text before, at and after the token that the feature fires on."""
+    """Up to three contexts: the text before, at and after the token that the feature fires on."""
     excerpts = []
     for each in contexts.of(feature)[:3]:
         texts, at = [vocabulary.text(i) for i in each.ids], each.at

@@ -1,7 +1,7 @@
-"""HTML pages that hold everything they need and run only the package's own scripts.
+"""HTML pages that contain everything they need and run only the package's own scripts.
 
-Each page has a Content-Security-Policy that names its scripts by their hashes. So a script that text brings into a
-page would not run, even if it were not escaped.
+The Content-Security-Policy of each page names its scripts by their hashes. So a script in a corpus's text would not run even
+if it weren't escaped.
 """
 
 import base64
@@ -23,8 +23,8 @@ def page_html(template: str, scripts: tuple[str, ...] = (), **values: Any) -> st
     """The HTML of a template in templates/.
 
     Arguments:
-        scripts: files in templates/ that the page runs, one after the other. Such a page has plotly, too.
-        values: what the template shows.
+        scripts: files in templates/ that the page runs, in this order, after plotly.
+        values: of the template's variables.
     """
     script = "".join(_TEMPLATES.joinpath(name).read_text(encoding="utf-8") for name in scripts)
     plotly = get_plotlyjs() if scripts else ""
@@ -41,12 +41,12 @@ def page_html(template: str, scripts: tuple[str, ...] = (), **values: Any) -> st
 
 
 def as_data(content: Any) -> str:
-    """Content as JSON that no text in it can break out of, for `unpack` of dom.js."""
+    """Content as packed JSON, which no text can break out of. `unpack` in dom.js reads it."""
     return packed(json.dumps(content, separators=(",", ":"), allow_nan=False))
 
 
 def packed(text: str) -> str:
-    """Compressed and base64-encoded; the same text always gives the same."""
+    """A text, compressed and base64-encoded. The result depends on the text alone."""
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 

@@ -1,4 +1,4 @@
-"""Many runs: their results, grouped by everything except the seeds, and how well the seeds agree."""
+"""The results of many runs, grouped by their settings except the seeds, and what comes back between the seeds."""
 
 import logging
 import statistics
@@ -30,11 +30,11 @@ class RunResult:
 
     name: str
     settings: dict[str, Any]
-    """The architecture, and what else decides what was trained."""
+    """The architecture and all other settings that decide what was trained, the seeds among them."""
     metrics: dict[str, Any]
     """The content of metrics.json; empty if it was not evaluated."""
     folder: Path | None = None
-    """None if it is only on wandb's server."""
+    """The run folder; None if it is only on wandb's server."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,21 @@ class Group:
 
     runs: list[RunResult]
     scores: "SeedScores | None" = None
-    """How well its SAEs agree; None if that was not measured."""
+    """What comes back between its SAEs; None if that was not measured."""
 
     @property
     def folders(self) -> list[Path]:
-        """The run folders of those that are here."""
+        """The run folders of the runs that are on this machine."""
         return [run.folder for run in self.runs if run.folder is not None]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What they share."""
+        """The settings that the runs share."""
         return {n: value for n, value in self.runs[0].settings.items() if n not in SEEDS}
 
     @property
     def n(self) -> int:
-        """How many runs there are."""
+        """The number of runs."""
         return len(self.runs)
 
     def mean(self, key: str) -> float | None:
@@ -79,8 +79,8 @@ class Group:
 
 
 def grouped(results: Sequence[RunResult]) -> list[Group]:
-    """The runs by their settings but for the seeds, sorted by the settings that differ. Of a setting's runs with the same
-    seeds, the first counts: a copy of a run is no other seed of it."""
+    """The runs, grouped by their settings except the seeds and sorted by the settings that differ. Of runs of one setting
+    with the same seeds, the first counts: a copy of a run is no other seed of it."""
     groups: dict[str, dict[tuple[Any, ...], RunResult]] = {}
     for one in results:
         alike = groups.setdefault(but_for_seeds(one.settings), {})
@@ -93,18 +93,18 @@ def grouped(results: Sequence[RunResult]) -> list[Group]:
 
 
 def _place(value: Any) -> tuple[int, float, str]:
-    """Numbers first, in their order."""
+    """A sort key: numbers first, in their order, then text."""
     is_number = isinstance(value, int | float)
     return (0, value, "") if is_number else (1, 0.0, str(value))
 
 
 def differing(results: Sequence[RunResult]) -> list[str]:
-    """The settings in which runs differ. An option of only one architecture is none of them."""
+    """The settings in which runs differ, sorted. An option that only one architecture has is left out."""
     return sorted(unequal([one.settings for one in results]))
 
 
 SAME_FVE = 0.002
-"""Settings whose FVE is this close to the best of their k count as equally good reconstructions."""
+"""Settings whose FVE is at most this far below the best of their k count as equally good reconstructions."""
 
 
 def best_of_each_k(groups: list[Group]) -> list[Group]:
@@ -116,10 +116,10 @@ def best_of_each_k(groups: list[Group]) -> list[Group]:
 
 
 def most_returning_of_each_k(groups: list[Group]) -> list[Group]:
-    """For each k at each hook point, the setting of which most comes back between its seeds.
+    """For each k at each hook point, the setting of which the most features come back between its seeds.
 
-    Only settings within SAME_FVE of the best mean FVE count, and of these only those whose seeds were compared. They
-    are ranked by what comes back in what it does, or where that is not known of all, as a direction.
+    Only settings whose seeds were compared and whose mean FVE is within SAME_FVE of the best count. They are ranked by the
+    share that comes back in what it does, or as a direction if the former isn't known of all.
     """
     found = []
     for alike in _of_each_k(groups, "fve"):
@@ -137,7 +137,7 @@ def most_returning_of_each_k(groups: list[Group]) -> list[Group]:
 
 
 def _of_each_k(groups: list[Group], metric: str) -> list[list[Group]]:
-    """The settings of which a metric is known, by their hook point and k."""
+    """The settings with this metric, in a list for each hook point and k."""
     places: dict[tuple[str, Any], list[Group]] = {}
     for group in groups:
         if group.mean(metric) is not None:
@@ -149,10 +149,9 @@ def _of_each_k(groups: list[Group], metric: str) -> list[list[Group]]:
 def read_all_in(
     folder: Path,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], list[str]]:
-    """Each config.json and metrics.json of the trained SAEs in a folder, by the run folder's name.
+    """The content of config.json and metrics.json of each trained SAE in a folder, by the run folder's name.
 
-    Also returns a line for each folder that is left out: its name, and whether it is damaged, failed or
-    not finished.
+    Also returns a line for each run folder that is left out: its name, and whether it failed, isn't finished or is damaged.
     """
     configs, metrics, left_out = {}, {}, []
     for one in run_folders_in(folder):
@@ -176,7 +175,7 @@ def results_of(
     metrics: dict[str, dict[str, Any]],
     folder: Path | None = None,
 ) -> list[RunResult]:
-    """Trained SAEs, by their names. Settings that were left to the trainer are those that it chose.
+    """The results of trained SAEs. Settings that were left to the trainer have the values that it chose.
 
     Arguments:
         configs, metrics: the content of each config.json and metrics.json.
@@ -197,7 +196,7 @@ def from_folder(folder: Path, state: str | None = None) -> list[RunResult]:
     """Every trained SAE in a folder. A warning names the folders that are left out.
 
     Arguments:
-        state: what is missing, in words, if that is known.
+        state: a sentence about what is missing, for the error's message.
 
     Raises: ConfigError if no run is finished.
     """
@@ -213,7 +212,7 @@ def from_folder(folder: Path, state: str | None = None) -> list[RunResult]:
 
 
 def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
-    """The same from wandb's server, and what is missing. Runs whose folders are in runs/ here have them.
+    """The finished runs of a sweep on wandb's server, and a sentence about those that are missing. Folders in runs/ are found.
 
     Raises: ConfigError if it can't be read.
     """
@@ -258,9 +257,9 @@ class SeedScores:
     """What comes back between the SAEs of one setting, on average over all pairs."""
 
     values: dict[str, float | None]
-    """By the keys of SHARES."""
+    """The shares of features that come back, by the keys of SHARES."""
     share_batches: bool
-    """Whether two of them have one data seed."""
+    """Whether two of the SAEs have the same data seed."""
 
     def text(self, measure: Measure) -> str:
         """A measure as tables show it, with a star if seeds saw the same batches."""
@@ -270,7 +269,7 @@ class SeedScores:
 
 
 def with_seed_scores(groups: Sequence[Group], *, encode: bool = False) -> list[Group]:
-    """These settings with what comes back between their seeds, see `of_seeds`."""
+    """The settings, with what comes back between their seeds. `encode`: see `of_seeds`."""
     folders = [str(folder) for group in groups for folder in group.folders]
     scores: dict[str, SeedScores] = {}
     for alike, found in of_seeds({one: read_config(one) for one in folders}, encode=encode):

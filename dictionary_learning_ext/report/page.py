@@ -1,7 +1,7 @@
-"""The report: one self-contained HTML page on what SAEs learned, with its data beside it.
+"""The report: one self-contained HTML page about what SAEs learned, with its data beside it.
 
-The page holds its data and plotly compressed and base64-encoded. So no text of a corpus can end a
-script or be taken for markup, and a page with thousands of features stays small.
+The page contains its data and plotly, compressed and base64-encoded. So no text of a corpus can end a script or be taken for
+markup, and a page with thousands of features stays small.
 """
 
 import shlex
@@ -55,7 +55,7 @@ _CURVES = {
     ),
     "kl_loss": ("KL (nats per token)", "To the prior. Variational SAEs only."),
 }
-"""What is shown of metrics.jsonl, in the order of the charts: a title and an explanation."""
+"""The titles and explanations of the training charts, by what they show of metrics.jsonl, in their order."""
 
 
 def write_report(
@@ -69,23 +69,22 @@ def write_report(
     on_step: Callable[[str], None] = lambda step: None,
     **where: Any,
 ) -> Path:
-    """Write the report of an SAE, compared with others if given; return the page's path.
+    """Write the report of an SAE, beside other SAEs if given. Returns the page's path.
 
-    A folder beside the page, named after it with `_files` appended, holds its data (CSV, JSON).
+    The CSV files of its features go to a folder beside the page, NAME_files.
 
     Arguments:
-        folder: what names the SAE that the report is about: a run folder, or another library's SAE, see
+        folder: the name of the SAE that the report is about: a run folder, or another library's SAE, see
             run_folder/sae_names.py.
-        against: others, trained on the same language model and hook point.
+        against: other SAEs of the same language model and hook point.
         seeds: other seeds of `folder`'s SAE. The page then shows which of its features come back.
-        out: the page, x.html, or a folder that gets report.html. Default: the SAE's folder of results, see
-            `results_folder`.
+        out: the page, x.html, or a folder for report.html. Default: the SAE's folder of results, see `results_folder`.
         keep: read and keep the SAEs' codes, see `OpenedFolders.codes`.
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
 
-    Raises: a UserError that says what to change. A folder that can't be written to, or to which another
-    process writes, is refused before anything is measured.
+    Raises: a UserError that says what to change. If `out` can't be written, or another process writes to it, it is raised
+    before anything is measured.
     """
     read_config(folder)  # no folder of data for a run that isn't there
     usual = results_folder(folder) / REPORT
@@ -162,7 +161,7 @@ def _render(
 
 
 def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
-    """The settings in which they were trained differently, and each SAE's values."""
+    """The training settings in which the SAEs differ, and each SAE's values."""
     settings = trained_as({one.label: one.config for one in analyses})
     return [
         (name, [setting_text(each.get(name)) for each in settings.values()])
@@ -171,8 +170,7 @@ def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
 
 
 def _come_back(analyses: Sequence[Analysis]) -> dict[str, Any]:
-    """What the page says of SAEs and their other seeds: warnings, and tables, each with its label, its head and its
-    rows."""
+    """The section about SAEs and their other seeds: warnings, and tables with a label, a head and rows each."""
     known = [(one, one.come_back) for one in analyses if one.come_back]
     of_saes = [row for _, found in known for row in found.rows(missing="–")]
     tables: list[Any] = [("What comes back of each SAE", ["SAE", *HEADER], of_saes)]
@@ -211,7 +209,7 @@ def _sae(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:
 
 
 def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
-    """Every setting of the runs: its name, each SAE's value, and whether the values differ."""
+    """Each setting of the runs: its name, each SAE's value, and whether the values differ."""
     per_sae = [
         settings_of(one.config) | {"norm_factor": one.config["trainer"].get("norm_factor")}
         for one in comparison.analyses
@@ -227,7 +225,7 @@ def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
 def _commands(
     comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | Path]
 ) -> list[str]:
-    """The commands that retrain these SAEs and write this report again."""
+    """The commands that train these SAEs again, and write this report again."""
     folders = [str(one.folder) for one in comparison.analyses]
     defaults = asdict(ReportOptions()) | {"device": RunConfig.device}
     given = [
@@ -247,7 +245,7 @@ def _commands(
 
 
 def _write_data(path: Path, found: dict[str, list[Any]], vocabulary: Vocabulary) -> None:
-    """Write a row for each feature, with these columns."""
+    """Write the CSV file of an SAE's features: these columns, those of tokens last, as text."""
     shown = {one.key: one.show for one in COLUMNS}
     words = {
         key: [" | ".join(vocabulary.texts[i] for i in row) for row in values]

@@ -1,4 +1,4 @@
-"""Tables of many runs: the index page of a folder, and a sweep's results as text, CSV and a page."""
+"""Tables of many runs: the index page of a folder, and a sweep's results as text, CSV files and a page."""
 
 import io
 import json
@@ -64,7 +64,7 @@ class RunsTable:
 
 
 def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page about the run folders in `folder`, by default its index.html; return its path.
+    """Write a page about the run folders in `folder`, by default its index.html. Returns the page's path.
 
     A run folder that is damaged or not finished is left out of the table, and named below it.
 
@@ -102,8 +102,8 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
 def _as_measured(
     results: list[RunResult], settings: list[str], metrics_of: dict[str, dict[str, Any]]
 ) -> tuple[list[RunResult], list[str], list[str]]:
-    """The results with what they were measured on among their settings, those that differ, and a warning if the
-    measurements do."""
+    """The results with the settings of their measurements that differ added to their own; all settings that differ; and a
+    warning if the measurements do."""
     measured = measurements({name: found for name, found in metrics_of.items() if found})
     differ = unequal(list(measured.values()))
     more, shown = [name for name in differ if name not in settings], []
@@ -116,7 +116,7 @@ def _as_measured(
 
 
 def _reports_to_write(results: list[RunResult], table: RunsTable) -> list[str]:
-    """The commands of the reports that the table of these results has no link to."""
+    """The commands that write the reports that aren't there yet."""
     links = zip(results, table.links or [], strict=True)
     return [shlex.join(["vsae", "report", str(one.folder)]) for one, link in links if link is None]
 
@@ -130,8 +130,8 @@ def show_sweep(
     can't be written, as in a read-only folder, a warning says so.
 
     Arguments:
-        missing: what of the sweep is missing, if anything.
-        width: of the terminal.
+        missing: a sentence about what the sweep lacks, if anything.
+        width: the terminal's.
     """
     names, metrics = differing(results), shown_in("sweep")
     groups = with_seed_scores(grouped(results), encode=True)
@@ -185,7 +185,7 @@ def show_sweep(
 
 
 def _winners(best: list[Group], settings: list[str], each: list[str], n_runs: int) -> list[str]:
-    """The best setting for each k: a line with its mean, and one with the names of its runs."""
+    """Two lines for the best setting of each k: its mean, and the names of its runs."""
     ranked_by = METRICS[RANKED_BY]
     if not best:
         return [f"{ranked_by.label} was not measured, so the runs are not ranked."]
@@ -205,7 +205,7 @@ def _named(group: Group, settings: list[str], first: list[str]) -> str:
 
 
 def _most_returning(found: list[Group], settings: list[str], each: list[str]) -> list[str]:
-    """The setting of which most comes back, for each k: a line."""
+    """A line for each k: the setting of which the most features come back."""
     if not found:
         return []
     lines = [
@@ -242,7 +242,7 @@ def _runs_table(
 def _settings_table(
     title: str, groups: list[Group], settings: list[str], metrics: list[Metric]
 ) -> RunsTable:
-    """A row for each setting; with several seeds, also how many there are and how well they agree."""
+    """A row for each setting. If any has several seeds, also their number and what comes back between them."""
     agreement = _seed_measures(groups)
     n = ["n"] if _have_seeds(groups) else []
     rows = [
@@ -263,13 +263,13 @@ def _have_seeds(groups: list[Group]) -> bool:
 
 
 def _seed_measures(groups: list[Group]) -> list[Measure]:
-    """What tables show of how well seeds agree: what was measured of any group."""
+    """The shares of features that come back that are known of any setting."""
     scores = [group.scores.values for group in groups if group.scores is not None]
     return [one for one in SHARES if any(each[one.key] is not None for each in scores)]
 
 
 def _on_same_batches(groups: list[Group]) -> list[str]:
-    """What to say if seeds that were compared saw the same batches."""
+    """A footnote if any seeds that were compared saw the same batches."""
     scores = [group.scores for group in groups if group.scores is not None]
     return [SAME_BATCHES + "."] if any(one.share_batches for one in scores) else []
 
@@ -282,8 +282,8 @@ def _runs_csv(results: list[RunResult], names: list[str], metrics: list[Metric])
 
 
 def _settings_csv(groups: list[Group], names: list[str], metrics: list[Metric]) -> str:
-    """A row for each setting: the mean and standard deviation of every metric over the seeds, and how
-    well the SAEs agree."""
+    """A row for each setting: the mean and standard deviation of each metric over the seeds, and what comes back between
+    them."""
     keys, agreement = [one.key for one in metrics], [one.key for one in _seed_measures(groups)]
     rows = [
         [
@@ -312,7 +312,7 @@ def _page(
     groups: list[Group],
     **more: Any,
 ) -> str:
-    """The HTML of a page of tables, with what their columns mean below them."""
+    """The HTML of a page of tables, with the definitions of their columns below."""
     content = {"warnings": [], "notes": [], "figures": [], "missing": [], "together": None} | more
     content["notes"] = [*content["notes"], *_on_same_batches(groups)]
     terms = [
@@ -339,7 +339,7 @@ def _link(page: Path, out: Path) -> str:
 
 
 def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) -> list[Any]:
-    """FVE and CE recovered against k, and every run as a line through its numbers, for plotly."""
+    """Plotly's figures: FVE and CE recovered against k, and each run as a line through its settings and metrics."""
     labels = {metric.key: metric.label for metric in metrics}
     figures: list[go.Figure] = []
     for key in ("fve", "frac_recovered") if "k" in names else ():
