@@ -1,5 +1,5 @@
-"""SAEs in SAE Bench's interface: our checkpoints, the references that need no training, and our names in
-SAE Bench's own tables."""
+"""SAEs in SAE Bench's interface: trained ones, and references that need no training. Also enters our architectures into
+SAE Bench's tables."""
 
 from itertools import cycle
 from pathlib import Path
@@ -34,7 +34,7 @@ FLOOR_LOOKS = {
     "random_spectrum": Look("Random SAE, same spectrum", "dimgrey", "+"),
     "identity": Look("Identity", "black", "+"),
 }
-"""How plots show the `reference_saes`, by SAE Bench's name of the class."""
+"""The looks of `reference_saes` in plots, by SAE Bench's name of their architecture."""
 _COLOURS = (
     "crimson",
     "magenta",
@@ -52,9 +52,9 @@ _NORM_TOLERANCE = 1e-5  # SAE Bench's
 class BenchSAE(BaseSAE):
     """A dictionary of our class or upstream's in SAE Bench's interface.
 
-    It encodes as the dictionary does at evaluation: the posterior's mean, deterministic, a fresh
-    dense tensor for (B, D) and (B, L, D). The dictionary takes raw activations. `cfg.architecture` is
-    its class in SAE Bench's plots, e.g. topk or vsae_fixed_values.
+    It encodes as the dictionary does at evaluation: deterministic, the posterior's mean. It takes raw activations, (B, D) or
+    (B, L, D), and returns a new dense tensor. `cfg.architecture` is its architecture in SAE Bench's plots, e.g. topk or
+    vsae_fixed_values.
 
     Raises: BenchError if the decoder's columns are not of unit norm within 1e-5.
     """
@@ -108,7 +108,7 @@ class BenchSAE(BaseSAE):
 
 
 def _weights(dictionary: Any) -> tuple[t.Tensor, t.Tensor, t.Tensor, t.Tensor]:
-    """W_enc (D, F), W_dec (F, D), b_enc (F,) and b_dec (D,) of any of the classes."""
+    """W_enc (D, F), W_dec (F, D), b_enc (F,) and b_dec (D,) of a dictionary of any class."""
     if hasattr(dictionary, "W_enc"):
         return dictionary.W_enc, dictionary.W_dec, dictionary.b_enc, dictionary.b_dec
     encoder, decoder = dictionary.encoder, dictionary.decoder
@@ -142,7 +142,7 @@ def load_bench_sae(
 
 
 def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
-    """As `load_dictionary`, with the decoder made unit-norm where that changes no reconstruction."""
+    """Like `load_dictionary`, but with a unit-norm decoder where that changes no reconstruction."""
     dictionary, config = load_dictionary(folder, device)
     if method := BY_DICT_CLASS[type(dictionary).__name__].unit_norm_by:
         getattr(dictionary, method)()
@@ -150,10 +150,10 @@ def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
 
 
 def reference_saes(like: BenchSAE) -> dict[str, BaseSAE]:
-    """SAEs that need no training, by label, of the size, k and place of `like`.
+    """SAEs that need no training, by label, with the size, k and hook point of `like`.
 
-    Two floors: an untrained TopK SAE, and random directions with the second moments of `like`'s
-    decoder. A ceiling: SAE Bench's identity, whose features are the activations.
+    Two are floors: an untrained TopK SAE, and random directions with the second moments of `like`'s decoder. One is a
+    ceiling: SAE Bench's identity, whose features are the activations.
     """
     cfg = like.cfg
     identity = IdentitySAE(
@@ -168,10 +168,10 @@ def reference_saes(like: BenchSAE) -> dict[str, BaseSAE]:
 
 
 def _random_spectrum(like: BenchSAE) -> BenchSAE:
-    """Random directions with the second moments of `like`'s decoder, as encoder and decoder.
+    """A TopK SAE whose encoder and decoder are random directions with the second moments of `like`'s decoder.
 
-    Its decoder bias is `like`'s. If it scores as well, `like` learned little more than which dimensions
-    the activations use.
+    It has `like`'s decoder bias. If it scores as well as `like`, then `like` learned little more than which dimensions the
+    activations use.
     """
     dictionary: Any = _untrained(like)
     directions_FD = RandomDirections(like.W_dec.cpu()).draw(t.Generator().manual_seed(0))
@@ -183,7 +183,7 @@ def _random_spectrum(like: BenchSAE) -> BenchSAE:
 
 
 def _untrained(like: BenchSAE) -> AutoEncoderTopK:
-    """A TopK SAE with random weights, of the size and k of `like`. If that has no k, k = F / 32."""
+    """A TopK SAE with random weights and the size and k of `like`; k = F / 32 if that has none."""
     d_in, d_sae, k = like.cfg.d_in, like.cfg.d_sae, getattr(like.dictionary, "k", None)
     k = max(1, d_sae // 32) if k is None else int(k)
     with t.random.fork_rng(devices=[]):
@@ -219,7 +219,7 @@ def register() -> None:
 
 
 def looks() -> dict[str, Look]:
-    """By SAE Bench's name of a class: how plots show those that SAE Bench does not know."""
+    """The looks in plots of the architectures that SAE Bench does not know, by its names of them."""
     labels = {
         row.bench_name_of(variant): label
         for row in ARCHITECTURES.values()
@@ -239,7 +239,7 @@ def load_our_sae(
     layer: int | None = None,
     local_dir: str = "downloaded_saes",
 ) -> BenchSAE:
-    """Our SAE from a hub repo, with the arguments of SAE Bench's other loaders."""
+    """Load one of our SAEs from a repository on the hub. The arguments are those of SAE Bench's other loaders."""
     for name in (filename, filename.replace(WEIGHTS, CONFIG)):
         hf_hub_download(repo_id=repo_id, filename=name, local_dir=local_dir)
     folder = (Path(local_dir) / filename).parent

@@ -1,8 +1,8 @@
 """The data that SAE Bench evaluates on: the embedded books, or its own data sets.
 
-SAE Bench loads its data sets by their names on the hub, and `datasets` first looks for a folder of
-that name in the working directory. So the books are written to such a folder in the schema of
-bias_in_bios, their name is entered into SAE Bench's tables, and SAE Bench's own code loads them.
+SAE Bench loads its data sets by their names on the hub, and `datasets` first looks for a folder of that name in the working
+directory. So the books are written to such a folder, in the schema of bias_in_bios, and their name is entered into SAE Bench's
+tables. Then SAE Bench's own code loads them.
 """
 
 import re
@@ -26,7 +26,7 @@ from ..errors import BenchError
 from ..run_folder.files import at_home, target_of
 
 BOOKS = "embedded/books_in_bias_in_bios_schema"
-"""The set's name. SAE Bench recognises the schema by the "bias_in_bios" in it."""
+"""The name of the books' data set. SAE Bench recognises the schema by the "bias_in_bios" in it."""
 CORE_BOOKS = "embedded/books_heldout"
 
 LABELS = {
@@ -41,7 +41,7 @@ PAIRS = (
     ("Great Expectations", "Emma"),
     ("Mansfield Park", "Sense and Sensibility"),
 )
-"""SCR's pairs: its biased probe sees male passages of the first and female ones of the second."""
+"""The pairs of books for SCR. Its biased probe sees male passages of the first and female passages of the second."""
 GENDERS = {"male": 0, "female": 1}
 PRONOUNS = {"male": {"he", "him", "his", "himself"}, "female": {"she", "her", "hers", "herself"}}
 WORDS = 60  # per passage
@@ -56,10 +56,9 @@ class BenchData:
     """Where the data sets are, and how many texts to take from them.
 
     Attributes:
-        folder: contains one folder per set, named after it.
-        is_embedded: whether the set is the embedded books.
-        scr_sizes: numbers of texts in SCR's train and test sets, as SAE Bench counts them; None for
-            its defaults.
+        folder: contains one folder per data set, named after it.
+        is_embedded: whether the data are the embedded books.
+        scr_sizes: the numbers of texts in SCR's train and test sets, as SAE Bench counts them. None: its defaults.
         class_sizes: the same for TPP and sparse probing.
     """
 
@@ -70,11 +69,12 @@ class BenchData:
 
 
 def open_bench_data(name: str, cache: Path) -> BenchData:
-    """The data that `vsae bench --data` names: "embedded", "hub" or a folder of folders named as sets.
+    """The data that `vsae bench --data` names: "embedded", "hub", or a folder that contains a folder for each data set.
 
-    With "hub", such folders in the working directory take precedence. The books are written to `cache`.
+    With "hub", folders in the working directory that are named after data sets take precedence. The books are written to
+    `cache`.
 
-    Raises: BenchError if it is none of these.
+    Raises: BenchError for another name.
     """
     if name == "embedded":
         return _books(cache)
@@ -92,7 +92,7 @@ def open_bench_data(name: str, cache: Path) -> BenchData:
 
 @contextmanager
 def in_folder(data: BenchData, cache: Path) -> Iterator[None]:
-    """Within it, SAE Bench finds the sets in the data's folder, and `datasets` caches the books in `cache`."""
+    """Within the block, SAE Bench finds the data sets in the data's folder, and `datasets` caches the books in `cache`."""
     before, cached = Path.cwd(), datasets_config.HF_DATASETS_CACHE
     chdir(data.folder)
     if data.is_embedded:
@@ -105,10 +105,10 @@ def in_folder(data: BenchData, cache: Path) -> Iterator[None]:
 
 
 def local_files(data: BenchData, config: Any) -> list[Any]:
-    """Identity of the sets in the data's folder that SAE Bench's configuration names.
+    """What identifies the data sets in the data's folder that SAE Bench's configuration names.
 
-    For each set, its path, and the names, sizes and times of its files. Empty for the embedded books,
-    and for sets that come from the hub.
+    For each, its path and the paths, sizes and times of its files. Empty for the embedded books, and for data sets from the
+    hub.
     """
     if data.is_embedded:
         return []
@@ -124,12 +124,12 @@ def local_files(data: BenchData, config: Any) -> list[Any]:
 
 
 def _hub_names(names: Iterable[str]) -> list[str]:
-    """The hub's names of the sets that SAE Bench's names are parts of."""
+    """The hub's names of data sets that SAE Bench names. It adds the name of a part to some."""
     return sorted({name.split("_class_set")[0].split("_sentiment")[0] for name in names})
 
 
 def heldout_text() -> datasets.Dataset:
-    """The embedded held-out text, which core uses."""
+    """The embedded held-out text, for core."""
     return datasets.Dataset.from_dict({"text": list(open_text("embedded", split="heldout"))})
 
 
@@ -159,9 +159,9 @@ def _books(cache: Path) -> BenchData:
 
 
 def _passages() -> dict[str, pd.DataFrame]:
-    """Pieces of the books that contain pronouns of one gender only, by "train" and "test".
+    """Pieces of the books with pronouns of a single gender, by "train" and "test".
 
-    All pieces of one passage of the text are in the same part.
+    All pieces of a passage are in the same part.
     """
     rows: dict[str, list[dict]] = {"train": [], "test": []}
     for number, passage in enumerate(pyarrow.parquet.read_table(EMBEDDED_TEXT).to_pylist()):
@@ -190,7 +190,7 @@ def gender_of(text: str) -> str | None:
 
 
 def _scr_size(cells: dict[tuple[int, int], int]) -> int:
-    """The largest set size that fills every pair.
+    """The largest size of a set with which every pair can be filled.
 
     SAE Bench takes a quarter of it from each of four cells. It needs more than half of it in the two
     cells that the biased probe is trained on.

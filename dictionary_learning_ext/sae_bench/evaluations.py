@@ -39,27 +39,26 @@ from .probes import run_sae_probes
 from .settings import SEED, BenchSettings
 
 SHUFFLED = 10_000
-"""Documents in the buffer that shuffles a streamed data set. SAE Bench's own seed shuffles none."""
+"""The number of documents in the buffer that shuffles a streamed data set. With SAE Bench's own seed nothing is shuffled."""
 NOTE = (
     "SAE Bench 0.6.0's explained_variance is wrong: it subtracts the square of a grand mean of "
     "squares where the mean activation's is meant. explained_variance_legacy is the mean over "
     "tokens of 1 - residual / token's variance, the SAE Bench paper's. fve is 1 - residual / total "
     "variance. frac_alive of SAE Bench counts features above 0; alive counts those that are not 0."
 )
-"""Written beside our metrics in a result of core."""
+"""A note that is written beside our metrics in a result of core."""
 
 
 def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
     """Core, with our own metrics in `eval_result_unstructured`.
 
-    Ours are of as many tokens of the same text, from its start. SAE Bench measures sparsity and variance
-    on those that follow its batches for CE and KL, as SAELens's store does not go back to the start.
+    Our metrics are measured on as many tokens of the same text, from its start. SAE Bench measures sparsity and variance on
+    the tokens after its batches for CE and KL, because SAELens's store does not go back to the start.
 
-    Another seed than SAE Bench's shuffles the documents, so it measures on other ones where there are
-    more than are measured.
+    Seeds other than SAE Bench's shuffle the documents. So they measure on other documents, if there are more than are needed.
 
-    Positions that training left out keep their activations in CE and KL, and our metrics leave them
-    out. SAE Bench's other metrics take every position but special tokens, as always.
+    Positions that training left out keep their activations for CE and KL, and are left out of our metrics. SAE Bench's other
+    metrics use every position but special tokens, as always.
     """
     dataset = heldout_text() if settings.data.is_embedded else config.dataset
 
@@ -113,9 +112,8 @@ def our_metrics(
 ) -> dict[str, Any]:
     """Our metrics on a store's tokens, except the `ignored` ones and those that training leaves out.
 
-    Returns: the metrics that `metrics.py` shows for SAE Bench, by key; `selected`, how often each
-    feature was; `tokens`; `left_out`, how many tokens the rule left out besides the ignored ones; and a
-    `note` on what SAE Bench's own metrics are.
+    Returns: the metrics shown in "bench", by key; `selected`, how often each feature was selected; `tokens`; `left_out`, the
+    number of tokens that the rule left out besides the ignored ones; and `note`, see NOTE.
     """
     k, device = k_of(getattr(sae, "dictionary", None)), sae.W_enc.device
     totals = Totals(sae.cfg.d_in, sae.cfg.d_sae, k, device)
@@ -146,7 +144,7 @@ def our_metrics(
 
 
 def run_on_classes(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
-    """Spurious correlation removal, targeted probe perturbation or sparse probing, as the configuration says."""
+    """Spurious correlation removal, targeted probe perturbation or sparse probing, depending on the configuration."""
     is_probing = isinstance(config, sparse_probing.SparseProbingEvalConfig)
     module = sparse_probing if is_probing else scr_and_tpp
     loader = "from_pretrained_no_processing"
@@ -164,11 +162,11 @@ def run_on_classes(sae: BaseSAE, name: str, config: Any, settings: BenchSettings
 
 
 def encoding_once() -> AbstractContextManager[Any]:
-    """Within it, SCR and TPP of one SAE encode each text once instead of once per ablation.
+    """Within the block, SCR and TPP of an SAE encode each text once instead of once per ablation.
 
-    For every class and every N, SAE Bench encodes a test set, zeroes N features, decodes with and
-    without them, and averages over each text's tokens. With a linear decoder, the result is the mean
-    activation minus the ablated features' means times their decoder directions.
+    For every class and every N, SAE Bench encodes a test set, zeroes N features, decodes with and without them, and averages
+    over each text's tokens. With a linear decoder, the result is the mean activation minus the ablated features' means times
+    their decoder directions.
     """
     means_of = WeakTensorKeyDictionary()
 
@@ -196,7 +194,7 @@ def _means(acts_BLD: t.Tensor, sae: BaseSAE, batch_size: int) -> tuple[t.Tensor,
 
 
 def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
-    """First-letter absorption. SAE Bench reads only activations at the SAE, never logits.
+    """First-letter absorption. SAE Bench only reads activations at the SAE's layer, no logits.
 
     Raises: BenchError if the model does not encode first letters, or if SAE Bench can't read it where
     the SAE was trained.
@@ -283,7 +281,7 @@ def _absorption(
 
 
 def _known_letters(config: Any, layer: int, settings: BenchSettings) -> set[str]:
-    """The letters that linear probes find in the model's activations. No SAE is involved."""
+    """The first letters that linear probes find in the language model's activations. No SAE is involved."""
     where: dict[str, Any] = {
         "base_template": config.prompt_template,
         "pos_idx": config.prompt_token_pos,
@@ -327,4 +325,4 @@ EVALUATIONS: dict[BenchEvaluation, Callable[[BaseSAE, str, Any, BenchSettings], 
     "absorption": run_absorption,
 }
 NOT_REPEATED: tuple[BenchEvaluation, ...] = ("absorption",)
-"""Those that run with one seed: absorption would train the language model's own probes again."""
+"""The evaluations that run with a single seed. With each seed, absorption would train the language model's probes again."""

@@ -1,9 +1,8 @@
-"""The language model that an SAE was trained on, as SAE Bench needs it: in TransformerLens's interface.
+"""The language model that an SAE was trained on, in the interface of TransformerLens, which SAE Bench needs.
 
-`left_alone` lets SAE Bench's hooks change only the positions that the SAE's training used. SAE Bench's
-core replaces activations by reconstructions, or by zeros, at every position but special tokens, so
-attention sinks that training left out would decide its CE and KL. `stopped_after` spares the blocks
-above the SAE where only activations are read.
+`left_alone` lets SAE Bench's hooks change only the positions that the SAE's training used. SAE Bench's core replaces
+activations at every position but special tokens, so attention sinks that training left out would dominate its CE and KL.
+`stopped_after` skips the blocks above the SAE where only activations are read.
 """
 
 import copy
@@ -36,10 +35,9 @@ def hooked_transformer(
 ) -> HookedTransformer:
     """A loaded language model in TransformerLens, without processing.
 
-    No layer norm is folded and nothing is centred, as the SAEs were trained on the original model. It
-    is converted to a HookedTransformer where TransformerLens can do that from a loaded model (GPT-2,
-    GPT-NeoX, Llama, Qwen and others). Where it can't (Gemma 2 and others), its TransformerBridge wraps
-    the original model.
+    No layer norm is folded and nothing is centred, because the SAEs were trained on the original model. TransformerLens
+    converts many models (GPT-2, GPT-NeoX, Llama, Qwen and others) to a HookedTransformer. It can't convert others, e.g.
+    Gemma 2, from a loaded model: they are wrapped in its TransformerBridge.
 
     Arguments:
         model: the language model that the SAE was trained on, in float32.
@@ -70,7 +68,7 @@ def hooked_transformer(
 
 
 def _converted(huggingface: Any, tokenizer: Any, name: str) -> HookedTransformer:
-    """A HookedTransformer, made by TransformerLens's own conversion of the weights."""
+    """A HookedTransformer with weights that TransformerLens converted."""
     device = str(huggingface.device)
     # The conversion reads the config from a folder. In a temporary one, its path has no name, e.g.
     # "llama", that TransformerLens would recognise as a model that it knows.
@@ -100,10 +98,10 @@ def _converted(huggingface: Any, tokenizer: Any, name: str) -> HookedTransformer
 
 
 def _bridged(huggingface: Any, tokenizer: Any, name: str) -> Any:
-    """By TransformerLens's TransformerBridge around a second model, which shares the first's weights.
+    """A TransformerBridge around a second model that shares the first one's weights.
 
-    The first one's modules stay as they are, since nnsight reads them. Making the second takes its
-    memory once more for a moment.
+    The modules of the first stay as they are, because nnsight reads them. Making the second takes the model's memory once more
+    for a moment.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -125,9 +123,9 @@ def _bridged(huggingface: Any, tokenizer: Any, name: str) -> Any:
 
 
 def accepted(hooked: Any) -> AbstractContextManager[Any]:
-    """Within it, SAE Bench takes a TransformerBridge where its annotations say HookedTransformer.
+    """Within the block, SAE Bench takes a TransformerBridge in place of a HookedTransformer.
 
-    It checks its annotations by jaxtyping, whose own switch turns that off.
+    It checks its type annotations with jaxtyping. This turns the check off.
     """
     is_off = jaxtyping.config.jaxtyping_disable or not isinstance(hooked, HookedTransformer)
     return patch.object(jaxtyping.config, "jaxtyping_disable", is_off)
@@ -135,7 +133,7 @@ def accepted(hooked: Any) -> AbstractContextManager[Any]:
 
 @t.no_grad()
 def check_activations(hooked: HookedTransformer, model: CausalLM, hook: HookPoint) -> float:
-    """The largest difference between the two models' activations at the hook, over their rms.
+    """The largest difference between the two models' activations at the hook point, relative to their rms.
 
     Raises: BenchError if it is over 1e-4.
     """
@@ -163,13 +161,13 @@ def check_activations(hooked: HookedTransformer, model: CausalLM, hook: HookPoin
 
 
 def wanted(rule: PositionRule, tokens_BL: t.Tensor, x_BLD: t.Tensor) -> t.Tensor:
-    """The positions that training uses, (B, L), on the CPU. SAE Bench's batches have no padding."""
+    """(B, L), on the CPU, whether training uses each position. SAE Bench's batches have no padding."""
     by_token_BL = rule.by_token(tokens_BL, t.ones_like(tokens_BL)).cpu()
     return rule.by_norm(norms(x_BLD), by_token_BL)
 
 
 def left_alone(model: HookedTransformer, rule: PositionRule) -> AbstractContextManager[Any]:
-    """Within it, hooks of `model.run_with_hooks` change activations only where training uses them."""
+    """Within the block, hooks of `model.run_with_hooks` only change activations at positions that training uses."""
     run_with_hooks = model.run_with_hooks
 
     def limited(hook: _Hook, tokens_BL: t.Tensor) -> _Hook:
@@ -187,6 +185,6 @@ def left_alone(model: HookedTransformer, rule: PositionRule) -> AbstractContextM
 
 
 def stopped_after(model: HookedTransformer, layer: int) -> AbstractContextManager[Any]:
-    """Within it, `model.run_with_cache` runs the blocks up to this one. It returns no logits."""
+    """Within the block, `model.run_with_cache` stops after this layer and returns no logits."""
     run = partial(model.run_with_cache, stop_at_layer=layer + 1)
     return patch.object(model, "run_with_cache", run)

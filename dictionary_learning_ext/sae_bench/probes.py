@@ -1,9 +1,9 @@
 """k-sparse probing on the data sets of sae-probes (Kantamneni et al. 2025, arXiv 2502.16681).
 
-It is SAE Bench's sparse_probing_sae_probes, by its own code. SAE Bench loads the language model by its
-name on the hub, unless the activations are in its cache. So they are written there first.
+SAE Bench's own code runs it, as sparse_probing_sae_probes. SAE Bench loads the language model by its name on the hub unless
+the activations are in its cache, so they are written there first.
 
-Importing sae-probes takes seconds, so functions do it. The sets' names need no SAE Bench either.
+sae-probes is imported by functions, because that takes seconds. The names of the data sets need no import of SAE Bench.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ALL = "all"
 SMALLEST = "smallest"
 MOST_CHARACTERS = 100_000
-"""The most characters that all texts of a small data set may have together."""
+"""The most characters of all texts of a small data set together."""
 SMALLEST_SETS = (
     "119_us_state_TX",
     "118_us_state_CA",
@@ -59,15 +59,15 @@ SMALLEST_SETS = (
     "7_hist_fig_ispolitician",
     "22_headline_isobama",
 )
-"""The 30 of its 113 sets whose texts have at most 100,000 characters together, smallest first: 64,000
-of its 334,000 texts."""
+"""The 30 of sae-probes's 113 data sets whose texts have at most MOST_CHARACTERS together, smallest first. They have 64,000 of
+its 334,000 texts."""
 
 MAX_TOKENS = 1024  # of a text, from its end; sae-probes's
 _LISTING = "python -c 'from sae_probes import DATASETS; print(*DATASETS)'"
 
 
 def chosen_sets(asked: str) -> list[str]:
-    """The names of the sets that `--probing-sets` asks for: smallest, all, or names between commas.
+    """The names of the data sets in `--probing-sets`: smallest, all, or names separated by commas.
 
     Raises: BenchError for a name that sae-probes does not have.
     """
@@ -124,7 +124,7 @@ def run_sae_probes(sae: "BaseSAE", name: str, config: Any, settings: "BenchSetti
 
 @contextmanager
 def _sae_probes_tokenizer(model: "HookedTransformer") -> Iterator[None]:
-    """Undo within it what sae-probes changes in the tokenizer, which other evaluations use.
+    """After the block, undo sae-probes's changes of the tokenizer, which other evaluations use.
 
     Raises: BenchError if sae-probes can't use the tokenizer.
     """
@@ -148,7 +148,7 @@ def _sae_probes_tokenizer(model: "HookedTransformer") -> Iterator[None]:
 def _write_activations(
     names: list[str], sae: "BaseSAE", folder: Path, settings: "BenchSettings"
 ) -> None:
-    """The language model's activations of every set that is not in the folder, whole files only."""
+    """Write the language model's activations of the data sets that the folder lacks. A file is whole or not there."""
     from sae_probes.generate_model_activations import ensure_dataset_activations
 
     hook, kept = sae.cfg.hook_name, folder / f"model_activations_{settings.name}"

@@ -1,4 +1,4 @@
-"""The results of one call of `bench`, and what `vsae bench` prints of them: SAE Bench's metrics and ours."""
+"""The results of one call of `bench`, and the tables of SAE Bench's metrics and ours that `vsae bench` prints."""
 
 from dataclasses import dataclass, field
 from statistics import mean, stdev
@@ -10,7 +10,7 @@ from ..evaluation.tables import text_table
 from .settings import SEED
 
 Values = dict[str, dict[str, dict[int, float]]]
-"""By the SAE's label, the metric's name and the seed of the evaluation."""
+"""Values of metrics by the SAE's label, the metric's name and the evaluation's seed."""
 _CORE = {
     "CE loss score": ("model_performance_preservation", "ce_loss_score"),
     "cosine": ("reconstruction_quality", "cossim"),
@@ -20,7 +20,7 @@ _CORE = {
     "alive, SAE Bench's (> 0)": ("misc_metrics", "frac_alive"),
 }
 _LANGUAGE_MODEL = ", language model"
-"""What the name of a metric ends with that is of the language model, not of an SAE."""
+"""The end of the name of a metric of the language model, without an SAE."""
 
 
 @dataclass
@@ -28,10 +28,10 @@ class BenchResults:
     """The results and failures of one call of `bench`.
 
     Attributes:
-        results: SAE Bench's JSON of what succeeded, by the SAE's label and the evaluation, with SAE
-            Bench's own seed.
+        results: SAE Bench's JSON of the evaluations that succeeded, by the SAE's label and the evaluation, with SAE Bench's
+            own seed.
         repeats: the same with other seeds, by the seed.
-        failures: the labels of the SAEs that failed, by evaluation and cause.
+        failures: the labels of the SAEs whose evaluation failed, by evaluation and cause.
     """
 
     results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
@@ -89,7 +89,11 @@ def metrics(result: dict[str, Any], category: str) -> dict[str, float | None]:
 
 
 def curve(result: dict[str, Any] | None, which: str) -> dict[int, float]:
-    """A metric at each N: "scr", or TPP's "total_metric", "intended_diff_only" or "unintended_diff_only"."""
+    """A metric at each N.
+
+    Arguments:
+        which: "scr", or one of TPP's: "total_metric", "intended_diff_only" or "unintended_diff_only".
+    """
     if result is None:
         return {}
     if which == "scr":
@@ -101,12 +105,12 @@ def curve(result: dict[str, Any] | None, which: str) -> dict[int, float]:
 
 
 def our_name(metric: Metric) -> str:
-    """A metric's name beside SAE Bench's, some of which have the same."""
+    """The name of one of our metrics in tables with SAE Bench's, some of which have the same label."""
     return f"{metric.label} (ours)"
 
 
 def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The metrics of one SAE, by the names that the table shows."""
+    """The metrics of one SAE, by their names in the table."""
     rows: dict[str, float | None] = {}
     if core := results.get("core"):
         rows |= {name: metrics(core, c)[key] for name, (c, key) in _CORE.items()}
@@ -142,7 +146,7 @@ def values_of(outcome: BenchResults) -> Values:
 
 
 def reading_notes(outcome: BenchResults) -> list[str]:
-    """On how many tokens core measured, in words, and how many it left alone."""
+    """Sentences about the number of tokens that core measured on and left alone."""
     lines: dict[str, None] = {}
     for results in outcome.results.values():
         if core := results.get("core"):
@@ -161,7 +165,12 @@ def reading_notes(outcome: BenchResults) -> list[str]:
 
 
 def _drawn(corner: str, values: Values, digits: str) -> str:
-    """Mean and standard deviation over seeds; `digits` is the mean's format, as ".3f" or "+.4f"."""
+    """A table of means and standard deviations over seeds.
+
+    Arguments:
+        corner: the first column's head.
+        digits: the means' format, ".3f" or "+.4f".
+    """
 
     def cell(values_by_seed: dict[int, float]) -> str:
         found = list(values_by_seed.values())

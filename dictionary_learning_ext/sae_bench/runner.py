@@ -1,4 +1,4 @@
-"""`vsae bench`: SAE Bench's evaluations of run folders, and the files that hold the results."""
+"""`vsae bench`: runs SAE Bench's evaluations on run folders, and writes the results."""
 
 import contextlib
 import hashlib
@@ -64,10 +64,10 @@ from .settings import (
 logger = logging.getLogger(__name__)
 
 _ELSEWHERE = "disk for this folder"
-"""What a message names where results can't be written: they lie beside the SAE."""
+"""What to change if results can't be written, for the error's message: they lie beside the SAE."""
 _KEPT_CACHE = "sae_probes"
-"""The evaluation whose cache holds no half file after a kill and serves all seeds, see probes.py. It is kept
-until all evaluations have succeeded."""
+"""The evaluation whose cache serves all seeds and has no incomplete file after a kill, see probes.py. The cache is kept until all
+evaluations have succeeded."""
 
 
 def bench(
@@ -91,27 +91,24 @@ def bench(
 ) -> BenchResults:
     """Evaluate run folders in SAE Bench, on the language model that their SAEs were trained on.
 
-    Every SAE is loaded before the first evaluation. Each result is written to
-    FOLDER/eval_results/EVALUATION/ in SAE Bench's schema as soon as it is ready. An evaluation is
-    repeated only if the SAE, the model or the settings have changed. If one fails, the others still
-    run.
+    All SAEs are loaded before the first evaluation. Each result is written to FOLDER/eval_results/EVALUATION/ in SAE Bench's
+    schema as soon as it is there. An evaluation is repeated only if the SAE, the model or the settings have changed. If one
+    fails, the others still run.
 
     Arguments:
-        folders: run folders, or OWNER/REPOSITORY/FOLDER on the hub (see `results_folder` for where results go).
-        model, hook, max_norm_multiple, remove_bos: as in training by default.
+        folders: run folders, or OWNER/REPOSITORY/FOLDER on the hub. For where results go, see `results_folder`.
+        model, hook, max_norm_multiple, remove_bos: default: as in training.
         data: "embedded", "hub" or a folder, see `open_bench_data`. Default: embedded for the
             embedded model, and hub for others.
         tokens: how many core measures on.
-        train_size, test_size: number of texts in the probes' sets.
-        probing_sets: those of sae_probes, see `chosen_sets`.
+        train_size, test_size: the numbers of texts in the probes' sets.
+        probing_sets: the data sets of sae_probes, see `chosen_sets`.
         bench_seeds: how often each evaluation runs: with SAE Bench's seed, and with the numbers after it.
         floor: also evaluate `reference_saes`. Their results go to the first folder.
-        extra: further SAEs by label, e.g. changed copies of what `load_bench_sae` returns. They are
-            evaluated with the same settings. Their results go to the first folder, so a label must be
-            a valid file name that no other SAE has.
+        extra: further SAEs by label, e.g. changed copies of an SAE from `load_bench_sae`. Their results go to the first
+            folder, so each label must be a valid file name that no other SAE has.
 
-    Raises: a UserError for a mistake, before anything runs. An evaluation that fails is listed in
-    `failures` instead.
+    Raises: a UserError for a mistake, before anything runs. Evaluations that fail are listed in `failures`.
     """
     require_folders(folders)
     _require_sensible(evals, tokens, bench_seeds, train_size, test_size, probing_sets)
@@ -191,7 +188,7 @@ def _require_sensible(
 
 
 def _clear(cache: Path, but: str | None = None) -> None:
-    """Remove all files of a cache but its lock, and those of one evaluation."""
+    """Remove all files of a cache except its lock, and except those of one evaluation."""
     for path in cache.iterdir():
         is_kept = but is not None and path.name.startswith(but)
         if path.name != LOCK and not is_kept:
@@ -203,8 +200,8 @@ class BenchJob:
     """One SAE to evaluate.
 
     Attributes:
-        label: its name in tables, beside the others'.
-        name: that of its result files in `folder`. It depends on no other SAE.
+        label: its name in tables, which no other SAE has.
+        name: the name of its result files in `folder`. It does not depend on the other SAEs.
     """
 
     label: str
@@ -216,7 +213,7 @@ class BenchJob:
 def _load(
     paths: dict[str, Path], settings: RunConfig, hook: HookPoint, taken: Collection[str]
 ) -> list[BenchJob]:
-    """Every SAE, with the shortest label that tells it from the others and from those `taken`."""
+    """Load every SAE. Labels are as short as tells them from each other and from those `taken`."""
     is_here = {given: Path(given).is_dir() for given in paths}
     places = {given: path if is_here[given] else Path(given) for given, path in paths.items()}
     labels = endings_of([*map(str, places.values()), *taken])
@@ -246,7 +243,7 @@ class _BenchRun:
         self.outcome = BenchResults()
 
     def all(self, jobs: Sequence[BenchJob], evals: Sequence[BenchEvaluation], seeds: range) -> None:
-        """Every evaluation of every SAE, with every seed where it has one."""
+        """Run every evaluation of every SAE with every seed. Those in NOT_REPEATED run with one."""
         todo: list[tuple[int, BenchEvaluation]] = [
             (seed, evaluation)
             for seed in seeds
@@ -268,7 +265,7 @@ class _BenchRun:
                         shutil.rmtree(cache, ignore_errors=True)
 
     def _one(self, job: BenchJob, evaluation: BenchEvaluation, settings: BenchSettings) -> None:
-        """Collect a result: the one on disk if it still holds, or a new one, which is written."""
+        """Collect a result: the one on disk if it still holds, otherwise a new one, which is written."""
         folder = job.folder / BENCH_RESULTS / evaluation
         if settings.seed != SEED:  # SAE Bench's own tools read all that is in eval_results
             folder = job.folder / BENCH_REPEATS / str(settings.seed) / evaluation
@@ -312,7 +309,7 @@ class _BenchRun:
         settings: BenchSettings,
         log: Path,
     ) -> dict[str, Any]:
-        """Evaluate; return what is written as JSON. What SAE Bench prints goes to the log."""
+        """Run an evaluation and return its result as JSON content. What SAE Bench prints goes to the log."""
         with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
             try:
                 settings.cache.mkdir(parents=True, exist_ok=True)
@@ -336,7 +333,7 @@ class _BenchRun:
 
 
 def finished(path: Path, key: str) -> dict[str, Any] | None:
-    """The content of a result file; None if it is missing, damaged or not the one of `key`, its "vsae_bench_key"."""
+    """The content of a result file; None if it is missing or damaged, or if its "vsae_bench_key" is not `key`."""
     try:
         found = read_json(path, "it will be replaced")
     except FileNotFoundError:
@@ -353,7 +350,12 @@ def finished(path: Path, key: str) -> dict[str, Any] | None:
 def result_key(
     evaluation: BenchEvaluation, config: Any, settings: BenchSettings, model: str, sae: BaseSAE
 ) -> str:
-    """Hash of what a result depends on. `config` is SAE Bench's, `model` the key of the activations."""
+    """A hash of everything that a result depends on.
+
+    Arguments:
+        config: SAE Bench's.
+        model: a key of the language model and the hook point.
+    """
     weights = hashlib.sha256()
     for name, value in sorted(sae.state_dict().items()):
         weights.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -368,6 +370,6 @@ def result_key(
 
 
 def digest(*parts: Any) -> str:
-    """A short hash of what can be written as JSON, the same in every process."""
+    """A short hash of JSON content, the same in every process."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

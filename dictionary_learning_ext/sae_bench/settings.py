@@ -1,7 +1,6 @@
 """The settings that SAE Bench's evaluations share, and the configuration of each one.
 
-With SAE Bench's own data sets, sizes are its defaults. With the embedded books, they are the largest
-that the books can fill.
+With SAE Bench's own data sets, sizes are its defaults. With the embedded books, they are the largest that the books can fill.
 """
 
 import random
@@ -30,17 +29,17 @@ _SMALLEST_DICT = 20  # N = 2 is a tenth of it
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What all evaluations of one call share.
+    """The settings that all evaluations of one call share.
 
     Attributes:
-        model: the language model, in the form that SAE Bench needs.
+        model: the language model, in TransformerLens's interface.
         data: the data sets.
         cache: a folder for the language model's activations and probes.
         n_values: the numbers of features that SCR and TPP ablate.
-        seed: of the evaluations' own random numbers: which texts they take, and their probes.
+        seed: seeds the choice of texts, and the probes.
         probing_sets: the data sets of sae_probes.
-        tokens: how many core measures on; a fifth of them for the language model's loss.
-        train_size, test_size: texts in the probes' sets; None for the defaults.
+        tokens: how many core measures on. The language model's loss is measured on a fifth of them.
+        train_size, test_size: the numbers of texts in the probes' sets. None: the defaults.
         batch_size: contexts per forward pass.
         remove_bos, max_norm_multiple: the positions that the SAEs' training left out, see
             `PositionRule`. Core leaves them alone.
@@ -78,7 +77,7 @@ class BenchSettings:
 
 
 def capped_n_values(dict_size: int) -> tuple[int, ...]:
-    """SAE Bench's numbers of ablated features that are at most a tenth of the dictionary.
+    """SAE Bench's numbers of features to ablate, as far as they are at most a tenth of the dictionary.
 
     Raises: BenchError if the dictionary is smaller than ten times the smallest of them.
     """
@@ -92,7 +91,7 @@ def capped_n_values(dict_size: int) -> tuple[int, ...]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed all generators: only some of SAE Bench's evaluations take a seed."""
+    """Seed all global generators, because only some of SAE Bench's evaluations take a seed."""
     random.seed(seed)
     np.random.seed(seed)
     t.manual_seed(seed)
@@ -101,7 +100,7 @@ def seed_everything(seed: int) -> None:
 def configure(evaluation: BenchEvaluation, settings: BenchSettings) -> Any:
     """SAE Bench's own configuration of an evaluation.
 
-    Raises: BenchError if the embedded books are too few for the sizes that were asked for.
+    Raises: BenchError if the embedded books can't fill the requested sizes.
     """
     match evaluation:
         case "core":
