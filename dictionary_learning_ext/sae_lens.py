@@ -372,7 +372,6 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             sigma=x.new_full((), settings.sigma or 0.0)
             if settings.survival is None
             else self.sigma,
-            prior_std=x.new_full((), settings.prior_std),
             log_var_limits=x.new_tensor(LOG_VAR_LIMITS) if self._is_learned else None,
             tokens_since_fired_F=self.tokens_since_fired,
             generator=self._generator(x.device),

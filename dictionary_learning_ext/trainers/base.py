@@ -391,4 +391,4 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
             old, mean_threshold = self.ae.threshold, terms.mean_threshold
             running = self.threshold_beta * old + (1 - self.threshold_beta) * mean_threshold
             updated = t.where(old < 0, mean_threshold, running)
-            self.ae.threshold = t.where(is_finite & ~mean_threshold.isnan(), updated, old)
+            self.ae.threshold = t.where(is_finite & (mean_threshold > 0), updated, old)

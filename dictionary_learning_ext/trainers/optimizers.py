@@ -57,12 +57,15 @@ class GuardedAdam(t.optim.Adam):
         """
         norm = self._gradient_norm()
         nn.utils.clip_grads_with_norm_(self.param_groups[0]["params"], 1.0, norm)
-        is_finite = norm.isfinite() & loss.detach().isfinite()
-        self.found_inf = (~is_finite).float()
+        is_finite = (
+            norm + loss.detach()
+        ).abs() < t.inf  # both are: one that isn't stays in the sum
+        is_skipped = ~is_finite
+        self.found_inf = is_skipped.float()
         self.step()
         self.zero_grad()
-        self.skipped_steps += ~is_finite
-        self.first_skipped_step.masked_fill_(~is_finite & (self.first_skipped_step < 0), step)
+        self.skipped_steps += is_skipped
+        self.first_skipped_step.masked_fill_(is_skipped & (self.first_skipped_step < 0), step)
         return is_finite
 
     def _gradient_norm(self) -> t.Tensor:

@@ -26,7 +26,7 @@ class Selection(NamedTuple):
 
     def only(self, x_BK: t.Tensor) -> t.Tensor:
         """Values of the features of `indices`, 0 for those that are not kept."""
-        return x_BK if self.is_kept is None else x_BK.where(self.is_kept, 0)
+        return x_BK if self.is_kept is None else x_BK.masked_fill(~self.is_kept, 0)
 
 
 class Part:

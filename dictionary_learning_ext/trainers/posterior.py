@@ -18,18 +18,23 @@ Number = TypeVar("Number", float, t.Tensor)
 def gaussian_kl(mu: t.Tensor, log_var: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:
     """KL( N(mu, exp(log_var)) || N(0, prior_std^2) ) in nats, elementwise.
 
-    1/2 (mu^2/p^2 + sigma^2/p^2 - 1 - log(sigma^2/p^2)). Shapes broadcast.
+    1/2 (mu^2/p^2 + sigma^2/p^2 - 1 - log(sigma^2/p^2)). Shapes broadcast. Where sigma is 0 it is `point_kl` instead of
+    infinite.
     """
-    return point_kl(mu, prior_std) + variance_kl(log_var, prior_std)
+    of_variance = variance_kl(log_var, prior_std).where(log_var > -t.inf, 0.0)
+    return point_kl(mu, prior_std) + of_variance
 
 
 def variance_kl(log_var: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:
-    """The part of `gaussian_kl` that does not depend on mu; zero where sigma = prior_std.
-
-    Where sigma is 0 it is 0 too, instead of infinite: that is a point, see `point_kl`.
-    """
+    """The part of `gaussian_kl` that does not depend on mu; zero where sigma = prior_std."""
     log_ratio = log_var - 2 * t.as_tensor(prior_std, dtype=log_var.dtype).log()
-    return (0.5 * (log_ratio.exp() - 1 - log_ratio)).where(log_ratio > -t.inf, 0.0)
+    return 0.5 * (log_ratio.exp() - 1 - log_ratio)
+
+
+def fixed_variance_kl(sigma: float, prior_std: float) -> float:
+    """`variance_kl` of a fixed sigma, in plain numbers."""
+    log_ratio = 2 * math.log(sigma / prior_std)
+    return 0.5 * (math.expm1(log_ratio) - log_ratio)
 
 
 def point_kl(mu: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:

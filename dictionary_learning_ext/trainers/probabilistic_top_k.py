@@ -220,7 +220,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
             centred_BD = x - part.used(ae.b_dec)
             pre_BF = product(centred_BD, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
             code = self._code(pre_BF, k, generator)
-            decoded_BD = part.sum(product(code.features_BF, ae.decoder.weight, matmul_dtype))
+            decoded_BD = part.sum(product(code.features_BF, ae.decoder.weight, matmul_dtype).to(x))
             error_BD = x - decoded_BD - ae.b_dec
             l2_loss = error_BD.square().sum(-1).mean()
             since_fired_F, mean_threshold = self._selected_without_gates(pre_BF.detach(), k)

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ..config.sae import NoiseOn, SelectBy, Variational
 from .parts import WHOLE, Part, Selection
-from .posterior import gaussian_kl, kl_scale, noise_scale, point_kl, survival_target
+from .posterior import fixed_variance_kl, kl_scale, noise_scale, survival_target, variance_kl
 
 Values = TypeVar("Values", t.Tensor, t.Tensor | None)
 
@@ -54,9 +54,7 @@ class StepObjective:
     """tokens without firing after which a feature is dead"""
     matmul_dtype: t.dtype
     sigma: t.Tensor
-    """of the fixed posterior, in the activations' units, like prior_std: 0-dim, or (B, 1) for one of each row"""
-    prior_std: t.Tensor
-    """0-dim"""
+    """of the noise, unless it is learned: 0-dim, or (B, 1) for one of each row"""
     log_var_limits: t.Tensor | None
     """the lower and the upper limit of a learned posterior's log-variance"""
     tokens_since_fired_F: t.Tensor
@@ -94,6 +92,15 @@ class StepObjective:
         )
 
     @property
+    def kl_of_sigma(self) -> float:
+        """What a fixed sigma adds to a feature's KL, in nats."""
+        settings = self.settings
+        if settings.posterior != "fixed" or settings.survival is not None:
+            return 0.0
+        assert settings.sigma is not None, "settings have their defaults"
+        return fixed_variance_kl(settings.sigma, settings.prior_std)
+
+    @property
     def draw(self) -> "Draw":
         """How the code is drawn."""
         tau = 0.0 if self.settings.posterior == "point" else self.noise_scale
@@ -124,33 +131,21 @@ class LossTerms(NamedTuple):
 def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> LossTerms:
     """The loss of one batch, differentiable in `x_BD` and `weights`. Draws from the generator."""
     settings, dtype, part = objective.settings, objective.matmul_dtype, objective.part
-    mu_BF = means(x_BD, weights, objective)
-    log_var = None  # a point has none, and a sigma that `survival` controls is no part of the KL
-    sigma = objective.sigma
+    mu_BF, log_var_BF, sigma = means(x_BD, weights, objective), None, objective.sigma
     if weights.W_var_FD is not None and weights.b_var_F is not None:
         assert objective.log_var_limits is not None
         lower, upper = objective.log_var_limits
         raw_BF = product(centred(x_BD, weights, part), weights.W_var_FD, dtype) + weights.b_var_F
-        log_var = raw_BF.clamp(lower, upper)
-        sigma = (log_var / 2).exp()
-    elif settings.posterior == "fixed" and settings.survival is None:
-        log_var = 2 * sigma.log()
+        log_var_BF = raw_BF.clamp(lower, upper)
+        sigma = (log_var_BF / 2).exp()
 
     code = draw_code(mu_BF, sigma, objective.draw)
     decoded_BD = part.sum(decode(code.indices, code.values, weights.W_dec_DF, dtype))
     error_BD = decoded_BD + weights.b_dec_D - x_BD
-    l2_loss = error_BD.square().sum(-1).mean()
-
-    mu, prior_std = mu_BF, objective.prior_std
-    if settings.kl_scope == "selected":
-        mu, log_var = code.means, at(log_var, code.indices, mu_BF)
-    kl = point_kl(mu, prior_std) if log_var is None else gaussian_kl(mu, log_var, prior_std)
-    if settings.kl_scope == "selected":
-        kl = code.selection.only(kl)
-    kl_loss = part.sum(kl.sum(-1).mean())
-
+    l2_loss = mean_squared_norm(error_BD)
+    kl_loss = mean_kl(mu_BF, log_var_BF, code, objective)
     found = mean_selection(mu_BF, code, objective)
-    auxk_loss = l2_loss.new_zeros(())
+    loss, auxk_loss = l2_loss + objective.kl_weight * kl_loss, l2_loss.new_zeros(())
     if objective.auxk_alpha > 0:
         auxk_loss = dead_features_loss(
             error_BD,
@@ -162,8 +157,30 @@ def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective)
             matmul_dtype=dtype,
             part=part,
         )
-    loss = l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss
+        loss = loss + objective.auxk_alpha * auxk_loss
     return LossTerms(loss, l2_loss.detach(), kl_loss.detach(), auxk_loss.detach(), *found)
+
+
+def mean_kl(
+    mu_BF: t.Tensor, log_var_BF: t.Tensor | None, code: "Code", objective: StepObjective
+) -> t.Tensor:
+    """mean_B sum_{i in S} KL_i in nats, 0-dim.
+
+    sum_i KL_i is ||mu||^2 / (2 p^2), which is all for a point and for a sigma that `survival` controls, plus what the
+    sigmas add: a constant if they are fixed.
+    """
+    settings, part = objective.settings, objective.part
+    mu, log_var, n_features = mu_BF, log_var_BF, part.count * mu_BF.shape[1]
+    if settings.kl_scope == "selected":
+        mu, n_features = code.selection.only(code.means), objective.k
+        log_var = at(log_var_BF, code.indices, mu_BF)
+    kl = part.sum(mean_squared_norm(mu)) / (2 * settings.prior_std**2)
+    if log_var is not None:
+        of_sigma = variance_kl(log_var, settings.prior_std)
+        if settings.kl_scope == "selected":
+            of_sigma = code.selection.only(of_sigma)
+        return kl + part.sum(of_sigma.sum(-1).mean())
+    return kl + n_features * objective.kl_of_sigma
 
 
 @t.no_grad()
@@ -175,9 +192,9 @@ def code_by_mean(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> 
 
 
 def product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Tensor:
-    """x W^T in `matmul_dtype`, returned in the weight's dtype: (…, M), (N, M) -> (…, N)."""
+    """x W^T in `matmul_dtype`, which is also the result's: (…, M), (N, M) -> (…, N)."""
     dtype = matmul_dtype or weight.dtype
-    return functional.linear(x.to(dtype), weight.to(dtype)).to(weight.dtype)
+    return functional.linear(x.to(dtype), weight.to(dtype))
 
 
 def centred(x_BD: t.Tensor, weights: Weights, part: Part) -> t.Tensor:
@@ -242,7 +259,9 @@ def draw_code(mu: t.Tensor, sigma: t.Tensor, how: Draw) -> Code:
     if how.noise_chooses:
         eps = noise_of(mu, how)
         with t.no_grad():
-            selection = largest(mu + tau * sigma * eps, how.k, how.select_by, how.part)
+            selection = largest(
+                t.addcmul(mu, eps, sigma, value=tau), how.k, how.select_by, how.part
+            )
     else:
         selection = largest(mu, how.k, how.select_by, how.part)
         if tau != 0 and how.part.is_split:
@@ -252,7 +271,7 @@ def draw_code(mu: t.Tensor, sigma: t.Tensor, how: Draw) -> Code:
     if tau == 0 or how.noise_on == "selection":
         return Code(selection, selection.only(mu_K), mu_K)
     eps_K = noise_of(mu_K, how) if eps is None else eps.gather(-1, indices)
-    values = mu_K + tau * at(sigma, indices, mu) * eps_K
+    values = t.addcmul(mu_K, eps_K, at(sigma, indices, mu), value=tau)
     return Code(selection, selection.only(values), mu_K)
 
 
@@ -298,14 +317,14 @@ class MeanSelection(NamedTuple):
         """That of a batch.
 
         Arguments:
-            fired_F: how many rows select each feature, or whether any does.
+            fired_F: whether any row selects the feature, bool.
             smallest_B: each row's smallest positive selected mean, inf if it has none.
             n_survived: how many features of all rows are selected with noise and without, 0-dim.
         """
         has_one_B = smallest_B < t.inf
         mean_threshold = smallest_B.masked_fill(~has_one_B, 0).sum() / has_one_B.sum()
         tokens = len(smallest_B)
-        since_fired_F = (objective.tokens_since_fired_F + tokens).masked_fill_(fired_F.bool(), 0)
+        since_fired_F = (objective.tokens_since_fired_F + tokens).masked_fill_(fired_F, 0)
         return cls(mean_threshold, n_survived / (tokens * objective.k), since_fired_F)
 
 
@@ -317,13 +336,13 @@ def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> Mea
         selection = largest(mu_BF, how.k, how.select_by, part)
     indices_BK, by_BK = selection.indices, selection.compared
     mu_BK = mu_BF.gather(1, indices_BK)
-    fires_BK = mu_BK.ne(0).to(mu_BF.dtype) if how.noise_scale != 0 else t.ones_like(mu_BK)
-    fired_F = mu_BF.new_zeros(mu_BF.shape[1])
+    fires_BK = mu_BK.ne(0) if how.noise_scale != 0 else t.ones_like(mu_BK, dtype=t.bool)
+    fired_F = fires_BK.new_zeros(mu_BF.shape[1])
     fired_F.index_add_(0, indices_BK.flatten(), selection.only(fires_BK).flatten())
     smallest_B = by_BK.masked_fill(by_BK <= 0, t.inf).amin(-1)
     # What the noise selects is in the mean's selection if its mean is not below the K-th largest.
     survived_BK = compared(code.means, how.select_by) >= by_BK.amin(-1, keepdim=True)
-    n_survived = part.sum(code.selection.only(survived_BK).sum().to(mu_BF.dtype))
+    n_survived = part.sum(code.selection.only(survived_BK).sum(dtype=mu_BF.dtype))
     return MeanSelection.of_rows(fired_F, smallest_B, n_survived, objective)
 
 
@@ -343,7 +362,7 @@ def decode(
         found: Any = SparseDecode.apply(indices_BK, values_BK, W_dec_DF.t(), matmul_dtype)
         return found
     f_BF = values_BK.new_zeros(batch, n_features).scatter(1, indices_BK, values_BK)
-    return product(f_BF, W_dec_DF, matmul_dtype)
+    return product(f_BF, W_dec_DF, matmul_dtype).to(W_dec_DF.dtype)
 
 
 class SparseDecode(t.autograd.Function):
@@ -387,6 +406,30 @@ class SparseDecode(t.autograd.Function):
         return None, grad_values_BK, grad_W_FD, None
 
 
+# --- the norm
+
+
+class MeanSquaredNorm(t.autograd.Function):
+    """mean_B ||x||^2 of (B, N), 0-dim. Its gradient 2 x / B is derived by hand to take one pass over a (B, F)."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BN):
+        ctx.save_for_backward(x_BN)
+        return t.linalg.vector_norm(x_BN, dim=-1).square().mean()
+
+    @staticmethod
+    @t.autograd.function.once_differentiable
+    def backward(ctx: Any, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x_BN,) = ctx.saved_tensors
+        return x_BN * (grad * (2 / len(x_BN)))
+
+
+def mean_squared_norm(x_BN: t.Tensor) -> t.Tensor:
+    """See `MeanSquaredNorm`."""
+    found: Any = MeanSquaredNorm.apply(x_BN)
+    return found
+
+
 # --- AuxK
 
 
@@ -419,7 +462,7 @@ def dead_features_loss(
     unexplained_BD = part.sum(decode(indices_BK, values_BK, W_dec_DF, matmul_dtype)) + error_BD
     variance = row_variance(error_BD)
     scale = t.where(variance > 0, 1 / variance, 0.0) * part.max(is_dead_F.any())
-    return unexplained_BD.square().sum(-1).mean() * scale
+    return mean_squared_norm(unexplained_BD) * scale
 
 
 def row_variance(error_BD: t.Tensor) -> t.Tensor:

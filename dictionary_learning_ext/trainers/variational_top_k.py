@@ -477,7 +477,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             dead_feature_threshold=self.dead_feature_threshold,
             matmul_dtype=t.bfloat16 if self.dtype == "bfloat16" else x.dtype,
             sigma=ae.sigma,
-            prior_std=ae.prior_std,
             log_var_limits=ae.log_var_limits if ae.posterior_kind == "learned" else None,
             tokens_since_fired_F=self.num_tokens_since_fired,
             generator=generator,

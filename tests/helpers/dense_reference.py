@@ -66,9 +66,9 @@ def dense_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> Lo
     x_hat = (source * mask) @ W_dec.T + b_dec
 
     if settings.posterior == "point" or settings.survival is not None:
-        kl = mu**2 / (2 * objective.prior_std**2)
+        kl = mu**2 / (2 * settings.prior_std**2)
     else:
-        kl = kl_divergence(Normal(mu, std), Normal(t.zeros_like(mu), objective.prior_std))
+        kl = kl_divergence(Normal(mu, std), Normal(t.zeros_like(mu), settings.prior_std))
     counted = kl * mask if settings.kl_scope == "selected" else kl
     kl_loss = counted.sum(1).mean()
 

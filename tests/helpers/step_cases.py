@@ -47,7 +47,9 @@ def make_case(k=3, aux=False, seed=0, **given):
     def randn(*shape):
         return t.randn(*shape, generator=generator, dtype=t.float64)
 
-    settings = VSAETopKConfig(**given)
+    if given.get("posterior", "fixed") == "fixed" and "survival" not in given:
+        given["sigma"] = 0.8
+    settings = VSAETopKConfig(prior_std=1.3, **given)
     learned = settings.posterior == "learned"
     weights = Weights(
         randn(F, D),
@@ -67,7 +69,6 @@ def make_case(k=3, aux=False, seed=0, **given):
         dead_feature_threshold=100,
         matmul_dtype=t.float64,
         sigma=t.tensor(0.8, dtype=t.float64),
-        prior_std=t.tensor(1.3, dtype=t.float64),
         # Tight, so that some log-variances are clamped on either side.
         log_var_limits=t.tensor([-1.0, 1.5]).double() if learned else None,
         tokens_since_fired_F=t.arange(F) * 20 if aux else t.zeros(F, dtype=t.long),
@@ -78,11 +79,10 @@ def make_case(k=3, aux=False, seed=0, **given):
 
 def in_float32(x, weights, objective, matmul_dtype=t.float32):
     """The case, rounded."""
-    sigma, prior_std = objective.sigma.float(), objective.prior_std.float()
     return (
         x.float(),
         Weights(*(w if w is None else w.float() for w in weights)),
-        dataclasses.replace(objective, sigma=sigma, prior_std=prior_std, matmul_dtype=matmul_dtype),
+        dataclasses.replace(objective, sigma=objective.sigma.float(), matmul_dtype=matmul_dtype),
     )
 
 

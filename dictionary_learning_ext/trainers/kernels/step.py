@@ -50,7 +50,7 @@ def step(
             weights.W_var_FD,
             weights.b_var_F,
             objective.log_var_limits,
-            objective.prior_std,
+            t.tensor(settings.prior_std),
             matmul_dtype=objective.matmul_dtype,
             with_kl=has_all_kl,
         )
@@ -92,30 +92,22 @@ class _ForwardPass(NamedTuple):
 
 
 def _batch_kl(moments: Moments | None, draw: DrawnCode, objective: StepObjective) -> t.Tensor:
-    """The KL from the prior in nats per token, averaged over the batch: 0-dim.
-
-    A sigma that `survival` controls is not part of it.
+    """`mean_kl` of the definition.
 
     Arguments:
         moments: of all features; None for the KL of the selected ones.
     """
-    prior_std, settings = objective.prior_std, objective.settings
-    has_sigma = settings.posterior == "fixed" and settings.survival is None
-    std = objective.sigma if has_sigma else None
+    prior_std, log_var = objective.settings.prior_std, draw.log_var
     if moments is None:
         kl_BK = point_kl(draw.mu_BK, prior_std)
-        if std is not None:
-            kl_BK = kl_BK + variance_kl(2 * std.log(), prior_std)
-        if draw.log_var is not None:
-            kl_BK = kl_BK + variance_kl(draw.log_var.selected_BK, prior_std)
-        return kl_BK.sum(-1).mean()
+        if log_var is not None:
+            kl_BK = kl_BK + variance_kl(log_var.selected_BK, prior_std)
+        return kl_BK.sum(-1).mean() + objective.k * objective.kl_of_sigma
 
-    mean_kl_F = moments.square_F / (2 * prior_std.square())
-    if std is not None:
-        mean_kl_F = mean_kl_F + variance_kl(2 * std.log(), prior_std).mean()
-    if draw.log_var is not None and draw.log_var.kl_sum_F is not None:
-        mean_kl_F = mean_kl_F + draw.log_var.kl_sum_F / len(draw.smallest_B)
-    return mean_kl_F.sum()
+    kl_F = moments.square_F / (2 * prior_std**2)
+    if log_var is not None and log_var.kl_sum_F is not None:
+        kl_F = kl_F + log_var.kl_sum_F / len(draw.smallest_B)
+    return kl_F.sum() + len(kl_F) * objective.kl_of_sigma
 
 
 def _gradients(
@@ -130,6 +122,7 @@ def _gradients(
     """
     e, batch = forward_pass, len(forward_pass.error_BD)
     W_enc_FD, centred_BD = weights.W_enc_FD, e.means.centred_BD
+    prior_std = t.tensor(objective.settings.prior_std)
     grad_hat_BD = e.error_BD * (2 / batch)
     # AuxK's first: its products may be dense, and no other gradient is held yet.
     aux_grad_mu_BK = aux_grad_W_dec_FD = None
@@ -143,7 +136,7 @@ def _gradients(
     # It is on the selected features, or on all.
     grad_mu_BK = grad_values_BK
     if objective.settings.kl_scope == "selected":
-        kl_weight = objective.kl_weight / objective.prior_std.square()
+        kl_weight = objective.kl_weight / prior_std.square()
         grad_mu_BK = grad_mu_BK + e.draw.mu_BK * (kl_weight / batch)
     if objective.settings.rectify:
         grad_mu_BK = grad_mu_BK * (e.draw.mu_BK > 0)
@@ -155,7 +148,7 @@ def _gradients(
 
     grad_W_enc_FD, grad_b_enc_F = t.zeros(()), t.zeros_like(weights.b_enc_F)  # 0 broadcasts
     if e.moments is not None:
-        factor_F = (objective.kl_weight / objective.prior_std.square()).expand_as(grad_b_enc_F)
+        factor_F = (objective.kl_weight / prior_std.square()).expand_as(grad_b_enc_F)
         grad_W_enc_FD = e.moments.cross_FD.mul_(factor_F[:, None])
         grad_b_enc_F = e.moments.mean_F * factor_F
     for code, grad_BK in on_mu:
@@ -183,7 +176,7 @@ def _log_var_gradients(
     if objective.settings.noise_on != "selection":  # dz / dlog_var = sigma eps tau / 2
         selected_BK = grad_values_BK * (e.draw.values_BK - e.draw.mu_BK) / 2
     if objective.settings.kl_scope == "selected":
-        excess_BK = drawn.selected_BK.exp() / objective.prior_std.square() - 1
+        excess_BK = drawn.selected_BK.exp() / t.tensor(objective.settings.prior_std).square() - 1
         selected_BK = selected_BK + excess_BK * (objective.kl_weight / (2 * batch))
     selected_BK = selected_BK * drawn.is_inside_BK
     grad_W_FD = e.code.outer(selected_BK, e.means.centred_BD)
