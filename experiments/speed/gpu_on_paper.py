@@ -62,7 +62,7 @@ SUBJECTS: dict[str, tuple[type, dict[str, Any]]] = {
 PARTS = {
     "encode": ((plain, "means"),),
     "noise and selection": ((plain, "draw_code"), (plain, "mean_selection")),
-    "KL": ((plain, "gaussian_kl"), (plain, "point_kl")),
+    "KL": ((plain, "mean_kl"),),
     "decode": ((plain, "decode"),),
     "AuxK": ((plain, "dead_features_loss"),),
     "backward": ((t.Tensor, "backward"),),
@@ -222,8 +222,11 @@ class _CpuGenerator(t.Generator):
 def as_on_a_gpu() -> Iterator[None]:
     """Within it, trainers on the meta device take the path that they take on a GPU."""
     with ExitStack() as stack:
-        for kind in ("fused", "foreach"):
-            place = f"torch.optim.optimizer._get_{kind}_kernels_supported_devices"
+        for place in (
+            "torch.optim.optimizer._get_fused_kernels_supported_devices",
+            "torch.optim.optimizer._get_foreach_kernels_supported_devices",
+            "torch.utils._foreach_utils._get_foreach_kernels_supported_devices",
+        ):
             stack.enter_context(mock.patch(place, return_value=["meta"]))
         stack.enter_context(mock.patch.object(t, "Generator", _CpuGenerator))
         # Our steps turn autocast off, upstream's do without it; it doesn't know the meta device.
