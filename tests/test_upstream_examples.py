@@ -201,34 +201,3 @@ def test_the_demos_configuration(demo, model):
     assert all(math.isfinite(value) for value in results.values())
     for step in (0, 2, 6):
         assert load_dictionary(demo, step=step)[0].dict_size == sae.dict_size
-
-
-@pytest.mark.skipif(not BACKUPS, reason="dictionary_learning 0.1.0 writes no backups")
-def test_a_backup_of_upstreams_main_is_loaded(model, tmp_path):
-    """Where a training was stopped, ae.pt is a backup: in training units, with the optimiser."""
-
-    class Stopped(Exception):
-        pass
-
-    class Stops(VariationalTopKTrainer):
-        def update(self, step, x):
-            if step == 3:
-                raise Stopped
-            return super().update(step, x)
-
-    config = {"activation_dim": 128, "dict_size": 256, "k": 16, "steps": 10, "warmup_steps": 2}
-    place = {"layer": LAYER, "lm_name": MODEL_NAME, "device": "cpu"}
-    with pytest.raises(Stopped):
-        trainSAE(
-            data=buffer_of(model, open_text("embedded")),
-            trainer_configs=[{"trainer": Stops, **config, **place}],
-            steps=10,
-            save_dir=str(tmp_path),
-            normalize_activations=True,  # without, upstream's backup raises
-            backup_steps=2,
-        )
-    backup = t.load(tmp_path / "trainer_0" / "ae.pt", weights_only=True)
-    assert backup["step"] == 2
-    sae, config = load_dictionary(tmp_path / "trainer_0")
-    assert config["trainer"]["norm_factor"] == backup["norm_factor"]
-    assert t.allclose(sae.b_dec, backup["ae"]["b_dec"] * backup["norm_factor"])

@@ -250,7 +250,7 @@ DAMAGED_CONFIGS = {
     "a list": (lambda path: path.write_text("[1]"), "expected a JSON object"),
     "no trainer": (lambda path: path.write_text("{}"), r"trainer\.dict_class"),
     "a class that is none": (trainer(dict_class="os.system"), "'os.system' is unknown"),
-    "another width": (trainer(activation_dim=8), "so activation_dim=16, but config.json says 8"),
+    "another width": (trainer(activation_dim=8), "activation_dim is 16, but config.json says 8"),
     "an unknown setting": (setting(betta=1), "unknown setting 'betta'; did you mean 'beta'"),
     "a command for a number": (setting(k="$(touch executed)"), r"k='\$\(touch executed\)'"),
     "a model that is nowhere": (setting(model="../../nowhere"), r"'\.\./\.\./nowhere'"),
