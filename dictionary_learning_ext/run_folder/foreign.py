@@ -1,14 +1,14 @@
-"""SAEs in other libraries' formats: how their folders are told apart, and their settings.
+"""Recognise SAEs in other libraries' formats, and read their settings.
 
     SAELens        cfg.json, sae_weights.safetensors    of any version
-    sparsify       cfg.json, sae.safetensors            sparsify's trainer writes config.json beside the folder
-    Gemma Scope    params.npz                           what it is of is in the names of the folders above it
-    Baker & Li     config.json, ae.pt                   a dict_class VSAETopK of the paper's public code, a fork of
+    sparsify       cfg.json, sae.safetensors            its trainer writes config.json beside the folder
+    Gemma Scope    params.npz                           model and hook point are in the names of the folders above it
+    Baker & Li     config.json, ae.pt                   dict_class VSAETopK of the paper's public code, a fork of
                                                         dictionary_learning:
                                                         github.com/ZachData/SPAR-Variational-Sparse-Autoencoders
 
-Their settings are put as a config.json of ours or upstream's puts them. What the classes that they are loaded as
-can't compute is refused here, by name. foreign_weights.py reads the weights. Imports no torch.
+The settings are converted to a config.json as upstream writes it. An SAE that no class of this package or upstream can
+compute is refused here. foreign_weights.py reads the weights. Imports no torch.
 """
 
 import re
@@ -21,7 +21,7 @@ from .json_files import read_json
 
 Format = Literal["SAELens", "sparsify", "Gemma Scope", "Baker & Li"]
 FOREIGN_CONFIG = "cfg.json"
-"""The settings, in SAELens's and sparsify's formats."""
+"""The file of settings in SAELens's and sparsify's formats."""
 SAE_LENS_WEIGHTS = "sae_weights.safetensors"
 SPARSIFY_WEIGHTS = "sae.safetensors"
 GEMMA_SCOPE_WEIGHTS = "params.npz"
@@ -32,12 +32,12 @@ WEIGHTS_OF: dict[Format, str] = {
     "Baker & Li": WEIGHTS,
 }
 SPARSIFY_ABOUT = "export.json"
-"""What `vsae export` adds to a folder for sparsify, whose cfg.json has no place for it."""
+"""Settings that `vsae export` adds to a folder for sparsify, as its cfg.json has no place for them."""
 FILES = (
     *(WEIGHTS, CONFIG, METRICS, FOREIGN_CONFIG),
     *(*WEIGHTS_OF.values(), SPARSIFY_ABOUT),
 )
-"""All that is read of an SAE's folder, of any format."""
+"""All files of an SAE's folder that are read, in any format."""
 RECOGNISED = (
     f"a folder of this package or of dictionary_learning ({CONFIG} and {WEIGHTS}), of SAELens "
     f"({FOREIGN_CONFIG} and {SAE_LENS_WEIGHTS}), of sparsify ({FOREIGN_CONFIG} and {SPARSIFY_WEIGHTS}) or of "
@@ -45,11 +45,11 @@ RECOGNISED = (
 )
 
 OF_BAKER_LI = {0: "vsaetopk", 1: "vsaetopk_learned_variance"}
-"""Their VSAETopK by its var_flag, named as SAELens names architectures."""
+"""Names for the architectures of Baker & Li's VSAETopK, by its var_flag."""
 OF_TOP_K = ("topk", "abstopk", *OF_BAKER_LI.values())
-"""Architectures with k features a token."""
+"""Architectures that keep k features per token."""
 OF_BATCH_TOP_K = ("batchtopk", "matryoshka_batchtopk")
-"""SAELens's architectures that only its save_model writes. Its save_inference_model turns them into a jumprelu."""
+"""SAELens's architectures that only its save_model writes. Its save_inference_model writes a jumprelu instead."""
 _DICT_CLASSES = {
     "standard": "AutoEncoder",
     "topk": "AutoEncoderTopK",
@@ -59,39 +59,35 @@ _DICT_CLASSES = {
     **dict.fromkeys(OF_BATCH_TOP_K, "JumpReluAutoEncoder"),
     **dict.fromkeys(OF_BAKER_LI.values(), "VariationalTopKAutoEncoder"),
 }
-"""By architecture: a class of upstream's or ours that computes the same."""
+"""By architecture: the class of upstream or this package that computes the same."""
 _FORMER_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
-"""SAELens's settings that had another name before its version 6."""
+"""Former names of SAELens's settings, from before version 6."""
 _REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-([a-z]+)")
 _HOOKS_OF_GEMMA_SCOPE = {"res": "hook_resid_post", "mlp": "hook_mlp_out"}
 
 
 def format_of(folder: Path) -> Format | None:
-    """Which other library's folder it is; None for one with our or upstream's weights, or with no SAE."""
+    """The format of another library's folder; None for a folder of this package, of upstream, or without an SAE."""
     if (folder / WEIGHTS).exists():
-        return "Baker & Li" if _is_of_baker_li(folder) else None
+        try:
+            trainer = read_json(folder / CONFIG).get("trainer", {})
+        except (CheckpointError, OSError):  # `read_config` raises it again
+            return None
+        return "Baker & Li" if trainer.get("dict_class") == "VSAETopK" else None
     has_settings = (folder / FOREIGN_CONFIG).is_file()
     found: list[Format] = [form for form, name in WEIGHTS_OF.items() if (folder / name).is_file()]
     return next((form for form in found if has_settings or form == "Gemma Scope"), None)
 
 
-def _is_of_baker_li(folder: Path) -> bool:
-    try:
-        config = read_json(folder / CONFIG)
-    except (CheckpointError, OSError):  # whoever reads it as a folder of ours or upstream's says so
-        return False
-    return config.get("trainer", {}).get("dict_class") == "VSAETopK"
-
-
 def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dict[str, Any]:
-    """What a config.json would say of an SAE in another library's format.
+    """A config.json for an SAE in another library's format.
 
-    Its "trainer" and "buffer" are as upstream's. Its "foreign" has what `load_foreign` needs.
+    Its "trainer" and "buffer" are as in upstream's files. Its "foreign" has the arguments of `load_foreign`.
 
     Arguments:
-        overrides: settings that SAELens's table of releases has in place of the folder's own.
+        overrides: settings that override the folder's, see `sae_names.Place`.
 
-    Raises: CheckpointError if cfg.json is damaged, or no class of upstream's or ours computes the same.
+    Raises: CheckpointError if cfg.json is damaged, or no class of upstream or this package computes the same.
     """
     settings = _settings_of(folder, form, overrides)
     about = settings | (settings.get("metadata") or {})
@@ -117,7 +113,7 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
             "subtracts_b_dec": bool(settings.get("apply_b_dec_to_input", True)),
             "rescales": bool(settings.get("rescale_acts_by_decoder_norm", False)),
             "scale": _scale(folder, settings),
-            # Those that are off, as SAELens's runner writes them, change nothing.
+            # SAELens's runner also writes options that are off.
             "model_options": {
                 n: v for n, v in (about.get("model_from_pretrained_kwargs") or {}).items() if v
             },
@@ -126,23 +122,23 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
 
 
 def _settings_of(folder: Path, form: Format, overrides: dict[str, Any]) -> dict[str, Any]:
-    """A folder's settings, as SAELens would write them from version 6 on."""
+    """A folder's settings in SAELens's format of version 6."""
     if form == "Gemma Scope":
         settings = _gemma_scope_config(folder) | overrides
     elif form == "Baker & Li":
         settings = _config_of_baker_li(folder)
     elif form == "sparsify":
         own = _object_in(folder / FOREIGN_CONFIG)
-        settings = _in_words_of_sae_lens(folder, own | overrides)
+        settings = _config_of_sparsify(folder, own | overrides)
     else:
         settings = _object_in(folder / FOREIGN_CONFIG) | overrides
     return {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
 
 
 def _architecture(folder: Path, settings: dict[str, Any]) -> tuple[str, int | None]:
-    """SAELens's name for it, and how many features a token keeps, if that is the same for all.
+    """SAELens's name of the architecture, and the k of a TopK.
 
-    Defaults are SAELens's own (`handle_pre_6_0_config`); from version 6 on all settings are there.
+    The defaults are SAELens's for files from before version 6 (`handle_pre_6_0_config`).
     """
     architecture, k = settings.get("architecture") or "standard", settings.get("k")
     activation = settings.get("activation_fn") or "relu"
@@ -157,12 +153,12 @@ def _architecture(folder: Path, settings: dict[str, Any]) -> tuple[str, int | No
             f"{folder}: an SAE of SAELens's architecture {architecture!r}; expected one of "
             f"{', '.join(_DICT_CLASSES)}"
         )
-    k = k if architecture in OF_TOP_K else None  # a BatchTopK's is a mean
+    k = k if architecture in OF_TOP_K else None  # the k of a BatchTopK is a mean
     return architecture, k
 
 
 def _scale(folder: Path, settings: dict[str, Any]) -> float:
-    """The factor that scales activations before the SAE encodes them."""
+    """The factor by which activations are scaled before they are encoded."""
     scale = settings.get("norm_scaling_factor")
     normalized = settings.get("normalize_activations") or "none"
     is_scaled = normalized is True or normalized == "expected_average_only_in"
@@ -180,11 +176,8 @@ def _require_none(folder: Path, name: str, value: Any) -> None:
         )
 
 
-def _in_words_of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """A cfg.json of sparsify as SAELens would write it.
-
-    What the folder doesn't say may be in the config.json beside it, and in the export.json in it.
-    """
+def _config_of_sparsify(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """A cfg.json of sparsify in SAELens's format, completed by the config.json beside the folder and its export.json."""
     for name in ("transcode", "skip_connection", "signed", "embed_skip", "gram_lookup"):
         if settings.get(name, False) is not False:
             raise CheckpointError(
@@ -214,9 +207,9 @@ def _in_words_of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, A
 
 
 def _gemma_scope_config(folder: Path) -> dict[str, Any]:
-    """What SAELens would write of an SAE of Gemma Scope, as far as the names of the folders above it tell.
+    """The settings of an SAE of Gemma Scope in SAELens's format, from the names of the folders above it.
 
-    On the hub it is google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82, say.
+    On the hub it is e.g. google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82.
     """
     names = target_of(folder).parts[::-1]
     repository = next((found for name in names if (found := _REPOSITORY.search(name))), None)
@@ -239,7 +232,7 @@ def _gemma_scope_config(folder: Path) -> dict[str, Any]:
 
 
 def _config_of_baker_li(folder: Path) -> dict[str, Any]:
-    """What SAELens would write of a VSAETopK. Settings that are missing have their class's defaults."""
+    """The settings of a VSAETopK in SAELens's format. Missing settings have the defaults of its class."""
     own = read_json(folder / CONFIG, "copy it again")
     trainer, flag = own["trainer"], own["trainer"].get("var_flag", 0)
     if flag not in OF_BAKER_LI:
@@ -260,21 +253,21 @@ def _config_of_baker_li(folder: Path) -> dict[str, Any]:
 
 
 def _object_in(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, or an empty one if there is no file."""
+    """The JSON object in a file, empty if there is no file."""
     return read_json(path, "copy it again") if path.is_file() else {}
 
 
 def _hook_of(module: str) -> str | None:
-    """The hook point that is the output of a module, which sparsify names the folder after.
+    """The hook point at the output of a module, after which sparsify names the folder. None unless it is a block.
 
-    None unless it is a block: where a norm follows a block's MLP or attention, these are no hook points.
+    The output of an MLP or attention is no hook point if a norm follows it.
     """
     match = re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)", module)
     return match and f"blocks.{match[1]}.hook_resid_post"
 
 
 def _buffer(about: dict[str, Any]) -> dict[str, Any]:
-    """What the training read, in upstream's words and ours. Both libraries fill each context with documents."""
+    """The "buffer" of a config.json. Both SAELens and sparsify pack documents into contexts."""
     buffer = {
         "ctx_len": about.get("context_size"),
         "text": about.get("dataset_path"),

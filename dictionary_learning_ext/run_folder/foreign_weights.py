@@ -1,16 +1,16 @@
-"""The weights of other libraries' folders, as a class of upstream's or ours that computes the same.
+"""Load SAEs in other libraries' formats into classes of upstream or this package that compute the same.
 
-    SAELens        W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D); threshold (F) of a jumprelu, or its
-                   log_threshold; b_gate, b_mag and r_mag (F) of a gated, in place of b_enc; topk_threshold () of a
-                   BatchTopK or a Matryoshka that its save_model wrote, whose features are those above it
+    SAELens        W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D). A jumprelu also has threshold (F) or
+                   log_threshold; a gated has b_gate, b_mag and r_mag (F) in place of b_enc. A BatchTopK or Matryoshka
+                   that save_model wrote has topk_threshold (), and its features are those above it
     sparsify       encoder.weight (F, D), encoder.bias (F), W_dec (F, D), b_dec (D)
-    Gemma Scope    as SAELens's jumprelu, of which some files write w_enc and w_dec
-    Baker & Li     encoder.weight (F, D), encoder.bias (F), decoder.weight (D, F), decoder.bias or bias (D), k (); of a
-                   learned variance var_encoder.weight (F, D), var_encoder.bias (F), for log sigma^2
+    Gemma Scope    as SAELens's jumprelu; some files have w_enc and w_dec
+    Baker & Li     encoder.weight (F, D), encoder.bias (F), decoder.weight (D, F), decoder.bias or bias (D), k (). A
+                   learned variance has var_encoder.weight (F, D) and var_encoder.bias (F) for log sigma^2
 
-Baker & Li's are read as their code reads them now, with a ReLU on the mean, and in the units of the raw activations.
-What training divided these by is in no file: so the KL, and what is sampled, are in other units than in training.
-None of the libraries is needed. Their settings are in foreign.py.
+Baker & Li's SAEs get a ReLU on the mean, as in their current code. They don't save the scale of the activations in
+training, so the KL and samples are in units of the raw activations.
+None of the libraries is needed. foreign.py reads the settings.
 """
 
 import zipfile
@@ -38,28 +38,28 @@ from .foreign import (
 from .tensors import read_tensors
 
 UNIT_NORM_TOLERANCE = 1e-5
-"""How far from 1 a decoder's norms may be for an SAE whose reader takes them to be 1 (SAE Bench's)."""
+"""The largest deviation from 1 of a decoder's norms that SAE Bench accepts as unit norms."""
 _BY_MAGNITUDE: dict[str, Any] = {"posterior": "point", "select_by": "magnitude"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "abstopk": _BY_MAGNITUDE,
     OF_BAKER_LI[0]: _BY_MAGNITUDE | {"rectify": True},
     OF_BAKER_LI[1]: _BY_MAGNITUDE | {"rectify": True, "posterior": "learned"},
 }
-"""Arguments of the dictionary's class, by architecture."""
+"""Further arguments of the dictionary's class, by architecture."""
 _LOG_VAR_LIMITS = (-6.0, 2.0)
-"""Baker & Li's."""
+"""The bounds of log sigma^2 in Baker & Li's code."""
 _NAMES = {
     **{"encoder.weight": "W_enc", "encoder.bias": "b_enc"},  # sparsify's
     **{"w_enc": "W_enc", "w_dec": "W_dec"},  # Gemma Scope's
 }
-"""And SAELens's."""
+"""SAELens's names of tensors, by those of sparsify and Gemma Scope."""
 _NAMES_OF_BAKER_LI = {
     **{"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"},
     **{"decoder.bias": "b_dec", "bias": "b_dec"},
     **{"var_encoder.weight": "W_var", "var_encoder.bias": "b_var"},
 }
 _TRANSPOSED = ("W_enc", "W_dec", "W_var")
-"""Matrices that Baker & Li's files hold transposed, as torch's Linear layers do."""
+"""The matrices that are transposed in Baker & Li's files, as in torch's Linear layers."""
 _OF_GEMMA_SCOPE = (*_NAMES, *_NAMES.values(), "b_dec", "threshold", "scaling_factor")
 
 
@@ -71,17 +71,15 @@ def load_foreign(
     *,
     unit_norm: bool = False,
 ) -> Dictionary:
-    """The SAE of a folder in another library's format.
-
-    Its features and reconstructions are the library's own, up to rounding.
+    """Load an SAE in another library's format. Features and reconstructions are the library's, up to rounding.
 
     Arguments:
-        config: of the folder, see `foreign_config`.
-        unit_norm: make the decoder's directions unit-norm. Features are then in units of the former norms (as
-            after SAELens's fold_W_dec_norm).
+        config: what `foreign_config` returns for the folder.
+        unit_norm: scale the decoder's directions to unit norm, and features by the former norms, as SAELens's
+            fold_W_dec_norm does.
 
-    Raises: CheckpointError if the weights are missing, damaged or not finite, or are no SAE's; or for a TopK
-    that would select other features with a unit-norm decoder.
+    Raises: CheckpointError if the weights are missing, damaged, not finite, or not an SAE's; or if unit norms would
+    change which features a TopK selects.
     """
     settings, k = config["foreign"], config["trainer"]["k"]
     folder, architecture = Path(settings["folder"]), settings["architecture"]
@@ -116,10 +114,10 @@ def load_foreign(
 
 
 def _read(path: Path) -> dict[str, t.Tensor]:
-    """The tensors by SAELens's names, in float64, in which biases are folded."""
+    """The checked tensors of a file, by SAELens's names, in float64."""
     try:
         weights = _tensors_in(path)
-        if "log_threshold" in weights:  # in place of threshold, in SAELens's earlier training saves
+        if "log_threshold" in weights:  # earlier versions of SAELens saved it in training
             weights["threshold"] = weights.pop("log_threshold").exp()
         if path.name == SPARSIFY_WEIGHTS:
             weights["W_enc"] = weights["W_enc"].T
@@ -156,31 +154,27 @@ def _tensors_in(path: Path) -> dict[str, t.Tensor]:
 
 
 def _arrays_in(path: Path) -> dict[str, t.Tensor]:
-    """The arrays of an .npz file that Gemma Scope's have. No code in it is executed."""
+    """The known arrays of an .npz file of Gemma Scope. No code in it is executed."""
     if not zipfile.is_zipfile(path):
         raise ValueError("not an .npz file")
     with zipfile.ZipFile(path) as archive:
         size = sum(each.file_size for each in archive.infolist())
-    if size > 10 * path.stat().st_size:  # weights are hardly compressed
+    if size > 10 * path.stat().st_size:  # real weights hardly compress
         raise ValueError(f"its arrays would take {size:,} bytes")
-    found = {}
     with np.load(path, allow_pickle=False) as arrays:
-        for name in (name for name in arrays.files if name in _OF_GEMMA_SCOPE):
-            array = arrays[name]
-            found[name] = t.from_numpy(array.astype(np.float64))
-    return found
+        names = [name for name in arrays.files if name in _OF_GEMMA_SCOPE]
+        return {name: t.from_numpy(arrays[name].astype(np.float64)) for name in names}
 
 
 def _require_shapes(weights: dict[str, t.Tensor]) -> None:
-    """Raise a ValueError unless the tensors that each SAE has are there, and all known ones fit together."""
+    """Raise a ValueError if a tensor that every SAE has is missing, or shapes don't fit together."""
     if missing := [name for name in ("W_enc", "W_dec", "b_dec") if name not in weights]:
         raise ValueError(f"has no {', '.join(missing)}")
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     if len(shapes["W_enc"]) != 2:
         raise ValueError(f"W_enc is {shapes['W_enc']}, expected two dimensions")
     d, f = shapes["W_enc"]
-    expected = {"W_dec": (f, d), "b_dec": (d,), "topk_threshold": ()}
-    expected |= {"W_var": (d, f)}
+    expected = {"W_dec": (f, d), "b_dec": (d,), "topk_threshold": (), "W_var": (d, f)}
     expected |= dict.fromkeys(("b_enc", "b_var", "threshold", "b_gate", "b_mag", "r_mag"), (f,))
     for name, shape in expected.items():
         if (found := shapes.get(name, shape)) != shape:
@@ -190,7 +184,7 @@ def _require_shapes(weights: dict[str, t.Tensor]) -> None:
 def _upstream_state(
     folder: Path, settings: dict[str, Any], weights: dict[str, t.Tensor], unit_norm: bool
 ) -> dict[str, t.Tensor]:
-    """The weights as the class of an architecture has them."""
+    """The state dict for the dictionary's class."""
     architecture, scale = settings["architecture"], settings["scale"]
     W_enc_DF, W_dec_FD, b_dec_D = (weights[name] for name in ("W_enc", "W_dec", "b_dec"))
     if scale != 1.0:
@@ -226,7 +220,7 @@ def _upstream_state(
         b_enc_F = b_enc_F - shift_F if is_centred else b_enc_F
         if architecture == "jumprelu":
             threshold_F = weights["threshold"] * scale_F
-        else:  # in training's units, and of features times their norms if it rescales
+        else:  # the threshold is in training units, and for features times their norms if it rescales
             unit_scale_F = scale * norms_F if rescales else t.ones_like(norms_F)
             threshold_F = weights["topk_threshold"] / unit_scale_F * scale_F
         state = {"W_enc": W_enc_DF, "W_dec": W_dec_FD, "b_dec": b_dec_D, "threshold": threshold_F}

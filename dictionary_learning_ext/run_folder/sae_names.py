@@ -1,7 +1,7 @@
-"""What an SAE can be named by: its folder or its place on the hub; and where its results are. Imports no torch.
+"""The names that users give to SAEs, and the folders for their results. Imports no torch.
 
-runs/NAME                    a folder here, of any format in `foreign.RECOGNISED`
-OWNER/REPOSITORY/FOLDER      the same on the hub, where sparsify names FOLDER after the module
+runs/NAME                    a folder on this machine, of any format in `foreign.RECOGNISED`
+OWNER/REPOSITORY/FOLDER      a folder on the hub; sparsify names FOLDER after the module
 RELEASE/ID                   an SAE in SAELens's table of releases, if SAELens is installed
 """
 
@@ -18,14 +18,14 @@ from .files import CONFIG, RESULTS, RUNS, WEIGHTS, sha256_of, target_of
 from .foreign import FILES, RECOGNISED, WEIGHTS_OF, format_of
 from .json_files import read_json, readable
 
-_OF_THE_HUB = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
 EXPECTED = "expected a run folder, e.g. runs/NAME"
 _LONGEST_PART = 80
-"""Characters of a part of a path in the name of a folder of results."""
+"""The longest part of a path, in characters, in the name of a results folder."""
 
 
 class Place(NamedTuple):
-    """An SAE's folder on this machine, and settings that replace those in its files."""
+    """An SAE's folder on this machine, and settings that override those in its files."""
 
     folder: Path
     overrides: dict[str, Any]
@@ -34,20 +34,20 @@ class Place(NamedTuple):
 
 @readable()
 def place_of(name: str | Path) -> Place:
-    """Where a named SAE is. It is fetched from the hub if need be. A folder that isn't there is no error.
+    """The folder of an SAE, which is fetched from the hub if necessary. A folder on this machine may be missing.
 
-    Raises: HubError if the hub can't be reached, or has no such SAE; CheckpointError for a file; ConfigError
-    for what is no name.
+    Raises: HubError if the hub can't be reached, or has no such SAE; CheckpointError if the name is a file's;
+    ConfigError if it is neither text nor a path.
     """
     require_type("folder", name, str | Path)
     here = Path(name)
     if here.is_file():
         raise CheckpointError(f"{name}: a file", instead=f"give its folder, {here.parent}")
-    return _fetched(here.as_posix()) if _is_of_the_hub(name) else Place(here, {})
+    return _fetched(here.as_posix()) if _is_on_hub(name) else Place(here, {})
 
 
 def require_different(names: Sequence[str | Path]) -> None:
-    """Raise a ConfigError if an SAE is named twice, however it is spelled."""
+    """Raise a ConfigError if two names are of the same SAE."""
     seen: set[Path] = set()
     for name in names:
         if (path := target_of(place_of(name).folder)) in seen:
@@ -56,12 +56,12 @@ def require_different(names: Sequence[str | Path]) -> None:
 
 
 def require_own(name: str | Path, command: str) -> None:
-    """Raise a CheckpointError unless it is an SAE in a folder here of ours or upstream's.
+    """Raise a CheckpointError unless an SAE is in a folder of this package or of upstream, on this machine.
 
     Arguments:
-        command: that takes no others.
+        command: the command that takes no other SAEs.
     """
-    if _is_of_the_hub(name):
+    if _is_on_hub(name):
         raise CheckpointError(f"{name}: no such folder; `vsae {command}` takes run folders here")
     if (form := format_of(place_of(name).folder)) is not None:
         raise CheckpointError(
@@ -69,34 +69,34 @@ def require_own(name: str | Path, command: str) -> None:
         )
 
 
-# --- where results are
+# --- results
 
 
 @readable()
 def results_folder(name: str | Path, out: str | Path | None = None) -> Path:
-    """The folder of a named SAE's results: a run's own folder, and results/NAME for any other SAE.
+    """The folder for an SAE's results: its own folder for a run of this package, results/NAME for other SAEs.
 
-    NAME is the last two parts of its path and eight characters of its weights' hash: every folder of
-    dictionary_learning's `trainSAE` is called trainer_0. Nothing is created here.
+    NAME is made of the last two parts of its path and eight characters of its weights' hash, as many folders have the
+    same name, e.g. trainer_0 from `trainSAE`. The folder is not created.
 
     Arguments:
-        out: results are in out/NAME, a run's too.
+        out: put results into out/NAME instead, also for runs of this package.
 
     Raises: CheckpointError if there is no such folder, or it holds no weights; HubError.
     """
     folder = place_of(name).folder
     if not folder.is_dir():
         raise CheckpointError(f"{name}: no such folder; {EXPECTED}")
-    is_here = not _is_of_the_hub(name)
-    if out is None and is_here and format_of(folder) is None and not _is_of_upstream(folder):
+    is_here = not _is_on_hub(name)
+    if out is None and is_here and format_of(folder) is None and not _is_upstreams(folder):
         return folder
     path = target_of(folder) if is_here else Path(name)
     parts = [re.sub(r"[^\w.=-]", "-", part)[:_LONGEST_PART] for part in path.parts[-2:]]
     return Path(out or RESULTS) / "_".join([*parts, _hash_of_weights(folder)[:8]])
 
 
-def _is_of_upstream(folder: Path) -> bool:
-    """Whether dictionary_learning's `trainSAE` wrote a folder."""
+def _is_upstreams(folder: Path) -> bool:
+    """Whether upstream's `trainSAE` wrote a folder."""
     if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
         return False
     config = read_json(folder / CONFIG)
@@ -114,19 +114,21 @@ def _hash_of_weights(folder: Path) -> str:
 
 @cache
 def _hash_of_file(path: Path, *version: int) -> str:
-    """A file's SHA-256, computed once for each version of the file: weights may be large."""
+    """A file's SHA-256, computed once for each version of the file, as weights may be large."""
     return sha256_of(path)
 
 
 # --- the hub
 
 
-def _is_of_the_hub(name: str | Path) -> bool:
-    """Whether a name has the form of a place on the hub, and its first part is no folder here."""
-    text = name.as_posix() if isinstance(name, Path) else name  # ./x isn't x
+def _is_on_hub(name: str | Path) -> bool:
+    """Whether a name can be of an SAE on the hub, and its first part is no folder on this machine."""
+    text = (
+        name.as_posix() if isinstance(name, Path) else name
+    )  # "./x" is a folder, x may be on the hub
     first = text.partition("/")[0]
     return (
-        _OF_THE_HUB.fullmatch(text) is not None
+        _HUB_NAME.fullmatch(text) is not None
         and ".." not in text.split("/")
         and first != RUNS.name
         and not Path(first).exists()
@@ -135,7 +137,7 @@ def _is_of_the_hub(name: str | Path) -> bool:
 
 @cache
 def _fetched(name: str) -> Place:
-    """An SAE's folder in the hub's cache on this machine."""
+    """Download an SAE from the hub into huggingface_hub's cache."""
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -143,12 +145,12 @@ def _fetched(name: str) -> Place:
         RepositoryNotFoundError,
     )
 
-    # HfHubHTTPError's bases are the errors of the HTTP library, which has been requests, httpx and httpx2.
+    # The bases of HfHubHTTPError are the errors of the HTTP library, which depends on the version.
     unreachable: Any = (OSError, ValueError, *HfHubHTTPError.__bases__)
     repo, inside, overrides = _place_on_the_hub(name)
     within = f"{inside}/" if inside else ""
     files = [f"{within}{file}" for file in FILES]
-    beside = Path(inside).parent / CONFIG  # sparsify's
+    beside = Path(inside).parent / CONFIG  # where sparsify's trainer writes it
     try:
         snapshot = huggingface_hub.snapshot_download(
             repo, allow_patterns=[*files, beside.as_posix()]
@@ -175,7 +177,7 @@ def _fetched(name: str) -> Place:
 
 
 def _place_on_the_hub(name: str) -> tuple[str, str, dict[str, Any]]:
-    """The repository, the folder in it ("" for its root), and what SAELens's table has in place of settings."""
+    """The repository, the folder in it ("" for its root), and the overrides in SAELens's table of releases."""
     release, _, sae = name.strip("/").partition("/")
     if (found := _releases().get(release)) is None:
         owner, repository, *inside = name.strip("/").split("/")
@@ -196,14 +198,14 @@ def _place_on_the_hub(name: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def _overrides(release: dict[str, Any], sae: dict[str, Any]) -> dict[str, Any]:
-    """Settings in SAELens's table of releases that replace those in an SAE's files."""
+    """The settings in SAELens's table of releases that override those in an SAE's files."""
     factor = {key: sae[key] for key in ("norm_scaling_factor",) if key in sae}
     return (release.get("config_overrides") or {}) | factor
 
 
 @cache
 def _releases() -> dict[str, Any]:
-    """SAELens's table of releases; empty if it isn't installed. SAELens itself takes long to import."""
+    """SAELens's table of releases, read without importing SAELens, which is slow; empty if it isn't installed."""
     import yaml
 
     spec = find_spec("sae_lens")

@@ -1,4 +1,4 @@
-"""What a named SAE was trained on: its run, also where another library wrote its folder. Imports no torch."""
+"""The run of an SAE, also of folders that upstream or another library wrote. Imports no torch."""
 
 import logging
 from collections.abc import Sequence
@@ -32,17 +32,16 @@ def run_of(
     remove_bos: bool | None = None,
     device_map: DeviceMap | None = None,
 ) -> RunConfig:
-    """A named SAE's run, with the settings that are given here in place of its own.
+    """The run of an SAE. Arguments that are given replace its own settings.
 
-    A folder that upstream's `trainSAE` wrote has no run. If its submodule_name is a hook point's, that
-    is the hook, and the model is that of its metrics.json, or lm_name. Otherwise both must be given. The
-    text is its buffer's, or that of its metrics.json. So it is with other libraries' folders, but
-    their model needs no hook point beside it to be believed.
+    Folders of upstream's `trainSAE` and other libraries have no run. Their model, hook point and text come from
+    metrics.json or from the settings in their files. Upstream's `lm_name` and `submodule_name` may be any text. So they
+    are used only if the latter is a hook point's name; otherwise model and hook must be given.
 
     Arguments:
-        activations: a folder of stored activations, or NONE for those of the language model.
+        activations: a folder of stored activations, or NONE to run the language model.
 
-    Raises: ConfigError, CheckpointError if the SAE was trained on something else than what is given.
+    Raises: ConfigError if model or hook are not known; CheckpointError if the SAE was trained at another hook point.
     """
     config = read_config(folder, step)
     changes: dict[str, Any] = {
@@ -55,12 +54,12 @@ def run_of(
         path = Path(folder) / CONFIG
         run = TrainConfig().with_settings(settings_in(config, path), str(path)).run
     else:
-        changes |= _named_by(folder, config, changes)
-        run = _run_of_others(folder, config, changes)
+        changes |= _found_in_files(folder, config, changes)
+        run = _run_from_buffer(folder, config, changes)
         model, hook = changes["model"], changes["hook"]
     was_model, was_hook = (config["trainer"].get(name) for name in ("lm_name", "submodule_name"))
     if model is not None and was_model not in (None, UNKNOWN) and not same_model(model, was_model):
-        # It may be the same under another name. Its width is checked once it is loaded.
+        # It may be the same model under another name. Its width is checked when it is loaded.
         logger.warning("%s: trained on the model %s, now used with %s", folder, was_model, model)
     if options := config.get("foreign", {}).get("model_options"):
         logger.warning(
@@ -70,7 +69,7 @@ def run_of(
             options,
         )
     if hook is not None and was_hook != UNKNOWN and not str(was_hook).startswith("blocks."):
-        _require_layer(folder, config, hook)  # upstream's names are free, e.g. resid_post_layer_3
+        _require_layer(folder, config, hook)  # upstream's name may be e.g. resid_post_layer_3
         if "run" not in config:
             logger.warning(
                 "%s: its settings don't say which module it was trained on; trusting --hook %s",
@@ -93,17 +92,17 @@ def run_of(
             f"{folder}: trained on batches of your own, whose language model is not known",
             instead="give model, hook and data, or activations",
         )
-    run = replace(run, device_map=device_map)  # of this machine, as the device is
+    run = replace(run, device_map=device_map)  # that of training may be for another machine
     return replace(run, activations=None) if run.activations == NONE else run
 
 
 def runs_of(
     folders: Sequence[str | Path], step: int | None = None, **given: Any
 ) -> dict[str, RunConfig]:
-    """Each one's run, see `run_of`, all to be read on the same tokens.
+    """The run of each SAE, see `run_of`, to be measured on the same tokens.
 
-    Other libraries don't write whether they left tokens out for their norm. Such an SAE is read without those
-    that the first other one leaves out.
+    Other libraries don't save whether outliers were left out. Their SAEs get the max_norm_multiple of the first SAE
+    that has one.
     """
     runs = {str(folder): run_of(folder, step=step, **given) for folder in folders}
     unsaid = [
@@ -121,13 +120,15 @@ def runs_of(
     return runs
 
 
-def _named_by(folder: str | Path, config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The model, hook and text that the files of a folder without a run name and `given` doesn't."""
+def _found_in_files(
+    folder: str | Path, config: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """The model, hook and text in the files of a folder without a run, if they are not given."""
     named = settings_named_in(config)
     measured = former_evaluation(results_folder(folder)).get("measured_on", {})
     if "hook" not in named and "foreign" not in config:
         return {}
-    # What it was measured on is known to work. The text that another library names may be on its machine only.
+    # The model of an evaluation is there. Another library's text may only be on the machine of its training.
     elsewhere = ("model", "data") if "foreign" in config else ("model",)
     names = ("model", "hook", "data", "max_norm_multiple")
     own = {
@@ -148,20 +149,22 @@ def _named_by(folder: str | Path, config: dict[str, Any], given: dict[str, Any])
 _HOOKS = " (`vsae hooks --model NAME` lists a model's hook points)"
 
 
-def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, Any]) -> RunConfig:
-    """The run of a folder of upstream's or another library's, as far as its "buffer" tells.
+def _run_from_buffer(
+    folder: str | Path, config: dict[str, Any], known: dict[str, Any]
+) -> RunConfig:
+    """The run of a folder of upstream or another library, from the "buffer" in its config.
 
-    Upstream's own buffers, which don't write their packing, read a truncated document per context.
+    Upstream's buffers don't save their packing: each context is a truncated document.
 
     Arguments:
-        known: its model and hook point, and what else is given or in its files.
+        known: the model, the hook point, and other settings that are given or in its files.
     """
-    trainer = config["trainer"]
     if missing := [name for name in ("model", "hook") if known[name] is None]:
-        unknown = {
-            "model": f"which language model{_only(trainer.get('lm_name'))}",
-            "hook": f"which hook point{_only(trainer.get('submodule_name'))}",
-        }
+        named = {"model": "lm_name", "hook": "submodule_name"}
+        unknown = {"model": "which language model", "hook": "which hook point"}
+        for name in missing:
+            if (only := config["trainer"].get(named[name])) is not None:
+                unknown[name] += f" (only {str(only)!r})"
         raise ConfigError(
             f"{folder}: its files don't say {' and '.join(unknown[name] for name in missing)}",
             instead=f"give {' and '.join(missing)}{_HOOKS if 'hook' in missing else ''}",
@@ -177,13 +180,8 @@ def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, 
     return TrainConfig().with_settings(found | own, str(folder)).run
 
 
-def _only(name: object) -> str:
-    """A remark on a name that a file gives but that can't be used, or nothing."""
-    return "" if name is None else f" (only {str(name)!r})"
-
-
 def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> None:
-    """Raise a CheckpointError unless a folder of upstream's was trained where `hook` is."""
+    """Raise a CheckpointError if the layer in a folder of upstream is not that of a hook point."""
     layer, io = config["trainer"].get("layer"), config.get("buffer", {}).get("io")
     named = hook_name(hook)
     if named is None or type(layer) is not int:
