@@ -19,7 +19,7 @@ from ..features.columns import write_columns
 from ..features.reproducibility import AS_DIRECTION
 from ..features.reproducibility_of_folders import HEADER, sentence_of
 from ..features.return_score import FIFTH_NAMES
-from ..run_folder.comparing import measured_differently, trained_as
+from ..run_folder.comparing import measurements, trained_as, unequal
 from ..run_folder.files import (
     HELD_OUT,
     REPORT,
@@ -131,6 +131,7 @@ def _render(
         "least": LEAST_SELECTIONS,
         "curves": [(name, *texts) for name, texts in _CURVES.items()],
     }
+    measured = {one.label: one.metrics for one in comparison.analyses if one.metrics}
     return page_html(
         REPORT,
         ("dom.js", "charts.js", "features.js", "start.js"),
@@ -142,9 +143,7 @@ def _render(
         star_margin=STAR_MARGIN,
         answer=sentence_of(known) if known else None,
         differing=_differing(comparison.analyses),
-        measured_as=measured_differently(
-            {one.label: one.metrics for one in comparison.analyses if one.metrics}
-        ),
+        measured_as=unequal([*measurements(measured).values()]),
         cards=cards(comparison),
         has_history=any(one.history for one in comparison.analyses),
         settings=_settings(comparison),

@@ -1,4 +1,4 @@
-"""What SAEs were measured and trained on, and whether they can be compared. Imports no torch."""
+"""Compare the settings with which SAEs were trained and measured. Imports no torch."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from .reading import former_evaluation
 from .settings import SEEDS, architecture_of, own_settings, settings_of
 
 LEAVING_OUT = ("remove_bos", "max_norm_multiple")
-"""The settings that leave out tokens. A command can give them to all folders."""
+"""The settings that leave out tokens. A command can set them for all folders."""
 STORED = "activations"
 """The setting that names a folder of stored activations."""
 MEASURED_ON = (
@@ -29,7 +29,7 @@ MEASURED_ON = (
 )
 """The settings that SAEs must share to be measured together."""
 CONTEXTS = ("text_packing", "ctx_len", "dtype")
-"""Settings that say how a text is cut into contexts, and the precision in which it is read."""
+"""The settings that say how a text is cut into contexts, and in which precision the language model reads it."""
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
@@ -40,7 +40,7 @@ _NOT_THE_TRAINING = {
 def measured_on(settings: RunConfig) -> dict[str, Any]:
     """The settings that determine the held-out activations that an SAE is measured on.
 
-    A cache holds other tokens than the language model is given, so its folder is one of them.
+    The folder of a cache is one of them, as a cache may hold other held-out tokens than the text.
     """
     own = {name: getattr(settings, name) for name in (*MEASURED_ON, STORED)}
     return own | {"max_norm_multiple": settings.sink_multiple}
@@ -49,15 +49,14 @@ def measured_on(settings: RunConfig) -> dict[str, Any]:
 def evaluation_file(
     folder: Path, config: dict[str, Any], run: RunConfig, tokens: int, metrics: dict[str, Any]
 ) -> Path:
-    """Where an evaluation is written: metrics.json, or beside it if its settings are others.
+    """The file for an evaluation: metrics.json, or another if its settings differ from the folder's.
 
-    The folder's own settings are those in metrics.json, or else those that its training would have
-    ended with. A folder without any has metrics.json written.
+    The folder's settings are those in metrics.json, or else those of the run's own final evaluation.
 
     Arguments:
-        run: what was measured on.
-        tokens: how many were asked for.
-        metrics: what was measured. It names the step of a checkpoint.
+        run: the settings with which the SAE was measured.
+        tokens: the number of tokens that were asked for.
+        metrics: the evaluation, with the step if it is that of a checkpoint.
     """
     settings = own_settings(config)
     if former := former_evaluation(folder):
@@ -80,15 +79,15 @@ def evaluation_file(
 
 
 def same_model(one: Any, other: Any) -> bool:
-    """Whether two names may be those of one language model, whose folder may have moved."""
+    """Whether two names may be of the same language model, whose folder may have moved."""
     return Path(str(one)).name == Path(str(other)).name
 
 
 def same_setting(name: str, one: Any, other: Any) -> bool:
-    """Whether two values of a setting mean the same."""
+    """Whether two values of a setting are equivalent."""
     if name == STORED and None not in (one, other):
         one, other = (os.path.abspath(at_home(str(value))) for value in (one, other))
-    if name == "hook":  # a block's input is the output of the one before
+    if name == "hook":  # a block's input is the output of the block before
         one, other = (_as_input(str(value)) for value in (one, other))
     return one == other or (name == "model" and same_model(one, other))
 
@@ -103,7 +102,7 @@ def _as_input(hook: str) -> str:
 def require_one_setting(
     runs: dict[str, RunConfig], names: Sequence[str], error: type[UserError]
 ) -> None:
-    """Raise an error, which says which flag helps, unless runs have one value of each setting."""
+    """Raise an error, with advice, unless all runs have the same value of each setting."""
     (first_name, first), *others = runs.items()
     for name in names:
         for folder, run in others:
@@ -118,12 +117,12 @@ def require_one_setting(
 
 
 def unlike(name: str, first: str, one: Any, folder: str, other: Any) -> str:
-    """The sentence of an error that names a setting in which two runs differ."""
+    """The message of an error about a setting in which two runs differ."""
     return f"{folder}: its run has {name}={other!r}, but {first} has {one!r}"
 
 
 def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What each of several metrics.json was measured on: its settings, and how many tokens."""
+    """The settings and the numbers of tokens with which each metrics.json was measured."""
     settings = {name: metrics.get("measured_on", {}) for name, metrics in results.items()}
     names = sorted({name for each in settings.values() for name in each})
     return {
@@ -134,8 +133,7 @@ def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
 
 
 def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The settings that differ, in their order. Those without a setting don't count, e.g. SAEs of an
-    architecture that lacks an option."""
+    """The settings that differ, in their order. SAEs that lack a setting are not compared in it."""
     values: dict[str, list[Any]] = {}
     for settings in all_settings:
         for name, value in settings.items():
@@ -147,14 +145,9 @@ def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def measured_differently(results: dict[str, dict[str, Any]]) -> list[str]:
-    """The settings in which the measurements of several metrics.json differ."""
-    return unequal(list(measurements(results).values()))
-
-
 def training_settings(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings in each config.json that decide what was trained, without the architecture and
-    without those that follow from others. Upstream's have the trainer's class among them.
+    """The settings in each config.json that decide what was trained, without the architecture and settings that
+    follow from others. For upstream's folders they include the trainer's class.
     """
     trained: dict[str, dict[str, Any]] = {}
     for folder, config in configs.items():
@@ -166,13 +159,13 @@ def training_settings(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str,
 
 
 def trained_as(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The architecture in each config.json, and `training_settings`."""
+    """`training_settings` with the architecture."""
     trained = training_settings(dict(configs))
     return {one: {"architecture": architecture_of(configs[one])} | trained[one] for one in configs}
 
 
 def grouped_by_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """The folders, grouped by everything that decides what was trained but for the seeds.
+    """Group folders by all settings that decide what was trained, except for the seeds.
 
     Arguments:
         configs: each folder's config.json.
@@ -184,8 +177,8 @@ def grouped_by_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 
 def but_for_seeds(settings: dict[str, Any]) -> str:
-    """The settings that runs of one setting share, as JSON. Without those that have their default: runs of earlier
-    versions may lack them."""
+    """Settings without the seeds, as JSON, to group runs by. Defaults are left out, as files of earlier versions may
+    lack them."""
     shared = {
         name: value
         for name, value in settings.items()

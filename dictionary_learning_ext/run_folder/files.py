@@ -1,7 +1,4 @@
-"""The files of a run folder: their names, atomic writes, and a lock that admits one writer.
-
-Each name is written here and nowhere else in the package. Imports no torch.
-"""
+"""The names of the files in a run folder, atomic writes, and a lock for one writer. Imports no torch."""
 
 import contextlib
 import csv
@@ -33,23 +30,23 @@ logger = logging.getLogger(__name__)
 RUNS = Path("runs")
 """The folder that holds run folders by default."""
 RESULTS = Path("results")
-"""Where results of other libraries' SAEs go, a folder for each, see `results_folder`."""
+"""The folder for the results of other libraries' SAEs, see `results_folder`."""
 WEIGHTS = "ae.pt"
-"""Upstream's state dict, for raw activations."""
+"""Upstream's state dict, of a dictionary that takes raw activations."""
 CONFIG = "config.json"
 """Upstream's "trainer" and "buffer", and our "run"."""
 HISTORY = "metrics.jsonl"
 """A line of metrics for each logged step."""
 HELD_OUT = "heldout/"
-"""How the keys of metrics on held-out tokens begin in such a line. The others are of the step's batch."""
+"""The prefix of metrics on held-out tokens in such a line. The other metrics are of the step's batch."""
 METRICS = "metrics.json"
 """The final evaluation."""
 NOT_MEASURED = "not_measured"
-"""A key of metrics.jsonl and metrics.json that says why metrics are null."""
+"""A key of metrics.jsonl and metrics.json: the reasons why metrics are null."""
 EVALUATIONS = "evaluations"
-"""Evaluations at other settings than that in metrics.json, see `evaluation`."""
+"""Evaluations at other settings than those of metrics.json, see `evaluation`."""
 FAILED = "failed.json"
-"""Why this SAE failed, if it did."""
+"""The error of an SAE whose training failed."""
 CHECKPOINTS = "checkpoints"
 """The weights during training, see `checkpoint`."""
 RESUME = "resume"
@@ -59,27 +56,25 @@ EXPORTS = "exports"
 BENCH_RESULTS = "eval_results"
 """SAE Bench's JSON, a folder for each evaluation."""
 BENCH_REPEATS = "eval_results_of_seeds"
-"""As eval_results, in a folder for each further seed of the evaluations."""
+"""The same for further seeds of the evaluations, a folder for each seed."""
 BENCH_CACHE = ".bench_cache"
-"""Activations and probes that the SAEs of one `vsae bench` share."""
+"""Activations and probes that the SAEs of a `vsae bench` share."""
 RETURN_SCORES = "return_scores.csv"
 """The features' return scores and signals, a row for each feature."""
 CODES = "codes/heldout.safetensors"
-"""What the SAE says of held-out text: each token's selected features and their activations."""
+"""The SAE's codes of held-out text: each token's selected features and their activations."""
 EXPLANATIONS = "explanations.json"
 """Explanations of features by a language model, with scores."""
 REPORT = "report.html"
 """The page of `vsae report`. Its data is in the folder `report_files`."""
 INDEX = "index.html"
-"""In a folder that holds run folders: the page of `vsae report` that lists them."""
+"""The page of `vsae report` in a folder of run folders, which lists them."""
 WANDB = "wandb"
-"""wandb's files, a folder for each of its runs. None of RUN_FILES: wandb begins before the run does."""
+"""wandb's files, a folder for each of its runs. Not in RUN_FILES, as wandb starts before the run."""
 LOCK = ".lock"
-"""Held by the process that writes to the folder."""
-
-
+"""The process that writes to the folder holds a lock on this file."""
 SWEEP = "sweep.json"
-"""In the folder that holds a sweep's run folders: which sweep it is."""
+"""The sweep's settings, in the folder of its run folders."""
 SWEEP_TABLE = "results.csv"
 """A row for each run of a sweep."""
 SWEEP_SETTINGS = "results_by_setting.csv"
@@ -88,17 +83,17 @@ SWEEP_PAGE = "results.html"
 
 
 def folder_of(config: TrainConfig) -> Path:
-    """The folder in which a run of one SAE is written."""
+    """The run folder of a run of one SAE."""
     return Path(config.run.save_dir or RUNS / automatic_name(config))
 
 
 def checkpoint(folder: Path, step: int) -> Path:
-    """Upstream's name of the weights before a step."""
+    """The weights before a step, under upstream's name."""
     return folder / CHECKPOINTS / f"ae_{step}.pt"
 
 
 def evaluation(folder: Path, other_settings: dict[str, Any]) -> Path:
-    """Where an evaluation is written: metrics.json, or beside it if settings differ from its own."""
+    """The file of an evaluation: metrics.json, or one named by the settings that differ from those of metrics.json."""
     if not other_settings:
         return folder / METRICS
     names = (f"{name}_{_in_a_name(value)}" for name, value in other_settings.items())
@@ -106,7 +101,7 @@ def evaluation(folder: Path, other_settings: dict[str, Any]) -> Path:
 
 
 def _in_a_name(value: Any) -> str:
-    """A setting's value, fit for a file's name: of a path, its last part and a hash of all."""
+    """A setting's value as part of a file name. A path is shortened to its last part and a hash."""
     text = str(value)
     if re.fullmatch(r"[\w.-]{1,60}", text):
         return text
@@ -120,7 +115,7 @@ def resume_point(folder: Path, step: int) -> Path:
 
 
 def divided(folder: Path, step: int) -> Path:
-    """The folder of what each part of a split SAE adds to a resume point."""
+    """The folder with the parts of a split SAE that belong to a resume point."""
     return resume_point(folder, step).with_suffix(".parts")
 
 
@@ -133,48 +128,39 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-_LONGEST_NAME = 255
-"""Bytes in a file's name, on all usual disks."""
-
-
 def at_home(path: str | Path) -> Path:
-    """A path with the home folder in the place of ~. `~user/x` of an unknown user is left as it is."""
+    """A path with ~ expanded, if the user is known."""
     return Path(os.path.expanduser(path))
 
 
 def target_of(path: str | Path) -> Path:
-    """Where a path leads, absolute and without links. One that can't be followed, a link to itself, stays."""
-    return Path(
-        os.path.realpath(path)
-    )  # Path.resolve raises errors for that, which depend on Python
+    """An absolute path without symbolic links. (Path.resolve raises errors for a link to itself.)"""
+    return Path(os.path.realpath(path))
 
 
 def require_inside(name: str) -> None:
-    """Raise a ValueError unless a name that was read from a file can be one, and stays in the folder that it
-    is joined to."""
+    """Raise a ValueError if a file name from an untrusted file leads out of the folder that it will be joined to."""
     if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise ValueError(f"the file {name!r} is not in the folder")
-    if len(os.fsencode(name)) > _LONGEST_NAME:
-        raise ValueError(f"{name[:30]!r}… is no file's name, with {len(name):,} characters")
 
 
 def require_folder_name(name: str, what: str) -> None:
-    """Raise a ConfigError unless a name that a user gave is that of one folder, which stays where it is put.
+    """Raise a ConfigError unless a user's name is a plain folder name.
 
     Arguments:
-        what: whose name it is, for the message, e.g. "SAE name".
+        what: what is named, for the message, e.g. "SAE name".
     """
     if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
         raise ConfigError(f"{what} {name!r}: expected a plain folder name, e.g. 'top_k'")
 
 
 def report_files(page: Path) -> Path:
-    """The folder beside a report's page that holds its numbers."""
+    """The folder with the data of a report's page."""
     return page.with_name(f"{page.stem}_files")
 
 
 def page_at(out: str | Path, name: str) -> Path:
-    """`out` if it names a page, x.html, or else the page of this name in the folder `out`."""
+    """`out` if it is an .html file, or else the page of this name in the folder `out`."""
     return Path(out) if Path(out).suffix.lower() == ".html" else Path(out) / name
 
 
@@ -197,14 +183,13 @@ RUN_FILES = (
     report_files(Path(REPORT)).name,
     RESUME,
 )
-"""What a run writes, and the commands that are given its folder. Deleted when another run takes
-its place."""
+"""The files that a run and later commands write to its folder. Another run that overwrites it deletes them."""
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
-    """Raise a ConfigError if `folder` already holds a run, unless it may be overwritten; a CheckpointError
-    if the disk refuses its name."""
-    with writing(folder):  # a name may be too long
+    """Raise a ConfigError if a folder holds a run that may not be overwritten; a CheckpointError if its name is too
+    long."""
+    with writing(folder):
         there = [name for name in RUN_FILES if (folder / name).exists()]
     if there and not overwrite:
         is_unfinished = CONFIG in there and not {WEIGHTS, FAILED} & set(there)
@@ -220,15 +205,15 @@ def require_free(folder: Path, overwrite: bool) -> None:
 # --- writing
 
 SAVE_DIR = "save_dir"
-"""The setting that is named where a run folder can't be written."""
+"""The setting that messages name by default when a folder can't be written."""
 
 
 @contextmanager
 def writing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
-    """Turn an error of the disk into a CheckpointError that says what to do.
+    """Turn an OSError inside the block into a CheckpointError that says what to do.
 
     Arguments:
-        elsewhere: the setting that says where it is written, or a word for it.
+        elsewhere: the setting that gave the path, or a word for it.
     """
     try:
         yield
@@ -241,23 +226,23 @@ def writing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
 
 
 def require_writable(path: Path, elsewhere: str = SAVE_DIR) -> None:
-    """Raise a CheckpointError if a file can't be written, before what takes long. Nothing is left there."""
+    """Raise a CheckpointError if a file can't be written. Call it before a long computation; it leaves nothing behind."""
     with writing(path, elsewhere):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         parents = path.absolute().parents
-        there = next(one for one in parents if one.exists() or one.is_symlink())  # to nowhere
+        there = next(one for one in parents if one.exists() or one.is_symlink())
         with tempfile.TemporaryFile(dir=there):
             pass
 
 
 def is_of_a_full_disk(error: BaseException | None) -> bool:
-    """Whether the error says that the disk, or a quota on it, is full."""
+    """Whether an error says that the disk or a quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """fsync a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -267,9 +252,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[Path]:
-    """A temporary path next to `path`, which it replaces if all goes well.
+    """Yield a temporary path whose file then replaces `path` atomically.
 
-    Raises: CheckpointError if the disk refuses; `path` is then unchanged.
+    Raises: CheckpointError if it can't be written; `path` is then unchanged.
     """
     with writing(path, elsewhere):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -285,15 +270,15 @@ def replacing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[Path]:
 def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
     """A new folder in `parent`, which is deleted at the end.
 
-    It is locked until then. So what a killed process leaves is told from what another one is writing, and the next
-    temporary folder of this name deletes it.
+    It is locked until then. So a folder without a lock was left by a killed process, and the next temporary folder of
+    this name deletes it.
     """
     remove_left_behind(parent, name)
     while True:
         folder = parent / f".{name}.{secrets.token_hex(4)}"
         folder.mkdir()
         with _held(folder, fcntl.LOCK_EX):
-            if not folder.exists():  # another process took it for left behind
+            if not folder.exists():  # another process deleted it before it was locked
                 continue
             try:
                 yield folder
@@ -303,7 +288,7 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def remove_left_behind(parent: Path, name: str | None = None) -> None:
-    """Delete the temporary folders that killed processes left in `parent`, of any name or of one."""
+    """Delete the temporary folders that killed processes left in `parent`: those of one name, or all."""
     own = "*" if name is None else glob.escape(name)
     for left in parent.glob(f".{own}.{'[0-9a-f]' * 8}"):
         with _held(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_held:
@@ -313,7 +298,7 @@ def remove_left_behind(parent: Path, name: str | None = None) -> None:
 
 @contextmanager
 def _held(folder: Path, how: int) -> Iterator[bool]:
-    """Hold a lock on a folder; False if another process does, the folder is gone, or its disk has no locks."""
+    """Hold a lock on a folder. Yields False if another process has it, the folder is gone, or its disk has no locks."""
     with contextlib.ExitStack() as stack:
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -327,9 +312,9 @@ def _held(folder: Path, how: int) -> Iterator[bool]:
 
 @contextmanager
 def usual_mode(path: Path) -> Iterator[None]:
-    """Give a new file, which is written inside, the mode that the umask says.
+    """Give a new file that is written inside the block the usual mode of the umask.
 
-    Libraries that write through a temporary file, such as safetensors, make it the owner's alone.
+    Libraries that write through a temporary file, such as safetensors, would make it readable by the owner only.
     """
     path.touch(exist_ok=False)
     mode = path.stat().st_mode
@@ -338,18 +323,18 @@ def usual_mode(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any, elsewhere: str = SAVE_DIR) -> None:
-    """Write `content`, atomically. Raises CheckpointError if the disk refuses."""
+    """Write a JSON file atomically. Raises CheckpointError if it can't be written."""
     write_text(path, json.dumps(content, indent=2, default=str) + "\n", elsewhere)
 
 
 def write_text(path: Path, text: str, elsewhere: str = SAVE_DIR) -> None:
-    """Write a text file, atomically. Raises CheckpointError if the disk refuses."""
+    """Write a text file atomically. Raises CheckpointError if it can't be written."""
     with replacing(path, elsewhere) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_rows(file: TextIO, rows: Iterable[Iterable[Any]], line_end: str = "\r\n") -> None:
-    """Write rows of a CSV file. Text that a spreadsheet would run as a formula begins with an apostrophe there."""
+    """Write rows of a CSV file. An apostrophe precedes text that a spreadsheet would run as a formula."""
     writer = csv.writer(file, lineterminator=line_end)
     writer.writerows(map(_no_formula, row) for row in rows)
 
@@ -365,7 +350,7 @@ def _no_formula(value: Any) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it exists. Of a link, only the link."""
+    """Delete a file, a folder or a link, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -374,12 +359,11 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
-    """Be the only process that writes to a folder, which is created if missing.
+    """Lock a folder for one writer. It is created if missing, and deleted if it is still empty at the end.
 
-    The operating system releases the lock however the process ends. A folder that is still empty
-    at the end is deleted.
+    The operating system releases the lock however the process ends.
 
-    Raises: ConfigError if another process holds the lock; CheckpointError if the disk refuses.
+    Raises: ConfigError if another process holds the lock; CheckpointError if the folder can't be written.
     """
     with writing(folder, elsewhere):
         folder.mkdir(parents=True, exist_ok=True)
@@ -414,7 +398,7 @@ def locked(folder: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
 
 @contextmanager
 def all_locked(folders: Iterable[Path]) -> Iterator[None]:
-    """`locked`, for several folders."""
+    """`locked` for several folders."""
     with contextlib.ExitStack() as stack:
         for folder in folders:
             stack.enter_context(locked(folder))

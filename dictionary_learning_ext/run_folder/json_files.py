@@ -1,4 +1,4 @@
-"""Reading JSON from the disk. Imports no torch."""
+"""Read JSON files. Imports no torch."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from ..errors import CheckpointError, first_line
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Turn an error of the disk into a CheckpointError. FileNotFoundError passes through."""
+    """Turn OSErrors inside the block, but for FileNotFoundError, into CheckpointErrors."""
     try:
         yield
     except FileNotFoundError:
@@ -26,9 +26,9 @@ def read_json(path: Path, repair: str = "", line: bytes | None = None) -> dict[s
     """The JSON object in a file, or in a line of it.
 
     Arguments:
-        repair: what the message ends with.
+        repair: advice for the message.
 
-    Raises: CheckpointError if it is no JSON object; FileNotFoundError.
+    Raises: CheckpointError if it is not a JSON object; FileNotFoundError.
     """
     content = path.read_bytes() if line is None else line
     try:

@@ -1,4 +1,4 @@
-"""Reading a run folder: its settings, its metrics, how far it is, and how it is resumed.
+"""Read a run folder: its settings and metrics, whether it is finished, and the run to resume.
 
 weights.py reads the weights, resume_points.py the resume points. Imports no torch.
 """
@@ -38,14 +38,13 @@ def require_folders(folders: Sequence[str | Path]) -> None:
 
 @readable()
 def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
-    """The config.json of a named SAE. Of another library's folder, what it would say, see `foreign_config`.
+    """The config.json of an SAE. For another library's folder it is made from its settings, see `foreign_config`.
 
     Arguments:
         folder: a folder, or a place on the hub, see sae_names.py.
-        step: of the checkpoint that is meant. Default: the final weights.
+        step: the step of a checkpoint. Default: the final weights.
 
-    Raises: CheckpointError if the folder or a file of it is missing (the message lists what is
-    there) or damaged, or the run is not finished.
+    Raises: CheckpointError if the folder or a file in it is missing or damaged, or the run is not finished.
     """
     folder, overrides = place_of(folder)
     path = folder / CONFIG
@@ -53,7 +52,7 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: no such folder; {EXPECTED}")
     if (form := format_of(folder)) is not None:
         if step is not None:
-            what = f"{folder}: {form}'s, and has no checkpoints of steps"
+            what = f"{folder}: an SAE of {form}, which has no checkpoints"
             raise CheckpointError(what, instead="leave out step")
         return foreign_config(folder, form, overrides)
     if not path.is_file():
@@ -78,7 +77,7 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
 
 
 def _with_saes_inside(folder: Path) -> CheckpointError | None:
-    """The error for a folder that is no SAE's and has such folders in it; None for others."""
+    """The error for a folder that holds folders of SAEs; None for other folders."""
     for inside in sorted(folder.glob("[!.]*")):
         if format_of(inside) or (inside / WEIGHTS).is_file():
             return CheckpointError(
@@ -114,29 +113,29 @@ def _unfinished(folder: Path, config: dict[str, Any]) -> CheckpointError:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps of a folder's checkpoints, in rising order."""
+    """The steps of a folder's checkpoints, in ascending order."""
     return _numbers(folder / CHECKPOINTS, r"ae_(\d+)\.pt")
 
 
 def steps_of(folder: Path) -> list[int]:
-    """The steps of a folder's resume points, in rising order."""
+    """The steps of a folder's resume points, in ascending order."""
     return _numbers(folder / RESUME, r"step_(\d+)\.pt")
 
 
 def _numbers(folder: Path, pattern: str) -> list[int]:
-    """The numbers in the names in a folder that match."""
+    """The numbers in the names of the files that match a pattern, in ascending order."""
     matches = (re.fullmatch(pattern, path.name) for path in folder.glob("*"))
     return sorted(int(match[1]) for match in matches if match)
 
 
 def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
-    """The settings in a run's config.json, but for where it was written. No weights are needed.
+    """The settings in a run's config.json, to start another run with. Needs no weights.
 
     Arguments:
         path: the file, or its folder.
         name: the setting that gave the path, for messages, e.g. "config".
 
-    Raises: ConfigError.
+    Raises: ConfigError if there is no such file, or it has no settings or wrong ones.
     """
     path = at_home(path)
     try:
@@ -161,7 +160,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
 
 @readable()
 def read_metrics(folder: str | Path) -> dict[str, Any]:
-    """A named SAE's final evaluation. Raises CheckpointError if there is none."""
+    """An SAE's final evaluation, the content of metrics.json. Raises CheckpointError if there is none."""
     read_config(folder)
     path = results_folder(folder) / METRICS
     command = f"run `vsae eval {in_shell(folder)}`"
@@ -179,7 +178,7 @@ def read_metrics_if_any(folder: str | Path) -> dict[str, Any] | None:
 
 @readable()
 def former_evaluation(results: Path) -> dict[str, Any]:
-    """The metrics.json in a folder of results. Empty if there is none, or a damaged one, which is written again."""
+    """The metrics.json in a folder of results. Empty if there is none or it is damaged, as it will be written again."""
     try:
         return read_json(results / METRICS)
     except (CheckpointError, FileNotFoundError):
@@ -188,8 +187,7 @@ def former_evaluation(results: Path) -> dict[str, Any]:
 
 @readable()
 def read_history(folder: Path) -> list[dict[str, float | None]]:
-    """The metrics of each logged step; empty if there are none. None stands for a value that was not
-    finite.
+    """The metrics of each logged step, empty if there are none. A value that was not finite is None.
 
     Raises: CheckpointError if a line is damaged.
     """
@@ -202,7 +200,7 @@ def read_history(folder: Path) -> list[dict[str, float | None]]:
 
 
 def is_finished(folder: Path, settings: RunConfig) -> bool:
-    """Whether an SAE is trained and, if the run evaluates, evaluated."""
+    """Whether an SAE is trained, and evaluated if its run evaluates."""
     return (folder / (METRICS if settings.eval_tokens else WEIGHTS)).is_file()
 
 
@@ -226,7 +224,7 @@ def by_resume_step(folders: Sequence[Path]) -> list[list[Path]]:
 
 @readable()
 def run_folders_in(folder: str | Path) -> list[Path]:
-    """The run folders in a folder that isn't one itself, finished or not; sorted by name."""
+    """The run folders in a folder, finished or not, sorted by name. Empty if the folder is a run folder itself."""
     folder = Path(folder)
     if (folder / CONFIG).is_file():
         return []
@@ -250,8 +248,8 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str]]:
-    """The first three arguments of `train` that resume a run: what its SAEs share, their settings
-    and their hook points.
+    """The run to resume: the first three arguments of `train`, which are the shared settings, and each SAE's settings
+    and hook point.
 
     Arguments:
         folder: a run folder, or the folder that holds the run folders of one run.
@@ -260,7 +258,7 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
     """
     runs = {}
     for one in run_folders(folder):
-        # The name of a link, not of what it links to: the folder is found again by it.
+        # A link keeps its own name, by which the folder is found again.
         name = one.name if one.name not in ("", "..") else one.resolve().name
         runs[name] = load_config(one, "resume")
     (first_name, first), *others = runs.items()

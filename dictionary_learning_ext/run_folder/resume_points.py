@@ -1,9 +1,9 @@
-"""Resume points: all that a run needs to end bit-identical to a run that was not stopped.
+"""Resume points: a run that resumes from one is bit-identical to a run that was not stopped.
 
-    FOLDER/resume/step_<N>.pt    weights, optimiser, counters, generators, and the place in the text
-    FOLDER/resume/step_<N>.parts/    of a split SAE: what each part has of weights, optimiser and counters
+    FOLDER/resume/step_<N>.pt        weights, optimiser, counters, generators, and the position in the text
+    FOLDER/resume/step_<N>.parts/    of a split SAE: each part's weights, optimiser and counters
 
-A point is written to a file of another name, which is then renamed. The last two are kept.
+A point is written under a temporary name and then renamed. The last two points are kept.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -21,10 +21,10 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """All that an SAE's run needs to resume."""
+    """Everything that the run of one SAE needs to resume."""
 
     step: int
-    """The number of updates made so far."""
+    """The number of updates so far."""
     settings: dict[str, Any]
     """The settings of the run and of its SAE, as flags have them."""
     trainer: dict[str, Any]
@@ -32,15 +32,15 @@ class ResumePoint:
     norm_factor: float
     """The number that raw activations are divided by in training."""
     batches: dict[str, Any]
-    """The place in the training data: a `BatchSource.state_dict`."""
+    """The position in the training data: a `BatchSource.state_dict`."""
     hashes: dict[str, str]
-    """Hashes of what the batches depend on, see `Inputs.hashes`."""
+    """Hashes of the language model and its tokenizer, see `Inputs.hashes`."""
     versions: dict[str, Any]
-    """Versions of the packages, and the number of threads: what decides the last digits of a result."""
+    """The packages' versions and the number of threads, on which the last digits of a result depend."""
     metrics_bytes: int
-    """The length of metrics.jsonl in bytes, where it is cut when the run resumes."""
+    """The length of metrics.jsonl in bytes. A resumed run truncates the file to it."""
     wandb_id: str | None
-    """wandb's run, if there is one."""
+    """The id of wandb's run, if there is one."""
     parts: dict[str, int] | None = None
     """The size in bytes of each file that holds a part of a split SAE, by name."""
 
@@ -48,7 +48,7 @@ class ResumePoint:
 def save_point(folder: Path, point: ResumePoint) -> None:
     """Write a resume point, and delete all but the last two.
 
-    Raises: CheckpointError if the disk refuses. The earlier points are kept.
+    Raises: CheckpointError if the point can't be written. The earlier points are then kept.
     """
     path = resume_point(folder, point.step)
     save_tensors(path, vars(point))
@@ -59,7 +59,7 @@ def save_point(folder: Path, point: ResumePoint) -> None:
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """The files in a folder, and their bytes."""
+    """The size in bytes of each file in a folder, by name."""
     return {path.name: path.stat().st_size for path in folder.glob("*")}
 
 
@@ -69,8 +69,7 @@ def _remove(folder: Path, step: int) -> None:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Delete the points after `step`, and what is left of one that wasn't finished. A run that resumes there writes
-    them again."""
+    """Delete the points after `step`, and the parts of an unfinished one. A run that resumes there writes them again."""
     for later in steps_of(folder):
         if later > step:
             _remove(folder, later)
@@ -80,7 +79,7 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def load_point(folder: Path, step: int) -> ResumePoint:
-    """Read a point, on the CPU. Raises CheckpointError if its file is missing or damaged."""
+    """Read a resume point, on the CPU. Raises CheckpointError if its files are missing or damaged."""
     point = ResumePoint(**read_tensors(resume_point(folder, step)))
     parts = divided(folder, step)
     if point.parts is not None and sizes(parts) != point.parts:
@@ -89,14 +88,14 @@ def load_point(folder: Path, step: int) -> ResumePoint:
 
 
 class NewestPoints(NamedTuple):
-    """What a run resumes from."""
+    """The resume points of a run's folders, all of one step."""
 
     step: int | None
-    """None: from scratch, as there are no points yet."""
+    """None if there are no points yet, so the run starts from scratch."""
     points: dict[Path, ResumePoint]
-    """The points of that step, by their folders."""
+    """The points by folder."""
     problems: list[str]
-    """What was wrong with newer ones."""
+    """Why newer points can't be used."""
 
 
 def newest_points(
@@ -104,16 +103,15 @@ def newest_points(
     own: Collection[Path] | None = None,
     are_all: Callable[[bool], bool] = bool,
 ) -> NewestPoints:
-    """The newest points that all folders have of one step.
+    """Load the newest points of a step that all folders have.
 
-    Folders of one run are written one after the other. A run that was killed in between resumes
-    from the previous point. A run that was killed before every folder had its first point has none:
-    it starts from scratch, and its checkpoints are written again. Finished weights are never
-    overwritten.
+    The folders of a run are written one after the other. A run that was killed in between resumes from the previous
+    points. If it was killed before every folder had its first point, it starts from scratch and writes its
+    checkpoints again. Finished weights are never overwritten.
 
     Arguments:
-        own: the folders whose points are loaded: those of one of several processes (default: all).
-        are_all: whether something is so in all of the processes, each of which must call it.
+        own: the folders of this process, whose points are loaded. Default: all.
+        are_all: returns whether its argument is true in all processes, each of which must call it.
 
     Raises: CheckpointError if there are points and none can be used.
     """

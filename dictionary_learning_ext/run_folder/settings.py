@@ -1,12 +1,12 @@
-"""What a config.json says, as settings. Imports no torch.
+"""The settings in a config.json. Imports no torch.
 
-    own_settings        those of its run, as they stand there; empty in upstream's and other libraries' folders
-    settings_in         the same; refused where there are none
-    settings_of         those that its SAE uses, to compare SAEs by
-    settings_named_in   where its activations came from, to measure on
+    own_settings        the run's settings; empty for folders of upstream and other libraries
+    settings_in         the same; an error if there are none
+    settings_of         the settings that the SAE uses, to compare SAEs by
+    settings_named_in   the model, hook point and text that its activations came from, to measure on
     architecture_of, seeds_of
 
-The first argument is what `read_config` returns.
+The first argument is a result of `read_config`.
 """
 
 from dataclasses import fields
@@ -22,7 +22,7 @@ from .files import CONFIG
 from .sae_names import EXPECTED
 
 SEEDS = ("seed", "data_seed")
-"""The settings in which runs of one setting differ."""
+"""The settings that may differ between runs that are compared as seeds of one setting."""
 _OF_THE_BUFFER = {
     "ctx_len": "ctx_len",
     "text": "data",
@@ -31,24 +31,18 @@ _OF_THE_BUFFER = {
     "remove_bos": "remove_bos",
     "max_norm_multiple": "max_norm_multiple",
 }
-"""A buffer's names of settings, and a run's. Upstream's buffers only write ctx_len."""
+"""The names of settings in a buffer's config, and in a run. Upstream's buffers only write ctx_len."""
 
 
 def own_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the run in a config.json, as they stand there. Empty in folders of upstream's and other
-    libraries, which have no run."""
+    """The settings of the run in a config.json. Empty for folders of upstream and other libraries, which have no run."""
     return config.get("run", {}).get("settings", {})
 
 
-def settings_in(config: Any, path: Path) -> dict[str, Any]:
-    """A run's settings in its config.json.
-
-    Raises: CheckpointError if there are none.
-    """
-    try:
-        settings = config["run"]["settings"]
-    except (KeyError, TypeError):
-        settings = None
+def settings_in(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of the run in a config.json. Raises CheckpointError if there are none."""
+    run = config.get("run")
+    settings = run.get("settings") if isinstance(run, dict) else None
     if not isinstance(settings, dict):
         raise CheckpointError(
             f"{path}: has no run.settings, which `vsae train` writes; {EXPECTED}, or its {CONFIG}"
@@ -57,9 +51,9 @@ def settings_in(config: Any, path: Path) -> dict[str, Any]:
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a config.json that its SAE uses, with what was left to the trainer filled in.
+    """The settings that the SAE of a config.json uses. Those that were left to the trainer are filled in.
 
-    Folders of upstream's `trainSAE` hold what their trainer says of itself, its class included.
+    For folders of upstream's `trainSAE` they are the trainer's own settings and its class.
     """
     names = [*OPTION_NAMES, *(each.name for each in fields(RunConfig))]
     if not (settings := own_settings(config)):
@@ -74,7 +68,7 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def architecture_of(config: dict[str, Any]) -> str:
-    """What a config.json says that was trained; of upstream's folders, the row of its class."""
+    """The architecture in a config.json. For upstream's folders, it follows from the class."""
     if architecture := own_settings(config).get("architecture"):
         return architecture
     dict_class = config["trainer"]["dict_class"]
@@ -83,12 +77,12 @@ def architecture_of(config: dict[str, Any]) -> str:
 
 
 def settings_named_in(config: dict[str, Any]) -> dict[str, Any]:
-    """The model, hook and text that a config.json names, and how the text was read, by a run's names."""
+    """The model, hook point and text in a config.json, and how the text was read, as settings of a run."""
     if "run" in config:
         return settings_of(config)
     trainer, buffer = config["trainer"], config.get("buffer", {})
     names_hook = hook_name(str(trainer.get("submodule_name"))) is not None
-    is_certain = names_hook or "foreign" in config  # upstream's lm_name is free
+    is_certain = names_hook or "foreign" in config  # upstream's lm_name may be any text
     found = {
         "model": trainer.get("lm_name") if is_certain else None,
         "hook": trainer["submodule_name"] if names_hook else None,
@@ -98,6 +92,6 @@ def settings_named_in(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def seeds_of(config: dict[str, Any]) -> tuple[Any, ...]:
-    """The values of SEEDS in a config.json; None for one that it doesn't name."""
+    """The values of SEEDS in a config.json; None for a missing one."""
     settings = settings_of(config)
     return tuple(settings.get(name) for name in SEEDS)

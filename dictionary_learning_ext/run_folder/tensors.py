@@ -1,4 +1,4 @@
-"""Tensors on the disk, and their hash."""
+"""Write and read files of tensors, and hash the tensors of a module."""
 
 import hashlib
 import warnings
@@ -13,10 +13,7 @@ from .files import replacing
 
 
 def hash_of(module: t.nn.Module) -> str:
-    """SHA-256, in hex, of the names, shapes, dtypes and bytes of everything in a checkpoint.
-
-    It does not depend on the device. It does depend on the dtype.
-    """
+    """SHA-256, in hex, of the names, shapes, dtypes and bytes of a module's tensors, on any device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         tensor = in_memory(module, name, tensor)
@@ -27,7 +24,7 @@ def hash_of(module: t.nn.Module) -> str:
 
 
 def in_memory(module: t.nn.Module, name: str, tensor: t.Tensor) -> t.Tensor:
-    """A module's tensor of this name; a copy of it if accelerate keeps it elsewhere, e.g. on the disk."""
+    """A tensor of a module's state dict, or a copy if accelerate keeps it elsewhere, e.g. on the disk."""
     if not tensor.is_meta:
         return tensor
     from accelerate.utils import align_module_device
@@ -39,31 +36,31 @@ def in_memory(module: t.nn.Module, name: str, tensor: t.Tensor) -> t.Tensor:
 
 
 def save_tensors(path: Path, content: Any) -> None:
-    """`t.save`, atomically, one tensor after the other. Raises CheckpointError if the disk refuses."""
+    """`t.save`, atomically. Raises CheckpointError if the file can't be written."""
     with replacing(path) as temporary:
         try:
             with temporary.open("wb") as file:
                 t.save(content, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # what the disk said, which torch replaces
+            if isinstance(error.__context__, OSError):  # the cause, which torch hides
                 raise error.__context__ from error
             raise
 
 
 def read_tensors(path: Path) -> Any:
-    """What `t.save` wrote, on the CPU. None of its code is executed.
+    """Read what `t.save` wrote, on the CPU. No code in the file is executed.
 
     Raises: CheckpointError if the file is missing, incomplete or damaged.
     """
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch itself does not compare checksums
+            with zipfile.ZipFile(path) as archive:  # torch doesn't check the checksums
                 if archive.testzip():
                     raise zipfile.BadZipFile("a checksum doesn't fit")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about the kind of pickle
+            warnings.simplefilter("ignore")  # torch warns of some kinds of pickle
             return t.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, some of which advise to execute what is in the file
+    except Exception as error:  # of many kinds; some messages advise to execute what is in the file
         raise CheckpointError(
             f"{path}: missing or damaged ({type(error).__name__})",
             instead="copy it again or train again",

@@ -8,8 +8,8 @@ import pytest
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.run_folder.comparing import (
     evaluation_file,
-    measured_differently,
     measured_on,
+    measurements,
     same_model,
     training_settings,
     unequal,
@@ -74,7 +74,7 @@ def config(trainer=None, **settings):
 
 def test_what_several_evaluations_were_measured_on_is_compared():
     def differing(**changes):
-        return measured_differently({"one": one, "other": one | changes})
+        return unequal([*measurements({"one": one, "other": one | changes}).values()])
 
     one = {"tokens": 100_352, "loss_tokens": 900, "measured_on": {"data": "a", "hook": "h"}}
     assert differing() == []
@@ -110,7 +110,7 @@ def test_a_language_model_whose_folder_has_moved_is_the_same():
     assert same_model("here/lm", "/there/lm/")
     assert not same_model("here/lm", "here/other")
     moved = {name: {"measured_on": {"model": f"{name}/lm", "data": f"{name}/lm"}} for name in "ab"}
-    assert measured_differently(moved) == ["data"]
+    assert unequal([*measurements(moved).values()]) == ["data"]
     assert unequal([{"model": "here/lm"}, {"model": "here/other"}]) == ["model"]
 
 
