@@ -11,7 +11,6 @@ from functools import cached_property
 import numpy as np
 import torch as t
 
-from ..config.checks import require
 from .codes import Codes
 from .contexts import (
     AFTER,
@@ -37,8 +36,6 @@ class FeatureTable:
         drawn: how many tokens to draw from all tokens.
         before, after: how many tokens of a context to show before and after its token.
         seed: seeds all draws.
-
-    Raises: ConfigError for a number out of range.
     """
 
     def __init__(
@@ -52,8 +49,6 @@ class FeatureTable:
         after: int = AFTER,
         seed: int = 0,
     ):
-        for name, value in {"top": top, "sampled": sampled}.items():
-            require(value >= 1, name, value, "at least 1")
         self.codes = codes
         self._top, self._sampled, self._around = top, sampled, (before, after)
         generator = t.Generator().manual_seed(seed)

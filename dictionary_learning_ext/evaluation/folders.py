@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
@@ -404,15 +404,12 @@ def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
     return sae
 
 
-def require_feature(feature: Any, dict_size: int) -> int:
+def require_feature(feature: SupportsIndex, dict_size: int) -> int:
     """A feature's number as an int. Raises ConfigError unless the SAE has it."""
-    try:
-        number = index(feature)
-    except TypeError:
-        number = -1
+    number = index(feature)
     if not 0 <= number < dict_size:
         raise ConfigError(
-            f"feature {feature!r}: expected a whole number from 0 to {dict_size - 1}, as the SAE has"
+            f"feature {number}: expected a whole number from 0 to {dict_size - 1}, as the SAE has"
             f" {dict_size} features"
         )
     return number

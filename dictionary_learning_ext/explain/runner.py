@@ -126,11 +126,24 @@ def explain(
             known = replace(known, places=max(known.places, chosen[-1].place + 1))
         asked = [each for each in chosen if not _of(known, each).is_complete]
         on_plan(_plan(known, asked, measured.order_by))
-        answers = _Answers(path, known)
+        failed: dict[int, str] = {}
+        in_a_row = 0
 
         def note(found: Explanation, failure: str) -> None:
+            """Keep the explanation of a feature after a request, and write the file."""
+            nonlocal in_a_row
             on_answer()
-            answers.note(found, failure)
+            in_a_row = in_a_row + 1 if failure else 0
+            if failure:
+                failed[found.feature] = failure
+            if not failure or found.text is not None or found.feature not in known:
+                known.features[found.feature] = found
+            known.write(path)
+            if in_a_row >= _MOST_FAILURES:
+                raise EndpointError(
+                    f"{_MOST_FAILURES} requests in a row failed, the last one: {failure}",
+                    instead="run the same command again later: what was answered is kept",
+                )
 
         if not dry_run:
             todo = [(each, _of(known, each)) for each in asked]
@@ -138,7 +151,7 @@ def explain(
                 asyncio.run(_ask(endpoint, explainer, scorer, todo, options.at_once, note))
             finally:
                 known.write(path)
-    return Explained(path, known, [each.feature for each in chosen], answers.failed)
+    return Explained(path, known, [each.feature for each in chosen], failed)
 
 
 # --- what to ask
@@ -337,36 +350,3 @@ async def _answer(
     except EndpointError as error:
         return None, str(error)
     return None, ""
-
-
-class _Answers:
-    """Collects answers, and writes explanations.json after each.
-
-    Arguments:
-        known: the explanations, which are changed in place.
-    """
-
-    def __init__(self, path: Path, known: Explanations):
-        self.path, self.known = path, known
-        self.failed: dict[int, str] = {}
-        self._in_a_row = 0
-
-    def note(self, found: Explanation, failure: str) -> None:
-        """Keep the explanation of a feature after a request, and write the file.
-
-        Raises: EndpointError if too many requests failed in a row; CheckpointError if the file can't be written.
-        """
-        features = self.known.features
-        self._in_a_row = self._in_a_row + 1 if failure else 0
-        if failure:
-            self.failed[found.feature] = failure
-        if failure and found.text is None:
-            features.setdefault(found.feature, found)
-        else:
-            features[found.feature] = found
-        self.known.write(self.path)
-        if self._in_a_row >= _MOST_FAILURES:
-            raise EndpointError(
-                f"{_MOST_FAILURES} requests in a row failed, the last one: {failure}",
-                instead="run the same command again later: what was answered is kept",
-            )

@@ -28,7 +28,7 @@ from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import require_own, results_folder
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
-from .formats import ExportedSAE, read, record, require_supported, write
+from .formats import FORMATS, ExportedSAE, read, record, require_supported
 from .local_paths import without_local_paths
 from .neuronpedia import NEURONPEDIA_TOKENS, exported_features, write_neuronpedia
 
@@ -151,7 +151,7 @@ def export(
     require_supported(form, source)
     with _new_folder(target) as temporary:
         with _writing(target):
-            write(form, temporary, source)
+            FORMATS[form].write(temporary, source)
         reading_model = replace(run, activations=None)
         inputs = open_inputs(reading_model, [run.hook], language_model=language_model)
         held_out = inputs.held_out(run.hook, tokens)

@@ -300,13 +300,8 @@ def _require_unit_norm(form: ExportFormat, source: ExportedSAE) -> None:
         )
 
 
-def write(form: ExportFormat, folder: Path, source: ExportedSAE) -> None:
-    """Write the SAE's weights and config into an empty folder."""
-    FORMATS[form].write(folder, source)
-
-
 def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> nn.Module:
-    """The SAE in a folder that `write` filled, as the format's reader loads it, in float64.
+    """The SAE in a folder that the format's `write` filled, as the format's reader loads it, in float64.
 
     It is an upstream class that computes the same as SAELens's, SAE Bench's or sparsify's, and for safetensors, the SAE's own
     class. The tests compare with the libraries themselves, and with the equation. In float32, rounding alone can move a
@@ -473,6 +468,7 @@ class Format(NamedTuple):
     functions: tuple[Function, ...]
     """The functions that it can represent exactly."""
     write: Callable[[Path, ExportedSAE], None]
+    """Writes the SAE's weights and config into an empty folder."""
     read: Callable[[Path, ExportedSAE, str], nn.Module]
     """Loads the SAE in its folder on a device, in float64."""
     usage: str = ""

@@ -435,13 +435,13 @@ def documents_of(text: Text) -> Iterator[str]:
             - an iterable of documents, e.g. a list, or `open_text("roneneldan/TinyStories")`. In a list, no text is taken
               for a path.
 
-    Raises: TextError if there is no such file or folder, or a document is not a str.
+    Raises: TextError if there is no such file or folder.
     """
     if isinstance(text, str) and not _is_a_path(text):
         return iter([text])
     if isinstance(text, str | Path):
         return chain.from_iterable(open_text(str(text), split=s) for s in ("heldout", "train"))
-    return _strings(text)
+    return iter(text)
 
 
 def _is_a_path(text: str) -> bool:
@@ -457,12 +457,3 @@ def _is_a_path(text: str) -> bool:
             instead=f"for a data set on the hub, use open_text({text!r}); for this word itself, text={[text]!r}",
         )
     return is_one_word and text.endswith(SUFFIXES)  # `open_text` says that it isn't there
-
-
-def _strings(documents: Iterable[object]) -> Iterator[str]:
-    for number, document in enumerate(documents, start=1):
-        if not isinstance(document, str):
-            raise TextError(
-                f"document {number} of the text is a {type(document).__name__}: expected a str"
-            )
-        yield document

@@ -342,8 +342,7 @@ def comparable_configs(
     Arguments:
         given: with a "model", the SAEs' own need not agree.
 
-    Raises: ConfigError if an SAE is given twice; ReproducibilityError unless all are of one width, at one hook
-    point of one language model.
+    Raises: ConfigError if an SAE is given twice; ReproducibilityError unless all are of one hook point of one language model.
     """
     require_different(folders)
     configs = {str(folder): read_config(folder) for folder in folders}
@@ -358,12 +357,6 @@ def comparable_configs(
                     unlike(name, first, one, folder, other),
                     instead=f"give SAEs of one {name}, which differ in their seeds",
                 )
-    for folder in others:
-        widths = [configs[one]["trainer"].get("activation_dim") for one in (first, folder)]
-        if None not in widths and widths[0] != widths[1]:
-            raise ReproducibilityError(
-                f"{folder} takes {widths[1]} dimensions, and {first} takes {widths[0]}: expected the same of both"
-            )
     return configs
 
 
@@ -503,9 +496,7 @@ def reproducibility_table(found: ReproducibilityOfFolders, everything: bool = Fa
     return "\n\n".join([*parts, sentence_of([found], [of])])
 
 
-def answer(
-    saes: Sequence[tuple[str, float, float | None, float | None]], random: float | None = None
-) -> str:
+def answer(saes: Sequence[tuple[str, float, float | None, float | None]], random: float) -> str:
     """A sentence about how many features come back.
 
     Arguments:
@@ -525,7 +516,7 @@ def answer(
         shown = " and ".join(f"{value:.3f}" for value in fve)
         where = f"the same reconstruction (FVE {shown})" if alike else f"FVE {shown}"
         sentence = f"At {where}, {sentence}"
-    return sentence + ("." if random is None else f". Of random directions, {random:.0%} would.")
+    return f"{sentence}. Of random directions, {random:.0%} would."
 
 
 def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:

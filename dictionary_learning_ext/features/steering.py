@@ -16,7 +16,7 @@ from einops import rearrange
 from nnsight import LanguageModel
 
 from ..activations.hook_points import hooked
-from ..config.checks import require_choice, require_type
+from ..config.checks import require_choice
 from ..errors import ConfigError
 from ..evaluation.folders import SAE, Hook, open_sae, require_feature
 from ..trainers.dictionaries import as_input
@@ -63,7 +63,7 @@ def steer(
         features: a value for each feature, by its number.
         mode: "add" or "clamp".
 
-    Raises: ConfigError for a feature that the SAE doesn't have, a value that isn't a number, or an SAE of another width;
+    Raises: ConfigError for a feature that the SAE doesn't have, or an SAE of another width;
         LanguageModelError for a hook point that the model doesn't have.
     """
     require_choice("mode", mode, SteerMode)
@@ -76,8 +76,6 @@ def steer(
     ((sae, _),) = opened.saes.values()
     dictionary: Any = sae
     numbers = [require_feature(feature, dictionary.dict_size) for feature in features]
-    for feature, value in features.items():
-        require_type(f"the value of feature {feature}", value, float)
     values_S = t.tensor(list(features.values()), dtype=t.float32)
     directions_SD = decoder_directions(dictionary, numbers)
     hook_point = opened.hook_point

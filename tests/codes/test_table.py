@@ -19,7 +19,7 @@ from dictionary_learning_ext.codes.sinks import SinkFinder
 from dictionary_learning_ext.codes.sinks import sinks_of as sinks_of_reading
 from dictionary_learning_ext.codes.table import BINS, FeatureTable
 from dictionary_learning_ext.config.run import SINK_MULTIPLE
-from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
+from dictionary_learning_ext.errors import NonFiniteError, TextError
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
 CONTEXTS, LENGTH, WIDTH, FEATURES = 37, 11, 8, 24
@@ -172,7 +172,6 @@ def with_nan():
     [
         (lambda batch: collected(with_nan(), batch), NonFiniteError, r"ae\.pt is "),
         (lambda batch: encode([SAES["top_k"]()], []), TextError, "no token"),
-        (lambda batch: collected(SAES["top_k"](), batch, top=0), ConfigError, "top=0: "),
     ],
 )
 def test_mistakes(call, error, message, batch):

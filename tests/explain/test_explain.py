@@ -200,10 +200,6 @@ def test_a_refusal_is_one_line_before_anything_is_measured(
     assert len(chat.requests) == 1
 
 
-ADDRESSES = ["localhost:8000", "ftp://a/v1", "http://", "http://[::1"]
-ADDRESSES += ["http://u:secret@a/v1", "http://u:se/secret@a", "http://a/v1?k=secret"]
-
-
 def test_the_key_is_sent_and_written_nowhere(folder_to_explain, chat, capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
 

@@ -360,15 +360,6 @@ def test_a_pair_is_of_two_saes_of_one_width(saes):
             "At the same reconstruction (FVE 0.869 and 0.870), 35% of vSAE features come back as a direction and "
             "30% in what they do, of TopK features 20% and 10%. Of random directions, 2% would.",
         ),
-        (
-            [("a", 0.5, 0.4, 0.8), ("b", 0.25, 0.2, 0.9)],
-            "At FVE 0.800 and 0.900, 50% of a features come back as a direction and 40% in what they do, of b "
-            "features 25% and 20%. Of random directions, 2% would.",
-        ),
-        (
-            [("a", 0.5, None, None), ("b", 0.25, None, 0.9)],
-            "50% of a features come back as a direction, of b features 25%. Of random directions, 2% would.",
-        ),
     ],
 )
 def test_the_answer_is_one_sentence(saes, said):
