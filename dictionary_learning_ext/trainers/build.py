@@ -1,5 +1,7 @@
 """Builds the trainer of any architecture."""
 
+from inspect import signature
+
 import torch as t
 
 from ..config.architectures import TRAINED, import_class
@@ -21,6 +23,7 @@ def build_trainer(
     device: str,
     dtype: str,
     name: str,
+    compile: bool = False,
     part: Part = WHOLE,
 ) -> Trainer:
     """The trainer of a resolved configuration. Its initial weights are drawn from `sae.seed`.
@@ -29,6 +32,7 @@ def build_trainer(
 
     Arguments:
         energy: E||x||^2 of the activations that it will see.
+        compile: compile the step by torch.compile, if the trainer can.
         part: the features that it trains.
     """
     arguments = sae.trainer_arguments(steps, energy) | {
@@ -45,6 +49,8 @@ def build_trainer(
     if hasattr(trainer_class, "state_holder"):  # a `Trainer` of ours
         if part.is_split:
             arguments["part"] = part
+        if compile and "compile" in signature(trainer_class).parameters:
+            arguments["compile"] = True
         trainer = trainer_class(**arguments, dtype=dtype)
     else:
         # Upstream's TopK trainers have this as an attribute, not as an argument.

@@ -8,6 +8,7 @@ loss of a batch is in `step.py`, the KL and the schedules are in `posterior.py`.
 import functools
 import logging
 import math
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
-from ..config.checks import require_choice, require_sizes
+from ..config.checks import require, require_choice, require_sizes
 from ..config.run import Dtype
 from ..config.sae import (
     LOG_VAR_LIMITS,
@@ -58,6 +59,7 @@ from .step import (
     draw_code,
     variational_loss,
 )
+from .torch_compile import torchs_own_fake_tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -328,6 +330,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             it, with a warning.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay in
             fp32.
+        compile: compile the step by torch.compile when it is first taken. Not on a CPU, whose step is compiled
+            anyway, and not with a part.
         part: the features that this process trains, of a split dictionary: see `split.py`.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
@@ -356,6 +360,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         device: str | None = None,
         wandb_name: str = "VariationalTopKAutoEncoder",
         submodule_name: str | None = None,
+        compile: bool = False,
         part: Part = WHOLE,
         **options: "Unpack[VSAEArguments]",
     ):
@@ -393,8 +398,13 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         self._warn_of_unused()
         settings = self.settings = settings.without_unused()
         keep_freed_memory()
-        for products in (t.float32, getattr(t, dtype)):
-            compiled.serves(self.ae.encoder.weight, products)
+        dtypes = (t.float32, getattr(t, dtype))
+        is_served = [compiled.serves(self.ae.encoder.weight, products) for products in dtypes]
+        why_not = "False, or device='cuda': on a CPU the step is compiled anyway"
+        require(not (compile and all(is_served)), "compile", compile, why_not)
+        require(not (compile and part.is_split), "compile", compile, "False with split")
+        self._is_torch_compiled = compile
+        self._loss = t.compile(variational_loss) if compile else variational_loss
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
         self.kl_scale = self.noise_scale = 0.0
         self.survival_target: float | None = None
@@ -423,8 +433,9 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
                         weight.grad = gradient
             else:
                 self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
-                terms = variational_loss(x, weights, objective)
-                terms.loss.backward()
+                with torchs_own_fake_tensors() if self._is_torch_compiled else nullcontext():
+                    terms = self._loss(x, weights, objective)
+                    terms.loss.backward()
         self._finish_step(step, x, terms)
         if objective.survival_target is not None:
             with t.no_grad():
