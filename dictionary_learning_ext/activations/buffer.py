@@ -10,10 +10,11 @@ Shapes: B rows in a batch, D = the width of a row.
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import zip_longest
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from dictionary_learning.buffer import ActivationBuffer
@@ -34,7 +35,7 @@ from .tokens import ContextStream
 logger = logging.getLogger(__name__)
 
 
-class BatchSource(Protocol):
+class BatchSource(ABC):
     """Hands out batches of activations of one hook point. Reading can be resumed."""
 
     d_submodule: int
@@ -47,37 +48,37 @@ class BatchSource(Protocol):
     @property
     def config(self) -> dict[str, Any]:
         """The settings, as JSON can hold them."""
-        ...
+        return {}
 
     @property
     def passes(self) -> int:
         """How many passes over the data are complete."""
-        ...
+        return 0
 
     @property
     def is_used_up(self) -> bool:
-        """Whether the next batch needs another fill."""
-        ...
+        """Whether the next batch needs another fill. False for a source without a buffer."""
+        return False
 
     def refreshing(self) -> Iterator[None]:
         """Fill the buffer step by step. Yields after each batch of the language model, or each read."""
-        ...
+        return iter(())
 
+    @abstractmethod
     def __next__(self) -> Tensor:
         """The next batch, (B, D), in memory of its own. Raises TextError if the data ends before it is full."""
-        ...
 
+    @abstractmethod
     def mean_squared_norm(self) -> float:
         """E||x||^2, estimated on the first rows, which are still handed out afterwards."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, as JSON can hold it."""
-        ...
+        raise NotImplementedError("see Inputs.can_resume")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a source with the same settings."""
-        ...
+        raise NotImplementedError("see Inputs.can_resume")
 
 
 def in_step(parts: Iterable[Iterator[object]]) -> None:
@@ -148,7 +149,7 @@ class Batches:
         return {source.tokens_seen for source in self.by_hook.values()}
 
 
-class ShuffledRows:
+class ShuffledRows(BatchSource):
     """Shuffled batches of a stream of rows, as a `BatchSource`. They have the dtype of the stream.
 
     Arguments:

@@ -1,6 +1,6 @@
 """Batches of activations from a caller's own iterator."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch as t
@@ -36,19 +36,13 @@ class OwnBatches(Inputs):
         return _Source(self._first, self._others)
 
 
-class _Source:
+class _Source(BatchSource):
     """The caller's batches, as a `BatchSource`."""
-
-    passes, is_used_up = 0, False
 
     def __init__(self, first: t.Tensor, others: Iterator[t.Tensor]):
         self._first, self._others = first, others
-        self.config: dict[str, Any] = {}
         self.out_batch_size, self.d_submodule = first.shape
         self.tokens_seen = self._given = 0
-
-    def refreshing(self) -> Iterator[None]:
-        return iter(())
 
     def __next__(self) -> t.Tensor:
         batch_BD = next(self._others, None) if self._given else self._first
@@ -62,9 +56,3 @@ class _Source:
 
     def mean_squared_norm(self) -> float:
         return float(self._first.float().square().sum(1).mean())
-
-    def state_dict(self) -> dict[str, Any]:
-        raise NotImplementedError("see Inputs.can_resume")
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        raise NotImplementedError("see Inputs.can_resume")

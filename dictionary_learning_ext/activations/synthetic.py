@@ -9,7 +9,7 @@ Shapes: B rows, D = the width of a row, T true features.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from ..config.synthetic_models import SyntheticSettings, synthetic_settings
 from ..errors import ConfigError, first_line
 from ..run_folder.files import sha256_of, temporary_folder
 from ..trainers.kernels.compiled import compiled_module, logging_compilation, map_row_blocks
+from .buffer import BatchSource
 from .remote import users_caches
 from .rows import drawn_seed
 
@@ -223,7 +224,7 @@ def _array(values: t.Tensor) -> np.ndarray:
     return values.detach().float().contiguous().numpy()
 
 
-class SyntheticSource:
+class SyntheticSource(BatchSource):
     """A synthetic model's activations in float32, as a `BatchSource` that knows the true features.
 
     Arguments:
@@ -235,9 +236,6 @@ class SyntheticSource:
     Attributes:
         vectors_TD: the true features' directions.
     """
-
-    passes = 0
-    is_used_up = False  # there is no buffer to fill: each batch is drawn when it is asked for
 
     def __init__(
         self,
@@ -279,9 +277,6 @@ class SyntheticSource:
     def mean_squared_norm(self) -> float:
         x_BD, _ = self._sampler.rows(self._stream_seed, range(_ROWS_OF_THE_NORM))
         return float(x_BD.square().sum(1).mean())
-
-    def refreshing(self) -> Iterator[None]:
-        return iter(())
 
     @property
     def config(self) -> dict[str, Any]:
