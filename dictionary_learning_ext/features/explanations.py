@@ -23,8 +23,7 @@ from scipy.stats import t as students_t
 from ..codes.contexts import visible
 from ..errors import CheckpointError
 from ..run_folder.comparing import unequal
-from ..run_folder.files import EXPLANATIONS, write_text
-from ..run_folder.json_files import read_json
+from ..run_folder.files import EXPLANATIONS, read_json, write_text
 from ..run_folder.sae_names import results_folder
 from ..run_folder.tensors import hash_of
 from ..run_folder.weights import load_dictionary

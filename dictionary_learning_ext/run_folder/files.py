@@ -1,4 +1,4 @@
-"""The names of the files in a run folder, atomic writes, and a lock for one writer. Imports no torch."""
+"""The names of the files in a run folder, reading JSON, atomic writes, and a lock for one writer. Imports no torch."""
 
 import contextlib
 import csv
@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from ..config.names import automatic_name
 from ..config.run import TrainConfig
-from ..errors import CheckpointError, ConfigError, in_shell
+from ..errors import CheckpointError, ConfigError, first_line, in_shell
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,25 @@ def resume_point(folder: Path, step: int) -> Path:
 def divided(folder: Path, step: int) -> Path:
     """The folder with the parts of a split SAE that belong to a resume point."""
     return resume_point(folder, step).with_suffix(".parts")
+
+
+def read_json(path: Path, repair: str = "", line: bytes | None = None) -> dict[str, Any]:
+    """The JSON object in a file, or in a line of it.
+
+    Arguments:
+        repair: advice for the message.
+
+    Raises: CheckpointError if it is not a JSON object; FileNotFoundError.
+    """
+    content = path.read_bytes() if line is None else line
+    try:
+        found = json.loads(content.decode("utf-8"))
+    except ValueError as error:
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(f"{path}: not valid JSON ({cause})", instead=repair) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected a JSON object", instead=repair)
+    return found
 
 
 def sha256_of(path: Path) -> str:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CheckpointError
-from .files import CONFIG, METRICS, WEIGHTS, target_of
-from .json_files import read_json
+from .files import CONFIG, METRICS, WEIGHTS, read_json, target_of
 
 Format = Literal["SAELens", "sparsify", "Gemma Scope", "Baker & Li"]
 FOREIGN_CONFIG = "cfg.json"
@@ -234,12 +233,9 @@ def _gemma_scope_config(folder: Path) -> dict[str, Any]:
 def _config_of_baker_li(folder: Path) -> dict[str, Any]:
     """The settings of a VSAETopK in SAELens's format. Missing settings have the defaults of its class."""
     own = read_json(folder / CONFIG, "copy it again")
-    trainer, flag = own["trainer"], own["trainer"].get("var_flag", 0)
-    if flag not in OF_BAKER_LI:
-        what = f"trainer.var_flag is {flag}, expected 0 or 1"
-        raise CheckpointError(f"{folder / CONFIG}: {what}", instead="copy it again")
+    trainer = own["trainer"]
     return {
-        "architecture": OF_BAKER_LI[flag],
+        "architecture": OF_BAKER_LI[trainer.get("var_flag", 0)],
         "d_in": trainer.get("activation_dim"),
         "d_sae": trainer.get("dict_size"),
         "k": trainer.get("k"),

@@ -23,9 +23,9 @@ from .files import (
     WEIGHTS,
     at_home,
     checkpoint,
+    read_json,
 )
 from .foreign import RECOGNISED, foreign_config, format_of
-from .json_files import read_json, readable
 from .sae_names import EXPECTED, place_of, results_folder
 from .settings import settings_in
 
@@ -36,7 +36,6 @@ def require_folders(folders: Sequence[str | Path]) -> None:
         raise ConfigError(f"no folder given: {EXPECTED}, or several")
 
 
-@readable()
 def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     """The config.json of an SAE. For another library's folder it is made from its settings, see `foreign_config`.
 
@@ -139,17 +138,15 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     """
     path = at_home(path)
     try:
-        with readable():
-            path = path / CONFIG if path.is_dir() else path
-            if path.is_file() and path.suffix != ".json":
-                raise CheckpointError(f"{path}: not a {CONFIG}; {EXPECTED}, or its {CONFIG}")
-            settings = settings_in(read_json(path, "copy it again"), path)
-    except FileNotFoundError as error:
-        what = f"{path}: no such file or folder; {EXPECTED}, or its {CONFIG}"
+        path = path / CONFIG if path.is_dir() else path
+        if path.is_file() and path.suffix != ".json":
+            raise CheckpointError(f"{path}: not a {CONFIG}; {EXPECTED}, or its {CONFIG}")
+        settings = settings_in(read_json(path, "copy it again"), path)
+    except OSError as error:
+        what = f"{path}: {str(error.strerror).lower()}; {EXPECTED}, or its {CONFIG}"
         raise ConfigError(what, name=name) from error
     except CheckpointError as error:
-        what = str(error)
-        raise ConfigError(what, name=name) from error
+        raise ConfigError(str(error), name=name) from error
     where = ["save_dir", "overwrite"]  # a new run goes elsewhere and overwrites nothing
     if settings.get("noise_to_signal") is not None:
         where.append("sigma")  # follows from it, for this run's own k and D
@@ -158,7 +155,6 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     )
 
 
-@readable()
 def read_metrics(folder: str | Path) -> dict[str, Any]:
     """An SAE's final evaluation, the content of metrics.json. Raises CheckpointError if there is none."""
     read_config(folder)
@@ -170,13 +166,11 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not measured yet; {command}") from error
 
 
-@readable()
 def read_metrics_if_any(folder: str | Path) -> dict[str, Any] | None:
     """`read_metrics`, or None if the SAE was not evaluated."""
     return read_metrics(folder) if (results_folder(folder) / METRICS).exists() else None
 
 
-@readable()
 def former_evaluation(results: Path) -> dict[str, Any]:
     """The metrics.json in a folder of results. Empty if there is none or it is damaged, as it will be written again."""
     try:
@@ -185,7 +179,6 @@ def former_evaluation(results: Path) -> dict[str, Any]:
         return {}
 
 
-@readable()
 def read_history(folder: Path) -> list[dict[str, float | None]]:
     """The metrics of each logged step, empty if there are none. A value that was not finite is None.
 
@@ -222,7 +215,6 @@ def by_resume_step(folders: Sequence[Path]) -> list[list[Path]]:
     return [group for _, group in groups]
 
 
-@readable()
 def run_folders_in(folder: str | Path) -> list[Path]:
     """The run folders in a folder, finished or not, sorted by name. Empty if the folder is a run folder itself."""
     folder = Path(folder)
@@ -231,7 +223,6 @@ def run_folders_in(folder: str | Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
 
 
-@readable()
 def run_folders(folder: Path) -> list[Path]:
     """`folder` itself if it holds a run, or else the folders in it that do.
 

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 from ..config.checks import require_type
 from ..errors import CheckpointError, ConfigError, HubError, first_line
-from .files import CONFIG, RESULTS, RUNS, WEIGHTS, sha256_of, target_of
+from .files import CONFIG, RESULTS, RUNS, WEIGHTS, read_json, sha256_of, target_of
 from .foreign import FILES, RECOGNISED, WEIGHTS_OF, format_of
-from .json_files import read_json, readable
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
 EXPECTED = "expected a run folder, e.g. runs/NAME"
@@ -32,7 +31,6 @@ class Place(NamedTuple):
     """See `foreign_config`."""
 
 
-@readable()
 def place_of(name: str | Path) -> Place:
     """The folder of an SAE, which is fetched from the hub if necessary. A folder on this machine may be missing.
 
@@ -72,7 +70,6 @@ def require_own(name: str | Path, command: str) -> None:
 # --- results
 
 
-@readable()
 def results_folder(name: str | Path, out: str | Path | None = None) -> Path:
     """The folder for an SAE's results: its own folder for a run of this package, results/NAME for other SAEs.
 

@@ -35,12 +35,12 @@ from ..run_folder.files import (
     BENCH_RESULTS,
     LOCK,
     locked,
+    read_json,
     remove,
     target_of,
     write_json,
     writing,
 )
-from ..run_folder.json_files import read_json
 from ..run_folder.reading import require_folders
 from ..run_folder.sae_names import place_of, require_own, results_folder
 from ..run_folder.tensors import hash_of

@@ -23,11 +23,11 @@ from ..run_folder.files import (
     FAILED,
     SWEEP,
     is_of_a_full_disk,
+    read_json,
     remove,
     require_inside,
     write_json,
 )
-from ..run_folder.json_files import read_json
 from ..run_folder.reading import is_finished, load_config
 from ..training.plan import fitting_at_once
 from .chunks import Chunk, chunks_of

@@ -25,12 +25,12 @@ from ..run_folder.files import (
     WEIGHTS,
     checkpoint,
     divided,
+    read_json,
     remove,
     remove_left_behind,
     write_json,
     writing,
 )
-from ..run_folder.json_files import read_json
 from ..run_folder.weights import for_raw_activations, load_dictionary, save_weights
 from ..trainers.base import Trainer
 from ..trainers.state import trainer_state

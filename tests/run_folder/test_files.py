@@ -47,7 +47,7 @@ def test_a_folder_is_free_until_it_holds_one_of_a_runs_files(tmp_path):
 
 
 def test_an_unfinished_run_is_told_how_to_continue(tmp_path):
-    (tmp_path / files.RESUME).mkdir()
+    (tmp_path / files.CONFIG).touch()
     with pytest.raises(ConfigError, match=re.escape(f"`vsae train --resume {tmp_path}`, choose")):
         require_free(tmp_path, overwrite=False)
     (tmp_path / files.WEIGHTS).touch()
