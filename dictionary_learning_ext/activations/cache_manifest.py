@@ -128,7 +128,7 @@ class CacheManifest(Checked):
 def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
     """The manifest in a folder; None if there is none.
 
-    Raises: ActivationsError if it is damaged, can't be read, or has another version's format.
+    Raises: ActivationsError if it is damaged, or has another version's format.
     """
     path = folder / name
     try:
@@ -150,8 +150,6 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
             None if documents is None else CacheFile(**documents),
             content["position"],
         )
-    except OSError as error:  # e.g. another user's folder
-        raise ActivationsError(f"{path}: can't be read ({error.strerror})") from error
     except ActivationsError:
         raise
     # ValueError: not UTF-8, not JSON, or a value of another type.

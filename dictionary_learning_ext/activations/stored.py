@@ -271,8 +271,6 @@ def _divided(
     """
     total = sum(n for _, n in files)
     end = total - max(1, total // _HELD_OUT)
-    if end < 1:
-        raise ActivationsError(f"{folder}: {total} contexts or rows, expected at least 2")
     train, heldout, at = [], [], 0
     for path, n in files:
         middle = min(max(end - at, 0), n)

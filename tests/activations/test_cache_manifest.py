@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from caches import HOOK
@@ -79,8 +78,6 @@ def test_an_edited_file_is_found_by_its_checksum(folder):
         ("[]", "damaged ("),
         ("{}", "damaged (KeyError: 'format')"),
         ('{"format": 2}', "expected format 1"),
-        ('{"format": 1, "settings": {"hooks": {}}}', "damaged ("),
-        ("null", "damaged ("),
     ],
 )
 def test_a_manifest_of_something_else_is_refused(content, said, folder):
@@ -94,14 +91,9 @@ def test_a_manifest_of_something_else_is_refused(content, said, folder):
     ("place", "name", "value"),
     [
         (("files", 0), "bytes", "many"),
-        (("files", 0), "name", 3),
-        (("files", 0), "tokens", None),
         (("settings",), "ctx_len", "x"),
-        (("settings",), "hooks", {"h": {"layer": [1], "width": 8}}),
         (("settings",), "hooks", {"h": {"layer": 1}}),
         ((), "heldout", 3),
-        ((), "position", [1]),
-        ((), "documents", "x"),
     ],
 )
 def test_a_manifest_with_a_value_of_another_type_is_refused(place, name, value, folder):
@@ -120,14 +112,6 @@ def test_a_file_that_is_not_in_the_folder_is_not_read(name, folder):
     content["files"][0]["name"] = name
     (folder / MANIFEST).write_text(json.dumps(content))
     assert repr(name) in refused(folder)
-
-
-def test_a_manifest_that_may_not_be_read_is_one_error(folder, monkeypatch):
-    def refuse(path, **_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "read_text", refuse)
-    assert "(Permission denied)" in refused(folder)
 
 
 def test_the_digest_follows_the_content(folder):
