@@ -73,25 +73,16 @@ REFUSED = {
         # names
         (dict(betta=1.0), "betta: no such option of vsae_top_k; did you mean 'beta'?"),
         (dict(architecture="relu", k=8), "k: relu does not use it; it uses sparsity_warmup"),
-        (dict(architecture="top_k", noise_to_signal=0.1), "noise_to_signal: top_k does not use it"),
         (dict(architecture="topk"), "architecture='topk': expected one of … did you mean 'top_k'?"),
         # types
         (dict(k="64"), "k='64': expected a whole number"),
-        (dict(rectify="yes"), "rectify='yes': expected true or false"),
         (dict(warmup_steps=50), "warmup_steps: … give warmup=N/steps"),
         # ranges
         (dict(k=2000), "k=2000: expected 1 to dict_size=1024"),
-        (dict(k=0), "k=0: expected at least 1"),
         (dict(sigma=-1.0), "sigma=-1.0: expected above 0 (1e-18 to 1e+18), or none; for no noise"),
         (dict(kl_warmup=200), "kl_warmup=200: expected 0 to 1, or none"),
-        (dict(noise_anneal=0), "noise_anneal=0: expected above 0 … posterior='point'"),
         (dict(decay_start=0.05), "decay_start=5: expected between 10 and steps=100"),
         (dict(architecture="matryoshka", group_fractions=(0.5, 0.4)), "… shares that sum to 1"),
-        (dict(architecture="vaease", log_var_init=0.5), "log_var_init=0.5: expected -10.0 or"),
-        (
-            dict(architecture="probabilistic_top_k", temperature_end=0.0),
-            "temperature_end=0.0: expected at least 1e-06",
-        ),
         (
             dict(architecture="probabilistic_top_k", temperature_start=1e-4),
             "temperature_start=0.0001: expected between temperature_end=0.001 and 1e+06",
@@ -101,7 +92,6 @@ REFUSED = {
             dict(noise_to_signal=0.1, sigma=0.3),
             "sigma=0.3 and … leave out sigma or noise_to_signal",
         ),
-        (dict(noise_to_signal=0.1, posterior="point"), "noise_to_signal=0.1: posterior point"),
         (
             dict(kl_schedule="constant", kl_warmup=0.7),
             "kl_warmup=0.7: kl_schedule constant does not",
@@ -113,11 +103,6 @@ REFUSED = {
             dict(noise_anneal_steps=0),
             "noise_anneal_steps=0: expected above 0 … posterior='point'",
         ),
-        (
-            dict(warmup_steps=100),
-            "warmup_steps=100: expected … less than steps=100",
-        ),
-        (dict(decay_start=5), "decay_start=5: expected between 10 and steps=100"),
         (
             dict(architecture="relu", sparsity_warmup_steps=50, decay_start=50),
             "decay_start=50: expected between 50 and steps=100",
@@ -135,7 +120,6 @@ REFUSED = {
             dict(eval_every=5, eval_tokens=0),
             "eval_every=5: expected eval_tokens above 0, as it measures on held-out tokens",
         ),
-        (dict(normalize="max"), "normalize='max': expected one of sqrt_d, unit, none"),
         (dict(hook="a,a"), "hook='a,a': expected different hook points separated by commas"),
         (dict(max_norm_multiple=1.0), "max_norm_multiple=1.0: expected above 1"),
         (dict(save_every="often"), "save_every='often': expected steps (e.g. 500), a time"),
@@ -152,12 +136,10 @@ REFUSED = {
     ],
     updated: [
         (dict(k="many"), "a/config.json: k='many': expected a whole number; correct it there"),
-        (dict(steps=0), "a/config.json: steps=0: expected at least 1; correct it there"),
         (dict(betta=1), "a/config.json: unknown setting 'betta'; did you mean 'beta'?"),
     ],
     synthetic: [
         (dict(hook="blocks.0.hook_resid_post"), "hook='blocks.0… has no text"),
-        (dict(remove_bos=True), "remove_bos=True: synthetic:small has no … settings_of_run("),
     ],
     resumed: [(dict(data_seed=1), "runs/a: the run has data_seed=0, not 1; give data_seed=0")],
     synthetic_settings: [

@@ -14,7 +14,6 @@ import pytest
 import torch
 from small_commands import content, refused
 
-HOOK_1 = "blocks.1.hook_resid_post"
 REFUSED = {
     # A command
     "trian": "'trian': no such command; expected train, eval … did you mean 'train'?",
@@ -22,7 +21,6 @@ REFUSED = {
     # As in upstream, SAELens or sparsify
     "train --learning-rate 1e-3": "no such flag: --learning-rate; use --lr 1e-3 (see",
     "train --layer 2": "no such flag: --layer; use --hook blocks.2.hook_resid_post (see",
-    "eval run --layer": "no such flag: --layer; use --hook blocks.N.hook_resid_post (see",
     "train --expansion-factor 4": "no such flag: --expansion-factor; use --dict-size F, where F = 4 x",
     "train --l1_coefficient=5": "no such flag: --l1-coefficient; use --l1-penalty 5 --architecture relu (",
     "train --architecture TopK": "architecture='TopK': expected … did you mean 'top_k'?",
@@ -35,39 +33,28 @@ REFUSED = {
     "train --dict-siz=3 --foo": "no such flag: --dict-siz; did you mean --dict-size? (see",
     "train -k 32": "-k: flags start with two dashes; did you mean --k?",
     "train --architecture top_k --beta 0": "--beta 0: architecture top_k does not use it; leave it out",
-    "train --architecture vsae --k 16": "--k 16: architecture vsae does not use it … give "
-    "--architecture vsae_top_k or",
     "train --posterior point --noise-anneal-steps 5": "noise_anneal_steps=5: posterior point does not",
-    "train --steps 100 --kl-warmup-steps 101": "kl_warmup_steps=101: expected … steps=100",
     # A value that is missing or of another type
     "export run": "expected --format, one of sae-bench",
-    "explain run": "expected --endpoint URL and --explainer NAME (see",
     "train --lr": "--lr: expected a finite number, or none after it (see",
     "train --k many": "--k many: expected a whole number (see",
-    "train --lr nan": "--lr nan: expected a finite number, or none (see",
     "train --architecture matryoshka --group-fractions 0.5,0.5": "--group-fractions 0.5,0.5: expected "
     "numbers separated by spaces, e.g. 0.25 0.75",
     # A name that there is not
     "train --preset papper": "preset='papper': expected one of recommended, paper … did you mean 'paper'",
     "train {small} --hook blocks.9.hook_resid_post": "blocks.9 … blocks.{0..2}",
-    "train {small} --hook blocks.0.hook_z": "KIND, where KIND is hook_resid_post, … hook_mlp_out;",
     "train {small} --data nobody/nothing": "data: nobody/nothing: … embedded",
     "train {small} --data {bytes}": "bytes.txt is not UTF-8 at byte 8",
     "train {small} --data {exe}": "data: {tmp}/exe.exe: not a text file; expected one of .txt, .jsonl",
-    "train --config {short}": "short.txt: not a config.json; expected a run folder",
     "train --resume {tmp}/nope": "nope: no such folder; expected a run folder, e.g. runs/NAME",
-    "train {small} --device tpu": "device='tpu': expected auto, cpu, cuda or cuda:N",
     "compare {measured} --columns fvee": "no metric 'fvee'",
     # A value that is out of range, or that doesn't go with the others
     "train {small} --sigma -0.5": "sigma=-0.5: expected above 0 … use posterior='point'",
-    "train {small} --save-steps often": "save_steps='often': … linear:N",
     "train --config x --preset paper": "--preset and --config: give only one of them",
     "train {small} --noise-to-signal 0.36 --sigma 0.5": "leave out sigma or noise_to_signal",
     "train {small} --save-dir {file}/run": "can't be written",
     "eval {run} --model embedded": "activation_dim=16, but blocks.1 … of embedded is 128 wide",
-    "eval {run} --hook blocks.0.hook_resid_post": f"trained on hook {HOOK_1}",
     "train {small} --data {empty}": "{tmp}/empty.txt' … has 0 tokens",
-    "cache {tmp}/cache {read} --dtype=bfloat16": "--dtype bfloat16: expected one of float32, float16",
     "cache {tmp}/cache {read} --ctx-len=4096": "ctx_len=4096: expected at most 128",
     "sweep": "give one of: a sweep file, --results FOLDER, --of-wandb ENTITY/PROJECT/SWEEP",
     "sweep --results {tmp} --steps 9": "--steps: only works with a sweep file",
@@ -79,9 +66,7 @@ REFUSED = {
 BAD_TEXTS = {
     "bytes.txt": b"the cat \xff\xfe sat" + b"the cat sat on the mat. " * 4000,
     "empty.txt": b"\n" * 10_000,
-    "short.txt": b"the cat",
     "exe.exe": b"the cat",
-    "json.json": b"{}",
 }
 
 

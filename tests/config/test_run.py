@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from dictionary_learning_ext.config.run import (
     RunConfig,
     TrainConfig,
-    _deciding_the_result,
     require_same,
 )
 from dictionary_learning_ext.config.sae import OPTION_NAMES
@@ -58,22 +57,6 @@ def test_the_digest_does_not_tell_apart_what_may_change_when_a_run_is_resumed(ch
     one, other = (TrainConfig().with_settings(start | more, "x") for more in ({}, change))
     assert one.digest == other.digest
     require_same(one.to_dict(), other.to_dict(), "x")
-
-
-def test_a_folder_that_lacks_a_later_setting_is_the_same_run():
-    older = TrainConfig().to_dict()
-    for name in ("data_seed", "k_anneal_steps"):
-        del older[name]
-    assert _deciding_the_result(older) == _deciding_the_result(TrainConfig().to_dict())
-    require_same(older, TrainConfig().to_dict(), "x")
-
-
-def test_another_data_seed_is_named_with_the_default_where_a_folder_lacks_it():
-    was = TrainConfig().to_dict()
-    del was["data_seed"]
-    now = TrainConfig().with_settings({"data_seed": 1}, "x").to_dict()
-    with pytest.raises(ConfigError, match=r"data_seed=0, not 1; give data_seed=0$"):
-        require_same(was, now, "x", advice="give {former}")
 
 
 def test_saes_are_measured_every_so_many_steps_and_at_the_end():
