@@ -1,4 +1,4 @@
-"""The command line: finds a command and runs it. The commands are in `commands/`."""
+"""The command line: runs the commands in `commands/`."""
 
 import atexit
 import gc
@@ -42,7 +42,7 @@ commands:
 
 
 class _Messages(logging.Formatter):
-    """Names the level of what is worse than information."""
+    """Log messages, with their level unless it is INFO."""
 
     def format(self, record: logging.LogRecord) -> str:
         is_plain = record.levelno == logging.INFO
@@ -50,7 +50,7 @@ class _Messages(logging.Formatter):
 
 
 def _command(name: str, processes: Processes) -> Command[Any]:
-    """The command of that name. Raises UserError if these processes can't run it."""
+    """The command of this name. Raises UserError if there is none, or if it can't run in several processes."""
     if name not in COMMANDS:
         raise UserError(
             f"{name!r}: no such command; expected {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}"
@@ -65,7 +65,7 @@ def _command(name: str, processes: Processes) -> Command[Any]:
 
 
 class _Printable:
-    """An output in which control characters, of a folder's name for example, are escaped."""
+    """An output stream that escapes control characters, e.g. those in a folder's name."""
 
     def __init__(self, output: TextIO):
         self._output = output
@@ -78,17 +78,14 @@ class _Printable:
 
 
 def _say(why: str) -> None:
-    """Why the command ends, in a line. Of several processes that end alike, one says it."""
+    """Print why the command ends, on one line. Of several processes with the same reason, one prints it."""
     why = why.replace("\n", "\\n")
     if is_first_to_say(why):
         print(printable(f"vsae: {why}"), file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return the exit status.
-
-    0, 2 for a mistake in what was given, or 128 and the signal's number if one stopped it.
-    """
+    """Run a command. Returns the exit status: 0, 2 for a user's mistake, or 128 + the signal that stopped it."""
     args = sys.argv[1:] if arguments is None else arguments
     handler = logging.StreamHandler()
     handler.setFormatter(_Messages("%(levelname)s: %(message)s"))

@@ -1,4 +1,4 @@
-"""Which device computes, and how a process keeps its memory."""
+"""The device to compute on, and glibc's settings for memory."""
 
 import ctypes
 import os
@@ -10,18 +10,18 @@ from .errors import ConfigError, first_line
 
 
 def without_auto(device: str | None) -> str:
-    """`device`, or for auto and None: CUDA if torch can use it, otherwise the CPU, as upstream's trainers choose."""
+    """The device, with auto and None replaced: by cuda if torch can use it, or else by cpu."""
     if device in (None, AUTO):
         return "cuda" if t.cuda.is_available() else "cpu"
     return device
 
 
 def chosen_device(device: str | None, name: str = "device") -> str:
-    """The device to compute on: what `without_auto` gives, once tensors can be put there.
+    """The device to compute on, after a check that torch can use it.
 
     Arguments:
-        device: auto, cpu, cuda or cuda:N, or another that torch knows. None: auto.
-        name: the setting that gave it, for messages.
+        device: auto, cpu, cuda, cuda:N, or another that torch knows. None: auto.
+        name: the setting that names the device, for messages.
 
     Raises: ConfigError if there is no such device, or it can't be used.
     """
@@ -49,14 +49,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed blocks for the next ones, in this process from here on.
+    """Make glibc reuse the memory of large freed blocks, in this process from now on.
 
-    By default glibc gets a block above 32 MB from the system, which clears its pages, and returns it
-    when it is freed. For the logits of a small language model that takes a third of the time of its
-    losses. Afterwards such blocks come from the heap, of which up to 2 GB may lie free at the end
-    (mallopt(3)). The peak of memory rises by 6 to 11% (experiments/results/benchmark_memory.md). Nothing
-    is changed where glibc's environment variables are set, if VSAE_TUNE_PROCESS=0 is in the environment, or
-    without glibc.
+    By default, glibc gets each block above 32 MB from the system, which clears its pages, and returns it when it is
+    freed. For the logits of a small language model that takes a third of the time of its losses. Afterwards, such
+    blocks come from the heap, of which up to 2 GB may stay free (mallopt(3)). The peak of memory rises by 6 to 11%
+    (experiments/results/benchmark_memory.md). Does nothing without glibc, if glibc's environment variables are set, or
+    with VSAE_TUNE_PROCESS=0 in the environment.
     """
     is_set = "GLIBC_TUNABLES" in os.environ or any(n.startswith("MALLOC_") for n in os.environ)
     if is_set or os.environ.get(SWITCH) == "0":

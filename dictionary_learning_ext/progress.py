@@ -1,4 +1,4 @@
-"""How far a command is: a bar on a terminal and in a notebook, elsewhere a line a minute."""
+"""The progress of a command: a bar in a terminal or a notebook, and otherwise a line every minute."""
 
 import os
 import sys
@@ -13,11 +13,11 @@ _SECONDS = 60
 def progress(
     total: int, unit: str, *, initial: int = 0, desc: str = "", leave: bool = True, **options: Any
 ) -> "tqdm[Any] | ProgressLines":
-    """A progress bar of tqdm's on stderr, or what writes a line a minute where stderr is no terminal.
+    """A tqdm bar on stderr, or `ProgressLines` if stderr is not a terminal.
 
     Arguments:
-        leave: whether a bar stays when it is closed.
-        options: of tqdm.
+        leave: whether the bar stays when it is closed.
+        options: further arguments of tqdm.
     """
     if not (sys.stderr.isatty() or _is_notebook()):
         return ProgressLines(total, unit, initial, desc, **options)
@@ -32,7 +32,7 @@ def _is_notebook() -> bool:
 
 
 class ProgressLines:
-    """Has those methods of a tqdm bar that the package uses, and writes no line before the first minute."""
+    """A stand-in for a tqdm bar that writes a line every minute, the first one after a minute."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class ProgressLines:
         self._postfix = text
 
     def clear(self) -> None:
-        """There is nothing on the screen."""
+        """Does nothing, as no bar is on the screen."""
 
     refresh = close = clear
 
@@ -80,4 +80,4 @@ class ProgressLines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is open."""
+        """Does nothing, as nothing is open."""

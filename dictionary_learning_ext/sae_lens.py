@@ -1,16 +1,15 @@
-"""A vSAE that SAELens trains: an architecture in SAELens's registry, saved as SAELens's own `topk`.
+"""The vSAE as an architecture that SAELens trains, and saves as its own `topk`.
 
-    register()                                  enters it, as `vsae_top_k`
+    register()                                  adds it to SAELens's registry, as `vsae_top_k`
     runner_options(SAEConfig(...), ...)         our settings as the arguments of SAELens's runners
 
-SAELens has the loop, the activations, Adam, the learning rate and the files. The loss with its gradients,
-the noise, the schedules and the constraint on the decoder are those of `trainers/`: see
-`VariationalTopKTrainer`. Shapes: B batch, D d_in, F d_sae, K = k.
+SAELens provides the loop, the activations, Adam, the learning rate and the files. The loss with its gradients, the
+noise, the schedules and the constraint on the decoder are those of `VariationalTopKTrainer`. Shapes: B batch, D d_in,
+F d_sae, K = k.
 """
 
 import logging
 import math
-import re
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, ClassVar, get_type_hints
 
@@ -63,9 +62,7 @@ logger = logging.getLogger(__name__)
 ARCHITECTURE = VSAETopKConfig.architecture
 
 _THEIRS = {"architecture", "dict_size", "lr", "warmup", "decay_start", "init_from"}
-"""Settings of ours that SAELens has under its own names."""
-_NAMES = {"dict_size": "d_sae", "activation_dim": "d_in"}
-"""How SAELens calls settings that our messages name."""
+"""Settings of ours for which SAELens has its own."""
 _HINTS = get_type_hints(VSAETopKConfig)
 _SETTINGS = {f.name: f.default for f in fields(VSAETopKConfig) if f.name not in _THEIRS}
 _DTYPES = ("float32", "float64")
@@ -80,7 +77,7 @@ _WithSettings: Any = make_dataclass(
 
 
 def register() -> None:
-    """Enter `vsae_top_k` into SAELens's registry of training architectures. A second call does nothing."""
+    """Add `vsae_top_k` to SAELens's registry of training architectures. A second call does nothing."""
     if ARCHITECTURE not in SAE_TRAINING_CLASS_REGISTRY:
         register_sae_training_class(
             ARCHITECTURE, VariationalTopKTrainingSAE, VariationalTopKTrainingSAEConfig
@@ -95,17 +92,16 @@ def runner_options(
     batch_size: int,
     normalize_activations: str = "expected_average_only_in",
 ) -> dict[str, Any]:
-    """Settings of a vSAE as arguments of SAELens's runners.
+    """The settings of a vSAE as arguments of SAELens's runners.
 
         register()
         options = runner_options(SAEConfig(k=16, ...), activation_dim=512, steps=1000, batch_size=1024)
         config = LanguageModelSAERunnerConfig(**options, model_name=..., hook_name=..., ...)
 
     Arguments:
-        sae: of architecture vsae_top_k or vsae. Defaults that follow from the run are filled in as in
-            `vsae train`.
+        sae: its architecture must be vsae_top_k or vsae. Defaults are filled in as in `vsae train`.
         activation_dim: D, the width of the activations.
-        steps: of the whole training.
+        steps: training steps.
         batch_size: tokens per step.
         normalize_activations: SAELens's, see `VariationalTopKTrainingSAEConfig`.
 
@@ -145,21 +141,21 @@ def runner_options(
 
 @dataclass(kw_only=True)
 class VariationalTopKTrainingSAEConfig(_WithSettings):
-    """SAELens's configuration of a vSAE. `runner_options` makes one of a `SAEConfig`.
+    """SAELens's configuration of a vSAE. `runner_options` makes one from an `SAEConfig`.
 
-    Beside SAELens's own fields it has those of `VSAETopKConfig`, with the same names, defaults and
-    checks. sigma, prior_std and beta are in training units: those of the activations after
-    normalize_activations. A noise_to_signal needs "expected_average_only_in".
+    It has SAELens's own fields and those of `VSAETopKConfig`, with the same names, defaults and checks.
+    sigma, prior_std and beta are in the units of the activations after normalize_activations.
+    noise_to_signal needs "expected_average_only_in".
 
     Arguments:
-        steps: of the whole training, from which defaults follow.
+        steps: training steps, from which defaults follow.
         batch_size: tokens per step.
         d_in, d_sae: D and F.
         normalize_activations: "none", or "expected_average_only_in", which scales activations to
             E||x|| = sqrt(D).
 
-    Raises: ConfigError for a value out of range, an option that others leave without a use, or a setting
-    of SAELens that a vSAE can't have.
+    Raises: ConfigError for a value out of range, an option that has no effect, or a setting of SAELens
+    that a vSAE can't have.
     """
 
     steps: int
@@ -192,27 +188,21 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
 
     @property
     def settings(self) -> VSAETopKConfig:
-        """The settings as `vsae train` has them, with every default filled in, and sigma."""
+        """The settings of `vsae train`, with all defaults and sigma filled in."""
         given: Any = {name: getattr(self, name) for name in _SETTINGS}
         require_sizes(d_in=self.d_in, steps=self.steps, batch_size=self.batch_size)
-        try:
-            sae = VSAETopKConfig(dict_size=self.d_sae, **given)
-            return sae.resolve(self.steps).with_sigma(self.d_in, "sqrt_d")
-        except ConfigError as error:
-            said = str(error)
-            for own, theirs in _NAMES.items():
-                said = re.sub(rf"\b{own}\b", theirs, said)
-            raise ConfigError(said) from error
+        sae = VSAETopKConfig(dict_size=self.d_sae, **given)
+        return sae.resolve(self.steps).with_sigma(self.d_in, "sqrt_d")
 
     @property
     def k_annealing(self) -> KAnnealing:
-        """How many features each step keeps."""
+        """The number of features that each step keeps."""
         return KAnnealing.of(
             self.k, self.d_in, self.d_sae, self.settings.in_steps(self.steps)["k_anneal"]
         )
 
     def get_inference_config_class(self) -> type[TopKSAEConfig]:
-        """The configuration of the architecture that is saved. Without a ReLU, one that keeps signs is an `abstopk`."""
+        """The configuration's class of the SAE that is saved: `abstopk` if it keeps signs, or else `topk`."""
         keeps_signs = self.select_by == "magnitude" or self.k == self.d_sae
         return AbsTopKSAEConfig if keeps_signs and not self.rectify else TopKSAEConfig
 
@@ -220,11 +210,11 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
 class VariationalTopKTrainingSAE(TrainingSAE):
     """A vSAE in SAELens's training.
 
-    `training_forward_pass` is the loss of `VariationalTopKTrainer`. Encoding is that of the SAE which is
-    saved: by the mean, and with the ReLU of SAELens's topk.
+    `training_forward_pass` computes the loss of `VariationalTopKTrainer`. Encoding is that of the saved SAE:
+    by the mean, and with the ReLU of SAELens's topk.
 
-    SAELens's trainer does nothing to an SAE after its optimiser's step. So the decoder is made unit-norm
-    when it is next used: by the next step, by `decode`, and when it is saved or folded.
+    SAELens's trainer has no hook after the optimiser's step. So the decoder is made unit-norm when it is next
+    used: in the next step, in `decode`, and when it is saved or folded.
     """
 
     b_enc: nn.Parameter
@@ -237,7 +227,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         self._is_untrained = True
         self._noise: t.Generator | None = None
         self._noise_state = t.empty(0, dtype=t.uint8)
-        """of a checkpoint, until the next step"""
+        """The generator's state in a checkpoint, until the next step."""
         zeros_F = t.zeros(cfg.d_sae, dtype=t.long, device=self.device)
         self.register_buffer("tokens_since_fired", zeros_F)
         # Both follow from activations: what `survival` controls, and the unit of AuxK's weight.
@@ -246,7 +236,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         self._dead_watch = DeadWatch()
 
     def initialize_weights(self) -> None:
-        """Those of `VariationalTopKTrainer` with the same seed. torch's generator stays as it is."""
+        """Set the initial weights of `VariationalTopKTrainer` with the same seed. torch's generator is not changed."""
         cfg, settings = self.cfg, self.cfg.settings
         posterior: Any = {name: getattr(settings, name) for name in ("posterior", "log_var_init")}
         place = "meta" if self.device.type == "meta" else "cpu"
@@ -269,21 +259,21 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         return AbsTopK(self.cfg.k) if is_signed else TopK(self.cfg.k)
 
     def get_coefficients(self) -> dict[str, Any]:
-        """None: the schedules are ours, by the step's number."""
+        """Nothing, as the schedules are our own and follow from the step."""
         return {}
 
     def encode_with_hidden_pre(self, x: t.Tensor) -> tuple[t.Tensor, t.Tensor]:
-        """The features by the mean, and the means: (..., D) -> (..., F)."""
+        """The features as the mean selects them, and the means: (..., D) -> (..., F)."""
         hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
         return self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre
 
     def decode(self, feature_acts: t.Tensor) -> t.Tensor:
-        """The reconstruction, by a unit-norm decoder: (..., F) -> (..., D)."""
+        """The reconstruction by a unit-norm decoder: (..., F) -> (..., D)."""
         return super().decode(feature_acts / self._norms_F)
 
     @t.compiler.disable
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """The loss of one step, its parts as they enter it, and how the mean encodes the batch."""
+        """The loss of a step, its terms, and the features of the batch as the mean selects them."""
         step, x = step_input.n_training_steps, step_input.sae_in.to(self.dtype)
         if step == self.cfg.steps:  # SAELens tells an SAE nothing of the run's length
             logger.warning(
@@ -327,11 +317,11 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         )
 
     def calculate_aux_loss(self, *_: Any, **__: Any) -> dict[str, t.Tensor]:
-        """None: `training_forward_pass` has the whole loss."""
+        """Nothing, as `training_forward_pass` has the whole loss."""
         return {}
 
     def _start(self, x: t.Tensor) -> None:
-        """What a run begins with: its noise, no dead features, and checks of what SAELens hands over."""
+        """Check the batch that SAELens gives, and set the noise and the counts of a new run."""
         (rows, width), cfg = x.shape, self.cfg
         expected = f"{rows}, SAELens's train_batch_size_tokens"
         require(rows == cfg.batch_size, "batch_size", cfg.batch_size, expected)
@@ -378,7 +368,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         )
 
     def _weights(self) -> Weights:
-        """The parameters in our shapes. The decoder's gradient arrives without its part along W_dec."""
+        """The parameters in our shapes. The decoder's gradient loses its part along the decoder's columns."""
         W_dec_DF = self.W_dec.t()
         if W_dec_DF.requires_grad:
             W_dec_DF.register_hook(self._projected)
@@ -398,7 +388,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
 
     @property
     def _norms_F(self) -> t.Tensor:
-        """What the decoder's rows are divided by."""
+        """The norms of the decoder's rows."""
         return column_norms(self.W_dec.detach().t())
 
     @t.no_grad()
@@ -407,11 +397,13 @@ class VariationalTopKTrainingSAE(TrainingSAE):
 
     @t.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        """Let it take raw activations, which training multiplied by `scaling_factor`.
+        """Fold in the normalisation, so that the SAE takes raw activations.
 
-        As `VariationalTopKAutoEncoder.scale_biases`: the decoder stays unit-norm, and features are in the
-        activations' own units, like the settings. (SAELens's own keeps the features' units and scales the
-        decoder.)
+        As in `VariationalTopKAutoEncoder.scale_biases`, the decoder stays unit-norm, and features and settings get
+        the units of raw activations. (SAELens's own method keeps the features' units and scales the decoder.)
+
+        Arguments:
+            scaling_factor: the number by which activations were multiplied in training.
         """
         self._make_unit_norm()
         self.b_enc.div_(scaling_factor)
@@ -436,7 +428,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         state_dict["W_dec"] = state_dict["W_dec"] / self._norms_F[:, None]
 
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        """Keep what SAELens's topk has."""
+        """Keep only the weights of SAELens's topk."""
         super().process_state_dict_for_saving_inference(state_dict)
         for name in state_dict.keys() - {"W_enc", "b_enc", "W_dec", "b_dec"}:
             del state_dict[name]
@@ -446,7 +438,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         self._is_untrained = False
 
     def get_extra_state(self) -> t.Tensor:
-        """Where the noise is, so that a run that SAELens resumes draws on."""
+        """The state of the noise's generator, so that a resumed run continues its noise."""
         return self._noise_state if self._noise is None else self._noise.get_state()
 
     def set_extra_state(self, state: t.Tensor) -> None:

@@ -465,7 +465,7 @@ def test_what_keeps_signs_is_saved_as_an_abstopk(changes, saved_as, tmp_path):
 
 
 ERRORS: list[tuple[dict[str, Any], str]] = [
-    ({"k": 99}, "k=99: expected 1 to d_sae=48"),
+    ({"k": 99}, "k=99: expected 1 to dict_size=48"),
     ({"posterior": "point", "sigma": 0.2}, "posterior point does not use it; leave out sigma"),
     ({"noise_to_signal": 0.3}, "normalize_activations='expected_average_only_in'; or give sigma"),
     ({"kl_warmup": 51}, "kl_warmup=51: expected 0 to 1"),

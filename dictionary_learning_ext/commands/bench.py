@@ -1,4 +1,4 @@
-"""`vsae bench`: run folders in SAE Bench."""
+"""`vsae bench`: evaluate SAEs with SAE Bench."""
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""`vsae hooks` and `vsae cache`: a language model's hook points, and its activations on disk."""
+"""`vsae hooks` and `vsae cache`: list a language model's hook points, and write its activations to disk."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -166,7 +166,11 @@ def run_cache(flags: CacheFlags) -> None:
 
 @contextmanager
 def explain_interrupt(how: str, cache: Path | None = None) -> Iterator[None]:
-    """An interruption inside says how to continue, if the cache is begun or there is none."""
+    """Add to an interruption inside how to continue.
+
+    Arguments:
+        cache: a cache that is written inside. If it isn't begun, the message says that nothing is cached.
+    """
     try:
         yield
     except KeyboardInterrupt as stop:

@@ -1,4 +1,4 @@
-"""`vsae explain`: what features mean, in the words of a language model behind an endpoint, with scores."""
+"""`vsae explain`: have a language model behind an endpoint explain features, and score the explanations."""
 
 import os
 import shutil
@@ -106,6 +106,7 @@ def run(flags: ExplainFlags) -> None:
 
 
 def _planned(plan: "Plan") -> str:
+    """The plan in words: the number of requests and tokens."""
     order = f"The features are taken in the order of the {plan.order}."
     if not plan.requests:
         return f"{order} All answers are there already: nothing is asked."
@@ -116,7 +117,7 @@ def _planned(plan: "Plan") -> str:
 
 
 def _printed(explained: "Explained") -> str:
-    """A line for each feature, and their mean score."""
+    """A table with a row for each feature, and the mean score."""
     from ..evaluation.tables import text_table
     from ..features.explanations import mean_of
 

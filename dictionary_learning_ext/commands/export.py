@@ -1,4 +1,4 @@
-"""`vsae export` and `vsae push`: SAEs for other libraries, and on the Hugging Face hub."""
+"""`vsae export` and `vsae push`: write SAEs for other libraries, and upload them to the Hugging Face hub."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +75,7 @@ def run_export(flags: ExportFlags) -> None:
 
 
 def _print_exported(exported: "Exported", flags: ExportFlags) -> None:
+    """Print how far an export differs from the SAE, and how another library reads it."""
     from ..export.formats import FORMATS, SAE_BENCH_REPO
     from ..run_folder.files import WEIGHTS
 

@@ -1,8 +1,8 @@
-"""What a command is, and the parser of its flags: they are the fields of a dataclass.
+"""The commands of `vsae`, and the parser of their flags, which are the fields of a dataclass.
 
-What was typed is split into flags and their values in one pass, by the type of each field, then
-converted and put into the dataclass that the command starts from. `argparse` can't do this alone: it
-takes the folder after a lone boolean for its value, and -1e-3 for a flag.
+The words that were typed are split into flags and values by the types of the fields, converted, and put into the
+dataclass. `argparse` takes the folder after a lone boolean for its value, and -1e-3 for a flag; and what a flag's
+default is, or whether there is such a flag, depends on other flags here (--preset, --architecture).
 """
 
 import math
@@ -38,20 +38,20 @@ F = TypeVar("F")
 
 
 def positional(metavar: str) -> dict[str, Any]:
-    """The metadata of a field that is typed without a flag."""
+    """Metadata of a field that is typed without a flag, e.g. a folder."""
     return {"positional": True, "metavar": metavar}
 
 
 FOLDER = "FOLDER"
 FOLDERS = "FOLDER [FOLDER ...]"
 HIDDEN = {"hidden": True}
-"""The metadata of a field that can't be typed."""
+"""Metadata of a field that can't be typed."""
 _WITH_ITS_OWN_NONE = ("activations", "save_every", "save_steps")
-"""Flags of text for which none is a value, and says something else than leaving them out."""
+"""Text flags whose value may be the word none, which is not the same as leaving them out."""
 _BOOLEANS = {"true": True, "false": False}
 _HELP = {"-h", "--help", "--help-all"}
 _HELP_NAMES = ("help", "help_all")
-"""To suggest, as flags are."""
+"""Names that a message suggests for a misspelt flag, beside those of flags."""
 _ELSEWHERE = {
     "context_size": ("ctx_len", ""),
     "d_sae": ("dict_size", ""),
@@ -70,8 +70,8 @@ _ELSEWHERE = {
     "submodule_name": ("hook", "blocks.N.hook_resid_post"),
     "training_tokens": ("steps", "N: a step reads --batch-size tokens"),
 }
-"""What upstream, SAELens and sparsify call a flag: its name here, and what to type after it, where that differs
-({}: the value that was given)."""
+"""Flags as upstream, SAELens and sparsify name them: the name here, and the value, where that differs ({}: the value
+that was typed)."""
 
 
 @dataclass(frozen=True)
@@ -79,25 +79,24 @@ class Command(Generic[F]):
     """A subcommand of `vsae`.
 
     Attributes:
-        name: what users type.
-        flags: a dataclass. Its docstring says what the command does, those of its fields are the
-            help. The fields of a field that is a dataclass are flags too. Metadata of a field:
-            "help" in place of the docstring, "metavar", and see `positional` and `HIDDEN`.
-            Hidden fields of these names are filled in: `typed` (the names of the flags that were
-            typed), `words` (all that was typed) and `passed_on` (see there).
-        run: what the command does with its flags.
-        starting_point: the flags' defaults, where these depend on what was typed: the text of each
-            flag by its name. The flags are those of this instance: where it has another dataclass
-            in a field, that one's.
-        prepare: changes what was typed before it is parsed.
+        name: the subcommand's name.
+        flags: a dataclass. Its docstring says what the command does, and those of its fields are the
+            help. The fields of a nested dataclass are flags too. Metadata of a field: "help" replaces the
+            docstring, "metavar", and see `positional` and `HIDDEN`. Hidden fields of these names are filled
+            in: `typed` (the names of the flags that were typed), `words` (all words that were typed) and
+            `passed_on` (the flags of that command that were typed).
+        run: runs the command.
+        starting_point: returns the flags' defaults, given the text of each flag that was typed. It may put other
+            dataclasses into fields; the flags are then theirs.
+        prepare: changes the words before they are parsed.
         others: dataclasses with flags that another starting point has.
-        unknown: what to say of a flag of `others` that a starting point doesn't have. Such a flag
-            may be none, which changes nothing.
-        passed_on: another command, whose flags are taken too, as they were typed.
+        unknown: the message for a flag of `others` that this starting point doesn't have. Such a flag may be
+            none, which changes nothing.
+        passed_on: another command whose flags may be typed too.
         common: flags that the help shows first.
         rare: flags that only --help-all shows.
         several: what to type for several values of a number, given with commas: {name}, {values}.
-        by_several: whether torchrun may start several processes of it.
+        by_several: whether torchrun may start it in several processes.
     """
 
     name: str
@@ -115,7 +114,7 @@ class Command(Generic[F]):
 
 
 def vsae() -> str:
-    """`vsae` as it can be typed here: with its path, if the shell would not find it."""
+    """The command `vsae` for suggestions: with its path if the shell would not find it."""
     beside, found = Path(sys.executable).with_name("vsae"), shutil.which("vsae")
     if found and (not beside.is_file() or Path(found).samefile(beside)):
         return "vsae"
@@ -126,10 +125,9 @@ def vsae() -> str:
 
 
 def typed_texts(args: list[str]) -> dict[str, str]:
-    """The flags in `args` by the names of their fields, each with the word after it ("none" for None).
+    """The word after each flag, by the name of its field ("none" for None). Flags without a word are left out.
 
-    Knows no types: what follows a lone boolean flag counts as its text. A flag that no word follows is
-    left out.
+    It doesn't know types: the word after a lone boolean counts as its value.
     """
     given: dict[str, str] = {}
     for arg, following in pairwise([*args, "--"]):
@@ -141,9 +139,9 @@ def typed_texts(args: list[str]) -> dict[str, str]:
 
 
 def parse(command: Command[F], args: list[str]) -> F:
-    """A command's flags. Prints the help and raises SystemExit if that is asked for.
+    """Parse a command's flags. Prints the help and raises SystemExit if --help is among them.
 
-    Raises: UserError for a mistake, in one line that says what to type.
+    Raises: UserError for a mistake.
     """
     args = args if command.prepare is None else command.prepare(args)
     start = _start_of(command, typed_texts(args))
@@ -179,18 +177,19 @@ def parse(command: Command[F], args: list[str]) -> F:
 
 
 class _Option(NamedTuple):
-    """A field that can be typed."""
+    """A flag, or an argument without a flag."""
 
     name: str
     hint: Any
+    """Its type."""
     default: Any
-    """MISSING for one that is needed."""
+    """MISSING if it must be typed."""
     part: str
-    """The field of the flags that holds it. "": it is the flags' own."""
+    """The field with the dataclass that holds it; "" for the flags' own dataclass."""
     help: str
     metadata: Mapping[str, Any]
     is_used: bool
-    """False for one that its dataclass's `unused()` names, if it has this. The help leaves it out."""
+    """False if it has no effect beside other flags' defaults. The help then leaves it out."""
 
     @property
     def is_positional(self) -> bool:
@@ -206,14 +205,14 @@ class _Option(NamedTuple):
 
     @property
     def value_in_words(self) -> str:
-        """The value that is expected after the flag, for messages."""
+        """The value after the flag in words, for messages."""
         (kind,) = _members(self.hint)
         is_choice = get_origin(kind) is Literal
         return f", {_expected(self.hint)}" if is_choice else f" {self.metavar}"
 
 
 def _start_of(command: Command[F], given: dict[str, str]) -> Any:
-    """What the command starts from, with MISSING where a value is needed."""
+    """The command's flags at their defaults, with MISSING where a value must be typed."""
     if command.starting_point is not None:
         return command.starting_point(given)
     flags: Any = command.flags
@@ -222,9 +221,9 @@ def _start_of(command: Command[F], given: dict[str, str]) -> Any:
 
 
 def _options_of(start: Any, part: str = "", steps: int = 1) -> dict[str, _Option]:
-    """The fields of an instance that can be typed, and of its fields that are dataclasses.
+    """The options of a dataclass's instance and of its nested dataclasses, by name.
 
-    Schedules of an SAE are typed in steps, of a run of `steps`.
+    Schedules of an SAE are typed in steps of a run of `steps`.
     """
     hints, texts = get_type_hints(type(start)), help_texts(type(start))
     unused = start.unused() if hasattr(start, "unused") else ()
@@ -248,22 +247,24 @@ def _options_of(start: Any, part: str = "", steps: int = 1) -> dict[str, _Option
 
 
 def _others_of(command: Command[Any]) -> dict[str, _Option]:
+    """The flags that other starting points of a command have."""
     return {name: each for cls in command.others for name, each in _options_of(cls()).items()}
 
 
 def flags_of(command: Command[Any]) -> dict[str, _Option]:
-    """All that may be typed after --, by name, whatever the command starts from."""
+    """All flags of a command, by name, those of other starting points included."""
     return _others_of(command) | _with_dashes(_options_of(_start_of(command, {})))
 
 
 def _with_dashes(options: dict[str, _Option]) -> dict[str, _Option]:
+    """The options that are typed with dashes."""
     return {name: each for name, each in options.items() if not each.is_positional}
 
 
 def _sorted(
     command: Command[F], args: list[str], start: F, options: dict[str, _Option], see: str
 ) -> tuple[dict[str, list[str]], list[str], list[str]]:
-    """The values of each flag, the words that are no flag's value, and what is passed on.
+    """Sort the words: the values of each flag, the words without a flag, and the words for another command.
 
     Raises: UserError for an unknown flag.
     """
@@ -299,10 +300,9 @@ def _sorted(
 def _split(
     args: list[str], options: dict[str, _Option], takes_positional: bool
 ) -> Iterator[tuple[str | None, list[str], list[str]]]:
-    """What was typed, flag by flag: its name, all its words, and its values among them.
+    """Split the words into flags: a flag's name, its words, and the values among these.
 
-    The name is None for a word that is no flag's value. Raises: UserError for such a word, if the
-    command takes none.
+    The name is None for a word without a flag. Raises: UserError for such a word if the command takes none.
     """
     rest = list(args)
     while rest:
@@ -322,7 +322,7 @@ def _split(
 
 
 def _number_of_values(option: _Option | None, rest: list[str], takes_positional: bool) -> int:
-    """How many of the words after a flag (None: not known) are its values."""
+    """The number of words after a flag that are its values. An unknown flag (None) takes all up to the next flag."""
     n = next((i for i, word in enumerate(rest) if _is_flag(word)), len(rest))
     if option is None or _takes_many(option.hint):
         return n
@@ -332,7 +332,7 @@ def _number_of_values(option: _Option | None, rest: list[str], takes_positional:
 
 
 def _is_flag(word: str) -> bool:
-    """Whether a word is a flag. -k counts as one, as it is meant as one; -3 and -inf are numbers."""
+    """Whether a word is a flag. -k counts as one; -3 and -inf are numbers."""
     if word.startswith("--"):
         return True
     try:
@@ -343,12 +343,12 @@ def _is_flag(word: str) -> bool:
 
 
 def _for_several(command: Command[Any], options: Collection[str], name: str) -> str:
-    """What to type for several values of a number; {values} stands for them."""
+    """What to type for several values of a number, which {values} stands for."""
     return f"use --{name}s {{values}}" if f"{name}s" in options else command.several
 
 
 def _converted(option: _Option, words: list[str], see: str, several: str = "") -> Any:
-    """The value of a flag. Raises UserError if the words are none; `several`: see `_for_several`."""
+    """Convert a flag's words to its value. Raises UserError for a wrong word; `several`: see `_for_several`."""
     name, (kind,) = option.name, _members(option.hint)
     if not words and kind is not bool:
         what = f"expected {_expected(option.hint)} after it {see}"
@@ -372,7 +372,7 @@ def _converted(option: _Option, words: list[str], see: str, several: str = "") -
 
 
 def _read(word: str, kind: Any) -> Any:
-    """A word as a value of a type. Raises ValueError if it is none."""
+    """Convert a word to a type. Raises ValueError if that isn't possible."""
     if get_origin(kind) is Literal:
         return get_args(kind)[get_args(kind).index(word)]
     if kind is bool:
@@ -388,7 +388,7 @@ def _read(word: str, kind: Any) -> Any:
 def _positional_values(
     command: Command[Any], options: dict[str, _Option], words: list[str], see: str
 ) -> dict[str, Any]:
-    """The words that are no flag's values, by the names of their fields."""
+    """Convert the words without a flag. Returns the values by the names of their fields."""
     places, found, rest = [each for each in options.values() if each.is_positional], {}, words
     for option in places:
         n = len(rest) if _takes_many(option.hint) else 1
@@ -406,7 +406,7 @@ def _positional_values(
 
 
 def _example(command: Command[Any], first: str, *others: str) -> str:
-    """A command that can be typed here, for one that was typed without the folders it takes."""
+    """An example with run folders that exist here, for a command that was typed without folders."""
     if first not in (FOLDER, FOLDERS):
         return ""
     found = (f for depth in ("*", "*/*") for f in sorted(RUNS.glob(f"{depth}/{WEIGHTS}")))
@@ -415,17 +415,19 @@ def _example(command: Command[Any], first: str, *others: str) -> str:
 
 
 def _members(hint: Any) -> list[Any]:
-    """The types of a union that can be typed: without None and dicts."""
+    """The types in a union, without None and dicts, which can't be typed."""
     is_union = get_origin(hint) in (Union, UnionType)
     members = get_args(hint) if is_union else (hint,)
     return [each for each in members if each is not NoneType and get_origin(each) is not dict]
 
 
 def _takes_many(hint: Any) -> bool:
+    """Whether a type has several values."""
     return any(get_origin(each) is tuple for each in _members(hint))
 
 
 def _expected(hint: Any) -> str:
+    """A type in words, for messages."""
     (kind,) = _members(hint)
     if get_origin(kind) is tuple and get_args(kind)[0] is float:
         return "numbers separated by spaces, e.g. 0.25 0.75"
@@ -443,7 +445,7 @@ _LONGEST_METAVAR = 36
 
 
 def _metavar(hint: Any, default: Any) -> str:
-    """The placeholder that the help shows after a flag, e.g. N."""
+    """The placeholder after a flag in the help, e.g. N."""
     (kind,) = _members(hint)
     if kind is bool:
         return "" if default is False else "True|False"
@@ -457,7 +459,7 @@ def _metavar(hint: Any, default: Any) -> str:
 
 
 def _help(command: Command[Any], options: dict[str, _Option], everything: bool) -> str:
-    """The help of a command, whose flags have the defaults that it starts from."""
+    """The help of a command, with the defaults of `options`."""
     width = min(100, shutil.get_terminal_size().columns)
     arguments = [each for each in options.values() if each.is_positional]
     flags = {name: each for name, each in _with_dashes(options).items() if each.is_used}
@@ -482,7 +484,7 @@ def _help(command: Command[Any], options: dict[str, _Option], everything: bool) 
 
 
 def _entry(typed: str, option: _Option, width: int) -> list[str]:
-    """A flag and what it does, in two columns."""
+    """A flag and its help, in two columns."""
     shown = option.default
     if isinstance(shown, tuple):
         shown = " ".join(map(str, shown))

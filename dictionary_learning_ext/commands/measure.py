@@ -67,8 +67,8 @@ class EvalFlags:
     """Write to OUT/NAME/metrics.json instead, where other commands don't find it. Default: the run folder, and
     results/NAME for another library's SAE."""
     tokens: int | None = None
-    """Held-out tokens to evaluate on. Default: as in the run's own evaluation. If the settings differ from those of metrics.json, the results go to
-    evaluations/ instead."""
+    """Held-out tokens to evaluate on. Default: as in the run's own evaluation. If the settings differ from those of
+    metrics.json, the results go to evaluations/ instead."""
     step: int | None = None
     """Evaluate the checkpoint of this step, see --save-steps of train. Default: the final
     weights."""
@@ -168,8 +168,8 @@ class ReproduceFlags:
     one hook point, also of other libraries (see docs/any_sae.md). One: order its features by how likely
     they are to come back, see return_scores.csv in it."""
     tokens: int | None = None
-    """Held-out tokens to compare the features' activations on. Default: as in the runs' own evaluations. 0: compare decoder directions alone, which needs no
-    language model."""
+    """Held-out tokens to compare the features' activations on. Default: as in the runs' own evaluations. 0: compare
+    decoder directions alone, which needs no language model."""
     csv: str | None = None
     """A file to write with a row for each feature of each SAE: the cosine with its match in the others, in how many of
     them it comes back as a direction, the correlation with its match in what they do, the number of its match in each,

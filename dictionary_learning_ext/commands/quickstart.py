@@ -1,4 +1,4 @@
-"""`vsae quickstart`: how many features come back with another seed, of a TopK SAE and of a vSAE."""
+"""`vsae quickstart`: train a TopK SAE and a vSAE from two seeds, and print how many features come back."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from .flags import Command, vsae
 from .seeds import CACHE, SeedRun, how_to_continue, train_seeds
 
 CACHED = 400_000
-"""Tokens that are cached, at most. Each training reads them several times, in an order of its own."""
+"""The most tokens that are cached. Each training reads them several times, in its own order."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ and in what it does if the activations of the two have a correlation of 0.7 or m
 
 
 def _seeds_runs(flags: QuickstartFlags, seed: int) -> SeedRun:
+    """The run of one seed: a TopK SAE and a vSAE."""
     run = replace(
         preset("recommended").run,
         steps=flags.steps,
@@ -104,7 +105,7 @@ def _seeds_runs(flags: QuickstartFlags, seed: int) -> SeedRun:
 
 
 def _results(seeds: list[SeedRun], tokens: int) -> str:
-    """A table: how many features of each architecture come back, as means over the seeds."""
+    """A table of how many features of each architecture come back, averaged over the seeds."""
     from ..features.reproducibility_of_folders import reproduce, short_table
 
     found = {}

@@ -1,4 +1,4 @@
-"""`vsae report`: a page that shows what SAEs learned."""
+"""`vsae report`: write a page that shows what SAEs learned."""
 
 from dataclasses import dataclass, field
 

@@ -1,6 +1,6 @@
-"""Several seeds of one setting: cache the activations once, train each seed on its own order of them, compare.
+"""Train several seeds of a setting: cache the activations, train each seed on its own order of them, compare.
 
-`vsae train --seeds` and `vsae quickstart` are this.
+`vsae train --seeds` and `vsae quickstart` use it.
 """
 
 import re
@@ -23,13 +23,13 @@ from .cache import explain_interrupt
 CACHE = "cache"
 """The folder of the cached activations, beside the run folders."""
 _MOST = 1000
-"""Seeds, when a number of them is given."""
+"""The largest number of seeds."""
 
 
 def parse_seeds(given: str, first: int, is_first_typed: bool) -> list[int]:
-    """The seeds that --seeds names: 3 is `first` and the next two, 4,7,9 are these.
+    """The seeds that --seeds means. 3: `first` and the next two. 4,7,9: these.
 
-    Raises: UserError for other text, fewer than two seeds, or a first one that was typed beside their list.
+    Raises: UserError for other text, fewer than two seeds, or a list of seeds beside --seed.
     """
     expected = f"a number of seeds, 2 to {_MOST:,}, e.g. 3, or different seeds separated by commas, e.g. 4,7,9"
     parts = [part.strip() for part in given.split(",")]
@@ -63,7 +63,7 @@ def not_in_a_sweep(given: str) -> UserError:
 
 @dataclass(frozen=True)
 class SeedRun:
-    """What is trained from one seed, on one order of the data. See `training.loop.train`."""
+    """The run of one seed: the first three arguments of `training.loop.train`."""
 
     run: RunConfig
     saes: dict[str, SAEConfig]
@@ -83,7 +83,7 @@ class SeedRun:
 
     @property
     def started(self) -> list[Job]:
-        """The SAEs whose folders hold a run."""
+        """The jobs whose folders hold a run already."""
         return [job for job in self.jobs if (job.folder / CONFIG).is_file()]
 
 
@@ -95,20 +95,19 @@ def train_seeds(
     dtype: CacheDtype = "float32",
     on_start: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Train what is missing of each seed, from a cache that is written first. Called again, it continues.
+    """Write a cache and train each seed from it. Called again, it continues.
 
     Arguments:
-        seeds: their runs differ in data seed and folder alone.
-        cache: where the activations go that all seeds read, so that the language model runs once. None: each
-            reads what its run says. Where the disk is too small for it, the language model runs once a seed.
-        tokens: how many to cache for training, at least.
-        dtype: of the cache.
-        on_start: called once all is checked that can be, before anything is written.
+        seeds: runs that differ only in data seed and folder.
+        cache: the cache's folder, from which all seeds read, so that the language model runs once. None: no cache. If
+            the disk is too small for it, there is none either.
+        tokens: the least number of tokens to cache for training.
+        dtype: the dtype of the cache.
+        on_start: called after the checks, before anything is written.
 
-    Returns: whether anything was missing.
+    Returns: False if all seeds were finished already.
 
-    Raises: ConfigError for a folder that holds another run, or one that failed; what `train` and `write_cache`
-    raise.
+    Raises: ConfigError for a folder that holds another run or one that failed; what `train` and `write_cache` raise.
     """
     overwrite = seeds[0].run.overwrite
     started = [] if overwrite else [job for one in seeds for job in one.started]
@@ -152,7 +151,7 @@ def how_to_continue(overwrite: bool) -> str:
 
 
 def _require_this_run(job: Job, cache: Path | None) -> None:
-    """Raise a ConfigError if a folder holds another run than this one, or one that failed."""
+    """Raise a ConfigError if a job's folder holds another run, or one that failed."""
     advice = "overwrite it with overwrite=True, or choose another save_dir"
     run = job.config.run if cache is None else replace(job.config.run, activations=str(cache))
     now = replace(job.config, run=run)
@@ -162,7 +161,7 @@ def _require_this_run(job: Job, cache: Path | None) -> None:
 
 
 def _refuse_what_can_be(seeds: Sequence[SeedRun], overwrite: bool) -> None:
-    """Raise what training would refuse after the cache is written, as far as no language model is needed."""
+    """Make the checks of training that need no language model, before the cache is written."""
     from ..activations.inputs import find_inputs
     from ..devices import chosen_device
 
@@ -178,7 +177,7 @@ def _refuse_what_can_be(seeds: Sequence[SeedRun], overwrite: bool) -> None:
 def _write(
     cache: Path, run: RunConfig, tokens: int, dtype: CacheDtype, begin: Callable[[str], None]
 ) -> None:
-    """Cache what is missing of the activations. Raises DiskError, before `begin`, if the disk is too small."""
+    """Write the cache, or continue it. Raises DiskError before `begin` is called if the disk is too small."""
     from ..activations.cache_writer import write_cache
     from ..training.processes import interrupts
 
@@ -219,7 +218,7 @@ def _train(seeds: Sequence[SeedRun], cache: Path | None, overwrite: bool) -> Non
 
 
 def compared(seeds: Sequence[SeedRun]) -> str:
-    """The tables of `vsae reproduce`, for each hook point."""
+    """The table of `vsae reproduce` for each hook point."""
     from ..features.reproducibility_of_folders import reproduce, reproducibility_table
 
     parts = []

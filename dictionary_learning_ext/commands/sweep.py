@@ -1,4 +1,4 @@
-"""`vsae sweep`: a wandb sweep file on this machine, and a sweep's results."""
+"""`vsae sweep`: run a wandb sweep file on this machine, or show a sweep's results."""
 
 import contextlib
 import shlex
@@ -68,7 +68,7 @@ def run(flags: SweepFlags) -> None:
 
 
 def _show(folder: Path, of_wandb: str | None = None) -> None:
-    """Show the results of the sweep in a folder, or write those of a sweep on wandb's server to it."""
+    """Print the results of a sweep, of a folder or of wandb's server, and write them to the folder."""
     from ..report.many_runs import from_folder, from_wandb
     from ..report.runs_page import show_sweep
     from ..sweep.runner import progress
@@ -83,6 +83,7 @@ def _show(folder: Path, of_wandb: str | None = None) -> None:
 
 
 def _run_file(file: Path, flags: SweepFlags) -> None:
+    """Run a sweep file on this machine, and print the results."""
     from ..sweep.devices import devices_of
     from ..sweep.runner import run_sweep
     from ..sweep.sweep_file import configurations, read_sweep

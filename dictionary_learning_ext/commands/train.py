@@ -1,4 +1,4 @@
-"""`vsae train`: one SAE, or one for each of several hook points."""
+"""`vsae train`: train an SAE, or one at each of several hook points."""
 
 import math
 import os
@@ -80,8 +80,8 @@ class TrainFlags:
 
 
 def _prepare(args: list[str]) -> list[str]:
-    """Give --data-seed the value of --seed where it is "seed", so that a sweep file can give each seed a
-    data seed of its own."""
+    """Replace `--data-seed seed` by the value of --seed, so that a sweep file can give each seed its own order of the
+    data."""
     given = typed_texts(args)
     if given.get("data_seed") != "seed":
         return args
@@ -103,9 +103,10 @@ def _prepare(args: list[str]) -> list[str]:
 
 
 def starting_point(given: dict[str, str]) -> TrainFlags:
-    """The defaults of --preset, --config or --resume, without what the other flags rule out.
+    """The defaults that --preset, --config or --resume give, without options that have no effect with the other flags.
 
-    `given` is the text of each flag that was typed.
+    Arguments:
+        given: the text of each flag that was typed.
     """
     name, start = _named_start(given)
     run = start.run if "resume" in given else _run_of(given, start.run)
@@ -128,7 +129,7 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
 
 
 def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
-    """The defaults of --config, --resume or a preset, and the preset's name if it is one."""
+    """The preset's name (None without one), and the settings of --preset, --config or --resume."""
     starts = [name for name in ("preset", "config", "resume") if name in given]
     if len(starts) > 1:
         raise UserError(
@@ -148,7 +149,7 @@ def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
 
 
 def _run_of(given: dict[str, str], settings: RunConfig) -> RunConfig:
-    """A new run's defaults: what its folder of activations knows, and its schedules in the steps typed."""
+    """A new run's defaults, with the settings that its stored activations know, and the steps that were typed."""
     if given.get("activations", NONE) != NONE:
         settings = _run_on(given, settings)
     steps = _whole_number(given.get("steps", ""))
@@ -156,7 +157,7 @@ def _run_of(given: dict[str, str], settings: RunConfig) -> RunConfig:
 
 
 def _run_on(given: dict[str, str], settings: RunConfig) -> RunConfig:
-    """A run's defaults, with the settings that are stored with its activations. Flags are applied later."""
+    """A run's defaults with the settings that are stored with its activations."""
     from ..activations.stored import open_stored
 
     stored = open_stored(given["activations"])
@@ -166,7 +167,7 @@ def _run_on(given: dict[str, str], settings: RunConfig) -> RunConfig:
 
 
 def _whole_number(text: str) -> int | None:
-    """What a flag's text means, read as the parser reads it: 20_000 and +20 too. None: no number."""
+    """The whole number that a flag's text means, e.g. 20_000; None for other text."""
     try:
         return int(text)
     except ValueError:
@@ -174,7 +175,7 @@ def _whole_number(text: str) -> int | None:
 
 
 def _architectures_with(name: str, start: TrainFlags) -> str:
-    """The message for a flag that only other architectures have."""
+    """The message for a flag that this architecture doesn't have."""
     users = " or ".join(each for each, cls in CONFIGS.items() if name in vars(cls()))
     unused = f"architecture {start.sae.architecture} does not use it"
     return f"{unused}; leave it out, or give --architecture {users}"
@@ -214,7 +215,7 @@ def run(flags: TrainFlags) -> None:
 
 
 def _train_seeds(flags: TrainFlags, given: str) -> None:
-    """Train the same settings from several seeds, and show which features come back."""
+    """Train the same settings from several seeds, and print which features come back."""
     numbers = parse_seeds(given, flags.sae.seed, "seed" in flags.typed)
     _require_seeds_here(flags, given)
     folder = _folder_of_seeds(flags)
@@ -252,7 +253,7 @@ def _train_seeds(flags: TrainFlags, given: str) -> None:
 
 
 def _require_seeds_here(flags: TrainFlags, given: str) -> None:
-    """Raise a UserError where one command can't train several seeds."""
+    """Raise a UserError if --seeds can't be combined with how the command was started."""
     if flags.resume is not None:
         raise UserError(
             f"seeds={given!r} continues by the same command",
@@ -272,7 +273,7 @@ def _require_seeds_here(flags: TrainFlags, given: str) -> None:
 
 
 def _folder_of_seeds(flags: TrainFlags) -> Path:
-    """Where the folders of --seeds go. Without --save-dir, its name is the same for all seeds."""
+    """The folder for the run folders of --seeds. An automatic name doesn't depend on the seeds."""
     if flags.run.save_dir is not None:
         folder = Path(flags.run.save_dir)
     else:
@@ -293,10 +294,7 @@ def _folder_of_seeds(flags: TrainFlags) -> Path:
 def _settings(
     flags: TrainFlags,
 ) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str], bool]:
-    """The run, its SAEs, their hook points, and whether they continue.
-
-    They do with --resume, and where their folders hold this very run.
-    """
+    """The first four arguments of `plan`. A run continues with --resume, or if its folders hold the same run."""
     run, saes, hooks = flags.run, {"sae": flags.sae}, {}
     if len(run.hooks) > 1:
         hooks = {hook: hook for hook in run.hooks}
@@ -334,7 +332,7 @@ def _settings(
 
 
 def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
-    """Whether the run of these flags has been started before, and where it is or will be."""
+    """Whether this run has been started before, and its settings with the folder filled in."""
     if len(flags.run.hooks) > 1:
         base = Path(flags.run.save_dir or RUNS)
         there = [
@@ -349,7 +347,7 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
 
 
 def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple[str, ...]) -> bool:
-    """Whether a folder holds this run. Raises ConfigError if it holds another."""
+    """Whether a folder holds this run. Raises ConfigError if it holds another run."""
     try:
         was = load_config(folder)
     except ConfigError:  # nothing that can be continued
@@ -372,25 +370,22 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
 
 
 def _advice(flags: TrainFlags) -> str:
-    """Advice for a --resume whose other flags differ from the run's settings."""
+    """What to do about a --resume whose other flags differ from the run's settings."""
     assert flags.resume is not None
-    folders = run_folders(flags.resume)
-    former = load_config(folders[0], "resume").run
+    folder = run_folders(flags.resume)[0]
+    former = load_config(folder, "resume").run
     more = flags.run.steps - former.steps
-    is_done = all(is_finished(folder, former) for folder in folders)
-    if "steps" not in flags.typed or more <= 0 or not is_done:
+    if "steps" not in flags.typed or more <= 0 or not is_finished(folder, former):
         return CONTINUE_OR_START
-    start = in_shell(folders[0])
-    each = f". So for each of its {len(folders)} SAEs" if len(folders) > 1 else ""
+    start = in_shell(folder)
     return (
-        f"it is finished; to train {more} steps more, start a new run from its weights: `{vsae()} train "
-        f"--config {start} --init-from {start} --data-seed {former.data_seed + 1} --steps {more} --save-dir FOLDER`. "
-        f"Its schedules start again, those of the noise and the KL too{each}"
+        f"it is finished; to train {more} steps more, start a new run from its weights: `{vsae()} train --config {start} "
+        f"--init-from {start} --data-seed {former.data_seed + 1} --steps {more} --save-dir FOLDER`"
     )
 
 
 def _started_from(flags: TrainFlags) -> str:
-    """A line that says where the settings come from."""
+    """A line that says which preset or config the settings come from."""
     if flags.preset is None:
         line = f"Settings of {flags.config}, except for the flags given."
         left_out = ", ".join(flags.left_out)
@@ -403,7 +398,7 @@ def _started_from(flags: TrainFlags) -> str:
 
 
 def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
-    """The results, and what to do next."""
+    """Print the results, and commands for what to do next. Raises TrainingError if an SAE had failed earlier."""
     from ..evaluation.tables import results_table, symptoms
 
     failed = [folder for folder in folders if (folder / FAILED).is_file()]
@@ -433,7 +428,7 @@ def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
 
 
 def _has_tokens(settings: RunConfig) -> bool:
-    """Whether a report can show tokens. Other folders of activations than ours don't say which they are of."""
+    """Whether a report can show tokens. Only a language model or a cache of ours has them."""
     from ..activations.stored import open_stored
 
     if is_synthetic(settings.model):

@@ -375,10 +375,8 @@ def require_same(
         return
     if typed is not None:
         names = [name for name in names if name in typed] or names
-    values = {name: was.get(name, _defaults_of(was).get(name)) for name in names}
-    former = {name: f"{name}={shown(value)}" for name, value in values.items()}
-    given = {name: now.get(name, _defaults_of(now).get(name)) for name in names}
-    changes = [f"{former[n]}, not {given[n]!r}" for n in names]
+    former = {name: f"{name}={shown(was[name])}" for name in names}
+    changes = [f"{former[name]}, not {now[name]!r}" for name in names]
     advice = advice.replace("{names}", " and ".join(names))
     advice = advice.replace("{former}", " and ".join(former.values()))
     raise ConfigError(f"{source}: the run has {', '.join(changes)}", instead=advice)

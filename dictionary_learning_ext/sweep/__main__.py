@@ -1,7 +1,6 @@
-"""`python -m dictionary_learning_ext.sweep DEVICE SAVE_DIR NAME…`: trains some runs of the sweep in a folder.
+"""`python -m dictionary_learning_ext.sweep DEVICE SAVE_DIR NAME…` trains some runs of the sweep in a folder.
 
-`devices.train_on` starts it. It reads the settings in sweep.json and holds the locks of its run folders.
-What goes wrong is on the standard error.
+`devices.train_on` starts it. It reads the settings in sweep.json, and prints errors to the standard error.
 """
 
 import logging
@@ -15,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(device: str, save_dir: str, *names: str) -> int:
-    """Train the runs, or continue them; return the exit status, as the command line's."""
+    """Train the runs, or continue them. Returns the exit status."""
     logging.basicConfig(level=logging.WARNING, format=f"{device}: %(levelname)s: %(message)s")
     try:
         chunk_in(Path(save_dir), names, device).train()

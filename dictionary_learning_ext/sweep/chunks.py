@@ -1,4 +1,4 @@
-"""Runs of a sweep that are trained together: one language model and one loop for all of them."""
+"""Runs of a sweep that are trained together, with one language model and one loop."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -13,22 +13,25 @@ from ..training.plan import plan
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some of a sweep's runs, whose settings differ in the SAE and the hook point alone."""
+    """Runs of a sweep that differ only in the settings of the SAE and in the hook point."""
 
     configs: dict[str, TrainConfig]
     """The settings of each run, by its name."""
     save_dir: Path
     """The sweep's folder."""
     sweep: str | None
-    """The sweep's name, which groups its runs in wandb."""
+    """The sweep's name, by which wandb groups its runs."""
 
     def __str__(self) -> str:
         first, *others = self.configs
         return f"{first} and {len(others)} more" if others else first
 
     def prepare(self) -> None:
-        """Check the runs before anything is loaded or written. Raises what `plan` and `find_inputs` do, and a
-        ConfigError if another process trains them, e.g. one that a killed sweep left."""
+        """Check the runs before anything is loaded or written.
+
+        Raises what `plan` and `find_inputs` do, and ConfigError if another process trains them, e.g. one that a killed
+        sweep left.
+        """
         planned = plan(*self._given, resume=self._has_started)
         with all_locked(folder for folder in planned.folders if folder.exists()):
             pass
@@ -63,13 +66,10 @@ def chunks_of(
     at_once: int,
     without: Collection[str] = (),
 ) -> Iterator[Chunk]:
-    """Runs in chunks of at most `at_once` that can share one language model and training loop.
-
-    Runs that can't resume from one step are in chunks of their own.
+    """Divide runs into chunks of at most `at_once`. Runs that resume from different steps are in different chunks.
 
     Arguments:
-        without: runs that are left out, as they are finished or failed. The others are divided as if
-            these were there.
+        without: runs to leave out, as they are finished or failed. The others are divided as if these were there.
     """
     groups: dict[str, list[str]] = {}
     for name, config in configs.items():

@@ -1,8 +1,7 @@
 """Train the chunks of a sweep on several devices: a process for each chunk, one per device at a time.
 
-Each process is a command, see __main__.py, whose run folders say how far it came. It shares the standard error
-with this one and has a session of its own: a Ctrl-C in the terminal reaches this process alone, which ends the
-others with SIGTERM. If this one is killed, they train what they have begun.
+Each process runs __main__.py and shares this one's standard error. It has a session of its own: Ctrl-C in the terminal
+reaches only this process, which ends the others with SIGTERM. If this process is killed, they finish their chunks.
 """
 
 import logging
@@ -22,12 +21,12 @@ from .chunks import Chunk
 logger = logging.getLogger(__name__)
 
 WORKER = (sys.executable, "-m", f"{__package__}")
-"""The command of a process. Its device, the sweep's folder and the runs' names follow."""
+"""The command of a process. The device, the sweep's folder and the names of the runs follow."""
 _POLL = 0.2  # seconds
 
 
 def devices_of(text: str) -> list[str]:
-    """The devices in a text such as cuda:0,cuda:1. Raises ConfigError unless they are of one kind."""
+    """Split a text such as cuda:0,cuda:1 into devices. Raises ConfigError unless they are of one kind."""
     devices = text.split(",")
     if "" in devices or len({device.partition(":")[0] for device in devices}) > 1:
         raise ConfigError(
@@ -39,9 +38,9 @@ def devices_of(text: str) -> list[str]:
 
 
 def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
-    """Train all chunks. A device takes the next one when it has finished one.
+    """Train all chunks. Each device takes the next chunk when it is free.
 
-    Returns: what went wrong, a line for each chunk that failed or whose process was killed.
+    Returns: a line for each chunk that failed or whose process was killed.
 
     Raises: Interrupted after SIGTERM or SIGINT, once all processes have written their resume points.
     """
@@ -79,6 +78,7 @@ def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
 
 
 def _started(chunk: Chunk, device: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process that trains a chunk."""
     return subprocess.Popen(
         [*WORKER, device, str(chunk.save_dir), *chunk.configs],
         stdin=subprocess.DEVNULL,
@@ -89,7 +89,7 @@ def _started(chunk: Chunk, device: str, environment: dict[str, str]) -> subproce
 
 
 def _failure(process: subprocess.Popen[bytes], chunk: Chunk) -> str | None:
-    """What went wrong in a process, if anything did. Waits for its end."""
+    """Wait for a process to end. Returns why it failed; None if it didn't."""
     status = process.wait()
     if status == 0:
         return None

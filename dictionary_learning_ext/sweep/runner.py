@@ -1,10 +1,8 @@
 """Run a wandb sweep file on this machine, without wandb's server.
 
-Configurations that share the language model, text and training settings are trained in one process on
-the same batches, or on the same text at several hook points: a `chunks.Chunk`. As many are trained at once as
-memory allows: on this process's device, or on several with a process each. Each gets the same weights,
-bit for bit, as it would in a run of its own. sweep.json says which sweep a folder holds: rerunning an
-interrupted sweep continues it.
+Runs that share the language model, the text and the training settings are trained together: a `chunks.Chunk`. As many
+as memory allows are trained at once, in this process or in one process per device. Each run is bit-identical to the
+same run alone. sweep.json says which sweep a folder holds. Rerunning an interrupted sweep continues it.
 """
 
 import contextlib
@@ -48,23 +46,23 @@ def run_sweep(
     command: str | None = None,
     on_begin: Callable[[int], None] = lambda at_once: None,
 ) -> dict[str, Path]:
-    """Train every configuration, or those that an interrupted sweep has not finished.
+    """Train the runs of a sweep that are not finished.
 
     Arguments:
-        configs: by the names of their run folders.
-        save_dir: gets one run folder per configuration.
-        at_once: how many to train together (default: as many as memory allows, and with several
-            devices, at most each one's share).
-        devices: train in a process for each of these (default: in this process, where the runs say).
-        name: the sweep's, which groups its runs in wandb.
-        command: what to type to continue.
-        on_begin: called with the number that is trained together, before anything is trained.
+        configs: the settings of each run, by the name of its folder.
+        save_dir: the folder for the run folders.
+        at_once: the number of runs to train together (default: as many as memory allows, and with
+            several devices at most each one's share).
+        devices: train in one process for each of these (default: in this process, on the runs' device).
+        name: the sweep's name, by which wandb groups its runs.
+        command: the command that continues the sweep, for messages.
+        on_begin: called with the number of runs that are trained together, before training starts.
 
     Returns: the run folders, by name.
 
-    Raises: ConfigError if save_dir holds another sweep, or there is no such device; other UserErrors
-    for what no run can be trained with, e.g. a full disk; TrainingError, after all others have run, if
-    any failed; Interrupted after a signal. A sweep that could begin no run leaves no folder.
+    Raises: ConfigError if save_dir holds another sweep, or there is no such device; other UserErrors that would end
+    all runs, e.g. a full disk; TrainingError after the other runs have ended, if any failed; Interrupted after a
+    signal. A sweep that could start no run leaves no folder.
     """
     from ..devices import chosen_device
 
@@ -112,7 +110,7 @@ def run_sweep(
 
 
 def _train(chunks: list[Chunk], devices: Sequence[str], at_once: int) -> list[str]:
-    """Train them all. Returns what went wrong, a line for each chunk that failed."""
+    """Train the chunks. Returns a line for each one that failed."""
     if devices and chunks:
         if (idle := len(devices) - len(chunks)) > 0:
             fact = "%d of the %d devices have nothing to do (--at-once is %d)"
@@ -133,7 +131,7 @@ def _train(chunks: list[Chunk], devices: Sequence[str], at_once: int) -> list[st
 
 
 def _hits_all(error: UserError) -> bool:
-    """Whether the other runs would end alike: the disk is full, or another process writes there."""
+    """Whether an error would end the other runs too: the disk is full, or another process writes there."""
     return is_of_a_full_disk(error.__cause__) or isinstance(error.__cause__, BlockingIOError)
 
 
@@ -147,9 +145,9 @@ class Manifest:
     runs: list[str]
     """The names of the run folders."""
     settings: dict[str, dict[str, Any]]
-    """Each run's settings, by its name."""
+    """The settings of each run, by its name."""
     name: str | None
-    """The sweep's, which groups its runs in wandb."""
+    """The sweep's name, by which wandb groups its runs."""
     command: str | None
     """The command that started the sweep. None: it was started in Python."""
 
@@ -162,7 +160,7 @@ class Manifest:
 
 
 def _read(save_dir: Path) -> Manifest | None:
-    """The sweep that a folder holds, if any. Raises ConfigError if its file is damaged."""
+    """Read a folder's sweep.json; None if there is none. Raises ConfigError if it is damaged."""
     path = save_dir / SWEEP
     if not path.is_file():
         return None
@@ -178,7 +176,7 @@ def _read(save_dir: Path) -> Manifest | None:
 
 
 def _begin(wanted: Manifest, save_dir: Path) -> None:
-    """Record a sweep in `save_dir`. Another one that has written no run yet gives way.
+    """Write sweep.json. It may replace that of another sweep without run folders.
 
     Raises: ConfigError if the folder holds another sweep.
     """
@@ -192,7 +190,7 @@ def _begin(wanted: Manifest, save_dir: Path) -> None:
 
 
 def chunk_in(save_dir: Path, names: Sequence[str], device: str) -> Chunk:
-    """Runs of the sweep that was begun in a folder, to be trained on a device."""
+    """A chunk with some runs of a folder's sweep, to be trained on a device."""
     manifest = _read(save_dir)
     assert manifest is not None
     on_device = {name: manifest.settings[name] | {"device": device} for name in names}
@@ -201,11 +199,12 @@ def chunk_in(save_dir: Path, names: Sequence[str], device: str) -> Chunk:
 
 
 def _has_begun(manifest: Manifest, save_dir: Path) -> bool:
+    """Whether any run of a sweep has a folder."""
     return any((save_dir / name).exists() for name in manifest.runs)
 
 
 def _ended(names: Iterable[str], save_dir: Path) -> tuple[list[str], list[str]]:
-    """The runs that are finished, and those that failed. One whose config.json is damaged is neither."""
+    """The names of the finished runs and of the failed ones. A run with a damaged config.json is neither."""
     done, failed = [], []
     for name in names:
         folder = save_dir / name
@@ -219,7 +218,7 @@ def _ended(names: Iterable[str], save_dir: Path) -> tuple[list[str], list[str]]:
 
 
 def progress(save_dir: Path) -> str | None:
-    """What is missing in a sweep's folder, and how to continue; None if nothing is."""
+    """How many runs of a folder's sweep are finished, and how to continue; None if all are finished."""
     manifest = _read(save_dir)
     if manifest is None:
         return None

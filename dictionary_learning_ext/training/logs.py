@@ -1,4 +1,4 @@
-"""What an SAE logs during training: metrics.jsonl, and wandb if it is asked for.
+"""The logs of an SAE in training: metrics.jsonl, and wandb if asked for.
 
 Errors of wandb are logged as warnings and never stop training.
 """
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """The logs of an SAE, in its run folder and in wandb."""
+    """The log of an SAE, in its run folder and in wandb."""
 
     def __init__(self, folder: Path, config: TrainConfig, norm_factor: float):
         self.folder, self.config, self.norm_factor = folder, config, norm_factor
@@ -42,10 +42,11 @@ class RunLog:
         self._former_id: str | None = None  # the resume point's, for when wandb starts again
 
     def open_wandb(self, group: str | None, id: str | None = None) -> None:
-        """Start a run in wandb, or resume `id`, if it is asked for; see `WandbLog`.
+        """Start or resume the run in wandb, if the settings ask for wandb.
 
         Arguments:
-            group: default: the name of the folder that holds the run folder.
+            group: see `WandbLog` (default: the name of the folder that holds the run folder).
+            id: see `WandbLog`.
 
         Raises: ConfigError if wandb can't start.
         """
@@ -55,14 +56,14 @@ class RunLog:
             self._wandb = WandbLog(self.folder, self.config, settings, group, id)
 
     def clear_former(self) -> None:
-        """Delete wandb's files of a run that is overwritten, so that `wandb sync` finds this one alone."""
+        """Delete wandb's files of an overwritten run, so that `wandb sync` finds only the new one."""
         own = self._wandb and self._wandb.id
         for former in (self.folder / WANDB).glob("*run-*"):
             if not former.name.endswith(f"-{own}"):
                 remove(former)
 
     def resume(self, point: ResumePoint, group: str | None) -> None:
-        """Cut off what was logged after `point`, and resume the run in wandb."""
+        """Cut off the lines that were logged after a resume point, and resume the run in wandb."""
         with writing(self._history):
             content = self._history.read_bytes() if self._history.exists() else b""
             with self._history.open("ab") as file:  # which may have been deleted, or shortened
@@ -76,7 +77,7 @@ class RunLog:
             _replay(self._wandb, self.folder)
 
     def state(self) -> dict[str, Any]:
-        """What a resume point needs of the logs, which are on the disk once this returns."""
+        """The state of the log for a resume point. Waits until the log is on the disk."""
         with writing(self._history):
             self._history.touch()
             sync(self._history)
@@ -85,10 +86,9 @@ class RunLog:
         return {"metrics_bytes": length, "wandb_id": wandb_id}
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl, and log the same in wandb.
+        """Append a line to metrics.jsonl, and log the same metrics in wandb.
 
-        A value that isn't finite, e.g. the FVE of activations without variance, is null in the file, with the
-        reason.
+        A value that isn't finite, e.g. the FVE of activations without variance, is null in the file.
         """
         line: dict[str, Any] = {n: v if math.isfinite(v) else None for n, v in metrics.items()}
         if missing := [name for name, value in line.items() if value is None]:
@@ -100,12 +100,16 @@ class RunLog:
             self._wandb.log(metrics)
 
     def summarize(self, metrics: dict[str, Any]) -> None:
-        """Put the final evaluation into wandb's summary."""
+        """Add the final evaluation to wandb's summary."""
         if self._wandb is not None:
             self._wandb.summarize(metrics)
 
     def close(self, code: int) -> None:
-        """Close the run in wandb. 0 is success: the SAE is then uploaded if that is asked for."""
+        """Close the run in wandb. After success, upload the SAE if the settings ask for it.
+
+        Arguments:
+            code: the exit code, 0 for success.
+        """
         if self._wandb is not None:
             if self.config.run.wandb_artifacts and code == 0:
                 files = [self.folder / name for name in (WEIGHTS, CONFIG, METRICS)]
@@ -114,7 +118,7 @@ class RunLog:
 
 
 def open_all(logs: Sequence[RunLog], group: str | None) -> None:
-    """Start each in wandb, or none. Raises: see `RunLog.open_wandb`."""
+    """Start all logs in wandb, or none of them if one can't start. Raises what `RunLog.open_wandb` does."""
     try:
         for log in logs:
             log.open_wandb(group)
@@ -125,7 +129,7 @@ def open_all(logs: Sequence[RunLog], group: str | None) -> None:
 
 
 def report_finished(folder: Path, config: TrainConfig) -> None:
-    """Log the results of a finished run again, for a sweep's agent that was started again."""
+    """Log a finished run to wandb again, if a sweep's agent has started it again."""
     if "WANDB_SWEEP_ID" not in os.environ or config.run.wandb == "disabled":
         return
     log = WandbLog(folder, config, config.to_dict(), group="")
@@ -136,7 +140,7 @@ def report_finished(folder: Path, config: TrainConfig) -> None:
 
 
 def _replay(log: "WandbLog", folder: Path) -> None:
-    """Log again what metrics.jsonl has."""
+    """Log the lines of metrics.jsonl to wandb."""
     try:
         history = read_history(folder)
     except CheckpointError as error:
@@ -153,10 +157,10 @@ class WandbLog:
     """A run in wandb.
 
     Arguments:
-        folder: the run folder. It gives the run its name, and holds wandb's files.
-        settings: for wandb's config.
-        group: the name that the runs of one buffer share.
-        id: the run to resume, or None for a new one. A sweep's agent sets its own.
+        folder: the run folder, whose name the run gets. wandb's files are written there.
+        settings: wandb's config.
+        group: the name by which wandb groups the runs of one training.
+        id: the run to resume; None: a new run. A sweep's agent sets its own.
 
     Raises: ConfigError if wandb can't start.
     """
@@ -203,13 +207,13 @@ class WandbLog:
         self._try(lambda run: run.define_metric("*", step_metric="step"))
 
     def log(self, metrics: Mapping[str, float | None]) -> None:
-        """Log the finite numbers among `metrics` at its "step", unless the server has that step."""
+        """Log the finite metrics, unless wandb's server has this step already."""
         known = {name: v for name, v in metrics.items() if v is not None and math.isfinite(v)}
         if known["step"] > self._logged:
             self._try(lambda run: run.log(known))
 
     def summarize(self, metrics: dict[str, Any]) -> None:
-        """Put the numbers among `metrics` into the run's summary, as eval/<name>."""
+        """Add the metrics that are numbers to the run's summary, as eval/<name>."""
         known = {f"eval/{n}": v for n, v in metrics.items() if isinstance(v, int | float)}
         self._try(lambda run: run.summary.update(known))
 
@@ -226,15 +230,16 @@ class WandbLog:
         self._try(upload)
 
     def close(self, exit_code: int) -> None:
-        """End the run: 0 is success.
+        """End the run with an exit code.
 
-        A sweep's run that SIGTERM ended is marked as pre-empted, so that wandb hands it out again.
+        A sweep's run that SIGTERM has ended is marked as pre-empted, so that wandb gives it to an agent again.
         """
         if self._is_agents and exit_code == 128 + signal.SIGTERM:
             self._try(lambda run: run.mark_preempting())
         self._try(lambda run: run.finish(exit_code=exit_code))
 
     def _try(self, call: Any) -> None:
+        """Call a function with wandb's run. If that fails, warn and stop logging to wandb."""
         if self._run is None:
             return
         try:

@@ -1,8 +1,8 @@
-"""Training, from start to end: plan, prepare, build or restore, steps, save, evaluate.
+"""Training from start to end: plan, prepare, build or restore, take the steps, save, evaluate.
 
-`carry_out` tells it. `plan`, of plan.py, has refused what can be refused without torch. `prepare` does all else that
-may be refused, and changes no run folder. `run` takes the steps, saves and evaluates. One language model and one
-buffer for each hook point serve one or many SAEs.
+`plan`, in plan.py, checks all that can be checked without torch. `carry_out` trains what was planned: `prepare` makes
+all other checks and changes no run folder, then `run` takes the steps, saves and evaluates. The SAEs of a run share one
+language model, and those of a hook point share one buffer.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ from .sae_run import SAERun, versions
 logger = logging.getLogger(__name__)
 
 SHOWN = 3
-"""How many SAEs the progress bar shows; each one's metrics are in its metrics.jsonl."""
+"""The most SAEs that the progress bar shows. The metrics of all are in their metrics.jsonl."""
 
 
 def train(
@@ -94,28 +94,28 @@ def train(
 
         train(run, {"early": sae, "late": sae}, hooks={"late": "blocks.3.hook_mlp_out"})
 
-    In a script that torchrun starts, every process calls it. They share the language model's work, and each
-    trains, saves and evaluates some of the SAEs: see `processes`.
+    In a script that torchrun starts, every process calls it. The processes share the language model's work, and each
+    trains, saves and evaluates some of the SAEs: see processes.py.
 
-    An SAE's results do not depend on which others are trained beside it, on the number of processes, on logging,
-    or on whether the run was stopped and resumed.
+    The results of an SAE do not depend on the other SAEs of the run, on the number of processes, on logging, or on
+    interruptions.
 
     Arguments:
-        run: what they share.
-        saes: by name. A single one is written to `run.save_dir` itself, several to a folder of
-            their name in it.
-        hooks: the hook point of each, by the SAE's name (default: `run.hook`).
-        resume: continue from the newest resume points of these folders. `reading.read_run` gives
-            `run`, `saes` and `hooks`.
-        group: what wandb groups the runs by (default: the name of the folder that holds them).
-        on_start: called by the first process, with the run folders and the device, once all is checked that
-            can be before the language model is loaded.
-        rank_timeout: of several processes, the seconds that one waits for the others.
+        run: the settings that all SAEs share.
+        saes: the settings of each SAE, by its name. A single SAE is written to `run.save_dir`, several to folders
+            of their names in it.
+        hooks: the hook points, by the name of the SAE (default: `run.hook`).
+        resume: continue from the newest resume points in these folders. SAEs that stopped at different steps
+            are continued one group after the other. `reading.read_run` returns `run`, `saes` and `hooks`.
+        group: the name by which wandb groups the runs (default: that of the folder that holds them).
+        on_start: called by the first process with the run folders and the device, before the language model is
+            loaded.
+        rank_timeout: with several processes, the seconds that one waits for the others.
 
-    Returns: the run folder of each, once all are trained and evaluated.
+    Returns: the run folder of each SAE, once all are trained and evaluated.
 
-    Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What one process has
-    trained by then is saved; of several, an error leaves the last resume point.
+    Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. After an error, a single process
+    saves what it has trained; several processes leave their last resume points.
     """
     planned = plan(run, saes, hooks, resume=resume)
     return carry_out(planned, group=group, on_start=on_start, rank_timeout=rank_timeout)
@@ -127,23 +127,23 @@ def train_saes(
     run: RunConfig,
     evaluator: Callable[[Any], Mapping[str, float]] | None = None,
 ) -> dict[str, Path]:
-    """Train SAEs on batches of your own, with no language model known. Every SAE is trained on each batch.
+    """Train SAEs on batches of your own, without a language model. Every SAE is trained on every batch.
 
         train_saes(batches, {"a": SAEConfig(k=32)}, RunConfig(steps=1000, save_dir="runs/own"))
 
     Such a run can't be resumed. After an error or a signal, the weights so far are in checkpoints/.
 
     Arguments:
-        batches: raw activations, (B, D), a batch for each step. `normalize` takes its scale from the first.
-        saes: by name, see `train`.
-        run: its settings of a model, a text and an evaluation have no use.
-        evaluator: called with each trained SAE, which takes raw activations. What it returns is written to
-            metrics.json, where `vsae compare` finds it.
+        batches: raw activations, (B, D), one batch per step. The first one decides the scale of `normalize`.
+        saes: the settings of each SAE, by its name, see `train`.
+        run: its settings of the model, the text and the evaluation are ignored.
+        evaluator: called with each trained SAE, which takes raw activations. The metrics that it returns are
+            written to metrics.json, where `vsae compare` finds them.
 
-    Returns: the run folder of each.
+    Returns: the run folder of each SAE.
 
-    Raises: TextError if there are fewer batches than steps; a UserError for everything else that is wrong;
-    Interrupted after SIGTERM or SIGINT.
+    Raises: TextError if there are fewer batches than steps; UserError for other mistakes; Interrupted after SIGTERM or
+    SIGINT.
     """
     require(not launched().are_several, "batches", "an iterator", "one process to read it")
     others = iter(batches)
@@ -171,7 +171,11 @@ def carry_out(
     rank_timeout: int = RANK_TIMEOUT,
     find: Callable[..., Inputs] | None = None,
 ) -> dict[str, Path]:
-    """Train what is planned; see `train`. `find` finds what the run reads; default: `find_inputs`."""
+    """Train the SAEs of a plan; see `train`.
+
+    Arguments:
+        find: finds the run's inputs (default: `find_inputs`).
+    """
     processes = launched()
     planned = planned.on(without_auto(planned.settings.device))
     device = processes.device(planned.settings.device)
@@ -199,7 +203,7 @@ def carry_out(
 
 @contextlib.contextmanager
 def _nothing_is_written() -> Iterator[None]:
-    """An interruption inside says so."""
+    """Add to an interruption inside that nothing was written."""
     try:
         yield
     except Interrupted as stop:
@@ -216,6 +220,7 @@ def _require_shared_folders(planned: Plan, processes: Processes) -> None:
 
 
 def _log_finished_run(planned: Plan, processes: Processes) -> None:
+    """Say that a run is finished, and report it to wandb again if a sweep's agent asked."""
     logger.info("%s: already finished; nothing to do", planned.settings.save_dir)
     if processes.is_first:
         for job in planned.jobs:
@@ -227,33 +232,31 @@ def _log_finished_run(planned: Plan, processes: Processes) -> None:
 
 @dataclass
 class Training:
-    """This process's SAEs in training. What may be refused has been checked, and their folders are as they were
-    until `begin`."""
+    """A run's state in this process: its SAEs, their batches, and the step."""
 
     settings: RunConfig
-    """With this process's device."""
+    """The run's settings, with the device of this process."""
     inputs: Inputs
     batches: Batches
-    """From where the run begins or continues."""
+    """The batches, from the step at which the run begins or continues."""
     sae_runs: list[SAERun]
-    """With random weights, those of a trained SAE, or those of their resume points. Of several processes, some
-    may have none."""
+    """The SAEs of this process. One of several processes may have none."""
     folders: list[Path]
-    """Those of all processes."""
+    """The run folders of all processes."""
     folder: Path
     """What `--resume` continues, see `Plan`."""
     points: list[ResumePoint]
-    """The resume points, without the weights. Empty for a run that starts."""
+    """The resume points without their weights. Empty if the run starts."""
     hashes: dict[str, str]
-    """Hashes of what the batches depend on, see `Inputs.hashes`."""
+    """See `Inputs.hashes`."""
     group: str | None
-    """What wandb groups the runs by."""
+    """The name by which wandb groups the runs."""
     processes: Processes
     signals: Interrupts
     step: int
-    """How many updates were made, between two of them."""
+    """The number of updates made so far."""
     saved_at: float
-    """When the last resume points were written, in seconds."""
+    """The time at which the last resume points were written, in seconds."""
 
     @property
     def active(self) -> list[SAERun]:
@@ -262,7 +265,7 @@ class Training:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """What the progress bar calls each SAE, by its folder."""
+        """The label of each SAE in the progress bar, by its folder."""
         configs = {
             str(one.folder): {
                 "trainer": one.trainer.config,
@@ -273,7 +276,7 @@ class Training:
         return labels(configs)
 
     def next_batches(self) -> dict[str, t.Tensor]:
-        """This step's activations at each hook point, in training units."""
+        """The activations of this step by hook point, (B, D), in training units."""
         factors = {one.settings.hook: one.norm_factor for one in self.sae_runs}
         return {
             hook: x_BD.to(self.settings.device, t.float32).div_(factors[hook])
@@ -283,7 +286,7 @@ class Training:
 
     @property
     def is_point_due(self) -> bool:
-        """Whether --save-every asks for a resume point before this step. Processes may differ by their clocks."""
+        """Whether a resume point is due before this step. Processes may disagree, as their clocks differ."""
         every_steps, every_seconds = self.settings.save_interval()
         if every_seconds is not None:
             is_due = time.monotonic() - self.saved_at >= every_seconds
@@ -292,7 +295,7 @@ class Training:
         return is_due and self.step > 0
 
     def write_resume_points(self, saes: Sequence[SAERun]) -> None:
-        """Write a resume point of each SAE, before this step's batch is handed out."""
+        """Write the resume points of these SAEs. Must be called before the batch of this step is taken."""
         places = self.batches.state_dicts()
         for one in saes:
             one.write_resume_point(self.step, places[one.settings.hook], self.hashes)
@@ -308,12 +311,12 @@ def prepare(
     on_start: Callable[[Sequence[Path], str], None],
     find: Callable[..., Inputs],
 ) -> Training:
-    """Open what a run reads, and build or restore its SAEs.
+    """Open a run's inputs, and build or restore its SAEs.
 
-    Everything that may be refused is, from the cheapest to what takes longest, but for wandb.
+    Makes all checks except those of wandb, the cheap ones first. See `carry_out` for the arguments.
 
     Arguments:
-        device: this process's.
+        device: the device of this process.
     """
     settings = replace(planned.settings, device=device)
     chosen_device(device)
@@ -389,7 +392,7 @@ def _built(
     point: ResumePoint | None,
     part: Part,
 ) -> Trainer:
-    """A trainer with random weights, those of a trained SAE, or those of its resume point."""
+    """Build a trainer: with random weights, with those of a trained SAE, or from its resume point."""
     trainer = build_trainer(
         job.config.sae,
         energy=energy,
@@ -412,7 +415,7 @@ def _built(
 
 
 def _part(job: Job, processes: Processes, device: str) -> Part:
-    """Which of an SAE's features this process trains."""
+    """The part of an SAE's features that this process trains."""
     dict_size, split = job.config.sae.dict_size, job.config.run.split
     if split is None:
         return WHOLE
@@ -428,7 +431,7 @@ def _part(job: Job, processes: Processes, device: str) -> Part:
 
 
 def _samples(inputs: Inputs, settings: RunConfig, jobs: Sequence[Job]) -> dict[str, Sample]:
-    """What is measured on during training, by hook point. Read before the first step, with its errors."""
+    """The held-out activations to measure on during training, by hook point. They are read before the first step."""
     if settings.eval_every is None:
         return {}
     tokens = min(SAMPLE_TOKENS, settings.eval_tokens)
@@ -436,7 +439,7 @@ def _samples(inputs: Inputs, settings: RunConfig, jobs: Sequence[Job]) -> dict[s
 
 
 def _check(processes: Processes, signals: Interrupts) -> None:
-    """Raise Interrupted, on all ranks, if any has received a signal. They meet here."""
+    """Raise Interrupted on all ranks if any has received a signal. A collective: every rank must call it."""
     if number := processes.largest(signals.received or 0)[0]:
         raise Interrupted(Signals(number))
 
@@ -473,7 +476,7 @@ def run(training: Training) -> None:
 
 
 def _begin(training: Training) -> None:
-    """Write the run folders, or delete in them what is later than the resume points."""
+    """Start the run folders, or delete from them what was written after the resume points."""
     if training.points:
         for one, point in zip(training.sae_runs, training.points, strict=True):
             one.resume(point, training.group)
@@ -483,9 +486,10 @@ def _begin(training: Training) -> None:
 
 
 def _take_all_steps(training: Training) -> None:
-    """Every step of every SAE, with a progress bar. Raises what stopped them, with the step and how to continue.
+    """Take all steps, with a progress bar.
 
-    On an error of the only process, what was trained is saved.
+    An interruption is raised with the step and the command that continues. After an error, a single process saves what
+    it has trained.
     """
     settings, processes = training.settings, training.processes
     # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
@@ -518,6 +522,7 @@ def _take_all_steps(training: Training) -> None:
 
 
 def _take_steps(training: Training, bar: tqdm | ProgressLines) -> None:
+    """Take the steps that are left, and write checkpoints, logs and resume points when they are due."""
     settings, checkpoints = training.settings, training.settings.checkpoint_steps()
     batches: dict[str, t.Tensor] = {}
     for step in range(training.step, settings.steps):
@@ -550,7 +555,7 @@ def _take_steps(training: Training, bar: tqdm | ProgressLines) -> None:
 def _check_and_log(
     training: Training, batches: Mapping[str, t.Tensor], bar: tqdm | ProgressLines
 ) -> None:
-    """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
+    """Log the metrics of every SAE, and show those of the first few in the progress bar."""
     shown = {}
     for one in training.active:
         metrics = one.check_and_log(training.step, batches[one.settings.hook])
@@ -568,7 +573,7 @@ def _check_and_log(
 
 
 def _save_what_is_left(training: Training) -> None:
-    """Save every SAE after an error: its weights, and a resume point unless it would lack a batch."""
+    """Save the weights of every SAE after an error, and a resume point unless some SAEs have seen this step's batch."""
     step = training.step
     is_between_steps = training.batches.tokens_seen() == {step * training.settings.batch_size}
     is_resumable = is_between_steps and training.inputs.can_resume
@@ -583,7 +588,7 @@ def _save_what_is_left(training: Training) -> None:
 
 
 def _require_none_failed(training: Training) -> None:
-    """Raise a TrainingError, on all ranks, if an SAE of any has failed. They meet here."""
+    """Raise a TrainingError on all ranks if any SAE has failed. A collective: every rank must call it."""
     own = {one.folder: (one.failure, one.can_resume) for one in training.sae_runs}
     for others in training.processes.gather(own):
         own |= others
@@ -599,7 +604,7 @@ def _require_none_failed(training: Training) -> None:
 
 
 def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> None:
-    """Measure SAEs whose training is over, and write their metrics.json."""
+    """Evaluate trained SAEs on held-out text, and write their metrics.json."""
     try:
         signals.check()
         for hook in inputs.hooks:
@@ -616,10 +621,11 @@ def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> Non
         raise stop.when(f"in the evaluation; {saved}; continue with `vsae eval {where}`") from stop
 
 
-# --- what is said, and torch's settings
+# --- warnings, and torch's settings
 
 
 def _warn_of_slow_bf16(settings: RunConfig) -> None:
+    """Warn if this CPU lacks instructions for bfloat16."""
     is_slow = settings.device == "cpu" and t.backends.cpu.get_cpu_capability() == "AVX2"
     if is_slow and settings.dtype == "bfloat16":
         logger.warning(
@@ -630,10 +636,7 @@ def _warn_of_slow_bf16(settings: RunConfig) -> None:
 
 @contextlib.contextmanager
 def _tf32(wanted: bool) -> Iterator[None]:
-    """Inside, CUDA may multiply float32 matrices in TF32, if `wanted`. Otherwise as torch is set.
-
-    The final evaluation is outside, so that TF32 doesn't change what is measured.
-    """
+    """Let CUDA multiply float32 matrices in TF32 inside, if `wanted`. The final evaluation is in float32."""
     if not wanted:
         yield
         return
@@ -651,7 +654,7 @@ def _tf32(wanted: bool) -> Iterator[None]:
 
 
 def _warn_of_sinks(inputs: Inputs, settings: RunConfig, hooks: Iterable[str]) -> None:
-    """Say which tokens of the text's start are attention sinks at these hook points, unless outliers are left out."""
+    """Warn of attention sinks among the first tokens of the text, unless they are left out."""
     if inputs.language_model is None or settings.max_norm_multiple is not None:
         return
     for hook in hooks:

@@ -1,4 +1,4 @@
-"""What a run will train, and all that can be checked of it before a language model is loaded.
+"""The plan of a run: its SAEs and their folders, checked as far as possible without torch or a language model.
 
 Imports nothing heavy until a cache, a model or a device is asked for.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..activations.text import names_a_file, text_of
 from ..config.architectures import TRAINED
-from ..config.checks import require, require_type
+from ..config.checks import require
 from ..config.run import MIDDLE, RunConfig, TrainConfig, most_parts
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
@@ -22,26 +22,26 @@ from .processes import launched, require_one_task
 
 @dataclass(frozen=True)
 class Job:
-    """One SAE of a run."""
+    """An SAE to train: its settings and its run folder."""
 
     name: str
-    """Among the SAEs of the run."""
+    """The SAE's name in the run."""
     config: TrainConfig
-    """Its settings, resolved, and those of the run, with its own hook point."""
+    """The settings of the SAE, resolved, and of the run, with the SAE's own hook point."""
     folder: Path
-    """Its run folder."""
+    """The run folder."""
 
     @property
     def hook(self) -> str:
         return self.config.run.hook
 
     def with_width(self, activation_dim: int) -> "Job":
-        """With the sigma that follows from D, if it does."""
+        """The same job, with the sigma that follows from D if noise_to_signal is set."""
         sae = self.config.sae.with_sigma(activation_dim, self.config.run.normalize)
         return replace(self, config=replace(self.config, sae=sae))
 
     def on(self, device: str) -> "Job":
-        """The same on another device."""
+        """The same job on another device."""
         run = replace(self.config.run, device=device)
         return replace(self, config=replace(self.config, run=run))
 
@@ -57,18 +57,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be trained, checked as far as that needs no torch."""
+    """The SAEs of a run, as `plan` has checked them."""
 
     settings: RunConfig
-    """What the SAEs share."""
+    """The settings that the SAEs share."""
     jobs: list[Job]
     resume: bool
     """Whether they continue from their resume points."""
     folder: Path
-    """What `--resume` continues: the only run folder, or the one that holds all of them."""
+    """The folder that `--resume` takes: the only run folder, or the folder of all run folders."""
 
     def on(self, device: str) -> "Plan":
-        """The same on another device."""
+        """The same plan on another device."""
         settings = replace(self.settings, device=device)
         return replace(self, settings=settings, jobs=[job.on(device) for job in self.jobs])
 
@@ -78,12 +78,12 @@ class Plan:
 
     @property
     def hooks(self) -> list[str]:
-        """The hook points, each once."""
+        """The names of the hook points, without repeats."""
         return list(dict.fromkeys(job.hook for job in self.jobs))
 
     def groups(self) -> list["Plan"]:
-        """What is trained together, one after the other: SAEs that start, or that continue from the same step.
-        Finished SAEs and those that failed are left out."""
+        """Plans to carry out one after the other: each has the SAEs that resume from the same step, those that are
+        furthest first. Finished and failed SAEs are left out."""
         if not self.resume:
             return [self]
         left = [job for job in self.jobs if not (job.is_finished or job.has_failed)]
@@ -91,8 +91,8 @@ class Plan:
         return [replace(self, jobs=[j for j in left if j.folder in group]) for group in together]
 
     def dealt(self, count: int) -> list[list[Job]]:
-        """The jobs of each of `count` processes: the largest SAE first, each to the one that has least to do. The
-        processes that hold the parts of a split SAE have the same jobs."""
+        """The jobs of each of `count` processes. Each SAE goes to the process with the least work, large SAEs first.
+        The processes that hold parts of one SAE get the same jobs."""
         parts = self.settings.split or 1
         found: list[list[Job]] = [[] for _ in range(count // parts)]
         for job in sorted(self.jobs, key=lambda job: -job.config.sae.dict_size):
@@ -108,14 +108,13 @@ def plan(
     *,
     resume: bool = False,
 ) -> Plan:
-    """A job for each SAE; see `loop.train` for the arguments.
+    """Check the settings of a run and make a job of each SAE. See `loop.train` for the arguments.
 
-    Raises: ConfigError for settings that don't go together, several SAEs in one run of a wandb sweep, a folder
-    that is taken or missing, a run to resume whose SAEs have all failed, or a command that srun started several times;
-    TextError or ActivationsError if there is no such file.
+    Raises: ConfigError for settings that contradict each other, several SAEs in one run of a wandb sweep, a folder that
+    is taken or missing, a run to resume whose SAEs have all failed, or a command that srun started several times;
+    TextError or ActivationsError for a missing file.
     """
     require_one_task()
-    require_type("hooks", hooks, Mapping | None)
     hooks = hooks or {}
     _require_together(run, saes, hooks)
     run = with_hook_names(run)
@@ -141,12 +140,8 @@ def plan(
 def _require_together(
     run: RunConfig, saes: Mapping[str, SAEConfig], hooks: Mapping[str, str]
 ) -> None:
-    """Raise a ConfigError unless these SAEs can be trained in one run, by these processes."""
-    require_type("run", run, RunConfig)
-    expected = "a dict of SAEConfigs by name, e.g. {'a': SAEConfig(k=32)}"
-    require(isinstance(saes, Mapping) and len(saes) > 0, "saes", saes, expected)
-    for name, sae in saes.items():
-        require_type(f"saes[{name!r}]", sae, SAEConfig)
+    """Raise a ConfigError unless these SAEs can be trained together by the present processes."""
+    require(len(saes) > 0, "saes", saes, "at least one, e.g. {'a': SAEConfig(k=32)}")
     if len(saes) > 1:
         for name in saes:
             require_folder_name(name, "SAE name")
@@ -188,7 +183,7 @@ def _require_split(run: RunConfig, split: int, saes: Mapping[str, SAEConfig], co
 
 
 def _job(name: str, sae: SAEConfig, run: RunConfig, *, is_alone: bool) -> Job:
-    """An SAE's job, all of its settings filled in."""
+    """The job of an SAE, with all defaults filled in."""
     sae = sae.resolve(run.steps)
     sae.require_units(run.normalize)
     config = TrainConfig(sae, with_hook_names(run))
@@ -197,7 +192,7 @@ def _job(name: str, sae: SAEConfig, run: RunConfig, *, is_alone: bool) -> Job:
 
 
 def _require_activations(run: RunConfig, jobs: Sequence[Job]) -> None:
-    """Raise an error unless the synthetic model or the stored activations are there, and fit the settings."""
+    """Raise an error unless the synthetic model or the stored activations exist and fit the settings."""
     if is_synthetic(run.model):
         require_synthetic_run(run)
     elif run.activations is not None:
@@ -207,7 +202,7 @@ def _require_activations(run: RunConfig, jobs: Sequence[Job]) -> None:
 
 
 def _require_start(job: Job) -> None:
-    """Raise a ConfigError unless the weights to start from are there, and the folder is free."""
+    """Raise a ConfigError unless the folder of init_from exists and the run folder is free."""
     weights, run = job.config.sae.init_from, job.config.run
     if weights is not None and not Path(weights).is_dir():
         raise ConfigError(
@@ -220,17 +215,17 @@ def _require_start(job: Job) -> None:
 
 
 _MIDDLE_OF_EMBEDDED = "blocks.2.hook_resid_post"
-"""Written down, so that torch is not imported before a wrong setting is refused."""
+"""The embedded model's middle hook point. A constant, so that a wrong setting is refused before torch is imported."""
 
 
 def with_hook_names(settings: RunConfig) -> RunConfig:
-    """A run with the name of its hook point where it says `middle`.
+    """The same settings with `middle` replaced by the name of a hook point.
 
-    The language model's config.json tells it. Stored activations have a hook point of their own, and a
-    synthetic model has none.
+    The name follows from the language model's config.json, or is that of the stored activations. A synthetic model has
+    no hook point.
 
-    Raises: LanguageModelError or ActivationsError if there is no such model or folder, or the folder has
-        several hook points.
+    Raises: LanguageModelError or ActivationsError if there is no such model or folder, or the folder has several hook
+    points.
     """
     if MIDDLE not in settings.hooks or is_synthetic(settings.model):
         return settings
@@ -251,11 +246,11 @@ def with_hook_names(settings: RunConfig) -> RunConfig:
 
 
 def require_memory(jobs: Iterable[Job], widths: Mapping[str, int], device: str) -> None:
-    """Refuse SAEs that are larger than all memory of the device, which must be there.
+    """Raise a ConfigError if SAEs don't fit into the memory of a device.
 
     Arguments:
-        jobs: all that are trained on the device.
-        widths: D of each hook point.
+        jobs: all jobs on the device.
+        widths: D by hook point.
     """
     on_cpu = device.startswith("cpu")
     needed = sum(
@@ -271,9 +266,10 @@ def require_memory(jobs: Iterable[Job], widths: Mapping[str, int], device: str) 
 
 
 def fitting_at_once(configs: Sequence[TrainConfig], devices: Sequence[str]) -> int:
-    """How many of these SAEs, with their Adam state, fit into half of the devices' free memory.
+    """The number of SAEs that can be trained at once in half of the free memory, at least 1.
 
-    At least one. A device that is named several times is shared.
+    Arguments:
+        devices: a device that is named several times is shared.
     """
     each = max(sae_bytes(config.sae, row_width(config.run)) for config in configs)
     free = min(_memory(device)[1] / devices.count(device) for device in devices)
@@ -281,13 +277,13 @@ def fitting_at_once(configs: Sequence[TrainConfig], devices: Sequence[str]) -> i
 
 
 def sae_bytes(sae: SAEConfig, activation_dim: int) -> int:
-    """What an SAE in training takes at least: weights, gradients and Adam's averages, float32."""
+    """The bytes of an SAE's weights, gradients and Adam averages in float32."""
     copies = 4  # weights, gradients, and two averages, of encoder and decoder
     return 4 * copies * 2 * sae.dict_size * activation_dim
 
 
 def _memory(device: str) -> tuple[int, int]:
-    """The bytes of the machine, or of its GPU: all, and those that are free."""
+    """The bytes of memory of the machine or of its GPU: total and free."""
     import psutil
     import torch as t
 
@@ -299,7 +295,7 @@ def _memory(device: str) -> tuple[int, int]:
 
 
 def row_width(settings: RunConfig) -> int:
-    """D, the largest if there are several hook points, found without loading a language model.
+    """D, the largest one of several hook points. Loads no language model.
 
     Raises: LanguageModelError or ActivationsError if there is no such model or folder.
     """

@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node 2 -m dictionary_learning_ext train …
 
-Failures are torchrun's to handle: a rank that fails says why and exits, and torchrun ends the others. The
-first SIGTERM or SIGINT ends a run where nothing is lost, the second ends it at once. With several
-processes, a signal to one stops all before the next step, or the next passes of the language model. Later
-signals are ignored, as torchrun sends them itself. It kills after 30 seconds.
+torchrun handles failures: a rank that fails says why and exits, and torchrun ends the others. The first SIGTERM or
+SIGINT ends a run at the next safe place, the second ends it at once. With several processes, a signal to one stops all
+before the next step or the next passes of the language model. Later signals are ignored, as torchrun sends signals
+itself. It kills after 30 seconds.
 
 Imports torch only if there are several processes.
 """
@@ -29,19 +29,19 @@ from ..errors import ConfigError, Interrupted, TrainingError, in_shell
 from ..run_folder.files import CONFIG
 
 RANK_TIMEOUT = 1800
-"""Seconds that a rank waits for the others, e.g. while they measure."""
+"""The seconds that a rank waits for the others, e.g. while they evaluate."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, as one of them sees them. One process alone waits for nobody.
+    """This process's rank, and the number of processes of the run. By default a single process.
 
     Arguments:
-        rank: of this process, from 0. Rank 0 shows progress.
-        count: how many there are, on all machines.
-        local_rank: of this process on its machine.
-        local_count: how many there are on this machine.
+        rank: the rank of this process, from 0. Rank 0 shows progress.
+        count: the world size: the number of processes on all machines.
+        local_rank: the rank of this process on its machine.
+        local_count: the number of processes on this machine.
     """
 
     rank: int = 0
@@ -59,13 +59,13 @@ class Processes:
 
     @property
     def on_this_machine(self) -> range:
-        """The ranks of all processes of this machine."""
+        """The ranks of the processes on this machine."""
         first = self.rank - self.local_rank
         return range(first, first + self.local_count)
 
     @property
     def command(self) -> str:
-        """What starts as many processes again; `train` and its flags follow."""
+        """The beginning of a command that starts the same number of processes; `train` and its flags follow."""
         if not self.are_several:
             return "vsae"
         machines = self.count // self.local_count
@@ -73,39 +73,32 @@ class Processes:
         return f"torchrun {nodes}--nproc-per-node {self.local_count} -m dictionary_learning_ext"
 
     def is_first_of(self, parts: int | None) -> bool:
-        """Whether it holds the first part of its SAEs, which so many neighbouring ranks hold. None: they are whole."""
+        """Whether this process holds the first part of its SAEs, each split into `parts` (None: not split)."""
         return self.rank % (parts or 1) == 0
 
     def device(self, device: str) -> str:
-        """The device of this process. Raises ConfigError if there is none for it."""
+        """This process's own device. Raises ConfigError if there is none."""
         kind, _, number = device.partition(":")
         if not self.are_several or kind != "cuda":
             return device
-        if number and self.local_count > 1:
-            raise ConfigError(
-                f"{self.local_count} processes can't share one device",
-                name="device",
-                value=device,
-                instead="use device='cuda', and each takes one of its own",
-            )
         import torch
 
         devices = torch.cuda.device_count()
         mine = int(number) if number else self.local_rank
-        if mine >= devices:
-            fewer = f"--nproc-per-node {devices}" if devices else "device='cpu'"
+        if mine >= devices or (number and self.local_count > 1):
+            able = f"device='cuda' with --nproc-per-node {devices}" if devices else "device='cpu'"
             raise ConfigError(
                 f"torchrun started {self.local_count} processes on a machine that has {devices} CUDA "
                 "devices, and each needs one of its own",
                 name="device",
                 value=device,
-                instead=f"use {fewer}",
+                instead=f"use {able}",
             )
         torch.cuda.set_device(mine)
         return f"cuda:{mine}"
 
     def largest(self, *numbers: int) -> list[int]:
-        """The largest of each number over the ranks. A collective: every rank must call it."""
+        """All-reduce by maximum: the largest of each number over the ranks. Every rank must call it."""
         if not self.are_several:
             return list(numbers)
         import torch
@@ -116,15 +109,15 @@ class Processes:
         return each.tolist()
 
     def are_all(self, flag: bool) -> bool:
-        """Whether `flag` is true on all ranks. A collective: every rank must call it."""
+        """Whether a flag is true on all ranks. Every rank must call it."""
         return not self.largest(not flag)[0]
 
     def meet(self) -> None:
-        """Wait until every rank is here."""
+        """A barrier: wait until every rank has called it."""
         self.largest(0)
 
     def gather(self, what: Any) -> list[Any]:
-        """All-gather: what each rank gives, which must be picklable, by rank."""
+        """All-gather: a list of the picklable objects that the ranks give, by rank."""
         if not self.are_several:
             return [what]
         import torch.distributed as dist
@@ -134,11 +127,11 @@ class Processes:
         return gathered
 
     def require_alike(self, read: Mapping[str, str], instead: str) -> None:
-        """Raise a TrainingError, on all ranks, unless all read the same.
+        """Raise a TrainingError on all ranks unless they read the same data. Every rank must call it.
 
         Arguments:
-            read: what identifies each thing that this rank reads, e.g. {"text": its SHA-256}.
-            instead: what to do where they differ.
+            read: identifies the data of this rank by name, e.g. {"text": its SHA-256}.
+            instead: what to do if they differ.
         """
         first, *others = self.gather(dict(read))
         for rank, other in enumerate(others, 1):
@@ -153,7 +146,7 @@ ONE_PROCESS = Processes()
 
 
 def launched() -> Processes:
-    """The processes that torchrun started; one if it didn't."""
+    """The processes that torchrun has started, or a single process."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ONE_PROCESS
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -161,14 +154,14 @@ def launched() -> Processes:
 
 
 def resuming_command(folders: Iterable[Path]) -> str:
-    """The command that continues a run, which writes these folders, in as many processes."""
+    """The command that continues the run of these folders in the same number of processes."""
     return f"{launched().command} train --resume {in_shell(os.path.commonpath(folders))}"
 
 
 def require_one_task() -> None:
-    """Raise a ConfigError if SLURM's srun started this command several times.
+    """Raise a ConfigError if SLURM's srun has started this command in several tasks.
 
-    wandb's agents are meant to be: each trains another run.
+    wandb's agents may be started so, as each trains another run.
     """
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
@@ -187,13 +180,13 @@ def require_one_task() -> None:
 
 
 def join(timeout: int = RANK_TIMEOUT, parts: int | None = None) -> Processes:
-    """Make the processes that torchrun started one group, at the first call. All ranks meet here.
+    """Initialise torch.distributed if torchrun has started this process, and wait for the other ranks.
 
-    Ranks other than 0 log warnings and errors only: those of their SAEs. Of a split SAE, the first part logs.
+    Ranks other than 0 log only warnings and errors. Of the ranks of a split SAE, only the first logs them.
 
     Arguments:
-        timeout: seconds that a rank waits for the others, here and later.
-        parts: into how many an SAE is split.
+        timeout: the seconds that a rank waits for the others, here and later.
+        parts: the number of parts of each SAE; None: SAEs are not split.
     """
     processes = launched()
     if not processes.are_several:
@@ -215,10 +208,10 @@ def join(timeout: int = RANK_TIMEOUT, parts: int | None = None) -> Processes:
 
 @contextmanager
 def saying_if_a_rank_is_lost(again: Callable[[], str]) -> Iterator[None]:
-    """Turn torch.distributed's error inside into a TrainingError: another rank ended, or didn't answer.
+    """Turn torch.distributed's error about a lost rank into a TrainingError.
 
     Arguments:
-        again: says what to do then.
+        again: called then; returns what the user can do.
     """
     try:
         yield
@@ -235,7 +228,7 @@ def saying_if_a_rank_is_lost(again: Callable[[], str]) -> Iterator[None]:
 
 
 def continue_or_start_again(folders: Iterable[Path]) -> str:
-    """What to do once a run, which writes these folders, has lost a rank."""
+    """What the user can do after the run of these folders has lost a rank."""
     folders = list(folders)
     if not all((folder / CONFIG).is_file() for folder in folders):
         return "start it again"
@@ -243,7 +236,7 @@ def continue_or_start_again(folders: Iterable[Path]) -> str:
 
 
 def _is_of_the_group(error: RuntimeError) -> bool:
-    """Whether torch.distributed raised it. Gloo has no class of errors of its own."""
+    """Whether torch.distributed has raised an error. Gloo has no exception class of its own."""
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or any(
@@ -252,7 +245,7 @@ def _is_of_the_group(error: RuntimeError) -> bool:
 
 
 def is_first_to_say(line: str) -> bool:
-    """Whether no other rank of the run has said the same. One line is enough where all fail alike."""
+    """Whether this rank is the first to print a line. If all ranks fail alike, one of them prints it."""
     if not launched().are_several:
         return True
     import torch.distributed as dist
@@ -269,7 +262,7 @@ def is_first_to_say(line: str) -> bool:
 
 
 class Interrupts:
-    """Remembers a signal until the run asks for it at a safe place.
+    """Remembers a signal until the run can end safely.
 
     Arguments:
         are_several: whether this is one of several processes.
@@ -280,13 +273,13 @@ class Interrupts:
         self._are_several, self._is_deferred = are_several, False
 
     def check(self) -> None:
-        """Raise Interrupted if a signal was received."""
+        """Raise Interrupted if a signal has arrived."""
         if self.received is not None:
             raise Interrupted(self.received)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal takes effect at `check`. Outside, it interrupts at once."""
+        """Delay signals inside until `check` is called. Outside, a signal interrupts at once."""
         self._is_deferred = True
         try:
             yield
@@ -294,7 +287,7 @@ class Interrupts:
             self._is_deferred = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """What the operating system calls."""
+        """The signal handler."""
         if self._are_several and self.received is not None:
             return
         self.received = signal.Signals(number)
@@ -307,7 +300,7 @@ class Interrupts:
 
 @contextmanager
 def interrupts(are_several: bool = False) -> Iterator[Interrupts]:
-    """Catch the signals inside. Python allows this in the main thread only; in others, none arrives."""
+    """Catch signals inside. In another thread than the main one, Python allows no handlers, and none arrives."""
     caught = Interrupts(are_several)
     if threading.current_thread() is not threading.main_thread():
         yield caught

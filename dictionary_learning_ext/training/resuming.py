@@ -1,4 +1,4 @@
-"""What a run starts from: its newest resume points, or a trained SAE's weights (`--init-from`)."""
+"""Where a run starts: at its newest resume points, or at a trained SAE's weights (`--init-from`)."""
 
 import logging
 import os
@@ -30,27 +30,27 @@ from .processes import Processes
 logger = logging.getLogger(__name__)
 
 _OPTIONAL = "log_var_encoder."
-"""The weights that a trained SAE may lack: those of a learned log-variance then start as usual."""
+"""The prefix of weights that a trained SAE may lack: a learned log-variance then starts as usual."""
 
 
 class Points(NamedTuple):
-    """What a run resumes from: the newest resume points."""
+    """The resume points from which a run continues."""
 
     step: int
     of_jobs: list[ResumePoint]
-    """By this process's jobs."""
+    """One for each job of this process."""
 
 
 def checked_points(
     folders: Sequence[Path], jobs: Sequence[Job], processes: Processes
 ) -> Points | None:
-    """The newest resume point of each job, checked against its settings; None if there are none yet.
+    """Load the newest resume points that all SAEs have; None if there are none yet. A collective.
 
     Arguments:
-        folders: of all jobs of the run.
-        jobs: this process's.
+        folders: the run folders of all processes.
+        jobs: the jobs of this process, whose points are loaded.
 
-    Raises: CheckpointError if there are points and none can be used; ConfigError for other settings.
+    Raises: CheckpointError if there are points and none can be used; ConfigError if the settings have changed.
     """
     own = [job.folder for job in jobs]
     step, points, problems = newest_points(folders, own, processes.are_all)
@@ -75,7 +75,7 @@ def checked_points(
 
 
 def has_moved(point: ResumePoint, device: str) -> bool:
-    """Whether a point was written on another kind of device than this one."""
+    """Whether a point was written on another kind of device, e.g. a GPU."""
     was = str(point.settings["device"])
     return was.partition(":")[0] != device.partition(":")[0]
 
@@ -86,11 +86,11 @@ def require_same_inputs(
     hashes: dict[str, str],
     versions: dict[str, Any],
 ) -> None:
-    """Raise a LanguageModelError if the language model has changed since a point was written. Warns of other versions
-    of the packages.
+    """Raise a LanguageModelError if the language model has changed since a point was written. Warn if the versions of
+    packages have.
 
     Arguments:
-        hashes, versions: those of now, as a `ResumePoint` has them.
+        hashes, versions: the present ones, in the form of a `ResumePoint`.
     """
     for job, point in zip(jobs, points, strict=True):
         folder = job.folder
@@ -113,9 +113,9 @@ def require_same_inputs(
 def continue_batches(
     batches: Batches, jobs: Sequence[Job], points: Sequence[ResumePoint], processes: Processes
 ) -> dict[str, float]:
-    """Put the batches where the resume points have them. Returns the points' norm factors.
+    """Continue the batches at the resume points. Returns the norm factors of this process's hook points.
 
-    A process may read hook points that only other processes have SAEs of.
+    A collective, as a process may read hook points at which only other processes train SAEs.
     """
     by_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
     states = {hook: point.batches for hook, point in by_hook.items()}
@@ -126,9 +126,9 @@ def continue_batches(
 
 
 def restore(trainer: Trainer, point: ResumePoint, folder: Path, device: str) -> None:
-    """Put a trainer where a point of a run folder has it.
+    """Load the state of a resume point into a trainer.
 
-    Where the point was written on another kind of device, whose generators have another state, they are seeded anew.
+    If the point was written on another kind of device, whose generators have another state, they get new seeds.
     """
     holder, state = trainer.state_holder(), point.trainer
     if has_moved(point, device):
@@ -148,12 +148,12 @@ def restore(trainer: Trainer, point: ResumePoint, folder: Path, device: str) -> 
 
 
 def trained_sae(sae: SAEConfig) -> Dictionary | None:
-    """The SAE that init_from names, in float32, for raw activations; None without init_from.
+    """Load the SAE that init_from names, in float32, for raw activations. Returns None without init_from.
 
-    The folder is one that `vsae train`, upstream's `trainSAE`, SAELens or sparsify wrote.
+    The folder is one of `vsae train`, upstream's `trainSAE`, SAELens or sparsify.
 
-    Raises: CheckpointError if the folder is damaged or missing; ConfigError if its class, dict_size or
-    k is another than `sae` has.
+    Raises: CheckpointError if the folder is damaged or missing; ConfigError if the SAE's class, dict_size or k differ
+    from those in `sae`.
     """
     if sae.init_from is None:
         return None
@@ -170,32 +170,23 @@ def trained_sae(sae: SAEConfig) -> Dictionary | None:
 
 
 def _require_fit(sae: SAEConfig, source: Any) -> None:
-    """Raise a ConfigError unless an SAE can have the weights of `source`."""
+    """Raise a ConfigError unless `source` has the class, dict_size and k of the settings."""
     given, k = type(source).__name__, sae.kept_per_token
     if given not in _fitting_classes(sae.architecture):
         own = TRAINED[sae.architecture].dict_class
         problem = f"its class is {given}, not {own} (architecture {sae.architecture})"
-        fitting = [name for name in TRAINED if given in _fitting_classes(name)]
-        other = f"architecture={fitting[0]!r}" if fitting else None
     elif source.dict_size != sae.dict_size:
         problem = f"its dict_size is {source.dict_size}, not {sae.dict_size}"
-        other = f"dict_size={source.dict_size}"
     elif k is not None and int(source.k) != k:
         problem = f"its k is {int(source.k)}, not {k}"
-        has_k = "k" in sae.options
-        other = f"k={int(source.k)}" if has_k else "architecture='vsae_top_k'"
     else:
         return
-    raise ConfigError(
-        problem,
-        name="init_from",
-        value=sae.init_from,
-        instead=f"give {other}" if other else "no architecture starts from this class",
-    )
+    instead = "use the architecture, dict_size and k of that SAE"
+    raise ConfigError(problem, name="init_from", value=sae.init_from, instead=instead)
 
 
 def _fitting_classes(architecture: str) -> set[str]:
-    """The classes whose weights are those of an architecture: its own, and upstream's TopK for vSAEs."""
+    """The classes from whose weights an architecture can start: its own, and upstream's TopK for a vSAE."""
     row = TRAINED[architecture]
     as_upstream = (row.exported_as or row.dictionary).partition(":")[2]
     exported_as_it = {
@@ -208,14 +199,14 @@ def _fitting_classes(architecture: str) -> set[str]:
 def start_from(
     trainer: Trainer, source: Dictionary, norm_factor: float, sae: SAEConfig, hook: HookPoint
 ) -> None:
-    """Give a trainer that has taken no step the weights of `source`, which takes raw activations.
+    """Copy the weights of `source`, which takes raw activations, into a trainer that has taken no step.
 
-    Its settings (posterior, sigma, …) and its optimiser stay its own.
+    The trainer's settings (posterior, sigma, …) and optimiser stay as they are.
 
     Arguments:
-        norm_factor: what raw activations are divided by in the new run.
+        norm_factor: the number that raw activations are divided by in the new run.
 
-    Raises: ConfigError if the activations are not as wide as those of `source`.
+    Raises: ConfigError if the activations have another width.
     """
     if source.activation_dim != hook.activation_dim:
         raise ConfigError(

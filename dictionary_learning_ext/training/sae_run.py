@@ -1,4 +1,4 @@
-"""One SAE in training: its trainer, its folder, and whether its numbers are still finite."""
+"""An SAE in training: its trainer, its run folder, and whether it has failed."""
 
 import importlib.metadata
 import logging
@@ -40,20 +40,19 @@ from .plan import Job
 logger = logging.getLogger(__name__)
 
 LOGGED_ROWS = 256
-"""How many rows of a batch its log is computed on: the first ones, or all if there are fewer."""
+"""The number of rows of a batch on which metrics are computed: the first ones."""
 
 
 class SAERun:
-    """An SAE in training: its trainer and where its results go. Of a split SAE every part calls the same methods, and
-    the first writes.
+    """An SAE in training. The processes of a split SAE all call the same methods, and the first one writes.
 
     Arguments:
-        norm_factor: what raw activations are divided by.
-        sample: what it is measured on during training; None: it isn't.
+        norm_factor: the number that raw activations are divided by.
+        sample: the held-out activations to measure on during training; None: no measurements.
 
     Attributes:
-        failure: what went wrong, or None; an SAE that failed is not trained further.
-        can_resume: whether it failed by an error of its trainer, e.g. a lack of memory, and not by its numbers.
+        failure: why training has ended early; None if it has not.
+        can_resume: whether the failure was an error of the trainer, e.g. MemoryError, so that the SAE can be resumed.
     """
 
     def __init__(
@@ -68,10 +67,12 @@ class SAERun:
         self.log = RunLog(self.folder, self.config, norm_factor)
 
     def start(self, buffer: dict[str, Any]) -> None:
-        """Write config.json and delete a former run's other files.
+        """Delete the files of a former run and write config.json.
 
-        Results go first and config.json is replaced last, so that no settings ever stand beside
-        the results of others. `buffer` is the settings of what the batches come from, fit for JSON.
+        config.json is replaced last, so that results never lie beside the settings of another run.
+
+        Arguments:
+            buffer: the settings of the batches, fit for JSON.
         """
         if not self.part.is_first:
             return
@@ -94,7 +95,7 @@ class SAERun:
         write_json(self.folder / CONFIG, config)
 
     def resume(self, point: resume_points.ResumePoint, group: str | None) -> None:
-        """Delete what was written after a point, and resume the run in wandb."""
+        """Delete what was written after a resume point, and resume the run in wandb."""
         if not self.part.is_first:
             return
         with writing(self.folder):
@@ -104,7 +105,7 @@ class SAERun:
         self.log.resume(point, group)
 
     def _note_moved(self) -> None:
-        """Write into config.json what the run computes on now, and where the model and the activations are."""
+        """Update the device, the number of parts and the places of moved folders in config.json."""
         config = read_json(self.folder / CONFIG)
         settings, now = config["run"]["settings"], self.config.to_json()
         names = ("device", "split", *may_move(self.settings, self.settings))
@@ -114,16 +115,15 @@ class SAERun:
             write_json(self.folder / CONFIG, config)
 
     def update(self, step: int, x_BD: t.Tensor) -> None:
-        """One training step on activations in training units."""
+        """Take one training step on activations in training units, (B, D)."""
         with self._failing_alone(step):
             self.trainer.update(step, x_BD)
 
     def check_and_log(self, step: int, x_BD: t.Tensor) -> dict[str, float] | None:
-        """Log a batch's metrics and return them; None if the numbers are not finite.
+        """Log the metrics of a batch and return them; None if the SAE has failed. Changes nothing in the trainer.
 
-        They are measured on LOGGED_ROWS of its rows, which are in random order.
-        Where the run is measured, those of the held-out sample are in the same line, as heldout/<key>.
-        Changes nothing in the trainer.
+        They are computed on the first LOGGED_ROWS rows. If a measurement is due, those on held-out activations are
+        added as heldout/<key>.
         """
         metrics = None
         with self._failing_alone(step):
@@ -145,8 +145,8 @@ class SAERun:
 
     @contextmanager
     def _failing_alone(self, step: int) -> Iterator[None]:
-        """An error of the trainer inside is this SAE's failure, not the run's; of a split one it is the run's, as other
-        parts may not have it."""
+        """Turn an error of the trainer inside into a failure of this SAE alone. With a split SAE the error is raised,
+        as other processes may not have it."""
         try:
             yield
         except CheckpointError:
@@ -160,13 +160,17 @@ class SAERun:
             self._fail(step, step, f"{type(error).__name__}: {error}")
 
     def check(self, step: int) -> None:
-        """Fail if a loss, gradient or weight has not been finite since the run began."""
+        """End the SAE's training if a loss, gradient or weight has not been finite since the run began."""
         if self.failure is None and (failure := self.trainer.check(step)):
             self._fail(failure.step, step, failure.what)
 
     def _fail(self, at: int, now: int, what: str) -> None:
-        """End the SAE's training, which failed at or before step `at`, and save its last finite weights as those of
-        step `now`. failed.json is written where it can't be resumed."""
+        """End the SAE's training and save its last finite weights. Write failed.json if it can't be resumed.
+
+        Arguments:
+            at: the step at or before which it failed.
+            now: the present step, which names the checkpoint.
+        """
         self.failure = f"{self.name}: failed at or before step {at}: {what}"
         path = checkpoint(self.folder, now)
         try:
@@ -179,7 +183,7 @@ class SAERun:
         logger.error("%s", self.failure)
 
     def save_checkpoint(self, step: int) -> None:
-        """Write checkpoints/ae_<step>.pt, for raw activations, if the weights are finite."""
+        """Write checkpoints/ae_<step>.pt, which takes raw activations, unless the SAE has failed."""
         self.check(step)
         if self.failure is None:
             self._require_folder()
@@ -188,7 +192,7 @@ class SAERun:
     def write_resume_point(
         self, step: int, batches: dict[str, Any], hashes: dict[str, str]
     ) -> None:
-        """Write a resume point, unless the numbers are no longer finite or it is there already.
+        """Write a resume point, unless it exists already or the SAE has failed.
 
         Arguments:
             batches, hashes: see `ResumePoint`.
@@ -220,7 +224,7 @@ class SAERun:
         resume_points.save_point(self.folder, point)
 
     def save_final(self) -> None:
-        """Write ae.pt, for raw activations."""
+        """Write ae.pt, which takes raw activations."""
         self._require_folder()
         self._save_weights(self.folder / WEIGHTS)
 
@@ -228,7 +232,7 @@ class SAERun:
         save_weights(path, self.trainer.ae, self.norm_factor, self.part)
 
     def trained(self) -> Any:
-        """The dictionary that was trained, for raw activations. Of a split one, it is read from ae.pt."""
+        """The trained dictionary, for raw activations. A split one is read from ae.pt."""
         if self.part.is_split:
             return load_dictionary(self.folder, self.settings.device)[0]
         return for_raw_activations(self.trainer.ae, self.norm_factor)
@@ -244,26 +248,25 @@ class SAERun:
             self.log.close(1 if self.failure is not None else code)
 
     def _require_folder(self) -> None:
-        """Raise a CheckpointError if the folder is no longer the one that was begun."""
+        """Raise a CheckpointError if the run folder was moved or deleted."""
         if not (self.folder / CONFIG).is_file():
             raise CheckpointError(
-                f"{self.folder}: was moved or deleted during training, and its {CONFIG} with it; what was written before "
-                "is where it is now, and `vsae train --resume` continues from its last resume point there"
+                f"{self.folder}: was moved or deleted during training; `vsae train --resume` continues it where it is now"
             )
 
     def _remove_left_behind(self) -> None:
-        """Delete what a process was writing when it was killed."""
+        """Delete the unfinished files of killed processes."""
         for folder in (self.folder, self.folder / CHECKPOINTS, self.folder / RESUME):
             remove_left_behind(folder)
 
 
 def versions() -> dict[str, Any]:
-    """What decides the last digits of a result: the versions of packages, and the number of threads."""
+    """The versions of packages and the number of threads, which decide the last digits of a result."""
     return package_versions() | {"threads": t.get_num_threads()}
 
 
 def package_versions() -> dict[str, str]:
-    """The versions of the packages that compute."""
+    """The versions of the packages that decide results."""
     packages = (
         "dictionary-learning-ext",
         "dictionary-learning",

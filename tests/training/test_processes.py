@@ -415,7 +415,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     assert Processes(1, 2, 0, 1).device("cuda:1") == "cuda:1", "one process on each machine"
     assert used == [0, 1, 1, 1]
     assert Processes(0, 2, 0, 2).device("cpu") == "cpu"
-    with pytest.raises(ConfigError, match="use device='cuda',"):
+    with pytest.raises(ConfigError, match="use device='cuda'"):
         Processes(0, 2, 0, 2).device("cuda:0")
     with pytest.raises(ConfigError, match=r"2 CUDA devices, .*-per-node 2$"):
         Processes(2, 3, 2, 3).device("cuda")

@@ -396,15 +396,10 @@ def test_stopped_before_its_first_step_it_still_leaves_b_dec_alone(
 @pytest.mark.parametrize(
     ("source", "given", "message"),
     [
-        ({}, {"dict_size": 64}, "dict_size is 32, not 64; give dict_size=32"),
-        ({}, {"k": 8}, "k is 4, not 8; give k=4"),
-        ({}, {"architecture": "vsae"}, "k is 4, not 32; give architecture='vsae_top_k'"),
-        (
-            {},
-            {"architecture": "relu"},
-            "VariationalTopKAutoEncoder, not AutoEncoder (architecture relu); give architecture='vsae_top_k'",
-        ),
-        ({"architecture": "relu"}, {}, "AutoEncoder, not VariationalTopKAutoEncoder"),
+        ({}, {"dict_size": 64}, "dict_size is 32, not 64"),
+        ({}, {"k": 8}, "k is 4, not 8"),
+        ({}, {"architecture": "vsae"}, "k is 4, not 32"),
+        ({}, {"architecture": "relu"}, "VariationalTopKAutoEncoder, not AutoEncoder"),
     ],
 )
 def test_what_may_not_differ_is_named_with_both_values(
