@@ -171,9 +171,8 @@ class ReproduceFlags:
     """Held-out tokens to compare the features' activations on. Default: as in the runs' own evaluations. 0: compare
     decoder directions alone, which needs no language model."""
     csv: str | None = None
-    """A file to write with a row for each feature of each SAE: the cosine with its match in the others, in how many of
-    them it comes back as a direction, the correlation with its match in what they do, the number of its match in each,
-    and its return score. Of one folder: instead of return_scores.csv."""
+    """A CSV file to write, with a row for each feature of each SAE: its matches in the other SAEs, whether it comes back, and
+    its return score. With one folder, it is written instead of return_scores.csv."""
     all: bool = False
     """Print every measure."""
     json: bool = False

@@ -17,7 +17,7 @@ from ..activations.language_models import CausalLM, load_tokenizer, unwrapped
 from ..activations.rows import ContextBatch
 from ..codes.codes import Codes, encode_each, keep_codes, kept_codes, size_of, text_key
 from ..config.checks import require
-from ..config.run import DeviceMap, RunConfig, Split
+from ..config.run import RunConfig, Split
 from ..config.synthetic_models import is_synthetic
 from ..errors import ActivationsError, CheckpointError, ConfigError
 from ..run_folder.comparing import (
@@ -50,17 +50,9 @@ def evaluate_folders(
     out: str | Path | None = None,
     tokens: int | None = None,
     step: int | None = None,
-    model: str | None = None,
-    hook: str | None = None,
-    data: str | None = None,
-    text_column: str | None = None,
-    activations: str | None = None,
-    device: str = RunConfig.device,
-    max_norm_multiple: float | None = None,
-    remove_bos: bool | None = None,
-    device_map: DeviceMap | None = None,
     keep: bool = True,
     on_written: Callable[[Path], None] = lambda path: None,
+    **where: Any,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate SAEs on the same held-out text, and write each one's metrics.json.
 
@@ -73,31 +65,21 @@ def evaluate_folders(
             there.
         tokens: held-out tokens. Default: as many as the runs' own evaluations (the largest).
         step: of the checkpoint to evaluate. Default: the final weights.
-        model, hook, data, text_column: default: as in the run's config.json. Folders of upstream's `trainSAE` need them,
-            unless their submodule_name is a hook point's name.
-        activations: a folder of stored activations to measure on. Default: as in the run's config.json. "none": run the
-            language model.
-        max_norm_multiple, remove_bos: which tokens to leave out. Default: as in training.
-        device, device_map: see `RunConfig`.
         keep: keep the SAEs' codes beside them, and use those that are there.
         on_written: called with each file after it is written.
+        where: any of
+            - model, hook, data, text_column: default: as in the run's config.json. Folders of upstream's `trainSAE` need
+              them, unless their submodule_name is a hook point's name;
+            - activations: a folder of stored activations to measure on, or "none" to run the language model. Default: as in
+              the run's config.json;
+            - max_norm_multiple, remove_bos: which tokens to leave out. Default: as in training;
+            - device, device_map: see `RunConfig`.
 
     Raises: CheckpointError, before anything is measured, if a folder is damaged or belongs to another model or hook point,
     or if results can't be written.
     """
     require(tokens is None or tokens > 0, "tokens", tokens, "above 0")
     require_folders(folders)
-    where = {
-        "model": model,
-        "hook": hook,
-        "data": data,
-        "text_column": text_column,
-        "activations": activations,
-        "device": device,
-        "max_norm_multiple": max_norm_multiple,
-        "remove_bos": remove_bos,
-        "device_map": device_map,
-    }
     results_of = {str(folder): results_folder(folder, out) for folder in folders}
     for folder in results_of.values():
         require_writable(folder / METRICS, "out")
@@ -156,8 +138,7 @@ def open_folders(
 
     Arguments:
         saes: the folders' SAEs, if they are loaded already.
-        where: model, hook, data, text_column, activations, device, device_map, max_norm_multiple and
-            remove_bos.
+        where: see `evaluate_folders`.
     """
     require_folders(folders)
     runs = runs_of(folders, step, **where)

@@ -1,4 +1,4 @@
-"""Tables of SAEs: what commands print, what SAEs are called, and text in columns."""
+"""Tables of SAEs as commands print them, and names of SAEs."""
 
 import re
 from dataclasses import replace
@@ -16,7 +16,6 @@ from dictionary_learning_ext.evaluation.tables import (
     results_table,
     symptoms,
     table,
-    text_table,
     usual_columns,
 )
 
@@ -228,31 +227,3 @@ AUTOMATIC = [f"s/vsae_k8_F64_seed0_{i:06x}" for i in range(4)]
 def test_automatic_names_give_way_to_the_settings_that_differ(changes, names):
     changes = [{n: v for n, v in change.items() if v is not None} for change in changes]
     assert called(AUTOMATIC[: len(changes)], *changes) == names
-
-
-# --- text in columns
-
-HEADER = ["", "FVE", "a wide label"]
-ROWS = [["runs/a", "0.9000", "-"], ["b", "-12.3", "1"]]
-
-
-def test_columns_are_aligned_and_a_wide_table_gets_heads_of_several_lines_and_then_blocks():
-    assert text_table(HEADER, ROWS, width=28).splitlines() == [
-        "           FVE  a wide label",
-        "----------------------------",
-        "runs/a  0.9000             -",
-        "b        -12.3             1",
-    ]
-    assert text_table(HEADER, ROWS, width=20).splitlines() == [
-        "           FVE",
-        "--------------",
-        "runs/a  0.9000",
-        "b        -12.3",
-        "",
-        "            a",
-        "         wide",
-        "        label",
-        "-------------",
-        "runs/a      -",
-        "b           1",
-    ]

@@ -346,15 +346,14 @@ def test_a_token_is_needed(runs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("where", "error", "message"),
     [
-        (unreachable(), "(Name or service"),
-        (refusal(401), "(401)"),
-        (refusal(500), "(500 of"),
+        ("create_repo", unreachable(), "(Name or service"),
+        ("create_repo", refusal(401), "(401)"),
+        ("upload_folder", refusal(500), "(500 of"),
     ],
     ids=["unreachable", "401", "500"],
 )
-@pytest.mark.parametrize("where", ["create_repo", "upload_folder"])
 def test_what_the_hub_or_the_network_refuse(where, error, message, runs, hub, monkeypatch, capsys):
     hub(Hub())
 

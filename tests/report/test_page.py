@@ -211,10 +211,8 @@ def test_mistakes_are_one_line(runs, lm_dir_of, tmp_path, capsys):
     for flags, message in (
         ([str(tmp_path / "none")], "no such folder"),
         ([ours, "--against", str(other)], "evaluate folders with different settings separately"),
-        ([ours, "--against", ours], "given twice"),
         ([ours, "--model", "embedded"], "of embedded is 128 wide"),
         ([ours, "--tokens", "0"], "vsae: tokens=0: expected at least 1"),
-        ([ours, "--pages", "-1"], "vsae: pages=-1: expected at least 1"),
         ([ours, "--data", "./none.txt"], "data: ./none.txt: no such file"),
         ([str(damaged), *QUICK], "metrics.jsonl: not valid JSON"),
         ([ours, *QUICK, "--out", str(tmp_path / "file" / "x.html")], "can't be written"),
