@@ -245,7 +245,9 @@ def encode_each(
     for x_ND in in_batches(noted()):  # as a run's own evaluation, so that the numbers are the same
         for encoder in encoders:
             encoder.add(x_ND)
-    reading = Reading(_joined(ids, -1), _joined(wanted, False), _joined(sinks, False))
+    reading = Reading(
+        _concatenated(ids, -1), _concatenated(wanted, False), _concatenated(sinks, False)
+    )
     if not len(reading.place_N):
         raise TextError(
             "the text has no token to measure on: expected at least one; give a longer text"
@@ -263,7 +265,7 @@ def encode_each(
         )
 
 
-def _joined(parts: list[np.ndarray], fill: Any) -> np.ndarray:
+def _concatenated(parts: list[np.ndarray], fill: Any) -> np.ndarray:
     """Concatenate batches of contexts, padded to the widest."""
     width = max((part.shape[1] for part in parts), default=0)
     padded = [
@@ -356,11 +358,11 @@ def keep_codes(folder: Path, codes: Codes) -> Path:
         try:
             save_file(content, temporary, {"codes": json.dumps(about)})
         except SafetensorError as error:
-            raise _as_the_disk_said_it(error) from error
+            raise _as_os_error(error) from error
     return path
 
 
-def _as_the_disk_said_it(error: SafetensorError) -> Exception:
+def _as_os_error(error: SafetensorError) -> Exception:
     """The OSError behind safetensors' message, e.g. "I/O error: No space left on device (os error 28)"."""
     number = re.search(r"\(os error (\d+)\)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
@@ -391,12 +393,12 @@ def kept_codes(
         return _read(path, dictionary, text, with_all, sae or hash_of(dictionary))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         logger.warning("%s can't be read, and is not used: %s", path, first_line(error))
-    except _OfAnother as other:
+    except _OtherCodes as other:
         logger.info("%s is not used: %s", path, other)
     return None
 
 
-class _OfAnother(Exception):
+class _OtherCodes(Exception):
     """The codes are of another SAE or text than asked for."""
 
 
@@ -406,15 +408,15 @@ def _read(
     with safe_open(path, framework="numpy") as file:
         about = json.loads((file.metadata() or {})["codes"])
         if about["format"] != _FORMAT:
-            raise _OfAnother("another version of this package wrote it")
+            raise _OtherCodes("another version of this package wrote it")
         if about["sae"] != sae:
-            raise _OfAnother("it is of other weights")
+            raise _OtherCodes("it is of other weights")
         if text is not None and about["text"] != text:
             there = about["text"]
             differ = [name for name in text if there.get(name) != text[name]]
-            raise _OfAnother(f"it is of a different text ({', '.join(differ)})")
+            raise _OtherCodes(f"it is of a different text ({', '.join(differ)})")
         if with_all and not about["has_all"]:
-            raise _OfAnother("it lacks what only an evaluation measures")
+            raise _OtherCodes("it lacks what only an evaluation measures")
         part = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     size, width = dictionary.dict_size, dictionary.activation_dim
     n, starts_N = len(part["selected_N"]), np.zeros(len(part["selected_N"]) + 1, dtype=np.int64)

@@ -78,7 +78,7 @@ def contexts_at(
 ) -> list[KeptContext]:
     """The contexts around some tokens at which a feature fires."""
     around = windows(codes, rows_T, before, after)
-    activations_TW = _activations(codes, feature, around.place_TW) * around.is_inside_TW
+    activations_TW = _activations_at(codes, feature, around.place_TW) * around.is_inside_TW
     places_T, ctx_len = codes.reading.place_N[rows_T], codes.reading.ids_CL.shape[1]
     found = []
     parts = zip(around.ids_TW.tolist(), activations_TW.tolist(), places_T.tolist(), strict=True)
@@ -112,7 +112,7 @@ def windows(codes: EncodedText, rows_T: np.ndarray, before: int, after: int) -> 
     return Windows(place_TW, is_inside_TW, np.where(is_inside_TW, ids_CL.reshape(-1)[place_TW], -1))
 
 
-def _activations(codes: EncodedText, feature: int, place: np.ndarray) -> np.ndarray:
+def _activations_at(codes: EncodedText, feature: int, place: np.ndarray) -> np.ndarray:
     """A feature's activations at some of the C x L tokens, by their indices; 0 where it is not selected."""
     start, end = codes.by_feature.indptr[feature : feature + 2]
     own = codes.reading.place_N[codes.by_feature.indices[start:end]]
@@ -143,7 +143,7 @@ def strongest_rows(codes: EncodedText, n: int, features: slice = slice(None)) ->
     is_peak_M = size_M == np.repeat(size_R, np.diff(starts_R, append=len(row_M)))
     places_M = np.where(is_peak_M, np.arange(len(row_M)), len(row_M))
     peak_R = np.minimum.reduceat(places_M, starts_R)
-    return _first(row_M[peak_R], -size_R, feature_M[starts_R], last - first, n)
+    return _smallest_keys(row_M[peak_R], -size_R, feature_M[starts_R], last - first, n)
 
 
 def drawn_rows(codes: EncodedText, n: int, generator: t.Generator) -> np.ndarray:
@@ -160,14 +160,14 @@ def drawn_rows(codes: EncodedText, n: int, generator: t.Generator) -> np.ndarray
     )
     order_M = numbers_NF.tocsc().data
     place_M = np.arange(code_NF.nnz)
-    chosen_FT = _first(place_M, -key_M[order_M], codes.column_M, codes.n_features, n)
+    chosen_FT = _smallest_keys(place_M, -key_M[order_M], codes.column_M, codes.n_features, n)
     size_FT = np.where(chosen_FT >= 0, np.abs(by_feature.data[chosen_FT]), -np.inf)
     order_FT = np.argsort(-size_FT, axis=1, kind="stable")
     chosen_FT = np.take_along_axis(chosen_FT, order_FT, axis=1)
     return np.where(chosen_FT >= 0, by_feature.indices[chosen_FT], -1)
 
 
-def _first(
+def _smallest_keys(
     what_M: np.ndarray, key_M: np.ndarray, feature_M: np.ndarray, n_features: int, n: int
 ) -> np.ndarray:
     """The n entries of each feature with the smallest keys, (F, n); -1 where there are fewer. Of equal ones, the earlier is
@@ -195,7 +195,7 @@ class DrawnContexts(NamedTuple):
 
     def fires(self, feature: int) -> np.ndarray:
         """(P,), whether a feature is selected at any of the W tokens."""
-        found_PW = _activations(self.codes, feature, self.around.place_TW)
+        found_PW = _activations_at(self.codes, feature, self.around.place_TW)
         return ((found_PW != 0) & self.around.is_inside_TW).any(1)
 
 

@@ -239,7 +239,7 @@ class SparseDecoder:
         n, n_features = len(block.x_nD), self._dictionary.dict_size
         is_sparse = len(block.value_M) <= _SPARSE_DENSITY * n * n_features
         if is_sparse and block.value_M.dtype in (t.float32, t.float64):
-            starts_n = _starts(block.token_M, n)
+            starts_n = _offsets(block.token_M, n)
             with t.enable_grad():  # the products with the error are the gradient at the values
                 value_M = block.value_M.detach().requires_grad_()
                 sum_nD = functional.embedding_bag(
@@ -264,7 +264,7 @@ class SparseDecoder:
         return x_hat_nD, t.cat(parts)
 
 
-def _starts(token_M: t.Tensor, n: int) -> t.Tensor:
+def _offsets(token_M: t.Tensor, n: int) -> t.Tensor:
     """The index of the first selection of each of n tokens."""
     counts_n = token_M.bincount(minlength=n)
     return counts_n.cumsum(0) - counts_n
@@ -335,7 +335,7 @@ class Encoder:
     def _add_upstreams(self, x_ND: t.Tensor, x_hat_ND: t.Tensor) -> None:
         """Add upstream's metrics of a batch. Its variances are undefined for a single token."""
         if len(x_ND) > 1 or not self.totals.counted.get(_UPSTREAMS[0]):
-            done = _Done(1, (x_hat_ND, x_ND.new_zeros(len(x_ND), 1)))
+            done = _KnownOutputs(1, (x_hat_ND, x_ND.new_zeros(len(x_ND), 1)))
             theirs = upstream_evaluate(done, iter([x_ND]), device=str(x_ND.device))
             for name in _UPSTREAMS:
                 self.totals.add_mean(name, theirs[name], len(x_ND))
@@ -348,7 +348,7 @@ class Encoder:
             totals.add_mean("std", posterior.std.mean(), n)
             if posterior.noise_variance is not None:
                 totals.add_mean("noise_variance", posterior.noise_variance.mean(), n)
-            x_hat_nD = self._sampled(block)
+            x_hat_nD = self._sampled_reconstruction(block)
             residual = squared_residual(block.x_nD, x_hat_nD)
             totals.residual_sampled = (totals.residual_sampled or 0.0) + residual
         if block.selection is None:
@@ -369,7 +369,7 @@ class Encoder:
             common_n = in_both_nF.gather(1, code.indices).sum(1)
             totals.add_mean(name, (common_n / (2 * k - common_n)).mean(), n)
 
-    def _sampled(self, block: Block) -> t.Tensor:
+    def _sampled_reconstruction(self, block: Block) -> t.Tensor:
         """The reconstruction from a sample of the posterior."""
         sae = self.dictionary
         if not isinstance(sae, PosteriorEncoder):
@@ -389,7 +389,7 @@ class Encoder:
         return self._parts[0]
 
 
-class _Done(NamedTuple):
+class _KnownOutputs(NamedTuple):
     """Takes the SAE's place in upstream's `evaluate` and returns known outputs, so that it isn't run again."""
 
     dict_size: int

@@ -74,11 +74,11 @@ class SinkFinder:
         """The sinks found; None if there are none."""
         if not self._sinks:
             return None
-        words = _where(self._sinks, self._at_position, self._tokenizer)
+        words = _in_words(self._sinks, self._at_position, self._tokenizer)
         return Sinks(len(self._sinks), words, self._norm_ratio)
 
 
-def _where(far: list[tuple[int, int]], at_position: Counter[int], tokenizer: Any) -> str:
+def _in_words(far: list[tuple[int, int]], at_position: Counter[int], tokenizer: Any) -> str:
     """The positions and tokens of most sinks, the most frequent first, in words.
 
     Arguments:

@@ -222,20 +222,20 @@ class DocumentLosses:
             self._predicted += int(mask_BL[:, 1:].sum())
             self._positions += int(mask_BL.sum())
             self._left_alone += int(mask_BL.sum()) - int(judged.wanted_BL.sum())
-        self._original, self._zero = self._mean(original), self._with(t.zeros_like)
+        self._original, self._zero = self._mean(original), self._replaced_loss(t.zeros_like)
 
     def of(self, dictionary: Dictionary) -> LanguageModelLosses:
         """The losses with an SAE's reconstructions. The SAE takes raw activations."""
         sae: Any = dictionary
-        reconstructed = self._with(lambda x_BLD: sae(as_input(sae, x_BLD)))
+        reconstructed = self._replaced_loss(lambda x_BLD: sae(as_input(sae, x_BLD)))
         counts = self._predicted, self._positions, self._left_alone
         return LanguageModelLosses(self._original, reconstructed, self._zero, *counts)
 
-    def _with(self, replacement: Replacement) -> float:
+    def _replaced_loss(self, replacement: Replacement) -> float:
         """The mean loss with replaced activations."""
         summed = 0.0
         for input_ids_BL, mask_BL, wanted_BL in self._batches:
-            change = _only_at(wanted_BL, replacement)
+            change = _replacing_only(wanted_BL, replacement)
             summed += _summed_loss(self._reader, input_ids_BL, mask_BL, change)
         return self._mean(summed)
 
@@ -253,7 +253,7 @@ def _document_batches(documents: ContextBatches, tokens: float) -> ContextBatche
             return
 
 
-def _only_at(wanted_BL: t.Tensor, replacement: Replacement) -> Change:
+def _replacing_only(wanted_BL: t.Tensor, replacement: Replacement) -> Change:
     """A change that replaces activations at some positions and keeps the others."""
 
     def change(x_BLD: t.Tensor) -> t.Tensor:

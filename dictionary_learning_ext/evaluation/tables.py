@@ -235,9 +235,9 @@ def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     Arguments:
         settings: each one's training settings, by its folder or name.
     """
-    endings, called = endings_of(settings), _by_settings(settings)
+    endings, called = endings_of(settings), _names_from_settings(settings)
     found = {
-        folder: called[folder] if _is_unreadable(Path(ending).name) else ending
+        folder: called[folder] if _is_poor_name(Path(ending).name) else ending
         for folder, ending in endings.items()
     }
     times = Counter(found.values())
@@ -267,12 +267,12 @@ def endings_of(folders: Iterable[str]) -> dict[str, str]:
     return {folder: folder for folder in parts}
 
 
-def _is_unreadable(name: str) -> bool:
+def _is_poor_name(name: str) -> bool:
     """Whether a folder's name says too little or too much."""
     return is_automatic(name) or len(name) > LONGEST
 
 
-def _by_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def _names_from_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Names made of settings that differ, the seeds last: those that tell SAEs apart, and others if they fit."""
     first = {name: place for place, name in enumerate(NAMED_FIRST)}
     names = sorted(
@@ -281,11 +281,11 @@ def _by_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     )
     chosen: list[str] = []
     for name in names:
-        if len(_named(settings, [*chosen, name])) > len(_named(settings, chosen)):
+        if len(_labels_from(settings, [*chosen, name])) > len(_labels_from(settings, chosen)):
             chosen.append(name)
     for name in names:
         longer = [each for each in names if each in (*chosen, name)]
-        if max(map(len, _named(settings, longer))) > _LONGEST_LABEL:
+        if max(map(len, _labels_from(settings, longer))) > _LONGEST_LABEL:
             break
         chosen = longer
     return {folder: _label(each, chosen) for folder, each in settings.items()}
@@ -303,7 +303,7 @@ def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [name for name in names if not (follows and name == "data_seed")]
 
 
-def _named(settings: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> set[str]:
+def _labels_from(settings: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> set[str]:
     """The different labels that these settings give."""
     return {_label(each, names) for each in settings.values()}
 

@@ -121,10 +121,10 @@ def explain(
         settings = models | {"tokens": options.tokens} | measured.settings
         chosen = _chosen(measured, options)
         fresh = Explanations(hash_of(measured.dictionary), settings, measured.order_by, {})
-        known = _known(path, fresh, overwrite)
+        known = _existing(path, fresh, overwrite)
         if not options.only:
             known = replace(known, places=max(known.places, chosen[-1].place + 1))
-        asked = [each for each in chosen if not _of(known, each).is_complete]
+        asked = [each for each in chosen if not _explanation_for(known, each).is_complete]
         on_plan(_plan(known, asked, measured.order_by))
         failed: dict[int, str] = {}
         in_a_row = 0
@@ -146,7 +146,7 @@ def explain(
                 )
 
         if not dry_run:
-            todo = [(each, _of(known, each)) for each in asked]
+            todo = [(each, _explanation_for(known, each)) for each in asked]
             try:
                 asyncio.run(_ask(endpoint, explainer, scorer, todo, options.at_once, note))
             finally:
@@ -218,7 +218,7 @@ def _chosen(measured: _Measured, options: ExplainOptions) -> list[Question]:
     return found
 
 
-def _known(path: Path, fresh: Explanations, overwrite: bool) -> Explanations:
+def _existing(path: Path, fresh: Explanations, overwrite: bool) -> Explanations:
     """The explanations in explanations.json; `fresh` if there are none.
 
     Raises: ConfigError if they are of another SAE, explainer, scorer or text.
@@ -238,7 +238,7 @@ def _known(path: Path, fresh: Explanations, overwrite: bool) -> Explanations:
     return there
 
 
-def _of(known: Explanations, about: Question) -> Explanation:
+def _explanation_for(known: Explanations, about: Question) -> Explanation:
     """The explanation of a feature. It is empty if it answered other questions."""
     found = known.get(about.feature)
     return about.unanswered() if found is None or found.asked != about.asked else found
@@ -247,7 +247,7 @@ def _of(known: Explanations, about: Question) -> Explanation:
 def _plan(known: Explanations, asked: list[Question], order_by: str) -> Plan:
     requests = characters = 0
     for each in asked:
-        found = _of(known, each)
+        found = _explanation_for(known, each)
         parts = [part for part, _ in _missing_parts(each, found)]
         explaining = [] if found.text is not None else [each.messages]
         sent = explaining + [detection("", part) for part in parts]

@@ -166,7 +166,7 @@ def push(
         require_choice("format", form, PushFormat)
     with tempfile.TemporaryDirectory(prefix="push.") as name:
         staged = Path(name)
-        with _needing_space():
+        with _naming_a_full_disk():
             folders = _run_folders(Path(folder))
             card, left_out = _stage(folders, repo, staged, formats, export_options)
         unfinished = [one.name for one in run_folders_in(folder) if not (one / WEIGHTS).exists()]
@@ -180,7 +180,7 @@ def push(
                 f"push to {repo}: no token for the hub; log in with `hf auth login`, or set HF_TOKEN to a token with "
                 "write access"
             )
-        with _reaching_the_hub(repo):
+        with _as_hub_errors(repo):
             huggingface_hub.create_repo(repo, private=not public, exist_ok=True)
             is_private = bool(huggingface_hub.repo_info(repo).private)
             if not (public or is_private):
@@ -196,7 +196,7 @@ def push(
 
 
 @contextmanager
-def _needing_space() -> Iterator[None]:
+def _naming_a_full_disk() -> Iterator[None]:
     """Turn the error of a full disk into a HubError that names the temporary folder, which the user didn't choose."""
     try:
         yield
@@ -210,7 +210,7 @@ def _needing_space() -> Iterator[None]:
 
 
 @contextmanager
-def _reaching_the_hub(repo: str) -> Iterator[None]:
+def _as_hub_errors(repo: str) -> Iterator[None]:
     """Turn errors of the hub or the network into a HubError, without the request's details."""
     try:
         yield

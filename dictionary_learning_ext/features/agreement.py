@@ -202,16 +202,18 @@ def measures_of_pair(
     return {
         "in_function": share_in_function(a, b, *alike),
         "in_function_energy": float(
-            np.mean([_part(a.energy_F, alike_F), _part(b.energy_F, alike_G)])
+            np.mean([_weight_share(a.energy_F, alike_F), _weight_share(b.energy_F, alike_G)])
         ),
         "correlation": float(correlations_P.mean()),
         "correlation_by_direction": float((signs_P * by_direction_P).mean()),
         **{
-            f"direction_{least:g}_not_near_dead": _share(used_F, used_G, least, pair)
+            f"direction_{least:g}_not_near_dead": _weight_share_returning(
+                used_F, used_G, least, pair
+            )
             for least in RETURNING
         },
-        "direction_selections": _share(a.count_F, b.count_F, RETURNING[0], pair),
-        "direction_energy": _share(a.energy_F, b.energy_F, RETURNING[0], pair),
+        "direction_selections": _weight_share_returning(a.count_F, b.count_F, RETURNING[0], pair),
+        "direction_energy": _weight_share_returning(a.energy_F, b.energy_F, RETURNING[0], pair),
         "jaccard": _jaccard(a.code_NF, b.code_NF, pair.matched_F),
     }
 
@@ -257,14 +259,16 @@ def _centred(code_NF: Any, sign: float = 1.0) -> Any:
     return hstack([scaled_FN, csr_matrix(sign * means_F * scales_F).T], format="csr")
 
 
-def _share(a_F: np.ndarray, b_G: np.ndarray, least: float, pair: PairOfSAEs) -> float:
+def _weight_share_returning(
+    a_F: np.ndarray, b_G: np.ndarray, least: float, pair: PairOfSAEs
+) -> float:
     """The share of the weights that belongs to features that come back as a direction, the mean over the two SAEs; 0 of no
     weight."""
     both = (a_F, pair.match_F), (b_G, pair.match_G)
-    return float(np.mean([_part(each, match >= least) for each, match in both]))
+    return float(np.mean([_weight_share(each, match >= least) for each, match in both]))
 
 
-def _part(weights_F: np.ndarray, is_in_F: np.ndarray) -> float:
+def _weight_share(weights_F: np.ndarray, is_in_F: np.ndarray) -> float:
     """The share of the weights that belongs to some features; 0 of no weight."""
     total = weights_F.sum()
     return weights_F[is_in_F].sum() / total if total else 0.0

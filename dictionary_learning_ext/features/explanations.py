@@ -76,7 +76,7 @@ class Explanation:
     def shares(self) -> dict[str, float | None]:
         """For each of KINDS, the share of the contexts in which the scorer said that the feature fires; None without an
         answer."""
-        counts = {kind: _counts(self.said.get(kind, "")) for kind in KINDS}
+        counts = {kind: _yes_and_all(self.said.get(kind, "")) for kind in KINDS}
         return {kind: yes / n if n else None for kind, (yes, n) in counts.items()}
 
     @property
@@ -87,8 +87,8 @@ class Explanation:
 
         None without answers about both.
         """
-        found, n_firing = _counts(self.said.get(STRONG, "") + self.said.get(WEAK, ""))
-        wrong, n_silent = _counts(self.said.get(SILENT, ""))
+        found, n_firing = _yes_and_all(self.said.get(STRONG, "") + self.said.get(WEAK, ""))
+        wrong, n_silent = _yes_and_all(self.said.get(SILENT, ""))
         if self.text is None or not (n_firing and n_silent):
             return None
         a, b = _wilson(found, n_firing), _wilson(n_silent - wrong, n_silent)
@@ -102,7 +102,7 @@ class Explanation:
         """The score in words; empty if there is none."""
         if self.score is None:
             return ""
-        counts = [_counts(self.said.get(kind, "")) for kind in KINDS]
+        counts = [_yes_and_all(self.said.get(kind, "")) for kind in KINDS]
         strong, weak, silent = (f"{yes} of {n}" for yes, n in counts)
         return (
             f"Score {self.score}: the scorer said that it fires in {strong} contexts where it fires strongly, in "
@@ -114,7 +114,7 @@ class Explanation:
         return f"{self.text or 'no explanation'}{score}"
 
 
-def _counts(said: str) -> tuple[int, int]:
+def _yes_and_all(said: str) -> tuple[int, int]:
     """The number of YES, and the number of answers."""
     return said.count(YES), said.count(YES) + said.count(NO)
 

@@ -76,10 +76,10 @@ def encode_text(
     Raises: a UserError that says what to change.
     """
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
-    return _encoded(opened, text, tokens, keep and not isinstance(lm, LanguageModel))
+    return _codes_of(opened, text, tokens, keep and not isinstance(lm, LanguageModel))
 
 
-def _encoded(opened: OpenedFolders, text: Text | None, tokens: int, keep: bool) -> Codes:
+def _codes_of(opened: OpenedFolders, text: Text | None, tokens: int, keep: bool) -> Codes:
     ((dictionary, config),) = opened.saes.values()
     require(tokens >= 1, "tokens", tokens, "at least 1")
     if text is None and not config:
@@ -138,7 +138,7 @@ def features_of(
     require(contexts >= 1, "contexts", contexts, "at least 1")
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
     given = lm if isinstance(lm, LanguageModel) else None
-    codes = _encoded(opened, text, tokens, keep and given is None)
+    codes = _codes_of(opened, text, tokens, keep and given is None)
     ((dictionary, config),) = opened.saes.values()
     caveat = caveat_on(dictionary, config, opened.run.model)
     is_named = isinstance(sae, str | Path)
@@ -361,12 +361,12 @@ class Feature:
         return self.features.logits(self.number, n)
 
     @property
-    def _kept(self) -> TopContexts:
+    def _card_contexts(self) -> TopContexts:
         """Up to 8 of its kept contexts, for a card."""
         return self.top(min(8, self.features.statistics.top.rows_FT.shape[1]))
 
     @property
-    def _effects(self) -> "tuple[LogitEffects | None, str]":
+    def _logits_or_reason(self) -> "tuple[LogitEffects | None, str]":
         """Its effects on the logits, or why they can't be measured."""
         try:
             return self.logits(), ""
@@ -383,16 +383,18 @@ class Feature:
         )
 
     def __repr__(self) -> str:
-        effects, why_not = self._effects
-        return "\n".join([self._heading(), repr(self._kept), repr(effects) if effects else why_not])
+        effects, why_not = self._logits_or_reason
+        return "\n".join(
+            [self._heading(), repr(self._card_contexts), repr(effects) if effects else why_not]
+        )
 
     def _repr_html_(self) -> str:
-        effects, why_not = self._effects
+        effects, why_not = self._logits_or_reason
         return rendered(
             "features",
             "feature_card.html",
             heading=self._heading(),
-            contexts=self._kept,
+            contexts=self._card_contexts,
             effects=effects,
             why_not=why_not,
             visible=visible,

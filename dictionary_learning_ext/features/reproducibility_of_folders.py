@@ -61,7 +61,7 @@ _WHERE = ("model", "hook")
 """SAEs must share these settings: directions at different hook points or in different models can't be compared."""
 _TEXT = ("data", "text_column")
 """The settings that name a text."""
-_SHARED = {
+_SAME_SEED = {
     "data_seed": "saw the same batches",
     "seed": "started from the same initial weights",
 }
@@ -212,7 +212,7 @@ def reproduce(
         directions = {folder: decoder_directions(sae) for folder, (sae, _) in saes.items()}
         return compared(configs, directions)
     try:
-        opened = open_folders(list(configs), saes=saes, **_one_text(configs, where))
+        opened = open_folders(list(configs), saes=saes, **_with_one_text(configs, where))
         codes = opened.codes(tokens, keep=keep)
     except UserError as error:
         remedy = "use tokens=0 to compare the decoder directions alone"
@@ -257,11 +257,11 @@ def compared(
     known = {names[one]: each for one, each in (scores or {}).items() if each is not None}
     title = ARCHITECTURES[architecture_of(next(iter(configs.values())))].title
     notes = warn_of_differences(dict(configs))
-    share_batches = "data_seed" in _shared(configs)
+    share_batches = "data_seed" in _shared_seeds(configs)
     return ReproducibilityOfFolders(measured, fve, notes, agreeing, known, title, share_batches)
 
 
-def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
+def _with_one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
     """The arguments `where` with one text for all SAEs: that of the first SAE that names one. They stay as they are if they
     name a text, or if all SAEs name the same."""
     settings = {folder: settings_named_in(config) for folder, config in configs.items()}
@@ -311,7 +311,7 @@ def of_seeds(
         try:
             saes = {one: load_dictionary(one, RunConfig.device) for one in alike}
             if encode and all(read_metrics_if_any(one) for one in alike):
-                encode = _is_encoded(saes)
+                encode = _can_encode(saes)
             kept = {one: kept_codes(results_folder(one), sae) for one, (sae, _) in saes.items()}
             codes = {one: each for one, each in kept.items() if each is not None}
             if len(codes) == len(saes) and len({each.reading.hash for each in codes.values()}) == 1:
@@ -323,7 +323,7 @@ def of_seeds(
             logger.warning("which features come back was not measured: %s", error)
 
 
-def _is_encoded(saes: dict[str, Loaded]) -> bool:
+def _can_encode(saes: dict[str, Loaded]) -> bool:
     """Keep the codes of SAEs on held-out text, so that what they do can be compared. False, and a warning, if that isn't
     possible, e.g. without the language model."""
     try:
@@ -378,9 +378,9 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
             f"these SAEs differ in {', '.join(others)}, not in their seeds alone: what comes back shows how "
             "alike the settings are, too"
         )
-    for name, alike in _shared(configs).items():
+    for name, alike in _shared_seeds(configs).items():
         notes.append(
-            f"{' and '.join(alike)} {_SHARED[name]}: features may come back for that reason; train each with "
+            f"{' and '.join(alike)} {_SAME_SEED[name]}: features may come back for that reason; train each with "
             f"a --{name.replace('_', '-')} of its own"
         )
     for note in notes:
@@ -388,11 +388,11 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _shared(configs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
+def _shared_seeds(configs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
     """The seeds that two SAEs share, each with the first two SAEs that do. Upstream's folders name no seeds."""
     settings = {folder: settings_of(config) for folder, config in configs.items()}
     found: dict[str, tuple[str, str]] = {}
-    for name in _SHARED:
+    for name in _SAME_SEED:
         for one, other in combinations(settings, 2):
             if settings[one].get(name) is not None and settings[one][name] == settings[other].get(
                 name
@@ -401,11 +401,11 @@ def _shared(configs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[str, str]]
     return found
 
 
-_OF_TWO_SIZES = (
+_TWO_SIZES_NOTE = (
     "Not all have as many features: those of the larger without a match in the smaller\n"
     "don't come back. PW-MCC and its null are over the smaller one's."
 )
-_TERMS = (
+_DEFINITIONS = (
     f"{AS_DIRECTION}: the share of all features whose decoder direction has a match in\n"
     f"another SAE (cosine of at least {RETURNING[0]:g}). {IN_FUNCTION}: of the features that are not\n"
     f"near-dead, the share whose activations have one (correlation of at least {RETURNING[0]:g})."
@@ -432,12 +432,12 @@ def sentence_of(
     """
     parts = [
         (name, each.as_direction(), each.in_function(), each.mean_fve)
-        for name, each in zip(names or _titles(found), found, strict=True)
+        for name, each in zip(names or _names_of(found), found, strict=True)
     ]
     return wrapped(answer(parts, max(each.measured.random_share for each in found)))
 
 
-def _titles(found: Sequence[ReproducibilityOfFolders]) -> list[str]:
+def _names_of(found: Sequence[ReproducibilityOfFolders]) -> list[str]:
     titles = [each.title for each in found]
     if len(set(titles)) < len(titles):
         return [each.measured.names[0] for each in found]
@@ -454,7 +454,7 @@ def reproducibility_table(found: ReproducibilityOfFolders, everything: bool = Fa
     n = len(found.measured.names)
     of = " and ".join(found.measured.names) if n == 2 else f"mean of {n} SAEs"
     is_of_two_sizes = any(len(p.match_F) != p.n_others for p in found.measured.pairs.values())
-    sizes = [_OF_TWO_SIZES] if is_of_two_sizes else []
+    sizes = [_TWO_SIZES_NOTE] if is_of_two_sizes else []
     if not everything:
         return "\n\n".join([*sizes, short_table({of: found}), "--all shows every measure."])
     n_pairs = len(found.measured.pairs)
@@ -463,7 +463,7 @@ def reproducibility_table(found: ReproducibilityOfFolders, everything: bool = Fa
     means = [[name, cell] for name, cell in measures_as_text(found.measured.means()).items()]
     parts = [
         text_table(["", *HEADER], [[name, *cells] for name, cells in found.rows()], width),
-        _TERMS,
+        _DEFINITIONS,
         *sizes,
         text_table(["", mean], means),
         text_table(["", "within"], within),

@@ -18,7 +18,7 @@ from .analysis import Analysis, Comparison, Vocabulary
 _CARDS = 9
 _PAIRS = 4
 """The number of examples that come back, and of others that don't."""
-_LOST = 0.5
+_NOT_BACK = 0.5
 """An example counts as not coming back if its activations' correlation with those of its match is lower."""
 _CHIPS = 3
 _KINDS = (1, 3)
@@ -90,13 +90,13 @@ def columns(analysis: Analysis) -> dict[str, list[Any]]:
     """The columns that an SAE has, as the page's data hold them: for each, a list with one entry per feature (F)."""
     found = {each.key: (each, each.values(analysis)) for each in COLUMNS}
     return {
-        key: _as_shown(column, values)
+        key: _for_page(column, values)
         for key, (column, values) in found.items()
         if values is not None
     }
 
 
-def _as_shown(column: Column, values: Any) -> list[Any]:
+def _for_page(column: Column, values: Any) -> list[Any]:
     if column.show in ("text", "tokens") or column.digits is None:
         return as_list(values)
     if column.show == "whole":
@@ -185,14 +185,14 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
     )
     taken: set[str] = set()
     if not known:
-        chosen = _mixed({one: fires_on[one] for one in ordered}, _CARDS, taken)
+        chosen = _varied({one: fires_on[one] for one in ordered}, _CARDS, taken)
         groups = [("", chosen)]
     else:
         alike_F = analysis.correlation_F
         assert alike_F is not None
-        lost = [one for one in ordered if alike_F[one] < _LOST]
+        lost = [one for one in ordered if alike_F[one] < _NOT_BACK]
         back = [one for one in ordered if alike_F[one] >= RETURNING[0]]
-        pairs = _of_one_rate(lost, back, features.count_F.tolist(), fires_on, taken)
+        pairs = _pairs_of_like_frequency(lost, back, features.count_F.tolist(), fires_on, taken)
         groups = [
             ("These come back in what they do", [one for _, one in pairs]),
             ("These fire as often, and don't", [one for one, _ in pairs]),
@@ -204,7 +204,7 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
     return found
 
 
-def _of_one_rate(
+def _pairs_of_like_frequency(
     lost: list[int],
     back: list[int],
     count: list[int],
@@ -239,7 +239,7 @@ def _of_one_rate(
     return pairs
 
 
-def _mixed(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]:
+def _varied(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]:
     """n features, taken in turn from those that fire on many tokens, on a few, and on one. The most readable come first.
 
     Arguments:
@@ -247,7 +247,7 @@ def _mixed(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]
     """
     kinds: list[list[int]] = [[] for _ in range(len(_KINDS) + 1)]
     for feature, texts in fires_on.items():
-        kinds[-1 - sum(len(_different(texts)) > most for most in _KINDS)].append(feature)
+        kinds[-1 - sum(len(_without_variants(texts)) > most for most in _KINDS)].append(feature)
     chosen: list[int] = []
     while len(chosen) < n and any(kinds):
         for kind in kinds:
@@ -265,7 +265,7 @@ def _card(analysis: Analysis, feature: int, texts: list[str]) -> dict[str, Any]:
     Arguments:
         texts: of the tokens that it fires on.
     """
-    different, vocabulary = _different(texts), analysis.vocabulary
+    different, vocabulary = _without_variants(texts), analysis.vocabulary
     promotes, alike_F = _promotes(analysis, feature), analysis.correlation_F
     return {
         "sae": analysis.label,
@@ -294,7 +294,7 @@ def _fve(analysis: Analysis) -> float:
     return -math.inf if fve is None else fve
 
 
-def _different(tokens: list[str]) -> list[str]:
+def _without_variants(tokens: list[str]) -> list[str]:
     """The tokens without outer spaces. Of tokens that differ only in case and spaces, the first."""
     first: dict[str, str] = {}
     for text in tokens:

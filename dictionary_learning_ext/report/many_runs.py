@@ -88,11 +88,11 @@ def grouped(results: Sequence[RunResult]) -> list[Group]:
     names = differing(results)
     return sorted(
         (Group([*alike.values()]) for alike in groups.values()),
-        key=lambda group: [_place(group.settings.get(name)) for name in names],
+        key=lambda group: [_sort_key(group.settings.get(name)) for name in names],
     )
 
 
-def _place(value: Any) -> tuple[int, float, str]:
+def _sort_key(value: Any) -> tuple[int, float, str]:
     """A sort key: numbers first, in their order, then text."""
     is_number = isinstance(value, int | float)
     return (0, value, "") if is_number else (1, 0.0, str(value))
@@ -111,7 +111,7 @@ def best_of_each_k(groups: list[Group]) -> list[Group]:
     """The setting with the lowest mean description length for each k, at each hook point."""
     return [
         min(alike, key=lambda group: group.mean(RANKED_BY) or 0.0)
-        for alike in _of_each_k(groups, RANKED_BY)
+        for alike in _groups_by_k(groups, RANKED_BY)
     ]
 
 
@@ -122,7 +122,7 @@ def most_returning_of_each_k(groups: list[Group]) -> list[Group]:
     share that comes back in what it does, or as a direction if the former isn't known of all.
     """
     found = []
-    for alike in _of_each_k(groups, "fve"):
+    for alike in _groups_by_k(groups, "fve"):
         least = max(group.mean("fve") or 0.0 for group in alike) - SAME_FVE
         near = [
             (group, group.scores.values)
@@ -136,7 +136,7 @@ def most_returning_of_each_k(groups: list[Group]) -> list[Group]:
     return found
 
 
-def _of_each_k(groups: list[Group], metric: str) -> list[list[Group]]:
+def _groups_by_k(groups: list[Group], metric: str) -> list[list[Group]]:
     """The settings with this metric, in a list for each hook point and k."""
     places: dict[tuple[str, Any], list[Group]] = {}
     for group in groups:

@@ -37,7 +37,7 @@ from .feature_pages import COLUMNS, cards, columns, page, rounded
 from .html import as_data, page_html
 
 _OUT = "out"
-_OF_A_COLUMN = ("key", "title", "show", "fact", "is_extra")
+_COLUMN_FIELDS = ("key", "title", "show", "fact", "is_extra")
 """What features.js reads of a column."""
 _CURVES = {
     "fve": ("Variance explained (FVE)", "Of 256 tokens of a batch. 1 is a perfect reconstruction."),
@@ -126,7 +126,7 @@ def _render(
     known = [one.come_back for one in comparison.analyses if one.come_back]
     payload = {
         "saes": saes,
-        "columns": [{name: getattr(one, name) for name in _OF_A_COLUMN} for one in COLUMNS],
+        "columns": [{name: getattr(one, name) for name in _COLUMN_FIELDS} for one in COLUMNS],
         "tokens": comparison.vocabulary.texts,
         "least": LEAST_SELECTIONS,
         "curves": [(name, *texts) for name, texts in _CURVES.items()],

@@ -76,7 +76,7 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
     configs, metrics_of, left_out = read_all_in(folder)
     results = results_of(configs, metrics_of, folder)
     settings = unequal([one.settings for one in results])
-    shown, columns, warnings = _as_measured(results, settings, metrics_of)
+    shown, columns, warnings = _with_measured_settings(results, settings, metrics_of)
     metrics = usual_columns(metrics_of)
     tables = [_runs_table("", shown, columns, metrics, out)]
     ours = [one for one in results if "run" in configs[one.name]]
@@ -99,7 +99,7 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
     return out
 
 
-def _as_measured(
+def _with_measured_settings(
     results: list[RunResult], settings: list[str], metrics_of: dict[str, dict[str, Any]]
 ) -> tuple[list[RunResult], list[str], list[str]]:
     """The results with the settings of their measurements that differ added to their own; all settings that differ; and a
@@ -169,11 +169,11 @@ def show_sweep(
     first = len(settings) + has_seeds
     lines = [
         text_table(settings_table.head, settings_table.rows, width, max(1, first)),
-        *_on_same_batches(groups),
+        *_same_batches_note(groups),
         "",
         *([f"{missing}."] if missing else []),
-        *_winners(best, settings, each, len(results)),
-        *_most_returning(most_returning_of_each_k(groups), settings, each),
+        *_best_lines(best, settings, each, len(results)),
+        *_most_returning_lines(most_returning_of_each_k(groups), settings, each),
     ]
     try:
         for path, text in files.items():
@@ -184,7 +184,7 @@ def show_sweep(
     return "\n".join([*lines, "", f"Wrote {', '.join(map(str, files))}."])
 
 
-def _winners(best: list[Group], settings: list[str], each: list[str], n_runs: int) -> list[str]:
+def _best_lines(best: list[Group], settings: list[str], each: list[str], n_runs: int) -> list[str]:
     """Two lines for the best setting of each k: its mean, and the names of its runs."""
     ranked_by = METRICS[RANKED_BY]
     if not best:
@@ -194,17 +194,19 @@ def _winners(best: list[Group], settings: list[str], each: list[str], n_runs: in
         "(mean ± standard deviation over n seeds):"
     ]
     for one in best:
-        lines.append(f"  {_named(one, settings, each)}: {one.text(ranked_by)} (n = {one.n})")
+        lines.append(
+            f"  {_settings_text(one, settings, each)}: {one.text(ranked_by)} (n = {one.n})"
+        )
         lines.append(f"    {', '.join(run.name for run in one.runs)}")
     return lines
 
 
-def _named(group: Group, settings: list[str], first: list[str]) -> str:
+def _settings_text(group: Group, settings: list[str], first: list[str]) -> str:
     names = [*first, *(name for name in settings if name not in first)]
     return ", ".join(f"{name}={setting_text(group.settings.get(name))}" for name in names)
 
 
-def _most_returning(found: list[Group], settings: list[str], each: list[str]) -> list[str]:
+def _most_returning_lines(found: list[Group], settings: list[str], each: list[str]) -> list[str]:
     """A line for each k: the setting of which the most features come back."""
     if not found:
         return []
@@ -215,8 +217,8 @@ def _most_returning(found: list[Group], settings: list[str], each: list[str]) ->
     fve = METRICS["fve"]
     for one in found:
         assert one.scores is not None
-        shares = ", ".join(f"{one.scores.text(m)} {m.label}" for m in _seed_measures(found))
-        shown = _named(one, settings, each)
+        shares = ", ".join(f"{one.scores.text(m)} {m.label}" for m in _known_shares(found))
+        shown = _settings_text(one, settings, each)
         lines.append(f"  {shown}: {shares}, {fve.label} {one.text(fve)} (n = {one.n})")
     return lines
 
@@ -243,7 +245,7 @@ def _settings_table(
     title: str, groups: list[Group], settings: list[str], metrics: list[Metric]
 ) -> RunsTable:
     """A row for each setting. If any has several seeds, also their number and what comes back between them."""
-    agreement = _seed_measures(groups)
+    agreement = _known_shares(groups)
     n = ["n"] if _have_seeds(groups) else []
     rows = [
         [
@@ -262,13 +264,13 @@ def _have_seeds(groups: list[Group]) -> bool:
     return any(group.n > 1 for group in groups)
 
 
-def _seed_measures(groups: list[Group]) -> list[Measure]:
+def _known_shares(groups: list[Group]) -> list[Measure]:
     """The shares of features that come back that are known of any setting."""
     scores = [group.scores.values for group in groups if group.scores is not None]
     return [one for one in SHARES if any(each[one.key] is not None for each in scores)]
 
 
-def _on_same_batches(groups: list[Group]) -> list[str]:
+def _same_batches_note(groups: list[Group]) -> list[str]:
     """A footnote if any seeds that were compared saw the same batches."""
     scores = [group.scores for group in groups if group.scores is not None]
     return [SAME_BATCHES + "."] if any(one.share_batches for one in scores) else []
@@ -284,7 +286,7 @@ def _runs_csv(results: list[RunResult], names: list[str], metrics: list[Metric])
 def _settings_csv(groups: list[Group], names: list[str], metrics: list[Metric]) -> str:
     """A row for each setting: the mean and standard deviation of each metric over the seeds, and what comes back between
     them."""
-    keys, agreement = [one.key for one in metrics], [one.key for one in _seed_measures(groups)]
+    keys, agreement = [one.key for one in metrics], [one.key for one in _known_shares(groups)]
     rows = [
         [
             *map(group.settings.get, names),
@@ -314,12 +316,12 @@ def _page(
 ) -> str:
     """The HTML of a page of tables, with the definitions of their columns below."""
     content = {"warnings": [], "notes": [], "figures": [], "missing": [], "together": None} | more
-    content["notes"] = [*content["notes"], *_on_same_batches(groups)]
+    content["notes"] = [*content["notes"], *_same_batches_note(groups)]
     terms = [
         (f"{m.label} ({m.better} is better)" if m.better else m.label, m.in_words or m.definition)
         for m in metrics
     ]
-    terms += [(f"{m.label} (higher is better)", m.definition) for m in _seed_measures(groups)]
+    terms += [(f"{m.label} (higher is better)", m.definition) for m in _known_shares(groups)]
     figures = content.pop("figures")
     return page_html(
         "runs.html",

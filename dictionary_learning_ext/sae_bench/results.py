@@ -59,7 +59,7 @@ def table(outcome: BenchResults) -> str:
 
     Where evaluations were repeated: the mean, and the standard deviation over their seeds.
     """
-    return _drawn("", values_of(outcome), ".3f")
+    return _table_of_values("", values_of(outcome), ".3f")
 
 
 def differences(outcome: BenchResults) -> str | None:
@@ -80,7 +80,7 @@ def differences(outcome: BenchResults) -> str | None:
         }
         for label in others
     }
-    return _drawn(f"minus {first}", less_first, "+.4f")
+    return _table_of_values(f"minus {first}", less_first, "+.4f")
 
 
 def metrics(result: dict[str, Any], category: str) -> dict[str, float | None]:
@@ -164,7 +164,7 @@ def reading_notes(outcome: BenchResults) -> list[str]:
     return list(lines)
 
 
-def _drawn(corner: str, values: Values, digits: str) -> str:
+def _table_of_values(corner: str, values: Values, digits: str) -> str:
     """A table of means and standard deviations over seeds.
 
     Arguments:
