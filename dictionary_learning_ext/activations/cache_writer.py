@@ -120,7 +120,7 @@ def write_cache(
     remote = Remote(str(place)) if is_url(place) else None
     folder = Path(place) if remote is None else remote.local
     with ExitStack() as until_the_end:
-        _by_first(group, lambda: until_the_end.enter_context(locked(folder, elsewhere)))
+        _on_first_process(group, lambda: until_the_end.enter_context(locked(folder, elsewhere)))
         if not all(group.gather(remote is not None or (folder / LOCK).exists())):
             raise ActivationsError(
                 f"{folder}: not every process sees the same folder",
@@ -149,14 +149,14 @@ def write_cache(
         _require_alike(group.gather(settings))
 
         def planned() -> CacheManifest | None:
-            manifest = _so_far(folder, remote, settings, overwrite, elsewhere)
+            manifest = _existing_cache(folder, remote, settings, overwrite, elsewhere)
             written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
-            filled = _filled_share(text, model.tokenizer, settings)
+            filled = _share_of_tokens(text, model.tokenizer, settings)
             free = None if remote is not None else shutil.disk_usage(folder).free
             on_plan(_plan(place, settings, tokens, written, filled, free))
             return manifest
 
-        manifest = _by_first(group, planned)
+        manifest = _on_first_process(group, planned)
         writer = _Writer(
             folder, remote, settings, run, model, points, file_bytes, before_batch, elsewhere, group
         )
@@ -165,7 +165,7 @@ def write_cache(
         return writer.training_part(manifest, tokens)
 
 
-def _by_first(group: Group, do: Callable[[], T]) -> T | None:
+def _on_first_process(group: Group, do: Callable[[], T]) -> T | None:
     """Call `do` in the first process, and return its result or raise its UserError in all processes."""
     found = error = None
     if group.rank == 0:
@@ -189,7 +189,7 @@ def _require_alike(all_settings: list[CacheSettings]) -> None:
             )
 
 
-def _so_far(
+def _existing_cache(
     folder: Path, remote: Remote | None, settings: CacheSettings, overwrite: bool, elsewhere: str
 ) -> CacheManifest | None:
     """The manifest of the cache that is there so far; None for a new one.
@@ -229,7 +229,7 @@ def _so_far(
     return found
 
 
-def _filled_share(text: Iterator[str], tokenizer: Any, settings: CacheSettings) -> float:
+def _share_of_tokens(text: Iterator[str], tokenizer: Any, settings: CacheSettings) -> float:
     """The share of positions that are not padding, in a text's first documents."""
     if settings.text_packing == "pack":
         return 1.0
@@ -498,9 +498,9 @@ class _Writer:
             reader.require_finite(read.non_finite)
             x_BLD = t.where(mask_BL.bool().unsqueeze(-1), read.x_BLD.float().cpu(), 0.0)
             if self._settings.dtype == "float16":
-                x_BLD = _in_half(x_BLD, name)
+                x_BLD = _as_float16(x_BLD, name)
             found[name] = x_BLD.numpy()
-        return found | {TOKEN_IDS: _marked(input_ids_BL, mask_BL)}
+        return found | {TOKEN_IDS: _marked_ids(input_ids_BL, mask_BL)}
 
     def _documents(self) -> CacheFile | None:
         """Write the tokens of the held-out documents, cut to ctx_len. Returns None in all but the first process."""
@@ -513,7 +513,7 @@ class _Writer:
             raise no_context(run, "heldout") from end
         if self._group.rank:
             return None
-        marked_BL = _marked(ids_BL, mask_BL)
+        marked_BL = _marked_ids(ids_BL, mask_BL)
         with replacing(path, self._elsewhere) as temporary, temporary.open("wb") as file:
             np.save(file, marked_BL)
         return self._entry(path, marked_BL)
@@ -523,12 +523,12 @@ def _tokens_in(passes: _Passes) -> int:
     return sum(int(mask_BL.sum()) for _, mask_BL in passes)
 
 
-def _marked(ids_BL: Tensor, mask_BL: Tensor) -> np.ndarray:
+def _marked_ids(ids_BL: Tensor, mask_BL: Tensor) -> np.ndarray:
     """Token ids in int32, with -1 at padding."""
     return t.where(mask_BL.bool(), ids_BL, -1).int().numpy()
 
 
-def _in_half(x_BLD: Tensor, hook: str) -> Tensor:
+def _as_float16(x_BLD: Tensor, hook: str) -> Tensor:
     """Finite activations in float16. Raises a ConfigError if one exceeds its range."""
     half_BLD = x_BLD.half()
     if number := int(half_BLD.isinf().sum()):

@@ -187,7 +187,7 @@ def find_hook(model: LanguageModel | CausalLM, name: str) -> HookPoint:
     block = module.get_submodule(path)
     if kind.part is not None:
         parts = {part: f"{path}.{its}" for part, its in _parts_of(block).items()}
-        _require_added(module, name, path, list(parts.values()))
+        _require_sum(module, name, path, list(parts.values()))
         path = parts[kind.part]
     place = Place(module.get_submodule(path), kind.io, path)
     submodule: Any = place.module
@@ -246,7 +246,7 @@ def _kinds_of(block: nn.Module) -> list[str]:
     return [name for name, kind in HOOK_KINDS.items() if kind.part is None or kind.part in parts]
 
 
-def _require_added(model: PreTrainedModel, name: str, block: str, parts: list[str]) -> None:
+def _require_sum(model: PreTrainedModel, name: str, block: str, parts: list[str]) -> None:
     """Raise a LanguageModelError unless a block's output is the sum of its input and its parts' outputs.
 
     Granite scales the outputs, and BLOOM's modules add the residual stream themselves.
@@ -377,9 +377,9 @@ def _read_by_trace(
             envoy, io = envoys[number], places[number].io
             value = envoy.output if io == "out" else envoy.inputs
             if _BUILDS_GRAPH:
-                found[number] = tracer.apply(_copied, value, io).save()
+                found[number] = tracer.apply(_copy_of, value, io).save()
             else:
-                found[number] = _copied(value, io)
+                found[number] = _copy_of(value, io)
         if _BUILDS_GRAPH:
             tracer.apply(lambda *_: None, *found.values()).stop()
         else:
@@ -388,7 +388,7 @@ def _read_by_trace(
     return [each.value for each in read] if _BUILDS_GRAPH else list(read)
 
 
-def _copied(value: Any, io: Literal["in", "out"]) -> Tensor:
+def _copy_of(value: Any, io: Literal["in", "out"]) -> Tensor:
     """A copy of a module's input or output, as later modules may change it in place."""
     if io == "out":
         return (value[0] if isinstance(value, tuple) else value).clone()

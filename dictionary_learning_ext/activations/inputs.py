@@ -239,9 +239,9 @@ def find_inputs(
     """
     settings = replace(settings, device=chosen_device(settings.device))
     if is_synthetic(settings.model):
-        kind = _Synthetic
+        kind = _SyntheticInputs
     else:
-        kind = _OfLanguageModel if settings.activations is None else _Stored
+        kind = _ModelInputs if settings.activations is None else _StoredInputs
     return kind(settings, hooks, before_batch, group, language_model)
 
 
@@ -251,7 +251,7 @@ def open_model(settings: RunConfig) -> tuple[CausalLM, HookPoint]:
     return model, find_hook(model, settings.hook)
 
 
-class _OfLanguageModel(Inputs):
+class _ModelInputs(Inputs):
     """A language model reads the run's text."""
 
     language_model: CausalLM
@@ -320,7 +320,7 @@ class _OfLanguageModel(Inputs):
         settings, model = self._settings, self.language_model
         documents = islice(text_of(settings, split="heldout"), settings.eval_documents)
         stream = ContextStream(documents, model.tokenizer, settings.ctx_len, packing="truncate")
-        rule = _reading_rule(settings, model.tokenizer)
+        rule = _evaluation_rule(settings, model.tokenizer)
         reader = ActivationReader(model, self.hooks[hook].place, rule)
         return reader, stream.batches(_DOCUMENTS_AT_ONCE)
 
@@ -334,7 +334,7 @@ class _OfLanguageModel(Inputs):
         return with_activations(stream.batches(at_once), settings, model, self.hooks[hook])
 
 
-class _Stored(Inputs):
+class _StoredInputs(Inputs):
     """Stored activations are read."""
 
     def _find(self, hooks: list[str]) -> None:
@@ -343,7 +343,7 @@ class _Stored(Inputs):
         self._stored = stored = open_stored(settings.activations, copies_gb=settings.cache_dir_size)
         stored.require_fit(settings, hooks)
         tokenizer = stored.manifest and stored.manifest.settings
-        self._rule = _reading_rule(settings, tokenizer)
+        self._rule = _evaluation_rule(settings, tokenizer)
         self._training_rule = PositionRule(
             tokenizer, remove_bos=settings.remove_bos, max_norm_multiple=settings.max_norm_multiple
         )
@@ -454,7 +454,7 @@ def cached_documents(stored: StoredActivations, number: int) -> ContextBatches:
         yield ids_BL.clamp(min=0), (ids_BL >= 0).long()
 
 
-class _Synthetic(Inputs):
+class _SyntheticInputs(Inputs):
     """A synthetic model draws activations. Its only hook point is NO_HOOK.
 
     Raises: ConfigError if the run has settings that don't apply to a synthetic model.
@@ -497,7 +497,7 @@ class _Synthetic(Inputs):
         return HeldOut(tokens, batches, None, None, self.no_language_model, truth=rows)
 
 
-def _reading_rule(settings: RunConfig, tokenizer: Any) -> PositionRule:
+def _evaluation_rule(settings: RunConfig, tokenizer: Any) -> PositionRule:
     """The rule that says which tokens are left out of measurements."""
     return PositionRule(
         tokenizer, remove_bos=settings.remove_bos, max_norm_multiple=settings.sink_multiple
@@ -550,7 +550,7 @@ def with_activations(
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
-    reader = ActivationReader(model, hook.place, _reading_rule(settings, model.tokenizer))
+    reader = ActivationReader(model, hook.place, _evaluation_rule(settings, model.tokenizer))
     all_read = ((ids_BL, mask_BL, reader.run(ids_BL, mask_BL)) for ids_BL, mask_BL in contexts)
     for input_ids_BL, mask_BL, x_BLD in _regrouped(all_read, GROUP):
         by_token_BL = reader.rule.by_token(input_ids_BL, mask_BL)

@@ -231,7 +231,7 @@ def _read_sae_lens(folder: Path) -> StoredActivations | None:
     (ctx_len,) = {length for length, _ in shapes.values()}
     first, paths = next(iter(hooks)), [folder / name for name in names]
     files = [(path, sum(len(x_NLD) for x_NLD, _ in _batches(path, first))) for path in paths]
-    return _divided(folder, hooks, ctx_len, {"ctx_len": ctx_len}, files)
+    return _with_held_out(folder, hooks, ctx_len, {"ctx_len": ctx_len}, files)
 
 
 def _read_own_files(folder: Path) -> StoredActivations | None:
@@ -239,25 +239,25 @@ def _read_own_files(folder: Path) -> StoredActivations | None:
     paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
     if not paths:
         return None
-    kind, files = _kind_of(_arrays_in(paths[0])[0]), []
+    kind, files = _width_and_dtype(_arrays_in(paths[0])[0]), []
     for path in paths:
         arrays = _arrays_in(path)
         for array in arrays:
-            if _kind_of(array) != kind:
+            if _width_and_dtype(array) != kind:
                 raise ActivationsError(
                     "{}: rows of width {} in {}, expected {} in {} as in {}; put each kind into a folder"
-                    " of its own".format(path, *_kind_of(array), *kind, paths[0].name)
+                    " of its own".format(path, *_width_and_dtype(array), *kind, paths[0].name)
                 )
         files.append((path, sum(map(len, arrays))))
-    return _divided(folder, {UNKNOWN: CachedHook(0, kind[0])}, 1, {}, files)
+    return _with_held_out(folder, {UNKNOWN: CachedHook(0, kind[0])}, 1, {}, files)
 
 
-def _kind_of(rows_ND: np.ndarray) -> tuple[int, str]:
+def _width_and_dtype(rows_ND: np.ndarray) -> tuple[int, str]:
     """The width of rows, and their dtype in words."""
     return rows_ND.shape[1], "bfloat16" if rows_ND.dtype == np.uint16 else str(rows_ND.dtype)
 
 
-def _divided(
+def _with_held_out(
     folder: Path,
     hooks: dict[str, CachedHook],
     ctx_len: int,

@@ -27,7 +27,7 @@ from .rows import drawn_seed
 
 logger = logging.getLogger(__name__)
 
-_ROWS_OF_THE_NORM, _ROWS_AT_ONCE = 16_384, 128
+_NORM_ROWS, _ROWS_AT_ONCE = 16_384, 128
 _SAMPLER = 2
 """Part of a model's hash. Increase it when the same settings draw other rows, so that no run resumes with them."""
 
@@ -117,14 +117,14 @@ def _more_orthogonal(vectors_TD: t.Tensor, *, steps: int, lr: float) -> t.Tensor
 def model_hash(model: str) -> str:
     """A hash of a synthetic model's settings, of its saved weights if there are any, and of SAELens's version."""
     settings = synthetic_settings(model)
-    made_from = {**_made_from(settings), "sae_lens": metadata.version("sae-lens")}
+    made_from = {**_hashed_settings(settings), "sae_lens": metadata.version("sae-lens")}
     if settings.folder is not None:
         files = sorted(settings.folder.iterdir())
         made_from["files"] = [sha256_of(path) for path in files if path.is_file()]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
-def _made_from(settings: SyntheticSettings) -> dict[str, Any]:
+def _hashed_settings(settings: SyntheticSettings) -> dict[str, Any]:
     return {**settings.config, "noise_std": settings.noise_std, "sampler": _SAMPLER}
 
 
@@ -275,12 +275,12 @@ class SyntheticSource(BatchSource):
         return self._firing_BT
 
     def mean_squared_norm(self) -> float:
-        x_BD, _ = self._sampler.rows(self._stream_seed, range(_ROWS_OF_THE_NORM))
+        x_BD, _ = self._sampler.rows(self._stream_seed, range(_NORM_ROWS))
         return float(x_BD.square().sum(1).mean())
 
     @property
     def config(self) -> dict[str, Any]:
-        made_from = _made_from(synthetic_settings(self._model))
+        made_from = _hashed_settings(synthetic_settings(self._model))
         return {**self._settings(), "device": str(self.device), "synthetic_model": made_from}
 
     def _settings(self) -> dict[str, Any]:

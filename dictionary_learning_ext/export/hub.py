@@ -37,7 +37,7 @@ from ..run_folder.files import (
     METRICS,
     RETURN_SCORES,
     WEIGHTS,
-    is_of_a_full_disk,
+    is_disk_full,
     write_json,
 )
 from ..run_folder.reading import read_metrics_if_any, run_folders_in
@@ -201,7 +201,7 @@ def _naming_a_full_disk() -> Iterator[None]:
     try:
         yield
     except (OSError, CheckpointError) as error:
-        if not is_of_a_full_disk(error if isinstance(error, OSError) else error.__cause__):
+        if not is_disk_full(error if isinstance(error, OSError) else error.__cause__):
             raise
         raise HubError(
             f"{tempfile.gettempdir()}, where the upload is put together, has no space left",
@@ -274,7 +274,7 @@ def _stage(
                         temporary, staged / name, dirs_exist_ok=True, copy_function=moved
                     )
             except CheckpointError as error:
-                if is_of_a_full_disk(error.__cause__):
+                if is_disk_full(error.__cause__):
                     raise
                 left_out[name, form] = error
     for form in formats:

@@ -25,9 +25,9 @@ from ..evaluation.tables import labels, text_table
 from ..run_folder.comparing import (
     grouped_by_setting,
     same_setting,
+    setting_differs,
     training_settings,
     unequal,
-    unlike,
 )
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.sae_names import require_different, results_folder
@@ -354,7 +354,7 @@ def comparable_configs(
             one, other = settings[first].get(name), settings[folder].get(name)
             if None not in (one, other) and not same_setting(name, one, other):
                 raise ReproducibilityError(
-                    unlike(name, first, one, folder, other),
+                    setting_differs(name, first, one, folder, other),
                     instead=f"give SAEs of one {name}, which differ in their seeds",
                 )
     return configs

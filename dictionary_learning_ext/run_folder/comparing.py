@@ -113,10 +113,10 @@ def require_one_setting(
             if name in LEAVING_OUT:
                 given = f"{name}={True if isinstance(one, bool) else one or other}"
                 advice = f"give {given} to measure both the same way"
-            raise error(unlike(name, first_name, one, folder, other), instead=advice)
+            raise error(setting_differs(name, first_name, one, folder, other), instead=advice)
 
 
-def unlike(name: str, first: str, one: Any, folder: str, other: Any) -> str:
+def setting_differs(name: str, first: str, one: Any, folder: str, other: Any) -> str:
     """The message of an error about a setting in which two runs differ."""
     return f"{folder}: its run has {name}={other!r}, but {first} has {one!r}"
 

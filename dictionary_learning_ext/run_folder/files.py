@@ -96,11 +96,11 @@ def evaluation(folder: Path, other_settings: dict[str, Any]) -> Path:
     """The file of an evaluation: metrics.json, or one named by the settings that differ from those of metrics.json."""
     if not other_settings:
         return folder / METRICS
-    names = (f"{name}_{_in_a_name(value)}" for name, value in other_settings.items())
+    names = (f"{name}_{_in_file_name(value)}" for name, value in other_settings.items())
     return folder / EVALUATIONS / f"{'_'.join(names)}.json"
 
 
-def _in_a_name(value: Any) -> str:
+def _in_file_name(value: Any) -> str:
     """A setting's value as part of a file name. A path is shortened to its last part and a hash."""
     text = str(value)
     if re.fullmatch(r"[\w.-]{1,60}", text):
@@ -237,7 +237,7 @@ def writing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "free some space or choose" if is_of_a_full_disk(error) else "choose"
+        remedy = "free some space or choose" if is_disk_full(error) else "choose"
         raise CheckpointError(
             f"{path} can't be written ({error.strerror or error})",
             instead=f"{remedy} another {elsewhere}",
@@ -255,7 +255,7 @@ def require_writable(path: Path, elsewhere: str = SAVE_DIR) -> None:
             pass
 
 
-def is_of_a_full_disk(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error says that the disk or a quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
@@ -296,7 +296,7 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
     while True:
         folder = parent / f".{name}.{secrets.token_hex(4)}"
         folder.mkdir()
-        with _held(folder, fcntl.LOCK_EX):
+        with _lock_folder(folder, fcntl.LOCK_EX):
             if not folder.exists():  # another process deleted it before it was locked
                 continue
             try:
@@ -310,13 +310,13 @@ def remove_left_behind(parent: Path, name: str | None = None) -> None:
     """Delete the temporary folders that killed processes left in `parent`: those of one name, or all."""
     own = "*" if name is None else glob.escape(name)
     for left in parent.glob(f".{own}.{'[0-9a-f]' * 8}"):
-        with _held(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_held:
+        with _lock_folder(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_held:
             if is_held:
                 shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
-def _held(folder: Path, how: int) -> Iterator[bool]:
+def _lock_folder(folder: Path, how: int) -> Iterator[bool]:
     """Hold a lock on a folder. Yields False if another process has it, the folder is gone, or its disk has no locks."""
     with contextlib.ExitStack() as stack:
         try:
@@ -355,10 +355,10 @@ def write_text(path: Path, text: str, elsewhere: str = SAVE_DIR) -> None:
 def write_rows(file: TextIO, rows: Iterable[Iterable[Any]], line_end: str = "\r\n") -> None:
     """Write rows of a CSV file. An apostrophe precedes text that a spreadsheet would run as a formula."""
     writer = csv.writer(file, lineterminator=line_end)
-    writer.writerows(map(_no_formula, row) for row in rows)
+    writer.writerows(map(_without_formula, row) for row in rows)
 
 
-def _no_formula(value: Any) -> Any:
+def _without_formula(value: Any) -> Any:
     if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
         return value
     try:

@@ -43,11 +43,11 @@ RECOGNISED = (
     f"Gemma Scope ({GEMMA_SCOPE_WEIGHTS})"
 )
 
-OF_BAKER_LI = {0: "vsaetopk", 1: "vsaetopk_learned_variance"}
+BAKER_LI = {0: "vsaetopk", 1: "vsaetopk_learned_variance"}
 """Names for the architectures of Baker & Li's VSAETopK, by its var_flag."""
-OF_TOP_K = ("topk", "abstopk", *OF_BAKER_LI.values())
+TOP_K = ("topk", "abstopk", *BAKER_LI.values())
 """Architectures that keep k features per token."""
-OF_BATCH_TOP_K = ("batchtopk", "matryoshka_batchtopk")
+BATCH_TOP_K = ("batchtopk", "matryoshka_batchtopk")
 """SAELens's architectures that only its save_model writes. Its save_inference_model writes a jumprelu instead."""
 _DICT_CLASSES = {
     "standard": "AutoEncoder",
@@ -55,8 +55,8 @@ _DICT_CLASSES = {
     "abstopk": "VariationalTopKAutoEncoder",
     "jumprelu": "JumpReluAutoEncoder",
     "gated": "GatedAutoEncoder",
-    **dict.fromkeys(OF_BATCH_TOP_K, "JumpReluAutoEncoder"),
-    **dict.fromkeys(OF_BAKER_LI.values(), "VariationalTopKAutoEncoder"),
+    **dict.fromkeys(BATCH_TOP_K, "JumpReluAutoEncoder"),
+    **dict.fromkeys(BAKER_LI.values(), "VariationalTopKAutoEncoder"),
 }
 """By architecture: the class of upstream or this package that computes the same."""
 _FORMER_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
@@ -125,10 +125,10 @@ def _settings_of(folder: Path, form: Format, overrides: dict[str, Any]) -> dict[
     if form == "Gemma Scope":
         settings = _gemma_scope_config(folder) | overrides
     elif form == "Baker & Li":
-        settings = _config_of_baker_li(folder)
+        settings = _baker_li_config(folder)
     elif form == "sparsify":
         own = _object_in(folder / FOREIGN_CONFIG)
-        settings = _config_of_sparsify(folder, own | overrides)
+        settings = _sparsify_config(folder, own | overrides)
     else:
         settings = _object_in(folder / FOREIGN_CONFIG) | overrides
     return {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
@@ -152,7 +152,7 @@ def _architecture(folder: Path, settings: dict[str, Any]) -> tuple[str, int | No
             f"{folder}: an SAE of SAELens's architecture {architecture!r}; expected one of "
             f"{', '.join(_DICT_CLASSES)}"
         )
-    k = k if architecture in OF_TOP_K else None  # the k of a BatchTopK is a mean
+    k = k if architecture in TOP_K else None  # the k of a BatchTopK is a mean
     return architecture, k
 
 
@@ -175,7 +175,7 @@ def _require_none(folder: Path, name: str, value: Any) -> None:
         )
 
 
-def _config_of_sparsify(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _sparsify_config(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """A cfg.json of sparsify in SAELens's format, completed by the config.json beside the folder and its export.json."""
     for name in ("transcode", "skip_connection", "signed", "embed_skip", "gram_lookup"):
         if settings.get(name, False) is not False:
@@ -197,7 +197,7 @@ def _config_of_sparsify(folder: Path, settings: dict[str, Any]) -> dict[str, Any
         "dataset_path": run.get("dataset"),
         "context_size": run.get("ctx_len"),
         "text_column": run.get("text_column"),
-        "hook_name": _hook_of(folder.name),
+        "hook_name": _block_output_hook(folder.name),
         **own,
     }
     about["hook_name"] = about["hook_name"] or folder.name
@@ -230,12 +230,12 @@ def _gemma_scope_config(folder: Path) -> dict[str, Any]:
     return own | {"layer": layer, "metadata": about}
 
 
-def _config_of_baker_li(folder: Path) -> dict[str, Any]:
+def _baker_li_config(folder: Path) -> dict[str, Any]:
     """The settings of a VSAETopK in SAELens's format. Missing settings have the defaults of its class."""
     own = read_json(folder / CONFIG, "copy it again")
     trainer = own["trainer"]
     return {
-        "architecture": OF_BAKER_LI[trainer.get("var_flag", 0)],
+        "architecture": BAKER_LI[trainer.get("var_flag", 0)],
         "d_in": trainer.get("activation_dim"),
         "d_sae": trainer.get("dict_size"),
         "k": trainer.get("k"),
@@ -253,7 +253,7 @@ def _object_in(path: Path) -> dict[str, Any]:
     return read_json(path, "copy it again") if path.is_file() else {}
 
 
-def _hook_of(module: str) -> str | None:
+def _block_output_hook(module: str) -> str | None:
     """The hook point at the output of a module, after which sparsify names the folder. None unless it is a block.
 
     The output of an MLP or attention is no hook point if a norm follows it.

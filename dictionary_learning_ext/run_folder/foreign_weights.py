@@ -27,12 +27,12 @@ from ..config.architectures import BY_DICT_CLASS, import_class
 from ..errors import CheckpointError, first_line
 from .files import WEIGHTS
 from .foreign import (
+    BAKER_LI,
+    BATCH_TOP_K,
     FOREIGN_CONFIG,
     GEMMA_SCOPE_WEIGHTS,
-    OF_BAKER_LI,
-    OF_BATCH_TOP_K,
-    OF_TOP_K,
     SPARSIFY_WEIGHTS,
+    TOP_K,
     WEIGHTS_OF,
 )
 from .tensors import read_tensors
@@ -42,8 +42,8 @@ UNIT_NORM_TOLERANCE = 1e-5
 _BY_MAGNITUDE: dict[str, Any] = {"posterior": "point", "select_by": "magnitude"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "abstopk": _BY_MAGNITUDE,
-    OF_BAKER_LI[0]: _BY_MAGNITUDE | {"rectify": True},
-    OF_BAKER_LI[1]: _BY_MAGNITUDE | {"rectify": True, "posterior": "learned"},
+    BAKER_LI[0]: _BY_MAGNITUDE | {"rectify": True},
+    BAKER_LI[1]: _BY_MAGNITUDE | {"rectify": True, "posterior": "learned"},
 }
 """Further arguments of the dictionary's class, by architecture."""
 _LOG_VAR_LIMITS = (-6.0, 2.0)
@@ -53,14 +53,14 @@ _NAMES = {
     **{"w_enc": "W_enc", "w_dec": "W_dec"},  # Gemma Scope's
 }
 """SAELens's names of tensors, by those of sparsify and Gemma Scope."""
-_NAMES_OF_BAKER_LI = {
+_BAKER_LI_NAMES = {
     **{"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"},
     **{"decoder.bias": "b_dec", "bias": "b_dec"},
     **{"var_encoder.weight": "W_var", "var_encoder.bias": "b_var"},
 }
 _TRANSPOSED = ("W_enc", "W_dec", "W_var")
 """The matrices that are transposed in Baker & Li's files, as in torch's Linear layers."""
-_OF_GEMMA_SCOPE = (*_NAMES, *_NAMES.values(), "b_dec", "threshold", "scaling_factor")
+_GEMMA_SCOPE_ARRAYS = (*_NAMES, *_NAMES.values(), "b_dec", "threshold", "scaling_factor")
 
 
 @t.no_grad()
@@ -92,7 +92,7 @@ def load_foreign(
                 f"{path}: its {name} is {found}, and {FOREIGN_CONFIG} says {given}; copy it again"
             )
     options = _OPTIONS.get(architecture, {})
-    if architecture in OF_TOP_K:
+    if architecture in TOP_K:
         if k is None or not 1 <= k <= sizes["dict_size"]:
             raise CheckpointError(f"{path}: k={k} of {sizes['dict_size']} features; copy it again")
         options = options | {"k": k}
@@ -105,7 +105,7 @@ def load_foreign(
         resave = "save it in SAELens with its save_inference_model"
         raise CheckpointError(
             f"{path}: has no {error.args[0]}, which an SAE of architecture {architecture!r} has",
-            instead=resave if architecture in OF_BATCH_TOP_K else "copy it again",
+            instead=resave if architecture in BATCH_TOP_K else "copy it again",
         ) from error
     return dictionary.to(device).eval().requires_grad_(False)
 
@@ -139,7 +139,7 @@ def _tensors_in(path: Path) -> dict[str, t.Tensor]:
     if path.name == WEIGHTS:
         state = read_tensors(path)
         named = {
-            each: state[name].double() for name, each in _NAMES_OF_BAKER_LI.items() if name in state
+            each: state[name].double() for name, each in _BAKER_LI_NAMES.items() if name in state
         }
         return {name: value.T if name in _TRANSPOSED else value for name, value in named.items()}
     tensors = _arrays_in(path) if path.name == GEMMA_SCOPE_WEIGHTS else load_file(path)
@@ -153,7 +153,7 @@ def _arrays_in(path: Path) -> dict[str, t.Tensor]:
     if size > 10 * path.stat().st_size:  # real weights hardly compress
         raise ValueError(f"its arrays would take {size:,} bytes")
     with np.load(path, allow_pickle=False) as arrays:
-        names = [name for name in arrays.files if name in _OF_GEMMA_SCOPE]
+        names = [name for name in arrays.files if name in _GEMMA_SCOPE_ARRAYS]
         return {name: t.from_numpy(arrays[name].astype(np.float64)) for name in names}
 
 
@@ -180,8 +180,8 @@ def _upstream_state(
         W_enc_DF, W_dec_FD, b_dec_D = W_enc_DF * scale, W_dec_FD / scale, b_dec_D / scale
     norms_F = W_dec_FD.norm(dim=1)
     is_unit = t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0)
-    rescales = settings["rescales"] and architecture in (*OF_TOP_K, *OF_BATCH_TOP_K)
-    if unit_norm and architecture in OF_TOP_K and not is_unit and not rescales:
+    rescales = settings["rescales"] and architecture in (*TOP_K, *BATCH_TOP_K)
+    if unit_norm and architecture in TOP_K and not is_unit and not rescales:
         raise CheckpointError(
             f"{folder}: its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}, and "
             "unit norms would change which features its TopK keeps; expected norms of 1, or "
@@ -205,7 +205,7 @@ def _upstream_state(
             "decoder_bias": b_dec_D,
         }
     b_enc_F = weights["b_enc"] * scale_F
-    if architecture in ("jumprelu", *OF_BATCH_TOP_K):
+    if architecture in ("jumprelu", *BATCH_TOP_K):
         b_enc_F = b_enc_F - shift_F if is_centred else b_enc_F
         if architecture == "jumprelu":
             threshold_F = weights["threshold"] * scale_F
@@ -215,7 +215,7 @@ def _upstream_state(
         state = {"W_enc": W_enc_DF, "W_dec": W_dec_FD, "b_dec": b_dec_D, "threshold": threshold_F}
         return state | {"b_enc": b_enc_F}
     learned = {}
-    if architecture == OF_BAKER_LI[1]:
+    if architecture == BAKER_LI[1]:
         W_var_DF, b_var_F = weights["W_var"], weights["b_var"]
         learned = {
             "log_var_encoder.weight": W_var_DF.T,

@@ -55,16 +55,16 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
             raise CheckpointError(what, instead="leave out step")
         return foreign_config(folder, form, overrides)
     if not path.is_file():
-        raise _missing(folder, CONFIG)
+        raise _missing_error(folder, CONFIG)
     repair = "copy it again or train again"
     config = read_json(path, repair)
     if "dict_class" not in config.get("trainer", {}):
         what = f"{path}: expected an object with trainer.dict_class; {repair}"
-        raise _with_saes_inside(folder) or CheckpointError(what)
+        raise _holds_saes_error(folder) or CheckpointError(what)
     if step is None:
         if not (folder / WEIGHTS).is_file():
             is_begun = "run" in config and not (folder / METRICS).is_file()
-            raise _unfinished(folder, config) if is_begun else _missing(folder, WEIGHTS)
+            raise _unfinished_error(folder, config) if is_begun else _missing_error(folder, WEIGHTS)
     elif not checkpoint(folder, step).is_file():
         there = checkpoint_steps(folder)
         raise CheckpointError(
@@ -75,7 +75,7 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     return config
 
 
-def _with_saes_inside(folder: Path) -> CheckpointError | None:
+def _holds_saes_error(folder: Path) -> CheckpointError | None:
     """The error for a folder that holds folders of SAEs; None for other folders."""
     for inside in sorted(folder.glob("[!.]*")):
         if format_of(inside) or (inside / WEIGHTS).is_file():
@@ -85,8 +85,8 @@ def _with_saes_inside(folder: Path) -> CheckpointError | None:
     return None
 
 
-def _missing(folder: Path, name: str) -> CheckpointError:
-    if name == CONFIG and (error := _with_saes_inside(folder)) is not None:
+def _missing_error(folder: Path, name: str) -> CheckpointError:
+    if name == CONFIG and (error := _holds_saes_error(folder)) is not None:
         return error
     there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     names = ", ".join(path.name for path in there) or "nothing"
@@ -97,7 +97,7 @@ def _missing(folder: Path, name: str) -> CheckpointError:
     )
 
 
-def _unfinished(folder: Path, config: dict[str, Any]) -> CheckpointError:
+def _unfinished_error(folder: Path, config: dict[str, Any]) -> CheckpointError:
     if (folder / FAILED).is_file():
         return CheckpointError(
             f"{folder}: its training failed, see {FAILED} there",

@@ -144,7 +144,7 @@ def _fetched(name: str) -> Place:
 
     # The bases of HfHubHTTPError are the errors of the HTTP library, which depends on the version.
     unreachable: Any = (OSError, ValueError, *HfHubHTTPError.__bases__)
-    repo, inside, overrides = _place_on_the_hub(name)
+    repo, inside, overrides = _hub_place(name)
     within = f"{inside}/" if inside else ""
     files = [f"{within}{file}" for file in FILES]
     beside = Path(inside).parent / CONFIG  # where sparsify's trainer writes it
@@ -173,7 +173,7 @@ def _fetched(name: str) -> Place:
     return Place(folder, overrides)
 
 
-def _place_on_the_hub(name: str) -> tuple[str, str, dict[str, Any]]:
+def _hub_place(name: str) -> tuple[str, str, dict[str, Any]]:
     """The repository, the folder in it ("" for its root), and the overrides in SAELens's table of releases."""
     release, _, sae = name.strip("/").partition("/")
     if (found := _releases().get(release)) is None:

@@ -23,7 +23,7 @@ from .sae_names import EXPECTED
 
 SEEDS = ("seed", "data_seed")
 """The settings that may differ between runs that are compared as seeds of one setting."""
-_OF_THE_BUFFER = {
+_BUFFER_SETTINGS = {
     "ctx_len": "ctx_len",
     "text": "data",
     "text_column": "text_column",
@@ -86,7 +86,7 @@ def settings_named_in(config: dict[str, Any]) -> dict[str, Any]:
     found = {
         "model": trainer.get("lm_name") if is_certain else None,
         "hook": trainer["submodule_name"] if names_hook else None,
-        **{name: buffer.get(theirs) for theirs, name in _OF_THE_BUFFER.items()},
+        **{name: buffer.get(theirs) for theirs, name in _BUFFER_SETTINGS.items()},
     }
     return {name: value for name, value in found.items() if value is not None}
 

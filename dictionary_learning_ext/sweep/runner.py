@@ -20,7 +20,7 @@ from ..run_folder.files import (
     CONFIG,
     FAILED,
     SWEEP,
-    is_of_a_full_disk,
+    is_disk_full,
     read_json,
     remove,
     require_inside,
@@ -132,7 +132,7 @@ def _train(chunks: list[Chunk], devices: Sequence[str], at_once: int) -> list[st
 
 def _hits_all(error: UserError) -> bool:
     """Whether an error would end the other runs too: the disk is full, or another process writes there."""
-    return is_of_a_full_disk(error.__cause__) or isinstance(error.__cause__, BlockingIOError)
+    return is_disk_full(error.__cause__) or isinstance(error.__cause__, BlockingIOError)
 
 
 # --- sweep.json
