@@ -1,1 +1,1 @@
-"""What an SAE is worth on held-out text."""
+"""Metrics of SAEs on held-out text."""

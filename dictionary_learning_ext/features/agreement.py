@@ -130,7 +130,7 @@ class AgreementOfCodes:
 
     @cached_property
     def alike(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-        """`same_in_another` of every pair, by the two names."""
+        """The result of `same_in_another` for every pair, by the two names."""
         return {
             (a, b): same_in_another(self.codes[a], self.codes[b]) for a, b in self.measured.pairs
         }
@@ -145,7 +145,7 @@ class AgreementOfCodes:
 
     @cached_property
     def pairs(self) -> dict[tuple[str, str], dict[str, float]]:
-        """`measures_of_pair` of every pair."""
+        """The result of `measures_of_pair` for every pair, by the two names."""
         return {
             (a, b): measures_of_pair(self.codes[a], self.codes[b], pair, self.alike[a, b])
             for (a, b), pair in self.measured.pairs.items()
@@ -240,7 +240,7 @@ def is_used(codes: Codes) -> np.ndarray:
 
 
 def _centred(code_NF: Any, sign: float = 1.0) -> Any:
-    """Rows, one for each feature, whose products with rows made with the other sign are correlations.
+    """A row for each feature. Its product with another SAE's row, made with the other sign, is the correlation of the two.
 
     The standardised activations are not sparse. But with activations f of mean m and standard deviation s,
 
@@ -262,14 +262,14 @@ def _centred(code_NF: Any, sign: float = 1.0) -> Any:
 def _weight_share_returning(
     a_F: np.ndarray, b_G: np.ndarray, least: float, pair: PairOfSAEs
 ) -> float:
-    """The share of the weights that belongs to features that come back as a direction, the mean over the two SAEs; 0 of no
-    weight."""
+    """The share of the weights that belongs to features that come back as a direction, the mean over the two SAEs; 0 if there is
+    no weight."""
     both = (a_F, pair.match_F), (b_G, pair.match_G)
     return float(np.mean([_weight_share(each, match >= least) for each, match in both]))
 
 
 def _weight_share(weights_F: np.ndarray, is_in_F: np.ndarray) -> float:
-    """The share of the weights that belongs to some features; 0 of no weight."""
+    """The share of the weights that belongs to some features; 0 if there is no weight."""
     total = weights_F.sum()
     return weights_F[is_in_F].sum() / total if total else 0.0
 

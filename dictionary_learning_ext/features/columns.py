@@ -62,8 +62,8 @@ class Column:
     about: str
     """What the number is."""
     values: Callable[[Any], Any]
-    """Gives the number of each feature, (F,), of a `FeaturesOfSAE` or an `Analysis`. None for an SAE that has none. Several
-    columns are a dict, by what their heads have behind the key."""
+    """Gives the number of each feature, (F,), of a `FeaturesOfSAE` or an `Analysis`; None for an SAE that has none. Several
+    columns are a dict, by the endings of their heads."""
     files: tuple[File, ...] = FILES
     """Which files have it. A column of the report alone may use all of `Analysis`."""
     needs_codes: bool = True
@@ -85,7 +85,7 @@ class Column:
 
 
 def known_in_order(known: Mapping[int, Any], n_features: int) -> list[Any]:
-    """Something of each feature; None for those of which it is not known."""
+    """A list with an entry for each feature; None where nothing is known."""
     return [known.get(feature) for feature in range(n_features)]
 
 
@@ -95,7 +95,7 @@ def _rank(one: Any) -> list[int | None]:
 
 
 def _repeated(one: Any, what: str) -> np.ndarray | None:
-    """One number for all features of an SAE."""
+    """An attribute of `FeatureScores`, the same for each feature."""
     found = one.scores
     return None if found is None else np.full(len(found.match_F), getattr(found, what))
 

@@ -129,7 +129,7 @@ def _wilson(found: int, n: int) -> Estimate:
 
 @dataclass(frozen=True)
 class Explanations(Mapping[int, Explanation]):
-    """The explanations of an SAE's features, by the feature. Empty if there are none."""
+    """The explanations of an SAE's features, by feature. Empty if there are none."""
 
     sae: str = ""
     """The hash of the SAE's weights, see `hash_of`."""
@@ -159,7 +159,7 @@ class Explanations(Mapping[int, Explanation]):
         return [one.score.value for one in ordered if one.score is not None]
 
     def write(self, path: Path) -> None:
-        """Write them in their order, atomically. Raises CheckpointError if the disk refuses."""
+        """Write them in their order, atomically. Raises CheckpointError if the file can't be written."""
         content = asdict(self)
         ordered = sorted(content["features"].items(), key=lambda item: (item[1]["place"], item[0]))
         content["features"] = dict(ordered)
@@ -175,7 +175,7 @@ def one_line(text: str) -> str:
 
 
 def mean_of(scores: Sequence[float]) -> Estimate | None:
-    """The mean over features, with Student's interval; None of fewer than two."""
+    """The mean over features, with Student's interval; None for fewer than two."""
     if len(scores) < 2:
         return None
     half = float(

@@ -352,24 +352,17 @@ class Feature:
         tokens = self.features.statistics.top.tokens(self.number)
         return [token_text(self.features._tokenizer, i) for i in tokens]
 
-    def top(self, n: int = 5) -> TopContexts:
-        """See `Features.top`."""
-        return self.features.top(self.number, n)
-
-    def logits(self, n: int = 8) -> "LogitEffects":
-        """See `Features.logits`."""
-        return self.features.logits(self.number, n)
-
     @property
     def _card_contexts(self) -> TopContexts:
         """Up to 8 of its kept contexts, for a card."""
-        return self.top(min(8, self.features.statistics.top.rows_FT.shape[1]))
+        kept = self.features.statistics.top.rows_FT.shape[1]
+        return self.features.top(self.number, min(8, kept))
 
     @property
     def _logits_or_reason(self) -> "tuple[LogitEffects | None, str]":
         """Its effects on the logits, or why they can't be measured."""
         try:
-            return self.logits(), ""
+            return self.features.logits(self.number), ""
         except LanguageModelError as error:
             return None, str(error)
 

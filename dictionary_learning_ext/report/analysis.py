@@ -310,7 +310,7 @@ def _metric(metric: Metric, analyses: list[Analysis]) -> HeadlineRow:
 
 
 def _spread(values: list[float]) -> float:
-    """The standard deviation over seeds; 0 of one."""
+    """The standard deviation over seeds; 0 for a single SAE."""
     return stdev(values) if len(values) > 1 else 0.0
 
 

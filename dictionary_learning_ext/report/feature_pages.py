@@ -22,7 +22,7 @@ _NOT_BACK = 0.5
 """An example counts as not coming back if its activations' correlation with those of its match is lower."""
 _CHIPS = 3
 _KINDS = (1, 3)
-"""The most different tokens of a feature that "fires on one token", and of one that "fires on a few"."""
+"""The largest number of different tokens that counts as "one token", and as "a few"."""
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:

@@ -66,13 +66,13 @@ class Group:
         return None if None in values else statistics.fmean(values)
 
     def spread(self, key: str) -> float | None:
-        """A metric's standard deviation over the seeds; None of a single run."""
+        """A metric's standard deviation over the seeds; None for a single run."""
         if self.n == 1 or self.mean(key) is None:
             return None
         return statistics.stdev(run.metrics[key] for run in self.runs)
 
     def text(self, metric: Metric) -> str:
-        """A metric as tables show it: its mean and, of several runs, its standard deviation."""
+        """A metric as tables show it: its mean and, for several runs, its standard deviation."""
         mean, spread = metric.text(self.mean(metric.key)), self.spread(metric.key)
         digits = len(mean.partition(".")[2])
         return mean if spread is None else f"{mean} ± {spread:.{digits}f}"

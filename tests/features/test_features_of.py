@@ -196,7 +196,7 @@ def test_logits_are_the_extremes_of_the_logit_lens(features, tiny_lm):
     assert [logit for _, logit in raised] == logits_V.sort(descending=True).values[:3].tolist()
     assert [logit for _, logit in lowered] == logits_V.sort().values[:3].tolist()
     assert raised[0].token == tiny_lm.tokenizer.decode([int(logits_V.argmax())])
-    assert repr(features[17].logits(3)).startswith(
+    assert repr(features.logits(17, 3)).startswith(
         f"raises  {raised[0].token!r} {raised[0].logit:+.3g}"
     )
 
