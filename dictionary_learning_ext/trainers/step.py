@@ -448,7 +448,8 @@ def dead_features_loss(
 
     Upstream's `TopKTrainer.get_auxiliary_loss`: ||residual - its reconstruction||^2, relative to the
     residual's variance, 0-dim. Where fewer than `k_aux` features are dead, living ones are taken too and
-    count as 0, because the host would have to wait for the number of dead ones.
+    count as 0, because the host would have to wait for the number of dead ones. So does a mean below 0, with rectify
+    or without, unless features are selected by magnitude: a feature that helps by a negative value would stay dead.
 
     Arguments:
         error_BD: x_hat - x. No gradient flows through it.
@@ -459,6 +460,8 @@ def dead_features_loss(
     selection = largest(strength_BF, k_aux, "value", part)
     indices_BK = selection.indices
     values_BK = selection.only(mu_BF.gather(1, indices_BK).where(is_dead_F[indices_BK], 0.0))
+    if select_by == "value":
+        values_BK = values_BK.relu()
     unexplained_BD = part.sum(decode(indices_BK, values_BK, W_dec_DF, matmul_dtype)) + error_BD
     variance = row_variance(error_BD)
     scale = t.where(variance > 0, 1 / variance, 0.0) * part.max(is_dead_F.any())

@@ -89,7 +89,8 @@ def dense_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> Lo
         strength = mu.abs() if settings.select_by == "magnitude" else mu
         n_aux = min(objective.top_k_aux, int(dead.sum()))
         top = t.where(dead, strength, -t.inf).topk(n_aux).indices
-        aux_code = t.zeros_like(mu).scatter(1, top, mu.gather(1, top))
+        values = mu if settings.select_by == "magnitude" else mu.relu()
+        aux_code = t.zeros_like(mu).scatter(1, top, values.gather(1, top))
         variance = (residual - residual.mean(0)).pow(2).sum(1).mean()
         auxk_loss = (residual - aux_code @ W_dec.T).pow(2).sum(1).mean() / variance
 

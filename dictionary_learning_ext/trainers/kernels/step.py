@@ -216,6 +216,8 @@ class AuxKLoss(NamedTuple):
             return None
         how = {"rectified": means.rectify, "select_by": objective.settings.select_by}
         values_BK, places_BK = top_k(means.of(dead), k_aux, **how)
+        if objective.settings.select_by == "value":
+            values_BK = values_BK.clamp_(min=0)
         code = SubsetCode(places_BK, dead, len(dead_F), objective.matmul_dtype, name="aux_code")
         aux_error_BD = code.combine(values_BK, W_dec_FD) + error_BD
         residual_variance = row_variance(error_BD)
@@ -226,4 +228,5 @@ class AuxKLoss(NamedTuple):
     def backward(self, weight: float) -> tuple[t.Tensor, t.Tensor]:
         """The gradients of weight * loss at the code's means, (B, K), and at W_dec, (F, D)."""
         grad_BD = self.aux_error_BD * (self.scale * (2 * weight / len(self.aux_error_BD)))
-        return self.code.project(grad_BD), self.code.outer(self.values_BK, grad_BD)
+        grad_mu_BK = self.code.project(grad_BD).masked_fill_(self.values_BK == 0, 0)
+        return grad_mu_BK, self.code.outer(self.values_BK, grad_BD)
