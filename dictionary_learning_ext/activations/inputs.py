@@ -353,8 +353,6 @@ class _StoredInputs(Inputs):
             self.no_language_model = (
                 f"{stored.place} doesn't say which language model its activations are of"
             )
-        elif self.language_model is not None:
-            require_positions(settings, self.language_model.module)
 
     def load(self, hooks: Collection[str]) -> None:
         settings, stored = self._settings, self._stored
@@ -437,19 +435,12 @@ def _cached_model(run: RunConfig, stored: StoredActivations, manifest: CacheMani
 
 
 def cached_documents(stored: StoredActivations, number: int) -> ContextBatches:
-    """The first `number` held-out documents of a cache. Logs a warning if there are fewer."""
+    """The first `number` held-out documents of a cache."""
     assert stored.documents is not None, "written with the held-out tokens"
     if stored.copies is not None:
         stored.copies.fetch(stored.documents)
-    ids_NL = np.load(stored.documents, allow_pickle=False)
-    if len(ids_NL) < number:
-        logger.warning(
-            "%s has %d held-out documents: the language model's loss is measured on these, not on %d",
-            stored.place,
-            len(ids_NL),
-            number,
-        )
-    ids_NL = t.from_numpy(ids_NL[:number].astype(np.int64))
+    ids = np.load(stored.documents, allow_pickle=False)
+    ids_NL = t.from_numpy(ids[:number].astype(np.int64))
     for ids_BL in ids_NL.split(_DOCUMENTS_AT_ONCE):
         yield ids_BL.clamp(min=0), (ids_BL >= 0).long()
 

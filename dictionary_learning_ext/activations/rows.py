@@ -251,7 +251,7 @@ class ModelRows:
 
     def fill(self, out_ND: Tensor) -> Iterator[int]:
         """See `RowStream`. Yields after each batch of the language model, and after each group of contexts."""
-        filled, number = 0, self.passes
+        filled = 0
         non_finite: Tensor | int = 0
         needed = math.ceil(len(out_ND) / self.contexts.ctx_len)  # contexts, if no token is left out
         read: list[list[Tensor]] = []  # batches that were read and are not in `ahead` yet
@@ -284,8 +284,6 @@ class ModelRows:
             filled += len(rows_ND)
             non_finite = non_finite + n_non_finite
             yield filled
-            if not filled and self.passes > number + 1:
-                break  # all tokens of a pass are left out
         self.reader.require_finite(non_finite)  # once per fill, as it synchronises with the GPU
 
     def _read(self, n: int, needed: int) -> list[list[Tensor]]:
@@ -391,11 +389,6 @@ class ModelRows:
         name = f"the text {getattr(text, 'name', type(text).__name__)!r}"
         if not self.contexts.tokens_read:
             return TextError(f"{name} has no documents to train on", instead="use another text")
-        if not given + found:
-            return TextError(
-                f"all tokens of {name} are left out",
-                instead="use another text, or a larger max_norm_multiple",
-            )
         return TextError(
             f"{name} ended after {given} tokens: expected {needed} for the next batch, found {found}",
             instead="use a longer text, or more text_passes",

@@ -127,7 +127,7 @@ class StoredRows:
 
     def fill(self, out_ND: Tensor) -> Iterator[int]:
         """See `RowStream`. Yields after each read."""
-        filled, number = 0, self.passes
+        filled = 0
         while filled < len(out_ND) and (piece := self._next_piece()) is not None:
             if self._before_read is not None:
                 self._before_read()
@@ -143,8 +143,6 @@ class StoredRows:
             else:
                 self._next = _Next(self._next.number, self._next.piece + 1, 0)
             yield filled
-            if not filled and self.passes > number + 1:
-                break  # all rows of a pass are left out
 
     def _next_piece(self) -> Part | None:
         """The piece that holds the next row, which may be the first of the next pass; None at the end."""
@@ -205,11 +203,6 @@ class StoredRows:
         }
 
     def ended(self, needed: int, found: int, given: int) -> TextError:
-        if not given + found:
-            return TextError(
-                f"all activations in {self.stored.place} are left out",
-                instead="use a larger max_norm_multiple, or leave it out",
-            )
         return TextError(
             f"the activations in {self.stored.place} ended after {given} tokens: expected"
             f" {needed} for the next batch, found {found}",

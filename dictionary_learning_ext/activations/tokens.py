@@ -136,7 +136,6 @@ class ContextStream:
         self._used = 0  # how many pieces were used
         self._tokens: list[Tensor] = []  # tokens of the next pieces, from _pieces[_used] on
         self._offset = 0  # how many tokens of _tokens[0] were used
-        self._pass_began = (0, -1)  # number of the current pass, and tokens_read at its start
 
     @property
     def resumable(self) -> bool:
@@ -237,12 +236,7 @@ class ContextStream:
             self._offset = 0
 
     def _read_pieces(self) -> bool:
-        """Read the next documents of the text. Returns False if there are none, or the last pass had no token."""
-        number, tokens_then = self._pass_began
-        if self.passes > number:
-            if self.tokens_read == tokens_then:
-                return False
-            self._pass_began = self.passes, self.tokens_read
+        """Read the next documents of the text. Returns False if there are none."""
         self._text_state = self.text.state_dict() if self.resumable else None
         self._pieces, self._used = [], 0
         documents = characters = 0

@@ -19,8 +19,6 @@ from .foreign import FILES, RECOGNISED, WEIGHTS_OF, format_of
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
 EXPECTED = "expected a run folder, e.g. runs/NAME"
-_LONGEST_PART = 80
-"""The longest part of a path, in characters, in the name of a results folder."""
 
 
 class Place(NamedTuple):
@@ -88,7 +86,7 @@ def results_folder(name: str | Path, out: str | Path | None = None) -> Path:
     if out is None and is_here and format_of(folder) is None and not _is_upstreams(folder):
         return folder
     path = target_of(folder) if is_here else Path(name)
-    parts = [re.sub(r"[^\w.=-]", "-", part)[:_LONGEST_PART] for part in path.parts[-2:]]
+    parts = [re.sub(r"[^\w.=-]", "-", part) for part in path.parts[-2:]]
     return Path(out or RESULTS) / "_".join([*parts, _hash_of_weights(folder)[:8]])
 
 

@@ -22,7 +22,6 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import inputs, language_models
 from dictionary_learning_ext.activations.inputs import find_inputs, open_inputs
 from dictionary_learning_ext.activations.language_models import unwrapped
-from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
@@ -266,12 +265,6 @@ def test_their_end_is_an_error_that_names_the_cap(run):
     said = error_of(lambda: train(replace(run, steps=500), {"x": sae_of()}))
     assert "ended after 8000 tokens" in said
     assert "text_passes" in said
-
-
-def test_activations_that_are_all_left_out_end(run, monkeypatch):
-    monkeypatch.setattr(PositionRule, "by_token", lambda self, ids_BL, mask_BL: mask_BL < 0)
-    batches = open_inputs(replace(run, text_passes=None), [HOOK]).training_batches()
-    assert "left out" in error_of(batches.next)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from dictionary_learning_ext.activations import tokens
-from dictionary_learning_ext.activations.text import TextStream, open_text
+from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import (
     ContextStream,
     DividedTokenizer,
@@ -271,37 +271,3 @@ def test_counting_ends_where_the_text_is_enough(run_of, require, tmp_path):
     assert "not valid JSON" in error_of(
         lambda: require(run_of(data=str(path), eval_tokens=2048, ctx_len=128))
     )
-
-
-@pytest.mark.parametrize("packing", ["pack", "truncate"])
-def test_a_text_that_is_read_again_and_again_ends_if_a_pass_has_no_token(
-    packing, tokenizer, monkeypatch
-):
-    texts = TextStream(
-        "x", _Documents(["\u200b"] * 3), {"split": "train"}, passes=None, every_20th=False
-    )
-    monkeypatch.setattr(
-        type(tokenizer), "__call__", lambda self, texts, **_: {"input_ids": [[] for _ in texts]}
-    )
-    stream = ContextStream(texts, tokenizer, 4, packing=packing)
-    if packing == "truncate":
-        with pytest.raises(StopIteration):
-            stream.next_batch(2)
-    else:
-        ids_BL, _ = stream.next_batch(2)
-        assert ids_BL.tolist() == [[0] * 4] * 2, "the ends of documents are tokens, too"
-    assert stream.passes > 1
-
-
-class _Documents:
-    def __init__(self, documents):
-        self.documents = documents
-
-    def read(self, number, position):
-        return iter(self.documents)
-
-    def position(self):
-        return 0
-
-    def fingerprint(self):
-        return "x"
