@@ -73,22 +73,15 @@ def test_code_that_comes_with_a_model_is_never_run(
         ("nobody/no-such-model", "'nobody/no-such-model' .* save_pretrained"),
         ("./no/such", "no file no/such/config.json"),  # not looked up on the hub
         ("{empty}", "no file {empty}/config.json"),
-        ("embedded", "'embedded' can't be loaded"),
         ("{no_weights}", "{no_weights}"),
         ("{damaged}", "{damaged}.*damaged"),
-        ("{unknown}", "ValueError.*damaged"),
     ],
 )
-def test_what_cannot_be_loaded_is_one_line(
-    name: str, says: str, tiny_lm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(language_models, "EMBEDDED_MODEL", tmp_path / "gone")
-    places = {kind: tmp_path / kind for kind in ("empty", "no_weights", "damaged", "unknown")}
+def test_what_cannot_be_loaded_is_one_line(name: str, says: str, tiny_lm_dir: Path, tmp_path: Path):
+    places = {kind: tmp_path / kind for kind in ("empty", "no_weights", "damaged")}
     places["empty"].mkdir()
     for kind in ("no_weights", "damaged"):
         shutil.copytree(tiny_lm_dir, places[kind])
-    places["unknown"].mkdir()
-    (places["unknown"] / "config.json").write_text('{"model_type": "nobodys"}')
     (places["no_weights"] / "model.safetensors").unlink()
     (places["damaged"] / "model.safetensors").write_bytes(b"\x08")
     message = error_of(lambda: load_language_model(name.format(**places)), LanguageModelError)

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from dictionary_learning_ext.activations.positions import PositionRule, left_out
+from dictionary_learning_ext.errors import ConfigError
 
 
 def test_an_outlier_is_judged_against_the_median_of_all_tokens_read_together():
@@ -28,6 +29,11 @@ def test_padding_and_beginning_of_text_are_left_out(tokenizer: PreTrainedTokeniz
     assert PositionRule(tokenizer).by_token(ids, mask).equal(mask.bool())
     without_bos = PositionRule(tokenizer, remove_bos=True).by_token(ids, mask)
     assert without_bos.equal(mask.bool() & (ids != 0))
+
+
+def test_a_multiple_of_1_is_refused():
+    with pytest.raises(ConfigError, match=r"max_norm_multiple=1\.0: expected above 1"):
+        PositionRule(max_norm_multiple=1.0)
 
 
 @pytest.mark.parametrize(

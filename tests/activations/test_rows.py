@@ -19,7 +19,7 @@ from dictionary_learning_ext.activations.rows import ActivationReader, ModelRows
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.run import RunConfig
-from dictionary_learning_ext.errors import ConfigError, NonFiniteError
+from dictionary_learning_ext.errors import NonFiniteError
 
 HOOK = "blocks.1.hook_resid_post"
 IDS = torch.tensor([[0, 50, 51, 52], [53, 0, 54, 1]])
@@ -96,20 +96,6 @@ def test_only_a_wanted_token_must_be_finite(tiny_lm_dir: Path, max_norm_multiple
     said = r"^3 activations .* output of gpt_neox\.layers\.1 are NaN or infinite; expected finite"
     with pytest.raises(NonFiniteError, match=said):
         read(MASK.bool())
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"max_norm_multiple": 1.0}, "max_norm_multiple=1.0: expected above 1"),
-        ({"remove_bos": True}, r"remove_bos=True: .*; use remove_bos=False"),
-    ],
-)
-def test_impossible_settings_are_refused(tiny_lm_dir: Path, options: dict[str, Any], says: str):
-    lm: Any = load_language_model(str(tiny_lm_dir))
-    lm.tokenizer.bos_token = None
-    with pytest.raises(ConfigError, match=says):
-        reader_of(lm, **options)
 
 
 # Rows

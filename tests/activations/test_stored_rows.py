@@ -17,7 +17,7 @@ from dictionary_learning_ext.activations.cache_manifest import UNFINISHED
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
-from dictionary_learning_ext.errors import ActivationsError, ConfigError, NonFiniteError, TextError
+from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
 
 N, WIDTH = 10_007, 3
 
@@ -237,10 +237,6 @@ def test_the_end_says_what_to_do(numbered):
     assert said.endswith("use fewer steps or more text_passes")
 
 
-def test_mistakes(numbered, small_cache):
-    with pytest.raises(ConfigError, match="50 rows"):
-        source_of(numbered, rows=50)
+def test_rows_without_tokens_have_no_beginning_of_text(numbered):
     with pytest.raises(ConfigError, match="use remove_bos=False"):
         source_of(numbered, remove_bos=True)
-    with pytest.raises(ActivationsError, match=r"hook='blocks\.7\.hook_resid_post': the cache"):
-        source_of(open_stored(small_cache), "blocks.7.hook_resid_post")

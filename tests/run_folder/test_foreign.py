@@ -104,7 +104,6 @@ def test_an_sae_of_saelens_is_that_of_its_equations(architecture, norms, is_cent
         ),
         ({"activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu' in cfg.json"),
         ({"normalize_activations": "layer_norm"}, "'layer_norm' in cfg.json; expected 'none'"),
-        ({"normalize_activations": True}, "True in cfg.json; expected 'none'"),
         ({"hook_point": "blocks.0.attn.hook_z"}, "'hook_z' in cfg.json; expected 'none'"),
         ({"d_sae": 2 * F}, f"dict_size is {F}, and cfg.json says {2 * F}"),
         ({"k": None}, f"k=None of {F} features"),
@@ -453,9 +452,7 @@ def test_what_is_no_sae_of_a_blocks_output_in_gemma_scope_is_refused(place, tmp_
         ({"threshold": None}, "threshold"),
         ({"W_dec": None}, "has no W_dec"),
         ({"W_enc": np.zeros(F, np.float32)}, "values to unpack"),
-        ({"W_dec": np.zeros((D, F), np.float32)}, "W_dec is"),
         ({"threshold": np.zeros(1, np.float32)}, "threshold is"),  # which would be broadcast
-        ({"b_enc": np.zeros((), np.float32)}, "b_enc is"),
         ({"b_dec": np.full(D, np.nan, np.float32)}, "b_dec .*NaN"),
         ({"threshold": np.array([{}] * F)}, "ValueError"),
         ({"scaling_factor": np.full(F, 2.0)}, "scaling_factor"),
