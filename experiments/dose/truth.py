@@ -36,6 +36,8 @@ AUXK: dict[str, float | None] = {
 """AuxK's threshold in F/k tokens, at F = 512 and SAMPLES."""
 EARLIER: dict[str, float | None] = {f"m = {m}": float(m) for m in (25, 100, 400)}
 """The same at F = 1,024, for both arms, see the protocol's end."""
+BEFORE = "means below 0 too"
+"""What a vSAE's AuxK took before its defect was mended; see the protocol's end."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,8 @@ def chosen_m(content: dict[str, Any]) -> float:
     the mean of TopK and survival 0.6."""
     of_m: dict[float, list[float]] = {}
     for row in content["rows"]:
-        if row["part"].startswith("auxk: F = 1,024,") and row["m"] in EARLIER.values():
+        is_kept = row["m"] in EARLIER.values() and not row["arm"].endswith(BEFORE)
+        if row["part"].startswith("auxk: F = 1,024,") and is_kept:
             of_m.setdefault(row["m"], []).append(row["mcc"])
     if sum(map(len, of_m.values())) < 2 * len(EARLIER):
         raise SystemExit(
