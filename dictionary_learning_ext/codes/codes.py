@@ -205,23 +205,18 @@ class Codes:
 
 
 def encode(
-    dictionaries: Sequence[Dictionary],
-    batches: Iterable[ContextBatch],
-    *,
-    with_all: bool = False,
-    tokenizer: Any = None,
+    dictionaries: Sequence[Dictionary], batches: Iterable[ContextBatch], *, tokenizer: Any = None
 ) -> list[Codes]:
     """Encode contexts with SAEs of one hook point, in one pass.
 
     Arguments:
         dictionaries: take raw activations.
         batches: the contexts, in reading order.
-        with_all: see `Encoder`.
         tokenizer: the language model's, to show tokens as text.
 
     Raises: TextError if no token is encoded; NonFiniteError if an SAE's features are NaN or infinite.
     """
-    return [*encode_each(dictionaries, batches, with_all=with_all, tokenizer=tokenizer)]
+    return [*encode_each(dictionaries, batches, tokenizer=tokenizer)]
 
 
 def encode_each(
@@ -231,7 +226,7 @@ def encode_each(
     with_all: bool = False,
     tokenizer: Any = None,
 ) -> Iterator[Codes]:
-    """Like `encode`, but yields one SAE's codes at a time, so that the caller can free them."""
+    """Like `encode`, but yields one SAE's codes at a time, so that the caller can free them. `with_all`: see `Encoder`."""
     encoders = [Encoder(sae, with_all=with_all) for sae in dictionaries]
     ids, wanted, sinks = [], [], []
 

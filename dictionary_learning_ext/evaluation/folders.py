@@ -204,7 +204,6 @@ class OpenedFolders:
         tokens: int | None = None,
         *,
         split: Split = "heldout",
-        with_all: bool = False,
         keep: bool = True,
     ) -> dict[str, Codes]:
         """The codes of each SAE on the first tokens of a split, by folder.
@@ -213,10 +212,9 @@ class OpenedFolders:
 
         Arguments:
             tokens: default: as many as the runs' own evaluations have.
-            with_all: see `Encoder`.
             keep: read kept codes, and keep new ones. Codes of training text or of a checkpoint are never kept.
         """
-        found = dict(self.each_codes(tokens, split=split, with_all=with_all, keep=keep))
+        found = dict(self.each_codes(tokens, split=split, keep=keep))
         return {name: found[name] for name in self.saes}
 
     def each_codes(
@@ -227,7 +225,11 @@ class OpenedFolders:
         with_all: bool = False,
         keep: bool = True,
     ) -> Iterator[tuple[str, Codes]]:
-        """Like `codes`, but yields one SAE's codes at a time, kept ones first, so that the caller can free them."""
+        """Like `codes`, but yields one SAE's codes at a time, kept ones first, so that the caller can free them.
+
+        Arguments:
+            with_all: see `Encoder`.
+        """
         tokens = self.own_tokens if tokens is None else tokens
         keep = keep and split == "heldout" and self._step is None
         text, missing, read = text_key(self.run, tokens), {}, tokens

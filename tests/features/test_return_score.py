@@ -478,17 +478,3 @@ def test_one_folder_is_ordered_and_its_scores_are_written(folder, capsys, tmp_pa
     found = json.loads(capsys.readouterr().out)
     assert found["scores"] == pytest.approx(scores.score_F, abs=0.051)
     assert found["by_fifth"]["counts"] == {str(n): count for n, count in scores.counts.items()}
-
-
-def direction(fit, name):
-    """What a higher value does to the score: the sign of the slope of the log odds at each rank, from -1 to 1."""
-    slope, bend = fit.rank[name], 2 * fit.square[name]
-    low, high = ("↑" if slope + bend * rank > 0 else "↓" for rank in (-1, 1))
-    if low == high:
-        return low
-    below = (1 - slope / bend) / 2  # the share of the features below the rank where it is 0
-    return (
-        f"{high}, {low} in the lowest {below:.0%}"
-        if below < 0.5
-        else f"{low}, {high} in the top {1 - below:.0%}"
-    )
