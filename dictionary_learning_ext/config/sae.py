@@ -52,7 +52,7 @@ MUCH_NOISE = 0.2
 """The noise_to_signal above which constant noise drowns the activations. Noise that fades to 0 may start higher."""
 DEAD_FEATURE_THRESHOLD = 10_000_000
 """Upstream's default threshold, in tokens."""
-DEAD_AFTER_FIRINGS = 400
+DEAD_AFTER_FIRINGS = 100
 """Our default threshold, in firings of a feature of average rate: m in experiments/results/dose_truth.md."""
 
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
@@ -153,7 +153,7 @@ class AuxKOptions(Checked):
     """Weight of the auxiliary loss that revives dead features, in units of the activations' E||x||^2, as
     the squared error. 0 turns it off."""
     dead_feature_threshold: Count | None = None
-    """Tokens without firing after which a feature counts as dead. Default: 400 times as many as a feature
+    """Tokens without firing after which a feature counts as dead. Default: 100 times as many as a feature
     of average rate takes to fire once, dict_size / k. Upstream: 10,000,000."""
 
 
@@ -782,5 +782,5 @@ def _require_option(name: str, cls: type[SAEConfig]) -> None:
 
 
 def dead_after(dict_size: int, k: int) -> int:
-    """The default of dead_feature_threshold in tokens: a feature of average rate fires 400 times in so many."""
+    """The default of dead_feature_threshold in tokens: a feature of average rate fires 100 times in so many."""
     return DEAD_AFTER_FIRINGS * dict_size // k
