@@ -341,8 +341,15 @@ def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> Mea
     fired_F.index_add_(0, indices_BK.flatten(), selection.only(fires_BK).flatten())
     smallest_B = by_BK.masked_fill(by_BK <= 0, t.inf).amin(-1)
     # What the noise selects is in the mean's selection if its mean is not below the K-th largest.
-    survived_BK = compared(code.means, how.select_by) >= by_BK.amin(-1, keepdim=True)
-    n_survived = part.sum(code.selection.only(survived_BK).sum(dtype=mu_BF.dtype))
+    kth_B1, mean_BK = by_BK.amin(-1, keepdim=True), compared(code.means, how.select_by)
+    survived_BK = mean_BK >= kth_B1
+    zeros = 0
+    if (
+        objective.settings.rectify
+    ):  # a row may have fewer than K positive means: then the zeros are no choice
+        survived_BK &= (mean_BK > 0) | (kth_B1 > 0)
+        zeros = (by_BK == 0).sum()
+    n_survived = zeros + part.sum(code.selection.only(survived_BK).sum(dtype=mu_BF.dtype))
     return MeanSelection.of_rows(fired_F, smallest_B, n_survived, objective)
 
 

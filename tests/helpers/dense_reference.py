@@ -73,8 +73,9 @@ def dense_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> Lo
     kl_loss = counted.sum(1).mean()
 
     selected = largest(mu, objective.k)
-    survival = mask.gather(1, selected).mean()
     mu_selected = mu.gather(1, selected)
+    is_zero = mu_selected == 0  # a ReLU's
+    survival = mask.gather(1, selected).where(~is_zero, 1.0).mean()
     fired = t.zeros(mu.shape[1], dtype=t.bool)
     fired[selected[(mu_selected != 0) | (scale == 0)]] = True
     since_fired = t.where(fired, 0, objective.tokens_since_fired_F + len(x_BD))

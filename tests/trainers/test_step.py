@@ -70,6 +70,14 @@ def test_rows_without_a_positive_selected_mean_do_not_count_in_the_threshold():
     assert_is_dense(x, weights, objective)
 
 
+def test_a_zero_of_a_relu_is_not_lost_by_noise(form):
+    x, weights, objective = make_case(k=8, rectify=True, survival=0.5, noise_on="selection")
+    weights = weights._replace(b_enc_F=weights.b_enc_F - 3)
+    terms = assert_is_dense(x, weights, objective)
+    largest = step.means(x, weights, objective).topk(8).values
+    assert (largest == 0).any(1).sum() > 5 and terms.survival < 1
+
+
 @pytest.mark.parametrize(
     ("rectify", "select_by"), [(False, "value"), (True, "value"), (False, "magnitude")]
 )

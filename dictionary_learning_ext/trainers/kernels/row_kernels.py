@@ -100,11 +100,11 @@ def draw_rows(
             threshold, n_equal = _threshold(compared_F, k, mean_guess, work)
             mean_guess = max(threshold, _LOWEST)
             smallest_B[row] = _fire(compared_F, threshold, n_equal > 0, fired_F)
-            survived = 0
+            survived = n_ties = 0
             for i in range(k):
-                compared = compared_F[places[i]]
-                survived += compared > threshold or (n_equal > 0 and compared == threshold)
-            survived_B[row] = survived
+                survived += compared_F[places[i]] > threshold
+                n_ties += compared_F[places[i]] == threshold
+            survived_B[row] = survived + min(n_ties, n_equal)
         else:
             compared_F = _compared(mu_F, by_magnitude, magnitude_F)
             guess = _largest(compared_F, k, guess, places, work)

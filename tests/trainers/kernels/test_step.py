@@ -106,6 +106,15 @@ def test_with_noise_on_the_values_it_is_the_definition_too(settings, form, monke
     assert_close(got, expected, error=1e-4)
 
 
+def test_a_zero_of_a_relu_is_not_lost_by_noise():
+    x, weights, objective = make_case(k=8, rectify=True, survival=0.5, noise_on="selection")
+    weights = weights._replace(b_enc_F=weights.b_enc_F - 3)
+    terms, _ = stepped(*in_float32(x, weights, objective))
+    reference, _ = exactly(x, weights, objective)
+    assert terms.survival.item() == pytest.approx(reference.survival.item())
+    assert terms.survival < 1
+
+
 @pytest.mark.parametrize("scope", ["all", "selected"])
 @pytest.mark.parametrize("posterior", ["fixed", "point", "learned"])
 def test_a_kl_without_weight_is_not_computed(posterior, scope):
