@@ -234,9 +234,8 @@ def _share_of_tokens(text: Iterator[str], tokenizer: Any, settings: CacheSetting
     if settings.text_packing == "pack":
         return 1.0
     contexts = ContextStream(text, tokenizer, settings.ctx_len, packing="truncate")
-    for _, mask_BL in contexts.batches(_SAMPLED):
-        return float(mask_BL.float().mean())
-    return 1.0
+    found = next(contexts.batches(_SAMPLED), None)
+    return 1.0 if found is None else float(found[1].float().mean())
 
 
 def _plan(

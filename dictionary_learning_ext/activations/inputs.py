@@ -203,14 +203,10 @@ class Inputs(ABC):
 
 
 def open_inputs(
-    settings: RunConfig,
-    hooks: Iterable[str],
-    before_batch: Callable[[], None] | None = None,
-    *,
-    language_model: CausalLM | None = None,
+    settings: RunConfig, hooks: Iterable[str], *, language_model: CausalLM | None = None
 ) -> Inputs:
     """`find_inputs`, loaded. With stored activations, the language model is loaded only if eval_tokens > 0."""
-    inputs = find_inputs(settings, hooks, before_batch, language_model=language_model)
+    inputs = find_inputs(settings, hooks, language_model=language_model)
     inputs.load(inputs.widths)
     return inputs
 
@@ -495,14 +491,10 @@ def _evaluation_rule(settings: RunConfig, tokenizer: Any) -> PositionRule:
     )
 
 
-def in_batches(contexts: Iterable[ContextBatch], size: int = _ROWS_AT_ONCE) -> Iterator[t.Tensor]:
-    """The activations of the wanted tokens, (B, D), in float32 and in reading order.
-
-    Arguments:
-        size: B. The last batch may be smaller.
-    """
+def in_batches(contexts: Iterable[ContextBatch]) -> Iterator[t.Tensor]:
+    """The activations of the wanted tokens, (2048, D), in float32 and in reading order. The last batch may be smaller."""
     parts = ((batch.wanted_ND.float(),) for batch in contexts)
-    return (rows_ND for (rows_ND,) in _regrouped(parts, size))
+    return (rows_ND for (rows_ND,) in _regrouped(parts, _ROWS_AT_ONCE))
 
 
 def _regrouped(parts: Iterable[tuple[t.Tensor, ...]], size: int) -> Iterator[tuple[t.Tensor, ...]]:

@@ -64,10 +64,16 @@ def metrics_of(folder):
     return json.loads((Path(folder) / "metrics.json").read_text())
 
 
+def batches_of(run, hooks, before_batch):
+    inputs = find_inputs(run, hooks, before_batch)
+    inputs.load(hooks)
+    return inputs.training_batches()
+
+
 def test_several_hook_points_resume_at_one_place_wherever_a_read_is_interrupted(run):
     hooks, steps = (HOOK, OTHER), 20  # three fills, of one read each
     reads = []
-    sources = open_inputs(run, hooks, lambda: reads.append(len(reads))).training_batches()
+    sources = batches_of(run, hooks, lambda: reads.append(len(reads)))
     whole = [sources.next() for _ in range(steps)]
     assert len(reads) == 3 * len(hooks)
     for stop in reads:
@@ -78,7 +84,7 @@ def test_several_hook_points_resume_at_one_place_wherever_a_read_is_interrupted(
                 raise Interrupted(signal.SIGTERM)
 
         found = []
-        sources = open_inputs(run, hooks, check).training_batches()
+        sources = batches_of(run, hooks, check)
         with contextlib.suppress(Interrupted):
             while len(found) < steps:
                 found.append(sources.next())

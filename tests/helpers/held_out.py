@@ -35,4 +35,4 @@ def held_out_of(
     )
     reader = ActivationReader(model, hook.place, rule)
     cut = ContextStream(iter(for_loss), model.tokenizer, run.ctx_len, packing="truncate")
-    return HeldOut(tokens, in_batches(contexts, 2048), reader, cut.batches())
+    return HeldOut(tokens, in_batches(contexts), reader, cut.batches())
