@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from signal import SIGINT, Signals
+from typing import Any
 
 from ..activations.cache_manifest import CacheDtype, finished_manifest, is_begun, require_checksums
 from ..config.checks import require
@@ -87,12 +88,8 @@ def run_cache(flags: CacheFlags) -> None:
 
     folder = Path(flags.folder)
     if is_url(flags.folder):
-        require(
-            not flags.verify,
-            "verify",
-            True,
-            "a folder; what is behind a URL is verified as it is read",
-        )
+        of_a_folder = "a folder; files behind a URL are verified when they are read"
+        require(not flags.verify, "verify", True, of_a_folder)
         folder = Remote(flags.folder).local
     if flags.verify:
         if (manifest := finished_manifest(folder)) is None:
@@ -107,22 +104,10 @@ def run_cache(flags: CacheFlags) -> None:
     if processes.are_several:
         no_map = f"none, as torchrun started {processes.count} processes"
         require(flags.device_map is None, "device_map", flags.device_map, no_map)
-    settings = RunConfig(
-        model=flags.model,
-        hook=flags.hook,
-        data=flags.data,
-        text_column=flags.text_column,
-        text_packing=flags.text_packing,
-        text_passes=flags.text_passes,
-        data_seed=flags.data_seed,
-        ctx_len=flags.ctx_len,
-        dtype=flags.lm_dtype,
-        lm_batch_size=flags.lm_batch_size,
-        device=flags.device,
-        device_map=flags.device_map,
-        eval_tokens=flags.eval_tokens,
-        eval_documents=flags.eval_documents,
-    )
+    own = {each.name for each in fields(RunConfig)}
+    of_run: dict[str, Any] = {n: value for n, value in vars(flags).items() if n in own}
+    of_run["dtype"] = flags.lm_dtype
+    settings = RunConfig(**of_run)
     hooks = with_hook_names(settings).hooks  # refused now if it is wrong
     from ..activations.cache_writer import write_cache
     from ..activations.tokens import Group

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..config.checks import close_names, described, did_you_mean
 from ..config.help_texts import help_texts
 from ..config.run import NONE
 from ..config.sae import SCHEDULES, SAEConfig
-from ..errors import FlagError, UserError, as_flag, in_shell
+from ..errors import FlagError, as_flag, in_shell
 from ..run_folder.files import RUNS, WEIGHTS
 
 F = TypeVar("F")
@@ -50,8 +50,6 @@ _WITH_ITS_OWN_NONE = ("activations", "save_every", "save_steps")
 """Text flags whose value may be the word none, which is not the same as leaving them out."""
 _BOOLEANS = {"true": True, "false": False}
 _HELP = {"-h", "--help", "--help-all"}
-_HELP_NAMES = ("help", "help_all")
-"""Names that a message suggests for a misspelt flag, beside those of flags."""
 _ELSEWHERE = {
     "context_size": ("ctx_len", ""),
     "d_sae": ("dict_size", ""),
@@ -149,17 +147,17 @@ def parse(command: Command[F], args: list[str]) -> F:
     if asked := _HELP & set(args):
         print(_help(command, options, everything="--help-all" in asked), flush=True)
         raise SystemExit(0)
-    see = f"(see `vsae {command.name} --help`)"
-    typed, words, passed_on = _sorted(command, args, start, options, see)
-    changes = {
-        name: _converted(options[name], values, see, _for_several(command, options, name))
-        for name, values in typed.items()
-    }
-    changes |= _positional_values(command, options, words, see)
-    needed = [each for each in options.values() if each.default is MISSING]
-    if missing := [each for each in needed if each.name not in changes]:
-        what = " and ".join(f"{each.flag}{each.value_in_words}" for each in missing)
-        raise UserError(f"expected {what} {see}")
+    try:
+        typed, words, passed_on = _sorted(command, args, start, options)
+        changes = {name: _converted(options[name], values) for name, values in typed.items()}
+        changes |= _positional_values(command, options, words)
+        needed = [one for name, one in options.items() if one.default is MISSING]
+        if missing := [one for one in needed if one.name not in changes]:
+            raise FlagError(f"expected {' and '.join(one.flag_in_words for one in missing)}")
+    except FlagError as error:
+        more = _for_several(command, options, error.name, typed_texts(args))
+        see = f"{error}{more} (see `vsae {command.name} --help`)"
+        raise FlagError(see, name=error.name) from error
     parts: dict[str, dict[str, Any]] = {"": {}}
     for name, value in changes.items():
         parts.setdefault(options[name].part, {})[name] = value
@@ -204,11 +202,11 @@ class _Option(NamedTuple):
         return self.metadata.get("metavar") or _metavar(self.hint, self.default)
 
     @property
-    def value_in_words(self) -> str:
-        """The value after the flag in words, for messages."""
-        (kind,) = _members(self.hint)
-        is_choice = get_origin(kind) is Literal
-        return f", {_expected(self.hint)}" if is_choice else f" {self.metavar}"
+    def flag_in_words(self) -> str:
+        """The flag and its value, for messages."""
+        is_choice = get_origin(_kind(self.hint)) is Literal
+        value = f", {_expected(self.hint)}" if is_choice else f" {self.metavar}"
+        return f"{self.flag}{value}"
 
 
 def _start_of(command: Command[F], given: dict[str, str]) -> Any:
@@ -262,71 +260,62 @@ def _with_dashes(options: dict[str, _Option]) -> dict[str, _Option]:
 
 
 def _sorted(
-    command: Command[F], args: list[str], start: F, options: dict[str, _Option], see: str
+    command: Command[F], args: list[str], start: F, options: dict[str, _Option]
 ) -> tuple[dict[str, list[str]], list[str], list[str]]:
     """Sort the words: the values of each flag, the words without a flag, and the words for another command.
 
-    Raises: UserError for an unknown flag.
+    Raises: FlagError for an unknown flag, or a word without a flag if the command takes none.
     """
     flags, others = _with_dashes(options), _others_of(command)
     passed = {} if command.passed_on is None else flags_of(command.passed_on)
+    takes_positional = len(flags) < len(options)
     typed: dict[str, list[str]] = {}
     arguments: list[str] = []
     passed_on: list[str] = []
-    for name, words, values in _split(args, others | passed | flags, len(flags) < len(options)):
-        if name is None:
-            arguments += words
-        elif name in flags:
-            typed[name] = values
-        elif name in passed:
-            passed_on += words
-        elif name in others and command.unknown is not None:
-            if [word.lower() for word in values] != [NONE]:
-                why = command.unknown(name, start)
-                raise FlagError(f"{in_shell(*words)}: {why}", name=name)
-        else:
-            known = [*flags, *passed, *others, *_HELP_NAMES]
-            own, after = _ELSEWHERE.get(name, ("", ""))
-            if own in known:
-                after = (after or "{}").format(values[0] if values else "N")
-                ask = f"; use {as_flag(own)} {after}"
-            else:
-                close = " or ".join(map(as_flag, close_names(name, known)))
-                ask = f"; did you mean {close}?" if close else ""
-            raise FlagError(f"no such flag: {as_flag(name)}{ask} {see}", name=name)
-    return typed, arguments, passed_on
-
-
-def _split(
-    args: list[str], options: dict[str, _Option], takes_positional: bool
-) -> Iterator[tuple[str | None, list[str], list[str]]]:
-    """Split the words into flags: a flag's name, its words, and the values among these.
-
-    The name is None for a word without a flag. Raises: UserError for such a word if the command takes none.
-    """
     rest = list(args)
     while rest:
         word = rest.pop(0)
-        if word.startswith("--"):
-            name, has_value, value = word[2:].partition("=")
-            name = name.replace("-", "_")
-            n = 0 if has_value else _number_of_values(options.get(name), rest, takes_positional)
+        if not word.startswith("--"):
+            if _is_flag(word):
+                raise FlagError(f"{word}: flags start with two dashes; did you mean -{word}?")
+            if not takes_positional:
+                raise FlagError(f"{word!r}: expected a flag, which starts with --")
+            arguments.append(word)
+            continue
+        name, has_value, value = word[2:].partition("=")
+        name, values = name.replace("-", "_"), [value]
+        if not has_value:
+            n = _number_of_values((others | passed | flags).get(name), rest, takes_positional)
             values, rest = rest[:n], rest[n:]
-            yield name, [word, *values], [value] if has_value else values
-        elif _is_flag(word):
-            raise UserError(f"{word}: flags start with two dashes; did you mean -{word}?")
-        elif not takes_positional:
-            raise UserError(f"{word!r}: expected a flag, which starts with --")
-        else:
-            yield None, [word], []
+        words = [word] if has_value else [word, *values]
+        if name in flags:
+            typed[name] = values
+        elif name in passed:
+            passed_on += words
+        elif name not in others:
+            raise _no_such_flag(name, values, [*flags, *passed, *others, "help", "help_all"])
+        elif command.unknown and [word.lower() for word in values] != [NONE]:
+            why = command.unknown(name, start)
+            raise FlagError(f"{in_shell(*words)}: {why}", name=name)
+    return typed, arguments, passed_on
+
+
+def _no_such_flag(name: str, values: list[str], known: list[str]) -> FlagError:
+    """The error for a flag that there is not, with the flag that was probably meant."""
+    own, after = _ELSEWHERE.get(name, ("", ""))
+    close = " or ".join(map(as_flag, close_names(name, known)))
+    ask = f"; did you mean {close}?" if close else ""
+    if own in known:
+        ask = f"; use {as_flag(own)} {(after or '{}').format(values[0] if values else 'N')}"
+    return FlagError(f"no such flag: {as_flag(name)}{ask}", name=name)
 
 
 def _number_of_values(option: _Option | None, rest: list[str], takes_positional: bool) -> int:
     """The number of words after a flag that are its values. An unknown flag (None) takes all up to the next flag."""
     n = next((i for i, word in enumerate(rest) if _is_flag(word)), len(rest))
-    if option is None or _takes_many(option.hint):
+    if option is None or get_origin(_kind(option.hint)) is tuple:
         return n
-    if n and takes_positional and bool in _members(option.hint):  # may stand alone before a folder
+    if n and takes_positional and _kind(option.hint) is bool:  # may stand alone before a folder
         return int(rest[0].lower() in (*_BOOLEANS, NONE))
     return min(n, 1)
 
@@ -342,17 +331,22 @@ def _is_flag(word: str) -> bool:
     return False
 
 
-def _for_several(command: Command[Any], options: Collection[str], name: str) -> str:
-    """What to type for several values of a number, which {values} stands for."""
-    return f"use --{name}s {{values}}" if f"{name}s" in options else command.several
+def _for_several(
+    command: Command[Any], options: dict[str, _Option], name: str | None, given: dict[str, str]
+) -> str:
+    """What to type for several values of a number, if it was typed with commas."""
+    text = given.get(name or "", "")
+    if name not in options or "," not in text or _kind(options[name].hint) not in (int, float):
+        return ""
+    how = f"use --{name}s {{values}}" if f"{name}s" in options else command.several
+    return how and "; " + how.format(name=name, values=text)
 
 
-def _converted(option: _Option, words: list[str], see: str, several: str = "") -> Any:
-    """Convert a flag's words to its value. Raises UserError for a wrong word; `several`: see `_for_several`."""
-    name, (kind,) = option.name, _members(option.hint)
+def _converted(option: _Option, words: list[str]) -> Any:
+    """Convert a flag's words to its value. Raises FlagError for a wrong word."""
+    name, kind = option.name, _kind(option.hint)
     if not words and kind is not bool:
-        what = f"expected {_expected(option.hint)} after it {see}"
-        raise FlagError(f"{option.flag}: {what}", name=name)
+        raise FlagError(f"{option.flag}: expected {_expected(option.hint)} after it", name=name)
     if [word.lower() for word in words] == [NONE]:
         if name in _WITH_ITS_OWN_NONE or NONE in get_args(kind):
             return NONE
@@ -363,12 +357,11 @@ def _converted(option: _Option, words: list[str], see: str, several: str = "") -
             return tuple(_read(word, get_args(kind)[0]) for word in words)
         return _read(words[0] if words else "True", kind)
     except ValueError as error:
-        text, choices = " ".join(words), get_args(kind) if get_origin(kind) is Literal else ()
-        expected = _expected(option.hint) + did_you_mean(text, choices)
-        if several and kind in (int, float) and "," in text:
-            expected += f"; {several.format(name=name, values=text)}"
-        given = f"{option.flag} {in_shell(*words)}"
-        raise FlagError(f"{given}: expected {expected} {see}", name=name) from error
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        expected = _expected(option.hint) + did_you_mean(" ".join(words), choices)
+        raise FlagError(
+            f"{option.flag} {in_shell(*words)}: expected {expected}", name=name
+        ) from error
 
 
 def _read(word: str, kind: Any) -> Any:
@@ -386,22 +379,20 @@ def _read(word: str, kind: Any) -> Any:
 
 
 def _positional_values(
-    command: Command[Any], options: dict[str, _Option], words: list[str], see: str
+    command: Command[Any], options: dict[str, _Option], words: list[str]
 ) -> dict[str, Any]:
     """Convert the words without a flag. Returns the values by the names of their fields."""
     places, found, rest = [each for each in options.values() if each.is_positional], {}, words
     for option in places:
-        n = len(rest) if _takes_many(option.hint) else 1
+        n = len(rest) if get_origin(_kind(option.hint)) is tuple else 1
         if rest:
-            found[option.name] = _converted(option, rest[:n], see)
+            found[option.name] = _converted(option, rest[:n])
         rest = rest[n:]
     expected = " ".join(option.metavar for option in places)
     if rest:
-        raise UserError(f"{rest[0]!r}: expected only {expected} {see}")
+        raise FlagError(f"{rest[0]!r}: expected only {expected}")
     if any(option.default is MISSING and option.name not in found for option in places):
-        raise UserError(
-            f"expected {expected}{_example(command, *(one.metavar for one in places))} {see}"
-        )
+        raise FlagError(f"expected {expected}{_example(command, *(one.metavar for one in places))}")
     return found
 
 
@@ -414,21 +405,17 @@ def _example(command: Command[Any], first: str, *others: str) -> str:
     return f", e.g. `vsae {' '.join([command.name, in_shell(*here), *others])}`"
 
 
-def _members(hint: Any) -> list[Any]:
-    """The types in a union, without None and dicts, which can't be typed."""
+def _kind(hint: Any) -> Any:
+    """The type of a flag's value, without None and dicts, which can't be typed."""
     is_union = get_origin(hint) in (Union, UnionType)
     members = get_args(hint) if is_union else (hint,)
-    return [each for each in members if each is not NoneType and get_origin(each) is not dict]
-
-
-def _takes_many(hint: Any) -> bool:
-    """Whether a type has several values."""
-    return any(get_origin(each) is tuple for each in _members(hint))
+    (kind,) = (each for each in members if each is not NoneType and get_origin(each) is not dict)
+    return kind
 
 
 def _expected(hint: Any) -> str:
     """A type in words, for messages."""
-    (kind,) = _members(hint)
+    kind = _kind(hint)
     if get_origin(kind) is tuple and get_args(kind)[0] is float:
         return "numbers separated by spaces, e.g. 0.25 0.75"
     if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
@@ -446,7 +433,7 @@ _LONGEST_METAVAR = 36
 
 def _metavar(hint: Any, default: Any) -> str:
     """The placeholder after a flag in the help, e.g. N."""
-    (kind,) = _members(hint)
+    kind = _kind(hint)
     if kind is bool:
         return "" if default is False else "True|False"
     if get_origin(kind) is Literal:

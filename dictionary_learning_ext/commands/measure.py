@@ -209,13 +209,7 @@ def _score(flags: ReproduceFlags) -> None:
     from ..run_folder.files import RETURN_SCORES, require_writable
     from ..run_folder.sae_names import results_folder
 
-    require(
-        flags.tokens is None or flags.tokens > 0,
-        "tokens",
-        flags.tokens,
-        "above 0 for one folder",
-        instead="leave it out",
-    )
+    require(flags.tokens != 0, "tokens", flags.tokens, "above 0 for one folder")
     (folder,) = flags.folders
     own = results_folder(folder) / RETURN_SCORES
     path = own if flags.csv is None else Path(flags.csv)

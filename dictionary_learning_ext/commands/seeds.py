@@ -41,13 +41,7 @@ def parse_seeds(given: str, first: int, is_first_typed: bool) -> list[int]:
         return list(range(first, first + numbers[0]))
     are_seeds = len(set(numbers)) == len(numbers) and max(numbers) <= LARGEST_SEED
     require(are_seeds, "seeds", given, expected)
-    if is_first_typed:
-        raise UserError(
-            "names the seeds already",
-            name="seeds",
-            value=given,
-            instead="leave out seed",
-        )
+    require(not is_first_typed, "seeds", given, "a number of seeds beside --seed")
     return numbers
 
 

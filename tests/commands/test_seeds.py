@@ -239,10 +239,7 @@ def test_a_seed_that_failed_is_said_by_the_next_same_command(two, capsys):
     assert "save_dir" in said
 
 
-@pytest.mark.parametrize(
-    "given",
-    ["1", "1001", "two", "4,4", "4,4294967296"],
-)
+@pytest.mark.parametrize("given", ["1", "two", "4,4"])
 def test_other_values_are_refused_with_what_to_type(given, two, capsys):
     said = refused([*two, f"--seeds={given}"], capsys)
     assert "seeds" in said
@@ -258,7 +255,7 @@ def test_a_number_counts_from_the_seed_and_a_list_is_taken_as_it_is():
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("--seed 3 --seeds 4,7", "leave out seed"),
+        ("--seed 3 --seeds 4,7", "a number of seeds beside --seed"),
         ("--save-dir trained", "choose another"),
     ],
 )
