@@ -244,6 +244,8 @@ def test_a_run_that_ended_before_its_first_point_starts_from_scratch(
         patch.setattr("dictionary_learning_ext.run_folder.resume_points.save_point", dies)
         with pytest.raises(Killed):
             train(run, {"x": sae_of()})
+    with pytest.raises(ConfigError, match=r"unfinished run .* continue it with"):
+        train(run, {"x": sae_of()})
     resumed(run.save_dir)
     assert "no resume point" in caplog.text
     assert_equal(results(whole), results(Path(run.save_dir)))
