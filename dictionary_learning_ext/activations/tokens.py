@@ -329,7 +329,7 @@ def no_context(settings: RunConfig, split: Split) -> TextError:
 
 
 def require_held_out(settings: RunConfig, tokenizer: Any) -> None:
-    """Raise a TextError unless a run's held-out text has enough tokens to evaluate on.
+    """Raise a TextError unless a run's held-out text fills one batch of an evaluation.
 
     Outliers count as tokens, as they are only known from activations.
     """

@@ -403,7 +403,7 @@ class SAEConfig(Checked):
         """Raise a ConfigError if an option needs normalised activations and `normalize` is none."""
 
     def with_sigma(self, activation_dim: int, normalize: Normalize) -> "Self":
-        """The same with the sigma that noise_to_signal gives, if it is set."""
+        """The same settings; a variational SAE's have the sigma that their noise_to_signal gives."""
         return self
 
     def trainer_arguments(self, steps: int, energy: float = 1.0) -> dict[str, Any]:

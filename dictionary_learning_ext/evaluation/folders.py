@@ -280,7 +280,7 @@ class OpenedFolders:
 
     @property
     def hook_point(self) -> HookPoint:
-        """The hook point that all were trained on."""
+        """The hook point that these SAEs were trained on."""
         return self.inputs.hooks[self.run.hook]
 
 

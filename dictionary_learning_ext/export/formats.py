@@ -157,7 +157,10 @@ class ExportedSAE(NamedTuple):
         return by_magnitude and not self.rectifies
 
     def tensors(self) -> dict[str, t.Tensor]:
-        """W_enc (D, F), W_dec (F, D), b_dec (D,), and the other weights of its function, on the CPU."""
+        """W_enc (D, F), W_dec (F, D), b_dec (D,), and the other weights of its function, on the CPU.
+
+        A threshold has a value for each feature.
+        """
         tensors = {name: own.detach().cpu() for name, own in self._views(self.dictionary).items()}
         if self.function == "jump_relu":
             tensors["threshold"] = tensors["threshold"].expand(self.dictionary.dict_size)

@@ -28,11 +28,12 @@ class ResumePoint:
     settings: dict[str, Any]
     """The settings of the run and of its SAE, as flags have them."""
     trainer: dict[str, Any]
-    """Weights, optimiser, schedules, counters and generators, for `load_trainer_state`."""
+    """Weights, optimiser, schedules, counters and generators, for `load_trainer_state`. Of a split SAE, only what its
+    parts share."""
     norm_factor: float
     """The number that raw activations are divided by in training."""
     batches: dict[str, Any]
-    """The position in the training data: a `BatchSource.state_dict`."""
+    """The position in the training data, a `BatchSource.state_dict`, from which the buffer is filled again."""
     hashes: dict[str, str]
     """Hashes of the language model and its tokenizer, see `Inputs.hashes`."""
     versions: dict[str, Any]
@@ -128,7 +129,7 @@ def newest_points(
             return NewestPoints(step, points, problems)
     had_at_most_one = min(map(len, there.values())) == 0 and max(map(len, there.values())) <= 1
     has_weights = any((folder / WEIGHTS).exists() for folder in there)
-    if had_at_most_one and not problems and not has_weights:
+    if had_at_most_one and not has_weights:
         return NewestPoints(None, {}, [])
     steps_there = (f"{f} has {', '.join(map(str, steps)) or 'none'}" for f, steps in there.items())
     found = "; ".join(problems) or "; ".join(steps_there)

@@ -150,10 +150,10 @@ def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
 
 
 def reference_saes(like: BenchSAE) -> dict[str, BaseSAE]:
-    """SAEs that need no training, by label, with the size, k and hook point of `like`.
+    """SAEs that need no training, by label, at the hook point of `like`.
 
-    Two are floors: an untrained TopK SAE, and random directions with the second moments of `like`'s decoder. One is a
-    ceiling: SAE Bench's identity, whose features are the activations.
+    Two are floors, with its size and k: an untrained TopK SAE, and random directions with the second moments of `like`'s
+    decoder. One is a ceiling: SAE Bench's identity, whose features are the activations.
     """
     cfg = like.cfg
     identity = IdentitySAE(
