@@ -1,9 +1,8 @@
-"""What the training loop asks of a trainer, and what our trainers share.
+"""The interface between the training loop and trainers, and the base classes of our trainers.
 
-The loop asks a `Trainer` to take a step, for a batch's metrics, whether all numbers are finite, and for
-what a resume point must hold (`state.py`). Our trainers inherit most of it from `SamplingTrainer`.
-`upstream.UpstreamTrainer` wraps upstream's trainers so that they offer it too. Callers ask what a trainer
-can do, never which class it is.
+A `Trainer` takes steps, measures batches, says whether all numbers are finite, and exposes the state that a
+resume point must hold (`state.py`). Our trainers inherit most of this from `SamplingTrainer`;
+`upstream.UpstreamTrainer` adds it to upstream's trainers. Callers never check a trainer's class.
 """
 
 import logging
@@ -23,16 +22,16 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(Protocol):
-    """What the training loop asks of a trainer."""
+    """What the training loop needs from a trainer."""
 
     ae: Any
-    """The dictionary; of a split one, this process's part."""
+    """The dictionary, or this process's part of a split one."""
     part: Part
-    """Which features of the dictionary `ae` has. With several, every part calls the same methods with the same
+    """Which features of the dictionary `ae` has. Every part's process calls the same methods with the same
     arguments."""
     scheduler: Any
     starts_trained: bool
-    """Whether its weights are a trained SAE's. The first batch then leaves b_dec as it is."""
+    """Whether it continues from a trained SAE. Then the first batch doesn't set b_dec."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -44,26 +43,23 @@ class Trainer(Protocol):
         ...
 
     def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:
-        """What is logged about activations (B, D), often a part of a step's batch.
-
-        Changes no state and advances no generator.
-        """
+        """The metrics to log for activations (B, D). Changes no state and advances no generator."""
         ...
 
     def check(self, step: int) -> "Failure | None":
-        """The failure, if a loss, gradient or weight has not been finite since the run began.
+        """The failure, if a loss, gradient or weight was not finite at any step so far.
 
-        It may keep a copy of the weights, for `restore_last_finite`.
+        May copy the weights for `restore_last_finite`.
         """
         ...
 
     def restore_last_finite(self) -> None:
-        """Put back the last weights that `check` found finite."""
+        """Restore the last weights that `check` found finite."""
         ...
 
     def state_holder(self) -> Any:
-        """The object that holds everything a resume point must hold, as attributes that are tensors,
-        generators, optimisers, schedules or plain numbers; see `state.trainer_state`."""
+        """The object whose attributes are the trainer's state: tensors, generators, optimiser, schedule and plain
+        numbers. See `state.trainer_state`."""
         ...
 
 
@@ -71,12 +67,12 @@ class Failure(NamedTuple):
     """Why an SAE's training has to stop."""
 
     step: int
-    """the step at which it failed, or was found to have failed"""
+    """the step at which it failed, or at which the failure was noticed"""
     what: str
 
 
 class LossLog(NamedTuple):
-    """What upstream's `log_stats` unpacks."""
+    """A loss with its parts, as upstream's `log_stats` unpacks it."""
 
     x: t.Tensor
     x_hat: t.Tensor
@@ -85,9 +81,7 @@ class LossLog(NamedTuple):
 
 
 def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[str, float]:
-    """How well a batch is reconstructed, and with how many features.
-
-    Returns: `fve` (1 - residual / total variance), `l0` (nonzero features per row, averaged) and
+    """`fve` (1 - residual / total variance), `l0` (mean number of nonzero features per row) and
     `alive_in_batch` (the share of features that are nonzero in some row).
     """
     is_on_BF = f_BF.ne(0)
@@ -98,7 +92,7 @@ def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[st
 def metrics_of_code(
     x_BD: t.Tensor, error_BD: t.Tensor, n_on_B: t.Tensor, share_alive: t.Tensor
 ) -> dict[str, float]:
-    """`batch_metrics`, from x_hat - x, each row's number of nonzero features, and the share that is nonzero in some row."""
+    """`batch_metrics` from x_hat - x, each row's number of nonzero features, and the share alive in the batch."""
     residual, total = error_BD.square().sum(), (x_BD - x_BD.mean(0)).square().sum()
     return {
         "fve": float(1 - residual / total),
@@ -108,11 +102,11 @@ def metrics_of_code(
 
 
 class SamplingTrainer(ABC):
-    """What our trainers share: the noise generator, b_dec's initial value, the log and the check.
+    """Base class of our trainers: noise generator, initial b_dec, logging and the check for finite numbers.
 
-    Each trainer has a noise generator of its own. So a run depends neither on what else runs in the
-    process nor on how often it is logged. A subclass sets the attributes below, calls
-    `_start_training`, and defines `_terms` and `_logged`.
+    Each trainer draws noise from its own generator, so a run depends neither on what else runs in the process
+    nor on how often it is logged. A subclass sets the attributes below, calls `_start_training`, and defines
+    `_terms` and `_logged`.
     """
 
     ae: Any
@@ -127,15 +121,15 @@ class SamplingTrainer(ABC):
     submodule_name: str | None
     generator: t.Generator
     draws_noise_seed: bool = False
-    """Whether the noise's seed is drawn from the trainer's seed, so that the noise does not repeat the
+    """Whether to seed the noise with a number drawn from the trainer's seed, so that it doesn't repeat the random
     numbers of the initial weights."""
 
     def _dict_class(self, given: Any, ours: type) -> type:
-        """The class of the dictionary to train: `ours`, or a subclass of it.
+        """The class of the dictionary to train: `given` if it is `ours` or a subclass, `ours` by default.
 
-        Upstream's examples pass AutoEncoderTopK, which stands for `ours`.
+        Upstream's examples pass AutoEncoderTopK; it is replaced by `ours`, with a warning.
 
-        Raises: ConfigError for any other.
+        Raises: ConfigError for any other class.
         """
         if given is None or given is ours:
             return ours
@@ -152,13 +146,13 @@ class SamplingTrainer(ABC):
         return given
 
     def _class_names(self) -> dict[str, str]:
-        """The classes, as config.json names them."""
+        """The class names for config.json."""
         return {"trainer_class": type(self).__name__, "dict_class": type(self.ae).__name__}
 
     def _start_training(self, optimizer: GuardedAdam) -> None:
-        """Make the learning-rate schedule and the noise's generator.
+        """Create the learning-rate schedule and the noise generator, seeded with the trainer's seed.
 
-        The generator is seeded with the trainer's seed. Default: torch's initial seed.
+        Without a seed, the generator gets torch's initial seed.
         """
         self.optimizer = optimizer
         schedule = get_lr_schedule(self.steps, self.warmup_steps, decay_start=self.decay_start)
@@ -170,15 +164,15 @@ class SamplingTrainer(ABC):
             self.generator.manual_seed(int(t.randint(2**63 - 1, (1,), **drawn)))
 
     def _prepared(self, x: t.Tensor) -> t.Tensor:
-        """Activations (B, D), in the dtype and on the device of the dictionary's b_dec.
+        """Activations (B, D), cast to the dtype and device of b_dec.
 
-        Raises: ConfigError for another shape, a width that is not D, or an empty batch.
+        Raises: ConfigError for another shape.
         """
         b_dec, source = self.ae.b_dec, self.submodule_name or "the buffer"
-        if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(b_dec):
+        if x.dim() != 2 or x.shape[1] != len(b_dec):
             raise ConfigError(
                 f"activations of shape {tuple(x.shape)} from {source}",
-                expected=f"(batch, activation_dim={len(b_dec)!r}), at least one row",
+                expected=f"(batch, activation_dim={len(b_dec)!r})",
             )
         return x.to(b_dec)
 
@@ -190,17 +184,17 @@ class SamplingTrainer(ABC):
 
     @abstractmethod
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> Any:
-        """The loss of `_prepared` activations and its parts; `.loss` is differentiable."""
+        """The loss of a batch (see `_prepared`) and its parts. `.loss` is differentiable."""
 
     @abstractmethod
     def _logged(self, terms: Any, x: t.Tensor) -> dict[str, t.Tensor]:
-        """What is logged about a batch's terms."""
+        """The numbers to log, from a batch's `_terms`."""
 
     def loss(self, x: t.Tensor, step: int, logging: bool = False) -> Any:
         """The loss of activations (B, D) at `step`: a 0-dim tensor, differentiable.
 
-        With `logging`, a `LossLog` instead: x, its reconstruction and its features by the mean,
-        and the loss's terms. Noise comes from a copy of the generator, so nothing changes.
+        With `logging`, returns a `LossLog`: x, its reconstruction and features without noise, and the loss's
+        parts. Noise then comes from a copy of the generator, so nothing changes.
         """
         x = self._prepared(x)
         if not logging:
@@ -220,7 +214,7 @@ class SamplingTrainer(ABC):
             return losses | parameters | self._reconstruction(x, step)
 
     def _losses(self, x: t.Tensor, step: int) -> dict[str, float]:
-        """What is logged of the loss of `_prepared` activations. Its noise is from a copy of the generator."""
+        """The logged parts of a batch's loss, with noise from a copy of the generator."""
         generator = t.Generator(self.device)
         generator.set_state(self.generator.get_state())
         with t.no_grad():
@@ -228,7 +222,7 @@ class SamplingTrainer(ABC):
         return {name: value.item() for name, value in losses.items()}
 
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
-        """`batch_metrics` of `_prepared` activations, by the mean."""
+        """`batch_metrics` of a batch, encoded without noise."""
         x_hat, f = self.ae(x, output_features=True)
         return batch_metrics(x, x_hat, f)
 
@@ -249,13 +243,12 @@ class SamplingTrainer(ABC):
 
 
 class KAnnealing(NamedTuple):
-    """How many features per token a step of training keeps.
+    """The number of features per token that a training step keeps.
 
         k_t = floor(D + (k - D) t/A),  k from t = A on
 
-    D is activation_dim, as on upstream's main branch, or dict_size if that is less. (If neither is above
-    k, every step keeps k.) Only the steps themselves keep more than k: logs, checkpoints and evaluation
-    keep k throughout.
+    D is activation_dim, as on upstream's main branch, or dict_size if that is less. If D is at most k, every step
+    keeps k. Only training steps keep more than k: logs, checkpoints and evaluation always keep k.
     """
 
     k: int
@@ -265,7 +258,7 @@ class KAnnealing(NamedTuple):
 
     @classmethod
     def of(cls, k: int, activation_dim: int, dict_size: int, steps: int | None) -> "KAnnealing":
-        """For a dictionary whose last k is given. With None, k stays."""
+        """Anneal to `k` within `steps`. None: keep k from the first step on."""
         return cls(k, max(k, min(activation_dim, dict_size)), steps or 0)
 
     def at(self, step: int) -> int:
@@ -275,34 +268,34 @@ class KAnnealing(NamedTuple):
         return self.k + (self.start - self.k) * (self.steps - step) // self.steps
 
     def threshold_start(self, start_step: int) -> int:
-        """The step after which the running threshold follows the selection: that of k features."""
+        """The step after which the running threshold is updated: not before k features are selected."""
         return max(start_step, self.steps - 1)
 
 
 @t.no_grad()
 def set_to_median(b_dec: t.Tensor, x: t.Tensor) -> None:
-    """Set b_dec to the geometric median of activations (B, D). One that is not finite is left out."""
+    """Set b_dec to the geometric median of activations (B, D), unless that isn't finite."""
     median = geometric_median(x)
     b_dec.copy_(t.where(median.isfinite().all(), median, b_dec))
 
 
 LOOK_EVERY = 100
-"""Steps between two looks of a `DeadWatch`, at least."""
+"""The least number of steps between two looks of a `DeadWatch`."""
 
 
 class DeadWatch:
-    """Says when AuxK can be left out, without reading a number in every step, for which a GPU's host waits.
+    """Tells in which steps AuxK can be skipped, without making the host wait for a GPU in every step.
 
-    A feature dies when it has not fired for a number of tokens. So a look at the feature that is nearest to
-    that tells for how many tokens none can die. The next look comes after these, and LOOK_EVERY steps after
-    the last one. In between AuxK is computed. Without dead features it adds 0, so no weight depends on when
-    a look was taken: a run that resumes begins with one.
+    A feature is dead after a number of tokens without firing. So one look at the feature that is closest to it
+    tells for how many tokens none can be dead. The next look comes after these tokens, and at least LOOK_EVERY
+    steps after the last look; until then AuxK is computed. Without dead features AuxK is 0, so the weights don't
+    depend on when it looks. A resumed run begins with a look.
     """
 
     def __init__(self):
         self._none_until = self._looked_at = 0
         self._step: int | None = None
-        """The last one."""
+        """The last step."""
 
     def may_be_dead(
         self,
@@ -313,13 +306,12 @@ class DeadWatch:
         threshold: int,
         part: Part = WHOLE,
     ) -> bool:
-        """Whether a feature can be dead at the end of a step. The same in all parts.
+        """Whether a feature of any part can be dead at the end of a step.
 
         Arguments:
-            before, after: tokens trained on when the step begins and ends.
-            since_fired_F: tokens since each feature fired, when it begins.
+            before, after: tokens trained on at the step's begin and end.
+            since_fired_F: tokens since each feature fired, at the step's begin.
             threshold: tokens without firing after which a feature is dead.
-            part: whose features these are.
         """
         if self._step is None or step != self._step + 1:  # another state was loaded
             self._none_until, self._looked_at = 0, step - LOOK_EVERY
@@ -331,7 +323,7 @@ class DeadWatch:
 
 
 class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
-    """What our trainers of SAEs with a k share: k's annealing, dead features and the running threshold."""
+    """Base class of our TopK trainers: annealing of k, dead features and the running threshold."""
 
     ae: Any
     settings: Any
@@ -339,7 +331,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
     dead_features: Any
 
     def _start_top_k(self) -> None:
-        """`_start_training`, once upstream's trainer is set up."""
+        """`_start_training`, called after upstream's constructor."""
         dead_feature_threshold = self.settings.dead_feature_threshold
         assert dead_feature_threshold is not None, "settings have their defaults"
         anneal_steps = self.settings.in_steps(self.steps)["k_anneal"]
@@ -362,7 +354,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
     def _metrics_of_code(
         self, x: t.Tensor, decoded_BD: t.Tensor, indices_BK: t.Tensor, values_BK: t.Tensor
     ) -> dict[str, float]:
-        """`batch_metrics`, of a sparse code of these features and what the decoder makes of it, without b_dec."""
+        """`batch_metrics` of a sparse code, given its reconstruction by this part's features without b_dec."""
         error_BD = self.part.sum(decoded_BD) + self.ae.b_dec - x
         is_on_BK = values_BK.ne(0)
         n_on_F = x.new_zeros(self.ae.dict_size)
@@ -372,12 +364,12 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
 
     @t.no_grad()
     def _finish_step(self, step: int, x: t.Tensor, terms: Any) -> None:
-        """Move the weights by their gradients, and count what upstream's TopKTrainer counts.
+        """Update the weights, and the counts and the threshold that upstream's TopKTrainer updates.
 
-        If the step is not finite, neither weights nor counts change.
+        If the step is not finite, none of them changes.
 
         Arguments:
-            terms: the batch's loss, and what the mean selects: see `step.LossTerms`.
+            terms: the batch's loss and what the mean selects; see `step.LossTerms`.
         """
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()

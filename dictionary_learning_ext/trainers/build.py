@@ -26,13 +26,13 @@ def build_trainer(
     compile: bool = False,
     part: Part = WHOLE,
 ) -> Trainer:
-    """The trainer of a resolved configuration. Its initial weights are drawn from `sae.seed`.
+    """Build the trainer of a resolved configuration, with initial weights drawn from `sae.seed`.
 
-    Those of a trained SAE (`sae.init_from`) are put in their place by `training.resuming.start_from`.
+    The weights of a trained SAE (`sae.init_from`) are loaded later, by `training.resuming.start_from`.
 
     Arguments:
         energy: E||x||^2 of the activations that it will see.
-        compile: compile the step by torch.compile, if the trainer can.
+        compile: compile the step with torch.compile, if this trainer can.
         part: the features that it trains.
     """
     arguments = sae.trainer_arguments(steps, energy) | {

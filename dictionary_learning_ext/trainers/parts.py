@@ -1,8 +1,8 @@
-"""Which features of a dictionary a process holds.
+"""The features of a dictionary that one process holds.
 
-Every dictionary but a split one is `WHOLE`. Each process of a split dictionary sees the same batch, and holds the rows of
-the encoder and the columns of the decoder of its own features. `step.py` asks the part for what needs the features of
-all. `split.py` has the parts of a split dictionary.
+A dictionary that isn't split is `WHOLE`. With a split one, every process sees the same batch, and holds the encoder rows
+and decoder columns of its own features. The methods of `Part` are the operations of a step that need all features;
+`split.py` implements them for several processes.
 """
 
 import math
@@ -15,80 +15,80 @@ from torch import nn
 
 
 class Selection(NamedTuple):
-    """Which features are kept of each row."""
+    """The features that each row keeps."""
 
     indices: t.Tensor
     """(…, K), in any order"""
     compared: t.Tensor
-    """the K largest numbers of each row, by which features are kept; of a split dictionary those of all parts"""
+    """each row's K largest values (or magnitudes), over all parts of a split dictionary"""
     is_kept: t.Tensor | None = None
-    """which `indices` are among the K largest of all parts, (…, K); None if all are, as in a dictionary that isn't split"""
+    """which `indices` are among the K largest of all parts, (…, K); None: all, because the dictionary isn't split"""
 
     def only(self, x_BK: t.Tensor) -> t.Tensor:
-        """Values of the features of `indices`, 0 for those that are not kept."""
+        """x_BK, set to 0 for the features that are not kept."""
         return x_BK if self.is_kept is None else x_BK.masked_fill(~self.is_kept, 0)
 
 
 class Part:
-    """The features that a process holds: all of them."""
+    """The features that a process holds; in this class, all of them."""
 
     is_split: bool = False
     """whether the dictionary is split, into one part or several"""
     count: int = 1
-    """how many parts there are, of one size"""
+    """how many parts there are; all have the same size"""
     is_first: bool = True
     """whether this is the first part"""
 
     def features(self, dict_size: int) -> slice:
-        """Which of a dictionary's features."""
+        """The range of this part's features."""
         return slice(0, dict_size)
 
     def sum(self, x: t.Tensor) -> t.Tensor:
-        """The sum over the parts, which all get, bit-identical. The gradient at x is the sum's."""
+        """The sum over parts, bit-identical in all of them. Its gradient is passed on to x unchanged."""
         return x
 
     def mean(self, x: t.Tensor) -> t.Tensor:
-        """The mean over the parts, which are of one size."""
+        """The mean over parts."""
         return x
 
     def max(self, x: t.Tensor) -> t.Tensor:
-        """The largest over the parts, elementwise."""
+        """The elementwise maximum over parts."""
         return x
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in any part."""
+        """Whether the flag is true in any part."""
         return flag
 
     def used(self, x: t.Tensor) -> t.Tensor:
-        """x, which all parts have, for the use of this part's features. Its gradient is summed over the parts."""
+        """x itself, where this part's features use a tensor that all parts share. Gradients are summed over parts."""
         return x
 
     def select(self, indices: t.Tensor, compared: t.Tensor, k: int) -> Selection:
-        """The K largest of all features, from the K largest of these."""
+        """Select the K largest of all features, given the K largest of this part's."""
         return Selection(indices, compared)
 
     def start_step(self, step: int, seed: int | None, generator: t.Generator) -> None:
-        """Make the generator ready for a step's `draw`. A split dictionary's numbers follow from step and seed."""
+        """Prepare the generator for a step. For a split dictionary, step and seed determine what `draw` returns."""
 
     def draw(
         self, like: t.Tensor, generator: t.Generator | None, fill: Callable[..., Any]
     ) -> t.Tensor:
-        """Random numbers for each of these features, of `like`'s shape (…, F), dtype and device. A split dictionary's
-        don't depend on the number of parts.
+        """Random numbers of the shape (…, F), dtype and device of `like`. For a split dictionary, they don't depend on
+        the number of parts.
 
         Arguments:
-            fill: draws into a tensor, e.g. t.Tensor.normal_.
+            fill: fills a tensor with random numbers, e.g. t.Tensor.normal_.
         """
         drawn = t.empty_like(like, requires_grad=False)
         fill(drawn, generator=generator)
         return drawn
 
     def own(self, name: str, whole: t.Tensor) -> t.Tensor:
-        """These features of a tensor of the whole dictionary's state dict."""
+        """This part's features in a tensor from the whole dictionary's state dict."""
         return whole
 
     def gathered(self, state: dict[str, t.Tensor]) -> dict[str, t.Tensor] | None:
-        """The whole dictionary's state dict, on the CPU, from that of its parts. None in all parts but the first."""
+        """The whole dictionary's state dict, on the CPU, given this part's. None in all parts but the first."""
         return {name: value.cpu() for name, value in state.items()}
 
 
@@ -96,10 +96,10 @@ WHOLE = Part()
 
 
 def of_part(dict_class: Callable[..., Any], part: Part) -> Callable[..., Any]:
-    """What builds a dictionary of a part's features, with the initial weights that they have in the whole one.
+    """A builder of a part's dictionary, whose features start with the same weights as in the whole dictionary.
 
     Arguments:
-        dict_class: builds the whole one, from activation_dim, dict_size and k. It draws upstream's initial weights.
+        dict_class: builds a whole dictionary from activation_dim, dict_size and k, with upstream's initial weights.
     """
     if part.count == 1:
         return dict_class

@@ -32,7 +32,7 @@ def variance_kl(log_var: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tenso
 
 
 def fixed_variance_kl(sigma: float, prior_std: float) -> float:
-    """`variance_kl` of a fixed sigma, in plain numbers."""
+    """`variance_kl` for plain numbers instead of tensors."""
     log_ratio = 2 * math.log(sigma / prior_std)
     return 0.5 * (math.expm1(log_ratio) - log_ratio)
 
@@ -40,8 +40,7 @@ def fixed_variance_kl(sigma: float, prior_std: float) -> float:
 def point_kl(mu: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:
     """1/2 mu^2/p^2 in nats, elementwise: the part of `gaussian_kl` that depends on mu.
 
-    For a point posterior it stands in for the KL, which would be infinite. It is an L2 penalty on
-    the activations.
+    It replaces the KL of a point posterior, which would be infinite, and is an L2 penalty on the activations.
     """
     return 0.5 * (mu / prior_std) ** 2
 
@@ -69,23 +68,23 @@ def noise_scale(step: int, anneal_steps: int | None) -> float:
 
 
 def survival_target(step: int, start: float, anneal_steps: int | None) -> float:
-    """The share of a token's noiseless top k that the noise should leave selected at `step`: `start`, or rising
+    """The share of a token's noiseless top k that should stay selected with noise at `step`: `start`, or rising
     linearly from it to 1 over `anneal_steps`."""
     return 1 - (1 - start) * noise_scale(step, anneal_steps)
 
 
 def first_sigma(mean_square: t.Tensor) -> t.Tensor:
-    """Where the control of `survival` begins: a quarter of the selected means' root mean square, 0-dim."""
+    """The sigma that `survival` starts from: a quarter of the selected means' root mean square, 0-dim."""
     return mean_square.sqrt() / 4
 
 
 def sigma_factor(survival: t.Tensor, target: float, loss: t.Tensor) -> t.Tensor:
-    """What sigma is multiplied by after a step, 0-dim: exp(0.2 (survival - target)), or 0 once the target is 1.
+    """The factor on sigma after a step, 0-dim: exp(0.2 (survival - target)), or 0 once the target is 1.
 
     Arguments:
-        survival: the share of the noiseless top k that the step's noise left selected, 0-dim.
+        survival: the share of the noiseless top k that stayed selected with this step's noise, 0-dim.
         target: see `survival_target`.
-        loss: the step's, 0-dim. If it is not finite, the step is skipped, and the factor is 1.
+        loss: this step's, 0-dim. If it is not finite, the step is skipped, and the factor is 1.
     """
     if target >= 1:
         return t.zeros_like(survival)

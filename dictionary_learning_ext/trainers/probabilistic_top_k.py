@@ -1,4 +1,4 @@
-"""Probabilistic TopK: in training, random gates have a say in which features a token keeps.
+"""Probabilistic TopK: random gates help to choose a token's features in training.
 
 "Probabilistic TopK Sparse Autoencoder for Interpreting the Activations of Large Language Models" (Li,
 Li, Murray & Carenini 2026, PMLR 318:888-894), on top of upstream's TopK (Gao et al. 2024, arXiv
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MAGNITUDE_WEIGHT = 1e-4
-"""The logit's weight beside the gate in a feature's score. It orders gates that are as open as others."""
+"""The logit's weight in a feature's score. It breaks ties between gates that are fully open."""
 
 
 def gate_logits(pre_BF: t.Tensor, part: Part = WHOLE) -> t.Tensor:
-    """Each token's pre-activations less their mean, over their standard deviation: (B, F)."""
+    """Each token's pre-activations, standardised over its features: (B, F)."""
     if part.count == 1:
         return functional.layer_norm(pre_BF, pre_BF.shape[-1:], eps=1e-12)
     mean_B1 = part.mean(pre_BF.mean(-1, keepdim=True))
@@ -39,7 +39,7 @@ def gate_logits(pre_BF: t.Tensor, part: Part = WHOLE) -> t.Tensor:
 
 
 def gate_temperature(step: int, steps: int, start: float, end: float) -> float:
-    """T(t): from `start` at the first step geometrically to `end` at the last."""
+    """T(t): falls geometrically from `start` at the first step to `end` at the last."""
     return start * (end / start) ** min(step / max(steps - 1, 1), 1.0)
 
 
@@ -48,9 +48,9 @@ def sample_gates(
 ) -> t.Tensor:
     """Gates in [0, 1], differentiable in the logits: sigmoid((l + n) / T), n ~ Logistic(0, 1).
 
-    This is the Binary Concrete distribution (Maddison et al. 2017, arXiv 1611.00712; as a relaxed
-    Bernoulli it is torch's). At any T a gate exceeds 1/2 with probability sigmoid(l). As T falls to
-    0, it becomes a Bernoulli variable of that probability.
+    This is the Binary Concrete distribution (Maddison et al. 2017, arXiv 1611.00712), torch's relaxed
+    Bernoulli. At any T a gate exceeds 1/2 with probability sigmoid(l). As T goes to 0, the gate becomes a
+    Bernoulli variable with that probability.
     """
     u_BF = part.draw(logits_BF, generator, t.Tensor.uniform_)
     noise_BF = t.logit(u_BF, eps=t.finfo(u_BF.dtype).eps)
@@ -58,19 +58,19 @@ def sample_gates(
 
 
 class GatedCode(NamedTuple):
-    """What is kept of pre-activations in training."""
+    """The code of a batch in training."""
 
     features_BF: t.Tensor
     """dense"""
     values_BK: t.Tensor
     gate_BK: t.Tensor
-    """of the features kept"""
+    """gates of the K features"""
 
 
 def gated_code(
     pre_BF: t.Tensor, k: int, temperature: float, generator: t.Generator, part: Part = WHOLE
 ) -> GatedCode:
-    """The features of pre-activations (B, F) in training."""
+    """Draw the code of pre-activations (B, F)."""
     logits_BF = gate_logits(pre_BF, part)
     gate_BF = sample_gates(logits_BF, temperature, generator, part)
     score_BF = gate_BF.detach() + MAGNITUDE_WEIGHT * logits_BF.detach()
@@ -83,7 +83,7 @@ def gated_code(
 
 
 class GatedTerms(NamedTuple):
-    """The loss of a batch and its parts, 0-dim except for the last. Only `loss` has a gradient."""
+    """The loss of a batch and its parts, 0-dim except the last. Only `loss` has a gradient."""
 
     loss: t.Tensor
     l2_loss: t.Tensor
@@ -91,10 +91,11 @@ class GatedTerms(NamedTuple):
     auxk_loss: t.Tensor
     """AuxK's loss, relative to the residual's variance, before auxk_alpha"""
     mean_gate: t.Tensor
-    """of the features that the code holds"""
+    """mean gate of the selected features"""
     mean_threshold: t.Tensor
-    """see `step.LossTerms`, like the next"""
+    """see `step.LossTerms`"""
     tokens_since_fired_F: t.Tensor
+    """see `step.LossTerms`"""
 
 
 class ProbabilisticTopKTrainer(SamplingTopKTrainer):
@@ -107,30 +108,30 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         f_BF  = ReLU(a) (1 + g) / 2 on I, 0 elsewhere
         loss  = mean_B ||x - x_hat||^2 + auxk_alpha AuxK
 
-    T(t) falls geometrically from `temperature_start` to `temperature_end`. While it is high, the K
-    largest of l + n are kept, so that noise explores. As it falls to 0, a gate is open with
-    probability sigmoid(l), and the K largest a among those with open gates are kept. So only features
-    that barely exceed a token's average are still left out at random. Without noise that limit is
-    upstream's TopK, if K features exceed the token's average. The dictionary is evaluated as that.
+    T(t) falls geometrically from `temperature_start` to `temperature_end`. At high T the K largest of l + n are
+    kept: the noise explores. As T goes to 0, a gate is open with probability sigmoid(l), and the K largest a with
+    open gates are kept. So only features barely above a token's average are still left out at random. Without
+    noise this limit is upstream's TopK, if K features exceed the token's average. The trained dictionary is
+    evaluated as upstream's TopK.
 
     From the paper's abstract and its authors' public code (raymondzmc/Probabilistic-TopK-SAE): l, g, the
-    score, the schedule 5 to 1e-3, the gate as a factor of the kept values. Ours, for the trained SAE to
-    be upstream's:
+    score, the schedule 5 to 1e-3, the gate as a factor on the kept values. Different here, so that the trained
+    SAE is upstream's class:
 
-    - Theirs has no b_enc, and a learned gain and bias on each l. (In their ablation these hardly
-      matter, say the paper's reviewers.)
+    - They have no b_enc, and a learned gain and bias on each l. (The paper's reviewers note that in its ablation
+      these hardly matter.)
     - Their values are a (1 + g), and may be negative. Half of that is TopK's value at an open gate.
-    - Their score is g + 1e-4 |a|. With l for |a| it does not depend on the units of x.
-    - Theirs has no AuxK. That is auxk_alpha=0. The default is upstream's.
+    - Their score is g + 1e-4 |a|. With l instead of |a| it doesn't depend on the units of x.
+    - They have no AuxK (here auxk_alpha=0). The default is upstream's.
 
-    What the paper leaves open is upstream's: see `VariationalTopKTrainer`. A feature has fired where
-    TopK without gates keeps it. A step that is not finite is skipped.
+    What the paper leaves open is as upstream: see `VariationalTopKTrainer`. A feature fires where TopK without
+    gates keeps it. A step that is not finite is skipped.
 
     Arguments beyond upstream's: see `ProbabilisticTopKConfig`.
         dict_class: AutoEncoderTopK or a subclass.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, gates and sums stay
             in fp32. An autocast around the call changes nothing.
-        part: the features that this process trains, of a split dictionary: see `split.py`.
+        part: the features of a split dictionary that this process trains; see `split.py`.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
@@ -243,12 +244,12 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         return GatedTerms(loss, l2_loss, auxk_loss, mean_gate, mean_threshold, since_fired_F)
 
     def _code(self, pre_BF: t.Tensor, k: int, generator: t.Generator) -> GatedCode:
-        """The code of pre-activations (B, F), at this step's temperature."""
+        """Draw the code of pre-activations (B, F) at this step's temperature."""
         return gated_code(pre_BF, k, self.temperature, generator, self.part)
 
     @t.no_grad()
     def _selected_without_gates(self, pre_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
-        """The last two of `GatedTerms`."""
+        """`tokens_since_fired_F` and `mean_threshold` of `GatedTerms`."""
         if self.part.count == 1:
             values_BK, indices_BK = top_k(pre_BF, k)
             selection = Selection(indices_BK, values_BK)
@@ -281,7 +282,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
 
     @property
     def config(self) -> dict:
-        """Upstream's, class names included: its readers take the SAE. And our options."""
+        """Upstream's config, with its class names so that its readers load the SAE, plus our options."""
         ours = self.settings.to_flags(self.settings.options, self.steps) | {"dtype": self.dtype}
         ours |= {"dict_class": type(self.ae).__name__, "dict_size": self.settings.dict_size}
         return super().config | ours

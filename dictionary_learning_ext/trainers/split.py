@@ -1,13 +1,14 @@
-"""A dictionary that is split by features: what the processes that hold its parts tell each other.
+"""A dictionary split by features: what its processes send each other.
 
-With N parts of F/N features, each process sends in a step, B rows of D:
+With N parts of F/N features and a batch of B x D, each process sends in a step:
 
-    the reconstruction    B x D, added over the parts; AuxK's as much again
-    the K largest         K candidates a row, each time features are chosen; the K largest of the N K are kept
-    the gradient at b_dec D, added
-    the norm, the KL and counts   a number each
+    the reconstruction            B x D, summed over parts; the same again for AuxK
+    the K largest                 K candidates per row and selection; the K largest of all N K are kept
+    the gradient at b_dec         D, summed
+    the norm, the KL and counts   one number each
 
-All else needs only the part's own features. The gradient of the reconstruction is the same everywhere, so none is averaged.
+The rest needs only a part's own features. The reconstruction's gradient is the same in all processes, so no gradient
+is averaged.
 """
 
 import warnings
@@ -29,10 +30,10 @@ from .parts import Part, Selection
 
 
 class SplitPart(Part):
-    """The only part of a split dictionary: all features, with the noise that they get in several parts.
+    """A split dictionary in a single part: all features, with the same noise as in several parts.
 
     Arguments:
-        dict_size: F, of the whole dictionary.
+        dict_size: F of the whole dictionary.
     """
 
     is_split = True
@@ -53,7 +54,7 @@ class SplitPart(Part):
     def draw(
         self, like: t.Tensor, generator: t.Generator | None, fill: Callable[..., Any]
     ) -> t.Tensor:
-        """See `Part.draw`. Each of the most parts that there can be has numbers of its own."""
+        """See `Part.draw`. Features are divided into as many blocks as there can be parts, each with its own seed."""
         assert generator is not None, "it holds the seed"
         n_blocks, own = most_parts(self.dict_size), self.features(self.dict_size)
         width = self.dict_size // n_blocks
@@ -67,10 +68,10 @@ class SplitPart(Part):
 
 
 class MeshPart(SplitPart):
-    """One of several parts.
+    """One of several parts of a split dictionary.
 
     Arguments:
-        mesh: the processes that hold them, in one dimension. They call the same methods in the same order.
+        mesh: a 1-D mesh of the parts' processes, which must all call the same methods in the same order.
     """
 
     def __init__(self, dict_size: int, mesh: DeviceMesh):
@@ -101,14 +102,14 @@ class MeshPart(SplitPart):
         return self.together(Replicate(), x).to_local(grad_placements=[Partial()])
 
     def together(self, placement: Any, x: t.Tensor) -> DTensor:
-        """What the parts have together: a sum of these (Partial), these one after the other (Shard), or the same."""
+        """The parts' tensors as one DTensor: their sum (Partial), their concatenation (Shard), or the same in all."""
         return DTensor.from_local(x, self.mesh, [placement], run_check=False)
 
     @t.no_grad()
     def select(self, indices: t.Tensor, compared: t.Tensor, k: int) -> Selection:
-        """See `Part.select`. Of equal numbers the first part's are kept, and within a part those that its topk puts first."""
+        """See `Part.select`. Among equal numbers, earlier parts come first, and within a part the order of its topk."""
         (rows, n), first = compared.shape, self.index * compared.shape[1]
-        own_BK = compared.where(~compared.isnan(), t.inf)  # NaN is the largest here, too
+        own_BK = compared.where(~compared.isnan(), t.inf)  # NaN ranks highest here, too
         of_parts_NBK = self.together(Shard(0), own_BK[None]).full_tensor()
         all_BM = of_parts_NBK.transpose(0, 1).reshape(rows, self.count * n)
         largest_BK = all_BM.topk(min(k, self.count * n), sorted=False).values
@@ -125,7 +126,7 @@ class MeshPart(SplitPart):
         return whole.narrow(DIVIDED[name], own.start, own.stop - own.start)
 
     def gathered(self, state: dict[str, t.Tensor]) -> dict[str, t.Tensor] | None:
-        """See `Part.gathered`. One tensor after the other is gathered, so the device holds one of them whole."""
+        """See `Part.gathered`. Gathers tensor by tensor, so a device never holds more than one of them whole."""
         found = {}
         for name, own in state.items():
             whole = self._gathered(own, DIVIDED[name]) if name in DIVIDED else own
@@ -143,7 +144,7 @@ class MeshPart(SplitPart):
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed that is as good as independent for any other numbers."""
+    """A seed that is practically independent for different numbers."""
     return int.from_bytes(sha256(repr(numbers).encode()).digest()[:8], "big") >> 1
 
 
@@ -156,16 +157,16 @@ DIVIDED = {
     "log_var_encoder.weight": 0,
     "log_var_encoder.bias": 0,
 }
-"""The dimension of features of the tensors of a dictionary that are divided. The others are the same in all parts."""
+"""The feature dimension of each tensor that is split. All other tensors are the same in all parts."""
 
 
 def write_divided(trainer: Any, state: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Write what is divided of a `trainer_state` to a folder: weights, Adam's averages and the tokens since features
-    fired. Every part's process calls it, and each writes its own.
+    """Write the split tensors of a `trainer_state` to a folder: weights, Adam's averages and tokens since features
+    fired. All parts' processes call it, and each writes its own part.
 
-    Returns: the rest of the state, the same in all parts.
+    Returns: the rest of the state, which is the same in all parts.
 
-    Raises: CheckpointError, in all parts, if a disk refuses.
+    Raises: CheckpointError, in all parts, if one can't write.
     """
     own, adam = {}, state["optimizer"]
     averages = {i: dict(each) for i, each in adam["state"].items()}
@@ -181,7 +182,7 @@ def write_divided(trainer: Any, state: dict[str, Any], path: Path) -> dict[str, 
 
 
 def read_divided(trainer: Any, state: dict[str, Any], path: Path) -> None:
-    """Put into the rest of a trainer's state what `write_divided` wrote to a folder, in any number of parts.
+    """Read this part of what `write_divided` wrote, in any number of parts, and add it to the rest of the state.
 
     Raises: CheckpointError, in all parts, if a file is missing or damaged.
     """
@@ -197,15 +198,15 @@ def read_divided(trainer: Any, state: dict[str, Any], path: Path) -> None:
 
 
 def _first_failure(error: checkpoint.CheckpointException) -> str:
-    """What went wrong in the first of the parts where something did."""
+    """The error of the first part that failed."""
     return first_line(next(iter(error.failures.values()))[0])
 
 
 def _places(
     trainer: Any, state: dict[str, Any]
 ) -> list[tuple[dict[str, Any], str, str, int, t.Tensor]]:
-    """Where a trainer's state has each divided tensor: its dict and the key there, its name among all, the dimension of
-    features, and a tensor like it."""
+    """For each split tensor of a trainer's state: the dict that holds it, its key there, its name in the files, its
+    feature dimension, and a tensor of its shape."""
     places = []
     for i, (name, like) in enumerate(trainer.ae.named_parameters()):
         if (dim := DIVIDED.get(name)) is None:
@@ -221,7 +222,7 @@ def _places(
 def _call(
     save_or_load: Callable[..., Any], part: SplitPart, own: dict[str, t.Tensor], path: Path
 ) -> None:
-    """Save or load the tensors of all parts, of which these are here."""
+    """Call torch's `save` or `load` with the tensors of all parts, given this part's."""
     if isinstance(part, MeshPart):
         whole = {name: part.together(Shard(0), x) for name, x in own.items()}
         save_or_load(whole, checkpoint_id=path, process_group=part.mesh.get_group())

@@ -1,4 +1,4 @@
-"""What changes in a trainer while it trains, taken out of it and put back."""
+"""Saves and restores what changes in a trainer while it trains."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch as t
 
 
 def trainer_state(trainer: Any) -> dict[str, Any]:
-    """Everything that changes in a trainer, ours or upstream's: tensors, and values that JSON has, too."""
+    """Everything that changes in a trainer, ours or upstream's, as tensors and plain numbers."""
     attributes = {
         name: value
         for name, value in vars(trainer).items()
@@ -23,7 +23,7 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
 
 
 def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
-    """Restore `state` in a trainer that was built with the same settings. No tensor of it is kept."""
+    """Restore `state` in a trainer that was built with the same settings. Tensors are copied."""
     trainer.ae.load_state_dict(state["ae"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     for values in trainer.optimizer.state.values():

@@ -1,4 +1,4 @@
-"""The training step of a vSAE, defined: the loss of a batch in plain torch, whose gradients autograd takes.
+"""Defines the training step of a vSAE: the loss of a batch, in plain torch with autograd.
 
     mu_BF = W_enc (x - b_dec) + b_enc                     (then ReLU if rectify)
     z_BF  = mu + tau sigma eps,  eps ~ N(0, I)
@@ -7,12 +7,12 @@
     x_hat = W_dec f + b_dec
     loss  = mean_B ||x - x_hat||^2 + kl_weight mean_B sum_{i in S} KL_i + auxk_alpha AuxK
 
-S is all features, or I (`kl_scope`). A trainer gives the `Weights` and the `StepObjective`, and gets the
-`LossTerms`. `variational_loss` takes any dtype and device. No line of it waits for a GPU. In float32 on a CPU,
-trainers take the same step by `kernels/step.py`, which is compiled. Where the features are divided over processes, each
-takes this step with its `part` of them.
+S is all features, or only I (`kl_scope`). `variational_loss` takes any dtype and device, and never makes the host wait
+for a GPU. In float32 on a CPU, trainers use the compiled version of this step in `kernels/step.py`. If the features are
+split over processes, each process runs this step on its `part` of them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,7 +27,7 @@ Values = TypeVar("Values", t.Tensor, t.Tensor | None)
 
 
 class Weights(NamedTuple):
-    """The parameters of a vSAE, in upstream's shapes. Only a learned sigma has the last two."""
+    """The parameters of a vSAE, in upstream's shapes. The last two are None unless sigma is learned."""
 
     W_enc_FD: t.Tensor
     b_enc_F: t.Tensor
@@ -39,7 +39,7 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True)
 class StepObjective:
-    """What one step minimises. Plain numbers are known on the host; tensors stay on the device."""
+    """What one step minimises. Tensors are on the weights' device, and are never read on the host."""
 
     k: int
     settings: Variational
@@ -49,30 +49,30 @@ class StepObjective:
     """tau(t)"""
     auxk_alpha: float
     top_k_aux: int
-    """how many dead features AuxK takes per row"""
+    """how many dead features AuxK uses per row"""
     dead_feature_threshold: int
     """tokens without firing after which a feature is dead"""
     matmul_dtype: t.dtype
     sigma: t.Tensor
-    """of the noise, unless it is learned: 0-dim, or (B, 1) for one of each row"""
+    """the noise's standard deviation, unless it is learned: 0-dim, or (B, 1) for one per row"""
     log_var_limits: t.Tensor | None
-    """the lower and the upper limit of a learned posterior's log-variance"""
+    """the lower and the upper limit of a learned log-variance; otherwise None"""
     tokens_since_fired_F: t.Tensor
     """before this batch"""
     generator: t.Generator
     part: Part = WHOLE
-    """the features of the weights, of those of the dictionary"""
+    """which of the dictionary's features the weights hold"""
     kl_scale: float = 1.0
-    """s(t), which is in `kl_weight`: for the log"""
+    """s(t), already included in `kl_weight`; only logged"""
     survival_target: float | None = None
-    """the share of the noiseless top k that the noise should leave selected, if that controls sigma"""
+    """the share of the noiseless top k that should stay selected with noise, if `survival` controls sigma"""
 
     @classmethod
     def at(cls, step: int, settings: Variational, steps: int, **given: Any) -> "StepObjective":
-        """That of a step of a run of `steps`, which the settings' schedules weigh.
+        """The objective of a step in a run of `steps` steps, after the settings' schedules.
 
         Arguments:
-            given: the other fields.
+            given: the remaining fields.
         """
         schedules = settings.in_steps(steps)
         tau, target = noise_scale(step, schedules["noise_anneal"]), None
@@ -93,7 +93,7 @@ class StepObjective:
 
     @property
     def kl_of_sigma(self) -> float:
-        """What a fixed sigma adds to a feature's KL, in nats."""
+        """What a fixed sigma adds to each feature's KL, in nats. 0 for any other sigma."""
         settings = self.settings
         if settings.posterior != "fixed" or settings.survival is not None:
             return 0.0
@@ -102,15 +102,15 @@ class StepObjective:
 
     @property
     def draw(self) -> "Draw":
-        """How the code is drawn."""
+        """How to draw the code."""
         tau = 0.0 if self.settings.posterior == "point" else self.noise_scale
         settings = self.settings
         return Draw(self.k, settings.noise_on, tau, self.generator, settings.select_by, self.part)
 
 
 class LossTerms(NamedTuple):
-    """The loss and its parts: 0-dim, but those that end in _F are (F,). Only `loss` has a gradient. Of a part of the
-    features, _F are its own, and the others are those of all."""
+    """The loss of a batch and its parts, 0-dim or (F,). Only `loss` has a gradient. Of split features, those in _F are
+    this part's, and the rest are totals over all parts."""
 
     loss: t.Tensor
     l2_loss: t.Tensor
@@ -120,16 +120,16 @@ class LossTerms(NamedTuple):
     auxk_loss: t.Tensor
     """AuxK's loss, relative to the residual's variance, before auxk_alpha"""
     mean_threshold: t.Tensor
-    """each row's smallest positive selected mean, or magnitude (see `PosteriorOptions.select_by`),
+    """the smallest positive mean (or magnitude: see `PosteriorOptions.select_by`) that a row selects,
     averaged over rows; NaN if no row has one"""
     survival: t.Tensor
-    """the share of the rows' noiseless top k that the noise leaves selected"""
+    """the share of the noiseless top k that stays selected with noise"""
     tokens_since_fired_F: t.Tensor
-    """after this batch; a feature fires when it is selected by the mean"""
+    """after this batch; a feature fires when the mean selects it"""
 
 
 def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> LossTerms:
-    """The loss of one batch, differentiable in `x_BD` and `weights`. Draws from the generator."""
+    """The loss of one batch, differentiable in `x_BD` and `weights`. Draws noise from the objective's generator."""
     settings, dtype, part = objective.settings, objective.matmul_dtype, objective.part
     mu_BF, log_var_BF, sigma = means(x_BD, weights, objective), None, objective.sigma
     if weights.W_var_FD is not None and weights.b_var_F is not None:
@@ -166,8 +166,8 @@ def mean_kl(
 ) -> t.Tensor:
     """mean_B sum_{i in S} KL_i in nats, 0-dim.
 
-    sum_i KL_i is ||mu||^2 / (2 p^2), which is all for a point and for a sigma that `survival` controls, plus what the
-    sigmas add: a constant if they are fixed.
+    sum_i KL_i is ||mu||^2 / (2 p^2) plus what sigma adds: a constant if it is fixed, and nothing for a point and where
+    `survival` controls it.
     """
     settings, part = objective.settings, objective.part
     mu, log_var, n_features = mu_BF, log_var_BF, part.count * mu_BF.shape[1]
@@ -185,25 +185,25 @@ def mean_kl(
 
 @t.no_grad()
 def code_by_mean(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> "Code":
-    """What the objective's k selects without noise."""
+    """The code of a batch without noise."""
     return draw_code(
         means(x_BD, weights, objective), t.zeros(()), objective.draw._replace(noise_scale=0.0)
     )
 
 
 def product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Tensor:
-    """x W^T in `matmul_dtype`, which is also the result's: (…, M), (N, M) -> (…, N)."""
+    """x W^T, computed and returned in `matmul_dtype` (None: the weight's): (…, M), (N, M) -> (…, N)."""
     dtype = matmul_dtype or weight.dtype
     return functional.linear(x.to(dtype), weight.to(dtype))
 
 
 def centred(x_BD: t.Tensor, weights: Weights, part: Part) -> t.Tensor:
-    """x - b_dec, that the encoder takes."""
+    """x - b_dec, the encoder's input."""
     return part.used(x_BD) - part.used(weights.b_dec_D)
 
 
 def means(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> t.Tensor:
-    """mu, (B, F)."""
+    """The posterior means mu, (B, F)."""
     centred_BD = centred(x_BD, weights, objective.part)
     mu_BF = product(centred_BD, weights.W_enc_FD, objective.matmul_dtype) + weights.b_enc_F
     return mu_BF.relu() if objective.settings.rectify else mu_BF
@@ -213,47 +213,47 @@ def means(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> t.Tenso
 
 
 class Draw(NamedTuple):
-    """How each row's K features and their values are drawn from N(mu, (noise_scale sigma)^2)."""
+    """How to draw each row's K features and their values from N(mu, (noise_scale sigma)^2)."""
 
     k: int
     noise_on: NoiseOn
-    """both: I = TopK(z), values z_I. values: I = TopK(mu), values z_I; only these are drawn. selection:
+    """both: I = TopK(z), values z_I. values: I = TopK(mu), values z_I; only K numbers are drawn. selection:
     I = TopK(z), values mu_I"""
     noise_scale: float
-    """tau. 0 draws nothing and gives the mean's code"""
+    """tau; 0 draws nothing and gives the code by the mean"""
     generator: t.Generator | None
-    """on the device of the means; None for torch's own"""
+    """on the means' device; None: torch's default"""
     select_by: SelectBy = "value"
     """value: TopK(z) is the K largest z. magnitude: the K largest |z|"""
     part: Part = WHOLE
-    """which features the means are of"""
+    """which features the means belong to"""
 
     @property
     def noise_chooses(self) -> bool:
-        """Whether noise decides which features are kept."""
+        """Whether noise changes which features are selected."""
         return self.noise_scale != 0 and self.noise_on != "values"
 
 
 class Code(NamedTuple):
-    """What is kept of each row: (…, K), in any order."""
+    """The K features that each row keeps, in any order."""
 
     selection: Selection
     values: t.Tensor
-    """in the code: 0 where the selection keeps none"""
+    """their values in the code, (…, K); 0 for those that another part of the features outranks"""
     means: t.Tensor
-    """mu at the selection's indices"""
+    """their means, (…, K)"""
 
     @property
     def indices(self) -> t.Tensor:
-        """the features"""
+        """Which features: (…, K)."""
         return self.selection.indices
 
 
 def draw_code(mu: t.Tensor, sigma: t.Tensor, how: Draw) -> Code:
-    """Draw the code of means (…, F). Values are differentiable in mu and sigma.
+    """Draw a code from means (…, F). Its values are differentiable in mu and sigma.
 
     Arguments:
-        sigma: of mu's shape, (…, 1) for one of each row, or 0-dim for one value.
+        sigma: of mu's shape, (…, 1) for one per row, or 0-dim.
     """
     tau, eps = how.noise_scale, None
     if how.noise_chooses:
@@ -276,31 +276,31 @@ def draw_code(mu: t.Tensor, sigma: t.Tensor, how: Draw) -> Code:
 
 
 def noise_of(mu: t.Tensor, how: Draw) -> t.Tensor:
-    """Independent N(0, 1) numbers."""
+    """Independent N(0, 1) noise of mu's shape."""
     return how.part.draw(mu, how.generator, t.Tensor.normal_)
 
 
 def at(values: Values, indices: t.Tensor, mu: t.Tensor) -> Values:
-    """Those of the values that belong to some features, if each feature of `mu` has its own."""
+    """The values at these indices if there is one for each of `mu`; otherwise the values as they are."""
     if values is None or values.shape != mu.shape:
         return values
     return values.gather(-1, indices)
 
 
 def compared(values: t.Tensor, select_by: SelectBy) -> t.Tensor:
-    """The numbers whose largest are kept: the values themselves, or their magnitudes."""
+    """What features are ranked by: their values, or their magnitudes."""
     return values.abs() if select_by == "magnitude" else values
 
 
 def largest(values: t.Tensor, k: int, select_by: SelectBy, part: Part = WHOLE) -> Selection:
-    """Each row's K largest. NaN counts as the largest."""
+    """Select each row's K largest. NaN ranks highest."""
     by = compared(values.detach(), select_by)
     found = by.topk(min(k, by.shape[-1]), dim=-1, sorted=False)
     return part.select(found.indices, found.values, k)
 
 
 class MeanSelection(NamedTuple):
-    """What the mean alone selects in a batch. See `LossTerms`."""
+    """What the mean alone selects in a batch; see `LossTerms`."""
 
     mean_threshold: t.Tensor
     survival: t.Tensor
@@ -314,12 +314,12 @@ class MeanSelection(NamedTuple):
         n_survived: t.Tensor,
         objective: StepObjective,
     ) -> "MeanSelection":
-        """That of a batch.
+        """Combine what the rows of a batch select.
 
         Arguments:
             fired_F: whether any row selects the feature, bool.
             smallest_B: each row's smallest positive selected mean, inf if it has none.
-            n_survived: how many features of all rows are selected with noise and without, 0-dim.
+            n_survived: how many selections, over all rows, are the same with noise and without; 0-dim.
         """
         has_one_B = smallest_B < t.inf
         mean_threshold = smallest_B.masked_fill(~has_one_B, 0).sum() / has_one_B.sum()
@@ -330,7 +330,7 @@ class MeanSelection(NamedTuple):
 
 @t.no_grad()
 def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> MeanSelection:
-    """What the mean alone selects. A mean of 0 fires only if nothing is drawn, as upstream's zeros of a ReLU."""
+    """What the mean alone selects. A mean of 0 fires only in a step without noise, as a ReLU's zeros do upstream."""
     how, part, selection = objective.draw, objective.part, code.selection
     if how.noise_chooses:
         selection = largest(mu_BF, how.k, how.select_by, part)
@@ -340,16 +340,14 @@ def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> Mea
     fired_F = fires_BK.new_zeros(mu_BF.shape[1])
     fired_F.index_add_(0, indices_BK.flatten(), selection.only(fires_BK).flatten())
     smallest_B = by_BK.masked_fill(by_BK <= 0, t.inf).amin(-1)
-    # What the noise selects is in the mean's selection if its mean is not below the K-th largest.
+    # A feature that the noise selects is also among the K largest means if its mean is at least the K-th largest.
     kth_B1, mean_BK = by_BK.amin(-1, keepdim=True), compared(code.means, how.select_by)
     survived_BK = mean_BK >= kth_B1
-    zeros = 0
-    if (
-        objective.settings.rectify
-    ):  # a row may have fewer than K positive means: then the zeros are no choice
+    if objective.settings.rectify:  # a row with fewer than K positive means fills up with zeros
         survived_BK &= (mean_BK > 0) | (kth_B1 > 0)
-        zeros = (by_BK == 0).sum()
-    n_survived = zeros + part.sum(code.selection.only(survived_BK).sum(dtype=mu_BF.dtype))
+    n_survived = part.sum(code.selection.only(survived_BK).sum(dtype=mu_BF.dtype))
+    if objective.settings.rectify:  # which are no choice: they count as kept
+        n_survived = n_survived + (by_BK == 0).sum()
     return MeanSelection.of_rows(fired_F, smallest_B, n_survived, objective)
 
 
@@ -357,13 +355,13 @@ def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> Mea
 
 
 _DENSE_FROM = 1 / 256
-"""The k/F from which a matmul takes less time than reading K rows of weights, on a GPU."""
+"""The k/F from which a dense matmul is faster on a GPU than reading K rows of weights per token."""
 
 
 def decode(
     indices_BK: t.Tensor, values_BK: t.Tensor, W_dec_DF: t.Tensor, matmul_dtype: t.dtype
 ) -> t.Tensor:
-    """W_dec f, (B, D), for the features f that are 0 but for K values a row."""
+    """W_dec f, (B, D), where each row of f is 0 except for K values."""
     (batch, k), n_features = indices_BK.shape, W_dec_DF.shape[1]
     if k < _DENSE_FROM * n_features:
         found: Any = SparseDecode.apply(indices_BK, values_BK, W_dec_DF.t(), matmul_dtype)
@@ -373,10 +371,10 @@ def decode(
 
 
 class SparseDecode(t.autograd.Function):
-    """values W, (B, D), which reads K rows of W for each row of the batch. So do its gradients.
+    """sum_{i in I} f_i W_i, (B, D). It and its gradients read only K rows of W for each row of the batch.
 
-    dL/dvalues_i = e . W_i                                     for i in I
-    dL/dW_i      = sum over the rows with i in I of values_i e       e = dL/d(values W), of the row
+    dL/df_i = e . W_i                             for i in I
+    dL/dW_i = sum over the rows with i in I of f_i e         e = the gradient at the row's sum
     """
 
     @staticmethod
@@ -431,10 +429,7 @@ class MeanSquaredNorm(t.autograd.Function):
         return x_BN * (grad * (2 / len(x_BN)))
 
 
-def mean_squared_norm(x_BN: t.Tensor) -> t.Tensor:
-    """See `MeanSquaredNorm`."""
-    found: Any = MeanSquaredNorm.apply(x_BN)
-    return found
+mean_squared_norm: Callable[[t.Tensor], t.Tensor] = MeanSquaredNorm.apply  # pyright: ignore
 
 
 # --- AuxK
@@ -451,16 +446,16 @@ def dead_features_loss(
     matmul_dtype: t.dtype,
     part: Part = WHOLE,
 ) -> t.Tensor:
-    """AuxK: dead features learn to reconstruct what the living ones do not (Gao et al. 2024, A.2).
+    """AuxK: dead features learn to reconstruct the residual (Gao et al. 2024, A.2).
 
     Upstream's `TopKTrainer.get_auxiliary_loss`: ||residual - its reconstruction||^2, relative to the
-    residual's variance, 0-dim. Where fewer than `k_aux` features are dead, living ones are taken too and
-    count as 0, because the host would have to wait for the number of dead ones. So does a mean below 0, with rectify
-    or without, unless features are selected by magnitude: a feature that helps by a negative value would stay dead.
+    residual's variance, 0-dim. If fewer than `k_aux` features are dead, living ones fill up with values of 0, because
+    the host would have to wait for the number of dead ones. A mean below 0 counts as 0, too, with or without rectify,
+    unless features are selected by magnitude: a feature that helps by a negative value would stay dead.
 
     Arguments:
         error_BD: x_hat - x. No gradient flows through it.
-        k_aux: how many features each row takes.
+        k_aux: how many dead features reconstruct each row.
     """
     error_BD = error_BD.detach()
     strength_BF = compared(mu_BF.detach(), select_by).masked_fill(~is_dead_F, -t.inf)
@@ -476,5 +471,5 @@ def dead_features_loss(
 
 
 def row_variance(error_BD: t.Tensor) -> t.Tensor:
-    """The mean over the rows of the squared distance from their mean (0-dim)."""
+    """The mean squared distance of the rows from their mean, 0-dim."""
     return (error_BD - error_BD.mean(0)).square().sum(-1).mean()

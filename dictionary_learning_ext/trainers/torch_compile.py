@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 @contextmanager
 def torchs_own_fake_tensors() -> Iterator[None]:
-    """Take back, inside, what nnsight 0.3 changes in torch's FakeTensor. With it, torch.compile fails."""
-    patcher = getattr(nnsight, "DEFAULT_PATCHER", None)  # later versions change nothing
+    """Within it, torch's FakeTensor is without nnsight 0.3's patches, which break torch.compile."""
+    patcher = getattr(nnsight, "DEFAULT_PATCHER", None)  # later versions patch nothing
     patches = [] if patcher is None else [p for p in patcher.patches if p.parent is FakeTensor]
     for patch in patches:
         patch.restore()

@@ -1,4 +1,4 @@
-"""Gives upstream's trainers what the training loop asks of a trainer, and its JumpReLU the paper's loss.
+"""Adapts upstream's trainers to the training loop, and corrects the loss of its JumpReLU trainer.
 
 Shapes: B batch, D activation_dim, F dict_size.
 """
@@ -18,15 +18,12 @@ from .parts import WHOLE
 class UpstreamTrainer:
     """Wraps one of upstream's trainers as a `base.Trainer`.
 
-    Upstream's `loss` changes the dead-feature counters and the threshold, so metrics are computed
-    here without it. Upstream's `update` takes every step, finite or not, so the last finite weights
-    are kept here.
+    Upstream's `loss` changes the dead-feature counters and the threshold, so metrics are computed without it.
+    Upstream's `update` takes every step, finite or not, so the wrapper keeps the last finite weights.
 
     Arguments:
-        trainer: upstream's.
         in_bf16: run its steps under autocast in bfloat16.
-        k_anneal_steps: see `KAnnealing`. Upstream's main branch has its own; this one is used instead,
-            whichever version is installed.
+        k_anneal_steps: see `KAnnealing`. Used in place of the one on upstream's main branch.
     """
 
     part = WHOLE
@@ -60,16 +57,16 @@ class UpstreamTrainer:
     def update(self, step: int, x: t.Tensor) -> None:
         """See `base.Trainer`."""
         if self.starts_trained:
-            step = max(step, 1)  # at step 0, upstream's trainers set b_dec
+            step = max(step, 1)  # upstream's trainers set b_dec at step 0
         autocast = t.autocast(x.device.type, dtype=t.bfloat16, enabled=self._in_bf16)
         with self._annealed_k(step), autocast:
             self._update(step, x)
 
     def _update(self, step: int, x: t.Tensor) -> None:
-        """Upstream's step. A threshold that it makes infinite stays what it was.
+        """Take upstream's step, but keep the old threshold if the new one is infinite.
 
-        TopK's is the mean over rows of the smallest selected value, and infinite if a row has none
-        above 0; its running mean would stay so.
+        TopK's threshold averages each row's smallest positive value. One row without any makes it infinite, and the
+        running mean would never recover.
         """
         former = dict(self.ae.named_buffers()).get("threshold")
         former = None if former is None else former.clone()
@@ -80,7 +77,7 @@ class UpstreamTrainer:
 
     @contextmanager
     def _annealed_k(self, step: int) -> Iterator[None]:
-        """The k of a step, in the dictionary, which upstream's trainers read it from."""
+        """Within it, the dictionary has the k of this step, which upstream's trainers read from it."""
         if self._annealing is None:
             yield
             return
@@ -94,7 +91,7 @@ class UpstreamTrainer:
     def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:
         """See `base.Trainer`."""
         encode: Any = self.ae.encode
-        # BatchTopK uses its threshold in inference only. Training keeps the batch's B k largest.
+        # In training, BatchTopK keeps the B k largest of a batch instead of using its threshold.
         is_by_batch = "return_active" in signature(encode).parameters
         f_BF = encode(x, use_threshold=False) if is_by_batch else encode(x)
         x_hat_BD = self.ae.decode(f_BF)
@@ -121,20 +118,20 @@ class UpstreamTrainer:
 
 
 class CorrectedJumpReluTrainer(JumpReluTrainer):
-    """Upstream's `JumpReluTrainer`, whose sparsity loss sees the pre-activations, as the paper's does.
+    """Upstream's `JumpReluTrainer`, with the sparsity loss on pre-activations as in the paper.
 
     Rajamanoharan et al. 2024 (arXiv 2407.14435), equations 10 to 12:
 
         pre_BF = x W_enc + b_enc,  f = JumpReLU(pre),  l0 = mean_B sum_F step(pre - threshold)
         loss   = mean_B ||x - x_hat||^2 + sparsity_penalty (l0 / target_l0 - 1)^2
 
-    The threshold learns of the step function by a pseudo-derivative, which counts the pre-activations
-    within half a bandwidth on either side of it. Upstream applies the step function to f, where all
-    below the threshold are 0 (dictionary_learning's issue 55). So it counts those above alone, and
-    thresholds learn half as fast. The loss has the same value.
+    The threshold's gradient is a pseudo-derivative of the step function: it counts the pre-activations within half a
+    bandwidth above and below the threshold. Upstream applies the step function to f, which is 0 below the threshold
+    (dictionary_learning's issue 55). So it only counts those above, and thresholds learn half as fast. The loss has
+    the same value.
 
     Arguments beyond upstream's:
-        threshold_twice: do as upstream does.
+        threshold_twice: apply the threshold twice, as upstream does.
     """
 
     def __init__(self, *args: Any, threshold_twice: bool = False, **options: Any):
@@ -142,7 +139,7 @@ class CorrectedJumpReluTrainer(JumpReluTrainer):
         self.threshold_twice = threshold_twice
 
     def loss(self, x: t.Tensor, step: int, logging: bool = False, **_: Any) -> Any:
-        """Upstream's, but for the gradient of the thresholds. Updates the counters of dead features."""
+        """Upstream's loss with the corrected gradient for thresholds. Updates the dead-feature counters."""
         if self.threshold_twice:
             return super().loss(x, step, logging=logging)
         x = x.to(self.ae.W_enc.dtype)
@@ -169,5 +166,5 @@ class CorrectedJumpReluTrainer(JumpReluTrainer):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Upstream's, class names included: its readers take the SAE. And which loss it was."""
+        """Upstream's config, with its class names so that its readers load the SAE, plus `threshold_twice`."""
         return super().config | {"threshold_twice": self.threshold_twice}

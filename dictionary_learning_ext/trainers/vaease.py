@@ -39,22 +39,21 @@ class VAEase(FromState, Dictionary):
         f_BF     = (1 - sigma/p) z
         x_hat    = W_dec f + b_dec
 
-    A feature that says nothing about a token has the prior as its posterior, so its gate
-    1 - sigma/p is 0. In floating point a closed gate is only nearly 0. So a feature counts as
-    *active* at a token if its gate is above `active_gate`, and `encode` returns an exact 0 if not.
-    (A gate of 0.05 is a variance of 0.90 of the prior's. The paper likewise counts dimensions whose
-    variance is not near 1.) The training loss sees all features.
+    Where a feature says nothing about a token, its posterior is the prior and its gate 1 - sigma/p is 0. In
+    floating point it is only nearly 0. So a feature counts as *active* on a token if its gate exceeds
+    `active_gate`; otherwise `encode` returns an exact 0. (A gate of 0.05 means 0.90 of the prior's variance. The
+    paper, too, counts dimensions whose variance is not near 1.) The training loss uses all features.
 
-    Activations may be negative. As in the paper, decoder columns have no norm constraint: the KL
-    fixes the scale of mu, so a small code with a large decoder has no advantage.
-    `normalize_decoder` makes the columns unit-norm after training.
+    Activations may be negative. As in the paper, decoder columns are not constrained: the KL fixes the scale of mu,
+    so a small code with a large decoder gains nothing. `normalize_decoder` makes the columns unit-norm after
+    training.
 
     Arguments:
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
-        options: see `VAEaseConfig`. At log_var_init = -0.5 the gates start at 0.22: open, but not so far
-            that F > D features overshoot x at first. Only the trainer's loss uses gamma. It is stored
-            here to be part of the state dict; start near its final value.
+        options: see `VAEaseConfig`. With log_var_init = -0.5 the gates start at 0.22: open, but not so far that F > D
+            features overshoot x at first. gamma, which only the trainer's loss uses, should start near its final
+            value.
 
     Raises: ConfigError for a value out of range.
     """
@@ -92,9 +91,8 @@ class VAEase(FromState, Dictionary):
         """The posterior of each feature: (…, D) -> (…, F).
 
         Arguments:
-            x: activations of any float dtype, in the units that the model was trained in or scaled
-                to.
-            matmul_dtype: the dtype of the products. Default: the parameters'.
+            x: activations of any float dtype, in the model's units.
+            matmul_dtype: the dtype of matmuls. Default: the parameters'.
         """
         centred = x.to(self.b_dec.dtype) - self.b_dec
         mu, raw = (
@@ -110,8 +108,8 @@ class VAEase(FromState, Dictionary):
 
         Arguments:
             x: see `posterior`.
-            sample: draw from the posterior instead of taking its mean.
-            generator: the source of the sample's noise. Default: torch's own generator.
+            sample: use a sample of the posterior instead of its mean.
+            generator: for the sample's noise. Default: torch's own generator.
         """
         require_width(x, self.activation_dim)
         posterior = self.posterior(x)
@@ -125,7 +123,7 @@ class VAEase(FromState, Dictionary):
         return self.decoder(f.to(self.b_dec.dtype)) + self.b_dec
 
     def forward(self, x: t.Tensor, output_features: bool = False):
-        """The reconstruction by the mean, (…, D). With `output_features`, also the features."""
+        """The reconstruction without noise, (…, D). With `output_features`, also the features."""
         f = self.encode(x)
         x_hat = self.decode(f)
         return (x_hat, f) if output_features else x_hat
@@ -136,10 +134,10 @@ class VAEase(FromState, Dictionary):
 
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
-        """Change the units of the activations: multiply all that has their unit by `scale`.
+        """Change the units of activations by a factor.
 
-        Afterwards encode(scale * x) is scale times what encode(x) was, sampled or not. Gates and KL
-        stay the same. The loss gains D log(scale^2).
+        Afterwards encode(scale * x) is scale times the former encode(x), sampled or not. Gates and KL stay the same.
+        The loss grows by D log(scale^2).
 
         Raises: ConfigError unless `scale` is positive.
         """
@@ -153,8 +151,7 @@ class VAEase(FromState, Dictionary):
     def normalize_decoder(self) -> None:
         """Make the decoder's columns unit-norm. Reconstructions, gates and KL stay the same.
 
-        Each feature's activations and its prior_std are multiplied by the former norm of its
-        column. A column of zeros is left alone.
+        A feature's activations and prior_std are multiplied by its column's former norm. Zero columns stay.
         """
         norm_F = self.decoder.weight.norm(dim=0)
         norm_F = t.where(norm_F > 0, norm_F, 1.0)
@@ -175,22 +172,21 @@ class ELBOTerms(NamedTuple):
 
 
 class VAEaseTrainer(SamplingTrainer, SAETrainer):
-    """Trains a VAEase by the paper's loss, which has no weight to tune.
+    """Trains a VAEase with the paper's loss, which has no weight to tune.
 
         loss = mean_B( ||x - x_hat||^2 / gamma + D log gamma + 2 sum_j KL_j )
         2 KL_j = sigma_j^2/p^2 + mu_j^2/p^2 - 1 - log(sigma_j^2/p^2)
 
     This is -2 times the evidence lower bound, without its constant D log(2 pi). x_hat comes from one
-    sample per token. gamma > 0 is learned; at its optimum it is mean ||x - x_hat||^2 / D.
+    sample per token. gamma > 0 is learned; its optimum is mean ||x - x_hat||^2 / D.
 
-    What the paper leaves open is done as in upstream's TopK trainer: initial weights, decoder bias
+    What the paper leaves open is as in upstream's TopK trainer: initial weights, decoder bias
     (the geometric median of the first batch), clipping to 1, Adam, learning-rate schedule. A step
     whose loss or gradient is not finite is skipped, and counted in `optimizer.skipped_steps`.
 
     Arguments beyond upstream's:
         options: the model's.
         dict_class: VAEase or a subclass. Upstream's AutoEncoderTopK is ignored, with a warning.
-        lr: Adam's learning rate.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay
             in fp32. An autocast around the call changes nothing.
 

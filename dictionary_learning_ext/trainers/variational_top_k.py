@@ -76,9 +76,10 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         x_hat_BD = W_dec f + b_dec                    # decoder columns are unit-norm
 
     sigma is a constant (posterior "fixed"), 0 ("point"), or exp(log_var / 2) with
-    log_var = W_var (x - b_dec) + b_var, clamped ("learned"). A sample changes which features are kept
-    and their values (noise_on "both", as above), only the values ("values": f is z on the K largest of
-    mu), or only which are kept ("selection": f is mu on the K largest of z). With select_by "magnitude" the K largest of |z| or |mu| are kept, with their signs.
+    log_var = W_var (x - b_dec) + b_var, clamped ("learned"). In a sample, noise acts on both the selection and the
+    values (noise_on "both", as above), only on the values ("values": f is z on the K largest of mu), or only on the
+    selection ("selection": f is mu on the K largest of z). With select_by "magnitude" features are selected by |z| or
+    |mu|, and keep their signs.
 
     Arguments:
         activation_dim: D, the width of the activations.
@@ -106,7 +107,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
         given = PosteriorOptions(**options)
         super().__init__(activation_dim, dict_size, k)
-        # Stored feature by feature: the step's products read one feature's weights at a time.
+        # Stored feature by feature, because the step reads one feature's weights at a time.
         self.decoder.weight.data = self.decoder.weight.data.t().contiguous().t()
         self.encoder.weight.data = self.encoder.weight.data.contiguous()
 
@@ -124,7 +125,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         self.register_buffer("sigma", t.tensor(float(sigma)))
         self.register_buffer("prior_std", t.tensor(float(given.prior_std)))
         if given.posterior == "learned":
-            # Made without random numbers: the other weights are the same for every posterior.
+            # Built without random numbers, so that the other weights are the same for every posterior.
             log_var_encoder: Any = nn.utils.skip_init(nn.Linear, activation_dim, dict_size)
             log_var_encoder.weight.data.zero_()
             log_var_encoder.bias.data.fill_(given.log_var_init)
@@ -143,16 +144,15 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         """The features of `x`, dense: (B, D) -> (B, F), (B, L, D) -> (B, L, F).
 
         Arguments:
-            x: activations of any float dtype, in the units that the SAE was trained in or scaled to.
+            x: activations of any float dtype, in the SAE's units.
             return_topk: return `(features, values_BK, indices_BK, mu_BF)` instead.
-            use_threshold: keep every mean (with select_by "magnitude": every magnitude) above the
-                running threshold instead of the K largest. The threshold is a running average over
-                tokens of the smallest that is kept.
-            sample: draw from the posterior instead of taking its mean.
-            generator: the source of the sample's noise. Default: torch's own generator.
+            use_threshold: keep all means (with select_by "magnitude", all magnitudes) above the threshold instead of
+                the K largest. It is a running average over tokens of the smallest one that is kept.
+            sample: use a sample of the posterior instead of its mean.
+            generator: for the sample's noise. Default: torch's own generator.
 
-        Raises: ConfigError for `use_threshold` if the threshold was never set, or with `sample`; for `x` of
-        another width.
+        Raises: ConfigError for `x` of another width, or for `use_threshold` if the threshold was never set or with
+        `sample`.
         """
         require_width(x, self.activation_dim)
         centred = x.to(self.b_dec.dtype) - self.b_dec
@@ -173,13 +173,13 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
                 )
             features = mu * (compared(mu, self.select_by) > self.threshold)
         else:
-            # A second (B, F) would take as long as the selection.
+            # Allocating a second (B, F) would take as long as the selection.
             zeros = mu.zero_() if self._owns(mu) and not return_topk else t.zeros_like(mu)
             features = zeros.scatter_(dim=-1, index=indices, src=values)
         return (features, values, indices, mu) if return_topk else features
 
     def sparse_encode(self, x: t.Tensor) -> TopKCode:
-        """What `encode` returns, without the zeros: the K selected features of each token, (…, K).
+        """The K features that `encode` keeps of each token, without the zeros.
 
         Raises: ConfigError for `x` of another width.
         """
@@ -187,11 +187,11 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         return self._top_k(self._mu(x.to(self.b_dec.dtype) - self.b_dec))
 
     def code_of(self, posterior: GaussianPosterior) -> TopKCode:
-        """The code of a posterior's mean: `sparse_encode`, once its mean is known."""
+        """The code by a posterior's mean: the same as `sparse_encode`, without encoding again."""
         return self._top_k(posterior.mu, as_upstream=True)
 
     def drawn_from(self, posterior: GaussianPosterior, generator: t.Generator | None) -> TopKCode:
-        """The code of a sample of a posterior, as `encode(x, sample=True)` draws one."""
+        """The code of a sample from a posterior, as in `encode(x, sample=True)`."""
         is_point = self.posterior_kind == "point"
         how = Draw(int(self.k), self.noise_on, 0.0 if is_point else 1.0, generator, self.select_by)
         code = draw_code(posterior.mu, posterior.std, how)
@@ -201,7 +201,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         """The K largest means of each token.
 
         Arguments:
-            as_upstream: of a ReLU's zeros, take those that torch takes.
+            as_upstream: choose among a ReLU's zeros as torch's topk does.
         """
         k = int(self.k)
         is_plain = isinstance(mu, t.Tensor) and not mu.requires_grad  # and no proxy of nnsight's
@@ -210,7 +210,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
             values, indices = top_k(flat_NF, k, select_by=self.select_by)
             shape = (*mu.shape[:-1], k)
             return TopKCode(values.view(shape), indices.view(shape))
-        # A proxy can't be unpacked.
+        # nnsight's proxies can't be unpacked.
         indices = compared(mu, self.select_by).topk(k, dim=-1, sorted=False).indices
         return TopKCode(mu.gather(-1, indices), indices)
 
@@ -224,14 +224,14 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         return self._log_var(x.to(self.b_dec.dtype) - self.b_dec)
 
     def posterior(self, x: t.Tensor) -> GaussianPosterior:
-        """The distribution of each feature of activations: (…, D) -> (…, F)."""
+        """Each feature's posterior, given activations: (…, D) -> (…, F)."""
         centred = x.to(self.b_dec.dtype) - self.b_dec
         log_var = None if self.posterior_kind == "point" else self._log_var(centred)
         return GaussianPosterior(self._mu(centred), log_var, self.prior_std)
 
     @property
     def weights(self) -> Weights:
-        """The parameters, as the training step takes them."""
+        """The parameters, as a training step needs them."""
         weights = Weights(self.encoder.weight, self.encoder.bias, self.decoder.weight, self.b_dec)
         if not self._is_learned:
             return weights
@@ -240,7 +240,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     @property
     def variant(self) -> str:
-        """Its kind among vSAEs, e.g. fixed_both, or point."""
+        """Which variant of the vSAE it is, e.g. fixed_both or point."""
         parts = [self.posterior_kind]
         parts += [self.noise_on] if self.posterior_kind != "point" else []
         parts += [self.select_by] if self.select_by != PosteriorOptions.select_by else []
@@ -256,7 +256,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         return mu.relu() if self.rectify else mu
 
     def _owns(self, mu: t.Tensor) -> bool:
-        """Whether nothing else needs the means: neither a graph, nor a hook on the encoder, such as nnsight's."""
+        """Whether the means may be overwritten: no graph and no hook on the encoder (e.g. nnsight's) needs them."""
         is_plain = isinstance(mu, t.Tensor) and not mu.requires_grad
         return is_plain and not self.encoder._forward_hooks
 
@@ -268,15 +268,16 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         return 2 * self._std(centred).log()
 
     def _std(self, centred: t.Tensor) -> t.Tensor:
-        """sigma, of `log_var`'s shape."""
+        """sigma, in `log_var`'s shape."""
         return (0.5 * self._log_var(centred)).exp() if self._is_learned else self.sigma
 
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
-        """Change the units of the activations: multiply all that has their unit by `scale`.
+        """Change the units of activations by a factor.
 
-        Afterwards encode(scale * x) is scale times what encode(x) was, sampled or not. The KL stays
-        the same. Raises ConfigError unless `scale` is positive.
+        Afterwards encode(scale * x) is scale times the former encode(x), sampled or not. The KL stays the same.
+
+        Raises: ConfigError unless `scale` is positive.
         """
         require_scale(scale)
         super().scale_biases(scale)
@@ -308,31 +309,28 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     prior N(0, prior_std^2), in nats. S is all features, or the K selected (`kl_scope`). s(t) is
     `posterior.kl_scale`, tau(t) is `posterior.noise_scale`.
 
-    With `survival`, sigma is controlled instead: after each step log sigma grows by 0.2 times the share of
-    the noiseless top k that the noise left selected, less the share that it should leave
-    (`posterior.survival_target`). No gradient goes through it, and KL_i is mu_i^2 / (2 prior_std^2), an L2
-    penalty. Once the target is 1, sigma is 0.
+    With `survival`, sigma is controlled: after each step, log sigma changes by 0.2 times the difference between the
+    share of the noiseless top k that stayed selected with noise, and its target (`posterior.survival_target`). No
+    gradient goes through sigma, and KL_i is mu_i^2 / (2 prior_std^2), an L2 penalty. Once the target is 1, sigma is 0.
 
-    Everything else is upstream's: initial weights, decoder bias, gradient projection, unit-norm
+    Everything else is as upstream: initial weights, decoder bias, gradient projection, unit-norm
     decoder, clipping, Adam, learning-rate schedule, AuxK. With posterior="point", rectify=True and
     beta=0 it is upstream's trainer, up to rounding. In addition, a step whose loss or gradient is not
     finite is skipped, and counted in `optimizer.skipped_steps`.
 
-    In float32 on a CPU, `update` takes a compiled step (`kernels/step.py`). Its noise has the distribution of
-    `loss`'s, and other numbers.
+    In float32 on a CPU, `update` uses the compiled step of `kernels/step.py`. Its noise has the same distribution as
+    in `loss`, but other values.
 
-    It changes a setting of the whole process, for speed on CPUs: glibc keeps freed memory. VSAE_TUNE_PROCESS=0 in the
-    environment turns that off.
+    For speed on CPUs, glibc is told to keep freed memory, in the whole process. VSAE_TUNE_PROCESS=0 in the environment
+    turns that off.
 
     Arguments beyond upstream's:
         options: see `PosteriorOptions`, `ObjectiveOptions` and, for k_anneal_steps, `TopKOptions`.
-        dict_class: VariationalTopKAutoEncoder or a subclass. Upstream's AutoEncoderTopK is replaced by
-            it, with a warning.
+        dict_class: VariationalTopKAutoEncoder or a subclass. Upstream's AutoEncoderTopK is replaced, with a warning.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay in
             fp32.
-        compile: compile the step by torch.compile when it is first taken. Not on a CPU, whose step is compiled
-            anyway, and not with a part.
-        part: the features that this process trains, of a split dictionary: see `split.py`.
+        compile: compile the step with torch.compile. Not on a CPU, where it is compiled anyway, and not with a part.
+        part: the features of a split dictionary that this process trains; see `split.py`.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
@@ -445,7 +443,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     @t.no_grad()
     def _start_sigma(self, x: t.Tensor) -> None:
-        """Set sigma to where the control of `survival` begins."""
+        """Set the sigma that `survival` starts from."""
         objective = self._objective(x, 0, self.generator)
         values_BK = code_by_mean(x, self.ae.weights, objective).values
         share = values_BK.shape[1] / objective.k  # of the selected ones, which are 0 in other parts
@@ -464,7 +462,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         return losses | {"noise_to_signal": ratio, "mean_sigma": self.part.mean(mean_sigma)}
 
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
-        """See `SamplingTrainer`. From the sparse code, in float32 products as the evaluation's."""
+        """See `SamplingTrainer`. Uses the sparse code, and matmuls in float32 as the evaluation does."""
         objective = self._objective(x, step, self.generator)
         objective = replace(objective, k=int(self.ae.k), matmul_dtype=x.dtype)
         with t.autocast(x.device.type, enabled=False):
@@ -505,14 +503,14 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         return super().config | self._class_names() | ours | {"dict_size": self.settings.dict_size}
 
     def _warn_of_noise(self, x: t.Tensor) -> None:
-        """Warn if noise is large beside these activations, and stays. Waits for the device."""
+        """Warn of noise that is large compared with these activations and doesn't fade. Waits for the device."""
         if self.settings.noise_anneal is None and self.settings.survival is None:
             ratio = self._noise_to_signal(x, self.ae.log_var(x).detach())
             fading = f"noise_anneal_steps={max(1, self.steps // 2)}"
             warn_of_noise(float(ratio), self.settings, fading)
 
     def _warn_of_unused(self) -> None:
-        """Warn of options that have a value of their own and no effect."""
+        """Warn of options that were set but have no effect."""
         given, selects_all = self.settings, self.settings.k == self.settings.dict_size
         if selects_all and given.noise_on == "selection" and given.posterior != "point":
             logger.warning(
@@ -527,7 +525,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
 
 def warn_of_noise(ratio: float, given: PosteriorOptions, fading: str) -> None:
-    """Warn of noise that stays to the end, if its noise_to_signal is large. `fading`: how not to let it stay."""
+    """Warn of noise that stays to the end with a large noise_to_signal. `fading`: the option that fades it."""
     goal = 0.1
     if not MUCH_NOISE < ratio < math.inf:
         return

@@ -303,51 +303,22 @@ def test_a_subclass_of_the_dictionary_is_trained(architecture, tmp_path):
 
 
 ALL, TOP_K = tuple(OURS), (VSAE, GATES)
-REFUSED = [
+REFUSED = [  # one mistake of each kind
     (ALL, {"dict_class": BatchTopKSAE}, "^dict_class=.*BatchTopKSAE.*: expected .* or a subclass"),
-    (ALL, {"dict_class": "AutoEncoderTopK"}, "^dict_class='AutoEncoderTopK': expected"),
     (ALL, {"dict_size": float(F)}, f"^dict_size={F}.0: expected a whole number"),
-    (ALL, {"dict_size": 0}, "^dict_size=0"),
-    (ALL, {"activation_dim": 0}, "^activation_dim=0: expected at least 1"),
-    (ALL, {"steps": 50.0}, "^steps=50.0: expected a whole number"),
     (ALL, {"device": "gpu"}, "^device='gpu': expected auto, cpu, cuda or cuda:N, e.g. cuda:0$"),
     (ALL, {"dtype": "float16"}, "^dtype='float16'"),
     (ALL, {"lr": math.nan}, "lr=nan"),
-    (ALL, {"lr": -1.0}, "lr=-1.0: expected above 0"),
     (ALL, {"warmup_steps": 50}, "warmup_steps=50: .*less than steps=50"),
-    (ALL, {"decay_start": 5}, "decay_start=5: expected between 5 and steps=50"),
-    (TOP_K, {"k": "16"}, "^k='16': expected a whole number"),
-    (TOP_K, {"k": 16.0}, "^k=16.0: expected a whole number"),
-    (TOP_K, {"k": 0}, f"^k=0: expected between 1 and dict_size={F}"),
     (TOP_K, {"k": F + 1}, f"^k={F + 1}: expected between 1 and dict_size={F}"),
-    (TOP_K, {"auxk_alpha": -1.0}, "^auxk_alpha=-1.0"),
-    (TOP_K, {"dead_feature_threshold": 2.5}, "^dead_feature_threshold=2.5: expected a whole"),
     (TOP_K, {"dead_feature_threshold": 0}, "^dead_feature_threshold=0"),
-    ((VSAE,), {"sigma": "1"}, "sigma='1': expected a finite number"),
     ((VSAE,), {"survival": 0.5, "noise_on": "values"}, "^noise_on='values': expected selection"),
     ((VSAE,), {"survival": 0.5, "sigma": 1.0}, "^survival=0.5 and sigma=1.0: expected one of them"),
-    ((VSAE,), {"survival": 0.5, "k": F}, "^k="),
-    ((VSAE,), {"survival": 0.0}, "^survival=0.0: expected above 0 and at most 1"),
     ((VSAE,), {"sigma": 0.0}, "^sigma="),
     ((VSAE,), {"posterior": "gaussian"}, "^posterior='gaussian'"),
-    ((VSAE,), {"noise_on": "all"}, "^noise_on='all'"),
-    ((VSAE,), {"posterior": "learned", "log_var_init": 99.0}, "^log_var_init=99.0"),
-    ((VSAE,), {"beta": -0.1}, "^beta=-0.1"),
-    ((VSAE,), {"beta": math.nan}, "^beta=nan"),
-    ((VSAE,), {"kl_scope": "some"}, "^kl_scope='some'"),
-    ((VSAE,), {"kl_schedule": "sine"}, "^kl_schedule='sine'"),
-    ((VSAE,), {"kl_warmup_steps": -1}, "^kl_warmup_steps=-1"),
     ((VSAE,), {"noise_anneal_steps": 0}, "^noise_anneal_steps=0"),
-    ((VSAE, VAEASE), {"prior_std": -1.0}, "^prior_std=-1.0"),
-    ((VAEASE,), {"log_var_init": 0.0}, "^log_var_init=0.0"),
-    ((VAEASE,), {"log_var_init": -11.0}, "^log_var_init=-11.0"),
-    ((VAEASE,), {"gamma_init": 0.0}, "^gamma_init=0.0"),
-    ((VAEASE,), {"gamma_init": math.inf}, "^gamma_init=inf"),
     ((VAEASE,), {"active_gate": 1.0}, "^active_gate=1.0"),
-    ((VAEASE,), {"active_gate": -0.1}, "^active_gate=-0.1"),
-    ((GATES,), {"temperature_end": 0.0}, "^temperature_end=0.0: expected at least 1e-06"),
     ((GATES,), {"temperature_start": 1e-4}, "^temperature_start=0.0001: .*temperature_end=0.001"),
-    ((GATES,), {"temperature_start": 1e7}, "^temperature_start=10000000.0: .* and 1e\\+06"),
 ]
 
 
@@ -365,10 +336,7 @@ def test_an_argument_that_is_refused_is_named(architecture, wrong, message):
     ("shape", "message"),
     [
         ((2, 3, D), rf"shape \(2, 3, {D}\) from blocks\.0.*expected \(batch, activation_dim={D}\)"),
-        ((D,), r"^activations .*\(16,\)"),
         ((4, D - 1), rf"shape \(4, {D - 1}\) from blocks\.0.*activation_dim={D}\)"),
-        ((4, D + 1), rf"shape \(4, {D + 1}\) from blocks\.0.*activation_dim={D}\)"),
-        ((0, D), rf"\(0, {D}\) from blocks\.0.*one row$"),
     ],
 )
 @pytest.mark.parametrize("architecture", OURS)

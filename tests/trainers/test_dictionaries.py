@@ -9,7 +9,7 @@ from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.config.architectures import TRAINED
-from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.dictionaries import HasPosterior, selects_top_k
 
 OURS = [name for name, row in TRAINED.items() if row.is_ours]
@@ -45,9 +45,8 @@ def test_selects_top_k_is_of_those_that_keep_k_of_each_token(architecture):
 def test_a_scale_that_is_not_positive_is_refused_and_changes_nothing(architecture, scale):
     sae = built(architecture).ae
     before = {name: value.clone() for name, value in sae.state_dict().items()}
-    with pytest.raises(ConfigError, match=f"scale={scale}: expected above 0") as raised:
+    with pytest.raises(ConfigError, match=f"scale={scale}: expected above 0"):
         sae.scale_biases(scale)
-    assert ("are 0" in str(raised.value)) == (scale == 0)
     assert all(t.equal(value, before[name]) for name, value in sae.state_dict().items())
 
 
@@ -58,12 +57,3 @@ def test_another_k_is_refused(tmp_path):
     t.save(VSAE(D, F, 4).state_dict(), tmp_path / "ae.pt")
     with pytest.raises(ConfigError, match=r"k=5: expected 4, .*ae\.pt; leave"):
         VSAE.from_pretrained(tmp_path / "ae.pt", k=5)
-
-
-def test_a_folder_and_a_file_that_is_no_ae_pt_are_refused(tmp_path):
-    text = tmp_path / "notes.txt"
-    text.write_text("a feature of cats")
-    for path in (tmp_path, text):
-        with pytest.raises(CheckpointError, match=r"ae\.pt .*load_dictionary") as said:
-            VSAE.from_pretrained(path)
-        assert str(said.value).startswith(f"{path}: ")

@@ -1,7 +1,7 @@
-"""The CPU's compiled form of drawing a code: runs `row_kernels.py` on several threads.
+"""Runs the compiled selection of `row_kernels.py` on several threads of a CPU.
 
-A thread encodes some rows and draws their code while their means are in cache. numba compiles the
-kernel once per installation. Where it can't, `serves` says so, and `trainers/step.py` does the same.
+Each thread encodes a block of rows and draws its code while the means are in cache. numba compiles the kernel
+once per installation. Where it can't, `serves` is false, and trainers use `trainers/step.py` instead.
 """
 
 import atexit
@@ -30,21 +30,20 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 ROWS_AT_ONCE = 128
-"""How many rows one thread encodes and draws at a time. The number is fixed, so that results don't depend on
-the number of threads. More rows are at most a tenth faster on two threads, and leave less to share among
-many."""
+"""How many rows a thread encodes and draws at a time. It is fixed, so that results don't depend on the number
+of threads. More rows are at most a tenth faster on two threads, and can be shared among fewer."""
 
 
 def serves(weight: t.Tensor, products: t.dtype = t.float32) -> bool:
-    """Whether the compiled form takes products of this dtype with these weights: float32 on a CPU.
+    """Whether the compiled step can be used: weights in float32 on a CPU, and numba compiles it for this matmul dtype.
 
-    The first call compiles it. Trainers ask when they are built, before a progress bar is shown.
+    The first call compiles it. Trainers call it when they are built, before a progress bar is shown.
     """
     return weight.device.type == "cpu" and weight.dtype == t.float32 and _compiles(products)
 
 
 class Noise(NamedTuple):
-    """What the noise is: see `row_kernels.draw_rows`."""
+    """The noise of a batch; see `row_kernels.draw_rows`."""
 
     on: NoiseOn | None
     scale: float
@@ -52,7 +51,7 @@ class Noise(NamedTuple):
 
 
 class DrawnRows:
-    """The tensors that the kernel writes, for a batch; see `select.DrawnCode`."""
+    """The tensors that the kernel writes for a batch; see `select.DrawnCode`."""
 
     def __init__(self, batch: int, k: int, *, by_magnitude: bool):
         self.k = k
@@ -72,7 +71,7 @@ class DrawnRows:
         std: t.Tensor,
         noise: Noise,
     ) -> t.Tensor:
-        """Fill in some rows. Returns what fired in them."""
+        """Draw some rows. Returns which features fire in them (bool)."""
         kernels = _kernels()
         is_bf16 = products_BF.dtype == t.bfloat16
         fired_F = t.zeros(len(bias_F), dtype=t.bool)
@@ -93,8 +92,8 @@ class DrawnRows:
         return fired_F
 
     def draw_as_upstream(self, rows: slice, mu_BF: t.Tensor) -> t.Tensor:
-        """`draw` without noise, where a ReLU leaves fewer than K positive means: upstream's topk decides
-        which zeros are selected.
+        """Select without noise where a ReLU leaves fewer than K positive means. torch's topk chooses among the zeros,
+        as upstream does.
         """
         values_BK, indices_BK = mu_BF.topk(self.k, sorted=False)
         self.indices_BK[rows] = indices_BK
@@ -118,7 +117,7 @@ def top_k(values_BF: t.Tensor, k: int, *, by_magnitude: bool) -> tuple[t.Tensor,
 
 
 def group_by_feature(indices_BK: t.Tensor, n_features: int) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
-    """See `row_kernels.group_by_feature`: the places, their rows, and where each feature's begin."""
+    """The positions in (B, K) indices sorted by feature, their rows, and each feature's first position."""
     order_N, rows_N = t.empty(2, indices_BK.numel(), dtype=t.int64)
     starts_F = t.empty(n_features, dtype=t.int64)
     flat_N, k = indices_BK.flatten().numpy(), indices_BK.shape[1]
@@ -128,7 +127,7 @@ def group_by_feature(indices_BK: t.Tensor, n_features: int) -> tuple[t.Tensor, t
 
 @functools.cache
 def _normal_values() -> np.ndarray:
-    """The mean of N(0, 1) over each of 2^16 intervals that are equally likely: float32."""
+    """The mean of N(0, 1) in each of 2^16 equally likely intervals, float32."""
     edges = t.special.ndtri(t.arange(2**16 + 1, dtype=t.float64) / 2**16)
     density = t.exp(-(edges**2) / 2) / (2 * t.pi) ** 0.5
     return (2**16 * (density[:-1] - density[1:])).float().numpy()
@@ -137,12 +136,11 @@ def _normal_values() -> np.ndarray:
 def map_row_blocks(
     function: Callable[[slice], Result], batch: int, rows_at_once: int
 ) -> list[Result]:
-    """What `function(rows)` returns for each block of `rows_at_once` rows, in order.
+    """Call `function(rows)` for each block of rows, and return the results in order.
 
-    It runs without gradients, in as many threads as torch uses, each with torch's own threads turned
-    off: torch's threads would all wait for the slowest after every operation, which takes long on a
-    busy machine. Blocks have a fixed number of rows, so results do not depend on the number of
-    threads.
+    Runs without gradients on as many threads as torch uses, each with torch's own threads turned off. Torch's
+    threads would all wait for the slowest one after every operation, which takes long on a busy machine. Blocks have
+    a fixed size, so results don't depend on the number of threads.
     """
     blocks = [slice(i, min(i + rows_at_once, batch)) for i in range(0, batch, rows_at_once)]
     n_threads = t.get_num_threads()
@@ -154,11 +152,11 @@ def map_row_blocks(
 
 @functools.cache
 def _pool(n_threads: int) -> ThreadPoolExecutor:
-    """Threads in which torch uses one thread."""
+    """A pool of threads that each use one torch thread."""
     started = threading.Barrier(n_threads + 1)
 
     def initialise() -> None:
-        t.get_num_threads()  # the first call sets torch up in this thread
+        t.get_num_threads()  # the first call initialises torch in this thread
         t.set_num_threads(1)
         t.set_grad_enabled(False)
         started.wait()
@@ -171,28 +169,26 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
     except BaseException:
         started.abort()  # otherwise the threads that did start would wait forever
         raise
-    t.set_num_threads(n_threads)  # the workers' setting also became the default for new threads
+    t.set_num_threads(n_threads)  # the workers' setting also changed the default for new threads
     return pool
 
 
-if hasattr(os, "register_at_fork"):  # a child process has the pool but not its threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+os.register_at_fork(
+    after_in_child=_pool.cache_clear
+)  # a child process has the pool without its threads
 
 
 @functools.cache
 def _compiles(products: t.dtype) -> bool:
-    """Compile the kernels for a dtype of products, which is logged, or load it from numba's cache.
-
-    Where numba can't compile it, this returns False, and warns.
-    """
+    """Compile the kernels for a matmul dtype, or load them from numba's cache. Returns False if numba fails, and warns."""
     try:
         with logging_compilation("the selection of features"):
             products_BF = t.zeros(1, 4, dtype=products)
             noise, out = Noise("both", 1.0, 0), DrawnRows(1, 1, by_magnitude=False)
             out.draw(slice(0, 1), products_BF, t.zeros(4), t.ones(()), noise)
             group_by_feature(out.indices_BK, 4)
-    except Exception as error:  # of many kinds, e.g. numba is missing
-        plain = re.sub(r"\x1b\[\d+m", "", first_line(error))  # numba's are coloured
+    except Exception as error:  # numba's errors are of many types, or it is missing
+        plain = re.sub(r"\x1b\[\d+m", "", first_line(error))  # numba's messages are coloured
         logger.warning("numba can't compile the selection of features; torch does it: %s", plain)
         return False
     return True
@@ -200,7 +196,7 @@ def _compiles(products: t.dtype) -> bool:
 
 @contextmanager
 def logging_compilation(what: str) -> Iterator[None]:
-    """Inside, say once if numba compiles. What it reads from its cache is no news."""
+    """Log once if numba compiles something within it, instead of loading it from its cache."""
     from numba.core import event
 
     class Listener(event.Listener):
@@ -224,8 +220,7 @@ def _kernels() -> ModuleType:
 
 @functools.cache
 def compiled_module(name: str) -> ModuleType:
-    """A module that numba compiles. Where numba has no folder for its cache, it gets one that lives as long as
-    the process.
+    """Import a module that numba compiles. If numba finds no folder for its cache, it gets a temporary one.
 
     Raises: ImportError if numba is missing.
     """

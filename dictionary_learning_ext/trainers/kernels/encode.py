@@ -1,14 +1,14 @@
-"""The encoder of a step: the posterior's means and its learned log-variances, some rows at a time.
+"""The encoder of a step: posterior means and learned log-variances, in blocks of rows.
 
     mu_BF          = W_enc (x - b_dec) + b_enc               (then ReLU if rectify)
     log sigma^2_BF = W_var (x - b_dec) + b_var, clamped      (only a learned sigma)
 
-Without a ReLU no B x F tensor is held for the means: the KL over all features needs only their second moments,
-which follow from those of x, a D x D matrix C = E[(x - b_dec)(x - b_dec)^T]:
+Without a ReLU, the means are never held as a B x F tensor: the KL over all features only needs their second moments,
+which follow from the D x D matrix C = E[(x - b_dec)(x - b_dec)^T]:
 
     dKL/dW_enc = (beta s / p^2) E[mu (x - b_dec)^T] = (beta s / p^2) (W_enc C + b_enc E[x - b_dec]^T)
 
-The KL of a learned log-variance needs every one of them, so its gradient is held as one B x F tensor.
+The KL's gradient at a learned log-variance is held as one B x F tensor.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from .products import all_products
 
 
 class BatchMeans:
-    """The means of one batch. Those behind a ReLU are computed at once and kept.
+    """The means of one batch. After a ReLU, they are computed and kept as a whole.
 
     Arguments:
         centred_BD: x - b_dec.
         weight_FD, bias_F: the encoder's.
         rectify: whether a ReLU is applied.
-        matmul_dtype: of the products. Results have the weights' dtype.
+        matmul_dtype: the dtype of matmuls. Results have the weights' dtype.
     """
 
     def __init__(
@@ -50,24 +50,21 @@ class BatchMeans:
             self._kept_BF = mu_BF.relu_()
 
     def of(self, features: t.Tensor) -> t.Tensor:
-        """mu of the features whose indices are given."""
+        """The means of some features, given their indices."""
         if self._kept_BF is not None:
             return self._kept_BF[:, features]
         x_BD, weight_FD = self._operands
         return all_products("encoder", x_BD, weight_FD[features]) + self.bias_F[features]
 
     def unfinished(self, rows: slice) -> tuple[t.Tensor, t.Tensor]:
-        """What some rows' means are the sum of: products of all features, and a bias.
-
-        The next call overwrites the products.
-        """
+        """The means of some rows, as two terms to add: products (overwritten by the next call) and a bias."""
         if self._kept_BF is not None:
             return self._kept_BF[rows], t.zeros_like(self.bias_F)
         x_BD, weight_FD = self._operands
         return all_products("encoder", x_BD[rows], weight_FD), self.bias_F
 
     def moments(self) -> "Moments":
-        """The moments of all features."""
+        """The moments of all features' means over the batch."""
         x_BD, weight_FD = self._operands
         dtype, batch = self.weight_FD.dtype, len(self.centred_BD)
         if self._kept_BF is not None:
@@ -76,7 +73,7 @@ class BatchMeans:
             return Moments(cross_FD, mu_BF.sum(0).div_(batch), mu_BF.square().sum(0).div_(batch))
         mean_x_D = self.centred_BD.mean(0)
         mean_F = self.weight_FD @ mean_x_D + self.bias_F
-        # The mean may be large, and bf16 keeps 8 bits: subtract it before the matmul.
+        # Subtract the mean before the matmul: it may be large, and bf16 keeps 8 bits.
         x_BD = (self.centred_BD - mean_x_D).to(weight_FD.dtype)
         covariance_FD = (weight_FD @ (x_BD.t() @ x_BD).div_(batch)).to(dtype)
         square_F = t.linalg.vecdot(covariance_FD, self.weight_FD).clamp_(min=0) + mean_F**2
@@ -101,9 +98,9 @@ class BatchLogVariance:
         centred_BD: x - b_dec.
         weight_FD, bias_F: W_var and b_var.
         limits: the lower and the upper limit of the log-variance.
-        prior_std: of the KL's prior, 0-dim.
-        matmul_dtype: of the products, as in `BatchMeans`.
-        with_kl: whether the KL of all features and its gradient will be asked for.
+        prior_std: the prior's standard deviation, 0-dim.
+        matmul_dtype: see `BatchMeans`.
+        with_kl: whether the KL of all features and its gradient are needed.
     """
 
     def __init__(
@@ -149,7 +146,7 @@ class BatchLogVariance:
 
 
 class RowsLogVariance(NamedTuple):
-    """The log-variance of every feature, for some rows."""
+    """The log-variance of all features in some rows."""
 
     clamped_BF: t.Tensor
     is_inside_BF: t.Tensor
@@ -157,14 +154,12 @@ class RowsLogVariance(NamedTuple):
     std_BF: t.Tensor
     prior_std: t.Tensor
     kl_gradient_BF: t.Tensor | None
-    """where to put these rows' derivatives of the KL over all features; None if it has no weight"""
+    """where to write the KL's gradient at these rows' log-variance; None: not needed"""
 
     def drawn(self, indices_BK: t.Tensor) -> "DrawnLogVariance":
-        """What the loss and its gradient need of it, once the selected features are known."""
+        """What the loss and its gradient need, given the selected features."""
         kl_sum_F = gradient_sum_F = None
-        if (
-            self.kl_gradient_BF is not None
-        ):  # `variance_kl`, with the exponential that is already there
+        if self.kl_gradient_BF is not None:  # `variance_kl`, from the sigma that is there already
             excess_BF = self.std_BF.square().div_(self.prior_std.square()).sub_(1)
             log_ratio_BF = self.clamped_BF - 2 * self.prior_std.log()
             kl_sum_F = (excess_BF - log_ratio_BF).sum(0) / 2
@@ -180,20 +175,20 @@ class RowsLogVariance(NamedTuple):
 
 
 class DrawnLogVariance(NamedTuple):
-    """What the loss and its gradient need of the log-variance of some rows."""
+    """What the loss and its gradient need from the log-variance of some rows."""
 
     selected_BK: t.Tensor
-    """at each row's selected features"""
+    """the log-variance of each row's selected features"""
     is_inside_BK: t.Tensor
     """1 where it was not clamped, else 0"""
     kl_sum_F: t.Tensor | None
-    """the sum over rows of `variance_kl`; None if it was not asked for"""
+    """the sum over rows of `variance_kl`; None: not needed"""
     kl_gradient_sum_F: t.Tensor | None
-    """the same of the KL's derivatives at the log-variances"""
+    """the sum over rows of its derivatives"""
 
     @classmethod
     def joined(cls, parts: Sequence["DrawnLogVariance"]) -> "DrawnLogVariance":
-        """The parts' rows, one after the other."""
+        """Concatenate the rows of several blocks, and add up their sums."""
         selected, inside, *sums = zip(*parts, strict=True)
         return cls(t.cat(selected), t.cat(inside), *map(_total, sums))
 

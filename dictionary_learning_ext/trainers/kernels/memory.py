@@ -1,4 +1,4 @@
-"""Memory that steps use again, since new memory is slow on CPUs."""
+"""Buffers that steps reuse, because allocating memory is slow on CPUs."""
 
 import threading
 
@@ -8,11 +8,10 @@ _buffers = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: t.dtype) -> t.Tensor:
-    """An uninitialised tensor on the CPU in memory that steps reuse. The next call with `name` overwrites it.
+    """An uninitialised CPU tensor in a reused buffer. The next call with the same `name` overwrites it.
 
-    A CPU's allocator may return large blocks to the system each time they are freed. Getting new
-    pages from the system, and clearing them, costs a step more than its matmuls in bf16. Each thread
-    has its own memory.
+    Each thread has its own buffers. Without them, large blocks may go back to the system whenever they are freed, and
+    getting and clearing new pages costs a step more than its matmuls in bf16.
     """
     n_bytes = t.Size(shape).numel() * dtype.itemsize
     with t.inference_mode(False):  # so it can be written to outside of inference mode too

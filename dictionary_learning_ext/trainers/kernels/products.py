@@ -1,14 +1,14 @@
-"""Products of a TopK code with weights, and which form of them is fastest on this machine.
+"""Products of a TopK code with weights, in the form that is fastest on this machine.
 
 A code is K of F features per row: their indices I, `indices_BK`, and their values, (B, K). Training
-needs three products of a code. Weights are (F, D), with a feature's row contiguous:
+needs three products of a code with weights (F, D), stored feature by feature:
 
     combine   values W         (B, D)  the reconstruction
     project   (rows W^T) on I  (B, K)  its gradient at the K values, by the same weights
     outer     values^T rows    (F, D)  its gradient at W, and the encoder's
 
-Each takes B K D multiplications if sparse and B F D if dense, but dense ones run many times faster.
-All forms give the same numbers up to rounding.
+Sparse products take B K D multiplications and dense ones B F D, but dense ones run many times faster. All forms
+give the same numbers up to rounding.
 """
 
 import functools
@@ -22,27 +22,26 @@ from .memory import scratch
 
 
 class Densities(NamedTuple):
-    """From which k/F on products with a code are faster as matmuls. The defaults are for a CPU without AMX.
+    """The largest k/F at which sparse products are faster than matmuls. The defaults are for a CPU without AMX.
 
-    They were measured on 2 cores with AVX-512, at B=2048, D=512, F=2048
-    (experiments/results/benchmark_parts.md).
+    Measured on 2 cores with AVX-512, at B=2048, D=512, F=2048 (experiments/results/benchmark_parts.md).
     """
 
     sparse: float = 1 / 8
-    """The largest k/F at which products are k-sparse. With AMX it is 1/16."""
+    """For all products. With AMX it is 1/16."""
     sparse_projection: float = 1 / 16
-    """The same for `project` alone, where matmuls are in bf16. With AMX it is 1/128: there is no fast
-    sparse form in bf16, and AMX multiplies bf16 matrices in a seventh of fp32's time."""
+    """For `project` with matmuls in bf16. With AMX it is 1/128: AMX multiplies bf16 matrices in a seventh of
+    fp32's time, and the sparse form isn't faster in bf16."""
 
     @classmethod
     def here(cls) -> "Densities":
-        """Those of this machine."""
+        """The densities for this machine."""
         return cls(1 / 16, 1 / 128) if _has_amx() else cls()
 
 
 @functools.cache
 def _has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices by AMX."""
+    """Whether this CPU multiplies bf16 matrices with AMX."""
     return t.cpu._is_amx_tile_supported()  # torch 2.6 has no public name for it
 
 
@@ -52,9 +51,9 @@ def top_k_code(
     matmul_dtype: t.dtype,
     name: str = "code",
 ) -> "SparseCode | DenseCode":
-    """The code in the form that is fastest for this k, F and dtype.
+    """A code in the form that is fastest for this k, F and dtype.
 
-    Codes that are in use at the same time need different names.
+    Codes in use at the same time need different names.
     """
     density, most = indices_BK.shape[1] / dict_size, Densities.here()
     if density > most.sparse:
@@ -64,10 +63,10 @@ def top_k_code(
 
 
 class SparseCode:
-    """Products that touch only each row's K features.
+    """Products that only touch each row's K features.
 
     Arguments:
-        projects_densely: let `project` compute all B x F products, and keep K per row.
+        projects_densely: compute all B x F products in `project`, and keep K per row.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class SparseCode:
                 mode="sum",
                 per_sample_weights=values_BK.detach().to(self._matmul_dtype),
             ).to(weight_FD.dtype)
-        # With a graph: the projection is this product's gradient at the values.
+        # Keep autograd's graph: the projection is this product's gradient at the values.
         with t.enable_grad():
             self._values_BK = values_BK.detach().to(weight_FD.dtype).requires_grad_()
             self._product_BD = functional.embedding_bag(
@@ -103,7 +102,7 @@ class SparseCode:
         return self._product_BD.detach()
 
     def project(self, rows_BD: t.Tensor) -> t.Tensor:
-        """Each row's products with its K features' weights, from the last `combine`: (B, K)."""
+        """Each row's products with its K features' weights, those of the last `combine`: (B, K)."""
         if self._projects_densely:
             products_BF = all_products(
                 "projection", rows_BD.to(self._matmul_dtype), self._weight_FD
@@ -112,7 +111,7 @@ class SparseCode:
         return t.autograd.grad(self._product_BD, self._values_BK, rows_BD)[0]
 
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
-        """Each feature's sum of the rows that hold it, times its values there: (F, D)."""
+        """Each feature's sum over the rows that hold it, weighted by its values there: (F, D)."""
         if self._grouped is None:
             self._grouped = compiled.group_by_feature(self.indices_BK, self.dict_size)
         order, row_numbers, offsets_F = self._grouped
@@ -127,7 +126,7 @@ class SparseCode:
 
 
 class DenseCode:
-    """Products as matmuls in `matmul_dtype`. Results have the dtype of weights and rows."""
+    """Products as matmuls in `matmul_dtype`. Results have the weights' and rows' dtype."""
 
     def __init__(self, indices_BK: t.Tensor, dict_size: int, matmul_dtype: t.dtype, name: str):
         self.indices_BK = indices_BK
@@ -162,12 +161,12 @@ class DenseCode:
 
 
 class SubsetCode:
-    """A code that holds only some of the features: its products read the weights of these alone.
+    """A code that selects from a subset of the features. Its products only read the subset's weights.
 
     Arguments:
-        places_BK: each row's K features, by their places in `features`.
-        features: the indices of those that the code may hold.
-        dict_size: how many features there are in all.
+        places_BK: each row's K features, as positions in `features`.
+        features: the subset's feature indices.
+        dict_size: the number of all features.
     """
 
     def __init__(
@@ -201,7 +200,7 @@ Code = SparseCode | DenseCode | SubsetCode
 
 
 def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
-    """rows W^T, (B, F). The next call with the same name overwrites it."""
+    """rows W^T, (B, F), in a buffer that the next call with the same name overwrites."""
     shape = (len(rows_BD), len(weight_FD))
     products_BF = scratch(name, shape, rows_BD.dtype)
     return t.mm(rows_BD, weight_FD.t(), out=products_BF)

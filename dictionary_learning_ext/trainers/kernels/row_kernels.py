@@ -1,17 +1,15 @@
-"""What `compiled.py` does to one row after another, compiled for CPUs by numba.
+"""The loops over rows behind `compiled.py`, compiled for CPUs by numba.
 
-A row is read once, and everything is done while it is in cache.
+Each row is read once, and all work on it is done while it is in cache.
 
-The K largest are found by a threshold instead of a sort. The first guess is the threshold of the row
-before. A vectorised loop counts the numbers above it, and the guess is narrowed until K are left. Where
-ties do not allow that, the tied number is looked for among the next ones below, and at last by
-quickselect.
+The K largest are found with a threshold instead of a sort. The first guess is the previous row's threshold. A
+vectorised loop counts the numbers above it, and the guess is narrowed until K are left. If ties prevent that, the
+tied number is searched among the next smaller ones, and finally by quickselect.
 
-Noise is counter-based: every row has a stream of its own. So results depend neither on how rows are
-divided among threads nor on the number of threads. splitmix64 (Steele, Lea and Flood 2014) gives 64
-random bits. Each 16 of them choose one of 65,536 equally likely values of N(0, 1). The values'
-distribution function is within 2^-16 of the normal one, their variance is within 1e-5 of 1, and the
-largest is 4.4.
+Noise is counter-based: each row has its own random stream, so results depend neither on the number of threads nor
+on how rows are divided among them. splitmix64 (Steele, Lea and Flood 2014) gives 64 random bits, and each 16 of
+them choose one of 65,536 equally likely values of N(0, 1). Their distribution function is within 2^-16 of the
+normal one, their variance within 1e-5 of 1, and the largest is 4.4.
 
 The functions take numpy arrays of float32, or of bfloat16 as uint16: a bfloat16 is the upper half of a
 float32. Shapes: B rows, F features, K selected.
@@ -22,7 +20,7 @@ from numba import njit
 
 _BOTH, _VALUES, _SELECTION = 1, 2, 3
 NOISE_CODES = {None: 0, "both": _BOTH, "values": _VALUES, "selection": _SELECTION}
-"""Where noise acts, as a number; see `step.Draw`."""
+"""`noise_on` as a number; see `step.Draw`."""
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -52,20 +50,19 @@ def draw_rows(
     survived_B,
     fired_F,
 ):
-    """Select each row's K features and draw their values. The last six arguments are written.
+    """Select each row's K features and draw their values.
 
-    In the order of the arguments, these are (B, K) int64, (B, K), (B, K), (B,), (B,) and (F,) bool.
+    The last six arguments are outputs: (B, K) int64, (B, K), (B, K), (B,), (B,) and (F,) bool.
 
     Arguments:
         products_BF: W_enc (x - b_dec); float32, or bfloat16 as uint16.
-        bias_F: b_enc. The sum of both is the means.
-        by_magnitude: whether numbers are compared by their magnitude; see `PosteriorOptions.select_by`.
+        bias_F: b_enc. The means are the sum of both.
+        by_magnitude: whether features are ranked by magnitude; see `PosteriorOptions.select_by`.
         noise_on: one of `NOISE_CODES`.
-        std_BF: the noise's standard deviation before `noise_scale`: (B, F), (B, 1) for one of each row, or
-            (1, 1) for one value.
+        std_BF: the noise's standard deviation before `noise_scale`: (B, F), (B, 1) or (1, 1).
         values_of_normal: 2^16 equally likely values of N(0, 1).
         key: 64 bits that seed the noise.
-        first: the number of the first row in the batch.
+        first: the first row's position in the batch.
         smallest_B, survived_B, fired_F: see `select.DrawnCode`.
     """
     n_features = len(bias_F)
@@ -130,9 +127,9 @@ def draw_rows(
 
 @njit(nogil=True, cache=True)
 def group_by_feature(features_N, k, order_N, rows_N, starts_F):
-    """The places of each feature in (B, K) indices, flattened: a counting sort, which is stable.
+    """Sort the positions in flattened (B, K) indices by feature, with a stable counting sort.
 
-    The last three arguments are written: the places, the rows they are in, and where each feature's begin.
+    The last three arguments are outputs: the sorted positions, their rows, and each feature's first position.
     """
     starts_F[:] = 0
     for feature in features_N:
@@ -149,7 +146,7 @@ def group_by_feature(features_N, k, order_N, rows_N, starts_F):
 
 @njit(inline="always")
 def _compared(row_F, by_magnitude, magnitude_F):
-    """The numbers that are compared: the row itself, or its magnitudes, written into `magnitude_F`."""
+    """What features are ranked by: the row itself, or its magnitudes, written to `magnitude_F`."""
     if not by_magnitude:
         return row_F
     for j in range(len(row_F)):
@@ -180,9 +177,9 @@ def _add_noise(mu_F, std_F, scale, values_of_normal, key, out_F):
 
 @njit(inline="always")
 def _largest(row_F, k, guess, places, work):
-    """Put the places of the K largest at the front of `places`, in the row's order.
+    """Write the positions of the K largest to the front of `places`, in the row's order.
 
-    Of equal numbers the first are taken. NaN counts as the largest. Returns a guess for the next row.
+    Among equal numbers the first are taken. NaN ranks highest. Returns a guess for the next row.
     """
     threshold, n_equal = _threshold(row_F, k, guess, work)
     n = 0
@@ -201,9 +198,9 @@ def _largest(row_F, k, guess, places, work):
 
 @njit(inline="always")
 def _threshold(row_F, k, guess, work):
-    """The K-th largest number, and how many that equal it are among the K largest: the first ones.
+    """A threshold below the K largest and 0, or the K-th largest number and how many equal to it are selected.
 
-    NaN counts as above.
+    NaN ranks highest.
     """
     low, high = -_INF, _INF
     n_low, n_high = len(row_F), 0
@@ -244,9 +241,7 @@ def _n_above(row_F, threshold):
 
 @njit(nogil=True, cache=True)
 def _among_ties(row_F, k, high, work):
-    """What `_threshold` returns, if the K-th largest is `high` or below: one of the next numbers, or
-    else by quickselect.
-    """
+    """`_threshold`, given that the K-th largest is at most `high`: tries the next smaller numbers, then quickselect."""
     tied = -_INF
     for number in row_F:
         if tied < number <= high:
@@ -298,9 +293,9 @@ def _bring_forward(keys, n, k):
 
 @njit(inline="always")
 def _fire(mu_F, threshold, with_equal, fired_F):
-    """Mark the means above a threshold, or also those equal to it, unless they are 0.
+    """Mark the features whose means are nonzero and above a threshold (or equal to it).
 
-    Returns the smallest positive one of them; inf if there is none.
+    Returns the smallest positive one of these means; inf if there is none.
     """
     if with_equal:
         for j in range(len(mu_F)):

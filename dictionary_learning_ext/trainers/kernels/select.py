@@ -1,7 +1,7 @@
-"""Which features a token keeps, compiled for CPUs: the noise, the K largest, and what the mean alone selects.
+"""Selects each token's features, compiled for CPUs: the noise, the K largest, and what the mean alone selects.
 
-The K largest are found by a threshold that is guessed and narrowed, while a block of rows is in cache. Each row
-has a random stream of its own, whatever the threads and batches (`row_kernels.py`).
+The K largest are found with a threshold that is guessed and narrowed while a block of rows is in cache. Each row
+has its own random stream, whatever the threads and batches (`row_kernels.py`).
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from .encode import BatchLogVariance, BatchMeans, DrawnLogVariance
 
 
 class DrawnCode(NamedTuple):
-    """The code of a batch, and what the mean alone selects there."""
+    """The code of a batch, and what the mean alone selects."""
 
     indices_BK: t.Tensor
     """each row's selected features"""
@@ -24,26 +24,25 @@ class DrawnCode(NamedTuple):
     mu_BK: t.Tensor
     """their means"""
     fired_F: t.Tensor
-    """whether the mean's selection of any row holds the feature (bool). If noise chooses, ties with the
-    K-th largest (in magnitude, if that selects) count. A mean of 0 counts only if nothing is drawn, as
-    upstream counts a ReLU's zeros"""
+    """whether the mean selects the feature in any row (bool). If noise decides the selection, ties with the K-th
+    largest mean (or magnitude) count as selected. A mean of 0 only counts in a step without noise, as a ReLU's zeros
+    do upstream"""
     smallest_B: t.Tensor
-    """each row's smallest positive selected mean, or the smallest magnitude above 0 if it selects by
-    magnitude; inf if it has none"""
+    """each row's smallest positive selected mean (or magnitude); inf if it has none"""
     survived_B: t.Tensor
-    """how many of the K that the mean alone selects are among each row's selected features"""
+    """how many of each row's selected features the mean alone selects, too"""
     log_var: DrawnLogVariance | None
-    """of a learned posterior"""
+    """of the selected features, if it is learned"""
 
 
 def draw_batch(
     means: BatchMeans, sigma: t.Tensor, log_var: BatchLogVariance | None, how: Draw
 ) -> DrawnCode:
-    """Draw a batch's code. One number of the generator seeds the noise of all rows.
+    """Draw a batch's code. One number from the generator seeds the noise of all rows.
 
     Arguments:
-        sigma: the standard deviation, 0-dim, or (B, 1) for one of each row. Not used with `log_var`.
-        log_var: the log-variance of the learned posterior; otherwise None.
+        sigma: the noise's standard deviation, 0-dim or (B, 1). Unused with `log_var`.
+        log_var: the learned log-variance; otherwise None.
     """
     noise = compiled.Noise(None, 0.0, 0)
     if how.noise_scale != 0:
@@ -77,12 +76,11 @@ def top_k(
     rectified: bool = False,
     select_by: SelectBy = "value",
 ) -> tuple[t.Tensor, t.Tensor]:
-    """Each row's K largest and their indices, in any order, on any device. NaN counts as the largest.
+    """Each row's K largest values and their indices, in any order, on any device. NaN ranks highest.
 
     Arguments:
-        rectified: they come from a ReLU, so that many are 0. Which of these are taken must be as in
-            upstream's topk.
-        select_by: see `Draw`. The values keep their signs.
+        rectified: whether the values come from a ReLU. Then zeros are chosen as upstream's topk chooses them.
+        select_by: see `Draw`. Values keep their signs.
     """
     if compiled.serves(values_BF) and not rectified:
         return compiled.top_k(values_BF, k, by_magnitude=select_by == "magnitude")

@@ -1,12 +1,11 @@
-"""The training step of a vSAE in float32 on a CPU: `trainers/step.py`'s loss and its gradients, derived by hand.
+"""The compiled training step of a vSAE in float32 on a CPU: the loss of `trainers/step.py`, and gradients by hand.
 
     terms, gradients = step(weights, objective, x)
 
-Only the encoder and the choice of the K largest go through B x F numbers, some rows at a time
-(`select.py`). The reconstruction and its gradient have K values per row (`products.py`). The KL over all
-features, and its gradient at mu, come from second moments of the batch (`encode.py`). B x F numbers are held
-at once for the KL's gradient at a learned log-variance, for a ReLU, and where dense products of the code are
-faster.
+Only the encoder and the selection of the K largest go through B x F numbers, in blocks of rows
+(`select.py`). The reconstruction and its gradient use K values per row (`products.py`). The KL over all
+features, and its gradient at mu, come from second moments of the batch (`encode.py`). A B x F tensor is only held
+for a ReLU, for the KL's gradient at a learned log-variance, and where dense products with the code are faster.
 """
 
 from typing import NamedTuple
@@ -24,13 +23,13 @@ from .select import DrawnCode, draw_batch, top_k
 def step(
     weights: Weights, objective: StepObjective, x_BD: t.Tensor
 ) -> tuple[LossTerms, tuple[t.Tensor | None, ...]]:
-    """The terms of `variational_loss`, and the loss's gradient at each of `weights`.
+    """The terms of `variational_loss`, and the gradients of the loss at `weights`.
 
-    Draws from the generator. The noise is of the same distribution as there, of other numbers. A KL without
-    weight is not computed, and is 0 in the terms.
+    Draws noise from the objective's generator, with the same distribution as `variational_loss` but other values. A
+    KL with weight 0 is not computed, and is 0 in the terms.
 
     Arguments:
-        weights, x_BD: float32 on a CPU, and `compiled.serves` them.
+        weights, x_BD: float32 on a CPU, where `compiled.serves` is true.
     """
     settings = objective.settings
     centred_BD = x_BD - weights.b_dec_D
@@ -78,7 +77,7 @@ def step(
 
 
 class _ForwardPass(NamedTuple):
-    """What the gradients need of the forward pass."""
+    """What the gradients need from the forward pass."""
 
     means: BatchMeans
     log_var: BatchLogVariance | None
@@ -87,15 +86,15 @@ class _ForwardPass(NamedTuple):
     error_BD: t.Tensor
     """x_hat - x"""
     moments: Moments | None
-    """for the KL over all features; else None"""
+    """for the KL over all features; otherwise None"""
     auxk: "AuxKLoss | None"
 
 
 def _batch_kl(moments: Moments | None, draw: DrawnCode, objective: StepObjective) -> t.Tensor:
-    """`mean_kl` of the definition.
+    """`mean_kl` of `trainers/step.py`.
 
     Arguments:
-        moments: of all features; None for the KL of the selected ones.
+        moments: of the means of all features. None: the KL of the selected features.
     """
     prior_std, log_var = objective.settings.prior_std, draw.log_var
     if moments is None:
@@ -124,7 +123,7 @@ def _gradients(
     W_enc_FD, centred_BD = weights.W_enc_FD, e.means.centred_BD
     prior_std = t.tensor(objective.settings.prior_std)
     grad_hat_BD = e.error_BD * (2 / batch)
-    # AuxK's first: its products may be dense, and no other gradient is held yet.
+    # AuxK comes first: its products may be dense, and no other gradient takes memory yet.
     aux_grad_mu_BK = aux_grad_W_dec_FD = None
     if e.auxk is not None:
         aux_grad_mu_BK, aux_grad_W_dec_FD = e.auxk.backward(objective.auxk_alpha)
@@ -132,8 +131,8 @@ def _gradients(
     grad_W_dec_FD = e.code.outer(e.draw.values_BK, grad_hat_BD)
     if aux_grad_W_dec_FD is not None:
         grad_W_dec_FD = aux_grad_W_dec_FD.add_(grad_W_dec_FD)
-    # The KL's gradient is mu / p^2 at mu, and (sigma^2 / p^2 - 1) / 2 at log_var, times its weight.
-    # It is on the selected features, or on all.
+    # The KL's gradient is mu / p^2 at mu and (sigma^2 / p^2 - 1) / 2 at log_var, times its weight, for the selected
+    # features or for all.
     grad_mu_BK = grad_values_BK
     if objective.settings.kl_scope == "selected":
         kl_weight = objective.kl_weight / prior_std.square()
@@ -190,12 +189,12 @@ def _log_var_gradients(
 
 
 class AuxKLoss(NamedTuple):
-    """`dead_features_loss`, with its gradient. It reads the weights of the dead features alone."""
+    """`dead_features_loss` and its gradient. Only reads the weights of dead features."""
 
     loss: t.Tensor
     values_BK: t.Tensor
     code: SubsetCode
-    """each row's largest dead features"""
+    """each row's selected dead features"""
     aux_error_BD: t.Tensor
     scale: t.Tensor
     """1 / the residual's variance"""

@@ -31,7 +31,6 @@ def test_blocks_cover_the_rows_in_order(n_threads):
     assert {threads for _, threads in got} == {1}
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
 def test_a_forked_child_has_threads_of_its_own():
     def work():
         map_row_blocks(lambda rows: None, 6, 1)
