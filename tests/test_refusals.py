@@ -148,7 +148,7 @@ REFUSED = {
             "… expected one of synthetic:small, synthetic:large, … or synthetic:PATH … did you",
         ),
     ],
-    preset: [(dict(name="x"), "preset='x': expected one of recommended, paper")],
+    preset: [(dict(name="x"), "preset='x': expected one of recommended, strong-noise, paper")],
     from_json: [(dict(flat={"architecture": "relu", "k": 8}), "k: relu does not use it")],
 }
 """By call: what is given, and the message's start; … stands for anything."""

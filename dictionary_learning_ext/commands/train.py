@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..config.checks import require
-from ..config.presets import DEFAULT_PRESET, preset, recommended_lr
+from ..config.presets import BY_SIZE, DEFAULT_PRESET, preset, recommended_lr
 from ..config.run import (
     CONTINUE_OR_START,
     NONE,
@@ -16,7 +16,7 @@ from ..config.run import (
     may_move,
     require_same,
 )
-from ..config.sae import CONFIGS, SAEConfig, Variational, not_used
+from ..config.sae import CONFIGS, NOISE_OF_VALUES, NOISES, SAEConfig, Variational, not_used
 from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ConfigError, TrainingError, UserError, as_flag, in_shell
 from ..run_folder.files import CONFIG, FAILED, RUNS, at_home, folder_of
@@ -50,7 +50,7 @@ class TrainFlags:
     sae: SAEConfig = field(default_factory=SAEConfig)
     run: RunConfig = field(default_factory=RunConfig)
     preset: str | None = DEFAULT_PRESET
-    """Start from named settings: recommended, paper or paper-as-run. Other flags
+    """Start from named settings: recommended, strong-noise, paper or paper-as-run. Other flags
     override them. Their schedules scale with --steps."""
     config: Path | None = None
     """Start from the settings of an earlier run: its folder or its config.json. Other flags
@@ -118,13 +118,10 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     flat, was = (TrainConfig(each, run).to_dict() for each in (sae, start.sae))
     left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
     if isinstance(sae, Variational):
-        noise = (
-            "sigma",
-            "noise_to_signal",
-            "survival",
-        )  # three ways to say one thing: the flag overrides
-        if any(given.get(name, "none") != "none" for name in noise):
-            sae = replace(sae, **{name: None for name in noise if name not in given})
+        if any(given.get(name, NONE) != NONE for name in NOISES):
+            sae = replace(sae, **{name: None for name in NOISES if name not in given})
+        elif sae.survival is not None and given.get("noise_on") == "values":
+            sae = replace(sae, survival=None, noise_to_signal=NOISE_OF_VALUES)
     return TrainFlags(sae, run, preset=name, left_out=tuple(sorted(left_out)))
 
 
@@ -143,7 +140,7 @@ def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
     name = given.get("preset", DEFAULT_PRESET)
     start = preset(name)
     dict_size = _whole_number(given.get("dict_size", "")) or 0
-    if name == "recommended" and dict_size > 0:
+    if name in BY_SIZE and dict_size > 0:
         start = replace(start, sae=replace(start.sae, lr=recommended_lr(dict_size)))
     return name, start
 

@@ -55,6 +55,11 @@ DEAD_FEATURE_THRESHOLD = 10_000_000
 DEAD_AFTER_FIRINGS = 100
 """Our default threshold, in firings of a feature of average rate: m in experiments/results/dose_truth.md."""
 
+NOISES = ("sigma", "noise_to_signal", "survival")
+"""Three ways to say how much noise: one takes the place of another."""
+NOISE_OF_VALUES = 0.3
+"""The noise_to_signal in place of `survival` where noise selects nothing: of a vsae, and with noise_on values."""
+
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
 _NO_NOISE = "for no noise use posterior='point'"
 Scale = Annotated[float, SCALE]
@@ -315,6 +320,8 @@ class SAEConfig(Checked):
         if posterior not in (None, given.get("posterior", defaults.get("posterior"))):
             given.pop("sigma", None)  # each posterior means something else by it
         kept: dict[str, Any] = {n: v for n, v in (given | chosen).items() if n in names}
+        if name == "vsae" and kept.pop("survival", None) is not None:  # it selects all features
+            kept["noise_to_signal"] = NOISE_OF_VALUES
         return CONFIGS[name](**kept).without_unused()
 
     def without_unused(self) -> "Self":
@@ -447,7 +454,13 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
             _require_one(self, "survival", "sigma")
             _require_one(self, "survival", "noise_to_signal")
             expected = f"selection or both with survival={self.survival!r}"
-            require(self.noise_on != "values", "noise_on", self.noise_on, expected)
+            require(
+                self.noise_on != "values",
+                "noise_on",
+                self.noise_on,
+                expected,
+                instead="or give noise_to_signal, e.g. 0.3, in its place",
+            )
             below = f"below dict_size={self.dict_size!r}, so that there is a selection"
             require(self.kept_per_token != self.dict_size, "k", self.kept_per_token, below)
 

@@ -41,7 +41,7 @@ REFUSED = {
     "train --architecture matryoshka --group-fractions 0.5,0.5": "--group-fractions 0.5,0.5: expected "
     "numbers separated by spaces, e.g. 0.25 0.75",
     # A name that there is not
-    "train --preset papper": "preset='papper': expected one of recommended, paper … did you mean 'paper'",
+    "train --preset papper": "preset='papper': expected one of recommended … paper … did you mean 'paper'",
     "train {small} --hook blocks.9.hook_resid_post": "blocks.9 … blocks.{0..2}",
     "train {small} --data nobody/nothing": "data: nobody/nothing: … embedded",
     "train {small} --data {bytes}": "bytes.txt is not UTF-8 at byte 8",

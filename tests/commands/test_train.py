@@ -199,9 +199,9 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, c
     assert "architecture='vsae_top_k', not 'top_k'; leave out architecture " in said
     assert said.endswith("config")
     again = ["train", f"--save-dir={folder}"]
-    said = refused([*again, *flags, "--noise-to-signal=0.2"], capsys)
-    assert "noise_to_signal=0.3, not 0.2" in said
-    assert f"(noise_to_signal=0.3), or `vsae train --resume {folder}`, or " in said
+    said = refused([*again, *flags, "--survival=0.4"], capsys)
+    assert "survival=0.6, not 0.4" in said
+    assert f"(survival=0.6), or `vsae train --resume {folder}`, or " in said
     # What only follows from a flag that differs is not named.
     without_steps = [flag for flag in flags if not flag.startswith("--steps")]
     said = refused([*again, *without_steps, "--seed=0"], capsys)

@@ -11,7 +11,13 @@ from small_trainers import in_float64
 from variational_trainers import D, F, data
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, trainer_options
-from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart, recommended_lr
+from dictionary_learning_ext.config.presets import (
+    BY_SIZE,
+    PRESETS,
+    preset,
+    quickstart,
+    recommended_lr,
+)
 from dictionary_learning_ext.config.sae import (
     DEAD_AFTER_FIRINGS,
     OPTION_NAMES,
@@ -81,7 +87,7 @@ def test_the_quickstarts_saes_differ_only_in_the_posterior():
 def as_trained(name):
     """The trainer that `vsae train --preset` makes, and E||x||^2 of its training units."""
     changed = {"k": K, "dict_size": F, "seed": 3}
-    changed |= {"lr": recommended_lr(F)} if name == "recommended" else {}
+    changed |= {"lr": recommended_lr(F)} if name in BY_SIZE else {}
     config = preset(name, STEPS).with_settings(changed, "test")
     sae = config.sae.resolve(STEPS).with_sigma(D, config.run.normalize)
     energy = {"sqrt_d": D, "unit": 1}[config.run.normalize]
@@ -99,9 +105,11 @@ def test_a_presets_vsae_is_the_same_in_other_units(name, mean_squared_norm):
     other = in_float64(VariationalTopKTrainer(**given, **REST))
     x = data(dtype=t.float64)
     x = x * (energy / x.square().sum(-1).mean()).sqrt()
-    for trainer in (one, other):  # AuxK, too
-        trainer.num_tokens_since_fired = t.arange(F) * 10**9
     ratio = mean_squared_norm / energy
+    for trainer, scale in ((one, 1.0), (other, math.sqrt(ratio))):  # AuxK, too
+        trainer.num_tokens_since_fired = t.arange(F) * 10**9
+        if trainer.settings.survival is not None:
+            trainer.ae.sigma.fill_(0.4 * scale)
     same = x * math.sqrt(ratio)
     for step in (STEPS // 8, STEPS // 2):  # noise and KL change until there
         loss, other_loss = one.loss(x, step), other.loss(same, step)
@@ -122,11 +130,15 @@ def test_a_presets_vsae_is_the_same_in_other_units(name, mean_squared_norm):
         assert getattr(one, name) == getattr(other, name)
 
 
-def test_recommended_as_a_person_would_work_it_out():
-    given = trainer_options(activation_dim=256, dict_size=1024, k=30, steps=4000)
+def test_the_presets_as_a_person_would_work_them_out():
+    sizes = {"activation_dim": 256, "dict_size": 1024, "k": 30, "steps": 4000}
+    given = trainer_options("strong-noise", **sizes)
     assert given["sigma"] == pytest.approx(0.1)  # 0.3 = k sigma^2
     assert given["prior_std"] == pytest.approx(1 / 16)
     assert given["beta"] == pytest.approx(0.01 / 256)
+    given = trainer_options(**sizes)
+    assert (given["survival"], given["beta"]) == (0.6, 0.0)
+    assert "sigma" not in given
     assert (given["noise_on"], given["kl_scope"]) == ("selection", "selected")
     assert (given["noise_anneal_steps"], given["decay_start"]) == (2000, 3000)
     assert (given["activation_dim"], given["dict_size"], given["k"]) == (256, 1024, 30)
@@ -139,7 +151,7 @@ def test_recommended_as_a_person_would_work_it_out():
 
 
 def test_trainsae_takes_them_and_its_noise_has_the_presets_ratio(tmp_path, caplog):
-    config = {"trainer": VariationalTopKTrainer, **REST} | trainer_options(**SIZES)
+    config = {"trainer": VariationalTopKTrainer, **REST} | trainer_options("strong-noise", **SIZES)
     raw = 50 * data(batch=64)
     trainSAE(
         map(t.clone, repeat(raw)),
