@@ -136,6 +136,23 @@ def tuned() -> Found:
                 )
 
 
+def dose() -> Found:
+    """The confirmation of the dose: one pair of seeds, 8.2M tokens; and known features at F = T / 2, one seed."""
+    arms = {"topk": "TopK", "light": "survival 0.6", "strong": "fixed 0.3 and penalty"}
+    content, known = raw("dose_embedded"), raw("dose_truth")["rows"]
+    settings = {"b2": "blocks.2, k/F = 1/32", "b0": "blocks.0, k/F = 1/32"}
+    for key, arm in arms.items():
+        for place, setting in settings.items():
+            rows = rows_at(content, "confirm", setting, arm)
+            for measure, column in MEASURES.items():
+                if values := of_pairs(rows, column):
+                    yield f"dose.{place}.{key}.{measure}", mean(values)
+        place = ("confirm: F = 1,024, 3.1M, seed 9003", arm)
+        (row,) = [row for row in known if (row["part"], row["arm"]) == place]
+        for measure in ("mcc", "f1", "fve", "duplicates"):
+            yield f"dose.known.{key}.{measure}", row[measure]
+
+
 def seven_pairs() -> Found:
     """At convergence, directions alone, seven pairs of seeds; batches of 512 or more."""
     yield from comes_back("seven", "convergence", "convergence", ARMS)
@@ -311,6 +328,7 @@ def quickstart() -> Found:
 
 SOURCES: tuple[Callable[[], Found], ...] = (
     quickstart,
+    dose,
     tuned,
     seven_pairs,
     untuned,
@@ -332,6 +350,7 @@ DEFAULTS = {
     "near_dead_half": ".0%",
     "pairs": ".0f",
     "dead": ".0f",
+    "duplicates": ".0f",
     "auc": ".2f",
     "score": ".2f",
     "error_share": ".2f",
@@ -355,11 +374,23 @@ TABLES = {
     "readme": """
 | features that come back | as a direction | in what they do | FVE |
 |---|---|---|---|
-| **embedded model, blocks.2, k/F = 1/32**: TopK | {tuned.b2.topk.direction} | {tuned.b2.topk.function} | {tuned.b2.topk.fve} |
-| vSAE | {tuned.b2.vsae.direction} | {tuned.b2.vsae.function} | {tuned.b2.vsae.fve} |
-| Probabilistic TopK | {tuned.b2.ptopk.direction} | {tuned.b2.ptopk.function} | {tuned.b2.ptopk.fve} |
+| **embedded model, blocks.2, k/F = 1/32**: TopK | {dose.b2.topk.direction} | {dose.b2.topk.function} | {dose.b2.topk.fve} |
+| vSAE | {dose.b2.light.direction} | {dose.b2.light.function} | {dose.b2.light.fve} |
+| vSAE, `strong-noise` | {dose.b2.strong.direction} | {dose.b2.strong.function} | {dose.b2.strong.fve} |
 | **SmolLM2-135M, blocks.1, k/F = 1/36**: TopK | {tuned.smollm2_1.topk.direction} | {tuned.smollm2_1.topk.function} | {tuned.smollm2_1.topk.fve} |
-| vSAE | {tuned.smollm2_1.vsae.direction} | {tuned.smollm2_1.vsae.function} | {tuned.smollm2_1.vsae.fve} |
+| vSAE, `strong-noise` | {tuned.smollm2_1.vsae.direction} | {tuned.smollm2_1.vsae.function} | {tuned.smollm2_1.vsae.fve} |
+""",
+    "dose": """
+|  |  | TopK | `recommended`: survival 0.6 | `strong-noise` |
+|---|---|---|---|---|
+| blocks.2, k/F = 1/32 | as a direction | {dose.b2.topk.direction} | {dose.b2.light.direction} | {dose.b2.strong.direction} |
+|  | in what it does | {dose.b2.topk.function} | {dose.b2.light.function} | {dose.b2.strong.function} |
+|  | FVE | {dose.b2.topk.fve:.4f} | {dose.b2.light.fve:.4f} | {dose.b2.strong.fve:.4f} |
+|  | near-dead < 0.1 | {dose.b2.topk.near_dead} | {dose.b2.light.near_dead} | {dose.b2.strong.near_dead} |
+| known features, F half of them | MCC | {dose.known.topk.mcc} | {dose.known.light.mcc} | {dose.known.strong.mcc} |
+|  | F1 | {dose.known.topk.f1} | {dose.known.light.f1} | {dose.known.strong.f1} |
+|  | FVE | {dose.known.topk.fve:.4f} | {dose.known.light.fve:.4f} | {dose.known.strong.fve:.4f} |
+|  | duplicates of the 64 most frequent | {dose.known.topk.duplicates} | {dose.known.light.duplicates} | {dose.known.strong.duplicates} |
 """,
     "comes_back": """
 |  |  | TopK | vSAE | Probabilistic TopK |
@@ -487,7 +518,7 @@ TABLES = {
 | `error_share` alone | {brief.smollm2_1.vsae.function.error_share} | {brief.smollm2_1.topk.function.error_share} | {brief.smollm2_1.batchtopk.function.error_share} |  |  |
 """,
     "smollm2_rates": """
-| `recommended`, SmolLM2-135M, blocks.1 | near-dead < 0.1 | FVE | come back in what they do |
+| `strong-noise`, SmolLM2-135M, blocks.1 | near-dead < 0.1 | FVE | come back in what they do |
 |---|---|---|---|
 | half of its learning rate | {smollm2_lr.half.vsae.near_dead:.1%} | {smollm2_lr.half.vsae.fve} | {smollm2_lr.half.vsae.function} |
 | its learning rate | {smollm2_lr.own.vsae.near_dead} | {smollm2_lr.own.vsae.fve} | {smollm2_lr.own.vsae.function} |
