@@ -369,7 +369,7 @@ TABLES = {
 | features that come back | as a direction | in what they do | FVE |
 |---|---|---|---|
 | TopK | {quickstart.topk.direction} | {quickstart.topk.function} | {quickstart.topk.fve} |
-| vSAE | {quickstart.vsae.direction} | {quickstart.vsae.function} | {quickstart.vsae.fve} |
+| vSAE, `strong-noise` | {quickstart.vsae.direction} | {quickstart.vsae.function} | {quickstart.vsae.fve} |
 """,
     "readme": """
 | features that come back | as a direction | in what they do | FVE |

@@ -86,7 +86,7 @@ _INTRODUCTION = """\
 Training two sparse autoencoders on a middle layer of a small language model
 ({hook}), each from two seeds on two orders of the same data:
   top_k  a TopK SAE
-  vsae   the vSAE of the preset `recommended`, of the same size
+  vsae   a vSAE of the same size, with the preset `strong-noise`, whose effect shows in minutes
 A feature comes back as a direction if the other seed finds one with a cosine of 0.7 or more,
 and in what it does if the activations of the two have a correlation of 0.7 or more."""
 

@@ -88,8 +88,11 @@ BY_SIZE = ("recommended", "strong-noise")
 
 
 def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
-    """A TopK SAE and the recommended vSAE with the same size, learning rate, schedule and initial weights."""
-    vsae = replace(preset("recommended", steps).sae, seed=seed)
+    """A TopK SAE and a vSAE with the same size, learning rate, schedule and initial weights.
+
+    The vSAE has the preset strong-noise, since in so few steps the effect of a light one hardly shows.
+    """
+    vsae = replace(preset("strong-noise", steps).sae, seed=seed)
     matched = ("k", "dict_size", "lr", "decay_start", "seed")
     shared: dict[str, Any] = {name: getattr(vsae, name) for name in matched}
     return {f"top_k_seed{seed}": TopKConfig(**shared), f"vsae_seed{seed}": vsae}
