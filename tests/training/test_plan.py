@@ -34,7 +34,7 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
     cases = {
         "--k 600": "k=600: expected 1 to dict_size=512",
         "--decay-start 5000": "decay_start=5000: expected above 0 and less than steps=4000",
-        "--normalize none": "expected normalize='sqrt_d' or unit",
+        "--preset strong-noise --normalize none": "expected normalize='sqrt_d' or unit",
         "--architecture relu --k 3": "architecture relu does not use it",
         "--data ./nothing.txt": "data: ./nothing.txt: no such file; expected an existing file",
         "--save-dir runs/there": "already holds a run (ae.pt)",
@@ -62,7 +62,7 @@ def test_a_run_that_resumes_may_have_its_folder(tmp_path):
     (tmp_path / "ae.pt").write_bytes(b"weights")
     run = RunConfig(save_dir=str(tmp_path), data=str(tmp_path / "moved.txt"))
     (job,) = plan(run, {"x": SAEConfig()}, resume=True).jobs
-    assert job.config.sae.dead_feature_threshold == 400 * 1024 // 32, "resolved"
+    assert job.config.sae.dead_feature_threshold == 100 * 1024 // 32, "resolved"
     assert (job.name, job.folder) == ("x", tmp_path)
     with pytest.raises(ConfigError, match="holds a run"):
         plan(run, {"x": SAEConfig()})
