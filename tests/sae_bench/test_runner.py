@@ -130,7 +130,7 @@ def test_a_killed_command_gives_the_same_when_it_is_typed_again(evaluation, one,
         patched.setattr(
             runner,
             "write_json",
-            lambda path, found: killed(left_behind(path)),
+            lambda path, *_: killed(left_behind(path)),
         )
         patched.setattr(runner.shutil, "rmtree", lambda *given, **named: None)
         with pytest.raises(Killed):
