@@ -16,7 +16,7 @@ from ..config.run import (
     may_move,
     require_same,
 )
-from ..config.sae import CONFIGS, NOISE_OF_VALUES, NOISES, SAEConfig, Variational, not_used
+from ..config.sae import CONFIGS, NOISES, SAEConfig, not_used
 from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ConfigError, TrainingError, UserError, as_flag, in_shell
 from ..run_folder.files import CONFIG, FAILED, RUNS, at_home, folder_of
@@ -113,15 +113,12 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     model = given.get("model", run.model)
     if is_synthetic(model):
         run = replace(run, **settings_of_run(model))
-    changes = {name: given.get(name) for name in ("architecture", "posterior", "kl_schedule")}
-    sae = start.sae.switch_architecture(**changes)
+    choices = ("architecture", "posterior", "kl_schedule", "noise_on")
+    is_set = [name for name, text in given.items() if text != NONE]
+    sae = start.sae.switch_architecture(**{name: given.get(name) for name in choices})
     flat, was = (TrainConfig(each, run).to_dict() for each in (sae, start.sae))
     left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
-    if isinstance(sae, Variational):
-        if any(given.get(name, NONE) != NONE for name in NOISES):
-            sae = replace(sae, **{name: None for name in NOISES if name not in given})
-        elif sae.survival is not None and given.get("noise_on") == "values":
-            sae = replace(sae, survival=None, noise_to_signal=NOISE_OF_VALUES)
+    sae = sae.without_noise_for(is_set)
     return TrainFlags(sae, run, preset=name, left_out=tuple(sorted(left_out)))
 
 
@@ -388,7 +385,7 @@ def _started_from(flags: TrainFlags) -> str:
         left_out = ", ".join(flags.left_out)
         return f"{line} Left out, as not used here: {left_out}." if left_out else line
     settings = TrainConfig(flags.sae, flags.run).to_dict()
-    shown = {name: settings[name] for name in ("k", "dict_size", "lr", "steps")}
+    shown = {name: settings[name] for name in ("k", "dict_size", *NOISES, "lr", "steps")}
     values = ", ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
     line = f"Preset {flags.preset} ({values})"
     return line if "preset" in flags.typed else f"{line}; --preset paper for the paper's setting."

@@ -21,7 +21,7 @@ from .checks import (
     require,
     require_max_norm_multiple,
 )
-from .sae import CONFIGS, NOISES, OPTION_NAMES, Normalize, SAEConfig, from_json, in_shares
+from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_json, in_shares
 from .synthetic_models import is_synthetic
 
 Dtype = Literal["float32", "bfloat16"]
@@ -332,11 +332,11 @@ class TrainConfig:
                 raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
         own = {name: value for name, value in values.items() if name not in run_fields}
         try:
-            start = self.sae.switch_architecture(architecture=own.get("architecture"))
+            choices = {name: own.get(name) for name in ("architecture", "noise_on")}
+            is_set = [name for name, value in own.items() if value is not None]
+            start = self.sae.switch_architecture(**choices).without_noise_for(is_set)
             run = {name: value for name, value in values.items() if name in run_fields}
-            replaced = NOISES if any(own.get(name) is not None for name in NOISES) else ()
-            kept = {name: value for name, value in vars(start).items() if name not in replaced}
-            return replace(self, run=replace(self.run, **run), sae=from_json(kept | own))
+            return replace(self, run=replace(self.run, **run), sae=from_json(vars(start) | own))
         except ConfigError as error:
             raise error.within(source, error.instead or "correct it there") from error
 

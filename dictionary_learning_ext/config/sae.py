@@ -9,7 +9,7 @@ options have the same names everywhere.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, get_args
 
@@ -303,14 +303,16 @@ class SAEConfig(Checked):
         architecture: str | None = None,
         posterior: str | None = None,
         kl_schedule: str | None = None,
+        noise_on: str | None = None,
     ) -> "SAEConfig":
-        """The settings with another architecture, posterior or schedule (None: the same).
+        """The settings with another architecture, posterior, schedule or place of the noise (None: the same).
 
-        Options that then have no effect are dropped. Options at their defaults get those of the new architecture.
+        Options that then have no effect are dropped; noise_to_signal takes the place of `survival` where noise selects
+        nothing. Options at their defaults get those of the new architecture.
 
-        Raises: ConfigError for an unknown architecture, posterior or schedule.
+        Raises: ConfigError for an unknown architecture, posterior, schedule or place.
         """
-        chosen = {"posterior": posterior, "kl_schedule": kl_schedule}
+        chosen = {"posterior": posterior, "kl_schedule": kl_schedule, "noise_on": noise_on}
         chosen = {name: value for name, value in chosen.items() if value is not None}
         name = self.architecture if architecture is None else architecture
         require_choice("architecture", name, TRAINED)
@@ -320,9 +322,17 @@ class SAEConfig(Checked):
         if posterior not in (None, given.get("posterior", defaults.get("posterior"))):
             given.pop("sigma", None)  # each posterior means something else by it
         kept: dict[str, Any] = {n: v for n, v in (given | chosen).items() if n in names}
-        if name == "vsae" and kept.pop("survival", None) is not None:  # it selects all features
+        selects_nothing = name == "vsae" or kept.get("noise_on") == "values"
+        if selects_nothing and kept.pop("survival", None) is not None:
             kept["noise_to_signal"] = NOISE_OF_VALUES
         return CONFIGS[name](**kept).without_unused()
+
+    def without_noise_for(self, given: Collection[str]) -> "Self":
+        """The settings without the noise that one of these settings, which are given, takes the place of."""
+        if not set(NOISES) & set(given):
+            return self
+        none: dict[str, Any] = dict.fromkeys(set(NOISES) & vars(self).keys())
+        return replace(self, **none)
 
     def without_unused(self) -> "Self":
         """The same, with the options that have no effect at their defaults."""
@@ -454,15 +464,11 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
             _require_one(self, "survival", "sigma")
             _require_one(self, "survival", "noise_to_signal")
             expected = f"selection or both with survival={self.survival!r}"
-            require(
-                self.noise_on != "values",
-                "noise_on",
-                self.noise_on,
-                expected,
-                instead="or give noise_to_signal, e.g. 0.3, in its place",
-            )
+            instead = f"or give noise_to_signal, e.g. {NOISE_OF_VALUES}, in place of survival"
+            require(self.noise_on != "values", "noise_on", self.noise_on, expected, instead=instead)
+            k = self.kept_per_token
             below = f"below dict_size={self.dict_size!r}, so that there is a selection"
-            require(self.kept_per_token != self.dict_size, "k", self.kept_per_token, below)
+            require(k != self.dict_size, "k", k, below, instead=instead)
 
     def unused(self) -> dict[str, str]:
         by = {name: f"posterior {self.posterior}" for name in UNUSED_BY[self.posterior]}

@@ -26,9 +26,11 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
 ):
     assert main(["train", *small]) == 0
     out = capsys.readouterr().out
-    assert "recommended (k=4, dict_size=32, lr=0.004, steps=12)" in out.splitlines()[0]
+    assert (
+        "recommended (k=4, dict_size=32, survival=0.6, lr=0.004, steps=12)" in out.splitlines()[0]
+    )
     settings, recommended = settings_of(tmp_path / "run"), preset("recommended", steps=12)
-    for name in ("noise_on", "noise_to_signal", "noise_anneal", "kl_scope", "beta", "lr"):
+    for name in ("noise_on", "survival", "noise_anneal", "kl_scope", "beta", "lr"):
         assert settings[name] == getattr(recommended.sae, name), name
     assert out.splitlines()[1] == f"Writing to {tmp_path / 'run'}, on cpu"
     assert "near-dead" in out

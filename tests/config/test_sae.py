@@ -11,8 +11,10 @@ import torch as t
 
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
 from dictionary_learning_ext.config.help_texts import help_texts
+from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.sae import (
     CONFIGS,
+    NOISES,
     SCHEDULES,
     MatryoshkaConfig,
     PosteriorOptions,
@@ -137,6 +139,23 @@ def test_another_architecture_has_its_own_defaults():
 def test_an_sae_of_all_features_takes_no_noise_on_the_selection(architecture, given, becomes):
     changed = SAEConfig(noise_on=given).switch_architecture(architecture=architecture)
     assert changed.resolve(100).noise_on == becomes
+
+
+@pytest.mark.parametrize("change", [{"architecture": "vsae"}, {"noise_on": "values"}])
+def test_where_noise_selects_nothing_a_ratio_takes_the_place_of_survival(change):
+    start = preset("recommended")
+    changed = start.sae.switch_architecture(**change)
+    assert (changed.survival, changed.noise_to_signal) == (None, 0.3)
+    assert start.with_settings(change, "x").sae == changed
+    ratio = start.with_settings(change | {"noise_to_signal": 0.1}, "x").sae
+    assert ratio.noise_to_signal == 0.1
+
+
+def test_one_noise_takes_the_place_of_another():
+    for name, value in (("sigma", 0.5), ("noise_to_signal", 0.2), ("survival", 0.4)):
+        for start in ("recommended", "strong-noise", "paper"):
+            sae = preset(start).with_settings({name: value, "noise_on": "both"}, "x").sae
+            assert {n: getattr(sae, n) for n in NOISES} == dict.fromkeys(NOISES) | {name: value}
 
 
 def test_a_given_zero_is_kept():
