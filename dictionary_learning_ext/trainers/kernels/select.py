@@ -32,7 +32,7 @@ class DrawnCode(NamedTuple):
     survived_B: t.Tensor
     """how many of each row's selected features the mean alone selects, too"""
     log_var: DrawnLogVariance | None
-    """of the selected features, if it is learned"""
+    """the log-variances of the selected features; None unless sigma is learned"""
 
 
 def draw_batch(
