@@ -141,8 +141,6 @@ def _gradients(
         grad_mu_BK = grad_mu_BK * (e.draw.mu_BK > 0)
     on_mu: list[tuple[Code, t.Tensor]] = [(e.code, grad_mu_BK)]
     if e.auxk is not None and aux_grad_mu_BK is not None:
-        if objective.settings.rectify:
-            aux_grad_mu_BK = aux_grad_mu_BK * (e.auxk.values_BK > 0)
         on_mu.append((e.auxk.code, aux_grad_mu_BK))
 
     grad_W_enc_FD, grad_b_enc_F = t.zeros(()), t.zeros_like(weights.b_enc_F)  # 0 broadcasts

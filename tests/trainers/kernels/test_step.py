@@ -106,6 +106,20 @@ def test_with_noise_on_the_values_it_is_the_definition_too(settings, form, monke
     assert_close(got, expected, error=1e-4)
 
 
+@pytest.mark.parametrize("rectify", [False, True])
+def test_auxk_pulls_no_dead_feature_by_a_mean_below_0(rectify):
+    x, weights, objective = make_case(posterior="point", rectify=rectify, aux=True)
+    dead_F = objective.tokens_since_fired_F >= objective.dead_feature_threshold
+    weights = weights._replace(b_enc_F=weights.b_enc_F - 3 * dead_F)
+    means_BF = (x - weights.b_dec_D) @ weights.W_enc_FD.T + weights.b_enc_F
+    largest_BK = means_BF.where(dead_F, -t.inf).topk(objective.top_k_aux).values
+    assert (largest_BK < 0).any()
+    terms, got = stepped(*in_float32(x, weights, objective))
+    reference, expected = exactly(x, weights, objective)
+    assert_same_terms(terms, reference, rtol=1e-4, atol=1e-6, check_dtype=False)
+    assert_close(got, expected, error=1e-4)
+
+
 def test_a_zero_of_a_relu_is_not_lost_by_noise():
     x, weights, objective = make_case(k=8, rectify=True, survival=0.5, noise_on="selection")
     weights = weights._replace(b_enc_F=weights.b_enc_F - 3)
