@@ -229,7 +229,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
             if has_auxk and self.auxk_alpha > 0:
                 auxk_loss = dead_features_loss(
                     -error_BD,
-                    pre_BF.relu(),
+                    pre_BF,
                     since_fired_F >= self.dead_feature_threshold,
                     ae.decoder.weight,
                     self.top_k_aux,
