@@ -144,7 +144,7 @@ class Codes:
         return np.diff(self.by_feature.indptr).astype(np.int64)
 
     @property
-    def frequency_F(self) -> t.Tensor:
+    def firing_rate_F(self) -> t.Tensor:
         """The share of the tokens at which each feature is selected, (F,), float64."""
         return t.from_numpy(self.count_F).double() / self.tokens
 

@@ -132,7 +132,7 @@ class Totals:
         return self.sums[name] / self.counted[name] if name in self.sums else None
 
     @cached_property
-    def frequency_F(self) -> t.Tensor:
+    def firing_rate_F(self) -> t.Tensor:
         """The share of the tokens at which each feature is selected."""
         return self.selected_F.double() / self.tokens
 

@@ -66,9 +66,9 @@ class FeatureTable:
         return t.from_numpy(self.codes.count_F)
 
     @property
-    def frequency_F(self) -> t.Tensor:
+    def firing_rate_F(self) -> t.Tensor:
         """The share of the tokens at which each feature was selected, (F,), float64."""
-        return self.codes.frequency_F
+        return self.codes.firing_rate_F
 
     @property
     def alive_F(self) -> t.Tensor:
@@ -146,13 +146,13 @@ class FeatureTable:
         three tokens in a thousand comes first.
         """
         tokens_FT = np.concatenate([self.top.ids_FT, self.sampled.ids_FT], 1)
-        frequency = self.frequency_F.tolist()
+        rate = self.firing_rate_F.tolist()
         is_rare = (self.count_F < LEAST_SELECTIONS).tolist()
 
         def key(feature: int) -> tuple[bool, float, float, int]:
             there = [token for token in tokens_FT[feature].tolist() if token >= 0]
             agreement = Counter(there).most_common(1)[0][1] / len(there)
-            distance = abs(math.log(frequency[feature] / 0.003))
+            distance = abs(math.log(rate[feature] / 0.003))
             return is_rare[feature], -agreement, distance, feature
 
         return sorted(self.alive_F.nonzero().flatten().tolist(), key=key)

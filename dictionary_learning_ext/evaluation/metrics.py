@@ -50,14 +50,14 @@ def description_length(totals: Totals) -> float | None:
     return choices + totals.activation_dim / 2 * math.log(left)
 
 
-def is_near_dead(frequency_F: t.Tensor, k: int | None, r: float) -> t.Tensor:
+def is_near_dead(firing_rate_F: t.Tensor, k: int | None, r: float) -> t.Tensor:
     """(F,), whether each feature is selected in fewer than r k/F of the tokens, or never. Without a k, L0 takes its place."""
-    l0 = frequency_F.sum() if k is None else float(k)
-    return (frequency_F < r * (l0 / len(frequency_F))) | (frequency_F == 0)
+    l0 = firing_rate_F.sum() if k is None else float(k)
+    return (firing_rate_F < r * (l0 / len(firing_rate_F))) | (firing_rate_F == 0)
 
 
 def near_dead(r: float) -> Callable[[Totals], float]:
-    return lambda totals: is_near_dead(totals.frequency_F, totals.k, r).double().mean().item()
+    return lambda totals: is_near_dead(totals.firing_rate_F, totals.k, r).double().mean().item()
 
 
 def noise_to_signal(totals: Totals) -> float | None:
@@ -178,7 +178,7 @@ _ROWS = (
         "alive",
         "share of features selected at least once",
         "alive",
-        lambda totals: (totals.frequency_F > 0).double().mean().item(),
+        lambda totals: (totals.firing_rate_F > 0).double().mean().item(),
         better="higher",
         shown_in=("compare", "bench"),
     ),

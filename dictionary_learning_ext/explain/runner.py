@@ -180,7 +180,7 @@ def _read_features(folder: str | Path, tokens: int, keep: bool, where: dict[str,
     statistics = FeatureTable(codes, top=KEPT, sampled=KEPT, drawn=DRAWN)
     scores = return_scores_if_any(codes, dictionary)
     by, key_F = (
-        ("firing rate", statistics.frequency_F.numpy())
+        ("firing rate", statistics.firing_rate_F.numpy())
         if scores is None
         else ("return score", scores.score_F)
     )

@@ -156,7 +156,7 @@ def _feature(
     counts, width = statistics.histogram(feature), float(statistics.bin_width_F[feature])
     return {
         "feature_index": feature,
-        "frac_nonzero": _rounded(statistics.frequency_F[feature]),
+        "frac_nonzero": _rounded(statistics.firing_rate_F[feature]),
         **_alignment(direction_D),
         **_logits(logits_V, text),
         # A histogram of the activations' magnitudes. A bar stands at the middle of its bin.

@@ -129,9 +129,9 @@ NUMBERS = (
         digits=None,
     ),
     Column(
-        "frequency",
-        "share of tokens at which it is selected",
-        lambda one: one.codes.frequency_F,
+        "firing_rate",
+        SIGNALS["firing_rate"],
+        lambda one: one.codes.firing_rate_F,
         _REPORT,
         title="selected",
         show="percent",
@@ -167,8 +167,8 @@ NUMBERS = (
         is_extra=True,
     ),
     Column(
-        "neighbour",
-        "largest cosine of its decoder direction with another feature's",
+        "nearest",
+        SIGNALS["nearest"],
         lambda one: one.neighbours.values_Fn[:, 0],
         _REPORT,
         digits=3,
@@ -315,7 +315,11 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], named: str) 
 def guides_table() -> str:
     """The guide's table of these numbers, in Markdown."""
     lines = ["| column | what it is | report | one SAE | several SAEs |", "|---|---|---|---|---|"]
+    files: dict[str, list[File]] = {}
     for each in NUMBERS:
-        there = " | ".join("x" if file in each.files else "" for file in FILES)
-        lines.append(f"| `{each.key}` | {each.about} | {there} |")
+        files.setdefault(each.key, []).extend(each.files)
+    about = {each.key: each.about for each in NUMBERS}
+    for key, own in files.items():
+        there = " | ".join("x" if file in own else "" for file in FILES)
+        lines.append(f"| `{key}` | {about[key]} | {there} |")
     return "\n".join(lines) + "\n"

@@ -197,7 +197,7 @@ class Features:
     @property
     def density(self) -> t.Tensor:
         """The share of the tokens at which each feature is selected, (F,), float64."""
-        return self.statistics.frequency_F
+        return self.statistics.firing_rate_F
 
     @property
     def largest(self) -> t.Tensor:

@@ -168,7 +168,7 @@ def return_scores_of(
     # Those that were never selected tie at the bottom.
     rank_F = rankdata(np.where(is_alive_F, log_odds_F, -np.inf))
     score_F = np.where(is_alive_F, 100 * (rank_F - 0.5) / len(rank_F), 0.0)
-    near_dead = float(is_near_dead(codes.frequency_F, codes.k, 0.1).double().mean())
+    near_dead = float(is_near_dead(codes.firing_rate_F, codes.k, 0.1).double().mean())
     found = {name: signals[name] for name in SIGNALS}
     return ReturnScores(score_F, found, codes, near_dead, caveat)
 

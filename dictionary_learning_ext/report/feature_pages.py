@@ -192,7 +192,7 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
         assert alike_F is not None
         lost = [one for one in ordered if alike_F[one] < _NOT_BACK]
         back = [one for one in ordered if alike_F[one] >= RETURNING[0]]
-        pairs = _pairs_of_like_frequency(lost, back, features.count_F.tolist(), fires_on, taken)
+        pairs = _pairs_of_like_rate(lost, back, features.count_F.tolist(), fires_on, taken)
         groups = [
             ("These come back in what they do", [one for _, one in pairs]),
             ("These fire as often, and don't", [one for one, _ in pairs]),
@@ -204,7 +204,7 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
     return found
 
 
-def _pairs_of_like_frequency(
+def _pairs_of_like_rate(
     lost: list[int],
     back: list[int],
     count: list[int],
@@ -274,7 +274,7 @@ def _card(analysis: Analysis, feature: int, texts: list[str]) -> dict[str, Any]:
         "n_tokens": len(different),
         "promotes": [vocabulary.text(one) for one in promotes if not vocabulary.is_fragment(one)],
         "contexts": _excerpts(analysis.features.sampled, feature, vocabulary),
-        "frequency": float(analysis.features.frequency_F[feature]),
+        "firing_rate": float(analysis.features.firing_rate_F[feature]),
         "alike": None if alike_F is None else float(alike_F[feature]),
         "score": analysis.return_scores and int(analysis.return_scores.score_F[feature]),
         "explanation": analysis.explanations.get(feature),

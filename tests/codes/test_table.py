@@ -186,7 +186,7 @@ def test_consistent_features_come_first_and_rare_ones_last():
     table = object.__new__(FeatureTable)
     count_F = t.tensor([len(tokens) for tokens in tokens_F])
     kept = SimpleNamespace(ids_FT=padded)
-    codes = SimpleNamespace(frequency_F=count_F.double() / 1000)
+    codes = SimpleNamespace(firing_rate_F=count_F.double() / 1000)
     vars(table).update(top=kept, sampled=kept, count_F=count_F, codes=codes)
     assert table.ranking == [3, 4, 2, 1, 0]
 

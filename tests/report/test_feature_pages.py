@@ -49,7 +49,7 @@ def comparison(tokens_F, count_F=None, pages=100, promoted=None):
         top=contexts(tokens_F),
         sampled=contexts(tokens_F),
         count_F=count_F,
-        frequency_F=count_F.double() / 1000,
+        firing_rate_F=count_F.double() / 1000,
         ranking=sorted(range(len(tokens_F)), key=lambda one: len(set(tokens_F[one]))),
     )
     analysis = SimpleNamespace(

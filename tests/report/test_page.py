@@ -34,7 +34,7 @@ def test_the_page_holds_everything_and_loads_nothing(report):
     for sae in data["saes"]:
         columns = sae["columns"]
         assert {len(column) for column in columns.values()} == {32}
-        live = [i for i, frequency in enumerate(columns["frequency"]) if frequency]
+        live = [i for i, rate in enumerate(columns["firing_rate"]) if rate]
         assert sorted(map(int, sae["pages"])) == live
         assert [line["step"] for line in sae["history"]] == [0, 10, 20, 30]
         for feature, one in sae["pages"].items():

@@ -99,13 +99,11 @@ def test_search_and_sort(browser, report):
     browser.find_element(By.ID, "search").clear()
     browser.find_element(By.ID, "search").send_keys(Keys.SPACE, Keys.BACKSPACE)
 
-    header = browser.find_element(By.CSS_SELECTOR, 'th[data-key="frequency"]')
-    frequency = browser.execute_script("return arguments[0].cellIndex", header)
+    header = browser.find_element(By.CSS_SELECTOR, 'th[data-key="firing_rate"]')
+    place = browser.execute_script("return arguments[0].cellIndex", header)
 
     def column():
-        cells = browser.find_elements(
-            By.CSS_SELECTOR, f"#table tbody tr > :nth-child({frequency + 1})"
-        )
+        cells = browser.find_elements(By.CSS_SELECTOR, f"#table tbody tr > :nth-child({place + 1})")
         return [float(cell.text.rstrip("%")) for cell in cells if cell.text != "–"]
 
     header.find_element(By.TAG_NAME, "button").click()

@@ -64,7 +64,7 @@ function stepLines(saes, valuesOf, bins, t, range = null) {
   }));
 }
 
-const live = (sae, column) => sae.columns[column].filter((value, i) => value !== null && sae.columns.frequency[i] > 0);
+const live = (sae, column) => sae.columns[column].filter((value, i) => value !== null && sae.columns.firing_rate[i] > 0);
 
 function drawCurves(data) {
   for (const [name, title, explanation] of data.curves) {
@@ -83,13 +83,13 @@ function drawCurves(data) {
 
 function drawHistograms(data) {
   const log = (values) => values.map((value) => Math.log10(value));
-  addChart($("histograms"), "Selection frequency", "Share of tokens that select a feature. Live features only.", (t) => ({
-    data: stepLines(data.saes, (sae) => log(live(sae, "frequency")), 40, t),
+  addChart($("histograms"), "Firing rate", "Share of tokens that select a feature. Live features only.", (t) => ({
+    data: stepLines(data.saes, (sae) => log(live(sae, "firing_rate")), 40, t),
     layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>", title: "share of tokens" }, yaxis: { title: "features" } },
   }));
   const share = data.saes.map((sae) => {
-    const alive = sae.columns.frequency.filter((value) => value > 0).length;
-    return sae.label + " " + percent(alive / sae.columns.frequency.length);
+    const alive = sae.columns.firing_rate.filter((value) => value > 0).length;
+    return sae.label + " " + percent(alive / sae.columns.firing_rate.length);
   });
   addChart($("histograms"), "Largest activation of each feature", "Its magnitude. Live features only (of all features: " + share.join(", ") + "). Features on the left never fire strongly.", (t) => ({
     data: stepLines(data.saes, (sae) => log(live(sae, "max").map(Math.abs)), 40, t),

@@ -20,7 +20,7 @@ function featureTable(data) {
     const found = one.columns[key]?.[feature] ?? [];
     return show === "tokens" ? found.map((i) => data.tokens[i]) : [found].flat();
   };
-  const texts = data.saes.map((one) => one.columns.frequency.map((_, feature) =>
+  const texts = data.saes.map((one) => one.columns.firing_rate.map((_, feature) =>
     columns.filter((column) => isText(column) && column.key in one.columns).flatMap((column) => words(one, column, feature)).join("\n").toLowerCase()));
 
   const value = (feature, column) => {
@@ -33,7 +33,7 @@ function featureTable(data) {
     const query = $("search").value.toLowerCase();
     const exact = query.trim();
     const fifths = sae().columns.fifth, fifth = fifths && $("fifth").value;
-    const features = sae().columns.frequency.map((_, feature) => feature)
+    const features = sae().columns.firing_rate.map((_, feature) => feature)
       .filter((feature) => !fifth || fifths[feature] === Number(fifth))
       .filter((feature) => !query || String(feature) === exact || texts[state.sae][feature].includes(query));
     const column = columns.find((one) => one.key === state.key) || { key: state.key };
