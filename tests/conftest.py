@@ -8,6 +8,7 @@ os.environ.setdefault(
 )  # --device auto is the CPU; `make test-gpu` shows a GPU
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads would take other tests' cores
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,14 @@ LANGUAGE_MODELS = {"tokenizer", "lm_dir_of", "lm_of", "tiny_lm_dir", "tiny_lm"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a language model is a test of commands: see the markers in pyproject.toml."""
+    """What needs a language model is a test of commands: see the markers in pyproject.toml. Files with the most slow
+    tests come first, so that all processes end at about the same time."""
+    slow = Counter()
     for item in items:
         if LANGUAGE_MODELS & set(getattr(item, "fixturenames", ())):
             item.add_marker("commands")
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.path])
 
 
 BESIDE = {

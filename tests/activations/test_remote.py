@@ -17,6 +17,7 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.cache_manifest import MANIFEST, read_manifest
 from dictionary_learning_ext.activations.remote import Copies, Remote
 from dictionary_learning_ext.activations.stored import FileReader, open_stored
+from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ActivationsError
 from dictionary_learning_ext.run_folder.files import LOCK
@@ -192,22 +193,19 @@ def test_s3_holds_a_cache_whose_command_was_killed_and_continued(
     s3, server, cached_run, tmp_path, monkeypatch
 ):
     command = [
-        *(sys.executable, "-m", "dictionary_learning_ext", "cache"),
-        *(s3, f"--model={cached_run.model}", f"--data={cached_run.data}", "--ctx-len=32"),
+        *("cache", s3, f"--model={cached_run.model}", f"--data={cached_run.data}", "--ctx-len=32"),
         *(f"--hook={HOOK}", "--eval-tokens=300", "--eval-documents=3", f"--tokens={20 * TOKENS}"),
         *("--file-mb=1", "--text-passes=5"),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "dictionary_learning_ext", *command])
     remote = Remote(s3)
     while process.poll() is None and "data-00001.arrow" not in remote.sizes():
         time.sleep(0.05)
     process.kill()
-    process.communicate(timeout=60)
+    process.wait(60)
     assert MANIFEST not in remote.sizes()
     for place in (s3, str(tmp_path / "whole")):
-        again = [place if word == s3 else word for word in command]
-        ended = subprocess.run(again, capture_output=True, text=True, timeout=300)
-        assert ended.returncode == 0, ended.stderr
+        assert main([place if word == s3 else word for word in command]) == 0
     assert files_behind(s3) == files_in(tmp_path / "whole")
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", server[1])  # which is slow

@@ -47,6 +47,8 @@ SMALLER = {
 """What is appended to a command. The last of two equal flags counts."""
 SMALLER_PYTHON = (
     (r"\bsteps=[\d_]+", "steps=12"),
+    (r"(\[config\],|steps, name =) \d+", r"\1 12"),  # of upstream's trainSAE
+    (r"\bn_ctxs=500", "n_ctxs=16"),
     (r"\btokens=[\d_]+", "tokens=500"),
     (r"\bRunConfig\(", "RunConfig(eval_tokens=500, eval_documents=4, batch_size=64, n_ctxs=16, "),
 )

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -164,8 +163,6 @@ def failing(what, rank, run):
                 raise NonFiniteError("3 activations are NaN")
             if what == "bug":
                 raise AttributeError("a bug")
-            if what == "asleep":
-                threading.Event().wait()
             if what == "stopped":
                 os.kill(os.getpid(), signal.SIGSTOP)
         return following(self)
