@@ -7,8 +7,10 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/vsae quickstart
 
-# A process for each core, each with one thread; a file's tests stay together.
-PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# A process for each core, each with one thread; a file's tests stay together. What tests start finds the package compiled.
+TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=
+XDIST = -n auto --dist loadfile --no-loadscope-reorder
+PYTEST = $(TESTS) $(BIN)/python -m pytest $(XDIST)
 test: .venv/installed-dev
 	$(PYTEST)
 
@@ -32,7 +34,7 @@ test-fast: .venv/installed-dev
 UPSTREAM_TESTS = test_upstream_examples.py activations/test_buffer_upstream.py run_folder/test_weights.py \
 	trainers/test_upstream.py trainers/test_base.py training/test_loop.py
 test-saebench: .venv-saebench/installed
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+	$(TESTS) .venv-saebench/bin/python -m pytest $(XDIST) \
 		$(addprefix tests/,sae_bench export/test_formats.py export/test_neuronpedia.py \
 			export/test_rectified_by_magnitude.py export/test_hub.py::test_sae_lens_loads_it_from_the_hub \
 			export/test_hub.py::test_sparsify_loads_it_from_the_hub test_sae_lens.py run_folder/test_foreign.py \
@@ -55,12 +57,12 @@ endif
 # ones have no wheels of these). uv, since pip can't choose the oldest. On a machine without a GPU,
 # UV_TORCH_BACKEND=cpu spares 3 GB.
 test-oldest: .venv-oldest/installed
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-oldest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(TESTS) .venv-oldest/bin/python -m pytest $(XDIST)
 
 # The core's tests on the newest version of everything: of nnsight too, as uv sets aside upstream's bound, which
 # holds it below 0.4. UV_TORCH_BACKEND as above.
 test-newest: .venv-newest/installed
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-newest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(TESTS) .venv-newest/bin/python -m pytest $(XDIST)
 
 # On a GPU: agreement with the CPU, no waiting for the device, memory, and a whole run. About two
 # minutes. Without a GPU every test is skipped and says so. The speed there is measured by

@@ -54,24 +54,35 @@ def measure(_: argparse.Namespace) -> None:
                 began = time.monotonic()
                 content = raw_results.read_or(RAW, {"rows": []})
                 group = {"scale": scale, "multiple": multiple, "seed": seed}
-                if not any(is_in(row, group) for row in content["rows"]):
-                    content["rows"] += rows_of(group)
+                if missing := missing_in(content["rows"], group):
+                    content["rows"] += rows_of(group, missing)
                     content["settings"] = about(began, content.get("settings"))
                     raw_results.write(RAW, content)
 
 
-def rows_of(group: Row) -> list[Row]:
-    """Train the SAEs of a group, and measure them."""
+def missing_in(rows: list[Row], group: Row) -> list[Row]:
+    """The arms and betas of a group that have no row yet."""
+    wanted: list[Row] = [{"arm": "TopK", "beta": None}]
+    for arm, (scale, _) in ARMS.items():
+        is_left_out = arm == "code, no AuxK" and group["multiple"] != 16
+        if scale == group["scale"] and not is_left_out:
+            wanted += [{"arm": arm, "beta": beta} for beta in BETAS]
+    return [one for one in wanted if not any(is_in(row, group | one) for row in rows)]
+
+
+def rows_of(group: Row, missing: list[Row]) -> list[Row]:
+    """Train these SAEs of a group, and measure them."""
     size: dict[str, Any] = {"dict_size": group["multiple"] * D, "seed": group["seed"]}
     size["k"] = size["dict_size"] // RATIO
     size["dead_feature_threshold"] = STEPS * 256 // 10  # the default when the first seed ran
-    rows = [{"arm": "TopK", "beta": None}]
-    saes = {"TopK": sae_config(architecture="top_k", **size)}
-    for arm, (scale, options) in ARMS.items():
-        is_left_out = arm == "code, no AuxK" and (group["multiple"], group["seed"]) != (16, 0)
-        for beta in () if scale != group["scale"] or is_left_out else BETAS:
-            rows.append({"arm": arm, "beta": beta})
-            saes[folder_name(arm, f"beta{beta:g}")] = sae_config(beta=beta, **options, **size)
+    saes = {}
+    for one in missing:
+        arm, beta = one["arm"], one["beta"]
+        if arm == "TopK":
+            saes[arm] = sae_config(architecture="top_k", **size)
+        else:
+            options = ARMS[arm][1] | size
+            saes[folder_name(arm, f"beta{beta:g}")] = sae_config(beta=beta, **options)
     run = RunConfig(
         hook=FIRST_HOOK,
         steps=STEPS,
@@ -85,7 +96,7 @@ def rows_of(group: Row) -> list[Row]:
     )
     place = RUNS / f"{group['scale']}_F{size['dict_size']}_seed{group['seed']}"
     folders = list(train_missing(run, place, saes).values())
-    return [row | group | metrics_of(f, METRICS) for row, f in zip(rows, folders, strict=True)]
+    return [one | group | metrics_of(f, METRICS) for one, f in zip(missing, folders, strict=True)]
 
 
 def measure_as_run(_: argparse.Namespace) -> None:
