@@ -365,7 +365,7 @@ class _StoredInputs(Inputs):
 
     def require_held_out(self) -> None:
         needed = evaluation_batch(self._settings.eval_tokens)
-        if (there := self._stored.tokens["heldout"]) < needed:
+        if (there := self._stored.held_out_tokens) < needed:
             raise ActivationsError(
                 f"{self._stored.place} has {there:,} held-out tokens",
                 expected=f"at least {needed:,} to evaluate on",

@@ -72,8 +72,8 @@ class StoredActivations:
     known: dict[str, Any]
     """The settings of a `RunConfig` that are known of it."""
     parts: dict[Split, tuple[Part, ...]]
-    tokens: dict[Split, int]
-    """How many tokens each part has, without padding."""
+    held_out_tokens: int
+    """Without padding."""
     digest: str
     """A hash of the activations. If `vsae cache` didn't write them, only parts of files over 64 MB are hashed."""
     manifest: CacheManifest | None = None
@@ -197,7 +197,7 @@ def _read_cache(
         settings.ctx_len,
         {name: getattr(settings, name) for name in _COMPARED},
         parts,
-        {split: sum(file.tokens for file in split_files) for split, split_files in files.items()},
+        sum(file.tokens for file in manifest.heldout),
         manifest.digest,
         manifest,
         manifest.documents and path_of(manifest.documents),
@@ -285,7 +285,7 @@ def _with_held_out(
         ctx_len,
         known,
         {"train": tuple(train), "heldout": tuple(heldout)},
-        {"train": end * ctx_len, "heldout": (total - end) * ctx_len},
+        (total - end) * ctx_len,
         digest,
     )
 

@@ -34,7 +34,6 @@ def test_a_cache_gives_the_settings_of_a_run(small_cache, cached_run):
     assert run.activations == str(small_cache)
     assert run.hook == HOOK, "one of two"
     found.require_fit(run, [run.hook])
-    assert found.tokens["train"] == 4000
     assert [part.stop for part in found.parts["train"]] == [32, 32, 32, 29]
 
 
@@ -156,7 +155,7 @@ def own(tmp_path):
 def test_own_activations_are_rows_and_the_last_5_percent_are_held_out(own):
     (own / "notes.txt").write_text("")
     found = open_stored(own)
-    assert found.tokens == {"train": 57, "heldout": 3}
+    assert found.held_out_tokens == 3
     assert found.parts["train"] == (Part(own / "a.npy", 0, 50), Part(own / "b.npy", 0, 7))
     assert found.parts["heldout"] == (Part(own / "b.npy", 7, 10),)
     unknown = {"model": UNKNOWN, "hook": UNKNOWN, "data": str(own)}
@@ -170,7 +169,7 @@ def test_rows_of_a_safetensors_file_are_its_tensors(dtype, tmp_path):
     tensors = {"b": t.randn(30, D).to(dtype), "a": t.randn(50, D).to(dtype)}
     path = tmp_path / "x.safetensors"
     save_file(tensors, path, {"made": "here"})
-    assert open_stored(tmp_path).tokens == {"train": 76, "heldout": 4}
+    assert open_stored(tmp_path).held_out_tokens == 4
     found = activations_of(FileReader(UNKNOWN).read(Part(path, 0, 80)).x_NLD)[:, 0]
     assert found.dtype == dtype
     assert t.equal(found, t.cat([tensors["a"], tensors["b"]])), "the library sorts them"

@@ -99,7 +99,7 @@ def test_we_read_the_cache_of_sae_lens(theirs):
     stored = open_stored(folder)
     assert stored.manifest is None
     n = len(rows["token_ids"])
-    assert stored.tokens == {"train": (n - n // 20) * CTX_LEN, "heldout": n // 20 * CTX_LEN}
+    assert stored.held_out_tokens == n // 20 * CTX_LEN
     assert stored.settings == {
         "activations": str(folder),
         "model": UNKNOWN,

@@ -105,7 +105,7 @@ def test_the_training_it_names_next_is_a_third_seed(quickstart_run, tmp_path, mo
 def test_the_report_and_a_later_evaluation_find_held_out_tokens(quickstart_run):
     """Whatever --eval-tokens was."""
     stored = open_stored(quickstart_run[0] / FOLDER / "cache")
-    assert stored.tokens["heldout"] >= RunConfig.eval_tokens
+    assert stored.held_out_tokens >= RunConfig.eval_tokens
 
 
 def reproducibility_of(folder, name):
