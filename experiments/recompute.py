@@ -374,7 +374,10 @@ TABLES = {
     "readme": """
 | features that come back | as a direction | in what they do | FVE |
 |---|---|---|---|
-| **embedded model, blocks.2, k/F = 1/32**: TopK | {dose.b2.topk.direction} | {dose.b2.topk.function} | {dose.b2.topk.fve} |
+| **embedded model, blocks.0 (the paper's hook point), k/F = 1/32**: TopK | {dose.b0.topk.direction} | {dose.b0.topk.function} | {dose.b0.topk.fve} |
+| vSAE | {dose.b0.light.direction} | {dose.b0.light.function} | {dose.b0.light.fve} |
+| vSAE, `strong-noise` | {dose.b0.strong.direction} | {dose.b0.strong.function} | {dose.b0.strong.fve} |
+| **blocks.2**: TopK | {dose.b2.topk.direction} | {dose.b2.topk.function} | {dose.b2.topk.fve} |
 | vSAE | {dose.b2.light.direction} | {dose.b2.light.function} | {dose.b2.light.fve} |
 | vSAE, `strong-noise` | {dose.b2.strong.direction} | {dose.b2.strong.function} | {dose.b2.strong.fve} |
 | **SmolLM2-135M, blocks.1, k/F = 1/36**: TopK | {tuned.smollm2_1.topk.direction} | {tuned.smollm2_1.topk.function} | {tuned.smollm2_1.topk.fve} |
@@ -386,7 +389,13 @@ TABLES = {
 | blocks.2, k/F = 1/32 | as a direction | {dose.b2.topk.direction} | {dose.b2.light.direction} | {dose.b2.strong.direction} |
 |  | in what it does | {dose.b2.topk.function} | {dose.b2.light.function} | {dose.b2.strong.function} |
 |  | FVE | {dose.b2.topk.fve:.4f} | {dose.b2.light.fve:.4f} | {dose.b2.strong.fve:.4f} |
+|  | CE recovered | {dose.b2.topk.ce:.4f} | {dose.b2.light.ce:.4f} | {dose.b2.strong.ce:.4f} |
 |  | near-dead < 0.1 | {dose.b2.topk.near_dead} | {dose.b2.light.near_dead} | {dose.b2.strong.near_dead} |
+| blocks.0, k/F = 1/32 | as a direction | {dose.b0.topk.direction} | {dose.b0.light.direction} | {dose.b0.strong.direction} |
+|  | in what it does | {dose.b0.topk.function} | {dose.b0.light.function} | {dose.b0.strong.function} |
+|  | FVE | {dose.b0.topk.fve:.4f} | {dose.b0.light.fve:.4f} | {dose.b0.strong.fve:.4f} |
+|  | CE recovered | {dose.b0.topk.ce:.4f} | {dose.b0.light.ce:.4f} | {dose.b0.strong.ce:.4f} |
+|  | near-dead < 0.1 | {dose.b0.topk.near_dead} | {dose.b0.light.near_dead} | {dose.b0.strong.near_dead} |
 | known features, F half of them | MCC | {dose.known.topk.mcc} | {dose.known.light.mcc} | {dose.known.strong.mcc} |
 |  | F1 | {dose.known.topk.f1} | {dose.known.light.f1} | {dose.known.strong.f1} |
 |  | FVE | {dose.known.topk.fve:.4f} | {dose.known.light.fve:.4f} | {dose.known.strong.fve:.4f} |
