@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch as t
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
 from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train
@@ -188,6 +189,21 @@ def test_the_card_has_settings_metrics_and_how_to_load(runs):
     assert "snapshot_download('jane/saes') + '/top_k'" in text
     assert "sae_lens" not in text
     assert "Not measured." in push(runs / "top_k", "jane/saes", dry_run=True).card
+
+
+def test_the_card_names_the_language_model_and_the_text_if_the_hub_has_them(runs, tmp_path):
+    def of_the_hub(text):
+        config = json.loads(text)
+        config["trainer"]["lm_name"] = "EleutherAI/pythia-70m"
+        config["run"]["settings"]["data"] = "roneneldan/TinyStories"
+        return json.dumps(config)
+
+    folder = changed(runs / "top_k", of_the_hub, tmp_path)
+    found = ModelCard(push(folder, "jane/saes", dry_run=True).card).data
+    assert found.base_model == ["EleutherAI/pythia-70m"]
+    assert found.datasets == ["roneneldan/TinyStories"]
+    local = ModelCard(push(runs / "top_k", "jane/saes", dry_run=True).card).data
+    assert local.base_model is local.datasets is None
 
 
 def test_a_folder_of_upstreams_is_pushed_with_its_results(runs, tmp_path, monkeypatch):
@@ -392,6 +408,7 @@ def a_damaged_sae(folder, runs):
 
 REFUSED = [
     (an_empty_folder, "saes", r"^'saes': expected OWNER/NAME, e\.g\. "),
+    (an_empty_folder, "jane/my saes", r"^'jane/my saes': expected OWNER/NAME, e\.g\. "),
     (an_empty_folder, "jane/saes", r"expected a file config\.json"),
     (a_damaged_sae, "jane/saes", "missing or damaged"),
 ]
