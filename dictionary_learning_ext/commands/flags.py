@@ -6,11 +6,12 @@ default is, or whether there is such a flag, depends on other flags here (--pres
 """
 
 import math
+import os
 import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -130,7 +131,7 @@ def typed_texts(args: list[str]) -> dict[str, str]:
     given: dict[str, str] = {}
     for arg, following in pairwise([*args, "--"]):
         name, has_value, value = arg[2:].partition("=")
-        value = value if has_value else following
+        value = os.path.expanduser(value) if has_value else following
         if arg.startswith("--") and (has_value or not following.startswith("--")):
             given[name.replace("-", "_")] = NONE if value.lower() == NONE else value
     return given
@@ -150,7 +151,7 @@ def parse(command: Command[F], args: list[str]) -> F:
     try:
         typed, words, passed_on = _sorted(command, args, start, options)
         changes = {name: _converted(options[name], values) for name, values in typed.items()}
-        changes |= _positional_values(command, options, words)
+        changes |= _positional_values(command, options, words, typed)
         needed = [one for name, one in options.items() if one.default is MISSING]
         if missing := [one for one in needed if one.name not in changes]:
             raise FlagError(f"expected {' and '.join(one.flag_in_words for one in missing)}")
@@ -283,7 +284,8 @@ def _sorted(
             arguments.append(word)
             continue
         name, has_value, value = word[2:].partition("=")
-        name, values = name.replace("-", "_"), [value]
+        name = name.replace("-", "_")
+        values = [os.path.expanduser(value)]  # shells leave the ~ of --out=~/x alone
         if not has_value:
             n = _number_of_values((others | passed | flags).get(name), rest, takes_positional)
             values, rest = rest[:n], rest[n:]
@@ -379,9 +381,9 @@ def _read(word: str, kind: Any) -> Any:
 
 
 def _positional_values(
-    command: Command[Any], options: dict[str, _Option], words: list[str]
+    command: Command[Any], options: dict[str, _Option], words: list[str], typed: Collection[str]
 ) -> dict[str, Any]:
-    """Convert the words without a flag. Returns the values by the names of their fields."""
+    """Convert the words without a flag, beside the flags that were typed. Returns the values by the names of their fields."""
     places, found, rest = [each for each in options.values() if each.is_positional], {}, words
     for option in places:
         n = len(rest) if get_origin(_kind(option.hint)) is tuple else 1
@@ -392,7 +394,10 @@ def _positional_values(
     if rest:
         raise FlagError(f"{rest[0]!r}: expected only {expected}")
     if any(option.default is MISSING and option.name not in found for option in places):
-        raise FlagError(f"expected {expected}{_example(command, *(one.metavar for one in places))}")
+        example = _example(command, *(one.metavar for one in places))
+        takers = [options[n].flag for n in typed if get_origin(_kind(options[n].hint)) is tuple]
+        more = f"; {takers[0]} takes all words after it: type it last" if takers else ""
+        raise FlagError(f"expected {expected}{example}{more}")
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config.checks import require
 from ..config.run import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError, printable
-from ..run_folder.files import RUNS, at_home, require_folder_name
+from ..run_folder.files import RUNS, require_folder_name
 from ..training.plan import with_hook_names
 from .flags import HIDDEN, Command, parse, positional, vsae
 from .seeds import not_in_a_sweep
@@ -60,7 +60,7 @@ def run(flags: SweepFlags) -> None:
     if flags.file is not None:
         _run_file(flags.file, flags)
     elif flags.results is not None:
-        _show(at_home(flags.results))
+        _show(flags.results)
     elif flags.of_wandb is not None:
         name = flags.of_wandb.rpartition("/")[2]
         require_folder_name(name, "--of-wandb: sweep")
@@ -107,7 +107,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
             f"{file}: {len(configs)} runs; --max-runs is {flags.max_runs}; add --yes to run all"
         )
     require(flags.at_once is None or flags.at_once >= 1, "at_once", flags.at_once, "at least 1")
-    save_dir = at_home(flags.save_dir or RUNS / sweep.name)
+    save_dir = flags.save_dir or RUNS / sweep.name
 
     def print_start(at_once: int) -> None:
         together = "all" if at_once >= len(configs) else f"{at_once}"

@@ -176,16 +176,10 @@ def _architectures_with(name: str, start: TrainFlags) -> str:
 
 
 def run(flags: TrainFlags) -> None:
-    # With the home folder for ~ where shells leave it: in --save-dir=~/x.
-    save_dir, resume = flags.run.save_dir, flags.resume
-    settings = replace(flags.run, save_dir=save_dir and os.path.expanduser(save_dir))
+    settings = flags.run
     if settings.activations == NONE:
         settings = replace(settings, activations=None)
-    settings = with_hook_names(settings)
-    flags = replace(flags, run=settings, resume=resume and at_home(resume))
-    if flags.sae.init_from is not None:
-        start = os.path.expanduser(flags.sae.init_from)
-        flags = replace(flags, sae=replace(flags.sae, init_from=start))
+    flags = replace(flags, run=with_hook_names(settings))
     require(flags.rank_timeout >= 1, "rank_timeout", flags.rank_timeout, "at least 1")
     if flags.seeds is not None:
         _train_seeds(flags, flags.seeds)

@@ -30,6 +30,12 @@ def test_the_forms_a_sweep_agent_types_all_work():
     assert parse(TRAIN, ["--rectify", "--seed", "3"]).sae.rectify is True, "a bare boolean"
 
 
+def test_a_home_folder_that_the_shell_leaves_is_found(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/jane")
+    assert parse(COMMANDS["eval"], ["run", "--out=~/there"]).out == "/home/jane/there"
+    assert parse(TRAIN, ["--init-from=~/sae"]).sae.init_from == "/home/jane/sae"
+
+
 @pytest.mark.parametrize("command", ["bench", "eval", "export", "report"])
 def test_the_shared_flags_are_one_declaration(command):
     """Under the same names on the command line, and nested in the command's own."""

@@ -28,6 +28,7 @@ REFUSED = {
     "train --seed 0,1": "--seed 0,1: expected a whole number; use --seeds 0,1 (see",
     "train {small} --hook model.layers.2": "'model.layers.2' … use e.g. blocks.2.hook_resid_post",
     "reproduce": "expected FOLDER [FOLDER ...], e.g. `vsae reproduce runs/NAME` (see",
+    "report --against runs/a runs/b": "expected FOLDER … --against takes all words after it: type it last",
     "export run --format saelens": "--format saelens: … did you mean 'sae-lens'? (see",
     # A flag that there is not
     "train --dict-siz=3 --foo": "no such flag: --dict-siz; did you mean --dict-size? (see",
