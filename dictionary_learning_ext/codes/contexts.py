@@ -213,7 +213,7 @@ class FeatureOfCodes:
         return self._codes.by_feature[:, self.number].data
 
     @property
-    def density(self) -> float:
+    def firing_rate(self) -> float:
         """The share of the tokens at which it is selected."""
         return len(self.activations) / self._codes.tokens
 
@@ -225,7 +225,7 @@ class FeatureOfCodes:
         return kept if tokenizer is None else as_text(kept, tokenizer)
 
     def __repr__(self) -> str:
-        return f"feature {self.number}: selected at {self.density:.3%} of {self._codes.tokens:,} tokens"
+        return f"feature {self.number}: selected at {self.firing_rate:.3%} of {self._codes.tokens:,} tokens"
 
 
 # --- one of them, as text

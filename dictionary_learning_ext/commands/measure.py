@@ -46,8 +46,8 @@ class MeasuredFlags(InputFlags):
     device_map: str | None = None
     """Spread the language model over several devices, see `vsae train --help-all`."""
     no_keep: bool = False
-    """Don't keep what an SAE says of held-out text in codes/ beside it, and don't use what is kept there. The next
-    command has to encode the text again."""
+    """Don't keep an SAE's codes of held-out text (which features fire at each token) in codes/ beside it, and don't use
+    those that are kept there. The next command has to encode the text again."""
 
     @property
     def given(self) -> dict[str, Any]:

@@ -90,11 +90,15 @@ def evaluate_folders(
     for name, run in runs.items():
         by_hook.setdefault(run.hook, []).append(name)
     step_setting = {} if step is None else {"step": step}
-    results = {}
+    results, language_model = {}, None
+    keep = keep and out is None and step is None
     for names in by_hook.values():
-        opened = _opened({name: runs[name] for name in names}, step)
+        own = {name: runs[name] for name in names}
+        opened = _opened(own, step, language_model=language_model)
         run, saes = opened.run, opened.saes
-        measured = evaluated(opened, tokens, keep=keep and out is None)
+        measured = evaluated(opened, tokens, keep=keep)
+        if run.activations is None:
+            language_model = opened.inputs.language_model
         for name, metrics in measured.items():
             results[name] = step_setting | metrics | {"measured_on": measured_on(run)}
             config = saes[name][1] if results_of[name] == place_of(name).folder else {}
@@ -162,9 +166,9 @@ class OpenedFolders:
     Attributes:
         run: the run whose activations they are measured on.
         saes: each folder's SAE and config.json.
-        own_tokens: the number of tokens of the runs' own evaluations.
 
     Arguments:
+        own_tokens: the number of tokens of the runs' own evaluations.
         language_model: the language model, if it is loaded already.
     """
 
@@ -176,7 +180,7 @@ class OpenedFolders:
         step: int | None = None,
         language_model: CausalLM | None = None,
     ):
-        self.run, self.saes, self.own_tokens, self._step = run, saes, own_tokens, step
+        self.run, self.saes, self._own_tokens, self._step = run, saes, own_tokens, step
         self._given = language_model
 
     @cached_property
@@ -186,7 +190,7 @@ class OpenedFolders:
         Raises: a UserError if it can't be opened, or has another width.
         """
         try:
-            run = replace(self.run, eval_tokens=self.own_tokens)
+            run = replace(self.run, eval_tokens=self._own_tokens)
             inputs = open_inputs(run, [self.run.hook], language_model=self._given)
         except ActivationsError as error:
             if error.name != "activations" or error.instead:
@@ -230,7 +234,7 @@ class OpenedFolders:
         Arguments:
             with_all: see `Encoder`.
         """
-        tokens = self.own_tokens if tokens is None else tokens
+        tokens = self._own_tokens if tokens is None else tokens
         keep = keep and split == "heldout" and self._step is None
         text, missing, read = text_key(self.run, tokens), {}, tokens
         hashes = {name: hash_of(sae) for name, (sae, _) in self.saes.items()}
@@ -274,11 +278,6 @@ class OpenedFolders:
         return self.inputs.require_language_model(what, instead).tokenizer
 
     @property
-    def language_model(self) -> CausalLM | None:
-        """The language model; None if it is synthetic, or if the stored activations don't say which it is."""
-        return self.inputs.language_model
-
-    @property
     def hook_point(self) -> HookPoint:
         """The hook point that these SAEs were trained on."""
         return self.inputs.hooks[self.run.hook]
@@ -287,24 +286,25 @@ class OpenedFolders:
 def _keep(folder: Path, codes: Codes) -> None:
     """Keep codes beside an SAE. If that isn't possible, a warning says why."""
     size = size_of(codes) / 1e6
-    logger.info("keeping what the SAE says of these tokens in %s (%.0f MB)", folder / CODES, size)
+    logger.info("keeping the SAE's codes of these tokens in %s (%.0f MB)", folder / CODES, size)
     try:
         keep_codes(folder, codes)
     except CheckpointError as error:
-        logger.warning("what the SAE says of these tokens is not kept: %s", error)
+        logger.warning("the SAE's codes of these tokens are not kept: %s", error)
 
 
 def _opened(
     runs: dict[str, RunConfig],
     step: int | None,
     saes: dict[str, Loaded] | None = None,
+    language_model: CausalLM | None = None,
 ) -> OpenedFolders:
     """Load the SAEs of these runs, if they aren't loaded yet."""
     _require_measured_alike(runs, MEASURED_ON)
     run = next(iter(runs.values()))
     if saes is None:
         saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
-    return OpenedFolders(run, saes, _own_tokens(runs), step)
+    return OpenedFolders(run, saes, _own_tokens(runs), step, language_model)
 
 
 def _require_measured_alike(runs: dict[str, RunConfig], names: Sequence[str]) -> None:
@@ -368,7 +368,7 @@ def open_sae(
         run = RunConfig(model=name, hook=hook, device=device)
     run = run if ctx_len is None else replace(run, ctx_len=ctx_len)
     run = run if stored else replace(run, activations=None)
-    return OpenedFolders(run, {called: found}, run.eval_tokens or 1, language_model=loaded)
+    return OpenedFolders(run, {called: found}, _own_tokens({called: run}), language_model=loaded)
 
 
 def dictionary_of(sae: SAE, device: str = "cpu") -> Any:

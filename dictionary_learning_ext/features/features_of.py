@@ -93,7 +93,7 @@ def _codes_of(opened: OpenedFolders, text: Text | None, tokens: int, keep: bool)
     if text is None:
         (codes,) = opened.codes(tokens, keep=keep).values()
         return replace(codes, tokenizer=tokenizer)
-    model, run = opened.language_model, opened.run
+    model, run = opened.inputs.language_model, opened.run
     assert model is not None, "no activations are stored"
     whole = whole_documents(documents_of(text), tokenizer, run.ctx_len, packing=run.text_packing)
     batches = first_tokens(with_activations(whole, run, model, opened.hook_point), tokens)
@@ -195,7 +195,7 @@ class Features:
         return find_hook(self.language_model, self._opened.run.hook)
 
     @property
-    def density(self) -> t.Tensor:
+    def firing_rate(self) -> t.Tensor:
         """The share of the tokens at which each feature is selected, (F,), float64."""
         return self.statistics.firing_rate_F
 
@@ -327,9 +327,9 @@ class Feature:
         self.number = number
 
     @property
-    def density(self) -> float:
+    def firing_rate(self) -> float:
         """The share of the tokens at which it is selected."""
-        return float(self.features.density[self.number])
+        return float(self.features.firing_rate[self.number])
 
     @property
     def largest(self) -> float:
@@ -367,10 +367,10 @@ class Feature:
             return None, str(error)
 
     def _heading(self) -> str:
-        has_one = has_score(self.features.dictionary, float(self.features.density.sum()))
+        has_one = has_score(self.features.dictionary, float(self.features.firing_rate.sum()))
         score = f", return score {int(self.return_score)} of 100" if has_one else ""
         return (
-            f"feature {self.number}: selected at {self.density:.3%} of {self.features.tokens:,} tokens,"
+            f"feature {self.number}: selected at {self.firing_rate:.3%} of {self.features.tokens:,} tokens,"
             f" largest activation {self.largest:.3g}{score}"
             + (f": {self.explanation}" if self.explanation else "")
         )

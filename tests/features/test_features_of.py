@@ -50,7 +50,7 @@ def require_equal(features, contexts, lm, n):
     """Compare with the activations at every token."""
     f_NF = t.cat([f_LF for _, f_LF in contexts])
     assert features.tokens == len(f_NF)
-    assert t.allclose(features.density, (f_NF != 0).double().mean(0))
+    assert t.allclose(features.firing_rate, (f_NF != 0).double().mean(0))
     for i in range(len(features)):
         found = features.top(i, n)
         strongest = sorted(
@@ -90,7 +90,7 @@ def test_a_dictionary_is_measured_where_it_is_told_to(tiny_lm):
     require_equal(found, dense(tiny_lm, sae, DOCUMENTS[:1], 7, hook), tiny_lm, 2)
     assert found.language_model is tiny_lm
     named = features_of(sae, tiny_lm, DOCUMENTS[0], hook=find_hook(tiny_lm, hook), ctx_len=7)
-    assert named.density.equal(found.density)
+    assert named.firing_rate.equal(found.firing_rate)
 
 
 def test_the_embedded_model_is_measured_by_its_name():
@@ -113,9 +113,9 @@ def test_a_file_is_read_whole(folder, tiny_lm, tmp_path):
     for text in (path, str(path), tmp_path):
         found = features_of(folder, tiny_lm, text)
         assert found.tokens == expected.tokens
-        assert found.density.equal(expected.density)
+        assert found.firing_rate.equal(expected.firing_rate)
     stream = features_of(folder, tiny_lm, open_text(str(path), split="heldout"))
-    assert stream.density.equal(features_of(folder, tiny_lm, documents[19::20]).density)
+    assert stream.firing_rate.equal(features_of(folder, tiny_lm, documents[19::20]).firing_rate)
 
 
 def test_no_text_is_the_held_out_text_in_training_contexts(folder, tiny_lm, tiny_lm_dir, text):
@@ -128,8 +128,10 @@ def test_no_text_is_the_held_out_text_in_training_contexts(folder, tiny_lm, tiny
     x_BLD = read_residual(tiny_lm, find_hook(tiny_lm, MIDDLE), ids_BL, t.ones_like(ids_BL))
     f_NF = load_dictionary(folder)[0].encode(x_BLD.flatten(0, 1)[:500])
     assert found.tokens == min(500, ids_BL.numel())
-    assert t.allclose(found.density, (f_NF != 0).double().mean(0))
-    assert features_of(str(folder), str(tiny_lm_dir), tokens=500).density.equal(found.density)
+    assert t.allclose(found.firing_rate, (f_NF != 0).double().mean(0))
+    assert features_of(str(folder), str(tiny_lm_dir), tokens=500).firing_rate.equal(
+        found.firing_rate
+    )
 
 
 @pytest.mark.slow
@@ -217,7 +219,7 @@ def test_search_finds_features_by_the_tokens_of_their_strongest_contexts(feature
 
 def test_a_feature_shows_itself_as_text_and_as_a_card_and_hostile_text_stays_text(features, strong):
     lines = repr(features[strong]).splitlines()
-    assert lines[0].startswith(f"feature {strong}: selected at {features.density[strong]:.3%}")
+    assert lines[0].startswith(f"feature {strong}: selected at {features.firing_rate[strong]:.3%}")
     assert lines[1] == repr(features.top(strong)[0])
     assert lines[-2].startswith("raises")
     html = features[strong]._repr_html_()
@@ -269,4 +271,4 @@ def test_the_table_lists_the_most_readable_features_first(features):
     assert repr(features) in html
     assert f"24 features at {HOOK}" in repr(features)
     assert [one.number for one in features] == list(range(24))
-    assert features[t.tensor(3)].density == float(features.density[3])
+    assert features[t.tensor(3)].firing_rate == float(features.firing_rate[3])

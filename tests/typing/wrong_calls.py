@@ -121,7 +121,7 @@ def functions(run: RunConfig, sae: SAEConfig, held_out: Any) -> None:
     train(run, {"a": sae}, resumed=True)  # wrong
     train(run, {"a": run})  # wrong
     found = features_of("runs/a", tokens=10_000, hook="blocks.0.hook_resid_post")
-    print(found.top(17), found[17].density)
+    print(found.top(17), found[17].firing_rate)
     features_of("runs/a", token=10_000)  # wrong
     features_of("runs/a", tokens="10,000")  # wrong
     found.top("17")  # wrong
