@@ -325,8 +325,7 @@ class _Writer:
             batch = evaluation_batch(run.eval_tokens)
             enough = int(_SPARE * math.ceil(run.eval_tokens / batch) * batch)
             stream = self._stream("heldout")
-            name = f"{HELD_OUT}/data-{{:05d}}.arrow"
-            for new in self._rounds(stream, enough, [], name, "held-out"):
+            for new in self._rounds(stream, enough, [], f"{HELD_OUT}/", "held-out"):
                 files += new
             if not files:
                 raise no_context(run, "heldout")
@@ -341,7 +340,7 @@ class _Writer:
         stream = self._stream("train")
         if manifest.position is not None:
             stream.load_state_dict(manifest.position)
-        rounds = self._rounds(stream, tokens, manifest.files, "data-{:05d}.arrow", "caching")
+        rounds = self._rounds(stream, tokens, manifest.files, "", "caching")
         for new in rounds:
             manifest = replace(
                 manifest, files=(*manifest.files, *new), position=stream.state_dict()
@@ -428,7 +427,7 @@ class _Writer:
         stream: ContextStream,
         tokens: int,
         before: Sequence[CacheFile],
-        name: str,
+        folder: str,
         label: str,
     ) -> Iterator[list[CacheFile]]:
         """Write files until there are `tokens` tokens. In each round, every process writes one file at most.
@@ -437,7 +436,7 @@ class _Writer:
 
         Arguments:
             before: the files that are already there.
-            name: the name of a file, to format with its number.
+            folder: where the files are in the cache: "" or a folder's name with a slash.
         """
         found, number = sum(file.tokens for file in before), len(before)
         rank, count, gather = self._group
@@ -455,7 +454,8 @@ class _Writer:
                     break
                 own = None
                 if rank < len(dealt):
-                    own = self._write(name.format(number + rank), dealt[rank], bar.update)
+                    name = f"{folder}data-{number + rank:05d}.arrow"
+                    own = self._write(name, dealt[rank], bar.update)
                 files = [file for file in gather(own) if file is not None]
                 bar.update(sum(map(_tokens_in, dealt[1:])))
                 yield files

@@ -141,7 +141,8 @@ class Inputs(ABC):
         """Hashes of the language model and its tokenizer, which must not change before a run resumes."""
 
     def data_hashes(self) -> dict[str, str]:
-        """What identifies the text or the stored activations: a SHA-256 by what it is of. Empty if there are neither."""
+        """SHA-256 hashes of the data that is read, by what is hashed: "text", or "set of activations". Empty for a synthetic
+        model and a caller's own batches."""
         return {}
 
     def training_batches(self) -> Batches:
@@ -253,7 +254,7 @@ class _ModelInputs(Inputs):
     language_model: CausalLM
 
     def _find(self, hooks: list[str]) -> None:
-        self._found = self._fresh_hash = None
+        self._found = None
         if self.language_model is None:
             self._found = Pretrained(self._settings.model)
         module: Any = self._found.empty() if self._found else self.language_model.module
@@ -266,8 +267,8 @@ class _ModelInputs(Inputs):
     def load(self, hooks: Collection[str]) -> None:
         if self._found is not None:
             self.language_model = load_model(self._settings, self._found)
-            # Before it is used: a fast tokenizer keeps its last truncation, which is hashed too.
-            self._fresh_hash = settings_hash(self.language_model)
+        # Before it is used: a fast tokenizer keeps its last truncation, which is hashed too.
+        self._tokenizer_hash = settings_hash(self.language_model)
         self.hooks = {name: find_hook(self.language_model, name) for name in self.widths}
         places = [hook.place for hook in self.hooks.values()]
         self._shared = SharedPasses(self.language_model, places, self._group)
@@ -280,7 +281,7 @@ class _ModelInputs(Inputs):
     def hashes(self) -> dict[str, str]:
         return {
             "language_model": identity(self.language_model.module),
-            "tokenizer": self._fresh_hash or settings_hash(self.language_model),
+            "tokenizer": self._tokenizer_hash,
         }
 
     def data_hashes(self) -> dict[str, str]:

@@ -315,11 +315,10 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], named: str) 
 def guides_table() -> str:
     """The guide's table of these numbers, in Markdown."""
     lines = ["| column | what it is | report | one SAE | several SAEs |", "|---|---|---|---|---|"]
-    files: dict[str, list[File]] = {}
-    for each in NUMBERS:
-        files.setdefault(each.key, []).extend(each.files)
-    about = {each.key: each.about for each in NUMBERS}
-    for key, own in files.items():
+    files: dict[tuple[str, str], tuple[File, ...]] = {}
+    for each in NUMBERS:  # firing_rate and nearest have two rows
+        files[each.key, each.about] = files.get((each.key, each.about), ()) + each.files
+    for (key, about), own in files.items():
         there = " | ".join("x" if file in own else "" for file in FILES)
-        lines.append(f"| `{key}` | {about[key]} | {there} |")
+        lines.append(f"| `{key}` | {about} | {there} |")
     return "\n".join(lines) + "\n"

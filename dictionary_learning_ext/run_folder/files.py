@@ -279,8 +279,12 @@ def replacing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(path.parent, path.name) as folder:
             temporary = folder / "new"
-            with usual_mode(temporary):
-                yield temporary
+            temporary.touch()
+            mode = (
+                temporary.stat().st_mode
+            )  # safetensors would leave a file that only its owner can read
+            yield temporary
+            temporary.chmod(mode)
             sync(temporary)
             temporary.replace(path)
 
@@ -327,18 +331,6 @@ def _lock_folder(folder: Path, how: int) -> Iterator[bool]:
             yield False
         else:
             yield True
-
-
-@contextmanager
-def usual_mode(path: Path) -> Iterator[None]:
-    """Give a new file that is written inside the block the usual mode of the umask.
-
-    Libraries that write through a temporary file, such as safetensors, would make it readable by the owner only.
-    """
-    path.touch(exist_ok=False)
-    mode = path.stat().st_mode
-    yield
-    path.chmod(mode)
 
 
 def write_json(path: Path, content: Any, elsewhere: str = SAVE_DIR) -> None:

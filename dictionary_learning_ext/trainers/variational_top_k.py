@@ -158,13 +158,10 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         centred = x.to(self.b_dec.dtype) - self.b_dec
         mu = self._mu(centred)
         if sample:
-            noise = 0.0 if self.posterior_kind == "point" else 1.0
-            how = Draw(int(self.k), self.noise_on, noise, generator, self.select_by)
-            code = draw_code(mu, self._std(centred), how)
-            values, indices = code.values, code.indices
+            code = draw_code(mu, self._std(centred), self._draw(generator))
         else:
             code = self._top_k(mu, as_upstream=return_topk)
-            values, indices = code.values, code.indices
+        values, indices = code.values, code.indices
         if use_threshold:
             if sample or self.threshold < 0:
                 raise ConfigError(
@@ -192,10 +189,12 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     def drawn_from(self, posterior: GaussianPosterior, generator: t.Generator | None) -> TopKCode:
         """The code of a sample from a posterior, as in `encode(x, sample=True)`."""
-        is_point = self.posterior_kind == "point"
-        how = Draw(int(self.k), self.noise_on, 0.0 if is_point else 1.0, generator, self.select_by)
-        code = draw_code(posterior.mu, posterior.std, how)
+        code = draw_code(posterior.mu, posterior.std, self._draw(generator))
         return TopKCode(code.values, code.indices)
+
+    def _draw(self, generator: t.Generator | None) -> Draw:
+        noise = 0.0 if self.posterior_kind == "point" else 1.0
+        return Draw(int(self.k), self.noise_on, noise, generator, self.select_by)
 
     def _top_k(self, mu: t.Tensor, *, as_upstream: bool = False) -> TopKCode:
         """The K largest means of each token.

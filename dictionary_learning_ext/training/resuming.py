@@ -101,13 +101,11 @@ def require_same_inputs(
                     f"run was interrupted: the SHA-256 or commit of its {what} was {point.hashes[part][:12]}, "
                     f"not {hashes[part][:12]}; put the original back"
                 )
-        if point.versions != versions:
-            logger.warning(
-                "%s: started with %s, resumes with %s: the result may not be bit-identical",
-                folder,
-                point.versions,
-                versions,
-            )
+        was = point.versions
+        differ = [f"{n} was {was.get(n)}, is {v}" for n, v in versions.items() if was.get(n) != v]
+        if differ:
+            said = ", ".join(differ)
+            logger.warning("%s: %s: the result may not be bit-identical", folder, said)
 
 
 def continue_batches(
@@ -218,8 +216,8 @@ def start_from(
         )
     given = for_raw_activations(source, 1 / norm_factor).state_dict()  # in training units
     own = trainer.ae.state_dict()  # shares the weights' memory
-    names = [name for name, _ in trainer.ae.named_parameters()]
-    for name in [*names, *({"threshold"} & own.keys() - set(names))]:
+    names = {name for name, _ in trainer.ae.named_parameters()}
+    for name in names | ({"threshold"} & own.keys()):
         if name in given or not name.startswith(_OPTIONAL):
             own[name].copy_(trainer.part.own(name, given[name]))
-    logger.info("starting from the weights of %s", Path(sae.init_from or ""))
+    logger.info("starting from the weights of %s", sae.init_from)
