@@ -7,7 +7,8 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/vsae quickstart
 
-# A process for each core, each with one thread; a file's tests stay together. What tests start finds the package compiled.
+# A process for each core, each with one thread; a file's tests stay together. PYTHONDONTWRITEBYTECODE is emptied, so that
+# processes that tests start find .pyc files.
 TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=
 XDIST = -n auto --dist loadfile --no-loadscope-reorder
 PYTEST = $(TESTS) $(BIN)/python -m pytest $(XDIST)

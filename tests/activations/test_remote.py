@@ -201,6 +201,7 @@ def test_s3_holds_a_cache_whose_command_was_killed_and_continued(
     remote = Remote(s3)
     while process.poll() is None and "data-00001.arrow" not in remote.sizes():
         time.sleep(0.05)
+    assert process.poll() is None, "it ended by itself"
     process.kill()
     process.wait(60)
     assert MANIFEST not in remote.sizes()

@@ -86,7 +86,9 @@ def test_a_random_search_draws_what_it_is_asked_for(sweep_file):
     assert drawn != read_sweep(path, seed=2).assignments
     assert {one["k"] for one in drawn} == set(range(1, 9))
     assert all(1e-4 <= one["lr"] <= 1e-2 and 0 <= one["beta"] <= 1 for one in drawn)
-    assert any(0 < one["beta"] < 1 for one in drawn), "one end is no whole number"
+    assert any(0 < one["beta"] < 1 for one in drawn), (
+        "min 0 and max 1.0: not only the whole numbers"
+    )
     assert 5 < sum(one["lr"] < 1e-3 for one in drawn) < 35
     assert len(configurations(read_sweep(path), train_config)) == 40
 

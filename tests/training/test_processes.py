@@ -316,10 +316,10 @@ def assert_resumable(line, folder, error):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "rank"), [("nan", 0), ("bug", 1)])
-def test_a_rank_that_fails_says_why_and_ends_the_run(what, rank, run, tmp_path):
+@pytest.mark.parametrize("what", ["nan", "bug"])
+def test_a_rank_that_fails_says_why_and_ends_the_run(what, run, tmp_path):
     folder = tmp_path / "run"
-    process = failing(what, rank, run, tmp_path)
+    process = failing(what, 1, run, tmp_path)
     _, error = ended(process)
     assert process.returncode != 0
     lines = re.findall("vsae: .*", error)
