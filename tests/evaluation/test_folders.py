@@ -12,6 +12,7 @@ from planted_sinks import saved_with_sinks
 from small_commands import content, refused, setting, trainer
 
 from dictionary_learning_ext import RunConfig, VariationalTopKAutoEncoder, train
+from dictionary_learning_ext.activations import inputs
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
@@ -70,6 +71,19 @@ def test_folders_that_were_measured_differently_are_refused(name, trained, folde
     measured = evaluate_folders if name in CONTEXTS else open_folders
     with pytest.raises(CheckpointError, match=re.escape(expected)):
         measured([trained / "top_k", folder])
+
+
+def test_saes_of_two_hook_points_are_each_measured_as_alone_with_one_language_model(
+    trained, folder, monkeypatch
+):
+    setting(hook=CHANGED["hook"])(folder / "config.json")
+    alone = [evaluate_folders([one], tokens=300)[str(one)] for one in (trained / "top_k", folder)]
+    loaded = []
+    load = inputs.load_model
+    monkeypatch.setattr(inputs, "load_model", lambda *given: loaded.append(1) or load(*given))
+    together = evaluate_folders([trained / "top_k", folder], tokens=300, keep=False)
+    assert list(together.values()) == alone
+    assert loaded == [1]
 
 
 def test_saes_that_are_opened_together_are_read_in_the_contexts_of_the_first(
