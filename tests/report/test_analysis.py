@@ -18,6 +18,7 @@ from dictionary_learning_ext.features.explanations import Explanations
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError
 from dictionary_learning_ext.report import analysis as module
 from dictionary_learning_ext.report.analysis import Analysis, analyse, headline
+from dictionary_learning_ext.run_folder.reading import read_metrics
 
 OPTIONS = ReportOptions(tokens=600, split="train")
 
@@ -71,7 +72,9 @@ def test_seeds_are_matched_after_the_folders_are_opened(runs, monkeypatch):
 
 
 def test_codes_of_seeds_are_compared_on_the_tokens_of_the_page(seeds):
-    found = analyse([seeds[0]], OPTIONS, seeds=[seeds[1], seeds[2]]).analyses[0].come_back
+    (analysis,) = analyse([seeds[0]], OPTIONS, seeds=[seeds[1], seeds[2]]).analyses
+    assert analysis.metrics == read_metrics(seeds[0]), "its own, not a seed's"
+    found = analysis.come_back
     assert found is not None
     assert found.codes is not None
     opened = open_folders(seeds)

@@ -111,6 +111,12 @@ def test_a_page_has_the_active_tokens_of_a_context_their_places_and_signs():
     assert active == [1, -1.5, 2, 2.0]
 
 
+def test_an_excerpt_at_the_start_of_a_context_has_what_is_before():
+    kept = KeptContext(2.0, [3, 4, 5], [0.0, 2.0, 0.0], 1, 7, 0)
+    found = feature_pages._excerpts(SimpleNamespace(of=lambda _: [kept]), 0, Vocabulary(Words()))
+    assert found == [(" four", " five", " six")]
+
+
 def test_two_examples_do_not_show_one_token():
     found = shown(comparison([[2] * 8, [2] * 8, [2] * 5 + [3] * 3, [4] * 8]))
     assert sorted(card["fires_on"][0] for card in found) == ["five", "three"]
@@ -144,6 +150,13 @@ def test_explained_features_come_first():
     report = comparison([[token] * 8 for token in range(10)])
     report.analyses[0].explanations = {6: "six", 8: "eight"}
     assert {card["feature"] for card in shown(report)[:2]} == {6, 8}
+
+
+def test_there_are_four_pairs_at_most():
+    report = comparison([[token] * 8 for token in range(10)])
+    report.analyses[0].correlation_F = np.array([0.1, 0.9] * 5)
+    report.analyses[0].come_back = SimpleNamespace()
+    assert [len(group) for _, group in cards(report)] == [4, 4]
 
 
 def test_with_seeds_examples_are_pairs_of_one_rate_of_which_one_comes_back():

@@ -173,6 +173,8 @@ def test_explanations_are_on_the_page_as_text_and_in_the_csv(explained_report, e
     found = good["columns"]["explanation"]
     assert {n for n, text in enumerate(found) if text} == {int(number) for number in stored}
     assert "explanations of 3 features" in page, "of equally many"
+    row = page[page.index(">Explanations<") :].partition("</tr>")[0]
+    assert re.search(r"0\.\d\d to [01]\.\d\d", row), "the interval of the mean"
     assert "can&#39;t be compared" not in page
     rows = features_csv(explained_report, "good")
     assert [row["explanation"] for row in rows] == [text or "" for text in found]
