@@ -374,7 +374,7 @@ TABLES = {
     "readme": """
 | features that come back | as a direction | in what they do | FVE |
 |---|---|---|---|
-| **embedded model, blocks.0 (the paper's hook point), k/F = 1/32**: TopK | {dose.b0.topk.direction} | {dose.b0.topk.function} | {dose.b0.topk.fve} |
+| **embedded model, blocks.0 as in the paper, k/F = 1/32**: TopK | {dose.b0.topk.direction} | {dose.b0.topk.function} | {dose.b0.topk.fve} |
 | vSAE | {dose.b0.light.direction} | {dose.b0.light.function} | {dose.b0.light.fve} |
 | vSAE, `strong-noise` | {dose.b0.strong.direction} | {dose.b0.strong.function} | {dose.b0.strong.fve} |
 | **blocks.2**: TopK | {dose.b2.topk.direction} | {dose.b2.topk.function} | {dose.b2.topk.fve} |
