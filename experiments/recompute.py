@@ -140,7 +140,11 @@ def dose() -> Found:
     """The confirmation of the dose: one pair of seeds, 8.2M tokens; and known features at F = T / 2, one seed."""
     arms = {"topk": "TopK", "light": "survival 0.6", "strong": "fixed 0.3 and penalty"}
     content, known = raw("dose_embedded"), raw("dose_truth")["rows"]
-    settings = {"b2": "blocks.2, k/F = 1/32", "b0": "blocks.0, k/F = 1/32"}
+    settings = {
+        "b2": "blocks.2, k/F = 1/32",
+        "b0": "blocks.0, k/F = 1/32",
+        "b2_8": "blocks.2, k/F = 1/8",
+    }
     for key, arm in arms.items():
         for place, setting in settings.items():
             rows = rows_at(content, "confirm", setting, arm)
@@ -396,6 +400,11 @@ TABLES = {
 |  | FVE | {dose.b0.topk.fve:.4f} | {dose.b0.light.fve:.4f} | {dose.b0.strong.fve:.4f} |
 |  | CE recovered | {dose.b0.topk.ce:.4f} | {dose.b0.light.ce:.4f} | {dose.b0.strong.ce:.4f} |
 |  | near-dead < 0.1 | {dose.b0.topk.near_dead} | {dose.b0.light.near_dead} | {dose.b0.strong.near_dead} |
+| blocks.2, k/F = 1/8 | as a direction | {dose.b2_8.topk.direction} | {dose.b2_8.light.direction} | {dose.b2_8.strong.direction} |
+|  | in what it does | {dose.b2_8.topk.function} | {dose.b2_8.light.function} | {dose.b2_8.strong.function} |
+|  | FVE | {dose.b2_8.topk.fve:.4f} | {dose.b2_8.light.fve:.4f} | {dose.b2_8.strong.fve:.4f} |
+|  | CE recovered | {dose.b2_8.topk.ce:.4f} | {dose.b2_8.light.ce:.4f} | {dose.b2_8.strong.ce:.4f} |
+|  | near-dead < 0.1 | {dose.b2_8.topk.near_dead} | {dose.b2_8.light.near_dead} | {dose.b2_8.strong.near_dead} |
 | known features, F half of them | MCC | {dose.known.topk.mcc} | {dose.known.light.mcc} | {dose.known.strong.mcc} |
 |  | F1 | {dose.known.topk.f1} | {dose.known.light.f1} | {dose.known.strong.f1} |
 |  | FVE | {dose.known.topk.fve:.4f} | {dose.known.light.fve:.4f} | {dose.known.strong.fve:.4f} |
