@@ -30,9 +30,11 @@ def stage_of(content: dict[str, Any], setting: str) -> str:
     return "confirm" if confirmed else "search"
 
 
-def of_embedded(content: dict[str, Any], setting: str, measure: str) -> dict[str, float]:
-    """Each arm's mean over a stage's pairs of seeds at a setting, at its rate."""
-    stage = stage_of(content, setting)
+def of_embedded(
+    content: dict[str, Any], setting: str, measure: str, stage: str | None = None
+) -> dict[str, float]:
+    """Each arm's mean over a stage's pairs of seeds at a setting, at its rate (default: see `stage_of`)."""
+    stage = stage_of(content, setting) if stage is None else stage
     lrs = embedded.chosen_lrs(content, setting)
     rows: dict[str, list[float]] = {}
     for row in [*content["pairs"], *content["saes"]]:
@@ -97,21 +99,31 @@ def _doses() -> dict[float, str]:
 
 
 def draw_doses(on_embedded: dict[str, Any], on_truth: dict[str, Any]) -> None:
-    """What comes back, FVE and MCC over the survival at the start, a line a setting. 1 is TopK."""
+    """What comes back, FVE and MCC over the survival at the start, a line a setting. 1 is TopK. On the embedded model those
+    of the search, which has every dose."""
     import matplotlib.pyplot as plt
 
     dose_of = dict(sorted(_doses().items())) | {1.0: TOP_K}
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.4))
+
+    colours: dict[str, str] = {}
 
     def lines(axis: Any, by_place: dict[str, dict[str, float]], less: bool, style: str) -> None:
         for place, arms in by_place.items():
             there = {dose: arms[arm] for dose, arm in dose_of.items() if arm in arms}
             off = arms[TOP_K] if less and there else 0.0
             if there:
-                axis.plot([*there], [v - off for v in there.values()], style, label=place)
+                values = [v - off for v in there.values()]
+                axis.plot(
+                    [*there],
+                    values,
+                    style,
+                    label=place,
+                    color=colours.setdefault(place, f"C{len(colours)}"),
+                )
 
     def of_settings(measure: str) -> dict[str, dict[str, float]]:
-        return {name: of_embedded(on_embedded, name, measure) for name in embedded.SETTINGS}
+        return {n: of_embedded(on_embedded, n, measure, "search") for n in embedded.SETTINGS}
 
     lines(axes[0], of_settings("same"), False, "o-")
     lines(axes[1], of_settings("returning_0.7"), False, "o-")
@@ -127,8 +139,7 @@ def draw_doses(on_embedded: dict[str, Any], on_truth: dict[str, Any]) -> None:
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="survival at the start (1: TopK)")
         axis.grid(alpha=0.3)
-    axes[2].legend(fontsize=7)
-    axes[0].legend(fontsize=7)
+    axes[3].legend(*axes[2].get_legend_handles_labels(), loc="lower right", fontsize=8)
     pages.save_plot(figure, PAGE.with_name("dose_curve.png"), dpi=110)
 
 
