@@ -307,6 +307,18 @@ def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(s
     assert len(found.measured.names) == 3
 
 
+def test_what_they_do_is_compared_where_codes_on_one_text_are_kept(seeds, tmp_path):
+    alike = [str(shutil.copytree(seeds[n], tmp_path / f"seed{n}")) for n in (0, 1)]
+    for one in alike:
+        shutil.rmtree(Path(one) / "codes", ignore_errors=True)
+    configs = {one: read_config(one) for one in alike}
+    ((_, found),) = of_seeds(configs)
+    assert found.in_function() is None
+    expected = reproduce(alike, 300).in_function()
+    ((_, found),) = of_seeds(configs)
+    assert found.in_function() == expected
+
+
 # --- agreement
 
 
