@@ -131,7 +131,7 @@ def typed_texts(args: list[str]) -> dict[str, str]:
     given: dict[str, str] = {}
     for arg, following in pairwise([*args, "--"]):
         name, has_value, value = arg[2:].partition("=")
-        value = os.path.expanduser(value) if has_value else following
+        value = os.path.expanduser(value if has_value else following)
         if arg.startswith("--") and (has_value or not following.startswith("--")):
             given[name.replace("-", "_")] = NONE if value.lower() == NONE else value
     return given
@@ -284,14 +284,14 @@ def _sorted(
             arguments.append(word)
             continue
         name, has_value, value = word[2:].partition("=")
-        name = name.replace("-", "_")
-        values = [os.path.expanduser(value)]  # shells leave the ~ of --out=~/x alone
+        name, values = name.replace("-", "_"), [value]
         if not has_value:
             n = _number_of_values((others | passed | flags).get(name), rest, takes_positional)
             values, rest = rest[:n], rest[n:]
         words = [word] if has_value else [word, *values]
         if name in flags:
-            typed[name] = values
+            # No shell expands the ~ of --out=~/x, nor any in a sweep's command.
+            typed[name] = [os.path.expanduser(value) for value in values]
         elif name in passed:
             passed_on += words
         elif name not in others:

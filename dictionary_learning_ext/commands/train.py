@@ -19,7 +19,7 @@ from ..config.run import (
 from ..config.sae import CONFIGS, NOISES, SAEConfig, not_used
 from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ConfigError, TrainingError, UserError, as_flag, in_shell
-from ..run_folder.files import CONFIG, FAILED, RUNS, at_home, folder_of
+from ..run_folder.files import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import (
     is_finished,
     load_config,
@@ -133,7 +133,7 @@ def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
         start = load_config(given["config"], "config")
         return None, replace(start, run=replace(start.run, device=RunConfig.device))
     if starts == ["resume"]:
-        return None, load_config(run_folders(at_home(given["resume"]))[0], "resume")
+        return None, load_config(run_folders(Path(given["resume"]))[0], "resume")
     name = given.get("preset", DEFAULT_PRESET)
     start = preset(name)
     dict_size = _whole_number(given.get("dict_size", "")) or 0

@@ -33,7 +33,7 @@ def test_the_forms_a_sweep_agent_types_all_work():
 def test_a_home_folder_that_the_shell_leaves_is_found(monkeypatch):
     monkeypatch.setenv("HOME", "/home/jane")
     assert parse(COMMANDS["eval"], ["run", "--out=~/there"]).out == "/home/jane/there"
-    assert parse(TRAIN, ["--init-from=~/sae"]).sae.init_from == "/home/jane/sae"
+    assert parse(TRAIN, ["--init-from", "~/sae"]).sae.init_from == "/home/jane/sae"
 
 
 @pytest.mark.parametrize("command", ["bench", "eval", "export", "report"])
