@@ -280,10 +280,8 @@ def replacing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[Path]:
         with temporary_folder(path.parent, path.name) as folder:
             temporary = folder / "new"
             temporary.touch()
-            mode = (
-                temporary.stat().st_mode
-            )  # safetensors would leave a file that only its owner can read
-            yield temporary
+            mode = temporary.stat().st_mode
+            yield temporary  # safetensors leaves a file there that only its owner can read
             temporary.chmod(mode)
             sync(temporary)
             temporary.replace(path)

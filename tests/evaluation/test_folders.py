@@ -74,15 +74,17 @@ def test_folders_that_were_measured_differently_are_refused(name, trained, folde
 
 
 def test_saes_of_two_hook_points_are_each_measured_as_alone_with_one_language_model(
-    trained, folder, monkeypatch
+    trained, folder, tmp_path, monkeypatch
 ):
+    def measured(*folders):
+        return evaluate_folders(folders, out=tmp_path / "results", tokens=300)
+
     setting(hook=CHANGED["hook"])(folder / "config.json")
-    alone = [evaluate_folders([one], tokens=300)[str(one)] for one in (trained / "top_k", folder)]
-    loaded = []
-    load = inputs.load_model
+    saes = (trained / "top_k", folder)
+    alone = [measured(one)[str(one)] for one in saes]
+    loaded, load = [], inputs.load_model
     monkeypatch.setattr(inputs, "load_model", lambda *given: loaded.append(1) or load(*given))
-    together = evaluate_folders([trained / "top_k", folder], tokens=300, keep=False)
-    assert list(together.values()) == alone
+    assert list(measured(*saes).values()) == alone
     assert loaded == [1]
 
 
