@@ -372,6 +372,11 @@ def test_a_pair_is_of_two_saes_of_one_width(saes):
             "At the same reconstruction (FVE 0.869 and 0.870), 35% of vSAE features come back as a direction and "
             "30% in what they do, of TopK features 20% and 10%. Of random directions, 2% would.",
         ),
+        (
+            [("vSAE", 0.346, None, 0.86), ("TopK", 0.2, None, 0.87)],
+            "At FVE 0.860 and 0.870, 35% of vSAE features come back as a direction, of TopK features 20%. "
+            "Of random directions, 2% would.",
+        ),
     ],
 )
 def test_the_answer_is_one_sentence(saes, said):
