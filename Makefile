@@ -45,6 +45,7 @@ test-saebench: .venv-saebench/installed
 			activations/test_inputs_synthetic.py \
 			evaluation/test_measure_truth.py activations/test_synthetic.py activations/test_synthetic_rows.py \
 			features/test_return_score.py::test_a_batch_topk_that_saelens_itself_saves_as_a_jumprelu_has_the_order_of_the_batch_topk \
+			commands/test_seeds.py::test_synthetic_activations_need_no_cache \
 			commands/test_any_sae.py::test_public_saes_get_from_the_hubs_names_to_the_table \
 			'test_docs.py::test_a_page_runs[ground_truth.md]')
 ifdef DICTIONARY_LEARNING_MAIN

@@ -141,6 +141,7 @@ class TextStream(Iterator[str]):
 
     def __next__(self) -> str:
         while self._passes is None or self.number < self._passes:
+            is_whole_pass = self._index == 0
             for document in self._documents:
                 if document.isspace() or not document:
                     continue
@@ -148,8 +149,8 @@ class TextStream(Iterator[str]):
                 held_out = self._index % HELD_OUT_EVERY == 0
                 if self._keep is None or held_out == (self._keep == "heldout"):
                     return document
-            if self._index == 0:
-                break  # an empty text: another pass would be empty too
+            if is_whole_pass:
+                break  # nothing of this split in the text: another pass would be empty too
             self.number += 1
             self._index = 0
             self._documents = self._source.read(self.number, None)

@@ -27,6 +27,7 @@ import numpy as np
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -37,7 +38,7 @@ from ..activations.language_models import load_tokenizer
 from ..activations.rows import ContextBatch
 from ..activations.stored import UNKNOWN
 from ..config.run import RunConfig
-from ..config.synthetic_models import is_synthetic
+from ..config.synthetic_models import is_synthetic, synthetic_settings
 from ..errors import CheckpointError, LanguageModelError, TextError, first_line
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import CODES, at_home, replacing
@@ -283,11 +284,8 @@ def text_key(run: RunConfig, tokens: int) -> dict[str, Any]:
         tokens: how many are read, at most.
     """
     settings = measured_on(run)
-    places: dict[str, Any] = {
-        name: _files_at(settings[name]) for name in ("model", "data", "activations")
-    }
-    if places["model"] is None:
-        places["model"] = _commit_of(settings["model"])
+    places: dict[str, Any] = {name: _files_at(settings[name]) for name in ("data", "activations")}
+    places["model"] = _model_at(settings["model"])
     found = settings | {"tokens": tokens, "files": places}
     return json.loads(json.dumps(found, default=str))
 
@@ -305,9 +303,18 @@ def _files_at(name: str | None) -> list[Any] | None:
     ]
 
 
-def _commit_of(model: str) -> str | None:
-    """The commit of a language model in the hub's cache; None if it isn't there."""
-    repository = repo_folder_name(repo_id=model, repo_type="model")
+def _model_at(name: str) -> list[Any] | str | None:
+    """Like `_files_at`, for a language model or a synthetic one. For a language model of the hub it is the commit, or None if
+    it isn't in the hub's cache."""
+    if is_synthetic(name):
+        folder = synthetic_settings(name).folder
+        return [version("dictionary-learning-ext")] if folder is None else _files_at(str(folder))
+    if (files := _files_at(name)) is not None:
+        return files
+    try:
+        repository = repo_folder_name(repo_id=name, repo_type="model")
+    except HFValidationError:  # a folder that isn't there
+        return None
     path = Path(HF_HUB_CACHE, repository, "refs", "main")
     return path.read_text() if path.is_file() else None
 

@@ -9,7 +9,7 @@ from ..activations.text_files import SUFFIXES
 from ..run_folder.files import RUNS
 
 # An absolute or explicitly relative path, or one with more parts than a hub name (owner/name).
-_LOCAL = re.compile(r"(/|~|\.\.?/|[^/:]+/[^/]+/).*", re.DOTALL)
+_LOCAL = re.compile(r"(/|~|file:|\.\.?/|[^/:]+/[^/]+/).*", re.DOTALL)
 
 
 def without_local_paths(value: Any) -> Any:

@@ -60,7 +60,7 @@ def encode_text(
     hook: Hook | None = None,
     tokens: int = RunConfig.eval_tokens,
     ctx_len: int | None = None,
-    device: str = "cpu",
+    device: str = RunConfig.device,
     keep: bool = True,
 ) -> Codes:
     """Encode a text with an SAE: the activations of its features at each token, without the zeros.

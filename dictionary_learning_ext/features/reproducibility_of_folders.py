@@ -311,7 +311,7 @@ def of_seeds(
         try:
             saes = {one: load_dictionary(one, RunConfig.device) for one in alike}
             if encode and all(read_metrics_if_any(one) for one in alike):
-                encode = _can_encode(saes)
+                _encode(saes)
             kept = {one: kept_codes(results_folder(one), sae) for one, (sae, _) in saes.items()}
             codes = {one: each for one, each in kept.items() if each is not None}
             if len(codes) == len(saes) and len({each.reading.hash for each in codes.values()}) == 1:
@@ -323,15 +323,13 @@ def of_seeds(
             logger.warning("which features come back was not measured: %s", error)
 
 
-def _can_encode(saes: dict[str, Loaded]) -> bool:
-    """Keep the codes of SAEs on held-out text, so that what they do can be compared. False, and a warning, if that isn't
-    possible, e.g. without the language model."""
+def _encode(saes: dict[str, Loaded]) -> None:
+    """Keep the codes of SAEs on held-out text, so that what they do can be compared. A warning if that isn't possible, e.g.
+    without the language model."""
     try:
         open_folders([*saes], saes=saes).codes()
     except UserError as error:
         logger.warning("what the features do was not compared: %s", error)
-        return False
-    return True
 
 
 def comparable_configs(

@@ -77,8 +77,8 @@ class Analysis:
 
     label: str
     """A short name, unique within the report."""
-    folder: Path
-    """The run folder, or another name of the SAE."""
+    name: str
+    """The run folder as it was given, or another name of the SAE."""
     opened: OpenedFolders
     features: FeatureTable
     """Statistics and contexts of the features on the page's text."""
@@ -95,17 +95,17 @@ class Analysis:
 
     @property
     def dictionary(self) -> Any:
-        return self.opened.saes[str(self.folder)][0]
+        return self.opened.saes[self.name][0]
 
     @property
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
-        return self.opened.saes[str(self.folder)][1]
+        return self.opened.saes[self.name][1]
 
     @cached_property
     def history(self) -> list[dict[str, float | None]]:
         """The lines of metrics.jsonl; empty if the file is missing."""
-        return read_history(place_of(self.folder).folder)
+        return read_history(place_of(self.name).folder)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def analyse(
     analyses = [
         Analysis(
             called[name],
-            Path(name),
+            name,
             opened,
             FeatureTable(codes[name], seed=options.seed),
             explanations[name],

@@ -225,7 +225,7 @@ def _commands(
     comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | Path]
 ) -> list[str]:
     """The commands that train these SAEs again, and write this report again."""
-    folders = [str(one.folder) for one in comparison.analyses]
+    folders = [one.name for one in comparison.analyses]
     defaults = asdict(ReportOptions()) | {"device": RunConfig.device}
     given = [
         part
@@ -236,7 +236,7 @@ def _commands(
     others = {"--against": folders[1:], "--seeds": list(map(str, seeds))}
     beside = [word for flag, given_to in others.items() if given_to for word in (flag, *given_to)]
     trained = [
-        str(place_of(one.folder).folder) for one in comparison.analyses if "run" in one.config
+        str(place_of(one.name).folder) for one in comparison.analyses if "run" in one.config
     ]
     again = [["vsae", "train", "--config", one, "--save-dir", f"{one}_again"] for one in trained]
     report = ["vsae", "report", folders[0], *beside, *given]

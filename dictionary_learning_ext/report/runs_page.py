@@ -153,7 +153,7 @@ def show_sweep(
         else "Each setting was run with one seed (n = 1), so a small difference may be chance."
     )
     html = _page(
-        folder.name,
+        folder.resolve().name,
         lede,
         tables,
         metrics,

@@ -341,7 +341,7 @@ def finished(path: Path, key: str) -> dict[str, Any] | None:
     except CheckpointError as error:
         logger.warning("%s", error)
         return None
-    if found.get("eval_result_unstructured", {}).get("vsae_bench_key") != key:
+    if (found.get("eval_result_unstructured") or {}).get("vsae_bench_key") != key:
         logger.warning("%s belongs to another SAE, model or settings and will be replaced", path)
         return None
     return found

@@ -81,6 +81,8 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         what = f"{path}: sets {own[0]}, but a sweep names, keeps and resumes its run folders itself"
         raise ConfigError(what, instead="leave it out")
     method, cap = content.get("method"), content.get("run_cap")
+    if cap is not None and not (is_of_type(cap, int) and cap > 0):
+        raise ConfigError(f"{path}: run_cap is {cap!r}; expected a whole number above 0")
     if method == "grid":
         assignments = _grid(path, parameters, cap)
     elif method == "random":

@@ -61,6 +61,8 @@ def test_every_pass_reads_the_same_split(tmp_path):
 def test_an_empty_text_ends_however_often_it_is_read(tmp_path):
     (tmp_path / "a.txt").write_text(" \n\n \n")
     assert read(tmp_path / "a.txt", passes=1_000_000_000) == []
+    few = write_jsonl(tmp_path / "few.jsonl", DOCUMENTS[:3])  # none of which is held out
+    assert read(few, split="heldout", passes=None) == []
 
 
 def test_what_names_a_file(tmp_path, monkeypatch):

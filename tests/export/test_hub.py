@@ -328,6 +328,7 @@ def test_sparsify_loads_it_from_the_hub(mixed, downloaded, monkeypatch, x):
         ("./tiny", "tiny"),
         ("work/models/tiny", "tiny"),
         ("/", "local"),
+        ("file:///home/jane/cache", "cache"),
         ("runs/smollm2-135m", "smollm2-135m"),
         ("texts/private_corpus.txt", "private_corpus.txt"),
         ("EleutherAI/pythia-70m", "EleutherAI/pythia-70m"),

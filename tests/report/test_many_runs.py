@@ -144,6 +144,8 @@ def test_a_sweep_on_wandbs_server(of_wandb, monkeypatch):
     is_running = run_on_wandb("b", "running")
     assert of_wandb(run_on_wandb("a"), is_running) == (finished, "1 of 2 runs are finished")
     assert of_wandb(run_on_wandb("a")) == (finished, None)
+    retried = run_on_wandb("a", "crashed")
+    assert of_wandb(retried, run_on_wandb("a")) == (finished, None)
     with pytest.raises(ConfigError, match="1 runs"):
         of_wandb(is_running)
     monkeypatch.setattr("wandb.Api", lambda: 1 / 0)

@@ -167,6 +167,7 @@ BAD = {
     "no parameters": ({"parameters": 3}, "expected wandb's keys"),
     "a parameter without values": (of(k=4), "expected value, a list"),
     "random without a number": ({"method": "random"}, "needs a number of runs"),
+    "no runs": ({"run_cap": 0}, "run_cap is 0; expected a whole number above 0"),
     "another program": ({"command": ["python", "x.py", "${args}"]}, "expected a list: vsae, train"),
     "a folder for all": (
         {"command": ["vsae", "train", "--save-dir=x", "${args}"]},
