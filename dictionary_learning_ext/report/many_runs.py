@@ -245,7 +245,9 @@ def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
         one.name for one in results if (RUNS / one.name / WEIGHTS).is_file()
     ]  # as agents name them
     results = [replace(o, folder=RUNS / o.name) if o.name in here else o for o in results]
-    done, all_names = ({run.name for run in some} for some in (finished, runs))  # a retry has its run's name
+    done, all_names = (
+        {run.name for run in some} for some in (finished, runs)
+    )  # a retry has its run's name
     missing = f"{len(done)} of {len(all_names)} runs are finished"
     return results, missing if len(done) < len(all_names) else None
 

@@ -235,9 +235,7 @@ def _commands(
     ]
     others = {"--against": folders[1:], "--seeds": list(map(str, seeds))}
     beside = [word for flag, given_to in others.items() if given_to for word in (flag, *given_to)]
-    trained = [
-        str(place_of(one.name).folder) for one in comparison.analyses if "run" in one.config
-    ]
+    trained = [str(place_of(one.name).folder) for one in comparison.analyses if "run" in one.config]
     again = [["vsae", "train", "--config", one, "--save-dir", f"{one}_again"] for one in trained]
     report = ["vsae", "report", folders[0], *beside, *given]
     return [shlex.join(command) for command in [*again, report]]

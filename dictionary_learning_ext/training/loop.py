@@ -159,7 +159,7 @@ def train_saes(
     if evaluator is not None:
         for folder in folders.values():
             sae, _ = load_dictionary(folder, settings.device)
-            write_json(folder / METRICS, dict(evaluator(sae)))
+            write_json(folder / METRICS, {name: float(x) for name, x in evaluator(sae).items()})
     return folders
 
 
