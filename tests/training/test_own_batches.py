@@ -56,7 +56,9 @@ def stepped(sae):
 def test_every_sae_is_trained_on_each_batch_and_measured_by_the_evaluator(run):
     given = batches()
     before = [x_BD.clone() for x_BD in given]
-    folders = train_saes(given, SAES, run, lambda sae: {"fve": t.tensor(0.5), "size": sae.dict_size})
+    folders = train_saes(
+        given, SAES, run, lambda sae: {"fve": t.tensor(0.5), "size": sae.dict_size}
+    )
     assert all(map(t.equal, given, before)), "the caller's batches stay as they are"
     for name, sae in SAES.items():
         found, config = load_dictionary(folders[name])
