@@ -89,7 +89,7 @@ def figure_4_5(bench: list[Row]) -> Any:
             axis.set_title(f"{label}, k/F = 1/{ratio}")
     for axis in axes[-1]:
         axis.set_xlabel("N features ablated")
-    axes[0][1].legend(fontsize=8)
+    axes[0][3].legend(fontsize=8)
     return figure
 
 
