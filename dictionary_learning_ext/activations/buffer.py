@@ -385,6 +385,10 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         self.contexts.state_dict()  # raises
         return super().state_dict()
 
+    def close(self) -> None:
+        """Does nothing. tqdm closes what it iterates over if TQDM_DISABLE is set, and upstream's `close` reads what isn't
+        here."""
+
     def _settings(self) -> dict[str, Any]:
         return {
             "d_submodule": self.d_submodule,

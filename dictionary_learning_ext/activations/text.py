@@ -327,8 +327,8 @@ class _HubSet:
     def position(self) -> Any:
         return self._dataset.state_dict() if self._has_started else self._start
 
-    def fingerprint(self) -> str:
-        return str(self._dataset.info.version)
+    def fingerprint(self) -> list[str]:
+        return [self._name, str(self._dataset.info.version)]
 
 
 def _open_hub_set(name: str, split: Split, column: str) -> tuple[_Source, bool]:

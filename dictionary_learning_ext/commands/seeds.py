@@ -149,7 +149,11 @@ def _require_this_run(job: Job, cache: Path | None) -> None:
     advice = "overwrite it with overwrite=True, or choose another save_dir"
     run = job.config.run if cache is None else replace(job.config.run, activations=str(cache))
     now = replace(job.config, run=run)
-    require_same(load_config(job.folder).to_dict(), now.to_dict(), str(job.folder), advice=advice)
+    was, but = (
+        load_config(job.folder),
+        ("activations",) if cache else (),
+    )  # the folder may have moved
+    require_same(was.to_dict(), now.to_dict(), str(job.folder), but=but, advice=advice)
     if (job.folder / FAILED).is_file():
         raise ConfigError(f"{job.folder}: failed, see {FAILED} there", instead=advice)
 

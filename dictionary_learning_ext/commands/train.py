@@ -155,7 +155,7 @@ def _run_on(given: dict[str, str], settings: RunConfig) -> RunConfig:
     from ..activations.stored import open_stored
 
     stored = open_stored(given["activations"])
-    if "hook" not in given:
+    if "hook" not in given and not ("config" in given and settings.hook in stored.hooks):
         settings = replace(settings, hook=stored.only_hook)
     return replace(settings, **stored.settings)
 
@@ -301,12 +301,13 @@ def _settings(
         former, saes, hooks = read_run(flags.resume)
         run = replace(flags.run, save_dir=former.save_dir)
         start = starting_point({"resume": str(flags.resume)})
+        places = may_move(start.run, flags.run)
         require_same(
             TrainConfig(start.sae, start.run).to_dict(),
             TrainConfig(flags.sae, flags.run).to_dict(),
             f"--resume {flags.resume}",
             typed=flags.typed,
-            but=may_move(start.run, flags.run) if {"model", "activations"} & {*flags.typed} else (),
+            but=places if {*places} & {*flags.typed} else (),
             advice=_advice(flags),
         )
     if len(run.hooks) > 1 and run.save_dir is None:

@@ -150,6 +150,13 @@ class RunConfig(Checked):
     """Save ae.pt, config.json and metrics.json as a wandb artifact."""
 
     def __post_init__(self):
+        for name in (
+            "model",
+            "data",
+            "activations",
+        ):  # a shell that completes a folder's name ends it with a slash
+            if isinstance(path := getattr(self, name), str):
+                object.__setattr__(self, name, without_slash(path))
         super().__post_init__()
         can_measure = self.eval_every is None or self.eval_tokens > 0
         expected = "eval_tokens above 0, as it measures on held-out tokens"
@@ -345,9 +352,9 @@ CONTINUE_OR_START = "leave out {names} to continue it, or start a new run with c
 
 
 def may_move(was: "RunConfig", now: "RunConfig") -> tuple[str, ...]:
-    """The settings that may differ when a run resumes, as a folder may have moved: its content is compared by hash."""
+    """The settings that may differ when a run resumes, as files may have moved: their content is compared by hash."""
     is_stored = None not in (was.activations, now.activations)
-    return ("model", "activations", "data") if is_stored else ("model",)
+    return ("model", "data", "activations") if is_stored else ("model", "data")
 
 
 def require_same(

@@ -13,7 +13,7 @@ from nnsight import LanguageModel
 
 from ..activations.hook_points import HookPoint, input_device
 from ..activations.inputs import Inputs, open_inputs
-from ..activations.language_models import CausalLM, load_tokenizer, unwrapped
+from ..activations.language_models import EMBEDDED_MODEL, CausalLM, load_tokenizer, unwrapped
 from ..activations.rows import ContextBatch
 from ..codes.codes import Codes, encode_each, keep_codes, kept_codes, size_of, text_key
 from ..config.checks import require
@@ -353,6 +353,7 @@ def open_sae(
             instead="use e.g. lm='embedded'",
         )
     name = str(lm if loaded is None else loaded.module.config._name_or_path)
+    name = "embedded" if Path(name) == EMBEDDED_MODEL else name
     hook = hook.name if isinstance(hook, HookPoint) else hook
     if isinstance(sae, str | Path):
         called, found = str(sae), load_dictionary(sae, device)

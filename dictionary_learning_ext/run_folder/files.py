@@ -206,10 +206,17 @@ RUN_FILES = (
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
-    """Raise a ConfigError if a folder holds a run that may not be overwritten; a CheckpointError if its name is too
-    long."""
+    """Raise a ConfigError if a folder holds a run that may not be overwritten, or another program's config.json; a
+    CheckpointError if its name is too long."""
     with writing(folder):
         there = [name for name in RUN_FILES if (folder / name).exists()]
+    if CONFIG in there and not _is_of_a_run(folder / CONFIG):
+        raise ConfigError(
+            f"its {CONFIG} is no run's, but e.g. a language model's",
+            name="save_dir",
+            value=str(folder),
+            instead="choose another",
+        )
     if there and not overwrite:
         is_unfinished = CONFIG in there and not {WEIGHTS, FAILED} & set(there)
         resume = f"continue it with `vsae train --resume {in_shell(folder)}`, "
@@ -219,6 +226,14 @@ def require_free(folder: Path, overwrite: bool) -> None:
             value=str(folder),
             instead=f"{resume if is_unfinished else ''}choose another, or overwrite it with overwrite=True",
         )
+
+
+def _is_of_a_run(config: Path) -> bool:
+    """Whether a config.json is a run's, which may be damaged."""
+    try:
+        return "trainer" in read_json(config)
+    except (CheckpointError, OSError):
+        return True
 
 
 # --- writing

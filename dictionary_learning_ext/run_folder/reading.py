@@ -31,7 +31,9 @@ from .settings import settings_in
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:
-    """Raise a ConfigError if no folder is given."""
+    """Raise a ConfigError unless a list of folders is given."""
+    if not isinstance(folders, Sequence) or isinstance(folders, str):
+        raise ConfigError(f"folders={folders!r}: expected a list, e.g. ['runs/NAME']")
     if not folders:
         raise ConfigError(f"no folder given: {EXPECTED}, or several")
 

@@ -16,7 +16,7 @@ from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..errors import ConfigError, bytes_shown
 from ..run_folder.files import FAILED, RUNS, folder_of, require_folder_name, require_free
-from ..run_folder.reading import by_resume_step, is_finished
+from ..run_folder.reading import by_resume_step, is_finished, run_folders_in
 from .processes import launched, require_one_task
 
 
@@ -202,7 +202,7 @@ def _require_activations(run: RunConfig, jobs: Sequence[Job]) -> None:
 
 
 def _require_start(job: Job) -> None:
-    """Raise a ConfigError unless the folder of init_from exists and the run folder is free."""
+    """Raise a ConfigError unless the folder of init_from exists, and the run folder is free and holds no other runs."""
     weights, run = job.config.sae.init_from, job.config.run
     if weights is not None and not Path(weights).is_dir():
         raise ConfigError(
@@ -210,6 +210,13 @@ def _require_start(job: Job) -> None:
             name="init_from",
             value=weights,
             expected="one that holds a trained SAE, e.g. runs/NAME",
+        )
+    if others := run_folders_in(job.folder):
+        raise ConfigError(
+            f"holds other runs, e.g. {others[0].name}, and a run needs a folder of its own",
+            name="save_dir",
+            value=str(job.folder),
+            instead=f"choose another, e.g. {job.folder / 'NAME'}",
         )
     require_free(job.folder, run.overwrite)
 

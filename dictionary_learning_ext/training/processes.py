@@ -155,7 +155,8 @@ def launched() -> Processes:
 
 def resuming_command(folders: Iterable[Path]) -> str:
     """The command that continues the run of these folders in the same number of processes."""
-    return f"{launched().command} train --resume {in_shell(os.path.commonpath(folders))}"
+    folder = os.path.commonpath(folders) or "."
+    return f"{launched().command} train --resume {in_shell(folder)}"
 
 
 def require_one_task() -> None:

@@ -66,6 +66,7 @@ def test_upstream_trains_on_it(tiny_lm: LanguageModel, tmp_path: Path):
         "warmup_steps": 2,
         "device": "cpu",
     }
+    buffer.close()  # as tqdm does where TQDM_DISABLE is set
     trainSAE(buffer, [trainer], steps=12, save_dir=str(tmp_path), device="cpu")
     weights = torch.load(tmp_path / "trainer_0" / "ae.pt")
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())

@@ -222,6 +222,14 @@ def test_synthetic_activations_need_no_cache(tmp_path, monkeypatch, capsys):
     assert not Path("run/cache").exists()
 
 
+def test_a_folder_that_has_moved_is_continued_there(two_there, capsys):
+    Path("run").rename("elsewhere")
+    assert main([*two_there, "--save-dir", "elsewhere", "--seeds", "3"]) == 0
+    assert "3 SAEs" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError):
+        settings_of(Path("run") / NAMES[0])
+
+
 def test_overwrite_starts_over_and_is_continued_without_it(two_there, capsys):
     other = [*two_there, "--steps", "8"]
     assert "steps=12, not 8" in refused(other, capsys)

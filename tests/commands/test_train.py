@@ -276,6 +276,9 @@ def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, ca
     assert one == other
     live = str(tmp_path / "live")
     flags = ["--activations=none", f"--save-dir={live}"]
+    there = shutil.copytree(small_cache, tmp_path / "moved")
+    start = starting_point({"config": str(folder), "activations": str(there)})
+    assert start.run.hook == "blocks.0.hook_resid_post"
     assert main(["train", "--config", str(folder), *flags]) == 0
     assert settings_of(tmp_path / "live") == settings | {"activations": None, "save_dir": live}
 

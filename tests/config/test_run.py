@@ -1,6 +1,7 @@
 """A run's settings: what follows from them, and names. What is refused is in tests/test_refusals.py."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -56,6 +57,7 @@ def test_the_digest_does_not_tell_apart_what_may_change_when_a_run_is_resumed(ch
     start = {"device": "cuda", "data": "texts", "model": "lm", "activations": "c"}
     one, other = (TrainConfig().with_settings(start | more, "x") for more in ({}, change))
     assert one.digest == other.digest
+    assert replace(one.run, device=other.run.device) == other.run, "no slash at a path's end"
     require_same(one.to_dict(), other.to_dict(), "x")
 
 

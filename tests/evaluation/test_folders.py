@@ -46,6 +46,7 @@ def test_folders_of_one_setting_are_opened_in_order(trained):
     ("call", "error", "message"),
     [
         (lambda folder: open_folders([]), ConfigError, "no folder"),
+        (lambda folder: open_folders(str(folder)), ConfigError, r"expected a list, e\.g\. \['"),
         (lambda folder: evaluate_folders([folder], tokens=0), ConfigError, "tokens=0: expected"),
         (
             lambda folder: open_folders([folder, folder / "b"]),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from dictionary_learning_ext.activations import inputs
 from dictionary_learning_ext.activations.language_models import Pretrained
 from dictionary_learning_ext.errors import ActivationsError, ConfigError
 from dictionary_learning_ext.training.plan import plan, require_memory, with_hook_names
+from dictionary_learning_ext.training.processes import resuming_command
 
 GB = 10**9
 SCRIPT = """
@@ -31,6 +33,9 @@ assert not heavy, heavy
 def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
     (tmp_path / "runs" / "there").mkdir(parents=True)
     (tmp_path / "runs" / "there" / "ae.pt").write_bytes(b"weights")
+    for folder in ("runs/lm", "runs/many/one"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text('{"model_type": "gpt2"}')
     cases = {
         "--k 600": "k=600: expected 1 to dict_size=512",
         "--decay-start 5000": "decay_start=5000: expected above 0 and less than steps=4000",
@@ -38,6 +43,8 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
         "--architecture relu --k 3": "architecture relu does not use it",
         "--data ./nothing.txt": "data: ./nothing.txt: no such file; expected an existing file",
         "--save-dir runs/there": "already holds a run (ae.pt)",
+        "--save-dir runs/lm --overwrite": "its config.json is no run's",
+        "--save-dir runs/many": "holds other runs, e.g. one, and a run needs a folder of its own",
         "--init-from runs/none": "no such folder; expected one that holds a trained SAE",
         "--k many": "--k many: expected a whole number",
     }
@@ -56,6 +63,11 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
 
 
 A, B = SAEConfig(), SAEConfig(dict_size=64)
+
+
+def test_the_command_that_continues_names_the_folder(tmp_path, monkeypatch):
+    assert resuming_command([Path("a/x"), Path("a/y")]) == "vsae train --resume a"
+    assert resuming_command([Path()]) == "vsae train --resume ."
 
 
 def test_a_run_that_resumes_may_have_its_folder(tmp_path):

@@ -25,10 +25,12 @@ from interrupted_runs import (
 )
 from language_model_reads import half_on_disk
 from safetensors.torch import save_file
+from small_commands import refused
 
 from dictionary_learning_ext import load_dictionary, train
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.inputs import open_inputs
+from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import CONFIGS
@@ -167,6 +169,25 @@ def test_a_changed_text_is_noticed(stopped):
             resumed(stopped)
     finally:
         path.write_bytes(before)
+
+
+def test_a_run_resumes_where_its_text_has_moved(run, tmp_path, monkeypatch, capsys):
+    there = tmp_path / "before"
+    there.mkdir()
+    run = replace(run, data=shutil.copy(run.data, there))
+    train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()})
+    stopped_at(15, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(run, {"x": sae_of()})
+    there.rename(tmp_path / "after")
+    command = ["train", "--resume", run.save_dir]
+    assert "no such file" in refused(command, capsys)
+    moved = str(tmp_path / "after" / Path(run.data).name)
+    assert main([*command, "--data", moved]) == 0
+    assert load_config(run.save_dir).run.data == moved, "so that it is found later"
+    found, whole = results(Path(run.save_dir)), results(tmp_path / "whole")
+    for name in ("weights", "trainer", "log"):
+        assert_equal(found[name], whole[name])
 
 
 @pytest.mark.parametrize("left", [None, 1.5])
