@@ -229,51 +229,10 @@ def long(flags):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_or_to_torchrun_ends_all_and_resumes_are_exact(flags, run, tmp_path):
-    """Two SAEs at two hook points: one line, one exit code, and a resume point of each."""
+def test_machines_share_a_run_that_one_process_ends(flags, run, tmp_path):
+    """Two launchers stand for two machines. Two SAEs at two hook points: one line, and a resume point of each."""
     hooks, folder, whole = (run.hook, OTHER_HOOK), tmp_path / "run", tmp_path / "whole"
     several = [*flags, f"--hook={','.join(hooks)}", "--eval-every=29"]
-    process = train_command(*several)
-    after_some_steps(process, folder / run.hook)
-    rank_of(process, 1).send_signal(signal.SIGTERM)
-    _, error = ended(process)
-    assert process.returncode != 0, error
-    codes = re.findall(r"exitcode +: (-?\d+)", error)
-    assert set(codes) == {"143"}, error
-    (line,) = [each for each in error.splitlines() if each.startswith("vsae: ")]
-    step = steps_of(folder / run.hook)[-1]
-    assert line == (
-        f"vsae: stopped by SIGTERM at step {step}; continue with `torchrun --nproc-per-node 2 "
-        f"-m dictionary_learning_ext train --resume {folder}`"
-    )
-    for hook in hooks:
-        load_point(folder / hook, step)
-    resume = ["train", "--resume", str(folder)]
-    # torchrun hands it to every rank, and again to those that are left when the first has ended.
-    process = train_command(*resume)
-    after_some_steps(process, folder / run.hook)
-    process.send_signal(signal.SIGTERM)
-    _, error = ended(process)
-    assert f"from step {step}" in error
-    (later,) = re.findall("vsae: stopped by SIGTERM at step ([0-9]+); continue with", error)
-    for hook in hooks:
-        assert load_point(folder / hook, int(later)).step == steps_of(folder / hook)[-1] > step
-
-    given = {"in_turn": [resume, [*several, f"--save-dir={whole}"]]}
-    codes, error = ran(2, tmp_path, given)["in_turn"]
-    assert codes == [[0, 0]] * 2, error
-    assert f"from step {later}" in error
-    for hook in hooks:
-        assert_equal(results(whole / hook, 150), results(folder / hook, 150))
-        measured = [x["step"] for x in read_history(folder / hook) if "heldout/frac_recovered" in x]
-        assert measured == [*range(0, 150, 29), 150], "each by the rank that holds it"
-
-
-@pytest.mark.slow
-def test_machines_share_a_run_that_one_process_ends(flags, run, tmp_path):
-    """Two launchers stand for two machines."""
-    folder, whole = tmp_path / "run", tmp_path / "whole"
-    several = [*flags, f"--hook={run.hook},{OTHER_HOOK}"]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         endpoint = f"localhost:{free.getsockname()[1]}"
@@ -283,15 +242,19 @@ def test_machines_share_a_run_that_one_process_ends(flags, run, tmp_path):
     after_some_steps(machines[0], folder / run.hook)
     machines[1].send_signal(signal.SIGTERM)
     errors = "".join(ended(machine)[1] for machine in machines)
-    (step,) = set(re.findall("vsae: stopped by SIGTERM at step ([0-9]+); continue with", errors))
+    assert set(re.findall(r"exitcode +: (-?\d+)", errors)) == {"143"}, errors
+    (line,) = re.findall("vsae: .*", errors)
+    step = int(re.findall("at step ([0-9]+)", line)[0])
     again = "torchrun --nnodes 2 --nproc-per-node 1 -m dictionary_learning_ext train --resume"
-    assert f"`{again} {folder}`" in errors
+    assert line == f"vsae: stopped by SIGTERM at step {step}; continue with `{again} {folder}`"
+    assert {steps_of(folder / hook)[-1] for hook in hooks} == {step}
     with one_thread():
         assert main(["train", "--resume", str(folder)]) == 0
         assert main([*several, f"--save-dir={whole}"]) == 0
-    for hook in (run.hook, OTHER_HOOK):
+    for hook in hooks:
         assert_equal(results(whole / hook, 150), results(folder / hook, 150))
-        assert load_point(folder / hook, 150).step > int(step)
+        measured = [x["step"] for x in read_history(folder / hook) if "heldout/frac_recovered" in x]
+        assert measured == [*range(0, 150, 29), 150]
 
 
 @pytest.mark.slow
