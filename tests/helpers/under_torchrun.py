@@ -29,13 +29,12 @@ from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import (
-    CheckpointError,
     Interrupted,
     NonFiniteError,
     TrainingError,
     UserError,
 )
-from dictionary_learning_ext.training import loop, sae_run
+from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.processes import join
 from dictionary_learning_ext.training.sae_run import SAERun
 
@@ -161,20 +160,11 @@ def failing(what, rank, run):
         if is_the_one and len(started) == 6:
             if what == "nan":
                 raise NonFiniteError("3 activations are NaN")
-            if what == "bug":
-                raise AttributeError("a bug")
             if what == "stopped":
                 os.kill(os.getpid(), signal.SIGSTOP)
         return following(self)
 
-    def save_point(*_):
-        raise CheckpointError("run can't be written (No space left on device)")
-
-    full = patch.object(sae_run.resume_points, "save_point", save_point)
-    with (
-        patch.object(Batches, "next", next_batches),
-        full if what == "disk full" else nullcontext(),
-    ):
+    with patch.object(Batches, "next", next_batches):
         sys.exit(main(["train", *flags_of(run), "--rank-timeout=8"]))
 
 

@@ -279,33 +279,17 @@ def assert_resumable(line, folder, error):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["nan", "bug"])
-def test_a_rank_that_fails_says_why_and_ends_the_run(what, run, tmp_path):
+def test_a_rank_that_fails_says_why_and_ends_the_run(run, tmp_path):
     folder = tmp_path / "run"
-    process = failing(what, 1, run, tmp_path)
+    process = failing("nan", 1, run, tmp_path)
     _, error = ended(process)
     assert process.returncode != 0
     lines = re.findall("vsae: .*", error)
-    if what == "nan":
-        assert sum("step 5: 3 activations" in line for line in lines) == 1
-    else:
-        assert error.count("AttributeError: a bug") == 1, "its traceback"
+    assert sum("step 5: 3 activations" in line for line in lines) == 1
     for line in lines:
         if LOST in line:
             assert f"train --resume {folder}`" in line
     assert steps_of(folder) == [2, 4], "no point is written after an error"
-    if what == "nan":
-        given = {"in_turn": [["train", "--resume", str(folder)]]}
-        codes, error = ran(2, tmp_path, given)["in_turn"]
-        assert codes == [[0]] * 2, error
-
-
-@pytest.mark.slow
-def test_a_full_disk_is_rank_0s_to_say(run, tmp_path):
-    process = failing("disk full", 0, run, tmp_path)
-    _, error = ended(process)
-    assert process.returncode != 0
-    assert error.count("vsae: run can't be") == 1
 
 
 @pytest.mark.slow
