@@ -64,8 +64,8 @@ HOOKS = {
 """Those that are not at the run's own hook point."""
 
 
-def trained(run, _):
-    """Train every architecture at once. Returns which of them this process has trained."""
+def continued(run, _):
+    """Continue a run of every architecture. Returns which of them this process has trained."""
     own, original = {}, SAERun.update
 
     def update(self, step, x_BD):
@@ -73,12 +73,12 @@ def trained(run, _):
         original(self, step, x_BD)
 
     with patch.object(SAERun, "update", update):
-        train(run, saes(), HOOKS)
+        train(run, saes(), HOOKS, resume=True)
     return list(own)
 
 
 def interrupted(run, _, resume=False):
-    """`trained` that a signal to the last process stops. Returns why it ended."""
+    """Train every architecture at once until a signal to the last process. Returns why it ended."""
     original = SAERun.update
     is_last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
 
