@@ -7,9 +7,7 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch as t
@@ -18,7 +16,6 @@ from interrupted_runs import assert_equal, one_thread, results, written
 from planted_sinks import saved_with_sinks
 from torchrun import SCRIPT, ended, ran, rank_of, torchrun
 from under_torchrun import HOOKS, saes
-from wandb_files import history
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
@@ -201,21 +198,12 @@ def flags(run):
     return flags_of(replace(run, steps=150, eval_tokens=200))
 
 
-def train_command(*flags, processes=2):
-    return torchrun(processes, "-m", "dictionary_learning_ext", *flags)
-
-
 def after_some_steps(process, folder, lines=4):
     """Wait until a run has logged as many lines more."""
     lines += written(folder)
     while process.poll() is None and written(folder) < lines:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.01)
-
-
-def long(flags):
-    """The same run, which doesn't end by itself."""
-    return [*flags, "--steps=100000"]
 
 
 @pytest.mark.slow
@@ -250,7 +238,8 @@ def test_machines_share_a_run_that_one_process_ends(flags, run, tmp_path):
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_others(flags, tmp_path):
     folder = tmp_path / "run"
-    process = train_command(*long(flags))
+    endless = [*flags, "--steps=100000"]
+    process = torchrun(2, "-m", "dictionary_learning_ext", *endless)
     after_some_steps(process, folder)
     rank_of(process, 0).kill()
     _, error = ended(process)
@@ -387,37 +376,6 @@ def test_all_must_read_the_same(monkeypatch):
 
 
 # --- signals
-
-
-@pytest.mark.slow
-def test_sigterm_ends_the_command_with_143_and_resume_goes_on(
-    run, tmp_path, own_wandb, capsys, caplog
-):
-    """As SLURM does it, with wandb offline: one run id, and all steps in the newest file."""
-    run = replace(run, wandb="offline", steps=500, save_every="none", text_passes=99)
-    command = [sys.executable, "-m", "dictionary_learning_ext.cli"]
-    process = subprocess.Popen(
-        [*command, *flags_of(run)], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    folder = Path(run.save_dir)
-    after_some_steps(process, folder)
-    process.terminate()
-    _, error = process.communicate()
-    assert process.returncode == 143, error
-    assert f"continue with `vsae train --resume {folder}`" in error.splitlines()[-1]
-    (step,) = steps_of(folder)
-    resume = ["train", "--resume", str(folder)]
-    assert main([*resume, "--beta", "3"]) == 2
-    assert "beta=0.0, not 3.0; leave out beta" in capsys.readouterr().err.splitlines()[-1]
-    assert main(resume) == 0
-    assert f"from step {step}" in caplog.text
-    own_wandb()  # it has then written its files
-    logs = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
-    assert len(logs) == 2
-    assert len({log.name for log in logs}) == 1, "one run id"
-    steps = [line["step"] for line in read_history(folder)]
-    assert [row["step"] for row in history(logs[1])] == steps
-    assert [row["step"] for row in history(logs[0])] == steps[: len(history(logs[0]))]
 
 
 @pytest.fixture
