@@ -1,30 +1,44 @@
-"""A run of split SAEs that a test starts in several processes: torchrun … split_runs.py SETTINGS.
+"""Runs of split SAEs that a test starts in several processes: torchrun … split_runs.py SAES RUNS.
 
-SETTINGS is JSON: the `run`'s, each of the `saes`', whether to `resume`, and of a run that is to be killed the step, the
-rank and the signal.
+Both are JSON: the settings of the SAEs by name, and the runs that train them one after the other. Of a run: the
+settings (`run`), the folder of the run that it continues (`continues`), and the step in which a signal to rank 1 stops
+it (`stops_at`).
 """
 
 import json
 import os
+import shutil
+import signal
 import sys
+from contextlib import suppress
 from unittest.mock import patch
 
 from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext.errors import Interrupted
+from dictionary_learning_ext.training.processes import join
 from dictionary_learning_ext.training.sae_run import SAERun
 
-if __name__ == "__main__":
-    settings = json.loads(sys.argv[1])
+
+def updating(stops_at):
+    """SAERun.update, in which a signal comes to rank 1."""
     update = SAERun.update
-    at, rank, signal = settings.get("killed", (-1, "", 0))
 
     def updated(self, step, x):
-        if step == at and os.environ["RANK"] == str(rank):
-            os.kill(os.getpid(), signal)
+        if step == stops_at and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
         update(self, step, x)
 
-    with patch.object(SAERun, "update", updated):
-        train(
-            RunConfig(**settings["run"]),
-            {name: SAEConfig(**sae) for name, sae in settings["saes"].items()},
-            resume=settings["resume"],
-        )
+    return updated
+
+
+if __name__ == "__main__":
+    saes = {name: SAEConfig(**sae) for name, sae in json.loads(sys.argv[1]).items()}
+    processes = join()
+    for given in json.loads(sys.argv[2]):
+        run, continues = RunConfig(**given["run"]), given.get("continues")
+        if continues and processes.is_first:
+            shutil.copytree(continues, run.save_dir)
+        processes.meet()
+        updated = updating(given.get("stops_at"))
+        with patch.object(SAERun, "update", updated), suppress(Interrupted):
+            train(run, saes, resume=bool(continues))

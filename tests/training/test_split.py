@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,7 +23,9 @@ from dictionary_learning_ext.training.processes import Processes
 
 SAE = {"dict_size": 64, "k": 4, "noise_on": "selection", "noise_to_signal": 0.1, "beta": 0.1}
 SAE |= {"dead_feature_threshold": 400}
-KILLED = 30
+GATES = {"architecture": "probabilistic_top_k", "dict_size": 32, "k": 4}
+SAES = {"vsae": SAE, "gates": GATES}
+STOPPED = 30
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +39,6 @@ def run(tmp_path_factory):
     sizes = {"steps": 60, "batch_size": 64, "n_ctxs": 8, "ctx_len": 32, "eval_tokens": 500}
     how = {"save_every": "20", "log_steps": 20, "device": "cpu", "save_dir": str(folder / "run")}
     return RunConfig(activations=str(folder / "rows"), **sizes, **how)
-
-
-def in_processes(count, run, saes=None, *, resume=False, killed=None):
-    """Train in so many processes. Returns the exit code of torchrun, and what was printed."""
-    settings = {"run": asdict(run), "saes": saes or {"sae": SAE}, "resume": resume}
-    settings |= {} if killed is None else {"killed": killed}
-    process = torchrun(count, Path(split_runs.__file__), json.dumps(settings))
-    _, error = ended(process)
-    return process.returncode, error
 
 
 def at(run, name, **changes):
@@ -67,29 +59,28 @@ def in_one_part(run):
 
 
 @pytest.fixture(scope="module")
-def killed(run):
-    """A run in two parts, one of whose processes is killed at step KILLED."""
-    run = at(run, "killed", split=2)
-    code, error = in_processes(2, run, killed=(KILLED, 1, signal.SIGKILL))
-    assert code != 0, error
-    assert steps_of(Path(run.save_dir)) == [20]
-    return run
-
-
-def resumed(killed, name, split):
-    """A copy of the killed run, to be resumed in other parts."""
-    run = at(killed, name, split=split)
-    shutil.copytree(killed.save_dir, run.save_dir)
-    return run
+def in_four_processes(run):
+    """Runs of two SAEs in four processes, in one start of them: one in two parts that a signal stops, one that continues
+    it in four parts, and one in two parts that isn't stopped."""
+    stopped, continued, two = (
+        at(run, name, split=parts) for name, parts in (("stopped", 2), ("in_four", 4), ("two", 2))
+    )
+    runs = [
+        {"run": asdict(stopped), "stops_at": STOPPED},
+        {"run": asdict(continued), "continues": stopped.save_dir},
+        {"run": asdict(two)},
+    ]
+    process = torchrun(4, Path(split_runs.__file__), json.dumps(SAES), json.dumps(runs))
+    _, error = ended(process)
+    assert process.returncode == 0, error
+    assert steps_of(Path(stopped.save_dir, "vsae"))[-1] == STOPPED + 1
+    return {"stopped": stopped, "in_four": continued, "two": two}
 
 
 @pytest.mark.slow
 @pytest.mark.commands
-def test_a_killed_run_is_continued_in_another_number_of_parts(killed, in_one_part):
-    run = resumed(killed, "in_four", 4)
-    code, error = in_processes(4, run, resume=True)
-    assert code == 0, error
-    folder = Path(run.save_dir)
+def test_a_stopped_run_is_continued_in_another_number_of_parts(in_four_processes, in_one_part):
+    folder = Path(in_four_processes["in_four"].save_dir, "vsae")
     assert furthest(folder, in_one_part) <= 1e-6
     logs = [read_history(each) for each in (folder, in_one_part)]
     assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]]
@@ -104,10 +95,12 @@ def test_a_killed_run_is_continued_in_another_number_of_parts(killed, in_one_par
 
 @pytest.mark.slow
 @pytest.mark.commands
-def test_a_killed_run_is_continued_in_one_process(killed, in_one_part):
-    run = resumed(killed, "in_one", 1)
-    train(run, {"sae": SAEConfig(**SAE)}, resume=True)
-    assert furthest(Path(run.save_dir), in_one_part) <= 1e-6
+def test_a_stopped_run_is_continued_in_one_process(in_four_processes, in_one_part):
+    stopped = in_four_processes["stopped"]
+    run = at(stopped, "in_one", split=1)
+    shutil.copytree(stopped.save_dir, run.save_dir)
+    folder = train(run, {n: SAEConfig(**sae) for n, sae in SAES.items()}, resume=True)["vsae"]
+    assert furthest(folder, in_one_part) <= 1e-6
 
 
 @pytest.mark.slow
@@ -129,15 +122,11 @@ def test_a_point_that_lacks_a_part_is_skipped(run, caplog):
 
 @pytest.mark.slow
 @pytest.mark.commands
-def test_several_split_saes_are_dealt_to_the_processes(run, in_one_part):
-    run = at(run, "two", split=2)
-    other = {"architecture": "probabilistic_top_k", "dict_size": 32, "k": 4}
-    code, error = in_processes(4, run, {"vsae": SAE, "gates": other})
-    assert code == 0, error
-    folder = Path(run.save_dir)
+def test_several_split_saes_are_dealt_to_the_processes(in_four_processes, in_one_part):
+    folder = Path(in_four_processes["two"].save_dir)
     assert furthest(folder / "vsae", in_one_part) <= 1e-6
     assert load_dictionary(folder / "gates")[0].dict_size == 32
-    assert all((folder / name / "metrics.json").is_file() for name in ("vsae", "gates"))
+    assert all((folder / name / "metrics.json").is_file() for name in SAES)
 
 
 def test_the_number_of_parts_is_no_part_of_a_run_but_that_it_is_split_is():
