@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 
 import pytest
 from caches import HOOK, OTHER
@@ -84,16 +83,14 @@ def test_several_hook_points_are_separated_by_commas(flags, tmp_path, capsys):
     assert said.endswith(f" --activations {folder} --hook {HOOK}\nor with --hook {OTHER}\n")
 
 
+def files_of_unfinished(cache):
+    path = cache / UNFINISHED
+    return len(json.loads(path.read_text())["files"]) if path.exists() else 0
+
+
 @pytest.mark.slow
-def test_a_stopped_or_killed_command_is_continued_by_the_same_command(
-    flags, tmp_path, monkeypatch, capsys
-):
+def test_a_stopped_command_is_continued_by_the_same_command(flags, tmp_path, monkeypatch, capsys):
     command = ["cache", str(tmp_path / "cache"), *flags, "--tokens=40000", "--file-mb=1"]
-    unfinished = tmp_path / "cache" / UNFINISHED
-
-    def files():
-        return len(json.loads(unfinished.read_text())["files"]) if unfinished.exists() else 0
-
     written = []
 
     def stopped(*given):
@@ -107,20 +104,7 @@ def test_a_stopped_or_killed_command_is_continued_by_the_same_command(
         assert main(command) == 143
     said = capsys.readouterr().err
     assert "SIGTERM; run the same command" in said
-    assert files() == 1
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dictionary_learning_ext", *command],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    while files() < 2:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.02)
-        assert process.returncode is None, process.communicate()
-    process.kill()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, said
+    assert files_of_unfinished(tmp_path / "cache") == 1
     assert main(command) == 0
     assert main(["cache", str(tmp_path / "whole"), *command[2:]]) == 0
     manifests = [read_manifest(tmp_path / name) for name in ("cache", "whole")]
@@ -140,7 +124,8 @@ def files_in(folder):
 
 @pytest.mark.slow
 def test_four_processes_write_what_one_writes(flags, tmp_path):
-    """Documents of any length, of several hook points, with padding; a text that ends in the middle of a round."""
+    """Documents of any length, of several hook points, with padding; a text that ends in the middle of a round. And one
+    process completes what a signal to one of four has stopped."""
     texts = [f"the cat {n} " * (1 + n % 13) for n in range(3000)]
     text = write_jsonl(tmp_path / "short.jsonl", texts)
     padded = [f"--data={text}", "--text-packing=truncate", "--dtype=float16", "--tokens=30000"]
@@ -157,7 +142,9 @@ def test_four_processes_write_what_one_writes(flags, tmp_path):
         for count in (4, 1)
     )
     others = [[*several["pack"], "--tokens=1"], [*several["pack"], "--dtype=float16"]]
-    found = ran(4, tmp_path, {"in_turn": [*several.values(), *others]})
+    stopped = ["cache", str(tmp_path / "stopped"), *several["pack"][2:]]
+    given = {"cache_stopped": stopped, "in_turn": [*several.values(), *others]}
+    found = ran(4, tmp_path, given)
     codes, printed = found["in_turn"]
     assert codes == [[0, 0, 0, 0, 2]] * 4, printed
     (line,) = re.findall("vsae: .*", printed)
@@ -167,39 +154,34 @@ def test_four_processes_write_what_one_writes(flags, tmp_path):
         assert files_in(tmp_path / f"{name}_4") == files_in(tmp_path / f"{name}_1"), name
     assert len(read_manifest(tmp_path / "pack_1").files) == 5, "the last round has one"
 
+    codes, printed = found["cache_stopped"]
+    assert codes == [143] * 4, printed
+    (line,) = re.findall("vsae: .*", printed)
+    assert line.startswith("vsae: stopped by SIGTERM; ")
+    assert "run the same command again to continue the cache" in line
+    assert files_of_unfinished(tmp_path / "stopped") == 4, "a round"
+    assert main(stopped) == 0
+    assert files_in(tmp_path / "stopped") == files_in(tmp_path / "pack_1")
+
 
 @pytest.mark.slow
-def test_a_killed_or_stopped_cache_is_continued_by_another_number_of_processes(flags, tmp_path):
+def test_a_killed_cache_is_continued_by_another_number_of_processes(flags, tmp_path):
     def command(name):
         more = ["--tokens=400000", "--text-passes=20", "--file-mb=1"]
         return ["cache", str(tmp_path / name), *flags, *more]
 
-    unfinished = tmp_path / "cache" / UNFINISHED
-
-    def files():
-        return len(json.loads(unfinished.read_text())["files"]) if unfinished.exists() else 0
-
-    def after_a_round(processes, end):
-        process = torchrun(processes, "-m", "dictionary_learning_ext", *command("cache"))
-        before = files()
-        while process.poll() is None and files() == before:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.01)
-        end(process)
-        _, said = ended(process)
-        assert process.returncode != 0, said
-        assert "]: Traceback" not in said
-        (line,) = re.findall("vsae: .*", said)
-        assert "run the same command again to continue the cache" in line
-        return line, files() - before
-
-    line, new = after_a_round(3, lambda process: rank_of(process, 2).kill())
+    process = torchrun(3, "-m", "dictionary_learning_ext", *command("cache"))
+    while process.poll() is None and not files_of_unfinished(tmp_path / "cache"):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+    rank_of(process, 2).kill()
+    _, said = ended(process)
+    assert process.returncode != 0, said
+    assert "]: Traceback" not in said
+    (line,) = re.findall("vsae: .*", said)
     assert "another process of the run ended or didn't answer" in line
-    assert new >= 3
-    line, new = after_a_round(2, lambda process: rank_of(process, 1).send_signal(signal.SIGTERM))
-    assert line.startswith("vsae: stopped by SIGTERM; ")
-    assert new >= 2
-    assert 5 <= files() < 26
+    assert "run the same command again to continue the cache" in line
+    assert 3 <= files_of_unfinished(tmp_path / "cache") < 26
     assert main(command("cache")) == 0
     assert main(command("whole")) == 0
     assert files_in(tmp_path / "cache") == files_in(tmp_path / "whole")

@@ -21,8 +21,10 @@ import torch as t
 from interrupted_runs import sae_of
 
 from dictionary_learning_ext import train
+from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.activations.buffer import Batches
-from dictionary_learning_ext.activations.cache_writer import write_cache
+from dictionary_learning_ext.activations.cache_manifest import HELD_OUT
+from dictionary_learning_ext.activations.cache_writer import write_cache, write_contexts
 from dictionary_learning_ext.activations.tokens import Group
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
@@ -194,6 +196,18 @@ def flags_of(run):
 def in_turn(commands, _):
     """The exit code of each command."""
     return [main(words) for words in commands]
+
+
+def cache_stopped(command, _):
+    """`vsae cache` that a signal to rank 1 stops while it writes its first file. Returns the exit code."""
+
+    def write(path, columns):
+        write_contexts(path, columns)
+        if os.environ["RANK"] == "1" and HELD_OUT not in str(path):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with patch.object(cache_writer, "write_contexts", write):
+        return main(command)
 
 
 def lost(run, folder):
