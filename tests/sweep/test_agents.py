@@ -66,7 +66,7 @@ def test_an_agent_runs_the_file_as_it_stands(path, tiny_lm_dir, text, tmp_path, 
 
 
 def when_stopped_at(step, process, folder, number):
-    """Wait until a run of an agent has written a resume point, and send a signal to it; return what was said."""
+    """Wait until a run of an agent has written a resume point, and send a signal to it, or SIGKILL to both."""
     while process.poll() is None and not list(folder.glob(f"runs/*/resume/step_*{step}.pt")):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.01)
@@ -75,7 +75,6 @@ def when_stopped_at(step, process, folder, number):
     killed = [psutil.Process(process.pid), *started] if number == signal.SIGKILL else [run]
     for one in killed:
         one.send_signal(number)
-    return process.communicate()[0]
 
 
 @pytest.mark.slow
@@ -89,13 +88,14 @@ def test_a_stopped_run_is_continued_by_whoever_runs_the_same_command(
     swept = {"k": 4, "beta": 0.5}
     names = ("pre-empted", "killed", "continued", "again")
     with WandbServer(content, dict.fromkeys(names, swept)) as server:
-        said = when_stopped_at(12, agent(server, environment, tmp_path), tmp_path, signal.SIGTERM)
+        process = agent(server, environment, tmp_path, runs=2)
+        when_stopped_at(12, process, tmp_path, signal.SIGTERM)
+        when_stopped_at(48, process, tmp_path, signal.SIGKILL)
+        said, _ = process.communicate()
         assert server.preempted == {"pre-empted"}, said
         assert server.exit_codes == {"pre-empted": 143}
-        said = when_stopped_at(48, agent(server, environment, tmp_path), tmp_path, signal.SIGKILL)
-        for name in ("continued", "again"):
-            said, _ = agent(server, environment, tmp_path).communicate()
-            assert server.exit_codes[name] == 0, said
+        said, _ = agent(server, environment, tmp_path, runs=2).communicate()
+        assert server.exit_codes == {"pre-empted": 143, "continued": 0, "again": 0}, said
     assert "already finished" in said
     (folder,) = (tmp_path / "runs").iterdir()
     whole = [row["step"] for row in read_history(folder)]
