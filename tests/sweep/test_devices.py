@@ -181,12 +181,13 @@ with PretendCuda(devices=2):
 
 
 @pytest.mark.slow
-def test_a_sweep_trains_on_two_gpus(sweep_file, tmp_path, monkeypatch):
+def test_a_sweep_trains_on_two_gpus(sweep_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(devices, "WORKER", (sys.executable, "-c", ON_PRETENDED))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     sweep = ["sweep", str(sweep_file()), "--save-dir", str(tmp_path / "s"), "--at-once", "2"]
     with PretendCuda(devices=2):
         assert main([*sweep, "--devices", "cuda:0,cuda:1"]) == 0
+    assert ", 2 at once on each of cuda:0, cuda:1\n" in capsys.readouterr().out
     runs = [config.parent for config in (tmp_path / "s").glob("*/config.json")]
     used = [read_config(run)["run"]["settings"]["device"] for run in runs]
     assert sorted(used) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch as t
 from caches import HOOK, OTHER
-from interrupted_runs import assert_equal, one_thread
+from interrupted_runs import Killed, assert_equal, one_thread
 from language_model_reads import counted_passes
 from small_commands import refused
 from sweep_flags import train_config
@@ -31,6 +31,7 @@ from dictionary_learning_ext.errors import (
     TextError,
     TrainingError,
 )
+from dictionary_learning_ext.run_folder import resume_points
 from dictionary_learning_ext.run_folder.files import all_locked
 from dictionary_learning_ext.sweep import runner
 from dictionary_learning_ext.sweep.runner import chunks_of, progress, run_sweep
@@ -86,18 +87,21 @@ def test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again(
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_resumes_and_ends_bit_identical(sweep_file, tmp_path):
-    path = sweep_file()
-    configs = configurations(read_sweep(path), train_config)
+def test_a_killed_sweep_resumes_and_ends_bit_identical(configs, tmp_path, monkeypatch):
+    """Of two runs that are trained together, one has a later resume point."""
     whole = run_sweep(configs, tmp_path / "whole", at_once=2)
-    command = [sys.executable, "-m", "dictionary_learning_ext.cli", "sweep", str(path)]
-    command += ["--save-dir", str(tmp_path / "killed"), "--at-once", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not list((tmp_path / "killed").glob("*/resume/step_*")):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    written, save_point = [], resume_points.save_point
+
+    def killed_at_the_third(*given):
+        save_point(*given)
+        written.append(given)
+        if len(written) == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume_points, "save_point", killed_at_the_third)
+        with pytest.raises(Killed):
+            run_sweep(configs, tmp_path / "killed", at_once=2)
     folders = run_sweep(configs, tmp_path / "killed")
     assert folders.keys() == whole.keys() == configs.keys()
     for name in whole:
@@ -125,32 +129,25 @@ def assert_continues(configs, folder):
 
 @pytest.fixture
 def on_devices(three, tmp_path):
-    """Starts the sweep over two devices as a process, and waits until `n` runs have written a resume point.
-    Returns the process, its command and these runs' folders."""
-    started = []
-
-    def start(n, *flags):
-        folder = tmp_path / "s"
-        command = ["sweep", str(three[0]), *LONGER, "--save-dir", str(folder), *flags]
-        command += ["--devices", "cpu,cpu"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dictionary_learning_ext", *command],
-            env={**os.environ, "OMP_NUM_THREADS": "2"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        while len(begun := list(folder.glob("*/resume"))) < n and process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.005)
-        return process, command, [one.parent for one in begun]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    """The sweep over two devices as a process, once two runs have written a resume point; its command, and these runs'
+    folders."""
+    folder = tmp_path / "s"
+    command = ["sweep", str(three[0]), *LONGER, "--save-dir", str(folder), "--at-once=1"]
+    command += ["--devices", "cpu,cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dictionary_learning_ext", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while len(begun := list(folder.glob("*/resume"))) < 2 and process.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.005)
+    yield process, command, [one.parent for one in begun]
+    process.kill()
+    process.communicate()
 
 
 def trainer_of(folder):
@@ -159,23 +156,10 @@ def trainer_of(folder):
 
 
 @pytest.mark.slow
-def test_a_sweep_over_two_devices_is_stopped_and_ends_bit_identical(on_devices, three, tmp_path):
-    process, _, begun = on_devices(3)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does for Ctrl-C
-    out, err = process.communicate()
-    assert process.returncode == 130, err
-    assert out == f"3 runs into {tmp_path / 's'}, 2 at once on each of cpu, cpu\n"
-    assert re.search(r"stopped by SIGINT; \d of 3 runs are finished; run `.*` again", err)
-    with all_locked(begun):
-        pass  # no process is left
-    assert_continues(three[1], tmp_path / "s")
-
-
-@pytest.mark.slow
 def test_the_processes_of_a_killed_sweep_end_what_they_have_begun(
     on_devices, three, tmp_path, capsys
 ):
-    process, command, begun = on_devices(2, "--at-once=1")
+    process, command, begun = on_devices
     process.kill()
     process.wait()
     trainers = [trainer_of(one) for one in begun]
