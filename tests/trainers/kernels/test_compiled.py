@@ -79,18 +79,6 @@ def test_where_numba_cannot_compile_torch_takes_over_with_one_warning(monkeypatc
     assert line.endswith(": no such instruction")
 
 
-@pytest.mark.slow
-def test_where_numba_is_missing_torch_takes_over():
-    program = """
-import sys
-sys.modules["numba"] = None
-import torch as t
-from dictionary_learning_ext.trainers.kernels import compiled
-print(compiled.serves(t.zeros(2, 4)))
-"""
-    assert printed(program).split() == ["False"]
-
-
 LOGGED = """
 import logging, os, sys
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
