@@ -131,9 +131,9 @@ def printed(code):
     return done.stdout.strip()
 
 
-@pytest.mark.slow
-def test_the_core_imports_no_sae_bench_and_features_in_python_no_drawing():
-    """In one process, as its imports take seconds."""
+@pytest.fixture(scope="module")
+def of_one_process():
+    """What the core's imports load, and what `sae_lens` says without SAELens. In one process, as imports take seconds."""
     code = (
         "import sys\n"
         "import dictionary_learning_ext.features.features_of\n"
@@ -142,9 +142,24 @@ def test_the_core_imports_no_sae_bench_and_features_in_python_no_drawing():
         "from dictionary_learning_ext import cli\n"
         "from dictionary_learning_ext.evaluation import folders\n"
         "[getattr(ext, name) for name in ext.__all__]\n"
-        "print(drawing, {'sae_bench', 'sae_lens', 'transformer_lens'} & sys.modules.keys())"
+        "print(drawing, {'sae_bench', 'sae_lens', 'transformer_lens'} & sys.modules.keys())\n"
+        "sys.modules['sae_lens'] = None\n"
+        "try: import dictionary_learning_ext.sae_lens\n"
+        "except ImportError as error: print(error)"
     )
-    assert printed(code).splitlines()[-1] == "set() set()"
+    return printed(code).splitlines()[-2:]
+
+
+@pytest.mark.slow
+def test_the_core_imports_no_sae_bench_and_features_in_python_no_drawing(of_one_process):
+    assert of_one_process[0] == "set() set()"
+
+
+@pytest.mark.slow
+def test_without_saelens_its_module_says_what_to_install(of_one_process):
+    """Also where SAELens is installed, and can't be imported."""
+    install = "install it: pip install 'dictionary-learning-ext[sae-lens]'"
+    assert of_one_process[1].endswith(install)
 
 
 @pytest.mark.commands
@@ -159,15 +174,3 @@ def test_settings_and_help_import_nothing_heavy():
         "print({'torch', 'nnsight', 'datasets', 'wandb'} & sys.modules.keys())"
     )
     assert printed(code).splitlines()[-1] == "set()"
-
-
-@pytest.mark.commands
-def test_without_saelens_its_module_says_what_to_install():
-    """Also where SAELens is installed, and can't be imported."""
-    code = (
-        "import sys\n"
-        "sys.modules['sae_lens'] = None\n"
-        "try: import dictionary_learning_ext.sae_lens\n"
-        "except ImportError as error: print(error)"
-    )
-    assert printed(code).endswith("install it: pip install 'dictionary-learning-ext[sae-lens]'")
