@@ -1,11 +1,8 @@
 """Streams of documents: every document once, splits apart, passes alike; with and without a hub."""
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
+from functools import partial
 
 import datasets
 import pyarrow as pa
@@ -17,8 +14,9 @@ from hypothesis import strategies as st
 from texts import DOCUMENTS, WRITERS, error_of, read, write_jsonl, write_parquet, write_txt
 
 from dictionary_learning_ext.activations import text
+from dictionary_learning_ext.activations.language_models import Pretrained, load_language_model
 from dictionary_learning_ext.activations.text import fingerprint_of, names_a_file, open_text
-from dictionary_learning_ext.errors import ConfigError, TextError
+from dictionary_learning_ext.errors import ConfigError, LanguageModelError, TextError
 
 
 def assert_resumes_anywhere(make):
@@ -281,58 +279,27 @@ def test_a_data_sets_own_script_is_never_run(tmp_path, monkeypatch):
 # Without a network: what is in the cache loads, and the rest is refused at once, in one line.
 
 
-CALLS = """
-import json, sys
-from dictionary_learning_ext.activations.language_models import Pretrained, load_language_model
-from dictionary_learning_ext.activations.text import open_text
-from dictionary_learning_ext.errors import UserError
-
-found = {}
-for name, call in {
-    "model": lambda: load_language_model("nobody/nothing"),
-    "width": lambda: Pretrained("nobody/nothing").width,
-    "cached": lambda: load_language_model("somebody/cached").config.hidden_size,
-    "text": lambda: open_text("nobody/nothing"),
-}.items():
-    try:
-        found[name] = str(call())
-    except UserError as error:
-        found[name] = f"{type(error).__name__}: {error}"
-print(json.dumps(found))
-"""
-
-
-def called(tmp_path, **hub):
-    """What the calls end with in a process of its own, and what it prints besides."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HF_", "HUGGINGFACE_")) and "proxy" not in name.lower()
-    }
-    environment |= {"HF_HOME": str(tmp_path), **hub}
-    done = subprocess.run(
-        [sys.executable, "-c", CALLS], env=environment, capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr
-
-
-@pytest.mark.slow
-def test_offline(tiny_lm_dir, tmp_path):
-    snapshot = tmp_path / "hub" / "models--somebody--cached" / "snapshots" / ("0" * 40)
+def test_offline(tiny_lm_dir, tmp_path, monkeypatch):
+    """HF_HUB_OFFLINE is set, see conftest.py."""
+    snapshot = tmp_path / "models--somebody--cached" / "snapshots" / ("0" * 40)
     shutil.copytree(tiny_lm_dir, snapshot)
     refs = snapshot.parents[1] / "refs"
     refs.mkdir()
     (refs / "main").write_text("0" * 40)
-    found, printed = called(tmp_path, HF_HUB_OFFLINE="1")
-    assert found["cached"] == "16"
-    for name in ("model", "width"):
-        assert found[name].startswith("LanguageModelError: language model 'nobody/nothing'")
-        assert "save_pretrained" in found[name]
-    assert found["text"].startswith("TextError: ")
-    assert ".jsonl" in found["text"]
-    for name in ("model", "width", "text"):
-        assert "HF_HUB_OFFLINE is set" in found[name]
-    assert not re.search(r"\bretr(y|ies)", printed, re.IGNORECASE)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path), raising=False)
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    assert load_language_model("somebody/cached").config.hidden_size == 16
+    for call in (load_language_model, lambda name: Pretrained(name).width):
+        said = error_of(partial(call, "nobody/nothing"), LanguageModelError)
+        assert said.startswith("language model 'nobody/nothing'")
+        assert "save_pretrained" in said
+        assert "HF_HUB_OFFLINE is set" in said
+    said = error_of(lambda: open_text("nobody/nothing"), TextError)
+    assert ".jsonl" in said
+    assert "HF_HUB_OFFLINE is set" in said
+    assert not slept, "nothing is tried again"
 
 
 def test_a_data_set_in_the_cache_is_read(monkeypatch, tmp_path):
