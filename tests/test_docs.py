@@ -53,9 +53,12 @@ def test_the_commands_of_a_page_are_legal(page):
 
 
 README, *GUIDE = PAGES
+FIRST_ON_ITS_PAGE = "train_to_sae_bench.md"
+"""Its complete block is the first that runs in the page's fresh process, so the page shows that it runs alone."""
 ALONE = [("bash", block) for kind, block in blocks(README) if kind == "bash"] + [
     ("python", block)
     for page in PAGES
+    if page.name != FIRST_ON_ITS_PAGE
     for block in (
         [b for k, b in blocks(page) if k == "python"] if page == README else complete_blocks(page)
     )
