@@ -1,13 +1,13 @@
 """What tests/trainers/test_split.py runs in several processes: torchrun … split_parts.py FOLDER.
 
-Each process holds a part of a dictionary, and beside it the whole one, which gets the same noise. Every process writes
-what it saw to FOLDER/<rank>.json. The trainers' states at step STOPPED are left in FOLDER.
+Each of four processes holds a part of a dictionary, and beside it the whole one, which gets the same noise. Then each
+pair of them holds two parts, and the pairs share the cases out. Every process writes what it saw to FOLDER/<rank>.json.
+The trainers' states at step STOPPED are left in FOLDER.
 """
 
 import itertools
 import json
 import logging
-import os
 import sys
 from collections import Counter
 from hashlib import sha256
@@ -100,10 +100,10 @@ def watched_norms(optimizer):
     return norms
 
 
-def equality(mesh, dtype):
+def equality(mesh, dtype, cases):
     """STEPS steps of each case, beside the whole dictionary's."""
     part, seen = MeshPart(F, mesh), {}
-    for case in CASES if (mesh.size(), dtype) == (2, t.float64) else FEW:
+    for case in cases:
         if dtype == t.float64 and case == "bf16":
             continue
         whole, own = (trainer_of(case, one, dtype) for one in (SplitPart(F), part))
@@ -204,7 +204,7 @@ def restored(case, part, folder):
 
 def stopped(mesh, folder):
     """Train to STOPPED, leave the state in a folder, and go on. Rank 0 writes the weights at the end."""
-    (place := folder / f"stopped_by_{mesh.size()}").mkdir(exist_ok=True)
+    (place := folder / "stopped_by_4").mkdir(exist_ok=True)
     trainer = trainer_of("learned-both-all", MeshPart(F, mesh), t.float64)
     advance(trainer, range(STOPPED))
     save(trainer, place)
@@ -220,21 +220,30 @@ def resumed(mesh, folder):
     return furthest(trainer, t.load(folder / "stopped_by_4" / "ae.pt", weights_only=True))
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    logging.disable()
-    mesh = init_device_mesh("cpu", (int(os.environ["WORLD_SIZE"]),))
-    seen = {
-        "float64": equality(mesh, t.float64),
-        "float32": equality(mesh, t.float32),
+def seen_by(mesh, folder, cases, cases_in_float32):
+    """What a process of this mesh sees."""
+    return {
+        "float64": equality(mesh, t.float64, cases),
+        "float32": equality(mesh, t.float32, cases_in_float32),
         "start": start(mesh),
         "selection": selection(mesh),
         "not finite": not_finite(mesh),
         "sent": sent(mesh),
+        "resumed": resumed(mesh, folder),
     }
-    if mesh.size() == 4:
-        stopped(mesh, folder)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    logging.disable()
+    four = init_device_mesh("cpu", (4,))
+    pairs = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pairs", "parts"))
+    pair = pairs.get_local_rank("pairs")
+    stopped(four, folder)
     dist.barrier()
-    seen["resumed"] = resumed(mesh, folder)
-    (folder / f"{mesh.size()}_{mesh.get_rank()}.json").write_text(json.dumps(seen))
+    seen = {
+        4: seen_by(four, folder, FEW, FEW),
+        2: seen_by(pairs["parts"], folder, list(CASES)[pair::2], FEW[pair::2]),
+    }
+    (folder / f"{four.get_rank()}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()

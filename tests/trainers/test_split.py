@@ -23,16 +23,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seen(folder):
-    """What each part of four, and of two, saw."""
-    found = {}
-    for count in (4, 2):
-        process = torchrun(count, Path(split_parts.__file__), folder)
-        _, error = ended(process)
-        assert process.returncode == 0, error
-        found[count] = [
-            json.loads((folder / f"{count}_{rank}.json").read_text()) for rank in range(count)
-        ]
-    return found
+    """What each part of four, and of two, saw. Two pairs of processes have shared out the cases of two."""
+    process = torchrun(4, Path(split_parts.__file__), folder)
+    _, error = ended(process)
+    assert process.returncode == 0, error
+    ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(4)]
+    of_four, of_two = ([rank[count] for rank in ranks] for count in ("4", "2"))
+    merged = [
+        one | {dtype: one[dtype] | other[dtype] for dtype in ("float64", "float32")}
+        for one, other in zip(of_two[:2], of_two[2:], strict=True)
+    ]
+    return {4: of_four, 2: merged}
 
 
 @pytest.mark.parametrize(("case", "count"), [*((c, 2) for c in CASES), *((c, 4) for c in FEW)])
