@@ -163,9 +163,9 @@ def run_python(code: str) -> None:
     exec(compile(code, "block", "exec"), {"__name__": "__main__"})
 
 
-def in_fresh_process(function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function of this module in the current folder, in a process that has imported the package and done nothing
-    else: a fork of one that only imports, as the imports take seconds."""
+def in_fresh_process(function: Callable[..., None], *arguments: Any) -> str:
+    """Call a function of a helper in the current folder, in a process that has imported the package and done nothing
+    else: a fork of one that only imports, as the imports take seconds. Returns what it prints."""
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(PRELOADED)
     with tempfile.NamedTemporaryFile("r") as log, pytest.MonkeyPatch.context() as patch:
@@ -174,7 +174,9 @@ def in_fresh_process(function: Callable[..., None], *arguments: Any) -> None:
         process = forks.Process(target=_called, args=(function, arguments, *here))
         process.start()
         process.join()
-        assert process.exitcode == 0, log.read()[-6000:]
+        said = log.read()
+        assert process.exitcode == 0, said[-6000:]
+        return said
 
 
 def _called(
