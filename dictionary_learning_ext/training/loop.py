@@ -358,11 +358,12 @@ def prepare(
         own = dict.fromkeys(job.hook for job in jobs if job.hook not in said)
         _warn_of_sinks(inputs, settings, own)
 
+    mesh = _mesh(settings.split, processes, device)
     sae_runs, of_jobs = [], points.of_jobs if points else [None] * len(jobs)
     for job, source, point in zip(jobs, sources, of_jobs, strict=True):
         hook, norm_factor = inputs.hooks[job.hook], norm_factors[job.hook]
         energy = energies[job.hook] / norm_factor**2
-        part = _part(job, processes, device)
+        part = _part(job, mesh)
         trainer = _built(job, hook, norm_factor, energy, device, source, point, part)
         sae_runs.append(SAERun(job, trainer, norm_factor, samples.get(job.hook)))
     return Training(
@@ -414,20 +415,26 @@ def _built(
     return trainer
 
 
-def _part(job: Job, processes: Processes, device: str) -> Part:
-    """The part of an SAE's features that this process trains."""
-    dict_size, split = job.config.sae.dict_size, job.config.run.split
-    if split is None:
-        return WHOLE
-    from ..trainers.split import MeshPart, SplitPart
-
-    if split == 1:
-        return SplitPart(dict_size)
+def _mesh(split: int | None, processes: Processes, device: str) -> Any:
+    """The processes that hold the parts of one SAE; None if one holds them all. All processes must call this, also those
+    without an SAE."""
+    if split is None or split == 1:
+        return None
     from torch.distributed.device_mesh import init_device_mesh
 
     shape, axes = (processes.count // split, split), ("saes", "features")
     mesh = init_device_mesh(device.partition(":")[0], shape, mesh_dim_names=axes)
-    return MeshPart(dict_size, mesh["features"])
+    return mesh["features"]
+
+
+def _part(job: Job, mesh: Any) -> Part:
+    """The part of an SAE's features that this process trains."""
+    if job.config.run.split is None:
+        return WHOLE
+    from ..trainers.split import MeshPart, SplitPart
+
+    dict_size = job.config.sae.dict_size
+    return SplitPart(dict_size) if mesh is None else MeshPart(dict_size, mesh)
 
 
 def _samples(inputs: Inputs, settings: RunConfig, jobs: Sequence[Job]) -> dict[str, Sample]:

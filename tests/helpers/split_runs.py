@@ -1,8 +1,8 @@
 """Runs of split SAEs that a test starts in several processes: torchrun … split_runs.py SAES RUNS.
 
 Both are JSON: the settings of the SAEs by name, and the runs that train them one after the other. Of a run: the
-settings (`run`), the folder of the run that it continues (`continues`), and the step in which a signal to rank 1 stops
-it (`stops_at`).
+settings (`run`), the names of its SAEs if they aren't all (`only`), the folder of the run that it continues
+(`continues`), and the step in which a signal to rank 1 stops it (`stops_at`).
 """
 
 import json
@@ -41,4 +41,5 @@ if __name__ == "__main__":
         processes.meet()
         updated = updating(given.get("stops_at"))
         with patch.object(SAERun, "update", updated), suppress(Interrupted):
-            train(run, saes, resume=bool(continues))
+            own = {name: saes[name] for name in given.get("only", saes)}
+            train(run, own, resume=bool(continues))

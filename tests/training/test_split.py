@@ -61,20 +61,21 @@ def in_one_part(run):
 @pytest.fixture(scope="module")
 def in_four_processes(run):
     """Runs of two SAEs in four processes, in one start of them: one in two parts that a signal stops, one that continues
-    it in four parts, and one in two parts that isn't stopped."""
-    stopped, continued, two = (
-        at(run, name, split=parts) for name, parts in (("stopped", 2), ("in_four", 4), ("two", 2))
-    )
+    it in four parts, and one in two parts that isn't stopped. And a run of one of them in two parts, so that two
+    processes have nothing to do."""
+    parts = {"stopped": 2, "in_four": 4, "two": 2, "alone": 2}
+    stopped, continued, two, alone = (at(run, name, split=n) for name, n in parts.items())
     runs = [
         {"run": asdict(stopped), "stops_at": STOPPED},
         {"run": asdict(continued), "continues": stopped.save_dir},
         {"run": asdict(two)},
+        {"run": asdict(alone), "only": ["gates"]},
     ]
     process = torchrun(4, Path(split_runs.__file__), json.dumps(SAES), json.dumps(runs))
     _, error = ended(process)
     assert process.returncode == 0, error
     assert steps_of(Path(stopped.save_dir, "vsae"))[-1] == STOPPED + 1
-    return {"stopped": stopped, "in_four": continued, "two": two}
+    return {"stopped": stopped, "in_four": continued, "two": two, "alone": alone}
 
 
 @pytest.mark.slow
@@ -127,6 +128,7 @@ def test_several_split_saes_are_dealt_to_the_processes(in_four_processes, in_one
     assert furthest(folder / "vsae", in_one_part) <= 1e-6
     assert load_dictionary(folder / "gates")[0].dict_size == 32
     assert all((folder / name / "metrics.json").is_file() for name in SAES)
+    assert furthest(in_four_processes["alone"].save_dir, folder / "gates") <= 1e-6
 
 
 def test_the_number_of_parts_is_no_part_of_a_run_but_that_it_is_split_is():
