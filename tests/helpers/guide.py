@@ -163,9 +163,9 @@ def run_python(code: str) -> None:
     exec(compile(code, "block", "exec"), {"__name__": "__main__"})
 
 
-def in_fresh_process(function: Callable[..., None], *arguments: Any) -> str:
-    """Call a function of a helper in the current folder, in a process that has imported the package and done nothing
-    else: a fork of one that only imports, as the imports take seconds. Returns what it prints."""
+def in_fresh_process(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of this module in the current folder, in a process that has imported the package and done nothing
+    else: a fork of one that only imports, as the imports take seconds."""
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(PRELOADED)
     with tempfile.NamedTemporaryFile("r") as log, pytest.MonkeyPatch.context() as patch:
@@ -174,9 +174,7 @@ def in_fresh_process(function: Callable[..., None], *arguments: Any) -> str:
         process = forks.Process(target=_called, args=(function, arguments, *here))
         process.start()
         process.join()
-        said = log.read()
-        assert process.exitcode == 0, said[-6000:]
-        return said
+        assert process.exitcode == 0, log.read()[-6000:]
 
 
 def _called(

@@ -2,17 +2,11 @@
 
 import gzip
 import json
-import multiprocessing
-import os
 import re
-import sys
 import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from unittest.mock import patch
-
-from dictionary_learning_ext.cli import main
 
 ENTITY, PROJECT, SWEEP = "me", "vsae", "abc123"
 SWEEP_PATH = f"{ENTITY}/{PROJECT}/{SWEEP}"
@@ -175,26 +169,3 @@ class WandbServer:
 
     def _OrganizationCoreWeaveOrganizationID(self, _: Any) -> Any:
         return {"entity": {"organization": None}}
-
-
-def run_agent(environment: Mapping[str, str]) -> None:
-    """Wandb's own agent for one run, in this process, which forks for the command that the agent would start."""
-    from wandb import wandb_agent
-
-    os.environ.clear()
-    os.environ.update(environment)
-    multiprocessing.set_start_method("fork", force=True)
-    process = wandb_agent.AgentProcess
-
-    def forked(command: list[str], env: dict[str, str], **_: Any) -> Any:
-        program, *words = command
-        assert program == "vsae"
-
-        def run() -> None:
-            os.environ.pop("WANDB_SERVICE", None)  # the agent's, as where it starts a process
-            sys.exit(main(words))
-
-        return process(function=run, env=env)
-
-    with patch.object(wandb_agent, "AgentProcess", forked):
-        wandb_agent.agent(SWEEP_PATH, count=1)

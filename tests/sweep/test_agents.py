@@ -10,8 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from guide import in_fresh_process
-from wandb_server import SWEEP_PATH, WandbServer, run_agent
+from wandb_server import SWEEP_PATH, WandbServer
 
 from dictionary_learning_ext.run_folder.reading import read_history, read_metrics
 from dictionary_learning_ext.sweep.sweep_file import read_sweep
@@ -41,19 +40,17 @@ def agent(server, environment, folder, runs=1):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_an_agent_runs_the_file_as_it_stands(
-    path, tiny_lm_dir, text, tmp_path, environment, monkeypatch
-):
-    """With fewer steps, and a small random model in the place of the hub's. The agent forks, as imports take seconds;
-    the test below has one that starts a process."""
-    monkeypatch.chdir(tmp_path)
+def test_an_agent_runs_the_file_as_it_stands(path, tiny_lm_dir, text, tmp_path, environment):
+    """With fewer steps, and a small random model in the place of the hub's."""
     content, swept = yaml.safe_load(path.read_text()), read_sweep(path).assignments[0]
     small = {"steps": 20, "batch_size": 64, "n_ctxs": 8, "eval_tokens": 200, "eval_documents": 2}
     if any("--preset=paper" in word for word in content["command"]):
         k = {"dict_size": 64, "k": min(swept["k"], 32)}
         small |= {"model": str(tiny_lm_dir), "data": text, **k}
     with WandbServer(content, {"one": swept | small}) as server:
-        said = in_fresh_process(run_agent, environment | server.environment)
+        process = agent(server, environment, tmp_path)
+        said, _ = process.communicate()
+    assert process.returncode == 0, said
     assert not server.unknown
     assert "wandb failed" not in said
     sent = server.configs["one"]
