@@ -449,8 +449,8 @@ def reproducibility_table(found: ReproducibilityOfFolders, everything: bool = Fa
         everything: show every measure.
     """
     width = shutil.get_terminal_size().columns
-    n = len(found.measured.names)
-    of = " and ".join(found.measured.names) if n == 2 else f"mean of {n} SAEs"
+    names = found.measured.names
+    of = " and ".join(names) if len(names) == 2 else found.title
     is_of_two_sizes = any(len(p.match_F) != p.n_others for p in found.measured.pairs.values())
     sizes = [_TWO_SIZES_NOTE] if is_of_two_sizes else []
     if not everything:
