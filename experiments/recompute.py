@@ -137,7 +137,7 @@ def tuned() -> Found:
 
 
 def dose() -> Found:
-    """The confirmation of the dose: one pair of seeds, 8.2M tokens; and known features at F = T / 2, one seed."""
+    """The confirmation of the dose: 8.2M tokens, the mean over pairs of seeds; and known features at F = T / 2, one seed."""
     arms = {"topk": "TopK", "light": "survival 0.6", "strong": "fixed 0.3 and penalty"}
     content, known = raw("dose_embedded"), raw("dose_truth")["rows"]
     settings = {
