@@ -386,8 +386,8 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         return super().state_dict()
 
     def close(self) -> None:
-        """Does nothing. tqdm closes what it iterates over if TQDM_DISABLE is set, and upstream's `close` reads what isn't
-        here."""
+        """Does nothing. tqdm closes what it iterates over if TQDM_DISABLE is set, and upstream's `close` reads an
+        attribute that this class doesn't have."""
 
     def _settings(self) -> dict[str, Any]:
         return {

@@ -106,8 +106,8 @@ class _Source(Protocol):
         """The position of the next document, as JSON can hold it."""
         ...
 
-    def fingerprint(self) -> Any:
-        """A value that changes if the text changes, as JSON can hold it."""
+    def fingerprint(self) -> list[Any]:
+        """What changes if the text changes, as JSON can hold it."""
         ...
 
 
@@ -158,7 +158,7 @@ class TextStream(Iterator[str]):
 
     @cached_property
     def _fingerprint(self) -> Any:
-        return self._source.fingerprint()
+        return [*self._source.fingerprint(), *([HELD_OUT_EVERY] if self._keep else [])]
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the next document, as JSON can hold it. It doesn't include the number of passes."""
@@ -175,8 +175,7 @@ class TextStream(Iterator[str]):
         if state["fingerprint"] != self._fingerprint:
             raise TextError(
                 f"the text {self.name!r} has changed since the run was interrupted: expected"
-                f" {state['fingerprint']}, found {self._fingerprint} (name, bytes, hash); restore"
-                " it, or start a new run"
+                f" {state['fingerprint']}, found {self._fingerprint}; restore it, or start a new run"
             )
         self.number, self._index = state["pass"], state["index"]
         self._documents = self._source.read(self.number, state["position"])
@@ -204,7 +203,7 @@ class _Passages:
         return self._next
 
     def fingerprint(self) -> list[Any]:
-        return fingerprint_of([EMBEDDED_TEXT])
+        return ["embedded", *fingerprint_of([EMBEDDED_TEXT])]
 
 
 @cache

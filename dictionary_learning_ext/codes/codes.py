@@ -39,7 +39,7 @@ from ..activations.rows import ContextBatch
 from ..activations.stored import UNKNOWN
 from ..config.run import RunConfig
 from ..config.synthetic_models import is_synthetic, synthetic_settings
-from ..errors import CheckpointError, LanguageModelError, TextError, first_line
+from ..errors import CheckpointError, ConfigError, LanguageModelError, TextError, first_line
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import CODES, at_home, replacing
 from ..run_folder.sae_names import results_folder
@@ -307,13 +307,16 @@ def _model_at(name: str) -> list[Any] | str | None:
     """Like `_files_at`, for a language model or a synthetic one. For a language model of the hub it is the commit, or None if
     it isn't in the hub's cache."""
     if is_synthetic(name):
-        folder = synthetic_settings(name).folder
+        try:
+            folder = synthetic_settings(name).folder
+        except ConfigError:  # a folder that isn't there
+            return None
         return [version("dictionary-learning-ext")] if folder is None else _files_at(str(folder))
     if (files := _files_at(name)) is not None:
         return files
     try:
         repository = repo_folder_name(repo_id=name, repo_type="model")
-    except HFValidationError:  # a folder that isn't there
+    except HFValidationError:  # no name of the hub: a folder that isn't there
         return None
     path = Path(HF_HUB_CACHE, repository, "refs", "main")
     return path.read_text() if path.is_file() else None

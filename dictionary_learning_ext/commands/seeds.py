@@ -149,10 +149,10 @@ def _require_this_run(job: Job, cache: Path | None) -> None:
     advice = "overwrite it with overwrite=True, or choose another save_dir"
     run = job.config.run if cache is None else replace(job.config.run, activations=str(cache))
     now = replace(job.config, run=run)
-    was, but = (
-        load_config(job.folder),
-        ("activations",) if cache else (),
-    )  # the folder may have moved
+    was = load_config(job.folder)
+    # The folder may have moved, with its cache.
+    has_moved = cache is not None and Path(was.run.activations or "").name == cache.name
+    but = ("activations",) if has_moved else ()
     require_same(was.to_dict(), now.to_dict(), str(job.folder), but=but, advice=advice)
     if (job.folder / FAILED).is_file():
         raise ConfigError(f"{job.folder}: failed, see {FAILED} there", instead=advice)

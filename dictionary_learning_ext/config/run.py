@@ -150,11 +150,8 @@ class RunConfig(Checked):
     """Save ae.pt, config.json and metrics.json as a wandb artifact."""
 
     def __post_init__(self):
-        for name in (
-            "model",
-            "data",
-            "activations",
-        ):  # a shell that completes a folder's name ends it with a slash
+        # A shell that completes a folder's name ends it with a slash.
+        for name in ("model", "data", "activations"):
             if isinstance(path := getattr(self, name), str):
                 object.__setattr__(self, name, without_slash(path))
         super().__post_init__()

@@ -31,7 +31,14 @@ from ..run_folder.comparing import (
 )
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.sae_names import require_different, results_folder
-from ..run_folder.settings import SEEDS, architecture_of, seeds_of, settings_named_in, settings_of
+from ..run_folder.settings import (
+    SEEDS,
+    architecture_of,
+    own_settings,
+    seeds_of,
+    settings_named_in,
+    settings_of,
+)
 from ..run_folder.weights import load_dictionary
 from .agreement import CODE_MEASURES, SHARES, AgreementOfCodes, mean_of_known
 from .columns import FeaturesOfSAE, write_numbers
@@ -300,6 +307,7 @@ def of_seeds(
         configs: each folder's config.json.
         encode: encode held-out text by SAEs that were evaluated, and keep their codes. Otherwise no text is read.
     """
+    unread: set[Any] = set()
     for folders in grouped_by_setting(dict(configs)):
         firsts: dict[tuple[Any, ...], str] = {}
         for folder in folders:
@@ -311,7 +319,9 @@ def of_seeds(
         try:
             saes = {one: load_dictionary(one, RunConfig.device) for one in alike}
             if encode and all(read_metrics_if_any(one) for one in alike):
-                _encode(saes)
+                model = own_settings(next(iter(alike.values()))).get("model")
+                if model not in unread and not _could_encode(saes):
+                    unread.add(model)  # one attempt and one warning for each
             kept = {one: kept_codes(results_folder(one), sae) for one, (sae, _) in saes.items()}
             codes = {one: each for one, each in kept.items() if each is not None}
             if len(codes) == len(saes) and len({each.reading.hash for each in codes.values()}) == 1:
@@ -323,13 +333,15 @@ def of_seeds(
             logger.warning("which features come back was not measured: %s", error)
 
 
-def _encode(saes: dict[str, Loaded]) -> None:
-    """Keep the codes of SAEs on held-out text, so that what they do can be compared. A warning if that isn't possible, e.g.
-    without the language model."""
+def _could_encode(saes: dict[str, Loaded]) -> bool:
+    """Keep the codes of SAEs on held-out text, so that what they do can be compared. Returns False, and logs a warning, if
+    that isn't possible, e.g. without the language model."""
     try:
         open_folders([*saes], saes=saes).codes()
     except UserError as error:
         logger.warning("what the features do was not compared: %s", error)
+        return False
+    return True
 
 
 def comparable_configs(

@@ -239,17 +239,16 @@ def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
             f"--of-wandb {sweep}: can't be read ({first_line(error)}); expected "
             "ENTITY/PROJECT/SWEEP; if you are not logged in, run `wandb login`"
         ) from error
-    if not finished:
-        raise ConfigError(f"--of-wandb {sweep}: none of its {len(runs)} runs has finished")
+    # A run that is tried again keeps its name.
+    done, names = ({run.name for run in some} for some in (finished, runs))
+    if not done:
+        raise ConfigError(f"--of-wandb {sweep}: none of its {len(names)} runs has finished")
     here = [
         one.name for one in results if (RUNS / one.name / WEIGHTS).is_file()
     ]  # as agents name them
     results = [replace(o, folder=RUNS / o.name) if o.name in here else o for o in results]
-    done, all_names = (
-        {run.name for run in some} for some in (finished, runs)
-    )  # a retry has its run's name
-    missing = f"{len(done)} of {len(all_names)} runs are finished"
-    return results, missing if len(done) < len(all_names) else None
+    missing = f"{len(done)} of {len(names)} runs are finished"
+    return results, missing if len(done) < len(names) else None
 
 
 # --- what comes back between the seeds of a setting

@@ -210,12 +210,12 @@ def require_free(folder: Path, overwrite: bool) -> None:
     CheckpointError if its name is too long."""
     with writing(folder):
         there = [name for name in RUN_FILES if (folder / name).exists()]
-    if CONFIG in there and not _is_of_a_run(folder / CONFIG):
+    if CONFIG in there and not is_of_a_run(folder / CONFIG):
         raise ConfigError(
-            f"its {CONFIG} is no run's, but e.g. a language model's",
+            f"holds a {CONFIG} that isn't from a run, e.g. a language model's",
             name="save_dir",
             value=str(folder),
-            instead="choose another",
+            instead="choose another save_dir",
         )
     if there and not overwrite:
         is_unfinished = CONFIG in there and not {WEIGHTS, FAILED} & set(there)
@@ -228,12 +228,13 @@ def require_free(folder: Path, overwrite: bool) -> None:
         )
 
 
-def _is_of_a_run(config: Path) -> bool:
-    """Whether a config.json is a run's, which may be damaged."""
+def is_of_a_run(config: Path) -> bool:
+    """Whether a config.json is a run's, ours or upstream's. One that can't be read counts as damaged."""
     try:
-        return "trainer" in read_json(config)
+        trainer = read_json(config).get("trainer")
     except (CheckpointError, OSError):
         return True
+    return isinstance(trainer, dict) and "dict_class" in trainer
 
 
 # --- writing

@@ -31,8 +31,8 @@ from .settings import settings_in
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:
-    """Raise a ConfigError unless a list of folders is given."""
-    if not isinstance(folders, Sequence) or isinstance(folders, str):
+    """Raise a ConfigError if no folder is given, or one that isn't in a list."""
+    if isinstance(folders, str | Path):
         raise ConfigError(f"folders={folders!r}: expected a list, e.g. ['runs/NAME']")
     if not folders:
         raise ConfigError(f"no folder given: {EXPECTED}, or several")

@@ -159,7 +159,9 @@ def train_saes(
     if evaluator is not None:
         for folder in folders.values():
             sae, _ = load_dictionary(folder, settings.device)
-            write_json(folder / METRICS, {name: float(x) for name, x in evaluator(sae).items()})
+            found: Mapping[str, Any] = evaluator(sae)  # numbers, also torch's and numpy's
+            plain = {name: x.item() if hasattr(x, "item") else x for name, x in found.items()}
+            write_json(folder / METRICS, plain)
     return folders
 
 
@@ -416,8 +418,8 @@ def _built(
 
 
 def _mesh(split: int | None, processes: Processes, device: str) -> Any:
-    """The processes that hold the parts of one SAE; None if one holds them all. All processes must call this, also those
-    without an SAE."""
+    """The processes that hold the parts of one SAE; None if one holds them all. A collective: every rank must call it, even
+    one without an SAE."""
     if split is None or split == 1:
         return None
     from torch.distributed.device_mesh import init_device_mesh

@@ -15,7 +15,15 @@ from ..config.run import MIDDLE, RunConfig, TrainConfig, most_parts
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..errors import ConfigError, bytes_shown
-from ..run_folder.files import FAILED, RUNS, folder_of, require_folder_name, require_free
+from ..run_folder.files import (
+    CONFIG,
+    FAILED,
+    RUNS,
+    folder_of,
+    is_of_a_run,
+    require_folder_name,
+    require_free,
+)
 from ..run_folder.reading import by_resume_step, is_finished, run_folders_in
 from .processes import launched, require_one_task
 
@@ -211,14 +219,14 @@ def _require_start(job: Job) -> None:
             value=weights,
             expected="one that holds a trained SAE, e.g. runs/NAME",
         )
-    if others := run_folders_in(job.folder):
+    require_free(job.folder, run.overwrite)
+    if others := [one for one in run_folders_in(job.folder) if is_of_a_run(one / CONFIG)]:
         raise ConfigError(
             f"holds other runs, e.g. {others[0].name}, and a run needs a folder of its own",
             name="save_dir",
             value=str(job.folder),
             instead=f"choose another, e.g. {job.folder / 'NAME'}",
         )
-    require_free(job.folder, run.overwrite)
 
 
 _MIDDLE_OF_EMBEDDED = "blocks.2.hook_resid_post"

@@ -19,7 +19,7 @@ from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..run_folder.files import divided
 from ..run_folder.foreign_weights import load_foreign
-from ..run_folder.reading import read_config
+from ..run_folder.reading import load_config, read_config
 from ..run_folder.resume_points import ResumePoint, newest_points
 from ..run_folder.weights import for_raw_activations, load_dictionary
 from ..trainers.base import Trainer
@@ -58,6 +58,9 @@ def checked_points(
     for problem in problems:
         logger.warning("%s: skipped", problem)
     if step is None:
+        for job in jobs:  # without a point, nothing tells whether the text is the same
+            was, but = load_config(job.folder).to_dict(), ("model", "activations")
+            require_same(was, job.config.to_dict(), str(job.folder), but=but)
         logger.info("%s: no resume point yet; starting from scratch", where)
         return None
     for job in jobs:

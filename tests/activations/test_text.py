@@ -302,6 +302,21 @@ def test_offline(tiny_lm_dir, tmp_path, monkeypatch):
     assert not slept, "nothing is tried again"
 
 
+def test_a_state_is_of_one_text(tmp_path):
+    """Not of another data set of the hub, nor of the same file where other documents are held out."""
+    rows = datasets.Dataset.from_dict({"text": DOCUMENTS}).to_iterable_dataset()
+    names = [text._HubSet(rows, name, "text").fingerprint() for name in ("jane/a", "jane/b")]
+    assert names[0] != names[1]
+    (tmp_path / "both").mkdir()
+    for part in ("train", "validation"):
+        write_jsonl(tmp_path / "both" / f"{part}.jsonl", DOCUMENTS)
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "both" / "train.jsonl", tmp_path / "alone")
+    both, alone = (open_text(str(tmp_path / name)) for name in ("both", "alone"))
+    with pytest.raises(TextError, match="has changed"):
+        alone.load_state_dict(both.state_dict())
+
+
 def test_a_data_set_in_the_cache_is_read(monkeypatch, tmp_path):
     """As `datasets` keeps one that it has downloaded."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)

@@ -225,7 +225,7 @@ def test_synthetic_activations_need_no_cache(tmp_path, monkeypatch, capsys):
 def test_a_folder_that_has_moved_is_continued_there(two_there, capsys):
     Path("run").rename("elsewhere")
     assert main([*two_there, "--save-dir", "elsewhere", "--seeds", "3"]) == 0
-    assert "3 SAEs" in capsys.readouterr().out
+    assert "vSAE features come back" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(FileNotFoundError):
         settings_of(Path("run") / NAMES[0])
 

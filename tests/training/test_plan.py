@@ -36,6 +36,8 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
     for folder in ("runs/lm", "runs/many/one"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.json").write_text('{"model_type": "gpt2"}')
+    trained = '{"trainer": {"dict_class": "AutoEncoderTopK"}}'
+    (tmp_path / "runs/many/one/config.json").write_text(trained)
     cases = {
         "--k 600": "k=600: expected 1 to dict_size=512",
         "--decay-start 5000": "decay_start=5000: expected above 0 and less than steps=4000",
@@ -43,7 +45,8 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
         "--architecture relu --k 3": "architecture relu does not use it",
         "--data ./nothing.txt": "data: ./nothing.txt: no such file; expected an existing file",
         "--save-dir runs/there": "already holds a run (ae.pt)",
-        "--save-dir runs/lm --overwrite": "its config.json is no run's",
+        "--save-dir runs/lm --overwrite": "holds a config.json that isn't from a run",
+        f"--save-dir {'x' * 300}": "File name too long",
         "--save-dir runs/many": "holds other runs, e.g. one, and a run needs a folder of its own",
         "--init-from runs/none": "no such folder; expected one that holds a trained SAE",
         "--k many": "--k many: expected a whole number",
