@@ -268,7 +268,7 @@ def test_a_run_that_ended_before_its_first_point_starts_from_scratch(
     with pytest.raises(ConfigError, match=r"unfinished run .* continue it with"):
         train(run, {"x": sae_of()})
     other = shutil.copy(run.data, tmp_path / "other.txt")
-    with pytest.raises(ConfigError, match="other.txt"):
+    with pytest.raises(ConfigError, match=r"other\.txt"):
         train(replace(run, data=other), {"x": sae_of()}, resume=True)
     resumed(run.save_dir)
     assert "no resume point" in caplog.text
