@@ -158,7 +158,8 @@ class TextStream(Iterator[str]):
 
     @cached_property
     def _fingerprint(self) -> Any:
-        return [*self._source.fingerprint(), *([HELD_OUT_EVERY] if self._keep else [])]
+        held_out = [f"every {HELD_OUT_EVERY}th document is held out"] if self._keep else []
+        return [*self._source.fingerprint(), *held_out]
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the next document, as JSON can hold it. It doesn't include the number of passes."""

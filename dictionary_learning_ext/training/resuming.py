@@ -17,7 +17,7 @@ from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.run import may_move, require_same
 from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, LanguageModelError
-from ..run_folder.files import divided
+from ..run_folder.files import CONFIG, divided
 from ..run_folder.foreign_weights import load_foreign
 from ..run_folder.reading import load_config, read_config
 from ..run_folder.resume_points import ResumePoint, newest_points
@@ -58,7 +58,8 @@ def checked_points(
     for problem in problems:
         logger.warning("%s: skipped", problem)
     if step is None:
-        for job in jobs:  # without a point, nothing tells whether the text is the same
+        # Without a point nothing tells whether the text is the same. A folder without config.json was not begun.
+        for job in (job for job in jobs if (job.folder / CONFIG).is_file()):
             was, but = load_config(job.folder).to_dict(), ("model", "activations")
             require_same(was, job.config.to_dict(), str(job.folder), but=but)
         logger.info("%s: no resume point yet; starting from scratch", where)

@@ -17,6 +17,7 @@ from interrupted_runs import (
     STEPS,
     Killed,
     assert_equal,
+    interrupt,
     results,
     resumed,
     sae_of,
@@ -176,9 +177,7 @@ def test_a_run_resumes_where_its_text_has_moved(run, tmp_path, monkeypatch, caps
     there.mkdir()
     run = replace(run, data=shutil.copy(run.data, there))
     train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()})
-    stopped_at(15, monkeypatch)
-    with pytest.raises(Interrupted):
-        train(run, {"x": sae_of()})
+    interrupt(run, monkeypatch)
     there.rename(tmp_path / "after")
     command = ["train", "--resume", run.save_dir]
     assert "no such file" in refused(command, capsys)
@@ -273,6 +272,22 @@ def test_a_run_that_ended_before_its_first_point_starts_from_scratch(
     resumed(run.save_dir)
     assert "no resume point" in caplog.text
     assert_equal(results(whole), results(Path(run.save_dir)))
+
+
+def test_an_sae_without_a_folder_yet_is_begun(run, monkeypatch):
+    """As after a kill between the first files of two SAEs."""
+    saes = {"a": sae_of(), "b": sae_of("top_k")}
+
+    def dies(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dictionary_learning_ext.run_folder.resume_points.save_point", dies)
+        with pytest.raises(Killed):
+            train(run, saes)
+    shutil.rmtree(Path(run.save_dir, "b"))
+    folders = train(run, saes, resume=True)
+    assert all((folder / "metrics.json").is_file() for folder in folders.values())
 
 
 def child(settings, saes):
