@@ -13,7 +13,7 @@ import pytest
 import torch as t
 from caches import HOOK, OTHER, write_small
 from datasets import load_from_disk
-from interrupted_runs import assert_equal, results, resumed, sae_of, stopped_at
+from interrupted_runs import assert_equal, interrupt, results, resumed, sae_of
 from planted_sinks import saved_with_sinks
 from small_commands import refused
 from texts import error_of
@@ -132,9 +132,7 @@ def test_a_run_resumes_where_its_activations_have_moved(
         settings = open_stored(there).settings | {"activations": str(there), "hook": "h"}
         run = replace(run, **settings, eval_tokens=0, text_passes=3)
     train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()})
-    stopped_at(15, monkeypatch)
-    with pytest.raises(Interrupted):
-        train(run, {"x": sae_of()})
+    interrupt(run, monkeypatch)
     there.rename(tmp_path / "after")
     command = ["train", "--resume", run.save_dir]
     assert "no such folder" in refused(command, capsys)

@@ -148,7 +148,8 @@ def test_a_text_whose_files_change_is_another(tmp_path):
     path.write_text("two, which is longer")
     assert text_key(run, 10) != before
     assert text_key(run, 11) != text_key(run, 10)
-    assert text_key(RunConfig(model="./gone/lm"), 10)["files"]["model"] is None
+    for gone in ("./gone/lm", "synthetic:./gone"):
+        assert text_key(RunConfig(model=gone), 10)["files"]["model"] is None
 
 
 def test_another_version_of_the_package_or_commit_of_the_model_is_another_text(

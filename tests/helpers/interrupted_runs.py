@@ -94,11 +94,16 @@ def resumed(folder):
     return train(*read_run(Path(folder)), resume=True)
 
 
-@pytest.fixture
-def stopped(run, monkeypatch):
+def interrupt(run, monkeypatch):
+    """Train an SAE until a signal at step 15."""
     stopped_at(15, monkeypatch)
     with pytest.raises(Interrupted):
         train(run, {"x": sae_of()})
+
+
+@pytest.fixture
+def stopped(run, monkeypatch):
+    interrupt(run, monkeypatch)
     return Path(run.save_dir)
 
 

@@ -88,7 +88,7 @@ def test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again(
 
 @pytest.mark.slow
 def test_a_killed_sweep_resumes_and_ends_bit_identical(configs, tmp_path, monkeypatch):
-    """Of two runs that are trained together, one has a later resume point."""
+    """Two runs are trained together, and the kill leaves one of them with a later resume point."""
     whole = run_sweep(configs, tmp_path / "whole", at_once=2)
     written, save_point = [], resume_points.save_point
 

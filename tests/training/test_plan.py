@@ -68,7 +68,7 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
 A, B = SAEConfig(), SAEConfig(dict_size=64)
 
 
-def test_the_command_that_continues_names_the_folder(tmp_path, monkeypatch):
+def test_the_command_that_continues_names_the_folder():
     assert resuming_command([Path("a/x"), Path("a/y")]) == "vsae train --resume a"
     assert resuming_command([Path()]) == "vsae train --resume ."
 
