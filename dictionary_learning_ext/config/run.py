@@ -238,14 +238,13 @@ NOT_THE_RESULT = (
     "eval_every",
 )
 """Settings that don't change the result: where it is computed and written, and how often it is saved and logged."""
-_PATHS = ("model", "data", "activations", "init_from")
-"""Settings that may be a folder."""
 
 
 def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that change the result and are not at their defaults.
 
-    Defaults are left out, so that adding an option changes no folder's name. A slash at the end of a path is ignored.
+    Defaults are left out, so that adding an option changes no folder's name. A slash at the end of `init_from` is ignored;
+    a RunConfig has none in its paths.
     """
     defaults = _defaults_of(settings)
     chosen = {
@@ -253,9 +252,8 @@ def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
         for name, value in settings.items()
         if name not in NOT_THE_RESULT and value not in (None, defaults.get(name))
     }
-    for name in _PATHS:
-        if isinstance(path := chosen.get(name), str):
-            chosen[name] = without_slash(path)
+    if isinstance(path := chosen.get("init_from"), str):
+        chosen["init_from"] = without_slash(path)
     if "split" in chosen:  # its noise is another one, whatever the number
         chosen["split"] = True
     return chosen
