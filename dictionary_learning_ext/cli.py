@@ -19,6 +19,7 @@ from .commands.report import REPORT
 from .commands.sweep import SWEEP
 from .commands.train import TRAIN
 from .config.checks import did_you_mean
+from .config.former import former_command
 from .errors import Interrupted, UserError, printable
 from .training.processes import Processes, is_first_to_say, launched
 
@@ -53,7 +54,11 @@ def _command(name: str, processes: Processes) -> Command[Any]:
     """The command of this name. Raises UserError if there is none, or if it can't run in several processes."""
     if name not in COMMANDS:
         raise UserError(
-            f"{name!r}: no such command; expected {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}"
+            f"{name!r}: no such command"
+            + (
+                former_command(name)
+                or f"; expected {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}"
+            )
         )
     if processes.are_several and not COMMANDS[name].by_several:
         able = " or ".join(f"`vsae {each.name}`" for each in COMMANDS.values() if each.by_several)

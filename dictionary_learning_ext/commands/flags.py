@@ -29,6 +29,7 @@ from typing import (
 )
 
 from ..config.checks import close_names, described, did_you_mean
+from ..config.former import former_setting
 from ..config.help_texts import help_texts
 from ..config.run import NONE
 from ..config.sae import SCHEDULES, SAEConfig
@@ -309,7 +310,7 @@ def _no_such_flag(name: str, values: list[str], known: list[str]) -> FlagError:
     ask = f"; did you mean {close}?" if close else ""
     if own in known:
         ask = f"; use {as_flag(own)} {(after or '{}').format(values[0] if values else 'N')}"
-    return FlagError(f"no such flag: {as_flag(name)}{ask}", name=name)
+    return FlagError(f"no such flag: {as_flag(name)}{former_setting(name) or ask}", name=name)
 
 
 def _number_of_values(option: _Option | None, rest: list[str], takes_positional: bool) -> int:
@@ -360,7 +361,9 @@ def _converted(option: _Option, words: list[str]) -> Any:
         return _read(words[0] if words else "True", kind)
     except ValueError as error:
         choices = get_args(kind) if get_origin(kind) is Literal else ()
-        expected = _expected(option.hint) + did_you_mean(" ".join(words), choices)
+        given = " ".join(words)
+        ask = former_setting(name, given) or did_you_mean(given, choices)
+        expected = _expected(option.hint) + ask
         raise FlagError(
             f"{option.flag} {in_shell(*words)}: expected {expected}", name=name
         ) from error

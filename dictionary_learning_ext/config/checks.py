@@ -20,6 +20,7 @@ from typing import (
 )
 
 from ..errors import ConfigError
+from .former import former_setting
 
 LARGEST_SEED = 2**32 - 1
 _SCALE_LIMITS = (1e-18, 1e18)
@@ -105,7 +106,8 @@ def require_max_norm_multiple(given: float | None) -> None:
 def require_choice(name: str, given: Any, choices: Any) -> None:
     """Raise a ConfigError unless a value is one of `choices`: a Literal, or names."""
     legal = get_args(choices) or tuple(choices)
-    require(given in legal, name, given, f"one of {', '.join(legal)}{did_you_mean(given, legal)}")
+    ask = former_setting(name, given) or did_you_mean(given, legal)
+    require(given in legal, name, given, f"one of {', '.join(legal)}{ask}")
 
 
 def did_you_mean(given: Any, names: Collection[str]) -> str:
@@ -134,7 +136,8 @@ def _bare(name: str) -> str:
 def require_type(name: str, given: Any, hint: Any) -> None:
     """Raise a ConfigError unless a value has the type of a field. Numbers must be finite."""
     words = get_args(hint) if get_origin(hint) is Literal else ()
-    require(is_of_type(given, hint), name, given, described(hint) + did_you_mean(given, words))
+    ask = former_setting(name, given) or did_you_mean(given, words)
+    require(is_of_type(given, hint), name, given, described(hint) + ask)
 
 
 def is_of_type(value: Any, hint: Any) -> bool:

@@ -21,6 +21,7 @@ from .checks import (
     require,
     require_max_norm_multiple,
 )
+from .former import former_setting
 from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_json, in_shares
 from .synthetic_models import is_synthetic
 
@@ -328,7 +329,8 @@ class TrainConfig:
         for name in values:
             if name not in run_fields and name not in OPTION_NAMES:
                 hint = (
-                    did_you_mean(name, [*OPTION_NAMES, *run_fields])
+                    former_setting(name)
+                    or did_you_mean(name, [*OPTION_NAMES, *run_fields])
                     or "; see `vsae train --help-all`"
                 )
                 raise ConfigError(f"{source}: unknown setting {name!r}{hint}")

@@ -29,6 +29,7 @@ from .checks import (
     require_choice,
     require_type,
 )
+from .former import former_setting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -796,7 +797,9 @@ def _require_option(name: str, cls: type[SAEConfig]) -> None:
     if (share := _SETTINGS.get(name)) in names:
         instead = f"give {share}=N/steps for N of the run's steps"
         raise ConfigError("settings have shares of the run", name=name, instead=instead)
-    hint = did_you_mean(name, names) or f"; expected one of {', '.join(names)}"
+    hint = (
+        former_setting(name) or did_you_mean(name, names) or f"; expected one of {', '.join(names)}"
+    )
     raise ConfigError(f"no such option of {cls.architecture}{hint}", name=name)
 
 

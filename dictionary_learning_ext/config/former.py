@@ -1,0 +1,26 @@
+"""Commands, flags, settings and their values that were removed, and what to type instead."""
+
+from typing import Any
+
+from ..errors import as_flag
+
+# To add a row: what was typed, `command`, `--flag` or `--flag value`, and one line that says what to type instead.
+# A removed setting is the row of its flag, so config files and `SAEConfig(...)` find it too.
+FORMER = {
+    "--preset quickstart": "run `vsae quickstart`",
+}
+
+
+def former_command(name: str) -> str:
+    """The end of a message about an unknown command: "; it was removed: …". Empty if there never was one."""
+    return _ending(name)
+
+
+def former_setting(name: str, value: Any = None) -> str:
+    """The same for an unknown setting, typed as a flag or not, or for an unknown value of a setting."""
+    flag = as_flag(name)
+    return _ending(flag if value is None else f"{flag} {value}")
+
+
+def _ending(typed: str) -> str:
+    return f"; it was removed: {FORMER[typed]}" if typed in FORMER else ""
