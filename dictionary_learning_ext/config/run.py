@@ -255,6 +255,8 @@ def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
     }
     if isinstance(path := chosen.get("init_from"), str):
         chosen["init_from"] = without_slash(path)
+    if chosen.get("noise_to_signal") is not None:
+        chosen.pop("sigma", None)  # follows from it, once D is known
     if "split" in chosen:  # its noise is another one, whatever the number
         chosen["split"] = True
     return chosen

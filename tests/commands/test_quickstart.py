@@ -9,6 +9,7 @@ from pathlib import Path
 from signal import SIGINT
 
 import pytest
+from interrupted_runs import Killed
 
 from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.activations.stored import open_stored
@@ -155,6 +156,23 @@ def test_an_interrupted_quickstart_continues_with_what_is_missing(again, monkeyp
     monkeypatch.setattr("dictionary_learning_ext.training.loop.train", stopped)
     assert main(SHORT) == 130
     assert "SIGINT; run the same command" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_killed_one_continues(quickstart_run, quick_report, tmp_path, monkeypatch):
+    """Killed before a resume point of its first seed."""
+    monkeypatch.chdir(tmp_path)
+
+    def dies(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SAERun, "update", dies)
+        with pytest.raises(Killed):
+            main(SHORT)
+    assert main(SHORT) == 0
+    for name in NAMES:
+        whole = quickstart_run[0] / FOLDER / name / "ae.pt"
+        assert (FOLDER / name / "ae.pt").read_bytes() == whole.read_bytes(), name
 
 
 AGAIN = "run the same command again to continue"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch as t
+from interrupted_runs import Killed
 from small_commands import content, refused, settings_of
 
 from dictionary_learning_ext.activations.cache_manifest import read_manifest
@@ -15,10 +16,11 @@ from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import parse, vsae
 from dictionary_learning_ext.commands.train import TRAIN, starting_point
-from dictionary_learning_ext.config.presets import preset
+from dictionary_learning_ext.config.presets import PRESETS, preset
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.training import loop
+from dictionary_learning_ext.training.sae_run import SAERun
 
 
 def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_worth(
@@ -221,6 +223,25 @@ def test_a_run_that_resumes_says_where_it_continues(small, tmp_path, capsys):
         (tmp_path / "run" / "metrics.json").unlink()
         (tmp_path / "run" / "ae.pt").unlink()
         assert f"Continuing {tmp_path / 'run'}, on cpu\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_run_killed_before_its_first_resume_point_continues(name, small, tmp_path, monkeypatch):
+    """By the same command, to the weights of a run that was not killed."""
+    small = ["train", "--preset", name, "--hook", "blocks.0.hook_resid_post", *small]
+    whole = [*small, f"--save-dir={tmp_path / 'whole'}"]
+    assert main(whole) == 0
+
+    def dies(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SAERun, "update", dies)
+        with pytest.raises(Killed):
+            main(small)
+    assert main(small) == 0
+    killed, undisturbed = (tmp_path / name / "ae.pt" for name in ("run", "whole"))
+    assert killed.read_bytes() == undisturbed.read_bytes()
 
 
 def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(
