@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test coverage test-fast test-saebench test-oldest test-newest test-gpu mutants mutants-saebench lint docs notebooks wheel clean
+.PHONY: quickstart test coverage test-fast test-saebench test-oldest test-newest test-gpu lint docs notebooks wheel clean
 
 quickstart: .venv/installed
 	$(BIN)/vsae quickstart
@@ -72,16 +72,6 @@ test-newest: .venv-newest/installed
 test-gpu: .venv/installed-dev
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/python -m pytest tests/gpu -rs
 
-# How many small faults the tests notice, out of a random sample of each sub-package: about two hours on
-# two cores. With MUTANTS='--folders evaluation', for example, only those of some sub-packages.
-mutants: .venv/installed-mutants
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/mutants.py $(MUTANTS)
-
-# The same for sae_bench and export.
-mutants-saebench: .venv-saebench/installed-mutants
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python \
-		tests/mutants.py --folders sae_bench export $(MUTANTS)
-
 # With mkdocs, since the type check reads what the tests of the guide import. Last, whether wrong calls of
 # the public names are flagged, and whether the numbers of README and the guide are those of the raw results.
 lint: .venv/installed-dev .venv/installed-docs
@@ -121,14 +111,6 @@ clean:
 
 .venv/installed-docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
-	touch $@
-
-.venv/installed-mutants: .venv/installed-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutants]'
-	touch $@
-
-.venv-saebench/installed-mutants: .venv-saebench/installed
-	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,sae-bench,mutants]' eai-sparsify~=1.3
 	touch $@
 
 .venv-oldest/installed: setup.py

@@ -104,7 +104,6 @@ setup(
         "dev": DEV,
         "docs": DOCS,
         "explain": EXPLAIN,
-        "mutants": [*DEV, "cosmic-ray>=8.4", "toml>=0.10"],
         "sae-bench": SAEBENCH,
         "test-s3": TEST_S3,
         "sae-lens": SAELENS,
