@@ -45,8 +45,14 @@ CODE_MEASURES = (
         "in_function",
         IN_FUNCTION,
         ".1%",
-        "share of features that do the same in another seed: of those that are not near-dead, matched one to one by the "
-        f"correlation of their activations, the pairs of at least {RETURNING[0]:g}, over the mean of the two counts",
+        "share of all features, near-dead ones included, that do the same in another seed: matched one to one by the "
+        f"correlation of their activations, the pairs of at least {RETURNING[0]:g}, over the mean of the two sizes",
+    ),
+    Measure(
+        "in_function_selections",
+        f"selections of these ({IN_FUNCTION})",
+        ".1%",
+        "share of all selections that are of features that come back in what they do",
     ),
     Measure(
         "in_function_energy",
@@ -138,10 +144,7 @@ class AgreementOfCodes:
     @property
     def in_function(self) -> dict[tuple[str, str], float]:
         """The share of features that come back in what they do, for every pair."""
-        return {
-            (a, b): share_in_function(self.codes[a], self.codes[b], *alike)
-            for (a, b), alike in self.alike.items()
-        }
+        return {names: share_in_function(*alike) for names, alike in self.alike.items()}
 
     @cached_property
     def pairs(self) -> dict[tuple[str, str], dict[str, float]]:
@@ -168,13 +171,10 @@ def mean_of_known(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def share_in_function(a: Codes, b: Codes, alike_F: np.ndarray, alike_G: np.ndarray) -> float:
-    """The share of two SAEs' features that come back in what they do: the number of pairs, over the mean number of features
-    that are not near-dead. The `alike` are those of `same_in_another`."""
-    count = is_used(a).sum() + is_used(b).sum()
-    return float(
-        ((alike_F >= RETURNING[0]).sum() + (alike_G >= RETURNING[0]).sum()) / max(1, count)
-    )
+def share_in_function(alike_F: np.ndarray, alike_G: np.ndarray) -> float:
+    """The share of two SAEs' features that come back in what they do: the number of pairs, over their mean number of features.
+    The `alike` are those of `same_in_another`."""
+    return float(np.mean(np.concatenate([alike_F, alike_G]) >= RETURNING[0]))
 
 
 def measures_of_pair(
@@ -190,21 +190,23 @@ def measures_of_pair(
         alike: the result of `same_in_another`.
     """
     centred_F, others_G = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
-    matched_F, correlations_F = matching(centred_F, others_G, signed=True)
+    correlations_F, _ = alike
     alike_F, alike_G = (each >= RETURNING[0] for each in alike)
     used_F, used_G = is_used(a), is_used(b)
-    correlations_P = correlations_F[matched_F >= 0]
     ours_P = np.flatnonzero(pair.is_matched_F)
     theirs_P = pair.matched_F[ours_P]
     by_direction_P = products_of_each(centred_F[ours_P], others_G[theirs_P])
     units = normalize(a.directions_FD[ours_P]), normalize(b.directions_FD[theirs_P])
     signs_P = (units[0] * units[1]).sum(1).sign().numpy()
     return {
-        "in_function": share_in_function(a, b, *alike),
+        "in_function": share_in_function(*alike),
+        "in_function_selections": float(
+            np.mean([_weight_share(a.count_F, alike_F), _weight_share(b.count_F, alike_G)])
+        ),
         "in_function_energy": float(
             np.mean([_weight_share(a.energy_F, alike_F), _weight_share(b.energy_F, alike_G)])
         ),
-        "correlation": float(correlations_P.mean()),
+        "correlation": float(correlations_F.sum() / min(len(alike_F), len(alike_G))),
         "correlation_by_direction": float((signs_P * by_direction_P).mean()),
         **{
             f"direction_{least:g}_not_near_dead": _weight_share_returning(
@@ -221,17 +223,13 @@ def measures_of_pair(
 def same_in_another(a: Codes, b: Codes) -> tuple[np.ndarray, np.ndarray]:
     """The correlation of each feature's activations with those of its match in the other SAE, over all tokens: (F,), (G,).
 
-    Features that are not near-dead are matched one to one, to maximise the mean correlation. A feature that is near-dead
-    or has no match has 0.
+    All features are matched one to one, to maximise the mean correlation. A feature that never fires or has no match has 0.
     """
-    found = np.zeros(a.code_NF.shape[1]), np.zeros(b.code_NF.shape[1])
-    ours_f, theirs_g = np.flatnonzero(is_used(a)), np.flatnonzero(is_used(b))
-    if len(ours_f) and len(theirs_g):
-        centred = _centred(a.code_NF[:, ours_f]), _centred(b.code_NF[:, theirs_g], sign=-1.0)
-        matched_f, correlation_f = matching(*centred, signed=True)
-        found[0][ours_f] = correlation_f
-        found[1][theirs_g[matched_f[matched_f >= 0]]] = correlation_f[matched_f >= 0]
-    return found
+    centred = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
+    matched_F, alike_F = matching(*centred, signed=True)
+    alike_G = np.zeros(b.code_NF.shape[1])
+    alike_G[matched_F[matched_F >= 0]] = alike_F[matched_F >= 0]
+    return alike_F, alike_G
 
 
 def is_used(codes: Codes) -> np.ndarray:

@@ -64,25 +64,19 @@ def slowly(a, b, k):
     found = {"correlation": best.mean()}
     own = [np.sign(cosines[i, j]) * corr[i, j] for i, j in match.items()]
     found["correlation_by_direction"] = np.mean(own)
-    living, energies = [], []
-    for code, directions in ((f, ours), (g, theirs)):
-        l0 = np.mean((code != 0).sum(1)) if k is None else k
-        fires = np.mean(code != 0, axis=0)
-        living.append(np.flatnonzero((fires >= 0.1 * l0 / code.shape[1]) & (fires > 0)))
-        energies.append(
-            [np.square(np.outer(*each)).sum() for each in zip(code.T, directions, strict=True)]
-        )
-    of_living = corr[np.ix_(*living)]
-    pairs = np.stack(linear_sum_assignment(of_living, maximize=True), axis=1)
-    same = [(living[0][i], living[1][j]) for i, j in pairs if of_living[i, j] >= 0.7]
-    found["in_function"] = len(same) / np.mean([len(each) for each in living])
-    of_same = [
-        sum(e[i] for i in {*each})
-        for e, each in zip(energies, zip(*same, strict=True), strict=True)
-    ]
-    found["in_function_energy"] = np.mean(
-        [part / sum(e) for part, e in zip(of_same, energies, strict=True)]
-    )
+    same = [(i, j) for i, j in zip(rows, columns, strict=True) if corr[i, j] >= 0.7]
+    found["in_function"] = len(same) / np.mean([size, others])
+    for name in ("selections", "energy"):
+        parts = []
+        for (code, directions), numbers in zip((a, b), zip(*same, strict=True), strict=True):
+            weights = np.count_nonzero(code, axis=0)
+            if name == "energy":
+                weights = [
+                    np.square(np.outer(*each)).sum()
+                    for each in zip(code.T, directions, strict=True)
+                ]
+            parts.append(sum(weights[i] for i in numbers) / sum(weights))
+        found[f"in_function_{name}"] = np.mean(parts)
     shares = {"selections": [], "energy": []}
     for least in (0.7, 0.9):
         in_a = {i for i, j in match.items() if abs(cosines[i, j]) >= least}
