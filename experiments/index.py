@@ -74,6 +74,14 @@ EXPERIMENTS = (
         pages=("dose_truth.md",),
     ),
     Experiment(
+        "fading.study",
+        "Does noise that ends in time bring features back at the default length, and cost nothing?",
+        minutes="200",
+        stages=("train", "tables"),
+        needs="a cache of activations, see experiments/reproducibility/PROTOCOL.md",
+        pages=("fading_embedded.md", "fading_truth.md"),
+    ),
+    Experiment(
         "paper.reproduce_paper",
         "At equal k, does the paper's vSAE do what the paper says, claim by claim?",
         minutes="179",

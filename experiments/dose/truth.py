@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch as t
@@ -28,7 +29,8 @@ RAW = RESULTS / "dose_truth.json"
 TRUE, WIDTH, PARENTS, K, BATCH = 2048, 192, 256, 16, 512
 SAMPLES, LONG = 3_072_000, 16_384_000
 MEASURED = 40_000
-FREQUENT = 64
+MATCHES = 0.7
+"""A feature matches a true one from this absolute cosine on."""
 AUXK: dict[str, float | None] = {
     "without": None,
     "a tenth of the run": SAMPLES / 10 / (512 / K),
@@ -68,12 +70,6 @@ class Truth:
         rates_T[:roots] = frequent * (K / (frequent * per_root).sum())
         return cls(directions_TD, rates_T.clamp(max=0.5), parent_T)
 
-    @property
-    def frequency_T(self) -> t.Tensor:
-        """How often each fires."""
-        own = t.arange(TRUE) == self.parent_T
-        return t.where(own, self.rates_T, self.rates_T * self.rates_T[self.parent_T])
-
     def sample(self, n: int, generator: t.Generator) -> tuple[t.Tensor, t.Tensor]:
         """n rows (n, D), and which features fire (n, T)."""
         on_BT = t.rand(n, TRUE, generator=generator) < self.rates_T
@@ -98,8 +94,8 @@ class Part:
         return f"{self.stage}: F = {self.dict_size:,}, {self.samples / 1e6:.1f}M, seed {self.seed}"
 
 
-def run_part(part: Part) -> None:
-    content = read()
+def run_part(part: Part, raw: Path = RAW) -> None:
+    content = read(raw)
     done = {row["arm"] for row in content["rows"] if row["part"] == part.name}
     arms = {name: given for name, given in part.arms.items() if name not in done}
     if not arms:
@@ -124,10 +120,10 @@ def run_part(part: Part) -> None:
         rows.append(
             row | measured(trainer.ae, truth, *held_out) | {"survival": sampled_survival[name]}
         )
-    content = read()
+    content = read(raw)
     content["rows"] += rows
     content["parts"][part.name] = about(began, content["parts"].get(part.name))
-    raw_results.write(RAW, content)
+    raw_results.write(raw, content)
 
 
 def _trainer(given: dict[str, Any], part: Part, steps: int) -> Any:
@@ -147,7 +143,9 @@ def _trainer(given: dict[str, Any], part: Part, steps: int) -> Any:
 def measured(ae: Any, truth: Truth, x_ND: t.Tensor, on_NT: t.Tensor) -> dict[str, Any]:
     """How an SAE reconstructs samples, and how its features match the true ones, one to one by absolute cosine.
 
-    F1 is of a true feature's firing and its match's, over the matched pairs.
+    F1 is of a true feature's firing and its match's, over the matched pairs. `living_true` is the share of the features that are
+    not near-dead whose nearest true direction has an absolute cosine of at least MATCHES, and `living_duplicates` how many of
+    these share it with another.
     """
     directions_FD = t.nn.functional.normalize(ae.decoder.weight.t(), dim=1)
     cosine_FT = (directions_FD @ truth.directions_TD.t()).abs()
@@ -166,21 +164,22 @@ def measured(ae: Any, truth: Truth, x_ND: t.Tensor, on_NT: t.Tensor) -> dict[str
         residual += float((x_BD - ae.decode(f_BF)).square().sum())
     total = float((x_ND - x_ND.mean(0)).square().sum())
     f1_M = 2 * both_M / (mine_M + theirs_M).clamp(min=1)
-    best_F = cosine_FT.argmax(1)
-    frequent = truth.frequency_T.argsort(descending=True)[:FREQUENT]
-    on_frequent = best_F[t.isin(best_F, frequent)]
+    nearest_F, best_F = cosine_FT.max(1)
+    is_living_F = fired_F / MEASURED >= 0.1 * K / len(fired_F)
+    on_true = best_F[is_living_F & (nearest_F >= MATCHES)]
     return {
         "mcc": float(cosine_FT[features, true].mean()),
         "f1": float(f1_M.mean()),
         "fve": 1 - residual / total,
         "uniqueness": len(best_F.unique()) / len(best_F),
-        "duplicates": len(on_frequent) - len(on_frequent.unique()),
-        "near_dead": float((fired_F / MEASURED < 0.1 * K / len(fired_F)).float().mean()),
+        "living_true": len(on_true) / max(1, int(is_living_F.sum())),
+        "living_duplicates": len(on_true) - len(on_true.unique()),
+        "near_dead": 1 - float(is_living_F.float().mean()),
     }
 
 
-def read() -> dict[str, Any]:
-    return raw_results.read_or(RAW, {"parts": {}, "rows": []})
+def read(raw: Path = RAW) -> dict[str, Any]:
+    return raw_results.read_or(raw, {"parts": {}, "rows": []})
 
 
 # --- the protocol's stages
@@ -291,9 +290,16 @@ SHOWN = {
     "f1": "F1",
     "fve": "FVE",
     "uniqueness": "uniqueness",
-    "duplicates": "duplicates",
     "near_dead": "near-dead < 0.1",
+    "living_true": "of the living, match a true one",
+    "living_duplicates": "of these, duplicates",
 }
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    if name not in row:
+        return ""
+    return f"{row[name]:.0f}" if name == "living_duplicates" else f"{row[name]:.4f}"
 
 
 def tables(content: dict[str, Any]) -> list[str]:
@@ -302,12 +308,11 @@ def tables(content: dict[str, Any]) -> list[str]:
         "",
     ]
     for part, own in content["parts"].items():
-        rows = {
-            row["arm"]: [f"{row[n]:.0f}" if n == "duplicates" else f"{row[n]:.4f}" for n in SHOWN]
-            for row in content["rows"]
-            if row["part"] == part
-        }
-        lines += [f"## {part}", "", *table("", rows, list(SHOWN.values())), ""]
+        of_part = [row for row in content["rows"] if row["part"] == part]
+        shown = [n for n in SHOWN if any(n in row for row in of_part)]
+        rows = {row["arm"]: [_text(row, n) for n in shown] for row in of_part}
+        columns = [SHOWN[n] for n in shown]
+        lines += [f"## {part}", "", *table("", rows, columns), ""]
         lines += [f"{about_line(own)}.", ""]
     return lines
 

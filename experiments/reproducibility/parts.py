@@ -23,6 +23,8 @@ RAW = RESULTS / "reproducibility.json"
 METRICS = (
     "fve",
     "frac_recovered",
+    "loss_original",
+    "loss_reconstructed",
     "near_dead_0.1",
     "near_dead_0.5",
     "alive",
