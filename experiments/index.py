@@ -97,6 +97,13 @@ EXPERIMENTS = (
         pages=("beta.md",),
     ),
     Experiment(
+        "paper.as_published",
+        "Why has the vSAE of the paper's public code few living features?",
+        minutes="700",
+        stages=("train", "tables"),
+        pages=("as_published.md",),
+    ),
+    Experiment(
         "paper.selection_churn",
         "Does reconstruction fall because noise changes which features win?",
         minutes="5",
