@@ -2,9 +2,6 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# The client of OpenAI-compatible endpoints, for `vsae explain`.
-EXPLAIN = ["openai>=1.60"]
-
 DEV = [
     "build>=1.2",
     "hypothesis>=6.100",
@@ -12,7 +9,6 @@ DEV = [
     "matplotlib>=3.8",
     "nbclient>=0.10",
     "nbformat>=5.10",
-    *EXPLAIN,
     "pyright>=1.1.380",
     "pytest>=8",
     "pytest-cov>=5",
@@ -103,7 +99,6 @@ setup(
     extras_require={
         "dev": DEV,
         "docs": DOCS,
-        "explain": EXPLAIN,
         "sae-bench": SAEBENCH,
         "test-s3": TEST_S3,
         "sae-lens": SAELENS,

@@ -10,7 +10,6 @@ from typing import Any, TextIO, cast
 
 from .commands.bench import BENCH
 from .commands.cache import CACHE, HOOKS
-from .commands.explain import EXPLAIN
 from .commands.export import EXPORT, PUSH
 from .commands.flags import Command, parse
 from .commands.measure import COMPARE, EVAL, METRICS, REPRODUCE
@@ -26,7 +25,7 @@ from .training.processes import Processes, is_first_to_say, launched
 COMMANDS: dict[str, Command[Any]] = {
     each.name: each
     for each in (
-        *(TRAIN, EVAL, COMPARE, METRICS, REPRODUCE, EXPLAIN, REPORT, QUICKSTART),
+        *(TRAIN, EVAL, COMPARE, METRICS, REPRODUCE, REPORT, QUICKSTART),
         *(SWEEP, HOOKS, CACHE, EXPORT, PUSH, BENCH),
     )
 }

@@ -156,10 +156,6 @@ class HubError(UserError):
     """The hub can't be reached, or refuses what is asked of it."""
 
 
-class EndpointError(UserError):
-    """A language model's endpoint can't be reached, or doesn't answer as one."""
-
-
 class BenchError(UserError):
     """An evaluation of SAE Bench can't be run, or failed."""
 

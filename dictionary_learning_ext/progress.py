@@ -46,9 +46,6 @@ class ProgressLines:
         self._shown = {"unit": unit, "unit_scale": unit_scale, "prefix": desc, "ncols": 0}
         self._is_silent = disable or bool(os.environ.get("TQDM_DISABLE"))
         self._file, self._postfix = sys.stderr, ""
-        self.reset(total, initial)
-
-    def reset(self, total: int, initial: int = 0) -> None:
         self.total, self.n, self._initial = total, initial, initial
         self._start = self._written = time.monotonic()
 

@@ -33,7 +33,6 @@ pytest_plugins = [
     "guide",
     "interrupted_runs",
     "report_runs",
-    "chat_server",
     "small_commands",
 ]
 

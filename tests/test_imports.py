@@ -18,7 +18,7 @@ LAYERS = (
     {"evaluation"},
     {"features"},
     {"training"},
-    {"report", "sae_bench", "sae_lens", "export", "sweep", "explain"},
+    {"report", "sae_bench", "sae_lens", "export", "sweep"},
     {"commands"},
     {"cli"},
     {"__main__"},

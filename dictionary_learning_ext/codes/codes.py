@@ -4,7 +4,7 @@
     codes.to_scipy()                  # tokens x features
     codes.feature(7).contexts()       # where feature 7 is strongest
 
-Evaluation, reproducibility, reports, explanations and exports are computed from them. They are kept in one file in `codes/`
+Evaluation, reproducibility, reports and exports are computed from them. They are kept in one file in `codes/`
 beside the SAE, so that the next command doesn't encode the text again. The file is written whole or not at all. One of
 another SAE or text is not used, and is replaced.
 

@@ -1,7 +1,7 @@
 """The contexts in which features fire, and tokens as text.
 
 Shapes: N encoded tokens, C contexts of L tokens, M selections, F features, T contexts kept per feature, W tokens shown of a
-context, P tokens drawn.
+context.
 """
 
 import unicodedata
@@ -183,20 +183,6 @@ def _smallest_keys(
     is_kept_M = rank_M < n
     found_FT[feature_M[is_kept_M], rank_M[is_kept_M]] = what_M[order_M[is_kept_M]]
     return found_FT
-
-
-class DrawnContexts(NamedTuple):
-    """P tokens drawn uniformly from all tokens, with the tokens around them."""
-
-    around: Windows
-    context_P: np.ndarray
-    """The index of each token's context in reading order."""
-    codes: EncodedText
-
-    def fires(self, feature: int) -> np.ndarray:
-        """(P,), whether a feature is selected at any of the W tokens."""
-        found_PW = _activations_at(self.codes, feature, self.around.place_TW)
-        return ((found_PW != 0) & self.around.is_inside_TW).any(1)
 
 
 class FeatureOfCodes:

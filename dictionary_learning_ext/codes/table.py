@@ -1,6 +1,6 @@
 """Statistics and contexts of an SAE's features on a text: `FeatureTable`, computed from `Codes`.
 
-Shapes: F features, P tokens drawn. A feature's *strongest* or *largest* activations are those of the largest magnitude. They
+Shapes: F features. A feature's *strongest* or *largest* activations are those of the largest magnitude. They
 keep their signs: some SAEs have negative activations, e.g. a vSAE without ReLU.
 """
 
@@ -15,11 +15,9 @@ from .codes import Codes
 from .contexts import (
     AFTER,
     BEFORE,
-    DrawnContexts,
     FeatureContexts,
     drawn_rows,
     strongest_rows,
-    windows,
 )
 
 LEAST_SELECTIONS = 8
@@ -33,9 +31,8 @@ class FeatureTable:
 
     Arguments:
         top, sampled: how many contexts of each feature to keep: the strongest, and drawn ones.
-        drawn: how many tokens to draw from all tokens.
         before, after: how many tokens of a context to show before and after its token.
-        seed: seeds all draws.
+        seed: seeds the drawing.
     """
 
     def __init__(
@@ -44,16 +41,12 @@ class FeatureTable:
         *,
         top: int = 8,
         sampled: int = 8,
-        drawn: int = 0,
         before: int = BEFORE,
         after: int = AFTER,
         seed: int = 0,
     ):
         self.codes = codes
-        self._top, self._sampled, self._around = top, sampled, (before, after)
-        generator = t.Generator().manual_seed(seed)
-        self._drawn_N = t.randperm(codes.tokens, generator=generator)[:drawn].sort().values.numpy()
-        self._generator_state = generator.get_state()
+        self._top, self._sampled, self._around, self._seed = top, sampled, (before, after), seed
 
     @property
     def tokens(self) -> int:
@@ -123,19 +116,9 @@ class FeatureTable:
     @cached_property
     def sampled(self) -> FeatureContexts:
         """Contexts of selections drawn uniformly, without replacement, the largest activation first."""
-        generator = t.Generator()
-        generator.set_state(self._generator_state)
+        generator = t.Generator().manual_seed(self._seed)
         rows_FT = drawn_rows(self.codes, self._sampled, generator)
         return FeatureContexts(self.codes, rows_FT, *self._around)
-
-    @cached_property
-    def drawn(self) -> DrawnContexts:
-        """Tokens drawn uniformly from all of them."""
-        places_P = self.codes.reading.place_N[self._drawn_N]
-        context_P = places_P // self.codes.reading.ids_CL.shape[1]
-        return DrawnContexts(
-            windows(self.codes, self._drawn_N, *self._around), context_P, self.codes
-        )
 
     @cached_property
     def ranking(self) -> list[int]:

@@ -105,8 +105,7 @@ class CompareFlags:
     """Run folders, or other libraries' SAEs that `vsae eval` has measured: two or more, or one to see its metrics."""
     columns: str | None = None
     """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:
-    the most important ones, which features come back where there are several seeds of a setting, and the mean
-    score of what `vsae explain` wrote."""
+    the most important ones, and which features come back where there are several seeds of a setting."""
     all: bool = False
     """Show every metric. `vsae metrics` says what they mean."""
     json: bool = False
@@ -117,7 +116,6 @@ class CompareFlags:
 def run_compare(flags: CompareFlags) -> None:
     from ..evaluation.tables import chosen, metrics_in, results_table
     from ..features.agreement import SHARES
-    from ..features.explanations import explanations_of, means_of, not_alike
     from ..features.reproducibility_of_folders import of_seeds, sentence_of
     from ..run_folder.reading import read_config, read_metrics, require_folders
 
@@ -138,25 +136,15 @@ def run_compare(flags: CompareFlags) -> None:
     if flags.columns is not None:
         print(results_table(results, configs, metrics))
         return
-    explained = explanations_of(configs)
-    n, means = means_of(explained)
     groups, columns = [*of_seeds(configs)], {each.label: {} for each in SHARES}
     for folders, found in groups:
         shares = found.shares()
         for each in SHARES:
             if (share := shares[each.key]) is not None:
                 columns[each.label] |= dict.fromkeys(folders, each.text(share))
-    columns["explanations"] = {folder: str(mean) for folder, mean in means.items()}
     print(results_table(results, configs, metrics, columns))
     if groups:
         print(f"\n{sentence_of([found for _, found in groups])}")
-    if means:
-        why_not = not_alike(explained)
-        print(
-            f"\nexplanations: the mean score of {n} features of each, the first in their order that have one, "
-            f"with its 95% interval over features. Guessing has 0.5."
-            + (f"\nThese scores can't be compared: {why_not}." if why_not else "")
-        )
 
 
 @dataclass(frozen=True)

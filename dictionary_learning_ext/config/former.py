@@ -7,6 +7,7 @@ from ..errors import as_flag
 # To add a row: what was typed, `command`, `--flag` or `--flag value`, and one line that says what to type instead.
 # A removed setting is the row of its flag, so config files and `SAEConfig(...)` find it too.
 FORMER = {
+    "explain": "run `vsae export FOLDER --format sparsify`, then delphi; see docs/explain.md",
     "--preset quickstart": "run `vsae quickstart`",
 }
 

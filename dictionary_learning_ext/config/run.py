@@ -405,18 +405,3 @@ class ReportOptions(Checked):
     """Show which tokens each feature promotes and suppresses."""
     seed: int = 0
     """Seeds all random numbers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExplainOptions(Checked):
-    """Options of `vsae explain`: the features that are explained, and the tokens they are explained from."""
-
-    features: Count = 50
-    """How many features to explain, in the order of the return score: the most likely to come back first. Of an SAE
-    that has no such score, in the order of the firing rate."""
-    only: tuple[int, ...] = ()
-    """Explain these features instead, by their numbers."""
-    tokens: Count = RunConfig.eval_tokens
-    """Held-out tokens to take the features' contexts from."""
-    at_once: Count = 4
-    """Requests at once, at most."""

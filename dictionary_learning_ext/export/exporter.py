@@ -22,7 +22,6 @@ from ..config.run import RunConfig
 from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..evaluation.measure import batches_of
-from ..features.explanations import read_explanations
 from ..run_folder.files import EXPORTS, METRICS, temporary_folder, writing
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import require_own, results_folder
@@ -112,7 +111,6 @@ def export(
     device = chosen_device(device)
     found, config = load_dictionary(folder, device)
     dictionary: Any = found
-    explanations = read_explanations(folder, dictionary)
     target = results_folder(folder) / EXPORTS / form if out is None else Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(
@@ -145,7 +143,7 @@ def export(
     if form == "neuronpedia":
         measured = exported_features(source, run, tokens, folder)
         with _new_folder(target) as temporary, _writing(target):
-            write_neuronpedia(temporary, source, *measured, explanations)
+            write_neuronpedia(temporary, source, *measured)
         return Exported(target, None)
     dictionary.float()  # in place
     require_supported(form, source)

@@ -3,7 +3,6 @@
     README.md                                   the model card
     NAME/ae.pt, config.json, metrics.json       one folder per SAE
     NAME/return_scores.csv                      if `vsae reproduce` wrote it
-    NAME/explanations.json                      if `vsae explain` wrote it
     NAME/cfg.json, sae_weights.safetensors      if requested, for SAELens's `SAE.from_pretrained(REPO, NAME)`
     NAME/MODULE/cfg.json, sae.safetensors, …    if requested, for sparsify's
                                                 `SparseCoder.load_from_hub(REPO, "NAME/MODULE")`
@@ -30,10 +29,8 @@ from ..config.checks import require_choice
 from ..config.run import UNKNOWN
 from ..errors import CheckpointError, HubError, UserError, first_line
 from ..evaluation.tables import markdown_table, table
-from ..features.explanations import read_explanations
 from ..run_folder.files import (
     CONFIG,
-    EXPLANATIONS,
     METRICS,
     RETURN_SCORES,
     WEIGHTS,
@@ -246,7 +243,7 @@ def _stage(
     metrics: dict[str, dict[str, Any]] = {}
     for folder in folders:
         require_own(folder, "push")
-        dictionary, config = load_dictionary(folder)  # raises if it is damaged
+        _, config = load_dictionary(folder)  # raises if it is damaged
         name = folder.name if len(folders) > 1 else folder.resolve().name
         results = results_folder(folder)
         settings = own_settings(config)
@@ -262,9 +259,6 @@ def _stage(
             write_json(staged / name / METRICS, metrics[name])
         if (results / RETURN_SCORES).is_file():
             shutil.copy(results / RETURN_SCORES, staged / name)
-        if explained := read_explanations(folder, dictionary):
-            public = replace(explained, settings=without_local_paths(explained.settings))
-            public.write(staged / name / EXPLANATIONS)
         for form in formats:
             try:
                 with tempfile.TemporaryDirectory(prefix="export.") as temporary:

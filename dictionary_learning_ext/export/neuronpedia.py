@@ -2,7 +2,6 @@
 
     batch-0.json, …     some features each, in SAEDashboard's schema
     run_settings.json   what they were measured on
-    explanations/batch-0.jsonl  a line for each explanation by `vsae explain`, as in Neuronpedia's own exports
 
 The schema is `NeuronpediaDashboardBatch` of sae-dashboard 0.8.0. Neuronpedia's converter reads it
 (utils/neuronpedia-utils/…/convert-saedashboard-to-neuronpedia-export.py in its repository), and asks for the names of the
@@ -26,7 +25,6 @@ from ..codes.table import FeatureTable
 from ..config.run import RunConfig
 from ..evaluation.folders import OpenedFolders
 from ..features.directions import LogitLens, decoder_directions
-from ..features.explanations import Explanation, Explanations
 from ..run_folder.files import at_home, write_json, write_text
 from .formats import ExportedSAE
 
@@ -35,7 +33,6 @@ FEATURES_PER_BATCH = 128
 NEURONPEDIA_TOKENS = RunConfig.eval_tokens
 """The default number of held-out tokens to measure on."""
 RUN_SETTINGS = "run_settings.json"
-_EXPLANATIONS = "explanations/batch-0.jsonl"
 _TOP_CONTEXTS = {"bin_min": -1.0, "bin_max": 99.0, "bin_contains": -1.0}
 """The fields by which Neuronpedia recognises the contexts with the largest activations."""
 _KEPT = 20  # contexts of each kind
@@ -88,7 +85,6 @@ def write_neuronpedia(
     source: ExportedSAE,
     statistics: FeatureTable,
     lens: LogitLens,
-    explanations: Explanations,
 ) -> None:
     """Write the features that were selected into an empty folder.
 
@@ -114,11 +110,6 @@ def write_neuronpedia(
         }
         # Without write_json's indentation, which makes it four times as long.
         write_text(folder / f"batch-{number}.json", json.dumps(content))
-    if lines := [
-        _explanation(each, explanations, source) for each in explanations.values() if each.text
-    ]:
-        (folder / _EXPLANATIONS).parent.mkdir()
-        write_text(folder / _EXPLANATIONS, "".join(f"{json.dumps(line)}\n" for line in lines))
     settings = shared_fields | {
         "model": source.run.model,
         "hook_name": source.run.hook,
@@ -128,21 +119,6 @@ def write_neuronpedia(
         "dictionary_learning_ext": importlib.metadata.version("dictionary-learning-ext"),
     }
     write_json(folder / RUN_SETTINGS, settings)
-
-
-def _explanation(
-    found: Explanation, explanations: Explanations, source: ExportedSAE
-) -> dict[str, Any]:
-    """A line of explanations/batch-N.jsonl, as Neuronpedia's batch-autointerp.py writes it. The uploader adds an id and the
-    author."""
-    return {
-        "modelId": source.run.model.rpartition("/")[2],
-        "layer": f"{source.hook.layer}-{source.name}",
-        "index": str(found.feature),
-        "description": found.text,
-        "explanationModelName": explanations.settings.get("explainer"),
-        "notes": found.words,
-    }
 
 
 def _feature(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 File = Literal["report", "one", "several"]
 """A file with a row for each feature: a report's, that of `vsae reproduce` with one SAE, and that with several."""
 FILES: tuple[File, ...] = ("report", "one", "several")
-Show = Literal["number", "cosine", "percent", "whole", "share of seeds", "text", "tokens"]
+Show = Literal["number", "cosine", "percent", "whole", "share of seeds", "tokens"]
 """How a report's page writes the values of a column; tokens are numbers in its vocabulary."""
 SIGNALS = {
     "firing_rate": "share of tokens at which the feature is selected",
@@ -84,14 +84,9 @@ class Column:
         return "" if value is None or np.isnan(value) else format(value, self.form)
 
 
-def known_in_order(known: Mapping[int, Any], n_features: int) -> list[Any]:
-    """A list with an entry for each feature; None where nothing is known."""
-    return [known.get(feature) for feature in range(n_features)]
-
-
 def _rank(one: Any) -> list[int | None]:
     place = {feature: n for n, feature in enumerate(one.features.ranking)}
-    return known_in_order(place, one.codes.n_features)
+    return [place.get(feature) for feature in range(one.codes.n_features)]
 
 
 def _repeated(one: Any, what: str) -> np.ndarray | None:

@@ -41,7 +41,6 @@ from ..evaluation.folders import (
     require_feature,
 )
 from .directions import LogitLens, decoder_directions
-from .explanations import Explanation, Explanations, read_explanations
 from .html import rendered
 from .return_score import ReturnScores, caveat_on, has_score, return_scores_of
 
@@ -141,10 +140,8 @@ def features_of(
     codes = _codes_of(opened, text, tokens, keep and given is None)
     ((dictionary, config),) = opened.saes.values()
     caveat = caveat_on(dictionary, config, opened.run.model)
-    is_named = isinstance(sae, str | Path)
-    explanations = read_explanations(sae, dictionary) if is_named else Explanations()
     table = FeatureTable(codes, top=contexts, seed=seed)
-    return Features(opened, given, table, explanations, caveat)
+    return Features(opened, given, table, caveat)
 
 
 class Features:
@@ -159,7 +156,6 @@ class Features:
         statistics: firing rates, strongest contexts and more, computed from the codes.
         tokens: the number of tokens measured on.
         sinks: the attention sinks that were left out; None if there were none.
-        explanations: by feature, those that `vsae explain` wrote beside the SAE.
     """
 
     def __init__(
@@ -167,7 +163,6 @@ class Features:
         opened: OpenedFolders,
         given: LanguageModel | None,
         statistics: FeatureTable,
-        explanations: Explanations,
         caveat: str | None = None,
     ):
         ((dictionary, _),) = opened.saes.values()
@@ -176,7 +171,6 @@ class Features:
         self.tokens = self.codes.tokens
         self._tokenizer = self.codes.tokenizer
         self.sinks = sinks_of(self.codes.reading, self._tokenizer)
-        self.explanations = explanations
         self._opened, self._given, self._caveat = opened, given, caveat
 
     @cached_property
@@ -342,11 +336,6 @@ class Feature:
         return float(self.features.return_scores.score_F[self.number])
 
     @property
-    def explanation(self) -> Explanation | None:
-        """Its explanation by a language model, with the score; None if `vsae explain` wrote none."""
-        return self.features.explanations.get(self.number)
-
-    @property
     def fires_on(self) -> list[str]:
         """The up to 4 most frequent tokens at which it is strongest, in its kept contexts."""
         tokens = self.features.statistics.top.tokens(self.number)
@@ -372,7 +361,6 @@ class Feature:
         return (
             f"feature {self.number}: selected at {self.firing_rate:.3%} of {self.features.tokens:,} tokens,"
             f" largest activation {self.largest:.3g}{score}"
-            + (f": {self.explanation}" if self.explanation else "")
         )
 
     def __repr__(self) -> str:

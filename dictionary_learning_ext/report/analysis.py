@@ -24,7 +24,6 @@ from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import labels
 from ..features.agreement import SHARES
 from ..features.directions import LogitLens, Ranked, alignment, nearest_features
-from ..features.explanations import Explanations, means_of, not_alike, read_explanations
 from ..features.reproducibility import FeatureScores
 from ..features.reproducibility_of_folders import (
     ReproducibilityOfFolders,
@@ -82,8 +81,6 @@ class Analysis:
     opened: OpenedFolders
     features: FeatureTable
     """Statistics and contexts of the features on the page's text."""
-    explanations: Explanations
-    """Those that `vsae explain` wrote."""
     vocabulary: Vocabulary
     """The tokens of the whole report."""
     lens: LogitLens | None = None
@@ -206,9 +203,6 @@ def analyse(
         "a report shows tokens", "use `vsae eval` and `vsae compare`"
     )
     # What may fail comes before the text, which takes minutes.
-    explanations = {
-        name: read_explanations(name, opened.saes[name][0]) for name in map(str, folders)
-    }
     lens = LogitLens(language_model.module) if options.logits else None
     text = "held-out" if options.split == "heldout" else "training"
     on_step(f"reading {options.tokens:,} tokens of {text} text, or what is kept of it")
@@ -226,7 +220,6 @@ def analyse(
             name,
             opened,
             FeatureTable(codes[name], seed=options.seed),
-            explanations[name],
             vocabulary,
             lens,
             come_back.get(name),
@@ -274,7 +267,6 @@ def headline(comparison: Comparison) -> list[HeadlineRow]:
         *metrics[:2],
         *_come_back(analyses),
         *metrics[2:],
-        *_explained(analyses),
         _alive(analyses),
     ]
 
@@ -328,22 +320,6 @@ def _come_back(analyses: list[Analysis]) -> list[HeadlineRow]:
         name = f"Features that come back {each.label}"
         found.append(_row(analyses, name, each.definition, cells, best))
     return found
-
-
-def _explained(analyses: list[Analysis]) -> list[HeadlineRow]:
-    if not any(one.explanations.scores for one in analyses):
-        return []
-    explained = {one.label: one.explanations for one in analyses}
-    n, mean_of = means_of(explained)
-    means = [mean_of.get(one.label) for one in analyses]
-    why_not = not_alike(explained)
-    explanation = (
-        f"mean score of the explanations of {n} features, the first in their order; guessing has 0.5"
-        + (f"; can't be compared: {why_not}" if why_not else "")
-    )
-    cells = ["–" if mean is None else f"{mean.value:.2f}" for mean in means]
-    notes = ["" if mean is None else f"{mean.low:.2f} to {mean.high:.2f}" for mean in means]
-    return [_row(analyses, "Explanations", explanation, cells, notes=notes)]
 
 
 def _alive(analyses: list[Analysis]) -> HeadlineRow:

@@ -4,14 +4,12 @@ Tokens are numbers in the report's `Vocabulary`.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from ..codes.contexts import FeatureContexts, plain
 from ..codes.table import LEAST_SELECTIONS
-from ..features.columns import NUMBERS, Column, as_list, known_in_order
+from ..features.columns import NUMBERS, Column, as_list
 from ..features.directions import Ranked
-from ..features.explanations import Explanation
 from ..features.reproducibility import RETURNING
 from .analysis import Analysis, Comparison, Vocabulary
 
@@ -44,12 +42,6 @@ def _promoted(analysis: Analysis) -> list[list[int]]:
     return [[number(token) for token in _promotes(analysis, feature)] for feature in features]
 
 
-def _explained(analysis: Analysis, of: Callable[[Explanation], Any]) -> list[Any] | None:
-    """Part of each feature's explanation; None for a feature without one."""
-    found = {n: of(one) for n, one in analysis.explanations.items()}
-    return known_in_order(found, analysis.features.codes.n_features) if found else None
-
-
 TEXTS = (
     Column(
         "fires_on",
@@ -57,19 +49,6 @@ TEXTS = (
         _fires_on,
         title="fires on",
         show="tokens",
-    ),
-    Column(
-        "explanation",
-        "its explanation by `vsae explain`",
-        lambda one: _explained(one, lambda each: each.text),
-        title="explanation",
-        show="text",
-    ),
-    Column(
-        "explanation_score",
-        "the explanation's score",
-        lambda one: _explained(one, lambda each: each.score and each.score.value),
-        title="explained",
     ),
     Column(
         "promotes",
@@ -97,7 +76,7 @@ def columns(analysis: Analysis) -> dict[str, list[Any]]:
 
 
 def _for_page(column: Column, values: Any) -> list[Any]:
-    if column.show in ("text", "tokens") or column.digits is None:
+    if column.show == "tokens" or column.digits is None:
         return as_list(values)
     if column.show == "whole":
         return [round(value, 2) for value in as_list(values)]
@@ -122,8 +101,6 @@ def page(analysis: Analysis, feature: int) -> dict[str, Any]:
             [vocabulary.number(token), rounded(logit, 3)]
             for token, logit in _pairs(ranked, feature)
         ]
-    if feature in analysis.explanations:
-        content["explained"] = analysis.explanations[feature].words
     return content
 
 
@@ -175,14 +152,8 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
         tokens = features.sampled.tokens(feature, None)
         if int(features.count_F[feature]) >= LEAST_SELECTIONS and _is_word(tokens[0], vocabulary):
             fires_on[feature] = [vocabulary.text(token) for token in tokens]
-    # Explained features come first, then those that promote words, which tell what features of later layers are for.
-    ordered = sorted(
-        fires_on,
-        key=lambda one: (
-            one not in analysis.explanations,
-            not _promotes(analysis, one),
-        ),
-    )
+    # Those that promote words come first, which tell what features of later layers are for.
+    ordered = sorted(fires_on, key=lambda one: not _promotes(analysis, one))
     taken: set[str] = set()
     if not known:
         chosen = _varied({one: fires_on[one] for one in ordered}, _CARDS, taken)
@@ -277,7 +248,6 @@ def _card(analysis: Analysis, feature: int, texts: list[str]) -> dict[str, Any]:
         "firing_rate": float(analysis.features.firing_rate_F[feature]),
         "alike": None if alike_F is None else float(alike_F[feature]),
         "score": analysis.return_scores and int(analysis.return_scores.score_F[feature]),
-        "explanation": analysis.explanations.get(feature),
     }
 
 

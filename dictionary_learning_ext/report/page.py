@@ -150,7 +150,6 @@ def _render(
         commands=_commands(comparison, flags, seeds),
         come_back=_come_back(comparison.analyses),
         fifths=FIFTH_NAMES,
-        has_explanations=any(one.explanations for one in comparison.analyses),
         has_scores=any(one.return_scores for one in comparison.analyses),
         versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
         n_tokens=comparison.analyses[0].features.tokens,

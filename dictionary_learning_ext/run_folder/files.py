@@ -63,8 +63,6 @@ RETURN_SCORES = "return_scores.csv"
 """The features' return scores and signals, a row for each feature."""
 CODES = "codes/heldout.safetensors"
 """The SAE's codes of held-out text: each token's selected features and their activations."""
-EXPLANATIONS = "explanations.json"
-"""Explanations of features by a language model, with scores."""
 REPORT = "report.html"
 """The page of `vsae report`. Its data is in the folder `report_files`."""
 INDEX = "index.html"
@@ -196,7 +194,6 @@ RUN_FILES = (
     BENCH_REPEATS,
     BENCH_CACHE,
     RETURN_SCORES,
-    EXPLANATIONS,
     str(Path(CODES).parent),
     REPORT,
     report_files(Path(REPORT)).name,

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import transformers
-from chat_server import MODELS
 from kept import kept
 from language_model_reads import counted_passes
 from report_runs import train
@@ -98,14 +97,14 @@ def two(tiny_lm_dir, text, tmp_path):
 
 
 def command(*given):
-    def run(saes, url):
-        of = {"A": saes[0], "B": saes[1], "URL": url}
+    def run(saes):
+        of = {"A": saes[0], "B": saes[1]}
         return main([*(of.get(one, one) for one in given), "--tokens", str(TOKENS)])
 
     return run
 
 
-def in_python(saes, url):
+def in_python(saes):
     return len(features_of(saes[0], tokens=TOKENS).search("the")) < 0
 
 
@@ -131,17 +130,16 @@ COSTS = {
     # effects on logits are measured by the language model's unembedding
     "report": Cost(command("report", "A"), model_again=True),
     "report seeds": Cost(command("report", "A", "--seeds", "B"), saes=2, model_again=True),
-    "explain": Cost(command("explain", "A", "--endpoint", "URL", *MODELS, "--features", "3")),
     "neuronpedia": Cost(command("export", "A", "--format", "neuronpedia"), model_again=True),
     "features_of": Cost(in_python),
 }
 
 
 @pytest.mark.parametrize("name", COSTS)
-def test_each_token_is_encoded_once_and_by_a_second_command_not_at_all(name, two, chat, tmp_path):
+def test_each_token_is_encoded_once_and_by_a_second_command_not_at_all(name, two, tmp_path):
     cost = COSTS[name]
     with counted() as first:
-        assert not cost.run(two, chat.url)
+        assert not cost.run(two)
     names = [f"seed{n}" for n in range(cost.saes)]
     assert list(first.encoded.values()) == [TOKENS] * cost.saes
     assert first.decoded == TOKENS * cost.saes * cost.decodes
@@ -150,7 +148,7 @@ def test_each_token_is_encoded_once_and_by_a_second_command_not_at_all(name, two
     assert sum(first.contexts) == CONTEXTS + sum(cost.loss)
     shutil.rmtree(tmp_path / "runs" / "seed0" / "exports", ignore_errors=True)
     with counted() as again:
-        assert not cost.run(two, chat.url)
+        assert not cost.run(two)
     assert not again.encoded
     assert again.decoded == 0
     assert again.loaded == names

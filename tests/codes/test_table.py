@@ -303,22 +303,3 @@ def test_the_report_names_them_once(lm_dir_of, text, tmp_path):
     without = train(model, text, tmp_path / "without", *rule)
     named = features_of(run, tokens=600).sinks
     assert features_of(without, tokens=600).sinks == named, "those that training left out, too"
-
-
-def test_drawn_tokens_come_with_what_every_feature_does_around_them(sae, batch):
-    f_BLF = activations(sae, batch, 5)
-    n = int(batch.wanted_BL.sum())
-    drawn = collected(sae, batch, 5, drawn=batch.wanted_BL.numel(), before=2, after=1).drawn
-    places = [tuple(place) for place in batch.wanted_BL.nonzero().tolist()]
-    assert len(drawn.context_P) == n == len(places), "all of them"
-    fires_PF = np.stack([drawn.fires(feature) for feature in range(FEATURES)], axis=1)
-    for row, (context, place) in enumerate(places):
-        window = range(place - 2, place + 2)
-        inside = [at for at in window if 0 <= at < LENGTH]
-        expected = [int(batch.input_ids_BL[context, at]) if at in inside else -1 for at in window]
-        assert drawn.around.ids_TW[row].tolist() == expected
-        assert drawn.context_P[row] == context
-        assert fires_PF[row].tolist() == (f_BLF[context, inside] != 0).any(0).tolist()
-    few = collected(sae, batch, 5, drawn=60, seed=3).drawn
-    assert len(few.context_P) == 60
-    assert len(collected(sae, batch, 5).drawn.context_P) == 0

@@ -8,7 +8,6 @@ import json
 import logging
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,13 +22,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, HubError
 from dictionary_learning_ext.export.hub import card_of, push
 from dictionary_learning_ext.export.local_paths import without_local_paths
-from dictionary_learning_ext.features.explanations import (
-    Explanation,
-    Explanations,
-    explanations_in,
-)
 from dictionary_learning_ext.run_folder.sae_names import results_folder
-from dictionary_learning_ext.run_folder.tensors import hash_of
 
 TOKEN = "hf_abcdefghijklmnop"
 TEXT = "roneneldan/TinyStories"
@@ -154,16 +147,9 @@ def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
     for inside in ("codes", "resume", ".bench_cache", "eval_results", "exports", "report_files"):
         (runs / "vsae" / inside).mkdir(exist_ok=True)
         (runs / "vsae" / inside / "anything.pt").touch()
-    settings = {"explainer": "some-model", "data": str(tmp_path / "text.jsonl")}
-    sae = hash_of(load_dictionary(runs / "vsae")[0])
-    features = {3: Explanation(3, 0, "asked", "and/or")}
-    explained = Explanations(sae, settings, "order", features)
-    explained.write(runs / "vsae" / "explanations.json")
-    replace(explained, sae="another").write(runs / "top_k" / "explanations.json")
     pushed = push(runs, "jane/saes")
     files = {f"{n}/{f}" for n in ("top_k", "vsae") for f in ("ae.pt", "config.json")}
-    beside = {"README.md", "vsae/metrics.json"}
-    beside |= {"vsae/return_scores.csv", "vsae/explanations.json"}
+    beside = {"README.md", "vsae/metrics.json", "vsae/return_scores.csv"}
     assert set(one.contents) == files | beside
     assert pushed.files == {name: len(content) for name, content in one.contents.items()}
     assert one.asked is pushed.is_private is True
@@ -172,8 +158,6 @@ def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     assert load_dictionary(tmp_path / "vsae")[0].k == 4
-    there = explanations_in(tmp_path / "vsae" / "explanations.json")
-    assert there == replace(explained, settings=settings | {"data": "text.jsonl"})
     push(runs / "top_k", "jane/saes", public=True)
     assert set(one.contents) == {"README.md", "top_k/ae.pt", "top_k/config.json"}
     assert one.asked is False

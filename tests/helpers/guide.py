@@ -40,7 +40,6 @@ SMALLER = {
     "eval": ["--tokens", "500"],
     "report": shlex.split("--tokens 500"),
     "export": ["--tokens", "500"],
-    "explain": ["--tokens", "5000", "--activations", "none"],
     "cache": shlex.split("--tokens 5000 --eval-tokens 500 --eval-documents 4"),
     "bench": shlex.split("--tokens 2048 --evals core"),
 }

@@ -17,7 +17,7 @@ from source_tree import ROOT
 
 from dictionary_learning_ext import RunConfig, SAEConfig, train
 
-ABOVE_TRAINING = ("report", "sweep", "sae_bench", "sae_lens.py", "export", "explain")
+ABOVE_TRAINING = ("report", "sweep", "sae_bench", "sae_lens.py", "export")
 PACKAGE = ROOT / "dictionary_learning_ext"
 MOST = 3
 """Keys whose folders stay on the disk."""

@@ -14,7 +14,6 @@ from dictionary_learning_ext.activations.inputs import Inputs
 from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, LanguageModelError
 from dictionary_learning_ext.evaluation.folders import open_folders
-from dictionary_learning_ext.features.explanations import Explanations
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError
 from dictionary_learning_ext.report import analysis as module
 from dictionary_learning_ext.report.analysis import Analysis, analyse, headline
@@ -103,9 +102,7 @@ def analysis(label, metrics=None, seeds=()):
     opened: Any = None
     of_seeds = [METRICS | (metrics or {}), *(METRICS | each for each in seeds)]
     nothing: Any = None
-    return Analysis(
-        label, Path(label), opened, features, Explanations(), nothing, metrics_of_seeds=of_seeds
-    )
+    return Analysis(label, Path(label), opened, features, nothing, metrics_of_seeds=of_seeds)
 
 
 def coming_back(one, share):

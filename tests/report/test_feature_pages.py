@@ -58,7 +58,6 @@ def comparison(tokens_F, count_F=None, pages=100, promoted=None):
         features=features,
         come_back=None,
         return_scores=None,
-        explanations={},
         logits=promoted and (SimpleNamespace(indices_Fn=t.tensor(promoted)), None),
         vocabulary=Vocabulary(Words()),
         correlation_F=None,
@@ -144,12 +143,6 @@ def test_what_is_promoted_is_left_out_where_it_is_mostly_fragments():
         [" eight", " nine", " ten", " four"],
         [],
     ]
-
-
-def test_explained_features_come_first():
-    report = comparison([[token] * 8 for token in range(10)])
-    report.analyses[0].explanations = {6: "six", 8: "eight"}
-    assert {card["feature"] for card in shown(report)[:2]} == {6, 8}
 
 
 def test_there_are_four_pairs_at_most():

@@ -13,13 +13,10 @@ function featureTable(data) {
   const state = { sae: 0, key: "rank", descending: false, rows: ROWS };
   const sae = () => data.saes[state.sae];
   const columns = [{ key: "feature", title: "feature" }, ...data.columns.filter(({ key, title }) => title && data.saes.some((one) => key in one.columns))];
-  const isText = ({ show }) => show === "tokens" || show === "text";
+  const isText = ({ show }) => show === "tokens";
   const kind = (column) => (isText(column) ? "text " : "") + (column.is_extra ? "extra" : "");
-  /** A column's texts of a feature: tokens, or one text or none. */
-  const words = (one, { key, show }, feature) => {
-    const found = one.columns[key]?.[feature] ?? [];
-    return show === "tokens" ? found.map((i) => data.tokens[i]) : [found].flat();
-  };
+  /** A feature's tokens in a column of tokens. */
+  const words = (one, { key }, feature) => (one.columns[key]?.[feature] ?? []).map((i) => data.tokens[i]);
   const texts = data.saes.map((one) => one.columns.firing_rate.map((_, feature) =>
     columns.filter((column) => isText(column) && column.key in one.columns).flatMap((column) => words(one, column, feature)).join("\n").toLowerCase()));
 
@@ -67,8 +64,7 @@ function featureTable(data) {
         return el("th", { scope: "row" }, name);
       }
       const found = one.columns[column.key]?.[feature] ?? null;
-      const shown = column.show === "tokens" ? token : (text) => el("span", { class: "explanation" }, text);
-      return el("td", { class: kind(column) }, ...(isText(column) ? words(one, column, feature).map(shown) : [SHOW[column.show](found, one.seeds?.of)]));
+      return el("td", { class: kind(column) }, ...(isText(column) ? words(one, column, feature).map(token) : [SHOW[column.show](found, one.seeds?.of)]));
     });
     const element = el("tr", {}, ...cells);
     if (one.pages[feature]) element.addEventListener("click", () => { location.hash = address(one.label, feature); });
@@ -137,9 +133,6 @@ function pageBody(data, sae, feature) {
   const facts = data.columns.filter((column) => column.fact && column.key in sae.columns)
     .map((column) => fact(column.fact, SHOW[column.show](of(column.key), sae.seeds?.of)));
   const parts = [];
-  if (sae.columns.explanation && of("explanation") !== null) {
-    parts.push(el("p", { class: "lede explanation" }, of("explanation")), el("p", { class: "note" }, page.explained));
-  }
   parts.push(el("div", { class: "facts" }, ...facts));
   parts.push(el("h3", {}, "Strongest contexts"), el("p", { class: "note" }, "On the left is the activation at the underlined token. Select another shaded token to see its activation."),
     ...page.top.map((one) => context(data, one, largest)));

@@ -1,1 +1,0 @@
-"""Explanations of features by a language model behind an endpoint, and their scores."""
