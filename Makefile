@@ -26,8 +26,8 @@ test-fast: .venv/installed-dev
 
 # SAE Bench needs older versions than the core would get: an environment of its own, and the tests
 # that meet them.
-# The libraries that read our exports are there, too: sae-dashboard without its dependencies, which
-# hold transformers below 5, since only its classes are needed. Of export/, the tests that meet them.
+# The libraries that read our exports are there, too: sae-dashboard and delphi without their dependencies, which hold
+# transformers below 5 and need vllm. Of export/, the tests that meet them.
 # Of activations/, only those that read Parquet and data sets, where numpy < 2 and datasets < 4 matter,
 # and those that meet SAELens.
 # Those that meet dictionary_learning run a second time on its main branch, which calls itself 0.1.0 as
@@ -130,5 +130,5 @@ clean:
 .venv-saebench/installed: setup.py
 	test -d .venv-saebench || $(PYTHON) -m venv .venv-saebench
 	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,sae-bench]' eai-sparsify~=1.3
-	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sae-dashboard==0.8.0
+	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sae-dashboard==0.8.0 eai-delphi==0.1.3
 	touch $@

@@ -328,3 +328,19 @@ def test_the_module_is_that_of_the_model_without_its_unembedding(family, hook, m
     if found is not None:
         inner = getattr(model._module, model._module.base_model_prefix)
         assert inner.get_submodule(found) is not None
+
+
+def test_delphi_reads_a_sparsify_export_and_fires_alike(folder_of, tiny_lm, x):
+    """By its loader, which delphi's command calls with the export's folder and --hookpoints."""
+    reader = pytest.importorskip("delphi.sparse_coders.load_sparsify", reason="needs eai-delphi")
+    folder = folder_of("vsae")
+    out = export(folder, "sparsify", tokens=200).folder
+    encoders, transcodes = reader.load_sparsify_hooks(tiny_lm._module, str(out), ["layers.1"])
+    ((place, encode),) = encoders.items()
+    assert place == find_hook(tiny_lm, "blocks.1.hook_resid_post").place.path
+    with t.no_grad(), t.compiler.set_stance("force_eager"):
+        f = encode(x)
+    assert not transcodes
+    t.testing.assert_close(
+        f, without_negatives(load_dictionary(folder)[0], x)[0], rtol=1e-5, atol=1e-4
+    )
