@@ -36,7 +36,7 @@ UPSTREAM_TESTS = test_upstream_examples.py activations/test_buffer_upstream.py r
 	trainers/test_upstream.py trainers/test_base.py training/test_loop.py
 test-saebench: .venv-saebench/installed
 	$(TESTS) .venv-saebench/bin/python -m pytest $(XDIST) \
-		$(addprefix tests/,sae_bench export/test_formats.py export/test_neuronpedia.py \
+		$(addprefix tests/,sae_bench export/test_formats.py \
 			export/test_rectified_by_magnitude.py export/test_hub.py::test_sae_lens_loads_it_from_the_hub \
 			export/test_hub.py::test_sparsify_loads_it_from_the_hub test_sae_lens.py run_folder/test_foreign.py \
 			activations/test_text_files.py activations/test_text.py activations/test_stored.py \
@@ -129,6 +129,7 @@ clean:
 
 .venv-saebench/installed: setup.py
 	test -d .venv-saebench || $(PYTHON) -m venv .venv-saebench
-	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,sae-bench]' eai-sparsify~=1.3
-	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sae-dashboard==0.8.0 eai-delphi==0.1.3
+	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,sae-bench]' eai-sparsify~=1.3 dataclasses-json~=0.6.7
+	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		sae-dashboard==0.8.0 eindex-callum==0.1.2 eai-delphi==0.1.3
 	touch $@

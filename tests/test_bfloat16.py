@@ -29,7 +29,7 @@ def runs(flags, tmp_path_factory):
 
 def test_every_command_takes_a_run_in_bfloat16(runs, tmp_path, capsys):
     one, other = runs
-    formats = ("sae-bench", "dictionary-learning", "sae-lens", "sparsify", "safetensors")
+    formats = ("sae-bench", "dictionary-learning", "sae-lens", "sparsify")
     exports = [["export", one, "--format", name, "--allow-inexact"] for name in formats]
     page = ["--pages=4", "--tokens=2048"]
     for command in (
@@ -40,7 +40,6 @@ def test_every_command_takes_a_run_in_bfloat16(runs, tmp_path, capsys):
         ["report", one, "--against", other, *page, f"--out={tmp_path / 'two.html'}"],
         ["reproduce", one, other],
         *exports,
-        ["export", one, "--format=neuronpedia", "--tokens=2048"],
         ["push", one, "owner/name", "--dry-run"],
     ):
         assert main(command) == 0, (command, capsys.readouterr().err)

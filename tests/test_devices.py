@@ -43,7 +43,7 @@ def test_every_command_says_the_same_and_blames_no_file(folder, flags, tmp_path,
     with pytest.raises(ConfigError, match="device='cuda:3': "):
         load_dictionary(folder, "cuda:3")
     train = ["train", *flags, f"--save-dir={tmp_path / 'run'}"]
-    export = ["export", folder, "--format=safetensors"]
+    export = ["export", folder, "--format=sae-lens"]
     for command in (train, export, ["eval", folder], ["report", folder]):
         line = refused([*command, "--device=cuda:3"], capsys)
         assert line.startswith("vsae: device='cuda:3': "), command

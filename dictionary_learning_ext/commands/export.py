@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..config.architectures import ExportFormat
+from ..config.architectures import COMPARED_TOKENS, ExportFormat
 from ..errors import CheckpointError, UserError, as_flag, in_shell
 from .flags import FOLDER, Command, positional, vsae
 from .measure import InputFlags
@@ -22,18 +22,15 @@ class ExportFlags:
     format: ExportFormat
     """sae-bench: a working directory for SAE Bench's own dictionary_learning runner.
     dictionary-learning: for upstream's load_dictionary. sae-lens: for SAE.load_from_disk, and
-    so for SAEDashboard. sparsify: for EleutherAI's SparseCoder.load_many. safetensors: plain
-    weights, and a config.json that states the equation. neuronpedia: not the SAE, but what its
-    features do, for Neuronpedia's upload."""
+    so for SAEDashboard. sparsify: for EleutherAI's SparseCoder.load_many, and so for delphi."""
     out: str | None = None
     """A new or empty folder; for a folder of run folders, one that holds a folder for each. Default:
     FOLDER/exports/FORMAT, and results/NAME/exports/FORMAT for a folder of trainSAE."""
     allow_inexact: bool = False
     """Export an SAE even if the format cannot represent it exactly. Other libraries' TopK has a
     ReLU, which sets negative activations to 0."""
-    tokens: int | None = None
-    """Held-out tokens on which the export is compared with the SAE. Default: 10,000. For
-    neuronpedia, those on which the features are measured. Default: 100,000."""
+    tokens: int = COMPARED_TOKENS
+    """Held-out tokens on which the export is compared with the SAE."""
     inputs: InputFlags = field(default_factory=InputFlags)
 
 
@@ -80,7 +77,7 @@ def _print_exported(exported: "Exported", flags: ExportFlags) -> None:
     from ..run_folder.files import WEIGHTS
 
     out = exported.folder
-    print(f"{out}: {exported.difference or 'the batches for Neuronpedia'}")
+    print(f"{out}: {exported.difference}")
     if flags.format == "sae-bench":
         (place,) = (path.parent for path in out.glob(f"downloaded_saes/*/{WEIGHTS}"))
         print(
@@ -88,7 +85,7 @@ def _print_exported(exported: "Exported", flags: ExportFlags) -> None:
             f"  load_dictionary_learning_sae({SAE_BENCH_REPO!r}, {place.name!r}, MODEL, …)\n"
             f"To upload it to the hub: {vsae()} push {in_shell(place)} OWNER/NAME"
         )
-    elif flags.format != "neuronpedia":
+    else:
         print(FORMATS[flags.format].usage.format(folder=str(out)))
 
 
@@ -107,8 +104,8 @@ class PushFlags:
     SparseCoder.load_from_hub. The SAEs are exported anew, so the language model is needed."""
     allow_inexact: bool = False
     """With --format: see export."""
-    tokens: int | None = None
-    """With --format: held-out tokens on which each export is compared with its SAE. Default: 10,000."""
+    tokens: int = COMPARED_TOKENS
+    """With --format: held-out tokens on which each export is compared with its SAE."""
     dry_run: bool = False
     """Only list the files that would be uploaded."""
     show_card: bool = False
@@ -120,7 +117,7 @@ def run_push(flags: PushFlags) -> None:
     from ..export.hub import push
 
     options = {"allow_inexact": flags.allow_inexact, "tokens": flags.tokens, **vars(flags.inputs)}
-    defaults = {"allow_inexact": False, "tokens": None, **vars(InputFlags())}
+    defaults = {"allow_inexact": False, "tokens": COMPARED_TOKENS, **vars(InputFlags())}
     for name, value in options.items():
         if value != defaults[name] and not flags.format:
             raise UserError(f"{as_flag(name)}: only works with --format")

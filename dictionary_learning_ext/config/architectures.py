@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
-ExportFormat = Literal[
-    "sae-bench", "dictionary-learning", "sae-lens", "sparsify", "safetensors", "neuronpedia"
-]
-Function = Literal["top_k", "jump_relu", "relu", "gated", "vaease"]
+ExportFormat = Literal["sae-bench", "dictionary-learning", "sae-lens", "sparsify"]
+COMPARED_TOKENS = 10_000
+"""How many held-out tokens an export is compared on with its SAE, by default."""
+Function = Literal["top_k", "jump_relu", "relu", "gated"]
 BenchEvaluation = Literal["core", "scr", "tpp", "sparse_probing", "sae_probes", "absorption"]
 BENCHED: tuple[BenchEvaluation, ...] = ("core", "sparse_probing", "sae_probes")
 """The evaluations that `vsae bench` runs by default."""
@@ -134,7 +134,6 @@ _ROWS = (
         "weight",
         trainer=f"{_OURS}.vaease:VAEaseTrainer",
         dictionary=f"{_OURS}.vaease:VAEase",
-        function="vaease",
         unit_norm_by="normalize_decoder",
     ),
     Architecture(

@@ -8,6 +8,8 @@ from ..errors import as_flag
 # A removed setting is the row of its flag, so config files and `SAEConfig(...)` find it too.
 FORMER = {
     "explain": "run `vsae export FOLDER --format sparsify`, then delphi; see docs/explain.md",
+    "--format safetensors": "ae.pt holds the weights; use `load_dictionary(FOLDER)[0].state_dict()` in Python",
+    "--format neuronpedia": "use --format sae-lens, which SAEDashboard reads; see docs/exports.md",
     "--preset quickstart": "run `vsae quickstart`",
 }
 

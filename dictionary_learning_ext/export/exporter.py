@@ -6,7 +6,6 @@ export that is not exact is refused unless allow_inexact is set.
 """
 
 import importlib.metadata
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import torch as t
 
 from ..activations.inputs import open_inputs, open_model
-from ..config.architectures import ExportFormat
+from ..config.architectures import COMPARED_TOKENS, ExportFormat
 from ..config.checks import require, require_choice
 from ..config.run import RunConfig
 from ..devices import chosen_device
@@ -29,12 +28,8 @@ from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .formats import FORMATS, ExportedSAE, read, record, require_supported
 from .local_paths import without_local_paths
-from .neuronpedia import NEURONPEDIA_TOKENS, exported_features, write_neuronpedia
-
-logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
-_COMPARED_TOKENS = 10_000
 
 
 class Difference(NamedTuple):
@@ -66,12 +61,11 @@ class Exported:
 
     Attributes:
         folder: the folder that was written.
-        difference: between the SAE and the one that the format's reader loads. None for neuronpedia, whose files hold
-            features and no SAE.
+        difference: between the SAE and the one that the format's reader loads.
     """
 
     folder: Path
-    difference: Difference | None
+    difference: Difference
 
 
 def export(
@@ -80,7 +74,7 @@ def export(
     out: str | Path | None = None,
     *,
     allow_inexact: bool = False,
-    tokens: int | None = None,
+    tokens: int = COMPARED_TOKENS,
     model: str | None = None,
     hook: str | None = None,
     data: str | None = None,
@@ -94,8 +88,7 @@ def export(
         form: see `formats`.
         out: a new or empty folder. Default: exports/FORMAT in the SAE's folder of results, see `results_folder`.
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
-        tokens: held-out tokens to compare on, in float64 (default: 10,000); for neuronpedia, to measure the features on
-            (default: 100,000).
+        tokens: held-out tokens to compare on, in float64.
         model, hook, data: default: as in the run's config.json.
         max_norm_multiple, remove_bos: which tokens to leave out. Default: as in training.
 
@@ -103,8 +96,6 @@ def export(
     or text can't be loaded, the export is not exact, or `out` is not empty or can't be written.
     """
     require_choice("format", form, ExportFormat)
-    if tokens is None:
-        tokens = NEURONPEDIA_TOKENS if form == "neuronpedia" else _COMPARED_TOKENS
     require(tokens > 0, "tokens", tokens, "above 0")
     require_own(folder, "export")
     folder = Path(folder)
@@ -140,11 +131,6 @@ def export(
         language_model=language_model,
         hook=hook_point,
     )
-    if form == "neuronpedia":
-        measured = exported_features(source, run, tokens, folder)
-        with _new_folder(target) as temporary, _writing(target):
-            write_neuronpedia(temporary, source, *measured)
-        return Exported(target, None)
     dictionary.float()  # in place
     require_supported(form, source)
     with _new_folder(target) as temporary:

@@ -5,12 +5,10 @@ sae-bench            a working directory of SAE Bench 0.6.0: its dictionary_lear
 dictionary-learning  upstream's `load_dictionary`
 sae-lens             SAELens's `SAE.load_from_disk`
 sparsify             EleutherAI's `SparseCoder.load_many` (eai-sparsify 1.3)
-safetensors          any program: `sae.safetensors` and a config.json that states the equation
 
 Whether a format can hold an SAE depends on the function that its encoder computes: `function` in the table of architectures.
 """
 
-import copy
 import json
 import re
 import shutil
@@ -20,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -60,8 +58,6 @@ SAE_BENCH_TRAINERS = (
     "GatedSAETrainer",
 )
 """The trainer classes that SAE Bench's runner has a loader for."""
-SAFETENSORS = "sae.safetensors"
-"""The file of weights in a folder for safetensors."""
 
 
 class _Function(NamedTuple):
@@ -69,41 +65,19 @@ class _Function(NamedTuple):
 
     tensors: tuple[str, ...]
     """Its weights, by their names in _TENSORS."""
-    equation: str
-    sae_lens: str | None
+    sae_lens: str
     """SAELens's name of an architecture that computes it."""
     needs: str = ""
-    """What formats lack that can't hold it, e.g. thresholds."""
+    """What sparsify lacks for it, e.g. thresholds."""
 
 
 _FUNCTIONS: dict[Function, _Function] = {
-    "top_k": _Function(
-        ("W_enc", "b_enc", "W_dec", "b_dec"),
-        "f keeps the k {largest} of y @ W_enc + b_enc{relu}, 0 elsewhere",
-        "topk",
-    ),
+    "top_k": _Function(("W_enc", "b_enc", "W_dec", "b_dec"), "topk"),
     "jump_relu": _Function(
-        ("W_enc", "b_enc", "threshold", "W_dec", "b_dec"),
-        "f = max(mu, 0) where mu > threshold, 0 elsewhere; mu = y @ W_enc + b_enc",
-        "jumprelu",
-        "thresholds",
+        ("W_enc", "b_enc", "threshold", "W_dec", "b_dec"), "jumprelu", "thresholds"
     ),
-    "relu": _Function(
-        ("W_enc", "b_enc", "W_dec", "b_dec"), "f = max(y @ W_enc + b_enc, 0)", "standard"
-    ),
-    "gated": _Function(
-        ("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"),
-        "f = max(exp(r_mag) * mu + b_mag, 0) where mu + b_gate > 0, 0 elsewhere; mu = y @ W_enc",
-        "gated",
-        "gates",
-    ),
-    "vaease": _Function(
-        ("W_enc", "b_enc", "W_var", "b_var", "W_dec", "b_dec"),
-        "f = g * (y @ W_enc + b_enc) where g > active_gate, 0 elsewhere; "
-        "g = 1 - sqrt(sigmoid(y @ W_var + b_var))",
-        None,
-        "gates with weights of their own",
-    ),
+    "relu": _Function(("W_enc", "b_enc", "W_dec", "b_dec"), "standard"),
+    "gated": _Function(("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"), "gated", "gates"),
 }
 _TENSORS = {
     "W_enc": ("encoder.weight", "W_enc"),
@@ -114,10 +88,8 @@ _TENSORS = {
     "b_gate": ("gate_bias",),
     "b_mag": ("mag_bias",),
     "r_mag": ("r_mag",),
-    "W_var": ("variance_encoder.weight",),
-    "b_var": ("variance_encoder.bias",),
 }
-"""The names of weights in folders for SAELens and safetensors, with the names that they have in our and upstream's classes."""
+"""The names of weights in folders for SAELens, with the names that they have in our and upstream's classes."""
 
 
 class ExportedSAE(NamedTuple):
@@ -161,25 +133,13 @@ class ExportedSAE(NamedTuple):
 
         A threshold has a value for each feature.
         """
-        tensors = {name: own.detach().cpu() for name, own in self._views(self.dictionary).items()}
+        state, tensors = self.dictionary.state_dict(), {}
+        for name in _FUNCTIONS[self.function].tensors:
+            own = next(each for each in _TENSORS[name] if each in state)
+            tensors[name] = (state[own].t() if own.endswith(".weight") else state[own]).cpu()
         if self.function == "jump_relu":
             tensors["threshold"] = tensors["threshold"].expand(self.dictionary.dict_size)
         return {name: value.contiguous() for name, value in tensors.items()}
-
-    def module_with(self, tensors: dict[str, t.Tensor]) -> nn.Module:
-        """A copy of the SAE with these weights, named as in `tensors`."""
-        dictionary = copy.deepcopy(self.dictionary)
-        for name, own in self._views(dictionary).items():
-            own.copy_(tensors[name] if own.ndim else tensors[name][0])  # one threshold for all
-        return dictionary
-
-    def _views(self, dictionary: Any) -> dict[str, t.Tensor]:
-        """The weights of its function, as views of the memory of a dictionary of its class."""
-        state, views = dictionary.state_dict(), {}
-        for name in _FUNCTIONS[self.function].tensors:
-            own = next(each for each in _TENSORS[name] if each in state)
-            views[name] = state[own].t() if own.endswith(".weight") else state[own]
-        return views
 
     def trained_on(self) -> dict[str, Any]:
         """Where its activations come from, and which tokens were left out, by SAELens's names.
@@ -224,16 +184,15 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
             source,
             f": trained on {source.run.hook}, the first block's input; sparsify knows only the outputs of "
             "modules (e.g. blocks.N.hook_resid_post)",
-            "safetensors",
+            "sae-lens",
         )
     if form == "sae-bench":
         _require_sae_benchs_loader(source)
     _require_unit_norm(form, source)
 
 
-def _unsupported(source: ExportedSAE, problem: str, *formats: str) -> CheckpointError:
-    others = " or ".join(f"format={each!r}" for each in formats)
-    return CheckpointError(f"{source.name}{problem}", instead=f"use {others}")
+def _unsupported(source: ExportedSAE, problem: str, instead: ExportFormat) -> CheckpointError:
+    return CheckpointError(f"{source.name}{problem}", instead=f"use format={instead!r}")
 
 
 def _require_function(form: ExportFormat, source: ExportedSAE) -> None:
@@ -245,19 +204,16 @@ def _require_function(form: ExportFormat, source: ExportedSAE) -> None:
             "no format has a place for its features; load it with "
             "dictionary_learning_ext.load_dictionary"
         )
-    if row.function not in FORMATS[form].functions:
-        others = ("sae-lens", "safetensors")
-        holding = (each for each in others if row.function in FORMATS[each].functions)
-        what = f": {form} has no {_FUNCTIONS[row.function].needs}"
-        raise _unsupported(source, what, *holding)
+    if form == "sparsify" and (needs := _FUNCTIONS[row.function].needs):
+        raise _unsupported(source, f": sparsify has no {needs}", "sae-lens")
     if source.selects_by_magnitude and not FORMATS[form].by_magnitude:
         what = f" selects by magnitude, and the reader of {form} keeps the k largest values"
-        raise _unsupported(source, what, "sae-lens", "safetensors")
+        raise _unsupported(source, what, "sae-lens")
 
 
 def _require_threshold(form: ExportFormat, source: ExportedSAE) -> None:
     """Raise a CheckpointError if the one threshold for all features was not learned yet."""
-    if source.row.function != "jump_relu" or form not in ("sae-lens", "safetensors"):
+    if source.row.function != "jump_relu" or form != "sae-lens":
         return
     threshold = source.dictionary.threshold
     if threshold.ndim == 0 and threshold < 0:
@@ -299,16 +255,15 @@ def _require_unit_norm(form: ExportFormat, source: ExportedSAE) -> None:
             source,
             f": its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}; {form} "
             f"expects 1 within {UNIT_NORM_TOLERANCE:g}",
-            *("dictionary-learning", "safetensors"),
+            "dictionary-learning",
         )
 
 
 def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> nn.Module:
     """The SAE in a folder that the format's `write` filled, as the format's reader loads it, in float64.
 
-    It is an upstream class that computes the same as SAELens's, SAE Bench's or sparsify's, and for safetensors, the SAE's own
-    class. The tests compare with the libraries themselves, and with the equation. In float32, rounding alone can move a
-    feature across a threshold.
+    It is an upstream class that computes the same as SAELens's, SAE Bench's or sparsify's. The tests compare with the libraries
+    themselves. In float32, rounding alone can move a feature across a threshold.
     """
     row = FORMATS[form]
     place = folder / row.inside.format(name=source.name, module=source.module)
@@ -395,7 +350,7 @@ def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
         "expansion_factor": max(1, sae.dict_size // sae.activation_dim),  # num_latents decides
         "normalize_decoder": True,
         "num_latents": sae.dict_size,
-        "k": int(sae.k) if source.function == "top_k" else sae.dict_size,
+        "k": int(sae.k) if source.function == "top_k" else sae.dict_size,  # a ReLU keeps all
         "multi_topk": False,
         "skip_connection": False,
         "transcode": False,
@@ -414,50 +369,8 @@ def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
     (place / SPARSIFY_WEIGHTS).write_bytes(save(weights))
 
 
-def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
-    sae, function, tensors = source.dictionary, source.function, source.tensors()
-    equation, settings = _FUNCTIONS[function].equation, {}
-    if function == "top_k":
-        by_magnitude = source.selects_by_magnitude
-        equation = equation.format(
-            largest="of largest magnitude, with their signs," if by_magnitude else "largest",
-            relu=", then a ReLU" if source.rectifies else "",
-        )
-        settings = {"k": int(sae.k), "rectify": source.rectifies}
-        settings["select_by"] = "magnitude" if by_magnitude else "value"
-    elif function == "vaease":
-        settings["active_gate"] = float(sae.active_gate)
-    subtracts = source.row.subtracts_b_dec
-    y = "x - b_dec" if subtracts else "x"
-    config = {
-        "activation_dim": sae.activation_dim,
-        "dict_size": sae.dict_size,
-        "function": function,
-        **settings,
-        "subtracts_b_dec": subtracts,
-        "equation": f"x_hat = f @ W_dec + b_dec; {equation}; y = {y}",
-        "shapes": {name: _sides(name) for name in tensors},
-        **source.trained_on(),
-    }
-    write_json(folder / CONFIG, config)
-    (folder / SAFETENSORS).write_bytes(save(tensors))
-
-
-def _sides(name: str) -> list[str]:
-    """The names of a tensor's sides in the config.json for safetensors."""
-    if name == "W_dec":
-        return ["dict_size", "activation_dim"]
-    if name == "b_dec":
-        return ["activation_dim"]
-    return ["activation_dim", "dict_size"] if name.startswith("W_") else ["dict_size"]
-
-
 def _read_foreign(place: Path, source: ExportedSAE, device: str) -> nn.Module:
     return load_foreign(read_config(place), device, t.float64)
-
-
-def _read_safetensors(place: Path, source: ExportedSAE, device: str) -> nn.Module:
-    return source.module_with(load_file(place / SAFETENSORS)).to(device, t.float64)
 
 
 def _read_by_upstream(place: Path, source: ExportedSAE, device: str) -> nn.Module:
@@ -468,8 +381,6 @@ def _read_by_upstream(place: Path, source: ExportedSAE, device: str) -> nn.Modul
 class Format(NamedTuple):
     """A folder that another library reads."""
 
-    functions: tuple[Function, ...]
-    """The functions that it can represent exactly."""
     write: Callable[[Path, ExportedSAE], None]
     """Writes the SAE's weights and config into an empty folder."""
     read: Callable[[Path, ExportedSAE, str], nn.Module]
@@ -487,19 +398,14 @@ class Format(NamedTuple):
     """Whether its reader can keep the k features of largest magnitude."""
 
 
-_UPSTREAMS: tuple[Function, ...] = ("top_k", "jump_relu", "relu", "gated")
 FORMATS: dict[ExportFormat, Format] = {
-    "sae-bench": Format(
-        _UPSTREAMS, _write_sae_bench, _read_by_upstream, inside="downloaded_saes/{name}"
-    ),
+    "sae-bench": Format(_write_sae_bench, _read_by_upstream, inside="downloaded_saes/{name}"),
     "dictionary-learning": Format(
-        _UPSTREAMS,
         _write_dictionary_learning,
         _read_by_upstream,
         "  dictionary_learning.utils.load_dictionary({folder!r}, device)",
     ),
     "sae-lens": Format(
-        _UPSTREAMS,
         _write_sae_lens,
         _read_foreign,
         "  SAE.load_from_disk({folder!r})",
@@ -509,7 +415,6 @@ FORMATS: dict[ExportFormat, Format] = {
         by_magnitude=True,
     ),
     "sparsify": Format(
-        ("top_k", "relu"),  # a ReLU is a TopK with k = num_latents
         _write_sparsify,
         _read_foreign,
         "  sparsify.SparseCoder.load_many({folder!r}, local=True)",
@@ -517,14 +422,6 @@ FORMATS: dict[ExportFormat, Format] = {
         about=SPARSIFY_ABOUT,
         weights=SPARSIFY_WEIGHTS,
         tag="sparsify",
-    ),
-    "safetensors": Format(
-        (*_UPSTREAMS, "vaease"),
-        _write_safetensors,
-        _read_safetensors,
-        f"config.json states the equation and the tensors' shapes in {SAFETENSORS}",
-        weights=SAFETENSORS,
-        by_magnitude=True,
     ),
 }
 """The formats that hold an SAE, by the names that users type."""

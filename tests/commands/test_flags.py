@@ -39,7 +39,7 @@ def test_a_home_folder_that_the_shell_leaves_is_found(monkeypatch):
 @pytest.mark.parametrize("command", ["bench", "eval", "export", "report"])
 def test_the_shared_flags_are_one_declaration(command):
     """Under the same names on the command line, and nested in the command's own."""
-    needed = ["run", "--format=safetensors"] if command == "export" else ["run"]
+    needed = ["run", "--format=sae-lens"] if command == "export" else ["run"]
     shared = {
         "model": "lm",
         "hook": "blocks.1.hook_resid_post",

@@ -34,9 +34,8 @@ def test_a_threshold_that_was_never_set_is_kept_by_upstreams_own_class(folder_of
 def test_a_decoder_of_any_norms_is_exact_where_no_number_of_features_is_kept(name, folder_of):
     folder = folder_of(name)
     stretch(folder)
-    for form in ("sae-lens", "safetensors"):
-        difference = export(folder, form, tokens=200).difference
-        assert (difference.is_exact, difference.codes) == (True, 0)
+    difference = export(folder, "sae-lens", tokens=200).difference
+    assert (difference.is_exact, difference.codes) == (True, 0)
 
 
 @pytest.mark.parametrize("name", ["vsae", "rectified", "top_k"])
@@ -64,7 +63,7 @@ def test_the_difference_is_what_a_direct_computation_gives(folder_of, trained):
     assert not (exported.folder / "metrics.json").exists(), "those are the signed SAE's"
 
 
-@pytest.mark.parametrize("form", ["sae-lens", "sparsify", "safetensors"])
+@pytest.mark.parametrize("form", ["sae-lens", "sparsify"])
 def test_an_export_has_the_mode_that_the_umask_says(form, folder_of):
     before = os.umask(0o027)
     try:
@@ -83,7 +82,7 @@ def test_a_folder_of_run_folders_is_exported_run_by_run(trained, tmp_path, capsy
     assert main(argv) == 2
     said = capsys.readouterr()
     assert "1 of 4 SAEs" in said.err
-    assert "vaease: sae-lens has no gates" in said.out
+    assert "VAEase and can't be exported" in said.out
     there = {name: tmp_path / name / "exports" / "sae-lens" for name in names[:3]}
     for path in there.values():
         assert files_under(path) == ["cfg.json", "sae_weights.safetensors"]
@@ -121,11 +120,7 @@ def test_it_says_which_tokens_training_left_out_and_how_contexts_began(
         content = content.get("metadata", content)
         return [content[k] for k in ("prepend_bos", "exclude_special_tokens", "max_norm_multiple")]
 
-    places = {
-        "sae-lens": "cfg.json",
-        "sparsify": "layers.1/export.json",
-        "safetensors": "config.json",
-    }
+    places = {"sae-lens": "cfg.json", "sparsify": "layers.1/export.json"}
     for form, name in places.items():
         assert said(form, name) == [False, False, None]
     given = {"text_packing": "truncate", "remove_bos": True, "max_norm_multiple": 10.0}
@@ -160,9 +155,9 @@ REFUSED = [
     ("vsae", no_spoiling, "--format sea-lens", "--format sea-lens: expected one of .*sae-lens"),
     ("vsae", no_spoiling, "--format sae-lens --out .", r"out='\.': already there and not empty"),
     ("vsae", no_spoiling, "--format sae-lens --out vsae/ae.pt/x", "can't be written.*another out"),
-    ("vsae", stretch, "--format sae-lens", r"norms are 1\.5 to 1\.5.*safetensors"),
-    ("vsae", overflowing, "--format safetensors", "reconstructions are not finite"),
-    ("vaease", no_spoiling, "--format sae-lens", "has no gates with weights.*safetensors"),
+    ("vsae", stretch, "--format sae-lens", r"norms are 1\.5 to 1\.5.*dictionary-learning"),
+    ("vsae", overflowing, "--format sae-lens", "reconstructions are not finite"),
+    ("vaease", no_spoiling, "--format sae-lens", "no format has .*load_dictionary"),
     ("batch_top_k", without_a_threshold, "--format sae-lens", "has no threshold yet"),
     ("relu", rename_trainer, "--format sae-bench", "no loader.*'MyTrainer'"),
     ("magnitude", no_spoiling, "--format sparsify --allow-inexact", "largest values; use format="),
@@ -195,7 +190,7 @@ def test_what_a_killed_export_left_is_removed(folder_of, tmp_path):
     left = tmp_path / ".export.00000000"
     left.mkdir()
     (left / "ae.pt").touch()
-    export(folder_of("top_k"), "safetensors", tmp_path / "out", tokens=64)
+    export(folder_of("top_k"), "sae-lens", tmp_path / "out", tokens=64)
     assert not left.exists()
 
 

@@ -8,12 +8,10 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary as load_upstream
 from export_folders import FORMATS, D, F, K, edit_config, moved, without_negatives
-from safetensors.torch import load_file, save
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.errors import UserError
-from dictionary_learning_ext.export import formats
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.export.formats import output_module
 from dictionary_learning_ext.run_folder.foreign_weights import load_foreign
@@ -22,7 +20,6 @@ from dictionary_learning_ext.run_folder.sae_names import results_folder
 
 UPSTREAMS = ("probabilistic_top_k", "batch_top_k", "relu", "jump_relu", "matryoshka")
 EVERY_CLASS = ("signed", "vsae", "top_k", *UPSTREAMS)
-EVERY = (*EVERY_CLASS, "rectified", "magnitude", "vaease", "gated", "relu_new")
 SAE_LENS = {
     "vsae": "TopKSAE",
     "rectified": "TopKSAE",
@@ -63,75 +60,7 @@ def test_upstreams_other_classes_stay_what_they_are(name, folder_of, x):
     assert t.equal(theirs(x), original(x))
 
 
-def stated(folder, x):
-    """The features and reconstructions that the keys of config.json state, of the tensors beside it."""
-    config = json.loads((folder / "config.json").read_text())
-    w = {name: value.double() for name, value in load_file(folder / "sae.safetensors").items()}
-    y = x - w["b_dec"] if config["subtracts_b_dec"] else x
-    mu = y @ w["W_enc"] + w.get("b_enc", 0.0)
-    if config["function"] == "relu":
-        f = mu.relu()
-    elif config["function"] == "gated":
-        f = (w["r_mag"].exp() * mu + w["b_mag"]).relu() * (mu + w["b_gate"] > 0)
-    elif config["function"] == "jump_relu":
-        f = mu.relu() * (mu > w["threshold"])
-    elif config["function"] == "vaease":
-        gate = 1 - (y @ w["W_var"] + w["b_var"]).sigmoid().sqrt()
-        f = gate * mu * (gate > config["active_gate"])
-    else:
-        compared = mu.abs() if config["select_by"] == "magnitude" else mu
-        kept = compared.topk(config["k"], dim=-1).indices
-        f = t.zeros_like(mu).scatter(-1, kept, mu.gather(-1, kept))
-        f = f.relu() if config["rectify"] else f
-    return f, f @ w["W_dec"] + w["b_dec"]
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_the_safetensors_states_an_equation_that_holds(name, folder_of, x):
-    """The equation in config.json, computed as it stands there, and once more from its other keys."""
-    folder = folder_of(name)
-    exported = export(folder, "safetensors", tokens=200)
-    assert exported.difference.reconstruction <= 1e-6
-    config = json.loads((exported.folder / "config.json").read_text())
-    stored, x = load_file(exported.folder / "sae.safetensors"), x.double()
-    w = {name: value.double() for name, value in stored.items()}
-    assert config["shapes"].keys() == w.keys()
-    for key, shape in config["shapes"].items():
-        assert list(w[key].shape) == [config[side] for side in shape]
-    of_x_hat, of_f, *where = config["equation"].split("; ")
-    known = w | {name: value for name, value in config.items() if isinstance(value, float)}
-    known |= {name: getattr(t, name) for name in ("exp", "sqrt", "sigmoid")}
-    known |= {"x": x, "max": lambda value, low: value.clamp_min(low)}
-    for each in reversed(where):  # y first: each uses those after it
-        name_of_it, _, formula = each.partition(" = ")
-        known[name_of_it] = eval(formula, {}, known)
-    assert of_x_hat == "x_hat = f @ W_dec + b_dec"
-    if config["function"] == "top_k":
-        mu = known["y"] @ w["W_enc"] + w["b_enc"]
-        compared = mu.abs() if "of largest magnitude" in of_f else mu
-        f = t.where(compared >= compared.sort(dim=1).values[:, -config["k"], None], mu, 0.0)
-        f = f.clamp_min(0) if "then a ReLU" in of_f else f
-    else:
-        value, _, condition = (
-            of_f.removeprefix("f = ").removesuffix(", 0 elsewhere").partition(" where ")
-        )
-        f = eval(value, {}, known) * (eval(condition, {}, known) if condition else 1)
-    ours = load_dictionary(folder)[0].double()
-    t.testing.assert_close(f, ours.encode(x), rtol=1e-5, atol=1e-5)
-    t.testing.assert_close(f @ w["W_dec"] + w["b_dec"], ours(x), rtol=1e-5, atol=1e-5)
-    for found, expected in zip(stated(exported.folder, x), (ours.encode(x), ours(x)), strict=True):
-        t.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    assert config["hook_name"] == "blocks.1.hook_resid_post"
-
-
-@pytest.mark.parametrize("name", ["vsae", "jump_relu", "vaease"])
-def test_a_safetensors_file_with_another_decoder_is_not_exact(name, folder_of, monkeypatch):
-    monkeypatch.setattr(formats, "save", lambda w: save(w | {"W_dec": 1.01 * w["W_dec"]}))
-    with pytest.raises(UserError, match="not exact"):
-        export(folder_of(name), "safetensors", tokens=200)
-
-
-@pytest.mark.parametrize("form", [*FORMATS, "neuronpedia"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_no_export_tells_where_the_files_lay(form, folder_of, tiny_lm_dir, text):
     exported = export(folder_of("top_k"), form, tokens=200)
     written = "\n".join(path.read_text() for path in exported.folder.rglob("*.json"))
@@ -151,7 +80,7 @@ def test_a_block_s_input_is_the_output_of_the_one_before_to_sae_bench(folder_of)
     [
         ("sae-bench", "blocks.0.hook_resid_pre", "SAE Bench"),
         ("sae-bench", "blocks.1.hook_mlp_out", "SAE Bench"),
-        ("sparsify", "blocks.0.hook_resid_pre", "sparsify .*safetensors"),
+        ("sparsify", "blocks.0.hook_resid_pre", "sparsify .*sae-lens"),
     ],
 )
 def test_a_hook_point_that_a_reader_does_not_know_is_refused(form, hook, message, folder_of):
@@ -164,7 +93,6 @@ def test_an_sae_inside_a_block_keeps_its_hook_point(hook, folder_of):
     folder = moved(folder_of("top_k"), hook)
     for form, name, keys in (
         ("sae-lens", "cfg.json", ("metadata", "hook_name")),
-        ("safetensors", "config.json", ("hook_name",)),
         ("dictionary-learning", "config.json", ("trainer", "submodule_name")),
     ):
         found = json.loads((export(folder, form, tokens=200).folder / name).read_text())
@@ -344,3 +272,26 @@ def test_delphi_reads_a_sparsify_export_and_fires_alike(folder_of, tiny_lm, x):
     t.testing.assert_close(
         f, without_negatives(load_dictionary(folder)[0], x)[0], rtol=1e-5, atol=1e-4
     )
+
+
+def test_sae_dashboard_builds_a_page_from_a_sae_lens_export(folder_of, tiny_lm):
+    runner = pytest.importorskip("sae_dashboard.sae_vis_runner", reason="needs sae-dashboard")
+    import sae_lens  # pyright: ignore[reportMissingImports]
+
+    from dictionary_learning_ext.sae_bench.lens_model import hooked_transformer
+
+    folder = folder_of("vsae")
+    theirs = sae_lens.SAE.load_from_disk(export(folder, "sae-lens", tokens=200).folder)
+    name = "blocks.1.hook_resid_post"
+    model = hooked_transformer(tiny_lm, find_hook(tiny_lm, name), "tiny")
+    tokens = t.randint(60, (64, 32), generator=t.Generator().manual_seed(0))
+    _, activations = model.run_with_cache(tokens, names_filter=name)
+    f_NF = load_dictionary(folder)[0].encode(activations[name].flatten(0, 1))
+    feature = int((f_NF != 0).sum(0).argmax())
+    config = runner.SaeVisConfig(hook_point=name, features=[feature])
+    page = runner.SaeVisRunner(config).run(encoder=theirs, model=model, tokens=tokens)
+    (found,) = page.feature_data_dict.values()
+    share = (f_NF[:, feature] > 0).double().mean().item()
+    assert f"{share:.3%}" in found.acts_histogram_data.title
+    top = found.sequence_data.seq_group_data[0].seq_data[0]
+    assert max(top.feat_acts) == pytest.approx(f_NF[:, feature].max().item(), abs=1e-3)

@@ -246,7 +246,7 @@ def test_other_libraries_find_their_files_beside_ours(mixed, capsys):
     of_sae_lens = {f"{n}/{f}" for n in ("top_k", "jump_relu") for f in OF_SAE_LENS}
     of_sparsify = {f"top_k/layers.1/{f}" for f in ("cfg.json", "export.json", "sae.safetensors")}
     assert listed == {"README.md"} | ours | of_sae_lens | of_sparsify
-    assert "vaease: sae-lens has" in out
+    assert "VAEase and can't be exported as sae-lens" in out
     assert "jump_relu: sparsify has" in out
 
 

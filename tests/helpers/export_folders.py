@@ -8,7 +8,7 @@ from dictionary_learning.dictionary import AutoEncoderNew, GatedAutoEncoder
 from safetensors.torch import save_file
 
 D, F, K = 16, 32, 4
-FORMATS = ("sae-bench", "dictionary-learning", "sae-lens", "sparsify", "safetensors")
+FORMATS = ("sae-bench", "dictionary-learning", "sae-lens", "sparsify")
 
 
 def edit_config(folder, **changes):
