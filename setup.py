@@ -18,9 +18,6 @@ DEV = [
     "setuptools>=77",
 ]
 
-# For the tests of a cache behind an S3 URL. Not in DEV: pip takes minutes to find versions that go with SAE Bench's.
-TEST_S3 = ["flask>=3", "flask-cors>=4", "moto[s3]>=5", "s3fs>=2024.6"]
-
 DOCS = [
     "mkdocs>=1.6,<2",
     "mkdocs-material>=9.6,<10",
@@ -79,7 +76,6 @@ setup(
         "nnsight>=0.3.5",
         "datasets>=3.6,<6",
         "einops>=0.7",
-        "fsspec>=2024.6",
         "jinja2>=3.1",
         "markupsafe>=2.1",
         "huggingface_hub>=0.34",
@@ -100,7 +96,6 @@ setup(
         "dev": DEV,
         "docs": DOCS,
         "sae-bench": SAEBENCH,
-        "test-s3": TEST_S3,
         "sae-lens": SAELENS,
         "synthetic": SAELENS,
     },

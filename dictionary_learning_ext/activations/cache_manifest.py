@@ -13,14 +13,14 @@ Imports no torch.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from ..config.checks import Checked
 from ..errors import ActivationsError
-from ..run_folder.files import require_inside, sha256_of
+from ..run_folder.files import require_inside
 
 CacheDtype = Literal["float32", "float16"]
 MANIFEST = "manifest.json"
@@ -178,41 +178,20 @@ def finished_manifest(folder: Path) -> CacheManifest | None:
                 " its `vsae cache` command again to continue it"
             )
         return None
-    require_sizes(folder, manifest, sizes_in(folder, manifest))
+    require_sizes(folder, manifest)
     return manifest
 
 
-def sizes_in(folder: Path, manifest: CacheManifest) -> dict[str, int]:
-    """The size in bytes of each file of a manifest that is in a folder, by name."""
-    paths = {file.name: folder / file.name for file in manifest.all_files}
-    return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
-
-
-def require_sizes(place: object, manifest: CacheManifest, sizes: Mapping[str, int]) -> None:
-    """Raise an ActivationsError if a file is missing or doesn't have the size in the manifest.
-
-    Arguments:
-        place: the cache's folder or URL.
-        sizes: the size in bytes of each file that is there, by name.
-    """
+def require_sizes(folder: Path, manifest: CacheManifest) -> None:
+    """Raise an ActivationsError if a file is missing or doesn't have the size in the manifest."""
     for file in manifest.all_files:
-        size = sizes.get(file.name)
-        if size is None:
-            raise ActivationsError(f"{place}/{file.name}: missing; {_REPAIR}")
-        if size != file.bytes:
+        path = folder / file.name
+        if not path.is_file():
+            raise ActivationsError(f"{path}: missing; {_REPAIR}")
+        if (size := path.stat().st_size) != file.bytes:
             raise ActivationsError(
-                f"{place}/{file.name}: {size:,} bytes, expected {file.bytes:,}, so it was cut or changed;"
+                f"{path}: {size:,} bytes, expected {file.bytes:,}, so it was cut or changed;"
                 f" {_REPAIR}"
-            )
-
-
-def require_checksums(folder: Path, manifest: CacheManifest) -> None:
-    """Read all files of a finished cache, and raise an ActivationsError if one has changed."""
-    for file in manifest.all_files:
-        if (found := sha256_of(folder / file.name)) != file.sha256:
-            raise ActivationsError(
-                f"{folder / file.name}: its SHA-256 is {found[:12]}, expected {file.sha256[:12]}, so"
-                f" it was changed; {_REPAIR}"
             )
 
 

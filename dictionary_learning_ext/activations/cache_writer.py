@@ -1,12 +1,10 @@
 """Writes a cache of activations, file by file. It can be stopped at any moment and continued.
 
 Every file is written under a temporary name, renamed when it is complete, and then added to the manifest. So a
-stop costs at most the file that each process was writing.
+stop costs at most the file that was being written.
 
-Several processes write in rounds, in which each process writes one file. All of them cut the text into contexts, so
-that each knows where its files begin, but each document is tokenised by only one process. After a round the first
-process adds the files to the manifest. So the cache doesn't depend on the number of processes, which may change when
-it is continued.
+Several processes share the language model's passes, as in training, and the first one writes. So the cache doesn't
+depend on the number of processes, which may change when it is continued.
 
 Shapes: B contexts, L = ctx_len tokens, D = a hook point's width.
 """
@@ -31,7 +29,6 @@ from ..config.run import RunConfig, Split, evaluation_batch
 from ..errors import ActivationsError, ConfigError, DiskError, UserError, bytes_shown
 from ..progress import progress
 from ..run_folder.files import (
-    LOCK,
     locked,
     remove,
     remove_left_behind,
@@ -53,17 +50,15 @@ from .cache_manifest import (
     differences,
     read_manifest,
     require_sizes,
-    sizes_in,
 )
 from .hook_points import HookPoint, find_hook
 from .language_models import CausalLM, identity, load_model, settings_hash
 from .passes import SharedPasses
 from .positions import PositionRule
-from .remote import Remote, is_url, read_remote_manifest
 from .rows import ActivationReader
 from .stored import INFO, STATE
 from .text import text_of
-from .tokens import ONE_PROCESS, ContextStream, DividedTokenizer, Group, no_context
+from .tokens import ONE_PROCESS, ContextStream, Group, no_context
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -77,7 +72,7 @@ _SAMPLED = 256
 
 
 def write_cache(
-    place: Path | str,
+    folder: Path | str,
     run: RunConfig,
     hooks: Sequence[str],
     tokens: int,
@@ -93,9 +88,8 @@ def write_cache(
     """Cache a language model's activations at some hook points, or continue an unfinished cache.
 
     Arguments:
-        place: the cache's folder or URL. An unfinished cache of the same settings is continued, and a finished one
-            grows to `tokens`. Files for a URL pass through a folder on the disk. Its lock only stops other
-            writers on this machine.
+        folder: the cache's folder. An unfinished cache of the same settings is continued, and a finished one grows to
+            `tokens`.
         run: the language model, its dtype, the text, its order (data_seed), how often it is read,
             packing, ctx_len, device, and how much held-out text to cache (eval_tokens, eval_documents).
         tokens: the number of tokens to train on, without padding, rounded up to whole contexts.
@@ -103,11 +97,11 @@ def write_cache(
         file_bytes: about the largest size of a file. It holds at least one context.
         overwrite: replace a cache of other settings.
         on_plan: the first process calls it with a description of the cache before it writes.
-        before_batch: called before each batch of the language model. It may raise. Several processes
-            call it before each round of files instead, and it must raise on all or none.
-        elsewhere: the name of the setting `place`, for messages.
-        group: the processes that write the cache. All must call this with the same arguments except for the
-            device, and share the folder.
+        before_batch: called before each batch of the language model; several processes call it before the batches that
+            they read at the same time. It may raise, on all processes or none.
+        elsewhere: the name of the setting `folder`, for messages.
+        group: the processes that share the language model's passes. All must call this with the same arguments except
+            for the device. Only the first one uses the folder.
 
     Raises:
         ConfigError: a setting is out of range, the disk is too small (DiskError), an activation exceeds
@@ -117,15 +111,9 @@ def write_cache(
         LanguageModelError, TextError, NonFiniteError: as in training.
     """
     require(tokens >= 1, "tokens", tokens, "at least 1")
-    remote = Remote(str(place)) if is_url(place) else None
-    folder = Path(place) if remote is None else remote.local
+    folder = Path(folder)
     with ExitStack() as until_the_end:
         _on_first_process(group, lambda: until_the_end.enter_context(locked(folder, elsewhere)))
-        if not all(group.gather(remote is not None or (folder / LOCK).exists())):
-            raise ActivationsError(
-                f"{folder}: not every process sees the same folder",
-                instead=f"choose a {elsewhere} on storage that all machines share",
-            )
         model = load_model(run)
         points = {name: find_hook(model, name) for name in hooks}
         text = text_of(run, seed=run.data_seed)
@@ -149,16 +137,16 @@ def write_cache(
         _require_alike(group.gather(settings))
 
         def planned() -> CacheManifest | None:
-            manifest = _existing_cache(folder, remote, settings, overwrite, elsewhere)
+            manifest = _existing_cache(folder, settings, overwrite, elsewhere)
             written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
             filled = _share_of_tokens(text, model.tokenizer, settings)
-            free = None if remote is not None else shutil.disk_usage(folder).free
-            on_plan(_plan(place, settings, tokens, written, filled, free))
+            free = shutil.disk_usage(folder).free
+            on_plan(_plan(folder, settings, tokens, written, filled, free))
             return manifest
 
         manifest = _on_first_process(group, planned)
         writer = _Writer(
-            folder, remote, settings, run, model, points, file_bytes, before_batch, elsewhere, group
+            folder, settings, run, model, points, file_bytes, before_batch, elsewhere, group
         )
         if manifest is None:
             manifest = writer.held_out_part()
@@ -190,26 +178,21 @@ def _require_alike(all_settings: list[CacheSettings]) -> None:
 
 
 def _existing_cache(
-    folder: Path, remote: Remote | None, settings: CacheSettings, overwrite: bool, elsewhere: str
+    folder: Path, settings: CacheSettings, overwrite: bool, elsewhere: str
 ) -> CacheManifest | None:
     """The manifest of the cache that is there so far; None for a new one.
 
     Deletes files that a killed process left half written and, with `overwrite`, a cache of other settings. A
     complete file that isn't in the manifest yet will be replaced.
 
-    Raises: ActivationsError if the folder or URL holds other files, or a cache of other settings.
+    Raises: ActivationsError if the folder holds other files, or a cache of other settings.
     """
-    place = folder if remote is None else remote
-    if remote is None:
-        found = read_manifest(folder, UNFINISHED) or read_manifest(folder)
-    else:
-        found = read_remote_manifest(remote, UNFINISHED, MANIFEST)
+    found = read_manifest(folder, UNFINISHED) or read_manifest(folder)
     if found is None:
-        paths = [path.name for path in folder.iterdir()] if remote is None else remote.sizes()
-        names = sorted({name.split("/")[0] for name in paths if not name.startswith(".")})
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         if others := [name for name in names if name != HELD_OUT]:  # written before the manifest
             raise ActivationsError(
-                f"{place}: holds no cache but other files ({', '.join(others[:5])})",
+                f"{folder}: holds no cache but other files ({', '.join(others[:5])})",
                 instead=f"choose an empty {elsewhere}",
             )
     elif (differ := differences(found.settings, settings)) and overwrite:
@@ -219,11 +202,11 @@ def _existing_cache(
         found = None
     elif differ:
         raise ActivationsError(
-            f"{place}: the cache has {', '.join(differ)}",
+            f"{folder}: the cache has {', '.join(differ)}",
             instead=f"use the same settings to continue it, or choose another {elsewhere}",
         )
-    elif remote is None:
-        require_sizes(folder, found, sizes_in(folder, found))
+    else:
+        require_sizes(folder, found)
     for part in (folder, folder / HELD_OUT):
         remove_left_behind(part)
     return found
@@ -239,19 +222,19 @@ def _share_of_tokens(text: Iterator[str], tokenizer: Any, settings: CacheSetting
 
 
 def _plan(
-    place: Path | str,
+    folder: Path,
     settings: CacheSettings,
     tokens: int,
     written: int,
     filled: float,
-    free: int | None,
+    free: int,
 ) -> str:
     """Describe what will be written. Raises DiskError if the disk is too small.
 
     Arguments:
         written: how many bytes of it are already there.
         filled: the share of positions that are not padding.
-        free: free bytes on the disk; None for a URL.
+        free: free bytes on the disk.
     """
     item = np.dtype(settings.dtype).itemsize
     per_position = 4 + sum(4 + item * hook.width for hook in settings.hooks.values())
@@ -259,14 +242,13 @@ def _plan(
     contexts = math.ceil(tokens / filled / length)
     held_out = math.ceil(_SPARE * settings.eval_tokens / filled / length)
     needed = per_position * length * (contexts + held_out)
-    if free is not None and (missing := needed - written) > free:
+    if (missing := needed - written) > free:
         smaller = " or dtype='float16'" if item == 4 else ""
         raise DiskError(
-            f"{place}: this cache needs {bytes_shown(missing)}, and its disk has {bytes_shown(free)} free",
+            f"{folder}: this cache needs {bytes_shown(missing)}, and its disk has {bytes_shown(free)} free",
             instead=f"use fewer tokens{smaller}",
         )
     there = f", of which {bytes_shown(min(written, needed))} are there" if written else ""
-    room = "" if free is None else f"; the disk has {bytes_shown(free)} free"
     each = f"{per_position:,} bytes per token"
     if filled < 1:
         each += f", and as many at padding, which is about {1 - filled:.0%}"
@@ -274,7 +256,7 @@ def _plan(
     kept = f" and {held_out * length * filled:,.0f} held-out ones" if held_out else ""
     return (
         f"{tokens:,} tokens{kept} at {n} hook point{'s'[: n != 1]} in {settings.dtype} need"
-        f" {'about ' if filled < 1 else ''}{bytes_shown(needed)}{there} ({each}){room}"
+        f" {'about ' if filled < 1 else ''}{bytes_shown(needed)}{there} ({each}); the disk has {bytes_shown(free)} free"
     )
 
 
@@ -290,7 +272,6 @@ class _Writer:
     def __init__(
         self,
         folder: Path,
-        remote: Remote | None,
         settings: CacheSettings,
         run: RunConfig,
         model: CausalLM,
@@ -300,13 +281,13 @@ class _Writer:
         elsewhere: str,
         group: Group,
     ):
-        self._elsewhere, self._group, self._remote = elsewhere, group, remote
+        self._elsewhere, self._group = elsewhere, group
         self._folder, self._settings, self._run = folder, settings, run
-        self._tokenizer = DividedTokenizer(model.tokenizer, group)
+        self._tokenizer = model.tokenizer
         self._before_batch = before_batch
-        shared = SharedPasses(model, [point.place for point in points.values()])
+        self._passes = SharedPasses(model, [point.place for point in points.values()], group)
         self._readers = {
-            name: ActivationReader(model, point.place, PositionRule(), shared)
+            name: ActivationReader(model, point.place, PositionRule(), self._passes)
             for name, point in points.items()
         }
         widths = [hook.width for hook in settings.hooks.values()]
@@ -325,12 +306,11 @@ class _Writer:
             batch = evaluation_batch(run.eval_tokens)
             enough = int(_SPARE * math.ceil(run.eval_tokens / batch) * batch)
             stream = self._stream("heldout")
-            for new in self._rounds(stream, enough, [], f"{HELD_OUT}/", "held-out"):
-                files += new
+            files += self._files(stream, enough, [], HELD_OUT, "held-out")
             if not files:
                 raise no_context(run, "heldout")
             self._write_dataset_files(HELD_OUT, files)
-            documents = self._documents()
+            documents = _on_first_process(self._group, self._documents)
         manifest = CacheManifest(settings, (), tuple(files), documents, None)
         self._write_manifest(UNFINISHED, manifest)
         return manifest
@@ -340,11 +320,8 @@ class _Writer:
         stream = self._stream("train")
         if manifest.position is not None:
             stream.load_state_dict(manifest.position)
-        rounds = self._rounds(stream, tokens, manifest.files, "", "caching")
-        for new in rounds:
-            manifest = replace(
-                manifest, files=(*manifest.files, *new), position=stream.state_dict()
-            )
+        for new in self._files(stream, tokens, manifest.files, "", "caching"):
+            manifest = replace(manifest, files=(*manifest.files, new), position=stream.state_dict())
             self._write_manifest(UNFINISHED, manifest)
         if not manifest.files:
             raise no_context(self._run, "train")
@@ -359,15 +336,12 @@ class _Writer:
         self._write_manifest(MANIFEST, manifest)
         if self._group.rank == 0:
             remove(self._folder / UNFINISHED)
-            if self._remote is not None:
-                self._remote.delete(UNFINISHED)
         self._group.gather(None)  # the other processes wait for it
         return manifest
 
     def _write_manifest(self, name: str, manifest: CacheManifest) -> None:
         if self._group.rank == 0:
             write_json(self._folder / name, manifest.to_dict(), self._elsewhere)
-            self._send(name)
 
     def _write_dataset_files(self, part: str, files: Sequence[CacheFile]) -> None:
         """Write the files that `datasets.load_from_disk` reads beside the Arrow files in a folder of the cache."""
@@ -398,23 +372,12 @@ class _Writer:
             "_split": None,
         }
         for name, content in ((INFO, {"features": features}), (STATE, state)):
-            path = self._folder / part / name
-            write_json(path, content, self._elsewhere)
-            self._send(path.relative_to(self._folder).as_posix())
-
-    def _send(self, name: str) -> None:
-        """Copy a file to the cache's URL, if it has one."""
-        if self._remote is not None:
-            self._remote.put(self._folder / name, name)
+            write_json(self._folder / part / name, content, self._elsewhere)
 
     def _entry(self, path: Path, ids_BL: np.ndarray) -> CacheFile:
-        """A written file's entry in the manifest. If the cache has a URL, the file is moved there."""
+        """A written file's entry in the manifest."""
         name, tokens = path.relative_to(self._folder).as_posix(), int((ids_BL >= 0).sum())
-        entry = CacheFile(name, path.stat().st_size, sha256_of(path), len(ids_BL), tokens)
-        if self._remote is not None:
-            self._send(name)
-            remove(path)
-        return entry
+        return CacheFile(name, path.stat().st_size, sha256_of(path), len(ids_BL), tokens)
 
     def _stream(self, split: Split) -> ContextStream:
         run, passes = self._run, (self._run.text_passes or 1) if split == "train" else 1
@@ -422,44 +385,31 @@ class _Writer:
         text = text_of(run, split=split, seed=seed, passes=passes)
         return ContextStream(text, self._tokenizer, run.ctx_len, packing=run.text_packing)
 
-    def _rounds(
+    def _files(
         self,
         stream: ContextStream,
         tokens: int,
         before: Sequence[CacheFile],
-        folder: str,
+        part: str,
         label: str,
-    ) -> Iterator[list[CacheFile]]:
-        """Write files until there are `tokens` tokens. In each round, every process writes one file at most.
+    ) -> Iterator[CacheFile]:
+        """Write files until there are `tokens` tokens.
 
-        Yields the files of each round. The stream is then at the end of their contexts.
+        Yields each file. The stream is then at the end of its contexts.
 
         Arguments:
             before: the files that are already there.
-            folder: where the files are in the cache: "" or a folder's name with a slash.
+            part: the folder of the files in the cache: "" or HELD_OUT.
         """
         found, number = sum(file.tokens for file in before), len(before)
-        rank, count, gather = self._group
-        quiet: dict[str, Any] = {"disable": True} if rank else {}
+        quiet: dict[str, Any] = {"disable": True} if self._group.rank else {}
         with progress(tokens, "tok", initial=found, desc=label, unit_scale=True, **quiet) as bar:
-            while found < tokens:
-                if count > 1:
-                    self._before_batch()
-                dealt: list[_Passes] = []
-                for _ in range(count):
-                    if passes := self._next_file(stream, tokens - found):
-                        dealt.append(passes)
-                        found += _tokens_in(passes)
-                if not dealt:
-                    break
-                own = None
-                if rank < len(dealt):
-                    name = f"{folder}data-{number + rank:05d}.arrow"
-                    own = self._write(name, dealt[rank], bar.update)
-                files = [file for file in gather(own) if file is not None]
-                bar.update(sum(map(_tokens_in, dealt[1:])))
-                yield files
-                number += len(files)
+            while found < tokens and (passes := self._next_file(stream, tokens - found)):
+                file = self._write(
+                    self._folder / part / f"data-{number:05d}.arrow", passes, bar.update
+                )
+                found, number = found + file.tokens, number + 1
+                yield file
 
     def _next_file(self, stream: ContextStream, tokens: int) -> _Passes:
         """The contexts of the next file, with `tokens` tokens at most. Empty at the end of the text."""
@@ -476,33 +426,43 @@ class _Writer:
             room -= len(ids_BL)
         return passes
 
-    def _write(self, name: str, passes: _Passes, on_tokens: Callable[[int], object]) -> CacheFile:
-        """Run the language model on a file's contexts and write the file."""
+    def _write(self, path: Path, passes: _Passes, on_tokens: Callable[[int], object]) -> CacheFile:
+        """Run the language model on a file's contexts. The first process writes the file."""
         parts: list[_Columns] = []
-        for ids_BL, mask_BL in passes:
-            if self._group.count == 1:
-                self._before_batch()
-            parts.append(self._columns(ids_BL, mask_BL))
-            on_tokens(int(mask_BL.sum()))
-        columns = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
-        path = self._folder / name
-        with replacing(path, self._elsewhere) as temporary:
-            write_contexts(temporary, columns)
-        return self._entry(path, columns[TOKEN_IDS])
+        for start in range(0, len(passes), self._passes.at_once):
+            self._before_batch()
+            together = passes[start : start + self._passes.at_once]
+            parts += self._columns(together)
+            on_tokens(sum(int(mask_BL.sum()) for _, mask_BL in together))
 
-    def _columns(self, input_ids_BL: Tensor, mask_BL: Tensor) -> _Columns:
-        found = {}
+        def written() -> CacheFile:
+            columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            with replacing(path, self._elsewhere) as temporary:
+                write_contexts(temporary, columns)
+            return self._entry(path, columns[TOKEN_IDS])
+
+        file = _on_first_process(self._group, written)
+        assert file is not None, "the first process's"
+        return file
+
+    def _columns(self, passes: _Passes) -> list[_Columns]:
+        """The columns of each batch."""
+        found: list[_Columns] = [{} for _ in passes]
         for name, reader in self._readers.items():
-            read = reader.judge(reader.run(input_ids_BL, mask_BL), mask_BL.bool())
-            reader.require_finite(read.non_finite)
-            x_BLD = t.where(mask_BL.bool().unsqueeze(-1), read.x_BLD.float().cpu(), 0.0)
-            if self._settings.dtype == "float16":
-                x_BLD = _as_float16(x_BLD, name)
-            found[name] = x_BLD.numpy()
-        return found | {TOKEN_IDS: _marked_ids(input_ids_BL, mask_BL)}
+            all_x = self._passes.read(reader.place, passes)
+            for columns, (_, mask_BL), x_BLD in zip(found, passes, all_x, strict=True):
+                read = reader.judge(x_BLD, mask_BL.bool())
+                reader.require_finite(read.non_finite)
+                x_BLD = t.where(mask_BL.bool().unsqueeze(-1), read.x_BLD.float().cpu(), 0.0)
+                if self._settings.dtype == "float16":
+                    x_BLD = _as_float16(x_BLD, name)
+                columns[name] = x_BLD.numpy()
+        for columns, contexts in zip(found, passes, strict=True):
+            columns[TOKEN_IDS] = _marked_ids(*contexts)
+        return found
 
-    def _documents(self) -> CacheFile | None:
-        """Write the tokens of the held-out documents, cut to ctx_len. Returns None in all but the first process."""
+    def _documents(self) -> CacheFile:
+        """Write the tokens of the held-out documents, cut to ctx_len."""
         run, path = self._run, self._folder / HELD_OUT / DOCUMENTS
         documents = islice(text_of(run, split="heldout"), run.eval_documents)
         stream = ContextStream(documents, self._tokenizer, run.ctx_len, packing="truncate")
@@ -510,16 +470,10 @@ class _Writer:
             ids_BL, mask_BL = stream.next_batch(run.eval_documents)
         except StopIteration as end:
             raise no_context(run, "heldout") from end
-        if self._group.rank:
-            return None
         marked_BL = _marked_ids(ids_BL, mask_BL)
         with replacing(path, self._elsewhere) as temporary, temporary.open("wb") as file:
             np.save(file, marked_BL)
         return self._entry(path, marked_BL)
-
-
-def _tokens_in(passes: _Passes) -> int:
-    return sum(int(mask_BL.sum()) for _, mask_BL in passes)
 
 
 def _marked_ids(ids_BL: Tensor, mask_BL: Tensor) -> np.ndarray:

@@ -337,7 +337,7 @@ class _StoredInputs(Inputs):
     def _find(self, hooks: list[str]) -> None:
         settings = self._settings
         assert settings.activations is not None
-        self._stored = stored = open_stored(settings.activations, copies_gb=settings.cache_dir_size)
+        self._stored = stored = open_stored(settings.activations)
         stored.require_fit(settings, hooks)
         tokenizer = stored.manifest and stored.manifest.settings
         self._rule = _evaluation_rule(settings, tokenizer)
@@ -434,8 +434,6 @@ def _cached_model(run: RunConfig, stored: StoredActivations, manifest: CacheMani
 def cached_documents(stored: StoredActivations, number: int) -> ContextBatches:
     """The first `number` held-out documents of a cache."""
     assert stored.documents is not None, "written with the held-out tokens"
-    if stored.copies is not None:
-        stored.copies.fetch(stored.documents)
     ids = np.load(stored.documents, allow_pickle=False)
     ids_NL = t.from_numpy(ids[:number].astype(np.int64))
     for ids_BL in ids_NL.split(_DOCUMENTS_AT_ONCE):

@@ -29,14 +29,11 @@ from ..errors import ActivationsError, first_line
 from ..run_folder.comparing import same_setting
 from ..run_folder.files import at_home, require_inside
 from .cache_manifest import (
-    MANIFEST,
     TOKEN_IDS,
     CachedHook,
-    CacheFile,
     CacheManifest,
     finished_manifest,
 )
-from .remote import Copies, Remote, is_url, read_remote_manifest
 from .text import fingerprint_of
 
 STATE, INFO = "state.json", "dataset_info.json"
@@ -64,7 +61,7 @@ class StoredActivations:
     """What a folder of activations holds."""
 
     place: str
-    """The folder or URL."""
+    """The folder."""
     hooks: dict[str, CachedHook]
     """The hook points by name. The user's own activations have one, UNKNOWN, which may be given any name."""
     ctx_len: int
@@ -80,8 +77,6 @@ class StoredActivations:
     """The manifest, if `vsae cache` wrote the folder."""
     documents: Path | None = None
     """The cache's file of held-out documents."""
-    copies: Copies | None = None
-    """Fetches the files of a cache behind a URL."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -94,7 +89,7 @@ class StoredActivations:
         """The cache with its first n training files only, as it was before it grew."""
         assert self.manifest is not None, "only a cache grows"
         manifest = replace(self.manifest, files=self.manifest.files[:n])
-        return _read_cache(self.place, manifest, self.copies)
+        return _read_cache(self.place, manifest)
 
     @property
     def only_hook(self) -> str:
@@ -137,29 +132,11 @@ class StoredActivations:
             )
 
 
-def open_stored(
-    folder: str | Path, *, copies_gb: float = RunConfig.cache_dir_size
-) -> StoredActivations:
-    """Open a folder of activations, or a cache behind a URL. Activations are read only to compute the digest.
+def open_stored(folder: str | Path) -> StoredActivations:
+    """Open a folder of activations. They are read only to compute the digest.
 
-    Arguments:
-        copies_gb: for a cache behind a URL, the gigabytes of copies to keep on the disk.
-
-    Raises: ActivationsError if there are no activations, or they are unfinished, damaged or can't be reached.
+    Raises: ActivationsError if there are no activations, or they are unfinished or damaged.
     """
-    if is_url(folder):
-        remote = Remote(str(folder))
-        manifest = read_remote_manifest(remote, MANIFEST)
-        if manifest is None:
-            raise ActivationsError(
-                "holds no finished cache",
-                name="activations",
-                value=remote.url,
-                expected="what `vsae cache` has written there to its end",
-            )
-        return _read_cache(
-            remote.url, manifest, Copies(remote, manifest.all_files, 1e9 * copies_gb)
-        )
     path = at_home(folder)
     if not path.is_dir():
         problem = "is a file" if path.exists() else "no such folder"
@@ -179,16 +156,11 @@ def open_stored(
     )
 
 
-def _read_cache(
-    place: str, manifest: CacheManifest, copies: Copies | None = None
-) -> StoredActivations:
-    def path_of(file: CacheFile) -> Path:
-        return Path(place) / file.name if copies is None else copies.path_of(file)
-
+def _read_cache(place: str, manifest: CacheManifest) -> StoredActivations:
     settings = manifest.settings
     files: dict[Split, Any] = {"train": manifest.files, "heldout": manifest.heldout}
     parts: dict[Split, tuple[Part, ...]] = {
-        split: tuple(Part(path_of(file), 0, file.contexts) for file in split_files)
+        split: tuple(Part(Path(place) / file.name, 0, file.contexts) for file in split_files)
         for split, split_files in files.items()
     }
     return StoredActivations(
@@ -200,8 +172,7 @@ def _read_cache(
         sum(file.tokens for file in manifest.heldout),
         manifest.digest,
         manifest,
-        manifest.documents and path_of(manifest.documents),
-        copies,
+        manifest.documents and Path(place) / manifest.documents.name,
     )
 
 
@@ -317,19 +288,16 @@ class FileReader:
 
     Arguments:
         hook: the column of a cache; ignored for the user's own rows.
-        copies: fetches the files of a cache behind a URL.
     """
 
-    def __init__(self, hook: str, copies: Copies | None = None):
-        self._hook, self._copies = hook, copies
+    def __init__(self, hook: str):
+        self._hook = hook
         self._path: Path | None = None
         self._batches: list[Piece] = []
 
     def read(self, part: Part) -> Piece:
         """The contexts of a part. Raises ActivationsError if the file is damaged."""
         if part.path != self._path:
-            if self._copies is not None:
-                self._copies.fetch(part.path)
             self._batches, self._path = list(_batches(part.path, self._hook)), part.path
         found, at = [], 0
         for x_NLD, ids_NL in self._batches:

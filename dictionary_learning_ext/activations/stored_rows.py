@@ -27,7 +27,7 @@ class StoredReader:
         self.rule = rule
         self._hook = hook
         self._contexts = max(1, ROWS_AT_ONCE // stored.ctx_len)
-        self._files = FileReader(hook, stored.copies)
+        self._files = FileReader(hook)
 
     def cut(self, part: Part) -> Iterator[Part]:
         """Cut a file into the parts that are read at once."""
@@ -159,8 +159,6 @@ class StoredRows:
         parts = list(self.stored.parts["train"])
         if self._seed is not None:
             random.Random(drawn_seed(self._seed, "files", number)).shuffle(parts)
-        if self.stored.copies is not None:
-            self.stored.copies.will_be_read([part.path for part in parts])
         return [piece for part in parts for piece in self._reader.cut(part)]
 
     def order(self, n: int, fill: int) -> Tensor:

@@ -9,6 +9,7 @@ Shapes: B rows, D = the width of a row, T true features.
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,6 @@ from ..errors import ConfigError, first_line
 from ..run_folder.files import sha256_of, temporary_folder
 from ..trainers.kernels.compiled import compiled_module, logging_compilation, map_row_blocks
 from .buffer import BatchSource
-from .remote import users_caches
 from .rows import drawn_seed
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,12 @@ logger = logging.getLogger(__name__)
 _NORM_ROWS, _ROWS_AT_ONCE = 16_384, 128
 _SAMPLER = 2
 """Part of a model's hash. Increase it when the same settings draw other rows, so that no run resumes with them."""
+
+
+def users_caches() -> Path:
+    """The folder in the user's cache for everything that can be computed or fetched again."""
+    given = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    return (given if given.is_absolute() else Path.home() / ".cache") / "dictionary_learning_ext"
 
 
 def draw_model(model: str) -> Any:

@@ -72,25 +72,6 @@ class Group(NamedTuple):
 ONE_PROCESS = Group(0, 1, lambda what: [what])
 
 
-class DividedTokenizer:
-    """A tokenizer for several processes that read one text. Each text is tokenised by one process, for all.
-
-    All processes must ask for the same texts in the same order.
-    """
-
-    def __init__(self, tokenizer: Any, group: Group):
-        self._tokenizer, self._group = tokenizer, group
-
-    def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
-        rank, count, gather = self._group
-        own = texts[rank::count]
-        of_each = gather(self._tokenizer(own, **options)["input_ids"] if own else [])
-        return {"input_ids": [of_each[i % count][i // count] for i in range(len(texts))]}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-
 class ContextStream:
     """Cuts a stream of documents into contexts of tokens. Reading can be resumed at any context.
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from signal import SIGINT, Signals
 from typing import Any
 
-from ..activations.cache_manifest import CacheDtype, finished_manifest, is_begun, require_checksums
+from ..activations.cache_manifest import CacheDtype, is_begun
 from ..config.checks import require
 from ..config.run import Dtype, Packing, RunConfig
-from ..errors import ActivationsError, Interrupted, in_shell
+from ..errors import Interrupted, in_shell
 from ..training.plan import with_hook_names
 from ..training.processes import interrupts, join, launched, saying_if_a_rank_is_lost
 from .flags import FOLDER, Command, positional, vsae
@@ -42,8 +42,7 @@ class CacheFlags:
     """Write a language model's activations to disk, for many trainings."""
 
     folder: str = field(metadata=positional(FOLDER))
-    """The cache: a folder, or a URL, e.g. s3://bucket/cache. Rerun the same command to continue an
-    interrupted one."""
+    """The cache's folder. Rerun the same command to continue an interrupted one."""
     model: str = RunConfig.model
     """The language model: embedded, a folder written by save_pretrained, or a name on the hub."""
     hook: str = RunConfig.hook
@@ -78,27 +77,12 @@ class CacheFlags:
     device_map: str | None = None
     """Spread the language model over several devices, see `vsae train --help-all`."""
     file_mb: int = 64
-    """Megabytes per file. An interruption costs at most the file that each process is writing."""
-    verify: bool = False
-    """Write nothing: read a finished cache and compare its files with the manifest's checksums."""
+    """Megabytes per file. An interruption costs at most the file that is being written."""
 
 
 def run_cache(flags: CacheFlags) -> None:
-    from ..activations.remote import Remote, is_url
-
-    folder = Path(flags.folder)
-    if is_url(flags.folder):
-        of_a_folder = "a folder; files behind a URL are verified when they are read"
-        require(not flags.verify, "verify", True, of_a_folder)
-        folder = Remote(flags.folder).local
-    if flags.verify:
-        if (manifest := finished_manifest(folder)) is None:
-            raise ActivationsError(
-                f"{folder}: no cache of `vsae cache`, which has checksums; nothing to verify"
-            )
-        require_checksums(folder, manifest)
-        print(f"{folder}: all {len(list(manifest.all_files))} files are as they were written")
-        return
+    is_url = "://" in flags.folder
+    require(not is_url, "folder", flags.folder, "a folder", instead="copy it there afterwards")
     require(flags.file_mb >= 1, "file_mb", flags.file_mb, "at least 1")
     processes = launched()
     if processes.are_several:
@@ -119,7 +103,7 @@ def run_cache(flags: CacheFlags) -> None:
     again = "run the same command again to continue the cache"
     with (
         saying_if_a_rank_is_lost(lambda: again),
-        explain_interrupt(again, folder),
+        explain_interrupt(again, Path(flags.folder)),
         interrupts(processes.are_several) as signals,
         signals.deferred(),
     ):

@@ -10,6 +10,8 @@ FORMER = {
     "explain": "run `vsae export FOLDER --format sparsify`, then delphi; see docs/explain.md",
     "--format safetensors": "ae.pt holds the weights; use `load_dictionary(FOLDER)[0].state_dict()` in Python",
     "--format neuronpedia": "use --format sae-lens, which SAEDashboard reads; see docs/exports.md",
+    "--cache-dir-size": "copy the cache to a folder, and give --activations FOLDER",
+    "--verify": "copy a cache by `rsync --checksum`, which compares the files",
     "--preset quickstart": "run `vsae quickstart`",
 }
 

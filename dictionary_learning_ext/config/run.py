@@ -66,9 +66,7 @@ class RunConfig(Checked):
     """Train on activations from disk: a cache of `vsae cache` or of SAELens, or a folder of .npy or
     .safetensors files with a row per token. Settings that a cache knows may be left out: model,
     hook, data, text_packing and ctx_len. none: from the language model, for a --config that has a
-    folder. A cache may be behind a URL, e.g. s3://bucket/cache."""
-    cache_dir_size: float = 20.0
-    """Gigabytes of copies to keep on the disk of a cache behind a URL, in the user's cache folder."""
+    folder."""
     text_column: str = "text"
     """The column of a .jsonl or .parquet file, or of a dataset on the hub, that holds the documents."""
     text_packing: Packing = "pack"
@@ -226,7 +224,6 @@ _HOOKS = "different hook points separated by commas"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 NOT_THE_RESULT = (
     "lm_batch_size",
-    "cache_dir_size",
     "device",
     "device_map",
     "save_dir",

@@ -1,8 +1,6 @@
 """Contexts of tokens against the tokenizer itself, resumed at any place; and texts that are too short."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import pytest
 import torch
@@ -16,8 +14,6 @@ from dictionary_learning_ext.activations import tokens
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import (
     ContextStream,
-    DividedTokenizer,
-    Group,
     require_held_out,
     whole_documents,
 )
@@ -145,36 +141,6 @@ def test_a_packing_that_can_not_be_is_refused(packing, said, without_end):
     """Packing needs an end-of-text token."""
     stream = error_of(lambda: ContextStream(iter([]), without_end, 8, packing=packing), ConfigError)
     assert said in stream
-
-
-@pytest.mark.parametrize("packing", ["pack", "truncate"])
-@pytest.mark.parametrize("count", [2, 33])
-def test_each_document_is_tokenised_by_one_process_for_all(packing, count, tokenizer):
-    """The processes are threads here. With 33, one has none of 32 documents."""
-    whole, _ = contexts_of(DOCUMENTS, tokenizer, packing=packing)
-    barrier, given, tokenised = Barrier(count), [None] * count, []
-
-    def contexts(rank):
-        def gather(what):
-            given[rank] = what
-            barrier.wait()
-            found = list(given)
-            barrier.wait()
-            return found
-
-        class Counting:
-            eos_token_id, pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-
-            def __call__(self, texts, **options):
-                tokenised.extend(texts)
-                return tokenizer(texts, **options)
-
-        divided = DividedTokenizer(Counting(), Group(rank, count, gather))
-        return contexts_of(DOCUMENTS, divided, packing=packing)[0]
-
-    with ThreadPoolExecutor(count) as pool:
-        assert list(pool.map(contexts, range(count))) == [whole] * count
-    assert sorted(tokenised) == sorted(DOCUMENTS)
 
 
 # Documents in contexts of their own.

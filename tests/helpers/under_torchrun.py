@@ -21,10 +21,9 @@ import torch as t
 from interrupted_runs import sae_of
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.activations.buffer import Batches
 from dictionary_learning_ext.activations.cache_manifest import HELD_OUT
-from dictionary_learning_ext.activations.cache_writer import write_cache, write_contexts
+from dictionary_learning_ext.activations.cache_writer import _Writer, write_cache
 from dictionary_learning_ext.activations.tokens import Group
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
@@ -123,7 +122,7 @@ def sinks(run, _):
 
 
 def not_shared(run, folder):
-    """Each process has another text, other activations, run folders and a cache's folder of its own: why it ends."""
+    """Each process has another text, other activations, and run folders of its own: why it ends."""
     rank = os.environ["RANK"]
     own = folder / rank
     for name in ("text", "rows", "run/resume"):
@@ -145,6 +144,7 @@ def not_shared(run, folder):
         except UserError as error:
             said[what] = str(error)
     try:
+        run = differ["text"]["run"]
         write_cache("cache", run, run.hooks, 100, group=Group(int(rank), 2, join().gather))
     except UserError as error:
         said["cache"] = str(error)
@@ -199,14 +199,16 @@ def in_turn(commands, _):
 
 
 def cache_stopped(command, _):
-    """`vsae cache` that a signal to rank 1 stops while it writes its first file. Returns the exit code."""
+    """`vsae cache` that a signal to rank 1 stops after its first file. Returns the exit code."""
+    original = _Writer._write
 
-    def write(path, columns):
-        write_contexts(path, columns)
+    def write(self, path, *given):
+        file = original(self, path, *given)
         if os.environ["RANK"] == "1" and HELD_OUT not in str(path):
             os.kill(os.getpid(), signal.SIGTERM)
+        return file
 
-    with patch.object(cache_writer, "write_contexts", write):
+    with patch.object(_Writer, "_write", write):
         return main(command)
 
 

@@ -128,7 +128,7 @@ def test_an_sae_that_fails_ends_alone_and_every_process_says_so(of_two_and_four)
         ("text", "reads another text than rank 0"),
         ("activations", "reads another set of activations than rank 0"),
         ("run folders", "resume point in .* on storage that all machines share"),
-        ("cache", "not every process sees the same folder"),
+        ("cache", "rank 1 has .*text=.* as rank 0"),
     ],
 )
 def test_what_all_must_share_is_compared_at_the_start(of_two_and_four, what, said):
