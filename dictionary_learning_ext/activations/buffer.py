@@ -24,7 +24,7 @@ from torch import Tensor
 from ..config.checks import require
 from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
-from ..errors import ConfigError, NonFiniteError
+from ..errors import ActivationsError, ConfigError, NonFiniteError
 from .hook_points import place_of
 from .language_models import CausalLM, unwrapped
 from .passes import SharedPasses
@@ -120,9 +120,15 @@ class Batches:
         return max((source.passes for source in self.by_hook.values()), default=0)
 
     def mean_squared_norms(self) -> dict[str, float]:
-        """E||x||^2 of each hook point's first rows."""
+        """E||x||^2 of each hook point's first rows. Raises ActivationsError if they are all zero."""
         self._refill()
-        return {name: source.mean_squared_norm() for name, source in self.by_hook.items()}
+        found = {name: source.mean_squared_norm() for name, source in self.by_hook.items()}
+        if zero := [name for name, squared in found.items() if squared == 0]:
+            raise ActivationsError(
+                f"{zero[0]}: the first activations are all zero, which no SAE can learn",
+                instead="check what wrote them, or read another hook point",
+            )
+        return found
 
     def norm_factors(self, mean_squared_norms: Mapping[str, float]) -> dict[str, float]:
         """The number that each hook point's raw activations are divided by in training."""

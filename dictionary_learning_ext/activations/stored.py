@@ -211,6 +211,8 @@ def _read_own_files(folder: Path) -> StoredActivations | None:
     if not paths:
         return None
     kind, files = _width_and_dtype(_arrays_in(paths[0])[0]), []
+    if kind[0] == 0:
+        raise ActivationsError(f"{paths[0]}: rows of width 0; expected activations, (N, D)")
     for path in paths:
         arrays = _arrays_in(path)
         for array in arrays:

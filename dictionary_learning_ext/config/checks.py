@@ -172,7 +172,7 @@ def described(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(described, members))
     if get_origin(hint) is Literal:
-        return f"one of {', '.join(members)}"
+        return f"one of {', '.join(map(str, members))}"
     if get_origin(hint) is tuple:
         return "a list of numbers"
     if hint in (None, NoneType):

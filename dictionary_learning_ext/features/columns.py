@@ -164,7 +164,7 @@ NUMBERS = (
     Column(
         "nearest",
         SIGNALS["nearest"],
-        lambda one: one.neighbours.values_Fn[:, 0],
+        lambda one: one.neighbours.values_Fn[:, 0] if one.neighbours.values_Fn.numel() else None,
         _REPORT,
         digits=3,
         title="nearest",

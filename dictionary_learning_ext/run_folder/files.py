@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from ..config.names import automatic_name
 from ..config.run import TrainConfig
 from ..errors import CheckpointError, ConfigError, first_line, in_shell
+from .schema import Object, damage
 
 logger = logging.getLogger(__name__)
 
@@ -117,13 +118,16 @@ def divided(folder: Path, step: int) -> Path:
     return resume_point(folder, step).with_suffix(".parts")
 
 
-def read_json(path: Path, repair: str = "", line: bytes | None = None) -> dict[str, Any]:
+def read_json(
+    path: Path, shape: Object, repair: str = "", line: bytes | None = None
+) -> dict[str, Any]:
     """The JSON object in a file, or in a line of it.
 
     Arguments:
+        shape: what the file holds, see schema.py.
         repair: advice for the message.
 
-    Raises: CheckpointError if it is not a JSON object; FileNotFoundError.
+    Raises: CheckpointError if it is not JSON or has another shape; FileNotFoundError.
     """
     content = path.read_bytes() if line is None else line
     try:
@@ -131,8 +135,8 @@ def read_json(path: Path, repair: str = "", line: bytes | None = None) -> dict[s
     except ValueError as error:
         cause = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(f"{path}: not valid JSON ({cause})", instead=repair) from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: expected a JSON object", instead=repair)
+    if problem := damage(found, shape):
+        raise CheckpointError(f"{path}: damaged ({problem})", instead=repair)
     return found
 
 
@@ -228,7 +232,7 @@ def require_free(folder: Path, overwrite: bool) -> None:
 def is_of_a_run(config: Path) -> bool:
     """Whether a config.json is a run's, ours or upstream's. One that can't be read counts as damaged."""
     try:
-        trainer = read_json(config).get("trainer")
+        trainer = read_json(config, Object()).get("trainer")
     except (CheckpointError, OSError):
         return True
     return isinstance(trainer, dict) and "dict_class" in trainer

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ..errors import CheckpointError
 from .files import CONFIG, METRICS, WEIGHTS, read_json, target_of
+from .schema import CFG_JSON, CONFIG_JSON, SPARSIFY_RUN, Object
 
 Format = Literal["SAELens", "sparsify", "Gemma Scope", "Baker & Li"]
 FOREIGN_CONFIG = "cfg.json"
@@ -69,7 +70,7 @@ def format_of(folder: Path) -> Format | None:
     """The format of another library's folder; None for a folder of this package, of upstream, or without an SAE."""
     if (folder / WEIGHTS).exists():
         try:
-            trainer = read_json(folder / CONFIG).get("trainer", {})
+            trainer = read_json(folder / CONFIG, CONFIG_JSON).get("trainer", {})
         except (CheckpointError, OSError):  # `read_config` raises it again
             return None
         return "Baker & Li" if trainer.get("dict_class") == "VSAETopK" else None
@@ -190,7 +191,7 @@ def _sparsify_config(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     d_in, n_latents = settings.get("d_in"), settings.get("num_latents")
     if not n_latents and d_in is not None:
         n_latents = d_in * settings.get("expansion_factor", 32)  # sparsify's default
-    run = _object_in(folder.parent / CONFIG)
+    run = _object_in(folder.parent / CONFIG, SPARSIFY_RUN)
     own = _object_in(folder / SPARSIFY_ABOUT)
     about = {
         "model_name": run.get("model"),
@@ -232,7 +233,7 @@ def _gemma_scope_config(folder: Path) -> dict[str, Any]:
 
 def _baker_li_config(folder: Path) -> dict[str, Any]:
     """The settings of a VSAETopK in SAELens's format. Missing settings have the defaults of its class."""
-    own = read_json(folder / CONFIG, "copy it again")
+    own = read_json(folder / CONFIG, CONFIG_JSON, "copy it again")
     trainer = own["trainer"]
     return {
         "architecture": BAKER_LI[trainer.get("var_flag", 0)],
@@ -248,9 +249,9 @@ def _baker_li_config(folder: Path) -> dict[str, Any]:
     }
 
 
-def _object_in(path: Path) -> dict[str, Any]:
+def _object_in(path: Path, shape: Object = CFG_JSON) -> dict[str, Any]:
     """The JSON object in a file, empty if there is no file."""
-    return read_json(path, "copy it again") if path.is_file() else {}
+    return read_json(path, shape, "copy it again") if path.is_file() else {}
 
 
 def _block_output_hook(module: str) -> str | None:

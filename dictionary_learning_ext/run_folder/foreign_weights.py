@@ -35,7 +35,7 @@ from .foreign import (
     TOP_K,
     WEIGHTS_OF,
 )
-from .tensors import read_tensors
+from .tensors import read_state_dict
 
 UNIT_NORM_TOLERANCE = 1e-5
 """The largest deviation from 1 of a decoder's norms that SAE Bench accepts as unit norms."""
@@ -137,7 +137,7 @@ def _read(path: Path) -> dict[str, t.Tensor]:
 def _tensors_in(path: Path) -> dict[str, t.Tensor]:
     """A file's tensors by SAELens's names, in float64. No code in it is executed."""
     if path.name == WEIGHTS:
-        state = read_tensors(path)
+        state = read_state_dict(path)
         named = {
             each: state[name].double() for name, each in _BAKER_LI_NAMES.items() if name in state
         }

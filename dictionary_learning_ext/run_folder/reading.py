@@ -27,6 +27,7 @@ from .files import (
 )
 from .foreign import RECOGNISED, foreign_config, format_of
 from .sae_names import EXPECTED, place_of, results_folder
+from .schema import CONFIG_JSON, METRICS_JSON
 from .settings import settings_in
 
 
@@ -59,7 +60,7 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise _missing_error(folder, CONFIG)
     repair = "copy it again or train again"
-    config = read_json(path, repair)
+    config = read_json(path, CONFIG_JSON, repair)
     if "dict_class" not in config.get("trainer", {}):
         what = f"{path}: expected an object with trainer.dict_class; {repair}"
         raise _holds_saes_error(folder) or CheckpointError(what)
@@ -143,7 +144,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
         path = path / CONFIG if path.is_dir() else path
         if path.is_file() and path.suffix != ".json":
             raise CheckpointError(f"{path}: not a {CONFIG}; {EXPECTED}, or its {CONFIG}")
-        settings = settings_in(read_json(path, "copy it again"), path)
+        settings = settings_in(read_json(path, CONFIG_JSON, "copy it again"), path)
     except OSError as error:
         what = f"{path}: {str(error.strerror).lower()}; {EXPECTED}, or its {CONFIG}"
         raise ConfigError(what, name=name) from error
@@ -163,7 +164,7 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     path = results_folder(folder) / METRICS
     command = f"run `vsae eval {in_shell(folder)}`"
     try:
-        return read_json(path, command)
+        return read_json(path, METRICS_JSON, command)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not measured yet; {command}") from error
 
@@ -176,7 +177,7 @@ def read_metrics_if_any(folder: str | Path) -> dict[str, Any] | None:
 def former_evaluation(results: Path) -> dict[str, Any]:
     """The metrics.json in a folder of results. Empty if there is none or it is damaged, as it will be written again."""
     try:
-        return read_json(results / METRICS)
+        return read_json(results / METRICS, METRICS_JSON)
     except (CheckpointError, FileNotFoundError):
         return {}
 
@@ -190,7 +191,7 @@ def read_history(folder: Path) -> list[dict[str, float | None]]:
     if not path.exists():
         return []
     repair = "delete it to continue without the training curves"
-    lines = [read_json(path, repair, line) for line in path.read_bytes().splitlines()]
+    lines = [read_json(path, METRICS_JSON, repair, line) for line in path.read_bytes().splitlines()]
     return [{n: v for n, v in line.items() if n != NOT_MEASURED} for line in lines]
 
 

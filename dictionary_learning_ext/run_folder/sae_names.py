@@ -16,6 +16,7 @@ from ..config.checks import require_type
 from ..errors import CheckpointError, ConfigError, HubError, first_line
 from .files import CONFIG, RESULTS, RUNS, WEIGHTS, read_json, sha256_of, target_of
 from .foreign import FILES, RECOGNISED, WEIGHTS_OF, format_of
+from .schema import CONFIG_JSON
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
 EXPECTED = "expected a run folder, e.g. runs/NAME"
@@ -94,7 +95,7 @@ def _is_upstreams(folder: Path) -> bool:
     """Whether upstream's `trainSAE` wrote a folder."""
     if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
         return False
-    config = read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, CONFIG_JSON, "copy it again")
     return "trainer" in config and "run" not in config
 
 

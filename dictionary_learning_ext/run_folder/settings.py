@@ -41,9 +41,7 @@ def own_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def settings_in(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """The settings of the run in a config.json. Raises CheckpointError if there are none."""
-    run = config.get("run")
-    settings = run.get("settings") if isinstance(run, dict) else None
-    if not isinstance(settings, dict):
+    if not (settings := own_settings(config)):
         raise CheckpointError(
             f"{path}: has no run.settings, which `vsae train` writes; {EXPECTED}, or its {CONFIG}"
         )

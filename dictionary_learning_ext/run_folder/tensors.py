@@ -67,6 +67,35 @@ def read_tensors(path: Path) -> Any:
         ) from error
 
 
+def read_state_dict(path: Path) -> dict[str, t.Tensor]:
+    """Read a state dict that `t.save` wrote: dense tensors of floats, and single integers or vectors of them.
+
+    Raises: CheckpointError for any other file, or if a number is not finite.
+    """
+    state = read_tensors(path)
+    problem = None if isinstance(state, dict) else "expected a state dict"
+    for name, value in state.items() if isinstance(state, dict) else ():
+        if not isinstance(name, str) or not isinstance(value, t.Tensor) or not _is_plain(value):
+            given = getattr(value, "dtype", type(value).__name__)
+            problem = f"{name}: expected a dense tensor of floats, got {given}"
+        elif not value.isfinite().all():
+            problem = f"{name} has NaN or infinite values"
+    if problem:
+        raise CheckpointError(
+            f"{path}: damaged ({problem})", instead="copy it again or train again"
+        )
+    return state
+
+
+def _is_plain(tensor: t.Tensor) -> bool:
+    is_integer = not tensor.is_floating_point() and not tensor.is_complex()
+    is_known = tensor.dtype in _FLOATS or (is_integer and tensor.dim() < 2)
+    return is_known and tensor.layout is t.strided and not tensor.is_meta
+
+
+_FLOATS = (t.float16, t.bfloat16, t.float32, t.float64)
+
+
 def shapes_of(state: dict[str, t.Tensor]) -> str:
     """The names and shapes of a state dict's first tensors, for a message."""
     shown = [f"{name} {tuple(value.shape)}" for name, value in list(state.items())[:20]]

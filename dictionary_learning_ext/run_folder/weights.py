@@ -11,11 +11,11 @@ from ..config.architectures import BY_DICT_CLASS, import_class
 from ..devices import chosen_device
 from ..errors import CheckpointError
 from ..trainers.parts import WHOLE, Part
-from .files import CHECKPOINTS, WEIGHTS, checkpoint
+from .files import WEIGHTS, checkpoint
 from .foreign_weights import load_foreign
 from .reading import read_config
 from .sae_names import place_of
-from .tensors import read_tensors, save_tensors, shapes_of
+from .tensors import read_state_dict, save_tensors, shapes_of
 
 
 def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:
@@ -77,18 +77,10 @@ def load_dictionary(
             f"{folder}: dict_class {dict_class!r} is unknown; expected one of "
             f"{', '.join(BY_DICT_CLASS)}"
         )
-    state = read_tensors(path)
-    if not isinstance(state, dict) or not all(isinstance(v, t.Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: no state dict; copy it again or train again")
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise CheckpointError(
-                f"{path}: {name} has NaN or infinite values; load an earlier checkpoint from "
-                f"{path.parent / CHECKPOINTS}"
-            )
+    state = read_state_dict(path)
     try:
         dictionary: Any = import_class(row.dictionary).from_pretrained(path, device=device)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         raise CheckpointError(
             f"{path}: not a state dict of {dict_class} ({' '.join(str(error).split())[:300]}); it "
             f"holds {shapes_of(state)}; copy it again or train again"

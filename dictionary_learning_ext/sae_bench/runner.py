@@ -43,6 +43,7 @@ from ..run_folder.files import (
 )
 from ..run_folder.reading import require_folders
 from ..run_folder.sae_names import place_of, require_own, results_folder
+from ..run_folder.schema import Object
 from ..run_folder.tensors import hash_of
 from ..run_folder.trained_on import run_of
 from . import adapter
@@ -332,10 +333,14 @@ class _BenchRun:
         return json.loads(json.dumps(output, default=str))
 
 
+_RESULT_JSON = Object({"eval_result_unstructured": Object(or_null=True)})
+"""A result file of SAE Bench."""
+
+
 def finished(path: Path, key: str) -> dict[str, Any] | None:
     """The content of a result file; None if it is missing or damaged, or if its "vsae_bench_key" is not `key`."""
     try:
-        found = read_json(path, "it will be replaced")
+        found = read_json(path, _RESULT_JSON, "it will be replaced")
     except FileNotFoundError:
         return None
     except CheckpointError as error:

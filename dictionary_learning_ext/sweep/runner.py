@@ -25,8 +25,10 @@ from ..run_folder.files import (
     remove,
     require_inside,
     write_json,
+    writing,
 )
 from ..run_folder.reading import is_finished, load_config
+from ..run_folder.schema import Object
 from ..training.plan import fitting_at_once
 from .chunks import Chunk, chunks_of
 from .devices import train_on
@@ -70,7 +72,9 @@ def run_sweep(
         chosen_device(device, "devices")
     own_devices = [] if devices else [chosen_device(one.run.device) for one in configs.values()]
     for folder, config in ((save_dir / name, config) for name, config in configs.items()):
-        if (folder / CONFIG).is_file():
+        with writing(folder):  # its name may be too long
+            is_begun = (folder / CONFIG).is_file()
+        if is_begun:
             was, now = load_config(folder).to_dict(), config.to_dict()
             # Where these differ, they are all that is named: others follow from them.
             length = ("steps", "batch_size")
@@ -165,7 +169,7 @@ def _read(save_dir: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        manifest = Manifest(**read_json(path))
+        manifest = Manifest(**read_json(path, Object()))
         for name in manifest.runs:
             require_inside(name)
         return manifest

@@ -31,6 +31,7 @@ from ..run_folder.files import (
     write_json,
     writing,
 )
+from ..run_folder.schema import CONFIG_JSON
 from ..run_folder.weights import for_raw_activations, load_dictionary, save_weights
 from ..trainers.base import Trainer
 from ..trainers.state import trainer_state
@@ -106,7 +107,7 @@ class SAERun:
 
     def _note_moved(self) -> None:
         """Update the device, the number of parts and the places of moved folders in config.json."""
-        config = read_json(self.folder / CONFIG)
+        config = read_json(self.folder / CONFIG, CONFIG_JSON, "copy it again")
         settings, now = config["run"]["settings"], self.config.to_json()
         names = ("device", "split", *may_move(self.settings, self.settings))
         moved = {name: now[name] for name in names if settings.get(name) != now[name]}

@@ -293,8 +293,12 @@ def test_features_have_the_return_score_of_the_tokens_of_the_page(report, runs):
         assert [float(row["score"]) for row in rows] == sae["columns"]["score"]
 
 
-def test_an_sae_that_keeps_all_features_has_a_page_without_the_score(tiny_lm_dir, text, tmp_path):
-    folder = train(tiny_lm_dir, text, tmp_path / "all", "--k", "32", "--noise-to-signal", "0.3")
+@pytest.mark.parametrize("dict_size", ["32", "1"])
+def test_an_sae_that_keeps_all_features_has_a_page_without_the_score(
+    dict_size, tiny_lm_dir, text, tmp_path
+):
+    flags = ["--dict-size", dict_size, "--k", dict_size, "--noise-to-signal", "0.3"]
+    folder = train(tiny_lm_dir, text, tmp_path / "all", *flags)
     assert main(["report", str(folder), *QUICK]) == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not {"score", "fifth"} & data_of(page)["saes"][0]["columns"].keys()

@@ -25,6 +25,7 @@ from dictionary_learning_ext.activations import language_models
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import (
+    CheckpointError,
     ConfigError,
     Interrupted,
     LanguageModelError,
@@ -243,6 +244,14 @@ def test_what_no_run_can_be_trained_with_is_said_before_the_sweep_begins(configs
         run_sweep(wrong, tmp_path / "s", on_begin=begun.append)
     assert begun == calls == []
     assert not (tmp_path / "s").exists()
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_said_before_the_sweep_begins(
+    configs, calls, tmp_path
+):
+    with pytest.raises(CheckpointError, match=r"s/.* can't be written \(File name too long\)"):
+        run_sweep(configs, tmp_path / ("s" * 300))
+    assert calls == []
 
 
 def test_a_failed_run_is_reported_after_the_others_and_wandb_groups_them(configs, calls, tmp_path):
