@@ -24,7 +24,7 @@ from scipy.sparse import csr_matrix, diags, hstack
 from torch.nn.functional import normalize
 
 from ..codes.codes import Codes
-from ..evaluation.metrics import is_near_dead
+from ..evaluation.metrics import METRICS, is_near_dead
 from .reproducibility import (
     AS_DIRECTION,
     IN_FUNCTION,
@@ -61,6 +61,13 @@ CODE_MEASURES = (
         "share of the activation energy that features carry that come back in what they do",
     ),
     Measure(
+        "near_dead",
+        METRICS[f"near_dead_{NEAR_DEAD:g}"].label,
+        ".1%",
+        "share of features that are near-dead, the mean over the two SAEs: selected in fewer than "
+        f"{NEAR_DEAD:g} k/F of the tokens",
+    ),
+    Measure(
         "correlation",
         "correlation",
         ".4f",
@@ -81,7 +88,7 @@ CODE_MEASURES = (
             f"{AS_DIRECTION} (cosine {least:g}), not near-dead",
             ".1%",
             f"share that comes back as a direction (absolute cosine of at least {least:g}) of the features that are "
-            f"not near-dead: selected in at least {NEAR_DEAD:g} k/F of the tokens",
+            "not near-dead",
         )
         for least in RETURNING
     ),
@@ -206,6 +213,7 @@ def measures_of_pair(
         "in_function_energy": float(
             np.mean([_weight_share(a.energy_F, alike_F), _weight_share(b.energy_F, alike_G)])
         ),
+        "near_dead": 1 - float(np.mean([used_F.mean(), used_G.mean()])),
         "correlation": float(correlations_F.sum() / min(len(alike_F), len(alike_G))),
         "correlation_by_direction": float((signs_P * by_direction_P).mean()),
         **{

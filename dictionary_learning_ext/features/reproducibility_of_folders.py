@@ -40,7 +40,7 @@ from ..run_folder.settings import (
     settings_of,
 )
 from ..run_folder.weights import load_dictionary
-from .agreement import CODE_MEASURES, SHARES, AgreementOfCodes, mean_of_known
+from .agreement import CODE_MEASURES, NEAR_DEAD, SHARES, AgreementOfCodes, is_used, mean_of_known
 from .columns import FeaturesOfSAE, write_numbers
 from .directions import decoder_directions
 from .reproducibility import (
@@ -75,7 +75,9 @@ _SAME_SEED = {
 """The seeds that SAEs may share, and what they then have in common: another reason for features to come back."""
 _SAME_RECONSTRUCTION = 0.005
 """SAEs whose FVEs differ by less than this are said to have the same reconstruction."""
-HEADER = (*(each.label for each in SHARES), METRICS["fve"].label)
+_METRICS = (METRICS[f"near_dead_{NEAR_DEAD:g}"], METRICS["fve"])
+"""What stands beside the shares that come back."""
+HEADER = tuple(each.label for each in (*SHARES, *_METRICS))
 """The columns of `ReproducibilityOfFolders.rows`."""
 
 
@@ -171,6 +173,14 @@ class ReproducibilityOfFolders:
         found = self.codes.in_function
         return fmean(share for names, share in found.items() if name is None or name in names)
 
+    def near_dead(self, name: str | None = None) -> float | None:
+        """The share of an SAE's features that are near-dead; without a name, the mean over SAEs. None if no codes were
+        compared."""
+        if self.codes is None:
+            return None
+        names = self.measured.names if name is None else [name]
+        return fmean(1 - float(is_used(self.codes.codes[one]).mean()) for one in names)
+
     def shares(self, name: str | None = None) -> dict[str, float | None]:
         """The two shares of features that come back, by the keys of `agreement.SHARES`."""
         return {"as_direction": self.as_direction(name), "in_function": self.in_function(name)}
@@ -189,7 +199,8 @@ class ReproducibilityOfFolders:
         """The cells of one SAE's row. Without a name, those of the mean over SAEs."""
         shares, fve = self.shares(name), self.mean_fve if name is None else self.fve[name]
         found = [each.text(shares[each.key], missing) for each in SHARES]
-        return [*found, METRICS["fve"].text(fve, missing)]
+        values = zip(_METRICS, (self.near_dead(name), fve), strict=True)
+        return [*found, *(metric.text(value, missing) for metric, value in values)]
 
 
 def reproduce(
@@ -417,8 +428,9 @@ _TWO_SIZES_NOTE = (
 )
 _DEFINITIONS = (
     f"{AS_DIRECTION}: the share of all features whose decoder direction has a match in\n"
-    f"another SAE (cosine of at least {RETURNING[0]:g}). {IN_FUNCTION}: of the features that are not\n"
-    f"near-dead, the share whose activations have one (correlation of at least {RETURNING[0]:g})."
+    f"another SAE (cosine of at least {RETURNING[0]:g}). {IN_FUNCTION}: the share of all features\n"
+    f"whose activations have one (correlation of at least {RETURNING[0]:g}). near-dead: selected in\n"
+    f"fewer than {NEAR_DEAD:g} k/F of the tokens."
 )
 
 
@@ -487,10 +499,9 @@ def reproducibility_table(found: ReproducibilityOfFolders, everything: bool = Fa
         parts += [
             text_table([f"on {codes.tokens:,} held-out tokens", mean], rows),
             "correlation: of the activations of features matched one to one by it, and by\n"
-            "direction. near-dead: selected in fewer than 0.1 k/F of the tokens. selections,\n"
-            "energy: the share of all selections, and of the sum of squared activations, that\n"
-            "these features have. Jaccard index: of a token's features, the share that both\n"
-            "SAEs select.",
+            "direction. selections, energy: the share of all selections, and of the sum of\n"
+            "squared activations, that these features have. Jaccard index: of a token's\n"
+            "features, the share that both SAEs select.",
         ]
     if fifths := found.fifths():
         rows = [
@@ -541,6 +552,7 @@ def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
                 "within": measured.within[name],
                 "as_direction": measured.as_direction(name),
                 "in_function": found.in_function(name),
+                "near_dead": found.near_dead(name),
             }
             for name in measured.names
         },

@@ -77,6 +77,13 @@ def slowly(a, b, k):
                 ]
             parts.append(sum(weights[i] for i in numbers) / sum(weights))
         found[f"in_function_{name}"] = np.mean(parts)
+    rates = [
+        np.mean(code != 0, axis=0)
+        * code.shape[1]
+        / (np.mean((code != 0).sum(1)) if k is None else k)
+        for code in (f, g)
+    ]
+    found["near_dead"] = np.mean([np.mean(each < 0.1) for each in rates])
     shares = {"selections": [], "energy": []}
     for least in (0.7, 0.9):
         in_a = {i for i, j in match.items() if abs(cosines[i, j]) >= least}
@@ -166,7 +173,7 @@ def test_the_same_sae_with_its_features_in_another_order_agrees_in_everything(si
     scale = np.linspace(0.5, 2, F)  # other units, the same SAE
     other = f[:, order] * scale * sign, directions[order] / (scale * sign * np.ones(F))[:, None]
     found = of((f, directions), other)
-    expected = dict.fromkeys(KEYS, 1.0)
+    expected = dict.fromkeys(KEYS, 1.0) | {"near_dead": 0.0}
     if signed:  # correlations are signed, so a feature finds no other
         of_function = [key for key in found if key.startswith(("correlation", "in_function"))]
         of_function.remove("correlation_by_direction")
@@ -198,6 +205,14 @@ def test_an_sae_whose_features_never_fire_has_zeros():
         assert found["correlation"] == found["jaccard"] == 0
         assert found["in_function"] == found["in_function_energy"] == 0
         assert found["direction_energy"] <= 0.5  # of the other one alone
+
+
+def test_a_dictionary_that_is_half_dead_comes_back_by_half():
+    f, directions = drawn(0)
+    f[:, F // 2 :] = 0.0
+    found = of((f, directions), (f.copy(), directions))
+    assert found["in_function"] == found["near_dead"] == 0.5
+    assert found["in_function_selections"] == found["in_function_energy"] == 1
 
 
 def test_among_candidates_the_correlations_are_nearly_those_of_the_exact_matching():

@@ -133,7 +133,9 @@ def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
     assert "use tokens=0 " in error
     assert main(["reproduce", *gone, "--tokens", "0"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"as a direction +in what they do +FVE\n-+\n.* - +0\.\d+$", out, re.M)
+    assert re.search(
+        r"as a direction +in what they do +near-dead < 0\.1 +FVE\n-+\n.* - +- +0\.\d+$", out, re.M
+    )
     assert main(["reproduce", *gone, "--tokens", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tokens"] == 0
