@@ -80,7 +80,8 @@ ARMS = {
 }
 MEASURES = {
     "direction": "returning_0.7",
-    "function": "same",
+    "function": "in what they do",
+    "selections": "selections",
     "fve": "fve",
     "ce": "frac_recovered",
     "near_dead": "near_dead_0.1",
@@ -90,7 +91,18 @@ MEASURES = {
 
 
 def of_pairs(rows: list[Row], measure: str) -> list[float]:
-    """A number for each pair of seeds: the pair's, or the mean of its two SAEs'."""
+    """A number for each pair of seeds: the pair's, or the mean of its two SAEs'.
+
+    "in what they do" is of all features. The rows' `same` leaves near-dead ones out of the matching and out of both counts, so
+    those of them that do match are not counted here. "selections" are those of features that come back as a direction.
+    """
+    if measure == "in what they do":
+        living = {row["part"] for row in rows if "same" in row}
+        rows = [row for row in rows if row["part"] in living]
+        both = of_pairs(rows, "same"), of_pairs(rows, "near_dead_0.1")
+        return [same * (1 - near_dead) for same, near_dead in zip(*both, strict=True)]
+    if measure == "selections":
+        return of_pairs(rows, "direction_selections") or of_pairs(rows, "returning_selections")
     by_part: dict[str, list[float]] = {}
     for row in rows:
         if measure in row:
@@ -129,7 +141,7 @@ def tuned() -> Found:
     for name, lr in (("half", "0.000943"), ("own", "0.00189"), ("twice", "0.00377")):
         for key in ("topk", "vsae"):
             found = rows_at(content, "tuning", SETTINGS["smollm2_1"], f"{ARMS[key]}, lr {lr}")
-            for measure in ("direction", "function", "fve", "near_dead"):
+            for measure in ("direction", "function", "selections", "fve", "near_dead", "ce"):
                 yield (
                     f"smollm2_lr.{name}.{key}.{measure}",
                     mean(of_pairs(found, MEASURES[measure])),
@@ -153,7 +165,7 @@ def dose() -> Found:
                     yield f"dose.{place}.{key}.{measure}", mean(values)
         place = ("confirm: F = 1,024, 3.1M, seed 9003", arm)
         (row,) = [row for row in known if (row["part"], row["arm"]) == place]
-        for measure in ("mcc", "f1", "fve", "duplicates"):
+        for measure in ("mcc", "f1", "fve"):
             yield f"dose.known.{key}.{measure}", row[measure]
 
 
@@ -326,7 +338,7 @@ def quickstart() -> Found:
     """One pair of seeds, 4,000 steps. Written by hand from a run of `make quickstart`."""
     content = raw("quickstart")
     for key in ("topk", "vsae"):
-        for measure in ("direction", "function", "fve"):
+        for measure in ("direction", "function", "near_dead", "fve"):
             yield f"quickstart.{key}.{measure}", content[key][measure]
 
 
@@ -354,7 +366,8 @@ DEFAULTS = {
     "near_dead_half": ".0%",
     "pairs": ".0f",
     "dead": ".0f",
-    "duplicates": ".0f",
+    "selections": ".0%",
+    "loss": ".2f",
     "auc": ".2f",
     "score": ".2f",
     "error_share": ".2f",
@@ -370,45 +383,49 @@ DEFAULTS = {
 TABLES = {
     "numbers_of_features": guides_table(),
     "quickstart": """
-| features that come back | as a direction | in what they do | FVE |
-|---|---|---|---|
-| TopK | {quickstart.topk.direction} | {quickstart.topk.function} | {quickstart.topk.fve} |
-| vSAE, `strong-noise` | {quickstart.vsae.direction} | {quickstart.vsae.function} | {quickstart.vsae.fve} |
+| features that come back | as a direction | in what they do | near-dead | FVE |
+|---|---|---|---|---|
+| TopK | {quickstart.topk.direction} | {quickstart.topk.function} | {quickstart.topk.near_dead} | {quickstart.topk.fve} |
+| vSAE, `strong-noise` | {quickstart.vsae.direction} | {quickstart.vsae.function} | {quickstart.vsae.near_dead} | {quickstart.vsae.fve} |
 """,
     "readme": """
-| features that come back | as a direction | in what they do | FVE |
-|---|---|---|---|
-| **embedded model, blocks.0 as in the paper, k/F = 1/32**: TopK | {dose.b0.topk.direction} | {dose.b0.topk.function} | {dose.b0.topk.fve} |
-| vSAE | {dose.b0.light.direction} | {dose.b0.light.function} | {dose.b0.light.fve} |
-| vSAE, `strong-noise` | {dose.b0.strong.direction} | {dose.b0.strong.function} | {dose.b0.strong.fve} |
-| **blocks.2**: TopK | {dose.b2.topk.direction} | {dose.b2.topk.function} | {dose.b2.topk.fve} |
-| vSAE | {dose.b2.light.direction} | {dose.b2.light.function} | {dose.b2.light.fve} |
-| vSAE, `strong-noise` | {dose.b2.strong.direction} | {dose.b2.strong.function} | {dose.b2.strong.fve} |
-| **SmolLM2-135M, blocks.1, k/F = 1/36**: TopK | {tuned.smollm2_1.topk.direction} | {tuned.smollm2_1.topk.function} | {tuned.smollm2_1.topk.fve} |
-| vSAE, `strong-noise` | {tuned.smollm2_1.vsae.direction} | {tuned.smollm2_1.vsae.function} | {tuned.smollm2_1.vsae.fve} |
+|  | as a direction | selections | in what they do | near-dead | FVE | loss added |
+|---|---|---|---|---|---|---|
+| **blocks.0 (the paper's), k/F = 1/32**: TopK | {dose.b0.topk.direction} | {dose.b0.topk.selections} | {dose.b0.topk.function} | {dose.b0.topk.near_dead} | {dose.b0.topk.fve} | {dose.b0.topk.loss} |
+| vSAE | {dose.b0.light.direction} | {dose.b0.light.selections} | {dose.b0.light.function} | {dose.b0.light.near_dead} | {dose.b0.light.fve} | {dose.b0.light.loss} |
+| `strong-noise` | {dose.b0.strong.direction} | {dose.b0.strong.selections} | {dose.b0.strong.function} | {dose.b0.strong.near_dead} | {dose.b0.strong.fve} | {dose.b0.strong.loss} |
+| Probabilistic TopK ¹ | {tuned.b0.ptopk.direction} | {tuned.b0.ptopk.selections} | {tuned.b0.ptopk.function} | {tuned.b0.ptopk.near_dead} | {tuned.b0.ptopk.fve} | {tuned.b0.ptopk.loss} |
+| **blocks.2**: TopK | {dose.b2.topk.direction} | {dose.b2.topk.selections} | {dose.b2.topk.function} | {dose.b2.topk.near_dead} | {dose.b2.topk.fve} | {dose.b2.topk.loss} |
+| vSAE | {dose.b2.light.direction} | {dose.b2.light.selections} | {dose.b2.light.function} | {dose.b2.light.near_dead} | {dose.b2.light.fve} | {dose.b2.light.loss} |
+| `strong-noise` | {dose.b2.strong.direction} | {dose.b2.strong.selections} | {dose.b2.strong.function} | {dose.b2.strong.near_dead} | {dose.b2.strong.fve} | {dose.b2.strong.loss} |
+| Probabilistic TopK, gates off ¹ | {tuned.b2.gates_off.direction} | {tuned.b2.gates_off.selections} | {tuned.b2.gates_off.function} | {tuned.b2.gates_off.near_dead} | {tuned.b2.gates_off.fve} | {tuned.b2.gates_off.loss} |
+| **SmolLM2-135M, blocks.1, 1/36** ²: TopK | {smollm2_lr.half.topk.direction} | {smollm2_lr.half.topk.selections} | {smollm2_lr.half.topk.function} | {smollm2_lr.half.topk.near_dead} | {smollm2_lr.half.topk.fve} | {smollm2_lr.half.topk.loss} |
+| `strong-noise` | {smollm2_lr.half.vsae.direction} | {smollm2_lr.half.vsae.selections} | {smollm2_lr.half.vsae.function} | {smollm2_lr.half.vsae.near_dead} | {smollm2_lr.half.vsae.fve} | {smollm2_lr.half.vsae.loss} |
 """,
     "dose": """
 |  |  | TopK | `recommended`: survival 0.6 | `strong-noise` |
 |---|---|---|---|---|
 | blocks.2, k/F = 1/32 | as a direction | {dose.b2.topk.direction} | {dose.b2.light.direction} | {dose.b2.strong.direction} |
 |  | in what it does | {dose.b2.topk.function} | {dose.b2.light.function} | {dose.b2.strong.function} |
+|  | selections of those that come back as a direction | {dose.b2.topk.selections} | {dose.b2.light.selections} | {dose.b2.strong.selections} |
 |  | FVE | {dose.b2.topk.fve:.4f} | {dose.b2.light.fve:.4f} | {dose.b2.strong.fve:.4f} |
-|  | CE recovered | {dose.b2.topk.ce:.4f} | {dose.b2.light.ce:.4f} | {dose.b2.strong.ce:.4f} |
+|  | loss added, TopK = 1 | {dose.b2.topk.loss} | {dose.b2.light.loss} | {dose.b2.strong.loss} |
 |  | near-dead < 0.1 | {dose.b2.topk.near_dead} | {dose.b2.light.near_dead} | {dose.b2.strong.near_dead} |
 | blocks.0, k/F = 1/32 | as a direction | {dose.b0.topk.direction} | {dose.b0.light.direction} | {dose.b0.strong.direction} |
 |  | in what it does | {dose.b0.topk.function} | {dose.b0.light.function} | {dose.b0.strong.function} |
+|  | selections of those that come back as a direction | {dose.b0.topk.selections} | {dose.b0.light.selections} | {dose.b0.strong.selections} |
 |  | FVE | {dose.b0.topk.fve:.4f} | {dose.b0.light.fve:.4f} | {dose.b0.strong.fve:.4f} |
-|  | CE recovered | {dose.b0.topk.ce:.4f} | {dose.b0.light.ce:.4f} | {dose.b0.strong.ce:.4f} |
+|  | loss added, TopK = 1 | {dose.b0.topk.loss} | {dose.b0.light.loss} | {dose.b0.strong.loss} |
 |  | near-dead < 0.1 | {dose.b0.topk.near_dead} | {dose.b0.light.near_dead} | {dose.b0.strong.near_dead} |
 | blocks.2, k/F = 1/8 | as a direction | {dose.b2_8.topk.direction} | {dose.b2_8.light.direction} | {dose.b2_8.strong.direction} |
 |  | in what it does | {dose.b2_8.topk.function} | {dose.b2_8.light.function} | {dose.b2_8.strong.function} |
+|  | selections of those that come back as a direction | {dose.b2_8.topk.selections} | {dose.b2_8.light.selections} | {dose.b2_8.strong.selections} |
 |  | FVE | {dose.b2_8.topk.fve:.4f} | {dose.b2_8.light.fve:.4f} | {dose.b2_8.strong.fve:.4f} |
-|  | CE recovered | {dose.b2_8.topk.ce:.4f} | {dose.b2_8.light.ce:.4f} | {dose.b2_8.strong.ce:.4f} |
+|  | loss added, TopK = 1 | {dose.b2_8.topk.loss} | {dose.b2_8.light.loss} | {dose.b2_8.strong.loss} |
 |  | near-dead < 0.1 | {dose.b2_8.topk.near_dead} | {dose.b2_8.light.near_dead} | {dose.b2_8.strong.near_dead} |
 | known features, F half of them | MCC | {dose.known.topk.mcc} | {dose.known.light.mcc} | {dose.known.strong.mcc} |
 |  | F1 | {dose.known.topk.f1} | {dose.known.light.f1} | {dose.known.strong.f1} |
 |  | FVE | {dose.known.topk.fve:.4f} | {dose.known.light.fve:.4f} | {dose.known.strong.fve:.4f} |
-|  | duplicates of the 64 most frequent | {dose.known.topk.duplicates} | {dose.known.light.duplicates} | {dose.known.strong.duplicates} |
 """,
     "comes_back": """
 |  |  | TopK | vSAE | Probabilistic TopK |
@@ -549,9 +566,25 @@ IN_TEXT = re.compile(r"([-+]?[\d,.]*\d%?)<!--=([\w.]+)(?::([^>]*?))?-->")
 CELL = re.compile(r"\{([\w.]+)(?::([^}]*))?\}")
 
 
+def losses(numbers: dict[str, float]) -> list[tuple[str, float]]:
+    """What an SAE's reconstruction adds to the language model's loss, as a multiple of TopK's, where CE recovered is known."""
+    added = {
+        name.removesuffix(".ce"): 1 - value
+        for name, value in numbers.items()
+        if name.endswith(".ce")
+    }
+    top_k = {arm: f"{arm.rpartition('.')[0]}.topk" for arm in added}
+    return [
+        (f"{arm}.loss", lost / added[top_k[arm]])
+        for arm, lost in added.items()
+        if top_k[arm] in added
+    ]
+
+
 def all_numbers() -> dict[str, float]:
     """Rounded to six digits, so that no machine's last bits are in the file."""
     found = [pair for source in SOURCES for pair in source()]
+    found += losses(dict(found))
     numbers = {name: float(f"{value:.6g}") for name, value in found}
     if len(numbers) < len(found):
         raise ValueError("two numbers have one name")
