@@ -42,12 +42,9 @@ test-saebench: .venv-saebench/installed
 			activations/test_text_files.py activations/test_text.py activations/test_stored.py \
 			activations/test_stored_sae_lens.py \
 			'test_docs.py::test_a_page_runs[sae_bench.md]' 'test_docs.py::test_a_page_runs[train_to_sae_bench.md]' 'test_docs.py::test_a_page_runs[sae_lens.md]' \
-			activations/test_inputs_synthetic.py \
-			evaluation/test_measure_truth.py activations/test_synthetic.py activations/test_synthetic_rows.py \
+			experiments/test_ground_truth.py experiments/test_synthetic_rows.py \
 			features/test_return_score.py::test_a_batch_topk_that_saelens_itself_saves_as_a_jumprelu_has_the_order_of_the_batch_topk \
-			commands/test_seeds.py::test_synthetic_activations_need_no_cache \
-			commands/test_any_sae.py::test_public_saes_get_from_the_hubs_names_to_the_table \
-			'test_docs.py::test_a_page_runs[ground_truth.md]')
+			commands/test_any_sae.py::test_public_saes_get_from_the_hubs_names_to_the_table)
 ifdef DICTIONARY_LEARNING_MAIN
 	PYTHONPATH=$(DICTIONARY_LEARNING_MAIN) OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
 		$(addprefix tests/,$(UPSTREAM_TESTS))

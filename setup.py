@@ -34,8 +34,6 @@ SAEBENCH = [
     "scikit-learn<1.10",  # sae-probes asks for penalty="l1", which goes in 1.10
 ]
 
-SAELENS = ["sae-lens>=6.54,<7"]
-
 setup(
     name="dictionary-learning-ext",
     version="0.3.0",
@@ -96,8 +94,7 @@ setup(
         "dev": DEV,
         "docs": DOCS,
         "sae-bench": SAEBENCH,
-        "sae-lens": SAELENS,
-        "synthetic": SAELENS,
+        "sae-lens": ["sae-lens>=6.54,<7"],
     },
     entry_points={"console_scripts": ["vsae=dictionary_learning_ext.cli:main"]},
 )

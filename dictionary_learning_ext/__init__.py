@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .config.presets import trainer_options as trainer_options
     from .config.run import RunConfig as RunConfig
     from .config.sae import SAEConfig as SAEConfig
-    from .config.synthetic_models import settings_of_run as settings_of_run
     from .errors import UserError as UserError
     from .evaluation.folders import evaluate_folders as evaluate_folders
     from .evaluation.measure import measure as measure
@@ -68,7 +67,6 @@ _HOMES = {
     "read_metrics": ".run_folder.reading",
     "reproduce": ".features.reproducibility_of_folders",
     "reproducibility": ".features.reproducibility",
-    "settings_of_run": ".config.synthetic_models",
     "steer": ".features.steering",
     "table": ".evaluation.tables",
     "train": ".training.loop",

@@ -115,8 +115,16 @@ EXPERIMENTS = (
         "How much of SynthSAEBench-16k's truth do TopK, BatchTopK and vSAEs find?",
         minutes="540",
         stages=("train", "tables"),
-        needs="[synthetic]",
+        needs="[sae-lens]",
         pages=("synth_16k.md",),
+    ),
+    Experiment(
+        "ground_truth.samples",
+        "How fast are synthetic samples drawn beside SAELens's, and are they distributed alike?",
+        minutes="15",
+        stages=("bench", "tables"),
+        needs="[sae-lens]",
+        pages=("benchmark_synthetic.md",),
     ),
     Experiment(
         "speed.step_time",

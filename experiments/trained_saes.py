@@ -1,6 +1,6 @@
 """Training the SAEs of an experiment, and what is read from them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,14 @@ import numpy as np
 import torch as t
 from sklearn.preprocessing import normalize
 
-from dictionary_learning_ext import RunConfig, load_dictionary, train
+from dictionary_learning_ext import RunConfig, load_dictionary
+from dictionary_learning_ext.activations.inputs import Inputs
 from dictionary_learning_ext.config.run import TrainConfig, require_same
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.features.reproducibility import matching
 from dictionary_learning_ext.run_folder.reading import load_config, read_metrics, steps_of
+from dictionary_learning_ext.training.loop import carry_out
+from dictionary_learning_ext.training.plan import plan
 
 FIRST_HOOK = "blocks.0.hook_resid_post"
 """Where `vsae train` read by default when the first experiments ran, and where the paper reads."""
@@ -35,9 +38,13 @@ def train_missing(
     folder: Path,
     saes: Mapping[str, SAEConfig],
     finished: str = "metrics.json",
+    find: Callable[..., Inputs] | None = None,
 ) -> dict[str, Path]:
     """Train the SAEs whose folder has no `finished` file yet, all from one buffer. A run that a signal stopped is
     continued.
+
+    Arguments:
+        find: finds the run's inputs, see `carry_out`.
 
     Returns:
         Every SAE's run folder, by its name.
@@ -55,7 +62,8 @@ def train_missing(
     if missing:
         place = folder if len(missing) > 1 else folder / next(iter(missing))
         stopped = all(steps_of(folders[name]) for name in missing)
-        train(replace(run, save_dir=str(place), overwrite=not stopped), missing, resume=stopped)
+        own = replace(run, save_dir=str(place), overwrite=not stopped)
+        carry_out(plan(own, missing, resume=stopped), find=find)
     return folders
 
 

@@ -24,7 +24,7 @@ from dictionary_learning_ext.commands.flags import Command, parse
 
 NOT_HERE = () if find_spec("sae_bench") else ("bench",)
 """Subcommands whose extra isn't installed. `make test-saebench` runs their page."""
-NEEDED = {"ground_truth.md": "sae_lens", "sae_lens.md": "sae_lens"}
+NEEDED = {"sae_lens.md": "sae_lens"}
 """What the whole of a page needs. `make test-saebench` runs it."""
 
 
@@ -85,7 +85,6 @@ def test_a_page_runs(page, guide_folder, tiny_lm_dir, monkeypatch):
             NEEDED[page.name], reason="needs the extra: pip install -e '.[sae-lens]'"
         )
     monkeypatch.chdir(guide_folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(guide_folder / "caches"))
     if "python" in dict(blocks(page)):
         in_fresh_process(run_page, page, tiny_lm_dir, NOT_HERE)
     else:

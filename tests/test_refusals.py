@@ -6,7 +6,7 @@ tests/commands/test_refusals.py.
 
 import math
 import re
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import get_type_hints
 
 import pytest
@@ -21,11 +21,6 @@ from dictionary_learning_ext.config.sae import (
     PosteriorOptions,
     VAEaseConfig,
     from_json,
-)
-from dictionary_learning_ext.config.synthetic_models import (
-    require_synthetic_run,
-    settings_of_run,
-    synthetic_settings,
 )
 from dictionary_learning_ext.errors import ConfigError
 
@@ -51,12 +46,6 @@ def options(**given):
 
 def updated(**given):
     return TrainConfig().with_settings(given, "a/config.json")
-
-
-def synthetic(**given):
-    run = RunConfig(**settings_of_run("synthetic:small"))
-    require_synthetic_run(run)
-    require_synthetic_run(replace(run, **given))
 
 
 def resumed(**given):
@@ -138,16 +127,7 @@ REFUSED = {
         (dict(k="many"), "a/config.json: k='many': expected a whole number; correct it there"),
         (dict(betta=1), "a/config.json: unknown setting 'betta'; did you mean 'beta'?"),
     ],
-    synthetic: [
-        (dict(hook="blocks.0.hook_resid_post"), "hook='blocks.0… has no text"),
-    ],
     resumed: [(dict(data_seed=1), "runs/a: the run has data_seed=0, not 1; give data_seed=0")],
-    synthetic_settings: [
-        (
-            dict(model="synthetic:smal"),
-            "… expected one of synthetic:small, synthetic:large, … or synthetic:PATH … did you",
-        ),
-    ],
     preset: [(dict(name="x"), "preset='x': expected one of recommended, strong-noise, paper")],
     from_json: [(dict(flat={"architecture": "relu", "k": 8}), "k: relu does not use it")],
 }

@@ -4,7 +4,7 @@
     batches = inputs.training_batches()
     x_BD = batches.next()[settings.hook]
 
-The data comes from a language model that reads a text, from stored activations, or from a synthetic model.
+The data comes from a language model that reads a text, or from stored activations.
 Training, evaluation, reports and exports all get it here.
 
 Shapes: B contexts or rows, L = ctx_len tokens, D = activation_dim.
@@ -24,7 +24,6 @@ import numpy as np
 import torch as t
 
 from ..config.run import RunConfig, Split, evaluation_batch
-from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..devices import chosen_device
 from ..errors import ActivationsError, LanguageModelError
 from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
@@ -43,7 +42,6 @@ from .positions import GROUP, PositionRule
 from .rows import ActivationReader, ContextBatch
 from .stored import UNKNOWN, StoredActivations, open_stored
 from .stored_rows import StoredReader, StoredRows
-from .synthetic import SyntheticSource, draw_model, model_hash
 from .text import text_of
 from .tokens import (
     ONE_PROCESS,
@@ -75,8 +73,6 @@ class HeldOut(NamedTuple):
     """The documents on which the language model's loss is measured, one in each context."""
     no_loss: str = ""
     """The reason why the loss can't be measured."""
-    truth: SyntheticSource | None = None
-    """For synthetic activations: the source of the batches, which knows the true features."""
 
 
 class Inputs(ABC):
@@ -122,7 +118,7 @@ class Inputs(ABC):
         """
         self.hooks = {name: HookPoint(name, 0, "out", None, self.widths[name]) for name in hooks}
 
-    def require_held_out(self) -> None:  # noqa: B027 - a synthetic model draws as many as are needed
+    def require_held_out(self) -> None:  # noqa: B027 - a caller's own batches hold out none
         """Raise a TextError or an ActivationsError if there are too few held-out tokens to evaluate on."""
 
     def require_language_model(self, what: str, instead: str) -> CausalLM:
@@ -141,8 +137,8 @@ class Inputs(ABC):
         """Hashes of the language model and its tokenizer, which must not change before a run resumes."""
 
     def data_hashes(self) -> dict[str, str]:
-        """SHA-256 hashes of the data that is read, by what is hashed: "text", or "set of activations". Empty for a synthetic
-        model and a caller's own batches."""
+        """SHA-256 hashes of the data that is read, by what is hashed: "text", or "set of activations". Empty for
+        a caller's own batches."""
         return {}
 
     def training_batches(self) -> Batches:
@@ -176,7 +172,7 @@ class Inputs(ABC):
         Raises: TextError if the text has no whole context, ActivationsError if there are no stored activations
             of this split, or no tokens; NonFiniteError if an activation is NaN or infinite.
         """
-        if not self._has_logged_sinks and self._settings.sink_multiple is not None:
+        if not self._has_logged_sinks:
             self._has_logged_sinks = True
             logger.info(
                 "tokens whose norm is over %g times the median (attention sinks) are left out of what is measured;"
@@ -220,7 +216,7 @@ def find_inputs(
     *,
     language_model: CausalLM | None = None,
 ) -> Inputs:
-    """Find the data of a run: that of a language model, stored activations, or a synthetic model.
+    """Find the data of a run: that of a language model, or stored activations.
 
     The language model is not loaded before `Inputs.load`.
 
@@ -235,10 +231,7 @@ def find_inputs(
         activations have another model, text or hook point.
     """
     settings = replace(settings, device=chosen_device(settings.device))
-    if is_synthetic(settings.model):
-        kind = _SyntheticInputs
-    else:
-        kind = _ModelInputs if settings.activations is None else _StoredInputs
+    kind = _ModelInputs if settings.activations is None else _StoredInputs
     return kind(settings, hooks, before_batch, group, language_model)
 
 
@@ -438,49 +431,6 @@ def cached_documents(stored: StoredActivations, number: int) -> ContextBatches:
     ids_NL = t.from_numpy(ids[:number].astype(np.int64))
     for ids_BL in ids_NL.split(_DOCUMENTS_AT_ONCE):
         yield ids_BL.clamp(min=0), (ids_BL >= 0).long()
-
-
-class _SyntheticInputs(Inputs):
-    """A synthetic model draws activations. Its only hook point is NO_HOOK.
-
-    Raises: ConfigError if the run has settings that don't apply to a synthetic model.
-    """
-
-    def _find(self, hooks: list[str]) -> None:
-        settings = self._settings
-        require_synthetic_run(settings)
-        self.language_model = None
-        self.no_language_model = f"{settings.model} is not a language model"
-        self.widths = dict.fromkeys(hooks, synthetic_settings(settings.model).width)
-
-    def load(self, hooks: Collection[str]) -> None:
-        self._drawn = draw_model(self._settings.model)
-        super().load(hooks)
-
-    def hashes(self) -> dict[str, str]:
-        return {"language_model": model_hash(self._settings.model), "tokenizer": UNKNOWN}
-
-    def _source(self, hook: str) -> BatchSource:
-        settings = self._settings
-        return SyntheticSource(
-            settings.model,
-            self._drawn,
-            out_batch_size=settings.batch_size,
-            seed=settings.data_seed,
-            device=settings.device,
-        )
-
-    def held_out(self, hook: str, tokens: int) -> HeldOut:
-        settings, size = self._settings, evaluation_batch(tokens)
-        rows = SyntheticSource(
-            settings.model,
-            self._drawn,
-            stream="heldout",
-            out_batch_size=size,
-            device=settings.device,
-        )
-        batches = islice(rows, math.ceil(tokens / size))
-        return HeldOut(tokens, batches, None, None, self.no_language_model, truth=rows)
 
 
 def _evaluation_rule(settings: RunConfig, tokenizer: Any) -> PositionRule:

@@ -25,8 +25,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from ..config.checks import require
+from ..config.former import former_setting
 from ..config.run import DeviceMap, RunConfig
-from ..config.synthetic_models import is_synthetic
 from ..devices import chosen_device, keep_freed_memory
 from ..errors import ConfigError, LanguageModelError, UserError, first_line
 from ..run_folder.files import at_home
@@ -210,11 +210,8 @@ def require_positions(settings: RunConfig, module: Any) -> None:
 @contextmanager
 def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a model's path or name on the hub and the arguments to load it. Errors become LanguageModelErrors."""
-    if is_synthetic(name):
-        raise LanguageModelError(
-            f"{name} is not a language model: use it with train, eval and compare only, or give a"
-            " language model"
-        )
+    if former := former_setting("model", name):
+        raise LanguageModelError(f"no language model {name!r}{former}")
     folder = EMBEDDED_MODEL if name == "embedded" else at_home(name)
     is_local = name == "embedded" or name.startswith(("/", ".", "~")) or folder.exists()
     if is_local and not (folder / CONFIG_NAME).is_file():

@@ -38,8 +38,7 @@ from ..activations.language_models import load_tokenizer
 from ..activations.rows import ContextBatch
 from ..activations.stored import UNKNOWN
 from ..config.run import RunConfig
-from ..config.synthetic_models import is_synthetic, synthetic_settings
-from ..errors import CheckpointError, ConfigError, LanguageModelError, TextError, first_line
+from ..errors import CheckpointError, LanguageModelError, TextError, first_line
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import CODES, at_home, replacing
 from ..run_folder.sae_names import results_folder
@@ -173,8 +172,8 @@ class Codes:
     def load(cls, folder: str | Path) -> "Codes":
         """The codes that are kept beside a named SAE, with the language model's tokenizer.
 
-        They have no tokenizer if the activations were synthetic or the user's own. If the language model isn't there, they
-        have none either, and a warning says so.
+        They have no tokenizer if the activations were the user's own. If the language model isn't there, they have none
+        either, and a warning says so.
 
         Arguments:
             folder: the name of the SAE, see run_folder/sae_names.py.
@@ -189,7 +188,7 @@ class Codes:
                 instead="`vsae report` keeps them, or encode_text in Python",
             )
         model = codes.text["model"]
-        if model == UNKNOWN or is_synthetic(model):
+        if model == UNKNOWN:
             return codes
         try:
             return replace(codes, tokenizer=load_tokenizer(model))
@@ -304,14 +303,8 @@ def _files_at(name: str | None) -> list[Any] | None:
 
 
 def _model_at(name: str) -> list[Any] | str | None:
-    """Like `_files_at`, for a language model or a synthetic one. For a language model of the hub it is the commit, or None if
-    it isn't in the hub's cache."""
-    if is_synthetic(name):
-        try:
-            folder = synthetic_settings(name).folder
-        except ConfigError:  # a folder that isn't there
-            return None
-        return [version("dictionary-learning-ext")] if folder is None else _files_at(str(folder))
+    """Like `_files_at`, for a language model. For one of the hub it is the commit, or None if it isn't in
+    the hub's cache."""
     if (files := _files_at(name)) is not None:
         return files
     try:

@@ -95,8 +95,6 @@ class Totals:
     losses: LanguageModelLosses | None = None
     no_losses: str = ""
     """Why there are no losses; empty if they don't apply to these activations."""
-    truth: dict[str, float] = field(default_factory=dict)
-    """Scores against the true features of a synthetic model, see `measure.TruthMatch`."""
 
     def __post_init__(self):
         self.sum_D = t.zeros(self.activation_dim, dtype=t.float64, device=self.device)

@@ -17,7 +17,6 @@ from ..config.run import (
     require_same,
 )
 from ..config.sae import CONFIGS, NOISES, SAEConfig, not_used
-from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ConfigError, TrainingError, UserError, as_flag, in_shell
 from ..run_folder.files import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import (
@@ -110,9 +109,6 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     """
     name, start = _named_start(given)
     run = start.run if "resume" in given else _run_of(given, start.run)
-    model = given.get("model", run.model)
-    if is_synthetic(model):
-        run = replace(run, **settings_of_run(model))
     choices = ("architecture", "posterior", "kl_schedule", "noise_on")
     is_set = [name for name, text in given.items() if text != NONE]
     sae = start.sae.switch_architecture(**{name: given.get(name) for name in choices})
@@ -216,7 +212,6 @@ def _train_seeds(flags: TrainFlags, given: str) -> None:
         own_saes = {name: replace(sae, seed=number) for name, sae in saes.items()}
         seeds.append(SeedRun(own, own_saes, hooks))
     buffer = run.n_ctxs * run.ctx_len
-    has_own = run.activations is not None or is_synthetic(run.model)
 
     def begin() -> None:
         print(_started_from(flags))
@@ -224,7 +219,7 @@ def _train_seeds(flags: TrainFlags, given: str) -> None:
 
     if not train_seeds(
         seeds,
-        None if has_own else folder / CACHE,
+        folder / CACHE if run.activations is None else None,
         tokens=math.ceil(run.steps * run.batch_size / buffer) * buffer,  # whole fills
         on_start=begin,
     ):
@@ -420,8 +415,6 @@ def _has_tokens(settings: RunConfig) -> bool:
     """Whether a report can show tokens. Only a language model or a cache of ours has them."""
     from ..activations.stored import open_stored
 
-    if is_synthetic(settings.model):
-        return False
     return settings.activations is None or open_stored(settings.activations).manifest is not None
 
 

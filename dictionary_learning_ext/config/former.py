@@ -10,6 +10,10 @@ FORMER = {
     "explain": "run `vsae export FOLDER --format sparsify`, then delphi; see docs/explain.md",
     "--format safetensors": "ae.pt holds the weights; use `load_dictionary(FOLDER)[0].state_dict()` in Python",
     "--format neuronpedia": "use --format sae-lens, which SAEDashboard reads; see docs/exports.md",
+    **{
+        f"--model synthetic:{name}": "hand its samples to `train_saes`, see experiments/ground_truth"
+        for name in ("small", "large", "bench-16k")
+    },
     "--cache-dir-size": "copy the cache to a folder, and give --activations FOLDER",
     "--verify": "copy a cache by `rsync --checksum`, which compares the files",
     "--preset quickstart": "run `vsae quickstart`",

@@ -17,7 +17,6 @@ from .architectures import ARCHITECTURES
 from .hooks import RESID_POST, hook_name
 from .presets import DEFAULT_PRESET, preset, recommended_lr
 from .run import NOT_THE_RESULT, TrainConfig
-from .synthetic_models import NO_HOOK
 
 LONGEST = 40
 """The most characters of an automatic name."""
@@ -117,7 +116,7 @@ def _differences(config: TrainConfig) -> list[str]:
     given = {
         name: value
         for name, value in config.to_dict().items()
-        if name not in named and value not in (None, NO_HOOK, usual[name])
+        if name not in named and value not in (None, usual[name])
     }
     return list(dict.fromkeys(_part(name, given[name]) for name in _in_order(given)))
 

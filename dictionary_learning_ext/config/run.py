@@ -23,7 +23,6 @@ from .checks import (
 )
 from .former import former_setting
 from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_json, in_shares
-from .synthetic_models import is_synthetic
 
 Dtype = Literal["float32", "bfloat16"]
 Packing = Literal["pack", "truncate"]
@@ -49,8 +48,7 @@ class RunConfig(Checked):
 
     model: str = "embedded"
     """The language model: embedded (shipped with the package), a folder written by
-    save_pretrained, or a name on the hub. synthetic:small, synthetic:large or synthetic:bench-16k:
-    activations drawn from known features. Paper: EleutherAI/pythia-70m."""
+    save_pretrained, or a name on the hub. Paper: EleutherAI/pythia-70m."""
     hook: str = MIDDLE
     """Where activations are read, in TransformerLens's naming; see vsae hooks. middle: of N blocks, the
     residual stream after number N // 2, e.g. blocks.2.hook_resid_post of 4. Names separated by
@@ -169,10 +167,10 @@ class RunConfig(Checked):
         return [name.strip() for name in self.hook.split(",")]
 
     @property
-    def sink_multiple(self) -> float | None:
+    def sink_multiple(self) -> float:
         """The multiple of the median norm above which a token is left out of everything that is measured.
 
-        It is `max_norm_multiple`, or SINK_MULTIPLE if training keeps all tokens; None on a synthetic model.
+        It is `max_norm_multiple`, or SINK_MULTIPLE if training keeps all tokens.
         """
         return sink_multiple(vars(self))
 
@@ -277,10 +275,8 @@ SAMPLE_TOKENS = 8192
 """The number of held-out tokens that `eval_every` measures on, unless eval_tokens is less."""
 
 
-def sink_multiple(settings: Mapping[str, Any]) -> float | None:
+def sink_multiple(settings: Mapping[str, Any]) -> float:
     """`RunConfig.sink_multiple` of the settings in a config.json."""
-    if is_synthetic(str(settings.get("model", ""))):
-        return None
     multiple = settings.get("max_norm_multiple")
     return SINK_MULTIPLE if multiple is None else multiple
 

@@ -18,7 +18,6 @@ from ..activations.rows import ContextBatch
 from ..codes.codes import Codes, encode_each, keep_codes, kept_codes, size_of, text_key
 from ..config.checks import require
 from ..config.run import RunConfig, Split
-from ..config.synthetic_models import is_synthetic
 from ..errors import ActivationsError, CheckpointError, ConfigError
 from ..run_folder.comparing import (
     CONTEXTS,
@@ -33,7 +32,7 @@ from ..run_folder.sae_names import place_of, results_folder
 from ..run_folder.tensors import hash_of
 from ..run_folder.trained_on import run_of, runs_of
 from ..run_folder.weights import load_dictionary
-from .measure import batches_of, contexts_of_rows, measure, metrics_of, with_progress
+from .measure import measure, metrics_of, with_progress
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ def evaluated(
         name: (dictionary, config["trainer"].get("norm_factor", 1.0))
         for name, (dictionary, config) in opened.saes.items()
     }
-    if held_out.truth is not None or not keep:
+    if not keep:
         return measure(dictionaries, held_out)
     saes = {}
     for name, codes in opened.each_codes(tokens, with_all=True):
@@ -262,18 +261,14 @@ class OpenedFolders:
             logger.warning("the text ended after %d tokens", read)
 
     def _contexts(self, split: Split, tokens: int) -> Iterator[ContextBatch]:
-        inputs, hook = self.inputs, self.run.hook
-        if is_synthetic(self.run.model):
-            return contexts_of_rows(batches_of(inputs.held_out(hook, tokens)))
-        return with_progress(inputs.contexts(hook, split, tokens), tokens)
+        return with_progress(self.inputs.contexts(self.run.hook, split, tokens), tokens)
 
     def tokenizer(self, what: str, instead: str) -> Any:
         """The language model's tokenizer. The model itself is not loaded for it.
 
         Arguments: see `Inputs.require_language_model`, whose errors it raises.
         """
-        has_text = self.run.activations is None and not is_synthetic(self.run.model)
-        if has_text and self._given is None and "inputs" not in vars(self):
+        if self.run.activations is None and self._given is None and "inputs" not in vars(self):
             return load_tokenizer(self.run.model)
         return self.inputs.require_language_model(what, instead).tokenizer
 

@@ -3,7 +3,7 @@
 Everything is measured on raw activations, at the posterior's mean, on the same tokens for all SAEs of a call.
 
 Shapes: B tokens (in `DocumentLosses`, documents), L tokens of a document, D = activation_dim,
-F features, K = k, T true features of a synthetic model, V = the vocabulary.
+F features, K = k, V = the vocabulary.
 """
 
 import logging
@@ -17,11 +17,10 @@ from dictionary_learning.dictionary import Dictionary
 from ..activations.hook_points import Change
 from ..activations.inputs import HeldOut
 from ..activations.rows import ActivationReader, ContextBatch
-from ..activations.synthetic import SyntheticSource
 from ..activations.tokens import ContextBatches
 from ..codes.encoding import Encoder, LanguageModelLosses, Totals
 from ..progress import progress
-from ..trainers.dictionaries import as_input, decoder_directions
+from ..trainers.dictionaries import as_input
 from .metrics import computed, shown_in
 
 logger = logging.getLogger(__name__)
@@ -52,15 +51,9 @@ def measure(
         name: Encoder(dictionary, factor, with_all=True, keep=False, seed=seed)
         for name, (dictionary, factor) in dictionaries.items()
     }
-    truth = held_out.truth
-    matches = {name: TruthMatch(one.dictionary, truth) for name, one in encoders.items() if truth}
     for x_BD in batches_of(held_out):
-        for name, encoder in encoders.items():
-            code_BF = encoder.add(x_BD)
-            if name in matches:
-                matches[name].add(t.from_numpy(code_BF.toarray()))
-    for name, match in matches.items():
-        encoders[name].totals.truth = match.scores()
+        for encoder in encoders.values():
+            encoder.add(x_BD)
     return metrics_of({n: (one.dictionary, one.totals) for n, one in encoders.items()}, held_out)
 
 
@@ -133,52 +126,6 @@ def _with_bar(
             bar.clear()  # what the caller says, e.g. an error, has a line of its own
             yield batch
             bar.refresh()
-
-
-def contexts_of_rows(batches: Iterator[t.Tensor]) -> Iterator[ContextBatch]:
-    """Batches of activations without tokens, (B, D), as contexts whose token ids are all 0."""
-    for x_BD in batches:
-        ids_1B = t.zeros(1, len(x_BD), dtype=t.long)
-        nothing_1B = t.zeros_like(ids_1B, dtype=t.bool)
-        yield ContextBatch(ids_1B, ~nothing_1B, x_BD[None], nothing_1B)
-
-
-class TruthMatch:
-    """Scores of one SAE against the true features of a synthetic model, collected over batches.
-
-    Arguments:
-        dictionary: takes raw activations.
-        truth: the true features, and which of them fired in the last batch. SAELens drew the model, so it is installed.
-    """
-
-    def __init__(self, dictionary: Dictionary, truth: SyntheticSource):
-        from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
-            ClassificationMetricsCalculator,
-        )
-
-        self._truth = truth
-        self._directions_FD = decoder_directions(dictionary)
-        self._firing = ClassificationMetricsCalculator(self._directions_FD, truth.vectors_TD)
-
-    def add(self, f_BF: t.Tensor) -> None:
-        """Add the activations, (B, F), on the last batch of the truth."""
-        self._firing.add_batch(f_BF.cpu(), self._truth.firing_BT)
-
-    def scores(self) -> dict[str, float]:
-        """The scores over all batches, by the metrics' keys."""
-        from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
-            feature_uniqueness,
-            mean_correlation_coefficient,
-        )
-
-        directions_FD, vectors_TD = self._directions_FD, self._truth.vectors_TD
-        uniqueness = feature_uniqueness(directions_FD, vectors_TD)
-        return {
-            "true_mcc": mean_correlation_coefficient(directions_FD, vectors_TD),
-            "firing_f1": self._firing.compute().f1_score,
-            "true_coverage": uniqueness * len(directions_FD) / len(vectors_TD),
-            "uniqueness": uniqueness,
-        }
 
 
 # --- the language model's loss with reconstructions

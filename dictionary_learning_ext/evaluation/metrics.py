@@ -120,9 +120,6 @@ class Metric:
     """Decimals of numbers below 10."""
     shown_in: tuple[Place, ...] = ()
     """Where it is shown. `vsae compare --all` and metrics.json have every metric."""
-    is_of_truth: bool = False
-    """Whether it needs the true features, which only synthetic activations have. Elsewhere, `vsae compare` leaves it
-    out."""
     title: str = ""
     """Its name on pages for newcomers. Default: the label."""
     in_words: str = ""
@@ -228,44 +225,6 @@ _ROWS = (
         "activations' rms; for SAEs that select the k largest of a token",
         "selection stability",
         better="higher",
-    ),
-    Metric(
-        "true_mcc",
-        "mean |cosine| of decoder directions and a synthetic model's true features, paired one to one "
-        "to maximise it; SAELens's MCC",
-        "true MCC",
-        lambda totals: totals.truth.get("true_mcc"),
-        better="higher",
-        shown_in=("compare",),
-        is_of_truth=True,
-    ),
-    Metric(
-        "firing_f1",
-        "mean over features of the F1 score of their firing, taken as a prediction of when the true "
-        "feature of the largest |cosine| fires; SAELens's",
-        "firing F1",
-        lambda totals: totals.truth.get("firing_f1"),
-        better="higher",
-        shown_in=("compare",),
-        is_of_truth=True,
-    ),
-    Metric(
-        "true_coverage",
-        "share of the true features that have the largest |cosine| with some feature",
-        "true coverage",
-        lambda totals: totals.truth.get("true_coverage"),
-        better="higher",
-        shown_in=("compare",),
-        is_of_truth=True,
-    ),
-    Metric(
-        "uniqueness",
-        "the number of these true features / the number of the SAE's features; SAELens's",
-        "uniqueness",
-        lambda totals: totals.truth.get("uniqueness"),
-        better="higher",
-        shown_in=("compare",),
-        is_of_truth=True,
     ),
     Metric(
         "description_length",

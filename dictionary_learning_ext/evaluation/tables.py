@@ -49,7 +49,7 @@ def results_table(
         results, configs: the content of each folder's metrics.json and config.json.
         further: more columns, by their heads: the cells of the folders that have one.
     """
-    metrics = usual_columns(results) if metrics is None else metrics
+    metrics = shown_in("compare") if metrics is None else metrics
     width = shutil.get_terminal_size().columns
     names, measured = labels(configs), measurements(dict(results))
     differing = unequal(list(measured.values()))
@@ -108,7 +108,7 @@ def table(
     """
     if isinstance(metrics, str):
         metrics = chosen(metrics)
-    metrics = usual_columns(results) if metrics is None else metrics
+    metrics = shown_in("compare") if metrics is None else metrics
     further = {head: cells for head, cells in (further or {}).items() if cells}
     head = [*(metric.label for metric in metrics), *further]
     rows = []
@@ -143,16 +143,6 @@ def notes(
     return [
         line if len(some) == len(results) else f"{', '.join(some)}: {line}"
         for line, some in said_of.items()
-    ]
-
-
-def usual_columns(results: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
-    """The metrics that a table of these SAEs shows by default."""
-    return [
-        metric
-        for metric in shown_in("compare")
-        if not metric.is_of_truth
-        or any(values.get(metric.key) is not None for values in results.values())
     ]
 
 

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from ..errors import CheckpointError
 from ..evaluation.metrics import METRICS, Metric, shown_in
-from ..evaluation.tables import labels_of, setting_text, text_table, usual_columns
+from ..evaluation.tables import labels_of, setting_text, text_table
 from ..features.agreement import SHARES
 from ..features.reproducibility import Measure
 from ..run_folder.comparing import measurements, unequal
@@ -77,7 +77,7 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
     results = results_of(configs, metrics_of, folder)
     settings = unequal([one.settings for one in results])
     shown, columns, warnings = _with_measured_settings(results, settings, metrics_of)
-    metrics = usual_columns(metrics_of)
+    metrics = shown_in("compare")
     tables = [_runs_table("", shown, columns, metrics, out)]
     ours = [one for one in results if "run" in configs[one.name]]
     if seeds := with_seed_scores([group for group in grouped(ours) if group.n > 1]):

@@ -13,7 +13,6 @@ from ..config.architectures import TRAINED
 from ..config.checks import require
 from ..config.run import MIDDLE, RunConfig, TrainConfig, most_parts
 from ..config.sae import SAEConfig
-from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..errors import ConfigError, bytes_shown
 from ..run_folder.files import (
     CONFIG,
@@ -139,8 +138,7 @@ def plan(
     if not resume:
         for job in jobs:
             _require_start(job)
-        reads_text = run.activations is None and not is_synthetic(run.model)
-        if reads_text and names_a_file(run.data):
+        if run.activations is None and names_a_file(run.data):
             text_of(run, passes=run.text_passes)
     return Plan(run, jobs, resume, Path(os.path.commonpath([job.folder for job in jobs])))
 
@@ -200,10 +198,8 @@ def _job(name: str, sae: SAEConfig, run: RunConfig, *, is_alone: bool) -> Job:
 
 
 def _require_activations(run: RunConfig, jobs: Sequence[Job]) -> None:
-    """Raise an error unless the synthetic model or the stored activations exist and fit the settings."""
-    if is_synthetic(run.model):
-        require_synthetic_run(run)
-    elif run.activations is not None:
+    """Raise an error unless the stored activations exist and fit the settings."""
+    if run.activations is not None:
         from ..activations.stored import open_stored
 
         open_stored(run.activations).require_fit(run, dict.fromkeys(job.hook for job in jobs))
@@ -236,13 +232,12 @@ _MIDDLE_OF_EMBEDDED = "blocks.2.hook_resid_post"
 def with_hook_names(settings: RunConfig) -> RunConfig:
     """The same settings with `middle` replaced by the name of a hook point.
 
-    The name follows from the language model's config.json, or is that of the stored activations. A synthetic model has
-    no hook point.
+    The name follows from the language model's config.json, or is that of the stored activations.
 
     Raises: LanguageModelError or ActivationsError if there is no such model or folder, or the folder has several hook
     points.
     """
-    if MIDDLE not in settings.hooks or is_synthetic(settings.model):
+    if MIDDLE not in settings.hooks:
         return settings
     if settings.activations is not None:
         from ..activations.stored import open_stored
@@ -314,8 +309,6 @@ def row_width(settings: RunConfig) -> int:
 
     Raises: LanguageModelError or ActivationsError if there is no such model or folder.
     """
-    if is_synthetic(settings.model):
-        return synthetic_settings(settings.model).width
     if settings.activations is None:
         from ..activations.language_models import Pretrained
 

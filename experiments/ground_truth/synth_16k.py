@@ -6,7 +6,7 @@
     ... train --arms TopK BatchTopK --seeds 0 1                            # these rows alone
     ... train --samples 200000000                                          # the benchmark's length: for a GPU
 
-PROTOCOL_SYNTH_16K.md was written before. Needs [synthetic]. The SAEs of a seed are trained side by side. It can be stopped at any
+PROTOCOL_SYNTH_16K.md was written before. Needs [sae-lens]. The SAEs of a seed are trained side by side. It can be stopped at any
 time: a row that is there is not made again, and the training that was stopped is continued.
 """
 
@@ -18,12 +18,11 @@ from typing import Any
 
 import torch as t
 
-from dictionary_learning_ext import RunConfig, load_dictionary
-from dictionary_learning_ext.activations.synthetic import SyntheticSource, draw_model
-from dictionary_learning_ext.config.synthetic_models import settings_of_run
+from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.run_folder.files import WEIGHTS
 from experiments import raw_results
+from experiments.ground_truth.synthetic import BENCH_16K, SyntheticModel
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.reproducibility.settings import Options, Setting
@@ -31,7 +30,6 @@ from experiments.speed.timing import cpu
 from experiments.stages import Page, Stages
 from experiments.trained_saes import train_missing
 
-MODEL = "synthetic:bench-16k"
 WIDTH, K, BATCH, LR = 4096, 25, 1024, 3e-4
 SAMPLES, HELD_OUT, HELD_OUT_BATCH = 20_000_000, 102_400, 1024
 RUNS, RAW = Path("runs/synth_16k"), RESULTS / "synth_16k.json"
@@ -66,40 +64,36 @@ PUBLISHED = {
 """The first four of SHOWN, on SAELens's page of the benchmark: means of five seeds, 200 million samples."""
 
 
-def trained(arms: Sequence[str], seed: int, samples: int) -> dict[str, Path]:
+def trained(model: SyntheticModel, arms: Sequence[str], seed: int, samples: int) -> dict[str, Path]:
     """The run folders of a seed's SAEs, by arm. Those that aren't finished are trained or continued, all on the
     same samples, which are drawn once."""
     steps = samples // BATCH
-    run = RunConfig(
-        **settings_of_run(MODEL),
+    run = model.run(
         data_seed=seed,
         steps=steps,
         batch_size=BATCH,
         dtype="bfloat16",
-        eval_tokens=0,
         log_steps=max(1, steps // 100),
         overwrite=True,
     )
     setting = Setting("", "", 768, dict_size=WIDTH, k=K, steps=steps, lr=LR)
     names = {arm: arm.replace(" ", "-") for arm in arms}
     saes = {names[arm]: setting.sae(ARMS[arm] | {"decay_start": None}, seed) for arm in arms}
-    folders = train_missing(run, RUNS / str(samples) / str(seed), saes, WEIGHTS)
+    folders = train_missing(run, RUNS / str(samples) / str(seed), saes, WEIGHTS, model.inputs)
     return {arm: folders[name] for arm, name in names.items()}
 
 
 class _HeldOut:
     """Held-out samples, as SAELens's evaluation asks its generator and its feature dictionary for them."""
 
-    def __init__(self):
-        self._source = SyntheticSource(
-            MODEL, draw_model(MODEL), stream="heldout", out_batch_size=HELD_OUT_BATCH
-        )
-        self.feature_vectors = self._source.vectors_TD
+    def __init__(self, model: SyntheticModel):
+        self._rows = model.rows("heldout", HELD_OUT_BATCH)
+        self.feature_vectors = self._rows.vectors_TD
 
     def sample(self, batch_size: int) -> t.Tensor:
         assert batch_size == HELD_OUT_BATCH
-        self._x_BD = next(self._source)
-        return self._source.firing_BT
+        self._x_BD = next(self._rows)
+        return self._rows.firing_BT()
 
     def __call__(self, firing_BT: t.Tensor) -> t.Tensor:
         return self._x_BD
@@ -117,13 +111,13 @@ class _SAE:
         self._sae.eval()
 
 
-def measured(folder: Path) -> dict[str, float]:
+def measured(model: SyntheticModel, folder: Path) -> dict[str, float]:
     """SAELens's own measures of an SAE, on samples that nothing was trained on."""
     from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
         eval_sae_on_synthetic_data,
     )
 
-    held_out: Any = _HeldOut()
+    held_out: Any = _HeldOut(model)
     sae: Any = _SAE(folder)
     found = eval_sae_on_synthetic_data(sae, held_out, held_out, HELD_OUT, HELD_OUT_BATCH).to_dict()
     return found.pop("classification") | found
@@ -131,6 +125,7 @@ def measured(folder: Path) -> dict[str, float]:
 
 def train(arguments: Namespace) -> None:
     t.set_num_threads(arguments.threads)
+    model = SyntheticModel.of(BENCH_16K)
     for seed in arguments.seeds:
         part = f"seed {seed}, {arguments.samples:,} samples"
         rows = {arm: f"{arm}, {part}" for arm in arguments.arms}
@@ -139,9 +134,9 @@ def train(arguments: Namespace) -> None:
             continue
         began = time.monotonic()
         try:
-            for arm, folder in trained(missing, seed, arguments.samples).items():
+            for arm, folder in trained(model, missing, seed, arguments.samples).items():
                 content = read()
-                content["rows"][rows[arm]] = measured(folder)
+                content["rows"][rows[arm]] = measured(model, folder)
                 raw_results.write(RAW, content)
         finally:  # the minutes of a training that is stopped count, too
             content = read()

@@ -49,7 +49,7 @@ def test_what_is_read_is_what_was_written(sae, codes, tmp_path):
     assert kept_codes(tmp_path, sae) is not None, "of any text"
 
 
-@pytest.mark.parametrize("model", ["synthetic:small", "unknown", "./no/such/model"])
+@pytest.mark.parametrize("model", ["unknown", "./no/such/model"])
 def test_codes_without_a_language_model_show_ids(sae, codes, model, tmp_path, monkeypatch):
     keep_codes(tmp_path, replace(codes, text={"model": model}))
     monkeypatch.setattr(codes_module, "load_dictionary", lambda folder: (sae, {}))
@@ -148,8 +148,7 @@ def test_a_text_whose_files_change_is_another(tmp_path):
     path.write_text("two, which is longer")
     assert text_key(run, 10) != before
     assert text_key(run, 11) != text_key(run, 10)
-    for gone in ("./gone/lm", "synthetic:./gone"):
-        assert text_key(RunConfig(model=gone), 10)["files"]["model"] is None
+    assert text_key(RunConfig(model="./gone/lm"), 10)["files"]["model"] is None
 
 
 def test_another_version_of_the_package_or_commit_of_the_model_is_another_text(

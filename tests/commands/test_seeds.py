@@ -212,16 +212,6 @@ def test_several_hook_points_are_cached_together_and_compared_each(two, capsys):
             assert settings_of(Path("run") / name / hook)["hook"] == hook
 
 
-def test_synthetic_activations_need_no_cache(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("sae_lens")
-    monkeypatch.chdir(tmp_path)
-    sizes = "--steps 4 --batch-size 64 --dict-size 32 --k 4 --eval-tokens 200"
-    command = f"train --model synthetic:small {sizes} --seeds 2 --save-dir run"
-    assert main(shlex.split(command)) == 0
-    assert "as a direction" in capsys.readouterr().out
-    assert not Path("run/cache").exists()
-
-
 def test_a_folder_that_has_moved_is_continued_there(two_there, capsys):
     Path("run").rename("elsewhere")
     assert main([*two_there, "--save-dir", "elsewhere", "--seeds", "3"]) == 0

@@ -9,14 +9,12 @@ from dictionary_learning_ext.config.names import automatic_name
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
+from dictionary_learning_ext.evaluation.metrics import shown_in
 from dictionary_learning_ext.evaluation.tables import (
     chosen,
     labels,
     results_table,
     symptoms,
-    table,
-    usual_columns,
 )
 
 
@@ -64,21 +62,6 @@ def test_it_fits_the_terminal(monkeypatch):
     both = shown({"a": measured(), "b": measured()})
     line = next(line for line in both.splitlines() if line.startswith("a "))
     assert len(line.split()) == 1 + len(shown_in("compare"))
-
-
-def test_the_truth_has_columns_where_it_is_known():
-    of_truth = {metric.key: None for metric in METRICS.values() if metric.is_of_truth}
-    assert len(of_truth) == 4
-    unknown = measured() | of_truth
-    heads = [metric.key for metric in usual_columns({"a": unknown, "b": {"fve": 0.5}})]
-    assert heads == [m.key for m in shown_in("compare") if m.key not in of_truth]
-    assert "true MCC" not in shown({"a": unknown})
-    both = {"a": unknown, "b": unknown | {"true_mcc": 0.25}}
-    extra = [m.key for m in usual_columns(both) if m.key not in heads]
-    assert extra == ["true_mcc"]
-    assert "0.2500" in table(both)
-    assert table(both, "fve,l0") == table(both, [METRICS["fve"], METRICS["l0"]])
-    assert chosen("true_mcc") == [METRICS["true_mcc"]], "by its name it is always shown"
 
 
 def test_other_tokens_or_text_are_marked_and_shown():

@@ -1,35 +1,39 @@
 """The metrics and the codes of an SAE on batches of activations."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch as t
 
+from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.codes.codes import Codes, encode
 from dictionary_learning_ext.codes.encoding import Encoder
-from dictionary_learning_ext.evaluation.measure import TruthMatch, contexts_of_rows
 from dictionary_learning_ext.evaluation.metrics import computed
 
 
 class Measurement:
     """Sums over batches what the metrics need, as `measure` does."""
 
-    def __init__(self, sae: Any, norm_factor: float = 1.0, truth: Any = None):
+    def __init__(self, sae: Any, norm_factor: float = 1.0):
         self.encoder = Encoder(sae, norm_factor, with_all=True, keep=False)
         self.totals = self.encoder.totals
-        self._match = truth and TruthMatch(sae, truth)
 
     def add(self, x_BD: t.Tensor) -> None:
-        code_BF = self.encoder.add(x_BD)
-        if self._match:
-            self._match.add(t.from_numpy(code_BF.toarray()))
+        self.encoder.add(x_BD)
 
     def metrics(self) -> dict[str, Any]:
-        if self._match:
-            self.totals.truth = self._match.scores()
         return computed(self.totals)
+
+
+def contexts_of_rows(parts: tuple[t.Tensor, ...]) -> Iterator[ContextBatch]:
+    """Batches of activations, (B, D), as contexts whose token ids are all 0."""
+    for x_BD in parts:
+        ids_1B = t.zeros(1, len(x_BD), dtype=t.long)
+        nothing_1B = t.zeros_like(ids_1B, dtype=t.bool)
+        yield ContextBatch(ids_1B, ~nothing_1B, x_BD[None], nothing_1B)
 
 
 def codes_of_rows(sae: Any, *parts: t.Tensor) -> Codes:
     """Codes on rows of activations, one batch after the other."""
-    (codes,) = encode([sae], contexts_of_rows(iter(parts)))
+    (codes,) = encode([sae], contexts_of_rows(parts))
     return codes

@@ -20,7 +20,7 @@ import math
 import numpy as np
 from numba import njit
 
-from ..trainers.kernels.row_kernels import GOLDEN, mixed
+from dictionary_learning_ext.trainers.kernels.row_kernels import GOLDEN, mixed
 
 _FIRES, _MAGNITUDE, _STAYS, _COMMON, _NOISE = (np.uint64(n) for n in range(5))
 """The purposes of random numbers, which are part of their seeds."""

@@ -3,10 +3,10 @@
 import pytest
 import torch as t
 
-from dictionary_learning_ext.activations.synthetic import Sampler
+from experiments.ground_truth.synthetic import Sampler
 
 synthetic = pytest.importorskip(
-    "sae_lens.synthetic", reason="needs the extra: pip install -e '.[synthetic]'"
+    "sae_lens.synthetic", reason="needs the extra: pip install -e '.[sae-lens]'"
 )
 
 T, D, PARTS, PART = 40, 16, 100, 10_000
