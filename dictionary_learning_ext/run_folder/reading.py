@@ -66,7 +66,8 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
         raise _holds_saes_error(folder) or CheckpointError(what)
     if step is None:
         if not (folder / WEIGHTS).is_file():
-            is_begun = "run" in config and not (folder / METRICS).is_file()
+            can_continue = bool(steps_of(folder)) or not (folder / METRICS).is_file()
+            is_begun = "run" in config and can_continue
             raise _unfinished_error(folder, config) if is_begun else _missing_error(folder, WEIGHTS)
     elif not checkpoint(folder, step).is_file():
         there = checkpoint_steps(folder)
@@ -197,7 +198,8 @@ def read_history(folder: Path) -> list[dict[str, float | None]]:
 
 def is_finished(folder: Path, settings: RunConfig) -> bool:
     """Whether an SAE is trained, and evaluated if its run evaluates."""
-    return (folder / (METRICS if settings.eval_tokens else WEIGHTS)).is_file()
+    is_evaluated = not settings.eval_tokens or (folder / METRICS).is_file()
+    return is_evaluated and (folder / WEIGHTS).is_file()
 
 
 def by_resume_step(folders: Sequence[Path]) -> list[list[Path]]:

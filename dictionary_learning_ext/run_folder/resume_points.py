@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_shell
 from .files import RESUME, WEIGHTS, divided, remove, resume_point, sync, writing
 from .reading import steps_of
 from .tensors import read_tensors, save_tensors
@@ -118,13 +118,16 @@ def newest_points(
     """
     there = {folder: steps_of(folder) for folder in folders}
     problems: list[str] = []
+    unusable: list[Path] = []
     common = set.intersection(*map(set, there.values()))
     for step in sorted(common, reverse=True):
         points, wanted = {}, list(there if own is None else own)
-        try:
-            points = {folder: load_point(folder, step) for folder in wanted}
-        except CheckpointError as error:
-            problems.append(str(error))
+        for folder in wanted:
+            try:
+                points[folder] = load_point(folder, step)
+            except CheckpointError as error:
+                problems.append(error.problem)
+                unusable.append(folder)
         if are_all(len(points) == len(wanted)):
             return NewestPoints(step, points, problems)
     had_at_most_one = min(map(len, there.values())) == 0 and max(map(len, there.values())) <= 1
@@ -133,7 +136,13 @@ def newest_points(
         return NewestPoints(None, {}, [])
     steps_there = (f"{f} has {', '.join(map(str, steps)) or 'none'}" for f, steps in there.items())
     found = "; ".join(problems) or "; ".join(steps_there)
+    where = in_shell(*[*unusable, *there][:1])
+    again = (
+        f"train it from scratch with `vsae train --config {where} --save-dir {where} --overwrite`"
+    )
     raise CheckpointError(
-        f"no step to resume from: expected a resume point of one step in every folder ({found}); "
-        "what is trained is kept: measure it with `vsae eval FOLDER`"
+        f"no step to resume from: expected a resume point of one step in every folder ({found})",
+        instead="what is trained is kept: measure it with `vsae eval FOLDER`"
+        if has_weights
+        else again,
     )

@@ -9,11 +9,11 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..devices import chosen_device
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_shell
 from ..trainers.parts import WHOLE, Part
 from .files import WEIGHTS, checkpoint
 from .foreign_weights import load_foreign
-from .reading import read_config
+from .reading import read_config, steps_of
 from .sae_names import place_of
 from .tensors import read_state_dict, save_tensors, shapes_of
 
@@ -77,7 +77,14 @@ def load_dictionary(
             f"{folder}: dict_class {dict_class!r} is unknown; expected one of "
             f"{', '.join(BY_DICT_CLASS)}"
         )
-    state = read_state_dict(path)
+    try:
+        state = read_state_dict(path)
+    except CheckpointError as error:
+        if step is not None or not steps_of(folder):
+            raise
+        again = f"`vsae train --resume {in_shell(folder)}`"
+        instead = f"delete it, and {again} writes it again from the last resume point"
+        raise error.within("", instead) from error
     try:
         dictionary: Any = import_class(row.dictionary).from_pretrained(path, device=device)
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:

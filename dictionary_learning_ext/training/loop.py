@@ -190,6 +190,7 @@ def carry_out(
         for behind in groups[1:]:
             where = ", ".join(map(str, behind.folders))
             logger.info("%s: stopped before the others; will be continued after them", where)
+        failures: dict[Path, tuple[str, str | None]] = {}
         for each in groups:
             own_folders = [job.folder for job in each.dealt(processes.count)[processes.rank]]
             if not processes.is_first_of(planned.settings.split):
@@ -200,6 +201,8 @@ def carry_out(
                         each, device, processes, signals, group, on_start, find or find_inputs
                     )
                 run(training)
+            failures |= training.failures()
+        _require_none_failed(failures, [folder for each in groups for folder in each.folders])
     return {job.name: job.folder for job in planned.jobs}
 
 
@@ -222,7 +225,13 @@ def _require_shared_folders(planned: Plan, processes: Processes) -> None:
 
 
 def _log_finished_run(planned: Plan, processes: Processes) -> None:
-    """Say that a run is finished, and report it to wandb again if a sweep's agent asked."""
+    """Say that a run is finished, and report it to wandb again if a sweep's agent asked.
+
+    Raises: CheckpointError if its weights are damaged.
+    """
+    for job in planned.jobs:
+        if not job.has_failed:
+            load_dictionary(job.folder)
     logger.info("%s: already finished; nothing to do", planned.settings.save_dir)
     if processes.is_first:
         for job in planned.jobs:
@@ -295,6 +304,16 @@ class Training:
         else:
             is_due = every_steps is not None and self.step % every_steps == 0
         return is_due and self.step > 0
+
+    def failures(self) -> dict[Path, tuple[str, str | None]]:
+        """The failure and the remedy of each SAE that has failed, on all ranks, see `SAERun`. A collective."""
+        own = {
+            one.folder: (one.failure, one.remedy)
+            for one in self.sae_runs
+            if one.failure is not None
+        }
+        gathered = {f: what for each in self.processes.gather(own) for f, what in each.items()}
+        return {folder: gathered[folder] for folder in self.folders if folder in gathered}
 
     def write_resume_points(self, saes: Sequence[SAERun]) -> None:
         """Write the resume points of these SAEs. Must be called before the batch of this step is taken."""
@@ -481,7 +500,6 @@ def run(training: Training) -> None:
     finally:
         for one in training.sae_runs:
             one.close(code)
-    _require_none_failed(training)
 
 
 def _begin(training: Training) -> None:
@@ -596,20 +614,23 @@ def _save_what_is_left(training: Training) -> None:
             logger.error("%s", full)
 
 
-def _require_none_failed(training: Training) -> None:
-    """Raise a TrainingError on all ranks if any SAE has failed. A collective: every rank must call it."""
-    own = {one.folder: (one.failure, one.can_resume) for one in training.sae_runs}
-    for others in training.processes.gather(own):
-        own |= others
-    failed = {folder: own[folder] for folder in training.folders if own[folder][0] is not None}
-    if failed:
-        others = [str(folder) for folder in training.folders if folder not in failed]
-        saved = f"; trained and saved: {', '.join(others)}" if others else ""
-        if all(can_resume for _, can_resume in failed.values()):
-            instead = f"continue with `{resuming_command(failed)}`{saved}"
-        else:
-            instead = f"lower lr{saved}"
-        raise TrainingError("; ".join(str(what) for what, _ in failed.values()), instead=instead)
+def _require_none_failed(
+    failures: Mapping[Path, tuple[str, str | None]], folders: Sequence[Path]
+) -> None:
+    """Raise a TrainingError if any SAE in these folders has failed.
+
+    Arguments:
+        failures: see `Training.failures`.
+    """
+    if not failures:
+        return
+    instead = [remedy for _, remedy in failures.values() if remedy]
+    if resumable := [folder for folder, (_, remedy) in failures.items() if remedy is None]:
+        instead.append(f"continue with `{resuming_command(resumable)}`")
+    if others := [str(folder) for folder in folders if folder not in failures]:
+        instead.append(f"trained and saved: {', '.join(others)}")
+    said = "; ".join(what for what, _ in failures.values())
+    raise TrainingError(said, instead="; ".join(dict.fromkeys(instead)))
 
 
 def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,11 @@ LOGGED_ROWS = 256
 """The number of rows of a batch on which metrics are computed: the first ones."""
 
 
+_CORRECT_TRAINER = (
+    "correct the trainer (the traceback is above), then train again with overwrite=True"
+)
+
+
 class SAERun:
     """An SAE in training. The processes of a split SAE all call the same methods, and the first one writes.
 
@@ -53,7 +59,7 @@ class SAERun:
 
     Attributes:
         failure: why training has ended early; None if it has not.
-        can_resume: whether the failure was an error of the trainer, e.g. MemoryError, so that the SAE can be resumed.
+        remedy: what the user can do after the failure. None: resume, as only memory was short.
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class SAERun:
         self.part = trainer.part
         self._sample = sample
         self.failure: str | None = None
-        self.can_resume = False
+        self.remedy: str | None = None
         self.log = RunLog(self.folder, self.config, norm_factor)
 
     def start(self, buffer: dict[str, Any]) -> None:
@@ -157,26 +163,27 @@ class SAERun:
                 raise
             logger.error("%s: its trainer raised at step %d", self.name, step, exc_info=True)
             self.trainer.restore_last_finite()
-            self.can_resume = True
-            self._fail(step, step, f"{type(error).__name__}: {error}")
+            remedy = None if _is_out_of_memory(error) else _CORRECT_TRAINER
+            self._fail(step, step, f"{type(error).__name__}: {error}", remedy)
 
     def check(self, step: int) -> None:
         """End the SAE's training if a loss, gradient or weight has not been finite since the run began."""
         if self.failure is None and (failure := self.trainer.check(step)):
-            self._fail(failure.step, step, failure.what)
+            self._fail(failure.step, step, failure.what, "lower lr")
 
-    def _fail(self, at: int, now: int, what: str) -> None:
-        """End the SAE's training and save its last finite weights. Write failed.json if it can't be resumed.
+    def _fail(self, at: int, now: int, what: str, remedy: str | None) -> None:
+        """End the SAE's training and save its last finite weights. Write failed.json if there is a remedy.
 
         Arguments:
             at: the step at or before which it failed.
             now: the present step, which names the checkpoint.
         """
+        self.remedy = remedy
         self.failure = f"{self.name}: failed at or before step {at}: {what}"
         path = checkpoint(self.folder, now)
         try:
             self._save_weights(path)
-            if not self.can_resume and self.part.is_first:
+            if remedy is not None and self.part.is_first:
                 found = {"step": at, "what": what, "weights": str(path.relative_to(self.folder))}
                 write_json(self.folder / FAILED, found)
         except CheckpointError as error:  # the other SAEs continue
@@ -259,6 +266,12 @@ class SAERun:
         """Delete the unfinished files of killed processes."""
         for folder in (self.folder, self.folder / CHECKPOINTS, self.folder / RESUME):
             remove_left_behind(folder)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was short. torch's error on a CPU has no class of its own."""
+    said = r"out of memory|not enough memory|allocate memory"
+    return isinstance(error, MemoryError) or re.search(said, str(error)) is not None
 
 
 def versions() -> dict[str, Any]:

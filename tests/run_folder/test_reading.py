@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,7 +150,10 @@ def test_a_run_that_is_not_finished_says_how_to_continue(tmp_path):
                 reader(folder)
             assert str(raised.value) == expected % step
     assert steps_of(folder) == [20, 40]
-    (folder / "metrics.json").write_text("{}")  # it was finished: there is nothing to continue
+    (folder / "metrics.json").write_text("{}")  # it was finished
+    with pytest.raises(CheckpointError, match="--resume"):
+        read_config(folder)
+    shutil.rmtree(folder / "resume")
     with pytest.raises(CheckpointError, match=r"ae\.pt, but it holds config\.json"):
         read_config(folder)
     (folder / "metrics.json").unlink()

@@ -366,7 +366,8 @@ def finished(folder, config=CONFIGS["a"]):
     folder.mkdir(parents=True)
     settings = {"run": {"settings": config.to_dict()}}
     (folder / "config.json").write_text(json.dumps(settings))
-    (folder / ("metrics.json" if config.run.eval_tokens else "ae.pt")).touch()
+    for name in ("ae.pt", "metrics.json")[: 2 if config.run.eval_tokens else 1]:
+        (folder / name).touch()
 
 
 def start(folder, names="abc", command="vsae x"):

@@ -4,6 +4,8 @@ that start from a trained SAE."""
 import gc
 import json
 import multiprocessing
+import re
+import shlex
 import shutil
 import signal
 import weakref
@@ -144,6 +146,45 @@ def test_a_finished_run_is_left_alone(run, caplog):
     assert resumed(folder) == {"run": folder}
     assert "already finished" in caplog.text
     assert (folder / "ae.pt").stat().st_mtime_ns == before
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def advised(command, capsys):
+    """Type the command that the refusal of another one ends with."""
+    *_, advice = re.findall("`vsae (.*?)`", refused(command, capsys))
+    assert main(shlex.split(advice)) == 0
+
+
+def test_a_run_whose_points_are_all_damaged_is_trained_from_scratch_as_it_says(
+    run, tmp_path, monkeypatch, capsys
+):
+    whole = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()})["x"]
+    stopped_at(33, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(run, {"x": sae_of()})
+    for point in Path(run.save_dir).glob("resume/step_*.pt"):
+        cut_off(point)
+    advised(["train", "--resume", run.save_dir], capsys)
+    assert_equal(results(whole), results(Path(run.save_dir)))
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["cut off", "deleted"])
+def test_weights_that_are_damaged_or_gone_are_written_again_from_the_last_point(
+    is_there, run, capsys
+):
+    (folder,) = train(run, {"x": sae_of()}).values()
+    before = results(folder)
+    weights = folder / "ae.pt"
+    if is_there:
+        cut_off(weights)
+        for command in (["train", "--resume"], ["eval"]):
+            assert "delete it" in refused([*command, folder], capsys)
+    weights.unlink()
+    advised(["eval", folder], capsys)
+    assert_equal(before, results(folder))
 
 
 def test_another_language_model_is_noticed(stopped, lm_dir_of, tmp_path):

@@ -62,6 +62,47 @@ def test_wandbs_files_of_an_overwritten_run_are_deleted(own, tmp_path):
     assert left == (["offline-run-2026-new"] if own else [])
 
 
+def raise_at(steps, monkeypatch, error=MemoryError):
+    """Trainers of these SAEs raise an error at a step."""
+    update = SAERun.update
+
+    def raising(self, step, x_BD):
+        raises = step == steps.get(self.name)
+        effect = error("too little") if raises else None
+        with patch.object(self.trainer, "update", side_effect=effect) if raises else nullcontext():
+            update(self, step, x_BD)
+
+    monkeypatch.setattr(SAERun, "update", raising)
+
+
+def test_an_sae_that_keeps_failing_does_not_keep_those_behind_it_from_continuing(run, monkeypatch):
+    base = Path(run.save_dir)
+    stopped_at(45, monkeypatch)
+    raise_at({"behind": 14}, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(run, {"ahead": sae_of(), "behind": sae_of("top_k")})
+    monkeypatch.undo()
+    raise_at({"ahead": 50}, monkeypatch)
+    said = rf"ahead: .*--resume {base / 'ahead'}`; trained and saved: {base / 'behind'}$"
+    with pytest.raises(TrainingError, match=said):
+        resumed(base)
+    assert (base / "behind" / "metrics.json").exists()
+    monkeypatch.undo()
+    resumed(base)
+    assert (base / "ahead" / "metrics.json").exists()
+
+
+def test_a_mistake_in_a_trainer_is_not_met_again_by_continuing(run, monkeypatch):
+    base = Path(run.save_dir)
+    raise_at({"bad": 14}, monkeypatch, TypeError)
+    with pytest.raises(TrainingError, match=r"bad: .*TypeError.*overwrite") as raised:
+        train(run, {"bad": sae_of(), "good": sae_of("top_k")})
+    assert "--resume" not in str(raised.value)
+    assert (base / "bad" / "failed.json").exists()
+    with pytest.raises(ConfigError, match=r"failed, see failed\.json"):
+        resumed(base / "bad")
+
+
 @pytest.mark.parametrize("method", ["metrics", "update"])
 def test_what_one_trainer_raises_does_not_end_the_others(method, run, monkeypatch):
     original = getattr(VariationalTopKTrainer, method)
@@ -96,16 +137,7 @@ def test_a_run_is_continued_after_one_sae_stopped_alone_and_then_all(
     base, whole = Path(run.save_dir), tmp_path / "whole"
     train(replace(run, save_dir=str(whole)), {name: saes[name] for name in ("bad", "good")})
     stopped_at(45, monkeypatch)
-    update = SAERun.update
-
-    def lacking(self, step, x_BD):
-        errors = {"bad": 14, "late": 4}  # "late" has no resume point yet
-        lacks = step == errors.get(self.name)
-        error = MemoryError("too little") if lacks else None
-        with patch.object(self.trainer, "update", side_effect=error) if lacks else nullcontext():
-            update(self, step, x_BD)
-
-    monkeypatch.setattr(SAERun, "update", lacking)
+    raise_at({"bad": 14, "late": 4}, monkeypatch)  # "late" has no resume point yet
     with pytest.raises(Interrupted, match=f"--resume {base}`"):
         train(run, saes)
     monkeypatch.undo()
