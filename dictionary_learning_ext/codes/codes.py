@@ -14,8 +14,6 @@ Shapes: N tokens, C contexts of L tokens, M selections, D = activation_dim, F fe
 import hashlib
 import json
 import logging
-import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,7 +28,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from scipy.sparse import csc_matrix, csr_matrix
 
 from ..activations.inputs import in_batches
@@ -353,17 +351,9 @@ def keep_codes(folder: Path, codes: Codes) -> Path:
         "sums": sums,
     }
     with replacing(path) as temporary:
-        try:
-            save_file(content, temporary, {"codes": json.dumps(about)})
-        except SafetensorError as error:
-            raise _as_os_error(error) from error
+        # save_file would replace the temporary file by another one.
+        temporary.write_bytes(save(content, {"codes": json.dumps(about)}))
     return path
-
-
-def _as_os_error(error: SafetensorError) -> Exception:
-    """The OSError behind safetensors' message, e.g. "I/O error: No space left on device (os error 28)"."""
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
 
 
 def kept_codes(

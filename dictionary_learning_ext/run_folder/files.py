@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -288,58 +288,62 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[Path]:
-    """Yield a temporary path whose file then replaces `path` atomically.
+    """Yield an empty temporary file, to be written in place, which then replaces `path` atomically.
 
     Raises: CheckpointError if it can't be written; `path` is then unchanged.
     """
     with writing(path, elsewhere):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(path.parent, path.name) as folder:
-            temporary = folder / "new"
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            yield temporary  # safetensors leaves a file there that only its owner can read
-            temporary.chmod(mode)
+        with _temporary(path.parent, path.name, Path.touch) as temporary:
+            yield temporary
             sync(temporary)
             temporary.replace(path)
 
 
 @contextmanager
 def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder in `parent`, which is deleted at the end.
+    """A new folder in `parent`, which is deleted at the end."""
+    with _temporary(parent, name, Path.mkdir) as folder:
+        yield folder
 
-    It is locked until then. So a folder without a lock was left by a killed process, and the next temporary folder of
-    this name deletes it.
+
+@contextmanager
+def _temporary(parent: Path, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new file or folder in `parent`, which is deleted at the end unless it was renamed.
+
+    It is locked until then. So one without a lock was left by a killed process, and the next one of this name deletes
+    it.
     """
     remove_left_behind(parent, name)
     while True:
-        folder = parent / f".{name}.{secrets.token_hex(4)}"
-        folder.mkdir()
-        with _lock_folder(folder, fcntl.LOCK_EX):
-            if not folder.exists():  # another process deleted it before it was locked
+        path = parent / f".{name}.{secrets.token_hex(4)}"
+        make(path)
+        with _lock(path, fcntl.LOCK_EX):
+            if not path.exists():  # another process deleted it before it was locked
                 continue
             try:
-                yield folder
+                yield path
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    remove(path)
             return
 
 
 def remove_left_behind(parent: Path, name: str | None = None) -> None:
-    """Delete the temporary folders that killed processes left in `parent`: those of one name, or all."""
+    """Delete what killed processes left in `parent`: temporary files and folders of one name, or all."""
     own = "*" if name is None else glob.escape(name)
     for left in parent.glob(f".{own}.{'[0-9a-f]' * 8}"):
-        with _lock_folder(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_held:
+        with _lock(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_held, contextlib.suppress(OSError):
             if is_held:
-                shutil.rmtree(left, ignore_errors=True)
+                remove(left)
 
 
 @contextmanager
-def _lock_folder(folder: Path, how: int) -> Iterator[bool]:
-    """Hold a lock on a folder. Yields False if another process has it, the folder is gone, or its disk has no locks."""
+def _lock(path: Path, how: int) -> Iterator[bool]:
+    """Hold a lock on a file or folder. Yields False if another process has it, it is gone, or its disk has no locks."""
     with contextlib.ExitStack() as stack:
         try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(path, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, how)
         except OSError:

@@ -1,11 +1,8 @@
 """Codes on the disk: what is read is what was written, and anything else is not used."""
 
 import json
-import os
 import resource
-import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch as t
@@ -107,36 +104,6 @@ def test_codes_of_another_sae_or_text_are_not_used(sae, codes, tmp_path, caplog)
     sae.encoder.bias += 1.0
     assert kept_codes(tmp_path, sae, TEXT) is None
     assert "other weights" in caplog.text
-
-
-def test_a_file_is_written_whole_or_not_at_all(sae, codes, tmp_path, monkeypatch):
-    keep_codes(tmp_path, codes)
-    before = (tmp_path / CODES).read_bytes()
-
-    def stopped(*given):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("dictionary_learning_ext.codes.codes.save_file", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        keep_codes(tmp_path, codes)
-    assert (tmp_path / CODES).read_bytes() == before
-
-
-def test_what_a_killed_process_began_is_removed_by_the_next(sae, codes, tmp_path, monkeypatch):
-    def killed(content, path, about):
-        path.write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if (child := os.fork()) == 0:
-        monkeypatch.setattr("dictionary_learning_ext.codes.codes.save_file", killed)
-        keep_codes(tmp_path, codes)
-    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    folder = (tmp_path / CODES).parent
-    assert [one.read_bytes() for one in folder.glob(".heldout*/*")] == [b"half"]
-    assert kept_codes(tmp_path, sae, TEXT) is None
-    keep_codes(tmp_path, codes)
-    assert [one.name for one in folder.iterdir()] == [Path(CODES).name]
-    assert kept_codes(tmp_path, sae, TEXT) is not None
 
 
 def test_a_text_whose_files_change_is_another(tmp_path):
