@@ -9,6 +9,7 @@ import importlib.metadata
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from filecmp import cmp
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,14 +87,14 @@ def export(
 
     Arguments:
         form: see `formats`.
-        out: a new or empty folder. Default: exports/FORMAT in the SAE's folder of results, see `results_folder`.
+        out: a new or empty folder, or one that holds this very export. Default: exports/FORMAT in the SAE's folder of results, see `results_folder`.
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
         tokens: held-out tokens to compare on, in float64.
         model, hook, data: default: as in the run's config.json.
         max_norm_multiple, remove_bos: which tokens to leave out. Default: as in training.
 
     Raises: a UserError, before anything is written, if the folder is damaged, the format can't hold the SAE, the language model
-    or text can't be loaded, the export is not exact, or `out` is not empty or can't be written.
+    or text can't be loaded, the export is not exact, or `out` holds something else or can't be written.
     """
     require_choice("format", form, ExportFormat)
     require(tokens > 0, "tokens", tokens, "above 0")
@@ -103,13 +104,6 @@ def export(
     found, config = load_dictionary(folder, device)
     dictionary: Any = found
     target = results_folder(folder) / EXPORTS / form if out is None else Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(
-            "already there and not empty",
-            name="out",
-            value=str(target),
-            instead="give another, or delete it first",
-        )
     trained_on_run = run_of(folder, model, hook, data, device)
     given = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
     run = replace(trained_on_run, **{n: value for n, value in given.items() if value is not None})
@@ -187,15 +181,36 @@ def compare(original: Any, exported: Any, batches: Iterable[t.Tensor]) -> Differ
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to `target` at the end, and removed if an error is raised."""
+    """A temporary folder that is renamed to `target` at the end, and removed if an error is raised.
+
+    Raises: ConfigError at the end if `target` is not empty, unless it holds the same files.
+    """
     above = next(path for path in target.absolute().parents if path.exists())
     with ExitStack() as stack:
         with _writing(target):
             temporary = stack.enter_context(temporary_folder(above, "export"))
         yield temporary
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            if not _holds(target, temporary):
+                raise ConfigError(
+                    "already there, and not this export",
+                    name="out",
+                    value=str(target),
+                    instead="give another, or delete it first",
+                )
+            return
         with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.replace(target)
+
+
+def _holds(folder: Path, other: Path) -> bool:
+    """Whether a folder holds the files of another one with the same content."""
+    names = (path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    return all(
+        (folder / name).is_file() and cmp(folder / name, other / name, shallow=False)
+        for name in names
+    )
 
 
 @contextmanager

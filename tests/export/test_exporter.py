@@ -15,12 +15,13 @@ from export_folders import (
     files_under,
     without_negatives,
 )
+from small_commands import content
 from tokenizers.processors import TemplateProcessing
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import UserError
+from dictionary_learning_ext.errors import ConfigError, UserError
 from dictionary_learning_ext.export.exporter import export
 
 
@@ -153,7 +154,7 @@ def rename_trainer(folder):
 
 REFUSED = [
     ("vsae", no_spoiling, "--format sea-lens", "--format sea-lens: expected one of .*sae-lens"),
-    ("vsae", no_spoiling, "--format sae-lens --out .", r"out='\.': already there and not empty"),
+    ("vsae", no_spoiling, "--format sae-lens --out .", r"out='\.': already there, and not this"),
     ("vsae", no_spoiling, "--format sae-lens --out vsae/ae.pt/x", "can't be written.*another out"),
     ("vsae", stretch, "--format sae-lens", r"norms are 1\.5 to 1\.5.*dictionary-learning"),
     ("vsae", overflowing, "--format sae-lens", "reconstructions are not finite"),
@@ -184,6 +185,18 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert files_under(folder.parent) == before
     assert not (folder / "exports").exists()
     assert not list(folder.parent.glob(".export.*"))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_same_export_again_succeeds_and_another_one_is_refused(form, folder_of, tmp_path):
+    """As after a kill at the end of the first."""
+    folder, out = folder_of("top_k"), tmp_path / "out"
+    first = export(folder, form, out, tokens=64)
+    before = content(out)
+    assert export(folder, form, out, tokens=64) == first
+    with pytest.raises(ConfigError, match="not this export"):
+        export(folder, form, out, tokens=96)
+    assert content(out) == before
 
 
 def test_what_a_killed_export_left_is_removed(folder_of, tmp_path):
