@@ -11,7 +11,7 @@ from typing import Any, TextIO, cast
 from .commands.bench import BENCH
 from .commands.cache import CACHE, HOOKS
 from .commands.export import EXPORT, PUSH
-from .commands.flags import Command, parse
+from .commands.flags import Command, flags_of, parse
 from .commands.measure import COMPARE, EVAL, METRICS, REPRODUCE
 from .commands.quickstart import QUICKSTART
 from .commands.report import REPORT
@@ -19,7 +19,7 @@ from .commands.sweep import SWEEP
 from .commands.train import TRAIN
 from .config.checks import did_you_mean
 from .config.former import former_command
-from .errors import Interrupted, UserError, printable
+from .errors import Interrupted, UserError, advice_shown, naming_flags, printable
 from .training.processes import Processes, is_first_to_say, launched
 
 COMMANDS: dict[str, Command[Any]] = {
@@ -46,7 +46,8 @@ class _Messages(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         is_plain = record.levelno == logging.INFO
-        return printable(record.getMessage() if is_plain else super().format(record))
+        said = record.getMessage() if is_plain else super().format(record)
+        return printable(said if record.exc_info else advice_shown(said))
 
 
 def _command(name: str, processes: Processes) -> Command[Any]:
@@ -97,6 +98,14 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger(__package__).setLevel(logging.INFO)
     # Collecting what torch and nnsight leave, when all memory is freed anyway, takes Python 3 CPU seconds.
     atexit.register(gc.freeze)
+    command = COMMANDS.get(args[0]) if args else None
+    typed = [flags_of(each) for each in (command, command and command.passed_on) if each]
+    with naming_flags({name for flags in typed for name in flags}):
+        return _run(args)
+
+
+def _run(args: list[str]) -> int:
+    """Run a command, and print why it ended early. Returns the exit status."""
     processes = launched()
     try:
         if args and args[0] == "help":

@@ -314,7 +314,7 @@ def test_held_out_tokens_that_are_missing_are_said_before_training(
     for folder, held_out in ((own, 100), (tmp_path / "cache", 0)):
         line = refused([*train_, "--n-ctxs=50", f"--activations={folder}"], capsys)
         said = f"has {held_out} held-out tokens; expected at least 2,048 to evaluate on; use"
-        assert f"{said} eval_tokens=0" in line
+        assert f"{said} --eval-tokens 0" in line
     assert not (tmp_path / "run").exists()
 
 

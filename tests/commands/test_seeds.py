@@ -234,7 +234,7 @@ def test_a_seed_that_failed_is_said_by_the_next_same_command(two, capsys):
     assert Path("run/seed0/failed.json").is_file()
     said = refused([*two, "--lr", "1e18"], capsys)
     assert "run/seed0: failed" in said
-    assert "save_dir" in said
+    assert "--save-dir" in said
 
 
 @pytest.mark.parametrize("given", ["1", "two", "4,4"])

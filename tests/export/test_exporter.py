@@ -161,8 +161,13 @@ REFUSED = [
     ("vaease", no_spoiling, "--format sae-lens", "no format has .*load_dictionary"),
     ("batch_top_k", without_a_threshold, "--format sae-lens", "has no threshold yet"),
     ("relu", rename_trainer, "--format sae-bench", "no loader.*'MyTrainer'"),
-    ("magnitude", no_spoiling, "--format sparsify --allow-inexact", "largest values; use format="),
-    ("signed", no_spoiling, "--format sae-bench", "not exact.*rectify=False.*allow_inexact=True"),
+    (
+        "magnitude",
+        no_spoiling,
+        "--format sparsify --allow-inexact",
+        "largest values; use --format ",
+    ),
+    ("signed", no_spoiling, "--format sae-bench", "not exact.*rectify=False.*--allow-inexact to"),
 ]
 
 
