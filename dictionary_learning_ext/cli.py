@@ -3,6 +3,7 @@
 import atexit
 import gc
 import logging
+import os
 import sys
 from contextlib import redirect_stdout
 from importlib.metadata import version
@@ -96,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     handler.setFormatter(_Messages("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger(__package__).setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the last error says what its warnings do
     # Collecting what torch and nnsight leave, when all memory is freed anyway, takes Python 3 CPU seconds.
     atexit.register(gc.freeze)
     command = COMMANDS.get(args[0]) if args else None

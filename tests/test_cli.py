@@ -1,6 +1,7 @@
 """The command line: finds the command, exits with the right status, shows its help."""
 
 import logging
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -72,6 +73,21 @@ def test_the_package_runs_as_a_module(words, usage):
     command = [sys.executable, "-m", "dictionary_learning_ext", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"usage: vsae {usage}")
+
+
+@pytest.mark.commands
+def test_the_hubs_warnings_are_not_shown():
+    """Without a network there is one for each of 12 attempts, and the error says the same."""
+    script = """
+from dictionary_learning_ext.cli import main
+main(["--version"])
+from huggingface_hub.utils.logging import get_logger
+get_logger("huggingface_hub.x").warning("Retrying in 1s")
+"""
+    environment = {n: v for n, v in os.environ.items() if n != "HF_HUB_VERBOSITY"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == ""
 
 
 def test_the_version_is_the_installed_one(capsys):
