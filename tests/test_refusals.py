@@ -127,7 +127,10 @@ REFUSED = {
         (dict(k="many"), "a/config.json: k='many': expected a whole number; correct it there"),
         (dict(betta=1), "a/config.json: unknown setting 'betta'; did you mean 'beta'?"),
     ],
-    resumed: [(dict(data_seed=1), "runs/a: the run has data_seed=0, not 1; give data_seed=0")],
+    resumed: [
+        (dict(data_seed=1), "runs/a: the run has data_seed=0, not 1; give data_seed=0"),
+        (dict(k=8), "runs/a: the run has k=32, not 8; give k=32"),
+    ],
     preset: [(dict(name="x"), "preset='x': expected one of recommended, strong-noise, paper")],
     from_json: [(dict(flat={"architecture": "relu", "k": 8}), "k: relu does not use it")],
 }

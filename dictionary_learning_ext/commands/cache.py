@@ -13,7 +13,7 @@ from ..config.run import Dtype, Packing, RunConfig
 from ..errors import Interrupted, in_shell
 from ..training.plan import with_hook_names
 from ..training.processes import interrupts, join, launched, saying_if_a_rank_is_lost
-from .flags import FOLDER, Command, positional, vsae
+from .flags import Command, positional, vsae
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def run_hooks(flags: HooksFlags) -> None:
 class CacheFlags:
     """Write a language model's activations to disk, for many trainings."""
 
-    folder: str = field(metadata=positional(FOLDER))
+    folder: str = field(metadata=positional("CACHE"))
     """The cache's folder. Rerun the same command to continue an interrupted one."""
     model: str = RunConfig.model
     """The language model: embedded, a folder written by save_pretrained, or a name on the hub."""

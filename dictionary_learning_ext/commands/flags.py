@@ -53,6 +53,7 @@ _WITH_ITS_OWN_NONE = ("activations", "save_every", "save_steps")
 _BOOLEANS = {"true": True, "false": False}
 _HELP = {"-h", "--help", "--help-all"}
 _ELSEWHERE = {
+    "activation_dim": ("", "the width follows from the model and the hook point"),
     "context_size": ("ctx_len", ""),
     "d_sae": ("dict_size", ""),
     "dataset": ("data", ""),
@@ -71,7 +72,7 @@ _ELSEWHERE = {
     "training_tokens": ("steps", "N: a step reads --batch-size tokens"),
 }
 """Flags as upstream, SAELens and sparsify name them: the name here, and the value, where that differs ({}: the value
-that was typed)."""
+that was typed). Without a name: why there is no such flag."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,9 @@ def _no_such_flag(name: str, values: list[str], known: list[str]) -> FlagError:
     own, after = _ELSEWHERE.get(name, ("", ""))
     close = " or ".join(map(as_flag, close_names(name, known)))
     ask = f"; did you mean {close}?" if close else ""
-    if own in known:
+    if after and not own:
+        ask = f"; {after}"
+    elif own in known:
         ask = f"; use {as_flag(own)} {(after or '{}').format(values[0] if values else 'N')}"
     return FlagError(f"no such flag: {as_flag(name)}{former_setting(name) or ask}", name=name)
 

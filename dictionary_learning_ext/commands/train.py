@@ -50,7 +50,7 @@ class TrainFlags:
     run: RunConfig = field(default_factory=RunConfig)
     preset: str | None = DEFAULT_PRESET
     """Start from named settings: recommended, strong-noise, paper or paper-as-run. Other flags
-    override them. Their schedules scale with --steps."""
+    override them. Their schedules scale with --steps. none: the defaults of `SAEConfig` and `RunConfig`."""
     config: Path | None = None
     """Start from the settings of an earlier run: its folder or its config.json. Other flags
     override them."""
@@ -120,7 +120,7 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
 
 def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
     """The preset's name (None without one), and the settings of --preset, --config or --resume."""
-    starts = [name for name in ("preset", "config", "resume") if name in given]
+    starts = [n for n in ("preset", "config", "resume") if given.get(n, NONE) != NONE]
     if len(starts) > 1:
         raise UserError(
             f"{' and '.join(map(as_flag, starts))}: give only one of them; other flags override it"
@@ -131,6 +131,8 @@ def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
     if starts == ["resume"]:
         return None, load_config(run_folders(Path(given["resume"]))[0], "resume")
     name = given.get("preset", DEFAULT_PRESET)
+    if name == NONE:
+        return None, TrainConfig()
     start = preset(name)
     dict_size = _whole_number(given.get("dict_size", "")) or 0
     if name in BY_SIZE and dict_size > 0:
@@ -370,14 +372,14 @@ def _advice(flags: TrainFlags) -> str:
 
 def _started_from(flags: TrainFlags) -> str:
     """A line that says which preset or config the settings come from."""
-    if flags.preset is None:
+    if flags.config is not None:
         line = f"Settings of {flags.config}, except for the flags given."
         left_out = ", ".join(flags.left_out)
         return f"{line} Left out, as not used here: {left_out}." if left_out else line
     settings = TrainConfig(flags.sae, flags.run).to_dict()
     shown = {name: settings[name] for name in ("k", "dict_size", *NOISES, "lr", "steps")}
     values = ", ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
-    line = f"Preset {flags.preset} ({values})"
+    line = f"Preset {flags.preset or NONE} ({values})"
     return line if "preset" in flags.typed else f"{line}; --preset paper for the paper's setting."
 
 

@@ -376,6 +376,8 @@ def require_same(
         return
     if typed is not None:
         names = [name for name in names if name in typed] or names
+    if {"k", "dict_size"} & {*names}:
+        names = [name for name in names if name != "dead_feature_threshold"]  # follows from them
     former = {name: f"{name}={shown(was[name])}" for name in names}
     changes = [f"{former[name]}, not {now[name]!r}" for name in names]
     advice = advice.replace("{names}", " and ".join(names))

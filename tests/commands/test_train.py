@@ -18,6 +18,7 @@ from dictionary_learning_ext.commands.flags import parse, vsae
 from dictionary_learning_ext.commands.train import TRAIN, starting_point
 from dictionary_learning_ext.config.presets import PRESETS, preset
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
@@ -144,6 +145,11 @@ def parsed(typed):
 def test_a_preset_is_a_start_and_flags_win(typed, expected):
     settings = parsed(typed)
     assert {name: settings[name] for name in expected} == expected
+
+
+def test_without_a_preset_the_defaults_are_those_of_python():
+    assert parsed("--preset none") == TrainConfig(SAEConfig().resolve(1200)).to_dict()
+    assert parsed("--preset none") != parsed("")
 
 
 def test_the_baseline_is_matched_to_the_recommended_preset():
