@@ -1,9 +1,11 @@
 """`vsae report`: write a page that shows what SAEs learned."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..config.run import ReportOptions
 from ..errors import ConfigError
+from ..run_folder.files import CONFIG
 from .flags import FOLDER, FOLDERS, Command, positional
 from .measure import MeasuredFlags
 
@@ -28,14 +30,15 @@ class ReportFlags:
 
 
 def run(flags: ReportFlags) -> None:
+    from ..report.many_runs import runs_in
     from ..report.page import write_report
     from ..report.runs_page import write_index
-    from ..run_folder.reading import run_folders_in
 
     def print_step(step: str) -> None:
         print(f"  {step} …", flush=True)
 
-    if not run_folders_in(flags.folder):
+    folder = Path(flags.folder)
+    if (folder / CONFIG).is_file() or not runs_in(folder):
         path = write_report(
             flags.folder,
             flags.against,

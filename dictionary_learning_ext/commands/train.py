@@ -233,6 +233,7 @@ def _train_seeds(flags: TrainFlags, given: str) -> None:
     print(
         "\nNext:\n"
         + (report if _has_tokens(run) else "")
+        + (f"  {vsae()} report {in_shell(folder)}\n" if len(run.hooks) > 1 else "")
         + f"  {vsae()} compare {in_shell(first, *others)}"
     )
 

@@ -146,27 +146,33 @@ def _groups_by_k(groups: list[Group], metric: str) -> list[list[Group]]:
     return [places[place] for place in sorted(places)]
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The run folders in a folder, or in its folders, as several seeds of several hook points have them."""
+    inside = [one for each in sorted(folder.glob("*")) for one in run_folders_in(each)]
+    return run_folders_in(folder) or inside
+
+
 def read_all_in(
     folder: Path,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], list[str]]:
-    """The content of config.json and metrics.json of each trained SAE in a folder, by the run folder's name.
+    """The content of config.json and metrics.json of each trained SAE in a folder, by the run folder's path in it.
 
     Also returns a line for each run folder that is left out: its name, and whether it failed, isn't finished or is damaged.
     """
     configs, metrics, left_out = {}, {}, []
-    for one in run_folders_in(folder):
-        has_failed = (one / FAILED).is_file()
+    for one in runs_in(folder):
+        name, has_failed = str(one.relative_to(folder)), (one / FAILED).is_file()
         if has_failed or not (one / WEIGHTS).is_file():
-            left_out.append(f"{one.name} ({'failed' if has_failed else 'not finished'})")
+            left_out.append(f"{name} ({'failed' if has_failed else 'not finished'})")
             continue
         try:
             config, found = read_config(one), read_metrics_if_any(one) or {}
             if "run" in config:
                 load_config(one)
         except UserError as error:
-            left_out.append(f"{one.name} ({error})")
+            left_out.append(f"{name} ({error})")
         else:
-            configs[one.name], metrics[one.name] = config, found
+            configs[name], metrics[name] = config, found
     return configs, metrics, left_out
 
 

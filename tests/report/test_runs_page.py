@@ -52,6 +52,18 @@ def seeds_on(page):
     return rows_of(section[: section.index("</table>")])
 
 
+def test_seeds_of_several_hook_points_have_a_page(folder, capsys):
+    """As `vsae train --seeds` with several --hook writes them."""
+    both = folder.with_name("both")
+    for seed in ("seed0", "seed1"):
+        shutil.copytree(folder, both / seed)
+    capsys.readouterr()
+    rows = rows_of(index_of(both))
+    assert list(rows) == [
+        f"{seed}/{name}" for seed in ("seed0", "seed1") for name in ("top_k", "vsae")
+    ]
+
+
 def test_it_has_every_saes_metrics_and_what_differs(folder, runs, capsys):
     page = index_of(folder)
     assert f"wrote {folder / 'index.html'}" in capsys.readouterr().out
