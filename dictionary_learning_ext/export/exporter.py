@@ -18,7 +18,7 @@ import torch as t
 from ..activations.inputs import open_inputs, open_model
 from ..config.architectures import COMPARED_TOKENS, ExportFormat
 from ..config.checks import require, require_choice
-from ..config.run import RunConfig
+from ..config.run import UNKNOWN, RunConfig
 from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..evaluation.measure import batches_of
@@ -111,7 +111,11 @@ def export(
     place = {"model": run.model, "data": run.data}
     config, metrics, place = without_local_paths((config, metrics, place))
     try:
-        language_model, hook_point = open_model(run)
+        if run.model == UNKNOWN:  # the user's own activations
+            inputs = open_inputs(run, [run.hook])
+            language_model, hook_point = None, inputs.hooks[run.hook]
+        else:
+            inputs, (language_model, hook_point) = None, open_model(run)
     except LanguageModelError as error:
         where = f"{folder}: an export is compared with the SAE on its language model"
         raise error.within(where, "give its place as model") from error
@@ -130,8 +134,9 @@ def export(
     with _new_folder(target) as temporary:
         with _writing(target):
             FORMATS[form].write(temporary, source)
-        reading_model = replace(run, activations=None)
-        inputs = open_inputs(reading_model, [run.hook], language_model=language_model)
+        if inputs is None:
+            reading_model = replace(run, activations=None)
+            inputs = open_inputs(reading_model, [run.hook], language_model=language_model)
         held_out = inputs.held_out(run.hook, tokens)
         read_back = read(form, temporary, source, device)
         batches = (x_BD.double() for x_BD in batches_of(held_out))

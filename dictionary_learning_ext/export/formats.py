@@ -105,7 +105,8 @@ class ExportedSAE(NamedTuple):
     """The content of its metrics.json, without local paths; None if it was not evaluated."""
     run: RunConfig
     """The run that it was trained in, without local paths."""
-    language_model: CausalLM
+    language_model: CausalLM | None
+    """None for the user's own activations."""
     hook: HookPoint
 
     @property
@@ -146,21 +147,24 @@ class ExportedSAE(NamedTuple):
 
         max_norm_multiple has no counterpart in SAELens.
         """
-        run, tokenizer = self.run, self.language_model.tokenizer
+        run = self.run
+        tokenizer = None if self.language_model is None else self.language_model.tokenizer
+        bos_id = None if tokenizer is None else tokenizer.bos_token_id
         return {
             "model_name": run.model,
             "hook_name": run.hook,
             "context_size": run.ctx_len,
             "dataset_path": run.data,
             "prepend_bos": run.text_packing == "truncate" and adds_bos(tokenizer),
-            "exclude_special_tokens": [tokenizer.bos_token_id] if run.remove_bos else False,
+            "exclude_special_tokens": [bos_id] if run.remove_bos else False,
             "max_norm_multiple": run.max_norm_multiple,
         }
 
     @property
     def module(self) -> str | None:
         """The module whose output its activations are, see `output_module`."""
-        return output_module(self.language_model.module, self.hook)
+        model = self.language_model
+        return None if model is None else output_module(model.module, self.hook)
 
 
 def output_module(model: PreTrainedModel, hook: HookPoint) -> str | None:
@@ -182,8 +186,8 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
     if form == "sparsify" and source.module is None:
         raise _unsupported(
             source,
-            f": trained on {source.run.hook}, the first block's input; sparsify knows only the outputs of "
-            "modules (e.g. blocks.N.hook_resid_post)",
+            f": trained on {source.run.hook}; sparsify knows only the outputs of modules (e.g. "
+            "blocks.N.hook_resid_post)",
             "sae-lens",
         )
     if form == "sae-bench":

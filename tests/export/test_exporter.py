@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 
+import numpy as np
 import pytest
 import transformers
 from export_folders import (
@@ -202,6 +203,22 @@ def test_the_same_export_again_succeeds_and_another_one_is_refused(form, folder_
     with pytest.raises(ConfigError, match="not this export"):
         export(folder, form, out, tokens=96)
     assert content(out) == before
+
+
+def test_an_sae_of_own_activations_is_compared_on_them(tmp_path):
+    """No language model is known."""
+    own, rows = tmp_path / "own", np.random.default_rng(0).standard_normal((2000, 16))
+    own.mkdir()
+    np.save(own / "x.npy", rows.astype("f4"))
+    size = ["--steps=3", "--batch-size=32", "--n-ctxs=8", "--ctx-len=32", "--dict-size=32", "--k=4"]
+    folder = str(tmp_path / "run")
+    of = [f"--activations={own}", f"--save-dir={folder}", "--eval-tokens=0"]
+    assert main(["train", *size, *of]) == 0
+    for form in ("sae-lens", "dictionary-learning"):
+        assert export(folder, form).difference.tokens == 100
+    for form in ("sparsify", "sae-bench"):
+        with pytest.raises(UserError, match="use format="):
+            export(folder, form)
 
 
 def test_what_a_killed_export_left_is_removed(folder_of, tmp_path):
