@@ -283,7 +283,7 @@ def _sorted(
                 raise FlagError(f"{word}: flags start with two dashes; did you mean -{word}?")
             if not takes_positional:
                 raise FlagError(f"{word!r}: expected a flag, which starts with --")
-            arguments.append(word)
+            arguments.append(os.path.expanduser(word))
             continue
         name, has_value, value = word[2:].partition("=")
         name, values = name.replace("-", "_"), [value]
@@ -292,7 +292,7 @@ def _sorted(
             values, rest = rest[:n], rest[n:]
         words = [word] if has_value else [word, *values]
         if name in flags:
-            # No shell expands the ~ of --out=~/x, nor any in a sweep's command.
+            # No shell expands the ~ of --out=~/x, nor any in quotes or in a sweep's command.
             typed[name] = [os.path.expanduser(value) for value in values]
         elif name in passed:
             passed_on += words

@@ -34,6 +34,7 @@ def test_a_home_folder_that_the_shell_leaves_is_found(monkeypatch):
     monkeypatch.setenv("HOME", "/home/jane")
     assert parse(COMMANDS["eval"], ["run", "--out=~/there"]).out == "/home/jane/there"
     assert parse(TRAIN, ["--init-from", "~/sae"]).sae.init_from == "/home/jane/sae"
+    assert parse(COMMANDS["cache"], ["~/there"]).folder == "/home/jane/there"
 
 
 @pytest.mark.parametrize("command", ["bench", "eval", "export", "report"])
