@@ -48,7 +48,7 @@ from .encoding import Encoder, Totals
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _SUMS = (
     "norm_factor",
     "tokens",
@@ -351,6 +351,7 @@ def keep_codes(folder: Path, codes: Codes) -> Path:
         "sums": sums,
     }
     with replacing(path) as temporary:
+        about["hash"] = _hash_of(content, about)
         # save_file would replace the temporary file by another one.
         temporary.write_bytes(save(content, {"codes": json.dumps(about)}))
     return path
@@ -386,6 +387,16 @@ def kept_codes(
     return None
 
 
+def _hash_of(content: dict[str, np.ndarray], about: dict[str, Any]) -> str:
+    """SHA-256, in hex, of the arrays in a file of codes and of what it says about them."""
+    said = {name: value for name, value in about.items() if name != "hash"}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name, array in sorted(content.items()):
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 class _OtherCodes(Exception):
     """The codes are of another SAE or text than asked for."""
 
@@ -406,23 +417,12 @@ def _read(
         if with_all and not about["has_all"]:
             raise _OtherCodes("it lacks what only an evaluation measures")
         part = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _hash_of(part, about) != about["hash"]:
+        raise ValueError("it is damaged")
     size, width = dictionary.dict_size, dictionary.activation_dim
     n, starts_N = len(part["selected_N"]), np.zeros(len(part["selected_N"]) + 1, dtype=np.int64)
     np.cumsum(part["selected_N"], out=starts_N[1:])
-    feature_M = part["feature_M"]
-    fits = (
-        starts_N[-1] == len(feature_M) == len(part["value_M"])
-        and part["selected_N"].min(initial=0) >= 0
-        and feature_M.min(initial=0) >= 0
-        and feature_M.max(initial=0) < size
-        and part["wanted_CL"].shape == part["sink_CL"].shape == part["ids_CL"].shape
-        and int(part["wanted_CL"].sum()) == n
-        and part["rise_F"].shape == (size,)
-        and part["sum_D"].shape == (width,)
-    )
-    if not fits:
-        raise ValueError("it is damaged")
-    code_NF = csr_matrix((part["value_M"], feature_M, starts_N), (n, size))
+    code_NF = csr_matrix((part["value_M"], part["feature_M"], starts_N), (n, size))
     totals = Totals(width, size, k_of(dictionary), t.device("cpu"), **about["sums"])
     totals.sum_D = t.from_numpy(part["sum_D"])
     codes = Codes(

@@ -60,15 +60,19 @@ def shorter(path):
     path.write_bytes(path.read_bytes()[:-9])
 
 
-def with_feature(number):
-    def change(path):
-        with safe_open(path, framework="numpy") as file:
-            about = file.metadata()
-        content = load_file(path)
-        content["feature_M"][3] = number
-        save_file(content, path, about)
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-50] ^= 1
+    path.write_bytes(content)
 
-    return change
+
+def with_sum(path):
+    with safe_open(path, framework="numpy") as file:
+        about = file.metadata()
+    said = json.loads(about["codes"])
+    said["sums"]["tokens"] += 1
+    about["codes"] = json.dumps(said)
+    save_file(load_file(path), path, about)
 
 
 def without_about(path):
@@ -79,8 +83,8 @@ def without_about(path):
     "damage",
     [
         shorter,
-        with_feature(F),
-        with_feature(-1),
+        flipped,
+        with_sum,
         without_about,
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"\xff" * 200),
