@@ -167,7 +167,7 @@ def is_begun(folder: Path) -> bool:
 def finished_manifest(folder: Path) -> CacheManifest | None:
     """The manifest of a finished cache; None if the folder is no cache.
 
-    Raises: ActivationsError if the cache is unfinished, its manifest is damaged, or a file is
+    Raises: ActivationsError if the cache is unfinished, its manifest is missing or damaged, or a file is
     missing or doesn't have the size in the manifest.
     """
     manifest = read_manifest(folder)
@@ -177,6 +177,8 @@ def finished_manifest(folder: Path) -> CacheManifest | None:
                 f"{folder}: this cache is not finished ({so_far.tokens:,} tokens are written); run"
                 " its `vsae cache` command again to continue it"
             )
+        if (folder / HELD_OUT / DOCUMENTS).is_file():
+            raise ActivationsError(f"{folder / MANIFEST}: missing; {_REPAIR}")
         return None
     require_sizes(folder, manifest)
     return manifest

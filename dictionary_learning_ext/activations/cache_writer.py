@@ -332,6 +332,7 @@ class _Writer:
                 f"{manifest.tokens:,}",
                 f"{tokens:,}",
             )
+        require_sizes(self._folder, manifest)  # it may have been deleted in the meantime
         self._write_dataset_files("", manifest.files)
         self._write_manifest(MANIFEST, manifest)
         if self._group.rank == 0:

@@ -349,6 +349,13 @@ class _StoredInputs(Inputs):
         is_measured = settings.eval_tokens and hooks
         if self.language_model is None and stored.manifest is not None and is_measured:
             self.language_model = _cached_model(settings, stored, stored.manifest)
+            there = stored.manifest.settings.eval_documents
+            if there < settings.eval_documents:
+                logger.warning(
+                    "%s has %d of the eval_documents=%d: the language model's loss is measured on fewer "
+                    "tokens. For all, write another cache with eval_documents=%d",
+                    *(stored.place, there, settings.eval_documents, settings.eval_documents),
+                )
         if self.language_model is not None:
             self.hooks = {name: find_hook(self.language_model, name) for name in hooks}
         else:

@@ -34,6 +34,7 @@ from dictionary_learning_ext.errors import (
     ConfigError,
     LanguageModelError,
     NonFiniteError,
+    UserError,
 )
 from dictionary_learning_ext.run_folder.files import LOCK, locked
 
@@ -162,6 +163,17 @@ def test_a_stopped_cache_is_continued_to_the_same_bytes(stop, small_cache, cache
     (part / next_file).write_bytes(b"whole")
     write_small(folder, cached_run, **options)
     assert files_in(folder) == files_in(small_cache)
+
+
+def test_a_folder_that_is_deleted_while_it_is_written_is_no_finished_cache(cached_run, tmp_path):
+    folder, calls = tmp_path / "cache", iter(range(100))
+
+    def before_batch():
+        if next(calls) == 3:
+            shutil.rmtree(folder)
+
+    error_of(lambda: write_small(folder, cached_run, before_batch=before_batch), UserError)
+    error_of(lambda: open_stored(folder), ActivationsError)
 
 
 def test_a_finished_cache_grows(small_cache, cached_run, tmp_path):

@@ -306,6 +306,13 @@ def test_own_activations_are_measured_but_the_language_models_loss_is_not(
     assert "use `vsae eval` and `vsae compare`" in line
 
 
+def test_held_out_documents_that_are_missing_are_said(run, caplog):
+    for asked in (3, 4):
+        caplog.clear()
+        open_inputs(replace(run, eval_documents=asked), [HOOK])
+        assert ("3 of the eval_documents=4" in caplog.text) == (asked == 4)
+
+
 def test_held_out_tokens_that_are_missing_are_said_before_training(
     own, cached_run, tmp_path, capsys
 ):

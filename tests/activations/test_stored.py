@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -53,6 +54,13 @@ def test_what_differs_is_refused_with_the_difference(changes, said, small_cache)
     message = error_of(lambda: found.require_fit(run, [run.hook]), ActivationsError)
     assert said in message
     assert f": the cache {small_cache} has " in message
+
+
+def test_a_cache_without_its_manifest_is_not_read_as_another_librarys(small_cache, tmp_path):
+    """Its held-out text would be other text."""
+    there = shutil.copytree(small_cache, tmp_path / "cache")
+    (there / "manifest.json").unlink()
+    assert "manifest.json: missing" in error_of(lambda: open_stored(there), ActivationsError)
 
 
 def test_a_cache_is_read_as_datasets_reads_it(small_cache):
