@@ -57,7 +57,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Chosen in a study of the dose of noise: of those vSAEs that keep TopK's reconstruction and its true features, the
     # one of which most features come back. experiments/results/dose_decision.md says where it was tested.
     "recommended": _RECOMMENDED | {"survival": 0.6, "beta": 0.0},
-    # More noise: more features come back, and fewer true ones are found where there are many more than F.
+    # More noise: more features come back, and more are dead at the end where there are many more true ones than F.
     "strong-noise": _RECOMMENDED | {"noise_to_signal": 0.3, "beta": 0.01},
     # The paper's equations; beta, lr, batch size, normalisation and form of annealing are ours.
     "paper": _PAPER
