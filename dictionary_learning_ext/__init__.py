@@ -17,7 +17,15 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .config.presets import preset as preset
     from .config.presets import trainer_options as trainer_options
     from .config.run import RunConfig as RunConfig
-    from .config.sae import SAEConfig as SAEConfig
+    from .config.sae import BatchTopKConfig as BatchTopKConfig
+    from .config.sae import JumpReLUConfig as JumpReLUConfig
+    from .config.sae import MatryoshkaConfig as MatryoshkaConfig
+    from .config.sae import ProbabilisticTopKConfig as ProbabilisticTopKConfig
+    from .config.sae import ReLUConfig as ReLUConfig
+    from .config.sae import TopKConfig as TopKConfig
+    from .config.sae import VAEaseConfig as VAEaseConfig
+    from .config.sae import VSAEConfig as VSAEConfig
+    from .config.sae import VSAETopKConfig as VSAETopKConfig
     from .errors import UserError as UserError
     from .evaluation.folders import evaluate_folders as evaluate_folders
     from .evaluation.measure import measure as measure
@@ -41,15 +49,23 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .training.loop import train_saes as train_saes
 
 _HOMES = {
+    "BatchTopKConfig": ".config.sae",
     "Codes": ".codes.codes",
+    "JumpReLUConfig": ".config.sae",
+    "MatryoshkaConfig": ".config.sae",
+    "ProbabilisticTopKConfig": ".config.sae",
     "ProbabilisticTopKTrainer": ".trainers.probabilistic_top_k",
     "RandomDirections": ".features.directions",
+    "ReLUConfig": ".config.sae",
     "ResidualBuffer": ".activations.buffer",
     "RunConfig": ".config.run",
-    "SAEConfig": ".config.sae",
+    "TopKConfig": ".config.sae",
     "UserError": ".errors",
     "VAEase": ".trainers.vaease",
+    "VAEaseConfig": ".config.sae",
     "VAEaseTrainer": ".trainers.vaease",
+    "VSAEConfig": ".config.sae",
+    "VSAETopKConfig": ".config.sae",
     "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
     "VariationalTopKTrainer": ".trainers.variational_top_k",
     "agreement": ".features.reproducibility_of_folders",

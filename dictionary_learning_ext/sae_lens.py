@@ -1,7 +1,7 @@
 """The vSAE as an architecture that SAELens trains, and saves as its own `topk`.
 
     register()                                  adds it to SAELens's registry, as `vsae_top_k`
-    runner_options(SAEConfig(...), ...)         our settings as the arguments of SAELens's runners
+    runner_options(VSAETopKConfig(...), ...)         our settings as the arguments of SAELens's runners
 
 SAELens provides the loop, the activations, Adam, the learning rate and the files. The loss with its gradients, the
 noise, the schedules and the constraint on the decoder are those of `VariationalTopKTrainer`. Shapes: B batch, D d_in,
@@ -10,22 +10,22 @@ F d_sae, K = k.
 
 import logging
 import math
-from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any, ClassVar, get_type_hints
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
 
 import torch as t
 from torch import nn
 
-from .config.architectures import upstream_lr
 from .config.checks import require, require_choice, require_sizes
 from .config.presets import in_units
-from .config.sae import LOG_VAR_LIMITS, SAEConfig, Variational, VSAETopKConfig
+from .config.sae import LOG_VAR_LIMITS, SAEConfig, Variational, VSAETopKConfig, sae_settings
 from .devices import keep_freed_memory
 from .errors import ConfigError
 from .trainers.base import DeadWatch, KAnnealing, set_to_median
 from .trainers.optimizers import column_norms, project_out_parallel
 from .trainers.posterior import (
     first_sigma,
+    fixed_variance_kl,
     noise_to_signal,
     sigma_factor,
 )
@@ -61,19 +61,7 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURE = VSAETopKConfig.architecture
 
-_THEIRS = {"architecture", "dict_size", "lr", "warmup", "decay_start", "init_from"}
-"""Settings of ours for which SAELens has its own."""
-_HINTS = get_type_hints(VSAETopKConfig)
-_SETTINGS = {f.name: f.default for f in fields(VSAETopKConfig) if f.name not in _THEIRS}
 _DTYPES = ("float32", "float64")
-
-# TrainingSAEConfig with the settings of a vSAE: their names, types and defaults stand in config/sae.py.
-_WithSettings: Any = make_dataclass(
-    "_WithSettings",
-    [(name, _HINTS[name], field(default=default)) for name, default in _SETTINGS.items()],
-    bases=(TrainingSAEConfig,),
-    kw_only=True,
-)
 
 
 def register() -> None:
@@ -95,7 +83,9 @@ def runner_options(
     """The settings of a vSAE as arguments of SAELens's runners.
 
         register()
-        options = runner_options(SAEConfig(k=16, ...), activation_dim=512, steps=1000, batch_size=1024)
+        options = runner_options(
+            VSAETopKConfig(k=16, ...), activation_dim=512, steps=1000, batch_size=1024
+        )
         config = LanguageModelSAERunnerConfig(**options, model_name=..., hook_name=..., ...)
 
     Arguments:
@@ -119,35 +109,38 @@ def runner_options(
         "none: SAELens starts from the folder that its from_pretrained_path names",
     )
     require_sizes(activation_dim=activation_dim, steps=steps, batch_size=batch_size)
-    counts = sae.resolve(steps).in_steps(steps)
-    settings = {name: getattr(sae, name) for name in _SETTINGS if hasattr(sae, name)}
+    if not isinstance(sae, VSAETopKConfig):  # of a vsae, whose k is dict_size
+        shared = {each.name: getattr(sae, each.name) for each in fields(Variational)}
+        sae = VSAETopKConfig(**shared | {"architecture": ARCHITECTURE, "k": sae.dict_size})
+    sae = sae.resolve(steps)
     config = VariationalTopKTrainingSAEConfig(
         d_in=activation_dim,
         d_sae=sae.dict_size,
+        k=sae.k,
+        settings=sae.to_dict(),
         steps=steps,
         batch_size=batch_size,
         normalize_activations=normalize_activations,
-        **settings | {"k": sae.kept_per_token},
     )
     return {
         "sae": config,
         "training_tokens": steps * batch_size,
         "train_batch_size_tokens": batch_size,
-        "lr": upstream_lr(sae.dict_size) if sae.lr is None else sae.lr,
-        "lr_warm_up_steps": counts["warmup"],
-        "lr_decay_steps": steps - (counts["decay_start"] or steps),
+        "lr": sae.lr,
+        "lr_warm_up_steps": sae.warmup_steps,
+        "lr_decay_steps": steps - (sae.decay_start or steps),
     }
 
 
 @dataclass(kw_only=True)
-class VariationalTopKTrainingSAEConfig(_WithSettings):
-    """SAELens's configuration of a vSAE. `runner_options` makes one from an `SAEConfig`.
-
-    It has SAELens's own fields and those of `VSAETopKConfig`, with the same names, defaults and checks.
-    sigma, prior_std and beta are in the units of the activations after normalize_activations.
-    noise_to_signal needs "expected_average_only_in".
+class VariationalTopKTrainingSAEConfig(TrainingSAEConfig):
+    """SAELens's configuration of a vSAE. `runner_options` makes one from settings of ours.
 
     Arguments:
+        settings: the options of a `VSAETopKConfig` by name. sigma, prior_std and beta are in the units of the activations
+            after normalize_activations. noise_to_signal needs "expected_average_only_in". lr, warmup_steps and
+            decay_start are SAELens's own.
+        k: the features kept per token.
         steps: training steps, from which defaults follow.
         batch_size: tokens per step.
         d_in, d_sae: D and F.
@@ -158,6 +151,8 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
     that a vSAE can't have.
     """
 
+    settings: dict[str, Any] = field(default_factory=dict)
+    k: int
     steps: int
     batch_size: int
     decoder_init_norm: float | None = None
@@ -176,35 +171,29 @@ class VariationalTopKTrainingSAEConfig(_WithSettings):
         require(subtracts, "apply_b_dec_to_input", subtracts, "True: a vSAE encodes x - b_dec")
         expected = "None: a vSAE's decoder is unit-norm"
         require(init_norm is None, "decoder_init_norm", init_norm, expected)
-        require(
-            self.noise_to_signal is None or given != "none",
-            "noise_to_signal",
-            self.noise_to_signal,
-            "normalize_activations='expected_average_only_in'",
-            instead="or give sigma in the activations' own units",
-        )
-        _ = self.settings  # checks the rest
+        self.resolved.require_units("none" if given == "none" else "sqrt_d")
         super().__post_init__()
 
     @property
-    def settings(self) -> VSAETopKConfig:
-        """The settings of `vsae train`, with all defaults and sigma filled in."""
-        given: Any = {name: getattr(self, name) for name in _SETTINGS}
+    def resolved(self) -> VSAETopKConfig:
+        """The settings with all defaults filled in."""
         require_sizes(d_in=self.d_in, steps=self.steps, batch_size=self.batch_size)
-        sae = VSAETopKConfig(dict_size=self.d_sae, **given)
-        return sae.resolve(self.steps).with_sigma(self.d_in, "sqrt_d")
+        sizes = {"dict_size": self.d_sae, "k": self.k}
+        given: Any = sae_settings(
+            ARCHITECTURE, {"architecture": ARCHITECTURE, **self.settings, **sizes}
+        )
+        return given.resolve(self.steps)
 
     @property
-    def k_annealing(self) -> KAnnealing:
-        """The number of features that each step keeps."""
-        return KAnnealing.of(
-            self.k, self.d_in, self.d_sae, self.settings.in_steps(self.steps)["k_anneal"]
-        )
+    def sigma(self) -> float:
+        """The fixed posterior's standard deviation, in the units of normalised activations."""
+        return self.resolved.noise.sigma(self.k, self.d_in)
 
     def get_inference_config_class(self) -> type[TopKSAEConfig]:
         """The configuration's class of the SAE that is saved: `abstopk` if it keeps signs, or else `topk`."""
-        keeps_signs = self.select_by == "magnitude" or self.k == self.d_sae
-        return AbsTopKSAEConfig if keeps_signs and not self.rectify else TopKSAEConfig
+        settings = self.resolved
+        keeps_signs = settings.select_by == "magnitude" or self.k == self.d_sae
+        return AbsTopKSAEConfig if keeps_signs and not settings.rectify else TopKSAEConfig
 
 
 class VariationalTopKTrainingSAE(TrainingSAE):
@@ -223,7 +212,8 @@ class VariationalTopKTrainingSAE(TrainingSAE):
 
     def __init__(self, cfg: VariationalTopKTrainingSAEConfig, use_error_term: bool = False):
         super().__init__(cfg, use_error_term)
-        self.settings, self._k_annealing = cfg.settings, cfg.k_annealing
+        self.settings = cfg.resolved
+        self._k_annealing = KAnnealing.of(cfg.k, cfg.d_in, cfg.d_sae, self.settings.k_anneal_steps)
         self._is_untrained = True
         self._noise: t.Generator | None = None
         self._noise_state = t.empty(0, dtype=t.uint8)
@@ -237,7 +227,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
 
     def initialize_weights(self) -> None:
         """Set the initial weights of `VariationalTopKTrainer` with the same seed. torch's generator is not changed."""
-        cfg, settings = self.cfg, self.cfg.settings
+        cfg, settings = self.cfg, self.cfg.resolved
         posterior: Any = {name: getattr(settings, name) for name in ("posterior", "log_var_init")}
         place = "meta" if self.device.type == "meta" else "cpu"
         with t.random.fork_rng(devices=[]), t.device(place):
@@ -332,20 +322,20 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         is_scaled = cfg.normalize_activations != "none"
         energy = float(cfg.d_in) if is_scaled else float(x.square().sum(-1).mean())
         self.mean_squared_norm.fill_(energy)
-        if self.settings.survival is not None:
+        if self.settings.is_controlled:
             with t.no_grad():
                 values_BK = code_by_mean(x, self._weights(), self._objective(0, x)).values
                 self.sigma.copy_(first_sigma(values_BK.square().mean()))
-        elif self.settings.posterior != "point" and self.settings.noise_anneal is None:
-            log_var, sigma = self.settings.log_var_init, self.settings.sigma
-            variance = math.exp(log_var) if sigma is None else sigma**2
+        elif self.settings.posterior != "point" and self.settings.noise_anneal_steps is None:
+            variance = math.exp(self.settings.log_var_init) if self._is_learned else cfg.sigma**2
             ratio = noise_to_signal(cfg.k, variance, float(x.square().sum(-1).mean()))
-            warn_of_noise(ratio, self.settings, "noise_anneal=0.5")
+            fading = f"noise_anneal_steps={max(1, cfg.steps // 2)}"
+            warn_of_noise(ratio, self.settings, cfg.sigma, fading)
 
     def _objective(self, step: int, x: t.Tensor) -> StepObjective:
         settings, device = self.settings, x.device.type
         threshold = settings.dead_feature_threshold
-        assert threshold is not None, "settings are resolved"
+        has_sigma = settings.posterior == "fixed" and not settings.is_controlled
         counts = step * len(x), (step + 1) * len(x), self.tokens_since_fired
         may_be_dead = self._dead_watch.may_be_dead
         has_auxk = settings.auxk_alpha > 0 and may_be_dead(step, *counts, threshold)
@@ -353,15 +343,13 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         return StepObjective.at(
             step,
             settings,
-            self.cfg.steps,
+            kl_of_sigma=fixed_variance_kl(self.cfg.sigma, settings.prior_std) if has_sigma else 0.0,
             k=self._k_annealing.at(step),
             auxk_alpha=settings.auxk_alpha * float(self.mean_squared_norm) if has_auxk else 0.0,
             top_k_aux=self.cfg.d_in // 2,
             dead_feature_threshold=threshold,
             matmul_dtype=t.get_autocast_dtype(device) if is_autocast else x.dtype,
-            sigma=x.new_full((), settings.sigma or 0.0)
-            if settings.survival is None
-            else self.sigma,
+            sigma=x.new_full((), self.cfg.sigma) if has_sigma else self.sigma,
             log_var_limits=x.new_tensor(LOG_VAR_LIMITS) if self._is_learned else None,
             tokens_since_fired_F=self.tokens_since_fired,
             generator=self._generator(x.device),
@@ -413,13 +401,12 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             self.b_var.sub_(2 * math.log(scaling_factor))
         self.sigma.div_(scaling_factor)
         self.mean_squared_norm.div_(scaling_factor**2)
-        raw, was = vars(in_units(self.settings, 1 / scaling_factor**2)), vars(self.settings)
-        for name in (name for name in raw if raw[name] != was[name]):
-            setattr(self.cfg, name, raw[name])
-        self.cfg.sigma = raw["sigma"]  # in place of the noise_to_signal that gave it
-        self.cfg.noise_to_signal = None
+        settings = self.settings
+        if settings.noise.kind == "noise_to_signal":  # in units that are gone
+            settings = replace(settings, sigma=self.cfg.sigma)
+        self.settings = in_units(settings, 1 / scaling_factor**2)
+        self.cfg.settings = self.settings.to_dict()
         self.cfg.normalize_activations = "none"
-        self.settings = self.cfg.settings
 
     # --- files
 

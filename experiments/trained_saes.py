@@ -12,7 +12,12 @@ from sklearn.preprocessing import normalize
 from dictionary_learning_ext import RunConfig, load_dictionary
 from dictionary_learning_ext.activations.inputs import Inputs
 from dictionary_learning_ext.config.run import TrainConfig, require_same
-from dictionary_learning_ext.config.sae import SAEConfig
+from dictionary_learning_ext.config.sae import (
+    SAEConfig,
+    VSAETopKConfig,
+    sae_settings,
+    share_of_run,
+)
 from dictionary_learning_ext.features.reproducibility import matching
 from dictionary_learning_ext.run_folder.reading import load_config, read_metrics, steps_of
 from dictionary_learning_ext.training.loop import carry_out
@@ -30,7 +35,8 @@ def folder_name(model: str, *rest: object) -> str:
 
 def sae_config(**settings: Any) -> SAEConfig:
     """What the experiments share unless `settings` says otherwise: lr, falling in the last quarter."""
-    return SAEConfig(**({"lr": 2e-3, "decay_start": 0.75} | settings))
+    given = {"lr": 2e-3, "decay_start": share_of_run(0.75)} | settings
+    return sae_settings(given.pop("architecture", VSAETopKConfig.architecture), given)
 
 
 def train_missing(
@@ -55,7 +61,7 @@ def train_missing(
     folders = {name: folder / name for name in saes}
     missing = {name: sae for name, sae in saes.items() if not (folders[name] / finished).exists()}
     for name in saes.keys() - missing.keys():
-        asked = TrainConfig(saes[name].resolve(run.steps), run)
+        asked = TrainConfig(saes[name], run).resolved
         was = load_config(folders[name])
         remedy = f"to train it again, delete {folders[name]}"
         require_same(was.to_dict(), asked.to_dict(), str(folders[name]), advice=remedy)

@@ -14,7 +14,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config import architectures, sae
 from dictionary_learning_ext.trainers.base import SamplingTrainer
 from dictionary_learning_ext.trainers.dictionaries import FromState
-from dictionary_learning_ext.trainers.optimizers import GuardedAdam
+from dictionary_learning_ext.trainers.optimizers import Guarded, adam
 
 
 class ImaginarySAE(FromState, Dictionary):
@@ -71,7 +71,7 @@ class ImaginaryTrainer(SamplingTrainer, SAETrainer):
         self.layer, self.lm_name, self.submodule_name = layer, lm_name, submodule_name
         self.device, self.wandb_name = device, wandb_name
         self.ae: Any = ImaginarySAE(activation_dim, dict_size)
-        self._start_training(GuardedAdam(self.ae.parameters(), lr))
+        self._start_training(Guarded(adam(self.ae.parameters(), lr)))
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> ImaginaryTerms:
         l2_loss = (x - self.ae(x)).square().sum(-1).mean()
@@ -83,7 +83,7 @@ class ImaginaryTrainer(SamplingTrainer, SAETrainer):
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
         loss = self._terms(x, step, self.generator).loss
         loss.backward()
-        self.optimizer.guarded_step(loss, step)
+        self.optimizer.step(loss, step)
         self.scheduler.step()
         return loss.detach()
 

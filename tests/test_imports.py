@@ -167,7 +167,7 @@ def test_settings_and_help_import_nothing_heavy():
     """What makes `vsae train --help` answer in well under a second."""
     code = (
         "import sys\n"
-        "from dictionary_learning_ext import RunConfig, SAEConfig, trainer_options\n"
+        "from dictionary_learning_ext import RunConfig, VSAETopKConfig, trainer_options\n"
         "trainer_options(activation_dim=8, dict_size=48, k=4, steps=40)\n"
         "from dictionary_learning_ext.cli import main\n"
         "try: main(['train', '--help'])\nexcept SystemExit: pass\n"

@@ -12,7 +12,7 @@ from typing import get_type_hints
 import pytest
 import torch as t
 
-from dictionary_learning_ext import RunConfig, SAEConfig, trainer_options
+from dictionary_learning_ext import RunConfig, trainer_options
 from dictionary_learning_ext.config.checks import _SCALE_LIMITS
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig, require_same
@@ -20,23 +20,19 @@ from dictionary_learning_ext.config.sae import (
     CONFIGS,
     PosteriorOptions,
     VAEaseConfig,
-    from_json,
+    VSAETopKConfig,
+    sae_settings,
 )
 from dictionary_learning_ext.errors import ConfigError
 
 
 def sae(architecture="vsae_top_k", **options):
     """Settings for a run of 100 steps."""
-    return SAEConfig(architecture=architecture, **options).resolve(100)
-
-
-def typed(architecture="vsae_top_k", **options):
-    """The same, as flags give them: schedules in steps."""
-    return SAEConfig(architecture=architecture).with_flags(options, 100).resolve(100)
+    return sae_settings(architecture, options).resolve(100)
 
 
 def in_units(normalize):
-    return sae(noise_to_signal=0.1).with_sigma(128, normalize)
+    sae(noise_to_signal=0.1).require_units(normalize)
 
 
 def options(**given):
@@ -50,8 +46,8 @@ def updated(**given):
 
 def resumed(**given):
     require_same(
-        TrainConfig().to_dict(),
-        updated(**given).to_dict(),
+        TrainConfig().resolved.to_dict(),
+        updated(**given).resolved.to_dict(),
         "runs/a",
         advice="give {former}",
     )
@@ -61,16 +57,25 @@ REFUSED = {
     sae: [
         # names
         (dict(betta=1.0), "betta: no such option of vsae_top_k; did you mean 'beta'?"),
-        (dict(architecture="relu", k=8), "k: relu does not use it; it uses sparsity_warmup"),
+        (dict(architecture="relu", k=8), "k: relu does not use it; it uses sparsity_warmup_steps"),
         (dict(architecture="topk"), "architecture='topk': expected one of … did you mean 'top_k'?"),
         # types
         (dict(k="64"), "k='64': expected a whole number"),
-        (dict(warmup_steps=50), "warmup_steps: … give warmup=N/steps"),
+        (dict(warmup=0.1), "warmup: no such option of vsae_top_k; did you mean 'warmup_steps'"),
+        (dict(warmup_steps=0.5), "warmup_steps=0.5: expected a whole number"),
         # ranges
         (dict(k=2000), "k=2000: expected 1 to dict_size=1024"),
-        (dict(sigma=-1.0), "sigma=-1.0: expected above 0 (1e-18 to 1e+18), or none; for no noise"),
-        (dict(kl_warmup=200), "kl_warmup=200: expected 0 to 1, or none"),
-        (dict(decay_start=0.05), "decay_start=5: expected between 10 and steps=100"),
+        (dict(sigma=-1.0), "sigma=-1.0: expected above 0 (1e-18 to 1e+18); for no noise"),
+        (dict(kl_warmup_steps=200), "kl_warmup_steps=200: expected 0 to steps=100"),
+        (dict(decay_start=5), "decay_start=5: expected between 10 and steps=100, or none"),
+        (
+            dict(noise_anneal_steps=0),
+            "noise_anneal_steps=0: expected at least 1, or none… posterior='point'",
+        ),
+        (
+            dict(architecture="relu", sparsity_warmup_steps=50, decay_start=50),
+            "decay_start=50: expected between 50 and steps=100",
+        ),
         (dict(architecture="matryoshka", group_fractions=(0.5, 0.4)), "… shares that sum to 1"),
         (
             dict(architecture="probabilistic_top_k", temperature_start=1e-4),
@@ -82,25 +87,14 @@ REFUSED = {
             "sigma=0.3 and … leave out sigma or noise_to_signal",
         ),
         (
-            dict(kl_schedule="constant", kl_warmup=0.7),
-            "kl_warmup=0.7: kl_schedule constant does not",
-        ),
-    ],
-    typed: [
-        (dict(warmup_steps=0.5), "warmup_steps=0.5: expected a whole number or None"),
-        (
-            dict(noise_anneal_steps=0),
-            "noise_anneal_steps=0: expected above 0 … posterior='point'",
-        ),
-        (
-            dict(architecture="relu", sparsity_warmup_steps=50, decay_start=50),
-            "decay_start=50: expected between 50 and steps=100",
+            dict(kl_schedule="constant", kl_warmup_steps=7),
+            "kl_warmup_steps=7: kl_schedule constant does not",
         ),
     ],
     in_units: [
         (
             dict(normalize="none"),
-            "noise_to_signal=0.1: expected … or unit; give sigma",
+            "normalize='none': expected sqrt_d or unit, with noise_to_signal; … give sigma",
         ),
     ],
     RunConfig: [
@@ -132,7 +126,6 @@ REFUSED = {
         (dict(k=8), "runs/a: the run has k=32, not 8; give k=32"),
     ],
     preset: [(dict(name="x"), "preset='x': expected one of recommended, strong-noise, paper")],
-    from_json: [(dict(flat={"architecture": "relu", "k": 8}), "k: relu does not use it")],
 }
 """By call: what is given, and the message's start; … stands for anything."""
 CALLS = [(call, *row) for call, rows in REFUSED.items() for row in rows]
@@ -161,7 +154,7 @@ def test_a_number_is_finite(cls):
 @pytest.mark.parametrize(
     ("cls", "name"),
     [
-        (PosteriorOptions, "sigma"),
+        (VSAETopKConfig, "sigma"),
         (PosteriorOptions, "prior_std"),
         (VAEaseConfig, "prior_std"),
         (VAEaseConfig, "gamma_init"),

@@ -9,13 +9,13 @@ import wandb
 from datasets import Dataset
 
 from dictionary_learning_ext import (
-    SAEConfig,
     VariationalTopKTrainer,
     find_hook,
     load_dictionary,
     load_language_model,
     open_text,
 )
+from dictionary_learning_ext.config.sae import TopKConfig, VSAEConfig, VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.run_folder.weights import for_raw_activations
 
@@ -41,8 +41,8 @@ SMALL: dict[str, Any] = {
     "beta": 0.1,
     "prior_std": 0.5,
     "lr": 1e-2,
-    "warmup": 0.0,
-    "decay_start": 0.6,
+    "warmup_steps": 0,
+    "decay_start": 30,
     "auxk_alpha": 0.1,
     "dead_feature_threshold": 3 * B,
 }
@@ -60,14 +60,14 @@ GRID = [
 ]
 FIXED: dict[str, Any] = {"posterior": "fixed", "sigma": 0.25}
 OTHERS = [
-    FIXED | {"noise_on": "selection", "noise_anneal": 0.5},
-    FIXED | {"kl_schedule": "cosine", "kl_warmup": 0.4},
-    FIXED | {"k_anneal": 0.6},
+    FIXED | {"noise_on": "selection", "noise_anneal_steps": 25},
+    FIXED | {"kl_schedule": "cosine", "kl_warmup_steps": 20},
+    FIXED | {"k_anneal_steps": 30},
     FIXED | {"rectify": True},
     FIXED | {"select_by": "magnitude"},
     FIXED | {"beta": 0.0, "auxk_alpha": 0.0},
     FIXED | {"k": F},
-    {"posterior": "learned", "noise_anneal": 0.5, "rectify": True, "seed": 3},
+    {"posterior": "learned", "noise_anneal_steps": 25, "rectify": True, "seed": 3},
 ]
 
 
@@ -86,7 +86,7 @@ def batches(n=STEPS, dtype=t.float64, scale=1.0):
 
 
 def settings_of(**changes):
-    return SAEConfig(**SMALL | changes)
+    return VSAETopKConfig(**SMALL | changes)
 
 
 def options_of(settings, dtype="float64", normalize_activations="none", steps=STEPS):
@@ -116,14 +116,14 @@ def their_trainer(options, data, sae=None, **changes):
 
 def our_trainer(settings, width=D, steps=STEPS, batch_size=B, energy=None, **changes):
     """Ours, in float64. Default of E||x||^2: the width, as of normalised activations."""
-    resolved = settings.resolve(steps).with_sigma(width, "sqrt_d")
-    arguments = resolved.trainer_arguments(steps, energy or width) | changes
+    resolved, energy = settings.resolve(steps), float(energy or width)
+    arguments = resolved.trainer_arguments() | {"mean_squared_norm": energy} | changes
     trainer = VariationalTopKTrainer(
         steps=steps, activation_dim=width, layer=0, lm_name="x", device="cpu", **arguments
     )
     trainer.ae.double()
-    if resolved.sigma is not None:
-        trainer.ae.sigma.fill_(resolved.sigma)  # not rounded to float32
+    if resolved.posterior == "fixed":
+        trainer.ae.sigma.fill_(resolved.noise.sigma(trainer.k, energy))  # not rounded to float32
     return trainer
 
 
@@ -208,7 +208,7 @@ def test_normalised_activations_have_the_same_meaning(changes, tmp_path, monkeyp
     data = batches(STEPS + 8, scale=7.0)
     options = options_of(settings, normalize_activations="expected_average_only_in")
     if changes == {"noise_to_signal": 0.3}:
-        assert options["sae"].settings.sigma == (0.3 * D / K) ** 0.5
+        assert options["sae"].sigma == (0.3 * D / K) ** 0.5
     folders = {"checkpoint_path": str(tmp_path), "save_final_checkpoint": True}
     trainer = their_trainer(options, data, n_batches_for_norm_estimate=8, **folders)
     factors = []
@@ -227,9 +227,10 @@ def test_normalised_activations_have_the_same_meaning(changes, tmp_path, monkeyp
     t.testing.assert_close(loaded(x), expected, rtol=0, atol=1e-8)
     assert loaded.cfg.normalize_activations == "none"
     assert loaded.settings.prior_std == pytest.approx(float(raw.prior_std))
-    is_controlled = loaded.settings.survival is not None
-    sigma = float(loaded.sigma) if is_controlled else loaded.settings.sigma or 0.0
-    assert sigma == pytest.approx(float(raw.sigma))
+    is_fixed = loaded.settings.posterior == "fixed" and not loaded.settings.is_controlled
+    sigma = loaded.settings.noise.value if is_fixed else float(loaded.sigma)
+    if loaded.settings.posterior == "fixed":
+        assert sigma == pytest.approx(float(raw.sigma))
 
 
 def test_initial_weights_follow_from_the_seed_and_leave_torchs_generator():
@@ -307,9 +308,9 @@ def logged(monkeypatch):
 
 def run_settings(**changes):
     """The preset recommended, for 50 steps."""
-    given = {"noise_on": "selection", "noise_to_signal": 0.3, "noise_anneal": 0.5}
-    given |= {"kl_scope": "selected", "beta": 0.03, "lr": 2e-3, "warmup": 0.0}
-    return SAEConfig(**{"dict_size": 256, "k": 16, "decay_start": 0.74} | given | changes)
+    given = {"noise_on": "selection", "noise_to_signal": 0.3, "noise_anneal_steps": 25}
+    given |= {"kl_scope": "selected", "beta": 0.03, "lr": 2e-3, "warmup_steps": 0}
+    return VSAETopKConfig(**{"dict_size": 256, "k": 16, "decay_start": 37} | given | changes)
 
 
 def runner_config(tmp_path, **changes):
@@ -408,7 +409,7 @@ def test_the_runner_of_several_trains_it_beside_a_topk(embedded, tmp_path):
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     """Weights, dead features and noise continue."""
-    settings, data = settings_of(sigma=0.25, noise_anneal=0.8), batches()
+    settings, data = settings_of(sigma=0.25, noise_anneal_steps=40), batches()
     whole = their_trainer(options_of(settings), data).fit()
     first = their_trainer(options_of(settings), data)
     for x in data[:20]:
@@ -467,8 +468,8 @@ def test_what_keeps_signs_is_saved_as_an_abstopk(changes, saved_as, tmp_path):
 ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"k": 99}, "k=99: expected 1 to dict_size=48"),
     ({"posterior": "point", "sigma": 0.2}, "posterior point does not use it; leave out sigma"),
-    ({"noise_to_signal": 0.3}, "normalize_activations='expected_average_only_in'; or give sigma"),
-    ({"kl_warmup": 51}, "kl_warmup=51: expected 0 to 1"),
+    ({"noise_to_signal": 0.3}, "normalize='none': expected sqrt_d or unit, with noise_to_signal"),
+    ({"kl_warmup_steps": 51}, "kl_warmup_steps=51: expected 0 to steps=50"),
     ({"noise_on": "values_"}, "did you mean 'values'"),
     ({"beta": "1"}, "beta='1': expected a finite number"),
     ({"steps": 0}, "steps=0: expected at least 1"),
@@ -483,9 +484,9 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("sae", "message"),
     [
-        (SAEConfig(architecture="top_k"), "architecture='top_k': "),
-        (SAEConfig(init_from="runs/one"), "from_pretrained_path"),
-        (SAEConfig(decay_start=0.08), "decay_start=4: expected between 5 and steps=50"),
+        (TopKConfig(), "architecture='top_k': "),
+        (VSAETopKConfig(init_from="runs/one"), "from_pretrained_path"),
+        (VSAETopKConfig(decay_start=4), "decay_start=4: expected between 5 and steps=50"),
     ],
     ids=["architecture", "init_from", "decay_start"],
 )
@@ -496,15 +497,14 @@ def test_settings_that_the_runner_can_not_have_are_named(sae, message):
 
 
 def test_the_runs_arguments_are_those_of_vsae_train():
-    settings = SAEConfig(architecture="vsae", dict_size=2**12, decay_start=0.75)
+    settings = VSAEConfig(dict_size=2**12, decay_start=750)
     options = runner_options(settings, activation_dim=512, steps=1000, batch_size=64)
     sae = options.pop("sae")
-    warmup = sae.settings.in_steps(1000)["kl_warmup"]
-    assert (sae.k, sae.d_sae, warmup) == (2**12, 2**12, 100)
+    assert (sae.k, sae.d_sae, sae.resolved.kl_warmup_steps) == (2**12, 2**12, 100)
     assert options == {
         "training_tokens": 64_000,
         "train_batch_size_tokens": 64,
-        "lr": our_trainer(SAEConfig(dict_size=2**12), width=8).lr,
+        "lr": our_trainer(VSAETopKConfig(dict_size=2**12), width=8).lr,
         "lr_warm_up_steps": 100,
         "lr_decay_steps": 250,
     }

@@ -28,11 +28,10 @@ from typing import (
     get_type_hints,
 )
 
-from ..config.checks import close_names, described, did_you_mean
+from ..config.checks import Follows, close_names, described, did_you_mean
 from ..config.former import former_setting
 from ..config.help_texts import help_texts
 from ..config.run import NONE
-from ..config.sae import SCHEDULES, SAEConfig
 from ..errors import FlagError, as_flag, in_shell
 from ..run_folder.files import RUNS, WEIGHTS
 
@@ -166,11 +165,7 @@ def parse(command: Command[F], args: list[str]) -> F:
         parts.setdefault(options[name].part, {})[name] = value
     whole = parts.pop("")
     for part, changed in parts.items():
-        former = getattr(start, part)
-        if isinstance(former, SAEConfig):
-            whole[part] = former.with_flags(changed, start.run.steps)
-        else:
-            whole[part] = replace(former, **changed)
+        whole[part] = replace(getattr(start, part), **changed)
     filled_in = {"typed": tuple(typed), "words": tuple(args), "passed_on": tuple(passed_on)}
     hidden = {each.name for each in fields(start) if each.metadata.get("hidden")}
     whole |= {name: value for name, value in filled_in.items() if name in hidden}
@@ -185,6 +180,8 @@ class _Option(NamedTuple):
     """Its type."""
     default: Any
     """MISSING if it must be typed."""
+    nothing: Any
+    """What the word none stands for; MISSING if it is no value."""
     part: str
     """The field with the dataclass that holds it; "" for the flags' own dataclass."""
     help: str
@@ -224,27 +221,37 @@ def _start_of(command: Command[F], given: dict[str, str]) -> Any:
 def _options_of(start: Any, part: str = "", steps: int = 1) -> dict[str, _Option]:
     """The options of a dataclass's instance and of its nested dataclasses, by name.
 
-    Schedules of an SAE are typed in steps of a run of `steps`.
+    Defaults that follow from the run are those of a run of `steps`.
     """
     hints, texts = get_type_hints(type(start)), help_texts(type(start))
     unused = start.unused() if hasattr(start, "unused") else ()
     steps = start.run.steps if hasattr(start, "run") else steps
     found: dict[str, _Option] = {}
     for each in fields(start):
-        name, value = each.name, getattr(start, each.name)
-        if is_dataclass(value):
+        name, value, metadata = each.name, getattr(start, each.name), each.metadata
+        if is_dataclass(value) and not isinstance(value, Follows):
             more = _options_of(value, name, steps)
             assert not found.keys() & more.keys(), "a flag is one field"
             found |= more
-        elif not each.metadata.get("hidden"):
-            text = each.metadata.get("help") or texts.get(name, "")
-            hint, is_used = hints[name], name not in unused
-            if isinstance(start, SAEConfig) and name in SCHEDULES:
-                row = SCHEDULES[name]
-                value = None if value is None else row.count(value, steps)
-                name, hint = row.in_steps, int | None
-            found[name] = _Option(name, hint, value, part, text, each.metadata, is_used)
+            continue
+        if metadata.get("hidden"):
+            continue
+        is_used = name not in unused
+        for one in metadata.get("given_as", ()):  # each name an argument of the class
+            shown = value.value if value.kind == one else None
+            hint, text = hints[one].type, texts[one]
+            found[one] = _Option(one, hint, shown, None, part, text, metadata, is_used)
+        if "given_as" not in metadata:
+            text = metadata.get("help") or texts.get(name, "")
+            follows = isinstance(each.default, Follows)
+            nothing = each.default if follows else None if _takes_none(hints[name]) else MISSING
+            shown = value.value(start, steps) if isinstance(value, Follows) else value
+            found[name] = _Option(name, hints[name], shown, nothing, part, text, metadata, is_used)
     return found
+
+
+def _takes_none(hint: Any) -> bool:
+    return NoneType in get_args(hint)
 
 
 def _others_of(command: Command[Any]) -> dict[str, _Option]:
@@ -356,8 +363,8 @@ def _converted(option: _Option, words: list[str]) -> Any:
     if [word.lower() for word in words] == [NONE]:
         if name in _WITH_ITS_OWN_NONE or NONE in get_args(kind):
             return NONE
-        if NoneType in get_args(option.hint):
-            return None
+        if option.nothing is not MISSING:
+            return option.nothing
     try:
         if get_origin(kind) is tuple:
             return tuple(_read(word, get_args(kind)[0]) for word in words)
@@ -434,7 +441,7 @@ def _expected(hint: Any) -> str:
     if kind is bool:
         return "True or False"
     if kind in (int, float):
-        return described(kind) + (", or none" if NoneType in get_args(hint) else "")
+        return described(kind) + (", or none" if _takes_none(hint) else "")
     return described(kind) if get_origin(kind) is Literal else "a value"
 
 

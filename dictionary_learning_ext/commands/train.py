@@ -3,11 +3,11 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..config.checks import require
-from ..config.presets import BY_SIZE, DEFAULT_PRESET, preset, recommended_lr
+from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run import (
     CONTINUE_OR_START,
     NONE,
@@ -16,7 +16,7 @@ from ..config.run import (
     may_move,
     require_same,
 )
-from ..config.sae import CONFIGS, NOISES, SAEConfig, not_used
+from ..config.sae import CONFIGS, NOISES, SAEConfig, VSAETopKConfig, not_used, option_names
 from ..errors import ConfigError, TrainingError, UserError, as_flag, in_shell
 from ..run_folder.files import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import (
@@ -46,7 +46,7 @@ from .seeds import (
 class TrainFlags:
     """Train an SAE, or one at each of several --hook, and evaluate it."""
 
-    sae: SAEConfig = field(default_factory=SAEConfig)
+    sae: SAEConfig = field(default_factory=VSAETopKConfig)
     run: RunConfig = field(default_factory=RunConfig)
     preset: str | None = DEFAULT_PRESET
     """Start from named settings: recommended, strong-noise, paper or paper-as-run. Other flags
@@ -72,10 +72,11 @@ class TrainFlags:
 
     def __post_init__(self):
         for name, by in self.sae.unused().items():
-            given = {name: getattr(self.sae, name)}
-            ((typed, value),) = self.sae.to_flags(given, self.run.steps).items()
-            if typed in self.typed and value is not None:
-                raise not_used(typed, value, by)
+            value = getattr(self.sae, name)
+            if name == "noise":
+                name, value = value
+            if name in self.typed and value is not None:
+                raise not_used(name, value, by)
 
 
 def _prepare(args: list[str]) -> list[str]:
@@ -109,12 +110,12 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     """
     name, start = _named_start(given)
     run = start.run if "resume" in given else _run_of(given, start.run)
+    if "config" in given:
+        start = replace(start, sae=start.sae.scaled(start.run.steps, run.steps))
     choices = ("architecture", "posterior", "kl_schedule", "noise_on")
-    is_set = [name for name, text in given.items() if text != NONE]
-    sae = start.sae.switch_architecture(**{name: given.get(name) for name in choices})
-    flat, was = (TrainConfig(each, run).to_dict() for each in (sae, start.sae))
-    left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
-    sae = sae.without_noise_for(is_set)
+    sae = start.sae.start_for(**{name: given.get(name) for name in choices})
+    was, now = start.sae.to_dict(), sae.to_dict()
+    left_out = [n for n in was if was[n] is not None and now.get(n) is None and n not in given]
     return TrainFlags(sae, run, preset=name, left_out=tuple(sorted(left_out)))
 
 
@@ -133,11 +134,7 @@ def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
     name = given.get("preset", DEFAULT_PRESET)
     if name == NONE:
         return None, TrainConfig()
-    start = preset(name)
-    dict_size = _whole_number(given.get("dict_size", "")) or 0
-    if name in BY_SIZE and dict_size > 0:
-        start = replace(start, sae=replace(start.sae, lr=recommended_lr(dict_size)))
-    return name, start
+    return name, preset(name)
 
 
 def _run_of(given: dict[str, str], settings: RunConfig) -> RunConfig:
@@ -168,7 +165,7 @@ def _whole_number(text: str) -> int | None:
 
 def _architectures_with(name: str, start: TrainFlags) -> str:
     """The message for a flag that this architecture doesn't have."""
-    users = " or ".join(each for each, cls in CONFIGS.items() if name in vars(cls()))
+    users = " or ".join(each for each, cls in CONFIGS.items() if name in option_names(cls))
     unused = f"architecture {start.sae.architecture} does not use it"
     return f"{unused}; leave it out, or give --architecture {users}"
 
@@ -301,8 +298,8 @@ def _settings(
         start = starting_point({"resume": str(flags.resume)})
         places = may_move(start.run, flags.run)
         require_same(
-            TrainConfig(start.sae, start.run).to_dict(),
-            TrainConfig(flags.sae, flags.run).to_dict(),
+            start.sae.to_dict() | asdict(start.run),  # resolved for the run that is continued
+            flags.sae.to_dict() | asdict(flags.run),
             f"--resume {flags.resume}",
             typed=flags.typed,
             but=places if {*places} & {*flags.typed} else (),
@@ -327,7 +324,7 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
             for hook in flags.run.hooks
         ]
         return any(there), flags.run
-    config = TrainConfig(flags.sae.resolve(flags.run.steps), flags.run)
+    config = TrainConfig(flags.sae, flags.run).resolved
     folder = folder_of(config)
     run = replace(flags.run, save_dir=str(folder))
     return _is_same_run(flags.sae, run, folder, flags.typed), run
@@ -341,7 +338,7 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
         return False
     # What only follows from the steps is not named.
     same = replace(settings, steps=was.run.steps, save_steps=was.run.save_steps)
-    now = TrainConfig(sae.resolve(same.steps), same)
+    now = TrainConfig(sae, same)
     advice = (
         f"use the flags it was started with ({{former}}), or `vsae train --resume {in_shell(folder)}`, "
         "or for a new run choose another save_dir, or overwrite=True"
@@ -378,8 +375,8 @@ def _started_from(flags: TrainFlags) -> str:
         left_out = ", ".join(flags.left_out)
         return f"{line} Left out, as not used here: {left_out}." if left_out else line
     settings = TrainConfig(flags.sae, flags.run).to_dict()
-    shown = {name: settings[name] for name in ("k", "dict_size", *NOISES, "lr", "steps")}
-    values = ", ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
+    shown = (name for name in ("k", "dict_size", *NOISES, "lr", "steps") if name in settings)
+    values = ", ".join(f"{name}={settings[name]}" for name in shown)
     line = f"Preset {flags.preset or NONE} ({values})"
     return line if "preset" in flags.typed else f"{line}; --preset paper for the paper's setting."
 

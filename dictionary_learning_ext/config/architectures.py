@@ -5,7 +5,6 @@ Classes are named by their paths and imported when asked for, so that this modul
 To add an architecture: its trainer in trainers/, its settings in sae.py (a dataclass, also in CONFIGS), and a row here.
 """
 
-import math
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
@@ -20,12 +19,11 @@ BENCHED: tuple[BenchEvaluation, ...] = ("core", "sparse_probing", "sae_probes")
 
 _OURS = "dictionary_learning_ext.trainers"
 _UPSTREAMS = "dictionary_learning.trainers"
-_TOP_K_LR = "2e-4 / sqrt(dict_size / 16384)"
 
 
 def upstream_lr(dict_size: int) -> float:
     """The learning rate that upstream's TopK trainers take by default."""
-    return 2e-4 / math.sqrt(dict_size / 2**14)
+    return 2e-4 / (dict_size / 2**14) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class Architecture:
     """The dictionary's class, as MODULE:CLASS."""
     name_in_folders: str = ""
     """The name in automatic names of run folders. Default: name."""
-    default_lr: str = "1e-3"
-    """The trainer's default learning rate, as --help shows it."""
+    default_lr: float | None = 1e-3
+    """The default learning rate; None: `upstream_lr`, which follows from dict_size."""
     function: Function | None = None
     """The function of its encoder, which decides the export formats; None: no format has it."""
     subtracts_b_dec: bool = True
@@ -63,6 +61,15 @@ class Architecture:
     unit_norm_by: str | None = None
     """The dictionary's method that makes its decoder unit-norm without changing reconstructions,
     as SAE Bench expects; None if it is unit-norm already."""
+
+    def lr(self, dict_size: int) -> float:
+        """The default learning rate of a dictionary of this size."""
+        return upstream_lr(dict_size) if self.default_lr is None else self.default_lr
+
+    @property
+    def lr_in_words(self) -> str:
+        """The default learning rate, as --help shows it."""
+        return f"{self.default_lr:g}" if self.default_lr else "2e-4 / sqrt(dict_size / 16384)"
 
     @property
     def is_ours(self) -> bool:
@@ -93,7 +100,7 @@ def import_class(path: str) -> Any:
 _VARIATIONAL: dict[str, Any] = {
     "trainer": f"{_OURS}.variational_top_k:VariationalTopKTrainer",
     "dictionary": f"{_OURS}.variational_top_k:VariationalTopKAutoEncoder",
-    "default_lr": _TOP_K_LR,
+    "default_lr": None,
     "function": "top_k",
     "exported_as": f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
     "bench_name": "vsae",
@@ -142,7 +149,7 @@ _ROWS = (
         description="upstream's TopK",
         trainer=f"{_UPSTREAMS}.top_k:TopKTrainer",
         dictionary=f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
-        default_lr=_TOP_K_LR,
+        default_lr=None,
         function="top_k",
         bench_name="topk",
     ),
@@ -153,7 +160,7 @@ _ROWS = (
         description="upstream's TopK, trained with random gates that harden (Li et al. 2026)",
         trainer=f"{_OURS}.probabilistic_top_k:ProbabilisticTopKTrainer",
         dictionary=f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
-        default_lr=_TOP_K_LR,
+        default_lr=None,
         function="top_k",
         splits=True,
         bench_name="topk",
@@ -164,7 +171,7 @@ _ROWS = (
         description="upstream's BatchTopK",
         trainer=f"{_UPSTREAMS}.batch_top_k:BatchTopKTrainer",
         dictionary=f"{_UPSTREAMS}.batch_top_k:BatchTopKSAE",
-        default_lr=_TOP_K_LR,
+        default_lr=None,
         function="jump_relu",
         bench_name="batch_topk",
     ),
@@ -184,7 +191,7 @@ _ROWS = (
         description="upstream's JumpReLU, with the paper's sparsity loss",
         trainer=f"{_OURS}.upstream:CorrectedJumpReluTrainer",
         dictionary="dictionary_learning.dictionary:JumpReluAutoEncoder",
-        default_lr="7e-5",
+        default_lr=7e-5,
         function="jump_relu",
         subtracts_b_dec=False,
         bench_name="jumprelu",
@@ -195,7 +202,7 @@ _ROWS = (
         description="upstream's Matryoshka BatchTopK",
         trainer=f"{_UPSTREAMS}.matryoshka_batch_top_k:MatryoshkaBatchTopKTrainer",
         dictionary=f"{_UPSTREAMS}.matryoshka_batch_top_k:MatryoshkaBatchTopKSAE",
-        default_lr=_TOP_K_LR,
+        default_lr=None,
         function="jump_relu",
         bench_name="matryoshka_batch_topk",
     ),

@@ -4,7 +4,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -35,8 +35,14 @@ class Range(NamedTuple):
     """Whether a number is in it."""
     instead: str = ""
     """What to do about a number outside of it."""
-    in_steps: str = ""
-    """For a share of the run: the range in words as a number of steps, with {} for all steps."""
+
+
+class Follows:
+    """A default that isn't known before the run or other settings are: see sae.py."""
+
+    def value(self, sae: Any, steps: int) -> Any:
+        """The default, given the other settings of an SAE and the steps of its run."""
+        raise NotImplementedError
 
 
 Count = Annotated[int, Range("at least 1", lambda n: n >= 1)]
@@ -61,6 +67,8 @@ class Checked:
     def __post_init__(self):
         for name, (hint, ranges) in annotations_of(type(self)).items():
             given = getattr(self, name)
+            if isinstance(given, Follows):
+                continue
             require_type(name, given, hint)
             for legal in ranges:
                 words = legal.words + (", or none" if NoneType in get_args(hint) else "")
@@ -75,8 +83,8 @@ class Checked:
 @cache
 def annotations_of(cls: type) -> dict[str, tuple[Any, list[Range]]]:
     """The type of each field, and the ranges in its annotation."""
-    whole, found = get_type_hints(cls, include_extras=True), {}
-    for name, hint in get_type_hints(cls).items():
+    whole, plain, found = get_type_hints(cls, include_extras=True), get_type_hints(cls), {}
+    for name, hint in ((each.name, plain[each.name]) for each in fields(cls)):
         parts = (whole[name], *get_args(whole[name]))
         found[name] = hint, [each for p in parts for each in getattr(p, "__metadata__", ())]
     return found

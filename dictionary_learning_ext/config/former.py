@@ -5,7 +5,7 @@ from typing import Any
 from ..errors import as_flag
 
 # To add a row: what was typed, `command`, `--flag` or `--flag value`, and one line that says what to type instead.
-# A removed setting is the row of its flag, so config files and `SAEConfig(...)` find it too.
+# A removed setting is the row of its flag, so config files and Python find it too.
 FORMER = {
     "explain": "run `vsae export FOLDER --format sparsify`, then delphi; see docs/explain.md",
     "--format safetensors": "ae.pt holds the weights; use `load_dictionary(FOLDER)[0].state_dict()` in Python",

@@ -10,12 +10,11 @@ its runs: vsae_k16_lr0.002.
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from .architectures import ARCHITECTURES
 from .hooks import RESID_POST, hook_name
-from .presets import DEFAULT_PRESET, preset, recommended_lr
+from .presets import DEFAULT_PRESET, preset
 from .run import NOT_THE_RESULT, TrainConfig
 
 LONGEST = 40
@@ -47,10 +46,9 @@ _IN_NAMES = {"dict_size": "F", "noise_to_signal": "noise", "kl_scope": "kl"} | d
 
 def automatic_name(config: TrainConfig) -> str:
     """A run folder's name: at most LONGEST characters that a file's name may have."""
-    flat = config.sae.to_json()
     row = ARCHITECTURES[config.sae.architecture]
     start = [row.name_in_folders or row.name]
-    start += [f"k{flat['k']}"] if flat["k"] is not None else []
+    start += [f"k{k}"] if (k := vars(config.sae).get("k")) else []
     start += [f"F{config.sae.dict_size}"]
     end = [f"seed{config.sae.seed}", config.digest[:6]]
     return _fitting(start, _differences(config), end, LONGEST)
@@ -75,7 +73,10 @@ def names_in_sweep(
     ]
     names = []
     for assignment, config in zip(assignments, configs, strict=True):
-        row, values = ARCHITECTURES[config.sae.architecture], {**assignment, **config.to_dict()}
+        row, values = (
+            ARCHITECTURES[config.sae.architecture],
+            {**assignment, **config.to_dict()},
+        )
         parts = [_part(name, values[name]) for name in differing]
         names.append(_fitting([row.name_in_folders or row.name], parts, [], LONGEST_IN_SWEEP))
     times = Counter(names)
@@ -108,15 +109,15 @@ def _differences(config: TrainConfig) -> list[str]:
     """Parts of a name: the settings that differ from the preset's, or from their architecture's defaults."""
     steps = config.run.steps
     preset_config = preset(DEFAULT_PRESET, steps)
-    sae = preset_config.sae.switch_architecture(architecture=config.sae.architecture)
-    sae = replace(sae, lr=recommended_lr(config.sae.dict_size))
+    sizes = {n: v for n, v in vars(config.sae).items() if n in ("dict_size", "k")}
+    sae = preset_config.sae.start_for(config.sae.architecture, **sizes)
     usual = TrainConfig(sae.resolve(steps), preset_config.run).to_dict()
     usual["steps"] = preset(DEFAULT_PRESET).run.steps
     named = {"architecture", "k", "dict_size", "seed", *NOT_THE_RESULT}
     given = {
         name: value
         for name, value in config.to_dict().items()
-        if name not in named and value not in (None, usual[name])
+        if name not in named and value not in (None, usual.get(name))
     }
     return list(dict.fromkeys(_part(name, given[name]) for name in _in_order(given)))
 

@@ -1,7 +1,7 @@
 """The presets of `vsae train`, the same for upstream's `trainSAE`, and the SAEs of `vsae quickstart`.
 
-A preset holds the settings that differ from the defaults. Flags override them. Schedules are shares of the run, so
-they scale with --steps.
+A preset holds the settings that differ from the defaults. Flags override them. Its schedules are shares of the run,
+which become steps once --steps is known.
 """
 
 import math
@@ -11,7 +11,15 @@ from typing import Any
 from .architectures import upstream_lr
 from .checks import require, require_choice, require_sizes, require_type
 from .run import TrainConfig
-from .sae import DEAD_FEATURE_THRESHOLD, SAEConfig, TopKConfig, training_energy
+from .sae import (
+    DEAD_FEATURE_THRESHOLD,
+    SAEConfig,
+    TopKConfig,
+    Variational,
+    follows,
+    share_of_run,
+    training_energy,
+)
 
 _PAPER = {
     # What the paper states.
@@ -40,18 +48,22 @@ def recommended_lr(dict_size: int) -> float:
     return float(f"{_LR_MULTIPLE * upstream_lr(max(dict_size, _SMALLEST_TUNED)):.2g}")
 
 
+def _tuned_lr(sae: SAEConfig) -> float:
+    return recommended_lr(sae.dict_size)
+
+
 _RECOMMENDED = {
     # A few minutes on a laptop, on the embedded model.
     "k": 16,
     "dict_size": 512,
     "noise_on": "selection",
-    "noise_anneal": 0.5,
+    "noise_anneal_steps": share_of_run(0.5, least=1),
     "kl_scope": "selected",
     "max_norm_multiple": 10.0,  # attention sinks; the embedded model has none
     "batch_size": 256,
-    "lr": recommended_lr(512),
+    "lr": follows(_tuned_lr),
     "steps": 4000,
-    "decay_start": 0.75,
+    "decay_start": share_of_run(0.75),
 }
 PRESETS: dict[str, dict[str, Any]] = {
     # Chosen in a study of the dose of noise: of those vSAEs that keep TopK's reconstruction and its true features, the
@@ -83,9 +95,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-BY_SIZE = ("recommended", "strong-noise")
-"""The presets whose learning rate follows dict_size."""
-
 
 def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
     """A TopK SAE and a vSAE with the same size, learning rate, schedule and initial weights.
@@ -100,8 +109,6 @@ def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
 
 def preset(name: str, steps: int | None = None) -> TrainConfig:
     """The settings of a preset, for a run of `steps` (default: the preset's).
-
-    Its learning rate is for its own dict_size: see `recommended_lr` for others.
 
     Raises: ConfigError for an unknown name.
     """
@@ -121,8 +128,7 @@ def trainer_options(
 ) -> dict[str, Any]:
     """A preset of vSAEs as arguments of `VariationalTopKTrainer`, for upstream's `trainSAE`.
 
-    sigma is computed from the preset's noise-to-signal ratio. sigma, prior_std, beta and auxk_alpha are in
-    the units of the activations that the trainer gets, and schedules are in steps. The four sizes are
+    sigma, prior_std and beta are in the units of the activations that the trainer gets. The four sizes are
     among the arguments returned. Presets also leave out attention sinks. In upstream's loop the buffer
     does that: `ResidualBuffer(..., max_norm_multiple=10)`.
 
@@ -136,8 +142,7 @@ def trainer_options(
         name: recommended, strong-noise, paper or paper-as-run.
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
-        k: features kept per token. The preset's own k and dict_size are not used, and the learning rate of
-            `recommended` and `strong-noise` follows from dict_size.
+        k: features kept per token, in place of the preset's.
         steps: training steps.
         mean_squared_norm: E||x||^2 of the activations (B, D) that the trainer gets, e.g.
             `float(x.square().sum(-1).mean())` of a batch. Default: 1, for `normalize_activations=True`.
@@ -150,12 +155,11 @@ def trainer_options(
     require(mean_squared_norm > 0, "mean_squared_norm", mean_squared_norm, "above 0")
     config = preset(name, steps)
     size: dict[str, Any] = {"dict_size": dict_size, "k": k}
-    size |= {"lr": recommended_lr(dict_size)} if name in BY_SIZE else {}
-    run, sae = config.run, replace(config.sae, **size)
-    sae = sae.resolve(steps).with_sigma(activation_dim, run.normalize)
+    run, sae = config.run, replace(config.sae, **size).resolve(steps)
     sae = in_units(sae, mean_squared_norm / training_energy(run.normalize, activation_dim))
-    arguments = sae.trainer_arguments(steps, mean_squared_norm)
-    return sizes | {n: v for n, v in arguments.items() if n != "seed"}
+    arguments = sae.trainer_arguments()
+    del arguments["seed"]
+    return sizes | arguments | {"mean_squared_norm": mean_squared_norm}
 
 
 def in_units(sae: SAEConfig, energy: float) -> SAEConfig:
@@ -164,7 +168,8 @@ def in_units(sae: SAEConfig, energy: float) -> SAEConfig:
     The squared error grows by `energy` and the KL stays. So beta is multiplied by `energy`, sigma and prior_std
     by its square root.
     """
-    factors = {"beta": energy, "sigma": math.sqrt(energy), "prior_std": math.sqrt(energy)}
-    given = {name: getattr(sae, name) for name in factors}
-    changed: dict[str, Any] = {n: v * factors[n] for n, v in given.items() if v is not None}
+    factors = {"beta": energy, "prior_std": math.sqrt(energy)}
+    changed: dict[str, Any] = {n: getattr(sae, n) * factor for n, factor in factors.items()}
+    if isinstance(sae, Variational) and sae.noise.kind == "sigma":
+        changed["sigma"] = sae.noise.value * math.sqrt(energy)
     return replace(sae, **changed)

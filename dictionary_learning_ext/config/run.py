@@ -22,7 +22,7 @@ from .checks import (
     require_max_norm_multiple,
 )
 from .former import former_setting
-from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_json, in_shares
+from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, VSAETopKConfig, require_option
 
 Dtype = Literal["float32", "bfloat16"]
 Packing = Literal["pack", "truncate"]
@@ -242,7 +242,9 @@ def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
     Defaults are left out, so that adding an option changes no folder's name. A slash at the end of `init_from` is ignored;
     a RunConfig has none in its paths.
     """
-    defaults = _defaults_of(settings)
+    cls = CONFIGS.get(settings.get("architecture", ""), SAEConfig)
+    defaults = {each.name: each.default for each in (*fields(cls), *fields(RunConfig))}
+    defaults["architecture"] = SAEConfig.architecture
     chosen = {
         name: value
         for name, value in settings.items()
@@ -250,20 +252,9 @@ def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
     }
     if isinstance(path := chosen.get("init_from"), str):
         chosen["init_from"] = without_slash(path)
-    if chosen.get("noise_to_signal") is not None:
-        chosen.pop("sigma", None)  # follows from it, once D is known
     if "split" in chosen:  # its noise is another one, whatever the number
         chosen["split"] = True
     return chosen
-
-
-def _defaults_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """The defaults of a run and of its architecture, with lists for tuples as in JSON."""
-    cls = CONFIGS.get(settings.get("architecture", ""), SAEConfig)
-    return {
-        each.name: list(each.default) if isinstance(each.default, tuple) else each.default
-        for each in (*fields(cls), *fields(RunConfig))
-    } | {"architecture": SAEConfig.architecture}
 
 
 def most_parts(dict_size: int) -> int:
@@ -295,22 +286,22 @@ def without_slash(path: str) -> str:
 class TrainConfig:
     """The settings of an SAE and of its run."""
 
-    sae: SAEConfig = field(default_factory=SAEConfig)
+    sae: SAEConfig = field(default_factory=VSAETopKConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings in one dict, as flags: schedules in steps, and defaults filled in."""
-        steps = self.run.steps
-        return self.sae.to_flags(self.sae.with_dead_after().to_json(), steps) | asdict(self.run)
+        """All settings that have an effect in one dict, resolved, by the names of their flags, as in config.json."""
+        return self.resolved.sae.to_dict() | asdict(self.run)
 
-    def to_json(self) -> dict[str, Any]:
-        """All settings in one dict, as in config.json: schedules as shares of the run."""
-        return self.sae.to_json() | asdict(self.run)
+    @property
+    def resolved(self) -> "TrainConfig":
+        """The same with the defaults that follow from the run filled in, see `SAEConfig.resolve`."""
+        return replace(self, sae=self.sae.resolve(self.run.steps))
 
     @property
     def digest(self) -> str:
         """A hash of the settings that change the result."""
-        settings = _deciding_the_result(json.loads(json.dumps(self.to_dict())))
+        settings = _deciding_the_result(as_json(self.to_dict()))
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def with_settings(self, values: dict[str, Any], source: str) -> "TrainConfig":
@@ -320,7 +311,6 @@ class TrainConfig:
             source: where the values come from, for messages.
         """
         run_fields = {each.name for each in fields(RunConfig)}
-        values = in_shares({"steps": self.run.steps} | values)
         for name in values:
             if name not in run_fields and name not in OPTION_NAMES:
                 hint = (
@@ -331,13 +321,18 @@ class TrainConfig:
                 raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
         own = {name: value for name, value in values.items() if name not in run_fields}
         try:
-            choices = {name: own.get(name) for name in ("architecture", "noise_on")}
-            is_set = [name for name, value in own.items() if value is not None]
-            start = self.sae.switch_architecture(**choices).without_noise_for(is_set)
+            start = self.sae.start_for(own.get("architecture"))
+            for name in own:
+                require_option(name, type(start))
             run = {name: value for name, value in values.items() if name in run_fields}
-            return replace(self, run=replace(self.run, **run), sae=from_json(vars(start) | own))
+            return TrainConfig(replace(start, **own), replace(self.run, **run))
         except ConfigError as error:
             raise error.within(source, error.instead or "correct it there") from error
+
+
+def as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them: lists for tuples."""
+    return json.loads(json.dumps(settings))
 
 
 CONTINUE_OR_START = "leave out {names} to continue it, or start a new run with config"
@@ -366,7 +361,7 @@ def require_same(
         but: settings that are not compared.
         advice: what to do. {names} stands for the settings that differ, {former} for these with their former values.
     """
-    was, now = (json.loads(json.dumps(settings)) for settings in (was, now))
+    was, now = as_json(was), as_json(now)
     old, new = _deciding_the_result(was), _deciding_the_result(now)
     for settings in (old, new):
         for name in ("text_passes", *but):
@@ -378,8 +373,8 @@ def require_same(
         names = [name for name in names if name in typed] or names
     if {"k", "dict_size"} & {*names}:
         names = [name for name in names if name != "dead_feature_threshold"]  # follows from them
-    former = {name: f"{name}={shown(was[name])}" for name in names}
-    changes = [f"{former[name]}, not {now[name]!r}" for name in names]
+    former = {name: f"{name}={shown(was.get(name))}" for name in names}
+    changes = [f"{former[name]}, not {now.get(name)!r}" for name in names]
     advice = advice.replace("{names}", " and ".join(names))
     advice = advice.replace("{former}", " and ".join(former.values()))
     raise ConfigError(f"{source}: the run has {', '.join(changes)}", instead=advice)

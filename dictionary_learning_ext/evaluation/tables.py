@@ -175,7 +175,7 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
     Arguments:
         metrics: its metrics.json. Metrics that were not measured are ignored.
     """
-    noise = metrics.get("noise_to_signal") if sae.to_json()["noise_anneal"] is None else None
+    noise = metrics.get("noise_to_signal") if vars(sae).get("noise_anneal_steps") is None else None
     names = ("fve", "kl_per_token", "alive", "frac_recovered")
     fve, kl, alive, recovered = (metrics.get(name) for name in names)
     selections = (metrics.get("tokens") or 0) * (metrics.get("l0") or 0)

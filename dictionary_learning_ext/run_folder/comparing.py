@@ -4,10 +4,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig, sink_multiple
+from ..config.sae import NOISES, SCHEDULES, dead_after
 from ..errors import UserError
 from .files import at_home, evaluation
 from .reading import former_evaluation
@@ -133,16 +134,36 @@ def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
 
 
 def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The settings that differ, in their order. SAEs that lack a setting are not compared in it."""
+    """The settings that differ, in their order. SAEs that lack a setting are not compared in it, and a schedule that is
+    the same share of runs of different lengths doesn't count."""
     values: dict[str, list[Any]] = {}
     for settings in all_settings:
         for name, value in settings.items():
+            if name in SCHEDULES and value is not None and "steps" in settings:
+                value = Share(value, settings["steps"])
             values.setdefault(name, []).append(value)
     return [
         name
         for name, all_of in values.items()
         if any(not same_setting(name, v, all_of[0]) for v in all_of)
     ]
+
+
+class Share(NamedTuple):
+    """A schedule of a run."""
+
+    count: int
+    steps: int
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two schedules are the same, or may be the same share of runs of different lengths, rounded down."""
+        if not isinstance(other, Share):
+            return False
+        if self.steps == other.steps:
+            return self.count == other.count
+        return abs(self.count / self.steps - other.count / other.steps) < 1 / min(
+            self.steps, other.steps
+        )
 
 
 def training_settings(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -152,8 +173,11 @@ def training_settings(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str,
     trained: dict[str, dict[str, Any]] = {}
     for folder, config in configs.items():
         settings = settings_of(config)
-        if settings.get("noise_to_signal") is not None:
-            settings["sigma"] = None  # follows from it, and nobody set it
+        if settings.keys() & {*NOISES}:  # one takes the place of another
+            settings = dict.fromkeys(NOISES) | settings
+        size, k = settings.get("dict_size"), settings.get("k")
+        if size and k and settings.get("dead_feature_threshold") == dead_after(size, k):
+            settings["dead_feature_threshold"] = None  # follows from the two
         trained[folder] = {n: v for n, v in settings.items() if n not in _NOT_THE_TRAINING}
     return trained
 

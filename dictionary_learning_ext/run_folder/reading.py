@@ -151,9 +151,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
         raise ConfigError(what, name=name) from error
     except CheckpointError as error:
         raise ConfigError(str(error), name=name) from error
-    where = ["save_dir", "overwrite"]  # a new run goes elsewhere and overwrites nothing
-    if settings.get("noise_to_signal") is not None:
-        where.append("sigma")  # follows from it, for this run's own k and D
+    where = ("save_dir", "overwrite")  # a new run goes elsewhere and overwrites nothing
     return TrainConfig().with_settings(
         {name: value for name, value in settings.items() if name not in where}, str(path)
     )

@@ -7,7 +7,7 @@ A point is written under a temporary name and then renamed. The last two points 
 """
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,15 @@ from .tensors import read_tensors, save_tensors
 KEPT = 2
 
 
+class Scale(NamedTuple):
+    """The size of the activations at a hook point."""
+
+    norm_factor: float
+    """the number that raw activations are divided by in training"""
+    energy: float
+    """E||x||^2 in training"""
+
+
 @dataclass(frozen=True)
 class ResumePoint:
     """Everything that the run of one SAE needs to resume."""
@@ -26,12 +35,10 @@ class ResumePoint:
     step: int
     """The number of updates so far."""
     settings: dict[str, Any]
-    """The settings of the run and of its SAE, as flags have them."""
+    """The settings of the run and of its SAE, see `TrainConfig.to_dict`."""
     trainer: dict[str, Any]
-    """Weights, optimiser, schedules, counters and generators, for `load_trainer_state`. Of a split SAE, only what its
-    parts share."""
-    norm_factor: float
-    """The number that raw activations are divided by in training."""
+    """The trainer's `state_dict`. Of a split SAE, only what its parts share."""
+    scale: Scale
     batches: dict[str, Any]
     """The position in the training data, a `BatchSource.state_dict`, from which the buffer is filled again."""
     hashes: dict[str, str]
@@ -52,7 +59,7 @@ def save_point(folder: Path, point: ResumePoint) -> None:
     Raises: CheckpointError if the point can't be written. The earlier points are then kept.
     """
     path = resume_point(folder, point.step)
-    save_tensors(path, vars(point))
+    save_tensors(path, vars(point) | {"scale": tuple(point.scale)})
     with writing(path):
         sync(path.parent)
         for old in steps_of(folder)[:-KEPT]:
@@ -81,7 +88,15 @@ def forget_after(folder: Path, step: int) -> None:
 
 def load_point(folder: Path, step: int) -> ResumePoint:
     """Read a resume point, on the CPU. Raises CheckpointError if its files are missing or damaged."""
-    point = ResumePoint(**read_tensors(resume_point(folder, step)))
+    path = resume_point(folder, step)
+    state = read_tensors(path)
+    if state.keys() != {each.name for each in fields(ResumePoint)}:
+        raise CheckpointError(
+            f"{path}: written by another version of this package, so its run can't be continued",
+            instead="measure what is trained with `vsae eval FOLDER`, or train again with overwrite",
+        )
+    point = ResumePoint(**state)
+    point = replace(point, scale=Scale(*point.scale))
     parts = divided(folder, step)
     if point.parts is not None and sizes(parts) != point.parts:
         raise CheckpointError(f"{parts}: incomplete", instead="copy it again or train again")

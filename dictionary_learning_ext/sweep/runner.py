@@ -87,7 +87,7 @@ def run_sweep(
     if at_once is None:
         at_once = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
     chunks = list(chunks_of(configs, save_dir, name, at_once, ended))
-    settings = {name: config.to_json() for name, config in configs.items()}
+    settings = {name: config.to_dict() for name, config in configs.items()}
     manifest = Manifest(sorted(configs), settings, name, command)
     _begin(manifest, save_dir)
     on_begin(at_once)

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def configurations(
         swept = [f"--{name}={value}" for name, value in assignment.items()]
         try:
             config = parse([*shared, *fixed, *swept])
-            resolved = config.sae.resolve(config.run.steps)
+            config = config.resolved
         except UserError as error:
             if error.name in typed:
                 raise
@@ -135,7 +135,7 @@ def configurations(
                 value=config.run.hook,
                 instead=f"sweep hook in {sweep.file}, with values {config.run.hooks}",
             )
-        configs.append(replace(config, sae=resolved))
+        configs.append(config)
     return dict(zip(names_in_sweep(sweep.assignments, configs), configs, strict=True))
 
 

@@ -1,24 +1,27 @@
 """The interface between the training loop and trainers, and the base classes of our trainers.
 
 A `Trainer` takes steps, measures batches, says whether all numbers are finite, and exposes the state that a
-resume point must hold (`state.py`). Our trainers inherit most of this from `SamplingTrainer`;
+resume point must hold . Our trainers inherit most of this from `SamplingTrainer`;
 `upstream.UpstreamTrainer` adds it to upstream's trainers. Callers never check a trainer's class.
 """
 
 import logging
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
 from dictionary_learning.trainers.trainer import get_lr_schedule
 
 from ..config.checks import require
+from ..config.run import Dtype
+from ..config.sae import DEAD_FEATURE_THRESHOLD, SAEConfig, require_option
 from ..errors import ConfigError
-from .optimizers import GuardedAdam, UnitNormAdam
+from .optimizers import Guarded, UnitNorm, adam
 from .parts import WHOLE, Part
 
 logger = logging.getLogger(__name__)
+Settings = TypeVar("Settings", bound=SAEConfig)
 
 
 class Trainer(Protocol):
@@ -57,9 +60,15 @@ class Trainer(Protocol):
         """Restore the last weights that `check` found finite."""
         ...
 
-    def state_holder(self) -> Any:
-        """The object whose attributes are the trainer's state: tensors, generators, optimiser, schedule and plain
-        numbers. See `state.trainer_state`."""
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes in a step, as tensors and plain numbers, and nothing that is a setting.
+
+        "ae", "optimizer" and "scheduler" are state dicts; "generator" is the state of `generator`, if there is one.
+        """
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a `state_dict` of a trainer with the same settings. Tensors are copied."""
         ...
 
 
@@ -112,7 +121,7 @@ class SamplingTrainer(ABC):
     ae: Any
     part: Part = WHOLE
     starts_trained: bool = False
-    optimizer: GuardedAdam
+    optimizer: Guarded
     device: Any
     steps: int
     warmup_steps: int
@@ -120,6 +129,8 @@ class SamplingTrainer(ABC):
     seed: int | None
     submodule_name: str | None
     generator: t.Generator
+    counts: tuple[str, ...] = ()
+    """The attributes that change in a step, beside the dictionary, the optimiser, the schedule and the generator."""
     draws_noise_seed: bool = False
     """Whether to seed the noise with a number drawn from the trainer's seed, so that it doesn't repeat the random
     numbers of the initial weights."""
@@ -149,14 +160,14 @@ class SamplingTrainer(ABC):
         """The class names for config.json."""
         return {"trainer_class": type(self).__name__, "dict_class": type(self.ae).__name__}
 
-    def _start_training(self, optimizer: GuardedAdam) -> None:
+    def _start_training(self, optimizer: Guarded) -> None:
         """Create the learning-rate schedule and the noise generator, seeded with the trainer's seed.
 
         Without a seed, the generator gets torch's initial seed.
         """
         self.optimizer = optimizer
         schedule = get_lr_schedule(self.steps, self.warmup_steps, decay_start=self.decay_start)
-        self.scheduler = t.optim.lr_scheduler.LambdaLR(optimizer, lr_lambda=schedule)
+        self.scheduler = t.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lr_lambda=schedule)
         seed = t.initial_seed() if self.seed is None else self.seed
         self.generator = t.Generator(self.device).manual_seed(seed)
         if self.draws_noise_seed:
@@ -209,9 +220,13 @@ class SamplingTrainer(ABC):
         x = self._prepared(x)
         losses = self._losses(x, step)
         parameters: dict[str, Any] = self.get_logging_parameters()  # pyright: ignore
-        parameters = {name: float(value) for name, value in parameters.items()}
+        parameters = {n: float(v) for n, v in (parameters | self._scheduled(step)).items()}
         with t.no_grad():
             return losses | parameters | self._reconstruction(x, step)
+
+    def _scheduled(self, step: int) -> dict[str, float]:
+        """The logging parameters that follow from the step."""
+        return {}
 
     def _losses(self, x: t.Tensor, step: int) -> dict[str, float]:
         """The logged parts of a batch's loss, with noise from a copy of the generator."""
@@ -237,9 +252,50 @@ class SamplingTrainer(ABC):
         """See `Trainer`."""
         return  # the weights are always finite
 
-    def state_holder(self) -> Any:
+    def state_dict(self) -> dict[str, Any]:
         """See `Trainer`."""
-        return self
+        counts = {name: getattr(self, name) for name in self.counts}
+        return state_of(self) | {"generator": self.generator.get_state(), "counts": counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Trainer`. Without a generator's state, the generator stays as it is."""
+        load_state(self, state)
+        if "generator" in state:
+            self.generator.set_state(state["generator"])
+        for name, value in state["counts"].items():
+            own = value.to(self.device, copy=True) if isinstance(value, t.Tensor) else value
+            setattr(self, name, own)
+
+
+def state_of(trainer: Any) -> dict[str, Any]:
+    """The state dicts of a trainer's dictionary, optimiser and schedule."""
+    parts = ("ae", "optimizer", "scheduler")
+    return {name: dict(getattr(trainer, name).state_dict()) for name in parts}
+
+
+def load_state(trainer: Any, state: dict[str, Any]) -> None:
+    """Restore `state_of`. Tensors are copied."""
+    trainer.ae.load_state_dict(state["ae"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    for values in trainer.optimizer.state.values():
+        values |= {n: v.clone() if isinstance(v, t.Tensor) else v for n, v in values.items()}
+    trainer.scheduler.load_state_dict(state["scheduler"])
+
+
+def resolved(cls: type[Settings], options: dict[str, Any], steps: int) -> Settings:
+    """The settings that a trainer was given by name, for a run of `steps`. None stands for a default, and AuxK has
+    upstream's default threshold. Warns of options that have no effect.
+
+    Raises: ConfigError for an unknown option, a wrong value, or one that doesn't fit the run.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        require_option(name, cls)
+    given.setdefault("dead_feature_threshold", DEAD_FEATURE_THRESHOLD)
+    settings = cls(**given)
+    for name, value, choice in settings.given_in_vain():
+        logger.warning("%s=%r: %s does not use it", name, value, choice)
+    return settings.without_unused().resolve(steps)
 
 
 class KAnnealing(NamedTuple):
@@ -327,22 +383,26 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
 
     ae: Any
     settings: Any
-    optimizer: UnitNormAdam
+    dtype: Dtype
+    counts = ("num_tokens_since_fired", "tokens_trained")
+    optimizer: UnitNorm
     dead_features: Any
 
     def _start_top_k(self) -> None:
         """`_start_training`, called after upstream's constructor."""
-        dead_feature_threshold = self.settings.dead_feature_threshold
-        assert dead_feature_threshold is not None, "settings have their defaults"
-        anneal_steps = self.settings.in_steps(self.steps)["k_anneal"]
         sizes = self.k, self.ae.activation_dim, self.settings.dict_size
-        self.k_annealing = KAnnealing.of(*sizes, anneal_steps)
+        self.k_annealing = KAnnealing.of(*sizes, self.settings.k_anneal_steps)
         self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
-        self.dead_feature_threshold = dead_feature_threshold
+        self.dead_feature_threshold = self.settings.dead_feature_threshold
         own = self.part.features(self.settings.dict_size)
         self.num_tokens_since_fired = self.num_tokens_since_fired[own].to(self.device)
         self.tokens_trained, self._dead_watch = 0, DeadWatch()
-        self._start_training(UnitNormAdam(self.ae, self.lr, self.part))
+        self._start_training(UnitNorm(adam(self.ae.parameters(), self.lr), self.ae, self.part))
+
+    def _config(self, upstreams: dict[str, Any]) -> dict[str, Any]:
+        """Upstream's config with the settings, which are enough to rebuild the trainer."""
+        own = {"dtype": self.dtype, "dict_size": self.settings.dict_size}
+        return self.settings.trainer_arguments() | upstreams | own
 
     def _has_auxk(self, step: int, x: t.Tensor) -> bool:
         """Whether AuxK may add to the loss of a step."""
@@ -371,7 +431,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         Arguments:
             terms: the batch's loss and what the mean selects; see `step.LossTerms`.
         """
-        is_finite = self.optimizer.constrained_step(terms.loss, step)
+        is_finite = self.optimizer.step(terms.loss, step)
         self.scheduler.step()
         self.tokens_trained += len(x)
         self.num_tokens_since_fired = t.where(

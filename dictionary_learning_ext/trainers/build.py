@@ -35,7 +35,7 @@ def build_trainer(
         compile: compile the step with torch.compile, if this trainer can.
         part: the features that it trains.
     """
-    arguments = sae.trainer_arguments(steps, energy) | {
+    arguments = sae.trainer_arguments() | {
         "steps": steps,
         "activation_dim": activation_dim,
         "layer": layer,
@@ -46,13 +46,22 @@ def build_trainer(
     }
     t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
     trainer_class = import_class(TRAINED[sae.architecture].trainer or "")
-    if hasattr(trainer_class, "state_holder"):  # a `Trainer` of ours
+    parameters = signature(trainer_class).parameters
+    if "threshold_start_step" in parameters:
+        arguments["threshold_start_step"] = min(
+            1000, steps // 2
+        )  # upstream's is past the end of a short run
+    if hasattr(trainer_class, "restore_last_finite"):  # a `Trainer` of ours
+        if "mean_squared_norm" in parameters:
+            arguments["mean_squared_norm"] = energy
         if part.is_split:
             arguments["part"] = part
-        if compile and "compile" in signature(trainer_class).parameters:
+        if compile and "compile" in parameters:
             arguments["compile"] = True
         trainer = trainer_class(**arguments, dtype=dtype)
     else:
+        if "auxk_alpha" in arguments:
+            arguments["auxk_alpha"] *= energy  # its loss has no unit, and the squared error has
         # Upstream's TopK trainers have this as an attribute, not as an argument.
         threshold = arguments.pop("dead_feature_threshold", None)
         # PyPI's release does not know this one.

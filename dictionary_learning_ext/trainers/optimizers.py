@@ -1,6 +1,11 @@
-"""Adam with clipping that skips steps that are not finite, and a version for unit-norm decoders."""
+"""Clipping, and a guard that skips steps that are not finite, around any optimiser; and unit-norm decoders.
+
+Guarded(adam(parameters, lr))               clips, and skips what isn't finite
+UnitNorm(adam(...), dictionary)             the same for a dictionary with unit-norm decoder columns
+"""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
@@ -11,49 +16,77 @@ from .parts import WHOLE, Part
 _COUNTS = ("skipped_steps", "first_skipped_step")
 
 
-class GuardedAdam(t.optim.Adam):
-    """Adam that clips the norm of all gradients to 1, and skips a step that is not finite.
+def adam(parameters: Iterable[nn.Parameter], lr: float) -> t.optim.Adam:
+    """Adam as upstream's trainers have it, fused."""
+    return t.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), fused=True)
 
-    Skipping needs no synchronisation: the fused kernel reads the flag on the device.
+
+class Guarded:
+    """An optimiser that clips the norm of all gradients to 1, and skips a step that is not finite.
+
+    Skipping needs no synchronisation if the optimiser is fused: its kernel reads the flag on the device. Others wait for the
+    device in each step.
+
+    Arguments:
+        optimizer: any of torch's, with one parameter group.
 
     Attributes:
         skipped_steps: how many steps were skipped (0-dim, on the device).
         first_skipped_step: the first skipped step, or -1.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float):
-        super().__init__(parameters, lr=lr, betas=(0.9, 0.999), fused=True)
-        device = self.param_groups[0]["params"][0].device
+    def __init__(self, optimizer: t.optim.Optimizer):
+        self.optimizer = optimizer
+        device = self.parameters[0].device
         self.skipped_steps = t.zeros((), dtype=t.long, device=device)
         self.first_skipped_step = t.full((), -1, dtype=t.long, device=device)
 
-    def state_dict(self) -> dict:
-        """torch's state dict, plus the counts of skipped steps."""
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that it moves."""
+        return self.optimizer.param_groups[0]["params"]
+
+    @property
+    def state(self) -> Any:
+        """What the optimiser keeps of each parameter."""
+        return self.optimizer.state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state dict, plus the counts of skipped steps."""
         counts = {name: getattr(self, name).clone() for name in _COUNTS}
-        return super().state_dict() | counts
+        return self.optimizer.state_dict() | counts
 
     @t.no_grad()
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Load a state dict, with each average in its parameter's memory layout, which fused Adam assumes."""
-        super().load_state_dict({n: v for n, v in state_dict.items() if n not in _COUNTS})
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict. What has a parameter's shape gets its memory layout, which fused kernels assume."""
+        own = {name: value for name, value in state_dict.items() if name not in _COUNTS}
+        self.optimizer.load_state_dict(own)
         for name in _COUNTS:
             getattr(self, name).copy_(state_dict[name])
         for parameter, state in self.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = t.empty_like(parameter).copy_(state[name])
+            for name, value in state.items():
+                if isinstance(value, t.Tensor):
+                    like = parameter if value.shape == parameter.shape else value
+                    state[name] = t.empty_like(like, dtype=value.dtype).copy_(value)
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
 
     @t.no_grad()
-    def guarded_step(self, loss: t.Tensor, step: int) -> t.Tensor:
+    def step(self, loss: t.Tensor, step: int) -> t.Tensor:
         """Take a step along the gradients of `loss`, unless one isn't finite, and clear them.
 
         Returns: whether the step was taken (0-dim bool).
         """
         norm = self._gradient_norm()
-        nn.utils.clip_grads_with_norm_(self.param_groups[0]["params"], 1.0, norm)
+        nn.utils.clip_grads_with_norm_(self.parameters, 1.0, norm)
         is_finite = (norm + loss.detach()).abs() < t.inf  # fewer operations than asking of each
         is_skipped = ~is_finite
-        self.found_inf = is_skipped.float()
-        self.step()
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # a fused one
+            self.optimizer.found_inf = is_skipped.float()  # pyright: ignore[reportAttributeAccessIssue]
+            self.optimizer.step()
+        elif is_finite:
+            self.optimizer.step()
         self.zero_grad()
         self.skipped_steps += is_skipped
         self.first_skipped_step.masked_fill_(is_skipped & (self.first_skipped_step < 0), step)
@@ -61,38 +94,37 @@ class GuardedAdam(t.optim.Adam):
 
     def _gradient_norm(self) -> t.Tensor:
         """The norm of all gradients together, 0-dim."""
-        return nn.utils.get_total_norm([p.grad for p in self.param_groups[0]["params"]])
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
 
-class UnitNormAdam(GuardedAdam):
-    """Adam for a dictionary with unit-norm decoder columns.
+class UnitNorm(Guarded):
+    """A guarded optimiser of a dictionary with unit-norm decoder columns.
 
     A step does what upstream's `TopKTrainer.update` does around its Adam, in fewer passes: project the decoder's
     gradient, clip, move, normalise the decoder. Gradients are clipped by their norm over all parts.
     """
 
-    def __init__(self, dictionary: AutoEncoderTopK, lr: float, part: Part = WHOLE):
-        super().__init__(dictionary.parameters(), lr)
-        self.decoder_weight, self._b_dec, self._part = (
-            dictionary.decoder.weight,
-            dictionary.b_dec,
-            part,
-        )
+    def __init__(
+        self, optimizer: t.optim.Optimizer, dictionary: AutoEncoderTopK, part: Part = WHOLE
+    ):
+        super().__init__(optimizer)
+        self.decoder_weight, self._b_dec = dictionary.decoder.weight, dictionary.b_dec
+        self._part = part
 
     @t.no_grad()
-    def constrained_step(self, loss: t.Tensor, step: int) -> t.Tensor:
-        """`guarded_step`, with the decoder's columns kept at norm 1."""
+    def step(self, loss: t.Tensor, step: int) -> t.Tensor:
+        """`Guarded.step`, with the decoder's columns kept at norm 1."""
         weight = self.decoder_weight
         assert weight.grad is not None
         project_out_parallel(weight, weight.grad)
-        is_finite = self.guarded_step(loss, step)
+        is_finite = super().step(loss, step)
         weight.div_(t.where(is_finite, column_norms(weight), 1.0))
         return is_finite
 
     def _gradient_norm(self) -> t.Tensor:
         if self._part.count == 1:
             return super()._gradient_norm()
-        own = [p.grad for p in self.param_groups[0]["params"] if p is not self._b_dec]
+        own = [p.grad for p in self.parameters if p is not self._b_dec and p.grad is not None]
         assert self._b_dec.grad is not None
         squares = self._part.sum(
             nn.utils.get_total_norm(own).square()

@@ -5,7 +5,7 @@ Li, Murray & Carenini 2026, PMLR 318:888-894), on top of upstream's TopK (Gao et
 2406.04093). Shapes: B batch, D activation_dim, F dict_size, K = k.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
@@ -13,16 +13,13 @@ from torch.nn import functional
 
 from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
-from ..config.sae import ProbabilisticTopKArguments, ProbabilisticTopKConfig, require_known
+from ..config.sae import ProbabilisticTopKConfig
 from ..devices import chosen_device
-from .base import SamplingTopKTrainer
+from .base import SamplingTopKTrainer, resolved
 from .kernels import compiled
 from .kernels.select import top_k
 from .parts import WHOLE, Part, Selection, of_part
 from .step import dead_features_loss, decode, largest, product
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 MAGNITUDE_WEIGHT = 1e-4
 """The logit's weight in a feature's score. It breaks ties between gates that are fully open."""
@@ -131,6 +128,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         dict_class: AutoEncoderTopK or a subclass.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, gates and sums stay
             in fp32. An autocast around the call changes nothing.
+        mean_squared_norm: E||x||^2 of the activations. Default: 1, for trainSAE's normalize_activations=True.
         part: the features of a split dictionary that this process trains; see `split.py`.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
@@ -160,16 +158,16 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         device: str | None = None,
         wandb_name: str = "ProbabilisticTopK",
         submodule_name: str | None = None,
+        mean_squared_norm: float = 1.0,
         part: Part = WHOLE,
-        **options: "Unpack[ProbabilisticTopKArguments]",
+        **options: Any,
     ):
-        require_known(options, ProbabilisticTopKArguments, type(self).__name__)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
         device = chosen_device(device)
         require_choice("dtype", dtype, Dtype)
-        given = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha, **options}
-        given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
-        self.settings = ProbabilisticTopKConfig().with_flags(given, steps).with_defaults(steps)
+        own = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha}
+        own |= {"warmup_steps": warmup_steps, "decay_start": decay_start, **options}
+        self.settings = resolved(ProbabilisticTopKConfig, own, steps)
         self.part = part
         super().__init__(
             steps=steps,
@@ -179,8 +177,8 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
             layer=layer,
             lm_name=lm_name,
             dict_class=of_part(self._dict_class(dict_class, AutoEncoderTopK), part),  # pyright: ignore
-            lr=lr,
-            auxk_alpha=auxk_alpha,
+            lr=self.settings.lr,
+            auxk_alpha=auxk_alpha * mean_squared_norm,
             warmup_steps=warmup_steps,
             decay_start=decay_start,
             threshold_beta=threshold_beta,
@@ -203,6 +201,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
             self._start_decoder_bias(x)
         self.part.start_step(step, self.seed, self.generator)
         has_auxk = self._has_auxk(step, x)
+        self.temperature = self._temperature(step)
         terms = self._terms(x, step, self.generator, has_auxk=has_auxk)
         self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
         terms.loss.backward()
@@ -214,13 +213,11 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     ) -> GatedTerms:
         ae, part = self.ae, self.part
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
-        start, end = self.settings.temperature_start, self.settings.temperature_end
-        self.temperature = gate_temperature(step, self.steps, start, end)
         k = self.k_annealing.at(step)
         with t.autocast(x.device.type, enabled=False):
             centred_BD = x - part.used(ae.b_dec)
             pre_BF = product(centred_BD, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
-            code = self._code(pre_BF, k, generator)
+            code = self._code(pre_BF, k, self._temperature(step), generator)
             decoded_BD = part.sum(product(code.features_BF, ae.decoder.weight, matmul_dtype).to(x))
             error_BD = x - decoded_BD - ae.b_dec
             l2_loss = error_BD.square().sum(-1).mean()
@@ -243,9 +240,21 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         loss = l2_loss + self.auxk_alpha * auxk_loss
         return GatedTerms(loss, l2_loss, auxk_loss, mean_gate, mean_threshold, since_fired_F)
 
-    def _code(self, pre_BF: t.Tensor, k: int, generator: t.Generator) -> GatedCode:
-        """Draw the code of pre-activations (B, F) at this step's temperature."""
-        return gated_code(pre_BF, k, self.temperature, generator, self.part)
+    def _code(
+        self, pre_BF: t.Tensor, k: int, temperature: float, generator: t.Generator
+    ) -> GatedCode:
+        """Draw the code of pre-activations (B, F)."""
+        return gated_code(pre_BF, k, temperature, generator, self.part)
+
+    def _temperature(self, step: int) -> float:
+        settings = self.settings
+        return gate_temperature(
+            step, self.steps, settings.temperature_start, settings.temperature_end
+        )
+
+    def _scheduled(self, step: int) -> dict[str, float]:
+        """See `SamplingTrainer`."""
+        return {"temperature": self._temperature(step)}
 
     @t.no_grad()
     def _selected_without_gates(self, pre_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
@@ -283,6 +292,4 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     @property
     def config(self) -> dict:
         """Upstream's config, with its class names so that its readers load the SAE, plus our options."""
-        ours = self.settings.to_flags(self.settings.options, self.steps) | {"dtype": self.dtype}
-        ours |= {"dict_class": type(self.ae).__name__, "dict_size": self.settings.dict_size}
-        return super().config | ours
+        return self._config(super().config) | {"dict_class": type(self.ae).__name__}

@@ -161,19 +161,20 @@ DIVIDED = {
 
 
 def write_divided(trainer: Any, state: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Write the split tensors of a `trainer_state` to a folder: weights, Adam's averages and tokens since features
-    fired. All parts' processes call it, and each writes its own part.
+    """Write the split tensors of a trainer's state to a folder: weights, what the optimiser keeps of each weight, and
+    tokens since features fired. All parts' processes call it, and each writes its own part.
 
-    Returns: the rest of the state, which is the same in all parts.
+    Returns: the rest of the state, which is the same in all parts. It has None for each tensor that was written.
 
     Raises: CheckpointError, in all parts, if one can't write.
     """
-    own, adam = {}, state["optimizer"]
-    averages = {i: dict(each) for i, each in adam["state"].items()}
-    rest = {"ae": dict(state["ae"]), "attributes": dict(state["attributes"])}
-    rest = state | rest | {"optimizer": adam | {"state": averages}}
+    own, optimizer = {}, state["optimizer"]
+    of_weights = {i: dict(each) for i, each in optimizer["state"].items()}
+    rest = {"ae": dict(state["ae"]), "counts": dict(state["counts"])}
+    rest = state | rest | {"optimizer": optimizer | {"state": of_weights}}
     for where, key, name, dim, _ in _places(trainer, rest):
-        own[name] = where.pop(key).movedim(dim, 0).contiguous()
+        own[name] = where[key].movedim(dim, 0).contiguous()
+        where[key] = None
     try:
         _call(checkpoint.save, trainer.part, own, path)
     except checkpoint.CheckpointException as error:
@@ -212,11 +213,12 @@ def _places(
         if (dim := DIVIDED.get(name)) is None:
             continue
         places.append((state["ae"], name, f"ae.{name}", dim, like.detach()))
-        if (averages := state["optimizer"]["state"].get(i)) is not None:
-            for key in ("exp_avg", "exp_avg_sq"):
-                places.append((averages, key, f"{key}.{name}", dim, like.detach()))
+        of_weight = state["optimizer"]["state"].get(i, {})
+        for key, value in of_weight.items():
+            if value is None or value.shape == like.shape:
+                places.append((of_weight, key, f"{key}.{name}", dim, like.detach()))
     counts = "num_tokens_since_fired"
-    return [*places, (state["attributes"], counts, counts, 0, getattr(trainer, counts))]
+    return [*places, (state["counts"], counts, counts, 0, getattr(trainer, counts))]
 
 
 def _call(

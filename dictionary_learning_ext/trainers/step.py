@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ..config.sae import NoiseOn, SelectBy, Variational
 from .parts import WHOLE, Part, Selection
-from .posterior import fixed_variance_kl, kl_scale, noise_scale, survival_target, variance_kl
+from .posterior import kl_scale, noise_scale, survival_target, variance_kl
 
 Values = TypeVar("Values", t.Tensor, t.Tensor | None)
 
@@ -37,16 +37,39 @@ class Weights(NamedTuple):
     b_var_F: t.Tensor | None = None
 
 
+class Schedules(NamedTuple):
+    """A step's place in the schedules."""
+
+    kl_scale: float
+    """s(t)"""
+    noise_scale: float
+    """tau(t)"""
+    survival_target: float | None
+    """the share of the noiseless top k that should stay selected with noise, if `survival` controls sigma"""
+
+    @classmethod
+    def at(cls, step: int, settings: Variational) -> "Schedules":
+        anneal_steps = settings.noise_anneal_steps
+        scale = kl_scale(step, settings.kl_schedule, settings.kl_warmup_steps)
+        if not settings.is_controlled:
+            return cls(scale, noise_scale(step, anneal_steps), None)
+        target = survival_target(step, settings.noise.value, anneal_steps)
+        return cls(scale, float(target < 1), target)  # sigma itself fades
+
+
 @dataclass(frozen=True)
 class StepObjective:
     """What one step minimises. Tensors are on the weights' device, and are never read on the host."""
 
     k: int
     settings: Variational
+    """resolved"""
     kl_weight: float
     """beta s(t)"""
+    kl_of_sigma: float
+    """what a fixed sigma adds to each feature's KL, in nats; 0 for any other sigma"""
     noise_scale: float
-    """tau(t)"""
+    """see `Schedules`"""
     auxk_alpha: float
     top_k_aux: int
     """how many dead features AuxK uses per row"""
@@ -65,40 +88,18 @@ class StepObjective:
     kl_scale: float = 1.0
     """s(t), already included in `kl_weight`; only logged"""
     survival_target: float | None = None
-    """the share of the noiseless top k that should stay selected with noise, if `survival` controls sigma"""
+    """see `Schedules`"""
 
     @classmethod
-    def at(cls, step: int, settings: Variational, steps: int, **given: Any) -> "StepObjective":
-        """The objective of a step in a run of `steps` steps, after the settings' schedules.
+    def at(cls, step: int, settings: Variational, **given: Any) -> "StepObjective":
+        """The objective of a step, after the settings' schedules.
 
         Arguments:
             given: the remaining fields.
         """
-        schedules = settings.in_steps(steps)
-        tau, target = noise_scale(step, schedules["noise_anneal"]), None
-        if settings.survival is not None:  # sigma itself fades
-            target = survival_target(step, settings.survival, schedules["noise_anneal"])
-            tau = float(target < 1)
-        warmup = schedules["kl_warmup"]
-        assert warmup is not None, "it has a default"
-        scale = kl_scale(step, settings.kl_schedule, warmup)
-        return cls(
-            settings=settings,
-            kl_weight=settings.beta * scale,
-            kl_scale=scale,
-            noise_scale=tau,
-            survival_target=target,
-            **given,
-        )
-
-    @property
-    def kl_of_sigma(self) -> float:
-        """What a fixed sigma adds to each feature's KL, in nats. 0 for any other sigma."""
-        settings = self.settings
-        if settings.posterior != "fixed" or settings.survival is not None:
-            return 0.0
-        assert settings.sigma is not None, "settings have their defaults"
-        return fixed_variance_kl(settings.sigma, settings.prior_std)
+        now = Schedules.at(step, settings)
+        kl_weight = settings.beta * now.kl_scale
+        return cls(settings=settings, kl_weight=kl_weight, **now._asdict(), **given)
 
     @property
     def draw(self) -> "Draw":

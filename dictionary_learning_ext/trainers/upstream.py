@@ -11,7 +11,7 @@ from typing import Any
 import torch as t
 from dictionary_learning.trainers.jumprelu import JumpReLUFunction, JumpReluTrainer, StepFunction
 
-from .base import Failure, KAnnealing, LossLog, batch_metrics
+from .base import Failure, KAnnealing, LossLog, batch_metrics, load_state, state_of
 from .parts import WHOLE
 
 
@@ -112,9 +112,16 @@ class UpstreamTrainer:
         if self._last_finite is not None:
             self.ae.load_state_dict(self._last_finite)
 
-    def state_holder(self) -> Any:
+    def state_dict(self) -> dict[str, Any]:
+        """See `base.Trainer`. Upstream's trainers count in tensors."""
+        counts = {n: v for n, v in vars(self._trainer).items() if isinstance(v, t.Tensor)}
+        return state_of(self._trainer) | {"counts": counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `base.Trainer`."""
-        return self._trainer
+        load_state(self._trainer, state)
+        for name, value in state["counts"].items():
+            setattr(self._trainer, name, value.to(self._trainer.device, copy=True))
 
 
 class CorrectedJumpReluTrainer(JumpReluTrainer):

@@ -5,7 +5,7 @@ decoder.
 """
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
@@ -18,16 +18,13 @@ from torch.nn import functional
 
 from ..config.checks import require_choice, require_sizes
 from ..config.run import Dtype
-from ..config.sae import VAEaseArguments, VAEaseConfig, require_known
+from ..config.sae import VAEaseConfig
 from ..devices import chosen_device
 from .base import SamplingTrainer
 from .dictionaries import FromState, require_scale, require_width
-from .optimizers import GuardedAdam
+from .optimizers import Guarded, adam
 from .posterior import GatedPosterior
 from .step import product
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class VAEase(FromState, Dictionary):
@@ -65,10 +62,9 @@ class VAEase(FromState, Dictionary):
         self,
         activation_dim: int,
         dict_size: int,
-        **options: "Unpack[VAEaseArguments]",
+        **options: Any,
     ):
         super().__init__()
-        require_known(options, VAEaseArguments, type(self).__name__)
         require_sizes(activation_dim=activation_dim, dict_size=dict_size)
         given = VAEaseConfig(dict_size=dict_size, **options)
         self.activation_dim, self.dict_size = activation_dim, dict_size
@@ -213,16 +209,14 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         device: str | None = None,
         wandb_name: str = "VAEase",
         submodule_name: str | None = None,
-        **options: "Unpack[VAEaseArguments]",
+        **options: Any,
     ):
         super().__init__(seed)
-        require_known(options, VAEaseArguments, type(self).__name__)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size)
         device = chosen_device(device)
         require_choice("dtype", dtype, Dtype)
-        given = {"dict_size": dict_size, "lr": lr, **options}
-        given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
-        self.settings = VAEaseConfig().with_flags(given, steps).with_defaults(steps)
+        schedule = {"lr": lr, "warmup_steps": warmup_steps, "decay_start": decay_start}
+        self.settings = VAEaseConfig(dict_size=dict_size, **schedule, **options).resolve(steps)
         self.steps, self.layer, self.lm_name = steps, layer, lm_name
         self.lr, self.warmup_steps, self.decay_start = lr, warmup_steps, decay_start
         self.dtype: Dtype = dtype
@@ -231,8 +225,8 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         if seed is not None:
             t.manual_seed(seed)
         dict_class = self._dict_class(dict_class, VAEase)
-        self.ae = dict_class(activation_dim, dict_size, **self.settings.options).to(self.device)
-        self._start_training(GuardedAdam(self.ae.parameters(), lr))
+        self.ae = dict_class(activation_dim, dict_size, **options).to(self.device)
+        self._start_training(Guarded(adam(self.ae.parameters(), lr)))
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
         """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
@@ -242,7 +236,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         loss = self._terms(x, step, self.generator).loss
         self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
         loss.backward()
-        self.optimizer.guarded_step(loss, step)
+        self.optimizer.step(loss, step)
         self.scheduler.step()
         return loss.detach()
 
@@ -273,9 +267,9 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         names = ("steps", "lr", "warmup_steps", "decay_start", "seed", "device", "layer", "lm_name")
         ours = ("dtype", "wandb_name", "submodule_name")
         return {
+            **self.settings.trainer_arguments(),
             **self._class_names(),
             "activation_dim": self.ae.activation_dim,
             "dict_size": self.ae.dict_size,
             **{name: getattr(self, name) for name in (*names, *ours)},
-            **self.settings.options,
         }

@@ -10,7 +10,7 @@ import logging
 import math
 from contextlib import nullcontext
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
@@ -22,21 +22,19 @@ from ..config.sae import (
     LOG_VAR_LIMITS,
     MUCH_NOISE,
     NOISE_ON,
+    NOISE_RANGES,
     PAPER_SIGMA,
     POSTERIORS,
     SELECT_BY,
     NoiseOn,
     Posterior,
-    PosteriorArguments,
     PosteriorOptions,
     SelectBy,
-    VSAEArguments,
     VSAETopKConfig,
-    require_known,
 )
 from ..devices import chosen_device, keep_freed_memory
 from ..errors import ConfigError
-from .base import SamplingTopKTrainer
+from .base import SamplingTopKTrainer, resolved
 from .dictionaries import FromState, TopKCode, require_scale, require_width
 from .kernels import compiled
 from .kernels.select import top_k
@@ -45,12 +43,14 @@ from .parts import WHOLE, Part, of_part
 from .posterior import (
     GaussianPosterior,
     first_sigma,
+    fixed_variance_kl,
     noise_to_signal,
     sigma_factor,
 )
 from .step import (
     Draw,
     LossTerms,
+    Schedules,
     StepObjective,
     Weights,
     code_by_mean,
@@ -60,9 +60,6 @@ from .step import (
     variational_loss,
 )
 from .torch_compile import torchs_own_fake_tensors
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +82,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
         k: K, the features kept per token. k = dict_size is the purely variational SAE.
+        sigma: the fixed posterior's standard deviation.
         options: see `PosteriorOptions`.
 
     Raises: ConfigError for a value out of range.
@@ -102,10 +100,14 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         activation_dim: int,
         dict_size: int,
         k: int,
-        **options: "Unpack[PosteriorArguments]",
+        *,
+        sigma: float = PAPER_SIGMA,
+        **options: Any,
     ):
         require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
         given = PosteriorOptions(**options)
+        legal = NOISE_RANGES["sigma"]
+        require(legal.holds(sigma), "sigma", sigma, legal.words, instead=legal.instead)
         super().__init__(activation_dim, dict_size, k)
         # Stored feature by feature, because the step reads one feature's weights at a time.
         self.decoder.weight.data = self.decoder.weight.data.t().contiguous().t()
@@ -115,9 +117,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         self.noise_on: NoiseOn = given.noise_on
         self.rectify = given.rectify
         self.select_by: SelectBy = given.select_by
-        sigma = 0.0
-        if given.posterior == "fixed":
-            sigma = PAPER_SIGMA if given.sigma is None else given.sigma
+        sigma = sigma if given.posterior == "fixed" else 0.0
         self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(given.posterior)))
         self.register_buffer("noise_on_code", t.tensor(NOISE_ON.index(given.noise_on)))
         self.register_buffer("rectify_code", t.tensor(given.rectify))
@@ -324,11 +324,12 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     turns that off.
 
     Arguments beyond upstream's:
-        options: see `PosteriorOptions`, `ObjectiveOptions` and, for k_anneal_steps, `TopKOptions`.
+        options: see `VSAETopKConfig`.
         dict_class: VariationalTopKAutoEncoder or a subclass. Upstream's AutoEncoderTopK is replaced, with a warning.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay in
             fp32.
         compile: compile the step with torch.compile. Not on a CPU, where it is compiled anyway, and not with a part.
+        mean_squared_norm: E||x||^2 of the activations. Default: 1, for trainSAE's normalize_activations=True.
         part: the features of a split dictionary that this process trains; see `split.py`.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
@@ -358,18 +359,20 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         wandb_name: str = "VariationalTopKAutoEncoder",
         submodule_name: str | None = None,
         compile: bool = False,
+        mean_squared_norm: float = 1.0,
         part: Part = WHOLE,
-        **options: "Unpack[VSAEArguments]",
+        **options: Any,
     ):
-        require_known(options, VSAEArguments, type(self).__name__)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
         device = chosen_device(device)
         require_choice("dtype", dtype, Dtype)
-        given = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha, **options}
-        given |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
-        settings = self.settings = VSAETopKConfig().with_flags(given, steps).with_defaults(steps)
+        own = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha}
+        own |= {"warmup_steps": warmup_steps, "decay_start": decay_start, **options}
+        settings = self.settings = resolved(VSAETopKConfig, own, steps)
+        sigma = settings.noise.sigma(k, mean_squared_norm)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
         posterior_options = {f.name: getattr(settings, f.name) for f in fields(PosteriorOptions)}
+        posterior_options["sigma"] = sigma
         self.part = part
         super().__init__(
             steps=steps,
@@ -379,8 +382,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             layer=layer,
             lm_name=lm_name,
             dict_class=of_part(functools.partial(dict_class, **posterior_options), part),  # pyright: ignore
-            lr=lr,
-            auxk_alpha=auxk_alpha,
+            lr=settings.lr,
+            auxk_alpha=auxk_alpha * mean_squared_norm,
             warmup_steps=warmup_steps,
             decay_start=decay_start,
             threshold_beta=threshold_beta,
@@ -392,8 +395,9 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         )
         self.dtype: Dtype = dtype
         self._start_top_k()
-        self._warn_of_unused()
-        settings = self.settings = settings.without_unused()
+        self._warn_of_selection()
+        has_sigma = settings.posterior == "fixed" and not settings.is_controlled
+        self._kl_of_sigma = fixed_variance_kl(sigma, settings.prior_std) if has_sigma else 0.0
         keep_freed_memory()
         dtypes = (t.float32, getattr(t, dtype))
         is_served = [compiled.serves(self.ae.encoder.weight, products) for products in dtypes]
@@ -405,7 +409,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
         self.kl_scale = self.noise_scale = 0.0
         self.survival_target: float | None = None
-        if settings.survival is not None:
+        if settings.is_controlled:
             self.logging_parameters.append("survival_target")
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
@@ -413,7 +417,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         x = self._prepared(x)
         if step == 0:
             self._start_decoder_bias(x)
-            if self.settings.survival is not None:
+            if self.settings.is_controlled:
                 self._start_sigma(x)
             self._warn_of_noise(x)
         self.part.start_step(step, self.seed, self.generator)
@@ -422,6 +426,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             self._objective(x, step, self.generator),
             auxk_alpha=self.auxk_alpha if self._has_auxk(step, x) else 0.0,
         )
+        self.kl_scale, self.noise_scale = objective.kl_scale, objective.noise_scale
+        self.survival_target = objective.survival_target
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
             if not self.part.is_split and compiled.serves(weights.W_enc_FD, objective.matmul_dtype):
                 terms, gradients = compiled_step(weights, objective, x)
@@ -454,11 +460,16 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     def _logged(self, terms: LossTerms, x: t.Tensor) -> dict[str, t.Tensor]:
         names = ["loss", "l2_loss", "kl_loss", "auxk_loss"]
-        names += [] if self.settings.survival is None else ["survival"]
+        names += ["survival"] if self.settings.is_controlled else []
         losses = {name: getattr(terms, name) for name in names}
         log_var = self.ae.log_var(x)
         ratio, mean_sigma = self._noise_to_signal(x, log_var), (0.5 * log_var).exp().mean()
         return losses | {"noise_to_signal": ratio, "mean_sigma": self.part.mean(mean_sigma)}
+
+    def _scheduled(self, step: int) -> dict[str, float]:
+        """See `SamplingTrainer`."""
+        scheduled = Schedules.at(step, self.settings)._asdict()
+        return {name: value for name, value in scheduled.items() if value is not None}
 
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
         """See `SamplingTrainer`. Uses the sparse code, and matmuls in float32 as the evaluation does."""
@@ -475,10 +486,10 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
         ae, settings = self.ae, self.settings
-        objective = StepObjective.at(
+        return StepObjective.at(
             step,
             settings,
-            self.steps,
+            kl_of_sigma=self._kl_of_sigma,
             k=self.k_annealing.at(step),
             auxk_alpha=self.auxk_alpha,
             top_k_aux=self.top_k_aux,
@@ -490,49 +501,43 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             generator=generator,
             part=self.part,
         )
-        self.kl_scale, self.noise_scale = objective.kl_scale, objective.noise_scale
-        self.survival_target = objective.survival_target
-        return objective
 
     @property
     def config(self) -> dict:
         """Upstream's keys and ours: enough to rebuild the trainer."""
-        ours = self.settings.to_flags(self.settings.options, self.steps) | {"dtype": self.dtype}
-        del ours["noise_to_signal"]  # it gives sigma
-        return super().config | self._class_names() | ours | {"dict_size": self.settings.dict_size}
+        return self._config(super().config) | self._class_names()
 
     def _warn_of_noise(self, x: t.Tensor) -> None:
         """Warn of noise that is large compared with these activations and doesn't fade. Waits for the device."""
-        if self.settings.noise_anneal is None and self.settings.survival is None:
+        if self.settings.noise_anneal_steps is None and not self.settings.is_controlled:
             ratio = self._noise_to_signal(x, self.ae.log_var(x).detach())
             fading = f"noise_anneal_steps={max(1, self.steps // 2)}"
-            warn_of_noise(float(ratio), self.settings, fading)
+            warn_of_noise(float(ratio), self.settings, float(self.ae.sigma), fading)
 
-    def _warn_of_unused(self) -> None:
-        """Warn of options that were set but have no effect."""
+    def _warn_of_selection(self) -> None:
+        """Warn of noise on a selection of all features."""
         given, selects_all = self.settings, self.settings.k == self.settings.dict_size
         if selects_all and given.noise_on == "selection" and given.posterior != "point":
             logger.warning(
                 "noise_on='selection': with k=dict_size every feature is selected, so the noise changes "
                 "nothing; set noise_on='both' or 'values', or posterior='point'"
             )
-        defaults = replace(VSAETopKConfig().with_defaults(self.steps), sigma=None)
-        for name, choice in given.unused().items():
-            if (value := getattr(given, name)) != getattr(defaults, name):
-                ((typed, value),) = given.to_flags({name: value}, self.steps).items()
-                logger.warning(f"{typed}={value!r}: {choice} does not use it")
 
 
-def warn_of_noise(ratio: float, given: PosteriorOptions, fading: str) -> None:
-    """Warn of noise that stays to the end with a large noise_to_signal. `fading`: the option that fades it."""
+def warn_of_noise(ratio: float, given: PosteriorOptions, sigma: float, fading: str) -> None:
+    """Warn of noise that stays to the end with a large noise_to_signal.
+
+    Arguments:
+        sigma: the fixed posterior's.
+        fading: the option that fades it.
+    """
     goal = 0.1
     if not MUCH_NOISE < ratio < math.inf:
         return
     if given.posterior == "learned":
         instead = f"log_var_init={given.log_var_init + math.log(goal / ratio):.3g}"
     else:
-        assert given.sigma is not None, "settings have their defaults"
-        instead = f"sigma={given.sigma * math.sqrt(goal / ratio):.3g}"
+        instead = f"sigma={sigma * math.sqrt(goal / ratio):.3g}"
     logger.warning(
         f"noise_to_signal={ratio:.3g}: noise that stays to the end drowns the activations above "
         f"{MUCH_NOISE}; set {instead} (noise_to_signal={goal}), or let it fade away by {fading}"

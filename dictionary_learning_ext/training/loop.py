@@ -43,7 +43,7 @@ from ..progress import ProgressLines, progress
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import METRICS, all_locked, write_json
 from ..run_folder.reading import steps_of
-from ..run_folder.resume_points import ResumePoint
+from ..run_folder.resume_points import ResumePoint, Scale
 from ..run_folder.weights import load_dictionary
 from ..trainers.base import Trainer
 from ..trainers.build import build_trainer
@@ -129,7 +129,7 @@ def train_saes(
 ) -> dict[str, Path]:
     """Train SAEs on batches of your own, without a language model. Every SAE is trained on every batch.
 
-        train_saes(batches, {"a": SAEConfig(k=32)}, RunConfig(steps=1000, save_dir="runs/own"))
+        train_saes(batches, {"a": TopKConfig(k=32)}, RunConfig(steps=1000, save_dir="runs/own"))
 
     Such a run can't be resumed. After an error or a signal, the weights so far are in checkpoints/.
 
@@ -280,7 +280,7 @@ class Training:
         configs = {
             str(one.folder): {
                 "trainer": one.trainer.config,
-                "run": {"settings": one.config.to_json()},
+                "run": {"settings": one.config.to_dict()},
             }
             for one in self.sae_runs
         }
@@ -351,7 +351,7 @@ def prepare(
     dealt = planned.dealt(processes.count)
     ranks = processes.on_this_machine if device.startswith("cpu") else [processes.rank]
     require_memory([job for rank in ranks for job in dealt[rank]], inputs.widths, device)
-    jobs = [job.with_width(inputs.widths[job.hook]) for job in dealt[processes.rank]]
+    jobs = dealt[processes.rank]
     points = checked_points(planned.folders, jobs, processes) if planned.resume else None
     sources = [None if points else trained_sae(job.config.sae) for job in jobs]
     if processes.is_first:
@@ -370,11 +370,13 @@ def prepare(
     samples = _samples(inputs, settings, jobs)
     if points:
         require_same_inputs(jobs, points.of_jobs, hashes, versions())
-        norm_factors = continue_batches(batches, jobs, points.of_jobs, processes)
-        energies = dict.fromkeys(norm_factors, 1.0)  # a point holds what follows from them
+        scales = continue_batches(batches, jobs, points.of_jobs, processes)
     else:
-        energies = batches.mean_squared_norms()  # fills the buffer: most of the wait
-        norm_factors = batches.norm_factors(energies)
+        squares = batches.mean_squared_norms()  # fills the buffer: most of the wait
+        factors = batches.norm_factors(squares)
+        scales = {
+            hook: Scale(factors[hook], squares[hook] / factors[hook] ** 2) for hook in factors
+        }
         said = {job.hook for lower in dealt[: processes.rank] for job in lower}
         own = dict.fromkeys(job.hook for job in jobs if job.hook not in said)
         _warn_of_sinks(inputs, settings, own)
@@ -382,11 +384,9 @@ def prepare(
     mesh = _mesh(settings.split, processes, device)
     sae_runs, of_jobs = [], points.of_jobs if points else [None] * len(jobs)
     for job, source, point in zip(jobs, sources, of_jobs, strict=True):
-        hook, norm_factor = inputs.hooks[job.hook], norm_factors[job.hook]
-        energy = energies[job.hook] / norm_factor**2
-        part = _part(job, mesh)
-        trainer = _built(job, hook, norm_factor, energy, device, source, point, part)
-        sae_runs.append(SAERun(job, trainer, norm_factor, samples.get(job.hook)))
+        hook, scale, part = inputs.hooks[job.hook], scales[job.hook], _part(job, mesh)
+        trainer = _built(job, hook, scale, device, source, point, part)
+        sae_runs.append(SAERun(job, trainer, scale, samples.get(job.hook)))
     return Training(
         settings=settings,
         inputs=inputs,
@@ -407,8 +407,7 @@ def prepare(
 def _built(
     job: Job,
     hook: HookPoint,
-    norm_factor: float,
-    energy: float,
+    scale: Scale,
     device: str,
     source: Dictionary | None,
     point: ResumePoint | None,
@@ -417,7 +416,7 @@ def _built(
     """Build a trainer: with random weights, with those of a trained SAE, or from its resume point."""
     trainer = build_trainer(
         job.config.sae,
-        energy=energy,
+        energy=scale.energy,
         steps=job.config.run.steps,
         activation_dim=hook.activation_dim,
         layer=hook.layer,
@@ -430,7 +429,7 @@ def _built(
         part=part,
     )
     if source is not None:
-        start_from(trainer, source, norm_factor, job.config.sae, hook)
+        start_from(trainer, source, scale.norm_factor, job.config.sae, hook)
     if point is not None:
         restore(trainer, point, job.folder, device)
     return trainer

@@ -42,11 +42,6 @@ class Job:
     def hook(self) -> str:
         return self.config.run.hook
 
-    def with_width(self, activation_dim: int) -> "Job":
-        """The same job, with the sigma that follows from D if noise_to_signal is set."""
-        sae = self.config.sae.with_sigma(activation_dim, self.config.run.normalize)
-        return replace(self, config=replace(self.config, sae=sae))
-
     def on(self, device: str) -> "Job":
         """The same job on another device."""
         run = replace(self.config.run, device=device)
@@ -147,7 +142,7 @@ def _require_together(
     run: RunConfig, saes: Mapping[str, SAEConfig], hooks: Mapping[str, str]
 ) -> None:
     """Raise a ConfigError unless these SAEs can be trained together by the present processes."""
-    require(len(saes) > 0, "saes", saes, "at least one, e.g. {'a': SAEConfig(k=32)}")
+    require(len(saes) > 0, "saes", saes, "at least one, e.g. {'a': TopKConfig(k=32)}")
     if len(saes) > 1:
         for name in saes:
             require_folder_name(name, "SAE name")
@@ -190,9 +185,8 @@ def _require_split(run: RunConfig, split: int, saes: Mapping[str, SAEConfig], co
 
 def _job(name: str, sae: SAEConfig, run: RunConfig, *, is_alone: bool) -> Job:
     """The job of an SAE, with all defaults filled in."""
-    sae = sae.resolve(run.steps)
     sae.require_units(run.normalize)
-    config = TrainConfig(sae, with_hook_names(run))
+    config = TrainConfig(sae, with_hook_names(run)).resolved
     folder = folder_of(config) if is_alone else Path(run.save_dir or RUNS) / name
     return Job(name, config, folder)
 
@@ -287,8 +281,8 @@ def fitting_at_once(configs: Sequence[TrainConfig], devices: Sequence[str]) -> i
 
 
 def sae_bytes(sae: SAEConfig, activation_dim: int) -> int:
-    """The bytes of an SAE's weights, gradients and Adam averages in float32."""
-    copies = 4  # weights, gradients, and two averages, of encoder and decoder
+    """The bytes of an SAE's weights and gradients, and of what the optimiser keeps, in float32."""
+    copies = 4  # weights, gradients, and two numbers a weight, of encoder and decoder
     return 4 * copies * 2 * sae.dict_size * activation_dim
 
 

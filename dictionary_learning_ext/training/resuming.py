@@ -20,10 +20,9 @@ from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..run_folder.files import CONFIG, divided
 from ..run_folder.foreign_weights import load_foreign
 from ..run_folder.reading import load_config, read_config
-from ..run_folder.resume_points import ResumePoint, newest_points
+from ..run_folder.resume_points import ResumePoint, Scale, newest_points
 from ..run_folder.weights import for_raw_activations, load_dictionary
 from ..trainers.base import Trainer
-from ..trainers.state import load_trainer_state
 from .plan import Job
 from .processes import Processes
 
@@ -114,8 +113,8 @@ def require_same_inputs(
 
 def continue_batches(
     batches: Batches, jobs: Sequence[Job], points: Sequence[ResumePoint], processes: Processes
-) -> dict[str, float]:
-    """Continue the batches at the resume points. Returns the norm factors of this process's hook points.
+) -> dict[str, Scale]:
+    """Continue the batches at the resume points. Returns the scales of this process's hook points.
 
     A collective, as a process may read hook points at which only other processes train SAEs.
     """
@@ -124,7 +123,7 @@ def continue_batches(
     for others in processes.gather(states):
         states |= others
     batches.load_state_dicts({hook: states[hook] for hook in batches.by_hook})
-    return {hook: point.norm_factor for hook, point in by_hook.items()}
+    return {hook: point.scale for hook, point in by_hook.items()}
 
 
 def restore(trainer: Trainer, point: ResumePoint, folder: Path, device: str) -> None:
@@ -132,17 +131,15 @@ def restore(trainer: Trainer, point: ResumePoint, folder: Path, device: str) -> 
 
     If the point was written on another kind of device, whose generators have another state, they get new seeds.
     """
-    holder, state = trainer.state_holder(), point.trainer
-    if has_moved(point, device):
-        for name in state["generators"]:
-            generator = getattr(holder, name)
-            generator.manual_seed(drawn_seed(generator.initial_seed(), "moved at", point.step))
-        state = state | {"generators": {}}
+    state = dict(point.trainer)
+    if has_moved(point, device) and state.pop("generator", None) is not None:
+        generator = trainer.generator
+        generator.manual_seed(drawn_seed(generator.initial_seed(), "moved at", point.step))
     if trainer.part.is_split:
         from ..trainers.split import read_divided
 
         read_divided(trainer, state, divided(folder, point.step))
-    load_trainer_state(holder, state)
+    trainer.load_state_dict(state)
     trainer.check(point.step)
 
 

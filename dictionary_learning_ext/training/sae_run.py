@@ -35,7 +35,6 @@ from ..run_folder.files import (
 from ..run_folder.schema import CONFIG_JSON
 from ..run_folder.weights import for_raw_activations, load_dictionary, save_weights
 from ..trainers.base import Trainer
-from ..trainers.state import trainer_state
 from .logs import RunLog
 from .plan import Job
 
@@ -54,7 +53,7 @@ class SAERun:
     """An SAE in training. The processes of a split SAE all call the same methods, and the first one writes.
 
     Arguments:
-        norm_factor: the number that raw activations are divided by.
+        scale: the size of its activations.
         sample: the held-out activations to measure on during training; None: no measurements.
 
     Attributes:
@@ -63,15 +62,20 @@ class SAERun:
     """
 
     def __init__(
-        self, job: Job, trainer: Trainer, norm_factor: float, sample: Sample | None = None
+        self,
+        job: Job,
+        trainer: Trainer,
+        scale: resume_points.Scale,
+        sample: Sample | None = None,
     ):
         self.name, self.config, self.folder = job.name, job.config, job.folder
-        self.settings, self.trainer, self.norm_factor = job.config.run, trainer, norm_factor
+        self.settings, self.trainer = job.config.run, trainer
+        self.scale, self.norm_factor = scale, scale.norm_factor
         self.part = trainer.part
         self._sample = sample
         self.failure: str | None = None
         self.remedy: str | None = None
-        self.log = RunLog(self.folder, self.config, norm_factor)
+        self.log = RunLog(self.folder, self.config, self.norm_factor)
 
     def start(self, buffer: dict[str, Any]) -> None:
         """Delete the files of a former run and write config.json.
@@ -93,7 +97,7 @@ class SAERun:
             "trainer": self.trainer.config | {"norm_factor": self.norm_factor},
             "buffer": buffer,
             "run": {
-                "settings": self.config.to_json(),
+                "settings": self.config.to_dict(),
                 "norm_factor": self.norm_factor,
                 "date": time.strftime("%Y-%m-%d"),
                 "versions": package_versions(),
@@ -114,7 +118,7 @@ class SAERun:
     def _note_moved(self) -> None:
         """Update the device, the number of parts and the places of moved folders in config.json."""
         config = read_json(self.folder / CONFIG, CONFIG_JSON, "copy it again")
-        settings, now = config["run"]["settings"], self.config.to_json()
+        settings, now = config["run"]["settings"], self.config.to_dict()
         names = ("device", "split", *may_move(self.settings, self.settings))
         moved = {name: now[name] for name in names if settings.get(name) != now[name]}
         if moved:
@@ -210,7 +214,7 @@ class SAERun:
         if self.failure is not None or is_there:
             return
         self._require_folder()
-        state, parts = trainer_state(self.trainer.state_holder()), None
+        state, parts = self.trainer.state_dict(), None
         if self.part.is_split:
             from ..trainers.split import write_divided
 
@@ -223,7 +227,7 @@ class SAERun:
             settings=self.config.to_dict(),
             trainer=state,
             parts=parts,
-            norm_factor=self.norm_factor,
+            scale=self.scale,
             batches=batches,
             hashes=hashes,
             versions=versions(),

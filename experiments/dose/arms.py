@@ -1,4 +1,4 @@
-"""What the study of the dose trains: the arms, by name, as options of `SAEConfig`, and trainers that the package doesn't
+"""What the study of the dose trains: the arms, by name, as options of their settings, and trainers that the package doesn't
 have. See PROTOCOL_DOSE.md."""
 
 from dataclasses import replace
@@ -7,12 +7,17 @@ from typing import Any
 import torch as t
 
 from dictionary_learning_ext import VariationalTopKTrainer
+from dictionary_learning_ext.config.sae import share_of_run
 from dictionary_learning_ext.trainers.step import StepObjective
 from experiments.trained_saes import sae_config
 
 Options = dict[str, Any]
 SURVIVAL = (0.6, 0.25, 0.4, 0.8)
-NOISE: Options = {"noise_on": "selection", "noise_anneal": 0.5, "kl_scope": "selected"}
+NOISE: Options = {
+    "noise_on": "selection",
+    "noise_anneal_steps": share_of_run(0.5, least=1),
+    "kl_scope": "selected",
+}
 TOP_K, RIVAL = "TopK", "Probabilistic TopK"
 ARMS: dict[str, Options] = {
     TOP_K: {"architecture": "top_k"},

@@ -129,12 +129,12 @@ def run_part(part: Part, raw: Path = RAW) -> None:
 def _trainer(given: dict[str, Any], part: Part, steps: int) -> Any:
     sizes = {"k": K, "dict_size": part.dict_size, "seed": part.seed}
     sae = sae_of(given["options"], **sizes, lr=given["lr"], m=given["m"])
-    sae = sae.resolve(steps).with_sigma(WIDTH, "sqrt_d")
+    sae = sae.resolve(steps)
     rest: dict[str, Any] = {"layer": 0, "lm_name": "truth", "hook": "", "device": "cpu", "name": ""}
     made = {"steps": steps, "activation_dim": WIDTH, "energy": float(WIDTH), "dtype": "float32"}
     if "trainer" not in given:
         return build_trainer(sae, **made, **rest)
-    arguments = sae.trainer_arguments(steps, float(WIDTH))
+    arguments = sae.trainer_arguments() | {"mean_squared_norm": float(WIDTH)}
     sizes = {"steps": steps, "activation_dim": WIDTH, "layer": 0, "lm_name": "truth"}
     return given["trainer"](**arguments, **sizes, device="cpu")
 

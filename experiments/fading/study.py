@@ -125,7 +125,7 @@ def mechanism() -> None:
     fixed = "fixed 0.3"
     for after in AFTER:
         steps = NOISY + after
-        arms = {TOP_K: ARMS[TOP_K], fixed: FIXED | {"noise_anneal": NOISY / steps}}
+        arms = {TOP_K: ARMS[TOP_K], fixed: FIXED | {"noise_anneal_steps": NOISY}}
         arms = {arm: options | {"lr": LRS[0]} for arm, options in arms.items()}
         run(f"mechanism, {after} after", SEARCHED, steps, arms, SEARCH_SEEDS)
     base = parts.seed_folder(f"fading mechanism, {AFTER[0]} after", SEARCHED, SEARCH_SEEDS[0])

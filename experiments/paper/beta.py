@@ -18,6 +18,7 @@ import numpy as np
 import torch as t
 
 from dictionary_learning_ext import RunConfig
+from dictionary_learning_ext.config.sae import share_of_run
 from experiments import raw_results
 from experiments.pages import labels_of, save_plot, table
 from experiments.paper.feature_maps import largest_of
@@ -117,7 +118,7 @@ def measure_as_run(_: argparse.Namespace) -> None:
         "dict_size": 16 * D,
         "k": 16 * D // RATIO,
         "lr": 8e-4,
-        "decay_start": 0.8,
+        "decay_start": share_of_run(0.8),
         "dead_feature_threshold": 1600 * RATIO,
     }
     for seed in SEEDS:

@@ -12,7 +12,7 @@ from typing import Any
 from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.config.run import Dtype
-from dictionary_learning_ext.config.sae import SAEConfig
+from dictionary_learning_ext.config.sae import SAEConfig, share_of_run
 from experiments.trained_saes import sae_config
 
 Options = dict[str, Any]
@@ -70,7 +70,9 @@ class Setting:
         if own.get("architecture", "vsae_top_k") == "vsae_top_k":
             own |= {"beta": penalty} | ({"kl_scope": "selected"} if penalty else {})
             if noise:
-                own |= {"noise_to_signal": noise, "noise_on": "selection", "noise_anneal": until}
+                anneal_steps = share_of_run(until, least=1)
+                own |= {"noise_to_signal": noise, "noise_on": "selection"}
+                own |= {"noise_anneal_steps": anneal_steps}
             else:
                 own["posterior"] = "point"
         return sae_config(k=self.k, dict_size=self.dict_size, seed=seed, **own)

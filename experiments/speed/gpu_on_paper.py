@@ -28,7 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 from dictionary_learning_ext import VariationalTopKTrainer
 from dictionary_learning_ext.trainers import step as plain
-from dictionary_learning_ext.trainers.optimizers import UnitNormAdam
+from dictionary_learning_ext.trainers.optimizers import UnitNorm
 from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
@@ -67,7 +67,7 @@ PARTS = {
     "AuxK": ((plain, "dead_features_loss"),),
     "backward": ((t.Tensor, "backward"),),
     "weight passes and Adam": (
-        (UnitNormAdam, "constrained_step"),
+        (UnitNorm, "step"),
         (upstreams, "remove_gradient_parallel_to_decoder_directions"),
         (t.nn.utils, "clip_grad_norm_"),
         (torchs_adam, "adam"),

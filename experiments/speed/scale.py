@@ -15,13 +15,14 @@ from typing import Any, get_args
 
 import torch as t
 
-from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKTrainer, train
+from dictionary_learning_ext import RunConfig, VariationalTopKTrainer, train
 from dictionary_learning_ext.activations.buffer import ShuffledRows
 from dictionary_learning_ext.activations.cache_manifest import CacheDtype
 from dictionary_learning_ext.activations.cache_writer import write_cache
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
+from dictionary_learning_ext.config.sae import VSAETopKConfig
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (
@@ -100,7 +101,7 @@ def whole_runs(run: RunConfig, cache: Path, base: Path) -> dict[str, list[float]
     language model, and from the cache."""
     found = {}
     for n in TRAININGS:
-        saes = {f"seed{seed}": SAEConfig(dict_size=F, k=K, seed=seed) for seed in range(n)}
+        saes = {f"seed{seed}": VSAETopKConfig(dict_size=F, k=K, seed=seed) for seed in range(n)}
         ways = {"language model": run, "cache": replace(run, activations=str(cache))}
         found[str(n)] = [
             timed(train, replace(settings, save_dir=str(base / f"{n} {way}")), saes)

@@ -26,9 +26,10 @@ from dictionary_learning.training import trainSAE
 from nnsight import LanguageModel
 from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from dictionary_learning_ext import RunConfig, SAEConfig, open_text, train
+from dictionary_learning_ext import RunConfig, open_text, train
 from dictionary_learning_ext.activations.language_models import EMBEDDED_MODEL
 from dictionary_learning_ext.config.run import Dtype
+from dictionary_learning_ext.config.sae import SAEConfig, VSAETopKConfig
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (
@@ -122,7 +123,9 @@ def seconds(runs: dict[str, Run], *, twice: bool) -> dict[str, float]:
 
 def vsaes(ks: tuple[int, ...], seeds: tuple[int, ...]) -> dict[str, SAEConfig]:
     return {
-        f"k{k}_seed{seed}": SAEConfig(k=k, dict_size=F, seed=seed) for k in ks for seed in seeds
+        f"k{k}_seed{seed}": VSAETopKConfig(k=k, dict_size=F, seed=seed)
+        for k in ks
+        for seed in seeds
     }
 
 

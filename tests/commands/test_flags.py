@@ -17,6 +17,7 @@ from dictionary_learning_ext.commands.flags import (
     vsae,
 )
 from dictionary_learning_ext.commands.measure import InputFlags
+from dictionary_learning_ext.config.architectures import upstream_lr
 from dictionary_learning_ext.errors import UserError
 
 TRAIN = COMMANDS["train"]
@@ -25,8 +26,9 @@ TRAIN = COMMANDS["train"]
 def test_the_forms_a_sweep_agent_types_all_work():
     agent = ["--dict_size=64", "--rectify=True", "--lr=None", "--noise_on=values", "--k=8"]
     sae = parse(TRAIN, agent).sae
-    found = (sae.dict_size, sae.rectify, sae.lr, sae.noise_on, sae.k)
-    assert found == (64, True, None, "values", 8)
+    found = (sae.dict_size, sae.rectify, sae.noise_on, sae.k)
+    assert found == (64, True, "values", 8)
+    assert sae.resolve(10).lr == upstream_lr(64)
     assert parse(TRAIN, ["--rectify", "--seed", "3"]).sae.rectify is True, "a bare boolean"
 
 
@@ -83,8 +85,7 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
     explained = re.findall(r"^  --([a-z0-9-]+)(?: \S+)*?(?:\s{2,}|\n\s{26})[A-Za-z]", text, re.M)
     flags = flags_of(command)
     if command is TRAIN:
-        sae = parse(command, []).sae
-        flags = sae.to_flags({n: v for n, v in vars(sae).items() if n not in sae.unused()}, 1000)
+        flags = parse(command, []).sae.to_dict()
     assert {name.replace("-", "_") for name in explained} >= set(flags)
     if "device" in explained:
         assert re.search(r"--device TEXT +Where to compute: auto \(CUDA", text)
@@ -97,7 +98,7 @@ def test_none_is_taken_wherever_a_flag_may_be_none_and_is_a_value_where_it_says_
     args += ["--normalize", none, "--save-every", none, "--save-steps", none, "--sigma", "1"]
     flags = parse(TRAIN, args)
     sae, run = flags.sae, flags.run
-    assert (sae.noise_anneal, run.max_norm_multiple, sae.decay_start) == (None, None, None)
+    assert (sae.noise_anneal_steps, run.max_norm_multiple, sae.decay_start) == (None, None, None)
     assert (run.normalize, run.save_every, run.save_steps) == ("none", "none", "none")
     assert parse(COMMANDS["eval"], ["run", "--tokens", none]).tokens is None
     assert parse(COMMANDS["sweep"], [f"--at-once={none}"]).at_once is None

@@ -17,8 +17,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import parse, vsae
 from dictionary_learning_ext.commands.train import TRAIN, starting_point
 from dictionary_learning_ext.config.presets import PRESETS, preset
-from dictionary_learning_ext.config.run import RunConfig, TrainConfig
-from dictionary_learning_ext.config.sae import SAEConfig
+from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
@@ -33,8 +32,9 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
         "recommended (k=4, dict_size=32, survival=0.6, lr=0.004, steps=12)" in out.splitlines()[0]
     )
     settings, recommended = settings_of(tmp_path / "run"), preset("recommended", steps=12)
-    for name in ("noise_on", "survival", "noise_anneal", "kl_scope", "beta", "lr"):
-        assert settings[name] == getattr(recommended.sae, name), name
+    expected = recommended.resolved.to_dict()
+    for name in ("noise_on", "survival", "noise_anneal_steps", "kl_scope", "beta", "lr"):
+        assert settings[name] == expected[name], name
     assert out.splitlines()[1] == f"Writing to {tmp_path / 'run'}, on cpu"
     assert "near-dead" in out
     assert f"saved in {tmp_path / 'run'}" in out
@@ -110,11 +110,8 @@ def test_flags_reach_the_trainer_and_the_weights_and_a_config_starts_another_run
     flags = "--beta 0.25 --posterior learned --kl-warmup-steps 0 --prior-std 0.5"
     assert main(["train", *small, *flags.split()]) == 0
     trained = json.loads((tmp_path / "run" / "config.json").read_text())["trainer"]
-    for values, name in (
-        (settings_of(tmp_path / "run"), "kl_warmup"),
-        (trained, "kl_warmup_steps"),
-    ):
-        assert (values[name], values["prior_std"]) == (0, 0.5)
+    for values in (settings_of(tmp_path / "run"), trained):
+        assert (values["kl_warmup_steps"], values["prior_std"]) == (0, 0.5)
     weights = t.load(tmp_path / "run" / "ae.pt", weights_only=True)
     assert trained["norm_factor"] != pytest.approx(1, rel=0.01)
     assert weights["prior_std"].item() == pytest.approx(0.5 * trained["norm_factor"])
@@ -127,7 +124,7 @@ def test_flags_reach_the_trainer_and_the_weights_and_a_config_starts_another_run
 
 def parsed(typed):
     flags = parse(TRAIN, typed.split())
-    return TrainConfig(flags.sae.resolve(flags.run.steps), flags.run).to_dict()
+    return TrainConfig(flags.sae, flags.run).resolved.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -144,11 +141,11 @@ def parsed(typed):
 )
 def test_a_preset_is_a_start_and_flags_win(typed, expected):
     settings = parsed(typed)
-    assert {name: settings[name] for name in expected} == expected
+    assert {name: settings.get(name) for name in expected} == expected
 
 
 def test_without_a_preset_the_defaults_are_those_of_python():
-    assert parsed("--preset none") == TrainConfig(SAEConfig().resolve(1200)).to_dict()
+    assert parsed("--preset none") == TrainConfig().to_dict()
     assert parsed("--preset none") != parsed("")
 
 
@@ -156,7 +153,7 @@ def test_the_baseline_is_matched_to_the_recommended_preset():
     vsae, top_k = parsed("--steps 12"), parsed("--steps 12 --architecture top_k")
     for name in ("lr", "steps", "dict_size", "k", "decay_start", "warmup_steps", "auxk_alpha"):
         assert top_k[name] == vsae[name] is not None, name
-    assert top_k["beta"] is top_k["noise_on"] is None
+    assert not top_k.keys() & {"beta", "noise_on"}
 
 
 def test_what_an_architecture_does_not_take_from_a_config_is_named(folder, tmp_path, capsys):
@@ -169,39 +166,36 @@ def test_what_an_architecture_does_not_take_from_a_config_is_named(folder, tmp_p
     assert "auxk_alpha" not in first
 
 
-def test_noise_to_signal_and_the_sigma_it_means_are_both_in_the_config(small, tmp_path, capsys):
+def sigma_of(folder):
+    """In training units."""
+    trainer = json.loads((folder / "config.json").read_text())["trainer"]
+    weights = t.load(folder / "ae.pt", weights_only=True)
+    return weights["sigma"].item() / trainer["norm_factor"]
+
+
+def test_noise_to_signal_gives_sigma_unless_that_is_given_itself(small, tmp_path):
     """k = 4, D = 16 under sqrt_d: sigma = sqrt(0.36 * 16 / 4)."""
-    first = ["train", *small, "--noise-to-signal", "0.36"]
-    assert main([*first, "--save-every", "6"]) == 0
-    settings = settings_of(tmp_path / "run")
-    assert settings["noise_to_signal"] == 0.36
-    assert settings["sigma"] == pytest.approx(1.2)
-    assert main(["train", "--resume", str(tmp_path / "run")]) == 0, capsys.readouterr().err
-    # Another k gives another sigma, unless that is given itself.
+    assert main(["train", *small, "--noise-to-signal", "0.36"]) == 0
+    assert settings_of(tmp_path / "run")["noise_to_signal"] == 0.36
+    assert sigma_of(tmp_path / "run") == pytest.approx(1.2)
     again = ["train", "--config", str(tmp_path / "run"), "--k", "1"]
     assert main([*again, "--save-dir", str(tmp_path / "again")]) == 0
-    assert settings_of(tmp_path / "again")["sigma"] == pytest.approx(2.4)
+    assert sigma_of(tmp_path / "again") == pytest.approx(2.4)
     assert main([*again, "--sigma", "0.5", "--save-dir", str(tmp_path / "own")]) == 0
     own = settings_of(tmp_path / "own")
-    assert (own["sigma"], own["noise_to_signal"]) == (0.5, None)
+    assert own["sigma"] == 0.5
+    assert "noise_to_signal" not in own
 
 
 def test_a_configs_schedules_are_those_of_the_runs_steps(tmp_path):
-    """decay_start=9 of 12 steps was refused in a run of 8. Earlier versions wrote steps."""
+    """decay_start=9 of 12 steps is not possible in a run of 8."""
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"run": {"settings": parsed("--steps 12 --kl-warmup-steps 4")}}))
     settings = parsed(f"--config {config} --steps 8")
     schedules = {"decay_start": 6, "noise_anneal_steps": 4, "kl_warmup_steps": 2}
     assert {name: settings[name] for name in schedules} == schedules
     assert parsed(f"--config {config} --steps 8 --decay-start 7")["decay_start"] == 7
-    same = f"--config {config}"
-    assert parsed(same) == parsed("--steps 12 --kl-warmup-steps 4")
-    stored = TrainConfig(parse(TRAIN, same.split()).sae, RunConfig(steps=12)).to_json()
-    assert (stored["decay_start"], stored["noise_anneal"], stored["kl_warmup"]) == (
-        0.75,
-        0.5,
-        1 / 3,
-    )
+    assert parsed(f"--config {config}") == parsed("--steps 12 --kl-warmup-steps 4")
 
 
 def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, capsys):
@@ -261,7 +255,7 @@ def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(
     assert main(shlex.split(command.removeprefix(vsae()))) == 0
     settings = settings_of(tmp_path / "longer")
     assert (settings["steps"], settings["init_from"]) == (8, str(folder))
-    assert (settings["data_seed"], settings["noise_anneal"]) == (1, 0.5)
+    assert (settings["data_seed"], settings["noise_anneal_steps"]) == (1, 4)
     (folder / "ae.pt").unlink()
     assert "leave out steps" in refused([*resume, 20], capsys)
 

@@ -51,7 +51,7 @@ def test_the_longest_names_fit_and_say_the_architecture_k_f_and_seed(architectur
         "steps": 123_456,
     }
     start = preset("recommended").with_settings({"architecture": architecture}, "x")
-    k = {"k": 512} if start.sae.to_json()["k"] is not None else {}
+    k = {"k": 512} if "k" in start.sae.to_dict() else {}
     name = automatic_name(start.with_settings(change | k, "x"))
     assert len(name) <= LONGEST, name
     assert is_automatic(name)

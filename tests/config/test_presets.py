@@ -12,17 +12,16 @@ from variational_trainers import D, F, data
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, trainer_options
 from dictionary_learning_ext.config.presets import (
-    BY_SIZE,
     PRESETS,
     preset,
     quickstart,
-    recommended_lr,
 )
 from dictionary_learning_ext.config.sae import (
     DEAD_AFTER_FIRINGS,
     OPTION_NAMES,
     TopKConfig,
     VSAETopKConfig,
+    option_names,
 )
 from dictionary_learning_ext.trainers.build import build_trainer
 
@@ -64,7 +63,7 @@ def test_the_paper_is_what_the_paper_states():
 def test_a_presets_schedules_scale_with_its_steps():
     for config, times in ((preset("recommended"), 4), (preset("recommended", steps=2000), 2)):
         names = ("decay_start", "noise_anneal_steps", "steps")
-        assert [config.to_dict()[name] for name in names] == [
+        assert [config.resolved.to_dict()[name] for name in names] == [
             750 * times,
             500 * times,
             1000 * times,
@@ -74,10 +73,10 @@ def test_a_presets_schedules_scale_with_its_steps():
 
 def test_the_quickstarts_saes_differ_only_in_the_posterior():
     saes = [sae.resolve(100) for sae in quickstart(steps=100, seed=3).values()]
-    flat = [sae.to_json() for sae in saes]
-    differ = {name for name in OPTION_NAMES if len({each[name] for each in flat}) > 1}
+    flat = [sae.to_dict() for sae in saes]
+    differ = {name for name in OPTION_NAMES if len({each.get(name) for each in flat}) > 1}
     assert [each["seed"] for each in flat] == [3, 3]
-    variational = vars(VSAETopKConfig()).keys() - vars(TopKConfig()).keys()
+    variational = {*option_names(VSAETopKConfig)} - {*option_names(TopKConfig)}
     assert differ <= {"architecture"} | variational
 
 
@@ -87,9 +86,8 @@ def test_the_quickstarts_saes_differ_only_in_the_posterior():
 def as_trained(name):
     """The trainer that `vsae train --preset` makes, and E||x||^2 of its training units."""
     changed = {"k": K, "dict_size": F, "seed": 3}
-    changed |= {"lr": recommended_lr(F)} if name in BY_SIZE else {}
     config = preset(name, STEPS).with_settings(changed, "test")
-    sae = config.sae.resolve(STEPS).with_sigma(D, config.run.normalize)
+    sae = config.sae.resolve(STEPS)
     energy = {"sqrt_d": D, "unit": 1}[config.run.normalize]
     rest = {"layer": 0, "lm_name": "tiny", "device": "cpu", "hook": "", "name": ""}
     sizes = {"steps": STEPS, "activation_dim": D, "energy": energy}
@@ -108,7 +106,7 @@ def test_a_presets_vsae_is_the_same_in_other_units(name, mean_squared_norm):
     ratio = mean_squared_norm / energy
     for trainer, scale in ((one, 1.0), (other, math.sqrt(ratio))):  # AuxK, too
         trainer.num_tokens_since_fired = t.arange(F) * 10**9
-        if trainer.settings.survival is not None:
+        if trainer.settings.is_controlled:
             trainer.ae.sigma.fill_(0.4 * scale)
     same = x * math.sqrt(ratio)
     for step in (STEPS // 8, STEPS // 2):  # noise and KL change until there
@@ -133,7 +131,7 @@ def test_a_presets_vsae_is_the_same_in_other_units(name, mean_squared_norm):
 def test_the_presets_as_a_person_would_work_them_out():
     sizes = {"activation_dim": 256, "dict_size": 1024, "k": 30, "steps": 4000}
     given = trainer_options("strong-noise", **sizes)
-    assert given["sigma"] == pytest.approx(0.1)  # 0.3 = k sigma^2
+    assert (given["noise_to_signal"], given["mean_squared_norm"]) == (0.3, 1.0)
     assert given["prior_std"] == pytest.approx(1 / 16)
     assert given["beta"] == pytest.approx(0.01 / 256)
     given = trainer_options(**sizes)

@@ -1,14 +1,13 @@
 """Tables of SAEs as commands print them, and names of SAEs."""
 
 import re
-from dataclasses import replace
 
 import pytest
 
 from dictionary_learning_ext.config.names import automatic_name
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig
-from dictionary_learning_ext.config.sae import SAEConfig
+from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.evaluation.metrics import shown_in
 from dictionary_learning_ext.evaluation.tables import (
     chosen,
@@ -79,8 +78,8 @@ def of_two_seeds(config):
     configs = {}
     for seed in range(2):
         run = config.with_settings({"seed": seed, "data_seed": seed}, "x")
-        run = replace(run, sae=run.sae.resolve(run.run.steps))
-        settings = replace(run, sae=run.sae.with_sigma(128, run.run.normalize)).to_dict()
+        run = run.resolved
+        settings = run.to_dict()
         trainer = {"dict_class": "X"}
         configs[f"runs/{automatic_name(run)}"] = {"trainer": trainer, "run": {"settings": settings}}
     return configs
@@ -126,7 +125,7 @@ GOOD = {
     "tokens": 4096,
     "l0": 8.0,
 }
-SMALL = SAEConfig(dict_size=64)
+SMALL = VSAETopKConfig(dict_size=64)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +183,7 @@ AUTOMATIC = [f"s/vsae_k8_F64_seed0_{i:06x}" for i in range(4)]
     ("changes", "names"),
     [
         ([{"k": 8, "seed": 1}, {"k": 16, "seed": 1}], ["k=8", "k=16"]),
-        ([{"k": 8}, {"k": 16, "seed": 1}], ["k=8 seed=0", "k=16 seed=1"]),
+        ([{"k": 8, "seed": 0}, {"k": 16, "seed": 1}], ["k=8 seed=0", "k=16 seed=1"]),
         ([{"beta": 0.0}, {"beta": 0.03}], ["beta=0", "beta=0.03"]),
         ([{"seed": 1, "data_seed": 5}, {"seed": 2, "data_seed": 6}], ["seed=1", "seed=2"]),
         (
@@ -192,7 +191,7 @@ AUTOMATIC = [f"s/vsae_k8_F64_seed0_{i:06x}" for i in range(4)]
             ["data_seed=5", "data_seed=6"],
         ),
         (
-            [{"noise_to_signal": 0.3, "sigma": 0.1, "k": 2}, {"noise_to_signal": 0.3, "k": 4}],
+            [{"noise_to_signal": 0.3, "k": 2}, {"noise_to_signal": 0.3, "k": 4}],
             ["k=2", "k=4"],
         ),
         (

@@ -8,24 +8,33 @@ import torch as t
 from export_folders import D, F, K, of_class
 from kept import kept_runs
 
-from dictionary_learning_ext import RunConfig, SAEConfig
+from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.activations.inputs import open_inputs
+from dictionary_learning_ext.config.sae import (
+    BatchTopKConfig,
+    JumpReLUConfig,
+    MatryoshkaConfig,
+    ProbabilisticTopKConfig,
+    ReLUConfig,
+    TopKConfig,
+    VAEaseConfig,
+    VSAEConfig,
+    VSAETopKConfig,
+)
 
 # A threshold is set by half of the run, without which BatchTopK encodes nothing.
 SAES = {
-    "signed": SAEConfig(architecture="vsae", dict_size=F),
-    "vsae": SAEConfig(architecture="vsae_top_k", k=K, dict_size=F, posterior="learned"),
-    "magnitude": SAEConfig(architecture="vsae_top_k", k=K, dict_size=F, select_by="magnitude"),
-    "rectified": SAEConfig(architecture="vsae_top_k", k=F, dict_size=F, rectify=True),
-    "vaease": SAEConfig(architecture="vaease", dict_size=F),
-    "top_k": SAEConfig(architecture="top_k", k=K, dict_size=F),
-    "probabilistic_top_k": SAEConfig(architecture="probabilistic_top_k", k=K, dict_size=F),
-    "batch_top_k": SAEConfig(architecture="batch_top_k", k=K, dict_size=F),
-    "relu": SAEConfig(architecture="relu", dict_size=F),
-    "jump_relu": SAEConfig(architecture="jump_relu", dict_size=F),
-    "matryoshka": SAEConfig(
-        architecture="matryoshka", k=K, dict_size=F, group_fractions=(0.5, 0.5)
-    ),
+    "signed": VSAEConfig(dict_size=F),
+    "vsae": VSAETopKConfig(k=K, dict_size=F, posterior="learned"),
+    "magnitude": VSAETopKConfig(k=K, dict_size=F, select_by="magnitude"),
+    "rectified": VSAETopKConfig(k=F, dict_size=F, rectify=True),
+    "vaease": VAEaseConfig(dict_size=F),
+    "top_k": TopKConfig(k=K, dict_size=F),
+    "probabilistic_top_k": ProbabilisticTopKConfig(k=K, dict_size=F),
+    "batch_top_k": BatchTopKConfig(k=K, dict_size=F),
+    "relu": ReLUConfig(dict_size=F),
+    "jump_relu": JumpReLUConfig(dict_size=F),
+    "matryoshka": MatryoshkaConfig(k=K, dict_size=F, group_fractions=(0.5, 0.5)),
 }
 
 

@@ -17,8 +17,9 @@ import torch as t
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
-from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train
+from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.sae import TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.errors import CheckpointError, HubError
 from dictionary_learning_ext.export.hub import card_of, push
 from dictionary_learning_ext.export.local_paths import without_local_paths
@@ -44,8 +45,8 @@ def runs(tiny_lm_dir, text, tmp_path_factory):
         save_dir=str(folder),
     )
     saes = {
-        "vsae": SAEConfig(architecture="vsae_top_k", k=4, dict_size=32, beta=0.25),
-        "top_k": SAEConfig(architecture="top_k", k=4, dict_size=32),
+        "vsae": VSAETopKConfig(k=4, dict_size=32, beta=0.25),
+        "top_k": TopKConfig(k=4, dict_size=32),
     }
     train(run, saes)
     (folder / "top_k" / "metrics.json").unlink()

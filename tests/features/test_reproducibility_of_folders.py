@@ -13,9 +13,10 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from measurement import codes_of_rows
 
-from dictionary_learning_ext import RunConfig, SAEConfig, agreement, load_dictionary, train
+from dictionary_learning_ext import RunConfig, agreement, load_dictionary, train
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError
 from dictionary_learning_ext.evaluation import folders as folders_module
 from dictionary_learning_ext.evaluation.metrics import METRICS
@@ -47,7 +48,7 @@ def seeds(tiny_lm_dir, text, tmp_path_factory):
     folders = {}
     for seed, k in ((0, 4), (1, 4), (2, 4), (3, 6)):
         run = run_at(base / f"seed{seed}", tiny_lm_dir, text, data_seed=seed, eval_tokens=500)
-        sae = SAEConfig(dict_size=F, k=k, seed=seed)
+        sae = VSAETopKConfig(dict_size=F, k=k, seed=seed)
         folders[seed] = str(train(run, {"sae": sae})["sae"])
     return folders
 
@@ -236,7 +237,7 @@ def test_of_seeds_nothing_is_said_and_other_settings_that_differ_are_named():
 
 def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, tmp_path, capsys):
     run = run_at(tmp_path / "wide", tiny_lm_dir, text, eval_tokens=0)
-    wide = str(train(run, {"sae": SAEConfig(k=4, dict_size=2 * F, seed=9)})["sae"])
+    wide = str(train(run, {"sae": VSAETopKConfig(k=4, dict_size=2 * F, seed=9)})["sae"])
     path = tmp_path / "features.csv"
     capsys.readouterr()
     assert main(["reproduce", seeds[1], wide, "--tokens", "500", "--csv", str(path)]) == 0

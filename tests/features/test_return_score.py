@@ -18,9 +18,10 @@ from measurement import codes_of_rows
 from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
-from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary
+from dictionary_learning_ext import RunConfig, load_dictionary
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.codes import encoding
+from dictionary_learning_ext.config.sae import BatchTopKConfig, VSAETopKConfig
 from dictionary_learning_ext.errors import NonFiniteError
 from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.export.exporter import export
@@ -58,8 +59,8 @@ def folders(tiny_lm_dir, text, tmp_path_factory):
         ctx_len=32,
         eval_tokens=500,
     )
-    batch = SAEConfig(architecture="batch_top_k", dict_size=32, k=4)
-    saes = {"vsae": SAEConfig(dict_size=32, k=4), "batch": batch}
+    batch = BatchTopKConfig(dict_size=32, k=4)
+    saes = {"vsae": VSAETopKConfig(dict_size=32, k=4), "batch": batch}
     return kept_runs("scored", run, saes, tmp_path_factory.mktemp("scored") / "runs")
 
 

@@ -21,7 +21,7 @@ from step_cases import IN_EACH_DTYPE, each
 from dictionary_learning_ext import VariationalTopKTrainer, train
 from dictionary_learning_ext.activations.buffer import Batches
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.sae import CONFIGS
+from dictionary_learning_ext.config.sae import CONFIGS, option_names
 from dictionary_learning_ext.errors import ConfigError, Interrupted
 from dictionary_learning_ext.run_folder.reading import read_config, read_history
 from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
@@ -42,10 +42,9 @@ def cuda():
 
 def tensors_of(trainer):
     """All that training changes."""
-    optimizer = trainer.state_holder().optimizer.state_dict()["state"].values()
-    of_trainer = [
-        each for each in vars(trainer.state_holder()).values() if isinstance(each, t.Tensor)
-    ]
+    trainer = getattr(trainer, "_trainer", trainer)  # upstream's
+    optimizer = trainer.optimizer.state_dict()["state"].values()
+    of_trainer = [each for each in vars(trainer).values() if isinstance(each, t.Tensor)]
     of_optimizer = itertools.chain.from_iterable(state.values() for state in optimizer)
     return [*trainer.ae.state_dict().values(), *of_trainer, *of_optimizer]
 
@@ -84,8 +83,8 @@ def test_no_setting_of_a_vsae_mixes_devices_or_waits_in_a_step(
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_no_architecture_mixes_devices_and_ours_wait_in_no_step(architecture, dtype, cuda):
     options = {"k_anneal_steps": 50, "dead_feature_threshold": 1}
-    sae = CONFIGS[architecture]()
-    options = {n: v for n, v in options.items() if n in sae.to_flags(sae.options, 100)}
+    names = option_names(CONFIGS[architecture])
+    options = {name: value for name, value in options.items() if name in names}
     trainer = built(architecture, dtype, DEVICE, **options)
     found = require_steps(trainer, cuda, waits=architecture not in OURS)
     assert found <= {DEVICE, "cpu"} if architecture not in OURS else found == {DEVICE}

@@ -7,7 +7,7 @@ import torch as t
 from step_cases import IN_EACH_DTYPE, each
 
 from dictionary_learning_ext import RunConfig, VariationalTopKTrainer
-from dictionary_learning_ext.config.sae import SAEConfig
+from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.run_folder.reading import read_metrics
 from dictionary_learning_ext.training.loop import train
 
@@ -101,7 +101,7 @@ def test_noise_on_a_gpu_is_normal():
 def test_a_run_on_a_gpu_reaches_what_a_run_on_the_cpu_reaches(tmp_path):
     fve = {}
     for device in ("cpu", "cuda"):
-        sae = SAEConfig(k=16, dict_size=512, posterior="point", beta=0.0)
+        sae = VSAETopKConfig(k=16, dict_size=512, posterior="point", beta=0.0)
         settings = RunConfig(steps=200, device=device, save_dir=str(tmp_path / device))
         folders = train(settings, {"sae": sae})
         fve[device] = read_metrics(folders["sae"])["fve"]

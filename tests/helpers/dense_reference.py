@@ -65,7 +65,7 @@ def dense_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> Lo
     mask = t.zeros_like(mu).scatter(1, chosen, 1.0)
     x_hat = (source * mask) @ W_dec.T + b_dec
 
-    if settings.posterior == "point" or settings.survival is not None:
+    if settings.posterior == "point" or settings.is_controlled:
         kl = mu**2 / (2 * settings.prior_std**2)
     else:
         kl = kl_divergence(Normal(mu, std), Normal(t.zeros_like(mu), settings.prior_std))

@@ -13,10 +13,10 @@ from small_trainers import assert_same
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.config.run import RunConfig
-from dictionary_learning_ext.config.sae import CONFIGS, SAEConfig
+from dictionary_learning_ext.config.sae import CONFIGS, option_names, sae_settings
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.run_folder.reading import read_run
-from dictionary_learning_ext.run_folder.resume_points import ResumePoint, load_point
+from dictionary_learning_ext.run_folder.resume_points import ResumePoint, Scale, load_point
 from dictionary_learning_ext.training.sae_run import SAERun
 
 STEPS = 60
@@ -50,8 +50,8 @@ def run(anywhere, tmp_path):
 
 
 def sae_of(architecture="vsae_top_k", **changes):
-    k = {"k": 4} if "k" in CONFIGS[architecture]().options else {}
-    return SAEConfig(**{"architecture": architecture, "dict_size": 32, "lr": 1e-3} | k | changes)
+    k = {"k": 4} if "k" in option_names(CONFIGS[architecture]) else {}
+    return sae_settings(architecture, {"dict_size": 32, "lr": 1e-3} | k | changes)
 
 
 def stopped_at(step, monkeypatch):
@@ -69,7 +69,7 @@ def stopped_at(step, monkeypatch):
 
 def a_point(step=0, **known):
     """A resume point of which only this much matters."""
-    empty = {"settings": {}, "trainer": {}, "norm_factor": 1.0, "batches": {}}
+    empty = {"settings": {}, "trainer": {}, "scale": Scale(1.0, 1.0), "batches": {}}
     empty |= {"hashes": {}, "versions": {}, "metrics_bytes": 0, "wandb_id": None}
     return ResumePoint(step=step, **empty | known)
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from source_tree import ROOT
 
-from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext import RunConfig, train
+from dictionary_learning_ext.config.sae import SAEConfig
 
 ABOVE_TRAINING = ("report", "sweep", "sae_bench", "sae_lens.py", "export")
 PACKAGE = ROOT / "dictionary_learning_ext"

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch as t
 
-from dictionary_learning_ext.config.sae import CONFIGS, SAEConfig
+from dictionary_learning_ext.config.sae import CONFIGS, option_names, sae_settings
 from dictionary_learning_ext.trainers.build import build_trainer
 
 D, F, K, BATCH, STEPS = 16, 32, 4, 24, 100
@@ -15,10 +15,10 @@ def batch(seed: int, rows: int = BATCH) -> t.Tensor:
 
 
 def built(architecture: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Any:
-    """The trainer of an architecture for a run of STEPS, with these options, schedules in steps. Default: k = K."""
-    if "k" in CONFIGS[architecture]().options:
+    """The trainer of an architecture for a run of STEPS, with these options. Default: k = K."""
+    if "k" in option_names(CONFIGS[architecture]):
         options = {"k": K} | options
-    sae = SAEConfig(architecture=architecture, dict_size=F).with_flags(options, STEPS)
+    sae = sae_settings(architecture, {"dict_size": F, **options})
     return build_trainer(
         sae.resolve(STEPS),
         energy=1.0,
@@ -48,8 +48,7 @@ def descended(trainer: Any, x: t.Tensor, step: int) -> list[t.Tensor]:
         found.extend(p.grad.clone() for p in trainer.ae.parameters())
         return t.tensor(True)
 
-    for name in ("guarded_step", "constrained_step"):
-        setattr(trainer.optimizer, name, record)
+    trainer.optimizer.step = record
     trainer.update(step, x)
     return found
 

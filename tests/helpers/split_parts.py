@@ -28,7 +28,6 @@ from dictionary_learning_ext.trainers.split import (
     read_divided,
     write_divided,
 )
-from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 
 STEPS, STOPPED = 20, 8
 K = 4
@@ -80,9 +79,9 @@ def furthest(own, whole):
 
 def shared_digest(trainer):
     """A hash of all that must be bit-identical in all parts."""
-    state = trainer_state(trainer)
+    state = trainer.state_dict()
     values = [v for n, v in state["ae"].items() if n not in DIVIDED]
-    values += [state["attributes"]["dead_features"], trainer.optimizer.skipped_steps]
+    values += [trainer.dead_features, trainer.optimizer.skipped_steps]
     values += [trainer.optimizer.state[trainer.ae.b_dec][n] for n in ("exp_avg", "exp_avg_sq")]
     return sha256(repr([v.detach().numpy().tobytes() for v in values]).encode()).hexdigest()
 
@@ -188,7 +187,7 @@ def advance(trainer, steps):
 
 
 def save(trainer, folder):
-    state = write_divided(trainer, trainer_state(trainer), folder / "divided")
+    state = write_divided(trainer, trainer.state_dict(), folder / "divided")
     if trainer.part.is_first:
         t.save(state, folder / "state.pt")
 
@@ -198,7 +197,7 @@ def restored(case, part, folder):
     trainer = trainer_of(case, part, t.float64)
     state = t.load(folder / "state.pt", weights_only=True)
     read_divided(trainer, state, folder / "divided")
-    load_trainer_state(trainer, state)
+    trainer.load_state_dict(state)
     return trainer
 
 

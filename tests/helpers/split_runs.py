@@ -13,7 +13,8 @@ import sys
 from contextlib import suppress
 from unittest.mock import patch
 
-from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext import RunConfig, train
+from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.training.processes import join
 from dictionary_learning_ext.training.sae_run import SAERun
@@ -32,7 +33,7 @@ def updating(stops_at):
 
 
 if __name__ == "__main__":
-    saes = {name: SAEConfig(**sae) for name, sae in json.loads(sys.argv[1]).items()}
+    saes = {name: VSAETopKConfig(**sae) for name, sae in json.loads(sys.argv[1]).items()}
     processes = join()
     for given in json.loads(sys.argv[2]):
         run, continues = RunConfig(**given["run"]), given.get("continues")

@@ -7,6 +7,7 @@ import pytest
 import torch as t
 
 from dictionary_learning_ext.config.sae import VSAETopKConfig
+from dictionary_learning_ext.trainers.posterior import fixed_variance_kl
 from dictionary_learning_ext.trainers.step import StepObjective, Weights
 
 BATCH, D, F = 24, 6, 40
@@ -63,7 +64,10 @@ def make_case(k=3, aux=False, seed=0, **given):
         k=k,
         settings=settings,
         kl_weight=0.7 * settings.beta,
+        kl_of_sigma=fixed_variance_kl(0.8, 1.3) if "sigma" in given else 0.0,
+        kl_scale=0.7,
         noise_scale=0.6,
+        survival_target=None,
         auxk_alpha=settings.auxk_alpha,
         top_k_aux=4,
         dead_feature_threshold=100,

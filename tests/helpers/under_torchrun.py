@@ -28,7 +28,7 @@ from dictionary_learning_ext.activations.tokens import Group
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
-from dictionary_learning_ext.config.sae import CONFIGS
+from dictionary_learning_ext.config.sae import CONFIGS, option_names
 from dictionary_learning_ext.errors import (
     Interrupted,
     NonFiniteError,
@@ -41,7 +41,7 @@ from dictionary_learning_ext.training.sae_run import SAERun
 
 VARIANTS = {
     "learned": {"posterior": "learned", "beta": 0.1},
-    "survival": {"survival": 0.5, "noise_on": "selection", "noise_anneal": 0.5},
+    "survival": {"survival": 0.5, "noise_on": "selection", "noise_anneal_steps": 10},
     "aux": {"dead_feature_threshold": 100, "noise_on": "selection"},
     "values": {"noise_on": "values", "kl_scope": "selected"},
 }
@@ -54,7 +54,7 @@ def saes():
     dying = {
         f"{name}_aux": sae_of(name, dead_feature_threshold=100)
         for name in TRAINED
-        if "dead_feature_threshold" in CONFIGS[name]().options and not TRAINED[name].is_ours
+        if "dead_feature_threshold" in option_names(CONFIGS[name]) and not TRAINED[name].is_ours
     }
     return every | dying | {name: sae_of(**given) for name, given in VARIANTS.items()}
 

@@ -11,7 +11,7 @@ import pytest
 from small_commands import content, refused, setting, trainer
 
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
-from dictionary_learning_ext.config.sae import SAEConfig
+from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder.reading import (
     checkpoint_steps,
@@ -27,7 +27,9 @@ from dictionary_learning_ext.run_folder.reading import (
     steps_of,
 )
 
-SETTINGS = TrainConfig(SAEConfig(beta=0.25), RunConfig(steps=77, hook="blocks.1.hook_resid_post"))
+SETTINGS = TrainConfig(
+    VSAETopKConfig(beta=0.25), RunConfig(steps=77, hook="blocks.1.hook_resid_post")
+).resolved
 TRAINER = {
     "dict_class": "AutoEncoderTopK",
     "lm_name": "here/pythia-70m",

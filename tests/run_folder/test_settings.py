@@ -1,5 +1,6 @@
 """What a config.json says, as settings."""
 
+from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.run_folder.settings import own_settings, seeds_of, settings_of
 
 
@@ -8,20 +9,25 @@ def config(trainer=None, **settings):
     return content | ({"run": {"settings": settings}} if settings else {})
 
 
-def test_what_was_left_to_the_trainer_is_what_it_chose():
-    assert settings_of(config({"lr": 2e-4}, architecture="top_k", lr=None))["lr"] == 2e-4
-    assert settings_of(config({"lr": 2e-4}, architecture="top_k", lr=1e-3))["lr"] == 1e-3
+def test_a_folder_of_upstreams_has_the_settings_of_its_trainer():
     upstreams = config({"lr": 2e-4, "k": 8, "lm_name": "x", "steps": 10, "decay_start": 5})
-    assert settings_of(upstreams) == {"lr": 2e-4, "k": 8, "steps": 10, "decay_start": 0.5}
+    assert settings_of(upstreams) == {"lr": 2e-4, "k": 8, "steps": 10, "decay_start": 5}
 
 
-def test_an_option_that_an_sae_does_not_use_is_none_of_its_settings():
-    vsae = config(architecture="vsae_top_k", posterior="fixed", sigma=1.0, noise_anneal=None)
-    point = config(architecture="vsae_top_k", posterior="point", sigma=None)
-    top_k = config(architecture="top_k", posterior=None, sigma=None, noise_anneal=None)
-    assert {"sigma", "noise_anneal"} <= settings_of(vsae).keys()
-    assert "sigma" not in settings_of(point)
-    assert not {"posterior", "sigma", "noise_anneal"} & settings_of(top_k).keys()
+def test_settings_of_version_0_3_are_read_as_todays():
+    """It wrote schedules as shares of the run, the options of all architectures, and sigma beside what gave it."""
+    shared = {"steps": 4000, "lr": 1e-3, "seed": 0, "k": 16, "dict_size": 512, "init_from": None}
+    shares = {"warmup": 0.1, "decay_start": 0.75, "kl_warmup": None, "noise_anneal": 0.5}
+    vsae = shared | shares | {"architecture": "vsae_top_k", "posterior": "fixed"}
+    vsae |= {"noise_to_signal": 0.3, "sigma": 3.1, "survival": None, "group_fractions": None}
+    read = settings_of(config(**vsae))
+    counts = {"warmup_steps": 400, "decay_start": 3000, "noise_anneal_steps": 2000}
+    assert read.items() >= (counts | {"noise_to_signal": 0.3}).items()
+    assert not read.keys() & {"sigma", "group_fractions", "kl_warmup", "kl_warmup_steps"}
+    resolved = TrainConfig().with_settings(read, "x").resolved
+    assert (resolved.sae.noise, resolved.sae.kl_warmup_steps) == (("noise_to_signal", 0.3), 400)
+    top_k = shared | shares | {"architecture": "top_k", "posterior": None, "beta": None}
+    assert not settings_of(config(**top_k)).keys() & {"posterior", "beta", "noise_anneal_steps"}
 
 
 def test_a_folder_without_a_run_has_no_settings_of_its_own_and_may_name_its_seed():

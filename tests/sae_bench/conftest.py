@@ -4,7 +4,8 @@ import pytest
 import torch as t
 from bench_saes import FOUR, SMALL, F, K
 
-from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext import RunConfig, train
+from dictionary_learning_ext.config.sae import TopKConfig, VSAETopKConfig
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +33,8 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
     return train(
         run,
         {
-            "top_k": SAEConfig(architecture="top_k", dict_size=F, k=K),
-            "vsae": SAEConfig(dict_size=F, k=K, noise_on="values", sigma=0.1, beta=0.1),
+            "top_k": TopKConfig(dict_size=F, k=K),
+            "vsae": VSAETopKConfig(dict_size=F, k=K, noise_on="values", sigma=0.1, beta=0.1),
         },
     )
 

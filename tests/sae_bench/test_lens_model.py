@@ -7,12 +7,13 @@ import pytest
 import torch as t
 from bench_saes import FOUR, PLACE, SMALL, D, F, K
 
-from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKAutoEncoder, train
+from dictionary_learning_ext import RunConfig, VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.activations.hook_points import HOOK_KINDS, find_hook, read_residual
 from dictionary_learning_ext.activations.language_models import load_language_model, unwrapped
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.tokens import ContextStream
+from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import BenchError
 from dictionary_learning_ext.evaluation.measure import DocumentLosses
 
@@ -119,7 +120,7 @@ def test_every_evaluation_takes_a_wrapped_model(lm_dir_of, text, tmp_path):
         ctx_len=32,
         eval_tokens=0,
     )
-    folder = train(run, {"sae": SAEConfig(dict_size=F, k=K)})["sae"]
+    folder = train(run, {"sae": VSAETopKConfig(dict_size=F, k=K)})["sae"]
     evals = [*FOUR, "sae_probes"]
     with t.enable_grad():
         outcome = bench([folder], evals=evals, probing_sets="119_us_state_TX", **SMALL)

@@ -140,7 +140,7 @@ def test_a_process_trains_its_runs_on_its_device_with_the_settings_of_the_sweep(
     assert worker("meta", begun, "a", "b") == 0
     ((run, saes, _, options),) = calls
     assert (run.device, run.save_dir, options["group"]) == ("meta", begun, "tiny")
-    assert saes == {name: config.sae for name, config in CONFIGS_BEGUN.items()}
+    assert saes == {name: config.resolved.sae for name, config in CONFIGS_BEGUN.items()}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_process_says_why_it_ends(error, status, said, begun, monkeypatch, cap
 def test_sweep_json_gives_back_the_settings_of_every_architecture(architecture, name, tmp_path):
     config = preset(name).with_settings({"architecture": architecture}, "x")
     config = TrainConfig(config.sae.resolve(config.run.steps), config.run)
-    runner._begin(runner.Manifest(["a"], {"a": config.to_json()}, None, None), tmp_path)
+    runner._begin(runner.Manifest(["a"], {"a": config.to_dict()}, None, None), tmp_path)
     (back,) = runner.chunk_in(tmp_path, ["a"], config.run.device).configs.values()
     sae = back.sae.resolve(back.run.steps)
     assert TrainConfig(sae, back.run) == config

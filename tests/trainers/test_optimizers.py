@@ -1,4 +1,4 @@
-"""Adam that skips: against torch's own, and against upstream's steps around it."""
+"""The guard around an optimiser: against torch's own steps, and against upstream's around them."""
 
 import copy
 import math
@@ -12,8 +12,9 @@ from dictionary_learning.trainers.trainer import (
 )
 
 from dictionary_learning_ext.trainers.optimizers import (
-    GuardedAdam,
-    UnitNormAdam,
+    Guarded,
+    UnitNorm,
+    adam,
     project_out_parallel,
 )
 
@@ -40,36 +41,44 @@ def weights_of(sae):
 def step_of(sae, optimizer, step):
     loss = loss_of(sae, batch(step))
     loss.backward()
-    if isinstance(optimizer, UnitNormAdam):
-        return optimizer.constrained_step(loss, step)
-    return optimizer.guarded_step(loss, step)
+    return optimizer.step(loss, step)
 
 
-def test_guarded_adam_is_torchs_adam_with_clipping():
+def sgd(parameters, lr):
+    """One that isn't fused."""
+    return t.optim.SGD(parameters, lr, momentum=0.9)
+
+
+def unit_norm(sae, kind=adam):
+    return UnitNorm(kind(sae.parameters(), LR), sae)
+
+
+@pytest.mark.parametrize(("kind", "plain"), [(adam, t.optim.Adam), (sgd, sgd)])
+def test_a_guarded_optimiser_is_torchs_with_clipping(kind, plain):
     ours, theirs = make_sae(), make_sae()
-    guarded, adam = GuardedAdam(ours.parameters(), LR), t.optim.Adam(theirs.parameters(), LR)
+    guarded, optimizer = Guarded(kind(ours.parameters(), LR)), plain(theirs.parameters(), LR)
     for step in range(10):
         assert step_of(ours, guarded, step)
         loss_of(theirs, batch(step)).backward()
         norm = t.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
-        adam.step()
-        adam.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         assert norm > 1, "the case must be clipped"
     for name, value in theirs.state_dict().items():
         assert t.allclose(ours.state_dict()[name], value, atol=1e-12), name
 
 
-def test_unit_norm_adam_is_upstreams_step():
+def test_a_unit_norm_step_is_upstreams():
     ours, theirs = make_sae(), make_sae()
-    optimizer, adam = UnitNormAdam(ours, LR), t.optim.Adam(theirs.parameters(), LR)
+    optimizer, upstreams = unit_norm(ours), t.optim.Adam(theirs.parameters(), LR)
     for step in range(10):
         assert step_of(ours, optimizer, step)
         loss_of(theirs, batch(step)).backward()
         weight = theirs.decoder.weight
         weight.grad = remove_gradient_parallel_to_decoder_directions(weight, weight.grad, D, F)
         t.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
-        adam.step()
-        adam.zero_grad()
+        upstreams.step()
+        upstreams.zero_grad()
         weight.data = set_decoder_norm_to_unit_norm(weight, D, F)
     for name, value in theirs.state_dict().items():
         assert t.allclose(ours.state_dict()[name], value, atol=1e-12), name
@@ -85,10 +94,11 @@ def test_a_projected_gradient_does_not_change_the_norms():
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-@pytest.mark.parametrize("cls", [GuardedAdam, UnitNormAdam])
-def test_a_step_that_is_not_finite_is_skipped_and_counted(cls, what):
+@pytest.mark.parametrize("kind", [adam, sgd])
+@pytest.mark.parametrize("is_unit_norm", [False, True])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(is_unit_norm, kind, what):
     sae = make_sae()
-    optimizer = cls(sae if cls is UnitNormAdam else sae.parameters(), LR)
+    optimizer = unit_norm(sae, kind) if is_unit_norm else Guarded(kind(sae.parameters(), LR))
     assert optimizer.first_skipped_step == -1
     step_of(sae, optimizer, 0)
     weights, moments = weights_of(sae), copy.deepcopy(optimizer.state_dict()["state"])
@@ -99,12 +109,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(cls, what):
             sae.encoder.bias.grad[0] = math.inf
         else:
             loss = loss * math.nan
-        is_finite = (
-            optimizer.constrained_step(loss, step)
-            if cls is UnitNormAdam
-            else optimizer.guarded_step(loss, step)
-        )
-        assert not is_finite
+        assert not optimizer.step(loss, step)
     assert all(t.equal(value, weights[name]) for name, value in sae.state_dict().items())
     for index, state in optimizer.state_dict()["state"].items():
         assert all(t.equal(value, moments[index][name]) for name, value in state.items())
@@ -114,9 +119,16 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(cls, what):
     assert not t.equal(sae.encoder.bias, weights["encoder.bias"])
 
 
+def test_a_parameter_without_a_gradient_stays():
+    sae = make_sae()
+    sae.extra = t.nn.Parameter(t.ones(2))
+    assert step_of(sae, Guarded(adam(sae.parameters(), LR)), 0)
+    assert t.equal(sae.extra, t.ones(2))
+
+
 def test_a_states_names_have_one_order_in_every_process():
     """So that a resumed run's resume points are the same files. A set's order depends on the process."""
-    optimizer = GuardedAdam([t.nn.Parameter(t.zeros(2))], lr=1e-3)
+    optimizer = Guarded(adam([t.nn.Parameter(t.zeros(2))], 1e-3))
     *_, first, second = optimizer.state_dict()
     assert (first, second) == ("skipped_steps", "first_skipped_step")
 
@@ -124,7 +136,7 @@ def test_a_states_names_have_one_order_in_every_process():
 def test_a_state_is_loaded_with_its_counts_in_the_parameters_layout():
     one = make_sae()
     one.decoder.weight.data = one.decoder.weight.data.t().contiguous().t()
-    optimizer = UnitNormAdam(one, LR)
+    optimizer = unit_norm(one)
     step_of(one, optimizer, 0)
     optimizer.skipped_steps += 3
     optimizer.first_skipped_step.fill_(2)
@@ -134,7 +146,7 @@ def test_a_state_is_loaded_with_its_counts_in_the_parameters_layout():
     other = make_sae()
     other.decoder.weight.data = other.decoder.weight.data.t().contiguous().t()
     other.load_state_dict(one.state_dict())
-    loaded = UnitNormAdam(other, LR)
+    loaded = unit_norm(other)
     loaded.load_state_dict(saved)
     assert (loaded.skipped_steps, loaded.first_skipped_step) == (3, 2)
     assert loaded.state[other.decoder.weight]["exp_avg"].stride() == other.decoder.weight.stride()

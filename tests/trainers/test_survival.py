@@ -7,7 +7,6 @@ import torch as t
 from small_trainers import BATCH, STEPS, D, K, assert_same, batch, built, in_float64, weights_of
 
 from dictionary_learning_ext import VariationalTopKTrainer
-from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 
 NOISE = {"noise_on": "selection", "beta": 0.0}
 
@@ -51,7 +50,7 @@ def test_the_target_rises_to_one_and_then_there_is_no_noise():
     assert sigmas[55] < sigmas[20] / 2
     assert sigmas[60:] == [0.0] * 10
     point = built("vsae_top_k", posterior="point", beta=0.0)
-    load_trainer_state(point, copy.deepcopy(trainer_state(trainer)))
+    point.load_state_dict(copy.deepcopy(trainer.state_dict()))
     x = batch(70)
     assert trainer.update(70, x) == point.update(70, x)
     assert t.equal(trainer.ae.encode(x, sample=True), trainer.ae.encode(x))
@@ -95,12 +94,12 @@ def test_a_resumed_run_has_the_same_sigma():
     def trained(first, last, state=None):
         trainer = built("vsae_top_k", survival=0.6, noise_anneal_steps=50, **NOISE)
         if state is not None:
-            load_trainer_state(trainer, state)
+            trainer.load_state_dict(state)
         for step in range(first, last):
             trainer.update(step, batch(step))
         return trainer
 
-    half = copy.deepcopy(trainer_state(trained(0, 20)))
+    half = copy.deepcopy(trained(0, 20).state_dict())
     assert_same(weights_of(trained(20, 40, half)), weights_of(trained(0, 40)))
 
 

@@ -26,6 +26,7 @@ from dictionary_learning_ext.trainers import step as definition
 from dictionary_learning_ext.trainers.base import batch_metrics
 from dictionary_learning_ext.trainers.kernels import compiled
 from dictionary_learning_ext.trainers.kernels import step as compiled_step
+from dictionary_learning_ext.trainers.posterior import fixed_variance_kl
 from dictionary_learning_ext.trainers.step import StepObjective
 from dictionary_learning_ext.trainers.vaease import VAEase
 
@@ -202,7 +203,7 @@ def test_the_model_gets_every_option_of_the_posterior():
     learned = make_trainer(posterior="learned", log_var_init=-3.0).ae
     assert learned.posterior_kind == "learned"
     assert t.equal(learned.log_var(data()), t.full((len(data()), F), -3.0))
-    covered = {*given, "rectify", "posterior", "log_var_init"}
+    covered = {*given, "rectify", "posterior", "log_var_init"} - {"sigma"}
     assert covered == {field.name for field in dataclasses.fields(PosteriorOptions)}
 
 
@@ -253,7 +254,7 @@ def test_one_float32_step_from_a_shared_state_is_upstreams_within_rounding():
     own = ours.optimizer.state_dict()
     state = copy.deepcopy(theirs.optimizer.state_dict())
     ours.optimizer.load_state_dict(own | state | {"param_groups": own["param_groups"]})
-    ours.optimizer.param_groups[0]["lr"] = theirs.optimizer.param_groups[0]["lr"]
+    ours.optimizer.optimizer.param_groups[0]["lr"] = theirs.optimizer.param_groups[0]["lr"]
     ours.update(20, data(seed=20))
     theirs.update(20, data(seed=20))
     for name, value in theirs.ae.state_dict().items():
@@ -290,6 +291,9 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
     objective = StepObjective(
         k=4,
         settings=settings,
+        kl_of_sigma=fixed_variance_kl(1.0, 1.0) if settings.posterior == "fixed" else 0.0,
+        kl_scale=1.0,
+        survival_target=None,
         kl_weight=0.3
         * {"constant": 1, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}[
             schedule
@@ -299,7 +303,7 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
         top_k_aux=4,
         dead_feature_threshold=10**9,
         matmul_dtype=t.float64,
-        sigma=t.tensor(settings.sigma, dtype=t.float64),
+        sigma=t.tensor(settings.noise.value, dtype=t.float64),
         log_var_limits=(t.tensor(-10.0).double(), t.tensor(4.0).double()),
         tokens_since_fired_F=t.zeros(F, dtype=t.long),
         generator=generator,

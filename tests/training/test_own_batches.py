@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch as t
 
-from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train_saes
+from dictionary_learning_ext import RunConfig, load_dictionary, train_saes
+from dictionary_learning_ext.config.sae import TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError
 from dictionary_learning_ext.run_folder.reading import read_metrics
 from dictionary_learning_ext.run_folder.trained_on import run_of
@@ -17,8 +18,8 @@ from dictionary_learning_ext.trainers.build import build_trainer
 
 B, D, STEPS = 64, 16, 12
 SAES = {
-    "vsae": SAEConfig(k=4, dict_size=32),
-    "top_k": SAEConfig(architecture="top_k", k=4, dict_size=32),
+    "vsae": VSAETopKConfig(k=4, dict_size=32),
+    "top_k": TopKConfig(k=4, dict_size=32),
 }
 
 

@@ -11,9 +11,10 @@ import pytest
 from caches import write_small
 from small_commands import refused
 
-from dictionary_learning_ext import RunConfig, SAEConfig
+from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.activations import inputs
 from dictionary_learning_ext.activations.language_models import Pretrained
+from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import ActivationsError, ConfigError
 from dictionary_learning_ext.training.plan import plan, require_memory, with_hook_names
 from dictionary_learning_ext.training.processes import resuming_command
@@ -40,8 +41,8 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
     (tmp_path / "runs/many/one/config.json").write_text(trained)
     cases = {
         "--k 600": "k=600: expected 1 to dict_size=512",
-        "--decay-start 5000": "decay_start=5000: expected above 0 and less than steps=4000",
-        "--preset strong-noise --normalize none": "expected normalize='sqrt_d' or unit",
+        "--decay-start 5000": "decay_start=5000: expected between 400 and steps=4000",
+        "--preset strong-noise --normalize none": "normalize='none': expected sqrt_d or unit",
         "--architecture relu --k 3": "architecture relu does not use it",
         "--data ./nothing.txt": "data: ./nothing.txt: no such file; expected an existing file",
         "--save-dir runs/there": "already holds a run (ae.pt)",
@@ -65,7 +66,7 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
 
-A, B = SAEConfig(), SAEConfig(dict_size=64)
+A, B = VSAETopKConfig(), VSAETopKConfig(dict_size=64)
 
 
 def test_the_command_that_continues_names_the_folder():
@@ -76,11 +77,11 @@ def test_the_command_that_continues_names_the_folder():
 def test_a_run_that_resumes_may_have_its_folder(tmp_path):
     (tmp_path / "ae.pt").write_bytes(b"weights")
     run = RunConfig(save_dir=str(tmp_path), data=str(tmp_path / "moved.txt"))
-    (job,) = plan(run, {"x": SAEConfig()}, resume=True).jobs
+    (job,) = plan(run, {"x": VSAETopKConfig()}, resume=True).jobs
     assert job.config.sae.dead_feature_threshold == 100 * 1024 // 32, "resolved"
     assert (job.name, job.folder) == ("x", tmp_path)
     with pytest.raises(ConfigError, match="holds a run"):
-        plan(run, {"x": SAEConfig()})
+        plan(run, {"x": VSAETopKConfig()})
 
 
 @pytest.mark.parametrize("wandb", ["online", "offline"])
@@ -161,7 +162,7 @@ def test_too_large_an_sae_is_refused_before_anything_is_loaded(
 
 
 def test_memory_must_hold_every_sae(tmp_path, machine):
-    saes = {"a": SAEConfig(dict_size=64, k=4), "b": SAEConfig(dict_size=32, k=4)}
+    saes = {"a": VSAETopKConfig(dict_size=64, k=4), "b": VSAETopKConfig(dict_size=32, k=4)}
     jobs = plan(RunConfig(save_dir=str(tmp_path)), saes).jobs
     widths = {jobs[0].hook: 16}
     needed = 4 * 4 * 2 * (64 + 32) * 16  # weights, gradients, two averages; encoder and decoder
@@ -182,8 +183,8 @@ def test_memory_must_hold_every_sae(tmp_path, machine):
     ],
 )
 def test_the_largest_saes_are_dealt_first(count, dealt, tmp_path):
-    saes = {"a": SAEConfig(dict_size=64, k=4), "b": SAEConfig(dict_size=256, k=4)}
-    saes |= {"c": SAEConfig(dict_size=32, k=4), "d": SAEConfig(dict_size=32, k=4)}
+    saes = {"a": VSAETopKConfig(dict_size=64, k=4), "b": VSAETopKConfig(dict_size=256, k=4)}
+    saes |= {"c": VSAETopKConfig(dict_size=32, k=4), "d": VSAETopKConfig(dict_size=32, k=4)}
     planned = plan(RunConfig(save_dir=str(tmp_path)), saes)
     assert [[job.name for job in jobs] for jobs in planned.dealt(count)] == dealt
 

@@ -19,7 +19,7 @@ from under_torchrun import HOOKS, saes
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.sae import SAEConfig
+from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
 from dictionary_learning_ext.run_folder.reading import read_history, read_run
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
@@ -355,7 +355,7 @@ def test_a_run_resumes_with_the_device_that_was_given(run, tmp_path, monkeypatch
         return "cpu:0"
 
     monkeypatch.setattr(Processes, "device", device)
-    train(run, {"x": SAEConfig(dict_size=32, k=4)})
+    train(run, {"x": VSAETopKConfig(dict_size=32, k=4)})
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["run"]["settings"]["device"] == "cpu"
     assert config["trainer"]["device"] == config["buffer"]["device"] == "cpu:0"

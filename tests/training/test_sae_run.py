@@ -16,9 +16,8 @@ from dictionary_learning_ext import VariationalTopKTrainer, train
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
-from dictionary_learning_ext.run_folder.resume_points import steps_of
+from dictionary_learning_ext.run_folder.resume_points import Scale, steps_of
 from dictionary_learning_ext.trainers.parts import WHOLE
-from dictionary_learning_ext.trainers.state import trainer_state
 from dictionary_learning_ext.training.plan import Job
 from dictionary_learning_ext.training.sae_run import LOGGED_ROWS, SAERun
 
@@ -34,7 +33,9 @@ def test_overwriting_destroys_nothing_when_wandb_cannot_begin(run, tmp_path, mon
 
 def small_run(folder) -> Any:
     """An SAERun that is not started."""
-    return SAERun(Job("x", TrainConfig(), folder), SimpleNamespace(config={}, part=WHOLE), 1.0)  # pyright: ignore
+    return SAERun(
+        Job("x", TrainConfig(), folder), SimpleNamespace(config={}, part=WHOLE), Scale(1.0, 1.0)
+    )  # pyright: ignore
 
 
 def test_no_results_stand_beside_the_settings_of_another_run(tmp_path, monkeypatch):
@@ -174,4 +175,4 @@ def test_a_log_is_of_some_rows_of_a_large_batch_and_changes_nothing(architecture
     assert found["fve"] == logged.metrics(1, fewer)["fve"] != expected["fve"]
     for trainer in (logged, silent):
         trainer.update(1, x.clone())
-    assert_same(trainer_state(logged.state_holder()), trainer_state(silent.state_holder()))
+    assert_same(logged.state_dict(), silent.state_dict())

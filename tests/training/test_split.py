@@ -11,9 +11,14 @@ import split_runs
 import torch as t
 from torchrun import ended, torchrun
 
-from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train
+from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.config.run import TrainConfig
-from dictionary_learning_ext.config.sae import ProbabilisticTopKConfig
+from dictionary_learning_ext.config.sae import (
+    ProbabilisticTopKConfig,
+    TopKConfig,
+    VSAEConfig,
+    VSAETopKConfig,
+)
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.run_folder.files import divided
 from dictionary_learning_ext.run_folder.reading import read_history
@@ -55,7 +60,7 @@ def furthest(folder, other):
 def in_one_part(run):
     """The folder of a run that is split into one part, in this process."""
     run = at(run, "one", split=1)
-    return train(run, {"sae": SAEConfig(**SAE)})["sae"]
+    return train(run, {"sae": VSAETopKConfig(**SAE)})["sae"]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +105,7 @@ def test_a_stopped_run_is_continued_in_one_process(in_four_processes, in_one_par
     stopped = in_four_processes["stopped"]
     run = at(stopped, "in_one", split=1)
     shutil.copytree(stopped.save_dir, run.save_dir)
-    folder = train(run, {n: SAEConfig(**sae) for n, sae in SAES.items()}, resume=True)["vsae"]
+    folder = train(run, {n: VSAETopKConfig(**sae) for n, sae in SAES.items()}, resume=True)["vsae"]
     assert furthest(folder, in_one_part) <= 1e-6
 
 
@@ -108,14 +113,14 @@ def test_a_stopped_run_is_continued_in_one_process(in_four_processes, in_one_par
 @pytest.mark.commands
 def test_a_point_that_lacks_a_part_is_skipped(run, caplog):
     run = at(run, "damaged", split=1)
-    folder = train(run, {"sae": SAEConfig(**SAE)})["sae"]
+    folder = train(run, {"sae": VSAETopKConfig(**SAE)})["sae"]
     before = load_dictionary(folder)[0].state_dict()
     assert steps_of(folder) == [40, 60]
     for part in divided(folder, 60).glob("*.distcp"):
         part.write_bytes(part.read_bytes()[:-1])
     (folder / "ae.pt").unlink()
     (folder / "metrics.json").unlink()
-    train(run, {"sae": SAEConfig(**SAE)}, resume=True)
+    train(run, {"sae": VSAETopKConfig(**SAE)}, resume=True)
     assert "step_00000060.parts" in caplog.text
     after = load_dictionary(folder)[0].state_dict()
     assert all(t.equal(after[name], value) for name, value in before.items())
@@ -139,7 +144,7 @@ def test_the_number_of_parts_is_no_part_of_a_run_but_that_it_is_split_is():
 def test_neighbouring_processes_hold_the_parts_of_an_sae(run, monkeypatch):
     monkeypatch.setattr("dictionary_learning_ext.training.plan.launched", lambda: Processes(0, 4))
     run = at(run, "dealt", split=2)
-    planned = plan(run, {"a": SAEConfig(dict_size=64), "b": SAEConfig(dict_size=128)})
+    planned = plan(run, {"a": VSAETopKConfig(dict_size=64), "b": VSAETopKConfig(dict_size=128)})
     names = [[job.name for job in jobs] for jobs in planned.dealt(4)]
     assert names == [["b"], ["b"], ["a"], ["a"]]
 
@@ -147,12 +152,12 @@ def test_neighbouring_processes_hold_the_parts_of_an_sae(run, monkeypatch):
 @pytest.mark.parametrize(
     ("sae", "changes", "said"),
     [
-        (SAEConfig(architecture="top_k"), {}, "architecture='top_k'.*vsae_top_k"),
-        (SAEConfig(architecture="vsae"), {}, "architecture='vsae'.*vsae_top_k"),
-        (SAEConfig(), {"split": 3}, "split=3.*power of two"),
-        (SAEConfig(dict_size=1026), {"split": 4}, "split=4.*dict_size=1026"),
+        (TopKConfig(), {}, "architecture='top_k'.*vsae_top_k"),
+        (VSAEConfig(), {}, "architecture='vsae'.*vsae_top_k"),
+        (VSAETopKConfig(), {"split": 3}, "split=3.*power of two"),
+        (VSAETopKConfig(dict_size=1026), {"split": 4}, "split=4.*dict_size=1026"),
         (ProbabilisticTopKConfig(), {"split": 8}, "split=8.*torchrun"),
-        (SAEConfig(), {"eval_every": 10}, "eval_every=10.*split=4"),
+        (VSAETopKConfig(), {"eval_every": 10}, "eval_every=10.*split=4"),
     ],
     ids=str,
 )

@@ -11,7 +11,6 @@ import torch as t
 from dictionary_learning_ext import (
     ProbabilisticTopKTrainer,
     RunConfig,
-    SAEConfig,
     VAEase,
     VAEaseTrainer,
     VariationalTopKAutoEncoder,
@@ -28,6 +27,7 @@ from dictionary_learning_ext.config.sae import (
     MatryoshkaConfig,
     ProbabilisticTopKConfig,
     ReLUConfig,
+    SAEConfig,
     TopKConfig,
     VAEaseConfig,
     VSAEConfig,
@@ -40,16 +40,17 @@ def settings() -> None:
     RunConfig(step=20)  # wrong
     RunConfig(steps="20")  # wrong
     RunConfig(normalize="sqrtd")  # wrong
-    SAEConfig(architecture="top_k", k=8)
-    SAEConfig(8)  # wrong
-    VSAETopKConfig(k=8, beta=0.1, posterior="learned", rectify=True, noise_anneal=0.5)
+    TopKConfig(k=8)
+    VSAETopKConfig(8)  # wrong
+    VSAETopKConfig(survival="0.6")  # wrong
+    VSAETopKConfig(k=8, beta=0.1, posterior="learned", rectify=True, sigma=0.5)
     VSAETopKConfig(betta=0.1)  # wrong
     VSAETopKConfig(beta="0.1")  # wrong
     VSAETopKConfig(posterior="points")  # wrong
     VSAEConfig(beta=0.1)
     VSAEConfig(k=8)  # wrong
     VSAEConfig(beta="0.1")  # wrong
-    TopKConfig(k=8, auxk_alpha=0.0, k_anneal=None)
+    TopKConfig(k=8, auxk_alpha=0.0)
     TopKConfig(beta=0.1)  # wrong
     TopKConfig(auxk_alpha="0")  # wrong
     ProbabilisticTopKConfig(temperature_end=0.1)
@@ -58,10 +59,10 @@ def settings() -> None:
     BatchTopKConfig(k=8)
     BatchTopKConfig(group_fractions=(0.5, 0.5))  # wrong
     BatchTopKConfig(k="8")  # wrong
-    ReLUConfig(l1_penalty=0.1, sparsity_warmup=0.1)
+    ReLUConfig(l1_penalty=0.1, sparsity_warmup_steps=5)
     ReLUConfig(k=8)  # wrong
-    ReLUConfig(sparsity_warmup_steps=5)  # wrong
-    JumpReLUConfig(target_l0=16.0, threshold_twice=True)
+    ReLUConfig(sparsity_warmup=0.1)  # wrong
+    JumpReLUConfig(target_l0=16.0)
     JumpReLUConfig(l1_penalty=0.1)  # wrong
     JumpReLUConfig(target_l0="16")  # wrong
     MatryoshkaConfig(k=8, group_fractions=(0.5, 0.5))
@@ -84,31 +85,20 @@ def attributes_of_settings() -> None:
 def trainers(x: t.Tensor) -> None:
     """steps, activation_dim, dict_size, k where there is one, layer, lm_name, then options by name."""
     vsae = VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", posterior="fixed", sigma=0.5, seed=0)
-    VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", betta=0.1)  # wrong
-    VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", gamma_init=0.1)  # wrong
-    VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", sigma="0.5")  # wrong
-    VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", noise_on="value")  # wrong
     VariationalTopKTrainer(20, 16, 32, 4)  # wrong
     print(vsae.update(0, x).item(), vsae.ae.encode(x))
     print(vsae.update(x))  # wrong
     ProbabilisticTopKTrainer(20, 16, 32, 4, 0, "lm", temperature_start=2.0, k_anneal_steps=10)
-    ProbabilisticTopKTrainer(20, 16, 32, 4, 0, "lm", sigma=1.0)  # wrong
-    ProbabilisticTopKTrainer(20, 16, 32, 4, 0, "lm", k_anneal_steps=0.5)  # wrong
     VAEaseTrainer(20, 16, 32, 0, "lm", gamma_init=0.1, active_gate=0.05, lr=1e-3, seed=0)
-    VAEaseTrainer(20, 16, 32, 0, "lm", k=4)  # wrong
-    VAEaseTrainer(20, 16, 32, 0, "lm", prior_std="1")  # wrong
 
 
 def dictionaries(x: t.Tensor) -> None:
     vsae = VariationalTopKAutoEncoder(16, 32, 4, posterior="learned", log_var_init=-2.0)
-    VariationalTopKAutoEncoder(16, 32, 4, beta=1.0)  # wrong
     VariationalTopKAutoEncoder(16, 32, 4, sigma="1")  # wrong
     print(vsae.encode(x, sample=True), vsae.decode(x), vsae.posterior(x).mu)
     print(vsae.encode(x, samples=True))  # wrong
     print(vsae.encode(x, generator=0))  # wrong
     vaease = VAEase(16, 32, gamma_init=0.1, prior_std=1.0)
-    VAEase(16, 32, sigma=1.0)  # wrong
-    VAEase(16, 32, active_gate="0.05")  # wrong
     print(vaease.encode(x, sample=True), vaease.posterior(x).gate)
     print(vaease.encode(x, sampled=True))  # wrong
 
