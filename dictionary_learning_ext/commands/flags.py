@@ -5,6 +5,9 @@ dataclass. `argparse` takes the folder after a lone boolean for its value, and -
 default is, or whether there is such a flag, depends on other flags here (--preset, --architecture).
 """
 
+import ast
+import functools
+import inspect
 import math
 import os
 import shlex
@@ -30,7 +33,6 @@ from typing import (
 
 from ..config.checks import Follows, close_names, described, did_you_mean
 from ..config.former import former_setting
-from ..config.help_texts import help_texts
 from ..config.run import NONE
 from ..errors import FlagError, as_flag, in_shell
 from ..run_folder.files import RUNS, WEIGHTS
@@ -149,26 +151,26 @@ def parse(command: Command[F], args: list[str]) -> F:
     if asked := _HELP & set(args):
         print(_help(command, options, everything="--help-all" in asked), flush=True)
         raise SystemExit(0)
+    changes: dict[str, Any] = {}
     try:
         typed, words, passed_on = _sorted(command, args, start, options)
-        changes = {name: _converted(options[name], values) for name, values in typed.items()}
+        for name, values in typed.items():
+            plural = f"use --{name}s {{values}}" if f"{name}s" in options else command.several
+            changes[name] = _converted(options[name], values, plural)
         changes |= _positional_values(command, options, words, typed)
         needed = [one for name, one in options.items() if one.default is MISSING]
         if missing := [one for one in needed if one.name not in changes]:
-            raise FlagError(f"expected {' and '.join(one.flag_in_words for one in missing)}")
+            raise FlagError(
+                f"expected {' and '.join(f'{one.flag}, {_expected(one.hint)}' for one in missing)}"
+            )
     except FlagError as error:
-        more = _for_several(command, options, error.name, typed_texts(args))
-        see = f"{error}{more} (see `vsae {command.name} --help`)"
-        raise FlagError(see, name=error.name) from error
-    parts: dict[str, dict[str, Any]] = {"": {}}
-    for name, value in changes.items():
-        parts.setdefault(options[name].part, {})[name] = value
-    whole = parts.pop("")
-    for part, changed in parts.items():
-        whole[part] = replace(getattr(start, part), **changed)
+        raise FlagError(f"{error} (see `vsae {command.name} --help`)", name=error.name) from error
+    whole = {name: value for name, value in changes.items() if not options[name].part}
+    for part in {options[name].part for name in changes} - {""}:
+        own = {name: value for name, value in changes.items() if options[name].part == part}
+        whole[part] = replace(getattr(start, part), **own)
     filled_in = {"typed": tuple(typed), "words": tuple(args), "passed_on": tuple(passed_on)}
-    hidden = {each.name for each in fields(start) if each.metadata.get("hidden")}
-    whole |= {name: value for name, value in filled_in.items() if name in hidden}
+    whole |= {name: value for name, value in filled_in.items() if hasattr(start, name)}
     return replace(start, **whole)
 
 
@@ -201,13 +203,6 @@ class _Option(NamedTuple):
     def metavar(self) -> str:
         return self.metadata.get("metavar") or _metavar(self.hint, self.default)
 
-    @property
-    def flag_in_words(self) -> str:
-        """The flag and its value, for messages."""
-        is_choice = get_origin(_kind(self.hint)) is Literal
-        value = f", {_expected(self.hint)}" if is_choice else f" {self.metavar}"
-        return f"{self.flag}{value}"
-
 
 def _start_of(command: Command[F], given: dict[str, str]) -> Any:
     """The command's flags at their defaults, with MISSING where a value must be typed."""
@@ -230,9 +225,7 @@ def _options_of(start: Any, part: str = "", steps: int = 1) -> dict[str, _Option
     for each in fields(start):
         name, value, metadata = each.name, getattr(start, each.name), each.metadata
         if is_dataclass(value) and not isinstance(value, Follows):
-            more = _options_of(value, name, steps)
-            assert not found.keys() & more.keys(), "a flag is one field"
-            found |= more
+            found |= _options_of(value, name, steps)
             continue
         if metadata.get("hidden"):
             continue
@@ -244,14 +237,35 @@ def _options_of(start: Any, part: str = "", steps: int = 1) -> dict[str, _Option
         if "given_as" not in metadata:
             text = metadata.get("help") or texts.get(name, "")
             follows = isinstance(each.default, Follows)
-            nothing = each.default if follows else None if _takes_none(hints[name]) else MISSING
+            nothing = (
+                each.default if follows else None if NoneType in get_args(hints[name]) else MISSING
+            )
             shown = value.value(start, steps) if isinstance(value, Follows) else value
             found[name] = _Option(name, hints[name], shown, nothing, part, text, metadata, is_used)
     return found
 
 
-def _takes_none(hint: Any) -> bool:
-    return NoneType in get_args(hint)
+def help_texts(cls: type) -> dict[str, str]:
+    """The docstring under each field of a class and of its bases, by the field's name, on one line.
+
+    Works for classes at the top level of a module.
+    """
+    found = [(_texts_of_module(owner.__module__), owner) for owner in cls.__mro__[-2::-1]]
+    return {
+        n: text for texts, owner in found for (of, n), text in texts.items() if of == owner.__name__
+    }
+
+
+@functools.cache
+def _texts_of_module(name: str) -> dict[tuple[str, str], str]:
+    """The docstrings of a module's fields, by class and field."""
+    tree, texts = ast.parse(inspect.getsource(sys.modules[name])), {}
+    for owner in (each for each in tree.body if isinstance(each, ast.ClassDef)):
+        for pair in pairwise(owner.body):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(id=n)), ast.Expr(value=ast.Constant(str(text))):
+                    texts[owner.name, n] = " ".join(text.split())
+    return texts
 
 
 def _others_of(command: Command[Any]) -> dict[str, _Option]:
@@ -344,18 +358,7 @@ def _is_flag(word: str) -> bool:
     return False
 
 
-def _for_several(
-    command: Command[Any], options: dict[str, _Option], name: str | None, given: dict[str, str]
-) -> str:
-    """What to type for several values of a number, if it was typed with commas."""
-    text = given.get(name or "", "")
-    if name not in options or "," not in text or _kind(options[name].hint) not in (int, float):
-        return ""
-    how = f"use --{name}s {{values}}" if f"{name}s" in options else command.several
-    return how and "; " + how.format(name=name, values=text)
-
-
-def _converted(option: _Option, words: list[str]) -> Any:
+def _converted(option: _Option, words: list[str], several: str = "") -> Any:
     """Convert a flag's words to its value. Raises FlagError for a wrong word."""
     name, kind = option.name, _kind(option.hint)
     if not words and kind is not bool:
@@ -369,24 +372,20 @@ def _converted(option: _Option, words: list[str]) -> Any:
         if get_origin(kind) is tuple:
             return tuple(_read(word, get_args(kind)[0]) for word in words)
         return _read(words[0] if words else "True", kind)
-    except ValueError as error:
+    except (KeyError, ValueError) as error:
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         given = " ".join(words)
         ask = former_setting(name, given) or did_you_mean(given, choices)
-        expected = _expected(option.hint) + ask
-        raise FlagError(
-            f"{option.flag} {in_shell(*words)}: expected {expected}", name=name
-        ) from error
+        if "," in given and kind in (int, float) and several:
+            ask = "; " + several.format(name=name, values=given)
+        said = f"{option.flag} {in_shell(*words)}: expected {_expected(option.hint)}{ask}"
+        raise FlagError(said, name=name) from error
 
 
 def _read(word: str, kind: Any) -> Any:
     """Convert a word to a type. Raises ValueError if that isn't possible."""
-    if get_origin(kind) is Literal:
-        return get_args(kind)[get_args(kind).index(word)]
-    if kind is bool:
-        if word.lower() not in _BOOLEANS:
-            raise ValueError(word)
-        return _BOOLEANS[word.lower()]
+    if kind is bool or get_origin(kind) is Literal:
+        return _BOOLEANS[word.lower()] if kind is bool else {w: w for w in get_args(kind)}[word]
     value = kind(word)
     if kind is float and not math.isfinite(value):
         raise ValueError(word)
@@ -434,15 +433,12 @@ def _kind(hint: Any) -> Any:
 def _expected(hint: Any) -> str:
     """A type in words, for messages."""
     kind = _kind(hint)
-    if get_origin(kind) is tuple and get_args(kind)[0] is float:
-        return "numbers separated by spaces, e.g. 0.25 0.75"
-    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
+    if get_origin(kind) is tuple:
         (kind, *_) = get_args(kind)
-    if kind is bool:
-        return "True or False"
-    if kind in (int, float):
-        return described(kind) + (", or none" if _takes_none(hint) else "")
-    return described(kind) if get_origin(kind) is Literal else "a value"
+        if kind is float:
+            return "numbers separated by spaces, e.g. 0.25 0.75"
+    is_optional = kind in (int, float) and NoneType in get_args(hint)
+    return described(kind) + (", or none" if is_optional else "")
 
 
 _COLUMN = 26
@@ -466,10 +462,10 @@ def _metavar(hint: Any, default: Any) -> str:
 def _help(command: Command[Any], options: dict[str, _Option], everything: bool) -> str:
     """The help of a command, with the defaults of `options`."""
     width = min(100, shutil.get_terminal_size().columns)
-    arguments = [each for each in options.values() if each.is_positional]
+    arguments = {name: each for name, each in options.items() if each.is_positional}
     flags = {name: each for name, each in _with_dashes(options).items() if each.is_used}
     needed = [f"{each.flag} {each.metavar}" for each in flags.values() if each.default is MISSING]
-    usage = [f"usage: vsae {command.name}", *(each.metavar for each in arguments), *needed]
+    usage = [f"usage: vsae {command.name}", *(each.metavar for each in arguments.values()), *needed]
     common = {name: flags[name] for name in command.common if name in flags}
     left_out = set() if everything else flags.keys() & set(command.rare)
     more = {n: each for n, each in flags.items() if n not in common and n not in left_out}
@@ -477,19 +473,17 @@ def _help(command: Command[Any], options: dict[str, _Option], everything: bool) 
     lines = textwrap.wrap(words, width, subsequent_indent="    ", break_on_hyphens=False)
     lines += ["", *textwrap.wrap(str(command.flags.__doc__), width)]
     lines.append("")
-    for option in arguments:
-        lines += _entry(option.metavar, option, width)
-    for group in (common, more):
+    for group in (arguments, common, more):
         lines += [""] if group and lines[-1] else []
-        for option in group.values():
-            lines += _entry(f"{option.flag} {option.metavar}".rstrip(), option, width)
+        lines += [line for option in group.values() for line in _entry(option, width)]
     if left_out:
         lines += ["", f"`vsae {command.name} --help-all` shows {len(left_out)} more."]
     return "\n".join(lines)
 
 
-def _entry(typed: str, option: _Option, width: int) -> list[str]:
+def _entry(option: _Option, width: int) -> list[str]:
     """A flag and its help, in two columns."""
+    typed = f"{'' if option.is_positional else option.flag} {option.metavar}".strip()
     shown = option.default
     if isinstance(shown, tuple):
         shown = " ".join(map(str, shown))

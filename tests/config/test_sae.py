@@ -8,9 +8,9 @@ from dataclasses import fields, replace
 import pytest
 import torch as t
 
+from dictionary_learning_ext.commands.flags import help_texts
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
 from dictionary_learning_ext.config.checks import Follows
-from dictionary_learning_ext.config.help_texts import help_texts
 from dictionary_learning_ext.config.presets import PRESETS, preset
 from dictionary_learning_ext.config.sae import (
     CONFIGS,
