@@ -1,7 +1,7 @@
 """The table of all experiments: what each asks, how to run it, what it needs and where its results are.
 
 It imports nothing heavy, so `python -m experiments` answers at once. To add an experiment, write its
-file and add a row here. Finished studies are not here: their pages in experiments/results name the git tag
+file and add a row here. Finished studies are not here: their pages in experiments/results name the commit
 that has their code.
 """
 

@@ -4,7 +4,7 @@ from the raw results.
     python -m experiments.recompute            # what differs; exit code 1 if anything does
     python -m experiments.recompute --write    # writes it
 
-`make lint` runs the first. The tables of a finished study stay as they are: its page names the git tag that has its code. Numbers are read from experiments/results/*.json and written to ONE file,
+`make lint` runs the first. The tables of a finished study stay as they are: its page names the commit that has its code. Numbers are read from experiments/results/*.json and written to ONE file,
 experiments/results/numbers.json: {name: value}. Pages take them from there in two ways.
 
 1. In a sentence, the number with its name in a comment right behind it, and a format where the default isn't meant:
