@@ -121,8 +121,8 @@ class RunConfig(Checked):
     eval_documents: Count = 64
     """Held-out documents, cut to ctx_len, on which the language model's loss is measured."""
     eval_every: Count | None = None
-    """Measure during training, too: every so many steps, and at the end. FVE, CE recovered and
-    near-dead features of 8,192 held-out tokens (eval_tokens if fewer), always the same, go to
+    """Measure during training, too: every so many steps, and at the end. FVE, the loss added
+    and near-dead features of 8,192 held-out tokens (eval_tokens if fewer), always the same, go to
     metrics.jsonl. It changes nothing in the training. Each time, the language model reads these
     tokens to its end, once for each SAE. none: no measurements during training."""
     log_steps: Count | None = None

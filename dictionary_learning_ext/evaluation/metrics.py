@@ -79,6 +79,11 @@ def fve_sampled(totals: Totals) -> float | None:
     return None if sampled is None else 1 - sampled / totals.total_variance
 
 
+def loss_added(totals: Totals) -> float | None:
+    losses = ce_losses(totals)
+    return losses and losses.reconstructed - losses.original
+
+
 def frac_recovered(totals: Totals) -> float | None:
     if (losses := ce_losses(totals)) is None:
         return None
@@ -151,16 +156,16 @@ _ROWS = (
         in_words="fraction of the activations' variance that the reconstruction explains",
     ),
     Metric(
-        "frac_recovered",
-        "(zero - reconstructed) / (zero - original), of the language model's losses; positions that "
-        "training leaves out keep their activations in all three",
-        "CE recovered",
-        frac_recovered,
-        better="higher",
+        "loss_added",
+        "by how many nats per token the language model's cross-entropy rises when the reconstruction "
+        "replaces the activations; positions that training leaves out keep theirs",
+        "loss added",
+        loss_added,
+        better="lower",
         shown_in=("compare", "report", "sweep", "training"),
-        title="Language model's performance kept (CE recovered)",
-        in_words="how much of the language model's performance is kept when the reconstruction "
-        "replaces the activations; 1 is all of it, 0 is as bad as replacing them with zeros",
+        title="What the language model loses (loss added)",
+        in_words="how much the language model's loss rises, in nats per token, when the "
+        "reconstruction replaces the activations; 0 is no harm",
     ),
     Metric(
         "l0",
@@ -273,6 +278,14 @@ _ROWS = (
         "stability_sigma",
         "as stability_rms, with noise of the posterior's sigma",
         "stability at sigma",
+        better="higher",
+    ),
+    Metric(
+        "frac_recovered",
+        "SAE Bench's number, (CE zeros - CE reconstructed) / (CE zeros - CE); where zeros are far "
+        "worse than guessing, a useless SAE comes near 1 too",
+        "CE recovered",
+        frac_recovered,
         better="higher",
     ),
     Metric(

@@ -341,10 +341,10 @@ def _link(page: Path, out: Path) -> str:
 
 
 def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) -> list[Any]:
-    """Plotly's figures: FVE and CE recovered against k, and each run as a line through its settings and metrics."""
+    """Plotly's figures: FVE and the loss added against k, and each run as a line through its settings and metrics."""
     labels = {metric.key: metric.label for metric in metrics}
     figures: list[go.Figure] = []
-    for key in ("fve", "frac_recovered") if "k" in names else ():
+    for key in ("fve", "loss_added") if "k" in names else ():
         ks = [one.settings.get("k") for one in results]
         points = go.Scatter(
             x=ks,

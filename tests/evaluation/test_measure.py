@@ -226,6 +226,7 @@ def test_every_metric_of_several_saes_and_an_exact_one_recovers_all(tiny_lm):
         assert set(METRICS) == set(metrics)
         assert metrics["tokens"] == 100
     assert results["exact"]["frac_recovered"] == pytest.approx(1, abs=1e-3)
+    assert abs(results["exact"]["loss_added"]) < 1e-4 < abs(results["poor"]["loss_added"])
     assert results["poor"]["loss_original"] == results["exact"]["loss_original"]
 
 
@@ -274,6 +275,7 @@ def test_losses_that_are_not_defined_are_null_with_the_reason(x, losses, reason)
     measurement.totals.losses = LanguageModelLosses(*losses)
     metrics = computed(measurement.totals)
     assert metrics["frac_recovered"] is None
+    assert (metrics["loss_added"] is None) == (losses[3] == 0)
     assert reason in metrics["not_measured"]["frac_recovered"]
     assert (metrics["loss_tokens"], metrics["positions_left_alone"]) == (losses[3], losses[5])
     json.dumps(metrics, allow_nan=False)

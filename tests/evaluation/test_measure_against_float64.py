@@ -146,6 +146,7 @@ def recomputed(plain: Plain, sae: Any) -> dict[str, float]:
         "loss_original": original,
         "loss_reconstructed": reconstructed,
         "loss_zero": zero,
+        "loss_added": reconstructed - original,
         "frac_recovered": (zero - reconstructed) / (zero - original),
         "loss_tokens": positions - len(TEXTS),
         "loss_positions": positions,

@@ -135,8 +135,14 @@ SMALL = VSAETopKConfig(dict_size=64)
         ({"fve": 0.49}, {"fve": 0.5}, ["The reconstruction"]),
         ({"fve": 0.4, "kl_per_token": 0.001}, {"kl_per_token": 0.001}, ["The reconstr", "The KL"]),
         ({"alive": 0.74}, {"alive": 0.75}, ["More than"]),
-        ({"frac_recovered": 0.49}, {"frac_recovered": 0.5}, ["The language"]),
-        ({"frac_recovered": 1.11}, {"frac_recovered": 1.0}, ["CE recovered"]),
+        ({"loss_added": 0.51, "frac_recovered": 0.98}, {"loss_added": 0.5}, ["The language"]),
+        ({"loss_added": 3.4, "frac_recovered": 0.4}, {"frac_recovered": 0.4}, ["The language"]),
+        (
+            {"loss_added": 0.1, "frac_recovered": 0.49},
+            {"loss_added": 0.1, "frac_recovered": 0.5},
+            ["The language"],
+        ),
+        ({"loss_added": -0.06}, {"loss_added": -0.01}, ["The loss added"]),
     ],
     ids=str,
 )

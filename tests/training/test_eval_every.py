@@ -17,7 +17,7 @@ from dictionary_learning_ext.run_folder.reading import read_history
 from dictionary_learning_ext.training import loop
 
 OTHER = "blocks.1.hook_mlp_out"
-MEASURED = ("fve", "frac_recovered", "near_dead_0.1")
+MEASURED = ("fve", "loss_added", "near_dead_0.1")
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_the_training_does_not_notice_and_a_resume_neither_repeats_nor_loses_one
         assert [line for line in same if line["step"] in (*range(0, STEPS, 7), STEPS)] == former
         found = held_out(whole[name])
         assert list(found) == [0, 15, 30, 45, STEPS]
-        expected = set(MEASURED) - ({"frac_recovered"} if source == "own" else set())
+        expected = set(MEASURED) - ({"loss_added"} if source == "own" else set())
         assert all(set(metrics) == expected for metrics in found.values())
 
 
