@@ -138,7 +138,7 @@ def test_a_damaged_folder_is_left_out_and_the_others_are_there(folder, runs):
     assert list(rows_of(page)) == ["top_k", "vsae"]
     words = page[page.index("Not in the table") :]
     assert re.search(r"cut \(\S+config.json: ", words)
-    assert re.search(r"wrong \(\S+config.json: k='many': ", words)
+    assert re.search(r"wrong \(\S+config.json: damaged \(run.settings.k: ", words)
     assert re.search(r"unread \(\S+metrics.json: ", words)
 
 
