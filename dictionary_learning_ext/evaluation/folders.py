@@ -90,7 +90,7 @@ def evaluate_folders(
         by_hook.setdefault(run.hook, []).append(name)
     step_setting = {} if step is None else {"step": step}
     results, language_model = {}, None
-    keep = keep and out is None and step is None
+    keep = keep and out is None
     for names in by_hook.values():
         own = {name: runs[name] for name in names}
         opened = _opened(own, step, language_model=language_model)

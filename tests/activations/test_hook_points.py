@@ -245,6 +245,25 @@ def test_nnsights_trace_reads_what_torchs_hooks_read(
         assert all(torch.equal(*each) for each in zip(by_trace, by_hooks, strict=True))
 
 
+def test_what_later_modules_change_in_place_was_copied_before(tiny_lm: LanguageModel):
+    places = [find_hook(tiny_lm, name).place for name in (POST.format(0), PRE.format(1))]
+    last, tokens = find_hook(tiny_lm, POST.format(1)).place, some_tokens()
+    lm = unwrapped(tiny_lm)
+    plain = [read_places(lm, [place], *tokens)[0] for place in places]
+    inner = blocks_of(tiny_lm)[1].get_submodule("input_layernorm")
+
+    def change(_: nn.Module, args: tuple[torch.Tensor]) -> None:
+        args[0].add_(1)
+
+    hook = inner.register_forward_pre_hook(change)
+    try:
+        for traced in (lm.traced, None):
+            *read, _ = read_places(lm._replace(traced=traced), [*places, last], *tokens)
+            assert all(torch.equal(*each) for each in zip(read, plain, strict=True))
+    finally:
+        hook.remove()
+
+
 def _blocks(width: int) -> nn.ModuleList:
     experts = nn.ModuleList(nn.Sequential(nn.Linear(width, width)) for _ in range(2))
     return nn.ModuleList(nn.ModuleDict({"experts": experts}) for _ in range(2))

@@ -28,6 +28,7 @@ from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import NonFiniteError
 from dictionary_learning_ext.evaluation.measure import (
     DocumentLosses,
+    Sample,
     measure,
 )
 from dictionary_learning_ext.evaluation.metrics import (
@@ -228,6 +229,24 @@ def test_every_metric_of_several_saes_and_an_exact_one_recovers_all(tiny_lm):
     assert results["exact"]["frac_recovered"] == pytest.approx(1, abs=1e-3)
     assert abs(results["exact"]["loss_added"]) < 1e-4 < abs(results["poor"]["loss_added"])
     assert results["poor"]["loss_original"] == results["exact"]["loss_original"]
+
+
+def test_a_sample_measures_the_loss_on_the_first_documents_that_have_as_many_tokens(tiny_lm):
+    hook = find_hook(tiny_lm, "blocks.1.hook_resid_post")
+    documents = [f"It was the {word} of times." * 4 for word in ("best", "worst", "age", "epoch")]
+    sae = VariationalTopKAutoEncoder(16, 32, 4)
+
+    def held_out(n):
+        whole = held_out_of(tiny_lm, hook, documents * 9, 24, for_loss=[], ctx_len=8)
+        tokenizer = unwrapped(tiny_lm).tokenizer
+        cut = ContextStream(iter(documents[:n]), tokenizer, 8, packing="truncate")
+        return whole._replace(documents=cut.batches(1))
+
+    found = Sample(held_out(4)).metrics(sae)["loss_added"]
+    of_first = {n: measure({"one": (sae, 1.0)}, held_out(n))["one"] for n in (2, 3, 4)}
+    assert found == pytest.approx(of_first[3]["loss_added"])
+    assert of_first[3]["loss_positions"] == 24
+    assert len({round(metrics["loss_added"], 6) for metrics in of_first.values()}) == 3
 
 
 def test_a_text_that_ends_is_measured_as_far_as_it_goes(tiny_lm, caplog):

@@ -51,7 +51,7 @@ def test_parts_are_the_whole_dictionary(case, count, seen):
             assert found["metrics"] <= 20 * max(error, 1e-6), dtype
             assert found["fired"]
             assert found["clipped"]
-            assert found["dead"] > 0
+            assert found["dead"] > 0 or "k above" in case
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -7,6 +7,7 @@ import torch as t
 from small_trainers import BATCH, STEPS, D, K, assert_same, batch, built, in_float64, weights_of
 
 from dictionary_learning_ext import VariationalTopKTrainer
+from dictionary_learning_ext.trainers.posterior import sigma_factor
 
 NOISE = {"noise_on": "selection", "beta": 0.0}
 
@@ -35,6 +36,13 @@ def test_sigma_settles_where_the_noise_leaves_the_share(target, noise_on, dtype)
     logged = trainer.metrics(STEPS, x)
     assert logged["survival"] == pytest.approx(found, abs=0.02)
     assert logged["survival_target"] == pytest.approx(target)
+
+
+def test_log_sigma_moves_by_a_fifth_of_what_survives_less_what_should():
+    """A share of the target instead of the difference would settle at the same sigma."""
+    factor = sigma_factor(t.tensor(0.7).double(), 0.5, t.tensor(1.0))
+    assert factor.log().item() == pytest.approx(0.2 * (0.7 - 0.5), rel=1e-6)
+    assert sigma_factor(t.tensor(0.7), 0.5, t.tensor(t.inf)) == 1
 
 
 def test_the_target_rises_to_one_and_then_there_is_no_noise():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.evaluation.folders import evaluate_folders
-from dictionary_learning_ext.run_folder.files import HELD_OUT
+from dictionary_learning_ext.run_folder.files import CODES, HELD_OUT
 from dictionary_learning_ext.run_folder.reading import read_history
 from dictionary_learning_ext.training import loop
 
@@ -101,11 +102,13 @@ def test_the_numbers_are_an_evaluations_on_as_many_tokens(sample, run, monkeypat
     for folder in folders.values():
         found, tokens = held_out(folder), sample or run.eval_tokens
         final = evaluate_folders([folder], tokens=tokens)[str(folder)]
+        kept = (Path(folder) / CODES).read_bytes()
         earlier = evaluate_folders([folder], tokens=tokens, step=20)[str(folder)]
         for key in MEASURED:
             assert found[STEPS][key] == pytest.approx(final[key], rel=1e-6), key
             assert found[20][key] == pytest.approx(earlier[key], rel=1e-6), key
         assert found[STEPS]["fve"] > found[20]["fve"] + 0.05
+        assert (Path(folder) / CODES).read_bytes() == kept, "the final SAE's"
 
 
 def test_what_does_not_depend_on_an_sae_is_computed_once(run, monkeypatch):

@@ -70,6 +70,7 @@ def test_every_architecture_trains_saves_loads_and_is_evaluated(architecture, dt
     assert all(value.dtype != t.bfloat16 for value in weights(folder).values())
     rows: Any = read_history(folder)
     assert [row["step"] for row in rows] == [0, 10, 20, 30]
+    assert [row["tokens"] for row in rows] == [n * run.batch_size for n in (0, 10, 20, 30)]
     assert rows[-1]["fve"] > rows[0]["fve"]
     dictionary, config = load_dictionary(folder)
     assert dictionary.dict_size == 32
@@ -118,13 +119,14 @@ def test_the_saved_sae_takes_raw_activations(normalize, run_of, tiny_lm, text):
     fve = 1 - (x - dictionary(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
     assert fve > 0.5
     target = {"sqrt_d": 16, "unit": 1}.get(normalize)
-    factor = config["trainer"]["norm_factor"]
+    factor, alpha = (config["trainer"][name] for name in ("norm_factor", "auxk_alpha"))
     assert config["run"]["norm_factor"] == factor
+    (mean,) = inputs.open_inputs(run, [HOOK]).training_batches().mean_squared_norms().values()
+    assert alpha == pytest.approx((target or mean) / 32), "in units of E||x||^2"
     if target is None:
         assert factor == 1.0
     else:
         assert (x / factor).pow(2).sum(-1).mean().item() == pytest.approx(target, rel=0.1)
-        (mean,) = inputs.open_inputs(run, [HOOK]).training_batches().mean_squared_norms().values()
         assert factor == pytest.approx((mean / target) ** 0.5, rel=1e-5), "of the first fill"
 
 
