@@ -60,19 +60,22 @@ def shorter(path):
     path.write_bytes(path.read_bytes()[:-9])
 
 
-def flipped(path):
-    content = bytearray(path.read_bytes())
-    content[-50] ^= 1
-    path.write_bytes(content)
+def about_of(path):
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata()
+
+
+def with_value(path):
+    content, about = load_file(path), about_of(path)
+    content["value_M"][3] += 1
+    save_file(content, path, about)
 
 
 def with_sum(path):
-    with safe_open(path, framework="numpy") as file:
-        about = file.metadata()
+    about = about_of(path)
     said = json.loads(about["codes"])
     said["sums"]["tokens"] += 1
-    about["codes"] = json.dumps(said)
-    save_file(load_file(path), path, about)
+    save_file(load_file(path), path, about | {"codes": json.dumps(said)})
 
 
 def without_about(path):
@@ -83,7 +86,7 @@ def without_about(path):
     "damage",
     [
         shorter,
-        flipped,
+        with_value,
         with_sum,
         without_about,
         lambda path: path.write_bytes(b""),
