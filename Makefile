@@ -43,7 +43,6 @@ test-saebench: .venv-saebench/installed
 			activations/test_stored_sae_lens.py \
 			'test_docs.py::test_a_page_runs[sae_bench.md]' 'test_docs.py::test_a_page_runs[train_to_sae_bench.md]' 'test_docs.py::test_a_page_runs[sae_lens.md]' \
 			experiments/test_ground_truth.py experiments/test_synthetic_rows.py \
-			features/test_return_score.py::test_a_batch_topk_that_saelens_itself_saves_as_a_jumprelu_has_the_order_of_the_batch_topk \
 			commands/test_any_sae.py::test_public_saes_get_from_the_hubs_names_to_the_table)
 ifdef DICTIONARY_LEARNING_MAIN
 	PYTHONPATH=$(DICTIONARY_LEARNING_MAIN) OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \

@@ -60,7 +60,7 @@ setup(
     packages=find_packages(include=["dictionary_learning_ext", "dictionary_learning_ext.*"]),
     package_data={
         "dictionary_learning_ext": ["embedded/**/*", "py.typed"],
-        "dictionary_learning_ext.features": ["templates/*", "return_score.json"],
+        "dictionary_learning_ext.features": ["templates/*"],
         "dictionary_learning_ext.report": ["templates/*"],
     },
     # The lower bounds are what `make test-oldest` installs. The newest that `make test-newest` tested, on

@@ -59,14 +59,6 @@ EXPERIMENTS = (
         pages=("dose_embedded.md",),
     ),
     Experiment(
-        "dose.score",
-        "Is the return score better than error_share alone, on the SAEs of the study of the dose?",
-        minutes="5",
-        stages=("train", "tables"),
-        needs="the run folders of dose.embedded",
-        pages=("dose_score.md",),
-    ),
-    Experiment(
         "dose.truth",
         "How much noise, and which AuxK, keeps the true features?",
         minutes="300",

@@ -149,9 +149,11 @@ def tuned() -> Found:
 
 
 def dose() -> Found:
-    """The confirmation of the dose: 8.2M tokens, the mean over pairs of seeds; and known features at F = T / 2, one seed."""
+    """The confirmation of the dose: 8.2M tokens, the mean over pairs of seeds; and known features at F = T / 2, one seed.
+    `error_share`: the AUC with which it tells one SAE's features that come back in what they do."""
     arms = {"topk": "TopK", "light": "survival 0.6", "strong": "fixed 0.3 and penalty"}
     content, known = raw("dose_embedded"), raw("dose_truth")["rows"]
+    ordered = raw("dose_score")["rows"]
     settings = {
         "b2": "blocks.2, k/F = 1/32",
         "b0": "blocks.0, k/F = 1/32",
@@ -163,6 +165,8 @@ def dose() -> Found:
             for measure, column in MEASURES.items():
                 if values := of_pairs(rows, column):
                     yield f"dose.{place}.{key}.{measure}", mean(values)
+            rows = rows_at({"pairs": ordered, "saes": []}, "confirm", setting, arm)
+            yield f"dose.{place}.{key}.error_share", mean(of_pairs(rows, "error_share"))
         place = ("confirm: F = 1,024, 3.1M, seed 9003", arm)
         (row,) = [row for row in known if (row["part"], row["arm"]) == place]
         for measure in ("mcc", "f1", "fve"):
@@ -200,35 +204,24 @@ def auc(label_N: np.ndarray, score_N: np.ndarray) -> float:
     return float(higher)
 
 
-def fifths() -> Found:
-    """How tuned SAEs' features are ordered: by the score, from its page, and by `error_share`, from each feature's numbers. In what
-    features do."""
-    page = (RESULTS / "relative_noise.md").read_text(encoding="utf-8")
+def error_share() -> Found:
+    """How one SAE's `error_share` orders its features by whether they come back in what they do, on the tuned SAEs: the AUC,
+    and the share that comes back of the fifth with the largest one and with the smallest."""
     for place in ("b2", "b0", "b2_8", "smollm2_1"):
         for key in ("topk", "vsae"):
-            start = f"| {SETTINGS[place]}: {ARMS[key]} | "
-            (line,) = (line for line in page.splitlines() if line.startswith(start))
-            cells = [float(cell) for cell in line.removeprefix(start).strip(" |").split(" | ")]
-            for measure, value in zip(("auc", "top", "lowest"), cells[2:], strict=True):
-                yield f"score.{place}.{key}.{measure}", value
-            yield from error_share(place, key)
-
-
-def error_share(place: str, key: str) -> Found:
-    start = SETTINGS[place].replace(", ", "_").replace(" ", "").replace("/", "")
-    found = []
-    for file in sorted(
-        (RESULTS / "relative_noise").glob(f"{start}_{ARMS[key].replace(' ', '-')}_4*.npz")
-    ):
-        kept = np.load(file)
-        for end in "ab":
-            share_F = np.where(kept[f"count_{end}"] > 0, kept[f"error_share_{end}"], -np.inf)
-            place_F = share_F.argsort().argsort() / len(share_F)
-            same_F = kept[f"same_{end}"] >= 0.7
-            shares = same_F[place_F >= 0.8].mean(), same_F[place_F < 0.2].mean()
-            found.append([auc(same_F, place_F), *map(float, shares)])
-    for i, measure in enumerate(("auc", "top", "lowest")):
-        yield f"error_share.{place}.{key}.{measure}", mean(one[i] for one in found)
+            start = SETTINGS[place].replace(", ", "_").replace(" ", "").replace("/", "")
+            pattern, found = f"{start}_{ARMS[key].replace(' ', '-')}_4*.npz", []
+            for file in sorted((RESULTS / "relative_noise").glob(pattern)):
+                kept = np.load(file)
+                for end in "ab":
+                    is_alive_F = kept[f"count_{end}"] > 0
+                    share_F = np.where(is_alive_F, kept[f"error_share_{end}"], -np.inf)
+                    place_F = share_F.argsort().argsort() / len(share_F)
+                    same_F = kept[f"same_{end}"] >= 0.7
+                    shares = same_F[place_F >= 0.8].mean(), same_F[place_F < 0.2].mean()
+                    found.append([auc(same_F, place_F), *map(float, shares)])
+            for i, measure in enumerate(("auc", "top", "lowest")):
+                yield f"error_share.{place}.{key}.{measure}", mean(one[i] for one in found)
 
 
 SCORED = {
@@ -295,8 +288,6 @@ def truth() -> Found:
                         f"truth.F{size.replace(',', '')}.{samples}.{key}.{name}",
                         mean(row[column] for row in own),
                     )
-    long = [row["auc_truth"] for row in rows if row["part"].endswith("16,000 steps")]
-    yield from (("truth.auc_least", min(long)), ("truth.auc_most", max(long)))
     arms = {"topk": "TopK", "vsae": "recommended", "batchtopk": "BatchTopK"}
     of_16k = raw("synth_16k")["rows"]
     for key, arm in arms.items():
@@ -348,7 +339,7 @@ SOURCES: tuple[Callable[[], Found], ...] = (
     tuned,
     seven_pairs,
     untuned,
-    fifths,
+    error_share,
     briefly_trained,
     worth,
     truth,
@@ -371,8 +362,6 @@ DEFAULTS = {
     "auc": ".2f",
     "score": ".2f",
     "error_share": ".2f",
-    "auc_least": ".2f",
-    "auc_most": ".2f",
     "step": ".2f",
     "run": ".1f",
 }
@@ -466,25 +455,13 @@ TABLES = {
 | SmolLM2-135M, blocks.1, k = 64 | {untuned.smollm2_1.topk_plain.direction} | {untuned.smollm2_1.penalty.direction} | {untuned.smollm2_1.noise.direction} | {untuned.smollm2_1.vsae.direction} | {untuned.smollm2_1.ptopk.direction} | {untuned.smollm2_1.more_points:+.1f} ({untuned.smollm2_1.more_points_low:.1f} to {untuned.smollm2_1.more_points_high:.1f}) |
 | SmolLM2-135M, blocks.15, k = 64 | {untuned.smollm2_15.topk_plain.direction} | {untuned.smollm2_15.penalty.direction} | {untuned.smollm2_15.noise.direction} | {untuned.smollm2_15.vsae.direction} | {untuned.smollm2_15.ptopk.direction} | {untuned.smollm2_15.more_points:+.1f} ({untuned.smollm2_15.more_points_low:.1f} to {untuned.smollm2_15.more_points_high:.1f}) |
 """,
-    "fifths": """
-| come back in what they do |  | AUC | top fifth | lowest fifth |
-|---|---|---|---|---|
-| blocks.2, k/F = 1/32: vSAE | the score | {score.b2.vsae.auc} | {score.b2.vsae.top} | {score.b2.vsae.lowest} |
-|  | `error_share` alone | {error_share.b2.vsae.auc} | {error_share.b2.vsae.top} | {error_share.b2.vsae.lowest} |
-| blocks.2, k/F = 1/32: TopK | the score | {score.b2.topk.auc} | {score.b2.topk.top} | {score.b2.topk.lowest} |
-|  | `error_share` alone | {error_share.b2.topk.auc} | {error_share.b2.topk.top} | {error_share.b2.topk.lowest} |
-| blocks.0, k/F = 1/32: vSAE | the score | {score.b0.vsae.auc} | {score.b0.vsae.top} | {score.b0.vsae.lowest} |
-|  | `error_share` alone | {error_share.b0.vsae.auc} | {error_share.b0.vsae.top} | {error_share.b0.vsae.lowest} |
-| blocks.0, k/F = 1/32: TopK | the score | {score.b0.topk.auc} | {score.b0.topk.top} | {score.b0.topk.lowest} |
-|  | `error_share` alone | {error_share.b0.topk.auc} | {error_share.b0.topk.top} | {error_share.b0.topk.lowest} |
-| blocks.2, k/F = 1/8: vSAE | the score | {score.b2_8.vsae.auc} | {score.b2_8.vsae.top} | {score.b2_8.vsae.lowest} |
-|  | `error_share` alone | {error_share.b2_8.vsae.auc} | {error_share.b2_8.vsae.top} | {error_share.b2_8.vsae.lowest} |
-| blocks.2, k/F = 1/8: TopK | the score | {score.b2_8.topk.auc} | {score.b2_8.topk.top} | {score.b2_8.topk.lowest} |
-|  | `error_share` alone | {error_share.b2_8.topk.auc} | {error_share.b2_8.topk.top} | {error_share.b2_8.topk.lowest} |
-| SmolLM2-135M, blocks.1: vSAE | the score | {score.smollm2_1.vsae.auc} | {score.smollm2_1.vsae.top} | {score.smollm2_1.vsae.lowest} |
-|  | `error_share` alone | {error_share.smollm2_1.vsae.auc} | {error_share.smollm2_1.vsae.top} | {error_share.smollm2_1.vsae.lowest} |
-| SmolLM2-135M, blocks.1: TopK | the score | {score.smollm2_1.topk.auc} | {score.smollm2_1.topk.top} | {score.smollm2_1.topk.lowest} |
-|  | `error_share` alone | {error_share.smollm2_1.topk.auc} | {error_share.smollm2_1.topk.top} | {error_share.smollm2_1.topk.lowest} |
+    "error_share": """
+| AUC of `error_share`, in what features do | TopK | vSAE | vSAE, `strong-noise` |
+|---|---|---|---|
+| blocks.2, k/F = 1/32 | {dose.b2.topk.error_share} | {dose.b2.light.error_share} | {dose.b2.strong.error_share} |
+| blocks.0, k/F = 1/32 | {dose.b0.topk.error_share} | {dose.b0.light.error_share} | {dose.b0.strong.error_share} |
+| blocks.2, k/F = 1/8 | {dose.b2_8.topk.error_share} | {dose.b2_8.light.error_share} | {dose.b2_8.strong.error_share} |
+| SmolLM2-135M, blocks.1, k/F = 1/36 | {error_share.smollm2_1.topk.auc} |  | {error_share.smollm2_1.vsae.auc} |
 """,
     "worth": """
 | within one SAE, matched on firing rate and size | TopK: come back | others | vSAE: come back | others |

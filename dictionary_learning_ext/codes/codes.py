@@ -146,10 +146,10 @@ class Codes:
         """The share of the tokens at which each feature is selected, (F,), float64."""
         return t.from_numpy(self.count_F).double() / self.tokens
 
-    @cached_property
-    def length_F(self) -> np.ndarray:
-        """The length of each decoder direction, (F,), float32."""
-        return self.directions_FD.norm(dim=1).numpy()
+    @property
+    def error_share_F(self) -> np.ndarray:
+        """How much the summed squared error rises when a feature is dropped, as a share of that error, (F,), float64."""
+        return self.rise_F / self.totals.residual
 
     @cached_property
     def energy_F(self) -> np.ndarray:

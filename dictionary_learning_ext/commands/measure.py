@@ -14,6 +14,9 @@ from ..config.run import RunConfig
 from ..errors import UserError
 from .flags import FOLDERS, Command, positional
 
+_LARGEST = 10
+"""Features in the table of a single SAE."""
+
 
 @dataclass(frozen=True)
 class InputFlags:
@@ -153,14 +156,14 @@ class ReproduceFlags:
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
     """Two or more run folders of one setting, trained with different --seed and --data-seed; or other SAEs of
-    one hook point, also of other libraries (see docs/any_sae.md). One: order its features by how likely
-    they are to come back, see return_scores.csv in it."""
+    one hook point, also of other libraries (see docs/any_sae.md). One: order its features by their
+    error_share, see features.csv in it."""
     tokens: int | None = None
     """Held-out tokens to compare the features' activations on. Default: as in the runs' own evaluations. 0: compare
     decoder directions alone, which needs no language model."""
     csv: str | None = None
     """A CSV file to write, with a row for each feature of each SAE: its matches in the other SAEs, whether it comes back, and
-    its return score. With one folder, it is written instead of return_scores.csv."""
+    its error_share. With one folder, it is written instead of features.csv."""
     all: bool = False
     """Print every measure."""
     json: bool = False
@@ -178,7 +181,7 @@ def run_reproduce(flags: ReproduceFlags) -> None:
     from ..run_folder.files import require_writable
 
     if len(flags.folders) == 1:
-        _score(flags)
+        _order(flags)
         return
     if flags.csv is not None:
         require_writable(Path(flags.csv), "csv")
@@ -191,25 +194,35 @@ def run_reproduce(flags: ReproduceFlags) -> None:
         print(f"\nwrote {flags.csv}")
 
 
-def _score(flags: ReproduceFlags) -> None:
-    """Order the features of a single SAE by the return score."""
-    from ..features.return_score import return_scores, scores_table
-    from ..run_folder.files import RETURN_SCORES, require_writable
+def _order(flags: ReproduceFlags) -> None:
+    """Order the features of a single SAE by their error_share."""
+    from ..evaluation.folders import open_folders
+    from ..evaluation.tables import text_table
+    from ..features.columns import FeaturesOfSAE, write_numbers
+    from ..run_folder.files import FEATURES, require_writable
     from ..run_folder.sae_names import results_folder
 
     require(flags.tokens != 0, "tokens", flags.tokens, "above 0 for one folder")
     (folder,) = flags.folders
-    own = results_folder(folder) / RETURN_SCORES
-    path = own if flags.csv is None else Path(flags.csv)
+    path = results_folder(folder) / FEATURES if flags.csv is None else Path(flags.csv)
     require_writable(path, "csv")
-    (scores,) = return_scores([folder], flags.tokens, **flags.inputs.given).values()
-    scores.write(path)
+    where = flags.inputs.given
+    keep = where.pop("keep")
+    (codes,) = open_folders([folder], **where).codes(flags.tokens, keep=keep).values()
+    write_numbers(path, {"": FeaturesOfSAE(codes)}, "one")
+    share_F, rate_F = codes.error_share_F.tolist(), codes.firing_rate_F.tolist()
     if flags.json:
-        found = {"counts": scores.counts, "selections": scores.selections, "errors": scores.errors}
-        every = {"scores": scores.score_F.round(1).tolist(), "warnings": scores.warnings}
-        print(json.dumps({"tokens": scores.tokens, "by_fifth": found, **every}, indent=2))
+        print(json.dumps({"tokens": codes.tokens, "error_share": share_F}, indent=2))
         return
-    print(f"{scores_table(scores)}\n\nwrote {path}")
+    first = sorted(range(codes.n_features), key=lambda i: -share_F[i])[:_LARGEST]
+    rows = [[str(i), f"{share_F[i]:.2%}", f"{rate_F[i]:.2%}"] for i in first]
+    print(
+        f"{text_table(['feature', 'error_share', 'firing rate'], rows)}\n\n"
+        f"The {len(first)} largest of {codes.n_features:,} features, on {codes.tokens:,} held-out tokens. error_share: how\n"
+        "much the squared error rises when the feature is dropped, as a share of that error.\n"
+        "Features with a large one come back more often when the same settings are trained\n"
+        f"again.\n\nwrote {path}"
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     README.md                                   the model card
     NAME/ae.pt, config.json, metrics.json       one folder per SAE
-    NAME/return_scores.csv                      if `vsae reproduce` wrote it
+    NAME/features.csv                           if `vsae reproduce` wrote it
     NAME/cfg.json, sae_weights.safetensors      if requested, for SAELens's `SAE.from_pretrained(REPO, NAME)`
     NAME/MODULE/cfg.json, sae.safetensors, …    if requested, for sparsify's
                                                 `SparseCoder.load_from_hub(REPO, "NAME/MODULE")`
@@ -31,8 +31,8 @@ from ..errors import CheckpointError, HubError, UserError, first_line
 from ..evaluation.tables import markdown_table, table
 from ..run_folder.files import (
     CONFIG,
+    FEATURES,
     METRICS,
-    RETURN_SCORES,
     WEIGHTS,
     is_disk_full,
     write_json,
@@ -257,8 +257,8 @@ def _stage(
         if (measured := read_metrics_if_any(folder)) is not None:
             metrics[name] = without_local_paths(measured)
             write_json(staged / name / METRICS, metrics[name])
-        if (results / RETURN_SCORES).is_file():
-            shutil.copy(results / RETURN_SCORES, staged / name)
+        if (results / FEATURES).is_file():
+            shutil.copy(results / FEATURES, staged / name)
         for form in formats:
             try:
                 with tempfile.TemporaryDirectory(prefix="export.") as temporary:

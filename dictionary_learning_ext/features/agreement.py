@@ -13,7 +13,7 @@ and 0.4 GB, and a pair takes a minute on one core.
 Shapes: N tokens, F features, G features of another SAE.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -170,12 +170,6 @@ class AgreementOfCodes:
         """(F,), the correlation of each feature's activations with its match's, the mean over the other SAEs."""
         found = [alike[names.index(name)] for names, alike in self.alike.items() if name in names]
         return np.mean(found, axis=0)
-
-
-def mean_of_known(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are not None; None if all are."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
 
 
 def share_in_function(alike_F: np.ndarray, alike_G: np.ndarray) -> float:

@@ -23,20 +23,8 @@ if TYPE_CHECKING:
 File = Literal["report", "one", "several"]
 """A file with a row for each feature: a report's, that of `vsae reproduce` with one SAE, and that with several."""
 FILES: tuple[File, ...] = ("report", "one", "several")
-Show = Literal["number", "cosine", "percent", "whole", "share of seeds", "tokens"]
+Show = Literal["number", "cosine", "percent", "share of seeds", "tokens"]
 """How a report's page writes the values of a column; tokens are numbers in its vocabulary."""
-SIGNALS = {
-    "firing_rate": "share of tokens at which the feature is selected",
-    "error_share": "how much the summed squared error rises when the feature is dropped, as a share of that "
-    "error",
-    "margin": "how far its activation is above what it had to exceed, the smallest that the token keeps or its own "
-    "threshold: the mean of the log ratio",
-    "shape": "mean over root mean square of its activations where selected",
-    "encoder_norm": "length of its encoder direction",
-    "nearest": "largest cosine of its decoder direction with another feature's",
-    "crowding": "sum of the squares of its decoder direction's positive cosines with the other features'",
-}
-"""The numbers of a feature on which the return score is fitted. Other columns don't go here."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +33,6 @@ class FeaturesOfSAE:
 
     codes: "Codes | None"
     """None if only directions were compared."""
-    return_scores: Any = None
-    """`ReturnScores`, of an SAE that has some."""
     scores: Any = None
     """`FeatureScores`: which features come back in other SAEs. None if there are no others."""
     correlation_F: np.ndarray | None = None
@@ -102,10 +88,6 @@ def _match_in(one: Any) -> dict[str, list[int | None]] | None:
     }
 
 
-def _signal(name: str) -> Callable[[Any], Any]:
-    return lambda one: one.return_scores and one.return_scores.signals[name]
-
-
 _REPORT: tuple[File, ...] = ("report",)
 _SEVERAL: tuple[File, ...] = ("several",)
 NUMBERS = (
@@ -125,9 +107,10 @@ NUMBERS = (
     ),
     Column(
         "firing_rate",
-        SIGNALS["firing_rate"],
+        "share of tokens at which the feature is selected",
         lambda one: one.codes.firing_rate_F,
-        _REPORT,
+        ("report", "one"),
+        form=".5g",
         title="selected",
         show="percent",
         fact="of tokens select it",
@@ -163,7 +146,7 @@ NUMBERS = (
     ),
     Column(
         "nearest",
-        SIGNALS["nearest"],
+        "largest cosine of its decoder direction with another feature's",
         lambda one: one.neighbours.values_Fn[:, 0] if one.neighbours.values_Fn.numel() else None,
         _REPORT,
         digits=3,
@@ -172,20 +155,13 @@ NUMBERS = (
         is_extra=True,
     ),
     Column(
-        "score",
-        "its return score, 0 to 100",
-        lambda one: one.return_scores and one.return_scores.score_F,
-        form=".1f",
-        title="score",
-        show="whole",
-        fact="return score, of 100",
-    ),
-    Column(
-        "fifth",
-        "its fifth of the return score: 5 is the top one",
-        lambda one: one.return_scores and one.return_scores.fifth_F,
-        _REPORT,
-        digits=None,
+        "error_share",
+        "how much the summed squared error rises when the feature is dropped, as a share of that error",
+        lambda one: one.codes.error_share_F,
+        form=".5g",
+        title="error share",
+        show="percent",
+        fact="of the error is added when it is dropped",
     ),
     Column(
         "as_direction_in",
@@ -242,10 +218,11 @@ NUMBERS = (
         needs_codes=False,
         form="",
     ),
-    *(Column(name, about, _signal(name), ("one",), form=".5g") for name, about in SIGNALS.items()),
 )
 """In the order of the report's table, of the facts on a feature's page, and of CSV files but those of several SAEs."""
-_FIRST_OF_SEVERAL = "direction_match as_direction_in of random_match correlation match_in score"
+_FIRST_OF_SEVERAL = (
+    "direction_match as_direction_in of random_match correlation match_in error_share"
+)
 """The first columns of CSV files of several SAEs. Others follow."""
 
 
@@ -310,10 +287,7 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], named: str) 
 def guides_table() -> str:
     """The guide's table of these numbers, in Markdown."""
     lines = ["| column | what it is | report | one SAE | several SAEs |", "|---|---|---|---|---|"]
-    files: dict[tuple[str, str], tuple[File, ...]] = {}
-    for each in NUMBERS:  # firing_rate and nearest have two rows
-        files[each.key, each.about] = files.get((each.key, each.about), ()) + each.files
-    for (key, about), own in files.items():
-        there = " | ".join("x" if file in own else "" for file in FILES)
-        lines.append(f"| `{key}` | {about} | {there} |")
+    for each in NUMBERS:
+        there = " | ".join("x" if file in each.files else "" for file in FILES)
+        lines.append(f"| `{each.key}` | {each.about} | {there} |")
     return "\n".join(lines) + "\n"

@@ -42,7 +42,6 @@ from ..evaluation.folders import (
 )
 from .directions import LogitLens, decoder_directions
 from .html import rendered
-from .return_score import ReturnScores, caveat_on, has_score, return_scores_of
 
 _ROWS = 20
 
@@ -138,10 +137,7 @@ def features_of(
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
     given = lm if isinstance(lm, LanguageModel) else None
     codes = _codes_of(opened, text, tokens, keep and given is None)
-    ((dictionary, config),) = opened.saes.values()
-    caveat = caveat_on(dictionary, config, opened.run.model)
-    table = FeatureTable(codes, top=contexts, seed=seed)
-    return Features(opened, given, table, caveat)
+    return Features(opened, given, FeatureTable(codes, top=contexts, seed=seed))
 
 
 class Features:
@@ -163,7 +159,6 @@ class Features:
         opened: OpenedFolders,
         given: LanguageModel | None,
         statistics: FeatureTable,
-        caveat: str | None = None,
     ):
         ((dictionary, _),) = opened.saes.values()
         self.dictionary: Any = dictionary
@@ -171,7 +166,7 @@ class Features:
         self.tokens = self.codes.tokens
         self._tokenizer = self.codes.tokenizer
         self.sinks = sinks_of(self.codes.reading, self._tokenizer)
-        self._opened, self._given, self._caveat = opened, given, caveat
+        self._opened, self._given = opened, given
 
     @cached_property
     def _loaded(self) -> CausalLM:
@@ -199,14 +194,11 @@ class Features:
         never selected."""
         return self.statistics.max_F
 
-    @cached_property
-    def return_scores(self) -> ReturnScores:
-        """The return scores of the features, see features/return_score.py: how likely they are to come back when the same
-        settings are trained again. A feature that was never selected scores 0, so use 100,000 tokens, the default.
-
-        Raises: ReturnScoreError for an SAE that keeps all features of a token.
-        """
-        return return_scores_of(self.codes, self.dictionary, self._caveat)
+    @property
+    def error_share(self) -> t.Tensor:
+        """How much the summed squared error rises when a feature is dropped, as a share of that error, (F,), float64.
+        Features with a large one come back more often when the same settings are trained again."""
+        return t.from_numpy(self.codes.error_share_F)
 
     @cached_property
     def directions(self) -> t.Tensor:
@@ -331,9 +323,9 @@ class Feature:
         return float(self.features.largest[self.number])
 
     @property
-    def return_score(self) -> float:
-        """From 0 to 100, see `Features.return_scores`. Raises ReturnScoreError."""
-        return float(self.features.return_scores.score_F[self.number])
+    def error_share(self) -> float:
+        """See `Features.error_share`."""
+        return float(self.features.error_share[self.number])
 
     @property
     def fires_on(self) -> list[str]:
@@ -356,11 +348,9 @@ class Feature:
             return None, str(error)
 
     def _heading(self) -> str:
-        has_one = has_score(self.features.dictionary, float(self.features.firing_rate.sum()))
-        score = f", return score {int(self.return_score)} of 100" if has_one else ""
         return (
             f"feature {self.number}: selected at {self.firing_rate:.3%} of {self.features.tokens:,} tokens,"
-            f" largest activation {self.largest:.3g}{score}"
+            f" largest activation {self.largest:.3g}"
         )
 
     def __repr__(self) -> str:

@@ -5,8 +5,9 @@ The measures are in reproducibility.py (directions) and agreement.py (what the S
 
 import logging
 import shutil
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -40,7 +41,7 @@ from ..run_folder.settings import (
     settings_of,
 )
 from ..run_folder.weights import load_dictionary
-from .agreement import CODE_MEASURES, NEAR_DEAD, SHARES, AgreementOfCodes, is_used, mean_of_known
+from .agreement import CODE_MEASURES, NEAR_DEAD, SHARES, AgreementOfCodes, is_used
 from .columns import FeaturesOfSAE, write_numbers
 from .directions import decoder_directions
 from .reproducibility import (
@@ -52,14 +53,6 @@ from .reproducibility import (
     ReproducibilityError,
     measures_as_text,
     reproducibility,
-)
-from .return_score import (
-    FIFTH_NAMES,
-    FIFTHS,
-    ReturnScores,
-    caveat_on,
-    return_scores_if_any,
-    wrapped,
 )
 
 logger = logging.getLogger(__name__)
@@ -126,26 +119,10 @@ class ReproducibilityOfFolders:
     stop."""
     codes: AgreementOfCodes | None = None
     """None if only directions were compared."""
-    scores: dict[str, ReturnScores] = field(default_factory=dict)
-    """The return scores of the SAEs that have some."""
     title: str = ""
     """The name of the SAEs' architecture."""
     share_batches: bool = False
     """Whether two of the SAEs were trained on the same batches."""
-
-    def fifths(self) -> dict[int, float | None]:
-        """The share of features that come back as a direction, by fifth of the return score, the top one first: the
-        mean over SAEs and their other seeds. None for a fifth without features; empty if no SAE has a score."""
-        if not self.scores:
-            return {}
-        shares = [self.fifths_of(scores, name) for name, scores in self.scores.items()]
-        known = {fifth: [each[fifth] for each in shares] for fifth in FIFTHS}
-        return {fifth: mean_of_known(each) for fifth, each in known.items()}
-
-    def fifths_of(self, scores: ReturnScores, name: str | None = None) -> dict[int, float | None]:
-        """The same for one SAE (default: the first), divided by these scores."""
-        found = self.measured.scores(name or self.measured.names[0])
-        return scores.shares(found.returns_F / found.of)
 
     @property
     def pairs(self) -> dict[tuple[str, str], dict[str, float]]:
@@ -238,11 +215,7 @@ def reproduce(
             "what the features do on a text can't be compared",
             f"{error.instead}; or {remedy}" if error.instead else remedy,
         ) from error
-    scores = {
-        folder: return_scores_if_any(codes[folder], sae, caveat_on(sae, config, opened.run.model))
-        for folder, (sae, config) in opened.saes.items()
-    }
-    return compared(configs, codes=codes, scores=scores)
+    return compared(configs, codes=codes)
 
 
 def compared(
@@ -250,7 +223,6 @@ def compared(
     directions: Mapping[str, t.Tensor] | None = None,
     *,
     codes: Mapping[str, Codes] | None = None,
-    scores: Mapping[str, ReturnScores | None] | None = None,
 ) -> ReproducibilityOfFolders:
     """Compare SAEs whose directions or codes are known. Warns where they differ in more than their seeds.
 
@@ -258,7 +230,6 @@ def compared(
         configs: each folder's config.json.
         directions: the decoder directions of each folder's SAE, (F, D). Default: those in its codes.
         codes: the codes of each folder's SAE, all on the same tokens. None: only directions are compared.
-        scores: the return scores of those that have some.
     """
     names = labels(configs)
     if directions is None:
@@ -272,11 +243,10 @@ def compared(
     agreeing = None
     if codes:
         agreeing = AgreementOfCodes({names[one]: codes[one] for one in configs}, measured)
-    known = {names[one]: each for one, each in (scores or {}).items() if each is not None}
     title = ARCHITECTURES[architecture_of(next(iter(configs.values())))].title
     notes = warn_of_differences(dict(configs))
     share_batches = "data_seed" in _shared_seeds(configs)
-    return ReproducibilityOfFolders(measured, fve, notes, agreeing, known, title, share_batches)
+    return ReproducibilityOfFolders(measured, fve, notes, agreeing, title, share_batches)
 
 
 def _with_one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
@@ -456,7 +426,8 @@ def sentence_of(
         (name, each.as_direction(), each.in_function(), each.mean_fve)
         for name, each in zip(names or _names_of(found), found, strict=True)
     ]
-    return wrapped(answer(parts, max(each.measured.random_share for each in found)))
+    sentence = answer(parts, max(each.measured.random_share for each in found))
+    return textwrap.fill(sentence, 80, break_long_words=False, break_on_hyphens=False)
 
 
 def _names_of(found: Sequence[ReproducibilityOfFolders]) -> list[str]:
@@ -503,17 +474,6 @@ def reproducibility_table(found: ReproducibilityOfFolders, everything: bool = Fa
             "squared activations, that these features have. Jaccard index: of a token's\n"
             "features, the share that both SAEs select.",
         ]
-    if fifths := found.fifths():
-        rows = [
-            [FIFTH_NAMES[fifth], "-" if share is None else f"{share:.1%}"]
-            for fifth, share in fifths.items()
-        ]
-        parts += [
-            text_table(["by the return score", AS_DIRECTION], rows),
-            "by the return score: an SAE's features, ordered from that SAE alone by how\n"
-            "likely they are to come back, in five equal parts.",
-            *dict.fromkeys(wrapped(each.caveat) for each in found.scores.values() if each.caveat),
-        ]
     return "\n\n".join([*parts, sentence_of([found], [of])])
 
 
@@ -543,9 +503,8 @@ def answer(saes: Sequence[tuple[str, float, float | None, float | None]], random
 def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
     """The content of `vsae reproduce --json`: every measure, and warnings. It has no numbers of single features."""
     measured = found.measured
-    caveats = dict.fromkeys(each.caveat for each in found.scores.values() if each.caveat)
     return {
-        "warnings": [*found.notes, *caveats],
+        "warnings": found.notes,
         "saes": {
             name: {
                 "fve": found.fve[name],
@@ -559,7 +518,6 @@ def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
         "pairs": [{"saes": list(names), **each} for names, each in found.pairs.items()],
         "mean": found.means(),
         "tokens": 0 if found.codes is None else found.codes.tokens,
-        "as_direction_by_fifth": found.fifths(),
         "random": measured.random_share,
     }
 
@@ -571,7 +529,6 @@ def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
     saes = {
         name: FeaturesOfSAE(
             None if codes is None else codes.codes[name],
-            found.scores.get(name),
             found.measured.scores(name),
             None if codes is None else codes.of(name),
         )

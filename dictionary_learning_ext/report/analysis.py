@@ -30,7 +30,6 @@ from ..features.reproducibility_of_folders import (
     comparable_configs,
     compared,
 )
-from ..features.return_score import ReturnScores, caveat_on, return_scores_if_any
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
 from ..run_folder.sae_names import place_of, require_different
@@ -127,12 +126,6 @@ class Analysis:
     def logits(self) -> tuple[Ranked, Ranked] | None:
         """The tokens that each feature promotes most, and those that it suppresses most."""
         return None if self.lens is None else self.lens.ranked(self.codes.directions_FD)
-
-    @cached_property
-    def return_scores(self) -> ReturnScores | None:
-        """The return scores; None for an SAE that has none."""
-        caveat = caveat_on(self.dictionary, self.config, self.opened.run.model)
-        return return_scores_if_any(self.codes, self.dictionary, caveat)
 
     @cached_property
     def scores(self) -> FeatureScores | None:

@@ -78,8 +78,6 @@ def columns(analysis: Analysis) -> dict[str, list[Any]]:
 def _for_page(column: Column, values: Any) -> list[Any]:
     if column.show == "tokens" or column.digits is None:
         return as_list(values)
-    if column.show == "whole":
-        return [round(value, 2) for value in as_list(values)]
     return [rounded(value, column.digits) for value in as_list(values)]
 
 
@@ -247,7 +245,6 @@ def _card(analysis: Analysis, feature: int, texts: list[str]) -> dict[str, Any]:
         "contexts": _excerpts(analysis.features.sampled, feature, vocabulary),
         "firing_rate": float(analysis.features.firing_rate_F[feature]),
         "alike": None if alike_F is None else float(alike_F[feature]),
-        "score": analysis.return_scores and int(analysis.return_scores.score_F[feature]),
     }
 
 

@@ -16,9 +16,7 @@ from ..config.run import ReportOptions, RunConfig
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text
 from ..features.columns import write_columns
-from ..features.reproducibility import AS_DIRECTION
 from ..features.reproducibility_of_folders import HEADER, sentence_of
-from ..features.return_score import FIFTH_NAMES
 from ..run_folder.comparing import measurements, trained_as, unequal
 from ..run_folder.files import (
     HELD_OUT,
@@ -149,8 +147,6 @@ def _render(
         settings=_settings(comparison),
         commands=_commands(comparison, flags, seeds),
         come_back=_come_back(comparison.analyses),
-        fifths=FIFTH_NAMES,
-        has_scores=any(one.return_scores for one in comparison.analyses),
         versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
         n_tokens=comparison.analyses[0].features.tokens,
         date=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
@@ -168,25 +164,11 @@ def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
 
 
 def _come_back(analyses: Sequence[Analysis]) -> dict[str, Any]:
-    """The section about SAEs and their other seeds: warnings, and tables with a label, a head and rows each."""
+    """The section about SAEs and their other seeds: warnings, and a table's label, head and rows."""
     known = [(one, one.come_back) for one in analyses if one.come_back]
     of_saes = [row for _, found in known for row in found.rows(missing="–")]
-    tables: list[Any] = [("What comes back of each SAE", ["SAE", *HEADER], of_saes)]
-    scored = [(one, one.return_scores, found) for one, found in known if one.return_scores]
-    if scored:
-        fifths = [
-            (
-                name,
-                [
-                    "–" if (share := found.fifths_of(scores)[fifth]) is None else f"{share:.0%}"
-                    for _, scores, found in scored
-                ],
-            )
-            for fifth, name in FIFTH_NAMES.items()
-        ]
-        head = ["By the return score", *(one.label for one, *_ in scored)]
-        tables.append((f"Share that comes back {AS_DIRECTION}, by the return score", head, fifths))
-    return {"notes": [note for _, found in known for note in found.notes], "tables": tables}
+    table = ("What comes back of each SAE", ["SAE", *HEADER], of_saes)
+    return {"notes": [note for _, found in known for note in found.notes], "table": table}
 
 
 def _sae(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:

@@ -60,8 +60,8 @@ BENCH_REPEATS = "eval_results_of_seeds"
 """The same for further seeds of the evaluations, a folder for each seed."""
 BENCH_CACHE = ".bench_cache"
 """Activations and probes that the SAEs of a `vsae bench` share."""
-RETURN_SCORES = "return_scores.csv"
-"""The features' return scores and signals, a row for each feature."""
+FEATURES = "features.csv"
+"""The features' error_share, a row for each feature, see `vsae reproduce`."""
 CODES = "codes/heldout.safetensors"
 """The SAE's codes of held-out text: each token's selected features and their activations."""
 REPORT = "report.html"
@@ -197,7 +197,7 @@ RUN_FILES = (
     BENCH_RESULTS,
     BENCH_REPEATS,
     BENCH_CACHE,
-    RETURN_SCORES,
+    FEATURES,
     str(Path(CODES).parent),
     REPORT,
     report_files(Path(REPORT)).name,

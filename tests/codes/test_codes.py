@@ -72,6 +72,17 @@ def test_selections_values_and_sums_are_those_of_encode_and_decode(sae, x, with_
         assert encoder.totals.kl == pytest.approx(float(sae.posterior(x).kl.sum()), rel=1e-5)
 
 
+def test_error_share_is_the_rise_of_the_error_without_the_feature(sae, x):
+    f_NF = sae.encode(x)
+
+    def error(without=None):
+        kept_NF = f_NF.index_fill(1, t.tensor([] if without is None else [without]).long(), 0)
+        return float((x - sae.decode(kept_NF)).square().sum())
+
+    expected = [error(feature) / error() - 1 for feature in range(F)]
+    assert codes_of_rows(sae, x).error_share_F == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["vsae", "magnitude", "rectified", "learned"])
 def test_sparse_encode_is_encode_without_the_zeros(kind, x):
     sae = SAES[kind]().requires_grad_(False)

@@ -144,13 +144,13 @@ def changed(folder, change, tmp_path):
 def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
     one = hub(Hub())
     runs = shutil.copytree(runs, tmp_path / "runs")
-    (runs / "vsae" / "return_scores.csv").write_text("feature,score\n")
+    (runs / "vsae" / "features.csv").write_text("feature,error_share\n")
     for inside in ("codes", "resume", ".bench_cache", "eval_results", "exports", "report_files"):
         (runs / "vsae" / inside).mkdir(exist_ok=True)
         (runs / "vsae" / inside / "anything.pt").touch()
     pushed = push(runs, "jane/saes")
     files = {f"{n}/{f}" for n in ("top_k", "vsae") for f in ("ae.pt", "config.json")}
-    beside = {"README.md", "vsae/metrics.json", "vsae/return_scores.csv"}
+    beside = {"README.md", "vsae/metrics.json", "vsae/features.csv"}
     assert set(one.contents) == files | beside
     assert pushed.files == {name: len(content) for name, content in one.contents.items()}
     assert one.asked is pushed.is_private is True

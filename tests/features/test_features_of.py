@@ -5,9 +5,7 @@ import re
 
 import pytest
 import torch as t
-from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
-from measurement import codes_of_rows
 from nnsight import LanguageModel
 
 from dictionary_learning_ext import features_of, find_hook, load_dictionary, open_text
@@ -20,7 +18,6 @@ from dictionary_learning_ext.errors import (
     UserError,
 )
 from dictionary_learning_ext.features.directions import LogitLens
-from dictionary_learning_ext.features.return_score import ReturnScoreError, return_scores_of
 
 HOOK = "blocks.0.hook_resid_post"
 MIDDLE = "blocks.1.hook_resid_post"  # where the SAEs of `trained` read
@@ -233,35 +230,9 @@ def test_a_feature_shows_itself_as_text_and_as_a_card_and_hostile_text_stays_tex
     assert "&lt;" in everything
 
 
-def test_features_have_the_return_score_of_the_tokens_measured_on(tiny_lm):
-    t.manual_seed(0)
-    sae = AutoEncoderTopK(16, 24, 3)
-    found = features_of(sae, tiny_lm, DOCUMENTS, hook=HOOK, ctx_len=32)
-    point, rows = find_hook(tiny_lm, HOOK), []
-    for ids, _ in dense(tiny_lm, sae, DOCUMENTS, 32):
-        ids_BL = t.tensor([ids])
-        rows.append(read_residual(tiny_lm, point, ids_BL, t.ones_like(ids_BL))[0])
-    expected = return_scores_of(codes_of_rows(sae, *rows), sae)
-    assert found.return_scores.tokens == found.tokens == expected.tokens
-    assert "language model" in str(found.return_scores.caveat)
-    assert found.return_scores.score_F == pytest.approx(expected.score_F)
-    assert [one.return_score for one in found] == found.return_scores.score_F.tolist()
-    first = repr(found[7]).splitlines()[0]
-    assert first.endswith(f"return score {int(found[7].return_score)} of 100")
-
-
-def all_firing():
-    sae = AutoEncoder(16, 24)
-    sae.encoder.bias.data.fill_(1e4)
-    return sae
-
-
-@pytest.mark.parametrize("sae", [AutoEncoderTopK(16, 24, 24), all_firing()], ids=["k", "ReLU"])
-def test_an_sae_that_keeps_all_features_says_that_it_has_no_return_score_when_asked(sae, tiny_lm):
-    found = features_of(sae, tiny_lm, DOCUMENTS, hook=HOOK)
-    assert "return score" not in repr(found[0])
-    with pytest.raises(ReturnScoreError, match="keeps all 24"):
-        print(found.return_scores)
+def test_features_have_the_error_share_of_their_codes(features):
+    assert features.error_share.tolist() == features.codes.error_share_F.tolist()
+    assert [one.error_share for one in features] == features.error_share.tolist()
 
 
 def test_the_table_lists_the_most_readable_features_first(features):

@@ -119,9 +119,8 @@ def test_codes_are_compared_on_held_out_tokens(seeds, capsys):
     assert found["tokens"] == 1000
     assert {key: found["pairs"][0][key] for key in of_pair} == pytest.approx(of_pair)
     assert found["mean"].keys() == found["pairs"][0].keys() - {"saes"}
-    again = reproduce(folders[:2], tokens=1000)
-    assert found["warnings"] == [again.scores["seed0"].caveat]  # one for both
-    assert again.pairs == {
+    assert found["warnings"] == []
+    assert reproduce(folders[:2], tokens=1000).pairs == {
         ("seed0", "seed1"): {k: v for k, v in found["pairs"][0].items() if k != "saes"}
     }
 
@@ -168,17 +167,27 @@ def test_seeds_that_read_different_texts_are_compared_on_the_first_ones(
     assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
 
 
-def test_the_fifths_of_the_score_are_of_each_sae_and_its_other_seeds(seeds):
-    found = reproduce([seeds[0], seeds[1], seeds[2]], tokens=500)
-    shares = {fifth: [] for fifth in (5, 4, 3, 2, 1)}
-    for name, scores in found.scores.items():
-        for other in found.scores:
-            if other != name:
-                returns_F = found.measured.matches(name, other) >= 0.7
-                for fifth in shares:
-                    shares[fifth] += [returns_F[scores.fifth_F == fifth].mean()]
-    assert len(shares[5]) == 6
-    assert found.fifths() == pytest.approx({fifth: np.mean(of) for fifth, of in shares.items()})
+def test_one_folder_is_ordered_by_error_share(seeds, tmp_path, capsys):
+    (codes,) = folders_module.open_folders([seeds[0]]).codes(600).values()
+    share_F = codes.error_share_F
+    assert main(["reproduce", seeds[0], "--tokens", "600"]) == 0
+    out = capsys.readouterr().out
+    shown = re.findall(r"^ *(\d+)  +([\d.]+)%", out, re.M)
+    assert [int(feature) for feature, _ in shown] == np.argsort(-share_F)[:10].tolist()
+    assert [float(share) / 100 for _, share in shown] == pytest.approx(
+        sorted(share_F, reverse=True)[:10], abs=1e-4
+    )
+    assert f"wrote {Path(seeds[0]) / 'features.csv'}" in out
+    with (Path(seeds[0]) / "features.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["feature", "firing_rate", "error_share"]
+    assert [float(row["error_share"]) for row in rows] == pytest.approx(share_F, rel=1e-4)
+    assert main(["reproduce", seeds[0], "--tokens", "600", "--csv", str(tmp_path / "a.csv")]) == 0
+    written = [path.read_text() for path in (tmp_path / "a.csv", Path(seeds[0]) / "features.csv")]
+    assert written[0] == written[1]
+    capsys.readouterr()
+    assert main(["reproduce", seeds[0], "--tokens", "600", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["error_share"] == share_F.tolist()
 
 
 def normalized(dictionary):

@@ -57,7 +57,6 @@ def comparison(tokens_F, count_F=None, pages=100, promoted=None):
         metrics={"fve": 0.5},
         features=features,
         come_back=None,
-        return_scores=None,
         logits=promoted and (SimpleNamespace(indices_Fn=t.tensor(promoted)), None),
         vocabulary=Vocabulary(Words()),
         correlation_F=None,

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as t
-from export_folders import edit_weights, of_class
 from measurement import codes_of_rows
 from report_runs import QUICK, data_of, train
 from small_commands import refused
@@ -23,7 +22,6 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import reproducibility
-from dictionary_learning_ext.features.return_score import FIFTHS, return_scores_of
 from dictionary_learning_ext.run_folder.weights import load_dictionary
 
 
@@ -257,10 +255,6 @@ def test_the_section_has_every_sae_with_both_shares(seeded_report, seeds):
         fve = json.loads((folder / "metrics.json").read_text())["fve"]
         share = expected.as_direction(folder.name)[0.7]
         assert row == [folder.name, f"{share:.1%}", *row[2:4], f"{fve:.4f}"]
-    columns = data_of(page)["saes"][0]["columns"]
-    fifth_F, share_F = np.array(columns["fifth"]), np.array(columns["as_direction_in"]) / 2
-    of_each = [share_F[fifth_F == fifth] for fifth in FIFTHS]
-    assert [row[1:] for row in rows[5:]] == [[f"{e.mean():.0%}"] for e in of_each]
     (said,) = re.findall(r'<p class="answer">(.*?)</p>', page, re.DOTALL)
     said = " ".join(said.split())
     mean = np.mean([expected.as_direction(name)[0.7] for name in expected.names])
@@ -279,49 +273,23 @@ def test_without_seeds_nothing_is_said_of_them(report):
     assert not re.search("These come back|comes back|--seeds|other seed", body)
 
 
-def test_features_have_the_return_score_of_the_tokens_of_the_page(report, runs):
+def test_features_have_the_error_share_of_the_tokens_of_the_page(report, runs):
     """On the page and beside it, without other seeds."""
     (batch,) = open_folders(runs).inputs.contexts("blocks.0.hook_resid_post", "train", 600)
     data = data_of(report.read_text(encoding="utf-8"))
     for folder, sae in zip(runs, data["saes"], strict=True):
-        dictionary = load_dictionary(folder)[0]
-        expected = return_scores_of(codes_of_rows(dictionary, batch.wanted_ND), dictionary)
-        assert sae["columns"]["score"] == pytest.approx(expected.score_F, abs=0.005)
-        assert sae["columns"]["fifth"] == expected.fifth_F.tolist()
+        codes = codes_of_rows(load_dictionary(folder)[0], batch.wanted_ND)
+        own = sae["columns"]["error_share"]
+        assert own == pytest.approx(codes.error_share_F, rel=1e-3)
         path = report.with_name("both_files") / f"features_{folder.name}.csv"
         rows = list(csv.DictReader(path.open(encoding="utf-8")))
-        assert [float(row["score"]) for row in rows] == sae["columns"]["score"]
+        assert [float(row["error_share"]) for row in rows] == own
 
 
-@pytest.mark.parametrize("dict_size", ["32", "1"])
-def test_an_sae_that_keeps_all_features_has_a_page_without_the_score(
-    dict_size, tiny_lm_dir, text, tmp_path
-):
-    flags = ["--dict-size", dict_size, "--k", dict_size, "--noise-to-signal", "0.3"]
-    folder = train(tiny_lm_dir, text, tmp_path / "all", *flags)
+def test_an_sae_of_one_feature_has_a_page(tiny_lm_dir, text, tmp_path):
+    flags = ["--dict-size", "1", "--k", "1", "--noise-to-signal", "0.3"]
+    folder = train(tiny_lm_dir, text, tmp_path / "one", *flags)
     assert main(["report", str(folder), *QUICK]) == 0
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    assert not {"score", "fifth"} & data_of(page)["saes"][0]["columns"].keys()
-    body = page[: page.index('<script type="text/plain"')]
-    assert re.findall(r"\w+ return score", body) == ["no return score"]
-
-
-def test_an_sae_without_k_has_the_score_on_its_page_unless_all_of_its_features_fire(
-    tiny_lm_dir, text, tmp_path
-):
-    folder = of_class(train(tiny_lm_dir, text, tmp_path / "relu"), "relu_new")
-    command = ["report", str(folder), *QUICK]
-    assert main(command) == 0
-    page = html.unescape((folder / "report.html").read_text(encoding="utf-8"))
-    assert {"score", "fifth"} <= data_of(page)["saes"][0]["columns"].keys()
-    said = " ".join(page.split())
-    assert f"language model {tiny_lm_dir}, the architecture ReLU " in said
-
-    edit_weights(folder, lambda state: state["encoder.bias"].fill_(1e4))
-    assert main(command) == 0
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    assert not {"score", "fifth"} & data_of(page)["saes"][0]["columns"].keys()
-    assert "no return score" in page
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ const SHOW = {
   number: (value) => number(value),
   cosine: (value) => (value === null ? "–" : value.toFixed(2)),
   percent,
-  whole: (value) => (value === null ? "–" : String(Math.floor(value))),
   "share of seeds": (value, of) => (value === null ? "–" : value + "/" + of),
 };
 
@@ -29,9 +28,7 @@ function featureTable(data) {
   function matching() {
     const query = $("search").value.toLowerCase();
     const exact = query.trim();
-    const fifths = sae().columns.fifth, fifth = fifths && $("fifth").value;
     const features = sae().columns.firing_rate.map((_, feature) => feature)
-      .filter((feature) => !fifth || fifths[feature] === Number(fifth))
       .filter((feature) => !query || String(feature) === exact || texts[state.sae][feature].includes(query));
     const column = columns.find((one) => one.key === state.key) || { key: state.key };
     const sign = state.descending ? -1 : 1;
@@ -45,7 +42,6 @@ function featureTable(data) {
   }
 
   function show() {
-    if ($("fifth")) $("fifth").disabled = !sae().columns.fifth;
     const features = matching();
     const body = $("table").tBodies[0];
     body.replaceChildren(...features.slice(0, state.rows).map((feature) => row(sae(), feature)));
@@ -81,7 +77,6 @@ function featureTable(data) {
     $("table").tHead.rows[0].append(el("th", { scope: "col", class: kind(column), "data-key": column.key }, button));
   }
   $("search").addEventListener("input", () => { state.rows = ROWS; show(); });
-  if ($("fifth")) $("fifth").addEventListener("change", () => { state.rows = ROWS; show(); });
   $("sae").addEventListener("change", () => { state.sae = Number($("sae").value); state.rows = ROWS; show(); });
   $("more").addEventListener("click", () => { state.rows += 4 * ROWS; show(); });
   show();
