@@ -8,7 +8,7 @@ from ..errors import as_flag
 # A removed setting is the row of its flag, so config files and Python find it too.
 FORMER = {
     "explain": "run `vsae export FOLDER --format sparsify`, then delphi; see docs/explain.md",
-    "--format safetensors": "ae.pt holds the weights; use `load_dictionary(FOLDER)[0].state_dict()` in Python",
+    "--format safetensors": "use --format sae-lens: its sae_weights.safetensors holds W_enc, b_enc, W_dec and b_dec",
     "--format neuronpedia": "use --format sae-lens, which SAEDashboard reads; see docs/exports.md",
     **{
         f"--model synthetic:{name}": "hand its samples to `train_saes`, see experiments/ground_truth"
