@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from dictionary_learning_ext.features.columns import guides_table
+from experiments.fading import study
 from experiments.index import EXPERIMENTS
 from experiments.pages import with_tables
 
@@ -171,6 +172,44 @@ def dose() -> Found:
         (row,) = [row for row in known if (row["part"], row["arm"]) == place]
         for measure in ("mcc", "f1", "fve"):
             yield f"dose.known.{key}.{measure}", row[measure]
+
+
+FADING = {
+    "topk": "TopK",
+    "light": "survival 0.6 until 0.5",
+    "fixed_quarter": "fixed 0.3 until 0.25",
+    "fixed_half": "fixed 0.3 until 0.5",
+    "survival_quarter": "survival 0.25 until 0.25",
+    "survival_half": "survival 0.25 until 0.5",
+    "gates_off": "Probabilistic TopK, gates off",
+}
+
+
+def fading() -> Found:
+    """Noise that ends in time: the search at 1.0M and 2.0M tokens, and the confirmation; means over pairs of seeds."""
+    measures = {
+        "direction": "returning_0.7",
+        "function": "in_function",
+        "selections": "in_function_selections",
+        "direction_selections": "direction_selections",
+        "fve": "fve",
+        "near_dead": "near_dead_0.1",
+        "nats": "loss_added",
+    }
+    places = {
+        "b2": "blocks.2, k/F = 1/32",
+        "b0": "blocks.0, k/F = 1/32",
+        "b2_8": "blocks.2, k/F = 1/8",
+    }
+    content = raw("fading_embedded")
+    stages = {part.removeprefix("fading ").partition(": ")[0] for part in content["parts"]}
+    for stage in sorted(stages):
+        name = stage.partition(", lr")[0].replace(" ", "_").replace(".", "_")
+        for place, setting in places.items():
+            for key, arm in FADING.items():
+                rows = study.rows_of(content, stage, setting, arm)
+                for measure, column in measures.items() if rows else ():
+                    yield f"fading.{name}.{place}.{key}.{measure}", mean(r[column] for r in rows)
 
 
 def seven_pairs() -> Found:
@@ -336,6 +375,7 @@ def quickstart() -> Found:
 SOURCES: tuple[Callable[[], Found], ...] = (
     quickstart,
     dose,
+    fading,
     tuned,
     seven_pairs,
     untuned,
@@ -358,6 +398,7 @@ DEFAULTS = {
     "pairs": ".0f",
     "dead": ".0f",
     "selections": ".0%",
+    "direction_selections": ".0%",
     "loss": ".2f",
     "auc": ".2f",
     "score": ".2f",
@@ -416,6 +457,16 @@ TABLES = {
 |  | F1 | {dose.known.topk.f1} | {dose.known.light.f1} | {dose.known.strong.f1} |
 |  | FVE | {dose.known.topk.fve:.4f} | {dose.known.light.fve:.4f} | {dose.known.strong.fve:.4f} |
 """,
+    "fading": """
+| blocks.2, k/F = 1/32 | tokens | as a direction | in what they do | near-dead | FVE | loss added |
+|---|---|---|---|---|---|---|
+"""
+    + "".join(
+        f"| {arm} | {length}M | {{{at}.direction}} | {{{at}.function}} | {{{at}.near_dead:.1%}} | {{{at}.fve:.4f}} | {{{at}.nats}} |\n"
+        for length in (1, 2)
+        for key, arm in FADING.items()
+        for at in [f"fading.search_{length}_0M.b2.{key}"]
+    ),
     "comes_back": """
 |  |  | TopK | vSAE | Probabilistic TopK |
 |---|---|---|---|---|
