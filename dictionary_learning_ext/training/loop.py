@@ -343,44 +343,20 @@ def prepare(
     chosen_device(device)
     on_a_gpu = "False, or device='cuda'"
     require(not settings.tf32 or device.startswith("cuda"), "tf32", settings.tf32, on_a_gpu)
-    before_batch = partial(_check, processes, signals)
-    if processes.are_several and settings.activations is not None:
-        before_batch = None  # each process reads when it needs to, and would wait for the others
-    together = Group(processes.rank, processes.count, processes.gather)
-    inputs = find(settings, planned.hooks, before_batch, group=together, language_model=None)
-    dealt = planned.dealt(processes.count)
-    ranks = processes.on_this_machine if device.startswith("cpu") else [processes.rank]
-    require_memory([job for rank in ranks for job in dealt[rank]], inputs.widths, device)
-    jobs = dealt[processes.rank]
+    inputs, jobs = _found(planned, settings, processes, signals, find)
     points = checked_points(planned.folders, jobs, processes) if planned.resume else None
     sources = [None if points else trained_sae(job.config.sae) for job in jobs]
     if processes.is_first:
         _warn_of_slow_bf16(settings)
         on_start(planned.folders, planned.settings.device)
-
-    inputs.load(dict.fromkeys(job.hook for job in jobs))
-    if settings.eval_tokens:
-        inputs.require_held_out()
-    hashes = inputs.hashes()
-    if processes.are_several:
-        read = {name.replace("_", " "): value for name, value in hashes.items()}
-        read |= inputs.data_hashes()
-        processes.require_alike(read, "copy the same files to every machine")
-    batches = inputs.training_batches()
-    samples = _samples(inputs, settings, jobs)
+    hashes = _loaded(inputs, settings, jobs, processes)
+    batches, samples = inputs.training_batches(), _samples(inputs, settings, jobs)
     if points:
         require_same_inputs(jobs, points.of_jobs, hashes, versions())
         scales = continue_batches(batches, jobs, points.of_jobs, processes)
     else:
-        squares = batches.mean_squared_norms()  # fills the buffer: most of the wait
-        factors = batches.norm_factors(squares)
-        scales = {
-            hook: Scale(factors[hook], squares[hook] / factors[hook] ** 2) for hook in factors
-        }
-        said = {job.hook for lower in dealt[: processes.rank] for job in lower}
-        own = dict.fromkeys(job.hook for job in jobs if job.hook not in said)
-        _warn_of_sinks(inputs, settings, own)
-
+        scales = _measured_scales(batches)
+        _warn_of_sinks(inputs, settings, _first_of(planned, jobs, processes))
     mesh = _mesh(settings.split, processes, device)
     sae_runs, of_jobs = [], points.of_jobs if points else [None] * len(jobs)
     for job, source, point in zip(jobs, sources, of_jobs, strict=True):
@@ -402,6 +378,55 @@ def prepare(
         step=points.step if points else 0,
         saved_at=time.monotonic(),
     )
+
+
+def _found(
+    planned: Plan,
+    settings: RunConfig,
+    processes: Processes,
+    signals: Interrupts,
+    find: Callable[..., Inputs],
+) -> tuple[Inputs, list[Job]]:
+    """The run's inputs, not yet loaded, and the jobs of this process, which fit into memory."""
+    before_batch = partial(_check, processes, signals)
+    if processes.are_several and settings.activations is not None:
+        before_batch = None  # each process reads when it needs to, and would wait for the others
+    together = Group(processes.rank, processes.count, processes.gather)
+    inputs = find(settings, planned.hooks, before_batch, group=together, language_model=None)
+    dealt, on_cpu = planned.dealt(processes.count), settings.device.startswith("cpu")
+    ranks = processes.on_this_machine if on_cpu else [processes.rank]
+    beside = [job for rank in ranks for job in dealt[rank]]
+    require_memory(beside, inputs.widths, settings.device)
+    return inputs, dealt[processes.rank]
+
+
+def _loaded(
+    inputs: Inputs, settings: RunConfig, jobs: Sequence[Job], processes: Processes
+) -> dict[str, str]:
+    """Load a run's inputs. Returns their hashes, see `Inputs.hashes`; all processes read the same."""
+    inputs.load(dict.fromkeys(job.hook for job in jobs))
+    if settings.eval_tokens:
+        inputs.require_held_out()
+    hashes = inputs.hashes()
+    if processes.are_several:
+        read = {name.replace("_", " "): value for name, value in hashes.items()}
+        read |= inputs.data_hashes()
+        processes.require_alike(read, "copy the same files to every machine")
+    return hashes
+
+
+def _measured_scales(batches: Batches) -> dict[str, Scale]:
+    """The size of the activations at each hook point. Fills the buffer: most of the wait."""
+    squares = batches.mean_squared_norms()
+    factors = batches.norm_factors(squares)
+    return {hook: Scale(factors[hook], squares[hook] / factors[hook] ** 2) for hook in factors}
+
+
+def _first_of(planned: Plan, jobs: Sequence[Job], processes: Processes) -> dict[str, None]:
+    """The hook points of these jobs that no lower rank has."""
+    lower = planned.dealt(processes.count)[: processes.rank]
+    of_others = {job.hook for theirs in lower for job in theirs}
+    return dict.fromkeys(job.hook for job in jobs if job.hook not in of_others)
 
 
 def _built(
