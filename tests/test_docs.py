@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
+import torch
 from guide import (
     PAGES,
     blocks,
@@ -19,6 +20,8 @@ from guide import (
 )
 from notebooks import NOTEBOOKS, read
 
+from dictionary_learning_ext import preset
+from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import COMMANDS
 from dictionary_learning_ext.commands.flags import Command, parse
 
@@ -74,6 +77,22 @@ def test_a_complete_block_runs_alone(kind, block, guide_folder, tiny_lm_dir, mon
         run_lines(block, tiny_lm_dir, NOT_HERE)
     else:
         in_fresh_process(run_python, smaller_python(block))
+
+
+def test_trainsae_in_the_readme_reads_what_vsae_train_reads_to_the_bit(monkeypatch):
+    """At the input of a block, too."""
+    name, calls = "blocks.3.hook_resid_pre", []
+    monkeypatch.setattr(
+        "dictionary_learning.training.trainSAE", lambda *given, **_: calls.append(given)
+    )
+    (block,) = (block for kind, block in blocks(README) if kind == "python")
+    run_python(smaller_python(block).replace("blocks.0.hook_resid_post", name))
+    ((buffer, (config,), _),) = calls
+    assert config["submodule_name"] == name
+    run = replace(preset("recommended").run, hook=name, n_ctxs=buffer.n_ctxs)
+    batches = open_inputs(run, [name]).training_batches()
+    for _ in range(12):  # two fills
+        assert torch.equal(next(buffer), batches.next()[name])
 
 
 @pytest.mark.slow

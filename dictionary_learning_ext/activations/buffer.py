@@ -21,11 +21,10 @@ from dictionary_learning.buffer import ActivationBuffer
 from nnsight import LanguageModel
 from torch import Tensor
 
-from ..config.checks import require
 from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
 from ..errors import ActivationsError, ConfigError, NonFiniteError
-from .hook_points import place_of
+from .hook_points import HookPoint, Place, find_hook, place_of
 from .language_models import CausalLM, unwrapped
 from .passes import SharedPasses
 from .positions import PositionRule
@@ -301,9 +300,10 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
     Arguments:
         data: documents, an iterator of str. Only a `TextStream` can be resumed.
         model: the language model.
-        submodule: the module to read, or nnsight's envoy of it, e.g. `find_hook(...).submodule`.
+        hook: the hook point to read, or its name.
+        submodule: in place of a hook point, as upstream: the module to read, or nnsight's envoy of it.
+        io: "out" or "in", the side of `submodule` to read.
         d_submodule: width of a row. Default: the model's hidden size.
-        io: "out" or "in", the side of the submodule to read.
         n_ctxs: the number of contexts that are shuffled together. The buffer holds n_ctxs * ctx_len rows,
             rounded down to whole batches.
         ctx_len: tokens in a context.
@@ -326,25 +326,26 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         reader: the `ActivationReader` of the hook point.
 
     Raises:
-        ConfigError: `io` is neither in nor out, a batch is larger than the buffer, or a setting doesn't suit
-            the tokenizer.
-        LanguageModelError: `submodule` is not a module of the model.
+        ConfigError: neither a hook point nor a submodule with its `io` is given, a batch is larger than the
+            buffer, or a setting doesn't suit the tokenizer.
+        LanguageModelError: the model doesn't have this hook point or submodule.
     """
 
     def __init__(
         self,
         data: Iterator[str],
         model: LanguageModel | CausalLM,
-        submodule: Any,
+        hook: HookPoint | str | None = None,
+        *,
+        submodule: Any = None,
+        io: Literal["in", "out"] | None = None,
         d_submodule: int | None = None,
-        io: Literal["in", "out"] = "out",
         n_ctxs: int = 2_500,
         ctx_len: int = 128,
         refresh_batch_size: int = 32,
         out_batch_size: int = 2_048,
         device: str = "cpu",
         remove_bos: bool = False,
-        *,
         seed: int = 0,
         packing: Packing = "pack",
         max_norm_multiple: float | None = None,
@@ -358,17 +359,14 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         self.data = iter(data)
         self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing)
         self.model = model
-        self.submodule = submodule
         self.n_ctxs = int(n_ctxs)
         self.ctx_len = ctx_len
         self.refresh_batch_size = refresh_batch_size
         self.out_batch_size = out_batch_size
         # `tokenized_batch` of upstream's main branch reads it.
         self.add_special_tokens = packing == "truncate"
-        require(io in ("in", "out"), "io", io, "in or out, the side of the submodule to read")
         rule = PositionRule(tokenizer, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
-        place = place_of(module, submodule, io)
-        self.reader = ActivationReader(lm, place, rule, shared)
+        self.reader = ActivationReader(lm, _place(model, hook, submodule, io), rule, shared)
         hidden_size: int = module.config.get_text_config().hidden_size
         rows = ModelRows(
             self.contexts,
@@ -402,3 +400,22 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
             "out_batch_size": self.out_batch_size,
             **self._stream.settings(),
         }
+
+
+def _place(
+    model: LanguageModel | CausalLM,
+    hook: HookPoint | str | None,
+    submodule: Any,
+    io: Literal["in", "out"] | None,
+) -> Place:
+    """The place that a `ResidualBuffer` reads; see there."""
+    if isinstance(hook, str):
+        hook = find_hook(model, hook)
+    if isinstance(hook, HookPoint) and submodule is None and io is None:
+        submodule, io = hook.place.module, hook.io
+    elif hook is not None or submodule is None or io not in ("in", "out"):
+        raise ConfigError(
+            "what to read: expected a hook point, or submodule with io='in' or 'out', its side",
+            instead="use e.g. ResidualBuffer(text, lm, find_hook(lm, 'blocks.0.hook_resid_post'))",
+        )
+    return place_of(unwrapped(model).module, submodule, io)

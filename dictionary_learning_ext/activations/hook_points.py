@@ -91,8 +91,8 @@ def place_of(model: PreTrainedModel, submodule: Any, io: Literal["in", "out"]) -
         if one is module:
             return Place(one, io, path)
     raise LanguageModelError(
-        f"submodule is a {type(submodule).__name__}: expected a module of this {type(model).__name__},"
-        " e.g. find_hook(model, 'blocks.0.hook_resid_post').submodule"
+        f"the place to read is a {type(submodule).__name__}: expected a module of this {type(model).__name__};"
+        " use e.g. find_hook(model, 'blocks.0.hook_resid_post')"
     )
 
 

@@ -286,13 +286,11 @@ class _ModelInputs(Inputs):
         return {"text": hashlib.sha256(fingerprints.encode()).hexdigest()}
 
     def _source(self, hook: str) -> BatchSource:
-        settings, point = self._settings, self.hooks[hook]
+        settings = self._settings
         return ResidualBuffer(
             text_of(settings, seed=settings.data_seed, passes=settings.text_passes),
             self._trained_on,
-            point.submodule,
-            d_submodule=point.activation_dim,
-            io=point.io,
+            self.hooks[hook],
             n_ctxs=settings.n_ctxs,
             ctx_len=settings.ctx_len,
             refresh_batch_size=settings.lm_batch_size,

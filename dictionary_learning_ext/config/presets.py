@@ -13,6 +13,8 @@ from .checks import require, require_choice, require_sizes, require_type
 from .run import TrainConfig
 from .sae import (
     DEAD_FEATURE_THRESHOLD,
+    LOG_VAR_LIMITS,
+    Posterior,
     SAEConfig,
     TopKConfig,
     Variational,
@@ -125,10 +127,11 @@ def trainer_options(
     k: int,
     steps: int,
     mean_squared_norm: float = 1.0,
+    posterior: Posterior | None = None,
 ) -> dict[str, Any]:
     """A preset of vSAEs as arguments of `VariationalTopKTrainer`, for upstream's `trainSAE`.
 
-    sigma, prior_std and beta are in the units of the activations that the trainer gets. The four sizes are
+    sigma, log_var_init, prior_std and beta are in the units of the activations that the trainer gets. The four sizes are
     among the arguments returned. Presets also leave out attention sinks. In upstream's loop the buffer
     does that: `ResidualBuffer(..., max_norm_multiple=10)`.
 
@@ -146,8 +149,9 @@ def trainer_options(
         steps: training steps.
         mean_squared_norm: E||x||^2 of the activations (B, D) that the trainer gets, e.g.
             `float(x.square().sum(-1).mean())` of a batch. Default: 1, for `normalize_activations=True`.
+        posterior: fixed, learned or point, in place of the preset's.
 
-    Raises: ConfigError for an unknown preset, or a number out of range.
+    Raises: ConfigError for an unknown preset or posterior, or a number out of range.
     """
     sizes = {"activation_dim": activation_dim, "dict_size": dict_size, "k": k, "steps": steps}
     require_sizes(**sizes)
@@ -155,7 +159,8 @@ def trainer_options(
     require(mean_squared_norm > 0, "mean_squared_norm", mean_squared_norm, "above 0")
     config = preset(name, steps)
     size: dict[str, Any] = {"dict_size": dict_size, "k": k}
-    run, sae = config.run, replace(config.sae, **size).resolve(steps)
+    sae = config.sae if posterior is None else config.sae.start_for(posterior=posterior)
+    run, sae = config.run, replace(sae, **size).resolve(steps)
     sae = in_units(sae, mean_squared_norm / training_energy(run.normalize, activation_dim))
     arguments = sae.trainer_arguments()
     del arguments["seed"]
@@ -166,10 +171,13 @@ def in_units(sae: SAEConfig, energy: float) -> SAEConfig:
     """The settings of the same vSAE for activations whose E||x||^2 is `energy` times as large.
 
     The squared error grows by `energy` and the KL stays. So beta is multiplied by `energy`, sigma and prior_std
-    by its square root.
+    by its square root, and log_var_init, which stays in its range, gains log(energy).
     """
     factors = {"beta": energy, "prior_std": math.sqrt(energy)}
     changed: dict[str, Any] = {n: getattr(sae, n) * factor for n, factor in factors.items()}
     if isinstance(sae, Variational) and sae.noise.kind == "sigma":
         changed["sigma"] = sae.noise.value * math.sqrt(energy)
+    if isinstance(sae, Variational) and sae.posterior == "learned":
+        lowest, highest = LOG_VAR_LIMITS
+        changed["log_var_init"] = min(max(sae.log_var_init + math.log(energy), lowest), highest)
     return replace(sae, **changed)

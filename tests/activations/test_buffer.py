@@ -82,13 +82,12 @@ def test_a_module_of_another_width_says_which(tiny_lm: LanguageModel):
     hook = find_hook(tiny_lm, "blocks.1.hook_resid_post")
     inner = hook.submodule.mlp.dense_h_to_4h
     width = inner._module.out_features
-    given = {"n_ctxs": 8, "ctx_len": 16, "out_batch_size": 10}
-    message = error_of(
-        lambda: next(ResidualBuffer(endless(), tiny_lm, inner, **given)), ConfigError
-    )
+    given = {"submodule": inner, "io": "out", "n_ctxs": 8, "ctx_len": 16, "out_batch_size": 10}
+    message = error_of(lambda: next(ResidualBuffer(endless(), tiny_lm, **given)), ConfigError)
     assert "d_submodule=16" in message
     assert f"expected {width}" in message
-    assert next(ResidualBuffer(endless(), tiny_lm, inner, width, **given)).shape == (10, width)
+    given["d_submodule"] = width
+    assert next(ResidualBuffer(endless(), tiny_lm, **given)).shape == (10, width)
 
 
 def test_how_many_contexts_are_read_in_a_pass_changes_no_row(tiny_lm: LanguageModel):
@@ -191,22 +190,37 @@ def test_a_batch_that_is_larger_than_the_buffer_is_refused(tiny_lm: LanguageMode
     assert message.endswith("at least 97; use more n_ctxs")
 
 
-def test_a_module_has_two_sides(tiny_lm: LanguageModel):
-    side: Any = "middle"
-    message = error_of(lambda: ResidualBuffer(endless(), tiny_lm, None, io=side), ConfigError)
-    assert "io='middle': " in message
+@pytest.mark.parametrize("io", ["pre", "post"])
+def test_a_hook_point_its_name_and_a_module_with_its_side_are_the_same(io: str, tiny_lm: Any):
+    expected = next(make_buffer(tiny_lm, endless(), io=io))
+    module = tiny_lm.gpt_neox.layers[1]
+    side = {"pre": "in", "post": "out"}[io]
+    sizes: dict[str, Any] = {"n_ctxs": 6, "ctx_len": 16, "out_batch_size": 10}
+    for given in (
+        {"hook": f"blocks.1.hook_resid_{io}"},
+        {"submodule": module, "io": side},
+        {"submodule": module._module, "io": side},
+    ):
+        buffer: Any = ResidualBuffer(endless(), tiny_lm, **given, **sizes)
+        torch.testing.assert_close(next(buffer), expected)
 
 
-def test_the_submodule_is_the_models_own_or_nnsights_envoy_of_it(tiny_lm: Any, lm_of: Any):
-    module = tiny_lm._module.gpt_neox.layers[1]
-    given = ResidualBuffer(endless(), tiny_lm, module, n_ctxs=6, ctx_len=16, out_batch_size=10)
-    assert torch.equal(next(given), next(make_buffer(tiny_lm, endless())))
-    for submodule in (lm_of("gpt2").transformer.h[0], lm_of("gpt2")._module, "layers.1"):
-        message = error_of(
-            lambda submodule=submodule: ResidualBuffer(endless(), tiny_lm, submodule),
-            LanguageModelError,
-        )
-        assert "find_hook(model, 'blocks.0.hook_resid_post').submodule" in message
+def test_what_is_no_place_of_the_model_is_refused(tiny_lm: Any, lm_of: Any):
+    hook, module = find_hook(tiny_lm, "blocks.1.hook_resid_pre"), tiny_lm.gpt_neox.layers[1]
+    other = lm_of("gpt2")
+    refused: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({}, ConfigError),
+        ({"hook": module}, ConfigError),  # upstream's third argument
+        ({"submodule": module}, ConfigError),
+        ({"submodule": module, "io": "middle"}, ConfigError),
+        ({"hook": hook, "io": "out"}, ConfigError),
+        ({"hook": find_hook(other, "blocks.0.hook_resid_pre")}, LanguageModelError),
+        ({"submodule": other.transformer.h[0], "io": "out"}, LanguageModelError),
+        ({"submodule": "layers.1", "io": "out"}, LanguageModelError),
+    ]
+    for given, error in refused:
+        message = error_of(lambda given=given: ResidualBuffer(endless(), tiny_lm, **given), error)
+        assert "'blocks.0.hook_resid_post'" in message
 
 
 # Resuming

@@ -16,7 +16,6 @@ from language_model_reads import counted_passes
 from texts import write_jsonl
 
 from dictionary_learning_ext.activations.buffer import ResidualBuffer, in_step
-from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.inputs import cached_documents, open_inputs, open_model
 from dictionary_learning_ext.activations.language_models import settings_hash, unwrapped
 from dictionary_learning_ext.activations.text import open_text
@@ -153,12 +152,10 @@ def test_each_setting_reaches_the_buffer_and_gives_other_batches(tiny_lm, settin
     found: list[torch.Tensor] = []
     for options in OPTIONS:
         run = RunConfig(**settings | options)
-        hook = find_hook(tiny_lm, run.hook)
         direct = ResidualBuffer(
             open_text(run.data, seed=run.data_seed),
             tiny_lm,
-            hook.submodule,
-            io=hook.io,
+            run.hook,
             out_batch_size=24,
             n_ctxs=run.n_ctxs,
             ctx_len=run.ctx_len,

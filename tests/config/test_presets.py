@@ -83,9 +83,11 @@ def test_the_quickstarts_saes_differ_only_in_the_posterior():
 # --- as a trainer's arguments
 
 
-def as_trained(name):
+def as_trained(name, posterior):
     """The trainer that `vsae train --preset` makes, and E||x||^2 of its training units."""
     changed = {"k": K, "dict_size": F, "seed": 3}
+    if posterior == "learned":
+        changed["posterior"] = posterior
     config = preset(name, STEPS).with_settings(changed, "test")
     sae = config.sae.resolve(STEPS)
     energy = {"sqrt_d": D, "unit": 1}[config.run.normalize]
@@ -96,10 +98,12 @@ def as_trained(name):
 
 
 @pytest.mark.parametrize("mean_squared_norm", [1.0, 37, D])
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_presets_vsae_is_the_same_in_other_units(name, mean_squared_norm):
-    one, energy = as_trained(name)
-    given = trainer_options(name, **SIZES, mean_squared_norm=mean_squared_norm)
+@pytest.mark.parametrize(
+    ("name", "posterior"), [*((name, None) for name in PRESETS), ("paper", "learned")]
+)
+def test_a_presets_vsae_is_the_same_in_other_units(name, posterior, mean_squared_norm):
+    one, energy = as_trained(name, posterior)
+    given = trainer_options(name, **SIZES, mean_squared_norm=mean_squared_norm, posterior=posterior)
     other = in_float64(VariationalTopKTrainer(**given, **REST))
     x = data(dtype=t.float64)
     x = x * (energy / x.square().sum(-1).mean()).sqrt()

@@ -25,7 +25,7 @@ def make_buffer(lm: Any, data: Any, *, layer: int = 1, io: str = "post", **optio
     hook = find_hook(lm, f"blocks.{layer}.hook_resid_{io}")
     given: dict[str, Any] = {"n_ctxs": 6, "ctx_len": 16, "refresh_batch_size": 4}
     given |= {"out_batch_size": 10} | options
-    return ResidualBuffer(data, lm, hook.submodule, io=hook.io, **given)
+    return ResidualBuffer(data, lm, hook, **given)
 
 
 @cache

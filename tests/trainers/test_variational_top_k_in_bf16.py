@@ -24,10 +24,7 @@ def activations():
 
     def read(split, tokens):
         text = open_text("embedded", split=split)
-        buffer = ResidualBuffer(
-            text, lm, hook.submodule, n_ctxs=tokens // 128, out_batch_size=tokens
-        )
-        return next(buffer)
+        return next(ResidualBuffer(text, lm, hook, n_ctxs=tokens // 128, out_batch_size=tokens))
 
     train, held_out = read("train", 64 * 1024), read("heldout", 32 * 1024)
     factor = (train.square().sum(1).mean() / train.shape[1]).sqrt()

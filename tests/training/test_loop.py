@@ -20,7 +20,6 @@ from upstreams_tracing import upstreams_tracing
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
 from dictionary_learning_ext.activations import inputs, passes
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
-from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.architectures import TRAINED
@@ -111,11 +110,8 @@ def test_the_saved_sae_takes_raw_activations(normalize, run_of, tiny_lm, text):
     run = run_of(normalize=normalize, steps=200)
     (folder,) = train(run, {"one": sae_of("top_k", k=16)}).values()
     dictionary, config = load_dictionary(folder)
-    hook = find_hook(tiny_lm, HOOK)
     stream = open_text(text, split="heldout")
-    x = next(
-        ResidualBuffer(stream, tiny_lm, hook.submodule, n_ctxs=16, ctx_len=32, out_batch_size=256)
-    )
+    x = next(ResidualBuffer(stream, tiny_lm, HOOK, n_ctxs=16, ctx_len=32, out_batch_size=256))
     fve = 1 - (x - dictionary(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
     assert fve > 0.5
     target = {"sqrt_d": 16, "unit": 1}.get(normalize)
@@ -261,10 +257,10 @@ def test_held_out_text_that_ends_is_measured_as_far_as_it_goes(run_of, caplog):
 @upstreams_tracing
 @pytest.mark.parametrize("normalize", [False, True])
 def test_upstreams_trainsae_takes_our_trainer_beside_its_own(normalize, tiny_lm, text, tmp_path):
-    hook, sizes = find_hook(tiny_lm, HOOK), {"n_ctxs": 16, "ctx_len": 32, "out_batch_size": 64}
+    sizes = {"n_ctxs": 16, "ctx_len": 32, "out_batch_size": 64}
 
     def buffer(split):
-        return ResidualBuffer(open_text(text, split=split), tiny_lm, hook.submodule, **sizes)
+        return ResidualBuffer(open_text(text, split=split), tiny_lm, HOOK, **sizes)
 
     common = {"steps": 40, "activation_dim": 16, "dict_size": 32, "k": 4, "layer": 0, "lr": 1e-3}
     common |= {"lm_name": "tiny", "warmup_steps": 5, "seed": 0, "device": "cpu"}
