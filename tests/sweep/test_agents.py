@@ -44,7 +44,7 @@ def test_an_agent_runs_the_file_as_it_stands(path, tiny_lm_dir, text, tmp_path, 
     """With fewer steps, and a small random model in the place of the hub's."""
     content, swept = yaml.safe_load(path.read_text()), read_sweep(path).assignments[0]
     small = {"steps": 20, "batch_size": 64, "n_ctxs": 8, "eval_tokens": 200, "eval_documents": 2}
-    if any("--preset=paper" in word for word in content["command"]):
+    if {"--preset=paper", "--model=EleutherAI/pythia-70m"} & set(content["command"]):
         k = {"dict_size": 64, "k": min(swept["k"], 32)}
         small |= {"model": str(tiny_lm_dir), "data": text, **k}
     with WandbServer(content, {"one": swept | small}) as server:
