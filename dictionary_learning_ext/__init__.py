@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .features.reproducibility_of_folders import agreement as agreement
     from .features.reproducibility_of_folders import reproduce as reproduce
     from .features.steering import steer as steer
+    from .features.synthesis import synthesise as synthesise
     from .run_folder.reading import read_metrics as read_metrics
     from .run_folder.weights import load_dictionary as load_dictionary
     from .trainers.probabilistic_top_k import ProbabilisticTopKTrainer as ProbabilisticTopKTrainer
@@ -84,6 +85,7 @@ _HOMES = {
     "reproduce": ".features.reproducibility_of_folders",
     "reproducibility": ".features.reproducibility",
     "steer": ".features.steering",
+    "synthesise": ".features.synthesis",
     "table": ".evaluation.tables",
     "train": ".training.loop",
     "train_saes": ".training.loop",

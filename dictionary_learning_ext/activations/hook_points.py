@@ -317,10 +317,14 @@ class _AllRead(Exception):
     """Ends a forward pass when all places have been read."""
 
 
-def _read_by_hooks(
-    model: nn.Module, places: Sequence[Place], tokens: dict[str, Tensor]
+def read_by_hooks(
+    model: nn.Module, places: Sequence[Place], inputs: dict[str, Tensor]
 ) -> list[Tensor]:
-    """See `read_places`, which puts the tokens on the model's device."""
+    """The activations at several places, as `read_places`, with gradients.
+
+    Arguments:
+        inputs: what the model is called with, on its device: input_ids and attention_mask, or inputs_embeds.
+    """
     found: dict[int, Tensor] = {}
 
     def keeping(number: int) -> Change:
@@ -336,7 +340,7 @@ def _read_by_hooks(
         for number, place in enumerate(places):
             hooks.enter_context(hooked(place, keeping(number)))
         with suppress(_AllRead):
-            model(**tokens, use_cache=False)
+            model(**inputs, use_cache=False)
     return [found[number] for number in range(len(places))]
 
 
@@ -357,7 +361,7 @@ def read_places(
     device = input_device(model.module)
     tokens = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
     if model.traced is None:
-        return _read_by_hooks(model.module, places, tokens)
+        return read_by_hooks(model.module, places, tokens)
     return _read_by_trace(model.traced, model.module, places, tokens)
 
 
