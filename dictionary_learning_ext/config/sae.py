@@ -96,6 +96,9 @@ class Rule(Follows):
 
     function: Callable[[Any], Any]
 
+    def __repr__(self) -> str:  # the same in every process
+        return f"Rule({self.function.__name__})"
+
     def value(self, sae: "SAEConfig", steps: int) -> Any:
         return self.function(sae)
 
