@@ -1,4 +1,5 @@
-"""The paper's figures 8 to 11 in numbers: largest activations, a t-SNE map of the features, its clusters.
+"""The paper's figures 8 to 11 and section 4.3 in numbers: largest activations, a t-SNE map of the features, its clusters,
+cosines of decoder directions; and section 1.2's synthesised tokens.
 
 Shapes: N tokens, F features, n of them on the map, D = activation_dim.
 """
@@ -14,10 +15,13 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import normalize
 
+from dictionary_learning_ext import synthesise
 from dictionary_learning_ext.evaluation.folders import open_folders
 from experiments.trained_saes import directions_of
 
 MAP_TOKENS, MAP_FEATURES, CLUSTERS = 20_000, 2048, 10
+DRAWN, SYNTHESISED = 96, 8
+"""Features in the matrix of cosines, and those of them for which tokens are synthesised."""
 _COMPONENTS = 50
 
 
@@ -51,8 +55,28 @@ def measure(folders: Sequence[Path], seed: int) -> list[dict[str, Any]]:
             row["map_utilisation"] = np.round(used, 4).tolist()
             row["map_mean"] = np.round(mean, 2).tolist()
             row["map_cluster"] = labels.tolist()
+            drawn = np.random.default_rng(0).permutation(len(features))[:DRAWN]
+            by_cluster = drawn[np.argsort(labels[drawn], kind="stable")]
+            cosines_nn = directions_nD[by_cluster] @ directions_nD[by_cluster].T
+            row["cosines"] = np.round(100 * cosines_nn).astype(int).tolist()  # in percent
+            row["synthesised"] = synthesised(folder, code_NF, features[drawn[:SYNTHESISED]])
         rows.append(row)
     return rows
+
+
+def synthesised(folder: Path, code_NF: Any, features: np.ndarray) -> list[dict[str, Any]]:
+    """Tokens synthesised for some features, beside their largest activations in the text."""
+    largest_F = code_NF.max(axis=0).toarray().ravel()
+    return [
+        {
+            "feature": found.feature,
+            "text": found.text,
+            "activation": round(found.activation, 2),
+            "random": round(found.random, 2),
+            "in_text": round(float(largest_F[found.feature]), 2),
+        }
+        for found in synthesise(str(folder), features.tolist())
+    ]
 
 
 def largest_of(folders: Sequence[Path]) -> list[list[float]]:

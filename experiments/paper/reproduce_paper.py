@@ -12,8 +12,8 @@ TopK against the vSAE of the paper's equations (fixed sigma = 1, noise on both) 
 (point, rectified), KL on all features, linear KL annealing, at k/F = 1/32 to 1/4 with F = 4D, and at
 k/F = 1/32 with F = 16D, the other reading of its dictionary. Everything else is shared: batches,
 initial weights of a seed, optimiser, AuxK. The page has the tables, the paper's figures 3 to 5, 10 and
-11, and the verdicts on the paper's claims, which are frozen. Another language model's results go to
-files that carry its name.
+11, its cosine matrices, synthesised tokens, and the verdicts on the paper's claims, which are frozen.
+Another language model's results go to files that carry its name.
 """
 
 import argparse
@@ -45,6 +45,8 @@ from experiments.trained_saes import (
 )
 
 SEEDS, EVAL_TOKENS = (0, 1, 2, 3, 4), 20_000
+SCORES = ("activation", "random", "in_text")
+"""Of synthesised tokens: at the last of them, the best of random ones, and the largest in the text."""
 BENCHED = 8
 """F/k of SCR and TPP by default, at F = 4D: the paper's k = 256."""
 MODELS: dict[str, dict[str, Any]] = {
@@ -186,6 +188,8 @@ def bench_as_stated(arguments: argparse.Namespace) -> None:
         for model, (own, matched) in found.items():
             row = {"model": model, "multiple": 4, "ratio": ratio, "seed": seed}
             row["scr"] = curve(own["scr"], "scr")
+            row["scr_by_data_set"] = by_data_set(own["scr"], "scr")
+            row["tpp_by_data_set"] = by_data_set(own["tpp"], "total_metric")
             row["scr_matched"] = curve(matched["scr"], "scr")
             row["tpp"] = curve(own["tpp"], "total_metric")
             row["tpp_matched"] = curve(matched["tpp"], "total_metric")
@@ -194,6 +198,17 @@ def bench_as_stated(arguments: argparse.Namespace) -> None:
             row["probing"] = metrics(own["sparse_probing"], "sae")["sae_top_1_test_accuracy"]
             rows.append(row)
         raw_results.write(raw, content)
+
+
+def by_data_set(result: dict[str, Any], which: str) -> dict[str, dict[int, float]]:
+    """SAE Bench's metric at each N, of each data set; see `curve`."""
+    from dictionary_learning_ext.sae_bench.results import curve
+
+    category = "scr_metrics" if which == "scr" else "tpp_metrics"
+    return {
+        detail["dataset_name"]: curve(result | {"eval_result_metrics": {category: detail}}, which)
+        for detail in result["eval_result_details"]
+    }
 
 
 def tables(content: dict[str, Any]) -> list[str]:
@@ -219,6 +234,17 @@ def tables(content: dict[str, Any]) -> list[str]:
         if cells:
             columns = [f"N = {n}" for n in content["bench"][0]["scr"]]
             lines += ["", *table(f"F = 4D, k/F = 1/{ratio}", cells, columns)]
+    cells = {
+        f"{row['model']}: {found['feature']}": [
+            f"`{found['text']!r}`",
+            *(f"{found[name]:g}" for name in SCORES),
+        ]
+        for row in content["maps"]
+        for found in row.get("synthesised", ())
+    }
+    if cells:
+        columns = ["synthesised tokens", *(name.replace("_", " ") for name in SCORES)]
+        lines += ["", *table("feature", cells, columns)]
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The paper's figures 3 to 5, 10 and 11, from what reproduce_paper.py measured. beta.py draws 8 and 9.
+"""The paper's figures 3 to 5, 10 and 11, and its cosine matrices, from what reproduce_paper.py measured. beta.py draws 8 and 9.
 
 Figures 6 and 7 are single features: `vsae report` makes pages of all of them.
 """
@@ -35,6 +35,10 @@ def draw(content: dict[str, Any], folder: Path) -> None:
     drawn["figure_10_11"] = figure_10_11([row for row in content["maps"] if "map" in row])
     if content["bench"]:
         drawn["figure_4_5"] = figure_4_5(content["bench"])
+    if apart := [row for row in content["bench"] if "scr_by_data_set" in row]:
+        drawn["figure_4_by_data_set"] = by_data_set(apart)
+    if with_cosines := [row for row in content["maps"] if "cosines" in row]:
+        drawn["cosines"] = cosine_matrices(with_cosines)
     for name, figure in drawn.items():
         save_plot(figure, folder / f"{name}.png", dpi=75)
 
@@ -90,6 +94,38 @@ def figure_4_5(bench: list[Row]) -> Any:
     for axis in axes[-1]:
         axis.set_xlabel("N features ablated")
     axes[0][3].legend(fontsize=8)
+    return figure
+
+
+def by_data_set(bench: list[Row]) -> Any:
+    """SCR, then TPP, of each data set against N: means over seeds, a row for each k/F."""
+    panels = [(name, key) for name in ("scr", "tpp") for key in bench[0][f"{name}_by_data_set"]]
+    ratios = [ratio for ratio in RATIOS if any(row["ratio"] == ratio for row in bench)]
+    size = (3.2 * len(panels), 0.4 + 2.8 * len(ratios))
+    figure, axes = plt.subplots(len(ratios), len(panels), figsize=size, squeeze=False)
+    for row_axes, ratio in zip(axes, ratios, strict=True):
+        for axis, (name, key) in zip(row_axes, panels, strict=True):
+            for model in AS_STATED:
+                at = rows_at(bench, model, 4, ratio)
+                curves = [row[f"{name}_by_data_set"][key] for row in at]
+                means = np.mean([list(curve.values()) for curve in curves], axis=0)
+                axis.plot(list(curves[0]), means, color=COLOURS[model], marker=".", label=model)
+            axis.set_title(f"{name.upper()}, {key}, 1/{ratio}", fontsize=7)
+            axis.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
+    for axis in axes[-1]:
+        axis.set_xlabel("N features ablated")
+    axes[0][0].legend(fontsize=8)
+    return figure
+
+
+def cosine_matrices(maps: list[Row]) -> Any:
+    """Cosines between decoder directions of features on the map, cluster by cluster, seed 0."""
+    size = (4.2 * len(maps), 4)
+    figure, axes = plt.subplots(1, len(maps), figsize=size, layout="constrained", squeeze=False)
+    for axis, row in zip(axes[0], maps, strict=True):
+        image = axis.imshow(np.array(row["cosines"]) / 100, vmin=-1, vmax=1, cmap="RdBu_r")
+        axis.set(title=row["model"], xticks=[], yticks=[])
+    figure.colorbar(image, ax=axes, label="cosine")
     return figure
 
 
