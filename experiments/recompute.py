@@ -183,6 +183,11 @@ FADING = {
     "survival_half": "survival 0.25 until 0.5",
     "gates_off": "Probabilistic TopK, gates off",
 }
+FADED = {
+    "b2": "blocks.2, k/F = 1/32",
+    "b0": "blocks.0, k/F = 1/32",
+    "b2_8": "blocks.2, k/F = 1/8",
+}
 
 
 def fading() -> Found:
@@ -196,16 +201,11 @@ def fading() -> Found:
         "near_dead": "near_dead_0.1",
         "nats": "loss_added",
     }
-    places = {
-        "b2": "blocks.2, k/F = 1/32",
-        "b0": "blocks.0, k/F = 1/32",
-        "b2_8": "blocks.2, k/F = 1/8",
-    }
     content = raw("fading_embedded")
     stages = {part.removeprefix("fading ").partition(": ")[0] for part in content["parts"]}
     for stage in sorted(stages):
         name = stage.partition(", lr")[0].replace(" ", "_").replace(".", "_")
-        for place, setting in places.items():
+        for place, setting in FADED.items():
             for key, arm in FADING.items():
                 rows = study.rows_of(content, stage, setting, arm)
                 for measure, column in measures.items() if rows else ():
@@ -436,19 +436,19 @@ TABLES = {
 |  |  | TopK | `recommended`: survival 0.6 | `strong-noise` |
 |---|---|---|---|---|
 | blocks.2, k/F = 1/32 | as a direction | {dose.b2.topk.direction} | {dose.b2.light.direction} | {dose.b2.strong.direction} |
-|  | in what it does | {dose.b2.topk.function} | {dose.b2.light.function} | {dose.b2.strong.function} |
+|  | in what it does, at least | {dose.b2.topk.function} | {dose.b2.light.function} | {dose.b2.strong.function} |
 |  | selections of those that come back as a direction | {dose.b2.topk.selections} | {dose.b2.light.selections} | {dose.b2.strong.selections} |
 |  | FVE | {dose.b2.topk.fve:.4f} | {dose.b2.light.fve:.4f} | {dose.b2.strong.fve:.4f} |
 |  | loss added, TopK = 1 | {dose.b2.topk.loss} | {dose.b2.light.loss} | {dose.b2.strong.loss} |
 |  | near-dead < 0.1 | {dose.b2.topk.near_dead} | {dose.b2.light.near_dead} | {dose.b2.strong.near_dead} |
 | blocks.0, k/F = 1/32 | as a direction | {dose.b0.topk.direction} | {dose.b0.light.direction} | {dose.b0.strong.direction} |
-|  | in what it does | {dose.b0.topk.function} | {dose.b0.light.function} | {dose.b0.strong.function} |
+|  | in what it does, at least | {dose.b0.topk.function} | {dose.b0.light.function} | {dose.b0.strong.function} |
 |  | selections of those that come back as a direction | {dose.b0.topk.selections} | {dose.b0.light.selections} | {dose.b0.strong.selections} |
 |  | FVE | {dose.b0.topk.fve:.4f} | {dose.b0.light.fve:.4f} | {dose.b0.strong.fve:.4f} |
 |  | loss added, TopK = 1 | {dose.b0.topk.loss} | {dose.b0.light.loss} | {dose.b0.strong.loss} |
 |  | near-dead < 0.1 | {dose.b0.topk.near_dead} | {dose.b0.light.near_dead} | {dose.b0.strong.near_dead} |
 | blocks.2, k/F = 1/8 | as a direction | {dose.b2_8.topk.direction} | {dose.b2_8.light.direction} | {dose.b2_8.strong.direction} |
-|  | in what it does | {dose.b2_8.topk.function} | {dose.b2_8.light.function} | {dose.b2_8.strong.function} |
+|  | in what it does, at least | {dose.b2_8.topk.function} | {dose.b2_8.light.function} | {dose.b2_8.strong.function} |
 |  | selections of those that come back as a direction | {dose.b2_8.topk.selections} | {dose.b2_8.light.selections} | {dose.b2_8.strong.selections} |
 |  | FVE | {dose.b2_8.topk.fve:.4f} | {dose.b2_8.light.fve:.4f} | {dose.b2_8.strong.fve:.4f} |
 |  | loss added, TopK = 1 | {dose.b2_8.topk.loss} | {dose.b2_8.light.loss} | {dose.b2_8.strong.loss} |
@@ -467,19 +467,29 @@ TABLES = {
         for key, arm in FADING.items()
         for at in [f"fading.search_{length}_0M.b2.{key}"]
     ),
+    "fading_confirmed": """
+| 2 million tokens |  | as a direction | in what they do | selections of these | near-dead | FVE | loss added |
+|---|---|---|---|---|---|---|---|
+"""
+    + "".join(
+        f"| {place} | {FADING[key]} | {{{at}.direction}} | {{{at}.function}} | {{{at}.selections}} | {{{at}.near_dead}} | {{{at}.fve:.4f}} | {{{at}.nats:.4f}} |\n"
+        for short, place in FADED.items()
+        for key in ("topk", "light", "fixed_quarter", "fixed_half")
+        for at in [f"fading.confirm_2_0M.{short}.{key}"]
+    ),
     "comes_back": """
 |  |  | TopK | vSAE | Probabilistic TopK |
 |---|---|---|---|---|
 | blocks.2, k/F = 1/32: tuned here | as a direction | {tuned.b2.topk.direction} | {tuned.b2.vsae.direction} | {tuned.b2.ptopk.direction} |
-|  | in what it does | {tuned.b2.topk.function} | {tuned.b2.vsae.function} | {tuned.b2.ptopk.function} |
+|  | in what it does, at least | {tuned.b2.topk.function} | {tuned.b2.vsae.function} | {tuned.b2.ptopk.function} |
 |  | FVE | {tuned.b2.topk.fve:.4f} | {tuned.b2.vsae.fve:.4f} | {tuned.b2.ptopk.fve:.4f} |
 |  | near-dead < 0.1 | {tuned.b2.topk.near_dead} | {tuned.b2.vsae.near_dead} | {tuned.b2.ptopk.near_dead} |
 | blocks.0, k/F = 1/32 | as a direction | {tuned.b0.topk.direction} | {tuned.b0.vsae.direction} | {tuned.b0.ptopk.direction} |
-|  | in what it does | {tuned.b0.topk.function} | {tuned.b0.vsae.function} | {tuned.b0.ptopk.function} |
+|  | in what it does, at least | {tuned.b0.topk.function} | {tuned.b0.vsae.function} | {tuned.b0.ptopk.function} |
 |  | FVE | {tuned.b0.topk.fve:.4f} | {tuned.b0.vsae.fve:.4f} | {tuned.b0.ptopk.fve:.4f} |
 |  | near-dead < 0.1 | {tuned.b0.topk.near_dead} | {tuned.b0.vsae.near_dead} | {tuned.b0.ptopk.near_dead} |
 | blocks.2, k/F = 1/8 | as a direction | {tuned.b2_8.topk.direction} | {tuned.b2_8.vsae.direction} | {tuned.b2_8.ptopk.direction} |
-|  | in what it does | {tuned.b2_8.topk.function} | {tuned.b2_8.vsae.function} | {tuned.b2_8.ptopk.function} |
+|  | in what it does, at least | {tuned.b2_8.topk.function} | {tuned.b2_8.vsae.function} | {tuned.b2_8.ptopk.function} |
 |  | FVE | {tuned.b2_8.topk.fve:.4f} | {tuned.b2_8.vsae.fve:.4f} | {tuned.b2_8.ptopk.fve:.4f} |
 |  | near-dead < 0.1 | {tuned.b2_8.topk.near_dead} | {tuned.b2_8.vsae.near_dead} | {tuned.b2_8.ptopk.near_dead} |
 """,
