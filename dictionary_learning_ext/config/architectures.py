@@ -12,7 +12,7 @@ from typing import Any, Literal
 ExportFormat = Literal["sae-bench", "dictionary-learning", "sae-lens", "sparsify"]
 COMPARED_TOKENS = 10_000
 """How many held-out tokens an export is compared on with its SAE, by default."""
-Function = Literal["top_k", "jump_relu", "relu", "gated"]
+Function = Literal["top_k", "free_top_k", "jump_relu", "relu", "gated"]
 BenchEvaluation = Literal["core", "scr", "tpp", "sparse_probing", "sae_probes", "absorption"]
 BENCHED: tuple[BenchEvaluation, ...] = ("core", "sparse_probing", "sae_probes")
 """The evaluations that `vsae bench` runs by default."""
@@ -141,6 +141,19 @@ _ROWS = (
         "weight",
         trainer=f"{_OURS}.vaease:VAEaseTrainer",
         dictionary=f"{_OURS}.vaease:VAEase",
+        unit_norm_by="normalize_decoder",
+    ),
+    Architecture(
+        name="vsae_as_published",
+        title="vSAE as published",
+        name_in_folders="published",
+        description="the vSAE of the paper's public code, which never samples and has a free decoder",
+        trainer=f"{_OURS}.vsae_as_published:VSAETopKTrainer",
+        dictionary=f"{_OURS}.vsae_as_published:VSAETopK",
+        default_lr=8e-4,
+        function="free_top_k",
+        subtracts_b_dec=False,
+        exported_as=f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
         unit_norm_by="normalize_decoder",
     ),
     Architecture(

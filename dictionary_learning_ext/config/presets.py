@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from .architectures import upstream_lr
+from .architectures import TRAINED, upstream_lr
 from .checks import require, require_choice, require_sizes, require_type
 from .run import TrainConfig
 from .sae import (
@@ -86,14 +86,25 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 2048,
         "normalize": "sqrt_d",
     },
-    # What the paper's public code ran: it never sampled. github.com/ZachData/SPAR-Variational-Sparse-Autoencoders
-    "paper-as-run": _PAPER
-    | {
-        "posterior": "point",
-        "rectify": True,
-        "normalize": "unit",
+    # The vSAE of the paper's public code, but for the text: the code reads NeelNanda/c4-code-tokenized-2b, which are tokens.
+    # github.com/ZachData/SPAR-Variational-Sparse-Autoencoders at 8e1581a, train_vsae_topk.py, lines 570 to 612
+    "paper-as-run": {
+        "architecture": "vsae_as_published",
+        "model": "EleutherAI/pythia-70m-deduped",
+        "data": "roneneldan/TinyStories",
+        "hook": "blocks.3.hook_resid_post",
+        "dict_size": 8192,
+        "k": 512,
+        "beta": 1.0,
         "lr": 8e-4,
+        "warmup_steps": share_of_run(0.02),
+        "decay_start": share_of_run(0.8),
+        "steps": 10_001,
         "batch_size": 192,
+        "normalize": "unit",
+        "dtype": "bfloat16",
+        "n_ctxs": 2_500,
+        "ctx_len": 128,
     },
 }
 
@@ -142,7 +153,7 @@ def trainer_options(
         trainSAE(buffer, [config], steps=10_000, normalize_activations=True, …)
 
     Arguments:
-        name: recommended, strong-noise, paper or paper-as-run.
+        name: recommended, strong-noise or paper.
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
         k: features kept per token, in place of the preset's.
@@ -151,13 +162,17 @@ def trainer_options(
             `float(x.square().sum(-1).mean())` of a batch. Default: 1, for `normalize_activations=True`.
         posterior: fixed, learned or point, in place of the preset's.
 
-    Raises: ConfigError for an unknown preset or posterior, or a number out of range.
+    Raises: ConfigError for an unknown preset or posterior, a preset of another trainer, or a number out of range.
     """
     sizes = {"activation_dim": activation_dim, "dict_size": dict_size, "k": k, "steps": steps}
     require_sizes(**sizes)
     require_type("mean_squared_norm", mean_squared_norm, float)
     require(mean_squared_norm > 0, "mean_squared_norm", mean_squared_norm, "above 0")
     config = preset(name, steps)
+    trainer = TRAINED[config.sae.architecture].trainer_class
+    of_ours = [own for own in PRESETS if "architecture" not in PRESETS[own]]
+    expected = f"one of {', '.join(of_ours)}, as this one is of {trainer}"
+    require(name in of_ours, "preset", name, expected)
     size: dict[str, Any] = {"dict_size": dict_size, "k": k}
     sae = config.sae if posterior is None else config.sae.start_for(posterior=posterior)
     run, sae = config.run, replace(sae, **size).resolve(steps)

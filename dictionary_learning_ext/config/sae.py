@@ -510,6 +510,21 @@ class VAEaseConfig(SAEConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VSAEAsPublishedConfig(SAEConfig):
+    """The vSAE of the paper's public code, as it trains."""
+
+    architecture: Literal["vsae_as_published"] = field(
+        default="vsae_as_published", metadata=_ARCHITECTURE
+    )
+    k: Count = 32
+    """Features kept per token. Its analysed SAEs: 64, 128, 256, 512 of 8,192."""
+    beta: NotNegative = 1.0
+    """Weight of half the sum of all squared activations, in training units."""
+    kl_warmup_steps: Natural = field(default=share_of_run(0.1))
+    """How long beta rises linearly. 0: no warm-up. Default: a tenth of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _UpstreamTopK(TopKOptions, AuxKOptions, SAEConfig):
     """Options that upstream's SAEs with a k share."""
 
@@ -594,6 +609,7 @@ CONFIGS: dict[str, type[SAEConfig]] = {
         VSAETopKConfig,
         VSAEConfig,
         VAEaseConfig,
+        VSAEAsPublishedConfig,
         TopKConfig,
         ProbabilisticTopKConfig,
         BatchTopKConfig,

@@ -142,9 +142,8 @@ def export(
         batches = (x_BD.double() for x_BD in batches_of(held_out))
         difference = compare(dictionary.double(), read_back, batches)
         if not (difference.is_exact or allow_inexact):
-            reason = "; its reader has a ReLU, this SAE none (rectify=False)"
             raise CheckpointError(
-                f"{folder} as {form} is not exact: {difference}{'' if source.rectifies else reason}",
+                f"{folder} as {form} is not exact: {difference}{_reason(source)}",
                 instead="give allow_inexact=True to export it anyway",
             )
         with _writing(target):
@@ -161,6 +160,13 @@ def export(
             }
             record(form, temporary, what)
     return Exported(target, difference)
+
+
+def _reason(source: ExportedSAE) -> str:
+    """The end of a message: why an export is not exact."""
+    if source.row.function == "free_top_k":
+        return "; norms of the decoder, folded into the encoder, change which features are selected"
+    return "" if source.rectifies else "; its reader has a ReLU, this SAE none (rectify=False)"
 
 
 @t.no_grad()

@@ -66,13 +66,14 @@ class _Function(NamedTuple):
     tensors: tuple[str, ...]
     """Its weights, by their names in _TENSORS."""
     sae_lens: str
-    """SAELens's name of an architecture that computes it."""
+    """SAELens's name of an architecture that computes it; empty if there is none."""
     needs: str = ""
     """What sparsify lacks for it, e.g. thresholds."""
 
 
 _FUNCTIONS: dict[Function, _Function] = {
     "top_k": _Function(("W_enc", "b_enc", "W_dec", "b_dec"), "topk"),
+    "free_top_k": _Function(("W_enc", "b_enc", "W_dec", "b_dec"), ""),
     "jump_relu": _Function(
         ("W_enc", "b_enc", "threshold", "W_dec", "b_dec"), "jumprelu", "thresholds"
     ),
@@ -208,6 +209,9 @@ def _require_function(form: ExportFormat, source: ExportedSAE) -> None:
             "no format has a place for its features; load it with "
             "dictionary_learning_ext.load_dictionary"
         )
+    free = ": its decoder's columns have any norm, and its TopK selects without them"
+    if row.function == "free_top_k" and form in ("sae-lens", "sparsify"):
+        raise _unsupported(source, free, "dictionary-learning")
     if form == "sparsify" and (needs := _FUNCTIONS[row.function].needs):
         raise _unsupported(source, f": sparsify has no {needs}", "sae-lens")
     if source.selects_by_magnitude and not FORMATS[form].by_magnitude:
@@ -249,9 +253,10 @@ def _require_sae_benchs_loader(source: ExportedSAE) -> None:
 
 def _require_unit_norm(form: ExportFormat, source: ExportedSAE) -> None:
     """Raise a CheckpointError unless the decoder is unit-norm, for SAE Bench, and for a TopK in SAELens: its tools fold norms
-    into the features, which changes what a TopK keeps."""
+    into the features, which changes what a TopK keeps. For SAE Bench, a free TopK's norms are folded here."""
     folds = form == "sae-lens" and source.row.function == "top_k"
-    if not folds and (form != "sae-bench" or source.row.bench_normalizes):
+    is_folded = source.row.bench_normalizes or source.row.function == "free_top_k"
+    if not folds and (form != "sae-bench" or is_folded):
         return
     norms_F = source.tensors()["W_dec"].norm(dim=1)
     if not t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0):
@@ -287,7 +292,8 @@ def _write_dictionary_learning(folder: Path, source: ExportedSAE) -> None:
     if path := source.row.exported_as:
         # The same weights in one of upstream's classes, which may have a ReLU where ours has none.
         dictionary = import_class(path)(sae.activation_dim, sae.dict_size, int(sae.k))
-        state = sae.state_dict()
+        is_free = source.row.function == "free_top_k"
+        state = sae.state_of_top_k() if is_free else sae.state_dict()
         dictionary.load_state_dict({name: state[name] for name in dictionary.state_dict()})
         as_row = BY_DICT_CLASS[type(dictionary).__name__]
         trainer = trainer | {"trainer_class": as_row.trainer_class, "dict_class": as_row.dict_class}
@@ -306,6 +312,8 @@ def _write_sae_bench(folder: Path, source: ExportedSAE) -> None:
         "submodule_name": f"blocks.{layer}.hook_resid_post",
     }
     config = source.config | {"trainer": source.config["trainer"] | place}
+    if source.row.function == "free_top_k":  # as the public code's wrapper for SAE Bench does
+        source = source._replace(dictionary=source.dictionary.with_norms_folded())
     # Its runner looks for config.json under the repository, and its loaders for both files beside.
     downloads = folder / "downloaded_saes"
     repository = downloads / SAE_BENCH_REPO.replace("/", "_") / source.name

@@ -70,10 +70,11 @@ def format_of(folder: Path) -> Format | None:
     """The format of another library's folder; None for a folder of this package, of upstream, or without an SAE."""
     if (folder / WEIGHTS).exists():
         try:
-            trainer = read_json(folder / CONFIG, CONFIG_JSON).get("trainer", {})
+            config = read_json(folder / CONFIG, CONFIG_JSON)
         except (CheckpointError, OSError):  # `read_config` raises it again
             return None
-        return "Baker & Li" if trainer.get("dict_class") == "VSAETopK" else None
+        is_theirs = config.get("trainer", {}).get("dict_class") == "VSAETopK"
+        return "Baker & Li" if is_theirs and "run" not in config else None
     has_settings = (folder / FOREIGN_CONFIG).is_file()
     found: list[Format] = [form for form, name in WEIGHTS_OF.items() if (folder / name).is_file()]
     return next((form for form in found if has_settings or form == "Gemma Scope"), None)

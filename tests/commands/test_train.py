@@ -130,7 +130,7 @@ def parsed(typed):
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        ("--preset paper-as-run --seed 3", {"posterior": "point", "normalize": "unit", "seed": 3}),
+        ("--preset paper-as-run --seed 3", {"dict_size": 8192, "normalize": "unit", "seed": 3}),
         ("--preset recommended --steps 12", {"decay_start": 9, "noise_anneal_steps": 6}),
         (
             "--preset paper --architecture top_k --decay-start None",

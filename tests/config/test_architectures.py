@@ -38,6 +38,7 @@ def test_which_are_ours_and_which_are_trained():
         "vsae_top_k",
         "vsae",
         "vaease",
+        "vsae_as_published",
     }
     not_trained = ARCHITECTURES.keys() - TRAINED.keys()
     assert not_trained == {"gated", "relu_new"}

@@ -23,6 +23,7 @@ from dictionary_learning_ext.config.sae import (
     VSAETopKConfig,
     option_names,
 )
+from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.build import build_trainer
 
 K, STEPS = 4, 40
@@ -34,9 +35,17 @@ def test_presets_are_whole_and_keep_to_the_paper():
     for name in PRESETS:
         config = preset(name)
         config.sae.resolve(config.run.steps)
+
+
+def test_the_public_codes_preset_has_its_schedule():
     as_run = preset("paper-as-run")
-    assert (as_run.sae.posterior, as_run.sae.rectify, as_run.sae.lr) == ("point", True, 8e-4)
-    assert (as_run.run.normalize, as_run.run.batch_size) == ("unit", 192)
+    given = as_run.sae.resolve(as_run.run.steps).trainer_arguments()
+    schedules = ("warmup_steps", "decay_start", "kl_warmup_steps")
+    assert [given[name] for name in schedules] == [200, 8000, 1000]
+    with pytest.raises(
+        ConfigError, match=r"paper-as-run.*recommended, strong-noise, paper,.*VSAETopKTrainer"
+    ):
+        trainer_options("paper-as-run", **SIZES)
 
 
 def test_the_paper_is_what_the_paper_states():
@@ -99,7 +108,8 @@ def as_trained(name, posterior):
 
 @pytest.mark.parametrize("mean_squared_norm", [1.0, 37, D])
 @pytest.mark.parametrize(
-    ("name", "posterior"), [*((name, None) for name in PRESETS), ("paper", "learned")]
+    ("name", "posterior"),
+    [*((name, None) for name in PRESETS if name != "paper-as-run"), ("paper", "learned")],
 )
 def test_a_presets_vsae_is_the_same_in_other_units(name, posterior, mean_squared_norm):
     one, energy = as_trained(name, posterior)

@@ -100,6 +100,7 @@ def smaller(words: list[str], tiny_lm: Path) -> list[str]:
         words = [smaller_sweep(w) if w.endswith(".yaml") else w for w in words]
     if words[0] == "train" and {"paper", "paper-as-run"} & set(words):
         words += ["--model", str(tiny_lm), "--data", "my.txt", "--dict-size", "128", "--k", "64"]
+        words += ["--hook", "blocks.0.hook_resid_post"]
     if "--bench-seeds" in words:
         words += ["--bench-seeds", "2"]
     is_fixed = "--resume" in words or "--help" in words

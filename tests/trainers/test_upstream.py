@@ -17,6 +17,7 @@ OPTIONS = {
     "vsae_top_k": {"k": 5, "beta": 0.3, "sigma": 0.2, "noise_on": "values", "rectify": True},
     "vsae": {"beta": 0.3, "posterior": "learned", "log_var_init": -1.0},
     "vaease": {"gamma_init": 0.3, "active_gate": 0.1, "prior_std": 0.7},
+    "vsae_as_published": {"k": 5, "beta": 0.3, "kl_warmup_steps": 7},
     "top_k": {"k": 5, "auxk_alpha": 0.25},
     "probabilistic_top_k": {"k": 5, "temperature_start": 2.0, "auxk_alpha": 0.25},
     "batch_top_k": {"k": 5, "auxk_alpha": 0.25},
