@@ -83,14 +83,14 @@ EXPERIMENTS = (
     ),
     Experiment(
         "paper.beta",
-        "Does a larger beta give the paper's dead features?",
+        "With the equations, or the public code's penalty, does a larger beta give the paper's dead features?",
         minutes="40",
         stages=("train", "tables", "as_run"),
         pages=("beta.md",),
     ),
     Experiment(
         "paper.as_published",
-        "Why has the vSAE of the paper's public code few living features?",
+        "What in the vSAE of the paper's public code kills features?",
         minutes="700",
         stages=("train", "tables"),
         pages=("as_published.md",),

@@ -549,7 +549,7 @@ TABLES = {
 |---|---|---|---|
 | TopK | {paper.topk.fve:.3f} | {paper.topk.near_dead:.3f} | {paper.topk.stability:.3f} |
 | the equations, beta 1 | {paper.equations.fve:.3f} | {paper.equations.near_dead:.3f} | {paper.equations.stability:.3f} |
-| the code, beta 1 | {paper.code.fve:.3f} | {paper.code.near_dead:.3f} | {paper.code.stability:.3f} |
+| the code's penalty, beta 1 | {paper.code.fve:.3f} | {paper.code.near_dead:.3f} | {paper.code.stability:.3f} |
 """,
     "smollm2": """
 | blocks.1, k/F = 1/36 | TopK | vSAE |

@@ -1,4 +1,4 @@
-"""Why has the vSAE of the paper's public code few living features? What runs, and in which order: PROTOCOL_AS_PUBLISHED.md.
+"""What in the vSAE of the paper's public code kills features? What runs, and in which order: PROTOCOL_AS_PUBLISHED.md.
 
     python -m experiments.paper.as_published train                  # all stages; continues where it was stopped
     python -m experiments.paper.as_published train --stage pair     # one stage

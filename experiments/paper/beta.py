@@ -1,7 +1,7 @@
 """Does a larger beta give the paper's dead features? What runs and which rule decides: PROTOCOL_BETA.md.
 
     python -m experiments.paper.beta train     # train what is missing, write the page
-    python -m experiments.paper.beta as_run    # the paper's pair, longer, at the public code's rate
+    python -m experiments.paper.beta as_run    # TopK and the code's penalty, longer, at the public code's rate
     python -m experiments.paper.beta tables    # write the page's tables again
 
 Every group of SAEs that share a buffer and a size is written to the raw results once it is whole. A run that was
@@ -101,7 +101,7 @@ def rows_of(group: Row, missing: list[Row]) -> list[Row]:
 
 
 def measure_as_run(_: argparse.Namespace) -> None:
-    """The paper's pair, and the code with AuxK between them: beta 1, F = 16D, 0.4 of the public code's steps, its batches and rate."""
+    """TopK, and the code's penalty with AuxK and without: beta 1, F = 16D, 0.4 of the public code's steps, its batches and rate."""
     t.set_num_threads(1)
     content = raw_results.read_or(RAW, {"rows": []})
     content.setdefault("as_run", [])

@@ -8,8 +8,8 @@
     ... train --lm FOLDER                  # another language model, from a local folder
     ... train --lm EleutherAI/pythia-70m   # the paper's: TinyStories, 20,000 steps; needs a GPU
 
-TopK against the vSAE of the paper's equations (fixed sigma = 1, noise on both) and of its public code
-(point, rectified), KL on all features, linear KL annealing, at k/F = 1/32 to 1/4 with F = 4D, and at
+TopK against the vSAE of the paper's equations (fixed sigma = 1, noise on both) and the penalty of
+its public code in upstream's frame (point, rectified), KL on all features, linear KL annealing, at k/F = 1/32 to 1/4 with F = 4D, and at
 k/F = 1/32 with F = 16D, the other reading of its dictionary. Everything else is shared: batches,
 initial weights of a seed, optimiser, AuxK. The page has the tables, the paper's figures 3 to 5, 10 and
 11, its cosine matrices, synthesised tokens, and the verdicts on the paper's claims, which are frozen.

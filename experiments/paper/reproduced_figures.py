@@ -15,7 +15,7 @@ from experiments.pages import LABELS, save_plot
 
 Row = dict[str, Any]
 AS_STATED = ("TopK", "equations, beta 1", "code, beta 1")
-"""TopK, and the paper's two vSAEs: of its equations, and of its public code."""
+"""TopK, the vSAE of the paper's equations, and the penalty of its public code in upstream's frame."""
 RATIOS = (32, 16, 8, 4)
 """F/k at F = 4D."""
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)
