@@ -328,18 +328,20 @@ class SAEConfig(Checked):
 
     def scaled(self, was: int, now: int) -> "Self":
         """The settings of a run of `was` steps, with the schedules of a run of `now` steps."""
-        counts = {n: v for n, v in vars(self).items() if n in SCHEDULES and v is not None}
+        counts = {n: v for n, v in vars(self).items() if n in SCHEDULES and isinstance(v, int)}
         changed: dict[str, Any] = {n: v * now // was for n, v in counts.items()}
         return replace(self, **changed) if was != now else self
 
     def resolve(self, steps: int) -> "Self":
-        """The settings with all defaults filled in, checked for a run of `steps`.
+        """The settings with all defaults filled in, checked for a run of `steps`. An option that has no effect stays at its
+        default.
 
         Raises: ConfigError for an option that has no effect, or does not fit the run.
         """
         for name, value, choice in self.given_in_vain():
             raise not_used(name, value, choice)
-        following = {n: v for n, v in vars(self).items() if isinstance(v, Follows)}
+        used = {n: v for n, v in vars(self).items() if n not in self.unused()}
+        following = {n: v for n, v in used.items() if isinstance(v, Follows)}
         values: dict[str, Any] = {n: v.value(self, steps) for n, v in following.items()}
         after = max(values.get(n, vars(self)[n]) for n in _WARMUPS if n in vars(self))
         if values.get("decay_start", steps) <= after:
@@ -353,7 +355,7 @@ class SAEConfig(Checked):
         for name in ("kl_warmup_steps", "noise_anneal_steps", "k_anneal_steps"):
             count = vars(self).get(name)
             least = "0" if name == "kl_warmup_steps" else "1"
-            fits = count is None or count <= steps
+            fits = not isinstance(count, int) or count <= steps
             require(fits, name, count, f"{least} to steps={steps!r}")
         for name in (n for n in _WARMUPS if n in vars(self)):
             count = vars(self)[name]

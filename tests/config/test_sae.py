@@ -48,6 +48,19 @@ def test_what_is_resolved_is_complete_and_is_accepted_again(architecture):
     assert pickle.loads(pickle.dumps(resolved)) == copy.deepcopy(resolved) == resolved
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"kl_schedule": "constant"}, {"posterior": "point"}, {"posterior": "learned"}],
+    ids=str,
+)
+def test_settings_without_use_for_an_option_are_accepted_again(given):
+    resolved = VSAETopKConfig(**given).resolve(500)
+    assert resolved.resolve(500) == resolved
+    read = sae_settings("vsae_top_k", resolved.to_dict())
+    assert read.resolve(500) == resolved
+    assert read.scaled(500, 1000).warmup_steps == 100
+
+
 def test_numbers_and_lists_are_kept_in_one_form():
     assert repr(VSAETopKConfig(beta=1)) == repr(VSAETopKConfig(beta=1.0))
     listed = MatryoshkaConfig(group_fractions=[0.5, 0.5])
