@@ -369,7 +369,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         own = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha}
         own |= {"warmup_steps": warmup_steps, "decay_start": decay_start, **options}
         settings = self.settings = resolved(VSAETopKConfig, own, steps)
-        sigma = settings.noise.sigma(k, mean_squared_norm)
+        sigma = self._given_sigma = settings.noise.sigma(k, mean_squared_norm)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
         posterior_options = {f.name: getattr(settings, f.name) for f in fields(PosteriorOptions)}
         posterior_options["sigma"] = sigma
@@ -504,8 +504,12 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     @property
     def config(self) -> dict:
-        """Upstream's keys and ours: enough to rebuild the trainer."""
-        return self._config(super().config) | self._class_names()
+        """Upstream's keys and ours: enough to rebuild the trainer. auxk_alpha, and the sigma that noise_to_signal gives, are
+        in the activations' units."""
+        config = self._config(super().config) | self._class_names()
+        if config.pop("noise_to_signal", None) is not None:
+            config["sigma"] = self._given_sigma
+        return config
 
     def _warn_of_noise(self, x: t.Tensor) -> None:
         """Warn of noise that is large compared with these activations and doesn't fade. Waits for the device."""

@@ -233,6 +233,14 @@ def test_config_builds_the_same_trainer_again(architecture, options, names):
     assert_same(weights_of(again), weights_of(trainer))
 
 
+def test_config_has_the_sigma_and_the_weight_of_auxk_that_follow_from_the_activations():
+    trainer = made(VSAE, noise_to_signal=0.3, mean_squared_norm=50.0)
+    config = {n: v for n, v in trainer.config.items() if n not in ("trainer_class", "dict_class")}
+    again = made(VSAE, **config)
+    assert again.ae.sigma == trainer.ae.sigma == pytest.approx((0.3 * 50 / K) ** 0.5)
+    assert again.auxk_alpha == trainer.auxk_alpha == 50 / 32
+
+
 @pytest.mark.parametrize("architecture", OURS)
 def test_a_trainers_noise_is_of_its_seed_or_else_of_torchs(architecture):
     def noise(seed, of_torch):
