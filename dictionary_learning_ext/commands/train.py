@@ -50,7 +50,8 @@ class TrainFlags:
     run: RunConfig = field(default_factory=RunConfig)
     preset: str | None = DEFAULT_PRESET
     """Start from named settings: recommended, strong-noise, paper or paper-as-run. Other flags
-    override them. Their schedules scale with --steps. none: the defaults of `SAEConfig` and `RunConfig`."""
+    override them. Their schedules scale with --steps. none: the defaults of `VSAETopKConfig` and
+    `RunConfig`."""
     config: Path | None = None
     """Start from the settings of an earlier run: its folder or its config.json. Other flags
     override them."""
@@ -298,8 +299,8 @@ def _settings(
         start = starting_point({"resume": str(flags.resume)})
         places = may_move(start.run, flags.run)
         require_same(
-            start.sae.to_dict() | asdict(start.run),  # resolved for the run that is continued
-            flags.sae.to_dict() | asdict(flags.run),
+            TrainConfig(start.sae, start.run).to_dict(),
+            flags.sae.resolve(start.run.steps).to_dict() | asdict(flags.run),
             f"--resume {flags.resume}",
             typed=flags.typed,
             but=places if {*places} & {*flags.typed} else (),

@@ -202,6 +202,7 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, c
     said = refused(["train", "--resume", folder, "--architecture", "top_k"], capsys)
     assert "architecture='vsae_top_k', not 'top_k'; leave out architecture " in said
     assert said.endswith("config")
+    assert "leave out lr " in refused(["train", "--resume", folder, "--lr", "none"], capsys)
     again = ["train", f"--save-dir={folder}"]
     said = refused([*again, *flags, "--survival=0.4"], capsys)
     assert "survival=0.6, not 0.4" in said
