@@ -46,7 +46,7 @@ def settings_in(config: dict[str, Any], path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: has no run.settings, which `vsae train` writes; {EXPECTED}, or its {CONFIG}"
         )
-    return from_0_3(settings)
+    return settings
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The interface between the training loop and trainers, and the base classes of our trainers.
 
 A `Trainer` takes steps, measures batches, says whether all numbers are finite, and exposes the state that a
-resume point must hold . Our trainers inherit most of this from `SamplingTrainer`;
+resume point must hold. Our trainers inherit most of this from `SamplingTrainer`;
 `upstream.UpstreamTrainer` adds it to upstream's trainers. Callers never check a trainer's class.
 """
 
