@@ -140,7 +140,7 @@ def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
     for settings in all_settings:
         for name, value in settings.items():
             if name in SCHEDULES and value is not None and "steps" in settings:
-                value = Share(value, settings["steps"])
+                value = _Schedule(value, settings["steps"])
             values.setdefault(name, []).append(value)
     return [
         name
@@ -149,7 +149,7 @@ def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-class Share(NamedTuple):
+class _Schedule(NamedTuple):
     """A schedule of a run."""
 
     count: int
@@ -157,7 +157,7 @@ class Share(NamedTuple):
 
     def __eq__(self, other: object) -> bool:
         """Whether two schedules are the same, or may be the same share of runs of different lengths, rounded down."""
-        if not isinstance(other, Share):
+        if not isinstance(other, _Schedule):
             return False
         if self.steps == other.steps:
             return self.count == other.count
