@@ -39,7 +39,8 @@ class ImaginarySAE(FromState, Dictionary):
 
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
-        self.encoder.bias *= scale
+        self.encoder.weight /= scale**0.5  # the square makes it scale again
+        self.encoder.bias *= scale**0.5
         self.b_dec *= scale
 
 
@@ -122,6 +123,15 @@ def registered(monkeypatch):
         monkeypatch.setitem(table, ROW.name, ROW)
     monkeypatch.setitem(architectures.BY_DICT_CLASS, ROW.dict_class, ROW)
     monkeypatch.setitem(sae.CONFIGS, ROW.name, ImaginaryConfig)
+
+
+def test_the_example_takes_activations_of_any_unit():
+    sae = ImaginarySAE(4, 8)
+    x_BD = t.randn(16, 4, generator=t.Generator().manual_seed(0))
+    before = sae(x_BD, output_features=True)
+    sae.scale_biases(4.0)
+    for now, was in zip(sae(4 * x_BD, output_features=True), before, strict=True):
+        t.testing.assert_close(now, 4 * was)
 
 
 def test_an_architecture_from_outside_is_trained_saved_and_loaded(registered, flags, tmp_path):
