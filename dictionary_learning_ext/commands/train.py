@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..config.checks import require
+from ..config.checks import Follows, require
 from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run import (
     CONTINUE_OR_START,
@@ -76,7 +76,7 @@ class TrainFlags:
             value = getattr(self.sae, name)
             if name == "noise":
                 name, value = value
-            if name in self.typed and value is not None:
+            if name in self.typed and value is not None and not isinstance(value, Follows):
                 raise not_used(name, value, by)
 
 
@@ -112,7 +112,8 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     name, start = _named_start(given)
     run = start.run if "resume" in given else _run_of(given, start.run)
     if "config" in given:
-        start = replace(start, sae=start.sae.scaled(start.run.steps, run.steps))
+        sae = start.sae.scaled(start.run.steps, run.steps).following()
+        start = replace(start, sae=sae)
     choices = ("architecture", "posterior", "kl_schedule", "noise_on")
     sae = start.sae.start_for(**{name: given.get(name) for name in choices})
     was, now = start.sae.to_dict(), sae.to_dict()

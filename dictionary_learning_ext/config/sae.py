@@ -294,11 +294,11 @@ class SAEConfig(Checked):
 
     def given_in_vain(self) -> list[tuple[str, Any, str]]:
         """The options that are not at their defaults and have no effect: name, value, and the choice that makes it so."""
-        defaults = _defaults(type(self))
-        given = {name: getattr(self, name) for name in self.unused()}
-        vain = {name: value for name, value in given.items() if value != defaults[name]}
-        choices = {name: self.unused()[name] for name in vain}
-        return [(*next(iter(spelled({n: v}).items())), choices[n]) for n, v in vain.items()]
+        defaults, vain = _defaults(type(self)), []
+        for option, choice in self.unused().items():
+            if (given := getattr(self, option)) != defaults[option]:
+                vain += [(name, value, choice) for name, value in spelled({option: given}).items()]
+        return vain
 
     def to_dict(self) -> dict[str, Any]:
         """The options that have an effect, as flags name them."""
@@ -331,6 +331,14 @@ class SAEConfig(Checked):
         counts = {n: v for n, v in vars(self).items() if n in SCHEDULES and isinstance(v, int)}
         changed: dict[str, Any] = {n: v * now // was for n, v in counts.items()}
         return replace(self, **changed) if was != now else self
+
+    def following(self) -> "Self":
+        """The same. An option that is what its default gives, from other settings, follows from them again."""
+        rules = {n: d for n, d in _defaults(type(self)).items() if isinstance(d, Rule)}
+        again: dict[str, Any] = {
+            n: d for n, d in rules.items() if vars(self)[n] == d.function(self)
+        }
+        return replace(self, **again)
 
     def resolve(self, steps: int) -> "Self":
         """The settings with all defaults filled in, checked for a run of `steps`. An option that has no effect stays at its
@@ -560,8 +568,19 @@ class ProbabilisticTopKConfig(_UpstreamTopK):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchTopKConfig(_UpstreamTopK):
-    """Upstream's BatchTopK SAE, which keeps k features on average, and encodes by a threshold."""
+class _UpstreamBatchTopK(_UpstreamTopK):
+    """Options of upstream's SAEs that keep k features on average, and encode by a threshold."""
+
+    def _require_schedules(self, steps: int, after: int) -> None:
+        super()._require_schedules(steps, after)
+        count = self.k_anneal_steps
+        expected = f"less than steps={steps!r}, as the threshold is learned at k itself"
+        require(count is None or count < steps, "k_anneal_steps", count, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopKConfig(_UpstreamBatchTopK):
+    """Upstream's BatchTopK SAE."""
 
     architecture: Literal["batch_top_k"] = field(default="batch_top_k", metadata=_ARCHITECTURE)
 
@@ -584,10 +603,13 @@ class JumpReLUConfig(SparsityWarmupOptions, SAEConfig):
     """Weight of the sparsity loss."""
     target_l0: Positive = 20.0
     """The number of active features aimed at."""
+    threshold_twice: bool = False
+    """Let thresholds learn from upstream's sparsity loss, which applies them twice, instead of the
+    JumpReLU paper's (dictionary_learning's issue 55)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatryoshkaConfig(_UpstreamTopK):
+class MatryoshkaConfig(_UpstreamBatchTopK):
     """Upstream's Matryoshka BatchTopK SAE."""
 
     architecture: Literal["matryoshka"] = field(default="matryoshka", metadata=_ARCHITECTURE)

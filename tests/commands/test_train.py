@@ -198,6 +198,13 @@ def test_a_configs_schedules_are_those_of_the_runs_steps(tmp_path):
     assert parsed(f"--config {config}") == parsed("--steps 12 --kl-warmup-steps 4")
 
 
+def test_what_follows_from_k_follows_from_another_k(tmp_path):
+    config = tmp_path / "config.json"
+    for flags, threshold in (("", 100 * 512 // 4), ("--dead-feature-threshold 7", 7)):
+        config.write_text(json.dumps({"run": {"settings": parsed(flags)}}))
+        assert parsed(f"--config {config} --k 4")["dead_feature_threshold"] == threshold
+
+
 def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, capsys):
     said = refused(["train", "--resume", folder, "--architecture", "top_k"], capsys)
     assert "architecture='vsae_top_k', not 'top_k'; leave out architecture " in said

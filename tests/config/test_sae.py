@@ -238,6 +238,14 @@ def test_a_schedule_may_be_as_long_as_the_run(name):
         sae.resolve(99)
 
 
+@pytest.mark.parametrize("architecture", ["batch_top_k", "matryoshka"])
+def test_an_sae_that_encodes_by_a_threshold_has_steps_to_learn_it(architecture):
+    sae = sae_settings(architecture, {"k_anneal_steps": 99})
+    assert sae.resolve(100).k_anneal_steps == 99
+    with pytest.raises(ConfigError, match=r"^k_anneal_steps=99: expected less than steps=99,"):
+        sae.resolve(99)
+
+
 def test_a_share_of_the_run_is_exact():
     """3/4 of a run, whatever its length."""
     for steps in (*range(4, 400, 4), 10**6, 4 * 10**8):
