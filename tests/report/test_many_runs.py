@@ -21,7 +21,6 @@ from dictionary_learning_ext.report.many_runs import (
     SeedScores,
     best_of_each_k,
     differing,
-    from_folder,
     from_wandb,
     grouped,
     most_returning_of_each_k,
@@ -113,13 +112,6 @@ def run_folder(folder, metrics=None, has_weights=True, **settings):
         (folder / "ae.pt").touch()
     if metrics is not None:
         (folder / "metrics.json").write_text(json.dumps(metrics))
-
-
-def test_a_sigma_that_follows_from_its_ratio_is_no_setting_that_differs(tmp_path):
-    for k, sigma in ((2, 4.4), (4, 3.1)):
-        settings = {"k": k, "sigma": sigma, "noise_to_signal": 0.3}
-        run_folder(tmp_path / f"k{k}", metrics={"fve": 0.5}, **settings)
-    assert differing(from_folder(tmp_path)) == ["k"]
 
 
 def run_on_wandb(name, state="finished", **settings):
