@@ -16,7 +16,7 @@ from pretend_cuda import PretendCuda
 from recorded_ops import RecordedOps
 from small_trainers import BATCH, assert_same, built, weights_of
 from small_trainers import batch as batch_of
-from step_cases import IN_EACH_DTYPE, each
+from step_cases import CASES
 
 from dictionary_learning_ext import VariationalTopKTrainer, train
 from dictionary_learning_ext.activations.buffer import Batches
@@ -61,20 +61,16 @@ def require_steps(trainer, cuda, *, waits=False):
     return {str(each.device) for each in tensors_of(trainer)}
 
 
-MORE_SETTINGS = [
-    {"select_by": "magnitude"},
-    {"select_by": "magnitude", "noise_on": "values", "posterior": "learned"},
-    {"k_anneal_steps": 50},
-    {"noise_anneal_steps": 2, "kl_schedule": "cosine"},
+SETTINGS = [
+    *((case.form, case.options | {"dtype": case.dtype}) for case in CASES),
+    ("sparse", {"k_anneal_steps": 50}),
+    ("dense", {"noise_anneal_steps": 2, "kl_schedule": "cosine"}),
 ]
 
 
-@each([*IN_EACH_DTYPE, *MORE_SETTINGS])
-@pytest.mark.parametrize("is_sparse", [True, False])
-def test_no_setting_of_a_vsae_mixes_devices_or_waits_in_a_step(
-    settings, is_sparse, cuda, monkeypatch
-):
-    monkeypatch.setattr(definition, "_DENSE_FROM", t.inf if is_sparse else 0.0)
+@pytest.mark.parametrize(("form", "settings"), SETTINGS, ids=str)
+def test_no_setting_of_a_vsae_mixes_devices_or_waits_in_a_step(form, settings, cuda, monkeypatch):
+    monkeypatch.setattr(definition, "_DENSE_FROM", t.inf if form == "sparse" else 0.0)
     trainer = built("vsae_top_k", device=DEVICE, dead_feature_threshold=1, **settings)
     assert require_steps(trainer, cuda) == {DEVICE}
 

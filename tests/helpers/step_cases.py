@@ -1,7 +1,7 @@
-"""A training step's batch, weights and objective, in every combination of what the step tells apart."""
+"""A training step's batch, weights and objective, and the cases that it is tested with."""
 
 import dataclasses
-import itertools
+from typing import Any, NamedTuple
 
 import pytest
 import torch as t
@@ -12,33 +12,55 @@ from dictionary_learning_ext.trainers.step import StepObjective, Weights
 
 BATCH, D, F = 24, 6, 40
 
-KINDS = [
-    {"posterior": p, "noise_on": n, "kl_scope": scope, "rectify": r}
-    for p, n, scope, r in itertools.product(
-        ("fixed", "learned", "point"),
-        ("both", "values", "selection"),
-        ("all", "selected"),
-        (False, True),
+
+class Case(NamedTuple):
+    """One setting of everything that a step tells apart."""
+
+    options: dict[str, Any]
+    """of the SAE"""
+    aux: bool
+    """whether AuxK has dead features"""
+    form: str
+    """of the products with codes"""
+    dtype: str
+
+    @classmethod
+    def of(cls, posterior, noise_on, kl_scope, rectify, select_by, *more) -> "Case":
+        given = {"survival": 0.5} if posterior == "survival" else {"posterior": posterior}
+        options = {"noise_on": noise_on, "kl_scope": kl_scope, "rectify": rectify}
+        return cls(given | options | {"select_by": select_by}, *more)
+
+
+CASES = [
+    Case.of(*row)
+    for row in (
+        ("fixed", "both", "all", False, "value", False, "sparse", "float32"),
+        ("fixed", "both", "selected", True, "magnitude", True, "dense", "bfloat16"),
+        ("fixed", "values", "all", True, "value", True, "sparse", "bfloat16"),
+        ("fixed", "values", "selected", True, "magnitude", False, "sparse", "float32"),
+        ("fixed", "selection", "all", False, "magnitude", True, "dense", "bfloat16"),
+        ("fixed", "selection", "selected", False, "value", False, "dense", "float32"),
+        ("learned", "both", "all", False, "value", True, "sparse", "bfloat16"),
+        ("learned", "both", "selected", True, "magnitude", False, "dense", "float32"),
+        ("learned", "values", "all", False, "value", False, "dense", "float32"),
+        ("learned", "values", "selected", False, "magnitude", True, "dense", "bfloat16"),
+        ("learned", "selection", "all", True, "magnitude", False, "sparse", "bfloat16"),
+        ("learned", "selection", "selected", True, "value", True, "sparse", "float32"),
+        ("point", "both", "all", True, "value", True, "dense", "float32"),
+        ("point", "both", "selected", False, "magnitude", False, "sparse", "bfloat16"),
+        ("survival", "both", "selected", True, "value", False, "dense", "bfloat16"),
+        ("survival", "selection", "selected", False, "magnitude", True, "sparse", "float32"),
     )
-    if p != "point" or n == "both"  # without noise
 ]
-SETTINGS = [kind | {"aux": aux} for kind in KINDS for aux in (False, True)]
-SETTINGS += [
-    {"posterior": "fixed", "survival": 0.5, "noise_on": n, "kl_scope": "selected", "rectify": r}
-    | {"aux": aux}
-    for n, r, aux in itertools.product(("both", "selection"), (False, True), (False, True))
-]
-SETTINGS += [s | {"select_by": "magnitude"} for s in SETTINGS]
+"""Every combination of posterior, noise_on and kl_scope that there is. Of the other columns, every two settings meet in
+some case, and each meets every setting of those three."""
 
 
-def each(settings):
-    """Runs a test with each of these settings."""
+def each(cases: list[Case]) -> pytest.MarkDecorator:
+    """Runs a test with each of these cases."""
     return pytest.mark.parametrize(
-        "settings", settings, ids=lambda s: "-".join(map(str, s.values()))
+        "case", cases, ids=lambda c: "-".join(map(str, [*c.options.values(), *c[1:]]))
     )
-
-
-IN_EACH_DTYPE = [kind | {"dtype": d} for kind in KINDS for d in ("float32", "bfloat16")]
 
 
 def make_case(k=3, aux=False, seed=0, **given):

@@ -7,7 +7,7 @@ import torch as t
 from dense_reference import dense_loss
 from step_cases import (
     BATCH,
-    SETTINGS,
+    CASES,
     D,
     F,
     assert_close,
@@ -24,11 +24,15 @@ from dictionary_learning_ext.trainers import step
 from dictionary_learning_ext.trainers.step import SparseDecode, code_by_mean, variational_loss
 
 
-@pytest.fixture(params=["sparse", "dense"])
-def form(request, monkeypatch):
-    """How codes are decoded, whatever k/F is."""
-    monkeypatch.setattr(step, "_DENSE_FROM", t.inf if request.param == "sparse" else 0.0)
-    return request.param
+@pytest.fixture
+def decode_as(monkeypatch):
+    """Sets how codes are decoded, whatever k/F is."""
+    return lambda form: monkeypatch.setattr(
+        step, "_DENSE_FROM", {"sparse": t.inf, "dense": 0.0}[form]
+    )
+
+
+forms = pytest.mark.parametrize("form", ["sparse", "dense"])
 
 
 def assert_is_dense(x, weights, objective):
@@ -40,19 +44,21 @@ def assert_is_dense(x, weights, objective):
     return terms
 
 
-@each(SETTINGS)
-def test_it_is_the_equations_written_densely(settings, form):
-    terms = assert_is_dense(*make_case(**settings))
-    assert (terms.auxk_loss > 0) == settings["aux"]
+@each(CASES)
+def test_it_is_the_equations_written_densely(case, decode_as):
+    decode_as(case.form)
+    terms = assert_is_dense(*make_case(aux=case.aux, **case.options))
+    assert (terms.auxk_loss > 0) == case.aux
 
 
-@each([s for s in SETTINGS if s["noise_on"] != "values" and "select_by" not in s and not s["aux"]])
-def test_bf16_gradients_are_near_exact_ones(settings, form, monkeypatch):
-    case = bf16_case(**settings)
+@each([case for case in CASES if case.options["noise_on"] != "values"])
+def test_bf16_gradients_are_near_exact_ones(case, decode_as, monkeypatch):
+    decode_as(case.form)
+    exact = bf16_case(**case.options | {"select_by": "value"})
     noise = t.randn(BATCH, F, generator=t.Generator().manual_seed(2))
     monkeypatch.setattr(step, "noise_of", lambda mu, how: noise.to(mu.dtype))
-    found = gradients(variational_loss, *in_float32(*case, matmul_dtype=t.bfloat16))
-    assert_near(*found, *gradients(variational_loss, *case))
+    found = gradients(variational_loss, *in_float32(*exact, matmul_dtype=t.bfloat16))
+    assert_near(*found, *gradients(variational_loss, *exact))
 
 
 @pytest.mark.parametrize("posterior", ["fixed", "learned", "point"])
@@ -70,7 +76,9 @@ def test_rows_without_a_positive_selected_mean_do_not_count_in_the_threshold():
     assert_is_dense(x, weights, objective)
 
 
-def test_a_zero_of_a_relu_is_not_lost_by_noise(form):
+@forms
+def test_a_zero_of_a_relu_is_not_lost_by_noise(form, decode_as):
+    decode_as(form)
     x, weights, objective = make_case(k=8, rectify=True, survival=0.5, noise_on="selection")
     weights = weights._replace(b_enc_F=weights.b_enc_F - 3)
     terms = assert_is_dense(x, weights, objective)
@@ -80,9 +88,13 @@ def test_a_zero_of_a_relu_is_not_lost_by_noise(form):
 
 
 @pytest.mark.parametrize(
-    ("rectify", "select_by"), [(False, "value"), (True, "value"), (False, "magnitude")]
+    ("form", "rectify", "select_by"),
+    [("sparse", False, "value"), ("dense", True, "value"), ("sparse", False, "magnitude")],
 )
-def test_auxk_reaches_no_living_feature_where_it_takes_more_than_are_dead(form, rectify, select_by):
+def test_auxk_reaches_no_living_feature_where_it_takes_more_than_are_dead(
+    form, rectify, select_by, decode_as
+):
+    decode_as(form)
     given = {"rectify": rectify, "select_by": select_by, "posterior": "point"}
     x, weights, objective = make_case(**given)
     since_fired = objective.tokens_since_fired_F.clone()

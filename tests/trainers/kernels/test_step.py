@@ -9,7 +9,7 @@ from dense_reference import compiled_noise
 from recorded_ops import RecordedOps
 from step_cases import (
     BATCH,
-    SETTINGS,
+    CASES,
     D,
     F,
     assert_close,
@@ -35,10 +35,9 @@ FORMS = {"sparse": Densities(1.0, 1.0), "mixed": Densities(1.0, 0.0), "dense": D
 
 
 @pytest.fixture
-def form(request, monkeypatch):
-    """The form of products with codes, at any density."""
-    monkeypatch.setattr(products.Densities, "here", lambda: FORMS[request.param])
-    return request.param
+def multiply_as(monkeypatch):
+    """Sets the form of products with codes, at any density."""
+    return lambda form: monkeypatch.setattr(products.Densities, "here", lambda: FORMS[form])
 
 
 def stepped(x, weights, objective):
@@ -61,34 +60,31 @@ def exactly(x, weights, objective, noise_on="both"):
     return terms, found
 
 
-forms = pytest.mark.parametrize("form", ["sparse", "dense"], indirect=True)
-
-
-@forms
-@each([s for s in SETTINGS if s["noise_on"] != "values"])
-def test_it_is_the_definition(settings, form):
-    x, weights, objective = make_case(**settings)
+@each([case for case in CASES if case.options["noise_on"] != "values"])
+def test_it_is_the_definition(case, multiply_as):
+    multiply_as(case.form)
+    x, weights, objective = make_case(aux=case.aux, **case.options)
     with RecordedOps() as ops:
         terms, got = stepped(*in_float32(x, weights, objective))
-    assert ops.code_form == form
-    assert ops.counts["topk"] == 0 or settings["rectify"]
-    assert (terms.auxk_loss > 0) == settings["aux"]
+    assert ops.code_form == case.form
+    assert ops.counts["topk"] == 0 or case.options["rectify"]
+    assert (terms.auxk_loss > 0) == case.aux
     reference, expected = exactly(x, weights, objective)
     assert_same_terms(terms, reference, rtol=1e-4, atol=1e-6, check_dtype=False)
     assert_close(got, expected, error=1e-4)
 
 
-@forms
-@each([s for s in SETTINGS if s["noise_on"] == "values"])
-def test_with_noise_on_the_values_it_is_the_definition_too(settings, form, monkeypatch):
+@each([case for case in CASES if case.options["noise_on"] == "values"])
+def test_with_noise_on_the_values_it_is_the_definition_too(case, multiply_as, monkeypatch):
     """Noise there belongs to a place among the K: the definition gets the same places."""
-    x, weights, objective = make_case(**settings)
+    multiply_as(case.form)
+    x, weights, objective = make_case(aux=case.aux, **case.options)
     narrow = in_float32(x, weights, objective)
     means = BatchMeans(
         narrow[0] - narrow[1].b_dec_D,
         narrow[1].W_enc_FD,
         narrow[1].b_enc_F,
-        rectify=settings["rectify"],
+        rectify=case.options["rectify"],
         matmul_dtype=t.float32,
     )
     indices_BK = draw_batch(means, t.ones(()), None, objective.draw._replace(noise_scale=0.0))[0]
@@ -170,9 +166,10 @@ def test_a_step_is_the_same_on_any_number_of_threads_and_in_any_blocks(posterior
             assert t.allclose(one, same, rtol=1e-5, atol=1e-6)
 
 
-@forms
-def test_the_next_step_leaves_a_steps_gradients_as_they_are(form):
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_the_next_step_leaves_a_steps_gradients_as_they_are(form, multiply_as):
     """Steps share memory."""
+    multiply_as(form)
     one, other = (in_float32(*make_case(seed=s, aux=True, rectify=True)) for s in (0, 1))
     _, got = stepped(*one)
     kept = [gradient.clone() for gradient in got]
@@ -180,14 +177,15 @@ def test_the_next_step_leaves_a_steps_gradients_as_they_are(form):
     assert all(map(t.equal, got, kept))
 
 
-@pytest.mark.parametrize("form", FORMS, indirect=True)
-@each([s for s in SETTINGS if s["noise_on"] == "both" and not s["aux"] and "select_by" not in s])
-def test_bf16_gradients_are_near_exact_ones(settings, form):
-    case = bf16_case(**settings)
+@pytest.mark.parametrize("form", FORMS)
+@each([case for case in CASES if case.options["noise_on"] == "both"])
+def test_bf16_gradients_are_near_exact_ones(case, form, multiply_as):
+    multiply_as(form)
+    exact = bf16_case(**case.options | {"select_by": "value"})
     with RecordedOps() as ops:
-        terms, got = stepped(*in_float32(*case, matmul_dtype=t.bfloat16))
+        terms, got = stepped(*in_float32(*exact, matmul_dtype=t.bfloat16))
     assert ops.code_form == form
-    assert_near(terms, got, *exactly(*case))
+    assert_near(terms, got, *exactly(*exact))
 
 
 @pytest.mark.parametrize(("matmul_dtype", "error"), [(t.float32, 1e-5), (t.bfloat16, 0.01)])
