@@ -8,15 +8,15 @@ quickstart: .venv/installed
 	$(BIN)/vsae quickstart
 
 # A process for each core, each with one thread; a file's tests stay together. PYTHONDONTWRITEBYTECODE is emptied, so that
-# processes that tests start find .pyc files.
+# processes that tests start find .pyc files. `make docs` runs the tests of the guide.
 TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=
 XDIST = -n auto --dist loadfile --no-loadscope-reorder
 PYTEST = $(TESTS) $(BIN)/python -m pytest $(XDIST)
 test: .venv/installed-dev
-	$(PYTEST)
+	$(PYTEST) -m "not guide"
 
-# The same, and how many lines they run. Below Python 3.14 that makes Python's own work up to three times slower,
-# and imports take two thirds longer.
+# With those of the guide, and how many lines they run. Below Python 3.14 that makes Python's own work up to three times
+# slower, and imports take two thirds longer.
 coverage: .venv/installed-dev
 	$(PYTEST) --cov --cov-report= --cov-fail-under=97
 
@@ -77,11 +77,12 @@ lint: .venv/installed-dev .venv/installed-docs
 	$(BIN)/python tests/typing/check.py
 	$(BIN)/python -m experiments.recompute
 
-# The guide in docs/, as a site in build/site. A dead link fails. While you write, `.venv/bin/mkdocs
-# serve` shows it.
-docs: .venv/installed-docs
+# The guide in docs/, as a site in build/site. A dead link fails. Then its pages, its notebooks and the quickstart run,
+# small. While you write, `.venv/bin/mkdocs serve` shows it.
+docs: .venv/installed-dev .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open build/site/index.html"
+	$(PYTEST) -m guide --dist worksteal
 
 # Runs docs/notebooks and writes them with their outputs: about three minutes.
 notebooks: .venv/installed-dev

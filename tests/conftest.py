@@ -68,10 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
-BESIDE = {
-    "tests/report/test_page_in_browser.py": "tests/report/test_page.py",
-    "tests/commands/test_quickstart.py": "tests/test_docs.py",
-}
+BESIDE = {"tests/report/test_page_in_browser.py": "tests/report/test_page.py"}
 """Files that share runs and reports with another file: one process makes them once for both."""
 
 

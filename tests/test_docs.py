@@ -68,6 +68,7 @@ ALONE = [("bash", block) for kind, block in blocks(README) if kind == "bash"] + 
 ]
 
 
+@pytest.mark.guide
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "block"), ALONE, ids=[block.split("\n")[0] for _, block in ALONE])
 def test_a_complete_block_runs_alone(kind, block, guide_folder, tiny_lm_dir, monkeypatch):
@@ -95,6 +96,7 @@ def test_trainsae_in_the_readme_reads_what_vsae_train_reads_to_the_bit(monkeypat
         assert torch.equal(next(buffer), batches.next()[name])
 
 
+@pytest.mark.guide
 @pytest.mark.slow
 @pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.name)
 def test_a_page_runs(page, guide_folder, tiny_lm_dir, monkeypatch):

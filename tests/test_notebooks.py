@@ -41,6 +41,7 @@ def path(request):
     return request.param
 
 
+@pytest.mark.guide
 @pytest.mark.slow
 def test_a_notebook_runs(path, tmp_path):
     """A cell that fails is an error here."""

@@ -21,7 +21,7 @@ from dictionary_learning_ext.report import page as report_page
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.guide]
 SHORT = ["quickstart", "--steps", "12", "--eval-tokens", "500"]
 
 
