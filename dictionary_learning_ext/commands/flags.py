@@ -232,8 +232,10 @@ def _options_of(start: Any, part: str = "", steps: int = 1) -> dict[str, _Option
         is_used = name not in unused
         for one in metadata.get("given_as", ()):  # each name an argument of the class
             shown = value.value if value.kind == one else None
-            hint, text = hints[one].type, texts[one]
-            found[one] = _Option(one, hint, shown, None, part, text, metadata, is_used)
+            hint, text, nothing = hints[one].type, texts[one], None
+            if shown is not None and is_used:  # without it, which of the others?
+                hint, nothing = _kind(hint), MISSING
+            found[one] = _Option(one, hint, shown, nothing, part, text, metadata, is_used)
         if "given_as" not in metadata:
             text = metadata.get("help") or texts.get(name, "")
             follows = isinstance(each.default, Follows)

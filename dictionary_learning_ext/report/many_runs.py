@@ -181,7 +181,7 @@ def results_of(
     metrics: dict[str, dict[str, Any]],
     folder: Path | None = None,
 ) -> list[RunResult]:
-    """The results of trained SAEs. Settings that were left to the trainer have the values that it chose.
+    """The results of trained SAEs.
 
     Arguments:
         configs, metrics: the content of each config.json and metrics.json.

@@ -18,6 +18,7 @@ from dictionary_learning_ext.commands.flags import parse, vsae
 from dictionary_learning_ext.commands.train import TRAIN, starting_point
 from dictionary_learning_ext.config.presets import PRESETS, preset
 from dictionary_learning_ext.config.run import TrainConfig
+from dictionary_learning_ext.errors import FlagError
 from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
@@ -196,6 +197,12 @@ def test_a_configs_schedules_are_those_of_the_runs_steps(tmp_path):
     assert {name: settings[name] for name in schedules} == schedules
     assert parsed(f"--config {config} --steps 8 --decay-start 7")["decay_start"] == 7
     assert parsed(f"--config {config}") == parsed("--steps 12 --kl-warmup-steps 4")
+
+
+def test_the_noise_in_force_is_not_turned_off_by_the_word_none():
+    with pytest.raises(FlagError, match=r"^--survival none: expected a finite number "):
+        parsed("--survival none")
+    assert parsed("--sigma none") == parsed("")
 
 
 def test_what_follows_from_k_follows_from_another_k(tmp_path):
