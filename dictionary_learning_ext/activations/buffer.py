@@ -366,7 +366,9 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         # `tokenized_batch` of upstream's main branch reads it.
         self.add_special_tokens = packing == "truncate"
         rule = PositionRule(tokenizer, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
-        self.reader = ActivationReader(lm, _place(model, hook, submodule, io), rule, shared)
+        # Upstream's `evaluate` reads it.
+        self.submodule, place = _place(model, hook, submodule, io)
+        self.reader = ActivationReader(lm, place, rule, shared)
         hidden_size: int = module.config.get_text_config().hidden_size
         rows = ModelRows(
             self.contexts,
@@ -407,15 +409,16 @@ def _place(
     hook: HookPoint | str | None,
     submodule: Any,
     io: Literal["in", "out"] | None,
-) -> Place:
-    """The place that a `ResidualBuffer` reads; see there."""
+) -> tuple[Any, Place]:
+    """The submodule and the place that a `ResidualBuffer` reads; see there."""
     if isinstance(hook, str):
         hook = find_hook(model, hook)
+    module = unwrapped(model).module
     if isinstance(hook, HookPoint) and submodule is None and io is None:
-        submodule, io = hook.place.module, hook.io
-    elif hook is not None or submodule is None or io not in ("in", "out"):
+        return hook.submodule, place_of(module, hook.place.module, hook.io)
+    if hook is not None or submodule is None or io not in ("in", "out"):
         raise ConfigError(
             "what to read: expected a hook point, or submodule with io='in' or 'out', its side",
             instead="use e.g. ResidualBuffer(text, lm, find_hook(lm, 'blocks.0.hook_resid_post'))",
         )
-    return place_of(unwrapped(model).module, submodule, io)
+    return submodule, place_of(module, submodule, io)

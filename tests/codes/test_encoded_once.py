@@ -58,7 +58,7 @@ def counted():
         elif module.in_features == DICT_SIZE:
             found.dense += rows
 
-    decode, read = SparseDecoder.decode, weights.read_tensors
+    decode, read = SparseDecoder.decode, weights.read_state_dict
     load = transformers.AutoModelForCausalLM.from_pretrained
 
     def decoded(self, block):
@@ -76,7 +76,7 @@ def counted():
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(SparseDecoder, "decode", decoded)
-        patch.setattr(weights, "read_tensors", of_file)
+        patch.setattr(weights, "read_state_dict", of_file)
         patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", model)
         found.contexts = stack.enter_context(counted_passes())
         stack.callback(register_module_forward_pre_hook(called).remove)

@@ -104,7 +104,7 @@ def test_two_of_sparsify_of_two_sizes(tokens, sparse, where, capsys):
         line = refused(command, capsys)
         assert "which language model" in line
         assert "lm_name" not in line
-        assert "give model; or use tokens=0" in line
+        assert "give model; or use --tokens 0" in line
         assert main([*command, *where]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tokens"] == int(tokens)
