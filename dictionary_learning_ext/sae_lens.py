@@ -343,13 +343,15 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         return StepObjective.at(
             step,
             settings,
-            kl_of_sigma=fixed_variance_kl(self.cfg.sigma, settings.prior_std) if has_sigma else 0.0,
+            kl_of_sigma=fixed_variance_kl(self._fixed_sigma, settings.prior_std)
+            if has_sigma
+            else 0.0,
             k=self._k_annealing.at(step),
             auxk_alpha=settings.auxk_alpha * float(self.mean_squared_norm) if has_auxk else 0.0,
             top_k_aux=self.cfg.d_in // 2,
             dead_feature_threshold=threshold,
             matmul_dtype=t.get_autocast_dtype(device) if is_autocast else x.dtype,
-            sigma=x.new_full((), self.cfg.sigma) if has_sigma else self.sigma,
+            sigma=x.new_full((), self._fixed_sigma) if has_sigma else self.sigma,
             log_var_limits=x.new_tensor(LOG_VAR_LIMITS) if self._is_learned else None,
             tokens_since_fired_F=self.tokens_since_fired,
             generator=self._generator(x.device),
@@ -369,6 +371,10 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         projected_DF = grad_DF.clone()
         project_out_parallel(self.W_dec.t(), projected_DF)
         return projected_DF
+
+    @property
+    def _fixed_sigma(self) -> float:
+        return self.settings.noise.sigma(self.cfg.k, self.cfg.d_in)
 
     @property
     def _is_learned(self) -> bool:

@@ -28,6 +28,7 @@ NAMED_FIRST = (
     "hook",
     "beta",
     "lr",
+    "survival",
     "noise_to_signal",
     "sigma",
     "noise_on",

@@ -328,9 +328,17 @@ class SAEConfig(Checked):
 
     def scaled(self, was: int, now: int) -> "Self":
         """The settings of a run of `was` steps, with the schedules of a run of `now` steps."""
+        if was == now:
+            return self
         counts = {n: v for n, v in vars(self).items() if n in SCHEDULES and isinstance(v, int)}
-        changed: dict[str, Any] = {n: v * now // was for n, v in counts.items()}
-        return replace(self, **changed) if was != now else self
+        defaults, changed = _defaults(type(self)), dict[str, Any]()
+        for name, count in counts.items():
+            default = defaults[name]
+            is_default = isinstance(default, Follows) and count == default.value(self, was)
+            changed[name] = (
+                default if is_default else share_of_run(count / was, least=min(count, 1))
+            )
+        return replace(self, **changed)
 
     def following(self) -> "Self":
         """The same. An option that is what its default gives, from other settings, follows from them again."""

@@ -155,8 +155,10 @@ def test_a_longer_run_from_a_config_has_its_schedules_scaled():
     was = preset("recommended").sae.resolve(4000)
     scaled = was.scaled(4000, 1000)
     names = ("warmup_steps", "decay_start", "noise_anneal_steps", "kl_warmup_steps")
-    assert [getattr(scaled, name) for name in names] == [100, 750, 500, 100]
-    assert scaled.resolve(1000) == scaled
+    assert [getattr(scaled.resolve(1000), name) for name in names] == [100, 750, 500, 100]
+    assert was.scaled(4000, 1).resolve(1).decay_start is None, "so short a run has no decay"
+    longest = VSAETopKConfig().resolve(20_000)
+    assert longest.scaled(20_000, 40_000).resolve(40_000).warmup_steps == 1000, "at most"
 
 
 @pytest.mark.parametrize(
