@@ -34,6 +34,7 @@ pytest_plugins = [
     "interrupted_runs",
     "report_runs",
     "small_commands",
+    "torchrun",
 ]
 
 
@@ -68,8 +69,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
-BESIDE = {"tests/report/test_page_in_browser.py": "tests/report/test_page.py"}
-"""Files that share runs and reports with another file: one process makes them once for both."""
+BESIDE = {
+    "tests/report/test_page_in_browser.py": "tests/report/test_page.py",
+    "tests/commands/test_cache.py": "tests/training/test_processes.py",
+    "tests/trainers/test_split.py": "tests/training/test_processes.py",
+    "tests/training/test_split.py": "tests/training/test_processes.py",
+}
+"""Files that share reports or ranks with another file: one process makes them once for both."""
 
 
 @pytest.hookimpl(optionalhook=True)

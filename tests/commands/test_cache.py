@@ -12,7 +12,7 @@ import pytest
 from caches import HOOK, OTHER
 from small_commands import refused
 from texts import write_jsonl
-from torchrun import ended, ran, rank_of, torchrun
+from torchrun import ended, rank_of, torchrun
 
 from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.activations.cache_manifest import UNFINISHED, read_manifest
@@ -120,7 +120,7 @@ def files_in(folder):
 
 
 @pytest.mark.slow
-def test_four_processes_write_what_one_writes(flags, tmp_path):
+def test_four_processes_write_what_one_writes(flags, four_ranks, tmp_path):
     """Documents of any length, of several hook points, with padding; a text that ends. And one
     process completes what a signal to one of four has stopped."""
     texts = [f"the cat {n} " * (1 + n % 13) for n in range(3000)]
@@ -141,7 +141,7 @@ def test_four_processes_write_what_one_writes(flags, tmp_path):
     others = [[*several["pack"], "--tokens=1"], [*several["pack"], "--dtype=float16"]]
     stopped = ["cache", str(tmp_path / "stopped"), *several["pack"][2:]]
     given = {"cache_stopped": stopped, "in_turn": [*several.values(), *others]}
-    found = ran(4, tmp_path, given)
+    found = four_ranks.run(tmp_path, given)
     codes, printed = found["in_turn"]
     assert codes == [[0, 0, 0, 0, 2]] * 4, printed
     (line,) = re.findall("vsae: .*", printed)

@@ -1,17 +1,14 @@
-"""What tests/trainers/test_split.py runs in several processes: torchrun … split_parts.py FOLDER.
+"""What tests/trainers/test_split.py runs in four processes.
 
 Each of four processes holds a part of a dictionary, and beside it the whole one, which gets the same noise. Then each
-pair of them holds two parts, and the pairs share the cases out. Every process writes what it saw to FOLDER/<rank>.json.
-The trainers' states at step STOPPED are left in FOLDER.
+pair of them holds two parts, and the pairs share the cases out. The trainers' states at step STOPPED are left in a
+folder.
 """
 
 import itertools
-import json
 import logging
-import sys
 from collections import Counter
 from hashlib import sha256
-from pathlib import Path
 
 import torch as t
 import torch.distributed as dist
@@ -233,17 +230,17 @@ def seen_by(mesh, folder, cases, cases_in_float32):
     }
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    logging.disable()
+def seen(folder):
+    """What this process sees, by the number of parts."""
     four = init_device_mesh("cpu", (4,))
     pairs = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pairs", "parts"))
     pair = pairs.get_local_rank("pairs")
+    logging.disable()
     stopped(four, folder)
     dist.barrier()
-    seen = {
+    found = {
         4: seen_by(four, folder, FEW, FEW),
         2: seen_by(pairs["parts"], folder, list(CASES)[pair::2], FEW[pair::2]),
     }
-    (folder / f"{four.get_rank()}.json").write_text(json.dumps(seen))
-    dist.destroy_process_group()
+    logging.disable(logging.NOTSET)
+    return found

@@ -1,15 +1,8 @@
-"""Runs of split SAEs that a test starts in several processes: torchrun … split_runs.py SAES RUNS.
+"""Runs of split SAEs, in several processes."""
 
-Both are JSON: the settings of the SAEs by name, and the runs that train them one after the other. Of a run: the
-settings (`run`), the names of its SAEs if they aren't all (`only`), the folder of the run that it continues
-(`continues`), and the step in which a signal to rank 1 stops it (`stops_at`).
-"""
-
-import json
 import os
 import shutil
 import signal
-import sys
 from contextlib import suppress
 from unittest.mock import patch
 
@@ -32,10 +25,17 @@ def updating(stops_at):
     return updated
 
 
-if __name__ == "__main__":
-    saes = {name: VSAETopKConfig(**sae) for name, sae in json.loads(sys.argv[1]).items()}
+def train_each(saes, runs):
+    """Train runs one after the other.
+
+    Arguments:
+        saes: the settings of the SAEs by name.
+        runs: of each its settings (`run`), the names of its SAEs if they aren't all (`only`), the folder of the run that
+            it continues (`continues`), and the step in which a signal to rank 1 stops it (`stops_at`).
+    """
+    saes = {name: VSAETopKConfig(**sae) for name, sae in saes.items()}
     processes = join()
-    for given in json.loads(sys.argv[2]):
+    for given in runs:
         run, continues = RunConfig(**given["run"]), given.get("continues")
         if continues and processes.is_first:
             shutil.copytree(continues, run.save_dir)

@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 SCRIPT = Path(__file__).parent / "under_torchrun.py"
-HANGS = 300  # seconds, on a busy machine
+HANGS = 600  # seconds, on a busy machine
 
 
 def torchrun(processes, *arguments, meeting=("--standalone",), **options):
@@ -25,10 +27,7 @@ def torchrun(processes, *arguments, meeting=("--standalone",), **options):
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options,
     )
 
 
@@ -44,26 +43,74 @@ def ended(process):
     return out, error
 
 
-def ran(processes, folder, given):
-    """Run scenarios one after the other, in one start of the processes.
+RANKS = 4
 
-    Arguments:
-        given: what each scenario is given, by its name. Its folder is FOLDER/NAME.
 
-    Returns by scenario what each rank returned, and what all printed.
+class FourRanks:
+    """Four processes of one torchrun, which run what tests give them: they take seconds to start.
+
+    Their jobs are files in a folder, where each rank reports the end of each. They end with the process of the tests.
     """
-    process = torchrun(processes, SCRIPT, folder, json.dumps(given))
-    _, error = ended(process)
-    assert process.returncode == 0, error
-    printed = re.split(r"^scenario (\S+)\n", error, flags=re.M)
-    of_scenario = dict(zip(printed[1::2], printed[2::2], strict=True))
-    return {
-        name: (
-            [json.loads((folder / name / f"{r}.json").read_text()) for r in range(processes)],
-            of_scenario[name],
-        )
-        for name in given
-    }
+
+    def __init__(self, folder: Path):
+        self._folder, self._printed, self._jobs = folder, folder / "stderr", 0
+        with self._printed.open("w") as log:
+            given = "serve", folder, os.getpid()
+            self._process = torchrun(RANKS, SCRIPT, *given, stdout=subprocess.DEVNULL, stderr=log)
+
+    def run(self, folder, given):
+        """Run scenarios one after the other.
+
+        Arguments:
+            given: what each scenario is given, by its name. Its folder is FOLDER/NAME.
+
+        Returns by scenario what each rank returned, and what all printed.
+        """
+        before = len(self._printed.read_text())
+        self._hand_out([str(folder), given])
+        done = [self._folder / f"{self._jobs}.{rank}.done" for rank in range(RANKS)]
+        until = time.monotonic() + HANGS
+        while not all(path.exists() for path in done):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.02)
+            if self._process.poll() is not None or time.monotonic() > until:
+                self._kill()
+                raise AssertionError(self._printed.read_text()[before:])
+        printed = self._printed.read_text()[before:]
+        printed = re.split(r"^scenario (\S+)\n", printed, flags=re.M)
+        of_scenario = dict(zip(printed[1::2], printed[2::2], strict=True))
+        return {
+            name: (
+                [json.loads((folder / name / f"{r}.json").read_text()) for r in range(RANKS)],
+                of_scenario[name],
+            )
+            for name in given
+        }
+
+    def end(self):
+        if self._process.poll() is None:
+            self._hand_out(None)
+            ended(self._process)
+
+    def _hand_out(self, job):
+        self._jobs += 1
+        written = self._folder / "job"
+        written.write_text(json.dumps(job))
+        written.rename(self._folder / f"{self._jobs}.json")
+
+    def _kill(self):
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                child.kill()
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def four_ranks(tmp_path_factory):
+    ranks = FourRanks(tmp_path_factory.mktemp("ranks"))
+    yield ranks
+    ranks.end()
 
 
 def rank_of(process, rank):

@@ -1,22 +1,26 @@
-"""What tests run in several processes: torchrun … under_torchrun.py FOLDER GIVEN.
+"""What tests run in several processes: torchrun … under_torchrun.py serve FOLDER PID, or … failing WHAT RANK RUN.
 
-GIVEN is JSON: the names of scenarios, which are functions here, and what each is given, e.g. the settings
-of a run. They run one after the other. Every rank writes what it saw to FOLDER/SCENARIO/<rank>.json.
+See `FourRanks`: the files in FOLDER are jobs, [FOLDER, GIVEN] as JSON. GIVEN has the names of scenarios, which are
+functions here, and what each is given, e.g. the settings of a run. They run one after the other. Every rank writes what
+it returned to FOLDER/SCENARIO/<rank>.json.
 """
 
 import atexit
 import io
+import itertools
 import json
 import logging
 import os
 import signal
 import sys
+import time
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import psutil
 import torch as t
 from interrupted_runs import sae_of
 
@@ -78,25 +82,21 @@ def continued(run, _):
     return list(own)
 
 
-def interrupted(run, _, resume=False):
+def interrupted(run, _):
     """Train every architecture at once until a signal to the last process. Returns why it ended."""
     original = SAERun.update
     is_last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
 
     def update(self, step, x_BD):
         original(self, step, x_BD)
-        if is_last and step % 40 == 33:
+        if is_last and step == 33:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with patch.object(SAERun, "update", update):
         try:
-            train(run, saes(), HOOKS, resume=resume)
+            train(run, saes(), HOOKS)
         except Interrupted as stop:
             return str(stop)
-
-
-def interrupted_again(run, folder):
-    return interrupted(run, folder, resume=True)
 
 
 def one_fails(run, _):
@@ -145,7 +145,7 @@ def not_shared(run, folder):
             said[what] = str(error)
     try:
         run = differ["text"]["run"]
-        write_cache("cache", run, run.hooks, 100, group=Group(int(rank), 2, join().gather))
+        write_cache("cache", run, run.hooks, 100, group=Group(int(rank), 4, join().gather))
     except UserError as error:
         said["cache"] = str(error)
     os.chdir(former)
@@ -237,22 +237,55 @@ def lost(run, folder):
     return seen
 
 
-if __name__ == "__main__":
-    scenarios = json.loads(sys.argv[2])
-    if "failing" in scenarios:
-        failing(*scenarios["failing"])
+def split_parts(_, folder):
+    """What a process sees of a dictionary's parts."""
+    import split_parts
+
+    return split_parts.seen(folder)
+
+
+def split_runs(given, _):
+    import split_runs
+
+    split_runs.train_each(*given)
+
+
+def in_turn_of(jobs, owner):
+    """The jobs that the process of the tests leaves in a folder, until it says that there are no more, or has ended."""
+    for number in itertools.count(1):
+        path = jobs / f"{number}.json"
+        while not path.exists():
+            if not psutil.pid_exists(owner):
+                return
+            time.sleep(0.02)
+        if (job := json.loads(path.read_text())) is None:
+            return
+        yield number, Path(job[0]), job[1]
+
+
+def serve(jobs, owner):
     processes = join()
-    for scenario, given in scenarios.items():
-        folder = Path(sys.argv[1]) / scenario
-        logging.getLogger().handlers.clear()  # `main` logs to stderr as it is at its first call
-        folder.mkdir(exist_ok=True)
-        processes.meet()
-        if processes.is_first:
-            print(f"\nscenario {scenario}", file=sys.stderr, flush=True)
-        given = RunConfig(**given) if isinstance(given, dict) else given
-        result = globals()[scenario.partition(":")[0]](given, folder)
-        (folder / f"{processes.rank}.json").write_text(json.dumps(result))
+    for number, folder, scenarios in in_turn_of(jobs, owner):
+        for scenario, given in scenarios.items():
+            place = folder / scenario
+            logging.getLogger().handlers.clear()  # `main` logs to stderr as it is at its first call
+            place.mkdir(exist_ok=True)
+            processes.meet()
+            if processes.is_first:
+                print(f"\nscenario {scenario}", file=sys.stderr, flush=True)
+            given = RunConfig(**given) if isinstance(given, dict) else given
+            result = globals()[scenario](given, place)
+            (place / f"{processes.rank}.json").write_text(json.dumps(result))
+        (jobs / f"{number}.{processes.rank}.done").touch()
     # `lost` has put aside what does this at exit. Left undone, gloo's thread may free its last tensor while
     # Python ends, and that aborts the process.
     atexit.unregister(t.distributed.destroy_process_group)
     t.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    what, *given = sys.argv[1:]
+    if what == "serve":
+        serve(Path(given[0]), int(given[1]))
+    else:
+        failing(*json.loads(given[0]))

@@ -1,13 +1,8 @@
 """A dictionary in two and in four parts, by the real torchrun, beside the whole one with the same noise."""
 
-import json
-from pathlib import Path
-
 import pytest
-import split_parts
 import torch as t
 from split_parts import CASES, FEW, STEPS, STOPPED, K, advance, restored, trainer_of
-from torchrun import ended, torchrun
 from variational_trainers import D, F, data
 
 from dictionary_learning_ext.config.run import most_parts
@@ -22,12 +17,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def seen(folder):
+def seen(four_ranks, folder):
     """What each part of four, and of two, saw. Two pairs of processes have shared out the cases of two."""
-    process = torchrun(4, Path(split_parts.__file__), folder)
-    _, error = ended(process)
-    assert process.returncode == 0, error
-    ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(4)]
+    ranks, _ = four_ranks.run(folder, {"split_parts": None})["split_parts"]
     of_four, of_two = ([rank[count] for rank in ranks] for count in ("4", "2"))
     merged = [
         one | {dtype: one[dtype] | other[dtype] for dtype in ("float64", "float32")}
@@ -101,9 +93,9 @@ def test_a_resume_takes_another_number_of_parts(count, seen, folder):
     if count > 1:
         assert all(part["resumed"] <= 1e-12 for part in seen[count])
         return
-    trainer = restored("learned-both-all", SplitPart(F), folder / "stopped_by_4")
+    trainer = restored("learned-both-all", SplitPart(F), folder / "split_parts" / "stopped_by_4")
     advance(trainer, range(STOPPED, STEPS))
-    state = t.load(folder / "stopped_by_4" / "ae.pt", weights_only=True)
+    state = t.load(folder / "split_parts" / "stopped_by_4" / "ae.pt", weights_only=True)
     for name, value in trainer.ae.state_dict().items():
         t.testing.assert_close(value, state[name], rtol=0, atol=1e-12, msg=name)
 

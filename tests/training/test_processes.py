@@ -12,12 +12,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch as t
 from caches import write_small
-from interrupted_runs import assert_equal, one_thread, results, written
+from interrupted_runs import assert_equal, one_thread, results, stopped_at, written
 from planted_sinks import saved_with_sinks
-from torchrun import SCRIPT, ended, ran, rank_of, torchrun
+from torchrun import SCRIPT, ended, rank_of, torchrun
 from under_torchrun import HOOKS, saes
 
-from dictionary_learning_ext import train
+from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
@@ -35,11 +35,9 @@ OTHER_HOOK = "blocks.1.hook_mlp_out"  # of one SAE in under_torchrun.py
 
 
 @pytest.fixture(scope="module")
-def of_two_and_four(anywhere, lm_dir_of, tmp_path_factory):
-    """What two and then four ranks return of several scenarios, and print. In one start each, as it takes seconds.
-
-    And the settings of the same runs in one process.
-    """
+def of_four(anywhere, lm_dir_of, four_ranks, tmp_path_factory):
+    """The folder of several scenarios, what four ranks return of each, and print, and the settings of two runs: one of
+    text, which one process begins and four end, and one of a cache, which four begin."""
     folder = tmp_path_factory.mktemp("several")
     text = replace(anywhere, steps=100, batch_size=48, n_ctxs=48, lm_batch_size=4, text_passes=None)
     cache = str(folder / "cache_of_text")
@@ -60,19 +58,21 @@ def of_two_and_four(anywhere, lm_dir_of, tmp_path_factory):
         return asdict(replace(run, save_dir=str(folder / name)))
 
     stopped = {name: given(f"stopped_{name}", run) for name, run in runs.items()}
-    of_two = {f"interrupted:{n}": run for n, run in stopped.items()}
-    of_two |= {"one_fails": given("one_fails", few), "lost": given("lost/run", few)}
-    of_two |= {"commands": asdict(few), "not_shared": given("not_shared/run", few)}
-    of_two |= {"sinks": given("sinks/run", replace(with_sinks, activations=cache))}
-    of_four = {"continued": stopped["text"], "interrupted_again": stopped["cache"]}
-    found = {2: ran(2, folder, of_two), 4: ran(4, folder, of_four)}
-    return folder, found, runs
+    with pytest.MonkeyPatch.context() as patch, one_thread():
+        stopped_at(34, patch)
+        with pytest.raises(Interrupted):
+            train(RunConfig(**stopped["text"]), saes(), HOOKS)
+    scenarios = {"continued": stopped["text"], "interrupted": stopped["cache"]}
+    scenarios |= {"one_fails": given("one_fails", few), "lost": given("lost/run", few)}
+    scenarios |= {"commands": asdict(few), "not_shared": given("not_shared/run", few)}
+    scenarios |= {"sinks": given("sinks/run", replace(with_sinks, activations=cache))}
+    return folder, four_ranks.run(folder, scenarios), runs
 
 
 @pytest.fixture(scope="module")
-def of_one(of_two_and_four):
+def of_one(of_four):
     """The folders of the same runs in one process, by the source and the SAE."""
-    folder, _, runs = of_two_and_four
+    folder, _, runs = of_four
     with one_thread():
         return {
             name: train(replace(run, save_dir=str(folder / f"{name}1")), saes(), HOOKS)
@@ -82,37 +82,32 @@ def of_one(of_two_and_four):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["text", "cache"])
-def test_every_architecture_continues_in_another_number_of_processes(
-    of_two_and_four, of_one, source
-):
-    """Begun in two, continued in four: there a text's run ends, and a cache's is stopped again and ends in one. Logs,
-    resume points and evaluations are bit-identical, too."""
-    folder, found, runs = of_two_and_four
+def test_every_architecture_continues_in_another_number_of_processes(of_four, of_one, source):
+    """A text's run is begun in one and ends in four, a cache's the other way round. Logs, resume points and evaluations are
+    bit-identical, too."""
+    folder, found, runs = of_four
     steps, where = runs[source].steps, folder / f"stopped_{source}"
-    stops = {34: found[2][f"interrupted:{source}"]}
     if source == "cache":
-        stops[74] = found[4]["interrupted_again"]
-        assert {steps_of(where / name)[-1] for name in saes()} == {74}
+        (said,) = set(found["interrupted"][0])
+        assert "by SIGTERM at step 34; continue with `torchrun --nproc-per-node 4 " in said
+        assert {steps_of(where / name)[-1] for name in saes()} == {34}
         with one_thread():
             train(replace(runs[source], save_dir=str(where)), saes(), HOOKS, resume=True)
-    for step, (ranks, _) in stops.items():
-        (said,) = set(ranks)
-        assert f"by SIGTERM at step {step}; continue with `torchrun " in said
     for name, whole in of_one[source].items():
         assert_equal(results(whole, steps), results(where / name, steps))
 
 
 @pytest.mark.slow
-def test_each_sae_is_trained_by_one_process(of_two_and_four):
-    ranks, _ = of_two_and_four[1][4]["continued"]
+def test_each_sae_is_trained_by_one_process(of_four):
+    ranks, _ = of_four[1]["continued"]
     assert sorted(name for own in ranks for name in own) == sorted(saes())
     assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
 
 @pytest.mark.slow
-def test_an_sae_that_fails_ends_alone_and_every_process_says_so(of_two_and_four):
-    folder, found, _ = of_two_and_four
-    ranks, printed = found[2]["one_fails"]
+def test_an_sae_that_fails_ends_alone_and_every_process_says_so(of_four):
+    folder, found, _ = of_four
+    ranks, printed = found["one_fails"]
     (said,) = set(ranks)
     assert "a: failed at or before step 5: not finite" in said
     assert "b: failed at or before step 6: MemoryError" in said
@@ -131,23 +126,23 @@ def test_an_sae_that_fails_ends_alone_and_every_process_says_so(of_two_and_four)
         ("cache", "rank 1 has .*text=.* as rank 0"),
     ],
 )
-def test_what_all_must_share_is_compared_at_the_start(of_two_and_four, what, said):
-    ranks, _ = of_two_and_four[1][2]["not_shared"]
+def test_what_all_must_share_is_compared_at_the_start(of_four, what, said):
+    ranks, _ = of_four[1]["not_shared"]
     assert ranks[0][what] == ranks[1][what]
     assert re.search(said, ranks[0][what])
 
 
 @pytest.mark.slow
-def test_with_a_cache_each_hook_points_sinks_are_said_once(of_two_and_four):
-    _, printed = of_two_and_four[1][2]["sinks"]
+def test_with_a_cache_each_hook_points_sinks_are_said_once(of_four):
+    _, printed = of_four[1]["sinks"]
     for hook in ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post"):
         assert printed.count(f"{hook}: some activations are far larger") == 1
 
 
 @pytest.mark.slow
-def test_mistakes_of_several_processes_are_one_line(of_two_and_four):
-    folder, found, _ = of_two_and_four
-    ranks, _ = found[2]["commands"]
+def test_mistakes_of_several_processes_are_one_line(of_four):
+    folder, found, _ = of_four
+    ranks, _ = found["commands"]
     assert {code for rank in ranks for code, _ in rank.values()} == {2}
     lines = {}
     for name in ranks[0]:
@@ -164,13 +159,13 @@ def test_mistakes_of_several_processes_are_one_line(of_two_and_four):
 
 
 @pytest.mark.slow
-def test_an_error_that_is_raised_later_than_its_call_is_one_line(of_two_and_four):
+def test_an_error_that_is_raised_later_than_its_call_is_one_line(of_four):
     """As nccl's are."""
-    folder, found, _ = of_two_and_four
-    ranks, printed = found[2]["lost"]
+    folder, found, _ = of_four
+    ranks, printed = found["lost"]
     assert "Traceback" not in printed
     for name in ranks[0]:
-        assert [rank[name][0] for rank in ranks] == [2] * 2, name
+        assert [rank[name][0] for rank in ranks] == [2] * 4, name
         said = [line for rank in ranks for line in re.findall("vsae: .*", rank[name][1])]
         assert len(said) == 1, name
         assert LOST in said[0]
@@ -260,7 +255,7 @@ def assert_resumable(line, folder, error):
 @pytest.mark.slow
 def test_a_rank_that_fails_says_why_and_ends_the_run(run, tmp_path):
     folder = tmp_path / "run"
-    process = failing("nan", 1, run, tmp_path)
+    process = failing("nan", 1, run)
     _, error = ended(process)
     assert process.returncode != 0
     lines = re.findall("vsae: .*", error)
@@ -274,7 +269,7 @@ def test_a_rank_that_fails_says_why_and_ends_the_run(run, tmp_path):
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_run_after_the_timeout(run, tmp_path):
     """--rank-timeout 8."""
-    process = failing("stopped", 0, run, tmp_path)
+    process = failing("stopped", 0, run)
     hanging, printed = None, ""
     while process.poll() is None and "vsae: " not in printed:
         printed += process.stderr.readline()
@@ -288,9 +283,9 @@ def test_a_rank_that_hangs_ends_the_run_after_the_timeout(run, tmp_path):
     assert steps_of(tmp_path / "run")[-1] == 4
 
 
-def failing(what, rank, run, folder):
+def failing(what, rank, run):
     run = asdict(replace(run, save_every="2", steps=20))
-    return torchrun(2, SCRIPT, folder, json.dumps({"failing": [what, rank, run]}))
+    return torchrun(2, SCRIPT, "failing", json.dumps([what, rank, run]))
 
 
 # --- without other processes

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import split_runs
 import torch as t
-from torchrun import ended, torchrun
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.config.run import TrainConfig
@@ -64,8 +62,8 @@ def in_one_part(run):
 
 
 @pytest.fixture(scope="module")
-def in_four_processes(run):
-    """Runs of two SAEs in four processes, in one start of them: one in two parts that a signal stops, one that continues
+def in_four_processes(run, four_ranks, tmp_path_factory):
+    """Runs of two SAEs in four processes: one in two parts that a signal stops, one that continues
     it in four parts, and one in two parts that isn't stopped. And a run of one of them in two parts, so that two
     processes have nothing to do."""
     parts = {"stopped": 2, "in_four": 4, "two": 2, "alone": 2}
@@ -76,9 +74,7 @@ def in_four_processes(run):
         {"run": asdict(two)},
         {"run": asdict(alone), "only": ["gates"]},
     ]
-    process = torchrun(4, Path(split_runs.__file__), json.dumps(SAES), json.dumps(runs))
-    _, error = ended(process)
-    assert process.returncode == 0, error
+    four_ranks.run(tmp_path_factory.mktemp("ranks"), {"split_runs": [SAES, runs]})
     assert steps_of(Path(stopped.save_dir, "vsae"))[-1] == STOPPED + 1
     return {"stopped": stopped, "in_four": continued, "two": two, "alone": alone}
 
