@@ -335,9 +335,8 @@ class SAEConfig(Checked):
         for name, count in counts.items():
             default = defaults[name]
             is_default = isinstance(default, Follows) and count == default.value(self, was)
-            changed[name] = (
-                default if is_default else share_of_run(count / was, least=min(count, 1))
-            )
+            least = 0 if name in (*_WARMUPS, "decay_start") else min(count, 1)
+            changed[name] = default if is_default else share_of_run(count / was, least=least)
         return replace(self, **changed)
 
     def following(self) -> "Self":

@@ -58,7 +58,7 @@ def test_settings_without_use_for_an_option_are_accepted_again(given):
     assert resolved.resolve(500) == resolved
     read = sae_settings("vsae_top_k", resolved.to_dict())
     assert read.resolve(500) == resolved
-    assert read.scaled(500, 1000).warmup_steps == 100
+    assert read.scaled(500, 1000).resolve(1000).warmup_steps == 100
 
 
 def test_numbers_and_lists_are_kept_in_one_form():
