@@ -231,7 +231,8 @@ def _options_of(start: Any, part: str = "", steps: int = 1) -> dict[str, _Option
             continue
         is_used = name not in unused
         for one in metadata.get("given_as", ()):  # each name an argument of the class
-            shown = value.value if value.kind == one else None
+            kind, number = getattr(start, name)
+            shown = number if kind == one else None
             hint, text, nothing = hints[one].type, texts[one], None
             if shown is not None and is_used:  # without it, which of the others?
                 hint, nothing = _kind(hint), MISSING

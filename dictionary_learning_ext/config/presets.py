@@ -6,7 +6,7 @@ which become steps once --steps is known.
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from .architectures import TRAINED, upstream_lr
 from .checks import require, require_choice, require_sizes, require_type
@@ -22,6 +22,8 @@ from .sae import (
     share_of_run,
     training_energy,
 )
+
+Settings = TypeVar("Settings", bound=SAEConfig)
 
 _PAPER = {
     # What the paper states.
@@ -182,7 +184,7 @@ def trainer_options(
     return sizes | arguments | {"mean_squared_norm": mean_squared_norm}
 
 
-def in_units(sae: SAEConfig, energy: float) -> SAEConfig:
+def in_units(sae: Settings, energy: float) -> Settings:
     """The settings of the same vSAE for activations whose E||x||^2 is `energy` times as large.
 
     The squared error grows by `energy` and the KL stays. So beta is multiplied by `energy`, sigma and prior_std

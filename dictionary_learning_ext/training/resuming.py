@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
@@ -133,7 +133,7 @@ def restore(trainer: Trainer, point: ResumePoint, folder: Path, device: str) -> 
     """
     state = dict(point.trainer)
     if has_moved(point, device) and state.pop("generator", None) is not None:
-        generator = trainer.generator
+        generator = cast(Any, trainer).generator
         generator.manual_seed(drawn_seed(generator.initial_seed(), "moved at", point.step))
     if trainer.part.is_split:
         from ..trainers.split import read_divided
