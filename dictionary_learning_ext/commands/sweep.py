@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config.checks import require
 from ..config.run import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError, printable
-from ..run_folder.files import RUNS, require_folder_name
+from ..run_folder.files import RUNS
 from ..training.plan import with_hook_names
 from .flags import HIDDEN, Command, parse, positional, vsae
 from .seeds import not_in_a_sweep
@@ -40,8 +40,6 @@ class SweepFlags:
     results: Path | None = None
     """Show the results of the sweep in this folder, and write results.csv, results_by_setting.csv
     and results.html there."""
-    of_wandb: str | None = None
-    """Show the results of a sweep on wandb's server: ENTITY/PROJECT/SWEEP."""
     passed_on: tuple[str, ...] = field(default=(), metadata=HIDDEN)
     """The flags of `vsae train`."""
     words: tuple[str, ...] = field(default=(), metadata=HIDDEN)
@@ -49,11 +47,8 @@ class SweepFlags:
 
 
 def run(flags: SweepFlags) -> None:
-    asked = [flags.file, flags.results, flags.of_wandb]
-    if sum(given is not None for given in asked) != 1:
-        raise UserError(
-            "vsae sweep: give one of: a sweep file, --results FOLDER, --of-wandb ENTITY/PROJECT/SWEEP"
-        )
+    if (flags.file is None) == (flags.results is None):
+        raise UserError("vsae sweep: give one of: a sweep file, --results FOLDER")
     with_a_file = [*flags.passed_on, *(["--devices"] if flags.devices is not None else [])]
     if flags.file is None and with_a_file:
         raise UserError(f"{with_a_file[0]}: only works with a sweep file")
@@ -61,23 +56,16 @@ def run(flags: SweepFlags) -> None:
         _run_file(flags.file, flags)
     elif flags.results is not None:
         _show(flags.results)
-    elif flags.of_wandb is not None:
-        name = flags.of_wandb.rpartition("/")[2]
-        require_folder_name(name, "--of-wandb: sweep")
-        _show(RUNS / name, flags.of_wandb)
 
 
-def _show(folder: Path, of_wandb: str | None = None) -> None:
-    """Print the results of a sweep, of a folder or of wandb's server, and write them to the folder."""
-    from ..report.many_runs import from_folder, from_wandb
+def _show(folder: Path) -> None:
+    """Print the results of the sweep in a folder, and write them there."""
+    from ..report.many_runs import from_folder
     from ..report.runs_page import show_sweep
     from ..sweep.runner import progress
 
-    if of_wandb is not None:
-        results, missing = from_wandb(of_wandb)
-    else:
-        missing = progress(folder)
-        results = from_folder(folder, missing)
+    missing = progress(folder)
+    results = from_folder(folder, missing)
     width = shutil.get_terminal_size().columns
     print(printable(show_sweep(results, folder, missing, width)))
 

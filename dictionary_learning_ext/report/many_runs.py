@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, UserError, first_line
+from ..errors import ConfigError, UserError
 from ..evaluation.metrics import Metric
 from ..features.reproducibility import Measure
 from ..features.reproducibility_of_folders import of_seeds
 from ..run_folder.comparing import but_for_seeds, trained_as, unequal
-from ..run_folder.files import FAILED, RUNS, WEIGHTS
+from ..run_folder.files import FAILED, WEIGHTS
 from ..run_folder.reading import load_config, read_config, read_metrics_if_any, run_folders_in
 from ..run_folder.settings import SEEDS
 
@@ -34,7 +34,7 @@ class RunResult:
     metrics: dict[str, Any]
     """The content of metrics.json; empty if it was not evaluated."""
     folder: Path | None = None
-    """The run folder; None if it is only on wandb's server."""
+    """The run folder; None if it is not here."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Group:
 
     @property
     def folders(self) -> list[Path]:
-        """The run folders of the runs that are on this machine."""
+        """The run folders that are here."""
         return [run.folder for run in self.runs if run.folder is not None]
 
     @property
@@ -215,46 +215,6 @@ def from_folder(folder: Path, state: str | None = None) -> list[RunResult]:
             + (state or "expected a folder written by vsae sweep, e.g. runs/NAME")
         )
     return results_of(configs, metrics, folder)
-
-
-def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
-    """The finished runs of a sweep on wandb's server, and a sentence about those that are missing. Folders in runs/ are found.
-
-    Raises: ConfigError if it can't be read.
-    """
-    import wandb
-
-    def config(run: Any) -> dict[str, Any]:
-        """The run's settings, as config.json has them. The norm_factor, which is measured, is no setting."""
-        settings = {name: value for name, value in run.config.items() if name != "norm_factor"}
-        return {"trainer": {}, "run": {"settings": settings}}
-
-    def evaluation(run: Any) -> dict[str, Any]:
-        prefix, summary = "eval/", dict(run.summary)
-        return {n.removeprefix(prefix): v for n, v in summary.items() if n.startswith(prefix)}
-
-    try:
-        runs = list(wandb.Api().sweep(sweep).runs)
-        finished = [run for run in runs if run.state == "finished"]
-        results = results_of(
-            {run.name: config(run) for run in finished},
-            {run.name: evaluation(run) for run in finished},
-        )
-    except Exception as error:  # of many kinds: login, network, no such sweep
-        raise ConfigError(
-            f"--of-wandb {sweep}: can't be read ({first_line(error)}); expected "
-            "ENTITY/PROJECT/SWEEP; if you are not logged in, run `wandb login`"
-        ) from error
-    # A run that is tried again keeps its name.
-    done, names = ({run.name for run in some} for some in (finished, runs))
-    if not done:
-        raise ConfigError(f"--of-wandb {sweep}: none of its {len(names)} runs has finished")
-    here = [
-        one.name for one in results if (RUNS / one.name / WEIGHTS).is_file()
-    ]  # as agents name them
-    results = [replace(o, folder=RUNS / o.name) if o.name in here else o for o in results]
-    missing = f"{len(done)} of {len(names)} runs are finished"
-    return results, missing if len(done) < len(names) else None
 
 
 # --- what comes back between the seeds of a setting

@@ -63,7 +63,7 @@ REFUSED = {
     "eval {run} --model embedded": "activation_dim=16, but blocks.1 … of embedded is 128 wide",
     "train {small} --data {empty}": "{tmp}/empty.txt' … has 0 tokens",
     "cache {tmp}/cache {read} --ctx-len=4096": "ctx_len=4096: expected at most 128",
-    "sweep": "give one of: a sweep file, --results FOLDER, --of-wandb ENTITY/PROJECT/SWEEP",
+    "sweep": "give one of: a sweep file, --results FOLDER",
     "sweep --results {tmp} --steps 9": "--steps: only works with a sweep file",
     "sweep {tmp}": "a folder; to show a sweep's results, use --results {tmp}; expected a sweep file",
     "sweep {sweep} --max-runs 3": "4 runs; --max-runs is 3; add --yes to run all",

@@ -4,14 +4,11 @@ import json
 import shutil
 import statistics
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dictionary_learning_ext import load_dictionary
-from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import reproducibility
@@ -21,7 +18,6 @@ from dictionary_learning_ext.report.many_runs import (
     SeedScores,
     best_of_each_k,
     differing,
-    from_wandb,
     grouped,
     most_returning_of_each_k,
     results_of,
@@ -99,67 +95,6 @@ def test_settings_in_which_runs_differ():
     assert differing([row(8, 1.0, lr=1), row(8, 1.0, lr=2)]) == ["lr"]
     assert differing([row(8, 1.0, beta=0.1), row(8, 1.0)]) == []
     assert differing([row(8, 1.0, beta=0.1), row(8, 1.0), row(8, 1.0, beta=0.2)]) == ["beta"]
-
-
-# --- read from folders and wandb
-
-
-def run_folder(folder, metrics=None, has_weights=True, **settings):
-    folder.mkdir(parents=True)
-    config = {"trainer": {"dict_class": "X", "lr": 2e-4}, "run": {"settings": settings}}
-    (folder / "config.json").write_text(json.dumps(config))
-    if has_weights:
-        (folder / "ae.pt").touch()
-    if metrics is not None:
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-
-
-def run_on_wandb(name, state="finished", **settings):
-    config = {"architecture": "top_k", "k": 4, "save_dir": name, **settings}
-    return SimpleNamespace(name=name, config=config, summary={"eval/fve": 0.5}, state=state)
-
-
-@pytest.fixture
-def of_wandb(monkeypatch):
-    """Puts runs on wandb's server and reads them from there."""
-
-    def read(*runs):
-        sweep = SimpleNamespace(runs=runs)
-        monkeypatch.setattr("wandb.Api", lambda: SimpleNamespace(sweep=lambda _: sweep))
-        return from_wandb("a/b/c")
-
-    return read
-
-
-def test_a_sweep_on_wandbs_server(of_wandb, monkeypatch):
-    finished = [RunResult("a", {"architecture": "top_k", "k": 4}, {"fve": 0.5})]
-    is_running = run_on_wandb("b", "running")
-    assert of_wandb(run_on_wandb("a"), is_running) == (finished, "1 of 2 runs are finished")
-    assert of_wandb(run_on_wandb("a")) == (finished, None)
-    retried = run_on_wandb("a", "crashed")
-    assert of_wandb(retried, run_on_wandb("a")) == (finished, None)
-    with pytest.raises(ConfigError, match="1 runs"):
-        of_wandb(is_running)
-    monkeypatch.setattr("wandb.Api", lambda: 1 / 0)
-    with pytest.raises(ConfigError, match=r"--of-wandb a/b/c: .*wandb login"):
-        from_wandb("a/b/c")
-
-
-def test_a_run_on_wandb_whose_folder_is_here_has_it(of_wandb, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run_folder(tmp_path / "runs" / "a", metrics={"fve": 0.5}, k=4)
-    (tmp_path / "runs" / "a" / "ae.pt").touch()
-    found, _ = of_wandb(run_on_wandb("a"), run_on_wandb("b"))
-    assert [one.folder for one in found] == [Path("runs/a"), None]
-
-
-def test_seeds_on_wandb_are_one_group_though_each_measured_its_own_norm_factor(of_wandb):
-    runs = [
-        run_on_wandb(f"seed{seed}", seed=seed, data_seed=seed, norm_factor=3.0 + seed)
-        for seed in range(2)
-    ]
-    (group,) = grouped(of_wandb(*runs)[0])
-    assert group.n == 2
 
 
 # --- what comes back between the seeds of a setting
