@@ -104,9 +104,6 @@ class RunConfig(Checked):
     """Multiply float32 matrices in TF32 while training on a GPU, in the language model and in the SAEs:
     faster, as their entries are rounded to 10 bits instead of 23. The final evaluation is in float32.
     Needs --device cuda."""
-    compile: bool = False
-    """Compile the step of vSAEs by torch.compile, on a GPU. The first steps then take minutes. On CPUs the step is
-    compiled anyway. Other architectures train as without it."""
     device: str = AUTO
     """Where to compute: auto (CUDA if torch can use it, otherwise the CPU), cpu, cuda or cuda:N."""
     device_map: DeviceMap | None = None

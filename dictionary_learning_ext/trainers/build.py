@@ -23,7 +23,6 @@ def build_trainer(
     device: str,
     dtype: str,
     name: str,
-    compile: bool = False,
     part: Part = WHOLE,
 ) -> Trainer:
     """Build the trainer of a resolved configuration, with initial weights drawn from `sae.seed`.
@@ -32,7 +31,6 @@ def build_trainer(
 
     Arguments:
         energy: E||x||^2 of the activations that it will see.
-        compile: compile the step with torch.compile, if this trainer can.
         part: the features that it trains.
     """
     arguments = sae.trainer_arguments() | {
@@ -56,8 +54,6 @@ def build_trainer(
             arguments["mean_squared_norm"] = energy
         if part.is_split:
             arguments["part"] = part
-        if compile and "compile" in parameters:
-            arguments["compile"] = True
         trainer = trainer_class(**arguments, dtype=dtype)
     else:
         if "auxk_alpha" in arguments:

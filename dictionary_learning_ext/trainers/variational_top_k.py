@@ -8,7 +8,6 @@ loss of a batch is in `step.py`, the KL and the schedules are in `posterior.py`.
 import functools
 import logging
 import math
-from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
 
@@ -59,7 +58,6 @@ from .step import (
     draw_code,
     variational_loss,
 )
-from .torch_compile import torchs_own_fake_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -328,7 +326,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         dict_class: VariationalTopKAutoEncoder or a subclass. Upstream's AutoEncoderTopK is replaced, with a warning.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay in
             fp32.
-        compile: compile the step with torch.compile. Not on a CPU, where it is compiled anyway, and not with a part.
         mean_squared_norm: E||x||^2 of the activations. Default: 1, for trainSAE's normalize_activations=True.
         part: the features of a split dictionary that this process trains; see `split.py`.
 
@@ -358,7 +355,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         device: str | None = None,
         wandb_name: str = "VariationalTopKAutoEncoder",
         submodule_name: str | None = None,
-        compile: bool = False,
         mean_squared_norm: float = 1.0,
         part: Part = WHOLE,
         **options: Any,
@@ -399,13 +395,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         has_sigma = settings.posterior == "fixed" and not settings.is_controlled
         self._kl_of_sigma = fixed_variance_kl(sigma, settings.prior_std) if has_sigma else 0.0
         keep_freed_memory()
-        dtypes = (t.float32, getattr(t, dtype))
-        is_served = [compiled.serves(self.ae.encoder.weight, products) for products in dtypes]
-        why_not = "False, or device='cuda': on a CPU the step is compiled anyway"
-        require(not (compile and all(is_served)), "compile", compile, why_not)
-        require(not (compile and part.is_split), "compile", compile, "False with split")
-        self._is_torch_compiled = compile
-        self._loss = t.compile(variational_loss) if compile else variational_loss
+        for products in (t.float32, getattr(t, dtype)):
+            compiled.serves(self.ae.encoder.weight, products)  # compiles now, before a progress bar
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
         self.kl_scale = self.noise_scale = 0.0
         self.survival_target: float | None = None
@@ -436,9 +427,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
                         weight.grad = gradient
             else:
                 self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
-                with torchs_own_fake_tensors() if self._is_torch_compiled else nullcontext():
-                    terms = self._loss(x, weights, objective)
-                    terms.loss.backward()
+                terms = variational_loss(x, weights, objective)
+                terms.loss.backward()
         self._finish_step(step, x, terms)
         if objective.survival_target is not None:
             with t.no_grad():

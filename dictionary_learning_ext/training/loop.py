@@ -449,7 +449,6 @@ def _built(
         hook=hook.name,
         device=device,
         dtype=job.config.run.dtype,
-        compile=job.config.run.compile,
         name=job.folder.name,
         part=part,
     )

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import logging
 import math
 import re
@@ -553,31 +552,3 @@ def test_activations_of_another_width_are_named(shape):
             sae(t.zeros(shape))
         with pytest.raises(ConfigError, match=rf"{shape[-1]},?\).*width 32"):
             sae.decode(t.zeros(shape))
-
-
-# --- torch.compile
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"posterior": "learned", "noise_on": "both", "noise_anneal_steps": 6, "k_anneal_steps": 4},
-        {"noise_on": "selection", "survival": 0.5, "dead_feature_threshold": 100},
-    ],
-    ids=str,
-)
-def test_a_compiled_step_is_the_plain_one(options, monkeypatch):
-    """Without code for this machine, which would need a C++ compiler: torch traces and derives the step all the same."""
-    monkeypatch.setattr(compiled, "serves", lambda *_: False)
-    monkeypatch.setattr(t, "compile", functools.partial(t.compile, backend="aot_eager"))
-    trainers = [make_trainer(compile=wanted, **options) for wanted in (False, True)]
-    for step in range(10):
-        losses = [trainer.update(step, data(seed=step)) for trainer in trainers]
-        t.testing.assert_close(*losses)
-    for one, other in zip(*(trainer.ae.parameters() for trainer in trainers), strict=True):
-        t.testing.assert_close(one, other)
-
-
-def test_torch_compile_is_refused_where_the_step_is_compiled_anyway():
-    with pytest.raises(ConfigError, match=r"^compile=True: expected False, or device='cuda'"):
-        make_trainer(compile=True)
