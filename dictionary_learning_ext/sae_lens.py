@@ -21,7 +21,7 @@ from .config.presets import in_units
 from .config.sae import LOG_VAR_LIMITS, SAEConfig, Variational, VSAETopKConfig, sae_settings
 from .devices import keep_freed_memory
 from .errors import ConfigError
-from .trainers.base import DeadWatch, KAnnealing, set_to_median
+from .trainers.base import DeadWatch, set_to_median
 from .trainers.optimizers import column_norms, project_out_parallel
 from .trainers.posterior import (
     first_sigma,
@@ -213,7 +213,6 @@ class VariationalTopKTrainingSAE(TrainingSAE):
     def __init__(self, cfg: VariationalTopKTrainingSAEConfig, use_error_term: bool = False):
         super().__init__(cfg, use_error_term)
         self.settings = cfg.resolved
-        self._k_annealing = KAnnealing.of(cfg.k, cfg.d_in, cfg.d_sae, self.settings.k_anneal_steps)
         self._is_untrained = True
         self._noise: t.Generator | None = None
         self._noise_state = t.empty(0, dtype=t.uint8)
@@ -346,7 +345,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             kl_of_sigma=fixed_variance_kl(self._fixed_sigma, settings.prior_std)
             if has_sigma
             else 0.0,
-            k=self._k_annealing.at(step),
+            k=self.cfg.k,
             auxk_alpha=settings.auxk_alpha * float(self.mean_squared_norm) if has_auxk else 0.0,
             top_k_aux=self.cfg.d_in // 2,
             dead_feature_threshold=threshold,

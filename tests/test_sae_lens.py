@@ -62,7 +62,6 @@ FIXED: dict[str, Any] = {"posterior": "fixed", "sigma": 0.25}
 OTHERS = [
     FIXED | {"noise_on": "selection", "noise_anneal_steps": 25},
     FIXED | {"kl_schedule": "cosine", "kl_warmup_steps": 20},
-    FIXED | {"k_anneal_steps": 30},
     FIXED | {"rectify": True},
     FIXED | {"select_by": "magnitude"},
     FIXED | {"beta": 0.0, "auxk_alpha": 0.0},

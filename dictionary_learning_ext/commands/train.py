@@ -433,7 +433,7 @@ TRAIN = Command(
     rare=(
         *("activations", "text_column", "text_packing", "text_passes", "data_seed", "remove_bos"),
         *("n_ctxs", "ctx_len", "eval_documents", "log_steps", "save_steps", "save_every"),
-        *("wandb_project", "wandb_artifacts", "init_from", "k_anneal_steps", "select_by"),
+        *("wandb_project", "wandb_artifacts", "init_from", "select_by"),
         *("auxk_alpha", "dead_feature_threshold", "prior_std", "dtype", "tf32"),
         *("device_map", "lm_batch_size"),
         *("kl_scope", "kl_schedule", "kl_warmup_steps", "rectify", "normalize", "sigma"),

@@ -178,9 +178,6 @@ class TopKOptions(Checked):
 
     k: Count = 32
     """Features kept per token. Paper: 64, 128, 256, 512."""
-    k_anneal_steps: Count | None = None
-    """How long k falls linearly, from the width of the activations (or dict_size, if that is less) to k.
-    Only training steps keep more than k; logs and checkpoints keep k. none: k stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,7 +364,7 @@ class SAEConfig(Checked):
 
     def _require_schedules(self, steps: int, after: int) -> None:
         """Raise a ConfigError unless the schedules fit a run of `steps`, whose warm-ups last `after` steps."""
-        for name in ("kl_warmup_steps", "noise_anneal_steps", "k_anneal_steps"):
+        for name in ("kl_warmup_steps", "noise_anneal_steps"):
             count = vars(self).get(name)
             least = "0" if name == "kl_warmup_steps" else "1"
             fits = not isinstance(count, int) or count <= steps
@@ -393,7 +390,7 @@ class SAEConfig(Checked):
 
 
 _WARMUPS = ("warmup_steps", "sparsity_warmup_steps")
-SCHEDULES = (*_WARMUPS, "decay_start", "kl_warmup_steps", "noise_anneal_steps", "k_anneal_steps")
+SCHEDULES = (*_WARMUPS, "decay_start", "kl_warmup_steps", "noise_anneal_steps")
 """The settings that are numbers of steps."""
 
 
@@ -575,19 +572,8 @@ class ProbabilisticTopKConfig(_UpstreamTopK):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _UpstreamBatchTopK(_UpstreamTopK):
-    """Options of upstream's SAEs that keep k features on average, and encode by a threshold."""
-
-    def _require_schedules(self, steps: int, after: int) -> None:
-        super()._require_schedules(steps, after)
-        count = self.k_anneal_steps
-        expected = f"less than steps={steps!r}, as the threshold is learned at k itself"
-        require(count is None or count < steps, "k_anneal_steps", count, expected)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchTopKConfig(_UpstreamBatchTopK):
-    """Upstream's BatchTopK SAE."""
+class BatchTopKConfig(_UpstreamTopK):
+    """Upstream's BatchTopK SAE, which keeps k features on average, and encodes by a threshold."""
 
     architecture: Literal["batch_top_k"] = field(default="batch_top_k", metadata=_ARCHITECTURE)
 
@@ -616,7 +602,7 @@ class JumpReLUConfig(SparsityWarmupOptions, SAEConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatryoshkaConfig(_UpstreamBatchTopK):
+class MatryoshkaConfig(_UpstreamTopK):
     """Upstream's Matryoshka BatchTopK SAE."""
 
     architecture: Literal["matryoshka"] = field(default="matryoshka", metadata=_ARCHITECTURE)

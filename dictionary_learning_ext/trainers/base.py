@@ -298,36 +298,6 @@ def resolved(cls: type[Settings], options: dict[str, Any], steps: int) -> Settin
     return settings.without_unused().resolve(steps)
 
 
-class KAnnealing(NamedTuple):
-    """The number of features per token that a training step keeps.
-
-        k_t = floor(D + (k - D) t/A),  k from t = A on
-
-    D is activation_dim, as on upstream's main branch, or dict_size if that is less. If D is at most k, every step
-    keeps k. Only training steps keep more than k: logs, checkpoints and evaluation always keep k.
-    """
-
-    k: int
-    start: int
-    steps: int
-    """A"""
-
-    @classmethod
-    def of(cls, k: int, activation_dim: int, dict_size: int, steps: int | None) -> "KAnnealing":
-        """Anneal to `k` within `steps`. None: keep k from the first step on."""
-        return cls(k, max(k, min(activation_dim, dict_size)), steps or 0)
-
-    def at(self, step: int) -> int:
-        """k_t at a step."""
-        if step >= self.steps:
-            return self.k
-        return self.k + (self.start - self.k) * (self.steps - step) // self.steps
-
-    def threshold_start(self, start_step: int) -> int:
-        """The step after which the running threshold is updated: not before k features are selected."""
-        return max(start_step, self.steps - 1)
-
-
 @t.no_grad()
 def set_to_median(b_dec: t.Tensor, x: t.Tensor) -> None:
     """Set b_dec to the geometric median of activations (B, D), unless that isn't finite."""
@@ -379,7 +349,7 @@ class DeadWatch:
 
 
 class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
-    """Base class of our TopK trainers: annealing of k, dead features and the running threshold."""
+    """Base class of our TopK trainers: dead features and the running threshold."""
 
     ae: Any
     settings: Any
@@ -390,9 +360,6 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
 
     def _start_top_k(self) -> None:
         """`_start_training`, called after upstream's constructor."""
-        sizes = self.k, self.ae.activation_dim, self.settings.dict_size
-        self.k_annealing = KAnnealing.of(*sizes, self.settings.k_anneal_steps)
-        self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
         self.dead_feature_threshold = self.settings.dead_feature_threshold
         own = self.part.features(self.settings.dict_size)
         self.num_tokens_since_fired = self.num_tokens_since_fired[own].to(self.device)

@@ -60,11 +60,9 @@ def build_trainer(
             arguments["auxk_alpha"] *= energy  # its loss has no unit, and the squared error has
         # Upstream's TopK trainers have this as an attribute, not as an argument.
         threshold = arguments.pop("dead_feature_threshold", None)
-        # PyPI's release does not know this one.
-        k_anneal_steps = arguments.pop("k_anneal_steps", None)
         inner = trainer_class(**arguments)
         if threshold is not None:
             inner.dead_feature_threshold = threshold
-        trainer = UpstreamTrainer(inner, in_bf16=dtype == "bfloat16", k_anneal_steps=k_anneal_steps)
+        trainer = UpstreamTrainer(inner, in_bf16=dtype == "bfloat16")
     trainer.starts_trained = sae.init_from is not None
     return trainer

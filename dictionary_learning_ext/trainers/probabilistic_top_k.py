@@ -213,15 +213,14 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     ) -> GatedTerms:
         ae, part = self.ae, self.part
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
-        k = self.k_annealing.at(step)
         with t.autocast(x.device.type, enabled=False):
             centred_BD = x - part.used(ae.b_dec)
             pre_BF = product(centred_BD, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
-            code = self._code(pre_BF, k, self._temperature(step), generator)
+            code = self._code(pre_BF, self.k, self._temperature(step), generator)
             decoded_BD = part.sum(product(code.features_BF, ae.decoder.weight, matmul_dtype).to(x))
             error_BD = x - decoded_BD - ae.b_dec
             l2_loss = error_BD.square().sum(-1).mean()
-            since_fired_F, mean_threshold = self._selected_without_gates(pre_BF.detach(), k)
+            since_fired_F, mean_threshold = self._selected_without_gates(pre_BF.detach(), self.k)
             auxk_loss = l2_loss.new_zeros(())
             if has_auxk and self.auxk_alpha > 0:
                 auxk_loss = dead_features_loss(

@@ -3,15 +3,13 @@
 Shapes: B batch, D activation_dim, F dict_size.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
 import torch as t
 from dictionary_learning.trainers.jumprelu import JumpReLUFunction, JumpReluTrainer, StepFunction
 
-from .base import Failure, KAnnealing, LossLog, batch_metrics, load_state, state_of
+from .base import Failure, LossLog, batch_metrics, load_state, state_of
 from .parts import WHOLE
 
 
@@ -23,20 +21,12 @@ class UpstreamTrainer:
 
     Arguments:
         in_bf16: run its steps under autocast in bfloat16.
-        k_anneal_steps: see `KAnnealing`. Used in place of the one on upstream's main branch.
     """
 
     part = WHOLE
 
-    def __init__(self, trainer: Any, *, in_bf16: bool, k_anneal_steps: int | None = None):
+    def __init__(self, trainer: Any, *, in_bf16: bool):
         self._trainer = trainer
-        self._annealing: KAnnealing | None = None
-        if k_anneal_steps is not None:
-            ae = trainer.ae
-            sizes = int(ae.k), ae.activation_dim, ae.dict_size
-            self._annealing = KAnnealing.of(*sizes, k_anneal_steps)
-            start_step = self._annealing.threshold_start(trainer.threshold_start_step)
-            trainer.threshold_start_step = start_step
         self._in_bf16 = in_bf16
         self.starts_trained = False
         self._last_finite: dict[str, t.Tensor] | None = None
@@ -51,15 +41,13 @@ class UpstreamTrainer:
 
     @property
     def config(self) -> dict[str, Any]:
-        config = self._trainer.config
-        return config | ({"k_anneal_steps": self._annealing.steps} if self._annealing else {})
+        return self._trainer.config
 
     def update(self, step: int, x: t.Tensor) -> None:
         """See `base.Trainer`."""
         if self.starts_trained:
             step = max(step, 1)  # upstream's trainers set b_dec at step 0
-        autocast = t.autocast(x.device.type, dtype=t.bfloat16, enabled=self._in_bf16)
-        with self._annealed_k(step), autocast:
+        with t.autocast(x.device.type, dtype=t.bfloat16, enabled=self._in_bf16):
             self._update(step, x)
 
     def _update(self, step: int, x: t.Tensor) -> None:
@@ -74,18 +62,6 @@ class UpstreamTrainer:
         if former is not None:
             new = self.ae.threshold
             self.ae.threshold = t.where(new.isfinite(), new, former)
-
-    @contextmanager
-    def _annealed_k(self, step: int) -> Iterator[None]:
-        """Within it, the dictionary has the k of this step, which upstream's trainers read from it."""
-        if self._annealing is None:
-            yield
-            return
-        self.ae.k.fill_(self._annealing.at(step))
-        try:
-            yield
-        finally:
-            self.ae.k.fill_(self._annealing.k)
 
     @t.no_grad()
     def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:

@@ -480,7 +480,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             step,
             settings,
             kl_of_sigma=self._kl_of_sigma,
-            k=self.k_annealing.at(step),
+            k=self.k,
             auxk_alpha=self.auxk_alpha,
             top_k_aux=self.top_k_aux,
             dead_feature_threshold=self.dead_feature_threshold,

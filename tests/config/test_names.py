@@ -26,7 +26,6 @@ CHANGES = [
     {"steps": 7},
     {"data_seed": 1},
     {"data_seed": 2},
-    {"k_anneal_steps": 7},
 ]
 
 

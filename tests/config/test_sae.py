@@ -34,7 +34,7 @@ D, F, K = 8, 16, 4
 STARTED = {"steps": 40, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
 STARTED |= {"warmup_steps": 4, "seed": 0, "device": "cpu"}
 """What a trainer is given beside its options."""
-MAY_BE_NONE = {"decay_start", "init_from", "noise_anneal_steps", "k_anneal_steps"}
+MAY_BE_NONE = {"decay_start", "init_from", "noise_anneal_steps"}
 
 
 @pytest.mark.parametrize("architecture", TRAINED)
@@ -232,19 +232,11 @@ def test_each_group_of_a_matryoshka_has_a_feature():
         MatryoshkaConfig(group_fractions=(0.3333333,) * 3)
 
 
-@pytest.mark.parametrize("name", ["kl_warmup_steps", "noise_anneal_steps", "k_anneal_steps"])
+@pytest.mark.parametrize("name", ["kl_warmup_steps", "noise_anneal_steps"])
 def test_a_schedule_may_be_as_long_as_the_run(name):
     sae = VSAETopKConfig(**{name: 100})
     assert getattr(sae.resolve(100), name) == 100
     with pytest.raises(ConfigError, match=f"^{name}=100: expected .*steps=99"):
-        sae.resolve(99)
-
-
-@pytest.mark.parametrize("architecture", ["batch_top_k", "matryoshka"])
-def test_an_sae_that_encodes_by_a_threshold_has_steps_to_learn_it(architecture):
-    sae = sae_settings(architecture, {"k_anneal_steps": 99})
-    assert sae.resolve(100).k_anneal_steps == 99
-    with pytest.raises(ConfigError, match=r"^k_anneal_steps=99: expected less than steps=99,"):
         sae.resolve(99)
 
 

@@ -63,7 +63,6 @@ def require_steps(trainer, cuda, *, waits=False):
 
 SETTINGS = [
     *((case.form, case.options | {"dtype": case.dtype}) for case in CASES),
-    ("sparse", {"k_anneal_steps": 50}),
     ("dense", {"noise_anneal_steps": 2, "kl_schedule": "cosine"}),
 ]
 
@@ -78,7 +77,7 @@ def test_no_setting_of_a_vsae_mixes_devices_or_waits_in_a_step(form, settings, c
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_no_architecture_mixes_devices_and_ours_wait_in_no_step(architecture, dtype, cuda):
-    options = {"k_anneal_steps": 50, "dead_feature_threshold": 1}
+    options = {"dead_feature_threshold": 1}
     names = option_names(CONFIGS[architecture])
     options = {name: value for name, value in options.items() if name in names}
     trainer = built(architecture, dtype, DEVICE, **options)

@@ -45,7 +45,6 @@ CASES |= {
     "by magnitude": {"select_by": "magnitude"},
     "survival": {"survival": 0.5, "noise_on": "selection", "noise_anneal_steps": 15},
     "survival, k above a part's features": {"survival": 0.5, "noise_on": "selection", "k": 30},
-    "k falls": {"k_anneal_steps": 10, "noise_anneal_steps": 10},
     "bf16": {"dtype": "bfloat16", "noise_on": "selection"},
     "probabilistic": {"cls": ProbabilisticTopKTrainer},
 }

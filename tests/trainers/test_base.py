@@ -7,8 +7,6 @@ import pytest
 import torch as t
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
-from hypothesis import given
-from hypothesis import strategies as st
 from interrupted_runs import a_point
 from small_trainers import (
     STEPS,
@@ -26,7 +24,7 @@ from small_trainers import (
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
 from dictionary_learning_ext.errors import ConfigError, UserError
 from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
-from dictionary_learning_ext.trainers.base import KAnnealing, batch_metrics
+from dictionary_learning_ext.trainers.base import batch_metrics
 
 VSAE, GATES, VAEASE = "vsae_top_k", "probabilistic_top_k", "vaease"
 OURS = [VSAE, GATES, VAEASE]
@@ -356,68 +354,3 @@ def test_activations_that_do_not_fit_are_named_with_the_hook(architecture, shape
     ):
         with pytest.raises(ConfigError, match=message):
             call()
-
-
-# --- k's annealing
-
-ANNEALED = ["vsae_top_k", "probabilistic_top_k", "top_k", "batch_top_k", "matryoshka"]
-
-
-def annealing_of(k, activation_dim, dict_size, steps):
-    return KAnnealing.of(k, activation_dim, dict_size, steps)
-
-
-@given(
-    st.integers(1, 500),
-    st.integers(1, 600),
-    st.integers(1, 600),
-    st.integers(1, 10_000),
-    st.integers(0, 12_000),
-)
-def test_k_falls_on_a_line_from_the_width_to_k(k, width, dict_size, steps, step):
-    start = max(k, min(width, dict_size))
-    annealing = annealing_of(k, width, dict_size, steps)
-    share = min(step / steps, 1)
-    assert annealing.at(step) == pytest.approx(start * (1 - share) + k * share, abs=1)
-    assert (annealing.at(0), annealing.at(steps)) == (start, k)
-    assert k <= annealing.at(step + 1) <= annealing.at(step) <= start
-
-
-def test_it_is_the_line_of_upstreams_main_branch():
-    """It takes int(D (1 - t/A) + k t/A) features."""
-    annealing = annealing_of(3, 11, 40, 16)
-    assert [annealing.at(t) for t in range(20)] == [
-        int(11 * (1 - min(t, 16) / 16) + 3 * min(t, 16) / 16) for t in range(20)
-    ]
-    assert {annealing_of(7, 3, 4, None).at(step) for step in range(5)} == {7}, "without steps"
-
-
-@pytest.mark.parametrize(("step", "k"), [(0, 16), (1, 14), (5, 8), (7, 5), (8, 4), (20, 4)])
-@pytest.mark.parametrize("architecture", ANNEALED)
-def test_a_step_is_that_of_a_trainer_with_its_k(architecture, step, k):
-    """k = floor(16 (1 - t/8) + 4 t/8). Before and after the step the dictionary keeps K."""
-    annealed, steady = built(architecture, k_anneal_steps=8), built(architecture, k=k)
-    assert (D, K, annealed.config["k_anneal_steps"]) == (16, 4, 8)
-    before = weights_of(annealed)
-    for trainer in (annealed, steady):
-        for i in range(2):  # the learning rate of the first one is 0
-            trainer.update(step, batch(i))
-    assert annealed.ae.k == annealed.config["k"] == K
-    one, other = weights_of(annealed), weights_of(steady)
-    assert all(t.equal(one[name], other[name]) for name in other if name != "k")
-    assert not any(t.equal(one[n], before[n]) for n in before if n.startswith(("W_enc", "encoder")))
-    assert annealed.metrics(step, batch(1))["l0"] <= K
-
-
-@pytest.mark.parametrize("architecture", ANNEALED)
-def test_an_interrupted_step_leaves_k_and_the_threshold_waits_for_it(architecture):
-    """A short run's threshold would start at step 50, when 70 steps anneal k."""
-    trainer = built(architecture, k_anneal_steps=70)
-    with pytest.raises((RuntimeError, ConfigError)):
-        trainer.update(1, t.zeros(3, D + 1))
-    assert trainer.ae.k == K
-    for step in (50, 51, 69):
-        trainer.update(step, batch(step))
-        assert trainer.ae.threshold == -1, step
-    trainer.update(70, batch(70))
-    assert trainer.ae.threshold > 0

@@ -203,19 +203,6 @@ def test_what_has_fired_and_the_threshold_are_of_top_k_without_gates():
     assert t.equal(trainer.num_tokens_since_fired == 0, (f > 0).any(0))
 
 
-def test_while_k_is_annealed_what_has_fired_is_of_the_step_s_k():
-    trainer = made(lr=1e-9, k_anneal_steps=50)
-    x = data()
-    trainer.update(0, x)
-    pre = (x - trainer.ae.b_dec) @ trainer.ae.encoder.weight.T + trainer.ae.encoder.bias
-    fired = {
-        k: (pre.detach().topk(k).values[:, -1:] <= pre).logical_and(pre > 0).any(0)
-        for k in (trainer.k_annealing.at(0), K)
-    }
-    assert fired[D].sum() > fired[K].sum()
-    assert t.equal(trainer.num_tokens_since_fired == 0, fired[D])
-
-
 def test_upstreams_trainsae_takes_it_and_it_learns(tmp_path):
     common = {"steps": 300, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
     own = {"trainer": ProbabilisticTopKTrainer, "k": K, "warmup_steps": 5, "seed": 0, "lr": 5e-3}

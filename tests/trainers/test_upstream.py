@@ -178,15 +178,6 @@ def test_after_a_load_the_loaded_weights_are_restored():
     assert_same(weights_of(resumed), weights_of(saved))
 
 
-@pytest.mark.parametrize("architecture", ["top_k", "batch_top_k", "matryoshka"])
-def test_a_k_that_can_not_fall_stays(architecture):
-    assert built(architecture).config.get("k_anneal_steps") is None
-    annealed, steady = (built(architecture, k=D, **given) for given in ({"k_anneal_steps": 8}, {}))
-    for trainer in (annealed, steady):
-        trainer.update(3, batch(0))
-    assert_same(weights_of(annealed), weights_of(steady))
-
-
 # --- JumpReLU, against the paper's equations and upstream's trainer
 
 SETTINGS = {

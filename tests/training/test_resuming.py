@@ -36,7 +36,6 @@ from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
-from dictionary_learning_ext.config.sae import CONFIGS, option_names
 from dictionary_learning_ext.errors import (
     ConfigError,
     Interrupted,
@@ -63,8 +62,6 @@ def test_stopped_saes_end_as_if_they_had_not_been_stopped(run, tmp_path, monkeyp
     saes = {}
     for name, options in ({each: {} for each in TRAINED} | MORE).items():
         architecture = "vsae_top_k" if name in MORE else name
-        if "k_anneal_steps" in option_names(CONFIGS[architecture]):
-            options = {"k_anneal_steps": 54} | options
         saes[name] = sae_of(architecture, **options)
     run, base = replace(run, data_seed=3), Path(run.save_dir)
     whole = train(replace(run, save_dir=str(tmp_path / "whole")), saes)

@@ -88,7 +88,7 @@ def trainers(x: t.Tensor) -> None:
     VariationalTopKTrainer(20, 16, 32, 4)  # wrong
     print(vsae.update(0, x).item(), vsae.ae.encode(x))
     print(vsae.update(x))  # wrong
-    ProbabilisticTopKTrainer(20, 16, 32, 4, 0, "lm", temperature_start=2.0, k_anneal_steps=10)
+    ProbabilisticTopKTrainer(20, 16, 32, 4, 0, "lm", temperature_start=2.0)
     VAEaseTrainer(20, 16, 32, 0, "lm", gamma_init=0.1, active_gate=0.05, lr=1e-3, seed=0)
 
 
