@@ -19,6 +19,7 @@ FORMER = {
     "--compile": "leave it out; on CPUs the step is compiled anyway",
     "--k-anneal-steps": "leave it out; k stays",
     "--of-wandb": "wandb's own pages show its sweeps; `vsae sweep --results FOLDER` shows run folders",
+    "--threshold-twice": "leave it out; dictionary_learning's own JumpReluTrainer applies the threshold twice",
     "--preset quickstart": "run `vsae quickstart`",
 }
 

@@ -596,9 +596,6 @@ class JumpReLUConfig(SparsityWarmupOptions, SAEConfig):
     """Weight of the sparsity loss."""
     target_l0: Positive = 20.0
     """The number of active features aimed at."""
-    threshold_twice: bool = False
-    """Let thresholds learn from upstream's sparsity loss, which applies them twice, instead of the
-    JumpReLU paper's (dictionary_learning's issue 55)."""
 
 
 @dataclass(frozen=True, kw_only=True)

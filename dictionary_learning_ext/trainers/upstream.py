@@ -112,19 +112,10 @@ class CorrectedJumpReluTrainer(JumpReluTrainer):
     bandwidth above and below the threshold. Upstream applies the step function to f, which is 0 below the threshold
     (dictionary_learning's issue 55). So it only counts those above, and thresholds learn half as fast. The loss has
     the same value.
-
-    Arguments beyond upstream's:
-        threshold_twice: apply the threshold twice, as upstream does.
     """
-
-    def __init__(self, *args: Any, threshold_twice: bool = False, **options: Any):
-        super().__init__(*args, **options)
-        self.threshold_twice = threshold_twice
 
     def loss(self, x: t.Tensor, step: int, logging: bool = False, **_: Any) -> Any:
         """Upstream's loss with the corrected gradient for thresholds. Updates the dead-feature counters."""
-        if self.threshold_twice:
-            return super().loss(x, step, logging=logging)
         x = x.to(self.ae.W_enc.dtype)
         threshold_F = self.ae.threshold
         pre_BF = x @ self.ae.W_enc + self.ae.b_enc
@@ -146,8 +137,3 @@ class CorrectedJumpReluTrainer(JumpReluTrainer):
         self.num_tokens_since_fired += len(f_BF)
         self.num_tokens_since_fired[fired_F] = 0
         self.dead_features = int((self.num_tokens_since_fired > self.dead_feature_threshold).sum())
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Upstream's config, with its class names so that its readers load the SAE, plus `threshold_twice`."""
-        return super().config | {"threshold_twice": self.threshold_twice}

@@ -237,18 +237,5 @@ def test_the_loss_has_upstreams_value_and_counters():
     assert ours.dead_features == upstreams.dead_features
 
 
-def test_threshold_twice_is_upstreams_trainer_to_the_bit():
-    twice = jump_relu(CorrectedJumpReluTrainer, threshold_twice=True)
-    once, upstreams = jump_relu(CorrectedJumpReluTrainer), jump_relu(JumpReluTrainer)
-    for step in range(20):
-        for trainer in (twice, once, upstreams):
-            trainer.update(step, batch(step).double())
-    assert_same(weights_of(twice), weights_of(upstreams))
-    assert not t.equal(once.ae.threshold, upstreams.ae.threshold)
-
-
-def test_config_json_says_which_and_upstreams_readers_still_know_the_class():
-    for options in ({}, {"threshold_twice": True}):
-        config = built("jump_relu", **options).config
-        assert config["threshold_twice"] is bool(options)
-        assert config["trainer_class"] == "JumpReluTrainer"
+def test_upstreams_readers_know_the_class_in_config_json():
+    assert built("jump_relu").config["trainer_class"] == "JumpReluTrainer"
