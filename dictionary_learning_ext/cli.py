@@ -13,7 +13,7 @@ from .commands.bench import BENCH
 from .commands.cache import CACHE, HOOKS
 from .commands.export import EXPORT, PUSH
 from .commands.flags import Command, flags_of, parse
-from .commands.measure import COMPARE, EVAL, METRICS, REPRODUCE
+from .commands.measure import COMPARE, EVAL, REPRODUCE
 from .commands.quickstart import QUICKSTART
 from .commands.report import REPORT
 from .commands.sweep import SWEEP
@@ -26,7 +26,7 @@ from .training.processes import Processes, is_first_to_say, launched
 COMMANDS: dict[str, Command[Any]] = {
     each.name: each
     for each in (
-        *(TRAIN, EVAL, COMPARE, METRICS, REPRODUCE, REPORT, QUICKSTART),
+        *(TRAIN, EVAL, COMPARE, REPRODUCE, REPORT, QUICKSTART),
         *(SWEEP, HOOKS, CACHE, EXPORT, PUSH, BENCH),
     )
 }

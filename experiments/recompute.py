@@ -36,6 +36,9 @@ from typing import Any
 
 import numpy as np
 
+from dictionary_learning_ext.evaluation.metrics import METRICS
+from dictionary_learning_ext.evaluation.tables import markdown_table
+from dictionary_learning_ext.features.agreement import CODE_MEASURES, SHARES
 from dictionary_learning_ext.features.columns import guides_table
 from experiments.fading import study
 from experiments.index import EXPERIMENTS
@@ -410,7 +413,21 @@ DEFAULTS = {
 
 # --- the pages
 
+
+def defined(header: list[str], rows: list[tuple[str, ...]]) -> str:
+    """The guide's table of metrics or measures, each with its key in front."""
+    return f"\n{markdown_table(header, [(f'`{key}`', *cells) for key, *cells in rows])}\n"
+
+
 TABLES = {
+    "metrics": defined(
+        ["key", "column", "better", "what it is"],
+        [(m.key, m.label, m.better or "", m.definition) for m in METRICS.values()],
+    ),
+    "measures_of_seeds": defined(
+        ["key", "name", "what it is"],
+        [(m.key, m.label, m.definition) for m in (SHARES[0], *CODE_MEASURES)],
+    ),
     "numbers_of_features": guides_table(),
     "quickstart": """
 | features that come back | as a direction | in what they do | near-dead | FVE |

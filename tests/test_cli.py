@@ -114,8 +114,8 @@ def test_what_users_named_is_printed_without_control_characters(monkeypatch, cap
         print("wrote runs/\x1b[2Jmine\tand more")
         raise UserError("runs/a\nb: no such folder")
 
-    monkeypatch.setitem(COMMANDS, "metrics", replace(COMMANDS["metrics"], run=run))
-    assert main(["metrics"]) == 2
+    monkeypatch.setitem(COMMANDS, "quickstart", replace(COMMANDS["quickstart"], run=run))
+    assert main(["quickstart"]) == 2
     out, error = capsys.readouterr()
     assert out == "wrote runs/\\x1b[2Jmine\tand more\n"
     assert error == "vsae: runs/a\\nb: no such folder\n"

@@ -4,14 +4,12 @@ Each takes any SAE that can be named, see run_folder/sae_names.py.
 """
 
 import json
-import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config.checks import did_you_mean, require
+from ..config.checks import require
 from ..config.run import RunConfig
-from ..errors import UserError
 from .flags import FOLDERS, Command, positional
 
 _LARGEST = 10
@@ -110,7 +108,7 @@ class CompareFlags:
     """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:
     the most important ones, and which features come back where there are several seeds of a setting."""
     all: bool = False
-    """Show every metric. `vsae metrics` says what they mean."""
+    """Show every metric (see docs/metrics.md)."""
     json: bool = False
     """Print JSON instead: each folder's metrics.json. With --columns, only those metrics and what
     they were measured on."""
@@ -225,39 +223,6 @@ def _order(flags: ReproduceFlags) -> None:
     )
 
 
-@dataclass(frozen=True)
-class MetricsFlags:
-    """Say what each metric means."""
-
-    metrics: tuple[str, ...] = field(default=(), metadata=positional("[METRIC ...]"))
-    """Keys of metrics.json, e.g. fve. Default: all metrics."""
-
-
-def run_metrics(flags: MetricsFlags) -> None:
-    from ..evaluation.metrics import METRICS
-    from ..features.agreement import CODE_MEASURES, SHARES
-
-    about = {
-        each.key: (
-            f"{each.label}, of several seeds: the higher, the more they agree",
-            each.definition,
-        )
-        for each in (*SHARES, *CODE_MEASURES)
-    }
-    for metric in METRICS.values():
-        better = f", {metric.better} is better" if metric.better else ""
-        about[metric.key] = f"{metric.label}{better}", metric.definition
-    for key in flags.metrics or about:
-        if key not in about:
-            raise UserError(
-                f"no metric {key!r}{did_you_mean(key, about) or '; `vsae metrics` lists them'}"
-            )
-        title, definition = about[key]
-        print(f"{key} ({title})")
-        print(textwrap.fill(definition, 100, initial_indent="    ", subsequent_indent="    "))
-
-
 EVAL = Command("eval", EvalFlags, run_eval)
 COMPARE = Command("compare", CompareFlags, run_compare)
 REPRODUCE = Command("reproduce", ReproduceFlags, run_reproduce)
-METRICS = Command("metrics", MetricsFlags, run_metrics)

@@ -16,6 +16,7 @@ FORMER = {
     },
     "--cache-dir-size": "copy the cache to a folder, and give --activations FOLDER",
     "--verify": "copy a cache by `rsync --checksum`, which compares the files",
+    "metrics": "docs/metrics.md has the table",
     "--compile": "leave it out; on CPUs the step is compiled anyway",
     "--k-anneal-steps": "leave it out; k stays",
     "--of-wandb": "wandb's own pages show its sweeps; `vsae sweep --results FOLDER` shows run folders",

@@ -1,7 +1,6 @@
 """`vsae eval` and `vsae compare`: the whole commands."""
 
 import json
-import re
 import shutil
 
 import pytest
@@ -16,11 +15,6 @@ def measured(trained, tmp_path):
         metrics = {"fve": fve, "l0": 4.0, "tokens": 200, "measured_on": {"data": "x"}}
         (trained / name / "metrics.json").write_text(json.dumps(metrics))
     return [str(trained / "vsae"), str(trained / "top_k")]
-
-
-def test_metrics_are_explained_by_name(capsys):
-    assert main(["metrics", "l0", "fve"]) == 0
-    assert re.findall(r"^(\w+) \(", capsys.readouterr().out, re.M) == ["l0", "fve"]
 
 
 def test_the_columns_asked_for_and_what_differs(measured, capsys):

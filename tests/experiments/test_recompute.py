@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from dictionary_learning_ext.evaluation.metrics import METRICS
+from dictionary_learning_ext.features.agreement import CODE_MEASURES, SHARES
 from experiments import recompute
 
 NUMBERS = {"a.share": 0.7178, "a.fve": 0.89453}
@@ -44,3 +46,10 @@ def test_auc_is_sklearns():
     rng = np.random.default_rng(0)
     label_N, score_N = rng.random(50) < 0.3, rng.integers(0, 5, 50)
     assert recompute.auc(label_N, score_N) == pytest.approx(roc_auc_score(label_N, score_N))
+
+
+def test_the_guide_defines_every_metric():
+    page = (recompute.ROOT / "docs" / "metrics.md").read_text()
+    for metric in (*METRICS.values(), *SHARES, *CODE_MEASURES):
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| `{metric.key}` |"))
+        assert line.replace("\\|", "|").endswith(f"| {metric.definition} |")
