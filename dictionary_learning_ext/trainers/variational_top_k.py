@@ -36,8 +36,8 @@ from ..errors import ConfigError
 from .base import SamplingTopKTrainer, resolved
 from .dictionaries import FromState, TopKCode, require_scale, require_width
 from .kernels import compiled
+from .kernels import step as compiled_step
 from .kernels.select import top_k
-from .kernels.step import step as compiled_step
 from .parts import WHOLE, Part, of_part
 from .posterior import (
     GaussianPosterior,
@@ -202,9 +202,9 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         """
         k = int(self.k)
         is_plain = isinstance(mu, t.Tensor) and not mu.requires_grad  # and no proxy of nnsight's
-        if is_plain and compiled.serves(mu) and not (self.rectify and as_upstream):
-            flat_NF = mu.reshape(-1, self.dict_size)
-            values, indices = top_k(flat_NF, k, select_by=self.select_by)
+        by_value = self.select_by == "value" and not (self.rectify and as_upstream)
+        if is_plain and by_value and compiled.serves(mu):
+            values, indices = top_k(mu.reshape(-1, self.dict_size), k)
             shape = (*mu.shape[:-1], k)
             return TopKCode(values.view(shape), indices.view(shape))
         # nnsight's proxies can't be unpacked.
@@ -420,11 +420,10 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         self.kl_scale, self.noise_scale = objective.kl_scale, objective.noise_scale
         self.survival_target = objective.survival_target
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
-            if not self.part.is_split and compiled.serves(weights.W_enc_FD, objective.matmul_dtype):
-                terms, gradients = compiled_step(weights, objective, x)
-                for weight, gradient in zip(weights, gradients, strict=True):
-                    if weight is not None:
-                        weight.grad = gradient
+            if compiled_step.serves(weights, objective):
+                terms, gradients = compiled_step.step(weights, objective, x)
+                for weight, gradient in zip(weights[:4], gradients, strict=True):
+                    weight.grad = gradient
             else:
                 self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
                 terms = variational_loss(x, weights, objective)

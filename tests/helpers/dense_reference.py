@@ -22,7 +22,7 @@ def compiled_noise(
         rectify=False,
         matmul_dtype=t.float32,
     )
-    drawn = draw_batch(means, t.ones(()), None, Draw(n_features, noise_on, 1.0, generator))
+    drawn = draw_batch(means, t.ones(()), Draw(n_features, noise_on, 1.0, generator))
     if noise_on == "values":
         return drawn.values_BK
     return t.zeros(batch, n_features).scatter(1, drawn.indices_BK, drawn.values_BK)

@@ -327,7 +327,7 @@ def test_a_float64_step_is_the_float32_step_without_its_rounding(noise, rectify,
     """With the noise that the compiled form draws in float32."""
 
     def noise_of(mu, how):
-        return compiled_noise(*mu.shape, how.generator).double()
+        return compiled_noise(*mu.shape, how.generator).to(mu.dtype)
 
     monkeypatch.setattr(definition, "noise_of", noise_of)
     options = noise | {"rectify": rectify, "kl_schedule": "constant", "lr": 1e-2, "warmup_steps": 0}

@@ -53,9 +53,8 @@ class Noise(NamedTuple):
 class DrawnRows:
     """The tensors that the kernel writes for a batch; see `select.DrawnCode`."""
 
-    def __init__(self, batch: int, k: int, *, by_magnitude: bool):
+    def __init__(self, batch: int, k: int):
         self.k = k
-        self.by_magnitude = by_magnitude
         with t.inference_mode(False):  # other threads write to them
             self.indices_BK = t.empty(batch, k, dtype=t.int64)
             self.values_BK, self.mu_BK = t.empty(2, batch, k)
@@ -78,8 +77,7 @@ class DrawnRows:
         kernels.draw_rows(
             (products_BF.view(t.uint16) if is_bf16 else products_BF).detach().numpy(),
             bias_F.detach().numpy(),
-            self.by_magnitude,
-            std.detach().reshape(-1, std.shape[-1] if std.dim() else 1).numpy(),
+            std.detach().reshape(-1).numpy(),
             kernels.NOISE_CODES[noise.on],
             np.float32(noise.scale),
             _normal_values(),
@@ -104,10 +102,10 @@ class DrawnRows:
         return fired_F
 
 
-def top_k(values_BF: t.Tensor, k: int, *, by_magnitude: bool) -> tuple[t.Tensor, t.Tensor]:
+def top_k(values_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
     """See `select.top_k`."""
     batch, n_features = values_BF.shape
-    out, bias_F = DrawnRows(batch, k, by_magnitude=by_magnitude), t.zeros(n_features)
+    out, bias_F = DrawnRows(batch, k), t.zeros(n_features)
 
     def take(rows: slice) -> None:
         out.draw(rows, values_BF[rows], bias_F, t.zeros(()), Noise(None, 0.0, 0))
@@ -184,7 +182,7 @@ def _compiles(products: t.dtype) -> bool:
     try:
         with logging_compilation("the selection of features"):
             products_BF = t.zeros(1, 4, dtype=products)
-            noise, out = Noise("both", 1.0, 0), DrawnRows(1, 1, by_magnitude=False)
+            noise, out = Noise("both", 1.0, 0), DrawnRows(1, 1)
             out.draw(slice(0, 1), products_BF, t.zeros(4), t.ones(()), noise)
             group_by_feature(out.indices_BK, 4)
     except Exception as error:  # numba's errors are of many types, or it is missing

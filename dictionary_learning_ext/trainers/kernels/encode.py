@@ -1,23 +1,18 @@
-"""The encoder of a step: posterior means and learned log-variances, in blocks of rows.
+"""The encoder of a step: posterior means, in blocks of rows.
 
-    mu_BF          = W_enc (x - b_dec) + b_enc               (then ReLU if rectify)
-    log sigma^2_BF = W_var (x - b_dec) + b_var, clamped      (only a learned sigma)
+    mu_BF = W_enc (x - b_dec) + b_enc               (then ReLU if rectify)
 
 Without a ReLU, the means are never held as a B x F tensor: the KL over all features only needs their second moments,
 which follow from the D x D matrix C = E[(x - b_dec)(x - b_dec)^T]:
 
     dKL/dW_enc = (beta s / p^2) E[mu (x - b_dec)^T] = (beta s / p^2) (W_enc C + b_enc E[x - b_dec]^T)
-
-The KL's gradient at a learned log-variance is held as one B x F tensor.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch as t
 from torch.nn import functional
 
-from .memory import scratch
 from .products import all_products
 
 
@@ -89,110 +84,3 @@ class Moments(NamedTuple):
     """E[mu_i], its gradient at b_enc"""
     square_F: t.Tensor
     """E[mu_i^2]"""
-
-
-class BatchLogVariance:
-    """The log-variance of one batch.
-
-    Arguments:
-        centred_BD: x - b_dec.
-        weight_FD, bias_F: W_var and b_var.
-        limits: the lower and the upper limit of the log-variance.
-        prior_std: the prior's standard deviation, 0-dim.
-        matmul_dtype: see `BatchMeans`.
-        with_kl: whether the KL of all features and its gradient are needed.
-    """
-
-    def __init__(
-        self,
-        centred_BD: t.Tensor,
-        weight_FD: t.Tensor,
-        bias_F: t.Tensor,
-        limits: t.Tensor,
-        prior_std: t.Tensor,
-        *,
-        matmul_dtype: t.dtype,
-        with_kl: bool,
-    ):
-        self.weight_FD, self._bias_F = weight_FD, bias_F
-        self._limits, self._prior_std = limits, prior_std
-        self._operands = centred_BD.to(matmul_dtype), weight_FD.to(matmul_dtype)
-        self._kl_gradient_BF = None
-        if with_kl:
-            shape = (len(centred_BD), len(weight_FD))
-            self._kl_gradient_BF = scratch("kl_gradient", shape, matmul_dtype)
-
-    def of(self, rows: slice) -> "RowsLogVariance":
-        """The log-variance of some rows."""
-        x_BD, weight_FD = self._operands
-        products_BF = all_products("log_variance", x_BD[rows], weight_FD)
-        raw_BF = products_BF + self._bias_F
-        # On CPUs torch vectorises neither `clamp` by tensors nor operations that return or take bools.
-        lower, upper = self._limits
-        clamped_BF = raw_BF.minimum(upper).maximum(lower)
-        gradient_BF = None if self._kl_gradient_BF is None else self._kl_gradient_BF[rows]
-        return RowsLogVariance(
-            clamped_BF,
-            raw_BF.eq_(clamped_BF),
-            (0.5 * clamped_BF).exp_(),
-            self._prior_std,
-            gradient_BF,
-        )
-
-    def kl_outer(self) -> t.Tensor:
-        """The sum over rows of the outer product of dKL/d(log-variance) and x - b_dec: (F, D)."""
-        assert self._kl_gradient_BF is not None
-        return (self._kl_gradient_BF.t() @ self._operands[0]).to(self.weight_FD.dtype)
-
-
-class RowsLogVariance(NamedTuple):
-    """The log-variance of all features in some rows."""
-
-    clamped_BF: t.Tensor
-    is_inside_BF: t.Tensor
-    """1 where it was not clamped, else 0"""
-    std_BF: t.Tensor
-    prior_std: t.Tensor
-    kl_gradient_BF: t.Tensor | None
-    """where to write the KL's gradient at these rows' log-variance; None: not needed"""
-
-    def drawn(self, indices_BK: t.Tensor) -> "DrawnLogVariance":
-        """What the loss and its gradient need, given the selected features."""
-        kl_sum_F = gradient_sum_F = None
-        if self.kl_gradient_BF is not None:  # `variance_kl`, from the sigma that is there already
-            excess_BF = self.std_BF.square().div_(self.prior_std.square()).sub_(1)
-            log_ratio_BF = self.clamped_BF - 2 * self.prior_std.log()
-            kl_sum_F = (excess_BF - log_ratio_BF).sum(0) / 2
-            gradient_BF = excess_BF.mul_(self.is_inside_BF).div_(2)
-            gradient_sum_F = gradient_BF.sum(0)
-            self.kl_gradient_BF.copy_(gradient_BF)
-        return DrawnLogVariance(
-            self.clamped_BF.gather(1, indices_BK),
-            self.is_inside_BF.gather(1, indices_BK),
-            kl_sum_F,
-            gradient_sum_F,
-        )
-
-
-class DrawnLogVariance(NamedTuple):
-    """What the loss and its gradient need from the log-variance of some rows."""
-
-    selected_BK: t.Tensor
-    """the log-variance of each row's selected features"""
-    is_inside_BK: t.Tensor
-    """1 where it was not clamped, else 0"""
-    kl_sum_F: t.Tensor | None
-    """the sum over rows of `variance_kl`; None: not needed"""
-    kl_gradient_sum_F: t.Tensor | None
-    """the sum over rows of its derivatives"""
-
-    @classmethod
-    def joined(cls, parts: Sequence["DrawnLogVariance"]) -> "DrawnLogVariance":
-        """Concatenate the rows of several blocks, and add up their sums."""
-        selected, inside, *sums = zip(*parts, strict=True)
-        return cls(t.cat(selected), t.cat(inside), *map(_total, sums))
-
-
-def _total(parts: Sequence[t.Tensor | None]) -> t.Tensor | None:
-    tensors = [part for part in parts if part is not None]
-    return t.stack(tensors).sum(0) if tensors else None

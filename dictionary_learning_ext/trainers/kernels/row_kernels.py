@@ -35,8 +35,7 @@ _MOST_TRIES, _MOST_STALLED, _MOST_TIES = 24, 4, 4
 def draw_rows(
     products_BF,
     bias_F,
-    by_magnitude,
-    std_BF,
+    std_B,
     noise_on,
     noise_scale,
     values_of_normal,
@@ -57,9 +56,8 @@ def draw_rows(
     Arguments:
         products_BF: W_enc (x - b_dec); float32, or bfloat16 as uint16.
         bias_F: b_enc. The means are the sum of both.
-        by_magnitude: whether features are ranked by magnitude; see `PosteriorOptions.select_by`.
+        std_B: the noise's standard deviation before `noise_scale`: (B,), or (1,) for all rows.
         noise_on: one of `NOISE_CODES`.
-        std_BF: the noise's standard deviation before `noise_scale`: (B, F), (B, 1) or (1, 1).
         values_of_normal: 2^16 equally likely values of N(0, 1).
         key: 64 bits that seed the noise.
         first: the first row's position in the batch.
@@ -70,7 +68,6 @@ def draw_rows(
     bits_F = np.empty(n_features, np.uint32)
     mu_F = bits_F.view(np.float32)
     noisy_F, work = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
-    magnitude_F = np.empty(n_features if by_magnitude else 0, np.float32)
     places = np.empty(n_features + 1, np.int32)
     guess, mean_guess = np.float32(0.5), np.float32(0.5)
     for row in range(len(products_BF)):
@@ -82,29 +79,26 @@ def draw_rows(
         else:
             for j in range(n_features):
                 mu_F[j] = products_BF[row, j] + bias_F[j]
-        std_F = std_BF[row % len(std_BF)]
+        std = noise_scale * std_B[row % len(std_B)]
         row_key = mixed(key ^ mixed(np.uint64(first + row + 1) * GOLDEN))
         if noise_on in (_BOTH, _SELECTION):
-            _add_noise(mu_F, std_F, noise_scale, values_of_normal, row_key, noisy_F)
-            compared_F = _compared(noisy_F, by_magnitude, magnitude_F)
-            guess = _largest(compared_F, k, guess, places, work)
+            _add_noise(mu_F, std, values_of_normal, row_key, noisy_F)
+            guess = _largest(noisy_F, k, guess, places, work)
             for i in range(k):
                 mean = mu_F[places[i]]
                 indices_BK[row, i] = places[i]
                 mu_BK[row, i] = mean
                 values_BK[row, i] = mean if noise_on == _SELECTION else noisy_F[places[i]]
-            compared_F = _compared(mu_F, by_magnitude, magnitude_F)
-            threshold, n_equal = _threshold(compared_F, k, mean_guess, work)
+            threshold, n_equal = _threshold(mu_F, k, mean_guess, work)
             mean_guess = max(threshold, _LOWEST)
-            smallest_B[row] = _fire(compared_F, threshold, n_equal > 0, fired_F)
+            smallest_B[row] = _fire(mu_F, threshold, n_equal > 0, fired_F)
             survived = n_ties = 0
             for i in range(k):
-                survived += compared_F[places[i]] > threshold
-                n_ties += compared_F[places[i]] == threshold
+                survived += mu_F[places[i]] > threshold
+                n_ties += mu_F[places[i]] == threshold
             survived_B[row] = survived + min(n_ties, n_equal)
         else:
-            compared_F = _compared(mu_F, by_magnitude, magnitude_F)
-            guess = _largest(compared_F, k, guess, places, work)
+            guess = _largest(mu_F, k, guess, places, work)
             smallest = _INF
             for i in range(k):
                 mean = mu_F[places[i]]
@@ -112,17 +106,15 @@ def draw_rows(
                 mu_BK[row, i] = mean
                 values_BK[row, i] = mean
                 fired_F[places[i]] |= noise_on != _VALUES or mean != 0
-                compared = compared_F[places[i]]
-                if compared > 0:
-                    smallest = min(smallest, compared)
+                if mean > 0:
+                    smallest = min(smallest, mean)
             smallest_B[row] = smallest
             survived_B[row] = k
             if noise_on == _VALUES:
                 for i in range(k):
                     bits = mixed(row_key + np.uint64(i + 1) * GOLDEN)
                     noise = values_of_normal[np.int64(bits >> np.uint64(48))]
-                    std = std_F[0] if len(std_F) == 1 else std_F[places[i]]
-                    values_BK[row, i] += noise * (noise_scale * std)
+                    values_BK[row, i] += noise * std
 
 
 @njit(nogil=True, cache=True)
@@ -145,16 +137,6 @@ def group_by_feature(features_N, k, order_N, rows_N, starts_F):
 
 
 @njit(inline="always")
-def _compared(row_F, by_magnitude, magnitude_F):
-    """What features are ranked by: the row itself, or its magnitudes, written to `magnitude_F`."""
-    if not by_magnitude:
-        return row_F
-    for j in range(len(row_F)):
-        magnitude_F[j] = abs(row_F[j])
-    return magnitude_F
-
-
-@njit(inline="always")
 def mixed(word):
     """splitmix64's output function."""
     word = (word ^ (word >> np.uint64(30))) * _MIX_1
@@ -163,16 +145,14 @@ def mixed(word):
 
 
 @njit(inline="always")
-def _add_noise(mu_F, std_F, scale, values_of_normal, key, out_F):
-    has_one_std = len(std_F) == 1
+def _add_noise(mu_F, std, values_of_normal, key, out_F):
     for word in range((len(mu_F) + 3) // 4):
         bits = mixed(key + np.uint64(word + 1) * GOLDEN)
         for part in range(4):
             j = 4 * word + part
             if j < len(mu_F):
                 chosen = np.int64((bits >> np.uint64(16 * part)) & np.uint64(0xFFFF))
-                std = std_F[0] if has_one_std else std_F[j]
-                out_F[j] = mu_F[j] + values_of_normal[chosen] * (scale * std)
+                out_F[j] = mu_F[j] + values_of_normal[chosen] * std
 
 
 @njit(inline="always")

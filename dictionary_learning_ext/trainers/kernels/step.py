@@ -5,31 +5,44 @@
 Only the encoder and the selection of the K largest go through B x F numbers, in blocks of rows
 (`select.py`). The reconstruction and its gradient use K values per row (`products.py`). The KL over all
 features, and its gradient at mu, come from second moments of the batch (`encode.py`). A B x F tensor is only held
-for a ReLU, for the KL's gradient at a learned log-variance, and where dense products with the code are faster.
+for a ReLU, and where dense products with the code are faster. A learned sigma and selection by magnitude have no compiled
+step: `trainers/step.py` runs them.
 """
 
 from typing import NamedTuple
 
 import torch as t
 
-from ..posterior import point_kl, variance_kl
+from ..posterior import point_kl
 from ..step import LossTerms, MeanSelection, StepObjective, Weights, row_variance
-from .encode import BatchLogVariance, BatchMeans, Moments
+from . import compiled
+from .encode import BatchMeans, Moments
 from .products import Code, DenseCode, SparseCode, SubsetCode, top_k_code
 from .select import DrawnCode, draw_batch, top_k
+
+
+def serves(weights: Weights, objective: StepObjective) -> bool:
+    """Whether `step` can take this step."""
+    settings = objective.settings
+    return (
+        not objective.part.is_split
+        and settings.posterior != "learned"
+        and settings.select_by == "value"
+        and compiled.serves(weights.W_enc_FD, objective.matmul_dtype)
+    )
 
 
 @t.no_grad()
 def step(
     weights: Weights, objective: StepObjective, x_BD: t.Tensor
-) -> tuple[LossTerms, tuple[t.Tensor | None, ...]]:
+) -> tuple[LossTerms, tuple[t.Tensor, ...]]:
     """The terms of `variational_loss`, and the gradients of the loss at `weights`.
 
     Draws noise from the objective's generator, with the same distribution as `variational_loss` but other values. A
     KL with weight 0 is not computed, and is 0 in the terms.
 
     Arguments:
-        weights, x_BD: float32 on a CPU, where `compiled.serves` is true.
+        weights, x_BD: float32 on a CPU, where `serves` is true.
     """
     settings = objective.settings
     centred_BD = x_BD - weights.b_dec_D
@@ -41,19 +54,7 @@ def step(
         matmul_dtype=objective.matmul_dtype,
     )
     has_all_kl = settings.kl_scope == "all" and objective.kl_weight != 0
-    log_var = None
-    if weights.W_var_FD is not None and weights.b_var_F is not None:
-        assert objective.log_var_limits is not None
-        log_var = BatchLogVariance(
-            centred_BD,
-            weights.W_var_FD,
-            weights.b_var_F,
-            objective.log_var_limits,
-            t.tensor(settings.prior_std),
-            matmul_dtype=objective.matmul_dtype,
-            with_kl=has_all_kl,
-        )
-    draw = draw_batch(means, objective.sigma, log_var, objective.draw)
+    draw = draw_batch(means, objective.sigma, objective.draw)
     W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
     code = top_k_code(draw.indices_BK, len(W_dec_FD), objective.matmul_dtype)
     error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
@@ -72,7 +73,7 @@ def step(
         auxk_loss = auxk.loss
     loss = l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss
     terms = LossTerms(loss, l2_loss, kl_loss, auxk_loss, *found)
-    forward_pass = _ForwardPass(means, log_var, draw, code, error_BD, moments, auxk)
+    forward_pass = _ForwardPass(means, draw, code, error_BD, moments, auxk)
     return terms, _gradients(forward_pass, weights, objective)
 
 
@@ -80,7 +81,6 @@ class _ForwardPass(NamedTuple):
     """What the gradients need from the forward pass."""
 
     means: BatchMeans
-    log_var: BatchLogVariance | None
     draw: DrawnCode
     code: SparseCode | DenseCode
     error_BD: t.Tensor
@@ -96,22 +96,17 @@ def _batch_kl(moments: Moments | None, draw: DrawnCode, objective: StepObjective
     Arguments:
         moments: of the means of all features. None: the KL of the selected features.
     """
-    prior_std, log_var = objective.settings.prior_std, draw.log_var
+    prior_std = objective.settings.prior_std
     if moments is None:
         kl_BK = point_kl(draw.mu_BK, prior_std)
-        if log_var is not None:
-            kl_BK = kl_BK + variance_kl(log_var.selected_BK, prior_std)
         return kl_BK.sum(-1).mean() + objective.k * objective.kl_of_sigma
-
     kl_F = moments.square_F / (2 * prior_std**2)
-    if log_var is not None and log_var.kl_sum_F is not None:
-        kl_F = kl_F + log_var.kl_sum_F / len(draw.smallest_B)
     return kl_F.sum() + len(kl_F) * objective.kl_of_sigma
 
 
 def _gradients(
     forward_pass: _ForwardPass, weights: Weights, objective: StepObjective
-) -> tuple[t.Tensor | None, ...]:
+) -> tuple[t.Tensor, ...]:
     """The loss's gradients at each of `weights`.
 
     With I the K selected features of a row and e = x_hat - x:
@@ -131,8 +126,7 @@ def _gradients(
     grad_W_dec_FD = e.code.outer(e.draw.values_BK, grad_hat_BD)
     if aux_grad_W_dec_FD is not None:
         grad_W_dec_FD = aux_grad_W_dec_FD.add_(grad_W_dec_FD)
-    # The KL's gradient is mu / p^2 at mu and (sigma^2 / p^2 - 1) / 2 at log_var, times its weight, for the selected
-    # features or for all.
+    # The KL's gradient at mu is mu / p^2, times its weight, for the selected features or for all.
     grad_mu_BK = grad_values_BK
     if objective.settings.kl_scope == "selected":
         kl_weight = objective.kl_weight / prior_std.square()
@@ -152,38 +146,7 @@ def _gradients(
         grad_W_enc_FD = code.outer(grad_BK, centred_BD).add_(grad_W_enc_FD)
         grad_b_enc_F.scatter_add_(0, code.indices_BK.flatten(), grad_BK.flatten())
     grad_b_dec_D = grad_hat_BD.sum(0) - grad_b_enc_F @ W_enc_FD
-
-    grad_W_var_FD = grad_b_var_F = None
-    if e.log_var is not None:
-        grad_W_var_FD, grad_b_var_F = _log_var_gradients(e, grad_values_BK, objective)
-        grad_b_dec_D = grad_b_dec_D - grad_b_var_F @ e.log_var.weight_FD
-    return (
-        grad_W_enc_FD, grad_b_enc_F, grad_W_dec_FD.t(), grad_b_dec_D, grad_W_var_FD, grad_b_var_F,
-    )  # fmt: skip
-
-
-def _log_var_gradients(
-    e: _ForwardPass, grad_values_BK: t.Tensor, objective: StepObjective
-) -> tuple[t.Tensor, t.Tensor]:
-    """The loss's gradients at W_var and b_var."""
-    assert e.log_var is not None
-    assert e.draw.log_var is not None
-    batch, drawn = len(e.error_BD), e.draw.log_var
-    selected_BK = t.zeros_like(grad_values_BK)
-    if objective.settings.noise_on != "selection":  # dz / dlog_var = sigma eps tau / 2
-        selected_BK = grad_values_BK * (e.draw.values_BK - e.draw.mu_BK) / 2
-    if objective.settings.kl_scope == "selected":
-        excess_BK = drawn.selected_BK.exp() / t.tensor(objective.settings.prior_std).square() - 1
-        selected_BK = selected_BK + excess_BK * (objective.kl_weight / (2 * batch))
-    selected_BK = selected_BK * drawn.is_inside_BK
-    grad_W_FD = e.code.outer(selected_BK, e.means.centred_BD)
-    grad_b_F = t.zeros_like(grad_W_FD[:, 0])
-    grad_b_F.scatter_add_(0, e.code.indices_BK.flatten(), selected_BK.flatten())
-    if drawn.kl_gradient_sum_F is not None:
-        factor_F = t.full_like(grad_b_F, objective.kl_weight / batch)
-        grad_W_FD.addcmul_(e.log_var.kl_outer(), factor_F[:, None])
-        grad_b_F.addcmul_(drawn.kl_gradient_sum_F, factor_F)
-    return grad_W_FD, grad_b_F
+    return grad_W_enc_FD, grad_b_enc_F, grad_W_dec_FD.t(), grad_b_dec_D
 
 
 class AuxKLoss(NamedTuple):
@@ -211,10 +174,8 @@ class AuxKLoss(NamedTuple):
         k_aux = min(objective.top_k_aux, len(dead))
         if k_aux == 0:
             return None
-        how = {"rectified": means.rectify, "select_by": objective.settings.select_by}
-        values_BK, places_BK = top_k(means.of(dead), k_aux, **how)
-        if objective.settings.select_by == "value":
-            values_BK = values_BK.clamp_(min=0)
+        values_BK, places_BK = top_k(means.of(dead), k_aux, rectified=means.rectify)
+        values_BK = values_BK.clamp_(min=0)
         code = SubsetCode(places_BK, dead, len(dead_F), objective.matmul_dtype, name="aux_code")
         aux_error_BD = code.combine(values_BK, W_dec_FD) + error_BD
         residual_variance = row_variance(error_BD)
