@@ -21,11 +21,14 @@ from .tensors import read_state_dict, save_tensors, shapes_of
 def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:
     """A copy of a dictionary that takes raw activations, which training divided by `norm_factor`.
 
-    If the factor is 1, it is the dictionary itself.
+    If the factor is 1, it is the dictionary itself. One whose parameters are in bfloat16 is always copied, to float32.
     """
-    if norm_factor == 1.0:
+    is_narrow = next(dictionary.parameters()).dtype == t.bfloat16
+    if norm_factor == 1.0 and not is_narrow:
         return dictionary
     dictionary = copy.deepcopy(dictionary)
+    if is_narrow:
+        dictionary.float()
     dictionary.scale_biases(norm_factor)  # pyright: ignore[reportCallIssue]
     return dictionary
 

@@ -164,6 +164,7 @@ class VSAETopKTrainer(SamplingTrainer, SAETrainer):
     Arguments beyond upstream's:
         options: see `VSAEAsPublishedConfig`. beta is its kl_coeff.
         dtype: with "bfloat16", parameters, gradients and Adam's moments are in bfloat16 too, as there; sums are in float32.
+            Weights are saved in float32.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
