@@ -354,7 +354,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
     ae: Any
     settings: Any
     dtype: Dtype
-    counts = ("num_tokens_since_fired", "tokens_trained")
+    counts = ("num_tokens_since_fired", "tokens_trained", "dead_features")
     optimizer: UnitNorm
     dead_features: Any
 

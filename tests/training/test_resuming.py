@@ -65,10 +65,10 @@ def test_stopped_saes_end_as_if_they_had_not_been_stopped(run, tmp_path, monkeyp
         saes[name] = sae_of(architecture, **options)
     run, base = replace(run, data_seed=3), Path(run.save_dir)
     whole = train(replace(run, save_dir=str(tmp_path / "whole")), saes)
-    for step in (23, 41):
+    for step in (23, 42):  # a step is logged at 42
         stopped_at(step, monkeypatch)
         with pytest.raises(Interrupted, match=rf"SIGINT at step {step}; .*--resume {base}"):
-            resumed(base) if step == 41 else train(run, saes)
+            resumed(base) if step == 42 else train(run, saes)
         assert {steps_of(base / name)[-1] for name in saes} == {step}
     resumed(base)
     for name in saes:
