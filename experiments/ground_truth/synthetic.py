@@ -320,7 +320,7 @@ class _Inputs(Inputs):
         super().__init__(*given, **options)
 
     def _find(self, hooks: list[str]) -> None:
-        width = self._model.drawn.feature_dict.feature_vectors.shape[1]
+        width: int = self._model.drawn.feature_dict.feature_vectors.shape[1]
         self.widths = dict.fromkeys(hooks, width)
 
     def hashes(self) -> dict[str, str]:
