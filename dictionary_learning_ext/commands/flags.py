@@ -161,7 +161,7 @@ def parse(command: Command[F], args: list[str]) -> F:
         needed = [one for name, one in options.items() if one.default is MISSING]
         if missing := [one for one in needed if one.name not in changes]:
             raise FlagError(
-                f"expected {' and '.join(f'{one.flag}, {_expected(one.hint)}' for one in missing)}"
+                f"expected {' and '.join(f'{one.flag}, {_expected(one)}' for one in missing)}"
             )
     except FlagError as error:
         raise FlagError(f"{error} (see `vsae {command.name} --help`)", name=error.name) from error
@@ -365,7 +365,7 @@ def _converted(option: _Option, words: list[str], several: str = "") -> Any:
     """Convert a flag's words to its value. Raises FlagError for a wrong word."""
     name, kind = option.name, _kind(option.hint)
     if not words and kind is not bool:
-        raise FlagError(f"{option.flag}: expected {_expected(option.hint)} after it", name=name)
+        raise FlagError(f"{option.flag}: expected {_expected(option)} after it", name=name)
     if [word.lower() for word in words] == [NONE]:
         if name in _WITH_ITS_OWN_NONE or NONE in get_args(kind):
             return NONE
@@ -381,7 +381,7 @@ def _converted(option: _Option, words: list[str], several: str = "") -> Any:
         ask = former_setting(name, given) or did_you_mean(given, choices)
         if "," in given and kind in (int, float) and several:
             ask = "; " + several.format(name=name, values=given)
-        said = f"{option.flag} {in_shell(*words)}: expected {_expected(option.hint)}{ask}"
+        said = f"{option.flag} {in_shell(*words)}: expected {_expected(option)}{ask}"
         raise FlagError(said, name=name) from error
 
 
@@ -433,14 +433,14 @@ def _kind(hint: Any) -> Any:
     return kind
 
 
-def _expected(hint: Any) -> str:
-    """A type in words, for messages."""
-    kind = _kind(hint)
+def _expected(option: _Option) -> str:
+    """The type of a flag's value in words, for messages."""
+    kind = _kind(option.hint)
     if get_origin(kind) is tuple:
         (kind, *_) = get_args(kind)
         if kind is float:
             return "numbers separated by spaces, e.g. 0.25 0.75"
-    is_optional = kind in (int, float) and NoneType in get_args(hint)
+    is_optional = kind in (int, float) and option.nothing is not MISSING
     return described(kind) + (", or none" if is_optional else "")
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from unittest.mock import patch
 
 from dictionary_learning_ext import RunConfig, train
-from dictionary_learning_ext.config.sae import VSAETopKConfig
+from dictionary_learning_ext.config.sae import sae_settings
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.training.processes import join
 from dictionary_learning_ext.training.sae_run import SAERun
@@ -33,7 +33,9 @@ def train_each(saes, runs):
         runs: of each its settings (`run`), the names of its SAEs if they aren't all (`only`), the folder of the run that
             it continues (`continues`), and the step in which a signal to rank 1 stops it (`stops_at`).
     """
-    saes = {name: VSAETopKConfig(**sae) for name, sae in saes.items()}
+    saes = {
+        name: sae_settings(sae.get("architecture", "vsae_top_k"), sae) for name, sae in saes.items()
+    }
     processes = join()
     for given in runs:
         run, continues = RunConfig(**given["run"]), given.get("continues")

@@ -16,6 +16,7 @@ from dictionary_learning_ext.config.sae import (
     TopKConfig,
     VSAEConfig,
     VSAETopKConfig,
+    sae_settings,
 )
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.run_folder.files import divided
@@ -58,7 +59,7 @@ def furthest(folder, other):
 def in_one_part(run):
     """The folder of a run that is split into one part, in this process."""
     run = at(run, "one", split=1)
-    return train(run, {"sae": VSAETopKConfig(**SAE)})["sae"]
+    return train(run, {"sae": sae_settings("vsae_top_k", SAE)})["sae"]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,11 @@ def test_a_stopped_run_is_continued_in_one_process(in_four_processes, in_one_par
     stopped = in_four_processes["stopped"]
     run = at(stopped, "in_one", split=1)
     shutil.copytree(stopped.save_dir, run.save_dir)
-    folder = train(run, {n: VSAETopKConfig(**sae) for n, sae in SAES.items()}, resume=True)["vsae"]
+    folder = train(
+        run,
+        {n: sae_settings(sae.get("architecture", "vsae_top_k"), sae) for n, sae in SAES.items()},
+        resume=True,
+    )["vsae"]
     assert furthest(folder, in_one_part) <= 1e-6
 
 
@@ -109,14 +114,14 @@ def test_a_stopped_run_is_continued_in_one_process(in_four_processes, in_one_par
 @pytest.mark.commands
 def test_a_point_that_lacks_a_part_is_skipped(run, caplog):
     run = at(run, "damaged", split=1)
-    folder = train(run, {"sae": VSAETopKConfig(**SAE)})["sae"]
+    folder = train(run, {"sae": sae_settings("vsae_top_k", SAE)})["sae"]
     before = load_dictionary(folder)[0].state_dict()
     assert steps_of(folder) == [40, 60]
     for part in divided(folder, 60).glob("*.distcp"):
         part.write_bytes(part.read_bytes()[:-1])
     (folder / "ae.pt").unlink()
     (folder / "metrics.json").unlink()
-    train(run, {"sae": VSAETopKConfig(**SAE)}, resume=True)
+    train(run, {"sae": sae_settings("vsae_top_k", SAE)}, resume=True)
     assert "step_00000060.parts" in caplog.text
     after = load_dictionary(folder)[0].state_dict()
     assert all(t.equal(after[name], value) for name, value in before.items())
