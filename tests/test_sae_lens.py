@@ -367,7 +367,7 @@ def test_what_it_saves_is_a_topk_that_both_libraries_load(embedded, tmp_path, mo
     saved = json.loads((folder / "cfg.json").read_text())
     assert saved["architecture"] == "topk"
     assert saved["metadata"]["training_architecture"] == "vsae_top_k"
-    assert saved["metadata"]["training_architecture_details"]["noise_on"] == "selection"
+    assert saved["metadata"]["training_architecture_details"]["settings"]["noise_on"] == "selection"
 
     x = t.randn(64, 128, generator=t.Generator().manual_seed(0)) * 3
     theirs, (ours, _) = sae_lens.SAE.load_from_disk(folder), load_dictionary(folder)
