@@ -82,7 +82,7 @@ def test_quickstart_ends_with_the_answer_and_what_to_try_next(quickstart_run):
         assert settings["hook"] == "blocks.2.hook_resid_post", "a middle layer"
         assert settings["activations"] == str(FOLDER / "cache"), "the language model runs once"
         assert settings["max_norm_multiple"] == 10.0, "as recommended has"
-    assert re.search(r"^TopK +\d+\.\d% +(-|\d+\.\d%) +(-|\d+\.\d%) +(-|-?\d\.\d+)$", out, re.M)
+    assert re.search(r"^TopK +\d+\.\d% +(-|\d+\.\d%) +(-|\d\.\d+) +(-|-?\d\.\d+)$", out, re.M)
     vsae, top_k = (f"{reproducibility_of(folder / FOLDER, one):.0%}" for one in ("vsae", "top_k"))
     said = " ".join(out.split())
     assert f"{vsae} of vSAE features come back as a direction" in said
