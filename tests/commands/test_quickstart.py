@@ -9,7 +9,7 @@ from pathlib import Path
 from signal import SIGINT
 
 import pytest
-from interrupted_runs import Killed
+from interrupted_runs import killed_at_the_first_update
 
 from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.activations.stored import open_stored
@@ -162,13 +162,8 @@ def test_a_killed_one_continues(quickstart_run, quick_report, tmp_path, monkeypa
     """Killed before a resume point of its first seed."""
     monkeypatch.chdir(tmp_path)
 
-    def dies(*_):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SAERun, "update", dies)
-        with pytest.raises(Killed):
-            main(SHORT)
+    with killed_at_the_first_update():
+        main(SHORT)
     assert main(SHORT) == 0
     for name in NAMES:
         whole = quickstart_run[0] / FOLDER / name / "ae.pt"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch as t
-from interrupted_runs import Killed
+from interrupted_runs import killed_at_the_first_update
 from small_commands import content, refused, settings_of
 
 from dictionary_learning_ext.activations.cache_manifest import read_manifest
@@ -21,7 +21,6 @@ from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import FlagError
 from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.training import loop
-from dictionary_learning_ext.training.sae_run import SAERun
 
 
 def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_worth(
@@ -241,19 +240,14 @@ def test_a_run_that_resumes_says_where_it_continues(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_run_killed_before_its_first_resume_point_continues(name, small, tmp_path, monkeypatch):
+def test_a_run_killed_before_its_first_resume_point_continues(name, small, tmp_path):
     """By the same command, to the weights of a run that was not killed."""
     small = ["train", "--preset", name, "--hook", "blocks.0.hook_resid_post", *small]
     whole = [*small, f"--save-dir={tmp_path / 'whole'}"]
     assert main(whole) == 0
 
-    def dies(*_):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SAERun, "update", dies)
-        with pytest.raises(Killed):
-            main(small)
+    with killed_at_the_first_update():
+        main(small)
     assert main(small) == 0
     killed, undisturbed = (tmp_path / name / "ae.pt" for name in ("run", "whole"))
     assert killed.read_bytes() == undisturbed.read_bytes()

@@ -67,6 +67,19 @@ def stopped_at(step, monkeypatch):
     monkeypatch.setattr(SAERun, "update", update)
 
 
+@contextlib.contextmanager
+def killed_at_the_first_update():
+    """What runs in it must reach a training step, and dies there."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def dies(*_):
+            raise Killed
+
+        patch.setattr(SAERun, "update", dies)
+        with pytest.raises(Killed):
+            yield
+
+
 def a_point(step=0, **known):
     """A resume point of which only this much matters."""
     empty = {"settings": {}, "trainer": {}, "scale": Scale(1.0, 1.0), "batches": {}}
