@@ -3,6 +3,7 @@
 import difflib
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -37,12 +38,12 @@ class Range(NamedTuple):
     """What to do about a number outside of it."""
 
 
-class Follows:
+class Follows(ABC):
     """A default that isn't known before the run or other settings are: see sae.py."""
 
+    @abstractmethod
     def value(self, sae: Any, steps: int) -> Any:
         """The default, given the other settings of an SAE and the steps of its run."""
-        raise NotImplementedError
 
 
 Count = Annotated[int, Range("at least 1", lambda n: n >= 1)]

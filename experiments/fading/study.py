@@ -40,7 +40,7 @@ LRS = (4e-3,)
 TRUTH_LR = 2e-3
 """The best rate of every arm in the study of the dose."""
 STEPS = {"1.0M": 4_000, "2.0M": 8_000, "4.1M": 16_000}
-"""Of batches of 256."""
+"""Training steps by tokens; a batch has 256 tokens."""
 FIRST = (TOP_K, RECOMMENDED, "fixed 0.3 until 0.25")
 FVE_BELOW, TRUTH_BELOW, AHEAD = 0.0005, 0.01, 0.05
 NOISY, AFTER = 1_000, (0, 3_000, 9_000)

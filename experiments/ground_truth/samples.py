@@ -23,7 +23,7 @@ from experiments.stages import Page, Stages
 
 PAIRS = 256
 BATCHES = {"SAELens": 10, "ours": 100}
-"""Of 1,024 samples, in a turn."""
+"""How many batches of 1,024 samples each draws in a turn."""
 BATCH = 1024
 LEAST = 25
 """Expected firings in the smaller number of samples; rarer ones aren't normally distributed, and not compared."""
@@ -73,7 +73,7 @@ class Counted:
 
 
 def deviations(one: t.Tensor, n_one: int, other: t.Tensor, n_other: int) -> t.Tensor:
-    """Of two counts of the same events, how many standard errors their shares differ, without the rare ones."""
+    """How many standard errors the shares of two counts of the same events differ by, without the rare events."""
     share = (one + other) / (n_one + n_other)
     error = (share * (1 - share) * (1 / n_one + 1 / n_other)).sqrt()
     return ((one / n_one - other / n_other) / error)[share * min(n_one, n_other) >= LEAST]

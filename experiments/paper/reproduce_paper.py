@@ -46,7 +46,7 @@ from experiments.trained_saes import (
 
 SEEDS, EVAL_TOKENS = (0, 1, 2, 3, 4), 20_000
 SCORES = ("activation", "random", "in_text")
-"""Of synthesised tokens: at the last of them, the best of random ones, and the largest in the text."""
+"""Activations of the feature: at the last synthesised token, the best at random tokens, and the largest in the text."""
 BENCHED = 8
 """F/k of SCR and TPP by default, at F = 4D: the paper's k = 256."""
 MODELS: dict[str, dict[str, Any]] = {

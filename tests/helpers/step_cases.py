@@ -17,11 +17,11 @@ class Case(NamedTuple):
     """One setting of everything that a step tells apart."""
 
     options: dict[str, Any]
-    """of the SAE"""
+    """The settings of the SAE."""
     aux: bool
-    """whether AuxK has dead features"""
+    """Whether AuxK has dead features."""
     form: str
-    """of the products with codes"""
+    """How products with codes are computed: "sparse" or "dense"."""
     dtype: str
 
     @classmethod
