@@ -24,12 +24,10 @@ from .errors import ConfigError
 from .trainers.base import DeadWatch, set_to_median
 from .trainers.optimizers import column_norms, project_out_parallel
 from .trainers.posterior import (
-    first_sigma,
     fixed_variance_kl,
     noise_to_signal,
-    sigma_factor,
 )
-from .trainers.step import StepObjective, Weights, code_by_mean, variational_loss
+from .trainers.step import StepObjective, Weights, variational_loss
 from .trainers.variational_top_k import VariationalTopKAutoEncoder, warn_of_noise
 
 try:
@@ -219,8 +217,6 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         """The generator's state in a checkpoint, until the next step."""
         zeros_F = t.zeros(cfg.d_sae, dtype=t.long, device=self.device)
         self.register_buffer("tokens_since_fired", zeros_F)
-        # Both follow from activations: what `survival` controls, and the unit of AuxK's weight.
-        self.register_buffer("sigma", t.ones((), device=self.device, dtype=self.dtype))
         self.register_buffer("mean_squared_norm", t.ones((), device=self.device, dtype=self.dtype))
         self._dead_watch = DeadWatch()
 
@@ -281,9 +277,6 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         with t.autocast(x.device.type, enabled=False):
             terms = variational_loss(x, self._weights(), objective)
         self.tokens_since_fired = terms.tokens_since_fired_F
-        if objective.survival_target is not None:
-            factor = sigma_factor(terms.survival, objective.survival_target, terms.loss.detach())
-            self.sigma.mul_(factor)
         with t.no_grad():
             feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
             sae_out = self.decode(feature_acts)
@@ -321,11 +314,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         is_scaled = cfg.normalize_activations != "none"
         energy = float(cfg.d_in) if is_scaled else float(x.square().sum(-1).mean())
         self.mean_squared_norm.fill_(energy)
-        if self.settings.is_controlled:
-            with t.no_grad():
-                values_BK = code_by_mean(x, self._weights(), self._objective(0, x)).values
-                self.sigma.copy_(first_sigma(values_BK.square().mean()))
-        elif self.settings.posterior != "point" and self.settings.noise_anneal_steps is None:
+        if self.settings.posterior != "point" and self.settings.noise_anneal_steps is None:
             variance = math.exp(self.settings.log_var_init) if self._is_learned else cfg.sigma**2
             ratio = noise_to_signal(cfg.k, variance, float(x.square().sum(-1).mean()))
             fading = f"noise_anneal_steps={max(1, cfg.steps // 2)}"
@@ -334,7 +323,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
     def _objective(self, step: int, x: t.Tensor) -> StepObjective:
         settings, device = self.settings, x.device.type
         threshold = settings.dead_feature_threshold
-        has_sigma = settings.posterior == "fixed" and not settings.is_controlled
+        is_fixed = settings.posterior == "fixed"
         counts = step * len(x), (step + 1) * len(x), self.tokens_since_fired
         may_be_dead = self._dead_watch.may_be_dead
         has_auxk = settings.auxk_alpha > 0 and may_be_dead(step, *counts, threshold)
@@ -343,14 +332,14 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             step,
             settings,
             kl_of_sigma=fixed_variance_kl(self._fixed_sigma, settings.prior_std)
-            if has_sigma
+            if is_fixed
             else 0.0,
             k=self.cfg.k,
             auxk_alpha=settings.auxk_alpha * float(self.mean_squared_norm) if has_auxk else 0.0,
             top_k_aux=self.cfg.d_in // 2,
             dead_feature_threshold=threshold,
             matmul_dtype=t.get_autocast_dtype(device) if is_autocast else x.dtype,
-            sigma=x.new_full((), self._fixed_sigma) if has_sigma else self.sigma,
+            sigma=x.new_full((), self._fixed_sigma if is_fixed else 0.0),
             log_var_limits=x.new_tensor(LOG_VAR_LIMITS) if self._is_learned else None,
             tokens_since_fired_F=self.tokens_since_fired,
             generator=self._generator(x.device),
@@ -404,7 +393,6 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         if self._is_learned:
             self.W_var.mul_(scaling_factor)
             self.b_var.sub_(2 * math.log(scaling_factor))
-        self.sigma.div_(scaling_factor)
         self.mean_squared_norm.div_(scaling_factor**2)
         settings = self.settings
         if settings.noise.kind == "noise_to_signal":  # in units that are gone

@@ -51,29 +51,6 @@ class Experiment:
 
 EXPERIMENTS = (
     Experiment(
-        "dose.embedded",
-        "How much noise brings features back, at which reconstruction?",
-        minutes="900",
-        stages=("train", "tables", "search", "confirm"),
-        needs="a cache of activations, see experiments/reproducibility/PROTOCOL.md; the raw results of dose.truth",
-        pages=("dose_embedded.md",),
-    ),
-    Experiment(
-        "dose.truth",
-        "How much noise, and which AuxK, keeps the true features?",
-        minutes="300",
-        stages=("train", "tables"),
-        pages=("dose_truth.md",),
-    ),
-    Experiment(
-        "fading.study",
-        "Does noise that ends in time bring features back at the default length, and cost nothing?",
-        minutes="200",
-        stages=("train", "tables"),
-        needs="a cache of activations, see experiments/reproducibility/PROTOCOL.md",
-        pages=("fading_embedded.md", "fading_truth.md"),
-    ),
-    Experiment(
         "paper.reproduce_paper",
         "At equal k, does the paper's vSAE do what the paper says, claim by claim?",
         minutes="179",

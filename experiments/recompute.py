@@ -40,7 +40,6 @@ from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.evaluation.tables import markdown_table
 from dictionary_learning_ext.features.agreement import CODE_MEASURES, SHARES
 from dictionary_learning_ext.features.columns import guides_table
-from experiments.fading import study
 from experiments.index import EXPERIMENTS
 from experiments.pages import with_tables
 
@@ -210,9 +209,30 @@ def fading() -> Found:
         name = stage.partition(", lr")[0].replace(" ", "_").replace(".", "_")
         for place, setting in FADED.items():
             for key, arm in FADING.items():
-                rows = study.rows_of(content, stage, setting, arm)
+                rows = faded_rows(content, f"fading {stage}: {setting}: ", arm)
                 for measure, column in measures.items() if rows else ():
                     yield f"fading.{name}.{place}.{key}.{measure}", mean(r[column] for r in rows)
+    on_truth = raw("fading_truth")["rows"]
+    for key, arm in FADING.items():
+        rows = [
+            r
+            for r in on_truth
+            if r["arm"] == arm and r["part"].startswith("fading: F = 1,024, 6.1M")
+        ]
+        for measure in ("mcc", "f1", "fve", "near_dead") if rows else ():
+            yield f"fading.known.{key}.{measure}", mean(r[measure] for r in rows)
+
+
+def faded_rows(content: Row, part: str, arm: str) -> list[Row]:
+    """A row a pair of seeds: how its SAEs agree, and the mean of their metrics, with `loss_added`."""
+    rows = []
+    for pair in content["pairs"]:
+        if pair["part"].startswith(part) and pair["arm"] == arm:
+            saes = [r for r in content["saes"] if (r["part"], r["arm"]) == (pair["part"], arm)]
+            means = {n: mean(r[n] for r in saes) for n in ("fve", "near_dead_0.1")}
+            added = mean(r["loss_reconstructed"] - r["loss_original"] for r in saes)
+            rows.append(pair | means | {"loss_added": added})
+    return rows
 
 
 def seven_pairs() -> Found:
@@ -433,24 +453,28 @@ TABLES = {
 | features that come back | as a direction | in what they do | near-dead | FVE |
 |---|---|---|---|---|
 | TopK | {quickstart.topk.direction} | {quickstart.topk.function} | {quickstart.topk.near_dead} | {quickstart.topk.fve} |
-| vSAE, `strong-noise` | {quickstart.vsae.direction} | {quickstart.vsae.function} | {quickstart.vsae.near_dead} | {quickstart.vsae.fve} |
+| vSAE | {quickstart.vsae.direction} | {quickstart.vsae.function} | {quickstart.vsae.near_dead} | {quickstart.vsae.fve} |
 """,
     "readme": """
 |  | as a direction | selections | in what they do | near-dead | FVE | loss added |
 |---|---|---|---|---|---|---|
-| **blocks.0 (the paper's), k/F = 1/32**: TopK | {dose.b0.topk.direction} | {dose.b0.topk.selections} | {dose.b0.topk.function} | {dose.b0.topk.near_dead} | {dose.b0.topk.fve} | {dose.b0.topk.loss} |
-| vSAE | {dose.b0.light.direction} | {dose.b0.light.selections} | {dose.b0.light.function} | {dose.b0.light.near_dead} | {dose.b0.light.fve} | {dose.b0.light.loss} |
-| `strong-noise` | {dose.b0.strong.direction} | {dose.b0.strong.selections} | {dose.b0.strong.function} | {dose.b0.strong.near_dead} | {dose.b0.strong.fve} | {dose.b0.strong.loss} |
+| **2M tokens: blocks.0 (the paper's)**, TopK | {fading.confirm_2_0M.b0.topk.direction} | {fading.confirm_2_0M.b0.topk.direction_selections} | {fading.confirm_2_0M.b0.topk.function} | {fading.confirm_2_0M.b0.topk.near_dead} | {fading.confirm_2_0M.b0.topk.fve} | {fading.confirm_2_0M.b0.topk.loss} |
+| vSAE | {fading.confirm_2_0M.b0.fixed_half.direction} | {fading.confirm_2_0M.b0.fixed_half.direction_selections} | {fading.confirm_2_0M.b0.fixed_half.function} | {fading.confirm_2_0M.b0.fixed_half.near_dead} | {fading.confirm_2_0M.b0.fixed_half.fve} | {fading.confirm_2_0M.b0.fixed_half.loss} |
+| **blocks.2**, TopK | {fading.confirm_2_0M.b2.topk.direction} | {fading.confirm_2_0M.b2.topk.direction_selections} | {fading.confirm_2_0M.b2.topk.function} | {fading.confirm_2_0M.b2.topk.near_dead} | {fading.confirm_2_0M.b2.topk.fve} | {fading.confirm_2_0M.b2.topk.loss} |
+| vSAE | {fading.confirm_2_0M.b2.fixed_half.direction} | {fading.confirm_2_0M.b2.fixed_half.direction_selections} | {fading.confirm_2_0M.b2.fixed_half.function} | {fading.confirm_2_0M.b2.fixed_half.near_dead} | {fading.confirm_2_0M.b2.fixed_half.fve} | {fading.confirm_2_0M.b2.fixed_half.loss} |
+| **blocks.2, k/F = 1/8**, TopK | {fading.confirm_2_0M.b2_8.topk.direction} | {fading.confirm_2_0M.b2_8.topk.direction_selections} | {fading.confirm_2_0M.b2_8.topk.function} | {fading.confirm_2_0M.b2_8.topk.near_dead} | {fading.confirm_2_0M.b2_8.topk.fve} | {fading.confirm_2_0M.b2_8.topk.loss} |
+| vSAE | {fading.confirm_2_0M.b2_8.fixed_half.direction} | {fading.confirm_2_0M.b2_8.fixed_half.direction_selections} | {fading.confirm_2_0M.b2_8.fixed_half.function} | {fading.confirm_2_0M.b2_8.fixed_half.near_dead} | {fading.confirm_2_0M.b2_8.fixed_half.fve} | {fading.confirm_2_0M.b2_8.fixed_half.loss} |
+| **8M tokens: blocks.0**, TopK | {dose.b0.topk.direction} | {dose.b0.topk.selections} | {dose.b0.topk.function} | {dose.b0.topk.near_dead} | {dose.b0.topk.fve} | {dose.b0.topk.loss} |
+| vSAE | {dose.b0.strong.direction} | {dose.b0.strong.selections} | {dose.b0.strong.function} | {dose.b0.strong.near_dead} | {dose.b0.strong.fve} | {dose.b0.strong.loss} |
 | Probabilistic TopK ¹ | {tuned.b0.ptopk.direction} | {tuned.b0.ptopk.selections} | {tuned.b0.ptopk.function} | {tuned.b0.ptopk.near_dead} | {tuned.b0.ptopk.fve} | {tuned.b0.ptopk.loss} |
-| **blocks.2**: TopK | {dose.b2.topk.direction} | {dose.b2.topk.selections} | {dose.b2.topk.function} | {dose.b2.topk.near_dead} | {dose.b2.topk.fve} | {dose.b2.topk.loss} |
-| vSAE | {dose.b2.light.direction} | {dose.b2.light.selections} | {dose.b2.light.function} | {dose.b2.light.near_dead} | {dose.b2.light.fve} | {dose.b2.light.loss} |
-| `strong-noise` | {dose.b2.strong.direction} | {dose.b2.strong.selections} | {dose.b2.strong.function} | {dose.b2.strong.near_dead} | {dose.b2.strong.fve} | {dose.b2.strong.loss} |
+| **blocks.2**, TopK | {dose.b2.topk.direction} | {dose.b2.topk.selections} | {dose.b2.topk.function} | {dose.b2.topk.near_dead} | {dose.b2.topk.fve} | {dose.b2.topk.loss} |
+| vSAE | {dose.b2.strong.direction} | {dose.b2.strong.selections} | {dose.b2.strong.function} | {dose.b2.strong.near_dead} | {dose.b2.strong.fve} | {dose.b2.strong.loss} |
 | Probabilistic TopK, gates off ¹ | {tuned.b2.gates_off.direction} | {tuned.b2.gates_off.selections} | {tuned.b2.gates_off.function} | {tuned.b2.gates_off.near_dead} | {tuned.b2.gates_off.fve} | {tuned.b2.gates_off.loss} |
-| **SmolLM2-135M, blocks.1, 1/36** ²: TopK | {smollm2_lr.half.topk.direction} | {smollm2_lr.half.topk.selections} | {smollm2_lr.half.topk.function} | {smollm2_lr.half.topk.near_dead} | {smollm2_lr.half.topk.fve} | {smollm2_lr.half.topk.loss} |
-| `strong-noise` | {smollm2_lr.half.vsae.direction} | {smollm2_lr.half.vsae.selections} | {smollm2_lr.half.vsae.function} | {smollm2_lr.half.vsae.near_dead} | {smollm2_lr.half.vsae.fve} | {smollm2_lr.half.vsae.loss} |
+| **SmolLM2-135M, blocks.1** ²: TopK | {smollm2_lr.half.topk.direction} | {smollm2_lr.half.topk.selections} | {smollm2_lr.half.topk.function} | {smollm2_lr.half.topk.near_dead} | {smollm2_lr.half.topk.fve} | {smollm2_lr.half.topk.loss} |
+| vSAE | {smollm2_lr.half.vsae.direction} | {smollm2_lr.half.vsae.selections} | {smollm2_lr.half.vsae.function} | {smollm2_lr.half.vsae.near_dead} | {smollm2_lr.half.vsae.fve} | {smollm2_lr.half.vsae.loss} |
 """,
     "dose": """
-|  |  | TopK | `recommended`: survival 0.6 | `strong-noise` |
+|  |  | TopK | survival 0.6 | `recommended` |
 |---|---|---|---|---|
 | blocks.2, k/F = 1/32 | as a direction | {dose.b2.topk.direction} | {dose.b2.light.direction} | {dose.b2.strong.direction} |
 |  | in what it does, at least | {dose.b2.topk.function} | {dose.b2.light.function} | {dose.b2.strong.function} |
@@ -534,7 +558,7 @@ TABLES = {
 | SmolLM2-135M, blocks.15, k = 64 | {untuned.smollm2_15.topk_plain.direction} | {untuned.smollm2_15.penalty.direction} | {untuned.smollm2_15.noise.direction} | {untuned.smollm2_15.vsae.direction} | {untuned.smollm2_15.ptopk.direction} | {untuned.smollm2_15.more_points:+.1f} ({untuned.smollm2_15.more_points_low:.1f} to {untuned.smollm2_15.more_points_high:.1f}) |
 """,
     "error_share": """
-| AUC of `error_share`, in what features do | TopK | vSAE | vSAE, `strong-noise` |
+| AUC of `error_share`, in what features do | TopK | vSAE, less noise | vSAE |
 |---|---|---|---|
 | blocks.2, k/F = 1/32 | {dose.b2.topk.error_share} | {dose.b2.light.error_share} | {dose.b2.strong.error_share} |
 | blocks.0, k/F = 1/32 | {dose.b0.topk.error_share} | {dose.b0.light.error_share} | {dose.b0.strong.error_share} |
@@ -608,7 +632,7 @@ TABLES = {
 | `error_share` alone | {brief.smollm2_1.vsae.function.error_share} | {brief.smollm2_1.topk.function.error_share} | {brief.smollm2_1.batchtopk.function.error_share} |  |  |
 """,
     "smollm2_rates": """
-| `strong-noise`, SmolLM2-135M, blocks.1 | near-dead < 0.1 | FVE | come back in what they do |
+| vSAE, SmolLM2-135M, blocks.1 | near-dead < 0.1 | FVE | come back in what they do |
 |---|---|---|---|
 | half of its learning rate | {smollm2_lr.half.vsae.near_dead:.1%} | {smollm2_lr.half.vsae.fve} | {smollm2_lr.half.vsae.function} |
 | its learning rate | {smollm2_lr.own.vsae.near_dead} | {smollm2_lr.own.vsae.fve} | {smollm2_lr.own.vsae.function} |
@@ -622,12 +646,14 @@ CELL = re.compile(r"\{([\w.]+)(?::([^}]*))?\}")
 
 
 def losses(numbers: dict[str, float]) -> list[tuple[str, float]]:
-    """What an SAE's reconstruction adds to the language model's loss, as a multiple of TopK's, where CE recovered is known."""
+    """What an SAE's reconstruction adds to the language model's loss, as a multiple of TopK's, where CE recovered or the
+    nats are known."""
     added = {
         name.removesuffix(".ce"): 1 - value
         for name, value in numbers.items()
         if name.endswith(".ce")
     }
+    added |= {n.removesuffix(".nats"): nats for n, nats in numbers.items() if n.endswith(".nats")}
     top_k = {arm: f"{arm.rpartition('.')[0]}.topk" for arm in added}
     return [
         (f"{arm}.loss", lost / added[top_k[arm]])

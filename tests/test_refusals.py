@@ -125,7 +125,7 @@ REFUSED = {
         (dict(data_seed=1), "runs/a: the run has data_seed=0, not 1; give data_seed=0"),
         (dict(k=8), "runs/a: the run has k=32, not 8; give k=32"),
     ],
-    preset: [(dict(name="x"), "preset='x': expected one of recommended, strong-noise, paper")],
+    preset: [(dict(name="x"), "preset='x': expected one of recommended, paper")],
 }
 """By call: what is given, and the message's start; … stands for anything."""
 CALLS = [(call, *row) for call, rows in REFUSED.items() for row in rows]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..config.architectures import ARCHITECTURES
 from ..config.checks import require
-from ..config.presets import DEFAULT_PRESET, PRESETS, preset, quickstart
+from ..config.presets import preset, quickstart
 from ..config.run import ReportOptions, RunConfig
 from ..errors import in_shell
 from ..run_folder.files import REPORT, remove, writing
@@ -25,7 +25,7 @@ class QuickstartFlags:
 
     save_dir: str = "runs/quickstart"
     """The folder for the four run folders, the cached activations and the report."""
-    steps: int = PRESETS[DEFAULT_PRESET]["steps"]
+    steps: int = 4000
     """Training steps of each SAE."""
     eval_tokens: int = RunConfig.eval_tokens
     """Held-out tokens to evaluate on. 0: no evaluation."""
@@ -86,7 +86,7 @@ _INTRODUCTION = """\
 Training two sparse autoencoders on a middle layer of a small language model
 ({hook}), each from two seeds on two orders of the same data:
   top_k  a TopK SAE
-  vsae   a vSAE of the same size, with the preset `strong-noise`, whose effect shows in minutes
+  vsae   a vSAE of the same size, with the preset `recommended`
 A feature comes back as a direction if the other seed finds one with a cosine of 0.7 or more,
 and in what it does if the activations of the two have a correlation of 0.7 or more."""
 

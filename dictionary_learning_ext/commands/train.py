@@ -49,12 +49,12 @@ class TrainFlags:
     sae: SAEConfig = field(default_factory=VSAETopKConfig)
     run: RunConfig = field(default_factory=RunConfig)
     preset: str | None = DEFAULT_PRESET
-    """Start from named settings: recommended, strong-noise, paper or paper-as-run. Other flags
+    """Start from named settings: recommended, paper or paper-as-run. Other flags
     override them. Their schedules scale with --steps. none: the defaults of `VSAETopKConfig` and
     `RunConfig`."""
     config: Path | None = None
     """Start from the settings of an earlier run: its folder or its config.json. Other flags
-    override them."""
+    override them. Its schedules scale with --steps."""
     resume: Path | None = None
     """Continue an interrupted run: its folder, or the folder that holds the run folders of one
     run. Running the same command again does the same. The result is bit-identical to that of an

@@ -21,6 +21,8 @@ FORMER = {
     "--k-anneal-steps": "leave it out; k stays",
     "--of-wandb": "wandb's own pages show its sweeps; `vsae sweep --results FOLDER` shows run folders",
     "--threshold-twice": "leave it out; dictionary_learning's own JumpReluTrainer applies the threshold twice",
+    "--survival": "give --noise-to-signal, e.g. 0.3",
+    "--preset strong-noise": "leave out --preset: recommended has its settings, and twice the steps",
     "--preset quickstart": "run `vsae quickstart`",
 }
 

@@ -28,7 +28,6 @@ NAMED_FIRST = (
     "hook",
     "beta",
     "lr",
-    "survival",
     "noise_to_signal",
     "sigma",
     "noise_on",

@@ -47,7 +47,7 @@ _LR_MULTIPLE, _SMALLEST_TUNED = 3.5, 512
 
 
 def recommended_lr(dict_size: int) -> float:
-    """The learning rate of `recommended` and `strong-noise`: a multiple of upstream's for this size. Dictionaries below 512 features, the
+    """The learning rate of `recommended`: a multiple of upstream's for this size. Dictionaries below 512 features, the
     smallest size that was tuned, get that of 512."""
     return float(f"{_LR_MULTIPLE * upstream_lr(max(dict_size, _SMALLEST_TUNED)):.2g}")
 
@@ -56,25 +56,23 @@ def _tuned_lr(sae: SAEConfig) -> float:
     return recommended_lr(sae.dict_size)
 
 
-_RECOMMENDED = {
-    # A few minutes on a laptop, on the embedded model.
-    "k": 16,
-    "dict_size": 512,
-    "noise_on": "selection",
-    "noise_anneal_steps": share_of_run(0.5, least=1),
-    "kl_scope": "selected",
-    "max_norm_multiple": 10.0,  # attention sinks; the embedded model has none
-    "batch_size": 256,
-    "lr": follows(_tuned_lr),
-    "steps": 4000,
-    "decay_start": share_of_run(0.75),
-}
 PRESETS: dict[str, dict[str, Any]] = {
-    # Chosen in a study of the dose of noise: of those vSAEs that keep TopK's reconstruction and its true features, the
-    # one of which most features come back. experiments/results/dose_decision.md says where it was tested.
-    "recommended": _RECOMMENDED | {"survival": 0.6, "beta": 0.0},
-    # More noise: more features come back, and more are dead at the end where there are many more true ones than F.
-    "strong-noise": _RECOMMENDED | {"noise_to_signal": 0.3, "beta": 0.01},
+    # Chosen by the rule of experiments/fading/PROTOCOL_FADING.md: of those vSAEs that keep TopK's reconstruction and its
+    # true features, the one of which most features come back. A few minutes on a laptop, on the embedded model.
+    "recommended": {
+        "k": 16,
+        "dict_size": 512,
+        "noise_on": "selection",
+        "noise_to_signal": 0.3,
+        "noise_anneal_steps": share_of_run(0.5, least=1),
+        "beta": 0.01,
+        "kl_scope": "selected",
+        "max_norm_multiple": 10.0,  # attention sinks; the embedded model has none
+        "batch_size": 256,
+        "lr": follows(_tuned_lr),
+        "steps": 8000,
+        "decay_start": share_of_run(0.75),
+    },
     # The paper's equations; beta, lr, batch size, normalisation and form of annealing are ours.
     "paper": _PAPER
     | {
@@ -112,11 +110,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
-    """A TopK SAE and a vSAE with the same size, learning rate, schedule and initial weights.
-
-    The vSAE has the preset strong-noise, since in so few steps the effect of a light one hardly shows.
-    """
-    vsae = replace(preset("strong-noise", steps).sae, seed=seed)
+    """A TopK SAE and the vSAE of `recommended`, with the same size, learning rate, schedule and initial weights."""
+    vsae = replace(preset(DEFAULT_PRESET, steps).sae, seed=seed)
     matched = ("k", "dict_size", "lr", "decay_start", "seed")
     shared: dict[str, Any] = {name: getattr(vsae, name) for name in matched}
     return {f"top_k_seed{seed}": TopKConfig(**shared), f"vsae_seed{seed}": vsae}
@@ -155,7 +150,7 @@ def trainer_options(
         trainSAE(buffer, [config], steps=10_000, normalize_activations=True, …)
 
     Arguments:
-        name: recommended, strong-noise or paper.
+        name: recommended or paper.
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
         k: features kept per token, in place of the preset's.

@@ -44,7 +44,7 @@ SelectBy = Literal["value", "magnitude"]
 KLScope = Literal["all", "selected"]
 KLSchedule = Literal["constant", "linear", "cosine"]
 Normalize = Literal["sqrt_d", "unit", "none"]
-NoiseKind = Literal["sigma", "noise_to_signal", "survival"]
+NoiseKind = Literal["sigma", "noise_to_signal"]
 
 POSTERIORS: tuple[Posterior, ...] = get_args(Posterior)
 NOISE_ON: tuple[NoiseOn, ...] = get_args(NoiseOn)
@@ -60,8 +60,6 @@ DEAD_AFTER_FIRINGS = 100
 """Our default threshold, in firings of a feature of average rate: m in experiments/results/dose_truth.md."""
 PAPER_SIGMA = 1.0
 """The fixed posterior's default sigma."""
-NOISE_OF_VALUES = 0.3
-"""The noise_to_signal in place of `survival` where noise selects nothing: of a vsae, and with noise_on values."""
 
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
 _NO_NOISE = "for no noise use posterior='point'"
@@ -133,26 +131,24 @@ class Noise(NamedTuple):
     """How much noise a fixed posterior has."""
 
     kind: NoiseKind
-    """sigma: the standard deviation, in training units. noise_to_signal: k sigma^2 / E||x||^2. survival: the share of a
-    token's noiseless top k that stays selected at the start"""
+    """sigma: the standard deviation, in training units. noise_to_signal: k sigma^2 / E||x||^2"""
     value: float
 
     def sigma(self, k: int, energy: float) -> float:
-        """The standard deviation. Of `survival`, which controls it in training, the paper's.
+        """The standard deviation.
 
         Arguments:
             energy: E||x||^2 of the activations.
         """
         if self.kind == "noise_to_signal":
             return math.sqrt(self.value * energy / k)
-        return self.value if self.kind == "sigma" else PAPER_SIGMA
+        return self.value
 
 
 NOISES: tuple[NoiseKind, ...] = get_args(NoiseKind)
 NOISE_RANGES = {
     "sigma": SCALE._replace(instead=_NO_NOISE),
     "noise_to_signal": Range("above 0", lambda x: x > 0),
-    "survival": Range("above 0 and at most 1", lambda x: 0 < x <= 1),
 }
 """The values that each kind of noise may have."""
 
@@ -188,8 +184,8 @@ class AuxKOptions(Checked):
     """Weight of the auxiliary loss that revives dead features, in units of the activations' E||x||^2, as
     the squared error. 0 turns it off."""
     dead_feature_threshold: Count = field(default=follows(_dead_after))
-    """Tokens without firing after which a feature counts as dead. Default: 100 times as many as a feature
-    of average rate takes to fire once, dict_size / k. Upstream: 10,000,000."""
+    """Tokens without firing after which a feature counts as dead. Default: 100 dict_size / k, in which a
+    feature of average rate fires 100 times. Upstream's trainers and ours in `trainSAE`: 10,000,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,9 +221,9 @@ class ObjectiveOptions(AuxKOptions):
     kl_schedule: KLSchedule = "linear"
     """How beta is annealed. Paper: annealed, form not stated."""
     kl_warmup_steps: Natural = field(default=share_of_run(0.1, least=1))
-    """How long beta rises (linear, cosine). 0: no warm-up. Default: a tenth of the run."""
+    """Steps over which beta rises (linear, cosine). 0: no warm-up. Default: a tenth of the run."""
     noise_anneal_steps: AnnealSteps | None = None
-    """How long the noise falls linearly to 0, or survival rises to 1. none: the noise stays."""
+    """Steps over which the noise falls linearly to 0. none: the noise stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,8 +231,7 @@ class SparsityWarmupOptions(Checked):
     """The warm-up of upstream's sparsity penalties."""
 
     sparsity_warmup_steps: Natural = field(default=share_of_run(0.2, most=2000))
-    """How long the sparsity loss rises. Default: 2000 steps or a fifth of the run, whichever is
-    less."""
+    """Steps over which the sparsity loss rises. Default: 2000 or a fifth of the run, whichever is less."""
 
 
 _ARCHITECTURE = {
@@ -264,7 +259,7 @@ class SAEConfig(Checked):
     """Features in the dictionary. Paper: 2048."""
     lr: Positive = field(default=follows(_architectures_lr), metadata={"help": _lr_help()})
     warmup_steps: Natural = field(default=share_of_run(0.1, most=1000))
-    """How long lr rises from 0. Default: 1000 steps or a tenth of the run, whichever is less."""
+    """Steps over which lr rises from 0. Default: 1000 or a tenth of the run, whichever is less."""
     decay_start: Count | None = None
     """The step at which lr begins to fall linearly, to 0 at the end. none: it does not fall."""
     seed: Seed = 0
@@ -398,36 +393,28 @@ SCHEDULES = (*_WARMUPS, "decay_start", "kl_warmup_steps", "noise_anneal_steps")
 class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
     """Options that `vsae_top_k` and `vsae` share.
 
-    `noise` is one option that is given by one of three names: `sigma`, `noise_to_signal` or `survival`.
+    `noise` is one option that is given by one of two names: `sigma` or `noise_to_signal`.
     """
 
     noise: Noise = field(default=Noise("sigma", PAPER_SIGMA), metadata={"given_as": NOISES})
     sigma: InitVar[float | None] = None
-    """The fixed posterior's standard deviation, in training units. Default, unless noise_to_signal or
-    survival is given: 1 (paper)."""
+    """The fixed posterior's standard deviation, in training units. Default with --preset none: 1 (paper)."""
     noise_to_signal: InitVar[float | None] = None
-    """Gives sigma as r = k sigma^2 / E||x||^2, the noise energy that sampling adds to a
-    reconstruction, relative to the activations' energy. Instead of sigma; needs --normalize sqrt_d or
-    unit."""
-    survival: InitVar[float | None] = None
-    """The share of a token's noiseless top k that the noise leaves selected at the start, instead of a
-    sigma. It has no unit: sigma follows from it in every step. With noise_on selection or both. beta then
-    weighs an L2 penalty on the means."""
+    """Sets sigma = sqrt(noise_to_signal E||x||^2 / k). It is the energy of the noise of k features, relative to
+    the activations'. Instead of sigma; needs --normalize sqrt_d or unit."""
 
-    def __post_init__(
-        self, sigma: float | None, noise_to_signal: float | None, survival: float | None
-    ):
-        named = {"sigma": sigma, "noise_to_signal": noise_to_signal, "survival": survival}
+    def __post_init__(self, sigma: float | None, noise_to_signal: float | None):
+        named = {"sigma": sigma, "noise_to_signal": noise_to_signal}
         given = [Noise(kind, x) for kind, x in named.items() if x is not None]  # pyright: ignore
         if len(given) > 1:
             both = " and ".join(f"{kind}={value!r}" for kind, value in given)
             names = " or ".join(kind for kind, _ in given)
             raise ConfigError(f"{both}: expected one of them", instead=f"leave out {names}")
-        for kind, value in given or [self.noise]:
-            require_type(kind, value, float)
-            legal = NOISE_RANGES[kind]
-            require(legal.holds(value), kind, value, legal.words, instead=legal.instead)
-            object.__setattr__(self, "noise", Noise(kind, float(value)))
+        kind, value = given[0] if given else self.noise  # `replace` hands on the noise it had
+        require_type(kind, value, float)
+        legal = NOISE_RANGES[kind]
+        require(legal.holds(value), kind, value, legal.words, instead=legal.instead)
+        object.__setattr__(self, "noise", Noise(kind, float(value)))
         super().__post_init__()
 
     def unused(self) -> dict[str, str]:
@@ -438,33 +425,6 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
     def to_dict(self) -> dict[str, Any]:
         return spelled(super().to_dict())
 
-    def start_for(self, architecture: str | None = None, **choices: Any) -> SAEConfig:
-        start = super().start_for(architecture, **choices)
-        if isinstance(start, Variational) and start.is_controlled and not start.selects_by_noise:
-            return replace(start, noise_to_signal=NOISE_OF_VALUES)
-        return start
-
-    @property
-    def is_controlled(self) -> bool:
-        """Whether `survival` controls sigma."""
-        return self.posterior == "fixed" and self.noise.kind == "survival"
-
-    @property
-    def selects_by_noise(self) -> bool:
-        """Whether noise can change which features are selected."""
-        return self.noise_on != "values" and self.kept_per_token != self.dict_size
-
-    def resolve(self, steps: int) -> "Self":
-        resolved = super().resolve(steps)
-        if self.is_controlled:
-            survival = f"survival={self.noise.value!r}"
-            instead = f"or give noise_to_signal, e.g. {NOISE_OF_VALUES}, in place of survival"
-            expected = f"selection or both with {survival}"
-            require(self.noise_on != "values", "noise_on", self.noise_on, expected, instead=instead)
-            k, below = self.kept_per_token, f"below dict_size={self.dict_size!r}, with {survival}"
-            require(k != self.dict_size, "k", k, below, instead=instead)
-        return resolved
-
     def require_units(self, normalize: Normalize) -> None:
         if self.posterior == "fixed" and self.noise.kind == "noise_to_signal":
             expected = "sqrt_d or unit, with noise_to_signal"
@@ -473,7 +433,7 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
 
 
 def spelled(options: dict[str, Any]) -> dict[str, Any]:
-    """Options with the noise under the name by which it is given, e.g. survival."""
+    """Options with the noise under the name by which it is given, e.g. sigma."""
     noise = options.get("noise")
     if noise is None:
         return options
@@ -535,7 +495,7 @@ class VSAEAsPublishedConfig(SAEConfig):
     beta: NotNegative = 1.0
     """Weight of half the sum of all squared activations, in training units."""
     kl_warmup_steps: Natural = field(default=share_of_run(0.1))
-    """How long beta rises linearly. 0: no warm-up. Default: a tenth of the run."""
+    """Steps over which beta rises linearly. 0: no warm-up. Default: a tenth of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,35 +67,11 @@ def noise_scale(step: int, anneal_steps: int | None) -> float:
     return 1.0 if anneal_steps is None else max(0.0, 1.0 - step / anneal_steps)
 
 
-def survival_target(step: int, start: float, anneal_steps: int | None) -> float:
-    """The share of a token's noiseless top k that should stay selected with noise at `step`: `start`, or rising
-    linearly from it to 1 over `anneal_steps`."""
-    return 1 - (1 - start) * noise_scale(step, anneal_steps)
-
-
-def first_sigma(mean_square: t.Tensor) -> t.Tensor:
-    """The sigma that `survival` starts from: a quarter of the selected means' root mean square, 0-dim."""
-    return mean_square.sqrt() / 4
-
-
-def sigma_factor(survival: t.Tensor, target: float, loss: t.Tensor) -> t.Tensor:
-    """The factor on sigma after a step, 0-dim: exp(0.2 (survival - target)), or 0 once the target is 1.
-
-    Arguments:
-        survival: the share of the noiseless top k that stayed selected with this step's noise, 0-dim.
-        target: see `survival_target`.
-        loss: this step's, 0-dim. If it is not finite, the step is skipped, and the factor is 1.
-    """
-    if target >= 1:
-        return t.zeros_like(survival)
-    return (0.2 * (survival - target)).exp().where(loss.isfinite(), 1.0)
-
-
 def noise_to_signal(k: int, mean_variance: Number, mean_squared_norm: Number) -> Number:
-    """k sigma^2 / E||x||^2: the noise energy that sampling adds, relative to the activations' energy.
+    """k sigma^2 / E||x||^2: the energy of the noise of k features, relative to the activations'.
 
-    Decoder columns are unit-norm, so k independent samples of variance sigma^2 add k sigma^2 to the
-    reconstruction.
+    Decoder columns are unit-norm, so sampling k values with variance sigma^2 adds k sigma^2 to the reconstruction. Noise on
+    the selection alone adds nothing to values; the ratio then measures it against the means that it competes with.
     """
     return k * mean_variance / mean_squared_norm
 

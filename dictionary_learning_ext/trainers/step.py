@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ..config.sae import NoiseOn, SelectBy, Variational
 from .parts import WHOLE, Part, Selection
-from .posterior import kl_scale, noise_scale, survival_target, variance_kl
+from .posterior import kl_scale, noise_scale, variance_kl
 
 Values = TypeVar("Values", t.Tensor, t.Tensor | None)
 
@@ -44,17 +44,11 @@ class Schedules(NamedTuple):
     """s(t)"""
     noise_scale: float
     """tau(t)"""
-    survival_target: float | None
-    """the share of the noiseless top k that should stay selected with noise, if `survival` controls sigma"""
 
     @classmethod
     def at(cls, step: int, settings: Variational) -> "Schedules":
-        anneal_steps = settings.noise_anneal_steps
         scale = kl_scale(step, settings.kl_schedule, settings.kl_warmup_steps)
-        if not settings.is_controlled:
-            return cls(scale, noise_scale(step, anneal_steps), None)
-        target = survival_target(step, settings.noise.value, anneal_steps)
-        return cls(scale, float(target < 1), target)  # sigma itself fades
+        return cls(scale, noise_scale(step, settings.noise_anneal_steps))
 
 
 @dataclass(frozen=True)
@@ -87,8 +81,6 @@ class StepObjective:
     """which of the dictionary's features the weights hold"""
     kl_scale: float = 1.0
     """s(t), already included in `kl_weight`; only logged"""
-    survival_target: float | None = None
-    """see `Schedules`"""
 
     @classmethod
     def at(cls, step: int, settings: Variational, **given: Any) -> "StepObjective":
@@ -123,8 +115,6 @@ class LossTerms(NamedTuple):
     mean_threshold: t.Tensor
     """the smallest positive mean (or magnitude: see `PosteriorOptions.select_by`) that a row selects,
     averaged over rows; NaN if no row has one"""
-    survival: t.Tensor
-    """the share of the noiseless top k that stays selected with noise"""
     tokens_since_fired_F: t.Tensor
     """after this batch; a feature fires when the mean selects it"""
 
@@ -167,8 +157,7 @@ def mean_kl(
 ) -> t.Tensor:
     """mean_B sum_{i in S} KL_i in nats, 0-dim.
 
-    sum_i KL_i is ||mu||^2 / (2 p^2) plus what sigma adds: a constant if it is fixed, and nothing for a point and where
-    `survival` controls it.
+    sum_i KL_i is ||mu||^2 / (2 p^2) plus what sigma adds: a constant if it is fixed, and nothing for a point.
     """
     settings, part = objective.settings, objective.part
     mu, log_var, n_features = mu_BF, log_var_BF, part.count * mu_BF.shape[1]
@@ -304,29 +293,22 @@ class MeanSelection(NamedTuple):
     """What the mean alone selects in a batch; see `LossTerms`."""
 
     mean_threshold: t.Tensor
-    survival: t.Tensor
     tokens_since_fired_F: t.Tensor
 
     @classmethod
     def of_rows(
-        cls,
-        fired_F: t.Tensor,
-        smallest_B: t.Tensor,
-        n_survived: t.Tensor,
-        objective: StepObjective,
+        cls, fired_F: t.Tensor, smallest_B: t.Tensor, objective: StepObjective
     ) -> "MeanSelection":
         """Combine what the rows of a batch select.
 
         Arguments:
             fired_F: whether any row selects the feature, bool.
             smallest_B: each row's smallest positive selected mean, inf if it has none.
-            n_survived: how many selections, over all rows, are the same with noise and without; 0-dim.
         """
         has_one_B = smallest_B < t.inf
         mean_threshold = smallest_B.masked_fill(~has_one_B, 0).sum() / has_one_B.sum()
-        tokens = len(smallest_B)
-        since_fired_F = (objective.tokens_since_fired_F + tokens).masked_fill_(fired_F, 0)
-        return cls(mean_threshold, n_survived / (tokens * objective.k), since_fired_F)
+        since_fired_F = objective.tokens_since_fired_F + len(smallest_B)
+        return cls(mean_threshold, since_fired_F.masked_fill_(fired_F, 0))
 
 
 @t.no_grad()
@@ -341,15 +323,7 @@ def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> Mea
     fired_F = fires_BK.new_zeros(mu_BF.shape[1])
     fired_F.index_add_(0, indices_BK.flatten(), selection.only(fires_BK).flatten())
     smallest_B = by_BK.masked_fill(by_BK <= 0, t.inf).amin(-1)
-    # A feature that the noise selects is also among the K largest means if its mean is at least the K-th largest.
-    kth_B1, mean_BK = by_BK.amin(-1, keepdim=True), compared(code.means, how.select_by)
-    survived_BK = mean_BK >= kth_B1
-    if objective.settings.rectify:  # a row with fewer than K positive means fills up with zeros
-        survived_BK &= (mean_BK > 0) | (kth_B1 > 0)
-    n_survived = part.sum(code.selection.only(survived_BK).sum(dtype=mu_BF.dtype))
-    if objective.settings.rectify:  # which are no choice: they count as kept
-        n_survived = n_survived + (by_BK == 0).sum()
-    return MeanSelection.of_rows(fired_F, smallest_B, n_survived, objective)
+    return MeanSelection.of_rows(fired_F, smallest_B, objective)
 
 
 # --- the reconstruction

@@ -39,13 +39,7 @@ from .kernels import compiled
 from .kernels import step as compiled_step
 from .kernels.select import top_k
 from .parts import WHOLE, Part, of_part
-from .posterior import (
-    GaussianPosterior,
-    first_sigma,
-    fixed_variance_kl,
-    noise_to_signal,
-    sigma_factor,
-)
+from .posterior import GaussianPosterior, fixed_variance_kl, noise_to_signal
 from .step import (
     Draw,
     LossTerms,
@@ -306,10 +300,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     prior N(0, prior_std^2), in nats. S is all features, or the K selected (`kl_scope`). s(t) is
     `posterior.kl_scale`, tau(t) is `posterior.noise_scale`.
 
-    With `survival`, sigma is controlled: after each step, log sigma changes by 0.2 times the difference between the
-    share of the noiseless top k that stayed selected with noise, and its target (`posterior.survival_target`). No
-    gradient goes through sigma, and KL_i is mu_i^2 / (2 prior_std^2), an L2 penalty. Once the target is 1, sigma is 0.
-
     Everything else is as upstream: initial weights, decoder bias, gradient projection, unit-norm
     decoder, clipping, Adam, learning-rate schedule, AuxK. With posterior="point", rectify=True and
     beta=0 it is upstream's trainer, up to rounding. In addition, a step whose loss or gradient is not
@@ -322,7 +312,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     turns that off.
 
     Arguments beyond upstream's:
-        options: see `VSAETopKConfig`.
+        options: the others of `VSAETopKConfig`, e.g. noise_to_signal, noise_anneal_steps, kl_scope.
         dict_class: VariationalTopKAutoEncoder or a subclass. Upstream's AutoEncoderTopK is replaced, with a warning.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay in
             fp32.
@@ -392,24 +382,19 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         self.dtype: Dtype = dtype
         self._start_top_k()
         self._warn_of_selection()
-        has_sigma = settings.posterior == "fixed" and not settings.is_controlled
-        self._kl_of_sigma = fixed_variance_kl(sigma, settings.prior_std) if has_sigma else 0.0
+        is_fixed = settings.posterior == "fixed"
+        self._kl_of_sigma = fixed_variance_kl(sigma, settings.prior_std) if is_fixed else 0.0
         keep_freed_memory()
         for products in (t.float32, getattr(t, dtype)):
             compiled.serves(self.ae.encoder.weight, products)  # compiles now, before a progress bar
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
         self.kl_scale = self.noise_scale = 0.0
-        self.survival_target: float | None = None
-        if settings.is_controlled:
-            self.logging_parameters.append("survival_target")
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
         """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
         x = self._prepared(x)
         if step == 0:
             self._start_decoder_bias(x)
-            if self.settings.is_controlled:
-                self._start_sigma(x)
             self._warn_of_noise(x)
         self.part.start_step(step, self.seed, self.generator)
         weights = self.ae.weights
@@ -418,7 +403,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             auxk_alpha=self.auxk_alpha if self._has_auxk(step, x) else 0.0,
         )
         self.kl_scale, self.noise_scale = objective.kl_scale, objective.noise_scale
-        self.survival_target = objective.survival_target
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
             if compiled_step.serves(weights, objective):
                 terms, gradients = compiled_step.step(weights, objective, x)
@@ -429,36 +413,21 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
                 terms = variational_loss(x, weights, objective)
                 terms.loss.backward()
         self._finish_step(step, x, terms)
-        if objective.survival_target is not None:
-            with t.no_grad():
-                factor = sigma_factor(terms.survival, objective.survival_target, terms.loss)
-                self.ae.sigma.mul_(factor)
         return terms.loss.detach()
-
-    @t.no_grad()
-    def _start_sigma(self, x: t.Tensor) -> None:
-        """Set the sigma that `survival` starts from."""
-        objective = self._objective(x, 0, self.generator)
-        values_BK = code_by_mean(x, self.ae.weights, objective).values
-        share = values_BK.shape[1] / objective.k  # of the selected ones, which are 0 in other parts
-        self.ae.sigma.copy_(first_sigma(self.part.sum(values_BK.square().mean() * share)))
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> LossTerms:
         with t.autocast(x.device.type, enabled=False):
             return variational_loss(x, self.ae.weights, self._objective(x, step, generator))
 
     def _logged(self, terms: LossTerms, x: t.Tensor) -> dict[str, t.Tensor]:
-        names = ["loss", "l2_loss", "kl_loss", "auxk_loss"]
-        names += ["survival"] if self.settings.is_controlled else []
-        losses = {name: getattr(terms, name) for name in names}
+        losses = {n: getattr(terms, n) for n in ("loss", "l2_loss", "kl_loss", "auxk_loss")}
         log_var = self.ae.log_var(x)
         ratio, mean_sigma = self._noise_to_signal(x, log_var), (0.5 * log_var).exp().mean()
         return losses | {"noise_to_signal": ratio, "mean_sigma": self.part.mean(mean_sigma)}
 
     def _scheduled(self, step: int) -> dict[str, float]:
         """See `SamplingTrainer`."""
-        scheduled = Schedules.at(step, self.settings)._asdict()
-        return {name: value for name, value in scheduled.items() if value is not None}
+        return Schedules.at(step, self.settings)._asdict()
 
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
         """See `SamplingTrainer`. Uses the sparse code, and matmuls in float32 as the evaluation does."""
@@ -502,7 +471,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     def _warn_of_noise(self, x: t.Tensor) -> None:
         """Warn of noise that is large compared with these activations and doesn't fade. Waits for the device."""
-        if self.settings.noise_anneal_steps is None and not self.settings.is_controlled:
+        if self.settings.noise_anneal_steps is None:
             ratio = self._noise_to_signal(x, self.ae.log_var(x).detach())
             fading = f"noise_anneal_steps={max(1, self.steps // 2)}"
             warn_of_noise(float(ratio), self.settings, float(self.ae.sigma), fading)

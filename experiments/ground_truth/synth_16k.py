@@ -19,25 +19,31 @@ from typing import Any
 import torch as t
 
 from dictionary_learning_ext import load_dictionary
+from dictionary_learning_ext.config.sae import share_of_run
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.run_folder.files import WEIGHTS
 from experiments import raw_results
 from experiments.ground_truth.synthetic import BENCH_16K, SyntheticModel
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line
-from experiments.reproducibility.settings import Options, Setting
 from experiments.speed.timing import cpu
 from experiments.stages import Page, Stages
-from experiments.trained_saes import train_missing
+from experiments.trained_saes import sae_config, train_missing
 
 WIDTH, K, BATCH, LR = 4096, 25, 1024, 3e-4
 SAMPLES, HELD_OUT, HELD_OUT_BATCH = 20_000_000, 102_400, 1024
 RUNS, RAW = Path("runs/synth_16k"), RESULTS / "synth_16k.json"
-ARMS: dict[str, Options] = {
-    "TopK": {"rectify": True},
+NOISE: dict[str, Any] = {
+    "noise_to_signal": 0.3,
+    "noise_on": "selection",
+    "noise_anneal_steps": share_of_run(0.5, least=1),
+    "kl_scope": "selected",
+}
+ARMS: dict[str, dict[str, Any]] = {
+    "TopK": {"posterior": "point", "beta": 0.0, "rectify": True},
     "BatchTopK": {"architecture": "batch_top_k"},
-    "recommended until 2026-11-29": {"noise": 0.3, "penalty": 0.03},
-    "recommended": {"noise": 0.3, "penalty": 0.01},
+    "recommended until 2026-11-29": NOISE | {"beta": 0.03},
+    "recommended": NOISE | {"beta": 0.01},
     "Matryoshka": {
         "architecture": "matryoshka",
         "group_fractions": (1 / 32, 3 / 32, 12 / 32, 16 / 32),
@@ -76,9 +82,9 @@ def trained(model: SyntheticModel, arms: Sequence[str], seed: int, samples: int)
         log_steps=max(1, steps // 100),
         overwrite=True,
     )
-    setting = Setting("", "", 768, dict_size=WIDTH, k=K, steps=steps, lr=LR)
+    sizes: dict[str, Any] = {"k": K, "dict_size": WIDTH, "lr": LR, "decay_start": None}
     names = {arm: arm.replace(" ", "-") for arm in arms}
-    saes = {names[arm]: setting.sae(ARMS[arm] | {"decay_start": None}, seed) for arm in arms}
+    saes = {names[arm]: sae_config(seed=seed, **sizes, **ARMS[arm]) for arm in arms}
     folders = train_missing(run, RUNS / str(samples) / str(seed), saes, WEIGHTS, model.inputs)
     return {arm: folders[name] for arm, name in names.items()}
 

@@ -54,7 +54,6 @@ SUBJECTS: dict[str, tuple[type, dict[str, Any]]] = {
     "noise on values": (VariationalTopKTrainer, SELECTING | {"noise_on": "values"}),
     "KL of selected features": (VariationalTopKTrainer, SELECTING | {"kl_scope": "selected"}),
     "without KL": (VariationalTopKTrainer, SELECTING | {"beta": 0.0}),
-    "survival 0.5": (VariationalTopKTrainer, SELECTING | {"survival": 0.5}),
     "learned posterior": (VariationalTopKTrainer, SELECTING | {"posterior": "learned"}),
     "rectified": (VariationalTopKTrainer, SELECTING | {"rectify": True}),
     UPSTREAM: (TopKTrainer, {}),

@@ -28,12 +28,11 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
 ):
     assert main(["train", *small]) == 0
     out = capsys.readouterr().out
-    assert (
-        "recommended (k=4, dict_size=32, survival=0.6, lr=0.004, steps=12)" in out.splitlines()[0]
-    )
+    line = "recommended (k=4, dict_size=32, noise_to_signal=0.3, lr=0.004, steps=12)"
+    assert line in out.splitlines()[0]
     settings, recommended = settings_of(tmp_path / "run"), preset("recommended", steps=12)
     expected = recommended.resolved.to_dict()
-    for name in ("noise_on", "survival", "noise_anneal_steps", "kl_scope", "beta", "lr"):
+    for name in ("noise_on", "noise_to_signal", "noise_anneal_steps", "kl_scope", "beta", "lr"):
         assert settings[name] == expected[name], name
     assert out.splitlines()[1] == f"Writing to {tmp_path / 'run'}, on cpu"
     assert "near-dead" in out
@@ -199,8 +198,8 @@ def test_a_configs_schedules_are_those_of_the_runs_steps(tmp_path):
 
 
 def test_the_noise_in_force_is_not_turned_off_by_the_word_none():
-    with pytest.raises(FlagError, match=r"^--survival none: expected a finite number "):
-        parsed("--survival none")
+    with pytest.raises(FlagError, match=r"^--noise-to-signal none: expected a finite number "):
+        parsed("--noise-to-signal none")
     assert parsed("--sigma none") == parsed("")
 
 
@@ -217,13 +216,13 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, c
     assert said.endswith("config")
     assert "leave out lr " in refused(["train", "--resume", folder, "--lr", "none"], capsys)
     again = ["train", f"--save-dir={folder}"]
-    said = refused([*again, *flags, "--survival=0.4"], capsys)
-    assert "survival=0.6, not 0.4" in said
-    assert f"(--survival 0.6), or `vsae train --resume {folder}`, or " in said
+    said = refused([*again, *flags, "--noise-to-signal=0.4"], capsys)
+    assert "noise_to_signal=0.3, not 0.4" in said
+    assert f"(--noise-to-signal 0.3), or `vsae train --resume {folder}`, or " in said
     # What only follows from a flag that differs is not named.
     without_steps = [flag for flag in flags if not flag.startswith("--steps")]
     said = refused([*again, *without_steps, "--seed=0"], capsys)
-    assert "steps=12, not 4000; " in said
+    assert "steps=12, not 8000; " in said
     assert "started with (--steps 12), or `vsae train --resume" in said
 
 

@@ -80,8 +80,8 @@ def test_a_name_has_what_differs_from_the_recommended_preset(change, name):
 
 
 def test_schedules_of_the_same_share_of_a_run_do_not_count_as_different():
-    longer = automatic_name(preset("recommended", steps=8000))
-    assert longer.startswith("vsae_k16_F512_steps8000_seed0_")
+    longer = automatic_name(preset("recommended", steps=4000))
+    assert longer.startswith("vsae_k16_F512_steps4000_seed0_")
 
 
 def named_in_sweep(*assignments):

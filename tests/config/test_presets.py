@@ -42,9 +42,7 @@ def test_the_public_codes_preset_has_its_schedule():
     given = as_run.sae.resolve(as_run.run.steps).trainer_arguments()
     schedules = ("warmup_steps", "decay_start", "kl_warmup_steps")
     assert [given[name] for name in schedules] == [200, 8000, 1000]
-    with pytest.raises(
-        ConfigError, match=r"paper-as-run.*recommended, strong-noise, paper,.*VSAETopKTrainer"
-    ):
+    with pytest.raises(ConfigError, match=r"paper-as-run.*recommended, paper,.*VSAETopKTrainer"):
         trainer_options("paper-as-run", **SIZES)
 
 
@@ -70,7 +68,7 @@ def test_the_paper_is_what_the_paper_states():
 
 
 def test_a_presets_schedules_scale_with_its_steps():
-    for config, times in ((preset("recommended"), 4), (preset("recommended", steps=2000), 2)):
+    for config, times in ((preset("recommended"), 8), (preset("recommended", steps=2000), 2)):
         names = ("decay_start", "noise_anneal_steps", "steps")
         assert [config.resolved.to_dict()[name] for name in names] == [
             750 * times,
@@ -118,10 +116,8 @@ def test_a_presets_vsae_is_the_same_in_other_units(name, posterior, mean_squared
     x = data(dtype=t.float64)
     x = x * (energy / x.square().sum(-1).mean()).sqrt()
     ratio = mean_squared_norm / energy
-    for trainer, scale in ((one, 1.0), (other, math.sqrt(ratio))):  # AuxK, too
+    for trainer in (one, other):  # AuxK, too
         trainer.num_tokens_since_fired = t.arange(F) * 10**9
-        if trainer.settings.is_controlled:
-            trainer.ae.sigma.fill_(0.4 * scale)
     same = x * math.sqrt(ratio)
     for step in (STEPS // 8, STEPS // 2):  # noise and KL change until there
         loss, other_loss = one.loss(x, step), other.loss(same, step)
@@ -144,12 +140,10 @@ def test_a_presets_vsae_is_the_same_in_other_units(name, posterior, mean_squared
 
 def test_the_presets_as_a_person_would_work_them_out():
     sizes = {"activation_dim": 256, "dict_size": 1024, "k": 30, "steps": 4000}
-    given = trainer_options("strong-noise", **sizes)
+    given = trainer_options(**sizes)
     assert (given["noise_to_signal"], given["mean_squared_norm"]) == (0.3, 1.0)
     assert given["prior_std"] == pytest.approx(1 / 16)
     assert given["beta"] == pytest.approx(0.01 / 256)
-    given = trainer_options(**sizes)
-    assert (given["survival"], given["beta"]) == (0.6, 0.0)
     assert "sigma" not in given
     assert (given["noise_on"], given["kl_scope"]) == ("selection", "selected")
     assert (given["noise_anneal_steps"], given["decay_start"]) == (2000, 3000)
@@ -163,7 +157,7 @@ def test_the_presets_as_a_person_would_work_them_out():
 
 
 def test_trainsae_takes_them_and_its_noise_has_the_presets_ratio(tmp_path, caplog):
-    config = {"trainer": VariationalTopKTrainer, **REST} | trainer_options("strong-noise", **SIZES)
+    config = {"trainer": VariationalTopKTrainer, **REST} | trainer_options(**SIZES)
     raw = 50 * data(batch=64)
     trainSAE(
         map(t.clone, repeat(raw)),

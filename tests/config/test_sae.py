@@ -80,7 +80,7 @@ def test_noise_to_signal_is_the_noises_energy_over_the_activations(k, energy):
     [
         ({"sigma": 0.5}, {"posterior": "learned"}),
         ({"posterior": "learned", "log_var_init": -1.0}, {"posterior": "fixed"}),
-        ({"survival": 0.5, "noise_on": "selection"}, {"posterior": "point"}),
+        ({"noise_to_signal": 0.5, "noise_on": "selection"}, {"posterior": "point"}),
         ({"noise_on": "values", "noise_anneal_steps": 5}, {"posterior": "point"}),
         ({"kl_warmup_steps": 100}, {"kl_schedule": "constant"}),
     ],
@@ -111,11 +111,6 @@ def test_another_architecture_has_its_own_defaults():
 def test_an_sae_of_all_features_takes_no_noise_on_the_selection(architecture, given, becomes):
     changed = VSAETopKConfig(noise_on=given).start_for(architecture)
     assert changed.resolve(100).noise_on == becomes
-
-
-@pytest.mark.parametrize("change", [{"architecture": "vsae"}, {"noise_on": "values"}])
-def test_where_noise_selects_nothing_a_ratio_takes_the_place_of_survival(change):
-    assert preset("recommended").sae.start_for(**change).noise == ("noise_to_signal", 0.3)
 
 
 @pytest.mark.parametrize("name", NOISES)

@@ -101,7 +101,7 @@ def test_four_automatic_folders_fit_80_columns_and_show_each_difference_once():
             ["k"],
             ["sigma", "data_seed", "noise_to_signal"],
         ),
-        (recommended.with_settings({"survival": 0.4}, "x"), ["survival"], ["sigma"]),
+        (recommended.with_settings({"noise_to_signal": 0.4}, "x"), ["noise_to_signal"], ["sigma"]),
     ):
         configs = of_two_seeds(recommended) | of_two_seeds(other)
         folders = {folder: measured() for folder in configs}

@@ -65,7 +65,7 @@ def dense_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> Lo
     mask = t.zeros_like(mu).scatter(1, chosen, 1.0)
     x_hat = (source * mask) @ W_dec.T + b_dec
 
-    if settings.posterior == "point" or settings.is_controlled:
+    if settings.posterior == "point":
         kl = mu**2 / (2 * settings.prior_std**2)
     else:
         kl = kl_divergence(Normal(mu, std), Normal(t.zeros_like(mu), settings.prior_std))
@@ -74,8 +74,6 @@ def dense_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> Lo
 
     selected = largest(mu, objective.k)
     mu_selected = mu.gather(1, selected)
-    is_zero = mu_selected == 0  # a ReLU's
-    survival = mask.gather(1, selected).where(~is_zero, 1.0).mean()
     fired = t.zeros(mu.shape[1], dtype=t.bool)
     fired[selected[(mu_selected != 0) | (scale == 0)]] = True
     since_fired = t.where(fired, 0, objective.tokens_since_fired_F + len(x_BD))
@@ -97,4 +95,4 @@ def dense_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> Lo
 
     l2_loss = (x_BD - x_hat).pow(2).sum(1).mean()
     loss = l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss
-    return LossTerms(loss, l2_loss, kl_loss, auxk_loss, smallest.mean(), survival, since_fired)
+    return LossTerms(loss, l2_loss, kl_loss, auxk_loss, smallest.mean(), since_fired)

@@ -43,12 +43,12 @@ CASES |= {
     "point": {"posterior": "point", "rectify": True},
     "learned, rectified": {"posterior": "learned", "rectify": True, "noise_on": "values"},
     "by magnitude": {"select_by": "magnitude"},
-    "survival": {"survival": 0.5, "noise_on": "selection", "noise_anneal_steps": 15},
-    "survival, k above a part's features": {"survival": 0.5, "noise_on": "selection", "k": 30},
+    "fading": {"noise_on": "selection", "noise_anneal_steps": 15},
+    "k above a part's features": {"noise_on": "selection", "k": 30},
     "bf16": {"dtype": "bfloat16", "noise_on": "selection"},
     "probabilistic": {"cls": ProbabilisticTopKTrainer},
 }
-FEW = ("fixed-both-all", "survival", "bf16", "probabilistic")
+FEW = ("fixed-both-all", "fading", "bf16", "probabilistic")
 """The cases of four parts, and of two in float32."""
 
 

@@ -26,9 +26,8 @@ class Case(NamedTuple):
 
     @classmethod
     def of(cls, posterior, noise_on, kl_scope, rectify, select_by, *more) -> "Case":
-        given = {"survival": 0.5} if posterior == "survival" else {"posterior": posterior}
-        options = {"noise_on": noise_on, "kl_scope": kl_scope, "rectify": rectify}
-        return cls(given | options | {"select_by": select_by}, *more)
+        options = {"posterior": posterior, "noise_on": noise_on, "kl_scope": kl_scope}
+        return cls(options | {"rectify": rectify, "select_by": select_by}, *more)
 
 
 CASES = [
@@ -48,8 +47,6 @@ CASES = [
         ("learned", "selection", "selected", True, "value", True, "sparse", "float32"),
         ("point", "both", "all", True, "value", True, "dense", "float32"),
         ("point", "both", "selected", False, "magnitude", False, "sparse", "bfloat16"),
-        ("survival", "both", "selected", True, "value", False, "dense", "bfloat16"),
-        ("survival", "selection", "selected", False, "magnitude", True, "sparse", "float32"),
     )
 ]
 """Every combination of posterior, noise_on and kl_scope that there is. Of the other columns, every two settings meet in
@@ -70,7 +67,7 @@ def make_case(k=3, aux=False, seed=0, **given):
     def randn(*shape):
         return t.randn(*shape, generator=generator, dtype=t.float64)
 
-    if given.get("posterior", "fixed") == "fixed" and "survival" not in given:
+    if given.get("posterior", "fixed") == "fixed":
         given["sigma"] = 0.8
     settings = VSAETopKConfig(prior_std=1.3, **given)
     learned = settings.posterior == "learned"
@@ -89,7 +86,6 @@ def make_case(k=3, aux=False, seed=0, **given):
         kl_of_sigma=fixed_variance_kl(0.8, 1.3) if "sigma" in given else 0.0,
         kl_scale=0.7,
         noise_scale=0.6,
-        survival_target=None,
         auxk_alpha=settings.auxk_alpha,
         top_k_aux=4,
         dead_feature_threshold=100,

@@ -45,7 +45,7 @@ from dictionary_learning_ext.training.sae_run import SAERun
 
 VARIANTS = {
     "learned": {"posterior": "learned", "beta": 0.1},
-    "survival": {"survival": 0.5, "noise_on": "selection", "noise_anneal_steps": 10},
+    "fading": {"noise_to_signal": 0.3, "noise_on": "selection", "noise_anneal_steps": 10},
     "aux": {"dead_feature_threshold": 100, "noise_on": "selection"},
     "values": {"noise_on": "values", "kl_scope": "selected"},
 }
@@ -63,9 +63,7 @@ def saes():
     return every | dying | {name: sae_of(**given) for name, given in VARIANTS.items()}
 
 
-HOOKS = {
-    name: "blocks.1.hook_mlp_out" for name in ("vaease", "top_k", "survival", "batch_top_k_aux")
-}
+HOOKS = {name: "blocks.1.hook_mlp_out" for name in ("vaease", "top_k", "fading", "batch_top_k_aux")}
 """Those that are not at the run's own hook point."""
 
 

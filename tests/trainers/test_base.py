@@ -317,8 +317,11 @@ REFUSED = [  # one mistake of each kind
     (ALL, {"warmup_steps": 50}, "warmup_steps=50: .*less than steps=50"),
     (TOP_K, {"k": F + 1}, f"^k={F + 1}: expected between 1 and dict_size={F}"),
     (TOP_K, {"dead_feature_threshold": 0}, "^dead_feature_threshold=0"),
-    ((VSAE,), {"survival": 0.5, "noise_on": "values"}, "^noise_on='values': expected selection"),
-    ((VSAE,), {"survival": 0.5, "sigma": 1.0}, "^sigma=1.0 and survival=0.5: expected one of them"),
+    (
+        (VSAE,),
+        {"noise_to_signal": 0.5, "sigma": 1.0},
+        "^sigma=1.0 and noise_to_signal=0.5: expected one of them",
+    ),
     ((VSAE,), {"sigma": 0.0}, "^sigma="),
     ((VSAE,), {"posterior": "gaussian"}, "^posterior='gaussian'"),
     ((VSAE,), {"noise_anneal_steps": 0}, "^noise_anneal_steps=0"),

@@ -41,8 +41,8 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
     (tmp_path / "runs/many/one/config.json").write_text(trained)
     cases = {
         "--k 600": "k=600: expected 1 to --dict-size 512",
-        "--decay-start 5000": "decay_start=5000: expected between 400 and --steps 4000",
-        "--preset strong-noise --normalize none": "normalize='none': expected sqrt_d or unit",
+        "--decay-start 9000": "decay_start=9000: expected between 800 and --steps 8000",
+        "--normalize none": "normalize='none': expected sqrt_d or unit",
         "--architecture relu --k 3": "architecture relu does not use it",
         "--data ./nothing.txt": "data: ./nothing.txt: no such file; expected an existing file",
         "--save-dir runs/there": "already holds a run (ae.pt)",

@@ -42,7 +42,7 @@ def settings() -> None:
     RunConfig(normalize="sqrtd")  # wrong
     TopKConfig(k=8)
     VSAETopKConfig(8)  # wrong
-    VSAETopKConfig(survival="0.6")  # wrong
+    VSAETopKConfig(noise_to_signal="0.6")  # wrong
     VSAETopKConfig(k=8, beta=0.1, posterior="learned", rectify=True, sigma=0.5)
     VSAETopKConfig(betta=0.1)  # wrong
     VSAETopKConfig(beta="0.1")  # wrong

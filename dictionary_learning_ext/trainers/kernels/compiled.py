@@ -58,8 +58,8 @@ class DrawnRows:
         with t.inference_mode(False):  # other threads write to them
             self.indices_BK = t.empty(batch, k, dtype=t.int64)
             self.values_BK, self.mu_BK = t.empty(2, batch, k)
-            self.smallest_B, self.survived_B = t.empty(2, batch)
-        outputs = (self.indices_BK, self.values_BK, self.mu_BK, self.smallest_B, self.survived_B)
+            self.smallest_B = t.empty(batch)
+        outputs = (self.indices_BK, self.values_BK, self.mu_BK, self.smallest_B)
         self._arrays = [output.numpy() for output in outputs]
 
     def draw(

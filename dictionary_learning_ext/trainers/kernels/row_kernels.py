@@ -46,12 +46,11 @@ def draw_rows(
     values_BK,
     mu_BK,
     smallest_B,
-    survived_B,
     fired_F,
 ):
     """Select each row's K features and draw their values.
 
-    The last six arguments are outputs: (B, K) int64, (B, K), (B, K), (B,), (B,) and (F,) bool.
+    The last five arguments are outputs: (B, K) int64, (B, K), (B, K), (B,) and (F,) bool.
 
     Arguments:
         products_BF: W_enc (x - b_dec); float32, or bfloat16 as uint16.
@@ -61,7 +60,7 @@ def draw_rows(
         values_of_normal: 2^16 equally likely values of N(0, 1).
         key: 64 bits that seed the noise.
         first: the first row's position in the batch.
-        smallest_B, survived_B, fired_F: see `select.DrawnCode`.
+        smallest_B, fired_F: see `select.DrawnCode`.
     """
     n_features = len(bias_F)
     is_bf16 = products_BF.itemsize == 2
@@ -92,11 +91,6 @@ def draw_rows(
             threshold, n_equal = _threshold(mu_F, k, mean_guess, work)
             mean_guess = max(threshold, _LOWEST)
             smallest_B[row] = _fire(mu_F, threshold, n_equal > 0, fired_F)
-            survived = n_ties = 0
-            for i in range(k):
-                survived += mu_F[places[i]] > threshold
-                n_ties += mu_F[places[i]] == threshold
-            survived_B[row] = survived + min(n_ties, n_equal)
         else:
             guess = _largest(mu_F, k, guess, places, work)
             smallest = _INF
@@ -109,7 +103,6 @@ def draw_rows(
                 if mean > 0:
                     smallest = min(smallest, mean)
             smallest_B[row] = smallest
-            survived_B[row] = k
             if noise_on == _VALUES:
                 for i in range(k):
                     bits = mixed(row_key + np.uint64(i + 1) * GOLDEN)

@@ -28,8 +28,6 @@ class DrawnCode(NamedTuple):
     do upstream"""
     smallest_B: t.Tensor
     """each row's smallest positive selected mean; inf if it has none"""
-    survived_B: t.Tensor
-    """how many of each row's selected features the mean alone selects, too"""
 
 
 def draw_batch(means: BatchMeans, sigma: t.Tensor, how: Draw) -> DrawnCode:
@@ -55,7 +53,7 @@ def draw_batch(means: BatchMeans, sigma: t.Tensor, how: Draw) -> DrawnCode:
 
     parts = compiled.map_row_blocks(draw_rows, batch, compiled.ROWS_AT_ONCE)
     rows = out.indices_BK, out.values_BK, out.mu_BK
-    return DrawnCode(*rows, t.stack(parts).any(0), out.smallest_B, out.survived_B)
+    return DrawnCode(*rows, t.stack(parts).any(0), out.smallest_B)
 
 
 def top_k(values_BF: t.Tensor, k: int, *, rectified: bool = False) -> tuple[t.Tensor, t.Tensor]:

@@ -59,8 +59,7 @@ def step(
     code = top_k_code(draw.indices_BK, len(W_dec_FD), objective.matmul_dtype)
     error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
     l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
-    n_survived = draw.survived_B.sum()
-    found = MeanSelection.of_rows(draw.fired_F, draw.smallest_B, n_survived, objective)
+    found = MeanSelection.of_rows(draw.fired_F, draw.smallest_B, objective)
     moments = means.moments() if has_all_kl else None
     kl_loss = auxk_loss = l2_loss.new_zeros(())
     if objective.kl_weight != 0:

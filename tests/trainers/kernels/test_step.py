@@ -125,13 +125,12 @@ def test_auxk_pulls_no_dead_feature_by_a_mean_below_0(rectify):
     assert_close(got, expected, error=1e-4)
 
 
-def test_a_zero_of_a_relu_is_not_lost_by_noise():
-    x, weights, objective = make_case(k=8, rectify=True, survival=0.5, noise_on="selection")
+def test_a_zero_of_a_relu_has_not_fired():
+    x, weights, objective = make_case(k=8, rectify=True, noise_on="selection")
     weights = weights._replace(b_enc_F=weights.b_enc_F - 3)
     terms, _ = stepped(*in_float32(x, weights, objective))
     reference, _ = exactly(x, weights, objective)
-    assert terms.survival.item() == pytest.approx(reference.survival.item())
-    assert terms.survival < 1
+    assert t.equal(terms.tokens_since_fired_F, reference.tokens_since_fired_F)
 
 
 @pytest.mark.parametrize("scope", ["all", "selected"])

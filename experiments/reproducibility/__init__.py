@@ -1,1 +1,0 @@
-"""Which features come back when an SAE is trained again. PROTOCOL.md says what is tested, and how."""
