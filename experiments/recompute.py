@@ -632,7 +632,7 @@ TABLES = {
 | `error_share` alone | {brief.smollm2_1.vsae.function.error_share} | {brief.smollm2_1.topk.function.error_share} | {brief.smollm2_1.batchtopk.function.error_share} |  |  |
 """,
     "smollm2_rates": """
-| vSAE, SmolLM2-135M, blocks.1 | near-dead < 0.1 | FVE | come back in what they do |
+| vSAE, SmolLM2-135M, blocks.1 | near-dead < 0.1 | FVE | come back in what they do, at least |
 |---|---|---|---|
 | half of its learning rate | {smollm2_lr.half.vsae.near_dead:.1%} | {smollm2_lr.half.vsae.fve} | {smollm2_lr.half.vsae.function} |
 | its learning rate | {smollm2_lr.own.vsae.near_dead} | {smollm2_lr.own.vsae.fve} | {smollm2_lr.own.vsae.function} |
