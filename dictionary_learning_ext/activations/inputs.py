@@ -38,7 +38,7 @@ from .language_models import (
     settings_hash,
 )
 from .passes import SharedPasses
-from .positions import GROUP, PositionRule
+from .positions import CONTEXTS_PER_MEDIAN, PositionRule
 from .rows import ActivationReader, ContextBatch
 from .stored import UNKNOWN, StoredActivations, open_stored
 from .stored_rows import StoredReader, StoredRows
@@ -180,8 +180,8 @@ class Inputs(ABC):
                 self._settings.sink_multiple,
             )
         n_read = 0
-        groups = math.ceil(tokens / (GROUP * self._settings.ctx_len))
-        at_once = min(self._settings.lm_batch_size, GROUP * groups)
+        medians = math.ceil(tokens / (CONTEXTS_PER_MEDIAN * self._settings.ctx_len))
+        at_once = min(self._settings.lm_batch_size, CONTEXTS_PER_MEDIAN * medians)
         for batch in first_tokens(self._contexts(hook, split, at_once), tokens):
             n_read += int(batch.wanted_BL.sum())
             yield batch
@@ -483,13 +483,13 @@ def with_activations(
         contexts: batches as the language model reads them.
         settings: say which tokens are left out, see `Inputs.contexts`.
 
-    Returns: groups of GROUP contexts.
+    Returns: batches of CONTEXTS_PER_MEDIAN contexts.
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
     reader = ActivationReader(model, hook.place, _evaluation_rule(settings, model.tokenizer))
     all_read = ((ids_BL, mask_BL, reader.run(ids_BL, mask_BL)) for ids_BL, mask_BL in contexts)
-    for input_ids_BL, mask_BL, x_BLD in _regrouped(all_read, GROUP):
+    for input_ids_BL, mask_BL, x_BLD in _regrouped(all_read, CONTEXTS_PER_MEDIAN):
         by_token_BL = reader.rule.by_token(input_ids_BL, mask_BL)
         read = reader.judge(x_BLD, by_token_BL)
         reader.require_finite(read.non_finite)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config.checks import require_max_norm_multiple
 from ..errors import ConfigError
 
-GROUP = 32
+CONTEXTS_PER_MEDIAN = 32
 """A norm is compared with the median norm of so many contexts, whatever the language model's batch size."""
 
 
@@ -28,7 +28,7 @@ class PositionRule:
     - with `remove_bos`, the tokenizer's beginning-of-text token, wherever it stands. For GPT-NeoX and GPT-2 this
       is the end-of-text token too, which separates documents in packed text;
     - with `max_norm_multiple`, outliers: activations whose norm is over this multiple of the median
-      norm of a group of contexts.
+      norm of CONTEXTS_PER_MEDIAN contexts.
 
     Arguments:
         tokenizer: the tokenizer, or the settings of a cache, which have its bos_token_id. None: it isn't known.
@@ -68,7 +68,7 @@ class PositionRule:
         """The wanted positions without outliers, on the CPU. If the median is 0, there are no outliers.
 
         Arguments:
-            norms_BL: norms of the activations of a group, finite at the wanted positions.
+            norms_BL: norms of the activations of CONTEXTS_PER_MEDIAN contexts, finite at the wanted positions.
             wanted_BL: what `by_token` returns, or a subset, on the CPU. The median is over these positions.
         """
         if self.max_norm_multiple is None:

@@ -9,6 +9,7 @@ Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 
 import hashlib
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +22,7 @@ from ..errors import ConfigError, NonFiniteError, TextError
 from .hook_points import Change, Place, hooked, input_device
 from .language_models import CausalLM
 from .passes import SharedPasses
-from .positions import GROUP, PositionRule, at, norms
+from .positions import CONTEXTS_PER_MEDIAN, PositionRule, at, norms
 from .tokens import ContextStream
 
 
@@ -130,7 +131,7 @@ class ActivationReader:
     An activation that is NaN or infinite is an error, unless its token is left out.
 
     Arguments:
-        shared: the passes that several places share. Default: passes of its own.
+        shared: the forward passes that several places share. Default: forward passes of its own.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class ActivationReader:
     ):
         self.place, self.rule = place, rule
         self._model = model.module
-        self.passes = shared or SharedPasses(model, [place])
+        self.forward_passes = shared or SharedPasses(model, [place])
 
     def run(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Run the language model up to the place.
@@ -153,10 +154,10 @@ class ActivationReader:
 
         Returns: the activations, (B, L, D), in the model's dtype and on its device.
         """
-        return self.passes.read(self.place, [(input_ids_BL, mask_BL)])[0]
+        return self.forward_passes.read(self.place, [(input_ids_BL, mask_BL)])[0]
 
     def judge(self, x_BLD: Tensor, wanted_BL: Tensor) -> Activations:
-        """Find the outliers among the wanted tokens of a group of contexts.
+        """Find the outliers among the wanted tokens of contexts that share one median norm.
 
         Arguments:
             wanted_BL: what `rule.by_token` returns, or a subset.
@@ -203,12 +204,18 @@ class ActivationReader:
             )
 
 
-class _ContextsToRead(NamedTuple):
+class _Contexts(NamedTuple):
+    """Contexts to read."""
+
     input_ids_BL: Tensor
     mask_BL: Tensor
     """0 at padding."""
     wanted_BL: Tensor
     """False at tokens that are left out, or were in an earlier fill. Outliers are not known yet."""
+
+
+_Read = tuple[Tensor, Tensor, Tensor, Tensor]
+"""One context after its forward pass: the three of `_Contexts`, (1, L), and its activations, (1, L, D)."""
 
 
 class ModelRows:
@@ -219,8 +226,8 @@ class ModelRows:
     that one context's ids, and the state of the generator that draws the orders.
 
     Arguments:
-        batch_size: contexts per batch of the language model. It doesn't change which tokens are outliers: these
-            are found in groups of GROUP contexts.
+        batch_size: contexts per batch of the language model. It doesn't change which tokens are outliers: each
+            CONTEXTS_PER_MEDIAN contexts of a fill share one median norm.
         seed: seeds the random orders.
         before_batch: called before each batch of the language model. It may raise.
     """
@@ -243,69 +250,58 @@ class ModelRows:
         self._before_batch = before_batch
         self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)  # on the CPU, for any device
-        self._partial: _ContextsToRead | None = None  # the context that the last fill ended in
+        self._partial: _Contexts | None = None  # the context that the last fill ended in
 
     @property
     def passes(self) -> int:
         return self.contexts.passes
 
     def fill(self, out_ND: Tensor) -> Iterator[int]:
-        """See `RowStream`. Yields after each batch of the language model, and after each group of contexts."""
+        """See `RowStream`. Yields after each batch of the language model, and after each median."""
+        queue: deque[_Read] = deque()
         filled = 0
         non_finite: Tensor | int = 0
-        needed = math.ceil(len(out_ND) / self.contexts.ctx_len)  # contexts, if no token is left out
-        read: list[list[Tensor]] = []  # batches that were read and are not in `ahead` yet
-        ahead: list[Tensor] = []  # contexts that were read and not used: ids, mask, wanted, x
         while filled < len(out_ND):
-            # The fill uses at least so many contexts more.
-            limit = math.ceil((len(out_ND) - filled) / self.contexts.ctx_len)
-            n_ahead = len(ahead[0]) if ahead else 0
-            if n_ahead < min(GROUP, limit):
-                if not read:
-                    if self._before_batch is not None:
-                        self._before_batch()
-                    read = self._read(min(self._batch_size, limit - n_ahead), needed)
-                    needed -= sum(len(each[0]) for each in read)
-                if not read and not ahead:
-                    break
-                if read:
-                    new = read.pop(0)
-                    ahead = (
-                        [torch.cat(both) for both in zip(ahead, new, strict=True)] if ahead else new
-                    )
-                    if len(ahead[0]) < min(GROUP, limit):
-                        yield filled
-                        continue
-            *group, x_BLD = (tensor[:GROUP] for tensor in ahead)
-            ahead = [tensor[GROUP:] for tensor in ahead] if len(ahead[0]) > GROUP else []
-            contexts = _ContextsToRead(*group)
-            rows_ND, n_non_finite = self._rows_of(contexts, x_BLD, len(out_ND) - filled)
+            # Lower bound on the contexts that this fill still uses: no token may be left out.
+            missing = math.ceil((len(out_ND) - filled) / self.contexts.ctx_len)
+            share_median = min(CONTEXTS_PER_MEDIAN, missing)
+            while len(queue) < share_median and (read := self._read(missing - len(queue))):
+                queue += read
+                yield filled
+            if not queue:
+                break  # the text has ended
+            contexts = [queue.popleft() for _ in range(min(share_median, len(queue)))]
+            rows_ND, n_non_finite = self._rows_of(contexts, len(out_ND) - filled)
             out_ND[filled : filled + len(rows_ND)] = rows_ND
             filled += len(rows_ND)
             non_finite = non_finite + n_non_finite
             yield filled
         self.reader.require_finite(non_finite)  # once per fill, as it synchronises with the GPU
 
-    def _read(self, n: int, needed: int) -> list[list[Tensor]]:
-        """Run the language model on the next n contexts. Several processes also read further batches at the same
-        time, as far as this fill is sure to use them.
+    def _read(self, n: int) -> list[_Read]:
+        """Run the language model on a batch of the next contexts, at most n. Several processes read a full batch
+        each, as long as all of them are among the n.
 
-        Arguments:
-            needed: the number of contexts that this fill still uses at least.
-
-        Returns: ids, mask, wanted and activations of each batch. At the end of the text there are fewer.
+        Returns: the contexts that were read; none at the end of the text.
         """
-        full = min(self.reader.passes.at_once - 1, (needed - n) // self._batch_size)
-        sizes = [n] + [self._batch_size] * full
-        found = [one for size in sizes if (one := self._next_contexts(size)) is not None]
-        if not found:
+        if self._before_batch is not None:
+            self._before_batch()
+        passes = self.reader.forward_passes
+        full = min(passes.at_once, n // self._batch_size)
+        sizes = [self._batch_size] * full or [n]
+        batches = [batch for size in sizes if (batch := self._next_contexts(size)) is not None]
+        if not batches:
             return []
-        all_x = self.reader.passes.read(
-            self.reader.place, [(one.input_ids_BL, one.mask_BL) for one in found]
+        all_x = passes.read(
+            self.reader.place, [(ids_BL, mask_BL) for ids_BL, mask_BL, _ in batches]
         )
-        return [[*one, x_BLD] for one, x_BLD in zip(found, all_x, strict=True)]
+        return [
+            context
+            for batch, x_BLD in zip(batches, all_x, strict=True)
+            for context in zip(*(tensor.split(1) for tensor in (*batch, x_BLD)), strict=True)
+        ]
 
-    def _next_contexts(self, n: int) -> _ContextsToRead | None:
+    def _next_contexts(self, n: int) -> _Contexts | None:
         """The next n contexts, or fewer at the end of the text, or None after it."""
         parts = [] if self._partial is None else [self._partial]
         self._partial = None
@@ -313,15 +309,14 @@ class ModelRows:
             with suppress(StopIteration):
                 input_ids_BL, mask_BL = self.contexts.next_batch(n - len(parts))
                 wanted_BL = self.reader.rule.by_token(input_ids_BL, mask_BL)
-                parts.append(_ContextsToRead(input_ids_BL, mask_BL, wanted_BL))
+                parts.append(_Contexts(input_ids_BL, mask_BL, wanted_BL))
         if not parts:
             return None
-        return _ContextsToRead(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        return _Contexts(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
-    def _rows_of(
-        self, contexts: _ContextsToRead, x_BLD: Tensor, limit: int
-    ) -> tuple[Tensor, Tensor]:
-        """The rows of a group of contexts, at most `limit`, and how many of them are NaN or infinite."""
+    def _rows_of(self, contexts: list[_Read], limit: int) -> tuple[Tensor, Tensor]:
+        """The rows of contexts that share a median, at most `limit`, and how many of them are NaN or infinite."""
+        _, _, wanted_BL, x_BLD = map(torch.cat, zip(*contexts, strict=True))
         if x_BLD.shape[-1] != self.width:
             place = self.reader.place
             raise ConfigError(
@@ -330,18 +325,16 @@ class ModelRows:
                 value=self.width,
                 expected=str(x_BLD.shape[-1]),
             )
-        read = self.reader.judge(x_BLD, contexts.wanted_BL)
+        read = self.reader.judge(x_BLD, wanted_BL)
         rows_ND = rearrange(read.x_BLD, "b l d -> (b l) d")
         place_N = rearrange(read.wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
         if len(place_N) < len(rows_ND):
             rows_ND = rows_ND[place_N.to(rows_ND.device)]
         if len(rows_ND) > limit:  # the rest of the last context goes into the next fill
-            later = rearrange(contexts.wanted_BL, "b l -> (b l)").clone()
-            later[: int(place_N[limit - 1]) + 1] = False
-            later_BL = rearrange(later, "(b l) -> b l", l=self.contexts.ctx_len)
-            self._partial = _ContextsToRead(
-                contexts.input_ids_BL[-1:], contexts.mask_BL[-1:], later_BL[-1:]
-            )
+            input_ids_BL, mask_BL, wanted_BL, _ = contexts[-1]
+            used = int(place_N[limit - 1]) % self.contexts.ctx_len + 1
+            is_later_L = torch.arange(self.contexts.ctx_len) >= used
+            self._partial = _Contexts(input_ids_BL, mask_BL, wanted_BL & is_later_L)
             rows_ND = rows_ND[:limit]
         return rows_ND, read.non_finite
 
@@ -365,7 +358,7 @@ class ModelRows:
         self._partial = None
         if rows["partial"] is not None:
             input_ids_BL, mask_BL, wanted_BL = map(torch.tensor, rows["partial"])
-            self._partial = _ContextsToRead(input_ids_BL.long(), mask_BL.long(), wanted_BL.bool())
+            self._partial = _Contexts(input_ids_BL.long(), mask_BL.long(), wanted_BL.bool())
         generator = torch.frombuffer(bytearray.fromhex(position["generator"]), dtype=torch.uint8)
         self._generator.set_state(generator)
 

@@ -152,7 +152,7 @@ def test_passes_that_are_asked_for_together_are_the_same(tiny_lm: Any, rules: An
     read, sizes = [], []
     for at_once in (1, 3):
         rows = rows_of(tiny_lm, iter(DOCUMENTS * 9), ctx_len=8, batch_size=3, **rules)
-        rows.reader.passes.at_once = at_once
+        rows.reader.forward_passes.at_once = at_once
         with counted_passes() as passes:
             read.append(filled_until_the_end(rows, n))
         sizes.append(passes)
@@ -163,7 +163,7 @@ def test_passes_that_are_asked_for_together_are_the_same(tiny_lm: Any, rules: An
 def test_each_batch_of_the_language_model_is_announced(tiny_lm: LanguageModel):
     calls: list[int] = []
     rows = rows_of(tiny_lm, iter(DOCUMENTS), before_batch=lambda: calls.append(1))
-    assert list(rows.fill(torch.empty(5 * 16, 16))) == [0, 5 * 16], "a group is complete"
+    assert list(rows.fill(torch.empty(5 * 16, 16))) == [0, 0, 5 * 16], "they share a median"
     assert len(calls) == 2  # 4 contexts at a time, 5 needed
 
 
