@@ -6,10 +6,11 @@ documents = open_text("embedded")    # an iterator of str
 import hashlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..config.checks import require_choice
 from ..config.run import RunConfig, Split, without_slash
@@ -62,17 +63,7 @@ def open_text(
         ConfigError: there is no such split.
     """
     require_choice("split", split, Split)
-    path = at_home(name)
-    if name == "embedded":
-        source, has_split = _Passages(split, seed), True
-    elif path.exists():
-        files, has_split = _files_holding(path, split)
-        source = _Files(files, column)
-    elif names_a_file(name):
-        what = "file" if name.endswith(SUFFIXES) else "file or folder"
-        raise TextError(f"{name}: no such {what}", expected=f"an existing {what}, or embedded")
-    else:
-        source, has_split = _open_hub_set(name, split, column)
+    source, has_split = _source_of(name, split, seed, column)
     identity = {"text": without_slash(name), "split": split, "seed": seed, "column": column}
     return TextStream(name, source, identity, passes=passes, every_20th=not has_split)
 
@@ -95,22 +86,6 @@ def names_a_file(name: str) -> bool:
     return name != "embedded" and (looks_so or at_home(name).exists())
 
 
-class _Source(Protocol):
-    """Reads the documents of a text in passes."""
-
-    def read(self, number: int, position: Any) -> Iterator[str]:
-        """The documents of a pass (from 0), from a `position()` on, or all if that is None."""
-        ...
-
-    def position(self) -> Any:
-        """The position of the next document, as JSON can hold it."""
-        ...
-
-    def fingerprint(self) -> list[Any]:
-        """What changes if the text changes, as JSON can hold it."""
-        ...
-
-
 class TextStream(Iterator[str]):
     """The documents of a text, without blank ones, in a repeatable order.
 
@@ -123,7 +98,7 @@ class TextStream(Iterator[str]):
     def __init__(
         self,
         name: str,
-        source: _Source,
+        source: "_Files | _HubSet",
         identity: dict[str, Any],
         *,
         passes: int | None,
@@ -182,67 +157,81 @@ class TextStream(Iterator[str]):
         self._documents = self._source.read(self.number, state["position"])
 
 
-class _Passages:
+def _source_of(name: str, split: Split, seed: int, column: str) -> tuple["_Files | _HubSet", bool]:
+    """The documents of a split, and whether the text has a held-out split of its own."""
+    if name == "embedded":
+        return _Passages(split, seed), True
+    path = at_home(name)
+    if path.exists():
+        splits: Any = _splits_of(path)
+    elif names_a_file(name):
+        what = "file" if name.endswith(SUFFIXES) else "file or folder"
+        raise TextError(f"{name}: no such {what}", expected=f"an existing {what}, or embedded")
+    else:
+        splits = _splits_on_hub(name)
+    held_out = next((part for part in ("validation", "test") if part in splits), None)
+    part = held_out if held_out and split == "heldout" else "train"
+    if part not in splits:
+        raise TextError(
+            f"{name} has the splits {', '.join(map(str, splits))}", expected="one called train"
+        )
+    if path.exists():
+        return _Files(splits[part], column), held_out is not None
+    return _HubSet(splits[part], name, column), held_out is not None
+
+
+class _Files:
+    """The documents of files, in the same order in each pass."""
+
+    def __init__(self, files: list[Path], column: str):
+        self._files, self._column = files, column
+
+    def read(self, number: int, position: Any) -> Iterator[str]:
+        """The documents of a pass (from 0), from a `position()` on, or all if that is None."""
+        self._part, self._row = position or (0, 0)
+        return self._rest(self._parts(number)[self._part :])
+
+    def _rest(self, parts: Sequence[Iterable[str]]) -> Iterator[str]:
+        for part in parts:
+            for document in islice(part, self._row, None):
+                self._row += 1
+                yield document
+            self._part, self._row = self._part + 1, 0
+
+    def _parts(self, number: int) -> Sequence[Iterable[str]]:
+        """The documents of each file. A file is opened when its first document is needed."""
+        return [read_documents(file, self._column) for file in self._files]
+
+    def position(self) -> list[int]:
+        """The position of the next document, as JSON can hold it: a file's number, and the document's in it."""
+        return [self._part, self._row]
+
+    def fingerprint(self) -> list[Any]:
+        """What changes if the text changes, as JSON can hold it."""
+        return fingerprint_of(self._files)
+
+
+class _Passages(_Files):
     """The embedded text's passages, shuffled anew in each pass."""
 
     def __init__(self, split: Split, seed: int):
-        self._passages = _passages_in(EMBEDDED_TEXT, split)
-        self._seed = seed
+        super().__init__([EMBEDDED_TEXT], "text")
+        self._split, self._seed = split, seed
 
-    def read(self, number: int, position: Any) -> Iterator[str]:
-        self._next = position or 0
-        order = list(range(len(self._passages)))
-        random.Random(f"{self._seed} {number}").shuffle(order)
-        return self._in_order(order)
-
-    def _in_order(self, order: list[int]) -> Iterator[str]:
-        for passage in order[self._next :]:
-            self._next += 1
-            yield self._passages[passage]
-
-    def position(self) -> int:
-        return self._next
+    def _parts(self, number: int) -> Sequence[Iterable[str]]:
+        passages = _passages_in(EMBEDDED_TEXT, self._split).copy()
+        random.Random(f"{self._seed} {number}").shuffle(passages)
+        return [passages]
 
     def fingerprint(self) -> list[Any]:
-        return ["embedded", *fingerprint_of([EMBEDDED_TEXT])]
+        return ["embedded", *super().fingerprint()]
 
 
 @cache
 def _passages_in(file: Path, split: Split) -> list[str]:
-    """The passages of a split, which are read only once. (pyarrow's own filter would import pandas.)"""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(file) as opened:
-        rows = opened.read(columns=["text", "split"]).to_pydict()
-    return [text for text, of in zip(rows["text"], rows["split"], strict=True) if of == split]
-
-
-class _Files:
-    """The documents of several files, in the same order in each pass."""
-
-    def __init__(self, files: list[Path], column: str):
-        self._column = column
-        self._files = files
-
-    def read(self, number: int, position: Any) -> Iterator[str]:
-        self._file, self._row = position or (0, 0)
-        return self._rest()
-
-    def _rest(self) -> Iterator[str]:
-        for path in self._files[self._file :]:
-            skip = self._row
-            for row, document in enumerate(read_documents(path, self._column), start=1):
-                if row > skip:
-                    self._row = row
-                    yield document
-            self._file += 1
-            self._row = 0
-
-    def position(self) -> list[int]:
-        return [self._file, self._row]
-
-    def fingerprint(self) -> list[Any]:
-        return fingerprint_of(self._files)
+    """The passages of a split, which are read only once."""
+    columns = (read_documents(file, column) for column in ("text", "split"))
+    return [text for text, of in zip(*columns, strict=True) if of == split]
 
 
 def fingerprint_of(files: list[Path]) -> list[Any]:
@@ -261,42 +250,25 @@ def fingerprint_of(files: list[Path]) -> list[Any]:
     return found
 
 
-def _files_holding(path: Path, split: Split) -> tuple[list[Path], bool]:
-    """The files that hold a split, and whether files are named by split.
-
-    Raises: TextError if there are no text files, or all of them are held out by their names.
-    """
-    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [
-        file
-        for file in inside
-        if file.is_file()
-        and file.name.endswith(SUFFIXES)
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    ]
-    if not files:
+def _splits_of(path: Path) -> dict[str, list[Path]]:
+    """The text files of a folder by split, or one file. Raises TextError if there are none."""
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        parts = file.relative_to(path).parts
+        is_hidden = any(part.startswith(".") for part in parts)
+        if file.is_file() and file.name.endswith(SUFFIXES) and not is_hidden:
+            splits.setdefault(_split_of(parts), []).append(file)
+    if not splits:
         raise TextError(
             f"{path}: {'holds no text files' if path.is_dir() else 'not a text file'}",
             expected=f"one of {', '.join(SUFFIXES)}",
         )
-    parts = [_split_of(file.relative_to(path)) for file in files] if path.is_dir() else []
-    for held_out in ("validation", "test"):
-        if held_out in parts:
-            wanted = "train" if split == "train" else held_out
-            found = [file for file, part in zip(files, parts, strict=True) if part == wanted]
-            if not found:
-                raise TextError(
-                    f"{path}: {files[0].relative_to(path)} is held out by its name, and no file is left"
-                    " to train on; add one, or rename it"
-                )
-            return found, True
-    return files, False
+    return splits
 
 
-def _split_of(file: Path) -> str:
-    """The split that a file of a folder belongs to, by its name or else its folders' names: train, validation or
-    test."""
-    for name in reversed(file.parts):
+def _split_of(parts: Sequence[str]) -> str:
+    """train, validation or test, by the name of a file of a folder or else of its folders."""
+    for name in reversed(parts):
         if match := _SPLIT_NAME.match(name):
             word = match[1].lower()
             return word if word in ("train", "test") else "validation"
@@ -304,7 +276,7 @@ def _split_of(file: Path) -> str:
 
 
 class _HubSet:
-    """The documents in a column of a `datasets.IterableDataset`."""
+    """The documents in a column of a `datasets.IterableDataset`, read as `_Files` are."""
 
     def __init__(self, dataset: Any, name: str, column: str):
         self._dataset = dataset
@@ -331,8 +303,8 @@ class _HubSet:
         return [self._name, str(self._dataset.info.version)]
 
 
-def _open_hub_set(name: str, split: Split, column: str) -> tuple[_Source, bool]:
-    """A data set on the hub, and whether it has a held-out split of its own."""
+def _splits_on_hub(name: str) -> Any:
+    """A data set on the hub, as a dictionary of its splits."""
     import datasets.config
 
     path, _, configuration = name.partition(":")
@@ -340,7 +312,7 @@ def _open_hub_set(name: str, split: Split, column: str) -> tuple[_Source, bool]:
     runs_scripts = hasattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE")
     never: dict[str, Any] = {"trust_remote_code": False} if runs_scripts else {}
     try:
-        splits: Any = datasets.load_dataset(path, configuration or None, streaming=True, **never)
+        return datasets.load_dataset(path, configuration or None, streaming=True, **never)
     # OSError: no such data set, or no network. ValueError: no such configuration, or datasets 3 would
     # have to run a script. RuntimeError: later versions would.
     except (OSError, ValueError, RuntimeError) as error:
@@ -349,14 +321,6 @@ def _open_hub_set(name: str, split: Split, column: str) -> tuple[_Source, bool]:
             f" ({why_not_fetched(error)}); expected embedded, an existing file ({', '.join(SUFFIXES)}) or"
             " folder of such files, or the name of a data set on the hub, e.g. roneneldan/TinyStories"
         ) from error
-    heldout = next((part for part in ("validation", "test") if part in splits), None)
-    part = heldout if heldout and split == "heldout" else "train"
-    if part not in splits:
-        raise TextError(
-            f"{name}: the data set has the splits {', '.join(map(str, splits))}",
-            expected="one called train",
-        )
-    return _HubSet(splits[part], name, column), heldout is not None
 
 
 def why_not_fetched(error: BaseException) -> str:

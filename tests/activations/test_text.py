@@ -181,8 +181,7 @@ def test_a_folder_whose_files_are_named_by_split_is_read_by_split(tmp_path, file
 def test_a_folder_that_holds_only_held_out_files_can_not_be_trained_on(tmp_path):
     write_parquet(tmp_path / "test.parquet", ["1", "2"])
     assert read(tmp_path, split="heldout") == ["1", "2"]
-    said = "test.parquet is held out by its name, and no file is left to train on; add one"
-    assert said in error_of(lambda: read(tmp_path))
+    assert "has the splits test; expected one called train" in error_of(lambda: read(tmp_path))
 
 
 def test_a_file_or_folder_that_holds_no_text_lists_what_can_be_read(tmp_path):
@@ -272,7 +271,7 @@ def test_a_data_sets_own_script_is_never_run(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_TRUST_REMOTE_CODE", True, raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TextError, match="nobody/stories"):
-        text._open_hub_set("nobody/stories", "train", "text")
+        text._splits_on_hub("nobody/stories")
     assert not (tmp_path / "written").exists()
 
 
