@@ -133,7 +133,8 @@ class RunConfig(Checked):
     written at the end. SIGTERM and SIGINT always write one. none: only these signals do, and
     none is written at the end."""
     save_dir: str | None = None
-    """The folder to write. Default: runs/NAME, where NAME is made from the settings."""
+    """The folder to write. Default: runs/NAME, where NAME has the architecture, k, F, the seed and a hash of the
+    settings, e.g. vsae_k16_F512_seed0_344f4b."""
     overwrite: bool = False
     """Overwrite the run that save_dir already holds."""
     wandb: WandbMode = "disabled"

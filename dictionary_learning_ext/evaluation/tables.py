@@ -12,7 +12,7 @@ from typing import Any
 
 from ..activations.positions import left_out
 from ..config.checks import did_you_mean
-from ..config.names import LONGEST, NAMED_FIRST, is_automatic
+from ..config.names import is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError, printable
 from ..run_folder.comparing import LEAVING_OUT, measurements, trained_as, unequal
@@ -29,8 +29,8 @@ by which 3 nats become 3.6."""
 _LOSS_REMOVED = -0.05
 """A loss added below this, in nats, is an anomaly, not chance."""
 
-_LONGEST_LABEL = 24
-"""The most characters of a label to which settings are added that aren't needed to tell SAEs apart: tables fit 80 columns."""
+LONGEST_NAME = 40
+"""The most characters of a folder's name that tables show."""
 _GAP = "  "
 
 
@@ -219,7 +219,7 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
 
 
 def labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """Short names of run folders' SAEs, for tables and pages; see `labels_of`.
+    """`labels_of` run folders, for tables and pages.
 
     Arguments:
         configs: each folder's config.json, by its path.
@@ -230,19 +230,19 @@ def labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
 def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Short names of SAEs.
 
-    A folder that somebody named keeps its name. SAEs with automatic names, e.g. a sweep's, or with names of over 40
-    characters are named by the settings that differ among them: k=16 seed=1.
+    A folder that somebody named keeps its name. SAEs with automatic names or names of over 40 characters are named by
+    the settings that differ among them: k=16 seed=1.
 
     Arguments:
         settings: each one's training settings, by its folder or name.
     """
-    endings, called = endings_of(settings), _names_from_settings(settings)
-    found = {
-        folder: called[folder] if _is_poor_name(Path(ending).name) else ending
-        for folder, ending in endings.items()
-    }
-    times = Counter(found.values())
-    return {f: name if name and times[name] == 1 else endings[f] for f, name in found.items()}
+    called, endings = _names_from_settings(settings), endings_of(settings)
+    for folder, ending in endings.items():
+        name = Path(ending).name
+        if not is_automatic(name) and len(name) <= LONGEST_NAME:
+            called[folder] = ending
+    times = Counter(called.values())
+    return {f: name if name and times[name] == 1 else endings[f] for f, name in called.items()}
 
 
 def file_names(labels: Iterable[str]) -> dict[str, str]:
@@ -268,28 +268,17 @@ def endings_of(folders: Iterable[str]) -> dict[str, str]:
     return {folder: folder for folder in parts}
 
 
-def _is_poor_name(name: str) -> bool:
-    """Whether a folder's name says too little or too much."""
-    return is_automatic(name) or len(name) > LONGEST
-
-
 def _names_from_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Names made of settings that differ, the seeds last: those that tell SAEs apart, and others if they fit."""
-    first = {name: place for place, name in enumerate(NAMED_FIRST)}
+    """Names made of settings that differ, as few as tell SAEs apart: first those that all SAEs have, the seeds last."""
     names = sorted(
         differing_settings(settings),
-        key=lambda name: (name in SEEDS, first.get(name, len(first))),
+        key=lambda name: (name in SEEDS, any(own.get(name) is None for own in settings.values())),
     )
     chosen: list[str] = []
     for name in names:
         if len(_labels_from(settings, [*chosen, name])) > len(_labels_from(settings, chosen)):
             chosen.append(name)
-    for name in names:
-        longer = [each for each in names if each in (*chosen, name)]
-        if max(map(len, _labels_from(settings, longer))) > _LONGEST_LABEL:
-            break
-        chosen = longer
-    return {folder: _label(each, chosen) for folder, each in settings.items()}
+    return {folder: _label(own, chosen) for folder, own in settings.items()}
 
 
 def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:

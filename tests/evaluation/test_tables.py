@@ -189,7 +189,7 @@ AUTOMATIC = [f"s/vsae_k8_F64_seed0_{i:06x}" for i in range(4)]
     ("changes", "names"),
     [
         ([{"k": 8, "seed": 1}, {"k": 16, "seed": 1}], ["k=8", "k=16"]),
-        ([{"k": 8, "seed": 0}, {"k": 16, "seed": 1}], ["k=8 seed=0", "k=16 seed=1"]),
+        ([{"k": 8, "seed": 0}, {"k": 16, "seed": 1}], ["k=8", "k=16"]),
         ([{"beta": 0.0}, {"beta": 0.03}], ["beta=0", "beta=0.03"]),
         ([{"seed": 1, "data_seed": 5}, {"seed": 2, "data_seed": 6}], ["seed=1", "seed=2"]),
         (

@@ -13,7 +13,7 @@ import transformers
 from kept import kept
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.names import LONGEST
+from dictionary_learning_ext.evaluation.tables import LONGEST_NAME
 
 HOSTILE = (
     "</script><script>document.title='owned'</script>",
@@ -85,15 +85,15 @@ def long_names(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("long") / "runs"
     names = [
         "a_name_that_somebody_chose_for_an_sae_01",
-        "x" * LONGEST,
+        "x" * LONGEST_NAME,
         "another-one-of-the-longest-legal-names-2",
         *(
-            f"vsae_k4_F32_beta0.03_noise0.3_seed{i}_00aa1{i}".rjust(LONGEST, "v")[-LONGEST:]
+            f"vsae_k4_F32_seed{i}_00aa1{i}".rjust(LONGEST_NAME, "v")[-LONGEST_NAME:]
             for i in range(3)
         ),
     ]
     for number, name in enumerate(names):
-        assert len(name) == LONGEST
+        assert len(name) == LONGEST_NAME
         copy = shutil.copytree(runs[0], folder / name)
         config = json.loads((copy / "config.json").read_text())
         changes = {"seed": number, "data_seed": number, "lr": 0.00123 * (1 + number // 4)}
