@@ -25,7 +25,7 @@ def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch, 
     def stub_cache(*_, **__):
         pass
 
-    def stub(run, saes, **_):
+    def stub(run, saes, *_, **__):
         seen.append((run, list(saes.values())))
         raise UserError("stop here")
 
@@ -36,7 +36,7 @@ def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch, 
     monkeypatch.setattr("dictionary_learning_ext.training.loop.carry_out", of_plan)
     monkeypatch.setattr("dictionary_learning_ext.activations.cache_writer.write_cache", stub_cache)
     assert main([command]) == 2
-    ((run, saes),) = seen
+    run, saes = seen[0]
     assert run.model == "embedded"
     assert len(saes) == {"train": 1, "quickstart": 2}[command]
     if command == "train":

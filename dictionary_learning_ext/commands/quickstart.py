@@ -1,20 +1,20 @@
-"""`vsae quickstart`: train a TopK SAE and a vSAE from two seeds, and print how many features come back."""
+"""`vsae quickstart`: run the sweep in quickstart.yaml, and print how many features of each architecture come back."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config.architectures import ARCHITECTURES
-from ..config.checks import require
-from ..config.presets import preset, quickstart
+from ..config.checks import LARGEST_SEED, require
 from ..config.run import ReportOptions, RunConfig
 from ..errors import in_shell
 from ..run_folder.files import REPORT, remove, writing
-from ..run_folder.reading import load_config
-from ..training.plan import with_hook_names
+from ..sweep.cached import SweepCache
+from ..sweep.runner import how_to_continue
 from .cache import explain_interrupt
 from .flags import Command, vsae
-from .seeds import CACHE, SeedRun, how_to_continue, train_seeds
+from .seeds import CACHE, train_all
+from .sweep import train_config
 
+SWEEP_FILE = Path(__file__).with_name("quickstart.yaml")
 CACHED = 400_000
 """The most tokens that are cached. Each training reads them several times, in its own order."""
 
@@ -39,32 +39,51 @@ class QuickstartFlags:
 
 
 def run(flags: QuickstartFlags) -> None:
-    require(flags.steps >= 1, "steps", flags.steps, "at least 1")
-    folder = Path(flags.save_dir)
-    seeds = [_seeds_runs(flags, seed) for seed in (flags.seed, flags.seed + 1)]
-    page = folder / (f"report_seed{flags.seed}.html" if flags.seed else REPORT)
-    top_k, vsae_folder = (str(one) for one in seeds[0].folders)
-    others = [str(one) for one in seeds[1].folders]
+    from ..sweep.sweep_file import configurations, read_sweep
 
-    def begin() -> None:
-        print(_INTRODUCTION.format(hook=seeds[0].run.hook), flush=True)
+    require(0 <= flags.seed < LARGEST_SEED, "seed", flags.seed, f"0 to {LARGEST_SEED - 1}")
+    folder = Path(flags.save_dir)
+    page = folder / (f"report_seed{flags.seed}.html" if flags.seed else REPORT)
+    sweep = read_sweep(SWEEP_FILE)
+    both = (flags.seed, flags.seed + 1)
+    seeds = [one | {"seed": both[one["seed"]]} for one in sweep.assignments]
+    fixed = [f"--steps={flags.steps}", f"--eval-tokens={flags.eval_tokens}"]
+    configs = {
+        name: replace(config, run=replace(config.run, overwrite=flags.overwrite))
+        for name, config in configurations(
+            replace(sweep, assignments=seeds), train_config, fixed
+        ).items()
+    }
+    settings = next(iter(configs.values())).run
+
+    def introduce() -> None:
+        preset = next(flag for flag in sweep.flags if flag.startswith("--preset="))
+        print(_INTRODUCTION.format(hook=settings.hook, preset=preset), flush=True)
         with writing(folder):
             remove(page)  # of SAEs that are replaced
 
-    tokens = min(flags.steps * seeds[0].run.batch_size, CACHED)
-    if not train_seeds(seeds, folder / CACHE, tokens=tokens, dtype="float16", on_start=begin):
-        print(f"{folder} holds these SAEs already; --overwrite trains them again.")
+    tokens = min(flags.steps * settings.batch_size, CACHED)
+    folders = train_all(configs, folder, SweepCache(folder / CACHE, tokens, "float16"), introduce)
+    top_k, vsaes = (
+        [str(folders[f"{name}_seed{seed}"]) for seed in both] for name in ("top_k", "vsae")
+    )
     with explain_interrupt(how_to_continue(flags.overwrite)):
-        print(f"\n{_results(seeds, flags.eval_tokens)}")
+        from ..features.reproducibility_of_folders import reproduce, short_table
+
+        returning = {
+            title: reproduce(of_both, flags.eval_tokens)
+            for title, of_both in (("vSAE", vsaes), ("TopK", top_k))
+        }
+        print(f"\n{short_table(returning)}")
         if flags.report and not page.is_file():
             from ..report.page import write_report
 
             print("\nWriting the report …", flush=True)
             write_report(
-                vsae_folder,
-                [top_k],
+                vsaes[0],
+                [top_k[0]],
                 page,
-                seeds=others,
+                seeds=[top_k[1], vsaes[1]],
                 options=ReportOptions(
                     tokens=flags.eval_tokens or ReportOptions.tokens, seed=flags.seed
                 ),
@@ -74,9 +93,9 @@ def run(flags: QuickstartFlags) -> None:
     third = flags.seed + 2
     print(
         "\nNext:\n"
-        f"  {vsae()} reproduce {in_shell(vsae_folder)}\n"
-        f"  {vsae()} reproduce {in_shell(vsae_folder, others[1])}\n"
-        f"  {vsae()} train --config {in_shell(vsae_folder)} --seed {third} --data-seed {third} "
+        f"  {vsae()} reproduce {in_shell(vsaes[0])}\n"
+        f"  {vsae()} reproduce {in_shell(*vsaes)}\n"
+        f"  {vsae()} train --config {in_shell(vsaes[0])} --seed {third} --data-seed {third} "
         f"--save-dir {in_shell(folder / f'vsae_seed{third}')}\n"
         f"  {vsae()} train --help"
     )
@@ -86,33 +105,9 @@ _INTRODUCTION = """\
 Training two sparse autoencoders on a middle layer of a small language model
 ({hook}), each from two seeds on two orders of the same data:
   top_k  a TopK SAE
-  vsae   a vSAE of the same size, with the preset `recommended`
+  vsae   a vSAE of the same size, with {preset}
 A feature comes back as a direction if the other seed finds one with a cosine of 0.7 or more,
 and in what it does if the activations of the two have a correlation of 0.7 or more."""
-
-
-def _seeds_runs(flags: QuickstartFlags, seed: int) -> SeedRun:
-    """The run of one seed: a TopK SAE and a vSAE."""
-    run = replace(
-        preset("recommended").run,
-        steps=flags.steps,
-        eval_tokens=flags.eval_tokens,
-        data_seed=seed,
-        save_dir=flags.save_dir,
-        overwrite=flags.overwrite,
-    )
-    return SeedRun(with_hook_names(run), quickstart(flags.steps, seed))
-
-
-def _results(seeds: list[SeedRun], tokens: int) -> str:
-    """A table of how many features of each architecture come back, averaged over the seeds."""
-    from ..features.reproducibility_of_folders import reproduce, short_table
-
-    found = {}
-    for folders in reversed([*zip(*(one.folders for one in seeds), strict=True)]):
-        title = ARCHITECTURES[load_config(folders[0]).sae.architecture].title
-        found[title] = reproduce(folders, tokens)
-    return short_table(found)
 
 
 QUICKSTART = Command("quickstart", QuickstartFlags, run)

@@ -1,24 +1,24 @@
-"""Train several seeds of a setting: cache the activations, train each seed on its own order of them, compare.
+"""Several seeds of a setting, as a sweep whose runs read one cache: `vsae train --seeds`, and `vsae quickstart`."""
 
-`vsae train --seeds` and `vsae quickstart` use it.
-"""
-
+import math
+import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..activations.cache_manifest import UNFINISHED, CacheDtype, read_manifest
 from ..config.checks import LARGEST_SEED, require
-from ..config.run import NONE, RunConfig, require_same
-from ..config.sae import SAEConfig
-from ..errors import ConfigError, DiskError, UserError
-from ..run_folder.files import CONFIG, FAILED, RUN_FILES, SAVE_DIR, locked, remove, writing
+from ..config.names import automatic_name
+from ..config.run import NONE, RunConfig, TrainConfig
+from ..errors import UserError, in_shell
+from ..run_folder.files import RUNS
 from ..run_folder.reading import load_config
-from ..training.plan import Job, plan, require_memory
+from ..sweep.cached import SweepCache
+from ..sweep.runner import how_to_continue, run_sweep
+from ..training.processes import launched
 from .cache import explain_interrupt
+from .flags import vsae
 
 CACHE = "cache"
 """The folder of the cached activations, beside the run folders."""
@@ -55,177 +55,108 @@ def not_in_a_sweep(given: str) -> UserError:
     )
 
 
-@dataclass(frozen=True)
-class SeedRun:
-    """The run of one seed: the first three arguments of `training.loop.train`."""
-
-    run: RunConfig
-    saes: dict[str, SAEConfig]
-    hooks: dict[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def jobs(self) -> list[Job]:
-        return plan(self.run, self.saes, self.hooks, resume=True).jobs
-
-    @property
-    def folders(self) -> list[Path]:
-        return [job.folder for job in self.jobs]
-
-    @property
-    def is_finished(self) -> bool:
-        return all(job.is_finished for job in self.jobs)
-
-    @property
-    def started(self) -> list[Job]:
-        """The jobs whose folders hold a run already."""
-        return [job for job in self.jobs if (job.folder / CONFIG).is_file()]
-
-
-def train_seeds(
-    seeds: Sequence[SeedRun],
-    cache: Path | None,
-    *,
-    tokens: int,
-    dtype: CacheDtype = "float32",
-    on_start: Callable[[], None] = lambda: None,
-) -> bool:
-    """Write a cache and train each seed from it. Called again, it continues.
+def train_seeds(given: str, config: TrainConfig, typed: Collection[str], started: str) -> None:
+    """Train the same settings from several seeds, and print which features come back.
 
     Arguments:
-        seeds: runs that differ only in data seed and folder.
-        cache: the cache's folder, from which all seeds read, so that the language model runs once. None: no cache. If
-            the disk is too small for it, there is none either.
-        tokens: the least number of tokens to cache for training.
-        dtype: the dtype of the cache.
-        on_start: called after the checks, before anything is written.
-
-    Returns: False if all seeds were finished already.
-
-    Raises: ConfigError for a folder that holds another run or one that failed; what `train` and `write_cache` raise.
+        given: the value of --seeds.
+        typed: the names of the flags that were typed.
+        started: a line that says what the settings come from.
     """
-    overwrite = seeds[0].run.overwrite
-    started = [] if overwrite else [job for one in seeds for job in one.started]
-    if started and load_config(started[0].folder).run.activations is None:
-        cache = None  # when they began, the disk was too small
-    for job in started:
-        _require_this_run(job, cache)
-    if started and all(one.is_finished for one in seeds):
-        return False
-    _refuse_what_can_be(seeds, overwrite)
+    run, keeps_order = config.run, "data_seed" in typed
+    numbers = parse_seeds(given, config.sae.seed, "seed" in typed)
+    _require_seeds_here(given)
+    folder = Path(run.save_dir or RUNS / _folder_name(config, keeps_order))
+    configs = {}
+    for seed in numbers:
+        for hook in run.hooks:
+            name = f"seed{seed}_{hook}" if len(run.hooks) > 1 else f"seed{seed}"
+            own = replace(run, hook=hook, data_seed=run.data_seed if keeps_order else seed)
+            configs[name] = TrainConfig(replace(config.sae, seed=seed), own)
+    fill = run.n_ctxs * run.ctx_len
+    tokens = math.ceil(run.steps * run.batch_size / fill) * fill
+    cache = SweepCache(folder / CACHE, tokens) if run.activations is None else None
 
-    def begin(size: str) -> None:
-        on_start()
-        if size:
-            print(size, flush=True)
-        if overwrite:  # all now, so that none is in the way of continuing without --overwrite
-            for folder in (folder for one in seeds for folder in one.folders):
-                with locked(folder), writing(folder):
-                    for name in RUN_FILES:
-                        remove(folder / name)
+    def introduce() -> None:
+        print(started)
+        print(f"Seeds {', '.join(map(str, numbers))}, written to {in_shell(folder)}", flush=True)
 
-    if cache is None:
-        begin("")
-    else:
-        try:
-            with explain_interrupt(how_to_continue(overwrite), cache):
-                _write(cache, seeds[0].run, tokens, dtype, begin)
-        except DiskError as error:
-            if started:
-                raise DiskError(error.problem, instead="free some space to continue") from error
-            begin(f"{error.problem}; so there is no cache, and the language model runs once a seed")
-            cache = None
-    with explain_interrupt(how_to_continue(overwrite)):
-        _train(seeds, cache, overwrite)
-    return True
-
-
-def how_to_continue(overwrite: bool) -> str:
-    """The advice after an interruption."""
-    return f"run the same command again {'without --overwrite ' if overwrite else ''}to continue"
-
-
-def _require_this_run(job: Job, cache: Path | None) -> None:
-    """Raise a ConfigError if a job's folder holds another run, or one that failed."""
-    advice = "overwrite it with overwrite=True, or choose another save_dir"
-    run = job.config.run if cache is None else replace(job.config.run, activations=str(cache))
-    now = replace(job.config, run=run)
-    was = load_config(job.folder)
-    # The folder may have moved, with its cache.
-    has_moved = cache is not None and Path(was.run.activations or "").name == cache.name
-    but = ("activations",) if has_moved else ()
-    require_same(was.to_dict(), now.to_dict(), str(job.folder), but=but, advice=advice)
-    if (job.folder / FAILED).is_file():
-        raise ConfigError(f"{job.folder}: failed, see {FAILED} there", instead=advice)
-
-
-def _refuse_what_can_be(seeds: Sequence[SeedRun], overwrite: bool) -> None:
-    """Make the checks of training that need no language model, before the cache is written."""
-    from ..activations.inputs import find_inputs
-    from ..devices import chosen_device
-
-    for one in seeds:
-        if overwrite or not one.started:
-            plan(one.run, one.saes, one.hooks)
-    run, jobs = seeds[0].run, seeds[0].jobs
-    device = chosen_device(run.device)
-    widths = find_inputs(run, dict.fromkeys(job.hook for job in jobs)).widths
-    require_memory(jobs, widths, device)
-
-
-def _write(
-    cache: Path, run: RunConfig, tokens: int, dtype: CacheDtype, begin: Callable[[str], None]
-) -> None:
-    """Write the cache, or continue it. Raises DiskError before `begin` is called if the disk is too small."""
-    from ..activations.cache_writer import write_cache
-    from ..training.processes import interrupts
-
-    there = read_manifest(cache, UNFINISHED) or read_manifest(cache)
-    held_out = there.settings.eval_tokens if there else RunConfig.eval_tokens
-    settings = replace(
-        run,
-        data_seed=0,  # one text for all seeds, whichever they are
-        text_passes=None,
-        eval_tokens=max(run.eval_tokens, held_out),  # reports and comparisons read them, too
+    folders = train_all(configs, folder, cache, introduce)
+    with explain_interrupt(how_to_continue(run.overwrite)):
+        print(f"\n{_comparison(configs, folders)}")
+    first, *others = ([*folders.values()][i * len(run.hooks)] for i in range(len(numbers)))
+    report = f"  {vsae()} report {in_shell(first)} --seeds {in_shell(*others)}\n"
+    print(
+        "\nNext:\n"
+        + (report if has_tokens(run) else "")
+        + (f"  {vsae()} report {in_shell(folder)}\n" if len(run.hooks) > 1 else "")
+        + f"  {vsae()} compare {in_shell(first, *others)}"
     )
-    with interrupts() as signals, signals.deferred():
-        write_cache(
-            cache,
-            settings,
-            run.hooks,
-            tokens,
-            dtype=dtype,
-            overwrite=run.overwrite,
-            on_plan=begin,
-            before_batch=signals.check,
-            elsewhere=SAVE_DIR,
+
+
+def train_all(
+    configs: dict[str, TrainConfig],
+    folder: Path,
+    cache: SweepCache | None,
+    introduce: Callable[[], None],
+) -> dict[str, Path]:
+    """Train the runs of a sweep into a folder, or continue them. Returns the run folders; see `run_sweep`.
+
+    Arguments:
+        introduce: called before anything is written, unless all runs have ended.
+    """
+
+    def begin(at_once: int) -> None:
+        if at_once:
+            introduce()
+        else:
+            print(f"{folder} holds these SAEs already; --overwrite trains them again.")
+
+    return run_sweep(configs, folder, name=folder.name, cache=cache, on_begin=begin)
+
+
+def has_tokens(settings: RunConfig) -> bool:
+    """Whether a report can show tokens. Only a language model or a cache of ours has them."""
+    from ..activations.stored import open_stored
+
+    return settings.activations is None or open_stored(settings.activations).manifest is not None
+
+
+def _require_seeds_here(given: str) -> None:
+    """Raise a UserError if --seeds can't be combined with how the command was started."""
+    if launched().are_several:
+        raise UserError(
+            "torchrun's processes train one seed",
+            name="seeds",
+            value=given,
+            instead=f"for each seed N, use `{launched().command} train … --seed N --data-seed N "
+            "--save-dir NAME/seedN`, then `vsae reproduce NAME/seed*`",
         )
+    if "WANDB_SWEEP_ID" in os.environ:
+        raise not_in_a_sweep(given)
 
 
-def _train(seeds: Sequence[SeedRun], cache: Path | None, overwrite: bool) -> None:
-    """Train each seed that isn't finished."""
-    from ..training.loop import train
-
-    def print_start(folders: Sequence[Path], device: str) -> None:
-        print(f"Training {', '.join(map(str, folders))} on {device}", flush=True)
-
-    for one in seeds:
-        resume = not overwrite and bool(one.started)
-        if not (resume and one.is_finished):
-            run = one.run if cache is None else replace(one.run, activations=str(cache))
-            train(run, one.saes, hooks=one.hooks, resume=resume, on_start=print_start)
+def _folder_name(config: TrainConfig, keeps_order: bool) -> str:
+    """An automatic name that doesn't depend on the seeds."""
+    order = {} if keeps_order else {"data_seed": RunConfig.data_seed}
+    name = automatic_name(TrainConfig(replace(config.sae, seed=0), replace(config.run, **order)))
+    return "_seeds_".join(name.rsplit("_seed0_", 1))
 
 
-def compared(seeds: Sequence[SeedRun]) -> str:
+def _comparison(configs: dict[str, TrainConfig], folders: dict[str, Path]) -> str:
     """The table of `vsae reproduce` for each hook point."""
     from ..features.reproducibility_of_folders import reproduce, reproducibility_table
 
+    of_hook: dict[str, list[Path]] = {}
+    for name, config in configs.items():
+        of_hook.setdefault(config.run.hook, []).append(folders[name])
+    run = next(iter(configs.values())).run
+    read = load_config(next(iter(folders.values()))).run.activations
+    where: dict[str, Any] = {"device": run.device, "device_map": run.device_map}
+    if run.activations is None and read is not None and not Path(read).exists():
+        where["activations"] = NONE  # the cache was deleted
     parts = []
-    for jobs in zip(*(one.jobs for one in seeds), strict=True):
-        folders, run = [job.folder for job in jobs], jobs[0].config.run
-        read = load_config(folders[0]).run.activations
-        where: dict[str, Any] = {"device": run.device, "device_map": run.device_map}
-        if run.activations is None and read is not None and not Path(read).exists():
-            where["activations"] = NONE  # the cache was deleted
-        head = f"{jobs[0].hook}\n" if len(seeds[0].jobs) > 1 else ""
-        parts.append(head + reproducibility_table(reproduce(folders, None, **where)))
+    for hook, own in of_hook.items():
+        head = f"{hook}\n" if len(of_hook) > 1 else ""
+        parts.append(head + reproducibility_table(reproduce(own, None, **where)))
     return "\n\n".join(parts)

@@ -46,6 +46,14 @@ class SweepFlags:
     """All that was typed."""
 
 
+def train_config(arguments: list[str]) -> TrainConfig:
+    """The settings that flags of `vsae train` give a run of a sweep."""
+    train = parse(TRAIN, arguments)
+    if train.seeds is not None:
+        raise not_in_a_sweep(train.seeds)
+    return TrainConfig(train.sae, with_hook_names(train.run))
+
+
 def run(flags: SweepFlags) -> None:
     if (flags.file is None) == (flags.results is None):
         raise UserError("vsae sweep: give one of: a sweep file, --results FOLDER")
@@ -77,19 +85,12 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
     from ..sweep.sweep_file import configurations, read_sweep
 
     sweep = read_sweep(file, flags.search_seed)
-
-    def parsed(arguments: list[str]) -> TrainConfig:
-        train = parse(TRAIN, arguments)
-        if train.seeds is not None:
-            raise not_in_a_sweep(train.seeds)
-        return TrainConfig(train.sae, with_hook_names(train.run))
-
     devices, fixed = [], flags.passed_on
     if flags.devices is not None:
         if any(word.partition("=")[0] == "--device" for word in fixed):
             raise UserError("--device and --devices: give only one of them")
         devices = devices_of(flags.devices)
-    configs = configurations(sweep, parsed, fixed)
+    configs = configurations(sweep, train_config, fixed)
     if len(configs) > flags.max_runs and not flags.yes:
         raise ConfigError(
             f"{file}: {len(configs)} runs; --max-runs is {flags.max_runs}; add --yes to run all"
@@ -100,7 +101,8 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
     def print_start(at_once: int) -> None:
         together = "all" if at_once >= len(configs) else f"{at_once}"
         where = f" on each of {', '.join(devices)}" if devices else ""
-        print(f"{len(configs)} runs into {save_dir}, {together} at once{where}", flush=True)
+        how = f"{together} at once{where}" if at_once else "which have all ended"
+        print(f"{len(configs)} runs into {save_dir}, {how}", flush=True)
 
     try:
         run_sweep(

@@ -1,7 +1,5 @@
 """`vsae train`: train an SAE, or one at each of several hook points."""
 
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from ..config.run import (
 )
 from ..config.sae import CONFIGS, NOISES, SAEConfig, VSAETopKConfig, not_used, option_names
 from ..errors import ConfigError, TrainingError, UserError, as_flag, in_shell
-from ..run_folder.files import CONFIG, FAILED, RUNS, folder_of
+from ..run_folder.files import FAILED, RUNS, folder_of
 from ..run_folder.reading import (
     is_finished,
     load_config,
@@ -29,17 +27,8 @@ from ..run_folder.reading import (
 )
 from ..training.plan import plan, with_hook_names
 from ..training.processes import RANK_TIMEOUT, launched
-from .cache import explain_interrupt
 from .flags import HIDDEN, Command, typed_texts, vsae
-from .seeds import (
-    CACHE,
-    SeedRun,
-    compared,
-    how_to_continue,
-    not_in_a_sweep,
-    parse_seeds,
-    train_seeds,
-)
+from .seeds import has_tokens, train_seeds
 
 
 @dataclass(frozen=True)
@@ -179,7 +168,14 @@ def run(flags: TrainFlags) -> None:
     flags = replace(flags, run=with_hook_names(settings))
     require(flags.rank_timeout >= 1, "rank_timeout", flags.rank_timeout, "at least 1")
     if flags.seeds is not None:
-        _train_seeds(flags, flags.seeds)
+        if flags.resume is not None:
+            raise UserError(
+                f"seeds={flags.seeds!r} continues by the same command",
+                name="resume",
+                instead="leave it out",
+            )
+        config = TrainConfig(flags.sae, flags.run)
+        train_seeds(flags.seeds, config, flags.typed, _started_from(flags))
         return
     run, saes, hooks, resume = _settings(flags)
     planned = plan(run, saes, hooks, resume=resume)  # refuses before torch is imported
@@ -197,83 +193,6 @@ def run(flags: TrainFlags) -> None:
         if was_finished and flags.resume is None:
             print("This run is finished; --overwrite trains it again.")
         _show(flags, run, list(folders.values()))
-
-
-def _train_seeds(flags: TrainFlags, given: str) -> None:
-    """Train the same settings from several seeds, and print which features come back."""
-    numbers = parse_seeds(given, flags.sae.seed, "seed" in flags.typed)
-    _require_seeds_here(flags, given)
-    folder = _folder_of_seeds(flags)
-    flags = replace(flags, run=replace(flags.run, save_dir=str(folder)))
-    run, saes, hooks, _ = _settings(flags)
-    seeds = []
-    for number in numbers:
-        data_seed = run.data_seed if "data_seed" in flags.typed else number
-        own = replace(run, data_seed=data_seed, save_dir=str(folder / f"seed{number}"))
-        own_saes = {name: replace(sae, seed=number) for name, sae in saes.items()}
-        seeds.append(SeedRun(own, own_saes, hooks))
-    buffer = run.n_ctxs * run.ctx_len
-
-    def begin() -> None:
-        print(_started_from(flags))
-        print(f"Seeds {', '.join(map(str, numbers))}, written to {in_shell(folder)}", flush=True)
-
-    if not train_seeds(
-        seeds,
-        folder / CACHE if run.activations is None else None,
-        tokens=math.ceil(run.steps * run.batch_size / buffer) * buffer,  # whole fills
-        on_start=begin,
-    ):
-        print(f"{folder} holds these SAEs already; --overwrite trains them again.")
-    with explain_interrupt(how_to_continue(run.overwrite)):
-        print(f"\n{compared(seeds)}")
-    first, *others = (one.folders[0] for one in seeds)
-    report = f"  {vsae()} report {in_shell(first)} --seeds {in_shell(*others)}\n"
-    print(
-        "\nNext:\n"
-        + (report if _has_tokens(run) else "")
-        + (f"  {vsae()} report {in_shell(folder)}\n" if len(run.hooks) > 1 else "")
-        + f"  {vsae()} compare {in_shell(first, *others)}"
-    )
-
-
-def _require_seeds_here(flags: TrainFlags, given: str) -> None:
-    """Raise a UserError if --seeds can't be combined with how the command was started."""
-    if flags.resume is not None:
-        raise UserError(
-            f"seeds={given!r} continues by the same command",
-            name="resume",
-            instead="leave it out",
-        )
-    if launched().are_several:
-        raise UserError(
-            "torchrun's processes train one seed",
-            name="seeds",
-            value=given,
-            instead=f"for each seed N, use `{launched().command} train … --seed N --data-seed N "
-            "--save-dir NAME/seedN`, then `vsae reproduce NAME/seed*`",
-        )
-    if "WANDB_SWEEP_ID" in os.environ:
-        raise not_in_a_sweep(given)
-
-
-def _folder_of_seeds(flags: TrainFlags) -> Path:
-    """The folder for the run folders of --seeds. An automatic name doesn't depend on the seeds."""
-    if flags.run.save_dir is not None:
-        folder = Path(flags.run.save_dir)
-    else:
-        data_seed = flags.run.data_seed if "data_seed" in flags.typed else RunConfig.data_seed
-        sae = replace(flags.sae, seed=0).resolve(flags.run.steps)
-        name = folder_of(TrainConfig(sae, replace(flags.run, data_seed=data_seed))).name
-        folder = RUNS / "_seeds_".join(name.rsplit("_seed0_", 1))
-    if (folder / CONFIG).is_file():
-        raise ConfigError(
-            "is a run folder; the seeds would be in it",
-            name="save_dir",
-            value=str(folder),
-            instead="choose another",
-        )
-    return folder
 
 
 def _settings(
@@ -403,7 +322,7 @@ def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
         "  from dictionary_learning_ext import load_dictionary\n"
         f"  sae, config = load_dictionary({str(one)!r})\n"
         "or on the command line:\n"
-        + (f"  {vsae()} report {in_shell(one)}\n" if _has_tokens(settings) else "")
+        + (f"  {vsae()} report {in_shell(one)}\n" if has_tokens(settings) else "")
         + f"  {vsae()} reproduce {in_shell(one)}\n"
         + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
@@ -411,13 +330,6 @@ def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
         raise TrainingError(
             f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"
         )
-
-
-def _has_tokens(settings: RunConfig) -> bool:
-    """Whether a report can show tokens. Only a language model or a cache of ours has them."""
-    from ..activations.stored import open_stored
-
-    return settings.activations is None or open_stored(settings.activations).manifest is not None
 
 
 TRAIN = Command(

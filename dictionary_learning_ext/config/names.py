@@ -18,8 +18,9 @@ LONGEST_IN_SWEEP = 80
 
 def automatic_name(config: TrainConfig) -> str:
     """The name of a run's folder, the same whenever its settings give the same result."""
-    k = [f"k{config.sae.k}"] if "k" in vars(config.sae) else []
-    sizes = [*k, f"F{config.sae.dict_size}", f"seed{config.sae.seed}"]
+    sae = config.sae
+    k = [f"k{vars(sae)['k']}"] if "k" in vars(sae) else []
+    sizes = [*k, f"F{sae.dict_size}", f"seed{sae.seed}"]
     return "_".join([_architecture(config), *sizes, config.digest[:6]])
 
 

@@ -1,4 +1,4 @@
-"""The presets of `vsae train`, the same for upstream's `trainSAE`, and the SAEs of `vsae quickstart`.
+"""The presets of `vsae train`, and the same for upstream's `trainSAE`.
 
 A preset holds the settings that differ from the defaults. Flags override them. Its schedules are shares of the run,
 which become steps once --steps is known.
@@ -16,7 +16,6 @@ from .sae import (
     LOG_VAR_LIMITS,
     Posterior,
     SAEConfig,
-    TopKConfig,
     Variational,
     follows,
     share_of_run,
@@ -107,14 +106,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ctx_len": 128,
     },
 }
-
-
-def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
-    """A TopK SAE and the vSAE of `recommended`, with the same size, learning rate, schedule and initial weights."""
-    vsae = replace(preset(DEFAULT_PRESET, steps).sae, seed=seed)
-    matched = ("k", "dict_size", "lr", "decay_start", "seed")
-    shared: dict[str, Any] = {name: getattr(vsae, name) for name in matched}
-    return {f"top_k_seed{seed}": TopKConfig(**shared), f"vsae_seed{seed}": vsae}
 
 
 def preset(name: str, steps: int | None = None) -> TrainConfig:

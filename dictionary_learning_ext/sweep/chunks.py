@@ -1,6 +1,7 @@
 """Runs of a sweep that are trained together, with one language model and one loop."""
 
-from collections.abc import Collection, Iterator
+import logging
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from ..config.sae import SAEConfig
 from ..run_folder.files import CONFIG, all_locked
 from ..run_folder.reading import by_resume_step
 from ..training.plan import plan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,10 @@ class Chunk:
         """Train the runs, or continue them. Raises what `loop.train` does."""
         from ..training.loop import train
 
-        train(*self._given, resume=self._has_started, group=self.sweep)
+        def log_start(folders: Sequence[Path], device: str) -> None:
+            logger.info("training %s on %s", ", ".join(map(str, folders)), device)
+
+        train(*self._given, resume=self._has_started, group=self.sweep, on_start=log_start)
 
     @property
     def _given(self) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str]]:
@@ -56,7 +62,10 @@ class Chunk:
 
     @property
     def _has_started(self) -> bool:
-        return any((self.save_dir / name / CONFIG).is_file() for name in self.configs)
+        return any(
+            (self.save_dir / name / CONFIG).is_file() and not config.run.overwrite
+            for name, config in self.configs.items()
+        )
 
 
 def chunks_of(

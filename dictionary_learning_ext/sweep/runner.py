@@ -1,4 +1,4 @@
-"""Run a wandb sweep file on this machine, without wandb's server.
+"""Train several runs into one folder: those of `vsae sweep`, of `vsae train --seeds` and of `vsae quickstart`.
 
 Runs that share the language model, the text and the training settings are trained together: a `chunks.Chunk`. As many
 as memory allows are trained at once, in this process or in one process per device. Each run is bit-identical to the
@@ -14,13 +14,16 @@ from pathlib import Path
 from signal import SIGINT
 from typing import Any
 
+from ..activations.cache_manifest import is_begun
 from ..config.run import TrainConfig, require_same
 from ..errors import ConfigError, Interrupted, TrainingError, UserError, first_line
 from ..run_folder.files import (
     CONFIG,
     FAILED,
+    RUN_FILES,
     SWEEP,
     is_disk_full,
+    locked,
     read_json,
     remove,
     require_inside,
@@ -30,6 +33,7 @@ from ..run_folder.files import (
 from ..run_folder.reading import is_finished, load_config
 from ..run_folder.schema import Object
 from ..training.plan import fitting_at_once
+from .cached import SweepCache
 from .chunks import Chunk, chunks_of
 from .devices import train_on
 
@@ -46,71 +50,125 @@ def run_sweep(
     devices: Sequence[str] = (),
     name: str | None = None,
     command: str | None = None,
+    cache: SweepCache | None = None,
     on_begin: Callable[[int], None] = lambda at_once: None,
 ) -> dict[str, Path]:
-    """Train the runs of a sweep that are not finished.
+    """Train the runs of a sweep that are not finished. The folder may hold more runs.
 
     Arguments:
-        configs: the settings of each run, by the name of its folder.
+        configs: the settings of each run, by the name of its folder. With `overwrite` they start over.
         save_dir: the folder for the run folders.
         at_once: the number of runs to train together (default: as many as memory allows, and with
             several devices at most each one's share).
         devices: train in one process for each of these (default: in this process, on the runs' device).
         name: the sweep's name, by which wandb groups its runs.
-        command: the command that continues the sweep, for messages.
-        on_begin: called with the number of runs that are trained together, before training starts.
+        command: the command that continues the sweep, for messages (default: the same command).
+        cache: a cache to write first, which the runs then read. If the disk is too small for it when the sweep begins,
+            they run the language model.
+        on_begin: called after the checks, before the cache and the runs, with the number of runs that are trained
+            together; 0 if all have ended.
 
     Returns: the run folders, by name.
 
-    Raises: ConfigError if save_dir holds another sweep, or there is no such device; other UserErrors that would end
-    all runs, e.g. a full disk; TrainingError after the other runs have ended, if any failed; Interrupted after a
+    Raises: ConfigError if a run was begun with other settings, or there is no such device; other UserErrors that would
+    end all runs, e.g. a full disk; TrainingError after the other runs have ended, if any failed; Interrupted after a
     signal. A sweep that could start no run leaves no folder.
     """
     from ..devices import chosen_device
 
+    with writing(save_dir):
+        is_run = (save_dir / CONFIG).is_file()
+    if is_run:
+        what = "is a run folder; the runs would be in it"
+        raise ConfigError(what, name="save_dir", value=str(save_dir), instead="choose another")
     for device in devices:
         chosen_device(device, "devices")
     own_devices = [] if devices else [chosen_device(one.run.device) for one in configs.values()]
-    for folder, config in ((save_dir / name, config) for name, config in configs.items()):
-        with writing(folder):  # its name may be too long
-            is_begun = (folder / CONFIG).is_file()
-        if is_begun:
-            was, now = load_config(folder).to_dict(), config.to_dict()
-            # Where these differ, they are all that is named: others follow from them.
-            length = ("steps", "batch_size")
-            require_same(was, now, str(folder), typed=length, advice=_ANOTHER_SWEEP)
-    done, failed = _ended(configs, save_dir)
+    overwrite = any(config.run.overwrite for config in configs.values())
+    again, former = how_to_continue(overwrite, command), _read(save_dir)
+    begun = {} if overwrite else _begun(configs, save_dir)
+    if any(was["activations"] is None for was in begun.values()):
+        cache = None  # the disk was too small when they began
+    given, configs = configs, configs if cache is None else cache.read_by(configs)
+    for run, was in begun.items():
+        _require_same_run(save_dir / run, was, configs[run].to_dict())
+    done, failed = ([], []) if overwrite else _ended(configs, save_dir)
     ended = done + failed
-    for chunk in chunks_of(configs, save_dir, name, len(configs), ended):
+    left = list(chunks_of(given, save_dir, name, len(given), ended))
+    for chunk in left:
         chunk.prepare()
-    fitting = fitting_at_once(list(configs.values()), devices or own_devices[:1])
+    fitting = fitting_at_once(list(given.values()), devices or own_devices[:1])
     if at_once is None:
         at_once = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
-    chunks = list(chunks_of(configs, save_dir, name, at_once, ended))
-    settings = {name: config.to_dict() for name, config in configs.items()}
-    manifest = Manifest(sorted(configs), settings, name, command)
-    _begin(manifest, save_dir)
-    on_begin(at_once)
     failures = [
-        f"{name} failed earlier (see {save_dir / name / FAILED}; to train it again, delete its folder)"
-        for name in failed
+        f"{run} failed earlier (see {save_dir / run / FAILED}; to train it again, delete its folder)"
+        for run in failed
     ]
     try:
+        if overwrite:
+            _clear(save_dir / run for run in configs)
+        on_begin(at_once if left else 0)
+        if cache is not None and left:
+            configs = cache.write(given, is_read=bool(begun))
+        settings = {run: config.to_dict() for run, config in configs.items()}
+        if former is not None:  # other runs that are there stay in it
+            there = {r: own for r, own in former.settings.items() if (save_dir / r).exists()}
+            settings = there | settings
+        write_json(save_dir / SWEEP, asdict(Manifest(settings, name, again)))
+        chunks = list(chunks_of(configs, save_dir, name, at_once, ended))
         if failures := failures + _train(chunks, devices, at_once):
             raise TrainingError("; ".join(failures))
     except (KeyboardInterrupt, UserError) as stop:
         done, _ = _ended(configs, save_dir)
-        so_far = f"{len(done)} of {len(configs)} runs are finished; {manifest.how_to_continue}"
-        if not _has_begun(manifest, save_dir):
+        so_far = f"{len(done)} of {len(configs)} runs are finished; {again}"
+        if not _has_begun(configs, save_dir) and not (cache and is_begun(cache.folder)):
             so_far = "no run was begun"
             remove(save_dir / SWEEP)
-            if not any(save_dir.iterdir()):
+            if save_dir.is_dir() and not any(save_dir.iterdir()):
                 remove(save_dir)
         if isinstance(stop, UserError):
             raise
         signal = stop.signal if isinstance(stop, Interrupted) else SIGINT
         raise Interrupted(signal, f"stopped by {signal.name}; {so_far}") from stop
-    return {name: save_dir / name for name in configs}
+    return {run: save_dir / run for run in configs}
+
+
+def how_to_continue(overwrite: bool = False, command: str | None = None) -> str:
+    """What to do after an interruption: run the command again (default: the same one, as long as it deletes nothing)."""
+    same = "the same command without --overwrite" if overwrite else "the same command"
+    return f"run {f'`{command}`' if command else same} again to continue"
+
+
+Settings = dict[str, dict[str, Any]]
+"""The settings of runs, by their names."""
+
+
+def _begun(configs: Iterable[str], save_dir: Path) -> Settings:
+    """The settings with which runs were begun."""
+    found = {}
+    for run in configs:
+        with writing(save_dir / run):  # its name may be too long
+            is_there = (save_dir / run / CONFIG).is_file()
+        if is_there:
+            found[run] = load_config(save_dir / run).to_dict()
+    return found
+
+
+def _require_same_run(folder: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise a ConfigError if a run was begun with other settings. Its folder may have moved, with the cache."""
+    read, reads = (Path(settings["activations"] or "").name for settings in (was, now))
+    but = ("activations",) if read == reads else ()
+    # Where the lengths differ, they are all that is named: others follow from them.
+    length = ("steps", "batch_size")
+    require_same(was, now, str(folder), typed=length, but=but, advice=_ANOTHER_SWEEP)
+
+
+def _clear(folders: Iterable[Path]) -> None:
+    """Delete runs. All before the first one starts, so that continuing needs no overwrite."""
+    for folder in folders:
+        with locked(folder), writing(folder):
+            for file in RUN_FILES:
+                remove(folder / file)
 
 
 def _train(chunks: list[Chunk], devices: Sequence[str], at_once: int) -> list[str]:
@@ -146,21 +204,11 @@ def _hits_all(error: UserError) -> bool:
 class Manifest:
     """The content of sweep.json."""
 
-    runs: list[str]
-    """The names of the run folders."""
-    settings: dict[str, dict[str, Any]]
-    """The settings of each run, by its name."""
+    settings: Settings
     name: str | None
     """The sweep's name, by which wandb groups its runs."""
-    command: str | None
-    """The command that started the sweep. None: it was started in Python."""
-
-    @property
-    def how_to_continue(self) -> str:
-        """A sentence that says how to continue after an interruption."""
-        if self.command is None:
-            return "run the same `vsae sweep` command again to continue"
-        return f"run `{self.command}` again to continue"
+    how_to_continue: str
+    """What to do after an interruption."""
 
 
 def _read(save_dir: Path) -> Manifest | None:
@@ -170,27 +218,13 @@ def _read(save_dir: Path) -> Manifest | None:
         return None
     try:
         manifest = Manifest(**read_json(path, Object()))
-        for name in manifest.runs:
+        for name in manifest.settings:
             require_inside(name)
         return manifest
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"{path}: damaged ({first_line(error)}); delete it and rerun the sweep's command to continue"
         ) from error
-
-
-def _begin(wanted: Manifest, save_dir: Path) -> None:
-    """Write sweep.json. It may replace that of another sweep without run folders.
-
-    Raises: ConfigError if the folder holds another sweep.
-    """
-    former = _read(save_dir)
-    if former and former.runs != wanted.runs and _has_begun(former, save_dir):
-        raise ConfigError(
-            f"{save_dir}: holds another sweep of {len(former.runs)} runs, e.g. {former.runs[0]}",
-            instead="choose another save_dir",
-        )
-    write_json(save_dir / SWEEP, asdict(wanted))
 
 
 def chunk_in(save_dir: Path, names: Sequence[str], device: str) -> Chunk:
@@ -202,9 +236,9 @@ def chunk_in(save_dir: Path, names: Sequence[str], device: str) -> Chunk:
     return Chunk(configs, save_dir, manifest.name)
 
 
-def _has_begun(manifest: Manifest, save_dir: Path) -> bool:
-    """Whether any run of a sweep has a folder."""
-    return any((save_dir / name).exists() for name in manifest.runs)
+def _has_begun(runs: Iterable[str], save_dir: Path) -> bool:
+    """Whether any of these runs has a folder."""
+    return any((save_dir / run).exists() for run in runs)
 
 
 def _ended(names: Iterable[str], save_dir: Path) -> tuple[list[str], list[str]]:
@@ -226,11 +260,11 @@ def progress(save_dir: Path) -> str | None:
     manifest = _read(save_dir)
     if manifest is None:
         return None
-    done, failed = _ended(manifest.runs, save_dir)
+    done, failed = _ended(manifest.settings, save_dir)
     parts = []
     if failed:
         parts.append(f"{len(failed)} failed, see {FAILED} in {', '.join(failed)}")
-    if len(done) + len(failed) < len(manifest.runs):
+    if len(done) + len(failed) < len(manifest.settings):
         parts.append(manifest.how_to_continue)
-    finished = f"{len(done)} of {len(manifest.runs)} runs are finished"
+    finished = f"{len(done)} of {len(manifest.settings)} runs are finished"
     return "; ".join([finished, *parts]) if parts else None

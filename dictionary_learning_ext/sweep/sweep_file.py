@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -218,12 +218,11 @@ def _choices(path: Path, name: Any, parameter: Any) -> Any:
 
 def _grid(path: Path, parameters: dict[str, Any], cap: int | None) -> list[dict[str, Any]]:
     """All combinations of the values, or the first `cap` of them."""
-    from sklearn.model_selection import ParameterGrid
-
     for name, choices in parameters.items():
         if not isinstance(choices, list):
             raise ConfigError(f"{path}: parameter {name!r} has min and max; a grid needs values")
-    return list(islice(ParameterGrid(parameters), cap))
+    every = product(*parameters.values())
+    return [dict(zip(parameters, values, strict=True)) for values in islice(every, cap)]
 
 
 def _random(

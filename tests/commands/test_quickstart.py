@@ -11,13 +11,16 @@ from signal import SIGINT
 import pytest
 from interrupted_runs import killed_at_the_first_update
 
-from dictionary_learning_ext import RunConfig
+from dictionary_learning_ext import RunConfig, TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import Interrupted
+from dictionary_learning_ext.commands.quickstart import SWEEP_FILE
+from dictionary_learning_ext.commands.sweep import train_config
+from dictionary_learning_ext.config.sae import option_names
 from dictionary_learning_ext.features import reproducibility_of_folders
 from dictionary_learning_ext.features.reproducibility_of_folders import reproduce
 from dictionary_learning_ext.report import page as report_page
+from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
 
@@ -37,7 +40,7 @@ def again(quickstart_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trained = []
 
-    def copy(run, saes, **_):
+    def copy(run, saes, *_, **__):
         trained.append((run, saes))
         for name in saes:
             same = runs / "quickstart" / f"{name.partition('_seed')[0]}_seed0"
@@ -114,16 +117,23 @@ def reproducibility_of(folder, name):
     return reproduce([folder / f"{name}_seed{seed}" for seed in range(2)]).as_direction()
 
 
-def test_a_folder_that_can_not_hold_the_cache_is_refused_before_anything_is_said(
-    tmp_path, monkeypatch, capsys
-):
+def test_its_saes_differ_only_in_the_posterior():
+    """Of one seed."""
+    configs = configurations(read_sweep(SWEEP_FILE), train_config)
+    assert {*configs} == {*NAMES}
+    top_k, vsae = (configs[name].to_dict() for name in NAMES[:2])
+    differ = {name for name in vsae if vsae[name] != top_k.get(name)}
+    variational = {*option_names(VSAETopKConfig)} - {*option_names(TopKConfig)}
+    assert {"architecture", "posterior"} <= differ <= {"architecture"} | variational
+
+
+def test_a_folder_that_can_not_hold_the_cache_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (FOLDER / "cache").mkdir(parents=True)
     (FOLDER / "cache" / "notes.txt").write_text("mine")
     assert main(SHORT) == 2
-    printed = capsys.readouterr()
-    assert "(notes.txt)" in printed.err
-    assert printed.out == ""
+    assert "(notes.txt)" in capsys.readouterr().err
+    assert [path.name for path in FOLDER.iterdir()] == ["cache"]
 
 
 def test_other_seeds_have_a_page_of_their_own_and_the_second_seed_is_the_next(again, capsys):
@@ -140,22 +150,6 @@ def test_other_seeds_have_a_page_of_their_own_and_the_second_seed_is_the_next(ag
     out = capsys.readouterr().out
     assert "come back" in out
     assert "Next:" in out
-
-
-def test_an_interrupted_quickstart_continues_with_what_is_missing(again, monkeypatch, capsys):
-    """The second seed was being trained."""
-    for name in NAMES[2:]:
-        (FOLDER / name / "metrics.json").unlink()
-
-    def stopped(run, saes, *, resume, **_):
-        assert list(saes) == NAMES[2:]
-        assert resume
-        assert not run.overwrite
-        raise Interrupted(SIGINT)
-
-    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", stopped)
-    assert main(SHORT) == 130
-    assert "SIGINT; run the same command" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_killed_one_continues(quickstart_run, quick_report, tmp_path, monkeypatch):
@@ -187,7 +181,9 @@ def test_it_continues_from_every_place_where_it_can_be_stopped(
     for what, owner, name in places:
         assert stopped([], owner, name) == 130, what
         last = capsys.readouterr().err.splitlines()[-1]
-        assert last == f"vsae: stopped by SIGINT; {AGAIN}", what
+        assert re.fullmatch(
+            f"vsae: stopped by SIGINT; (. of 4 runs are finished; )?{AGAIN}", last
+        ), what
     assert main(SHORT) == 0
     for name in NAMES:
         for file in ("ae.pt", "metrics.json"):

@@ -1,4 +1,4 @@
-"""Presets: whole, the paper's, scaled, the quickstart's SAEs; and as a trainer's arguments, where the
+"""Presets: whole, the paper's, scaled; and as a trainer's arguments, where the
 vSAE is the same in all units."""
 
 import math
@@ -14,14 +14,9 @@ from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, tra
 from dictionary_learning_ext.config.presets import (
     PRESETS,
     preset,
-    quickstart,
 )
 from dictionary_learning_ext.config.sae import (
     DEAD_AFTER_FIRINGS,
-    OPTION_NAMES,
-    TopKConfig,
-    VSAETopKConfig,
-    option_names,
 )
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.build import build_trainer
@@ -76,15 +71,6 @@ def test_a_presets_schedules_scale_with_its_steps():
             1000 * times,
         ]
     assert preset("paper", steps=7).run.steps == 7
-
-
-def test_the_quickstarts_saes_differ_only_in_the_posterior():
-    saes = [sae.resolve(100) for sae in quickstart(steps=100, seed=3).values()]
-    flat = [sae.to_dict() for sae in saes]
-    differ = {name for name in OPTION_NAMES if len({each.get(name) for each in flat}) > 1}
-    assert [each["seed"] for each in flat] == [3, 3]
-    variational = {*option_names(VSAETopKConfig)} - {*option_names(TopKConfig)}
-    assert differ <= {"architecture"} | variational
 
 
 # --- as a trainer's arguments

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from dictionary_learning_ext.config.presets import PRESETS, preset
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError, TrainingError
+from dictionary_learning_ext.run_folder.files import write_json
 from dictionary_learning_ext.run_folder.reading import read_config
 from dictionary_learning_ext.sweep import devices, runner
 from dictionary_learning_ext.sweep.__main__ import main as worker
@@ -165,7 +167,7 @@ def test_a_process_says_why_it_ends(error, status, said, begun, monkeypatch, cap
 def test_sweep_json_gives_back_the_settings_of_every_architecture(architecture, name, tmp_path):
     config = preset(name).with_settings({"architecture": architecture}, "x")
     config = TrainConfig(config.sae.resolve(config.run.steps), config.run)
-    runner._begin(runner.Manifest(["a"], {"a": config.to_dict()}, None, None), tmp_path)
+    write_json(tmp_path / "sweep.json", asdict(runner.Manifest({"a": config.to_dict()}, None, "")))
     (back,) = runner.chunk_in(tmp_path, ["a"], config.run.device).configs.values()
     sae = back.sae.resolve(back.run.steps)
     assert TrainConfig(sae, back.run) == config

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import psutil
 import pytest
@@ -18,11 +18,11 @@ from caches import HOOK, OTHER
 from interrupted_runs import Killed, assert_equal, one_thread
 from language_model_reads import counted_passes
 from small_commands import refused
-from sweep_flags import train_config
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import language_models
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.commands.sweep import train_config
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import (
     CheckpointError,
@@ -33,7 +33,7 @@ from dictionary_learning_ext.errors import (
     TrainingError,
 )
 from dictionary_learning_ext.run_folder import resume_points
-from dictionary_learning_ext.run_folder.files import all_locked
+from dictionary_learning_ext.run_folder.files import all_locked, write_json
 from dictionary_learning_ext.sweep import runner
 from dictionary_learning_ext.sweep.runner import chunks_of, progress, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
@@ -202,7 +202,7 @@ class Calls(list):
         super().__init__()
         self.raised = []
 
-    def __call__(self, run, saes, hooks, *, resume, group):
+    def __call__(self, run, saes, hooks, *, resume, group, on_start):
         self.append((list(saes), resume, group))
         if self.raised:
             raise self.raised.pop()
@@ -249,7 +249,7 @@ def test_what_no_run_can_be_trained_with_is_said_before_the_sweep_begins(configs
 def test_a_name_that_is_too_long_for_a_folder_is_said_before_the_sweep_begins(
     configs, calls, tmp_path
 ):
-    with pytest.raises(CheckpointError, match=r"s/.* can't be written \(File name too long\)"):
+    with pytest.raises(CheckpointError, match=r"/s+ can't be written \(File name too long\)"):
         run_sweep(configs, tmp_path / ("s" * 300))
     assert calls == []
 
@@ -364,33 +364,39 @@ def test_runs_without_a_common_resume_point_are_trained_apart(points, expected, 
 
 def finished(folder, config=CONFIGS["a"]):
     folder.mkdir(parents=True)
-    settings = {"run": {"settings": config.to_dict()}}
-    (folder / "config.json").write_text(json.dumps(settings))
+    content = {"trainer": {"dict_class": "X"}, "run": {"settings": config.to_dict()}}
+    (folder / "config.json").write_text(json.dumps(content))
     for name in ("ae.pt", "metrics.json")[: 2 if config.run.eval_tokens else 1]:
         (folder / name).touch()
 
 
-def start(folder, names="abc", command="vsae x"):
-    runner._begin(runner.Manifest(sorted(names), {}, "tiny", command), folder)
-    return runner._read(folder)
+def start(folder):
+    """A sweep of three runs, of which none is begun."""
+    settings = {name: CONFIGS["a"].to_dict() for name in "abc"}
+    manifest = runner.Manifest(settings, "tiny", "run `vsae x` again")
+    write_json(folder / "sweep.json", asdict(manifest))
 
 
-def test_the_last_command_continues_the_sweep(tmp_path):
-    first = start(tmp_path)
-    assert first.runs == ["a", "b", "c"]
-    (tmp_path / "a").mkdir()
-    again = start(tmp_path, names="cba", command="vsae x --at-once 1")
-    assert again == replace(first, command="vsae x --at-once 1")
+def test_more_runs_join_those_that_are_there(configs, calls, tmp_path):
+    (name, config), *_ = configs.items()
+    run_sweep(configs, tmp_path)
+    finished(tmp_path / name, config)
+    more = {"x": replace(config, sae=replace(config.sae, seed=1))}
+    run_sweep(more, tmp_path, command="vsae y")
+    assert [saes for saes, *_ in calls] == [[*configs], ["x"]]
+    assert progress(tmp_path) == "1 of 2 runs are finished; run `vsae y` again to continue"
 
 
-def test_another_sweep_gives_way_unless_it_has_written_a_run(tmp_path):
-    start(tmp_path)
-    other = start(tmp_path, names="xy", command="vsae y")
-    assert (other.runs, other.command) == (["x", "y"], "vsae y")
-    (tmp_path / "y").mkdir()
-    with pytest.raises(ConfigError, match=r"of 2 runs, e\.g\. x; choose"):
-        start(tmp_path)
-    assert runner._read(tmp_path) == other
+def test_runs_that_are_overwritten_are_all_deleted_before_the_first_one_starts(
+    configs, calls, tmp_path
+):
+    for name, config in configs.items():
+        finished(tmp_path / name, replace(config, run=replace(config.run, batch_size=16)))
+    fresh = {n: replace(c, run=replace(c.run, overwrite=True)) for n, c in configs.items()}
+    calls.raised = [KeyboardInterrupt]
+    with pytest.raises(Interrupted, match="no run was begun"):
+        run_sweep(fresh, tmp_path)
+    assert not [*tmp_path.glob("*/config.json")]
 
 
 def test_a_folder_holds_the_runs_of_one_setting(sweep_file, calls, tmp_path, capsys):
@@ -408,12 +414,12 @@ def test_a_folder_holds_the_runs_of_one_setting(sweep_file, calls, tmp_path, cap
 def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
     assert progress(tmp_path) is None, "no sweep"
     start(tmp_path)
-    assert progress(tmp_path) == "0 of 3 runs are finished; run `vsae x` again to continue"
+    assert progress(tmp_path) == "0 of 3 runs are finished; run `vsae x` again"
     finished(tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "failed.json").touch()
     assert progress(tmp_path) == (
-        "1 of 3 runs are finished; 1 failed, see failed.json in b; run `vsae x` again to continue"
+        "1 of 3 runs are finished; 1 failed, see failed.json in b; run `vsae x` again"
     )
     finished(tmp_path / "c", TrainConfig(run=RunConfig(eval_tokens=0)))
     assert progress(tmp_path) == "2 of 3 runs are finished; 1 failed, see failed.json in b"
@@ -427,15 +433,11 @@ def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
         run_sweep(dict.fromkeys("abc", CONFIGS["a"]), tmp_path)
 
 
-def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tmp_path):
-    start(tmp_path, names="a", command=None)
-    assert progress(tmp_path) == (
-        "0 of 1 runs are finished; run the same `vsae sweep` command again to continue"
-    )
+def test_a_damaged_file_is_named(tmp_path):
+    start(tmp_path)
     whole = json.loads((tmp_path / "sweep.json").read_text())
-    others = ({"runs": [3]}, {"runs": ["../a"]})
-    damaged = [json.dumps(whole | other) for other in others]
-    for content in ("{", "[]", '{"runs": 3}', *damaged):
+    outside = json.dumps(whole | {"settings": {"../a": {}}})
+    for content in ("{", "[]", '{"settings": 3}', outside):
         (tmp_path / "sweep.json").write_text(content)
         with pytest.raises(ConfigError, match=r"sweep\.json: .*; delete it"):
             progress(tmp_path)

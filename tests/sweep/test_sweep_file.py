@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sweep_flags import train_config
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.commands.sweep import train_config
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, UserError
