@@ -35,7 +35,7 @@ from ..trainers.dictionaries import (
     selects_top_k,
 )
 from ..trainers.kernels.select import top_k
-from ..trainers.step import compared
+from ..trainers.step import ranking_key
 
 _BLOCK_ELEMENTS = 1 << 22
 """The most activations (tokens x F), or numbers (selections x D), in memory at a time."""
@@ -359,7 +359,9 @@ class Encoder:
         k = code.indices.shape[1]
         for name, (added_to_nF, scale) in noises.items():
             z_nF = t.empty_like(mu_nF).normal_(generator=self._generator)
-            z_nF = compared(z_nF.mul_(scale).add_(added_to_nF), getattr(sae, "select_by", "value"))
+            z_nF = ranking_key(
+                z_nF.mul_(scale).add_(added_to_nF), getattr(sae, "select_by", "value")
+            )
             # Without noise, as a point has none, a ReLU leaves ties.
             rectified = bool(getattr(sae, "rectify", False))
             _, other_nK = top_k(z_nF, k, rectified=rectified)

@@ -21,7 +21,7 @@ from .optimizers import Guarded, UnitNorm, adam
 from .parts import WHOLE, Part
 
 logger = logging.getLogger(__name__)
-Settings = TypeVar("Settings", bound=SAEConfig)
+_Config = TypeVar("_Config", bound=SAEConfig)
 
 
 class Trainer(Protocol):
@@ -282,7 +282,7 @@ def load_state(trainer: Any, state: dict[str, Any]) -> None:
     trainer.scheduler.load_state_dict(state["scheduler"])
 
 
-def resolved(cls: type[Settings], options: dict[str, Any], steps: int) -> Settings:
+def resolved(cls: type[_Config], options: dict[str, Any], steps: int) -> _Config:
     """The settings that a trainer was given by name, for a run of `steps`. None stands for a default, and AuxK has
     upstream's default threshold. Warns of options that have no effect.
 
@@ -312,10 +312,10 @@ LOOK_EVERY = 100
 class DeadWatch:
     """Tells in which steps AuxK can be skipped, without making the host wait for a GPU in every step.
 
-    A feature is dead after a number of tokens without firing. So one look at the feature that is closest to it
-    tells for how many tokens none can be dead. The next look comes after these tokens, and at least LOOK_EVERY
-    steps after the last look; until then AuxK is computed. Without dead features AuxK is 0, so the weights don't
-    depend on when it looks. A resumed run begins with a look.
+    A feature is dead after a number of tokens without firing. The longest-silent feature bounds when any can die.
+    AuxK is skipped until then. From then on it is computed until the next look, at least LOOK_EVERY steps after the
+    last one. Without dead features AuxK is 0, so the weights don't depend on when it looks. A resumed run begins with
+    a look.
     """
 
     def __init__(self):

@@ -19,7 +19,7 @@ class Selection(NamedTuple):
 
     indices: t.Tensor
     """(…, K), in any order"""
-    compared: t.Tensor
+    keys: t.Tensor
     """each row's K largest values (or magnitudes), over all parts of a split dictionary"""
     is_kept: t.Tensor | None = None
     """which `indices` are among the K largest of all parts, (…, K); None: all, because the dictionary isn't split"""
@@ -63,9 +63,9 @@ class Part:
         """x itself, where this part's features use a tensor that all parts share. Gradients are summed over parts."""
         return x
 
-    def select(self, indices: t.Tensor, compared: t.Tensor, k: int) -> Selection:
+    def select(self, indices: t.Tensor, keys: t.Tensor, k: int) -> Selection:
         """Select the K largest of all features, given the K largest of this part's."""
-        return Selection(indices, compared)
+        return Selection(indices, keys)
 
     def start_step(self, step: int, seed: int | None, generator: t.Generator) -> None:
         """Prepare the generator for a step. For a split dictionary, step and seed determine what `draw` returns."""

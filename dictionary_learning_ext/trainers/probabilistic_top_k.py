@@ -190,7 +190,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         )
         self.dtype: Dtype = dtype
         self._start_top_k()
-        compiled.serves(self.ae.encoder.weight)
+        compiled.is_available(self.ae.encoder.weight)
         self.logging_parameters = ["temperature", "dead_features"]
         self.temperature = self.settings.temperature_start
 
@@ -267,9 +267,9 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         fired_F = t.zeros_like(pre_BF[0]).index_add_(
             0, selection.indices.flatten(), fires_BK.flatten().to(pre_BF)
         )
-        is_on_BK = selection.compared > 0
+        is_on_BK = selection.keys > 0
         has_one_B = is_on_BK.any(1)
-        smallest_B = selection.compared.where(is_on_BK, t.inf).amin(1)
+        smallest_B = selection.keys.where(is_on_BK, t.inf).amin(1)
         mean_threshold = smallest_B.where(has_one_B, 0).sum() / has_one_B.sum()
         since_fired_F = (self.num_tokens_since_fired + len(pre_BF)).masked_fill_(fired_F > 0, 0)
         return since_fired_F, mean_threshold

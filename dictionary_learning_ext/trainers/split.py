@@ -106,10 +106,10 @@ class MeshPart(SplitPart):
         return DTensor.from_local(x, self.mesh, [placement], run_check=False)
 
     @t.no_grad()
-    def select(self, indices: t.Tensor, compared: t.Tensor, k: int) -> Selection:
+    def select(self, indices: t.Tensor, keys: t.Tensor, k: int) -> Selection:
         """See `Part.select`. Among equal numbers, earlier parts come first, and within a part the order of its topk."""
-        (rows, n), first = compared.shape, self.index * compared.shape[1]
-        own_BK = compared.where(~compared.isnan(), t.inf)  # NaN ranks highest here, too
+        (rows, n), first = keys.shape, self.index * keys.shape[1]
+        own_BK = keys.where(~keys.isnan(), t.inf)  # NaN ranks highest here, too
         of_parts_NBK = self.together(Shard(0), own_BK[None]).full_tensor()
         all_BM = of_parts_NBK.transpose(0, 1).reshape(rows, self.count * n)
         largest_BK = all_BM.topk(min(k, self.count * n), sorted=False).values

@@ -23,7 +23,7 @@ from ..config.sae import NoiseOn, SelectBy, Variational
 from .parts import WHOLE, Part, Selection
 from .posterior import kl_scale, noise_scale, variance_kl
 
-Values = TypeVar("Values", t.Tensor, t.Tensor | None)
+MaybeTensor = TypeVar("MaybeTensor", t.Tensor, t.Tensor | None)
 
 
 class Weights(NamedTuple):
@@ -163,7 +163,7 @@ def mean_kl(
     mu, log_var, n_features = mu_BF, log_var_BF, part.count * mu_BF.shape[1]
     if settings.kl_scope == "selected":
         mu, n_features = code.selection.only(code.means), objective.k
-        log_var = at(log_var_BF, code.indices, mu_BF)
+        log_var = at_indices(log_var_BF, code.indices, mu_BF)
     kl = part.sum(mean_squared_norm(mu)) / (2 * settings.prior_std**2)
     if log_var is not None:
         of_sigma = variance_kl(log_var, settings.prior_std)
@@ -261,7 +261,7 @@ def draw_code(mu: t.Tensor, sigma: t.Tensor, how: Draw) -> Code:
     if tau == 0 or how.noise_on == "selection":
         return Code(selection, selection.only(mu_K), mu_K)
     eps_K = noise_of(mu_K, how) if eps is None else eps.gather(-1, indices)
-    values = t.addcmul(mu_K, eps_K, at(sigma, indices, mu), value=tau)
+    values = t.addcmul(mu_K, eps_K, at_indices(sigma, indices, mu), value=tau)
     return Code(selection, selection.only(values), mu_K)
 
 
@@ -270,21 +270,21 @@ def noise_of(mu: t.Tensor, how: Draw) -> t.Tensor:
     return how.part.draw(mu, how.generator, t.Tensor.normal_)
 
 
-def at(values: Values, indices: t.Tensor, mu: t.Tensor) -> Values:
+def at_indices(values: MaybeTensor, indices: t.Tensor, mu: t.Tensor) -> MaybeTensor:
     """The values at these indices if there is one for each of `mu`; otherwise the values as they are."""
     if values is None or values.shape != mu.shape:
         return values
     return values.gather(-1, indices)
 
 
-def compared(values: t.Tensor, select_by: SelectBy) -> t.Tensor:
+def ranking_key(values: t.Tensor, select_by: SelectBy) -> t.Tensor:
     """What features are ranked by: their values, or their magnitudes."""
     return values.abs() if select_by == "magnitude" else values
 
 
 def largest(values: t.Tensor, k: int, select_by: SelectBy, part: Part = WHOLE) -> Selection:
     """Select each row's K largest. NaN ranks highest."""
-    by = compared(values.detach(), select_by)
+    by = ranking_key(values.detach(), select_by)
     found = by.topk(min(k, by.shape[-1]), dim=-1, sorted=False)
     return part.select(found.indices, found.values, k)
 
@@ -317,7 +317,7 @@ def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> Mea
     how, part, selection = objective.draw, objective.part, code.selection
     if how.noise_chooses:
         selection = largest(mu_BF, how.k, how.select_by, part)
-    indices_BK, by_BK = selection.indices, selection.compared
+    indices_BK, by_BK = selection.indices, selection.keys
     mu_BK = mu_BF.gather(1, indices_BK)
     fires_BK = mu_BK.ne(0) if how.noise_scale != 0 else t.ones_like(mu_BK, dtype=t.bool)
     fired_F = fires_BK.new_zeros(mu_BF.shape[1])
@@ -433,7 +433,7 @@ def dead_features_loss(
         k_aux: how many dead features reconstruct each row.
     """
     error_BD = error_BD.detach()
-    strength_BF = compared(mu_BF.detach(), select_by).masked_fill(~is_dead_F, -t.inf)
+    strength_BF = ranking_key(mu_BF.detach(), select_by).masked_fill(~is_dead_F, -t.inf)
     selection = largest(strength_BF, k_aux, "value", part)
     indices_BK = selection.indices
     values_BK = selection.only(mu_BF.gather(1, indices_BK).where(is_dead_F[indices_BK], 0.0))

@@ -47,9 +47,9 @@ from .step import (
     StepObjective,
     Weights,
     code_by_mean,
-    compared,
     decode,
     draw_code,
+    ranking_key,
     variational_loss,
 )
 
@@ -160,7 +160,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
                     "use_threshold=True: expected sample=False and an SAE whose threshold was set "
                     "(trained past threshold_start_step); encode without use_threshold"
                 )
-            features = mu * (compared(mu, self.select_by) > self.threshold)
+            features = mu * (ranking_key(mu, self.select_by) > self.threshold)
         else:
             # Allocating a second (B, F) would take as long as the selection.
             zeros = mu.zero_() if self._owns(mu) and not return_topk else t.zeros_like(mu)
@@ -197,12 +197,12 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         k = int(self.k)
         is_plain = isinstance(mu, t.Tensor) and not mu.requires_grad  # and no proxy of nnsight's
         by_value = self.select_by == "value" and not (self.rectify and as_upstream)
-        if is_plain and by_value and compiled.serves(mu):
+        if is_plain and by_value and compiled.is_available(mu):
             values, indices = top_k(mu.reshape(-1, self.dict_size), k)
             shape = (*mu.shape[:-1], k)
             return TopKCode(values.view(shape), indices.view(shape))
         # nnsight's proxies can't be unpacked.
-        indices = compared(mu, self.select_by).topk(k, dim=-1, sorted=False).indices
+        indices = ranking_key(mu, self.select_by).topk(k, dim=-1, sorted=False).indices
         return TopKCode(mu.gather(-1, indices), indices)
 
     def decode(self, x: t.Tensor) -> t.Tensor:
@@ -386,7 +386,9 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         self._kl_of_sigma = fixed_variance_kl(sigma, settings.prior_std) if is_fixed else 0.0
         keep_freed_memory()
         for products in (t.float32, getattr(t, dtype)):
-            compiled.serves(self.ae.encoder.weight, products)  # compiles now, before a progress bar
+            compiled.is_available(
+                self.ae.encoder.weight, products
+            )  # compiles now, before a progress bar
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
         self.kl_scale = self.noise_scale = 0.0
 
@@ -404,7 +406,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         )
         self.kl_scale, self.noise_scale = objective.kl_scale, objective.noise_scale
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
-            if compiled_step.serves(weights, objective):
+            if compiled_step.supports(weights, objective):
                 terms, gradients = compiled_step.step(weights, objective, x)
                 for weight, gradient in zip(weights[:4], gradients, strict=True):
                     weight.grad = gradient

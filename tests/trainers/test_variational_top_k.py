@@ -501,7 +501,7 @@ def test_a_feature_is_dead_after_as_many_tokens_as_the_constructor_was_told():
 )
 def test_a_loss_in_inference_mode_leaves_training_as_it_was(options, monkeypatch):
     """In several blocks, which other threads write to."""
-    monkeypatch.setattr(compiled, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(compiled, "BLOCK_ROWS", 4)
     watched, other = (make_trainer(dtype="bfloat16", **options) for _ in range(2))
     for i in range(3):
         with t.inference_mode():

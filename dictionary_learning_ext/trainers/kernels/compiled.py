@@ -1,7 +1,7 @@
 """Runs the compiled selection of `row_kernels.py` on several threads of a CPU.
 
 Each thread encodes a block of rows and draws its code while the means are in cache. numba compiles the kernel
-once per installation. Where it can't, `serves` is false, and trainers use `trainers/step.py` instead.
+once per installation. Where it can't, `is_available` is false, and trainers use `trainers/step.py` instead.
 """
 
 import atexit
@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-ROWS_AT_ONCE = 128
+BLOCK_ROWS = 128
 """How many rows a thread encodes and draws at a time. It is fixed, so that results don't depend on the number
 of threads. More rows are at most a tenth faster on two threads, and can be shared among fewer."""
 
 
-def serves(weight: t.Tensor, products: t.dtype = t.float32) -> bool:
+def is_available(weight: t.Tensor, products: t.dtype = t.float32) -> bool:
     """Whether the compiled step can be used: weights in float32 on a CPU, and numba compiles it for this matmul dtype.
 
     The first call compiles it. Trainers call it when they are built, before a progress bar is shown.
@@ -42,7 +42,7 @@ def serves(weight: t.Tensor, products: t.dtype = t.float32) -> bool:
     return weight.device.type == "cpu" and weight.dtype == t.float32 and _compiles(products)
 
 
-class Noise(NamedTuple):
+class BatchNoise(NamedTuple):
     """The noise of a batch; see `row_kernels.draw_rows`."""
 
     on: NoiseOn | None
@@ -68,7 +68,7 @@ class DrawnRows:
         products_BF: t.Tensor,
         bias_F: t.Tensor,
         std: t.Tensor,
-        noise: Noise,
+        noise: BatchNoise,
     ) -> t.Tensor:
         """Draw some rows. Returns which features fire in them (bool)."""
         kernels = _kernels()
@@ -102,15 +102,15 @@ class DrawnRows:
         return fired_F
 
 
-def top_k(values_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
+def top_k_on_cpu(values_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
     """See `select.top_k`."""
     batch, n_features = values_BF.shape
     out, bias_F = DrawnRows(batch, k), t.zeros(n_features)
 
     def take(rows: slice) -> None:
-        out.draw(rows, values_BF[rows], bias_F, t.zeros(()), Noise(None, 0.0, 0))
+        out.draw(rows, values_BF[rows], bias_F, t.zeros(()), BatchNoise(None, 0.0, 0))
 
-    map_row_blocks(take, batch, ROWS_AT_ONCE)
+    map_row_blocks(take, batch, BLOCK_ROWS)
     return out.values_BK, out.indices_BK
 
 
@@ -182,7 +182,7 @@ def _compiles(products: t.dtype) -> bool:
     try:
         with logging_compilation("the selection of features"):
             products_BF = t.zeros(1, 4, dtype=products)
-            noise, out = Noise("both", 1.0, 0), DrawnRows(1, 1)
+            noise, out = BatchNoise("both", 1.0, 0), DrawnRows(1, 1)
             out.draw(slice(0, 1), products_BF, t.zeros(4), t.ones(()), noise)
             group_by_feature(out.indices_BK, 4)
     except Exception as error:  # numba's errors are of many types, or it is missing

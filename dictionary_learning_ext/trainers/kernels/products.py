@@ -196,7 +196,7 @@ class SubsetCode:
         return sums_FD
 
 
-Code = SparseCode | DenseCode | SubsetCode
+CodeMatrix = SparseCode | DenseCode | SubsetCode
 
 
 def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:

@@ -36,10 +36,10 @@ def draw_batch(means: BatchMeans, sigma: t.Tensor, how: Draw) -> DrawnCode:
     Arguments:
         sigma: the noise's standard deviation, 0-dim or (B, 1).
     """
-    noise = compiled.Noise(None, 0.0, 0)
+    noise = compiled.BatchNoise(None, 0.0, 0)
     if how.noise_scale != 0:
         key = int(t.randint(2**63 - 1, (1,), generator=how.generator))
-        noise = compiled.Noise(how.noise_on, how.noise_scale, key)
+        noise = compiled.BatchNoise(how.noise_on, how.noise_scale, key)
     batch = len(means.centred_BD)
     out = compiled.DrawnRows(batch, how.k)
 
@@ -51,7 +51,7 @@ def draw_batch(means: BatchMeans, sigma: t.Tensor, how: Draw) -> DrawnCode:
             fired_F = out.draw_as_upstream(rows, products_BF)
         return fired_F
 
-    parts = compiled.map_row_blocks(draw_rows, batch, compiled.ROWS_AT_ONCE)
+    parts = compiled.map_row_blocks(draw_rows, batch, compiled.BLOCK_ROWS)
     rows = out.indices_BK, out.values_BK, out.mu_BK
     return DrawnCode(*rows, t.stack(parts).any(0), out.smallest_B)
 
@@ -62,7 +62,7 @@ def top_k(values_BF: t.Tensor, k: int, *, rectified: bool = False) -> tuple[t.Te
     Arguments:
         rectified: whether the values come from a ReLU. Then zeros are chosen as upstream's topk chooses them.
     """
-    if compiled.serves(values_BF) and not rectified:
-        return compiled.top_k(values_BF, k)
+    if compiled.is_available(values_BF) and not rectified:
+        return compiled.top_k_on_cpu(values_BF, k)
     indices_BK = largest(values_BF, k, "value").indices
     return values_BF.gather(-1, indices_BK), indices_BK

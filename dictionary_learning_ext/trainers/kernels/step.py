@@ -17,18 +17,18 @@ from ..posterior import point_kl
 from ..step import LossTerms, MeanSelection, StepObjective, Weights, row_variance
 from . import compiled
 from .encode import BatchMeans, Moments
-from .products import Code, DenseCode, SparseCode, SubsetCode, top_k_code
+from .products import CodeMatrix, DenseCode, SparseCode, SubsetCode, top_k_code
 from .select import DrawnCode, draw_batch, top_k
 
 
-def serves(weights: Weights, objective: StepObjective) -> bool:
+def supports(weights: Weights, objective: StepObjective) -> bool:
     """Whether `step` can take this step."""
     settings = objective.settings
     return (
         not objective.part.is_split
         and settings.posterior != "learned"
         and settings.select_by == "value"
-        and compiled.serves(weights.W_enc_FD, objective.matmul_dtype)
+        and compiled.is_available(weights.W_enc_FD, objective.matmul_dtype)
     )
 
 
@@ -42,7 +42,7 @@ def step(
     KL with weight 0 is not computed, and is 0 in the terms.
 
     Arguments:
-        weights, x_BD: float32 on a CPU, where `serves` is true.
+        weights, x_BD: float32 on a CPU, where `supports` is true.
     """
     settings = objective.settings
     centred_BD = x_BD - weights.b_dec_D
@@ -132,7 +132,7 @@ def _gradients(
         grad_mu_BK = grad_mu_BK + e.draw.mu_BK * (kl_weight / batch)
     if objective.settings.rectify:
         grad_mu_BK = grad_mu_BK * (e.draw.mu_BK > 0)
-    on_mu: list[tuple[Code, t.Tensor]] = [(e.code, grad_mu_BK)]
+    on_mu: list[tuple[CodeMatrix, t.Tensor]] = [(e.code, grad_mu_BK)]
     if e.auxk is not None and aux_grad_mu_BK is not None:
         on_mu.append((e.auxk.code, aux_grad_mu_BK))
 

@@ -99,7 +99,7 @@ for locator in caching.CacheImpl._locator_classes:
         locator.from_function = classmethod(lambda *_: None)
 trainer = VariationalTopKTrainer(10, 4, 8, 2, 0, "none", warmup_steps=0, device="cpu")
 print("built")
-print(compiled.serves(trainer.ae.encoder.weight))
+print(compiled.is_available(trainer.ae.encoder.weight))
 """
     warning, information, *built = printed(LOGGED + program).splitlines()
     assert warning.startswith("WARNING numba can ")
@@ -114,6 +114,6 @@ def test_a_cached_kernel_is_read_without_a_word():
     program = """
 import torch as t
 from dictionary_learning_ext.trainers.kernels import compiled
-print(compiled.serves(t.zeros(2, 4)))
+print(compiled.is_available(t.zeros(2, 4)))
 """
     assert printed(LOGGED + program).splitlines() == ["True"]

@@ -217,7 +217,7 @@ def test_results_do_not_depend_on_threads_or_blocks(monkeypatch):
     try:
         for n_threads, rows in itertools.product((1, 2, 3), (41, 4, 1)):
             t.set_num_threads(n_threads)
-            monkeypatch.setattr(compiled, "ROWS_AT_ONCE", rows)
+            monkeypatch.setattr(compiled, "BLOCK_ROWS", rows)
             results.append(draw(mu_BF, 5, scale=1.0))
     finally:
         t.set_num_threads(before)

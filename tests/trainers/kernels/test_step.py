@@ -102,7 +102,9 @@ def test_with_noise_on_the_values_it_is_the_definition_too(case, multiply_as, mo
     def same_places(values, k, by, part):
         if k != objective.k:  # AuxK's
             return largest(values, k, by, part)
-        return Selection(indices_BK, definition.compared(values.detach().gather(1, indices_BK), by))
+        return Selection(
+            indices_BK, definition.ranking_key(values.detach().gather(1, indices_BK), by)
+        )
 
     monkeypatch.setattr(definition, "largest", same_places)
     terms, got = stepped(*narrow)
@@ -163,7 +165,7 @@ def test_a_step_is_the_same_on_any_number_of_threads_and_in_any_blocks(monkeypat
     try:
         for rows, n_threads in itertools.product((2, 5, BATCH), (1, 2, 3)):
             t.set_num_threads(n_threads)
-            monkeypatch.setattr(compiled, "ROWS_AT_ONCE", rows)
+            monkeypatch.setattr(compiled, "BLOCK_ROWS", rows)
             terms, got = stepped(*narrow)
             results.append([terms.loss, terms.tokens_since_fired_F, *got])
     finally:
