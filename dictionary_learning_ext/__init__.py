@@ -34,9 +34,9 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .features.directions import decoder_directions as decoder_directions
     from .features.features_of import encode_text as encode_text
     from .features.features_of import features_of as features_of
+    from .features.reproduce import agreement as agreement
+    from .features.reproduce import reproduce as reproduce
     from .features.reproducibility import reproducibility as reproducibility
-    from .features.reproducibility_of_folders import agreement as agreement
-    from .features.reproducibility_of_folders import reproduce as reproduce
     from .features.steering import steer as steer
     from .features.synthesis import synthesise as synthesise
     from .run_folder.reading import read_metrics as read_metrics
@@ -69,7 +69,7 @@ _HOMES = {
     "VSAETopKConfig": ".config.sae",
     "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
     "VariationalTopKTrainer": ".trainers.variational_top_k",
-    "agreement": ".features.reproducibility_of_folders",
+    "agreement": ".features.reproduce",
     "decoder_directions": ".features.directions",
     "encode_text": ".features.features_of",
     "evaluate_folders": ".evaluation.folders",
@@ -82,7 +82,7 @@ _HOMES = {
     "open_text": ".activations.text",
     "preset": ".config.presets",
     "read_metrics": ".run_folder.reading",
-    "reproduce": ".features.reproducibility_of_folders",
+    "reproduce": ".features.reproduce",
     "reproducibility": ".features.reproducibility",
     "steer": ".features.steering",
     "synthesise": ".features.synthesis",

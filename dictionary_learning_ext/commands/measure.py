@@ -117,7 +117,8 @@ class CompareFlags:
 def run_compare(flags: CompareFlags) -> None:
     from ..evaluation.tables import chosen, metrics_in, results_table
     from ..features.agreement import SHARES
-    from ..features.reproducibility_of_folders import of_seeds, sentence_of
+    from ..features.reproduce_text import sentence_of
+    from ..features.seeds import compare_seeds
     from ..run_folder.reading import read_config, read_metrics, require_folders
 
     require_folders(flags.folders)
@@ -137,15 +138,15 @@ def run_compare(flags: CompareFlags) -> None:
     if flags.columns is not None:
         print(results_table(results, configs, metrics))
         return
-    groups, columns = [*of_seeds(configs)], {each.label: {} for each in SHARES}
-    for folders, found in groups:
-        shares = found.shares()
-        for each in SHARES:
-            if (share := shares[each.key]) is not None:
-                columns[each.label] |= dict.fromkeys(folders, each.text(share))
+    groups, columns = [*compare_seeds(configs)], {measure.label: {} for measure in SHARES}
+    for folders, returning in groups:
+        shares = returning.shares()
+        for measure in SHARES:
+            if (share := shares[measure.key]) is not None:
+                columns[measure.label] |= dict.fromkeys(folders, measure.text(share))
     print(results_table(results, configs, metrics, columns))
     if groups:
-        print(f"\n{sentence_of([found for _, found in groups])}")
+        print(f"\n{sentence_of([returning for _, returning in groups])}")
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,8 @@ class ReproduceFlags:
 
 
 def run_reproduce(flags: ReproduceFlags) -> None:
-    from ..features.reproducibility_of_folders import (
-        as_json,
-        reproduce,
-        reproducibility_table,
-        write_features,
-    )
+    from ..features.reproduce import reproduce
+    from ..features.reproduce_text import json_content, reproducibility_table, write_features
     from ..run_folder.files import require_writable
 
     if len(flags.folders) == 1:
@@ -183,11 +180,11 @@ def run_reproduce(flags: ReproduceFlags) -> None:
         return
     if flags.csv is not None:
         require_writable(Path(flags.csv), "csv")
-    found = reproduce(flags.folders, flags.tokens, **flags.inputs.given)
+    result = reproduce(flags.folders, flags.tokens, **flags.inputs.given)
     if flags.csv is not None:
-        write_features(found, flags.csv)
-    table = reproducibility_table(found, flags.all)
-    print(json.dumps(as_json(found), indent=2) if flags.json else table)
+        write_features(result, flags.csv)
+    table = reproducibility_table(result, flags.all)
+    print(json.dumps(json_content(result), indent=2) if flags.json else table)
     if flags.csv is not None and not flags.json:
         print(f"\nwrote {flags.csv}")
 

@@ -68,7 +68,8 @@ def run(flags: QuickstartFlags) -> None:
         [str(folders[f"{name}_seed{seed}"]) for seed in both] for name in ("top_k", "vsae")
     )
     with explain_interrupt(how_to_continue(flags.overwrite)):
-        from ..features.reproducibility_of_folders import reproduce, short_table
+        from ..features.reproduce import reproduce
+        from ..features.reproduce_text import short_table
 
         returning = {
             title: reproduce(of_both, flags.eval_tokens)

@@ -145,7 +145,8 @@ def _folder_name(config: TrainConfig, keeps_order: bool) -> str:
 
 def _comparison(configs: dict[str, TrainConfig], folders: dict[str, Path]) -> str:
     """The table of `vsae reproduce` for each hook point."""
-    from ..features.reproducibility_of_folders import reproduce, reproducibility_table
+    from ..features.reproduce import reproduce
+    from ..features.reproduce_text import reproducibility_table
 
     of_hook: dict[str, list[Path]] = {}
     for name, config in configs.items():

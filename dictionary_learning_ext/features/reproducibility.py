@@ -55,19 +55,35 @@ class Measure:
     label: str
     form: str
     """Its format in tables."""
-    definition: str = ""
+    definition: str
 
     def text(self, value: float | None, missing: str = "-") -> str:
         return missing if value is None else format(value, self.form)
 
 
-_SHOWN = (
-    Measure("pw_mcc", "PW-MCC", ".4f"),
-    Measure("null", "null", ".4f"),
-    Measure("null_error", "null's standard error", ".4f"),
-    Measure("null_draws", "null's draws", ".0f"),
-    Measure("pw_mcc_less_null", "PW-MCC less null", ".4f"),
-    Measure("agreement", "agreement", ".4f"),
+DIRECTION_MEASURES = (
+    Measure(
+        "pw_mcc",
+        "PW-MCC",
+        ".4f",
+        "mean absolute cosine of the decoder directions of features matched one to one, as large as possible",
+    ),
+    Measure(
+        "null",
+        "null",
+        ".4f",
+        "PW-MCC of random directions with the same covariance, averaged over draws until its standard error is below "
+        f"{NULL_ERROR:g}",
+    ),
+    Measure("null_error", "null's standard error", ".4f", "standard error of the null"),
+    Measure("null_draws", "null's draws", ".0f", "number of draws of the null"),
+    Measure("pw_mcc_less_null", "PW-MCC less null", ".4f", "difference of the two"),
+    Measure(
+        "agreement",
+        "agreement",
+        ".4f",
+        "as PW-MCC with signed cosines, under its own matching",
+    ),
 )
 """The measures of a pair's directions."""
 
@@ -161,7 +177,7 @@ class PairOfSAEs:
 
     @property
     def measures(self) -> dict[str, float]:
-        """The measures of _SHOWN by key, and the share of the smaller SAE's features that come back as a direction."""
+        """The DIRECTION_MEASURES by key, and the share of the smaller SAE's features that come back as a direction."""
         return {
             "pw_mcc": self.pw_mcc,
             "null": self.null,
@@ -263,11 +279,6 @@ class Reproducibility:
 
 def _share(match_F: np.ndarray) -> float:
     return float(np.mean(match_F >= RETURNING[0]))
-
-
-def measures_as_text(measures: Mapping[str, float]) -> dict[str, str]:
-    """The values of `PairOfSAEs.measures` as text, by their labels."""
-    return {each.label: each.text(measures[each.key]) for each in _SHOWN}
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,8 @@ from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import labels
 from ..features.agreement import SHARES
 from ..features.directions import LogitLens, Ranked, alignment, nearest_features
+from ..features.reproduce import ReturningFeatures, comparable_configs, compare
 from ..features.reproducibility import FeatureScores
-from ..features.reproducibility_of_folders import (
-    ReproducibilityOfFolders,
-    comparable_configs,
-    compared,
-)
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
 from ..run_folder.sae_names import place_of, require_different
@@ -84,7 +80,7 @@ class Analysis:
     """The tokens of the whole report."""
     lens: LogitLens | None = None
     """None if effects on logits aren't shown."""
-    come_back: ReproducibilityOfFolders | None = None
+    come_back: ReturningFeatures | None = None
     """How this SAE agrees with its other seeds; None if none were given."""
     metrics_of_seeds: Sequence[dict[str, Any]] = ()
     """The content of metrics.json of this SAE and of its other seeds; empty for one that was not evaluated."""
@@ -204,7 +200,7 @@ def analyse(
     for folder, own in seeds_of.items():
         on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
         alike = {one: opened.saes[one][1] for one in (folder, *own)}
-        come_back[folder] = compared(alike, codes={one: codes[one] for one in alike})
+        come_back[folder] = compare(alike, codes={one: codes[one] for one in alike})
     vocabulary = Vocabulary(language_model.tokenizer)
     called = labels({name: opened.saes[name][1] for name in map(str, folders)})
     analyses = [

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ConfigError, UserError
 from ..evaluation.metrics import Metric
 from ..features.reproducibility import Measure
-from ..features.reproducibility_of_folders import of_seeds
+from ..features.seeds import compare_seeds
 from ..run_folder.comparing import but_for_seeds, trained_as, unequal
 from ..run_folder.files import FAILED, WEIGHTS
 from ..run_folder.reading import load_config, read_config, read_metrics_if_any, run_folders_in
@@ -237,10 +237,10 @@ class SeedScores:
 
 
 def with_seed_scores(groups: Sequence[Group], *, encode: bool = False) -> list[Group]:
-    """The settings, with what comes back between their seeds. `encode`: see `of_seeds`."""
+    """The settings, with what comes back between their seeds. `encode`: see `compare_seeds`."""
     folders = [str(folder) for group in groups for folder in group.folders]
     scores: dict[str, SeedScores] = {}
-    for alike, found in of_seeds({one: read_config(one) for one in folders}, encode=encode):
+    for alike, found in compare_seeds({one: read_config(one) for one in folders}, encode=encode):
         scores |= dict.fromkeys(alike, SeedScores(found.shares(), found.share_batches))
     known = [[scores.get(str(folder)) for folder in group.folders] for group in groups]
     return [

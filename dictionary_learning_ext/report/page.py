@@ -16,7 +16,7 @@ from ..config.run import ReportOptions, RunConfig
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text
 from ..features.columns import write_columns
-from ..features.reproducibility_of_folders import HEADER, sentence_of
+from ..features.reproduce_text import HEADER, row, sentence_of
 from ..run_folder.comparing import measurements, trained_as, unequal
 from ..run_folder.files import (
     HELD_OUT,
@@ -165,10 +165,14 @@ def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
 
 def _come_back(analyses: Sequence[Analysis]) -> dict[str, Any]:
     """The section about SAEs and their other seeds: warnings, and a table's label, head and rows."""
-    known = [(one, one.come_back) for one in analyses if one.come_back]
-    of_saes = [row for _, found in known for row in found.rows(missing="–")]
-    table = ("What comes back of each SAE", ["SAE", *HEADER], of_saes)
-    return {"notes": [note for _, found in known for note in found.notes], "table": table}
+    known = [sae.come_back for sae in analyses if sae.come_back]
+    rows = [
+        (name, row(returning, name, missing="–"))
+        for returning in known
+        for name in returning.measured.names
+    ]
+    table = ("What comes back of each SAE", ["SAE", *HEADER], rows)
+    return {"notes": [note for returning in known for note in returning.notes], "table": table}
 
 
 def _sae(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:

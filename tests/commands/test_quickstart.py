@@ -17,8 +17,8 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.quickstart import SWEEP_FILE
 from dictionary_learning_ext.commands.sweep import train_config
 from dictionary_learning_ext.config.sae import option_names
-from dictionary_learning_ext.features import reproducibility_of_folders
-from dictionary_learning_ext.features.reproducibility_of_folders import reproduce
+from dictionary_learning_ext.features import reproduce as reproduce_module
+from dictionary_learning_ext.features.reproduce import reproduce
 from dictionary_learning_ext.report import page as report_page
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 
@@ -158,7 +158,7 @@ def test_the_same_command_continues_a_killed_one_and_a_stopped_table_and_report(
     with killed_at_the_first_update():
         main(SHORT)
     for owner, name in (
-        (reproducibility_of_folders, "reproduce"),
+        (reproduce_module, "reproduce"),
         (report_page, "write_report"),
     ):
         assert stopped(owner, name) == 130, name

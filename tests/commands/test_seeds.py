@@ -14,7 +14,7 @@ from small_commands import refused, settings_of
 from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.seeds import parse_seeds
-from dictionary_learning_ext.features import reproducibility_of_folders
+from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
 
@@ -129,7 +129,7 @@ def test_stopped_anywhere_the_same_command_continues_to_the_same_saes(
         ("first seed", SAERun, "update", 3),
         ("its evaluation", loop, "measure", 1),
         ("third seed", SAERun, "update", 11),
-        ("table", reproducibility_of_folders, "reproduce", 1),
+        ("table", reproduce_module, "reproduce", 1),
     ]
     for what, owner, name, call in places:
         assert stopped(EMBEDDED, owner, name, call) == 130, what

@@ -6,6 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.features.agreement import CODE_MEASURES, SHARES
+from dictionary_learning_ext.features.reproducibility import DIRECTION_MEASURES
 from experiments import recompute
 
 NUMBERS = {"a.share": 0.7178, "a.fve": 0.89453}
@@ -50,6 +51,6 @@ def test_auc_is_sklearns():
 
 def test_the_guide_defines_every_metric():
     page = (recompute.ROOT / "docs" / "metrics.md").read_text()
-    for metric in (*METRICS.values(), *SHARES, *CODE_MEASURES):
+    for metric in (*METRICS.values(), *SHARES, *CODE_MEASURES, *DIRECTION_MEASURES):
         (line,) = (line for line in page.splitlines() if line.startswith(f"| `{metric.key}` |"))
         assert line.replace("\\|", "|").endswith(f"| {metric.definition} |")

@@ -20,16 +20,13 @@ from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError
 from dictionary_learning_ext.evaluation import folders as folders_module
 from dictionary_learning_ext.evaluation.metrics import METRICS
-from dictionary_learning_ext.features import reproducibility_of_folders as of_folders
+from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
 from dictionary_learning_ext.features.directions import decoder_directions
+from dictionary_learning_ext.features.reproduce import reproduce, warn_of_differences
+from dictionary_learning_ext.features.reproduce_text import answer
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
-from dictionary_learning_ext.features.reproducibility_of_folders import (
-    answer,
-    of_seeds,
-    reproduce,
-    warn_of_differences,
-)
+from dictionary_learning_ext.features.seeds import compare_seeds
 from dictionary_learning_ext.run_folder.reading import read_config
 from dictionary_learning_ext.run_folder.trained_on import run_of
 
@@ -215,7 +212,7 @@ def test_json_and_the_features_csv(seeds, tmp_path, capsys):
 
 def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_path, caplog, capsys):
     for other, note in (
-        (seeds[3], "these SAEs differ in k, not in their seeds alone"),
+        (seeds[3], "these SAEs differ in k, not only in their seeds"),
         (
             changed(seeds[1], tmp_path / "same_batches", data_seed=0),
             "saw the same batches: features may come back for that reason",
@@ -251,7 +248,7 @@ def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, 
     capsys.readouterr()
     assert main(["reproduce", seeds[1], wide, "--tokens", "500", "--csv", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "those of the larger without a match in the smaller" in out
+    assert "These SAEs differ in size" in out
     found = reproduce([seeds[1], wide], 500)
     assert any("differ in dict_size" in note for note in found.notes)
     assert (found.measured.matches("wide", "seed1") > 0).sum() == F
@@ -277,7 +274,7 @@ def test_each_sae_is_loaded_once(seeds, monkeypatch):
         loaded.append(folder)
         return load_dictionary(folder, *given, **more)
 
-    monkeypatch.setattr(of_folders, "load_dictionary", load)
+    monkeypatch.setattr(reproduce_module, "load_dictionary", load)
     monkeypatch.setattr(folders_module, "load_dictionary", load)
     reproduce([seeds[0], seeds[1]], tokens=500)
     assert loaded == [seeds[0], seeds[1]]
@@ -305,16 +302,16 @@ def test_of_an_sae_that_was_not_evaluated_the_fve_is_that_of_its_codes(seeds, tm
 def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(seeds, tmp_path):
     """seeds[3] has another k. Of a seed that is there twice the first is compared."""
     configs = {folder: read_config(folder) for folder in seeds.values()}
-    ((folders, found),) = of_seeds(configs)
+    ((folders, found),) = compare_seeds(configs)
     alike = [seeds[0], seeds[1], seeds[2]]
     assert folders == alike
     expected = reproduce(alike).measured
     for one in alike:
         share = expected.as_direction(Path(one).name)[0.7]
         assert found.as_direction(Path(one).name) == pytest.approx(share)
-    assert not [*of_seeds({one: configs[one] for one in (seeds[0], seeds[3])})]
+    assert not [*compare_seeds({one: configs[one] for one in (seeds[0], seeds[3])})]
     twice = changed(seeds[1], tmp_path / "twice")
-    ((folders, found),) = of_seeds(configs | {twice: read_config(twice)})
+    ((folders, found),) = compare_seeds(configs | {twice: read_config(twice)})
     assert folders == [*alike, twice]
     assert len(found.measured.names) == 3
 
@@ -324,10 +321,10 @@ def test_what_they_do_is_compared_where_codes_on_one_text_are_kept(seeds, tmp_pa
     for one in alike:
         shutil.rmtree(Path(one) / "codes", ignore_errors=True)
     configs = {one: read_config(one) for one in alike}
-    ((_, found),) = of_seeds(configs)
+    ((_, found),) = compare_seeds(configs)
     assert found.in_function() is None
     expected = reproduce(alike, 300).in_function()
-    ((_, found),) = of_seeds(configs)
+    ((_, found),) = compare_seeds(configs)
     assert found.in_function() == expected
 
 
@@ -381,7 +378,7 @@ def test_a_pair_is_of_two_saes_of_one_width(saes):
         ),
         (
             [("vSAE", 0.346, 0.3, 0.869), ("TopK", 0.2, 0.1, 0.87)],
-            "At the same reconstruction (FVE 0.869 and 0.870), 35% of vSAE features come back as a direction and "
+            "At FVE 0.869 and 0.870, 35% of vSAE features come back as a direction and "
             "30% in what they do, of TopK features 20% and 10%. Of random directions, 2% would.",
         ),
         (

@@ -1,0 +1,278 @@
+"""Which features come back in other SAEs, usually other seeds of one setting: `reproduce` and `agreement`.
+
+The measures are in reproducibility.py (directions) and agreement.py (what the SAEs do on a text). seeds.py finds the seeds
+of each setting among many folders; reproduce_text.py prints and writes results.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch as t
+
+from ..codes.codes import Codes
+from ..config.architectures import ARCHITECTURES
+from ..config.checks import require
+from ..config.run import RunConfig
+from ..errors import UserError
+from ..evaluation.folders import SAE, dictionary_of, open_folders
+from ..evaluation.metrics import fve_of
+from ..evaluation.tables import labels
+from ..run_folder.comparing import same_setting, setting_differs, trained_as, unequal
+from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
+from ..run_folder.sae_names import require_different
+from ..run_folder.settings import SEEDS, architecture_of, settings_named_in, settings_of
+from ..run_folder.weights import load_dictionary
+from .agreement import AgreementOfCodes, is_used
+from .directions import decoder_directions
+from .reproducibility import RETURNING, Reproducibility, ReproducibilityError, reproducibility
+
+logger = logging.getLogger(__name__)
+
+_TEXT = ("data", "text_column")
+"""The settings that name a text."""
+_SAME_SEED = {
+    "data_seed": "saw the same batches",
+    "seed": "started from the same initial weights",
+}
+"""What SAEs with the same value of a seed have in common: another reason for features to come back."""
+
+
+@dataclass(frozen=True)
+class ReturningFeatures:
+    """Which features of several SAEs come back in the others. SAEs are known by their short names."""
+
+    measured: Reproducibility
+    """How their directions agree."""
+    fve: dict[str, float | None]
+    """None for an SAE of which it isn't known."""
+    notes: list[str]
+    """Warnings: the settings that differ besides the seeds, and the seeds that are shared."""
+    codes: AgreementOfCodes | None = None
+    """How their codes agree; None if only directions were compared."""
+    title: str = ""
+    """The name of the SAEs' architecture."""
+    share_batches: bool = False
+    """Whether two of the SAEs were trained on the same batches."""
+
+    @property
+    def pairs(self) -> dict[tuple[str, str], dict[str, float]]:
+        """Every measure of each pair, by the two names. Without codes, the measures of directions."""
+        codes = self.codes.pairs if self.codes else {}
+        pairs = self.measured.pairs.items()
+        return {names: {**pair.measures, **codes.get(names, {})} for names, pair in pairs}
+
+    def means(self) -> dict[str, float]:
+        """Every measure, averaged over the pairs."""
+        return {**self.measured.means(), **(self.codes.means() if self.codes else {})}
+
+    def as_direction(self, name: str | None = None) -> float:
+        """The share of an SAE's features that come back as a direction. Default: the mean over SAEs."""
+        names = self.measured.names if name is None else [name]
+        return fmean(self.measured.as_direction(name)[RETURNING[0]] for name in names)
+
+    def in_function(self, name: str | None = None) -> float | None:
+        """The share of an SAE's features that come back in what they do, the mean over its pairs. Default: the mean over all
+        pairs. None without codes."""
+        if self.codes is None:
+            return None
+        shares = self.codes.in_function
+        return fmean(share for pair, share in shares.items() if name is None or name in pair)
+
+    def near_dead(self, name: str | None = None) -> float | None:
+        """The share of an SAE's features that are near-dead. Default: the mean over SAEs. None without codes."""
+        if self.codes is None:
+            return None
+        names = self.measured.names if name is None else [name]
+        return fmean(1 - float(is_used(self.codes.codes[name]).mean()) for name in names)
+
+    def shares(self, name: str | None = None) -> dict[str, float | None]:
+        """The two shares of features that come back, by the keys of `agreement.SHARES`."""
+        return {"as_direction": self.as_direction(name), "in_function": self.in_function(name)}
+
+    @property
+    def mean_fve(self) -> float | None:
+        """The mean FVE of the SAEs; None unless all are known."""
+        known = [value for value in self.fve.values() if value is not None]
+        return fmean(known) if len(known) == len(self.fve) else None
+
+
+def agreement(a: SAE, b: SAE) -> Reproducibility:
+    """Compare the decoder directions of two SAEs.
+
+    Features are matched one to one. All of them count, also those that never fire. If b has more features than a, the rest of
+    b's have no match. For two folders, a warning names the settings that differ besides the seeds.
+
+    Arguments:
+        a, b: dictionaries, or names of SAEs (see run_folder/sae_names.py), of one activation_dim.
+
+    Returns: how the SAEs "a" and "b" agree, e.g.
+
+        result.pair.pw_mcc          mean absolute cosine of matched features (Song et al. 2025); `null` is that of random
+                                    directions with the same covariance
+        result.pair.match_F         (F,), the absolute cosine of each feature of a with its match; `matched_F` is the
+                                    match's number. 0 and -1 without a match
+        result.as_direction("a")    the shares of a's features whose match has a cosine of at least 0.7 and 0.9
+
+    Raises: ReproducibilityError if their widths differ, or for one folder given twice or two of
+        different hook points or language models; CheckpointError for a folder that can't be read.
+    """
+    folders = [sae for sae in (a, b) if isinstance(sae, str | Path)]
+    if len(folders) == 2:
+        warn_of_differences(comparable_configs(folders))
+    saes = {"a": dictionary_of(a), "b": dictionary_of(b)}
+    return reproducibility({name: decoder_directions(sae) for name, sae in saes.items()})
+
+
+def reproduce(
+    folders: Sequence[str | Path], tokens: int | None = 0, *, keep: bool = True, **where: Any
+) -> ReturningFeatures:
+    """Which features come back in other SAEs. Warns where the SAEs differ in more than their seeds.
+
+        result = reproduce(["runs/seed0", "runs/seed1"], tokens=50_000)
+        result.as_direction(), result.in_function()
+
+    Arguments:
+        folders: the names of the SAEs. They may have different numbers of features, see `agreement`.
+        tokens: held-out tokens to compare what they do on. None: as many as the runs' own evaluations. 0: only decoder
+            directions are compared, and no language model is loaded.
+        keep: keep the SAEs' codes beside them.
+        where: model, hook, data, device and others, see `evaluation.folders.open_folders`.
+
+    Raises: a UserError for folders that can't be compared: SAEs of different widths, hook points or language models, given
+    twice, or not finished.
+    """
+    require(tokens is None or tokens >= 0, "tokens", tokens, "0 or more")
+    require_folders(folders)
+    configs = comparable_configs(folders, where.get("model"))
+    device = where.get("device", RunConfig.device)
+    saes = {folder: load_dictionary(folder, device) for folder in configs}
+    if tokens == 0:
+        return compare(configs, {name: decoder_directions(sae) for name, (sae, _) in saes.items()})
+    try:
+        opened = open_folders(list(configs), saes=saes, **_with_one_text(configs, where))
+        codes = opened.codes(tokens, keep=keep)
+    except UserError as error:
+        remedy = "use tokens=0 to compare the decoder directions alone"
+        raise error.within(
+            "what the features do on a text can't be compared",
+            f"{error.instead}; or {remedy}" if error.instead else remedy,
+        ) from error
+    return compare(configs, codes=codes)
+
+
+def compare(
+    configs: Mapping[str, dict[str, Any]],
+    directions: Mapping[str, t.Tensor] | None = None,
+    *,
+    codes: Mapping[str, Codes] | None = None,
+) -> ReturningFeatures:
+    """Compare SAEs whose directions or codes are known. Warns where they differ in more than their seeds.
+
+    Arguments:
+        configs: each folder's config.json.
+        directions: the decoder directions of each folder's SAE, (F, D). Default: those in its codes.
+        codes: the codes of each folder's SAE, all on the same tokens. None: only directions are compared.
+    """
+    names, codes = labels(configs), codes or {}
+    if directions is None:
+        directions = {folder: codes[folder].directions_FD for folder in configs}
+    measured = reproducibility({names[folder]: directions[folder] for folder in configs})
+    fve = {}
+    for folder, name in names.items():
+        fve[name] = (read_metrics_if_any(folder) or {}).get("fve")
+        if fve[name] is None and folder in codes:
+            fve[name] = fve_of(codes[folder])
+    agreeing = {names[folder]: codes[folder] for folder in configs} if codes else {}
+    return ReturningFeatures(
+        measured,
+        fve,
+        warn_of_differences(configs),
+        AgreementOfCodes(agreeing, measured) if codes else None,
+        ARCHITECTURES[architecture_of(next(iter(configs.values())))].title,
+        "data_seed" in _shared_seeds(configs),
+    )
+
+
+def _with_one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
+    """The arguments `where` with one text for all SAEs: that of the first SAE that names one, unless they name a text."""
+    settings = {folder: settings_named_in(config) for folder, config in configs.items()}
+    naming = [folder for folder in settings if settings[folder].get("data") is not None]
+    if not naming or any(where.get(name) for name in (*_TEXT, "activations")):
+        return where
+    first = settings[naming[0]]
+    text = {name: first[name] for name in _TEXT if first.get(name) is not None}
+    for folder in naming:
+        if any(settings[folder].get(name) not in (None, value) for name, value in text.items()):
+            logger.warning(
+                "%s was trained on other text than %s: what they do is compared on the held-out text of the latter; "
+                "--data or --activations names another",
+                *(folder, naming[0]),
+            )
+            break
+    return {**where, **text, "activations": first.get("activations") or "none"}
+
+
+def comparable_configs(
+    folders: Sequence[str | Path], model: Any = None
+) -> dict[str, dict[str, Any]]:
+    """Each folder's config.json.
+
+    Arguments:
+        model: the language model to measure on. Default: the SAEs' own, which must then agree.
+
+    Raises: ConfigError if an SAE is given twice; ReproducibilityError unless all are of one hook point of one language model,
+    as directions elsewhere can't be compared.
+    """
+    require_different(folders)
+    configs = {str(folder): read_config(folder) for folder in folders}
+    settings = {folder: settings_named_in(config) for folder, config in configs.items()}
+    first, *others = settings
+    for name in ("hook",) if model is not None else ("model", "hook"):
+        for folder in others:
+            values = settings[first].get(name), settings[folder].get(name)
+            if None not in values and not same_setting(name, *values):
+                raise ReproducibilityError(
+                    setting_differs(name, first, values[0], folder, values[1]),
+                    instead=f"give SAEs of one {name} that differ in their seeds",
+                )
+    return configs
+
+
+def warn_of_differences(configs: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Warn where SAEs differ in more than their seeds, or share a seed.
+
+    Arguments:
+        configs: each folder's config.json.
+
+    Returns: the warnings.
+    """
+    notes = []
+    if others := [name for name in unequal([*trained_as(configs).values()]) if name not in SEEDS]:
+        notes.append(
+            f"these SAEs differ in {', '.join(others)}, not only in their seeds: what comes back also depends on how similar "
+            "the settings are"
+        )
+    for name, pair in _shared_seeds(configs).items():
+        notes.append(
+            f"{' and '.join(pair)} {_SAME_SEED[name]}: features may come back for that reason; train each with its own "
+            f"--{name.replace('_', '-')}"
+        )
+    for note in notes:
+        logger.warning("%s", note)
+    return notes
+
+
+def _shared_seeds(configs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    """The seeds that two SAEs share, each with the first two SAEs that do. Upstream's folders name no seeds."""
+    settings = {folder: settings_of(config) for folder, config in configs.items()}
+    shared: dict[str, tuple[str, str]] = {}
+    for name in _SAME_SEED:
+        for a, b in combinations(settings, 2):
+            if settings[a].get(name) is not None and settings[a][name] == settings[b].get(name):
+                shared.setdefault(name, (a, b))
+    return shared
