@@ -58,7 +58,7 @@ from .positions import PositionRule
 from .rows import ActivationReader
 from .stored import INFO, STATE
 from .text import text_of
-from .tokens import ONE_PROCESS, ContextStream, Group, no_context
+from .tokens import ONE_RANK, ContextStream, Ranks, no_context
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def write_cache(
     on_plan: Callable[[str], None] = lambda plan: None,
     before_batch: Callable[[], None] = lambda: None,
     elsewhere: str = "folder",
-    group: Group = ONE_PROCESS,
+    group: Ranks = ONE_RANK,
 ) -> CacheManifest:
     """Cache a language model's activations at some hook points, or continue an unfinished cache.
 
@@ -153,7 +153,7 @@ def write_cache(
         return writer.training_part(manifest, tokens)
 
 
-def _on_first_process(group: Group, do: Callable[[], T]) -> T | None:
+def _on_first_process(group: Ranks, do: Callable[[], T]) -> T | None:
     """Call `do` in the first process, and return its result or raise its UserError in all processes."""
     found = error = None
     if group.rank == 0:
@@ -279,7 +279,7 @@ class _Writer:
         file_bytes: int,
         before_batch: Callable[[], None],
         elsewhere: str,
-        group: Group,
+        group: Ranks,
     ):
         self._elsewhere, self._group = elsewhere, group
         self._folder, self._settings, self._run = folder, settings, run

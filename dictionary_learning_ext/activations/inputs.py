@@ -44,10 +44,10 @@ from .stored import UNKNOWN, StoredActivations, open_stored
 from .stored_rows import StoredReader, StoredRows
 from .text import text_of
 from .tokens import (
-    ONE_PROCESS,
+    ONE_RANK,
     ContextBatches,
     ContextStream,
-    Group,
+    Ranks,
     SharedTokenizer,
     no_context,
     require_held_out,
@@ -97,7 +97,7 @@ class Inputs(ABC):
         settings: RunConfig,
         hooks: Iterable[str],
         before_batch: Callable[[], None] | None,
-        group: Group,
+        group: Ranks,
         language_model: CausalLM | None,
     ):
         self._settings, self._before_batch, self._group = settings, before_batch, group
@@ -212,7 +212,7 @@ def find_inputs(
     settings: RunConfig,
     hooks: Iterable[str],
     before_batch: Callable[[], None] | None = None,
-    group: Group = ONE_PROCESS,
+    group: Ranks = ONE_RANK,
     *,
     language_model: CausalLM | None = None,
 ) -> Inputs:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .hook_points import Place, input_device, read_places
 from .language_models import CausalLM
-from .tokens import ONE_PROCESS, Group
+from .tokens import ONE_RANK, Ranks
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class SharedPasses:
     torch.distributed. So every process gets what a single process would have read. All must ask for the same.
     """
 
-    def __init__(self, model: CausalLM, places: Sequence[Place], group: Group = ONE_PROCESS):
+    def __init__(self, model: CausalLM, places: Sequence[Place], group: Ranks = ONE_RANK):
         self.at_once = group.count
         """How many batches to ask for together, so that every process has one."""
         self._model, self._group = model, group

@@ -60,7 +60,7 @@ class SharedTokenizer:
         return getattr(self._tokenizer, name)
 
 
-class Group(NamedTuple):
+class Ranks(NamedTuple):
     """A group of processes that work together, and this process's rank in it."""
 
     rank: int
@@ -69,7 +69,7 @@ class Group(NamedTuple):
     """All-gather of Python objects: returns every process's object, by rank."""
 
 
-ONE_PROCESS = Group(0, 1, lambda what: [what])
+ONE_RANK = Ranks(0, 1, lambda what: [what])
 
 
 class ContextStream:

@@ -94,7 +94,7 @@ def run_cache(flags: CacheFlags) -> None:
     settings = RunConfig(**of_run)
     hooks = with_hook_names(settings).hooks  # refused now if it is wrong
     from ..activations.cache_writer import write_cache
-    from ..activations.tokens import Group
+    from ..activations.tokens import Ranks
     from ..devices import without_auto
 
     if processes.are_several:
@@ -122,7 +122,7 @@ def run_cache(flags: CacheFlags) -> None:
             file_bytes=flags.file_mb * 1_000_000,
             on_plan=lambda plan: print(plan, flush=True),
             before_batch=check,
-            group=Group(processes.rank, processes.count, processes.gather),
+            group=Ranks(processes.rank, processes.count, processes.gather),
         )
     if not processes.is_first:
         return

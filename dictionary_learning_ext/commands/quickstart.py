@@ -6,7 +6,7 @@ from pathlib import Path
 from ..config.checks import LARGEST_SEED, require
 from ..config.run import ReportOptions, RunConfig
 from ..errors import in_shell
-from ..run_folder.files import REPORT, remove, writing
+from ..run_folder.files import REPORT_PAGE, remove, writing
 from ..sweep.cached import SweepCache
 from ..sweep.runner import how_to_continue
 from .cache import explain_interrupt
@@ -43,7 +43,7 @@ def run(flags: QuickstartFlags) -> None:
 
     require(0 <= flags.seed < LARGEST_SEED, "seed", flags.seed, f"0 to {LARGEST_SEED - 1}")
     folder = Path(flags.save_dir)
-    page = folder / (f"report_seed{flags.seed}.html" if flags.seed else REPORT)
+    page = folder / (f"report_seed{flags.seed}.html" if flags.seed else REPORT_PAGE)
     sweep = read_sweep(SWEEP_FILE)
     both = (flags.seed, flags.seed + 1)
     seeds = [one | {"seed": both[one["seed"]]} for one in sweep.assignments]

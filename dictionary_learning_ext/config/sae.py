@@ -63,7 +63,7 @@ PAPER_SIGMA = 1.0
 
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
 _NO_NOISE = "for no noise use posterior='point'"
-Scale = Annotated[float, SCALE]
+PositiveScale = Annotated[float, SCALE]
 LogVariance = Annotated[
     float, Range(f"between {_LOWEST} and {_HIGHEST}", lambda x: _LOWEST <= x <= _HIGHEST)
 ]
@@ -205,7 +205,7 @@ class PosteriorOptions(Checked):
     select_by: SelectBy = "value"
     """Keep the k largest activations (value; paper), or the k of largest magnitude with their signs
     (magnitude: AbsTopK, arXiv 2510.00404)."""
-    prior_std: Scale = 1.0
+    prior_std: PositiveScale = 1.0
     """The standard deviation of the prior, in training units."""
 
 
@@ -473,10 +473,10 @@ class VAEaseConfig(SAEConfig):
     architecture: Literal["vaease"] = field(default="vaease", metadata=_ARCHITECTURE)
     log_var_init: LogRatio = -0.5
     """The initial log-variance, relative to the prior's."""
-    gamma_init: Scale = 0.1
+    gamma_init: PositiveScale = 0.1
     """Initial variance of the reconstruction's error, per dimension, in training units. It is
     learned; its logarithm moves by up to lr a step."""
-    prior_std: Scale = 1.0
+    prior_std: PositiveScale = 1.0
     """The standard deviation of the prior, in training units."""
     active_gate: Gate = 0.05
     """The gate, 1 - sigma/p, at or below which a feature counts as off in encoding. Training does

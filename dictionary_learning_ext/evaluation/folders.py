@@ -26,9 +26,9 @@ from ..run_folder.comparing import (
     measured_on,
     require_one_setting,
 )
-from ..run_folder.files import CODES, METRICS, require_writable, write_json
+from ..run_folder.files import CODES, EVALUATION, require_writable, write_json
 from ..run_folder.reading import require_folders
-from ..run_folder.sae_names import place_of, results_folder
+from ..run_folder.sae_names import location_of, results_folder
 from ..run_folder.tensors import hash_of
 from ..run_folder.trained_on import run_of, runs_of
 from ..run_folder.weights import load_dictionary
@@ -81,7 +81,7 @@ def evaluate_folders(
     require_folders(folders)
     results_of = {str(folder): results_folder(folder, out) for folder in folders}
     for folder in results_of.values():
-        require_writable(folder / METRICS, "out")
+        require_writable(folder / EVALUATION, "out")
     runs = runs_of(folders, step, **where)
     _require_measured_alike(runs, [n for n in MEASURED_ON if n != "hook"])
     tokens = _own_tokens(runs) if tokens is None else tokens
@@ -100,7 +100,7 @@ def evaluate_folders(
             language_model = opened.inputs.language_model
         for name, metrics in measured.items():
             results[name] = step_setting | metrics | {"measured_on": measured_on(run)}
-            config = saes[name][1] if results_of[name] == place_of(name).folder else {}
+            config = saes[name][1] if results_of[name] == location_of(name).folder else {}
             path = evaluation_file(results_of[name], config, run, tokens, results[name])
             write_json(path, results[name], "out")
             on_written(path)

@@ -19,8 +19,8 @@ from ..codes.encoding import LanguageModelLosses, NotMeasured, Totals
 from ..run_folder.files import NOT_MEASURED
 from ..trainers import posterior
 
-Place = Literal["compare", "report", "sweep", "bench", "training"]
-PLACES: tuple[Place, ...] = ("compare", "report", "sweep", "bench", "training")
+Table = Literal["compare", "report", "sweep", "bench", "training"]
+TABLES: tuple[Table, ...] = ("compare", "report", "sweep", "bench", "training")
 """The tables and pages. "training": what `eval_every` measures and the report's training curves show."""
 
 
@@ -60,7 +60,7 @@ def near_dead(r: float) -> Callable[[Totals], float]:
     return lambda totals: is_near_dead(totals.firing_rate_F, totals.k, r).double().mean().item()
 
 
-def noise_to_signal(totals: Totals) -> float | None:
+def _noise_to_signal(totals: Totals) -> float | None:
     variance = totals.mean("noise_variance")
     if variance is None:
         return None
@@ -123,7 +123,7 @@ class Metric:
     better: Literal["higher", "lower"] | None = None
     digits: int = 4
     """Decimals of numbers below 10."""
-    shown_in: tuple[Place, ...] = ()
+    shown_in: tuple[Table, ...] = ()
     """Where it is shown. `vsae compare --all` and metrics.json have every metric."""
     title: str = ""
     """Its name on pages for newcomers. Default: the label."""
@@ -151,7 +151,7 @@ _ROWS = (
         "FVE",
         fve,
         better="higher",
-        shown_in=PLACES,
+        shown_in=TABLES,
         title="Variance explained (FVE)",
         in_words="fraction of the activations' variance that the reconstruction explains",
     ),
@@ -191,7 +191,7 @@ _ROWS = (
         "near-dead < 0.1",
         near_dead(0.1),
         better="lower",
-        shown_in=PLACES,
+        shown_in=TABLES,
         title="Almost never used (near-dead < 0.1)",
         in_words="share of features selected less than a tenth as often as the average feature",
     ),
@@ -214,7 +214,7 @@ _ROWS = (
         "k sigma^2 / E||x||^2, at the full sigma, also where training annealed the noise to 0; null for "
         "an SAE whose decoder is not unit-norm",
         "noise/signal",
-        noise_to_signal,
+        _noise_to_signal,
     ),
     Metric(
         "fve_sampled",
@@ -342,9 +342,9 @@ METRICS: dict[str, Metric] = {row.key: row for row in _ROWS}
 """By key, in the order that tables show them."""
 
 
-def shown_in(place: Place) -> list[Metric]:
+def shown_in(table: Table) -> list[Metric]:
     """The metrics that a table or page shows."""
-    return [metric for metric in METRICS.values() if place in metric.shown_in]
+    return [metric for metric in METRICS.values() if table in metric.shown_in]
 
 
 def computed(totals: Totals, metrics: list[Metric] | None = None) -> dict[str, Any]:

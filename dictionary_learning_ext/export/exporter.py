@@ -22,7 +22,7 @@ from ..config.run import UNKNOWN, RunConfig
 from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..evaluation.measure import batches_of
-from ..run_folder.files import EXPORTS, METRICS, temporary_folder, writing
+from ..run_folder.files import EVALUATION, EXPORTS, temporary_folder, writing
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import require_own, results_folder
 from ..run_folder.trained_on import run_of
@@ -30,7 +30,7 @@ from ..run_folder.weights import load_dictionary
 from .formats import FORMATS, ExportedSAE, read, record, require_supported
 from .local_paths import without_local_paths
 
-TOLERANCE = 1e-5
+_TOLERANCE = 1e-5
 
 
 class Difference(NamedTuple):
@@ -39,13 +39,13 @@ class Difference(NamedTuple):
     reconstruction: float
     """The largest ||x_hat - x_hat'|| / ||x_hat|| of a token."""
     codes: float
-    """The share of tokens with an activation that differs by more than TOLERANCE of the token's largest."""
+    """The share of tokens with an activation that differs by more than _TOLERANCE of the token's largest."""
     tokens: int
     """The number of tokens that were compared."""
 
     @property
     def is_exact(self) -> bool:
-        return self.reconstruction <= TOLERANCE
+        return self.reconstruction <= _TOLERANCE
 
     def __str__(self) -> str:
         if self.reconstruction == self.codes == 0:
@@ -148,7 +148,7 @@ def export(
             )
         with _writing(target):
             if not difference.is_exact:  # the metrics are another SAE's
-                for path in temporary.rglob(METRICS):
+                for path in temporary.rglob(EVALUATION):
                     path.unlink()
             what = {
                 "format": form,
@@ -184,7 +184,7 @@ def compare(original: Any, exported: Any, batches: Iterable[t.Tensor]) -> Differ
         if not (relative_B.isfinite().all() and x_hat_BD.float().isfinite().all()):
             raise CheckpointError("the SAE's reconstructions are not finite; train it again")
         largest = max(largest, float(relative_B.max()))
-        limit_B = TOLERANCE * f_BF.abs().amax(dim=1)
+        limit_B = _TOLERANCE * f_BF.abs().amax(dim=1)
         differing += int(((f_BF - other_BF).abs().amax(dim=1) > limit_B).sum())
         tokens += len(x_BD)
     return Difference(largest, differing / max(tokens, 1), tokens)

@@ -34,7 +34,7 @@ from ..config.architectures import (
 )
 from ..config.run import RunConfig
 from ..errors import CheckpointError
-from ..run_folder.files import CONFIG, METRICS, WEIGHTS, write_json
+from ..run_folder.files import CONFIG, EVALUATION, WEIGHTS, write_json
 from ..run_folder.foreign import (
     FOREIGN_CONFIG,
     SAE_LENS_WEIGHTS,
@@ -301,7 +301,7 @@ def _write_dictionary_learning(folder: Path, source: ExportedSAE) -> None:
     save_weights(folder / WEIGHTS, dictionary)
     write_json(folder / CONFIG, source.config | {"trainer": trainer})
     if source.metrics is not None:
-        write_json(folder / METRICS, source.metrics)
+        write_json(folder / EVALUATION, source.metrics)
 
 
 def _write_sae_bench(folder: Path, source: ExportedSAE) -> None:

@@ -31,8 +31,8 @@ from ..errors import CheckpointError, HubError, UserError, first_line
 from ..evaluation.tables import markdown_table, table
 from ..run_folder.files import (
     CONFIG,
+    EVALUATION,
     FEATURES,
-    METRICS,
     WEIGHTS,
     is_disk_full,
     write_json,
@@ -256,7 +256,7 @@ def _stage(
         write_json(staged / name / CONFIG, configs[name])
         if (measured := read_metrics_if_any(folder)) is not None:
             metrics[name] = without_local_paths(measured)
-            write_json(staged / name / METRICS, metrics[name])
+            write_json(staged / name / EVALUATION, metrics[name])
         if (results / FEATURES).is_file():
             shutil.copy(results / FEATURES, staged / name)
         for form in formats:

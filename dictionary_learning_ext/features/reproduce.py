@@ -152,7 +152,9 @@ def reproduce(
     device = where.get("device", RunConfig.device)
     saes = {folder: load_dictionary(folder, device) for folder in configs}
     if tokens == 0:
-        return compare(configs, {name: decoder_directions(sae) for name, (sae, _) in saes.items()})
+        return compare_saes(
+            configs, {name: decoder_directions(sae) for name, (sae, _) in saes.items()}
+        )
     try:
         opened = open_folders(list(configs), saes=saes, **_with_one_text(configs, where))
         codes = opened.codes(tokens, keep=keep)
@@ -162,10 +164,10 @@ def reproduce(
             "what the features do on a text can't be compared",
             f"{error.instead}; or {remedy}" if error.instead else remedy,
         ) from error
-    return compare(configs, codes=codes)
+    return compare_saes(configs, codes=codes)
 
 
-def compare(
+def compare_saes(
     configs: Mapping[str, dict[str, Any]],
     directions: Mapping[str, t.Tensor] | None = None,
     *,

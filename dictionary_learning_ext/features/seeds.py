@@ -14,7 +14,7 @@ from ..run_folder.sae_names import results_folder
 from ..run_folder.settings import own_settings, seeds_of
 from ..run_folder.weights import load_dictionary
 from .directions import decoder_directions
-from .reproduce import ReturningFeatures, compare
+from .reproduce import ReturningFeatures, compare_saes
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def compare_seeds(
                     failed.add(model)
                     logger.warning("what the features do was not compared: %s", error)
             directions = {name: decoder_directions(sae) for name, (sae, _) in saes.items()}
-            yield folders, compare(seeds, directions, codes=_kept_codes(saes))
+            yield folders, compare_saes(seeds, directions, codes=_kept_codes(saes))
         except UserError as error:
             logger.warning("which features come back was not measured: %s", error)
 

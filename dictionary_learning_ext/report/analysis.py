@@ -24,11 +24,11 @@ from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import labels
 from ..features.agreement import SHARES
 from ..features.directions import LogitLens, Ranked, alignment, nearest_features
-from ..features.reproduce import ReturningFeatures, comparable_configs, compare
+from ..features.reproduce import ReturningFeatures, comparable_configs, compare_saes
 from ..features.reproducibility import FeatureScores
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
-from ..run_folder.sae_names import place_of, require_different
+from ..run_folder.sae_names import location_of, require_different
 
 STAR_MARGIN = 0.1
 """An SAE whose FVE is further than this below the highest gets no star."""
@@ -97,7 +97,7 @@ class Analysis:
     @cached_property
     def history(self) -> list[dict[str, float | None]]:
         """The lines of metrics.jsonl; empty if the file is missing."""
-        return read_history(place_of(self.name).folder)
+        return read_history(location_of(self.name).folder)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def analyse(
     for folder, own in seeds_of.items():
         on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
         alike = {one: opened.saes[one][1] for one in (folder, *own)}
-        come_back[folder] = compare(alike, codes={one: codes[one] for one in alike})
+        come_back[folder] = compare_saes(alike, codes={one: codes[one] for one in alike})
     vocabulary = Vocabulary(language_model.tokenizer)
     called = labels({name: opened.saes[name][1] for name in map(str, folders)})
     analyses = [

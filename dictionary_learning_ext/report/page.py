@@ -19,8 +19,8 @@ from ..features.columns import write_columns
 from ..features.reproduce_text import HEADER, row, sentence_of
 from ..run_folder.comparing import measurements, trained_as, unequal
 from ..run_folder.files import (
-    HELD_OUT,
-    REPORT,
+    HELD_OUT_PREFIX,
+    REPORT_PAGE,
     locked,
     page_at,
     report_files,
@@ -28,7 +28,7 @@ from ..run_folder.files import (
     write_text,
 )
 from ..run_folder.reading import read_config
-from ..run_folder.sae_names import place_of, results_folder
+from ..run_folder.sae_names import location_of, results_folder
 from ..run_folder.settings import settings_of
 from .analysis import STAR_MARGIN, Analysis, Comparison, Vocabulary, analyse, headline
 from .feature_pages import COLUMNS, cards, columns, page, rounded
@@ -40,7 +40,7 @@ _COLUMN_FIELDS = ("key", "title", "show", "fact", "is_extra")
 _CURVES = {
     "fve": ("Variance explained (FVE)", "Of 256 tokens of a batch. 1 is a perfect reconstruction."),
     **{
-        f"{HELD_OUT}{each.key}": (f"{each.label}, held out", "Of the same tokens each time.")
+        f"{HELD_OUT_PREFIX}{each.key}": (f"{each.label}, held out", "Of the same tokens each time.")
         for each in shown_in("training")
     },
     "l2_loss": (
@@ -85,8 +85,8 @@ def write_report(
     before anything is measured.
     """
     read_config(folder)  # no folder of data for a run that isn't there
-    usual = results_folder(folder) / REPORT
-    out = usual if out is None else page_at(out, REPORT)
+    usual = results_folder(folder) / REPORT_PAGE
+    out = usual if out is None else page_at(out, REPORT_PAGE)
     files = report_files(out)
     require_writable(out, _OUT)
     with locked(files, _OUT):
@@ -131,7 +131,7 @@ def _render(
     }
     measured = {one.label: one.metrics for one in comparison.analyses if one.metrics}
     return page_html(
-        REPORT,
+        REPORT_PAGE,
         ("dom.js", "charts.js", "features.js", "start.js"),
         analyses=comparison.analyses,
         comparison=comparison,
@@ -220,7 +220,9 @@ def _commands(
     ]
     others = {"--against": folders[1:], "--seeds": list(map(str, seeds))}
     beside = [word for flag, given_to in others.items() if given_to for word in (flag, *given_to)]
-    trained = [str(place_of(one.name).folder) for one in comparison.analyses if "run" in one.config]
+    trained = [
+        str(location_of(one.name).folder) for one in comparison.analyses if "run" in one.config
+    ]
     again = [["vsae", "train", "--config", one, "--save-dir", f"{one}_again"] for one in trained]
     report = ["vsae", "report", folders[0], *beside, *given]
     return [shlex.join(command) for command in [*again, report]]

@@ -21,7 +21,7 @@ from ..features.reproducibility import Measure
 from ..run_folder.comparing import measurements, unequal
 from ..run_folder.files import (
     INDEX,
-    REPORT,
+    REPORT_PAGE,
     SWEEP_PAGE,
     SWEEP_SETTINGS,
     SWEEP_TABLE,
@@ -93,7 +93,7 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
         warnings=warnings,
         notes=[f"Not in the table: {', '.join(left_out)}."] if left_out else [],
         missing=_reports_to_write(results, tables[0]),
-        together=_link(folder / REPORT, out) if (folder / REPORT).is_file() else None,
+        together=_link(folder / REPORT_PAGE, out) if (folder / REPORT_PAGE).is_file() else None,
     )
     write_text(out, page, _OUT)
     return out
@@ -236,7 +236,7 @@ def _runs_table(
         ]
         for one in results
     ]
-    reports = [None if one.folder is None else one.folder / REPORT for one in results]
+    reports = [None if one.folder is None else one.folder / REPORT_PAGE for one in results]
     links = [_link(report, page) if report and report.is_file() else None for report in reports]
     return RunsTable(title, ["run", *settings, *(one.label for one in metrics)], rows, links)
 

@@ -38,13 +38,13 @@ CONFIG = "config.json"
 """Upstream's "trainer" and "buffer", and our "run"."""
 HISTORY = "metrics.jsonl"
 """A line of metrics for each logged step."""
-HELD_OUT = "heldout/"
+HELD_OUT_PREFIX = "heldout/"
 """The prefix of metrics on held-out tokens in such a line. The other metrics are of the step's batch."""
-METRICS = "metrics.json"
+EVALUATION = "metrics.json"
 """The final evaluation."""
 NOT_MEASURED = "not_measured"
 """A key of metrics.jsonl and metrics.json: the reasons why metrics are null."""
-EVALUATIONS = "evaluations"
+OTHER_EVALUATIONS = "evaluations"
 """Evaluations at other settings than those of metrics.json, see `evaluation`."""
 FAILED = "failed.json"
 """The error of an SAE whose training failed."""
@@ -64,7 +64,7 @@ FEATURES = "features.csv"
 """The features' error_share, a row for each feature, see `vsae reproduce`."""
 CODES = "codes/heldout.safetensors"
 """The SAE's codes of held-out text: each token's selected features and their activations."""
-REPORT = "report.html"
+REPORT_PAGE = "report.html"
 """The page of `vsae report`. Its data is in the folder `report_files`."""
 INDEX = "index.html"
 """The page of `vsae report` in a folder of run folders, which lists them."""
@@ -94,9 +94,9 @@ def checkpoint(folder: Path, step: int) -> Path:
 def evaluation(folder: Path, other_settings: dict[str, Any]) -> Path:
     """The file of an evaluation: metrics.json, or one named by the settings that differ from those of metrics.json."""
     if not other_settings:
-        return folder / METRICS
+        return folder / EVALUATION
     names = (f"{name}_{_in_file_name(value)}" for name, value in other_settings.items())
-    return folder / EVALUATIONS / f"{'_'.join(names)}.json"
+    return folder / OTHER_EVALUATIONS / f"{'_'.join(names)}.json"
 
 
 def _in_file_name(value: Any) -> str:
@@ -189,8 +189,8 @@ RUN_FILES = (
     WEIGHTS,
     CONFIG,
     HISTORY,
-    METRICS,
-    EVALUATIONS,
+    EVALUATION,
+    OTHER_EVALUATIONS,
     FAILED,
     CHECKPOINTS,
     EXPORTS,
@@ -199,8 +199,8 @@ RUN_FILES = (
     BENCH_CACHE,
     FEATURES,
     str(Path(CODES).parent),
-    REPORT,
-    report_files(Path(REPORT)).name,
+    REPORT_PAGE,
+    report_files(Path(REPORT_PAGE)).name,
     RESUME,
 )
 """The files that a run and later commands write to its folder. Another run that overwrites it deletes them."""

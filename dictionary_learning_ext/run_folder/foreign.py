@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CheckpointError
-from .files import CONFIG, METRICS, WEIGHTS, read_json, target_of
+from .files import CONFIG, EVALUATION, WEIGHTS, read_json, target_of
 from .schema import CFG_JSON, CONFIG_JSON, SPARSIFY_RUN, Object
 
-Format = Literal["SAELens", "sparsify", "Gemma Scope", "Baker & Li"]
+ForeignFormat = Literal["SAELens", "sparsify", "Gemma Scope", "Baker & Li"]
 FOREIGN_CONFIG = "cfg.json"
 """The file of settings in SAELens's and sparsify's formats."""
 SAE_LENS_WEIGHTS = "sae_weights.safetensors"
 SPARSIFY_WEIGHTS = "sae.safetensors"
 GEMMA_SCOPE_WEIGHTS = "params.npz"
-WEIGHTS_OF: dict[Format, str] = {
+WEIGHTS_OF: dict[ForeignFormat, str] = {
     "SAELens": SAE_LENS_WEIGHTS,
     "sparsify": SPARSIFY_WEIGHTS,
     "Gemma Scope": GEMMA_SCOPE_WEIGHTS,
@@ -33,8 +33,8 @@ WEIGHTS_OF: dict[Format, str] = {
 }
 SPARSIFY_ABOUT = "export.json"
 """Settings that `vsae export` adds to a folder for sparsify, as its cfg.json has no place for them."""
-FILES = (
-    *(WEIGHTS, CONFIG, METRICS, FOREIGN_CONFIG),
+SAE_FILES = (
+    *(WEIGHTS, CONFIG, EVALUATION, FOREIGN_CONFIG),
     *(*WEIGHTS_OF.values(), SPARSIFY_ABOUT),
 )
 """All files of an SAE's folder that are read, in any format."""
@@ -66,7 +66,7 @@ _REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-([a-z]+)")
 _HOOKS_OF_GEMMA_SCOPE = {"res": "hook_resid_post", "mlp": "hook_mlp_out"}
 
 
-def format_of(folder: Path) -> Format | None:
+def format_of(folder: Path) -> ForeignFormat | None:
     """The format of another library's folder; None for a folder of this package, of upstream, or without an SAE."""
     if (folder / WEIGHTS).exists():
         try:
@@ -76,17 +76,19 @@ def format_of(folder: Path) -> Format | None:
         is_theirs = config.get("trainer", {}).get("dict_class") == "VSAETopK"
         return "Baker & Li" if is_theirs and "run" not in config else None
     has_settings = (folder / FOREIGN_CONFIG).is_file()
-    found: list[Format] = [form for form, name in WEIGHTS_OF.items() if (folder / name).is_file()]
+    found: list[ForeignFormat] = [
+        form for form, name in WEIGHTS_OF.items() if (folder / name).is_file()
+    ]
     return next((form for form in found if has_settings or form == "Gemma Scope"), None)
 
 
-def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dict[str, Any]:
+def foreign_config(folder: Path, form: ForeignFormat, overrides: dict[str, Any]) -> dict[str, Any]:
     """A config.json for an SAE in another library's format.
 
     Its "trainer" and "buffer" are as in upstream's files. Its "foreign" has the arguments of `load_foreign`.
 
     Arguments:
-        overrides: settings that override the folder's, see `sae_names.Place`.
+        overrides: settings that override the folder's, see `sae_names.SAELocation`.
 
     Raises: CheckpointError if cfg.json is damaged, or no class of upstream or this package computes the same.
     """
@@ -122,7 +124,7 @@ def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dic
     }
 
 
-def _settings_of(folder: Path, form: Format, overrides: dict[str, Any]) -> dict[str, Any]:
+def _settings_of(folder: Path, form: ForeignFormat, overrides: dict[str, Any]) -> dict[str, Any]:
     """A folder's settings in SAELens's format of version 6."""
     if form == "Gemma Scope":
         settings = _gemma_scope_config(folder) | overrides

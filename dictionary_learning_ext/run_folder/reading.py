@@ -15,9 +15,9 @@ from ..errors import CheckpointError, ConfigError, in_shell
 from .files import (
     CHECKPOINTS,
     CONFIG,
+    EVALUATION,
     FAILED,
     HISTORY,
-    METRICS,
     NOT_MEASURED,
     RESUME,
     WEIGHTS,
@@ -26,7 +26,7 @@ from .files import (
     read_json,
 )
 from .foreign import RECOGNISED, foreign_config, format_of
-from .sae_names import EXPECTED, place_of, results_folder
+from .sae_names import EXPECTED, location_of, results_folder
 from .schema import CONFIG_JSON, METRICS_JSON
 from .settings import settings_in
 
@@ -48,7 +48,7 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
 
     Raises: CheckpointError if the folder or a file in it is missing or damaged, or the run is not finished.
     """
-    folder, overrides = place_of(folder)
+    folder, overrides = location_of(folder)
     path = folder / CONFIG
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; {EXPECTED}")
@@ -66,7 +66,7 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
         raise _holds_saes_error(folder) or CheckpointError(what)
     if step is None:
         if not (folder / WEIGHTS).is_file():
-            can_continue = bool(steps_of(folder)) or not (folder / METRICS).is_file()
+            can_continue = bool(steps_of(folder)) or not (folder / EVALUATION).is_file()
             is_begun = "run" in config and can_continue
             raise _unfinished_error(folder, config) if is_begun else _missing_error(folder, WEIGHTS)
     elif not checkpoint(folder, step).is_file():
@@ -160,7 +160,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
 def read_metrics(folder: str | Path) -> dict[str, Any]:
     """An SAE's final evaluation, the content of metrics.json. Raises CheckpointError if there is none."""
     read_config(folder)
-    path = results_folder(folder) / METRICS
+    path = results_folder(folder) / EVALUATION
     command = f"run `vsae eval {in_shell(folder)}`"
     try:
         return read_json(path, METRICS_JSON, command)
@@ -170,13 +170,13 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
 
 def read_metrics_if_any(folder: str | Path) -> dict[str, Any] | None:
     """`read_metrics`, or None if the SAE was not evaluated."""
-    return read_metrics(folder) if (results_folder(folder) / METRICS).exists() else None
+    return read_metrics(folder) if (results_folder(folder) / EVALUATION).exists() else None
 
 
 def former_evaluation(results: Path) -> dict[str, Any]:
     """The metrics.json in a folder of results. Empty if there is none or it is damaged, as it will be written again."""
     try:
-        return read_json(results / METRICS, METRICS_JSON)
+        return read_json(results / EVALUATION, METRICS_JSON)
     except (CheckpointError, FileNotFoundError):
         return {}
 
@@ -196,7 +196,7 @@ def read_history(folder: Path) -> list[dict[str, float | None]]:
 
 def is_finished(folder: Path, settings: RunConfig) -> bool:
     """Whether an SAE is trained, and evaluated if its run evaluates."""
-    is_evaluated = not settings.eval_tokens or (folder / METRICS).is_file()
+    is_evaluated = not settings.eval_tokens or (folder / EVALUATION).is_file()
     return is_evaluated and (folder / WEIGHTS).is_file()
 
 

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 from ..config.checks import require_type
 from ..errors import CheckpointError, ConfigError, HubError, first_line
 from .files import CONFIG, RESULTS, RUNS, WEIGHTS, read_json, sha256_of, target_of
-from .foreign import FILES, RECOGNISED, WEIGHTS_OF, format_of
+from .foreign import RECOGNISED, SAE_FILES, WEIGHTS_OF, format_of
 from .schema import CONFIG_JSON
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
 EXPECTED = "expected a run folder, e.g. runs/NAME"
 
 
-class Place(NamedTuple):
+class SAELocation(NamedTuple):
     """An SAE's folder on this machine, and settings that override those in its files."""
 
     folder: Path
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     """See `foreign_config`."""
 
 
-def place_of(name: str | Path) -> Place:
+def location_of(name: str | Path) -> SAELocation:
     """The folder of an SAE, which is fetched from the hub if necessary. A folder on this machine may be missing.
 
     Raises: HubError if the hub can't be reached, or has no such SAE; CheckpointError if the name is a file's;
@@ -40,14 +40,14 @@ def place_of(name: str | Path) -> Place:
     here = Path(name)
     if here.is_file():
         raise CheckpointError(f"{name}: a file", instead=f"give its folder, {here.parent}")
-    return _fetched(here.as_posix()) if _is_on_hub(name) else Place(here, {})
+    return _fetched(here.as_posix()) if _is_on_hub(name) else SAELocation(here, {})
 
 
 def require_different(names: Sequence[str | Path]) -> None:
     """Raise a ConfigError if two names are of the same SAE."""
     seen: set[Path] = set()
     for name in names:
-        if (path := target_of(place_of(name).folder)) in seen:
+        if (path := target_of(location_of(name).folder)) in seen:
             raise ConfigError(f"{name} is given twice", instead="remove it once")
         seen.add(path)
 
@@ -60,7 +60,7 @@ def require_own(name: str | Path, command: str) -> None:
     """
     if _is_on_hub(name):
         raise CheckpointError(f"{name}: no such folder; `vsae {command}` takes run folders here")
-    if (form := format_of(place_of(name).folder)) is not None:
+    if (form := format_of(location_of(name).folder)) is not None:
         raise CheckpointError(
             f"{name}: an SAE of {form}; `vsae {command}` takes run folders, and those of dictionary_learning"
         )
@@ -80,7 +80,7 @@ def results_folder(name: str | Path, out: str | Path | None = None) -> Path:
 
     Raises: CheckpointError if there is no such folder, or it holds no weights; HubError.
     """
-    folder = place_of(name).folder
+    folder = location_of(name).folder
     if not folder.is_dir():
         raise CheckpointError(f"{name}: no such folder; {EXPECTED}")
     is_here = not _is_on_hub(name)
@@ -132,7 +132,7 @@ def _is_on_hub(name: str | Path) -> bool:
 
 
 @cache
-def _fetched(name: str) -> Place:
+def _fetched(name: str) -> SAELocation:
     """Download an SAE from the hub into huggingface_hub's cache."""
     import huggingface_hub
     from huggingface_hub.errors import (
@@ -145,7 +145,7 @@ def _fetched(name: str) -> Place:
     unreachable: Any = (OSError, ValueError, *HfHubHTTPError.__bases__)
     repo, inside, overrides = _hub_place(name)
     within = f"{inside}/" if inside else ""
-    files = [f"{within}{file}" for file in FILES]
+    files = [f"{within}{file}" for file in SAE_FILES]
     beside = Path(inside).parent / CONFIG  # where sparsify's trainer writes it
     try:
         snapshot = huggingface_hub.snapshot_download(
@@ -169,7 +169,7 @@ def _fetched(name: str) -> Place:
         what = f"has no folder {inside!r}" if inside else "holds no SAE outside its folders"
         give = "OWNER/REPOSITORY/FOLDER of one: " + RECOGNISED
         raise HubError(f"{name}: the repository {repo} {what}", instead=f"give {give}")
-    return Place(folder, overrides)
+    return SAELocation(folder, overrides)
 
 
 def _hub_place(name: str) -> tuple[str, str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, UNKNOWN, DeviceMap, RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError
 from .comparing import same_model, same_setting
-from .files import CONFIG, METRICS
+from .files import CONFIG, EVALUATION
 from .reading import former_evaluation, read_config
 from .sae_names import results_folder
 from .settings import settings_in, settings_named_in
@@ -132,7 +132,7 @@ def _found_in_files(
     elsewhere = ("model", "data") if "foreign" in config else ("model",)
     names = ("model", "hook", "data", "max_norm_multiple")
     own = {
-        METRICS: {n: measured.get(n) for n in names if n in elsewhere or n not in named},
+        EVALUATION: {n: measured.get(n) for n in names if n in elsewhere or n not in named},
         "settings": {name: named.get(name) for name in ("model", "hook")},
     }
     found: dict[str, Any] = {}

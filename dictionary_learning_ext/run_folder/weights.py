@@ -14,7 +14,7 @@ from ..trainers.parts import WHOLE, Part
 from .files import WEIGHTS, checkpoint
 from .foreign_weights import load_foreign
 from .reading import read_config, steps_of
-from .sae_names import place_of
+from .sae_names import location_of
 from .tensors import read_state_dict, save_tensors, shapes_of
 
 
@@ -71,7 +71,7 @@ def load_dictionary(
     config = read_config(base_path, step)
     if "foreign" in config:
         return load_foreign(config, device), config
-    folder, trainer = place_of(base_path).folder, config["trainer"]
+    folder, trainer = location_of(base_path).folder, config["trainer"]
     path = folder / WEIGHTS if step is None else checkpoint(folder, step)
     dict_class = trainer["dict_class"]
     row = BY_DICT_CLASS.get(dict_class)

@@ -42,7 +42,7 @@ from ..run_folder.files import (
     writing,
 )
 from ..run_folder.reading import require_folders
-from ..run_folder.sae_names import place_of, require_own, results_folder
+from ..run_folder.sae_names import location_of, require_own, results_folder
 from ..run_folder.schema import Object
 from ..run_folder.tensors import hash_of
 from ..run_folder.trained_on import run_of
@@ -114,7 +114,7 @@ def bench(
     require_folders(folders)
     _require_sensible(evals, tokens, bench_seeds, train_size, test_size, probing_sets)
     sets = chosen_sets(probing_sets) if "sae_probes" in evals else []
-    paths = {str(folder): target_of(place_of(folder).folder) for folder in folders}
+    paths = {str(folder): target_of(location_of(folder).folder) for folder in folders}
     for path in paths.values():
         require_own(path, "bench")
     device = chosen_device(device)

@@ -17,8 +17,8 @@ from ..config.run import TrainConfig
 from ..errors import CheckpointError, ConfigError, first_line
 from ..run_folder.files import (
     CONFIG,
+    EVALUATION,
     HISTORY,
-    METRICS,
     NOT_MEASURED,
     WANDB,
     WEIGHTS,
@@ -112,7 +112,7 @@ class RunLog:
         """
         if self._wandb is not None:
             if self.config.run.wandb_artifacts and code == 0:
-                files = [self.folder / name for name in (WEIGHTS, CONFIG, METRICS)]
+                files = [self.folder / name for name in (WEIGHTS, CONFIG, EVALUATION)]
                 self._wandb.upload([file for file in files if file.is_file()])
             self._wandb.close(exit_code=code)
 

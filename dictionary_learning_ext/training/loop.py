@@ -23,7 +23,7 @@ from ..activations.buffer import Batches
 from ..activations.hook_points import HookPoint
 from ..activations.inputs import Inputs, find_inputs
 from ..activations.own_batches import OwnBatches
-from ..activations.tokens import Group
+from ..activations.tokens import Ranks
 from ..codes.sinks import SinkFinder
 from ..config.checks import require
 from ..config.run import SAMPLE_TOKENS, UNKNOWN, RunConfig
@@ -41,7 +41,7 @@ from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels
 from ..progress import ProgressLines, progress
 from ..run_folder.comparing import measured_on
-from ..run_folder.files import METRICS, all_locked, write_json
+from ..run_folder.files import EVALUATION, all_locked, write_json
 from ..run_folder.reading import steps_of
 from ..run_folder.resume_points import ResumePoint, Scale
 from ..run_folder.weights import load_dictionary
@@ -161,7 +161,7 @@ def train_saes(
             sae, _ = load_dictionary(folder, settings.device)
             found: Mapping[str, Any] = evaluator(sae)  # numbers, also torch's and numpy's
             plain = {name: x.item() if hasattr(x, "item") else x for name, x in found.items()}
-            write_json(folder / METRICS, plain)
+            write_json(folder / EVALUATION, plain)
     return folders
 
 
@@ -391,7 +391,7 @@ def _found(
     before_batch = partial(_check, processes, signals)
     if processes.are_several and settings.activations is not None:
         before_batch = None  # each process reads when it needs to, and would wait for the others
-    together = Group(processes.rank, processes.count, processes.gather)
+    together = Ranks(processes.rank, processes.count, processes.gather)
     inputs = find(settings, planned.hooks, before_batch, group=together, language_model=None)
     dealt, on_cpu = planned.dealt(processes.count), settings.device.startswith("cpu")
     ranks = processes.on_this_machine if on_cpu else [processes.rank]

@@ -18,9 +18,9 @@ from ..run_folder import resume_points
 from ..run_folder.files import (
     CHECKPOINTS,
     CONFIG,
+    EVALUATION,
     FAILED,
-    HELD_OUT,
-    METRICS,
+    HELD_OUT_PREFIX,
     RESUME,
     RUN_FILES,
     WEIGHTS,
@@ -88,7 +88,7 @@ class SAERun:
         if not self.part.is_first:
             return
         with writing(self.folder):
-            for name in (METRICS, WEIGHTS, *RUN_FILES):
+            for name in (EVALUATION, WEIGHTS, *RUN_FILES):
                 if name != CONFIG:
                     remove(self.folder / name)
             self._remove_left_behind()
@@ -149,7 +149,7 @@ class SAERun:
             if self._sample is not None and self.settings.is_measured(step):
                 trained = for_raw_activations(self.trainer.ae, self.norm_factor)
                 held_out = self._sample.metrics(trained)
-                metrics |= {f"{HELD_OUT}{key}": value for key, value in held_out.items()}
+                metrics |= {f"{HELD_OUT_PREFIX}{key}": value for key, value in held_out.items()}
             if self.part.is_first:
                 self.log.log(metrics)
         return metrics
@@ -251,7 +251,7 @@ class SAERun:
 
     def record(self, metrics: dict[str, Any]) -> None:
         """Write the final evaluation."""
-        write_json(self.folder / METRICS, metrics)
+        write_json(self.folder / EVALUATION, metrics)
         self.log.summarize(metrics)
 
     def close(self, code: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch as t
 
 from dictionary_learning_ext.evaluation.metrics import (
-    PLACES,
+    TABLES,
     Metric,
     computed,
     description_length,
@@ -53,11 +53,11 @@ def test_the_best_of_some_values(better, values, best):
     assert metric(better=better).best(values) == best
 
 
-def test_each_place_shows_fve_and_no_label_twice():
-    for place in PLACES:
-        labels = [row.label for row in shown_in(place)]
+def test_each_table_shows_fve_and_no_label_twice():
+    for table in TABLES:
+        labels = [row.label for row in shown_in(table)]
         assert "FVE" in labels
-        assert len(set(labels)) == len(labels), place
+        assert len(set(labels)) == len(labels), table
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

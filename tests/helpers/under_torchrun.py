@@ -28,7 +28,7 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.buffer import Batches
 from dictionary_learning_ext.activations.cache_manifest import HELD_OUT
 from dictionary_learning_ext.activations.cache_writer import _Writer, write_cache
-from dictionary_learning_ext.activations.tokens import Group
+from dictionary_learning_ext.activations.tokens import Ranks
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
@@ -143,7 +143,7 @@ def not_shared(run, folder):
             said[what] = str(error)
     try:
         run = differ["text"]["run"]
-        write_cache("cache", run, run.hooks, 100, group=Group(int(rank), 4, join().gather))
+        write_cache("cache", run, run.hooks, 100, group=Ranks(int(rank), 4, join().gather))
     except UserError as error:
         said["cache"] = str(error)
     os.chdir(former)

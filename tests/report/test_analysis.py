@@ -65,7 +65,7 @@ def test_mistakes_come_up_before_the_text_is_read(runs, monkeypatch):
 
 
 def test_seeds_are_matched_after_the_folders_are_opened(runs, monkeypatch):
-    monkeypatch.setattr(module, "compare", lambda *given, **more: pytest.fail("matched"))
+    monkeypatch.setattr(module, "compare_saes", lambda *given, **more: pytest.fail("matched"))
     with pytest.raises(CheckpointError, match="128 wide"):
         analyse([runs[0]], OPTIONS, seeds=[runs[1]], model="embedded")
 

@@ -13,7 +13,7 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.evaluation.folders import evaluate_folders
-from dictionary_learning_ext.run_folder.files import CODES, HELD_OUT
+from dictionary_learning_ext.run_folder.files import CODES, HELD_OUT_PREFIX
 from dictionary_learning_ext.run_folder.reading import read_history
 from dictionary_learning_ext.training import loop
 
@@ -43,9 +43,11 @@ def run_on(run, tmp_path):
 def held_out(folder):
     """What was measured on held-out tokens, by step."""
     return {
-        line["step"]: {k.removeprefix(HELD_OUT): v for k, v in line.items() if HELD_OUT in k}
+        line["step"]: {
+            k.removeprefix(HELD_OUT_PREFIX): v for k, v in line.items() if HELD_OUT_PREFIX in k
+        }
         for line in read_history(folder)
-        if any(HELD_OUT in key for key in line)
+        if any(HELD_OUT_PREFIX in key for key in line)
     }
 
 
@@ -83,7 +85,7 @@ def test_the_training_does_not_notice_and_a_resume_neither_repeats_nor_loses_one
         assert_equal(one, other)
         steps = [line["step"] for line in lines]
         assert steps == sorted({*range(0, STEPS, 7), *range(0, STEPS, 15), STEPS})
-        same = [{k: v for k, v in line.items() if HELD_OUT not in k} for line in lines]
+        same = [{k: v for k, v in line.items() if HELD_OUT_PREFIX not in k} for line in lines]
         assert [line for line in same if line["step"] in (*range(0, STEPS, 7), STEPS)] == former
         found = held_out(whole[name])
         assert list(found) == [0, 15, 30, 45, STEPS]
