@@ -81,7 +81,7 @@ class BatchSource(ABC):
 
 
 def in_step(parts: Iterable[Iterator[object]]) -> None:
-    """Run several iterators to their ends, one step of each in turn."""
+    """Exhaust iterators round-robin."""
     for _ in zip_longest(*parts):
         pass
 

@@ -137,8 +137,7 @@ class Inputs(ABC):
         """Hashes of the language model and its tokenizer, which must not change before a run resumes."""
 
     def data_hashes(self) -> dict[str, str]:
-        """SHA-256 hashes of the data that is read, by what is hashed: "text", or "set of activations". Empty for
-        a caller's own batches."""
+        """SHA-256 of each data source, by kind: "text", or "set of activations". Empty for a caller's own batches."""
         return {}
 
     def training_batches(self) -> Batches:

@@ -18,7 +18,7 @@ from ..config.checks import require_max_norm_multiple
 from ..errors import ConfigError
 
 CONTEXTS_PER_MEDIAN = 32
-"""A norm is compared with the median norm of so many contexts, whatever the language model's batch size."""
+"""Contexts whose median norm each norm is compared with, whatever the language model's batch size."""
 
 
 class PositionRule:

@@ -86,7 +86,7 @@ class ContextStream:
             padding side, as models with learned positions count from the left.
 
     Attributes:
-        documents_read: how many documents were used to their end.
+        documents_read: how many documents were used up.
         tokens_read: how many tokens were used, with end-of-text tokens and without padding.
 
     Raises: ConfigError if there is no such packing, or "pack" is given and the tokenizer has no end-of-text token.

@@ -5,8 +5,8 @@
     codes.feature(7).contexts()       # where feature 7 is strongest
 
 Evaluation, reproducibility, reports and exports are computed from them. They are kept in one file in `codes/`
-beside the SAE, so that the next command doesn't encode the text again. The file is written whole or not at all. One of
-another SAE or text is not used, and is replaced.
+beside the SAE, so that the next command doesn't encode the text again. The file is written atomically. A file of
+another SAE or text is ignored and replaced.
 
 Shapes: N tokens, C contexts of L tokens, M selections, D = activation_dim, F features.
 """
@@ -170,8 +170,8 @@ class Codes:
     def load(cls, folder: str | Path) -> "Codes":
         """The codes that are kept beside a named SAE, with the language model's tokenizer.
 
-        They have no tokenizer if the activations were the user's own. If the language model isn't there, they have none
-        either, and a warning says so.
+        They have no tokenizer if the activations were the user's own, or if the language model can't be found, which logs a
+        warning.
 
         Arguments:
             folder: the name of the SAE, see run_folder/sae_names.py.
@@ -235,7 +235,9 @@ def encode_each(
             sinks.append(batch.is_sink_BL.cpu().numpy())
             yield batch
 
-    for x_ND in in_batches(noted()):  # as a run's own evaluation, so that the numbers are the same
+    for x_ND in in_batches(
+        noted()
+    ):  # in the batches of a run's own evaluation, for bit-identical numbers
         for encoder in encoders:
             encoder.add(x_ND)
     reading = Reading(
@@ -324,7 +326,7 @@ def size_of(codes: Codes) -> int:
 
 
 def keep_codes(folder: Path, codes: Codes) -> Path:
-    """Write codes beside an SAE, in place of those that are there.
+    """Write codes beside an SAE, replacing any old ones.
 
     Arguments:
         folder: the SAE's folder of results.
@@ -367,7 +369,7 @@ def kept_codes(
 ) -> Codes | None:
     """The codes of an SAE on a text that are kept beside it; None if there are none.
 
-    If those that are there are of another SAE or text, or can't be read, a log message says so.
+    Logs why stale codes are ignored: they are of another SAE or text, or can't be read.
 
     Arguments:
         folder: the SAE's folder of results.
@@ -388,7 +390,7 @@ def kept_codes(
 
 
 def _hash_of(content: dict[str, np.ndarray], about: dict[str, Any]) -> str:
-    """SHA-256, in hex, of the arrays in a file of codes and of what it says about them."""
+    """SHA-256, in hex, of a file's arrays and metadata."""
     said = {name: value for name, value in about.items() if name != "hash"}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, array in sorted(content.items()):

@@ -24,7 +24,7 @@ class ExportFlags:
     dictionary-learning: for upstream's load_dictionary. sae-lens: for SAE.load_from_disk, and
     so for SAEDashboard. sparsify: for EleutherAI's SparseCoder.load_many, and so for delphi."""
     out: str | None = None
-    """A new or empty folder; for a folder of run folders, one that holds a folder for each. Default:
+    """A new or empty folder. The exports of a folder of run folders get a folder each in it. Default:
     FOLDER/exports/FORMAT, and results/NAME/exports/FORMAT for a folder of trainSAE."""
     allow_inexact: bool = False
     """Export an SAE even if the format cannot represent it exactly. Other libraries' TopK has a
@@ -46,7 +46,7 @@ def run_export(flags: ExportFlags) -> None:
         out = None if flags.out is None else Path(flags.out, folder.name if inside else "")
         target = out or results_folder(folder) / EXPORTS / flags.format
         if inside and target.is_dir() and any(target.iterdir()):
-            print(f"{target}: already there, not written again; delete it to export anew")
+            print(f"{target}: already there, not written again; delete it to export again")
             continue
         try:
             exported = export(
@@ -101,7 +101,7 @@ class PushFlags:
     """Create the repo as public. Default: private."""
     format: tuple[Literal["sae-lens", "sparsify"], ...] = ()
     """Also add what these libraries read, for SAE.from_pretrained of SAELens and
-    SparseCoder.load_from_hub. The SAEs are exported anew, so the language model is needed."""
+    SparseCoder.load_from_hub. The SAEs are exported again, so the language model is needed."""
     allow_inexact: bool = False
     """With --format: see export."""
     tokens: int = COMPARED_TOKENS

@@ -92,8 +92,8 @@ class Command(Generic[F]):
             dataclasses into fields; the flags are then theirs.
         prepare: changes the words before they are parsed.
         others: dataclasses with flags that another starting point has.
-        unknown: the message for a flag of `others` that this starting point doesn't have. Such a flag may be
-            none, which changes nothing.
+        unknown: the message for a flag of `others` that this starting point doesn't have. It may be set to none, which
+            has no effect.
         passed_on: another command whose flags may be typed too.
         common: flags that the help shows first.
         rare: flags that only --help-all shows.
@@ -183,7 +183,7 @@ class _Option(NamedTuple):
     default: Any
     """MISSING if it must be typed."""
     nothing: Any
-    """What the word none stands for; MISSING if it is no value."""
+    """What the word none stands for; MISSING if none isn't a legal value."""
     part: str
     """The field with the dataclass that holds it; "" for the flags' own dataclass."""
     help: str
@@ -329,7 +329,7 @@ def _sorted(
 
 
 def _no_such_flag(name: str, values: list[str], known: list[str]) -> FlagError:
-    """The error for a flag that there is not, with the flag that was probably meant."""
+    """The error for an unknown flag, with the closest match."""
     own, after = _ELSEWHERE.get(name, ("", ""))
     close = " or ".join(map(as_flag, close_names(name, known)))
     ask = f"; did you mean {close}?" if close else ""

@@ -21,9 +21,9 @@ class InputFlags:
     """The activations to measure on: flags of every command that measures."""
 
     model: str | None = None
-    """The language model. Default: as in the SAE's files. Needed if these name none."""
+    """The language model. Default: as in the SAE's files. Required if they don't name one."""
     hook: str | None = None
-    """The hook point. Default: as in the SAE's files. Needed if these name none."""
+    """The hook point. Default: as in the SAE's files. Required if they don't name one."""
     data: str | None = None
     """The text. Default: as in the SAE's files."""
     max_norm_multiple: float | None = None
@@ -155,8 +155,8 @@ class ReproduceFlags:
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
     """Two or more run folders of one setting, trained with different --seed and --data-seed; or other SAEs of
-    one hook point, also of other libraries (see docs/any_sae.md). One: order its features by their
-    error_share, see features.csv in it."""
+    one hook point, also of other libraries (see docs/any_sae.md). One: rank its features by error_share,
+    and write them to its features.csv."""
     tokens: int | None = None
     """Held-out tokens to compare the features' activations on. Default: as in the runs' own evaluations. 0: compare
     decoder directions alone, which needs no language model."""

@@ -24,7 +24,7 @@ class ReportFlags:
     back, by their directions and by their activations on the page's tokens."""
     out: str | None = None
     """The page to write, x.html, or a folder for it. Its data go to a folder beside it. Default:
-    FOLDER/report.html, or FOLDER/index.html for an index page. Needed for another library's SAE."""
+    FOLDER/report.html (results/NAME/report.html for another library's SAE), or FOLDER/index.html."""
     report: ReportOptions = field(default_factory=ReportOptions)
     inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
 

@@ -107,7 +107,7 @@ def require_sizes(**sizes: Any) -> None:
 
 
 def require_max_norm_multiple(given: float | None) -> None:
-    """Raise a ConfigError unless it is above 1, or None, which leaves out no token."""
+    """Raise a ConfigError unless None (no filtering) or above 1."""
     expected = "above 1 (10 leaves out attention sinks)"
     require(given is None or given > 1, "max_norm_multiple", given, expected)
 

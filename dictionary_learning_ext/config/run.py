@@ -50,29 +50,28 @@ class RunConfig(Checked):
     """The language model: embedded (shipped with the package), a folder written by
     save_pretrained, or a name on the hub. Paper: EleutherAI/pythia-70m."""
     hook: str = MIDDLE
-    """Where activations are read, in TransformerLens's naming; see vsae hooks. middle: of N blocks, the
-    residual stream after number N // 2, e.g. blocks.2.hook_resid_post of 4. Names separated by
+    """Where activations are read, in TransformerLens's naming; see vsae hooks. middle: the
+    residual stream after block N // 2 of N, e.g. blocks.2.hook_resid_post of 4. Names separated by
     commas train one SAE for each, on the same text, into --save-dir. Paper:
     blocks.0.hook_resid_post."""
     data: str = "embedded"
     """The text: embedded (nine novels, shipped with the package), a .txt, .jsonl, .jsonl.zst or
-    .parquet file, a folder of such files, or a dataset on the hub. A document is a row, or in a
-    .txt what stands between two <|endoftext|>, or without any, whole paragraphs of up to 2,000
-    characters. Every 20th is held out if nothing is named validation or test. Paper:
+    .parquet file, a folder of such files, or a dataset on the hub. A document is a row. In a
+    .txt it is the text between two <|endoftext|>, or if there are none, whole paragraphs of up to 2,000
+    characters. Every 20th document is held out, unless a file or split is named validation or test. Paper:
     roneneldan/TinyStories."""
     activations: str | None = None
     """Train on activations from disk: a cache of `vsae cache` or of SAELens, or a folder of .npy or
     .safetensors files with a row per token. Settings that a cache knows may be left out: model,
-    hook, data, text_packing and ctx_len. none: from the language model, for a --config that has a
-    folder."""
+    hook, data, text_packing and ctx_len. none: run the language model, although --config
+    names a folder."""
     text_column: str = "text"
     """The column of a .jsonl or .parquet file, or of a dataset on the hub, that holds the documents."""
     text_packing: Packing = "pack"
     """pack: documents follow each other, separated by an end-of-text token. truncate: one
     document per context."""
     text_passes: Count | None = None
-    """How many times the text may be read, at most. The run ends with an error if its steps need more.
-    Default: as often as they need."""
+    """The most passes over the text. The run ends with an error if its steps need more. Default: no limit."""
     data_seed: Seed = 0
     """Seeds the order of the training data: of the embedded text's passages, and of the tokens
     within the buffer. Other texts are read in their own order. --data-seed seed takes the value
@@ -98,7 +97,7 @@ class RunConfig(Checked):
     """float32 or bfloat16. bfloat16 applies to the language model, the buffer and the vSAE's
     matmuls; parameters and sums stay in float32. Paper: bfloat16."""
     lm_batch_size: Count = 32
-    """Contexts that the language model reads in one pass. A GPU is faster with more; on a CPU, 32 were the
+    """Contexts that the language model reads in one pass. A GPU is faster with more; on a CPU, 32 was
     fastest. Results stay the same, up to rounding on a GPU."""
     tf32: bool = False
     """Multiply float32 matrices in TF32 while training on a GPU, in the language model and in the SAEs:
@@ -110,18 +109,18 @@ class RunConfig(Checked):
     """Spread the language model over several devices, as transformers' device_map does: auto, or in Python
     a dict. The SAEs and the buffer are on --device. Default: all of it on --device."""
     split: Count | None = None
-    """With torchrun: divide the features of each SAE over so many processes, where one is too small for it. A
-    power of two up to 64. The number changes results by rounding only. For vsae_top_k and
-    probabilistic_top_k. Default: each SAE is whole on one process."""
+    """With torchrun: the number of processes over which to divide the features of an SAE that is too large for
+    one. A power of two up to 64, which changes results by rounding only. For vsae_top_k and probabilistic_top_k.
+    Default: each SAE is whole on one process."""
     eval_tokens: Natural = 100_000
     """Held-out tokens in the final evaluation. 0: no evaluation."""
     eval_documents: Count = 64
     """Held-out documents, cut to ctx_len, on which the language model's loss is measured."""
     eval_every: Count | None = None
-    """Measure during training, too: every so many steps, and at the end. FVE, the loss added
-    and near-dead features of 8,192 held-out tokens (eval_tokens if fewer), always the same, go to
-    metrics.jsonl. It changes nothing in the training. Each time, the language model reads these
-    tokens to its end, once for each SAE. none: no measurements during training."""
+    """Steps between measurements during training. FVE, the loss added and near-dead features go to metrics.jsonl,
+    measured on the same 8,192 held-out tokens each time (eval_tokens if fewer), also after the last step. This
+    doesn't affect training, but runs the whole language model on these tokens once per SAE. none: only the final
+    evaluation."""
     log_steps: Count | None = None
     """Steps between two lines of metrics. Default: 100 or a twentieth of the run, whichever is
     less."""
@@ -130,8 +129,8 @@ class RunConfig(Checked):
     e.g. 100,1000."""
     save_every: str = "10m"
     """How often to write a resume point, in steps (500) or time (90s, 10m, 2h). One more is
-    written at the end. SIGTERM and SIGINT always write one. none: only these signals do, and
-    none is written at the end."""
+    written at the end. SIGTERM and SIGINT always write one. none: only on
+    these signals."""
     save_dir: str | None = None
     """The folder to write. Default: runs/NAME, where NAME has the architecture, k, F, the seed and a hash of the
     settings, e.g. vsae_k16_F512_seed0_344f4b."""
@@ -250,7 +249,7 @@ def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
     }
     if isinstance(path := chosen.get("init_from"), str):
         chosen["init_from"] = without_slash(path)
-    if "split" in chosen:  # its noise is another one, whatever the number
+    if "split" in chosen:  # split runs draw different noise, whatever the part count
         chosen["split"] = True
     return chosen
 

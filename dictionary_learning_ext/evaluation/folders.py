@@ -1,4 +1,4 @@
-"""Named SAEs and dictionaries, opened with the activations that they take; and evaluated by `vsae eval`."""
+"""Open SAEs with their activations, and evaluate them."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -55,16 +55,15 @@ def evaluate_folders(
 ) -> dict[str, dict[str, Any]]:
     """Evaluate SAEs on the same held-out text, and write each one's metrics.json.
 
-    If metrics.json was measured with other settings, or this is a checkpoint's evaluation, the results go to evaluations/
-    beside it.
+    Evaluations of a checkpoint, or with other settings than those of metrics.json, go to evaluations/ beside it.
 
     Arguments:
         folders: the names of the SAEs, all trained on one language model. Those of one hook point are measured together.
-        out: where results go instead of the SAE's folder of results, see `results_folder`. Other commands don't find them
-            there.
+        out: where to write results, instead of the SAE's folder of results (see `results_folder`). Other commands won't
+            find them there.
         tokens: held-out tokens. Default: as many as the runs' own evaluations (the largest).
         step: of the checkpoint to evaluate. Default: the final weights.
-        keep: keep the SAEs' codes beside them, and use those that are there.
+        keep: read the codes beside the SAEs, and keep new ones there.
         on_written: called with each file after it is written.
         where: any of
             - model, hook, data, text_column: default: as in the run's config.json. Folders of upstream's `trainSAE` need
@@ -194,7 +193,7 @@ class OpenedFolders:
         except ActivationsError as error:
             if error.name != "activations" or error.instead:
                 raise
-            model = "give its place, or activations='none' to run the language model"
+            model = "give its path, or activations='none' to run the language model"
             raise error.within("", model) from error
         for name, (dictionary, _) in self.saes.items():
             inputs.hooks[self.run.hook].require_width(
@@ -279,7 +278,7 @@ class OpenedFolders:
 
 
 def _keep(folder: Path, codes: Codes) -> None:
-    """Keep codes beside an SAE. If that isn't possible, a warning says why."""
+    """Keep codes beside an SAE. Warns if that isn't possible."""
     size = size_of(codes) / 1e6
     logger.info("keeping the SAE's codes of these tokens in %s (%.0f MB)", folder / CODES, size)
     try:
@@ -303,7 +302,7 @@ def _opened(
 
 
 def _require_measured_alike(runs: dict[str, RunConfig], names: Sequence[str]) -> None:
-    """Raise a CheckpointError unless SAEs of these runs are measured with one value of each setting."""
+    """Raise a CheckpointError unless these runs are measured with the same settings."""
     measured = {
         name: replace(run, max_norm_multiple=run.sink_multiple) for name, run in runs.items()
     }
@@ -359,7 +358,7 @@ def open_sae(
         if lm is None or hook is None:
             raise ConfigError(
                 "a dictionary doesn't say where its activations come from: expected a language model and"
-                " a hook point; give lm and hook, or the run folder in the place of the dictionary"
+                " a hook point; give lm and hook, or the run folder instead of the dictionary"
             )
         run = RunConfig(model=name, hook=hook, device=device)
     run = run if ctx_len is None else replace(run, ctx_len=ctx_len)
@@ -375,7 +374,11 @@ def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
     if isinstance(sae, str | Path):
         return load_dictionary(sae, device)[0]
     if not isinstance(sae, Dictionary):
-        hint = "; load_dictionary returns a pair, give its first" if isinstance(sae, tuple) else ""
+        hint = (
+            "; load_dictionary returns a pair, give its first element"
+            if isinstance(sae, tuple)
+            else ""
+        )
         raise ConfigError(
             f"sae is a {type(sae).__name__}: expected a dictionary or a run folder, e.g."
             f" 'runs/NAME'{hint}"

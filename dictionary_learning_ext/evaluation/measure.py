@@ -41,8 +41,8 @@ def measure(
 
     Arguments:
         dictionaries: each SAE by name, with the factor that its training divided activations by.
-        held_out: the text. Positions that are left out of it keep their activations when the language model's loss is
-            measured, see `DocumentLosses`.
+        held_out: the text. The language model's loss is measured with the original activations at positions that are
+            left out, see `DocumentLosses`.
         seed: seeds the noise.
 
     If the text ends early, the metric "tokens" shows it.
@@ -75,7 +75,7 @@ def metrics_of(
 
 
 class Sample:
-    """Held-out activations and documents on which SAEs are measured during training. They are read once and kept in memory.
+    """Held-out activations and documents to measure SAEs on during training, read once and kept in memory.
 
     The documents have as many tokens as the activations, rounded up to whole batches.
     """
@@ -100,7 +100,7 @@ class Sample:
 def batches_of(held_out: HeldOut) -> Iterator[t.Tensor]:
     """The held-out batches of raw activations, (B, D), float32, with a progress bar.
 
-    A warning says so if the text ends early.
+    Warns if the text ends early.
     """
     measured = 0
     for x_BD in _with_bar(held_out.batches, held_out.tokens, len):
@@ -123,7 +123,7 @@ def _with_bar(
     with progress(tokens, "tok", desc="held-out", unit_scale=True, leave=False) as bar:
         for batch in batches:
             bar.update(count(batch))
-            bar.clear()  # what the caller says, e.g. an error, has a line of its own
+            bar.clear()  # so that what the caller prints, e.g. an error, has its own line
             yield batch
             bar.refresh()
 

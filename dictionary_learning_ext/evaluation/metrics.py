@@ -1,6 +1,6 @@
 """The metrics of an SAE: formulas on its totals, and how tables show them.
 
-METRICS is the one table that commands, pages and CSV files read. To add a metric, add a row, and say where it is shown. If it
+METRICS is the one table that commands, pages and CSV files read. To add a metric, add a row and the tables that show it. If it
 needs a new total, add that to `Totals` and sum it in `Encoder`, both in codes/encoding.py. A feature is *selected* at a token
 if its activation (of a vSAE, its mean) is not zero there.
 

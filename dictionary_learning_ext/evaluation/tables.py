@@ -193,7 +193,7 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
             noise is not None and noise > MUCH_NOISE
         ),
         "The reconstruction explains less than half of the variance: FVE is below 0.5.": is_poor,
-        "The KL has collapsed: the features say next to nothing about a token.": (
+        "The KL has collapsed: the features carry almost no information about a token.": (
             is_poor and kl is not None and kl < 0.01
         ),
         f"The language model loses too much: the loss added is above {_MUCH_LOSS_ADDED} nats, or above half of "
@@ -205,7 +205,7 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
             )
         ),
         "The loss added is below 0: the language model predicts better with the reconstruction than with its own "
-        "activations. It suits this text badly, or the tokens are few; the SAE is not better for it.": (
+        "activations. Either it suits this text badly, or there are too few tokens; it doesn't mean that the SAE is good.": (
             added is not None and added < _LOSS_REMOVED
         ),
         "More than a quarter of the features were never selected in the held-out tokens.": (
@@ -215,7 +215,7 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
     return [f"{sentence} {_REMEDIES}" for sentence, is_there in found.items() if is_there]
 
 
-# --- names of SAEs: as short as tells them apart
+# --- names of SAEs, as short as possible
 
 
 def labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
@@ -230,8 +230,8 @@ def labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
 def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Short names of SAEs.
 
-    A folder that somebody named keeps its name. SAEs with automatic names or names of over 40 characters are named by
-    the settings that differ among them: k=16 seed=1.
+    A name that somebody chose is kept. SAEs with automatic names, or names of over 40 characters, are named by the
+    settings in which they differ: k=16 seed=1.
 
     Arguments:
         settings: each one's training settings, by its folder or name.
@@ -246,7 +246,7 @@ def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def file_names(labels: Iterable[str]) -> dict[str, str]:
-    """Each label as part of a file's name, no two alike: x/y and x_y become x_y and x_y_2."""
+    """Each label as part of a file's name, all different: x/y and x_y become x_y and x_y_2."""
     names: dict[str, str] = {}
     for label in labels:
         name = plain = re.sub(r"[^\w.-]", "_", label)

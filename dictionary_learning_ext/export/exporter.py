@@ -118,7 +118,7 @@ def export(
             inputs, (language_model, hook_point) = None, open_model(run)
     except LanguageModelError as error:
         where = f"{folder}: an export is compared with the SAE on its language model"
-        raise error.within(where, "give its place as model") from error
+        raise error.within(where, "give its path as model") from error
     hook_point.require_width(folder, dictionary.activation_dim, run.model)
     source = ExportedSAE(
         name=folder.resolve().name,
@@ -216,7 +216,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 
 def _holds(folder: Path, other: Path) -> bool:
-    """Whether a folder holds the files of another one with the same content."""
+    """Whether a folder holds every file of another, with the same content."""
     names = (path.relative_to(other) for path in other.rglob("*") if path.is_file())
     return all(
         (folder / name).is_file() and cmp(folder / name, other / name, shallow=False)

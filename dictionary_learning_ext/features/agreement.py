@@ -1,7 +1,7 @@
 """How SAEs agree in what their features do on the same tokens, besides in their directions.
 
-    found = AgreementOfCodes({"a": codes_a, "b": codes_b}, reproducibility({"a": …, "b": …}))
-    found.in_function["a", "b"]
+    result = AgreementOfCodes({"a": codes_a, "b": codes_b}, reproducibility({"a": …, "b": …}))
+    result.in_function["a", "b"]
 
 An SAE's *code* of a token is what its `encode` returns: the activation of each feature (of a vSAE, its mean). A feature is
 *selected* where its activation is not zero.
@@ -45,20 +45,21 @@ CODE_MEASURES = (
         "in_function",
         IN_FUNCTION,
         ".1%",
-        "share of all features, near-dead ones included, that do the same in another seed: matched one to one by the "
-        f"correlation of their activations, the pairs of at least {RETURNING[0]:g}, over the mean of the two sizes",
+        "share of all features, near-dead ones included, whose activations have a match in another seed: features are "
+        "matched one to one by the correlation of their activations, and a pair counts from "
+        f"{RETURNING[0]:g}; the number of pairs over the mean of the two sizes",
     ),
     Measure(
         "in_function_selections",
         f"selections of these ({IN_FUNCTION})",
         ".1%",
-        "share of all selections that are of features that come back in what they do",
+        "share of all selections that belong to features that come back in what they do",
     ),
     Measure(
         "in_function_energy",
         f"energy of these ({IN_FUNCTION})",
         ".1%",
-        "share of the activation energy that features carry that come back in what they do",
+        "share of the activation energy that belongs to features that come back in what they do",
     ),
     Measure(
         "near_dead",
@@ -71,24 +72,23 @@ CODE_MEASURES = (
         "correlation",
         "correlation",
         ".4f",
-        "mean correlation over tokens of the activations of two seeds' features. The features are "
-        "matched one to one, so that it is as large as possible, as many pairs as the smaller SAE has. One that "
-        "never fires has 0",
+        "mean correlation over tokens of the activations of matched features, matched one to one to maximise it; as many "
+        "pairs as the smaller SAE has features. A feature that never fires has 0",
     ),
     Measure(
         "correlation_by_direction",
         "correlation by direction",
         ".4f",
-        "mean correlation of the activations of features matched by their decoder directions; of opposite "
-        "directions, with the sign reversed",
+        "mean correlation of the activations of features matched by their decoder directions, with the sign reversed for "
+        "opposite directions",
     ),
     *(
         Measure(
             f"direction_{least:g}_not_near_dead",
             f"{AS_DIRECTION} (cosine {least:g}), not near-dead",
             ".1%",
-            f"share that comes back as a direction (absolute cosine of at least {least:g}) of the features that are "
-            "not near-dead",
+            f"of the features that are not near-dead, the share that comes back as a direction (absolute cosine of at "
+            f"least {least:g})",
         )
         for least in RETURNING
     ),
@@ -96,21 +96,21 @@ CODE_MEASURES = (
         "direction_selections",
         f"selections of these ({AS_DIRECTION})",
         ".1%",
-        "share of all selections that are of features that come back as a direction",
+        "share of all selections that belong to features that come back as a direction",
     ),
     Measure(
         "direction_energy",
         f"energy of these ({AS_DIRECTION})",
         ".1%",
-        "share of the activation energy, the sum of squared activations, that features carry that come back as a "
+        "share of the activation energy, the sum of squared activations, that belongs to features that come back as a "
         "direction",
     ),
     Measure(
         "jaccard",
         "Jaccard index",
         ".4f",
-        "Jaccard index of the features that the two select at a token, matched by direction: how many "
-        "both select, of those that either does; mean over tokens",
+        "mean over tokens of the Jaccard index of the sets of features that the two select, matched by direction: those "
+        "that both select, as a share of those that either selects",
     ),
 )
 """The measures of a pair's codes, see `measures_of_pair`."""
@@ -142,7 +142,7 @@ class AgreementOfCodes:
         return next(iter(self.codes.values())).tokens
 
     @cached_property
-    def alike(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    def correlations(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
         """The result of `same_in_another` for every pair, by the two names."""
         return {
             (a, b): same_in_another(self.codes[a], self.codes[b]) for a, b in self.measured.pairs
@@ -151,35 +151,35 @@ class AgreementOfCodes:
     @property
     def in_function(self) -> dict[tuple[str, str], float]:
         """The share of features that come back in what they do, for every pair."""
-        return {names: share_in_function(*alike) for names, alike in self.alike.items()}
+        return {names: share_in_function(*both) for names, both in self.correlations.items()}
 
     @cached_property
     def pairs(self) -> dict[tuple[str, str], dict[str, float]]:
         """The result of `measures_of_pair` for every pair, by the two names."""
         return {
-            (a, b): measures_of_pair(self.codes[a], self.codes[b], pair, self.alike[a, b])
+            (a, b): measures_of_pair(self.codes[a], self.codes[b], pair, self.correlations[a, b])
             for (a, b), pair in self.measured.pairs.items()
         }
 
     def means(self) -> dict[str, float]:
         """The measures, averaged over the pairs."""
         measures = list(self.pairs.values())
-        return {key: fmean(one[key] for one in measures) for key in measures[0]}
+        return {key: fmean(of_pair[key] for of_pair in measures) for key in measures[0]}
 
     def of(self, name: str) -> np.ndarray:
         """(F,), the correlation of each feature's activations with its match's, the mean over the other SAEs."""
-        found = [alike[names.index(name)] for names, alike in self.alike.items() if name in names]
-        return np.mean(found, axis=0)
+        pairs = self.correlations.items()
+        return np.mean([both[names.index(name)] for names, both in pairs if name in names], axis=0)
 
 
-def share_in_function(alike_F: np.ndarray, alike_G: np.ndarray) -> float:
+def share_in_function(correlation_F: np.ndarray, correlation_G: np.ndarray) -> float:
     """The share of two SAEs' features that come back in what they do: the number of pairs, over their mean number of features.
-    The `alike` are those of `same_in_another`."""
-    return float(np.mean(np.concatenate([alike_F, alike_G]) >= RETURNING[0]))
+    Takes the result of `same_in_another`."""
+    return float(np.mean(np.concatenate([correlation_F, correlation_G]) >= RETURNING[0]))
 
 
 def measures_of_pair(
-    a: Codes, b: Codes, pair: PairOfSAEs, alike: tuple[np.ndarray, np.ndarray]
+    a: Codes, b: Codes, pair: PairOfSAEs, correlations: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, float]:
     """Every measure of CODE_MEASURES, by key. All are symmetric in the two.
 
@@ -188,11 +188,10 @@ def measures_of_pair(
 
     Arguments:
         pair: how the directions agree.
-        alike: the result of `same_in_another`.
+        correlations: the result of `same_in_another`.
     """
     centred_F, others_G = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
-    correlations_F, _ = alike
-    alike_F, alike_G = (each >= RETURNING[0] for each in alike)
+    returns_F, returns_G = (correlation >= RETURNING[0] for correlation in correlations)
     used_F, used_G = is_used(a), is_used(b)
     ours_P = np.flatnonzero(pair.is_matched_F)
     theirs_P = pair.matched_F[ours_P]
@@ -200,15 +199,15 @@ def measures_of_pair(
     units = normalize(a.directions_FD[ours_P]), normalize(b.directions_FD[theirs_P])
     signs_P = (units[0] * units[1]).sum(1).sign().numpy()
     return {
-        "in_function": share_in_function(*alike),
+        "in_function": share_in_function(*correlations),
         "in_function_selections": float(
-            np.mean([_weight_share(a.count_F, alike_F), _weight_share(b.count_F, alike_G)])
+            np.mean([_weight_share(a.count_F, returns_F), _weight_share(b.count_F, returns_G)])
         ),
         "in_function_energy": float(
-            np.mean([_weight_share(a.energy_F, alike_F), _weight_share(b.energy_F, alike_G)])
+            np.mean([_weight_share(a.energy_F, returns_F), _weight_share(b.energy_F, returns_G)])
         ),
         "near_dead": 1 - float(np.mean([used_F.mean(), used_G.mean()])),
-        "correlation": float(correlations_F.sum() / min(len(alike_F), len(alike_G))),
+        "correlation": float(correlations[0].sum() / min(len(returns_F), len(returns_G))),
         "correlation_by_direction": float((signs_P * by_direction_P).mean()),
         **{
             f"direction_{least:g}_not_near_dead": _weight_share_returning(
@@ -228,10 +227,10 @@ def same_in_another(a: Codes, b: Codes) -> tuple[np.ndarray, np.ndarray]:
     All features are matched one to one, to maximise the mean correlation. A feature that never fires or has no match has 0.
     """
     centred = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
-    matched_F, alike_F = matching(*centred, signed=True)
-    alike_G = np.zeros(b.code_NF.shape[1])
-    alike_G[matched_F[matched_F >= 0]] = alike_F[matched_F >= 0]
-    return alike_F, alike_G
+    matched_F, correlation_F = matching(*centred, signed=True)
+    correlation_G = np.zeros(b.code_NF.shape[1])
+    correlation_G[matched_F[matched_F >= 0]] = correlation_F[matched_F >= 0]
+    return correlation_F, correlation_G
 
 
 def is_used(codes: Codes) -> np.ndarray:
@@ -265,7 +264,7 @@ def _weight_share_returning(
     """The share of the weights that belongs to features that come back as a direction, the mean over the two SAEs; 0 if there is
     no weight."""
     both = (a_F, pair.match_F), (b_G, pair.match_G)
-    return float(np.mean([_weight_share(each, match >= least) for each, match in both]))
+    return float(np.mean([_weight_share(weights, match >= least) for weights, match in both]))
 
 
 def _weight_share(weights_F: np.ndarray, is_in_F: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 NUMBERS is the one list of them. The report's table, the pages of features, all CSV files with a row for each feature, and
 the guide's table of these files read it. To add a number, add a row:
 
-    Column("burst", "variance of its activations over their mean", lambda one: burst(one.codes), title="burst")
+    Column("burst", "variance of its activations over their mean", lambda sae: burst(sae.codes), title="burst")
 
 Shapes: F features.
 """
@@ -70,21 +70,21 @@ class Column:
         return "" if value is None or np.isnan(value) else format(value, self.form)
 
 
-def _rank(one: Any) -> list[int | None]:
-    place = {feature: n for n, feature in enumerate(one.features.ranking)}
-    return [place.get(feature) for feature in range(one.codes.n_features)]
+def _rank(sae: Any) -> list[int | None]:
+    place = {feature: n for n, feature in enumerate(sae.features.ranking)}
+    return [place.get(feature) for feature in range(sae.codes.n_features)]
 
 
-def _repeated(one: Any, what: str) -> np.ndarray | None:
+def _repeated(sae: Any, what: str) -> np.ndarray | None:
     """An attribute of `FeatureScores`, the same for each feature."""
-    found = one.scores
-    return None if found is None else np.full(len(found.match_F), getattr(found, what))
+    scores = sae.scores
+    return None if scores is None else np.full(len(scores.match_F), getattr(scores, what))
 
 
-def _match_in(one: Any) -> dict[str, list[int | None]] | None:
-    return one.scores and {
+def _match_in(sae: Any) -> dict[str, list[int | None]] | None:
+    return sae.scores and {
         f"_{name}": [None if number < 0 else number for number in matched_F.tolist()]
-        for name, matched_F in one.scores.matched.items()
+        for name, matched_F in sae.scores.matched.items()
     }
 
 
@@ -94,7 +94,7 @@ NUMBERS = (
     Column(
         "count",
         "tokens at which it is selected",
-        lambda one: one.codes.count_F,
+        lambda sae: sae.codes.count_F,
         _REPORT,
         digits=None,
     ),
@@ -108,7 +108,7 @@ NUMBERS = (
     Column(
         "firing_rate",
         "share of tokens at which the feature is selected",
-        lambda one: one.codes.firing_rate_F,
+        lambda sae: sae.codes.firing_rate_F,
         ("report", "one"),
         form=".5g",
         title="selected",
@@ -118,7 +118,7 @@ NUMBERS = (
     Column(
         "max",
         "activation of the largest magnitude, with its sign",
-        lambda one: one.features.max_F,
+        lambda sae: sae.features.max_F,
         _REPORT,
         title="max",
         fact="largest activation",
@@ -127,7 +127,7 @@ NUMBERS = (
     Column(
         "mean",
         "mean activation where selected",
-        lambda one: one.features.mean_F,
+        lambda sae: sae.features.mean_F,
         _REPORT,
         title="mean",
         fact="mean when selected",
@@ -136,7 +136,7 @@ NUMBERS = (
     Column(
         "alignment",
         "cosine of its encoder and decoder directions",
-        lambda one: one.alignment_F,
+        lambda sae: sae.alignment_F,
         _REPORT,
         digits=3,
         title="enc·dec",
@@ -147,7 +147,7 @@ NUMBERS = (
     Column(
         "nearest",
         "largest cosine of its decoder direction with another feature's",
-        lambda one: one.neighbours.values_Fn[:, 0] if one.neighbours.values_Fn.numel() else None,
+        lambda sae: sae.neighbours.values_Fn[:, 0] if sae.neighbours.values_Fn.numel() else None,
         _REPORT,
         digits=3,
         title="nearest",
@@ -157,7 +157,7 @@ NUMBERS = (
     Column(
         "error_share",
         "how much the summed squared error rises when the feature is dropped, as a share of that error",
-        lambda one: one.codes.error_share_F,
+        lambda sae: sae.codes.error_share_F,
         form=".5g",
         title="error share",
         show="percent",
@@ -166,7 +166,7 @@ NUMBERS = (
     Column(
         "as_direction_in",
         "in how many other SAEs it comes back as a direction",
-        lambda one: one.scores and one.scores.returns_F,
+        lambda sae: sae.scores and sae.scores.returns_F,
         _REPORT + _SEVERAL,
         needs_codes=False,
         form="",
@@ -178,7 +178,7 @@ NUMBERS = (
     Column(
         "of",
         "how many other SAEs there are",
-        lambda one: _repeated(one, "of"),
+        lambda sae: _repeated(sae, "of"),
         _SEVERAL,
         needs_codes=False,
         form="",
@@ -186,7 +186,7 @@ NUMBERS = (
     Column(
         "direction_match",
         "absolute cosine of its decoder direction with its match's, the mean over the other SAEs",
-        lambda one: one.scores and one.scores.match_F,
+        lambda sae: sae.scores and sae.scores.match_F,
         _REPORT + _SEVERAL,
         needs_codes=False,
         title="cosine",
@@ -197,14 +197,14 @@ NUMBERS = (
     Column(
         "random_match",
         "the mean of that cosine for random directions",
-        lambda one: _repeated(one, "random"),
+        lambda sae: _repeated(sae, "random"),
         _SEVERAL,
         needs_codes=False,
     ),
     Column(
         "correlation",
         "correlation of its activations with those of its match in what they do, the mean over the other SAEs",
-        lambda one: one.correlation_F,
+        lambda sae: sae.correlation_F,
         _REPORT + _SEVERAL,
         title="in what it does",
         show="cosine",
@@ -234,33 +234,33 @@ def write_numbers(path: Path, saes: Mapping[str, FeaturesOfSAE], file: File) -> 
 
     Raises: CheckpointError if it can't be written.
     """
-    numbers = [each for each in NUMBERS if file in each.files]
+    numbers = [column for column in NUMBERS if file in column.files]
     if file == "several":
         place = {key: n for n, key in enumerate(_FIRST_OF_SEVERAL.split())}
-        numbers.sort(key=lambda each: place.get(each.key, len(place)))
-    found = {name: _as_text(one, numbers) for name, one in saes.items()}
-    heads = dict.fromkeys(head for own in found.values() for head in own)
+        numbers.sort(key=lambda column: place.get(column.key, len(place)))
+    numbers_of = {name: _as_text(sae, numbers) for name, sae in saes.items()}
+    heads = dict.fromkeys(head for values in numbers_of.values() for head in values)
     columns: dict[str, list[Any]] = {head: [] for head in ("sae", "feature", *heads)}
-    for name, own in found.items():
-        size = len(next(iter(own.values())))
+    for name, values in numbers_of.items():
+        size = len(next(iter(values.values())))
         columns["sae"] += [name] * size
         columns["feature"] += range(size)
         for head in heads:
-            columns[head] += own.get(head, [""] * size)
+            columns[head] += values.get(head, [""] * size)
     if file == "one":
         del columns["sae"]
     write_columns(path, columns, "csv")
 
 
-def _as_text(one: FeaturesOfSAE, numbers: Sequence[Column]) -> dict[str, list[str]]:
+def _as_text(sae: FeaturesOfSAE, numbers: Sequence[Column]) -> dict[str, list[str]]:
     """The numbers that an SAE has, by the heads of their columns."""
-    found = {}
-    for each in numbers:
-        values = None if each.needs_codes and one.codes is None else each.values(one)
+    texts = {}
+    for column in numbers:
+        values = None if column.needs_codes and sae.codes is None else column.values(sae)
         for end, part in values.items() if isinstance(values, dict) else [("", values)]:
             if part is not None:
-                found[f"{each.key}{end}"] = [each.text(value) for value in as_list(part)]
-    return found
+                texts[f"{column.key}{end}"] = [column.text(value) for value in as_list(part)]
+    return texts
 
 
 def as_list(values: Any) -> list[Any]:
@@ -287,7 +287,7 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], named: str) 
 def guides_table() -> str:
     """The guide's table of these numbers, in Markdown."""
     lines = ["| column | what it is | report | one SAE | several SAEs |", "|---|---|---|---|---|"]
-    for each in NUMBERS:
-        there = " | ".join("x" if file in each.files else "" for file in FILES)
-        lines.append(f"| `{each.key}` | {each.about} | {there} |")
+    for column in NUMBERS:
+        there = " | ".join("x" if file in column.files else "" for file in FILES)
+        lines.append(f"| `{column.key}` | {column.about} | {there} |")
     return "\n".join(lines) + "\n"

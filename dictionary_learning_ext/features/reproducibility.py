@@ -66,7 +66,7 @@ DIRECTION_MEASURES = (
         "pw_mcc",
         "PW-MCC",
         ".4f",
-        "mean absolute cosine of the decoder directions of features matched one to one, as large as possible",
+        "mean absolute cosine of the decoder directions of matched features, matched one to one to maximise it",
     ),
     Measure(
         "null",
@@ -146,7 +146,7 @@ class PairOfSAEs:
     def random_match_f(self) -> np.ndarray:
         """(f,), the absolute cosine of each matched pair, in one draw of random directions with these covariances."""
         generator = t.Generator().manual_seed(self.seed)
-        draws = [each.random.draw(generator).numpy() for each in self.dictionaries]
+        draws = [dictionary.random.draw(generator).numpy() for dictionary in self.dictionaries]
         matched_F, match_F = matching(*draws, signed=False)
         return match_F[matched_F >= 0]
 
@@ -205,7 +205,7 @@ class Reproducibility:
     def within(self) -> dict[str, float]:
         """For each SAE, the mean over its features of the largest cosine with another of its features. An SAE whose
         directions cluster agrees more with any other."""
-        return {name: within(each.unit_FD) for name, each in self.dictionaries.items()}
+        return {name: within(dictionary.unit_FD) for name, dictionary in self.dictionaries.items()}
 
     @property
     def names(self) -> list[str]:
@@ -245,8 +245,8 @@ class Reproducibility:
         """How well each feature of an SAE matches one of the others'."""
         matches_SF = self._matches_SF(name)
         returns_F = (matches_SF >= RETURNING[0]).sum(axis=0)
-        own = [pair for names, pair in self.pairs.items() if name in names]
-        random = float(np.mean([pair.random_match_f.mean() for pair in own]))
+        pairs = [pair for names, pair in self.pairs.items() if name in names]
+        random = float(np.mean([pair.random_match_f.mean() for pair in pairs]))
         matched = {other: self.matched(name, other) for other in self.names}
         return FeatureScores(matches_SF.mean(axis=0), returns_F, len(matches_SF), random, matched)
 
@@ -256,7 +256,9 @@ class Reproducibility:
         The mean null's standard error is at most the mean of theirs: they share random numbers.
         """
         measures = [pair.measures for pair in self.pairs.values()]
-        return {name: float(np.mean([each[name] for each in measures])) for name in measures[0]}
+        return {
+            name: float(np.mean([of_pair[name] for of_pair in measures])) for name in measures[0]
+        }
 
     def _matches_SF(self, name: str) -> np.ndarray:
         """(S - 1, F), the absolute cosine of each feature of an SAE with its match in each other SAE."""
@@ -313,15 +315,16 @@ def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reprod
             f"{first}: expected two or more SAEs, trained from different seeds"
         )
     for name in others:
-        one, other = directions[first].shape[1], directions[name].shape[1]
-        if one != other:
+        width, other_width = directions[first].shape[1], directions[name].shape[1]
+        if width != other_width:
             raise ReproducibilityError(
-                f"{name} has features of {other} dimensions, {first} of {one}: expected the same number"
+                f"{name} has features of {other_width} dimensions, {first} of {width}: expected the same number"
             )
     unit: dict[str, Any] = {
-        name: normalize(each.detach().float().cpu().numpy()) for name, each in directions.items()
+        name: normalize(vectors.detach().float().cpu().numpy())
+        for name, vectors in directions.items()
     }
-    dictionaries = {name: Directions(each) for name, each in unit.items()}
+    dictionaries = {name: Directions(vectors) for name, vectors in unit.items()}
     pairs = {}
     for a, b in combinations(unit, 2):
         matched_F, match_F = matching(unit[a], unit[b], signed=False)
@@ -348,7 +351,7 @@ def null_of(a: RandomDirections, b: RandomDirections, seed: int) -> tuple[float,
     means, variances = [], []
     error = np.inf
     while error >= NULL_ERROR and len(means) < _MOST_DRAWS:
-        draws = (each.draw(generator).numpy() for each in (a, b))
+        draws = (dictionary.draw(generator).numpy() for dictionary in (a, b))
         matched_F, match_F = matching(*draws, signed=False)
         match_F = match_F[matched_F >= 0]
         means.append(match_F.mean())
@@ -398,8 +401,8 @@ def products_of_each(a_FD: Vectors, b_FD: Vectors) -> np.ndarray:
 
 
 def _products(rows_nD: Any, columns_DF: Any) -> np.ndarray:
-    found = rows_nD @ columns_DF
-    return found.toarray() if issparse(found) else found
+    products = rows_nD @ columns_DF
+    return products.toarray() if issparse(products) else products
 
 
 def within(unit_FD: np.ndarray) -> float:
@@ -420,7 +423,7 @@ def _matched_among_candidates(unit_FD: Vectors, others_GD: Vectors, signed: bool
     columns = np.concatenate([ours[1], theirs[0]])
     values = np.concatenate([ours[2], theirs[2]])
     left, right = _left_over(rows, columns, values, sizes)
-    # So that a whole assignment exists among the candidates.
+    # These make sure that a complete assignment exists among the candidates.
     rows, columns = np.concatenate([rows, left]), np.concatenate([columns, right])
     products = products_of_each(unit_FD[left], others_GD[right])
     values = np.concatenate([values, products if signed else np.abs(products)])

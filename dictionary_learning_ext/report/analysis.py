@@ -37,7 +37,7 @@ STAR_MARGIN = 0.1
 class Vocabulary:
     """The tokens that a report shows, as visible text, numbered in order of first use.
 
-    Most tokens appear in many contexts. So the page's data hold each text once, and refer to it by its number.
+    Most tokens appear in many contexts, so the page's data hold each text once and refer to it by number.
     """
 
     def __init__(self, tokenizer: Any):
@@ -126,20 +126,20 @@ class Analysis:
     @cached_property
     def scores(self) -> FeatureScores | None:
         """How each feature is matched in the other seeds."""
-        found = self.come_back
-        return None if found is None else found.measured.scores(found.measured.names[0])
+        returning = self.come_back
+        return None if returning is None else returning.measured.scores(returning.measured.names[0])
 
     @cached_property
     def correlation_F(self) -> np.ndarray | None:
         """How each feature's activations correlate with those of its match in the other seeds, the mean over them."""
-        found = self.come_back
-        if found is None or found.codes is None:
+        returning = self.come_back
+        if returning is None or returning.codes is None:
             return None
-        return found.codes.of(found.measured.names[0])
+        return returning.codes.of(returning.measured.names[0])
 
     def known(self, metric: str) -> list[float]:
         """A metric's values for this SAE and its other seeds, of those that have it."""
-        values = [each.get(metric) for each in self.metrics_of_seeds]
+        values = [metrics.get(metric) for metrics in self.metrics_of_seeds]
         return [value for value in values if value is not None]
 
     def mean(self, metric: str) -> float | None:
@@ -175,7 +175,7 @@ def analyse(
     Arguments:
         folders: different ones, all trained on one language model and hook point.
         seeds: other seeds of these SAEs. Each belongs to the folder with its setting, or to the first if there is none.
-            All are compared, also copies, with a warning.
+            Copies are compared too, with a warning.
         keep: read and keep the SAEs' codes, see `OpenedFolders.codes`.
         on_step: called before each step, with its name.
         where: model, hook, data, device and the rules that leave out tokens, see
@@ -185,22 +185,22 @@ def analyse(
     """
     require_different(folders)
     seeds_of = _seeds_of([*map(str, folders)], [*map(str, seeds)])
-    for folder, own in seeds_of.items():
-        comparable_configs([folder, *own])
+    for folder, others in seeds_of.items():
+        comparable_configs([folder, *others])
     opened = open_folders([*folders, *seeds], **where)
     language_model = opened.inputs.require_language_model(
         "a report shows tokens", "use `vsae eval` and `vsae compare`"
     )
-    # What may fail comes before the text, which takes minutes.
+    # Do what may fail first: reading the text takes minutes.
     lens = LogitLens(language_model.module) if options.logits else None
     text = "held-out" if options.split == "heldout" else "training"
     on_step(f"reading {options.tokens:,} tokens of {text} text, or what is kept of it")
     codes = opened.codes(options.tokens, split=options.split, keep=keep)
     come_back = {}
-    for folder, own in seeds_of.items():
-        on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
-        alike = {one: opened.saes[one][1] for one in (folder, *own)}
-        come_back[folder] = compare_saes(alike, codes={one: codes[one] for one in alike})
+    for folder, others in seeds_of.items():
+        on_step(f"matching the features of {folder} with those of {' and '.join(others)}")
+        configs = {name: opened.saes[name][1] for name in (folder, *others)}
+        come_back[folder] = compare_saes(configs, codes={name: codes[name] for name in configs})
     vocabulary = Vocabulary(language_model.tokenizer)
     called = labels({name: opened.saes[name][1] for name in map(str, folders)})
     analyses = [
@@ -212,7 +212,7 @@ def analyse(
             vocabulary,
             lens,
             come_back.get(name),
-            [read_metrics_if_any(one) or {} for one in (name, *seeds_of.get(name, []))],
+            [read_metrics_if_any(seed) or {} for seed in (name, *seeds_of.get(name, []))],
         )
         for name in map(str, folders)
     ]
@@ -222,14 +222,14 @@ def analyse(
 
 def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:
     """The other seeds of each folder that has some."""
-    found: dict[str, list[str]] = {}
-    configs = {one: read_config(one) for one in (*folders, *seeds)} if seeds else {}
+    seeds_of: dict[str, list[str]] = {}
+    configs = {name: read_config(name) for name in (*folders, *seeds)} if seeds else {}
     groups = grouped_by_setting(configs)
     for seed in seeds:
-        (alike,) = (group for group in groups if seed in group)
-        owner = next((folder for folder in folders if folder in alike), folders[0])
-        found.setdefault(owner, []).append(seed)
-    return {folder: found[folder] for folder in folders if folder in found}
+        (group,) = (group for group in groups if seed in group)
+        owner = next((folder for folder in folders if folder in group), folders[0])
+        seeds_of.setdefault(owner, []).append(seed)
+    return {folder: seeds_of[folder] for folder in folders if folder in seeds_of}
 
 
 # --- the table at the top of the page
@@ -243,7 +243,7 @@ class HeadlineRow:
     explanation: str
     cells: list[str]
     best: list[bool]
-    """Which cells get a star: the best ones. None if all are equal, or if neither more nor less is better."""
+    """Which cells are the best and get a star. None do if all are equal, or if neither more nor less is better."""
     notes: list[str] | None = None
     """A small note under each cell."""
 
@@ -268,8 +268,8 @@ def _row(
     best: str = "",
     notes: list[str] | None = None,
 ) -> HeadlineRow:
-    # An SAE that hardly reconstructs often has few dead features and a stable selection. These mean nothing.
-    fve = [-math.inf if (value := one.mean("fve")) is None else value for one in analyses]
+    # An SAE that reconstructs poorly often has few dead features and a stable selection, which mean nothing.
+    fve = [-math.inf if (value := sae.mean("fve")) is None else value for sae in analyses]
     is_good = [value >= max(fve) - STAR_MARGIN and value > -math.inf for value in fve]
     differ = len({*cells} - {"–"}) > 1
     stars = [differ and c == best and good for c, good in zip(cells, is_good, strict=True)]
@@ -277,9 +277,9 @@ def _row(
 
 
 def _metric(metric: Metric, analyses: list[Analysis]) -> HeadlineRow:
-    values = [one.mean(metric.key) for one in analyses]
+    values = [sae.mean(metric.key) for sae in analyses]
     cells = [metric.text(value, missing="–") for value in values]
-    spreads = [_spread(one.known(metric.key)) for one in analyses]
+    spreads = [_spread(sae.known(metric.key)) for sae in analyses]
     best = metric.best(values)
     others = [value for value in values if value is not None and value != best]
     if best is not None and any(abs(best - other) <= max(spreads) for other in others):
@@ -296,24 +296,24 @@ def _spread(values: list[float]) -> float:
 
 
 def _come_back(analyses: list[Analysis]) -> list[HeadlineRow]:
-    if not any(one.come_back for one in analyses):
+    if not any(sae.come_back for sae in analyses):
         return []
-    found = []
-    for each in SHARES:
-        shares = [one.come_back and one.come_back.shares()[each.key] for one in analyses]
+    rows = []
+    for measure in SHARES:
+        shares = [sae.come_back and sae.come_back.shares()[measure.key] for sae in analyses]
         known = [share for share in shares if share is not None]
         cells, best = (
-            [each.text(share, "–") for share in shares],
-            each.text(max(known, default=None), ""),
+            [measure.text(share, "–") for share in shares],
+            measure.text(max(known, default=None), ""),
         )
-        name = f"Features that come back {each.label}"
-        found.append(_row(analyses, name, each.definition, cells, best))
-    return found
+        name = f"Features that come back {measure.label}"
+        rows.append(_row(analyses, name, measure.definition, cells, best))
+    return rows
 
 
 def _alive(analyses: list[Analysis]) -> HeadlineRow:
     tokens = analyses[0].features.tokens
     explanation = f"features selected at least once in these {tokens:,} tokens"
-    alive_of = [one.features.alive_F for one in analyses]
+    alive_of = [sae.features.alive_F for sae in analyses]
     cells = [f"{int(alive_F.sum())} of {len(alive_F)}" for alive_F in alive_of]
     return _row(analyses, "Alive", explanation, cells)

@@ -15,7 +15,7 @@ from .analysis import Analysis, Comparison, Vocabulary
 
 _CARDS = 9
 _PAIRS = 4
-"""The number of examples that come back, and of others that don't."""
+"""The number of examples that come back, and of those that don't."""
 _NOT_BACK = 0.5
 """An example counts as not coming back if its activations' correlation with those of its match is lower."""
 _CHIPS = 3
@@ -60,17 +60,17 @@ TEXTS = (
     ),
 )
 """The columns of texts and tokens, which only a report has."""
-COLUMNS = (NUMBERS[0], *TEXTS, *(each for each in NUMBERS[1:] if "report" in each.files))
-"""What a report says of every feature, in the order of its table and of the facts on a feature's page. The CSV file has
-the columns of tokens last."""
+COLUMNS = (NUMBERS[0], *TEXTS, *(column for column in NUMBERS[1:] if "report" in column.files))
+"""The columns of a report, in the order of its table and of the facts on a feature's page. The CSV file has those of
+tokens last."""
 
 
 def columns(analysis: Analysis) -> dict[str, list[Any]]:
     """The columns that an SAE has, as the page's data hold them: for each, a list with one entry per feature (F)."""
-    found = {each.key: (each, each.values(analysis)) for each in COLUMNS}
+    values_of = {column.key: (column, column.values(analysis)) for column in COLUMNS}
     return {
         key: _for_page(column, values)
-        for key, (column, values) in found.items()
+        for key, (column, values) in values_of.items()
         if values is not None
     }
 
@@ -104,17 +104,17 @@ def page(analysis: Analysis, feature: int) -> dict[str, Any]:
 
 def _contexts(contexts: FeatureContexts, feature: int, vocabulary: Vocabulary) -> list[list[Any]]:
     """For each context: [activation, index of the context, of the token, tokens, [index, activation, …]]."""
-    found = []
-    for each in contexts.of(feature):
+    shown = []
+    for kept in contexts.of(feature):
         active = [
             part
-            for place, activation in enumerate(each.activations)
+            for place, activation in enumerate(kept.activations)
             if activation != 0
             for part in (place, rounded(activation, 3))
         ]
-        tokens = [vocabulary.number(token) for token in each.ids]
-        found.append([rounded(each.activation), each.context, each.at, tokens, active])
-    return found
+        tokens = [vocabulary.number(token) for token in kept.ids]
+        shown.append([rounded(kept.activation), kept.context, kept.at, tokens, active])
+    return shown
 
 
 def _pairs(ranked: Ranked, feature: int) -> list[tuple[int, float]]:
@@ -123,8 +123,8 @@ def _pairs(ranked: Ranked, feature: int) -> list[tuple[int, float]]:
 
 
 def _promotes(analysis: Analysis, feature: int) -> list[int]:
-    """The four tokens that a feature promotes most. None of them if most are parts of words or of characters, which tell a
-    reader nothing."""
+    """The four tokens that a feature promotes most. Empty if most are fragments of words or characters, which tell a reader
+    nothing."""
     if analysis.logits is None:
         return []
     tokens = analysis.logits[0].indices_Fn[feature, :4].tolist()
@@ -139,10 +139,10 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
     """Example features for cards, in groups with a heading. No two have the same most frequent token.
 
     With other seeds, there are two groups of equal size: features that come back in what they do, and others that fire about
-    as often and don't. They are of the first SAE with other seeds. Without, there is one group, of the SAE with the highest
-    FVE.
+    as often and don't. Both are of the first SAE that has other seeds. If none has, there is one group, of the SAE with the
+    highest FVE.
     """
-    known = [one for one in comparison.analyses if one.come_back is not None]
+    known = [sae for sae in comparison.analyses if sae.come_back is not None]
     analysis = known[0] if known else max(comparison.analyses, key=_fve)
     features, vocabulary = analysis.features, analysis.vocabulary
     fires_on: dict[int, list[str]] = {}
@@ -150,27 +150,27 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
         tokens = features.sampled.tokens(feature, None)
         if int(features.count_F[feature]) >= LEAST_SELECTIONS and _is_word(tokens[0], vocabulary):
             fires_on[feature] = [vocabulary.text(token) for token in tokens]
-    # Those that promote words come first, which tell what features of later layers are for.
-    ordered = sorted(fires_on, key=lambda one: not _promotes(analysis, one))
+    # Features that promote words come first: these words show what features of later layers are for.
+    ordered = sorted(fires_on, key=lambda feature: not _promotes(analysis, feature))
     taken: set[str] = set()
     if not known:
-        chosen = _varied({one: fires_on[one] for one in ordered}, _CARDS, taken)
+        chosen = _varied({feature: fires_on[feature] for feature in ordered}, _CARDS, taken)
         groups = [("", chosen)]
     else:
-        alike_F = analysis.correlation_F
-        assert alike_F is not None
-        lost = [one for one in ordered if alike_F[one] < _NOT_BACK]
-        back = [one for one in ordered if alike_F[one] >= RETURNING[0]]
+        correlation_F = analysis.correlation_F
+        assert correlation_F is not None
+        lost = [feature for feature in ordered if correlation_F[feature] < _NOT_BACK]
+        back = [feature for feature in ordered if correlation_F[feature] >= RETURNING[0]]
         pairs = _pairs_of_like_rate(lost, back, features.count_F.tolist(), fires_on, taken)
         groups = [
-            ("These come back in what they do", [one for _, one in pairs]),
-            ("These fire as often, and don't", [one for one, _ in pairs]),
+            ("These come back in what they do", [feature for _, feature in pairs]),
+            ("These fire as often, and don't", [feature for feature, _ in pairs]),
         ]
-    found = []
+    shown_groups = []
     for heading, chosen in groups:
         shown = [_card(analysis, feature, fires_on[feature]) for feature in chosen]
-        found += [(heading, shown)] if shown else []
-    return found
+        shown_groups += [(heading, shown)] if shown else []
+    return shown_groups
 
 
 def _pairs_of_like_rate(
@@ -187,22 +187,22 @@ def _pairs_of_like_rate(
         taken: first tokens that are shown already. Those of the chosen features are added.
     """
     pairs, free = [], list(back)
-    for one in lost:
-        alike = [
+    for feature in lost:
+        similar = [
             other
             for other in free
-            if max(count[one], count[other]) <= 2 * min(count[one], count[other])
+            if max(count[feature], count[other]) <= 2 * min(count[feature], count[other])
         ]
-        alike.sort(key=lambda other: abs(math.log(count[other] / count[one])))
-        own = plain(fires_on[one][0])
-        found = next(
-            (each for each in alike if plain(fires_on[each][0]) not in {*taken, own}), None
+        similar.sort(key=lambda other: abs(math.log(count[other] / count[feature])))
+        token = plain(fires_on[feature][0])
+        match = next(
+            (other for other in similar if plain(fires_on[other][0]) not in {*taken, token}), None
         )
-        if own in taken or found is None:
+        if token in taken or match is None:
             continue
-        pairs.append((one, found))
-        free.remove(found)
-        taken |= {own, plain(fires_on[found][0])}
+        pairs.append((feature, match))
+        free.remove(match)
+        taken |= {token, plain(fires_on[match][0])}
         if len(pairs) == _PAIRS:
             break
     return pairs
@@ -235,16 +235,18 @@ def _card(analysis: Analysis, feature: int, texts: list[str]) -> dict[str, Any]:
         texts: of the tokens that it fires on.
     """
     different, vocabulary = _without_variants(texts), analysis.vocabulary
-    promotes, alike_F = _promotes(analysis, feature), analysis.correlation_F
+    promotes, correlation_F = _promotes(analysis, feature), analysis.correlation_F
     return {
         "sae": analysis.label,
         "feature": feature,
         "fires_on": different[:_CHIPS],
         "n_tokens": len(different),
-        "promotes": [vocabulary.text(one) for one in promotes if not vocabulary.is_fragment(one)],
+        "promotes": [
+            vocabulary.text(token) for token in promotes if not vocabulary.is_fragment(token)
+        ],
         "contexts": _excerpts(analysis.features.sampled, feature, vocabulary),
         "firing_rate": float(analysis.features.firing_rate_F[feature]),
-        "alike": None if alike_F is None else float(alike_F[feature]),
+        "alike": None if correlation_F is None else float(correlation_F[feature]),
     }
 
 
@@ -274,8 +276,8 @@ def _excerpts(
 ) -> list[tuple[str, str, str]]:
     """Up to three contexts: the text before, at and after the token that the feature fires on."""
     excerpts = []
-    for each in contexts.of(feature)[:3]:
-        texts, at = [vocabulary.text(i) for i in each.ids], each.at
+    for context in contexts.of(feature)[:3]:
+        texts, at = [vocabulary.text(i) for i in context.ids], context.at
         before, after = texts[max(0, at - 5) : at], texts[at + 1 : at + 4]
         excerpts.append(("".join(before), texts[at], "".join(after)))
     return excerpts

@@ -29,7 +29,7 @@ def page_html(template: str, scripts: tuple[str, ...] = (), **values: Any) -> st
     script = "".join(_TEMPLATES.joinpath(name).read_text(encoding="utf-8") for name in scripts)
     plotly = get_plotlyjs() if scripts else ""
     script = f'\n"use strict";\n{script}' if scripts else ""
-    allowed = " ".join(f"'sha256-{_sha256(each)}'" for each in (script, plotly) if each)
+    allowed = " ".join(f"'sha256-{_sha256(source)}'" for source in (script, plotly) if source)
     return rendered(
         "report",
         template,
@@ -41,7 +41,7 @@ def page_html(template: str, scripts: tuple[str, ...] = (), **values: Any) -> st
 
 
 def as_data(content: Any) -> str:
-    """Content as packed JSON, which no text can break out of. `unpack` in dom.js reads it."""
+    """Content as packed JSON, which no text can break out of; read by `unpack` in dom.js."""
     return packed(json.dumps(content, separators=(",", ":"), allow_nan=False))
 
 

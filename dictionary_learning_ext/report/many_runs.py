@@ -80,14 +80,14 @@ class Group:
 
 def grouped(results: Sequence[RunResult]) -> list[Group]:
     """The runs, grouped by their settings except the seeds and sorted by the settings that differ. Of runs of one setting
-    with the same seeds, the first counts: a copy of a run is no other seed of it."""
+    with the same seeds, the first counts, as a copy of a run is not another seed."""
     groups: dict[str, dict[tuple[Any, ...], RunResult]] = {}
-    for one in results:
-        alike = groups.setdefault(but_for_seeds(one.settings), {})
-        alike.setdefault(tuple(map(one.settings.get, SEEDS)), one)
+    for run in results:
+        seeds = groups.setdefault(but_for_seeds(run.settings), {})
+        seeds.setdefault(tuple(map(run.settings.get, SEEDS)), run)
     names = differing(results)
     return sorted(
-        (Group([*alike.values()]) for alike in groups.values()),
+        (Group([*seeds.values()]) for seeds in groups.values()),
         key=lambda group: [_sort_key(group.settings.get(name)) for name in names],
     )
 
@@ -100,7 +100,7 @@ def _sort_key(value: Any) -> tuple[int, float, str]:
 
 def differing(results: Sequence[RunResult]) -> list[str]:
     """The settings in which runs differ, sorted. An option that only one architecture has is left out."""
-    return sorted(unequal([one.settings for one in results]))
+    return sorted(unequal([run.settings for run in results]))
 
 
 SAME_FVE = 0.002
@@ -110,8 +110,8 @@ SAME_FVE = 0.002
 def best_of_each_k(groups: list[Group]) -> list[Group]:
     """The setting with the lowest mean description length for each k, at each hook point."""
     return [
-        min(alike, key=lambda group: group.mean(RANKED_BY) or 0.0)
-        for alike in _groups_by_k(groups, RANKED_BY)
+        min(rivals, key=lambda group: group.mean(RANKED_BY) or 0.0)
+        for rivals in _groups_by_k(groups, RANKED_BY)
     ]
 
 
@@ -121,19 +121,19 @@ def most_returning_of_each_k(groups: list[Group]) -> list[Group]:
     Only settings whose seeds were compared and whose mean FVE is within SAME_FVE of the best count. They are ranked by the
     share that comes back in what it does, or as a direction if the former isn't known of all.
     """
-    found = []
-    for alike in _groups_by_k(groups, "fve"):
-        least = max(group.mean("fve") or 0.0 for group in alike) - SAME_FVE
+    best = []
+    for rivals in _groups_by_k(groups, "fve"):
+        least = max(group.mean("fve") or 0.0 for group in rivals) - SAME_FVE
         near = [
             (group, group.scores.values)
-            for group in alike
+            for group in rivals
             if group.scores is not None and (group.mean("fve") or 0.0) >= least
         ]
         keys = ("in_function", "as_direction")
         key = next((key for key in keys if all(v[key] is not None for _, v in near)), keys[1])
         if near:
-            found.append(max(near, key=lambda one: one[1][key] or 0.0)[0])
-    return found
+            best.append(max(near, key=lambda rated: rated[1][key] or 0.0)[0])
+    return best
 
 
 def _groups_by_k(groups: list[Group], metric: str) -> list[list[Group]]:
@@ -147,8 +147,8 @@ def _groups_by_k(groups: list[Group], metric: str) -> list[list[Group]]:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The run folders in a folder, or in its folders, as several seeds of several hook points have them."""
-    inside = [one for each in sorted(folder.glob("*")) for one in run_folders_in(each)]
+    """The run folders in a folder, or one level below it, where several seeds of several hook points are."""
+    inside = [run for parent in sorted(folder.glob("*")) for run in run_folders_in(parent)]
     return run_folders_in(folder) or inside
 
 
@@ -160,19 +160,19 @@ def read_all_in(
     Also returns a line for each run folder that is left out: its name, and whether it failed, isn't finished or is damaged.
     """
     configs, metrics, left_out = {}, {}, []
-    for one in runs_in(folder):
-        name, has_failed = str(one.relative_to(folder)), (one / FAILED).is_file()
-        if has_failed or not (one / WEIGHTS).is_file():
+    for run in runs_in(folder):
+        name, has_failed = str(run.relative_to(folder)), (run / FAILED).is_file()
+        if has_failed or not (run / WEIGHTS).is_file():
             left_out.append(f"{name} ({'failed' if has_failed else 'not finished'})")
             continue
         try:
-            config, found = read_config(one), read_metrics_if_any(one) or {}
+            config, measured = read_config(run), read_metrics_if_any(run) or {}
             if "run" in config:
-                load_config(one)
+                load_config(run)
         except UserError as error:
             left_out.append(f"{name} ({error})")
         else:
-            configs[name], metrics[name] = config, found
+            configs[name], metrics[name] = config, measured
     return configs, metrics, left_out
 
 
@@ -240,10 +240,12 @@ def with_seed_scores(groups: Sequence[Group], *, encode: bool = False) -> list[G
     """The settings, with what comes back between their seeds. `encode`: see `compare_seeds`."""
     folders = [str(folder) for group in groups for folder in group.folders]
     scores: dict[str, SeedScores] = {}
-    for alike, found in compare_seeds({one: read_config(one) for one in folders}, encode=encode):
-        scores |= dict.fromkeys(alike, SeedScores(found.shares(), found.share_batches))
+    for names, returning in compare_seeds(
+        {name: read_config(name) for name in folders}, encode=encode
+    ):
+        scores |= dict.fromkeys(names, SeedScores(returning.shares(), returning.share_batches))
     known = [[scores.get(str(folder)) for folder in group.folders] for group in groups]
     return [
-        replace(group, scores=next(iter(own), None))
-        for group, own in zip(groups, known, strict=True)
+        replace(group, scores=next(iter(of_group), None))
+        for group, of_group in zip(groups, known, strict=True)
     ]

@@ -1,6 +1,6 @@
 """The report: one self-contained HTML page about what SAEs learned, with its data beside it.
 
-The page contains its data and plotly, compressed and base64-encoded. So no text of a corpus can end a script or be taken for
+The page contains its data and plotly, compressed and base64-encoded. So text of a corpus can't end a script or be parsed as
 markup, and a page with thousands of features stays small.
 """
 
@@ -40,8 +40,11 @@ _COLUMN_FIELDS = ("key", "title", "show", "fact", "is_extra")
 _CURVES = {
     "fve": ("Variance explained (FVE)", "Of 256 tokens of a batch. 1 is a perfect reconstruction."),
     **{
-        f"{HELD_OUT_PREFIX}{each.key}": (f"{each.label}, held out", "Of the same tokens each time.")
-        for each in shown_in("training")
+        f"{HELD_OUT_PREFIX}{metric.key}": (
+            f"{metric.label}, held out",
+            "Of the same tokens each time.",
+        )
+        for metric in shown_in("training")
     },
     "l2_loss": (
         "Squared error\n(a vSAE's: with noise)",
@@ -53,7 +56,7 @@ _CURVES = {
     ),
     "kl_loss": ("KL (nats per token)", "To the prior. Variational SAEs only."),
 }
-"""The titles and explanations of the training charts, by what they show of metrics.jsonl, in their order."""
+"""The title and explanation of each training chart, by its key in metrics.jsonl, in their order."""
 
 
 def write_report(
@@ -81,10 +84,10 @@ def write_report(
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
 
-    Raises: a UserError that says what to change. If `out` can't be written, or another process writes to it, it is raised
-    before anything is measured.
+    Raises: a UserError that says what to change, before anything is measured if `out` can't be written or another process
+    writes to it.
     """
-    read_config(folder)  # no folder of data for a run that isn't there
+    read_config(folder)  # fails before a folder of data is created for a missing run
     usual = results_folder(folder) / REPORT_PAGE
     out = usual if out is None else page_at(out, REPORT_PAGE)
     files = report_files(out)
@@ -99,12 +102,12 @@ def write_report(
             **where,
         )
         on_step("writing the page")
-        saes = [_sae(one, comparison) for one in comparison.analyses]
+        saes = [_sae(analysis, comparison) for analysis in comparison.analyses]
         flags = {"out": None if out == usual else out, **where}
         content = _render(comparison, saes, flags, seeds)
         for sae, name in zip(saes, file_names(sae["label"] for sae in saes).values(), strict=True):
             _write_data(files / f"features_{name}.csv", sae["columns"], comparison.vocabulary)
-        write_text(out, content, _OUT)  # last: where there is a page, the rest is there too
+        write_text(out, content, _OUT)  # last: if the page exists, so does the rest
     return out
 
 
@@ -121,15 +124,15 @@ def _render(
         flags: of `vsae report`, other than the folders and options.
         seeds: the folders of the SAEs' other seeds.
     """
-    known = [one.come_back for one in comparison.analyses if one.come_back]
+    known = [sae.come_back for sae in comparison.analyses if sae.come_back]
     payload = {
         "saes": saes,
-        "columns": [{name: getattr(one, name) for name in _COLUMN_FIELDS} for one in COLUMNS],
+        "columns": [{name: getattr(column, name) for name in _COLUMN_FIELDS} for column in COLUMNS],
         "tokens": comparison.vocabulary.texts,
         "least": LEAST_SELECTIONS,
         "curves": [(name, *texts) for name, texts in _CURVES.items()],
     }
-    measured = {one.label: one.metrics for one in comparison.analyses if one.metrics}
+    measured = {sae.label: sae.metrics for sae in comparison.analyses if sae.metrics}
     return page_html(
         REPORT_PAGE,
         ("dom.js", "charts.js", "features.js", "start.js"),
@@ -143,7 +146,7 @@ def _render(
         differing=_differing(comparison.analyses),
         measured_as=unequal([*measurements(measured).values()]),
         cards=cards(comparison),
-        has_history=any(one.history for one in comparison.analyses),
+        has_history=any(sae.history for sae in comparison.analyses),
         settings=_settings(comparison),
         commands=_commands(comparison, flags, seeds),
         come_back=_come_back(comparison.analyses),
@@ -156,9 +159,9 @@ def _render(
 
 def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
     """The training settings in which the SAEs differ, and each SAE's values."""
-    settings = trained_as({one.label: one.config for one in analyses})
+    settings = trained_as({sae.label: sae.config for sae in analyses})
     return [
-        (name, [setting_text(each.get(name)) for each in settings.values()])
+        (name, [setting_text(trained.get(name)) for trained in settings.values()])
         for name in differing_settings(settings)
     ]
 
@@ -195,8 +198,8 @@ def _sae(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:
 def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
     """Each setting of the runs: its name, each SAE's value, and whether the values differ."""
     per_sae = [
-        settings_of(one.config) | {"norm_factor": one.config["trainer"].get("norm_factor")}
-        for one in comparison.analyses
+        settings_of(sae.config) | {"norm_factor": sae.config["trainer"].get("norm_factor")}
+        for sae in comparison.analyses
     ]
     rows = []
     for name in dict.fromkeys(name for settings in per_sae for name in settings):
@@ -210,7 +213,7 @@ def _commands(
     comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | Path]
 ) -> list[str]:
     """The commands that train these SAEs again, and write this report again."""
-    folders = [one.name for one in comparison.analyses]
+    folders = [sae.name for sae in comparison.analyses]
     defaults = asdict(ReportOptions()) | {"device": RunConfig.device}
     given = [
         part
@@ -221,20 +224,22 @@ def _commands(
     others = {"--against": folders[1:], "--seeds": list(map(str, seeds))}
     beside = [word for flag, given_to in others.items() if given_to for word in (flag, *given_to)]
     trained = [
-        str(location_of(one.name).folder) for one in comparison.analyses if "run" in one.config
+        str(location_of(sae.name).folder) for sae in comparison.analyses if "run" in sae.config
     ]
-    again = [["vsae", "train", "--config", one, "--save-dir", f"{one}_again"] for one in trained]
+    again = [
+        ["vsae", "train", "--config", folder, "--save-dir", f"{folder}_again"] for folder in trained
+    ]
     report = ["vsae", "report", folders[0], *beside, *given]
     return [shlex.join(command) for command in [*again, report]]
 
 
-def _write_data(path: Path, found: dict[str, list[Any]], vocabulary: Vocabulary) -> None:
-    """Write the CSV file of an SAE's features: these columns, those of tokens last, as text."""
-    shown = {one.key: one.show for one in COLUMNS}
+def _write_data(path: Path, values_of: dict[str, list[Any]], vocabulary: Vocabulary) -> None:
+    """Write the CSV file of an SAE's features. Columns of tokens come last, as text."""
+    shown = {column.key: column.show for column in COLUMNS}
     words = {
         key: [" | ".join(vocabulary.texts[i] for i in row) for row in values]
-        for key, values in found.items()
+        for key, values in values_of.items()
         if shown[key] == "tokens"
     }
-    numbers = {key: values for key, values in found.items() if key not in words}
-    write_columns(path, {"feature": range(len(found["count"])), **numbers, **words}, _OUT)
+    numbers = {key: values for key, values in values_of.items() if key not in words}
+    write_columns(path, {"feature": range(len(values_of["count"])), **numbers, **words}, _OUT)

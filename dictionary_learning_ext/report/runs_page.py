@@ -75,11 +75,11 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
     require_writable(out, _OUT)
     configs, metrics_of, left_out = read_all_in(folder)
     results = results_of(configs, metrics_of, folder)
-    settings = unequal([one.settings for one in results])
+    settings = unequal([run.settings for run in results])
     shown, columns, warnings = _with_measured_settings(results, settings, metrics_of)
     metrics = shown_in("compare")
     tables = [_runs_table("", shown, columns, metrics, out)]
-    ours = [one for one in results if "run" in configs[one.name]]
+    ours = [run for run in results if "run" in configs[run.name]]
     if seeds := with_seed_scores([group for group in grouped(ours) if group.n > 1]):
         names = [name for name in settings if name not in SEEDS]
         tables.append(_settings_table("Settings with several seeds", seeds, names, metrics))
@@ -102,23 +102,23 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
 def _with_measured_settings(
     results: list[RunResult], settings: list[str], metrics_of: dict[str, dict[str, Any]]
 ) -> tuple[list[RunResult], list[str], list[str]]:
-    """The results with the settings of their measurements that differ added to their own; all settings that differ; and a
-    warning if the measurements do."""
-    measured = measurements({name: found for name, found in metrics_of.items() if found})
+    """The results with those settings of their measurements that differ added; all settings that differ; and a warning if the
+    measurements do."""
+    measured = measurements({name: metrics for name, metrics in metrics_of.items() if metrics})
     differ = unequal(list(measured.values()))
     more, shown = [name for name in differ if name not in settings], []
-    for one in results:
-        own = {name: measured.get(one.name, {}).get(name) for name in more}
-        shown.append(replace(one, settings=one.settings | own))
+    for run in results:
+        more_settings = {name: measured.get(run.name, {}).get(name) for name in more}
+        shown.append(replace(run, settings=run.settings | more_settings))
     conditions = f"under different conditions ({', '.join(differ)})"
     warning = f"These metrics were measured {conditions}, so they can't be compared."
     return shown, [*settings, *more], [warning] if differ else []
 
 
 def _reports_to_write(results: list[RunResult], table: RunsTable) -> list[str]:
-    """The commands that write the reports that aren't there yet."""
+    """The commands that write the missing reports."""
     links = zip(results, table.links or [], strict=True)
-    return [shlex.join(["vsae", "report", str(one.folder)]) for one, link in links if link is None]
+    return [shlex.join(["vsae", "report", str(run.folder)]) for run, link in links if link is None]
 
 
 def show_sweep(
@@ -126,8 +126,8 @@ def show_sweep(
 ) -> str:
     """Write a sweep's results into `folder` as CSV files and a page; return the tables as text.
 
-    The SAEs of settings with several seeds encode held-out text, so that what they do can be compared. If the results
-    can't be written, as in a read-only folder, a warning says so.
+    Encodes held-out text with the SAEs of settings that have several seeds, to compare what they do. Warns if the results
+    can't be written, e.g. in a read-only folder.
 
     Arguments:
         missing: a sentence about what the sweep lacks, if anything.
@@ -137,9 +137,11 @@ def show_sweep(
     groups = with_seed_scores(grouped(results), encode=True)
     best, settings = best_of_each_k(groups), [name for name in names if name not in SEEDS]
     has_seeds = _have_seeds(groups)
-    each = ["hook", "k"] if "hook" in settings else ["k"]
+    ranked_in = ["hook", "k"] if "hook" in settings else ["k"]
     settings_table = _settings_table("All settings", groups, settings, metrics)
-    best_table = _settings_table("Best for each " + " and ".join(each), best, settings, metrics)
+    best_table = _settings_table(
+        "Best for each " + " and ".join(ranked_in), best, settings, metrics
+    )
     page = folder / SWEEP_PAGE
     runs_table = _runs_table("All runs", results, names, metrics, page)
     tables = [*([best_table] if best else []), *([settings_table] if has_seeds else []), runs_table]
@@ -172,8 +174,8 @@ def show_sweep(
         *_same_batches_note(groups),
         "",
         *([f"{missing}."] if missing else []),
-        *_best_lines(best, settings, each, len(results)),
-        *_most_returning_lines(most_returning_of_each_k(groups), settings, each),
+        *_best_lines(best, settings, ranked_in, len(results)),
+        *_most_returning_lines(most_returning_of_each_k(groups), settings, ranked_in),
     ]
     try:
         for path, text in files.items():
@@ -184,20 +186,22 @@ def show_sweep(
     return "\n".join([*lines, "", f"Wrote {', '.join(map(str, files))}."])
 
 
-def _best_lines(best: list[Group], settings: list[str], each: list[str], n_runs: int) -> list[str]:
+def _best_lines(
+    best: list[Group], settings: list[str], ranked_in: list[str], n_runs: int
+) -> list[str]:
     """Two lines for the best setting of each k: its mean, and the names of its runs."""
     ranked_by = METRICS[RANKED_BY]
     if not best:
         return [f"{ranked_by.label} was not measured, so the runs are not ranked."]
     lines = [
-        f"Lowest mean {ranked_by.label} for each {' and '.join(each)}, out of {n_runs} runs "
+        f"Lowest mean {ranked_by.label} for each {' and '.join(ranked_in)}, out of {n_runs} runs "
         "(mean ± standard deviation over n seeds):"
     ]
-    for one in best:
+    for group in best:
         lines.append(
-            f"  {_settings_text(one, settings, each)}: {one.text(ranked_by)} (n = {one.n})"
+            f"  {_settings_text(group, settings, ranked_in)}: {group.text(ranked_by)} (n = {group.n})"
         )
-        lines.append(f"    {', '.join(run.name for run in one.runs)}")
+        lines.append(f"    {', '.join(run.name for run in group.runs)}")
     return lines
 
 
@@ -206,20 +210,22 @@ def _settings_text(group: Group, settings: list[str], first: list[str]) -> str:
     return ", ".join(f"{name}={setting_text(group.settings.get(name))}" for name in names)
 
 
-def _most_returning_lines(found: list[Group], settings: list[str], each: list[str]) -> list[str]:
-    """A line for each k: the setting of which the most features come back."""
-    if not found:
+def _most_returning_lines(
+    groups: list[Group], settings: list[str], ranked_in: list[str]
+) -> list[str]:
+    """A line for each k: the setting whose features come back most."""
+    if not groups:
         return []
     lines = [
-        f"Within {SAME_FVE} of the best FVE for each {' and '.join(each)}, most features of these come back in another "
-        "seed:"
+        f"Settings whose features come back most in another seed, among those within {SAME_FVE} of the best FVE for each "
+        f"{' and '.join(ranked_in)}:"
     ]
     fve = METRICS["fve"]
-    for one in found:
-        assert one.scores is not None
-        shares = ", ".join(f"{one.scores.text(m)} {m.label}" for m in _known_shares(found))
-        shown = _settings_text(one, settings, each)
-        lines.append(f"  {shown}: {shares}, {fve.label} {one.text(fve)} (n = {one.n})")
+    for group in groups:
+        assert group.scores is not None
+        shares = ", ".join(f"{group.scores.text(m)} {m.label}" for m in _known_shares(groups))
+        shown = _settings_text(group, settings, ranked_in)
+        lines.append(f"  {shown}: {shares}, {fve.label} {group.text(fve)} (n = {group.n})")
     return lines
 
 
@@ -227,18 +233,18 @@ def _runs_table(
     title: str, results: list[RunResult], settings: list[str], metrics: list[Metric], page: Path
 ) -> RunsTable:
     """A row for each run, linked to its report as seen from `page`."""
-    names = labels_of({one.name: {n: one.settings.get(n) for n in settings} for one in results})
+    names = labels_of({run.name: {n: run.settings.get(n) for n in settings} for run in results})
     rows = [
         [
-            names[one.name],
-            *(setting_text(one.settings.get(name)) for name in settings),
-            *(metric.text(one.metrics.get(metric.key)) for metric in metrics),
+            names[run.name],
+            *(setting_text(run.settings.get(name)) for name in settings),
+            *(metric.text(run.metrics.get(metric.key)) for metric in metrics),
         ]
-        for one in results
+        for run in results
     ]
-    reports = [None if one.folder is None else one.folder / REPORT_PAGE for one in results]
+    reports = [None if run.folder is None else run.folder / REPORT_PAGE for run in results]
     links = [_link(report, page) if report and report.is_file() else None for report in reports]
-    return RunsTable(title, ["run", *settings, *(one.label for one in metrics)], rows, links)
+    return RunsTable(title, ["run", *settings, *(metric.label for metric in metrics)], rows, links)
 
 
 def _settings_table(
@@ -252,11 +258,13 @@ def _settings_table(
             *(setting_text(group.settings.get(name)) for name in settings),
             *(str(group.n) for _ in n),
             *map(group.text, metrics),
-            *(group.scores.text(each) if group.scores else "-" for each in agreement),
+            *(group.scores.text(measure) if group.scores else "-" for measure in agreement),
         ]
         for group in groups
     ]
-    return RunsTable(title, [*settings, *n, *(one.label for one in (*metrics, *agreement))], rows)
+    return RunsTable(
+        title, [*settings, *n, *(column.label for column in (*metrics, *agreement))], rows
+    )
 
 
 def _have_seeds(groups: list[Group]) -> bool:
@@ -265,15 +273,17 @@ def _have_seeds(groups: list[Group]) -> bool:
 
 
 def _known_shares(groups: list[Group]) -> list[Measure]:
-    """The shares of features that come back that are known of any setting."""
+    """The shares of returning features that were measured for any setting."""
     scores = [group.scores.values for group in groups if group.scores is not None]
-    return [one for one in SHARES if any(each[one.key] is not None for each in scores)]
+    return [
+        measure for measure in SHARES if any(values[measure.key] is not None for values in scores)
+    ]
 
 
 def _same_batches_note(groups: list[Group]) -> list[str]:
-    """A footnote if any seeds that were compared saw the same batches."""
+    """A footnote if seeds that were compared saw the same batches."""
     scores = [group.scores for group in groups if group.scores is not None]
-    return [SAME_BATCHES + "."] if any(one.share_batches for one in scores) else []
+    return [SAME_BATCHES + "."] if any(score.share_batches for score in scores) else []
 
 
 def _runs_csv(results: list[RunResult], names: list[str], metrics: list[Metric]) -> str:
@@ -286,18 +296,18 @@ def _runs_csv(results: list[RunResult], names: list[str], metrics: list[Metric])
 def _settings_csv(groups: list[Group], names: list[str], metrics: list[Metric]) -> str:
     """A row for each setting: the mean and standard deviation of each metric over the seeds, and what comes back between
     them."""
-    keys, agreement = [one.key for one in metrics], [one.key for one in _known_shares(groups)]
+    keys, shares = ([m.key for m in shown] for shown in (metrics, _known_shares(groups)))
     rows = [
         [
             *map(group.settings.get, names),
             group.n,
             *(value for key in keys for value in (group.mean(key), group.spread(key))),
-            *(group.scores.values[key] if group.scores else None for key in agreement),
+            *(group.scores.values[key] if group.scores else None for key in shares),
         ]
         for group in groups
     ]
     columns = [f"{key}_{what}" for key in keys for what in ("mean", "sd")]
-    return _csv([*names, "n", *columns, *agreement], rows)
+    return _csv([*names, "n", *columns, *shares], rows)
 
 
 def _csv(header: list[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -345,11 +355,11 @@ def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) 
     labels = {metric.key: metric.label for metric in metrics}
     figures: list[go.Figure] = []
     for key in ("fve", "loss_added") if "k" in names else ():
-        ks = [one.settings.get("k") for one in results]
+        ks = [run.settings.get("k") for run in results]
         points = go.Scatter(
             x=ks,
-            y=[one.metrics.get(key) for one in results],
-            text=[one.name for one in results],
+            y=[run.metrics.get(key) for run in results],
+            text=[run.name for run in results],
             mode="markers",
             marker={"size": 9, "opacity": 0.7, "color": "#0072B2"},
         )
@@ -358,8 +368,8 @@ def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) 
         ticks = sorted({k for k in ks if isinstance(k, int)})
         figure.update_xaxes(title="k", type="log", tickvals=ticks, ticktext=list(map(str, ticks)))
         figures.append(figure)
-    columns = {name: [one.settings.get(name) for one in results] for name in names}
-    columns |= {labels[key]: [one.metrics.get(key) for one in results] for key in labels}
+    columns = {name: [run.settings.get(name) for run in results] for name in names}
+    columns |= {labels[key]: [run.metrics.get(key) for run in results] for key in labels}
     axes = [
         {"label": label, "values": values}
         for label, values in columns.items()

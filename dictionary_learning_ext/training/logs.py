@@ -202,7 +202,7 @@ class WandbLog:
                 instead="log in with `wandb login`, or use wandb='offline'",
             ) from error
         self.id: str = self._run.id
-        # The server says what it has of a run that is resumed. Offline nobody does.
+        # The server knows the last step of a resumed run. Offline, there is no server to ask.
         self._logged: int = self._run.summary.get("step", -1)
         self._try(lambda run: run.define_metric("*", step_metric="step"))
 

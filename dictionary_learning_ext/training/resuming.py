@@ -57,7 +57,7 @@ def checked_points(
     for problem in problems:
         logger.warning("%s: skipped", problem)
     if step is None:
-        # Without a point nothing tells whether the text is the same. A folder without config.json was not begun.
+        # Only a resume point records the text. A folder without config.json was not begun.
         for job in (job for job in jobs if (job.folder / CONFIG).is_file()):
             was, but = load_config(job.folder).to_dict(), ("model", "activations")
             require_same(was, job.config.to_dict(), str(job.folder), but=but)

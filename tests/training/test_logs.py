@@ -125,7 +125,7 @@ def test_runs_are_quiet_and_grouped_by_the_sweep_or_their_folder(
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_a_resumed_run_is_told_what_the_server_has_not(mode, run, fake_runs, monkeypatch):
-    """Offline nobody has anything, so each process tells all."""
+    """Offline, there is no server to ask, so each process logs all its steps."""
     stopped_at(33, monkeypatch)
     with pytest.raises(Interrupted):
         train(replace(run, wandb=mode), {"x": sae_of()})
