@@ -30,10 +30,10 @@ class SharedPasses:
     torch.distributed. So every process gets what a single process would have read. All must ask for the same.
     """
 
-    def __init__(self, model: CausalLM, places: Sequence[Place], group: Ranks = ONE_RANK):
-        self.at_once = group.count
+    def __init__(self, model: CausalLM, places: Sequence[Place], ranks: Ranks = ONE_RANK):
+        self.at_once = ranks.count
         """How many batches to ask for together, so that every process has one."""
-        self._model, self._group = model, group
+        self._model, self._ranks = model, ranks
         self._places = list(places)
         self._kept: dict[Place, list[Tensor]] = {}
         self._passes: Sequence[Contexts] = ()  # the contexts that _kept is of
@@ -60,7 +60,7 @@ class SharedPasses:
 
     def _run(self, places: Sequence[Place], passes: Sequence[Contexts]) -> list[list[Tensor]]:
         """For each pass, the activations at each place."""
-        rank, count, _ = self._group
+        rank, count, _ = self._ranks
         dealt_to = [(self._dealt + number) % count for number in range(len(passes))]
         self._dealt += len(passes)
         own = {

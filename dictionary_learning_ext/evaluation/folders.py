@@ -91,8 +91,8 @@ def evaluate_folders(
     results, language_model = {}, None
     keep = keep and out is None
     for names in by_hook.values():
-        own = {name: runs[name] for name in names}
-        opened = _opened(own, step, language_model=language_model)
+        of_hook = {name: runs[name] for name in names}
+        opened = _opened(of_hook, step, language_model=language_model)
         run, saes = opened.run, opened.saes
         measured = evaluated(opened, tokens, keep=keep)
         if run.activations is None:
@@ -216,8 +216,8 @@ class OpenedFolders:
             tokens: default: as many as the runs' own evaluations have.
             keep: read kept codes, and keep new ones. Codes of training text or of a checkpoint are never kept.
         """
-        found = dict(self.each_codes(tokens, split=split, keep=keep))
-        return {name: found[name] for name in self.saes}
+        codes = dict(self.each_codes(tokens, split=split, keep=keep))
+        return {name: codes[name] for name in self.saes}
 
     def each_codes(
         self,
@@ -350,11 +350,11 @@ def open_sae(
     name = "embedded" if Path(name) == EMBEDDED_MODEL else name
     hook = hook.name if isinstance(hook, HookPoint) else hook
     if isinstance(sae, str | Path):
-        called, found = str(sae), load_dictionary(sae, device)
-        is_named = lm is None or (loaded is not None and "run" in found[1])
+        called, loaded_sae = str(sae), load_dictionary(sae, device)
+        is_named = lm is None or (loaded is not None and "run" in loaded_sae[1])
         run = run_of(sae, None if is_named else name, hook, device=device)
     else:
-        called, found = "the dictionary", (dictionary_of(sae, device), {})
+        called, loaded_sae = "the dictionary", (dictionary_of(sae, device), {})
         if lm is None or hook is None:
             raise ConfigError(
                 "a dictionary doesn't say where its activations come from: expected a language model and"
@@ -363,7 +363,9 @@ def open_sae(
         run = RunConfig(model=name, hook=hook, device=device)
     run = run if ctx_len is None else replace(run, ctx_len=ctx_len)
     run = run if stored else replace(run, activations=None)
-    return OpenedFolders(run, {called: found}, _own_tokens({called: run}), language_model=loaded)
+    return OpenedFolders(
+        run, {called: loaded_sae}, _own_tokens({called: run}), language_model=loaded
+    )
 
 
 def dictionary_of(sae: SAE, device: str = "cpu") -> Any:

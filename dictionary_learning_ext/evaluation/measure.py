@@ -54,7 +54,9 @@ def measure(
     for x_BD in batches_of(held_out):
         for encoder in encoders.values():
             encoder.add(x_BD)
-    return metrics_of({n: (one.dictionary, one.totals) for n, one in encoders.items()}, held_out)
+    return metrics_of(
+        {n: (encoder.dictionary, encoder.totals) for n, encoder in encoders.items()}, held_out
+    )
 
 
 def metrics_of(
@@ -93,8 +95,8 @@ class Sample:
         totals.no_losses = self._no_loss
         if self._losses is not None:
             totals.losses = self._losses.of(dictionary)
-        found = computed(totals, shown_in("training"))
-        return {key: value for key, value in found.items() if isinstance(value, int | float)}
+        metrics = computed(totals, shown_in("training"))
+        return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
 
 
 def batches_of(held_out: HeldOut) -> Iterator[t.Tensor]:

@@ -71,9 +71,9 @@ def results_table(
         name
         for name in differing_settings(trained)
         if any(
-            _as_label(name, each.get(name)) not in names[folder]
-            and (name not in differing or each.get(name) != measured[folder].get(name))
-            for folder, each in trained.items()
+            _as_label(name, own_settings.get(name)) not in names[folder]
+            and (name not in differing or own_settings.get(name) != measured[folder].get(name))
+            for folder, own_settings in trained.items()
         )
     ]
     if different:
@@ -86,8 +86,8 @@ def _settings_table(
     names: dict[str, str], settings: dict[str, dict[str, Any]], shown: list[str], width: int
 ) -> str:
     rows = [
-        [names[folder], *(setting_text(each.get(name)) for name in shown)]
-        for folder, each in settings.items()
+        [names[folder], *(setting_text(values.get(name)) for name in shown)]
+        for folder, values in settings.items()
     ]
     return text_table(["", *shown], rows, width)
 
@@ -188,7 +188,7 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
     if selections < _FEWEST_SELECTIONS * sae.dict_size:
         alive = None
     is_poor = fve is not None and fve < 0.5
-    found = {
+    is_true = {
         f"The noise stays to the end and drowns the activations: noise_to_signal is above {MUCH_NOISE}.": (
             noise is not None and noise > MUCH_NOISE
         ),
@@ -212,7 +212,7 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
             alive is not None and alive < 0.75
         ),
     }
-    return [f"{sentence} {_REMEDIES}" for sentence, is_there in found.items() if is_there]
+    return [f"{sentence} {_REMEDIES}" for sentence, is_there in is_true.items() if is_there]
 
 
 # --- names of SAEs, as short as possible
@@ -278,7 +278,7 @@ def _names_from_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str,
     for name in names:
         if len(_labels_from(settings, [*chosen, name])) > len(_labels_from(settings, chosen)):
             chosen.append(name)
-    return {folder: _label(own, chosen) for folder, own in settings.items()}
+    return {folder: _label(values, chosen) for folder, values in settings.items()}
 
 
 def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -288,14 +288,14 @@ def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
         settings: each one's training settings, see `training_settings`.
     """
     names = [name for name in unequal([*map(dict, settings.values())]) if name != "trainer_class"]
-    seeds = {(each.get("seed"), each.get("data_seed")) for each in settings.values()}
+    seeds = {(trained.get("seed"), trained.get("data_seed")) for trained in settings.values()}
     follows = "seed" in names and len(seeds) == len({seed for seed, _ in seeds})
     return [name for name in names if not (follows and name == "data_seed")]
 
 
 def _labels_from(settings: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> set[str]:
     """The different labels that these settings give."""
-    return {_label(each, names) for each in settings.values()}
+    return {_label(trained, names) for trained in settings.values()}
 
 
 def _label(settings: Mapping[str, Any], names: Sequence[str]) -> str:

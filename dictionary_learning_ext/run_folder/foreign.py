@@ -76,10 +76,10 @@ def format_of(folder: Path) -> ForeignFormat | None:
         is_theirs = config.get("trainer", {}).get("dict_class") == "VSAETopK"
         return "Baker & Li" if is_theirs and "run" not in config else None
     has_settings = (folder / FOREIGN_CONFIG).is_file()
-    found: list[ForeignFormat] = [
+    formats: list[ForeignFormat] = [
         form for form, name in WEIGHTS_OF.items() if (folder / name).is_file()
     ]
-    return next((form for form in found if has_settings or form == "Gemma Scope"), None)
+    return next((form for form in formats if has_settings or form == "Gemma Scope"), None)
 
 
 def foreign_config(folder: Path, form: ForeignFormat, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -131,8 +131,8 @@ def _settings_of(folder: Path, form: ForeignFormat, overrides: dict[str, Any]) -
     elif form == "Baker & Li":
         settings = _baker_li_config(folder)
     elif form == "sparsify":
-        own = _object_in(folder / FOREIGN_CONFIG)
-        settings = _sparsify_config(folder, own | overrides)
+        settings = _object_in(folder / FOREIGN_CONFIG)
+        settings = _sparsify_config(folder, settings | overrides)
     else:
         settings = _object_in(folder / FOREIGN_CONFIG) | overrides
     return {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
@@ -195,14 +195,14 @@ def _sparsify_config(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not n_latents and d_in is not None:
         n_latents = d_in * settings.get("expansion_factor", 32)  # sparsify's default
     run = _object_in(folder.parent / CONFIG, SPARSIFY_RUN)
-    own = _object_in(folder / SPARSIFY_ABOUT)
+    exported = _object_in(folder / SPARSIFY_ABOUT)
     about = {
         "model_name": run.get("model"),
         "dataset_path": run.get("dataset"),
         "context_size": run.get("ctx_len"),
         "text_column": run.get("text_column"),
         "hook_name": _block_output_hook(folder.name),
-        **own,
+        **exported,
     }
     about["hook_name"] = about["hook_name"] or folder.name
     sizes = {"d_in": d_in, "d_sae": n_latents, "k": settings.get("k")}
@@ -215,9 +215,9 @@ def _gemma_scope_config(folder: Path) -> dict[str, Any]:
     On the hub it is e.g. google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82.
     """
     names = target_of(folder).parts[::-1]
-    repository = next((found for name in names if (found := _REPOSITORY.search(name))), None)
+    repository = next((match for name in names if (match := _REPOSITORY.search(name))), None)
     layers = (re.fullmatch(r"layer_(\d+)", name) for name in names)
-    layer = next((int(found[1]) for found in layers if found), None)
+    layer = next((int(match[1]) for match in layers if match), None)
     about: dict[str, Any] = {}
     if repository is not None:
         size, kind, site = repository.groups()
@@ -230,14 +230,14 @@ def _gemma_scope_config(folder: Path) -> dict[str, Any]:
         about["model_name"] = f"google/gemma-2-{size}{'-it' if kind == 'it' else ''}"
         if layer is not None:
             about["hook_name"] = f"blocks.{layer}.{_HOOKS_OF_GEMMA_SCOPE[site]}"
-    own = {"architecture": "jumprelu", "apply_b_dec_to_input": False}
-    return own | {"layer": layer, "metadata": about}
+    settings = {"architecture": "jumprelu", "apply_b_dec_to_input": False}
+    return settings | {"layer": layer, "metadata": about}
 
 
 def _baker_li_config(folder: Path) -> dict[str, Any]:
     """The settings of a VSAETopK in SAELens's format. Missing settings have the defaults of its class."""
-    own = read_json(folder / CONFIG, CONFIG_JSON, "copy it again")
-    trainer = own["trainer"]
+    config = read_json(folder / CONFIG, CONFIG_JSON, "copy it again")
+    trainer = config["trainer"]
     return {
         "architecture": BAKER_LI[trainer.get("var_flag", 0)],
         "d_in": trainer.get("activation_dim"),
@@ -247,7 +247,7 @@ def _baker_li_config(folder: Path) -> dict[str, Any]:
         "metadata": {
             "model_name": trainer.get("lm_name"),
             "hook_name": trainer.get("submodule_name"),
-            "context_size": own.get("buffer", {}).get("ctx_len"),
+            "context_size": config.get("buffer", {}).get("ctx_len"),
         },
     }
 

@@ -251,10 +251,10 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
     Raises: ConfigError if there is no such run.
     """
     runs = {}
-    for one in run_folders(folder):
+    for run_folder in run_folders(folder):
         # A link keeps its own name, by which the folder is found again.
-        name = one.name if one.name not in ("", "..") else one.resolve().name
-        runs[name] = load_config(one, "resume")
+        name = run_folder.name if run_folder.name not in ("", "..") else run_folder.resolve().name
+        runs[name] = load_config(run_folder, "resume")
     (first_name, first), *others = runs.items()
     for name, other in others:
         require_same(

@@ -175,22 +175,24 @@ def _fetched(name: str) -> SAELocation:
 def _hub_place(name: str) -> tuple[str, str, dict[str, Any]]:
     """The repository, the folder in it ("" for its root), and the overrides in SAELens's table of releases."""
     release, _, sae = name.strip("/").partition("/")
-    if (found := _releases().get(release)) is None:
+    if (table := _releases().get(release)) is None:
         owner, repository, *inside = name.strip("/").split("/")
         repo, path = f"{owner}/{repository}", "/".join(inside)
-        of_repo = (each for each in _releases().values() if each["repo_id"] == repo)
-        at_path = ((each, own) for each in of_repo for own in each["saes"] if own["path"] == path)
-        return repo, path, next((_overrides(*found) for found in at_path), {})
-    entries = {str(entry["id"]): entry for entry in found["saes"]}
+        of_repo = (row for row in _releases().values() if row["repo_id"] == repo)
+        at_path = (
+            (row, sae_row) for row in of_repo for sae_row in row["saes"] if sae_row["path"] == path
+        )
+        return repo, path, next((_overrides(*rows) for rows in at_path), {})
+    entries = {str(entry["id"]): entry for entry in table["saes"]}
     if sae not in entries:
         shown = ", ".join([*entries][:5]) + (", …" if len(entries) > 5 else "")
         raise HubError(f"{name}: SAELens's release {release} has no {sae!r}; expected {shown}")
-    if (form := found.get("conversion_func")) not in (None, "sae_lens", "sparsify", "gemma_2"):
+    if (form := table.get("conversion_func")) not in (None, "sae_lens", "sparsify", "gemma_2"):
         raise CheckpointError(
             f"{name}: SAELens's release {release} is stored in the format {form!r}, which can't be read; "
             "load it in SAELens, and save it with its save_model"
         )
-    return found["repo_id"], str(entries[sae]["path"]), _overrides(found, entries[sae])
+    return table["repo_id"], str(entries[sae]["path"]), _overrides(table, entries[sae])
 
 
 def _overrides(release: dict[str, Any], sae: dict[str, Any]) -> dict[str, Any]:

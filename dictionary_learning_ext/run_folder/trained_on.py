@@ -131,19 +131,19 @@ def _found_in_files(
     # The model of an evaluation is there. Another library's text may only be on the machine of its training.
     elsewhere = ("model", "data") if "foreign" in config else ("model",)
     names = ("model", "hook", "data", "max_norm_multiple")
-    own = {
+    sources = {
         EVALUATION: {n: measured.get(n) for n in names if n in elsewhere or n not in named},
         "settings": {name: named.get(name) for name in ("model", "hook")},
     }
-    found: dict[str, Any] = {}
-    for source, values in own.items():
-        known = given | found
+    settings: dict[str, Any] = {}
+    for source, values in sources.items():
+        known = given | settings
         taken = {n: v for n, v in values.items() if known[n] is None and v is not None}
         if taken:
             words = " ".join(f"{name}={value}" for name, value in taken.items())
             logger.info("%s: using %s, from its %s", folder, words, source)
-        found |= taken
-    return found
+        settings |= taken
+    return settings
 
 
 _HOOKS = " (`vsae hooks --model NAME` lists a model's hook points)"
@@ -169,15 +169,15 @@ def _run_from_buffer(
             f"{folder}: its files don't say {' and '.join(unknown[name] for name in missing)}",
             instead=f"give {' and '.join(missing)}{_HOOKS if 'hook' in missing else ''}",
         )
-    found = {"text_packing": "truncate"} | settings_named_in(config)
-    if "data" not in found and known["data"] is None:
+    named = {"text_packing": "truncate"} | settings_named_in(config)
+    if "data" not in named and known["data"] is None:
         logger.warning(
             "%s: its settings don't say which text it was trained on; measuring on --data %s. --data FILE names another.",
             *(folder, RunConfig.data),
         )
-    own = {name: known[name] for name in ("model", "hook")}
-    own["eval_tokens"] = 0  # it has no evaluation of its own
-    return TrainConfig().with_settings(found | own, str(folder)).run
+    changes = {name: known[name] for name in ("model", "hook")}
+    changes["eval_tokens"] = 0  # it has no evaluation of its own
+    return TrainConfig().with_settings(named | changes, str(folder)).run
 
 
 def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> None:

@@ -111,10 +111,10 @@ def _require_sizes(
     The k of a checkpoint may differ, as upstream lowers k during training.
     """
     for name in ("activation_dim", "dict_size"):
-        found, given = getattr(dictionary, name), trainer.get(name)
-        if given not in (None, found):
+        size, given = getattr(dictionary, name), trainer.get(name)
+        if given not in (None, size):
             raise CheckpointError(
-                f"{path}: its {name} is {found}, but config.json says {given}; they belong to different runs"
+                f"{path}: its {name} is {size}, but config.json says {given}; they belong to different runs"
             )
     if "k" in state:
         k, configured = int(state["k"]), trainer.get("k") if is_final else None

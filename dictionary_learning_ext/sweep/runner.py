@@ -158,7 +158,7 @@ def _require_same_run(folder: Path, was: dict[str, Any], now: dict[str, Any]) ->
     """Raise a ConfigError if a run was begun with other settings. Its folder may have moved, with the cache."""
     read, reads = (Path(settings["activations"] or "").name for settings in (was, now))
     but = ("activations",) if read == reads else ()
-    # Where the lengths differ, they are all that is named: others follow from them.
+    # If the lengths differ, report only these; the rest are derived.
     length = ("steps", "batch_size")
     require_same(was, now, str(folder), typed=length, but=but, advice=_ANOTHER_SWEEP)
 
