@@ -318,7 +318,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         dtype: dtype of the rows. Default: the model's.
         before_batch: called before each batch of the language model. It may raise, and
             `state_dict` is then still valid.
-        shared: the passes that several hook points share. Default: passes of its own.
+        shared: the passes that several hook points share. Default: this hook point's own passes.
 
     Attributes:
         tokens_seen: rows handed out.
@@ -418,7 +418,7 @@ def _place(
         return hook.submodule, place_of(module, hook.place.module, hook.io)
     if hook is not None or submodule is None or io not in ("in", "out"):
         raise ConfigError(
-            "what to read: expected a hook point, or submodule with io='in' or 'out', its side",
+            "expected a hook point to read, or a submodule and its side, io='in' or 'out'",
             instead="use e.g. ResidualBuffer(text, lm, find_hook(lm, 'blocks.0.hook_resid_post'))",
         )
     return submodule, place_of(module, submodule, io)

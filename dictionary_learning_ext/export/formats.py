@@ -1,4 +1,4 @@
-"""The folders that other libraries read, written and read back.
+"""Writes the folders that other libraries read, and reads them back.
 
 sae-bench            a working directory of SAE Bench 0.6.0: its dictionary_learning loader, run
                      there, reads repository `SAE_BENCH_REPO` at the location `name`
@@ -209,7 +209,7 @@ def _require_function(form: ExportFormat, source: ExportedSAE) -> None:
             "no format has a place for its features; load it with "
             "dictionary_learning_ext.load_dictionary"
         )
-    free = ": its decoder's columns have any norm, and its TopK selects without them"
+    free = ": its decoder isn't unit-norm, and its TopK ignores the norms"
     if row.function == "free_top_k" and form in ("sae-lens", "sparsify"):
         raise _unsupported(source, free, "dictionary-learning")
     if form == "sparsify" and (needs := _FUNCTIONS[row.function].needs):
