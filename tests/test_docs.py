@@ -27,7 +27,7 @@ from dictionary_learning_ext.commands.flags import Command, parse
 
 NOT_HERE = () if find_spec("sae_bench") else ("bench",)
 """Subcommands whose extra isn't installed. `make test-saebench` runs their page."""
-NEEDED = {"sae_lens.md": "sae_lens"}
+NEEDED = {"sae_lens.md": "sae_lens", "sae_bench.md": "sae_bench"}
 """What the whole of a page needs. `make test-saebench` runs it."""
 
 
@@ -102,9 +102,7 @@ def test_trainsae_in_the_readme_reads_what_vsae_train_reads_to_the_bit(monkeypat
 def test_a_page_runs(page, guide_folder, tiny_lm_dir, monkeypatch):
     """In an interpreter of its own, if it has Python: its commands leave nothing behind for the next page's."""
     if page.name in NEEDED:
-        pytest.importorskip(
-            NEEDED[page.name], reason="needs the extra: pip install -e '.[sae-lens]'"
-        )
+        pytest.importorskip(NEEDED[page.name], reason="needs the page's extra")
     monkeypatch.chdir(guide_folder)
     if "python" in dict(blocks(page)):
         in_fresh_process(run_page, page, tiny_lm_dir, NOT_HERE)

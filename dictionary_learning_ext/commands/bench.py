@@ -45,18 +45,11 @@ class BenchFlags:
     )
     compare: bool = False
     """Also print how each SAE differs from the first."""
-    bench_seeds: int = 1
-    """How often to run each evaluation, each time with another seed of its own, which draws its
-    texts and trains its probes again. Shows how much of a difference is noise: use 5. absorption
-    runs once."""
-    floor: bool = False
-    """Also evaluate two SAEs that learned nothing, a random one and one with random directions of
-    the first SAE's spectrum, and a ceiling, the identity."""
     probing_sets: str = "smallest"
     """The data sets of sae_probes: smallest (30 of 113, a fifth of the texts), all, or names
     separated by commas."""
     again: bool = False
-    """Repeat finished evaluations."""
+    """Repeat finished evaluations, e.g. where a data set has changed."""
     tokens: int = RunConfig.eval_tokens
     """Tokens that core measures on, rounded down to whole batches of 16 contexts, at least one. CE
     and KL are measured on a fifth of the batches, at least one."""
@@ -88,18 +81,10 @@ def run(flags: BenchFlags) -> None:
         train_size=flags.train_size,
         test_size=flags.test_size,
         probing_sets=flags.probing_sets,
-        bench_seeds=flags.bench_seeds,
         again=flags.again,
-        floor=flags.floor,
     )
     if outcome.results:
         print(table(outcome))
-        if flags.bench_seeds > 1:
-            print(
-                f"\nWith ±: mean and standard deviation over {flags.bench_seeds} seeds of the evaluation.\n"
-                "The seeds draw from the same texts, so the real noise is larger. The noise of training is not "
-                "in it."
-            )
         if "core" in evals:
             print("", *reading_notes(outcome), sep="\n")
             print(

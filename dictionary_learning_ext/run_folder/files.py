@@ -56,8 +56,6 @@ EXPORTS = "exports"
 """A folder for each format of `vsae export`."""
 BENCH_RESULTS = "eval_results"
 """SAE Bench's JSON, a folder for each evaluation."""
-BENCH_REPEATS = "eval_results_of_seeds"
-"""The same for further seeds of the evaluations, a folder for each seed."""
 BENCH_CACHE = ".bench_cache"
 """Activations and probes that the SAEs of a `vsae bench` share."""
 FEATURES = "features.csv"
@@ -195,7 +193,6 @@ RUN_FILES = (
     CHECKPOINTS,
     EXPORTS,
     BENCH_RESULTS,
-    BENCH_REPEATS,
     BENCH_CACHE,
     FEATURES,
     str(Path(CODES).parent),

@@ -1,51 +1,23 @@
-"""SAEs in SAE Bench's interface: trained ones, and references that need no training. Also enters our architectures into
-SAE Bench's tables."""
+"""Trained SAEs in SAE Bench's interface, and our architectures in SAE Bench's tables."""
 
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import sae_bench.custom_saes.run_all_evals_dictionary_learning_saes as upstream_runner
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from huggingface_hub import hf_hub_download
 from sae_bench.custom_saes.base_sae import BaseSAE
-from sae_bench.custom_saes.identity_sae import IdentitySAE
 from sae_bench.sae_bench_utils import graphing_utils
 
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED
 from ..errors import BenchError
-from ..features.directions import RandomDirections
 from ..run_folder.files import CONFIG, WEIGHTS
 from ..run_folder.weights import load_dictionary
 
-
-class Look(NamedTuple):
-    """The label, colour and marker of one kind of SAE in SAE Bench's plots."""
-
-    label: str
-    colour: str
-    marker: str
-
-
-FLOOR_LOOKS = {
-    "random": Look("Random SAE", "grey", "x"),
-    "random_spectrum": Look("Random SAE, same spectrum", "dimgrey", "+"),
-    "identity": Look("Identity", "black", "+"),
-}
-"""The looks of `reference_saes` in plots, by SAE Bench's name of their architecture."""
-_COLOURS = (
-    "crimson",
-    "magenta",
-    "teal",
-    "darkorange",
-    "gold",
-    "olive",
-    "dodgerblue",
-    "saddlebrown",
-)
-_MARKERS = ("D", "v", "p", "h", "*", "P", "s")
+_COLOURS = ("crimson", "magenta", "teal", "darkorange", "olive", "dodgerblue")
+_MARKERS = "Dvph*Ps"
 _NORM_TOLERANCE = 1e-5  # SAE Bench's
 
 
@@ -149,60 +121,6 @@ def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
     return dictionary, config
 
 
-def reference_saes(like: BenchSAE) -> dict[str, BaseSAE]:
-    """SAEs that need no training, by label, at the hook point of `like`.
-
-    Two are floors, with its size and k: an untrained TopK SAE, and random directions with the second moments of `like`'s
-    decoder. One is a ceiling: SAE Bench's identity, whose features are the activations.
-    """
-    cfg = like.cfg
-    identity = IdentitySAE(
-        cfg.d_in, cfg.model_name, cfg.hook_layer, like.device, like.dtype, cfg.hook_name
-    )
-    identity.cfg.architecture = "identity"
-    return {
-        f"random_F{cfg.d_sae}": _as_bench_sae(_untrained(like), like, "random"),
-        "random_spectrum": _random_spectrum(like),
-        "identity": identity.requires_grad_(False),
-    }
-
-
-def _random_spectrum(like: BenchSAE) -> BenchSAE:
-    """A TopK SAE whose encoder and decoder are random directions with the second moments of `like`'s decoder.
-
-    It has `like`'s decoder bias. If it scores as well as `like`, then `like` learned little more than which dimensions the
-    activations use.
-    """
-    dictionary: Any = _untrained(like)
-    directions_FD = RandomDirections(like.W_dec.cpu()).draw(t.Generator().manual_seed(0))
-    with t.no_grad():
-        dictionary.decoder.weight.copy_(directions_FD.t())
-        dictionary.encoder.weight.copy_(directions_FD)
-        dictionary.b_dec.copy_(like.b_dec)
-    return _as_bench_sae(dictionary, like, "random_spectrum")
-
-
-def _untrained(like: BenchSAE) -> AutoEncoderTopK:
-    """A TopK SAE with random weights and the size and k of `like`; k = F / 32 if that has none."""
-    d_in, d_sae, k = like.cfg.d_in, like.cfg.d_sae, getattr(like.dictionary, "k", None)
-    k = max(1, d_sae // 32) if k is None else int(k)
-    with t.random.fork_rng(devices=[]):
-        t.manual_seed(0)
-        return AutoEncoderTopK(d_in, d_sae, k)
-
-
-def _as_bench_sae(dictionary: AutoEncoderTopK, like: BenchSAE, architecture: str) -> BenchSAE:
-    cfg = like.cfg
-    sae = BenchSAE(
-        dictionary.to(like.device).requires_grad_(False),
-        model_name=cfg.model_name,
-        hook_name=cfg.hook_name,
-        hook_layer=cfg.hook_layer,
-    )
-    sae.cfg.architecture = architecture
-    return sae
-
-
 def register() -> None:
     """Enter our trainer classes and their variants into SAE Bench's own tables.
 
@@ -212,22 +130,15 @@ def register() -> None:
     for row in TRAINED.values():
         if row.is_ours:
             upstream_runner.TRAINER_LOADERS[row.trainer_class] = load_our_sae
-    for name, (label, colour, marker) in looks().items():
-        graphing_utils.TRAINER_LABELS[name] = label
-        graphing_utils.TRAINER_COLORS[name] = colour
-        graphing_utils.TRAINER_MARKERS[name] = marker
-
-
-def looks() -> dict[str, Look]:
-    """The looks in plots of the architectures that SAE Bench does not know, by its names of them."""
     labels = {
         row.bench_name_of(variant): label
         for row in ARCHITECTURES.values()
         if row.is_ours
         for variant, label in (row.variants or {"": row.title}).items()
     }
-    shown = zip(labels.items(), cycle(_COLOURS), cycle(_MARKERS), strict=False)
-    return {name: Look(label, *look) for (name, label), *look in shown} | FLOOR_LOOKS
+    graphing_utils.TRAINER_LABELS.update(labels)
+    graphing_utils.TRAINER_COLORS.update(zip(labels, cycle(_COLOURS), strict=False))
+    graphing_utils.TRAINER_MARKERS.update(zip(labels, cycle(_MARKERS), strict=False))
 
 
 def load_our_sae(

@@ -7,14 +7,14 @@ tables. Then SAE Bench's own code loads them.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import chdir
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import datasets
 import pandas as pd
 import pyarrow.parquet
 import sae_bench.evals.scr_and_tpp.main as scr_and_tpp
@@ -25,9 +25,11 @@ from ..activations.text import EMBEDDED_TEXT, open_text
 from ..errors import BenchError
 from ..run_folder.files import at_home, target_of
 
+EMBEDDED, HUB = "embedded", "hub"
 BOOKS = "embedded/books_in_bias_in_bios_schema"
 """The name of the books' data set. SAE Bench recognises the schema by the "bias_in_bios" in it."""
 CORE_BOOKS = "embedded/books_heldout"
+"""The name of the held-out books' data set, for core."""
 
 LABELS = {
     "Emma": 0,
@@ -56,16 +58,20 @@ class BenchData:
     """Where the data sets are, and how many texts to take from them.
 
     Attributes:
+        name: "embedded" for the books, "hub", or the folder's path.
         folder: contains one folder per data set, named after it.
-        is_embedded: whether the data are the embedded books.
         scr_sizes: the numbers of texts in SCR's train and test sets, as SAE Bench counts them. None: its defaults.
         class_sizes: the same for TPP and sparse probing.
     """
 
+    name: str
     folder: Path
-    is_embedded: bool = False
     scr_sizes: tuple[int, int] | None = None
     class_sizes: tuple[int, int] | None = None
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.name == EMBEDDED
 
 
 def open_bench_data(name: str, cache: Path) -> BenchData:
@@ -76,9 +82,9 @@ def open_bench_data(name: str, cache: Path) -> BenchData:
 
     Raises: BenchError for another name.
     """
-    if name == "embedded":
+    if name == EMBEDDED:
         return _books(cache)
-    folder = Path.cwd() if name == "hub" else target_of(at_home(name))
+    folder = Path.cwd() if name == HUB else target_of(at_home(name))
     if not folder.is_dir():
         raise BenchError(
             "no such folder",
@@ -87,50 +93,19 @@ def open_bench_data(name: str, cache: Path) -> BenchData:
             expected="embedded, hub, or a folder that contains one folder per data set, e.g. "
             "LabHC/bias_in_bios",
         )
-    return BenchData(folder)
+    return BenchData(name if name == HUB else str(folder), folder)
 
 
 @contextmanager
-def in_folder(data: BenchData, cache: Path) -> Iterator[None]:
-    """Within the block, SAE Bench finds the data sets in the data's folder, and `datasets` caches the books in `cache`."""
-    before, cached = Path.cwd(), datasets_config.HF_DATASETS_CACHE
-    chdir(data.folder)
-    if data.is_embedded:
-        datasets_config.HF_DATASETS_CACHE = cache / "datasets"
-    try:
-        yield
-    finally:
-        chdir(before)
-        datasets_config.HF_DATASETS_CACHE = cached
-
-
-def local_files(data: BenchData, config: Any) -> list[Any]:
-    """What identifies the data sets in the data's folder that SAE Bench's configuration names.
-
-    For each, its path and the paths, sizes and times of its files. Empty for the embedded books, and for data sets from the
-    hub.
-    """
-    if data.is_embedded:
-        return []
-    names = [*getattr(config, "dataset_names", ()), getattr(config, "dataset", "")]
-    found = []
-    for name in filter(None, _hub_names(names)):
-        folder = data.folder / name
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        about = [(path, path.stat()) for path in files]
-        if files:
-            found.append([folder, [(path, of.st_size, of.st_mtime_ns) for path, of in about]])
-    return found
-
-
-def _hub_names(names: Iterable[str]) -> list[str]:
-    """The hub's names of data sets that SAE Bench names. It adds the name of a part to some."""
-    return sorted({name.split("_class_set")[0].split("_sentiment")[0] for name in names})
-
-
-def heldout_text() -> datasets.Dataset:
-    """The embedded held-out text, for core."""
-    return datasets.Dataset.from_dict({"text": list(open_text("embedded", split="heldout"))})
+def working_in(folder: Path, cached: Path) -> Iterator[None]:
+    """Within the block, `folder` is the working directory, and `datasets` caches data sets in `cached`."""
+    before = Path.cwd()
+    with patch.object(datasets_config, "HF_DATASETS_CACHE", cached):
+        chdir(folder)
+        try:
+            yield
+        finally:
+            chdir(before)
 
 
 def _books(cache: Path) -> BenchData:
@@ -145,14 +120,17 @@ def _books(cache: Path) -> BenchData:
     }
     dataset_info.chosen_classes_per_dataset[BOOKS] = [str(label) for label in LABELS.values()]
     scr_and_tpp.COLUMN2_VALS_LOOKUP[BOOKS] = ("male", "female")
+    (cache / CORE_BOOKS).mkdir(parents=True, exist_ok=True)
+    heldout = pd.DataFrame({"text": list(open_text("embedded", split="heldout"))})
+    heldout.to_parquet(cache / CORE_BOOKS / "train.parquet", index=False)
     # The number of passages of each (book, gender).
     cells: Any = {
         part: frame.groupby(["profession", "gender"]).size().to_dict()
         for part, frame in parts.items()
     }
     return BenchData(
+        EMBEDDED,
         cache,
-        True,
         (_scr_size(cells["train"]), _scr_size(cells["test"])),
         (4 * min(cells["train"].values()), 4 * min(cells["test"].values())),
     )

@@ -2,14 +2,12 @@
 
 `left_alone` lets SAE Bench's hooks change only the positions that the SAE's training used. SAE Bench's core replaces
 activations at every position but special tokens, so attention sinks that training left out would dominate its CE and KL.
-`stopped_after` skips the blocks above the SAE where only activations are read.
 """
 
 import copy
 import io
-from collections.abc import Callable
-from contextlib import AbstractContextManager, redirect_stdout
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
@@ -122,13 +120,18 @@ def _bridged(huggingface: Any, tokenizer: Any, name: str) -> Any:
     return hooked
 
 
-def accepted(hooked: Any) -> AbstractContextManager[Any]:
-    """Within the block, SAE Bench takes a TransformerBridge in place of a HookedTransformer.
+@contextmanager
+def loaded_by_name(hooked: Any) -> Iterator[None]:
+    """Within the block, SAE Bench takes this model whatever name it loads.
 
-    It checks its type annotations with jaxtyping. This turns the check off.
+    Its checks of type annotations by jaxtyping are off for a TransformerBridge, which is no HookedTransformer.
     """
     is_off = jaxtyping.config.jaxtyping_disable or not isinstance(hooked, HookedTransformer)
-    return patch.object(jaxtyping.config, "jaxtyping_disable", is_off)
+    with (
+        patch.object(HookedTransformer, "from_pretrained_no_processing", return_value=hooked),
+        patch.object(jaxtyping.config, "jaxtyping_disable", is_off),
+    ):
+        yield
 
 
 @t.no_grad()
@@ -182,9 +185,3 @@ def left_alone(model: HookedTransformer, rule: PositionRule) -> AbstractContextM
         return run_with_hooks(tokens_BL, *args, fwd_hooks=hooks, **options)
 
     return patch.object(model, "run_with_hooks", run)
-
-
-def stopped_after(model: HookedTransformer, layer: int) -> AbstractContextManager[Any]:
-    """Within the block, `model.run_with_cache` stops after this layer and returns no logits."""
-    run = partial(model.run_with_cache, stop_at_layer=layer + 1)
-    return patch.object(model, "run_with_cache", run)

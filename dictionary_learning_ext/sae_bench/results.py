@@ -1,16 +1,14 @@
 """The results of one call of `bench`, and the tables of SAE Bench's metrics and ours that `vsae bench` prints."""
 
 from dataclasses import dataclass, field
-from statistics import mean, stdev
 from typing import Any
 
 from ..errors import BenchError
 from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import text_table
-from .settings import SEED
 
-Values = dict[str, dict[str, dict[int, float]]]
-"""Values of metrics by the SAE's label, the metric's name and the evaluation's seed."""
+Values = dict[str, dict[str, float]]
+"""Values of metrics, by the SAE's label and the metric's name."""
 _CORE = {
     "CE loss score": ("model_performance_preservation", "ce_loss_score"),
     "cosine": ("reconstruction_quality", "cossim"),
@@ -28,59 +26,46 @@ class BenchResults:
     """The results and failures of one call of `bench`.
 
     Attributes:
-        results: SAE Bench's JSON of the evaluations that succeeded, by the SAE's label and the evaluation, with SAE Bench's
-            own seed.
-        repeats: the same with other seeds, by the seed.
+        results: SAE Bench's JSON of the evaluations that succeeded, by the SAE's label and the evaluation.
         failures: the labels of the SAEs whose evaluation failed, by evaluation and cause.
     """
 
     results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    repeats: dict[int, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
     failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
-    def failure_lines(self) -> list[str]:
-        """One line per evaluation and cause."""
-        return [
-            f"{evaluation} of {', '.join(labels)}: {cause}"
-            for (evaluation, cause), labels in self.failures.items()
-        ]
-
     def check(self) -> None:
-        """Raise a BenchError if an evaluation failed."""
+        """Raise a BenchError with a line about each evaluation and cause if one failed."""
         if self.failures:
+            lines = [
+                f"{evaluation} of {', '.join(labels)}: {cause}"
+                for (evaluation, cause), labels in self.failures.items()
+            ]
             raise BenchError(
-                f"failed: {'; '.join(self.failure_lines())} (what succeeded is kept; run the same "
-                "command again to run only the rest)"
+                f"failed: {'; '.join(lines)} (what succeeded is kept; run the same command again to run "
+                "only the rest)"
             )
 
 
 def table(outcome: BenchResults) -> str:
-    """A row for each metric, a column for each SAE.
-
-    Where evaluations were repeated: the mean, and the standard deviation over their seeds.
-    """
-    return _table_of_values("", values_of(outcome), ".3f")
+    """A row for each metric, a column for each SAE."""
+    return _table("", _values_of(outcome), ".3f")
 
 
 def differences(outcome: BenchResults) -> str | None:
-    """Each SAE's metrics less those of the first, as `table` shows them; None for fewer than two SAEs.
-
-    Where evaluations were repeated: mean and standard deviation of the differences seed by seed.
-    """
-    values = values_of(outcome)
+    """Each SAE's metrics less those of the first, as `table` shows them; None for fewer than two SAEs."""
+    values = _values_of(outcome)
     if len(values) < 2:
         return None
     first, *others = values
     less_first = {
         label: {
-            name: {seed: own[seed] - reference[seed] for seed in sorted(own.keys() & reference)}
+            name: values[label][name] - reference
             for name, reference in values[first].items()
-            if not name.endswith(_LANGUAGE_MODEL)
-            and (own := values[label].get(name, {})).keys() & reference
+            if name in values[label] and not name.endswith(_LANGUAGE_MODEL)
         }
         for label in others
     }
-    return _table_of_values(f"minus {first}", less_first, "+.4f")
+    return _table(f"minus {first}", less_first, "+.4f")
 
 
 def metrics(result: dict[str, Any], category: str) -> dict[str, float | None]:
@@ -133,16 +118,8 @@ def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {name: value for name, value in rows.items() if value is not None}
 
 
-def values_of(outcome: BenchResults) -> Values:
-    """Every metric of every SAE with every seed."""
-    by_seed = {SEED: outcome.results, **outcome.repeats}
-    labels = dict.fromkeys(label for results in by_seed.values() for label in results)
-    values: Values = {label: {} for label in labels}
-    for seed, results in by_seed.items():
-        for label, found in results.items():
-            for name, value in rows_of(found).items():
-                values[label].setdefault(name, {})[seed] = value
-    return values
+def _values_of(outcome: BenchResults) -> Values:
+    return {label: rows_of(found) for label, found in outcome.results.items()}
 
 
 def reading_notes(outcome: BenchResults) -> list[str]:
@@ -164,21 +141,11 @@ def reading_notes(outcome: BenchResults) -> list[str]:
     return list(lines)
 
 
-def _table_of_values(corner: str, values: Values, digits: str) -> str:
-    """A table of means and standard deviations over seeds.
-
-    Arguments:
-        corner: the first column's head.
-        digits: the means' format, ".3f" or "+.4f".
-    """
-
-    def cell(values_by_seed: dict[int, float]) -> str:
-        found = list(values_by_seed.values())
-        if not found:
-            return "-"
-        deviation = f" ±{stdev(found):{digits.lstrip('+')}}" if len(found) > 1 else ""
-        return f"{mean(found):{digits}}{deviation}"
-
+def _table(corner: str, values: Values, digits: str) -> str:
+    """A table of values in the format `digits`, with `corner` as the first column's head."""
     names = dict.fromkeys(name for rows in values.values() for name in rows)
-    lines = [[name, *(cell(rows.get(name, {})) for rows in values.values())] for name in names]
+    lines = [
+        [name, *(f"{rows[name]:{digits}}" if name in rows else "-" for rows in values.values())]
+        for name in names
+    ]
     return text_table([corner, *values], lines)

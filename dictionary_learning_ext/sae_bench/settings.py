@@ -3,17 +3,15 @@
 With SAE Bench's own data sets, sizes are its defaults. With the embedded books, they are the largest that the books can fill.
 """
 
-import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sae_bench.evals.absorption.main as absorption
 import sae_bench.evals.core.main as core
 import sae_bench.evals.scr_and_tpp.main as scr_and_tpp
 import sae_bench.evals.sparse_probing.main as sparse_probing
-import torch as t
+from sae_bench.custom_saes.base_sae import BaseSAE
 from transformer_lens import HookedTransformer
 
 from ..activations.positions import PositionRule
@@ -24,7 +22,7 @@ from .data import BOOKS, CONTEXT, CORE_BOOKS, CORE_SET, PAIRS, BenchData
 
 SEED = 42  # SAE Bench's
 LEAST_TEXTS = 16  # in the sets of probes: a few of each class and attribute
-_SMALLEST_DICT = 20  # N = 2 is a tenth of it
+_LEAST_FEATURES = 20  # N = 2 is a tenth of it
 
 
 @dataclass(frozen=True)
@@ -33,39 +31,25 @@ class BenchSettings:
 
     Attributes:
         model: the language model, in TransformerLens's interface.
+        rule: the positions that the SAEs' training left out. Core leaves them alone.
         data: the data sets.
-        cache: a folder for the language model's activations and probes.
-        n_values: the numbers of features that SCR and TPP ablate.
-        seed: seeds the choice of texts, and the probes.
+        cache: a folder for what the SAEs share: the language model's activations and probes.
         probing_sets: the data sets of sae_probes.
         tokens: how many core measures on. The language model's loss is measured on a fifth of them.
         train_size, test_size: the numbers of texts in the probes' sets. None: the defaults.
         batch_size: contexts per forward pass.
-        remove_bos, max_norm_multiple: the positions that the SAEs' training left out, see
-            `PositionRule`. Core leaves them alone.
     """
 
     model: HookedTransformer
+    rule: PositionRule
     data: BenchData
     cache: Path
-    n_values: tuple[int, ...]
-    seed: int = SEED
     probing_sets: tuple[str, ...] = ()
     tokens: int = RunConfig.eval_tokens
     ctx_len: int = 128
     train_size: int | None = None
     test_size: int | None = None
     batch_size: int = 32
-    remove_bos: bool = False
-    max_norm_multiple: float | None = None
-
-    @property
-    def rule(self) -> PositionRule:
-        return PositionRule(
-            self.model.tokenizer,
-            remove_bos=self.remove_bos,
-            max_norm_multiple=self.max_norm_multiple,
-        )
 
     @property
     def name(self) -> str:
@@ -76,70 +60,44 @@ class BenchSettings:
         return str(self.model.cfg.device)
 
 
-def capped_n_values(dict_size: int) -> tuple[int, ...]:
-    """SAE Bench's numbers of features to ablate, as far as they are at most a tenth of the dictionary.
-
-    Raises: BenchError if the dictionary is smaller than ten times the smallest of them.
-    """
-    if dict_size < _SMALLEST_DICT:
-        raise BenchError(
-            f"an SAE has {dict_size} features: expected {_SMALLEST_DICT} or more for SCR and TPP, "
-            "which ablate at least 2 features and at most a tenth of them"
-        )
-    defaults = scr_and_tpp.ScrAndTppEvalConfig().n_values
-    return tuple(n for n in defaults if n <= dict_size // 10)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed all global generators, because only some of SAE Bench's evaluations take a seed."""
-    random.seed(seed)
-    np.random.seed(seed)
-    t.manual_seed(seed)
-
-
-def configure(evaluation: BenchEvaluation, settings: BenchSettings) -> Any:
+def configure(evaluation: BenchEvaluation, settings: BenchSettings, sae: BaseSAE) -> Any:
     """SAE Bench's own configuration of an evaluation.
 
-    Raises: BenchError if the embedded books can't fill the requested sizes.
+    Raises: BenchError if the embedded books can't fill the requested sizes, or if SAE Bench can't take the SAE.
     """
     match evaluation:
         case "core":
             return _core(settings)
         case "absorption":
-            return _absorption(settings)
+            return _absorption(settings, sae)
         case "sae_probes":
             return _sae_probes(settings)
         case _:
-            return _on_classes(evaluation, settings)
+            return _on_classes(evaluation, settings, sae)
 
 
 def _core(settings: BenchSettings) -> Any:
     batches = max(1, settings.tokens // (16 * settings.ctx_len))
     return core.CoreEvalConfig(
         model_name=settings.name,
-        llm_dtype="float32",
         batch_size_prompts=16,
         n_eval_reconstruction_batches=max(1, batches // 5),
         n_eval_sparsity_variance_batches=batches,
         dataset=CORE_BOOKS if settings.data.is_embedded else CORE_SET,
         context_size=settings.ctx_len,
         exclude_special_tokens_from_reconstruction=True,
-        compute_kl=True,
-        compute_ce_loss=True,
-        compute_l2_norms=True,
-        compute_sparsity_metrics=True,
-        compute_variance_metrics=True,
-        compute_featurewise_density_statistics=True,
-        compute_featurewise_weight_based_metrics=True,
     )
 
 
-def _absorption(settings: BenchSettings) -> Any:
+def _absorption(settings: BenchSettings, sae: BaseSAE) -> Any:
+    if not sae.cfg.hook_name.endswith(".hook_resid_post"):
+        raise BenchError(
+            f"it was trained on {sae.cfg.hook_name}; SAE Bench measures absorption only at the output"
+            " of a block (blocks.N.hook_resid_post)",
+            instead="leave absorption out of evals",
+        )
     config = absorption.AbsorptionEvalConfig(
-        random_seed=settings.seed,
-        model_name=settings.name,
-        llm_dtype="float32",
-        llm_batch_size=settings.batch_size,
+        random_seed=SEED, model_name=settings.name, llm_batch_size=settings.batch_size
     )
     # The position of the word's last token, from the prompt's end. SAE Bench's is for Gemma.
     tokenizer: Any = settings.model.tokenizer
@@ -149,23 +107,21 @@ def _absorption(settings: BenchSettings) -> Any:
 
 
 def _sae_probes(settings: BenchSettings) -> Any:
+    # Imported here because it takes seconds.
     from sae_bench.evals.sparse_probing_sae_probes.eval_config import (
         SparseProbingSaeProbesEvalConfig,
     )
 
     return SparseProbingSaeProbesEvalConfig(
-        model_name=settings.name,
-        random_seed=settings.seed,
-        dataset_names=list(settings.probing_sets),
-        include_llm_baseline=settings.seed == SEED,  # which takes the longest, and has no SAE in it
+        model_name=settings.name, random_seed=SEED, dataset_names=list(settings.probing_sets)
     )
 
 
-def _on_classes(evaluation: BenchEvaluation, settings: BenchSettings) -> Any:
+def _on_classes(evaluation: BenchEvaluation, settings: BenchSettings, sae: BaseSAE) -> Any:
     """SAE Bench's configuration of SCR, TPP or sparse probing, whose texts have classes."""
     data = settings.data
     shared = {
-        "random_seed": settings.seed,
+        "random_seed": SEED,
         "model_name": settings.name,
         "llm_dtype": "float32",
         "llm_batch_size": settings.batch_size,
@@ -177,7 +133,12 @@ def _on_classes(evaluation: BenchEvaluation, settings: BenchSettings) -> Any:
     else:
         is_scr = evaluation == "scr"
         config = scr_and_tpp.ScrAndTppEvalConfig(**shared, perform_scr=is_scr)
-        config.n_values = list(settings.n_values)
+        config.n_values = [n for n in config.n_values if n <= sae.cfg.d_sae // 10]
+        if sae.cfg.d_sae < _LEAST_FEATURES:
+            raise BenchError(
+                f"an SAE has {sae.cfg.d_sae} features: expected {_LEAST_FEATURES} or more for SCR and TPP, "
+                "which ablate at least 2 features and at most a tenth of them"
+            )
         sizes = data.scr_sizes if is_scr else data.class_sizes
         names = ("train_set_size", "test_set_size")
         if data.is_embedded:

@@ -195,7 +195,7 @@ def test_a_flag_of_another_start_is_told_from_one_that_there_is_not():
 
 
 def test_a_bare_boolean_stands_before_a_folder():
-    assert parse(COMMANDS["bench"], ["--floor", "a", "b"]).folders == ("a", "b")
+    assert parse(COMMANDS["bench"], ["--compare", "a", "b"]).folders == ("a", "b")
     assert parse(COMMANDS["push"], ["--public", "True", "a", "me/a"]).public
     exported = parse(COMMANDS["export"], ["--allow-inexact", "runs/a", "--format", "sparsify"])
     assert (exported.folder, exported.allow_inexact) == ("runs/a", True)

@@ -49,6 +49,7 @@ SMALLER_PYTHON = (
     (r"(\[config\],|steps, name =) \d+", r"\1 12"),  # of upstream's trainSAE
     (r"\bn_ctxs=500", "n_ctxs=16"),
     (r"\btokens=[\d_]+", "tokens=500"),
+    (r"(\bevals=\[.core.\])", r"\1, tokens=2048"),
     (r"\bRunConfig\(", "RunConfig(eval_tokens=500, eval_documents=4, batch_size=64, n_ctxs=16, "),
 )
 
@@ -101,8 +102,6 @@ def smaller(words: list[str], tiny_lm: Path) -> list[str]:
     if words[0] == "train" and {"paper", "paper-as-run"} & set(words):
         words += ["--model", str(tiny_lm), "--data", "my.txt", "--dict-size", "128", "--k", "64"]
         words += ["--hook", "blocks.0.hook_resid_post"]
-    if "--bench-seeds" in words:
-        words += ["--bench-seeds", "2"]
     is_fixed = "--resume" in words or "--help" in words
     if words[0] == "report" and not (Path(words[1]) / "config.json").exists():
         is_fixed = True  # an index page measures nothing

@@ -41,11 +41,11 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def benched(trained):
-    """Results of the two, with floors and ceiling."""
+    """Results of the two."""
     from dictionary_learning_ext.sae_bench.runner import bench
 
     with t.enable_grad():
-        return bench(list(trained.values()), evals=FOUR, floor=True, again=True, **SMALL)
+        return bench(list(trained.values()), evals=FOUR, again=True, **SMALL)
 
 
 @pytest.fixture

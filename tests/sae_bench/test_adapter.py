@@ -1,4 +1,4 @@
-"""SAEs in SAE Bench's interface: dictionaries of every class, the references, and SAEs on the hub."""
+"""SAEs in SAE Bench's interface: dictionaries of every class, and SAEs on the hub."""
 
 import json
 
@@ -109,51 +109,6 @@ def test_a_vaease_is_loaded_with_a_unit_norm_decoder(tmp_path):
     x = 3 * t.randn(20, D)
     assert t.allclose(sae(x), load_dictionary(tmp_path)[0](x), atol=1e-5)
     assert t.equal((sae.encode(x) != 0).any(0), t.arange(F) % 2 == 1)
-
-
-@pytest.fixture
-def learned():
-    """Its decoder's directions lie in a plane of the D dimensions, but for a little."""
-    t.manual_seed(0)
-    dictionary = VariationalTopKAutoEncoder(D, F, K)
-    weight_DF = t.randn(D, F) * t.tensor([10.0, 5.0] + [0.1] * (D - 2))[:, None]
-    dictionary.decoder.weight.data = weight_DF / weight_DF.norm(dim=0)
-    dictionary.b_dec.data = t.randn(D)
-    return adapter.BenchSAE(dictionary.requires_grad_(False), **PLACE)
-
-
-def test_the_references_are_of_the_same_place_and_size(learned):
-    found = adapter.reference_saes(learned)
-    assert list(found) == [f"random_F{F}", "random_spectrum", "identity"]
-    x = t.randn(20, D)
-    for floor in found.values():
-        assert floor.cfg.hook_name == learned.cfg.hook_name
-    for name in (f"random_F{F}", "random_spectrum"):
-        assert found[name].W_dec.shape == (F, D)
-        assert int((found[name].encode(x) != 0).sum(1).max()) <= K
-        again = adapter.reference_saes(learned)[name]
-        assert t.equal(found[name].W_dec, again.W_dec), "seeded"
-    assert t.equal(found["identity"](x), x)
-    assert {floor.cfg.architecture for floor in found.values()} <= adapter.looks().keys()
-
-
-def test_a_random_dictionary_has_the_spectrum_of_the_learned_one(learned):
-    def moments(W_dec_FD):
-        return t.linalg.eigvalsh(W_dec_FD.T @ W_dec_FD / F).flip(0)
-
-    untrained, random, _ = adapter.reference_saes(learned).values()
-    expected = moments(learned.W_dec)
-    assert (moments(random.W_dec)[:2] - expected[:2]).abs().max() < 0.1
-    assert expected[0] > 0.6 > 0.3 > moments(untrained.W_dec)[0]
-    assert t.equal(random.b_dec, learned.b_dec)
-
-
-def test_an_sae_without_k_gets_floors_of_a_32nd_of_its_features():
-    dictionary = AutoEncoder(D, F)
-    dictionary.normalize_decoder()
-    like = adapter.BenchSAE(dictionary.requires_grad_(False), **PLACE)
-    f = adapter.reference_saes(like)[f"random_F{F}"].encode(t.randn(20, D))
-    assert int((f != 0).sum(1).max()) == F // 32
 
 
 WORDS = "the cat and dog sat on a mat by door in times of best worst"

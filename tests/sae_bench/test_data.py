@@ -1,6 +1,4 @@
-"""The data that SAE Bench evaluates on: folders of sets, and the embedded books."""
-
-from types import SimpleNamespace
+"""The data that SAE Bench evaluates on: the embedded books."""
 
 import pytest
 
@@ -9,24 +7,6 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-
 import pandas as pd
 
 from dictionary_learning_ext.sae_bench import data
-from dictionary_learning_ext.sae_bench.runner import digest
-
-
-def test_sets_in_a_folder_are_told_apart_by_place_and_content(tmp_path, monkeypatch):
-    config = SimpleNamespace(dataset_names=["LabHC/bias_in_bios_class_set1"])
-    found = []
-    for name, content in (("a", "one"), ("b", "one"), ("b", "another")):
-        path = tmp_path / name / "LabHC" / "bias_in_bios" / "train.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-        folder = data.open_bench_data(str(tmp_path / name), tmp_path)
-        found.append(digest(*data.local_files(folder, config)))
-        assert found[-1] == digest(*data.local_files(folder, config))
-    assert len(set(found)) == 3
-    monkeypatch.chdir(tmp_path)
-    for name, of in (("embedded", data.BOOKS), ("hub", "LabHC/bias_in_bios")):
-        elsewhere = data.open_bench_data(name, tmp_path)
-        assert data.local_files(elsewhere, SimpleNamespace(dataset_names=[of])) == []
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,11 @@
-"""Core against our own evaluation, ablations against SAE Bench's own, and absorption on a model that is
-too small for it."""
+"""Core against our own evaluation, and absorption by SAE Bench's own function."""
 
-from collections import Counter
-from contextlib import nullcontext
 from itertools import cycle, islice
 from types import SimpleNamespace
 
 import pytest
 import torch as t
-from bench_saes import PLACE, SMALL, D, F, K
+from bench_saes import PLACE
 from measurement import Measurement
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
@@ -32,7 +29,6 @@ import datasets
 import sae_bench.evals.absorption.common as absorption_common  # pyright: ignore[reportMissingImports]
 import sae_bench.evals.absorption.feature_absorption as feature_absorption  # pyright: ignore[reportMissingImports]
 import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]
-import sae_bench.evals.scr_and_tpp.main as scr_and_tpp  # pyright: ignore[reportMissingImports]
 from sae_bench.evals.absorption.vocab import (  # pyright: ignore[reportMissingImports]
     get_alpha_tokens,
 )
@@ -45,25 +41,14 @@ from sae_lens.training.activations_store import (  # pyright: ignore[reportMissi
 
 from dictionary_learning_ext.sae_bench import adapter, evaluations, lens_model
 from dictionary_learning_ext.sae_bench.data import open_bench_data
-from dictionary_learning_ext.sae_bench.runner import bench
-from dictionary_learning_ext.sae_bench.settings import (
-    BenchSettings,
-    configure,
-    seed_everything,
-)
+from dictionary_learning_ext.sae_bench.settings import BenchSettings, configure
 
 
-def test_absorption_is_refused_for_a_model_that_does_not_encode_first_letters(one):
-    outcome = bench([one], evals=["absorption"], **SMALL)
-    with pytest.raises(BenchError, match=r" \d+ with F1"):
-        outcome.check()
-
-
-@pytest.mark.parametrize("hook", ["blocks.1.hook_mlp_out", "blocks.0.hook_resid_pre"])
+@pytest.mark.parametrize("hook", ["blocks.1.hook_mlp_out", "blocks.1.hook_resid_pre"])
 def test_absorption_is_refused_where_sae_bench_would_read_other_activations(hook):
     sae = SimpleNamespace(cfg=SimpleNamespace(hook_name=hook))
     with pytest.raises(BenchError, match=rf"trained on {hook}; "):
-        evaluations.run_absorption(sae, "x", None, None)  # pyright: ignore[reportArgumentType]
+        configure("absorption", None, sae)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture
@@ -79,34 +64,27 @@ def letters(monkeypatch):
     monkeypatch.setattr(feature_absorption, "get_alpha_tokens", lambda _: examples)
 
 
-def test_absorption_runs_no_block_above_the_sae_and_scores_the_same(letters, tmp_path, monkeypatch):
+def test_absorption_is_sae_benchs_and_of_the_model_that_is_loaded(letters, tmp_path, monkeypatch):
+    """Nothing is kept in SAE Bench's package, where another model of this name would take it."""
     model = load_language_model("embedded")
     hook = find_hook(model, "blocks.1.hook_resid_post")
     hooked = lens_model.hooked_transformer(model, hook, "embedded")
     t.manual_seed(0)
     dictionary = VariationalTopKAutoEncoder(128, 256, 32).eval()
     sae = adapter.BenchSAE(dictionary, **PLACE | {"hook_name": hook.name, "hook_layer": 1})
-    passes = Counter()
-    for n, block in enumerate(hooked.blocks):
-        block.register_forward_hook(lambda *_, n=n: passes.update([n]))
-    found = []
-    for case in ("stopped", "to the end"):
-        if case == "to the end":
-            monkeypatch.setattr(evaluations, "stopped_after", lambda *_: nullcontext())
-        cache = tmp_path / case
-        settings = BenchSettings(hooked, open_bench_data("embedded", tmp_path), cache, ())
-        config = configure("absorption", settings)
-        config.min_GT_probe_f1, config.k_sparse_probe_num_epochs, config.max_k_value = -1, 2, 2
-        seed_everything(42)
-        output = evaluations.run_absorption(sae, "sae", config, settings)
-        found.append((output["eval_result_metrics"]["mean"], output["eval_result_details"]))
-        if case == "stopped":
-            assert passes[0] == passes[1] > 0
-            assert passes.keys() == {0, 1}
-    assert passes.keys() == {0, 1, 2, 3}
-    assert found[0] == found[1]
-    assert len(found[0][1]) > 10, "letters"
-    assert found[0][0]["mean_absorption_fraction_score"] > 0
+    data = open_bench_data("embedded", tmp_path)
+    settings = BenchSettings(hooked, PositionRule(), data, tmp_path)
+    config = configure("absorption", settings, sae)
+    config.min_GT_probe_f1, config.k_sparse_probe_num_epochs, config.max_k_value = -1, 2, 2
+    output = evaluations.evaluate("absorption", sae, "sae", config, settings)
+    assert len(output["eval_result_details"]) > 10, "letters"
+    assert output["eval_result_metrics"]["mean"]["mean_absorption_fraction_score"] > 0
+    assert not absorption_common.RESULTS_DIR.exists()
+    config.min_GT_probe_f1 = 2  # which no letter reaches
+    with pytest.raises(
+        BenchError, match=r"embedded at blocks\.1.* not encode enough first letters"
+    ):
+        evaluations.evaluate("absorption", sae, "sae", config, settings)
 
 
 def test_core_agrees_with_our_evaluation_on_the_same_tokens():
@@ -156,24 +134,3 @@ def test_core_agrees_with_our_evaluation_on_the_same_tokens():
     assert theirs["sparsity"]["l0"] == pytest.approx(ours["l0"], abs=1e-3)
     assert theirs["reconstruction_quality"]["cossim"] == pytest.approx(ours["cossim"], rel=1e-4)
     assert 0.05 < recovered < 0.95
-
-
-def test_encoding_once_gives_sae_benchs_ablations():
-    sae = adapter.BenchSAE(VariationalTopKAutoEncoder(D, F, K), **PLACE)
-    sae.dictionary.b_dec.data.normal_()
-    sets = [t.randn(7, 5, D), t.randn(4, 6, D)]
-    for acts in sets:
-        acts[1, 2:] = 0  # padded
-    theirs = scr_and_tpp.ablated_precomputed_activations
-    with evaluations.encoding_once():
-        ours = scr_and_tpp.ablated_precomputed_activations
-        assert ours is not theirs
-        for n in (1, 9):
-            mask = t.arange(F) % 7 < n
-            for acts in sets:
-                t.testing.assert_close(ours(acts, sae, mask, 3), theirs(acts, sae, mask, 3))
-        for _ in range(3):  # each in the memory, and with the id, that the one before has left
-            other = t.randn(7, 5, D)
-            t.testing.assert_close(ours(other, sae, mask, 3), theirs(other, sae, mask, 3))
-            del other
-    assert scr_and_tpp.ablated_precomputed_activations is theirs

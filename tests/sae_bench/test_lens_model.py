@@ -59,23 +59,6 @@ def test_what_can_not_be_converted_is_wrapped(family, kind, lm_of):
     assert t.equal(read_residual(model, hook, tokens, t.ones_like(tokens)), before)
 
 
-@pytest.mark.parametrize("family", ["gpt_neox", "gemma"])
-def test_stopped_after_the_saes_block_both_kinds_give_the_same_activations(family, lm_of):
-    """Texts of several lengths, as absorption gives them."""
-    model, texts, read = lm_of(family), [TEXT, TEXT[:20]], {"names_filter": [HOOK]}
-    hooked = lens_model.hooked_transformer(model, find_hook(model, HOOK), family)
-    expected = hooked.run_with_cache(texts, **read)[1][HOOK]
-    runs = [False] * len(hooked.blocks)
-    for n, block in enumerate(hooked.blocks):
-        block.register_forward_hook(lambda *_, n=n: runs.__setitem__(n, True))
-    with lens_model.stopped_after(hooked, 1):
-        found = hooked.run_with_cache(texts, **read)[1][HOOK]
-    assert runs == [True, True, False]
-    assert t.equal(found, expected)
-    assert len(hooked.run_with_cache(texts)[1]) > len(runs)
-    assert all(runs)
-
-
 def test_what_can_be_neither_converted_nor_wrapped_is_one_line(lm_of, monkeypatch):
     def unknown(*_, **__):
         raise NotImplementedError("GemmaForCausalLM is not supported\nat all")

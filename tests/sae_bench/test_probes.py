@@ -1,11 +1,7 @@
-"""sae_probes in SAE Bench's real code, on the real data sets: which sets, its cache, and what it can't
-use."""
-
-from types import SimpleNamespace
+"""sae_probes in SAE Bench's real code, on the real data sets: which sets, and its cache."""
 
 import pandas as pd
 import pytest
-import torch as t
 from bench_saes import SMALL, result_in
 
 from dictionary_learning_ext.errors import BenchError
@@ -46,11 +42,11 @@ def test_results_are_in_sae_benchs_schema_with_every_set_and_the_language_model(
 
     monkeypatch.setattr(runner, "hooked_transformer", noted)
     folders = list(trained.values())
-    outcome = bench(folders, bench_seeds=2, **PROBES)
+    outcome = bench(folders, **PROBES)
     assert outcome.failures == {}
     # sae-probes cuts texts at their start, and changes the tokenizer for it.
     assert kept[0].tokenizer.truncation_side == "right"
-    assert sorted(forward_passes) == sorted(SETS), "once for two SAEs and two seeds"
+    assert sorted(forward_passes) == sorted(SETS), "once for two SAEs"
     for label, folder in trained.items():
         path = folder / "eval_results" / "sae_probes" / f"{label}_custom_sae_eval_results.json"
         found = result_in(path, "sae_probes")
@@ -63,50 +59,27 @@ def test_results_are_in_sae_benchs_schema_with_every_set_and_the_language_model(
             assert found["eval_result_metrics"]["sae"][name] == pytest.approx(mean)
         assert 0.4 < found["eval_result_metrics"]["llm"]["llm_test_accuracy"] <= 1
         assert str(folder) not in path.read_text(), "no path of this machine"
-        other = outcome.repeats[43][label]["sae_probes"]
-        assert other["eval_config"]["random_seed"] == 43
-        assert other["eval_result_metrics"] != found["eval_result_metrics"]
     results = [outcome.results[label]["sae_probes"]["eval_result_metrics"] for label in trained]
     assert results[0]["llm"] == results[1]["llm"]
     assert results[0]["sae"] != results[1]["sae"], "each its own"
 
 
-def test_activations_survive_a_kill_in_whole_files_only(one, forward_passes, monkeypatch):
-    """A second run computes the sets that the first did not finish. Nothing half is used."""
-    save, saved = t.save, []
-
-    def stopping(value, path, **arguments):
-        saved.append(path)
-        if len(saved) > 1:
-            path.write_bytes(b"half a file")
-            raise KeyboardInterrupt
-        save(value, path, **arguments)
+def test_half_a_file_of_activations_that_a_kill_leaves_is_not_used(one, monkeypatch):
+    def stopping(_, path, **__):
+        path.write_bytes(b"half a file")
+        raise Killed
 
     with monkeypatch.context() as patched:
         patched.setattr(generate_model_activations.torch, "save", stopping)
-        # As if the process were killed: nothing is cleared.
-        patched.setattr(runner.shutil, "rmtree", lambda *_, **__: None)
-        with pytest.raises(KeyboardInterrupt):
+        patched.setattr(runner, "_clear", lambda _: None)  # as nothing is after a kill
+        with pytest.raises(Killed):
             bench([one], **PROBES)
+    assert list(one.rglob("*.pt")), "left behind"
     assert bench([one], **PROBES).failures == {}
-    assert forward_passes == [SETS[0], SETS[1], SETS[1]]
 
 
-class NoPadding:
-    truncation_side, padding_side = "right", "left"
-
-    def __call__(self, *_, padding, **__):
-        raise ValueError("Asking to pad but the tokenizer does not have a padding token.")
-
-
-def test_a_tokenizer_that_can_not_be_used_is_named():
-    model = SimpleNamespace(tokenizer=NoPadding(), cfg=SimpleNamespace(model_name="tiny"))
-    message = r"can't use the tokenizer of tiny \(Asking to pad.*\).* set the tokenizer's pad"
-    with (
-        pytest.raises(BenchError, match=message),
-        probes._sae_probes_tokenizer(model),  # pyright: ignore[reportArgumentType]
-    ):
-        pass
+class Killed(BaseException):
+    """In place of kill -9."""
 
 
 def test_the_smallest_are_those_of_the_fewest_characters():
@@ -118,7 +91,8 @@ def test_the_smallest_are_those_of_the_fewest_characters():
 
     sizes = {name: characters(name) for name in DATASETS}
     small = [name for name, size in sizes.items() if size <= probes.MOST_CHARACTERS]
-    assert list(probes.SMALLEST_SETS) == sorted(small, key=lambda name: sizes[name])
+    assert probes.chosen_sets("smallest") == small
+    assert len(small) == 30
 
 
 @pytest.mark.parametrize("asked", ["glue_cola", "41_truthqa_tf,glue_cola", ""])
