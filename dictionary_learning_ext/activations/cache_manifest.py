@@ -1,8 +1,8 @@
-"""The manifest of a cache of activations: its settings and its files.
+"""The manifest of a cache of activations: its settings, its files and the position in the text.
 
 A cache is a folder that `datasets.load_from_disk` can read. It holds
 
-    manifest.json             this file's `CacheManifest`, written last
+    manifest.json             `CacheManifest`, replaced after each file; what it doesn't name isn't part of the cache
     data-00000.arrow …        a row per context: token ids, and the activations at each hook point
     state.json, dataset_info.json
     heldout/                  the same, of held-out text
@@ -14,7 +14,7 @@ Imports no torch.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +24,10 @@ from ..run_folder.files import require_inside
 
 CacheDtype = Literal["float32", "float16"]
 MANIFEST = "manifest.json"
-UNFINISHED = "manifest.unfinished.json"
-"""The manifest of the files so far; deleted once MANIFEST is written."""
 HELD_OUT = "heldout"
 DOCUMENTS = "documents.npy"
 TOKEN_IDS = "token_ids"
 """The column of token ids, named as in SAELens's caches. -1 is padding."""
-_FORMAT = 1
 _REPAIR = "restore it, or cache the activations again in another folder"
 
 
@@ -41,14 +38,9 @@ class CacheFile(Checked):
     name: str
     """Its path in the cache's folder."""
     bytes: int
-    sha256: str
     contexts: int
     tokens: int
     """How many tokens it has, without padding."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_inside(self.name)
 
 
 @dataclass(frozen=True)
@@ -102,6 +94,8 @@ class CacheManifest(Checked):
     documents: CacheFile | None
     position: dict[str, Any] | None
     """The position in the text after the last file; None before the first file."""
+    finished: int
+    """How many files were there when the cache was last finished: those that are read. 0 until then."""
 
     @property
     def tokens(self) -> int:
@@ -116,97 +110,85 @@ class CacheManifest(Checked):
 
     @property
     def digest(self) -> str:
-        """A hash of the content of all files."""
-        hashes = " ".join(file.sha256 for file in self.all_files)
-        return hashlib.sha256(hashes.encode()).hexdigest()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The manifest as JSON has it."""
-        return {"format": _FORMAT, **asdict(self)}
+        """SHA-256 of the settings and the files' names and sizes. The activations follow from these."""
+        known = [asdict(self.settings), [asdict(file) for file in self.all_files]]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
-def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
-    """The manifest in a folder; None if there is none.
-
-    Raises: ActivationsError if it is damaged, or has another version's format.
-    """
-    path = folder / name
+def read_manifest(folder: Path) -> CacheManifest | None:
+    """The manifest in a folder; None if there is none. Raises ActivationsError if it is damaged."""
+    if not is_begun(folder):
+        return None
+    path = folder / MANIFEST
     try:
-        if not path.is_file():
-            return None
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") != _FORMAT:
-            raise ActivationsError(
-                f"{path}: written by another version of this package, expected format {_FORMAT};"
-                " cache the activations again in another folder"
-            )
-        settings = content["settings"]
+        settings, documents = content["settings"], content["documents"]
         hooks = {hook: CachedHook(**values) for hook, values in settings["hooks"].items()}
-        documents = content["documents"]
+        files = tuple(map(_file, content["files"]))
         return CacheManifest(
             CacheSettings(**settings | {"hooks": hooks}),
-            tuple(CacheFile(**file) for file in content["files"]),
-            tuple(CacheFile(**file) for file in content["heldout"]),
-            None if documents is None else CacheFile(**documents),
+            files,
+            tuple(map(_file, content["heldout"])),
+            None if documents is None else _file(documents),
             content["position"],
+            content.get("finished", len(files)),
         )
-    except ActivationsError:
-        raise
     # ValueError: not UTF-8, not JSON, or a value of another type.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ActivationsError(
-            f"{path}: damaged ({type(error).__name__}: {error}); {_REPAIR}"
+            f"{path}: damaged ({type(error).__name__}: {error})", instead=_REPAIR
         ) from error
+
+
+def _file(entry: dict[str, Any]) -> CacheFile:
+    require_inside(entry["name"])
+    return CacheFile(*(entry[name] for name in ("name", "bytes", "contexts", "tokens")))
 
 
 def is_begun(folder: Path) -> bool:
     """Whether a folder holds a cache, finished or not."""
-    return any((folder / name).is_file() for name in (MANIFEST, UNFINISHED))
+    return (folder / MANIFEST).is_file()
 
 
 def finished_manifest(folder: Path) -> CacheManifest | None:
-    """The manifest of a finished cache; None if the folder is no cache.
+    """The manifest of a cache, with the files that are read; None if the folder is no cache.
 
-    Raises: ActivationsError if the cache is unfinished, its manifest is missing or damaged, or a file is
-    missing or doesn't have the size in the manifest.
+    Raises: ActivationsError if the cache is unfinished or its manifest is damaged, or a file is missing or cut.
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        if (so_far := read_manifest(folder, UNFINISHED)) is not None:
-            raise ActivationsError(
-                f"{folder}: this cache is not finished ({so_far.tokens:,} tokens are written); run"
-                " its `vsae cache` command again to continue it"
-            )
-        if (folder / HELD_OUT / DOCUMENTS).is_file():
-            raise ActivationsError(f"{folder / MANIFEST}: missing; {_REPAIR}")
         return None
-    require_sizes(folder, manifest)
-    return manifest
+    if not manifest.finished:
+        raise ActivationsError(
+            f"{folder}: this cache is not finished ({manifest.tokens:,} tokens are written)",
+            instead="run its `vsae cache` command again to continue it",
+        )
+    require_whole(folder, manifest)
+    return replace(manifest, files=manifest.files[: manifest.finished])
 
 
-def require_sizes(folder: Path, manifest: CacheManifest) -> None:
+def require_whole(folder: Path, manifest: CacheManifest) -> None:
     """Raise an ActivationsError if a file is missing or doesn't have the size in the manifest."""
     for file in manifest.all_files:
         path = folder / file.name
-        if not path.is_file():
-            raise ActivationsError(f"{path}: missing; {_REPAIR}")
-        if (size := path.stat().st_size) != file.bytes:
+        size = path.stat().st_size if path.is_file() else 0
+        if size != file.bytes:
             raise ActivationsError(
-                f"{path}: {size:,} bytes, expected {file.bytes:,}, so it was cut or changed;"
-                f" {_REPAIR}"
+                f"{path}: {size:,} bytes", expected=f"{file.bytes:,}", instead=_REPAIR
             )
 
 
 def differences(was: CacheSettings, now: CacheSettings) -> list[str]:
     """The settings in which two caches differ, each as "dtype=float32, not float16"."""
-    found = []
-    for field in fields(CacheSettings):
-        name, one, other = field.name, getattr(was, field.name), getattr(now, field.name)
-        if one == other:
-            continue
-        if name == "hooks":
-            name, one, other = "hook", ",".join(one), ",".join(other)
-        elif name in ("language_model", "tokenizer"):
-            one, other = one[:12], other[:12]
-        found.append(f"{name}={one}, not {other}")
-    return found
+    pairs = {each.name: (getattr(was, each.name), getattr(now, each.name)) for each in fields(was)}
+    return [
+        f"{name}={_in_short(one)}, not {_in_short(other)}"
+        for name, (one, other) in pairs.items()
+        if one != other
+    ]
+
+
+def _in_short(value: Any) -> str:
+    """A setting's value; of hook points the names, and of a hash the first digits."""
+    text = ",".join(value) if isinstance(value, dict) else str(value)
+    return text if len(text) < 40 or not text.isalnum() else text[:12]

@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from ..config.run import RunConfig, Split, evaluation_batch
 from ..devices import chosen_device
 from ..errors import ActivationsError, LanguageModelError
 from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
-from .cache_manifest import CacheManifest
+from .cache_manifest import DOCUMENTS, HELD_OUT, CacheManifest
 from .hook_points import HookPoint, find_hook, require_hook
 from .language_models import (
     CausalLM,
@@ -41,7 +42,7 @@ from .passes import SharedPasses
 from .positions import CONTEXTS_PER_MEDIAN, PositionRule
 from .rows import ActivationReader, ContextBatch
 from .stored import UNKNOWN, StoredActivations, open_stored
-from .stored_rows import StoredReader, StoredRows
+from .stored_rows import StoredRows, pieces_of, read_contexts
 from .text import text_of
 from .tokens import (
     ONE_RANK,
@@ -340,6 +341,10 @@ class _StoredInputs(Inputs):
             self.no_language_model = (
                 f"{stored.place} doesn't say which language model its activations are of"
             )
+            logger.info(
+                "%s, nor of which text: what is measured is on the last twentieth of its rows, which is held out",
+                self.no_language_model,
+            )
 
     def load(self, hooks: Collection[str]) -> None:
         settings, stored = self._settings, self._stored
@@ -400,11 +405,9 @@ class _StoredInputs(Inputs):
         return reader, cached_documents(self._stored, self._settings.eval_documents)
 
     def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
-        reader = StoredReader(self._stored, hook, self._rule)
-        for part in self._stored.parts[split]:
-            for piece in reader.cut(part):
-                batch = reader.read(piece)
-                yield batch._replace(x_BLD=batch.x_BLD.float())
+        for piece in pieces_of(self._stored.parts[split], self._stored.ctx_len):
+            batch = read_contexts(piece, hook, self._rule)
+            yield batch._replace(x_BLD=batch.x_BLD.float())
 
 
 def _cached_model(run: RunConfig, stored: StoredActivations, manifest: CacheManifest) -> CausalLM:
@@ -430,8 +433,7 @@ def _cached_model(run: RunConfig, stored: StoredActivations, manifest: CacheMani
 
 def cached_documents(stored: StoredActivations, number: int) -> ContextBatches:
     """The first `number` held-out documents of a cache."""
-    assert stored.documents is not None, "written with the held-out tokens"
-    ids = np.load(stored.documents, allow_pickle=False)
+    ids = np.load(Path(stored.place) / HELD_OUT / DOCUMENTS, allow_pickle=False)
     ids_NL = t.from_numpy(ids[:number].astype(np.int64))
     for ids_BL in ids_NL.split(_DOCUMENTS_AT_ONCE):
         yield ids_BL.clamp(min=0), (ids_BL >= 0).long()

@@ -103,7 +103,7 @@ class ContextBatch(NamedTuple):
     wanted_BL: Tensor
     """False at padding and at tokens that are left out."""
     x_BLD: Tensor
-    """Activations in float32; those of a `StoredReader` have the dtype of the file."""
+    """Activations in float32; those of `read_contexts` have the dtype of the file."""
     is_sink_BL: Tensor
     """True at tokens that are left out because of their norm."""
 

@@ -2,56 +2,54 @@
 
     stored = open_stored("activations")
     run = replace(RunConfig(), activations="activations", **stored.settings)
-    x_NLD, ids_NL = FileReader(run.hook).read(stored.parts["train"][0])
+    x_NLD, ids_NL = read_part(stored.parts["train"][0], run.hook)
 
 The user's own activations are rows without tokens, a language model or a hook point. Files are mapped into
 memory, so reading costs no more memory than the rows that are copied. Torch is imported only for
-.safetensors files.
+.safetensors files, and `datasets` only for SAELens's caches.
 
 Shapes: N contexts, or rows of own activations; L = ctx_len tokens; D = width.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..config.hooks import hook_name
 from ..config.run import UNKNOWN, RunConfig, Split
 from ..errors import ActivationsError, first_line
 from ..run_folder.comparing import same_setting
-from ..run_folder.files import at_home, require_inside
-from .cache_manifest import (
-    TOKEN_IDS,
-    CachedHook,
-    CacheManifest,
-    finished_manifest,
-)
+from ..run_folder.files import at_home
+from .cache_manifest import MANIFEST, TOKEN_IDS, CachedHook, CacheManifest, finished_manifest
 from .text import fingerprint_of
 
 STATE, INFO = "state.json", "dataset_info.json"
 """What `datasets.save_to_disk` writes beside a data set's Arrow files."""
+MADE_HERE = f"Activations of a language model, cached by vsae cache; see {MANIFEST}"
+"""The data set's description in a cache of ours."""
 _SUFFIXES = (".npy", ".safetensors")
-_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-_EXPECTED = "expected rows, (n, D), in float32 or float16, or in bfloat16 in a .safetensors file"
+_EXPECTED = "rows, (n, D), in float32 or float16, or in bfloat16 in a .safetensors file"
 _HELD_OUT = 20
 """If there is no held-out part, the last twentieth of the contexts is held out."""
 _COMPARED = ("model", "data", "text_column", "text_packing", "ctx_len")
 
 
 class Part(NamedTuple):
-    """Consecutive contexts of a file."""
+    """Consecutive contexts of a file. They are in one batch of an Arrow file, or in one tensor."""
 
     path: Path
+    batch: int
+    """The number of the batch or tensor in the file."""
     start: int
-    """The number of the first context."""
+    """The number of the first context in it."""
     stop: int
     """The number after the last context."""
 
@@ -72,11 +70,9 @@ class StoredActivations:
     held_out_tokens: int
     """Without padding."""
     digest: str
-    """A hash of the activations. If `vsae cache` didn't write them, only parts of files over 64 MB are hashed."""
+    """A hash of the manifest. If `vsae cache` didn't write them, of the files, of which only parts are read over 64 MB."""
     manifest: CacheManifest | None = None
     """The manifest, if `vsae cache` wrote the folder."""
-    documents: Path | None = None
-    """The cache's file of held-out documents."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -88,8 +84,7 @@ class StoredActivations:
     def with_files(self, n: int) -> "StoredActivations":
         """The cache with its first n training files only, as it was before it grew."""
         assert self.manifest is not None, "only a cache grows"
-        manifest = replace(self.manifest, files=self.manifest.files[:n])
-        return _read_cache(self.place, manifest)
+        return _cache(self.place, replace(self.manifest, files=self.manifest.files[:n]))
 
     @property
     def only_hook(self) -> str:
@@ -120,20 +115,18 @@ class StoredActivations:
         """Raise an ActivationsError if a run has another language model or text, or a hook point is missing."""
         for name in hooks:
             self.hook(name)
-        for name in _COMPARED:
-            known, given = self.known.get(name), getattr(settings, name)
-            if known is None or same_setting(name, known, given):
-                continue
-            raise ActivationsError(
-                f"the cache {self.place} has {known}",
-                name=name,
-                value=given,
-                instead="give the same or leave it out",
-            )
+        for name, known in self.known.items():
+            if not same_setting(name, known, given := getattr(settings, name)):
+                raise ActivationsError(
+                    f"the cache {self.place} has {known}",
+                    name=name,
+                    value=given,
+                    instead="give the same or leave it out",
+                )
 
 
 def open_stored(folder: str | Path) -> StoredActivations:
-    """Open a folder of activations. They are read only to compute the digest.
+    """Open a folder of activations.
 
     Raises: ActivationsError if there are no activations, or they are unfinished or damaged.
     """
@@ -141,11 +134,13 @@ def open_stored(folder: str | Path) -> StoredActivations:
     if not path.is_dir():
         problem = "is a file" if path.exists() else "no such folder"
     elif (manifest := finished_manifest(path)) is not None:
-        return _read_cache(str(path), manifest)
-    elif (found := _read_sae_lens(path) or _read_own_files(path)) is not None:
-        return found
+        return _cache(str(path), manifest)
+    elif (path / STATE).is_file():
+        return _data_set(path)
+    elif own := sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES):
+        return _own_files(path, own)
     else:
-        names = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
+        names = sorted(file.name for file in path.iterdir() if not file.name.startswith("."))
         problem = f"holds {', '.join(names[:5]) or 'nothing'}"
     raise ActivationsError(
         problem,
@@ -156,78 +151,71 @@ def open_stored(folder: str | Path) -> StoredActivations:
     )
 
 
-def _read_cache(place: str, manifest: CacheManifest) -> StoredActivations:
+def _cache(place: str, manifest: CacheManifest) -> StoredActivations:
     settings = manifest.settings
-    files: dict[Split, Any] = {"train": manifest.files, "heldout": manifest.heldout}
-    parts: dict[Split, tuple[Part, ...]] = {
-        split: tuple(Part(Path(place) / file.name, 0, file.contexts) for file in split_files)
-        for split, split_files in files.items()
-    }
+    of_splits: dict[Split, Any] = {"train": manifest.files, "heldout": manifest.heldout}
     return StoredActivations(
         place,
         settings.hooks,
         settings.ctx_len,
         {name: getattr(settings, name) for name in _COMPARED},
-        parts,
+        {
+            split: tuple(Part(Path(place) / file.name, 0, 0, file.contexts) for file in files)
+            for split, files in of_splits.items()
+        },
         sum(file.tokens for file in manifest.heldout),
         manifest.digest,
         manifest,
-        manifest.documents and Path(place) / manifest.documents.name,
     )
 
 
-def _read_sae_lens(folder: Path) -> StoredActivations | None:
-    """A data set that `datasets.save_to_disk` wrote; None for another folder."""
-    if not (folder / STATE).is_file():
-        return None
+def _data_set(folder: Path) -> StoredActivations:
+    """A data set that `datasets.save_to_disk` wrote, as SAELens's."""
+    from datasets import Array2D, Dataset
+
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        features = json.loads((folder / INFO).read_text(encoding="utf-8"))["features"]
-        names = [each["filename"] for each in state["_data_files"]]
-        for name in names:
-            require_inside(name)
-        shapes = {
-            n: each["shape"] for n, each in features.items() if each.get("_type") == "Array2D"
-        }
-        hooks = {n: CachedHook(_layer(n), width) for n, (_, width) in shapes.items()}
+        rows = Dataset.load_from_disk(str(folder), keep_in_memory=False)
+        features = rows.features
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ActivationsError(
-            f"{folder}: its {STATE} or {INFO} is damaged ({first_line(error)}); restore it"
+            f"{folder}: a damaged data set ({first_line(error)})", instead="restore it"
         ) from error
-    if not hooks:
+    if rows.info.description == MADE_HERE:
         raise ActivationsError(
-            f"{folder}: a data set without activations (columns: {', '.join(features)}); expected a"
-            " column of type Array2D, as SAELens's CacheActivationsRunner writes it"
+            f"{folder / MANIFEST}: missing",
+            instead="restore it, or cache the activations again in another folder",
         )
-    (ctx_len,) = {length for length, _ in shapes.values()}
-    first, paths = next(iter(hooks)), [folder / name for name in names]
-    files = [(path, sum(len(x_NLD) for x_NLD, _ in _batches(path, first))) for path in paths]
-    return _with_held_out(folder, hooks, ctx_len, {"ctx_len": ctx_len}, files)
+    arrays = {name: kind for name, kind in features.items() if isinstance(kind, Array2D)}
+    if not arrays:
+        raise ActivationsError(
+            f"{folder}: a data set without activations (columns: {', '.join(features)})",
+            expected="a column of type Array2D, as SAELens's CacheActivationsRunner writes it",
+        )
+    hooks = {name: CachedHook(_layer(name), kind.shape[1]) for name, kind in arrays.items()}
+    first, kind = next(iter(arrays.items()))
+    parts = [part for file in rows.cache_files for part in _parts(Path(file["filename"]), first)]
+    ctx_len = kind.shape[0]
+    return _with_held_out(folder, hooks, ctx_len, {"ctx_len": ctx_len}, parts)
 
 
-def _read_own_files(folder: Path) -> StoredActivations | None:
-    """The user's own files of rows, in the order of their names; None if the folder has none."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
-    if not paths:
-        return None
-    kind, files = _width_and_dtype(_arrays_in(paths[0])[0]), []
-    if kind[0] == 0:
-        raise ActivationsError(f"{paths[0]}: rows of width 0; expected activations, (N, D)")
-    for path in paths:
-        arrays = _arrays_in(path)
-        for array in arrays:
-            if _width_and_dtype(array) != kind:
-                raise ActivationsError(
-                    "{}: rows of width {} in {}, expected {} in {} as in {}; put each kind into a folder"
-                    " of its own".format(path, *_width_and_dtype(array), *kind, paths[0].name)
-                )
-        files.append((path, sum(map(len, arrays))))
-    return _with_held_out(folder, {UNKNOWN: CachedHook(0, kind[0])}, 1, {}, files)
+def _own_files(folder: Path, files: list[Path]) -> StoredActivations:
+    """The user's own files of rows, in the order of their names."""
+    kinds = {(x_NLD.shape[2], x_NLD.dtype) for file in files for x_NLD, _ in _batches(file)}
+    if len(kinds) != 1:
+        there = " and ".join(f"{D} ({dtype})" for D, dtype in sorted(kinds, key=str))
+        raise ActivationsError(
+            f"{folder}: holds rows of width {there or 'unknown'}",
+            expected="one width and dtype",
+            instead="put each kind into a folder of its own",
+        )
+    ((width, _),) = kinds
+    parts = [part for file in files for part in _parts(file)]
+    return _with_held_out(folder, {UNKNOWN: CachedHook(0, width)}, 1, {}, parts)
 
 
-def _width_and_dtype(rows_ND: np.ndarray) -> tuple[int, str]:
-    """The width of rows, and their dtype in words."""
-    return rows_ND.shape[1], "bfloat16" if rows_ND.dtype == np.uint16 else str(rows_ND.dtype)
+def _parts(path: Path, hook: str = UNKNOWN) -> list[Part]:
+    """All contexts of a file."""
+    return [Part(path, n, 0, len(x_NLD)) for n, (x_NLD, _) in enumerate(_batches(path, hook))]
 
 
 def _with_held_out(
@@ -235,31 +223,27 @@ def _with_held_out(
     hooks: dict[str, CachedHook],
     ctx_len: int,
     known: dict[str, Any],
-    files: list[tuple[Path, int]],
+    parts: list[Part],
 ) -> StoredActivations:
-    """Hold out the last twentieth of the contexts.
-
-    Arguments:
-        files: each with the number of its contexts.
-    """
-    total = sum(n for _, n in files)
-    end = total - max(1, total // _HELD_OUT)
-    train, heldout, at = [], [], 0
-    for path, n in files:
-        middle = min(max(end - at, 0), n)
-        train += [Part(path, 0, middle)] if middle else []
-        heldout += [Part(path, middle, n)] if middle < n else []
-        at += n
-    states = [(path.absolute(), path.stat()) for path, _ in files]
-    digest = _digest_of(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
+    """Hold out the last twentieth of the contexts."""
+    total = sum(part.stop for part in parts)
+    end = n_train = total - max(1, total // _HELD_OUT)
+    split: dict[Split, list[Part]] = {"train": [], "heldout": []}
+    for part in parts:
+        middle = min(max(end, 0), part.stop)
+        split["train"] += [part._replace(stop=middle)] if middle else []
+        split["heldout"] += [part._replace(start=middle)] if middle < part.stop else []
+        end -= part.stop
+    states = {part.path.absolute(): part.path.stat() for part in parts}
+    known_files = ((path, state.st_size, state.st_mtime_ns) for path, state in states.items())
     return StoredActivations(
         str(folder),
         hooks,
         ctx_len,
         known,
-        {"train": tuple(train), "heldout": tuple(heldout)},
-        (total - end) * ctx_len,
-        digest,
+        {name: tuple(its_parts) for name, its_parts in split.items()},
+        (total - n_train) * ctx_len,
+        _digest_of(tuple(known_files)),
     )
 
 
@@ -285,54 +269,40 @@ class Piece(NamedTuple):
     """Token ids, -1 at padding; None where there are none."""
 
 
-class FileReader:
-    """Reads contexts of one hook point. It keeps the last file open.
+_NOTHING = Piece(np.empty((0, 0, 0)), None)
+
+
+def read_part(part: Part, hook: str) -> Piece:
+    """The contexts of a part, as views of the file.
 
     Arguments:
         hook: the column of a cache; ignored for the user's own rows.
+
+    Raises: ActivationsError if the file is damaged.
     """
-
-    def __init__(self, hook: str):
-        self._hook = hook
-        self._path: Path | None = None
-        self._batches: list[Piece] = []
-
-    def read(self, part: Part) -> Piece:
-        """The contexts of a part. Raises ActivationsError if the file is damaged."""
-        if part.path != self._path:
-            self._batches, self._path = list(_batches(part.path, self._hook)), part.path
-        found, at = [], 0
-        for x_NLD, ids_NL in self._batches:
-            rows = slice(max(part.start - at, 0), max(part.stop - at, 0))
-            if len(x_NLD[rows]):
-                found.append(Piece(x_NLD[rows], None if ids_NL is None else ids_NL[rows]))
-            at += len(x_NLD)
-        if sum(len(x_NLD) for x_NLD, _ in found) < part.stop - part.start:
-            raise ActivationsError(
-                f"{part.path}: {at:,} contexts, expected {part.stop:,}, so it was cut; restore it"
-            )
-        if len(found) == 1:
-            return found[0]
-        all_x, all_ids = zip(*found, strict=True)
-        return Piece(np.concatenate(all_x), None if all_ids[0] is None else np.concatenate(all_ids))
+    x_NLD, ids_NL = next(islice(_batches(part.path, hook), part.batch, None), _NOTHING)
+    if len(x_NLD) < part.stop:
+        raise ActivationsError(f"{part.path}: was cut", instead="restore it")
+    rows = slice(part.start, part.stop)
+    return Piece(x_NLD[rows], None if ids_NL is None else ids_NL[rows])
 
 
-def _batches(path: Path, hook: str) -> Iterator[Piece]:
-    """All contexts of a file, as views, in the batches it has. Raises ActivationsError if it is damaged."""
-    if path.suffix != ".arrow":
-        for rows_ND in _arrays_in(path):
-            yield Piece(rows_ND[:, None, :], None)
-        return
+def _batches(path: Path, hook: str = UNKNOWN) -> Iterator[Piece]:
+    """All contexts of a file, as views, by batch or tensor. Raises ActivationsError if it is damaged."""
     try:
-        with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
-            for batch in stream:
-                has_ids = TOKEN_IDS in batch.schema.names
-                ids_NL = _numpy(batch.column(TOKEN_IDS)) if has_ids else None
-                yield Piece(_numpy(batch.column(hook)), ids_NL)
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        if path.suffix == ".npy":
+            yield _rows(np.lib.format.open_memmap(path, mode="r"), "float32", "float16")
+        elif path.suffix == ".safetensors":
+            yield from _tensors(path)
+        else:
+            with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+                for batch in stream:
+                    has_ids = TOKEN_IDS in batch.schema.names
+                    ids_NL = _numpy(batch.column(TOKEN_IDS)) if has_ids else None
+                    yield Piece(_numpy(batch.column(hook)), ids_NL)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ActivationsError(
-            f"{path}: damaged ({first_line(error)}); restore it, or cache the activations again in"
-            " another folder"
+            f"{path}: can't be read ({first_line(error)})", instead="restore it"
         ) from error
 
 
@@ -348,35 +318,21 @@ def _numpy(column: Any) -> np.ndarray:
     return values.to_numpy(zero_copy_only=True).reshape(shape)
 
 
-def _arrays_in(path: Path) -> list[np.ndarray]:
-    """The arrays of a .npy or .safetensors file, (N, D), mapped into memory; bfloat16 as uint16.
-
-    Raises: ActivationsError.
-    """
-    is_npy = path.suffix == ".npy"
-    try:
-        if is_npy:
-            found = [np.load(path, mmap_mode="r", allow_pickle=False)]
-        else:
-            found = list(_safetensors(path))
-    except Exception as error:  # damaged bytes can raise anything
-        raise ActivationsError(f"{path}: damaged ({first_line(error)}); {_EXPECTED}") from error
-    if not found:
-        raise ActivationsError(f"{path}: no array; {_EXPECTED}")
-    dtypes = (np.float32, np.float16) if is_npy else tuple(_DTYPES.values())
-    for array in found:
-        if array.ndim != 2 or array.dtype not in dtypes:
-            raise ActivationsError(f"{path}: {array.dtype} of shape {array.shape}; {_EXPECTED}")
-    return found
-
-
-def _safetensors(path: Path) -> Iterator[np.ndarray]:
-    """The tensors of a file, in the order of the file. Torch maps them, as numpy has no bfloat16."""
+def _tensors(path: Path) -> Iterator[Piece]:
+    """The tensors of a .safetensors file, in the order of the file. Torch maps them, as numpy has no bfloat16."""
     import torch
 
     with safe_open(path, framework="pt") as file:
         for name in file.offset_keys():
-            if (dtype := file.get_slice(name).get_dtype()) not in _DTYPES:
-                raise ValueError(f"{name} is {dtype}")
             rows: torch.Tensor = file.get_tensor(name)
-            yield (rows.view(torch.uint16) if dtype == "BF16" else rows).numpy()
+            if rows.dtype == torch.bfloat16:
+                yield _rows(rows.view(torch.uint16).numpy(), "uint16")
+            else:
+                yield _rows(rows.numpy(), "float32", "float16")
+
+
+def _rows(rows_ND: np.ndarray, *dtypes: str) -> Piece:
+    """The user's own rows. Raises ValueError if they aren't rows in one of these dtypes."""
+    if rows_ND.ndim != 2 or rows_ND.shape[1] == 0 or rows_ND.dtype not in dtypes:
+        raise ValueError(f"{rows_ND.dtype} of shape {rows_ND.shape}, expected {_EXPECTED}")
+    return Piece(rows_ND[:, None, :], None)

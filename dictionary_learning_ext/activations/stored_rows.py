@@ -1,10 +1,10 @@
-"""Rows of activations from files: a buffer shuffles `StoredRows`, and reports read contexts by `StoredReader`.
+"""Rows of activations from files: a buffer shuffles `StoredRows`, and reports read whole contexts.
 
 Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,57 +14,46 @@ from torch import Tensor
 from ..errors import ConfigError, NonFiniteError, TextError
 from .positions import PositionRule, at, norms
 from .rows import ContextBatch, drawn_seed
-from .stored import FileReader, Part, StoredActivations
+from .stored import Part, StoredActivations, read_part
 
 ROWS_AT_ONCE = 4096
 """About how many rows are read together. `PositionRule` compares each norm with their median."""
 
 
-class StoredReader:
-    """Reads a hook point's stored activations, and leaves out the tokens that a rule excludes."""
-
-    def __init__(self, stored: StoredActivations, hook: str, rule: PositionRule):
-        self.rule = rule
-        self._hook = hook
-        self._contexts = max(1, ROWS_AT_ONCE // stored.ctx_len)
-        self._files = FileReader(hook)
-
-    def cut(self, part: Part) -> Iterator[Part]:
-        """Cut a file into the parts that are read at once."""
-        for start in range(part.start, part.stop, self._contexts):
-            yield part._replace(start=start, stop=min(start + self._contexts, part.stop))
-
-    def read(self, part: Part) -> ContextBatch:
-        """A copy of a part of a file, in the file's dtype.
-
-        Raises: NonFiniteError if an activation is NaN or infinite and its token isn't left out;
-            ActivationsError if the file is damaged.
-        """
-        piece = self._files.read(part)
-        x_BLD = activations_of(piece.x_NLD)
-        if piece.ids_NL is None:
-            ids_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.int64)
-        else:
-            ids_BL = torch.from_numpy(np.array(piece.ids_NL, dtype=np.int64))
-        wanted_BL = self.rule.by_token(ids_BL, ids_BL >= 0)
-        norms_BL = norms(x_BLD)
-        if number := int((~at(norms_BL, wanted_BL).isfinite()).sum()):
-            is_own = piece.ids_NL is None
-            raise NonFiniteError(
-                f"{part.path}: {number} activations are NaN or infinite",
-                expected="finite numbers",
-                instead="remove their rows"
-                if is_own
-                else "cache them again with lm_dtype='float32'",
-            )
-        kept_BL = self.rule.by_norm(norms_BL, wanted_BL)
-        return ContextBatch(ids_BL, kept_BL, x_BLD, wanted_BL & ~kept_BL)
+def pieces_of(parts: Iterable[Part], ctx_len: int) -> list[Part]:
+    """Cut parts into pieces of about 4,096 rows, which are read at once."""
+    n = max(1, ROWS_AT_ONCE // ctx_len)
+    return [
+        part._replace(start=start, stop=min(start + n, part.stop))
+        for part in parts
+        for start in range(part.start, part.stop, n)
+    ]
 
 
-def activations_of(x_NLD: np.ndarray) -> Tensor:
-    """A copy of a `Piece`'s activations, in the file's dtype."""
-    copy = torch.from_numpy(np.array(x_NLD))
-    return copy.view(torch.bfloat16) if copy.dtype == torch.uint16 else copy
+def read_contexts(piece: Part, hook: str, rule: PositionRule) -> ContextBatch:
+    """A copy of a hook point's stored activations, in the file's dtype.
+
+    Raises: NonFiniteError if an activation is NaN or infinite and its token isn't left out;
+        ActivationsError if the file is damaged.
+    """
+    x_NLD, ids_NL = read_part(piece, hook)
+    x_BLD = torch.from_numpy(np.array(x_NLD))
+    if x_BLD.dtype == torch.uint16:
+        x_BLD = x_BLD.view(torch.bfloat16)
+    if ids_NL is None:
+        ids_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.int64)
+    else:
+        ids_BL = torch.from_numpy(ids_NL.astype(np.int64))
+    wanted_BL = rule.by_token(ids_BL, ids_BL >= 0)
+    norms_BL = norms(x_BLD)
+    if number := int((~at(norms_BL, wanted_BL).isfinite()).sum()):
+        raise NonFiniteError(
+            f"{piece.path}: {number} activations are NaN or infinite",
+            expected="finite numbers",
+            instead="remove their rows, or cache them again with lm_dtype='float32'",
+        )
+    kept_BL = rule.by_norm(norms_BL, wanted_BL)
+    return ContextBatch(ids_BL, kept_BL, x_BLD, wanted_BL & ~kept_BL)
 
 
 class _Next(NamedTuple):
@@ -109,17 +98,16 @@ class StoredRows:
             "activations": stored.place,
             "text": stored.settings["data"],
         }
-        self._reader = StoredReader(stored, hook, rule)
-        self._passes, self._seed = passes, seed
+        self._rule, self._passes, self._seed = rule, passes, seed
         self._before_read = before_read
         self._next = _Next(0, 0, 0)
-        self._pieces: tuple[int, list[Part]] | None = None  # the number of a pass, and its pieces
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the files."""
         first = self.stored.parts["train"][0]
-        return self._reader.read(first._replace(stop=first.start + 1)).x_BLD.dtype
+        piece = first._replace(stop=first.start + 1)
+        return read_contexts(piece, self.hook, self._rule).x_BLD.dtype
 
     @property
     def passes(self) -> int:
@@ -128,10 +116,10 @@ class StoredRows:
     def fill(self, out_ND: Tensor) -> Iterator[int]:
         """See `RowStream`. Yields after each read."""
         filled = 0
-        while filled < len(out_ND) and (piece := self._next_piece()) is not None:
+        for piece in self._pieces():
             if self._before_read is not None:
                 self._before_read()
-            batch = self._reader.read(piece)
+            batch = read_contexts(piece, self.hook, self._rule)
             is_whole = batch.wanted_BL.all()
             rows_ND = batch.x_BLD.flatten(0, 1) if is_whole else batch.wanted_ND
             first = self._next.row
@@ -143,23 +131,20 @@ class StoredRows:
             else:
                 self._next = _Next(self._next.number, self._next.piece + 1, 0)
             yield filled
+            if filled == len(out_ND):
+                return
 
-    def _next_piece(self) -> Part | None:
-        """The piece that holds the next row, which may be the first of the next pass; None at the end."""
+    def _pieces(self) -> Iterator[Part]:
+        """The pieces from the next row on, in the order in which they are read. Starts the next pass at the end of each."""
         while self._passes is None or self._next.number < self._passes:
-            if self._pieces is None or self._pieces[0] != self._next.number:
-                self._pieces = self._next.number, self._pieces_of(self._next.number)
-            if self._next.piece < len(self._pieces[1]):
-                return self._pieces[1][self._next.piece]
+            parts = self.stored.parts["train"]
+            files = list(dict.fromkeys(part.path for part in parts))
+            if self._seed is not None:
+                random.Random(drawn_seed(self._seed, "files", self._next.number)).shuffle(files)
+            place = {file: n for n, file in enumerate(files)}
+            parts = sorted(parts, key=lambda part: place[part.path])
+            yield from pieces_of(parts, self.stored.ctx_len)[self._next.piece :]
             self._next = _Next(self._next.number + 1, 0, 0)
-        return None
-
-    def _pieces_of(self, number: int) -> list[Part]:
-        """The pieces of a pass, in the order in which they are read."""
-        parts = list(self.stored.parts["train"])
-        if self._seed is not None:
-            random.Random(drawn_seed(self._seed, "files", number)).shuffle(parts)
-        return [piece for part in parts for piece in self._reader.cut(part)]
 
     def order(self, n: int, fill: int) -> Tensor:
         """See `RowStream`. Each fill has a generator of its own."""
@@ -180,7 +165,7 @@ class StoredRows:
         Raises: ConfigError if the activations that it had then have changed.
         """
         if self.stored.manifest is not None:
-            self.stored, self._pieces = self.stored.with_files(settings["files"]), None
+            self.stored = self.stored.with_files(settings["files"])
         if settings["cache"] != self.stored.digest:
             raise ConfigError(
                 "the run can't resume: since it was interrupted, the activations in"
@@ -195,8 +180,8 @@ class StoredRows:
             "cache": self.stored.digest,
             **({"files": len(self.stored.parts["train"])} if is_cache else {}),
             "ctx_len": self.stored.ctx_len,
-            "remove_bos": self._reader.rule.skip_token_id is not None,
-            "max_norm_multiple": self._reader.rule.max_norm_multiple,
+            "remove_bos": self._rule.skip_token_id is not None,
+            "max_norm_multiple": self._rule.max_norm_multiple,
             "seed": self._seed,
         }
 

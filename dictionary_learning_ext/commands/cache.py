@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from signal import SIGINT, Signals
 from typing import Any
 
-from ..activations.cache_manifest import CacheDtype, is_begun
+from ..activations.cache_manifest import CacheDtype
 from ..config.checks import require
 from ..config.run import Dtype, Packing, RunConfig
 from ..errors import Interrupted, in_shell
@@ -103,7 +102,7 @@ def run_cache(flags: CacheFlags) -> None:
     again = "run the same command again to continue the cache"
     with (
         saying_if_a_rank_is_lost(lambda: again),
-        explain_interrupt(again, Path(flags.folder)),
+        explain_interrupt(again),
         interrupts(processes.are_several) as signals,
         signals.deferred(),
     ):
@@ -134,18 +133,13 @@ def run_cache(flags: CacheFlags) -> None:
 
 
 @contextmanager
-def explain_interrupt(how: str, cache: Path | None = None) -> Iterator[None]:
-    """Add to an interruption inside how to continue.
-
-    Arguments:
-        cache: a cache that is written inside. If it isn't begun, the message says that nothing is cached.
-    """
+def explain_interrupt(how: str) -> Iterator[None]:
+    """Add to an interruption inside how to continue."""
     try:
         yield
     except KeyboardInterrupt as stop:
         signal = stop.signal if isinstance(stop, Interrupted) else SIGINT
-        so_far = how if cache is None or is_begun(cache) else "nothing is cached yet"
-        raise Interrupted(signal, f"stopped by {signal.name}; {so_far}") from stop
+        raise Interrupted(signal, f"stopped by {signal.name}; {how}") from stop
 
 
 HOOKS = Command("hooks", HooksFlags, run_hooks)

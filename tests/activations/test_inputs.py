@@ -259,8 +259,9 @@ def test_padding_is_marked_and_token_0_is_a_token(run, tmp_path):
 
 def test_cached_documents_keep_token_0(tmp_path):
     ids = np.array([[0, 5, 0, -1], [7, -1, -1, -1]], dtype=np.int32)
-    np.save(tmp_path / "documents.npy", ids)
-    stored: Any = SimpleNamespace(documents=tmp_path / "documents.npy")
+    (tmp_path / "heldout").mkdir()
+    np.save(tmp_path / "heldout" / "documents.npy", ids)
+    stored: Any = SimpleNamespace(place=tmp_path)
     ((found, mask),) = cached_documents(stored, 2)
     assert mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert found[mask.bool()].tolist() == [0, 5, 0, 7]

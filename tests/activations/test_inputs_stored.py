@@ -272,10 +272,10 @@ def test_their_end_is_an_error_that_names_the_cap(run):
 
 
 @pytest.mark.parametrize("normalize", ["sqrt_d", "none"])
-@pytest.mark.parametrize(("width", "said"), [(8, "are all zero"), (0, "rows of width 0")])
+@pytest.mark.parametrize(("width", "said"), [(8, "are all zero"), (0, "of shape (4000, 0)")])
 def test_own_activations_that_hold_nothing_are_refused(width, said, normalize, tmp_path, capsys):
     np.save(tmp_path / "rows.npy", np.zeros((4000, width), dtype=np.float32))
-    flags = f"--steps=2 --batch-size=64 --n-ctxs=50 --eval-tokens=0 --normalize={normalize}"
+    flags = f"--steps=2 --batch-size=64 --n-ctxs=50 --eval-tokens=0 --preset=none --normalize={normalize}"
     where = [f"--activations={tmp_path}", f"--save-dir={tmp_path / 'run'}"]
     assert said in refused(["train", "--k=4", "--dict-size=32", *flags.split(), *where], capsys)
 

@@ -1,7 +1,6 @@
 """`vsae hooks` and `vsae cache`, as they are typed."""
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -15,7 +14,7 @@ from texts import write_jsonl
 from torchrun import ended, rank_of, torchrun
 
 from dictionary_learning_ext.activations import cache_writer
-from dictionary_learning_ext.activations.cache_manifest import UNFINISHED, read_manifest
+from dictionary_learning_ext.activations.cache_manifest import read_manifest
 from dictionary_learning_ext.activations.cache_writer import write_contexts
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.cli import main
@@ -59,7 +58,7 @@ def test_it_says_what_it_needs_and_how_to_train(flags, tmp_path, capsys):
     assert main(["cache", str(folder), *flags[:-2], "--tokens=2000", "--dtype=float16"]) == 0
     assert flags[-2:] == ["--hook", HOOK]
     said = capsys.readouterr().out
-    assert said.startswith("2,000 tokens and 320 held-out ones at 1 ")
+    assert said.startswith("2,000 tokens need ")
     assert f"cached 2,016 tokens in {folder}; " in said
     assert f"train --activations {folder}" in said
     manifest = read_manifest(folder)
@@ -81,8 +80,8 @@ def test_several_hook_points_are_separated_by_commas(flags, tmp_path, capsys):
 
 
 def files_of_unfinished(cache):
-    path = cache / UNFINISHED
-    return len(json.loads(path.read_text())["files"]) if path.exists() else 0
+    manifest = read_manifest(cache)
+    return 0 if manifest is None or manifest.finished else len(manifest.files)
 
 
 @pytest.mark.slow

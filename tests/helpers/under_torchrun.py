@@ -26,7 +26,6 @@ from interrupted_runs import sae_of
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.buffer import Batches
-from dictionary_learning_ext.activations.cache_manifest import HELD_OUT
 from dictionary_learning_ext.activations.cache_writer import _Writer, write_cache
 from dictionary_learning_ext.activations.tokens import Ranks
 from dictionary_learning_ext.cli import main
@@ -198,15 +197,14 @@ def in_turn(commands, _):
 
 def cache_stopped(command, _):
     """`vsae cache` that a signal to rank 1 stops after its first file. Returns the exit code."""
-    original = _Writer._write
+    original = _Writer._save
 
-    def write(self, path, *given):
-        file = original(self, path, *given)
-        if os.environ["RANK"] == "1" and HELD_OUT not in str(path):
+    def save(self, manifest, *given):
+        original(self, manifest, *given)
+        if os.environ["RANK"] == "1" and manifest.files:
             os.kill(os.getpid(), signal.SIGTERM)
-        return file
 
-    with patch.object(_Writer, "_write", write):
+    with patch.object(_Writer, "_save", save):
         return main(command)
 
 
