@@ -1,12 +1,18 @@
 """The device to compute on, and glibc's settings for memory."""
 
+import contextlib
 import ctypes
+import logging
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import torch as t
 
 from .config.run import AUTO
 from .errors import ConfigError, first_line
+
+logger = logging.getLogger(__name__)
 
 
 def without_auto(device: str | None) -> str:
@@ -42,6 +48,35 @@ def chosen_device(device: str | None, name: str = "device") -> str:
             instead=f"use {name}='cpu'",
         ) from error
     return device
+
+
+def warn_of_slow_bf16(device: str, dtype: str) -> None:
+    """Warn of bfloat16 on a CPU that lacks instructions for it."""
+    is_slow = device == "cpu" and t.backends.cpu.get_cpu_capability() == "AVX2"
+    if is_slow and dtype == "bfloat16":
+        logger.warning(
+            "dtype='bfloat16': this CPU has no instructions for it (AVX2), and matmuls take several times as "
+            "long as in float32; leave it out unless the numbers have to be those of bfloat16"
+        )
+
+
+@contextlib.contextmanager
+def tf32_products(allowed: bool) -> Iterator[None]:
+    """Let CUDA multiply float32 matrices in TF32 inside, if `allowed`."""
+    if not allowed:
+        yield
+        return
+    products: Any = t.backends.cuda.matmul
+    name, value = "allow_tf32", True
+    try:
+        former = products.allow_tf32
+    except RuntimeError:  # the caller has set it by its newer name
+        name, value, former = "fp32_precision", "tf32", products.fp32_precision
+    setattr(products, name, value)
+    try:
+        yield
+    finally:
+        setattr(products, name, former)
 
 
 SWITCH = "VSAE_TUNE_PROCESS"

@@ -392,7 +392,8 @@ class _StoredInputs(Inputs):
             self._training_rule,
             passes=settings.text_passes,
             seed=settings.data_seed,
-            before_read=self._before_batch,
+            # Each of several processes reads when it needs to, and would wait for the others.
+            before_read=self._before_batch if self._group.count == 1 else None,
         )
         return ShuffledRows(
             rows, settings.n_ctxs * settings.ctx_len, settings.batch_size, settings.device

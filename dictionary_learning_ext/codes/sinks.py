@@ -4,15 +4,20 @@ Models such as Llama, Qwen and SmolLM2 have them at the first token of each cont
 file says in words which they were.
 """
 
+import logging
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch as t
 
+from ..activations.inputs import Inputs
 from ..activations.positions import at, norms
 from ..activations.rows import ContextBatch
 from .codes import Reading
+
+logger = logging.getLogger(__name__)
 
 _SINKS_NAMED = 3
 """The most positions and tokens that are named."""
@@ -38,6 +43,23 @@ def sinks_of(reading: Reading, tokenizer: Any) -> Sinks | None:
     )
     finder.note(ids_CL, sink_CL, sink_CL | wanted_CL)
     return finder.sinks()
+
+
+def warn_of_sinks(inputs: Inputs, hooks: Iterable[str], tokens: int) -> None:
+    """Warn of attention sinks among the first `tokens` tokens of the training text. Without a language model: nothing."""
+    if inputs.language_model is None:
+        return
+    for hook in hooks:
+        finder = SinkFinder(inputs.language_model.tokenizer)
+        for batch in inputs.contexts(hook, "train", tokens):
+            finder.add(batch)
+        if sinks := finder.sinks():
+            logger.warning(
+                "%s: some activations are far larger than the rest, up to %s times the median norm: %s."
+                " They dominate the loss and FVE. Use max_norm_multiple=10 to leave them out (the preset"
+                " recommended does).",
+                *(hook, f"{sinks.norm_ratio:,.0f}", sinks.where),
+            )
 
 
 class SinkFinder:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from signal import SIGINT, Signals
+from signal import SIGINT
 from typing import Any
 
 from ..activations.cache_manifest import CacheDtype
@@ -93,7 +93,6 @@ def run_cache(flags: CacheFlags) -> None:
     settings = RunConfig(**of_run)
     hooks = with_hook_names(settings).hooks  # refused now if it is wrong
     from ..activations.cache_writer import write_cache
-    from ..activations.tokens import Ranks
     from ..devices import without_auto
 
     if processes.are_several:
@@ -103,15 +102,10 @@ def run_cache(flags: CacheFlags) -> None:
     with (
         saying_if_a_rank_is_lost(lambda: again),
         explain_interrupt(again),
-        interrupts(processes.are_several) as signals,
+        interrupts(processes) as signals,
         signals.deferred(),
     ):
         join()
-
-        def check() -> None:
-            if number := max(processes.gather(signals.received or 0)):  # to any of the processes
-                raise Interrupted(Signals(number))
-
         manifest = write_cache(
             flags.folder,
             settings,
@@ -120,8 +114,8 @@ def run_cache(flags: CacheFlags) -> None:
             dtype=flags.dtype,
             file_bytes=flags.file_mb * 1_000_000,
             on_plan=lambda plan: print(plan, flush=True),
-            before_batch=check,
-            group=Ranks(processes.rank, processes.count, processes.gather),
+            before_batch=signals.check_all,
+            group=processes.ranks,
         )
     if not processes.is_first:
         return

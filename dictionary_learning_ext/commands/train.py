@@ -187,7 +187,7 @@ def run(flags: TrainFlags) -> None:
         where = ", ".join(map(in_shell, folders))
         print(f"{'Continuing' if resume else 'Writing to'} {where}, on {device}", flush=True)
 
-    was_finished = not planned.groups()
+    was_finished = not planned.stages()
     folders = carry_out(planned, on_start=print_start, rank_timeout=flags.rank_timeout)
     if launched().is_first:
         if was_finished and flags.resume is None:

@@ -131,33 +131,31 @@ def newest_points(
 
     Raises: CheckpointError if there are points and none can be used.
     """
-    there = {folder: steps_of(folder) for folder in folders}
+    steps = {folder: steps_of(folder) for folder in folders}
+    own = list(steps if own is None else own)
     problems: list[str] = []
     unusable: list[Path] = []
-    common = set.intersection(*map(set, there.values()))
-    for step in sorted(common, reverse=True):
-        points, wanted = {}, list(there if own is None else own)
-        for folder in wanted:
+    for step in sorted(set.intersection(*map(set, steps.values())), reverse=True):
+        points = {}
+        for folder in own:
             try:
                 points[folder] = load_point(folder, step)
             except CheckpointError as error:
                 problems.append(error.problem)
                 unusable.append(folder)
-        if are_all(len(points) == len(wanted)):
+        if are_all(len(points) == len(own)):
             return NewestPoints(step, points, problems)
-    had_at_most_one = min(map(len, there.values())) == 0 and max(map(len, there.values())) <= 1
-    has_weights = any((folder / WEIGHTS).exists() for folder in there)
-    if had_at_most_one and not has_weights:
+    counts = [len(of_folder) for of_folder in steps.values()]
+    has_weights = any((folder / WEIGHTS).exists() for folder in steps)
+    if min(counts) == 0 and max(counts) <= 1 and not has_weights:
         return NewestPoints(None, {}, [])
-    steps_there = (f"{f} has {', '.join(map(str, steps)) or 'none'}" for f, steps in there.items())
-    found = "; ".join(problems) or "; ".join(steps_there)
-    where = in_shell(*[*unusable, *there][:1])
-    again = (
-        f"train it from scratch with `vsae train --config {where} --save-dir {where} --overwrite`"
-    )
+    listed = (f"{f} has {', '.join(map(str, each)) or 'none'}" for f, each in steps.items())
+    where = in_shell(*[*unusable, *steps][:1])
+    again = f"`vsae train --config {where} --save-dir {where} --overwrite`"
     raise CheckpointError(
-        f"no step to resume from: expected a resume point of one step in every folder ({found})",
+        "no step to resume from: expected a resume point of one step in every folder "
+        f"({'; '.join(problems) or '; '.join(listed)})",
         instead="what is trained is kept: measure it with `vsae eval FOLDER`"
         if has_weights
-        else again,
+        else f"train it from scratch with {again}",
     )

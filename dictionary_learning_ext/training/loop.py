@@ -3,6 +3,9 @@
 `plan`, in plan.py, checks all that can be checked without torch. `carry_out` trains what was planned: `prepare` makes
 all other checks and changes no run folder, then `run` takes the steps, saves and evaluates. The SAEs of a run share one
 language model, and those of a hook point share one buffer.
+
+If torchrun has started several processes, each runs all of this for its own SAEs. They meet where a method of
+`Processes` or `Interrupts` is called.
 """
 
 import contextlib
@@ -12,23 +15,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from signal import Signals
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as t
-from dictionary_learning.dictionary import Dictionary
 from tqdm import tqdm
 
 from ..activations.buffer import Batches
-from ..activations.hook_points import HookPoint
 from ..activations.inputs import Inputs, find_inputs
 from ..activations.own_batches import OwnBatches
-from ..activations.tokens import Ranks
-from ..codes.sinks import SinkFinder
+from ..codes.sinks import warn_of_sinks
 from ..config.checks import require
 from ..config.run import SAMPLE_TOKENS, UNKNOWN, RunConfig
 from ..config.sae import SAEConfig
-from ..devices import chosen_device, without_auto
+from ..devices import chosen_device, tf32_products, warn_of_slow_bf16, without_auto
 from ..errors import (
     CheckpointError,
     ConfigError,
@@ -43,13 +42,11 @@ from ..progress import ProgressLines, progress
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import EVALUATION, all_locked, write_json
 from ..run_folder.reading import steps_of
-from ..run_folder.resume_points import ResumePoint, Scale
+from ..run_folder.resume_points import Scale
 from ..run_folder.weights import load_dictionary
-from ..trainers.base import Trainer
 from ..trainers.build import build_trainer
-from ..trainers.parts import WHOLE, Part
 from .logs import open_all, report_finished
-from .plan import Job, Plan, plan, require_memory
+from .plan import Plan, Share, plan, require_memory
 from .processes import (
     RANK_TIMEOUT,
     Interrupts,
@@ -61,15 +58,8 @@ from .processes import (
     resuming_command,
     saying_if_a_rank_is_lost,
 )
-from .resuming import (
-    checked_points,
-    continue_batches,
-    require_same_inputs,
-    restore,
-    start_from,
-    trained_sae,
-)
-from .sae_run import SAERun, versions
+from .resuming import Start, continue_batches, require_same_inputs, restore, start_from, start_of
+from .sae_run import Failure, SAERun, versions
 
 logger = logging.getLogger(__name__)
 
@@ -159,8 +149,8 @@ def train_saes(
     if evaluator is not None:
         for folder in folders.values():
             sae, _ = load_dictionary(folder, settings.device)
-            found: Mapping[str, Any] = evaluator(sae)  # numbers, also torch's and numpy's
-            plain = {name: x.item() if hasattr(x, "item") else x for name, x in found.items()}
+            metrics: Mapping[str, Any] = evaluator(sae)  # numbers, also torch's and numpy's
+            plain = {name: x.item() if hasattr(x, "item") else x for name, x in metrics.items()}
             write_json(folder / EVALUATION, plain)
     return folders
 
@@ -171,38 +161,36 @@ def carry_out(
     group: str | None = None,
     on_start: Callable[[Sequence[Path], str], None] = lambda folders, device: None,
     rank_timeout: int = RANK_TIMEOUT,
-    find: Callable[..., Inputs] | None = None,
+    find: Callable[..., Inputs] = find_inputs,
 ) -> dict[str, Path]:
     """Train the SAEs of a plan; see `train`.
 
     Arguments:
-        find: finds the run's inputs (default: `find_inputs`).
+        find: finds the run's inputs.
     """
     processes = launched()
     planned = planned.on(without_auto(planned.settings.device))
     device = processes.device(planned.settings.device)
     with saying_if_a_rank_is_lost(lambda: continue_or_start_again(planned.folders)):
         join(rank_timeout, planned.settings.split)  # every rank has planned, and none has written
-        _require_shared_folders(planned, processes)
-        groups = planned.groups()
-        if not groups:
+        processes.require_alike(
+            lambda: _newest_points(planned), "put run folders on storage that all machines share"
+        )
+        stages = planned.stages()
+        if not stages:
             _log_finished_run(planned, processes)
-        for behind in groups[1:]:
-            where = ", ".join(map(str, behind.folders))
+        for later in stages[1:]:
+            where = ", ".join(map(str, later.folders))
             logger.info("%s: stopped before the others; will be continued after them", where)
-        failures: dict[Path, tuple[str, str | None]] = {}
-        for each in groups:
-            own_folders = [job.folder for job in each.dealt(processes.count)[processes.rank]]
-            if not processes.is_first_of(planned.settings.split):
-                own_folders = []
-            with all_locked(own_folders), interrupts(processes.are_several) as signals:
-                with _nothing_is_written(), _tf32(planned.settings.tf32):
-                    training = prepare(
-                        each, device, processes, signals, group, on_start, find or find_inputs
-                    )
-                run(training)
+        failures: dict[Path, Failure] = {}
+        for stage in stages:
+            share = stage.share(processes, device)
+            with all_locked(share.written), interrupts(processes) as signals:
+                with _nothing_is_written(), tf32_products(planned.settings.tf32):
+                    training = prepare(share, signals, find, on_start)
+                run(training, group)
             failures |= training.failures()
-        _require_none_failed(failures, [folder for each in groups for folder in each.folders])
+        _require_none_failed(failures, [folder for stage in stages for folder in stage.folders])
     return {job.name: job.folder for job in planned.jobs}
 
 
@@ -215,13 +203,12 @@ def _nothing_is_written() -> Iterator[None]:
         raise stop.when("before the first step; nothing was written or changed") from stop
 
 
-def _require_shared_folders(planned: Plan, processes: Processes) -> None:
-    """Raise a TrainingError, on all ranks, unless all see the same resume points."""
-    newest = {
+def _newest_points(planned: Plan) -> dict[str, str]:
+    """The step of each SAE's newest resume point, by what it is."""
+    return {
         f"resume point in {folder}": str(max(steps_of(folder), default="none"))
         for folder in planned.folders
     }
-    processes.require_alike(newest, "put run folders on storage that all machines share")
 
 
 def _log_finished_run(planned: Plan, processes: Processes) -> None:
@@ -241,54 +228,166 @@ def _log_finished_run(planned: Plan, processes: Processes) -> None:
 # --- prepare
 
 
+def prepare(
+    share: Share,
+    signals: Interrupts,
+    find: Callable[..., Inputs],
+    on_start: Callable[[Sequence[Path], str], None],
+) -> "Training":
+    """Open a run's inputs, and build or restore its SAEs.
+
+    Makes all checks except those of wandb, the cheap ones first. See `carry_out` for the arguments.
+    """
+    inputs, start = _checked(share, signals, find)
+    if share.processes.is_first:
+        on_start(share.planned.folders, share.planned.settings.device)
+    data = _opened(share, inputs, start)
+    sae_runs = _built(share, inputs, start, data)
+    return Training(
+        share=share,
+        signals=signals,
+        inputs=inputs,
+        batches=data.batches,
+        hashes=data.hashes,
+        sae_runs=sae_runs,
+        step=start.step,
+        saved_at=time.monotonic(),
+    )
+
+
+def _checked(
+    share: Share, signals: Interrupts, find: Callable[..., Inputs]
+) -> tuple[Inputs, Start]:
+    """The run's inputs, not yet loaded, and where its SAEs start. Refuses what it can before the language model is
+    loaded: a device that can't be used, SAEs that don't fit into memory, and resume points of other settings."""
+    settings, processes = share.settings, share.processes
+    chosen_device(settings.device)
+    is_on_gpu = settings.device.startswith("cuda")
+    require(not settings.tf32 or is_on_gpu, "tf32", settings.tf32, "False, or device='cuda'")
+    if processes.is_first:
+        warn_of_slow_bf16(settings.device, settings.dtype)
+    inputs = find(
+        settings, share.planned.hooks, signals.check_all, group=processes.ranks, language_model=None
+    )
+    require_memory(share.in_memory, inputs.widths, settings.device)
+    return inputs, start_of(share)
+
+
+class _Data(NamedTuple):
+    """Loaded inputs."""
+
+    batches: Batches
+    """From the step at which the run starts."""
+    scales: dict[str, Scale]
+    """The size of the activations at each hook point."""
+    samples: dict[str, Sample]
+    """The held-out activations to measure on during training, by hook point."""
+    hashes: dict[str, str]
+    """See `Inputs.hashes`."""
+
+
+def _opened(share: Share, inputs: Inputs, start: Start) -> _Data:
+    """Load the inputs, and read as far as the run starts. All processes must read the same."""
+    settings, hooks = share.settings, dict.fromkeys(job.hook for job in share.jobs)
+    inputs.load(hooks)
+    if settings.eval_tokens:
+        inputs.require_held_out()
+    hashes = inputs.hashes()
+    share.processes.require_alike(
+        lambda: {n.replace("_", " "): h for n, h in hashes.items()} | inputs.data_hashes(),
+        "copy the same files to every machine",
+    )
+    batches, samples = inputs.training_batches(), {}
+    if settings.eval_every is not None:
+        tokens = min(SAMPLE_TOKENS, settings.eval_tokens)
+        samples = {hook: Sample(inputs.held_out(hook, tokens)) for hook in hooks}
+    if start.points is not None:
+        require_same_inputs(share.jobs, start.points, hashes, versions())
+        scales = continue_batches(batches, share, start.points)
+    else:
+        squares = batches.mean_squared_norms()  # fills the buffer: most of the wait
+        factors = batches.norm_factors(squares)
+        scales = {hook: Scale(f, squares[hook] / f**2) for hook, f in factors.items()}
+        if settings.max_norm_multiple is None:
+            warn_of_sinks(inputs, share.hooks, SAMPLE_TOKENS)
+    return _Data(batches, scales, samples, hashes)
+
+
+def _built(share: Share, inputs: Inputs, start: Start, data: _Data) -> list[SAERun]:
+    """Build the SAEs: with random weights, with those of a trained SAE, or from their resume points."""
+    settings, sae_runs = share.settings, []
+    part_of = share.processes.parts(settings.split, settings.device)
+    points = start.points or [None] * len(share.jobs)
+    for job, source, point in zip(share.jobs, start.sources, points, strict=True):
+        config, hook, scale = job.config.sae, inputs.hooks[job.hook], data.scales[job.hook]
+        trainer = build_trainer(
+            config,
+            energy=scale.energy,
+            steps=settings.steps,
+            activation_dim=hook.activation_dim,
+            layer=hook.layer,
+            lm_name=settings.model,
+            hook=hook.name,
+            device=settings.device,
+            dtype=settings.dtype,
+            name=job.folder.name,
+            part=part_of(config.dict_size),
+        )
+        if source is not None:
+            start_from(trainer, source, scale.norm_factor, config, hook)
+        if point is not None:
+            restore(trainer, point, job.folder, settings.device)
+            point = replace(point, trainer={})  # frees the weights
+        sae_runs.append(SAERun(job, trainer, scale, data.samples.get(job.hook), point))
+    return sae_runs
+
+
+# --- run
+
+
 @dataclass
 class Training:
     """A run's state in this process: its SAEs, their batches, and the step."""
 
-    settings: RunConfig
-    """The run's settings, with the device of this process."""
+    share: Share
+    signals: Interrupts
     inputs: Inputs
     batches: Batches
-    """The batches, from the step at which the run begins or continues."""
-    sae_runs: list[SAERun]
-    """The SAEs of this process. One of several processes may have none."""
-    folders: list[Path]
-    """The run folders of all processes."""
-    folder: Path
-    """What `--resume` continues, see `Plan`."""
-    points: list[ResumePoint]
-    """The resume points without their weights. Empty if the run starts."""
+    """The batches, from the step at which the run starts."""
     hashes: dict[str, str]
     """See `Inputs.hashes`."""
-    group: str | None
-    """The name by which wandb groups the runs."""
-    processes: Processes
-    signals: Interrupts
+    sae_runs: list[SAERun]
+    """The SAEs of this process. One of several processes may have none."""
     step: int
     """The number of updates made so far."""
     saved_at: float
     """The time at which the last resume points were written, in seconds."""
 
     @property
+    def settings(self) -> RunConfig:
+        """The run's settings, with the device of this process."""
+        return self.share.settings
+
+    @property
     def active(self) -> list[SAERun]:
         """The SAEs that have not failed."""
-        return [one for one in self.sae_runs if one.failure is None]
+        return [sae for sae in self.sae_runs if sae.failure is None]
 
     @cached_property
     def labels(self) -> dict[str, str]:
         """The label of each SAE in the progress bar, by its folder."""
         configs = {
-            str(one.folder): {
-                "trainer": one.trainer.config,
-                "run": {"settings": one.config.to_dict()},
+            str(sae.folder): {
+                "trainer": sae.trainer.config,
+                "run": {"settings": sae.config.to_dict()},
             }
-            for one in self.sae_runs
+            for sae in self.sae_runs
         }
         return labels(configs)
 
     def next_batches(self) -> dict[str, t.Tensor]:
         """The activations of this step by hook point, (B, D), in training units."""
-        factors = {one.settings.hook: one.norm_factor for one in self.sae_runs}
+        factors = {sae.settings.hook: sae.norm_factor for sae in self.sae_runs}
         return {
             hook: x_BD.to(self.settings.device, t.float32).div_(factors[hook])
             for hook, x_BD in self.batches.next().items()
@@ -305,234 +404,45 @@ class Training:
             is_due = every_steps is not None and self.step % every_steps == 0
         return is_due and self.step > 0
 
-    def failures(self) -> dict[Path, tuple[str, str | None]]:
-        """The failure and the remedy of each SAE that has failed, on all ranks, see `SAERun`. A collective."""
-        own = {
-            one.folder: (one.failure, one.remedy)
-            for one in self.sae_runs
-            if one.failure is not None
+    def failures(self) -> dict[Path, Failure]:
+        """Why SAEs have failed, on all ranks. Every rank must call it."""
+        own = {sae.folder: sae.failure for sae in self.sae_runs if sae.failure is not None}
+        failures = {
+            f: why for of_rank in self.share.processes.gather(own) for f, why in of_rank.items()
         }
-        gathered = {f: what for each in self.processes.gather(own) for f, what in each.items()}
-        return {folder: gathered[folder] for folder in self.folders if folder in gathered}
+        return {f: failures[f] for f in self.share.planned.folders if f in failures}
 
     def write_resume_points(self, saes: Sequence[SAERun]) -> None:
         """Write the resume points of these SAEs. Must be called before the batch of this step is taken."""
         places = self.batches.state_dicts()
-        for one in saes:
-            one.write_resume_point(self.step, places[one.settings.hook], self.hashes)
+        for sae in saes:
+            sae.write_resume_point(self.step, places[sae.settings.hook], self.hashes)
         self.saved_at = time.monotonic()
 
 
-def prepare(
-    planned: Plan,
-    device: str,
-    processes: Processes,
-    signals: Interrupts,
-    group: str | None,
-    on_start: Callable[[Sequence[Path], str], None],
-    find: Callable[..., Inputs],
-) -> Training:
-    """Open a run's inputs, and build or restore its SAEs.
-
-    Makes all checks except those of wandb, the cheap ones first. See `carry_out` for the arguments.
-
-    Arguments:
-        device: the device of this process.
-    """
-    settings = replace(planned.settings, device=device)
-    chosen_device(device)
-    on_a_gpu = "False, or device='cuda'"
-    require(not settings.tf32 or device.startswith("cuda"), "tf32", settings.tf32, on_a_gpu)
-    inputs, jobs = _found(planned, settings, processes, signals, find)
-    points = checked_points(planned.folders, jobs, processes) if planned.resume else None
-    sources = [None if points else trained_sae(job.config.sae) for job in jobs]
-    if processes.is_first:
-        _warn_of_slow_bf16(settings)
-        on_start(planned.folders, planned.settings.device)
-    hashes = _loaded(inputs, settings, jobs, processes)
-    batches, samples = inputs.training_batches(), _samples(inputs, settings, jobs)
-    if points:
-        require_same_inputs(jobs, points.of_jobs, hashes, versions())
-        scales = continue_batches(batches, jobs, points.of_jobs, processes)
-    else:
-        scales = _measured_scales(batches)
-        _warn_of_sinks(inputs, settings, _first_of(planned, jobs, processes))
-    mesh = _mesh(settings.split, processes, device)
-    sae_runs, of_jobs = [], points.of_jobs if points else [None] * len(jobs)
-    for job, source, point in zip(jobs, sources, of_jobs, strict=True):
-        hook, scale, part = inputs.hooks[job.hook], scales[job.hook], _part(job, mesh)
-        trainer = _built(job, hook, scale, device, source, point, part)
-        sae_runs.append(SAERun(job, trainer, scale, samples.get(job.hook)))
-    return Training(
-        settings=settings,
-        inputs=inputs,
-        batches=batches,
-        sae_runs=sae_runs,
-        folders=planned.folders,
-        folder=planned.folder,
-        points=[replace(point, trainer={}) for point in of_jobs if point],  # the weights are freed
-        hashes=hashes,
-        group=group,
-        processes=processes,
-        signals=signals,
-        step=points.step if points else 0,
-        saved_at=time.monotonic(),
-    )
-
-
-def _found(
-    planned: Plan,
-    settings: RunConfig,
-    processes: Processes,
-    signals: Interrupts,
-    find: Callable[..., Inputs],
-) -> tuple[Inputs, list[Job]]:
-    """The run's inputs, not yet loaded, and the jobs of this process, which fit into memory."""
-    before_batch = partial(_check, processes, signals)
-    if processes.are_several and settings.activations is not None:
-        before_batch = None  # each process reads when it needs to, and would wait for the others
-    together = Ranks(processes.rank, processes.count, processes.gather)
-    inputs = find(settings, planned.hooks, before_batch, group=together, language_model=None)
-    dealt, on_cpu = planned.dealt(processes.count), settings.device.startswith("cpu")
-    ranks = processes.on_this_machine if on_cpu else [processes.rank]
-    beside = [job for rank in ranks for job in dealt[rank]]
-    require_memory(beside, inputs.widths, settings.device)
-    return inputs, dealt[processes.rank]
-
-
-def _loaded(
-    inputs: Inputs, settings: RunConfig, jobs: Sequence[Job], processes: Processes
-) -> dict[str, str]:
-    """Load a run's inputs. Returns their hashes, see `Inputs.hashes`; all processes read the same."""
-    inputs.load(dict.fromkeys(job.hook for job in jobs))
-    if settings.eval_tokens:
-        inputs.require_held_out()
-    hashes = inputs.hashes()
-    if processes.are_several:
-        read = {name.replace("_", " "): value for name, value in hashes.items()}
-        read |= inputs.data_hashes()
-        processes.require_alike(read, "copy the same files to every machine")
-    return hashes
-
-
-def _measured_scales(batches: Batches) -> dict[str, Scale]:
-    """The size of the activations at each hook point. Fills the buffer: most of the wait."""
-    squares = batches.mean_squared_norms()
-    factors = batches.norm_factors(squares)
-    return {hook: Scale(factors[hook], squares[hook] / factors[hook] ** 2) for hook in factors}
-
-
-def _first_of(planned: Plan, jobs: Sequence[Job], processes: Processes) -> dict[str, None]:
-    """The hook points of these jobs that no lower rank has."""
-    lower = planned.dealt(processes.count)[: processes.rank]
-    of_others = {job.hook for theirs in lower for job in theirs}
-    return dict.fromkeys(job.hook for job in jobs if job.hook not in of_others)
-
-
-def _built(
-    job: Job,
-    hook: HookPoint,
-    scale: Scale,
-    device: str,
-    source: Dictionary | None,
-    point: ResumePoint | None,
-    part: Part,
-) -> Trainer:
-    """Build a trainer: with random weights, with those of a trained SAE, or from its resume point."""
-    trainer = build_trainer(
-        job.config.sae,
-        energy=scale.energy,
-        steps=job.config.run.steps,
-        activation_dim=hook.activation_dim,
-        layer=hook.layer,
-        lm_name=job.config.run.model,
-        hook=hook.name,
-        device=device,
-        dtype=job.config.run.dtype,
-        name=job.folder.name,
-        part=part,
-    )
-    if source is not None:
-        start_from(trainer, source, scale.norm_factor, job.config.sae, hook)
-    if point is not None:
-        restore(trainer, point, job.folder, device)
-    return trainer
-
-
-def _mesh(split: int | None, processes: Processes, device: str) -> Any:
-    """The processes that hold the parts of one SAE; None if one holds them all. A collective: every rank must call it, even
-    one without an SAE."""
-    if split is None or split == 1:
-        return None
-    from torch.distributed.device_mesh import init_device_mesh
-
-    shape, axes = (processes.count // split, split), ("saes", "features")
-    mesh = init_device_mesh(device.partition(":")[0], shape, mesh_dim_names=axes)
-    return mesh["features"]
-
-
-def _part(job: Job, mesh: Any) -> Part:
-    """The part of an SAE's features that this process trains."""
-    if job.config.run.split is None:
-        return WHOLE
-    from ..trainers.split import MeshPart, SplitPart
-
-    dict_size = job.config.sae.dict_size
-    return SplitPart(dict_size) if mesh is None else MeshPart(dict_size, mesh)
-
-
-def _samples(inputs: Inputs, settings: RunConfig, jobs: Sequence[Job]) -> dict[str, Sample]:
-    """The held-out activations to measure on during training, by hook point. They are read before the first step."""
-    if settings.eval_every is None:
-        return {}
-    tokens = min(SAMPLE_TOKENS, settings.eval_tokens)
-    return {hook: Sample(inputs.held_out(hook, tokens)) for hook in {job.hook for job in jobs}}
-
-
-def _check(processes: Processes, signals: Interrupts) -> None:
-    """Raise Interrupted on all ranks if any has received a signal. A collective: every rank must call it."""
-    if number := processes.largest(signals.received or 0)[0]:
-        raise Interrupted(Signals(number))
-
-
-# --- run
-
-
-def run(training: Training) -> None:
+def run(training: Training, wandb_group: str | None) -> None:
     """Take the steps, save, and evaluate."""
-    settings, processes = training.settings, training.processes
     code = 1
     try:
         with training.signals.deferred():
-            if not training.points:
-                logs = [one.log for one in training.sae_runs if one.part.is_first]
-                open_all(logs, training.group)  # may be refused
-            processes.meet()  # every rank is prepared, and none has written
-            _begin(training)
-            with _tf32(settings.tf32):
+            new = [sae for sae in training.sae_runs if sae.point is None and sae.part.is_first]
+            open_all([sae.log for sae in new], wandb_group)  # may be refused
+            training.share.processes.meet()  # every rank is prepared, and none has written
+            for sae in training.sae_runs:
+                sae.begin(training.batches.by_hook[sae.settings.hook].config, wandb_group)
+            with tf32_products(training.settings.tf32):
                 _take_all_steps(training)
-            for one in training.active:
-                one.save_final()
-            trained = [one for one in training.active if one.part.is_first]
-        if settings.eval_tokens and trained:
-            _evaluate(training.inputs, trained, training.signals)
+            for sae in training.active:
+                sae.save_final()
+        if training.settings.eval_tokens:
+            _evaluate(training)
         code = 0
     except Interrupted as stop:
         code = stop.exit_code
         raise
     finally:
-        for one in training.sae_runs:
-            one.close(code)
-
-
-def _begin(training: Training) -> None:
-    """Start the run folders, or delete from them what was written after the resume points."""
-    if training.points:
-        for one, point in zip(training.sae_runs, training.points, strict=True):
-            one.resume(point, training.group)
-    else:
-        for one in training.sae_runs:
-            one.start(training.batches.by_hook[one.settings.hook].config)
+        for sae in training.sae_runs:
+            sae.close(code)
 
 
 def _take_all_steps(training: Training) -> None:
@@ -541,7 +451,7 @@ def _take_all_steps(training: Training) -> None:
     An interruption is raised with the step and the command that continues. After an error, a single process saves what
     it has trained.
     """
-    settings, processes = training.settings, training.processes
+    settings, processes = training.settings, training.share.processes
     # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
     quiet: dict[str, Any] = {} if processes.is_first else {"disable": True}
     bar = progress(
@@ -554,13 +464,7 @@ def _take_all_steps(training: Training) -> None:
     try:
         _take_steps(training, bar)
     except Interrupted as stop:
-        if not training.inputs.can_resume:
-            _save_what_is_left(training)
-            raise stop.when(f"at step {training.step}; the weights are in checkpoints/") from stop
-        training.write_resume_points(training.active)
-        processes.meet()  # torchrun kills the others 30 seconds after one has ended
-        again = resuming_command([training.folder])
-        raise stop.when(f"at step {training.step}; continue with `{again}`") from stop
+        raise stop.when(f"at step {training.step}; {_saved_after_signal(training)}") from stop
     except Exception as error:
         if not processes.are_several:  # else the others may be at another place
             _save_what_is_left(training)
@@ -577,23 +481,19 @@ def _take_steps(training: Training, bar: tqdm | ProgressLines) -> None:
     batches: dict[str, t.Tensor] = {}
     for step in range(training.step, settings.steps):
         training.step = step
-        signal, is_point_due, are_any_active = training.processes.largest(
-            training.signals.received or 0, training.is_point_due, len(training.active)
-        )
-        if signal:
-            raise Interrupted(Signals(signal))
+        is_point_due, n_active = training.signals.agree(training.is_point_due, len(training.active))
         if is_point_due:
             training.write_resume_points(training.active)
-        if not are_any_active:
+        if n_active == 0:
             return
         batches = training.next_batches()
         if step in checkpoints:
-            for one in training.active:
-                one.save_checkpoint(step)
+            for sae in training.active:
+                sae.save_checkpoint(step)
         if step % settings.log_every == 0 or settings.is_measured(step):
             _check_and_log(training, batches, bar)
-        for one in training.active:
-            one.update(step, batches[one.settings.hook])
+        for sae in training.active:
+            sae.update(step, batches[sae.settings.hook])
         bar.update(settings.batch_size)
     training.step = settings.steps
     if batches:  # else the run was resumed when all steps were done
@@ -607,12 +507,12 @@ def _check_and_log(
 ) -> None:
     """Log the metrics of every SAE, and show those of the first few in the progress bar."""
     shown = {}
-    for one in training.active:
-        metrics = one.check_and_log(training.step, batches[one.settings.hook])
+    for sae in training.active:
+        metrics = sae.check_and_log(training.step, batches[sae.settings.hook])
         if metrics is None:
             continue
         loss = metrics.get("loss", metrics["l2_loss"])
-        shown[training.labels[str(one.folder)]] = (
+        shown[training.labels[str(sae.folder)]] = (
             f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f}"
         )
     parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
@@ -622,104 +522,60 @@ def _check_and_log(
     bar.set_postfix_str(" | ".join(parts + more))
 
 
+def _saved_after_signal(training: Training) -> str:
+    """Save what can continue after a signal. Returns what the user can do with it."""
+    if not training.inputs.can_resume:
+        _save_what_is_left(training)
+        return "the weights are in checkpoints/"
+    training.write_resume_points(training.active)
+    training.share.processes.meet()  # torchrun kills the others 30 seconds after one has ended
+    return f"continue with `{resuming_command([training.share.planned.folder])}`"
+
+
 def _save_what_is_left(training: Training) -> None:
     """Save the weights of every SAE after an error, and a resume point unless some SAEs have seen this step's batch."""
     step = training.step
     is_between_steps = training.batches.tokens_seen() == {step * training.settings.batch_size}
     is_resumable = is_between_steps and training.inputs.can_resume
     logger.error("stopped at step %d; saving the weights so far in checkpoints/", step)
-    for one in training.active:
+    for sae in training.active:
         try:
-            one.save_checkpoint(step)
+            sae.save_checkpoint(step)
             if is_resumable:
-                training.write_resume_points([one])
+                training.write_resume_points([sae])
         except CheckpointError as full:
             logger.error("%s", full)
 
 
-def _require_none_failed(
-    failures: Mapping[Path, tuple[str, str | None]], folders: Sequence[Path]
-) -> None:
-    """Raise a TrainingError if any SAE in these folders has failed.
-
-    Arguments:
-        failures: see `Training.failures`.
-    """
+def _require_none_failed(failures: Mapping[Path, Failure], folders: Sequence[Path]) -> None:
+    """Raise a TrainingError if any SAE in these folders has failed."""
     if not failures:
         return
-    instead = [remedy for _, remedy in failures.values() if remedy]
-    if resumable := [folder for folder, (_, remedy) in failures.items() if remedy is None]:
+    instead = [failure.remedy for failure in failures.values() if failure.remedy]
+    if resumable := [folder for folder, failure in failures.items() if failure.remedy is None]:
         instead.append(f"continue with `{resuming_command(resumable)}`")
     if others := [str(folder) for folder in folders if folder not in failures]:
         instead.append(f"trained and saved: {', '.join(others)}")
-    said = "; ".join(what for what, _ in failures.values())
+    said = "; ".join(failure.said for failure in failures.values())
     raise TrainingError(said, instead="; ".join(dict.fromkeys(instead)))
 
 
-def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> None:
-    """Evaluate trained SAEs on held-out text, and write their metrics.json."""
+def _evaluate(training: Training) -> None:
+    """Evaluate the trained SAEs on held-out text, and write their metrics.json."""
+    trained = [sae for sae in training.active if sae.part.is_first]
+    if not trained:
+        return
+    inputs, settings = training.inputs, training.settings
     try:
-        signals.check()
+        training.signals.check()
         for hook in inputs.hooks:
-            own = {one.name: one for one in trained if one.settings.hook == hook}
+            own = {sae.name: sae for sae in trained if sae.settings.hook == hook}
             if not own:
                 continue
-            saes = {name: (one.trained(), one.norm_factor) for name, one in own.items()}
-            tokens = trained[0].settings.eval_tokens
-            for name, metrics in measure(saes, inputs.held_out(hook, tokens)).items():
+            saes = {name: (sae.trained(), sae.norm_factor) for name, sae in own.items()}
+            for name, metrics in measure(saes, inputs.held_out(hook, settings.eval_tokens)).items():
                 own[name].record(metrics | {"measured_on": measured_on(own[name].settings)})
     except Interrupted as stop:
-        where = in_shell(*(one.folder for one in trained))
+        where = in_shell(*(sae.folder for sae in trained))
         saved = "the training is done and saved"
         raise stop.when(f"in the evaluation; {saved}; continue with `vsae eval {where}`") from stop
-
-
-# --- warnings, and torch's settings
-
-
-def _warn_of_slow_bf16(settings: RunConfig) -> None:
-    """Warn if this CPU lacks instructions for bfloat16."""
-    is_slow = settings.device == "cpu" and t.backends.cpu.get_cpu_capability() == "AVX2"
-    if is_slow and settings.dtype == "bfloat16":
-        logger.warning(
-            "dtype='bfloat16': this CPU has no instructions for it (AVX2), and matmuls take several times as "
-            "long as in float32; leave it out unless the numbers have to be those of bfloat16"
-        )
-
-
-@contextlib.contextmanager
-def _tf32(wanted: bool) -> Iterator[None]:
-    """Let CUDA multiply float32 matrices in TF32 inside, if `wanted`. The final evaluation is in float32."""
-    if not wanted:
-        yield
-        return
-    products: Any = t.backends.cuda.matmul
-    name, value = "allow_tf32", True
-    try:
-        former = products.allow_tf32
-    except RuntimeError:  # the caller has set it by its newer name
-        name, value, former = "fp32_precision", "tf32", products.fp32_precision
-    setattr(products, name, value)
-    try:
-        yield
-    finally:
-        setattr(products, name, former)
-
-
-def _warn_of_sinks(inputs: Inputs, settings: RunConfig, hooks: Iterable[str]) -> None:
-    """Warn of attention sinks among the first tokens of the text, unless they are left out."""
-    if inputs.language_model is None or settings.max_norm_multiple is not None:
-        return
-    for hook in hooks:
-        finder = SinkFinder(inputs.language_model.tokenizer)
-        for batch in inputs.contexts(hook, "train", SAMPLE_TOKENS):
-            finder.add(batch)
-        if sinks := finder.sinks():
-            logger.warning(
-                "%s: some activations are far larger than the rest, up to %s times the median norm: %s."
-                " They dominate the loss and FVE. Use max_norm_multiple=10 to leave them out (the preset"
-                " recommended does).",
-                hook,
-                f"{sinks.norm_ratio:,.0f}",
-                sinks.where,
-            )

@@ -2,6 +2,9 @@
 
     torchrun --nproc-per-node 2 -m dictionary_learning_ext train …
 
+`Processes` is all that they do together, and `Plan.share` says which SAEs each of them trains. A single process is
+`ONE_PROCESS`: it has rank 0, the methods return what it gives them, and it shares with nobody.
+
 torchrun handles failures: a rank that fails says why and exits, and torchrun ends the others. The first SIGTERM or
 SIGINT ends a run at the next safe place, the second ends it at once. With several processes, a signal to one stops all
 before the next step or the next passes of the language model. Later signals are ignored, as torchrun sends signals
@@ -16,17 +19,21 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..errors import ConfigError, Interrupted, TrainingError, in_shell
 from ..run_folder.files import CONFIG
+
+if TYPE_CHECKING:
+    from ..activations.tokens import Ranks
+    from ..trainers.parts import Part
 
 RANK_TIMEOUT = 1800
 """The seconds that a rank waits for the others, e.g. while they evaluate."""
@@ -126,20 +133,50 @@ class Processes:
         dist.all_gather_object(gathered, what)
         return gathered
 
-    def require_alike(self, read: Mapping[str, str], instead: str) -> None:
+    def require_alike(self, read: Callable[[], Mapping[str, str]], instead: str) -> None:
         """Raise a TrainingError on all ranks unless they read the same data. Every rank must call it.
 
         Arguments:
-            read: identifies the data of this rank by name, e.g. {"text": its SHA-256}.
+            read: identifies the data of this rank by name, e.g. {"text": its SHA-256}. A single process doesn't call it.
             instead: what to do if they differ.
         """
-        first, *others = self.gather(dict(read))
+        if not self.are_several:
+            return
+        first, *others = self.gather(dict(read()))
         for rank, other in enumerate(others, 1):
             for name, value in other.items():
                 if value != first[name]:
                     differ = f"{value[:12]}, not {first[name][:12]}"
                     what = f"rank {rank} reads another {name} than rank 0 ({differ})"
                     raise TrainingError(what, instead=instead)
+
+    @property
+    def ranks(self) -> "Ranks":
+        """These processes as those of `activations/` that share the language model's passes."""
+        from ..activations.tokens import Ranks
+
+        return Ranks(self.rank, self.count, self.gather)
+
+    def parts(self, split: int | None, device: str) -> "Callable[[int], Part]":
+        """The part that this process trains of an SAE with this dict_size. Every rank must call it, even one without
+        an SAE.
+
+        Arguments:
+            split: the number of parts, which as many processes hold; None: SAEs are not split.
+        """
+        from ..trainers.parts import WHOLE
+
+        if split is None:
+            return lambda dict_size: WHOLE
+        from ..trainers.split import MeshPart, SplitPart
+
+        if split == 1:
+            return SplitPart
+        from torch.distributed.device_mesh import init_device_mesh
+
+        shape, axes = (self.count // split, split), ("saes", "features")
+        mesh = init_device_mesh(device.partition(":")[0], shape, mesh_dim_names=axes)["features"]
+        return lambda dict_size: MeshPart(dict_size, mesh)
 
 
 ONE_PROCESS = Processes()
@@ -266,17 +303,28 @@ class Interrupts:
     """Remembers a signal until the run can end safely.
 
     Arguments:
-        are_several: whether this is one of several processes.
+        processes: those of the run.
     """
 
-    def __init__(self, are_several: bool):
+    def __init__(self, processes: Processes):
         self.received: signal.Signals | None = None
-        self._are_several, self._is_deferred = are_several, False
+        self._processes, self._is_deferred = processes, False
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has arrived."""
+        """Raise Interrupted if a signal has arrived in this process."""
         if self.received is not None:
             raise Interrupted(self.received)
+
+    def check_all(self) -> None:
+        """Raise Interrupted on all ranks if a signal has arrived in any. Every rank must call it."""
+        self.agree()
+
+    def agree(self, *numbers: int) -> Sequence[int]:
+        """`check_all`, and the largest of each number over the ranks."""
+        number, *largest = self._processes.largest(self.received or 0, *numbers)
+        if number:
+            raise Interrupted(signal.Signals(number))
+        return largest
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -289,10 +337,10 @@ class Interrupts:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if self._are_several and self.received is not None:
+        if self._processes.are_several and self.received is not None:
             return
         self.received = signal.Signals(number)
-        if not self._are_several:
+        if not self._processes.are_several:
             for each in SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
         if not self._is_deferred:
@@ -300,9 +348,9 @@ class Interrupts:
 
 
 @contextmanager
-def interrupts(are_several: bool = False) -> Iterator[Interrupts]:
+def interrupts(processes: Processes = ONE_PROCESS) -> Iterator[Interrupts]:
     """Catch signals inside. In another thread than the main one, Python allows no handlers, and none arrives."""
-    caught = Interrupts(are_several)
+    caught = Interrupts(processes)
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
@@ -310,7 +358,7 @@ def interrupts(are_several: bool = False) -> Iterator[Interrupts]:
     try:
         yield caught
     except BaseException:
-        if are_several:
+        if processes.are_several:
             former = dict.fromkeys(SIGNALS, signal.SIG_IGN)  # this process is about to end
         raise
     finally:

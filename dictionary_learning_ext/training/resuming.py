@@ -23,8 +23,7 @@ from ..run_folder.reading import load_config, read_config
 from ..run_folder.resume_points import ResumePoint, Scale, newest_points
 from ..run_folder.weights import for_raw_activations, load_dictionary
 from ..trainers.base import Trainer
-from .plan import Job
-from .processes import Processes
+from .plan import Job, Share
 
 logger = logging.getLogger(__name__)
 
@@ -32,28 +31,32 @@ _OPTIONAL = "log_var_encoder."
 """The prefix of weights that a trained SAE may lack: a learned log-variance then starts as usual."""
 
 
-class Points(NamedTuple):
-    """The resume points from which a run continues."""
+class Start(NamedTuple):
+    """Where the SAEs of this process start."""
 
     step: int
-    of_jobs: list[ResumePoint]
-    """One for each job of this process."""
+    points: list[ResumePoint] | None
+    """The resume point of each job; None: the run starts from scratch."""
+    sources: list[Dictionary | None]
+    """The trained SAE of each job's init_from, for raw activations, unless the run is resumed."""
 
 
-def checked_points(
-    folders: Sequence[Path], jobs: Sequence[Job], processes: Processes
-) -> Points | None:
-    """Load the newest resume points that all SAEs have; None if there are none yet. A collective.
+def start_of(share: Share) -> Start:
+    """Load the newest resume points that all SAEs have, or else the SAEs of init_from. Every rank must call it.
 
-    Arguments:
-        folders: the run folders of all processes.
-        jobs: the jobs of this process, whose points are loaded.
-
-    Raises: CheckpointError if there are points and none can be used; ConfigError if the settings have changed.
+    Raises: CheckpointError if there are points and none can be used; ConfigError if the settings have changed; what
+    `trained_sae` raises.
     """
-    own = [job.folder for job in jobs]
-    step, points, problems = newest_points(folders, own, processes.are_all)
-    where = os.path.commonpath(folders)
+    if share.planned.resume and (start := _resumed(share)) is not None:
+        return start
+    return Start(0, None, [trained_sae(job.config.sae) for job in share.jobs])
+
+
+def _resumed(share: Share) -> Start | None:
+    """The newest resume points that all SAEs have; None if there are none yet."""
+    folders, jobs = share.planned.folders, share.jobs
+    own, where = [job.folder for job in jobs], os.path.commonpath(folders)
+    step, of_folders, problems = newest_points(folders, own, share.processes.are_all)
     for problem in problems:
         logger.warning("%s: skipped", problem)
     if step is None:
@@ -63,18 +66,20 @@ def checked_points(
             require_same(was, job.config.to_dict(), str(job.folder), but=but)
         logger.info("%s: no resume point yet; starting from scratch", where)
         return None
-    for job in jobs:
-        folder, point = job.folder, points[job.folder]
+    points = [of_folders[folder] for folder in own]
+    for job, point in zip(jobs, points, strict=True):
         run = job.config.run
-        if has_moved(point, run.device) and processes.is_first and job is jobs[0]:
-            logger.warning(
-                "%s: continues on %s, was on %s: the result is no longer bit-identical to an uninterrupted run's",
-                *(where, run.device, point.settings["device"]),
-            )
         was = replace(run, activations=point.settings["activations"])
-        require_same(point.settings, job.config.to_dict(), str(folder), but=may_move(was, run))
+        but = may_move(was, run)
+        require_same(point.settings, job.config.to_dict(), str(job.folder), but=but)
+    device = share.planned.settings.device
+    if share.processes.is_first and points and has_moved(points[0], device):
+        logger.warning(
+            "%s: continues on %s, was on %s: the result is no longer bit-identical to an uninterrupted run's",
+            *(where, device, points[0].settings["device"]),
+        )
     logger.info("resuming from step %d of %s", step, ", ".join(map(str, folders)))
-    return Points(step, [points[job.folder] for job in jobs])
+    return Start(step, points, [None] * len(jobs))
 
 
 def has_moved(point: ResumePoint, device: str) -> bool:
@@ -112,16 +117,16 @@ def require_same_inputs(
 
 
 def continue_batches(
-    batches: Batches, jobs: Sequence[Job], points: Sequence[ResumePoint], processes: Processes
+    batches: Batches, share: Share, points: Sequence[ResumePoint]
 ) -> dict[str, Scale]:
     """Continue the batches at the resume points. Returns the scales of this process's hook points.
 
-    A collective, as a process may read hook points at which only other processes train SAEs.
+    Every rank must call it, as a process may read hook points at which only other processes train SAEs.
     """
-    by_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
+    by_hook = {job.hook: point for job, point in zip(share.jobs, points, strict=True)}
     states = {hook: point.batches for hook, point in by_hook.items()}
-    for others in processes.gather(states):
-        states |= others
+    for of_rank in share.processes.gather(states):
+        states |= of_rank
     batches.load_state_dicts({hook: states[hook] for hook in batches.by_hook})
     return {hook: point.scale for hook, point in by_hook.items()}
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as t
 
@@ -32,6 +32,7 @@ from ..run_folder.files import (
     write_json,
     writing,
 )
+from ..run_folder.resume_points import ResumePoint, Scale
 from ..run_folder.schema import CONFIG_JSON
 from ..run_folder.weights import for_raw_activations, load_dictionary, save_weights
 from ..trainers.base import Trainer
@@ -49,44 +50,61 @@ _CORRECT_TRAINER = (
 )
 
 
+class Failure(NamedTuple):
+    """Why the training of an SAE has ended early."""
+
+    said: str
+    remedy: str | None
+    """What the user can do. None: resume, as only memory was short."""
+
+
 class SAERun:
     """An SAE in training. The processes of a split SAE all call the same methods, and the first one writes.
 
     Arguments:
         scale: the size of its activations.
         sample: the held-out activations to measure on during training; None: no measurements.
+        point: the resume point from which it continues, without the weights; None: it starts.
 
     Attributes:
         failure: why training has ended early; None if it has not.
-        remedy: what the user can do after the failure. None: resume, as only memory was short.
     """
 
     def __init__(
         self,
         job: Job,
         trainer: Trainer,
-        scale: resume_points.Scale,
+        scale: Scale,
         sample: Sample | None = None,
+        point: ResumePoint | None = None,
     ):
         self.name, self.config, self.folder = job.name, job.config, job.folder
         self.settings, self.trainer = job.config.run, trainer
         self.scale, self.norm_factor = scale, scale.norm_factor
         self.part = trainer.part
-        self._sample = sample
-        self.failure: str | None = None
-        self.remedy: str | None = None
+        self.point, self._sample = point, sample
+        self.failure: Failure | None = None
         self.log = RunLog(self.folder, self.config, self.norm_factor)
 
-    def start(self, buffer: dict[str, Any]) -> None:
-        """Delete the files of a former run and write config.json.
-
-        config.json is replaced last, so that results never lie beside the settings of another run.
+    def begin(self, buffer: dict[str, Any], wandb_group: str | None) -> None:
+        """Start the run folder, or delete from it what was written after the resume point.
 
         Arguments:
             buffer: the settings of the batches, fit for JSON.
+            wandb_group: see `RunLog.open_wandb`.
         """
         if not self.part.is_first:
             return
+        if self.point is None:
+            self._start(buffer)
+        else:
+            self._resume(self.point, wandb_group)
+
+    def _start(self, buffer: dict[str, Any]) -> None:
+        """Delete the files of a former run and write config.json.
+
+        config.json is replaced last, so that results never lie beside the settings of another run.
+        """
         with writing(self.folder):
             for name in (EVALUATION, WEIGHTS, *RUN_FILES):
                 if name != CONFIG:
@@ -105,15 +123,12 @@ class SAERun:
         }
         write_json(self.folder / CONFIG, config)
 
-    def resume(self, point: resume_points.ResumePoint, group: str | None) -> None:
-        """Delete what was written after a resume point, and resume the run in wandb."""
-        if not self.part.is_first:
-            return
+    def _resume(self, point: ResumePoint, wandb_group: str | None) -> None:
         with writing(self.folder):
             self._remove_left_behind()
             resume_points.forget_after(self.folder, point.step)
         self._note_moved()
-        self.log.resume(point, group)
+        self.log.resume(point, wandb_group)
 
     def _note_moved(self) -> None:
         """Update the device, the number of parts and the places of moved folders in config.json."""
@@ -182,8 +197,7 @@ class SAERun:
             at: the step at or before which it failed.
             now: the present step, which names the checkpoint.
         """
-        self.remedy = remedy
-        self.failure = f"{self.name}: failed at or before step {at}: {what}"
+        self.failure = Failure(f"{self.name}: failed at or before step {at}: {what}", remedy)
         path = checkpoint(self.folder, now)
         try:
             self._save_weights(path)
@@ -191,8 +205,8 @@ class SAERun:
                 found = {"step": at, "what": what, "weights": str(path.relative_to(self.folder))}
                 write_json(self.folder / FAILED, found)
         except CheckpointError as error:  # the other SAEs continue
-            self.failure += f" ({error})"
-        logger.error("%s", self.failure)
+            self.failure = Failure(f"{self.failure.said} ({error})", remedy)
+        logger.error("%s", self.failure.said)
 
     def save_checkpoint(self, step: int) -> None:
         """Write checkpoints/ae_<step>.pt, which takes raw activations, unless the SAE has failed."""
@@ -222,7 +236,7 @@ class SAERun:
             if not self.part.is_first:
                 return
             parts = resume_points.sizes(folder)
-        point = resume_points.ResumePoint(
+        point = ResumePoint(
             step=step,
             settings=self.config.to_dict(),
             trainer=state,

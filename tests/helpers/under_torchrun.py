@@ -27,7 +27,6 @@ from interrupted_runs import sae_of
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.buffer import Batches
 from dictionary_learning_ext.activations.cache_writer import _Writer, write_cache
-from dictionary_learning_ext.activations.tokens import Ranks
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
@@ -142,7 +141,7 @@ def not_shared(run, folder):
             said[what] = str(error)
     try:
         run = differ["text"]["run"]
-        write_cache("cache", run, run.hooks, 100, group=Ranks(int(rank), 4, join().gather))
+        write_cache("cache", run, run.hooks, 100, group=join().ranks)
     except UserError as error:
         said["cache"] = str(error)
     os.chdir(former)

@@ -240,7 +240,7 @@ def test_activations_that_are_not_finite_name_the_step_and_keep_what_was_trained
         return [x * (t.nan if len(calls) > 2 else 1.0) for x in original(*arguments)]
 
     monkeypatch.setattr(passes, "read_places", poisoned)
-    monkeypatch.setattr(loop, "_warn_of_sinks", lambda *_: None)  # it reads, too
+    monkeypatch.setattr(loop, "warn_of_sinks", lambda *_: None)  # it reads, too
     with pytest.raises(NonFiniteError, match=r"step 16: .*NaN"):
         train(run_of(), {"x": sae_of()})
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
@@ -468,7 +468,7 @@ def test_a_signal_in_the_last_step_is_not_forgotten(run, monkeypatch):
 
 
 def test_a_signal_before_the_first_step_says_that_nothing_was_written(run, monkeypatch):
-    monkeypatch.setattr(loop, "find_inputs", lambda *_, **__: stop())
+    monkeypatch.setattr(loop, "prepare", stop)
     with pytest.raises(Interrupted) as stopped:
         train(run, {"x": sae_of()})
     said = "stopped by SIGTERM before the first step; nothing was written or changed"

@@ -17,7 +17,7 @@ from dictionary_learning_ext.activations.language_models import Pretrained
 from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import ActivationsError, ConfigError
 from dictionary_learning_ext.training.plan import plan, require_memory, with_hook_names
-from dictionary_learning_ext.training.processes import resuming_command
+from dictionary_learning_ext.training.processes import Processes, resuming_command
 
 GB = 10**9
 SCRIPT = """
@@ -181,11 +181,29 @@ def test_memory_must_hold_every_sae(tmp_path, machine):
         (5, [["b"], ["a"], ["c"], ["d"], []]),
     ],
 )
-def test_the_largest_saes_are_dealt_first(count, dealt, tmp_path):
+def test_each_process_has_its_share_of_a_plan_the_largest_saes_dealt_first(count, dealt, tmp_path):
+    """On a machine of its own: so is its memory."""
     saes = {"a": VSAETopKConfig(dict_size=64, k=4), "b": VSAETopKConfig(dict_size=256, k=4)}
     saes |= {"c": VSAETopKConfig(dict_size=32, k=4), "d": VSAETopKConfig(dict_size=32, k=4)}
-    planned = plan(RunConfig(save_dir=str(tmp_path)), saes)
-    assert [[job.name for job in jobs] for jobs in planned.dealt(count)] == dealt
+    planned = plan(RunConfig(save_dir=str(tmp_path)), saes, {"c": "late", "d": "late"})
+    shares = [planned.share(Processes(rank, count), "cpu") for rank in range(count)]
+    for share, names in zip(shares, dealt, strict=True):
+        assert [job.name for job in share.jobs] == names
+        assert share.in_memory == share.jobs
+        assert share.written == [tmp_path / name for name in names]
+    assert {hook for share in shares for hook in share.hooks} == set(planned.hooks)
+    for number, share in enumerate(shares):
+        for other in shares[:number]:
+            assert not {*share.hooks} & {*other.hooks}, "each hook point is spoken for once"
+
+
+def test_the_processes_of_a_machine_share_its_memory_unless_each_has_a_gpu(tmp_path):
+    planned = plan(RunConfig(save_dir=str(tmp_path)), {"a": A, "b": B})
+    second = Processes(rank=3, count=4, local_rank=1, local_count=2)
+    assert [planned.share(second, device).in_memory for device in ("cpu", "cuda:1")] == [[], []]
+    alone = Processes(rank=1, count=2, local_rank=1, local_count=2)
+    names = [[job.name for job in planned.share(alone, d).in_memory] for d in ("cpu", "cuda:1")]
+    assert names == [["a", "b"], ["b"]]
 
 
 def test_a_language_model_in_parts_is_for_one_process(monkeypatch):

@@ -361,13 +361,13 @@ def test_a_run_resumes_with_the_device_that_was_given(run, tmp_path, monkeypatch
 
 def test_all_must_read_the_same(monkeypatch):
     alike = {"language model": "a" * 64, "tokenizer": "b" * 64}
-    ONE_PROCESS.require_alike(alike, "copy it")
+    ONE_PROCESS.require_alike(lambda: pytest.fail("compared with nobody"), "copy it")
     other = alike | {"tokenizer": "c" * 64}
     monkeypatch.setattr(Processes, "gather", lambda self, what: [what, alike, other])
     with pytest.raises(
         TrainingError, match=r"rank 2 .* tokenizer .* rank 0 \(ccc.*, not bbb.*copy"
     ):
-        Processes(0, 3).require_alike(alike, "copy it")
+        Processes(0, 3).require_alike(lambda: alike, "copy it")
 
 
 # --- signals
@@ -384,7 +384,7 @@ def former_handlers():
 
 def stopped():
     """One of several processes that gets more signals, where it may finish something and where it may not."""
-    with interrupts(are_several=True) as signals:
+    with interrupts(Processes(0, 2)) as signals:
         with signals.deferred():
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGINT)
@@ -393,7 +393,7 @@ def stopped():
 
 
 def stopped_before_the_first_step():
-    with interrupts(are_several=True):
+    with interrupts(Processes(0, 2)):
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("is not interrupted")
 
@@ -408,6 +408,6 @@ def test_of_several_processes_one_obeys_the_first_signal_alone(how, former_handl
 
 
 def test_of_several_processes_one_that_ends_well_gives_its_handlers_back(former_handlers):
-    with interrupts(are_several=True):
+    with interrupts(Processes(0, 2)):
         assert signal.getsignal(signal.SIGTERM) != former_handlers[signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) == former_handlers[signal.SIGTERM]

@@ -44,7 +44,7 @@ from dictionary_learning_ext.errors import (
 )
 from dictionary_learning_ext.run_folder.reading import load_config, read_history, read_run
 from dictionary_learning_ext.run_folder.resume_points import ResumePoint, steps_of
-from dictionary_learning_ext.training import loop
+from dictionary_learning_ext.training import resuming
 from dictionary_learning_ext.training.sae_run import SAERun
 
 MORE = {
@@ -94,7 +94,7 @@ def test_what_a_run_starts_from_is_freed_before_the_first_step(run, tmp_path, mo
     saes = {name: sae_of(name) for name in ("vsae_top_k", "top_k")}  # two optimisers
     run, seen = replace(run, eval_tokens=0, steps=30), []
     former = train(replace(run, save_dir=str(tmp_path / "former")), saes)
-    original, load = SAERun.update, loop.trained_sae
+    original, load = SAERun.update, resuming.trained_sae
 
     def first_update(self, step, x_BD):
         gc.collect()
@@ -109,7 +109,7 @@ def test_what_a_run_starts_from_is_freed_before_the_first_step(run, tmp_path, mo
         return source
 
     sources = []
-    monkeypatch.setattr(loop, "trained_sae", trained_sae)
+    monkeypatch.setattr(resuming, "trained_sae", trained_sae)
     stopped_at(23, monkeypatch)
     started = {n: replace(sae, init_from=str(former[n])) for n, sae in saes.items()}
     with pytest.raises(Interrupted):

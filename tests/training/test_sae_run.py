@@ -48,7 +48,7 @@ def test_no_results_stand_beside_the_settings_of_another_run(tmp_path, monkeypat
 
     monkeypatch.setattr("dictionary_learning_ext.training.sae_run.write_json", killed)
     with pytest.raises(Killed):
-        small_run(tmp_path).start({})
+        small_run(tmp_path).begin({}, None)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -58,7 +58,7 @@ def test_wandbs_files_of_an_overwritten_run_are_deleted(own, tmp_path):
         (tmp_path / "wandb" / name).mkdir(parents=True)
     run = small_run(tmp_path)
     run.log._wandb = own and SimpleNamespace(id=own)
-    run.start({})
+    run.begin({}, None)
     left = [path.name for path in (tmp_path / "wandb").iterdir()]
     assert left == (["offline-run-2026-new"] if own else [])
 
