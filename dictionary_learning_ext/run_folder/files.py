@@ -117,7 +117,7 @@ def divided(folder: Path, step: int) -> Path:
 
 
 def read_json(
-    path: Path, shape: Object, repair: str = "", line: bytes | None = None
+    path: Path, shape: Object, repair: str = "copy it again", line: bytes | None = None
 ) -> dict[str, Any]:
     """The JSON object in a file, or in a line of it.
 

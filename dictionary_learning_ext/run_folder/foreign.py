@@ -97,7 +97,7 @@ def foreign_config(folder: Path, form: ForeignFormat, overrides: dict[str, Any])
     architecture, k = _architecture(folder, settings)
     reshapes = "hook_z" if "hook_z" in (about.get("hook_name") or "") else "none"
     reshaped = settings.get("reshape_activations", reshapes)
-    _require_none(folder, "reshape_activations", reshaped)
+    _require(folder, "reshape_activations", reshaped, "none")
     return {
         "trainer": {
             "dict_class": _DICT_CLASSES[architecture],
@@ -147,15 +147,8 @@ def _architecture(folder: Path, settings: dict[str, Any]) -> tuple[str, int | No
     activation = settings.get("activation_fn") or "relu"
     if activation == "topk":
         architecture, k = "topk", (settings.get("activation_fn_kwargs") or {}).get("k", k)
-    elif activation != "relu":
-        raise CheckpointError(
-            f"{folder}: activation_fn is {activation!r} in {FOREIGN_CONFIG}; expected 'relu' or 'topk'"
-        )
-    if architecture not in _DICT_CLASSES:
-        raise CheckpointError(
-            f"{folder}: an SAE of SAELens's architecture {architecture!r}; expected one of "
-            f"{', '.join(_DICT_CLASSES)}"
-        )
+    _require(folder, "activation_fn", activation, "relu", "topk")
+    _require(folder, "architecture", architecture, *_DICT_CLASSES)
     k = k if architecture in TOP_K else None  # the k of a BatchTopK is a mean
     return architecture, k
 
@@ -166,31 +159,23 @@ def _scale(folder: Path, settings: dict[str, Any]) -> float:
     normalized = settings.get("normalize_activations") or "none"
     is_scaled = normalized is True or normalized == "expected_average_only_in"
     if not is_scaled or scale is None:
-        _require_none(folder, "normalize_activations", normalized)
+        _require(folder, "normalize_activations", normalized, "none")
         return 1.0
     return scale
 
 
-def _require_none(folder: Path, name: str, value: Any) -> None:
-    if value != "none":
-        raise CheckpointError(
-            f"{folder}: {name} is {value!r} in {FOREIGN_CONFIG}; expected 'none', as SAELens saves an SAE "
-            "for inference"
-        )
+def _require(folder: Path, name: str, value: Any, *expected: Any) -> None:
+    """Raise a CheckpointError unless a setting has a value that a class of upstream or this package computes."""
+    if value not in expected:
+        values = " or ".join(map(repr, expected))
+        raise CheckpointError(f"{folder}: {name} is {value!r} in {FOREIGN_CONFIG}", expected=values)
 
 
 def _sparsify_config(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """A cfg.json of sparsify in SAELens's format, completed by the config.json beside the folder and its export.json."""
     for name in ("transcode", "skip_connection", "signed", "embed_skip", "gram_lookup"):
-        if settings.get(name, False) is not False:
-            raise CheckpointError(
-                f"{folder}: {name} is {settings[name]!r} in {FOREIGN_CONFIG}; expected False: an SAE "
-                "that reconstructs its own input, from positive features alone"
-            )
-    if (activation := settings.get("activation", "topk")) != "topk":
-        raise CheckpointError(
-            f"{folder}: activation is {activation!r} in {FOREIGN_CONFIG}; expected 'topk'"
-        )
+        _require(folder, name, settings.get(name, False), False)
+    _require(folder, "activation", settings.get("activation", "topk"), "topk")
     d_in, n_latents = settings.get("d_in"), settings.get("num_latents")
     if not n_latents and d_in is not None:
         n_latents = d_in * settings.get("expansion_factor", 32)  # sparsify's default
@@ -236,7 +221,7 @@ def _gemma_scope_config(folder: Path) -> dict[str, Any]:
 
 def _baker_li_config(folder: Path) -> dict[str, Any]:
     """The settings of a VSAETopK in SAELens's format. Missing settings have the defaults of its class."""
-    config = read_json(folder / CONFIG, CONFIG_JSON, "copy it again")
+    config = read_json(folder / CONFIG, CONFIG_JSON)
     trainer = config["trainer"]
     return {
         "architecture": BAKER_LI[trainer.get("var_flag", 0)],
@@ -254,7 +239,7 @@ def _baker_li_config(folder: Path) -> dict[str, Any]:
 
 def _object_in(path: Path, shape: Object = CFG_JSON) -> dict[str, Any]:
     """The JSON object in a file, empty if there is no file."""
-    return read_json(path, shape, "copy it again") if path.is_file() else {}
+    return read_json(path, shape) if path.is_file() else {}
 
 
 def _block_output_hook(module: str) -> str | None:

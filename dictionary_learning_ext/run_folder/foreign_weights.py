@@ -29,13 +29,12 @@ from .files import WEIGHTS
 from .foreign import (
     BAKER_LI,
     BATCH_TOP_K,
-    FOREIGN_CONFIG,
     GEMMA_SCOPE_WEIGHTS,
     SPARSIFY_WEIGHTS,
     TOP_K,
     WEIGHTS_OF,
 )
-from .tensors import read_state_dict
+from .tensors import read_tensors, require_finite, require_sizes
 
 UNIT_NORM_TOLERANCE = 1e-5
 """The largest deviation from 1 of a decoder's norms that SAE Bench accepts as unit norms."""
@@ -85,21 +84,16 @@ def load_foreign(
     folder, architecture = Path(settings["folder"]), settings["architecture"]
     path = folder / WEIGHTS_OF[settings["format"]]
     weights = _read(path)
-    sizes = dict(zip(("activation_dim", "dict_size"), weights["W_enc"].shape, strict=True))
-    for name, found in sizes.items():
-        if (given := config["trainer"][name]) not in (None, found):
-            raise CheckpointError(
-                f"{path}: its {name} is {found}, and {FOREIGN_CONFIG} says {given}; copy it again"
-            )
-    options = _OPTIONS.get(architecture, {})
-    if architecture in TOP_K:
-        if k is None or not 1 <= k <= sizes["dict_size"]:
-            raise CheckpointError(f"{path}: k={k} of {sizes['dict_size']} features; copy it again")
-        options = options | {"k": k}
     try:
+        D, F = weights["W_enc"].shape
+        options = _OPTIONS.get(architecture, {})
+        if architecture in TOP_K:
+            if k is None or not 1 <= k <= F:
+                raise CheckpointError(f"{path}: k={k} of {F} features; copy it again")
+            options = options | {"k": k}
         state = _upstream_state(folder, settings, weights, unit_norm)
         dict_class = import_class(BY_DICT_CLASS[config["trainer"]["dict_class"]].dictionary)
-        dictionary: Any = dict_class(**sizes, **options).to(dtype)
+        dictionary: Any = dict_class(activation_dim=D, dict_size=F, **options).to(dtype)
         dictionary.load_state_dict(dictionary.state_dict() | state)
     except KeyError as error:
         resave = "save it in SAELens with its save_inference_model"
@@ -107,6 +101,10 @@ def load_foreign(
             f"{path}: has no {error.args[0]}, which an SAE of architecture {architecture!r} has",
             instead=resave if architecture in BATCH_TOP_K else "copy it again",
         ) from error
+    except RuntimeError as error:  # shapes that don't fit together
+        what = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: damaged ({what})", instead="copy it again") from error
+    require_sizes(path, dictionary, config["trainer"])
     return dictionary.to(device).eval().requires_grad_(False)
 
 
@@ -118,14 +116,12 @@ def _read(path: Path) -> dict[str, t.Tensor]:
             weights["threshold"] = weights.pop("log_threshold").exp()
         if path.name == SPARSIFY_WEIGHTS:
             weights["W_enc"] = weights["W_enc"].T
-        _require_shapes(weights)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: missing or damaged ({type(error).__name__}: {first_line(error)[:200]})",
             instead="copy it again",
         ) from error
-    if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
-        raise CheckpointError(f"{path}: {bad[0]} has NaN or infinite values; copy it again")
+    require_finite(path, weights)
     factor_F = weights.pop("scaling_factor", t.ones(1))
     if not t.allclose(factor_F, t.ones_like(factor_F)):
         raise CheckpointError(
@@ -137,7 +133,7 @@ def _read(path: Path) -> dict[str, t.Tensor]:
 def _tensors_in(path: Path) -> dict[str, t.Tensor]:
     """A file's tensors by SAELens's names, in float64. No code in it is executed."""
     if path.name == WEIGHTS:
-        state = read_state_dict(path)
+        state = read_tensors(path)
         named = {
             each: state[name].double() for name, each in _BAKER_LI_NAMES.items() if name in state
         }
@@ -148,26 +144,11 @@ def _tensors_in(path: Path) -> dict[str, t.Tensor]:
 
 def _arrays_in(path: Path) -> dict[str, t.Tensor]:
     """The known arrays of an .npz file of Gemma Scope. No code in it is executed."""
-    with zipfile.ZipFile(path) as archive:
-        size = sum(each.file_size for each in archive.infolist())
-    if size > 10 * path.stat().st_size:  # real weights hardly compress
-        raise ValueError(f"its arrays would take {size:,} bytes")
+    if not zipfile.is_zipfile(path):  # numpy's error advises to unpickle it
+        raise zipfile.BadZipFile("not a zip file")
     with np.load(path, allow_pickle=False) as arrays:
         names = [name for name in arrays.files if name in _GEMMA_SCOPE_ARRAYS]
         return {name: t.from_numpy(arrays[name].astype(np.float64)) for name in names}
-
-
-def _require_shapes(weights: dict[str, t.Tensor]) -> None:
-    """Raise a ValueError if a tensor that every SAE has is missing, or shapes don't fit together."""
-    if missing := [name for name in ("W_enc", "W_dec", "b_dec") if name not in weights]:
-        raise ValueError(f"has no {', '.join(missing)}")
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    d, f = shapes["W_enc"]
-    expected = {"W_dec": (f, d), "b_dec": (d,), "topk_threshold": (), "W_var": (d, f)}
-    expected |= dict.fromkeys(("b_enc", "b_var", "threshold", "b_gate", "b_mag", "r_mag"), (f,))
-    for name, shape in expected.items():
-        if (found := shapes.get(name, shape)) != shape:
-            raise ValueError(f"{name} is {found}, expected {shape} beside W_enc {(d, f)}")
 
 
 def _upstream_state(

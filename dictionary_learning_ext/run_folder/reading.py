@@ -143,9 +143,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     path = at_home(path)
     try:
         path = path / CONFIG if path.is_dir() else path
-        if path.is_file() and path.suffix != ".json":
-            raise CheckpointError(f"{path}: not a {CONFIG}; {EXPECTED}, or its {CONFIG}")
-        settings = settings_in(read_json(path, CONFIG_JSON, "copy it again"), path)
+        settings = settings_in(read_json(path, CONFIG_JSON), path)
     except OSError as error:
         what = f"{path}: {str(error.strerror).lower()}; {EXPECTED}, or its {CONFIG}"
         raise ConfigError(what, name=name) from error

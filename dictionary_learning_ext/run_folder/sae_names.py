@@ -95,7 +95,7 @@ def _is_upstreams(folder: Path) -> bool:
     """Whether upstream's `trainSAE` wrote a folder."""
     if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
         return False
-    config = read_json(folder / CONFIG, CONFIG_JSON, "copy it again")
+    config = read_json(folder / CONFIG, CONFIG_JSON)
     return "trainer" in config and "run" not in config
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch as t
 
 from ..errors import CheckpointError
 from .files import replacing
+
+_REPAIR = "copy it again or train again"
 
 
 def hash_of(module: t.nn.Module) -> str:
@@ -62,41 +65,36 @@ def read_tensors(path: Path) -> Any:
             return t.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds; some messages advise to execute what is in the file
         raise CheckpointError(
-            f"{path}: missing or damaged ({type(error).__name__})",
-            instead="copy it again or train again",
+            f"{path}: missing or damaged ({type(error).__name__})", instead=_REPAIR
         ) from error
 
 
 def read_state_dict(path: Path) -> dict[str, t.Tensor]:
-    """Read a state dict that `t.save` wrote: dense tensors of floats, and single integers or vectors of them.
-
-    Raises: CheckpointError for any other file, or if a number is not finite.
-    """
+    """Read a state dict that `t.save` wrote. Raises CheckpointError for any other file, or if a number is not finite."""
     state = read_tensors(path)
-    problem = None if isinstance(state, dict) else "expected a state dict"
-    for name, value in state.items() if isinstance(state, dict) else ():
-        if not isinstance(name, str) or not isinstance(value, t.Tensor) or not _is_plain(value):
-            given = getattr(value, "dtype", type(value).__name__)
-            problem = f"{name}: expected a dense tensor of floats, got {given}"
-        elif not value.isfinite().all():
-            problem = f"{name} has NaN or infinite values"
-    if problem:
-        raise CheckpointError(
-            f"{path}: damaged ({problem})", instead="copy it again or train again"
-        )
+    if not (isinstance(state, dict) and all(isinstance(v, t.Tensor) for v in state.values())):
+        raise CheckpointError(f"{path}: damaged (expected a state dict)", instead=_REPAIR)
+    require_finite(path, state)
     return state
 
 
-def _is_plain(tensor: t.Tensor) -> bool:
-    is_integer = not tensor.is_floating_point() and not tensor.is_complex()
-    is_known = tensor.dtype in _FLOATS or (is_integer and tensor.dim() < 2)
-    return is_known and tensor.layout is t.strided and not tensor.is_meta
+def require_finite(path: Path, tensors: Mapping[str, t.Tensor]) -> None:
+    """Raise a CheckpointError if a tensor of a file has NaN or infinite values."""
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            what = f"{path}: damaged ({name} has NaN or infinite values)"
+            raise CheckpointError(what, instead=_REPAIR)
 
 
-_FLOATS = (t.float16, t.bfloat16, t.float32, t.float64)
+def require_sizes(path: Path, dictionary: Any, trainer: Mapping[str, Any]) -> None:
+    """Raise a CheckpointError if D or F of a dictionary differ from its settings.
 
-
-def shapes_of(state: dict[str, t.Tensor]) -> str:
-    """The names and shapes of a state dict's first tensors, for a message."""
-    shown = [f"{name} {tuple(value.shape)}" for name, value in list(state.items())[:20]]
-    return ", ".join(shown) + (", …" if len(state) > 20 else "") or "nothing"
+    Arguments:
+        trainer: the "trainer" of its config.json. A size may be missing or None.
+    """
+    for name in ("activation_dim", "dict_size"):
+        size, given = getattr(dictionary, name), trainer.get(name)
+        if given not in (None, size):
+            raise CheckpointError(
+                f"{path}: its {name} is {size}, but its settings say {given}; they belong to different SAEs"
+            )

@@ -15,7 +15,7 @@ from .files import WEIGHTS, checkpoint
 from .foreign_weights import load_foreign
 from .reading import read_config, steps_of
 from .sae_names import location_of
-from .tensors import read_state_dict, save_tensors, shapes_of
+from .tensors import read_state_dict, require_sizes, save_tensors
 
 
 def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:
@@ -93,33 +93,15 @@ def load_dictionary(
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         raise CheckpointError(
             f"{path}: not a state dict of {dict_class} ({' '.join(str(error).split())[:300]}); it "
-            f"holds {shapes_of(state)}; copy it again or train again"
+            f"holds {', '.join(state) or 'nothing'}; copy it again or train again"
         ) from error
-    _require_sizes(path, state, dictionary, trainer, is_final=step is None)
-    return dictionary.eval().requires_grad_(False), config
-
-
-def _require_sizes(
-    path: Path,
-    state: dict[str, t.Tensor],
-    dictionary: Dictionary,
-    trainer: dict[str, Any],
-    is_final: bool,
-) -> None:
-    """Raise a CheckpointError if D, F or k differ from config.json.
-
-    The k of a checkpoint may differ, as upstream lowers k during training.
-    """
-    for name in ("activation_dim", "dict_size"):
-        size, given = getattr(dictionary, name), trainer.get(name)
-        if given not in (None, size):
-            raise CheckpointError(
-                f"{path}: its {name} is {size}, but config.json says {given}; they belong to different runs"
-            )
+    require_sizes(path, dictionary, trainer)
     if "k" in state:
-        k, configured = int(state["k"]), trainer.get("k") if is_final else None
+        # That of a checkpoint may differ, as upstream lowers k during training.
+        k, configured = int(state["k"]), trainer.get("k") if step is None else None
         if configured not in (None, k) or not 1 <= k <= dictionary.dict_size:
             raise CheckpointError(
                 f"{path}: k is {k}, dict_size is {dictionary.dict_size} and config.json says k={configured}; "
-                "they belong to different runs"
+                "they belong to different SAEs"
             )
+    return dictionary.eval().requires_grad_(False), config

@@ -132,7 +132,7 @@ class SAERun:
 
     def _note_moved(self) -> None:
         """Update the device, the number of parts and the places of moved folders in config.json."""
-        config = read_json(self.folder / CONFIG, CONFIG_JSON, "copy it again")
+        config = read_json(self.folder / CONFIG, CONFIG_JSON)
         settings, now = config["run"]["settings"], self.config.to_dict()
         names = ("device", "split", *may_move(self.settings, self.settings))
         moved = {name: now[name] for name in names if settings.get(name) != now[name]}

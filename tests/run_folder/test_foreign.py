@@ -100,12 +100,12 @@ def test_an_sae_of_saelens_is_that_of_its_equations(architecture, norms, is_cent
         ({"norms": (0.5, 2.0)}, r"0\.5 to 2, .*expected norms of 1"),
         (
             {"architecture": "temporal"},
-            "'temporal'; .* standard, topk, abstopk, jumpr",
+            "architecture is 'temporal' .* 'standard' or 'topk' or 'abstopk'",
         ),
         ({"activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu' in cfg.json"),
         ({"normalize_activations": "layer_norm"}, "'layer_norm' in cfg.json; expected 'none'"),
         ({"hook_point": "blocks.0.attn.hook_z"}, "'hook_z' in cfg.json; expected 'none'"),
-        ({"d_sae": 2 * F}, f"dict_size is {F}, and cfg.json says {2 * F}"),
+        ({"d_sae": 2 * F}, f"dict_size is {F}, but its settings say {2 * F}"),
         ({"k": None}, f"k=None of {F} features"),
     ],
 )
@@ -451,8 +451,7 @@ def test_what_is_no_sae_of_a_blocks_output_in_gemma_scope_is_refused(place, tmp_
     [
         ({"threshold": None}, "threshold"),
         ({"W_dec": None}, "has no W_dec"),
-        ({"W_enc": np.zeros(F, np.float32)}, "values to unpack"),
-        ({"threshold": np.zeros(1, np.float32)}, "threshold is"),  # which would be broadcast
+        ({"W_enc": np.zeros((D, F + 1), np.float32)}, "size mismatch"),
         ({"b_dec": np.full(D, np.nan, np.float32)}, "b_dec .*NaN"),
         ({"threshold": np.array([{}] * F)}, "ValueError"),
         ({"scaling_factor": np.full(F, 2.0)}, "scaling_factor"),
@@ -470,13 +469,6 @@ def test_a_file_that_is_no_npz_is_not_unpickled(tmp_path):
     with pytest.raises(CheckpointError, match=r"params\.npz: .*not a zip file") as refused:
         load_dictionary(tmp_path)
     assert "allow_pickle" not in str(refused.value)
-
-
-def test_a_small_file_that_would_fill_the_memory_is_not_unpacked(tmp_path):
-    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-    np.savez_compressed(tmp_path / "params.npz", **{name: np.zeros(10**5) for name in names})
-    with pytest.raises(CheckpointError, match=r"params\.npz: .*would take 4,000,\d+ bytes"):
-        load_dictionary(tmp_path)
 
 
 def test_saelens_reads_a_file_of_gemma_scope_as_we_do(tmp_path, x, monkeypatch):
@@ -540,7 +532,7 @@ def test_a_fixed_variance_of_the_papers_public_code_never_samples(tmp_path):
     ("changes", "message"),
     [
         ({"var_flag": 1}, r"ae\.pt: has no W_var"),
-        ({"dict_size": 8}, r"its dict_size is 32, and .* says 8"),
+        ({"dict_size": 8}, "its dict_size is 32, but its settings say 8"),
         ({"k": None}, "k=None of"),
     ],
 )
