@@ -21,7 +21,7 @@ from ..run_folder.files import (
     CONFIG,
     FAILED,
     RUN_FILES,
-    SWEEP,
+    SWEEP_MANIFEST,
     is_disk_full,
     locked,
     read_json,
@@ -114,7 +114,7 @@ def run_sweep(
         if former is not None:  # other runs that are there stay in it
             there = {r: own for r, own in former.settings.items() if (save_dir / r).exists()}
             settings = there | settings
-        write_json(save_dir / SWEEP, asdict(Manifest(settings, name, again)))
+        write_json(save_dir / SWEEP_MANIFEST, asdict(Manifest(settings, name, again)))
         chunks = list(chunks_of(configs, save_dir, name, at_once, ended))
         if failures := failures + _train(chunks, devices, at_once):
             raise TrainingError("; ".join(failures))
@@ -123,7 +123,7 @@ def run_sweep(
         so_far = f"{len(done)} of {len(configs)} runs are finished; {again}"
         if not _has_begun(configs, save_dir) and not (cache and is_begun(cache.folder)):
             so_far = "no run was begun"
-            remove(save_dir / SWEEP)
+            remove(save_dir / SWEEP_MANIFEST)
             if save_dir.is_dir() and not any(save_dir.iterdir()):
                 remove(save_dir)
         if isinstance(stop, UserError):
@@ -139,11 +139,11 @@ def how_to_continue(overwrite: bool = False, command: str | None = None) -> str:
     return f"run {f'`{command}`' if command else same} again to continue"
 
 
-Settings = dict[str, dict[str, Any]]
+SettingsOfRuns = dict[str, dict[str, Any]]
 """The settings of runs, by their names."""
 
 
-def _begun(configs: Iterable[str], save_dir: Path) -> Settings:
+def _begun(configs: Iterable[str], save_dir: Path) -> SettingsOfRuns:
     """The settings with which runs were begun."""
     found = {}
     for run in configs:
@@ -204,7 +204,7 @@ def _hits_all(error: UserError) -> bool:
 class Manifest:
     """The content of sweep.json."""
 
-    settings: Settings
+    settings: SettingsOfRuns
     name: str | None
     """The sweep's name, by which wandb groups its runs."""
     how_to_continue: str
@@ -213,7 +213,7 @@ class Manifest:
 
 def _read(save_dir: Path) -> Manifest | None:
     """Read a folder's sweep.json; None if there is none. Raises ConfigError if it is damaged."""
-    path = save_dir / SWEEP
+    path = save_dir / SWEEP_MANIFEST
     if not path.is_file():
         return None
     try:
