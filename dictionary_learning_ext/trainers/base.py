@@ -15,7 +15,7 @@ from dictionary_learning.trainers.trainer import get_lr_schedule
 
 from ..config.checks import require
 from ..config.run import Dtype
-from ..config.sae import DEAD_FEATURE_THRESHOLD, SAEConfig, require_option
+from ..config.sae import DEAD_FEATURE_THRESHOLD, AuxKOptions, SAEConfig, require_option
 from ..errors import ConfigError
 from .optimizers import Guarded, UnitNorm, adam
 from .parts import WHOLE, Part
@@ -283,15 +283,16 @@ def load_state(trainer: Any, state: dict[str, Any]) -> None:
 
 
 def resolved(cls: type[_Config], options: dict[str, Any], steps: int) -> _Config:
-    """The settings that a trainer was given by name, for a run of `steps`. None stands for a default, and AuxK has
-    upstream's default threshold. Warns of options that have no effect.
+    """The settings that a trainer was given by name, for a run of `steps`. None stands for a default, and AuxK, where
+    there is one, has upstream's default threshold. Warns of options that have no effect.
 
     Raises: ConfigError for an unknown option, a wrong value, or one that doesn't fit the run.
     """
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         require_option(name, cls)
-    given.setdefault("dead_feature_threshold", DEAD_FEATURE_THRESHOLD)
+    if issubclass(cls, AuxKOptions):
+        given.setdefault("dead_feature_threshold", DEAD_FEATURE_THRESHOLD)
     settings = cls(**given)
     for name, value, choice in settings.given_in_vain():
         logger.warning("%s=%r: %s does not use it", name, value, choice)

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch as t
-from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
 from .parts import WHOLE, Part
@@ -28,7 +27,7 @@ class Guarded:
     device in each step.
 
     Arguments:
-        optimizer: any of torch's, with one parameter group.
+        optimizer: any of torch's.
 
     Attributes:
         skipped_steps: how many steps were skipped (0-dim, on the device).
@@ -44,7 +43,7 @@ class Guarded:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that it moves."""
-        return self.optimizer.param_groups[0]["params"]
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
     def state(self) -> Any:
@@ -102,11 +101,12 @@ class UnitNorm(Guarded):
 
     A step does what upstream's `TopKTrainer.update` does around its Adam, in fewer passes: project the decoder's
     gradient, clip, move, normalise the decoder. Gradients are clipped by their norm over all parts.
+
+    Arguments:
+        dictionary: has upstream's `decoder.weight` (D, F) and `b_dec`.
     """
 
-    def __init__(
-        self, optimizer: t.optim.Optimizer, dictionary: AutoEncoderTopK, part: Part = WHOLE
-    ):
+    def __init__(self, optimizer: t.optim.Optimizer, dictionary: Any, part: Part = WHOLE):
         super().__init__(optimizer)
         self.decoder_weight, self._b_dec = dictionary.decoder.weight, dictionary.b_dec
         self._part = part

@@ -41,7 +41,7 @@ def found(trainer, name):
 
 @pytest.mark.parametrize("architecture", TRAINED)
 def test_every_architecture_builds_with_its_options_and_trains(architecture):
-    row, options = TRAINED[architecture], OPTIONS[architecture]
+    row, options = TRAINED[architecture], OPTIONS.get(architecture, {})
     trainer = built(architecture, lr=3e-3, warmup_steps=4, seed=3, **options)
     assert type(inner(trainer)) is import_class(row.trainer)
     assert type(trainer.ae) is import_class(row.dictionary)
