@@ -96,6 +96,14 @@ EXPERIMENTS = (
         pages=("benchmark_synthetic.md",),
     ),
     Experiment(
+        "speed.beside",
+        "How long does `vsae train` take alone and beside another, by how long torch's waiting threads spin?",
+        minutes="10",
+        stages=("bench", "tables"),
+        needs="a quiet machine",
+        pages=("benchmark_beside.md",),
+    ),
+    Experiment(
         "speed.step_time",
         "How long does a step take beside other libraries'?",
         minutes="10",
