@@ -396,7 +396,17 @@ def quickstart() -> Found:
             yield f"quickstart.{key}.{measure}", content[key][measure]
 
 
+def default_run() -> Found:
+    """`vsae train` as it is typed, from two seeds, and without noise and penalty. Written by hand from what it printed."""
+    content = raw("default_run")
+    for place in ("b2", "b0", "b1"):
+        for key, measures in content[place].items():
+            for measure, value in measures.items():
+                yield f"default_run.{place}.{key}.{measure}", value
+
+
 SOURCES: tuple[Callable[[], Found], ...] = (
+    default_run,
     quickstart,
     dose,
     fading,
@@ -518,6 +528,20 @@ TABLES = {
         for short, place in FADED.items()
         for key in ("topk", "light", "fixed_quarter", "fixed_half")
         for at in [f"fading.confirm_2_0M.{short}.{key}"]
+    ),
+    "default_run": """
+| 8,000 steps, seeds 0 and 1 | `vsae train` | as a direction | in what they do | near-dead | FVE |
+|---|---|---|---|---|---|
+"""
+    + "".join(
+        f"| {place} | {flags} | {{{at}.direction}} | {{{at}.function}} | {{{at}.near_dead}} | {{{at}.fve:.4f}} |\n"
+        for key, place in (
+            ("b2", "blocks.2"),
+            ("b0", "blocks.0"),
+            ("b1", "blocks.1, which no study read"),
+        )
+        for arm, flags in (("point", "`--posterior point --beta 0`"), ("vsae", "as typed"))
+        for at in [f"default_run.{key}.{arm}"]
     ),
     "comes_back": """
 |  |  | TopK | vSAE | Probabilistic TopK |
