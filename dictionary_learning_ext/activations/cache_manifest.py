@@ -8,6 +8,9 @@ A cache is a folder that `datasets.load_from_disk` can read. It holds
     heldout/                  the same, of held-out text
     heldout/documents.npy     token ids of held-out documents, for the language model's loss
 
+The held-out part is written first, then the first manifest, then a file and a manifest in turns. A kill leaves a temporary file, or one
+that the manifest doesn't name: writing continues after the last that it names, and removes the others.
+
 Imports no torch.
 """
 
@@ -131,7 +134,7 @@ def read_manifest(folder: Path) -> CacheManifest | None:
             tuple(map(_file, content["heldout"])),
             None if documents is None else _file(documents),
             content["position"],
-            content.get("finished", len(files)),
+            content.get("finished", len(files)),  # version 0.3 wrote it for finished caches alone
         )
     # ValueError: not UTF-8, not JSON, or a value of another type.
     except (ValueError, TypeError, KeyError, AttributeError) as error:

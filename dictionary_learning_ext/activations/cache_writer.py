@@ -158,9 +158,9 @@ def _existing_cache(
             )
     else:
         require_whole(folder, manifest)
-        named = {folder / file.name for file in manifest.files}
-        for path in {*folder.glob(_FILES)} - named:
-            remove(path)
+    named = {folder / file.name for file in manifest.all_files} if manifest else set[Path]()
+    for path in {*folder.glob(_FILES), *folder.glob(f"{HELD_OUT}/{_FILES}")} - named:
+        remove(path)
     for part in (folder, folder / HELD_OUT):
         remove_left_behind(part)
     return manifest

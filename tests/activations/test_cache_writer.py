@@ -296,6 +296,14 @@ def test_beside_a_manifest_only_what_a_kill_leaves_is_deleted(cached_run, tmp_pa
     assert files_in(tmp_path) == whole | mine
 
 
+def test_held_out_files_from_before_the_manifest_are_deleted(cached_run, tmp_path):
+    left = tmp_path / "heldout" / "data-00009.arrow"
+    left.parent.mkdir()
+    left.touch()
+    write_small(tmp_path, cached_run, 500)
+    assert not left.exists()
+
+
 def test_a_second_writer_is_refused(cached_run, tmp_path):
     with locked(tmp_path), pytest.raises(ConfigError, match="is writing there"):
         write_small(tmp_path, cached_run)
