@@ -226,11 +226,13 @@ class _Writer:
             eval_documents=run.eval_documents if run.eval_tokens else 0,
             text_column=run.text_column,
         )
-        if differ := differences(self.settings, group.gather(self.settings)[0]):
-            raise ActivationsError(
-                f"rank {group.rank} has {', '.join(differ)} as rank 0",
-                instead="copy the same files to every machine",
-            )
+        first, *others = group.gather(self.settings)
+        for rank, settings in enumerate(others, start=1):
+            if differ := differences(settings, first):
+                raise ActivationsError(
+                    f"rank {rank} has {', '.join(differ)} as rank 0",
+                    instead="copy the same files to every machine",
+                )
         row_lengths = [run.ctx_len * point.activation_dim for point in points.values()]
         context_bytes = sum(row_lengths) * np.dtype(dtype).itemsize
         # The offsets of Arrow's lists are int32.
