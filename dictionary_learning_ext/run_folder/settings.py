@@ -83,6 +83,7 @@ def from_0_3(settings: dict[str, Any]) -> dict[str, Any]:
     if "noise_to_signal" in given:
         given.pop("sigma", None)  # followed from it
     known = {*option_names(CONFIGS[given["architecture"]]), *(f.name for f in fields(RunConfig))}
+    known.add("survival")  # which is gone: it is shown, and refused where a run starts from it
     found = {name: value for name, value in given.items() if name in known}
     for theirs, name in _SHARES_IN_0_3.items():
         if theirs in given and name in known:

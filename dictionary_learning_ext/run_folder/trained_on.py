@@ -52,7 +52,8 @@ def run_of(
     }
     if "run" in config:
         path = Path(folder) / CONFIG
-        run = TrainConfig().with_settings(settings_in(config, path), str(path)).run
+        settings = {n: v for n, v in settings_in(config, path).items() if n != "survival"}  # of 0.3
+        run = TrainConfig().with_settings(settings, str(path)).run
     else:
         changes |= _found_in_files(folder, config, changes)
         run = _run_from_buffer(folder, config, changes)

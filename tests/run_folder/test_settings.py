@@ -1,6 +1,9 @@
 """What a config.json says, as settings."""
 
+import pytest
+
 from dictionary_learning_ext.config.run import TrainConfig
+from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.run_folder.settings import own_settings, seeds_of, settings_of
 
 
@@ -26,6 +29,10 @@ def test_settings_of_version_0_3_are_read_as_todays():
     assert not read.keys() & {"sigma", "group_fractions", "kl_warmup", "kl_warmup_steps"}
     resolved = TrainConfig().with_settings(read, "x").resolved
     assert (resolved.sae.noise, resolved.sae.kl_warmup_steps) == (("noise_to_signal", 0.3), 400)
+    light = settings_of(config(**vsae | {"noise_to_signal": None, "sigma": None, "survival": 0.6}))
+    assert light["survival"] == 0.6
+    with pytest.raises(ConfigError, match="removed: give --noise-to-signal"):
+        TrainConfig().with_settings(light, "x")
     top_k = shared | shares | {"architecture": "top_k", "posterior": None, "beta": None}
     assert not settings_of(config(**top_k)).keys() & {"posterior", "beta", "noise_anneal_steps"}
 
