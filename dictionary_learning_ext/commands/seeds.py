@@ -12,7 +12,7 @@ from ..config.checks import LARGEST_SEED, require
 from ..config.names import automatic_name
 from ..config.run import NONE, RunConfig, TrainConfig
 from ..errors import UserError, in_shell
-from ..run_folder.files import RUNS
+from ..run_folder.files import FAILED, RUNS
 from ..run_folder.reading import load_config
 from ..sweep.cached import SweepCache
 from ..sweep.runner import how_to_continue, run_sweep
@@ -109,7 +109,7 @@ def train_all(
     def begin(at_once: int) -> None:
         if at_once:
             introduce()
-        else:
+        elif not any((folder / run / FAILED).is_file() for run in configs):
             print(f"{folder} holds these SAEs already; --overwrite trains them again.")
 
     return run_sweep(configs, folder, name=folder.name, cache=cache, on_begin=begin)
