@@ -101,8 +101,9 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
     def print_start(at_once: int) -> None:
         together = "all" if at_once >= len(configs) else f"{at_once}"
         where = f" on each of {', '.join(devices)}" if devices else ""
-        how = f"{together} at once{where}" if at_once else "which have all ended"
-        print(f"{len(configs)} runs into {save_dir}, {how}", flush=True)
+        begun = f"{len(configs)} runs into {save_dir}, {together} at once{where}"
+        ended = f"{save_dir}: all {len(configs)} runs have ended"
+        print(begun if at_once else ended, flush=True)
 
     try:
         run_sweep(

@@ -1,4 +1,4 @@
-"""A cache that the runs of a sweep read, so that the language model runs once whatever their orders of the data."""
+"""A cache that the runs of a sweep read, so that the language model runs once although each has its own data order."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -66,7 +66,8 @@ class SweepCache:
             if is_read:
                 raise DiskError(error.problem, instead="free some space to continue") from error
             logger.info(
-                "%s; so there is no cache, and the language model runs once a seed", error.problem
+                "%s. Continuing without a cache: the language model runs once per seed.",
+                error.problem,
             )
             return configs
         return self.read_by(configs)

@@ -223,7 +223,8 @@ def _read(save_dir: Path) -> Manifest | None:
         return manifest
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path}: damaged ({first_line(error)}); delete it and rerun the sweep's command to continue"
+            f"{path}: damaged, or of an earlier version ({first_line(error)}); delete it and rerun the "
+            "sweep's command to continue"
         ) from error
 
 

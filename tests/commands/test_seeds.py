@@ -179,7 +179,7 @@ def test_where_the_disk_is_too_small_each_seed_runs_the_language_model_also_when
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: whole._replace(free=1000))
         assert stopped(two, SAERun, "update", 14) == 130
-    assert " 1kB free; so there is no cache" in caplog.text
+    assert " 1kB free. Continuing without a cache" in caplog.text
     assert "the same command" in capsys.readouterr().err.splitlines()[-1]
     assert main(two) == 0
     for name in NAMES[:2]:
