@@ -154,10 +154,12 @@ def _begun(configs: Iterable[str], save_dir: Path) -> SettingsOfRuns:
     return found
 
 
-def _require_same_run(folder: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise a ConfigError if a run was begun with other settings. Its folder may have moved, with the cache."""
+def _require_same_run(
+    folder: Path, was: dict[str, Any], now: dict[str, Any], is_cached: bool
+) -> None:
+    """Raise a ConfigError if a run was begun with other settings. Its folder may have moved, with the sweep's cache."""
     read, reads = (Path(settings["activations"] or "").name for settings in (was, now))
-    but = ("activations",) if read == reads else ()
+    but = ("activations",) if is_cached and read == reads else ()
     # If the lengths differ, report only these; the rest are derived.
     length = ("steps", "batch_size")
     require_same(was, now, str(folder), typed=length, but=but, advice=_ANOTHER_SWEEP)
