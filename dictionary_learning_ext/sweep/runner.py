@@ -37,6 +37,9 @@ from .cached import SweepCache
 from .chunks import Chunk, chunks_of
 from .devices import train_on
 
+SettingsByRun = dict[str, dict[str, Any]]
+"""The settings of runs, by their names."""
+
 logger = logging.getLogger(__name__)
 
 _ANOTHER_SWEEP = "to continue that sweep, give {former}; for another, choose another save_dir"
@@ -91,7 +94,7 @@ def run_sweep(
         cache = None  # the disk was too small when they began
     given, configs = configs, configs if cache is None else cache.read_by(configs)
     for run, was in begun.items():
-        _require_same_run(save_dir / run, was, configs[run].to_dict())
+        _require_same_run(save_dir / run, was, configs[run].to_dict(), cache is not None)
     done, failed = ([], []) if overwrite else _ended(configs, save_dir)
     ended = done + failed
     left = list(chunks_of(given, save_dir, name, len(given), ended))
@@ -111,10 +114,10 @@ def run_sweep(
         if cache is not None and left:
             configs = cache.write(given, is_read=bool(begun))
         settings = {run: config.to_dict() for run, config in configs.items()}
-        if former is not None:  # other runs that are there stay in it
-            there = {r: own for r, own in former.settings.items() if (save_dir / r).exists()}
-            settings = there | settings
-        write_json(save_dir / SWEEP_MANIFEST, asdict(Manifest(settings, name, again)))
+        advice = dict.fromkeys(configs, again)
+        if former is not None:  # its other runs stay in it
+            settings, advice = former.settings | settings, former.advice | advice
+        write_json(save_dir / SWEEP_MANIFEST, asdict(Manifest(settings, name, advice)))
         chunks = list(chunks_of(configs, save_dir, name, at_once, ended))
         if failures := failures + _train(chunks, devices, at_once):
             raise TrainingError("; ".join(failures))
@@ -123,7 +126,10 @@ def run_sweep(
         so_far = f"{len(done)} of {len(configs)} runs are finished; {again}"
         if not _has_begun(configs, save_dir) and not (cache and is_begun(cache.folder)):
             so_far = "no run was begun"
-            remove(save_dir / SWEEP_MANIFEST)
+            if former is not None:
+                write_json(save_dir / SWEEP_MANIFEST, asdict(former))
+            else:
+                remove(save_dir / SWEEP_MANIFEST)
             if save_dir.is_dir() and not any(save_dir.iterdir()):
                 remove(save_dir)
         if isinstance(stop, UserError):
@@ -139,11 +145,7 @@ def how_to_continue(overwrite: bool = False, command: str | None = None) -> str:
     return f"run {f'`{command}`' if command else same} again to continue"
 
 
-SettingsOfRuns = dict[str, dict[str, Any]]
-"""The settings of runs, by their names."""
-
-
-def _begun(configs: Iterable[str], save_dir: Path) -> SettingsOfRuns:
+def _begun(configs: Iterable[str], save_dir: Path) -> SettingsByRun:
     """The settings with which runs were begun."""
     found = {}
     for run in configs:
@@ -206,11 +208,11 @@ def _hits_all(error: UserError) -> bool:
 class Manifest:
     """The content of sweep.json."""
 
-    settings: SettingsOfRuns
+    settings: SettingsByRun
     name: str | None
     """The sweep's name, by which wandb groups its runs."""
-    how_to_continue: str
-    """What to do after an interruption."""
+    advice: dict[str, str]
+    """How to continue each run after an interruption, by its name."""
 
 
 def _read(save_dir: Path) -> Manifest | None:
@@ -267,7 +269,7 @@ def progress(save_dir: Path) -> str | None:
     parts = []
     if failed:
         parts.append(f"{len(failed)} failed, see {FAILED} in {', '.join(failed)}")
-    if len(done) + len(failed) < len(manifest.settings):
-        parts.append(manifest.how_to_continue)
+    left = [run for run in manifest.settings if run not in {*done, *failed}]
+    parts += dict.fromkeys(manifest.advice[run] for run in left)
     finished = f"{len(done)} of {len(manifest.settings)} runs are finished"
     return "; ".join([finished, *parts]) if parts else None

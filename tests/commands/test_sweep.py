@@ -95,7 +95,8 @@ def test_what_is_left_or_failed_is_counted_with_the_command_that_continues(
     assert f"2 of 4 runs are finished; {again}." in capsys.readouterr().out
     manifest = folder / "sweep.json"
     whole = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(whole | {"how_to_continue": "run `\x1b[2Jvsae` again"}))
+    coloured = dict.fromkeys(whole["settings"], "run `\x1b[2Jvsae` again")
+    manifest.write_text(json.dumps(whole | {"advice": coloured}))
     assert main(["sweep", "--results", str(folder)]) == 0
     assert r"run `\x1b[2Jvsae` again" in capsys.readouterr().out
     assert main(command) == 0

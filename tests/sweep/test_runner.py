@@ -373,18 +373,39 @@ def finished(folder, config=CONFIGS["a"]):
 def start(folder):
     """A sweep of three runs, of which none is begun."""
     settings = {name: CONFIGS["a"].to_dict() for name in "abc"}
-    manifest = runner.Manifest(settings, "tiny", "run `vsae x` again")
+    manifest = runner.Manifest(settings, "tiny", dict.fromkeys("abc", "run `vsae x` again"))
     write_json(folder / "sweep.json", asdict(manifest))
 
 
 def test_more_runs_join_those_that_are_there(configs, calls, tmp_path):
     (name, config), *_ = configs.items()
-    run_sweep(configs, tmp_path)
+    run_sweep(configs, tmp_path, command="vsae x")
     finished(tmp_path / name, config)
     more = {"x": replace(config, sae=replace(config.sae, seed=1))}
     run_sweep(more, tmp_path, command="vsae y")
     assert [saes for saes, *_ in calls] == [[*configs], ["x"]]
-    assert progress(tmp_path) == "1 of 2 runs are finished; run `vsae y` again to continue"
+    both = "run `vsae x` again to continue; run `vsae y` again to continue"
+    assert progress(tmp_path) == f"1 of 5 runs are finished; {both}"
+    finished(tmp_path / "x", more["x"])
+    assert progress(tmp_path) == "2 of 5 runs are finished; run `vsae x` again to continue"
+
+
+def test_a_sweep_that_starts_no_run_leaves_the_one_that_was_there(calls, tmp_path):
+    start(tmp_path)
+    before = progress(tmp_path)
+    calls.raised = [KeyboardInterrupt]
+    with pytest.raises(Interrupted, match="no run was begun"):
+        run_sweep({"x": CONFIGS["a"]}, tmp_path)
+    assert progress(tmp_path) == before
+
+
+def test_a_run_on_other_activations_of_the_same_name_is_not_taken_for_finished(calls, tmp_path):
+    was, now = (
+        {"a": TrainConfig(run=RunConfig(activations=f"{tmp_path}/{place}/acts"))} for place in "ab"
+    )
+    finished(tmp_path / "s" / "a", was["a"])
+    with pytest.raises(ConfigError, match=r"a/acts'?, not .*b/acts"):
+        run_sweep(now, tmp_path / "s")
 
 
 def test_runs_that_are_overwritten_are_all_deleted_before_the_first_one_starts(
