@@ -23,6 +23,7 @@ from ..config.checks import require, require_choice
 from ..config.run import RunConfig
 from ..devices import chosen_device
 from ..errors import BenchError, CheckpointError, UserError, first_line
+from ..evaluation.metrics import shown_in
 from ..evaluation.tables import endings_of
 from ..progress import progress
 from ..run_folder.comparing import LEAVING_OUT, require_one_setting
@@ -134,9 +135,10 @@ def bench(
         measured_on = [hash_of(language_model.module), hook_point.name, texts.name, left_out]
         with progress(len(evals) * len(jobs), "evaluation") as bar:
             for evaluation, of_jobs in zip(evals, configs, strict=True):
+                ours = [m.definition for m in shown_in("bench")] if evaluation == "core" else []
                 for job, config in zip(jobs, of_jobs, strict=True):
                     bar.set_postfix_str(f"{evaluation} of {job.label}")
-                    key = _digest([*measured_on, asdict(config), hash_of(job.sae)])
+                    key = _digest([*measured_on, asdict(config), ours, hash_of(job.sae)])
                     try:
                         result = _result(evaluation, job, config, settings, key, again)
                         outcome.results.setdefault(job.label, {})[evaluation] = result
