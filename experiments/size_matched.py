@@ -85,7 +85,7 @@ def bench_size_matched(
 
 def _controls(folders: Sequence[Path], outcome: BenchResults) -> dict[str, tuple[str, MaskedSAE]]:
     """The masked SAEs with their labels, by those of the whole ones, from the results of core."""
-    labels = list(outcome.results)[: len(folders)]  # in the order of the folders, before floors
+    labels = list(outcome.results)[: len(folders)]  # in the order of the folders
     cores = [outcome.results[label]["core"] for label in labels]
     n = min(map(in_use, cores))
     controls = {}
