@@ -23,7 +23,7 @@ FORMER = {
     "--threshold-twice": "leave it out; dictionary_learning's own JumpReluTrainer applies the threshold twice",
     "--survival": "give --noise-to-signal, e.g. 0.3",
     "--preset strong-noise": "leave out --preset: recommended has its settings, and twice the steps",
-    "--bench-seeds": "leave it out, and evaluate SAEs of several seeds, which differ as much",
+    "--bench-seeds": "evaluate several seeds instead: they vary as much as repeats of the bench",
     "--floor": "hand a random SAE or SAE Bench's IdentitySAE to `bench` in Python as `extra`; see docs/sae_bench.md",
     "--preset quickstart": "run `vsae quickstart`",
 }

@@ -398,7 +398,7 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
 
     noise: Noise = field(default=Noise("sigma", PAPER_SIGMA), metadata={"given_as": NOISES})
     sigma: InitVar[float | None] = None
-    """The fixed posterior's standard deviation, in training units. Default with --preset none: 1 (paper)."""
+    """The fixed posterior's standard deviation, in training units. 1 with --preset none and --preset paper."""
     noise_to_signal: InitVar[float | None] = None
     """Sets sigma = sqrt(noise_to_signal E||x||^2 / k). It is the energy of the noise of k features, relative to
     the activations'. Instead of sigma; needs --normalize sqrt_d or unit."""

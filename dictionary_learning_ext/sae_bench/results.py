@@ -48,12 +48,13 @@ class BenchResults:
 
 def table(outcome: BenchResults) -> str:
     """A row for each metric, a column for each SAE."""
-    return _table("", _values_of(outcome), ".3f")
+    values = {label: rows_of(results) for label, results in outcome.results.items()}
+    return _table("", values, ".3f")
 
 
 def differences(outcome: BenchResults) -> str | None:
     """Each SAE's metrics less those of the first, as `table` shows them; None for fewer than two SAEs."""
-    values = _values_of(outcome)
+    values = {label: rows_of(results) for label, results in outcome.results.items()}
     if len(values) < 2:
         return None
     first, *others = values
@@ -116,10 +117,6 @@ def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
         score = metrics(absorption, "mean")["mean_absorption_fraction_score"]
         rows["absorption (mean fraction)"] = score
     return {name: value for name, value in rows.items() if value is not None}
-
-
-def _values_of(outcome: BenchResults) -> Values:
-    return {label: rows_of(found) for label, found in outcome.results.items()}
 
 
 def reading_notes(outcome: BenchResults) -> list[str]:

@@ -92,7 +92,7 @@ def _core(settings: BenchSettings) -> Any:
 def _absorption(settings: BenchSettings, sae: BaseSAE) -> Any:
     if not sae.cfg.hook_name.endswith(".hook_resid_post"):
         raise BenchError(
-            f"it was trained on {sae.cfg.hook_name}; SAE Bench measures absorption only at the output"
+            f"these SAEs were trained on {sae.cfg.hook_name}; SAE Bench measures absorption only at the output"
             " of a block (blocks.N.hook_resid_post)",
             instead="leave absorption out of evals",
         )
