@@ -101,7 +101,9 @@ def load_foreign(
             f"{path}: has no {error.args[0]}, which an SAE of architecture {architecture!r} has",
             instead=resave if architecture in BATCH_TOP_K else "copy it again",
         ) from error
-    except RuntimeError as error:  # shapes that don't fit together
+    except CheckpointError:  # it is a ValueError
+        raise
+    except (RuntimeError, ValueError) as error:  # shapes that don't fit together
         what = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: damaged ({what})", instead="copy it again") from error
     require_sizes(path, dictionary, config["trainer"])

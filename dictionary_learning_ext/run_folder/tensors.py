@@ -13,6 +13,8 @@ from ..errors import CheckpointError
 from .files import replacing
 
 _REPAIR = "copy it again or train again"
+_FLOATS = (t.float16, t.bfloat16, t.float32, t.float64)
+_INTEGERS = (t.bool, t.uint8, t.int8, t.int16, t.int32, t.int64)
 
 
 def hash_of(module: t.nn.Module) -> str:
@@ -70,10 +72,19 @@ def read_tensors(path: Path) -> Any:
 
 
 def read_state_dict(path: Path) -> dict[str, t.Tensor]:
-    """Read a state dict that `t.save` wrote. Raises CheckpointError for any other file, or if a number is not finite."""
+    """Read a state dict that `t.save` wrote. Raises CheckpointError for any other file, or if a number is not finite.
+
+    Its tensors are dense floats; those of fewer than two dimensions may be integers.
+    """
     state = read_tensors(path)
     if not (isinstance(state, dict) and all(isinstance(v, t.Tensor) for v in state.values())):
         raise CheckpointError(f"{path}: damaged (expected a state dict)", instead=_REPAIR)
+    for name, value in state.items():
+        is_number = value.dtype in _FLOATS or (value.ndim < 2 and value.dtype in _INTEGERS)
+        if value.layout != t.strided or not is_number:
+            given = f"{value.layout} {value.dtype}".replace("torch.", "")
+            what = f"{path}: damaged ({name}: expected a dense tensor of floats, got {given})"
+            raise CheckpointError(what, instead=_REPAIR)
     require_finite(path, state)
     return state
 

@@ -17,6 +17,7 @@ from small_commands import content, refused
 from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.run_folder.tensors import read_state_dict
 from dictionary_learning_ext.run_folder.weights import (
     for_raw_activations,
     load_dictionary,
@@ -96,6 +97,21 @@ def test_a_damaged_ae_pt(damage, folder, trained, tmp_path, monkeypatch, capsys)
     assert "weights_only" not in line, "torch's advice would execute what is in the file"
     assert content(folder) == before
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (t.eye(3).to_sparse(), "sparse_coo float32"),
+        (t.eye(3, dtype=t.complex64), "strided complex64"),
+        (t.eye(3).to(t.float8_e4m3fn), "strided float8_e4m3fn"),
+        (t.eye(3, dtype=t.int64), "strided int64"),
+    ],
+)
+def test_what_is_no_dense_tensor_of_floats_is_refused(given, kind, tmp_path):
+    t.save({"k": t.tensor(3), "W": given}, tmp_path / "ae.pt")
+    with pytest.raises(CheckpointError, match=rf"damaged \(W: expected a .*, got {kind}\); copy"):
+        read_state_dict(tmp_path / "ae.pt")
 
 
 SLOW = settings(
