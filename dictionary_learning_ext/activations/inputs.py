@@ -338,11 +338,9 @@ class _StoredInputs(Inputs):
         self.widths = {name: stored.hook(name).width for name in hooks}
         if stored.manifest is None:
             self.language_model = None
-            self.no_language_model = (
-                f"{stored.place} doesn't say which language model its activations are of"
-            )
+            self.no_language_model = f"{stored.place} doesn't record its language model or text"
             logger.info(
-                "%s, nor of which text: what is measured is on the last twentieth of its rows, which is held out",
+                "%s. Metrics are measured on the last twentieth of its rows, which is held out.",
                 self.no_language_model,
             )
 

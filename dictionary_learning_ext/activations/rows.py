@@ -71,7 +71,7 @@ class RowStream(Protocol):
         ...
 
     def restrict_to(self, settings: Mapping[str, Any]) -> None:
-        """Read only what a stream of the same data had when these were its `settings`."""
+        """Read only the data that was there when `settings` was written."""
         ...
 
     def settings(self) -> dict[str, Any]:
@@ -264,13 +264,13 @@ class ModelRows:
         while filled < len(out_ND):
             # Lower bound on the contexts that this fill still uses: no token may be left out.
             missing = math.ceil((len(out_ND) - filled) / self.contexts.ctx_len)
-            share_median = min(CONTEXTS_PER_MEDIAN, missing)
-            while len(queue) < share_median and (read := self._read(missing - len(queue))):
+            n_in_median = min(CONTEXTS_PER_MEDIAN, missing)
+            while len(queue) < n_in_median and (read := self._read(missing - len(queue))):
                 queue += read
                 yield filled
             if not queue:
                 break  # the text has ended
-            contexts = [queue.popleft() for _ in range(min(share_median, len(queue)))]
+            contexts = [queue.popleft() for _ in range(min(n_in_median, len(queue)))]
             rows_ND, n_non_finite = self._rows_of(contexts, len(out_ND) - filled)
             out_ND[filled : filled + len(rows_ND)] = rows_ND
             filled += len(rows_ND)

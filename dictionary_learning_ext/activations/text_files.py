@@ -46,8 +46,8 @@ def read_documents(path: Path, column: str = "text") -> Iterator[str]:
         yield from read(path, column)
     except UnicodeDecodeError as error:
         raise TextError(
-            f"{path} is not UTF-8, it holds the byte {error.object[error.start]:#x}: expected UTF-8 text;"
-            " convert it, e.g. with iconv -f LATIN1 -t UTF-8"
+            f"{path} is not UTF-8: it contains byte {error.object[error.start]:#x}",
+            instead="convert it, e.g. with iconv -f LATIN1 -t UTF-8",
         ) from error
 
 

@@ -292,7 +292,7 @@ def test_own_activations_are_measured_but_the_language_models_loss_is_not(
     assert 0 < metrics["fve"] < 1
     assert metrics["tokens"] == 100
     assert metrics["frac_recovered"] is None
-    reason = f"{own} doesn't say which language model its activations are of"
+    reason = f"{own} doesn't record its language model or text"
     assert metrics["not_measured"]["frac_recovered"] == reason
     assert metrics["measured_on"]["model"] == UNKNOWN
     assert metrics["measured_on"]["data"] == str(own)

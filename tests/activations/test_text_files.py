@@ -103,10 +103,10 @@ FIRST = row(PLAIN)
 @pytest.mark.parametrize(
     ("name", "raw", "said"),
     [
-        ("a.txt", b"the cat \xc3", "{path} is not UTF-8, it holds the byte 0xc3"),
-        ("a.txt", b"the cat\n\n" * 50_000 + b"\xe9", "{path} is not UTF-8, it holds the byte 0xe9"),
-        ("a.txt", PLAIN.encode("utf-16"), "{path} is not UTF-8, it holds the byte 0xff"),
-        ("a.jsonl", FIRST + b'{"text": "\xff"}\n', "{path} is not UTF-8, it holds the byte 0xff"),
+        ("a.txt", b"the cat \xc3", "{path} is not UTF-8: it contains byte 0xc3"),
+        ("a.txt", b"the cat\n\n" * 50_000 + b"\xe9", "{path} is not UTF-8: it contains byte 0xe9"),
+        ("a.txt", PLAIN.encode("utf-16"), "{path} is not UTF-8: it contains byte 0xff"),
+        ("a.jsonl", FIRST + b'{"text": "\xff"}\n', "{path} is not UTF-8: it contains byte 0xff"),
         ("a.jsonl", FIRST + b'{"text": two}\n', "line 2 of {path} is not valid JSON"),
         ("a.jsonl", b'{"text": "a\tb"}\n', "line 1 of {path} is not valid JSON (Invalid control"),
         ("a.jsonl", b'{"body": "x", "title": "y"}', "line 1 of {path} has no column 'text', it has 'body', 't"),
@@ -131,7 +131,7 @@ def test_damage_in_parquet_is_named_by_its_byte_or_columns(tmp_path):
     path = tmp_path / "a.parquet"
     values = pa.array([b"good", b"\xe9"], type=pa.binary()).view(pa.utf8())
     pq.write_table(pa.table({"text": values}), path)
-    assert error_of(lambda: read(path)).startswith(f"{path} is not UTF-8, it holds the byte 0xe9:")
+    assert error_of(lambda: read(path)).startswith(f"{path} is not UTF-8: it contains byte 0xe9;")
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), path)
     message = error_of(lambda: read(path))
     assert "has no column 'text', it has 'body', 'n'; name the one" in message

@@ -51,7 +51,7 @@ REFUSED = {
     "train --preset papper": "preset='papper': expected one of recommended … paper … did you mean 'paper'",
     "train {small} --hook blocks.9.hook_resid_post": "blocks.9 … blocks.{0..2}",
     "train {small} --data nobody/nothing": "data: nobody/nothing: … embedded",
-    "train {small} --data {bytes}": "bytes.txt is not UTF-8, it holds the byte",
+    "train {small} --data {bytes}": "bytes.txt is not UTF-8: it contains byte",
     "train {small} --data {exe}": "data: {tmp}/exe.exe: not a text file; expected one of .txt, .jsonl",
     "train --resume {tmp}/nope": "nope: no such folder; expected a run folder, e.g. runs/NAME",
     "compare {measured} --columns fvee": "no metric 'fvee'",
