@@ -16,7 +16,7 @@ Imports no torch.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ HELD_OUT = "heldout"
 DOCUMENTS = "documents.npy"
 TOKEN_IDS = "token_ids"
 """The column of token ids, named as in SAELens's caches. -1 is padding."""
-_REPAIR = "restore it, or cache the activations again in another folder"
+REPAIR = "restore it, or cache the activations again in another folder"
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class CacheManifest(Checked):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the settings and the files' names and sizes. The activations follow from these."""
+        """SHA-256 of the settings and the files' names and sizes. These determine the activations."""
         known = [asdict(self.settings), [asdict(file) for file in self.all_files]]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
@@ -139,7 +139,7 @@ def read_manifest(folder: Path) -> CacheManifest | None:
     # ValueError: not UTF-8, not JSON, or a value of another type.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ActivationsError(
-            f"{path}: damaged ({type(error).__name__}: {error})", instead=_REPAIR
+            f"{path}: damaged ({type(error).__name__}: {error})", instead=REPAIR
         ) from error
 
 
@@ -166,18 +166,18 @@ def finished_manifest(folder: Path) -> CacheManifest | None:
             f"{folder}: this cache is not finished ({manifest.tokens:,} tokens are written)",
             instead="run its `vsae cache` command again to continue it",
         )
-    require_whole(folder, manifest)
+    require_whole(folder, manifest.all_files)
     return replace(manifest, files=manifest.files[: manifest.finished])
 
 
-def require_whole(folder: Path, manifest: CacheManifest) -> None:
+def require_whole(folder: Path, files: Iterable[CacheFile]) -> None:
     """Raise an ActivationsError if a file is missing or doesn't have the size in the manifest."""
-    for file in manifest.all_files:
+    for file in files:
         path = folder / file.name
         size = path.stat().st_size if path.is_file() else 0
         if size != file.bytes:
             raise ActivationsError(
-                f"{path}: {size:,} bytes", expected=f"{file.bytes:,}", instead=_REPAIR
+                f"{path}: {size:,} bytes", expected=f"{file.bytes:,}", instead=REPAIR
             )
 
 

@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _FILES = "data-[0-9]*.arrow"
+_UNFINISHED = "manifest.unfinished.json"  # version 0.3 wrote it while a cache grew
 _CONTEXTS = 32
 """The number of contexts in a file is a multiple of this, if so many fit into it."""
 _SPARE = 1.05
@@ -145,7 +146,7 @@ def _existing_cache(
                 f"{folder}: the cache has {', '.join(differ)}",
                 instead=f"use the same settings to continue it, or choose another {elsewhere}",
             )
-        for name in (_FILES, INFO, STATE, HELD_OUT, MANIFEST):
+        for name in (_FILES, INFO, STATE, HELD_OUT, _UNFINISHED, MANIFEST):
             for path in folder.glob(name):
                 remove(path)
         manifest = None
@@ -157,7 +158,7 @@ def _existing_cache(
                 instead=f"choose an empty {elsewhere}",
             )
     else:
-        require_whole(folder, manifest)
+        require_whole(folder, manifest.all_files)
     named = {folder / file.name for file in manifest.all_files} if manifest else set[Path]()
     for path in {*folder.glob(_FILES), *folder.glob(f"{HELD_OUT}/{_FILES}")} - named:
         remove(path)
@@ -280,7 +281,8 @@ class _Writer:
         """
 
         def saved() -> None:
-            require_whole(self._folder, manifest)  # it may have been deleted in the meantime
+            new = manifest.files[-1:] if complete is None else manifest.all_files
+            require_whole(self._folder, new)  # they may have been deleted in the meantime
             if complete is not None:
                 self._make_loadable(complete, manifest)
             write_json(self._folder / MANIFEST, asdict(manifest), self._elsewhere)

@@ -15,7 +15,6 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,14 @@ from ..config.run import UNKNOWN, RunConfig, Split
 from ..errors import ActivationsError, first_line
 from ..run_folder.comparing import same_setting
 from ..run_folder.files import at_home
-from .cache_manifest import MANIFEST, TOKEN_IDS, CachedHook, CacheManifest, finished_manifest
+from .cache_manifest import (
+    MANIFEST,
+    REPAIR,
+    TOKEN_IDS,
+    CachedHook,
+    CacheManifest,
+    finished_manifest,
+)
 from .text import fingerprint_of
 
 STATE, INFO = "state.json", "dataset_info.json"
@@ -181,10 +187,7 @@ def _data_set(folder: Path) -> StoredActivations:
             f"{folder}: a damaged data set ({first_line(error)})", instead="restore it"
         ) from error
     if rows.info.description == MADE_HERE:
-        raise ActivationsError(
-            f"{folder / MANIFEST}: missing",
-            instead="restore it, or cache the activations again in another folder",
-        )
+        raise ActivationsError(f"{folder / MANIFEST}: missing", instead=REPAIR)
     arrays = {name: kind for name, kind in features.items() if isinstance(kind, Array2D)}
     if not arrays:
         raise ActivationsError(
@@ -203,8 +206,9 @@ def _own_files(folder: Path, files: list[Path]) -> StoredActivations:
     kinds = {(x_NLD.shape[2], x_NLD.dtype) for file in files for x_NLD, _ in _batches(file)}
     if len(kinds) != 1:
         there = " and ".join(f"{D} ({dtype})" for D, dtype in sorted(kinds, key=str))
+        there = there.replace("uint16", "bfloat16")  # which numpy lacks
         raise ActivationsError(
-            f"{folder}: holds rows of width {there or 'unknown'}",
+            f"{folder}: holds rows of width {there}",
             expected="one width and dtype",
             instead="put each kind into a folder of its own",
         )
@@ -280,11 +284,19 @@ def read_part(part: Part, hook: str) -> Piece:
 
     Raises: ActivationsError if the file is damaged.
     """
-    x_NLD, ids_NL = next(islice(_batches(part.path, hook), part.batch, None), _NOTHING)
+    state = part.path.stat() if part.path.is_file() else None
+    batches = _last_file(part.path, hook, state and (state.st_size, state.st_mtime_ns))
+    x_NLD, ids_NL = batches[part.batch] if part.batch < len(batches) else _NOTHING
     if len(x_NLD) < part.stop:
         raise ActivationsError(f"{part.path}: was cut", instead="restore it")
     rows = slice(part.start, part.stop)
     return Piece(x_NLD[rows], None if ids_NL is None else ids_NL[rows])
+
+
+@lru_cache(maxsize=1)
+def _last_file(path: Path, hook: str, state: tuple[int, int] | None) -> list[Piece]:
+    """All contexts of the file that was read last, by batch. It is opened again if its size or time of change differs."""
+    return list(_batches(path, hook))
 
 
 def _batches(path: Path, hook: str = UNKNOWN) -> Iterator[Piece]:
@@ -323,6 +335,8 @@ def _tensors(path: Path) -> Iterator[Piece]:
     import torch
 
     with safe_open(path, framework="pt") as file:
+        if not file.offset_keys():
+            raise ValueError("it has no tensors")
         for name in file.offset_keys():
             rows: torch.Tensor = file.get_tensor(name)
             if rows.dtype == torch.bfloat16:

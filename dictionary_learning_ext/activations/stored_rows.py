@@ -101,6 +101,7 @@ class StoredRows:
         self._rule, self._passes, self._seed = rule, passes, seed
         self._before_read = before_read
         self._next = _Next(0, 0, 0)
+        self._pass: tuple[int, list[Part]] | None = None  # the number and the pieces of a pass
 
     @property
     def dtype(self) -> torch.dtype:
@@ -137,14 +138,20 @@ class StoredRows:
     def _pieces(self) -> Iterator[Part]:
         """The pieces from the next row on, in the order in which they are read. Starts the next pass at the end of each."""
         while self._passes is None or self._next.number < self._passes:
-            parts = self.stored.parts["train"]
-            files = list(dict.fromkeys(part.path for part in parts))
-            if self._seed is not None:
-                random.Random(drawn_seed(self._seed, "files", self._next.number)).shuffle(files)
-            place = {file: n for n, file in enumerate(files)}
-            parts = sorted(parts, key=lambda part: place[part.path])
-            yield from pieces_of(parts, self.stored.ctx_len)[self._next.piece :]
+            if self._pass is None or self._pass[0] != self._next.number:
+                self._pass = self._next.number, self._pieces_in(self._next.number)
+            yield from self._pass[1][self._next.piece :]
             self._next = _Next(self._next.number + 1, 0, 0)
+
+    def _pieces_in(self, number: int) -> list[Part]:
+        """All pieces of a pass, in the order in which they are read."""
+        parts = self.stored.parts["train"]
+        files = list(dict.fromkeys(part.path for part in parts))
+        if self._seed is not None:
+            random.Random(drawn_seed(self._seed, "files", number)).shuffle(files)
+        place = {file: n for n, file in enumerate(files)}
+        parts = sorted(parts, key=lambda part: place[part.path])
+        return pieces_of(parts, self.stored.ctx_len)
 
     def order(self, n: int, fill: int) -> Tensor:
         """See `RowStream`. Each fill has a generator of its own."""
@@ -165,7 +172,7 @@ class StoredRows:
         Raises: ConfigError if the activations that it had then have changed.
         """
         if self.stored.manifest is not None:
-            self.stored = self.stored.with_files(settings["files"])
+            self.stored, self._pass = self.stored.with_files(settings["files"]), None
         if settings["cache"] != self.stored.digest:
             raise ConfigError(
                 "the run can't resume: since it was interrupted, the activations in"

@@ -238,6 +238,27 @@ def test_a_truncated_file_is_refused(keep, tmp_path):
         open_stored(tmp_path)
 
 
+def test_a_file_that_is_replaced_is_read_anew(own):
+    part = Part(own / "a.npy", 0, 0, 50)
+    read_part(part, UNKNOWN)
+    np.save(own / "new.npy", rows(60) + 1)
+    (own / "new.npy").replace(own / "a.npy")
+    assert (read_part(part, UNKNOWN).x_NLD[:, 0] == rows(50) + 1).all()
+
+
+def test_files_of_several_dtypes_are_refused_with_their_names(tmp_path):
+    save_file({"x": t.ones(4, D)}, tmp_path / "a.safetensors")
+    save_file({"x": t.ones(4, D, dtype=t.bfloat16)}, tmp_path / "b.safetensors")
+    message = error_of(lambda: open_stored(tmp_path), ActivationsError)
+    assert "6 (float32) and 6 (bfloat16)" in message
+
+
+def test_a_file_without_tensors_is_refused(tmp_path):
+    save_file({}, tmp_path / "a.safetensors")
+    said = error_of(lambda: open_stored(tmp_path), ActivationsError)
+    assert said.startswith(f"{tmp_path / 'a.safetensors'}: can't be read (it has no tensors)")
+
+
 def test_what_holds_no_activations_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     for folder, problem in {
