@@ -10,7 +10,7 @@ import torch as t
 from sklearn.preprocessing import normalize
 
 from dictionary_learning_ext import RunConfig, load_dictionary
-from dictionary_learning_ext.activations.inputs import Inputs
+from dictionary_learning_ext.activations.inputs import Inputs, find_inputs
 from dictionary_learning_ext.config.run import TrainConfig, require_same
 from dictionary_learning_ext.config.sae import (
     SAEConfig,
@@ -44,7 +44,7 @@ def train_missing(
     folder: Path,
     saes: Mapping[str, SAEConfig],
     finished: str = "metrics.json",
-    find: Callable[..., Inputs] | None = None,
+    find: Callable[..., Inputs] = find_inputs,
 ) -> dict[str, Path]:
     """Train the SAEs whose folder has no `finished` file yet, all from one buffer. A run that a signal stopped is
     continued.
