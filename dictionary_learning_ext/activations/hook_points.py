@@ -126,7 +126,7 @@ class HookPoint:
         if activation_dim != self.activation_dim:
             raise CheckpointError(
                 f"{sae}: activation_dim={activation_dim}, but {self.name} of {model} is "
-                f"{self.activation_dim} wide; give the language model that it was trained on"
+                f"{self.activation_dim} wide; give the language model, or the activations, that it was trained on"
             )
 
 

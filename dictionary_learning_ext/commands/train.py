@@ -264,6 +264,8 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
         f"use the flags it was started with ({{former}}), or `vsae train --resume {in_shell(folder)}`, "
         "or for a new run choose another save_dir, or overwrite=True"
     )
+    if "steps" in typed and is_finished(folder, was.run) and settings.steps > was.run.steps:
+        advice = f"{_longer(folder, was.run, settings.steps)}, or overwrite=True"
     require_same(
         was.to_dict(),
         now.to_dict() | {"steps": settings.steps, "save_steps": settings.save_steps},
@@ -279,10 +281,15 @@ def _advice(flags: TrainFlags) -> str:
     assert flags.resume is not None
     folder = run_folders(flags.resume)[0]
     former = load_config(folder, "resume").run
-    more = flags.run.steps - former.steps
-    if "steps" not in flags.typed or more <= 0 or not is_finished(folder, former):
+    is_longer = "steps" in flags.typed and flags.run.steps > former.steps
+    if not is_longer or not is_finished(folder, former):
         return CONTINUE_OR_START
-    start = in_shell(folder)
+    return _longer(folder, former, flags.run.steps)
+
+
+def _longer(folder: Path, former: RunConfig, steps: int) -> str:
+    """How to train a finished run to more steps."""
+    start, more = in_shell(folder), steps - former.steps
     return (
         f"it is finished; to train {more} steps more, start a new run from its weights: `{vsae()} train --config {start} "
         f"--init-from {start} --data-seed {former.data_seed + 1} --steps {more} --save-dir FOLDER`"

@@ -252,8 +252,10 @@ def test_a_run_killed_before_its_first_resume_point_continues(name, small, tmp_p
 
 
 def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(
-    folder, tmp_path, capsys
+    folder, flags, tmp_path, capsys
 ):
+    again = ["train", f"--save-dir={folder}", *flags, "--steps=20"]
+    assert "start a new run from its weights" in refused(again, capsys)
     resume = ["train", "--resume", folder, "--steps"]
     assert "with config" in refused([*resume, 9], capsys)
     said = refused([*resume, 20], capsys)
