@@ -115,8 +115,7 @@ def reproducibility_of(folder, name):
     return reproduce([folder / f"{name}_seed{seed}" for seed in range(2)]).as_direction()
 
 
-def test_its_saes_differ_only_in_the_posterior():
-    """Of one seed."""
+def test_the_saes_of_a_seed_differ_only_in_the_posterior():
     configs = configurations(read_sweep(SWEEP_FILE), train_config)
     assert {*configs} == {*NAMES}
     top_k, vsae = (configs[name].to_dict() for name in NAMES[:2])

@@ -6,7 +6,7 @@ import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGINT, default_int_handler, signal
 
 import pytest
 from small_commands import refused, settings_of
@@ -14,6 +14,7 @@ from small_commands import refused, settings_of
 from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.seeds import parse_seeds
+from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
 
@@ -91,6 +92,7 @@ def stopped(command, owner, name, call=1):
             os.kill(os.getpid(), SIGINT)
         return original(*given, **options)
 
+    signal(SIGINT, default_int_handler)  # which a shell's background jobs don't have
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, stopping)
         return main(command)
@@ -128,12 +130,12 @@ def test_stopped_anywhere_the_same_command_continues_to_the_same_saes(
         ("first seed", SAERun, "update", 3),
         ("its evaluation", loop, "measure", 1),
         ("third seed", SAERun, "update", 11),
+        ("table", reproduce_module, "reproduce", 1),
     ]
     for what, owner, name, call in places:
         assert stopped(EMBEDDED, owner, name, call) == 130, what
         last = capsys.readouterr().err.splitlines()[-1]
         assert "the same command" in last, what
-    assert main(EMBEDDED) == 0
     assert main(EMBEDDED) == 0
     assert "already; --overwrite" in capsys.readouterr().out
     for name in NAMES:

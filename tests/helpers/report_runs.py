@@ -41,7 +41,7 @@ def runs(tiny_lm_dir, text, tmp_path_factory):
     """Two small runs, whose folders the tests leave as they are. One was measured during training."""
 
     def make(folder):
-        train(tiny_lm_dir, text, folder / "vsae", "--eval-every", "20")
+        train(tiny_lm_dir, text, folder / "vsae", "--eval-every", "20", "--noise-to-signal", "0.1")
         train(tiny_lm_dir, text, folder / "top_k", "--architecture", "top_k")
 
     folder = shutil.copytree(kept("report_runs", make), tmp_path_factory.mktemp("report") / "runs")
