@@ -23,6 +23,7 @@ HOSTILE = (
     "b\u0007\u0000bell",
     "x" * 30_000,  # longer documents are tokenised in pieces
 )
+VSAE = ["--noise-to-signal", "0.1"]
 QUICK = ["--tokens", "600", "--split", "train"]
 
 
@@ -41,7 +42,7 @@ def runs(tiny_lm_dir, text, tmp_path_factory):
     """Two small runs, whose folders the tests leave as they are. One was measured during training."""
 
     def make(folder):
-        train(tiny_lm_dir, text, folder / "vsae", "--eval-every", "20", "--noise-to-signal", "0.1")
+        train(tiny_lm_dir, text, folder / "vsae", "--eval-every", "20", *VSAE)
         train(tiny_lm_dir, text, folder / "top_k", "--architecture", "top_k")
 
     folder = shutil.copytree(kept("report_runs", make), tmp_path_factory.mktemp("report") / "runs")
@@ -63,7 +64,7 @@ def seeds(tiny_lm_dir, text, tmp_path_factory):
     def make(folder):
         for n in range(3):
             each = f"--seed {n} --data-seed {n}".split()
-            train(tiny_lm_dir, text, folder / f"seed{n}", *each)
+            train(tiny_lm_dir, text, folder / f"seed{n}", *each, *VSAE)
 
     folder = shutil.copytree(kept("seeds", make), tmp_path_factory.mktemp("report") / "seeds")
     return [folder / f"seed{n}" for n in range(3)]
