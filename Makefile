@@ -68,13 +68,12 @@ test-newest: .venv-newest/installed
 test-gpu: .venv/installed-dev
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/python -m pytest tests/gpu -rs
 
-# With mkdocs, since the type check reads what the tests of the guide import. Last, whether wrong calls of
-# the public names are flagged, and whether the numbers of README and the guide are those of the raw results.
+# With mkdocs, since the type check reads what the tests of the guide import. Last, whether the numbers of README and the
+# guide are those of the raw results.
 lint: .venv/installed-dev .venv/installed-docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python tests/typing/check.py
 	$(BIN)/python -m experiments.recompute
 
 # The guide in docs/, as a site in build/site. A dead link fails. Then its pages, its notebooks and the quickstart run,
