@@ -18,19 +18,18 @@ from dictionary_learning_ext.sweep.sweep_file import read_sweep
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
 
-@pytest.fixture
-def environment(tmp_path):
+def environment(folder):
     """Where an agent finds `vsae`, and nothing of other sweeps."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     path = os.pathsep.join([str(Path(sys.executable).parent), mine["PATH"]])
-    return mine | {"PATH": path, "WANDB_DIR": str(tmp_path)}
+    return mine | {"PATH": path, "WANDB_DIR": str(folder)}
 
 
-def agent(server, environment, folder, runs=1):
+def agent(server, folder, runs=1):
     """An agent that ends after some runs."""
     return subprocess.Popen(
         [sys.executable, "-m", "wandb", "agent", "--count", str(runs), SWEEP_PATH],
-        env=environment | server.environment,
+        env=environment(folder) | server.environment,
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -38,31 +37,22 @@ def agent(server, environment, folder, runs=1):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_an_agent_runs_the_file_as_it_stands(path, tiny_lm_dir, text, tmp_path, environment):
-    """With fewer steps, and a small random model in the place of the hub's."""
-    content, swept = yaml.safe_load(path.read_text()), read_sweep(path).assignments[0]
-    small = {"steps": 20, "batch_size": 64, "n_ctxs": 8, "eval_tokens": 200, "eval_documents": 2}
-    if {"--preset=paper", "--model=EleutherAI/pythia-70m"} & set(content["command"]):
-        k = {"dict_size": 64, "k": min(swept["k"], 32)}
-        small |= {"model": str(tiny_lm_dir), "data": text, **k}
-    with WandbServer(content, {"one": swept | small}) as server:
-        process = agent(server, environment, tmp_path)
-        said, _ = process.communicate()
-    assert process.returncode == 0, said
-    assert not server.unknown
-    assert "wandb failed" not in said
-    sent = server.configs["one"]
-    assert {name: sent[name] for name in small} == small
-    for name, value in swept.items():
-        assert sent[name] == small.get(name, value)
-    summary, history = server.summaries["one"], server.histories["one"]
-    assert isinstance(summary[content["metric"]["name"]], float)
-    assert summary["eval/fve"] <= 1
-    assert [row["step"] for row in history] == list(range(21))
-    assert all(row["fve"] <= 1 for row in history)
-    assert server.exit_codes == {"one": 0}
+@pytest.fixture(scope="module", autouse=True)
+def agents_of_files(tiny_lm_dir, text, tmp_path_factory):
+    """For each file an agent that runs its first configuration, with fewer steps, and a small random model in the place of
+    the hub's. All start together, since an agent's time is mostly waiting."""
+    found = {}
+    with contextlib.ExitStack() as servers:
+        for path in SWEEPS:
+            content, swept = yaml.safe_load(path.read_text()), read_sweep(path).assignments[0]
+            small = dict(steps=20, batch_size=64, n_ctxs=8, eval_tokens=200, eval_documents=2)
+            if {"--preset=paper", "--model=EleutherAI/pythia-70m"} & set(content["command"]):
+                k = {"dict_size": 64, "k": min(swept["k"], 32)}
+                small |= {"model": str(tiny_lm_dir), "data": text, **k}
+            server = servers.enter_context(WandbServer(content, {"one": swept | small}))
+            process = agent(server, tmp_path_factory.mktemp(path.stem))
+            found[path] = server, process, swept | small
+        yield found
 
 
 def when_stopped_at(step, process, folder, number):
@@ -78,9 +68,7 @@ def when_stopped_at(step, process, folder, number):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_is_continued_by_whoever_runs_the_same_command(
-    sweep_file, tmp_path, environment
-):
+def test_a_stopped_run_is_continued_by_whoever_runs_the_same_command(sweep_file, tmp_path):
     content = yaml.safe_load(sweep_file().read_text())
     flags = [word.replace("--steps=24", "--steps=400") for word in content["command"][:-1]]
     command = [*flags, "--text-passes=9", "--wandb=online", "${args}"]
@@ -88,13 +76,13 @@ def test_a_stopped_run_is_continued_by_whoever_runs_the_same_command(
     swept = {"k": 4, "beta": 0.5}
     names = ("pre-empted", "killed", "continued", "again")
     with WandbServer(content, dict.fromkeys(names, swept)) as server:
-        process = agent(server, environment, tmp_path, runs=2)
+        process = agent(server, tmp_path, runs=2)
         when_stopped_at(12, process, tmp_path, signal.SIGTERM)
         when_stopped_at(48, process, tmp_path, signal.SIGKILL)
         said, _ = process.communicate()
         assert server.preempted == {"pre-empted"}, said
         assert server.exit_codes == {"pre-empted": 143}
-        said, _ = agent(server, environment, tmp_path, runs=2).communicate()
+        said, _ = agent(server, tmp_path, runs=2).communicate()
         assert server.exit_codes == {"pre-empted": 143, "continued": 0, "again": 0}, said
     assert "already finished" in said
     (folder,) = (tmp_path / "runs").iterdir()
@@ -107,3 +95,20 @@ def test_a_stopped_run_is_continued_by_whoever_runs_the_same_command(
         assert [row["step"] for row in server.histories[name]] == whole
         assert server.summaries[name]["eval/fve"] == read_metrics(folder)["fve"]
         assert {setting: server.configs[name][setting] for setting in swept} == swept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_an_agent_runs_the_file_as_it_stands(agents_of_files, path):
+    server, process, given = agents_of_files[path]
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert not server.unknown
+    assert "wandb failed" not in said
+    assert {name: server.configs["one"][name] for name in given} == given
+    summary, history = server.summaries["one"], server.histories["one"]
+    assert isinstance(summary[server.sweep["metric"]["name"]], float)
+    assert summary["eval/fve"] <= 1
+    assert [row["step"] for row in history] == list(range(21))
+    assert all(row["fve"] <= 1 for row in history)
+    assert server.exit_codes == {"one": 0}
