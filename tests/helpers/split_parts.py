@@ -5,7 +5,6 @@ pair of them holds two parts, and the pairs share the cases out. The trainers' s
 folder.
 """
 
-import itertools
 import logging
 from collections import Counter
 from hashlib import sha256
@@ -30,13 +29,14 @@ STEPS, STOPPED = 20, 8
 K = 4
 
 CASES = {
-    f"{posterior}-{noise_on}-{scope}": {
-        "posterior": posterior,
-        "noise_on": noise_on,
-        "kl_scope": scope,
-    }
-    for posterior, noise_on, scope in itertools.product(
-        ("fixed", "learned"), ("both", "values", "selection"), ("all", "selected")
+    "-".join(options): dict(zip(("posterior", "noise_on", "kl_scope"), options, strict=True))
+    for options in (
+        ("fixed", "both", "all"),
+        ("fixed", "values", "selected"),
+        ("fixed", "selection", "all"),
+        ("learned", "both", "all"),
+        ("learned", "values", "all"),
+        ("learned", "selection", "selected"),
     )
 }
 CASES |= {
