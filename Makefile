@@ -68,9 +68,8 @@ test-newest: .venv-newest/installed
 test-gpu: .venv/installed-dev
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/python -m pytest tests/gpu -rs
 
-# With mkdocs, since the type check reads what the tests of the guide import. Last, whether the numbers of README and the
-# guide are those of the raw results.
-lint: .venv/installed-dev .venv/installed-docs
+# Last, whether the numbers of README and the guide are those of the raw results.
+lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -78,7 +77,7 @@ lint: .venv/installed-dev .venv/installed-docs
 
 # The guide in docs/, as a site in build/site. A dead link fails. Then its pages, its notebooks and the quickstart run,
 # small. While you write, `.venv/bin/mkdocs serve` shows it.
-docs: .venv/installed-dev .venv/installed-docs
+docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open build/site/index.html"
 	$(PYTEST) -m guide --dist worksteal
@@ -102,11 +101,7 @@ clean:
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $@
-
-.venv/installed-docs: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]'
 	touch $@
 
 .venv-oldest/installed: setup.py
