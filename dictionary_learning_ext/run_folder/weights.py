@@ -102,6 +102,6 @@ def load_dictionary(
         if configured not in (None, k) or not 1 <= k <= dictionary.dict_size:
             raise CheckpointError(
                 f"{path}: k is {k}, dict_size is {dictionary.dict_size} and config.json says k={configured}; "
-                "they belong to different SAEs"
+                f"they belong to different SAEs; if config.json was edited, put k={k} back, else copy {path.name} again"
             )
     return dictionary.eval().requires_grad_(False), config

@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 _OPTIONAL = "log_var_encoder."
 """The prefix of weights that a trained SAE may lack: a learned log-variance then starts as usual."""
 
+_AS_THE_POINT = (
+    "continue it with {former} (if config.json was edited, put it back), or start a new run"
+)
+
 
 class Start(NamedTuple):
     """Where the SAEs of this process start."""
@@ -71,7 +75,8 @@ def _resumed(share: Share) -> Start | None:
         run = job.config.run
         was = replace(run, activations=point.settings["activations"])
         but = may_move(was, run)
-        require_same(point.settings, job.config.to_dict(), str(job.folder), but=but)
+        now, folder = job.config.to_dict(), str(job.folder)
+        require_same(point.settings, now, folder, but=but, advice=_AS_THE_POINT)
     device = share.planned.settings.device
     if share.processes.is_first and points and has_moved(points[0], device):
         logger.warning(

@@ -37,6 +37,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import (
+    CheckpointError,
     ConfigError,
     Interrupted,
     LanguageModelError,
@@ -197,6 +198,19 @@ def test_another_language_model_is_noticed(stopped, lm_dir_of, tmp_path):
     finally:
         shutil.copytree(keep, folder, dirs_exist_ok=True)
     resumed(stopped)
+
+
+def test_an_edited_setting_is_told_with_its_former_value(stopped):
+    """What the weights say of it, too."""
+    path = stopped / "config.json"
+    path.write_text(path.read_text().replace('"k": 4', '"k": 5'))
+    with pytest.raises(ConfigError, match=r"k=4, not 5; continue it with k=4 \(if config.json was"):
+        resumed(stopped)
+    path.write_text(path.read_text().replace('"k": 5', '"k": 4'))
+    resumed(stopped)
+    path.write_text(path.read_text().replace('"k": 4', '"k": 5'))
+    with pytest.raises(CheckpointError, match="put k=4 back"):
+        load_dictionary(stopped)
 
 
 def test_a_changed_text_is_noticed(stopped):
