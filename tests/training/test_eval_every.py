@@ -55,9 +55,8 @@ def held_out(folder):
 @pytest.mark.parametrize(
     ("source", "normalize", "architectures"),
     [
-        ("text", "sqrt_d", ("vsae_top_k", "relu")),
-        ("text", "none", ("vsae_top_k", "batch_top_k")),
-        ("cache", "sqrt_d", ("vsae_top_k", "relu")),
+        ("text", "sqrt_d", ("vsae_top_k", "batch_top_k")),
+        ("cache", "none", ("vsae_top_k", "relu")),
         ("own", "sqrt_d", ("vsae_top_k", "relu")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
