@@ -100,9 +100,10 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
-.venv/installed-dev: .venv/installed
+.venv/installed-dev: setup.py
+	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]'
-	touch $@
+	touch .venv/installed $@
 
 .venv-oldest/installed: setup.py
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
