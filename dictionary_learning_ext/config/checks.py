@@ -144,9 +144,11 @@ def _bare(name: str) -> str:
 
 def require_type(name: str, given: Any, hint: Any) -> None:
     """Raise a ConfigError unless a value has the type of a field. Numbers must be finite."""
+    if is_of_type(given, hint):
+        return
     words = get_args(hint) if get_origin(hint) is Literal else ()
     ask = former_setting(name, given) or did_you_mean(given, words)
-    require(is_of_type(given, hint), name, given, described(hint) + ask)
+    raise ConfigError(name=name, value=given, expected=described(hint) + ask)
 
 
 def is_of_type(value: Any, hint: Any) -> bool:
