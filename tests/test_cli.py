@@ -90,6 +90,22 @@ get_logger("huggingface_hub.x").warning("Retrying in 1s")
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "given", [{}, {"GOMP_SPINCOUNT": "9"}, {"OMP_WAIT_POLICY": "PASSIVE"}], ids=str
+)
+def test_waiting_threads_leave_the_cores_soon_unless_the_user_says_how(given, monkeypatch):
+    """Set before torch is loaded, which reads it: `dictionary_learning_ext.cli` doesn't load it."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, given.get(name, ""))
+        if name not in given:
+            monkeypatch.delenv(name)
+    main(["--version"])
+    expected = given or {"GOMP_SPINCOUNT": "7000"}
+    assert {n: os.environ[n] for n in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if n in os.environ} == (
+        expected
+    )
+
+
 def test_the_version_is_the_installed_one(capsys):
     assert main(["--version"]) == 0
     installed = version("dictionary-learning-ext")
