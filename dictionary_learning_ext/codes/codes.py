@@ -38,7 +38,7 @@ from ..activations.stored import UNKNOWN
 from ..config.run import RunConfig
 from ..errors import CheckpointError, LanguageModelError, TextError, first_line
 from ..run_folder.comparing import measured_on
-from ..run_folder.files import CODES, at_home, replacing
+from ..run_folder.files import CODES, LOCK, at_home, replacing
 from ..run_folder.sae_names import results_folder
 from ..run_folder.tensors import hash_of
 from ..run_folder.weights import load_dictionary
@@ -296,7 +296,8 @@ def _files_at(name: str | None) -> list[Any] | None:
     path = None if name is None else at_home(name)
     if path is None or not path.exists():
         return None
-    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    inside = (one for one in path.rglob("*") if one.is_file() and one.name != LOCK)
+    files = [path] if path.is_file() else sorted(inside)
     return [
         [str(one.relative_to(path)), one.stat().st_size, one.stat().st_mtime_ns] for one in files
     ]
