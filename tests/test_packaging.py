@@ -88,7 +88,16 @@ def built(tmp_path_factory):
     """The sdist and the wheel that `make wheel` builds, from a copy of the tree."""
     tree, out = tmp_path_factory.mktemp("tree") / "tree", tmp_path_factory.mktemp("dist")
     left_out = shutil.ignore_patterns(
-        ".git", ".venv*", "build", "dist", "runs", "wandb", "*.egg-info", "__pycache__", ".*_cache"
+        ".git",
+        ".venv*",
+        "build",
+        "dist",
+        "runs",
+        "wandb",
+        "*.egg-info",
+        "__pycache__",
+        ".*_cache",
+        ".hypothesis",
     )
     shutil.copytree(ROOT, tree, ignore=left_out)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, tree)

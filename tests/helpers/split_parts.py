@@ -35,6 +35,7 @@ CASES = {
         ("fixed", "values", "selected"),
         ("fixed", "selection", "all"),
         ("learned", "both", "all"),
+        ("learned", "both", "selected"),
         ("learned", "values", "all"),
         ("learned", "selection", "selected"),
     )

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,10 +36,10 @@ def agent(server, folder, runs=1):
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def agents_of_files(tiny_lm_dir, text, tmp_path_factory):
-    """For each file an agent that runs its first configuration, with fewer steps, and a small random model in the place of
-    the hub's. All start together, since an agent's time is mostly waiting."""
+    """An agent for each file. It runs the first configuration, with fewer steps and a small random model instead of the
+    hub's. All start together, since an agent mostly waits."""
     found = {}
     with contextlib.ExitStack() as servers:
         for path in SWEEPS:
@@ -51,48 +50,69 @@ def agents_of_files(tiny_lm_dir, text, tmp_path_factory):
                 small |= {"model": str(tiny_lm_dir), "data": text, **k}
             server = servers.enter_context(WandbServer(content, {"one": swept | small}))
             process = agent(server, tmp_path_factory.mktemp(path.stem))
+            servers.callback(killed, process)
             found[path] = server, process, swept | small
         yield found
 
 
-def when_stopped_at(step, process, folder, number):
-    """Wait until a run of an agent has written a resume point, and send a signal to it, or SIGKILL to both."""
-    while process.poll() is None and not list(folder.glob(f"runs/*/resume/step_*{step}.pt")):
+def killed(process):
+    """Kill an agent, unless it has ended, and what it has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        agent = psutil.Process(process.pid)
+        for one in [agent, *agent.children(recursive=True)]:
+            one.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def newest_point(folder):
+    """The step of the newest resume point of an agent's run."""
+    points = folder.glob("runs/*/resume/step_*.pt")
+    return max((int(point.stem.removeprefix("step_")) for point in points), default=0)
+
+
+def wait_for(condition, process):
+    while process.poll() is None and not condition():
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.01)
-    started = psutil.Process(process.pid).children(recursive=True)
-    (run,) = (one for one in started if "train" in one.cmdline())
-    killed = [psutil.Process(process.pid), *started] if number == signal.SIGKILL else [run]
-    for one in killed:
-        one.send_signal(number)
 
 
 @pytest.mark.slow
-def test_a_stopped_run_is_continued_by_whoever_runs_the_same_command(sweep_file, tmp_path):
+def test_a_stopped_run_is_continued_by_whoever_runs_the_same_command(
+    agents_of_files, sweep_file, tmp_path
+):
+    """While the agents of the files run."""
     content = yaml.safe_load(sweep_file().read_text())
     flags = [word.replace("--steps=24", "--steps=400") for word in content["command"][:-1]]
     command = [*flags, "--text-passes=9", "--wandb=online", "${args}"]
     content |= {"program": "vsae", "command": command}
     swept = {"k": 4, "beta": 0.5}
-    names = ("pre-empted", "killed", "continued")
+    names = ("pre-empted", "killed", "continued", "again")
     with WandbServer(content, dict.fromkeys(names, swept)) as server:
         process = agent(server, tmp_path, runs=2)
-        when_stopped_at(12, process, tmp_path, signal.SIGTERM)
-        when_stopped_at(48, process, tmp_path, signal.SIGKILL)
-        said, _ = process.communicate()
-        assert server.preempted == {"pre-empted"}, said
+        wait_for(lambda: newest_point(tmp_path) >= 12, process)
+        started = psutil.Process(process.pid).children(recursive=True)
+        (run,) = (one for one in started if "train" in one.cmdline())
+        run.terminate()
+        wait_for(lambda: "pre-empted" in server.exit_codes, process)
+        step = newest_point(tmp_path)
+        wait_for(lambda: newest_point(tmp_path) > step, process)
+        killed(process)
+        assert server.preempted == {"pre-empted"}
         assert server.exit_codes == {"pre-empted": 143}
-        said, _ = agent(server, tmp_path).communicate()
-        assert server.exit_codes == {"pre-empted": 143, "continued": 0}, said
+        said, _ = agent(server, tmp_path, runs=2).communicate()
+        assert server.exit_codes == {"pre-empted": 143, "continued": 0, "again": 0}, said
+    assert "already finished" in said
     (folder,) = (tmp_path / "runs").iterdir()
     whole = [row["step"] for row in read_history(folder)]
     assert whole[-1] == 400
     assert (
         0 < server.histories["pre-empted"][-1]["step"] < 400
     )  # wandb may not have sent what a killed run logged
-    assert [row["step"] for row in server.histories["continued"]] == whole
-    assert server.summaries["continued"]["eval/fve"] == read_metrics(folder)["fve"]
-    assert {setting: server.configs["continued"][setting] for setting in swept} == swept
+    for name in ("continued", "again"):
+        assert [row["step"] for row in server.histories[name]] == whole
+        assert server.summaries[name]["eval/fve"] == read_metrics(folder)["fve"]
+        assert {setting: server.configs[name][setting] for setting in swept} == swept
 
 
 @pytest.mark.slow
