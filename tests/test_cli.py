@@ -91,10 +91,12 @@ get_logger("huggingface_hub.x").warning("Retrying in 1s")
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"GOMP_SPINCOUNT": "9"}, {"OMP_WAIT_POLICY": "PASSIVE"}], ids=str
+    "given",
+    [{}, {"GOMP_SPINCOUNT": "9"}, {"OMP_WAIT_POLICY": "PASSIVE"}],
+    ids=["neither", "spin count", "wait policy"],
 )
 def test_waiting_threads_leave_the_cores_soon_unless_the_user_says_how(given, monkeypatch):
-    """Set before torch is loaded, which reads it: `dictionary_learning_ext.cli` doesn't load it."""
+    """It is read when torch is loaded; test_imports.py checks that the command line doesn't load torch."""
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, given.get(name, ""))
         if name not in given:

@@ -1,8 +1,8 @@
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 """Wrong calls, each beside one that is right: for each public name a name that it doesn't have, and a value of another type.
 
-Nothing here is executed. Each wrong call says which rule must flag it. pyright fails where a call isn't flagged by it, or
-where another is flagged; an untyped signature fails both ways.
+Nothing here is executed. Each wrong call says which rule must flag it. pyright fails if a wrong call isn't flagged by its
+rule, or if any other line is flagged; an untyped signature fails both ways.
 """
 
 from typing import Any

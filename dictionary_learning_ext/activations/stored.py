@@ -313,7 +313,7 @@ def _batches(path: Path, hook: str = UNKNOWN) -> Iterator[Piece]:
                     ids_NL = _numpy(batch.column(TOKEN_IDS)) if has_ids else None
                     yield Piece(_numpy(batch.column(hook)), ids_NL)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        instead = "restore it, or save rows of shape (n, D) in float32"
+        instead = "restore it, or save it again as float32 of shape (n, D)"
         raise ActivationsError(
             f"{path}: can't be read ({first_line(error)})",
             instead=instead if path.suffix in _SUFFIXES else "restore it",

@@ -296,6 +296,7 @@ def _files_at(name: str | None) -> list[Any] | None:
     path = None if name is None else at_home(name)
     if path is None or not path.exists():
         return None
+    # Locking a folder rewrites the lock, and changes no content.
     inside = (one for one in path.rglob("*") if one.is_file() and one.name != LOCK)
     files = [path] if path.is_file() else sorted(inside)
     return [

@@ -99,9 +99,13 @@ def load_dictionary(
     if "k" in state:
         # That of a checkpoint may differ, as upstream lowers k during training.
         k, configured = int(state["k"]), trainer.get("k") if step is None else None
-        if configured not in (None, k) or not 1 <= k <= dictionary.dict_size:
+        if not 1 <= k <= dictionary.dict_size:
             raise CheckpointError(
-                f"{path}: k is {k}, dict_size is {dictionary.dict_size} and config.json says k={configured}; "
-                f"they belong to different SAEs; if config.json was edited, put k={k} back, else copy {path.name} again"
+                f"{path}: damaged (k is {k}, dict_size {dictionary.dict_size}); copy it again"
+            )
+        if configured not in (None, k):
+            raise CheckpointError(
+                f"{path}: k is {k}, but config.json says k={configured}; if you edited config.json, set k={k} again, "
+                f"otherwise copy {path.name} again"
             )
     return dictionary.eval().requires_grad_(False), config

@@ -30,9 +30,7 @@ logger = logging.getLogger(__name__)
 _OPTIONAL = "log_var_encoder."
 """The prefix of weights that a trained SAE may lack: a learned log-variance then starts as usual."""
 
-_AS_THE_POINT = (
-    "continue it with {former} (if config.json was edited, put it back), or start a new run"
-)
+_AS_THE_POINT = "continue it with {former} (if you edited config.json, restore {former} there), or start a new run"
 
 
 class Start(NamedTuple):

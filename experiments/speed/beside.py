@@ -34,11 +34,13 @@ VSAE = [sys.executable, "-m", "dictionary_learning_ext"]
 def seconds(cache: Path, folder: Path, environment: dict[str, str], count: int) -> float:
     """The wall time of `count` trainings at once."""
     words = [*VSAE, "train", "--activations", str(cache), "--steps", str(STEPS), "--eval-tokens=0"]
+    own = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    surroundings = {name: value for name, value in os.environ.items() if name not in own}
     began = time.perf_counter()
     running = [
         subprocess.Popen(
             [*words, "--overwrite", f"--save-dir={folder / str(i)}"],
-            env=os.environ | environment,
+            env=surroundings | environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

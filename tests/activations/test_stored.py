@@ -257,6 +257,7 @@ def test_a_file_without_tensors_is_refused(tmp_path):
     save_file({}, tmp_path / "a.safetensors")
     said = error_of(lambda: open_stored(tmp_path), ActivationsError)
     assert said.startswith(f"{tmp_path / 'a.safetensors'}: can't be read (it has no tensors)")
+    assert "of shape (n, D)" in said
 
 
 def test_what_holds_no_activations_is_refused(tmp_path):

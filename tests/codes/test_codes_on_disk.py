@@ -119,7 +119,7 @@ def test_a_text_whose_files_change_is_another(tmp_path):
     run = RunConfig(data=str(tmp_path))
     before = text_key(run, 10)
     assert before == json.loads(json.dumps(before))
-    (tmp_path / ".lock").write_text("process 1")  # as of a cache that is looked at again
+    (tmp_path / ".lock").write_text("process 1")  # as when a cache is locked again
     assert text_key(run, 10) == before
     path.write_text("two, which is longer")
     assert text_key(run, 10) != before

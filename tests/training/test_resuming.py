@@ -204,12 +204,14 @@ def test_an_edited_setting_is_told_with_its_former_value(stopped):
     """What the weights say of it, too."""
     path = stopped / "config.json"
     path.write_text(path.read_text().replace('"k": 4', '"k": 5'))
-    with pytest.raises(ConfigError, match=r"k=4, not 5; continue it with k=4 \(if config.json was"):
+    with pytest.raises(
+        ConfigError, match=r"k=4, not 5; continue it with k=4 \(if you edited config"
+    ):
         resumed(stopped)
     path.write_text(path.read_text().replace('"k": 5', '"k": 4'))
     resumed(stopped)
     path.write_text(path.read_text().replace('"k": 4', '"k": 5'))
-    with pytest.raises(CheckpointError, match="put k=4 back"):
+    with pytest.raises(CheckpointError, match="set k=4 again"):
         load_dictionary(stopped)
 
 
