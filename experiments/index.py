@@ -80,6 +80,14 @@ EXPERIMENTS = (
         pages=("selection_churn.md",),
     ),
     Experiment(
+        "fading.smollm2",
+        "Do more features of SmolLM2-135M come back with the preset than with TopK?",
+        minutes="240",
+        stages=("train", "tables"),
+        needs="language_models.smollm2, and a cache of it",
+        pages=("fading_smollm2.md",),
+    ),
+    Experiment(
         "ground_truth.synth_16k",
         "How much of SynthSAEBench-16k's truth do TopK, BatchTopK and vSAEs find?",
         minutes="540",
