@@ -32,7 +32,8 @@ from dictionary_learning_ext.evaluation.measure import measure
 from dictionary_learning_ext.features.agreement import same_in_another
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from experiments import raw_results
-from experiments.pages import each, labels_of, table
+from experiments.pages import each, labels_of, save_plot, table
+from experiments.paper.reproduced_figures import figure_3, figure_8_9
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
 
@@ -502,7 +503,27 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--stage", dest="stage_of", choices=choices, default="all")
 
 
-STAGES = Stages("paper.as_published", {"train": train}, {"as_published": Page(tables)}, options)
+def draw(content: dict[str, Any], page: Path) -> None:
+    """The paper's figures 3, 8 and 9, of their pair at blocks.0: 3 of all k/F that have run, 8 and 9 of k/F = 1/32."""
+    parts = sorted(
+        (part for part in PARTS if (part.stage, part.hook) == ("pair", FIRST)),
+        key=lambda part: -part.ratio,
+    )
+    whole = [p for p in parts if all(len(rows_of(content, p, n)) == len(p.seeds) for n in p.arms)]
+    if not whole:
+        return
+    cells = {name: [rows_of(content, part, name) for part in whole] for name in pair(SMALL)}
+    folder = page.with_suffix("")
+    save_plot(figure_3(cells, [part.ratio for part in whole]), folder / "figure_3.png", dpi=75)
+    for part in whole:
+        if part.ratio == 32:
+            largest = {name: rows_of(content, part, name)[0]["largest"] for name in part.arms}
+            save_plot(figure_8_9(largest, part.dict_size), folder / "figure_8_9.png", dpi=75)
+
+
+STAGES = Stages(
+    "paper.as_published", {"train": train}, {"as_published": Page(tables, draw)}, options
+)
 
 if __name__ == "__main__":
     STAGES.run()

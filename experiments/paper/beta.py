@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch as t
 
 from dictionary_learning_ext import RunConfig
@@ -22,6 +21,7 @@ from dictionary_learning_ext.config.sae import share_of_run
 from experiments import raw_results
 from experiments.pages import labels_of, save_plot, table
 from experiments.paper.feature_maps import largest_of
+from experiments.paper.reproduced_figures import figure_8_9
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
 from experiments.trained_saes import FIRST_HOOK, folder_name, metrics_of, sae_config, train_missing
@@ -227,27 +227,13 @@ def draw(content: dict[str, Any], page: Path) -> None:
     """The sweep beside the page, and figures 8 and 9 with the paper's other figures."""
     draw_sweep(content, page)
     if "as_run" in content:
-        figure = figure_8_9(content["as_run"])
+        largest = {
+            row["arm"] if row["arm"] == "TopK" else f"{row['arm']}, beta 1": row["largest"]
+            for row in content["as_run"]
+            if "largest" in row
+        }
+        figure = figure_8_9(largest, 16 * D)
         save_plot(figure, page.parent / "reproduce_paper" / "figure_8_9.png", dpi=75)
-
-
-def figure_8_9(as_run: list[Row]) -> Any:
-    """Histograms of the largest activation of each feature that fires, seed 0, F = 16D, all on the same axes."""
-    shown = {row["arm"]: row for row in as_run if "largest" in row}
-    every = np.concatenate([row["largest"] for row in shown.values()])
-    highest = float(np.quantile(every, 0.998))  # the last bin has what is beyond
-    figure, axes = plt.subplots(1, len(shown), figsize=(12, 3.2), sharex=True, sharey=True)
-    for axis, (arm, row) in zip(axes, shown.items(), strict=True):
-        colour = "tab:blue" if arm == "TopK" else COLOURS[arm]
-        axis.hist(
-            np.minimum(row["largest"], highest), bins=np.linspace(0, highest, 60), color=colour
-        )
-        label = arm if arm == "TopK" else f"{arm}, beta 1"
-        axis.set(
-            title=f"{label}: {len(row['largest']):,} of {16 * D:,}", xlabel="largest activation"
-        )
-    axes[0].set_ylabel("features")
-    return figure
 
 
 def draw_sweep(content: dict[str, Any], page: Path) -> None:

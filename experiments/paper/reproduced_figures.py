@@ -31,7 +31,11 @@ def rows_at(rows: Sequence[Row], model: str, multiple: int, ratio: int) -> list[
 
 def draw(content: dict[str, Any], folder: Path) -> None:
     """Write the figures that the raw results carry, but for 8 and 9, see beta.py."""
-    drawn = {"figure_3": figure_3(content)}
+    cells = {
+        model: [rows_at(content["rows"], model, 4, ratio) for ratio in RATIOS]
+        for model in AS_STATED
+    }
+    drawn = {"figure_3": figure_3(cells, RATIOS)}
     drawn["figure_10_11"] = figure_10_11([row for row in content["maps"] if "map" in row])
     if content["bench"]:
         drawn["figure_4_5"] = figure_4_5(content["bench"])
@@ -43,29 +47,47 @@ def draw(content: dict[str, Any], folder: Path) -> None:
         save_plot(figure, folder / f"{name}.png", dpi=75)
 
 
-def figure_3(content: dict[str, Any]) -> Any:
-    """CE score, FVE, cosine and living features against k/F, mean and spread over seeds."""
+def figure_3(cells: dict[str, list[list[Row]]], ratios: Sequence[int]) -> Any:
+    """CE score, FVE, cosine and living features against k/F, mean and spread over seeds.
+
+    Arguments:
+        cells: the rows of each model at each of the ratios F/k.
+    """
     shown = ("frac_recovered", "fve", "cossim", "alive")
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
+    places = range(len(ratios))
     for axis, name in zip(axes, shown, strict=True):
-        for model in AS_STATED:
-            at = [rows_at(content["rows"], model, 4, ratio) for ratio in RATIOS]
-            values = np.array([[row[name] for row in rows] for rows in at])
+        for model, colour in zip(cells, COLOURS.values(), strict=False):
+            values = np.array([[row[name] for row in rows] for rows in cells[model]])
             axis.errorbar(
-                range(4),
-                values.mean(1),
-                values.std(1),
-                color=COLOURS[model],
-                marker="o",
-                label=model,
+                places, values.mean(1), values.std(1), color=colour, marker="o", label=model
             )
         axis.set(
             title=LABELS[name],
-            xticks=range(4),
-            xticklabels=[f"1/{r}" for r in RATIOS],
+            xticks=places,
+            xticklabels=[f"1/{r}" for r in ratios],
             xlabel="k/F",
         )
     axes[0].legend()
+    return figure
+
+
+def figure_8_9(largest: dict[str, list[float]], dict_size: int) -> Any:
+    """Histograms of the largest activation of each feature that fires, all on the same axes.
+
+    Arguments:
+        largest: by the SAE's name.
+    """
+    highest = float(np.quantile(np.concatenate([*largest.values()]), 0.998))
+    bins = np.linspace(0, highest, 60)  # the last bin has what is beyond
+    size = (4 * len(largest), 3.2)
+    figure, axes = plt.subplots(1, len(largest), figsize=size, sharex=True, sharey=True)
+    for axis, (name, own) in zip(axes, largest.items(), strict=True):
+        colour = "tab:blue" if "TopK" in name else "tab:orange"
+        axis.hist(np.minimum(own, highest), bins=bins, color=colour)
+        title = f"{name}: {len(own):,} of {dict_size:,}"
+        axis.set(title=title, xlabel="largest activation")
+    axes[0].set_ylabel("features")
     return figure
 
 
