@@ -86,8 +86,8 @@ def page_by_cpu(tables: Tables) -> Tables:
 
 def header(setting: str, *packages: str) -> str:
     """The date, the machine, the versions, and `setting`."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    versions = "".join(f", {name} {importlib.metadata.version(name)}" for name in packages)
     return (
         f"{time.strftime('%Y-%m-%d')}, commit {raw_results.commit()}, {platform.machine()} ({cpu()}), "
-        f"{t.get_num_threads()} threads, torch {t.__version__}, {versions}; {setting}"
+        f"{t.get_num_threads()} threads, torch {t.__version__}{versions}; {setting}"
     )
