@@ -193,13 +193,16 @@ def _require_fit(sae: SAEConfig, source: Any) -> None:
 
 
 def _fitting_classes(architecture: str) -> set[str]:
-    """The classes from whose weights an architecture can start: its own, and upstream's TopK for a vSAE."""
+    """The classes from whose weights an architecture can start: its own, and between a vSAE and upstream's TopK, in whose
+    class it is exported, the other's."""
     row = TRAINED[architecture]
-    as_upstream = (row.exported_as or row.dictionary).partition(":")[2]
-    exported_as_it = {
-        each.dict_class for each in BY_DICT_CLASS.values() if each.exported_as == row.dictionary
-    }
-    return {row.dict_class, as_upstream} | exported_as_it
+    others = [
+        each
+        for each in BY_DICT_CLASS.values()
+        if each.subtracts_b_dec == row.subtracts_b_dec
+        and (each.dictionary == row.exported_as or each.exported_as == row.dictionary)
+    ]
+    return {row.dict_class, *(each.dict_class for each in others)}
 
 
 @t.no_grad()

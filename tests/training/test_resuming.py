@@ -29,6 +29,7 @@ from interrupted_runs import (
 from language_model_reads import half_on_disk
 from safetensors.torch import save_file
 from small_commands import refused
+from small_trainers import built
 
 from dictionary_learning_ext import load_dictionary, train
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
@@ -451,6 +452,15 @@ def test_all_weights_that_both_have_are_taken(source, other, options, short, tra
         x = first_batch(run)
         t.testing.assert_close(now.log_var(x), was.log_var(x), rtol=1e-4, atol=1e-4)
         assert was.log_var_encoder.weight.abs().max() > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_class_that_fits_has_every_weight_that_is_needed(architecture):
+    needed = {name for name, _ in built(architecture).ae.named_parameters()}
+    for other in ARCHITECTURES:
+        source = built(other).ae
+        if type(source).__name__ in resuming._fitting_classes(architecture):
+            assert needed <= source.state_dict().keys(), other
 
 
 def test_it_is_recorded_and_resumes_without_the_source(short, trained, tmp_path, monkeypatch):
