@@ -300,13 +300,19 @@ class SAEConfig(Checked):
     def start_for(self, architecture: str | None = None, **choices: Any) -> "SAEConfig":
         """The settings to start from for another architecture or other choices (None: the same).
 
-        Options that differ from this architecture's defaults are kept if the new one uses them.
+        Options that differ from this architecture's defaults are kept if the new one uses them. A preset's rule for lr is
+        kept among architectures whose default is upstream's for TopK, and beta where it is the weight of the same penalty.
 
         Raises: ConfigError for an unknown architecture or choice.
         """
         name = self.architecture if architecture is None else architecture
         require_choice("architecture", name, TRAINED)
         defaults, names = _defaults(type(self)), _defaults(CONFIGS[name]).keys() - {"architecture"}
+        rows = TRAINED[self.architecture], TRAINED[name]
+        if isinstance(self.lr, Rule) and any(row.default_lr is not None for row in rows):
+            names.discard("lr")
+        if issubclass(CONFIGS[name], Variational) != isinstance(self, Variational):
+            names.discard("beta")
         used = {n: v for n, v in vars(self).items() if n not in self.unused()}
         kept = {n: v for n, v in used.items() if n in names and v != defaults[n]}
         kept |= {n: v for n, v in choices.items() if n in names and v is not None}

@@ -100,6 +100,18 @@ def test_another_architecture_has_its_own_defaults():
         assert (vaease.log_var_init, vaease.gamma_init, vaease.active_gate) == (-0.5, 0.1, 0.05)
 
 
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_a_presets_learning_rate_and_penalty_are_those_of_its_own_kind(architecture):
+    """TopK's family shares the rate, so that comparisons are matched."""
+    recommended, row = preset("recommended").sae, TRAINED[architecture]
+    own = recommended.start_for(architecture).resolve(8000)
+    is_tuned_alike = row.default_lr is None
+    assert own.lr == (recommended.resolve(8000).lr if is_tuned_alike else row.lr(own.dict_size))
+    if architecture == "vsae_as_published":
+        assert own.beta == 1.0
+    assert VSAETopKConfig(lr=3e-3).start_for(architecture).lr == 3e-3, "a number stays"
+
+
 @pytest.mark.parametrize(
     ("architecture", "given", "becomes"),
     [
