@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ..config.checks import Follows, require
 from ..config.presets import DEFAULT_PRESET, preset
@@ -220,7 +221,7 @@ def _settings(
         places = may_move(start.run, flags.run)
         require_same(
             TrainConfig(start.sae, start.run).to_dict(),
-            flags.sae.resolve(start.run.steps).to_dict() | asdict(flags.run),
+            _at_steps_of(start, flags.sae) | asdict(flags.run),
             f"--resume {flags.resume}",
             typed=flags.typed,
             but=places if {*places} & {*flags.typed} else (),
@@ -257,9 +258,6 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
         was = load_config(folder)
     except ConfigError:  # nothing that can be continued
         return False
-    # What only follows from the steps is not named.
-    same = replace(settings, steps=was.run.steps, save_steps=was.run.save_steps)
-    now = TrainConfig(sae, same)
     advice = (
         f"use the flags it was started with ({{former}}), or `vsae train --resume {in_shell(folder)}`, "
         "or for a new run choose another save_dir, or overwrite=True"
@@ -268,12 +266,21 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
         advice = f"{_longer(folder, was.run, settings.steps)}, or overwrite=True"
     require_same(
         was.to_dict(),
-        now.to_dict() | {"steps": settings.steps, "save_steps": settings.save_steps},
+        _at_steps_of(was, sae) | asdict(settings),
         str(folder),
         typed=typed,
         advice=advice,
     )
     return True
+
+
+def _at_steps_of(was: TrainConfig, sae: SAEConfig) -> dict[str, Any]:
+    """An SAE's settings, resolved at the steps of an earlier run: what only follows from the steps isn't named as a
+    difference. Those of the earlier run, if these don't fit it, as then the steps differ."""
+    try:
+        return sae.resolve(was.run.steps).to_dict()
+    except ConfigError:
+        return was.sae.resolve(was.run.steps).to_dict()
 
 
 def _advice(flags: TrainFlags) -> str:

@@ -258,8 +258,10 @@ def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(
     assert "start a new run from its weights" in refused(again, capsys)
     resume = ["train", "--resume", folder, "--steps"]
     assert "with config" in refused([*resume, 9], capsys)
+    for schedule in ([], ["--decay-start=16"]):  # which doesn't fit 12 steps
+        assert "steps=12, not 20" in refused([*again, *schedule], capsys)
+        assert "steps=12, not 20; " in refused([*resume, 20, *schedule], capsys)
     said = refused([*resume, 20], capsys)
-    assert "steps=12, not 20; " in said
     command = said.split("`")[1].replace("FOLDER", str(tmp_path / "longer"))
     assert main(shlex.split(command.removeprefix(vsae()))) == 0
     settings = settings_of(tmp_path / "longer")
