@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
-from dictionary_learning.trainers.trainer import get_lr_schedule
+from dictionary_learning.trainers.trainer import SAETrainer, get_lr_schedule
 
-from ..config.checks import require
+from ..config.checks import require, require_choice
 from ..config.run import Dtype
 from ..config.sae import DEAD_FEATURE_THRESHOLD, AuxKOptions, SAEConfig, require_option
+from ..devices import chosen_device
 from ..errors import ConfigError
 from .optimizers import Guarded, UnitNorm, adam
 from .parts import WHOLE, Part
@@ -93,7 +94,8 @@ def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[st
     """`fve` (1 - residual / total variance), `l0` (mean number of nonzero features per row) and
     `alive_in_batch` (the share of features that are nonzero in some row).
     """
-    is_on_BF = f_BF.ne(0)
+    dtype = t.promote_types(x_BD.dtype, t.float32)
+    x_BD, x_hat_BD, is_on_BF = x_BD.to(dtype), x_hat_BD.to(dtype), f_BF.ne(0)
     alive = is_on_BF.any(0).float().mean()
     return metrics_of_code(x_BD, x_hat_BD - x_BD, is_on_BF.sum(-1), alive)
 
@@ -267,6 +269,63 @@ class SamplingTrainer(ABC):
             setattr(self, name, own)
 
 
+class SamplingSAETrainer(SamplingTrainer, SAETrainer):
+    """Base class of our trainers that aren't upstream's TopK: a subclass makes `ae` and its optimiser."""
+
+    settings: Any
+    starts_at_median = True
+    """Whether b_dec starts at the first batch's geometric median."""
+
+    def __init__(
+        self,
+        settings: SAEConfig,
+        *,
+        steps: int,
+        layer: int,
+        lm_name: str,
+        dtype: Dtype,
+        seed: int | None,
+        device: str | None,
+        wandb_name: str,
+        submodule_name: str | None,
+    ):
+        super().__init__(seed)
+        require_choice("dtype", dtype, Dtype)
+        self.settings, self.lr = settings, settings.lr
+        self.warmup_steps, self.decay_start = settings.warmup_steps, settings.decay_start
+        self.steps, self.layer, self.lm_name = steps, layer, lm_name
+        self.dtype: Dtype = dtype
+        self.wandb_name, self.submodule_name = wandb_name, submodule_name
+        self.device = chosen_device(device)
+        if seed is not None:
+            t.manual_seed(seed)
+
+    def update(self, step: int, x: t.Tensor) -> t.Tensor:
+        """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
+        x = self._prepared(x)
+        if step == 0 and self.starts_at_median:
+            self._start_decoder_bias(x)
+        loss = self._terms(x, step, self.generator).loss
+        self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
+        loss.backward()
+        self.optimizer.step(loss, step)
+        self.scheduler.step()
+        return loss.detach()
+
+    @property
+    def config(self) -> dict:
+        """Upstream's keys and ours: enough to rebuild the trainer."""
+        names = ("steps", "lr", "warmup_steps", "decay_start", "seed", "device", "layer", "lm_name")
+        ours = ("dtype", "wandb_name", "submodule_name")
+        return {
+            **self.settings.trainer_arguments(),
+            **self._class_names(),
+            "activation_dim": self.ae.activation_dim,
+            "dict_size": self.ae.dict_size,
+            **{name: getattr(self, name) for name in (*names, *ours)},
+        }
+
+
 def state_of(trainer: Any) -> dict[str, Any]:
     """The state dicts of a trainer's dictionary, optimiser and schedule."""
     parts = ("ae", "optimizer", "scheduler")
@@ -291,6 +350,8 @@ def resolved(cls: type[_Config], options: dict[str, Any], steps: int) -> _Config
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         require_option(name, cls)
+    expected = "nothing, as only `vsae train` and `train` start from the weights of another SAE"
+    require("init_from" not in given, "init_from", given.get("init_from"), expected)
     if issubclass(cls, AuxKOptions):
         given.setdefault("dead_feature_threshold", DEAD_FEATURE_THRESHOLD)
     settings = cls(**given)

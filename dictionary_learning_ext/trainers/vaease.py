@@ -9,18 +9,14 @@ from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from dictionary_learning.trainers.trainer import (
-    SAETrainer,
-    set_decoder_norm_to_unit_norm,
-)
+from dictionary_learning.trainers.trainer import set_decoder_norm_to_unit_norm
 from torch import nn
 from torch.nn import functional
 
-from ..config.checks import require_choice, require_sizes
+from ..config.checks import require_sizes
 from ..config.run import Dtype
 from ..config.sae import VAEaseConfig
-from ..devices import chosen_device
-from .base import SamplingTrainer
+from .base import SamplingSAETrainer, resolved
 from .dictionaries import FromState, require_scale, require_width
 from .optimizers import Guarded, adam
 from .posterior import GatedPosterior
@@ -167,7 +163,7 @@ class ELBOTerms(NamedTuple):
     """nats over all features"""
 
 
-class VAEaseTrainer(SamplingTrainer, SAETrainer):
+class VAEaseTrainer(SamplingSAETrainer):
     """Trains a VAEase with the paper's loss, which has no weight to tune.
 
         loss = mean_B( ||x - x_hat||^2 / gamma + D log gamma + 2 sum_j KL_j )
@@ -201,7 +197,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         lm_name: str,
         dict_class: type | None = None,
         *,
-        lr: float = 1e-3,
+        lr: float | None = None,
         warmup_steps: int = 1000,
         decay_start: int | None = None,
         dtype: Dtype = "float32",
@@ -211,34 +207,22 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         submodule_name: str | None = None,
         **options: Any,
     ):
-        super().__init__(seed)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size)
-        device = chosen_device(device)
-        require_choice("dtype", dtype, Dtype)
-        schedule = {"lr": lr, "warmup_steps": warmup_steps, "decay_start": decay_start}
-        self.settings = VAEaseConfig(dict_size=dict_size, **schedule, **options).resolve(steps)
-        self.steps, self.layer, self.lm_name = steps, layer, lm_name
-        self.lr, self.warmup_steps, self.decay_start = lr, warmup_steps, decay_start
-        self.dtype: Dtype = dtype
-        self.wandb_name, self.submodule_name = wandb_name, submodule_name
-        self.device = device
-        if seed is not None:
-            t.manual_seed(seed)
+        own = {"dict_size": dict_size, "lr": lr, "warmup_steps": warmup_steps}
+        super().__init__(
+            resolved(VAEaseConfig, own | {"decay_start": decay_start, **options}, steps),
+            steps=steps,
+            layer=layer,
+            lm_name=lm_name,
+            dtype=dtype,
+            seed=seed,
+            device=device,
+            wandb_name=wandb_name,
+            submodule_name=submodule_name,
+        )
         dict_class = self._dict_class(dict_class, VAEase)
         self.ae = dict_class(activation_dim, dict_size, **options).to(self.device)
-        self._start_training(Guarded(adam(self.ae.parameters(), lr)))
-
-    def update(self, step: int, x: t.Tensor) -> t.Tensor:
-        """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
-        x = self._prepared(x)
-        if step == 0:
-            self._start_decoder_bias(x)
-        loss = self._terms(x, step, self.generator).loss
-        self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
-        loss.backward()
-        self.optimizer.step(loss, step)
-        self.scheduler.step()
-        return loss.detach()
+        self._start_training(Guarded(adam(self.ae.parameters(), self.lr)))
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> ELBOTerms:
         ae = self.ae
@@ -259,17 +243,4 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
             "gamma": self.ae.log_gamma.exp(),
             "active_dims": self.ae.active_dimensions(x),
             "mean_sigma": self.ae.posterior(x).std.mean(),
-        }
-
-    @property
-    def config(self) -> dict:
-        """Upstream's keys and ours: enough to rebuild the trainer."""
-        names = ("steps", "lr", "warmup_steps", "decay_start", "seed", "device", "layer", "lm_name")
-        ours = ("dtype", "wandb_name", "submodule_name")
-        return {
-            **self.settings.trainer_arguments(),
-            **self._class_names(),
-            "activation_dim": self.ae.activation_dim,
-            "dict_size": self.ae.dict_size,
-            **{name: getattr(self, name) for name in (*names, *ours)},
         }

@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from dictionary_learning.trainers.trainer import SAETrainer
 from torch import nn
 
-from ..config.checks import require_choice, require_sizes
+from ..config.checks import require_sizes
 from ..config.run import Dtype
 from ..config.sae import VSAEAsPublishedConfig
-from ..devices import chosen_device
-from .base import SamplingTrainer
+from .base import SamplingSAETrainer, resolved
 from .dictionaries import FromState, require_scale, require_width
 from .optimizers import Guarded, adam
+from .posterior import kl_scale
 
 START_NORM = 0.1
 LARGEST = 10.0
@@ -153,7 +152,7 @@ class Terms(NamedTuple):
     """The code's KL: 0.5 sum of z^2 over all features"""
 
 
-class VSAETopKTrainer(SamplingTrainer, SAETrainer):
+class VSAETopKTrainer(SamplingSAETrainer):
     """Trains a `VSAETopK` as the public code does.
 
         loss = mean_B( ||x - x_hat||^2 + beta s(t) 0.5 sum_F min(z, 10)^2 )
@@ -170,6 +169,7 @@ class VSAETopKTrainer(SamplingTrainer, SAETrainer):
     """
 
     ae: VSAETopK
+    starts_at_median = False
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class VSAETopKTrainer(SamplingTrainer, SAETrainer):
         lm_name: str,
         dict_class: type | None = None,
         *,
-        lr: float = 8e-4,
+        lr: float | None = None,
         warmup_steps: int = 200,
         decay_start: int | None = None,
         dtype: Dtype = "float32",
@@ -191,32 +191,23 @@ class VSAETopKTrainer(SamplingTrainer, SAETrainer):
         submodule_name: str | None = None,
         **options: Any,
     ):
-        super().__init__(seed)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
-        require_choice("dtype", dtype, Dtype)
-        schedule = {"lr": lr, "warmup_steps": warmup_steps, "decay_start": decay_start}
-        settings = VSAEAsPublishedConfig(dict_size=dict_size, k=k, **schedule, **options)
-        self.settings = settings.resolve(steps)
-        self.steps, self.layer, self.lm_name = steps, layer, lm_name
-        self.lr, self.warmup_steps, self.decay_start = lr, warmup_steps, decay_start
-        self.dtype: Dtype = dtype
-        self.wandb_name, self.submodule_name = wandb_name, submodule_name
-        self.device = chosen_device(device)
-        if seed is not None:
-            t.manual_seed(seed)
+        own = {"dict_size": dict_size, "k": k, "lr": lr, "warmup_steps": warmup_steps}
+        super().__init__(
+            resolved(VSAEAsPublishedConfig, own | {"decay_start": decay_start, **options}, steps),
+            steps=steps,
+            layer=layer,
+            lm_name=lm_name,
+            dtype=dtype,
+            seed=seed,
+            device=device,
+            wandb_name=wandb_name,
+            submodule_name=submodule_name,
+        )
         dict_class = self._dict_class(dict_class, VSAETopK)
         kept = t.bfloat16 if dtype == "bfloat16" else t.float32
         self.ae = dict_class(activation_dim, dict_size, k).to(self.device, kept)
-        self._start_training(Guarded(adam(self.ae.parameters(), lr)))
-
-    def update(self, step: int, x: t.Tensor) -> t.Tensor:
-        """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
-        loss = self._terms(self._prepared(x), step, self.generator).loss
-        self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
-        loss.backward()
-        self.optimizer.step(loss, step)
-        self.scheduler.step()
-        return loss.detach()
+        self._start_training(Guarded(adam(self.ae.parameters(), self.lr)))
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> Terms:
         wide = t.promote_types(x.dtype, t.float32)
@@ -224,8 +215,7 @@ class VSAETopKTrainer(SamplingTrainer, SAETrainer):
             f_BF, _, _, z_BF = self.ae.encode(x, return_topk=True)
             l2_loss = (x - self.ae.decode(f_BF)).to(wide).square().sum(-1).mean()
             kl_loss = 0.5 * z_BF.to(wide).clamp(max=LARGEST).square().sum(-1).mean()
-            warmup = self.settings.kl_warmup_steps
-            beta = self.settings.beta * (min(1.0, step / warmup) if warmup else 1.0)
+            beta = self.settings.beta * kl_scale(step, "linear", self.settings.kl_warmup_steps)
             return Terms(l2_loss + beta * kl_loss, l2_loss, kl_loss)
 
     def _logged(self, terms: Terms, x: t.Tensor) -> dict[str, t.Tensor]:
@@ -233,15 +223,5 @@ class VSAETopKTrainer(SamplingTrainer, SAETrainer):
 
     @property
     def config(self) -> dict:
-        """Upstream's keys, ours, and the two by which the public code's loader tells its variants."""
-        names = ("steps", "lr", "warmup_steps", "decay_start", "seed", "device", "layer", "lm_name")
-        ours = ("dtype", "wandb_name", "submodule_name")
-        return {
-            **self.settings.trainer_arguments(),
-            **self._class_names(),
-            "activation_dim": self.ae.activation_dim,
-            "dict_size": self.ae.dict_size,
-            **{name: getattr(self, name) for name in (*names, *ours)},
-            "var_flag": 0,
-            "use_april_update_mode": True,
-        }
+        """With the two keys by which the public code's loader tells its variants."""
+        return super().config | {"var_flag": 0, "use_april_update_mode": True}

@@ -308,7 +308,14 @@ def test_a_subclass_of_the_dictionary_is_trained(architecture, tmp_path):
 
 
 ALL, TOP_K = tuple(OURS), (VSAE, GATES)
+WITH_PUBLISHED = (*OURS, "vsae_as_published")
 REFUSED = [  # one mistake of each kind
+    (
+        WITH_PUBLISHED,
+        {"warmupsteps": 5},
+        "^warmupsteps: no such option.* did you mean 'warmup_steps'",
+    ),
+    (WITH_PUBLISHED, {"init_from": "runs/x"}, "^init_from='runs/x': expected nothing, as only"),
     (ALL, {"dict_class": BatchTopKSAE}, "^dict_class=.*BatchTopKSAE.*: expected .* or a subclass"),
     (ALL, {"dict_size": float(F)}, f"^dict_size={F}.0: expected a whole number"),
     (ALL, {"device": "gpu"}, "^device='gpu': expected auto, cpu, cuda or cuda:N, e.g. cuda:0$"),

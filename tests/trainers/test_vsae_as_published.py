@@ -80,6 +80,10 @@ def test_in_bfloat16_everything_that_is_kept_is():
     ]
     assert {v.dtype for v in (*trainer.ae.parameters(), *moments)} == {t.bfloat16}
     assert loss.dtype == t.float32
+    x = batch(0)
+    x_hat = trainer.ae(x.bfloat16()).detach().double()
+    residual, total = (v.square().sum() for v in (x - x_hat, x - x.mean(0)))
+    assert trainer.metrics(1, x)["fve"] == pytest.approx(float(1 - residual / total), abs=1e-3)
 
 
 def test_unit_norms_for_sae_bench_change_no_reconstruction_and_folded_ones_do():
