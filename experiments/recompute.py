@@ -538,7 +538,7 @@ TABLES = {
         for key, place in (
             ("b2", "blocks.2"),
             ("b0", "blocks.0"),
-            ("b1", "blocks.1, which no study read"),
+            ("b1", "blocks.1, on which no choice was based"),
         )
         for arm, flags in (("point", "`--posterior point --beta 0`"), ("vsae", "as typed"))
         for at in [f"default_run.{key}.{arm}"]
@@ -621,11 +621,11 @@ TABLES = {
 | blocks.1, k/F = 1/36 | TopK | vSAE |
 |---|---|---|
 | as a direction | {tuned.smollm2_1.topk.direction} | {tuned.smollm2_1.vsae.direction} |
-| in what it does | {tuned.smollm2_1.topk.function} | {tuned.smollm2_1.vsae.function} |
+| in what it does, at least | {tuned.smollm2_1.topk.function} | {tuned.smollm2_1.vsae.function} |
 | FVE | {tuned.smollm2_1.topk.fve:.4f} | {tuned.smollm2_1.vsae.fve:.4f} |
 | near-dead < 0.1 | {tuned.smollm2_1.topk.near_dead} | {tuned.smollm2_1.vsae.near_dead} |
 | at half the rate: as a direction | {smollm2_lr.half.topk.direction} | {smollm2_lr.half.vsae.direction} |
-| in what it does | {smollm2_lr.half.topk.function} | {smollm2_lr.half.vsae.function} |
+| in what it does, at least | {smollm2_lr.half.topk.function} | {smollm2_lr.half.vsae.function} |
 | FVE | {smollm2_lr.half.topk.fve:.4f} | {smollm2_lr.half.vsae.fve:.4f} |
 | near-dead < 0.1 | {smollm2_lr.half.topk.near_dead:.1%} | {smollm2_lr.half.vsae.near_dead:.1%} |
 """,
