@@ -471,10 +471,13 @@ TABLES = {
 |---|---|---|---|---|---|---|
 | **2M tokens: blocks.0 (the paper's)**, TopK | {fading.confirm_2_0M.b0.topk.direction} | {fading.confirm_2_0M.b0.topk.direction_selections} | {fading.confirm_2_0M.b0.topk.function} | {fading.confirm_2_0M.b0.topk.near_dead} | {fading.confirm_2_0M.b0.topk.fve} | {fading.confirm_2_0M.b0.topk.loss} |
 | vSAE | {fading.confirm_2_0M.b0.fixed_half.direction} | {fading.confirm_2_0M.b0.fixed_half.direction_selections} | {fading.confirm_2_0M.b0.fixed_half.function} | {fading.confirm_2_0M.b0.fixed_half.near_dead} | {fading.confirm_2_0M.b0.fixed_half.fve} | {fading.confirm_2_0M.b0.fixed_half.loss} |
+| Probabilistic TopK, gates off | {fading.confirm_2_0M.b0.gates_off.direction} | {fading.confirm_2_0M.b0.gates_off.direction_selections} | {fading.confirm_2_0M.b0.gates_off.function} | {fading.confirm_2_0M.b0.gates_off.near_dead} | {fading.confirm_2_0M.b0.gates_off.fve} | {fading.confirm_2_0M.b0.gates_off.loss} |
 | **blocks.2**, TopK | {fading.confirm_2_0M.b2.topk.direction} | {fading.confirm_2_0M.b2.topk.direction_selections} | {fading.confirm_2_0M.b2.topk.function} | {fading.confirm_2_0M.b2.topk.near_dead} | {fading.confirm_2_0M.b2.topk.fve} | {fading.confirm_2_0M.b2.topk.loss} |
 | vSAE | {fading.confirm_2_0M.b2.fixed_half.direction} | {fading.confirm_2_0M.b2.fixed_half.direction_selections} | {fading.confirm_2_0M.b2.fixed_half.function} | {fading.confirm_2_0M.b2.fixed_half.near_dead} | {fading.confirm_2_0M.b2.fixed_half.fve} | {fading.confirm_2_0M.b2.fixed_half.loss} |
+| Probabilistic TopK, gates off | {fading.confirm_2_0M.b2.gates_off.direction} | {fading.confirm_2_0M.b2.gates_off.direction_selections} | {fading.confirm_2_0M.b2.gates_off.function} | {fading.confirm_2_0M.b2.gates_off.near_dead} | {fading.confirm_2_0M.b2.gates_off.fve} | {fading.confirm_2_0M.b2.gates_off.loss} |
 | **blocks.2, k/F = 1/8**, TopK | {fading.confirm_2_0M.b2_8.topk.direction} | {fading.confirm_2_0M.b2_8.topk.direction_selections} | {fading.confirm_2_0M.b2_8.topk.function} | {fading.confirm_2_0M.b2_8.topk.near_dead} | {fading.confirm_2_0M.b2_8.topk.fve} | {fading.confirm_2_0M.b2_8.topk.loss} |
 | vSAE | {fading.confirm_2_0M.b2_8.fixed_half.direction} | {fading.confirm_2_0M.b2_8.fixed_half.direction_selections} | {fading.confirm_2_0M.b2_8.fixed_half.function} | {fading.confirm_2_0M.b2_8.fixed_half.near_dead} | {fading.confirm_2_0M.b2_8.fixed_half.fve} | {fading.confirm_2_0M.b2_8.fixed_half.loss} |
+| Probabilistic TopK, gates off | {fading.confirm_2_0M.b2_8.gates_off.direction} | {fading.confirm_2_0M.b2_8.gates_off.direction_selections} | {fading.confirm_2_0M.b2_8.gates_off.function} | {fading.confirm_2_0M.b2_8.gates_off.near_dead} | {fading.confirm_2_0M.b2_8.gates_off.fve} | {fading.confirm_2_0M.b2_8.gates_off.loss} |
 | **8M tokens: blocks.0**, TopK | {dose.b0.topk.direction} | {dose.b0.topk.selections} | {dose.b0.topk.function} | {dose.b0.topk.near_dead} | {dose.b0.topk.fve} | {dose.b0.topk.loss} |
 | vSAE | {dose.b0.strong.direction} | {dose.b0.strong.selections} | {dose.b0.strong.function} | {dose.b0.strong.near_dead} | {dose.b0.strong.fve} | {dose.b0.strong.loss} |
 | Probabilistic TopK ¹ | {tuned.b0.ptopk.direction} | {tuned.b0.ptopk.selections} | {tuned.b0.ptopk.function} | {tuned.b0.ptopk.near_dead} | {tuned.b0.ptopk.fve} | {tuned.b0.ptopk.loss} |
@@ -526,7 +529,7 @@ TABLES = {
     + "".join(
         f"| {place} | {FADING[key]} | {{{at}.direction}} | {{{at}.function}} | {{{at}.selections}} | {{{at}.near_dead}} | {{{at}.fve:.4f}} | {{{at}.nats:.4f}} |\n"
         for short, place in FADED.items()
-        for key in ("topk", "light", "fixed_quarter", "fixed_half")
+        for key in ("topk", "light", "fixed_quarter", "fixed_half", "gates_off")
         for at in [f"fading.confirm_2_0M.{short}.{key}"]
     ),
     "default_run": """
