@@ -16,8 +16,8 @@ from ..config.run import (
     require_same,
 )
 from ..config.sae import CONFIGS, NOISES, SAEConfig, VSAETopKConfig, not_used, option_names
-from ..errors import ConfigError, TrainingError, UserError, as_flag, in_shell
-from ..run_folder.files import FAILED, RUNS, folder_of
+from ..errors import ConfigError, UserError, as_flag, in_shell
+from ..run_folder.files import RUNS, folder_of
 from ..run_folder.reading import (
     is_finished,
     load_config,
@@ -317,11 +317,9 @@ def _started_from(flags: TrainFlags) -> str:
 
 
 def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
-    """Print the results, and commands for what to do next. Raises TrainingError if an SAE had failed earlier."""
+    """Print the results, and commands for what to do next."""
     from ..evaluation.tables import results_table, symptoms
 
-    failed = [folder for folder in folders if (folder / FAILED).is_file()]
-    folders = [folder for folder in folders if folder not in failed]
     results = {str(folder): read_metrics(folder) for folder in folders if settings.eval_tokens}
     if results:
         print(results_table(results, {folder: read_config(folder) for folder in results}))
@@ -340,10 +338,6 @@ def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
         + f"  {vsae()} reproduce {in_shell(one)}\n"
         + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
-    if failed:
-        raise TrainingError(
-            f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"
-        )
 
 
 TRAIN = Command(

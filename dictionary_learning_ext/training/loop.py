@@ -40,7 +40,7 @@ from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels
 from ..progress import ProgressLines, progress
 from ..run_folder.comparing import measured_on
-from ..run_folder.files import EVALUATION, all_locked, write_json
+from ..run_folder.files import EVALUATION, FAILED, all_locked, write_json
 from ..run_folder.reading import steps_of
 from ..run_folder.resume_points import Scale
 from ..run_folder.weights import load_dictionary
@@ -177,12 +177,12 @@ def carry_out(
             lambda: _newest_points(planned), "put run folders on storage that all machines share"
         )
         stages = planned.stages()
-        if not stages:
+        failures = _earlier_failures(planned)
+        if not stages and not failures:
             _log_finished_run(planned, processes)
         for later in stages[1:]:
             where = ", ".join(map(str, later.folders))
             logger.info("%s: stopped before the others; will be continued after them", where)
-        failures: dict[Path, Failure] = {}
         for stage in stages:
             share = stage.share(processes, device)
             with all_locked(share.written), interrupts(processes) as signals:
@@ -190,7 +190,7 @@ def carry_out(
                     training = prepare(share, signals, find, on_start)
                 run(training, group)
             failures |= training.failures()
-        _require_none_failed(failures, [folder for stage in stages for folder in stage.folders])
+        _require_none_failed(failures, planned.folders)
     return {job.name: job.folder for job in planned.jobs}
 
 
@@ -211,14 +211,25 @@ def _newest_points(planned: Plan) -> dict[str, str]:
     }
 
 
+def _earlier_failures(planned: Plan) -> dict[Path, Failure]:
+    """The SAEs that failed before this run was resumed."""
+    return {
+        job.folder: Failure(
+            f"{job.folder}: failed earlier, see {FAILED} there",
+            "to train a failed SAE again, delete its folder",
+        )
+        for job in planned.jobs
+        if planned.resume and job.has_failed
+    }
+
+
 def _log_finished_run(planned: Plan, processes: Processes) -> None:
     """Say that a run is finished, and report it to wandb again if a sweep's agent asked.
 
     Raises: CheckpointError if its weights are damaged.
     """
     for job in planned.jobs:
-        if not job.has_failed:
-            load_dictionary(job.folder)
+        load_dictionary(job.folder)
     logger.info("%s: already finished; nothing to do", planned.settings.save_dir)
     if processes.is_first:
         for job in planned.jobs:

@@ -414,7 +414,7 @@ def test_the_same_command_leaves_out_an_sae_that_failed(flags, tmp_path, capsys)
     assert all(t.equal(found[name], whole[name]) for name in whole)
     assert not (base / HOOKS[0] / "ae.pt").exists()
     line = refused(command, capsys)
-    assert "are finished" in line
+    assert f"trained and saved: {base / HOOKS[1]}" in line
     (base / HOOKS[1] / "failed.json").write_text('{"step": 3, "what": "a loss"}')
     assert "another --save-dir" in refused(command, capsys)
 

@@ -1,5 +1,6 @@
 """One SAE of a run: its failure is its own, and no other run's files are lost to it."""
 
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -96,12 +97,21 @@ def test_an_sae_that_keeps_failing_does_not_keep_those_behind_it_from_continuing
 def test_a_mistake_in_a_trainer_is_not_met_again_by_continuing(run, monkeypatch):
     base = Path(run.save_dir)
     raise_at({"bad": 14}, monkeypatch, TypeError)
+    saes = {"bad": sae_of(), "good": sae_of("top_k")}
     with pytest.raises(TrainingError, match=r"bad: .*TypeError.*overwrite") as raised:
-        train(run, {"bad": sae_of(), "good": sae_of("top_k")})
+        train(run, saes)
     assert "--resume" not in str(raised.value)
     assert (base / "bad" / "failed.json").exists()
     with pytest.raises(ConfigError, match=r"failed, see failed\.json"):
         resumed(base / "bad")
+    monkeypatch.undo()
+    with pytest.raises(
+        TrainingError, match=rf"bad: failed .*; trained and saved: {base / 'good'}$"
+    ):
+        resumed(base)
+    shutil.rmtree(base / "bad")
+    train(run, saes, resume=True)
+    assert (base / "bad" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("method", ["metrics", "update"])
@@ -145,8 +155,8 @@ def test_a_run_is_continued_after_one_sae_stopped_alone_and_then_all(
     assert [steps_of(base / name)[-1:] for name in saes] == [[10], [], [45], []]
     assert [(base / name / "failed.json").exists() for name in saes] == [False, True, False, False]
     caplog.clear()
-    resumed(base)
-    assert (base / "failed" / "failed.json").exists()
+    with pytest.raises(TrainingError, match="failed earlier"):
+        resumed(base)
     for name in ("bad", "late"):
         assert f"{base / name}: stopped before the others" in caplog.text
     for name, same in {"bad": "bad", "late": "bad", "good": "good"}.items():
