@@ -522,7 +522,7 @@ def _check_and_log(
         metrics = sae.check_and_log(training.step, batches[sae.settings.hook])
         if metrics is None:
             continue
-        loss = metrics.get("loss", metrics["l2_loss"])
+        loss = metrics["loss"] if "loss" in metrics else metrics["l2_loss"]
         shown[training.labels[str(sae.folder)]] = (
             f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f}"
         )
