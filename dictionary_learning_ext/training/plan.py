@@ -269,12 +269,12 @@ def with_hook_names(settings: RunConfig) -> RunConfig:
     """
     if MIDDLE not in settings.hooks:
         return settings
+    middle = _MIDDLE_OF_EMBEDDED
     if settings.activations is not None:
         from ..activations.stored import open_stored
 
-        return replace(settings, hook=open_stored(settings.activations).only_hook)
-    middle = _MIDDLE_OF_EMBEDDED
-    if settings.model != "embedded":
+        middle = open_stored(settings.activations).only_hook
+    elif settings.model != "embedded":
         from ..activations.language_models import Pretrained
 
         middle = f"blocks.{Pretrained(settings.model).n_blocks // 2}.hook_resid_post"

@@ -130,6 +130,8 @@ def test_the_hook_point_of_stored_activations_is_their_own(small_cache, cached_r
     write_small(tmp_path / "one", cached_run, hooks=["blocks.0.hook_resid_post"])
     stored = replace(cached_run, activations=str(tmp_path / "one"), hook=RunConfig.hook)
     assert plan(stored, {"a": A}).settings.hook == "blocks.0.hook_resid_post"
+    several = replace(stored, hook="middle,blocks.0.hook_mlp_out")
+    assert with_hook_names(several).hooks == ["blocks.0.hook_resid_post", "blocks.0.hook_mlp_out"]
     with pytest.raises(ActivationsError, match="choose one with hook"):
         plan(replace(stored, activations=str(small_cache)), {"a": A})
 
