@@ -229,8 +229,13 @@ def _with_held_out(
     known: dict[str, Any],
     parts: list[Part],
 ) -> StoredActivations:
-    """Hold out the last twentieth of the contexts."""
+    """Hold out the last twentieth of the contexts. Raises ActivationsError if there are fewer than two."""
     total = sum(part.stop for part in parts)
+    if total < 2:
+        raise ActivationsError(
+            f"{folder}: holds {'1 row' if total else 'no rows'}",
+            expected="at least 2, one to train on and one to hold out",
+        )
     end = n_train = total - max(1, total // _HELD_OUT)
     split: dict[Split, list[Part]] = {"train": [], "heldout": []}
     for part in parts:

@@ -260,6 +260,13 @@ def test_a_file_without_tensors_is_refused(tmp_path):
     assert "of shape (n, D)" in said
 
 
+@pytest.mark.parametrize(("n", "there"), [(0, "no rows"), (1, "1 row")])
+def test_fewer_than_two_rows_are_refused(n, there, tmp_path):
+    save_file({"x": t.ones(n, D)}, tmp_path / "a.safetensors")
+    said = error_of(lambda: open_stored(tmp_path), ActivationsError)
+    assert said.startswith(f"{tmp_path}: holds {there}; expected at least 2")
+
+
 def test_what_holds_no_activations_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     for folder, problem in {
