@@ -44,11 +44,11 @@ def run_export(flags: ExportFlags) -> None:
     refused = 0
     for folder in inside or [Path(flags.folder)]:
         out = None if flags.out is None else Path(flags.out, folder.name if inside else "")
-        target = out or results_folder(folder) / EXPORTS / flags.format
-        if inside and target.is_dir() and any(target.iterdir()):
-            print(f"{target}: already there, not written again; delete it to export again")
-            continue
         try:
+            target = out or results_folder(folder) / EXPORTS / flags.format
+            if inside and target.is_dir() and any(target.iterdir()):
+                print(f"{target}: already there, not written again; delete it to export again")
+                continue
             exported = export(
                 folder,
                 flags.format,

@@ -80,15 +80,19 @@ def test_a_folder_of_run_folders_is_exported_run_by_run(trained, tmp_path, capsy
     names = ("batch_top_k", "relu", "top_k", "vaease")
     for name in names:
         shutil.copytree(trained[0][name], tmp_path / name)
+    damaged = shutil.copytree(trained[0]["relu"], tmp_path / "a_damaged_one") / "config.json"
+    damaged.write_text("{")
     argv = ["export", str(tmp_path), "--format", "sae-lens", "--tokens", "200"]
     assert main(argv) == 2
     said = capsys.readouterr()
-    assert "1 of 4 SAEs" in said.err
+    assert "2 of 5 SAEs" in said.err
     assert "VAEase and can't be exported" in said.out
+    assert f"not exported: {damaged}: " in said.out
     there = {name: tmp_path / name / "exports" / "sae-lens" for name in names[:3]}
     for path in there.values():
         assert files_under(path) == ["cfg.json", "sae_weights.safetensors"]
-    shutil.rmtree(tmp_path / "vaease")
+    for name in ("vaease", "a_damaged_one"):
+        shutil.rmtree(tmp_path / name)
     assert main(argv) == 0, "what is there is kept"
     said = capsys.readouterr().out
     assert said.count("delete it") == 3
