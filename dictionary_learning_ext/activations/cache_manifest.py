@@ -127,14 +127,13 @@ def read_manifest(folder: Path) -> CacheManifest | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings, documents = content["settings"], content["documents"]
         hooks = {hook: CachedHook(**values) for hook, values in settings["hooks"].items()}
-        files = tuple(map(_file, content["files"]))
         return CacheManifest(
             CacheSettings(**settings | {"hooks": hooks}),
-            files,
+            tuple(map(_file, content["files"])),
             tuple(map(_file, content["heldout"])),
             None if documents is None else _file(documents),
             content["position"],
-            content.get("finished", len(files)),  # version 0.3 wrote it for finished caches alone
+            content["finished"],
         )
     # ValueError: not UTF-8, not JSON, or a value of another type.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -145,7 +144,7 @@ def read_manifest(folder: Path) -> CacheManifest | None:
 
 def _file(entry: dict[str, Any]) -> CacheFile:
     require_inside(entry["name"])
-    return CacheFile(*(entry[name] for name in ("name", "bytes", "contexts", "tokens")))
+    return CacheFile(**entry)
 
 
 def is_begun(folder: Path) -> bool:

@@ -55,7 +55,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _FILES = "data-[0-9]*.arrow"
-_UNFINISHED = "manifest.unfinished.json"  # version 0.3 wrote it while a cache grew
 _CONTEXTS = 32
 """The number of contexts in a file is a multiple of this, if so many fit into it."""
 _SPARE = 1.05
@@ -146,7 +145,7 @@ def _existing_cache(
                 f"{folder}: the cache has {', '.join(differ)}",
                 instead=f"use the same settings to continue it, or choose another {elsewhere}",
             )
-        for name in (_FILES, INFO, STATE, HELD_OUT, _UNFINISHED, MANIFEST):
+        for name in (_FILES, INFO, STATE, HELD_OUT, MANIFEST):
             for path in folder.glob(name):
                 remove(path)
         manifest = None

@@ -188,8 +188,6 @@ class _Files:
 
     def read(self, number: int, position: Any) -> Iterator[str]:
         """The documents of a pass (from 0), from a `position()` on, or all if that is None."""
-        if isinstance(position, int):  # of the embedded text, before it was read as files are
-            position = (0, position)
         self._part, self._row = position or (0, 0)
         return self._rest(self._parts(number)[self._part :])
 

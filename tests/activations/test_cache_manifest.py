@@ -51,20 +51,6 @@ def test_only_the_files_of_a_finished_cache_are_read_while_it_grows(folder):
     assert len(finished_manifest(folder).files) == 2
 
 
-def test_a_cache_of_version_0_3_is_read(folder):
-    """Its files have hashes, and its manifest was written when it was finished."""
-    manifest = finished_manifest(folder)
-
-    def as_before(content):
-        del content["finished"]
-        content["format"] = 1
-        for file in (*content["files"], *content["heldout"], content["documents"]):
-            file["sha256"] = "0" * 64
-
-    change(folder, as_before)
-    assert finished_manifest(folder) == manifest
-
-
 @pytest.mark.parametrize("name", ["data-00002.arrow", "heldout/documents.npy"])
 def test_a_file_that_is_cut_or_missing_is_refused(name, folder):
     path = folder / name

@@ -304,12 +304,10 @@ def test_held_out_files_from_before_the_manifest_are_deleted(cached_run, tmp_pat
     assert not left.exists()
 
 
-def test_a_cache_of_version_0_3_is_replaced_with_what_its_growth_left(cached_run, tmp_path):
+def test_a_cache_of_other_settings_is_replaced_if_asked(cached_run, tmp_path):
     write_small(tmp_path, cached_run, 500)
-    (tmp_path / "manifest.unfinished.json").write_text("{}")
     write_small(tmp_path, replace(cached_run, data_seed=3), 500, overwrite=True)
     assert read_manifest(tmp_path).settings.data_seed == 3
-    assert not (tmp_path / "manifest.unfinished.json").exists()
 
 
 def test_a_second_writer_is_refused(cached_run, tmp_path):

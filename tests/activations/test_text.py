@@ -228,15 +228,6 @@ def test_the_embedded_text_resumes_at_every_document():
     assert_resumes_anywhere(lambda: open_text("embedded", seed=3, passes=2))
 
 
-@pytest.mark.usefixtures("embedded")
-def test_an_earlier_position_in_the_embedded_text_is_the_documents_number():
-    stream = open_text("embedded")
-    state = [next(stream) for _ in range(7)] and stream.state_dict()
-    other = open_text("embedded")
-    other.load_state_dict(state | {"position": 7})
-    assert list(other) == list(stream)
-
-
 # Data sets on the hub.
 
 
