@@ -147,6 +147,9 @@ class RunConfig(Checked):
         # A shell that completes a folder's name ends it with a slash.
         for name in ("model", "data", "activations"):
             if isinstance(path := getattr(self, name), str):
+                require(
+                    path != "", name, path, "a name or a path", instead="give one, or leave it out"
+                )
                 object.__setattr__(self, name, without_slash(path))
         super().__post_init__()
         can_measure = self.eval_every is None or self.eval_tokens > 0

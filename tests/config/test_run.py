@@ -61,6 +61,12 @@ def test_the_digest_does_not_tell_apart_what_may_change_when_a_run_is_resumed(ch
     require_same(one.to_dict(), other.to_dict(), "x")
 
 
+@pytest.mark.parametrize("name", ["model", "data", "activations"])
+def test_an_empty_name_is_not_the_working_directory(name):
+    with pytest.raises(ConfigError, match=f"^{name}='': expected a name or a path"):
+        RunConfig(**{name: ""})
+
+
 def test_saes_are_measured_every_so_many_steps_and_at_the_end():
     run = RunConfig(steps=100, eval_every=30)
     assert [step for step in range(101) if run.is_measured(step)] == [0, 30, 60, 90, 100]
