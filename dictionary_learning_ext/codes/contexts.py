@@ -277,17 +277,17 @@ def token_text(tokenizer: Any, token: int) -> str:
     return text
 
 
-def visible(text: str, longest: int = LONGEST_TOKEN) -> str:
+def visible(text: str) -> str:
     """Text with control characters and directional marks spelled out, cut if it is too long."""
     shown = []
-    for character in text[:longest]:
+    for character in text[:LONGEST_TOKEN]:
         if character in _SHOWN_AS:
             shown.append(_SHOWN_AS[character])
         elif unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
             shown.append(f"‹U+{ord(character):04X}›")
         else:
             shown.append(character)
-    is_cut = len(text) > longest
+    is_cut = len(text) > LONGEST_TOKEN
     return "".join(shown) + (f"… ({len(text):,} characters)" if is_cut else "")
 
 

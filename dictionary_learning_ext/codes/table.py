@@ -12,14 +12,10 @@ import numpy as np
 import torch as t
 
 from .codes import Codes
-from .contexts import (
-    AFTER,
-    BEFORE,
-    FeatureContexts,
-    drawn_rows,
-    strongest_rows,
-)
+from .contexts import AFTER, BEFORE, FeatureContexts, drawn_rows, strongest_rows
 
+SAMPLED = 8
+"""How many drawn contexts of each feature to keep."""
 LEAST_SELECTIONS = 8
 """A feature that was selected less often has too few examples to say what it fires on."""
 BINS = 40
@@ -30,23 +26,12 @@ class FeatureTable:
     """Statistics and contexts of every feature. Each is computed when it is first used.
 
     Arguments:
-        top, sampled: how many contexts of each feature to keep: the strongest, and drawn ones.
-        before, after: how many tokens of a context to show before and after its token.
-        seed: seeds the drawing.
+        top: how many of each feature's strongest contexts to keep.
+        seed: seeds the drawing of its other contexts.
     """
 
-    def __init__(
-        self,
-        codes: Codes,
-        *,
-        top: int = 8,
-        sampled: int = 8,
-        before: int = BEFORE,
-        after: int = AFTER,
-        seed: int = 0,
-    ):
-        self.codes = codes
-        self._top, self._sampled, self._around, self._seed = top, sampled, (before, after), seed
+    def __init__(self, codes: Codes, *, top: int = 8, seed: int = 0):
+        self.codes, self._top, self._seed = codes, top, seed
 
     @property
     def tokens(self) -> int:
@@ -111,14 +96,14 @@ class FeatureTable:
     @cached_property
     def top(self) -> FeatureContexts:
         """The contexts with each feature's largest activations, the largest first."""
-        return FeatureContexts(self.codes, strongest_rows(self.codes, self._top), *self._around)
+        return FeatureContexts(self.codes, strongest_rows(self.codes, self._top), BEFORE, AFTER)
 
     @cached_property
     def sampled(self) -> FeatureContexts:
         """Contexts of selections drawn uniformly, without replacement, the largest activation first."""
         generator = t.Generator().manual_seed(self._seed)
-        rows_FT = drawn_rows(self.codes, self._sampled, generator)
-        return FeatureContexts(self.codes, rows_FT, *self._around)
+        rows_FT = drawn_rows(self.codes, SAMPLED, generator)
+        return FeatureContexts(self.codes, rows_FT, BEFORE, AFTER)
 
     @cached_property
     def ranking(self) -> list[int]:

@@ -14,6 +14,7 @@ from dictionary_learning_ext import features_of
 from dictionary_learning_ext.activations.positions import PositionRule, norms
 from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.codes import table
 from dictionary_learning_ext.codes.codes import encode
 from dictionary_learning_ext.codes.sinks import SinkFinder
 from dictionary_learning_ext.codes.sinks import sinks_of as sinks_of_reading
@@ -98,8 +99,10 @@ def test_the_numbers_equal_brute_force(sae, batch, step):
 
 
 @pytest.mark.parametrize("step", [CONTEXTS, 1])
-def test_the_top_contexts_equal_brute_force(sae, batch, step):
-    top = collected(sae, batch, step, top=3, before=2, after=1).top
+def test_the_top_contexts_equal_brute_force(sae, batch, step, monkeypatch):
+    monkeypatch.setattr(table, "BEFORE", 2)
+    monkeypatch.setattr(table, "AFTER", 1)
+    top = collected(sae, batch, step, top=3).top
     f_BLF = activations(sae, batch, step)
     for i in range(FEATURES):
         peaks = []
@@ -121,13 +124,16 @@ def test_the_top_contexts_equal_brute_force(sae, batch, step):
 
 
 @pytest.mark.parametrize("kind", ["top_k", "vsae by magnitude"])
-def test_the_sample_is_of_selections_without_replacement_and_whole_if_there_is_room(kind, batch):
+def test_the_sample_is_of_selections_without_replacement_and_whole_if_there_is_room(
+    kind, batch, monkeypatch
+):
     """The largest magnitude first."""
     t.manual_seed(0)
     sae = SAES[kind]()
     f_BLF = activations(sae, batch, 5)
     for kept in (3, CONTEXTS * LENGTH):
-        sampled = collected(sae, batch, 5, sampled=kept).sampled
+        monkeypatch.setattr(table, "SAMPLED", kept)
+        sampled = collected(sae, batch, 5).sampled
         for i in range(FEATURES):
             contexts = sampled.of(i)
             places = [(one.context, one.position) for one in contexts]
@@ -183,12 +189,12 @@ def test_consistent_features_come_first_and_rare_ones_last():
     """A feature that was seen twice is not the most consistent one."""
     tokens_F = [[0] * 2, [*range(8)], [1] * 6 + [2] * 2, [3] * 8, [4] * 7 + [5]]
     padded = np.array([tokens + [-1] * (8 - len(tokens)) for tokens in tokens_F])
-    table = object.__new__(FeatureTable)
+    features = object.__new__(FeatureTable)
     count_F = t.tensor([len(tokens) for tokens in tokens_F])
     kept = SimpleNamespace(ids_FT=padded)
     codes = SimpleNamespace(firing_rate_F=count_F.double() / 1000)
-    vars(table).update(top=kept, sampled=kept, count_F=count_F, codes=codes)
-    assert table.ranking == [3, 4, 2, 1, 0]
+    vars(features).update(top=kept, sampled=kept, count_F=count_F, codes=codes)
+    assert features.ranking == [3, 4, 2, 1, 0]
 
 
 # --- attention sinks
