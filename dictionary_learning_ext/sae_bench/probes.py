@@ -5,10 +5,9 @@ from ..errors import BenchError
 
 ALL = "all"
 SMALLEST = "smallest"
-MOST_CHARACTERS = 100_000
-"""The most characters of all texts of a small data set together."""
 _SMALL = {6, 7, 22, 24, 41, *range(114, 136), 154, 155, 156}
-"""The numbers of the 30 small data sets of 113, with which their names begin. They have 64,000 of its 334,000 texts."""
+"""The numbers of the 30 small data sets of 113, with which their names begin: those of at most 100,000 characters in all
+texts together. They have 64,000 of its 334,000 texts."""
 MAX_TOKENS = 1024
 """The most tokens of a text, from its end: sae-probes's own."""
 _LISTING = "python -c 'from sae_probes import DATASETS; print(*DATASETS)'"
