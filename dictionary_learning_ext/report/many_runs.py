@@ -33,8 +33,8 @@ class RunResult:
     """The architecture and all other settings that decide what was trained, the seeds among them."""
     metrics: dict[str, Any]
     """The content of metrics.json; empty if it was not evaluated."""
-    folder: Path | None = None
-    """The run folder; None if it is not here."""
+    folder: Path
+    """The run folder."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Group:
 
     @property
     def folders(self) -> list[Path]:
-        """The run folders that are here."""
-        return [run.folder for run in self.runs if run.folder is not None]
+        """The run folders."""
+        return [run.folder for run in self.runs]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -179,21 +179,16 @@ def read_all_in(
 def results_of(
     configs: dict[str, dict[str, Any]],
     metrics: dict[str, dict[str, Any]],
-    folder: Path | None = None,
+    folder: Path,
 ) -> list[RunResult]:
     """The results of trained SAEs.
 
     Arguments:
         configs, metrics: the content of each config.json and metrics.json.
-        folder: the folder that holds the run folders; None if these aren't here.
+        folder: the folder that holds the run folders.
     """
     return [
-        RunResult(
-            name,
-            settings,
-            metrics[name],
-            None if folder is None else folder / name,
-        )
+        RunResult(name, settings, metrics[name], folder / name)
         for name, settings in trained_as(configs).items()
     ]
 

@@ -242,8 +242,8 @@ def _runs_table(
         ]
         for run in results
     ]
-    reports = [None if run.folder is None else run.folder / REPORT_PAGE for run in results]
-    links = [_link(report, page) if report and report.is_file() else None for report in reports]
+    reports = [run.folder / REPORT_PAGE for run in results]
+    links = [_link(report, page) if report.is_file() else None for report in reports]
     return RunsTable(title, ["run", *settings, *(metric.label for metric in metrics)], rows, links)
 
 

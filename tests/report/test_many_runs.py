@@ -3,7 +3,7 @@
 import json
 import shutil
 import statistics
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,8 +27,8 @@ from dictionary_learning_ext.run_folder.reading import read_config
 
 
 def row(k, length, **settings):
-    metrics = {"description_length": length, "fve": 0.5}
-    return RunResult(f"k{k}_{length}", {"k": k, **settings}, metrics)
+    name, metrics = f"k{k}_{length}", {"description_length": length, "fve": 0.5}
+    return RunResult(name, {"k": k, **settings}, metrics, Path(name))
 
 
 EARLY, LATE = "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"
@@ -102,10 +102,9 @@ def test_settings_in_which_runs_differ():
 
 def seed_scores(folders):
     """What comes back between runs of one setting; None if that is not measured."""
-    configs = {one.name: read_config(one) for one in folders}
-    results = results_of(configs, {name: {} for name in configs})
-    here = [replace(result, folder=folder) for result, folder in zip(results, folders, strict=True)]
-    (group,) = with_seed_scores(grouped(here))
+    configs = {str(one): read_config(one) for one in folders}
+    results = results_of(configs, {name: {} for name in configs}, Path("/"))
+    (group,) = with_seed_scores(grouped(results))
     return group.scores
 
 
@@ -153,17 +152,20 @@ def test_seeds_of_one_data_seed_share_batches(data_seed, share_batches, seeds, t
 
 @pytest.mark.parametrize("in_function", [True, False])
 def test_the_setting_of_which_most_comes_back_is_among_those_of_the_best_fve(in_function):
+    def run(k, beta, fve):
+        return RunResult(f"{k}{beta}", {"k": k, "beta": beta}, {"fve": fve}, Path(f"{k}{beta}"))
+
     def group(k, beta, fve, function, direction):
-        runs = [RunResult(f"{k}{beta}", {"k": k, "beta": beta}, {"fve": fve})]
         known = function if in_function else None
-        return Group(runs, SeedScores({"in_function": known, "as_direction": direction}, False))
+        scores = SeedScores({"in_function": known, "as_direction": direction}, False)
+        return Group([run(k, beta, fve)], scores)
 
     groups = [
         group(4, 0.0, 0.800, 0.3, 0.5),
         group(4, 0.1, 0.799, 0.5, 0.4),
         group(4, 1.0, 0.797, 0.9, 0.9),  # too far from the best FVE
         group(8, 0.0, 0.900, 0.2, 0.2),
-        Group([RunResult("8", {"k": 8, "beta": 0.1}, {"fve": 0.8999})]),  # one seed
+        Group([run(8, 0.1, 0.8999)]),  # one seed
     ]
     found = [(one.settings["k"], one.settings["beta"]) for one in most_returning_of_each_k(groups)]
     assert found == [(4, 0.1 if in_function else 0.0), (8, 0.0)]

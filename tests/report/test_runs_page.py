@@ -5,12 +5,14 @@ import json
 import re
 import shutil
 from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dictionary_learning_ext import reproduce
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.report import runs_page
 from dictionary_learning_ext.report.many_runs import RunResult, from_folder
 from dictionary_learning_ext.report.runs_page import show_sweep
 
@@ -146,12 +148,20 @@ def test_a_damaged_folder_is_left_out_and_the_others_are_there(folder, runs):
 
 def row(k, length, seed=0, **settings):
     settings = {"k": k, "seed": seed, "lr": 0.001, **settings}
-    return RunResult(f"k{k}_{length}", settings, {"description_length": length, "fve": 0.5})
+    name, metrics = f"k{k}_{length}", {"description_length": length, "fve": 0.5}
+    return RunResult(name, settings, metrics, Path(name))
+
+
+@pytest.fixture
+def without_saes(monkeypatch):
+    """Rows have no SAEs whose features could be compared."""
+    monkeypatch.setattr(runs_page, "with_seed_scores", lambda groups, **_: groups)
 
 
 SEEDS = [row(8, 3.0), row(8, 4.0, seed=1), row(8, 1.0, lr=0.002), row(8, 7.0, seed=1, lr=0.002)]
 
 
+@pytest.mark.usefixtures("without_saes")
 def test_the_best_run_for_each_k_is_named(tmp_path):
     text = show_sweep([row(8, 3.0), row(16, 2.0)], tmp_path)
     assert "out of 2 runs (mean" in text
@@ -162,6 +172,7 @@ def test_the_best_run_for_each_k_is_named(tmp_path):
     assert text.splitlines()[0].split()[:2] == ["k", "FVE"]
 
 
+@pytest.mark.usefixtures("without_saes")
 def test_seeds_are_averaged_before_the_best_is_chosen(tmp_path):
     text = show_sweep(SEEDS, tmp_path)
     lines = [line.split() for line in text.splitlines()]
