@@ -1,6 +1,7 @@
 """One run in bfloat16, through every command and the Python interface."""
 
 import json
+import math
 
 import pytest
 import torch as t
@@ -51,7 +52,10 @@ def test_every_command_takes_a_run_in_bfloat16(runs, tmp_path, capsys):
 @pytest.mark.parametrize("dtype", [t.float32, t.bfloat16])
 def test_features_and_steering_take_a_model_in_either_dtype(runs, tiny_lm_dir, dtype):
     lm = load_language_model(str(tiny_lm_dir), dtype=dtype)
-    assert features_of(runs[0], lm, tokens=500).top(0) is not None
+    features = features_of(runs[0], lm, tokens=500)
+    activation = features.top(int(features.firing_rate.argmax()))[0].activation
+    assert math.isfinite(activation)
+    assert activation != 0
     ids_BL = t.tensor([[5, 9, 40, 7, 77]])
     before = lm._module(input_ids=ids_BL).logits  # pyright: ignore
     with t.no_grad(), steer(lm, None, runs[0], {3: 40.0}, mode="clamp"):

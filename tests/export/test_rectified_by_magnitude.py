@@ -34,8 +34,6 @@ def test_it_is_read_as_a_plain_top_k(form, folder_of, x):
     assert f.count_nonzero() > 0
     t.testing.assert_close(ours.encode(x), f, rtol=0, atol=1e-5)
     exported = export(folder, form, tokens=200)
-    assert exported.difference is not None
-    assert exported.difference.is_exact
     if form == "sae-lens":
         import sae_lens  # pyright: ignore[reportMissingImports]
 
