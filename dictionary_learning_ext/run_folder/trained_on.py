@@ -44,50 +44,23 @@ def run_of(
     Raises: ConfigError if model or hook are not known; CheckpointError if the SAE was trained at another hook point.
     """
     config = read_config(folder, step)
-    changes: dict[str, Any] = {
-        "model": model,
-        "hook": hook,
-        "data": data,
-        "max_norm_multiple": max_norm_multiple,
-    }
+    given: dict[str, Any] = {"model": model, "hook": hook, "data": data}
+    given["max_norm_multiple"] = max_norm_multiple
     if "run" in config:
         path = Path(folder) / CONFIG
         settings = {n: v for n, v in settings_in(config, path).items() if n != "survival"}  # of 0.3
         run = TrainConfig().with_settings(settings, str(path)).run
     else:
-        changes |= _found_in_files(folder, config, changes)
-        run = _run_from_buffer(folder, config, changes)
-        model, hook = changes["model"], changes["hook"]
-    was_model, was_hook = (config["trainer"].get(name) for name in ("lm_name", "submodule_name"))
-    if model is not None and was_model not in (None, UNKNOWN) and not same_model(model, was_model):
-        # It may be the same model under another name. Its width is checked when it is loaded.
-        logger.warning("%s: trained on the model %s, now used with %s", folder, was_model, model)
-    if options := config.get("foreign", {}).get("model_options"):
-        logger.warning(
-            "%s: trained on a model that TransformerLens loaded with %s; here it is loaded by transformers, and "
-            "its activations may differ",
-            folder,
-            options,
-        )
-    if hook is not None and was_hook != UNKNOWN and not str(was_hook).startswith("blocks."):
-        _require_layer(folder, config, hook)  # upstream's name may be e.g. resid_post_layer_3
-        if "run" not in config:
-            logger.warning(
-                "%s: its settings don't say which module it was trained on; trusting --hook %s",
-                *(folder, hook),
-            )
-    elif hook is not None and was_hook != UNKNOWN and not same_setting("hook", hook, was_hook):
-        raise CheckpointError(
-            f"{folder}: trained on hook {was_hook}, not on {hook}; leave out the hook point or give "
-            "another folder"
-        )
-    changes |= {
+        given |= _found_in_files(folder, config, given)
+        run = _run_from_buffer(folder, config, given)
+    _require_its_place(folder, config, given["model"], given["hook"])
+    given |= {
         "device": device,
         "activations": activations,
         "text_column": text_column,
         "remove_bos": remove_bos,
     }
-    run = replace(run, **{name: value for name, value in changes.items() if value is not None})
+    run = replace(run, **{name: value for name, value in given.items() if value is not None})
     if run.model == UNKNOWN and run.activations is None:
         raise ConfigError(
             f"{folder}: trained on batches of your own, whose language model is not known",
@@ -179,6 +152,38 @@ def _run_from_buffer(
     changes = {name: known[name] for name in ("model", "hook")}
     changes["eval_tokens"] = 0  # it has no evaluation of its own
     return TrainConfig().with_settings(named | changes, str(folder)).run
+
+
+def _require_its_place(
+    folder: str | Path, config: dict[str, Any], model: str | None, hook: str | None
+) -> None:
+    """Warn if an SAE was trained on another language model than `model`, which may be the same under another name: its width
+    is checked when it is loaded. Raise a CheckpointError if it was trained at another hook point than `hook`."""
+    was_model, was_hook = (config["trainer"].get(name) for name in ("lm_name", "submodule_name"))
+    if model is not None and was_model not in (None, UNKNOWN) and not same_model(model, was_model):
+        logger.warning("%s: trained on the model %s, now used with %s", folder, was_model, model)
+    if options := config.get("foreign", {}).get("model_options"):
+        logger.warning(
+            "%s: trained on a model that TransformerLens loaded with %s; here it is loaded by transformers, and "
+            "its activations may differ",
+            folder,
+            options,
+        )
+    if hook is None or was_hook == UNKNOWN:
+        return
+    if str(was_hook).startswith("blocks."):
+        if not same_setting("hook", hook, was_hook):
+            raise CheckpointError(
+                f"{folder}: trained on hook {was_hook}, not on {hook}; leave out the hook point or give "
+                "another folder"
+            )
+        return
+    _require_layer(folder, config, hook)  # upstream's name may be e.g. resid_post_layer_3
+    if "run" not in config:
+        logger.warning(
+            "%s: its settings don't say which module it was trained on; trusting --hook %s",
+            *(folder, hook),
+        )
 
 
 def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> None:

@@ -173,7 +173,8 @@ def _largest(row_F, k, guess, places, work):
 def _threshold(row_F, k, guess, work):
     """A threshold below the K largest and 0, or the K-th largest number and how many equal to it are selected.
 
-    NaN ranks highest.
+    NaN ranks highest. Throughout, n_low >= K numbers are above `low` and n_high < K above `high`, so the K-th largest is above
+    `low`, and at most `high`.
     """
     low, high = -_INF, _INF
     n_low, n_high = len(row_F), 0
