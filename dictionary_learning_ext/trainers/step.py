@@ -71,7 +71,7 @@ class StepObjective:
     """tokens without firing after which a feature is dead"""
     matmul_dtype: t.dtype
     sigma: t.Tensor
-    """the noise's standard deviation, unless it is learned: 0-dim, or (B, 1) for one per row"""
+    """the noise's standard deviation, unless it is learned: 0-dim"""
     log_var_limits: t.Tensor | None
     """the lower and the upper limit of a learned log-variance; otherwise None"""
     tokens_since_fired_F: t.Tensor
@@ -243,7 +243,7 @@ def draw_code(mu: t.Tensor, sigma: t.Tensor, how: Draw) -> Code:
     """Draw a code from means (…, F). Its values are differentiable in mu and sigma.
 
     Arguments:
-        sigma: of mu's shape, (…, 1) for one per row, or 0-dim.
+        sigma: of mu's shape, or 0-dim.
     """
     tau, eps = how.noise_scale, None
     if how.noise_chooses:

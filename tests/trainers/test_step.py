@@ -109,22 +109,6 @@ def test_auxk_reaches_no_living_feature_where_it_takes_more_than_are_dead(
     assert terms.auxk_loss > 0
 
 
-def test_each_row_may_have_its_own_sigma():
-    """Rows with the same sigma are as in a batch of their own."""
-    x, weights, objective = make_case(noise_on="selection", kl_scope="selected")
-    sigma_B1 = t.tensor([0.3, 1.1]).double().repeat_interleave(BATCH // 2)[:, None]
-    objective.generator.manual_seed(7)
-    whole = variational_loss(x, weights, dataclasses.replace(objective, sigma=sigma_B1))
-    objective.generator.manual_seed(7)
-    parts = [
-        variational_loss(rows, weights, dataclasses.replace(objective, sigma=sigma))
-        for rows, sigma in zip(x.chunk(2), t.tensor([0.3, 1.1]).double(), strict=True)
-    ]
-    for name in ("loss", "l2_loss", "kl_loss"):
-        mean = t.stack([getattr(part, name) for part in parts]).mean()
-        t.testing.assert_close(getattr(whole, name), mean, msg=name)
-
-
 def test_the_code_by_the_mean_is_the_k_largest_means():
     x, weights, objective = make_case(rectify=True, k=4)
     mu_BF = ((x - weights.b_dec_D) @ weights.W_enc_FD.T + weights.b_enc_F).clamp(min=0)

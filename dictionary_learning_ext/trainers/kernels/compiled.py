@@ -77,7 +77,7 @@ class DrawnRows:
         kernels.draw_rows(
             (products_BF.view(t.uint16) if is_bf16 else products_BF).detach().numpy(),
             bias_F.detach().numpy(),
-            std.detach().reshape(-1).numpy(),
+            np.float32(std),
             kernels.NOISE_CODES[noise.on],
             np.float32(noise.scale),
             _normal_values(),

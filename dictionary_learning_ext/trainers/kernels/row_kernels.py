@@ -35,7 +35,7 @@ _MOST_TRIES, _MOST_STALLED, _MOST_TIES = 24, 4, 4
 def draw_rows(
     products_BF,
     bias_F,
-    std_B,
+    std,
     noise_on,
     noise_scale,
     values_of_normal,
@@ -55,7 +55,7 @@ def draw_rows(
     Arguments:
         products_BF: W_enc (x - b_dec); float32, or bfloat16 as uint16.
         bias_F: b_enc. The means are the sum of both.
-        std_B: the noise's standard deviation before `noise_scale`: (B,), or (1,) for all rows.
+        std: the noise's standard deviation before `noise_scale`.
         noise_on: one of `NOISE_CODES`.
         values_of_normal: 2^16 equally likely values of N(0, 1).
         key: 64 bits that seed the noise.
@@ -69,6 +69,7 @@ def draw_rows(
     noisy_F, work = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
     places = np.empty(n_features + 1, np.int32)
     guess, mean_guess = np.float32(0.5), np.float32(0.5)
+    std = noise_scale * std
     for row in range(len(products_BF)):
         if is_bf16:
             for j in range(n_features):
@@ -78,7 +79,6 @@ def draw_rows(
         else:
             for j in range(n_features):
                 mu_F[j] = products_BF[row, j] + bias_F[j]
-        std = noise_scale * std_B[row % len(std_B)]
         row_key = mixed(key ^ mixed(np.uint64(first + row + 1) * GOLDEN))
         if noise_on in (_BOTH, _SELECTION):
             _add_noise(mu_F, std, values_of_normal, row_key, noisy_F)

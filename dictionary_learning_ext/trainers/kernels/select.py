@@ -34,7 +34,7 @@ def draw_batch(means: BatchMeans, sigma: t.Tensor, how: Draw) -> DrawnCode:
     """Draw a batch's code. One number from the generator seeds the noise of all rows.
 
     Arguments:
-        sigma: the noise's standard deviation, 0-dim or (B, 1).
+        sigma: the noise's standard deviation, 0-dim.
     """
     noise = compiled.BatchNoise(None, 0.0, 0)
     if how.noise_scale != 0:
@@ -44,9 +44,8 @@ def draw_batch(means: BatchMeans, sigma: t.Tensor, how: Draw) -> DrawnCode:
     out = compiled.DrawnRows(batch, how.k)
 
     def draw_rows(rows: slice) -> t.Tensor:
-        std = sigma[rows] if sigma.dim() else sigma
         products_BF, bias_F = means.unfinished(rows)
-        fired_F = out.draw(rows, products_BF, bias_F, std, noise)
+        fired_F = out.draw(rows, products_BF, bias_F, sigma, noise)
         if means.rectify and how.noise_scale == 0 and not (out.values_BK[rows] > 0).all():
             fired_F = out.draw_as_upstream(rows, products_BF)
         return fired_F
