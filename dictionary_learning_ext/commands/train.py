@@ -221,7 +221,7 @@ def _settings(
         places = may_move(start.run, flags.run)
         require_same(
             TrainConfig(start.sae, start.run).to_dict(),
-            _at_steps_of(start, flags.sae) | asdict(flags.run),
+            _resolved_at(start.run.steps, flags.sae, start.sae) | asdict(flags.run),
             f"--resume {flags.resume}",
             typed=flags.typed,
             but=places if {*places} & {*flags.typed} else (),
@@ -266,7 +266,7 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
         advice = f"{_longer(folder, was.run, settings.steps)}, or overwrite=True"
     require_same(
         was.to_dict(),
-        _at_steps_of(was, sae) | asdict(settings),
+        _resolved_at(was.run.steps, sae, was.sae) | asdict(settings),
         str(folder),
         typed=typed,
         advice=advice,
@@ -274,13 +274,13 @@ def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple
     return True
 
 
-def _at_steps_of(was: TrainConfig, sae: SAEConfig) -> dict[str, Any]:
+def _resolved_at(steps: int, sae: SAEConfig, former: SAEConfig) -> dict[str, Any]:
     """An SAE's settings, resolved at the steps of an earlier run: what only follows from the steps isn't named as a
     difference. Those of the earlier run, if these don't fit it, as then the steps differ."""
     try:
-        return sae.resolve(was.run.steps).to_dict()
+        return sae.resolve(steps).to_dict()
     except ConfigError:
-        return was.sae.resolve(was.run.steps).to_dict()
+        return former.resolve(steps).to_dict()
 
 
 def _advice(flags: TrainFlags) -> str:

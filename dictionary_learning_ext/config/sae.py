@@ -473,10 +473,9 @@ class VSAEConfig(Variational):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAEaseConfig(SAEConfig):
-    """VAEase (Lu et al. 2025)."""
+class VAEaseOptions(Checked):
+    """What a VAEase is built of."""
 
-    architecture: Literal["vaease"] = field(default="vaease", metadata=_ARCHITECTURE)
     log_var_init: LogRatio = -0.5
     """The initial log-variance, relative to the prior's."""
     gamma_init: PositiveScale = 0.1
@@ -487,6 +486,13 @@ class VAEaseConfig(SAEConfig):
     active_gate: Gate = 0.05
     """The gate, 1 - sigma/p, at or below which a feature counts as off in encoding. Training does
     not use it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEaseConfig(VAEaseOptions, SAEConfig):
+    """VAEase (Lu et al. 2025)."""
+
+    architecture: Literal["vaease"] = field(default="vaease", metadata=_ARCHITECTURE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ..config.checks import require_sizes
 from ..config.run import Dtype
-from ..config.sae import VAEaseConfig
+from ..config.sae import VAEaseConfig, VAEaseOptions
 from .base import SamplingSAETrainer, resolved
 from .dictionaries import FromState, require_scale, require_width
 from .optimizers import Guarded, adam
@@ -44,7 +44,7 @@ class VAEase(FromState, Dictionary):
     Arguments:
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
-        options: see `VAEaseConfig`. With log_var_init = -0.5 the gates start at 0.22: open, but not so far that F > D
+        options: see `VAEaseOptions`. With log_var_init = -0.5 the gates start at 0.22: open, but not so far that F > D
             features overshoot x at first. gamma, which only the trainer's loss uses, should start near its final
             value.
 
@@ -62,7 +62,7 @@ class VAEase(FromState, Dictionary):
     ):
         super().__init__()
         require_sizes(activation_dim=activation_dim, dict_size=dict_size)
-        given = VAEaseConfig(dict_size=dict_size, **options)
+        given = VAEaseOptions(**options)
         self.activation_dim, self.dict_size = activation_dim, dict_size
         # Weights start as upstream's TopK: random unit columns, and the encoder their transpose.
         self.decoder = nn.Linear(dict_size, activation_dim, bias=False)
