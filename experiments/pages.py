@@ -101,6 +101,7 @@ def save_plot(figure: Any, path: Path, dpi: int) -> None:
     import matplotlib.pyplot as plt
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
     figure.savefig(path, dpi=dpi)
     plt.close(figure)

@@ -20,7 +20,7 @@ from dictionary_learning_ext.evaluation.folders import open_folders
 from experiments.trained_saes import directions_of
 
 MAP_TOKENS, MAP_FEATURES, CLUSTERS = 20_000, 2048, 10
-DRAWN, SYNTHESISED = 96, 8
+DRAWN, SYNTHESISED = 48, 8
 """Features in the matrix of cosines, and those of them for which tokens are synthesised."""
 _COMPONENTS = 50
 
