@@ -21,11 +21,13 @@ from dictionary_learning.buffer import ActivationBuffer
 from nnsight import LanguageModel
 from torch import Tensor
 
+from ..config.checks import require_sizes
 from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
+from ..devices import chosen_device
 from ..errors import ActivationsError, ConfigError, NonFiniteError
 from .hook_points import HookPoint, Place, find_hook, place_of
-from .language_models import CausalLM, unwrapped
+from .language_models import CausalLM, require_positions, unwrapped
 from .passes import SharedPasses
 from .positions import PositionRule
 from .rows import ActivationReader, ModelRows, RowStream
@@ -356,6 +358,9 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         # Upstream's own __init__ is not called: it sets up the storage that this class replaces.
         lm = unwrapped(model)
         module, tokenizer = lm.module, lm.tokenizer
+        sizes = {"refresh_batch_size": refresh_batch_size, "out_batch_size": out_batch_size}
+        require_sizes(n_ctxs=int(n_ctxs), ctx_len=ctx_len, **sizes)
+        require_positions(ctx_len, module.config.name_or_path, module)
         self.data = iter(data)
         self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing)
         self.model = model
@@ -379,7 +384,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
             seed=seed,
             before_batch=before_batch,
         )
-        super().__init__(rows, self.n_ctxs * ctx_len, out_batch_size, device)
+        super().__init__(rows, self.n_ctxs * ctx_len, out_batch_size, chosen_device(device))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -251,7 +251,7 @@ class _ModelInputs(Inputs):
         if self.language_model is None:
             self._found = Pretrained(self._settings.model)
         module: Any = self._found.empty() if self._found else self.language_model.module
-        require_positions(self._settings, module)
+        require_positions(self._settings.ctx_len, self._settings.model, module)
         for name in hooks:
             require_hook(module, name)
         width: int = module.config.get_text_config().hidden_size

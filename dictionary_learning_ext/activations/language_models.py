@@ -186,13 +186,13 @@ def load_model(settings: RunConfig, found: Pretrained | None = None) -> CausalLM
     dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
     where: Any = {"device": settings.device, "device_map": settings.device_map}
     model = (found or Pretrained(settings.model)).load(dtype=dtype, **where)
-    require_positions(settings, model.module)
+    require_positions(settings.ctx_len, settings.model, model.module)
     if settings.device_map is not None:
         return model  # nnsight sends tokens to the device of the first weight, which may be on disk
     return model._replace(traced=NNsight(model.module))
 
 
-def require_positions(settings: RunConfig, module: Any) -> None:
+def require_positions(ctx_len: int, model: str, module: Any) -> None:
     """Raise a ConfigError if contexts are longer than a transformers model has positions.
 
     A model with rotary positions would silently compute activations that it was not trained for.
@@ -200,11 +200,8 @@ def require_positions(settings: RunConfig, module: Any) -> None:
     config: Any = module.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
-        expected = f"at most {positions}, the positions that {settings.model!r} was trained on"
-        instead = "use a shorter ctx_len"
-        require(
-            settings.ctx_len <= positions, "ctx_len", settings.ctx_len, expected, instead=instead
-        )
+        expected = f"at most {positions}, the positions that {model!r} was trained on"
+        require(ctx_len <= positions, "ctx_len", ctx_len, expected, instead="use a shorter ctx_len")
 
 
 @contextmanager

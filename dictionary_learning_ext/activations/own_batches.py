@@ -5,9 +5,27 @@ from typing import Any
 
 import torch as t
 
-from ..errors import TextError
+from ..errors import ActivationsError, TextError
 from .buffer import BatchSource
 from .inputs import Inputs
+
+
+def checked(batch: Any, number: int, width: int | None = None) -> t.Tensor:
+    """A caller's batch.
+
+    Arguments:
+        number: how many came before it.
+        width: D. None: any.
+
+    Raises: ActivationsError unless it is a tensor of shape (B, D).
+    """
+    shape = tuple(batch.shape) if isinstance(batch, t.Tensor) else None
+    if shape is None or len(shape) != 2 or not shape[0] or width not in (None, shape[1]):
+        raise ActivationsError(
+            f"batch {number} is {type(batch).__name__ if shape is None else f'of shape {shape}'}",
+            expected=f"a tensor of shape (B, {'D' if width is None else width})",
+        )
+    return batch
 
 
 class OwnBatches(Inputs):
@@ -50,6 +68,7 @@ class _Source(BatchSource):
             raise TextError(
                 f"the batches ended after {self._given}", instead="give more, or lower steps"
             )
+        batch_BD = checked(batch_BD, self._given, self.d_submodule)
         self._given += 1
         self.tokens_seen += len(batch_BD)
         return batch_BD.clone()  # the loop divides it in place

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..config.checks import require_choice
+from ..config.checks import require, require_choice
 from ..config.run import RunConfig, Split, without_slash
 from ..errors import TextError, first_line
 from ..run_folder.files import at_home
@@ -32,7 +32,7 @@ _PART = 1 << 16
 
 
 def open_text(
-    name: str,
+    name: str | Path,
     *,
     split: Split = "train",
     seed: int = 0,
@@ -63,6 +63,8 @@ def open_text(
         ConfigError: there is no such split.
     """
     require_choice("split", split, Split)
+    name = str(name)
+    require(name != "", "name", name, "a file, a folder, a data set on the hub, or embedded")
     source, has_split = _source_of(name, split, seed, column)
     identity = {"text": without_slash(name), "split": split, "seed": seed, "column": column}
     return TextStream(name, source, identity, passes=passes, every_20th=not has_split)

@@ -80,9 +80,12 @@ def _parquet_documents(path: Path, column: str) -> Iterator[str]:
         columns = file.schema_arrow.names
         if column not in columns:
             text_of_row(dict.fromkeys(columns), column, str(path))
-        for batch in file.iter_batches(batch_size=256, columns=[column]):
-            for text in batch.column(column).to_pylist():
-                yield text_of_row({column: text}, column, str(path))
+        try:
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
+                for text in batch.column(column).to_pylist():
+                    yield text_of_row({column: text}, column, str(path))
+        except (OSError, pyarrow.ArrowException) as error:
+            raise TextError(f"{path} is damaged ({error}); download or write it again") from error
 
 
 def _jsonl_documents(path: Path, column: str) -> Iterator[str]:
@@ -108,19 +111,19 @@ def _jsonl_documents(path: Path, column: str) -> Iterator[str]:
 
 
 def _jsonl_lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        if path.suffix != ".zst":
+    if path.suffix != ".zst":
+        with path.open("rb") as file:
             yield from _decoded(file)
-            return
-        import zstandard
+        return
+    import pyarrow
 
-        # A file may consist of several compressed frames.
-        packed = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    # It reads several frames, and refuses an incomplete one, which zstandard's reader takes for the end.
+    with pyarrow.input_stream(str(path), compression="zstd") as file:
         try:
-            yield from _decoded(packed)
-        except zstandard.ZstdError as error:
+            yield from _decoded(file)
+        except OSError as error:
             raise TextError(
-                f"{path} can't be decompressed ({error}): expected a zstandard file; download it again"
+                f"{path} can't be decompressed ({error}): expected a whole zstandard file; download it again"
             ) from error
 
 

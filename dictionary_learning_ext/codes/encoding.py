@@ -305,10 +305,12 @@ class Encoder:
 
     @t.no_grad()
     def add(self, x_ND: t.Tensor) -> csr_matrix:
-        """Encode the next batch of raw activations, (N, D), float32. Returns its code, as `code_NF` does for all.
+        """Encode the next batch of raw activations, (N, D), float32, on any device. Returns its code, as `code_NF` does
+        for all.
 
         Raises: NonFiniteError if the SAE's features are NaN or infinite.
         """
+        x_ND = x_ND.to(self.totals.device)
         x_hats, parts, sizes = [], [], 0.0
         for block in encoded(self.dictionary, x_ND, with_all=self.with_all):
             x_hat_nD, product_M = self._decoder.decode(block)

@@ -19,6 +19,7 @@ from ..activations.inputs import HeldOut
 from ..activations.rows import ActivationReader, ContextBatch
 from ..activations.tokens import ContextBatches
 from ..codes.encoding import Encoder, LanguageModelLosses, Totals
+from ..errors import TextError
 from ..progress import progress
 from ..trainers.dictionaries import as_input
 from .metrics import computed, shown_in
@@ -102,12 +103,14 @@ class Sample:
 def batches_of(held_out: HeldOut) -> Iterator[t.Tensor]:
     """The held-out batches of raw activations, (B, D), float32, with a progress bar.
 
-    Warns if the text ends early.
+    Warns if the text ends early. Raises TextError if it has no token, as one that was read already.
     """
     measured = 0
     for x_BD in _with_bar(held_out.batches, held_out.tokens, len):
         measured += len(x_BD)
         yield x_BD
+    if not measured:
+        raise TextError("no held-out token is left to measure on", instead="open the text anew")
     if measured < held_out.tokens:
         logger.warning(
             "the held-out text ended: measured on %d tokens, not %d", measured, held_out.tokens

@@ -210,8 +210,8 @@ class Features:
         """The features that were selected, those that fire most consistently on one token first."""
         return self.statistics.ranking
 
-    def top(self, feature: int, n: int = 5) -> TopContexts:
-        """The n contexts in which a feature has its largest activations, by magnitude. Each context counts once.
+    def top(self, feature: int, n: int | None = None) -> TopContexts:
+        """The n contexts (None: 5, or as many as were kept) in which a feature has its largest activations, by magnitude. Each context counts once.
 
         There are fewer if the feature was selected in fewer contexts.
 
@@ -219,6 +219,7 @@ class Features:
         """
         feature = require_feature(feature, len(self))
         kept = self.statistics.top.rows_FT.shape[1]
+        n = min(5, kept) if n is None else n
         more = f"for more, give features_of contexts={n!r}"
         require(1 <= n <= kept, "n", n, f"1 to {kept}, the contexts kept", instead=more)
         return as_text(self.statistics.top.of(feature)[:n], self._tokenizer)
@@ -404,7 +405,7 @@ def documents_of(text: Text) -> Iterator[str]:
     Arguments:
         text: one of
             - a text: one document;
-            - "embedded", or a file or folder, as a Path or a str. All of it is read, its held-out part first;
+            - "embedded", or a file or folder, as a Path or a str. Its held-out part is read first, then what is for training;
             - an iterable of documents, e.g. a list, or `open_text("roneneldan/TinyStories")`. In a list, no text is taken
               for a path.
 

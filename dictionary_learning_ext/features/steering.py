@@ -72,6 +72,10 @@ def steer(
             f"lm is a {type(lm).__name__}: expected the nnsight LanguageModel that generates, e.g."
             " lm = load_language_model('embedded')"
         )
+    if not isinstance(features, Mapping):
+        raise ConfigError(
+            name="features", value=features, expected="a value for each, e.g. {17: 5.0}"
+        )
     opened = open_sae(sae, lm, hook)
     ((sae, _),) = opened.saes.values()
     dictionary: Any = sae

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..activations.buffer import Batches
 from ..activations.inputs import Inputs, find_inputs
-from ..activations.own_batches import OwnBatches
+from ..activations.own_batches import OwnBatches, checked
 from ..codes.sinks import warn_of_sinks
 from ..config.checks import require
 from ..config.run import SAMPLE_TOKENS, UNKNOWN, RunConfig
@@ -30,7 +30,6 @@ from ..config.sae import SAEConfig
 from ..devices import chosen_device, tf32_products, warn_of_slow_bf16, without_auto
 from ..errors import (
     CheckpointError,
-    ConfigError,
     Interrupted,
     NonFiniteError,
     TrainingError,
@@ -137,10 +136,9 @@ def train_saes(
     """
     require(not launched().are_several, "batches", "an iterator", "one process to read it")
     others = iter(batches)
-    first = next(others, None)
-    if first is None or first.ndim != 2:
-        given = "no batch" if first is None else tuple(first.shape)
-        raise ConfigError(name="batches", value=given, expected="tensors of shape (B, D)")
+    first = checked(next(others, None), 0)
+    if not first.isfinite().all():
+        raise NonFiniteError("batch 0 has NaN or infinite activations")
     unknown = dict.fromkeys(("model", "hook", "data"), UNKNOWN)
     none: dict[str, Any] = dict.fromkeys(("activations", "max_norm_multiple", "eval_every"))
     changed = {"batch_size": len(first), "eval_tokens": 0, "save_every": "none"}

@@ -185,6 +185,18 @@ def test_activations_that_are_not_finite_stop_the_fill(tiny_lm_dir: Path, option
     assert "fill 2" in error_of(lambda: next(buffer), NonFiniteError)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"out_batch_size": 0}, "out_batch_size=0: expected at least 1"),
+        ({"ctx_len": 4096}, "ctx_len=4096: expected at most"),
+        ({"device": "cuda:99"}, "device='cuda:99'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(given, said, tiny_lm: LanguageModel):
+    assert error_of(lambda: make_buffer(tiny_lm, endless(), **given), ConfigError).startswith(said)
+
+
 def test_a_batch_that_is_larger_than_the_buffer_is_refused(tiny_lm: LanguageModel):
     message = error_of(lambda: make_buffer(tiny_lm, endless(), out_batch_size=97), ConfigError)
     assert message.endswith("at least 97; use more n_ctxs")

@@ -116,7 +116,8 @@ FIRST = row(PLAIN)
         ("a.jsonl", row("a\udc00\ud800b"), "line 1 of {path} holds half of a surrogate pair, '\\udc00'"),
         ("a.parquet", NOT_PARQUET, "{path} is not a Parquet file"),
         ("a.jsonl.zst", NOT_PARQUET, "{path} can't be decompressed"),
-        ("a.jsonl.zst", zstandard.compress(FIRST * 9000)[:-9], "line"),
+        ("a.jsonl.zst", zstandard.compress(FIRST * 9000)[:-9], "{path} can't be decompressed"),
+        ("a.jsonl.zst", zstandard.compress(FIRST)[:-2], "{path} can't be decompressed"),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )  # fmt: skip
@@ -136,6 +137,11 @@ def test_damage_in_parquet_is_named_by_its_byte_or_columns(tmp_path):
     message = error_of(lambda: read(path))
     assert "has no column 'text', it has 'body', 'n'; name the one" in message
     assert message.endswith("with text_column")
+    pq.write_table(pa.table({"text": [str(n) * 9 for n in range(20_000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[1000:9000] = b"x" * 8000
+    path.write_bytes(content)
+    assert error_of(lambda: read(path)).startswith(f"{path} is damaged (")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.parquet"])

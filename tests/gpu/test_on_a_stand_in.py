@@ -211,6 +211,7 @@ def test_a_cache_is_written_and_read_on_a_device(tiny_lm_dir, text, tmp_path, cu
     assert main(["train", *of_run, *read, "--save-dir", str(tmp_path / "run")]) == 0
     weights = load_dictionary(tmp_path / "run", DEVICE)[0].state_dict()
     assert {str(each.device) for each in weights.values()} == {DEVICE}
+    assert main(["eval", str(tmp_path / "run"), "--tokens", "100", "--device", DEVICE]) == 0
 
 
 @pytest.fixture(params=[False, True])

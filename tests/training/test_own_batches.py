@@ -10,7 +10,7 @@ import torch as t
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train_saes
 from dictionary_learning_ext.config.sae import TopKConfig, VSAETopKConfig
-from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError
+from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError, UserError
 from dictionary_learning_ext.run_folder.reading import read_metrics
 from dictionary_learning_ext.run_folder.trained_on import run_of
 from dictionary_learning_ext.run_folder.weights import for_raw_activations
@@ -101,7 +101,17 @@ def test_what_ends_it_leaves_the_weights(then_a_signal, error, said, step, run, 
     assert load_dictionary(tmp_path / "run", step=step)[0].dict_size == 32
 
 
-@pytest.mark.parametrize("wrong", [[], [t.zeros(3)]])
-def test_what_is_no_batch_is_refused(wrong, run):
-    with pytest.raises(ConfigError, match=r"^batches=.*\(B, D\)"):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ([], r"batch 0 is NoneType; expected a tensor of shape \(B, D\)"),
+        ([t.zeros(3)], r"batch 0 is of shape \(3,\)"),
+        ([t.ones(4, 8).numpy()], "batch 0 is ndarray"),
+        ([t.full((4, 8), t.nan)], "batch 0 has NaN"),
+        ([t.randn(4, 8), t.randn(4, 9)], r"batch 1 is of shape \(4, 9\); .*\(B, 8\)"),
+        ([t.randn(4, 8), t.randn(0, 8)], r"batch 1 is of shape \(0, 8\)"),
+    ],
+)
+def test_what_is_no_batch_is_refused(wrong, said, run):
+    with pytest.raises(UserError, match=said):
         train_saes(wrong, SAES, replace(run, steps=2))

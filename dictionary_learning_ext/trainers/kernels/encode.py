@@ -41,7 +41,10 @@ class BatchMeans:
         self._operands = centred_BD.to(matmul_dtype), weight_FD.to(matmul_dtype)
         self._kept_BF = None
         if rectify:
-            mu_BF = functional.linear(*self._operands, bias_F.to(matmul_dtype)).to(weight_FD.dtype)
+            if matmul_dtype == weight_FD.dtype:
+                mu_BF = functional.linear(*self._operands, bias_F)
+            else:  # a sum in bf16 would be rounded
+                mu_BF = functional.linear(*self._operands).to(weight_FD.dtype).add_(bias_F)
             self._kept_BF = mu_BF.relu_()
 
     def of(self, features: t.Tensor) -> t.Tensor:

@@ -208,3 +208,16 @@ def test_second_moments_of_activations_a_thousand_standard_deviations_from_0(mat
     mu = x.double() @ weight.double().T + bias.double()
     found = means.moments().square_F.double()
     t.testing.assert_close(found, mu.square().mean(0), rtol=error, atol=0)
+
+
+def test_rectified_means_in_bf16_add_the_bias_in_float32():
+    generator = t.Generator().manual_seed(0)
+    x, weight = t.randn(50, D, generator=generator), t.randn(F, D, generator=generator)
+    bias = 5 * t.randn(F, generator=generator)
+    plain, rectified = (
+        sum(
+            BatchMeans(x, weight, bias, matmul_dtype=t.bfloat16, rectify=r).unfinished(slice(0, 50))
+        )
+        for r in (False, True)
+    )
+    assert t.equal(rectified, plain.relu())
