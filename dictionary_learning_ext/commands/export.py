@@ -36,19 +36,13 @@ class ExportFlags:
 
 def run_export(flags: ExportFlags) -> None:
     from ..export.exporter import export
-    from ..run_folder.files import EXPORTS
     from ..run_folder.reading import run_folders_in
-    from ..run_folder.sae_names import results_folder
 
     inside = run_folders_in(flags.folder)
     refused = 0
     for folder in inside or [Path(flags.folder)]:
         out = None if flags.out is None else Path(flags.out, folder.name if inside else "")
         try:
-            target = out or results_folder(folder) / EXPORTS / flags.format
-            if inside and target.is_dir() and any(target.iterdir()):
-                print(f"{target}: already there, not written again; delete it to export again")
-                continue
             exported = export(
                 folder,
                 flags.format,

@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -387,6 +388,7 @@ def _converted(option: _Option, words: list[str], several: str = "") -> Any:
             return option.nothing
     try:
         if get_origin(kind) is tuple:
+            words = re.sub(r"[\[\],]", " ", " ".join(words)).split()  # a sweep gives [0.25, 0.75]
             return tuple(_read(word, get_args(kind)[0]) for word in words)
         return _read(words[0] if words else "True", kind)
     except (KeyError, ValueError) as error:

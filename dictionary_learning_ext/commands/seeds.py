@@ -74,7 +74,12 @@ def train_seeds(given: str, config: TrainConfig, typed: Collection[str], started
             own = replace(run, hook=hook, data_seed=run.data_seed if keeps_order else seed)
             configs[name] = TrainConfig(replace(config.sae, seed=seed), own)
     fill = run.n_ctxs * run.ctx_len
-    tokens = math.ceil(run.steps * run.batch_size / fill) * fill
+    read = run.steps * run.batch_size
+    if (
+        run.text_passes is not None
+    ):  # the cache can't be read twice, and up to two of a context are left out
+        read *= 1 + 2 / run.ctx_len
+    tokens = math.ceil(read / fill) * fill
     cache = SweepCache(folder / CACHE, tokens) if run.activations is None else None
 
     def introduce() -> None:

@@ -3,12 +3,12 @@
 import contextlib
 import shlex
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ..config.checks import require
 from ..config.run import TrainConfig
-from ..errors import ConfigError, TrainingError, UserError, printable
+from ..errors import ConfigError, TrainingError, UserError, as_flag, printable
 from ..run_folder.files import RUNS
 from ..training.plan import with_hook_names
 from .flags import HIDDEN, Command, parse, positional, vsae
@@ -57,8 +57,9 @@ def train_config(arguments: list[str]) -> TrainConfig:
 def run(flags: SweepFlags) -> None:
     if (flags.file is None) == (flags.results is None):
         raise UserError("vsae sweep: give one of: a sweep file, --results FOLDER")
-    with_a_file = [*flags.passed_on, *(["--devices"] if flags.devices is not None else [])]
-    if flags.file is None and with_a_file:
+    own = [f for f in fields(flags) if f.name not in ("file", "results", "words", "passed_on")]
+    changed = [as_flag(f.name) for f in own if getattr(flags, f.name) != f.default]
+    if flags.file is None and (with_a_file := [*flags.passed_on, *changed]):
         raise UserError(f"{with_a_file[0]}: only works with a sweep file")
     if flags.file is not None:
         _run_file(flags.file, flags)

@@ -152,6 +152,9 @@ class RunConfig(Checked):
                 )
                 object.__setattr__(self, name, without_slash(path))
         super().__post_init__()
+        require(
+            self.save_dir != "", "save_dir", "", "a folder", instead="give one, or leave it out"
+        )
         can_measure = self.eval_every is None or self.eval_tokens > 0
         expected = "eval_tokens above 0, as it measures on held-out tokens"
         require(can_measure, "eval_every", self.eval_every, expected)

@@ -199,8 +199,10 @@ def from_folder(folder: Path, state: str | None = None) -> list[RunResult]:
     Arguments:
         state: a sentence about what is missing, for the error's message.
 
-    Raises: ConfigError if no run is finished.
+    Raises: ConfigError if there is no such folder, or no run in it is finished.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; expected one of a sweep, e.g. runs/NAME")
     configs, metrics, left_out = read_all_in(folder)
     if left_out:
         logger.warning("left out: %s", ", ".join(left_out))

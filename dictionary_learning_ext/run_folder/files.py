@@ -204,8 +204,8 @@ RUN_FILES = (
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
-    """Raise a ConfigError if a folder holds a run that may not be overwritten, or another program's config.json; a
-    CheckpointError if its name is too long."""
+    """Raise a ConfigError if a folder holds a run that may not be overwritten, or files of a run's names that no run
+    wrote; a CheckpointError if its name is too long."""
     with writing(folder):
         there = [name for name in RUN_FILES if (folder / name).exists()]
     if CONFIG in there and not is_of_a_run(folder / CONFIG):
@@ -214,6 +214,14 @@ def require_free(folder: Path, overwrite: bool) -> None:
             name="save_dir",
             value=str(folder),
             instead="choose another save_dir",
+        )
+    others = [name for name in there if name not in (HISTORY, FAILED)]  # written before config.json
+    if others and CONFIG not in there:
+        raise ConfigError(
+            f"holds {', '.join(others)} and no run's {CONFIG}",
+            name="save_dir",
+            value=str(folder),
+            instead="choose another save_dir, or delete them first",
         )
     if there and not overwrite:
         is_unfinished = CONFIG in there and not {WEIGHTS, FAILED} & set(there)

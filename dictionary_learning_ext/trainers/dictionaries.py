@@ -121,16 +121,10 @@ class FromState:
     ) -> Any:
         """Load an SAE of this class from its `ae.pt`. For a folder, use `load_dictionary`.
 
-        Raises: ConfigError if the file is of another class, or `k` is given and differs from the file's.
+        Raises: ConfigError if `k` is given and differs from the file's.
         """
         state = t.load(path, map_location=device or "cpu", weights_only=True)
-        try:
-            arguments = cls._built_as(state)
-        except KeyError as error:
-            raise ConfigError(
-                f"{path} has no {error}: expected the weights of a {cls.__name__}",
-                instead="`load_dictionary(FOLDER)` reads SAEs of any kind",
-            ) from error
+        arguments = cls._built_as(state)
         saved_k = arguments.get("k")
         require(k in (None, saved_k), "k", k, f"{saved_k}, as in {path}", instead="leave it out")
         dict_size, activation_dim = state["encoder.weight"].shape

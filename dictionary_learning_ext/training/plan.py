@@ -246,6 +246,13 @@ def _require_start(job: Job) -> None:
             expected="one that holds a trained SAE, e.g. runs/NAME",
         )
     require_free(job.folder, run.overwrite)
+    if weights is not None and Path(weights).resolve().is_relative_to(job.folder.resolve()):
+        raise ConfigError(
+            "in the folder that this run overwrites",
+            name="init_from",
+            value=weights,
+            instead="choose another save_dir",
+        )
     if others := [one for one in run_folders_in(job.folder) if is_of_a_run(one / CONFIG)]:
         raise ConfigError(
             f"holds other runs, e.g. {others[0].name}, and a run needs a folder of its own",

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -30,6 +30,9 @@ def test_the_forms_a_sweep_agent_types_all_work():
     assert found == (64, True, "values", 8)
     assert sae.resolve(10).lr == upstream_lr(64)
     assert parse(TRAIN, ["--rectify", "--seed", "3"]).sae.rectify is True, "a bare boolean"
+    for typed in (["--group_fractions=[0.5, 0.25, 0.25]"], "--group-fractions 0.5 0.25 0.25".split()):
+        sae: Any = parse(TRAIN, ["--architecture=matryoshka", *typed]).sae
+        assert sae.group_fractions == (0.5, 0.25, 0.25)
 
 
 def test_a_home_folder_that_the_shell_leaves_is_found(monkeypatch):

@@ -45,7 +45,7 @@ REFUSED = {
     "export run": "expected --format, one of sae-bench",
     "train --lr": "--lr: expected a finite number, or none after it (see",
     "train --k many": "--k many: expected a whole number (see",
-    "train --architecture matryoshka --group-fractions 0.5,0.5": "--group-fractions 0.5,0.5: expected "
+    "train --architecture matryoshka --group-fractions half": "--group-fractions half: expected "
     "numbers separated by spaces, e.g. 0.25 0.75",
     # A name that there is not
     "train --preset papper": "preset='papper': expected one of recommended … paper … did you mean 'paper'",
@@ -65,6 +65,8 @@ REFUSED = {
     "cache {tmp}/cache {read} --ctx-len=4096": "ctx_len=4096: expected at most 128",
     "sweep": "give one of: a sweep file, --results FOLDER",
     "sweep --results {tmp} --steps 9": "--steps: only works with a sweep file",
+    "sweep --results {tmp} --save-dir x": "--save-dir: only works with a sweep file",
+    "sweep --results {tmp}/nope": "nope: no such folder; expected one of a sweep",
     "sweep {tmp}": "a folder; to show a sweep's results, use --results {tmp}; expected a sweep file",
     "sweep {sweep} --max-runs 3": "4 runs; --max-runs is 3; add --yes to run all",
     "sweep {sweep} --device=cpu --devices cpu,cpu": "--device and --devices: give only one",

@@ -61,9 +61,9 @@ def test_the_digest_does_not_tell_apart_what_may_change_when_a_run_is_resumed(ch
     require_same(one.to_dict(), other.to_dict(), "x")
 
 
-@pytest.mark.parametrize("name", ["model", "data", "activations"])
+@pytest.mark.parametrize("name", ["model", "data", "activations", "save_dir"])
 def test_an_empty_name_is_not_the_working_directory(name):
-    with pytest.raises(ConfigError, match=f"^{name}='': expected a name or a path"):
+    with pytest.raises(ConfigError, match=f"^{name}='': expected a "):
         RunConfig(**{name: ""})
 
 

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch as t
 import transformers
 from export_folders import (
     FORMATS,
@@ -93,9 +94,16 @@ def test_a_folder_of_run_folders_is_exported_run_by_run(trained, tmp_path, capsy
         assert files_under(path) == ["cfg.json", "sae_weights.safetensors"]
     for name in ("vaease", "a_damaged_one"):
         shutil.rmtree(tmp_path / name)
-    assert main(argv) == 0, "what is there is kept"
-    said = capsys.readouterr().out
-    assert said.count("delete it") == 3
+    assert main(argv) == 0, "the same exports"
+    shutil.copy(tmp_path / "relu" / "ae.pt", kept := tmp_path / "kept.pt")
+    weights = t.load(kept, weights_only=True)
+    t.save({name: 2 * value for name, value in weights.items()}, tmp_path / "relu" / "ae.pt")
+    capsys.readouterr()
+    assert main(argv) == 2, "one is of other weights"
+    said = capsys.readouterr()
+    assert "1 of 3 SAEs" in said.err
+    assert "relu/exports/sae-lens': already there, and not this export" in said.out
+    shutil.copy(kept, tmp_path / "relu" / "ae.pt")
     (tmp_path / "out" / "top_k").mkdir(parents=True)  # an empty folder may be given
     assert main([*argv, "--out", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == list(names[:3])

@@ -498,6 +498,14 @@ def test_stopped_before_its_first_step_it_still_leaves_b_dec_alone(
     t.testing.assert_close(now, was, rtol=1e-4, atol=1e-5)
 
 
+def test_what_it_starts_from_is_not_overwritten(short, trained):
+    source = trained()
+    run = replace(short, save_dir=str(source), overwrite=True)
+    with pytest.raises(ConfigError, match="in the folder that this run overwrites"):
+        train(run, {"x": sae_of(init_from=str(source))})
+    load_dictionary(source)
+
+
 @pytest.mark.parametrize(
     ("source", "given", "message"),
     [
