@@ -360,7 +360,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         module, tokenizer = lm.module, lm.tokenizer
         sizes = {"refresh_batch_size": refresh_batch_size, "out_batch_size": out_batch_size}
         require_sizes(n_ctxs=int(n_ctxs), ctx_len=ctx_len, **sizes)
-        require_positions(ctx_len, module.config.name_or_path, module)
+        require_positions(ctx_len, module.config.name_or_path or type(module).__name__, module)
         self.data = iter(data)
         self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing)
         self.model = model

@@ -30,7 +30,10 @@ def test_the_forms_a_sweep_agent_types_all_work():
     assert found == (64, True, "values", 8)
     assert sae.resolve(10).lr == upstream_lr(64)
     assert parse(TRAIN, ["--rectify", "--seed", "3"]).sae.rectify is True, "a bare boolean"
-    for typed in (["--group_fractions=[0.5, 0.25, 0.25]"], "--group-fractions 0.5 0.25 0.25".split()):
+    for typed in (
+        ["--group_fractions=[0.5, 0.25, 0.25]"],
+        ["--group-fractions", "0.5", "0.25", "0.25"],
+    ):
         sae: Any = parse(TRAIN, ["--architecture=matryoshka", *typed]).sae
         assert sae.group_fractions == (0.5, 0.25, 0.25)
 
