@@ -89,7 +89,7 @@ setup(
         "scipy>=1.11",
         "tqdm>=4.66",
         "wandb>=0.19.10",
-        "zstandard>=0.22",
+        "zstandard>=0.22",  # datasets imports it for .jsonl.zst on the hub
     ],
     extras_require={
         "dev": DEV,
