@@ -206,7 +206,7 @@ def fading() -> Found:
     }
     content = raw("fading_embedded")
     stages = {part.removeprefix("fading ").partition(": ")[0] for part in content["parts"]}
-    for stage in sorted(stages):
+    for stage in sorted(stage for stage in stages if not stage.startswith("mechanism")):
         name = stage.partition(", lr")[0].replace(" ", "_").replace(".", "_")
         for place, setting in FADED.items():
             for key, arm in FADING.items():
