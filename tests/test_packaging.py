@@ -46,10 +46,8 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported(settings)
         if each.library and each.library not in sys.stdlib_module_names:
             (bench if each.importer.startswith("sae_bench") else core).add(each.library)
     declared = modules(settings["install_requires"])
-    # The first two are extras', the last is for type checkers alone, which bring it.
-    assert core - {"sae_lens", "typing_extensions"} == declared - {"zstandard"}, (
-        "datasets' for .zst"
-    )
+    # sae_lens is an extra's, typing_extensions is for type checkers, which bring it, and zstandard is for datasets.
+    assert core - {"sae_lens", "typing_extensions"} == declared - {"zstandard"}
     extra = modules(settings["extras_require"]["sae-bench"])
     assert bench - declared <= extra | BENCH
     assert bench >= BENCH

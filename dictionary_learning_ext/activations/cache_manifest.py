@@ -29,6 +29,8 @@ CacheDtype = Literal["float32", "float16"]
 MANIFEST = "manifest.json"
 HELD_OUT = "heldout"
 DOCUMENTS = "documents.npy"
+SPARE = 1.05
+"""Cache 5% more tokens than are needed, as a run may leave some out."""
 TOKEN_IDS = "token_ids"
 """The column of token ids, named as in SAELens's caches. -1 is padding."""
 REPAIR = "restore it, or cache the activations again in another folder"

@@ -32,6 +32,7 @@ from .cache_manifest import (
     DOCUMENTS,
     HELD_OUT,
     MANIFEST,
+    SPARE,
     TOKEN_IDS,
     CachedHook,
     CacheDtype,
@@ -57,8 +58,6 @@ T = TypeVar("T")
 _FILES = "data-[0-9]*.arrow"
 _CONTEXTS = 32
 """The number of contexts in a file is a multiple of this, if so many fit into it."""
-_SPARE = 1.05
-"""Cache 5% more held-out tokens than the user asked for, as a run may leave some out."""
 
 
 def write_cache(
@@ -173,7 +172,7 @@ def _space(
     item = np.dtype(settings.dtype).itemsize
     # Arrow has 4 bytes for each token id, and for the place of each token's activations.
     of_token = 4 + sum(4 + item * hook.width for hook in settings.hooks.values())
-    needed = of_token * (tokens + math.ceil(_SPARE * settings.eval_tokens))
+    needed = of_token * (tokens + math.ceil(SPARE * settings.eval_tokens))
     there = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
     free = shutil.disk_usage(folder).free
     if (missing := needed - there) > free:
@@ -244,7 +243,7 @@ class _Writer:
         run, files, documents = self._run, (), None
         if run.eval_tokens:
             batch = evaluation_batch(run.eval_tokens)
-            enough = int(_SPARE * math.ceil(run.eval_tokens / batch) * batch)
+            enough = int(SPARE * math.ceil(run.eval_tokens / batch) * batch)
             files = tuple(self._files(self._stream("heldout"), enough, (), HELD_OUT))
             if not files:
                 raise no_context(run, "heldout")

@@ -18,10 +18,11 @@ import json
 import mmap
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import TextError
+from ..errors import TextError, first_line
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".parquet")
 MARKER = "<|endoftext|>"
@@ -72,20 +73,30 @@ def text_of_row(row: Any, column: str, where: str) -> str:
 def _parquet_documents(path: Path, column: str) -> Iterator[str]:
     import pyarrow.parquet
 
-    try:
+    with _damage_named(path, "is not a whole Parquet file"):
         file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise TextError(f"{path} is not a Parquet file ({error}); write it again") from error
-    with file:
+    with file, _damage_named(path, "is damaged"):
         columns = file.schema_arrow.names
         if column not in columns:
             text_of_row(dict.fromkeys(columns), column, str(path))
-        try:
-            for batch in file.iter_batches(batch_size=256, columns=[column]):
-                for text in batch.column(column).to_pylist():
-                    yield text_of_row({column: text}, column, str(path))
-        except (OSError, pyarrow.ArrowException) as error:
-            raise TextError(f"{path} is damaged ({error}); download or write it again") from error
+        for batch in file.iter_batches(batch_size=256, columns=[column]):
+            for text in batch.column(column).to_pylist():
+                yield text_of_row({column: text}, column, str(path))
+
+
+@contextmanager
+def _damage_named(path: Path, what: str) -> Iterator[None]:
+    """Turn pyarrow's error for a damaged file into a TextError. The system's errors, which have a number, stay."""
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise TextError(
+            f"{path} {what} ({first_line(error)}); download or write it again"
+        ) from error
 
 
 def _jsonl_documents(path: Path, column: str) -> Iterator[str]:
@@ -118,13 +129,11 @@ def _jsonl_lines(path: Path) -> Iterator[str]:
     import pyarrow
 
     # It reads several frames, and refuses an incomplete one, which zstandard's reader takes for the end.
-    with pyarrow.input_stream(str(path), compression="zstd") as file:
-        try:
-            yield from _decoded(file)
-        except OSError as error:
-            raise TextError(
-                f"{path} can't be decompressed ({error}): expected a whole zstandard file; download it again"
-            ) from error
+    with (
+        pyarrow.input_stream(str(path), compression="zstd") as file,
+        _damage_named(path, "can't be decompressed"),
+    ):
+        yield from _decoded(file)
 
 
 def _decoded(file: Any) -> io.TextIOWrapper:

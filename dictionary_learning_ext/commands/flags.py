@@ -388,8 +388,10 @@ def _converted(option: _Option, words: list[str], several: str = "") -> Any:
             return option.nothing
     try:
         if get_origin(kind) is tuple:
-            words = re.sub(r"[\[\],]", " ", " ".join(words)).split()  # a sweep gives [0.25, 0.75]
-            return tuple(_read(word, get_args(kind)[0]) for word in words)
+            of = get_args(kind)[0]
+            if of is float:  # a sweep gives [0.25, 0.75]
+                words = re.sub(r"[\[\],]", " ", " ".join(words)).split()
+            return tuple(_read(word, of) for word in words)
         return _read(words[0] if words else "True", kind)
     except (KeyError, ValueError) as error:
         choices = get_args(kind) if get_origin(kind) is Literal else ()
@@ -405,7 +407,9 @@ def _read(word: str, kind: Any) -> Any:
     """Convert a word to a type. Raises ValueError if that isn't possible."""
     if kind is bool or get_origin(kind) is Literal:
         return _BOOLEANS[word.lower()] if kind is bool else {w: w for w in get_args(kind)}[word]
-    value = kind(word)
+    if kind is Path and not word:
+        raise ValueError(word)
+    value: Any = kind(word)
     if kind is float and not math.isfinite(value):
         raise ValueError(word)
     return value

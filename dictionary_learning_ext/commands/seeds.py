@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..activations.cache_manifest import SPARE
 from ..config.checks import LARGEST_SEED, require
 from ..config.names import automatic_name
 from ..config.run import NONE, RunConfig, TrainConfig
@@ -75,10 +76,9 @@ def train_seeds(given: str, config: TrainConfig, typed: Collection[str], started
             configs[name] = TrainConfig(replace(config.sae, seed=seed), own)
     fill = run.n_ctxs * run.ctx_len
     read = run.steps * run.batch_size
-    if (
-        run.text_passes is not None
-    ):  # the cache can't be read twice, and up to two of a context are left out
-        read *= 1 + 2 / run.ctx_len
+    leaves_out = run.remove_bos or run.max_norm_multiple is not None
+    if leaves_out and run.text_passes is not None:  # then the cache isn't read twice
+        read *= SPARE
     tokens = math.ceil(read / fill) * fill
     cache = SweepCache(folder / CACHE, tokens) if run.activations is None else None
 

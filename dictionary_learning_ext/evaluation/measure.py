@@ -103,14 +103,14 @@ class Sample:
 def batches_of(held_out: HeldOut) -> Iterator[t.Tensor]:
     """The held-out batches of raw activations, (B, D), float32, with a progress bar.
 
-    Warns if the text ends early. Raises TextError if it has no token, as one that was read already.
+    Warns if the text ends early. Raises TextError if no token is left, e.g. as it was read before.
     """
     measured = 0
     for x_BD in _with_bar(held_out.batches, held_out.tokens, len):
         measured += len(x_BD)
         yield x_BD
     if not measured:
-        raise TextError("no held-out token is left to measure on", instead="open the text anew")
+        raise TextError("no held-out token is left to measure on", instead="call held_out(…) again")
     if measured < held_out.tokens:
         logger.warning(
             "the held-out text ended: measured on %d tokens, not %d", measured, held_out.tokens

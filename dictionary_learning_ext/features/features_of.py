@@ -211,9 +211,12 @@ class Features:
         return self.statistics.ranking
 
     def top(self, feature: int, n: int | None = None) -> TopContexts:
-        """The n contexts (None: 5, or as many as were kept) in which a feature has its largest activations, by magnitude. Each context counts once.
+        """The n contexts in which a feature has its largest activations, by magnitude. Each context counts once.
 
         There are fewer if the feature was selected in fewer contexts.
+
+        Arguments:
+            n: default: 5, or as many as were kept.
 
         Raises: ConfigError if there is no such feature, or n contexts were not kept.
         """

@@ -215,13 +215,12 @@ def require_free(folder: Path, overwrite: bool) -> None:
             value=str(folder),
             instead="choose another save_dir",
         )
-    others = [name for name in there if name not in (HISTORY, FAILED)]  # written before config.json
-    if others and CONFIG not in there:
+    if there and CONFIG not in there:
         raise ConfigError(
-            f"holds {', '.join(others)} and no run's {CONFIG}",
+            f"holds {', '.join(there)} but no {CONFIG}, so they may not be a run's",
             name="save_dir",
             value=str(folder),
-            instead="choose another save_dir, or delete them first",
+            instead="choose another save_dir, or delete them yourself",
         )
     if there and not overwrite:
         is_unfinished = CONFIG in there and not {WEIGHTS, FAILED} & set(there)

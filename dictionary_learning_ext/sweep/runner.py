@@ -171,7 +171,7 @@ def _clear(folders: Iterable[Path]) -> None:
     """Delete runs. All before the first one starts, so that continuing needs no overwrite."""
     for folder in folders:
         with locked(folder), writing(folder):
-            for file in RUN_FILES:
+            for file in sorted(RUN_FILES, key=CONFIG.__eq__):  # last: what is left still is a run's
                 remove(folder / file)
 
 

@@ -32,6 +32,7 @@ from ..errors import (
     CheckpointError,
     Interrupted,
     NonFiniteError,
+    TextError,
     TrainingError,
     in_shell,
 )
@@ -136,7 +137,10 @@ def train_saes(
     """
     require(not launched().are_several, "batches", "an iterator", "one process to read it")
     others = iter(batches)
-    first = checked(next(others, None), 0)
+    first = next(others, None)
+    if first is None:
+        raise TextError("there are no batches", instead="if they are a generator, make it anew")
+    checked(first, 0)
     if not first.isfinite().all():
         raise NonFiniteError("batch 0 has NaN or infinite activations")
     unknown = dict.fromkeys(("model", "hook", "data"), UNKNOWN)

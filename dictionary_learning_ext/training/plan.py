@@ -22,6 +22,7 @@ from ..run_folder.files import (
     is_of_a_run,
     require_folder_name,
     require_free,
+    target_of,
 )
 from ..run_folder.reading import by_resume_step, is_finished, run_folders_in
 from .processes import Processes, launched, require_one_task
@@ -246,7 +247,8 @@ def _require_start(job: Job) -> None:
             expected="one that holds a trained SAE, e.g. runs/NAME",
         )
     require_free(job.folder, run.overwrite)
-    if weights is not None and Path(weights).resolve().is_relative_to(job.folder.resolve()):
+    starts_inside = weights is not None and target_of(weights).is_relative_to(target_of(job.folder))
+    if run.overwrite and starts_inside:
         raise ConfigError(
             "in the folder that this run overwrites",
             name="init_from",

@@ -114,7 +114,7 @@ FIRST = row(PLAIN)
         ("a.jsonl", b'{"text": 3}', "line 1 of {path} has a 'text' of type int"),
         ("a.jsonl", FIRST + row("the \ud800"), "line 2 of {path} holds half of a surrogate pair, '\\ud800'"),
         ("a.jsonl", row("a\udc00\ud800b"), "line 1 of {path} holds half of a surrogate pair, '\\udc00'"),
-        ("a.parquet", NOT_PARQUET, "{path} is not a Parquet file"),
+        ("a.parquet", NOT_PARQUET, "{path} is not a whole Parquet file"),
         ("a.jsonl.zst", NOT_PARQUET, "{path} can't be decompressed"),
         ("a.jsonl.zst", zstandard.compress(FIRST * 9000)[:-9], "{path} can't be decompressed"),
         ("a.jsonl.zst", zstandard.compress(FIRST)[:-2], "{path} can't be decompressed"),
@@ -142,6 +142,9 @@ def test_damage_in_parquet_is_named_by_its_byte_or_columns(tmp_path):
     content[1000:9000] = b"x" * 8000
     path.write_bytes(content)
     assert error_of(lambda: read(path)).startswith(f"{path} is damaged (")
+    content[-200:-20] = b"x" * 180
+    path.write_bytes(content)
+    assert error_of(lambda: read(path)).startswith(f"{path} is not a whole Parquet file (")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.parquet"])

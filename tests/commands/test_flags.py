@@ -38,6 +38,10 @@ def test_the_forms_a_sweep_agent_types_all_work():
         assert sae.group_fractions == (0.5, 0.25, 0.25)
 
 
+def test_a_folders_name_stays_whole():
+    assert parse(COMMANDS["eval"], ["My Drive/a,b[1]"]).folders == ("My Drive/a,b[1]",)
+
+
 def test_a_home_folder_that_the_shell_leaves_is_found(monkeypatch):
     monkeypatch.setenv("HOME", "/home/jane")
     assert parse(COMMANDS["eval"], ["run", "--out=~/there"]).out == "/home/jane/there"

@@ -212,8 +212,12 @@ def test_the_same_export_again_succeeds_and_another_one_is_refused(form, folder_
     first = export(folder, form, out, tokens=64)
     before = content(out)
     assert export(folder, form, out, tokens=64) == first
+    assert export(folder, form, out, tokens=96).difference.tokens == 96
+    assert content(out) == before
+    weights = t.load(folder / "ae.pt", weights_only=True)
+    t.save(weights | {"b_dec": weights["b_dec"] + 1}, folder / "ae.pt")
     with pytest.raises(ConfigError, match="not this export"):
-        export(folder, form, out, tokens=96)
+        export(folder, form, out, tokens=64)
     assert content(out) == before
 
 

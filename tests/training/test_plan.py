@@ -45,7 +45,7 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
         "--normalize none": "normalize='none': expected sqrt_d or unit",
         "--architecture relu --k 3": "architecture relu does not use it",
         "--data ./nothing.txt": "data: ./nothing.txt: no such file; expected an existing file",
-        "--save-dir runs/there": "holds ae.pt and no run's config.json",
+        "--save-dir runs/there": "holds ae.pt but no config.json",
         "--save-dir runs/lm --overwrite": "holds a config.json that isn't from a run",
         f"--save-dir {'x' * 300}": "File name too long",
         "--save-dir runs/many": "holds other runs, e.g. one, and a run needs a folder of its own",
@@ -80,7 +80,7 @@ def test_a_run_that_resumes_may_have_its_folder(tmp_path):
     (job,) = plan(run, {"x": VSAETopKConfig()}, resume=True).jobs
     assert job.config.sae.dead_feature_threshold == 100 * 1024 // 32, "resolved"
     assert (job.name, job.folder) == ("x", tmp_path)
-    with pytest.raises(ConfigError, match="holds ae.pt"):
+    with pytest.raises(ConfigError, match=r"holds ae\.pt"):
         plan(run, {"x": VSAETopKConfig()})
 
 
