@@ -236,6 +236,29 @@ def faded_rows(content: Row, part: str, arm: str) -> list[Row]:
     return rows
 
 
+def smollm2() -> Found:
+    """SmolLM2-135M's blocks.1, 2M tokens, at half of the preset's rate: means over pairs of seeds."""
+    arms = {"topk": "TopK", "vsae": "vSAE, the preset", "gates_off": ARMS["gates_off"]}
+    measures = {
+        "direction": "as_direction",
+        "direction_selections": "direction_selections",
+        "function": "in_function",
+        "selections": "in_function_selections",
+        "near_dead": "near_dead_0.1",
+        "fve": "fve",
+        "nats": "loss_added",
+    }
+    rows = [row for row in raw("fading_smollm2")["rows"] if row["part"].startswith("lr 0.00095,")]
+    for key, arm in arms.items():
+        own = [row for row in rows if row["arm"] == arm]
+        for measure, column in measures.items():
+            values = [
+                row[column] if column in row else mean(sae[column] for sae in row["saes"])
+                for row in own
+            ]
+            yield f"smollm2.{key}.{measure}", mean(values)
+
+
 def seven_pairs() -> Found:
     """At convergence, directions alone, seven pairs of seeds; batches of 512 or more."""
     yield from comes_back("seven", "convergence", "convergence", ARMS)
@@ -410,6 +433,7 @@ SOURCES: tuple[Callable[[], Found], ...] = (
     quickstart,
     dose,
     fading,
+    smollm2,
     tuned,
     seven_pairs,
     untuned,
@@ -469,24 +493,18 @@ TABLES = {
     "readme": """
 |  | as a direction | selections | in what they do | near-dead | FVE | loss added |
 |---|---|---|---|---|---|---|
-| **2M tokens: blocks.0 (the paper's)**, TopK | {fading.confirm_2_0M.b0.topk.direction} | {fading.confirm_2_0M.b0.topk.direction_selections} | {fading.confirm_2_0M.b0.topk.function} | {fading.confirm_2_0M.b0.topk.near_dead} | {fading.confirm_2_0M.b0.topk.fve} | {fading.confirm_2_0M.b0.topk.loss} |
-| vSAE | {fading.confirm_2_0M.b0.fixed_half.direction} | {fading.confirm_2_0M.b0.fixed_half.direction_selections} | {fading.confirm_2_0M.b0.fixed_half.function} | {fading.confirm_2_0M.b0.fixed_half.near_dead} | {fading.confirm_2_0M.b0.fixed_half.fve} | {fading.confirm_2_0M.b0.fixed_half.loss} |
-| Probabilistic TopK, gates off | {fading.confirm_2_0M.b0.gates_off.direction} | {fading.confirm_2_0M.b0.gates_off.direction_selections} | {fading.confirm_2_0M.b0.gates_off.function} | {fading.confirm_2_0M.b0.gates_off.near_dead} | {fading.confirm_2_0M.b0.gates_off.fve} | {fading.confirm_2_0M.b0.gates_off.loss} |
-| **blocks.2**, TopK | {fading.confirm_2_0M.b2.topk.direction} | {fading.confirm_2_0M.b2.topk.direction_selections} | {fading.confirm_2_0M.b2.topk.function} | {fading.confirm_2_0M.b2.topk.near_dead} | {fading.confirm_2_0M.b2.topk.fve} | {fading.confirm_2_0M.b2.topk.loss} |
-| vSAE | {fading.confirm_2_0M.b2.fixed_half.direction} | {fading.confirm_2_0M.b2.fixed_half.direction_selections} | {fading.confirm_2_0M.b2.fixed_half.function} | {fading.confirm_2_0M.b2.fixed_half.near_dead} | {fading.confirm_2_0M.b2.fixed_half.fve} | {fading.confirm_2_0M.b2.fixed_half.loss} |
-| Probabilistic TopK, gates off | {fading.confirm_2_0M.b2.gates_off.direction} | {fading.confirm_2_0M.b2.gates_off.direction_selections} | {fading.confirm_2_0M.b2.gates_off.function} | {fading.confirm_2_0M.b2.gates_off.near_dead} | {fading.confirm_2_0M.b2.gates_off.fve} | {fading.confirm_2_0M.b2.gates_off.loss} |
-| **blocks.2, k/F = 1/8**, TopK | {fading.confirm_2_0M.b2_8.topk.direction} | {fading.confirm_2_0M.b2_8.topk.direction_selections} | {fading.confirm_2_0M.b2_8.topk.function} | {fading.confirm_2_0M.b2_8.topk.near_dead} | {fading.confirm_2_0M.b2_8.topk.fve} | {fading.confirm_2_0M.b2_8.topk.loss} |
-| vSAE | {fading.confirm_2_0M.b2_8.fixed_half.direction} | {fading.confirm_2_0M.b2_8.fixed_half.direction_selections} | {fading.confirm_2_0M.b2_8.fixed_half.function} | {fading.confirm_2_0M.b2_8.fixed_half.near_dead} | {fading.confirm_2_0M.b2_8.fixed_half.fve} | {fading.confirm_2_0M.b2_8.fixed_half.loss} |
-| Probabilistic TopK, gates off | {fading.confirm_2_0M.b2_8.gates_off.direction} | {fading.confirm_2_0M.b2_8.gates_off.direction_selections} | {fading.confirm_2_0M.b2_8.gates_off.function} | {fading.confirm_2_0M.b2_8.gates_off.near_dead} | {fading.confirm_2_0M.b2_8.gates_off.fve} | {fading.confirm_2_0M.b2_8.gates_off.loss} |
-| **8M tokens: blocks.0**, TopK | {dose.b0.topk.direction} | {dose.b0.topk.selections} | {dose.b0.topk.function} | {dose.b0.topk.near_dead} | {dose.b0.topk.fve} | {dose.b0.topk.loss} |
-| vSAE | {dose.b0.strong.direction} | {dose.b0.strong.selections} | {dose.b0.strong.function} | {dose.b0.strong.near_dead} | {dose.b0.strong.fve} | {dose.b0.strong.loss} |
-| Probabilistic TopK ¹ | {tuned.b0.ptopk.direction} | {tuned.b0.ptopk.selections} | {tuned.b0.ptopk.function} | {tuned.b0.ptopk.near_dead} | {tuned.b0.ptopk.fve} | {tuned.b0.ptopk.loss} |
-| **blocks.2**, TopK | {dose.b2.topk.direction} | {dose.b2.topk.selections} | {dose.b2.topk.function} | {dose.b2.topk.near_dead} | {dose.b2.topk.fve} | {dose.b2.topk.loss} |
-| vSAE | {dose.b2.strong.direction} | {dose.b2.strong.selections} | {dose.b2.strong.function} | {dose.b2.strong.near_dead} | {dose.b2.strong.fve} | {dose.b2.strong.loss} |
-| Probabilistic TopK, gates off ¹ | {tuned.b2.gates_off.direction} | {tuned.b2.gates_off.selections} | {tuned.b2.gates_off.function} | {tuned.b2.gates_off.near_dead} | {tuned.b2.gates_off.fve} | {tuned.b2.gates_off.loss} |
-| **SmolLM2-135M, blocks.1** ²: TopK | {smollm2_lr.half.topk.direction} | {smollm2_lr.half.topk.selections} | {smollm2_lr.half.topk.function} | {smollm2_lr.half.topk.near_dead} | {smollm2_lr.half.topk.fve} | {smollm2_lr.half.topk.loss} |
-| vSAE | {smollm2_lr.half.vsae.direction} | {smollm2_lr.half.vsae.selections} | {smollm2_lr.half.vsae.function} | {smollm2_lr.half.vsae.near_dead} | {smollm2_lr.half.vsae.fve} | {smollm2_lr.half.vsae.loss} |
-""",
+"""
+    + "".join(
+        f"| {place if key == 'topk' else ''}{arm} | {{{at}.direction}} | {{{at}.direction_selections}} | {{{at}.function}} | {{{at}.near_dead}} | {{{at}.fve}} | {{{at}.loss}} |\n"
+        for place, study, vsae in (
+            ("**blocks.0 (the paper's)**, ", "fading.confirm_2_0M.b0", "fixed_half"),
+            ("**blocks.2**, ", "fading.confirm_2_0M.b2", "fixed_half"),
+            ("**blocks.2, k/F = 1/8**, ", "fading.confirm_2_0M.b2_8", "fixed_half"),
+            ("**SmolLM2-135M, blocks.1** ¹, ", "smollm2", "vsae"),
+        )
+        for key, arm in (("topk", "TopK"), (vsae, "vSAE"), ("gates_off", ARMS["gates_off"]))
+        for at in [f"{study}.{key}"]
+    ),
     "dose": """
 |  |  | TopK | survival 0.6 | `recommended` |
 |---|---|---|---|---|
@@ -621,17 +639,21 @@ TABLES = {
 | the code's penalty, beta 1 | {paper.code.fve:.3f} | {paper.code.near_dead:.3f} | {paper.code.stability:.3f} |
 """,
     "smollm2": """
-| blocks.1, k/F = 1/36 | TopK | vSAE |
-|---|---|---|
-| as a direction | {tuned.smollm2_1.topk.direction} | {tuned.smollm2_1.vsae.direction} |
-| in what it does, at least | {tuned.smollm2_1.topk.function} | {tuned.smollm2_1.vsae.function} |
-| FVE | {tuned.smollm2_1.topk.fve:.4f} | {tuned.smollm2_1.vsae.fve:.4f} |
-| near-dead < 0.1 | {tuned.smollm2_1.topk.near_dead} | {tuned.smollm2_1.vsae.near_dead} |
-| at half the rate: as a direction | {smollm2_lr.half.topk.direction} | {smollm2_lr.half.vsae.direction} |
-| in what it does, at least | {smollm2_lr.half.topk.function} | {smollm2_lr.half.vsae.function} |
-| FVE | {smollm2_lr.half.topk.fve:.4f} | {smollm2_lr.half.vsae.fve:.4f} |
-| near-dead < 0.1 | {smollm2_lr.half.topk.near_dead:.1%} | {smollm2_lr.half.vsae.near_dead:.1%} |
-""",
+| blocks.1, k/F = 1/36 | TopK | vSAE | Probabilistic TopK, gates off |
+|---|---|---|---|
+"""
+    + "".join(
+        f"| {label} | {{smollm2.topk.{m}}} | {{smollm2.vsae.{m}}} | {{smollm2.gates_off.{m}}} |\n"
+        for label, m in (
+            ("as a direction", "direction"),
+            ("selections of these", "direction_selections"),
+            ("in what they do", "function"),
+            ("selections of these", "selections"),
+            ("near-dead < 0.1", "near_dead:.1%"),
+            ("FVE", "fve:.4f"),
+            ("loss added (nats)", "nats:.4f"),
+        )
+    ),
     "smollm2_before": """
 |  |  | TopK without ReLU | vSAE (penalty 0.03) | Probabilistic TopK |
 |---|---|---|---|---|
