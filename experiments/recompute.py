@@ -402,6 +402,30 @@ def the_paper() -> Found:
             yield f"paper.{key}.{name}", mean(row[column] for row in own)
 
 
+def published() -> Found:
+    """The pair of the paper's public code at blocks.0, means over three seeds. `fewer`: by how much fewer of the vSAE's features are
+    alive than of TopK's."""
+    rows = raw("as_published")["rows"]
+    for ratio in PUBLISHED:
+        alive = {}
+        for key, arm in (("topk", "their TopK"), ("vsae", "their vSAE")):
+            start = f"pair: blocks.0, F = 16D, k/F = 1/{ratio},"
+            own = [row for row in rows if row["arm"] == arm and row["part"].startswith(start)]
+            for measure, column in (
+                ("alive", "alive"),
+                ("near_dead", "near_dead_0.1"),
+                ("fve", "fve"),
+                ("nats", "loss_added"),
+            ):
+                yield f"published.r{ratio}.{key}.{measure}", mean(row[column] for row in own)
+            alive[key] = mean(row["alive"] for row in own)
+        yield f"published.r{ratio}.fewer", 1 - alive["vsae"] / alive["topk"]
+
+
+PUBLISHED = (128, 64, 32, 16)
+"""F/k."""
+
+
 def speed() -> Found:
     """A step's share of upstream's time, and how many times as fast a whole run is; AMD Zen 4, 2 threads, fp32."""
     cpu = "AVX512, no AMX"
@@ -442,6 +466,7 @@ SOURCES: tuple[Callable[[], Found], ...] = (
     worth,
     truth,
     the_paper,
+    published,
     speed,
 )
 DEFAULTS = {
@@ -451,6 +476,8 @@ DEFAULTS = {
     "true": ".0%",
     "top": ".0%",
     "lowest": ".0%",
+    "alive": ".0%",
+    "fewer": ".0%",
     "near_dead": ".0%",
     "near_dead_half": ".0%",
     "pairs": ".0f",
@@ -638,6 +665,21 @@ TABLES = {
 | the equations, beta 1 | {paper.equations.fve:.3f} | {paper.equations.near_dead:.3f} | {paper.equations.stability:.3f} |
 | the code's penalty, beta 1 | {paper.code.fve:.3f} | {paper.code.near_dead:.3f} | {paper.code.stability:.3f} |
 """,
+    "published": """
+| k/F | alive: TopK | vSAE | fewer | FVE: TopK | vSAE | loss added: TopK | vSAE | near-dead < 0.1: TopK | vSAE |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+    + "".join(
+        f"| 1/{ratio} | {{{at}.topk.alive}} | {{{at}.vsae.alive}} | {{{at}.fewer}} |"
+        + "".join(
+            f" {{{at}.{key}.{measure}}} |"
+            for measure in ("fve", "nats", "near_dead")
+            for key in ("topk", "vsae")
+        )
+        + "\n"
+        for ratio in PUBLISHED
+        for at in [f"published.r{ratio}"]
+    ),
     "smollm2": """
 | blocks.1, k/F = 1/36 | TopK | vSAE | Probabilistic TopK, gates off |
 |---|---|---|---|
