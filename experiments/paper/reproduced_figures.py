@@ -132,7 +132,9 @@ def by_data_set(bench: list[Row]) -> Any:
                 curves = [row[f"{name}_by_data_set"][key] for row in at]
                 means = np.mean([list(curve.values()) for curve in curves], axis=0)
                 axis.plot(list(curves[0]), means, color=COLOURS[model], marker=".", label=model)
-            axis.set_title(f"{name.upper()}, {key}, 1/{ratio}", fontsize=7)
+            data_set, _, pair = key.removesuffix("_results").partition(f"_{name}")
+            shown = pair.strip("_").replace("_", ", ") or data_set
+            axis.set_title(f"{name.upper()}, k/F = 1/{ratio}\n{shown}", fontsize=8)
             axis.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
     for axis in axes[-1]:
         axis.set_xlabel("N features ablated")
