@@ -223,7 +223,7 @@ def require_free(folder: Path, overwrite: bool) -> None:
             instead="choose another save_dir, or delete them yourself",
         )
     if there and not overwrite:
-        is_unfinished = CONFIG in there and not {WEIGHTS, FAILED} & set(there)
+        is_unfinished = not {WEIGHTS, FAILED} & set(there)
         resume = f"continue it with `vsae train --resume {in_shell(folder)}`, "
         raise ConfigError(
             f"already holds {'an unfinished' if is_unfinished else 'a'} run ({', '.join(there)})",
