@@ -6,7 +6,6 @@ export that is not exact is refused unless allow_inexact is set.
 """
 
 import importlib.metadata
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -23,9 +22,10 @@ from ..config.run import UNKNOWN, RunConfig
 from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..evaluation.measure import batches_of
-from ..run_folder.files import EVALUATION, EXPORTS, temporary_folder, writing
+from ..run_folder.files import EVALUATION, EXPORTS, read_json, temporary_folder, writing
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import require_own, results_folder
+from ..run_folder.schema import Object
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .formats import FORMATS, ExportedSAE, read, record, require_supported
@@ -229,9 +229,7 @@ def _holds(folder: Path, other: Path) -> bool:
 def _are_alike(one: Path, other: Path) -> bool:
     if one.suffix != ".json":
         return cmp(one, other, shallow=False)
-    contents = [json.loads(path.read_text(encoding="utf-8")) for path in (one, other)]
-    for content in contents:
-        content.pop("export", None)
+    contents = [read_json(path, Object()) | {"export": None} for path in (one, other)]
     return contents[0] == contents[1]
 
 
