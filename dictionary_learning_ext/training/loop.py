@@ -139,7 +139,9 @@ def train_saes(
     others = iter(batches)
     first = next(others, None)
     if first is None:
-        raise TextError("there are no batches", instead="if they are a generator, make it anew")
+        raise TextError(
+            "there are no batches", instead="if a generator was used up, make a new one"
+        )
     checked(first, 0)
     if not first.isfinite().all():
         raise NonFiniteError("batch 0 has NaN or infinite activations")

@@ -33,7 +33,13 @@ from dictionary_learning_ext.errors import (
     TrainingError,
 )
 from dictionary_learning_ext.run_folder import resume_points
-from dictionary_learning_ext.run_folder.files import all_locked, write_json
+from dictionary_learning_ext.run_folder.files import (
+    CHECKPOINTS,
+    CONFIG,
+    all_locked,
+    require_free,
+    write_json,
+)
 from dictionary_learning_ext.sweep import runner
 from dictionary_learning_ext.sweep.runner import chunks_of, progress, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
@@ -530,3 +536,19 @@ def test_the_hook_points_share_the_passes_of_the_language_model(sweep_file, tmp_
     assert alone.count(1) == 2 * checks
     assert together.count(1) == checks
     assert len(together) - checks == (len(alone) - 2 * checks) / len(configs)
+
+
+def test_an_overwrite_that_is_stopped_can_be_repeated(tmp_path, monkeypatch):
+    write_json(tmp_path / CONFIG, {"trainer": {"dict_class": "AutoEncoderTopK"}})
+    (tmp_path / CHECKPOINTS).mkdir()
+    original = runner.remove
+
+    def stopping(path):
+        if path.name == CHECKPOINTS:
+            raise Killed
+        original(path)
+
+    monkeypatch.setattr(runner, "remove", stopping)
+    with pytest.raises(Killed):
+        runner._clear([tmp_path])
+    require_free(tmp_path, overwrite=True)
