@@ -4,6 +4,11 @@
     python -m experiments.paper.as_published train --stage pair     # one stage
     python -m experiments.paper.as_published tables                 # write the page again
 
+    The stage `smollm2` reads activations of SmolLM2-135M from disk:
+    python -m experiments.language_models.smollm2 runs/smollm2-135m
+    vsae cache runs/smollm2_cache --model runs/smollm2-135m --hook blocks.1.hook_resid_post,blocks.3.hook_resid_post \
+      --tokens 2000000 --text-passes 2 --eval-tokens 60000
+
 A row is one SAE, and is written as soon as it is measured. Weights are kept in runs/, where the pairs of seeds are compared.
 
 File and line are those of https://github.com/ZachData/SPAR-Variational-Sparse-Autoencoders at 8e1581a, in
@@ -24,13 +29,16 @@ from typing import Any
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.trainers.top_k import geometric_median
+from torch.nn.functional import linear
 
 from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.activations.inputs import open_inputs
+from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.codes.codes import encode
 from dictionary_learning_ext.evaluation.measure import measure
 from dictionary_learning_ext.features.agreement import same_in_another
 from dictionary_learning_ext.features.reproducibility import reproducibility
+from dictionary_learning_ext.trainers.kernels.select import top_k
 from experiments import raw_results
 from experiments.pages import each, labels_of, save_plot, table
 from experiments.paper.reproduced_figures import figure_3, figure_8_9
@@ -40,6 +48,8 @@ from experiments.stages import Page, Stages
 RAW, RUNS = RESULTS / "as_published.json", Path("runs/as_published")
 FIRST, LAST = "blocks.0.hook_resid_post", "blocks.3.hook_resid_post"
 D, BATCH, LR = 128, 192, 8e-4
+SMOLLM2, CACHE = "SmolLM2-135M, ", "runs/smollm2_cache"
+SMOLLM2_WIDTH, SINKS = 576, 10.0
 HELD_OUT, DOCUMENTS = 50_000, 64
 NEVER = 10_000_000
 """The tokens without firing after which a feature is dead (vsae_topk.py:628, top_k.py:113): more than a run has."""
@@ -84,21 +94,21 @@ def their_top_k(dict_size: int) -> Arm:
 class PublishedSAE(Dictionary, t.nn.Module):
     """z = relu(W_enc (x - b) + b_enc), its k largest, and W_dec f + b_dec: b is b_dec if it is centred, else 0."""
 
-    def __init__(self, dict_size: int, k: int, arm: Arm, seed: int):
+    def __init__(self, activation_dim: int, dict_size: int, k: int, arm: Arm, seed: int):
         super().__init__()
-        self.activation_dim, self.dict_size, self.k, self.arm = D, dict_size, k, arm
-        self.encoder = t.nn.Linear(D, dict_size)
-        self.decoder = t.nn.Linear(dict_size, D, bias=False)
-        self.b_dec = t.nn.Parameter(t.zeros(D))
+        self.activation_dim, self.dict_size, self.k, self.arm = activation_dim, dict_size, k, arm
+        self.encoder = t.nn.Linear(activation_dim, dict_size)
+        self.decoder = t.nn.Linear(dict_size, activation_dim, bias=False)
+        self.b_dec = t.nn.Parameter(t.zeros(activation_dim))
         generator = t.Generator().manual_seed(seed)
         with t.no_grad():
-            w_DF = t.randn(D, dict_size, generator=generator)  # :189
+            w_DF = t.randn(activation_dim, dict_size, generator=generator)  # :189
             w_DF /= w_DF.norm(dim=0)
             self.encoder.weight.copy_(arm.start * w_DF.T)  # :195, :199
             self.decoder.weight.copy_(w_DF if arm.decoder == "unit" else arm.start * w_DF)
             self.encoder.bias.zero_()
         if arm.is_sampled:
-            self.var_encoder = t.nn.Linear(D, dict_size)
+            self.var_encoder = t.nn.Linear(activation_dim, dict_size)
             t.nn.init.kaiming_uniform_(self.var_encoder.weight, a=0.01, generator=generator)  # :212
             t.nn.init.constant_(self.var_encoder.bias, -2.0)  # :216
 
@@ -106,7 +116,8 @@ class PublishedSAE(Dictionary, t.nn.Module):
     def from_pretrained(cls, path: Path, k: int, arm: Arm) -> "PublishedSAE":
         """As it was saved. It takes raw activations."""
         state = t.load(path, weights_only=True)
-        sae = cls(len(state["encoder.bias"]), k, replace(arm, dtype="float32"), seed=0)
+        dict_size, activation_dim = state["encoder.weight"].shape
+        sae = cls(activation_dim, dict_size, k, replace(arm, dtype="float32"), seed=0)
         sae.load_state_dict(state)
         return sae
 
@@ -117,18 +128,24 @@ class PublishedSAE(Dictionary, t.nn.Module):
     def centred(self, x: t.Tensor) -> t.Tensor:
         return self.rounded(x - self.b_dec) if self.arm.is_centred else x
 
+    def linear(self, x: t.Tensor, weight: t.Tensor, bias: t.Tensor) -> t.Tensor:
+        """In the parameters' dtype, with sums in float32."""
+        if self.arm.dtype == "float32":
+            return linear(x, weight, bias)
+        return linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()).float()
+
     def mean(self, x: t.Tensor) -> t.Tensor:
-        return self.rounded(self.encoder(self.centred(x))).relu()  # :252
+        return self.linear(self.centred(x), self.encoder.weight, self.encoder.bias).relu()  # :252
 
     def selected(self, z: t.Tensor) -> t.Tensor:
-        indices = z.abs().topk(self.k, sorted=False, dim=-1).indices  # :267
+        _, indices = top_k(z.detach().abs(), self.k)  # :267
         return t.zeros_like(z).scatter(-1, indices, z.gather(-1, indices))
 
     def encode(self, x: t.Tensor) -> t.Tensor:
         return self.selected(self.mean(x))
 
     def decode(self, f: t.Tensor) -> t.Tensor:
-        return self.rounded(self.decoder(f) + self.b_dec)
+        return self.linear(f, self.decoder.weight, self.b_dec)
 
     def forward(self, x: t.Tensor) -> t.Tensor:
         return self.decode(self.encode(x))
@@ -144,7 +161,9 @@ class Step:
 
     def __init__(self, sae: PublishedSAE, steps: int, seed: int):
         self.sae, self.arm, self.parameters = sae, sae.arm, list(sae.parameters())
-        self.optimizer = t.optim.Adam(self.parameters, lr=self.arm.lr, betas=(0.9, 0.999))
+        self.optimizer = t.optim.Adam(
+            self.parameters, lr=self.arm.lr, betas=(0.9, 0.999), fused=True
+        )
         warmup, decay_start = max(200, int(0.02 * steps)), int(0.8 * steps)  # :637, :645
 
         def lr_scale(step: int) -> float:  # trainer.py:152
@@ -210,7 +229,7 @@ class Step:
         is_dead_F = self.tokens_since_fired_F >= self.arm.dead_after
         if not (dead := int(is_dead_F.sum())):
             return z_BF.new_zeros(())
-        k = min(D // 2, dead)  # :759
+        k = min(sae.activation_dim // 2, dead)  # :759
         indices_BK = t.where(is_dead_F, z_BF.abs(), -t.inf).topk(k, sorted=False).indices
         f_aux_BF = t.zeros_like(z_BF).scatter(1, indices_BK, z_BF.gather(1, indices_BK))
         # Their decoder has its bias here, their TopK's has none (:871, top_k.py:477).
@@ -245,11 +264,19 @@ class Part:
     steps: int
     seeds: tuple[int, ...]
     arms: dict[str, Arm]
+    lm: str = ""
+    """in the part's name: the embedded model's is empty"""
+    text: str = ""
+    """likewise: text that is packed"""
+
+    @property
+    def activation_dim(self) -> int:
+        return SMOLLM2_WIDTH if self.lm == SMOLLM2 else D
 
     @property
     def name(self) -> str:
-        place = self.hook.removesuffix(".hook_resid_post")
-        size = f"F = {self.dict_size // D}D, k/F = 1/{self.ratio}"
+        place = self.lm + self.hook.removesuffix(".hook_resid_post")
+        size = f"F = {self.dict_size // self.activation_dim}D, k/F = 1/{self.ratio}{self.text}"
         return f"{self.stage}: {place}, {size}, {self.steps:,} steps"
 
     @property
@@ -278,8 +305,9 @@ def pair(dict_size: int) -> dict[str, Arm]:
     return {"their TopK": their_top_k(dict_size), "their vSAE": THEIRS}
 
 
-TWO, THREE = (9100, 9101), (9102, 9103, 9104)
-SMALL, LARGE = 16 * D, 64 * D
+TWO, THREE, REAL = (9100, 9101), (9102, 9103, 9104), (9105, 9106)
+SMALL, LARGE, WIDE = 16 * D, 64 * D, 16 * SMOLLM2_WIDTH
+ONE_A_CONTEXT = ", one document a context"
 _TOP_K_OF_FACTORIAL = replace(their_top_k(SMALL), lr=LR)
 PARTS = (
     Part("factorial", FIRST, SMALL, 32, 4000, TWO, factorial()),
@@ -297,7 +325,12 @@ PARTS = (
     ),
     *(Part("pair", FIRST, SMALL, ratio, 10_001, THREE, pair(SMALL)) for ratio in (32, 128, 64, 16)),
     Part("pair", LAST, SMALL, 32, 10_001, THREE, pair(SMALL)),
-    *(Part("large", LAST, LARGE, ratio, 10_001, TWO, pair(LARGE)) for ratio in (128, 32)),
+    *(Part("large", LAST, LARGE, ratio, 10_001, TWO, pair(LARGE)) for ratio in (32, 128)),
+    *(
+        Part("smollm2", LAST, WIDE, ratio, 10_001, REAL, pair(WIDE), lm=SMOLLM2)
+        for ratio in (32, 128)
+    ),
+    Part("documents", LAST, SMALL, 32, 10_001, TWO, pair(SMALL), text=ONE_A_CONTEXT),
     Part(
         "variance",
         FIRST,
@@ -332,7 +365,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def run_config(part: Part, seed: int) -> RunConfig:
-    return RunConfig(
+    run = RunConfig(
         hook=part.hook,
         steps=part.steps,
         batch_size=BATCH,
@@ -343,6 +376,10 @@ def run_config(part: Part, seed: int) -> RunConfig:
         eval_documents=DOCUMENTS,
         eval_tokens=HELD_OUT,
     )
+    if part.lm == SMOLLM2:
+        known = open_stored(CACHE).settings | {"hook": part.hook}
+        return replace(run, **known, max_norm_multiple=SINKS)
+    return replace(run, text_packing="truncate", text_passes=5) if part.text else run
 
 
 def weights_of(part: Part, arm: str, seed: int) -> Path:
@@ -367,7 +404,7 @@ def train_seed(part: Part, seed: int) -> None:
     factor = float(first.mean().sqrt())  # training.py:83
     for name in missing:
         began = time.monotonic()
-        sae = PublishedSAE(part.dict_size, part.k, part.arms[name], seed)
+        sae = PublishedSAE(part.activation_dim, part.dict_size, part.k, part.arms[name], seed)
         trainer = Step(sae, part.steps, seed)
         for step, x_BD in enumerate(batches):
             trainer.update(step, (x_BD / factor).float())
