@@ -85,7 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 2048,
         "normalize": "sqrt_d",
     },
-    # The vSAE of the paper's public code, but for the text: the code reads NeelNanda/c4-code-tokenized-2b, which are tokens.
+    # The vSAE of the paper's public code:
     # github.com/ZachData/SPAR-Variational-Sparse-Autoencoders at 8e1581a, train_vsae_topk.py, lines 570 to 612
     "paper-as-run": {
         "architecture": "vsae_as_published",
