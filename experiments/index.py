@@ -73,6 +73,14 @@ EXPERIMENTS = (
         pages=("as_published.md",),
     ),
     Experiment(
+        "paper.authors_counts",
+        "How many features of the paper's own pair are alive, and how many fire often?",
+        minutes="1",
+        arguments="REPOSITORY",
+        needs="a clone of the authors' repository",
+        pages=("as_published.md",),
+    ),
+    Experiment(
         "paper.selection_churn",
         "Does reconstruction fall because noise changes which features win?",
         minutes="5",

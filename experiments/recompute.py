@@ -390,7 +390,7 @@ def truth() -> Found:
 
 def the_paper() -> Found:
     """blocks.0, F = 4D, k/F = 1/8, beta 1, five seeds."""
-    arms = {"topk": "TopK", "equations": "equations, beta 1", "code": "code, beta 1"}
+    arms = {"topk": "TopK", "equations": "equations, beta 1"}
     rows = raw("reproduce_paper")["rows"]
     for key, model in arms.items():
         own = [r for r in rows if (r["model"], r["multiple"], r["ratio"]) == (model, 4, 8)]
@@ -403,13 +403,14 @@ def the_paper() -> Found:
 
 
 def published() -> Found:
-    """The pair of the paper's public code at blocks.0, means over three seeds. `fewer`: by how much fewer of the vSAE's features are
-    alive than of TopK's."""
+    """The pair of the paper's public code, means over seeds, at blocks.0 by F/k, and `b3`: at blocks.3, k/F = 1/32. `often`: the share
+    of features that are not near-dead. `fewer`: by how much fewer of the vSAE's features are alive than of TopK's. `more_often`: how many
+    times as many of them fire often."""
     rows = raw("as_published")["rows"]
-    for ratio in PUBLISHED:
-        alive = {}
+    places = {f"r{ratio}": f"pair: blocks.0, F = 16D, k/F = 1/{ratio}," for ratio in PUBLISHED}
+    for at, start in (places | {"b3": "pair: blocks.3, F = 16D, k/F = 1/32,"}).items():
+        alive, often = {}, {}
         for key, arm in (("topk", "their TopK"), ("vsae", "their vSAE")):
-            start = f"pair: blocks.0, F = 16D, k/F = 1/{ratio},"
             own = [row for row in rows if row["arm"] == arm and row["part"].startswith(start)]
             for measure, column in (
                 ("alive", "alive"),
@@ -417,9 +418,37 @@ def published() -> Found:
                 ("fve", "fve"),
                 ("nats", "loss_added"),
             ):
-                yield f"published.r{ratio}.{key}.{measure}", mean(row[column] for row in own)
+                yield f"published.{at}.{key}.{measure}", mean(row[column] for row in own)
             alive[key] = mean(row["alive"] for row in own)
-        yield f"published.r{ratio}.fewer", 1 - alive["vsae"] / alive["topk"]
+            often[key] = 1 - mean(row["near_dead_0.1"] for row in own)
+            yield f"published.{at}.{key}.often", often[key]
+        yield f"published.{at}.fewer", 1 - alive["vsae"] / alive["topk"]
+        yield f"published.{at}.more_often", often["vsae"] / often["topk"]
+
+
+def authors() -> Found:
+    """What the authors published of their pair: the same names as `published`, and counts of features."""
+    found = {}
+    for key, arm in (("topk", "TopK"), ("vsae", "vSAE")):
+        own = raw("authors_counts")["saes"][arm]
+        found[key] = {
+            "count": own["selected"],
+            "shown_count": own["in_histogram"],
+            "beyond_count": own["beyond"],
+            "often_count": own["often"],
+            "sample_count": own["selected_in_fewer"],
+            "alive": own["selected"] / own["dict_size"],
+            "near_dead": own["near_dead_0.1"],
+        }
+        for measure, value in found[key].items():
+            yield f"authors.{key}.{measure}", value
+    for name, measure in (
+        ("fewer", "count"),
+        ("shown_fewer", "shown_count"),
+        ("sample_fewer", "sample_count"),
+        ("often_fewer", "often_count"),
+    ):
+        yield f"authors.{name}", 1 - found["vsae"][measure] / found["topk"][measure]
 
 
 PUBLISHED = (128, 64, 32, 16)
@@ -467,6 +496,7 @@ SOURCES: tuple[Callable[[], Found], ...] = (
     truth,
     the_paper,
     published,
+    authors,
     speed,
 )
 DEFAULTS = {
@@ -477,7 +507,16 @@ DEFAULTS = {
     "top": ".0%",
     "lowest": ".0%",
     "alive": ".0%",
+    "often": ".0%",
     "fewer": ".0%",
+    "shown_fewer": ".0%",
+    "sample_fewer": ".0%",
+    "often_fewer": ".0%",
+    "count": ",.0f",
+    "shown_count": ",.0f",
+    "beyond_count": ",.0f",
+    "often_count": ",.0f",
+    "sample_count": ",.0f",
     "near_dead": ".0%",
     "near_dead_half": ".0%",
     "pairs": ".0f",
@@ -663,7 +702,6 @@ TABLES = {
 |---|---|---|---|
 | TopK | {paper.topk.fve:.3f} | {paper.topk.near_dead:.3f} | {paper.topk.stability:.3f} |
 | the equations, beta 1 | {paper.equations.fve:.3f} | {paper.equations.near_dead:.3f} | {paper.equations.stability:.3f} |
-| the code's penalty, beta 1 | {paper.code.fve:.3f} | {paper.code.near_dead:.3f} | {paper.code.stability:.3f} |
 """,
     "published": """
 | k/F | alive: TopK | vSAE | fewer | FVE: TopK | vSAE | loss added: TopK | vSAE | near-dead < 0.1: TopK | vSAE |
@@ -680,6 +718,15 @@ TABLES = {
         for ratio in PUBLISHED
         for at in [f"published.r{ratio}"]
     ),
+    "authors": """
+| blocks.3, k/F = 1/32 | theirs: TopK | vSAE |  | ours: TopK | vSAE |  |
+|---|---|---|---|---|---|---|
+| alive: ever selected | {authors.topk.count} ({authors.topk.alive}) | {authors.vsae.count} ({authors.vsae.alive}) | {authors.fewer} fewer | {published.b3.topk.alive:.1%} | {published.b3.vsae.alive} | {published.b3.fewer} fewer |
+| of these, with a maximum of at most 2.5: the paper's | {authors.topk.shown_count} | {authors.vsae.shown_count} | {authors.shown_fewer} fewer |  |  |  |
+| expected in 50,000 tokens | {authors.topk.sample_count} | {authors.vsae.sample_count} | {authors.sample_fewer} fewer |  |  |  |
+| near-dead < 0.1 | {authors.topk.near_dead:.1%} | {authors.vsae.near_dead:.1%} |  | {published.b3.topk.near_dead:.1%} | {published.b3.vsae.near_dead:.1%} |  |
+| fire at least a tenth as often as the average | {authors.topk.often_count} | {authors.vsae.often_count} | {authors.often_fewer} fewer | {published.b3.topk.often:.1%} | {published.b3.vsae.often:.1%} | {published.b3.more_often:.1f} times as many |
+""",
     "smollm2": """
 | blocks.1, k/F = 1/36 | TopK | vSAE | Probabilistic TopK, gates off |
 |---|---|---|---|
@@ -785,8 +832,8 @@ def filled(page: str, numbers: dict[str, float]) -> str:
     return IN_TEXT.sub(in_text, TABLE.sub(table, page))
 
 
-def result_pages() -> dict[Path, str]:
-    """The pages of the studies that are here, with their tables as they are recomputed."""
+def result_pages(numbers: dict[str, float]) -> dict[Path, str]:
+    """The pages of the studies that are here, with their tables as they are recomputed, and their numbers."""
     found = {}
     for experiment in EXPERIMENTS:
         names = [name for name in experiment.raw if (RESULTS / name).exists()]
@@ -796,7 +843,8 @@ def result_pages() -> dict[Path, str]:
         for name in names:
             page = (RESULTS / name).with_suffix(".md")
             lines = stages.pages[page.stem].tables(raw(page.stem))
-            found[page] = with_tables(page.read_text(encoding="utf-8"), lines)
+            text = with_tables(page.read_text(encoding="utf-8"), lines)
+            found[page] = filled(text, numbers)
     return found
 
 
@@ -804,7 +852,7 @@ def main(words: list[str]) -> int:
     numbers = all_numbers()
     wanted = {NUMBERS: json.dumps(numbers, indent=0, sort_keys=True) + "\n"}
     wanted |= {page: filled(page.read_text(encoding="utf-8"), numbers) for page in PAGES}
-    wanted |= result_pages()
+    wanted |= result_pages(numbers)
     differ = False
     for path, text in wanted.items():
         old = path.read_text(encoding="utf-8") if path.exists() else ""
