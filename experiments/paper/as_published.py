@@ -138,7 +138,8 @@ class PublishedSAE(Dictionary, t.nn.Module):
         return self.linear(self.centred(x), self.encoder.weight, self.encoder.bias).relu()  # :252
 
     def selected(self, z: t.Tensor) -> t.Tensor:
-        _, indices = top_k(z.detach().abs(), self.k)  # :267
+        _, indices_NK = top_k(z.detach().abs().flatten(0, -2), self.k)  # :267
+        indices = indices_NK.view(*z.shape[:-1], self.k)
         return t.zeros_like(z).scatter(-1, indices, z.gather(-1, indices))
 
     def encode(self, x: t.Tensor) -> t.Tensor:
@@ -411,15 +412,15 @@ def train_seed(part: Part, seed: int) -> None:
         trained = time.monotonic() - began
         sae.scale_biases(factor)
         sae.arm = replace(sae.arm, dtype="float32")
+        path = weights_of(part, name, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        t.save(sae.state_dict(), path)
         row = {"part": part.name, "arm": name, "seed": seed, "seconds": round(trained)}
         row |= measured(sae, inputs.held_out(part.hook, HELD_OUT))
         if part.stage == "pair" and seed == part.seeds[0]:
             codes = encode([sae], inputs.contexts(part.hook, "heldout", HELD_OUT))[0]
             highest_F = codes.code_NF.max(axis=0).toarray().ravel() / factor
             row["largest"] = [round(float(value), 3) for value in highest_F[highest_F > 0]]
-        path = weights_of(part, name, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        t.save(sae.state_dict(), path)
         content = read()
         content["rows"].append(row)
         content["parts"][part.name] = about(began, content["parts"].get(part.name))
