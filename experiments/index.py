@@ -81,6 +81,14 @@ EXPERIMENTS = (
         pages=("as_published.md",),
     ),
     Experiment(
+        "paper.pair_figures",
+        "What do the paper's figures 4, 5, 10 and 11 show of the pair that its public code trains?",
+        minutes="60",
+        stages=("train", "bench", "tables"),
+        needs="[sae-bench] for bench",
+        pages=("pair_figures.md",),
+    ),
+    Experiment(
         "paper.selection_churn",
         "Does reconstruction fall because noise changes which features win?",
         minutes="5",

@@ -31,7 +31,7 @@ from experiments import raw_results
 from experiments.pages import SHOWN, labels_of, spread, table
 from experiments.paper import feature_maps, reproduced_figures
 from experiments.paper.feature_maps import dispersion
-from experiments.paper.reproduced_figures import AS_STATED, RATIOS, rows_at
+from experiments.paper.reproduced_figures import AS_STATED, RATIOS, Row, rows_at
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
 from experiments.trained_saes import (
@@ -172,7 +172,6 @@ def maps_of(lm: str, width: int) -> list[dict[str, Any]]:
 
 def bench_as_stated(arguments: argparse.Namespace) -> None:
     """SAE Bench of the paper's two models at the k/F of figures 4 and 5, with the size-matched control."""
-    from dictionary_learning_ext.sae_bench.results import curve, metrics
     from experiments.size_matched import benched
 
     lm = arguments.lm
@@ -187,17 +186,26 @@ def bench_as_stated(arguments: argparse.Namespace) -> None:
         found = benched(folders, ("scr", "tpp", "sparse_probing"), EVAL_TOKENS)
         for model, (own, matched) in found.items():
             row = {"model": model, "multiple": 4, "ratio": ratio, "seed": seed}
-            row["scr"] = curve(own["scr"], "scr")
-            row["scr_by_data_set"] = by_data_set(own["scr"], "scr")
-            row["tpp_by_data_set"] = by_data_set(own["tpp"], "total_metric")
-            row["scr_matched"] = curve(matched["scr"], "scr")
-            row["tpp"] = curve(own["tpp"], "total_metric")
-            row["tpp_matched"] = curve(matched["tpp"], "total_metric")
-            row["tpp_intended"] = curve(own["tpp"], "intended_diff_only")
-            row["tpp_unintended"] = curve(own["tpp"], "unintended_diff_only")
-            row["probing"] = metrics(own["sparse_probing"], "sae")["sae_top_1_test_accuracy"]
+            row |= scores(own, matched)
             rows.append(row)
         raw_results.write(raw, content)
+
+
+def scores(own: dict[str, Any], matched: dict[str, Any]) -> Row:
+    """SCR and TPP by N and sparse probing's accuracy, from an SAE's results in SAE Bench, plain and size-matched."""
+    from dictionary_learning_ext.sae_bench.results import curve, metrics
+
+    return {
+        "scr": curve(own["scr"], "scr"),
+        "scr_by_data_set": by_data_set(own["scr"], "scr"),
+        "tpp_by_data_set": by_data_set(own["tpp"], "total_metric"),
+        "scr_matched": curve(matched["scr"], "scr"),
+        "tpp": curve(own["tpp"], "total_metric"),
+        "tpp_matched": curve(matched["tpp"], "total_metric"),
+        "tpp_intended": curve(own["tpp"], "intended_diff_only"),
+        "tpp_unintended": curve(own["tpp"], "unintended_diff_only"),
+        "probing": metrics(own["sparse_probing"], "sae")["sae_top_1_test_accuracy"],
+    }
 
 
 def by_data_set(result: dict[str, Any], which: str) -> dict[str, dict[int, float]]:
@@ -234,18 +242,21 @@ def tables(content: dict[str, Any]) -> list[str]:
         if cells:
             columns = [f"N = {n}" for n in content["bench"][0]["scr"]]
             lines += ["", *table(f"F = 4D, k/F = 1/{ratio}", cells, columns)]
+    return [*lines, *synthesised(content["maps"])]
+
+
+def synthesised(maps: list[Row]) -> list[str]:
+    """The table of synthesised tokens, if there are any."""
     cells = {
         f"{row['model']}: {found['feature']}": [
             f"`{found['text']!r}`",
             *(f"{found[name]:g}" for name in SCORES),
         ]
-        for row in content["maps"]
+        for row in maps
         for found in row.get("synthesised", ())
     }
-    if cells:
-        columns = ["synthesised tokens", *(name.replace("_", " ") for name in SCORES)]
-        lines += ["", *table("feature", cells, columns)]
-    return lines
+    columns = ["synthesised tokens", *(name.replace("_", " ") for name in SCORES)]
+    return ["", *table("feature", cells, columns)] if cells else []
 
 
 def draw(content: dict[str, Any], page: Path) -> None:

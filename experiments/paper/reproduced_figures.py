@@ -20,13 +20,22 @@ RATIOS = (32, 16, 8, 4)
 """F/k at F = 4D."""
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)
 """The ticks of figures 10 and 11's logarithmic colour bar."""
-COLOURS = dict(zip(AS_STATED, ("tab:blue", "tab:red", "tab:orange"), strict=True))
+COLOURS = ("tab:blue", "tab:red", "tab:orange")
 
 
 def rows_at(rows: Sequence[Row], model: str, multiple: int, ratio: int) -> list[Row]:
     """The rows of a model at F/D and F/k, one per seed."""
     wanted = (model, multiple, ratio)
     return [row for row in rows if (row["model"], row["multiple"], row["ratio"]) == wanted]
+
+
+def by_model(rows: Sequence[Row], ratio: int) -> dict[str, list[Row]]:
+    """The rows at F/k, by their model, in the order in which models first appear."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["ratio"] == ratio:
+            found.setdefault(row["model"], []).append(row)
+    return found
 
 
 def draw(content: dict[str, Any], folder: Path) -> None:
@@ -57,7 +66,7 @@ def figure_3(cells: dict[str, list[list[Row]]], ratios: Sequence[int]) -> Any:
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
     places = range(len(ratios))
     for axis, name in zip(axes, shown, strict=True):
-        for model, colour in zip(cells, COLOURS.values(), strict=False):
+        for model, colour in zip(cells, COLOURS, strict=False):
             values = np.array([[row[name] for row in rows] for rows in cells[model]])
             axis.errorbar(
                 places, values.mean(1), values.std(1), color=colour, marker="o", label=model
@@ -102,13 +111,13 @@ def figure_4_5(bench: list[Row]) -> Any:
     figure, axes = plt.subplots(len(ratios), 4, figsize=size, sharey="col", squeeze=False)
     for row_axes, ratio in zip(axes, ratios, strict=True):
         for axis, (name, label) in zip(row_axes, shown.items(), strict=True):
-            for model in AS_STATED:
-                rows = [row[name] for row in rows_at(bench, model, 4, ratio)]
+            for (model, own), colour in zip(by_model(bench, ratio).items(), COLOURS, strict=False):
+                rows = [row[name] for row in own]
                 values = np.array([list(row.values()) for row in rows])
                 mean, std, places = values.mean(0), values.std(0), range(len(rows[0]))
-                axis.plot(places, mean, color=COLOURS[model], marker=".", label=model)
+                axis.plot(places, mean, color=colour, marker=".", label=model)
                 axis.fill_between(
-                    places, mean - std, mean + std, color=COLOURS[model], alpha=0.2, linewidth=0
+                    places, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0
                 )
                 axis.set(xticks=places, xticklabels=list(rows[0]))
             axis.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
@@ -127,11 +136,10 @@ def by_data_set(bench: list[Row]) -> Any:
     figure, axes = plt.subplots(len(ratios), len(panels), figsize=size, squeeze=False)
     for row_axes, ratio in zip(axes, ratios, strict=True):
         for axis, (name, key) in zip(row_axes, panels, strict=True):
-            for model in AS_STATED:
-                at = rows_at(bench, model, 4, ratio)
-                curves = [row[f"{name}_by_data_set"][key] for row in at]
+            for (model, own), colour in zip(by_model(bench, ratio).items(), COLOURS, strict=False):
+                curves = [row[f"{name}_by_data_set"][key] for row in own]
                 means = np.mean([list(curve.values()) for curve in curves], axis=0)
-                axis.plot(list(curves[0]), means, color=COLOURS[model], marker=".", label=model)
+                axis.plot(list(curves[0]), means, color=colour, marker=".", label=model)
             data_set, _, pair = key.removesuffix("_results").partition(f"_{name}")
             shown = pair.strip("_").replace("_", ", ") or data_set
             axis.set_title(f"{name.upper()}, k/F = 1/{ratio}\n{shown}", fontsize=8)
