@@ -27,7 +27,7 @@ from dictionary_learning_ext.commands.flags import Command, parse
 
 NOT_HERE = () if find_spec("sae_bench") else ("bench",)
 """Subcommands whose extra isn't installed. `make test-saebench` runs their page."""
-NEEDED = {"sae_lens.md": "sae_lens", "sae_bench.md": "sae_bench"}
+NEEDED = {"exports.md": "sae_lens", "sae_bench.md": "sae_bench"}
 """What the whole of a page needs. `make test-saebench` runs it."""
 
 
@@ -56,12 +56,9 @@ def test_the_commands_of_a_page_are_legal(page):
 
 
 README, *GUIDE = PAGES
-FIRST_ON_ITS_PAGE = "train_to_sae_bench.md"
-"""Its complete block is the first that runs in the page's fresh process, so the page shows that it runs alone."""
 ALONE = [("bash", block) for kind, block in blocks(README) if kind == "bash"] + [
     ("python", block)
     for page in PAGES
-    if page.name != FIRST_ON_ITS_PAGE
     for block in (
         [b for k, b in blocks(page) if k == "python"] if page == README else complete_blocks(page)
     )

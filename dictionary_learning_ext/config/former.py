@@ -7,7 +7,7 @@ from ..errors import as_flag
 # To add a row: what was typed, `command`, `--flag` or `--flag value`, and one line that says what to type instead.
 # A removed setting is the row of its flag, so config files and Python find it too.
 FORMER = {
-    "explain": "run `vsae export FOLDER --format sparsify`, then delphi; see docs/explain.md",
+    "explain": "run `vsae export FOLDER --format sparsify`, then delphi; see docs/exports.md",
     "--format safetensors": "use --format sae-lens: its sae_weights.safetensors holds W_enc, b_enc, W_dec and b_dec",
     "--format neuronpedia": "use --format sae-lens, which SAEDashboard reads; see docs/exports.md",
     **{
