@@ -374,18 +374,6 @@ def truth() -> Found:
                         f"truth.F{size.replace(',', '')}.{samples}.{key}.{name}",
                         mean(row[column] for row in own),
                     )
-    arms = {"topk": "TopK", "vsae": "recommended", "batchtopk": "BatchTopK"}
-    of_16k = raw("synth_16k")["rows"]
-    for key, arm in arms.items():
-        row = of_16k[f"{arm}, seed 0, 20,000,000 samples"]
-        for name, column in (
-            ("f1", "f1_score"),
-            ("mcc", "mcc"),
-            ("explained_variance", "explained_variance"),
-            ("uniqueness", "uniqueness"),
-            ("dead", "dead_latents"),
-        ):
-            yield f"synth_16k.{key}.{name}", row[column]
 
 
 def the_paper() -> Found:
@@ -596,16 +584,6 @@ TABLES = {
 |  | F1 | {dose.known.topk.f1} | {dose.known.light.f1} | {dose.known.strong.f1} |
 |  | FVE | {dose.known.topk.fve:.4f} | {dose.known.light.fve:.4f} | {dose.known.strong.fve:.4f} |
 """,
-    "fading": """
-| blocks.2, k/F = 1/32 | tokens | as a direction | in what they do | near-dead | FVE | loss added |
-|---|---|---|---|---|---|---|
-"""
-    + "".join(
-        f"| {arm} | {length}M | {{{at}.direction}} | {{{at}.function}} | {{{at}.near_dead:.1%}} | {{{at}.fve:.4f}} | {{{at}.nats}} |\n"
-        for length in (1, 2)
-        for key, arm in FADING.items()
-        for at in [f"fading.search_{length}_0M.b2.{key}"]
-    ),
     "fading_confirmed": """
 | 2 million tokens |  | as a direction | in what they do | selections of these | near-dead | FVE | loss added |
 |---|---|---|---|---|---|---|---|
@@ -743,21 +721,6 @@ TABLES = {
             ("loss added (nats)", "nats:.4f"),
         )
     ),
-    "smollm2_before": """
-|  |  | TopK without ReLU | vSAE (penalty 0.03) | Probabilistic TopK |
-|---|---|---|---|---|
-| blocks.1 | as a direction | {untuned.smollm2_1.topk_plain.direction} | {untuned.smollm2_1.vsae.direction} | {untuned.smollm2_1.ptopk.direction} |
-|  | FVE | {untuned.smollm2_1.topk_plain.fve:.4f} | {untuned.smollm2_1.vsae.fve:.4f} | {untuned.smollm2_1.ptopk.fve:.4f} |
-| blocks.15 | as a direction | {untuned.smollm2_15.topk_plain.direction} | {untuned.smollm2_15.vsae.direction} | {untuned.smollm2_15.ptopk.direction} |
-|  | FVE | {untuned.smollm2_15.topk_plain.fve:.4f} | {untuned.smollm2_15.vsae.fve:.4f} | {untuned.smollm2_15.ptopk.fve:.4f} |
-""",
-    "synth_16k": """
-|  | F1 | true MCC | explained variance | uniqueness |
-|---|---|---|---|---|
-| TopK | {synth_16k.topk.f1} | {synth_16k.topk.mcc} | {synth_16k.topk.explained_variance} | {synth_16k.topk.uniqueness} |
-| vSAE | {synth_16k.vsae.f1} | {synth_16k.vsae.mcc} | {synth_16k.vsae.explained_variance} | {synth_16k.vsae.uniqueness} |
-| BatchTopK | {synth_16k.batchtopk.f1} | {synth_16k.batchtopk.mcc} | {synth_16k.batchtopk.explained_variance} | {synth_16k.batchtopk.uniqueness} |
-""",
     "brief_scores": """
 | AUC of the order | vSAE (penalty 0.03) | TopK | BatchTopK | Matryoshka | JumpReLU |
 |---|---|---|---|---|---|
