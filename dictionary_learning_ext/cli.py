@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the last error says what its warnings do
     if "OMP_WAIT_POLICY" not in os.environ:
         # libgomp reads this when torch is loaded. Waiting threads then sleep after a fraction of a millisecond, and leave
-        # the cores to other processes; see docs/speed.md.
+        # the cores to other processes; see docs/scale.md.
         os.environ.setdefault("GOMP_SPINCOUNT", "7000")
     # Collecting what torch and nnsight leave, when all memory is freed anyway, takes Python 3 CPU seconds.
     atexit.register(gc.freeze)
