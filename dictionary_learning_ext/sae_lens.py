@@ -106,6 +106,8 @@ def runner_options(
         sae.init_from,
         "none: SAELens starts from the folder that its from_pretrained_path names",
     )
+    expected = "random: SAELens doesn't hand over the first activations"
+    require(sae.start == "random", "start", sae.start, expected)
     require_sizes(activation_dim=activation_dim, steps=steps, batch_size=batch_size)
     if not isinstance(sae, VSAETopKConfig):  # of a vsae, whose k is dict_size
         shared = {each.name: getattr(sae, each.name) for each in fields(Variational)}

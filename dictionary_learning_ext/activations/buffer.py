@@ -70,8 +70,13 @@ class BatchSource(ABC):
         """The next batch, (B, D), in memory of its own. Raises TextError if the data ends before it is full."""
 
     @abstractmethod
+    def first_rows(self) -> Tensor:
+        """The rows of the first fill, (N, D), which are still handed out afterwards. They aren't copied."""
+
     def mean_squared_norm(self) -> float:
-        """E||x||^2, estimated on the first rows, which are still handed out afterwards."""
+        """E||x||^2 of the first rows."""
+        rows = self.first_rows()
+        return sum(float(part.float().square().sum()) for part in rows.split(1 << 14)) / len(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, as JSON can hold it."""
@@ -245,12 +250,11 @@ class ShuffledRows(BatchSource):
         self._order = self._stream.order(filled, self.fills).to(self.device)
         self._given, self._skipped = self._skipped, 0
 
-    def mean_squared_norm(self) -> float:
+    def first_rows(self) -> Tensor:
         """See `BatchSource`."""
         if len(self._order) == 0:
             self.refresh()
-        rows = self.activations[: len(self._order)].split(1 << 14)
-        return sum(float(part.float().square().sum()) for part in rows) / len(self._order)
+        return self.activations[: len(self._order)]
 
     def _position(self) -> dict[str, Any]:
         """The position from which the next fill can be repeated."""

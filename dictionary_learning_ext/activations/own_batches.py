@@ -73,5 +73,5 @@ class _Source(BatchSource):
         self.tokens_seen += len(batch_BD)
         return batch_BD.clone()  # the loop divides it in place
 
-    def mean_squared_norm(self) -> float:
-        return float(self._first.float().square().sum(1).mean())
+    def first_rows(self) -> t.Tensor:
+        return self._first

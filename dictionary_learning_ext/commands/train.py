@@ -104,8 +104,9 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     if "config" in given:
         sae = start.sae.scaled(start.run.steps, run.steps).following()
         start = replace(start, sae=sae)
-    choices = ("architecture", "posterior", "kl_schedule", "noise_on")
-    sae = start.sae.start_for(**{name: given.get(name) for name in choices})
+    choices = ("architecture", "posterior", "kl_schedule", "noise_on", "init_from")
+    chosen = {name: given[name] for name in choices if given.get(name, NONE) != NONE}
+    sae = start.sae.start_for(**chosen)
     was, now = start.sae.to_dict(), sae.to_dict()
     left_out = [n for n in was if was[n] is not None and now.get(n) is None and n not in given]
     return TrainFlags(sae, run, preset=name, left_out=tuple(sorted(left_out)))
@@ -353,7 +354,7 @@ TRAIN = Command(
     rare=(
         *("activations", "text_column", "text_packing", "text_passes", "data_seed", "remove_bos"),
         *("n_ctxs", "ctx_len", "eval_documents", "log_steps", "save_steps", "save_every"),
-        *("wandb_project", "wandb_artifacts", "init_from", "select_by"),
+        *("wandb_project", "wandb_artifacts", "init_from", "start", "select_by"),
         *("auxk_alpha", "dead_feature_threshold", "prior_std", "dtype", "tf32"),
         *("device_map", "lm_batch_size"),
         *("kl_scope", "kl_schedule", "kl_warmup_steps", "rectify", "normalize", "sigma"),

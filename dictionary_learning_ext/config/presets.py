@@ -127,6 +127,7 @@ def trainer_options(
     steps: int,
     mean_squared_norm: float = 1.0,
     posterior: Posterior | None = None,
+    first_fill: Any = None,
 ) -> dict[str, Any]:
     """A preset of vSAEs as arguments of `VariationalTopKTrainer`, for upstream's `trainSAE`.
 
@@ -149,6 +150,8 @@ def trainer_options(
         mean_squared_norm: E||x||^2 of the activations (B, D) that the trainer gets, e.g.
             `float(x.square().sum(-1).mean())` of a batch. Default: 1, for `normalize_activations=True`.
         posterior: fixed, learned or point, in place of the preset's.
+        first_fill: activations (N, D) to start from, as `--start data`: some hundred thousand rows, far more than dict_size.
+            Default: random weights.
 
     Raises: ConfigError for an unknown preset or posterior, a preset of another trainer, or a number out of range.
     """
@@ -167,6 +170,7 @@ def trainer_options(
     sae = in_units(sae, mean_squared_norm / training_energy(run.normalize, activation_dim))
     arguments = sae.trainer_arguments()
     del arguments["seed"]
+    arguments |= {} if first_fill is None else {"first_fill": first_fill}
     return sizes | arguments | {"mean_squared_norm": mean_squared_norm}
 
 

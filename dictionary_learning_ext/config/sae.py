@@ -41,6 +41,7 @@ Posterior = Literal["fixed", "learned", "point"]
 NoiseOn = Literal["both", "values", "selection"]
 SelectBy = Literal["value", "magnitude"]
 
+Start = Literal["random", "data"]
 KLScope = Literal["all", "selected"]
 KLSchedule = Literal["constant", "linear", "cosine"]
 Normalize = Literal["sqrt_d", "unit", "none"]
@@ -268,6 +269,9 @@ class SAEConfig(Checked):
     """Start from the weights of a trained SAE instead of random ones: a run folder, or a folder of
     dictionary_learning's or SAELens's. Architecture, dict_size and k must be its own; --config
     takes them from a run folder. Default: random weights."""
+    start: Start = "random"
+    """How encoder and decoder start. random: as upstream. data: as activations of random tokens of the
+    buffer's first fill, less their mean, no two of them alike (a cosine of 0.7)."""
 
     def __post_init__(self, *_: Any):
         super().__post_init__()
@@ -282,7 +286,7 @@ class SAEConfig(Checked):
 
     def unused(self) -> dict[str, str]:
         """The options that have no effect because of others, and the choice that makes them so."""
-        return {}
+        return {} if self.init_from is None else {"start": "init_from"}
 
     def given_in_vain(self) -> list[tuple[str, Any, str]]:
         """The options that are not at their defaults and have no effect: name, value, and the choice that makes it so."""
@@ -383,8 +387,8 @@ class SAEConfig(Checked):
     def trainer_arguments(self) -> dict[str, Any]:
         """The arguments of the architecture's trainer, from resolved settings."""
         arguments = self.to_dict()
-        for name in ("architecture", "init_from"):
-            del arguments[name]
+        for name in ("architecture", "init_from", "start"):
+            arguments.pop(name, None)
         if (k := self.kept_per_token) is not None:
             arguments["k"] = k
         return {n: list(v) if isinstance(v, tuple) else v for n, v in arguments.items()}
@@ -425,6 +429,7 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
 
     def unused(self) -> dict[str, str]:
         by = {name: f"posterior {self.posterior}" for name in UNUSED_BY[self.posterior]}
+        by |= super().unused()
         is_constant = self.kl_schedule == "constant"
         return by | ({"kl_warmup_steps": "kl_schedule constant"} if is_constant else {})
 

@@ -352,6 +352,8 @@ def resolved(cls: type[_Config], options: dict[str, Any], steps: int) -> _Config
         require_option(name, cls)
     expected = "nothing, as only `vsae train` and `train` start from the weights of another SAE"
     require("init_from" not in given, "init_from", given.get("init_from"), expected)
+    expected = "first_fill=ACTIVATIONS in its place, which VariationalTopKTrainer takes"
+    require(given.get("start") != "data", "start", "data", expected)
     if issubclass(cls, AuxKOptions):
         given.setdefault("dead_feature_threshold", DEAD_FEATURE_THRESHOLD)
     settings = cls(**given)

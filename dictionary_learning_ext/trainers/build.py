@@ -7,6 +7,7 @@ import torch as t
 from ..config.architectures import TRAINED, import_class
 from ..config.sae import SAEConfig
 from .base import Trainer
+from .data_start import start_from_data
 from .parts import WHOLE, Part
 from .upstream import UpstreamTrainer
 
@@ -24,6 +25,7 @@ def build_trainer(
     dtype: str,
     name: str,
     part: Part = WHOLE,
+    first_fill: t.Tensor | None = None,
 ) -> Trainer:
     """Build the trainer of a resolved configuration, with initial weights drawn from `sae.seed`.
 
@@ -32,6 +34,7 @@ def build_trainer(
     Arguments:
         energy: E||x||^2 of the activations that it will see.
         part: the features that it trains.
+        first_fill: activations to start from, see `start_from_data`. None: random weights.
     """
     arguments = sae.trainer_arguments() | {
         "steps": steps,
@@ -64,5 +67,7 @@ def build_trainer(
         if threshold is not None:
             inner.dead_feature_threshold = threshold
         trainer = UpstreamTrainer(inner, in_bf16=dtype == "bfloat16")
+    if first_fill is not None:
+        start_from_data(trainer, first_fill, sae.dict_size, sae.seed)
     trainer.starts_trained = sae.init_from is not None
     return trainer

@@ -94,6 +94,13 @@ def as_input(dictionary: Dictionary, x: t.Tensor) -> t.Tensor:
     return x.to(next(dictionary.parameters()))
 
 
+def weights_by_feature(dictionary: Any) -> tuple[t.Tensor, t.Tensor]:
+    """The weights of the encoder and of the decoder, (F, D) each. They share the dictionary's memory."""
+    if hasattr(dictionary, "W_dec"):
+        return dictionary.W_enc.T, dictionary.W_dec
+    return dictionary.encoder.weight, dictionary.decoder.weight.T
+
+
 @t.no_grad()
 def decoder_directions(dictionary: Dictionary, features: Sequence[int] | None = None) -> t.Tensor:
     """Each feature's decoder direction, a copy on the CPU: (F, D).
@@ -101,8 +108,7 @@ def decoder_directions(dictionary: Dictionary, features: Sequence[int] | None = 
     Arguments:
         features: the features to return, one row each, in this order. None: all.
     """
-    sae: Any = dictionary
-    weight_FD = sae.W_dec if hasattr(sae, "W_dec") else sae.decoder.weight.T
+    _, weight_FD = weights_by_feature(dictionary)
     wanted_FD = weight_FD if features is None else weight_FD[list(features)]
     return wanted_FD.detach().float().cpu().clone()
 

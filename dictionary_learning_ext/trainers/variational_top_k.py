@@ -34,6 +34,7 @@ from ..config.sae import (
 from ..devices import chosen_device, keep_freed_memory
 from ..errors import ConfigError
 from .base import SamplingTopKTrainer, resolved
+from .data_start import start_from_data
 from .dictionaries import FromState, TopKCode, require_scale, require_width
 from .kernels import compiled
 from .kernels import step as compiled_step
@@ -318,6 +319,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             fp32.
         mean_squared_norm: E||x||^2 of the activations. Default: 1, for trainSAE's normalize_activations=True.
         part: the features of a split dictionary that this process trains; see `split.py`.
+        first_fill: activations (N, D) to start from, see `start_from_data`. Default: random weights.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
@@ -347,6 +349,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         submodule_name: str | None = None,
         mean_squared_norm: float = 1.0,
         part: Part = WHOLE,
+        first_fill: t.Tensor | None = None,
         **options: Any,
     ):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
@@ -380,6 +383,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             submodule_name=submodule_name,
         )
         self.dtype: Dtype = dtype
+        if first_fill is not None:
+            start_from_data(self, first_fill, dict_size, t.initial_seed() if seed is None else seed)
         self._start_top_k()
         self._warn_of_selection()
         is_fixed = settings.posterior == "fixed"

@@ -329,12 +329,13 @@ def _opened(share: Share, inputs: Inputs, start: Start) -> _Data:
 
 
 def _built(share: Share, inputs: Inputs, start: Start, data: _Data) -> list[SAERun]:
-    """Build the SAEs: with random weights, with those of a trained SAE, or from their resume points."""
+    """Build the SAEs: with random weights, from the data, with those of a trained SAE, or from their resume points."""
     settings, sae_runs = share.settings, []
     part_of = share.processes.parts(settings.split, settings.device)
     points = start.points or [None] * len(share.jobs)
     for job, source, point in zip(share.jobs, start.sources, points, strict=True):
         config, hook, scale = job.config.sae, inputs.hooks[job.hook], data.scales[job.hook]
+        is_from_data = config.start == "data" and point is None
         trainer = build_trainer(
             config,
             energy=scale.energy,
@@ -347,6 +348,7 @@ def _built(share: Share, inputs: Inputs, start: Start, data: _Data) -> list[SAER
             dtype=settings.dtype,
             name=job.folder.name,
             part=part_of(config.dict_size),
+            first_fill=data.batches.by_hook[job.hook].first_rows() if is_from_data else None,
         )
         if source is not None:
             start_from(trainer, source, scale.norm_factor, config, hook)

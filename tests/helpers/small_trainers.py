@@ -14,7 +14,13 @@ def batch(seed: int, rows: int = BATCH) -> t.Tensor:
     return t.randn(rows, D, generator=t.Generator().manual_seed(seed))
 
 
-def built(architecture: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Any:
+def built(
+    architecture: str,
+    dtype: str = "float32",
+    device: str = "cpu",
+    first_fill: t.Tensor | None = None,
+    **options: Any,
+) -> Any:
     """The trainer of an architecture for a run of STEPS, with these options. Default: k = K."""
     if "k" in option_names(CONFIGS[architecture]):
         options = {"k": K} | options
@@ -30,6 +36,7 @@ def built(architecture: str, dtype: str = "float32", device: str = "cpu", **opti
         device=device,
         dtype=dtype,
         name="x",
+        first_fill=first_fill,
     )
 
 

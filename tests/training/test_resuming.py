@@ -53,6 +53,7 @@ MORE = {
     "annealed": {"noise_anneal_steps": 48, "posterior": "learned"},
     "point": {"posterior": "point"},
     "magnitude": {"select_by": "magnitude"},
+    "from_data": {"start": "data"},
 }
 """Options of vsae_top_k that are tested beside every architecture."""
 
