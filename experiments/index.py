@@ -104,6 +104,14 @@ EXPERIMENTS = (
         pages=("fading_smollm2.md",),
     ),
     Experiment(
+        "returning.study",
+        "Whose features come back, at which architecture, start and dose?",
+        minutes="700",
+        stages=("train", "tables"),
+        needs="the cache that its protocol names",
+        pages=("whose_features.md", "whose_features_truth.md"),
+    ),
+    Experiment(
         "ground_truth.synth_16k",
         "How much of SynthSAEBench-16k's truth do TopK, BatchTopK and vSAEs find?",
         minutes="540",
