@@ -150,7 +150,7 @@ def trainer_options(
         mean_squared_norm: E||x||^2 of the activations (B, D) that the trainer gets, e.g.
             `float(x.square().sum(-1).mean())` of a batch. Default: 1, for `normalize_activations=True`.
         posterior: fixed, learned or point, in place of the preset's.
-        first_fill: activations (N, D) to start from, as `--start data`: some hundred thousand rows, far more than dict_size.
+        first_fill: activations (N, D) to start from, as `--start data`: some ten thousand rows, far more than dict_size.
             Default: random weights.
 
     Raises: ConfigError for an unknown preset or posterior, a preset of another trainer, or a number out of range.

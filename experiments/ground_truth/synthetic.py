@@ -299,9 +299,8 @@ class SyntheticRows(BatchSource):
         """The true features' magnitudes in the last batch, 0 if one doesn't fire."""
         return self._sampler.rows(self._seed, self._last, with_firing=True)[1]
 
-    def mean_squared_norm(self) -> float:
-        x_BD, _ = self._sampler.rows(self._seed, range(_NORM_ROWS))
-        return float(x_BD.square().sum(1).mean())
+    def first_rows(self) -> t.Tensor:
+        return self._sampler.rows(self._seed, range(_NORM_ROWS))[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens_seen": self.tokens_seen}
