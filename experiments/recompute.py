@@ -38,7 +38,7 @@ import numpy as np
 
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.evaluation.tables import markdown_table
-from dictionary_learning_ext.features.agreement import CODE_MEASURES, SHARES
+from dictionary_learning_ext.features.agreement import CODE_MEASURES, COME_BACK
 from dictionary_learning_ext.features.columns import guides_table
 from dictionary_learning_ext.features.reproducibility import DIRECTION_MEASURES
 from experiments.index import EXPERIMENTS
@@ -535,7 +535,10 @@ TABLES = {
     ),
     "measures_of_seeds": defined(
         ["key", "name", "what it is"],
-        [(m.key, m.label, m.definition) for m in (SHARES[0], *CODE_MEASURES, *DIRECTION_MEASURES)],
+        [
+            (m.key, m.label, m.definition)
+            for m in (COME_BACK[1], *CODE_MEASURES, *DIRECTION_MEASURES)
+        ],
     ),
     "numbers_of_features": guides_table(),
     "quickstart": """

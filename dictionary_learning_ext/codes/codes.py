@@ -30,6 +30,7 @@ from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from scipy.sparse import csc_matrix, csr_matrix
+from torch.nn import functional
 
 from ..activations.inputs import in_batches
 from ..activations.language_models import load_tokenizer
@@ -48,7 +49,10 @@ from .encoding import Encoder, Totals
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2
+KIND_OF = 40_000
+"""The tokens with which directions are compared, see `Codes.token_cosine_F`."""
+_FORMAT = 3
+_TOKENS_AT_ONCE = 8192
 _SUMS = (
     "norm_factor",
     "tokens",
@@ -99,6 +103,9 @@ class Codes:
     """How much the summed squared error rises if a feature is dropped, (F,), float64."""
     directions_FD: t.Tensor
     """What one unit of each feature adds to the reconstruction, (F, D), float32, on the CPU."""
+    token_cosine_F: np.ndarray
+    """The largest cosine of each feature's direction with the activation of a token, less the mean activation, of the first
+    KIND_OF encoded tokens, (F,), float32."""
     has_all: bool = False
     """Whether `totals` hold the sums that need all features, not only the selected ones."""
     sae: str = ""
@@ -156,6 +163,22 @@ class Codes:
         """Each feature's energy, (F,), float64: the sum over tokens of its squared activation times its squared length."""
         squares_M = self.by_feature.data.astype(np.float64) ** 2
         return self.summed(squares_M) * self.directions_FD.double().square().sum(1).numpy()
+
+    def residual_of(self, is_in_F: np.ndarray) -> float:
+        """The summed squared error of the reconstruction by some features alone, (F,), with the decoder and its bias as they are.
+
+        Leaving out the set S of features adds the sum of f d over S to the error e of each token. With f d . e from `rise_F`,
+
+            |e + sum f d|^2 = |e|^2 + sum (rise - |f d|^2) + |sum f d|^2        sums over S
+        """
+        left_out = np.flatnonzero(~is_in_F)
+        code_NS = csr_matrix(self.by_feature[:, left_out])
+        directions_SD = self.directions_FD.numpy()[left_out]
+        residual = self.totals.residual + float((self.rise_F - self.energy_F)[left_out].sum())
+        for start in range(0, self.tokens, _TOKENS_AT_ONCE):
+            lost_nD = code_NS[start : start + _TOKENS_AT_ONCE] @ directions_SD
+            residual += float(np.square(lost_nD, dtype=np.float64).sum())
+        return residual
 
     def summed(self, values_M: np.ndarray) -> np.ndarray:
         """The sum of values over each feature's selections, (F,), float64. The values are in the order of `by_feature`."""
@@ -227,6 +250,8 @@ def encode_each(
     """Like `encode`, but yields one SAE's codes at a time, so that the caller can free them. `with_all`: see `Encoder`."""
     encoders = [Encoder(sae, with_all=with_all) for sae in dictionaries]
     ids, wanted, sinks = [], [], []
+    first: list[t.Tensor] = []
+    left = KIND_OF
 
     def noted() -> Iterator[ContextBatch]:
         for batch in batches:
@@ -238,6 +263,8 @@ def encode_each(
     for x_ND in in_batches(
         noted()
     ):  # in the batches of a run's own evaluation, for bit-identical numbers
+        first.append(x_ND[:left])
+        left -= len(first[-1])
         for encoder in encoders:
             encoder.add(x_ND)
     reading = Reading(
@@ -247,17 +274,29 @@ def encode_each(
         raise TextError(
             "the text has no token to measure on: expected at least one; give a longer text"
         )
+    tokens_ND = t.cat(first)
+    tokens_ND -= tokens_ND.mean(0)
     while encoders:
         encoder = encoders.pop(0)
+        directions_FD = decoder_directions(encoder.dictionary)
         yield Codes(
             encoder.code_NF(),
             reading,
             encoder.totals,
             encoder.rise_F.cpu().numpy(),
-            decoder_directions(encoder.dictionary),
+            directions_FD,
+            _largest_cosine(directions_FD, tokens_ND),
             encoder.with_all,
             tokenizer=tokenizer,
         )
+
+
+def _largest_cosine(directions_FD: t.Tensor, tokens_ND: t.Tensor) -> np.ndarray:
+    """(F,), the largest cosine of each direction with a row of the others."""
+    unit_FD = functional.normalize(directions_FD, dim=1).to(tokens_ND)
+    parts = (functional.normalize(rows_nD, dim=1) for rows_nD in tokens_ND.split(_TOKENS_AT_ONCE))
+    largest = [(unit_FD @ unit_nD.T).amax(1) for unit_nD in parts]
+    return t.stack(largest).amax(0).cpu().numpy()
 
 
 def _concatenated(parts: list[np.ndarray], fill: Any) -> np.ndarray:
@@ -344,6 +383,7 @@ def keep_codes(folder: Path, codes: Codes) -> Path:
         "wanted_CL": codes.reading.wanted_CL,
         "sink_CL": codes.reading.sink_CL,
         "rise_F": codes.rise_F,
+        "token_cosine_F": codes.token_cosine_F,
         "sum_D": totals.sum_D.cpu().numpy(),
     }
     sums = {name: getattr(totals, name) for name in _SUMS}
@@ -435,6 +475,7 @@ def _read(
         totals,
         part["rise_F"],
         decoder_directions(dictionary),
+        part["token_cosine_F"],
         about["has_all"],
         sae,
         about["text"],

@@ -116,7 +116,7 @@ class CompareFlags:
 
 def run_compare(flags: CompareFlags) -> None:
     from ..evaluation.tables import chosen, metrics_in, results_table
-    from ..features.agreement import SHARES
+    from ..features.agreement import COME_BACK
     from ..features.reproduce_text import sentence_of
     from ..features.seeds import compare_seeds
     from ..run_folder.reading import read_config, read_metrics, require_folders
@@ -138,10 +138,10 @@ def run_compare(flags: CompareFlags) -> None:
     if flags.columns is not None:
         print(results_table(results, configs, metrics))
         return
-    groups, columns = [*compare_seeds(configs)], {measure.label: {} for measure in SHARES}
+    groups, columns = [*compare_seeds(configs)], {measure.label: {} for measure in COME_BACK}
     for folders, returning in groups:
-        shares = returning.shares()
-        for measure in SHARES:
+        shares = returning.numbers()
+        for measure in COME_BACK:
             if (share := shares[measure.key]) is not None:
                 columns[measure.label] |= dict.fromkeys(folders, measure.text(share))
     print(results_table(results, configs, metrics, columns))

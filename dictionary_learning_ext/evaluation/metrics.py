@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch as t
 
 from ..codes.codes import Codes
@@ -31,10 +32,15 @@ def fve(totals: Totals) -> float:
     return 1 - totals.residual / totals.total_variance
 
 
-def fve_of(codes: Codes) -> float | None:
-    """The FVE on the text of these codes; None if its activations have no variance."""
+def fve_of(codes: Codes, is_in_F: np.ndarray | None = None) -> float | None:
+    """The FVE on the text of these codes; None if its activations have no variance.
+
+    Arguments:
+        is_in_F: the features of which the reconstruction is made, (F,). Default: all.
+    """
+    residual = codes.totals.residual if is_in_F is None else codes.residual_of(is_in_F)
     try:
-        return fve(codes.totals)
+        return 1 - residual / codes.totals.total_variance
     except NotMeasured:
         return None
 

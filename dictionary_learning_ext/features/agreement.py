@@ -13,7 +13,7 @@ and 0.4 GB, and a pair takes a minute on one core.
 Shapes: N tokens, F features, G features of another SAE.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -23,8 +23,8 @@ import numpy as np
 from scipy.sparse import csr_matrix, diags, hstack
 from torch.nn.functional import normalize
 
-from ..codes.codes import Codes
-from ..evaluation.metrics import METRICS, is_near_dead
+from ..codes.codes import KIND_OF, Codes
+from ..evaluation.metrics import METRICS, fve_of, is_near_dead
 from .reproducibility import (
     AS_DIRECTION,
     IN_FUNCTION,
@@ -38,9 +38,17 @@ from .reproducibility import (
 
 NEAR_DEAD = 0.1
 """A feature selected in fewer than this times k/F of the tokens is near-dead."""
-
+NEAR_DEAD_KEY = f"near_dead_{NEAR_DEAD:g}"
+"""The metric's key."""
 
 CODE_MEASURES = (
+    Measure(
+        "in_function_fve",
+        "FVE of what comes back",
+        ".3f",
+        "FVE of the reconstruction by those features alone that come back in what they do, with the decoder and its bias as "
+        "trained; the mean over the two SAEs",
+    ),
     Measure(
         "in_function",
         IN_FUNCTION,
@@ -62,8 +70,15 @@ CODE_MEASURES = (
         "share of the activation energy that belongs to features that come back in what they do",
     ),
     Measure(
+        "in_function_one_token",
+        "of these, of one token's kind",
+        ".1%",
+        "of the features that come back in what they do, the share of one token's kind: their direction has a cosine of at "
+        f"least {RETURNING[0]:g} with the activation of one of the text's first {KIND_OF:,} tokens, less the mean",
+    ),
+    Measure(
         "near_dead",
-        METRICS[f"near_dead_{NEAR_DEAD:g}"].label,
+        METRICS[NEAR_DEAD_KEY].label,
         ".1%",
         "share of features that are near-dead, the mean over the two SAEs: selected in fewer than "
         f"{NEAR_DEAD:g} k/F of the tokens",
@@ -106,6 +121,12 @@ CODE_MEASURES = (
         "direction",
     ),
     Measure(
+        "direction_fve",
+        f"FVE of these ({AS_DIRECTION})",
+        ".3f",
+        "FVE of the reconstruction by those features alone that come back as a direction",
+    ),
+    Measure(
         "jaccard",
         "Jaccard index",
         ".4f",
@@ -114,7 +135,8 @@ CODE_MEASURES = (
     ),
 )
 """The measures of a pair's codes, see `measures_of_pair`."""
-SHARES = (
+COME_BACK = (
+    CODE_MEASURES[0],
     Measure(
         "as_direction",
         AS_DIRECTION,
@@ -122,9 +144,11 @@ SHARES = (
         "share of features that come back in another seed as a direction: their match there has an absolute cosine of "
         f"at least {RETURNING[0]:g}",
     ),
-    CODE_MEASURES[0],
+    CODE_MEASURES[1],
 )
-"""The two shares of features that come back, which are shown side by side."""
+"""How much comes back, as tables show it: the FVE of what comes back, and the two shares of features."""
+SHOWN = (*COME_BACK, METRICS[NEAR_DEAD_KEY], METRICS["fve"])
+"""The columns of tables of what comes back."""
 
 
 @dataclass(frozen=True)
@@ -154,22 +178,53 @@ class AgreementOfCodes:
         return {names: share_in_function(*both) for names, both in self.correlations.items()}
 
     @cached_property
-    def pairs(self) -> dict[tuple[str, str], dict[str, float]]:
+    def fve(self) -> dict[tuple[str, str], tuple[float | None, float | None]]:
+        """The FVE of what comes back of each SAE of every pair, by the two names; None where the activations have no variance."""
+        return {
+            (a, b): (
+                fve_of(self.codes[a], correlation_F >= RETURNING[0]),
+                fve_of(self.codes[b], correlation_G >= RETURNING[0]),
+            )
+            for (a, b), (correlation_F, correlation_G) in self.correlations.items()
+        }
+
+    def one_token(self, name: str) -> float:
+        """Of an SAE's features that come back in what they do, the share of one token's kind, the mean over its pairs."""
+        kind_F = of_one_token(self.codes[name])
+        returns_SF = self.correlation_SF(name) >= RETURNING[0]
+        return fmean(_weight_share(returns_F, kind_F) for returns_F in returns_SF)
+
+    @cached_property
+    def pairs(self) -> dict[tuple[str, str], dict[str, float | None]]:
         """The result of `measures_of_pair` for every pair, by the two names."""
         return {
-            (a, b): measures_of_pair(self.codes[a], self.codes[b], pair, self.correlations[a, b])
+            (a, b): {
+                "in_function_fve": mean_or_none(self.fve[a, b]),
+                **measures_of_pair(self.codes[a], self.codes[b], pair, self.correlations[a, b]),
+            }
             for (a, b), pair in self.measured.pairs.items()
         }
 
-    def means(self) -> dict[str, float]:
+    def means(self) -> dict[str, float | None]:
         """The measures, averaged over the pairs."""
         measures = list(self.pairs.values())
-        return {key: fmean(of_pair[key] for of_pair in measures) for key in measures[0]}
+        return {key: mean_or_none([of_pair[key] for of_pair in measures]) for key in measures[0]}
 
-    def of(self, name: str) -> np.ndarray:
-        """(F,), the correlation of each feature's activations with its match's, the mean over the other SAEs."""
+    def correlation_SF(self, name: str) -> np.ndarray:
+        """(S, F), the correlation of the activations of each of an SAE's features with its match's, in each of S other SAEs."""
         pairs = self.correlations.items()
-        return np.mean([both[names.index(name)] for names, both in pairs if name in names], axis=0)
+        return np.stack([both[names.index(name)] for names, both in pairs if name in names])
+
+
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    """The mean; None unless all values are known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
+
+
+def of_one_token(codes: Codes) -> np.ndarray:
+    """Which features are of one token's kind, (F,)."""
+    return codes.token_cosine_F >= RETURNING[0]
 
 
 def share_in_function(correlation_F: np.ndarray, correlation_G: np.ndarray) -> float:
@@ -180,8 +235,8 @@ def share_in_function(correlation_F: np.ndarray, correlation_G: np.ndarray) -> f
 
 def measures_of_pair(
     a: Codes, b: Codes, pair: PairOfSAEs, correlations: tuple[np.ndarray, np.ndarray]
-) -> dict[str, float]:
-    """Every measure of CODE_MEASURES, by key. All are symmetric in the two.
+) -> dict[str, float | None]:
+    """Every measure of CODE_MEASURES but the first, by key. All are symmetric in the two.
 
     Correlations are Pearson's over all tokens, also those at which a feature is not selected, for all features of the
     smaller SAE. Shares that belong to features that come back are means over the two SAEs.
@@ -206,6 +261,14 @@ def measures_of_pair(
         "in_function_energy": float(
             np.mean([_weight_share(a.energy_F, returns_F), _weight_share(b.energy_F, returns_G)])
         ),
+        "in_function_one_token": float(
+            np.mean(
+                [
+                    _weight_share(returns_F, of_one_token(a)),
+                    _weight_share(returns_G, of_one_token(b)),
+                ]
+            )
+        ),
         "near_dead": 1 - float(np.mean([used_F.mean(), used_G.mean()])),
         "correlation": float(correlations[0].sum() / min(len(returns_F), len(returns_G))),
         "correlation_by_direction": float((signs_P * by_direction_P).mean()),
@@ -217,6 +280,9 @@ def measures_of_pair(
         },
         "direction_selections": _weight_share_returning(a.count_F, b.count_F, RETURNING[0], pair),
         "direction_energy": _weight_share_returning(a.energy_F, b.energy_F, RETURNING[0], pair),
+        "direction_fve": mean_or_none(
+            [fve_of(a, pair.match_F >= RETURNING[0]), fve_of(b, pair.match_G >= RETURNING[0])]
+        ),
         "jaccard": _jaccard(a.code_NF, b.code_NF, pair.matched_F),
     }
 

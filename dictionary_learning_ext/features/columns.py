@@ -1,4 +1,4 @@
-"""The numbers of every feature: what each is, and what computes it. Imports no torch.
+"""The numbers of every feature: what each is, and what computes it.
 
 NUMBERS is the one list of them. The report's table, the pages of features, all CSV files with a row for each feature, and
 the guide's table of these files read it. To add a number, add a row:
@@ -11,14 +11,13 @@ Shapes: F features.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from ..codes.codes import KIND_OF, Codes
 from ..run_folder.files import replacing, write_rows
-
-if TYPE_CHECKING:
-    from ..codes.codes import Codes
+from .reproducibility import RETURNING
 
 File = Literal["report", "one", "several"]
 """A file with a row for each feature: a report's, that of `vsae reproduce` with one SAE, and that with several."""
@@ -31,12 +30,12 @@ Show = Literal["number", "cosine", "percent", "share of seeds", "tokens"]
 class FeaturesOfSAE:
     """What the numbers of an SAE's features are computed from. A report's `Analysis` has these attributes, too."""
 
-    codes: "Codes | None"
+    codes: Codes | None
     """None if only directions were compared."""
     scores: Any = None
     """`FeatureScores`: which features come back in other SAEs. None if there are no others."""
-    correlation_F: np.ndarray | None = None
-    """The correlation of each feature with its match in what they do, the mean over the other SAEs."""
+    correlation_SF: np.ndarray | None = None
+    """The correlation of each feature with its match in what they do, in each of S other SAEs."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,14 @@ def _repeated(sae: Any, what: str) -> np.ndarray | None:
     """An attribute of `FeatureScores`, the same for each feature."""
     scores = sae.scores
     return None if scores is None else np.full(len(scores.match_F), getattr(scores, what))
+
+
+def _function_in(sae: Any) -> np.ndarray | None:
+    return None if sae.correlation_SF is None else (sae.correlation_SF >= RETURNING[0]).sum(axis=0)
+
+
+def _correlation(sae: Any) -> np.ndarray | None:
+    return None if sae.correlation_SF is None else sae.correlation_SF.mean(axis=0)
 
 
 def _match_in(sae: Any) -> dict[str, list[int | None]] | None:
@@ -164,6 +171,28 @@ NUMBERS = (
         fact="of the error is added when it is dropped",
     ),
     Column(
+        "token_cosine",
+        "largest cosine of its decoder direction with a token's activation less the mean, of the text's first "
+        f"{KIND_OF:,}; from {RETURNING[0]:g} it is of one token's kind",
+        lambda sae: sae.codes.token_cosine_F,
+        digits=3,
+        title="nearest token",
+        show="cosine",
+        fact="largest cosine with a token's activation",
+        is_extra=True,
+    ),
+    Column(
+        "function_in",
+        "in how many other SAEs it comes back in what it does",
+        _function_in,
+        _REPORT + _SEVERAL,
+        form="",
+        digits=None,
+        title="in what it does",
+        show="share of seeds",
+        fact="seeds it comes back in, in what it does",
+    ),
+    Column(
         "as_direction_in",
         "in how many other SAEs it comes back as a direction",
         lambda sae: sae.scores and sae.scores.returns_F,
@@ -204,11 +233,12 @@ NUMBERS = (
     Column(
         "correlation",
         "correlation of its activations with those of its match in what they do, the mean over the other SAEs",
-        lambda sae: sae.correlation_F,
+        _correlation,
         _REPORT + _SEVERAL,
-        title="in what it does",
+        title="correlation",
         show="cosine",
         fact="correlation with its match in what they do",
+        is_extra=True,
     ),
     Column(
         "match_in",
@@ -221,7 +251,7 @@ NUMBERS = (
 )
 """In the order of the report's table, of the facts on a feature's page, and of CSV files but those of several SAEs."""
 _FIRST_OF_SEVERAL = (
-    "direction_match as_direction_in of random_match correlation match_in error_share"
+    "function_in as_direction_in of correlation direction_match random_match match_in error_share"
 )
 """The first columns of CSV files of several SAEs. Others follow."""
 

@@ -27,7 +27,7 @@ from ..run_folder.reading import read_config, read_metrics_if_any, require_folde
 from ..run_folder.sae_names import require_different
 from ..run_folder.settings import SEEDS, architecture_of, settings_named_in, settings_of
 from ..run_folder.weights import load_dictionary
-from .agreement import AgreementOfCodes, is_used
+from .agreement import NEAR_DEAD_KEY, AgreementOfCodes, is_used, mean_or_none
 from .directions import decoder_directions
 from .reproducibility import RETURNING, Reproducibility, ReproducibilityError, reproducibility
 
@@ -60,13 +60,13 @@ class ReturningFeatures:
     """Whether two of the SAEs were trained on the same batches."""
 
     @property
-    def pairs(self) -> dict[tuple[str, str], dict[str, float]]:
+    def pairs(self) -> dict[tuple[str, str], dict[str, float | None]]:
         """Every measure of each pair, by the two names. Without codes, the measures of directions."""
         codes = self.codes.pairs if self.codes else {}
         pairs = self.measured.pairs.items()
         return {names: {**pair.measures, **codes.get(names, {})} for names, pair in pairs}
 
-    def means(self) -> dict[str, float]:
+    def means(self) -> dict[str, float | None]:
         """Every measure, averaged over the pairs."""
         return {**self.measured.means(), **(self.codes.means() if self.codes else {})}
 
@@ -74,6 +74,20 @@ class ReturningFeatures:
         """The share of an SAE's features that come back as a direction. Default: the mean over SAEs."""
         names = self.measured.names if name is None else [name]
         return fmean(self.measured.as_direction(name)[RETURNING[0]] for name in names)
+
+    def returning_fve(self, name: str | None = None) -> float | None:
+        """The FVE of an SAE's features that come back in what they do, alone, the mean over its pairs. Default: the mean over
+        all pairs. None without codes."""
+        if self.codes is None:
+            return None
+        pairs = self.codes.fve.items()
+        known = [
+            fve
+            for pair, both in pairs
+            for of, fve in zip(pair, both, strict=True)
+            if name in (None, of)
+        ]
+        return mean_or_none(known)
 
     def in_function(self, name: str | None = None) -> float | None:
         """The share of an SAE's features that come back in what they do, the mean over its pairs. Default: the mean over all
@@ -90,15 +104,20 @@ class ReturningFeatures:
         names = self.measured.names if name is None else [name]
         return fmean(1 - float(is_used(self.codes.codes[name]).mean()) for name in names)
 
-    def shares(self, name: str | None = None) -> dict[str, float | None]:
-        """The two shares of features that come back, by the keys of `agreement.SHARES`."""
-        return {"as_direction": self.as_direction(name), "in_function": self.in_function(name)}
+    def numbers(self, name: str | None = None) -> dict[str, float | None]:
+        """An SAE's numbers in tables, by the keys of `agreement.SHOWN`. Default: the mean over SAEs."""
+        return {
+            "in_function_fve": self.returning_fve(name),
+            "as_direction": self.as_direction(name),
+            "in_function": self.in_function(name),
+            NEAR_DEAD_KEY: self.near_dead(name),
+            "fve": self.mean_fve if name is None else self.fve[name],
+        }
 
     @property
     def mean_fve(self) -> float | None:
         """The mean FVE of the SAEs; None unless all are known."""
-        known = [value for value in self.fve.values() if value is not None]
-        return fmean(known) if len(known) == len(self.fve) else None
+        return mean_or_none([*self.fve.values()])
 
 
 def agreement(a: SAE, b: SAE) -> Reproducibility:
@@ -134,7 +153,7 @@ def reproduce(
     """Which features come back in other SAEs. Warns where the SAEs differ in more than their seeds.
 
         result = reproduce(["runs/seed0", "runs/seed1"], tokens=50_000)
-        result.as_direction(), result.in_function()
+        result.returning_fve(), result.as_direction(), result.in_function()
 
     Arguments:
         folders: the names of the SAEs. They may have different numbers of features, see `agreement`.

@@ -6,26 +6,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.metrics import METRICS
 from ..evaluation.tables import text_table
-from .agreement import CODE_MEASURES, NEAR_DEAD, SHARES
+from .agreement import CODE_MEASURES, SHOWN
 from .columns import FeaturesOfSAE, write_numbers
 from .reproduce import ReturningFeatures
 from .reproducibility import AS_DIRECTION, DIRECTION_MEASURES, IN_FUNCTION, Measure
 
-_NEAR_DEAD, _FVE = METRICS[f"near_dead_{NEAR_DEAD:g}"], METRICS["fve"]
-HEADER = tuple(measure.label for measure in (*SHARES, _NEAR_DEAD, _FVE))
+HEADER = tuple(measure.label for measure in SHOWN)
 """The columns of `row`."""
 
 
 def row(result: ReturningFeatures, name: str | None = None, missing: str = "-") -> list[str]:
     """An SAE's cells in a table with these HEADER columns. Default: the mean over SAEs."""
-    shares, fve = result.shares(name), result.mean_fve if name is None else result.fve[name]
-    return [
-        *(measure.text(shares[measure.key], missing) for measure in SHARES),
-        _NEAR_DEAD.text(result.near_dead(name), missing),
-        _FVE.text(fve, missing),
-    ]
+    return cells(result.numbers(name), missing)
+
+
+def cells(numbers: Mapping[str, float | None], missing: str = "-") -> list[str]:
+    """Numbers by the keys of SHOWN, as cells under HEADER."""
+    return [measure.text(numbers[measure.key], missing) for measure in SHOWN]
 
 
 def short_table(results: Mapping[str, ReturningFeatures]) -> str:
@@ -69,7 +67,7 @@ def reproducibility_table(result: ReturningFeatures, everything: bool = False) -
     return "\n\n".join([*parts, sentence_of([result], [title])])
 
 
-def _cells(measures: Sequence[Measure], values: Mapping[str, float]) -> list[list[str]]:
+def _cells(measures: Sequence[Measure], values: Mapping[str, float | None]) -> list[list[str]]:
     return [[measure.label, measure.text(values[measure.key])] for measure in measures]
 
 
@@ -121,6 +119,7 @@ def json_content(result: ReturningFeatures) -> dict[str, Any]:
                 "fve": result.fve[name],
                 "within": measured.within[name],
                 "as_direction": measured.as_direction(name),
+                "in_function_fve": result.returning_fve(name),
                 "in_function": result.in_function(name),
                 "near_dead": result.near_dead(name),
             }
@@ -138,7 +137,9 @@ def write_features(result: ReturningFeatures, path: str | Path) -> None:
     codes = result.codes
     saes = {
         name: FeaturesOfSAE(
-            codes and codes.codes[name], result.measured.scores(name), codes and codes.of(name)
+            codes and codes.codes[name],
+            result.measured.scores(name),
+            codes and codes.correlation_SF(name),
         )
         for name in result.measured.names
     }

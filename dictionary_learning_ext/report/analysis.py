@@ -22,10 +22,10 @@ from ..config.run import ReportOptions
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import labels
-from ..features.agreement import SHARES
+from ..features.agreement import COME_BACK
 from ..features.directions import LogitLens, Ranked, alignment, nearest_features
 from ..features.reproduce import ReturningFeatures, comparable_configs, compare_saes
-from ..features.reproducibility import FeatureScores
+from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, FeatureScores
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
 from ..run_folder.sae_names import location_of, require_different
@@ -130,12 +130,17 @@ class Analysis:
         return None if returning is None else returning.measured.scores(returning.measured.names[0])
 
     @cached_property
-    def correlation_F(self) -> np.ndarray | None:
-        """How each feature's activations correlate with those of its match in the other seeds, the mean over them."""
+    def correlation_SF(self) -> np.ndarray | None:
+        """How each feature's activations correlate with those of its match in each of the S other seeds."""
         returning = self.come_back
         if returning is None or returning.codes is None:
             return None
-        return returning.codes.of(returning.measured.names[0])
+        return returning.codes.correlation_SF(returning.measured.names[0])
+
+    @property
+    def correlation_F(self) -> np.ndarray | None:
+        """Their mean over the other seeds."""
+        return None if self.correlation_SF is None else self.correlation_SF.mean(axis=0)
 
     def known(self, metric: str) -> list[float]:
         """A metric's values for this SAE and its other seeds, of those that have it."""
@@ -299,14 +304,15 @@ def _come_back(analyses: list[Analysis]) -> list[HeadlineRow]:
     if not any(sae.come_back for sae in analyses):
         return []
     rows = []
-    for measure in SHARES:
-        shares = [sae.come_back and sae.come_back.shares()[measure.key] for sae in analyses]
+    for measure in COME_BACK:
+        shares = [sae.come_back and sae.come_back.numbers()[measure.key] for sae in analyses]
         known = [share for share in shares if share is not None]
         cells, best = (
             [measure.text(share, "–") for share in shares],
             measure.text(max(known, default=None), ""),
         )
-        name = f"Features that come back {measure.label}"
+        is_share = measure.label in (AS_DIRECTION, IN_FUNCTION)
+        name = f"Features that come back {measure.label}" if is_share else measure.label
         rows.append(_row(analyses, name, measure.definition, cells, best))
     return rows
 

@@ -119,7 +119,7 @@ def most_returning_of_each_k(groups: list[Group]) -> list[Group]:
     """For each k at each hook point, the setting of which the most features come back between its seeds.
 
     Only settings whose seeds were compared and whose mean FVE is within SAME_FVE of the best count. They are ranked by the
-    share that comes back in what it does, or as a direction if the former isn't known of all.
+    FVE of what comes back, or by the share as a direction if the former isn't known of all.
     """
     best = []
     for rivals in _groups_by_k(groups, "fve"):
@@ -129,7 +129,7 @@ def most_returning_of_each_k(groups: list[Group]) -> list[Group]:
             for group in rivals
             if group.scores is not None and (group.mean("fve") or 0.0) >= least
         ]
-        keys = ("in_function", "as_direction")
+        keys = ("in_function_fve", "as_direction")
         key = next((key for key in keys if all(v[key] is not None for _, v in near)), keys[1])
         if near:
             best.append(max(near, key=lambda rated: rated[1][key] or 0.0)[0])
@@ -222,7 +222,7 @@ class SeedScores:
     """What comes back between the SAEs of one setting, on average over all pairs."""
 
     values: dict[str, float | None]
-    """The shares of features that come back, by the keys of SHARES."""
+    """How much comes back, by the keys of COME_BACK."""
     share_batches: bool
     """Whether two of the SAEs have the same data seed."""
 
@@ -240,7 +240,7 @@ def with_seed_scores(groups: Sequence[Group], *, encode: bool = False) -> list[G
     for names, returning in compare_seeds(
         {name: read_config(name) for name in folders}, encode=encode
     ):
-        scores |= dict.fromkeys(names, SeedScores(returning.shares(), returning.share_batches))
+        scores |= dict.fromkeys(names, SeedScores(returning.numbers(), returning.share_batches))
     known = [[scores.get(str(folder)) for folder in group.folders] for group in groups]
     return [
         replace(group, scores=next(iter(of_group), None))

@@ -167,7 +167,8 @@ def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
 
 
 def _come_back(analyses: Sequence[Analysis]) -> dict[str, Any]:
-    """The section about SAEs and their other seeds: warnings, and a table's label, head and rows."""
+    """The section about SAEs and their other seeds: warnings, a table's label, head and rows, and of each SAE
+    the share of one token's kind."""
     known = [sae.come_back for sae in analyses if sae.come_back]
     rows = [
         (name, row(returning, name, missing="–"))
@@ -175,7 +176,14 @@ def _come_back(analyses: Sequence[Analysis]) -> dict[str, Any]:
         for name in returning.measured.names
     ]
     table = ("What comes back of each SAE", ["SAE", *HEADER], rows)
-    return {"notes": [note for returning in known for note in returning.notes], "table": table}
+    one_token = [
+        (name, returning.codes.one_token(name))
+        for returning in known
+        if returning.codes
+        for name in returning.measured.names
+    ]
+    notes = [note for returning in known for note in returning.notes]
+    return {"notes": notes, "table": table, "one_token": one_token}
 
 
 def _sae(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:

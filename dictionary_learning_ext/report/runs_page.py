@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from ..errors import CheckpointError
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import labels_of, setting_text, text_table
-from ..features.agreement import SHARES
+from ..features.agreement import COME_BACK
 from ..features.reproducibility import Measure
 from ..run_folder.comparing import measurements, unequal
 from ..run_folder.files import (
@@ -276,7 +276,9 @@ def _known_shares(groups: list[Group]) -> list[Measure]:
     """The shares of returning features that were measured for any setting."""
     scores = [group.scores.values for group in groups if group.scores is not None]
     return [
-        measure for measure in SHARES if any(values[measure.key] is not None for values in scores)
+        measure
+        for measure in COME_BACK
+        if any(values[measure.key] is not None for values in scores)
     ]
 
 

@@ -14,6 +14,7 @@ from report_runs import QUICK
 from dictionary_learning_ext import Codes, encode_text, features_of
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.codes import codes as codes_module
 from dictionary_learning_ext.codes import encoding
 from dictionary_learning_ext.codes.encoding import Encoder
 from dictionary_learning_ext.errors import NonFiniteError
@@ -81,6 +82,16 @@ def test_error_share_is_the_rise_of_the_error_without_the_feature(sae, x):
 
     expected = [error(feature) / error() - 1 for feature in range(F)]
     assert codes_of_rows(sae, x).error_share_F == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_the_error_of_some_features_alone_is_that_of_their_reconstruction(sae, x):
+    """With the decoder and its bias, on other activations than training's, in float64."""
+    codes, is_in_F = codes_of_rows(sae, x[:50], x[50:]), np.arange(F) % 3 == 0
+    sae, x = sae.double(), x.double()
+    f_NF = sae.encode(x) * t.from_numpy(is_in_F)
+    expected = float((x - sae.decode(f_NF)).square().sum())
+    assert codes.residual_of(is_in_F) == pytest.approx(expected, rel=1e-4)
+    assert codes.residual_of(np.ones(F, dtype=bool)) == pytest.approx(codes.totals.residual)
 
 
 @pytest.mark.parametrize("kind", ["vsae", "magnitude", "rectified", "learned"])
@@ -188,3 +199,13 @@ def test_codes_of_a_given_language_model_are_neither_read_nor_kept(
     counted.update(tokens=0)
     features_of(run, lm=tiny_lm, tokens=150)
     assert counted["tokens"] == 150
+
+
+def test_a_directions_nearest_token_is_among_the_first_less_their_mean(monkeypatch):
+    monkeypatch.setattr(codes_module, "KIND_OF", 50)
+    t.manual_seed(0)
+    sae, x_ND = AutoEncoderTopK(8, 12, 3), t.randn(70, 8) + 2
+    codes = codes_of_rows(sae, x_ND[:30], x_ND[30:])
+    first = x_ND[:50].double() - x_ND[:50].double().mean(0)
+    cosines = t.cosine_similarity(sae.decoder.weight.double().T[:, None], first[None], dim=2)
+    assert codes.token_cosine_F == pytest.approx(cosines.amax(1).numpy(force=True), abs=1e-5)

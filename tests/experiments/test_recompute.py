@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from dictionary_learning_ext.evaluation.metrics import METRICS
-from dictionary_learning_ext.features.agreement import CODE_MEASURES, SHARES
+from dictionary_learning_ext.features.agreement import CODE_MEASURES, COME_BACK
 from dictionary_learning_ext.features.reproducibility import DIRECTION_MEASURES
 from experiments import recompute
 
@@ -51,6 +51,6 @@ def test_auc_is_sklearns():
 
 def test_the_guide_defines_every_metric():
     page = (recompute.ROOT / "docs" / "metrics.md").read_text()
-    for metric in (*METRICS.values(), *SHARES, *CODE_MEASURES, *DIRECTION_MEASURES):
+    for metric in (*METRICS.values(), *COME_BACK, *CODE_MEASURES, *DIRECTION_MEASURES):
         (line,) = (line for line in page.splitlines() if line.startswith(f"| `{metric.key}` |"))
         assert line.replace("\\|", "|").endswith(f"| {metric.definition} |")

@@ -27,13 +27,36 @@ def drawn(seed, n=N, f=F, d=D, density=0.15, signed=False):
     return code, rng.normal(size=(f, d)) * rng.uniform(0.5, 2, (f, 1))
 
 
+def activations(code, directions):
+    """Activations, (n, d), of which the code explains a part, and not without a bias."""
+    noise = np.random.default_rng(5).normal(size=(len(code), directions.shape[1]))
+    return code @ directions + noise + 0.3 * np.roll(code @ directions, 1, axis=0)
+
+
+BIAS = 0.4
+
+
 def as_codes(code, directions, k: int | None = K):
     n, size = code.shape
+    x, x_hat = activations(code, directions), code @ directions + BIAS
     reading = Reading(*np.stack([np.zeros((1, n)), np.ones((1, n)), np.zeros((1, n))]).astype(bool))
     totals = Totals(directions.shape[1], size, k, t.device("cpu"))
     code_NF = csr_matrix(code.astype(np.float32))
     directions_FD = t.tensor(directions, dtype=t.float32)
-    return Codes(code_NF, reading, totals, np.zeros(size), directions_FD)
+    totals.add(t.tensor(x), t.tensor(x_hat), t.tensor(code.nonzero()[1]))
+    rise_F = (code**2 * (directions**2).sum(1) + 2 * code * ((x - x_hat) @ directions.T)).sum(0)
+    return Codes(code_NF, reading, totals, rise_F, directions_FD, token_cosine(directions))
+
+
+def token_cosine(directions):
+    return np.abs(normalize(directions)[:, 0]) + 0.5
+
+
+def fve_of_some(code, directions, numbers):
+    """The FVE of the reconstruction by some features alone."""
+    x, numbers = activations(code, directions), sorted(numbers)
+    x_hat = code[:, numbers] @ directions[numbers] + BIAS
+    return 1 - np.square(x - x_hat).sum() / np.square(x - x.mean(0)).sum()
 
 
 def of(a, b, k: int | None = K):
@@ -66,6 +89,10 @@ def slowly(a, b, k):
     found["correlation_by_direction"] = np.mean(own)
     same = [(i, j) for i, j in zip(rows, columns, strict=True) if corr[i, j] >= 0.7]
     found["in_function"] = len(same) / np.mean([size, others])
+    both = [*zip((a, b), zip(*same, strict=True), strict=True)]
+    kinds = [token_cosine(each)[list(numbers)] >= 0.7 for (_, each), numbers in both]
+    found["in_function_one_token"] = np.mean(kinds)
+    found["in_function_fve"] = np.mean([fve_of_some(*each, numbers) for each, numbers in both])
     for name in ("selections", "energy"):
         parts = []
         for (code, directions), numbers in zip((a, b), zip(*same, strict=True), strict=True):
@@ -89,6 +116,8 @@ def slowly(a, b, k):
         in_a = {i for i, j in match.items() if abs(cosines[i, j]) >= least}
         both = ((f, ours, in_a), (g, theirs, {match[i] for i in in_a}))
         of_used = []
+        if least == 0.7:
+            found["direction_fve"] = np.mean([fve_of_some(*each) for each in both])
         for code, directions, returning in both:
             l0 = np.mean((code != 0).sum(1)) if k is None else k
             own_size = code.shape[1]
@@ -139,6 +168,8 @@ def test_every_measure_is_what_a_slow_count_gives(signed, k):
     assert set(found) == set(expected) == KEYS
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
     assert 0.2 < found["direction_energy"] < 0.8
+    assert 0.1 < found["in_function_fve"] < fve_of_some(*a, range(F)) - 0.1
+    assert found["in_function_fve"] != pytest.approx(found["direction_fve"], abs=0.01)
     assert found["direction_0.7_not_near_dead"] != pytest.approx(0.5)
     assert found["in_function"] not in (0, 1, pytest.approx(found["correlation"]))
     swapped = of(b, a, k)
@@ -174,10 +205,16 @@ def test_the_same_sae_with_its_features_in_another_order_agrees_in_everything(si
     other = f[:, order] * scale * sign, directions[order] / (scale * sign * np.ones(F))[:, None]
     found = of((f, directions), other)
     expected = dict.fromkeys(KEYS, 1.0) | {"near_dead": 0.0}
+    expected["in_function_one_token"] = np.mean(token_cosine(directions) >= 0.7)
+    expected |= dict.fromkeys(
+        ("in_function_fve", "direction_fve"), fve_of_some(f, directions, range(F))
+    )
     if signed:  # correlations are signed, so a feature finds no other
         of_function = [key for key in found if key.startswith(("correlation", "in_function"))]
         of_function.remove("correlation_by_direction")
-        assert {found.pop(key) < 0.8 and expected.pop(key) for key in of_function} == {1.0}
+        of_function.remove("in_function_one_token")  # of those few that do
+        del found["in_function_one_token"], expected["in_function_one_token"]
+        assert all(found.pop(key) < 0.8 * expected.pop(key) for key in of_function)
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
 
 

@@ -177,7 +177,7 @@ def test_one_folder_is_ordered_by_error_share(seeds, tmp_path, capsys):
     assert f"wrote {Path(seeds[0]) / 'features.csv'}" in out
     with (Path(seeds[0]) / "features.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["feature", "firing_rate", "error_share"]
+    assert list(rows[0]) == ["feature", "firing_rate", "error_share", "token_cosine"]
     assert [float(row["error_share"]) for row in rows] == pytest.approx(share_F, rel=1e-4)
     assert main(["reproduce", seeds[0], "--tokens", "600", "--csv", str(tmp_path / "a.csv")]) == 0
     written = [path.read_text() for path in (tmp_path / "a.csv", Path(seeds[0]) / "features.csv")]

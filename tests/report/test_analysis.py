@@ -106,8 +106,8 @@ def analysis(label, metrics=None, seeds=()):
 
 
 def coming_back(one, share):
-    shares = {"as_direction": share, "in_function": share / 2}
-    found: Any = SimpleNamespace(shares=lambda: shares)
+    numbers = {"in_function_fve": share / 4, "as_direction": share, "in_function": share / 2}
+    found: Any = SimpleNamespace(numbers=lambda: numbers)
     return replace(one, come_back=found)
 
 

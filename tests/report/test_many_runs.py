@@ -150,14 +150,14 @@ def test_seeds_of_one_data_seed_share_batches(data_seed, share_batches, seeds, t
     assert scores.share_batches == share_batches
 
 
-@pytest.mark.parametrize("in_function", [True, False])
-def test_the_setting_of_which_most_comes_back_is_among_those_of_the_best_fve(in_function):
+@pytest.mark.parametrize("has_codes", [True, False])
+def test_the_setting_of_which_most_comes_back_is_among_those_of_the_best_fve(has_codes):
     def run(k, beta, fve):
         return RunResult(f"{k}{beta}", {"k": k, "beta": beta}, {"fve": fve}, Path(f"{k}{beta}"))
 
     def group(k, beta, fve, function, direction):
-        known = function if in_function else None
-        scores = SeedScores({"in_function": known, "as_direction": direction}, False)
+        known = function if has_codes else None
+        scores = SeedScores({"in_function_fve": known, "as_direction": direction}, False)
         return Group([run(k, beta, fve)], scores)
 
     groups = [
@@ -168,4 +168,4 @@ def test_the_setting_of_which_most_comes_back_is_among_those_of_the_best_fve(in_
         Group([run(8, 0.1, 0.8999)]),  # one seed
     ]
     found = [(one.settings["k"], one.settings["beta"]) for one in most_returning_of_each_k(groups)]
-    assert found == [(4, 0.1 if in_function else 0.0), (8, 0.0)]
+    assert found == [(4, 0.1 if has_codes else 0.0), (8, 0.0)]

@@ -21,6 +21,7 @@ from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.features.directions import decoder_directions
+from dictionary_learning_ext.features.reproduce_text import HEADER
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.run_folder.weights import load_dictionary
 
@@ -229,7 +230,7 @@ def test_the_features_of_the_folder_have_scores(seeded_report, seeds):
     assert columns["direction_match"] == pytest.approx(expected.match_F, rel=1e-3)
     assert columns["as_direction_in"] == expected.returns_F.tolist()
     assert max(columns["correlation"]) <= 1
-    own = {"direction_match", "as_direction_in", "correlation"}
+    own = {"direction_match", "as_direction_in", "function_in", "correlation"}
     assert not own & other["columns"].keys(), "it is no seed of that one"
     assert ours["seeds"]["of"] == 2
     assert ours["seeds"]["random"] == pytest.approx(expected.random, abs=5e-5)
@@ -238,6 +239,7 @@ def test_the_features_of_the_folder_have_scores(seeded_report, seeds):
     files = seeded_report.with_name("seeded_files")
     rows = list(csv.DictReader((files / "features_seed0.csv").open(encoding="utf-8")))
     assert [int(row["as_direction_in"]) for row in rows] == columns["as_direction_in"]
+    assert [int(row["function_in"]) for row in rows] == columns["function_in"]
     assert [float(row["correlation"]) for row in rows] == columns["correlation"]
     assert "correlation" not in (files / "features_top_k.csv").read_text(encoding="utf-8")
 
@@ -251,11 +253,13 @@ def test_the_section_has_every_sae_with_both_shares(seeded_report, seeds):
         for row in re.findall("<tr>.*?</tr>", section, re.DOTALL)
     ]
     expected = measured_again(seeds)
-    assert rows[0] == ["SAE", "as a direction", "in what they do", "near-dead < 0.1", "FVE"]
+    assert rows[0] == ["SAE", *HEADER]
     for folder, row in zip(seeds, rows[1:4], strict=True):
         fve = json.loads((folder / "metrics.json").read_text())["fve"]
         share = expected.as_direction(folder.name)[0.7]
-        assert row == [folder.name, f"{share:.1%}", *row[2:4], f"{fve:.4f}"]
+        assert row == [folder.name, row[1], f"{share:.1%}", *row[3:5], f"{fve:.4f}"]
+        assert 0 <= float(row[1]) <= fve
+        assert re.search(rf"\d+% of {folder.name}[,.]", section)
     (said,) = re.findall(r'<p class="answer">(.*?)</p>', page, re.DOTALL)
     said = " ".join(said.split())
     mean = np.mean([expected.as_direction(name)[0.7] for name in expected.names])
@@ -268,7 +272,7 @@ def test_without_seeds_nothing_is_said_of_them(report):
     page = report.read_text(encoding="utf-8")
     data = data_of(page)
     assert not any("seeds" in sae for sae in data["saes"])
-    own = {"direction_match", "as_direction_in", "correlation"}
+    own = {"direction_match", "as_direction_in", "function_in", "correlation"}
     assert not any(own & sae["columns"].keys() for sae in data["saes"])
     body = page[: page.index('<script type="text/plain"')]
     assert not re.search("These come back|comes back|--seeds|other seed", body)
