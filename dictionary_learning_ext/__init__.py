@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .config.sae import ReLUConfig as ReLUConfig
     from .config.sae import TopKConfig as TopKConfig
     from .config.sae import VAEaseConfig as VAEaseConfig
+    from .config.sae import VSAEAsPublishedConfig as VSAEAsPublishedConfig
     from .config.sae import VSAEConfig as VSAEConfig
     from .config.sae import VSAETopKConfig as VSAETopKConfig
     from .errors import UserError as UserError
@@ -46,6 +47,8 @@ if TYPE_CHECKING:  # "as": for type checkers, the names are public
     from .trainers.vaease import VAEaseTrainer as VAEaseTrainer
     from .trainers.variational_top_k import VariationalTopKAutoEncoder as VariationalTopKAutoEncoder
     from .trainers.variational_top_k import VariationalTopKTrainer as VariationalTopKTrainer
+    from .trainers.vsae_as_published import VSAEAsPublishedTrainer as VSAEAsPublishedTrainer
+    from .trainers.vsae_as_published import VSAETopK as VSAETopK
     from .training.loop import train as train
     from .training.loop import train_saes as train_saes
 
@@ -65,7 +68,10 @@ _HOMES = {
     "VAEase": ".trainers.vaease",
     "VAEaseConfig": ".config.sae",
     "VAEaseTrainer": ".trainers.vaease",
+    "VSAEAsPublishedConfig": ".config.sae",
+    "VSAEAsPublishedTrainer": ".trainers.vsae_as_published",
     "VSAEConfig": ".config.sae",
+    "VSAETopK": ".trainers.vsae_as_published",
     "VSAETopKConfig": ".config.sae",
     "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
     "VariationalTopKTrainer": ".trainers.variational_top_k",

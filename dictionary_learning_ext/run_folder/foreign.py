@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from ..config.architectures import ARCHITECTURES
 from ..errors import CheckpointError
 from .files import CONFIG, EVALUATION, WEIGHTS, read_json, target_of
 from .schema import CFG_JSON, CONFIG_JSON, SPARSIFY_RUN, Object
@@ -60,6 +61,8 @@ _DICT_CLASSES = {
     **dict.fromkeys(BAKER_LI.values(), "VariationalTopKAutoEncoder"),
 }
 """By architecture: the class of upstream or this package that computes the same."""
+_OURS = ARCHITECTURES["vsae_as_published"]
+"""Our SAE of Baker & Li's code, under the name of their class."""
 _FORMER_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 """Former names of SAELens's settings, from before version 6."""
 _REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-([a-z]+)")
@@ -73,8 +76,11 @@ def format_of(folder: Path) -> ForeignFormat | None:
             config = read_json(folder / CONFIG, CONFIG_JSON)
         except (CheckpointError, OSError):  # `read_config` raises it again
             return None
-        is_theirs = config.get("trainer", {}).get("dict_class") == "VSAETopK"
-        return "Baker & Li" if is_theirs and "run" not in config else None
+        trainer = config.get("trainer", {})
+        is_ours = "run" in config or trainer.get("trainer_class") == _OURS.trainer_class
+        return (
+            "Baker & Li" if trainer.get("dict_class") == _OURS.dict_class and not is_ours else None
+        )
     has_settings = (folder / FOREIGN_CONFIG).is_file()
     formats: list[ForeignFormat] = [
         form for form, name in WEIGHTS_OF.items() if (folder / name).is_file()

@@ -152,7 +152,7 @@ class Terms(NamedTuple):
     """The code's KL: 0.5 sum of z^2 over all features"""
 
 
-class VSAETopKTrainer(SamplingSAETrainer):
+class VSAEAsPublishedTrainer(SamplingSAETrainer):
     """Trains a `VSAETopK` as the public code does.
 
         loss = mean_B( ||x - x_hat||^2 + beta s(t) 0.5 sum_F min(z, 10)^2 )

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch as t
+from dictionary_learning.training import trainSAE
 from small_trainers import STEPS, F, K, batch, built, in_float64
 
-from dictionary_learning_ext import load_dictionary
+from dictionary_learning_ext import VSAEAsPublishedTrainer, VSAETopK, load_dictionary
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.run_folder.foreign import format_of
+from dictionary_learning_ext.run_folder.sae_names import require_own
 
 NAME = "vsae_as_published"
 
@@ -100,6 +102,18 @@ def test_unit_norms_for_sae_bench_change_no_reconstruction_and_folded_ones_do():
     assert t.allclose(ae(x), before)
     values, indices = ae.encode(x, return_topk=True)[1:3]
     assert t.equal(t.zeros(len(x), F).double().scatter(1, indices, values), ae.encode(x))
+
+
+def test_a_folder_of_trainsae_is_ours_and_not_the_authors(tmp_path):
+    config = {"trainer": VSAEAsPublishedTrainer, "activation_dim": batch(0).shape[1]}
+    config |= {"steps": 4, "dict_size": F, "k": K, "layer": 0, "lm_name": "tiny", "device": "cpu"}
+    config["warmup_steps"] = 1
+    batches = (batch(i) for i in range(200))
+    kinds = {"normalize_activations": True, "device": "cpu"}
+    trainSAE(batches, [config], steps=4, save_dir=str(tmp_path), **kinds)
+    folder = tmp_path / "trainer_0"
+    require_own(folder, "export")
+    assert isinstance(load_dictionary(folder)[0], VSAETopK)
 
 
 # --- a run of the preset
