@@ -127,7 +127,7 @@ def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
     name = given.get("preset", DEFAULT_PRESET)
     if name == NONE:
         return None, TrainConfig()
-    return name, preset(name)
+    return name, preset(name, architecture=given.get("architecture"))
 
 
 def _run_of(given: dict[str, str], settings: RunConfig) -> RunConfig:

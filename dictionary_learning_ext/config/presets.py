@@ -93,10 +93,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": "roneneldan/TinyStories",
         "hook": "blocks.3.hook_resid_post",
         "dict_size": 8192,
-        "k": 512,
+        "k": 256,  # of its figures 8 and 9
         "beta": 1.0,
-        "lr": 8e-4,
-        "warmup_steps": share_of_run(0.02),
+        "warmup_steps": share_of_run(0.02, least=200),
         "decay_start": share_of_run(0.8),
         "steps": 10_001,
         "batch_size": 192,
@@ -107,14 +106,27 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+_OF_ARCHITECTURES: dict[tuple[str, str], dict[str, Any]] = {
+    # The public code's TopK: train_topk.py; top_k.py, line 113
+    ("paper-as-run", "top_k"): {"dead_feature_threshold": DEAD_FEATURE_THRESHOLD},
+}
+"""Settings that a preset has with another architecture alone."""
 
-def preset(name: str, steps: int | None = None) -> TrainConfig:
-    """The settings of a preset, for a run of `steps` (default: the preset's).
+
+def preset(name: str, steps: int | None = None, *, architecture: str | None = None) -> TrainConfig:
+    """The settings of a preset.
+
+    Arguments:
+        steps: the length of the run. Default: the preset's.
+        architecture: in place of the preset's, e.g. top_k for the baseline.
 
     Raises: ConfigError for an unknown name.
     """
     require_choice("preset", name, PRESETS)
     config = TrainConfig().with_settings(PRESETS[name], f"preset {name}")
+    if architecture is not None:
+        own = _OF_ARCHITECTURES.get((name, architecture), {})
+        config = replace(config, sae=replace(config.sae.start_for(architecture), **own))
     return config if steps is None else replace(config, run=replace(config.run, steps=steps))
 
 

@@ -85,7 +85,9 @@ class Share(Follows):
     most: int | None
 
     def value(self, sae: "SAEConfig", steps: int) -> int:
-        count = max(self.least, math.floor(self.share * steps + 1e-6))
+        # a warm-up is shorter than the run
+        least = self.least if self.least <= 1 else min(self.least, steps - 1)
+        count = max(least, math.floor(self.share * steps + 1e-6))
         return count if self.most is None else min(count, self.most)
 
 

@@ -37,8 +37,23 @@ def test_the_public_codes_preset_has_its_schedule():
     given = as_run.sae.resolve(as_run.run.steps).trainer_arguments()
     schedules = ("warmup_steps", "decay_start", "kl_warmup_steps")
     assert [given[name] for name in schedules] == [200, 8000, 1000]
-    with pytest.raises(ConfigError, match=r"paper-as-run.*recommended, paper,.*VSAETopKTrainer"):
+    short = preset("paper-as-run", steps=4000).resolved.sae
+    assert (short.warmup_steps, short.decay_start) == (200, 3200)
+    with pytest.raises(
+        ConfigError, match=r"paper-as-run.*recommended, paper,.*VSAEAsPublishedTrainer"
+    ):
         trainer_options("paper-as-run", **SIZES)
+
+
+def test_the_public_codes_pair_is_two_architectures_of_one_preset():
+    vsae, top_k = (preset("paper-as-run", architecture=name) for name in (None, "top_k"))
+    assert vsae.run == top_k.run
+    assert (vsae.sae.dict_size, vsae.sae.k) == (top_k.sae.dict_size, top_k.sae.k) == (8192, 256)
+    given = top_k.sae.resolve(top_k.run.steps).trainer_arguments()
+    assert given["lr"] == pytest.approx(2e-4 * 2**0.5)
+    assert (given["auxk_alpha"], given["dead_feature_threshold"]) == (1 / 32, 10_000_000)
+    assert (given["warmup_steps"], given["decay_start"]) == (200, 8000)
+    assert vsae.resolved.sae.lr == 8e-4
 
 
 def test_the_paper_is_what_the_paper_states():
