@@ -27,8 +27,7 @@ from ..config.checks import require
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..errors import ActivationsError, DiskError, UserError, bytes_shown
 from ..progress import progress
-from ..run_folder.files import locked, remove, remove_left_behind, replacing, write_json
-from .cache_manifest import (
+from ..run_folder.cache_manifest import (
     DOCUMENTS,
     HELD_OUT,
     MANIFEST,
@@ -43,6 +42,7 @@ from .cache_manifest import (
     read_manifest,
     require_whole,
 )
+from ..run_folder.files import locked, remove, remove_left_behind, replacing, write_json
 from .hook_points import find_hook
 from .language_models import identity, load_model, settings_hash
 from .passes import Contexts, SharedPasses

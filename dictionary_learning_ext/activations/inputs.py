@@ -27,8 +27,8 @@ import torch as t
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..devices import chosen_device
 from ..errors import ActivationsError, LanguageModelError
+from ..run_folder.cache_manifest import DOCUMENTS, HELD_OUT, CacheManifest
 from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
-from .cache_manifest import DOCUMENTS, HELD_OUT, CacheManifest
 from .hook_points import HookPoint, find_hook, require_hook
 from .language_models import (
     CausalLM,

@@ -25,9 +25,7 @@ from safetensors import SafetensorError, safe_open
 from ..config.hooks import hook_name
 from ..config.run import UNKNOWN, RunConfig, Split
 from ..errors import ActivationsError, first_line
-from ..run_folder.comparing import same_setting
-from ..run_folder.files import at_home
-from .cache_manifest import (
+from ..run_folder.cache_manifest import (
     MANIFEST,
     REPAIR,
     TOKEN_IDS,
@@ -35,6 +33,8 @@ from .cache_manifest import (
     CacheManifest,
     finished_manifest,
 )
+from ..run_folder.comparing import same_setting
+from ..run_folder.files import at_home
 from .text import fingerprint_of
 
 STATE, INFO = "state.json", "dataset_info.json"

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, fields, replace
 from signal import SIGINT
 from typing import Any
 
-from ..activations.cache_manifest import CacheDtype
 from ..config.checks import require
 from ..config.run import Dtype, Packing, RunConfig
 from ..errors import Interrupted, in_shell
+from ..run_folder.cache_manifest import CacheDtype
 from ..training.plan import with_hook_names
 from ..training.processes import interrupts, join, launched, saying_if_a_rank_is_lost
 from .flags import Command, positional, vsae

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig, sink_multiple
 from ..config.sae import NOISES, SCHEDULES, dead_after
-from ..errors import UserError
+from ..errors import ActivationsError, UserError
+from .cache_manifest import read_manifest
 from .files import at_home, evaluation
 from .reading import former_evaluation
-from .settings import SEEDS, architecture_of, own_settings, settings_of
+from .settings import SEEDS, architecture_of, own_settings, settings_named_in, settings_of
 
 LEAVING_OUT = ("remove_bos", "max_norm_multiple")
 """The settings that leave out tokens. A command can set them for all folders."""
@@ -123,14 +124,35 @@ def setting_differs(name: str, first: str, one: Any, folder: str, other: Any) ->
 
 
 def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings and the numbers of tokens with which each metrics.json was measured."""
-    settings = {name: metrics.get("measured_on", {}) for name, metrics in results.items()}
+    """The settings and the numbers of tokens with which each metrics.json was measured. Of caches with the same held-out
+    activations one stands for all."""
+    settings = {name: dict(metrics.get("measured_on", {})) for name, metrics in results.items()}
+    one_of: dict[Any, str] = {}
+    for own in settings.values():
+        if (content := _held_out_content(own.get(STORED))) is not None:
+            own[STORED] = one_of.setdefault(content, own[STORED])
     names = sorted({name for each in settings.values() for name in each})
     return {
         folder: {name: settings[folder].get(name) for name in names}
         | {name: metrics[name] for name in _COUNTS if metrics.get(name) is not None}
         for folder, metrics in results.items()
     }
+
+
+_NOT_HELD_OUT = ("model", "data", "data_seed", "hooks", "eval_tokens", "eval_documents")
+"""The settings of a cache that don't decide its held-out activations, or that are told by a hash beside them."""
+
+
+def _held_out_content(cache: str | None) -> str | None:
+    """What decides the held-out activations in a cache, as JSON; None if no cache is there."""
+    try:
+        manifest = None if cache is None else read_manifest(at_home(cache))
+    except ActivationsError:
+        return None
+    if manifest is None:
+        return None
+    content = {n: v for n, v in vars(manifest.settings).items() if n not in _NOT_HELD_OUT}
+    return json.dumps(content, sort_keys=True)
 
 
 def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -168,9 +190,11 @@ class _Schedule(NamedTuple):
 
 def training_settings(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The settings in each config.json that decide what was trained, without the architecture and settings that
-    follow from others. For upstream's folders they include the trainer's class.
+    follow from others. For upstream's folders they include the trainer's class. Of caches with the same content one stands for
+    all.
     """
     trained: dict[str, dict[str, Any]] = {}
+    one_of: dict[str, Any] = {}
     for folder, config in configs.items():
         settings = settings_of(config)
         if settings.keys() & {*NOISES}:  # one takes the place of another
@@ -178,6 +202,8 @@ def training_settings(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str,
         size, k = settings.get("dict_size"), settings.get("k")
         if size and k and settings.get("dead_feature_threshold") == dead_after(size, k):
             settings["dead_feature_threshold"] = None  # follows from the two
+        if (digest := config.get("buffer", {}).get("cache")) is not None:
+            settings[STORED] = one_of.setdefault(digest, settings.get(STORED))
         trained[folder] = {n: v for n, v in settings.items() if n not in _NOT_THE_TRAINING}
     return trained
 
@@ -189,14 +215,20 @@ def trained_as(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any
 
 
 def grouped_by_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Group folders by all settings that decide what was trained, except for the seeds.
+    """Group folders by all settings that decide what was trained, except for the seeds. Of other libraries' SAEs, the language
+    model and the hook point count where their files name them.
 
     Arguments:
         configs: each folder's config.json.
     """
     groups: dict[str, list[str]] = {}
     for folder, trained in trained_as(configs).items():
-        groups.setdefault(but_for_seeds(trained), []).append(folder)
+        named = settings_named_in(configs[folder])
+        place = {
+            "model": Path(str(named.get("model"))).name,
+            "hook": _as_input(str(named.get("hook"))),
+        }
+        groups.setdefault(but_for_seeds(trained | place), []).append(folder)
     return list(groups.values())
 
 

@@ -4,9 +4,9 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..activations.cache_manifest import CacheDtype
 from ..config.run import RunConfig, TrainConfig
 from ..errors import DiskError
+from ..run_folder.cache_manifest import CacheDtype
 from ..run_folder.files import SAVE_DIR
 from ..training.processes import interrupts
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from signal import SIGINT
 from typing import Any
 
-from ..activations.cache_manifest import is_begun
 from ..config.run import TrainConfig, require_same
 from ..errors import ConfigError, Interrupted, TrainingError, UserError, first_line
+from ..run_folder.cache_manifest import is_begun
 from ..run_folder.files import (
     CONFIG,
     FAILED,

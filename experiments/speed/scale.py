@@ -17,12 +17,12 @@ import torch as t
 
 from dictionary_learning_ext import RunConfig, VariationalTopKTrainer, train
 from dictionary_learning_ext.activations.buffer import ShuffledRows
-from dictionary_learning_ext.activations.cache_manifest import CacheDtype
 from dictionary_learning_ext.activations.cache_writer import write_cache
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.config.sae import VSAETopKConfig
+from dictionary_learning_ext.run_folder.cache_manifest import CacheDtype
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (

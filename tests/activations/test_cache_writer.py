@@ -13,11 +13,6 @@ from safetensors.torch import load_file, save_file
 from texts import error_of, write_jsonl
 
 from dictionary_learning_ext.activations import cache_writer, inputs
-from dictionary_learning_ext.activations.cache_manifest import (
-    DOCUMENTS,
-    HELD_OUT,
-    read_manifest,
-)
 from dictionary_learning_ext.activations.hook_points import find_hook, read_residual
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.language_models import load_model
@@ -33,6 +28,11 @@ from dictionary_learning_ext.errors import (
     LanguageModelError,
     NonFiniteError,
     UserError,
+)
+from dictionary_learning_ext.run_folder.cache_manifest import (
+    DOCUMENTS,
+    HELD_OUT,
+    read_manifest,
 )
 from dictionary_learning_ext.run_folder.files import LOCK, locked
 

@@ -13,11 +13,11 @@ from datasets import load_from_disk
 from texts import error_of
 
 from dictionary_learning_ext.activations.buffer import ShuffledRows
-from dictionary_learning_ext.activations.cache_manifest import read_manifest
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
+from dictionary_learning_ext.run_folder.cache_manifest import read_manifest
 
 N, WIDTH = 10_007, 3
 

@@ -14,10 +14,10 @@ from texts import write_jsonl
 from torchrun import ended, rank_of, torchrun
 
 from dictionary_learning_ext.activations import cache_writer
-from dictionary_learning_ext.activations.cache_manifest import read_manifest
 from dictionary_learning_ext.activations.cache_writer import write_contexts
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.run_folder.cache_manifest import read_manifest
 from dictionary_learning_ext.run_folder.files import LOCK
 
 KINDS = ("resid_post", "resid_pre", "attn_out", "mlp_out")

@@ -1,6 +1,7 @@
 """What SAEs were measured and trained on, and whether they can be compared."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,27 @@ def test_a_language_model_whose_folder_has_moved_is_the_same():
     moved = {name: {"measured_on": {"model": f"{name}/lm", "data": f"{name}/lm"}} for name in "ab"}
     assert unequal([*measurements(moved).values()]) == ["data"]
     assert unequal([{"model": "here/lm"}, {"model": "here/other"}]) == ["model"]
+
+
+def test_caches_of_the_same_content_are_one(small_cache, tmp_path):
+    """However many tokens they hold, as far as measurements go."""
+    cache = {name: shutil.copytree(small_cache, tmp_path / name) for name in ("a", "more", "other")}
+    for name, changes in {"more": {"eval_tokens": 7}, "other": {"lm_dtype": "bfloat16"}}.items():
+        manifest = json.loads((cache[name] / "manifest.json").read_text())
+        manifest["settings"] |= changes
+        (cache[name] / "manifest.json").write_text(json.dumps(manifest))
+    measured = {n: {"measured_on": {"activations": str(path)}} for n, path in cache.items()}
+    gone = {"gone": {"measured_on": {"activations": str(tmp_path / "gone")}}}
+    assert unequal([*measurements({n: measured[n] for n in ("a", "more")}).values()]) == []
+    for others in ({"other": measured["other"]}, gone):
+        differing = unequal([*measurements({"a": measured["a"]} | others).values()])
+        assert differing == ["activations"]
+
+    def trained(folder, digest):
+        return run(activations=folder) | {"buffer": {"cache": digest}}
+
+    assert differ(trained("a", "1"), trained("b", "1")) == []
+    assert differ(trained("a", "1"), trained("b", "2")) == ["activations"]
 
 
 def run(steps=100, **settings):

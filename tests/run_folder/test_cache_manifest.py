@@ -7,12 +7,12 @@ import pytest
 from caches import HOOK
 from texts import error_of
 
-from dictionary_learning_ext.activations.cache_manifest import (
+from dictionary_learning_ext.errors import ActivationsError
+from dictionary_learning_ext.run_folder.cache_manifest import (
     MANIFEST,
     CachedHook,
     finished_manifest,
 )
-from dictionary_learning_ext.errors import ActivationsError
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from ..config.checks import Checked
 from ..errors import ActivationsError
-from ..run_folder.files import require_inside
+from .files import require_inside
 
 CacheDtype = Literal["float32", "float16"]
 MANIFEST = "manifest.json"
