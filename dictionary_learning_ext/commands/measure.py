@@ -154,9 +154,9 @@ class ReproduceFlags:
     """Measure which features come back with another seed, or in any SAE."""
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
-    """Two or more run folders of one setting, trained with different --seed and --data-seed; or other SAEs of
-    one hook point, also of other libraries (see docs/any_sae.md). One: rank its features by error_share,
-    and write them to its features.csv."""
+    """Run folders, folders that hold them, e.g. of `vsae train --seeds`, or other libraries' SAEs (see
+    docs/any_sae.md). Those that differ only in --seed and --data-seed are compared, with a row for each setting. Two that differ in more
+    are compared with a warning. One: rank its features by error_share, and write them to its features.csv."""
     tokens: int | None = None
     """Held-out tokens to compare the features' activations on. Default: as in the runs' own evaluations. 0: compare
     decoder directions alone, which needs no language model."""
@@ -171,25 +171,27 @@ class ReproduceFlags:
 
 
 def run_reproduce(flags: ReproduceFlags) -> None:
-    from ..features.reproduce import reproduce
+    from ..features.reproduce import reproduce_settings
     from ..features.reproduce_text import json_content, reproducibility_table, write_features
     from ..run_folder.files import require_writable
+    from ..run_folder.reading import saes_in
 
-    if len(flags.folders) == 1:
-        _order(flags)
+    folders = saes_in(flags.folders)
+    if len(folders) == 1:
+        _order(flags, folders[0])
         return
     if flags.csv is not None:
         require_writable(Path(flags.csv), "csv")
-    result = reproduce(flags.folders, flags.tokens, **flags.inputs.given)
+    results = reproduce_settings(folders, flags.tokens, **flags.inputs.given)
     if flags.csv is not None:
-        write_features(result, flags.csv)
-    table = reproducibility_table(result, flags.all)
-    print(json.dumps(json_content(result), indent=2) if flags.json else table)
+        write_features(results.found.values(), flags.csv)
+    table = reproducibility_table(results.found, flags.all)
+    print(json.dumps(json_content(results), indent=2) if flags.json else table)
     if flags.csv is not None and not flags.json:
         print(f"\nwrote {flags.csv}")
 
 
-def _order(flags: ReproduceFlags) -> None:
+def _order(flags: ReproduceFlags, folder: str) -> None:
     """Order the features of a single SAE by their error_share."""
     from ..evaluation.folders import open_folders
     from ..evaluation.tables import text_table
@@ -198,13 +200,12 @@ def _order(flags: ReproduceFlags) -> None:
     from ..run_folder.sae_names import results_folder
 
     require(flags.tokens != 0, "tokens", flags.tokens, "above 0 for one folder")
-    (folder,) = flags.folders
     path = results_folder(folder) / FEATURES if flags.csv is None else Path(flags.csv)
     require_writable(path, "csv")
     where = flags.inputs.given
     keep = where.pop("keep")
     (codes,) = open_folders([folder], **where).codes(flags.tokens, keep=keep).values()
-    write_numbers(path, {"": FeaturesOfSAE(codes)}, "one")
+    write_numbers(path, [("", FeaturesOfSAE(codes))], "one")
     share_F, rate_F = codes.error_share_F.tolist(), codes.firing_rate_F.tolist()
     if flags.json:
         print(json.dumps({"tokens": codes.tokens, "error_share": share_F}, indent=2))

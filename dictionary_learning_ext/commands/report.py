@@ -30,9 +30,9 @@ class ReportFlags:
 
 
 def run(flags: ReportFlags) -> None:
-    from ..report.many_runs import runs_in
     from ..report.page import write_report
     from ..report.runs_page import write_index
+    from ..run_folder.reading import runs_in
 
     def print_step(step: str) -> None:
         print(f"  {step} …", flush=True)

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..activations.cache_manifest import SPARE
 from ..config.checks import LARGEST_SEED, require
 from ..config.names import automatic_name
 from ..config.run import NONE, RunConfig, TrainConfig
 from ..errors import UserError, in_shell
+from ..run_folder.cache_manifest import SPARE
 from ..run_folder.files import FAILED, RUNS
 from ..run_folder.reading import load_config
 from ..sweep.cached import SweepCache
@@ -150,8 +150,8 @@ def _folder_name(config: TrainConfig, keeps_order: bool) -> str:
 
 def _comparison(configs: dict[str, TrainConfig], folders: dict[str, Path]) -> str:
     """The table of `vsae reproduce` for each hook point."""
-    from ..features.reproduce import reproduce
-    from ..features.reproduce_text import reproducibility_table
+    from ..features.reproduce import reproduce_settings
+    from ..features.reproduce_text import short_table
 
     of_hook: dict[str, list[Path]] = {}
     for name, config in configs.items():
@@ -164,5 +164,5 @@ def _comparison(configs: dict[str, TrainConfig], folders: dict[str, Path]) -> st
     parts = []
     for hook, own in of_hook.items():
         head = f"{hook}\n" if len(of_hook) > 1 else ""
-        parts.append(head + reproducibility_table(reproduce(own, None, **where)))
+        parts.append(head + short_table(reproduce_settings(own, None, **where).found))
     return "\n\n".join(parts)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..activations.positions import left_out
+from ..config.architectures import ARCHITECTURES
 from ..config.checks import did_you_mean
 from ..config.names import is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError, printable
 from ..run_folder.comparing import LEAVING_OUT, measurements, trained_as, unequal
 from ..run_folder.files import NOT_MEASURED
-from ..run_folder.settings import SEEDS
+from ..run_folder.settings import SEEDS, architecture_of, settings_of
 from .metrics import METRICS, Metric, shown_in
 
 _REMEDIES = "See `When it goes wrong` in docs/settings.md."
@@ -243,6 +244,28 @@ def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
             called[folder] = ending
     times = Counter(called.values())
     return {f: name if name and times[name] == 1 else endings[f] for f, name in called.items()}
+
+
+def titles(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """The name of each setting in tables and prose: its `title_of`, and what tells it from others of that title.
+
+    Arguments:
+        configs: the config.json of an SAE of each setting, by its folder.
+    """
+    plain = {folder: title_of(config) for folder, config in configs.items()}
+    trained, found = trained_as(configs), {}
+    for folder, title in plain.items():
+        alike = [other for other in plain if plain[other] == title]
+        but_seeds = {f: {n: v for n, v in trained[f].items() if n not in SEEDS} for f in alike}
+        found[folder] = f"{title} {_names_from_settings(but_seeds)[folder]}".strip()
+    times, endings = Counter(found.values()), endings_of(configs)
+    return {f: name if times[name] == 1 else f"{name} {endings[f]}" for f, name in found.items()}
+
+
+def title_of(config: dict[str, Any]) -> str:
+    """The name of an SAE's kind in tables and prose, e.g. vSAE."""
+    row = ARCHITECTURES[architecture_of(config)]
+    return row.variants.get(settings_of(config).get("posterior", ""), row.title)
 
 
 def file_names(labels: Iterable[str]) -> dict[str, str]:

@@ -256,11 +256,11 @@ _FIRST_OF_SEVERAL = (
 """The first columns of CSV files of several SAEs. Others follow."""
 
 
-def write_numbers(path: Path, saes: Mapping[str, FeaturesOfSAE], file: File) -> None:
+def write_numbers(path: Path, saes: Sequence[tuple[str, FeaturesOfSAE]], file: File) -> None:
     """Write a CSV file of `vsae reproduce`: a row for each feature of each SAE, empty where the SAE has no such number.
 
     Arguments:
-        saes: by their names, which the file of several has in a column.
+        saes: with their names, which the file of several has in a column.
 
     Raises: CheckpointError if it can't be written.
     """
@@ -268,10 +268,10 @@ def write_numbers(path: Path, saes: Mapping[str, FeaturesOfSAE], file: File) -> 
     if file == "several":
         place = {key: n for n, key in enumerate(_FIRST_OF_SEVERAL.split())}
         numbers.sort(key=lambda column: place.get(column.key, len(place)))
-    numbers_of = {name: _as_text(sae, numbers) for name, sae in saes.items()}
-    heads = dict.fromkeys(head for values in numbers_of.values() for head in values)
+    numbers_of = [(name, _as_text(sae, numbers)) for name, sae in saes]
+    heads = dict.fromkeys(head for _, values in numbers_of for head in values)
     columns: dict[str, list[Any]] = {head: [] for head in ("sae", "feature", *heads)}
-    for name, values in numbers_of.items():
+    for name, values in numbers_of:
         size = len(next(iter(values.values())))
         columns["sae"] += [name] * size
         columns["feature"] += range(size)

@@ -15,17 +15,22 @@ from typing import Any
 import torch as t
 
 from ..codes.codes import Codes
-from ..config.architectures import ARCHITECTURES
 from ..config.checks import require
 from ..config.run import RunConfig
 from ..errors import UserError
 from ..evaluation.folders import SAE, dictionary_of, open_folders
 from ..evaluation.metrics import fve_of
-from ..evaluation.tables import labels
-from ..run_folder.comparing import same_setting, setting_differs, trained_as, unequal
+from ..evaluation.tables import labels, title_of, titles
+from ..run_folder.comparing import (
+    grouped_by_setting,
+    same_setting,
+    setting_differs,
+    trained_as,
+    unequal,
+)
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.sae_names import require_different
-from ..run_folder.settings import SEEDS, architecture_of, settings_named_in, settings_of
+from ..run_folder.settings import SEEDS, settings_named_in, settings_of
 from ..run_folder.weights import load_dictionary
 from .agreement import NEAR_DEAD_KEY, AgreementOfCodes, is_used, mean_or_none
 from .directions import decoder_directions
@@ -165,15 +170,92 @@ def reproduce(
     Raises: a UserError for folders that can't be compared: SAEs of different widths, hook points or language models, given
     twice, or not finished.
     """
-    require(tokens is None or tokens >= 0, "tokens", tokens, "0 or more")
     require_folders(folders)
     configs = comparable_configs(folders, where.get("model"))
+    directions, codes = _measured(configs, tokens, keep, where)
+    return compare_saes(configs, directions, codes=codes)
+
+
+@dataclass(frozen=True)
+class SettingsCompared:
+    """Which features come back in each of several settings."""
+
+    found: dict[str, ReturningFeatures]
+    """By the title of each setting: the SAEs that differ in their seeds alone. If no two SAEs do, those of each pair, by its
+    two names."""
+    notes: list[str]
+    """Warnings: the SAEs that have no other seed, and in what settings differ that can't be compared."""
+
+
+def reproduce_settings(
+    folders: Sequence[str | Path], tokens: int | None = 0, *, keep: bool = True, **where: Any
+) -> SettingsCompared:
+    """Which features come back in each setting among several SAEs: those of one setting differ in their seeds and the order
+    of the data alone. Nothing is averaged over settings.
+
+    Arguments: see `reproduce`. Settings of several hook points or language models are measured one after the other.
+
+    Raises: see `reproduce`. SAEs that differ in more than their seeds must be of one hook point and language model.
+    """
+    require_folders(folders)
+    require_different(folders)
+    configs = {str(folder): read_config(folder) for folder in folders}
+    groups, notes = [group for group in grouped_by_setting(configs) if len(group) > 1], []
+    names = labels(configs)
+    if groups:
+        firsts = {group[0]: configs[group[0]] for group in groups}
+        called = titles(firsts)
+        notes = _differing(firsts)
+        if alone := [one for one in configs if not any(one in group for group in groups)]:
+            notes.append(
+                f"{', '.join(alone)}: left out, as there is no other seed of the same setting"
+            )
+    else:
+        comparable_configs(folders, where.get("model"))
+        groups = [[*pair] for pair in combinations(configs, 2)]
+        called = {}
+    for note in notes:
+        logger.warning("%s", note)
+    of_place: dict[Any, dict[str, dict[str, Any]]] = {}
+    for group in groups:
+        named = settings_named_in(configs[group[0]])
+        place = where.get("model") or named.get("model"), named.get("hook")
+        of_place.setdefault(place, {}).update({one: configs[one] for one in group})
+    directions: dict[str, t.Tensor] = {}
+    codes: dict[str, Codes] = {}
+    for own in of_place.values():
+        of_own, codes_of_own = _measured(own, tokens, keep, where)
+        directions |= of_own
+        codes |= codes_of_own or {}
+    found = {}
+    for group in groups:
+        name = called.get(group[0]) or " and ".join(names[one] for one in group)
+        of_group = {one: configs[one] for one in group}
+        found[name] = compare_saes(of_group, directions, codes=codes or None, names=names)
+    return SettingsCompared(found, notes)
+
+
+_COMPARED_AT = ("model", "hook", "data", "k", "dict_size", "steps", "batch_size")
+"""The settings that settings must share for the shares of their features that come back to be compared."""
+
+
+def _differing(configs: Mapping[str, dict[str, Any]]) -> list[str]:
+    """A warning that names the settings in which SAEs differ, of those that they must share to be compared."""
+    trained = trained_as(configs).values()
+    names = unequal([{n: v for n, v in own.items() if n in _COMPARED_AT} for own in trained])
+    what = f"the settings differ in {', '.join(names)}"
+    return [f"{what}: what comes back of one can't be compared with another"] if names else []
+
+
+def _measured(
+    configs: Mapping[str, dict[str, Any]], tokens: int | None, keep: bool, where: dict[str, Any]
+) -> tuple[dict[str, t.Tensor], dict[str, Codes] | None]:
+    """The decoder directions of each SAE, (F, D), and their codes on the same held-out tokens; None for 0 tokens."""
+    require(tokens is None or tokens >= 0, "tokens", tokens, "0 or more")
     device = where.get("device", RunConfig.device)
     saes = {folder: load_dictionary(folder, device) for folder in configs}
     if tokens == 0:
-        return compare_saes(
-            configs, {name: decoder_directions(sae) for name, (sae, _) in saes.items()}
-        )
+        return {name: decoder_directions(sae) for name, (sae, _) in saes.items()}, None
     try:
         opened = open_folders(list(configs), saes=saes, **_with_one_text(configs, where))
         codes = opened.codes(tokens, keep=keep)
@@ -183,7 +265,7 @@ def reproduce(
             "what the features do on a text can't be compared",
             f"{error.instead}; or {remedy}" if error.instead else remedy,
         ) from error
-    return compare_saes(configs, codes=codes)
+    return {name: own.directions_FD for name, own in codes.items()}, codes
 
 
 def compare_saes(
@@ -191,6 +273,7 @@ def compare_saes(
     directions: Mapping[str, t.Tensor] | None = None,
     *,
     codes: Mapping[str, Codes] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> ReturningFeatures:
     """Compare SAEs whose directions or codes are known. Warns where they differ in more than their seeds.
 
@@ -198,13 +281,15 @@ def compare_saes(
         configs: each folder's config.json.
         directions: the decoder directions of each folder's SAE, (F, D). Default: those in its codes.
         codes: the codes of each folder's SAE, all on the same tokens. None: only directions are compared.
+        names: each SAE's short name. Default: its `labels` among these.
     """
-    names, codes = labels(configs), codes or {}
+    names, codes = names or labels(configs), codes or {}
     if directions is None:
         directions = {folder: codes[folder].directions_FD for folder in configs}
     measured = reproducibility({names[folder]: directions[folder] for folder in configs})
     fve = {}
-    for folder, name in names.items():
+    for folder in configs:
+        name = names[folder]
         fve[name] = (read_metrics_if_any(folder) or {}).get("fve")
         if fve[name] is None and folder in codes:
             fve[name] = fve_of(codes[folder])
@@ -214,7 +299,7 @@ def compare_saes(
         fve,
         warn_of_differences(configs),
         AgreementOfCodes(agreeing, measured) if codes else None,
-        ARCHITECTURES[architecture_of(next(iter(configs.values())))].title,
+        title_of(next(iter(configs.values()))),
         "data_seed" in _shared_seeds(configs),
     )
 

@@ -2,14 +2,14 @@
 
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.tables import text_table
 from .agreement import CODE_MEASURES, SHOWN
 from .columns import FeaturesOfSAE, write_numbers
-from .reproduce import ReturningFeatures
+from .reproduce import ReturningFeatures, SettingsCompared
 from .reproducibility import AS_DIRECTION, DIRECTION_MEASURES, IN_FUNCTION, Measure
 
 HEADER = tuple(measure.label for measure in SHOWN)
@@ -33,38 +33,48 @@ def short_table(results: Mapping[str, ReturningFeatures]) -> str:
     return f"{table}\n\n{sentence_of([*results.values()], [*results])}"
 
 
-def reproducibility_table(result: ReturningFeatures, everything: bool = False) -> str:
-    """Which features come back: a table that fits the terminal, and a sentence.
+def reproducibility_table(
+    results: Mapping[str, ReturningFeatures], everything: bool = False
+) -> str:
+    """Which features come back in each setting: tables that fit the terminal, and a sentence.
 
     Arguments:
+        results: of each setting, by its title.
         everything: show every measure, and each SAE.
     """
-    names, width = result.measured.names, shutil.get_terminal_size().columns
-    title = " and ".join(names) if len(names) == 2 else result.title
     parts = []
-    if any(len(pair.match_F) != pair.n_others for pair in result.measured.pairs.values()):
+    pairs = [pair for result in results.values() for pair in result.measured.pairs.values()]
+    if any(len(pair.match_F) != pair.n_others for pair in pairs):
         parts.append(
             "These SAEs differ in size. Features of the larger one without a match in the\n"
             "smaller one don't come back; PW-MCC and its null leave them out."
         )
     if not everything:
-        return "\n\n".join([*parts, short_table({title: result}), "--all shows every measure."])
+        return "\n\n".join([*parts, short_table(results), "--all shows every measure."])
+    for title, result in results.items():
+        parts += [title, *_every_measure(result)] if len(results) > 1 else _every_measure(result)
+    parts.append(
+        "within: mean cosine to the nearest feature of the same SAE. docs/metrics.md\n"
+        "defines the other measures."
+    )
+    return "\n\n".join([*parts, sentence_of([*results.values()], [*results])])
+
+
+def _every_measure(result: ReturningFeatures) -> list[str]:
+    """The tables of a setting."""
+    width, names = shutil.get_terminal_size().columns, result.measured.names
     n_pairs = len(result.measured.pairs)
     mean = f"mean of {n_pairs} pairs" if n_pairs > 1 else "one pair"
     within = [[name, f"{value:.4f}"] for name, value in result.measured.within.items()]
-    parts += [
+    tables = [
         text_table(["", *HEADER], [[name, *row(result, name)] for name in names], width),
         text_table(["directions", mean], _cells(DIRECTION_MEASURES, result.measured.means())),
         text_table(["", "within"], within),
     ]
     if result.codes is not None:
         head = [f"on {result.codes.tokens:,} held-out tokens", mean]
-        parts.append(text_table(head, _cells(CODE_MEASURES, result.codes.means())))
-    parts.append(
-        "within: mean cosine to the nearest feature of the same SAE. docs/metrics.md\n"
-        "defines the other measures."
-    )
-    return "\n\n".join([*parts, sentence_of([result], [title])])
+        tables.append(text_table(head, _cells(CODE_MEASURES, result.codes.means())))
+    return tables
 
 
 def _cells(measures: Sequence[Measure], values: Mapping[str, float | None]) -> list[list[str]]:
@@ -109,8 +119,14 @@ def answer(saes: Sequence[tuple[str, float, float | None, float | None]], random
     return f"{sentence}. Of random directions, {random:.0%} would."
 
 
-def json_content(result: ReturningFeatures) -> dict[str, Any]:
+def json_content(results: SettingsCompared) -> dict[str, Any]:
     """The content of `vsae reproduce --json`: warnings and every measure, without those of single features."""
+    settings = {title: _content_of(result) for title, result in results.found.items()}
+    return {"warnings": results.notes, "settings": settings}
+
+
+def _content_of(result: ReturningFeatures) -> dict[str, Any]:
+    """The part of a setting."""
     measured = result.measured
     return {
         "warnings": result.notes,
@@ -132,15 +148,16 @@ def json_content(result: ReturningFeatures) -> dict[str, Any]:
     }
 
 
-def write_features(result: ReturningFeatures, path: str | Path) -> None:
-    """Write a CSV file with a row for each feature, see columns.py. Raises CheckpointError if it can't be written."""
-    codes = result.codes
-    saes = {
-        name: FeaturesOfSAE(
-            codes and codes.codes[name],
-            result.measured.scores(name),
-            codes and codes.correlation_SF(name),
-        )
-        for name in result.measured.names
-    }
+def write_features(results: Iterable[ReturningFeatures], path: str | Path) -> None:
+    """Write a CSV file with a row for each feature of each SAE, see columns.py. Raises CheckpointError if it can't be
+    written."""
+    saes = []
+    for result in results:
+        codes = result.codes
+        for name in result.measured.names:
+            scores = result.measured.scores(name)
+            numbers = FeaturesOfSAE(
+                codes and codes.codes[name], scores, codes and codes.correlation_SF(name)
+            )
+            saes.append((name, numbers))
     write_numbers(Path(path), saes, "several")

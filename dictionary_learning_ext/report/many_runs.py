@@ -13,7 +13,7 @@ from ..features.reproducibility import Measure
 from ..features.seeds import compare_seeds
 from ..run_folder.comparing import but_for_seeds, trained_as, unequal
 from ..run_folder.files import FAILED, WEIGHTS
-from ..run_folder.reading import load_config, read_config, read_metrics_if_any, run_folders_in
+from ..run_folder.reading import load_config, read_config, read_metrics_if_any, runs_in
 from ..run_folder.settings import SEEDS
 
 logger = logging.getLogger(__name__)
@@ -144,12 +144,6 @@ def _groups_by_k(groups: list[Group], metric: str) -> list[list[Group]]:
             place = str(group.settings.get("hook")), group.settings.get("k") or 0
             places.setdefault(place, []).append(group)
     return [places[place] for place in sorted(places)]
-
-
-def runs_in(folder: Path) -> list[Path]:
-    """The run folders in a folder, or one level below it, where several seeds of several hook points are."""
-    inside = [run for parent in sorted(folder.glob("*")) for run in run_folders_in(parent)]
-    return run_folders_in(folder) or inside
 
 
 def read_all_in(

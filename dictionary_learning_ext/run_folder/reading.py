@@ -3,12 +3,14 @@
 weights.py reads the weights, resume_points.py the resume points. Imports no torch.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..config.architectures import ARCHITECTURES
 from ..config.run import RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, in_shell
@@ -28,7 +30,9 @@ from .files import (
 from .foreign import RECOGNISED, foreign_config, format_of
 from .sae_names import EXPECTED, location_of, results_folder
 from .schema import CONFIG_JSON, METRICS_JSON
-from .settings import settings_in
+from .settings import architecture_of, settings_in, settings_of
+
+logger = logging.getLogger(__name__)
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:
@@ -222,6 +226,41 @@ def run_folders_in(folder: str | Path) -> list[Path]:
     if (folder / CONFIG).is_file():
         return []
     return sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The run folders in a folder, or one level below it, where several seeds of several hook points are."""
+    inside = [run for parent in sorted(folder.glob("*")) for run in run_folders_in(parent)]
+    return run_folders_in(folder) or inside
+
+
+def saes_in(names: Sequence[str]) -> list[str]:
+    """The names of SAEs, with the finished runs in it for a folder that holds run folders: vSAEs first, then in the order of
+    ARCHITECTURES. A warning names the others.
+
+    Raises: ConfigError if no run in such a folder is finished.
+    """
+    found: list[str] = []
+    for name in names:
+        folder = at_home(name)
+        if (folder / CONFIG).is_file() or not (inside := runs_in(folder)):
+            found.append(name)
+            continue
+        finished = [run for run in inside if (run / WEIGHTS).is_file()]
+        if not finished:
+            raise ConfigError(f"{name}: no run in it is finished")
+        if left := [str(run) for run in inside if run not in finished]:
+            logger.warning("left out, as not finished: %s", ", ".join(left))
+        found += map(str, sorted(finished, key=_place))
+    return found
+
+
+def _place(folder: Path) -> tuple[int, bool]:
+    """The place of an SAE's kind among others: a vSAE without noise comes after those with noise."""
+    config = read_config(folder)
+    architecture, rows = architecture_of(config), list(ARCHITECTURES)
+    place = rows.index(architecture) if architecture in rows else len(rows)
+    return place, settings_of(config).get("posterior") == "point"
 
 
 def run_folders(folder: Path) -> list[Path]:

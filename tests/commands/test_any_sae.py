@@ -11,6 +11,7 @@ import torch as t
 import transformers
 from export_folders import of_gemma_scope, of_sae_lens, of_sparsify
 from guide import ROOT, lines, our_words
+from measurement import of_one_setting
 from small_commands import content, refused
 
 from dictionary_learning_ext import agreement, features_of, load_dictionary
@@ -92,7 +93,7 @@ def test_one_of_ours_and_one_of_saelens(tokens, exported, where, tmp_path, capsy
         assert rows["Jaccard index"] == "1.0000"
     json_flags = ["--tokens", "0", "--json", *where]
     assert main(["reproduce", *folders, *json_flags]) == 0
-    assert json.loads(capsys.readouterr().out)["mean"]["direction_0.9"] == 1
+    assert of_one_setting(capsys.readouterr().out)["mean"]["direction_0.9"] == 1
 
 
 @pytest.mark.parametrize("tokens", ["0", "200"])
@@ -106,7 +107,7 @@ def test_two_of_sparsify_of_two_sizes(tokens, sparse, where, capsys):
         assert "lm_name" not in line
         assert "give model; or use --tokens 0" in line
         assert main([*command, *where]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = of_one_setting(capsys.readouterr().out)
     assert found["tokens"] == int(tokens)
     small, large = found["saes"].values()
     assert large["as_direction"]["0.7"] == pytest.approx(small["as_direction"]["0.7"] * 32 / 48)
@@ -179,7 +180,7 @@ def test_one_whose_files_say_nothing_of_left_out_tokens_is_read_as_the_other(
     (theirs / "cfg.json").write_text(json.dumps(settings))
     both = [str(theirs), str(ours)]
     assert main(["reproduce", *both, "--tokens", "200", "--json", *where]) == 0
-    assert json.loads(capsys.readouterr().out)["pairs"][0]["jaccard"] == 1
+    assert of_one_setting(capsys.readouterr().out)["pairs"][0]["jaccard"] == 1
     flags = ["--tokens", "64", *where]
     assert main(["eval", both[0], "--max-norm-multiple", "4", *flags]) == 0
     assert main(["reproduce", *both, "--tokens", "200", *where]) == 0
@@ -299,7 +300,7 @@ def test_public_saes_get_from_the_hubs_names_to_the_table(
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()  # sparsify prints when it is imported
     assert main([*words, "--tokens", "0", "--json"]) == 0
-    directions = json.loads(capsys.readouterr().out)
+    directions = of_one_setting(capsys.readouterr().out)
     assert len(directions["saes"]) == 2
     assert downloads
     where = ["--model", str(deep_lm_dir), "--data", text]  # the last of two equal flags counts

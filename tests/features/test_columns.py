@@ -22,7 +22,10 @@ def test_a_file_of_several_is_empty_where_an_sae_has_no_such_number(monkeypatch,
     t.manual_seed(0)
     codes = codes_of_rows(AutoEncoderTopK(4, 2, 1), t.randn(30, 4))
     scores: list = [np.array([0.5, np.nan]), np.array([2.0, 3.0])]
-    saes = {"p": FeaturesOfSAE(codes, scores=scores[0]), "q": FeaturesOfSAE(None, scores=scores[1])}
+    saes = [
+        ("p", FeaturesOfSAE(codes, scores=scores[0])),
+        ("q", FeaturesOfSAE(None, scores=scores[1])),
+    ]
     write_numbers(tmp_path / "x.csv", saes, "several")
     with (tmp_path / "x.csv").open(newline="") as file:
         rows = list(csv.reader(file))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
-from measurement import codes_of_rows
+from measurement import codes_of_rows, of_one_setting
 
 from dictionary_learning_ext import RunConfig, agreement, load_dictionary, train
 from dictionary_learning_ext.activations.inputs import open_inputs
@@ -24,7 +24,7 @@ from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproduce import reproduce, warn_of_differences
-from dictionary_learning_ext.features.reproduce_text import answer
+from dictionary_learning_ext.features.reproduce_text import HEADER, answer
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
 from dictionary_learning_ext.features.seeds import compare_seeds
 from dictionary_learning_ext.run_folder.reading import read_config
@@ -111,7 +111,7 @@ def test_codes_are_compared_on_held_out_tokens(seeds, capsys):
     for measure in CODE_MEASURES:
         assert shown[measure.label] == measure.text(means[measure.key])
     assert main(["reproduce", *folders[:2], "--json", "--tokens", "1000"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = of_one_setting(capsys.readouterr().out)
     of_pair = codes_again(folders[:2], 1000).pairs["seed0", "seed1"]
     assert found["tokens"] == 1000
     assert {key: found["pairs"][0][key] for key in of_pair} == pytest.approx(of_pair)
@@ -134,7 +134,7 @@ def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
         r"as a direction +in what they do +near-dead < 0\.1 +FVE\n-+\n.* - +- +0\.\d+$", out, re.M
     )
     assert main(["reproduce", *gone, "--tokens", "0", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = of_one_setting(capsys.readouterr().out)
     assert found["tokens"] == 0
     assert "jaccard" not in found["mean"]
     assert main(["reproduce", *gone, "--tokens", "-1"]) == 2
@@ -194,7 +194,7 @@ def normalized(dictionary):
 def test_json_and_the_features_csv(seeds, tmp_path, capsys):
     path = tmp_path / "new" / "features.csv"
     assert main(["reproduce", seeds[0], seeds[1], "--json", "--csv", str(path)]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = of_one_setting(capsys.readouterr().out)
     expected = reproduce([seeds[0], seeds[1]]).measured
     (pair,) = found["pairs"]
     assert pair["saes"] == ["seed0", "seed1"]
@@ -227,7 +227,69 @@ def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_pa
         assert main(["reproduce", seeds[0], other, "--json"]) == 0
         (line,) = [one.message for one in caplog.records if one.levelname == "WARNING"]
         assert note in line
-        assert line in json.loads(capsys.readouterr().out)["warnings"]
+        assert line in of_one_setting(capsys.readouterr().out)["warnings"]
+
+
+def rows_of(table):
+    """The cells of the table of `vsae reproduce`, by the row's name and the column's."""
+    lines = table.partition("\n\n")[0].splitlines()[2:]
+    rows = {name: cells for name, *cells in (re.split("  +", line) for line in lines)}
+    return {name: dict(zip(HEADER, cells, strict=True)) for name, cells in rows.items()}
+
+
+def test_each_setting_is_a_row_whatever_the_order_and_the_rest_is_said(
+    seeds, tmp_path, caplog, capsys
+):
+    other = changed(seeds[3], tmp_path / "seed4", seed=4, data_seed=4)
+    alone = changed(seeds[3], tmp_path / "alone", k=5)
+    folders = [seeds[0], other, seeds[1], seeds[3], alone]
+    expected = {
+        "vSAE k=4": reproduce([seeds[0], seeds[1]], 500),
+        "vSAE k=6": reproduce([seeds[3], other], 500),
+    }
+    for given in (folders, folders[::-1]):
+        caplog.clear()
+        capsys.readouterr()
+        assert main(["reproduce", *given, "--tokens", "500"]) == 0
+        out = capsys.readouterr().out
+        rows = rows_of(out)
+        assert rows.keys() == expected.keys()
+        for name, found in expected.items():
+            assert rows[name]["as a direction"] == f"{found.as_direction():.1%}"
+            assert rows[name]["in what they do"] == f"{found.in_function():.1%}"
+        assert "of vSAE k=6 features" in " ".join(out.split())
+        assert "the settings differ in k: what comes back" in caplog.text
+        assert f"{alone}: left out" in caplog.text
+    assert main(["reproduce", *folders, "--tokens", "500", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["warnings"]) == 2
+    mean = found["settings"]["vSAE k=6"]["mean"]["in_function"]
+    assert mean == expected["vSAE k=6"].in_function()
+
+
+def test_saes_of_which_no_two_are_of_one_setting_are_compared_in_pairs(seeds, tmp_path, capsys):
+    third = changed(seeds[1], tmp_path / "third", lr=0.5)
+    assert main(["reproduce", seeds[0], seeds[3], third, "--tokens", "0"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert list(rows) == ["seed0 and seed3", "seed0 and third", "seed3 and third"]
+    assert (
+        rows["seed0 and third"]["as a direction"]
+        == f"{reproduce([seeds[0], third]).as_direction():.1%}"
+    )
+
+
+def test_a_folder_of_run_folders_stands_for_those_in_it_that_are_finished(
+    seeds, tmp_path, caplog, capsys
+):
+    both = tmp_path / "both"
+    for seed in (0, 1, 2):
+        shutil.copytree(seeds[seed], both / f"seed{seed}")
+    (both / "seed2" / "ae.pt").unlink()
+    assert main(["reproduce", str(both), "--tokens", "500"]) == 0
+    assert rows_of(capsys.readouterr().out)["vSAE"]["in what they do"] == (
+        f"{reproduce([seeds[0], seeds[1]], 500).in_function():.1%}"
+    )
+    assert f"not finished: {both / 'seed2'}" in caplog.text
 
 
 def test_of_seeds_nothing_is_said_and_other_settings_that_differ_are_named():

@@ -1,5 +1,6 @@
 """The metrics and the codes of an SAE on batches of activations."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,3 +38,9 @@ def codes_of_rows(sae: Any, *parts: t.Tensor) -> Codes:
     """Codes on rows of activations, one batch after the other."""
     (codes,) = encode([sae], contexts_of_rows(parts))
     return codes
+
+
+def of_one_setting(printed: str) -> dict[str, Any]:
+    """What `vsae reproduce --json` printed of its only setting."""
+    (found,) = json.loads(printed)["settings"].values()
+    return found
