@@ -318,7 +318,7 @@ class Encoder:
             rise_M = value_M * (value_M * self._length2_F[block.feature_M] + 2 * product_M)
             self.rise_F.index_add_(0, block.feature_M, rise_M.double())
             x_hats.append(x_hat_nD.to(x_ND))
-            parts.append(_as_csr(block, self.dictionary.dict_size))
+            parts.append(as_csr(block, self.dictionary.dict_size))
             sizes += float(value_M.double().abs().sum())
             self.totals.add(block.x_nD.to(x_ND), x_hats[-1], block.feature_M)
             if self.with_all:
@@ -407,7 +407,8 @@ def _stacked(parts: list[csr_matrix], n_features: int) -> csr_matrix:
     return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
 
 
-def _as_csr(block: Block, n_features: int) -> csr_matrix:
+def as_csr(block: Block, n_features: int) -> csr_matrix:
+    """The code of a block, a row for each token."""
     n = len(block.x_nD)
     starts = np.zeros(n + 1, dtype=np.int64)
     np.cumsum(block.token_M.bincount(minlength=n).cpu().numpy(), out=starts[1:])

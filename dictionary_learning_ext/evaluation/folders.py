@@ -247,7 +247,7 @@ class OpenedFolders:
                 yield name, codes
         if not missing:
             return
-        contexts = self._contexts(split, tokens)
+        contexts = self.contexts(split, tokens)
         text = text_key(self.run, tokens)  # the language model may have been downloaded just now
         encoded = encode_each([*missing.values()], contexts, with_all=with_all)
         for name, codes in zip(missing, encoded, strict=True):
@@ -259,7 +259,8 @@ class OpenedFolders:
         if read < tokens:
             logger.warning("the text ended after %d tokens", read)
 
-    def _contexts(self, split: Split, tokens: int) -> Iterator[ContextBatch]:
+    def contexts(self, split: Split, tokens: int) -> Iterator[ContextBatch]:
+        """The first contexts of a split with their activations, see `Inputs.contexts`. Shows progress."""
         return with_progress(self.inputs.contexts(self.run.hook, split, tokens), tokens)
 
     def tokenizer(self, what: str, instead: str) -> Any:

@@ -100,6 +100,8 @@ METRICS_JSON = Object(
     {"measured_on": Object(_RUN), "not_measured": Object(others=str)}, others=float | None
 )
 """metrics.json, and a line of metrics.jsonl."""
+RANDOM_TOKENS_JSON = Object({"of": str}, others=float | None)
+"""RANDOM_TOKENS of files.py."""
 _ABOUT = {
     **dict.fromkeys(("model_name", "hook_name", "dataset_path", "text_column"), str | None),
     "context_size": int | None,

@@ -1,0 +1,197 @@
+"""Dictionaries of random tokens: how much comes back without training.
+
+    saes = random_token_saes(x_ND, [(512, 16), (512, 16)])      # of different tokens
+    codes = encode(saes, contexts)
+
+A dictionary whose features are activations of random tokens comes back in another one of other tokens, as their texts share
+words. A share that comes back says something at an equal FVE, above this.
+
+Shapes: N tokens, D activation_dim, F features.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+import numpy as np
+import torch as t
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from scipy.linalg import solve
+
+from ..activations.inputs import in_batches
+from ..activations.rows import ContextBatch
+from ..codes.codes import Codes, encode
+from ..codes.encoding import as_csr, encoded
+from ..config.run import Split
+from ..errors import CheckpointError, TextError, UserError
+from ..evaluation.folders import OpenedFolders
+from ..evaluation.metrics import fve_of
+from ..run_folder.files import RANDOM_TOKENS, read_json, write_json
+from ..run_folder.sae_names import results_folder
+from ..run_folder.schema import RANDOM_TOKENS_JSON
+from ..trainers.data_start import token_directions
+from .agreement import (
+    NEAR_DEAD_KEY,
+    AgreementOfCodes,
+    is_used,
+    mean_or_none,
+    share_in_function,
+)
+from .reproducibility import RETURNING, reproducibility
+
+logger = logging.getLogger(__name__)
+
+Numbers = dict[str, float | None]
+TOKENS = 40_000
+"""The training tokens from which they are drawn and fitted, at least."""
+_TOKENS_PER_FEATURE = 8
+_FORMAT = 1
+_RIDGE = 1e-9
+"""Of the mean of the diagonal. It matters only to features that never fire, whose equations are singular."""
+
+
+def random_token_saes(
+    x_ND: t.Tensor,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    seed: int = 0,
+    twins: float | None = None,
+) -> list[AutoEncoderTopK]:
+    """Dictionaries of random tokens, each of other tokens.
+
+    The encoder's directions are the activations of F random tokens, less the mean, of norm 1. A code has the k largest
+    products with an activation less the mean, those above 0. The decoder is the best linear one for all of x, and its bias the
+    mean.
+
+    Arguments:
+        x_ND: activations of training tokens.
+        sizes: F and k of each dictionary.
+        twins: leave out a token whose direction has a cosine of at least this with that of a token taken before.
+
+    Raises: TextError if there are too few tokens.
+    """
+    generator = t.Generator().manual_seed(seed)
+    mean_D = x_ND.double().mean(0).float()
+    shares = t.randperm(len(x_ND), generator=generator).tensor_split(len(sizes))
+    saes = []
+    for (n_features, k), own_n in zip(sizes, shares, strict=True):
+        directions_FD = token_directions(x_ND[own_n], n_features, generator, twins=twins)
+        if len(directions_FD) < n_features:
+            raise TextError(
+                f"{len(x_ND):,} training tokens give {len(directions_FD):,} features of random tokens: expected {n_features:,}"
+            )
+        saes.append(_fitted(directions_FD, k, x_ND, mean_D))
+    return saes
+
+
+@t.no_grad()
+def _fitted(directions_FD: t.Tensor, k: int, x_ND: t.Tensor, mean_D: t.Tensor) -> AutoEncoderTopK:
+    """The dictionary with this encoder, whose decoder is the best for x by least squares."""
+    n_features, width = directions_FD.shape
+    sae = AutoEncoderTopK(width, n_features, k).to(x_ND.device)
+    sae.encoder.weight.copy_(directions_FD)
+    sae.encoder.bias.zero_()
+    sae.b_dec.copy_(mean_D)
+    gram_FF, right_FD = np.zeros((n_features, n_features)), np.zeros((n_features, width))
+    for block in encoded(sae, x_ND):
+        code_nF = as_csr(block, n_features)
+        gram_FF += (code_nF.T @ code_nF).toarray()
+        right_FD += code_nF.T @ (block.x_nD - mean_D).cpu().numpy()
+    gram_FF[np.diag_indices(n_features)] += _RIDGE * gram_FF.trace() / n_features
+    decoder_FD = solve(gram_FF, right_FD, assume_a="pos", overwrite_a=True)
+    sae.decoder.weight.copy_(t.from_numpy(decoder_FD.T))
+    return sae
+
+
+def random_tokens(
+    opened: OpenedFolders,
+    codes: Sequence[Codes],
+    folder: str,
+    *,
+    split: Split = "heldout",
+    keep: bool = True,
+) -> Numbers | None:
+    """How much of two dictionaries of random tokens comes back in the other, by the keys of `agreement.SHOWN`.
+
+    As a direction, the encoder's directions are compared: those of the tokens. The activations are read, unless the numbers
+    are kept. Logs the seconds that it took.
+
+    Arguments:
+        opened: the SAEs' activations.
+        codes: of two SAEs or more on the text on which the dictionaries are compared. These have the sizes of the first two.
+        folder: the name of the SAE beside which the numbers are kept.
+        split: that of the codes.
+
+    Returns: None, with a warning, if the activations can't be read, or the text is too short.
+    """
+    keep = keep and split == "heldout"
+    if keep and (known := kept_random_tokens(codes, folder)) is not None:
+        return known
+    start = time.perf_counter()
+    try:
+        numbers = _measured(opened, _sizes_of(codes), split, codes[0].tokens)
+    except UserError as error:
+        logger.warning("what comes back of random tokens was not measured: %s", error)
+        return None
+    seconds = time.perf_counter() - start
+    logger.info("two dictionaries of random tokens, to compare with, took %.1f s", seconds)
+    if keep:
+        try:
+            write_json(results_folder(folder) / RANDOM_TOKENS, {"of": _key(codes), **numbers})
+        except CheckpointError as error:
+            logger.warning("what comes back of random tokens is not kept: %s", error)
+    return numbers
+
+
+def kept_random_tokens(codes: Sequence[Codes], folder: str) -> Numbers | None:
+    """What `random_tokens` has kept beside an SAE; None unless it is of this text and these sizes."""
+    path = results_folder(folder) / RANDOM_TOKENS
+    if not path.is_file():
+        return None
+    try:
+        numbers = read_json(path, RANDOM_TOKENS_JSON)
+    except CheckpointError as error:
+        logger.warning("%s is not used: %s", path, error)
+        return None
+    return numbers if numbers.pop("of", "") == _key(codes) else None
+
+
+def _sizes_of(codes: Sequence[Codes]) -> list[tuple[int, int]]:
+    """F and k of the first two. For an SAE without k, its mean L0."""
+    return [
+        (one.n_features, one.k or max(1, round(one.code_NF.nnz / one.tokens))) for one in codes[:2]
+    ]
+
+
+def _key(codes: Sequence[Codes]) -> str:
+    """The hash of what the numbers depend on."""
+    content = json.dumps([_FORMAT, codes[0].text, _sizes_of(codes)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _measured(
+    opened: OpenedFolders, sizes: Sequence[tuple[int, int]], split: Split, tokens: int
+) -> Numbers:
+    needed = max(TOKENS, _TOKENS_PER_FEATURE * sum(n_features for n_features, _ in sizes))
+    saes = random_token_saes(t.cat([*in_batches(opened.contexts("train", needed))]), sizes)
+    return come_back_of(saes, opened.contexts(split, tokens))
+
+
+def come_back_of(saes: Sequence[AutoEncoderTopK], contexts: Iterable[ContextBatch]) -> Numbers:
+    """How much of two dictionaries of random tokens comes back in the other on some contexts, by the keys of
+    `agreement.SHOWN`."""
+    codes = encode(saes, contexts)
+    directions = {name: sae.encoder.weight for name, sae in zip("ab", saes, strict=True)}
+    found = AgreementOfCodes(dict(zip("ab", codes, strict=True)), reproducibility(directions))
+    (correlations,) = found.correlations.values()
+    (fve,) = found.fve.values()
+    return {
+        "in_function_fve": mean_or_none(fve),
+        "as_direction": fmean(found.measured.as_direction(name)[RETURNING[0]] for name in "ab"),
+        "in_function": share_in_function(*correlations),
+        NEAR_DEAD_KEY: fmean(1 - float(is_used(one).mean()) for one in codes),
+        "fve": mean_or_none([fve_of(one) for one in codes]),
+    }
