@@ -10,7 +10,6 @@ nnsight's trace reads activations (`read_places`). Torch's hooks change them (`h
 Shapes: B contexts, L tokens, D = the width of the place.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from nnsight import LanguageModel, NNsight
 from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedModel
 
-from ..config.hooks import hook_name
+from ..config.hooks import HOOK_KINDS, HookKind, hook_name, no_such_hook
 from ..errors import CheckpointError, LanguageModelError
 from .language_models import CausalLM, Pretrained, unwrapped
 
@@ -32,25 +31,6 @@ _CHECKED_TOKENS = 8
 _BUILDS_GRAPH = tuple(map(int, version("nnsight").split(".")[:2])) < (0, 5)
 
 
-class HookKind(NamedTuple):
-    """A kind of hook point that blocks have."""
-
-    io: Literal["in", "out"]
-    """The side of the module."""
-    part: Literal["attention", "mlp"] | None = None
-    """The module whose output is the attention's or the MLP's contribution to the residual stream. None: the
-    block itself."""
-    blocks_back: int | None = None
-    """1 if the activations are the output of the block before, 0 if of this block, None if of no block."""
-
-
-HOOK_KINDS = {
-    "hook_resid_post": HookKind("out", blocks_back=0),
-    "hook_resid_pre": HookKind("in", blocks_back=1),
-    "hook_attn_out": HookKind("out", "attention"),
-    "hook_mlp_out": HookKind("out", "mlp"),
-}
-"""All kinds, by TransformerLens's name after `blocks.N.`."""
 _ATTENTIONS = ("self_attn", "attention", "attn", "self_attention", "linear_attn")
 _MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 _PARTS = (
@@ -156,14 +136,7 @@ def require_hook(model: nn.Module, name: str) -> tuple[int, HookKind]:
         there = _kinds_of(blocks[named.block])
         if named.kind in there:
             return named.block, HOOK_KINDS[named.kind]
-    number = re.search(r"(?:^|\.)(\d+)", name)  # also of model.layers.2
-    near = min(int(number[1]), len(blocks) - 1) if number else 0
-    kind = next((kind for kind in there if name.endswith(kind.removeprefix("hook_"))), there[0])
-    raise LanguageModelError(
-        f"there is no hook point {name!r} in this model: expected"
-        f" blocks.{{0..{len(blocks) - 1}}}.KIND, where KIND is {', '.join(there[:-1])} or"
-        f" {there[-1]}; use e.g. blocks.{near}.{kind}"
-    )
+    raise no_such_hook(name, there, len(blocks))
 
 
 def find_hook(model: LanguageModel | CausalLM, name: str) -> HookPoint:

@@ -97,4 +97,12 @@ def run(flags: BenchFlags) -> None:
     outcome.check()
 
 
-BENCH = Command("bench", BenchFlags, run)
+BENCH = Command(
+    "bench",
+    BenchFlags,
+    run,
+    examples=(
+        "vsae bench runs/a --evals core",
+        "vsae bench runs/a runs/b --evals core,sae_probes --compare",
+    ),
+)

@@ -136,5 +136,22 @@ def explain_interrupt(how: str) -> Iterator[None]:
         raise Interrupted(signal, f"stopped by {signal.name}; {how}") from stop
 
 
-HOOKS = Command("hooks", HooksFlags, run_hooks)
-CACHE = Command("cache", CacheFlags, run_cache, by_several=True)
+HOOKS = Command(
+    "hooks",
+    HooksFlags,
+    run_hooks,
+    examples=(
+        "vsae hooks",
+        "vsae hooks --model gpt2",
+    ),
+)
+CACHE = Command(
+    "cache",
+    CacheFlags,
+    run_cache,
+    by_several=True,
+    examples=(
+        "vsae cache --hook middle --tokens 1_100_000 runs/cache",
+        "vsae cache --data my.txt --hook middle,blocks.1.hook_mlp_out runs/cache",
+    ),
+)

@@ -143,5 +143,21 @@ def run_push(flags: PushFlags) -> None:
         print(f"uploaded to {pushed.url} ({'private' if pushed.is_private else 'public'})")
 
 
-EXPORT = Command("export", ExportFlags, run_export)
-PUSH = Command("push", PushFlags, run_push)
+EXPORT = Command(
+    "export",
+    ExportFlags,
+    run_export,
+    examples=(
+        "vsae export runs/a --format sae-lens",
+        "vsae export runs/a --format sae-bench --out export",
+    ),
+)
+PUSH = Command(
+    "push",
+    PushFlags,
+    run_push,
+    examples=(
+        "vsae push runs/a OWNER/NAME --dry-run",
+        "vsae push runs OWNER/NAME --format sae-lens sparsify --public",
+    ),
+)

@@ -16,7 +16,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from types import NoneType, UnionType
@@ -50,6 +50,8 @@ FOLDER = "FOLDER"
 FOLDERS = "FOLDER [FOLDER ...]"
 HIDDEN = {"hidden": True}
 """Metadata of a field that can't be typed."""
+OTHERS = "*"
+"""Under a heading of the help: all flags that stand under no other."""
 _WITH_ITS_OWN_NONE = ("activations", "save_every", "save_steps")
 """Text flags whose value may be the word none, which is not the same as leaving them out."""
 _BOOLEANS = {"true": True, "false": False}
@@ -110,8 +112,9 @@ class Command(Generic[F]):
         unknown: the message for a flag of `others` that this starting point doesn't have. It may be set to none, which
             has no effect.
         passed_on: another command whose flags may be typed too.
-        common: flags that the help shows first.
+        headings: the flags under each heading of the help, in order; "*" stands for all others.
         rare: flags that only --help-all shows.
+        examples: commands, which end the help.
         several: what to type for several values of a number, given with commas: {name}, {values}.
         by_several: whether torchrun may start it in several processes.
     """
@@ -124,8 +127,9 @@ class Command(Generic[F]):
     others: tuple[type, ...] = ()
     unknown: Callable[[str, F], str] | None = None
     passed_on: "Command[Any] | None" = None
-    common: tuple[str, ...] = ()
+    headings: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"": (OTHERS,)})
     rare: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
     several: str = ""
     by_several: bool = False
 
@@ -489,19 +493,39 @@ def _help(command: Command[Any], options: dict[str, _Option], everything: bool) 
     flags = {name: each for name, each in _with_dashes(options).items() if each.is_used}
     needed = [f"{each.flag} {each.metavar}" for each in flags.values() if each.default is MISSING]
     usage = [f"usage: vsae {command.name}", *(each.metavar for each in arguments.values()), *needed]
-    common = {name: flags[name] for name in command.common if name in flags}
     left_out = set() if everything else flags.keys() & set(command.rare)
-    more = {n: each for n, each in flags.items() if n not in common and n not in left_out}
     words = " ".join([*usage, "[FLAGS]"])
     lines = textwrap.wrap(words, width, subsequent_indent="    ", break_on_hyphens=False)
     lines += ["", *textwrap.wrap(str(command.flags.__doc__), width)]
-    lines.append("")
-    for group in (arguments, common, more):
-        lines += [""] if group and lines[-1] else []
-        lines += [line for option in group.values() for line in _entry(option, width)]
+    lines += [""] if arguments else []
+    lines += [line for option in arguments.values() for line in _entry(option, width)]
+    for heading, names in _under_headings(command, flags.keys()).items():
+        shown = [name for name in names if name not in left_out]
+        lines += ["", *([f"{heading}:"] if heading else [])] if shown else []
+        lines += [line for name in shown for line in _entry(flags[name], width)]
     if left_out:
         lines += ["", f"`vsae {command.name} --help-all` shows {len(left_out)} more."]
+    lines += ["", "Examples:"] if command.examples else []
+    for each in command.examples:
+        lines += textwrap.wrap(
+            each, width, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+        )
     return "\n".join(lines)
+
+
+def _under_headings(command: Command[Any], flags: Collection[str]) -> dict[str, list[str]]:
+    """The flags under each heading of a command's help."""
+    named = {name for names in command.headings.values() for name in names}
+    others = [name for name in flags if name not in named]
+    return {
+        heading: [
+            each
+            for name in names
+            for each in (others if name == OTHERS else [name])
+            if each in flags
+        ]
+        for heading, names in command.headings.items()
+    }
 
 
 def _entry(option: _Option, width: int) -> list[str]:

@@ -221,6 +221,30 @@ def _order(flags: ReproduceFlags, folder: str) -> None:
     )
 
 
-EVAL = Command("eval", EvalFlags, run_eval)
-COMPARE = Command("compare", CompareFlags, run_compare)
-REPRODUCE = Command("reproduce", ReproduceFlags, run_reproduce)
+EVAL = Command(
+    "eval",
+    EvalFlags,
+    run_eval,
+    examples=(
+        "vsae eval runs/quickstart/vsae_seed0 --tokens 50000",
+        "vsae eval OWNER/REPOSITORY/FOLDER --model gpt2 --data my.txt",
+    ),
+)
+COMPARE = Command(
+    "compare",
+    CompareFlags,
+    run_compare,
+    examples=(
+        "vsae compare runs/quickstart/top_k_seed0 runs/quickstart/vsae_seed0",
+        "vsae compare runs/a runs/b --columns fve,l0,loss_added",
+    ),
+)
+REPRODUCE = Command(
+    "reproduce",
+    ReproduceFlags,
+    run_reproduce,
+    examples=(
+        "vsae reproduce runs/quickstart/vsae_seed0 runs/quickstart/vsae_seed1",
+        "vsae reproduce runs/a runs/b --csv features.csv --tokens 50000",
+    ),
+)

@@ -111,4 +111,12 @@ A feature comes back as a direction if the other seed finds one with a cosine of
 and in what it does if the activations of the two have a correlation of 0.7 or more."""
 
 
-QUICKSTART = Command("quickstart", QuickstartFlags, run)
+QUICKSTART = Command(
+    "quickstart",
+    QuickstartFlags,
+    run,
+    examples=(
+        "vsae quickstart",
+        "vsae quickstart --steps 2000 --save-dir runs/short",
+    ),
+)

@@ -58,4 +58,12 @@ def run(flags: ReportFlags) -> None:
     print(f"wrote {path}; open it in a browser")
 
 
-REPORT = Command("report", ReportFlags, run)
+REPORT = Command(
+    "report",
+    ReportFlags,
+    run,
+    examples=(
+        "vsae report runs/a --seeds runs/b --against runs/top_k",
+        "vsae report runs",
+    ),
+)

@@ -123,4 +123,13 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
     _show(save_dir)
 
 
-SWEEP = Command("sweep", SweepFlags, run, passed_on=TRAIN)
+SWEEP = Command(
+    "sweep",
+    SweepFlags,
+    run,
+    passed_on=TRAIN,
+    examples=(
+        "vsae sweep sweeps/embedded.yaml --steps 100 --save-dir runs/short",
+        "vsae sweep --results runs/embedded",
+    ),
+)

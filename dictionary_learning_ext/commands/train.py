@@ -28,7 +28,7 @@ from ..run_folder.reading import (
 )
 from ..training.plan import plan, with_hook_names
 from ..training.processes import RANK_TIMEOUT, launched
-from .flags import HIDDEN, Command, typed_texts, vsae
+from .flags import HIDDEN, OTHERS, Command, typed_texts, vsae
 from .seeds import has_tokens, train_seeds
 
 
@@ -347,10 +347,23 @@ TRAIN = Command(
     run,
     starting_point,
     _prepare,
-    common=(
-        *("preset", "architecture", "model", "hook", "data", "steps", "dict_size", "k", "lr"),
-        *("seed", "seeds", "device", "save_dir", "overwrite", "resume", "config"),
-    ),
+    headings={
+        "Model and text": (
+            *("model", "hook", "data", "activations", "text_column", "text_packing", "text_passes"),
+            *("data_seed", "n_ctxs", "ctx_len", "max_norm_multiple", "remove_bos"),
+            *("lm_batch_size", "lm_dtype", "device_map"),
+        ),
+        "SAE": ("preset", "architecture", "dict_size", "k", OTHERS),
+        "Training": (
+            *("steps", "batch_size", "lr", "warmup_steps", "decay_start", "seed", "seeds"),
+            *("device", "dtype", "tf32", "split", "rank_timeout", "normalize"),
+            *("eval_tokens", "eval_every", "eval_documents"),
+        ),
+        "Files": (
+            *("save_dir", "overwrite", "resume", "config", "init_from", "save_every", "save_steps"),
+            *("log_steps", "wandb", "wandb_project", "wandb_artifacts"),
+        ),
+    },
     rare=(
         *("activations", "text_column", "text_packing", "text_passes", "data_seed", "remove_bos"),
         *("n_ctxs", "ctx_len", "eval_documents", "log_steps", "save_steps", "save_every"),
@@ -364,5 +377,9 @@ TRAIN = Command(
     "FILE` (docs/sweeps.md)",
     others=tuple(CONFIGS.values()),
     unknown=_architectures_with,
+    examples=(
+        "vsae train --data my.txt --steps 2000 --save-dir runs/mine",
+        "vsae train --seeds 2 --architecture top_k --save-dir runs/top_k",
+    ),
     by_several=True,
 )

@@ -1,7 +1,10 @@
 """Names of hook points, as in TransformerLens. Imports no torch."""
 
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from ..errors import LanguageModelError
 
 _NAME = re.compile(r"blocks\.(\d+)\.(hook_\w+)")
 RESID_PRE, RESID_POST = "hook_resid_pre", "hook_resid_post"
@@ -22,3 +25,38 @@ def hook_name(text: str) -> HookName | None:
     """The parts of a hook point's name; None for other text. The kind isn't checked."""
     match = _NAME.fullmatch(text)
     return match and HookName(int(match[1]), match[2])
+
+
+class HookKind(NamedTuple):
+    """A kind of hook point that blocks have."""
+
+    io: Literal["in", "out"]
+    """The side of the module."""
+    part: Literal["attention", "mlp"] | None = None
+    """The module whose output is the attention's or the MLP's contribution to the residual stream. None: the
+    block itself."""
+    blocks_back: int | None = None
+    """1 if the activations are the output of the block before, 0 if of this block, None if of no block."""
+
+
+HOOK_KINDS = {
+    "hook_resid_post": HookKind("out", blocks_back=0),
+    "hook_resid_pre": HookKind("in", blocks_back=1),
+    "hook_attn_out": HookKind("out", "attention"),
+    "hook_mlp_out": HookKind("out", "mlp"),
+}
+"""All kinds, by TransformerLens's name after `blocks.N.`."""
+
+
+def no_such_hook(name: str, kinds: Sequence[str], n_blocks: int | None) -> LanguageModelError:
+    """The error for a hook point that a language model with these kinds, and so many blocks (None: not known), lacks."""
+    number = re.search(r"(?:^|\.)(\d+)", name)  # also of model.layers.2
+    near = int(number[1]) if number else 0
+    if n_blocks is not None:
+        near = min(near, n_blocks - 1)
+    blocks = "N" if n_blocks is None else f"{{0..{n_blocks - 1}}}"
+    kind = next((kind for kind in kinds if name.endswith(kind.removeprefix("hook_"))), kinds[0])
+    return LanguageModelError(
+        f"there is no hook point {name!r} in this model: expected blocks.{blocks}.KIND, where KIND is "
+        f"{', '.join(kinds[:-1])} or {kinds[-1]}; use e.g. blocks.{near}.{kind}"
+    )

@@ -88,7 +88,7 @@ class RunConfig(Checked):
     steps: Count = 1200
     """Training steps. Paper: 20,000."""
     batch_size: Count = 1024
-    """Tokens per step. Paper: not stated."""
+    """Tokens per step."""
     n_ctxs: Count = 512
     """Contexts in the buffer, which are shuffled together. Paper: 2,500."""
     ctx_len: Count = 128

@@ -217,12 +217,11 @@ class ObjectiveOptions(AuxKOptions):
     """Weights and schedules of the terms of a vSAE's loss beside the squared error."""
 
     beta: NotNegative = 1.0
-    """Weight of the KL (nats per token) beside the squared error, in training units. Paper: not
-    stated."""
+    """Weight of the KL (nats per token) beside the squared error, in training units."""
     kl_scope: KLScope = "all"
     """The KL is summed over all features (paper) or the k selected."""
     kl_schedule: KLSchedule = "linear"
-    """How beta is annealed. Paper: annealed, form not stated."""
+    """How beta is annealed."""
     kl_warmup_steps: Natural = field(default=share_of_run(0.1, least=1))
     """Steps over which beta rises (linear, cosine). 0: no warm-up. Default: a tenth of the run."""
     noise_anneal_steps: AnnealSteps | None = None
@@ -250,7 +249,7 @@ def _lr_help() -> str:
     for name, row in TRAINED.items():
         by_lr.setdefault(row.lr_in_words, []).append(name)
     defaults = "; ".join(f"{lr} for {', '.join(names)}" for lr, names in by_lr.items())
-    return f"Adam's learning rate. Paper: not stated. With --lr none: {defaults}."
+    return f"Adam's learning rate. With --lr none: {defaults}."
 
 
 @dataclass(frozen=True, kw_only=True)

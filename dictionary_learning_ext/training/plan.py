@@ -11,6 +11,7 @@ from pathlib import Path
 from ..activations.text import names_a_file, text_of
 from ..config.architectures import TRAINED
 from ..config.checks import require
+from ..config.hooks import HOOK_KINDS, hook_name, no_such_hook
 from ..config.run import MIDDLE, RunConfig, TrainConfig, most_parts
 from ..config.sae import SAEConfig
 from ..errors import ConfigError, bytes_shown
@@ -150,8 +151,8 @@ def plan(
     """Check the settings of a run and make a job of each SAE. See `loop.train` for the arguments.
 
     Raises: ConfigError for settings that contradict each other, several SAEs in one run of a wandb sweep, a folder that
-    is taken or missing, a run to resume whose SAEs have all failed, or a command that srun started several times;
-    TextError or ActivationsError for a missing file.
+    is taken or missing, a run to resume whose SAEs have all failed, a command that srun started several times, or CUDA that
+    can't be used; LanguageModelError for a hook point that can't be; TextError or ActivationsError for a missing file.
     """
     require_one_task()
     hooks = hooks or {}
@@ -168,8 +169,11 @@ def plan(
             instead="for another run, choose another save_dir, or overwrite it with overwrite=True",
         )
     if not resume:
+        if run.activations is None:
+            _require_hooks(run, jobs)
         for job in jobs:
             _require_start(job)
+        _require_device(run.device)
         if run.activations is None and names_a_file(run.data):
             text_of(run, passes=run.text_passes)
     return Plan(run, jobs, resume, Path(os.path.commonpath([job.folder for job in jobs])))
@@ -236,6 +240,27 @@ def _require_activations(run: RunConfig, jobs: Sequence[Job]) -> None:
         open_stored(run.activations).require_fit(run, dict.fromkeys(job.hook for job in jobs))
 
 
+def _require_hooks(run: RunConfig, jobs: Sequence[Job]) -> None:
+    """Raise a LanguageModelError for a hook point that no language model has, or that the embedded one lacks."""
+    n_blocks = _EMBEDDED_BLOCKS if run.model == "embedded" else None
+    for job in jobs:
+        named = hook_name(job.hook)
+        if (
+            named is None
+            or named.kind not in HOOK_KINDS
+            or (n_blocks is not None and named.block >= n_blocks)
+        ):
+            raise no_such_hook(job.hook, list(HOOK_KINDS), n_blocks)
+
+
+def _require_device(device: str) -> None:
+    """Raise a ConfigError if CUDA is asked for and can't be used. Each of several processes asks for its own later."""
+    if device.startswith("cuda") and launched().count == 1:
+        from ..devices import chosen_device
+
+        chosen_device(device)
+
+
 def _require_start(job: Job) -> None:
     """Raise a ConfigError unless the folder of init_from exists, and the run folder is free and holds no other runs."""
     weights, run = job.config.sae.init_from, job.config.run
@@ -264,7 +289,7 @@ def _require_start(job: Job) -> None:
         )
 
 
-_MIDDLE_OF_EMBEDDED = "blocks.2.hook_resid_post"
+_EMBEDDED_BLOCKS = 4
 """The embedded model's middle hook point. A constant, so that a wrong setting is refused before torch is imported."""
 
 
@@ -278,7 +303,7 @@ def with_hook_names(settings: RunConfig) -> RunConfig:
     """
     if MIDDLE not in settings.hooks:
         return settings
-    middle = _MIDDLE_OF_EMBEDDED
+    middle = f"blocks.{_EMBEDDED_BLOCKS // 2}.hook_resid_post"
     if settings.activations is not None:
         from ..activations.stored import open_stored
 

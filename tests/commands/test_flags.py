@@ -99,6 +99,12 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
     assert {name.replace("-", "_") for name in explained} >= set(flags)
     if "device" in explained:
         assert re.search(r"--device TEXT +Where to compute: auto \(CUDA", text)
+    examples = re.findall(
+        rf"^  vsae {command.name}\b(.*)$", text.partition("\nExamples:\n")[2], re.M
+    )
+    assert len(examples) == 2
+    for words in examples:
+        parse(command, words.split())
 
 
 @pytest.mark.parametrize("none", ["none", "None", "NONE"])
@@ -165,9 +171,21 @@ DRAW = Command(
     drawn,
     others=(Round, Square),
     unknown=lambda name, start: f"a {start.kind} shape has no {name}",
-    common=("shades",),
+    headings={"Shape": ("*",), "Page": ("shades", "frame")},
     rare=("margin",),
 )
+
+
+@pytest.mark.parametrize("asked", ["--help", "--help-all"])
+def test_the_help_has_every_flag_under_one_heading(asked, capsys):
+    shape, page = (
+        help_of(DRAW, capsys, "--kind=square", asked).partition("\nShape:\n")[2].split("\nPage:\n")
+    )
+    own, of_page = (re.findall(r"^  --([a-z-]+)", part, re.M) for part in (shape, page))
+    assert of_page == ["shades", "frame"]
+    assert set(own) == {"side", "is-filled", "kind"} | (
+        {"margin"} if asked == "--help-all" else set()
+    )
 
 
 @pytest.mark.parametrize(

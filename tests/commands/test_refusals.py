@@ -50,6 +50,8 @@ REFUSED = {
     # A name that there is not
     "train --preset papper": "preset='papper': expected one of recommended … paper … did you mean 'paper'",
     "train {small} --hook blocks.9.hook_resid_post": "blocks.9 … blocks.{0..2}",
+    "train --hook blocks.7.hook_resid_pre": "blocks.7 … blocks.{0..3} … use e.g. blocks.3.hook_resid_pre",
+    "train --model no/such --hook 2": "no hook point '2' … blocks.N.KIND",
     "train {small} --data nobody/nothing": "data: nobody/nothing: … embedded",
     "train {small} --data {bytes}": "bytes.txt is not UTF-8: it contains byte",
     "train {small} --data {exe}": "data: {tmp}/exe.exe: not a text file; expected one of .txt, .jsonl",
