@@ -12,7 +12,7 @@ from ..activations.text import names_a_file, text_of
 from ..config.architectures import TRAINED
 from ..config.checks import require
 from ..config.hooks import HOOK_KINDS, hook_name, no_such_hook
-from ..config.run import MIDDLE, RunConfig, TrainConfig, most_parts
+from ..config.run import MIDDLE, UNKNOWN, RunConfig, TrainConfig, most_parts
 from ..config.sae import SAEConfig
 from ..errors import ConfigError, bytes_shown
 from ..run_folder.files import (
@@ -169,7 +169,7 @@ def plan(
             instead="for another run, choose another save_dir, or overwrite it with overwrite=True",
         )
     if not resume:
-        if run.activations is None:
+        if run.activations is None and run.model != UNKNOWN:
             _require_hooks(run, jobs)
         for job in jobs:
             _require_start(job)

@@ -51,6 +51,8 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
         "--save-dir runs/many": "holds other runs, e.g. one, and a run needs a folder of its own",
         "--init-from runs/none": "no such folder; expected one that holds a trained SAE",
         "--k many": "--k many: expected a whole number",
+        "--hook blocks.4.hook_mlp_out": "blocks.{0..3}.KIND",
+        "--model a/b --hook late": "no hook point 'late'",
     }
     words = json.dumps([case.split() for case in cases])
     done = subprocess.run(
@@ -97,8 +99,9 @@ def test_a_sweeps_agent_trains_one_sae_at_a_time(wandb, tmp_path, monkeypatch):
 
 def test_each_sae_has_a_folder_and_its_hook_point_or_the_runs(tmp_path):
     run = RunConfig(hook="blocks.1.hook_mlp_out", save_dir=str(tmp_path))
-    jobs = plan(run, {"a": A, "b": B}, {"b": "x"}).jobs
-    assert [(job.name, job.hook) for job in jobs] == [("a", run.hook), ("b", "x")]
+    other = "blocks.0.hook_attn_out"
+    jobs = plan(run, {"a": A, "b": B}, {"b": other}).jobs
+    assert [(job.name, job.hook) for job in jobs] == [("a", run.hook), ("b", other)]
     assert [job.folder for job in jobs] == [tmp_path / "a", tmp_path / "b"]
     assert plan(run, {"a": A}).folders[0] == tmp_path
     with pytest.raises(ConfigError, match=r"'c', .* a, b"):
@@ -187,7 +190,8 @@ def test_each_process_has_its_share_of_a_plan_the_largest_saes_dealt_first(count
     """On a machine of its own: so is its memory."""
     saes = {"a": VSAETopKConfig(dict_size=64, k=4), "b": VSAETopKConfig(dict_size=256, k=4)}
     saes |= {"c": VSAETopKConfig(dict_size=32, k=4), "d": VSAETopKConfig(dict_size=32, k=4)}
-    planned = plan(RunConfig(save_dir=str(tmp_path)), saes, {"c": "late", "d": "late"})
+    late = "blocks.3.hook_mlp_out"
+    planned = plan(RunConfig(save_dir=str(tmp_path)), saes, {"c": late, "d": late})
     shares = [planned.share(Processes(rank, count), "cpu") for rank in range(count)]
     for share, names in zip(shares, dealt, strict=True):
         assert [job.name for job in share.jobs] == names
