@@ -1,102 +1,17 @@
 """Variational TopK sparse autoencoders on top of dictionary_learning.
 
-The public names are imported when first used (PEP 562): importing the package is instant, and
+The public names are listed in `__init__.pyi`, and imported when first used (PEP 562): importing the package is instant, and
 torch, nnsight and datasets are loaded by what needs them.
 """
 
+import re
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:  # "as": for type checkers, the names are public
-    from .activations.buffer import ResidualBuffer as ResidualBuffer
-    from .activations.hook_points import find_hook as find_hook
-    from .activations.language_models import load_language_model as load_language_model
-    from .activations.stored import open_stored as open_stored
-    from .activations.text import open_text as open_text
-    from .codes.codes import Codes as Codes
-    from .config.presets import preset as preset
-    from .config.presets import trainer_options as trainer_options
-    from .config.run import RunConfig as RunConfig
-    from .config.sae import BatchTopKConfig as BatchTopKConfig
-    from .config.sae import JumpReLUConfig as JumpReLUConfig
-    from .config.sae import MatryoshkaConfig as MatryoshkaConfig
-    from .config.sae import ProbabilisticTopKConfig as ProbabilisticTopKConfig
-    from .config.sae import ReLUConfig as ReLUConfig
-    from .config.sae import TopKConfig as TopKConfig
-    from .config.sae import VAEaseConfig as VAEaseConfig
-    from .config.sae import VSAEAsPublishedConfig as VSAEAsPublishedConfig
-    from .config.sae import VSAEConfig as VSAEConfig
-    from .config.sae import VSAETopKConfig as VSAETopKConfig
-    from .errors import UserError as UserError
-    from .evaluation.folders import evaluate_folders as evaluate_folders
-    from .evaluation.measure import measure as measure
-    from .evaluation.tables import table as table
-    from .features.directions import RandomDirections as RandomDirections
-    from .features.directions import decoder_directions as decoder_directions
-    from .features.features_of import encode_text as encode_text
-    from .features.features_of import features_of as features_of
-    from .features.reproduce import agreement as agreement
-    from .features.reproduce import reproduce as reproduce
-    from .features.reproducibility import reproducibility as reproducibility
-    from .features.steering import steer as steer
-    from .features.synthesis import synthesise as synthesise
-    from .run_folder.reading import read_metrics as read_metrics
-    from .run_folder.weights import load_dictionary as load_dictionary
-    from .trainers.probabilistic_top_k import ProbabilisticTopKTrainer as ProbabilisticTopKTrainer
-    from .trainers.vaease import VAEase as VAEase
-    from .trainers.vaease import VAEaseTrainer as VAEaseTrainer
-    from .trainers.variational_top_k import VariationalTopKAutoEncoder as VariationalTopKAutoEncoder
-    from .trainers.variational_top_k import VariationalTopKTrainer as VariationalTopKTrainer
-    from .trainers.vsae_as_published import VSAEAsPublishedTrainer as VSAEAsPublishedTrainer
-    from .trainers.vsae_as_published import VSAETopK as VSAETopK
-    from .training.loop import train as train
-    from .training.loop import train_saes as train_saes
-
-_HOMES = {
-    "BatchTopKConfig": ".config.sae",
-    "Codes": ".codes.codes",
-    "JumpReLUConfig": ".config.sae",
-    "MatryoshkaConfig": ".config.sae",
-    "ProbabilisticTopKConfig": ".config.sae",
-    "ProbabilisticTopKTrainer": ".trainers.probabilistic_top_k",
-    "RandomDirections": ".features.directions",
-    "ReLUConfig": ".config.sae",
-    "ResidualBuffer": ".activations.buffer",
-    "RunConfig": ".config.run",
-    "TopKConfig": ".config.sae",
-    "UserError": ".errors",
-    "VAEase": ".trainers.vaease",
-    "VAEaseConfig": ".config.sae",
-    "VAEaseTrainer": ".trainers.vaease",
-    "VSAEAsPublishedConfig": ".config.sae",
-    "VSAEAsPublishedTrainer": ".trainers.vsae_as_published",
-    "VSAEConfig": ".config.sae",
-    "VSAETopK": ".trainers.vsae_as_published",
-    "VSAETopKConfig": ".config.sae",
-    "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
-    "VariationalTopKTrainer": ".trainers.variational_top_k",
-    "agreement": ".features.reproduce",
-    "decoder_directions": ".features.directions",
-    "encode_text": ".features.features_of",
-    "evaluate_folders": ".evaluation.folders",
-    "features_of": ".features.features_of",
-    "find_hook": ".activations.hook_points",
-    "load_dictionary": ".run_folder.weights",
-    "load_language_model": ".activations.language_models",
-    "measure": ".evaluation.measure",
-    "open_stored": ".activations.stored",
-    "open_text": ".activations.text",
-    "preset": ".config.presets",
-    "read_metrics": ".run_folder.reading",
-    "reproduce": ".features.reproduce",
-    "reproducibility": ".features.reproducibility",
-    "steer": ".features.steering",
-    "synthesise": ".features.synthesis",
-    "table": ".evaluation.tables",
-    "train": ".training.loop",
-    "train_saes": ".training.loop",
-    "trainer_options": ".config.presets",
-}
+_PUBLIC = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+_HOMES = {name: home for home, name in re.findall(r"^from (\S+) import (\w+) as", _PUBLIC, re.M)}
+"""The module of each public name."""
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
