@@ -9,7 +9,6 @@
 The first argument is a result of `read_config`.
 """
 
-import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from ..config.architectures import BY_DICT_CLASS
 from ..config.hooks import hook_name
 from ..config.run import RunConfig
-from ..config.sae import CONFIGS, OPTION_NAMES, option_names
+from ..config.sae import OPTION_NAMES
 from ..errors import CheckpointError
 from .files import CONFIG
 from .sae_names import EXPECTED
@@ -37,7 +36,7 @@ _BUFFER_SETTINGS = {
 
 def own_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of the run in a config.json. Empty for folders of upstream and other libraries, which have no run."""
-    return from_0_3(config.get("run", {}).get("settings", {}))
+    return config.get("run", {}).get("settings", {})
 
 
 def settings_in(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -58,37 +57,6 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         return dict(settings)
     names = ["trainer_class", *OPTION_NAMES, *(each.name for each in fields(RunConfig))]
     return {name: value for name, value in config["trainer"].items() if name in names}
-
-
-_SHARES_IN_0_3 = {
-    "warmup": "warmup_steps",
-    "decay_start": "decay_start",
-    "sparsity_warmup": "sparsity_warmup_steps",
-    "kl_warmup": "kl_warmup_steps",
-    "noise_anneal": "noise_anneal_steps",
-}
-"""Version 0.3's schedules, which were shares of the run, and their names today."""
-
-
-def is_from_0_3(settings: dict[str, Any]) -> bool:
-    """Whether settings were written by version 0.3 or earlier."""
-    return "kl_warmup" in settings
-
-
-def from_0_3(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they are written today. Version 0.3 wrote those of all architectures, None where one had none."""
-    if not is_from_0_3(settings):
-        return settings
-    given = {name: value for name, value in settings.items() if value is not None}
-    if "noise_to_signal" in given:
-        given.pop("sigma", None)  # followed from it
-    known = {*option_names(CONFIGS[given["architecture"]]), *(f.name for f in fields(RunConfig))}
-    known.add("survival")  # which is gone: it is shown, and refused where a run starts from it
-    found = {name: value for name, value in given.items() if name in known}
-    for theirs, name in _SHARES_IN_0_3.items():
-        if theirs in given and name in known:
-            found[name] = math.floor(given[theirs] * given["steps"] + 1e-6)
-    return found
 
 
 def architecture_of(config: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,9 @@ def run_of(
     given["max_norm_multiple"] = max_norm_multiple
     if "run" in config:
         path = Path(folder) / CONFIG
-        settings = {n: v for n, v in settings_in(config, path).items() if n != "survival"}  # of 0.3
-        run = TrainConfig().with_settings(settings, str(path)).run
+        settings, shared = settings_in(config, path), {each.name for each in fields(RunConfig)}
+        own = {name: value for name, value in settings.items() if name in shared}
+        run = TrainConfig().with_settings(own, str(path)).run
     else:
         given |= _found_in_files(folder, config, given)
         run = _run_from_buffer(folder, config, given)

@@ -261,7 +261,6 @@ DAMAGED_CONFIGS = {
     "no trainer": (lambda path: path.write_text("{}"), r"trainer\.dict_class"),
     "a class that is none": (trainer(dict_class="os.system"), "'os.system' is unknown"),
     "another width": (trainer(activation_dim=8), "activation_dim is 16, but its settings say 8"),
-    "an unknown setting": (setting(betta=1), "unknown setting 'betta'; did you mean 'beta'"),
     "a model that is nowhere": (setting(model="../../nowhere"), r"'\.\./\.\./nowhere'"),
     "a text with an escape": (setting(data="./\x1b[31m.txt"), r"\\x1b\[31m"),
     "a width of no model": (setting(model="embedded"), "16, but blocks.*128 wide"),

@@ -6,6 +6,7 @@ import pytest
 
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.run_folder.reading import load_config
 from dictionary_learning_ext.run_folder.sae_names import results_folder
 from dictionary_learning_ext.run_folder.trained_on import run_of
 
@@ -50,6 +51,16 @@ def test_what_was_asked_for_takes_the_place_of_the_runs_own(made):
     assert run.ctx_len == RunConfig.ctx_len, "the run's, which decides the buffer's"
     with pytest.raises(CheckpointError, match=r"blocks\.1.*, not on blocks\.0"):
         run_of(made(OURS), None, "blocks.0.hook_resid_post")
+
+
+def test_of_version_0_3_the_runs_settings_are_enough(made):
+    """The SAE's had other names and units."""
+    settings = SETTINGS.to_dict() | {"survival": 0.6, "warmup": 0.1, "group_fractions": None}
+    folder = made(OURS | {"run": {"settings": settings}})
+    read = run_of(folder)
+    with pytest.raises(ConfigError, match="unknown setting 'survival'; it was removed"):
+        load_config(folder)
+    assert read == run_of(made(OURS))
 
 
 @pytest.mark.parametrize(
