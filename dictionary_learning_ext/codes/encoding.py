@@ -21,7 +21,6 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 from scipy.sparse import csr_matrix, vstack
-from torch.nn import functional
 
 from ..errors import NonFiniteError
 from ..trainers.dictionaries import (
@@ -35,6 +34,7 @@ from ..trainers.dictionaries import (
     selects_top_k,
 )
 from ..trainers.kernels.select import top_k
+from ..trainers.sparse_sum import SparseSum
 from ..trainers.step import ranking_key
 
 _BLOCK_ELEMENTS = 1 << 22
@@ -238,20 +238,11 @@ class SparseDecoder:
         is_sparse = len(block.value_M) <= _SPARSE_DENSITY * n * n_features
         if is_sparse and block.value_M.dtype in (t.float32, t.float64):
             starts_n = _offsets(block.token_M, n)
-            with t.enable_grad():  # the products with the error are the gradient at the values
-                value_M = block.value_M.detach().requires_grad_()
-                sum_nD = functional.embedding_bag(
-                    block.feature_M,
-                    self._weight_FD,
-                    starts_n,
-                    mode="sum",
-                    per_sample_weights=value_M,
-                )
-            x_hat_nD = sum_nD.detach() + self._bias_D
+            selected = SparseSum(block.feature_M, block.value_M, self._weight_FD, starts_n)
+            x_hat_nD = selected.sum_BD + self._bias_D
             if not len(block.value_M):
                 return x_hat_nD, block.value_M.float()
-            (product_M,) = t.autograd.grad(sum_nD, value_M, block.x_nD - x_hat_nD)
-            return x_hat_nD, product_M.float()
+            return x_hat_nD, selected.products_with(block.x_nD - x_hat_nD).float()
         f_nF = block.x_nD.new_zeros(n, n_features)
         f_nF[block.token_M, block.feature_M] = block.value_M
         x_hat_nD = self._dictionary.decode(f_nF)

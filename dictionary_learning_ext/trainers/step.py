@@ -22,6 +22,7 @@ from torch.nn import functional
 from ..config.sae import NoiseOn, SelectBy, Variational
 from .parts import WHOLE, Part, Selection
 from .posterior import kl_scale, noise_scale, variance_kl
+from .sparse_sum import SparseSum, weighted_sums
 
 MaybeTensor = TypeVar("MaybeTensor", t.Tensor, t.Tensor | None)
 
@@ -354,35 +355,22 @@ class SparseDecode(t.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, indices_BK, values_BK, W_FD, matmul_dtype):
-        values_BK, W_FD = values_BK.detach(), W_FD.detach()
-        with t.enable_grad():  # torch has a kernel for the gradient at the values alone
-            ctx.values_BK = values_BK.to(matmul_dtype).requires_grad_()
-            ctx.product_BD = functional.embedding_bag(
-                indices_BK, W_FD.to(matmul_dtype), mode="sum", per_sample_weights=ctx.values_BK
-            )
+        ctx.sum = SparseSum(indices_BK, values_BK.to(matmul_dtype), W_FD.to(matmul_dtype))
         ctx.save_for_backward(indices_BK, values_BK)
-        ctx.n_features = len(W_FD)
-        return ctx.product_BD.detach().to(W_FD.dtype)
+        ctx.n_features, ctx.matmul_dtype = len(W_FD), matmul_dtype
+        return ctx.sum.sum_BD.to(W_FD.dtype)
 
     @staticmethod
     @t.autograd.function.once_differentiable
     def backward(ctx: Any, grad_BD):  # pyright: ignore[reportIncompatibleMethodOverride]
         indices_BK, values_BK = ctx.saved_tensors
-        rows_BD = grad_BD.to(ctx.product_BD.dtype)
-        grad_values_BK = t.autograd.grad(ctx.product_BD, ctx.values_BK, rows_BD, retain_graph=True)[
-            0
-        ].to(values_BK.dtype)
+        grad_values_BK = ctx.sum.products_with(grad_BD.to(ctx.matmul_dtype)).to(values_BK.dtype)
         if not ctx.needs_input_grad[2]:
             return None, grad_values_BK, None, None
         features, order = indices_BK.flatten().sort(stable=True)
         starts_F = t.searchsorted(features, t.arange(ctx.n_features, device=features.device))
-        grad_W_FD = functional.embedding_bag(
-            order // indices_BK.shape[1],
-            grad_BD,
-            starts_F,
-            mode="sum",
-            per_sample_weights=values_BK.flatten()[order],
-        )
+        rows = order // indices_BK.shape[1]
+        grad_W_FD = weighted_sums(rows, values_BK.flatten()[order], grad_BD, starts_F)
         return None, grad_values_BK, grad_W_FD, None
 
 

@@ -15,8 +15,8 @@ import functools
 from typing import NamedTuple
 
 import torch as t
-from torch.nn import functional
 
+from ..sparse_sum import SparseSum, weighted_sums
 from . import compiled
 from .memory import scratch
 
@@ -87,19 +87,10 @@ class SparseCode:
         """Each row's sum of its features' weights times their values: (B, D)."""
         if self._projects_densely:
             self._weight_FD = weight_FD.detach().to(self._matmul_dtype)
-            return functional.embedding_bag(
-                self.indices_BK,
-                self._weight_FD,
-                mode="sum",
-                per_sample_weights=values_BK.detach().to(self._matmul_dtype),
-            ).to(weight_FD.dtype)
-        # Keep autograd's graph: the projection is this product's gradient at the values.
-        with t.enable_grad():
-            self._values_BK = values_BK.detach().to(weight_FD.dtype).requires_grad_()
-            self._product_BD = functional.embedding_bag(
-                self.indices_BK, weight_FD.detach(), mode="sum", per_sample_weights=self._values_BK
-            )
-        return self._product_BD.detach()
+            values_BK = values_BK.detach().to(self._matmul_dtype)
+            return weighted_sums(self.indices_BK, values_BK, self._weight_FD).to(weight_FD.dtype)
+        self._sum = SparseSum(self.indices_BK, values_BK.to(weight_FD.dtype), weight_FD)
+        return self._sum.sum_BD
 
     def project(self, rows_BD: t.Tensor) -> t.Tensor:
         """Each row's products with its K features' weights, those of the last `combine`: (B, K)."""
@@ -108,7 +99,7 @@ class SparseCode:
                 "projection", rows_BD.to(self._matmul_dtype), self._weight_FD
             )
             return products_BF.gather(1, self.indices_BK).to(rows_BD.dtype)
-        return t.autograd.grad(self._product_BD, self._values_BK, rows_BD)[0]
+        return self._sum.products_with(rows_BD)
 
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
         """Each feature's sum over the rows that hold it, weighted by its values there: (F, D)."""
@@ -116,13 +107,8 @@ class SparseCode:
             self._grouped = compiled.group_by_feature(self.indices_BK, self.dict_size)
         order, row_numbers, offsets_F = self._grouped
         dtype = self._matmul_dtype
-        return functional.embedding_bag(
-            row_numbers,
-            rows_BD.to(dtype),
-            offsets_F,
-            mode="sum",
-            per_sample_weights=values_BK.flatten()[order].to(dtype),
-        ).to(rows_BD.dtype)
+        values_M = values_BK.flatten()[order].to(dtype)
+        return weighted_sums(row_numbers, values_M, rows_BD.to(dtype), offsets_F).to(rows_BD.dtype)
 
 
 class DenseCode:
