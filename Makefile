@@ -42,7 +42,7 @@ test-saebench: .venv-saebench/installed
 			activations/test_text_files.py activations/test_text.py activations/test_stored.py \
 			activations/test_stored_sae_lens.py \
 			'test_docs.py::test_a_page_runs[sae_bench.md]' 'test_docs.py::test_a_page_runs[exports.md]' \
-			experiments/test_ground_truth.py experiments/test_synthetic_rows.py \
+			experiments/test_labelled_books.py experiments/test_ground_truth.py experiments/test_synthetic_rows.py \
 			commands/test_any_sae.py::test_public_saes_get_from_the_hubs_names_to_the_table)
 ifdef DICTIONARY_LEARNING_MAIN
 	PYTHONPATH=$(DICTIONARY_LEARNING_MAIN) OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \

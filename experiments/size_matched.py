@@ -5,6 +5,7 @@ N being the number that the SAE with the fewest uses.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dictionary_learning_ext.config.architectures import BenchEvaluation
 from dictionary_learning_ext.sae_bench.adapter import BenchSAE, load_bench_sae
 from dictionary_learning_ext.sae_bench.results import BenchResults
 from dictionary_learning_ext.sae_bench.runner import bench
+from experiments.paper.labelled_books import on_books, write_books
 from experiments.trained_saes import TEXTS
 
 
@@ -99,16 +101,27 @@ def _controls(folders: Sequence[Path], outcome: BenchResults) -> dict[str, tuple
 
 
 def benched(
-    folders: dict[str, Path], evals: Sequence[BenchEvaluation], tokens: int
+    folders: dict[str, Path],
+    evals: Sequence[BenchEvaluation],
+    tokens: int,
+    books: Path | None = None,
 ) -> dict[str, tuple[Any, Any]]:
-    """SAE Bench's results of each model of a seed, plain and size-matched."""
-    outcome, controls = bench_size_matched(
-        list(folders.values()),
-        ("core", *evals),
-        tokens=tokens,
-        train_size=TEXTS[0],
-        test_size=TEXTS[1],
-    )
+    """SAE Bench's results of each model of a seed, plain and size-matched.
+
+    Arguments:
+        tokens: core's.
+        books: a folder, to evaluate on the embedded books, which are written there. Default: on SAE Bench's own data sets.
+    """
+    settings: dict[str, Any] = {
+        "tokens": tokens,
+        "train_size": TEXTS[0],
+        "test_size": TEXTS[1],
+        "data": "hub" if books is None else str(books),
+    }
+    if books is not None:
+        write_books(books)
+    with nullcontext() if books is None else on_books():
+        outcome, controls = bench_size_matched(list(folders.values()), ("core", *evals), **settings)
     outcome.check()
     results = outcome.results  # in the order of the folders, masked SAEs last
     return {

@@ -27,9 +27,9 @@ class BenchInputFlags(InputFlags):
     """The language model of the SAEs, and the texts of the evaluations."""
 
     data: str | None = None
-    """The texts: embedded (the shipped books), hub (SAE Bench's own datasets), or a folder that
+    """The texts: embedded (the shipped books, for core), hub (SAE Bench's own datasets), or a folder that
     holds datasets in subfolders named as on the hub. Default: embedded for the embedded model,
-    hub for others."""
+    hub for others. scr, tpp and sparse_probing need labelled texts, so hub or a folder."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,10 @@ class BenchFlags:
     """Tokens that core measures on, rounded down to whole batches of 16 contexts, at least one. CE
     and KL are measured on a fifth of the batches, at least one."""
     train_size: int | None = None
-    """Texts in each probe's training set, of SCR, TPP and sparse_probing. Default: 4000 as in SAE
-    Bench, or what the books provide."""
+    """Texts in each probe's training set, of SCR, TPP and sparse_probing. Default: 4000, as in
+    SAE Bench."""
     test_size: int | None = None
-    """Texts in each probe's test set, of the same. Default: 1000 as in SAE Bench, or what the books
-    provide."""
+    """Texts in each probe's test set, of the same. Default: 1000, as in SAE Bench."""
     inputs: BenchInputFlags = field(default_factory=BenchInputFlags)
 
 

@@ -14,7 +14,7 @@ COMPARED_TOKENS = 10_000
 """How many held-out tokens an export is compared on with its SAE, by default."""
 Function = Literal["top_k", "free_top_k", "jump_relu", "relu", "gated"]
 BenchEvaluation = Literal["core", "scr", "tpp", "sparse_probing", "sae_probes", "absorption"]
-BENCHED: tuple[BenchEvaluation, ...] = ("core", "sparse_probing", "sae_probes")
+BENCHED: tuple[BenchEvaluation, ...] = ("core", "sae_probes")
 """The evaluations that `vsae bench` runs by default."""
 
 _OURS = "dictionary_learning_ext.trainers"

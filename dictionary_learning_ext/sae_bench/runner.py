@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 _ELSEWHERE = "disk for this folder"
 """What to change if results can't be written, for the error's message: they lie beside the SAE."""
+_LABELLED = ("scr", "tpp", "sparse_probing")
+"""The evaluations on texts with class labels."""
 _KEY = "vsae_bench_key"
 """A result's hash of everything that it depends on, in its "eval_result_unstructured"."""
 
@@ -106,6 +108,12 @@ def bench(
     runs = {name: run_of(path, model, hook, None, device, **asked) for name, path in paths.items()}
     require_one_setting(runs, ("model", "hook", *LEAVING_OUT), BenchError)
     run = replace(next(iter(runs.values())), dtype="float32")
+    data = data or (EMBEDDED if run.model == EMBEDDED else HUB)
+    if data == EMBEDDED and (labelled := [name for name in evals if name in _LABELLED]):
+        raise BenchError(
+            f"{', '.join(labelled)}: the embedded books have no labels; leave it out of --evals, or give --data hub, "
+            "or --data FOLDER with SAE Bench's data sets"
+        )
     adapter.register()
     language_model, hook_point = open_model(run)
     jobs = _load(paths, run, hook_point)
@@ -117,7 +125,7 @@ def bench(
     with locked(cache, "first folder"):
         with writing(cache, _ELSEWHERE):
             _clear(cache)  # a kill may have left half a file
-            texts = open_bench_data(data or (EMBEDDED if run.model == EMBEDDED else HUB), cache)
+            texts = open_bench_data(data, cache)
         left_out = {name: getattr(run, name) for name in LEAVING_OUT}
         settings = BenchSettings(
             hooked,

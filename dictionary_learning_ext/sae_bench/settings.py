@@ -1,6 +1,6 @@
 """The settings that SAE Bench's evaluations share, and the configuration of each one.
 
-With SAE Bench's own data sets, sizes are its defaults. With the embedded books, they are the largest that the books can fill.
+What is not set here is SAE Bench's default.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ..activations.positions import PositionRule
 from ..config.architectures import BenchEvaluation
 from ..config.run import RunConfig
 from ..errors import BenchError
-from .data import BOOKS, CONTEXT, CORE_BOOKS, CORE_SET, PAIRS, BenchData
+from .data import CORE_BOOKS, CORE_SET, BenchData
 
 SEED = 42  # SAE Bench's
 LEAST_TEXTS = 16  # in the sets of probes: a few of each class and attribute
@@ -63,7 +63,7 @@ class BenchSettings:
 def configure(evaluation: BenchEvaluation, settings: BenchSettings, sae: BaseSAE) -> Any:
     """SAE Bench's own configuration of an evaluation.
 
-    Raises: BenchError if the embedded books can't fill the requested sizes, or if SAE Bench can't take the SAE.
+    Raises: BenchError if SAE Bench can't take the SAE.
     """
     match evaluation:
         case "core":
@@ -119,41 +119,26 @@ def _sae_probes(settings: BenchSettings) -> Any:
 
 def _on_classes(evaluation: BenchEvaluation, settings: BenchSettings, sae: BaseSAE) -> Any:
     """SAE Bench's configuration of SCR, TPP or sparse probing, whose texts have classes."""
-    data = settings.data
     shared = {
         "random_seed": SEED,
         "model_name": settings.name,
         "llm_dtype": "float32",
         "llm_batch_size": settings.batch_size,
-        "context_length": min(settings.ctx_len, CONTEXT) if data.is_embedded else settings.ctx_len,
+        "context_length": settings.ctx_len,
     }
     if evaluation == "sparse_probing":
         config = sparse_probing.SparseProbingEvalConfig(**shared)
-        sizes, names = data.class_sizes, ("probe_train_set_size", "probe_test_set_size")
+        names = "probe_train_set_size", "probe_test_set_size"
     else:
-        is_scr = evaluation == "scr"
-        config = scr_and_tpp.ScrAndTppEvalConfig(**shared, perform_scr=is_scr)
-        config.n_values = [n for n in config.n_values if n <= sae.cfg.d_sae // 10]
         if sae.cfg.d_sae < _LEAST_FEATURES:
             raise BenchError(
                 f"an SAE has {sae.cfg.d_sae} features: expected {_LEAST_FEATURES} or more for SCR and TPP, "
                 "which ablate at least 2 features and at most a tenth of them"
             )
-        sizes = data.scr_sizes if is_scr else data.class_sizes
-        names = ("train_set_size", "test_set_size")
-        if data.is_embedded:
-            config.column1_vals_lookup = {BOOKS: list(PAIRS)}
-    if data.is_embedded:
-        config.dataset_names = [BOOKS]
-    asked = {"train_size": settings.train_size, "test_size": settings.test_size}
-    for which, name, (setting, given) in zip((0, 1), names, asked.items(), strict=True):
-        most = None if sizes is None else sizes[which]
-        if given is not None and most is not None and given > most:
-            raise BenchError(
-                name=setting,
-                value=given,
-                expected=f"at most {most} for {evaluation}, all that the embedded books can fill",
-            )
-        if size := given or most:
+        config = scr_and_tpp.ScrAndTppEvalConfig(**shared, perform_scr=evaluation == "scr")
+        config.n_values = [n for n in config.n_values if n <= sae.cfg.d_sae // 10]
+        names = "train_set_size", "test_set_size"
+    for name, size in zip(names, (settings.train_size, settings.test_size), strict=True):
+        if size is not None:
             setattr(config, name, size)
     return config

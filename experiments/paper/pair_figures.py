@@ -86,7 +86,9 @@ def bench(_: argparse.Namespace) -> None:
     content = raw_results.read(RAW)
     for seed in (s for s in SEEDS if s not in {row["seed"] for row in content["bench"]}):
         began = time.monotonic()
-        found = benched(folders_of(seed), ("scr", "tpp", "sparse_probing"), HELD_OUT)
+        found = benched(
+            folders_of(seed), ("scr", "tpp", "sparse_probing"), HELD_OUT, RUNS / "labelled_books"
+        )
         for model, results in found.items():
             content["bench"].append(
                 {"model": model, "ratio": RATIO, "seed": seed} | scores(*results)

@@ -176,6 +176,7 @@ def bench_as_stated(arguments: argparse.Namespace) -> None:
 
     lm = arguments.lm
     runs, raw = place_of(lm)
+    books = runs / "labelled_books" if lm == "embedded" else None
     content = raw_results.read(raw)
     width = open_model(run_of(lm))[1].activation_dim
     rows = content["bench"]
@@ -183,7 +184,7 @@ def bench_as_stated(arguments: argparse.Namespace) -> None:
     done = {row["seed"] for row in rows if row["ratio"] == ratio}
     for seed in (seed for seed in SEEDS if seed not in done):
         folders = {m: runs / f"F{F}" / name_of(m, F // ratio, seed) for m in AS_STATED}
-        found = benched(folders, ("scr", "tpp", "sparse_probing"), EVAL_TOKENS)
+        found = benched(folders, ("scr", "tpp", "sparse_probing"), EVAL_TOKENS, books)
         for model, (own, matched) in found.items():
             row = {"model": model, "multiple": 4, "ratio": ratio, "seed": seed}
             row |= scores(own, matched)

@@ -40,12 +40,32 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def benched(trained):
+def written_books(tmp_path_factory):
+    from experiments.paper.labelled_books import write_books
+
+    folder = tmp_path_factory.mktemp("books")
+    write_books(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def books(written_books):
+    """A folder for --data that has texts for every evaluation, labelled ones too."""
+    from experiments.paper.labelled_books import on_books
+
+    with on_books():
+        yield written_books
+
+
+@pytest.fixture(scope="session")
+def benched(trained, written_books):
     """Results of the two."""
     from dictionary_learning_ext.sae_bench.runner import bench
+    from experiments.paper.labelled_books import on_books
 
-    with t.enable_grad():
-        return bench(list(trained.values()), evals=FOUR, again=True, **SMALL)
+    with t.enable_grad(), on_books():
+        settings = SMALL | {"data": written_books}
+        return bench(list(trained.values()), evals=FOUR, again=True, **settings)
 
 
 @pytest.fixture

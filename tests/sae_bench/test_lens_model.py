@@ -90,7 +90,7 @@ def test_a_conversion_to_another_model_is_wrapped_instead(lm_of, monkeypatch):
         lens_model.hooked_transformer(model, hook, "x")
 
 
-def test_every_evaluation_takes_a_wrapped_model(lm_dir_of, text, tmp_path):
+def test_every_evaluation_takes_a_wrapped_model(lm_dir_of, text, tmp_path, books):
     """A Gemma 2."""
     run = RunConfig(
         model=str(lm_dir_of("gemma")),
@@ -106,7 +106,9 @@ def test_every_evaluation_takes_a_wrapped_model(lm_dir_of, text, tmp_path):
     folder = train(run, {"sae": VSAETopKConfig(dict_size=F, k=K)})["sae"]
     evals = [*FOUR, "sae_probes"]
     with t.enable_grad():
-        outcome = bench([folder], evals=evals, probing_sets="119_us_state_TX", **SMALL)
+        outcome = bench(
+            [folder], evals=evals, probing_sets="119_us_state_TX", **SMALL | {"data": books}
+        )
     assert outcome.failures == {}
     assert sorted(outcome.results["sae"]) == sorted(evals)
 

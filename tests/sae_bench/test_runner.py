@@ -37,13 +37,13 @@ def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, traine
     assert "vsae_fixed_values" in graphing_utils.TRAINER_COLORS
 
 
-def test_n_is_at_most_a_tenth_of_the_dictionary(benched, one):
+def test_n_is_at_most_a_tenth_of_the_dictionary(benched, one, books):
     found = benched.results["vsae"]
     assert found["tpp"]["eval_result_unstructured"].keys() > {"vsae_bench_key"}, "its classes"
     assert found["scr"]["eval_config"]["n_values"] == [2, 5]
     assert list(curve(found["tpp"], "total_metric")) == [2, 5]
     with pytest.raises(BenchError, match=f"{D} features: expected 20"):
-        bench([one], evals=["tpp"], extra={"id": identity()}, **SMALL)
+        bench([one], evals=["tpp"], extra={"id": identity()}, **SMALL | {"data": books})
 
 
 def test_what_is_finished_is_not_repeated_unless_it_changed(one, caplog, monkeypatch):
@@ -102,9 +102,12 @@ def test_a_failure_says_why_and_does_not_stop_the_others(one, capsys, monkeypatc
 
 
 @pytest.mark.parametrize("evaluation", ["core", "tpp"])
-def test_a_killed_command_gives_the_same_when_it_is_typed_again(evaluation, one, monkeypatch):
+def test_a_killed_command_gives_the_same_when_it_is_typed_again(
+    evaluation, one, books, monkeypatch
+):
     """Also where the kill left half a file of what SAE Bench keeps for the next SAE."""
-    wanted = bench([one], evals=[evaluation], **SMALL).results["one"][evaluation]
+    on_books = SMALL | {"data": books}
+    wanted = bench([one], evals=[evaluation], **on_books).results["one"][evaluation]
     (path,) = one.glob("eval_results/*/*")
     path.unlink()
 
@@ -129,8 +132,8 @@ def test_a_killed_command_gives_the_same_when_it_is_typed_again(evaluation, one,
             lambda path, *_: killed(left_behind(path)),
         )
         with pytest.raises(Killed):
-            bench([one], evals=[evaluation], **SMALL)
-    again = bench([one], evals=[evaluation], **SMALL)
+            bench([one], evals=[evaluation], **on_books)
+    again = bench([one], evals=[evaluation], **on_books)
     again.check()
     assert again.results["one"][evaluation]["eval_result_metrics"] == wanted["eval_result_metrics"]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -140,14 +143,15 @@ class Killed(BaseException):
     """In place of kill -9."""
 
 
-def test_a_full_disk_keeps_what_is_finished(one, monkeypatch):
-    bench([one], evals=["core"], **SMALL)
+def test_a_full_disk_keeps_what_is_finished(one, books, monkeypatch):
+    on_books = SMALL | {"data": books}
+    bench([one], evals=["core"], **on_books)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("torch.save", full)  # where SAE Bench writes activations
-    outcome = bench([one], evals=["core", "tpp"], **SMALL)
+    outcome = bench([one], evals=["core", "tpp"], **on_books)
     assert list(outcome.results["one"]) == ["core"]
     with pytest.raises(BenchError, match=r"tpp of one: OSError: "):
         outcome.check()
@@ -161,7 +165,7 @@ REFUSED = {
     "--evals sae_probes --model nowhere --probing-sets glue": r"sae-probes has no data set 'glue'",
     "--model elsewhere": r"language model 'elsewhere' can't be loaded",
     "--hook blocks.1.hook_resid_post": r"trained on hook blocks\.0.*, not on blocks\.1",
-    "--evals tpp --train-size 100000": r"train_size=100000: expected at most \d+ for tpp",
+    "--evals core,scr,sparse_probing": r"scr, sparse_probing: the embedded books have no labels; ",
     "nobody/nothing": r"^vsae: nobody/nothing: no such folder here, and the hub",
 }
 
@@ -174,7 +178,9 @@ def test_a_mistake_is_one_line(flags, one, tmp_path, monkeypatch, capsys):
     assert re.search(REFUSED[flags], error), error
 
 
-def test_pythia_70m_as_far_as_it_goes_without_its_weights(tokenizer, text, tmp_path, monkeypatch):
+def test_pythia_70m_as_far_as_it_goes_without_its_weights(
+    tokenizer, text, books, tmp_path, monkeypatch
+):
     """Its exact configuration, random weights, in a folder of its hub name: train and bench."""
     monkeypatch.chdir(tmp_path)
     config = transformers.GPTNeoXConfig(
@@ -198,7 +204,7 @@ def test_pythia_70m_as_far_as_it_goes_without_its_weights(tokenizer, text, tmp_p
     flags = f"--preset paper --data {text} --steps 3 --batch-size 64 --n-ctxs 4 --ctx-len 32"
     flags += " --decay-start None --eval-tokens 0 --save-dir run"
     assert main(["train", *shlex.split(flags)]) == 0
-    flags = f"--evals tpp {FLAGS}"
+    flags = f"--evals tpp {FLAGS} --data {books}"
     assert main(["bench", "run", *shlex.split(flags)]) == 0
     result = json.loads(next(Path("run/eval_results/tpp").glob("*.json")).read_text())
     assert result["eval_config"]["model_name"] == "pythia-70m"
@@ -218,9 +224,9 @@ def test_saes_with_and_without_a_rule_are_benched_with_the_flag_that_is_named(on
     assert main([*both, "--max-norm-multiple", "10"]) == 0
 
 
-def test_what_is_printed_says_what_to_believe(one, trained, capsys):
+def test_what_is_printed_says_what_to_believe(one, trained, books, capsys):
     folders = [str(one), str(trained["top_k"])]
-    flags = [*shlex.split(FLAGS), "--evals", "core,scr", "--compare"]
+    flags = [*shlex.split(FLAGS), "--evals", "core,scr", "--compare", "--data", books]
     assert main(["bench", *folders, *flags]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^minus one +top_k$", out, re.MULTILINE)
