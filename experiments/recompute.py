@@ -393,11 +393,11 @@ def the_paper() -> Found:
 def published() -> Found:
     """The pair of the paper's public code, means over seeds, at blocks.0 by F/k, and `b3`: at blocks.3, k/F = 1/32. `often`: the share
     of features that are not near-dead. `fewer`: by how much fewer of the vSAE's features are alive than of TopK's. `more_often`: how many
-    times as many of them fire often."""
+    times as many of them fire often. `less`: the vSAE's less TopK's."""
     rows = raw("as_published")["rows"]
     places = {f"r{ratio}": f"pair: blocks.0, F = 16D, k/F = 1/{ratio}," for ratio in PUBLISHED}
     for at, start in (places | {"b3": "pair: blocks.3, F = 16D, k/F = 1/32,"}).items():
-        alive, often = {}, {}
+        alive, often, means = {}, {}, {}
         for key, arm in (("topk", "their TopK"), ("vsae", "their vSAE")):
             own = [row for row in rows if row["arm"] == arm and row["part"].startswith(start)]
             for measure, column in (
@@ -410,8 +410,11 @@ def published() -> Found:
             alive[key] = mean(row["alive"] for row in own)
             often[key] = 1 - mean(row["near_dead_0.1"] for row in own)
             yield f"published.{at}.{key}.often", often[key]
+            means[key] = [mean(row[column] for row in own) for column in COMPARED.values()]
         yield f"published.{at}.fewer", 1 - alive["vsae"] / alive["topk"]
         yield f"published.{at}.more_often", often["vsae"] / often["topk"]
+        for measure, vsae, top_k in zip(COMPARED, means["vsae"], means["topk"], strict=True):
+            yield f"published.{at}.less.{measure}", vsae - top_k
 
 
 def authors() -> Found:
@@ -441,6 +444,13 @@ def authors() -> Found:
 
 PUBLISHED = (128, 64, 32, 16)
 """F/k."""
+COMPARED = {
+    "ce_score": "frac_recovered",
+    "fve": "fve",
+    "cossim": "cossim",
+    "alive": "alive",
+    "near_dead": "near_dead_0.1",
+}
 
 
 def speed() -> Found:

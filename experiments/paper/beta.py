@@ -20,6 +20,7 @@ from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.config.sae import share_of_run
 from experiments import raw_results
 from experiments.pages import labels_of, save_plot, table
+from experiments.paper import reproduce_paper
 from experiments.paper.feature_maps import largest_of
 from experiments.paper.reproduced_figures import figure_8_9
 from experiments.raw_results import RESULTS, about, about_line
@@ -32,6 +33,8 @@ LOST, NEAR = 0.70, 0.05
 """The rule's: the share of TopK's living features that is lost, and how near FVE is to TopK's."""
 METRICS = ("fve", "alive", "near_dead_0.1", "l0")
 RAW, RUNS = RESULTS / "beta.json", Path("runs/beta")
+PENALTY = RESULTS / "reproduce_paper.json"
+"""The penalty alone, in longer runs, by k/F: reproduce_paper.py trains it."""
 _CODE: dict[str, Any] = {"rectify": True, "select_by": "magnitude"}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "equations": ("sqrt_d", {}),
@@ -215,7 +218,8 @@ def tables(content: dict[str, Any]) -> list[str]:
                 verdicts[f"{arm}, F = 16D, 4,000 steps of 192 tokens"] = [verdict(own)]
         title = "F = 16D, k = 64, 4,000 steps of 192 tokens"
         lines += ["", *table(title, cells, ["lost", *labels_of(METRICS)])]
-    return [*lines, "", *table("82% fewer living features", verdicts, ["by the rule"])]
+    lines += ["", *table("82% fewer living features", verdicts, ["by the rule"]), ""]
+    return lines + reproduce_paper.tables_of_penalty(raw_results.read(PENALTY))
 
 
 def cells_of(rows: list[Row]) -> list[str]:
@@ -224,7 +228,7 @@ def cells_of(rows: list[Row]) -> list[str]:
 
 
 def draw(content: dict[str, Any], page: Path) -> None:
-    """The sweep beside the page, and figures 8 and 9 with the paper's other figures."""
+    """The sweep and the largest activations, beside the page."""
     draw_sweep(content, page)
     if "as_run" in content:
         largest = {
@@ -233,7 +237,7 @@ def draw(content: dict[str, Any], page: Path) -> None:
             if "largest" in row
         }
         figure = figure_8_9(largest, 16 * D)
-        save_plot(figure, page.parent / "reproduce_paper" / "figure_8_9.png", dpi=75)
+        save_plot(figure, page.with_name("beta_largest.png"), dpi=75)
 
 
 def draw_sweep(content: dict[str, Any], page: Path) -> None:

@@ -8,8 +8,9 @@
     ... train --lm FOLDER                  # another language model, from a local folder
     ... train --lm EleutherAI/pythia-70m   # the paper's: TinyStories, 20,000 steps; needs a GPU
 
-TopK against the vSAE of the paper's equations (fixed sigma = 1, noise on both) and the penalty of
-its public code in upstream's frame (point, rectified), KL on all features, linear KL annealing, at k/F = 1/32 to 1/4 with F = 4D, and at
+TopK against the vSAE of the paper's equations (fixed sigma = 1, noise on both), and against the penalty of
+its public code alone, in upstream's TopK (point, rectified): `code`, which beta.md shows. The code's own pair is as_published.py's.
+KL on all features, linear KL annealing, at k/F = 1/32 to 1/4 with F = 4D, and at
 k/F = 1/32 with F = 16D, the other reading of its dictionary. Everything else is shared: batches,
 initial weights of a seed, optimiser, AuxK. The page has the tables, the paper's figures 3 to 5, 10 and
 11, its cosine matrices, synthesised tokens, and the verdicts on the paper's claims, which are frozen.
@@ -221,12 +222,26 @@ def by_data_set(result: dict[str, Any], which: str) -> dict[str, dict[int, float
 
 
 def tables(content: dict[str, Any]) -> list[str]:
+    return tables_of(content, [model for model in MODELS if not is_penalty(model)])
+
+
+def tables_of_penalty(content: dict[str, Any]) -> list[str]:
+    """For the page of beta.py."""
+    return tables_of(content, [m for m in MODELS if m == "TopK" or is_penalty(m)])
+
+
+def is_penalty(model: str) -> bool:
+    """Whether it is the code's penalty alone, which is neither of the paper's two models."""
+    return model.startswith("code")
+
+
+def tables_of(content: dict[str, Any], shown: list[str]) -> list[str]:
     """Mean and spread over seeds of every cell's metrics; SCR and TPP by N."""
     settings = content["settings"]
     lines = [f"{about_line(settings)}; {settings['setting']}.", ""]
     for (multiple, ratio), models in GRID.items():
         cells = {}
-        for model in models:
+        for model in (model for model in models if model in shown):
             own = rows_at(content["rows"], model, multiple, ratio)
             cells[model] = [spread([row[metric] for row in own]) for metric in SHOWN]
         lines += [*table(f"F = {multiple}D, k/F = 1/{ratio}", cells, labels_of(SHOWN)), ""]
@@ -235,7 +250,7 @@ def tables(content: dict[str, Any]) -> list[str]:
     lines.append(f"Agreement of seeds of random directions: {by_size}.")
     for ratio in RATIOS:
         cells = {}
-        for model in AS_STATED:
+        for model in (model for model in AS_STATED if model in shown):
             own = rows_at(content["bench"], model, 4, ratio)
             for name in ("scr", "scr_matched", "tpp", "tpp_matched") if own else ():
                 by_n = [spread([row[name][n] for row in own]) for n in own[0][name]]
@@ -243,7 +258,7 @@ def tables(content: dict[str, Any]) -> list[str]:
         if cells:
             columns = [f"N = {n}" for n in content["bench"][0]["scr"]]
             lines += ["", *table(f"F = 4D, k/F = 1/{ratio}", cells, columns)]
-    return [*lines, *synthesised(content["maps"])]
+    return [*lines, *synthesised([row for row in content["maps"] if row["model"] in shown])]
 
 
 def synthesised(maps: list[Row]) -> list[str]:

@@ -15,7 +15,8 @@ from experiments.pages import LABELS, save_plot
 
 Row = dict[str, Any]
 AS_STATED = ("TopK", "equations, beta 1", "code, beta 1")
-"""TopK, the vSAE of the paper's equations, and the penalty of its public code in upstream's frame."""
+"""TopK, the vSAE of the paper's equations, and the penalty of its public code in upstream's TopK."""
+DRAWN = AS_STATED[:2]
 RATIOS = (32, 16, 8, 4)
 """F/k at F = 4D."""
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)
@@ -41,16 +42,18 @@ def by_model(rows: Sequence[Row], ratio: int) -> dict[str, list[Row]]:
 def draw(content: dict[str, Any], folder: Path) -> None:
     """Write the figures that the raw results carry, but for 8 and 9, see beta.py."""
     cells = {
-        model: [rows_at(content["rows"], model, 4, ratio) for ratio in RATIOS]
-        for model in AS_STATED
+        model: [rows_at(content["rows"], model, 4, ratio) for ratio in RATIOS] for model in DRAWN
     }
+    bench, maps = (
+        [row for row in content[name] if row["model"] in DRAWN] for name in ("bench", "maps")
+    )
     drawn = {"figure_3": figure_3(cells, RATIOS)}
-    drawn["figure_10_11"] = figure_10_11([row for row in content["maps"] if "map" in row])
-    if content["bench"]:
-        drawn["figure_4_5"] = figure_4_5(content["bench"])
-    if apart := [row for row in content["bench"] if "scr_by_data_set" in row]:
+    drawn["figure_10_11"] = figure_10_11([row for row in maps if "map" in row])
+    if bench:
+        drawn["figure_4_5"] = figure_4_5(bench)
+    if apart := [row for row in bench if "scr_by_data_set" in row]:
         drawn["figure_4_by_data_set"] = by_data_set(apart)
-    if with_cosines := [row for row in content["maps"] if "cosines" in row]:
+    if with_cosines := [row for row in maps if "cosines" in row]:
         drawn["cosines"] = cosine_matrices(with_cosines)
     for name, figure in drawn.items():
         save_plot(figure, folder / f"{name}.png", dpi=75)
