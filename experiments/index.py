@@ -107,7 +107,7 @@ EXPERIMENTS = (
         "returning.study",
         "Whose features come back, at which architecture, start and dose?",
         minutes="700",
-        stages=("train", "tables"),
+        stages=("train", "measure", "tables"),
         needs="the cache that its protocol names",
         pages=("whose_features.md", "whose_features_truth.md"),
     ),

@@ -1,28 +1,55 @@
 """Whose features come back, at which architecture, start and dose? See PROTOCOL_RETURNING.md, which says what cache it needs.
 
     python -m experiments.returning.study train     # in the protocol's order; continues where it was stopped
+    python -m experiments.returning.study measure   # what is trained and has no rows
+    python -m experiments.returning.study tables    # write the pages' tables again
 
 An SAE whose run folder is finished is not trained again.
 """
 
 import argparse
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
+import numpy as np
 import torch as t
 
 from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.activations.stored import open_stored
+from dictionary_learning_ext.evaluation.folders import open_folders
+from dictionary_learning_ext.features.agreement import AgreementOfCodes, of_one_token
+from dictionary_learning_ext.features.reproducibility import RETURNING, reproducibility
+from dictionary_learning_ext.run_folder.files import EVALUATION
 from dictionary_learning_ext.run_folder.reading import read_metrics
-from experiments.returning import truth
+from experiments import raw_results
+from experiments.pages import save_plot, table
+from experiments.raw_results import RESULTS, about, about_line
+from experiments.returning import rules, truth
 from experiments.returning.arms import ARCHITECTURES, DOSES, FIRST, FROZEN, GATES, RATES, Arm
 from experiments.stages import Page, Stages
-from experiments.trained_saes import train_missing
+from experiments.trained_saes import metrics_of, train_missing
 
 CACHE, RUNS = "runs/returning/embedded", Path("runs/returning")
 TOKENS, DICT_SIZE, HELD_OUT, DOCUMENTS = 2_048_000, 512, 50_000, 64
+RAW = RESULTS / "whose_features.json"
+LENGTHS = (1, 2)
+"""Of truth, in 3.1M samples."""
 SEEDS, DOSE_SEEDS, RATE_SEED = (9302, 9303, 9304, 9305), (9300, 9301), 9306
+
+OF_CODES = ("in_function_fve", "direction_fve", "in_function_selections", "direction_selections")
+SHARES = {
+    "function_0.7": "in what they do",
+    "direction_0.7": "as a direction",
+    "others_function_0.7": "others, in what they do",
+    "others_direction_0.7": "others, as a direction",
+    "one_token": "of one token's kind",
+    "near_dead_0.1": "near-dead < 0.1",
+}
+Content = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -102,7 +129,7 @@ def train(_: argparse.Namespace) -> None:
     t.set_num_threads(1)
     for place in PLACES:
         train_arms(place, SEEDS, FIRST)
-    for times in (1, 2):
+    for times in LENGTHS:
         truth.train(FIRST, times)
     train_arms(MLP_OUT, DOSE_SEEDS, DOSES)
     for place in PLACES:
@@ -114,7 +141,193 @@ def train(_: argparse.Namespace) -> None:
         train_arms(place, SEEDS, best_rates() | FROZEN)
 
 
-STAGES = Stages("returning.study", {"train": train}, {"whose_features_truth": Page(truth.tables)})
+# --- measures
+
+
+@dataclass(frozen=True)
+class Part:
+    """SAEs that are measured together: arms at a place, from some seeds."""
+
+    title: str
+    place: Place
+    seeds: tuple[int, ...]
+    arms: Mapping[str, Arm]
+
+    @property
+    def name(self) -> str:
+        return f"{self.title}: {self.place.name}"
+
+    def folders(self, name: str) -> list[Path]:
+        return [folder_of(self.place, seed, name, self.arms[name]) for seed in self.seeds]
+
+    @property
+    def is_trained(self) -> bool:
+        folders = [folder for name in self.arms for folder in self.folders(name)]
+        return all((folder / EVALUATION).exists() for folder in folders)
+
+
+def planned() -> Iterator[Part]:
+    """The parts, in the protocol's order."""
+    yield from (Part("start", place, SEEDS, FIRST) for place in PLACES)
+    yield Part("dose", MLP_OUT, DOSE_SEEDS, DOSES)
+    yield from (Part("gates off", place, SEEDS, GATES) for place in PLACES)
+    at_rates = [
+        Part("", BLOCKS_2, (RATE_SEED,), {name: replace(ARCHITECTURES[name], lr=lr)})
+        for name, lrs in RATES.items()
+        for lr in lrs
+    ]
+    if all(part.is_trained for part in at_rates):
+        arms = best_rates() | FROZEN
+        yield from (
+            Part("architectures", place, SEEDS, arms) for place in (BLOCKS_2, BLOCKS_0, MLP_OUT)
+        )
+
+
+def read() -> Content:
+    return raw_results.read_or(RAW, {"parts": {}, "saes": [], "pairs": []})
+
+
+def measure(_: argparse.Namespace) -> None:
+    """Measure the parts that are trained and have no rows."""
+    t.set_num_threads(1)
+    for part in planned():
+        if part.name in read()["parts"] or not part.is_trained:
+            continue
+        began, content = time.monotonic(), read()
+        groups = {name: part.folders(name) for name in part.arms}
+        for name, folders in groups.items():
+            saes, pairs = measured(folders)
+            known = {"part": part.name, "arm": name, "lr": part.arms[name].lr}
+            content["saes"] += [
+                known | {"seed": s} | r for s, r in zip(part.seeds, saes, strict=True)
+            ]
+            content["pairs"] += [known | row for row in pairs]
+        content["parts"][part.name] = about(began)
+        raw_results.write(RAW, content)
+
+
+def measured(folders: list[Path]) -> tuple[list[Content], list[Content]]:
+    """A row of each SAE, and of each pair of them."""
+    codes = open_folders(folders).codes(HELD_OUT, keep=False)
+    agreement = AgreementOfCodes(
+        codes, reproducibility({n: own.directions_FD for n, own in codes.items()})
+    )
+    saes = []
+    for folder in folders:
+        row = metrics_of(folder, ("fve", "near_dead_0.1", "near_dead_0.5", "l0"))
+        losses = metrics_of(folder, ("loss_original", "loss_reconstructed"))
+        added = losses["loss_reconstructed"] - losses["loss_original"]
+        saes.append(
+            row | {"loss_added": added, "one_token": float(of_one_token(codes[str(folder)]).mean())}
+        )
+    seed_of = {str(folder): int(folder.parent.name) for folder in folders}
+    pairs = []
+    for (a, b), found in agreement.pairs.items():
+        two, directions = agreement.correlations[a, b], agreement.measured.pairs[a, b]
+        others = [~of_one_token(codes[name]) for name in (a, b)]
+        matches = directions.match_F, directions.match_G
+        row = {"seeds": [seed_of[a], seed_of[b]]} | {n: found[n] for n in OF_CODES}
+        for least in RETURNING:
+            row[f"function_{least:g}"] = shared(two, least)
+            row[f"direction_{least:g}"] = shared(matches, least)
+            row[f"others_function_{least:g}"] = shared(two, least, others)
+            row[f"others_direction_{least:g}"] = shared(matches, least, others)
+        pairs.append(row)
+    return saes, pairs
+
+
+def shared(matches: Sequence[Any], least: float, among: Sequence[Any] | None = None) -> float:
+    """The share of two SAEs' features, or of these among them, whose match is at least so close."""
+    kept = matches if among is None else [m[is_in] for m, is_in in zip(matches, among, strict=True)]
+    return float(np.mean(np.concatenate(list(kept)) >= least))
+
+
+# --- what is shown
+
+
+def means(content: Content, part: str, arm: str) -> dict[str, Any]:
+    """The mean of an arm's SAEs and pairs, and the range of what decides."""
+    found: dict[str, Any] = {}
+    for rows in (content["saes"], content["pairs"]):
+        own = [row for row in rows if (row["part"], row["arm"]) == (part, arm)]
+        numbers = [n for n, value in own[0].items() if isinstance(value, float)]
+        found |= {n: mean(row[n] for row in own) for n in numbers}
+        for name in {"in_function_fve", "loss_added"} & {*numbers}:
+            found[f"{name}_range"] = min(row[name] for row in own), max(row[name] for row in own)
+    return found
+
+
+def by_the_rules(content: Content) -> list[str]:
+    """What the rules say, once their rows are whole."""
+    parts = {place.name: f"start: {place.name}" for place in PLACES}
+    mcc: dict[str, dict[str, float]] = {}
+    for row in truth.read()["rows"]:
+        mcc.setdefault(row["part"], {})[row["arm"]] = row["mcc"]
+    if not {*parts.values()} <= content["parts"].keys() or len(mcc) < len(LENGTHS):
+        return ["The rules' rows aren't whole, so no default changes.", ""]
+    places = {
+        place: {arm: means(content, part, arm) for arm in FIRST} for place, part in parts.items()
+    }
+    return rules.verdict(places, mcc)
+
+
+def tables(content: Content) -> list[str]:
+    lines = [
+        *by_the_rules(content),
+        f"The embedded model, F = {DICT_SIZE}, {TOKENS / 1e6:.1f}M tokens, {HELD_OUT:,} held-out tokens. Means over the "
+        "SAEs and over all pairs of them. *Others*: features that aren't of one token's kind.",
+        "",
+    ]
+    for part, own in content["parts"].items():
+        rows = {}
+        for arm in dict.fromkeys(row["arm"] for row in content["pairs"] if row["part"] == part):
+            found = means(content, part, arm)
+            low, high = found["in_function_fve_range"]
+            cells = [f"{found['in_function_fve']:.3f} ({low:.3f} to {high:.3f})"]
+            cells += [f"{100 * found[n]:.1f}%" for n in SHARES]
+            rows[arm] = [*cells, f"{found['fve']:.4f}", f"{found['loss_added']:.4f}"]
+        columns = ["FVE of what comes back", *SHARES.values(), "FVE", "loss added (nats)"]
+        lines += [f"## {part}", "", *table("", rows, columns), "", f"{about_line(own)}.", ""]
+    return lines
+
+
+def draw(content: Content, page: Path) -> None:
+    """The FVE of what comes back over FVE, a panel a place: each arm's mean, and the range of its pairs."""
+    import matplotlib.pyplot as plt
+
+    by_place = {
+        place.name: [part for part in content["parts"] if part.endswith(f": {place.name}")]
+        for place in PLACES
+    }
+    by_place = {name: parts for name, parts in by_place.items() if parts}
+    figure, axes = plt.subplots(
+        1, len(by_place), figsize=(3.6 * len(by_place) + 2.5, 3.6), squeeze=False
+    )
+    arms = [*dict.fromkeys(row["arm"] for row in content["pairs"])]
+    styles = {arm: (f"C{i % 10}", "osD^"[i // 10]) for i, arm in enumerate(arms)}
+    for axis, (name, parts) in zip(axes[0], by_place.items(), strict=True):
+        for part, arm in dict.fromkeys((row["part"], row["arm"]) for row in content["pairs"]):
+            if part not in parts:
+                continue
+            found, (colour, marker) = means(content, part, arm), styles[arm]
+            low, high = found["in_function_fve_range"]
+            axis.plot([found["fve"]] * 2, [low, high], color=colour, alpha=0.4)
+            axis.plot(found["fve"], found["in_function_fve"], marker, color=colour)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("FVE")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("FVE of what comes back")
+    for arm, (colour, marker) in styles.items():
+        axes[0, -1].plot([], [], marker, color=colour, label=arm)
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    save_plot(figure, page.with_suffix(".png"), dpi=110)
+
+
+STAGES = Stages(
+    "returning.study",
+    {"train": train, "measure": measure},
+    {"whose_features": Page(tables, draw), "whose_features_truth": Page(truth.tables)},
+)
 
 if __name__ == "__main__":
     STAGES.run()

@@ -1,0 +1,96 @@
+"""The two rules of PROTOCOL_RETURNING.md: which start becomes the default, and which vSAE the preset."""
+
+from collections.abc import Mapping
+from statistics import mean
+from typing import Any
+
+from experiments.pages import table
+
+FVE_BELOW, NEAR_DEAD_ABOVE, BACK_BELOW, MCC_BELOW, AHEAD = 0.0005, 0.01, 0.02, 0.01, 0.01
+DATA, TODAY = ", from the data", "vSAE"
+CANDIDATES = (TODAY, f"vSAE{DATA}", f"vSAE until 0.25{DATA}")
+
+Means = Mapping[str, Any]
+ByPlace = Mapping[str, Mapping[str, Means]]
+"""The means of each arm, by its name, at each place."""
+Truth = Mapping[str, Mapping[str, float]]
+"""The MCC of each arm, by its name, after each number of samples, the smaller first."""
+
+
+def _range(of_seeds: Means) -> float:
+    low, high = of_seeds["loss_added_range"]
+    return high - low
+
+
+def start_fails(places: ByPlace, truth: Truth) -> list[str]:
+    """The conditions on a start from the data that don't hold."""
+    holds: dict[str, bool] = {}
+    for kind in ("TopK", "vSAE"):
+        for place, arms in places.items():
+            was, now = arms[kind], arms[kind + DATA]
+            holds[f"FVE, {kind}, {place}"] = now["fve"] >= was["fve"] - FVE_BELOW
+            most = was["loss_added"] + _range(was)
+            holds[f"loss added, {kind}, {place}"] = now["loss_added"] <= most
+            most = was["near_dead_0.1"] + NEAR_DEAD_ABOVE
+            holds[f"near-dead, {kind}, {place}"] = now["near_dead_0.1"] <= most
+            if kind == "vSAE":
+                least = was["in_function_fve"] - BACK_BELOW
+                holds[f"FVE of what comes back, {place}"] = now["in_function_fve"] >= least
+        for samples, mcc in truth.items():
+            holds[f"MCC, {kind}, {samples}"] = mcc[kind + DATA] >= mcc[kind] - MCC_BELOW
+    back = {arm: _mean_back(places, arm) for arm in ("vSAE", "vSAE" + DATA)}
+    holds["FVE of what comes back, in the mean"] = back["vSAE" + DATA] > back["vSAE"]
+    return [name for name, is_met in holds.items() if not is_met]
+
+
+def _mean_back(places: ByPlace, arm: str) -> float:
+    return mean(arms[arm]["in_function_fve"] for arms in places.values())
+
+
+def preset_fails(places: ByPlace, truth: Truth, arm: str, top_k: str) -> list[str]:
+    """The conditions on a candidate that don't hold."""
+    holds: dict[str, bool] = {}
+    for place, arms in places.items():
+        own, rival = arms[arm], arms[top_k]
+        holds[f"FVE, {place}"] = own["fve"] >= rival["fve"] - FVE_BELOW
+        holds[f"loss added, {place}"] = own["loss_added"] <= rival["loss_added"] + _range(rival)
+    mcc = [*truth.values()][-1]
+    holds["MCC"] = mcc[arm] >= mcc[top_k] - MCC_BELOW
+    return [name for name, is_met in holds.items() if not is_met]
+
+
+def preset(places: ByPlace, truth: Truth) -> str:
+    """The arm that the rules make the preset."""
+    is_data = not start_fails(places, truth)
+    top_k = "TopK" + (DATA if is_data else "")
+    passed = {}
+    for arm in CANDIDATES if is_data else (TODAY,):
+        fails = preset_fails(places, truth, arm, top_k)
+        if all("mlp_out" in name for name in fails):
+            passed[arm] = _mean_back(places, arm)
+    best = max(passed, key=lambda arm: passed[arm], default=TODAY)
+    leads = passed.get(best, 0.0) >= _mean_back(places, TODAY) + AHEAD
+    return best if leads else TODAY
+
+
+def verdict(places: ByPlace, truth: Truth) -> list[str]:
+    """What the rules say, as lines of the page."""
+    fails = start_fails(places, truth)
+    top_k = "TopK" + ("" if fails else DATA)
+    rows = {
+        arm: [
+            f"{_mean_back(places, arm):.3f}",
+            "; ".join(preset_fails(places, truth, arm, top_k)) or "none",
+        ]
+        for arm in CANDIDATES
+    }
+    return [
+        "## By the rules",
+        "",
+        f"Conditions on the start from the data that fail: {'; '.join(fails) or 'none'}.",
+        "",
+        *table("", rows, ["FVE of what comes back, mean over places", "conditions that fail"]),
+        "",
+        f"The preset: {preset(places, truth)}.",
+        "",
+    ]
