@@ -19,9 +19,13 @@ import numpy as np
 import torch as t
 
 from dictionary_learning_ext import RunConfig
+from dictionary_learning_ext.activations.inputs import in_batches
 from dictionary_learning_ext.activations.stored import open_stored
-from dictionary_learning_ext.evaluation.folders import open_folders
-from dictionary_learning_ext.features.agreement import AgreementOfCodes, of_one_token
+from dictionary_learning_ext.codes.codes import Codes, encode
+from dictionary_learning_ext.evaluation.folders import OpenedFolders, open_folders
+from dictionary_learning_ext.evaluation.metrics import fve_of
+from dictionary_learning_ext.features.agreement import AgreementOfCodes, is_used, of_one_token
+from dictionary_learning_ext.features.random_tokens import random_token_saes
 from dictionary_learning_ext.features.reproducibility import RETURNING, reproducibility
 from dictionary_learning_ext.run_folder.files import EVALUATION
 from dictionary_learning_ext.run_folder.reading import read_metrics
@@ -34,6 +38,7 @@ from experiments.stages import Page, Stages
 from experiments.trained_saes import metrics_of, train_missing
 
 CACHE, RUNS = "runs/returning/embedded", Path("runs/returning")
+RANDOM_TOKENS, FIT_ON = "random tokens, untrained", 40_000
 TOKENS, DICT_SIZE, HELD_OUT, DOCUMENTS = 2_048_000, 512, 50_000, 64
 RAW = RESULTS / "whose_features.json"
 LENGTHS = (1, 2)
@@ -194,13 +199,16 @@ def measure(_: argparse.Namespace) -> None:
         if part.name in read()["parts"] or not part.is_trained:
             continue
         began, content = time.monotonic(), read()
-        groups = {name: part.folders(name) for name in part.arms}
-        for name, folders in groups.items():
-            saes, pairs = measured(folders)
-            known = {"part": part.name, "arm": name, "lr": part.arms[name].lr}
-            content["saes"] += [
-                known | {"seed": s} | r for s, r in zip(part.seeds, saes, strict=True)
-            ]
+        opened = open_folders(part.folders(next(iter(part.arms))))
+        for name, arm in part.arms.items():
+            known = {"part": part.name, "arm": name, "lr": arm.lr}
+            saes, pairs = measured(part.folders(name))
+            content["saes"] += [known | row for row in saes]
+            content["pairs"] += [known | row for row in pairs]
+        if part.title == "start":
+            known = {"part": part.name, "arm": RANDOM_TOKENS}
+            saes, pairs = random_tokens(opened, part.place.k)
+            content["saes"] += [known | row for row in saes]
             content["pairs"] += [known | row for row in pairs]
         content["parts"][part.name] = about(began)
         raw_results.write(RAW, content)
@@ -208,32 +216,57 @@ def measure(_: argparse.Namespace) -> None:
 
 def measured(folders: list[Path]) -> tuple[list[Content], list[Content]]:
     """A row of each SAE, and of each pair of them."""
-    codes = open_folders(folders).codes(HELD_OUT, keep=False)
-    agreement = AgreementOfCodes(
-        codes, reproducibility({n: own.directions_FD for n, own in codes.items()})
-    )
+    by_seed = {folder.parent.name: folder for folder in folders}
+    found = open_folders(folders).codes(HELD_OUT, keep=False)
+    codes = {seed: found[str(folder)] for seed, folder in by_seed.items()}
     saes = []
-    for folder in folders:
+    for seed, folder in by_seed.items():
         row = metrics_of(folder, ("fve", "near_dead_0.1", "near_dead_0.5", "l0"))
         losses = metrics_of(folder, ("loss_original", "loss_reconstructed"))
-        added = losses["loss_reconstructed"] - losses["loss_original"]
-        saes.append(
-            row | {"loss_added": added, "one_token": float(of_one_token(codes[str(folder)]).mean())}
-        )
-    seed_of = {str(folder): int(folder.parent.name) for folder in folders}
-    pairs = []
+        row["loss_added"] = losses["loss_reconstructed"] - losses["loss_original"]
+        saes.append({"seed": seed, "one_token": one_token(codes[seed])} | row)
+    return saes, pairs_of(codes, {seed: own.directions_FD for seed, own in codes.items()})
+
+
+def random_tokens(opened: OpenedFolders, k: int) -> tuple[list[Content], list[Content]]:
+    """The same of untrained dictionaries of random tokens, as many as there are seeds. As directions, the tokens' are compared."""
+    x_ND = t.cat([*in_batches(opened.contexts("train", FIT_ON))])
+    dictionaries = random_token_saes(x_ND, [(DICT_SIZE, k)] * len(SEEDS))
+    found = encode(dictionaries, opened.contexts("heldout", HELD_OUT))
+    names = [f"draw {i}" for i in range(len(found))]
+    saes = [
+        {
+            "seed": name,
+            "one_token": one_token(own),
+            "fve": fve_of(own),
+            "near_dead_0.1": 1 - float(is_used(own).mean()),
+        }
+        for name, own in zip(names, found, strict=True)
+    ]
+    tokens = {n: each.encoder.weight.detach() for n, each in zip(names, dictionaries, strict=True)}
+    return saes, pairs_of(dict(zip(names, found, strict=True)), tokens)
+
+
+def one_token(codes: Codes) -> float:
+    return float(of_one_token(codes).mean())
+
+
+def pairs_of(codes: Mapping[str, Codes], directions: Mapping[str, t.Tensor]) -> list[Content]:
+    """A row of each pair."""
+    agreement, rows = AgreementOfCodes(codes, reproducibility(directions)), []
     for (a, b), found in agreement.pairs.items():
-        two, directions = agreement.correlations[a, b], agreement.measured.pairs[a, b]
+        of_codes, pair = agreement.correlations[a, b], agreement.measured.pairs[a, b]
         others = [~of_one_token(codes[name]) for name in (a, b)]
-        matches = directions.match_F, directions.match_G
-        row = {"seeds": [seed_of[a], seed_of[b]]} | {n: found[n] for n in OF_CODES}
+        row = {"seeds": [a, b]} | {name: found[name] for name in OF_CODES}
         for least in RETURNING:
-            row[f"function_{least:g}"] = shared(two, least)
-            row[f"direction_{least:g}"] = shared(matches, least)
-            row[f"others_function_{least:g}"] = shared(two, least, others)
-            row[f"others_direction_{least:g}"] = shared(matches, least, others)
-        pairs.append(row)
-    return saes, pairs
+            for kind, two in {
+                "function": of_codes,
+                "direction": (pair.match_F, pair.match_G),
+            }.items():
+                row[f"{kind}_{least:g}"] = shared(two, least)
+                row[f"others_{kind}_{least:g}"] = shared(two, least, others)
+        rows.append(row)
+    return rows
 
 
 def shared(matches: Sequence[Any], least: float, among: Sequence[Any] | None = None) -> float:
@@ -285,7 +318,8 @@ def tables(content: Content) -> list[str]:
             low, high = found["in_function_fve_range"]
             cells = [f"{found['in_function_fve']:.3f} ({low:.3f} to {high:.3f})"]
             cells += [f"{100 * found[n]:.1f}%" for n in SHARES]
-            rows[arm] = [*cells, f"{found['fve']:.4f}", f"{found['loss_added']:.4f}"]
+            added = f"{found['loss_added']:.4f}" if "loss_added" in found else ""
+            rows[arm] = [*cells, f"{found['fve']:.4f}", added]
         columns = ["FVE of what comes back", *SHARES.values(), "FVE", "loss added (nats)"]
         lines += [f"## {part}", "", *table("", rows, columns), "", f"{about_line(own)}.", ""]
     return lines
