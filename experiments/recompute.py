@@ -391,12 +391,18 @@ def the_paper() -> Found:
 
 
 def published() -> Found:
-    """The pair of the paper's public code, means over seeds, at blocks.0 by F/k, and `b3`: at blocks.3, k/F = 1/32. `often`: the share
+    """The pair of the paper's public code, means over seeds, at blocks.0 by F/k, and at blocks.3, k/F = 1/32: `b3`, `large` with F =
+    8,192, `smollm2` of that model. `often`: the share
     of features that are not near-dead. `fewer`: by how much fewer of the vSAE's features are alive than of TopK's. `more_often`: how many
     times as many of them fire often. `less`: the vSAE's less TopK's."""
     rows = raw("as_published")["rows"]
     places = {f"r{ratio}": f"pair: blocks.0, F = 16D, k/F = 1/{ratio}," for ratio in PUBLISHED}
-    for at, start in (places | {"b3": "pair: blocks.3, F = 16D, k/F = 1/32,"}).items():
+    places |= {
+        "b3": "pair: blocks.3, F = 16D, k/F = 1/32,",
+        "large": "large: blocks.3, F = 64D, k/F = 1/32,",
+        "smollm2": "smollm2: SmolLM2-135M, blocks.3, F = 16D, k/F = 1/32,",
+    }
+    for at, start in places.items():
         alive, often, means = {}, {}, {}
         for key, arm in (("topk", "their TopK"), ("vsae", "their vSAE")):
             own = [row for row in rows if row["arm"] == arm and row["part"].startswith(start)]
