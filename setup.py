@@ -60,7 +60,6 @@ setup(
     packages=find_packages(include=["dictionary_learning_ext", "dictionary_learning_ext.*"]),
     package_data={
         "dictionary_learning_ext": ["embedded/**/*", "py.typed", "__init__.pyi"],
-        "dictionary_learning_ext.commands": ["quickstart.yaml"],
         "dictionary_learning_ext.features": ["templates/*"],
         "dictionary_learning_ext.report": ["templates/*"],
     },

@@ -267,9 +267,12 @@ class _Writer:
                 "the text %r ended: cached %s tokens, not %s; a training reads these as often as it needs",
                 *(self.settings.data, f"{manifest.tokens:,}", f"{tokens:,}"),
             )
-        manifest = replace(manifest, finished=len(manifest.files))
-        self._save(manifest, "")
-        return manifest
+        finished = replace(manifest, finished=len(manifest.files))
+        if (
+            finished != manifest
+        ):  # or else codes of it, which know it by its files' times, stay valid
+            self._save(finished, "")
+        return finished
 
     def _save(self, manifest: CacheManifest, complete: str | None = None) -> None:
         """Replace the manifest.

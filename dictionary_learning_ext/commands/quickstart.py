@@ -1,20 +1,20 @@
-"""`vsae quickstart`: run the sweep in quickstart.yaml, and print how many features of each architecture come back."""
+"""`vsae quickstart`: `vsae train --beside top_k` on the embedded model, with a cache that fits a laptop."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config.checks import LARGEST_SEED, require
-from ..config.run import ReportOptions, RunConfig
-from ..errors import in_shell
-from ..run_folder.files import REPORT_PAGE, remove, writing
+from ..config.presets import DEFAULT_PRESET
+from ..config.run import RunConfig
+from ..errors import as_flag, in_shell
 from ..sweep.cached import SweepCache
-from ..sweep.runner import how_to_continue
-from .cache import explain_interrupt
-from .flags import Command, vsae
-from .seeds import CACHE, train_all
-from .sweep import train_config
+from ..training.plan import with_hook_names
+from .flags import Command, parse, vsae
+from .seeds import CACHE
+from .train import TRAIN, train_beside
 
-SWEEP_FILE = Path(__file__).with_name("quickstart.yaml")
+BESIDE = "top_k"
+"""The architecture beside the vSAE."""
 CACHED = 400_000
 """The most tokens that are cached. Each training reads them several times, in its own order."""
 
@@ -39,59 +39,22 @@ class QuickstartFlags:
 
 
 def run(flags: QuickstartFlags) -> None:
-    from ..sweep.sweep_file import configurations, read_sweep
-
     require(0 <= flags.seed < LARGEST_SEED, "seed", flags.seed, f"0 to {LARGEST_SEED - 1}")
-    folder = Path(flags.save_dir)
-    page = folder / (f"report_seed{flags.seed}.html" if flags.seed else REPORT_PAGE)
-    sweep = read_sweep(SWEEP_FILE)
-    both = (flags.seed, flags.seed + 1)
-    seeds = [one | {"seed": both[one["seed"]]} for one in sweep.assignments]
-    fixed = [f"--steps={flags.steps}", f"--eval-tokens={flags.eval_tokens}"]
-    configs = {
-        name: replace(config, run=replace(config.run, overwrite=flags.overwrite))
-        for name, config in configurations(
-            replace(sweep, assignments=seeds), train_config, fixed
-        ).items()
-    }
-    settings = next(iter(configs.values())).run
+    given = {"save_dir": flags.save_dir, "eval_tokens": flags.eval_tokens, "seed": flags.seed}
+    given |= {"steps": flags.steps, "overwrite": flags.overwrite}
+    typed = [f"{as_flag(name)}={value}" for name, value in given.items()]
+    train = parse(TRAIN, [f"--preset={DEFAULT_PRESET}", f"--beside={BESIDE}", *typed])
+    settings = with_hook_names(train.run)
+    introduction = _INTRODUCTION.format(hook=settings.hook, preset=f"--preset={DEFAULT_PRESET}")
 
-    def introduce() -> None:
-        preset = next(flag for flag in sweep.flags if flag.startswith("--preset="))
-        print(_INTRODUCTION.format(hook=settings.hook, preset=preset), flush=True)
-        with writing(folder):
-            remove(page)  # of SAEs that are replaced
+    def shared(folder: Path, run: RunConfig) -> SweepCache:
+        tokens = min(run.steps * run.batch_size, CACHED)
+        return SweepCache(folder / CACHE, tokens, "float16")
 
-    tokens = min(flags.steps * settings.batch_size, CACHED)
-    folders = train_all(configs, folder, SweepCache(folder / CACHE, tokens, "float16"), introduce)
-    top_k, vsaes = (
-        [str(folders[f"{name}_seed{seed}"]) for seed in both] for name in ("top_k", "vsae")
+    folder, of_kind = train_beside(
+        replace(train, run=settings), introduction, shared=shared, report=flags.report
     )
-    with explain_interrupt(how_to_continue(flags.overwrite)):
-        from ..features.reproduce import reproduce
-        from ..features.reproduce_text import short_table
-
-        returning = {
-            title: reproduce(of_both, flags.eval_tokens)
-            for title, of_both in (("vSAE", vsaes), ("TopK", top_k))
-        }
-        print(f"\n{short_table(returning)}")
-        if flags.report and not page.is_file():
-            from ..report.page import write_report
-
-            print("\nWriting the report …", flush=True)
-            write_report(
-                vsaes[0],
-                [top_k[0]],
-                page,
-                seeds=[top_k[1], vsaes[1]],
-                options=ReportOptions(
-                    tokens=flags.eval_tokens or ReportOptions.tokens, seed=flags.seed
-                ),
-            )
-    if flags.report:
-        print(f"\nOpen {page} in a browser: it shows which features come back.")
-    third = flags.seed + 2
+    vsaes, third = of_kind["vsae"], flags.seed + 2
     print(
         "\nNext:\n"
         f"  {vsae()} reproduce {in_shell(vsaes[0])}\n"
@@ -106,9 +69,7 @@ _INTRODUCTION = """\
 Training two sparse autoencoders on a middle layer of a small language model
 ({hook}), each from two seeds on two orders of the same data:
   top_k  a TopK SAE
-  vsae   a vSAE of the same size, with {preset}
-A feature comes back as a direction if the other seed finds one with a cosine of 0.7 or more,
-and in what it does if the activations of the two have a correlation of 0.7 or more."""
+  vsae   a vSAE of the same size, with {preset}"""
 
 
 QUICKSTART = Command(

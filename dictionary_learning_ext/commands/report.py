@@ -3,10 +3,13 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..config.names import is_of_seeds
 from ..config.run import ReportOptions
 from ..errors import ConfigError
+from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.files import CONFIG
-from .flags import FOLDER, FOLDERS, Command, positional
+from ..run_folder.reading import read_config, runs_in, saes_in
+from .flags import FOLDERS, Command, positional
 from .measure import MeasuredFlags
 
 
@@ -14,9 +17,10 @@ from .measure import MeasuredFlags
 class ReportFlags:
     """Write an HTML page that shows what an SAE learned."""
 
-    folder: str = field(metadata=positional(FOLDER))
-    """A run folder, or another library's SAE (see docs/any_sae.md). A folder that holds run folders gets an
-    index page instead: their metrics, links to their reports, and how well the seeds of a setting agree."""
+    folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
+    """A run folder, or another library's SAE (see docs/any_sae.md). Several, or a folder of `vsae train --seeds`: the
+    first SAE of each setting, side by side, with their other seeds. Another folder that holds run folders gets an index page: their
+    metrics, links to their reports, and how well the seeds of a setting agree."""
     against: tuple[str, ...] = field(default=(), metadata={"metavar": FOLDERS})
     """Other SAEs to compare it with, trained on the same language model and hook point."""
     seeds: tuple[str, ...] = field(default=(), metadata={"metavar": FOLDERS})
@@ -32,30 +36,42 @@ class ReportFlags:
 def run(flags: ReportFlags) -> None:
     from ..report.page import write_report
     from ..report.runs_page import write_index
-    from ..run_folder.reading import runs_in
 
     def print_step(step: str) -> None:
         print(f"  {step} …", flush=True)
 
-    folder = Path(flags.folder)
-    if (folder / CONFIG).is_file() or not runs_in(folder):
+    folder = flags.folders[0]
+    if len(flags.folders) == 1 and gets_an_index(Path(folder)):
+        if flags != ReportFlags(flags.folders, out=flags.out):
+            raise ConfigError(
+                f"{folder}: holds run folders and gets an index page, which reads no text; leave out "
+                "all flags but --out, or give one of the run folders"
+            )
+        path = write_index(folder, flags.out)
+    else:
+        saes, out = saes_in(flags.folders), flags.out
+        if saes[0] != folder and out is None:
+            out = folder  # the page is about those in it
+        groups = [saes]
+        if len(saes) > 1:
+            groups = grouped_by_setting({sae: read_config(sae) for sae in saes})
+        first, *others = (group[0] for group in groups)
         path = write_report(
-            flags.folder,
-            flags.against,
-            flags.out,
-            seeds=flags.seeds,
+            first,
+            (*others, *flags.against),
+            out,
+            seeds=[*(seed for group in groups for seed in group[1:]), *flags.seeds],
             options=flags.report,
             on_step=print_step,
             **flags.inputs.given,
         )
-    elif flags == ReportFlags(flags.folder, out=flags.out):
-        path = write_index(flags.folder, flags.out)
-    else:
-        raise ConfigError(
-            f"{flags.folder}: holds run folders and gets an index page, which reads no text; leave out "
-            "all flags but --out, or give one of the run folders"
-        )
     print(f"wrote {path}; open it in a browser")
+
+
+def gets_an_index(folder: Path) -> bool:
+    """Whether a folder holds run folders, not those of --seeds alone, which are few enough for one report."""
+    inside = [] if (folder / CONFIG).is_file() else runs_in(folder)
+    return bool(inside) and not all(is_of_seeds(run.name) for run in inside)
 
 
 REPORT = Command(
@@ -64,6 +80,6 @@ REPORT = Command(
     run,
     examples=(
         "vsae report runs/a --seeds runs/b --against runs/top_k",
-        "vsae report runs",
+        "vsae report runs/both",
     ),
 )

@@ -1,19 +1,22 @@
-"""Several seeds of a setting, as a sweep whose runs read one cache: `vsae train --seeds`, and `vsae quickstart`."""
+"""Several seeds of a setting, and of others beside it, as a sweep whose runs read one cache: `vsae train --seeds --beside`, and
+`vsae quickstart`."""
 
 import math
 import os
 import re
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..config.checks import LARGEST_SEED, require
-from ..config.names import automatic_name
-from ..config.run import NONE, RunConfig, TrainConfig
-from ..errors import UserError, in_shell
+from ..config.names import automatic_name, kind
+from ..config.run import NONE, ReportOptions, RunConfig, TrainConfig
+from ..config.sae import SAEConfig
+from ..errors import ConfigError, UserError, in_shell
 from ..run_folder.cache_manifest import SPARE
-from ..run_folder.files import FAILED, RUNS
+from ..run_folder.files import CONFIG, FAILED, FEATURES, REPORT_PAGE, RUNS, remove, writing
 from ..run_folder.reading import load_config
 from ..sweep.cached import SweepCache
 from ..sweep.runner import how_to_continue, run_sweep
@@ -46,57 +49,162 @@ def parse_seeds(given: str, first: int, is_first_typed: bool) -> list[int]:
     return numbers
 
 
-def not_in_a_sweep(given: str) -> UserError:
-    """The error for --seeds in a sweep, ours or wandb's."""
+def not_in_a_sweep(name: str, given: str) -> UserError:
+    """The error for --seeds or --beside in a sweep, ours or wandb's."""
     return UserError(
-        "each run of a sweep has one seed",
-        name="seeds",
+        "each run of a sweep is one SAE",
+        name=name,
         value=given,
-        instead="make seed a parameter of the sweep, and put --data-seed=seed into its command",
+        instead="make seed and architecture parameters of the sweep, and put --data-seed=seed into its command",
     )
 
 
-def train_seeds(given: str, config: TrainConfig, typed: Collection[str], started: str) -> None:
-    """Train the same settings from several seeds, and print which features come back.
+_COMES_BACK = """\
+A feature comes back as a direction if the other seed finds one with a cosine of 0.7 or more,
+and in what it does if the activations of the two have a correlation of 0.7 or more."""
+
+
+def train_seeds(
+    given: str,
+    config: TrainConfig,
+    beside: Mapping[str, SAEConfig],
+    typed: Collection[str],
+    introduction: str,
+    *,
+    shared: Callable[[Path, RunConfig], SweepCache] | None = None,
+    report: bool = True,
+) -> tuple[Path, dict[str, list[Path]]]:
+    """Train the same settings from several seeds, and others beside them. Print which features come back, and write a report if
+    there are others.
 
     Arguments:
         given: the value of --seeds.
+        beside: the settings of the other SAEs, by their `kind`.
         typed: the names of the flags that were typed.
-        started: a line that says what the settings come from.
+        introduction: what to print first.
+        shared: the cache that all read, of a folder and their settings. Default: one of as many tokens as a run reads.
+        report: whether to write it.
+
+    Returns: the folder that holds the run folders, and those of each kind.
     """
     run, keeps_order = config.run, "data_seed" in typed
     numbers = parse_seeds(given, config.sae.seed, "seed" in typed)
     _require_seeds_here(given)
     folder = Path(run.save_dir or RUNS / _folder_name(config, keeps_order))
-    configs = {}
+    saes = {kind(config.sae): config.sae, **beside}
+    configs, of_kind, of_hook = {}, {}, {}
     for seed in numbers:
-        for hook in run.hooks:
-            name = f"seed{seed}_{hook}" if len(run.hooks) > 1 else f"seed{seed}"
-            own = replace(run, hook=hook, data_seed=run.data_seed if keeps_order else seed)
-            configs[name] = TrainConfig(replace(config.sae, seed=seed), own)
+        for called, sae in saes.items():
+            for hook in run.hooks:
+                ending = f"seed{seed}_{hook}" if len(run.hooks) > 1 else f"seed{seed}"
+                name = _run_name(folder, called, ending, bool(beside))
+                own = replace(run, hook=hook, data_seed=run.data_seed if keeps_order else seed)
+                configs[name] = TrainConfig(replace(sae, seed=seed), own)
+                of_kind.setdefault(called, []).append(folder / name)
+                of_hook.setdefault(hook, []).append(folder / name)
+    cache = None
+    if run.activations is None:
+        cache = _whole_cache(folder, run) if shared is None else shared(folder, run)
+    page = None
+    if beside and report and len(run.hooks) == 1 and has_tokens(run):
+        page = folder / (f"report_seed{numbers[0]}.html" if numbers[0] else REPORT_PAGE)
+
+    def introduce() -> None:
+        print(introduction)
+        if shared is None:
+            of = f"{', '.join(saes)}: s" if beside else "S"
+            print(f"{of}eeds {', '.join(map(str, numbers))}, written to {in_shell(folder)}")
+        if beside:
+            print(_COMES_BACK)
+        sys.stdout.flush()
+        if page is not None:
+            with writing(folder):
+                remove(page)  # of SAEs that are replaced, or without those to come
+
+    train_all(configs, folder, cache, introduce)
+    with explain_interrupt(how_to_continue(run.overwrite)):
+        where = _where(run, next(iter(of_hook.values()))[0])
+        print(f"\n{_comparison(of_hook, run.eval_tokens, where)}")
+        if page is not None:
+            if not page.is_file():
+                _write_report([*of_kind.values()], page, run, numbers[0], where)
+            print(f"\nOpen {page} in a browser: it shows which features come back.")
+    return folder, of_kind
+
+
+def what_next(folder: Path, of_kind: Mapping[str, Sequence[Path]], run: RunConfig) -> str:
+    """Commands about the SAEs that were trained, and how to add more.
+
+    Arguments: what `train_seeds` returns, and the settings of its runs.
+    """
+    firsts = [own[0] for own in of_kind.values()]
+    compared = firsts if len(firsts) > 1 else next(iter(of_kind.values()))[:: len(run.hooks)]
+    commands = [f"reproduce {in_shell(folder)} --csv {in_shell(folder / FEATURES)}"]
+    if has_tokens(run):
+        commands.append(f"report {in_shell(folder)}")
+    commands.append(f"compare {in_shell(*compared)}")
+    lines = "".join(f"  {vsae()} {command}\n" for command in commands)
+    return (
+        f"\nNext:\n{lines}"
+        "More --seeds and other architectures --beside them join the same folder: only what is\n"
+        "missing is trained."
+    )
+
+
+def _run_name(folder: Path, called: str, ending: str, has_others: bool) -> str:
+    """The name of a run's folder: KIND_seedN beside SAEs of other kinds, and otherwise seedN. The same SAE by its other name
+    counts, too.
+
+    Arguments:
+        called: its `kind`.
+        ending: seedN.
+    """
+    plain, full = ending, f"{called}_{ending}"
+    if has_others:
+        return plain if _kind_in(folder / plain) == called else full
+    has_full = any(folder.glob(f"{called}_seed*/{CONFIG}"))
+    return full if has_full and not (folder / plain / CONFIG).is_file() else plain
+
+
+def _kind_in(folder: Path) -> str | None:
+    """The `kind` of the SAE in a run folder; None if it holds none, or a damaged one."""
+    try:
+        return kind(load_config(folder).sae)
+    except ConfigError:
+        return None
+
+
+def _whole_cache(folder: Path, run: RunConfig) -> SweepCache:
+    """A cache of as many tokens as a run reads."""
     fill = run.n_ctxs * run.ctx_len
     read = run.steps * run.batch_size
     leaves_out = run.remove_bos or run.max_norm_multiple is not None
     if leaves_out and run.text_passes is not None:  # then the cache isn't read twice
         read *= SPARE
-    tokens = math.ceil(read / fill) * fill
-    cache = SweepCache(folder / CACHE, tokens) if run.activations is None else None
+    return SweepCache(folder / CACHE, math.ceil(read / fill) * fill)
 
-    def introduce() -> None:
-        print(started)
-        print(f"Seeds {', '.join(map(str, numbers))}, written to {in_shell(folder)}", flush=True)
 
-    folders = train_all(configs, folder, cache, introduce)
-    with explain_interrupt(how_to_continue(run.overwrite)):
-        print(f"\n{_comparison(configs, folders)}")
-    first, *others = ([*folders.values()][i * len(run.hooks)] for i in range(len(numbers)))
-    report = f"  {vsae()} report {in_shell(first)} --seeds {in_shell(*others)}\n"
-    print(
-        "\nNext:\n"
-        + (report if has_tokens(run) else "")
-        + (f"  {vsae()} report {in_shell(folder)}\n" if len(run.hooks) > 1 else "")
-        + f"  {vsae()} compare {in_shell(first, *others)}"
-    )
+def _where(run: RunConfig, first: Path) -> dict[str, Any]:
+    """Where to measure the SAEs of a run, of which `first` is one."""
+    read = load_config(first).run.activations
+    where: dict[str, Any] = {"device": run.device, "device_map": run.device_map}
+    if run.activations is None and read is not None and not Path(read).exists():
+        where["activations"] = NONE  # the cache was deleted
+    return where
+
+
+def _write_report(
+    groups: Sequence[Sequence[Path]], page: Path, run: RunConfig, seed: int, where: dict[str, Any]
+) -> None:
+    """Write the report of the first SAE of each kind, with their other seeds."""
+    from ..report.page import write_report
+
+    print("\nWriting the report …", flush=True)
+    first, *others = (str(own[0]) for own in groups)
+    tokens = run.eval_tokens or ReportOptions.tokens
+    seeds = [str(one) for own in groups for one in own[1:]]
+    options = ReportOptions(tokens=tokens, seed=seed)
+    write_report(first, others, page, seeds=seeds, options=options, **where)
 
 
 def train_all(
@@ -138,7 +246,7 @@ def _require_seeds_here(given: str) -> None:
             "--save-dir NAME/seedN`, then `vsae reproduce NAME/seed*`",
         )
     if "WANDB_SWEEP_ID" in os.environ:
-        raise not_in_a_sweep(given)
+        raise not_in_a_sweep("seeds", given)
 
 
 def _folder_name(config: TrainConfig, keeps_order: bool) -> str:
@@ -148,21 +256,13 @@ def _folder_name(config: TrainConfig, keeps_order: bool) -> str:
     return "_seeds_".join(name.rsplit("_seed0_", 1))
 
 
-def _comparison(configs: dict[str, TrainConfig], folders: dict[str, Path]) -> str:
+def _comparison(of_hook: Mapping[str, Sequence[Path]], tokens: int, where: dict[str, Any]) -> str:
     """The table of `vsae reproduce` for each hook point."""
     from ..features.reproduce import reproduce_settings
     from ..features.reproduce_text import short_table
 
-    of_hook: dict[str, list[Path]] = {}
-    for name, config in configs.items():
-        of_hook.setdefault(config.run.hook, []).append(folders[name])
-    run = next(iter(configs.values())).run
-    read = load_config(next(iter(folders.values()))).run.activations
-    where: dict[str, Any] = {"device": run.device, "device_map": run.device_map}
-    if run.activations is None and read is not None and not Path(read).exists():
-        where["activations"] = NONE  # the cache was deleted
     parts = []
     for hook, own in of_hook.items():
         head = f"{hook}\n" if len(of_hook) > 1 else ""
-        parts.append(head + short_table(reproduce_settings(own, None, **where).found))
+        parts.append(head + short_table(reproduce_settings(own, tokens, **where).found))
     return "\n\n".join(parts)

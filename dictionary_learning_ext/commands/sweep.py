@@ -49,8 +49,9 @@ class SweepFlags:
 def train_config(arguments: list[str]) -> TrainConfig:
     """The settings that flags of `vsae train` give a run of a sweep."""
     train = parse(TRAIN, arguments)
-    if train.seeds is not None:
-        raise not_in_a_sweep(train.seeds)
+    for name, given in (("seeds", train.seeds), ("beside", train.beside)):
+        if given is not None:
+            raise not_in_a_sweep(name, given)
     return TrainConfig(train.sae, with_hook_names(train.run))
 
 

@@ -1,11 +1,13 @@
 """`vsae train`: train an SAE, or one at each of several hook points."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.checks import Follows, require
+from ..config.architectures import TRAINED
+from ..config.checks import Follows, require, require_choice
+from ..config.names import POINT, kind
 from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run import (
     CONTINUE_OR_START,
@@ -26,10 +28,14 @@ from ..run_folder.reading import (
     read_run,
     run_folders,
 )
+from ..sweep.cached import SweepCache
 from ..training.plan import plan, with_hook_names
 from ..training.processes import RANK_TIMEOUT, launched
 from .flags import HIDDEN, OTHERS, Command, typed_texts, vsae
-from .seeds import has_tokens, train_seeds
+from .seeds import has_tokens, train_seeds, what_next
+
+SEEDS_BESIDE = "2"
+"""The --seeds of --beside alone."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,19 @@ class TrainFlags:
     seeds: str | None = None
     """Train from several seeds, into save_dir/seed0 and so on, and compare them. 3: --seed and the
     next two. 4,7,9: these. Each has its own order of the data unless --data-seed is given. Activations are
-    cached in save_dir."""
+    cached in save_dir. Default with --beside: 2."""
+    beside: str | None = None
+    """Train other SAEs beside this one, from the same seeds on the same activations: architectures, or point for the
+    vSAE without noise, separated by commas, e.g. top_k,point. They have the same preset, and those of the flags that mean
+    the same to them: --lr only where their own default is TopK's. Prints what comes back of each and writes a
+    report."""
     rank_timeout: int = RANK_TIMEOUT
     """With torchrun: end the run when a process has waited this many seconds for the others. It must be
     longer than what a process does alone, e.g. the evaluation of its SAEs."""
     typed: tuple[str, ...] = field(default=(), metadata=HIDDEN)
     """The names of the flags that were typed."""
+    words: tuple[str, ...] = field(default=(), metadata=HIDDEN)
+    """All that was typed."""
     left_out: tuple[str, ...] = field(default=(), metadata=HIDDEN)
     """Settings of --config that the given architecture and posterior don't use."""
 
@@ -76,7 +89,7 @@ def _prepare(args: list[str]) -> list[str]:
     given = typed_texts(args)
     if given.get("data_seed") != "seed":
         return args
-    if "seeds" in given:
+    if "seeds" in given or "beside" in given:
         raise UserError(
             "seeds does that anyway",
             name="data_seed",
@@ -169,15 +182,14 @@ def run(flags: TrainFlags) -> None:
         settings = replace(settings, activations=None)
     flags = replace(flags, run=with_hook_names(settings))
     require(flags.rank_timeout >= 1, "rank_timeout", flags.rank_timeout, "at least 1")
-    if flags.seeds is not None:
+    if flags.seeds is not None or flags.beside is not None:
         if flags.resume is not None:
             raise UserError(
-                f"seeds={flags.seeds!r} continues by the same command",
+                "several SAEs of seeds continue by the same command",
                 name="resume",
                 instead="leave it out",
             )
-        config = TrainConfig(flags.sae, flags.run)
-        train_seeds(flags.seeds, config, flags.typed, _started_from(flags))
+        print(what_next(*train_beside(flags, _started_from(flags)), flags.run))
         return
     run, saes, hooks, resume = _settings(flags)
     planned = plan(run, saes, hooks, resume=resume)  # refuses before torch is imported
@@ -195,6 +207,55 @@ def run(flags: TrainFlags) -> None:
         if was_finished and flags.resume is None:
             print("This run is finished; --overwrite trains it again.")
         _show(flags, run, list(folders.values()))
+
+
+def train_beside(
+    flags: TrainFlags,
+    introduction: str,
+    *,
+    shared: Callable[[Path, RunConfig], SweepCache] | None = None,
+    report: bool = True,
+) -> tuple[Path, dict[str, list[Path]]]:
+    """`train_seeds` of the flags --seeds and --beside."""
+    return train_seeds(
+        flags.seeds or SEEDS_BESIDE,
+        TrainConfig(flags.sae, flags.run),
+        beside(flags),
+        flags.typed,
+        introduction,
+        shared=shared,
+        report=report,
+    )
+
+
+def beside(flags: TrainFlags) -> dict[str, SAEConfig]:
+    """The settings of the SAEs that --beside names, by their `kind`.
+
+    Each starts from the preset or --config, as by its own --architecture, and takes the flags that mean the same to it.
+    """
+    found: dict[str, SAEConfig] = {}
+    names = [] if flags.beside is None else [name.strip() for name in flags.beside.split(",")]
+    for name in names:
+        require_choice("beside", name, (POINT, *TRAINED))
+        architecture = VSAETopKConfig.architecture if name == POINT else name
+        choices = {"architecture": architecture}
+        if architecture == VSAETopKConfig.architecture:
+            choices["posterior"] = "point" if name == POINT else "fixed"
+        start = starting_point(typed_texts([*flags.words]) | choices).sae
+        used = vars(start).keys() - start.unused().keys() - choices.keys() - {"seed"}
+        names_typed = {"noise" if name in NOISES else name for name in flags.typed}
+        own: dict[str, Any] = {
+            option: getattr(flags.sae, option)
+            for option in names_typed & used & flags.sae.shared_with(architecture)
+        }
+        sae = replace(start, **own)
+        if "target_l0" in vars(sae) and (k := flags.sae.kept_per_token):
+            sae = replace(sae, target_l0=float(k))  # pyright: ignore[reportCallIssue]
+        if kind(sae) in (kind(flags.sae), *found):
+            what = "names an SAE twice" if kind(sae) in found else f"{name} is the run's own"
+            raise UserError(what, name="beside", value=flags.beside, instead="name others")
+        found[kind(sae)] = sae
+    return found
 
 
 def _settings(
@@ -356,7 +417,7 @@ TRAIN = Command(
         "SAE": ("preset", "architecture", "dict_size", "k", OTHERS),
         "Training": (
             *("steps", "batch_size", "lr", "warmup_steps", "decay_start", "seed", "seeds"),
-            *("device", "dtype", "tf32", "split", "rank_timeout", "normalize"),
+            *("beside", "device", "dtype", "tf32", "split", "rank_timeout", "normalize"),
             *("eval_tokens", "eval_every", "eval_documents"),
         ),
         "Files": (
@@ -379,7 +440,7 @@ TRAIN = Command(
     unknown=_architectures_with,
     examples=(
         "vsae train --data my.txt --steps 2000 --save-dir runs/mine",
-        "vsae train --seeds 2 --architecture top_k --save-dir runs/top_k",
+        "vsae train --seeds 3 --beside top_k --save-dir runs/both",
     ),
     by_several=True,
 )

@@ -2,6 +2,7 @@
 
 vsae_k16_F512_seed0_344f4b      a run: its architecture, k, F and seed, and a hash of the settings that change the result
 vsae_k16_lr0.002                a run of a sweep on this machine: what differs between its runs
+seed0, top_k_seed0              a run of `vsae train --seeds`, and one beside SAEs of other kinds
 """
 
 import re
@@ -9,9 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .architectures import ARCHITECTURES
+from .architectures import ARCHITECTURES, TRAINED
 from .run import NOT_THE_RESULT, TrainConfig
+from .sae import SAEConfig
 
+POINT = "point"
+"""The vSAE's own baseline beside it: the same without noise."""
 LONGEST_IN_SWEEP = 80
 """The most characters of a name that is made of what differs in a sweep."""
 
@@ -22,6 +26,25 @@ def automatic_name(config: TrainConfig) -> str:
     k = [f"k{vars(sae)['k']}"] if "k" in vars(sae) else []
     sizes = [*k, f"F{sae.dict_size}", f"seed{sae.seed}"]
     return "_".join([_architecture(config), *sizes, config.digest[:6]])
+
+
+def kind(sae: SAEConfig) -> str:
+    """What an SAE is called beside others: its architecture, or point for a vSAE without noise."""
+    if vars(sae).get("posterior") == "point" and sae.architecture == "vsae_top_k":
+        return POINT
+    return _kind_of(sae.architecture)
+
+
+def _kind_of(architecture: str) -> str:
+    row = ARCHITECTURES[architecture]
+    # In automatic names, these two differ in whether there is a k.
+    return "pure_vsae" if architecture == "vsae" else row.name_in_folders or row.name
+
+
+def is_of_seeds(name: str) -> bool:
+    """Whether a run folder was named by `vsae train --seeds` or --beside: seedN, KIND_seedN."""
+    kinds = "|".join([POINT, *map(_kind_of, TRAINED)])
+    return bool(re.fullmatch(rf"(({kinds})_)?seed\d+", name))
 
 
 def is_automatic(name: str) -> bool:

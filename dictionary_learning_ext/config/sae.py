@@ -312,16 +312,24 @@ class SAEConfig(Checked):
         """
         name = self.architecture if architecture is None else architecture
         require_choice("architecture", name, TRAINED)
-        defaults, names = _defaults(type(self)), _defaults(CONFIGS[name]).keys() - {"architecture"}
-        rows = TRAINED[self.architecture], TRAINED[name]
-        if isinstance(self.lr, Rule) and any(row.default_lr is not None for row in rows):
-            names.discard("lr")
-        if issubclass(CONFIGS[name], Variational) != isinstance(self, Variational):
-            names.discard("beta")
+        defaults, names = _defaults(type(self)), self.shared_with(name)
+        if not isinstance(self.lr, Rule):
+            names.add("lr")
         used = {n: v for n, v in vars(self).items() if n not in self.unused()}
         kept = {n: v for n, v in used.items() if n in names and v != defaults[n]}
         kept |= {n: v for n, v in choices.items() if n in names and v is not None}
         return CONFIGS[name](**kept).without_unused()
+
+    def shared_with(self, architecture: str) -> set[str]:
+        """The options that mean the same to another architecture. lr does among those whose default is upstream's for TopK,
+        and beta where it is the weight of the same penalty."""
+        names = {*_defaults(CONFIGS[architecture])} - {"architecture"}
+        rows = TRAINED[self.architecture], TRAINED[architecture]
+        if any(row.default_lr is not None for row in rows):
+            names.discard("lr")
+        if issubclass(CONFIGS[architecture], Variational) != isinstance(self, Variational):
+            names.discard("beta")
+        return names
 
     def without_unused(self) -> "Self":
         """The same, with the options that have no effect at their defaults."""

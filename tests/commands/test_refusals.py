@@ -21,7 +21,7 @@ from dictionary_learning_ext.config.former import FORMER
 REFUSED = {
     # A command
     "trian": "'trian': no such command; expected train, eval … did you mean 'train'?",
-    "report": "expected FOLDER, e.g. `vsae report runs/NAME` (see",
+    "report": "expected FOLDER [FOLDER ...], e.g. `vsae report runs/NAME` (see",
     # As in upstream, SAELens or sparsify
     "train --learning-rate 1e-3": "no such flag: --learning-rate; use --lr 1e-3 (see",
     "train --layer 2": "no such flag: --layer; use --hook blocks.2.hook_resid_post (see",
@@ -119,7 +119,7 @@ def test_a_command_without_its_folders_names_those_that_are_here(tmp_path, monke
     for name in ("quick/b", "quick/a", "my run"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "ae.pt").touch()
-    assert "e.g. `vsae report 'runs/my run'` (" in refused(["report"], capsys)
+    assert "e.g. `vsae report 'runs/my run' runs/quick/a` (" in refused(["report"], capsys)
     assert "e.g. `vsae reproduce 'runs/my run' runs/quick/a` (" in refused(["reproduce"], capsys)
 
 

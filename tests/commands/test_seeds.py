@@ -1,6 +1,7 @@
 """`vsae train --seeds`: a cache, a training for each seed, and the table of `vsae reproduce`."""
 
 import os
+import re
 import shlex
 import shutil
 from contextlib import redirect_stdout
@@ -13,7 +14,10 @@ from small_commands import refused, settings_of
 
 from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.commands.flags import parse
 from dictionary_learning_ext.commands.seeds import parse_seeds
+from dictionary_learning_ext.commands.train import TRAIN, beside
+from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
@@ -109,8 +113,7 @@ def test_each_seed_has_its_folder_and_its_order_of_the_data_and_all_read_one_cac
 
 def test_it_ends_with_the_table_and_what_to_type_next(finished):
     seeds, table, report = (
-        finished[1].index(text)
-        for text in ("Seeds 0, 1", "as a direction", "run/seed0 --seeds run/seed1")
+        finished[1].index(text) for text in ("Seeds 0, 1", "as a direction", "vsae report run\n")
     )
     assert seeds < table < report
 
@@ -130,7 +133,7 @@ def test_stopped_anywhere_the_same_command_continues_to_the_same_saes(
         ("first seed", SAERun, "update", 3),
         ("its evaluation", loop, "measure", 1),
         ("third seed", SAERun, "update", 11),
-        ("table", reproduce_module, "reproduce", 1),
+        ("table", reproduce_module, "reproduce_settings", 1),
     ]
     for what, owner, name, call in places:
         assert stopped(EMBEDDED, owner, name, call) == 130, what
@@ -265,6 +268,117 @@ def test_flags_that_do_not_go_with_it_are_refused_with_what_to_type(
     assert said in refused([*two, *shlex.split(typed)], capsys)
 
 
+# --- --beside
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    """The reports that are written, which say what they are of."""
+    written = []
+
+    def write_report(folder, against, page, *, seeds, **_):
+        written.append([folder, *against, *seeds])
+        if page == Path("run/report.html"):
+            page.write_text("a page")
+
+    monkeypatch.setattr("dictionary_learning_ext.report.page.write_report", write_report)
+    return written
+
+
+def rows_of(out):
+    """The first cells of the last table, which name its settings."""
+    table = out[out.rindex("features that come back  ") :].partition("\n\n")[0]
+    return [re.split("  +", line)[0] for line in table.splitlines()[2:]]
+
+
+def trained_in(folder="run"):
+    return {path.parent.name for path in Path(folder).glob("*/ae.pt")}
+
+
+def test_others_beside_it_are_trained_from_the_same_seeds_on_the_same_activations(
+    of_one, two, pages, capsys
+):
+    beside = [*of_one, "--save-dir", "run", "--beside", "top_k,point"]
+    assert stopped(beside, SAERun, "update", 40) == 130
+    assert main(beside) == 0
+    out = capsys.readouterr().out
+    assert rows_of(out) == ["vSAE", "TopK", "TopK with an L2 penalty"]
+    assert "Open run/report.html" in out
+    names = [f"{kind}_seed{seed}" for kind in ("vsae", "top_k", "point") for seed in (0, 1)]
+    assert trained_in() == {*names}
+    firsts = ["vsae_seed0", "top_k_seed0", "point_seed0"]
+    seconds = ["vsae_seed1", "top_k_seed1", "point_seed1"]
+    assert pages == [[f"run/{name}" for name in (*firsts, *seconds)]]
+    for name in names:
+        settings = settings_of(Path("run") / name)
+        assert settings["activations"] == "run/cache"
+        assert settings["seed"] == settings["data_seed"] == int(name[-1])
+    own = ["--activations=run/cache", "--architecture=top_k", "--seed=1", "--data-seed=1"]
+    assert main([*of_one, *own, "--save-dir", "own"]) == 0
+    assert weights(Path("own")) == weights(Path("run/top_k_seed1"))
+
+
+def test_seeds_and_architectures_join_a_folder_and_only_what_is_missing_is_trained(
+    two_there, pages, caplog, capsys
+):
+    before = {name: weights(Path("run") / name) for name in NAMES[:2]}
+    assert main([*two_there, "--beside", "batch_top_k"]) == 0
+    assert trained_in() == {*NAMES[:2], "batch_top_k_seed0", "batch_top_k_seed1"}
+    capsys.readouterr()
+    assert main([*two_there, "--seeds=3", "--beside=top_k,batch_top_k"]) == 0
+    assert rows_of(capsys.readouterr().out) == ["vSAE", "TopK", "BatchTopK"]
+    kinds = ("top_k", "batch_top_k")
+    others = {f"{kind}_seed{seed}" for kind in kinds for seed in range(3)}
+    assert trained_in() == {*NAMES[:2], "vsae_seed2", *others}
+    assert len(pages) == 2, "what the first page shows is no longer all"
+    assert "is not used" not in caplog.text, "codes are kept"
+    assert {name: weights(Path("run") / name) for name in before} == before
+    capsys.readouterr()
+    assert main([*two_there, "--seeds=3"]) == 0
+    out = capsys.readouterr().out
+    assert "already; --overwrite" in out
+    assert rows_of(out) == ["vSAE"]
+    capsys.readouterr()
+    assert main(["reproduce", "run", "--tokens", "200"]) == 0
+    assert rows_of(capsys.readouterr().out) == ["vSAE", "TopK", "BatchTopK"]
+    assert main(["report", "run"]) == 0
+    assert pages[-1][:3] == ["run/seed0", "run/top_k_seed0", "run/batch_top_k_seed0"]
+    assert len(pages[-1]) == 9
+    resumed = ["train", "--resume", "run/seed0", "--beside", "top_k"]
+    assert "leave it out" in refused(resumed, capsys)
+
+
+def test_each_beside_has_settings_as_by_its_own_flags_and_those_typed_that_mean_the_same():
+    typed = shlex.split(
+        "--preset paper --architecture top_k --k 7 --dict-size 128 --lr 0.1 --auxk-alpha 0 "
+        "--beside vsae_top_k,relu,jump_relu,point"
+    )
+    found = beside(parse(TRAIN, typed))
+    assert [*found] == ["vsae", "relu", "jump_relu", "point"]
+    paper = preset("paper").sae
+    for name in ("vsae", "point"):
+        sae = found[name]
+        assert (sae.k, sae.lr, sae.auxk_alpha, sae.beta) == (7, 0.1, 0, paper.beta)
+    assert found["vsae"].noise == paper.noise
+    relu = parse(TRAIN, shlex.split("--preset paper --architecture relu")).sae
+    assert found["relu"].lr == relu.lr, "0.1 was meant for TopK's"
+    assert found["jump_relu"].target_l0 == 7
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("--beside topk", "did you mean 'top_k'"),
+        ("--beside vsae_top_k", "vsae_top_k is the run's own"),
+        ("--posterior point --beside top_k,point", "point is the run's own"),
+        ("--beside top_k,top_k", "an SAE twice"),
+        ("--beside top_k --data-seed seed", "leave it out"),
+    ],
+)
+def test_what_can_not_stand_beside_it_is_refused_with_what_to_type(typed, said, of_one, capsys):
+    assert said in refused([*of_one, *shlex.split(typed)], capsys)
+
+
 def test_torchrun_and_the_agents_of_a_sweep_train_one_seed(two, monkeypatch, tmp_path, capsys):
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(
@@ -272,6 +386,8 @@ def test_torchrun_and_the_agents_of_a_sweep_train_one_seed(two, monkeypatch, tmp
         "command: [vsae, train, --seeds=3, '${args}']\n"
     )
     assert "--data-seed=seed" in refused(["sweep", sweep], capsys)
+    sweep.write_text(sweep.read_text().replace("--seeds=3", "--beside=top_k"))
+    assert "architecture parameters" in refused(["sweep", sweep], capsys)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_SWEEP_ID", "abc")
         assert "--data-seed=seed" in refused(two, capsys)

@@ -21,6 +21,7 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.commands.report import gets_an_index
 from dictionary_learning_ext.features import reproducibility
 
 ROOT = Path(__file__).parents[2]
@@ -103,8 +104,8 @@ def smaller(words: list[str], tiny_lm: Path) -> list[str]:
         words += ["--model", str(tiny_lm), "--data", "my.txt", "--dict-size", "128", "--k", "64"]
         words += ["--hook", "blocks.0.hook_resid_post"]
     is_fixed = "--resume" in words or "--help" in words
-    if words[0] == "report" and not (Path(words[1]) / "config.json").exists():
-        is_fixed = True  # an index page measures nothing
+    if words[0] == "report" and gets_an_index(Path(words[1])):
+        is_fixed = True  # it measures nothing
     return words if is_fixed else words + SMALLER.get(words[0], [])
 
 
