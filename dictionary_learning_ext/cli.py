@@ -19,7 +19,7 @@ from .commands.report import REPORT
 from .commands.sweep import SWEEP
 from .commands.train import TRAIN
 from .config.checks import did_you_mean
-from .config.former import former_command
+from .config.former import command_removal_hint
 from .errors import Interrupted, UserError, advice_shown, naming_flags, printable
 from .training.processes import Processes, is_first_to_say, launched
 
@@ -57,7 +57,7 @@ def _command(name: str, processes: Processes) -> Command[Any]:
         raise UserError(
             f"{name!r}: no such command"
             + (
-                former_command(name)
+                command_removal_hint(name)
                 or f"; expected {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}"
             )
         )

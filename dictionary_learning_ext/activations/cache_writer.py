@@ -360,7 +360,7 @@ class _Writer:
             for name, reader in self._readers.items():
                 all_x = self._passes.read(reader.place, together)
                 for (_, mask_BL), x_BLD in zip(together, all_x, strict=True):
-                    reader.require_finite(reader.judge(x_BLD, mask_BL.bool()).non_finite)
+                    reader.require_finite(reader.mark_outliers(x_BLD, mask_BL.bool()).non_finite)
                     x_BLD = t.where(mask_BL.bool().unsqueeze(-1), x_BLD.float().cpu(), 0.0)
                     if self.settings.dtype == "float16":
                         x_BLD = _as_float16(x_BLD, name)

@@ -491,7 +491,7 @@ def with_activations(
     all_read = ((ids_BL, mask_BL, reader.run(ids_BL, mask_BL)) for ids_BL, mask_BL in contexts)
     for input_ids_BL, mask_BL, x_BLD in _regrouped(all_read, CONTEXTS_PER_MEDIAN):
         by_token_BL = reader.rule.by_token(input_ids_BL, mask_BL)
-        read = reader.judge(x_BLD, by_token_BL)
+        read = reader.mark_outliers(x_BLD, by_token_BL)
         reader.require_finite(read.non_finite)
         ids_BL = input_ids_BL.masked_fill(mask_BL == 0, -1)
         is_sink_BL = by_token_BL & ~read.wanted_BL

@@ -156,7 +156,7 @@ class ActivationReader:
         """
         return self.forward_passes.read(self.place, [(input_ids_BL, mask_BL)])[0]
 
-    def judge(self, x_BLD: Tensor, wanted_BL: Tensor) -> Activations:
+    def mark_outliers(self, x_BLD: Tensor, wanted_BL: Tensor) -> Activations:
         """Find the outliers among the wanted tokens of contexts that share one median norm.
 
         Arguments:
@@ -325,7 +325,7 @@ class ModelRows:
                 value=self.width,
                 expected=str(x_BLD.shape[-1]),
             )
-        read = self.reader.judge(x_BLD, wanted_BL)
+        read = self.reader.mark_outliers(x_BLD, wanted_BL)
         rows_ND = rearrange(read.x_BLD, "b l d -> (b l) d")
         place_N = rearrange(read.wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
         if len(place_N) < len(rows_ND):

@@ -33,7 +33,7 @@ from typing import (
 )
 
 from ..config.checks import Follows, close_names, described, did_you_mean
-from ..config.former import former_setting
+from ..config.former import removal_hint
 from ..config.run import NONE
 from ..errors import FlagError, as_flag, in_shell
 from ..run_folder.files import RUNS, WEIGHTS
@@ -109,8 +109,8 @@ class Command(Generic[F]):
             dataclasses into fields; the flags are then theirs.
         prepare: changes the words before they are parsed.
         others: dataclasses with flags that another starting point has.
-        unknown: the message for a flag of `others` that this starting point doesn't have. It may be set to none, which
-            has no effect.
+        unknown: the message for a flag of `others` that this starting point doesn't have. Such a flag is accepted
+            and ignored if its value is none.
         passed_on: another command whose flags may be typed too.
         headings: the flags under each heading of the help, in order; "*" stands for all others.
         rare: flags that only --help-all shows.
@@ -356,7 +356,7 @@ def _no_such_flag(name: str, values: list[str], known: list[str]) -> FlagError:
         ask = f"; {after}"
     elif own in known:
         ask = f"; use {as_flag(own)} {(after or '{}').format(values[0] if values else 'N')}"
-    return FlagError(f"no such flag: {as_flag(name)}{former_setting(name) or ask}", name=name)
+    return FlagError(f"no such flag: {as_flag(name)}{removal_hint(name) or ask}", name=name)
 
 
 def _number_of_values(option: _Option | None, rest: list[str], takes_positional: bool) -> int:
@@ -400,7 +400,7 @@ def _converted(option: _Option, words: list[str], several: str = "") -> Any:
     except (KeyError, ValueError) as error:
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         given = " ".join(words)
-        ask = former_setting(name, given) or did_you_mean(given, choices)
+        ask = removal_hint(name, given) or did_you_mean(given, choices)
         if "," in given and kind in (int, float) and several:
             ask = "; " + several.format(name=name, values=given)
         said = f"{option.flag} {in_shell(*words)}: expected {_expected(option)}{ask}"

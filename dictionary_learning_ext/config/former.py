@@ -29,12 +29,12 @@ FORMER = {
 }
 
 
-def former_command(name: str) -> str:
+def command_removal_hint(name: str) -> str:
     """The end of a message about an unknown command: "; it was removed: …". Empty if there never was one."""
     return _ending(name)
 
 
-def former_setting(name: str, value: Any = None) -> str:
+def removal_hint(name: str, value: Any = None) -> str:
     """The same for an unknown setting, typed as a flag or not, or for an unknown value of a setting."""
     flag = as_flag(name)
     return _ending(flag if value is None else f"{flag} {value}")

@@ -21,7 +21,7 @@ from .checks import (
     require,
     require_max_norm_multiple,
 )
-from .former import former_setting
+from .former import removal_hint
 from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, VSAETopKConfig, require_option
 
 Dtype = Literal["float32", "bfloat16"]
@@ -317,7 +317,7 @@ class TrainConfig:
         for name in values:
             if name not in run_fields and name not in OPTION_NAMES:
                 hint = (
-                    former_setting(name)
+                    removal_hint(name)
                     or did_you_mean(name, [*OPTION_NAMES, *run_fields])
                     or "; see `vsae train --help-all`"
                 )

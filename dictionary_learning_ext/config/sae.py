@@ -31,7 +31,7 @@ from .checks import (
     require_choice,
     require_type,
 )
-from .former import former_setting
+from .former import removal_hint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -77,7 +77,7 @@ AnnealSteps = Annotated[int, Range("at least 1", lambda n: n >= 1, _NO_NOISE)]
 
 
 @dataclass(frozen=True)
-class Share(Follows):
+class ShareOfRun(Follows):
     """A share of the run's steps, rounded down."""
 
     share: float
@@ -106,7 +106,7 @@ class Rule(Follows):
 
 def share_of_run(share: float, *, least: int = 0, most: int | None = None) -> Any:
     """A default that is a share of the run's steps."""
-    return Share(share, least, most)
+    return ShareOfRun(share, least, most)
 
 
 def follows(function: Callable[[Any], Any]) -> Any:
@@ -351,7 +351,8 @@ class SAEConfig(Checked):
         return replace(self, **changed)
 
     def following(self) -> "Self":
-        """The same. An option that is what its default gives, from other settings, follows from them again."""
+        """These settings, with each option that equals its default put back to that default, so that it follows from the other
+        settings when they change."""
         rules = {n: d for n, d in _defaults(type(self)).items() if isinstance(d, Rule)}
         again: dict[str, Any] = {
             n: d for n, d in rules.items() if vars(self)[n] == d.function(self)
@@ -653,7 +654,7 @@ def require_option(name: str, cls: type[SAEConfig]) -> None:
         own = [each for each in names if each not in _defaults(SAEConfig)]
         what = f"{cls.architecture} does not use it"
         raise ConfigError(what, name=name, instead=f"it uses {', '.join(own)}")
-    if former := former_setting(name):
+    if former := removal_hint(name):
         raise ConfigError(f"no such option{former}", name=name)
     hint = did_you_mean(name, names) or f"; expected one of {', '.join(names)}"
     raise ConfigError(f"no such option of {cls.architecture}{hint}", name=name)

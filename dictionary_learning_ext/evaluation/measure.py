@@ -168,7 +168,7 @@ class DocumentLosses:
         original, read = 0.0, []
         for input_ids_BL, mask_BL in _document_batches(documents, tokens):
             original += _summed_loss(reader, input_ids_BL, mask_BL, read.append)
-            judged = reader.judge(read.pop(), reader.rule.by_token(input_ids_BL, mask_BL))
+            judged = reader.mark_outliers(read.pop(), reader.rule.by_token(input_ids_BL, mask_BL))
             reader.require_finite(judged.non_finite)
             self._batches.append((input_ids_BL, mask_BL, judged.wanted_BL))
             self._predicted += int(mask_BL[:, 1:].sum())

@@ -18,7 +18,7 @@ from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError, printable
 from ..run_folder.comparing import LEAVING_OUT, measurements, trained_as, unequal
 from ..run_folder.files import NOT_MEASURED
-from ..run_folder.settings import SEEDS, architecture_of, settings_of
+from ..run_folder.settings import SEEDS, architecture_of, compared_settings
 from .metrics import METRICS, Metric, shown_in
 
 _REMEDIES = "See `When it goes wrong` in docs/settings.md."
@@ -265,7 +265,7 @@ def titles(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
 def title_of(config: dict[str, Any]) -> str:
     """The name of an SAE's kind in tables and prose, e.g. vSAE."""
     row = ARCHITECTURES[architecture_of(config)]
-    return row.variants.get(settings_of(config).get("posterior", ""), row.title)
+    return row.variants.get(compared_settings(config).get("posterior", ""), row.title)
 
 
 def file_names(labels: Iterable[str]) -> dict[str, str]:

@@ -39,7 +39,7 @@ from ..run_folder.files import (
 )
 from ..run_folder.reading import read_metrics_if_any, run_folders_in
 from ..run_folder.sae_names import require_own, results_folder
-from ..run_folder.settings import own_settings
+from ..run_folder.settings import run_settings
 from ..run_folder.weights import load_dictionary
 from .exporter import export
 from .formats import FORMATS
@@ -246,10 +246,10 @@ def _stage(
         _, config = load_dictionary(folder)  # raises if it is damaged
         name = folder.name if len(folders) > 1 else folder.resolve().name
         results = results_folder(folder)
-        settings = own_settings(config)
+        settings = run_settings(config)
         if settings and settings.get("model") != UNKNOWN:
-            elsewhere = settings | {"activations": None}  # not from this disk: the model is run
-            config = config | {"run": config["run"] | {"settings": elsewhere}}
+            published = settings | {"activations": None}  # not from this disk: the model is run
+            config = config | {"run": config["run"] | {"settings": published}}
         configs[name] = without_local_paths(config)
         (staged / name).mkdir()
         (staged / name / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
@@ -336,5 +336,5 @@ def _card_data(
 def _text(config: dict[str, Any]) -> str:
     """The text that an SAE was trained on: "embedded", a data set on the hub, or a file's name."""
     return str(
-        own_settings(config).get("data") or config.get("buffer", {}).get("text") or "unknown"
+        run_settings(config).get("data") or config.get("buffer", {}).get("text") or "unknown"
     )

@@ -249,7 +249,8 @@ NUMBERS = (
         form="",
     ),
 )
-"""In the order of the report's table, of the facts on a feature's page, and of CSV files but those of several SAEs."""
+"""In the order of the report's table, of the facts on a feature's page, and of CSV files of one SAE. Those of several SAEs
+begin with _FIRST_OF_SEVERAL."""
 _FIRST_OF_SEVERAL = (
     "function_in as_direction_in of correlation direction_match random_match match_in error_share"
 )

@@ -30,7 +30,7 @@ from ..run_folder.comparing import (
 )
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.sae_names import require_different
-from ..run_folder.settings import SEEDS, settings_named_in, settings_of
+from ..run_folder.settings import SEEDS, compared_settings, source_settings
 from ..run_folder.weights import load_dictionary
 from .agreement import NEAR_DEAD_KEY, AgreementOfCodes, is_used, mean_or_none
 from .directions import decoder_directions
@@ -218,7 +218,7 @@ def reproduce_settings(
         logger.warning("%s", note)
     of_place: dict[Any, dict[str, dict[str, Any]]] = {}
     for group in groups:
-        named = settings_named_in(configs[group[0]])
+        named = source_settings(configs[group[0]])
         place = where.get("model") or named.get("model"), named.get("hook")
         of_place.setdefault(place, {}).update({one: configs[one] for one in group})
     directions: dict[str, t.Tensor] = {}
@@ -306,7 +306,7 @@ def compare_saes(
 
 def _with_one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
     """The arguments `where` with one text for all SAEs: that of the first SAE that names one, unless they name a text."""
-    settings = {folder: settings_named_in(config) for folder, config in configs.items()}
+    settings = {folder: source_settings(config) for folder, config in configs.items()}
     naming = [folder for folder in settings if settings[folder].get("data") is not None]
     if not naming or any(where.get(name) for name in (*_TEXT, "activations")):
         return where
@@ -336,7 +336,7 @@ def comparable_configs(
     """
     require_different(folders)
     configs = {str(folder): read_config(folder) for folder in folders}
-    settings = {folder: settings_named_in(config) for folder, config in configs.items()}
+    settings = {folder: source_settings(config) for folder, config in configs.items()}
     first, *others = settings
     for name in ("hook",) if model is not None else ("model", "hook"):
         for folder in others:
@@ -375,7 +375,7 @@ def warn_of_differences(configs: Mapping[str, dict[str, Any]]) -> list[str]:
 
 def _shared_seeds(configs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
     """The seeds that two SAEs share, each with the first two SAEs that do. Upstream's folders name no seeds."""
-    settings = {folder: settings_of(config) for folder, config in configs.items()}
+    settings = {folder: compared_settings(config) for folder, config in configs.items()}
     shared: dict[str, tuple[str, str]] = {}
     for name in _SAME_SEED:
         for a, b in combinations(settings, 2):

@@ -11,7 +11,7 @@ from ..evaluation.folders import Loaded, open_folders
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import results_folder
-from ..run_folder.settings import own_settings, seeds_of
+from ..run_folder.settings import run_settings, seeds_of
 from ..run_folder.weights import load_dictionary
 from .directions import decoder_directions
 from .reproduce import ReturningFeatures, compare_saes
@@ -41,7 +41,7 @@ def compare_seeds(
             continue
         logger.info("matching the features of %d seeds", len(by_seeds))
         seeds = {folder: configs[folder] for folder in by_seeds.values()}
-        model = own_settings(configs[folders[0]]).get("model")
+        model = run_settings(configs[folders[0]]).get("model")
         try:
             saes = {folder: load_dictionary(folder, RunConfig.device) for folder in seeds}
             if encode and model not in failed and all(map(read_metrics_if_any, seeds)):

@@ -29,7 +29,7 @@ from ..run_folder.files import (
 )
 from ..run_folder.reading import read_config
 from ..run_folder.sae_names import location_of, results_folder
-from ..run_folder.settings import settings_of
+from ..run_folder.settings import compared_settings
 from .analysis import STAR_MARGIN, Analysis, Comparison, Vocabulary, analyse, headline
 from .feature_pages import COLUMNS, cards, columns, page, rounded
 from .html import as_data, page_html
@@ -206,7 +206,7 @@ def _sae(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:
 def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
     """Each setting of the runs: its name, each SAE's value, and whether the values differ."""
     per_sae = [
-        settings_of(sae.config) | {"norm_factor": sae.config["trainer"].get("norm_factor")}
+        compared_settings(sae.config) | {"norm_factor": sae.config["trainer"].get("norm_factor")}
         for sae in comparison.analyses
     ]
     rows = []

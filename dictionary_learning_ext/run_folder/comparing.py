@@ -13,7 +13,7 @@ from ..errors import ActivationsError, UserError
 from .cache_manifest import read_manifest
 from .files import at_home, evaluation
 from .reading import former_evaluation
-from .settings import SEEDS, architecture_of, own_settings, settings_named_in, settings_of
+from .settings import SEEDS, architecture_of, compared_settings, run_settings, source_settings
 
 LEAVING_OUT = ("remove_bos", "max_norm_multiple")
 """The settings that leave out tokens. A command can set them for all folders."""
@@ -60,7 +60,7 @@ def evaluation_file(
         tokens: the number of tokens that were asked for.
         metrics: the evaluation, with the step if it is that of a checkpoint.
     """
-    settings = own_settings(config)
+    settings = run_settings(config)
     if former := former_evaluation(folder):
         own = former.get("measured_on", {}) | {"tokens": former.get("tokens")}
         # A text may end early.
@@ -196,7 +196,7 @@ def training_settings(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str,
     trained: dict[str, dict[str, Any]] = {}
     one_of: dict[str, Any] = {}
     for folder, config in configs.items():
-        settings = settings_of(config)
+        settings = compared_settings(config)
         if settings.keys() & {*NOISES}:  # one takes the place of another
             settings = dict.fromkeys(NOISES) | settings
         size, k = settings.get("dict_size"), settings.get("k")
@@ -223,7 +223,7 @@ def grouped_by_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
     """
     groups: dict[str, list[str]] = {}
     for folder, trained in trained_as(configs).items():
-        named = settings_named_in(configs[folder])
+        named = source_settings(configs[folder])
         place = {
             "model": Path(str(named.get("model"))).name,
             "hook": _as_input(str(named.get("hook"))),

@@ -255,7 +255,8 @@ def writing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
     """Turn an OSError inside the block into a CheckpointError that says what to do.
 
     Arguments:
-        elsewhere: the setting that gave the path, or a word for it.
+        elsewhere: what the user changes to write to another place, for the message: a setting, e.g. save_dir, or words,
+            e.g. "disk for this folder".
     """
     try:
         yield

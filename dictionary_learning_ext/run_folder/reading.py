@@ -30,7 +30,7 @@ from .files import (
 from .foreign import RECOGNISED, foreign_config, format_of
 from .sae_names import EXPECTED, location_of, results_folder
 from .schema import CONFIG_JSON, METRICS_JSON
-from .settings import architecture_of, settings_in, settings_of
+from .settings import architecture_of, compared_settings, required_run_settings
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _unfinished_error(folder: Path, config: dict[str, Any]) -> CheckpointError:
             instead="train again, or load a checkpoint with step",
         )
     reached = max(steps_of(folder), default=0)
-    steps = settings_in(config, folder / CONFIG).get("steps")
+    steps = required_run_settings(config, folder / CONFIG).get("steps")
     return CheckpointError(
         f"{folder}: not finished (step {reached} of {steps}); continue it with "
         f"`vsae train --resume {in_shell(folder)}`"
@@ -147,7 +147,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     path = at_home(path)
     try:
         path = path / CONFIG if path.is_dir() else path
-        settings = settings_in(read_json(path, CONFIG_JSON), path)
+        settings = required_run_settings(read_json(path, CONFIG_JSON), path)
     except OSError as error:
         what = f"{path}: {str(error.strerror).lower()}; {EXPECTED}, or its {CONFIG}"
         raise ConfigError(what, name=name) from error
@@ -260,7 +260,7 @@ def _place(folder: Path) -> tuple[int, bool]:
     config = read_config(folder)
     architecture, rows = architecture_of(config), list(ARCHITECTURES)
     place = rows.index(architecture) if architecture in rows else len(rows)
-    return place, settings_of(config).get("posterior") == "point"
+    return place, compared_settings(config).get("posterior") == "point"
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -1,9 +1,9 @@
 """The settings in a config.json. Imports no torch.
 
-    own_settings        the run's settings; empty for folders of upstream and other libraries
-    settings_in         the same; an error if there are none
-    settings_of         the settings that the SAE uses, to compare SAEs by
-    settings_named_in   the model, hook point and text that its activations came from, to measure on
+    run_settings            the run's settings; empty for folders of upstream and other libraries
+    required_run_settings   the same; an error if there are none
+    compared_settings       the settings that the SAE uses, to compare SAEs by
+    source_settings         the model, hook point and text that its activations came from, to measure on
     architecture_of, seeds_of
 
 The first argument is a result of `read_config`.
@@ -34,26 +34,26 @@ _BUFFER_SETTINGS = {
 """The names of settings in a buffer's config, and in a run. Upstream's buffers only write ctx_len."""
 
 
-def own_settings(config: dict[str, Any]) -> dict[str, Any]:
+def run_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of the run in a config.json. Empty for folders of upstream and other libraries, which have no run."""
     return config.get("run", {}).get("settings", {})
 
 
-def settings_in(config: dict[str, Any], path: Path) -> dict[str, Any]:
+def required_run_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """The settings of the run in a config.json. Raises CheckpointError if there are none."""
-    if not (settings := own_settings(config)):
+    if not (settings := run_settings(config)):
         raise CheckpointError(
             f"{path}: has no run.settings, which `vsae train` writes; {EXPECTED}, or its {CONFIG}"
         )
     return settings
 
 
-def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+def compared_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that the SAE of a config.json uses.
 
     For folders of upstream's `trainSAE` they are the trainer's own settings and its class.
     """
-    if settings := own_settings(config):
+    if settings := run_settings(config):
         return dict(settings)
     names = ["trainer_class", *OPTION_NAMES, *(each.name for each in fields(RunConfig))]
     return {name: value for name, value in config["trainer"].items() if name in names}
@@ -61,17 +61,17 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
 
 def architecture_of(config: dict[str, Any]) -> str:
     """The architecture in a config.json. For upstream's folders, it follows from the class."""
-    if architecture := own_settings(config).get("architecture"):
+    if architecture := run_settings(config).get("architecture"):
         return architecture
     dict_class = config["trainer"]["dict_class"]
     row = BY_DICT_CLASS.get(dict_class)
     return row.name if row else dict_class
 
 
-def settings_named_in(config: dict[str, Any]) -> dict[str, Any]:
+def source_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The model, hook point and text in a config.json, and how the text was read, as settings of a run."""
     if "run" in config:
-        return settings_of(config)
+        return compared_settings(config)
     trainer, buffer = config["trainer"], config.get("buffer", {})
     names_hook = hook_name(str(trainer.get("submodule_name"))) is not None
     is_certain = names_hook or "foreign" in config  # upstream's lm_name may be any text
@@ -85,5 +85,5 @@ def settings_named_in(config: dict[str, Any]) -> dict[str, Any]:
 
 def seeds_of(config: dict[str, Any]) -> tuple[Any, ...]:
     """The values of SEEDS in a config.json; None for a missing one."""
-    settings = settings_of(config)
+    settings = compared_settings(config)
     return tuple(settings.get(name) for name in SEEDS)

@@ -13,7 +13,7 @@ from .comparing import same_model, same_setting
 from .files import CONFIG, EVALUATION
 from .reading import former_evaluation, read_config
 from .sae_names import results_folder
-from .settings import settings_in, settings_named_in
+from .settings import required_run_settings, source_settings
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,10 @@ def run_of(
     given["max_norm_multiple"] = max_norm_multiple
     if "run" in config:
         path = Path(folder) / CONFIG
-        settings, shared = settings_in(config, path), {each.name for each in fields(RunConfig)}
+        settings, shared = (
+            required_run_settings(config, path),
+            {each.name for each in fields(RunConfig)},
+        )
         own = {name: value for name, value in settings.items() if name in shared}
         run = TrainConfig().with_settings(own, str(path)).run
     else:
@@ -84,7 +87,7 @@ def runs_of(
         folder
         for folder, run in runs.items()
         if run.max_norm_multiple is None
-        and "max_norm_multiple" not in settings_named_in(read_config(folder, step))
+        and "max_norm_multiple" not in source_settings(read_config(folder, step))
     ]
     first = next((folder for folder in runs if folder not in unsaid), None)
     if first is None or (multiple := runs[first].max_norm_multiple) is None:
@@ -99,15 +102,15 @@ def _found_in_files(
     folder: str | Path, config: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
     """The model, hook and text in the files of a folder without a run, if they are not given."""
-    named = settings_named_in(config)
+    named = source_settings(config)
     measured = former_evaluation(results_folder(folder)).get("measured_on", {})
     if "hook" not in named and "foreign" not in config:
         return {}
     # The model of an evaluation is there. Another library's text may only be on the machine of its training.
-    elsewhere = ("model", "data") if "foreign" in config else ("model",)
+    measured_names = ("model", "data") if "foreign" in config else ("model",)
     names = ("model", "hook", "data", "max_norm_multiple")
     sources = {
-        EVALUATION: {n: measured.get(n) for n in names if n in elsewhere or n not in named},
+        EVALUATION: {n: measured.get(n) for n in names if n in measured_names or n not in named},
         "settings": {name: named.get(name) for name in ("model", "hook")},
     }
     settings: dict[str, Any] = {}
@@ -144,7 +147,7 @@ def _run_from_buffer(
             f"{folder}: its files don't say {' and '.join(unknown[name] for name in missing)}",
             instead=f"give {' and '.join(missing)}{_HOOKS if 'hook' in missing else ''}",
         )
-    named = {"text_packing": "truncate"} | settings_named_in(config)
+    named = {"text_packing": "truncate"} | source_settings(config)
     if "data" not in named and known["data"] is None:
         logger.warning(
             "%s: its settings don't say which text it was trained on; measuring on --data %s. --data FILE names another.",

@@ -78,7 +78,8 @@ def chunks_of(
     """Divide runs into chunks of at most `at_once`. Runs that resume from different steps are in different chunks.
 
     Arguments:
-        without: runs to leave out, as they are finished or failed. The others are divided as if these were there.
+        without: runs that are finished or failed, which no chunk has. They are counted, so that the others stay in the
+            chunks that they began in.
     """
     groups: dict[str, list[str]] = {}
     for name, config in configs.items():

@@ -50,7 +50,7 @@ class Trainer(Protocol):
         """The metrics to log for activations (B, D). Changes no state and advances no generator."""
         ...
 
-    def check(self, step: int) -> "Failure | None":
+    def check(self, step: int) -> "NotFinite | None":
         """The failure, if a loss, gradient or weight was not finite at any step so far.
 
         May copy the weights for `restore_last_finite`.
@@ -73,7 +73,7 @@ class Trainer(Protocol):
         ...
 
 
-class Failure(NamedTuple):
+class NotFinite(NamedTuple):
     """Why an SAE's training has to stop."""
 
     step: int
@@ -243,11 +243,11 @@ class SamplingTrainer(ABC):
         x_hat, f = self.ae(x, output_features=True)
         return batch_metrics(x, x_hat, f)
 
-    def check(self, step: int) -> Failure | None:
+    def check(self, step: int) -> NotFinite | None:
         """See `Trainer`. The optimiser skips every step that is not finite."""
         if skipped := int(self.optimizer.skipped_steps):
             what = f"not finite; {skipped} steps were skipped, so the weights are finite"
-            return Failure(int(self.optimizer.first_skipped_step), what)
+            return NotFinite(int(self.optimizer.first_skipped_step), what)
         return None
 
     def restore_last_finite(self) -> None:

@@ -59,8 +59,8 @@ class Part:
         """Whether the flag is true in any part."""
         return flag
 
-    def used(self, x: t.Tensor) -> t.Tensor:
-        """x itself, where this part's features use a tensor that all parts share. Gradients are summed over parts."""
+    def shared(self, x: t.Tensor) -> t.Tensor:
+        """x itself, a tensor that all parts have. Its gradient is the sum of what the parts' features add to it."""
         return x
 
     def select(self, indices: t.Tensor, keys: t.Tensor, k: int) -> Selection:

@@ -30,9 +30,9 @@ def gate_logits(pre_BF: t.Tensor, part: Part = WHOLE) -> t.Tensor:
     if part.count == 1:
         return functional.layer_norm(pre_BF, pre_BF.shape[-1:], eps=1e-12)
     mean_B1 = part.mean(pre_BF.mean(-1, keepdim=True))
-    centred_BF = pre_BF - part.used(mean_B1)
+    centred_BF = pre_BF - part.shared(mean_B1)
     variance_B1 = part.mean(centred_BF.square().mean(-1, keepdim=True))
-    return centred_BF * part.used((variance_B1 + 1e-12).rsqrt())
+    return centred_BF * part.shared((variance_B1 + 1e-12).rsqrt())
 
 
 def gate_temperature(step: int, steps: int, start: float, end: float) -> float:
@@ -214,7 +214,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         ae, part = self.ae, self.part
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
         with t.autocast(x.device.type, enabled=False):
-            centred_BD = x - part.used(ae.b_dec)
+            centred_BD = x - part.shared(ae.b_dec)
             pre_BF = product(centred_BD, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
             code = self._code(pre_BF, self.k, self._temperature(step), generator)
             decoded_BD = part.sum(product(code.features_BF, ae.decoder.weight, matmul_dtype).to(x))

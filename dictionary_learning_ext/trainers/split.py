@@ -96,7 +96,7 @@ class MeshPart(SplitPart):
     def any(self, flag: bool) -> bool:
         return bool(self.max(t.tensor(flag, device=self.mesh.device_type)))
 
-    def used(self, x: t.Tensor) -> t.Tensor:
+    def shared(self, x: t.Tensor) -> t.Tensor:
         if not x.requires_grad:
             return x
         return self.together(Replicate(), x).to_local(grad_placements=[Partial()])

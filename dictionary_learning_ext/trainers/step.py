@@ -190,7 +190,7 @@ def product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Te
 
 def centred(x_BD: t.Tensor, weights: Weights, part: Part) -> t.Tensor:
     """x - b_dec, the encoder's input."""
-    return part.used(x_BD) - part.used(weights.b_dec_D)
+    return part.shared(x_BD) - part.shared(weights.b_dec_D)
 
 
 def means(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> t.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch as t
 from dictionary_learning.trainers.jumprelu import JumpReLUFunction, JumpReluTrainer, StepFunction
 
-from .base import Failure, LossLog, batch_metrics, load_state, state_of
+from .base import LossLog, NotFinite, batch_metrics, load_state, state_of
 from .parts import WHOLE
 
 
@@ -74,14 +74,14 @@ class UpstreamTrainer:
         l2_loss = (x - x_hat_BD).square().sum(-1).mean()
         return {"l2_loss": float(l2_loss)} | batch_metrics(x, x_hat_BD, f_BF)
 
-    def check(self, step: int) -> Failure | None:
+    def check(self, step: int) -> NotFinite | None:
         """See `base.Trainer`."""
         state = self.ae.state_dict()
         if all(value.isfinite().all() for value in state.values()):
             self._last_finite = {name: value.clone() for name, value in state.items()}
             return None
         self.restore_last_finite()
-        return Failure(step, "not finite; the weights are the last finite ones")
+        return NotFinite(step, "not finite; the weights are the last finite ones")
 
     def restore_last_finite(self) -> None:
         """See `base.Trainer`."""

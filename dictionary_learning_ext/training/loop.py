@@ -192,7 +192,7 @@ def carry_out(
             with all_locked(share.written), interrupts(processes) as signals:
                 with _nothing_is_written(), tf32_products(planned.settings.tf32):
                     training = prepare(share, signals, find, on_start)
-                run(training, group)
+                train_and_evaluate(training, group)
             failures |= training.failures()
         _require_none_failed(failures, planned.folders)
     return {job.name: job.folder for job in planned.jobs}
@@ -437,7 +437,7 @@ class Training:
         self.saved_at = time.monotonic()
 
 
-def run(training: Training, wandb_group: str | None) -> None:
+def train_and_evaluate(training: Training, wandb_group: str | None) -> None:
     """Take the steps, save, and evaluate."""
     code = 1
     try:

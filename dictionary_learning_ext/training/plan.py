@@ -138,7 +138,7 @@ class Share:
     in_memory: list[Job]
     """The SAEs in the memory that it uses: on a CPU, those of all processes of this machine."""
     hooks: list[str]
-    """The hook points of its SAEs at which no process of a lower rank trains one. It warns of these."""
+    """The hook points of its SAEs at which no process of a lower rank trains one. It alone warns of attention sinks there."""
 
 
 def plan(

@@ -179,7 +179,7 @@ def trained_sae(sae: SAEConfig) -> Dictionary | None:
 def _require_fit(sae: SAEConfig, source: Any) -> None:
     """Raise a ConfigError unless `source` has the class, dict_size and k of the settings."""
     given, k = type(source).__name__, sae.kept_per_token
-    if given not in _fitting_classes(sae.architecture):
+    if given not in _classes_to_start_from(sae.architecture):
         own = TRAINED[sae.architecture].dict_class
         problem = f"its class is {given}, not {own} (architecture {sae.architecture})"
     elif source.dict_size != sae.dict_size:
@@ -192,9 +192,9 @@ def _require_fit(sae: SAEConfig, source: Any) -> None:
     raise ConfigError(problem, name="init_from", value=sae.init_from, instead=instead)
 
 
-def _fitting_classes(architecture: str) -> set[str]:
-    """The classes from whose weights an architecture can start: its own, and between a vSAE and upstream's TopK, in whose
-    class it is exported, the other's."""
+def _classes_to_start_from(architecture: str) -> set[str]:
+    """The dictionary classes from whose weights an architecture can start: its own class, the class that it is exported as,
+    and those that are exported as its own. A vSAE can so start from upstream's TopK, and a TopK from a vSAE."""
     row = TRAINED[architecture]
     others = [
         each

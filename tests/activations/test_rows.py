@@ -73,7 +73,7 @@ def test_outliers_are_those_of_the_norms_in_float32(tiny_lm_dir: Path, dtype: to
     lm = load_language_model(str(tiny_lm_dir), dtype=dtype)
     reader, hook = reader_of(lm, max_norm_multiple=1.1)
     wanted_BL = reader.rule.by_token(IDS, MASK)
-    read = reader.judge(reader.run(IDS, MASK), wanted_BL)
+    read = reader.mark_outliers(reader.run(IDS, MASK), wanted_BL)
     norms_BL = read_residual(lm, hook, IDS, MASK).float().norm(dim=-1)
     expected_BL = wanted_BL & (norms_BL <= 1.1 * norms_BL[wanted_BL].median())
     assert 0 < expected_BL.sum() < wanted_BL.sum()
@@ -90,7 +90,7 @@ def test_only_a_wanted_token_must_be_finite(tiny_lm_dir: Path, max_norm_multiple
         lm._module.gpt_neox.embed_in.weight[54] = math.inf  # in the second context
 
     def judge(wanted_BL: Tensor) -> Any:
-        return reader.judge(reader.run(IDS, MASK), wanted_BL)
+        return reader.mark_outliers(reader.run(IDS, MASK), wanted_BL)
 
     assert not judge(torch.tensor([[True], [False]]) & MASK.bool()).non_finite
     said = r"^3 activations .* output of gpt_neox\.layers\.1 are NaN or infinite; expected finite"

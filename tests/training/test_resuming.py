@@ -460,7 +460,7 @@ def test_a_class_that_fits_has_every_weight_that_is_needed(architecture):
     needed = {name for name, _ in built(architecture).ae.named_parameters()}
     for other in ARCHITECTURES:
         source = built(other).ae
-        if type(source).__name__ in resuming._fitting_classes(architecture):
+        if type(source).__name__ in resuming._classes_to_start_from(architecture):
             assert needed <= source.state_dict().keys(), other
 
 

@@ -152,7 +152,9 @@ def _add_noise(mu_F, std, values_of_normal, key, out_F):
 def _largest(row_F, k, guess, places, work):
     """Write the positions of the K largest to the front of `places`, in the row's order.
 
-    Among equal numbers the first are taken. NaN ranks highest. Returns a guess for the next row.
+    Among equal numbers the first are taken. NaN ranks highest.
+
+    Returns: this row's threshold, the first guess for the next row's.
     """
     threshold, n_equal = _threshold(row_F, k, guess, work)
     n = 0
@@ -269,7 +271,7 @@ def _bring_forward(keys, n, k):
 def _fire(mu_F, threshold, with_equal, fired_F):
     """Mark the features whose means are nonzero and above a threshold (or equal to it).
 
-    Returns the smallest positive one of these means; inf if there is none.
+    Returns: the smallest positive mean among them; inf if none is positive.
     """
     if with_equal:
         for j in range(len(mu_F)):
