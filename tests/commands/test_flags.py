@@ -73,7 +73,7 @@ def test_the_shared_flags_are_one_declaration(command):
 
 
 def test_the_bench_runs_what_an_audit_advises_against_only_if_it_is_named():
-    assert parse(COMMANDS["bench"], ["run"]).evals == "core,sparse_probing,sae_probes"
+    assert parse(COMMANDS["bench"], ["run"]).evals == "core,sae_probes"
     assert parse(COMMANDS["bench"], ["run", "--evals", "scr,tpp"]).evals == "scr,tpp"
 
 
