@@ -469,11 +469,16 @@ def speed() -> Found:
 
 
 def quickstart() -> Found:
-    """One pair of seeds, 4,000 steps. Written by hand from a run of `make quickstart`."""
+    """Three pairs of seeds, 4,000 steps: what its `about` says, printed by `vsae reproduce FOLDER --json`."""
     content = raw("quickstart")
-    for key in ("topk", "vsae"):
-        for measure in ("direction", "function", "near_dead", "fve"):
+    for key in ("topk", "vsae", "random"):
+        for measure in ("near_dead", "fve"):
             yield f"quickstart.{key}.{measure}", content[key][measure]
+        for measure in ("explained", "direction", "function"):
+            of_pairs = content[key][measure]
+            yield f"quickstart.{key}.{measure}", mean(of_pairs)
+            yield f"quickstart.{key}.{measure}_least", min(of_pairs)
+            yield f"quickstart.{key}.{measure}_most", max(of_pairs)
 
 
 def default_run() -> Found:
@@ -558,10 +563,11 @@ TABLES = {
     ),
     "numbers_of_features": guides_table(),
     "quickstart": """
-| features that come back | as a direction | in what they do | near-dead | FVE |
+| | FVE of what comes back | FVE | come back in what they do | near-dead |
 |---|---|---|---|---|
-| TopK | {quickstart.topk.direction} | {quickstart.topk.function} | {quickstart.topk.near_dead} | {quickstart.topk.fve} |
-| vSAE | {quickstart.vsae.direction} | {quickstart.vsae.function} | {quickstart.vsae.near_dead} | {quickstart.vsae.fve} |
+| TopK | {quickstart.topk.explained:.2f} ({quickstart.topk.explained_least:.2f} to {quickstart.topk.explained_most:.2f}) | {quickstart.topk.fve} | {quickstart.topk.function} | {quickstart.topk.near_dead} |
+| vSAE | {quickstart.vsae.explained:.2f} ({quickstart.vsae.explained_least:.2f} to {quickstart.vsae.explained_most:.2f}) | {quickstart.vsae.fve} | {quickstart.vsae.function} | {quickstart.vsae.near_dead} |
+| random tokens, untrained | {quickstart.random.explained:.2f} | {quickstart.random.fve} | {quickstart.random.function} | {quickstart.random.near_dead} |
 """,
     "readme": """
 |  | as a direction | selections | in what they do | near-dead | FVE | loss added |
