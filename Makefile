@@ -8,12 +8,13 @@ quickstart: .venv/installed
 	$(BIN)/vsae quickstart
 
 # A process for each core, each with one thread; a file's tests stay together. PYTHONDONTWRITEBYTECODE is emptied, so that
-# processes that tests start find .pyc files. `make docs` runs the tests of the guide.
+# processes that tests start find .pyc files. `make docs` runs the tests of the guide, and .ci/run those that are marked ci.
 TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=
 XDIST = -n auto --dist loadfile --no-loadscope-reorder
 PYTEST = $(TESTS) $(BIN)/python -m pytest $(XDIST)
+TESTED = not guide and not ci
 test: .venv/installed-dev
-	$(PYTEST) -m "not guide"
+	$(PYTEST) -m "$(TESTED)"
 
 # With those of the guide, and how many lines they run. Below Python 3.14 that makes Python's own work up to three times
 # slower, and imports take two thirds longer.

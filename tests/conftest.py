@@ -71,11 +71,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 BESIDE = {
     "tests/report/test_page_in_browser.py": "tests/report/test_page.py",
-    "tests/commands/test_cache.py": "tests/training/test_processes.py",
-    "tests/trainers/test_split.py": "tests/training/test_processes.py",
-    "tests/training/test_split.py": "tests/training/test_processes.py",
 }
-"""Files that share reports or ranks with another file: one process makes them once for both."""
+"""Files that share reports with another file: one process makes them once for both."""
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,17 +1,16 @@
 """`vsae hooks` and `vsae cache`, as they are typed."""
 
-import contextlib
 import os
 import re
 import shlex
 import signal
-import subprocess
 
 import pytest
 from caches import HOOK, OTHER
+from forks import wait_for
 from small_commands import refused
 from texts import write_jsonl
-from torchrun import ended, rank_of, torchrun
+from torchrun import Ranks
 
 from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.activations.cache_writer import write_contexts
@@ -166,14 +165,13 @@ def test_a_killed_cache_is_continued_by_another_number_of_processes(flags, tmp_p
         more = ["--tokens=200000", "--text-passes=10", "--file-mb=1"]
         return ["cache", str(tmp_path / name), *flags, *more]
 
-    process = torchrun(3, "-m", "dictionary_learning_ext", *command("cache"))
-    while process.poll() is None and not files_of_unfinished(tmp_path / "cache"):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.01)
-    rank_of(process, 2).kill()
-    _, said = ended(process)
-    assert process.returncode != 0, said
-    assert "]: Traceback" not in said
+    ranks = Ranks(main, [(command("cache"),)] * 3, tmp_path / "printed")
+    *_, last = ranks.processes
+    wait_for(lambda: files_of_unfinished(tmp_path / "cache"), last)
+    last.kill()
+    statuses, said = ranks.ended()
+    assert statuses == [2, 2, -signal.SIGKILL], said
+    assert "Traceback" not in said
     (line,) = re.findall("vsae: .*", said)
     assert "another process of the run ended or didn't answer" in line
     assert "run the same command again to continue the cache" in line

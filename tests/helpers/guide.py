@@ -4,8 +4,6 @@ Every block of the README runs alone, and so does a block of Python whose fence 
 blocks of a page run in order. They find the quickstart's SAEs, so whatever else a block needs is made on its page.
 """
 
-import multiprocessing
-import os
 import re
 import shlex
 import shutil
@@ -18,19 +16,16 @@ from typing import Any
 
 import pytest
 import yaml
+from forks import ended, forked
 from torch.distributed.run import get_args_parser
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.report import gets_an_index
-from dictionary_learning_ext.features import reproducibility
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = ("pip", "uv", "echo", "python3", "source", "git", "wandb", "hf")
 """Programs that install, or that need a network."""
-
-PRELOADED = ["guide", "dictionary_learning.training", "dictionary_learning_ext.training.loop"]
-"""What a fresh process of a page has imported."""
 
 SMALL_RUN = shlex.split(
     "--steps 12 --batch-size 64 --n-ctxs 16 --eval-tokens 500 --eval-documents 4"
@@ -165,33 +160,9 @@ def run_python(code: str) -> None:
 
 def in_fresh_process(function: Callable[..., None], *arguments: Any) -> None:
     """Call a function of this module in the current folder, in a process that has imported the package and done nothing
-    else: a fork of one that only imports, as the imports take seconds."""
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(PRELOADED)
-    with tempfile.NamedTemporaryFile("r") as log, pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))
-        here = os.getcwd(), dict(os.environ), log.name
-        process = forks.Process(target=_called, args=(function, arguments, *here))
-        process.start()
-        process.join()
-        assert process.exitcode == 0, log.read()[-6000:]
-
-
-def _called(
-    function: Callable[..., None],
-    arguments: tuple[Any, ...],
-    folder: str,
-    environment: dict[str, str],
-    log: str,
-) -> None:
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    output = os.open(log, os.O_WRONLY)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    reproducibility.NULL_ERROR = 0.01  # as in conftest.py
-    function(*arguments)
+    else."""
+    with tempfile.NamedTemporaryFile("r") as log:
+        assert ended(forked(function, *arguments, printed=log.name)) == [0], log.read()[-6000:]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import signal
 from contextlib import suppress
 from unittest.mock import patch
 
-from dictionary_learning_ext import RunConfig, train
+from dictionary_learning_ext import train
 from dictionary_learning_ext.config.sae import sae_settings
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.training.processes import join
@@ -38,7 +38,7 @@ def train_each(saes, runs):
     }
     processes = join()
     for given in runs:
-        run, continues = RunConfig(**given["run"]), given.get("continues")
+        run, continues = given["run"], given.get("continues")
         if continues and processes.is_first:
             shutil.copytree(continues, run.save_dir)
         processes.meet()

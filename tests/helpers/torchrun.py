@@ -1,109 +1,107 @@
-"""Starts the real torchrun in tests, and waits for it. What its processes run is in under_torchrun.py."""
+"""The ranks of a run: forks in the environment that torchrun gives its processes, or started by the real torchrun.
+
+What the forks run is in under_torchrun.py.
+"""
 
 import contextlib
-import json
+import multiprocessing
 import os
-import re
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import under_torchrun
+from forks import HANGS, ended, forked
+from torch.distributed import TCPStore
 
-SCRIPT = Path(__file__).parent / "under_torchrun.py"
-HANGS = 600  # seconds, on a busy machine
+# --- forks
 
 
-def torchrun(processes, *arguments, meeting=("--standalone",), **options):
-    """Start a command in several processes; see `ended`.
+class Ranks:
+    """Processes of one run. Nothing ends the others if one fails, as torchrun does.
 
     Arguments:
-        meeting: torchrun's flags for where the machines meet.
+        given: the arguments of each rank.
+        printed: the file of what all of them print.
     """
-    paths = [str(SCRIPT.parents[2]), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")]
-    launcher = ["torch.distributed.run", *meeting, f"--nproc-per-node={processes}"]
-    return subprocess.Popen(
-        [sys.executable, "-m", *launcher, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options,
-    )
 
+    def __init__(self, function: Callable[..., Any], given: list[tuple[Any, ...]], printed: Path):
+        self._printed = printed
+        printed.touch()
+        self._store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        self.processes: list[BaseProcess] = [
+            forked(
+                function, *arguments, printed=printed, environment=self._environment(rank, given)
+            )
+            for rank, arguments in enumerate(given)
+        ]
 
-def ended(process):
-    """What a command printed, once it has ended. One that hangs is killed, and fails the test."""
-    try:
-        out, error = process.communicate(timeout=HANGS)
-    except subprocess.TimeoutExpired:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        raise
-    return out, error
+    def _environment(self, rank: int, given: list[Any]) -> dict[str, str]:
+        return {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(len(given)),
+            "LOCAL_WORLD_SIZE": str(len(given)),
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(self._store.port),
+            "TORCHELASTIC_RUN_ID": "none",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
 
+    def ended(self) -> tuple[list[int | None], str]:
+        """Wait for all. Returns their exit statuses, and what they printed."""
+        return ended(*self.processes), self.printed()
 
-RANKS = 4
+    def printed(self) -> str:
+        return self._printed.read_text()
 
 
 class FourRanks:
-    """Four processes of one torchrun, which run what tests give them: they take seconds to start.
-
-    Their jobs are files in a folder, where each rank reports the end of each. They end with the process of the tests.
-    """
+    """Four ranks that run what tests hand them, one after the other. They end with the process of the tests."""
 
     def __init__(self, folder: Path):
-        self._folder, self._printed, self._jobs = folder, folder / "stderr", 0
-        with self._printed.open("w") as log:
-            given = "serve", folder, os.getpid()
-            self._process = torchrun(RANKS, SCRIPT, *given, stdout=subprocess.DEVNULL, stderr=log)
+        self._pipes, theirs = zip(*(multiprocessing.Pipe() for _ in range(4)), strict=True)
+        self._ranks = Ranks(under_torchrun.serve, [(one,) for one in theirs], folder / "printed")
+        for one in theirs:  # so that a rank that ends closes its pipe
+            one.close()
 
-    def run(self, folder, given):
-        """Run scenarios one after the other.
+    def run(self, folder: Path, given: dict[str, Any]) -> dict[str, tuple[list[Any], str]]:
+        """Run scenarios, which are functions of under_torchrun.py.
 
         Arguments:
             given: what each scenario is given, by its name. Its folder is FOLDER/NAME.
 
         Returns by scenario what each rank returned, and what all printed.
         """
-        before = len(self._printed.read_text())
-        self._hand_out([str(folder), given])
-        done = [self._folder / f"{self._jobs}.{rank}.done" for rank in range(RANKS)]
-        until = time.monotonic() + HANGS
-        while not all(path.exists() for path in done):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.02)
-            if self._process.poll() is not None or time.monotonic() > until:
-                self._kill()
-                raise AssertionError(self._printed.read_text()[before:])
-        printed = self._printed.read_text()[before:]
-        printed = re.split(r"^scenario (\S+)\n", printed, flags=re.M)
-        of_scenario = dict(zip(printed[1::2], printed[2::2], strict=True))
-        return {
-            name: (
-                [json.loads((folder / name / f"{r}.json").read_text()) for r in range(RANKS)],
-                of_scenario[name],
-            )
-            for name in given
-        }
+        return {name: self._run(name, one, folder / name) for name, one in given.items()}
 
-    def end(self):
-        if self._process.poll() is None:
-            self._hand_out(None)
-            ended(self._process)
+    def _run(self, scenario: str, given: Any, folder: Path) -> tuple[list[Any], str]:
+        folder.mkdir(exist_ok=True)
+        before = len(self._ranks.printed())
+        for pipe in self._pipes:
+            pipe.send((scenario, given, folder))
+        try:
+            returned = [pipe.recv() for pipe in self._pipes if pipe.poll(HANGS)]
+        except EOFError:
+            returned = []
+        printed = self._ranks.printed()[before:]
+        if len(returned) < len(self._pipes):
+            for process in self._ranks.processes:
+                process.kill()
+            raise AssertionError(printed)
+        return returned, printed
 
-    def _hand_out(self, job):
-        self._jobs += 1
-        written = self._folder / "job"
-        written.write_text(json.dumps(job))
-        written.rename(self._folder / f"{self._jobs}.json")
-
-    def _kill(self):
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(self._process.pid).children(recursive=True):
-                child.kill()
-        self._process.kill()
-        self._process.wait()
+    def end(self) -> None:
+        for pipe in self._pipes:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.send(None)
+        self._ranks.ended()
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +109,36 @@ def four_ranks(tmp_path_factory):
     ranks = FourRanks(tmp_path_factory.mktemp("ranks"))
     yield ranks
     ranks.end()
+
+
+# --- the real torchrun
+
+
+def torchrun(processes, *arguments, meeting=("--standalone",)):
+    """Start the package in several processes; see `printed_by`.
+
+    Arguments:
+        meeting: torchrun's flags for where the machines meet.
+    """
+    launcher = ["torch.distributed.run", *meeting, f"--nproc-per-node={processes}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "-m", "dictionary_learning_ext", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def printed_by(process):
+    """What a command printed, once it has ended. One that hangs is killed, and fails the test."""
+    try:
+        return process.communicate(timeout=HANGS)[1]
+    except subprocess.TimeoutExpired:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        raise
 
 
 def rank_of(process, rank):

@@ -1,26 +1,19 @@
-"""What tests run in several processes: torchrun … under_torchrun.py serve FOLDER PID, or … failing WHAT RANK RUN.
+"""What tests run in the ranks of a run, see torchrun.py.
 
-See `FourRanks`: the files in FOLDER are jobs, [FOLDER, GIVEN] as JSON. GIVEN has the names of scenarios, which are
-functions here, and what each is given, e.g. the settings of a run. They run one after the other. Every rank writes what
-it returned to FOLDER/SCENARIO/<rank>.json.
+Scenarios are what `FourRanks` runs: functions of what they are given, e.g. the settings of a run, and of a folder.
 """
 
 import atexit
 import io
-import itertools
-import json
 import logging
 import os
 import signal
-import sys
-import time
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import psutil
 import torch as t
 from interrupted_runs import sae_of
 
@@ -29,7 +22,6 @@ from dictionary_learning_ext.activations.buffer import Batches
 from dictionary_learning_ext.activations.cache_writer import _Writer, write_cache
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
-from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import CONFIGS, option_names
 from dictionary_learning_ext.errors import (
     Interrupted,
@@ -149,8 +141,8 @@ def not_shared(run, folder):
 
 
 def failing(what, rank, run):
-    """`vsae train`, in which something goes wrong on one rank. It ends the process."""
-    run, is_the_one = RunConfig(**run), int(os.environ["RANK"]) == rank
+    """`vsae train`, in which something goes wrong on one rank."""
+    is_the_one = int(os.environ["RANK"]) == rank
     following, started = Batches.next, []
 
     def next_batches(self):
@@ -163,7 +155,7 @@ def failing(what, rank, run):
         return following(self)
 
     with patch.object(Batches, "next", next_batches):
-        sys.exit(main(["train", *flags_of(run), "--rank-timeout=8"]))
+        return main(["train", *flags_of(run), "--rank-timeout=5"])
 
 
 def commands(run, folder):
@@ -245,42 +237,16 @@ def split_runs(given, _):
     split_runs.train_each(*given)
 
 
-def in_turn_of(jobs, owner):
-    """The jobs that the process of the tests leaves in a folder, until it says that there are no more, or has ended."""
-    for number in itertools.count(1):
-        path = jobs / f"{number}.json"
-        while not path.exists():
-            if not psutil.pid_exists(owner):
-                return
-            time.sleep(0.02)
-        if (job := json.loads(path.read_text())) is None:
-            return
-        yield number, Path(job[0]), job[1]
-
-
-def serve(jobs, owner):
+def serve(jobs):
+    """Run the scenarios that come through a pipe, until one is None or the process of the tests has ended."""
     processes = join()
-    for number, folder, scenarios in in_turn_of(jobs, owner):
-        for scenario, given in scenarios.items():
-            place = folder / scenario
+    with suppress(EOFError):
+        while (job := jobs.recv()) is not None:
+            scenario, given, folder = job
             logging.getLogger().handlers.clear()  # `main` logs to stderr as it is at its first call
-            place.mkdir(exist_ok=True)
             processes.meet()
-            if processes.is_first:
-                print(f"\nscenario {scenario}", file=sys.stderr, flush=True)
-            given = RunConfig(**given) if isinstance(given, dict) else given
-            result = globals()[scenario](given, place)
-            (place / f"{processes.rank}.json").write_text(json.dumps(result))
-        (jobs / f"{number}.{processes.rank}.done").touch()
+            jobs.send(globals()[scenario](given, folder))
     # `lost` has put aside what does this at exit. Left undone, gloo's thread may free its last tensor while
     # Python ends, and that aborts the process.
     atexit.unregister(t.distributed.destroy_process_group)
     t.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    what, *given = sys.argv[1:]
-    if what == "serve":
-        serve(Path(given[0]), int(given[1]))
-    else:
-        failing(*json.loads(given[0]))

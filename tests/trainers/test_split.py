@@ -1,4 +1,4 @@
-"""A dictionary in two and in four parts, by the real torchrun, beside the whole one with the same noise."""
+"""A dictionary in two and in four parts, in as many processes, beside the whole one with the same noise."""
 
 import pytest
 import torch as t
@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 def seen(four_ranks, folder):
     """What each part of four, and of two, saw. Two pairs of processes have shared out the cases of two."""
     ranks, _ = four_ranks.run(folder, {"split_parts": None})["split_parts"]
-    of_four, of_two = ([rank[count] for rank in ranks] for count in ("4", "2"))
+    of_four, of_two = ([rank[count] for rank in ranks] for count in (4, 2))
     merged = [
         one | {dtype: one[dtype] | other[dtype] for dtype in ("float64", "float32")}
         for one, other in zip(of_two[:2], of_two[2:], strict=True)
@@ -83,9 +83,9 @@ def test_a_step_sends_the_reconstruction_and_the_candidates(count, seen):
     """And a few numbers: b_dec's gradient, the norm, the KL and counts."""
     for part in seen[count]:
         for batch, found in part["sent"].items():
-            candidates = 2 * int(batch) * K  # of z, and of the means
+            candidates = 2 * batch * K  # of z, and of the means
             assert found["all_gather_into_tensor"] == 4 * candidates
-            assert 0 <= found["all_reduce"] - 4 * (int(batch) * D + D) <= 64
+            assert 0 <= found["all_reduce"] - 4 * (batch * D + D) <= 64
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -1,4 +1,4 @@
-"""Processes started by the real torchrun (see tests/helpers/under_torchrun.py), and signals to them."""
+"""Runs in several processes, see tests/helpers/torchrun.py, and signals to them."""
 
 import contextlib
 import json
@@ -7,17 +7,18 @@ import re
 import signal
 import socket
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch as t
 from caches import write_small
+from forks import ended
 from interrupted_runs import assert_equal, one_thread, results, stopped_at, written
 from planted_sinks import saved_with_sinks
-from torchrun import SCRIPT, ended, rank_of, torchrun
-from under_torchrun import HOOKS, saes
+from torchrun import Ranks, printed_by, rank_of, torchrun
+from under_torchrun import HOOKS, failing, flags_of, saes
 
-from dictionary_learning_ext import RunConfig, train
+from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
@@ -55,16 +56,16 @@ def of_four(anywhere, lm_dir_of, four_ranks, tmp_path_factory):
     write_small(cache, with_sinks, 4000, (text.hook, "blocks.1.hook_resid_post"))
 
     def given(name, run):
-        return asdict(replace(run, save_dir=str(folder / name)))
+        return replace(run, save_dir=str(folder / name))
 
     stopped = {name: given(f"stopped_{name}", run) for name, run in runs.items()}
     with pytest.MonkeyPatch.context() as patch, one_thread():
         stopped_at(34, patch)
         with pytest.raises(Interrupted):
-            train(RunConfig(**stopped["text"]), saes(), HOOKS)
+            train(stopped["text"], saes(), HOOKS)
     scenarios = {"continued": stopped["text"], "interrupted": stopped["cache"]}
     scenarios |= {"one_fails": given("one_fails", few), "lost": given("lost/run", few)}
-    scenarios |= {"commands": asdict(few), "not_shared": given("not_shared/run", few)}
+    scenarios |= {"commands": few, "not_shared": given("not_shared/run", few)}
     scenarios |= {"sinks": given("sinks/run", replace(with_sinks, activations=cache))}
     return folder, four_ranks.run(folder, scenarios), runs
 
@@ -183,14 +184,9 @@ def run(run):
     return replace(run, steps=20, batch_size=48, eval_tokens=0)
 
 
-def flags_of(run):
-    given = [f"--{n.replace('_', '-')}={v}" for n, v in vars(run).items() if v is not None]
-    return ["train", *given, "--dict-size=32", "--k=4"]
-
-
 @pytest.fixture
 def flags(run):
-    return flags_of(replace(run, steps=150, eval_tokens=200))
+    return ["train", *flags_of(replace(run, steps=150, eval_tokens=200))]
 
 
 def after_some_steps(process, folder, lines=4):
@@ -201,20 +197,20 @@ def after_some_steps(process, folder, lines=4):
             process.wait(0.01)
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_machines_share_a_run_that_one_process_ends(flags, run, tmp_path):
     """Two launchers stand for two machines. Two SAEs at two hook points: one line, and a resume point of each."""
     hooks, folder, whole = (run.hook, OTHER_HOOK), tmp_path / "run", tmp_path / "whole"
-    several = [*flags, f"--hook={','.join(hooks)}", "--eval-every=29"]
+    command = [*flags, f"--hook={','.join(hooks)}", "--eval-every=29"]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         endpoint = f"localhost:{free.getsockname()[1]}"
     meeting = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
-    command = ["-m", "dictionary_learning_ext", *several]
     machines = [torchrun(1, *command, meeting=meeting) for _ in range(2)]
     after_some_steps(machines[0], folder / run.hook)
     machines[1].send_signal(signal.SIGTERM)
-    errors = "".join(ended(machine)[1] for machine in machines)
+    errors = "".join(map(printed_by, machines))
     assert set(re.findall(r"exitcode +: (-?\d+)", errors)) == {"143"}, errors
     (line,) = re.findall("vsae: .*", errors)
     step = int(re.findall("at step ([0-9]+)", line)[0])
@@ -223,7 +219,7 @@ def test_machines_share_a_run_that_one_process_ends(flags, run, tmp_path):
     assert {steps_of(folder / hook)[-1] for hook in hooks} == {step}
     with one_thread():
         assert main(["train", "--resume", str(folder)]) == 0
-        assert main([*several, f"--save-dir={whole}"]) == 0
+        assert main([*command, f"--save-dir={whole}"]) == 0
     for hook in hooks:
         assert_equal(results(whole / hook, 150), results(folder / hook, 150))
         measured = [x["step"] for x in read_history(folder / hook) if "heldout/loss_added" in x]
@@ -232,60 +228,58 @@ def test_machines_share_a_run_that_one_process_ends(flags, run, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_others(flags, tmp_path):
+    """Of the real torchrun."""
     folder = tmp_path / "run"
-    endless = [*flags, "--steps=100000"]
-    process = torchrun(2, "-m", "dictionary_learning_ext", *endless)
+    process = torchrun(2, *flags, "--steps=100000")
     after_some_steps(process, folder)
     rank_of(process, 0).kill()
-    _, error = ended(process)
+    error = printed_by(process)
     assert process.returncode != 0
     (line,) = re.findall("vsae: .*", error)  # behind the progress bar of a rank 0 that was killed
     assert LOST in line
-    assert_resumable(line, folder, error)
+    assert_resumable(line, folder)
+    assert "]: Traceback" not in error, "torchrun's own has no rank before it"
 
 
-def assert_resumable(line, folder, error):
-    """The line says how to continue, no rank left a traceback, and there is a point."""
+def assert_resumable(line, folder):
+    """The line says how to continue, and there is a point."""
     resume = f"`torchrun --nproc-per-node 2 -m dictionary_learning_ext train --resume {folder}`"
     assert resume in line
-    assert "]: Traceback" not in error, "torchrun's own has no rank before it"
     load_point(folder, steps_of(folder)[-1])
+
+
+def failing_ranks(what, rank, run, tmp_path):
+    """Two ranks, of which one fails."""
+    given = what, rank, replace(run, save_every="2")
+    return Ranks(failing, [given] * 2, tmp_path / "printed")
 
 
 @pytest.mark.slow
 def test_a_rank_that_fails_says_why_and_ends_the_run(run, tmp_path):
     folder = tmp_path / "run"
-    process = failing("nan", 1, run)
-    _, error = ended(process)
-    assert process.returncode != 0
-    lines = re.findall("vsae: .*", error)
+    statuses, printed = failing_ranks("nan", 1, run, tmp_path).ended()
+    assert statuses == [2, 2]
+    lines = re.findall("vsae: .*", printed)
     assert sum("step 5: 3 activations" in line for line in lines) == 1
-    for line in lines:
-        if LOST in line:
-            assert f"train --resume {folder}`" in line
+    (lost,) = (line for line in lines if LOST in line)
+    assert f"train --resume {folder}`" in lost
     assert steps_of(folder) == [2, 4], "no point is written after an error"
 
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_run_after_the_timeout(run, tmp_path):
-    """--rank-timeout 8."""
-    process = failing("stopped", 0, run)
-    hanging, printed = None, ""
-    while process.poll() is None and "vsae: " not in printed:
-        printed += process.stderr.readline()
-        if hanging is None and (tmp_path / "run" / "metrics.jsonl").exists():
-            hanging = rank_of(process, 0)
-    hanging.kill()  # else torchrun does, after 30 seconds
-    printed += ended(process)[1]
+    """--rank-timeout 5."""
+    ranks = failing_ranks("stopped", 0, run, tmp_path)
+    hanging, other = ranks.processes
+    assert ended(other) == [2]
+    assert hanging.is_alive()
+    hanging.kill()
+    _, printed = ranks.ended()
     (line,) = re.findall("vsae: .*", printed)
     assert LOST in line
-    assert_resumable(line, tmp_path / "run", printed)
+    assert_resumable(line, tmp_path / "run")
+    assert "Traceback" not in printed
     assert steps_of(tmp_path / "run")[-1] == 4
-
-
-def failing(what, rank, run):
-    run = asdict(replace(run, save_every="2", steps=20))
-    return torchrun(2, SCRIPT, "failing", json.dumps([what, rank, run]))
 
 
 # --- without other processes
@@ -318,7 +312,7 @@ def test_several_tasks_of_srun_are_refused_with_the_command_that_works(
     given = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6", "SLURM_PROCID": "0"} | more
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    code = main(flags_of(replace(run, steps=1)))
+    code = main(["train", *flags_of(replace(run, steps=1))])
     assert (tmp_path / "run").exists() == (code == 0), "refused before anything is written"
     error = capsys.readouterr().err
     assert code == (0 if command is None else 2), error

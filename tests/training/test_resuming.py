@@ -3,7 +3,6 @@ that start from a trained SAE."""
 
 import gc
 import json
-import multiprocessing
 import re
 import shlex
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch as t
 import transformers
+from forks import ended, forked, wait_for
 from interrupted_runs import (
     STEPS,
     Killed,
@@ -36,7 +36,6 @@ from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
-from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import (
     CheckpointError,
     ConfigError,
@@ -346,40 +345,31 @@ def test_an_sae_without_a_folder_yet_is_begun(run, monkeypatch):
     assert all((folder / "metrics.json").is_file() for folder in folders.values())
 
 
-def child(settings, saes):
+def child(run, saes):
     """A run in a process of its own, as `train` in a script."""
     t.set_num_threads(2)
-    run = RunConfig(**settings)
     train(run, saes, resume=Path(run.save_dir, "config.json").exists())
 
 
 @pytest.mark.slow
 def test_kills_change_nothing(run, tmp_path):
     """kill -9 after some lines of its log; a complete point is there from the first on."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dictionary_learning_ext.training.loop"])
     saes = {"x": sae_of()}
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), saes).values()
-    folder = Path(run.save_dir)
+    folder, printed = Path(run.save_dir), tmp_path / "printed"
     killed, points = [], []
     for lines in (1, 3, 6):
-        process = context.Process(target=child, args=(vars(run), saes))
-        process.start()
-        while process.is_alive() and written(folder) < lines:
-            process.join(0.01)
+        process = forked(child, run, saes, printed=printed)
+        wait_for(lambda lines=lines: written(folder) >= lines, process)
         process.kill()
-        process.join()
-        killed.append(process.exitcode == -signal.SIGKILL)
+        killed.append(ended(process) == [-signal.SIGKILL])
         points = [bool(steps_of(folder)), *points]
         assert points == sorted(points, reverse=True), (
             "once there is a complete point, there is one"
         )
     assert all(killed), "each was in time"
     assert any(points)
-    process = context.Process(target=child, args=(vars(run), saes))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert ended(forked(child, run, saes, printed=printed)) == [0]
     assert_equal(results(whole), results(folder))
 
 

@@ -1,8 +1,8 @@
-"""Runs of split SAEs, in processes that the real torchrun starts."""
+"""Runs of split SAEs, in several processes."""
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +70,10 @@ def in_four_processes(run, four_ranks, tmp_path_factory):
     parts = {"stopped": 2, "in_four": 4, "two": 2, "alone": 2}
     stopped, continued, two, alone = (at(run, name, split=n) for name, n in parts.items())
     runs = [
-        {"run": asdict(stopped), "stops_at": STOPPED},
-        {"run": asdict(continued), "continues": stopped.save_dir},
-        {"run": asdict(two)},
-        {"run": asdict(alone), "only": ["gates"]},
+        {"run": stopped, "stops_at": STOPPED},
+        {"run": continued, "continues": stopped.save_dir},
+        {"run": two},
+        {"run": alone, "only": ["gates"]},
     ]
     four_ranks.run(tmp_path_factory.mktemp("ranks"), {"split_runs": [SAES, runs]})
     assert steps_of(Path(stopped.save_dir, "vsae"))[-1] == STOPPED + 1
