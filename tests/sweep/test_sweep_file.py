@@ -14,10 +14,46 @@ from dictionary_learning_ext.commands.sweep import train_config
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, UserError
+from dictionary_learning_ext.run_folder.reading import read_config, read_metrics
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 from dictionary_learning_ext.training.plan import with_hook_names
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
+
+
+def agents_command(content, assignment):
+    """The command of a run, by wandb's own functions."""
+    arguments = create_sweep_command_args(
+        {"args": {name: {"value": value} for name, value in assignment.items()}}
+    )
+    command = create_sweep_command(list(content["command"]))
+    place = command.index("${args}")
+    return [*command[:place], *arguments["args"], *command[place + 1 :]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_an_agents_command_of_every_file_trains_and_measures_what_the_file_optimises(
+    path, tiny_lm_dir, text, tmp_path
+):
+    """The first, with fewer steps, and a small random model instead of the hub's."""
+    content, first = yaml.safe_load(path.read_text()), read_sweep(path).assignments[0]
+    small = [
+        "--steps=20",
+        "--batch-size=64",
+        "--n-ctxs=8",
+        "--eval-tokens=200",
+        "--eval-documents=2",
+    ]
+    if {"--preset=paper", "--model=EleutherAI/pythia-70m"} & set(content["command"]):
+        small += [f"--model={tiny_lm_dir}", f"--data={text}", "--dict-size=64", "--k=32"]
+    folder = tmp_path / "run"
+    _, *words = agents_command(content, first)
+    assert main([*words, *small, "--wandb=disabled", f"--save-dir={folder}"]) == 0
+    logged = {f"eval/{name}": value for name, value in read_metrics(folder).items()}
+    assert isinstance(logged[content["metric"]["name"]], float)
+    settings = read_config(folder)["run"]["settings"]
+    assert {n: settings[n] for n in first if n != "k"} == {n: first[n] for n in first if n != "k"}
 
 
 @pytest.mark.slow
@@ -30,12 +66,7 @@ def test_every_configuration_of_every_file_is_the_one_of_an_agents_command(path)
     here = configurations(sweep, train_config)
     assert len(here) == len(sweep.assignments) >= 8
     for assignment, config in zip(sweep.assignments, here.values(), strict=True):
-        arguments = create_sweep_command_args(
-            {"args": {name: {"value": value} for name, value in assignment.items()}}
-        )
-        command = create_sweep_command(list(content["command"]))
-        place = command.index("${args}")
-        words = [*command[:place], *arguments["args"], *command[place + 1 :]]
+        words = agents_command(content, assignment)
         assert words[:2] == ["vsae", "train"]
         theirs = train_config(words[2:])
         assert theirs.run.wandb == "online"
