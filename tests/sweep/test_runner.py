@@ -7,14 +7,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 import psutil
 import pytest
 import torch as t
 from caches import HOOK, OTHER
+from forks import forked, wait_for
 from interrupted_runs import Killed, assert_equal, one_thread
 from language_model_reads import counted_passes
 from small_commands import refused
@@ -136,25 +135,15 @@ def assert_continues(configs, folder):
 
 @pytest.fixture
 def on_devices(three, tmp_path):
-    """The sweep over two devices as a process, once two runs have written a resume point; its command, and these runs'
+    """The sweep over two devices in a process of its own, once two runs have written a resume point; its command, and these runs'
     folders."""
     folder = tmp_path / "s"
     command = ["sweep", str(three[0]), *LONGER, "--save-dir", str(folder), "--at-once=1"]
     command += ["--devices", "cpu,cpu"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dictionary_learning_ext", *command],
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while len(begun := list(folder.glob("*/resume"))) < 2 and process.poll() is None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.005)
-    yield process, command, [one.parent for one in begun]
+    process = forked(main, command, printed=tmp_path / "printed")
+    wait_for(lambda: len(list(folder.glob("*/resume"))) == 2, process)
+    yield process, command, [one.parent for one in folder.glob("*/resume")]
     process.kill()
-    process.communicate()
 
 
 def trainer_of(folder):
@@ -168,7 +157,7 @@ def test_the_processes_of_a_killed_sweep_end_what_they_have_begun(
 ):
     process, command, begun = on_devices
     process.kill()
-    process.wait()
+    process.join()
     trainers = [trainer_of(one) for one in begun]
     for number in trainers:
         os.kill(number, signal.SIGSTOP)

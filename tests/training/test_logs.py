@@ -1,10 +1,8 @@
 """What is logged, and wandb, which may fail at any time: training does not notice, and the user does."""
 
-import contextlib
 import json
+import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -12,10 +10,12 @@ from typing import ClassVar
 import psutil
 import pytest
 import torch as t
+from forks import ended, forked, wait_for
 from interrupted_runs import a_point, resumed, sae_of, stopped_at
 from wandb_files import history, records
 
 from dictionary_learning_ext import train
+from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
 from dictionary_learning_ext.run_folder.reading import read_history
@@ -36,21 +36,19 @@ def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(
     run = tmp_path / "run"
     flags = f"--model={tiny_lm_dir} --data={text} --steps=400 --batch-size=32 --n-ctxs=8"
     flags += f" --ctx-len=32 --dict-size=32 --k=4 --eval-tokens=0 --log-steps=2 --save-dir={run}"
-    command = [sys.executable, "-m", "dictionary_learning_ext.cli", "train", "--wandb=offline"]
-    process = subprocess.Popen([*command, *flags.split()], stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (run / "metrics.jsonl").exists():
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.01)
-    assert process.poll() is None, "it was found in the middle of the run"
-    process.send_signal(signal.SIGSTOP)  # so that it can't end meanwhile
+    printed = tmp_path / "printed"
+    process = forked(main, ["train", "--wandb=offline", *flags.split()], printed=printed)
+    wait_for((run / "metrics.jsonl").exists, process)
+    assert process.is_alive(), "it was found in the middle of the run"
+    os.kill(process.pid, signal.SIGSTOP)  # so that it can't end meanwhile
     children = psutil.Process(process.pid).children()
     service = [child for child in children if "wandb" in child.name()]
     assert service, f"wandb's process is among {children}"
     for child in service:
         child.kill()
-    process.send_signal(signal.SIGCONT)
-    _, error = process.communicate()
-    assert process.returncode == 0, error
+    os.kill(process.pid, signal.SIGCONT)
+    statuses, error = ended(process), printed.read_text()
+    assert statuses == [0], error
     assert error.count("wandb failed") == 1
     assert "metrics.jsonl has" in error
     assert "Traceback" not in error

@@ -3,14 +3,16 @@
 import logging
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
 import torch as t
+from forks import ended, forked
+from numba.core import caching
 from numba.core.errors import NumbaError
 from recorded_ops import RecordedOps
 
+from dictionary_learning_ext import VariationalTopKTrainer
 from dictionary_learning_ext.trainers.kernels import compiled
 from dictionary_learning_ext.trainers.kernels.compiled import map_row_blocks
 from dictionary_learning_ext.trainers.kernels.select import top_k
@@ -53,11 +55,18 @@ def test_an_error_in_a_block_is_raised():
         map_row_blocks(fail, 6, 1)
 
 
-def printed(program):
-    """What a program prints in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def printed_by(function, folder):
+    """What a function prints and logs in a process of its own, which has compiled nothing."""
+    printed = folder / "printed"
+    statuses = ended(forked(logging_to_stdout, function, printed=printed))
+    assert statuses == [0], printed.read_text()
+    return printed.read_text().splitlines()
+
+
+def logging_to_stdout(function):
+    logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s", force=True)
+    logging.getLogger("dictionary_learning_ext").setLevel(logging.INFO)
+    function()
 
 
 def test_where_numba_cannot_compile_torch_takes_over_with_one_warning(monkeypatch, caplog):
@@ -79,41 +88,33 @@ def test_where_numba_cannot_compile_torch_takes_over_with_one_warning(monkeypatc
     assert line.endswith(": no such instruction")
 
 
-LOGGED = """
-import logging, os, sys
-logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
-logging.getLogger("dictionary_learning_ext").setLevel(logging.INFO)
-"""
+def compile_without_a_folder_for_the_cache():
+    os.environ.pop("NUMBA_CACHE_DIR", None)
+    for locator in caching.CacheImpl._locator_classes:
+        if "UserProvided" not in locator.__name__:
+            locator.from_function = classmethod(lambda *_: None)
+    trainer = VariationalTopKTrainer(10, 4, 8, 2, 0, "none", warmup_steps=0, device="cpu")
+    print("built")
+    print(compiled.is_available(trainer.ae.encoder.weight))
 
 
 @pytest.mark.slow
-def test_that_it_compiles_is_said_before_the_first_step_and_a_folder_for_its_cache_is_made():
+def test_that_it_compiles_is_said_before_the_first_step_and_a_folder_for_its_cache_is_made(
+    tmp_path,
+):
     """In a process whose home and whose copy of the package can't be written to."""
-    program = """
-os.environ.pop("NUMBA_CACHE_DIR", None)
-import numba.core.caching as caching
-from dictionary_learning_ext import VariationalTopKTrainer
-from dictionary_learning_ext.trainers.kernels import compiled
-for locator in caching.CacheImpl._locator_classes:
-    if "UserProvided" not in locator.__name__:
-        locator.from_function = classmethod(lambda *_: None)
-trainer = VariationalTopKTrainer(10, 4, 8, 2, 0, "none", warmup_steps=0, device="cpu")
-print("built")
-print(compiled.is_available(trainer.ae.encoder.weight))
-"""
-    warning, information, *built = printed(LOGGED + program).splitlines()
+    warning, information, *built = printed_by(compile_without_a_folder_for_the_cache, tmp_path)
     assert warning.startswith("WARNING numba can ")
     assert "set NUMBA_CACHE_DIR" in warning
     assert information.startswith("INFO compiling")
     assert built == ["built", "True"]
 
 
+def read_a_kernel():
+    print(compiled.is_available(t.zeros(2, 4)))
+
+
 @pytest.mark.commands
-def test_a_cached_kernel_is_read_without_a_word():
+def test_a_cached_kernel_is_read_without_a_word(tmp_path):
     """It was compiled before the first test, see conftest.py."""
-    program = """
-import torch as t
-from dictionary_learning_ext.trainers.kernels import compiled
-print(compiled.is_available(t.zeros(2, 4)))
-"""
-    assert printed(LOGGED + program).splitlines() == ["True"]
+    assert printed_by(read_a_kernel, tmp_path) == ["True"]

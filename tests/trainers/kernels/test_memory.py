@@ -2,13 +2,13 @@
 
 import ctypes
 import os
-import subprocess
-import sys
+import resource
 import threading
 from types import SimpleNamespace
 
 import pytest
 import torch as t
+from forks import ended, forked
 
 from dictionary_learning_ext.devices import SWITCH, keep_freed_memory
 from dictionary_learning_ext.trainers.kernels.memory import scratch
@@ -35,22 +35,6 @@ def test_names_and_threads_do_not_share_memory():
     assert one.eq(1).all()
 
 
-FAULTS = """
-import resource
-import torch as t
-from dictionary_learning_ext.devices import keep_freed_memory
-faults = []
-for keeps in (False, True):
-    if keeps:
-        keep_freed_memory()
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        t.zeros(2**24)  # 64 MB
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(*faults)
-"""
-
-
 SETS_IT = ("MALLOC_", "GLIBC_", SWITCH)
 """How variables begin by which a user sets the allocator."""
 with_mallopt = pytest.mark.skipif(
@@ -58,15 +42,28 @@ with_mallopt = pytest.mark.skipif(
 )
 
 
+def page_faults(folder):
+    """Counts those of large blocks before and after `keep_freed_memory`."""
+    faults = []
+    for keeps in (False, True):
+        if keeps:
+            keep_freed_memory()
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            t.zeros(2**24)  # 64 MB
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    (folder / "faults").write_text(" ".join(map(str, faults)))
+
+
 @pytest.mark.commands
 @with_mallopt
-def test_a_freed_block_is_used_again_without_new_pages():
+def test_a_freed_block_is_used_again_without_new_pages(tmp_path, monkeypatch):
     """Few faults are those of huge pages."""
-    environment = {n: v for n, v in os.environ.items() if not n.startswith(SETS_IT)}
-    command = [sys.executable, "-c", FAULTS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    faults = [int(n) for n in done.stdout.split()]
+    for name in [name for name in os.environ if name.startswith(SETS_IT)]:
+        monkeypatch.delenv(name)
+    printed = tmp_path / "printed"
+    assert ended(forked(page_faults, tmp_path, printed=printed)) == [0], printed.read_text()
+    faults = [int(n) for n in (tmp_path / "faults").read_text().split()]
     new_pages = min(faults[:4])
     assert new_pages >= 32
     assert max(faults[4:]) < new_pages / 2
