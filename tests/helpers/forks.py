@@ -16,7 +16,6 @@ PRELOADED = [
     "forks",
     "dictionary_learning.training",
     "dictionary_learning_ext.training.loop",
-    "numba",
 ]
 HANGS = 600  # seconds, on a busy machine
 

@@ -155,7 +155,8 @@ def failing(what, rank, run):
         return following(self)
 
     with patch.object(Batches, "next", next_batches):
-        return main(["train", *flags_of(run), "--rank-timeout=5"])
+        timeout = ["--rank-timeout=8"] if what == "stopped" else []
+        return main(["train", *flags_of(run), *timeout])
 
 
 def commands(run, folder):

@@ -268,7 +268,7 @@ def test_a_rank_that_fails_says_why_and_ends_the_run(run, tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_run_after_the_timeout(run, tmp_path):
-    """--rank-timeout 5."""
+    """--rank-timeout 8."""
     ranks = failing_ranks("stopped", 0, run, tmp_path)
     hanging, other = ranks.processes
     assert ended(other) == [2]
