@@ -97,9 +97,9 @@ def _fitted(directions_FD: t.Tensor, k: int, x_ND: t.Tensor, mean_D: t.Tensor) -
     sae.b_dec.copy_(mean_D)
     gram_FF, right_FD = np.zeros((n_features, n_features)), np.zeros((n_features, width))
     for block in encoded(sae, x_ND):
-        code_nF = as_csr(block, n_features)
+        code_nF = as_csr(block, n_features).astype(np.float64)
         gram_FF += (code_nF.T @ code_nF).toarray()
-        right_FD += code_nF.T @ (block.x_nD - mean_D).cpu().numpy()
+        right_FD += code_nF.T @ (block.x_nD - mean_D).double().cpu().numpy()
     gram_FF[np.diag_indices(n_features)] += _RIDGE * gram_FF.trace() / n_features
     decoder_FD = solve(gram_FF, right_FD, assume_a="pos", overwrite_a=True)
     sae.decoder.weight.copy_(t.from_numpy(decoder_FD.T))
@@ -140,7 +140,7 @@ def random_tokens(
     logger.info("two dictionaries of random tokens, to compare with, took %.1f s", seconds)
     if keep:
         try:
-            write_json(results_folder(folder) / RANDOM_TOKENS, {"of": _key(codes), **numbers})
+            write_json(results_folder(folder) / RANDOM_TOKENS, {"of": key_of(codes), **numbers})
         except CheckpointError as error:
             logger.warning("what comes back of random tokens is not kept: %s", error)
     return numbers
@@ -156,7 +156,7 @@ def kept_random_tokens(codes: Sequence[Codes], folder: str) -> Numbers | None:
     except CheckpointError as error:
         logger.warning("%s is not used: %s", path, error)
         return None
-    return numbers if numbers.pop("of", "") == _key(codes) else None
+    return numbers if numbers.pop("of", "") == key_of(codes) else None
 
 
 def _sizes_of(codes: Sequence[Codes]) -> list[tuple[int, int]]:
@@ -166,7 +166,7 @@ def _sizes_of(codes: Sequence[Codes]) -> list[tuple[int, int]]:
     ]
 
 
-def _key(codes: Sequence[Codes]) -> str:
+def key_of(codes: Sequence[Codes]) -> str:
     """The hash of what the numbers depend on."""
     content = json.dumps([_FORMAT, codes[0].text, _sizes_of(codes)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
