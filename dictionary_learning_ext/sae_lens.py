@@ -17,8 +17,14 @@ import torch as t
 from torch import nn
 
 from .config.checks import require, require_choice, require_sizes
-from .config.presets import in_units
-from .config.sae import LOG_VAR_LIMITS, SAEConfig, Variational, VSAETopKConfig, sae_settings
+from .config.sae import (
+    LOG_VAR_LIMITS,
+    SAEConfig,
+    Variational,
+    VSAETopKConfig,
+    in_units,
+    sae_settings,
+)
 from .devices import keep_freed_memory
 from .errors import ConfigError
 from .trainers.base import DeadWatch, set_to_median

@@ -11,13 +11,8 @@ from sklearn.preprocessing import normalize
 
 from dictionary_learning_ext import RunConfig, load_dictionary
 from dictionary_learning_ext.activations.inputs import Inputs, find_inputs
-from dictionary_learning_ext.config.run import TrainConfig, require_same
-from dictionary_learning_ext.config.sae import (
-    SAEConfig,
-    VSAETopKConfig,
-    sae_settings,
-    share_of_run,
-)
+from dictionary_learning_ext.config.run import TrainConfig, require_same, with_former_defaults
+from dictionary_learning_ext.config.sae import SAEConfig, share_of_run
 from dictionary_learning_ext.features.reproducibility import matching
 from dictionary_learning_ext.run_folder.reading import load_config, read_metrics, steps_of
 from dictionary_learning_ext.training.loop import carry_out
@@ -33,10 +28,19 @@ def folder_name(model: str, *rest: object) -> str:
     return "_".join([model.replace(", ", "_").replace(" ", ""), *map(str, rest)])
 
 
+def run_settings(**settings: Any) -> RunConfig:
+    """The settings of a run. The others are the defaults of when these experiments were made."""
+    return TrainConfig().with_settings(with_former_defaults(settings), "run_settings").run
+
+
+def sae_settings(**settings: Any) -> SAEConfig:
+    """The same of an SAE."""
+    return TrainConfig().with_settings(with_former_defaults(settings), "sae_settings").sae
+
+
 def sae_config(**settings: Any) -> SAEConfig:
     """What the experiments share unless `settings` says otherwise: lr, falling in the last quarter."""
-    given = {"lr": 2e-3, "decay_start": share_of_run(0.75)} | settings
-    return sae_settings(given.pop("architecture", VSAETopKConfig.architecture), given)
+    return sae_settings(**{"lr": 2e-3, "decay_start": share_of_run(0.75)} | settings)
 
 
 def train_missing(

@@ -64,7 +64,7 @@ REFUSED = {
         (dict(warmup=0.1), "warmup: no such option of vsae_top_k; did you mean 'warmup_steps'"),
         (dict(warmup_steps=0.5), "warmup_steps=0.5: expected a whole number"),
         # ranges
-        (dict(k=2000), "k=2000: expected 1 to dict_size=1024"),
+        (dict(k=2000), "k=2000: expected 1 to dict_size=512"),
         (dict(sigma=-1.0), "sigma=-1.0: expected above 0 (1e-18 to 1e+18); for no noise"),
         (dict(kl_warmup_steps=200), "kl_warmup_steps=200: expected 0 to steps=100"),
         (dict(decay_start=5), "decay_start=5: expected between 10 and steps=100, or none"),
@@ -110,7 +110,7 @@ REFUSED = {
             dict(save_steps="often"),
             "save_steps='often': expected none, linear:N or log:N (N at least 1)",
         ),
-        (dict(save_steps="100,9999999"), "save_steps='100,9999999': … steps below 1200"),
+        (dict(save_steps="100,9999999"), "save_steps='100,9999999': … steps below 8000"),
     ],
     options: [
         (dict(name="recomended"), "preset='recomended': expected one of recommended"),
@@ -123,7 +123,7 @@ REFUSED = {
     ],
     resumed: [
         (dict(data_seed=1), "runs/a: the run has data_seed=0, not 1; give data_seed=0"),
-        (dict(k=8), "runs/a: the run has k=32, not 8; give k=32"),
+        (dict(k=8), "runs/a: the run has k=16, not 8; give k=16"),
     ],
     preset: [(dict(name="x"), "preset='x': expected one of recommended, paper")],
 }

@@ -87,19 +87,27 @@ def trainers(x: t.Tensor) -> None:
     """steps, activation_dim, dict_size, k where there is one, layer, lm_name, then options by name."""
     vsae = VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", posterior="fixed", sigma=0.5, seed=0)
     VariationalTopKTrainer(20, 16, 32, 4)  # pyright: ignore[reportCallIssue]
+    VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", beta=0.1, noise_anneal_steps=None, lr=1e-3)
+    VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", betta=0.1)  # pyright: ignore[reportCallIssue]
+    VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", beta="0.1")  # pyright: ignore[reportArgumentType]
+    VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", posterior="points")  # pyright: ignore[reportArgumentType]
     print(vsae.update(0, x).item(), vsae.ae.encode(x))
     print(vsae.update(x))  # pyright: ignore[reportCallIssue, reportUnknownArgumentType]
     ProbabilisticTopKTrainer(20, 16, 32, 4, 0, "lm", temperature_start=2.0)
+    ProbabilisticTopKTrainer(20, 16, 32, 4, 0, "lm", beta=0.1)  # pyright: ignore[reportCallIssue]
     VAEaseTrainer(20, 16, 32, 0, "lm", gamma_init=0.1, active_gate=0.05, lr=1e-3, seed=0)
+    VAEaseTrainer(20, 16, 32, 0, "lm", gamma="0.1")  # pyright: ignore[reportCallIssue]
 
 
 def dictionaries(x: t.Tensor) -> None:
     vsae = VariationalTopKAutoEncoder(16, 32, 4, posterior="learned", log_var_init=-2.0)
     VariationalTopKAutoEncoder(16, 32, 4, sigma="1")  # pyright: ignore[reportArgumentType]
+    VariationalTopKAutoEncoder(16, 32, 4, noise_to_signal=0.3)  # pyright: ignore[reportCallIssue]
     print(vsae.encode(x, sample=True), vsae.decode(x), vsae.posterior(x).mu)
     print(vsae.encode(x, samples=True))  # pyright: ignore[reportCallIssue, reportUnknownArgumentType]
     print(vsae.encode(x, generator=0))  # pyright: ignore[reportArgumentType]
     vaease = VAEase(16, 32, gamma_init=0.1, prior_std=1.0)
+    VAEase(16, 32, gamma_init="0.1")  # pyright: ignore[reportArgumentType]
     print(vaease.encode(x, sample=True), vaease.posterior(x).gate)
     print(vaease.encode(x, sampled=True))  # pyright: ignore[reportCallIssue, reportUnknownArgumentType]
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as t
@@ -44,7 +44,7 @@ from ..run_folder.sae_names import results_folder
 from ..run_folder.tensors import hash_of
 from ..run_folder.weights import load_dictionary
 from ..trainers.dictionaries import decoder_directions, k_of
-from .contexts import FeatureOfCodes
+from .contexts import FeatureOfCodes, token_text
 from .encoding import Encoder, Totals
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,13 @@ class Reading:
         digest = hashlib.sha256(np.ascontiguousarray(self.ids_CL).tobytes())
         digest.update(np.ascontiguousarray(self.wanted_CL).tobytes())
         return digest.hexdigest()
+
+
+class FeatureAt(NamedTuple):
+    """A feature that is selected at a token."""
+
+    feature: int
+    activation: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -137,6 +144,36 @@ class Codes:
     def feature(self, number: int) -> FeatureOfCodes:
         """One feature's activations and contexts."""
         return FeatureOfCodes(self, number)
+
+    @cached_property
+    def token_texts(self) -> list[str]:
+        """The text of each encoded token, N, with leading spaces.
+
+        Raises: TextError if the tokenizer isn't known.
+        """
+        if self.tokenizer is None:
+            raise TextError(
+                "the tokens are only known by their ids, reading.ids_CL",
+                instead="load the language model's tokenizer, and use dataclasses.replace(codes, tokenizer=…)",
+            )
+        ids_N = self.reading.ids_CL.reshape(-1)[self.reading.place_N]
+        text_of = {token: token_text(self.tokenizer, token) for token in {*ids_N.tolist()}}
+        return [text_of[token] for token in ids_N.tolist()]
+
+    def features_at(self, position: int, n: int = 5) -> list[FeatureAt]:
+        """The n features of largest magnitude at a token, the largest first; fewer if fewer are selected.
+
+        Arguments:
+            position: the token's place among the encoded tokens, as in `token_texts`.
+
+        Raises: IndexError if there is no such token.
+        """
+        if not -self.tokens <= position < self.tokens:
+            raise IndexError(f"position {position}: the text has {self.tokens} tokens")
+        start, end = self.code_NF.indptr[position % self.tokens :][:2]
+        features, values = self.code_NF.indices[start:end], self.code_NF.data[start:end]
+        order = np.argsort(-np.abs(values), kind="stable")[:n]
+        return [FeatureAt(int(features[i]), float(values[i])) for i in order]
 
     @cached_property
     def by_feature(self) -> Any:

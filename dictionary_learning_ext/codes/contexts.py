@@ -262,10 +262,12 @@ def as_text(kept: list[KeptContext], tokenizer: Any) -> TopContexts:
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """The text of a token, with its leading space.
+    """The text of a token, with its leading space. Empty for padding, -1.
 
     A token that is part of a character (byte-level BPE) is shown in the tokenizer's own spelling.
     """
+    if token < 0:
+        return ""
     text = tokenizer.decode([token])
     spelling = tokenizer.convert_ids_to_tokens(token)
     if spelling is None:  # a row of the embedding that the tokenizer does not use

@@ -259,9 +259,9 @@ def _options_of(start: Any, part: str = "", steps: int = 1) -> dict[str, _Option
         if "given_as" not in metadata:
             text = metadata.get("help") or texts.get(name, "")
             follows = isinstance(each.default, Follows)
-            nothing = (
-                each.default if follows else None if NoneType in get_args(hints[name]) else MISSING
-            )
+            nothing = each.default if follows else MISSING
+            if NoneType in get_args(hints[name]):
+                nothing = None
             shown = value.value(start, steps) if isinstance(value, Follows) else value
             found[name] = _Option(name, hints[name], shown, nothing, part, text, metadata, is_used)
     return found

@@ -17,7 +17,7 @@ from ..config.run import (
     may_move,
     require_same,
 )
-from ..config.sae import CONFIGS, NOISES, SAEConfig, VSAETopKConfig, not_used, option_names
+from ..config.sae import CHOICES, CONFIGS, NOISES, SAEConfig, VSAETopKConfig, not_used, option_names
 from ..errors import ConfigError, UserError, as_flag, in_shell
 from ..run_folder.files import RUNS, folder_of
 from ..run_folder.reading import (
@@ -46,8 +46,7 @@ class TrainFlags:
     run: RunConfig = field(default_factory=RunConfig)
     preset: str | None = DEFAULT_PRESET
     """Start from named settings: recommended, paper or paper-as-run. Other flags
-    override them. Their schedules scale with --steps. none: the defaults of `VSAETopKConfig` and
-    `RunConfig`."""
+    override them. Their schedules scale with --steps."""
     config: Path | None = None
     """Start from the settings of an earlier run: its folder or its config.json. Other flags
     override them. Its schedules scale with --steps."""
@@ -117,8 +116,7 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     if "config" in given:
         sae = start.sae.scaled(start.run.steps, run.steps).following()
         start = replace(start, sae=sae)
-    choices = ("architecture", "posterior", "kl_schedule", "noise_on", "init_from")
-    chosen = {name: given[name] for name in choices if given.get(name, NONE) != NONE}
+    chosen = {name: given[name] for name in CHOICES if given.get(name, NONE) != NONE}
     sae = start.sae.start_for(**chosen)
     was, now = start.sae.to_dict(), sae.to_dict()
     left_out = [n for n in was if was[n] is not None and now.get(n) is None and n not in given]
@@ -127,7 +125,8 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
 
 def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
     """The preset's name (None without one), and the settings of --preset, --config or --resume."""
-    starts = [n for n in ("preset", "config", "resume") if given.get(n, NONE) != NONE]
+    starts = [n for n in ("config", "resume") if given.get(n, NONE) != NONE]
+    starts = ["preset", *starts] if "preset" in given else starts
     if len(starts) > 1:
         raise UserError(
             f"{' and '.join(map(as_flag, starts))}: give only one of them; other flags override it"
@@ -138,8 +137,6 @@ def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
     if starts == ["resume"]:
         return None, load_config(run_folders(Path(given["resume"]))[0], "resume")
     name = given.get("preset", DEFAULT_PRESET)
-    if name == NONE:
-        return None, TrainConfig()
     return name, preset(name, architecture=given.get("architecture"))
 
 
@@ -374,21 +371,21 @@ def _started_from(flags: TrainFlags) -> str:
     settings = TrainConfig(flags.sae, flags.run).to_dict()
     shown = (name for name in ("k", "dict_size", *NOISES, "lr", "steps") if name in settings)
     values = ", ".join(f"{name}={settings[name]}" for name in shown)
-    line = f"Preset {flags.preset or NONE} ({values})"
+    line = f"Preset {flags.preset} ({values})"
     return line if "preset" in flags.typed else f"{line}; --preset paper for the paper's setting."
 
 
 def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
     """Print the results, and commands for what to do next."""
-    from ..evaluation.tables import results_table, symptoms
+    from ..evaluation.tables import results_table, symptoms_of
 
     results = {str(folder): read_metrics(folder) for folder in folders if settings.eval_tokens}
     if results:
         print(results_table(results, {folder: read_config(folder) for folder in results}))
     for folder in folders:
         print(f"saved in {folder}")
-    for folder, metrics in results.items():
-        for symptom in symptoms(metrics, load_config(folder).sae):
+    for folder in folders:
+        for symptom in symptoms_of(folder):
             print(f"{folder} looks bad: {symptom}")
     one = folders[0]
     print(

@@ -21,9 +21,18 @@ _OURS = "dictionary_learning_ext.trainers"
 _UPSTREAMS = "dictionary_learning.trainers"
 
 
+_LR_MULTIPLE, _SMALLEST_TUNED = 3.5, 512
+
+
 def upstream_lr(dict_size: int) -> float:
     """The learning rate that upstream's TopK trainers take by default."""
     return 2e-4 / (dict_size / 2**14) ** 0.5
+
+
+def tuned_lr(dict_size: int) -> float:
+    """Our learning rate for TopK's family: a multiple of upstream's for this size. Dictionaries below 512 features, the
+    smallest size that was tuned, get that of 512."""
+    return float(f"{_LR_MULTIPLE * upstream_lr(max(dict_size, _SMALLEST_TUNED)):.2g}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class Architecture:
     name_in_folders: str = ""
     """The name in automatic names of run folders. Default: name."""
     default_lr: float | None = 1e-3
-    """The default learning rate; None: `upstream_lr`, which follows from dict_size."""
+    """The default learning rate; None: `tuned_lr`, which follows from dict_size."""
     function: Function | None = None
     """The function of its encoder, which decides the export formats; None: no format has it."""
     subtracts_b_dec: bool = True
@@ -64,12 +73,12 @@ class Architecture:
 
     def lr(self, dict_size: int) -> float:
         """The default learning rate of a dictionary of this size."""
-        return upstream_lr(dict_size) if self.default_lr is None else self.default_lr
+        return tuned_lr(dict_size) if self.default_lr is None else self.default_lr
 
     @property
     def lr_in_words(self) -> str:
         """The default learning rate, as --help shows it."""
-        return f"{self.default_lr:g}" if self.default_lr else "2e-4 / sqrt(dict_size / 16384)"
+        return f"{self.default_lr:g}" if self.default_lr else "7e-4 / sqrt(dict_size / 16384)"
 
     @property
     def is_ours(self) -> bool:

@@ -22,6 +22,7 @@ FORMER = {
     "--of-wandb": "wandb's own pages show its sweeps; `vsae sweep --results FOLDER` shows run folders",
     "--threshold-twice": "leave it out; dictionary_learning's own JumpReluTrainer applies the threshold twice",
     "--survival": "give --noise-to-signal, e.g. 0.3",
+    "--preset none": "leave it out, as the defaults are those of recommended; to continue such a run, give --resume FOLDER",
     "--preset strong-noise": "leave out --preset: recommended has its settings, and twice the steps",
     "--bench-seeds": "evaluate several seeds instead: they vary as much as repeats of the bench",
     "--floor": "hand a random SAE or SAE Bench's IdentitySAE to `bench` in Python as `extra`; see docs/sae_bench.md",

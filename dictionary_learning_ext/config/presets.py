@@ -1,28 +1,24 @@
 """The presets of `vsae train`, and the same for upstream's `trainSAE`.
 
-A preset holds the settings that differ from the defaults. Flags override them. Its schedules are shares of the run,
-which become steps once --steps is known.
+A preset holds the settings that differ from the defaults, so `recommended` holds none. Flags override them. Its schedules
+are shares of the run, which become steps once --steps is known.
 """
 
-import math
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from .architectures import TRAINED, upstream_lr
-from .checks import require, require_choice, require_sizes, require_type
+from .architectures import TRAINED
+from .checks import require, require_choice, require_sizes
 from .run import TrainConfig
 from .sae import (
     DEAD_FEATURE_THRESHOLD,
-    LOG_VAR_LIMITS,
     Posterior,
-    SAEConfig,
-    Variational,
+    energy_of_default_units,
     follows,
+    in_units,
     share_of_run,
-    training_energy,
+    upstreams_lr,
 )
-
-Settings = TypeVar("Settings", bound=SAEConfig)
 
 _PAPER = {
     # What the paper states.
@@ -37,50 +33,31 @@ _PAPER = {
     "ctx_len": 128,
     # What its code inherits from upstream.
     "dead_feature_threshold": DEAD_FEATURE_THRESHOLD,
+    "decay_start": None,
+    "max_norm_multiple": None,
+}
+
+_EQUATIONS = {
+    "posterior": "fixed",
+    "sigma": 1.0,
+    "noise_on": "both",
+    "noise_anneal_steps": None,
+    "kl_scope": "all",
+    "beta": 1.0,
+    "kl_schedule": "linear",
 }
 
 DEFAULT_PRESET = "recommended"
 """The preset of `vsae train` without --preset, --config or --resume."""
 
-_LR_MULTIPLE, _SMALLEST_TUNED = 3.5, 512
-
-
-def recommended_lr(dict_size: int) -> float:
-    """The learning rate of `recommended`: a multiple of upstream's for this size. Dictionaries below 512 features, the
-    smallest size that was tuned, get that of 512."""
-    return float(f"{_LR_MULTIPLE * upstream_lr(max(dict_size, _SMALLEST_TUNED)):.2g}")
-
-
-def _tuned_lr(sae: SAEConfig) -> float:
-    return recommended_lr(sae.dict_size)
-
-
 PRESETS: dict[str, dict[str, Any]] = {
-    # Chosen by the rule of experiments/fading/PROTOCOL_FADING.md: of those vSAEs that keep TopK's reconstruction and its
+    # The defaults. Chosen by the rule of experiments/fading/PROTOCOL_FADING.md: of those vSAEs that keep TopK's reconstruction and its
     # true features, the one of which most features come back. A few minutes on a laptop, on the embedded model.
-    "recommended": {
-        "k": 16,
-        "dict_size": 512,
-        "noise_on": "selection",
-        "noise_to_signal": 0.3,
-        "noise_anneal_steps": share_of_run(0.5, least=1),
-        "beta": 0.01,
-        "kl_scope": "selected",
-        "max_norm_multiple": 10.0,  # attention sinks; the embedded model has none
-        "batch_size": 256,
-        "lr": follows(_tuned_lr),
-        "steps": 8000,
-        "decay_start": share_of_run(0.75),
-    },
+    "recommended": {},
     # The paper's equations; beta, lr, batch size, normalisation and form of annealing are ours.
     "paper": _PAPER
+    | _EQUATIONS
     | {
-        "posterior": "fixed",
-        "sigma": 1.0,
-        "noise_on": "both",
-        "kl_scope": "all",
-        "beta": 1.0,
-        "kl_schedule": "linear",
         "lr": 5e-4,
         "batch_size": 2048,
         "normalize": "sqrt_d",
@@ -95,6 +72,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dict_size": 8192,
         "k": 256,  # of its figures 8 and 9
         "beta": 1.0,
+        "lr": follows(upstreams_lr),
         "warmup_steps": share_of_run(0.02, least=200),
         "decay_start": share_of_run(0.8),
         "steps": 10_001,
@@ -103,11 +81,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dtype": "bfloat16",
         "n_ctxs": 2_500,
         "ctx_len": 128,
+        "max_norm_multiple": None,
     },
 }
 
 _OF_ARCHITECTURES: dict[tuple[str, str], dict[str, Any]] = {
     # The public code's TopK: train_topk.py; top_k.py, line 113
+    ("paper-as-run", "vsae_top_k"): _EQUATIONS,
+    ("paper-as-run", "vsae"): _EQUATIONS,
     ("paper-as-run", "top_k"): {"dead_feature_threshold": DEAD_FEATURE_THRESHOLD},
 }
 """Settings that a preset has with another architecture alone."""
@@ -169,8 +150,7 @@ def trainer_options(
     """
     sizes = {"activation_dim": activation_dim, "dict_size": dict_size, "k": k, "steps": steps}
     require_sizes(**sizes)
-    require_type("mean_squared_norm", mean_squared_norm, float)
-    require(mean_squared_norm > 0, "mean_squared_norm", mean_squared_norm, "above 0")
+    energy = energy_of_default_units(mean_squared_norm, activation_dim)
     config = preset(name, steps)
     trainer = TRAINED[config.sae.architecture].trainer_class
     of_ours = [own for own in PRESETS if "architecture" not in PRESETS[own]]
@@ -178,25 +158,7 @@ def trainer_options(
     require(name in of_ours, "preset", name, expected)
     size: dict[str, Any] = {"dict_size": dict_size, "k": k}
     sae = config.sae if posterior is None else config.sae.start_for(posterior=posterior)
-    run, sae = config.run, replace(sae, **size).resolve(steps)
-    sae = in_units(sae, mean_squared_norm / training_energy(run.normalize, activation_dim))
-    arguments = sae.trainer_arguments()
+    arguments = in_units(replace(sae, **size).resolve(steps), energy).trainer_arguments()
     del arguments["seed"]
     arguments |= {} if first_fill is None else {"first_fill": first_fill}
     return sizes | arguments | {"mean_squared_norm": mean_squared_norm}
-
-
-def in_units(sae: Settings, energy: float) -> Settings:
-    """The settings of the same vSAE for activations whose E||x||^2 is `energy` times as large.
-
-    The squared error grows by `energy` and the KL stays. So beta is multiplied by `energy`, sigma and prior_std
-    by its square root, and log_var_init, which stays in its range, gains log(energy).
-    """
-    factors = {"beta": energy, "prior_std": math.sqrt(energy)}
-    changed: dict[str, Any] = {n: getattr(sae, n) * factor for n, factor in factors.items()}
-    if isinstance(sae, Variational) and sae.noise.kind == "sigma":
-        changed["sigma"] = sae.noise.value * math.sqrt(energy)
-    if isinstance(sae, Variational) and sae.posterior == "learned":
-        lowest, highest = LOG_VAR_LIMITS
-        changed["log_var_init"] = min(max(sae.log_var_init + math.log(energy), lowest), highest)
-    return replace(sae, **changed)

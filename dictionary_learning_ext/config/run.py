@@ -22,7 +22,19 @@ from .checks import (
     require_max_norm_multiple,
 )
 from .former import removal_hint
-from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, VSAETopKConfig, require_option
+from .sae import (
+    CHOICES,
+    CONFIGS,
+    OPTION_NAMES,
+    UNUSED_BY,
+    Normalize,
+    SAEConfig,
+    VSAETopKConfig,
+    follows,
+    option_names,
+    require_option,
+    upstreams_lr,
+)
 
 Dtype = Literal["float32", "bfloat16"]
 Packing = Literal["pack", "truncate"]
@@ -80,14 +92,14 @@ class RunConfig(Checked):
     """Training units. Activations are scaled so that E||x||^2 is their width (sqrt_d) or 1
     (unit, as upstream does), or not scaled (none). sigma and beta are in these units. The saved
     SAE takes raw activations."""
-    max_norm_multiple: float | None = None
+    max_norm_multiple: float | None = 10.0
     """Leave out tokens whose norm is over this many times the median. 10 removes the attention
     sinks of Llama and Qwen. none: train on all tokens, and measure as with 10."""
     remove_bos: bool = False
     """Leave out beginning-of-text tokens."""
-    steps: Count = 1200
+    steps: Count = 8000
     """Training steps. Paper: 20,000."""
-    batch_size: Count = 1024
+    batch_size: Count = 256
     """Tokens per step."""
     n_ctxs: Count = 512
     """Contexts in the buffer, which are shuffled together. Paper: 2,500."""
@@ -239,8 +251,32 @@ NOT_THE_RESULT = (
 """Settings that don't change the result: where it is computed and written, and how often it is saved and logged."""
 
 
+FORMER_DEFAULTS: dict[str, Any] = {
+    # of an SAE
+    **{"dict_size": 1024, "k": 32, "lr": follows(upstreams_lr), "decay_start": None},
+    **{"sigma": 1.0, "noise_on": "both", "noise_anneal_steps": None},
+    **{"beta": 1.0, "kl_scope": "all"},
+    # of a run
+    **{"steps": 1200, "batch_size": 1024, "max_norm_multiple": None},
+}
+"""The defaults of version 0.3 where they differ. A setting that a config.json lacks has this value, and names of folders
+are made of what differs from it."""
+
+
+def with_former_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by name, with those that are missing as they were by default in version 0.3. Options that have no effect
+    stay missing."""
+    cls = CONFIGS.get(settings.get("architecture", SAEConfig.architecture), VSAETopKConfig)
+    used = {*option_names(cls), *(each.name for each in fields(RunConfig))}
+    unused = UNUSED_BY.get(settings.get("posterior", "fixed"), ())
+    used -= {*unused}
+    if "noise" in unused or "noise_to_signal" in settings:
+        used.discard("sigma")
+    return {name: value for name, value in FORMER_DEFAULTS.items() if name in used} | settings
+
+
 def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that change the result and are not at their defaults.
+    """The settings that change the result and are not at their defaults, the former ones where they have changed.
 
     Defaults are left out, so that adding an option changes no folder's name. A slash at the end of `init_from` is ignored;
     a RunConfig has none in its paths.
@@ -248,6 +284,7 @@ def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
     cls = CONFIGS.get(settings.get("architecture", ""), SAEConfig)
     defaults = {each.name: each.default for each in (*fields(cls), *fields(RunConfig))}
     defaults["architecture"] = SAEConfig.architecture
+    defaults |= {name: value for name, value in FORMER_DEFAULTS.items() if name in defaults}
     chosen = {
         name: value
         for name, value in settings.items()
@@ -324,7 +361,7 @@ class TrainConfig:
                 raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
         own = {name: value for name, value in values.items() if name not in run_fields}
         try:
-            start = self.sae.start_for(own.get("architecture"))
+            start = self.sae.start_for(**{name: own[name] for name in CHOICES if name in own})
             for name in own:
                 require_option(name, type(start))
             run = {name: value for name, value in values.items() if name in run_fields}

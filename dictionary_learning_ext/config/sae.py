@@ -6,16 +6,16 @@ schedules are in steps.
 
 A default may follow from the run or from other settings (`Follows`). `SAEConfig.resolve` replaces it by its value, and
 checks what depends on the run. Trainers take resolved settings, config.json holds them, and a run that continues is
-compared by them. `vsae train` starts from a preset's settings instead of these defaults, see presets.py.
+compared by them. The defaults are those of `vsae train`, the preset `recommended`.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from ..errors import ConfigError
-from .architectures import TRAINED
+from .architectures import TRAINED, upstream_lr
 from .checks import (
     SCALE,
     Checked,
@@ -46,6 +46,8 @@ KLScope = Literal["all", "selected"]
 KLSchedule = Literal["constant", "linear", "cosine"]
 Normalize = Literal["sqrt_d", "unit", "none"]
 NoiseKind = Literal["sigma", "noise_to_signal"]
+
+Settings = TypeVar("Settings", bound="SAEConfig")
 
 POSTERIORS: tuple[Posterior, ...] = get_args(Posterior)
 NOISE_ON: tuple[NoiseOn, ...] = get_args(NoiseOn)
@@ -118,6 +120,12 @@ def _architectures_lr(sae: "SAEConfig") -> float:
     return TRAINED[sae.architecture].lr(sae.dict_size)
 
 
+def upstreams_lr(sae: "SAEConfig") -> float:
+    """The architecture's own learning rate; for TopK's family, upstream's for this size."""
+    own = TRAINED[sae.architecture].default_lr
+    return upstream_lr(sae.dict_size) if own is None else own
+
+
 def dead_after(dict_size: int, k: int) -> int:
     """The default of dead_feature_threshold in tokens: a feature of average rate fires 100 times in so many."""
     return DEAD_AFTER_FIRINGS * dict_size // k
@@ -163,9 +171,23 @@ UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
 """The options that each posterior does not use."""
 
 
+CHOICES = ("architecture", "posterior", "kl_schedule", "noise_on", "init_from")
+"""The options that decide which others have an effect."""
+
+
 def training_energy(normalize: Normalize, activation_dim: int) -> int:
     """E||x||^2 of activations that are normalised by "sqrt_d" or "unit"."""
     return activation_dim if normalize == "sqrt_d" else 1
+
+
+def energy_of_default_units(mean_squared_norm: float, activation_dim: int) -> float:
+    """E||x||^2 of activations relative to that of the defaults' units, which are those of normalize="sqrt_d".
+
+    Raises: ConfigError unless `mean_squared_norm` is positive.
+    """
+    require_type("mean_squared_norm", mean_squared_norm, float)
+    require(mean_squared_norm > 0, "mean_squared_norm", mean_squared_norm, "above 0")
+    return mean_squared_norm / training_energy("sqrt_d", activation_dim)
 
 
 # --- options that architectures share
@@ -175,7 +197,7 @@ def training_energy(normalize: Normalize, activation_dim: int) -> int:
 class TopKOptions(Checked):
     """Options of SAEs that keep k features per token."""
 
-    k: Count = 32
+    k: Count = 16
     """Features kept per token. Paper: 64, 128, 256, 512."""
 
 
@@ -188,7 +210,7 @@ class AuxKOptions(Checked):
     the squared error. 0 turns it off."""
     dead_feature_threshold: Count = field(default=follows(_dead_after))
     """Tokens without firing after which a feature counts as dead. Default: 100 dict_size / k, in which a
-    feature of average rate fires 100 times. Upstream's trainers and ours in `trainSAE`: 10,000,000."""
+    feature of average rate fires 100 times. Upstream's trainers: 10,000,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,16 +238,17 @@ class PosteriorOptions(Checked):
 class ObjectiveOptions(AuxKOptions):
     """Weights and schedules of the terms of a vSAE's loss beside the squared error."""
 
-    beta: NotNegative = 1.0
+    beta: NotNegative = 0.01
     """Weight of the KL (nats per token) beside the squared error, in training units."""
-    kl_scope: KLScope = "all"
+    kl_scope: KLScope = "selected"
     """The KL is summed over all features (paper) or the k selected."""
     kl_schedule: KLSchedule = "linear"
     """How beta is annealed."""
     kl_warmup_steps: Natural = field(default=share_of_run(0.1, least=1))
     """Steps over which beta rises (linear, cosine). 0: no warm-up. Default: a tenth of the run."""
-    noise_anneal_steps: AnnealSteps | None = None
-    """Steps over which the noise falls linearly to 0. none: the noise stays."""
+    noise_anneal_steps: AnnealSteps | None = field(default=share_of_run(0.5, least=1))
+    """Steps over which the noise falls linearly to 0. Default: half of the run. none: the noise
+    stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,13 +280,14 @@ class SAEConfig(Checked):
     """The settings that all architectures share, and the base of each architecture's own: see CONFIGS."""
 
     architecture: str = field(default="vsae_top_k", metadata=_ARCHITECTURE)
-    dict_size: Count = 1024
+    dict_size: Count = 512
     """Features in the dictionary. Paper: 2048."""
     lr: Positive = field(default=follows(_architectures_lr), metadata={"help": _lr_help()})
     warmup_steps: Natural = field(default=share_of_run(0.1, most=1000))
     """Steps over which lr rises from 0. Default: 1000 or a tenth of the run, whichever is less."""
-    decay_start: Count | None = None
-    """The step at which lr begins to fall linearly, to 0 at the end. none: it does not fall."""
+    decay_start: Count | None = field(default=share_of_run(0.75))
+    """The step at which lr begins to fall linearly, to 0 at the end. Default: at three quarters of
+    the run. none: it does not fall."""
     seed: Seed = 0
     """Seeds the initial weights and the noise."""
     init_from: str | None = None
@@ -305,16 +329,14 @@ class SAEConfig(Checked):
     def start_for(self, architecture: str | None = None, **choices: Any) -> "SAEConfig":
         """The settings to start from for another architecture or other choices (None: the same).
 
-        Options that differ from this architecture's defaults are kept if the new one uses them. A preset's rule for lr is
-        kept among architectures whose default is upstream's for TopK, and beta where it is the weight of the same penalty.
+        Options that differ from this architecture's defaults are kept if the new one uses them; beta where it is the
+        weight of the same penalty.
 
         Raises: ConfigError for an unknown architecture or choice.
         """
         name = self.architecture if architecture is None else architecture
         require_choice("architecture", name, TRAINED)
-        defaults, names = _defaults(type(self)), self.shared_with(name)
-        if not isinstance(self.lr, Rule):
-            names.add("lr")
+        defaults, names = _defaults(type(self)), self.shared_with(name) | {"lr"}
         used = {n: v for n, v in vars(self).items() if n not in self.unused()}
         kept = {n: v for n, v in used.items() if n in names and v != defaults[n]}
         kept |= {n: v for n, v in choices.items() if n in names and v is not None}
@@ -416,9 +438,10 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
     `noise` is one option that is given by one of two names: `sigma` or `noise_to_signal`.
     """
 
-    noise: Noise = field(default=Noise("sigma", PAPER_SIGMA), metadata={"given_as": NOISES})
+    noise_on: NoiseOn = "selection"
+    noise: Noise = field(default=Noise("noise_to_signal", 0.3), metadata={"given_as": NOISES})
     sigma: InitVar[float | None] = None
-    """The fixed posterior's standard deviation, in training units. 1 with --preset none and --preset paper."""
+    """The fixed posterior's standard deviation, in training units. Paper: 1."""
     noise_to_signal: InitVar[float | None] = None
     """Sets sigma = sqrt(noise_to_signal E||x||^2 / k). It is the energy of the noise of k features, relative to
     the activations'. Instead of sigma; needs --normalize sqrt_d or unit."""
@@ -477,6 +500,7 @@ class VSAEConfig(Variational):
     """The purely variational SAE: its k is dict_size."""
 
     architecture: Literal["vsae"] = field(default="vsae", metadata=_ARCHITECTURE)
+    noise_on: NoiseOn = "both"  # it selects all features anyway
 
     @property
     def kept_per_token(self) -> int:
@@ -517,7 +541,7 @@ class VSAEAsPublishedConfig(SAEConfig):
     architecture: Literal["vsae_as_published"] = field(
         default="vsae_as_published", metadata=_ARCHITECTURE
     )
-    k: Count = 32
+    k: Count = 16
     """Features kept per token. Its analysed SAEs: 64, 128, 256, 512 of 8,192."""
     beta: NotNegative = 1.0
     """Weight of half the sum of all squared activations, in training units."""
@@ -672,6 +696,23 @@ def not_used(name: str, value: Any, who: str) -> ConfigError:
         value=value,
         instead=f"leave out {name}",
     )
+
+
+def in_units(sae: Settings, energy: float) -> Settings:
+    """The settings of the same SAE for activations whose E||x||^2 is `energy` times as large.
+
+    The squared error grows by `energy` and the KL stays. So beta is multiplied by `energy`, sigma and prior_std
+    by its square root, and log_var_init, which stays in its range, gains log(energy).
+    """
+    if not isinstance(sae, Variational):
+        return sae
+    root = math.sqrt(energy)
+    changed: dict[str, Any] = {"beta": sae.beta * energy, "prior_std": sae.prior_std * root}
+    if sae.noise.kind == "sigma":
+        changed["sigma"] = sae.noise.value * root
+    if sae.posterior == "learned":
+        changed["log_var_init"] = min(max(sae.log_var_init + math.log(energy), _LOWEST), _HIGHEST)
+    return replace(sae, **changed)
 
 
 def _defaults(cls: type[SAEConfig]) -> dict[str, Any]:

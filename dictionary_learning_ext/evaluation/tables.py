@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..activations.positions import left_out
-from ..config.architectures import ARCHITECTURES
+from ..config.architectures import ARCHITECTURES, TRAINED
 from ..config.checks import did_you_mean
 from ..config.names import is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError, printable
 from ..run_folder.comparing import LEAVING_OUT, measurements, trained_as, unequal
 from ..run_folder.files import NOT_MEASURED
+from ..run_folder.reading import load_config, read_history, read_metrics_if_any
 from ..run_folder.settings import SEEDS, architecture_of, compared_settings
 from .metrics import METRICS, Metric, shown_in
 
@@ -173,15 +174,33 @@ def chosen(columns: str) -> list[Metric]:
     return [METRICS[key] for key in dict.fromkeys(keys)]
 
 
-def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
-    """Sentences that say what is wrong with a trained SAE; empty for a good one.
+def symptoms_of(folder: Path) -> list[str]:
+    """`symptoms` of the SAE in a run folder."""
+    sae, history = load_config(folder).sae, read_history(folder)
+    return symptoms(read_metrics_if_any(folder) or {}, sae, history)
+
+
+def symptoms(
+    metrics: Mapping[str, Any], sae: SAEConfig, history: Sequence[Mapping[str, Any]] = ()
+) -> list[str]:
+    """Sentences that say what is wrong with a trained SAE; empty for a good one. Of one whose error has risen in training,
+    this alone is said, because everything else follows from it.
 
     The loss added is judged in nats, as zeros in place of the activations may be far worse than guessing: at blocks.2 of
     the embedded model they add 33 nats. Where they add little, e.g. in place of an MLP's output, half of it is too much.
 
     Arguments:
         metrics: its metrics.json. Metrics that were not measured are ignored.
+        history: the lines of its metrics.jsonl. Then `sae` must be resolved.
     """
+    errors = [line["l2_loss"] for line in history if line.get("l2_loss") is not None]
+    if errors and errors[-1] > errors[0]:
+        usual = TRAINED[sae.architecture].lr(sae.dict_size)
+        default = f", whose default is {usual:g} here" if sae.lr > usual else ""
+        return [
+            f"The squared error has risen in training, from {errors[0]:.3g} to {errors[-1]:.3g}: lower the learning rate "
+            f"lr={sae.lr:g}{default}. {_REMEDIES}"
+        ]
     noise = metrics.get("noise_to_signal") if vars(sae).get("noise_anneal_steps") is None else None
     names = ("fve", "kl_per_token", "alive", "loss_added", "frac_recovered")
     fve, kl, alive, added, recovered = (metrics.get(name) for name in names)

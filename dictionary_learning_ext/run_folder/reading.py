@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.architectures import ARCHITECTURES
-from ..config.run import RunConfig, TrainConfig, require_same
+from ..config.run import RunConfig, TrainConfig, require_same, with_former_defaults
 from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, in_shell
 from .files import (
@@ -154,9 +154,8 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     except CheckpointError as error:
         raise ConfigError(str(error), name=name) from error
     where = ("save_dir", "overwrite")  # a new run goes elsewhere and overwrites nothing
-    return TrainConfig().with_settings(
-        {name: value for name, value in settings.items() if name not in where}, str(path)
-    )
+    own = {name: value for name, value in settings.items() if name not in where}
+    return TrainConfig().with_settings(with_former_defaults(own), str(path))
 
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:

@@ -7,19 +7,22 @@ resume point must hold. Our trainers inherit most of this from `SamplingTrainer`
 
 import logging
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import NoneType
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
 from dictionary_learning.trainers.trainer import SAETrainer, get_lr_schedule
 
-from ..config.checks import require, require_choice
+from ..config.checks import annotations_of, require, require_choice
 from ..config.run import Dtype
-from ..config.sae import DEAD_FEATURE_THRESHOLD, AuxKOptions, SAEConfig, require_option
+from ..config.sae import SAEConfig, in_units, require_option
 from ..devices import chosen_device
 from ..errors import ConfigError
 from .optimizers import Guarded, UnitNorm, adam
-from .parts import WHOLE, Part
+from .parts import WHOLE, Part, of_part
 
 logger = logging.getLogger(__name__)
 _Config = TypeVar("_Config", bound=SAEConfig)
@@ -341,22 +344,29 @@ def load_state(trainer: Any, state: dict[str, Any]) -> None:
     trainer.scheduler.load_state_dict(state["scheduler"])
 
 
-def resolved(cls: type[_Config], options: dict[str, Any], steps: int) -> _Config:
-    """The settings that a trainer was given by name, for a run of `steps`. None stands for a default, and AuxK, where
-    there is one, has upstream's default threshold. Warns of options that have no effect.
+def resolved(
+    cls: type[_Config], options: Mapping[str, Any], steps: int, energy: float = 1.0
+) -> _Config:
+    """The settings that a trainer was given by name, for a run of `steps`. None stands for a default, except where it is a
+    value. Warns of options that have no effect.
+
+    Arguments:
+        energy: the factor from the units of the defaults to the trainer's, see `in_units`.
 
     Raises: ConfigError for an unknown option, a wrong value, or one that doesn't fit the run.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
+    for name in options:
         require_option(name, cls)
+    hints = annotations_of(cls)
+    may_be_none = {name for name, (hint, _) in hints.items() if NoneType in get_args(hint)}
+    given: dict[str, Any]
+    given = {n: v for n, v in options.items() if v is not None or n in may_be_none}
+    start_from = given.pop("init_from", None)
     expected = "nothing, as only `vsae train` and `train` start from the weights of another SAE"
-    require("init_from" not in given, "init_from", given.get("init_from"), expected)
+    require(start_from is None, "init_from", start_from, expected)
     expected = "first_fill=ACTIVATIONS in its place, which VariationalTopKTrainer takes"
     require(given.get("start") != "data", "start", "data", expected)
-    if issubclass(cls, AuxKOptions):
-        given.setdefault("dead_feature_threshold", DEAD_FEATURE_THRESHOLD)
-    settings = cls(**given)
+    settings = replace(in_units(cls(**given), energy), **given)
     for name, value, choice in settings.given_in_vain():
         logger.warning("%s=%r: %s does not use it", name, value, choice)
     return settings.without_unused().resolve(steps)
@@ -413,22 +423,77 @@ class DeadWatch:
 
 
 class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
-    """Base class of our TopK trainers: dead features and the running threshold."""
+    """Base class of our TopK trainers: dead features and the running threshold.
+
+    Arguments:
+        settings: resolved.
+        dict_class: makes the dictionary from activation_dim, dict_size and k.
+    """
 
     ae: Any
     settings: Any
-    dtype: Dtype
     counts = ("num_tokens_since_fired", "tokens_trained", "dead_features")
     optimizer: UnitNorm
     dead_features: Any
 
-    def _start_top_k(self) -> None:
-        """`_start_training`, called after upstream's constructor."""
-        self.dead_feature_threshold = self.settings.dead_feature_threshold
-        own = self.part.features(self.settings.dict_size)
+    def __init__(
+        self,
+        settings: SAEConfig,
+        dict_class: Callable[..., Any],
+        *,
+        steps: int,
+        activation_dim: int,
+        layer: int,
+        lm_name: str,
+        dtype: Dtype,
+        threshold_beta: float,
+        threshold_start_step: int,
+        seed: int | None,
+        device: str | None,
+        wandb_name: str,
+        submodule_name: str | None,
+        mean_squared_norm: float,
+        part: Part,
+    ):
+        require_choice("dtype", dtype, Dtype)
+        self.settings, self.part, self.mean_squared_norm = settings, part, mean_squared_norm
+        options: Any = settings  # of an SAE with a k and AuxK
+        super().__init__(
+            steps=steps,
+            activation_dim=activation_dim,
+            dict_size=options.dict_size,
+            k=options.k,
+            layer=layer,
+            lm_name=lm_name,
+            dict_class=of_part(dict_class, part),  # pyright: ignore[reportArgumentType]
+            lr=options.lr,
+            auxk_alpha=options.auxk_alpha * mean_squared_norm,
+            warmup_steps=options.warmup_steps,
+            decay_start=options.decay_start,
+            threshold_beta=threshold_beta,
+            threshold_start_step=threshold_start_step,
+            seed=seed,
+            device=chosen_device(device),
+            wandb_name=wandb_name,
+            submodule_name=submodule_name,
+        )
+        self.dtype: Dtype = dtype
+        self.dead_feature_threshold = options.dead_feature_threshold
+        own = part.features(options.dict_size)
         self.num_tokens_since_fired = self.num_tokens_since_fired[own].to(self.device)
         self.tokens_trained, self._dead_watch = 0, DeadWatch()
-        self._start_training(UnitNorm(adam(self.ae.parameters(), self.lr), self.ae, self.part))
+        self._start_training(UnitNorm(adam(self.ae.parameters(), self.lr), self.ae, part))
+
+    def _start_decoder_bias(self, x: t.Tensor) -> None:
+        """See `SamplingTrainer`. Warns of activations of another size than `mean_squared_norm`. Waits for the device."""
+        super()._start_decoder_bias(x)
+        energy, told = float(x.square().sum(-1).mean()), self.mean_squared_norm
+        if not told / 2 <= energy <= told * 2:
+            logger.warning(
+                f"mean_squared_norm={told:.4g}: the first batch has a mean ||x||^2 of {energy:.4g}, and the defaults "
+                f"of options are in units of the former; set mean_squared_norm={energy:.4g}, or scale the "
+                "activations (normalize_activations=True of trainSAE)"
+            )
 
     def _config(self, upstreams: dict[str, Any]) -> dict[str, Any]:
         """Upstream's config with the settings, which are enough to rebuild the trainer."""

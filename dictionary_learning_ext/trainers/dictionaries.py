@@ -145,6 +145,13 @@ def require_width(x: t.Tensor, width: int, what: str = "activations") -> None:
 
     nnsight's proxies are not checked, as their width isn't known yet.
     """
+    if isinstance(x, str | list | tuple):
+        raise ConfigError(
+            name="x",
+            value=x,
+            expected=f"a tensor of {what}, (…, {width})",
+            instead="for a text, call encode_text(sae, text, lm, hook=…), or encode_text(FOLDER, text)",
+        )
     if isinstance(x, t.Tensor) and x.shape[-1:] != (width,):
         raise ConfigError(
             f"x has the shape {tuple(x.shape)}",

@@ -5,21 +5,26 @@ Li, Murray & Carenini 2026, PMLR 318:888-894), on top of upstream's TopK (Gao et
 2406.04093). Shapes: B batch, D activation_dim, F dict_size, K = k.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch.nn import functional
 
-from ..config.checks import require_choice, require_sizes
+from ..config.arguments import says_options_of
+from ..config.checks import require_sizes
 from ..config.run import Dtype
 from ..config.sae import ProbabilisticTopKConfig
-from ..devices import chosen_device
 from .base import SamplingTopKTrainer, resolved
 from .kernels import compiled
 from .kernels.select import top_k
-from .parts import WHOLE, Part, Selection, of_part
+from .parts import WHOLE, Part, Selection
 from .step import dead_features_loss, decode, largest, product
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .arguments import ProbabilisticTopKArguments
 
 MAGNITUDE_WEIGHT = 1e-4
 """The logit's weight in a feature's score. It breaks ties between gates that are fully open."""
@@ -137,6 +142,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     ae: AutoEncoderTopK
     draws_noise_seed = True
 
+    @says_options_of(ProbabilisticTopKConfig)
     def __init__(
         self,
         steps: int,
@@ -148,10 +154,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         dict_class: type | None = None,
         lr: float | None = None,
         *,
-        auxk_alpha: float = 1 / 32,
         dtype: Dtype = "float32",
-        warmup_steps: int = 1000,
-        decay_start: int | None = None,
         threshold_beta: float = 0.999,
         threshold_start_step: int = 1000,
         seed: int | None = None,
@@ -160,36 +163,27 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         submodule_name: str | None = None,
         mean_squared_norm: float = 1.0,
         part: Part = WHOLE,
-        **options: Any,
+        **options: "Unpack[ProbabilisticTopKArguments]",
     ):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
-        device = chosen_device(device)
-        require_choice("dtype", dtype, Dtype)
-        own = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha}
-        own |= {"warmup_steps": warmup_steps, "decay_start": decay_start, **options}
-        self.settings = resolved(ProbabilisticTopKConfig, own, steps)
-        self.part = part
+        own = {"dict_size": dict_size, "k": k, "lr": lr, **options}
         super().__init__(
+            resolved(ProbabilisticTopKConfig, own, steps),
+            self._dict_class(dict_class, AutoEncoderTopK),
             steps=steps,
             activation_dim=activation_dim,
-            dict_size=dict_size,
-            k=k,
             layer=layer,
             lm_name=lm_name,
-            dict_class=of_part(self._dict_class(dict_class, AutoEncoderTopK), part),  # pyright: ignore
-            lr=self.settings.lr,
-            auxk_alpha=auxk_alpha * mean_squared_norm,
-            warmup_steps=warmup_steps,
-            decay_start=decay_start,
+            dtype=dtype,
             threshold_beta=threshold_beta,
             threshold_start_step=threshold_start_step,
             seed=seed,
             device=device,
             wandb_name=wandb_name,
             submodule_name=submodule_name,
+            mean_squared_norm=mean_squared_norm,
+            part=part,
         )
-        self.dtype: Dtype = dtype
-        self._start_top_k()
         compiled.is_available(self.ae.encoder.weight)
         self.logging_parameters = ["temperature", "dead_features"]
         self.temperature = self.settings.temperature_start

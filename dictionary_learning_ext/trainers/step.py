@@ -49,7 +49,8 @@ class Schedules(NamedTuple):
     @classmethod
     def at(cls, step: int, settings: Variational) -> "Schedules":
         scale = kl_scale(step, settings.kl_schedule, settings.kl_warmup_steps)
-        return cls(scale, noise_scale(step, settings.noise_anneal_steps))
+        has_noise = settings.posterior != "point"
+        return cls(scale, noise_scale(step, settings.noise_anneal_steps if has_noise else None))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ decoder.
 """
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import fields
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
@@ -13,6 +14,7 @@ from dictionary_learning.trainers.trainer import set_decoder_norm_to_unit_norm
 from torch import nn
 from torch.nn import functional
 
+from ..config.arguments import says_options_of
 from ..config.checks import require_sizes
 from ..config.run import Dtype
 from ..config.sae import VAEaseConfig, VAEaseOptions
@@ -21,6 +23,11 @@ from .dictionaries import FromState, require_scale, require_width
 from .optimizers import Guarded, adam
 from .posterior import GatedPosterior
 from .step import product
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .arguments import VAEaseArguments, VAEaseTrainerArguments
 
 
 class VAEase(FromState, Dictionary):
@@ -54,11 +61,12 @@ class VAEase(FromState, Dictionary):
     prior_std: t.Tensor
     active_gate: t.Tensor
 
+    @says_options_of(VAEaseOptions)
     def __init__(
         self,
         activation_dim: int,
         dict_size: int,
-        **options: Any,
+        **options: "Unpack[VAEaseArguments]",
     ):
         super().__init__()
         require_sizes(activation_dim=activation_dim, dict_size=dict_size)
@@ -177,7 +185,7 @@ class VAEaseTrainer(SamplingSAETrainer):
     whose loss or gradient is not finite is skipped, and counted in `optimizer.skipped_steps`.
 
     Arguments beyond upstream's:
-        options: the model's.
+        options: those of `VAEaseConfig`. None: the default, except where none is a value.
         dict_class: VAEase or a subclass. Upstream's AutoEncoderTopK is ignored, with a warning.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay
             in fp32. An autocast around the call changes nothing.
@@ -188,6 +196,7 @@ class VAEaseTrainer(SamplingSAETrainer):
     ae: VAEase
     draws_noise_seed = True
 
+    @says_options_of(VAEaseConfig)
     def __init__(
         self,
         steps: int,
@@ -198,19 +207,17 @@ class VAEaseTrainer(SamplingSAETrainer):
         dict_class: type | None = None,
         *,
         lr: float | None = None,
-        warmup_steps: int = 1000,
-        decay_start: int | None = None,
         dtype: Dtype = "float32",
         seed: int | None = None,
         device: str | None = None,
         wandb_name: str = "VAEase",
         submodule_name: str | None = None,
-        **options: Any,
+        **options: "Unpack[VAEaseTrainerArguments]",
     ):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size)
-        own = {"dict_size": dict_size, "lr": lr, "warmup_steps": warmup_steps}
+        own = {"dict_size": dict_size, "lr": lr, **options}
         super().__init__(
-            resolved(VAEaseConfig, own | {"decay_start": decay_start, **options}, steps),
+            resolved(VAEaseConfig, own, steps),
             steps=steps,
             layer=layer,
             lm_name=lm_name,
@@ -221,7 +228,8 @@ class VAEaseTrainer(SamplingSAETrainer):
             submodule_name=submodule_name,
         )
         dict_class = self._dict_class(dict_class, VAEase)
-        self.ae = dict_class(activation_dim, dict_size, **options).to(self.device)
+        own = {each.name: getattr(self.settings, each.name) for each in fields(VAEaseOptions)}
+        self.ae = dict_class(activation_dim, dict_size, **own).to(self.device)
         self._start_training(Guarded(adam(self.ae.parameters(), self.lr)))
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> ELBOTerms:

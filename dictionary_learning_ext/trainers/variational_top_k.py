@@ -9,13 +9,14 @@ import functools
 import logging
 import math
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
-from ..config.checks import require, require_choice, require_sizes
+from ..config.arguments import says_options_of
+from ..config.checks import require, require_sizes
 from ..config.run import Dtype
 from ..config.sae import (
     LOG_VAR_LIMITS,
@@ -30,8 +31,9 @@ from ..config.sae import (
     PosteriorOptions,
     SelectBy,
     VSAETopKConfig,
+    energy_of_default_units,
 )
-from ..devices import chosen_device, keep_freed_memory
+from ..devices import keep_freed_memory
 from ..errors import ConfigError
 from .base import SamplingTopKTrainer, resolved
 from .data_start import start_from_data
@@ -39,7 +41,7 @@ from .dictionaries import FromState, TopKCode, require_scale, require_width
 from .kernels import compiled
 from .kernels import step as compiled_step
 from .kernels.select import top_k
-from .parts import WHOLE, Part, of_part
+from .parts import WHOLE, Part
 from .posterior import GaussianPosterior, fixed_variance_kl, noise_to_signal
 from .step import (
     Draw,
@@ -53,6 +55,11 @@ from .step import (
     ranking_key,
     variational_loss,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .arguments import PosteriorArguments, VSAETopKArguments
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +95,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     log_var_encoder: nn.Linear
     log_var_limits: t.Tensor
 
+    @says_options_of(PosteriorOptions)
     def __init__(
         self,
         activation_dim: int,
@@ -95,7 +103,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         k: int,
         *,
         sigma: float = PAPER_SIGMA,
-        **options: Any,
+        **options: "Unpack[PosteriorArguments]",
     ):
         require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
         given = PosteriorOptions(**options)
@@ -312,12 +320,16 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     For speed on CPUs, glibc is told to keep freed memory, in the whole process. VSAE_TUNE_PROCESS=0 in the environment
     turns that off.
 
+    The defaults are those of `VSAETopKConfig`, which has the units E||x||^2 = D. The defaults of beta, prior_std and
+    log_var_init are converted to those of `mean_squared_norm`. The paper's settings: `trainer_options("paper", …)`.
+
     Arguments beyond upstream's:
-        options: the others of `VSAETopKConfig`, e.g. noise_to_signal, noise_anneal_steps, kl_scope.
+        options: the others of `VSAETopKConfig`, in units of the activations. None: the default, except where none is a value.
         dict_class: VariationalTopKAutoEncoder or a subclass. Upstream's AutoEncoderTopK is replaced, with a warning.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay in
             fp32.
-        mean_squared_norm: E||x||^2 of the activations. Default: 1, for trainSAE's normalize_activations=True.
+        mean_squared_norm: E||x||^2 of the activations. Default: 1, for trainSAE's normalize_activations=True. A first batch
+            that differs by more than a factor of 2 gets a warning.
         part: the features of a split dictionary that this process trains; see `split.py`.
         first_fill: activations (N, D) to start from, see `start_from_data`. Default: random weights.
 
@@ -326,6 +338,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     ae: VariationalTopKAutoEncoder
 
+    @says_options_of(VSAETopKConfig)
     def __init__(
         self,
         steps: int,
@@ -337,10 +350,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         dict_class: type | None = None,
         lr: float | None = None,
         *,
-        auxk_alpha: float = 1 / 32,
         dtype: Dtype = "float32",
-        warmup_steps: int = 1000,
-        decay_start: int | None = None,
         threshold_beta: float = 0.999,
         threshold_start_step: int = 1000,
         seed: int | None = None,
@@ -350,42 +360,35 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         mean_squared_norm: float = 1.0,
         part: Part = WHOLE,
         first_fill: t.Tensor | None = None,
-        **options: Any,
+        **options: "Unpack[VSAETopKArguments]",
     ):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
-        device = chosen_device(device)
-        require_choice("dtype", dtype, Dtype)
-        own = {"dict_size": dict_size, "k": k, "lr": lr, "auxk_alpha": auxk_alpha}
-        own |= {"warmup_steps": warmup_steps, "decay_start": decay_start, **options}
-        settings = self.settings = resolved(VSAETopKConfig, own, steps)
+        own = {"dict_size": dict_size, "k": k, "lr": lr, **options}
+        energy = energy_of_default_units(mean_squared_norm, activation_dim)
+        settings = resolved(VSAETopKConfig, own, steps, energy)
         sigma = self._given_sigma = settings.noise.sigma(k, mean_squared_norm)
+        used, of_posterior = settings.to_dict(), {f.name for f in fields(PosteriorOptions)}
+        posterior = {n: v for n, v in used.items() if n in of_posterior} | {"sigma": sigma}
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
-        posterior_options = {f.name: getattr(settings, f.name) for f in fields(PosteriorOptions)}
-        posterior_options["sigma"] = sigma
-        self.part = part
         super().__init__(
+            settings,
+            functools.partial(dict_class, **posterior),
             steps=steps,
             activation_dim=activation_dim,
-            dict_size=dict_size,
-            k=k,
             layer=layer,
             lm_name=lm_name,
-            dict_class=of_part(functools.partial(dict_class, **posterior_options), part),  # pyright: ignore
-            lr=settings.lr,
-            auxk_alpha=auxk_alpha * mean_squared_norm,
-            warmup_steps=warmup_steps,
-            decay_start=decay_start,
+            dtype=dtype,
             threshold_beta=threshold_beta,
             threshold_start_step=threshold_start_step,
             seed=seed,
             device=device,
             wandb_name=wandb_name,
             submodule_name=submodule_name,
+            mean_squared_norm=mean_squared_norm,
+            part=part,
         )
-        self.dtype: Dtype = dtype
         if first_fill is not None:
             start_from_data(self, first_fill, dict_size, t.initial_seed() if seed is None else seed)
-        self._start_top_k()
         self._warn_of_selection()
         is_fixed = settings.posterior == "fixed"
         self._kl_of_sigma = fixed_variance_kl(sigma, settings.prior_std) if is_fixed else 0.0

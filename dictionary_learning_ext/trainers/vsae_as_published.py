@@ -6,12 +6,13 @@ those of its dictionary_learning/trainers/vsae_topk.py. Shapes: B batch, D activ
 """
 
 import copy
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from torch import nn
 
+from ..config.arguments import says_options_of
 from ..config.checks import require_sizes
 from ..config.run import Dtype
 from ..config.sae import VSAEAsPublishedConfig
@@ -19,6 +20,11 @@ from .base import SamplingSAETrainer, resolved
 from .dictionaries import FromState, require_scale, require_width
 from .optimizers import Guarded, adam
 from .posterior import kl_scale
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .arguments import VSAEAsPublishedArguments
 
 START_NORM = 0.1
 LARGEST = 10.0
@@ -161,7 +167,7 @@ class VSAEAsPublishedTrainer(SamplingSAETrainer):
     are clipped to norm 1. A step whose loss or gradient is not finite is skipped, and counted in `optimizer.skipped_steps`.
 
     Arguments beyond upstream's:
-        options: see `VSAEAsPublishedConfig`. beta is its kl_coeff.
+        options: see `VSAEAsPublishedConfig`. beta is its kl_coeff. lr rises for 200 steps, and doesn't fall, as there.
         dtype: with "bfloat16", parameters, gradients and Adam's moments are in bfloat16 too, as there; sums are in float32.
             Weights are saved in float32.
 
@@ -171,6 +177,7 @@ class VSAEAsPublishedTrainer(SamplingSAETrainer):
     ae: VSAETopK
     starts_at_median = False
 
+    @says_options_of(VSAEAsPublishedConfig)
     def __init__(
         self,
         steps: int,
@@ -182,19 +189,18 @@ class VSAEAsPublishedTrainer(SamplingSAETrainer):
         dict_class: type | None = None,
         *,
         lr: float | None = None,
-        warmup_steps: int = 200,
-        decay_start: int | None = None,
         dtype: Dtype = "float32",
         seed: int | None = None,
         device: str | None = None,
         wandb_name: str = "VSAETopK",
         submodule_name: str | None = None,
-        **options: Any,
+        **options: "Unpack[VSAEAsPublishedArguments]",
     ):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
-        own = {"dict_size": dict_size, "k": k, "lr": lr, "warmup_steps": warmup_steps}
+        schedule = {"warmup_steps": 200, "decay_start": None}
+        own = {"dict_size": dict_size, "k": k, "lr": lr} | schedule | options
         super().__init__(
-            resolved(VSAEAsPublishedConfig, own | {"decay_start": decay_start, **options}, steps),
+            resolved(VSAEAsPublishedConfig, own, steps),
             steps=steps,
             layer=layer,
             lm_name=lm_name,

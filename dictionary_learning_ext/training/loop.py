@@ -37,7 +37,7 @@ from ..errors import (
     in_shell,
 )
 from ..evaluation.measure import Sample, measure
-from ..evaluation.tables import labels
+from ..evaluation.tables import labels, symptoms_of
 from ..progress import ProgressLines, progress
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import EVALUATION, FAILED, all_locked, write_json
@@ -108,7 +108,10 @@ def train(
     saves what it has trained; several processes leave their last resume points.
     """
     planned = plan(run, saes, hooks, resume=resume)
-    return carry_out(planned, group=group, on_start=on_start, rank_timeout=rank_timeout)
+    folders = carry_out(planned, group=group, on_start=on_start, rank_timeout=rank_timeout)
+    if launched().is_first:
+        _log_symptoms(folders)
+    return folders
 
 
 def train_saes(
@@ -156,7 +159,15 @@ def train_saes(
             metrics: Mapping[str, Any] = evaluator(sae)  # numbers, also torch's and numpy's
             plain = {name: x.item() if hasattr(x, "item") else x for name, x in metrics.items()}
             write_json(folder / EVALUATION, plain)
+    _log_symptoms(folders)
     return folders
+
+
+def _log_symptoms(folders: Mapping[str, Path]) -> None:
+    """Log what looks wrong with trained SAEs."""
+    for folder in folders.values():
+        for symptom in symptoms_of(folder):
+            logger.warning("%s looks bad: %s", folder, symptom)
 
 
 def carry_out(

@@ -35,7 +35,7 @@ from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
-from experiments.trained_saes import metrics_of, sae_config, train_missing
+from experiments.trained_saes import metrics_of, run_settings, sae_config, train_missing
 
 RAW, CACHE, RUNS = RESULTS / "fading_smollm2.json", "runs/smollm2_blocks1", Path("runs/fading")
 HOOK = "blocks.1.hook_resid_post"
@@ -94,7 +94,7 @@ def arms(lr: float, seed: int) -> dict[str, SAEConfig]:
 def run_config(folder: Path, seed: int) -> RunConfig:
     """The run of a seed's SAEs: its data order is the seed's too."""
     known = open_stored(CACHE).settings  # the language model, its text and contexts
-    run = RunConfig(
+    run = run_settings(
         data_seed=seed,
         text_passes=2,
         max_norm_multiple=10.0,

@@ -29,6 +29,7 @@ from dictionary_learning_ext.trainers.kernels.compiled import (
     logging_compilation,
     map_row_blocks,
 )
+from experiments.trained_saes import run_settings
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class SyntheticModel:
     def run(self, **settings: Any) -> RunConfig:
         """The settings of a run on this model. Nothing is measured on held-out text."""
         unknown = dict.fromkeys(("model", "hook", "data"), UNKNOWN)
-        return RunConfig(**unknown, eval_tokens=0, **settings)
+        return run_settings(**unknown, eval_tokens=0, **settings)
 
     def rows(self, stream: str, batch_size: int, seed: int = 0) -> "SyntheticRows":
         """Rows of a stream, "train" or "heldout". They have different random numbers for the same seed."""

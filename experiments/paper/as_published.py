@@ -44,6 +44,7 @@ from experiments.pages import each, labels_of, save_plot, table
 from experiments.paper.reproduced_figures import figure_3, figure_8_9
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
+from experiments.trained_saes import run_settings
 
 RAW, RUNS = RESULTS / "as_published.json", Path("runs/as_published")
 FIRST, LAST = "blocks.0.hook_resid_post", "blocks.3.hook_resid_post"
@@ -366,7 +367,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def run_config(part: Part, seed: int) -> RunConfig:
-    run = RunConfig(
+    run = run_settings(
         hook=part.hook,
         steps=part.steps,
         batch_size=BATCH,

@@ -16,7 +16,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch as t
 
-from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.config.sae import share_of_run
 from experiments import raw_results
 from experiments.pages import labels_of, save_plot, table
@@ -25,7 +24,14 @@ from experiments.paper.feature_maps import largest_of
 from experiments.paper.reproduced_figures import figure_8_9
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
-from experiments.trained_saes import FIRST_HOOK, folder_name, metrics_of, sae_config, train_missing
+from experiments.trained_saes import (
+    FIRST_HOOK,
+    folder_name,
+    metrics_of,
+    run_settings,
+    sae_config,
+    train_missing,
+)
 
 D, RATIO, SEEDS, MULTIPLES, STEPS = 128, 32, (0, 1), (16, 4), 400
 BETAS = (1.0, 5.0, 10.0, 50.0, 100.0, 500.0)
@@ -87,7 +93,7 @@ def rows_of(group: Row, missing: list[Row]) -> list[Row]:
         else:
             options = ARMS[arm][1] | size
             saes[folder_name(arm, f"beta{beta:g}")] = sae_config(beta=beta, **options)
-    run = RunConfig(
+    run = run_settings(
         hook=FIRST_HOOK,
         steps=STEPS,
         batch_size=256,
@@ -108,7 +114,7 @@ def measure_as_run(_: argparse.Namespace) -> None:
     t.set_num_threads(1)
     content = raw_results.read_or(RAW, {"rows": []})
     content.setdefault("as_run", [])
-    run = RunConfig(
+    run = run_settings(
         hook=FIRST_HOOK,
         steps=4000,
         batch_size=192,

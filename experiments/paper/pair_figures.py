@@ -22,7 +22,7 @@ from experiments.paper.as_published import BATCH, HELD_OUT, LAST, LR, NEVER, SMA
 from experiments.paper.reproduce_paper import scores, synthesised
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
-from experiments.trained_saes import metrics_of, sae_config, train_missing
+from experiments.trained_saes import metrics_of, run_settings, sae_config, train_missing
 
 RAW, RUNS = RESULTS / "pair_figures.json", Path("runs/pair_figures")
 RATIO, STEPS, SEEDS = 32, 10_001, (0, 1, 2)
@@ -43,7 +43,7 @@ def pair(seed: int) -> dict[str, SAEConfig]:
 
 
 def run_config(seed: int) -> RunConfig:
-    return RunConfig(
+    return run_settings(
         hook=LAST,
         steps=STEPS,
         batch_size=BATCH,

@@ -41,6 +41,7 @@ from experiments.trained_saes import (
     directions_of,
     folder_name,
     metrics_of,
+    run_settings,
     sae_config,
     train_missing,
 )
@@ -80,8 +81,8 @@ def run_of(lm: str) -> RunConfig:
     if lm == PRESETS["paper"]["model"]:
         names = ("model", "data", "hook", "steps", "dtype", "n_ctxs", "ctx_len", "batch_size")
         device = "cuda" if t.cuda.is_available() else "cpu"
-        return RunConfig(**{n: PRESETS["paper"][n] for n in names}, device=device, **shared)
-    return RunConfig(model=lm, hook=FIRST_HOOK, steps=1000, **shared)
+        return run_settings(**{n: PRESETS["paper"][n] for n in names}, device=device, **shared)
+    return run_settings(model=lm, hook=FIRST_HOOK, steps=1000, **shared)
 
 
 def place_of(lm: str) -> tuple[Path, Path]:

@@ -18,12 +18,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch as t
 
-from dictionary_learning_ext import RunConfig
 from experiments import raw_results
 from experiments.pages import each, labels_of, save_plot, table
 from experiments.raw_results import RESULTS, about_line
 from experiments.stages import Page, Stages
-from experiments.trained_saes import FIRST_HOOK, metrics_of, sae_config, train_missing
+from experiments.trained_saes import FIRST_HOOK, metrics_of, run_settings, sae_config, train_missing
 
 STEPS, SEEDS, K, D, F = 500, (0, 1), 16, 128, 512
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -45,7 +44,9 @@ def measure(_: argparse.Namespace) -> None:
                 name = f"{noise_on}_sigma{sigma}_seed{seed}"
                 saes[name] = sae_config(noise_on=noise_on, sigma=sigma, beta=0.0, **shared)
                 settings[name] = {"noise_on": noise_on, "sigma": sigma, "seed": seed}
-    folders = train_missing(RunConfig(hook=FIRST_HOOK, steps=STEPS, eval_tokens=20_000), RUNS, saes)
+    folders = train_missing(
+        run_settings(hook=FIRST_HOOK, steps=STEPS, eval_tokens=20_000), RUNS, saes
+    )
     rows = [
         settings[name] | dict.fromkeys(METRICS) | metrics_of(folder, METRICS)
         for name, folder in folders.items()

@@ -35,7 +35,7 @@ from experiments.raw_results import RESULTS, about, about_line
 from experiments.returning import rules, truth
 from experiments.returning.arms import ARCHITECTURES, DOSES, FIRST, FROZEN, GATES, RATES, Arm
 from experiments.stages import Page, Stages
-from experiments.trained_saes import metrics_of, train_missing
+from experiments.trained_saes import metrics_of, run_settings, train_missing
 
 CACHE, RUNS = "runs/returning/embedded", Path("runs/returning")
 RANDOM_TOKENS, FIT_ON = "random tokens, untrained", 40_000
@@ -102,7 +102,7 @@ def train_arms(place: Place, seeds: Iterable[int], arms: Mapping[str, Arm]) -> N
 
 def run_config(place: Place, seed: int, batch_size: int) -> RunConfig:
     known = open_stored(CACHE).settings  # the language model, its text and contexts
-    run = RunConfig(
+    run = run_settings(
         data_seed=seed,
         normalize="sqrt_d",
         max_norm_multiple=10.0,

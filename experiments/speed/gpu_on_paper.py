@@ -32,7 +32,7 @@ from dictionary_learning_ext.trainers.optimizers import UnitNorm
 from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
-from experiments.speed.timing import trainer_arguments
+from experiments.speed.timing import equations, trainer_arguments
 from experiments.stages import Page, Stages
 
 B, D, K = 4096, 2304, 64
@@ -46,7 +46,7 @@ PEAKS = {t.bfloat16: 989e12, t.float32: 495e12}
 STEP = 2000  # after the warm-ups
 TOKENS = 10_000_000  # after as many a feature can be dead
 
-SELECTING = {"noise_on": "selection", "dtype": "bfloat16"}  # noise as `vsae train` has it
+SELECTING = equations(noise_on="selection", dtype="bfloat16")  # noise as `vsae train` has it
 OURS, UPSTREAM = "vSAE, bf16", "upstream TopK, TF32"
 SUBJECTS: dict[str, tuple[type, dict[str, Any]]] = {
     OURS: (VariationalTopKTrainer, SELECTING),
@@ -54,7 +54,10 @@ SUBJECTS: dict[str, tuple[type, dict[str, Any]]] = {
     "noise on values": (VariationalTopKTrainer, SELECTING | {"noise_on": "values"}),
     "KL of selected features": (VariationalTopKTrainer, SELECTING | {"kl_scope": "selected"}),
     "without KL": (VariationalTopKTrainer, SELECTING | {"beta": 0.0}),
-    "learned posterior": (VariationalTopKTrainer, SELECTING | {"posterior": "learned"}),
+    "learned posterior": (
+        VariationalTopKTrainer,
+        equations(noise_on="selection", dtype="bfloat16", posterior="learned"),
+    ),
     "rectified": (VariationalTopKTrainer, SELECTING | {"rectify": True}),
     UPSTREAM: (TopKTrainer, {}),
 }

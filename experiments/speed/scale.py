@@ -21,12 +21,12 @@ from dictionary_learning_ext.activations.cache_writer import write_cache
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
-from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.run_folder.cache_manifest import CacheDtype
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (
     SEED,
+    equations,
     header,
     page_by_cpu,
     trainer_arguments,
@@ -34,6 +34,7 @@ from experiments.speed.timing import (
 )
 from experiments.speed.whole_runs import make_language_model
 from experiments.stages import Page, Stages
+from experiments.trained_saes import run_settings, sae_settings
 
 BATCH, D, F, K = 2048, 512, 2048, 64
 
@@ -83,7 +84,9 @@ def step_times(folder: Path) -> dict[str, float]:
     fill = N_CTXS * 128 // BATCH
     before, cached = source_of(folder, SEED), source_of(folder, SEED)
     times = {"alone": 0.0, "cached": 0.0}
-    trainers = {name: VariationalTopKTrainer(**trainer_arguments(D, F, K)) for name in times}
+    trainers = {
+        name: VariationalTopKTrainer(**trainer_arguments(D, F, K), **equations()) for name in times
+    }
 
     def steps(name: str, first: int, batches: Any) -> None:
         for step in range(first, first + fill):
@@ -101,7 +104,7 @@ def whole_runs(run: RunConfig, cache: Path, base: Path) -> dict[str, list[float]
     language model, and from the cache."""
     found = {}
     for n in TRAININGS:
-        saes = {f"seed{seed}": VSAETopKConfig(dict_size=F, k=K, seed=seed) for seed in range(n)}
+        saes = {f"seed{seed}": sae_settings(dict_size=F, k=K, seed=seed) for seed in range(n)}
         ways = {"language model": run, "cache": replace(run, activations=str(cache))}
         found[str(n)] = [
             timed(train, replace(settings, save_dir=str(base / f"{n} {way}")), saes)
@@ -115,7 +118,7 @@ def measure_cache(_: argparse.Namespace) -> None:
     content: dict[str, Any] = {"caches": {}}
     with tempfile.TemporaryDirectory() as base_name:
         base = Path(base_name)
-        run = RunConfig(
+        run = run_settings(
             model=str(make_language_model(base / "lm")),
             hook=HOOK,
             steps=CACHE_STEPS,

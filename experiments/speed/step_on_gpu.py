@@ -24,14 +24,22 @@ from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed import step_time
-from experiments.speed.timing import SEED, Step, activations, header, trainer_arguments, update
+from experiments.speed.timing import (
+    SEED,
+    Step,
+    activations,
+    equations,
+    header,
+    trainer_arguments,
+    update,
+)
 from experiments.stages import Page, Stages
 
 D, K = 768, 64
 SIZES = ((4096, 16_384), (4096, 65_536))  # B, F
 CALLS, ROUNDS = 10, 5
 OURS: dict[str, dict[str, Any]] = {
-    f"{name}, {dtype}": {"dtype": dtype, **options}
+    f"{name}, {dtype}": equations(dtype=dtype, **options)
     for dtype in ("float32", "bfloat16")
     for name, options in {
         "fixed, noise on both": {},
@@ -108,7 +116,7 @@ def differences_from_the_cpu() -> dict[str, float]:
     """The largest relative difference of a loss in ten steps, without noise, from the same weights."""
     batch, dict_size, found = 512, 4096, {}
     for name, options in OURS.items():
-        shared = {"noise_anneal_steps": 1, "kl_schedule": "constant", **options}
+        shared = options | {"noise_anneal_steps": 1, "kl_schedule": "constant"}
         cpu, gpu = (
             VariationalTopKTrainer(**arguments(dict_size, device), **shared)
             for device in ("cpu", "cuda")

@@ -24,6 +24,7 @@ from experiments.speed.timing import (
     SEED,
     Step,
     activations,
+    equations,
     header,
     medians,
     page_by_cpu,
@@ -41,11 +42,11 @@ BATCH, D, F, KS = 2048, 512, 2048, (64, 512)
 # Against other libraries: each k in a process of its own.
 
 OURS: dict[str, dict[str, Any]] = {
-    "fixed, noise on both": {},
-    "fixed, noise on values": {"noise_on": "values"},
-    "fixed, noise on selection": {"noise_on": "selection"},
-    "point": {"posterior": "point"},
-    "learned, noise on both": {"posterior": "learned"},
+    "fixed, noise on both": equations(),
+    "fixed, noise on values": equations(noise_on="values"),
+    "fixed, noise on selection": equations(noise_on="selection"),
+    "point": equations(posterior="point"),
+    "learned, noise on both": equations(posterior="learned"),
 }
 
 

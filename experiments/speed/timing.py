@@ -11,6 +11,10 @@ from typing import Any
 
 import torch as t
 
+from dictionary_learning_ext.config.architectures import upstream_lr
+from dictionary_learning_ext.config.arguments import arguments_of
+from dictionary_learning_ext.config.run import with_former_defaults
+from dictionary_learning_ext.config.sae import DEAD_FEATURE_THRESHOLD, VSAETopKConfig
 from experiments import raw_results
 
 SEED = 0
@@ -27,10 +31,21 @@ def trainer_arguments(activation_dim: int, dict_size: int, k: int) -> dict[str, 
         "k": k,
         "layer": 0,
         "lm_name": "none",
+        "lr": upstream_lr(dict_size),
         "warmup_steps": 10,
+        "decay_start": None,
         "seed": SEED,
         "device": "cpu",
     }
+
+
+def equations(**options: Any) -> dict[str, Any]:
+    """Options of a VariationalTopKTrainer, as these were by default when it was first timed: the paper's equations, with
+    upstream's AuxK."""
+    own = arguments_of(VSAETopKConfig).keys() - {"decay_start"}
+    plain = {n: v for n, v in with_former_defaults(options).items() if n in own}
+    units = {"prior_std": 1.0, "log_var_init": -2.0}
+    return plain | units | {"dead_feature_threshold": DEAD_FEATURE_THRESHOLD} | options
 
 
 def activations(batch: int, activation_dim: int) -> t.Tensor:

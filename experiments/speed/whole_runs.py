@@ -26,10 +26,10 @@ from dictionary_learning.training import trainSAE
 from nnsight import LanguageModel
 from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from dictionary_learning_ext import RunConfig, open_text, train
+from dictionary_learning_ext import open_text, train
 from dictionary_learning_ext.activations.language_models import EMBEDDED_MODEL
 from dictionary_learning_ext.config.run import Dtype
-from dictionary_learning_ext.config.sae import SAEConfig, VSAETopKConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (
@@ -40,6 +40,7 @@ from experiments.speed.timing import (
     write_for_this_cpu,
 )
 from experiments.stages import Page, Stages, in_child
+from experiments.trained_saes import run_settings, sae_settings
 
 NAME = "speed.whole_runs"
 
@@ -95,7 +96,7 @@ def upstream(model: Path, ks: list[int], steps: int) -> Run:
 
 def ours(model: Path, saes: dict[str, SAEConfig], steps: int, dtype: Dtype) -> Run:
     """One run of ours."""
-    settings = RunConfig(
+    settings = run_settings(
         model=str(model),
         hook="blocks.0.hook_resid_post",
         text_passes=2,
@@ -123,9 +124,7 @@ def seconds(runs: dict[str, Run], *, twice: bool) -> dict[str, float]:
 
 def vsaes(ks: tuple[int, ...], seeds: tuple[int, ...]) -> dict[str, SAEConfig]:
     return {
-        f"k{k}_seed{seed}": VSAETopKConfig(k=k, dict_size=F, seed=seed)
-        for k in ks
-        for seed in seeds
+        f"k{k}_seed{seed}": sae_settings(k=k, dict_size=F, seed=seed) for k in ks for seed in seeds
     }
 
 

@@ -1,6 +1,7 @@
 """What is encoded against the dictionary's own encode and decode; how often each command encodes."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.codes import codes as codes_module
 from dictionary_learning_ext.codes import encoding
+from dictionary_learning_ext.codes.contexts import token_text
 from dictionary_learning_ext.codes.encoding import Encoder
-from dictionary_learning_ext.errors import NonFiniteError
+from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
 from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.trainers.vaease import VAEase
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
@@ -145,6 +147,32 @@ def test_in_python_a_feature_shows_its_contexts(runs):
     again = Codes.load(runs[0])
     assert (again.to_scipy() != codes.to_scipy()).nnz == 0
     assert [one.tokens for one in again.feature(feature).contexts(3)] == [one.tokens for one in top]
+
+
+def test_each_token_of_a_sentence_has_its_largest_features(tiny_lm):
+    t.manual_seed(0)
+    texts = ["The cat sat on the mat.", "It was."]  # of two lengths: the second is padded
+    codes = encode_text(AutoEncoderTopK(16, F, K), texts, tiny_lm, hook="blocks.1.hook_mlp_out")
+    assert "".join(codes.token_texts) == "".join(texts)
+    dense_NF = codes.to_scipy().toarray()
+    assert len(codes.token_texts) == codes.tokens == len(dense_NF)
+    for position, f_F in enumerate(dense_NF):
+        found = codes.features_at(position, n=2)
+        assert [f_F[each.feature] for each in found] == [each.activation for each in found]
+        assert [abs(each.activation) for each in found] == sorted(np.abs(f_F))[:-3:-1]
+    assert codes.features_at(-1) == codes.features_at(codes.tokens - 1)
+    for outside in (codes.tokens, -codes.tokens - 1):
+        with pytest.raises(IndexError, match=f"position {outside}.*{codes.tokens} tokens"):
+            codes.features_at(outside)
+    with pytest.raises(TextError, match="tokenizer"):
+        _ = replace(codes, tokenizer=None).token_texts
+    assert token_text(tiny_lm.tokenizer, -1) == "", "padding"
+
+
+def test_a_text_is_no_activation():
+    for text in ("a sentence", ["two", "sentences"]):
+        with pytest.raises(ConfigError, match=r"tensor of activations.*encode_text"):
+            SAES["vsae"]().encode(text)
 
 
 # --- how often a command encodes

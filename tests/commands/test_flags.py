@@ -17,7 +17,7 @@ from dictionary_learning_ext.commands.flags import (
     vsae,
 )
 from dictionary_learning_ext.commands.measure import InputFlags
-from dictionary_learning_ext.config.architectures import upstream_lr
+from dictionary_learning_ext.config.architectures import tuned_lr
 from dictionary_learning_ext.errors import UserError
 
 TRAIN = COMMANDS["train"]
@@ -28,7 +28,7 @@ def test_the_forms_a_sweep_agent_types_all_work():
     sae = parse(TRAIN, agent).sae
     found = (sae.dict_size, sae.rectify, sae.noise_on, sae.k)
     assert found == (64, True, "values", 8)
-    assert sae.resolve(10).lr == upstream_lr(64)
+    assert sae.resolve(10).lr == tuned_lr(64)
     assert parse(TRAIN, ["--rectify", "--seed", "3"]).sae.rectify is True, "a bare boolean"
     for typed in (
         ["--group_fractions=[0.5, 0.25, 0.25]"],

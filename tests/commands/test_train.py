@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import parse, vsae
 from dictionary_learning_ext.commands.train import TRAIN, starting_point
+from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.presets import PRESETS, preset
-from dictionary_learning_ext.config.run import TrainConfig
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
+from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import FlagError
 from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.training import loop
@@ -142,9 +145,11 @@ def test_a_preset_is_a_start_and_flags_win(typed, expected):
     assert {name: settings.get(name) for name in expected} == expected
 
 
-def test_without_a_preset_the_defaults_are_those_of_python():
-    assert parsed("--preset none") == TrainConfig().to_dict()
-    assert parsed("--preset none") != parsed("")
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_the_defaults_are_those_of_python(architecture):
+    run = RunConfig()
+    expected = CONFIGS[architecture]().resolve(run.steps).to_dict() | asdict(run)
+    assert parsed(f"--architecture {architecture}") == expected
 
 
 def test_the_baseline_is_matched_to_the_recommended_preset():
@@ -213,7 +218,7 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, c
     said = refused(["train", "--resume", folder, "--architecture", "top_k"], capsys)
     assert "architecture='vsae_top_k', not 'top_k'; leave out architecture " in said
     assert said.endswith("config")
-    assert "leave out lr " in refused(["train", "--resume", folder, "--lr", "none"], capsys)
+    assert "leave out lr " in refused(["train", "--resume", folder, "--lr", "1"], capsys)
     again = ["train", f"--save-dir={folder}"]
     said = refused([*again, *flags, "--noise-to-signal=0.4"], capsys)
     assert "noise_to_signal=0.3, not 0.4" in said

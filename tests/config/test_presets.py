@@ -3,6 +3,7 @@ vSAE is the same in all units."""
 
 import math
 from itertools import repeat
+from typing import get_args
 
 import pytest
 import torch as t
@@ -15,9 +16,7 @@ from dictionary_learning_ext.config.presets import (
     PRESETS,
     preset,
 )
-from dictionary_learning_ext.config.sae import (
-    DEAD_AFTER_FIRINGS,
-)
+from dictionary_learning_ext.config.sae import DEAD_AFTER_FIRINGS, Posterior
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.build import build_trainer
 
@@ -155,6 +154,34 @@ def test_the_presets_as_a_person_would_work_them_out():
     assert given["auxk_alpha"] == 1 / 32
     assert given["dead_feature_threshold"] == DEAD_AFTER_FIRINGS * 1024 // 30
     assert "seed" not in given
+
+
+@pytest.mark.parametrize("posterior", get_args(Posterior))
+@pytest.mark.parametrize("mean_squared_norm", [1.0, 37.0])
+def test_they_are_the_trainers_own_defaults(mean_squared_norm, posterior):
+    given = trainer_options(**SIZES, mean_squared_norm=mean_squared_norm, posterior=posterior)
+    plain = SIZES | {"mean_squared_norm": mean_squared_norm, "posterior": posterior}
+    own, told = (VariationalTopKTrainer(**each, **REST) for each in (plain, given))
+    assert own.settings == told.settings
+    assert own.config == told.config
+
+
+def test_an_option_that_a_trainer_is_given_is_in_its_own_units():
+    options = {"beta": 0.5, "prior_std": 0.7, "sigma": 0.2, "noise_anneal_steps": None}
+    trainer = VariationalTopKTrainer(**SIZES, **REST, **options, mean_squared_norm=37.0)
+    assert trainer.config.items() >= options.items()
+    assert float(trainer.ae.sigma) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("size", "is_warned"), [(1.0, False), (0.6, True), (8.0, True)])
+def test_a_first_batch_in_other_units_is_warned_of_once(size, is_warned, caplog):
+    trainer = VariationalTopKTrainer(**SIZES, **REST)
+    x = size * t.nn.functional.normalize(data(), dim=1)
+    for step in range(2):
+        trainer.update(step, x)
+    said = [each.message for each in caplog.records if "mean_squared_norm=1:" in each.message]
+    assert len(said) == is_warned
+    assert all(f"set mean_squared_norm={size**2:.4g}" in each for each in said)
 
 
 def test_trainsae_takes_them_and_its_noise_has_the_presets_ratio(tmp_path, caplog):

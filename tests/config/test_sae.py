@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import pickle
 from dataclasses import fields, replace
 
@@ -9,7 +10,7 @@ import pytest
 import torch as t
 
 from dictionary_learning_ext.commands.flags import help_texts
-from dictionary_learning_ext.config.architectures import TRAINED, import_class
+from dictionary_learning_ext.config.architectures import TRAINED, import_class, upstream_lr
 from dictionary_learning_ext.config.checks import Follows
 from dictionary_learning_ext.config.presets import PRESETS, preset
 from dictionary_learning_ext.config.sae import (
@@ -18,9 +19,9 @@ from dictionary_learning_ext.config.sae import (
     MatryoshkaConfig,
     Noise,
     ProbabilisticTopKConfig,
-    TopKConfig,
     VAEaseConfig,
     VSAETopKConfig,
+    in_units,
     option_names,
     sae_settings,
     share_of_run,
@@ -178,15 +179,16 @@ def test_a_longer_run_from_a_config_has_its_schedules_scaled():
     ids=["vsae", "vaease", "probabilistic_top_k"],
 )
 def test_a_trainer_builds_the_settings_that_its_options_say(trainer, given, settings):
-    """With upstream's own defaults of lr's schedule and AuxK's threshold."""
+    """The vSAE's for activations of E||x||^2 = 1, where the settings' own units have D."""
     bare = trainer(**STARTED, **given)
-    whole = replace(settings, lr=bare.lr, warmup_steps=4).resolve(40)
-    if hasattr(whole, "dead_feature_threshold"):
-        whole = replace(whole, dead_feature_threshold=10_000_000)
+    whole = in_units(replace(settings, warmup_steps=4).resolve(40), 1 / D)
     assert bare.settings == whole
     told = trainer(**STARTED | given | whole.trainer_arguments())
     assert told.config == bare.config
-    assert bare.config.items() >= whole.trainer_arguments().items()
+    arguments = whole.trainer_arguments()
+    if arguments.pop("noise_to_signal", None) is not None:
+        arguments["sigma"] = math.sqrt(0.3 / K)
+    assert bare.config.items() >= arguments.items()
     left, right = bare.ae.state_dict(), told.ae.state_dict()
     assert all(t.equal(left[name], right[name]) for name in left)
 
@@ -215,7 +217,8 @@ def test_upstreams_trainers_have_the_defaults_that_our_groups_say():
     assert compared >= {"auxk_alpha", "l1_penalty"}
 
 
-def test_the_default_rate_is_upstreams():
+def test_upstreams_own_rate_is_known():
+    """The tuned one is a multiple of it. Without a rate tuned here, it is the default."""
     for row in TRAINED.values():
         parameter = inspect.signature(import_class(row.trainer)).parameters.get("lr")
         if parameter is not None and parameter.default is not None:
@@ -224,7 +227,7 @@ def test_the_default_rate_is_upstreams():
     for size in (33, 512, 1000, 65_536):
         sizes = {"activation_dim": 4, "dict_size": size, "k": 1, "steps": 9, "warmup_steps": 0}
         trained = top_k(**sizes, layer=0, lm_name="tiny", device="cpu")
-        assert trained.lr == TopKConfig(dict_size=size, k=1).resolve(9).lr
+        assert trained.lr == upstream_lr(size)
 
 
 def test_each_group_of_a_matryoshka_has_a_feature():

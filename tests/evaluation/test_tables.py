@@ -7,7 +7,7 @@ import pytest
 from dictionary_learning_ext.config.names import automatic_name
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig
-from dictionary_learning_ext.config.sae import VSAETopKConfig
+from dictionary_learning_ext.config.sae import TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.evaluation.metrics import shown_in
 from dictionary_learning_ext.evaluation.tables import (
     chosen,
@@ -125,7 +125,7 @@ GOOD = {
     "tokens": 4096,
     "l0": 8.0,
 }
-SMALL = VSAETopKConfig(dict_size=64)
+SMALL = VSAETopKConfig(dict_size=64, noise_anneal_steps=None)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,19 @@ def test_each_symptom_is_said_beyond_its_limit(bad, at_limit, said):
         assert line.startswith(start)
         assert line.endswith("in docs/settings.md.")
     assert symptoms(GOOD | at_limit, SMALL) == symptoms(GOOD, SMALL) == []
+
+
+def test_a_risen_error_is_said_alone_with_its_learning_rate():
+    def said(*errors, **options):
+        history = [{"step": step, "l2_loss": error} for step, error in enumerate(errors)]
+        bad = GOOD | {"fve": -1e15, "alive": 0.1}
+        return symptoms(bad, TopKConfig(dict_size=64, **options).resolve(100), history)
+
+    (line,) = said(128.0, None, 2e17, lr=1e3)
+    assert "lr=1000, whose default is 0.004" in line
+    (line,) = said(128.0, 130.0, lr=1e-9)
+    assert "lr=1e-09. " in line
+    assert len(said(128.0, 127.0, lr=1e3)) == 2, "it has not risen"
 
 
 # --- names

@@ -26,7 +26,7 @@ def built(
         options = {"k": K} | options
     sae = sae_settings(architecture, {"dict_size": F, **options})
     return build_trainer(
-        sae.resolve(STEPS),
+        sae.without_unused().resolve(STEPS),
         energy=1.0,
         steps=STEPS,
         activation_dim=D,

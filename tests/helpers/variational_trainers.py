@@ -1,8 +1,12 @@
 """Variational trainers of a small size, and their data."""
 
+from inspect import signature
+
 import torch as t
 
 from dictionary_learning_ext import VariationalTopKTrainer
+from dictionary_learning_ext.config.run import with_former_defaults
+from dictionary_learning_ext.config.sae import DEAD_FEATURE_THRESHOLD
 
 D, F = 8, 48
 POSTERIORS = ["fixed", "learned", "point"]
@@ -19,6 +23,16 @@ def data(batch=32, seed=0, dtype=t.float32, width=D):
     return (strengths @ directions + 0.1 * noise + 0.5).to(dtype)
 
 
+def equations(**options):
+    """Options of the paper's equations, with upstream's AuxK and learning-rate schedule, where `options` has none of its own."""
+    rest = {
+        "prior_std": 1.0,
+        "log_var_init": -2.0,
+        "dead_feature_threshold": DEAD_FEATURE_THRESHOLD,
+    }
+    return with_former_defaults(options) | rest | options
+
+
 def make_trainer(cls=VariationalTopKTrainer, **changes):
     arguments = {
         "steps": 200,
@@ -33,7 +47,9 @@ def make_trainer(cls=VariationalTopKTrainer, **changes):
         "seed": 0,
         "device": "cpu",
     }
-    return cls(**arguments | changes)
+    known = signature(cls).parameters
+    own = {n: v for n, v in equations(**changes).items() if n in known and n not in arguments}
+    return cls(**arguments | own | changes)
 
 
 def as_upstream(**changes):

@@ -270,12 +270,13 @@ def test_the_noise_is_not_made_of_the_numbers_that_the_weights_are(architecture)
 def test_trainers_of_top_k_have_upstreams_arguments_in_upstreams_places(architecture):
     theirs = inspect.signature(TopKTrainer).parameters
     ours = inspect.signature(import_class(TRAINED[architecture].trainer)).parameters
-    own = {"dict_class", "wandb_name"}
+    own = {"dict_class", "wandb_name", "warmup_steps", "decay_start"}
     assert {n: p.default for n, p in ours.items() if n in theirs.keys() - own} == {
         n: p.default for n, p in theirs.items() if n not in own
     }
     by_position = [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert by_position == list(theirs)[: len(by_position)]
+    assert own <= ours.keys()
 
 
 @pytest.mark.parametrize("architecture", OWN_DICTIONARY)

@@ -286,7 +286,8 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
     generator.set_state(trainer.generator.get_state())
     own = dict(options)
     anneal = own.pop("noise_anneal_steps", None)
-    settings = VSAETopKConfig(**{"sigma": 1.0, "beta": 0.3} | own)
+    plain = {"sigma": 1.0, "beta": 0.3, "noise_on": "both", "kl_scope": "all"}
+    settings = VSAETopKConfig(**plain | own)
     objective = StepObjective(
         k=4,
         settings=settings,
@@ -525,7 +526,9 @@ def test_a_loss_in_inference_mode_leaves_training_as_it_was(options, monkeypatch
 def test_noise_that_drowns_the_activations_is_warned_of_once_with_what_to_set(
     options, instead, caplog
 ):
-    trainer, x = built("vsae_top_k", **options), batch(0) / 2
+    options = {"noise_anneal_steps": None, **options}
+    x = batch(0) / 4  # E||x||^2 = 1
+    trainer = built("vsae_top_k", **options)
     ratio = trainer.loss(x, 0, logging=True).losses["noise_to_signal"]
     assert ratio > 0.2
     trainer.update(0, x)

@@ -155,7 +155,7 @@ def test_a_try_that_fails_before_its_first_step_leaves_no_folder(
     short = tmp_path / "short.txt"
     short.write_text(content)
     with pytest.raises(TextError):
-        train(run_of(data=str(short), normalize=normalize, text_passes=1), {"x": sae_of()})
+        train(run_of(data=str(short), normalize=normalize, text_passes=1), {"x": sae_of(sigma=0.5)})
     assert not (tmp_path / "run").exists()
 
 

@@ -115,3 +115,19 @@ def test_what_ends_it_leaves_the_weights(then_a_signal, error, said, step, run, 
 def test_what_is_no_batch_is_refused(wrong, said, run):
     with pytest.raises(UserError, match=said):
         train_saes(wrong, SAES, replace(run, steps=2))
+
+
+def test_a_bad_sae_is_judged_by_what_the_evaluator_measured(run, caplog):
+    folders = train_saes(batches(), SAES, run, evaluator=lambda sae: {"fve": 0.4})
+    said = [each for each in caplog.messages if "looks bad" in each]
+    for folder, line in zip(folders.values(), said, strict=True):
+        assert line.startswith(f"{folder} looks bad: The reconstruction")
+    caplog.clear()
+    train_saes(batches(), SAES, replace(run, overwrite=True), evaluator=lambda sae: {"fve": 0.9})
+    assert "looks bad" not in caplog.text
+
+
+def test_a_learning_rate_that_is_too_high_is_named_without_an_evaluator(run, caplog):
+    train_saes(batches(), {"x": TopKConfig(k=4, dict_size=32, lr=1e3, warmup_steps=0)}, run)
+    (line,) = [each for each in caplog.messages if "looks bad" in each]
+    assert "lr=1000" in line

@@ -1,0 +1,48 @@
+"""An SAE's options as arguments of the constructors that take them as **options. Imports no torch.
+
+help() and completion show them by `says_options_of`. Type checkers read trainers/arguments.py, which is written from the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from inspect import Parameter, signature
+from typing import Any, TypeVar, get_type_hints
+
+from .checks import Checked, Follows
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+_NAMED = ("architecture", "init_from", "dict_size", "k", "lr", "seed", "start")
+"""What the constructors' own signatures name, or don't take."""
+
+
+def arguments_of(cls: type[Checked]) -> dict[str, tuple[Any, Any]]:
+    """The type and the default of each option. None: the default follows from others, or another option is given instead."""
+    hints, found = get_type_hints(cls), {}
+    for each in fields(cls):
+        if "given_as" in each.metadata:  # each name an argument of the class
+            noise: Any = each.default
+            for name in each.metadata["given_as"]:
+                found[name] = hints[name].type, noise.value if name == noise.kind else None
+        elif each.name not in _NAMED:
+            default = None if isinstance(each.default, Follows) else each.default
+            found[each.name] = hints[each.name], default
+    return found
+
+
+def says_options_of(cls: type[Checked]) -> Callable[[Constructor], Constructor]:
+    """Give a constructor the signature that has the options of `cls` in place of **options."""
+
+    def with_signature(constructor: Constructor) -> Constructor:
+        plain = signature(constructor)
+        named = [
+            each for each in plain.parameters.values() if each.kind is not Parameter.VAR_KEYWORD
+        ]
+        options = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+            for name, (hint, default) in arguments_of(cls).items()
+        ]
+        told: Any = constructor
+        told.__signature__ = plain.replace(parameters=[*named, *options])
+        return constructor
+
+    return with_signature

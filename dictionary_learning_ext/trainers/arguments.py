@@ -1,0 +1,66 @@
+"""The options of our constructors, for type checkers. Written by tests/helpers/written_arguments.py from config/sae.py."""
+
+from typing import TypedDict
+
+from ..config.sae import KLSchedule, KLScope, NoiseOn, Posterior, SelectBy
+
+
+class PosteriorArguments(TypedDict, total=False):
+    posterior: Posterior
+    log_var_init: float
+    noise_on: NoiseOn
+    rectify: bool
+    select_by: SelectBy
+    prior_std: float
+
+
+class VSAETopKArguments(TypedDict, total=False):
+    warmup_steps: int
+    decay_start: int | None
+    auxk_alpha: float
+    dead_feature_threshold: int
+    beta: float
+    kl_scope: KLScope
+    kl_schedule: KLSchedule
+    kl_warmup_steps: int
+    noise_anneal_steps: int | None
+    posterior: Posterior
+    log_var_init: float
+    noise_on: NoiseOn
+    rectify: bool
+    select_by: SelectBy
+    prior_std: float
+    sigma: float | None
+    noise_to_signal: float | None
+
+
+class VAEaseArguments(TypedDict, total=False):
+    log_var_init: float
+    gamma_init: float
+    prior_std: float
+    active_gate: float
+
+
+class VAEaseTrainerArguments(TypedDict, total=False):
+    warmup_steps: int
+    decay_start: int | None
+    log_var_init: float
+    gamma_init: float
+    prior_std: float
+    active_gate: float
+
+
+class VSAEAsPublishedArguments(TypedDict, total=False):
+    warmup_steps: int
+    decay_start: int | None
+    beta: float
+    kl_warmup_steps: int
+
+
+class ProbabilisticTopKArguments(TypedDict, total=False):
+    warmup_steps: int
+    decay_start: int | None
+    auxk_alpha: float
+    dead_feature_threshold: int
+    temperature_start: float
+    temperature_end: float
