@@ -16,7 +16,7 @@ _NAMED = ("architecture", "init_from", "dict_size", "k", "lr", "seed", "start")
 
 
 def arguments_of(cls: type[Checked]) -> dict[str, tuple[Any, Any]]:
-    """The type and the default of each option. None: the default follows from others, or another option is given instead."""
+    """The type and the default of each option; `...` for a default that follows from others."""
     hints, found = get_type_hints(cls), {}
     for each in fields(cls):
         if "given_as" in each.metadata:  # each name an argument of the class
@@ -24,7 +24,7 @@ def arguments_of(cls: type[Checked]) -> dict[str, tuple[Any, Any]]:
             for name in each.metadata["given_as"]:
                 found[name] = hints[name].type, noise.value if name == noise.kind else None
         elif each.name not in _NAMED:
-            default = None if isinstance(each.default, Follows) else each.default
+            default = ... if isinstance(each.default, Follows) else each.default
             found[each.name] = hints[each.name], default
     return found
 
