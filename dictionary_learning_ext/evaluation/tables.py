@@ -115,11 +115,11 @@ def table(
         metrics = chosen(metrics)
     metrics = shown_in("compare") if metrics is None else metrics
     further = {head: cells for head, cells in (further or {}).items() if cells}
-    head = [*(metric.label for metric in metrics), *further]
+    head = [*further, *(metric.label for metric in metrics)]
     rows = []
     for sae, values in results.items():
-        cells = [metric.text(values.get(metric.key)) for metric in metrics]
-        cells += [column.get(sae, "-") for column in further.values()]
+        cells = [column.get(sae, "-") for column in further.values()]
+        cells += [metric.text(values.get(metric.key)) for metric in metrics]
         rows.append([names[sae] if names else sae, *cells])
     if len(rows) == 1:
         return text_table(head, [rows[0][1:]], width, repeated=0)
@@ -370,8 +370,10 @@ def text_table(
         repeated: how many of the first columns to repeat in each block, as long as they take at most half of it.
     """
     grid = [list(map(printable, row)) for row in (header, *rows)]  # a head's lines end in "\n"
-    if width is not None and _total(_widths(grid)) > width:
-        grid[0][1:] = [_wrapped(*column) for column in list(zip(*grid, strict=True))[1:]]
+    columns, limit = list(zip(*grid, strict=True))[1:], max(map(len, grid[0]))
+    while width is not None and limit > 0 and _total(_widths(grid)) > width:
+        limit -= 1
+        grid[0][1:] = [_wrapped(limit, *column) for column in columns]
     widths = _widths(grid)
     while width is not None and repeated > 1 and _total(widths[:repeated]) > width // 2:
         repeated -= 1
@@ -400,9 +402,9 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + len(_GAP) * (len(widths) - 1)
 
 
-def _wrapped(head: str, *cells: str) -> str:
-    """A head in lines that are no wider than its column, as far as its words allow."""
-    width = max(map(len, [*head.split(), *cells, " "]))
+def _wrapped(limit: int, head: str, *cells: str) -> str:
+    """A head in lines that are no wider than `limit` or its column, as far as its words allow."""
+    width = max(limit, *map(len, [*head.split(), *cells]))
     return "\n".join(textwrap.wrap(head, width, break_long_words=False, break_on_hyphens=False))
 
 

@@ -6,7 +6,7 @@ of each setting among many folders; reproduce_text.py prints and writes results.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +18,7 @@ from ..codes.codes import Codes
 from ..config.checks import require
 from ..config.run import RunConfig
 from ..errors import UserError
-from ..evaluation.folders import SAE, dictionary_of, open_folders
+from ..evaluation.folders import SAE, OpenedFolders, dictionary_of, open_folders
 from ..evaluation.metrics import fve_of
 from ..evaluation.tables import labels, title_of, titles
 from ..run_folder.comparing import (
@@ -34,6 +34,7 @@ from ..run_folder.settings import SEEDS, compared_settings, source_settings
 from ..run_folder.weights import load_dictionary
 from .agreement import NEAR_DEAD_KEY, AgreementOfCodes, is_used, mean_or_none
 from .directions import decoder_directions
+from .random_tokens import Numbers, kept_random_tokens, key_of, random_tokens
 from .reproducibility import RETURNING, Reproducibility, ReproducibilityError, reproducibility
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,27 @@ class ReturningFeatures:
     """The name of the SAEs' architecture."""
     share_batches: bool = False
     """Whether two of the SAEs were trained on the same batches."""
+    first: str = ""
+    """The folder of the first SAE."""
+    random_tokens: Numbers | None = None
+    """How much of dictionaries of random tokens comes back, by the keys of `agreement.SHOWN`; None if it isn't known."""
+
+    def against_random_tokens(
+        self, opened: OpenedFolders, *, known: dict[str, Numbers | None] | None = None, **how: Any
+    ) -> "ReturningFeatures":
+        """This, with `random_tokens` measured.
+
+        Arguments:
+            opened: the activations of the SAEs, whose codes are known.
+            known: those that were measured, by `key_of`. What is measured here is added.
+            how: split and keep, see `random_tokens`.
+        """
+        assert self.codes is not None, "random tokens are compared on tokens"
+        codes = [*self.codes.codes.values()]
+        known, key = {} if known is None else known, key_of(codes)
+        if key not in known:
+            known[key] = random_tokens(opened, codes, self.first, **how)
+        return replace(self, random_tokens=known[key])
 
     @property
     def pairs(self) -> dict[tuple[str, str], dict[str, float | None]]:
@@ -172,8 +194,9 @@ def reproduce(
     """
     require_folders(folders)
     configs = comparable_configs(folders, where.get("model"))
-    directions, codes = _measured(configs, tokens, keep, where)
-    return compare_saes(configs, directions, codes=codes)
+    directions, codes, opened = _measured(configs, tokens, keep, where)
+    found = compare_saes(configs, directions, codes=codes)
+    return found if opened is None else found.against_random_tokens(opened, keep=keep)
 
 
 @dataclass(frozen=True)
@@ -223,15 +246,20 @@ def reproduce_settings(
         of_place.setdefault(place, {}).update({one: configs[one] for one in group})
     directions: dict[str, t.Tensor] = {}
     codes: dict[str, Codes] = {}
+    opened: dict[str, OpenedFolders] = {}
     for own in of_place.values():
-        of_own, codes_of_own = _measured(own, tokens, keep, where)
+        of_own, codes_of_own, opened_of_own = _measured(own, tokens, keep, where)
         directions |= of_own
         codes |= codes_of_own or {}
-    found = {}
+        opened |= {} if opened_of_own is None else dict.fromkeys(own, opened_of_own)
+    found, known = {}, dict[str, Numbers | None]()
     for group in groups:
         name = called.get(group[0]) or " and ".join(names[one] for one in group)
         of_group = {one: configs[one] for one in group}
-        found[name] = compare_saes(of_group, directions, codes=codes or None, names=names)
+        one = compare_saes(of_group, directions, codes=codes or None, names=names)
+        if group[0] in opened:
+            one = one.against_random_tokens(opened[group[0]], keep=keep, known=known)
+        found[name] = one
     return SettingsCompared(found, notes)
 
 
@@ -249,13 +277,14 @@ def _differing(configs: Mapping[str, dict[str, Any]]) -> list[str]:
 
 def _measured(
     configs: Mapping[str, dict[str, Any]], tokens: int | None, keep: bool, where: dict[str, Any]
-) -> tuple[dict[str, t.Tensor], dict[str, Codes] | None]:
-    """The decoder directions of each SAE, (F, D), and their codes on the same held-out tokens; None for 0 tokens."""
+) -> tuple[dict[str, t.Tensor], dict[str, Codes] | None, OpenedFolders | None]:
+    """The decoder directions of each SAE, (F, D), their codes on the same held-out tokens, and their activations; None for 0
+    tokens."""
     require(tokens is None or tokens >= 0, "tokens", tokens, "0 or more")
     device = where.get("device", RunConfig.device)
     saes = {folder: load_dictionary(folder, device) for folder in configs}
     if tokens == 0:
-        return {name: decoder_directions(sae) for name, (sae, _) in saes.items()}, None
+        return {name: decoder_directions(sae) for name, (sae, _) in saes.items()}, None, None
     try:
         opened = open_folders(list(configs), saes=saes, **_with_one_text(configs, where))
         codes = opened.codes(tokens, keep=keep)
@@ -265,7 +294,7 @@ def _measured(
             "what the features do on a text can't be compared",
             f"{error.instead}; or {remedy}" if error.instead else remedy,
         ) from error
-    return {name: own.directions_FD for name, own in codes.items()}, codes
+    return {name: own.directions_FD for name, own in codes.items()}, codes, opened
 
 
 def compare_saes(
@@ -287,7 +316,7 @@ def compare_saes(
     if directions is None:
         directions = {folder: codes[folder].directions_FD for folder in configs}
     measured = reproducibility({names[folder]: directions[folder] for folder in configs})
-    fve = {}
+    fve, first = {}, next(iter(configs))
     for folder in configs:
         name = names[folder]
         fve[name] = (read_metrics_if_any(folder) or {}).get("fve")
@@ -299,8 +328,10 @@ def compare_saes(
         fve,
         warn_of_differences(configs),
         AgreementOfCodes(agreeing, measured) if codes else None,
-        title_of(next(iter(configs.values()))),
+        title_of(configs[first]),
         "data_seed" in _shared_seeds(configs),
+        first,
+        kept_random_tokens([*agreeing.values()], first) if agreeing else None,
     )
 
 

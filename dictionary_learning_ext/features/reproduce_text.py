@@ -9,11 +9,14 @@ from typing import Any
 from ..evaluation.tables import text_table
 from .agreement import CODE_MEASURES, SHOWN
 from .columns import FeaturesOfSAE, write_numbers
+from .random_tokens import Numbers
 from .reproduce import ReturningFeatures, SettingsCompared
 from .reproducibility import AS_DIRECTION, DIRECTION_MEASURES, IN_FUNCTION, Measure
 
 HEADER = tuple(measure.label for measure in SHOWN)
 """The columns of `row`."""
+RANDOM_TOKENS = "random tokens"
+"""The name of their row."""
 
 
 def row(result: ReturningFeatures, name: str | None = None, missing: str = "-") -> list[str]:
@@ -26,11 +29,29 @@ def cells(numbers: Mapping[str, float | None], missing: str = "-") -> list[str]:
     return [measure.text(numbers[measure.key], missing) for measure in SHOWN]
 
 
+def with_random_tokens(
+    rows: Iterable[tuple[ReturningFeatures, Sequence[Sequence[str]]]], missing: str = "-"
+) -> list[list[str]]:
+    """The rows of each setting, and below them one of its random tokens. Settings that have the same share it."""
+    groups, lines = [*rows], list[list[str]]()
+    for place, (result, own) in enumerate(groups):
+        lines += map(list, own)
+        following = groups[place + 1][0].random_tokens if place + 1 < len(groups) else None
+        if result.random_tokens is not None and result.random_tokens != following:
+            lines.append([RANDOM_TOKENS, *cells(result.random_tokens, missing)])
+    return lines
+
+
 def short_table(results: Mapping[str, ReturningFeatures]) -> str:
     """A table with a row for each setting, by its name, and a sentence about it."""
-    rows = [[name, *row(result)] for name, result in results.items()]
-    table = text_table(["features that come back", *HEADER], rows)
-    return f"{table}\n\n{sentence_of([*results.values()], [*results])}"
+    rows = with_random_tokens((result, [[name, *row(result)]]) for name, result in results.items())
+    table = text_table(["", *HEADER], rows, shutil.get_terminal_size().columns)
+    parts = [table, sentence_of([*results.values()], [*results])]
+    if all(result.codes is None for result in results.values()):
+        parts.append(
+            "What comes back of random tokens isn't known, nor what features do: no tokens were read."
+        )
+    return "\n\n".join(parts)
 
 
 def reproducibility_table(
@@ -66,8 +87,9 @@ def _every_measure(result: ReturningFeatures) -> list[str]:
     n_pairs = len(result.measured.pairs)
     mean = f"mean of {n_pairs} pairs" if n_pairs > 1 else "one pair"
     within = [[name, f"{value:.4f}"] for name, value in result.measured.within.items()]
+    rows = with_random_tokens([(result, [[name, *row(result, name)] for name in names])])
     tables = [
-        text_table(["", *HEADER], [[name, *row(result, name)] for name in names], width),
+        text_table(["", *HEADER], rows, width),
         text_table(["directions", mean], _cells(DIRECTION_MEASURES, result.measured.means())),
         text_table(["", "within"], within),
     ]
@@ -91,32 +113,52 @@ def sentence_of(results: Sequence[ReturningFeatures], names: Sequence[str] | Non
         names = [result.title for result in results]
         if len(set(names)) < len(names):
             names = [result.measured.names[0] for result in results]
-    saes = [
-        (name, result.as_direction(), result.in_function(), result.mean_fve)
-        for name, result in zip(names, results, strict=True)
-    ]
-    sentence = answer(saes, max(result.measured.random_share for result in results))
+    saes = {name: result.numbers() for name, result in zip(names, results, strict=True)}
+    chance = [one for result in results if (one := result.random_tokens) and one["fve"] is not None]
+    different = [one for place, one in enumerate(chance) if one not in chance[:place]]
+    random = max(result.measured.random_share for result in results)
+    sentence = answer(saes, different, random)
     return textwrap.fill(sentence, 80, break_long_words=False, break_on_hyphens=False)
 
 
-def answer(saes: Sequence[tuple[str, float, float | None, float | None]], random: float) -> str:
-    """A sentence about how many features come back.
+def answer(saes: Mapping[str, Numbers], chance: Sequence[Numbers] = (), random: float = 0.0) -> str:
+    """Sentences about how much comes back. What isn't known of all is left out.
 
     Arguments:
-        saes: each one's name, the shares of its features that come back as a direction and in what they do, and its FVE;
-            None for what isn't known.
-        random: the share of random directions that come back.
+        saes: each one's numbers, by its name.
+        chance: the numbers of random tokens.
+        random: the share of random directions that come back, which is said if there are no random tokens.
     """
-    (name, direction, function, _), *others = saes
-    sentence = f"{direction:.0%} of {name} features come back {AS_DIRECTION}"
-    sentence += "" if function is None else f" and {function:.0%} {IN_FUNCTION}"
-    for name, direction, function, _ in others:
-        also = "" if function is None else f" and {function:.0%}"
-        sentence += f", of {name} features {direction:.0%}{also}"
-    fve = [value for *_, value in saes if value is not None]
-    if len(fve) == len(saes):
-        sentence = f"At FVE {' and '.join(f'{value:.3f}' for value in fve)}, {sentence}"
-    return f"{sentence}. Of random directions, {random:.0%} would."
+    first, *others = saes
+    back, sentences = [saes[name]["in_function_fve"] for name in saes], list[str]()
+    if None not in back:
+        explained = [
+            f"{first} features that another seed finds again explain {back[0]:.0%} of the variance",
+            *(f"{name}'s {share:.0%}" for name, share in zip(others, back[1:], strict=True)),
+            *(f"{RANDOM_TOKENS}' {one['in_function_fve']:.0%}" for one in chance),
+        ]
+        sentences.append(", ".join(explained))
+    direction, *function = _shares(saes[first])
+    said = f"{direction} of {first} features come back {AS_DIRECTION}"
+    said += "".join(f" and {share} {IN_FUNCTION}" for share in function)
+    said += "".join(f", of {name} features {' and '.join(_shares(saes[name]))}" for name in others)
+    fve = [numbers["fve"] for numbers in saes.values()]
+    if None not in fve:
+        said = f"At FVE {' and '.join(f'{value:.3f}' for value in fve)}, {said}"
+    sentences.append(said)
+    by_chance = [f"{' and '.join(_shares(one))} would, at FVE {one['fve']:.2f}" for one in chance]
+    sentences.append(
+        f"Of dictionaries of random tokens' activations, {'; '.join(by_chance)}"
+        if chance
+        else f"Of random directions, {random:.0%} would"
+    )
+    return f"{'. '.join(sentences)}."
+
+
+def _shares(numbers: Numbers) -> list[str]:
+    """The shares that come back as a direction and in what they do, of those that are known."""
+    shares = (numbers["as_direction"], numbers["in_function"])
+    return [f"{share:.0%}" for share in shares if share is not None]
 
 
 def json_content(results: SettingsCompared) -> dict[str, Any]:
@@ -145,6 +187,7 @@ def _content_of(result: ReturningFeatures) -> dict[str, Any]:
         "mean": result.means(),
         "tokens": 0 if result.codes is None else result.codes.tokens,
         "random": measured.random_share,
+        "random_tokens": result.random_tokens,
     }
 
 

@@ -24,6 +24,7 @@ from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import labels
 from ..features.agreement import COME_BACK
 from ..features.directions import LogitLens, Ranked, alignment, nearest_features
+from ..features.random_tokens import Numbers
 from ..features.reproduce import ReturningFeatures, comparable_configs, compare_saes
 from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, FeatureScores
 from ..run_folder.comparing import grouped_by_setting
@@ -201,11 +202,14 @@ def analyse(
     text = "held-out" if options.split == "heldout" else "training"
     on_step(f"reading {options.tokens:,} tokens of {text} text, or what is kept of it")
     codes = opened.codes(options.tokens, split=options.split, keep=keep)
-    come_back = {}
+    come_back, random_tokens = {}, dict[str, Numbers | None]()
     for folder, others in seeds_of.items():
         on_step(f"matching the features of {folder} with those of {' and '.join(others)}")
         configs = {name: opened.saes[name][1] for name in (folder, *others)}
-        come_back[folder] = compare_saes(configs, codes={name: codes[name] for name in configs})
+        found = compare_saes(configs, codes={name: codes[name] for name in configs})
+        come_back[folder] = found.against_random_tokens(
+            opened, known=random_tokens, split=options.split, keep=keep
+        )
     vocabulary = Vocabulary(language_model.tokenizer)
     called = labels({name: opened.saes[name][1] for name in map(str, folders)})
     analyses = [
@@ -258,9 +262,8 @@ def headline(comparison: Comparison) -> list[HeadlineRow]:
     analyses = comparison.analyses
     metrics = [_metric(metric, analyses) for metric in shown_in("report")]
     return [
-        *metrics[:2],
         *_come_back(analyses),
-        *metrics[2:],
+        *metrics,
         _alive(analyses),
     ]
 

@@ -16,7 +16,7 @@ from ..config.run import ReportOptions, RunConfig
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text
 from ..features.columns import write_columns
-from ..features.reproduce_text import HEADER, row, sentence_of
+from ..features.reproduce_text import HEADER, row, sentence_of, with_random_tokens
 from ..run_folder.comparing import measurements, trained_as, unequal
 from ..run_folder.files import (
     HELD_OUT_PREFIX,
@@ -170,11 +170,11 @@ def _come_back(analyses: Sequence[Analysis]) -> dict[str, Any]:
     """The section about SAEs and their other seeds: warnings, a table's label, head and rows, and of each SAE
     the share of one token's kind."""
     known = [sae.come_back for sae in analyses if sae.come_back]
-    rows = [
-        (name, row(returning, name, missing="–"))
+    of_each = [
+        (returning, [[name, *row(returning, name, "–")] for name in returning.measured.names])
         for returning in known
-        for name in returning.measured.names
     ]
+    rows = [(name, cells) for name, *cells in with_random_tokens(of_each, "–")]
     table = ("What comes back of each SAE", ["SAE", *HEADER], rows)
     one_token = [
         (name, returning.codes.one_token(name))

@@ -20,6 +20,7 @@ from dictionary_learning_ext.codes import encoding
 from dictionary_learning_ext.codes.contexts import token_text
 from dictionary_learning_ext.codes.encoding import Encoder
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
+from dictionary_learning_ext.features.random_tokens import TOKENS
 from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.trainers.vaease import VAEase
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
@@ -202,7 +203,7 @@ def test_codes_are_of_one_text_and_kept_unless_that_is_declined(seeds, counted, 
     page = f"--out={tmp_path / 'page.html'}"
     commands = [
         (["reproduce", a, "--tokens=300"], 300),
-        (["reproduce", a, b, "--tokens=300"], 300),  # b's
+        (["reproduce", a, b, "--tokens=300"], 300 + 2 * (TOKENS + 300)),  # b's, and random tokens
         (["report", a, "--seeds", b, "--tokens=300", page], 0),
         (["report", a, *QUICK, page], 600),  # training text, which is not kept
         (["reproduce", a, "--tokens=200"], 200),  # another text replaces it

@@ -26,6 +26,8 @@ DICT_SIZE = 128
 TOKENS = 2_000
 CONTEXTS = 64
 """Read for them: 63 of 32 tokens, in groups of 16."""
+TRAINING_CONTEXTS = 1_280
+"""Read for 40,000 training tokens, of which the dictionaries of random tokens are made: 1,250 of 32, in groups of 64."""
 
 
 @dataclass
@@ -118,6 +120,8 @@ class Cost:
     """How often each token is decoded."""
     model_again: bool = False
     """Whether the second one loads the language model, too."""
+    random_tokens: bool = False
+    """Whether the first one compares with random tokens: it reads training tokens, and the text again."""
     loss: list = field(default_factory=list)
     """Contexts in each pass that measures the language model's loss, on documents."""
 
@@ -126,10 +130,12 @@ COSTS = {
     # decodes a sample, too; the loss is the model's own, with reconstructions and with zeros
     "eval": Cost(command("eval", "A"), decodes=2, model_again=True, loss=[3, 3, 3]),
     "reproduce": Cost(command("reproduce", "A")),
-    "reproduce two": Cost(command("reproduce", "A", "B"), saes=2),
+    "reproduce two": Cost(command("reproduce", "A", "B"), saes=2, random_tokens=True),
     # effects on logits are measured by the language model's unembedding
     "report": Cost(command("report", "A"), model_again=True),
-    "report seeds": Cost(command("report", "A", "--seeds", "B"), saes=2, model_again=True),
+    "report seeds": Cost(
+        command("report", "A", "--seeds", "B"), saes=2, model_again=True, random_tokens=True
+    ),
     "features_of": Cost(in_python),
 }
 
@@ -140,11 +146,14 @@ def test_each_token_is_encoded_once_and_by_a_second_command_not_at_all(name, two
     with counted() as first:
         assert not cost.run(two)
     names = [f"seed{n}" for n in range(cost.saes)]
-    assert list(first.encoded.values()) == [TOKENS] * cost.saes
-    assert first.decoded == TOKENS * cost.saes * cost.decodes
+    encoded, others = [*first.encoded.values()][: cost.saes], 2 * cost.random_tokens
+    assert encoded == [TOKENS] * cost.saes
+    assert len(first.encoded) == cost.saes + others
+    assert first.decoded == TOKENS * (cost.saes * cost.decodes + others)
     assert first.loaded == names
     assert first.models == 1
-    assert sum(first.contexts) == CONTEXTS + sum(cost.loss)
+    more = CONTEXTS + TRAINING_CONTEXTS if cost.random_tokens else 0
+    assert sum(first.contexts) == CONTEXTS + sum(cost.loss) + more
     with counted() as again:
         assert not cost.run(two)
     assert not again.encoded

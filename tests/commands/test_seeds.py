@@ -205,7 +205,7 @@ def test_several_hook_points_are_cached_together_and_compared_each(two, capsys):
     assert stopped(command, SAERun, "update", 30) == 130
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert out.count("features that come back") == 2
+    assert out.count("FVE of what") == 2
     for name in NAMES[:2]:
         for hook in hooks:
             assert settings_of(Path("run") / f"{name}_{hook}")["hook"] == hook
@@ -286,9 +286,12 @@ def pages(monkeypatch):
 
 
 def rows_of(out):
-    """The first cells of the last table, which name its settings."""
-    table = out[out.rindex("features that come back  ") :].partition("\n\n")[0]
-    return [re.split("  +", line)[0] for line in table.splitlines()[2:]]
+    """The first cells of the last table, which name its settings, above random tokens."""
+    table = out[out.rindex("FVE of what") :].partition("\n\n")[0]
+    rows = re.split("\n-+\n", table)[1].splitlines()
+    *settings, last = [re.split("  +", line)[0] for line in rows]
+    assert last == "random tokens"
+    return settings
 
 
 def trained_in(folder="run"):

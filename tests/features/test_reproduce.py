@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproduce import reproduce, warn_of_differences
-from dictionary_learning_ext.features.reproduce_text import HEADER, answer
+from dictionary_learning_ext.features.reproduce_text import HEADER, answer, with_random_tokens
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
 from dictionary_learning_ext.features.seeds import compare_seeds
 from dictionary_learning_ext.run_folder.reading import read_config
@@ -232,7 +233,7 @@ def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_pa
 
 def rows_of(table):
     """The cells of the table of `vsae reproduce`, by the row's name and the column's."""
-    lines = table.partition("\n\n")[0].splitlines()[2:]
+    lines = re.split("\n-+\n", table.partition("\n\n")[0])[1].splitlines()
     rows = {name: cells for name, *cells in (re.split("  +", line) for line in lines)}
     return {name: dict(zip(HEADER, cells, strict=True)) for name, cells in rows.items()}
 
@@ -253,7 +254,7 @@ def test_each_setting_is_a_row_whatever_the_order_and_the_rest_is_said(
         assert main(["reproduce", *given, "--tokens", "500"]) == 0
         out = capsys.readouterr().out
         rows = rows_of(out)
-        assert rows.keys() == expected.keys()
+        assert rows.keys() == {*expected, "random tokens"}
         for name, found in expected.items():
             assert rows[name]["as a direction"] == f"{found.as_direction():.1%}"
             assert rows[name]["in what they do"] == f"{found.in_function():.1%}"
@@ -431,24 +432,41 @@ def test_a_pair_is_of_two_saes_of_one_width(saes):
     assert (agreement(saes[0], AutoEncoderTopK(8, 16, 2)).pair.matched_F >= 0).all()
 
 
+def numbers(direction, function=None, fve=None, back=None):
+    return {"in_function_fve": back, "as_direction": direction, "in_function": function, "fve": fve}
+
+
 @pytest.mark.parametrize(
-    ("saes", "said"),
+    ("saes", "chance", "said"),
     [
         (
-            [("vSAE", 0.346, None, 0.869)],
+            {"vSAE": numbers(0.346, None, 0.869)},
+            [],
             "At FVE 0.869, 35% of vSAE features come back as a direction. Of random directions, 2% would.",
         ),
         (
-            [("vSAE", 0.346, 0.3, 0.869), ("TopK", 0.2, 0.1, 0.87)],
+            {"vSAE": numbers(0.346, 0.3, 0.869, 0.67), "TopK": numbers(0.2, 0.1, 0.87, 0.57)},
+            [numbers(0.34, 0.42, 0.716, 0.33)],
+            "vSAE features that another seed finds again explain 67% of the variance, TopK's 57%, random tokens' 33%. "
             "At FVE 0.869 and 0.870, 35% of vSAE features come back as a direction and "
-            "30% in what they do, of TopK features 20% and 10%. Of random directions, 2% would.",
+            "30% in what they do, of TopK features 20% and 10%. "
+            "Of dictionaries of random tokens' activations, 34% and 42% would, at FVE 0.72.",
         ),
         (
-            [("vSAE", 0.346, None, 0.86), ("TopK", 0.2, None, 0.87)],
+            {"vSAE": numbers(0.346, None, 0.86), "TopK": numbers(0.2, None, 0.87)},
+            [],
             "At FVE 0.860 and 0.870, 35% of vSAE features come back as a direction, of TopK features 20%. "
             "Of random directions, 2% would.",
         ),
     ],
 )
-def test_the_answer_is_one_sentence(saes, said):
-    assert answer(saes, 0.02) == said
+def test_the_answer_is_in_sentences(saes, chance, said):
+    assert answer(saes, chance, 0.02) == said
+
+
+def test_settings_with_the_same_random_tokens_share_their_row():
+    known = [numbers(share) | {"near_dead_0.1": 0.0} for share in (0.1, 0.1, 0.2)]
+    rows = [(SimpleNamespace(random_tokens=own), [["a"], ["b"]]) for own in (*known, None)]
+    found = with_random_tokens(rows)
+    assert [line[0] for line in found] == [*"abab", "random tokens", *"ab", "random tokens", *"ab"]
+    assert [line[2] for line in found if len(line) > 1] == ["10.0%", "20.0%"]
