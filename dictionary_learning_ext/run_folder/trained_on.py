@@ -147,7 +147,7 @@ def _run_from_buffer(
             f"{folder}: its files don't say {' and '.join(unknown[name] for name in missing)}",
             instead=f"give {' and '.join(missing)}{_HOOKS if 'hook' in missing else ''}",
         )
-    named = {"text_packing": "truncate"} | source_settings(config)
+    named = {"text_packing": "truncate", "max_norm_multiple": None} | source_settings(config)
     if "data" not in named and known["data"] is None:
         logger.warning(
             "%s: its settings don't say which text it was trained on; measuring on --data %s. --data FILE names another.",

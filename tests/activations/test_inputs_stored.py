@@ -151,7 +151,7 @@ def test_a_run_resumes_where_its_activations_have_moved(
 def test_sinks_of_a_cache_are_named(run, cached_run, lm_dir_of, tmp_path, caplog):
     model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "lm")
     write_small(tmp_path / "sinks", replace(cached_run, model=model))
-    run = replace(run, **open_stored(tmp_path / "sinks").settings)
+    run = replace(run, **open_stored(tmp_path / "sinks").settings, max_norm_multiple=None)
     train(run, {"x": sae_of()})
     assert "position 0" in caplog.text
 
@@ -275,7 +275,7 @@ def test_their_end_is_an_error_that_names_the_cap(run):
 @pytest.mark.parametrize(("width", "said"), [(8, "are all zero"), (0, "of shape (4000, 0)")])
 def test_own_activations_that_hold_nothing_are_refused(width, said, normalize, tmp_path, capsys):
     np.save(tmp_path / "rows.npy", np.zeros((4000, width), dtype=np.float32))
-    flags = f"--steps=2 --batch-size=64 --n-ctxs=50 --eval-tokens=0 --preset=none --normalize={normalize}"
+    flags = f"--steps=2 --batch-size=64 --n-ctxs=50 --eval-tokens=0 --architecture=top_k --normalize={normalize}"
     where = [f"--activations={tmp_path}", f"--save-dir={tmp_path / 'run'}"]
     assert said in refused(["train", "--k=4", "--dict-size=32", *flags.split(), *where], capsys)
 

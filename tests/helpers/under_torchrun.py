@@ -106,6 +106,7 @@ def one_fails(run, _):
 
 
 def sinks(run, _):
+    run = replace(run, max_norm_multiple=None)
     train(run, {"a": sae_of(), "b": sae_of(), "c": sae_of()}, {"b": "blocks.1.hook_resid_post"})
 
 
