@@ -104,6 +104,13 @@ EXPERIMENTS = (
         pages=("fading_smollm2.md",),
     ),
     Experiment(
+        "as_typed",
+        "What does the one command say, as a user types it, at four hook points?",
+        minutes="40",
+        stages=("train", "tables"),
+        pages=("as_typed.md",),
+    ),
+    Experiment(
         "returning.study",
         "Whose features come back, at which architecture, start and dose?",
         minutes="700",
