@@ -100,7 +100,7 @@ def of_chance(numbers: Row) -> Row:
 
 def tables(content: Row) -> list[str]:
     lines = []
-    for place, found in content["places"].items():
+    for found in content["places"].values():
         rows = {name: cells(row) for name, row in found["rows"].items()}
         columns = ["FVE of what comes back", "in what they do", "as a direction", "FVE"]
         columns += ["near-dead < 0.1", "loss added (nats)"]
