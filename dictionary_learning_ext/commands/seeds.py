@@ -15,7 +15,7 @@ from ..config.names import automatic_name, kind
 from ..config.run import NONE, ReportOptions, RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..errors import ConfigError, UserError, in_shell
-from ..run_folder.cache_manifest import SPARE
+from ..run_folder.cache_manifest import SPARE, read_manifest
 from ..run_folder.files import CONFIG, FAILED, FEATURES, REPORT_PAGE, RUNS, remove, writing
 from ..run_folder.reading import load_config
 from ..sweep.cached import SweepCache
@@ -82,7 +82,8 @@ def train_seeds(
         beside: the settings of the other SAEs, by their `kind`.
         typed: the names of the flags that were typed.
         introduction: what to print first.
-        shared: the cache that all read, of a folder and their settings. Default: one of as many tokens as a run reads.
+        shared: the cache that all read, of a folder and their settings. Default: the one that is there, or one of as many
+            tokens as a run reads.
         report: whether to write it.
 
     Returns: the folder that holds the run folders, and those of each kind.
@@ -175,7 +176,11 @@ def _kind_in(folder: Path) -> str | None:
 
 
 def _whole_cache(folder: Path, run: RunConfig) -> SweepCache:
-    """A cache of as many tokens as a run reads."""
+    """The cache that is in the folder already, so that SAEs that join others read what those have read. Otherwise, one of as
+    many tokens as a run reads."""
+    known = None if run.overwrite else read_manifest(folder / CACHE)
+    if known is not None and 0 < known.finished == len(known.files):
+        return SweepCache(folder / CACHE, known.tokens, known.settings.dtype)
     fill = run.n_ctxs * run.ctx_len
     read = run.steps * run.batch_size
     leaves_out = run.remove_bos or run.max_norm_multiple is not None

@@ -48,7 +48,7 @@ Numbers = dict[str, float | None]
 TOKENS = 40_000
 """The training tokens from which they are drawn and fitted, at least."""
 _TOKENS_PER_FEATURE = 8
-_FORMAT = 1
+_FORMAT = 2
 _RIDGE = 1e-9
 """Of the mean of the diagonal. It matters only to features that never fire, whose equations are singular."""
 
@@ -114,7 +114,7 @@ def random_tokens(
     split: Split = "heldout",
     keep: bool = True,
 ) -> Numbers | None:
-    """How much of two dictionaries of random tokens comes back in the other, by the keys of `agreement.SHOWN`.
+    """How much of two dictionaries of random tokens comes back in the other, by the keys of `agreement.SHOWN`, and their L0.
 
     As a direction, the encoder's directions are compared: those of the tokens. The activations are read, unless the numbers
     are kept. Logs the seconds that it took.
@@ -182,7 +182,7 @@ def _measured(
 
 def come_back_of(saes: Sequence[AutoEncoderTopK], contexts: Iterable[ContextBatch]) -> Numbers:
     """How much of two dictionaries of random tokens comes back in the other on some contexts, by the keys of
-    `agreement.SHOWN`."""
+    `agreement.SHOWN`, and their L0."""
     codes = encode(saes, contexts)
     directions = {name: sae.encoder.weight for name, sae in zip("ab", saes, strict=True)}
     found = AgreementOfCodes(dict(zip("ab", codes, strict=True)), reproducibility(directions))
@@ -194,4 +194,5 @@ def come_back_of(saes: Sequence[AutoEncoderTopK], contexts: Iterable[ContextBatc
         "in_function": share_in_function(*correlations),
         NEAR_DEAD_KEY: fmean(1 - float(is_used(one).mean()) for one in codes),
         "fve": mean_or_none([fve_of(one) for one in codes]),
+        "l0": mean_or_none([one.totals.mean("l0") for one in codes]),
     }

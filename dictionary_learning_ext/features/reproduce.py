@@ -56,6 +56,8 @@ class ReturningFeatures:
     """How their directions agree."""
     fve: dict[str, float | None]
     """None for an SAE of which it isn't known."""
+    l0: dict[str, float | None]
+    """The same."""
     notes: list[str]
     """Warnings: the settings that differ besides the seeds, and the seeds that are shared."""
     codes: AgreementOfCodes | None = None
@@ -132,13 +134,14 @@ class ReturningFeatures:
         return fmean(1 - float(is_used(self.codes.codes[name]).mean()) for name in names)
 
     def numbers(self, name: str | None = None) -> dict[str, float | None]:
-        """An SAE's numbers in tables, by the keys of `agreement.SHOWN`. Default: the mean over SAEs."""
+        """An SAE's numbers in tables, by the keys of `agreement.SHOWN`, and its L0. Default: the mean over SAEs."""
         return {
             "in_function_fve": self.returning_fve(name),
             "as_direction": self.as_direction(name),
             "in_function": self.in_function(name),
             NEAR_DEAD_KEY: self.near_dead(name),
             "fve": self.mean_fve if name is None else self.fve[name],
+            "l0": mean_or_none([*self.l0.values()]) if name is None else self.l0[name],
         }
 
     @property
@@ -316,16 +319,19 @@ def compare_saes(
     if directions is None:
         directions = {folder: codes[folder].directions_FD for folder in configs}
     measured = reproducibility({names[folder]: directions[folder] for folder in configs})
-    fve, first = {}, next(iter(configs))
+    fve, l0, first = {}, {}, next(iter(configs))
     for folder in configs:
-        name = names[folder]
-        fve[name] = (read_metrics_if_any(folder) or {}).get("fve")
-        if fve[name] is None and folder in codes:
-            fve[name] = fve_of(codes[folder])
+        name, known, own = names[folder], read_metrics_if_any(folder) or {}, codes.get(folder)
+        fve[name], l0[name] = known.get("fve"), known.get("l0")
+        if fve[name] is None and own is not None:
+            fve[name] = fve_of(own)
+        if l0[name] is None and own is not None:
+            l0[name] = own.totals.mean("l0")
     agreeing = {names[folder]: codes[folder] for folder in configs} if codes else {}
     return ReturningFeatures(
         measured,
         fve,
+        l0,
         warn_of_differences(configs),
         AgreementOfCodes(agreeing, measured) if codes else None,
         title_of(configs[first]),

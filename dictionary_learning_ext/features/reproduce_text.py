@@ -17,6 +17,8 @@ HEADER = tuple(measure.label for measure in SHOWN)
 """The columns of `row`."""
 RANDOM_TOKENS = "random tokens"
 """The name of their row."""
+_SAME_L0 = 1.05
+"""The sentence names the L0 of SAEs that differ by more than this factor."""
 
 
 def row(result: ReturningFeatures, name: str | None = None, missing: str = "-") -> list[str]:
@@ -34,12 +36,21 @@ def with_random_tokens(
 ) -> list[list[str]]:
     """The rows of each setting, and below them one of its random tokens. Settings that have the same share it."""
     groups, lines = [*rows], list[list[str]]()
+    several = len(_different(result for result, _ in groups)) > 1
     for place, (result, own) in enumerate(groups):
         lines += map(list, own)
+        chance = result.random_tokens
         following = groups[place + 1][0].random_tokens if place + 1 < len(groups) else None
-        if result.random_tokens is not None and result.random_tokens != following:
-            lines.append([RANDOM_TOKENS, *cells(result.random_tokens, missing)])
+        if chance is not None and chance != following:
+            name = f"{RANDOM_TOKENS}, L0 {chance['l0']:.0f}" if several else RANDOM_TOKENS
+            lines.append([name, *cells(chance, missing)])
     return lines
+
+
+def _different(results: Iterable[ReturningFeatures]) -> list[Numbers]:
+    """What comes back of random tokens, each once."""
+    known = [one for result in results if (one := result.random_tokens) is not None]
+    return [one for place, one in enumerate(known) if one not in known[:place]]
 
 
 def short_table(results: Mapping[str, ReturningFeatures]) -> str:
@@ -114,10 +125,9 @@ def sentence_of(results: Sequence[ReturningFeatures], names: Sequence[str] | Non
         if len(set(names)) < len(names):
             names = [result.measured.names[0] for result in results]
     saes = {name: result.numbers() for name, result in zip(names, results, strict=True)}
-    chance = [one for result in results if (one := result.random_tokens) and one["fve"] is not None]
-    different = [one for place, one in enumerate(chance) if one not in chance[:place]]
+    chance = [one for one in _different(results) if one["fve"] is not None]
     random = max(result.measured.random_share for result in results)
-    sentence = answer(saes, different, random)
+    sentence = answer(saes, chance, random)
     return textwrap.fill(sentence, 80, break_long_words=False, break_on_hyphens=False)
 
 
@@ -133,26 +143,48 @@ def answer(saes: Mapping[str, Numbers], chance: Sequence[Numbers] = (), random: 
     back, sentences = [saes[name]["in_function_fve"] for name in saes], list[str]()
     if None not in back:
         explained = [
-            f"{first} features that another seed finds again explain {back[0]:.0%} of the variance",
-            *(f"{name}'s {share:.0%}" for name, share in zip(others, back[1:], strict=True)),
-            *(f"{RANDOM_TOKENS}' {one['in_function_fve']:.0%}" for one in chance),
+            f"{first} features that another seed finds again explain {_explained(back[0])} of the variance",
+            *(f"{name}'s {_explained(fve)}" for name, fve in zip(others, back[1:], strict=True)),
         ]
+        if chance:
+            by_chance = [_explained(one["in_function_fve"]) for one in chance]
+            explained.append(f"{RANDOM_TOKENS}' {_listed(by_chance)}")
         sentences.append(", ".join(explained))
     direction, *function = _shares(saes[first])
     said = f"{direction} of {first} features come back {AS_DIRECTION}"
     said += "".join(f" and {share} {IN_FUNCTION}" for share in function)
-    said += "".join(f", of {name} features {' and '.join(_shares(saes[name]))}" for name in others)
+    said += "".join(f", of {name} features {_listed(_shares(saes[name]))}" for name in others)
     fve = [numbers["fve"] for numbers in saes.values()]
     if None not in fve:
-        said = f"At FVE {' and '.join(f'{value:.3f}' for value in fve)}, {said}"
+        said = f"At FVE {_listed([f'{value:.3f}' for value in fve])}, {said}"
     sentences.append(said)
-    by_chance = [f"{' and '.join(_shares(one))} would, at FVE {one['fve']:.2f}" for one in chance]
+    l0 = [value for numbers in saes.values() if (value := numbers.get("l0")) is not None]
+    if len(l0) == len(saes) and max(l0) > _SAME_L0 * min(l0):
+        kept = _listed([f"{value:.1f}" for value in l0])
+        sentences.append(
+            f"Their L0 differs ({kept} features per token), so what comes back can't be compared"
+        )
+    by_chance = [
+        f"{_listed(_shares(one))} would, at FVE {one['fve']:.2f}"
+        + (f" and L0 {one['l0']:.0f}" if len(chance) > 1 else "")
+        for one in chance
+    ]
     sentences.append(
         f"Of dictionaries of random tokens' activations, {'; '.join(by_chance)}"
         if chance
         else f"Of random directions, {random:.0%} would"
     )
     return f"{'. '.join(sentences)}."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _explained(fve: float | None) -> str:
+    """An FVE as a share of the variance. A reconstruction may be worse than the mean: it explains nothing."""
+    assert fve is not None
+    return "none" if fve < 0 else f"{fve:.0%}"
 
 
 def _shares(numbers: Numbers) -> list[str]:

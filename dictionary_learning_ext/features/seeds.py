@@ -14,6 +14,7 @@ from ..run_folder.sae_names import results_folder
 from ..run_folder.settings import run_settings, seeds_of
 from ..run_folder.weights import load_dictionary
 from .directions import decoder_directions
+from .random_tokens import Numbers
 from .reproduce import ReturningFeatures, compare_saes
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,11 @@ def compare_seeds(
 
     Arguments:
         configs: each folder's config.json.
-        encode: encode held-out text with SAEs that were evaluated, and keep their codes. Default: no text is read.
+        encode: encode held-out text with SAEs that were evaluated and with random tokens, and keep what is found. Default: no
+            text is read.
     """
     failed: set[Any] = set()  # language models: one attempt and one warning for each
+    random_tokens: dict[str, Numbers | None] = {}
     for folders in grouped_by_setting(dict(configs)):
         by_seeds: dict[tuple[Any, ...], str] = {}
         for folder in folders:
@@ -44,14 +47,19 @@ def compare_seeds(
         model = run_settings(configs[folders[0]]).get("model")
         try:
             saes = {folder: load_dictionary(folder, RunConfig.device) for folder in seeds}
+            opened = None
             if encode and model not in failed and all(map(read_metrics_if_any, seeds)):
                 try:
-                    open_folders([*saes], saes=saes).codes()
+                    opened = open_folders([*saes], saes=saes)
+                    opened.codes()
                 except UserError as error:
                     failed.add(model)
                     logger.warning("what the features do was not compared: %s", error)
             directions = {name: decoder_directions(sae) for name, (sae, _) in saes.items()}
-            yield folders, compare_saes(seeds, directions, codes=_kept_codes(saes))
+            found = compare_saes(seeds, directions, codes=_kept_codes(saes))
+            if opened is not None and found.codes is not None:
+                found = found.against_random_tokens(opened, known=random_tokens)
+            yield folders, found
         except UserError as error:
             logger.warning("which features come back was not measured: %s", error)
 

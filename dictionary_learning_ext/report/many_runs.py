@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, UserError
 from ..evaluation.metrics import Metric
+from ..features.random_tokens import Numbers
 from ..features.reproducibility import Measure
 from ..features.seeds import compare_seeds
 from ..run_folder.comparing import but_for_seeds, trained_as, unequal
@@ -219,6 +220,8 @@ class SeedScores:
     """How much comes back, by the keys of COME_BACK."""
     share_batches: bool
     """Whether two of the SAEs have the same data seed."""
+    random_tokens: Numbers | None = None
+    """How much of random tokens comes back, by the keys of SHOWN; None if it isn't known."""
 
     def text(self, measure: Measure) -> str:
         """A measure as tables show it, with a star if seeds saw the same batches."""
@@ -234,7 +237,8 @@ def with_seed_scores(groups: Sequence[Group], *, encode: bool = False) -> list[G
     for names, returning in compare_seeds(
         {name: read_config(name) for name in folders}, encode=encode
     ):
-        scores |= dict.fromkeys(names, SeedScores(returning.numbers(), returning.share_batches))
+        found = SeedScores(returning.numbers(), returning.share_batches, returning.random_tokens)
+        scores |= dict.fromkeys(names, found)
     known = [[scores.get(str(folder)) for folder in group.folders] for group in groups]
     return [
         replace(group, scores=next(iter(of_group), None))

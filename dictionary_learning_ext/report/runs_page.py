@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from ..errors import CheckpointError
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import labels_of, setting_text, text_table
-from ..features.agreement import COME_BACK
+from ..features.agreement import COME_BACK, SHOWN
 from ..features.reproducibility import Measure
 from ..run_folder.comparing import measurements, unequal
 from ..run_folder.files import (
@@ -171,7 +171,7 @@ def show_sweep(
     first = len(settings) + has_seeds
     lines = [
         text_table(settings_table.head, settings_table.rows, width, max(1, first)),
-        *_same_batches_note(groups),
+        *_notes(groups),
         "",
         *([f"{missing}."] if missing else []),
         *_best_lines(best, settings, ranked_in, len(results)),
@@ -282,10 +282,19 @@ def _known_shares(groups: list[Group]) -> list[Measure]:
     ]
 
 
-def _same_batches_note(groups: list[Group]) -> list[str]:
-    """A footnote if seeds that were compared saw the same batches."""
+def _notes(groups: list[Group]) -> list[str]:
+    """Footnotes about what comes back: of random tokens, and whether seeds that were compared saw the same batches."""
     scores = [group.scores for group in groups if group.scores is not None]
-    return [SAME_BATCHES + "."] if any(score.share_batches for score in scores) else []
+    notes = [SAME_BATCHES + "."] if any(score.share_batches for score in scores) else []
+    for group in groups:
+        if group.scores is None or (chance := group.scores.random_tokens) is None:
+            continue
+        k, l0 = group.settings.get("k"), group.mean("l0")
+        sizes = [setting_text(group.settings.get(name)) for name in ("hook", "dict_size")]
+        where = f"{sizes[0]}, dict_size={sizes[1]}, k={l0 if k is None else k:.0f}"
+        shares = ", ".join(f"{m.text(chance[m.key])} {m.label}" for m in SHOWN)
+        notes.append(f"Random tokens, untrained, at {where}: {shares}.")
+    return [*dict.fromkeys(notes)]
 
 
 def _runs_csv(results: list[RunResult], names: list[str], metrics: list[Metric]) -> str:
@@ -328,7 +337,7 @@ def _page(
 ) -> str:
     """The HTML of a page of tables, with the definitions of their columns below."""
     content = {"warnings": [], "notes": [], "figures": [], "missing": [], "together": None} | more
-    content["notes"] = [*content["notes"], *_same_batches_note(groups)]
+    content["notes"] = [*content["notes"], *_notes(groups)]
     terms = [
         (f"{m.label} ({m.better} is better)" if m.better else m.label, m.in_words or m.definition)
         for m in metrics

@@ -101,6 +101,19 @@ def test_the_training_it_names_next_is_a_third_seed(quickstart_run, tmp_path, mo
     assert {key for key in first if first[key] != third[key]} == {"seed", "data_seed", "save_dir"}
 
 
+def test_seeds_and_architectures_join_it_and_read_its_cache(
+    quickstart_run, quick_report, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(quickstart_run[0] / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    cache = open_stored(FOLDER / "cache").manifest
+    joined = ["--seeds", "3", "--beside", "batch_top_k", "--save-dir", str(FOLDER)]
+    assert main(["train", *SHORT[1:], *joined]) == 0
+    assert open_stored(FOLDER / "cache").manifest == cache
+    trained = {path.parent.name for path in FOLDER.glob("*/ae.pt")}
+    assert trained == {*NAMES, "vsae_seed2", *(f"batch_top_k_seed{seed}" for seed in range(3))}
+
+
 def test_the_report_and_a_later_evaluation_find_held_out_tokens(quickstart_run):
     """Whatever --eval-tokens was."""
     stored = open_stored(quickstart_run[0] / FOLDER / "cache")

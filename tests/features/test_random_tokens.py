@@ -73,7 +73,7 @@ def test_too_few_tokens_are_refused(x):
 
 def test_tokens_of_few_kinds_come_back(x):
     numbers = come_back_of(random_token_saes(x, [(F, K)] * 2), contexts_of_rows((x,)))
-    assert numbers.keys() == {measure.key for measure in SHOWN}
+    assert numbers.keys() == {"l0", *(measure.key for measure in SHOWN)}
     assert 0.2 < numbers["as_direction"] < 1
     assert 0 < numbers["in_function_fve"] < numbers["fve"] < 1
 

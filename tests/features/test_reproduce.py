@@ -254,7 +254,7 @@ def test_each_setting_is_a_row_whatever_the_order_and_the_rest_is_said(
         assert main(["reproduce", *given, "--tokens", "500"]) == 0
         out = capsys.readouterr().out
         rows = rows_of(out)
-        assert rows.keys() == {*expected, "random tokens"}
+        assert rows.keys() == {*expected, "random tokens, L0 4", "random tokens, L0 6"}
         for name, found in expected.items():
             assert rows[name]["as a direction"] == f"{found.as_direction():.1%}"
             assert rows[name]["in what they do"] == f"{found.in_function():.1%}"
@@ -432,8 +432,9 @@ def test_a_pair_is_of_two_saes_of_one_width(saes):
     assert (agreement(saes[0], AutoEncoderTopK(8, 16, 2)).pair.matched_F >= 0).all()
 
 
-def numbers(direction, function=None, fve=None, back=None):
-    return {"in_function_fve": back, "as_direction": direction, "in_function": function, "fve": fve}
+def numbers(direction, function=None, fve=None, back=None, l0=None):
+    shares = {"as_direction": direction, "in_function": function}
+    return {"in_function_fve": back, **shares, "fve": fve, "l0": l0}
 
 
 @pytest.mark.parametrize(
@@ -458,6 +459,16 @@ def numbers(direction, function=None, fve=None, back=None):
             "At FVE 0.860 and 0.870, 35% of vSAE features come back as a direction, of TopK features 20%. "
             "Of random directions, 2% would.",
         ),
+        (
+            {"vSAE": numbers(0.5, 0.4, 0.9, -0.1, 16), "ReLU": numbers(0.3, 0.2, 0.8, 0.7, 23.44)},
+            [numbers(0.34, 0.42, -9, -3.78, 16), numbers(0.1, 0.2, 0.5, 0.4, 23)],
+            "vSAE features that another seed finds again explain none of the variance, ReLU's 70%, "
+            "random tokens' none and 40%. "
+            "At FVE 0.900 and 0.800, 50% of vSAE features come back as a direction and 40% in what they do, of ReLU features "
+            "30% and 20%. Their L0 differs (16.0 and 23.4 features per token), so what comes back can't be compared. "
+            "Of dictionaries of random tokens' activations, 34% and 42% would, at FVE -9.00 and L0 16; "
+            "10% and 20% would, at FVE 0.50 and L0 23.",
+        ),
     ],
 )
 def test_the_answer_is_in_sentences(saes, chance, said):
@@ -465,8 +476,9 @@ def test_the_answer_is_in_sentences(saes, chance, said):
 
 
 def test_settings_with_the_same_random_tokens_share_their_row():
-    known = [numbers(share) | {"near_dead_0.1": 0.0} for share in (0.1, 0.1, 0.2)]
+    known = [numbers(s, l0=10 * s) | {"near_dead_0.1": 0.0} for s in (0.1, 0.1, 0.2)]
     rows = [(SimpleNamespace(random_tokens=own), [["a"], ["b"]]) for own in (*known, None)]
     found = with_random_tokens(rows)
-    assert [line[0] for line in found] == [*"abab", "random tokens", *"ab", "random tokens", *"ab"]
+    chance = ["random tokens, L0 1", "random tokens, L0 2"]
+    assert [line[0] for line in found] == [*"abab", chance[0], *"ab", chance[1], *"ab"]
     assert [line[2] for line in found if len(line) > 1] == ["10.0%", "20.0%"]

@@ -107,6 +107,11 @@ def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path):
     assert "seed" not in row
     results = show_sweep(from_folder(folder), tmp_path)
     assert " (n = 3)" in results, "a copy is none here, either"
+    (chance,) = re.findall(
+        "^Random tokens, untrained, at .*, k=4: .*% as a direction.*$", results, re.M
+    )
+    assert "Random tokens" not in page, "an index reads no text"
+    assert chance in unescape(index_of(folder)), "but shows what is kept"
     assert "same batches" not in page
 
 
