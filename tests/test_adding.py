@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 import pytest
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from dictionary_learning.trainers.trainer import SAETrainer
 from torch import nn
 
 from dictionary_learning_ext import load_dictionary
@@ -14,7 +13,6 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config import architectures, sae
 from dictionary_learning_ext.trainers.base import SamplingTrainer
 from dictionary_learning_ext.trainers.dictionaries import FromState
-from dictionary_learning_ext.trainers.optimizers import Guarded, adam
 
 
 class ImaginarySAE(FromState, Dictionary):
@@ -49,30 +47,16 @@ class ImaginaryTerms(NamedTuple):
     l2_loss: t.Tensor
 
 
-class ImaginaryTrainer(SamplingTrainer, SAETrainer):
-    def __init__(
-        self,
-        steps: int,
-        activation_dim: int,
-        dict_size: int,
-        layer: int,
-        lm_name: str,
-        *,
-        submodule_name: str | None = None,
-        warmup_steps: int = 1000,
-        decay_start: int | None = None,
-        lr: float = 1e-3,
-        seed: int | None = None,
-        device: str = "cpu",
-        dtype: str = "float32",
-        wandb_name: str = "ImaginarySAE",
-    ):
-        super().__init__(seed)
-        self.steps, self.warmup_steps, self.decay_start = steps, warmup_steps, decay_start
-        self.layer, self.lm_name, self.submodule_name = layer, lm_name, submodule_name
-        self.device, self.wandb_name = device, wandb_name
-        self.ae: Any = ImaginarySAE(activation_dim, dict_size)
-        self._start_training(Guarded(adam(self.ae.parameters(), lr)))
+@dataclass(frozen=True, kw_only=True)
+class ImaginaryConfig(sae.SAEConfig):
+    """Without options of its own."""
+
+    architecture: Literal["imaginary"] = "imaginary"
+
+
+class ImaginaryTrainer(SamplingTrainer):
+    settings_class = ImaginaryConfig
+    dictionary_class = ImaginarySAE
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> ImaginaryTerms:
         l2_loss = (x - self.ae(x)).square().sum(-1).mean()
@@ -80,32 +64,6 @@ class ImaginaryTrainer(SamplingTrainer, SAETrainer):
 
     def _logged(self, terms: Any, x: t.Tensor) -> dict[str, t.Tensor]:
         return terms._asdict()
-
-    def update(self, step: int, x: t.Tensor) -> t.Tensor:
-        loss = self._terms(x, step, self.generator).loss
-        loss.backward()
-        self.optimizer.step(loss, step)
-        self.scheduler.step()
-        return loss.detach()
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return {
-            "trainer_class": "ImaginaryTrainer",
-            "dict_class": "ImaginarySAE",
-            "activation_dim": self.ae.activation_dim,
-            "dict_size": self.ae.dict_size,
-            "layer": self.layer,
-            "lm_name": self.lm_name,
-            "submodule_name": self.submodule_name,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImaginaryConfig(sae.SAEConfig):
-    """Without options of its own."""
-
-    architecture: Literal["imaginary"] = "imaginary"
 
 
 ROW = architectures.Architecture(

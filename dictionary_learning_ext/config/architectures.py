@@ -49,6 +49,8 @@ class Architecture:
     """The trainer's class, as MODULE:CLASS; None for an architecture that is loaded but not trained here."""
     dictionary: str
     """The dictionary's class, as MODULE:CLASS."""
+    is_adapted: bool = False
+    """Whether the trainer is upstream's, or made as upstream's are, and `trainers.upstream` adapts it to the training loop."""
     name_in_folders: str = ""
     """The name in automatic names of run folders. Default: name."""
     default_lr: float | None = 1e-3
@@ -171,6 +173,7 @@ _ROWS = (
         description="upstream's TopK",
         trainer=f"{_UPSTREAMS}.top_k:TopKTrainer",
         dictionary=f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
+        is_adapted=True,
         default_lr=None,
         function="top_k",
         bench_name="topk",
@@ -193,6 +196,7 @@ _ROWS = (
         description="upstream's BatchTopK",
         trainer=f"{_UPSTREAMS}.batch_top_k:BatchTopKTrainer",
         dictionary=f"{_UPSTREAMS}.batch_top_k:BatchTopKSAE",
+        is_adapted=True,
         default_lr=None,
         function="jump_relu",
         bench_name="batch_topk",
@@ -203,6 +207,7 @@ _ROWS = (
         description="upstream's ReLU with an L1 penalty",
         trainer=f"{_UPSTREAMS}.standard:StandardTrainer",
         dictionary="dictionary_learning.dictionary:AutoEncoder",
+        is_adapted=True,
         function="relu",
         bench_name="standard",
         bench_normalizes=True,
@@ -213,6 +218,7 @@ _ROWS = (
         description="upstream's JumpReLU, with the paper's sparsity loss",
         trainer=f"{_OURS}.upstream:CorrectedJumpReluTrainer",
         dictionary="dictionary_learning.dictionary:JumpReluAutoEncoder",
+        is_adapted=True,
         default_lr=7e-5,
         function="jump_relu",
         subtracts_b_dec=False,
@@ -224,6 +230,7 @@ _ROWS = (
         description="upstream's Matryoshka BatchTopK",
         trainer=f"{_UPSTREAMS}.matryoshka_batch_top_k:MatryoshkaBatchTopKTrainer",
         dictionary=f"{_UPSTREAMS}.matryoshka_batch_top_k:MatryoshkaBatchTopKSAE",
+        is_adapted=True,
         default_lr=None,
         function="jump_relu",
         bench_name="matryoshka_batch_topk",

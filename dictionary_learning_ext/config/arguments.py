@@ -3,7 +3,7 @@
 help() and completion show them by `says_options_of`. Type checkers read trainers/arguments.py, which is written from the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from inspect import Parameter, signature
 from typing import Any, TypeVar, get_type_hints
@@ -29,20 +29,22 @@ def arguments_of(cls: type[Checked]) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def says_options_of(cls: type[Checked]) -> Callable[[Constructor], Constructor]:
-    """Give a constructor the signature that has the options of `cls` in place of **options."""
+def says_options_of(
+    cls: type[Checked], place: Mapping[str, Parameter] | None = None
+) -> Callable[[Constructor], Constructor]:
+    """Give a constructor the signature that has the options of `cls` in place of **options, and before them those of `place`
+    that it doesn't name."""
 
     def with_signature(constructor: Constructor) -> Constructor:
         plain = signature(constructor)
-        named = [
-            each for each in plain.parameters.values() if each.kind is not Parameter.VAR_KEYWORD
-        ]
+        named = {n: p for n, p in plain.parameters.items() if p.kind is not Parameter.VAR_KEYWORD}
+        named |= {n: p for n, p in (place or {}).items() if n not in named}
         options = [
             Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
             for name, (hint, default) in arguments_of(cls).items()
         ]
         told: Any = constructor
-        told.__signature__ = plain.replace(parameters=[*named, *options])
+        told.__signature__ = plain.replace(parameters=[*named.values(), *options])
         return constructor
 
     return with_signature

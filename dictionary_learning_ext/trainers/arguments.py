@@ -1,8 +1,29 @@
-"""The options of our constructors, for type checkers. Written by tests/helpers/written_arguments.py from config/sae.py."""
+"""The arguments of our constructors, for type checkers. Written by tests/helpers/written_arguments.py from config/sae.py
+and base.py."""
 
 from typing import TypedDict
 
+from torch import Tensor
+
+from ..config.run import Dtype
 from ..config.sae import KLSchedule, KLScope, NoiseOn, Posterior, SelectBy
+from .parts import Part
+
+
+class TrainerArguments(TypedDict, total=False):
+    dtype: Dtype
+    seed: int | None
+    device: str | None
+    wandb_name: str | None
+    submodule_name: str | None
+    first_fill: Tensor | None
+
+
+class TopKTrainerArguments(TrainerArguments, total=False):
+    threshold_beta: float
+    threshold_start_step: int
+    mean_squared_norm: float
+    part: Part
 
 
 class PosteriorArguments(TypedDict, total=False):
@@ -14,7 +35,7 @@ class PosteriorArguments(TypedDict, total=False):
     prior_std: float
 
 
-class VSAETopKArguments(TypedDict, total=False):
+class VSAETopKArguments(TopKTrainerArguments, total=False):
     warmup_steps: int
     decay_start: int | None
     auxk_alpha: float
@@ -41,7 +62,7 @@ class VAEaseArguments(TypedDict, total=False):
     active_gate: float
 
 
-class VAEaseTrainerArguments(TypedDict, total=False):
+class VAEaseTrainerArguments(TrainerArguments, total=False):
     warmup_steps: int
     decay_start: int | None
     log_var_init: float
@@ -50,14 +71,14 @@ class VAEaseTrainerArguments(TypedDict, total=False):
     active_gate: float
 
 
-class VSAEAsPublishedArguments(TypedDict, total=False):
+class VSAEAsPublishedArguments(TrainerArguments, total=False):
     warmup_steps: int
     decay_start: int | None
     beta: float
     kl_warmup_steps: int
 
 
-class ProbabilisticTopKArguments(TypedDict, total=False):
+class ProbabilisticTopKArguments(TopKTrainerArguments, total=False):
     warmup_steps: int
     decay_start: int | None
     auxk_alpha: float

@@ -5,24 +5,30 @@ resume point must hold. Our trainers inherit most of this from `SamplingTrainer`
 `upstream.UpstreamTrainer` adds it to upstream's trainers. Callers never check a trainer's class.
 """
 
+import functools
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from types import NoneType
-from typing import Any, NamedTuple, Protocol, TypeVar, get_args
+from inspect import Parameter, signature
+from types import MappingProxyType, NoneType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, get_args
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
 from dictionary_learning.trainers.trainer import SAETrainer, get_lr_schedule
 
-from ..config.checks import annotations_of, require, require_choice
+from ..config.checks import annotations_of, require, require_choice, require_sizes
 from ..config.run import Dtype
-from ..config.sae import SAEConfig, in_units, require_option
+from ..config.sae import SAEConfig, energy_of_default_units, in_units, require_option
 from ..devices import chosen_device
 from ..errors import ConfigError
+from .data_start import start_from_data
 from .optimizers import Guarded, UnitNorm, adam
 from .parts import WHOLE, Part, of_part
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 _Config = TypeVar("_Config", bound=SAEConfig)
@@ -115,38 +121,128 @@ def metrics_of_code(
     }
 
 
-class SamplingTrainer(ABC):
-    """Base class of our trainers: noise generator, initial b_dec, logging and the check for finite numbers.
+class SamplingTrainer(SAETrainer, ABC):
+    """Base class of our trainers: construction, noise generator, initial b_dec, step, logging and the check for finite numbers.
 
-    Each trainer draws noise from its own generator, so a run depends neither on what else runs in the process
-    nor on how often it is logged. A subclass sets the attributes below, calls `_start_training`, and defines
-    `_terms` and `_logged`.
+    A subclass names its settings and its dictionary, and defines `_terms` and `_logged`. Its own constructor, if it has one, is
+    for people: it names the arguments in upstream's order, and hands them all to `_start_by_name`. Each trainer draws noise
+    from its own generator, so a run depends neither on what else runs in the process nor on how often it is logged.
     """
 
-    ae: Any
-    part: Part = WHOLE
-    starts_trained: bool = False
-    optimizer: Guarded
-    device: Any
-    steps: int
-    warmup_steps: int
-    decay_start: int | None
-    seed: int | None
-    submodule_name: str | None
-    generator: t.Generator
-    counts: tuple[str, ...] = ()
-    """The attributes that change in a step, beside the dictionary, the optimiser, the schedule and the generator."""
+    settings_class: type[SAEConfig]
+    dictionary_class: type
+    own_defaults: Mapping[str, Any] = MappingProxyType({})
+    """The defaults of options that are others than those of the settings."""
+    starts_at_median: bool = True
+    """Whether b_dec starts at the first batch's geometric median."""
     draws_noise_seed: bool = False
     """Whether to seed the noise with a number drawn from the trainer's seed, so that it doesn't repeat the random
     numbers of the initial weights."""
+    counts: tuple[str, ...] = ()
+    """The attributes that change in a step, beside the dictionary, the optimiser, the schedule and the generator."""
 
-    def _dict_class(self, given: Any, ours: type) -> type:
-        """The class of the dictionary to train: `given` if it is `ours` or a subclass, `ours` by default.
+    ae: Any
+    settings: Any
+    """resolved"""
+    part: Part = WHOLE
+    starts_trained: bool = False
+    optimizer: Guarded
+    generator: t.Generator
 
-        Upstream's examples pass AutoEncoderTopK; it is replaced by `ours`, with a warning.
+    def __init__(self, **arguments: Any):
+        self._start_by_name({"options": arguments})
+
+    @classmethod
+    def of(cls, settings: SAEConfig, **place: Any) -> "Self":
+        """The trainer of resolved settings. `place` is as `_start` has it."""
+        trainer = cls.__new__(cls)
+        trainer._start(settings, **place)
+        return trainer
+
+    def _start_by_name(self, named: dict[str, Any]) -> None:
+        """`_start` with the settings that the options say.
+
+        Arguments:
+            named: a constructor's arguments by name, and `options`, all others.
+        """
+        given = {**self.own_defaults, **named, **named["options"]}
+        place = {n: given.pop(n) for n in place_arguments(type(self)) if n in given}
+        options = {n: v for n, v in given.items() if n not in ("self", "options")}
+        sizes = ("steps", "activation_dim", "dict_size", "k")
+        require_sizes(**{n: v for n, v in (place | options).items() if n in sizes})
+        energy = energy_of_default_units(
+            place.get("mean_squared_norm", 1.0), place["activation_dim"]
+        )
+        settings = resolved(self.settings_class, options, place["steps"], energy)
+        self._start(settings, **place)
+
+    def _start(
+        self,
+        settings: SAEConfig,
+        *,
+        steps: int,
+        activation_dim: int,
+        layer: int,
+        lm_name: str,
+        dict_class: type | None = None,
+        dtype: Dtype = "float32",
+        seed: int | None = None,
+        device: str | None = None,
+        wandb_name: str | None = None,
+        submodule_name: str | None = None,
+        first_fill: t.Tensor | None = None,
+    ) -> None:
+        """Make the dictionary, its optimiser, the learning-rate schedule and the noise generator.
+
+        Arguments:
+            settings: resolved.
+            dict_class: `dictionary_class` or a subclass. Upstream's AutoEncoderTopK is replaced, with a warning.
+            dtype: "float32", or "bfloat16" for matmuls in bf16.
+            seed: of the weights and the noise. None: torch's.
+            first_fill: activations (N, D) to start from, see `start_from_data`. None: random weights.
+        """
+        require_choice("dtype", dtype, Dtype)
+        SAETrainer.__init__(self, seed)
+        self.settings, self.dtype = settings, dtype
+        self.lr, self.warmup_steps = settings.lr, settings.warmup_steps
+        self.decay_start = settings.decay_start
+        self.steps, self.layer, self.lm_name = steps, layer, lm_name
+        self.submodule_name = submodule_name
+        self.wandb_name = wandb_name or type(self).__name__.removesuffix("Trainer")
+        self.device = chosen_device(device)
+        if seed is not None:
+            t.manual_seed(seed)
+        self.ae = self._dictionary(self._dict_class(dict_class), activation_dim).to(self.device)
+        self.optimizer = self._optimizer()
+        schedule = get_lr_schedule(steps, self.warmup_steps, decay_start=self.decay_start)
+        self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer.optimizer, lr_lambda=schedule)
+        own_seed = t.initial_seed() if seed is None else seed
+        self.generator = t.Generator(self.device).manual_seed(own_seed)
+        if self.draws_noise_seed:
+            drawn: Any = {"generator": self.generator, "device": self.device}
+            self.generator.manual_seed(int(t.randint(2**63 - 1, (1,), **drawn)))
+        if first_fill is not None:
+            start_from_data(self, first_fill, settings.dict_size, own_seed)
+
+    def _dictionary(self, dict_class: type, activation_dim: int) -> Any:
+        """The dictionary at its random start."""
+        return dict_class(activation_dim, self.settings.dict_size, **self._built_with())
+
+    def _built_with(self) -> dict[str, Any]:
+        """What the dictionary is built with, beside its sizes."""
+        return {}
+
+    def _optimizer(self) -> Guarded:
+        return Guarded(adam(self.ae.parameters(), self.lr))
+
+    def _dict_class(self, given: Any) -> type:
+        """The class of the dictionary to train: `given` if it is ours or a subclass of it, ours by default.
+
+        Upstream's examples pass AutoEncoderTopK; it is replaced by ours, with a warning.
 
         Raises: ConfigError for any other class.
         """
+        ours = self.dictionary_class
         if given is None or given is ours:
             return ours
         if given is AutoEncoderTopK:
@@ -164,20 +260,6 @@ class SamplingTrainer(ABC):
     def _class_names(self) -> dict[str, str]:
         """The class names for config.json."""
         return {"trainer_class": type(self).__name__, "dict_class": type(self.ae).__name__}
-
-    def _start_training(self, optimizer: Guarded) -> None:
-        """Create the learning-rate schedule and the noise generator, seeded with the trainer's seed.
-
-        Without a seed, the generator gets torch's initial seed.
-        """
-        self.optimizer = optimizer
-        schedule = get_lr_schedule(self.steps, self.warmup_steps, decay_start=self.decay_start)
-        self.scheduler = t.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lr_lambda=schedule)
-        seed = t.initial_seed() if self.seed is None else self.seed
-        self.generator = t.Generator(self.device).manual_seed(seed)
-        if self.draws_noise_seed:
-            drawn: Any = {"generator": self.generator, "device": self.device}
-            self.generator.manual_seed(int(t.randint(2**63 - 1, (1,), **drawn)))
 
     def _prepared(self, x: t.Tensor) -> t.Tensor:
         """Activations (B, D), cast to the dtype and device of b_dec.
@@ -197,6 +279,31 @@ class SamplingTrainer(ABC):
         """Set b_dec to the geometric median of the first batch, as upstream's TopKTrainer does."""
         if not self.starts_trained:
             set_to_median(self.ae.b_dec, x)
+
+    def update(self, step: int, x: t.Tensor) -> t.Tensor:
+        """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
+        x = self._prepared(x)
+        if step == 0 and self.starts_at_median:
+            self._start_decoder_bias(x)
+        loss = self._terms(x, step, self.generator).loss
+        self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
+        loss.backward()
+        self.optimizer.step(loss, step)
+        self.scheduler.step()
+        return loss.detach()
+
+    @property
+    def config(self) -> dict:
+        """Upstream's keys and ours: enough to rebuild the trainer."""
+        names = ("steps", "lr", "warmup_steps", "decay_start", "seed", "device", "layer", "lm_name")
+        ours = ("dtype", "wandb_name", "submodule_name")
+        return {
+            **self.settings.trainer_arguments(),
+            **self._class_names(),
+            "activation_dim": self.ae.activation_dim,
+            "dict_size": self.settings.dict_size,
+            **{name: getattr(self, name) for name in (*names, *ours)},
+        }
 
     @abstractmethod
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> Any:
@@ -224,7 +331,7 @@ class SamplingTrainer(ABC):
         """See `Trainer`."""
         x = self._prepared(x)
         losses = self._losses(x, step)
-        parameters: dict[str, Any] = self.get_logging_parameters()  # pyright: ignore
+        parameters: dict[str, Any] = self.get_logging_parameters()
         parameters = {n: float(v) for n, v in (parameters | self._scheduled(step)).items()}
         with t.no_grad():
             return losses | parameters | self._reconstruction(x, step)
@@ -272,63 +379,6 @@ class SamplingTrainer(ABC):
             setattr(self, name, own)
 
 
-class SamplingSAETrainer(SamplingTrainer, SAETrainer):
-    """Base class of our trainers that aren't upstream's TopK: a subclass makes `ae` and its optimiser."""
-
-    settings: Any
-    starts_at_median = True
-    """Whether b_dec starts at the first batch's geometric median."""
-
-    def __init__(
-        self,
-        settings: SAEConfig,
-        *,
-        steps: int,
-        layer: int,
-        lm_name: str,
-        dtype: Dtype,
-        seed: int | None,
-        device: str | None,
-        wandb_name: str,
-        submodule_name: str | None,
-    ):
-        super().__init__(seed)
-        require_choice("dtype", dtype, Dtype)
-        self.settings, self.lr = settings, settings.lr
-        self.warmup_steps, self.decay_start = settings.warmup_steps, settings.decay_start
-        self.steps, self.layer, self.lm_name = steps, layer, lm_name
-        self.dtype: Dtype = dtype
-        self.wandb_name, self.submodule_name = wandb_name, submodule_name
-        self.device = chosen_device(device)
-        if seed is not None:
-            t.manual_seed(seed)
-
-    def update(self, step: int, x: t.Tensor) -> t.Tensor:
-        """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
-        x = self._prepared(x)
-        if step == 0 and self.starts_at_median:
-            self._start_decoder_bias(x)
-        loss = self._terms(x, step, self.generator).loss
-        self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
-        loss.backward()
-        self.optimizer.step(loss, step)
-        self.scheduler.step()
-        return loss.detach()
-
-    @property
-    def config(self) -> dict:
-        """Upstream's keys and ours: enough to rebuild the trainer."""
-        names = ("steps", "lr", "warmup_steps", "decay_start", "seed", "device", "layer", "lm_name")
-        ours = ("dtype", "wandb_name", "submodule_name")
-        return {
-            **self.settings.trainer_arguments(),
-            **self._class_names(),
-            "activation_dim": self.ae.activation_dim,
-            "dict_size": self.ae.dict_size,
-            **{name: getattr(self, name) for name in (*names, *ours)},
-        }
-
-
 def state_of(trainer: Any) -> dict[str, Any]:
     """The state dicts of a trainer's dictionary, optimiser and schedule."""
     parts = ("ae", "optimizer", "scheduler")
@@ -364,12 +414,19 @@ def resolved(
     start_from = given.pop("init_from", None)
     expected = "nothing, as only `vsae train` and `train` start from the weights of another SAE"
     require(start_from is None, "init_from", start_from, expected)
-    expected = "first_fill=ACTIVATIONS in its place, which VariationalTopKTrainer takes"
+    expected = "first_fill=ACTIVATIONS in its place"
     require(given.get("start") != "data", "start", "data", expected)
     settings = replace(in_units(cls(**given), energy), **given)
     for name, value, choice in settings.given_in_vain():
         logger.warning("%s=%r: %s does not use it", name, value, choice)
     return settings.without_unused().resolve(steps)
+
+
+def place_arguments(trainer: type[SamplingTrainer]) -> dict[str, Parameter]:
+    """What a trainer takes by name beside its options."""
+    starts = (vars(cls)["_start"] for cls in trainer.__mro__ if "_start" in vars(cls))
+    found = (each for start in starts for each in signature(start).parameters.values())
+    return {each.name: each for each in found if each.kind is Parameter.KEYWORD_ONLY}
 
 
 @t.no_grad()
@@ -423,66 +480,47 @@ class DeadWatch:
 
 
 class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
-    """Base class of our TopK trainers: dead features and the running threshold.
+    """Base class of our TopK trainers: dead features and the running threshold. Its dictionary may be split."""
 
-    Arguments:
-        settings: resolved.
-        dict_class: makes the dictionary from activation_dim, dict_size and k.
-    """
-
-    ae: Any
-    settings: Any
     counts = ("num_tokens_since_fired", "tokens_trained", "dead_features")
     optimizer: UnitNorm
     dead_features: Any
 
-    def __init__(
+    def _start(
         self,
         settings: SAEConfig,
-        dict_class: Callable[..., Any],
         *,
-        steps: int,
-        activation_dim: int,
-        layer: int,
-        lm_name: str,
-        dtype: Dtype,
-        threshold_beta: float,
-        threshold_start_step: int,
-        seed: int | None,
-        device: str | None,
-        wandb_name: str,
-        submodule_name: str | None,
-        mean_squared_norm: float,
-        part: Part,
-    ):
-        require_choice("dtype", dtype, Dtype)
-        self.settings, self.part, self.mean_squared_norm = settings, part, mean_squared_norm
+        threshold_beta: float = 0.999,
+        threshold_start_step: int = 1000,
+        mean_squared_norm: float = 1.0,
+        part: Part = WHOLE,
+        **place: Any,
+    ) -> None:
+        """See `SamplingTrainer`.
+
+        Arguments:
+            threshold_beta, threshold_start_step: of the running threshold, as upstream's.
+            mean_squared_norm: E||x||^2 of the activations.
+            part: the features of a split dictionary that this process trains; see `split.py`.
+        """
         options: Any = settings  # of an SAE with a k and AuxK
-        super().__init__(
-            steps=steps,
-            activation_dim=activation_dim,
-            dict_size=options.dict_size,
-            k=options.k,
-            layer=layer,
-            lm_name=lm_name,
-            dict_class=of_part(dict_class, part),  # pyright: ignore[reportArgumentType]
-            lr=options.lr,
-            auxk_alpha=options.auxk_alpha * mean_squared_norm,
-            warmup_steps=options.warmup_steps,
-            decay_start=options.decay_start,
-            threshold_beta=threshold_beta,
-            threshold_start_step=threshold_start_step,
-            seed=seed,
-            device=chosen_device(device),
-            wandb_name=wandb_name,
-            submodule_name=submodule_name,
-        )
-        self.dtype: Dtype = dtype
+        k: Any = settings.kept_per_token
+        self.k, self.part, self.mean_squared_norm = int(k), part, mean_squared_norm
+        self.threshold_beta, self.threshold_start_step = threshold_beta, threshold_start_step
+        self.auxk_alpha = options.auxk_alpha * mean_squared_norm
         self.dead_feature_threshold = options.dead_feature_threshold
-        own = part.features(options.dict_size)
-        self.num_tokens_since_fired = self.num_tokens_since_fired[own].to(self.device)
-        self.tokens_trained, self._dead_watch = 0, DeadWatch()
-        self._start_training(UnitNorm(adam(self.ae.parameters(), self.lr), self.ae, part))
+        self.top_k_aux = place["activation_dim"] // 2  # as upstream: B.1 of Gao et al.
+        self.tokens_trained, self.dead_features, self._dead_watch = 0, -1, DeadWatch()
+        super()._start(settings, **place)
+        own_F = range(settings.dict_size)[part.features(settings.dict_size)]
+        self.num_tokens_since_fired = t.zeros(len(own_F), dtype=t.long, device=self.device)
+
+    def _dictionary(self, dict_class: type, activation_dim: int) -> Any:
+        build = of_part(functools.partial(dict_class, **self._built_with()), self.part)
+        return build(activation_dim, self.settings.dict_size, self.k)
+
+    def _optimizer(self) -> UnitNorm:
+        return UnitNorm(adam(self.ae.parameters(), self.lr), self.ae, self.part)
 
     def _start_decoder_bias(self, x: t.Tensor) -> None:
         """See `SamplingTrainer`. Warns of activations of another size than `mean_squared_norm`. Waits for the device."""
@@ -495,10 +533,11 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
                 "activations (normalize_activations=True of trainSAE)"
             )
 
-    def _config(self, upstreams: dict[str, Any]) -> dict[str, Any]:
-        """Upstream's config with the settings, which are enough to rebuild the trainer."""
-        own = {"dtype": self.dtype, "dict_size": self.settings.dict_size}
-        return self.settings.trainer_arguments() | upstreams | own
+    @property
+    def config(self) -> dict:
+        """See `SamplingTrainer`. auxk_alpha is in the activations' units."""
+        own = ("k", "auxk_alpha", "threshold_beta", "threshold_start_step")
+        return super().config | {name: getattr(self, name) for name in own}
 
     def _has_auxk(self, step: int, x: t.Tensor) -> bool:
         """Whether AuxK may add to the loss of a step."""

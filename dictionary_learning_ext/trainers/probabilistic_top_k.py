@@ -5,17 +5,15 @@ Li, Murray & Carenini 2026, PMLR 318:888-894), on top of upstream's TopK (Gao et
 2406.04093). Shapes: B batch, D activation_dim, F dict_size, K = k.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch as t
-from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from torch.nn import functional
 
 from ..config.arguments import says_options_of
-from ..config.checks import require_sizes
-from ..config.run import Dtype
-from ..config.sae import ProbabilisticTopKConfig
-from .base import SamplingTopKTrainer, resolved
+from ..config.sae import ProbabilisticTopKConfig, SAEConfig
+from .base import SamplingTopKTrainer, place_arguments
 from .kernels import compiled
 from .kernels.select import top_k
 from .parts import WHOLE, Part, Selection
@@ -139,10 +137,12 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
 
-    ae: AutoEncoderTopK
+    settings_class = ProbabilisticTopKConfig
+    dictionary_class = AutoEncoderTopK
     draws_noise_seed = True
+    ae: AutoEncoderTopK
 
-    @says_options_of(ProbabilisticTopKConfig)
+    @says_options_of(ProbabilisticTopKConfig, place_arguments(SamplingTopKTrainer))
     def __init__(
         self,
         steps: int,
@@ -153,37 +153,12 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         lm_name: str,
         dict_class: type | None = None,
         lr: float | None = None,
-        *,
-        dtype: Dtype = "float32",
-        threshold_beta: float = 0.999,
-        threshold_start_step: int = 1000,
-        seed: int | None = None,
-        device: str | None = None,
-        wandb_name: str = "ProbabilisticTopK",
-        submodule_name: str | None = None,
-        mean_squared_norm: float = 1.0,
-        part: Part = WHOLE,
         **options: "Unpack[ProbabilisticTopKArguments]",
     ):
-        require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
-        own = {"dict_size": dict_size, "k": k, "lr": lr, **options}
-        super().__init__(
-            resolved(ProbabilisticTopKConfig, own, steps),
-            self._dict_class(dict_class, AutoEncoderTopK),
-            steps=steps,
-            activation_dim=activation_dim,
-            layer=layer,
-            lm_name=lm_name,
-            dtype=dtype,
-            threshold_beta=threshold_beta,
-            threshold_start_step=threshold_start_step,
-            seed=seed,
-            device=device,
-            wandb_name=wandb_name,
-            submodule_name=submodule_name,
-            mean_squared_norm=mean_squared_norm,
-            part=part,
-        )
+        self._start_by_name(locals())
+
+    def _start(self, settings: SAEConfig, **place: Any) -> None:
+        super()._start(settings, **place)
         compiled.is_available(self.ae.encoder.weight)
         self.logging_parameters = ["temperature", "dead_features"]
         self.temperature = self.settings.temperature_start
@@ -284,5 +259,5 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
 
     @property
     def config(self) -> dict:
-        """Upstream's config, with its class names so that its readers load the SAE, plus our options."""
-        return self._config(super().config) | {"dict_class": type(self.ae).__name__}
+        """See `SamplingTrainer`. It has the name of upstream's trainer, so that its readers load the SAE."""
+        return super().config | {"trainer_class": TopKTrainer.__name__}

@@ -9,6 +9,7 @@ from typing import Any
 import torch as t
 from dictionary_learning.trainers.jumprelu import JumpReLUFunction, JumpReluTrainer, StepFunction
 
+from ..config.sae import SAEConfig
 from .base import LossLog, NotFinite, batch_metrics, load_state, state_of
 from .parts import WHOLE
 
@@ -24,6 +25,23 @@ class UpstreamTrainer:
     """
 
     part = WHOLE
+
+    @classmethod
+    def of(
+        cls, trainer: type, sae: SAEConfig, energy: float, place: dict[str, Any], *, in_bf16: bool
+    ) -> "UpstreamTrainer":
+        """One of upstream's trainers with resolved settings, for activations whose E||x||^2 is `energy`.
+
+        Its AuxK has no unit, and the squared error has. The threshold of dead features is an attribute, not an argument.
+        """
+        arguments = sae.trainer_arguments() | place
+        threshold = arguments.pop("dead_feature_threshold", None)
+        if threshold is not None:
+            arguments["auxk_alpha"] *= energy
+        inner = trainer(**arguments)
+        if threshold is not None:
+            inner.dead_feature_threshold = threshold
+        return cls(inner, in_bf16=in_bf16)
 
     def __init__(self, trainer: Any, *, in_bf16: bool):
         self._trainer = trainer

@@ -6,7 +6,7 @@ decoder.
 
 import math
 from dataclasses import fields
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
@@ -16,11 +16,9 @@ from torch.nn import functional
 
 from ..config.arguments import says_options_of
 from ..config.checks import require_sizes
-from ..config.run import Dtype
 from ..config.sae import VAEaseConfig, VAEaseOptions
-from .base import SamplingSAETrainer, resolved
+from .base import SamplingTrainer, place_arguments
 from .dictionaries import FromState, require_scale, require_width
-from .optimizers import Guarded, adam
 from .posterior import GatedPosterior
 from .step import product
 
@@ -171,7 +169,7 @@ class ELBOTerms(NamedTuple):
     """nats over all features"""
 
 
-class VAEaseTrainer(SamplingSAETrainer):
+class VAEaseTrainer(SamplingTrainer):
     """Trains a VAEase with the paper's loss, which has no weight to tune.
 
         loss = mean_B( ||x - x_hat||^2 / gamma + D log gamma + 2 sum_j KL_j )
@@ -193,10 +191,12 @@ class VAEaseTrainer(SamplingSAETrainer):
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
 
-    ae: VAEase
+    settings_class = VAEaseConfig
+    dictionary_class = VAEase
     draws_noise_seed = True
+    ae: VAEase
 
-    @says_options_of(VAEaseConfig)
+    @says_options_of(VAEaseConfig, place_arguments(SamplingTrainer))
     def __init__(
         self,
         steps: int,
@@ -207,30 +207,12 @@ class VAEaseTrainer(SamplingSAETrainer):
         dict_class: type | None = None,
         *,
         lr: float | None = None,
-        dtype: Dtype = "float32",
-        seed: int | None = None,
-        device: str | None = None,
-        wandb_name: str = "VAEase",
-        submodule_name: str | None = None,
         **options: "Unpack[VAEaseTrainerArguments]",
     ):
-        require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size)
-        own = {"dict_size": dict_size, "lr": lr, **options}
-        super().__init__(
-            resolved(VAEaseConfig, own, steps),
-            steps=steps,
-            layer=layer,
-            lm_name=lm_name,
-            dtype=dtype,
-            seed=seed,
-            device=device,
-            wandb_name=wandb_name,
-            submodule_name=submodule_name,
-        )
-        dict_class = self._dict_class(dict_class, VAEase)
-        own = {each.name: getattr(self.settings, each.name) for each in fields(VAEaseOptions)}
-        self.ae = dict_class(activation_dim, dict_size, **own).to(self.device)
-        self._start_training(Guarded(adam(self.ae.parameters(), self.lr)))
+        self._start_by_name(locals())
+
+    def _built_with(self) -> dict[str, Any]:
+        return {each.name: getattr(self.settings, each.name) for each in fields(VAEaseOptions)}
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> ELBOTerms:
         ae = self.ae

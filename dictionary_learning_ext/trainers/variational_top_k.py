@@ -5,7 +5,6 @@ TopK (Gao et al. 2024, arXiv 2406.04093). Shapes: B batch, D activation_dim, F d
 loss of a batch is in `step.py`, the KL and the schedules are in `posterior.py`.
 """
 
-import functools
 import logging
 import math
 from dataclasses import fields, replace
@@ -29,19 +28,17 @@ from ..config.sae import (
     NoiseOn,
     Posterior,
     PosteriorOptions,
+    SAEConfig,
     SelectBy,
     VSAETopKConfig,
-    energy_of_default_units,
 )
 from ..devices import keep_freed_memory
 from ..errors import ConfigError
-from .base import SamplingTopKTrainer, resolved
-from .data_start import start_from_data
+from .base import SamplingTopKTrainer, place_arguments
 from .dictionaries import FromState, TopKCode, require_scale, require_width
 from .kernels import compiled
 from .kernels import step as compiled_step
 from .kernels.select import top_k
-from .parts import WHOLE, Part
 from .posterior import GaussianPosterior, fixed_variance_kl, noise_to_signal
 from .step import (
     Draw,
@@ -336,9 +333,11 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
 
+    settings_class = VSAETopKConfig
+    dictionary_class = VariationalTopKAutoEncoder
     ae: VariationalTopKAutoEncoder
 
-    @says_options_of(VSAETopKConfig)
+    @says_options_of(VSAETopKConfig, place_arguments(SamplingTopKTrainer))
     def __init__(
         self,
         steps: int,
@@ -349,49 +348,15 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         lm_name: str,
         dict_class: type | None = None,
         lr: float | None = None,
-        *,
-        dtype: Dtype = "float32",
-        threshold_beta: float = 0.999,
-        threshold_start_step: int = 1000,
-        seed: int | None = None,
-        device: str | None = None,
-        wandb_name: str = "VariationalTopKAutoEncoder",
-        submodule_name: str | None = None,
-        mean_squared_norm: float = 1.0,
-        part: Part = WHOLE,
-        first_fill: t.Tensor | None = None,
         **options: "Unpack[VSAETopKArguments]",
     ):
-        require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
-        own = {"dict_size": dict_size, "k": k, "lr": lr, **options}
-        energy = energy_of_default_units(mean_squared_norm, activation_dim)
-        settings = resolved(VSAETopKConfig, own, steps, energy)
-        sigma = self._given_sigma = settings.noise.sigma(k, mean_squared_norm)
-        used, of_posterior = settings.to_dict(), {f.name for f in fields(PosteriorOptions)}
-        posterior = {n: v for n, v in used.items() if n in of_posterior} | {"sigma": sigma}
-        dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
-        super().__init__(
-            settings,
-            functools.partial(dict_class, **posterior),
-            steps=steps,
-            activation_dim=activation_dim,
-            layer=layer,
-            lm_name=lm_name,
-            dtype=dtype,
-            threshold_beta=threshold_beta,
-            threshold_start_step=threshold_start_step,
-            seed=seed,
-            device=device,
-            wandb_name=wandb_name,
-            submodule_name=submodule_name,
-            mean_squared_norm=mean_squared_norm,
-            part=part,
-        )
-        if first_fill is not None:
-            start_from_data(self, first_fill, dict_size, t.initial_seed() if seed is None else seed)
+        self._start_by_name(locals())
+
+    def _start(self, settings: SAEConfig, *, dtype: Dtype = "float32", **place: Any) -> None:
+        super()._start(settings, dtype=dtype, **place)
         self._warn_of_selection()
-        is_fixed = settings.posterior == "fixed"
-        self._kl_of_sigma = fixed_variance_kl(sigma, settings.prior_std) if is_fixed else 0.0
+        given, is_fixed = self.settings, self.settings.posterior == "fixed"
+        self._kl_of_sigma = fixed_variance_kl(self._sigma, given.prior_std) if is_fixed else 0.0
         keep_freed_memory()
         for products in (t.float32, getattr(t, dtype)):
             compiled.is_available(
@@ -399,6 +364,15 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             )  # compiles now, before a progress bar
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
         self.kl_scale = self.noise_scale = 0.0
+
+    @property
+    def _sigma(self) -> float:
+        """The fixed posterior's standard deviation, in the activations' units."""
+        return self.settings.noise.sigma(self.k, self.mean_squared_norm)
+
+    def _built_with(self) -> dict[str, Any]:
+        used, names = self.settings.to_dict(), {each.name for each in fields(PosteriorOptions)}
+        return {n: v for n, v in used.items() if n in names} | {"sigma": self._sigma}
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
         """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
@@ -472,11 +446,10 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     @property
     def config(self) -> dict:
-        """Upstream's keys and ours: enough to rebuild the trainer. auxk_alpha, and the sigma that noise_to_signal gives, are
-        in the activations' units."""
-        config = self._config(super().config) | self._class_names()
+        """See `SamplingTrainer`. auxk_alpha, and the sigma that noise_to_signal gives, are in the activations' units."""
+        config = super().config
         if config.pop("noise_to_signal", None) is not None:
-            config["sigma"] = self._given_sigma
+            config["sigma"] = self._sigma
         return config
 
     def _warn_of_noise(self, x: t.Tensor) -> None:
@@ -488,7 +461,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     def _warn_of_selection(self) -> None:
         """Warn of noise on a selection of all features."""
-        given, selects_all = self.settings, self.settings.k == self.settings.dict_size
+        given, selects_all = self.settings, self.k == self.settings.dict_size
         if selects_all and given.noise_on == "selection" and given.posterior != "point":
             logger.warning(
                 "noise_on='selection': with k=dict_size every feature is selected, so the noise changes "

@@ -6,6 +6,7 @@ those of its dictionary_learning/trainers/vsae_topk.py. Shapes: B batch, D activ
 """
 
 import copy
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch as t
@@ -14,11 +15,9 @@ from torch import nn
 
 from ..config.arguments import says_options_of
 from ..config.checks import require_sizes
-from ..config.run import Dtype
 from ..config.sae import VSAEAsPublishedConfig
-from .base import SamplingSAETrainer, resolved
+from .base import SamplingTrainer, place_arguments
 from .dictionaries import FromState, require_scale, require_width
-from .optimizers import Guarded, adam
 from .posterior import kl_scale
 
 if TYPE_CHECKING:
@@ -158,7 +157,7 @@ class Terms(NamedTuple):
     """The code's KL: 0.5 sum of z^2 over all features"""
 
 
-class VSAEAsPublishedTrainer(SamplingSAETrainer):
+class VSAEAsPublishedTrainer(SamplingTrainer):
     """Trains a `VSAETopK` as the public code does.
 
         loss = mean_B( ||x - x_hat||^2 + beta s(t) 0.5 sum_F min(z, 10)^2 )
@@ -174,10 +173,13 @@ class VSAEAsPublishedTrainer(SamplingSAETrainer):
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
 
-    ae: VSAETopK
+    settings_class = VSAEAsPublishedConfig
+    dictionary_class = VSAETopK
+    own_defaults = MappingProxyType({"warmup_steps": 200, "decay_start": None})
     starts_at_median = False
+    ae: VSAETopK
 
-    @says_options_of(VSAEAsPublishedConfig)
+    @says_options_of(VSAEAsPublishedConfig, place_arguments(SamplingTrainer))
     def __init__(
         self,
         steps: int,
@@ -189,31 +191,16 @@ class VSAEAsPublishedTrainer(SamplingSAETrainer):
         dict_class: type | None = None,
         *,
         lr: float | None = None,
-        dtype: Dtype = "float32",
-        seed: int | None = None,
-        device: str | None = None,
-        wandb_name: str = "VSAETopK",
-        submodule_name: str | None = None,
         **options: "Unpack[VSAEAsPublishedArguments]",
     ):
-        require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
-        schedule = {"warmup_steps": 200, "decay_start": None}
-        own = {"dict_size": dict_size, "k": k, "lr": lr} | schedule | options
-        super().__init__(
-            resolved(VSAEAsPublishedConfig, own, steps),
-            steps=steps,
-            layer=layer,
-            lm_name=lm_name,
-            dtype=dtype,
-            seed=seed,
-            device=device,
-            wandb_name=wandb_name,
-            submodule_name=submodule_name,
-        )
-        dict_class = self._dict_class(dict_class, VSAETopK)
-        kept = t.bfloat16 if dtype == "bfloat16" else t.float32
-        self.ae = dict_class(activation_dim, dict_size, k).to(self.device, kept)
-        self._start_training(Guarded(adam(self.ae.parameters(), self.lr)))
+        self._start_by_name(locals())
+
+    def _dictionary(self, dict_class: type, activation_dim: int) -> Any:
+        built = super()._dictionary(dict_class, activation_dim)
+        return built.to(t.bfloat16 if self.dtype == "bfloat16" else t.float32)
+
+    def _built_with(self) -> dict[str, Any]:
+        return {"k": self.settings.k}
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> Terms:
         wide = t.promote_types(x.dtype, t.float32)
