@@ -42,6 +42,7 @@ class SharedTokenizer:
     """The largest number of kept results. Some stay if readers ask for different texts."""
 
     def __init__(self, tokenizer: Any, readers: int):
+        tokenizer.truncation_side = "right"  # as in a ContextStream
         self._tokenizer, self._readers = tokenizer, readers
         self._kept: dict[Any, tuple[Any, int]] = {}  # result, and how many readers still need it
 
@@ -82,8 +83,8 @@ class ContextStream:
         packing: "pack" joins the documents, with the tokenizer's end-of-text token after each, and
             cuts them every `ctx_len` tokens. A last context that is not full is left out.
             "truncate" makes each document a context, with the special tokens that the tokenizer
-            adds. It is cut to `ctx_len` tokens, or padded on the right whatever the tokenizer's
-            padding side, as models with learned positions count from the left.
+            adds. It is cut to its first `ctx_len` tokens, or padded on the right, whatever the
+            tokenizer's sides, as models with learned positions count from the left.
 
     Attributes:
         documents_read: how many documents were used up.
@@ -106,6 +107,7 @@ class ContextStream:
                 "the tokenizer has no end-of-text token to put between documents",
                 instead="use text_packing='truncate'",
             )
+        tokenizer.truncation_side = "right"
         self.text: Any = iter(text)
         self.tokenizer = tokenizer
         self.ctx_len = ctx_len

@@ -14,6 +14,7 @@ from dictionary_learning_ext.activations import tokens
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import (
     ContextStream,
+    SharedTokenizer,
     require_held_out,
     whole_documents,
 )
@@ -57,9 +58,10 @@ def test_packing_is_the_documents_with_end_of_text_between_cut_evenly(
     assert all(set(mask) == {1} for mask in masks)
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_truncating_is_what_the_tokenizer_makes_of_each_document_padded_on_the_right(
-    tokenizer, side
+    tokenizer, side, shared
 ):
     documents = ["a", DOCUMENTS[0], "It was", "the cat sat on the mat " * 9]
     own = PreTrainedTokenizerFast(
@@ -68,14 +70,17 @@ def test_truncating_is_what_the_tokenizer_makes_of_each_document_padded_on_the_r
         eos_token="<|endoftext|>",
         pad_token="<|pad|>",
         padding_side=side,
+        truncation_side=side,
     )
     own.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A",
         special_tokens=[("<|endoftext|>", 0)],
     )
     limit = {"truncation": True, "max_length": 12, "padding": "max_length"}
+    given = SharedTokenizer(own, 1) if shared else own
+    ids, masks = contexts_of(documents, given, 12, packing="truncate")
+    own.truncation_side = "right"
     expected = own(documents, **limit, padding_side="right")
-    ids, masks = contexts_of(documents, own, 12, packing="truncate")
     assert ids == expected["input_ids"]
     assert masks == expected["attention_mask"]
     assert ids[1][0] == 0
