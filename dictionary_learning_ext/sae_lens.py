@@ -344,7 +344,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             else 0.0,
             k=self.cfg.k,
             auxk_alpha=settings.auxk_alpha * float(self.mean_squared_norm) if has_auxk else 0.0,
-            top_k_aux=self.cfg.d_in // 2,
+            top_k_aux=max(1, self.cfg.d_in // 2),
             dead_feature_threshold=threshold,
             matmul_dtype=t.get_autocast_dtype(device) if is_autocast else x.dtype,
             sigma=x.new_full((), self._fixed_sigma if is_fixed else 0.0),

@@ -509,7 +509,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         self.threshold_beta, self.threshold_start_step = threshold_beta, threshold_start_step
         self.auxk_alpha = options.auxk_alpha * mean_squared_norm
         self.dead_feature_threshold = options.dead_feature_threshold
-        self.top_k_aux = place["activation_dim"] // 2  # as upstream: B.1 of Gao et al.
+        self.top_k_aux = max(1, place["activation_dim"] // 2)  # as upstream: B.1 of Gao et al.
         self.tokens_trained, self.dead_features, self._dead_watch = 0, -1, DeadWatch()
         super()._start(settings, **place)
         own_F = range(settings.dict_size)[part.features(settings.dict_size)]

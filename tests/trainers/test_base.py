@@ -50,6 +50,14 @@ def made(architecture, **options):
     return import_class(row.trainer)(**given | k | options)
 
 
+@pytest.mark.parametrize("architecture", [VSAE, GATES])
+def test_one_feature_learns_from_auxk_at_width_1(architecture):
+    trainer = made(architecture, activation_dim=1, k=1, dead_feature_threshold=1)
+    assert trainer.metrics(0, batch(0)[:, :1])["auxk_loss"] > 0
+    trainer.update(0, batch(0)[:, :1])
+    assert trainer.check(1) is None
+
+
 @pytest.mark.parametrize("architecture", TRAINED)
 def test_a_trainer_offers_what_the_loop_asks_for(architecture):
     trainer = built(architecture)
