@@ -73,6 +73,10 @@ class BatchSource(ABC):
     def first_rows(self) -> Tensor:
         """The rows of the first fill, (N, D), which are still handed out afterwards. They aren't copied."""
 
+    def require_finite(self) -> None:
+        """Raise a NonFiniteError if a batch was handed out that is not finite. May wait for the device."""
+        return  # by default, rows are checked before they are handed out
+
     def mean_squared_norm(self) -> float:
         """E||x||^2 of the first rows."""
         rows = self.first_rows()
@@ -155,6 +159,11 @@ class Batches:
         for name, state in states.items():
             self.by_hook[name].load_state_dict(state)
         self._passes = self._passes_done()
+
+    def require_finite(self) -> None:
+        """See `BatchSource`."""
+        for source in self.by_hook.values():
+            source.require_finite()
 
     def tokens_seen(self) -> set[int]:
         """How many rows each source has handed out: one number, except in the middle of `next`."""

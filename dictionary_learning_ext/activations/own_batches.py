@@ -5,7 +5,7 @@ from typing import Any
 
 import torch as t
 
-from ..errors import ActivationsError, TextError
+from ..errors import ActivationsError, NonFiniteError, TextError
 from .buffer import BatchSource
 from .inputs import Inputs
 
@@ -61,6 +61,8 @@ class _Source(BatchSource):
         self._first, self._others = first, others
         self.out_batch_size, self.d_submodule = first.shape
         self.tokens_seen = self._given = 0
+        self._finite: list[t.Tensor] = []
+        """Whether each batch since the last `require_finite` is finite."""
 
     def __next__(self) -> t.Tensor:
         batch_BD = next(self._others, None) if self._given else self._first
@@ -69,9 +71,17 @@ class _Source(BatchSource):
                 f"the batches ended after {self._given}", instead="give more, or lower steps"
             )
         batch_BD = checked(batch_BD, self._given, self.d_submodule)
+        self._finite.append(batch_BD.isfinite().all())
         self._given += 1
         self.tokens_seen += len(batch_BD)
         return batch_BD.clone()  # the loop divides it in place
+
+    def require_finite(self) -> None:
+        first = self._given - len(self._finite)
+        for number, is_finite in enumerate(self._finite, first):
+            if not is_finite:
+                raise NonFiniteError(f"batch {number} has NaN or infinite activations")
+        self._finite.clear()
 
     def first_rows(self) -> t.Tensor:
         return self._first

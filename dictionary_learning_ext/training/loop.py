@@ -516,6 +516,7 @@ def _take_steps(training: Training, bar: tqdm | ProgressLines) -> None:
             return
         batches = training.next_batches()
         if step in checkpoints:
+            training.batches.require_finite()
             for sae in training.active:
                 sae.save_checkpoint(step)
         if step % settings.log_every == 0 or settings.is_measured(step):
@@ -534,6 +535,7 @@ def _check_and_log(
     training: Training, batches: Mapping[str, t.Tensor], bar: tqdm | ProgressLines
 ) -> None:
     """Log the metrics of every SAE, and show those of the first few in the progress bar."""
+    training.batches.require_finite()
     shown = {}
     for sae in training.active:
         metrics = sae.check_and_log(training.step, batches[sae.settings.hook])

@@ -10,7 +10,13 @@ import torch as t
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train_saes
 from dictionary_learning_ext.config.sae import TopKConfig, VSAETopKConfig
-from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError, UserError
+from dictionary_learning_ext.errors import (
+    ConfigError,
+    Interrupted,
+    NonFiniteError,
+    TextError,
+    UserError,
+)
 from dictionary_learning_ext.run_folder.reading import read_metrics
 from dictionary_learning_ext.run_folder.trained_on import run_of
 from dictionary_learning_ext.run_folder.weights import for_raw_activations
@@ -115,6 +121,14 @@ def test_what_ends_it_leaves_the_weights(then_a_signal, error, said, step, run, 
 def test_what_is_no_batch_is_refused(wrong, said, run):
     with pytest.raises(UserError, match=said):
         train_saes(wrong, SAES, replace(run, steps=2))
+
+
+@pytest.mark.parametrize("save_steps", ["none", "6"])
+def test_a_batch_with_an_infinity_is_named(save_steps, run):
+    given = batches()
+    given[4][3, 2] = t.inf
+    with pytest.raises(NonFiniteError, match="step 6: batch 4 has"):
+        train_saes(given, SAES, replace(run, save_steps=save_steps))
 
 
 def test_a_bad_sae_is_judged_by_what_the_evaluator_measured(run, caplog):
