@@ -159,6 +159,12 @@ def open_stored(folder: str | Path) -> StoredActivations:
 
 def _cache(place: str, manifest: CacheManifest) -> StoredActivations:
     settings = manifest.settings
+    first = Part(Path(place) / manifest.files[0].name, 0, 0, 1)
+    for name, hook in settings.hooks.items():
+        told, found = (settings.ctx_len, hook.width), read_part(first, name).x_NLD.shape[1:]
+        if told != found:
+            what = f"{first.path}: contexts at {name} are {found}, but {MANIFEST} says {told}"
+            raise ActivationsError(what, instead=REPAIR)
     of_splits: dict[Split, Any] = {"train": manifest.files, "heldout": manifest.heldout}
     return StoredActivations(
         place,

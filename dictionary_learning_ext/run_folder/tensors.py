@@ -77,7 +77,8 @@ def read_state_dict(path: Path) -> dict[str, t.Tensor]:
     Its tensors are dense floats; those of fewer than two dimensions may be integers.
     """
     state = read_tensors(path)
-    if not (isinstance(state, dict) and all(isinstance(v, t.Tensor) for v in state.values())):
+    items = state.items() if isinstance(state, dict) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(v, t.Tensor) for name, v in items):
         raise CheckpointError(f"{path}: damaged (expected a state dict)", instead=_REPAIR)
     for name, value in state.items():
         is_number = value.dtype in _FLOATS or (value.ndim < 2 and value.dtype in _INTEGERS)

@@ -10,6 +10,7 @@ from dictionary_learning.dictionary import Dictionary
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..devices import chosen_device
 from ..errors import CheckpointError, in_shell
+from ..trainers.dictionaries import weights_by_feature
 from ..trainers.parts import WHOLE, Part
 from .files import WEIGHTS, checkpoint
 from .foreign_weights import load_foreign
@@ -96,6 +97,8 @@ def load_dictionary(
             f"holds {', '.join(state) or 'nothing'}; copy it again or train again"
         ) from error
     require_sizes(path, dictionary, trainer)
+    if not weights_by_feature(dictionary)[1].any():
+        raise CheckpointError(f"{path}: damaged (the decoder is zero); copy it again")
     if "k" in state:
         # That of a checkpoint may differ, as upstream lowers k during training.
         k, configured = int(state["k"]), trainer.get("k") if step is None else None

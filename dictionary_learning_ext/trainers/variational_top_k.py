@@ -288,13 +288,15 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     @classmethod
     def _built_as(cls, state: dict[str, t.Tensor]) -> dict[str, Any]:
-        return {
-            "k": int(state["k"]),
-            "posterior": POSTERIORS[int(state["posterior_code"])],
-            "noise_on": NOISE_ON[int(state["noise_on_code"])],
-            "rectify": bool(state["rectify_code"]),
-            "select_by": SELECT_BY[int(state["select_by_code"])],
-        }
+        found: dict[str, Any] = {}
+        choices = {"posterior": POSTERIORS, "noise_on": NOISE_ON, "select_by": SELECT_BY}
+        for name, words in choices.items():
+            code = int(state[f"{name}_code"])
+            require(0 <= code < len(words), f"{name}_code", code, f"0 to {len(words) - 1}")
+            found[name] = words[code]
+        found |= {"k": int(state["k"]), "rectify": bool(state["rectify_code"])}
+        numbers = ("prior_std", "sigma") if found["posterior"] == "fixed" else ("prior_std",)
+        return found | {name: float(state[name]) for name in numbers}
 
 
 class VariationalTopKTrainer(SamplingTopKTrainer):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -64,6 +65,20 @@ def test_a_cache_without_its_manifest_is_not_read_as_another_librarys(
     write_small(tmp_path, cached_run if held_out else replace(cached_run, eval_tokens=0), 1000)
     (tmp_path / "manifest.json").unlink()
     assert "manifest.json: missing" in error_of(lambda: open_stored(tmp_path), ActivationsError)
+
+
+@pytest.mark.parametrize(
+    ("was", "now"), [('"ctx_len": 32', '"ctx_len": 16'), ('"width": 16', '"width": 8')]
+)
+def test_a_cache_whose_manifest_tells_of_other_contexts_is_refused(was, now, small_cache, tmp_path):
+    folder = shutil.copytree(small_cache, tmp_path / "cache")
+    path = folder / "manifest.json"
+    text = path.read_text()
+    assert was in text
+    path.write_text(text.replace(was, now))
+    assert "are (32, 16), but manifest.json says" in error_of(
+        lambda: open_stored(folder), ActivationsError
+    )
 
 
 def test_a_cache_is_read_as_datasets_reads_it(small_cache):

@@ -77,6 +77,11 @@ DAMAGED_WEIGHTS = {
     ),
     "NaN": (put(b_dec=t.full((16,), t.nan)), "b_dec has NaN or infinite values"),
     "another k": (put(k=t.tensor(5)), r"\bk\b.*\b5\b"),
+    "a key that is a number": (lambda path: t.save({5: t.zeros(3)}, path), "expected a state dict"),
+    "a posterior that doesn't exist": (put(posterior_code=t.tensor(-1)), "posterior_code=-1"),
+    "a prior without width": (put(prior_std=t.tensor(0.0)), r"prior_std=0\.0"),
+    "a negative sigma": (put(sigma=t.tensor(-1.0)), r"sigma=-1\.0"),
+    "a decoder of zeros": (put(decoder__weight=t.zeros(16, 32)), "the decoder is zero"),
     "another class": (
         lambda path: shutil.copy(path.parents[1] / "top_k.pt", path),
         r"not a state dict of VariationalTopKAutoEncoder \('posterior_code'\); it holds",
