@@ -110,7 +110,7 @@ def run_sweep(
     try:
         if overwrite:
             _clear(save_dir / run for run in configs)
-        on_begin(at_once if left else 0)
+        on_begin(min(at_once, max((len(chunk.configs) for chunk in left), default=0)))
         if cache is not None and left:
             configs = cache.write(given, is_read=bool(begun))
         settings = {run: config.to_dict() for run, config in configs.items()}

@@ -308,6 +308,15 @@ def test_as_many_are_trained_together_as_half_of_the_free_memory_holds(
     assert found == [expected]
 
 
+def test_runs_of_other_batches_are_not_said_to_be_trained_together(configs, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "train_on", lambda *_: [])
+    name, last = list(configs.items())[-1]
+    other = configs | {name: replace(last, run=replace(last.run, data_seed=7))}
+    found = []
+    run_sweep(other, tmp_path / "s", devices=["cpu"], on_begin=found.append)
+    assert found == [3]
+
+
 @pytest.mark.skipif(t.cuda.is_available(), reason="this machine has a GPU")
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(configs, tmp_path):
     with pytest.raises(ConfigError, match=r"^devices='cuda:1': .*use devices='cpu'$"):
