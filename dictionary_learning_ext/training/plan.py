@@ -183,7 +183,8 @@ def _require_together(
     run: RunConfig, saes: Mapping[str, SAEConfig], hooks: Mapping[str, str]
 ) -> None:
     """Raise a ConfigError unless these SAEs can be trained together by the present processes."""
-    require(len(saes) > 0, "saes", saes, "at least one, e.g. {'a': TopKConfig(k=32)}")
+    of_saes = isinstance(saes, Mapping) and all(isinstance(s, SAEConfig) for s in saes.values())
+    require(of_saes and len(saes) > 0, "saes", saes, "SAEs by name, e.g. {'a': TopKConfig(k=32)}")
     if len(saes) > 1:
         for name in saes:
             require_folder_name(name, "SAE name")

@@ -97,6 +97,12 @@ def test_a_sweeps_agent_trains_one_sae_at_a_time(wandb, tmp_path, monkeypatch):
         plan(run, {"a": A, "b": B})
 
 
+@pytest.mark.parametrize("saes", [VSAETopKConfig(), [VSAETopKConfig()], {}, {"a": 4}, None])
+def test_saes_are_given_by_name(saes):
+    with pytest.raises(ConfigError, match=r"^saes=.*expected SAEs by name"):
+        plan(RunConfig(), saes)
+
+
 def test_each_sae_has_a_folder_and_its_hook_point_or_the_runs(tmp_path):
     run = RunConfig(hook="blocks.1.hook_mlp_out", save_dir=str(tmp_path))
     other = "blocks.0.hook_attn_out"
