@@ -402,7 +402,7 @@ def _converted(option: _Option, words: list[str], several: str = "") -> Any:
         given = " ".join(words)
         ask = removal_hint(name, given) or did_you_mean(given, choices)
         if "," in given and kind in (int, float) and several:
-            ask = "; " + several.format(name=name, values=given)
+            ask = "; " + several.format(name=name, values=given.strip("[] "))
         said = f"{option.flag} {in_shell(*words)}: expected {_expected(option)}{ask}"
         raise FlagError(said, name=name) from error
 
@@ -413,6 +413,8 @@ def _read(word: str, kind: Any) -> Any:
         return _BOOLEANS[word.lower()] if kind is bool else {w: w for w in get_args(kind)}[word]
     if kind is Path and not word:
         raise ValueError(word)
+    if kind is int and re.search("[.eE]", word) and float(word).is_integer():  # 1e3
+        return int(float(word))
     value: Any = kind(word)
     if kind is float and not math.isfinite(value):
         raise ValueError(word)

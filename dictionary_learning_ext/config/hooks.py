@@ -55,7 +55,9 @@ def no_such_hook(name: str, kinds: Sequence[str], n_blocks: int | None) -> Langu
     if n_blocks is not None:
         near = min(near, n_blocks - 1)
     blocks = "N" if n_blocks is None else f"{{0..{n_blocks - 1}}}"
-    kind = next((kind for kind in kinds if name.endswith(kind.removeprefix("hook_"))), kinds[0])
+    same = [kind for kind in kinds if name.endswith(kind.removeprefix("hook_"))]
+    alike = [kind for kind in kinds if kind[5:8] in name]  # att of model.layers.2.self_attn, or mlp
+    kind = [*same, *alike, *kinds][0]
     return LanguageModelError(
         f"there is no hook point {name!r} in this model: expected blocks.{blocks}.KIND, where KIND is "
         f"{', '.join(kinds[:-1])} or {kinds[-1]}; use e.g. blocks.{near}.{kind}"

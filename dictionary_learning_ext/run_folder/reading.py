@@ -97,7 +97,8 @@ def _missing_error(folder: Path, name: str) -> CheckpointError:
     if name == CONFIG and (error := _holds_saes_error(folder)) is not None:
         return error
     there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    names = ", ".join(path.name for path in there) or "nothing"
+    more = f" and {len(there) - 5} more" if len(there) > 5 else ""
+    names = (", ".join(path.name for path in there[:5]) or "nothing") + more
     is_unknown = name == CONFIG and not (folder / WEIGHTS).exists()
     return CheckpointError(
         f"{folder}: expected a file {name}, but it holds {names}",
@@ -146,6 +147,8 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     """
     path = at_home(path)
     try:
+        if path.is_dir() and not (path / CONFIG).is_file():
+            raise _missing_error(path, CONFIG)
         path = path / CONFIG if path.is_dir() else path
         settings = required_run_settings(read_json(path, CONFIG_JSON), path)
     except OSError as error:
