@@ -1,6 +1,7 @@
 """Tiny language models with random weights, so that every test runs in seconds and offline."""
 
 import os
+import signal
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_SILENT": "true"}
 os.environ.setdefault(
@@ -27,6 +28,7 @@ from dictionary_learning_ext.trainers.kernels import compiled as compiled_select
 torch.set_num_threads(
     1
 )  # work this small is slower on two; what threads change, tests set themselves
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script's background jobs ignore
 
 pytest_plugins = [
     "caches",

@@ -7,7 +7,7 @@ import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from signal import SIGINT, default_int_handler, signal
+from signal import SIGINT
 
 import pytest
 from small_commands import refused, settings_of
@@ -96,7 +96,6 @@ def stopped(command, owner, name, call=1):
             os.kill(os.getpid(), SIGINT)
         return original(*given, **options)
 
-    signal(SIGINT, default_int_handler)  # which a shell's background jobs don't have
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, stopping)
         return main(command)
