@@ -1,12 +1,11 @@
 """Sweeps run here: the weights of single runs, interrupted ones, failures, memory, and sweep.json."""
 
-import contextlib
 import csv
 import errno
+import fcntl
 import json
-import os
-import re
 import signal
+import sys
 from dataclasses import asdict, replace
 
 import psutil
@@ -35,11 +34,11 @@ from dictionary_learning_ext.run_folder import resume_points
 from dictionary_learning_ext.run_folder.files import (
     CHECKPOINTS,
     CONFIG,
-    all_locked,
+    LOCK,
     require_free,
     write_json,
 )
-from dictionary_learning_ext.sweep import runner
+from dictionary_learning_ext.sweep import devices, runner
 from dictionary_learning_ext.sweep.runner import chunks_of, progress, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 
@@ -114,65 +113,61 @@ def test_a_killed_sweep_resumes_and_ends_bit_identical(configs, tmp_path, monkey
         assert_equal(results(whole[name]), results(folders[name]))
 
 
-LONGER = ["--steps=300", "--save-every=30", "--log-steps=150"]
+STOPPING = """
+import os, runpy, signal, sys
+from dictionary_learning_ext.run_folder import resume_points
+
+save = resume_points.save_point
+
+def stopping(*given):
+    resume_points.save_point = save
+    save(*given)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+resume_points.save_point = stopping
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+"""The process of a device, which stops behind its first resume point until it is told to continue."""
 
 
-@pytest.fixture
-def three(sweep_file):
-    """A sweep's file and runs."""
-    path = sweep_file(parameters={"k": {"values": [2, 4, 8]}})
-    return path, configurations(read_sweep(path), train_config, LONGER)
+def over_stopping(command):
+    devices.WORKER = (sys.executable, "-c", STOPPING, devices.WORKER[-1])
+    return main(command)
 
 
-def assert_continues(configs, folder):
-    """A sweep that was stopped in `folder` ends here with the results of one that wasn't."""
-    with one_thread():  # as each of the two processes has
-        for where in (folder, folder.with_name("whole")):
-            run_sweep(configs, where)
-    for name in configs:
-        assert_equal(results(folder / name), results(folder.with_name("whole") / name))
-
-
-@pytest.fixture
-def on_devices(three, tmp_path):
-    """The sweep over two devices in a process of its own, once two runs have written a resume point; its command, and these runs'
-    folders."""
-    folder = tmp_path / "s"
-    command = ["sweep", str(three[0]), *LONGER, "--save-dir", str(folder), "--at-once=1"]
-    command += ["--devices", "cpu,cpu"]
-    process = forked(main, command, printed=tmp_path / "printed")
-    wait_for(lambda: len(list(folder.glob("*/resume"))) == 2, process)
-    yield process, command, [one.parent for one in folder.glob("*/resume")]
-    process.kill()
-
-
-def trainer_of(folder):
-    """The number of the process that trains a run."""
-    return int(re.match(r"process (\d+) on", (folder / ".lock").read_text())[1])
+def stopped_children(process):
+    children = psutil.Process(process.pid).children()
+    return [child for child in children if child.status() == psutil.STATUS_STOPPED]
 
 
 @pytest.mark.slow
-def test_the_processes_of_a_killed_sweep_end_what_they_have_begun(
-    on_devices, three, tmp_path, capsys
-):
-    process, command, begun = on_devices
+def test_the_processes_of_a_killed_sweep_end_what_they_have_begun(sweep_file, tmp_path, capsys):
+    path, folder = sweep_file(parameters={"k": {"values": [2, 4, 8]}}), tmp_path / "s"
+    command = ["sweep", str(path), "--save-dir", str(folder), "--at-once=1", "--devices", "cpu,cpu"]
+    process = forked(over_stopping, command, printed=tmp_path / "printed")
+    wait_for(lambda: len(stopped_children(process)) == 2, process)
+    trainers = stopped_children(process)
     process.kill()
     process.join()
-    trainers = [trainer_of(one) for one in begun]
-    for number in trainers:
-        os.kill(number, signal.SIGSTOP)
-    said = refused(command, capsys)
-    for number in trainers:
-        os.kill(number, signal.SIGCONT)
-    assert any(f"process {number} on" in said for number in trainers)
-    assert "wait until it ends" in said
-    are_free = False
-    while not are_free:
-        with contextlib.suppress(ConfigError), all_locked(begun):
-            are_free = True
+    try:
+        said = refused(command, capsys)
+    finally:
+        for trainer in trainers:
+            trainer.resume()
+    assert any(f"process {trainer.pid} on" in said for trainer in trainers)
+    begun = [point.parent for point in folder.glob("*/resume")]
+    assert len(begun) == 2
+    for one in begun:  # until its process has ended
+        with (one / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
     for file in ("config.json", "metrics.json"):
-        assert {path.parent for path in (tmp_path / "s").glob(f"*/{file}")} == {*begun}
-    assert_continues(three[1], tmp_path / "s")
+        assert {path.parent for path in folder.glob(f"*/{file}")} == {*begun}
+    configs = configurations(read_sweep(path), train_config)
+    with one_thread():  # as each of the two processes has
+        ours, whole = (run_sweep(configs, where) for where in (folder, tmp_path / "whole"))
+    for name in configs:
+        assert_equal(results(ours[name]), results(whole[name]))
 
 
 def test_runs_of_two_data_seeds_share_no_buffer(sweep_file, tmp_path):

@@ -1,7 +1,6 @@
 """What is logged, and wandb, which may fail at any time: training does not notice, and the user does."""
 
 import json
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import ClassVar
 import psutil
 import pytest
 import torch as t
-from forks import ended, forked, wait_for
+from forks import ended, forked
 from interrupted_runs import a_point, resumed, sae_of, stopped_at
 from wandb_files import history, records
 
@@ -29,6 +28,21 @@ def opened(folder, mode="offline", **options):
     return WandbLog(folder, config, {"k": 4}, "g", **options)
 
 
+def without_wandb_from_the_third_line_on(words):
+    """`vsae train`, whose wandb process is killed in the middle of the run."""
+    original, logged = RunLog.log, []
+
+    def log(self, metrics):
+        original(self, metrics)
+        logged.append(metrics)
+        if len(logged) == 3:
+            (service,) = (one for one in psutil.Process().children() if "wandb" in one.name())
+            service.kill()
+
+    RunLog.log = log
+    return main(words)
+
+
 @pytest.mark.slow
 def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(
     tiny_lm_dir, text, tmp_path, own_wandb
@@ -37,17 +51,9 @@ def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(
     flags = f"--model={tiny_lm_dir} --data={text} --steps=400 --batch-size=32 --n-ctxs=8"
     flags += f" --ctx-len=32 --dict-size=32 --k=4 --eval-tokens=0 --log-steps=2 --save-dir={run}"
     printed = tmp_path / "printed"
-    process = forked(main, ["train", "--wandb=offline", *flags.split()], printed=printed)
-    wait_for((run / "metrics.jsonl").exists, process)
-    assert process.is_alive(), "it was found in the middle of the run"
-    os.kill(process.pid, signal.SIGSTOP)  # so that it can't end meanwhile
-    children = psutil.Process(process.pid).children()
-    service = [child for child in children if "wandb" in child.name()]
-    assert service, f"wandb's process is among {children}"
-    for child in service:
-        child.kill()
-    os.kill(process.pid, signal.SIGCONT)
-    statuses, error = ended(process), printed.read_text()
+    command = ["train", "--wandb=offline", *flags.split()]
+    statuses = ended(forked(without_wandb_from_the_third_line_on, command, printed=printed))
+    error = printed.read_text()
     assert statuses == [0], error
     assert error.count("wandb failed") == 1
     assert "metrics.jsonl has" in error
