@@ -114,8 +114,7 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     name, start = _named_start(given)
     run = start.run if "resume" in given else _run_of(given, start.run)
     if "config" in given:
-        sae = start.sae.scaled(start.run.steps, run.steps).following()
-        start = replace(start, sae=sae)
+        start = replace(start, sae=start.sae.of_steps(start.run.steps, run.steps))
     chosen = {name: given[name] for name in CHOICES if given.get(name, NONE) != NONE}
     sae = start.sae.start_for(**chosen)
     was, now = start.sae.to_dict(), sae.to_dict()
@@ -274,17 +273,16 @@ def _settings(
                 value=str(flags.resume),
                 instead="leave out save_dir and overwrite",
             )
-        former, saes, hooks = read_run(flags.resume)
-        run = replace(flags.run, save_dir=former.save_dir)
-        start = starting_point({"resume": str(flags.resume)})
-        places = may_move(start.run, flags.run)
+        was, saes, hooks = read_run(flags.resume)
+        run = replace(flags.run, save_dir=was.save_dir)
+        places = may_move(was, flags.run)
         require_same(
-            TrainConfig(start.sae, start.run).to_dict(),
-            _resolved_at(start.run.steps, flags.sae, start.sae) | asdict(flags.run),
+            next(iter(saes.values())).given() | asdict(was),
+            flags.sae.given() | asdict(flags.run),
             f"--resume {flags.resume}",
             typed=flags.typed,
             but=places if {*places} & {*flags.typed} else (),
-            advice=_advice(flags),
+            advice=_advice(run_folders(flags.resume)[0], was, flags, CONTINUE_OR_START),
         )
     if len(run.hooks) > 1 and run.save_dir is None:
         raise UserError(
@@ -300,65 +298,42 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     """Whether this run has been started before, and its settings with the folder filled in."""
     if len(flags.run.hooks) > 1:
         base = Path(flags.run.save_dir or RUNS)
-        there = [
-            _is_same_run(flags.sae, replace(flags.run, hook=hook), base / hook, flags.typed)
-            for hook in flags.run.hooks
-        ]
+        hooks = flags.run.hooks
+        there = [_holds(base / hook, replace(flags.run, hook=hook), flags) for hook in hooks]
         return any(there), flags.run
-    config = TrainConfig(flags.sae, flags.run).resolved
-    folder = folder_of(config)
+    folder = folder_of(TrainConfig(flags.sae, flags.run).resolved)
     run = replace(flags.run, save_dir=str(folder))
-    return _is_same_run(flags.sae, run, folder, flags.typed), run
+    return _holds(folder, run, flags), run
 
 
-def _is_same_run(sae: SAEConfig, settings: RunConfig, folder: Path, typed: tuple[str, ...]) -> bool:
+def _holds(folder: Path, run: RunConfig, flags: TrainFlags) -> bool:
     """Whether a folder holds this run. Raises ConfigError if it holds another run."""
     try:
         was = load_config(folder)
     except ConfigError:  # nothing that can be continued
         return False
-    advice = (
+    again = (
         f"use the flags it was started with ({{former}}), or `vsae train --resume {in_shell(folder)}`, "
-        "or for a new run choose another save_dir, or overwrite=True"
+        "or for a new run choose another save_dir"
     )
-    if "steps" in typed and is_finished(folder, was.run) and settings.steps > was.run.steps:
-        advice = f"{_longer(folder, was.run, settings.steps)}, or overwrite=True"
     require_same(
         was.to_dict(),
-        _resolved_at(was.run.steps, sae, was.sae) | asdict(settings),
+        TrainConfig(flags.sae, run).to_dict(),
         str(folder),
-        typed=typed,
-        advice=advice,
+        typed=flags.typed,
+        advice=f"{_advice(folder, was.run, flags, again)}, or overwrite=True",
     )
     return True
 
 
-def _resolved_at(steps: int, sae: SAEConfig, former: SAEConfig) -> dict[str, Any]:
-    """An SAE's settings, resolved at the steps of an earlier run: what only follows from the steps isn't named as a
-    difference. Those of the earlier run, if these don't fit it, as then the steps differ."""
-    try:
-        return sae.resolve(steps).to_dict()
-    except ConfigError:
-        return former.resolve(steps).to_dict()
-
-
-def _advice(flags: TrainFlags) -> str:
-    """What to do about a --resume whose other flags differ from the run's settings."""
-    assert flags.resume is not None
-    folder = run_folders(flags.resume)[0]
-    former = load_config(folder, "resume").run
-    is_longer = "steps" in flags.typed and flags.run.steps > former.steps
-    if not is_longer or not is_finished(folder, former):
-        return CONTINUE_OR_START
-    return _longer(folder, former, flags.run.steps)
-
-
-def _longer(folder: Path, former: RunConfig, steps: int) -> str:
-    """How to train a finished run to more steps."""
-    start, more = in_shell(folder), steps - former.steps
+def _advice(folder: Path, was: RunConfig, flags: TrainFlags, again: str) -> str:
+    """What to do about flags that differ from a run's settings: `again`, or train a finished run to more steps."""
+    start, more = in_shell(folder), flags.run.steps - was.steps
+    if "steps" not in flags.typed or more <= 0 or not is_finished(folder, was):
+        return again
     return (
         f"it is finished; to train {more} steps more, start a new run from its weights: `{vsae()} train --config {start} "
-        f"--init-from {start} --data-seed {former.data_seed + 1} --steps {more} --save-dir FOLDER`"
+        f"--init-from {start} --data-seed {was.data_seed + 1} --steps {more} --save-dir FOLDER`"
     )
 
 

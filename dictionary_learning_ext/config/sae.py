@@ -326,6 +326,10 @@ class SAEConfig(Checked):
         unused = self.unused()
         return {name: value for name, value in vars(self).items() if name not in unused}
 
+    def given(self) -> dict[str, Any]:
+        """`to_dict` without the defaults that are not resolved."""
+        return {n: v for n, v in self.to_dict().items() if not isinstance(v, Follows)}
+
     def start_for(self, architecture: str | None = None, **choices: Any) -> "SAEConfig":
         """The settings to start from for another architecture or other choices (None: the same).
 
@@ -359,27 +363,18 @@ class SAEConfig(Checked):
         left_out: dict[str, Any] = {name: defaults[name] for name in self.unused()}
         return replace(self, **left_out)
 
-    def scaled(self, was: int, now: int) -> "Self":
-        """The settings of a run of `was` steps, with the schedules of a run of `now` steps."""
-        if was == now:
-            return self
-        counts = {n: v for n, v in vars(self).items() if n in SCHEDULES and isinstance(v, int)}
+    def of_steps(self, was: int, now: int) -> "Self":
+        """The resolved settings of a run of `was` steps as the start of one of `now` steps. What equals its default follows
+        from the run and from other settings again. Other schedules remain the same share of the run."""
         defaults, changed = _defaults(type(self)), dict[str, Any]()
-        for name, count in counts.items():
+        for name, value in vars(self).items():
             default = defaults[name]
-            is_default = isinstance(default, Follows) and count == default.value(self, was)
-            least = 0 if name in (*_WARMUPS, "decay_start") else min(count, 1)
-            changed[name] = default if is_default else share_of_run(count / was, least=least)
+            if isinstance(default, Follows) and value == default.value(self, was):
+                changed[name] = default
+            elif name in SCHEDULES and isinstance(value, int) and was != now:
+                least = 0 if name in (*_WARMUPS, "decay_start") else min(value, 1)
+                changed[name] = share_of_run(value / was, least=least)
         return replace(self, **changed)
-
-    def following(self) -> "Self":
-        """These settings, with each option that equals its default put back to that default, so that it follows from the other
-        settings when they change."""
-        rules = {n: d for n, d in _defaults(type(self)).items() if isinstance(d, Rule)}
-        again: dict[str, Any] = {
-            n: d for n, d in rules.items() if vars(self)[n] == d.function(self)
-        }
-        return replace(self, **again)
 
     def resolve(self, steps: int) -> "Self":
         """The settings with all defaults filled in, checked for a run of `steps`. An option that has no effect stays at its

@@ -162,9 +162,7 @@ def _require_same_run(
     """Raise a ConfigError if a run was begun with other settings. Its folder may have moved, with the sweep's cache."""
     read, reads = (Path(settings["activations"] or "").name for settings in (was, now))
     but = ("activations",) if is_cached and read == reads else ()
-    # If the lengths differ, report only these; the rest are derived.
-    length = ("steps", "batch_size")
-    require_same(was, now, str(folder), typed=length, but=but, advice=_ANOTHER_SWEEP)
+    require_same(was, now, str(folder), but=but, advice=_ANOTHER_SWEEP)
 
 
 def _clear(folders: Iterable[Path]) -> None:

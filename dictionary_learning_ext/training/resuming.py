@@ -70,11 +70,9 @@ def _resumed(share: Share) -> Start | None:
         return None
     points = [of_folders[folder] for folder in own]
     for job, point in zip(jobs, points, strict=True):
-        run = job.config.run
-        was = replace(run, activations=point.settings["activations"])
-        but = may_move(was, run)
-        now, folder = job.config.to_dict(), str(job.folder)
-        require_same(point.settings, now, folder, but=but, advice=_AS_THE_POINT)
+        was, now, run = point.settings, job.config.to_dict(), job.config.run
+        but = may_move(replace(run, activations=was["activations"]), run)
+        require_same(was, now, str(job.folder), but=but, advice=_AS_THE_POINT)
     device = share.planned.settings.device
     if share.processes.is_first and points and has_moved(points[0], device):
         logger.warning(

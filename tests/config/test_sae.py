@@ -59,7 +59,7 @@ def test_settings_without_use_for_an_option_are_accepted_again(given):
     assert resolved.resolve(500) == resolved
     read = sae_settings("vsae_top_k", resolved.to_dict())
     assert read.resolve(500) == resolved
-    assert read.scaled(500, 1000).resolve(1000).warmup_steps == 100
+    assert read.of_steps(500, 1000).resolve(1000).warmup_steps == 100
 
 
 def test_numbers_and_lists_are_kept_in_one_form():
@@ -161,12 +161,12 @@ def test_the_defaults_of_a_very_short_run_are_possible(steps, architecture, name
 
 def test_a_longer_run_from_a_config_has_its_schedules_scaled():
     was = preset("recommended").sae.resolve(4000)
-    scaled = was.scaled(4000, 1000)
+    scaled = was.of_steps(4000, 1000)
     names = ("warmup_steps", "decay_start", "noise_anneal_steps", "kl_warmup_steps")
     assert [getattr(scaled.resolve(1000), name) for name in names] == [100, 750, 500, 100]
-    assert was.scaled(4000, 1).resolve(1).decay_start is None, "so short a run has no decay"
+    assert was.of_steps(4000, 1).resolve(1).decay_start is None, "so short a run has no decay"
     longest = VSAETopKConfig().resolve(20_000)
-    assert longest.scaled(20_000, 40_000).resolve(40_000).warmup_steps == 1000, "at most"
+    assert longest.of_steps(20_000, 40_000).resolve(40_000).warmup_steps == 1000, "at most"
 
 
 @pytest.mark.parametrize(
