@@ -193,7 +193,7 @@ class VariationalTopKTrainingSAEConfig(TrainingSAEConfig):
     @property
     def sigma(self) -> float:
         """The fixed posterior's standard deviation, in the units of normalised activations."""
-        return self.resolved.noise.sigma(self.k, self.d_in)
+        return self.resolved.sigma_of(self.d_in)
 
     def get_inference_config_class(self) -> type[TopKSAEConfig]:
         """The configuration's class of the SAE that is saved: `abstopk` if it keeps signs, or else `topk`."""
@@ -370,7 +370,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
 
     @property
     def _fixed_sigma(self) -> float:
-        return self.settings.noise.sigma(self.cfg.k, self.cfg.d_in)
+        return self.settings.sigma_of(self.cfg.d_in)
 
     @property
     def _is_learned(self) -> bool:
@@ -403,8 +403,9 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             self.b_var.sub_(2 * math.log(scaling_factor))
         self.mean_squared_norm.div_(scaling_factor**2)
         settings = self.settings
-        if settings.noise.kind == "noise_to_signal":  # in units that are gone
-            settings = replace(settings, sigma=self.cfg.sigma)
+        if settings.sigma is None:  # in units that are gone
+            noise: dict[str, Any] = {"noise_to_signal": Variational.noise_to_signal}
+            settings = replace(settings, sigma=self.cfg.sigma, **noise)
         self.settings = in_units(settings, 1 / scaling_factor**2)
         self.cfg.settings = self.settings.to_dict()
         self.cfg.normalize_activations = "none"

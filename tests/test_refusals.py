@@ -65,7 +65,7 @@ REFUSED = {
         (dict(warmup_steps=0.5), "warmup_steps=0.5: expected a whole number"),
         # ranges
         (dict(k=2000), "k=2000: expected 1 to dict_size=512"),
-        (dict(sigma=-1.0), "sigma=-1.0: expected above 0 (1e-18 to 1e+18); for no noise"),
+        (dict(sigma=-1.0), "sigma=-1.0: expected above 0 (1e-18 to 1e+18)… for no noise"),
         (dict(kl_warmup_steps=200), "kl_warmup_steps=200: expected 0 to steps=100"),
         (dict(decay_start=5), "decay_start=5: expected between 10 and steps=100, or none"),
         (

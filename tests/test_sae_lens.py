@@ -122,7 +122,7 @@ def our_trainer(settings, width=D, steps=STEPS, batch_size=B, energy=None, **cha
     )
     trainer.ae.double()
     if resolved.posterior == "fixed":
-        trainer.ae.sigma.fill_(resolved.noise.sigma(trainer.k, energy))  # not rounded to float32
+        trainer.ae.sigma.fill_(resolved.sigma_of(energy))  # not rounded to float32
     return trainer
 
 
@@ -223,7 +223,7 @@ def test_normalised_activations_have_the_same_meaning(changes, tmp_path, monkeyp
     assert loaded.cfg.normalize_activations == "none"
     assert loaded.settings.prior_std == pytest.approx(float(raw.prior_std))
     if loaded.settings.posterior == "fixed":
-        assert loaded.settings.noise.value == pytest.approx(float(raw.sigma))
+        assert loaded.settings.sigma == pytest.approx(float(raw.sigma))
 
 
 def test_initial_weights_follow_from_the_seed_and_leave_torchs_generator():

@@ -248,22 +248,12 @@ def _options_of(start: Any, part: str = "", steps: int = 1) -> dict[str, _Option
             continue
         if metadata.get("hidden"):
             continue
-        is_used = name not in unused
-        for one in metadata.get("given_as", ()):  # each name an argument of the class
-            kind, number = getattr(start, name)
-            shown = number if kind == one else None
-            hint, text, nothing = hints[one].type, texts[one], None
-            if shown is not None and is_used:  # without it, which of the others?
-                hint, nothing = _kind(hint), MISSING
-            found[one] = _Option(one, hint, shown, nothing, part, text, metadata, is_used)
-        if "given_as" not in metadata:
-            text = metadata.get("help") or texts.get(name, "")
-            follows = isinstance(each.default, Follows)
-            nothing = each.default if follows else MISSING
-            if NoneType in get_args(hints[name]):
-                nothing = None
-            shown = value.value(start, steps) if isinstance(value, Follows) else value
-            found[name] = _Option(name, hints[name], shown, nothing, part, text, metadata, is_used)
+        is_used, text = name not in unused, metadata.get("help") or texts.get(name, "")
+        nothing = each.default if isinstance(each.default, Follows) else MISSING
+        if NoneType in get_args(hints[name]):
+            nothing = None
+        shown = value.value(start, steps) if isinstance(value, Follows) else value
+        found[name] = _Option(name, hints[name], shown, nothing, part, text, metadata, is_used)
     return found
 
 

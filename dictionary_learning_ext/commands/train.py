@@ -76,8 +76,6 @@ class TrainFlags:
     def __post_init__(self):
         for name, by in self.sae.unused().items():
             value = getattr(self.sae, name)
-            if name == "noise":
-                name, value = value
             if name in self.typed and value is not None and not isinstance(value, Follows):
                 raise not_used(name, value, by)
 
@@ -239,10 +237,9 @@ def beside(flags: TrainFlags) -> dict[str, SAEConfig]:
             choices["posterior"] = "point" if name == POINT else "fixed"
         start = starting_point(typed_texts([*flags.words]) | choices).sae
         used = vars(start).keys() - start.unused().keys() - choices.keys() - {"seed"}
-        names_typed = {"noise" if name in NOISES else name for name in flags.typed}
         own: dict[str, Any] = {
             option: getattr(flags.sae, option)
-            for option in names_typed & used & flags.sae.shared_with(architecture)
+            for option in {*flags.typed} & used & flags.sae.shared_with(architecture)
         }
         sae = replace(start, **own)
         if "target_l0" in vars(sae) and (k := flags.sae.kept_per_token):

@@ -19,11 +19,7 @@ def arguments_of(cls: type[Checked]) -> dict[str, tuple[Any, Any]]:
     """The type and the default of each option; `...` for a default that follows from others."""
     hints, found = get_type_hints(cls), {}
     for each in fields(cls):
-        if "given_as" in each.metadata:  # each name an argument of the class
-            noise: Any = each.default
-            for name in each.metadata["given_as"]:
-                found[name] = hints[name].type, noise.value if name == noise.kind else None
-        elif each.name not in _NAMED:
+        if each.name not in _NAMED:
             default = ... if isinstance(each.default, Follows) else each.default
             found[each.name] = hints[each.name], default
     return found

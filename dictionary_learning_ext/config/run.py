@@ -25,6 +25,7 @@ from .former import removal_hint
 from .sae import (
     CHOICES,
     CONFIGS,
+    NOISES,
     OPTION_NAMES,
     SCHEDULES,
     UNUSED_BY,
@@ -271,19 +272,20 @@ def with_former_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     used = {*option_names(cls), *(each.name for each in fields(RunConfig))}
     unused = UNUSED_BY.get(settings.get("posterior", "fixed"), ())
     used -= {*unused}
-    if "noise" in unused or "noise_to_signal" in settings:
+    if "noise_to_signal" in settings:
         used.discard("sigma")
     return {name: value for name, value in FORMER_DEFAULTS.items() if name in used} | settings
 
 
 def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that change the result and are not at their defaults, the former ones where they have changed.
+    """The settings that change the result and are not at their defaults, the former ones where they have changed; the noise always.
 
     Defaults are left out, so that adding an option changes no folder's name. A slash at the end of `init_from` is ignored;
     a RunConfig has none in its paths.
     """
     cls = CONFIGS.get(settings.get("architecture", ""), SAEConfig)
     defaults = {each.name: each.default for each in (*fields(cls), *fields(RunConfig))}
+    defaults = {name: value for name, value in defaults.items() if name not in NOISES}
     defaults["architecture"] = SAEConfig.architecture
     defaults |= {name: value for name, value in FORMER_DEFAULTS.items() if name in defaults}
     chosen = {

@@ -11,8 +11,8 @@ compared by them. The defaults are those of `vsae train`, the preset `recommende
 
 import math
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from ..errors import ConfigError
 from .architectures import TRAINED, upstream_lr
@@ -45,7 +45,6 @@ Start = Literal["random", "data"]
 KLScope = Literal["all", "selected"]
 KLSchedule = Literal["constant", "linear", "cosine"]
 Normalize = Literal["sqrt_d", "unit", "none"]
-NoiseKind = Literal["sigma", "noise_to_signal"]
 
 Settings = TypeVar("Settings", bound="SAEConfig")
 
@@ -67,6 +66,8 @@ PAPER_SIGMA = 1.0
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
 _NO_NOISE = "for no noise use posterior='point'"
 PositiveScale = Annotated[float, SCALE]
+Sigma = Annotated[float, SCALE._replace(instead=_NO_NOISE)]
+NoiseToSignal = Annotated[float, Range("above 0", lambda x: x > 0, _NO_NOISE)]
 LogVariance = Annotated[
     float, Range(f"between {_LOWEST} and {_HIGHEST}", lambda x: _LOWEST <= x <= _HIGHEST)
 ]
@@ -135,43 +136,17 @@ def _dead_after(sae: "SAEConfig") -> int:
     return dead_after(sae.dict_size, sae.kept_per_token or 1)
 
 
-# --- the noise
-
-
-class Noise(NamedTuple):
-    """How much noise a fixed posterior has."""
-
-    kind: NoiseKind
-    """sigma: the standard deviation, in training units. noise_to_signal: k sigma^2 / E||x||^2"""
-    value: float
-
-    def sigma(self, k: int, energy: float) -> float:
-        """The standard deviation.
-
-        Arguments:
-            energy: E||x||^2 of the activations.
-        """
-        if self.kind == "noise_to_signal":
-            return math.sqrt(self.value * energy / k)
-        return self.value
-
-
-NOISES: tuple[NoiseKind, ...] = get_args(NoiseKind)
-NOISE_RANGES = {
-    "sigma": SCALE._replace(instead=_NO_NOISE),
-    "noise_to_signal": Range("above 0", lambda x: x > 0),
-}
-"""The values that each kind of noise may have."""
-
+NOISES = ("sigma", "noise_to_signal")
+"""The options that say how much noise a fixed posterior has. Giving one puts it in the other's place."""
 UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
     "fixed": ("log_var_init",),
-    "learned": ("noise",),
-    "point": ("noise", "log_var_init", "noise_on", "noise_anneal_steps"),
+    "learned": NOISES,
+    "point": (*NOISES, "log_var_init", "noise_on", "noise_anneal_steps"),
 }
 """The options that each posterior does not use."""
 
 
-CHOICES = ("architecture", "posterior", "kl_schedule", "noise_on", "init_from")
+CHOICES = ("architecture", "posterior", "kl_schedule", "noise_on", "init_from", *NOISES)
 """The options that decide which others have an effect."""
 
 
@@ -315,11 +290,9 @@ class SAEConfig(Checked):
 
     def given_in_vain(self) -> list[tuple[str, Any, str]]:
         """The options that are not at their defaults and have no effect: name, value, and the choice that makes it so."""
-        defaults, vain = _defaults(type(self)), []
-        for option, choice in self.unused().items():
-            if (given := getattr(self, option)) != defaults[option]:
-                vain += [(name, value, choice) for name, value in spelled({option: given}).items()]
-        return vain
+        defaults, own = _defaults(type(self)), vars(self)
+        unused = self.unused().items()
+        return [(name, own[name], choice) for name, choice in unused if own[name] != defaults[name]]
 
     def to_dict(self) -> dict[str, Any]:
         """The options that have an effect, as flags name them."""
@@ -331,7 +304,8 @@ class SAEConfig(Checked):
         return {n: v for n, v in self.to_dict().items() if not isinstance(v, Follows)}
 
     def start_for(self, architecture: str | None = None, **choices: Any) -> "SAEConfig":
-        """The settings to start from for another architecture or other choices (None: the same).
+        """The settings to start from for another architecture or other choices (None: the same). With a noise among
+        them the noise is left out, and the caller sets it.
 
         Options that differ from this architecture's defaults are kept if the new one uses them; beta where it is the
         weight of the same penalty.
@@ -341,7 +315,9 @@ class SAEConfig(Checked):
         name = self.architecture if architecture is None else architecture
         require_choice("architecture", name, TRAINED)
         defaults, names = _defaults(type(self)), self.shared_with(name) | {"lr"}
-        used = {n: v for n, v in vars(self).items() if n not in self.unused()}
+        noise = [name for name in NOISES if choices.pop(name, None) is not None]
+        left_out = {*self.unused(), *(NOISES if noise else ())}
+        used = {n: v for n, v in vars(self).items() if n not in left_out}
         kept = {n: v for n, v in used.items() if n in names and v != defaults[n]}
         kept |= {n: v for n, v in choices.items() if n in names and v is not None}
         return CONFIGS[name](**kept).without_unused()
@@ -430,54 +406,43 @@ SCHEDULES = (*_WARMUPS, "decay_start", "kl_warmup_steps", "noise_anneal_steps")
 class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
     """Options that `vsae_top_k` and `vsae` share.
 
-    `noise` is one option that is given by one of two names: `sigma` or `noise_to_signal`.
+    `sigma`, if it is given, takes the place of `noise_to_signal`.
     """
 
     noise_on: NoiseOn = "selection"
-    noise: Noise = field(default=Noise("noise_to_signal", 0.3), metadata={"given_as": NOISES})
-    sigma: InitVar[float | None] = None
+    sigma: Sigma | None = None
     """The fixed posterior's standard deviation, in training units. Paper: 1."""
-    noise_to_signal: InitVar[float | None] = None
+    noise_to_signal: NoiseToSignal = 0.3
     """Sets sigma = sqrt(noise_to_signal E||x||^2 / k). It is the energy of the noise of k features, relative to
     the activations'. Instead of sigma; needs --normalize sqrt_d or unit."""
 
-    def __post_init__(self, sigma: float | None, noise_to_signal: float | None):
-        named = {"sigma": sigma, "noise_to_signal": noise_to_signal}
-        given = [Noise(kind, x) for kind, x in named.items() if x is not None]  # pyright: ignore
-        if len(given) > 1:
-            both = " and ".join(f"{kind}={value!r}" for kind, value in given)
-            names = " or ".join(kind for kind, _ in given)
-            raise ConfigError(f"{both}: expected one of them", instead=f"leave out {names}")
-        kind, value = given[0] if given else self.noise  # `replace` hands on the noise it had
-        require_type(kind, value, float)
-        legal = NOISE_RANGES[kind]
-        require(legal.holds(value), kind, value, legal.words, instead=legal.instead)
-        object.__setattr__(self, "noise", Noise(kind, float(value)))
+    def __post_init__(self, *_: Any):
         super().__post_init__()
+        if self.sigma is not None and self.noise_to_signal != Variational.noise_to_signal:
+            both = f"sigma={self.sigma!r} and noise_to_signal={self.noise_to_signal!r}"
+            instead = "leave out sigma or noise_to_signal"
+            raise ConfigError(f"{both}: expected one of them", instead=instead)
+
+    def sigma_of(self, energy: float) -> float:
+        """The fixed posterior's standard deviation. `energy` is E||x||^2 of the activations."""
+        k: Any = self.kept_per_token
+        return math.sqrt(self.noise_to_signal * energy / k) if self.sigma is None else self.sigma
 
     def unused(self) -> dict[str, str]:
         by = {name: f"posterior {self.posterior}" for name in UNUSED_BY[self.posterior]}
         by |= super().unused()
+        by |= {} if self.sigma is None else {"noise_to_signal": "sigma"}
         is_constant = self.kl_schedule == "constant"
         return by | ({"kl_warmup_steps": "kl_schedule constant"} if is_constant else {})
 
     def to_dict(self) -> dict[str, Any]:
-        return spelled(super().to_dict())
+        return {n: v for n, v in super().to_dict().items() if n != "sigma" or v is not None}
 
     def require_units(self, normalize: Normalize) -> None:
-        if self.posterior == "fixed" and self.noise.kind == "noise_to_signal":
+        if self.posterior == "fixed" and self.sigma is None:
             expected = "sqrt_d or unit, with noise_to_signal"
             instead = "or give sigma in the activations' own units"
             require(normalize != "none", "normalize", normalize, expected, instead=instead)
-
-
-def spelled(options: dict[str, Any]) -> dict[str, Any]:
-    """Options with the noise under the name by which it is given, e.g. sigma."""
-    noise = options.get("noise")
-    if noise is None:
-        return options
-    named = {name: value for name, value in options.items() if name != "noise"}
-    return named | {noise.kind: noise.value}
 
 
 # --- one class for each architecture
@@ -644,8 +609,7 @@ assert CONFIGS.keys() == TRAINED.keys(), "each architecture that is trained has 
 
 def option_names(cls: type[SAEConfig]) -> list[str]:
     """The names by which the options of an architecture are given."""
-    names = [each.name for each in fields(cls) if each.name != "noise"]
-    return names + ([*NOISES] if issubclass(cls, Variational) else [])
+    return [each.name for each in fields(cls)]
 
 
 OPTION_NAMES = tuple(dict.fromkeys(name for cls in CONFIGS.values() for name in option_names(cls)))
@@ -703,8 +667,8 @@ def in_units(sae: Settings, energy: float) -> Settings:
         return sae
     root = math.sqrt(energy)
     changed: dict[str, Any] = {"beta": sae.beta * energy, "prior_std": sae.prior_std * root}
-    if sae.noise.kind == "sigma":
-        changed["sigma"] = sae.noise.value * root
+    if sae.sigma is not None:
+        changed["sigma"] = sae.sigma * root
     if sae.posterior == "learned":
         changed["log_var_init"] = min(max(sae.log_var_init + math.log(energy), _LOWEST), _HIGHEST)
     return replace(sae, **changed)

@@ -181,11 +181,8 @@ class _Schedule(NamedTuple):
         """Whether two schedules are the same, or may be the same share of runs of different lengths, rounded down."""
         if not isinstance(other, _Schedule):
             return False
-        if self.steps == other.steps:
-            return self.count == other.count
-        return abs(self.count / self.steps - other.count / other.steps) < 1 / min(
-            self.steps, other.steps
-        )
+        apart = abs(self.count * other.steps - other.count * self.steps)
+        return apart < max(self.steps, other.steps)
 
 
 def training_settings(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

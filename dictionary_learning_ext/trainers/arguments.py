@@ -52,7 +52,7 @@ class VSAETopKArguments(TopKTrainerArguments, total=False):
     select_by: SelectBy
     prior_std: float
     sigma: float | None
-    noise_to_signal: float | None
+    noise_to_signal: float
 
 
 class VAEaseArguments(TypedDict, total=False):

@@ -21,7 +21,6 @@ from ..config.sae import (
     LOG_VAR_LIMITS,
     MUCH_NOISE,
     NOISE_ON,
-    NOISE_RANGES,
     PAPER_SIGMA,
     POSTERIORS,
     SELECT_BY,
@@ -104,8 +103,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     ):
         require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
         given = PosteriorOptions(**options)
-        legal = NOISE_RANGES["sigma"]
-        require(legal.holds(sigma), "sigma", sigma, legal.words, instead=legal.instead)
+        VSAETopKConfig(sigma=sigma)  # checks it
         super().__init__(activation_dim, dict_size, k)
         # Stored feature by feature, because the step reads one feature's weights at a time.
         self.decoder.weight.data = self.decoder.weight.data.t().contiguous().t()
@@ -370,7 +368,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     @property
     def _sigma(self) -> float:
         """The fixed posterior's standard deviation, in the activations' units."""
-        return self.settings.noise.sigma(self.k, self.mean_squared_norm)
+        return self.settings.sigma_of(self.mean_squared_norm)
 
     def _built_with(self) -> dict[str, Any]:
         used, names = self.settings.to_dict(), {each.name for each in fields(PosteriorOptions)}

@@ -361,7 +361,7 @@ def test_each_beside_has_settings_as_by_its_own_flags_and_those_typed_that_mean_
     for name in ("vsae", "point"):
         sae = found[name]
         assert (sae.k, sae.lr, sae.auxk_alpha, sae.beta) == (7, 0.1, 0, paper.beta)
-    assert found["vsae"].noise == paper.noise
+    assert found["vsae"].sigma == paper.sigma
     relu = parse(TRAIN, shlex.split("--preset paper --architecture relu")).sae
     assert found["relu"].lr == relu.lr, "0.1 was meant for TopK's"
     assert found["jump_relu"].target_l0 == 7

@@ -17,7 +17,6 @@ from dictionary_learning_ext.config.sae import (
     CONFIGS,
     NOISES,
     MatryoshkaConfig,
-    Noise,
     ProbabilisticTopKConfig,
     VAEaseConfig,
     VSAETopKConfig,
@@ -35,7 +34,7 @@ D, F, K = 8, 16, 4
 STARTED = {"steps": 40, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
 STARTED |= {"warmup_steps": 4, "seed": 0, "device": "cpu"}
 """What a trainer is given beside its options."""
-MAY_BE_NONE = {"decay_start", "init_from", "noise_anneal_steps"}
+MAY_BE_NONE = {"decay_start", "init_from", "noise_anneal_steps", "sigma"}
 
 
 @pytest.mark.parametrize("architecture", TRAINED)
@@ -72,7 +71,7 @@ def test_numbers_and_lists_are_kept_in_one_form():
 @pytest.mark.parametrize(("k", "energy"), [(16, 128), (16, 1), (64, 128)])
 def test_noise_to_signal_is_the_noises_energy_over_the_activations(k, energy):
     """r = k sigma^2 / E||x||^2."""
-    sigma = VSAETopKConfig(noise_to_signal=0.3).noise.sigma(k, energy)
+    sigma = VSAETopKConfig(k=k, noise_to_signal=0.3).sigma_of(energy)
     assert k * sigma**2 / energy == pytest.approx(0.3)
 
 
@@ -130,7 +129,7 @@ def test_an_sae_of_all_features_takes_no_noise_on_the_selection(architecture, gi
 def test_one_noise_takes_the_place_of_another(name):
     for start in (name for name in PRESETS if name != "paper-as-run"):
         sae = preset(start).with_settings({name: 0.4, "noise_on": "both"}, "x").sae
-        assert sae.noise == Noise(name, 0.4)
+        assert getattr(sae, name) == 0.4
         assert sae.to_dict().keys() & {*NOISES} == {name}
 
 

@@ -302,7 +302,7 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
         top_k_aux=4,
         dead_feature_threshold=10**9,
         matmul_dtype=t.float64,
-        sigma=t.tensor(settings.noise.value, dtype=t.float64),
+        sigma=t.tensor(settings.sigma, dtype=t.float64),
         log_var_limits=(t.tensor(-10.0).double(), t.tensor(4.0).double()),
         tokens_since_fired_F=t.zeros(F, dtype=t.long),
         generator=generator,
