@@ -11,7 +11,6 @@ memory, so reading costs no more memory than the rows that are copied. Torch is 
 Shapes: N contexts, or rows of own activations; L = ctx_len tokens; D = width.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -34,8 +33,7 @@ from ..run_folder.cache_manifest import (
     finished_manifest,
 )
 from ..run_folder.comparing import same_setting
-from ..run_folder.files import at_home
-from .text import fingerprint_of
+from ..run_folder.files import at_home, hash_of_files
 
 STATE, INFO = "state.json", "dataset_info.json"
 """What `datasets.save_to_disk` writes beside a data set's Arrow files."""
@@ -249,8 +247,6 @@ def _with_held_out(
         split["train"] += [part._replace(stop=middle)] if middle else []
         split["heldout"] += [part._replace(start=middle)] if middle < part.stop else []
         end -= part.stop
-    states = {part.path.absolute(): part.path.stat() for part in parts}
-    known_files = ((path, state.st_size, state.st_mtime_ns) for path, state in states.items())
     return StoredActivations(
         str(folder),
         hooks,
@@ -258,15 +254,8 @@ def _with_held_out(
         known,
         {name: tuple(its_parts) for name, its_parts in split.items()},
         (total - n_train) * ctx_len,
-        _digest_of(tuple(known_files)),
+        hash_of_files(dict.fromkeys(part.path.absolute() for part in parts)),
     )
-
-
-@lru_cache(maxsize=16)
-def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """A hash of files, computed once for each size and time of change: a sweep opens one folder many times."""
-    identity = fingerprint_of([path for path, _, _ in files])
-    return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def _layer(hook: str) -> int:

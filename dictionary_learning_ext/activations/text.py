@@ -3,7 +3,6 @@
 documents = open_text("embedded")    # an iterator of str
 """
 
-import hashlib
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from ..config.checks import require, require_choice
 from ..config.run import RunConfig, Split, without_slash
 from ..errors import TextError, first_line
-from ..run_folder.files import at_home
+from ..run_folder.files import at_home, fingerprint_of
 from .text_files import SUFFIXES, read_documents, text_of_row
 
 EMBEDDED_TEXT = Path(__file__).parents[1] / "embedded" / "text" / "books.parquet"
@@ -25,10 +24,6 @@ _SPLIT_NAME = re.compile(
     r"(train|validation|valid|val|dev|test)(?:ing)?(?:[-_.0-9]|$)", re.IGNORECASE
 )
 """Matches test.txt, test-0.txt and the folder test, but not testament.txt."""
-_HASHED_WHOLE = 1 << 26
-"""The size in bytes up to which a whole file is hashed."""
-_PART = 1 << 16
-"""The size in bytes of each of the 256 parts that are hashed of a larger file."""
 
 
 def open_text(
@@ -234,22 +229,6 @@ def _passages_in(file: Path, split: Split) -> list[str]:
     """The passages of a split, which are read only once."""
     columns = (read_documents(file, column) for column in ("text", "split"))
     return [text for text, of in zip(*columns, strict=True) if of == split]
-
-
-def fingerprint_of(files: list[Path]) -> list[Any]:
-    """The name, size and SHA-256 of each file. Only 256 parts of a file over 64 MB are hashed."""
-    found = []
-    for file in files:
-        digest, size = hashlib.sha256(), file.stat().st_size
-        with file.open("rb") as opened:
-            if size <= _HASHED_WHOLE:
-                digest.update(opened.read())
-            else:
-                for i in range(256):
-                    opened.seek(i * (size - _PART) // 255)
-                    digest.update(opened.read(_PART))
-        found.append([file.name, size, digest.hexdigest()])
-    return found
 
 
 def _splits_of(path: Path) -> dict[str, list[Path]]:

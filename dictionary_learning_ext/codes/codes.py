@@ -18,15 +18,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
+from inspect import getfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from scipy.sparse import csc_matrix, csr_matrix
@@ -39,9 +37,9 @@ from ..activations.stored import UNKNOWN
 from ..config.run import RunConfig
 from ..errors import CheckpointError, LanguageModelError, TextError, first_line
 from ..run_folder.comparing import measured_on
-from ..run_folder.files import CODES, LOCK, at_home, replacing
-from ..run_folder.sae_names import results_folder
-from ..run_folder.tensors import hash_of
+from ..run_folder.files import CODES, replacing
+from ..run_folder.identity import hash_of_definitions, sources_of
+from ..run_folder.sae_names import hash_of_sae, results_folder
 from ..run_folder.weights import load_dictionary
 from ..trainers.dictionaries import decoder_directions, k_of
 from .contexts import FeatureOfCodes, token_text
@@ -51,19 +49,9 @@ logger = logging.getLogger(__name__)
 
 KIND_OF = 40_000
 """The tokens with which directions are compared, see `Codes.token_cosine_F`."""
-_FORMAT = 3
 _TOKENS_AT_ONCE = 8192
-_SUMS = (
-    "norm_factor",
-    "tokens",
-    "squares",
-    "residual",
-    "sums",
-    "counted",
-    "kl",
-    "residual_sampled",
-)
-"""The fields of `Totals` that are kept in the file's metadata."""
+_TOTALS = "totals."
+"""The prefix of the names of the tensors of `Totals` in a file."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +104,7 @@ class Codes:
     has_all: bool = False
     """Whether `totals` hold the sums that need all features, not only the selected ones."""
     sae: str = ""
-    """A hash of the SAE's weights; empty if unknown."""
+    """The `hash_of_sae`; empty if unknown."""
     text: dict[str, Any] = field(default_factory=dict)
     """What identifies the text, see `text_key`; empty if unknown."""
     tokenizer: Any = None
@@ -239,7 +227,7 @@ class Codes:
         Raises: CheckpointError if there are no codes, or they are of other weights.
         """
         dictionary, _ = load_dictionary(folder)
-        codes = kept_codes(results_folder(folder), dictionary)
+        codes = kept_codes(results_folder(folder), dictionary, hash_of_sae(folder))
         if codes is None:
             raise CheckpointError(
                 f"{folder}: there are no codes of this SAE",
@@ -349,48 +337,21 @@ def _concatenated(parts: list[np.ndarray], fill: Any) -> np.ndarray:
 
 
 def text_key(run: RunConfig, tokens: int) -> dict[str, Any]:
-    """What determines the tokens that are read and their activations, as JSON content.
-
-    Files and folders on this machine are identified by their files' sizes and times, not by their content; what is shipped
-    with the package, by the package's version; a language model of the hub, by the commit in the hub's cache; a data set of
-    the hub, by its name alone, as streaming leaves no commit here.
+    """What determines the tokens that are read and their activations, as JSON content: settings, the content of files (see
+    `sources_of`), and the versions of the libraries that compute activations.
 
     Arguments:
         tokens: how many are read, at most.
     """
     settings = measured_on(run)
-    places: dict[str, Any] = {name: _files_at(settings[name]) for name in ("data", "activations")}
-    places["model"] = _model_at(settings["model"])
-    found = settings | {"tokens": tokens, "files": places}
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    found = settings | {"tokens": tokens, "files": sources_of(settings), "versions": versions}
     return json.loads(json.dumps(found, default=str))
 
 
-def _files_at(name: str | None) -> list[Any] | None:
-    """The name, size and time of each file at a path, or the package's version for "embedded"; None if there is no file."""
-    if name == "embedded":
-        return [version("dictionary-learning-ext")]
-    path = None if name is None else at_home(name)
-    if path is None or not path.exists():
-        return None
-    # Locking a folder rewrites the lock, and changes no content.
-    inside = (one for one in path.rglob("*") if one.is_file() and one.name != LOCK)
-    files = [path] if path.is_file() else sorted(inside)
-    return [
-        [str(one.relative_to(path)), one.stat().st_size, one.stat().st_mtime_ns] for one in files
-    ]
-
-
-def _model_at(name: str) -> list[Any] | str | None:
-    """Like `_files_at`, for a language model. For one of the hub it is the commit, or None if it isn't in
-    the hub's cache."""
-    if (files := _files_at(name)) is not None:
-        return files
-    try:
-        repository = repo_folder_name(repo_id=name, repo_type="model")
-    except HFValidationError:  # no name of the hub: a folder that isn't there
-        return None
-    path = Path(HF_HUB_CACHE, repository, "refs", "main")
-    return path.read_text() if path.is_file() else None
+def _definitions() -> str:
+    """The hash of what defines codes and their totals, and how they are kept."""
+    return hash_of_definitions(getfile(Encoder), getfile(Codes))
 
 
 def size_of(codes: Codes) -> int:
@@ -411,7 +372,9 @@ def keep_codes(folder: Path, codes: Codes) -> Path:
 
     Raises: CheckpointError if they can't be written.
     """
-    path, totals = folder / CODES, codes.totals
+    path = folder / CODES
+    sums = codes.totals.summed()
+    tensors = {name: one for name, one in sums.items() if isinstance(one, t.Tensor)}
     content = {
         "value_M": codes.code_NF.data,
         "feature_M": codes.code_NF.indices.astype(np.int32),
@@ -421,15 +384,14 @@ def keep_codes(folder: Path, codes: Codes) -> Path:
         "sink_CL": codes.reading.sink_CL,
         "rise_F": codes.rise_F,
         "token_cosine_F": codes.token_cosine_F,
-        "sum_D": totals.sum_D.cpu().numpy(),
+        **{f"{_TOTALS}{name}": one.cpu().numpy() for name, one in tensors.items()},
     }
-    sums = {name: getattr(totals, name) for name in _SUMS}
     about = {
-        "format": _FORMAT,
+        "definitions": _definitions(),
         "sae": codes.sae,
         "text": codes.text,
         "has_all": codes.has_all,
-        "sums": sums,
+        "sums": {name: one for name, one in sums.items() if name not in tensors},
     }
     with replacing(path) as temporary:
         about["hash"] = _hash_of(content, about)
@@ -441,26 +403,26 @@ def keep_codes(folder: Path, codes: Codes) -> Path:
 def kept_codes(
     folder: Path,
     dictionary: Dictionary,
+    sae: str,
     text: dict[str, Any] | None = None,
     *,
     with_all: bool = False,
-    sae: str | None = None,
 ) -> Codes | None:
     """The codes of an SAE on a text that are kept beside it; None if there are none.
 
-    Logs why stale codes are ignored: they are of another SAE or text, or can't be read.
+    Logs why stale codes are ignored: they are of another SAE, text or definition, or can't be read.
 
     Arguments:
         folder: the SAE's folder of results.
+        sae: its `hash_of_sae`.
         text: the key of the text, see `text_key`. None: any text.
         with_all: take only codes that have all sums of an evaluation.
-        sae: the hash of the dictionary's weights, if known.
     """
     path = folder / CODES
     if not path.is_file():
         return None
     try:
-        return _read(path, dictionary, text, with_all, sae or hash_of(dictionary))
+        return _read(path, dictionary, sae, text, with_all)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         logger.warning("%s can't be read, and is not used: %s", path, first_line(error))
     except _OtherCodes as other:
@@ -479,16 +441,18 @@ def _hash_of(content: dict[str, np.ndarray], about: dict[str, Any]) -> str:
 
 
 class _OtherCodes(Exception):
-    """The codes are of another SAE or text than asked for."""
+    """The codes are of another SAE, text or definition than asked for."""
 
 
 def _read(
-    path: Path, dictionary: Dictionary, text: dict[str, Any] | None, with_all: bool, sae: str
+    path: Path, dictionary: Dictionary, sae: str, text: dict[str, Any] | None, with_all: bool
 ) -> Codes:
     with safe_open(path, framework="numpy") as file:
         about = json.loads((file.metadata() or {})["codes"])
-        if about["format"] != _FORMAT:
-            raise _OtherCodes("another version of this package wrote it")
+        if about.get("definitions") != _definitions():
+            raise _OtherCodes(
+                "it was written by another version of this package, or with other definitions"
+            )
         if about["sae"] != sae:
             raise _OtherCodes("it is of other weights")
         if text is not None and about["text"] != text:
@@ -504,9 +468,12 @@ def _read(
     n, starts_N = len(part["selected_N"]), np.zeros(len(part["selected_N"]) + 1, dtype=np.int64)
     np.cumsum(part["selected_N"], out=starts_N[1:])
     code_NF = csr_matrix((part["value_M"], part["feature_M"], starts_N), (n, size))
-    totals = Totals(width, size, k_of(dictionary), t.device("cpu"), **about["sums"])
-    totals.sum_D = t.from_numpy(part["sum_D"])
-    codes = Codes(
+    totals = Totals(width, size, k_of(dictionary), t.device("cpu"))
+    sums = {
+        name.removeprefix(_TOTALS): one for name, one in part.items() if name.startswith(_TOTALS)
+    }
+    vars(totals).update(about["sums"], **{name: t.from_numpy(one) for name, one in sums.items()})
+    return Codes(
         code_NF,
         Reading(part["ids_CL"], part["wanted_CL"], part["sink_CL"]),
         totals,
@@ -517,5 +484,3 @@ def _read(
         sae,
         about["text"],
     )
-    totals.selected_F = t.from_numpy(codes.count_F)
-    return codes

@@ -12,7 +12,7 @@ Shapes: N tokens, n of a block, M selections, D = activation_dim, F features, K 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -95,12 +95,23 @@ class Totals:
     losses: LanguageModelLosses | None = None
     no_losses: str = ""
     """Why there are no losses; empty if they don't apply to these activations."""
+    sum_D: t.Tensor = field(init=False)
+    """Sum of x, (D,)."""
+    selected_F: t.Tensor = field(init=False)
+    """The number of tokens at which each feature was selected, (F,)."""
 
     def __post_init__(self):
         self.sum_D = t.zeros(self.activation_dim, dtype=t.float64, device=self.device)
-        """Sum of x, (D,)."""
         self.selected_F = t.zeros(self.dict_size, dtype=t.long, device=self.device)
-        """The number of tokens at which each feature was selected, (F,)."""
+
+    def summed(self) -> dict[str, Any]:
+        """All that was summed while the text was encoded, by field: what an SAE's codes keep."""
+        not_summed = ("activation_dim", "dict_size", "k", "device", "losses", "no_losses")
+        return {
+            name: getattr(self, name)
+            for each in fields(self)
+            if (name := each.name) not in not_summed
+        }
 
     def add(self, x_BD: t.Tensor, x_hat_BD: t.Tensor, feature_M: t.Tensor) -> None:
         """Add a batch of activations, their reconstructions, and the feature of each selection."""

@@ -111,11 +111,11 @@ class CompareFlags:
     """Show every metric (see docs/metrics.md)."""
     json: bool = False
     """Print JSON instead: each folder's metrics.json. With --columns, only those metrics and what
-    they were measured on."""
+    they were measured on. "stale" says why metrics may not be what `vsae eval` would give now."""
 
 
 def run_compare(flags: CompareFlags) -> None:
-    from ..evaluation.tables import chosen, metrics_in, results_table
+    from ..evaluation.tables import chosen, metrics_in, results_table, stale_metrics
     from ..features.agreement import COME_BACK
     from ..features.reproduce_text import sentence_of
     from ..features.seeds import compare_seeds
@@ -123,6 +123,7 @@ def run_compare(flags: CompareFlags) -> None:
 
     require_folders(flags.folders)
     results = {folder: read_metrics(folder) for folder in flags.folders}
+    reasons = stale_metrics(results)
     metrics = None if flags.columns is None else chosen(flags.columns)
     if flags.all:
         require(metrics is None, "columns", flags.columns, "to be left out beside --all")
@@ -132,6 +133,8 @@ def run_compare(flags: CompareFlags) -> None:
             keys = {metric.key for metric in metrics} | {"measured_on", "tokens", "loss_tokens"}
             for folder, values in results.items():
                 results[folder] = {key: value for key, value in values.items() if key in keys}
+        for folder, reason in reasons.items():
+            results[folder] |= {"stale": f"measured {reason}"}
         print(json.dumps(results, indent=2))
         return
     configs = {folder: read_config(folder) for folder in results}

@@ -23,16 +23,15 @@ from ..run_folder.comparing import (
     CONTEXTS,
     MEASURED_ON,
     evaluation_file,
-    measured_on,
     require_one_setting,
 )
 from ..run_folder.files import CODES, EVALUATION, require_writable, write_json
 from ..run_folder.reading import require_folders
-from ..run_folder.sae_names import location_of, results_folder
-from ..run_folder.tensors import hash_of
+from ..run_folder.sae_names import hash_of_sae, location_of, results_folder
 from ..run_folder.trained_on import run_of, runs_of
 from ..run_folder.weights import load_dictionary
 from .measure import measure, metrics_of, with_progress
+from .metrics import with_identity
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ def evaluate_folders(
         if run.activations is None:
             language_model = opened.inputs.language_model
         for name, metrics in measured.items():
-            results[name] = step_setting | metrics | {"measured_on": measured_on(run)}
+            results[name] = with_identity(step_setting | metrics, opened.hashes[name], run)
             config = saes[name][1] if results_of[name] == location_of(name).folder else {}
             path = evaluation_file(results_of[name], config, run, tokens, results[name])
             write_json(path, results[name], "out")
@@ -164,6 +163,7 @@ class OpenedFolders:
     Attributes:
         run: the run whose activations they are measured on.
         saes: each folder's SAE and config.json.
+        hashes: each folder's `hash_of_sae`; empty for a dictionary without one.
 
     Arguments:
         own_tokens: the number of tokens of the runs' own evaluations.
@@ -179,6 +179,9 @@ class OpenedFolders:
         language_model: CausalLM | None = None,
     ):
         self.run, self.saes, self._own_tokens, self._step = run, saes, own_tokens, step
+        self.hashes = {
+            name: hash_of_sae(name, step) for name, (_, config) in saes.items() if config
+        }
         self._given = language_model
 
     @cached_property
@@ -235,12 +238,11 @@ class OpenedFolders:
         tokens = self._own_tokens if tokens is None else tokens
         keep = keep and split == "heldout" and self._step is None
         text, missing, read = text_key(self.run, tokens), {}, tokens
-        hashes = {name: hash_of(sae) for name, (sae, _) in self.saes.items()}
         for name, (sae, _) in self.saes.items():
             codes = None
             if keep:
                 folder = results_folder(name)
-                codes = kept_codes(folder, sae, text, with_all=with_all, sae=hashes[name])
+                codes = kept_codes(folder, sae, self.hashes[name], text, with_all=with_all)
             if codes is None:
                 missing[name] = sae
             else:
@@ -251,7 +253,7 @@ class OpenedFolders:
         text = text_key(self.run, tokens)  # the language model may have been downloaded just now
         encoded = encode_each([*missing.values()], contexts, with_all=with_all)
         for name, codes in zip(missing, encoded, strict=True):
-            codes = replace(codes, sae=hashes[name], text=text)
+            codes = replace(codes, sae=self.hashes.get(name, ""), text=text)
             if keep:
                 _keep(results_folder(name), codes)
             read = codes.tokens

@@ -8,8 +8,10 @@ Shapes: F features.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import getfile
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +19,10 @@ import torch as t
 
 from ..codes.codes import Codes
 from ..codes.encoding import LanguageModelLosses, NotMeasured, Totals
+from ..config.run import RunConfig
+from ..run_folder.comparing import measured_on
 from ..run_folder.files import NOT_MEASURED
+from ..run_folder.identity import OF, changed, hash_of_definitions, identity
 from ..trainers import posterior
 
 Table = Literal["compare", "report", "sweep", "bench", "training"]
@@ -370,3 +375,27 @@ def computed(totals: Totals, metrics: list[Metric] | None = None) -> dict[str, A
             value, reasons[metric.key] = None, str(reason)
         values[metric.key] = value
     return values | ({NOT_MEASURED: reasons} if reasons else {})
+
+
+# --- what they are of
+
+
+def with_identity(metrics: dict[str, Any], sae: str, run: RunConfig) -> dict[str, Any]:
+    """Metrics as metrics.json has them: with what they were measured on, and what they are of.
+
+    Arguments:
+        sae: see `hash_of_sae`.
+    """
+    settings = measured_on(run)
+    return metrics | {"measured_on": settings, OF: identity(sae, settings, _definitions())}
+
+
+def changes_since(folder: str | Path, metrics: Mapping[str, Any]) -> list[str] | None:
+    """What has changed since an SAE's metrics.json was written, see `changed`."""
+    return changed(folder, metrics, _definitions())
+
+
+def _definitions() -> str:
+    return hash_of_definitions(
+        getfile(Totals), __file__, str(Path(__file__).with_name("measure.py"))
+    )

@@ -1,5 +1,6 @@
 """Tables of SAEs' metrics as commands print them, short names of SAEs, and text in columns."""
 
+import logging
 import os
 import re
 import shutil
@@ -15,12 +16,14 @@ from ..config.architectures import ARCHITECTURES, TRAINED
 from ..config.checks import did_you_mean
 from ..config.names import is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
-from ..errors import ConfigError, printable
-from ..run_folder.comparing import LEAVING_OUT, measurements, trained_as, unequal
+from ..errors import ConfigError, in_shell, printable
+from ..run_folder.comparing import LEAVING_OUT, STORED, measurements, trained_as, unequal
 from ..run_folder.files import NOT_MEASURED
 from ..run_folder.reading import load_config, read_history, read_metrics_if_any
 from ..run_folder.settings import SEEDS, architecture_of, compared_settings
-from .metrics import METRICS, Metric, shown_in
+from .metrics import METRICS, Metric, changes_since, shown_in
+
+logger = logging.getLogger(__name__)
 
 _REMEDIES = "See `When it goes wrong` in docs/settings.md."
 _FEWEST_SELECTIONS = 10
@@ -47,8 +50,8 @@ def results_table(
 ) -> str:
     """The metrics of SAEs as commands print them: a table that fits the terminal.
 
-    SAEs that were measured differently from the first one are marked. Further tables show the settings in which the
-    measurements and the trainings differ.
+    SAEs that were measured differently from the first one are marked, and metrics that are stale. Further tables show the
+    settings in which the measurements and the trainings differ.
 
     Arguments:
         results, configs: the content of each folder's metrics.json and config.json.
@@ -58,11 +61,14 @@ def results_table(
     width = shutil.get_terminal_size().columns
     names, measured = labels(configs), measurements(dict(results))
     differing = unequal(list(measured.values()))
+    reasons, first = stale_metrics(results), next(iter(measured.values()))
     marked = {
-        folder: name + " *" * bool(unequal([measured[folder], next(iter(measured.values()))]))
+        folder: name + " *" * bool(unequal([measured[folder], first])) + " !" * (folder in reasons)
         for folder, name in names.items()
     }
     parts = [table(results, metrics, width, further, marked)]
+    if lines := [f"! {line}" for line in stale_lines(reasons, names)]:
+        parts.append("\n".join(lines))
     if lines := notes(results, names, metrics):
         parts.append("\n".join(lines))
     if differing:
@@ -149,6 +155,50 @@ def notes(
         line if len(some) == len(results) else f"{', '.join(some)}: {line}"
         for line, some in said_of.items()
     ]
+
+
+_OTHER = {
+    "weights": "other weights",
+    "data": "another text",
+    STORED: "other activations",
+    "model": "another language model",
+    "definitions": "other definitions of the metrics",
+}
+"""What a change of each part of an `identity` is called."""
+
+
+def stale_metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Why the metrics.json of SAEs may not be what an evaluation would give now, by folder: what has changed, or that it doesn't
+    say."""
+    changes = {folder: changes_since(folder, metrics) for folder, metrics in results.items()}
+    return {
+        folder: "by an earlier version, so it isn't known on what"
+        if names is None
+        else f"with {' and '.join(_OTHER[name] for name in names)}"
+        for folder, names in changes.items()
+        if names != []
+    }
+
+
+def stale_lines(reasons: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
+    """Sentences for `stale_metrics`."""
+    folders: dict[str, list[str]] = {}
+    for folder, reason in reasons.items():
+        folders.setdefault(reason, []).append(folder)
+    return [
+        f"Measured {reason}: {', '.join(names[one] for one in of)}. `vsae eval {in_shell(*of)}` measures again."
+        for reason, of in folders.items()
+    ]
+
+
+def metrics_as_now(folder: str | Path) -> dict[str, Any] | None:
+    """An SAE's metrics.json; None if there is none, or with a warning if it is of something else than what is there now."""
+    metrics = read_metrics_if_any(folder)
+    if metrics is None or not changes_since(folder, metrics):
+        return metrics
+    (line,) = stale_lines(stale_metrics({str(folder): metrics}), {str(folder): str(folder)})
+    logger.warning("metrics are left out. %s", line)
+    return None
 
 
 def metrics_in(results: Mapping[str, Mapping[str, Any]]) -> list[Metric]:

@@ -22,8 +22,8 @@ from ..config.run import UNKNOWN, RunConfig
 from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..evaluation.measure import batches_of
+from ..evaluation.tables import metrics_as_now
 from ..run_folder.files import EVALUATION, EXPORTS, read_json, temporary_folder, writing
-from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import require_own, results_folder
 from ..run_folder.schema import Object
 from ..run_folder.trained_on import run_of
@@ -108,7 +108,7 @@ def export(
     trained_on_run = run_of(folder, model, hook, data, device)
     given = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
     run = replace(trained_on_run, **{n: value for n, value in given.items() if value is not None})
-    metrics = read_metrics_if_any(folder)
+    metrics = metrics_as_now(folder)
     place = {"model": run.model, "data": run.data}
     config, metrics, place = without_local_paths((config, metrics, place))
     try:

@@ -42,7 +42,9 @@ from ..run_folder.foreign import (
     SPARSIFY_WEIGHTS,
 )
 from ..run_folder.foreign_weights import UNIT_NORM_TOLERANCE, load_foreign
+from ..run_folder.identity import OF
 from ..run_folder.reading import read_config
+from ..run_folder.sae_names import hash_of_sae
 from ..run_folder.weights import save_weights
 
 SAE_BENCH_REPO = "local/saes"
@@ -300,8 +302,10 @@ def _write_dictionary_learning(folder: Path, source: ExportedSAE) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / WEIGHTS, dictionary)
     write_json(folder / CONFIG, source.config | {"trainer": trainer})
-    if source.metrics is not None:
-        write_json(folder / EVALUATION, source.metrics)
+    if (metrics := source.metrics) is not None:
+        if OF in metrics:  # the same SAE, in another file
+            metrics = metrics | {OF: metrics[OF] | {"weights": hash_of_sae(folder)}}
+        write_json(folder / EVALUATION, metrics)
 
 
 def _write_sae_bench(folder: Path, source: ExportedSAE) -> None:

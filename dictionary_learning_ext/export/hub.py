@@ -28,7 +28,7 @@ from ..config.architectures import BY_DICT_CLASS
 from ..config.checks import require_choice
 from ..config.run import UNKNOWN
 from ..errors import CheckpointError, HubError, UserError, first_line
-from ..evaluation.tables import markdown_table, table
+from ..evaluation.tables import markdown_table, metrics_as_now, table
 from ..run_folder.files import (
     CONFIG,
     EVALUATION,
@@ -37,7 +37,7 @@ from ..run_folder.files import (
     is_disk_full,
     write_json,
 )
-from ..run_folder.reading import read_metrics_if_any, run_folders_in
+from ..run_folder.reading import run_folders_in
 from ..run_folder.sae_names import require_own, results_folder
 from ..run_folder.settings import run_settings
 from ..run_folder.weights import load_dictionary
@@ -254,7 +254,7 @@ def _stage(
         (staged / name).mkdir()
         (staged / name / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
         write_json(staged / name / CONFIG, configs[name])
-        if (measured := read_metrics_if_any(folder)) is not None:
+        if (measured := metrics_as_now(folder)) is not None:
             metrics[name] = without_local_paths(measured)
             write_json(staged / name / EVALUATION, metrics[name])
         if (results / FEATURES).is_file():

@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from inspect import getfile
 from statistics import fmean
 
 import numpy as np
@@ -24,12 +25,13 @@ from scipy.linalg import solve
 from ..activations.inputs import in_batches
 from ..activations.rows import ContextBatch
 from ..codes.codes import Codes, encode
-from ..codes.encoding import as_csr, encoded
+from ..codes.encoding import Totals, as_csr, encoded
 from ..config.run import Split
 from ..errors import CheckpointError, TextError, UserError
 from ..evaluation.folders import OpenedFolders
 from ..evaluation.metrics import fve_of
 from ..run_folder.files import RANDOM_TOKENS, read_json, write_json
+from ..run_folder.identity import hash_of_definitions
 from ..run_folder.sae_names import results_folder
 from ..run_folder.schema import RANDOM_TOKENS_JSON
 from ..trainers.data_start import token_directions
@@ -48,7 +50,6 @@ Numbers = dict[str, float | None]
 TOKENS = 40_000
 """The training tokens from which they are drawn and fitted, at least."""
 _TOKENS_PER_FEATURE = 8
-_FORMAT = 2
 _RIDGE = 1e-9
 """Of the mean of the diagonal. It matters only to features that never fire, whose equations are singular."""
 
@@ -168,8 +169,12 @@ def _sizes_of(codes: Sequence[Codes]) -> list[tuple[int, int]]:
 
 def key_of(codes: Sequence[Codes]) -> str:
     """The hash of what the numbers depend on."""
-    content = json.dumps([_FORMAT, codes[0].text, _sizes_of(codes)], sort_keys=True)
+    content = json.dumps([_definitions(), codes[0].text, _sizes_of(codes)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _definitions() -> str:
+    return hash_of_definitions(getfile(Codes), getfile(Totals), getfile(AgreementOfCodes), __file__)
 
 
 def _measured(

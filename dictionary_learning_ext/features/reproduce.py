@@ -20,7 +20,7 @@ from ..config.run import RunConfig
 from ..errors import UserError
 from ..evaluation.folders import SAE, OpenedFolders, dictionary_of, open_folders
 from ..evaluation.metrics import fve_of
-from ..evaluation.tables import labels, title_of, titles
+from ..evaluation.tables import labels, metrics_as_now, title_of, titles
 from ..run_folder.comparing import (
     grouped_by_setting,
     same_setting,
@@ -28,7 +28,7 @@ from ..run_folder.comparing import (
     trained_as,
     unequal,
 )
-from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
+from ..run_folder.reading import read_config, require_folders
 from ..run_folder.sae_names import require_different
 from ..run_folder.settings import SEEDS, compared_settings, source_settings
 from ..run_folder.weights import load_dictionary
@@ -321,12 +321,10 @@ def compare_saes(
     measured = reproducibility({names[folder]: directions[folder] for folder in configs})
     fve, l0, first = {}, {}, next(iter(configs))
     for folder in configs:
-        name, known, own = names[folder], read_metrics_if_any(folder) or {}, codes.get(folder)
-        fve[name], l0[name] = known.get("fve"), known.get("l0")
-        if fve[name] is None and own is not None:
-            fve[name] = fve_of(own)
-        if l0[name] is None and own is not None:
-            l0[name] = own.totals.mean("l0")
+        name, own = names[folder], codes.get(folder)
+        known = (metrics_as_now(folder) or {}) if own is None else {}
+        fve[name] = known.get("fve") if own is None else fve_of(own)
+        l0[name] = known.get("l0") if own is None else own.totals.mean("l0")
     agreeing = {names[folder]: codes[folder] for folder in configs} if codes else {}
     return ReturningFeatures(
         measured,

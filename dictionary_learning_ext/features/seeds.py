@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..evaluation.folders import Loaded, open_folders
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import read_metrics_if_any
-from ..run_folder.sae_names import results_folder
+from ..run_folder.sae_names import hash_of_sae, results_folder
 from ..run_folder.settings import run_settings, seeds_of
 from ..run_folder.weights import load_dictionary
 from .directions import decoder_directions
@@ -66,7 +66,10 @@ def compare_seeds(
 
 def _kept_codes(saes: Mapping[str, Loaded]) -> dict[str, Codes] | None:
     """The codes that are kept beside SAEs; None unless all have codes on the same text."""
-    kept = {name: kept_codes(results_folder(name), sae) for name, (sae, _) in saes.items()}
+    kept = {
+        name: kept_codes(results_folder(name), sae, hash_of_sae(name))
+        for name, (sae, _) in saes.items()
+    }
     codes = {name: known for name, known in kept.items() if known is not None}
     texts = {known.reading.hash for known in codes.values()}
     return codes if len(codes) == len(saes) and len(texts) == 1 else None

@@ -3,6 +3,7 @@
 comparison = analyse([folder, *others], ReportOptions())
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from ..codes.contexts import token_text, visible
 from ..codes.sinks import Sinks, sinks_of
 from ..codes.table import FeatureTable
 from ..config.run import ReportOptions
-from ..evaluation.folders import OpenedFolders, open_folders
-from ..evaluation.metrics import Metric, shown_in
-from ..evaluation.tables import labels
+from ..errors import UserError
+from ..evaluation.folders import OpenedFolders, evaluate_folders, open_folders
+from ..evaluation.metrics import Metric, changes_since, shown_in
+from ..evaluation.tables import labels, stale_lines, stale_metrics
 from ..features.agreement import COME_BACK
 from ..features.directions import LogitLens, Ranked, alignment, nearest_features
 from ..features.random_tokens import Numbers
@@ -30,6 +32,8 @@ from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, FeatureScores
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
 from ..run_folder.sae_names import location_of, require_different
+
+logger = logging.getLogger(__name__)
 
 STAR_MARGIN = 0.1
 """An SAE whose FVE is further than this below the highest gets no star."""
@@ -165,6 +169,8 @@ class Comparison:
     """The attention sinks that the report leaves out; None if there are none."""
 
     vocabulary: Vocabulary
+    stale: list[str]
+    """Warnings of metrics that may not be what an evaluation would give now."""
 
 
 def analyse(
@@ -210,6 +216,12 @@ def analyse(
         come_back[folder] = found.against_random_tokens(
             opened, known=random_tokens, split=options.split, keep=keep
         )
+    metrics = {name: read_metrics_if_any(name) or {} for name in opened.saes}
+    for name in metrics:
+        if metrics[name] and changes_since(name, metrics[name]):
+            on_step(f"evaluating {name} again, as it has changed since")
+            metrics[name] = _evaluated_again(name, where)
+    reasons = stale_metrics({name: known for name, known in metrics.items() if known})
     vocabulary = Vocabulary(language_model.tokenizer)
     called = labels({name: opened.saes[name][1] for name in map(str, folders)})
     analyses = [
@@ -221,12 +233,23 @@ def analyse(
             vocabulary,
             lens,
             come_back.get(name),
-            [read_metrics_if_any(seed) or {} for seed in (name, *seeds_of.get(name, []))],
+            [metrics[seed] for seed in (name, *seeds_of.get(name, []))],
         )
         for name in map(str, folders)
     ]
     sinks = sinks_of(analyses[0].codes.reading, language_model.tokenizer)
-    return Comparison(opened, analyses, options, sinks, vocabulary)
+    stale = stale_lines(reasons, {name: name for name in reasons})
+    return Comparison(opened, analyses, options, sinks, vocabulary, stale)
+
+
+def _evaluated_again(name: str, where: dict[str, Any]) -> dict[str, Any]:
+    """The metrics.json of an SAE, after another evaluation at its own settings."""
+    own = {key: where[key] for key in ("model", "hook", "device", "device_map") if key in where}
+    try:
+        evaluate_folders([name], **own)
+    except UserError as error:
+        logger.warning("%s", error)
+    return read_metrics_if_any(name) or {}
 
 
 def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:

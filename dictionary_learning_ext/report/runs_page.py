@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from ..errors import CheckpointError
 from ..evaluation.metrics import METRICS, Metric, shown_in
-from ..evaluation.tables import labels_of, setting_text, text_table
+from ..evaluation.tables import labels_of, setting_text, stale_lines, stale_metrics, text_table
 from ..features.agreement import COME_BACK, SHOWN
 from ..features.reproducibility import Measure
 from ..run_folder.comparing import measurements, unequal
@@ -77,6 +77,7 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
     results = results_of(configs, metrics_of, folder)
     settings = unequal([run.settings for run in results])
     shown, columns, warnings = _with_measured_settings(results, settings, metrics_of)
+    warnings += _stale(results)
     metrics = shown_in("compare")
     tables = [_runs_table("", shown, columns, metrics, out)]
     ours = [run for run in results if "run" in configs[run.name]]
@@ -115,6 +116,12 @@ def _with_measured_settings(
     return shown, [*settings, *more], [warning] if differ else []
 
 
+def _stale(results: list[RunResult]) -> list[str]:
+    """Warnings of metrics that may not be what an evaluation would give now."""
+    reasons = stale_metrics({str(run.folder): run.metrics for run in results if run.metrics})
+    return stale_lines(reasons, {str(run.folder): run.name for run in results})
+
+
 def _reports_to_write(results: list[RunResult], table: RunsTable) -> list[str]:
     """The commands that write the missing reports."""
     links = zip(results, table.links or [], strict=True)
@@ -134,6 +141,7 @@ def show_sweep(
         width: the terminal's.
     """
     names, metrics = differing(results), shown_in("sweep")
+    warnings = [*([f"{missing}."] if missing else []), *_stale(results)]
     groups = with_seed_scores(grouped(results), encode=True)
     best, settings = best_of_each_k(groups), [name for name in names if name not in SEEDS]
     has_seeds = _have_seeds(groups)
@@ -160,7 +168,7 @@ def show_sweep(
         tables,
         metrics,
         groups,
-        warnings=[f"{missing}."] if missing else [],
+        warnings=warnings,
         figures=_figures(results, names, metrics),
     )
     files = {
@@ -173,7 +181,7 @@ def show_sweep(
         text_table(settings_table.head, settings_table.rows, width, max(1, first)),
         *_notes(groups),
         "",
-        *([f"{missing}."] if missing else []),
+        *warnings,
         *_best_lines(best, settings, ranked_in, len(results)),
         *_most_returning_lines(most_returning_of_each_k(groups), settings, ranked_in),
     ]

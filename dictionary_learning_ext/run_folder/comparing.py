@@ -129,7 +129,7 @@ def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     settings = {name: dict(metrics.get("measured_on", {})) for name, metrics in results.items()}
     one_of: dict[Any, str] = {}
     for own in settings.values():
-        if (content := _held_out_content(own.get(STORED))) is not None:
+        if (content := held_out_content(own.get(STORED))) is not None:
             own[STORED] = one_of.setdefault(content, own[STORED])
     names = sorted({name for each in settings.values() for name in each})
     return {
@@ -143,7 +143,7 @@ _NOT_HELD_OUT = ("model", "data", "data_seed", "hooks", "eval_tokens", "eval_doc
 """The settings of a cache that don't decide its held-out activations, or that are told by a hash beside them."""
 
 
-def _held_out_content(cache: str | None) -> str | None:
+def held_out_content(cache: str | None) -> str | None:
     """What decides the held-out activations in a cache, as JSON; None if no cache is there."""
     try:
         manifest = None if cache is None else read_manifest(at_home(cache))

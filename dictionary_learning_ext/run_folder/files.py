@@ -16,6 +16,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,6 +26,11 @@ from ..errors import CheckpointError, ConfigError, first_line, in_shell
 from .schema import Object, damage
 
 logger = logging.getLogger(__name__)
+
+_HASHED_WHOLE = 1 << 26
+"""The size in bytes up to which a whole file is hashed."""
+_PART = 1 << 16
+"""The size in bytes of each of the 256 parts that are hashed of a larger file."""
 
 # --- names
 
@@ -147,6 +153,34 @@ def sha256_of(path: Path) -> str:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def fingerprint_of(files: list[Path]) -> list[Any]:
+    """The name, size and SHA-256 of each file. Only 256 parts of a file over 64 MB are hashed."""
+    found = []
+    for file in files:
+        digest, size = hashlib.sha256(), file.stat().st_size
+        with file.open("rb") as opened:
+            if size <= _HASHED_WHOLE:
+                digest.update(opened.read())
+            else:
+                for i in range(256):
+                    opened.seek(i * (size - _PART) // 255)
+                    digest.update(opened.read(_PART))
+        found.append([file.name, size, digest.hexdigest()])
+    return found
+
+
+def hash_of_files(files: Iterable[Path]) -> str:
+    """A hash of `fingerprint_of` files, in hex. It is computed once for each state of the files."""
+    states = ((path, path.stat()) for path in files)
+    return _hash_of(tuple((p, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in states))
+
+
+@lru_cache(maxsize=64)
+def _hash_of(states: tuple[tuple[Path, int, int, int], ...]) -> str:
+    identity = fingerprint_of([path for path, *_ in states])
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def at_home(path: str | Path) -> Path:

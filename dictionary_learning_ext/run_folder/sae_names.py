@@ -5,6 +5,7 @@ OWNER/REPOSITORY/FOLDER      a folder on the hub; sparsify names FOLDER after th
 RELEASE/ID                   an SAE in SAELens's table of releases, if SAELens is installed
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -14,8 +15,25 @@ from typing import Any, NamedTuple
 
 from ..config.checks import require_type
 from ..errors import CheckpointError, ConfigError, HubError, first_line
-from .files import CONFIG, RESULTS, RUNS, WEIGHTS, read_json, sha256_of, target_of
-from .foreign import RECOGNISED, SAE_FILES, WEIGHTS_OF, format_of
+from .files import (
+    CONFIG,
+    RESULTS,
+    RUNS,
+    WEIGHTS,
+    checkpoint,
+    hash_of_files,
+    read_json,
+    sha256_of,
+    target_of,
+)
+from .foreign import (
+    FOREIGN_CONFIG,
+    RECOGNISED,
+    SAE_FILES,
+    SPARSIFY_ABOUT,
+    WEIGHTS_OF,
+    format_of,
+)
 from .schema import CONFIG_JSON
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
@@ -99,13 +117,30 @@ def _is_upstreams(folder: Path) -> bool:
     return "trainer" in config and "run" not in config
 
 
-def _hash_of_weights(folder: Path) -> str:
+def hash_of_sae(name: str | Path, step: int | None = None) -> str:
+    """A hash of an SAE's weights, and of another library's settings for them, of 16 characters. Torch isn't needed.
+
+    Arguments:
+        step: of a checkpoint. Default: the final weights.
+    """
+    folder = location_of(name).folder
+    digest = _hash_of_weights(folder, step)
+    if format_of(folder) is not None:
+        settings = [folder / one for one in (FOREIGN_CONFIG, SPARSIFY_ABOUT, CONFIG)]
+        digest = hashlib.sha256(
+            (digest + hash_of_files(path for path in settings if path.is_file())).encode()
+        ).hexdigest()
+    return digest[:16]
+
+
+def _hash_of_weights(folder: Path, step: int | None = None) -> str:
     form = format_of(folder)
     path = folder / (WEIGHTS if form is None else WEIGHTS_OF[form])
+    path = path if step is None else checkpoint(folder, step)
     if not path.is_file():
         raise CheckpointError(f"{folder}: expected a file {path.name}")
     stat = path.stat()
-    return _hash_of_file(path, stat.st_mtime_ns, stat.st_size)
+    return _hash_of_file(path, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
 
 
 @cache

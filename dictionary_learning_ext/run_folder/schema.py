@@ -97,7 +97,12 @@ CONFIG_JSON = Object(
 )
 """config.json of this package, of upstream, and of Baker & Li."""
 METRICS_JSON = Object(
-    {"measured_on": Object(_RUN), "not_measured": Object(others=str)}, others=float | None
+    {
+        "measured_on": Object(_RUN),
+        "of": Object(others=str | None),
+        "not_measured": Object(others=str),
+    },
+    others=float | None,
 )
 """metrics.json, and a line of metrics.jsonl."""
 RANDOM_TOKENS_JSON = Object({"of": str}, others=float | None)

@@ -39,10 +39,11 @@ from ..errors import (
 from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels, symptoms_of
 from ..progress import ProgressLines, progress
-from ..run_folder.comparing import measured_on
 from ..run_folder.files import EVALUATION, FAILED, all_locked, write_json
+from ..run_folder.identity import OF
 from ..run_folder.reading import steps_of
 from ..run_folder.resume_points import Scale
+from ..run_folder.sae_names import hash_of_sae
 from ..run_folder.weights import load_dictionary
 from ..trainers.build import build_trainer
 from .logs import open_all, report_finished
@@ -158,7 +159,7 @@ def train_saes(
             sae, _ = load_dictionary(folder, settings.device)
             metrics: Mapping[str, Any] = evaluator(sae)  # numbers, also torch's and numpy's
             plain = {name: x.item() if hasattr(x, "item") else x for name, x in metrics.items()}
-            write_json(folder / EVALUATION, plain)
+            write_json(folder / EVALUATION, plain | {OF: {"weights": hash_of_sae(folder)}})
     _log_symptoms(folders)
     return folders
 
@@ -604,7 +605,7 @@ def _evaluate(training: Training) -> None:
                 continue
             saes = {name: (sae.trained(), sae.norm_factor) for name, sae in own.items()}
             for name, metrics in measure(saes, inputs.held_out(hook, settings.eval_tokens)).items():
-                own[name].record(metrics | {"measured_on": measured_on(own[name].settings)})
+                own[name].record(metrics)
     except Interrupted as stop:
         where = in_shell(*(sae.folder for sae in trained))
         saved = "the training is done and saved"

@@ -14,6 +14,7 @@ import torch as t
 from ..config.run import may_move
 from ..errors import CheckpointError
 from ..evaluation.measure import Sample
+from ..evaluation.metrics import with_identity
 from ..run_folder import resume_points
 from ..run_folder.files import (
     CHECKPOINTS,
@@ -33,6 +34,7 @@ from ..run_folder.files import (
     writing,
 )
 from ..run_folder.resume_points import ResumePoint, Scale
+from ..run_folder.sae_names import hash_of_sae
 from ..run_folder.schema import CONFIG_JSON
 from ..run_folder.weights import for_raw_activations, load_dictionary, save_weights
 from ..trainers.base import Trainer
@@ -265,6 +267,7 @@ class SAERun:
 
     def record(self, metrics: dict[str, Any]) -> None:
         """Write the final evaluation."""
+        metrics = with_identity(metrics, hash_of_sae(self.folder), self.settings)
         write_json(self.folder / EVALUATION, metrics)
         self.log.summarize(metrics)
 

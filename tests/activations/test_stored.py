@@ -13,13 +13,12 @@ from datasets import Array2D, Dataset, Features, Sequence, Value, load_from_disk
 from safetensors.torch import save_file
 from texts import error_of
 
-from dictionary_learning_ext.activations import stored
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import UNKNOWN, Part, open_stored, read_part
 from dictionary_learning_ext.activations.stored_rows import pieces_of, read_contexts
-from dictionary_learning_ext.activations.text import fingerprint_of
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ActivationsError
+from dictionary_learning_ext.run_folder import files
 
 N, L, D = 50, 8, 6
 pytestmark = pytest.mark.usefixtures("no_video")
@@ -209,9 +208,9 @@ def test_tensors_of_a_safetensors_file_are_read_as_they_lie_in_it(tmp_path):
 
 def test_the_digest_of_own_activations_follows_their_sizes_and_values(own, monkeypatch):
     before = open_stored(own).digest
-    monkeypatch.setattr(stored, "fingerprint_of", lambda files: pytest.fail("hashed again"))
+    monkeypatch.setattr(files, "fingerprint_of", lambda paths: pytest.fail("hashed again"))
     assert open_stored(own).digest == before
-    monkeypatch.setattr(stored, "fingerprint_of", fingerprint_of)
+    monkeypatch.undo()
     np.save(own / "b.npy", rows(11))
     longer = open_stored(own).digest
     np.save(own / "b.npy", rows(10) + 1)

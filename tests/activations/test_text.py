@@ -15,8 +15,10 @@ from texts import DOCUMENTS, WRITERS, error_of, read, write_jsonl, write_parquet
 
 from dictionary_learning_ext.activations import text
 from dictionary_learning_ext.activations.language_models import Pretrained, load_language_model
-from dictionary_learning_ext.activations.text import fingerprint_of, names_a_file, open_text
+from dictionary_learning_ext.activations.text import names_a_file, open_text
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError, TextError
+from dictionary_learning_ext.run_folder import files
+from dictionary_learning_ext.run_folder.files import fingerprint_of
 
 
 def assert_resumes_anywhere(make):
@@ -134,8 +136,8 @@ def test_a_text_that_has_changed_is_not_resumed(tmp_path):
 def test_a_changed_byte_shows_in_the_fingerprint_where_it_is_read(
     tmp_path, monkeypatch, whole_up_to, part, seen
 ):
-    monkeypatch.setattr(text, "_HASHED_WHOLE", whole_up_to)
-    monkeypatch.setattr(text, "_PART", part)
+    monkeypatch.setattr(files, "_HASHED_WHOLE", whole_up_to)
+    monkeypatch.setattr(files, "_PART", part)
     path = tmp_path / "a.txt"
     content = bytes(n % 251 for n in range(2000))
     path.write_bytes(content)

@@ -17,10 +17,10 @@ from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.run_folder.files import CODES
-from dictionary_learning_ext.run_folder.tensors import hash_of
 
 D, F, K = 8, 24, 3
 TEXT = {"model": "m", "tokens": 50}
+SAE = "a hash of its weights"
 
 
 @pytest.fixture
@@ -32,18 +32,18 @@ def sae():
 @pytest.fixture
 def codes(sae):
     found = codes_of_rows(sae, t.randn(50, D, generator=t.Generator().manual_seed(1)))
-    return replace(found, sae=hash_of(sae), text=TEXT)
+    return replace(found, sae=SAE, text=TEXT)
 
 
 def test_what_is_read_is_what_was_written(sae, codes, tmp_path):
     keep_codes(tmp_path, codes)
-    found = kept_codes(tmp_path, sae, TEXT)
+    found = kept_codes(tmp_path, sae, SAE, TEXT)
     assert found is not None
     assert (found.code_NF != codes.code_NF).nnz == 0
     assert found.reading.hash == codes.reading.hash
     assert found.rise_F.tolist() == codes.rise_F.tolist()
     assert computed(found.totals) == computed(codes.totals)
-    assert kept_codes(tmp_path, sae) is not None, "of any text"
+    assert kept_codes(tmp_path, sae, SAE) is not None, "of any text"
 
 
 @pytest.mark.parametrize("model", ["unknown", "./no/such/model"])
@@ -51,6 +51,7 @@ def test_codes_without_a_language_model_show_ids(sae, codes, model, tmp_path, mo
     keep_codes(tmp_path, replace(codes, text={"model": model}))
     monkeypatch.setattr(codes_module, "load_dictionary", lambda folder: (sae, {}))
     monkeypatch.setattr(codes_module, "results_folder", lambda folder: folder)
+    monkeypatch.setattr(codes_module, "hash_of_sae", lambda folder: SAE)
     found = Codes.load(tmp_path)
     assert found.tokenizer is None
     assert found.feature(int(found.count_F.argmax())).contexts(1)
@@ -95,7 +96,7 @@ def without_about(path):
 )
 def test_a_damaged_file_is_one_line_and_not_used(damage, sae, codes, tmp_path, caplog):
     damage(keep_codes(tmp_path, codes))
-    assert kept_codes(tmp_path, sae, TEXT) is None
+    assert kept_codes(tmp_path, sae, SAE, TEXT) is None
     (record,) = caplog.records
     assert str(tmp_path / CODES) in record.message
     assert "\n" not in record.message
@@ -104,43 +105,25 @@ def test_a_damaged_file_is_one_line_and_not_used(damage, sae, codes, tmp_path, c
 def test_codes_of_another_sae_or_text_are_not_used(sae, codes, tmp_path, caplog):
     keep_codes(tmp_path, codes)
     caplog.set_level("INFO")
-    assert kept_codes(tmp_path, sae, TEXT | {"tokens": 51}) is None
+    assert kept_codes(tmp_path, sae, SAE, TEXT | {"tokens": 51}) is None
     assert "a different text (tokens)" in caplog.text
-    assert kept_codes(tmp_path, sae, TEXT, with_all=True) is None
+    assert kept_codes(tmp_path, sae, SAE, TEXT, with_all=True) is None
     assert "only an evaluation measures" in caplog.text
-    sae.encoder.bias += 1.0
-    assert kept_codes(tmp_path, sae, TEXT) is None
+    assert kept_codes(tmp_path, sae, "another", TEXT) is None
     assert "other weights" in caplog.text
 
 
-def test_a_text_whose_files_change_is_another(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("one")
+def test_another_number_of_tokens_text_or_library_is_another_text(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("one")
     run = RunConfig(data=str(tmp_path))
     before = text_key(run, 10)
-    assert before == json.loads(json.dumps(before))
-    (tmp_path / ".lock").write_text("process 1")  # as when a cache is locked again
-    assert text_key(run, 10) == before
-    path.write_text("two, which is longer")
-    assert text_key(run, 10) != before
-    assert text_key(run, 11) != text_key(run, 10)
-    assert text_key(RunConfig(model="./gone/lm"), 10)["files"]["model"] is None
-
-
-def test_another_version_of_the_package_or_commit_of_the_model_is_another_text(
-    tmp_path, monkeypatch
-):
-    run, of_hub = RunConfig(), RunConfig(model="jane/lm")
-    monkeypatch.setattr(codes_module, "HF_HUB_CACHE", tmp_path)
-    before = [text_key(one, 10) for one in (run, of_hub)]
+    assert before == json.loads(json.dumps(before)) == text_key(run, 10)
+    assert text_key(run, 11) != before
+    (tmp_path / "text.txt").write_text("two")
+    now = text_key(run, 10)
+    assert now != before
     monkeypatch.setattr(codes_module, "version", lambda name: "another")
-    commit = tmp_path / "models--jane--lm" / "refs" / "main"
-    commit.parent.mkdir(parents=True)
-    commit.write_text("abc")
-    now = [text_key(one, 10) for one in (run, of_hub)]
-    assert [one["files"]["model"] for one in now] == [["another"], "abc"]
-    assert before[0] != now[0]
-    assert before[1]["files"]["model"] is None
+    assert text_key(run, 10) != now
 
 
 def test_a_disk_that_gets_full_refuses_codes_in_one_line_and_leaves_the_former(codes, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.run_folder.sae_names import hash_of_sae
 
 
 @pytest.fixture
@@ -13,6 +14,7 @@ def measured(trained, tmp_path):
     trained = shutil.copytree(trained, tmp_path / "trained")
     for name, fve in (("vsae", 0.5), ("top_k", 0.25)):
         metrics = {"fve": fve, "l0": 4.0, "tokens": 200, "measured_on": {"data": "x"}}
+        metrics["of"] = {"weights": hash_of_sae(trained / name)}
         (trained / name / "metrics.json").write_text(json.dumps(metrics))
     return [str(trained / "vsae"), str(trained / "top_k")]
 
@@ -29,10 +31,15 @@ def test_json_is_the_content_of_the_files(measured, capsys):
     content = json.loads(capsys.readouterr().out)
     assert list(content) == measured
     both = {"tokens": 200, "measured_on": {"data": "x"}}
-    assert content[measured[0]] == {"fve": 0.5, "l0": 4.0} | both
+    of = {"of": {"weights": hash_of_sae(measured[0])}}
+    assert content[measured[0]] == {"fve": 0.5, "l0": 4.0} | both | of
     assert main(["compare", *measured, "--json", "--columns=fve"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content[measured[1]] == {"fve": 0.25} | both
+    shutil.copy(f"{measured[0]}/ae.pt", measured[1])
+    assert main(["compare", *measured, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert ["stale" in one for one in content.values()] == [False, True]
 
 
 def test_eval_and_compare(folder, capsys):

@@ -8,6 +8,7 @@ from dictionary_learning_ext.config.names import automatic_name
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.config.sae import TopKConfig, VSAETopKConfig
+from dictionary_learning_ext.evaluation import tables
 from dictionary_learning_ext.evaluation.metrics import shown_in
 from dictionary_learning_ext.evaluation.tables import (
     chosen,
@@ -20,6 +21,11 @@ from dictionary_learning_ext.evaluation.tables import (
 @pytest.fixture(autouse=True)
 def eighty_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture(autouse=True)
+def nothing_has_changed(monkeypatch):
+    monkeypatch.setattr(tables, "changes_since", lambda folder, metrics: [])
 
 
 def measured(tokens=2048, **changes):

@@ -23,7 +23,7 @@ from dictionary_learning_ext.config.sae import TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.errors import CheckpointError, HubError
 from dictionary_learning_ext.export.hub import card_of, push
 from dictionary_learning_ext.export.local_paths import without_local_paths
-from dictionary_learning_ext.run_folder.sae_names import results_folder
+from dictionary_learning_ext.run_folder.sae_names import hash_of_sae, results_folder
 
 TOKEN = "hf_abcdefghijklmnop"
 TEXT = "roneneldan/TinyStories"
@@ -200,8 +200,13 @@ def test_a_folder_of_upstreams_is_pushed_with_its_results(runs, tmp_path, monkey
     folder = changed(runs / "top_k", of_upstream, tmp_path)
     results = results_folder(folder)
     results.mkdir(parents=True)
-    shutil.copy(runs / "vsae" / "metrics.json", results)
+    metrics = json.loads((runs / "vsae" / "metrics.json").read_text())
+    metrics["of"] = {"weights": hash_of_sae(folder)}
+    (results / "metrics.json").write_text(json.dumps(metrics | {"of": {"weights": "others"}}))
+    files = set(push(folder, "jane/saes", dry_run=True).files)
+    (results / "metrics.json").write_text(json.dumps(metrics))
     pushed = push(folder, "jane/saes", dry_run=True)
+    assert set(pushed.files) - files == {"sae/metrics.json"}, "unless it is of other weights"
     assert set(pushed.files) == {"README.md", *(f"sae/{name}" for name in OURS)}
     assert "Not measured" not in pushed.card
 

@@ -20,7 +20,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError
 from dictionary_learning_ext.evaluation import folders as folders_module
-from dictionary_learning_ext.evaluation.metrics import METRICS
+from dictionary_learning_ext.evaluation.metrics import METRICS, fve_of
 from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
 from dictionary_learning_ext.features.directions import decoder_directions
@@ -354,12 +354,17 @@ def test_other_contexts_are_compared_on_the_first_ones(seeds, tmp_path, caplog):
     assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
 
 
-def test_of_an_sae_that_was_not_evaluated_the_fve_is_that_of_its_codes(seeds, tmp_path):
-    again = shutil.copytree(seeds[1], tmp_path / "again")
+def test_the_fve_is_that_of_the_codes_compared_or_else_of_an_evaluation_of_these_weights(
+    seeds, tmp_path
+):
+    again, other = (shutil.copytree(seeds[1], tmp_path / name) for name in ("again", "other"))
     evaluated = json.loads((again / "metrics.json").read_text())["fve"]
-    (again / "metrics.json").unlink()
-    assert reproduce([seeds[0], again]).fve["again"] is None, "directions alone"
-    assert reproduce([seeds[0], again], None).fve["again"] == pytest.approx(evaluated)
+    found = reproduce([seeds[0], again], 300)
+    assert found.codes is not None
+    assert found.fve["again"] == fve_of(found.codes.codes["again"]) != evaluated
+    assert reproduce([seeds[0], again]).fve["again"] == evaluated, "directions alone"
+    shutil.copy(Path(seeds[2]) / "ae.pt", other)
+    assert reproduce([seeds[0], other]).fve["other"] is None
 
 
 def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(seeds, tmp_path):

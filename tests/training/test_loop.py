@@ -62,7 +62,7 @@ def test_every_architecture_trains_saves_loads_and_is_evaluated(architecture, dt
     run = run_of(eval_tokens=200, dtype=dtype)
     (folder,) = train(run, {"one": sae_of(architecture)}).values()
     metrics = read_metrics(folder)
-    assert set(metrics) == set(METRICS) | {"measured_on"}
+    assert set(metrics) == set(METRICS) | {"measured_on", "of"}
     assert metrics["measured_on"]["hook"] == HOOK
     assert metrics["tokens"] >= 200
     assert metrics["frac_recovered"] is not None

@@ -18,6 +18,7 @@ from dictionary_learning_ext.errors import (
     UserError,
 )
 from dictionary_learning_ext.run_folder.reading import read_metrics
+from dictionary_learning_ext.run_folder.sae_names import hash_of_sae
 from dictionary_learning_ext.run_folder.trained_on import run_of
 from dictionary_learning_ext.run_folder.weights import for_raw_activations
 from dictionary_learning_ext.trainers.build import build_trainer
@@ -71,7 +72,8 @@ def test_every_sae_is_trained_on_each_batch_and_measured_by_the_evaluator(run):
         found, config = load_dictionary(folders[name])
         for key, value in stepped(sae).items():
             t.testing.assert_close(found.state_dict()[key], value, rtol=1e-6, atol=1e-7)
-        assert read_metrics(folders[name]) == {"fve": 0.5, "size": 32}
+        of = {"weights": hash_of_sae(folders[name])}
+        assert read_metrics(folders[name]) == {"fve": 0.5, "size": 32, "of": of}
         assert config["run"]["settings"]["batch_size"] == B
         lines = (folders[name] / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == STEPS // 3 + 1

@@ -1,0 +1,73 @@
+"""What a measurement is of: a hash follows the content of weights, text and model, and nothing else."""
+
+import os
+import shutil
+
+import pytest
+from export_folders import of_sae_lens
+
+from dictionary_learning_ext.run_folder import identity
+from dictionary_learning_ext.run_folder.identity import changed, sources_of
+from dictionary_learning_ext.run_folder.sae_names import hash_of_sae
+
+
+def of_text(path):
+    return sources_of({"data": str(path), "model": "embedded"})["data"]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_text_is_known_by_its_content(is_folder, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    file = folder / "text.txt"
+    file.write_text("one")
+    text = folder if is_folder else file
+    before, state = of_text(text), file.stat()
+    (folder / ".lock").write_text("process 1")  # as when a cache is locked again
+    os.utime(file)
+    assert of_text(text) == before
+    assert (
+        of_text(shutil.copytree(folder, tmp_path / "copy") / ("" if is_folder else "text.txt"))
+        == before
+    )
+    file.write_text("two")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert of_text(text) not in (before, None)
+
+
+def test_what_is_not_here_or_shipped_has_no_hash(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "HF_HUB_CACHE", tmp_path)
+    for name in ("embedded", "./gone/lm", "jane/lm"):
+        assert sources_of({"data": name, "model": name}) == {"data": None, "model": None}
+    commit = tmp_path / "models--jane--lm" / "refs" / "main"
+    commit.parent.mkdir(parents=True)
+    commit.write_text("abc")
+    assert sources_of({"data": None, "model": "jane/lm"})["model"] == "abc"
+
+
+def test_a_cache_stands_for_its_text_and_model(small_cache, tmp_path):
+    settings = {"activations": str(small_cache), "data": "x", "model": "y"}
+    (found,) = sources_of(settings).items()
+    copy = shutil.copytree(small_cache, tmp_path / "copy")
+    assert found == ("activations", sources_of({"activations": str(copy)})["activations"])
+    (copy / "manifest.json").unlink()
+    assert sources_of({"activations": str(copy)})["activations"] not in (found[1], None)
+
+
+def test_an_sae_is_known_by_its_weights_and_another_librarys_by_its_settings_too(trained, tmp_path):
+    one = shutil.copytree(trained / "vsae", tmp_path / "one")
+    assert hash_of_sae(one) == hash_of_sae(trained / "vsae") != hash_of_sae(trained / "top_k")
+    of_sae_lens(tmp_path / "theirs")
+    before = hash_of_sae(tmp_path / "theirs")
+    config = tmp_path / "theirs" / "cfg.json"
+    config.write_text(config.read_text() + " ")
+    assert hash_of_sae(tmp_path / "theirs") != before
+
+
+def test_only_what_is_known_on_both_sides_counts(trained):
+    weights = hash_of_sae(trained / "vsae")
+    said = {"weights": weights, "data": None, "model": "abc", "definitions": "d"}
+    metrics = {"of": said, "measured_on": {"data": "embedded", "model": "gone/lm"}}
+    assert changed(trained / "vsae", metrics, "d") == []
+    assert changed(trained / "top_k", metrics, "e") == ["weights", "definitions"]
+    assert changed(trained / "vsae", {"fve": 1.0}, "d") is None
