@@ -95,7 +95,13 @@ def test_trainsae_in_the_readme_reads_what_vsae_train_reads_to_the_bit(monkeypat
 
 @pytest.mark.guide
 @pytest.mark.slow
-@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.extra] * (page.name in NEEDED))
+        for page in GUIDE
+    ],
+)
 def test_a_page_runs(page, guide_folder, tiny_lm_dir, monkeypatch):
     """In an interpreter of its own, if it has Python: its commands leave nothing behind for the next page's."""
     if page.name in NEEDED:

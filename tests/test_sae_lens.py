@@ -33,6 +33,8 @@ from dictionary_learning_ext.sae_lens import (
     runner_options,
 )
 
+pytestmark = pytest.mark.extra
+
 D, F, K, B, STEPS = 16, 48, 4, 32, 50
 HOOK = "blocks.2.hook_resid_post"
 SMALL: dict[str, Any] = {

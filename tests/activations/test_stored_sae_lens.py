@@ -23,7 +23,7 @@ from sae_lens.training.activations_store import (  # pyright: ignore[reportMissi
 
 from dictionary_learning_ext.sae_bench.lens_model import hooked_transformer
 
-pytestmark = pytest.mark.usefixtures("no_video")
+pytestmark = [pytest.mark.extra, pytest.mark.usefixtures("no_video")]
 
 
 def store_of(folder, hook, **options):

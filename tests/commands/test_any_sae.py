@@ -275,7 +275,13 @@ def commands_of_public_saes():
     return [words for line in lines(block) if (words := our_words(line)) is not None]
 
 
-@pytest.mark.parametrize("itself", [False, True], ids=["in its layout", "that it wrote itself"])
+@pytest.mark.parametrize(
+    "itself",
+    [
+        pytest.param(False, id="in its layout"),
+        pytest.param(True, id="that it wrote itself", marks=pytest.mark.extra),
+    ],
+)
 @pytest.mark.parametrize("owner", WRITERS)
 def test_public_saes_get_from_the_hubs_names_to_the_table(
     owner, itself, deep_lm_dir, text, tmp_path, monkeypatch, capsys

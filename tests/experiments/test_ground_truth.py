@@ -86,6 +86,7 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(tmp_path, monkeypatch):
         assert (tmp_path / "run" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()
 
 
+@pytest.mark.extra
 def test_directions_are_as_orthogonal_as_saelens_makes_them_and_kept(tmp_path):
     synthetic = pytest.importorskip("sae_lens.synthetic")
     few = {"num_features": 40, "hidden_dim": 16, "hierarchy": None}

@@ -6,6 +6,8 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-
 
 from experiments.paper import labelled_books
 
+pytestmark = pytest.mark.extra
+
 
 @pytest.mark.parametrize(
     ("text", "gender"),

@@ -5,6 +5,8 @@ import torch as t
 
 from experiments.ground_truth.synthetic import Sampler
 
+pytestmark = pytest.mark.extra
+
 synthetic = pytest.importorskip(
     "sae_lens.synthetic", reason="needs the extra: pip install -e '.[sae-lens]'"
 )

@@ -144,6 +144,7 @@ def test_a_folder_for_sae_lens_is_read_back_as_the_same_sae(name, folder_of, x):
     )
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize(("name", "class_name"), SAE_LENS.items())
 def test_sae_lens_loads_it_and_agrees(name, class_name, folder_of, tiny_lm_dir, x):
     sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
@@ -165,6 +166,7 @@ def test_sae_lens_loads_it_and_agrees(name, class_name, folder_of, tiny_lm_dir, 
     t.testing.assert_close(theirs(x), x_hat, rtol=0, atol=1e-5)
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("name", [name for name in SAE_LENS if name not in ("gated", "relu_new")])
 def test_sae_lens_agrees_on_activations_of_the_embedded_model(name, tmp_path, request):
     sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
@@ -178,6 +180,7 @@ def test_sae_lens_agrees_on_activations_of_the_embedded_model(name, tmp_path, re
     t.testing.assert_close(theirs(x), ours(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("name", EVERY_CLASS)
 def test_sae_bench_s_own_loader_reads_an_export(name, folder_of, tiny_lm_dir, x, monkeypatch):
     """Unmodified, unregistered, offline, in the export as its working directory."""
@@ -203,6 +206,7 @@ def test_sae_bench_s_own_loader_reads_an_export(name, folder_of, tiny_lm_dir, x,
     assert theirs.cfg.architecture == architecture
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("name", ["vsae", "rectified", "top_k", "relu", "relu_new"])
 def test_sparsify_itself_loads_it_and_agrees(name, folder_of, x, capfd, caplog):
     """Without a word, which it says of each key in cfg.json that it doesn't know."""
@@ -258,6 +262,7 @@ def test_the_module_is_that_of_the_model_without_its_unembedding(family, hook, m
         assert inner.get_submodule(found) is not None
 
 
+@pytest.mark.extra
 def test_delphi_reads_a_sparsify_export_and_fires_alike(folder_of, tiny_lm, x):
     """By its loader, which delphi's command calls with the export's folder and --hookpoints."""
     reader = pytest.importorskip("delphi.sparse_coders.load_sparsify", reason="needs eai-delphi")
@@ -274,6 +279,7 @@ def test_delphi_reads_a_sparsify_export_and_fires_alike(folder_of, tiny_lm, x):
     )
 
 
+@pytest.mark.extra
 def test_sae_dashboard_builds_a_page_from_a_sae_lens_export(folder_of, tiny_lm):
     runner = pytest.importorskip("sae_dashboard.sae_vis_runner", reason="needs sae-dashboard")
     import sae_lens  # pyright: ignore[reportMissingImports]

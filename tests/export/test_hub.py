@@ -268,6 +268,7 @@ def test_a_card_says_how_each_format_is_loaded():
     assert "hookpoint='a/layers.1'" in text
 
 
+@pytest.mark.extra
 def test_sae_lens_loads_it_from_the_hub(mixed, downloaded, monkeypatch, x):
     sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
     loaders = sae_lens.loading.pretrained_sae_loaders
@@ -289,6 +290,7 @@ def test_sae_lens_loads_it_from_the_hub(mixed, downloaded, monkeypatch, x):
         t.testing.assert_close(theirs(x), ours(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.extra
 def test_sparsify_loads_it_from_the_hub(mixed, downloaded, monkeypatch, x):
     sparse_coder = pytest.importorskip("sparsify.sparse_coder", reason="needs eai-sparsify")
     repository = downloaded(mixed, "sparsify")

@@ -1,7 +1,5 @@
 """A rectified SAE that selects by magnitude: its means are not negative, so its readers need no signs."""
 
-import importlib.util
-
 import pytest
 import torch as t
 from dictionary_learning.utils import load_dictionary as load_upstream
@@ -17,10 +15,7 @@ from dictionary_learning_ext.export.exporter import export
         "dictionary-learning",
         pytest.param(
             "sae-lens",
-            marks=pytest.mark.skipif(
-                importlib.util.find_spec("sae_lens") is None,
-                reason="needs SAELens (the SAE Bench environment)",
-            ),
+            marks=pytest.mark.extra,
         ),
     ],
 )
@@ -35,7 +30,7 @@ def test_it_is_read_as_a_plain_top_k(form, folder_of, x):
     t.testing.assert_close(ours.encode(x), f, rtol=0, atol=1e-5)
     exported = export(folder, form, tokens=200)
     if form == "sae-lens":
-        import sae_lens  # pyright: ignore[reportMissingImports]
+        sae_lens = pytest.importorskip("sae_lens", reason="needs the SAE Bench environment")
 
         theirs = sae_lens.SAE.load_from_disk(exported.folder)
     else:

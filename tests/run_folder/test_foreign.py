@@ -214,6 +214,7 @@ def test_a_run_folder_beside_saelens_files_is_a_run_folder(written):
     assert format_of(folder) is None
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("architecture", ["topk", "abstopk", "standard", "jumprelu", "gated"])
 def test_what_saelens_itself_saves_is_read(architecture, tmp_path, x):
     sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
@@ -270,6 +271,7 @@ def test_what_saelens_saves_in_training_of_a_batch_topk_is_its_jumprelu(
     assert config["trainer"]["k"] is None, "a mean, of no token"
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("rescales", [True, False])
 @pytest.mark.parametrize("is_matryoshka", [True, False])
 def test_what_saelens_itself_saves_in_training_is_what_it_saves_for_inference(
@@ -370,6 +372,7 @@ def test_what_no_file_names_is_asked_for(of_sparsify):
     assert run_of(folder, "gpt2", "blocks.1.hook_mlp_out").hook == "blocks.1.hook_mlp_out"
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("k", [K, F])
 def test_what_sparsify_itself_saves_is_read(k, tmp_path, x):
     sparsify = pytest.importorskip("sparsify", reason="needs sparsify (the SAE Bench environment)")
@@ -472,6 +475,7 @@ def test_a_file_that_is_no_npz_is_not_unpickled(tmp_path):
     assert "allow_pickle" not in str(refused.value)
 
 
+@pytest.mark.extra
 def test_saelens_reads_a_file_of_gemma_scope_as_we_do(tmp_path, x, monkeypatch):
     sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
     theirs = pytest.importorskip("sae_lens.loading.pretrained_sae_loaders")

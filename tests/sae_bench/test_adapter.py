@@ -26,6 +26,8 @@ import sae_bench.custom_saes.run_all_evals_dictionary_learning_saes as upstream_
 
 from dictionary_learning_ext.sae_bench import adapter
 
+pytestmark = pytest.mark.extra
+
 
 def dictionaries():
     t.manual_seed(0)

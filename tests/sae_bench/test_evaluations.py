@@ -43,6 +43,8 @@ from dictionary_learning_ext.sae_bench import adapter, evaluations, lens_model
 from dictionary_learning_ext.sae_bench.data import open_bench_data
 from dictionary_learning_ext.sae_bench.settings import BenchSettings, configure
 
+pytestmark = pytest.mark.extra
+
 
 @pytest.mark.parametrize("hook", ["blocks.1.hook_mlp_out", "blocks.1.hook_resid_pre"])
 def test_absorption_is_refused_where_sae_bench_would_read_other_activations(hook):

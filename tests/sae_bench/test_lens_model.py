@@ -27,6 +27,8 @@ from transformer_lens.model_bridge import (  # pyright: ignore[reportMissingImpo
 from dictionary_learning_ext.sae_bench import adapter, lens_model
 from dictionary_learning_ext.sae_bench.runner import bench
 
+pytestmark = pytest.mark.extra
+
 HOOK = "blocks.1.hook_resid_post"
 TEXT = "It was the best of times, it was the worst of times, by the door."
 

@@ -13,6 +13,8 @@ from sae_probes import DATASETS, generate_model_activations  # pyright: ignore[r
 from dictionary_learning_ext.sae_bench import probes, runner
 from dictionary_learning_ext.sae_bench.runner import bench
 
+pytestmark = pytest.mark.extra
+
 SETS = ("119_us_state_TX", "118_us_state_CA")
 PROBES = SMALL | {"evals": ["sae_probes"], "probing_sets": ",".join(SETS)}
 

@@ -9,6 +9,8 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-
 
 from dictionary_learning_ext.sae_bench.results import BenchResults, differences, rows_of, table
 
+pytestmark = pytest.mark.extra
+
 
 def test_our_metrics_stand_beside_theirs(benched):
     rows = rows_of(benched.results["top_k"])

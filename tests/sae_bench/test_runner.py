@@ -24,6 +24,8 @@ from dictionary_learning_ext.sae_bench import adapter, evaluations, runner
 from dictionary_learning_ext.sae_bench.results import curve
 from dictionary_learning_ext.sae_bench.runner import bench
 
+pytestmark = pytest.mark.extra
+
 
 def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, trained):
     assert benched.failures == {}
