@@ -1,6 +1,5 @@
 """Processes for the chunks of a sweep: one per device at a time, and what becomes of each."""
 
-import os
 import signal
 import sys
 from dataclasses import asdict
@@ -173,19 +172,14 @@ def test_sweep_json_gives_back_the_settings_of_every_architecture(architecture, 
     assert TrainConfig(sae, back.run) == config
 
 
-ON_PRETENDED = """
-import sys
-from pretend_cuda import PretendCuda
-from dictionary_learning_ext.sweep.__main__ import main
-with PretendCuda(devices=2):
-    sys.exit(main(*sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
 def test_a_sweep_trains_on_two_gpus(sweep_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(devices, "WORKER", (sys.executable, "-c", ON_PRETENDED))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    def in_turn(names, chunks):  # in this process
+        for device, chunk in zip(names, chunks, strict=True):
+            assert worker(device, str(chunk.save_dir), *chunk.configs) == 0
+        return []
+
+    monkeypatch.setattr(runner, "train_on", in_turn)
     sweep = ["sweep", str(sweep_file()), "--save-dir", str(tmp_path / "s"), "--at-once", "2"]
     with PretendCuda(devices=2):
         assert main([*sweep, "--devices", "cuda:0,cuda:1"]) == 0
