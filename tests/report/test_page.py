@@ -255,7 +255,7 @@ def test_the_section_has_every_sae_with_both_shares(seeded_report, seeds):
     ]
     expected = measured_again(seeds)
     assert rows[0] == ["SAE", *HEADER]
-    codes = open_folders([*seeds]).codes(600)  # those of the page
+    codes = open_folders([*seeds]).codes(600, split="train")  # as QUICK says
     for folder, row in zip(seeds, rows[1:4], strict=True):
         fve = fve_of(codes[str(folder)])
         assert fve is not None
