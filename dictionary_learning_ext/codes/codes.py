@@ -176,7 +176,21 @@ class Codes:
     @property
     def firing_rate_F(self) -> t.Tensor:
         """The share of the tokens at which each feature is selected, (F,), float64."""
-        return t.from_numpy(self.count_F).double() / self.tokens
+        return self.totals.firing_rate_F
+
+    @cached_property
+    def largest_F(self) -> t.Tensor:
+        """(F,), the activation of the largest magnitude, with its sign; NaN for a feature that was never selected."""
+        highest_F, lowest_F = self._reduced(np.maximum), self._reduced(np.minimum)
+        return t.from_numpy(np.where(highest_F >= -lowest_F, highest_F, lowest_F))
+
+    def _reduced(self, by: np.ufunc) -> np.ndarray:
+        """(F,), each feature's activations reduced by np.maximum or np.minimum; NaN without any."""
+        found_F, is_alive_F = np.full(self.n_features, np.nan, dtype=np.float32), self.count_F > 0
+        if is_alive_F.any():
+            starts_F = self.by_feature.indptr[:-1][is_alive_F]
+            found_F[is_alive_F] = by.reduceat(self.by_feature.data, starts_F)
+        return found_F
 
     @property
     def error_share_F(self) -> np.ndarray:

@@ -7,6 +7,7 @@ context.
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,14 +48,12 @@ class FeatureContexts:
 
     Arguments:
         rows_FT: the tokens, as rows of the codes; -1 where a feature has fewer.
-        before, after: how many tokens to show before and after each.
     """
 
-    def __init__(self, codes: EncodedText, rows_FT: np.ndarray, before: int, after: int):
-        self.rows_FT = rows_FT
-        self._codes, self._before, self._after = codes, before, after
+    def __init__(self, codes: EncodedText, rows_FT: np.ndarray):
+        self._codes, self.rows_FT = codes, rows_FT
 
-    @property
+    @cached_property
     def ids_FT(self) -> np.ndarray:
         """The ids of the tokens, (F, T); -1 where there is none."""
         reading = self._codes.reading
@@ -63,21 +62,18 @@ class FeatureContexts:
 
     def tokens(self, feature: int, n: int | None = 4) -> list[int]:
         """The ids of the tokens that a feature fires on here, the most frequent first: n, or all."""
-        reading, rows_T = self._codes.reading, self.rows_FT[feature]
-        ids = reading.ids_CL.reshape(-1)[reading.place_N[rows_T[rows_T >= 0]]].tolist()
+        ids = (token for token in self.ids_FT[feature].tolist() if token >= 0)
         return [token for token, _ in Counter(ids).most_common(n)]
 
     def of(self, feature: int) -> list[KeptContext]:
         """The contexts of a feature, in the order of its tokens."""
         rows_T = self.rows_FT[feature]
-        return contexts_at(self._codes, feature, rows_T[rows_T >= 0], self._before, self._after)
+        return _contexts_at(self._codes, feature, rows_T[rows_T >= 0])
 
 
-def contexts_at(
-    codes: EncodedText, feature: int, rows_T: np.ndarray, before: int, after: int
-) -> list[KeptContext]:
+def _contexts_at(codes: EncodedText, feature: int, rows_T: np.ndarray) -> list[KeptContext]:
     """The contexts around some tokens at which a feature fires."""
-    around = windows(codes, rows_T, before, after)
+    around = windows(codes, rows_T, BEFORE, AFTER)
     activations_TW = _activations_at(codes, feature, around.place_TW) * around.is_inside_TW
     places_T, ctx_len = codes.reading.place_N[rows_T], codes.reading.ids_CL.shape[1]
     found = []
@@ -85,7 +81,7 @@ def contexts_at(
     for ids, activations, place in parts:
         start = next(at for at, token in enumerate(ids) if token >= 0)
         end = len(ids) - next(at for at, token in enumerate(reversed(ids)) if token >= 0)
-        inside, at = slice(start, end), before - start
+        inside, at = slice(start, end), BEFORE - start
         own = activations[inside]
         found.append(KeptContext(own[at], ids[inside], own, at, place // ctx_len, place % ctx_len))
     return found
@@ -191,27 +187,39 @@ class FeatureOfCodes:
     def __init__(self, codes: EncodedText, number: int):
         if not 0 <= number < codes.n_features:
             raise IndexError(f"feature {number}: the SAE has {codes.n_features}")
-        self._codes, self.number = codes, number
+        self.codes, self.number = codes, number
 
     @property
     def activations(self) -> np.ndarray:
         """Its activations where it is selected, in reading order, float32."""
-        return self._codes.by_feature[:, self.number].data
+        return self.codes.by_feature[:, self.number].data
 
     @property
     def firing_rate(self) -> float:
         """The share of the tokens at which it is selected."""
-        return len(self.activations) / self._codes.tokens
+        return float(self.codes.firing_rate_F[self.number])
+
+    @property
+    def largest(self) -> float:
+        """Its activation of the largest magnitude, with its sign; NaN if it was never selected."""
+        return float(self.codes.largest_F[self.number])
+
+    @property
+    def error_share(self) -> float:
+        """How much the summed squared error rises when it is dropped, as a share of that error."""
+        return float(self.codes.error_share_F[self.number])
 
     def contexts(self, n: int = 8) -> "TopContexts | list[KeptContext]":
         """The n contexts in which it has its largest activations. Without a tokenizer, they have ids and no text."""
-        (rows_T,) = strongest_rows(self._codes, n, slice(self.number, self.number + 1))
-        kept = contexts_at(self._codes, self.number, rows_T[rows_T >= 0], BEFORE, AFTER)
-        tokenizer = self._codes.tokenizer
+        (rows_T,) = strongest_rows(self.codes, n, slice(self.number, self.number + 1))
+        kept, tokenizer = (
+            _contexts_at(self.codes, self.number, rows_T[rows_T >= 0]),
+            self.codes.tokenizer,
+        )
         return kept if tokenizer is None else as_text(kept, tokenizer)
 
     def __repr__(self) -> str:
-        return f"feature {self.number}: selected at {self.firing_rate:.3%} of {self._codes.tokens:,} tokens"
+        return f"feature {self.number}: selected at {self.firing_rate:.3%} of {self.codes.tokens:,} tokens"
 
 
 # --- one of them, as text

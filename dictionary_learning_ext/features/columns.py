@@ -125,7 +125,7 @@ NUMBERS = (
     Column(
         "max",
         "activation of the largest magnitude, with its sign",
-        lambda sae: sae.features.max_F,
+        lambda sae: sae.codes.largest_F,
         _REPORT,
         title="max",
         fact="largest activation",

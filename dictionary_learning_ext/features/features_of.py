@@ -27,7 +27,7 @@ from ..activations.text import open_text
 from ..activations.text_files import SUFFIXES
 from ..activations.tokens import whole_documents
 from ..codes.codes import Codes, encode
-from ..codes.contexts import TopContexts, as_text, plain, token_text, visible
+from ..codes.contexts import FeatureOfCodes, TopContexts, plain, token_text, visible
 from ..codes.sinks import sinks_of
 from ..codes.table import FeatureTable
 from ..config.checks import require
@@ -137,10 +137,10 @@ def features_of(
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
     given = lm if isinstance(lm, LanguageModel) else None
     codes = _codes_of(opened, text, tokens, keep and given is None)
-    return Features(opened, given, FeatureTable(codes, top=contexts, seed=seed))
+    return Features(opened, given, codes, top=contexts, seed=seed)
 
 
-class Features:
+class Features(FeatureTable):
     """The features of an SAE and what they do on a text, as `features_of` returns them.
 
     `features[17]` is one feature, and iterating yields all F. A feature is *selected* at a token if its activation there is
@@ -149,7 +149,6 @@ class Features:
     Attributes:
         dictionary: the SAE.
         codes: the features' activations at each token.
-        statistics: firing rates, strongest contexts and more, computed from the codes.
         tokens: the number of tokens measured on.
         sinks: the attention sinks that were left out; None if there were none.
     """
@@ -158,14 +157,13 @@ class Features:
         self,
         opened: OpenedFolders,
         given: LanguageModel | None,
-        statistics: FeatureTable,
+        codes: Codes,
+        **options: int,
     ):
-        ((dictionary, _),) = opened.saes.values()
-        self.dictionary: Any = dictionary
-        self.statistics, self.codes = statistics, statistics.codes
-        self.tokens = self.codes.tokens
-        self._tokenizer = self.codes.tokenizer
-        self.sinks = sinks_of(self.codes.reading, self._tokenizer)
+        super().__init__(codes, **options)
+        ((self.dictionary, _),) = opened.saes.values()
+        self.tokens, self._tokenizer = codes.tokens, codes.tokenizer
+        self.sinks = sinks_of(codes.reading, codes.tokenizer)
         self._opened, self._given = opened, given
 
     @cached_property
@@ -186,13 +184,13 @@ class Features:
     @property
     def firing_rate(self) -> t.Tensor:
         """The share of the tokens at which each feature is selected, (F,), float64."""
-        return self.statistics.firing_rate_F
+        return self.codes.firing_rate_F
 
     @property
     def largest(self) -> t.Tensor:
         """Each feature's activation of the largest magnitude, with its sign, (F,); NaN for one that was
         never selected."""
-        return self.statistics.max_F
+        return self.codes.largest_F
 
     @property
     def error_share(self) -> t.Tensor:
@@ -205,27 +203,16 @@ class Features:
         """What one unit of each feature adds to the reconstruction, (F, D), float32."""
         return decoder_directions(self.dictionary)
 
-    @cached_property
-    def ranking(self) -> list[int]:
-        """The features that were selected, those that fire most consistently on one token first."""
-        return self.statistics.ranking
-
-    def top(self, feature: int, n: int | None = None) -> TopContexts:
+    def top(self, feature: int, n: int = 5) -> TopContexts:
         """The n contexts in which a feature has its largest activations, by magnitude. Each context counts once.
 
         There are fewer if the feature was selected in fewer contexts.
 
-        Arguments:
-            n: default: 5, or as many as were kept.
-
-        Raises: ConfigError if there is no such feature, or n contexts were not kept.
+        Raises: ConfigError if there is no such feature, or n is below 1.
         """
-        feature = require_feature(feature, len(self))
-        kept = self.statistics.top.rows_FT.shape[1]
-        n = min(5, kept) if n is None else n
-        more = f"for more, give features_of contexts={n!r}"
-        require(1 <= n <= kept, "n", n, f"1 to {kept}, the contexts kept", instead=more)
-        return as_text(self.statistics.top.of(feature)[:n], self._tokenizer)
+        require(n >= 1, "n", n, "at least 1")
+        found: Any = self[feature].contexts(n)  # the tokenizer is known, so they have their text
+        return found
 
     def logits(self, feature: int, n: int = 8) -> "LogitEffects":
         """The n tokens whose logits a feature's direction raises most, and the n that it lowers most.
@@ -254,7 +241,7 @@ class Features:
         Raises: ConfigError if the language model's tokenizer splits the text into several tokens.
         """
         wanted = plain(token)
-        ids_FT = self.statistics.top.ids_FT
+        ids_FT = self.strongest.ids_FT
         tokens = [i for i in np.unique(ids_FT).tolist() if i >= 0]
         matching = [i for i in tokens if plain(token_text(self._tokenizer, i)) == wanted]
         is_there_FT = ids_FT >= 0
@@ -294,7 +281,7 @@ class Features:
     def __repr__(self) -> str:
         sinks = f" ({self.sinks.tokens:,} attention sinks left out)" if self.sinks else ""
         return (
-            f"{len(self):,} features at {self._opened.run.hook}, {int(self.statistics.alive_F.sum()):,}"
+            f"{len(self):,} features at {self._opened.run.hook}, {int((self.codes.count_F > 0).sum()):,}"
             f" of them selected in {self.tokens:,} tokens{sinks}"
         )
 
@@ -305,7 +292,7 @@ class Features:
         )
 
 
-class Feature:
+class Feature(FeatureOfCodes):
     """One feature of `Features`.
 
     Attributes:
@@ -313,35 +300,14 @@ class Feature:
     """
 
     def __init__(self, features: Features, number: int):
+        super().__init__(features.codes, number)
         self.features = features
-        self.number = number
-
-    @property
-    def firing_rate(self) -> float:
-        """The share of the tokens at which it is selected."""
-        return float(self.features.firing_rate[self.number])
-
-    @property
-    def largest(self) -> float:
-        """Its activation of the largest magnitude, with its sign; NaN if it was never selected."""
-        return float(self.features.largest[self.number])
-
-    @property
-    def error_share(self) -> float:
-        """See `Features.error_share`."""
-        return float(self.features.error_share[self.number])
 
     @property
     def fires_on(self) -> list[str]:
         """The up to 4 most frequent tokens at which it is strongest, in its kept contexts."""
-        tokens = self.features.statistics.top.tokens(self.number)
-        return [token_text(self.features._tokenizer, i) for i in tokens]
-
-    @property
-    def _card_contexts(self) -> TopContexts:
-        """Up to 8 of its kept contexts, for a card."""
-        kept = self.features.statistics.top.rows_FT.shape[1]
-        return self.features.top(self.number, min(8, kept))
+        tokens = self.features.strongest.tokens(self.number)
+        return [token_text(self.codes.tokenizer, i) for i in tokens]
 
     @property
     def _logits_or_reason(self) -> "tuple[LogitEffects | None, str]":
@@ -352,15 +318,12 @@ class Feature:
             return None, str(error)
 
     def _heading(self) -> str:
-        return (
-            f"feature {self.number}: selected at {self.firing_rate:.3%} of {self.features.tokens:,} tokens,"
-            f" largest activation {self.largest:.3g}"
-        )
+        return f"{super().__repr__()}, largest activation {self.largest:.3g}"
 
     def __repr__(self) -> str:
         effects, why_not = self._logits_or_reason
         return "\n".join(
-            [self._heading(), repr(self._card_contexts), repr(effects) if effects else why_not]
+            [self._heading(), repr(self.contexts()), repr(effects) if effects else why_not]
         )
 
     def _repr_html_(self) -> str:
@@ -369,7 +332,7 @@ class Feature:
             "features",
             "feature_card.html",
             heading=self._heading(),
-            contexts=self._card_contexts,
+            contexts=self.contexts(),
             effects=effects,
             why_not=why_not,
             visible=visible,

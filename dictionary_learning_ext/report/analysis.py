@@ -344,8 +344,8 @@ def _come_back(analyses: list[Analysis]) -> list[HeadlineRow]:
 
 
 def _alive(analyses: list[Analysis]) -> HeadlineRow:
-    tokens = analyses[0].features.tokens
+    tokens = analyses[0].codes.tokens
     explanation = f"features selected at least once in these {tokens:,} tokens"
-    alive_of = [sae.features.alive_F for sae in analyses]
+    alive_of = [sae.codes.count_F > 0 for sae in analyses]
     cells = [f"{int(alive_F.sum())} of {len(alive_F)}" for alive_F in alive_of]
     return _row(analyses, "Alive", explanation, cells)

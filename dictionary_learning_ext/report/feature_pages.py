@@ -31,9 +31,9 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
 
 
 def _fires_on(analysis: Analysis) -> list[list[int]]:
-    top, number = analysis.features.top, analysis.vocabulary.number
+    strongest, number = analysis.features.strongest, analysis.vocabulary.number
     features = range(analysis.features.codes.n_features)
-    return [[number(token) for token in top.tokens(feature)] for feature in features]
+    return [[number(token) for token in strongest.tokens(feature)] for feature in features]
 
 
 def _promoted(analysis: Analysis) -> list[list[int]]:
@@ -88,7 +88,7 @@ def page(analysis: Analysis, feature: int) -> dict[str, Any]:
         "histogram": features.histogram(feature).tolist(),
         "width": float(features.bin_width_F[feature]),
         "negative": int(features.negative_F[feature]),
-        "top": _contexts(features.top, feature, vocabulary),
+        "top": _contexts(features.strongest, feature, vocabulary),
         "sampled": _contexts(features.sampled, feature, vocabulary),
         "near": [
             [other, rounded(cosine, 3)] for other, cosine in _pairs(analysis.neighbours, feature)
@@ -148,7 +148,7 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
     fires_on: dict[int, list[str]] = {}
     for feature in features.ranking[: comparison.options.pages]:
         tokens = features.sampled.tokens(feature, None)
-        if int(features.count_F[feature]) >= LEAST_SELECTIONS and _is_word(tokens[0], vocabulary):
+        if analysis.codes.count_F[feature] >= LEAST_SELECTIONS and _is_word(tokens[0], vocabulary):
             fires_on[feature] = [vocabulary.text(token) for token in tokens]
     # Features that promote words come first: these words show what features of later layers are for.
     ordered = sorted(fires_on, key=lambda feature: not _promotes(analysis, feature))
@@ -161,7 +161,7 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
         assert correlation_F is not None
         lost = [feature for feature in ordered if correlation_F[feature] < _NOT_BACK]
         back = [feature for feature in ordered if correlation_F[feature] >= RETURNING[0]]
-        pairs = _pairs_of_like_rate(lost, back, features.count_F.tolist(), fires_on, taken)
+        pairs = _pairs_of_like_rate(lost, back, analysis.codes.count_F.tolist(), fires_on, taken)
         groups = [
             ("These come back in what they do", [feature for _, feature in pairs]),
             ("These fire as often, and don't", [feature for feature, _ in pairs]),
@@ -245,7 +245,7 @@ def _card(analysis: Analysis, feature: int, texts: list[str]) -> dict[str, Any]:
             vocabulary.text(token) for token in promotes if not vocabulary.is_fragment(token)
         ],
         "contexts": _excerpts(analysis.features.sampled, feature, vocabulary),
-        "firing_rate": float(analysis.features.firing_rate_F[feature]),
+        "firing_rate": float(analysis.codes.firing_rate_F[feature]),
         "alike": None if correlation_F is None else float(correlation_F[feature]),
     }
 

@@ -151,7 +151,7 @@ def _render(
         commands=_commands(comparison, flags, seeds),
         come_back=_come_back(comparison.analyses),
         versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
-        n_tokens=comparison.analyses[0].features.tokens,
+        n_tokens=comparison.analyses[0].codes.tokens,
         date=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         data=as_data(payload),
     )

@@ -14,7 +14,7 @@ from dictionary_learning_ext import features_of
 from dictionary_learning_ext.activations.positions import PositionRule, norms
 from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.codes import table
+from dictionary_learning_ext.codes import contexts, table
 from dictionary_learning_ext.codes.codes import encode
 from dictionary_learning_ext.codes.sinks import SinkFinder
 from dictionary_learning_ext.codes.sinks import sinks_of as sinks_of_reading
@@ -77,16 +77,16 @@ def activations(sae, batch, step):
 def test_the_numbers_equal_brute_force(sae, batch, step):
     found = collected(sae, batch, step)
     f_NF = activations(sae, batch, step).flatten(0, 1)
-    assert found.tokens == int(batch.wanted_BL.sum())
+    assert found.codes.tokens == int(batch.wanted_BL.sum())
     for i in range(FEATURES):
         on = f_NF[:, i][f_NF[:, i] != 0]
-        assert found.count_F[i] == len(on)
+        assert found.codes.count_F[i] == len(on)
         assert found.negative_F[i] == (on < 0).sum()
         if not len(on):
-            assert found.max_F[i].isnan()
+            assert found.codes.largest_F[i].isnan()
             assert found.mean_F[i].isnan()
             continue
-        assert found.max_F[i] == on[on.abs().argmax()], "with its sign"
+        assert found.codes.largest_F[i] == on[on.abs().argmax()], "with its sign"
         assert found.mean_F[i].item() == pytest.approx(on.double().mean().item(), rel=1e-5)
         width = float(found.bin_width_F[i])
         bins = BINS
@@ -100,9 +100,9 @@ def test_the_numbers_equal_brute_force(sae, batch, step):
 
 @pytest.mark.parametrize("step", [CONTEXTS, 1])
 def test_the_top_contexts_equal_brute_force(sae, batch, step, monkeypatch):
-    monkeypatch.setattr(table, "BEFORE", 2)
-    monkeypatch.setattr(table, "AFTER", 1)
-    top = collected(sae, batch, step, top=3).top
+    monkeypatch.setattr(contexts, "BEFORE", 2)
+    monkeypatch.setattr(contexts, "AFTER", 1)
+    top = collected(sae, batch, step, top=3).strongest
     f_BLF = activations(sae, batch, step)
     for i in range(FEATURES):
         peaks = []
@@ -135,12 +135,12 @@ def test_the_sample_is_of_selections_without_replacement_and_whole_if_there_is_r
         monkeypatch.setattr(table, "SAMPLED", kept)
         sampled = collected(sae, batch, 5).sampled
         for i in range(FEATURES):
-            contexts = sampled.of(i)
-            places = [(one.context, one.position) for one in contexts]
+            drawn = sampled.of(i)
+            places = [(one.context, one.position) for one in drawn]
             assert len(places) == min(kept, int((f_BLF[:, :, i] != 0).sum()))
             assert len(set(places)) == len(places)
             values = [float(f_BLF[context, place, i]) for context, place in places]
-            assert values == [one.activation for one in contexts]
+            assert values == [one.activation for one in drawn]
             assert values == sorted(values, key=abs, reverse=True)
 
 
@@ -164,7 +164,7 @@ def test_the_sample_is_uniform(batch):
 def test_an_sae_in_bf16_takes_activations_in_fp32(kind, batch):
     sae = SAES[kind]().bfloat16()
     rounded = batch._replace(x_BLD=batch.x_BLD.bfloat16())
-    assert collected(sae, batch).max_F.equal(collected(sae, rounded).max_F)
+    assert collected(sae, batch).codes.largest_F.equal(collected(sae, rounded).codes.largest_F)
 
 
 def with_nan():
@@ -190,10 +190,10 @@ def test_consistent_features_come_first_and_rare_ones_last():
     tokens_F = [[0] * 2, [*range(8)], [1] * 6 + [2] * 2, [3] * 8, [4] * 7 + [5]]
     padded = np.array([tokens + [-1] * (8 - len(tokens)) for tokens in tokens_F])
     features = object.__new__(FeatureTable)
-    count_F = t.tensor([len(tokens) for tokens in tokens_F])
+    count_F = np.array([len(tokens) for tokens in tokens_F])
     kept = SimpleNamespace(ids_FT=padded)
-    codes = SimpleNamespace(firing_rate_F=count_F.double() / 1000)
-    vars(features).update(top=kept, sampled=kept, count_F=count_F, codes=codes)
+    codes = SimpleNamespace(firing_rate_F=count_F / 1000, count_F=count_F)
+    vars(features).update(strongest=kept, sampled=kept, codes=codes)
     assert features.ranking == [3, 4, 2, 1, 0]
 
 
@@ -251,10 +251,10 @@ def test_a_planted_sink_is_found_and_is_no_features_strongest_context(reads_firs
     assert sinks.tokens == 9
     assert sinks.where == "position 0 of each context"
     assert 400 / 4 < sinks.norm_ratio < 400
-    assert statistics.tokens == 9 * (LENGTH - 1) - 4
-    strongest = [one.of(feature) for one in [statistics.top] for feature in range(FEATURES)]
+    assert statistics.codes.tokens == 9 * (LENGTH - 1) - 4
+    strongest = [one.of(feature) for one in [statistics.strongest] for feature in range(FEATURES)]
     assert min(kept[0].position for kept in strongest if kept) > 0
-    assert statistics.max_F.max() < 10
+    assert statistics.codes.largest_F.max() < 10
 
 
 @pytest.mark.parametrize("at_others", [0.25, 0.0], ids=["somewhat above", "mostly zero"])
@@ -263,7 +263,7 @@ def test_tokens_that_are_no_sinks_stay(at_others, reads_first, tiny_lm):
     batch.x_BLD[:, 1:] *= at_others
     sinks, statistics = found(reads_first, [batch], tiny_lm.tokenizer)
     assert sinks is None
-    assert statistics.tokens == 5 * LENGTH
+    assert statistics.codes.tokens == 5 * LENGTH
 
 
 def sinks_of(far, tokenizer):

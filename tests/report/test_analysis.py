@@ -98,7 +98,7 @@ METRICS = {"fve": 0.9, "l0": 16.0, "tokens": 1000}
 
 def analysis(label, metrics=None, seeds=()):
     """An SAE of a report, without its weights."""
-    features: Any = SimpleNamespace(alive_F=t.tensor([True, False]), tokens=600)
+    features: Any = SimpleNamespace(codes=SimpleNamespace(count_F=t.tensor([3, 0]), tokens=600))
     opened: Any = None
     of_seeds = [METRICS | (metrics or {}), *(METRICS | each for each in seeds)]
     nothing: Any = None

@@ -46,16 +46,15 @@ def comparison(tokens_F, count_F=None, pages=100, promoted=None):
     """A report on an SAE whose features fire on these tokens, and promote those."""
     count_F = t.tensor([len(tokens) for tokens in tokens_F] if count_F is None else count_F)
     features = SimpleNamespace(
-        top=contexts(tokens_F),
+        strongest=contexts(tokens_F),
         sampled=contexts(tokens_F),
-        count_F=count_F,
-        firing_rate_F=count_F.double() / 1000,
         ranking=sorted(range(len(tokens_F)), key=lambda one: len(set(tokens_F[one]))),
     )
     analysis = SimpleNamespace(
         label="a",
         metrics={"fve": 0.5},
         features=features,
+        codes=SimpleNamespace(count_F=count_F, firing_rate_F=count_F.double() / 1000),
         come_back=None,
         logits=promoted and (SimpleNamespace(indices_Fn=t.tensor(promoted)), None),
         vocabulary=Vocabulary(Words()),
@@ -158,7 +157,7 @@ def test_with_seeds_examples_are_pairs_of_one_rate_of_which_one_comes_back():
     analysis = report.analyses[1]
     analysis.correlation_F = np.array([0.1, 0.9, 0.2, 0.9, 0.3, 0.6, *[0.9] * 4])
     analysis.come_back = SimpleNamespace()
-    analysis.features.count_F = t.tensor([10, 100, 100, 12, 1000, 50, 30, 30, 30, 30])
+    analysis.codes.count_F = t.tensor([10, 100, 100, 12, 1000, 50, 30, 30, 30, 30])
     (back, some), (lost, others) = cards(report)
     assert (back, lost) == ("These come back in what they do", "These fire as often, and don't")
     assert [card["feature"] for card in others] == [0, 2], "nothing fires as often as 4"
