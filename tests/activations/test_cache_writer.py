@@ -112,6 +112,7 @@ def test_padding_has_the_token_minus_1_and_zeros(cached_run, tmp_path):
     rows = rows_of(tmp_path / "cache")
     is_padding = rows["token_ids"] == -1
     assert (~is_padding).sum() == manifest.tokens >= 3000
+    assert {file.contexts for file in manifest.files[:-1]} == {32}
     assert (rows[HOOK][is_padding] == 0).all()
     assert (rows[HOOK][~is_padding] != 0).all(1).all()
 

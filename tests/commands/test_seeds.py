@@ -15,9 +15,10 @@ from small_commands import refused, settings_of
 from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import parse
-from dictionary_learning_ext.commands.seeds import parse_seeds
+from dictionary_learning_ext.commands.seeds import _whole_cache, parse_seeds
 from dictionary_learning_ext.commands.train import TRAIN, beside
 from dictionary_learning_ext.config.presets import preset
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
@@ -250,6 +251,12 @@ def test_other_values_are_refused_with_what_to_type(given, two, capsys):
 def test_a_number_counts_from_the_seed_and_a_list_is_taken_as_it_is():
     assert parse_seeds("3", 5, True) == [5, 6, 7]
     assert parse_seeds("9, 4", 0, False) == [9, 4]
+
+
+def test_the_cache_is_of_whole_buffers(tmp_path):
+    """A run fills its buffer before it takes a batch of it, so it would read half a buffer of the second pass."""
+    run = RunConfig(steps=100, batch_size=96, n_ctxs=8, ctx_len=64)
+    assert _whole_cache(tmp_path, run).tokens == 19 * 8 * 64 > 100 * 96 > 18 * 8 * 64
 
 
 @pytest.mark.parametrize(

@@ -158,12 +158,21 @@ def test_the_defaults_of_a_very_short_run_are_possible(steps, architecture, name
     assert resolved.decay_start is None or resolved.warmup_steps < resolved.decay_start < steps
 
 
+def test_a_decay_begins_before_the_last_step():
+    """Upstream's schedule divides by the steps that are left."""
+    assert VSAETopKConfig(decay_start=19).resolve(20).decay_start == 19
+    with pytest.raises(ConfigError, match=r"^decay_start=20: .*steps=20"):
+        VSAETopKConfig(decay_start=20).resolve(20)
+
+
 def test_a_longer_run_from_a_config_has_its_schedules_scaled():
     was = preset("recommended").sae.resolve(4000)
     scaled = was.of_steps(4000, 1000)
     names = ("warmup_steps", "decay_start", "noise_anneal_steps", "kl_warmup_steps")
     assert [getattr(scaled.resolve(1000), name) for name in names] == [100, 750, 500, 100]
     assert was.of_steps(4000, 1).resolve(1).decay_start is None, "so short a run has no decay"
+    assert 29 / 100 * 200 < 58, "the share is rounded, not cut"
+    assert VSAETopKConfig(warmup_steps=29).of_steps(100, 200).resolve(200).warmup_steps == 58
     longest = VSAETopKConfig().resolve(20_000)
     assert longest.of_steps(20_000, 40_000).resolve(40_000).warmup_steps == 1000, "at most"
 

@@ -17,6 +17,7 @@ from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
 from dictionary_learning_ext.run_folder.comparing import CONTEXTS, MEASURED_ON
+from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.run_folder.reading import read_config, read_metrics
 from dictionary_learning_ext.run_folder.sae_names import results_folder
 
@@ -110,6 +111,16 @@ def test_saes_with_and_without_a_rule_are_measured_with_the_flag_that_is_named(
         assert f"; give --max-norm-multiple {flag} " in refused(["eval", one, two], capsys)
         rule = {"max_norm_multiple": float(flag)}
         assert open_folders([one, two], **rule).run == replace(open_folders([one]).run, **rule)
+
+
+@pytest.mark.parametrize(("step", "split"), [(5, "heldout"), (None, "train")])
+def test_codes_of_a_checkpoint_or_of_training_text_are_not_kept(step, split, folder):
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    shutil.copy(folder / "ae.pt", folder / "checkpoints" / "ae_5.pt")
+    open_folders([folder], step=step).codes(300, split=split)
+    assert not (folder / CODES).exists()
+    open_folders([folder]).codes(300)
+    assert (folder / CODES).exists()
 
 
 def rows_of(opened):

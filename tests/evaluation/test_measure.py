@@ -364,6 +364,26 @@ def test_enough_documents_are_read_for_a_number_of_tokens(tiny_lm, tokens, read)
     assert len(DOCUMENTS) > 16
 
 
+def test_padding_is_not_counted_among_the_tokens_that_are_read(tiny_lm):
+    documents = ["the cat", DOCUMENTS[0]] * 16
+    (of_half,) = losses_of(tiny_lm, [sae_of()], documents[:16])
+    assert of_half.positions < 16 * 16
+    point = find_hook(tiny_lm, "blocks.1.hook_resid_post")
+    reader = ActivationReader(unwrapped(tiny_lm), point.place, PositionRule())
+    contexts = ContextStream(iter(documents), tiny_lm.tokenizer, 16, packing="truncate")
+    found = DocumentLosses(reader, contexts.batches(16), of_half.positions + 1).of(sae_of())
+    assert found.positions == 2 * of_half.positions
+
+
+def test_with_remove_bos_the_token_keeps_its_activation(tiny_lm):
+    documents = [tiny_lm.tokenizer.bos_token + each for each in DOCUMENTS]
+    (replaced,) = losses_of(tiny_lm, [sae_of()], documents)
+    (kept,) = losses_of(tiny_lm, [sae_of()], documents, remove_bos=True)
+    assert (replaced.left_alone, kept.left_alone) == (0, len(documents))
+    assert kept.original == replaced.original
+    assert kept.reconstructed != replaced.reconstructed
+
+
 def test_outliers_keep_their_activations(lm_dir_of):
     """Without the rule, a reconstruction of the sinks that misses costs the model its loss."""
     lm, poor = with_sinks(lm_dir_of("gpt2"), "left"), sae_of()

@@ -191,7 +191,7 @@ def test_of_saes_of_two_sizes_the_larger_has_features_without_a_match(k):
 
 def test_a_feature_that_always_fires_alike_has_correlation_0_and_one_that_nearly_does_not():
     a = drawn(0)
-    a[0][:, 0] = 3.0
+    a[0][:, 0] = 5.7  # whose variance is not 0 by rounding
     a[0][:, 1] = 100 + np.random.default_rng(1).normal(size=N)
     assert of(a, a)["correlation"] == pytest.approx((F - 1) / F, abs=1e-5)
 

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,11 @@ from dictionary_learning_ext.evaluation.metrics import METRICS, fve_of
 from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
 from dictionary_learning_ext.features.directions import decoder_directions
-from dictionary_learning_ext.features.reproduce import reproduce, warn_of_differences
+from dictionary_learning_ext.features.reproduce import (
+    ReturningFeatures,
+    reproduce,
+    warn_of_differences,
+)
 from dictionary_learning_ext.features.reproduce_text import HEADER, answer, with_random_tokens
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
 from dictionary_learning_ext.features.seeds import compare_seeds
@@ -435,6 +440,14 @@ def test_a_pair_is_of_two_saes_of_one_width(saes):
     with pytest.raises(ReproducibilityError, match=r"9 dimensions.* 8"):
         agreement(saes[0], AutoEncoderTopK(9, 12, 2))
     assert (agreement(saes[0], AutoEncoderTopK(8, 16, 2)).pair.matched_F >= 0).all()
+
+
+def test_the_share_of_an_sae_is_the_mean_over_its_own_pairs():
+    codes: Any = SimpleNamespace(in_function={("a", "b"): 0.2, ("a", "c"): 0.4, ("b", "c"): 0.9})
+    measured: Any = SimpleNamespace(names=["a", "b", "c"])
+    found = ReturningFeatures(measured, {}, {}, [], codes)
+    assert found.in_function("a") == pytest.approx(0.3)
+    assert found.in_function() == pytest.approx(0.5)
 
 
 def numbers(direction, function=None, fve=None, back=None, l0=None):
