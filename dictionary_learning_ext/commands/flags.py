@@ -282,7 +282,13 @@ def _texts_of_module(name: str) -> dict[tuple[str, str], str]:
 
 def _others_of(command: Command[Any]) -> dict[str, _Option]:
     """The flags that other starting points of a command have."""
-    return {name: each for cls in command.others for name, each in _options_of(cls()).items()}
+    return {name: each for cls in command.others for name, each in _options_of_default(cls).items()}
+
+
+@functools.cache
+def _options_of_default(cls: type) -> dict[str, _Option]:
+    """The options of a dataclass with its defaults."""
+    return _options_of(cls())
 
 
 def flags_of(command: Command[Any]) -> dict[str, _Option]:

@@ -336,8 +336,8 @@ class SAEConfig(Checked):
     def without_unused(self) -> "Self":
         """The same, with the options that have no effect at their defaults."""
         defaults = _defaults(type(self))
-        left_out: dict[str, Any] = {name: defaults[name] for name in self.unused()}
-        return replace(self, **left_out)
+        left_out: dict[str, Any] = {name: defaults[name] for name, _, _ in self.given_in_vain()}
+        return replace(self, **left_out) if left_out else self
 
     def of_steps(self, was: int, now: int) -> "Self":
         """The resolved settings of a run of `was` steps as the start of one of `now` steps. What equals its default follows
@@ -366,7 +366,7 @@ class SAEConfig(Checked):
         after = max(values.get(n, vars(self)[n]) for n in _WARMUPS if n in vars(self))
         if values.get("decay_start", steps) <= after:
             values["decay_start"] = None  # so short a run that lr would fall before it has risen
-        resolved = replace(self, **values)
+        resolved = replace(self, **values) if values else self
         resolved._require_schedules(steps, after)
         return resolved
 
