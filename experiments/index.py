@@ -119,6 +119,14 @@ EXPERIMENTS = (
         pages=("whose_features.md",),
     ),
     Experiment(
+        "random_tokens",
+        "What comes back of dictionaries of random tokens, never trained, at the settings of the tables?",
+        minutes="5",
+        stages=("train", "tables"),
+        needs="language_models.smollm2, and [sae-lens] for truth",
+        pages=("random_tokens.md",),
+    ),
+    Experiment(
         "ground_truth.synth_16k",
         "How much of SynthSAEBench-16k's truth do TopK, BatchTopK and vSAEs find?",
         minutes="540",

@@ -468,6 +468,47 @@ def speed() -> Found:
     yield "speed.run", runs["upstream trainSAE, TopK"] / runs["vSAE, float32"]
 
 
+def returning() -> Found:
+    """Whose features come back: means over four seeds and six pairs, from the random start."""
+    content = raw("whose_features")
+    places = {"b0": "blocks.0", "b2": "blocks.2", "mlp_out": "mlp_out"}
+    measures = {
+        "explained": "in_function_fve",
+        "function": "function_0.7",
+        "direction": "direction_0.7",
+        "near_dead": "near_dead_0.1",
+        "fve": "fve",
+        "nats": "loss_added",
+    }
+    for name, place in places.items():
+        for key, arm in (("topk", "TopK"), ("vsae", "vSAE")):
+            at = (f"start: {place}, k/F = 1/32", arm)
+            own = [r for r in content["pairs"] + content["saes"] if (r["part"], r["arm"]) == at]
+            for measure, column in measures.items():
+                values = [row[column] for row in own if column in row]
+                yield f"returning.{name}.{key}.{measure}", mean(values)
+                if measure == "explained":
+                    yield f"returning.{name}.{key}.explained_least", min(values)
+                    yield f"returning.{name}.{key}.explained_most", max(values)
+
+
+def random_tokens() -> Found:
+    """The null of each setting: dictionaries of random tokens, two pairs."""
+    measures = {
+        "explained": "in_function_fve",
+        "function": "in_function",
+        "direction": "as_direction",
+        "near_dead": "near_dead_0.1",
+        "fve": "fve",
+    }
+    for place, found in raw("random_tokens")["places"].items():
+        for measure, column in measures.items():
+            yield (
+                f"random.{place}.{measure}",
+                mean(r[column] for r in found["rows"]["random tokens"]),
+            )
+
+
 def quickstart() -> Found:
     """Three pairs of seeds, 4,000 steps: what its `about` says, printed by `vsae reproduce FOLDER --json`."""
     content = raw("quickstart")
@@ -493,6 +534,8 @@ def default_run() -> Found:
 SOURCES: tuple[Callable[[], Found], ...] = (
     default_run,
     quickstart,
+    returning,
+    random_tokens,
     dose,
     fading,
     smollm2,
@@ -509,6 +552,9 @@ SOURCES: tuple[Callable[[], Found], ...] = (
     speed,
 )
 DEFAULTS = {
+    "explained": ".2f",
+    "explained_least": ".2f",
+    "explained_most": ".2f",
     "direction": ".0%",
     "function": ".0%",
     "share": ".0%",
@@ -549,6 +595,41 @@ def defined(header: list[str], rows: list[tuple[str, ...]]) -> str:
     return f"\n{markdown_table(header, [(f'`{key}`', *cells) for key, *cells in rows])}\n"
 
 
+RANDOM = "random tokens, untrained"
+
+
+def readme_table() -> str:
+    """docs/science.md's: what comes back at each place. Of the SAEs of the fading the weights weren't kept."""
+    whole = "{{{0}.explained}} ({{{0}.explained_least}} to {{{0}.explained_most}})"
+    shares = "{{{0}.function}} | {{{0}.direction}} | {{{0}.near_dead}} | {{{0}.fve}}"
+    vsae, gates, fading = (
+        "fixed_half",
+        {"gates_off": f"{ARMS['gates_off']} ²"},
+        "fading.confirm_2_0M",
+    )
+    pair, own = {"topk": "TopK", "vsae": "vSAE"}, {"topk": "TopK ²", vsae: "vSAE ²"}
+    lines = []
+    for place, null, studies in (
+        ("**blocks.0 (the paper's)**", "b0", {"returning.b0": pair, f"{fading}.b0": gates}),
+        ("**blocks.2**", "b2", {"returning.b2": pair, f"{fading}.b2": gates}),
+        ("**blocks.2, k/F = 1/8**", "b2_8", {f"{fading}.b2_8": own | gates}),
+        ("**blocks.2.hook_mlp_out**", "mlp_out", {"returning.mlp_out": pair}),
+        ("**SmolLM2-135M, blocks.1** ¹", "smollm2_1", {"smollm2": pair | gates}),
+    ):
+        for study, arms in studies.items():
+            for key, arm in arms.items():
+                name = f"{place}, {arm}" if key == "topk" else arm
+                explained = whole if study.startswith("returning") else ""
+                row = f"| {name} | {explained} | {shares} | {{{{{{0}}.loss}}}} |"
+                lines.append(row.format(f"{study}.{key}"))
+        null_row = f"| {RANDOM} | {{{{{{0}}.explained}}}} | {shares} |  |"
+        lines.append(null_row.format(f"random.{null}"))
+    columns = (
+        "FVE of what comes back | in what they do | as a direction | near-dead | FVE | loss added"
+    )
+    return "\n".join([f"|  | {columns} |", "|---|---|---|---|---|---|---|", *lines])
+
+
 TABLES = {
     "metrics": defined(
         ["key", "column", "better", "what it is"],
@@ -569,45 +650,31 @@ TABLES = {
 | vSAE | {quickstart.vsae.explained:.2f} ({quickstart.vsae.explained_least:.2f} to {quickstart.vsae.explained_most:.2f}) | {quickstart.vsae.fve} | {quickstart.vsae.function} | {quickstart.vsae.near_dead} |
 | random tokens, untrained | {quickstart.random.explained:.2f} | {quickstart.random.fve} | {quickstart.random.function} | {quickstart.random.near_dead} |
 """,
-    "readme": """
-|  | as a direction | selections | in what they do | near-dead | FVE | loss added |
-|---|---|---|---|---|---|---|
-"""
-    + "".join(
-        f"| {place if key == 'topk' else ''}{arm} | {{{at}.direction}} | {{{at}.direction_selections}} | {{{at}.function}} | {{{at}.near_dead}} | {{{at}.fve}} | {{{at}.loss}} |\n"
-        for place, study, vsae in (
-            ("**blocks.0 (the paper's)**, ", "fading.confirm_2_0M.b0", "fixed_half"),
-            ("**blocks.2**, ", "fading.confirm_2_0M.b2", "fixed_half"),
-            ("**blocks.2, k/F = 1/8**, ", "fading.confirm_2_0M.b2_8", "fixed_half"),
-            ("**SmolLM2-135M, blocks.1** ¹, ", "smollm2", "vsae"),
-        )
-        for key, arm in (("topk", "TopK"), (vsae, "vSAE"), ("gates_off", ARMS["gates_off"]))
-        for at in [f"{study}.{key}"]
-    ),
+    "readme": readme_table(),
     "dose": """
-|  |  | TopK | survival 0.6 | `recommended` |
-|---|---|---|---|---|
-| blocks.2, k/F = 1/32 | as a direction | {dose.b2.topk.direction} | {dose.b2.light.direction} | {dose.b2.strong.direction} |
-|  | in what it does, at least | {dose.b2.topk.function} | {dose.b2.light.function} | {dose.b2.strong.function} |
-|  | selections of those that come back as a direction | {dose.b2.topk.selections} | {dose.b2.light.selections} | {dose.b2.strong.selections} |
-|  | FVE | {dose.b2.topk.fve:.4f} | {dose.b2.light.fve:.4f} | {dose.b2.strong.fve:.4f} |
-|  | loss added, TopK = 1 | {dose.b2.topk.loss} | {dose.b2.light.loss} | {dose.b2.strong.loss} |
-|  | near-dead < 0.1 | {dose.b2.topk.near_dead} | {dose.b2.light.near_dead} | {dose.b2.strong.near_dead} |
-| blocks.0, k/F = 1/32 | as a direction | {dose.b0.topk.direction} | {dose.b0.light.direction} | {dose.b0.strong.direction} |
-|  | in what it does, at least | {dose.b0.topk.function} | {dose.b0.light.function} | {dose.b0.strong.function} |
-|  | selections of those that come back as a direction | {dose.b0.topk.selections} | {dose.b0.light.selections} | {dose.b0.strong.selections} |
-|  | FVE | {dose.b0.topk.fve:.4f} | {dose.b0.light.fve:.4f} | {dose.b0.strong.fve:.4f} |
-|  | loss added, TopK = 1 | {dose.b0.topk.loss} | {dose.b0.light.loss} | {dose.b0.strong.loss} |
-|  | near-dead < 0.1 | {dose.b0.topk.near_dead} | {dose.b0.light.near_dead} | {dose.b0.strong.near_dead} |
-| blocks.2, k/F = 1/8 | as a direction | {dose.b2_8.topk.direction} | {dose.b2_8.light.direction} | {dose.b2_8.strong.direction} |
-|  | in what it does, at least | {dose.b2_8.topk.function} | {dose.b2_8.light.function} | {dose.b2_8.strong.function} |
-|  | selections of those that come back as a direction | {dose.b2_8.topk.selections} | {dose.b2_8.light.selections} | {dose.b2_8.strong.selections} |
-|  | FVE | {dose.b2_8.topk.fve:.4f} | {dose.b2_8.light.fve:.4f} | {dose.b2_8.strong.fve:.4f} |
-|  | loss added, TopK = 1 | {dose.b2_8.topk.loss} | {dose.b2_8.light.loss} | {dose.b2_8.strong.loss} |
-|  | near-dead < 0.1 | {dose.b2_8.topk.near_dead} | {dose.b2_8.light.near_dead} | {dose.b2_8.strong.near_dead} |
-| known features, F half of them | MCC | {dose.known.topk.mcc} | {dose.known.light.mcc} | {dose.known.strong.mcc} |
-|  | F1 | {dose.known.topk.f1} | {dose.known.light.f1} | {dose.known.strong.f1} |
-|  | FVE | {dose.known.topk.fve:.4f} | {dose.known.light.fve:.4f} | {dose.known.strong.fve:.4f} |
+|  |  | TopK | survival 0.6 | `recommended` | random tokens, untrained |
+|---|---|---|---|---|---|
+| blocks.2, k/F = 1/32 | as a direction | {dose.b2.topk.direction} | {dose.b2.light.direction} | {dose.b2.strong.direction} | {random.b2.direction} |
+|  | in what it does, at least | {dose.b2.topk.function} | {dose.b2.light.function} | {dose.b2.strong.function} | {random.b2.function} |
+|  | selections of those that come back as a direction | {dose.b2.topk.selections} | {dose.b2.light.selections} | {dose.b2.strong.selections} |  |
+|  | FVE | {dose.b2.topk.fve:.4f} | {dose.b2.light.fve:.4f} | {dose.b2.strong.fve:.4f} | {random.b2.fve:.4f} |
+|  | loss added, TopK = 1 | {dose.b2.topk.loss} | {dose.b2.light.loss} | {dose.b2.strong.loss} |  |
+|  | near-dead < 0.1 | {dose.b2.topk.near_dead} | {dose.b2.light.near_dead} | {dose.b2.strong.near_dead} | {random.b2.near_dead} |
+| blocks.0, k/F = 1/32 | as a direction | {dose.b0.topk.direction} | {dose.b0.light.direction} | {dose.b0.strong.direction} | {random.b0.direction} |
+|  | in what it does, at least | {dose.b0.topk.function} | {dose.b0.light.function} | {dose.b0.strong.function} | {random.b0.function} |
+|  | selections of those that come back as a direction | {dose.b0.topk.selections} | {dose.b0.light.selections} | {dose.b0.strong.selections} |  |
+|  | FVE | {dose.b0.topk.fve:.4f} | {dose.b0.light.fve:.4f} | {dose.b0.strong.fve:.4f} | {random.b0.fve:.4f} |
+|  | loss added, TopK = 1 | {dose.b0.topk.loss} | {dose.b0.light.loss} | {dose.b0.strong.loss} |  |
+|  | near-dead < 0.1 | {dose.b0.topk.near_dead} | {dose.b0.light.near_dead} | {dose.b0.strong.near_dead} | {random.b0.near_dead} |
+| blocks.2, k/F = 1/8 | as a direction | {dose.b2_8.topk.direction} | {dose.b2_8.light.direction} | {dose.b2_8.strong.direction} | {random.b2_8.direction} |
+|  | in what it does, at least | {dose.b2_8.topk.function} | {dose.b2_8.light.function} | {dose.b2_8.strong.function} | {random.b2_8.function} |
+|  | selections of those that come back as a direction | {dose.b2_8.topk.selections} | {dose.b2_8.light.selections} | {dose.b2_8.strong.selections} |  |
+|  | FVE | {dose.b2_8.topk.fve:.4f} | {dose.b2_8.light.fve:.4f} | {dose.b2_8.strong.fve:.4f} | {random.b2_8.fve:.4f} |
+|  | loss added, TopK = 1 | {dose.b2_8.topk.loss} | {dose.b2_8.light.loss} | {dose.b2_8.strong.loss} |  |
+|  | near-dead < 0.1 | {dose.b2_8.topk.near_dead} | {dose.b2_8.light.near_dead} | {dose.b2_8.strong.near_dead} | {random.b2_8.near_dead} |
+| known features, F half of them | MCC | {dose.known.topk.mcc} | {dose.known.light.mcc} | {dose.known.strong.mcc} |  |
+|  | F1 | {dose.known.topk.f1} | {dose.known.light.f1} | {dose.known.strong.f1} |  |
+|  | FVE | {dose.known.topk.fve:.4f} | {dose.known.light.fve:.4f} | {dose.known.strong.fve:.4f} |  |
 """,
     "fading_confirmed": """
 | 2 million tokens |  | as a direction | in what they do | selections of these | near-dead | FVE | loss added |
@@ -615,9 +682,11 @@ TABLES = {
 """
     + "".join(
         f"| {place} | {FADING[key]} | {{{at}.direction}} | {{{at}.function}} | {{{at}.selections}} | {{{at}.near_dead}} | {{{at}.fve:.4f}} | {{{at}.nats:.4f}} |\n"
+        if key
+        else f"| {place} | {RANDOM} | {{{at}.direction}} | {{{at}.function}} |  | {{{at}.near_dead}} | {{{at}.fve:.4f}} |  |\n"
         for short, place in FADED.items()
-        for key in ("topk", "light", "fixed_quarter", "fixed_half", "gates_off")
-        for at in [f"fading.confirm_2_0M.{short}.{key}"]
+        for key in ("topk", "light", "fixed_quarter", "fixed_half", "gates_off", "")
+        for at in [f"fading.confirm_2_0M.{short}.{key}" if key else f"random.{short}"]
     ),
     "default_run": """
 | 8,000 steps, seeds 0 and 1 | `vsae train` | as a direction | in what they do | near-dead | FVE |
@@ -630,47 +699,50 @@ TABLES = {
             ("b0", "blocks.0"),
             ("b1", "blocks.1, on which no choice was based"),
         )
-        for arm, flags in (("point", "`--posterior point --beta 0`"), ("vsae", "as typed"))
-        for at in [f"default_run.{key}.{arm}"]
+        for at, flags in (
+            (f"default_run.{key}.point", "`--posterior point --beta 0`"),
+            (f"default_run.{key}.vsae", "as typed"),
+            (f"random.{key}", RANDOM),
+        )
     ),
     "comes_back": """
-|  |  | TopK | vSAE | Probabilistic TopK |
-|---|---|---|---|---|
-| blocks.2, k/F = 1/32: tuned here | as a direction | {tuned.b2.topk.direction} | {tuned.b2.vsae.direction} | {tuned.b2.ptopk.direction} |
-|  | in what it does, at least | {tuned.b2.topk.function} | {tuned.b2.vsae.function} | {tuned.b2.ptopk.function} |
-|  | FVE | {tuned.b2.topk.fve:.4f} | {tuned.b2.vsae.fve:.4f} | {tuned.b2.ptopk.fve:.4f} |
-|  | near-dead < 0.1 | {tuned.b2.topk.near_dead} | {tuned.b2.vsae.near_dead} | {tuned.b2.ptopk.near_dead} |
-| blocks.0, k/F = 1/32 | as a direction | {tuned.b0.topk.direction} | {tuned.b0.vsae.direction} | {tuned.b0.ptopk.direction} |
-|  | in what it does, at least | {tuned.b0.topk.function} | {tuned.b0.vsae.function} | {tuned.b0.ptopk.function} |
-|  | FVE | {tuned.b0.topk.fve:.4f} | {tuned.b0.vsae.fve:.4f} | {tuned.b0.ptopk.fve:.4f} |
-|  | near-dead < 0.1 | {tuned.b0.topk.near_dead} | {tuned.b0.vsae.near_dead} | {tuned.b0.ptopk.near_dead} |
-| blocks.2, k/F = 1/8 | as a direction | {tuned.b2_8.topk.direction} | {tuned.b2_8.vsae.direction} | {tuned.b2_8.ptopk.direction} |
-|  | in what it does, at least | {tuned.b2_8.topk.function} | {tuned.b2_8.vsae.function} | {tuned.b2_8.ptopk.function} |
-|  | FVE | {tuned.b2_8.topk.fve:.4f} | {tuned.b2_8.vsae.fve:.4f} | {tuned.b2_8.ptopk.fve:.4f} |
-|  | near-dead < 0.1 | {tuned.b2_8.topk.near_dead} | {tuned.b2_8.vsae.near_dead} | {tuned.b2_8.ptopk.near_dead} |
+|  |  | TopK | vSAE | Probabilistic TopK | random tokens, untrained |
+|---|---|---|---|---|---|
+| blocks.2, k/F = 1/32: tuned here | as a direction | {tuned.b2.topk.direction} | {tuned.b2.vsae.direction} | {tuned.b2.ptopk.direction} | {random.b2.direction} |
+|  | in what it does, at least | {tuned.b2.topk.function} | {tuned.b2.vsae.function} | {tuned.b2.ptopk.function} | {random.b2.function} |
+|  | FVE | {tuned.b2.topk.fve:.4f} | {tuned.b2.vsae.fve:.4f} | {tuned.b2.ptopk.fve:.4f} | {random.b2.fve:.4f} |
+|  | near-dead < 0.1 | {tuned.b2.topk.near_dead} | {tuned.b2.vsae.near_dead} | {tuned.b2.ptopk.near_dead} | {random.b2.near_dead} |
+| blocks.0, k/F = 1/32 | as a direction | {tuned.b0.topk.direction} | {tuned.b0.vsae.direction} | {tuned.b0.ptopk.direction} | {random.b0.direction} |
+|  | in what it does, at least | {tuned.b0.topk.function} | {tuned.b0.vsae.function} | {tuned.b0.ptopk.function} | {random.b0.function} |
+|  | FVE | {tuned.b0.topk.fve:.4f} | {tuned.b0.vsae.fve:.4f} | {tuned.b0.ptopk.fve:.4f} | {random.b0.fve:.4f} |
+|  | near-dead < 0.1 | {tuned.b0.topk.near_dead} | {tuned.b0.vsae.near_dead} | {tuned.b0.ptopk.near_dead} | {random.b0.near_dead} |
+| blocks.2, k/F = 1/8 | as a direction | {tuned.b2_8.topk.direction} | {tuned.b2_8.vsae.direction} | {tuned.b2_8.ptopk.direction} | {random.b2_8.direction} |
+|  | in what it does, at least | {tuned.b2_8.topk.function} | {tuned.b2_8.vsae.function} | {tuned.b2_8.ptopk.function} | {random.b2_8.function} |
+|  | FVE | {tuned.b2_8.topk.fve:.4f} | {tuned.b2_8.vsae.fve:.4f} | {tuned.b2_8.ptopk.fve:.4f} | {random.b2_8.fve:.4f} |
+|  | near-dead < 0.1 | {tuned.b2_8.topk.near_dead} | {tuned.b2_8.vsae.near_dead} | {tuned.b2_8.ptopk.near_dead} | {random.b2_8.near_dead} |
 """,
     "seven_pairs": """
-|  |  | TopK | noise alone | vSAE | Probabilistic TopK |
-|---|---|---|---|---|---|
-| blocks.2, k/F = 1/32 | as a direction | {seven.b2.topk.direction} | {seven.b2.noise.direction} | {seven.b2.vsae.direction} | {seven.b2.ptopk.direction} |
-|  | FVE | {seven.b2.topk.fve:.4f} | {seven.b2.noise.fve:.4f} | {seven.b2.vsae.fve:.4f} | {seven.b2.ptopk.fve:.4f} |
-|  | near-dead < 0.1 | {seven.b2.topk.near_dead} | {seven.b2.noise.near_dead} | {seven.b2.vsae.near_dead} | {seven.b2.ptopk.near_dead} |
-| blocks.0, k/F = 1/32 | as a direction | {seven.b0.topk.direction} | {seven.b0.noise.direction} | {seven.b0.vsae.direction} | {seven.b0.ptopk.direction} |
-|  | FVE | {seven.b0.topk.fve:.4f} | {seven.b0.noise.fve:.4f} | {seven.b0.vsae.fve:.4f} | {seven.b0.ptopk.fve:.4f} |
-|  | near-dead < 0.1 | {seven.b0.topk.near_dead} | {seven.b0.noise.near_dead} | {seven.b0.vsae.near_dead} | {seven.b0.ptopk.near_dead} |
-| blocks.2, k/F = 1/8 | as a direction | {seven.b2_8.topk.direction} | {seven.b2_8.noise.direction} | {seven.b2_8.vsae.direction} | {seven.b2_8.ptopk.direction} |
-|  | FVE | {seven.b2_8.topk.fve:.4f} | {seven.b2_8.noise.fve:.4f} | {seven.b2_8.vsae.fve:.4f} | {seven.b2_8.ptopk.fve:.4f} |
-|  | near-dead < 0.1 | {seven.b2_8.topk.near_dead} | {seven.b2_8.noise.near_dead} | {seven.b2_8.vsae.near_dead} | {seven.b2_8.ptopk.near_dead} |
+|  |  | TopK | noise alone | vSAE | Probabilistic TopK | random tokens, untrained |
+|---|---|---|---|---|---|---|
+| blocks.2, k/F = 1/32 | as a direction | {seven.b2.topk.direction} | {seven.b2.noise.direction} | {seven.b2.vsae.direction} | {seven.b2.ptopk.direction} | {random.b2.direction} |
+|  | FVE | {seven.b2.topk.fve:.4f} | {seven.b2.noise.fve:.4f} | {seven.b2.vsae.fve:.4f} | {seven.b2.ptopk.fve:.4f} | {random.b2.fve:.4f} |
+|  | near-dead < 0.1 | {seven.b2.topk.near_dead} | {seven.b2.noise.near_dead} | {seven.b2.vsae.near_dead} | {seven.b2.ptopk.near_dead} | {random.b2.near_dead} |
+| blocks.0, k/F = 1/32 | as a direction | {seven.b0.topk.direction} | {seven.b0.noise.direction} | {seven.b0.vsae.direction} | {seven.b0.ptopk.direction} | {random.b0.direction} |
+|  | FVE | {seven.b0.topk.fve:.4f} | {seven.b0.noise.fve:.4f} | {seven.b0.vsae.fve:.4f} | {seven.b0.ptopk.fve:.4f} | {random.b0.fve:.4f} |
+|  | near-dead < 0.1 | {seven.b0.topk.near_dead} | {seven.b0.noise.near_dead} | {seven.b0.vsae.near_dead} | {seven.b0.ptopk.near_dead} | {random.b0.near_dead} |
+| blocks.2, k/F = 1/8 | as a direction | {seven.b2_8.topk.direction} | {seven.b2_8.noise.direction} | {seven.b2_8.vsae.direction} | {seven.b2_8.ptopk.direction} | {random.b2_8.direction} |
+|  | FVE | {seven.b2_8.topk.fve:.4f} | {seven.b2_8.noise.fve:.4f} | {seven.b2_8.vsae.fve:.4f} | {seven.b2_8.ptopk.fve:.4f} | {random.b2_8.fve:.4f} |
+|  | near-dead < 0.1 | {seven.b2_8.topk.near_dead} | {seven.b2_8.noise.near_dead} | {seven.b2_8.vsae.near_dead} | {seven.b2_8.ptopk.near_dead} | {random.b2_8.near_dead} |
 """,
     "six_settings": """
-| as a direction | TopK without ReLU | penalty alone | noise alone | vSAE | Probabilistic TopK | vSAE less TopK, points (95% interval) |
-|---|---|---|---|---|---|---|
-| blocks.2, k/F = 1/32 | {untuned.b2.topk_plain.direction} | {untuned.b2.penalty.direction} | {untuned.b2.noise.direction} | {untuned.b2.vsae.direction} | {untuned.b2.ptopk.direction} | {untuned.b2.more_points:+.1f} ({untuned.b2.more_points_low:.1f} to {untuned.b2.more_points_high:.1f}) |
-| blocks.0, k/F = 1/32 | {untuned.b0.topk_plain.direction} | {untuned.b0.penalty.direction} | {untuned.b0.noise.direction} | {untuned.b0.vsae.direction} | {untuned.b0.ptopk.direction} | {untuned.b0.more_points:+.1f} ({untuned.b0.more_points_low:.1f} to {untuned.b0.more_points_high:.1f}) |
-| blocks.2, k/F = 1/8 | {untuned.b2_8.topk_plain.direction} | {untuned.b2_8.penalty.direction} | {untuned.b2_8.noise.direction} | {untuned.b2_8.vsae.direction} | {untuned.b2_8.ptopk.direction} | {untuned.b2_8.more_points:+.1f} ({untuned.b2_8.more_points_low:.1f} to {untuned.b2_8.more_points_high:.1f}) |
-| blocks.2, F = 32D, k/F = 1/256 | {untuned.wide.topk_plain.direction} | {untuned.wide.penalty.direction} | {untuned.wide.noise.direction} | {untuned.wide.vsae.direction} | not run | {untuned.wide.more_points:+.1f} ({untuned.wide.more_points_low:.1f} to {untuned.wide.more_points_high:.1f}) |
-| SmolLM2-135M, blocks.1, k = 64 | {untuned.smollm2_1.topk_plain.direction} | {untuned.smollm2_1.penalty.direction} | {untuned.smollm2_1.noise.direction} | {untuned.smollm2_1.vsae.direction} | {untuned.smollm2_1.ptopk.direction} | {untuned.smollm2_1.more_points:+.1f} ({untuned.smollm2_1.more_points_low:.1f} to {untuned.smollm2_1.more_points_high:.1f}) |
-| SmolLM2-135M, blocks.15, k = 64 | {untuned.smollm2_15.topk_plain.direction} | {untuned.smollm2_15.penalty.direction} | {untuned.smollm2_15.noise.direction} | {untuned.smollm2_15.vsae.direction} | {untuned.smollm2_15.ptopk.direction} | {untuned.smollm2_15.more_points:+.1f} ({untuned.smollm2_15.more_points_low:.1f} to {untuned.smollm2_15.more_points_high:.1f}) |
+| as a direction | TopK without ReLU | penalty alone | noise alone | vSAE | Probabilistic TopK | vSAE less TopK, points (95% interval) | random tokens, untrained |
+|---|---|---|---|---|---|---|---|
+| blocks.2, k/F = 1/32 | {untuned.b2.topk_plain.direction} | {untuned.b2.penalty.direction} | {untuned.b2.noise.direction} | {untuned.b2.vsae.direction} | {untuned.b2.ptopk.direction} | {untuned.b2.more_points:+.1f} ({untuned.b2.more_points_low:.1f} to {untuned.b2.more_points_high:.1f}) | {random.b2.direction} |
+| blocks.0, k/F = 1/32 | {untuned.b0.topk_plain.direction} | {untuned.b0.penalty.direction} | {untuned.b0.noise.direction} | {untuned.b0.vsae.direction} | {untuned.b0.ptopk.direction} | {untuned.b0.more_points:+.1f} ({untuned.b0.more_points_low:.1f} to {untuned.b0.more_points_high:.1f}) | {random.b0.direction} |
+| blocks.2, k/F = 1/8 | {untuned.b2_8.topk_plain.direction} | {untuned.b2_8.penalty.direction} | {untuned.b2_8.noise.direction} | {untuned.b2_8.vsae.direction} | {untuned.b2_8.ptopk.direction} | {untuned.b2_8.more_points:+.1f} ({untuned.b2_8.more_points_low:.1f} to {untuned.b2_8.more_points_high:.1f}) | {random.b2_8.direction} |
+| blocks.2, F = 32D, k/F = 1/256 | {untuned.wide.topk_plain.direction} | {untuned.wide.penalty.direction} | {untuned.wide.noise.direction} | {untuned.wide.vsae.direction} | not run | {untuned.wide.more_points:+.1f} ({untuned.wide.more_points_low:.1f} to {untuned.wide.more_points_high:.1f}) |  |
+| SmolLM2-135M, blocks.1, k = 64 | {untuned.smollm2_1.topk_plain.direction} | {untuned.smollm2_1.penalty.direction} | {untuned.smollm2_1.noise.direction} | {untuned.smollm2_1.vsae.direction} | {untuned.smollm2_1.ptopk.direction} | {untuned.smollm2_1.more_points:+.1f} ({untuned.smollm2_1.more_points_low:.1f} to {untuned.smollm2_1.more_points_high:.1f}) | {random.smollm2_1.direction} |
+| SmolLM2-135M, blocks.15, k = 64 | {untuned.smollm2_15.topk_plain.direction} | {untuned.smollm2_15.penalty.direction} | {untuned.smollm2_15.noise.direction} | {untuned.smollm2_15.vsae.direction} | {untuned.smollm2_15.ptopk.direction} | {untuned.smollm2_15.more_points:+.1f} ({untuned.smollm2_15.more_points_low:.1f} to {untuned.smollm2_15.more_points_high:.1f}) |  |
 """,
     "error_share": """
 | AUC of `error_share`, in what features do | TopK | vSAE, less noise | vSAE |
@@ -689,16 +761,16 @@ TABLES = {
 | information on the current token, bits | {worth.function.topk.current.returning:.4f} | {worth.function.topk.current.others:.4f} | {worth.function.vsae.current.returning:.4f} | {worth.function.vsae.current.others:.4f} |
 """,
     "truth": """
-|  |  | TopK | vSAE (penalty 0.03) | Probabilistic TopK |
-|---|---|---|---|---|
-| F = 1,024, 2 million samples | true MCC | {truth.F1024.2m.topk.mcc} | {truth.F1024.2m.vsae.mcc} | {truth.F1024.2m.ptopk.mcc} |
-|  | match a true feature | {truth.F1024.2m.topk.true} | {truth.F1024.2m.vsae.true} | {truth.F1024.2m.ptopk.true} |
-|  | come back as a direction | {truth.F1024.2m.topk.direction} | {truth.F1024.2m.vsae.direction} | {truth.F1024.2m.ptopk.direction} |
-|  | FVE | {truth.F1024.2m.topk.fve} | {truth.F1024.2m.vsae.fve} | {truth.F1024.2m.ptopk.fve} |
-| F = 1,024, 16 million samples | true MCC | {truth.F1024.16m.topk.mcc} | {truth.F1024.16m.vsae.mcc} | {truth.F1024.16m.ptopk.mcc} |
-|  | match a true feature | {truth.F1024.16m.topk.true} | {truth.F1024.16m.vsae.true} | {truth.F1024.16m.ptopk.true} |
-|  | come back as a direction | {truth.F1024.16m.topk.direction} | {truth.F1024.16m.vsae.direction} | {truth.F1024.16m.ptopk.direction} |
-|  | FVE | {truth.F1024.16m.topk.fve} | {truth.F1024.16m.vsae.fve} | {truth.F1024.16m.ptopk.fve} |
+|  |  | TopK | vSAE (penalty 0.03) | Probabilistic TopK | random samples, untrained |
+|---|---|---|---|---|---|
+| F = 1,024, 2 million samples | true MCC | {truth.F1024.2m.topk.mcc} | {truth.F1024.2m.vsae.mcc} | {truth.F1024.2m.ptopk.mcc} |  |
+|  | match a true feature | {truth.F1024.2m.topk.true} | {truth.F1024.2m.vsae.true} | {truth.F1024.2m.ptopk.true} |  |
+|  | come back as a direction | {truth.F1024.2m.topk.direction} | {truth.F1024.2m.vsae.direction} | {truth.F1024.2m.ptopk.direction} | {random.truth.direction} |
+|  | FVE | {truth.F1024.2m.topk.fve} | {truth.F1024.2m.vsae.fve} | {truth.F1024.2m.ptopk.fve} | {random.truth.fve} |
+| F = 1,024, 16 million samples | true MCC | {truth.F1024.16m.topk.mcc} | {truth.F1024.16m.vsae.mcc} | {truth.F1024.16m.ptopk.mcc} |  |
+|  | match a true feature | {truth.F1024.16m.topk.true} | {truth.F1024.16m.vsae.true} | {truth.F1024.16m.ptopk.true} |  |
+|  | come back as a direction | {truth.F1024.16m.topk.direction} | {truth.F1024.16m.vsae.direction} | {truth.F1024.16m.ptopk.direction} | {random.truth.direction} |
+|  | FVE | {truth.F1024.16m.topk.fve} | {truth.F1024.16m.vsae.fve} | {truth.F1024.16m.ptopk.fve} | {random.truth.fve} |
 """,
     "paper": """
 | F = 4D, k/F = 1/8 | FVE | near-dead < 0.1 | selection stability |
@@ -731,20 +803,21 @@ TABLES = {
 | fire at least a tenth as often as the average | {authors.topk.often_count} | {authors.vsae.often_count} | {authors.often_fewer} fewer | {published.b3.topk.often:.1%} | {published.b3.vsae.often:.1%} | {published.b3.more_often:.1f} times as many |
 """,
     "smollm2": """
-| blocks.1, k/F = 1/36 | TopK | vSAE | Probabilistic TopK, gates off |
-|---|---|---|---|
+| blocks.1, k/F = 1/36 | TopK | vSAE | Probabilistic TopK, gates off | random tokens, untrained |
+|---|---|---|---|---|
 """
     + "".join(
-        f"| {label} | {{smollm2.topk.{m}}} | {{smollm2.vsae.{m}}} | {{smollm2.gates_off.{m}}} |\n"
-        for label, m in (
-            ("as a direction", "direction"),
-            ("selections of these", "direction_selections"),
-            ("in what they do", "function"),
-            ("selections of these", "selections"),
-            ("near-dead < 0.1", "near_dead:.1%"),
-            ("FVE", "fve:.4f"),
-            ("loss added (nats)", "nats:.4f"),
+        f"| {label} | {{smollm2.topk.{m}}} | {{smollm2.vsae.{m}}} | {{smollm2.gates_off.{m}}} | {null} |\n"
+        for label, m, has_null in (
+            ("as a direction", "direction", True),
+            ("selections of these", "direction_selections", False),
+            ("in what they do", "function", True),
+            ("selections of these", "selections", False),
+            ("near-dead < 0.1", "near_dead:.1%", True),
+            ("FVE", "fve:.4f", True),
+            ("loss added (nats)", "nats:.4f", False),
         )
+        for null in [f"{{random.smollm2_1.{m}}}" if has_null else ""]
     ),
     "brief_scores": """
 | AUC of the order | vSAE (penalty 0.03) | TopK | BatchTopK | Matryoshka | JumpReLU |
@@ -764,6 +837,7 @@ TABLES = {
 | half of its learning rate | {smollm2_lr.half.vsae.near_dead:.1%} | {smollm2_lr.half.vsae.fve} | {smollm2_lr.half.vsae.function} |
 | its learning rate | {smollm2_lr.own.vsae.near_dead} | {smollm2_lr.own.vsae.fve} | {smollm2_lr.own.vsae.function} |
 | twice its learning rate | {smollm2_lr.twice.vsae.near_dead} | {smollm2_lr.twice.vsae.fve} | {smollm2_lr.twice.vsae.function} |
+| random tokens, untrained | {random.smollm2_1.near_dead} | {random.smollm2_1.fve} | {random.smollm2_1.function} |
 """,
 }
 
