@@ -38,7 +38,7 @@ signal.signal(signal.SIGTERM, stop)
 busy = folder / f"busy_{device}"
 busy.open("x").close()
 (folder / name).mkdir()
-(folder / name / "told").write_text(f"{device} {os.environ['OMP_NUM_THREADS']}")
+(folder / name / "told").write_text(f"{device} {os.environ['OMP_NUM_THREADS']} {os.getpid() == os.getsid(0)}")
 if name.startswith("both"):
     wait_for("both_b" if name == "both_a" else "both_a")
 if name.endswith("stops"):
@@ -79,8 +79,9 @@ def test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads(
     names = ["both_a", "both_b", "c", "d", "e"]
     assert train_on(["one", "other"], chunks(*names)) == []
     told = [(tmp_path / name / "told").read_text().split() for name in names]
-    assert {device for device, _ in told[:2]} == {"one", "other"}
-    assert {threads for _, threads in told} == {"3"}
+    assert {device for device, *_ in told[:2]} == {"one", "other"}
+    assert {threads for _, threads, _ in told} == {"3"}
+    assert {has_session for *_, has_session in told} == {"True"}, "Ctrl-C doesn't reach it"
     lines = [line.partition(": ")[2] for line in caplog.messages]
     assert sorted(line.partition(" (")[0] for line in lines) == [f"trained {n}" for n in names]
     assert [line.partition(" (")[2] for line in lines] == [f"{n} of 5)" for n in range(1, 6)]
