@@ -1,6 +1,7 @@
 """The cache holds the language model's activations, and can be stopped and continued at any moment."""
 
 import errno
+import os
 import shutil
 from dataclasses import replace
 from itertools import islice
@@ -312,7 +313,7 @@ def test_a_cache_of_other_settings_is_replaced_if_asked(cached_run, tmp_path):
 
 
 def test_a_second_writer_is_refused(cached_run, tmp_path):
-    with locked(tmp_path), pytest.raises(ConfigError, match="is writing there"):
+    with locked(tmp_path), pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
         write_small(tmp_path, cached_run)
 
 

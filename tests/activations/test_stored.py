@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -140,11 +141,11 @@ def test_a_damaged_file_is_named(keep, theirs):
 
 def test_a_data_set_that_is_no_cache_is_refused(tmp_path):
     Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "x"))
-    with pytest.raises(ActivationsError, match=r"without activations \(columns: text\)"):
+    with pytest.raises(ActivationsError, match="columns: text"):
         open_stored(tmp_path / "x")
     for content in ("{", "[]", '{"_data_files": [{"filename": 3}]}'):
         (tmp_path / "x" / "state.json").write_text(content)
-        with pytest.raises(ActivationsError, match=r"a damaged data set"):
+        with pytest.raises(ActivationsError, match=re.escape(str(tmp_path / "x"))):
             open_stored(tmp_path / "x")
 
 
@@ -245,10 +246,10 @@ def test_a_truncated_file_is_refused(keep, tmp_path):
     save_file({"x": t.ones(4, D)}, tmp_path / "x.safetensors")
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ActivationsError, match=r"x.npy: can't be read"):
+    with pytest.raises(ActivationsError, match=r"x\.npy"):
         open_stored(tmp_path)
     (tmp_path / "x.npy").unlink()
-    with pytest.raises(ActivationsError, match=r"x.safetensors: can't be read"):
+    with pytest.raises(ActivationsError, match=r"x\.safetensors"):
         open_stored(tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_noise_to_signal_is_the_noises_energy_over_the_activations(k, energy):
     ids=str,
 )
 def test_a_change_leaves_out_what_it_has_no_use_for(given, change):
-    with pytest.raises(ConfigError, match="not use it"):
+    with pytest.raises(ConfigError, match=f"^({'|'.join(given)})="):
         VSAETopKConfig(**given | change).resolve(500)
     resolved = VSAETopKConfig(**given).start_for(**change).resolve(500)
     assert vars(resolved).items() >= change.items()
@@ -246,7 +246,7 @@ def test_each_group_of_a_matryoshka_has_a_feature():
         MatryoshkaConfig(k=1, dict_size=3, group_fractions=thirds)
     with pytest.raises(ConfigError, match=r"^dict_size=15: "):
         MatryoshkaConfig(k=1, dict_size=15)
-    with pytest.raises(ConfigError, match="sum to 1"):
+    with pytest.raises(ConfigError, match=r"^group_fractions="):
         MatryoshkaConfig(group_fractions=(0.3333333,) * 3)
 
 

@@ -432,7 +432,7 @@ def test_run_folders_are_loaded_and_what_makes_them_alike_is_said(trained, caplo
     assert "same batches" in caplog.text
     mixed = agreement(load_dictionary(trained / "vsae")[0], trained / "top_k")
     assert mixed.pair.pw_mcc == found.pair.pw_mcc
-    with pytest.raises(ConfigError, match="given twice"):
+    with pytest.raises(ConfigError, match="vsae"):
         agreement(trained / "vsae", f"{trained / 'vsae'}/../vsae")
 
 

@@ -23,7 +23,7 @@ OPTIONS = ReportOptions(tokens=600, split="train")
 
 
 def test_a_folder_given_twice_is_refused(runs):
-    with pytest.raises(ConfigError, match="given twice"):
+    with pytest.raises(ConfigError, match=runs[0].name):
         analyse([runs[0], runs[0] / ".." / runs[0].name], OPTIONS)
 
 

@@ -190,7 +190,7 @@ def test_metrics_that_were_not_measured_say_what_to_type(tmp_path):
     assert read_metrics_if_any(made(tmp_path)) is None
     with pytest.raises(CheckpointError, match=rf"run `vsae eval {tmp_path}`"):
         read_metrics(tmp_path)
-    with pytest.raises(ConfigError, match="no folder"):
+    with pytest.raises(ConfigError):
         require_folders([])
     made(tmp_path, **{"metrics.json": {"fve": 0.5}})
     assert read_metrics(tmp_path) == read_metrics_if_any(tmp_path) == {"fve": 0.5}
@@ -216,9 +216,9 @@ def test_a_run_is_all_that_lies_in_its_folder(tmp_path):
     assert (run.save_dir, list(saes)) == (str(two), ["two"])
     assert hooks == {"two": "blocks.1.hook_resid_post"}
     (nothing := tmp_path / "nothing").mkdir()
-    with pytest.raises(ConfigError, match=r"--resume .*: holds no run"):
+    with pytest.raises(ConfigError, match=re.escape(str(nothing))):
         read_run(nothing)
-    with pytest.raises(ConfigError, match=r"--resume .*none: no such"):
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "none"))):
         read_run(tmp_path / "none")
 
 

@@ -68,7 +68,7 @@ def test_a_damaged_point_is_left_for_the_one_before(run, tmp_path, monkeypatch, 
     assert_equal(results(whole), results(folder))
     for point in folder.glob("resume/step_*"):
         point.write_bytes(point.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match=f"step_{STEPS:08d}"):
         load_point(folder, STEPS)
     (folder / "metrics.json").unlink()
     with pytest.raises(CheckpointError, match="no step"):
@@ -88,7 +88,7 @@ def test_a_damaged_point_is_no_reason_to_start_from_scratch(tmp_path):
 def test_bytes_of_any_content_are_a_damaged_point_and_none_is_executed(content, tmp_path):
     (tmp_path / "resume").mkdir()
     (tmp_path / "resume" / "step_00000001.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="step_00000001"):
         load_point(tmp_path, 1)
 
 

@@ -1,6 +1,7 @@
 """What an SAE can be named by: folders here, places on a stand-in for the hub, SAELens's releases; and where results are."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_a_place_on_the_hub_is_an_sae_of_any_format(name, folder, hub, without_s
 def test_nothing_here_is_looked_for_on_the_hub(hub, tmp_path):
     (tmp_path / "mine").mkdir()
     for name in ("runs/typo", "mine/typo", "./me/one", "../me/one", "typo", str(tmp_path / "typo")):
-        with pytest.raises(CheckpointError, match=r"no such folder"):
+        with pytest.raises(CheckpointError, match=re.escape(Path(name).name)):
             read_config(name)
     assert hub[1] == []
 

@@ -140,7 +140,7 @@ def test_checkpoints_on_the_way_do_not_disturb_training(run_of, tmp_path):
 def test_a_folder_that_holds_a_run_is_kept_unless_overwrite(run_of):
     (folder,) = train(run_of(), {"x": sae_of()}).values()
     before = weights(folder)
-    with pytest.raises(ConfigError, match=r"holds a run.*overwrite=True"):
+    with pytest.raises(ConfigError, match="overwrite=True"):
         train(run_of(), {"x": sae_of(seed=1)})
     assert_equal(weights(folder), before)
     train(run_of(overwrite=True), {"x": sae_of(seed=1)})
@@ -456,7 +456,7 @@ def test_what_is_trained_is_not_thrown_away_for_want_of_a_point(run, monkeypatch
         train(quiet, {"x": sae_of()})
     monkeypatch.undo()
     before = (Path(run.save_dir) / "ae.pt").read_bytes()
-    with pytest.raises(CheckpointError, match=r"is kept.*vsae eval"):
+    with pytest.raises(CheckpointError, match="vsae eval"):
         resumed(run.save_dir)
     assert (Path(run.save_dir) / "ae.pt").read_bytes() == before
 
@@ -504,7 +504,7 @@ def test_a_folder_that_is_moved_during_training_does_not_come_back(
         original(self, step, x_BD)
 
     monkeypatch.setattr(SAERun, "update", update)
-    with pytest.raises(CheckpointError, match="moved or deleted"):
+    with pytest.raises(CheckpointError, match=re.escape(str(folder))):
         train(replace(run, log_steps=100), {"x": sae_of()})
     assert not [path for path in folder.rglob("*") if path.suffix]
     monkeypatch.undo()

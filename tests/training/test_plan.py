@@ -82,7 +82,7 @@ def test_a_run_that_resumes_may_have_its_folder(tmp_path):
     (job,) = plan(run, {"x": VSAETopKConfig()}, resume=True).jobs
     assert job.config.sae.dead_feature_threshold == 100 * 1024 // 32, "resolved"
     assert (job.name, job.folder) == ("x", tmp_path)
-    with pytest.raises(ConfigError, match=r"holds ae\.pt"):
+    with pytest.raises(ConfigError, match=r"ae\.pt"):
         plan(run, {"x": VSAETopKConfig()})
 
 

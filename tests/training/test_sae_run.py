@@ -155,7 +155,7 @@ def test_a_run_is_continued_after_one_sae_stopped_alone_and_then_all(
     assert [steps_of(base / name)[-1:] for name in saes] == [[10], [], [45], []]
     assert [(base / name / "failed.json").exists() for name in saes] == [False, True, False, False]
     caplog.clear()
-    with pytest.raises(TrainingError, match="failed earlier"):
+    with pytest.raises(TrainingError, match="bad"):
         resumed(base)
     for name in ("bad", "late"):
         assert f"{base / name}: stopped before the others" in caplog.text
