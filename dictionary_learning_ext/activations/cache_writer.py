@@ -31,6 +31,7 @@ from ..run_folder.cache_manifest import (
     DOCUMENTS,
     HELD_OUT,
     MANIFEST,
+    REPAIR,
     SPARE,
     TOKEN_IDS,
     CachedHook,
@@ -256,7 +257,11 @@ class _Writer:
         """Write the missing files to train on. Returns the manifest of the finished cache."""
         stream = self._stream("train")
         if manifest.position is not None:
-            stream.load_state_dict(manifest.position)
+            try:
+                stream.load_state_dict(manifest.position)
+            except (KeyError, TypeError, IndexError) as error:
+                where = f"{self._folder / MANIFEST}: damaged position"
+                raise ActivationsError(where, instead=REPAIR) from error
         for new in self._files(stream, tokens, manifest.files, ""):
             manifest = replace(manifest, files=(*manifest.files, new), position=stream.state_dict())
             self._save(manifest)

@@ -463,21 +463,21 @@ def _read(
 ) -> Codes:
     with safe_open(path, framework="numpy") as file:
         about = json.loads((file.metadata() or {})["codes"])
-        if about.get("definitions") != _definitions():
-            raise _OtherCodes(
-                "it was written by another version of this package, or with other definitions"
-            )
-        if about["sae"] != sae:
-            raise _OtherCodes("it is of other weights")
-        if text is not None and about["text"] != text:
-            there = about["text"]
-            differ = [name for name in text if there.get(name) != text[name]]
-            raise _OtherCodes(f"it is of a different text ({', '.join(differ)})")
-        if with_all and not about["has_all"]:
-            raise _OtherCodes("it lacks what only an evaluation measures")
         part = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if _hash_of(part, about) != about["hash"]:
+    if about["hash"] != _hash_of(part, about):
         raise ValueError("it is damaged")
+    if about.get("definitions") != _definitions():
+        raise _OtherCodes(
+            "it was written by another version of this package, or with other definitions"
+        )
+    if about["sae"] != sae:
+        raise _OtherCodes("it is of other weights")
+    if text is not None and about["text"] != text:
+        there = about["text"]
+        differ = [name for name in text if there.get(name) != text[name]]
+        raise _OtherCodes(f"it is of a different text ({', '.join(differ)})")
+    if with_all and not about["has_all"]:
+        raise _OtherCodes("it lacks what only an evaluation measures")
     size, width = dictionary.dict_size, dictionary.activation_dim
     n, starts_N = len(part["selected_N"]), np.zeros(len(part["selected_N"]) + 1, dtype=np.int64)
     np.cumsum(part["selected_N"], out=starts_N[1:])

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from ..config.checks import Checked
 from ..errors import ActivationsError
 from .files import require_inside
+from .schema import Object, damage
 
 CacheDtype = Literal["float32", "float16"]
 MANIFEST = "manifest.json"
@@ -34,6 +35,8 @@ SPARE = 1.05
 TOKEN_IDS = "token_ids"
 """The column of token ids, named as in SAELens's caches. -1 is padding."""
 REPAIR = "restore it, or cache the activations again in another folder"
+_COUNTS = dict.fromkeys(("pieces", "offset", "documents_read", "tokens_read"), int)
+_POSITION = Object({"text": Object({"pass": int, "index": int}), **_COUNTS}, or_null=True)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def read_manifest(folder: Path) -> CacheManifest | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings, documents = content["settings"], content["documents"]
         hooks = {hook: CachedHook(**values) for hook, values in settings["hooks"].items()}
-        return CacheManifest(
+        found = CacheManifest(
             CacheSettings(**settings | {"hooks": hooks}),
             tuple(map(_file, content["files"])),
             tuple(map(_file, content["heldout"])),
@@ -137,6 +140,11 @@ def read_manifest(folder: Path) -> CacheManifest | None:
             content["position"],
             content["finished"],
         )
+        if not hooks or not 0 <= found.finished <= len(found.files):
+            raise ValueError("no hook point, or fewer files than it is finished with")
+        if problem := damage(found.position, _POSITION, "position"):
+            raise ValueError(problem)
+        return found
     # ValueError: not UTF-8, not JSON, or a value of another type.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ActivationsError(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
-from ..config.checks import annotations_of, described, is_of_type
+from ..config.checks import SCALE, Range, annotations_of, described, is_of_type
 from ..config.run import RunConfig
 from ..config.sae import CONFIGS
 
@@ -18,7 +18,7 @@ class Object:
     """A JSON object."""
 
     keys: Mapping[str, Any] = field(default_factory=dict)
-    """The shape of the value at each key: an Object, or a type as of a setting."""
+    """The shape of the value at each key: an Object, a Range, or a type as of a setting."""
     others: Any = Any
     """The shape of the values at all other keys."""
     or_null: bool = False
@@ -31,6 +31,9 @@ def damage(value: Any, shape: Any, where: str = "") -> str | None:
     Arguments:
         where: the keys that lead to the value, for the message.
     """
+    if isinstance(shape, Range):
+        is_in = is_of_type(value, float) and shape.holds(value)
+        return None if is_in else _unexpected(shape.words, value, where)
     if not isinstance(shape, Object):
         return None if is_of_type(value, shape) else _unexpected(described(shape), value, where)
     if value is None and shape.or_null:
@@ -63,6 +66,11 @@ def _without_choices(hint: Any) -> Any:
 
 
 _RUN = _settings(RunConfig)
+_SETTINGS = Object(
+    _RUN
+    | _settings(*CONFIGS.values())
+    | {"steps": int, "decay_start": float | None}  # 0.3 wrote a share
+)
 CONFIG_JSON = Object(
     {
         "trainer": Object(
@@ -70,7 +78,7 @@ CONFIG_JSON = Object(
                 "dict_class": str,
                 "trainer_class": str | None,
                 **dict.fromkeys(("activation_dim", "dict_size", "k"), int | None),
-                "norm_factor": float,
+                "norm_factor": SCALE,
                 **dict.fromkeys(("lm_name", "submodule_name"), str | None),
                 "var_flag": Literal[0, 1],
             }
@@ -85,11 +93,7 @@ CONFIG_JSON = Object(
         ),
         "run": Object(
             {
-                "settings": Object(
-                    _RUN
-                    | _settings(*CONFIGS.values())
-                    | {"decay_start": float | None}  # 0.3 wrote a share
-                ),
+                "settings": _SETTINGS,
                 "versions": Object(others=str | None),
             }
         ),
@@ -107,6 +111,10 @@ METRICS_JSON = Object(
 """metrics.json, and a line of metrics.jsonl."""
 RANDOM_TOKENS_JSON = Object({"of": str}, others=float | None)
 """RANDOM_TOKENS of files.py."""
+SWEEP_JSON = Object(
+    {"settings": Object(others=_SETTINGS), "name": str | None, "advice": Object(others=str)}
+)
+"""SWEEP_MANIFEST of files.py."""
 _ABOUT = {
     **dict.fromkeys(("model_name", "hook_name", "dataset_path", "text_column"), str | None),
     "context_size": int | None,

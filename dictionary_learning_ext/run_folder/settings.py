@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..config.architectures import BY_DICT_CLASS
+from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS
 from ..config.hooks import hook_name
 from ..config.run import RunConfig
 from ..config.sae import OPTION_NAMES
@@ -60,8 +60,9 @@ def compared_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def architecture_of(config: dict[str, Any]) -> str:
-    """The architecture in a config.json. For upstream's folders, it follows from the class."""
-    if architecture := run_settings(config).get("architecture"):
+    """The architecture in a config.json. For upstream's folders, or a name that isn't known, it follows from the class."""
+    architecture = run_settings(config).get("architecture")
+    if architecture in ARCHITECTURES:
         return architecture
     dict_class = config["trainer"]["dict_class"]
     row = BY_DICT_CLASS.get(dict_class)

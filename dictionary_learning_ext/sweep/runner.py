@@ -31,7 +31,7 @@ from ..run_folder.files import (
     writing,
 )
 from ..run_folder.reading import is_finished, load_config
-from ..run_folder.schema import Object
+from ..run_folder.schema import SWEEP_JSON
 from ..training.plan import fitting_at_once
 from .cached import SweepCache
 from .chunks import Chunk, chunks_of
@@ -219,9 +219,11 @@ def _read(save_dir: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        manifest = Manifest(**read_json(path, Object()))
+        manifest = Manifest(**read_json(path, SWEEP_JSON))
         for name in manifest.settings:
             require_inside(name)
+        if manifest.settings.keys() - manifest.advice.keys():
+            raise ValueError("advice is missing")
         return manifest
     except (ValueError, TypeError) as error:
         raise ConfigError(

@@ -80,6 +80,12 @@ def with_sum(path):
     save_file(load_file(path), path, about | {"codes": json.dumps(said)})
 
 
+def without_text(path):
+    about = about_of(path)
+    said = json.loads(about["codes"]) | {"text": None}
+    save_file(load_file(path), path, about | {"codes": json.dumps(said)})
+
+
 def without_about(path):
     save_file(load_file(path), path)
 
@@ -90,6 +96,7 @@ def without_about(path):
         shorter,
         with_value,
         with_sum,
+        without_text,
         without_about,
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"\xff" * 200),

@@ -68,6 +68,20 @@ def test_a_damaged_manifest_is_refused(content, folder):
 
 
 @pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content.update(files=[]),
+        lambda content: content["settings"].update(hooks={}),
+        lambda content: content["position"].update(pieces=None),
+        lambda content: content["position"].update(text=[]),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(edit, folder):
+    change(folder, edit)
+    assert refused(folder).startswith(f"{folder / MANIFEST}: damaged (")
+
+
+@pytest.mark.parametrize(
     ("part", "value"),
     [({"bytes": "many"}, "many"), ({"name": "../elsewhere.arrow"}, "../elsewhere.arrow")],
 )

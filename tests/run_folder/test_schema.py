@@ -19,7 +19,8 @@ DAMAGE = {
         },
         "trainer.dict_class": {("a", "b"): 'trainer.dict_class: expected text, got ["a", "b"]'},
         "trainer.norm_factor": {
-            None: "trainer.norm_factor: expected a finite number, got null",
+            None: "trainer.norm_factor: expected above 0 (1e-18 to 1e+18), got null",
+            0: "trainer.norm_factor: expected above 0 (1e-18 to 1e+18), got 0",
         },
         "trainer.dict_size": {"32": 'expected a whole number or None, got "32"'},
         "trainer.submodule_name": {3: "trainer.submodule_name: expected text or None, got 3"},
@@ -28,7 +29,10 @@ DAMAGE = {
         "run": {None: "run: expected an object, got null", 3: "run: expected an object, got 3"},
         "run.settings": {None: "run.settings: expected an object, got null"},
         "run.settings.architecture": {3: "run.settings.architecture: expected text or None"},
-        "run.settings.steps": {"9": "run.settings.steps: expected a whole number"},
+        "run.settings.steps": {
+            "9": "run.settings.steps: expected a whole number",
+            None: "run.settings.steps: expected a whole number, got null",
+        },
         "run.versions": {(): "run.versions: expected an object, got []"},
     },
     "metrics.json": {

@@ -457,7 +457,8 @@ def test_a_damaged_file_is_named(tmp_path):
     start(tmp_path)
     whole = json.loads((tmp_path / "sweep.json").read_text())
     outside = json.dumps(whole | {"settings": {"../a": {}}})
-    for content in ("{", "[]", '{"settings": 3}', outside):
+    parts = [{"settings": []}, {"settings": {"a": None}}, {"advice": None}, {"advice": {}}]
+    for content in ("{", "[]", outside, *(json.dumps(whole | part) for part in parts)):
         (tmp_path / "sweep.json").write_text(content)
         with pytest.raises(ConfigError, match=r"sweep\.json"):
             progress(tmp_path)
