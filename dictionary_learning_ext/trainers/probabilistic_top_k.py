@@ -133,6 +133,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
             in fp32. An autocast around the call changes nothing.
         mean_squared_norm: E||x||^2 of the activations. Default: 1, for trainSAE's normalize_activations=True.
         part: the features of a split dictionary that this process trains; see `split.py`.
+        first_fill: activations (N, D) to start from, see `start_from_data`. Default: random weights.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """

@@ -187,6 +187,7 @@ class VAEaseTrainer(SamplingTrainer):
         dict_class: VAEase or a subclass. Upstream's AutoEncoderTopK is ignored, with a warning.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay
             in fp32. An autocast around the call changes nothing.
+        first_fill: activations (N, D) to start from, see `start_from_data`. Default: random weights.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """

@@ -169,6 +169,7 @@ class VSAEAsPublishedTrainer(SamplingTrainer):
         options: see `VSAEAsPublishedConfig`. beta is its kl_coeff. lr rises for 200 steps, and doesn't fall, as there.
         dtype: with "bfloat16", parameters, gradients and Adam's moments are in bfloat16 too, as there; sums are in float32.
             Weights are saved in float32.
+        first_fill: activations (N, D) to start from, see `start_from_data`. Default: random weights.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
