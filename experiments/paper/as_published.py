@@ -334,6 +334,15 @@ PARTS = (
     ),
     Part("documents", LAST, SMALL, 32, 10_001, TWO, pair(SMALL), text=ONE_A_CONTEXT),
     Part(
+        "precision",
+        LAST,
+        SMALL,
+        32,
+        10_001,
+        TWO,
+        {f"{name}, float32": replace(arm, dtype="float32") for name, arm in pair(SMALL).items()},
+    ),
+    Part(
         "variance",
         FIRST,
         SMALL,

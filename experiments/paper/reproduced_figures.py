@@ -178,7 +178,7 @@ def figure_10_11(maps: list[Row]) -> Any:
     scales = {}
     for name, scale in shown.values():
         values = np.concatenate([row[name] for row in maps])
-        scales[name] = scale(*np.quantile(values, [0.01, 0.99]))
+        scales[name] = scale(*np.quantile(values[values > 0], [0.01, 0.99]))
     highest = max(max(row["cluster_utilisation"]) for row in maps)
     for row_axes, row in zip(axes, maps, strict=True):
         x, y = np.array(row["map"]).T
