@@ -509,31 +509,28 @@ def random_tokens() -> Found:
             )
 
 
-def quickstart() -> Found:
-    """Three pairs of seeds, 4,000 steps: what its `about` says, printed by `vsae reproduce FOLDER --json`."""
-    content = raw("quickstart")
-    for key in ("topk", "vsae", "random"):
-        for measure in ("near_dead", "fve"):
-            yield f"quickstart.{key}.{measure}", content[key][measure]
-        for measure in ("explained", "direction", "function"):
-            of_pairs = content[key][measure]
-            yield f"quickstart.{key}.{measure}", mean(of_pairs)
-            yield f"quickstart.{key}.{measure}_least", min(of_pairs)
-            yield f"quickstart.{key}.{measure}_most", max(of_pairs)
+TYPED = {
+    "blocks.2.hook_resid_post": "typed.b2",
+    "blocks.0.hook_resid_post": "typed.b0",
+    "blocks.2.hook_mlp_out": "typed.mlp_out",
+    "blocks.1.hook_attn_out": "typed.attn_out",
+}
 
 
-def default_run() -> Found:
-    """`vsae train` as it is typed, from two seeds, and without noise and penalty. Written by hand from what it printed."""
-    content = raw("default_run")
-    for place in ("b2", "b0", "b1"):
-        for key, measures in content[place].items():
-            for measure, value in measures.items():
-                yield f"default_run.{place}.{key}.{measure}", value
+def as_typed() -> Found:
+    """What the one command says as it is typed: means over SAEs, and over pairs, of these the range too. `quickstart`: the
+    front page's table."""
+    for place, found in raw("as_typed")["places"].items():
+        at = TYPED.get(place, place)
+        for key, name in (("topk", "TopK"), ("vsae", "vSAE"), ("random", RANDOM)):
+            for measure, values in found["rows"][name].items():
+                yield f"{at}.{key}.{measure}", mean(values)
+                yield f"{at}.{key}.{measure}_least", min(values)
+                yield f"{at}.{key}.{measure}_most", max(values)
 
 
 SOURCES: tuple[Callable[[], Found], ...] = (
-    default_run,
-    quickstart,
+    as_typed,
     returning,
     random_tokens,
     dose,
@@ -688,22 +685,23 @@ TABLES = {
         for key in ("topk", "light", "fixed_quarter", "fixed_half", "gates_off", "")
         for at in [f"fading.confirm_2_0M.{short}.{key}" if key else f"random.{short}"]
     ),
-    "default_run": """
-| 8,000 steps, seeds 0 and 1 | `vsae train` | as a direction | in what they do | near-dead | FVE |
-|---|---|---|---|---|---|
+    "as_typed": """
+| `vsae train --seeds … --beside top_k` |  | FVE of what comes back | in what they do | as a direction | near-dead | FVE | loss added |
+|---|---|---|---|---|---|---|---|
 """
     + "".join(
-        f"| {place} | {flags} | {{{at}.direction}} | {{{at}.function}} | {{{at}.near_dead}} | {{{at}.fve:.4f}} |\n"
-        for key, place in (
+        f"| {place} | {name} | {{{at}.explained:.2f}} ({{{at}.explained_least:.2f}} to {{{at}.explained_most:.2f}}) "
+        f"| {{{at}.function}} | {{{at}.direction}} | {{{at}.near_dead}} | {{{at}.fve:.4f}} | {{{at}.loss_added:.4f}} |\n"
+        if key != "random"
+        else f"| {place} | {name} | {{{at}.explained:.2f}} | {{{at}.function}} | {{{at}.direction}} | {{{at}.near_dead}} | {{{at}.fve:.4f}} |  |\n"
+        for short, place in (
             ("b2", "blocks.2"),
             ("b0", "blocks.0"),
-            ("b1", "blocks.1, on which no choice was based"),
+            ("mlp_out", "blocks.2.hook_mlp_out"),
+            ("attn_out", "blocks.1.hook_attn_out, which no study read"),
         )
-        for at, flags in (
-            (f"default_run.{key}.point", "`--posterior point --beta 0`"),
-            (f"default_run.{key}.vsae", "as typed"),
-            (f"random.{key}", RANDOM),
-        )
+        for key, name in (("topk", "TopK"), ("vsae", "vSAE"), ("random", RANDOM))
+        for at in [f"typed.{short}.{key}"]
     ),
     "comes_back": """
 |  |  | TopK | vSAE | Probabilistic TopK | random tokens, untrained |
