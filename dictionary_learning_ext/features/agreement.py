@@ -301,7 +301,7 @@ def same_in_another(a: Codes, b: Codes) -> tuple[np.ndarray, np.ndarray]:
 
 def is_used(codes: Codes) -> np.ndarray:
     """Which features are not near-dead, (F,)."""
-    return ~is_near_dead(codes.firing_rate_F, codes.k, NEAR_DEAD).numpy()
+    return ~is_near_dead(codes.firing_rate_F, codes.k, NEAR_DEAD).cpu().numpy()
 
 
 def _centred(code_NF: Any, sign: float = 1.0) -> Any:
