@@ -471,7 +471,17 @@ def speed() -> Found:
 def returning() -> Found:
     """Whose features come back: means over four seeds and six pairs, from the random start."""
     content = raw("whose_features")
-    places = {"b0": "blocks.0", "b2": "blocks.2", "mlp_out": "mlp_out"}
+    places = {
+        "b0": "blocks.0, k/F = 1/32",
+        "b2": "blocks.2, k/F = 1/32",
+        "b2_8": "blocks.2, k/F = 1/8",
+        "mlp_out": "mlp_out, k/F = 1/32",
+    }
+    arms = {
+        "topk": ("start", "TopK"),
+        "vsae": ("start", "vSAE"),
+        "gates": ("gates off", "gates off"),
+    }
     measures = {
         "explained": "in_function_fve",
         "function": "function_0.7",
@@ -481,8 +491,8 @@ def returning() -> Found:
         "nats": "loss_added",
     }
     for name, place in places.items():
-        for key, arm in (("topk", "TopK"), ("vsae", "vSAE")):
-            at = (f"start: {place}, k/F = 1/32", arm)
+        for key, (part, arm) in arms.items():
+            at = (f"{part}: {place}", arm)
             own = [r for r in content["pairs"] + content["saes"] if (r["part"], r["arm"]) == at]
             for measure, column in measures.items():
                 values = [row[column] for row in own if column in row]
@@ -599,19 +609,19 @@ def readme_table() -> str:
     """docs/science.md's: what comes back at each place. Of the SAEs of the fading the weights weren't kept."""
     whole = "{{{0}.explained}} ({{{0}.explained_least}} to {{{0}.explained_most}})"
     shares = "{{{0}.function}} | {{{0}.direction}} | {{{0}.near_dead}} | {{{0}.fve}}"
-    vsae, gates, fading = (
-        "fixed_half",
-        {"gates_off": f"{ARMS['gates_off']} ²"},
-        "fading.confirm_2_0M",
-    )
-    pair, own = {"topk": "TopK", "vsae": "vSAE"}, {"topk": "TopK ²", vsae: "vSAE ²"}
+    gates = ARMS["gates_off"]
+    three = {"topk": "TopK", "vsae": "vSAE", "gates": gates}
     lines = []
     for place, null, studies in (
-        ("**blocks.0 (the paper's)**", "b0", {"returning.b0": pair, f"{fading}.b0": gates}),
-        ("**blocks.2**", "b2", {"returning.b2": pair, f"{fading}.b2": gates}),
-        ("**blocks.2, k/F = 1/8**", "b2_8", {f"{fading}.b2_8": own | gates}),
-        ("**blocks.2.hook_mlp_out**", "mlp_out", {"returning.mlp_out": pair}),
-        ("**SmolLM2-135M, blocks.1** ¹", "smollm2_1", {"smollm2": pair | gates}),
+        ("**blocks.0 (the paper's)**", "b0", {"returning.b0": three}),
+        ("**blocks.2**", "b2", {"returning.b2": three}),
+        ("**blocks.2, k/F = 1/8**", "b2_8", {"returning.b2_8": three}),
+        ("**blocks.2.hook_mlp_out**", "mlp_out", {"returning.mlp_out": three}),
+        (
+            "**SmolLM2-135M, blocks.1** ¹",
+            "smollm2_1",
+            {"smollm2": {"topk": "TopK", "vsae": "vSAE", "gates_off": gates}},
+        ),
     ):
         for study, arms in studies.items():
             for key, arm in arms.items():
