@@ -651,7 +651,7 @@ TABLES = {
     ),
     "numbers_of_features": guides_table(),
     "quickstart": """
-| | FVE of what comes back | FVE | come back in what they do | near-dead |
+| | FVE of what comes back | FVE | come back | near-dead |
 |---|---|---|---|---|
 | TopK | {quickstart.topk.explained:.2f} ({quickstart.topk.explained_least:.2f} to {quickstart.topk.explained_most:.2f}) | {quickstart.topk.fve} | {quickstart.topk.function} | {quickstart.topk.near_dead} |
 | vSAE | {quickstart.vsae.explained:.2f} ({quickstart.vsae.explained_least:.2f} to {quickstart.vsae.explained_most:.2f}) | {quickstart.vsae.fve} | {quickstart.vsae.function} | {quickstart.vsae.near_dead} |

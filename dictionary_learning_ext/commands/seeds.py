@@ -147,8 +147,8 @@ def what_next(folder: Path, of_kind: Mapping[str, Sequence[Path]], run: RunConfi
     lines = "".join(f"  {vsae()} {command}\n" for command in commands)
     return (
         f"\nNext:\n{lines}"
-        "More --seeds and other architectures --beside them join the same folder: only what is\n"
-        "missing is trained."
+        "To add seeds or architectures, type the command again with more of them, and with all\n"
+        "that it has now: only what is missing is trained."
     )
 
 

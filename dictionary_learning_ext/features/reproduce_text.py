@@ -162,7 +162,7 @@ def answer(saes: Mapping[str, Numbers], chance: Sequence[Numbers] = (), random: 
     if len(l0) == len(saes) and max(l0) > _SAME_L0 * min(l0):
         kept = _listed([f"{value:.1f}" for value in l0])
         sentences.append(
-            f"Their L0 differs ({kept} features per token), so what comes back can't be compared"
+            f"Their L0 differs ({kept} features per token): only rows of one L0 can be compared"
         )
     by_chance = [
         f"{_listed(_shares(one))} would, at FVE {one['fve']:.2f}"

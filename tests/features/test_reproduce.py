@@ -483,7 +483,7 @@ def numbers(direction, function=None, fve=None, back=None, l0=None):
             "vSAE features that another seed finds again explain none of the variance, ReLU's 70%, "
             "random tokens' none and 40%. "
             "At FVE 0.900 and 0.800, 50% of vSAE features come back as a direction and 40% in what they do, of ReLU features "
-            "30% and 20%. Their L0 differs (16.0 and 23.4 features per token), so what comes back can't be compared. "
+            "30% and 20%. Their L0 differs (16.0 and 23.4 features per token): only rows of one L0 can be compared. "
             "Of dictionaries of random tokens' activations, 34% and 42% would, at FVE -9.00 and L0 16; "
             "10% and 20% would, at FVE 0.50 and L0 23.",
         ),
