@@ -2,6 +2,7 @@
 sees of them: contexts, logits, search, cards."""
 
 import re
+import shutil
 
 import pytest
 import torch as t
@@ -68,8 +69,9 @@ def require_equal(features, contexts, lm, n):
 
 
 @pytest.fixture(scope="module")
-def folder(trained):
-    return trained / "vsae"
+def folder(trained, tmp_path_factory):
+    """A copy: its codes are kept there."""
+    return shutil.copytree(trained / "vsae", tmp_path_factory.mktemp("features_of") / "vsae")
 
 
 def test_a_list_of_texts_is_measured_at_every_token(folder, tiny_lm):
