@@ -307,6 +307,12 @@ def pair(dict_size: int) -> dict[str, Arm]:
     return {"their TopK": their_top_k(dict_size), "their vSAE": THEIRS}
 
 
+def in_float32(dict_size: int) -> dict[str, Arm]:
+    return {
+        f"{name}, float32": replace(arm, dtype="float32") for name, arm in pair(dict_size).items()
+    }
+
+
 TWO, THREE, REAL = (9100, 9101), (9102, 9103, 9104), (9105, 9106)
 SMALL, LARGE, WIDE = 16 * D, 64 * D, 16 * SMOLLM2_WIDTH
 ONE_A_CONTEXT = ", one document a context"
@@ -340,8 +346,9 @@ PARTS = (
         32,
         10_001,
         TWO,
-        {f"{name}, float32": replace(arm, dtype="float32") for name, arm in pair(SMALL).items()},
+        in_float32(SMALL),
     ),
+    Part("precision", LAST, WIDE, 32, 10_001, REAL, in_float32(WIDE), lm=SMOLLM2),
     Part(
         "variance",
         FIRST,
