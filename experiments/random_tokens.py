@@ -49,7 +49,7 @@ class Place:
         return max(LEAST, 16 * self.dict_size)
 
     def activations(self) -> tuple[t.Tensor, list[ContextBatch]]:
-        """Of training tokens, and of held-out contexts."""
+        """The activations of training tokens, and the held-out contexts."""
         run = run_settings(
             hook=self.hook, model=self.model, data="embedded", max_norm_multiple=10.0
         )

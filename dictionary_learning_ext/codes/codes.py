@@ -463,7 +463,7 @@ def _read(
 ) -> Codes:
     with safe_open(path, framework="numpy") as file:
         about = json.loads((file.metadata() or {})["codes"])
-        part = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        part = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, as a safe_open can't be iterated
     if about["hash"] != _hash_of(part, about):
         raise ValueError("it is damaged")
     if about.get("definitions") != _definitions():

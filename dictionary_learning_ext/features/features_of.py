@@ -125,7 +125,7 @@ def features_of(
             contexts of its own. None: the run folder's held-out text, in the contexts of its training.
         hook: a hook point or its name. None: the run folder's.
         tokens: at most how many to measure on.
-        contexts: how many to keep of each feature, at most, for `top` and `search`.
+        contexts: how many to keep of each feature, at most, for `Feature.fires_on` and `search`.
         ctx_len: tokens in a context. None: the run's, or 128.
         device: where to load what isn't loaded yet.
         seed: seeds the contexts that are drawn.

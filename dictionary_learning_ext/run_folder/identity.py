@@ -20,7 +20,7 @@ from .sae_names import hash_of_sae
 OF = "of"
 """The key of metrics.json with its `identity`."""
 _LENGTH = 16
-"""Of a hash, in characters."""
+"""The characters that a hash is cut to."""
 
 
 def identity(sae: str, measured_on: Mapping[str, Any], definitions: str) -> dict[str, str | None]:
