@@ -355,7 +355,7 @@ def _with_one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any])
                 *(folder, naming[0]),
             )
             break
-    return {**where, **text, "activations": first.get("activations") or "none"}
+    return {**where, **text, "activations": first.get("activations")}
 
 
 def comparable_configs(

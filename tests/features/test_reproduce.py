@@ -359,6 +359,13 @@ def test_other_contexts_are_compared_on_the_first_ones(seeds, tmp_path, caplog):
     assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
 
 
+def test_an_sae_trained_from_a_cache_is_compared_on_the_text_of_the_first(seeds, tmp_path):
+    cached = changed(seeds[1], tmp_path / "cached", activations=str(tmp_path / "deleted_cache"))
+    expected = reproduce([seeds[0], seeds[1]], tokens=500)
+    found = reproduce([seeds[0], cached], tokens=500)
+    assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
+
+
 def test_the_fve_is_that_of_the_codes_compared_or_else_of_an_evaluation_of_these_weights(
     seeds, tmp_path
 ):
