@@ -150,11 +150,11 @@ class Batches:
             for name, squared in mean_squared_norms.items()
         }
 
-    def state_dicts(self) -> dict[str, dict[str, Any]]:
+    def state_dict(self) -> dict[str, dict[str, Any]]:
         """Each hook point's `BatchSource.state_dict`."""
         return {name: source.state_dict() for name, source in self.by_hook.items()}
 
-    def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
+    def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Continue from each hook point's `state_dict`."""
         for name, state in states.items():
             self.by_hook[name].load_state_dict(state)
@@ -267,7 +267,7 @@ class ShuffledRows(BatchSource):
 
     def _position(self) -> dict[str, Any]:
         """The position from which the next fill can be repeated."""
-        return {**self._stream.position(), "fills": self.fills}
+        return {**self._stream.state_dict(), "fills": self.fills}
 
     def state_dict(self) -> dict[str, Any]:
         """See `BatchSource`."""
@@ -285,7 +285,7 @@ class ShuffledRows(BatchSource):
         """
         self._stream.restrict_to(state["config"])
         self._fill_start = dict(state["fill"])
-        self._stream.seek(self._fill_start)
+        self._stream.load_state_dict(self._fill_start)
         self.fills = self._fill_start["fills"]
         self._order, self._given = self._order[:0], 0
         self._skipped = state["batches"] * self.out_batch_size

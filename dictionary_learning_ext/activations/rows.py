@@ -62,12 +62,12 @@ class RowStream(Protocol):
         """
         ...
 
-    def position(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The place of the next row and the state of the random orders, as JSON can hold them."""
         ...
 
-    def seek(self, position: Mapping[str, Any]) -> None:
-        """Continue at a position. Raises TextError if the text has changed."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`. Raises TextError if the text has changed."""
         ...
 
     def restrict_to(self, settings: Mapping[str, Any]) -> None:
@@ -342,7 +342,7 @@ class ModelRows:
         """See `RowStream`. One generator draws all orders."""
         return torch.randperm(n, generator=self._generator, dtype=torch.int32)
 
-    def position(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """See `RowStream`. A text that can't be resumed has no position in it."""
         return {
             "rows": {
@@ -352,14 +352,14 @@ class ModelRows:
             "generator": self._generator.get_state().numpy().tobytes().hex(),
         }
 
-    def seek(self, position: Mapping[str, Any]) -> None:
-        rows = position["rows"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        rows = state["rows"]
         self.contexts.load_state_dict(rows["contexts"])
         self._partial = None
         if rows["partial"] is not None:
             input_ids_BL, mask_BL, wanted_BL = map(torch.tensor, rows["partial"])
             self._partial = _Contexts(input_ids_BL.long(), mask_BL.long(), wanted_BL.bool())
-        generator = torch.frombuffer(bytearray.fromhex(position["generator"]), dtype=torch.uint8)
+        generator = torch.frombuffer(bytearray.fromhex(state["generator"]), dtype=torch.uint8)
         self._generator.set_state(generator)
 
     def restrict_to(self, settings: Mapping[str, Any]) -> None:

@@ -160,11 +160,11 @@ class StoredRows:
         generator = torch.Generator().manual_seed(drawn_seed(self._seed, "rows", fill))
         return torch.randperm(n, generator=generator, dtype=torch.int32)
 
-    def position(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"place": self._next._asdict()}
 
-    def seek(self, position: Mapping[str, Any]) -> None:
-        self._next = _Next(**position["place"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._next = _Next(**state["place"])
 
     def restrict_to(self, settings: Mapping[str, Any]) -> None:
         """See `RowStream`. A cache may have grown since.

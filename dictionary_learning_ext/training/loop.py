@@ -443,7 +443,7 @@ class Training:
 
     def write_resume_points(self, saes: Sequence[SAERun]) -> None:
         """Write the resume points of these SAEs. Must be called before the batch of this step is taken."""
-        places = self.batches.state_dicts()
+        places = self.batches.state_dict()
         for sae in saes:
             sae.write_resume_point(self.step, places[sae.settings.hook], self.hashes)
         self.saved_at = time.monotonic()

@@ -128,7 +128,7 @@ def continue_batches(
     states = {hook: point.batches for hook, point in by_hook.items()}
     for of_rank in share.processes.gather(states):
         states |= of_rank
-    batches.load_state_dicts({hook: states[hook] for hook in batches.by_hook})
+    batches.load_state_dict({hook: states[hook] for hook in batches.by_hook})
     return {hook: point.scale for hook, point in by_hook.items()}
 
 

@@ -99,12 +99,12 @@ def test_a_resume_shares_the_passes_too(taken, passes, run):
     """22 batches are a fill. It is read again to know where the next one starts."""
     first = open_inputs(run, HOOKS).training_batches()
     batches_of(first, taken)
-    states = first.state_dicts()
+    states = first.state_dict()
     expected = batches_of(first, 15)
     second = open_inputs(run, HOOKS).training_batches()
     with counted_passes() as counted:
-        second.load_state_dicts(states)
-        assert second.state_dicts() == states
+        second.load_state_dict(states)
+        assert second.state_dict() == states
         given = second.next()
     assert counted == passes
     assert second.tokens_seen() == {56 * (taken + 1)}

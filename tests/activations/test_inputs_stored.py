@@ -90,9 +90,9 @@ def test_several_hook_points_resume_at_one_place_wherever_a_read_is_interrupted(
                 found.append(sources.next())
         assert len(found) < steps
         assert sources.tokens_seen() == {len(found) * run.batch_size}
-        states = json.loads(json.dumps(sources.state_dicts()))
+        states = json.loads(json.dumps(sources.state_dict()))
         sources = open_inputs(run, hooks).training_batches()
-        sources.load_state_dicts(states)
+        sources.load_state_dict(states)
         found += [sources.next() for _ in range(steps - len(found))]
         for step in range(steps):
             assert_equal(found[step], whole[step], f"{stop}.{step}")
