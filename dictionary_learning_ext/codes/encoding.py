@@ -353,7 +353,7 @@ class Encoder:
             x_hat_nD = self._sampled_reconstruction(block)
             residual = squared_residual(block.x_nD, x_hat_nD)
             totals.residual_sampled = (totals.residual_sampled or 0.0) + residual
-        if block.selection is None:
+        if block.selection is None or not block.selection[0].values.any():
             return
         code, mu_nF = block.selection
         rms = code.values[code.values != 0].square().mean().sqrt()

@@ -391,8 +391,8 @@ def _converted(option: _Option, words: list[str], several: str = "") -> Any:
             of = get_args(kind)[0]
             if of is float:  # a sweep gives [0.25, 0.75]
                 words = re.sub(r"[\[\],]", " ", " ".join(words)).split()
-            return tuple(_read(word, of) for word in words)
-        return _read(words[0] if words else "True", kind)
+            return tuple(read_value(word, of) for word in words)
+        return read_value(words[0] if words else "True", kind)
     except (KeyError, ValueError) as error:
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         given = " ".join(words)
@@ -403,7 +403,7 @@ def _converted(option: _Option, words: list[str], several: str = "") -> Any:
         raise FlagError(said, name=name) from error
 
 
-def _read(word: str, kind: Any) -> Any:
+def read_value(word: str, kind: Any) -> Any:
     """Convert a word to a type. Raises ValueError if that isn't possible."""
     if kind is bool or get_origin(kind) is Literal:
         return _BOOLEANS[word.lower()] if kind is bool else {w: w for w in get_args(kind)}[word]

@@ -31,7 +31,7 @@ from ..run_folder.reading import (
 from ..sweep.cached import SweepCache
 from ..training.plan import plan, with_hook_names
 from ..training.processes import RANK_TIMEOUT, launched
-from .flags import HIDDEN, OTHERS, Command, typed_texts, vsae
+from .flags import HIDDEN, OTHERS, Command, read_value, typed_texts, vsae
 from .seeds import has_tokens, train_seeds, what_next
 
 SEEDS_BESIDE = "2"
@@ -156,9 +156,9 @@ def _run_on(given: dict[str, str], settings: RunConfig) -> RunConfig:
 
 
 def _whole_number(text: str) -> int | None:
-    """The whole number that a flag's text means, e.g. 20_000; None for other text."""
+    """The whole number that a flag's text means, e.g. 20_000 or 2e4; None for other text."""
     try:
-        return int(text)
+        return read_value(text, int)
     except ValueError:
         return None
 

@@ -61,7 +61,7 @@ DEAD_FEATURE_THRESHOLD = 10_000_000
 DEAD_AFTER_FIRINGS = 100
 """Our default threshold, in firings of a feature of average rate: m in experiments/results/dose_truth.md."""
 PAPER_SIGMA = 1.0
-"""The fixed posterior's default sigma."""
+"""The paper's sigma, which a `VariationalTopKAutoEncoder` has by default."""
 
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
 _NO_NOISE = "for no noise use posterior='point'"

@@ -103,7 +103,8 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     ):
         require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
         given = PosteriorOptions(**options)
-        VSAETopKConfig(sigma=sigma)  # checks it
+        if given.posterior == "fixed":
+            VSAETopKConfig(sigma=sigma)  # checks it
         super().__init__(activation_dim, dict_size, k)
         # Stored feature by feature, because the step reads one feature's weights at a time.
         self.decoder.weight.data = self.decoder.weight.data.t().contiguous().t()

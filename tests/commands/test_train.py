@@ -195,6 +195,7 @@ def test_a_configs_schedules_are_those_of_the_runs_steps(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"run": {"settings": parsed("--steps 12 --kl-warmup-steps 4")}}))
     settings = parsed(f"--config {config} --steps 8")
+    assert settings == parsed(f"--config {config} --steps 8e0")
     schedules = {"decay_start": 6, "noise_anneal_steps": 4, "kl_warmup_steps": 2}
     assert {name: settings[name] for name in schedules} == schedules
     assert parsed(f"--config {config} --steps 8 --decay-start 7")["decay_start"] == 7

@@ -212,6 +212,8 @@ def test_zeros_among_the_selected_do_not_lower_the_noise_of_stability(x, ours):
     overlap = sum(len({*a} & {*b}) / len({*a} | {*b}) for a, b in pairs) / len(x)
     metrics = metrics_of(sae, x, batch=len(x))
     assert metrics["stability_rms"] == pytest.approx(overlap, abs=1e-6)
+    sae.encoder.bias.data -= 1e6
+    assert metrics_of(sae, x)["stability_rms"] is None, "nothing is selected"
 
 
 def test_every_metric_of_several_saes_and_an_exact_one_recovers_all(tiny_lm):

@@ -199,6 +199,7 @@ def test_the_model_gets_every_option_of_the_posterior():
     found = (ae.noise_on, ae.select_by, ae.rectify, ae.posterior_kind)
     assert found == ("values", "magnitude", True, "fixed")
     assert (float(ae.sigma), float(ae.prior_std)) == (pytest.approx(0.3), pytest.approx(0.7))
+    assert float(VariationalTopKAutoEncoder(D, F, 4, sigma=0.0, posterior="point").sigma) == 0
     learned = make_trainer(posterior="learned", log_var_init=-3.0).ae
     assert learned.posterior_kind == "learned"
     assert t.equal(learned.log_var(data()), t.full((len(data()), F), -3.0))
