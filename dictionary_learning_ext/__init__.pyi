@@ -32,7 +32,7 @@ from .features.reproduce import reproduce as reproduce
 from .features.reproducibility import reproducibility as reproducibility
 from .features.steering import steer as steer
 from .features.synthesis import synthesise as synthesise
-from .run_folder.reading import read_metrics as read_metrics
+from .run_folder.sae_folder import read_metrics as read_metrics
 from .run_folder.weights import load_dictionary as load_dictionary
 from .trainers.probabilistic_top_k import ProbabilisticTopKTrainer as ProbabilisticTopKTrainer
 from .trainers.vaease import VAEase as VAEase

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from dictionary_learning_ext.run_folder.reading import read_metrics
+from dictionary_learning_ext.run_folder.sae_folder import read_metrics
 from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line

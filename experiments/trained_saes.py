@@ -14,7 +14,8 @@ from dictionary_learning_ext.activations.inputs import Inputs, find_inputs
 from dictionary_learning_ext.config.run import TrainConfig, require_same, with_former_defaults
 from dictionary_learning_ext.config.sae import SAEConfig, share_of_run
 from dictionary_learning_ext.features.reproducibility import matching
-from dictionary_learning_ext.run_folder.reading import load_config, read_metrics, steps_of
+from dictionary_learning_ext.run_folder.reading import load_config, steps_of
+from dictionary_learning_ext.run_folder.sae_folder import read_metrics
 from dictionary_learning_ext.training.loop import carry_out
 from dictionary_learning_ext.training.plan import plan
 

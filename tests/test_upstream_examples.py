@@ -27,7 +27,7 @@ from upstreams_tracing import upstreams_tracing
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, open_text
 from dictionary_learning_ext.activations.language_models import EMBEDDED_MODEL
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.run_folder.sae_names import results_folder
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
 
 pytestmark = [pytest.mark.slow, upstreams_tracing]
 CTX_LEN, LLM_BATCH, SAE_BATCH = 32, 16, 64
@@ -147,7 +147,9 @@ def test_its_folder_is_evaluated_by_our_command(end_to_end, tmp_path, capsys):
     assert f"layer {LAYER}, not on blocks.2" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
     assert main([*command, hook]) == 0
-    metrics = json.loads((results_folder(end_to_end[0], tmp_path) / "metrics.json").read_text())
+    metrics = json.loads(
+        (find_sae(end_to_end[0]).results_in(tmp_path) / "metrics.json").read_text()
+    )
     assert (metrics["tokens"], metrics["measured_on"]["ctx_len"]) == (128, CTX_LEN)
 
 

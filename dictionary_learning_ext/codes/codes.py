@@ -39,8 +39,8 @@ from ..errors import CheckpointError, LanguageModelError, TextError, first_line
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import CODES, replacing
 from ..run_folder.identity import hash_of_definitions, sources_of
-from ..run_folder.sae_names import hash_of_sae, results_folder
-from ..run_folder.weights import load_dictionary
+from ..run_folder.sae_folder import find_sae
+from ..run_folder.weights import load_sae
 from ..trainers.dictionaries import decoder_directions, k_of
 from .contexts import FeatureOfCodes, token_text
 from .encoding import Encoder, Totals
@@ -104,7 +104,7 @@ class Codes:
     has_all: bool = False
     """Whether `totals` hold the sums that need all features, not only the selected ones."""
     sae: str = ""
-    """The `hash_of_sae`; empty if unknown."""
+    """The `SAEFolder.hash`; empty if unknown."""
     text: dict[str, Any] = field(default_factory=dict)
     """What identifies the text, see `text_key`; empty if unknown."""
     tokenizer: Any = None
@@ -240,8 +240,8 @@ class Codes:
 
         Raises: CheckpointError if there are no codes, or they are of other weights.
         """
-        dictionary, _ = load_dictionary(folder)
-        codes = kept_codes(results_folder(folder), dictionary, hash_of_sae(folder))
+        sae = find_sae(folder)
+        codes = kept_codes(sae.results, load_sae(sae), sae.hash)
         if codes is None:
             raise CheckpointError(
                 f"{folder}: there are no codes of this SAE",
@@ -428,7 +428,7 @@ def kept_codes(
 
     Arguments:
         folder: the SAE's folder of results.
-        sae: its `hash_of_sae`.
+        sae: its `SAEFolder.hash`.
         text: the key of the text, see `text_key`. None: any text.
         with_all: take only codes that have all sums of an evaluation.
     """

@@ -6,11 +6,14 @@ Each takes any SAE that can be named, see run_folder/sae_names.py.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.checks import require
 from ..config.run import RunConfig
 from .flags import FOLDERS, Command, positional
+
+if TYPE_CHECKING:
+    from ..run_folder.sae_folder import SAEFolder
 
 _LARGEST = 10
 """Features in the table of a single SAE."""
@@ -81,19 +84,18 @@ class EvalFlags:
 def run_eval(flags: EvalFlags) -> None:
     from ..evaluation.folders import evaluate_folders
     from ..evaluation.tables import metrics_in, results_table
-    from ..run_folder.reading import read_config
+    from ..run_folder.sae_folder import find_saes
 
-    written = []
+    written, saes = [], find_saes(flags.folders, flags.step)
     results = evaluate_folders(
-        flags.folders,
+        [*saes.values()],
         out=flags.out,
         tokens=flags.tokens,
         step=flags.step,
         on_written=written.append,
         **flags.inputs.given,
     )
-    configs = {folder: read_config(folder, flags.step) for folder in results}
-    print(results_table(results, configs, metrics_in(results) if flags.all else None))
+    print(results_table(results, saes, metrics_in(results) if flags.all else None))
     for path in written:
         print(f"wrote {path}")
 
@@ -119,11 +121,11 @@ def run_compare(flags: CompareFlags) -> None:
     from ..features.agreement import COME_BACK
     from ..features.reproduce_text import sentence_of
     from ..features.seeds import compare_seeds
-    from ..run_folder.reading import read_config, read_metrics, require_folders
+    from ..run_folder.sae_folder import find_saes
 
-    require_folders(flags.folders)
-    results = {folder: read_metrics(folder) for folder in flags.folders}
-    reasons = stale_metrics(results)
+    saes = find_saes(flags.folders)
+    results = {name: sae.required_metrics for name, sae in saes.items()}
+    reasons = stale_metrics(results, saes)
     metrics = None if flags.columns is None else chosen(flags.columns)
     if flags.all:
         require(metrics is None, "columns", flags.columns, "to be left out beside --all")
@@ -137,17 +139,16 @@ def run_compare(flags: CompareFlags) -> None:
             results[folder] |= {"stale": f"measured {reason}"}
         print(json.dumps(results, indent=2))
         return
-    configs = {folder: read_config(folder) for folder in results}
     if flags.columns is not None:
-        print(results_table(results, configs, metrics))
+        print(results_table(results, saes, metrics))
         return
-    groups, columns = [*compare_seeds(configs)], {measure.label: {} for measure in COME_BACK}
+    groups, columns = [*compare_seeds(saes)], {measure.label: {} for measure in COME_BACK}
     for folders, returning in groups:
         shares = returning.numbers()
         for measure in COME_BACK:
             if (share := shares[measure.key]) is not None:
                 columns[measure.label] |= dict.fromkeys(folders, measure.text(share))
-    print(results_table(results, configs, metrics, columns))
+    print(results_table(results, saes, metrics, columns))
     if groups:
         print(f"\n{sentence_of([returning for _, returning in groups])}")
 
@@ -177,15 +178,15 @@ def run_reproduce(flags: ReproduceFlags) -> None:
     from ..features.reproduce import reproduce_settings
     from ..features.reproduce_text import json_content, reproducibility_table, write_features
     from ..run_folder.files import require_writable
-    from ..run_folder.reading import saes_in
+    from ..run_folder.sae_folder import saes_in
 
-    folders = saes_in(flags.folders)
-    if len(folders) == 1:
-        _order(flags, folders[0])
+    saes = saes_in(flags.folders)
+    if len(saes) == 1:
+        _order(flags, saes[0])
         return
     if flags.csv is not None:
         require_writable(Path(flags.csv), "csv")
-    results = reproduce_settings(folders, flags.tokens, **flags.inputs.given)
+    results = reproduce_settings(saes, flags.tokens, **flags.inputs.given)
     if flags.csv is not None:
         write_features(results.found.values(), flags.csv)
     table = reproducibility_table(results.found, flags.all)
@@ -194,20 +195,19 @@ def run_reproduce(flags: ReproduceFlags) -> None:
         print(f"\nwrote {flags.csv}")
 
 
-def _order(flags: ReproduceFlags, folder: str) -> None:
+def _order(flags: ReproduceFlags, sae: "SAEFolder") -> None:
     """Order the features of a single SAE by their error_share."""
     from ..evaluation.folders import open_folders
     from ..evaluation.tables import text_table
     from ..features.columns import FeaturesOfSAE, write_numbers
     from ..run_folder.files import FEATURES, require_writable
-    from ..run_folder.sae_names import results_folder
 
     require(flags.tokens != 0, "tokens", flags.tokens, "above 0 for one folder")
-    path = results_folder(folder) / FEATURES if flags.csv is None else Path(flags.csv)
+    path = sae.results / FEATURES if flags.csv is None else Path(flags.csv)
     require_writable(path, "csv")
     where = flags.inputs.given
     keep = where.pop("keep")
-    (codes,) = open_folders([folder], **where).codes(flags.tokens, keep=keep).values()
+    (codes,) = open_folders([sae], **where).codes(flags.tokens, keep=keep).values()
     write_numbers(path, [("", FeaturesOfSAE(codes))], "one")
     share_F, rate_F = codes.error_share_F.tolist(), codes.firing_rate_F.tolist()
     if flags.json:

@@ -8,7 +8,8 @@ from ..config.run import ReportOptions
 from ..errors import ConfigError
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.files import CONFIG
-from ..run_folder.reading import read_config, runs_in, saes_in
+from ..run_folder.reading import runs_in
+from ..run_folder.sae_folder import saes_in
 from .flags import FOLDERS, Command, positional
 from .measure import MeasuredFlags
 
@@ -49,12 +50,10 @@ def run(flags: ReportFlags) -> None:
             )
         path = write_index(folder, flags.out)
     else:
-        saes, out = saes_in(flags.folders), flags.out
-        if saes[0] != folder and out is None:
+        saes, out = {sae.name: sae for sae in saes_in(flags.folders)}, flags.out
+        if folder not in saes and out is None:
             out = folder  # the page is about those in it
-        groups = [saes]
-        if len(saes) > 1:
-            groups = grouped_by_setting({sae: read_config(sae) for sae in saes})
+        groups = [[saes[name] for name in group] for group in grouped_by_setting(saes)]
         first, *others = (group[0] for group in groups)
         path = write_report(
             first,

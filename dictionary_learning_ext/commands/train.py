@@ -20,14 +20,8 @@ from ..config.run import (
 from ..config.sae import CHOICES, CONFIGS, NOISES, SAEConfig, VSAETopKConfig, not_used, option_names
 from ..errors import ConfigError, UserError, as_flag, in_shell
 from ..run_folder.files import RUNS, folder_of
-from ..run_folder.reading import (
-    is_finished,
-    load_config,
-    read_config,
-    read_metrics,
-    read_run,
-    run_folders,
-)
+from ..run_folder.reading import is_finished, load_config, read_run, run_folders
+from ..run_folder.sae_folder import find_saes
 from ..sweep.cached import SweepCache
 from ..training.plan import plan, with_hook_names
 from ..training.processes import RANK_TIMEOUT, launched
@@ -351,14 +345,14 @@ def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
     """Print the results, and commands for what to do next."""
     from ..evaluation.tables import results_table, symptoms_of
 
-    results = {str(folder): read_metrics(folder) for folder in folders if settings.eval_tokens}
-    if results:
-        print(results_table(results, {folder: read_config(folder) for folder in results}))
+    saes = find_saes(folders)
+    if settings.eval_tokens:
+        print(results_table({name: sae.required_metrics for name, sae in saes.items()}, saes))
     for folder in folders:
         print(f"saved in {folder}")
-    for folder in folders:
-        for symptom in symptoms_of(folder):
-            print(f"{folder} looks bad: {symptom}")
+    for name, sae in saes.items():
+        for symptom in symptoms_of(sae):
+            print(f"{name} looks bad: {symptom}")
     one = folders[0]
     print(
         "\nNext, in Python:\n"

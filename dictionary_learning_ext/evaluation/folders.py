@@ -1,7 +1,7 @@
 """Open SAEs with their activations, and evaluate them."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from operator import index
@@ -26,16 +26,15 @@ from ..run_folder.comparing import (
     require_one_setting,
 )
 from ..run_folder.files import CODES, EVALUATION, require_writable, write_json
-from ..run_folder.reading import require_folders
-from ..run_folder.sae_names import hash_of_sae, location_of, results_folder
-from ..run_folder.trained_on import run_of, runs_of
-from ..run_folder.weights import load_dictionary
+from ..run_folder.sae_folder import SAEFolder, find_sae, find_saes
+from ..run_folder.trained_on import all_trained_on, trained_on
+from ..run_folder.weights import load_sae
 from .measure import measure, metrics_of, with_progress
 from .metrics import with_identity
 
 logger = logging.getLogger(__name__)
 
-SAE = Dictionary | str | Path
+SAE = Dictionary | SAEFolder | str | Path
 """A dictionary that takes raw activations, as `load_dictionary` returns it, or the name of an SAE: a run folder, a folder of
 SAELens or sparsify, or a place on the hub, see run_folder/sae_names.py."""
 Hook = HookPoint | str
@@ -43,7 +42,7 @@ Hook = HookPoint | str
 
 
 def evaluate_folders(
-    folders: Sequence[str | Path],
+    folders: Sequence[str | Path | SAEFolder],
     *,
     out: str | Path | None = None,
     tokens: int | None = None,
@@ -58,7 +57,7 @@ def evaluate_folders(
 
     Arguments:
         folders: the names of the SAEs, all trained on one language model. Those of one hook point are measured together.
-        out: where to write results, instead of the SAE's folder of results (see `results_folder`). Other commands won't
+        out: where to write results, instead of the SAE's folder of results (see `SAEFolder.results`). Other commands won't
             find them there.
         tokens: held-out tokens. Default: as many as the runs' own evaluations (the largest).
         step: of the checkpoint to evaluate. Default: the final weights.
@@ -76,11 +75,13 @@ def evaluate_folders(
     or if results can't be written.
     """
     require(tokens is None or tokens > 0, "tokens", tokens, "above 0")
-    require_folders(folders)
-    results_of = {str(folder): results_folder(folder, out) for folder in folders}
+    found = find_saes(folders, step)
+    results_of = {
+        n: sae.results if out is None else sae.results_in(out) for n, sae in found.items()
+    }
     for folder in results_of.values():
         require_writable(folder / EVALUATION, "out")
-    runs = runs_of(folders, step, **where)
+    runs = all_trained_on(found, **where)
     _require_measured_alike(runs, [n for n in MEASURED_ON if n != "hook"])
     tokens = _own_tokens(runs) if tokens is None else tokens
     by_hook: dict[str, list[str]] = {}
@@ -91,15 +92,14 @@ def evaluate_folders(
     keep = keep and out is None
     for names in by_hook.values():
         of_hook = {name: runs[name] for name in names}
-        opened = _opened(of_hook, step, language_model=language_model)
-        run, saes = opened.run, opened.saes
+        opened = _opened(found, of_hook, language_model=language_model)
+        run = opened.run
         measured = evaluated(opened, tokens, keep=keep)
         if run.activations is None:
             language_model = opened.inputs.language_model
         for name, metrics in measured.items():
-            results[name] = with_identity(step_setting | metrics, opened.hashes[name], run)
-            config = saes[name][1] if results_of[name] == location_of(name).folder else {}
-            path = evaluation_file(results_of[name], config, run, tokens, results[name])
+            results[name] = with_identity(step_setting | metrics, found[name].hash, run)
+            path = evaluation_file(found[name], results_of[name], run, tokens, results[name])
             write_json(path, results[name], "out")
             on_written(path)
     return {name: results[name] for name in runs}
@@ -110,16 +110,16 @@ def evaluated(
 ) -> dict[str, dict[str, Any]]:
     """Every metric of opened SAEs on held-out text, by folder. The language model runs, to measure its loss."""
     held_out = opened.inputs.held_out(opened.run.hook, tokens)
-    dictionaries = {
-        name: (dictionary, config["trainer"].get("norm_factor", 1.0))
-        for name, (dictionary, config) in opened.saes.items()
+    factors = {
+        n: one.config["trainer"].get("norm_factor", 1.0) for n, one in opened.folders.items()
     }
+    dictionaries = {name: (sae, factors[name]) for name, sae in opened.saes.items()}
     if not keep:
         return measure(dictionaries, held_out)
     saes = {}
     for name, codes in opened.each_codes(tokens, with_all=True):
-        codes.totals.norm_factor = dictionaries[name][1]
-        saes[name] = (dictionaries[name][0], codes.totals)
+        codes.totals.norm_factor = factors[name]
+        saes[name] = (opened.saes[name], codes.totals)
     return metrics_of({name: saes[name] for name in dictionaries}, held_out)
 
 
@@ -127,10 +127,10 @@ def evaluated(
 
 
 def open_folders(
-    folders: Sequence[str | Path],
+    folders: Sequence[str | Path | SAEFolder],
     *,
     step: int | None = None,
-    saes: "dict[str, Loaded] | None" = None,
+    saes: Mapping[str, Dictionary] | None = None,
     **where: Any,
 ) -> "OpenedFolders":
     """Load SAEs and the language model they share; see `evaluate_folders`.
@@ -138,11 +138,11 @@ def open_folders(
     All read the contexts of the first SAE's run. A warning names SAEs that were trained on other contexts.
 
     Arguments:
-        saes: the folders' SAEs, if they are loaded already.
+        saes: the SAEs by name, if they are loaded already.
         where: see `evaluate_folders`.
     """
-    require_folders(folders)
-    runs = runs_of(folders, step, **where)
+    found = find_saes(folders, step)
+    runs = all_trained_on(found, **where)
     first_name, first = next(iter(runs.items()))
     contexts = {name: getattr(first, name) for name in CONTEXTS}
     for folder, run in runs.items():
@@ -150,11 +150,7 @@ def open_folders(
             said = ", ".join(f"{name}={value}" for name, value in contexts.items())
             logger.warning("%s: read in the contexts of %s (%s)", folder, first_name, said)
             runs[folder] = replace(run, **contexts)
-    return _opened(runs, step, saes)
-
-
-Loaded = tuple[Dictionary, dict[str, Any]]
-"""An SAE and its config.json, as `load_dictionary` returns them."""
+    return _opened(found, runs, saes)
 
 
 class OpenedFolders:
@@ -162,8 +158,8 @@ class OpenedFolders:
 
     Attributes:
         run: the run whose activations they are measured on.
-        saes: each folder's SAE and config.json.
-        hashes: each folder's `hash_of_sae`; empty for a dictionary without one.
+        saes: each SAE, by its name.
+        folders: where each was found; empty for a dictionary that a caller gave.
 
     Arguments:
         own_tokens: the number of tokens of the runs' own evaluations.
@@ -173,16 +169,13 @@ class OpenedFolders:
     def __init__(
         self,
         run: RunConfig,
-        saes: "dict[str, Loaded]",
+        saes: dict[str, Dictionary],
         own_tokens: int,
-        step: int | None = None,
+        folders: dict[str, SAEFolder] | None = None,
         language_model: CausalLM | None = None,
     ):
-        self.run, self.saes, self._own_tokens, self._step = run, saes, own_tokens, step
-        self.hashes = {
-            name: hash_of_sae(name, step) for name, (_, config) in saes.items() if config
-        }
-        self._given = language_model
+        self.run, self.saes, self.folders = run, saes, folders or {}
+        self._own_tokens, self._given = own_tokens, language_model
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -198,7 +191,7 @@ class OpenedFolders:
                 raise
             model = "give its path, or activations='none' to run the language model"
             raise error.within("", model) from error
-        for name, (dictionary, _) in self.saes.items():
+        for name, dictionary in self.saes.items():
             inputs.hooks[self.run.hook].require_width(
                 name, dictionary.activation_dim, self.run.model
             )
@@ -236,13 +229,12 @@ class OpenedFolders:
             with_all: see `Encoder`.
         """
         tokens = self._own_tokens if tokens is None else tokens
-        keep = keep and split == "heldout" and self._step is None
+        keep = keep and split == "heldout"
         text, missing, read = text_key(self.run, tokens), {}, tokens
-        for name, (sae, _) in self.saes.items():
-            codes = None
-            if keep:
-                folder = results_folder(name)
-                codes = kept_codes(folder, sae, self.hashes[name], text, with_all=with_all)
+        for name, sae in self.saes.items():
+            folder, codes = self.folders[name], None
+            if keep and folder.step is None:
+                codes = kept_codes(folder.results, sae, folder.hash, text, with_all=with_all)
             if codes is None:
                 missing[name] = sae
             else:
@@ -253,9 +245,10 @@ class OpenedFolders:
         text = text_key(self.run, tokens)  # the language model may have been downloaded just now
         encoded = encode_each([*missing.values()], contexts, with_all=with_all)
         for name, codes in zip(missing, encoded, strict=True):
-            codes = replace(codes, sae=self.hashes.get(name, ""), text=text)
-            if keep:
-                _keep(results_folder(name), codes)
+            folder = self.folders[name]
+            codes = replace(codes, sae=folder.hash, text=text)
+            if keep and folder.step is None:
+                _keep(folder.results, codes)
             read = codes.tokens
             yield name, codes
         if read < tokens:
@@ -291,17 +284,18 @@ def _keep(folder: Path, codes: Codes) -> None:
 
 
 def _opened(
+    found: Mapping[str, SAEFolder],
     runs: dict[str, RunConfig],
-    step: int | None,
-    saes: dict[str, Loaded] | None = None,
+    saes: Mapping[str, Dictionary] | None = None,
     language_model: CausalLM | None = None,
 ) -> OpenedFolders:
     """Load the SAEs of these runs, if they aren't loaded yet."""
     _require_measured_alike(runs, MEASURED_ON)
     run = next(iter(runs.values()))
+    folders = {name: found[name] for name in runs}
     if saes is None:
-        saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
-    return OpenedFolders(run, saes, _own_tokens(runs), step, language_model)
+        saes = {name: load_sae(folder, run.device) for name, folder in folders.items()}
+    return OpenedFolders(run, dict(saes), _own_tokens(runs), folders, language_model)
 
 
 def _require_measured_alike(runs: dict[str, RunConfig], names: Sequence[str]) -> None:
@@ -352,12 +346,13 @@ def open_sae(
     name = str(lm if loaded is None else loaded.module.config._name_or_path)
     name = "embedded" if Path(name) == EMBEDDED_MODEL else name
     hook = hook.name if isinstance(hook, HookPoint) else hook
-    if isinstance(sae, str | Path):
-        called, loaded_sae = str(sae), load_dictionary(sae, device)
-        is_named = lm is None or (loaded is not None and "run" in loaded_sae[1])
-        run = run_of(sae, None if is_named else name, hook, device=device)
+    if isinstance(sae, str | Path | SAEFolder):
+        found = find_sae(sae)
+        called, folders, dictionary = found.name, {found.name: found}, load_sae(found, device)
+        is_named = lm is None or (loaded is not None and found.is_run)
+        run = trained_on(found, None if is_named else name, hook, device=device)
     else:
-        called, loaded_sae = "the dictionary", (dictionary_of(sae, device), {})
+        called, folders, dictionary = "the dictionary", {}, dictionary_of(sae, device)
         if lm is None or hook is None:
             raise ConfigError(
                 "a dictionary doesn't say where its activations come from: expected a language model and"
@@ -366,9 +361,8 @@ def open_sae(
         run = RunConfig(model=name, hook=hook, device=device)
     run = run if ctx_len is None else replace(run, ctx_len=ctx_len)
     run = run if stored else replace(run, activations=None)
-    return OpenedFolders(
-        run, {called: loaded_sae}, _own_tokens({called: run}), language_model=loaded
-    )
+    own_tokens = _own_tokens({called: run})
+    return OpenedFolders(run, {called: dictionary}, own_tokens, folders, loaded)
 
 
 def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
@@ -376,8 +370,8 @@ def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
 
     Raises: ConfigError for anything else, CheckpointError for a folder that can't be read.
     """
-    if isinstance(sae, str | Path):
-        return load_dictionary(sae, device)[0]
+    if isinstance(sae, str | Path | SAEFolder):
+        return load_sae(find_sae(sae), device)
     if not isinstance(sae, Dictionary):
         hint = (
             "; load_dictionary returns a pair, give its first element"

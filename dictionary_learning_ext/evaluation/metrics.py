@@ -23,6 +23,7 @@ from ..config.run import RunConfig
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import NOT_MEASURED
 from ..run_folder.identity import OF, changed, hash_of_definitions, identity
+from ..run_folder.sae_folder import SAEFolder
 from ..trainers import posterior
 
 Table = Literal["compare", "report", "sweep", "bench", "training"]
@@ -384,15 +385,15 @@ def with_identity(metrics: dict[str, Any], sae: str, run: RunConfig) -> dict[str
     """Metrics as metrics.json has them: with what they were measured on, and what they are of.
 
     Arguments:
-        sae: see `hash_of_sae`.
+        sae: the SAE's `hash`.
     """
     settings = measured_on(run)
     return metrics | {"measured_on": settings, OF: identity(sae, settings, _definitions())}
 
 
-def changes_since(folder: str | Path, metrics: Mapping[str, Any]) -> list[str] | None:
+def changes_since(sae: SAEFolder, metrics: Mapping[str, Any]) -> list[str] | None:
     """What has changed since an SAE's metrics.json was written, see `changed`."""
-    return changed(folder, metrics, _definitions())
+    return changed(sae, metrics, _definitions())
 
 
 def _definitions() -> str:

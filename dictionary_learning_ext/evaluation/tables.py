@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ..activations.positions import left_out
-from ..config.architectures import ARCHITECTURES, TRAINED
+from ..config.architectures import TRAINED
 from ..config.checks import did_you_mean
 from ..config.names import is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError, in_shell, printable
 from ..run_folder.comparing import LEAVING_OUT, STORED, measurements, trained_as, unequal
 from ..run_folder.files import NOT_MEASURED
-from ..run_folder.reading import load_config, read_history, read_metrics_if_any
-from ..run_folder.settings import SEEDS, architecture_of, compared_settings
+from ..run_folder.reading import load_config, read_history
+from ..run_folder.sae_folder import SEEDS, SAEFolder
 from .metrics import METRICS, Metric, changes_since, shown_in
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _GAP = "  "
 
 def results_table(
     results: Mapping[str, dict[str, Any]],
-    configs: Mapping[str, dict[str, Any]],
+    saes: Mapping[str, SAEFolder],
     metrics: Sequence[Metric] | None = None,
     further: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
@@ -54,14 +54,14 @@ def results_table(
     settings in which the measurements and the trainings differ.
 
     Arguments:
-        results, configs: the content of each folder's metrics.json and config.json.
+        results: the content of each one's metrics.json.
         further: more columns, by their heads: the cells of the folders that have one.
     """
     metrics = shown_in("compare") if metrics is None else metrics
     width = shutil.get_terminal_size().columns
-    names, measured = labels(configs), measurements(dict(results))
+    names, measured = labels(saes), measurements(dict(results))
     differing = unequal(list(measured.values()))
-    reasons, first = stale_metrics(results), next(iter(measured.values()))
+    reasons, first = stale_metrics(results, saes), next(iter(measured.values()))
     marked = {
         folder: name + " *" * bool(unequal([measured[folder], first])) + " !" * (folder in reasons)
         for folder, name in names.items()
@@ -74,7 +74,7 @@ def results_table(
     if differing:
         parts.append("* Not a matched comparison: measured differently from the first row.")
         parts.append(_settings_table(marked, measured, differing, width))
-    trained = trained_as(configs)
+    trained = trained_as(saes)
     different = [
         name
         for name in differing_settings(trained)
@@ -167,10 +167,12 @@ _OTHER = {
 """What a change of each part of an `identity` is called."""
 
 
-def stale_metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def stale_metrics(
+    results: Mapping[str, Mapping[str, Any]], saes: Mapping[str, SAEFolder]
+) -> dict[str, str]:
     """Why the metrics.json of SAEs may not be what an evaluation would give now, by folder: what has changed, or that it doesn't
     say."""
-    changes = {folder: changes_since(folder, metrics) for folder, metrics in results.items()}
+    changes = {name: changes_since(saes[name], metrics) for name, metrics in results.items()}
     return {
         folder: "by an earlier version, so it isn't known on what"
         if names is None
@@ -191,12 +193,12 @@ def stale_lines(reasons: Mapping[str, str], names: Mapping[str, str]) -> list[st
     ]
 
 
-def metrics_as_now(folder: str | Path) -> dict[str, Any] | None:
+def metrics_as_now(sae: SAEFolder) -> dict[str, Any] | None:
     """An SAE's metrics.json; None if there is none, or with a warning if it is of something else than what is there now."""
-    metrics = read_metrics_if_any(folder)
-    if metrics is None or not changes_since(folder, metrics):
-        return metrics
-    (line,) = stale_lines(stale_metrics({str(folder): metrics}), {str(folder): str(folder)})
+    if sae.metrics is None or not changes_since(sae, sae.metrics):
+        return sae.metrics
+    reasons = stale_metrics({sae.name: sae.metrics}, {sae.name: sae})
+    (line,) = stale_lines(reasons, {sae.name: sae.name})
     logger.warning("metrics are left out. %s", line)
     return None
 
@@ -224,10 +226,9 @@ def chosen(columns: str) -> list[Metric]:
     return [METRICS[key] for key in dict.fromkeys(keys)]
 
 
-def symptoms_of(folder: Path) -> list[str]:
-    """`symptoms` of the SAE in a run folder."""
-    sae, history = load_config(folder).sae, read_history(folder)
-    return symptoms(read_metrics_if_any(folder) or {}, sae, history)
+def symptoms_of(sae: SAEFolder) -> list[str]:
+    """`symptoms` of a run's SAE."""
+    return symptoms(sae.metrics or {}, load_config(sae.path).sae, read_history(sae.path))
 
 
 def symptoms(
@@ -288,13 +289,9 @@ def symptoms(
 # --- names of SAEs, as short as possible
 
 
-def labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """`labels_of` run folders, for tables and pages.
-
-    Arguments:
-        configs: each folder's config.json, by its path.
-    """
-    return labels_of(trained_as(configs))
+def labels(saes: Mapping[str, SAEFolder]) -> dict[str, str]:
+    """`labels_of` SAEs, for tables and pages."""
+    return labels_of(trained_as(saes))
 
 
 def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -315,26 +312,20 @@ def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {f: name if name and times[name] == 1 else endings[f] for f, name in called.items()}
 
 
-def titles(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """The name of each setting in tables and prose: its `title_of`, and what tells it from others of that title.
+def titles(saes: Mapping[str, SAEFolder]) -> dict[str, str]:
+    """The name of each setting in tables and prose: its title, and what tells it from others of that title.
 
     Arguments:
-        configs: the config.json of an SAE of each setting, by its folder.
+        saes: an SAE of each setting.
     """
-    plain = {folder: title_of(config) for folder, config in configs.items()}
-    trained, found = trained_as(configs), {}
+    plain = {name: sae.title for name, sae in saes.items()}
+    trained, found = trained_as(saes), {}
     for folder, title in plain.items():
         alike = [other for other in plain if plain[other] == title]
         but_seeds = {f: {n: v for n, v in trained[f].items() if n not in SEEDS} for f in alike}
         found[folder] = f"{title} {_names_from_settings(but_seeds)[folder]}".strip()
-    times, endings = Counter(found.values()), endings_of(configs)
+    times, endings = Counter(found.values()), endings_of(saes)
     return {f: name if times[name] == 1 else f"{name} {endings[f]}" for f, name in found.items()}
-
-
-def title_of(config: dict[str, Any]) -> str:
-    """The name of an SAE's kind in tables and prose, e.g. vSAE."""
-    row = ARCHITECTURES[architecture_of(config)]
-    return row.variants.get(compared_settings(config).get("posterior", ""), row.title)
 
 
 def file_names(labels: Iterable[str]) -> dict[str, str]:
@@ -377,7 +368,7 @@ def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The settings in which SAEs differ. data_seed is left out if it is different for each seed.
 
     Arguments:
-        settings: each one's training settings, see `training_settings`.
+        settings: each one's training settings, see `trained_as`.
     """
     names = [name for name in unequal([*map(dict, settings.values())]) if name != "trainer_class"]
     seeds = {(trained.get("seed"), trained.get("data_seed")) for trained in settings.values()}

@@ -24,10 +24,10 @@ from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..evaluation.measure import batches_of
 from ..evaluation.tables import metrics_as_now
 from ..run_folder.files import EVALUATION, EXPORTS, read_json, temporary_folder, writing
-from ..run_folder.sae_names import require_own, results_folder
+from ..run_folder.sae_folder import SAEFolder, find_run
 from ..run_folder.schema import Object
-from ..run_folder.trained_on import run_of
-from ..run_folder.weights import load_dictionary
+from ..run_folder.trained_on import trained_on
+from ..run_folder.weights import load_sae
 from .formats import FORMATS, ExportedSAE, read, record, require_supported
 from .local_paths import without_local_paths
 
@@ -71,7 +71,7 @@ class Exported:
 
 
 def export(
-    folder: str | Path,
+    folder: str | Path | SAEFolder,
     form: ExportFormat,
     out: str | Path | None = None,
     *,
@@ -88,7 +88,7 @@ def export(
 
     Arguments:
         form: see `formats`.
-        out: a new or empty folder, or one that holds this very export. Default: exports/FORMAT in the SAE's folder of results, see `results_folder`.
+        out: a new or empty folder, or one that holds this very export. Default: exports/FORMAT in the SAE's folder of results, see `SAEFolder.results`.
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
         tokens: held-out tokens to compare on, in float64.
         model, hook, data: default: as in the run's config.json.
@@ -99,18 +99,15 @@ def export(
     """
     require_choice("format", form, ExportFormat)
     require(tokens > 0, "tokens", tokens, "above 0")
-    require_own(folder, "export")
-    folder = Path(folder)
-    device = chosen_device(device)
-    found, config = load_dictionary(folder, device)
-    dictionary: Any = found
-    target = results_folder(folder) / EXPORTS / form if out is None else Path(out)
-    trained_on_run = run_of(folder, model, hook, data, device)
+    sae = find_run(folder, "export")
+    folder, device = sae.path, chosen_device(device)
+    dictionary: Any = load_sae(sae, device)
+    target = sae.results / EXPORTS / form if out is None else Path(out)
+    own_run = trained_on(sae, model, hook, data, device)
     given = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
-    run = replace(trained_on_run, **{n: value for n, value in given.items() if value is not None})
-    metrics = metrics_as_now(folder)
+    run = replace(own_run, **{n: value for n, value in given.items() if value is not None})
     place = {"model": run.model, "data": run.data}
-    config, metrics, place = without_local_paths((config, metrics, place))
+    config, metrics, place = without_local_paths((sae.config, metrics_as_now(sae), place))
     try:
         if run.model == UNKNOWN:  # the user's own activations
             inputs = open_inputs(run, [run.hook])
@@ -126,7 +123,7 @@ def export(
         dictionary=dictionary,
         config=config,
         metrics=metrics,
-        run=replace(trained_on_run, **place),
+        run=replace(own_run, **place),
         language_model=language_model,
         hook=hook_point,
     )

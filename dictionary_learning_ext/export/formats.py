@@ -43,8 +43,7 @@ from ..run_folder.foreign import (
 )
 from ..run_folder.foreign_weights import UNIT_NORM_TOLERANCE, load_foreign
 from ..run_folder.identity import OF
-from ..run_folder.reading import read_config
-from ..run_folder.sae_names import hash_of_sae
+from ..run_folder.sae_folder import find_sae
 from ..run_folder.weights import save_weights
 
 SAE_BENCH_REPO = "local/saes"
@@ -304,7 +303,7 @@ def _write_dictionary_learning(folder: Path, source: ExportedSAE) -> None:
     write_json(folder / CONFIG, source.config | {"trainer": trainer})
     if (metrics := source.metrics) is not None:
         if OF in metrics:  # the same SAE, in another file
-            metrics = metrics | {OF: metrics[OF] | {"weights": hash_of_sae(folder)}}
+            metrics = metrics | {OF: metrics[OF] | {"weights": find_sae(folder).hash}}
         write_json(folder / EVALUATION, metrics)
 
 
@@ -386,7 +385,7 @@ def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
 
 
 def _read_foreign(place: Path, source: ExportedSAE, device: str) -> nn.Module:
-    return load_foreign(read_config(place), device, t.float64)
+    return load_foreign(find_sae(place).config, device, t.float64)
 
 
 def _read_by_upstream(place: Path, source: ExportedSAE, device: str) -> nn.Module:

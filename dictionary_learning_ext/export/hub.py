@@ -38,9 +38,8 @@ from ..run_folder.files import (
     write_json,
 )
 from ..run_folder.reading import run_folders_in
-from ..run_folder.sae_names import require_own, results_folder
-from ..run_folder.settings import run_settings
-from ..run_folder.weights import load_dictionary
+from ..run_folder.sae_folder import find_run
+from ..run_folder.weights import load_sae
 from .exporter import export
 from .formats import FORMATS
 from .local_paths import without_local_paths
@@ -242,11 +241,10 @@ def _stage(
     configs: dict[str, dict[str, Any]] = {}
     metrics: dict[str, dict[str, Any]] = {}
     for folder in folders:
-        require_own(folder, "push")
-        _, config = load_dictionary(folder)  # raises if it is damaged
+        sae = find_run(folder, "push")
+        load_sae(sae)  # raises if it is damaged
         name = folder.name if len(folders) > 1 else folder.resolve().name
-        results = results_folder(folder)
-        settings = run_settings(config)
+        config, settings = sae.config, sae.run_settings
         if settings and settings.get("model") != UNKNOWN:
             published = settings | {"activations": None}  # not from this disk: the model is run
             config = config | {"run": config["run"] | {"settings": published}}
@@ -254,15 +252,15 @@ def _stage(
         (staged / name).mkdir()
         (staged / name / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
         write_json(staged / name / CONFIG, configs[name])
-        if (measured := metrics_as_now(folder)) is not None:
+        if (measured := metrics_as_now(sae)) is not None:
             metrics[name] = without_local_paths(measured)
             write_json(staged / name / EVALUATION, metrics[name])
-        if (results / FEATURES).is_file():
-            shutil.copy(results / FEATURES, staged / name)
+        if (sae.results / FEATURES).is_file():
+            shutil.copy(sae.results / FEATURES, staged / name)
         for form in formats:
             try:
                 with tempfile.TemporaryDirectory(prefix="export.") as temporary:
-                    export(folder, form, temporary, **export_options)
+                    export(sae, form, temporary, **export_options)
                     moved: Any = os.replace
                     shutil.copytree(
                         temporary, staged / name, dirs_exist_ok=True, copy_function=moved
@@ -336,5 +334,7 @@ def _card_data(
 def _text(config: dict[str, Any]) -> str:
     """The text that an SAE was trained on: "embedded", a data set on the hub, or a file's name."""
     return str(
-        run_settings(config).get("data") or config.get("buffer", {}).get("text") or "unknown"
+        config.get("run", {}).get("settings", {}).get("data")
+        or config.get("buffer", {}).get("text")
+        or "unknown"
     )

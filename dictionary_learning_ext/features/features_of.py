@@ -78,9 +78,9 @@ def encode_text(
 
 
 def _codes_of(opened: OpenedFolders, text: Text | None, tokens: int, keep: bool) -> Codes:
-    ((dictionary, config),) = opened.saes.values()
+    (dictionary,) = opened.saes.values()
     require(tokens >= 1, "tokens", tokens, "at least 1")
-    if text is None and not config:
+    if text is None and not opened.folders:
         raise TextError(
             "no text: a dictionary doesn't say which it was trained on",
             instead="give a text, e.g. text='embedded'",
@@ -161,7 +161,7 @@ class Features(FeatureTable):
         **options: int,
     ):
         super().__init__(codes, **options)
-        ((self.dictionary, _),) = opened.saes.values()
+        (self.dictionary,) = opened.saes.values()
         self.tokens, self._tokenizer = codes.tokens, codes.tokenizer
         self.sinks = sinks_of(codes.reading, codes.tokenizer)
         self._opened, self._given = opened, given

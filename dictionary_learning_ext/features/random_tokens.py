@@ -32,7 +32,7 @@ from ..evaluation.folders import OpenedFolders
 from ..evaluation.metrics import fve_of
 from ..run_folder.files import RANDOM_TOKENS, read_json, write_json
 from ..run_folder.identity import hash_of_definitions
-from ..run_folder.sae_names import results_folder
+from ..run_folder.sae_folder import SAEFolder
 from ..run_folder.schema import RANDOM_TOKENS_JSON
 from ..trainers.data_start import token_directions
 from .agreement import (
@@ -110,7 +110,7 @@ def _fitted(directions_FD: t.Tensor, k: int, x_ND: t.Tensor, mean_D: t.Tensor) -
 def random_tokens(
     opened: OpenedFolders,
     codes: Sequence[Codes],
-    folder: str,
+    sae: SAEFolder,
     *,
     split: Split = "heldout",
     keep: bool = True,
@@ -123,13 +123,13 @@ def random_tokens(
     Arguments:
         opened: the SAEs' activations.
         codes: of two SAEs or more on the text on which the dictionaries are compared. These have the sizes of the first two.
-        folder: the name of the SAE beside which the numbers are kept.
+        sae: the numbers are kept beside it.
         split: that of the codes.
 
     Returns: None, with a warning, if the activations can't be read, or the text is too short.
     """
     keep = keep and split == "heldout"
-    if keep and (known := kept_random_tokens(codes, folder)) is not None:
+    if keep and (known := kept_random_tokens(codes, sae)) is not None:
         return known
     start = time.perf_counter()
     try:
@@ -141,15 +141,15 @@ def random_tokens(
     logger.info("two dictionaries of random tokens, to compare with, took %.1f s", seconds)
     if keep:
         try:
-            write_json(results_folder(folder) / RANDOM_TOKENS, {"of": key_of(codes), **numbers})
+            write_json(sae.results / RANDOM_TOKENS, {"of": key_of(codes), **numbers})
         except CheckpointError as error:
             logger.warning("what comes back of random tokens is not kept: %s", error)
     return numbers
 
 
-def kept_random_tokens(codes: Sequence[Codes], folder: str) -> Numbers | None:
+def kept_random_tokens(codes: Sequence[Codes], sae: SAEFolder) -> Numbers | None:
     """What `random_tokens` has kept beside an SAE; None unless it is of this text and these sizes."""
-    path = results_folder(folder) / RANDOM_TOKENS
+    path = sae.results / RANDOM_TOKENS
     if not path.is_file():
         return None
     try:

@@ -20,7 +20,7 @@ from ..config.run import RunConfig
 from ..errors import UserError
 from ..evaluation.folders import SAE, OpenedFolders, dictionary_of, open_folders
 from ..evaluation.metrics import fve_of
-from ..evaluation.tables import labels, metrics_as_now, title_of, titles
+from ..evaluation.tables import labels, metrics_as_now, titles
 from ..run_folder.comparing import (
     grouped_by_setting,
     same_setting,
@@ -28,10 +28,8 @@ from ..run_folder.comparing import (
     trained_as,
     unequal,
 )
-from ..run_folder.reading import read_config, require_folders
-from ..run_folder.sae_names import require_different
-from ..run_folder.settings import SEEDS, compared_settings, source_settings
-from ..run_folder.weights import load_dictionary
+from ..run_folder.sae_folder import SEEDS, SAEFolder, find_sae, find_saes
+from ..run_folder.weights import load_sae
 from .agreement import NEAR_DEAD_KEY, AgreementOfCodes, is_used, mean_or_none
 from .directions import decoder_directions
 from .random_tokens import Numbers, kept_random_tokens, key_of, random_tokens
@@ -66,8 +64,8 @@ class ReturningFeatures:
     """The name of the SAEs' architecture."""
     share_batches: bool = False
     """Whether two of the SAEs were trained on the same batches."""
-    first: str = ""
-    """The folder of the first SAE."""
+    first: SAEFolder | None = None
+    """The first SAE."""
     random_tokens: Numbers | None = None
     """How much of dictionaries of random tokens comes back, by the keys of `agreement.SHOWN`; None if it isn't known."""
 
@@ -82,6 +80,7 @@ class ReturningFeatures:
             how: split and keep, see `random_tokens`.
         """
         assert self.codes is not None, "random tokens are compared on tokens"
+        assert self.first is not None, "their numbers are kept beside an SAE"
         codes = [*self.codes.codes.values()]
         known, key = {} if known is None else known, key_of(codes)
         if key not in known:
@@ -170,15 +169,19 @@ def agreement(a: SAE, b: SAE) -> Reproducibility:
     Raises: ReproducibilityError if their widths differ, or for one folder given twice or two of
         different hook points or language models; CheckpointError for a folder that can't be read.
     """
-    folders = [sae for sae in (a, b) if isinstance(sae, str | Path)]
-    if len(folders) == 2:
-        warn_of_differences(comparable_configs(folders))
+    a, b = (find_sae(sae) if isinstance(sae, str | Path) else sae for sae in (a, b))
+    if isinstance(a, SAEFolder) and isinstance(b, SAEFolder):
+        warn_of_differences(comparable([a, b]))
     saes = {"a": dictionary_of(a), "b": dictionary_of(b)}
     return reproducibility({name: decoder_directions(sae) for name, sae in saes.items()})
 
 
 def reproduce(
-    folders: Sequence[str | Path], tokens: int | None = 0, *, keep: bool = True, **where: Any
+    folders: Sequence[str | Path | SAEFolder],
+    tokens: int | None = 0,
+    *,
+    keep: bool = True,
+    **where: Any,
 ) -> ReturningFeatures:
     """Which features come back in other SAEs. Warns where the SAEs differ in more than their seeds.
 
@@ -195,10 +198,9 @@ def reproduce(
     Raises: a UserError for folders that can't be compared: SAEs of different widths, hook points or language models, given
     twice, or not finished.
     """
-    require_folders(folders)
-    configs = comparable_configs(folders, where.get("model"))
-    directions, codes, opened = _measured(configs, tokens, keep, where)
-    found = compare_saes(configs, directions, codes=codes)
+    saes = comparable(folders, where.get("model"))
+    directions, codes, opened = _measured(saes, tokens, keep, where)
+    found = compare_saes(saes, directions, codes=codes)
     return found if opened is None else found.against_random_tokens(opened, keep=keep)
 
 
@@ -214,7 +216,11 @@ class SettingsCompared:
 
 
 def reproduce_settings(
-    folders: Sequence[str | Path], tokens: int | None = 0, *, keep: bool = True, **where: Any
+    folders: Sequence[str | Path | SAEFolder],
+    tokens: int | None = 0,
+    *,
+    keep: bool = True,
+    **where: Any,
 ) -> SettingsCompared:
     """Which features come back in each setting among several SAEs: those of one setting differ in their seeds and the order
     of the data alone. Nothing is averaged over settings.
@@ -223,30 +229,28 @@ def reproduce_settings(
 
     Raises: see `reproduce`. SAEs that differ in more than their seeds must be of one hook point and language model.
     """
-    require_folders(folders)
-    require_different(folders)
-    configs = {str(folder): read_config(folder) for folder in folders}
-    groups, notes = [group for group in grouped_by_setting(configs) if len(group) > 1], []
-    names = labels(configs)
+    saes = find_saes(folders, different=True)
+    groups, notes = [group for group in grouped_by_setting(saes) if len(group) > 1], []
+    names = labels(saes)
     if groups:
-        firsts = {group[0]: configs[group[0]] for group in groups}
+        firsts = {group[0]: saes[group[0]] for group in groups}
         called = titles(firsts)
         notes = _differing(firsts)
-        if alone := [one for one in configs if not any(one in group for group in groups)]:
+        if alone := [one for one in saes if not any(one in group for group in groups)]:
             notes.append(
                 f"{', '.join(alone)}: left out, as there is no other seed of the same setting"
             )
     else:
-        comparable_configs(folders, where.get("model"))
-        groups = [[*pair] for pair in combinations(configs, 2)]
+        require_comparable(saes, where.get("model"))
+        groups = [[*pair] for pair in combinations(saes, 2)]
         called = {}
     for note in notes:
         logger.warning("%s", note)
-    of_place: dict[Any, dict[str, dict[str, Any]]] = {}
+    of_place: dict[Any, dict[str, SAEFolder]] = {}
     for group in groups:
-        named = source_settings(configs[group[0]])
+        named = saes[group[0]].source
         place = where.get("model") or named.get("model"), named.get("hook")
-        of_place.setdefault(place, {}).update({one: configs[one] for one in group})
+        of_place.setdefault(place, {}).update({one: saes[one] for one in group})
     directions: dict[str, t.Tensor] = {}
     codes: dict[str, Codes] = {}
     opened: dict[str, OpenedFolders] = {}
@@ -258,7 +262,7 @@ def reproduce_settings(
     found, known = {}, dict[str, Numbers | None]()
     for group in groups:
         name = called.get(group[0]) or " and ".join(names[one] for one in group)
-        of_group = {one: configs[one] for one in group}
+        of_group = {one: saes[one] for one in group}
         one = compare_saes(of_group, directions, codes=codes or None, names=names)
         if group[0] in opened:
             one = one.against_random_tokens(opened[group[0]], keep=keep, known=known)
@@ -270,26 +274,26 @@ _COMPARED_AT = ("model", "hook", "data", "k", "dict_size", "steps", "batch_size"
 """The settings that settings must share for the shares of their features that come back to be compared."""
 
 
-def _differing(configs: Mapping[str, dict[str, Any]]) -> list[str]:
+def _differing(saes: Mapping[str, SAEFolder]) -> list[str]:
     """A warning that names the settings in which SAEs differ, of those that they must share to be compared."""
-    trained = trained_as(configs).values()
+    trained = trained_as(saes).values()
     names = unequal([{n: v for n, v in own.items() if n in _COMPARED_AT} for own in trained])
     what = f"the settings differ in {', '.join(names)}"
     return [f"{what}: what comes back of one can't be compared with another"] if names else []
 
 
 def _measured(
-    configs: Mapping[str, dict[str, Any]], tokens: int | None, keep: bool, where: dict[str, Any]
+    folders: Mapping[str, SAEFolder], tokens: int | None, keep: bool, where: dict[str, Any]
 ) -> tuple[dict[str, t.Tensor], dict[str, Codes] | None, OpenedFolders | None]:
     """The decoder directions of each SAE, (F, D), their codes on the same held-out tokens, and their activations; None for 0
     tokens."""
     require(tokens is None or tokens >= 0, "tokens", tokens, "0 or more")
     device = where.get("device", RunConfig.device)
-    saes = {folder: load_dictionary(folder, device) for folder in configs}
+    saes = {name: load_sae(folder, device) for name, folder in folders.items()}
     if tokens == 0:
-        return {name: decoder_directions(sae) for name, (sae, _) in saes.items()}, None, None
+        return {name: decoder_directions(sae) for name, sae in saes.items()}, None, None
     try:
-        opened = open_folders(list(configs), saes=saes, **_with_one_text(configs, where))
+        opened = open_folders([*folders.values()], saes=saes, **_with_one_text(folders, where))
         codes = opened.codes(tokens, keep=keep)
     except UserError as error:
         remedy = "use tokens=0 to compare the decoder directions alone"
@@ -301,7 +305,7 @@ def _measured(
 
 
 def compare_saes(
-    configs: Mapping[str, dict[str, Any]],
+    saes: Mapping[str, SAEFolder],
     directions: Mapping[str, t.Tensor] | None = None,
     *,
     codes: Mapping[str, Codes] | None = None,
@@ -310,95 +314,88 @@ def compare_saes(
     """Compare SAEs whose directions or codes are known. Warns where they differ in more than their seeds.
 
     Arguments:
-        configs: each folder's config.json.
-        directions: the decoder directions of each folder's SAE, (F, D). Default: those in its codes.
-        codes: the codes of each folder's SAE, all on the same tokens. None: only directions are compared.
+        directions: the decoder directions of each SAE, (F, D). Default: those in its codes.
+        codes: the codes of each SAE, all on the same tokens. None: only directions are compared.
         names: each SAE's short name. Default: its `labels` among these.
     """
-    names, codes = names or labels(configs), codes or {}
+    names, codes = names or labels(saes), codes or {}
     if directions is None:
-        directions = {folder: codes[folder].directions_FD for folder in configs}
-    measured = reproducibility({names[folder]: directions[folder] for folder in configs})
-    fve, l0, first = {}, {}, next(iter(configs))
-    for folder in configs:
+        directions = {folder: codes[folder].directions_FD for folder in saes}
+    measured = reproducibility({names[folder]: directions[folder] for folder in saes})
+    fve, l0, first = {}, {}, next(iter(saes.values()))
+    for folder, sae in saes.items():
         name, own = names[folder], codes.get(folder)
-        known = (metrics_as_now(folder) or {}) if own is None else {}
+        known = (metrics_as_now(sae) or {}) if own is None else {}
         fve[name] = known.get("fve") if own is None else fve_of(own)
         l0[name] = known.get("l0") if own is None else own.totals.mean("l0")
-    agreeing = {names[folder]: codes[folder] for folder in configs} if codes else {}
+    agreeing = {names[folder]: codes[folder] for folder in saes} if codes else {}
     return ReturningFeatures(
         measured,
         fve,
         l0,
-        warn_of_differences(configs),
+        warn_of_differences(saes),
         AgreementOfCodes(agreeing, measured) if codes else None,
-        title_of(configs[first]),
-        "data_seed" in _shared_seeds(configs),
+        first.title,
+        "data_seed" in _shared_seeds(saes),
         first,
         kept_random_tokens([*agreeing.values()], first) if agreeing else None,
     )
 
 
-def _with_one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
+def _with_one_text(saes: Mapping[str, SAEFolder], where: dict[str, Any]) -> dict[str, Any]:
     """The arguments `where` with one text for all SAEs: that of the first SAE that names one, unless they name a text."""
-    settings = {folder: source_settings(config) for folder, config in configs.items()}
-    naming = [folder for folder in settings if settings[folder].get("data") is not None]
+    naming = [sae for sae in saes.values() if sae.source.get("data") is not None]
     if not naming or any(where.get(name) for name in (*_TEXT, "activations")):
         return where
-    first = settings[naming[0]]
+    first = naming[0].source
     text = {name: first[name] for name in _TEXT if first.get(name) is not None}
-    for folder in naming:
-        if any(settings[folder].get(name) not in (None, value) for name, value in text.items()):
+    for sae in naming:
+        if any(sae.source.get(name) not in (None, value) for name, value in text.items()):
             logger.warning(
                 "%s was trained on other text than %s: what they do is compared on the held-out text of the latter; "
                 "--data or --activations names another",
-                *(folder, naming[0]),
+                *(sae.name, naming[0].name),
             )
             break
     return {**where, **text, "activations": first.get("activations")}
 
 
-def comparable_configs(
-    folders: Sequence[str | Path], model: Any = None
-) -> dict[str, dict[str, Any]]:
-    """Each folder's config.json.
+def comparable(
+    folders: Sequence[str | Path | SAEFolder], model: Any = None
+) -> dict[str, SAEFolder]:
+    """SAEs that can be compared, by their names. Raises what `require_comparable` does, and ConfigError if one is given twice."""
+    saes = find_saes(folders, different=True)
+    require_comparable(saes, model)
+    return saes
+
+
+def require_comparable(saes: Mapping[str, SAEFolder], model: Any = None) -> None:
+    """Raise a ReproducibilityError unless SAEs are of one hook point of one language model, as directions elsewhere can't be
+    compared.
 
     Arguments:
         model: the language model to measure on. Default: the SAEs' own, which must then agree.
-
-    Raises: ConfigError if an SAE is given twice; ReproducibilityError unless all are of one hook point of one language model,
-    as directions elsewhere can't be compared.
     """
-    require_different(folders)
-    configs = {str(folder): read_config(folder) for folder in folders}
-    settings = {folder: source_settings(config) for folder, config in configs.items()}
-    first, *others = settings
+    first, *others = saes.values()
     for name in ("hook",) if model is not None else ("model", "hook"):
-        for folder in others:
-            values = settings[first].get(name), settings[folder].get(name)
+        for sae in others:
+            values = first.source.get(name), sae.source.get(name)
             if None not in values and not same_setting(name, *values):
                 raise ReproducibilityError(
-                    setting_differs(name, first, values[0], folder, values[1]),
+                    setting_differs(name, first.name, values[0], sae.name, values[1]),
                     instead=f"give SAEs of one {name} that differ in their seeds",
                 )
-    return configs
 
 
-def warn_of_differences(configs: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Warn where SAEs differ in more than their seeds, or share a seed.
-
-    Arguments:
-        configs: each folder's config.json.
-
-    Returns: the warnings.
-    """
+def warn_of_differences(saes: Mapping[str, SAEFolder]) -> list[str]:
+    """Warn where SAEs differ in more than their seeds, or share a seed. Returns the warnings."""
     notes = []
-    if others := [name for name in unequal([*trained_as(configs).values()]) if name not in SEEDS]:
+    if others := [name for name in unequal([*trained_as(saes).values()]) if name not in SEEDS]:
         notes.append(
             f"these SAEs differ in {', '.join(others)}, not only in their seeds: what comes back also depends on how similar "
             "the settings are"
         )
-    for name, pair in _shared_seeds(configs).items():
+    for name, pair in _shared_seeds(saes).items():
         notes.append(
             f"{' and '.join(pair)} {_SAME_SEED[name]}: features may come back for that reason; train each with its own "
             f"--{name.replace('_', '-')}"
@@ -408,12 +405,11 @@ def warn_of_differences(configs: Mapping[str, dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _shared_seeds(configs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
+def _shared_seeds(saes: Mapping[str, SAEFolder]) -> dict[str, tuple[str, str]]:
     """The seeds that two SAEs share, each with the first two SAEs that do. Upstream's folders name no seeds."""
-    settings = {folder: compared_settings(config) for folder, config in configs.items()}
     shared: dict[str, tuple[str, str]] = {}
     for name in _SAME_SEED:
-        for a, b in combinations(settings, 2):
-            if settings[a].get(name) is not None and settings[a][name] == settings[b].get(name):
+        for (a, one), (b, other) in combinations(saes.items(), 2):
+            if (seed := one.settings.get(name)) is not None and seed == other.settings.get(name):
                 shared.setdefault(name, (a, b))
     return shared

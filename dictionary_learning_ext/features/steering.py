@@ -77,7 +77,7 @@ def steer(
             name="features", value=features, expected="a value for each, e.g. {17: 5.0}"
         )
     opened = open_sae(sae, lm, hook)
-    ((sae, _),) = opened.saes.values()
+    (sae,) = opened.saes.values()
     dictionary: Any = sae
     numbers = [require_feature(feature, dictionary.dict_size) for feature in features]
     values_S = t.tensor(list(features.values()), dtype=t.float32)

@@ -70,7 +70,7 @@ def synthesise(
     for name, value in (("length", length), ("restarts", restarts), ("steps", steps)):
         require(value >= 1, name, value, "at least 1")
     opened = open_sae(sae, lm, hook, device=device)
-    ((dictionary, _),) = opened.saes.values()
+    (dictionary,) = opened.saes.values()
     numbers = [require_feature(feature, dictionary.dict_size) for feature in features]
     model = opened.inputs.require_language_model("tokens are synthesised for it", "give lm")
     reader = _Reader(dictionary, model, opened.hook_point.place)

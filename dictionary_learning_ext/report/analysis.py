@@ -5,8 +5,8 @@ comparison = analyse([folder, *others], ReportOptions())
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
@@ -27,11 +27,11 @@ from ..evaluation.tables import labels, stale_lines, stale_metrics
 from ..features.agreement import COME_BACK
 from ..features.directions import LogitLens, Ranked, alignment, nearest_features
 from ..features.random_tokens import Numbers
-from ..features.reproduce import ReturningFeatures, comparable_configs, compare_saes
+from ..features.reproduce import ReturningFeatures, compare_saes, require_comparable
 from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, FeatureScores
 from ..run_folder.comparing import grouped_by_setting
-from ..run_folder.reading import read_config, read_history, read_metrics_if_any
-from ..run_folder.sae_names import location_of, require_different
+from ..run_folder.reading import read_history
+from ..run_folder.sae_folder import SAEFolder, find_saes
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,8 @@ class Analysis:
 
     label: str
     """A short name, unique within the report."""
-    name: str
-    """The run folder as it was given, or another name of the SAE."""
-    opened: OpenedFolders
+    folder: SAEFolder
+    dictionary: Any
     features: FeatureTable
     """Statistics and contexts of the features on the page's text."""
     vocabulary: Vocabulary
@@ -90,19 +89,10 @@ class Analysis:
     metrics_of_seeds: Sequence[dict[str, Any]] = ()
     """The content of metrics.json of this SAE and of its other seeds; empty for one that was not evaluated."""
 
-    @property
-    def dictionary(self) -> Any:
-        return self.opened.saes[self.name][0]
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The content of config.json."""
-        return self.opened.saes[self.name][1]
-
     @cached_property
     def history(self) -> list[dict[str, float | None]]:
         """The lines of metrics.jsonl; empty if the file is missing."""
-        return read_history(location_of(self.name).folder)
+        return read_history(self.folder.path)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -174,10 +164,10 @@ class Comparison:
 
 
 def analyse(
-    folders: Sequence[str | Path],
+    folders: Sequence[str | Path | SAEFolder],
     options: ReportOptions,
     *,
-    seeds: Sequence[str | Path] = (),
+    seeds: Sequence[str | Path | SAEFolder] = (),
     keep: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
     **where: Any,
@@ -195,11 +185,13 @@ def analyse(
 
     Raises: a UserError that says what to change.
     """
-    require_different(folders)
-    seeds_of = _seeds_of([*map(str, folders)], [*map(str, seeds)])
-    for folder, others in seeds_of.items():
-        comparable_configs([folder, *others])
-    opened = open_folders([*folders, *seeds], **where)
+    shown = find_saes(folders, different=True)
+    others = find_saes(seeds, different=True) if seeds else {}
+    saes, seeds_of = shown | others, _seeds_of(shown, others)
+    for name, own in seeds_of.items():
+        of_setting = find_saes([saes[name], *(others[seed] for seed in own)], different=True)
+        require_comparable(of_setting)
+    opened = open_folders([*saes.values()], **where)
     language_model = opened.inputs.require_language_model(
         "a report shows tokens", "use `vsae eval` and `vsae compare`"
     )
@@ -209,57 +201,58 @@ def analyse(
     on_step(f"reading {options.tokens:,} tokens of {text} text, or what is kept of it")
     codes = opened.codes(options.tokens, split=options.split, keep=keep)
     come_back, random_tokens = {}, dict[str, Numbers | None]()
-    for folder, others in seeds_of.items():
-        on_step(f"matching the features of {folder} with those of {' and '.join(others)}")
-        configs = {name: opened.saes[name][1] for name in (folder, *others)}
-        found = compare_saes(configs, codes={name: codes[name] for name in configs})
+    for folder, own in seeds_of.items():
+        on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
+        of_setting = {name: saes[name] for name in (folder, *own)}
+        found = compare_saes(of_setting, codes={name: codes[name] for name in of_setting})
         come_back[folder] = found.against_random_tokens(
             opened, known=random_tokens, split=options.split, keep=keep
         )
-    metrics = {name: read_metrics_if_any(name) or {} for name in opened.saes}
-    for name in metrics:
-        if metrics[name] and changes_since(name, metrics[name]):
+    for name, sae in saes.items():
+        if sae.metrics and changes_since(sae, sae.metrics):
             on_step(f"evaluating {name} again, as it has changed since")
-            metrics[name] = _evaluated_again(name, where)
-    reasons = stale_metrics({name: known for name, known in metrics.items() if known})
+            saes[name] = _evaluated_again(sae, where)
+    metrics = {name: sae.metrics or {} for name, sae in saes.items()}
+    reasons = stale_metrics({name: known for name, known in metrics.items() if known}, saes)
     vocabulary = Vocabulary(language_model.tokenizer)
-    called = labels({name: opened.saes[name][1] for name in map(str, folders)})
+    called = labels(shown)
     analyses = [
         Analysis(
             called[name],
-            name,
-            opened,
+            saes[name],
+            opened.saes[name],
             FeatureTable(codes[name], seed=options.seed),
             vocabulary,
             lens,
             come_back.get(name),
             [metrics[seed] for seed in (name, *seeds_of.get(name, []))],
         )
-        for name in map(str, folders)
+        for name in shown
     ]
     sinks = sinks_of(analyses[0].codes.reading, language_model.tokenizer)
     stale = stale_lines(reasons, {name: name for name in reasons})
     return Comparison(opened, analyses, options, sinks, vocabulary, stale)
 
 
-def _evaluated_again(name: str, where: dict[str, Any]) -> dict[str, Any]:
-    """The metrics.json of an SAE, after another evaluation at its own settings."""
+def _evaluated_again(sae: SAEFolder, where: dict[str, Any]) -> SAEFolder:
+    """An SAE after another evaluation at its own settings."""
     own = {key: where[key] for key in ("model", "hook", "device", "device_map") if key in where}
     try:
-        evaluate_folders([name], **own)
+        evaluate_folders([sae], **own)
     except UserError as error:
         logger.warning("%s", error)
-    return read_metrics_if_any(name) or {}
+    return replace(sae)  # it reads the new metrics.json
 
 
-def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:
-    """The other seeds of each folder that has some."""
+def _seeds_of(
+    folders: Mapping[str, SAEFolder], seeds: Mapping[str, SAEFolder]
+) -> dict[str, list[str]]:
+    """The names of the other seeds of each folder that has some."""
     seeds_of: dict[str, list[str]] = {}
-    configs = {name: read_config(name) for name in (*folders, *seeds)} if seeds else {}
-    groups = grouped_by_setting(configs)
+    groups = grouped_by_setting({**folders, **seeds})
     for seed in seeds:
         (group,) = (group for group in groups if seed in group)
-        owner = next((folder for folder in folders if folder in group), folders[0])
+        owner = next((folder for folder in folders if folder in group), next(iter(folders)))
         seeds_of.setdefault(owner, []).append(seed)
     return {folder: seeds_of[folder] for folder in folders if folder in seeds_of}
 

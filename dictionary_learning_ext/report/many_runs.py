@@ -14,8 +14,8 @@ from ..features.reproducibility import Measure
 from ..features.seeds import compare_seeds
 from ..run_folder.comparing import but_for_seeds, trained_as, unequal
 from ..run_folder.files import FAILED, WEIGHTS
-from ..run_folder.reading import load_config, read_config, read_metrics_if_any, runs_in
-from ..run_folder.settings import SEEDS
+from ..run_folder.reading import load_config, runs_in
+from ..run_folder.sae_folder import SEEDS, SAEFolder, find_sae
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,12 @@ class RunResult:
     """The architecture and all other settings that decide what was trained, the seeds among them."""
     metrics: dict[str, Any]
     """The content of metrics.json; empty if it was not evaluated."""
-    folder: Path
-    """The run folder."""
+    sae: SAEFolder
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.sae.path
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,6 @@ class Group:
     runs: list[RunResult]
     scores: "SeedScores | None" = None
     """What comes back between its SAEs; None if that was not measured."""
-
-    @property
-    def folders(self) -> list[Path]:
-        """The run folders."""
-        return [run.folder for run in self.runs]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -147,45 +146,28 @@ def _groups_by_k(groups: list[Group], metric: str) -> list[list[Group]]:
     return [places[place] for place in sorted(places)]
 
 
-def read_all_in(
-    folder: Path,
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], list[str]]:
-    """The content of config.json and metrics.json of each trained SAE in a folder, by the run folder's path in it.
+def read_all_in(folder: Path) -> tuple[list[RunResult], list[str]]:
+    """The results of each trained SAE in a folder, by the run folder's path in it.
 
     Also returns a line for each run folder that is left out: its name, and whether it failed, isn't finished or is damaged.
     """
-    configs, metrics, left_out = {}, {}, []
+    saes, metrics, left_out = {}, {}, []
     for run in runs_in(folder):
         name, has_failed = str(run.relative_to(folder)), (run / FAILED).is_file()
         if has_failed or not (run / WEIGHTS).is_file():
             left_out.append(f"{name} ({'failed' if has_failed else 'not finished'})")
             continue
         try:
-            config, measured = read_config(run), read_metrics_if_any(run) or {}
-            if "run" in config:
+            sae = find_sae(run)
+            measured = sae.metrics or {}
+            if sae.is_run:
                 load_config(run)
         except UserError as error:
             left_out.append(f"{name} ({error})")
         else:
-            configs[name], metrics[name] = config, measured
-    return configs, metrics, left_out
-
-
-def results_of(
-    configs: dict[str, dict[str, Any]],
-    metrics: dict[str, dict[str, Any]],
-    folder: Path,
-) -> list[RunResult]:
-    """The results of trained SAEs.
-
-    Arguments:
-        configs, metrics: the content of each config.json and metrics.json.
-        folder: the folder that holds the run folders.
-    """
-    return [
-        RunResult(name, settings, metrics[name], folder / name)
-        for name, settings in trained_as(configs).items()
-    ]
+            saes[name], metrics[name] = sae, measured
+    trained = trained_as(saes).items()
+    return [RunResult(name, own, metrics[name], saes[name]) for name, own in trained], left_out
 
 
 def from_folder(folder: Path, state: str | None = None) -> list[RunResult]:
@@ -198,15 +180,15 @@ def from_folder(folder: Path, state: str | None = None) -> list[RunResult]:
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; expected one of a sweep, e.g. runs/NAME")
-    configs, metrics, left_out = read_all_in(folder)
+    results, left_out = read_all_in(folder)
     if left_out:
         logger.warning("left out: %s", ", ".join(left_out))
-    if not configs:
+    if not results:
         raise ConfigError(
             f"{folder}: holds no finished run; "
             + (state or "expected a folder written by vsae sweep, e.g. runs/NAME")
         )
-    return results_of(configs, metrics, folder)
+    return results
 
 
 # --- what comes back between the seeds of a setting
@@ -232,14 +214,12 @@ class SeedScores:
 
 def with_seed_scores(groups: Sequence[Group], *, encode: bool = False) -> list[Group]:
     """The settings, with what comes back between their seeds. `encode`: see `compare_seeds`."""
-    folders = [str(folder) for group in groups for folder in group.folders]
+    saes = {run.sae.name: run.sae for group in groups for run in group.runs}
     scores: dict[str, SeedScores] = {}
-    for names, returning in compare_seeds(
-        {name: read_config(name) for name in folders}, encode=encode
-    ):
+    for names, returning in compare_seeds(saes, encode=encode):
         found = SeedScores(returning.numbers(), returning.share_batches, returning.random_tokens)
         scores |= dict.fromkeys(names, found)
-    known = [[scores.get(str(folder)) for folder in group.folders] for group in groups]
+    known = [[scores.get(run.sae.name) for run in group.runs] for group in groups]
     return [
         replace(group, scores=next(iter(of_group), None))
         for group, of_group in zip(groups, known, strict=True)

@@ -27,9 +27,7 @@ from ..run_folder.files import (
     require_writable,
     write_text,
 )
-from ..run_folder.reading import read_config
-from ..run_folder.sae_names import location_of, results_folder
-from ..run_folder.settings import compared_settings
+from ..run_folder.sae_folder import SAEFolder, find_sae
 from .analysis import STAR_MARGIN, Analysis, Comparison, Vocabulary, analyse, headline
 from .feature_pages import COLUMNS, cards, columns, page, rounded
 from .html import as_data, page_html
@@ -60,11 +58,11 @@ _CURVES = {
 
 
 def write_report(
-    folder: str | Path,
-    against: Sequence[str | Path] = (),
+    folder: str | Path | SAEFolder,
+    against: Sequence[str | Path | SAEFolder] = (),
     out: str | Path | None = None,
     *,
-    seeds: Sequence[str | Path] = (),
+    seeds: Sequence[str | Path | SAEFolder] = (),
     options: ReportOptions | None = None,
     keep: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
@@ -79,7 +77,7 @@ def write_report(
             run_folder/sae_names.py.
         against: other SAEs of the same language model and hook point.
         seeds: other seeds of `folder`'s SAE. The page then shows which of its features come back.
-        out: the page, x.html, or a folder for report.html. Default: the SAE's folder of results, see `results_folder`.
+        out: the page, x.html, or a folder for report.html. Default: the SAE's folder of results, see `SAEFolder.results`.
         keep: read and keep the SAEs' codes, see `OpenedFolders.codes`.
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
@@ -87,16 +85,17 @@ def write_report(
     Raises: a UserError that says what to change, before anything is measured if `out` can't be written or another process
     writes to it.
     """
-    read_config(folder)  # fails before a folder of data is created for a missing run
-    usual = results_folder(folder) / REPORT_PAGE
+    sae = find_sae(folder)  # fails before a folder of data is created for a missing run
+    others = [find_sae(seed) for seed in seeds]
+    usual = sae.results / REPORT_PAGE
     out = usual if out is None else page_at(out, REPORT_PAGE)
     files = report_files(out)
     require_writable(out, _OUT)
     with locked(files, _OUT):
         comparison = analyse(
-            [folder, *against],
+            [sae, *against],
             options or ReportOptions(),
-            seeds=seeds,
+            seeds=others,
             keep=keep,
             on_step=on_step,
             **where,
@@ -104,7 +103,7 @@ def write_report(
         on_step("writing the page")
         saes = [_sae(analysis, comparison) for analysis in comparison.analyses]
         flags = {"out": None if out == usual else out, **where}
-        content = _render(comparison, saes, flags, seeds)
+        content = _render(comparison, saes, flags, [seed.name for seed in others])
         for sae, name in zip(saes, file_names(sae["label"] for sae in saes).values(), strict=True):
             _write_data(files / f"features_{name}.csv", sae["columns"], comparison.vocabulary)
         write_text(out, content, _OUT)  # last: if the page exists, so does the rest
@@ -115,14 +114,14 @@ def _render(
     comparison: Comparison,
     saes: list[dict[str, Any]],
     flags: dict[str, Any],
-    seeds: Sequence[str | Path],
+    seeds: Sequence[str],
 ) -> str:
     """The page's HTML.
 
     Arguments:
         saes: each SAE's part of the page's data, see `_sae`.
         flags: of `vsae report`, other than the folders and options.
-        seeds: the folders of the SAEs' other seeds.
+        seeds: the names of the SAEs' other seeds.
     """
     known = [sae.come_back for sae in comparison.analyses if sae.come_back]
     payload = {
@@ -150,7 +149,7 @@ def _render(
         settings=_settings(comparison),
         commands=_commands(comparison, flags, seeds),
         come_back=_come_back(comparison.analyses),
-        versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
+        versions=comparison.analyses[0].folder.config.get("run", {}).get("versions", {}),
         n_tokens=comparison.analyses[0].codes.tokens,
         date=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         data=as_data(payload),
@@ -159,7 +158,7 @@ def _render(
 
 def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
     """The training settings in which the SAEs differ, and each SAE's values."""
-    settings = trained_as({sae.label: sae.config for sae in analyses})
+    settings = trained_as({sae.label: sae.folder for sae in analyses})
     return [
         (name, [setting_text(trained.get(name)) for trained in settings.values()])
         for name in differing_settings(settings)
@@ -206,8 +205,8 @@ def _sae(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:
 def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
     """Each setting of the runs: its name, each SAE's value, and whether the values differ."""
     per_sae = [
-        compared_settings(sae.config) | {"norm_factor": sae.config["trainer"].get("norm_factor")}
-        for sae in comparison.analyses
+        sae.settings | {"norm_factor": sae.config["trainer"].get("norm_factor")}
+        for sae in (analysis.folder for analysis in comparison.analyses)
     ]
     rows = []
     for name in dict.fromkeys(name for settings in per_sae for name in settings):
@@ -217,11 +216,10 @@ def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
     return sorted(rows, key=lambda row: not row[2])
 
 
-def _commands(
-    comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | Path]
-) -> list[str]:
+def _commands(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str]) -> list[str]:
     """The commands that train these SAEs again, and write this report again."""
-    folders = [sae.name for sae in comparison.analyses]
+    saes = [analysis.folder for analysis in comparison.analyses]
+    folders = [sae.name for sae in saes]
     defaults = asdict(ReportOptions()) | {"device": RunConfig.device}
     given = [
         part
@@ -229,11 +227,9 @@ def _commands(
         if value != defaults.get(name)
         for part in ("--" + name.replace("_", "-"), str(value))
     ]
-    others = {"--against": folders[1:], "--seeds": list(map(str, seeds))}
+    others = {"--against": folders[1:], "--seeds": seeds}
     beside = [word for flag, given_to in others.items() if given_to for word in (flag, *given_to)]
-    trained = [
-        str(location_of(sae.name).folder) for sae in comparison.analyses if "run" in sae.config
-    ]
+    trained = [str(sae.path) for sae in saes if sae.is_run]
     again = [
         ["vsae", "train", "--config", folder, "--save-dir", f"{folder}_again"] for folder in trained
     ]

@@ -30,7 +30,7 @@ from ..run_folder.files import (
     write_rows,
     write_text,
 )
-from ..run_folder.settings import SEEDS
+from ..run_folder.sae_folder import SEEDS
 from .html import as_data, page_html
 from .many_runs import (
     RANKED_BY,
@@ -43,7 +43,6 @@ from .many_runs import (
     grouped,
     most_returning_of_each_k,
     read_all_in,
-    results_of,
     with_seed_scores,
 )
 
@@ -73,14 +72,13 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
     folder = Path(folder)
     out = folder / INDEX if out is None else page_at(out, INDEX)
     require_writable(out, _OUT)
-    configs, metrics_of, left_out = read_all_in(folder)
-    results = results_of(configs, metrics_of, folder)
+    results, left_out = read_all_in(folder)
     settings = unequal([run.settings for run in results])
-    shown, columns, warnings = _with_measured_settings(results, settings, metrics_of)
+    shown, columns, warnings = _with_measured_settings(results, settings)
     warnings += _stale(results)
     metrics = shown_in("compare")
     tables = [_runs_table("", shown, columns, metrics, out)]
-    ours = [run for run in results if "run" in configs[run.name]]
+    ours = [run for run in results if run.sae.is_run]
     if seeds := with_seed_scores([group for group in grouped(ours) if group.n > 1]):
         names = [name for name in settings if name not in SEEDS]
         tables.append(_settings_table("Settings with several seeds", seeds, names, metrics))
@@ -101,11 +99,11 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def _with_measured_settings(
-    results: list[RunResult], settings: list[str], metrics_of: dict[str, dict[str, Any]]
+    results: list[RunResult], settings: list[str]
 ) -> tuple[list[RunResult], list[str], list[str]]:
     """The results with those settings of their measurements that differ added; all settings that differ; and a warning if the
     measurements do."""
-    measured = measurements({name: metrics for name, metrics in metrics_of.items() if metrics})
+    measured = measurements({run.name: run.metrics for run in results if run.metrics})
     differ = unequal(list(measured.values()))
     more, shown = [name for name in differ if name not in settings], []
     for run in results:
@@ -118,8 +116,9 @@ def _with_measured_settings(
 
 def _stale(results: list[RunResult]) -> list[str]:
     """Warnings of metrics that may not be what an evaluation would give now."""
-    reasons = stale_metrics({str(run.folder): run.metrics for run in results if run.metrics})
-    return stale_lines(reasons, {str(run.folder): run.name for run in results})
+    measured = {run.sae.name: run.metrics for run in results if run.metrics}
+    reasons = stale_metrics(measured, {run.sae.name: run.sae for run in results})
+    return stale_lines(reasons, {run.sae.name: run.name for run in results})
 
 
 def _reports_to_write(results: list[RunResult], table: RunsTable) -> list[str]:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig, sink_multiple
 from ..config.sae import NOISES, SCHEDULES, dead_after
-from ..errors import ActivationsError, UserError
+from ..errors import ActivationsError, CheckpointError, UserError
 from .cache_manifest import read_manifest
-from .files import at_home, evaluation
-from .reading import former_evaluation
-from .settings import SEEDS, architecture_of, compared_settings, run_settings, source_settings
+from .files import EVALUATION, at_home, evaluation, read_json
+from .sae_folder import SEEDS, SAEFolder
+from .schema import METRICS_JSON
 
 LEAVING_OUT = ("remove_bos", "max_norm_multiple")
 """The settings that leave out tokens. A command can set them for all folders."""
@@ -48,26 +48,34 @@ def measured_on(settings: RunConfig) -> dict[str, Any]:
     return own | {"max_norm_multiple": settings.sink_multiple}
 
 
+def former_evaluation(results: Path) -> dict[str, Any]:
+    """The metrics.json in a folder of results. Empty if there is none or it is damaged, as it will be written again."""
+    try:
+        return read_json(results / EVALUATION, METRICS_JSON)
+    except (CheckpointError, FileNotFoundError):
+        return {}
+
+
 def evaluation_file(
-    folder: Path, config: dict[str, Any], run: RunConfig, tokens: int, metrics: dict[str, Any]
+    sae: SAEFolder, results: Path, run: RunConfig, tokens: int, metrics: dict[str, Any]
 ) -> Path:
     """The file for an evaluation: metrics.json, or another if its settings differ from the folder's.
 
     The folder's settings are those in metrics.json, or else those of the run's own final evaluation.
 
     Arguments:
+        results: the folder for the SAE's results.
         run: the settings with which the SAE was measured.
         tokens: the number of tokens that were asked for.
         metrics: the evaluation, with the step if it is that of a checkpoint.
     """
-    settings = run_settings(config)
-    if former := former_evaluation(folder):
+    if former := former_evaluation(results):
         own = former.get("measured_on", {}) | {"tokens": former.get("tokens")}
         # A text may end early.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
-    elif settings:
-        own = settings | {"tokens": settings.get("eval_tokens")}
-        own["max_norm_multiple"] = sink_multiple(settings)
+    elif sae.run_settings and results == sae.path:
+        own = sae.run_settings | {"tokens": sae.run_settings.get("eval_tokens")}
+        own["max_norm_multiple"] = sink_multiple(own)
         same_tokens = own["tokens"] in (None, 0, tokens)
     else:
         own, same_tokens = {}, True
@@ -77,7 +85,7 @@ def evaluation_file(
         for name, value in measured_on(run).items()
         if name in own and not same_setting(name, own[name], value)
     }
-    return evaluation(folder, other | ({} if same_tokens else {"tokens": metrics["tokens"]}))
+    return evaluation(results, other | ({} if same_tokens else {"tokens": metrics["tokens"]}))
 
 
 def same_model(one: Any, other: Any) -> bool:
@@ -185,47 +193,37 @@ class _Schedule(NamedTuple):
         return apart < max(self.steps, other.steps)
 
 
-def training_settings(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings in each config.json that decide what was trained, without the architecture and settings that
-    follow from others. For upstream's folders they include the trainer's class. Of caches with the same content one stands for
-    all.
+def trained_as(saes: Mapping[str, SAEFolder]) -> dict[str, dict[str, Any]]:
+    """The architecture of each SAE, and the settings that decide what was trained, without those that follow from others. For
+    upstream's folders they include the trainer's class. Of caches with the same content one stands for all.
     """
     trained: dict[str, dict[str, Any]] = {}
     one_of: dict[str, Any] = {}
-    for folder, config in configs.items():
-        settings = compared_settings(config)
+    for name, sae in saes.items():
+        settings = dict(sae.settings)
         if settings.keys() & {*NOISES}:  # one takes the place of another
             settings = dict.fromkeys(NOISES) | settings
         size, k = settings.get("dict_size"), settings.get("k")
         if size and k and settings.get("dead_feature_threshold") == dead_after(size, k):
             settings["dead_feature_threshold"] = None  # follows from the two
-        if (digest := config.get("buffer", {}).get("cache")) is not None:
+        if (digest := sae.config.get("buffer", {}).get("cache")) is not None:
             settings[STORED] = one_of.setdefault(digest, settings.get(STORED))
-        trained[folder] = {n: v for n, v in settings.items() if n not in _NOT_THE_TRAINING}
+        deciding = {n: v for n, v in settings.items() if n not in _NOT_THE_TRAINING}
+        trained[name] = {"architecture": sae.architecture} | deciding
     return trained
 
 
-def trained_as(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """`training_settings` with the architecture."""
-    trained = training_settings(dict(configs))
-    return {one: {"architecture": architecture_of(configs[one])} | trained[one] for one in configs}
-
-
-def grouped_by_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Group folders by all settings that decide what was trained, except for the seeds. Of other libraries' SAEs, the language
-    model and the hook point count where their files name them.
-
-    Arguments:
-        configs: each folder's config.json.
-    """
+def grouped_by_setting(saes: Mapping[str, SAEFolder]) -> list[list[str]]:
+    """Group SAEs by all settings that decide what was trained, except for the seeds: their names. Of other libraries' SAEs, the
+    language model and the hook point count where their files name them."""
     groups: dict[str, list[str]] = {}
-    for folder, trained in trained_as(configs).items():
-        named = source_settings(configs[folder])
+    for name, trained in trained_as(saes).items():
+        named = saes[name].source
         place = {
             "model": Path(str(named.get("model"))).name,
             "hook": _as_input(str(named.get("hook"))),
         }
-        groups.setdefault(but_for_seeds(trained | place), []).append(folder)
+        groups.setdefault(but_for_seeds(trained | place), []).append(name)
     return list(groups.values())
 
 

@@ -16,7 +16,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,7 +37,7 @@ _PART = 1 << 16
 RUNS = Path("runs")
 """The folder that holds run folders by default."""
 RESULTS = Path("results")
-"""The folder for the results of other libraries' SAEs, see `results_folder`."""
+"""The folder for the results of other libraries' SAEs, see `SAEFolder.results`."""
 WEIGHTS = "ae.pt"
 """Upstream's state dict, of a dictionary that takes raw activations."""
 CONFIG = "config.json"
@@ -147,7 +147,13 @@ def read_json(
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
+    """The SHA-256 of a file, in hex, computed once for each version of the file, as weights may be large."""
+    stat = path.stat()
+    return _sha256_of(path, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
+
+
+@cache
+def _sha256_of(path: Path, *version: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from ..config.architectures import ARCHITECTURES
 from ..errors import CheckpointError
 from .files import CONFIG, EVALUATION, WEIGHTS, read_json, target_of
-from .schema import CFG_JSON, CONFIG_JSON, SPARSIFY_RUN, Object
+from .schema import CFG_JSON, SPARSIFY_RUN, Object
 
 ForeignFormat = Literal["SAELens", "sparsify", "Gemma Scope", "Baker & Li"]
 FOREIGN_CONFIG = "cfg.json"
@@ -70,17 +70,9 @@ _HOOKS_OF_GEMMA_SCOPE = {"res": "hook_resid_post", "mlp": "hook_mlp_out"}
 
 
 def format_of(folder: Path) -> ForeignFormat | None:
-    """The format of another library's folder; None for a folder of this package, of upstream, or without an SAE."""
+    """The format of another library's folder, by the names of its files. None for a folder with an ae.pt or without an SAE."""
     if (folder / WEIGHTS).exists():
-        try:
-            config = read_json(folder / CONFIG, CONFIG_JSON)
-        except (CheckpointError, OSError):  # `read_config` raises it again
-            return None
-        trainer = config.get("trainer", {})
-        is_ours = "run" in config or trainer.get("trainer_class") == _OURS.trainer_class
-        return (
-            "Baker & Li" if trainer.get("dict_class") == _OURS.dict_class and not is_ours else None
-        )
+        return None
     has_settings = (folder / FOREIGN_CONFIG).is_file()
     formats: list[ForeignFormat] = [
         form for form, name in WEIGHTS_OF.items() if (folder / name).is_file()
@@ -88,17 +80,27 @@ def format_of(folder: Path) -> ForeignFormat | None:
     return next((form for form in formats if has_settings or form == "Gemma Scope"), None)
 
 
-def foreign_config(folder: Path, form: ForeignFormat, overrides: dict[str, Any]) -> dict[str, Any]:
+def is_of_baker_li(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of an SAE of the paper's public code, which our class of the same name computes otherwise."""
+    trainer = config["trainer"]
+    is_ours = "run" in config or trainer.get("trainer_class") == _OURS.trainer_class
+    return trainer["dict_class"] == _OURS.dict_class and not is_ours
+
+
+def foreign_config(
+    folder: Path, form: ForeignFormat, overrides: dict[str, Any], own: dict[str, Any]
+) -> dict[str, Any]:
     """A config.json for an SAE in another library's format.
 
     Its "trainer" and "buffer" are as in upstream's files. Its "foreign" has the arguments of `load_foreign`.
 
     Arguments:
         overrides: settings that override the folder's, see `sae_names.SAELocation`.
+        own: the content of config.json, which Baker & Li's SAEs have.
 
     Raises: CheckpointError if cfg.json is damaged, or no class of upstream or this package computes the same.
     """
-    settings = _settings_of(folder, form, overrides)
+    settings = _settings_of(folder, form, overrides, own)
     about = settings | (settings.get("metadata") or {})
     architecture, k = _architecture(folder, settings)
     reshapes = "hook_z" if "hook_z" in (about.get("hook_name") or "") else "none"
@@ -130,12 +132,14 @@ def foreign_config(folder: Path, form: ForeignFormat, overrides: dict[str, Any])
     }
 
 
-def _settings_of(folder: Path, form: ForeignFormat, overrides: dict[str, Any]) -> dict[str, Any]:
+def _settings_of(
+    folder: Path, form: ForeignFormat, overrides: dict[str, Any], own: dict[str, Any]
+) -> dict[str, Any]:
     """A folder's settings in SAELens's format of version 6."""
     if form == "Gemma Scope":
         settings = _gemma_scope_config(folder) | overrides
     elif form == "Baker & Li":
-        settings = _baker_li_config(folder)
+        settings = _baker_li_config(own)
     elif form == "sparsify":
         settings = _object_in(folder / FOREIGN_CONFIG)
         settings = _sparsify_config(folder, settings | overrides)
@@ -225,9 +229,8 @@ def _gemma_scope_config(folder: Path) -> dict[str, Any]:
     return settings | {"layer": layer, "metadata": about}
 
 
-def _baker_li_config(folder: Path) -> dict[str, Any]:
+def _baker_li_config(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a VSAETopK in SAELens's format. Missing settings have the defaults of its class."""
-    config = read_json(folder / CONFIG, CONFIG_JSON)
     trainer = config["trainer"]
     return {
         "architecture": BAKER_LI[trainer.get("var_flag", 0)],

@@ -15,7 +15,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from .comparing import STORED, held_out_content
 from .files import at_home, hash_of_files
-from .sae_names import hash_of_sae
+from .sae_folder import SAEFolder
 
 OF = "of"
 """The key of metrics.json with its `identity`."""
@@ -27,26 +27,24 @@ def identity(sae: str, measured_on: Mapping[str, Any], definitions: str) -> dict
     """What a measurement is of.
 
     Arguments:
-        sae: see `hash_of_sae`.
+        sae: the SAE's `hash`.
         measured_on: the settings, see `comparing.measured_on`.
         definitions: see `hash_of_definitions`.
     """
     return {"weights": sae, **sources_of(measured_on), "definitions": definitions}
 
 
-def changed(name: str | Path, metrics: Mapping[str, Any], definitions: str) -> list[str] | None:
+def changed(sae: SAEFolder, metrics: Mapping[str, Any], definitions: str) -> list[str] | None:
     """What of the `identity` in an SAE's metrics.json differs from now; None if there is none, as earlier versions wrote none.
 
     What can't be hashed here and now, e.g. a text that isn't on this machine, doesn't count.
 
     Arguments:
-        name: the SAE.
         definitions: those of now.
     """
     if (was := metrics.get(OF)) is None:
         return None
-    sae = hash_of_sae(name, metrics.get("step"))
-    now = identity(sae, metrics.get("measured_on", {}), definitions)
+    now = identity(sae.hash, metrics.get("measured_on", {}), definitions)
     return [key for key, one in was.items() if one and now.get(key) not in (None, one)]
 
 

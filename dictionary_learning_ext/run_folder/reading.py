@@ -1,16 +1,14 @@
-"""Read a run folder: its settings and metrics, whether it is finished, and the run to resume.
+"""Read the folder of a run, finished or not: its settings, how far it has come, and the run to resume.
 
-weights.py reads the weights, resume_points.py the resume points. Imports no torch.
+sae_folder.py reads a trained SAE, resume_points.py the resume points. Imports no torch.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.architectures import ARCHITECTURES
 from ..config.run import RunConfig, TrainConfig, require_same, with_former_defaults
 from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, in_shell
@@ -18,72 +16,29 @@ from .files import (
     CHECKPOINTS,
     CONFIG,
     EVALUATION,
-    FAILED,
     HISTORY,
     NOT_MEASURED,
     RESUME,
     WEIGHTS,
     at_home,
-    checkpoint,
     read_json,
 )
-from .foreign import RECOGNISED, foreign_config, format_of
-from .sae_names import EXPECTED, location_of, results_folder
+from .foreign import RECOGNISED, format_of
 from .schema import CONFIG_JSON, METRICS_JSON
-from .settings import architecture_of, compared_settings, required_run_settings
 
-logger = logging.getLogger(__name__)
-
-
-def require_folders(folders: Sequence[str | Path]) -> None:
-    """Raise a ConfigError if no folder is given, or one that isn't in a list."""
-    if isinstance(folders, str | Path):
-        raise ConfigError(f"folders={folders!r}: expected a list, e.g. ['runs/NAME']")
-    if not folders:
-        raise ConfigError(f"no folder given: {EXPECTED}, or several")
+EXPECTED = "expected a run folder, e.g. runs/NAME"
 
 
-def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
-    """The config.json of an SAE. For another library's folder it is made from its settings, see `foreign_config`.
-
-    Arguments:
-        folder: a folder, or a place on the hub, see sae_names.py.
-        step: the step of a checkpoint. Default: the final weights.
-
-    Raises: CheckpointError if the folder or a file in it is missing or damaged, or the run is not finished.
-    """
-    folder, overrides = location_of(folder)
-    path = folder / CONFIG
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; {EXPECTED}")
-    if (form := format_of(folder)) is not None:
-        if step is not None:
-            what = f"{folder}: an SAE of {form}, which has no checkpoints"
-            raise CheckpointError(what, instead="leave out step")
-        return foreign_config(folder, form, overrides)
-    if not path.is_file():
-        raise _missing_error(folder, CONFIG)
-    repair = "copy it again or train again"
-    config = read_json(path, CONFIG_JSON, repair)
-    if "dict_class" not in config.get("trainer", {}):
-        what = f"{path}: expected an object with trainer.dict_class; {repair}"
-        raise _holds_saes_error(folder) or CheckpointError(what)
-    if step is None:
-        if not (folder / WEIGHTS).is_file():
-            can_continue = bool(steps_of(folder)) or not (folder / EVALUATION).is_file()
-            is_begun = "run" in config and can_continue
-            raise _unfinished_error(folder, config) if is_begun else _missing_error(folder, WEIGHTS)
-    elif not checkpoint(folder, step).is_file():
-        there = checkpoint_steps(folder)
+def required_run_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of the run in a config.json. Raises CheckpointError if there are none."""
+    if not (settings := config.get("run", {}).get("settings", {})):
         raise CheckpointError(
-            f"{folder}: no checkpoint of step {step}" + ("" if there else "; there are none"),
-            expected=f"one of {', '.join(map(str, there))}" if there else "",
-            instead="" if there else "train with save_steps",
+            f"{path}: has no run.settings, which `vsae train` writes; {EXPECTED}, or its {CONFIG}"
         )
-    return config
+    return settings
 
 
-def _holds_saes_error(folder: Path) -> CheckpointError | None:
+def holds_saes_error(folder: Path) -> CheckpointError | None:
     """The error for a folder that holds folders of SAEs; None for other folders."""
     for inside in sorted(folder.glob("[!.]*")):
         if format_of(inside) or (inside / WEIGHTS).is_file():
@@ -93,8 +48,9 @@ def _holds_saes_error(folder: Path) -> CheckpointError | None:
     return None
 
 
-def _missing_error(folder: Path, name: str) -> CheckpointError:
-    if name == CONFIG and (error := _holds_saes_error(folder)) is not None:
+def missing_error(folder: Path, name: str) -> CheckpointError:
+    """The error for a folder without a file."""
+    if name == CONFIG and (error := holds_saes_error(folder)) is not None:
         return error
     there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     more = f" and {len(there) - 5} more" if len(there) > 5 else ""
@@ -103,20 +59,6 @@ def _missing_error(folder: Path, name: str) -> CheckpointError:
     return CheckpointError(
         f"{folder}: expected a file {name}, but it holds {names}",
         instead=f"give {RECOGNISED}" if is_unknown else "",
-    )
-
-
-def _unfinished_error(folder: Path, config: dict[str, Any]) -> CheckpointError:
-    if (folder / FAILED).is_file():
-        return CheckpointError(
-            f"{folder}: its training failed, see {FAILED} there",
-            instead="train again, or load a checkpoint with step",
-        )
-    reached = max(steps_of(folder), default=0)
-    steps = required_run_settings(config, folder / CONFIG).get("steps")
-    return CheckpointError(
-        f"{folder}: not finished (step {reached} of {steps}); continue it with "
-        f"`vsae train --resume {in_shell(folder)}`"
     )
 
 
@@ -148,7 +90,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     path = at_home(path)
     try:
         if path.is_dir() and not (path / CONFIG).is_file():
-            raise _missing_error(path, CONFIG)
+            raise missing_error(path, CONFIG)
         path = path / CONFIG if path.is_dir() else path
         settings = required_run_settings(read_json(path, CONFIG_JSON), path)
     except OSError as error:
@@ -159,30 +101,6 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     where = ("save_dir", "overwrite")  # a new run goes elsewhere and overwrites nothing
     own = {name: value for name, value in settings.items() if name not in where}
     return TrainConfig().with_settings(with_former_defaults(own), str(path))
-
-
-def read_metrics(folder: str | Path) -> dict[str, Any]:
-    """An SAE's final evaluation, the content of metrics.json. Raises CheckpointError if there is none."""
-    read_config(folder)
-    path = results_folder(folder) / EVALUATION
-    command = f"run `vsae eval {in_shell(folder)}`"
-    try:
-        return read_json(path, METRICS_JSON, command)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: not measured yet; {command}") from error
-
-
-def read_metrics_if_any(folder: str | Path) -> dict[str, Any] | None:
-    """`read_metrics`, or None if the SAE was not evaluated."""
-    return read_metrics(folder) if (results_folder(folder) / EVALUATION).exists() else None
-
-
-def former_evaluation(results: Path) -> dict[str, Any]:
-    """The metrics.json in a folder of results. Empty if there is none or it is damaged, as it will be written again."""
-    try:
-        return read_json(results / EVALUATION, METRICS_JSON)
-    except (CheckpointError, FileNotFoundError):
-        return {}
 
 
 def read_history(folder: Path) -> list[dict[str, float | None]]:
@@ -234,35 +152,6 @@ def runs_in(folder: Path) -> list[Path]:
     """The run folders in a folder, or one level below it, where several seeds of several hook points are."""
     inside = [run for parent in sorted(folder.glob("*")) for run in run_folders_in(parent)]
     return run_folders_in(folder) or inside
-
-
-def saes_in(names: Sequence[str]) -> list[str]:
-    """The names of SAEs, with the finished runs in it for a folder that holds run folders: vSAEs first, then in the order of
-    ARCHITECTURES. A warning names the others.
-
-    Raises: ConfigError if no run in such a folder is finished.
-    """
-    found: list[str] = []
-    for name in names:
-        folder = at_home(name)
-        if (folder / CONFIG).is_file() or not (inside := runs_in(folder)):
-            found.append(name)
-            continue
-        finished = [run for run in inside if (run / WEIGHTS).is_file()]
-        if not finished:
-            raise ConfigError(f"{name}: no run in it is finished")
-        if left := [str(run) for run in inside if run not in finished]:
-            logger.warning("left out, as not finished: %s", ", ".join(left))
-        found += map(str, sorted(finished, key=_place))
-    return found
-
-
-def _place(folder: Path) -> tuple[int, bool]:
-    """The place of an SAE's kind among others: a vSAE without noise comes after those with noise."""
-    config = read_config(folder)
-    architecture, rows = architecture_of(config), list(ARCHITECTURES)
-    place = rows.index(architecture) if architecture in rows else len(rows)
-    return place, compared_settings(config).get("posterior") == "point"
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -1,43 +1,22 @@
-"""The names that users give to SAEs, and the folders for their results. Imports no torch.
+"""The names that users give to SAEs, and where they are. Imports no torch.
 
 runs/NAME                    a folder on this machine, of any format in `foreign.RECOGNISED`
 OWNER/REPOSITORY/FOLDER      a folder on the hub; sparsify names FOLDER after the module
 RELEASE/ID                   an SAE in SAELens's table of releases, if SAELens is installed
 """
 
-import hashlib
 import re
-from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.checks import require_type
-from ..errors import CheckpointError, ConfigError, HubError, first_line
-from .files import (
-    CONFIG,
-    RESULTS,
-    RUNS,
-    WEIGHTS,
-    checkpoint,
-    hash_of_files,
-    read_json,
-    sha256_of,
-    target_of,
-)
-from .foreign import (
-    FOREIGN_CONFIG,
-    RECOGNISED,
-    SAE_FILES,
-    SPARSIFY_ABOUT,
-    WEIGHTS_OF,
-    format_of,
-)
-from .schema import CONFIG_JSON
+from ..errors import CheckpointError, HubError, first_line
+from .files import CONFIG, RUNS
+from .foreign import RECOGNISED, SAE_FILES
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
-EXPECTED = "expected a run folder, e.g. runs/NAME"
 
 
 class SAELocation(NamedTuple):
@@ -58,101 +37,13 @@ def location_of(name: str | Path) -> SAELocation:
     here = Path(name)
     if here.is_file():
         raise CheckpointError(f"{name}: a file", instead=f"give its folder, {here.parent}")
-    return _fetched(here.as_posix()) if _is_on_hub(name) else SAELocation(here, {})
-
-
-def require_different(names: Sequence[str | Path]) -> None:
-    """Raise a ConfigError if two names are of the same SAE."""
-    seen: set[Path] = set()
-    for name in names:
-        if (path := target_of(location_of(name).folder)) in seen:
-            raise ConfigError(f"{name} is given twice", instead="remove it once")
-        seen.add(path)
-
-
-def require_own(name: str | Path, command: str) -> None:
-    """Raise a CheckpointError unless an SAE is in a folder of this package or of upstream, on this machine.
-
-    Arguments:
-        command: the command that takes no other SAEs.
-    """
-    if _is_on_hub(name):
-        raise CheckpointError(f"{name}: no such folder; `vsae {command}` takes run folders here")
-    if (form := format_of(location_of(name).folder)) is not None:
-        raise CheckpointError(
-            f"{name}: an SAE of {form}; `vsae {command}` takes run folders, and those of dictionary_learning"
-        )
-
-
-# --- results
-
-
-def results_folder(name: str | Path, out: str | Path | None = None) -> Path:
-    """The folder for an SAE's results: its own folder for a run of this package, results/NAME for other SAEs.
-
-    NAME is made of the last two parts of its path and eight characters of its weights' hash, as many folders have the
-    same name, e.g. trainer_0 from `trainSAE`. The folder is not created.
-
-    Arguments:
-        out: put results into out/NAME instead, also for runs of this package.
-
-    Raises: CheckpointError if there is no such folder, or it holds no weights; HubError.
-    """
-    folder = location_of(name).folder
-    if not folder.is_dir():
-        raise CheckpointError(f"{name}: no such folder; {EXPECTED}")
-    is_here = not _is_on_hub(name)
-    if out is None and is_here and format_of(folder) is None and not _is_upstreams(folder):
-        return folder
-    path = target_of(folder) if is_here else Path(name)
-    parts = [re.sub(r"[^\w.=-]", "-", part) for part in path.parts[-2:]]
-    return Path(out or RESULTS) / "_".join([*parts, _hash_of_weights(folder)[:8]])
-
-
-def _is_upstreams(folder: Path) -> bool:
-    """Whether upstream's `trainSAE` wrote a folder."""
-    if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
-        return False
-    config = read_json(folder / CONFIG, CONFIG_JSON)
-    return "trainer" in config and "run" not in config
-
-
-def hash_of_sae(name: str | Path, step: int | None = None) -> str:
-    """A hash of an SAE's weights, and of another library's settings for them, of 16 characters. Torch isn't needed.
-
-    Arguments:
-        step: of a checkpoint. Default: the final weights.
-    """
-    folder = location_of(name).folder
-    digest = _hash_of_weights(folder, step)
-    if format_of(folder) is not None:
-        settings = [folder / one for one in (FOREIGN_CONFIG, SPARSIFY_ABOUT, CONFIG)]
-        digest = hashlib.sha256(
-            (digest + hash_of_files(path for path in settings if path.is_file())).encode()
-        ).hexdigest()
-    return digest[:16]
-
-
-def _hash_of_weights(folder: Path, step: int | None = None) -> str:
-    form = format_of(folder)
-    path = folder / (WEIGHTS if form is None else WEIGHTS_OF[form])
-    path = path if step is None else checkpoint(folder, step)
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: expected a file {path.name}")
-    stat = path.stat()
-    return _hash_of_file(path, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
-
-
-@cache
-def _hash_of_file(path: Path, *version: int) -> str:
-    """A file's SHA-256, computed once for each version of the file, as weights may be large."""
-    return sha256_of(path)
+    return _fetched(here.as_posix()) if is_on_hub(name) else SAELocation(here, {})
 
 
 # --- the hub
 
 
-def _is_on_hub(name: str | Path) -> bool:
+def is_on_hub(name: str | Path) -> bool:
     """Whether a name can be of an SAE on the hub, and its first part is no folder on this machine."""
     text = (
         name.as_posix() if isinstance(name, Path) else name

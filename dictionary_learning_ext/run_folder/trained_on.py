@@ -1,30 +1,26 @@
 """The run of an SAE, also of folders that upstream or another library wrote. Imports no torch."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import fields, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, UNKNOWN, DeviceMap, RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError
-from .comparing import same_model, same_setting
-from .files import CONFIG, EVALUATION
-from .reading import former_evaluation, read_config
-from .sae_names import results_folder
-from .settings import required_run_settings, source_settings
+from .comparing import former_evaluation, same_model, same_setting
+from .files import EVALUATION
+from .sae_folder import SAEFolder
 
 logger = logging.getLogger(__name__)
 
 
-def run_of(
-    folder: str | Path,
+def trained_on(
+    sae: SAEFolder,
     model: str | None = None,
     hook: str | None = None,
     data: str | None = None,
     device: str = RunConfig.device,
-    step: int | None = None,
     *,
     text_column: str | None = None,
     activations: str | None = None,
@@ -43,21 +39,14 @@ def run_of(
 
     Raises: ConfigError if model or hook are not known; CheckpointError if the SAE was trained at another hook point.
     """
-    config = read_config(folder, step)
     given: dict[str, Any] = {"model": model, "hook": hook, "data": data}
     given["max_norm_multiple"] = max_norm_multiple
-    if "run" in config:
-        path = Path(folder) / CONFIG
-        settings, shared = (
-            required_run_settings(config, path),
-            {each.name for each in fields(RunConfig)},
-        )
-        own = {name: value for name, value in settings.items() if name in shared}
-        run = TrainConfig().with_settings(own, str(path)).run
+    if sae.is_run:
+        run = sae.run
     else:
-        given |= _found_in_files(folder, config, given)
-        run = _run_from_buffer(folder, config, given)
-    _require_its_place(folder, config, given["model"], given["hook"])
+        given |= _found_in_files(sae, given)
+        run = _run_from_buffer(sae, given)
+    _require_its_place(sae, given["model"], given["hook"])
     given |= {
         "device": device,
         "activations": activations,
@@ -67,51 +56,47 @@ def run_of(
     run = replace(run, **{name: value for name, value in given.items() if value is not None})
     if run.model == UNKNOWN and run.activations is None:
         raise ConfigError(
-            f"{folder}: trained on batches of your own, whose language model is not known",
+            f"{sae.name}: trained on batches of your own, whose language model is not known",
             instead="give model, hook and data, or activations",
         )
     run = replace(run, device_map=device_map)  # that of training may be for another machine
     return replace(run, activations=None) if run.activations == NONE else run
 
 
-def runs_of(
-    folders: Sequence[str | Path], step: int | None = None, **given: Any
-) -> dict[str, RunConfig]:
-    """The run of each SAE, see `run_of`, to be measured on the same tokens.
+def all_trained_on(saes: Mapping[str, SAEFolder], **given: Any) -> dict[str, RunConfig]:
+    """The run of each SAE, see `trained_on`, to be measured on the same tokens.
 
     Other libraries don't save whether outliers were left out. Their SAEs get the max_norm_multiple of the first SAE
     that has one.
     """
-    runs = {str(folder): run_of(folder, step=step, **given) for folder in folders}
+    runs = {name: trained_on(sae, **given) for name, sae in saes.items()}
     unsaid = [
-        folder
-        for folder, run in runs.items()
-        if run.max_norm_multiple is None
-        and "max_norm_multiple" not in source_settings(read_config(folder, step))
+        name
+        for name, run in runs.items()
+        if run.max_norm_multiple is None and "max_norm_multiple" not in saes[name].source
     ]
-    first = next((folder for folder in runs if folder not in unsaid), None)
+    first = next((name for name in runs if name not in unsaid), None)
     if first is None or (multiple := runs[first].max_norm_multiple) is None:
         return runs
-    for folder in unsaid:
-        logger.info("%s: using max_norm_multiple=%g, from %s", folder, multiple, first)
-        runs[folder] = replace(runs[folder], max_norm_multiple=multiple)
+    for name in unsaid:
+        logger.info("%s: using max_norm_multiple=%g, from %s", name, multiple, first)
+        runs[name] = replace(runs[name], max_norm_multiple=multiple)
     return runs
 
 
-def _found_in_files(
-    folder: str | Path, config: dict[str, Any], given: dict[str, Any]
-) -> dict[str, Any]:
+def _found_in_files(sae: SAEFolder, given: dict[str, Any]) -> dict[str, Any]:
     """The model, hook and text in the files of a folder without a run, if they are not given."""
-    named = source_settings(config)
-    measured = former_evaluation(results_folder(folder)).get("measured_on", {})
-    if "hook" not in named and "foreign" not in config:
+    if "hook" not in sae.source and sae.form is None:
         return {}
+    measured = former_evaluation(sae.results).get("measured_on", {})
     # The model of an evaluation is there. Another library's text may only be on the machine of its training.
-    measured_names = ("model", "data") if "foreign" in config else ("model",)
+    measured_names = ("model",) if sae.form is None else ("model", "data")
     names = ("model", "hook", "data", "max_norm_multiple")
     sources = {
-        EVALUATION: {n: measured.get(n) for n in names if n in measured_names or n not in named},
-        "settings": {name: named.get(name) for name in ("model", "hook")},
+        EVALUATION: {
+            n: measured.get(n) for n in names if n in measured_names or n not in sae.source
+        },
+        "settings": {name: sae.source.get(name) for name in ("model", "hook")},
     }
     settings: dict[str, Any] = {}
     for source, values in sources.items():
@@ -119,7 +104,7 @@ def _found_in_files(
         taken = {n: v for n, v in values.items() if known[n] is None and v is not None}
         if taken:
             words = " ".join(f"{name}={value}" for name, value in taken.items())
-            logger.info("%s: using %s, from its %s", folder, words, source)
+            logger.info("%s: using %s, from its %s", sae.name, words, source)
         settings |= taken
     return settings
 
@@ -127,9 +112,7 @@ def _found_in_files(
 _HOOKS = " (`vsae hooks --model NAME` lists a model's hook points)"
 
 
-def _run_from_buffer(
-    folder: str | Path, config: dict[str, Any], known: dict[str, Any]
-) -> RunConfig:
+def _run_from_buffer(sae: SAEFolder, known: dict[str, Any]) -> RunConfig:
     """The run of a folder of upstream or another library, from the "buffer" in its config.
 
     Upstream's buffers don't save their packing: each context is a truncated document.
@@ -141,32 +124,31 @@ def _run_from_buffer(
         named = {"model": "lm_name", "hook": "submodule_name"}
         unknown = {"model": "which language model", "hook": "which hook point"}
         for name in missing:
-            if (only := config["trainer"].get(named[name])) is not None:
+            if (only := sae.config["trainer"].get(named[name])) is not None:
                 unknown[name] += f" (only {str(only)!r})"
         raise ConfigError(
-            f"{folder}: its files don't say {' and '.join(unknown[name] for name in missing)}",
+            f"{sae.name}: its files don't say {' and '.join(unknown[name] for name in missing)}",
             instead=f"give {' and '.join(missing)}{_HOOKS if 'hook' in missing else ''}",
         )
-    named = {"text_packing": "truncate", "max_norm_multiple": None} | source_settings(config)
+    named = {"text_packing": "truncate", "max_norm_multiple": None} | sae.source
     if "data" not in named and known["data"] is None:
         logger.warning(
             "%s: its settings don't say which text it was trained on; measuring on --data %s. --data FILE names another.",
-            *(folder, RunConfig.data),
+            *(sae.name, RunConfig.data),
         )
     changes = {name: known[name] for name in ("model", "hook")}
     changes["eval_tokens"] = 0  # it has no evaluation of its own
-    return TrainConfig().with_settings(named | changes, str(folder)).run
+    return TrainConfig().with_settings(named | changes, sae.name).run
 
 
-def _require_its_place(
-    folder: str | Path, config: dict[str, Any], model: str | None, hook: str | None
-) -> None:
+def _require_its_place(sae: SAEFolder, model: str | None, hook: str | None) -> None:
     """Warn if an SAE was trained on another language model than `model`, which may be the same under another name: its width
     is checked when it is loaded. Raise a CheckpointError if it was trained at another hook point than `hook`."""
-    was_model, was_hook = (config["trainer"].get(name) for name in ("lm_name", "submodule_name"))
+    trainer, folder = sae.config["trainer"], sae.name
+    was_model, was_hook = (trainer.get(name) for name in ("lm_name", "submodule_name"))
     if model is not None and was_model not in (None, UNKNOWN) and not same_model(model, was_model):
         logger.warning("%s: trained on the model %s, now used with %s", folder, was_model, model)
-    if options := config.get("foreign", {}).get("model_options"):
+    if options := sae.config.get("foreign", {}).get("model_options"):
         logger.warning(
             "%s: trained on a model that TransformerLens loaded with %s; here it is loaded by transformers, and "
             "its activations may differ",
@@ -182,28 +164,28 @@ def _require_its_place(
                 "another folder"
             )
         return
-    _require_layer(folder, config, hook)  # upstream's name may be e.g. resid_post_layer_3
-    if "run" not in config:
+    _require_layer(sae, hook)  # upstream's name may be e.g. resid_post_layer_3
+    if not sae.is_run:
         logger.warning(
             "%s: its settings don't say which module it was trained on; trusting --hook %s",
             *(folder, hook),
         )
 
 
-def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> None:
+def _require_layer(sae: SAEFolder, hook: str) -> None:
     """Raise a CheckpointError if the layer in a folder of upstream is not that of a hook point."""
-    layer, io = config["trainer"].get("layer"), config.get("buffer", {}).get("io")
+    layer, io = sae.config["trainer"].get("layer"), sae.config.get("buffer", {}).get("io")
     named = hook_name(hook)
     if named is None or type(layer) is not int:
         return  # `find_hook` names the hook points there are
-    trained_on = str(HookName(layer, RESID_PRE if io == "in" else RESID_POST))
+    was_hook = str(HookName(layer, RESID_PRE if io == "in" else RESID_POST))
     if io in ("in", "out") and named.kind in (RESID_PRE, RESID_POST):
-        fits = same_setting("hook", hook, trained_on)
+        fits = same_setting("hook", hook, was_hook)
     else:
         fits = named.block == layer
     if not fits:
         side = {"in": "the input of ", "out": "the output of "}.get(str(io), "")
         raise CheckpointError(
-            f"{folder}: trained on {side}layer {layer}, not on {hook}",
-            instead=f"use hook={trained_on!r}",
+            f"{sae.name}: trained on {side}layer {layer}, not on {hook}",
+            instead=f"use hook={was_hook!r}",
         )

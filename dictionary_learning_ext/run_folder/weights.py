@@ -12,10 +12,9 @@ from ..devices import chosen_device
 from ..errors import CheckpointError, in_shell
 from ..trainers.dictionaries import weights_by_feature
 from ..trainers.parts import WHOLE, Part
-from .files import WEIGHTS, checkpoint
 from .foreign_weights import load_foreign
-from .reading import read_config, steps_of
-from .sae_names import location_of
+from .reading import steps_of
+from .sae_folder import SAEFolder, find_sae
 from .tensors import read_state_dict, require_sizes, save_tensors
 
 
@@ -68,12 +67,16 @@ def load_dictionary(
     Raises: CheckpointError if a file is missing, damaged or does not fit the config; ConfigError if
     the machine has no such device. No code in a file is executed.
     """
-    device = chosen_device(device)
-    config = read_config(base_path, step)
-    if "foreign" in config:
-        return load_foreign(config, device), config
-    folder, trainer = location_of(base_path).folder, config["trainer"]
-    path = folder / WEIGHTS if step is None else checkpoint(folder, step)
+    sae = find_sae(base_path, step)
+    return load_sae(sae, device), sae.config
+
+
+def load_sae(sae: SAEFolder, device: str = "cpu") -> Dictionary:
+    """The dictionary of `load_dictionary`, which raises the same errors."""
+    device, trainer = chosen_device(device), sae.config["trainer"]
+    if sae.form is not None:
+        return load_foreign(sae.config, device)
+    folder, path = sae.path, sae.weights
     dict_class = trainer["dict_class"]
     row = BY_DICT_CLASS.get(dict_class)
     if row is None:
@@ -84,7 +87,7 @@ def load_dictionary(
     try:
         state = read_state_dict(path)
     except CheckpointError as error:
-        if step is not None or not steps_of(folder):
+        if sae.step is not None or not steps_of(folder):
             raise
         again = f"`vsae train --resume {in_shell(folder)}`"
         instead = f"delete it, and {again} writes it again from the last resume point"
@@ -101,7 +104,7 @@ def load_dictionary(
         raise CheckpointError(f"{path}: damaged (the decoder is zero); copy it again")
     if "k" in state:
         # That of a checkpoint may differ, as upstream lowers k during training.
-        k, configured = int(state["k"]), trainer.get("k") if step is None else None
+        k, configured = int(state["k"]), trainer.get("k") if sae.step is None else None
         if not 1 <= k <= dictionary.dict_size:
             raise CheckpointError(
                 f"{path}: damaged (k is {k}, dict_size {dictionary.dict_size}); copy it again"
@@ -111,4 +114,4 @@ def load_dictionary(
                 f"{path}: k is {k}, but config.json says k={configured}; if you edited config.json, set k={k} again, "
                 f"otherwise copy {path.name} again"
             )
-    return dictionary.eval().requires_grad_(False), config
+    return dictionary.eval().requires_grad_(False)

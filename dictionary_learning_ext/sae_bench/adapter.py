@@ -14,7 +14,8 @@ from sae_bench.sae_bench_utils import graphing_utils
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED
 from ..errors import BenchError
 from ..run_folder.files import CONFIG, WEIGHTS
-from ..run_folder.weights import load_dictionary
+from ..run_folder.sae_folder import SAEFolder, find_sae
+from ..run_folder.weights import load_sae
 
 _COLOURS = ("crimson", "magenta", "teal", "darkorange", "olive", "dodgerblue")
 _MARKERS = "Dvph*Ps"
@@ -93,13 +94,19 @@ def _weights(dictionary: Any) -> tuple[t.Tensor, t.Tensor, t.Tensor, t.Tensor]:
 
 
 def load_bench_sae(
-    folder: Path, *, model_name: str, hook_name: str, hook_layer: int, device: str = "cpu"
+    folder: str | Path | SAEFolder,
+    *,
+    model_name: str,
+    hook_name: str,
+    hook_layer: int,
+    device: str = "cpu",
 ) -> BenchSAE:
     """A run folder's SAE, of our classes or any of upstream's, in float32.
 
     Raises: CheckpointError if the folder is damaged; BenchError if SAE Bench can't take its SAE.
     """
-    dictionary, config = _load(folder, device)
+    found = find_sae(folder)
+    dictionary = _load(found, device)
     try:
         sae = BenchSAE(
             dictionary.float(),
@@ -108,17 +115,17 @@ def load_bench_sae(
             hook_layer=hook_layer,
         )
     except BenchError as error:
-        raise error.within(str(folder)) from error
-    sae.cfg.activation_fn_str = config["trainer"]["dict_class"]
+        raise error.within(found.name) from error
+    sae.cfg.activation_fn_str = found.config["trainer"]["dict_class"]
     return sae
 
 
-def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
-    """Like `load_dictionary`, but with a unit-norm decoder where that changes no reconstruction."""
-    dictionary, config = load_dictionary(folder, device)
+def _load(folder: SAEFolder, device: str) -> Dictionary:
+    """Like `load_sae`, but with a unit-norm decoder where that changes no reconstruction."""
+    dictionary = load_sae(folder, device)
     if method := BY_DICT_CLASS[type(dictionary).__name__].unit_norm_by:
         getattr(dictionary, method)()
-    return dictionary, config
+    return dictionary
 
 
 def register() -> None:
@@ -154,8 +161,8 @@ def load_our_sae(
     for name in (filename, filename.replace(WEIGHTS, CONFIG)):
         hf_hub_download(repo_id=repo_id, filename=name, local_dir=local_dir)
     folder = (Path(local_dir) / filename).parent
-    dictionary, config = _load(folder, str(device))
-    trainer = config["trainer"]
+    found = find_sae(folder)
+    dictionary, trainer = _load(found, str(device)), found.config["trainer"]
     if layer is not None and layer != trainer["layer"]:
         raise BenchError(f"{folder}: trained on layer {trainer['layer']}, not on {layer}")
     if model_name not in trainer["lm_name"]:

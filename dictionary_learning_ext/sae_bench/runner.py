@@ -38,10 +38,9 @@ from ..run_folder.files import (
     write_json,
     writing,
 )
-from ..run_folder.reading import require_folders
-from ..run_folder.sae_names import location_of, require_own, results_folder
+from ..run_folder.sae_folder import SAEFolder, find_saes, require_own
 from ..run_folder.tensors import hash_of
-from ..run_folder.trained_on import run_of
+from ..run_folder.trained_on import trained_on
 from . import adapter
 from .data import EMBEDDED, HUB, open_bench_data
 from .evaluations import RESULT, evaluate
@@ -61,7 +60,7 @@ _KEY = "vsae_bench_key"
 
 
 def bench(
-    folders: Sequence[str | Path],
+    folders: Sequence[str | Path | SAEFolder],
     *,
     evals: Sequence[BenchEvaluation] = BENCHED,
     model: str | None = None,
@@ -84,7 +83,7 @@ def bench(
     fails, the others still run.
 
     Arguments:
-        folders: run folders, or OWNER/REPOSITORY/FOLDER on the hub. For where results go, see `results_folder`.
+        folders: run folders, or OWNER/REPOSITORY/FOLDER on the hub. For where results go, see `SAEFolder.results`.
         model, hook, max_norm_multiple, remove_bos: default: as in training.
         data: "embedded", "hub" or a folder, see `open_bench_data`. Default: embedded for the
             embedded model, and hub for others.
@@ -97,15 +96,14 @@ def bench(
 
     Raises: a UserError for a mistake, before anything runs. Evaluations that fail are listed in `failures`.
     """
-    require_folders(folders)
+    saes = find_saes(folders)
     _require_sensible(evals, tokens, train_size, test_size, probing_sets)
     sets = chosen_sets(probing_sets) if "sae_probes" in evals else []
-    paths = {str(folder): target_of(location_of(folder).folder) for folder in folders}
-    for path in paths.values():
-        require_own(path, "bench")
-    device = chosen_device(device)
+    for sae in saes.values():
+        require_own(sae, "bench")
     asked: Any = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
-    runs = {name: run_of(path, model, hook, None, device, **asked) for name, path in paths.items()}
+    asked |= {"model": model, "hook": hook, "device": chosen_device(device)}
+    runs = {name: trained_on(sae, **asked) for name, sae in saes.items()}
     require_one_setting(runs, ("model", "hook", *LEAVING_OUT), BenchError)
     run = replace(next(iter(runs.values())), dtype="float32")
     data = data or (EMBEDDED if run.model == EMBEDDED else HUB)
@@ -116,7 +114,7 @@ def bench(
         )
     adapter.register()
     language_model, hook_point = open_model(run)
-    jobs = _load(paths, run, hook_point)
+    jobs = _load(saes, run, hook_point)
     hooked = hooked_transformer(language_model, hook_point, Path(run.model).name)
     first = jobs[0].folder.absolute()
     jobs += [BenchJob(label, label, first, sae) for label, sae in (extra or {}).items()]
@@ -202,23 +200,24 @@ class BenchJob:
     sae: BaseSAE
 
 
-def _load(paths: dict[str, Path], settings: RunConfig, hook: HookPoint) -> list[BenchJob]:
+def _load(saes: dict[str, SAEFolder], settings: RunConfig, hook: HookPoint) -> list[BenchJob]:
     """Load every SAE. Labels are as short as tells them from each other."""
-    is_here = {given: Path(given).is_dir() for given in paths}
-    places = {given: path if is_here[given] else Path(given) for given, path in paths.items()}
+    places = {
+        name: Path(name) if one.is_on_hub else target_of(one.path) for name, one in saes.items()
+    }
     labels = endings_of(map(str, places.values()))
     jobs = []
-    for given, path in paths.items():
-        place = places[given]
+    for name, found in saes.items():
+        place = places[name]
         sae = adapter.load_bench_sae(
-            path,
+            found,
             model_name=Path(settings.model).name,
             hook_name=hook.name,
             hook_layer=hook.layer,
             device=settings.device,
         )
-        hook.require_width(given, sae.cfg.d_in, settings.model)
-        results = path if is_here[given] else results_folder(given)
+        hook.require_width(name, sae.cfg.d_in, settings.model)
+        results = found.results if found.is_on_hub else place
         jobs.append(BenchJob(labels[str(place)], place.name, results, sae))
     return jobs
 

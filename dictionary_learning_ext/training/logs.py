@@ -26,8 +26,9 @@ from ..run_folder.files import (
     sync,
     writing,
 )
-from ..run_folder.reading import read_history, read_metrics_if_any
+from ..run_folder.reading import read_history
 from ..run_folder.resume_points import ResumePoint
+from ..run_folder.sae_folder import find_sae
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def report_finished(folder: Path, config: TrainConfig) -> None:
         return
     log = WandbLog(folder, config, config.to_dict(), group="")
     _replay(log, folder)
-    if metrics := read_metrics_if_any(folder):
+    if metrics := find_sae(folder).metrics:
         log.summarize(metrics)
     log.close(0)
 

@@ -43,8 +43,8 @@ from ..run_folder.files import EVALUATION, FAILED, all_locked, write_json
 from ..run_folder.identity import OF
 from ..run_folder.reading import steps_of
 from ..run_folder.resume_points import Scale
-from ..run_folder.sae_names import hash_of_sae
-from ..run_folder.weights import load_dictionary
+from ..run_folder.sae_folder import SAEFolder, find_sae
+from ..run_folder.weights import load_sae
 from ..trainers.build import build_trainer
 from .logs import open_all, report_finished
 from .plan import Plan, Share, plan, require_memory
@@ -156,10 +156,12 @@ def train_saes(
     folders = carry_out(plan(settings, saes), find=partial(OwnBatches, first, others))
     if evaluator is not None:
         for folder in folders.values():
-            sae, _ = load_dictionary(folder, settings.device)
-            metrics: Mapping[str, Any] = evaluator(sae)  # numbers, also torch's and numpy's
+            sae = find_sae(folder)
+            metrics: Mapping[str, Any] = evaluator(
+                load_sae(sae, settings.device)
+            )  # numbers, also torch's and numpy's
             plain = {name: x.item() if hasattr(x, "item") else x for name, x in metrics.items()}
-            write_json(folder / EVALUATION, plain | {OF: {"weights": hash_of_sae(folder)}})
+            write_json(folder / EVALUATION, plain | {OF: {"weights": sae.hash}})
     _log_symptoms(folders)
     return folders
 
@@ -167,7 +169,7 @@ def train_saes(
 def _log_symptoms(folders: Mapping[str, Path]) -> None:
     """Log what looks wrong with trained SAEs."""
     for folder in folders.values():
-        for symptom in symptoms_of(folder):
+        for symptom in symptoms_of(find_sae(folder)):
             logger.warning("%s looks bad: %s", folder, symptom)
 
 
@@ -245,7 +247,7 @@ def _log_finished_run(planned: Plan, processes: Processes) -> None:
     Raises: CheckpointError if its weights are damaged.
     """
     for job in planned.jobs:
-        load_dictionary(job.folder)
+        load_sae(find_sae(job.folder))
     logger.info("%s: already finished; nothing to do", planned.settings.save_dir)
     if processes.is_first:
         for job in planned.jobs:
@@ -405,14 +407,11 @@ class Training:
     @cached_property
     def labels(self) -> dict[str, str]:
         """The label of each SAE in the progress bar, by its folder."""
-        configs = {
-            str(sae.folder): {
-                "trainer": sae.trainer.config,
-                "run": {"settings": sae.config.to_dict()},
-            }
-            for sae in self.sae_runs
-        }
-        return labels(configs)
+        folders = {}
+        for sae in self.sae_runs:
+            config = {"trainer": sae.trainer.config, "run": {"settings": sae.config.to_dict()}}
+            folders[str(sae.folder)] = SAEFolder(str(sae.folder), sae.folder, config)
+        return labels(folders)
 
     def next_batches(self) -> dict[str, t.Tensor]:
         """The activations of this step by hook point, (B, D), in training units."""

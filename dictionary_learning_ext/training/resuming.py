@@ -19,9 +19,10 @@ from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..run_folder.files import CONFIG, divided
 from ..run_folder.foreign_weights import load_foreign
-from ..run_folder.reading import load_config, read_config
+from ..run_folder.reading import load_config
 from ..run_folder.resume_points import ResumePoint, Scale, newest_points
-from ..run_folder.weights import for_raw_activations, load_dictionary
+from ..run_folder.sae_folder import find_sae
+from ..run_folder.weights import for_raw_activations, load_sae
 from ..trainers.base import Trainer
 from .plan import Job, Share
 
@@ -163,11 +164,11 @@ def trained_sae(sae: SAEConfig) -> Dictionary | None:
     if sae.init_from is None:
         return None
     try:
-        config = read_config(sae.init_from)
-        if "foreign" in config:
-            source = load_foreign(config, unit_norm=True)
+        found = find_sae(sae.init_from)
+        if found.form is not None:
+            source = load_foreign(found.config, unit_norm=True)
         else:
-            source = load_dictionary(sae.init_from)[0].float()
+            source = load_sae(found).float()
     except CheckpointError as error:
         raise error.within("init_from") from error
     _require_fit(sae, source)

@@ -34,9 +34,9 @@ from ..run_folder.files import (
     writing,
 )
 from ..run_folder.resume_points import ResumePoint, Scale
-from ..run_folder.sae_names import hash_of_sae
+from ..run_folder.sae_folder import find_sae
 from ..run_folder.schema import CONFIG_JSON
-from ..run_folder.weights import for_raw_activations, load_dictionary, save_weights
+from ..run_folder.weights import for_raw_activations, load_sae, save_weights
 from ..trainers.base import Trainer
 from .logs import RunLog
 from .plan import Job
@@ -262,12 +262,12 @@ class SAERun:
     def trained(self) -> Any:
         """The trained dictionary, for raw activations. A split one is read from ae.pt."""
         if self.part.is_split:
-            return load_dictionary(self.folder, self.settings.device)[0]
+            return load_sae(find_sae(self.folder), self.settings.device)
         return for_raw_activations(self.trainer.ae, self.norm_factor)
 
     def record(self, metrics: dict[str, Any]) -> None:
         """Write the final evaluation."""
-        metrics = with_identity(metrics, hash_of_sae(self.folder), self.settings)
+        metrics = with_identity(metrics, find_sae(self.folder).hash, self.settings)
         write_json(self.folder / EVALUATION, metrics)
         self.log.summarize(metrics)
 

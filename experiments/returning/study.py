@@ -28,7 +28,7 @@ from dictionary_learning_ext.features.agreement import AgreementOfCodes, is_used
 from dictionary_learning_ext.features.random_tokens import random_token_saes
 from dictionary_learning_ext.features.reproducibility import RETURNING, reproducibility
 from dictionary_learning_ext.run_folder.files import EVALUATION
-from dictionary_learning_ext.run_folder.reading import read_metrics
+from dictionary_learning_ext.run_folder.sae_folder import read_metrics
 from experiments import raw_results
 from experiments.pages import save_plot, table
 from experiments.raw_results import RESULTS, about, about_line

@@ -4,6 +4,7 @@ import json
 import re
 import resource
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch as t
@@ -50,9 +51,9 @@ def test_what_is_read_is_what_was_written(sae, codes, tmp_path):
 @pytest.mark.parametrize("model", ["unknown", "./no/such/model"])
 def test_codes_without_a_language_model_show_ids(sae, codes, model, tmp_path, monkeypatch):
     keep_codes(tmp_path, replace(codes, text={"model": model}))
-    monkeypatch.setattr(codes_module, "load_dictionary", lambda folder: (sae, {}))
-    monkeypatch.setattr(codes_module, "results_folder", lambda folder: folder)
-    monkeypatch.setattr(codes_module, "hash_of_sae", lambda folder: SAE)
+    found = SimpleNamespace(results=tmp_path, hash=SAE)
+    monkeypatch.setattr(codes_module, "find_sae", lambda folder: found)
+    monkeypatch.setattr(codes_module, "load_sae", lambda folder: sae)
     found = Codes.load(tmp_path)
     assert found.tokenizer is None
     assert found.feature(int(found.count_F.argmax())).contexts(1)

@@ -18,7 +18,7 @@ from dictionary_learning_ext import agreement, features_of, load_dictionary
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.run_folder import sae_names
-from dictionary_learning_ext.run_folder.sae_names import results_folder
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
 
 HOOK = "blocks.0.hook_resid_post"
 QUICK = ["--tokens", "300"]
@@ -56,7 +56,7 @@ def test_an_export_is_measured_as_the_run_folder_it_is_of(
 ):
     monkeypatch.chdir(tmp_path)
     theirs = exported[library]
-    out, before = results_folder(theirs), content(theirs)
+    out, before = find_sae(theirs).results, content(theirs)
     assert main(["eval", str(theirs), "--tokens", "200", *where]) == 0
     assert f"wrote {out / 'metrics.json'}" in capsys.readouterr().out
     assert main(["eval", str(exported["ours"]), "--tokens", "200"]) == 0
@@ -120,13 +120,15 @@ def test_results_go_to_another_place_on_request(sparse, trained, where, tmp_path
     out, folders = tmp_path / "elsewhere", [*map(str, folders)]
     assert main(["eval", *folders, "--tokens", "64", *where, "--out", str(out)]) == 0
     written = [line.removeprefix("wrote ") for line in capsys.readouterr().out.splitlines()[-3:]]
-    assert [Path(path).parent for path in written] == [results_folder(one, out) for one in folders]
+    assert [Path(path).parent for path in written] == [
+        find_sae(one).results_in(out) for one in folders
+    ]
     assert main(["eval", *folders, "--tokens", "32", *where, "--out", str(out)]) == 0
     assert all(list((Path(path).parent / "evaluations").iterdir()) for path in written)
     run = trained / "top_k"
     before = content(run)
     assert main(["eval", str(run), "--tokens", "64", "--out", str(out)]) == 0
-    assert (results_folder(run, out) / "metrics.json").is_file()
+    assert (find_sae(run).results_in(out) / "metrics.json").is_file()
     assert content(run) == before
 
 
@@ -158,7 +160,7 @@ def test_nothing_is_written_into_a_foreign_folder(sparse, where, tmp_path, monke
     for command in ("eval", "reproduce"):
         assert main([command, folder, "--tokens", "64", *where]) == 0
     assert main(["report", folder, *QUICK, *where]) == 0
-    written = {path.name for path in results_folder(folder).iterdir()}
+    written = {path.name for path in find_sae(folder).results.iterdir()}
     assert written >= {"metrics.json", "features.csv", "report.html"}
     for words in (["export", folder, "--format=sae-lens"], ["push", folder, "me/a", "--dry-run"]):
         line = refused(words, capsys)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.run_folder.sae_names import hash_of_sae
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def measured(trained, tmp_path):
     trained = shutil.copytree(trained, tmp_path / "trained")
     for name, fve in (("vsae", 0.5), ("top_k", 0.25)):
         metrics = {"fve": fve, "l0": 4.0, "tokens": 200, "measured_on": {"data": "x"}}
-        metrics["of"] = {"weights": hash_of_sae(trained / name)}
+        metrics["of"] = {"weights": find_sae(trained / name).hash}
         (trained / name / "metrics.json").write_text(json.dumps(metrics))
     return [str(trained / "vsae"), str(trained / "top_k")]
 
@@ -31,7 +31,7 @@ def test_json_is_the_content_of_the_files(measured, capsys):
     content = json.loads(capsys.readouterr().out)
     assert list(content) == measured
     both = {"tokens": 200, "measured_on": {"data": "x"}}
-    of = {"of": {"weights": hash_of_sae(measured[0])}}
+    of = {"of": {"weights": find_sae(measured[0]).hash}}
     assert content[measured[0]] == {"fve": 0.5, "l0": 4.0} | both | of
     assert main(["compare", *measured, "--json", "--columns=fve"]) == 0
     content = json.loads(capsys.readouterr().out)

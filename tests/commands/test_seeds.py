@@ -351,7 +351,11 @@ def test_seeds_and_architectures_join_a_folder_and_only_what_is_missing_is_train
     assert main(["reproduce", "run", "--tokens", "200"]) == 0
     assert rows_of(capsys.readouterr().out) == ["vSAE", "TopK", "BatchTopK"]
     assert main(["report", "run"]) == 0
-    assert pages[-1][:3] == ["run/seed0", "run/top_k_seed0", "run/batch_top_k_seed0"]
+    assert [sae.name for sae in pages[-1][:3]] == [
+        "run/seed0",
+        "run/top_k_seed0",
+        "run/batch_top_k_seed0",
+    ]
     assert len(pages[-1]) == 9
     resumed = ["train", "--resume", "run/seed0", "--beside", "top_k"]
     assert "leave it out" in refused(resumed, capsys)

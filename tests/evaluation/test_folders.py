@@ -18,8 +18,7 @@ from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
 from dictionary_learning_ext.run_folder.comparing import CONTEXTS, MEASURED_ON
 from dictionary_learning_ext.run_folder.files import CODES
-from dictionary_learning_ext.run_folder.reading import read_config, read_metrics
-from dictionary_learning_ext.run_folder.sae_names import results_folder
+from dictionary_learning_ext.run_folder.sae_folder import find_sae, read_metrics
 
 CHANGED = {
     "hook": "blocks.0.hook_resid_post",
@@ -36,10 +35,10 @@ def test_folders_of_one_setting_are_opened_in_order(trained):
     names = [str(trained / "vsae"), str(trained / "top_k")]
     opened = open_folders(names)
     assert list(opened.saes) == names
-    classes = [type(dictionary).__name__ for dictionary, _ in opened.saes.values()]
+    classes = [type(dictionary).__name__ for dictionary in opened.saes.values()]
     assert classes == ["VariationalTopKAutoEncoder", "AutoEncoderTopK"]
-    for dictionary, config in opened.saes.values():
-        assert config["trainer"]["dict_class"] == type(dictionary).__name__
+    for name, dictionary in opened.saes.items():
+        assert opened.folders[name].config["trainer"]["dict_class"] == type(dictionary).__name__
         assert dictionary.activation_dim == opened.hook_point.activation_dim
 
 
@@ -171,7 +170,7 @@ def test_what_training_measured_is_what_eval_measures(rules, lm_dir_of, text, tm
     again = evaluate_folders(list(folders), tokens=700)
     for folder, metrics in folders.items():
         assert read_metrics(folder) == again[folder] == metrics
-        assert abs(read_config(folder)["run"]["norm_factor"] - 1) > 0.1
+        assert abs(find_sae(folder).config["run"]["norm_factor"] - 1) > 0.1
     alone = {metrics["positions_left_alone"] for metrics in again.values()}
     assert alone == {3}
 
@@ -239,7 +238,7 @@ def test_the_results_of_a_folder_of_upstreams_are_elsewhere(upstreams, tmp_path,
     folder, where = upstreams
     before, written = content(folder), []
     (metrics,) = evaluate_folders([folder], on_written=written.append, **where).values()
-    assert written == [results_folder(folder) / "metrics.json"]
+    assert written == [find_sae(folder).results / "metrics.json"]
     assert read_metrics(folder)["fve"] == metrics["fve"]
     assert content(folder) == before
 
@@ -251,4 +250,6 @@ def test_a_checkpoint_of_upstreams_too(upstreams, tmp_path):
     shutil.copy(folder / "ae.pt", checkpoint)
     written = []
     evaluate_folders([folder], step=5, out=tmp_path / "out", on_written=written.append, **where)
-    assert written == [results_folder(folder, tmp_path / "out") / "evaluations" / "step_5.json"]
+    assert written == [
+        find_sae(folder).results_in(tmp_path / "out") / "evaluations" / "step_5.json"
+    ]

@@ -17,7 +17,7 @@ from dictionary_learning_ext.evaluation.folders import evaluate_folders
 from dictionary_learning_ext.evaluation.metrics import METRICS, Metric
 from dictionary_learning_ext.evaluation.tables import metrics_as_now, results_table
 from dictionary_learning_ext.report.runs_page import write_index
-from dictionary_learning_ext.run_folder.reading import read_config, read_metrics
+from dictionary_learning_ext.run_folder.sae_folder import find_sae, read_metrics
 
 TOKENS = 300
 
@@ -83,7 +83,7 @@ def weights(folder, define):
 
 
 def text(folder, define):
-    path = Path(read_config(folder)["run"]["settings"]["data"])
+    path = Path(find_sae(folder).config["run"]["settings"]["data"])
     state, content = path.stat(), path.read_text()
     path.write_text(content.upper())
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
@@ -115,9 +115,7 @@ def test_what_has_changed_is_marked_until_it_is_measured_again(
     setting(data=str(shutil.copy(text, tmp_path / "own.txt")))(folder / "config.json")
 
     def shown():
-        table = results_table(
-            {str(folder): read_metrics(folder)}, {str(folder): read_config(folder)}
-        )
+        table = results_table({str(folder): read_metrics(folder)}, {str(folder): find_sae(folder)})
         return table, write_index(folder.parent, tmp_path / "index.html").read_text()
 
     def evaluate():
@@ -127,6 +125,6 @@ def test_what_has_changed_is_marked_until_it_is_measured_again(
     assert not any(" measures again" in page for page in shown())
     change(folder, define)
     assert all(f"Measured {said}" in page for page in shown())
-    assert (metrics_as_now(folder) is None) == (change != unknown)
+    assert (metrics_as_now(find_sae(folder)) is None) == (change != unknown)
     evaluate()
     assert not any(" measures again" in page for page in shown())

@@ -1,6 +1,7 @@
 """Tables of SAEs as commands print them, and names of SAEs."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from dictionary_learning_ext.evaluation.tables import (
     results_table,
     symptoms,
 )
+from dictionary_learning_ext.run_folder.sae_folder import SAEFolder
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +37,12 @@ def measured(tokens=2048, **changes):
 
 def shown(results, configs=None, metrics=None, further=None):
     """What is results_table of folders that were trained alike, if nothing else is given."""
-    return results_table(results, configs or dict.fromkeys(results, config()), metrics, further)
+    configs = configs or dict.fromkeys(results, config())
+    return results_table(results, as_folders(configs), metrics, further)
+
+
+def as_folders(configs):
+    return {name: SAEFolder(name, Path(name), content) for name, content in configs.items()}
 
 
 def config(architecture="vsae_top_k", lr=None, trainer_lr=2e-4, **settings):
@@ -51,7 +58,7 @@ def test_folders_of_upstreams_are_called_by_their_architecture():
         folder: {"trainer": {"trainer_class": trainer, "dict_class": dictionary}}
         for folder, (trainer, dictionary) in zip(results, trainers.items(), strict=True)
     }
-    text = results_table(results, configs, chosen("fve"))
+    text = results_table(results, as_folders(configs), chosen("fve"))
     assert [line.split() for line in text.splitlines()[2:4]] == [
         ["top_k", "0.5000"],
         ["batch_top_k", "0.5000"],
@@ -116,7 +123,7 @@ def test_four_automatic_folders_fit_80_columns_and_show_each_difference_once():
         assert max(map(len, text.splitlines())) <= 80
         heads = [line.split() for line in text.splitlines() if not re.search("seed=[01]", line)]
         words = [word for head in heads for word in head]
-        names = list(labels(configs).values())
+        names = list(labels(as_folders(configs)).values())
         assert all(text.count(f"{name} ") == text.count(f"{names[0]} ") > 0 for name in names)
         for name in shown_once:
             assert words.count(name) + (f"{name}=" in text) == 1, (name, text)
@@ -184,7 +191,7 @@ def called(folders, *changes):
         settings = TrainConfig().with_settings(change, "x").to_dict()
         trainer = {"dict_class": "VariationalTopKAutoEncoder"}
         configs[folder] = {"trainer": trainer, "run": {"settings": settings}}
-    return list(labels(configs).values())
+    return list(labels(as_folders(configs)).values())
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.export.formats import output_module
 from dictionary_learning_ext.run_folder.foreign_weights import load_foreign
-from dictionary_learning_ext.run_folder.reading import read_config
-from dictionary_learning_ext.run_folder.sae_names import results_folder
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
 
 UPSTREAMS = ("probabilistic_top_k", "batch_top_k", "relu", "jump_relu", "matryoshka")
 EVERY_CLASS = ("signed", "vsae", "top_k", *UPSTREAMS)
@@ -115,7 +114,7 @@ def test_an_upstream_folder_needs_model_and_hook(
         export(folder, "sae-lens")
     place = {"model": str(tiny_lm_dir), "hook": "blocks.1.hook_resid_post", "data": text}
     out = export(folder, "sae-lens", tokens=200, **place).folder
-    assert out == results_folder(folder) / "exports" / "sae-lens"
+    assert out == find_sae(folder).results / "exports" / "sae-lens"
     metadata = json.loads((out / "cfg.json").read_text())["metadata"]
     assert metadata["hook_name"] == "blocks.1.hook_resid_post"
 
@@ -135,7 +134,7 @@ def test_a_folder_for_sae_lens_is_read_back_as_the_same_sae(name, folder_of, x):
     exported = export(folder, "sae-lens", tokens=500)
     assert (exported.difference.reconstruction <= 1e-6, exported.difference.codes) == (True, 0)
     ours, x = load_dictionary(folder)[0].double(), x.double()
-    back = load_foreign(read_config(exported.folder), dtype=t.float64)
+    back = load_foreign(find_sae(exported.folder).config, dtype=t.float64)
     f = ours.encode(x)
     assert f.count_nonzero() > 0
     t.testing.assert_close(back.encode(x), f, rtol=1e-5, atol=1e-5)

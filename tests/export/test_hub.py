@@ -23,7 +23,7 @@ from dictionary_learning_ext.config.sae import TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.errors import CheckpointError, HubError
 from dictionary_learning_ext.export.hub import card_of, push
 from dictionary_learning_ext.export.local_paths import without_local_paths
-from dictionary_learning_ext.run_folder.sae_names import hash_of_sae, results_folder
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
 
 TOKEN = "hf_abcdefghijklmnop"
 TEXT = "roneneldan/TinyStories"
@@ -198,10 +198,10 @@ def test_a_folder_of_upstreams_is_pushed_with_its_results(runs, tmp_path, monkey
         return json.dumps({"trainer": json.loads(text)["trainer"], "buffer": {"d_submodule": 16}})
 
     folder = changed(runs / "top_k", of_upstream, tmp_path)
-    results = results_folder(folder)
+    results = find_sae(folder).results
     results.mkdir(parents=True)
     metrics = json.loads((runs / "vsae" / "metrics.json").read_text())
-    metrics["of"] = {"weights": hash_of_sae(folder)}
+    metrics["of"] = {"weights": find_sae(folder).hash}
     (results / "metrics.json").write_text(json.dumps(metrics | {"of": {"weights": "others"}}))
     files = set(push(folder, "jane/saes", dry_run=True).files)
     (results / "metrics.json").write_text(json.dumps(metrics))

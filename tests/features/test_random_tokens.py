@@ -87,33 +87,33 @@ def two(tiny_lm_dir, text, tmp_path):
 
 def test_what_comes_back_of_random_tokens_is_kept_for_a_text_and_sizes(two, monkeypatch, caplog):
     opened = open_folders(two)
-    codes = [*opened.codes(500).values()]
-    found = random_tokens(opened, codes, two[0])
+    codes, saes = [*opened.codes(500).values()], [*opened.folders.values()]
+    found = random_tokens(opened, codes, saes[0])
     assert found is not None
-    assert found == kept_random_tokens(codes, two[0])
-    assert random_tokens(opened, codes, two[1], keep=False) == found
-    assert kept_random_tokens(codes, two[1]) is None
+    assert found == kept_random_tokens(codes, saes[0])
+    assert random_tokens(opened, codes, saes[1], keep=False) == found
+    assert kept_random_tokens(codes, saes[1]) is None
     others = [*opened.codes(400).values()]
-    assert kept_random_tokens(others, two[0]) is None
+    assert kept_random_tokens(others, saes[0]) is None
     with caplog.at_level(logging.INFO):
-        assert random_tokens(opened, others, two[0]) != found
+        assert random_tokens(opened, others, saes[0]) != found
     assert "took" in caplog.text
     monkeypatch.setattr(OpenedFolders, "contexts", lambda *_: 1 / 0)
-    assert random_tokens(opened, others, two[0]) is not None
+    assert random_tokens(opened, others, saes[0]) is not None
 
 
 def test_a_damaged_file_is_not_used_and_activations_that_cannot_be_read_are_said(
     two, monkeypatch, caplog
 ):
     opened = open_folders(two)
-    codes = [*opened.codes(500).values()]
+    codes, saes = [*opened.codes(500).values()], [*opened.folders.values()]
     path = shutil.copy(f"{two[0]}/config.json", f"{two[0]}/{RANDOM_TOKENS}")
-    assert kept_random_tokens(codes, two[0]) is None
+    assert kept_random_tokens(codes, saes[0]) is None
     assert str(path) in caplog.text
 
     def refused(*_):
         raise TextError("no text")
 
     monkeypatch.setattr(OpenedFolders, "contexts", refused)
-    assert random_tokens(opened, codes, two[0]) is None
+    assert random_tokens(opened, codes, saes[0]) is None
     assert "no text" in caplog.text

@@ -33,8 +33,9 @@ from dictionary_learning_ext.features.reproduce import (
 from dictionary_learning_ext.features.reproduce_text import HEADER, answer, with_random_tokens
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
 from dictionary_learning_ext.features.seeds import compare_seeds
-from dictionary_learning_ext.run_folder.reading import read_config
-from dictionary_learning_ext.run_folder.trained_on import run_of
+from dictionary_learning_ext.run_folder.sae_folder import SAEFolder, find_sae
+from dictionary_learning_ext.run_folder.trained_on import trained_on
+from dictionary_learning_ext.run_folder.weights import load_sae
 
 D, F = 16, 32
 
@@ -96,7 +97,7 @@ def test_the_table_is_of_the_measures(seeds, capsys, caplog):
 
 def codes_again(folders, tokens):
     """How the codes of these SAEs agree, on the held-out rows of the first one's run."""
-    run = run_of(Path(folders[0]))
+    run = trained_on(find_sae(Path(folders[0])))
     x = t.cat([*open_inputs(run, [run.hook]).held_out(run.hook, tokens).batches])
     codes = {Path(folder).name: codes_of_rows(load_dictionary(folder)[0], x) for folder in folders}
     return AgreementOfCodes(codes, reproduce(folders).measured)
@@ -299,13 +300,15 @@ def test_a_folder_of_run_folders_stands_for_those_in_it_that_are_finished(
 
 
 def test_of_seeds_nothing_is_said_and_other_settings_that_differ_are_named():
-    def config(seed, **settings):
+    def sae(seed, **settings):
         settings = {"k": 4, "seed": seed, "data_seed": seed} | settings
-        return {"trainer": {"dict_class": "X", "k": settings["k"]}, "run": {"settings": settings}}
+        trainer = {"dict_class": "X", "k": settings["k"]}
+        content = {"trainer": trainer, "run": {"settings": settings}}
+        return SAEFolder(f"{seed}", Path(f"{seed}"), content)
 
-    seeds = {"a": config(0), "b": config(1)}
+    seeds = {"a": sae(0), "b": sae(1)}
     assert warn_of_differences(seeds) == []
-    (note,) = warn_of_differences(seeds | {"c": config(2, k=8)})
+    (note,) = warn_of_differences(seeds | {"c": sae(2, k=8)})
     assert "differ in k," in note
 
 
@@ -339,11 +342,11 @@ def test_each_sae_is_loaded_once(seeds, monkeypatch):
     loaded = []
 
     def load(folder, *given, **more):
-        loaded.append(folder)
-        return load_dictionary(folder, *given, **more)
+        loaded.append(folder.name)
+        return load_sae(folder, *given, **more)
 
-    monkeypatch.setattr(reproduce_module, "load_dictionary", load)
-    monkeypatch.setattr(folders_module, "load_dictionary", load)
+    monkeypatch.setattr(reproduce_module, "load_sae", load)
+    monkeypatch.setattr(folders_module, "load_sae", load)
     reproduce([seeds[0], seeds[1]], tokens=500)
     assert loaded == [seeds[0], seeds[1]]
 
@@ -381,7 +384,7 @@ def test_the_fve_is_that_of_the_codes_compared_or_else_of_an_evaluation_of_these
 
 def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(seeds, tmp_path):
     """seeds[3] has another k. Of a seed that is there twice the first is compared."""
-    configs = {folder: read_config(folder) for folder in seeds.values()}
+    configs = {folder: find_sae(folder) for folder in seeds.values()}
     ((folders, found),) = compare_seeds(configs)
     alike = [seeds[0], seeds[1], seeds[2]]
     assert folders == alike
@@ -391,7 +394,7 @@ def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(s
         assert found.as_direction(Path(one).name) == pytest.approx(share)
     assert not [*compare_seeds({one: configs[one] for one in (seeds[0], seeds[3])})]
     twice = changed(seeds[1], tmp_path / "twice")
-    ((folders, found),) = compare_seeds(configs | {twice: read_config(twice)})
+    ((folders, found),) = compare_seeds(configs | {twice: find_sae(twice)})
     assert folders == [*alike, twice]
     assert len(found.measured.names) == 3
 
@@ -400,7 +403,7 @@ def test_what_they_do_is_compared_where_codes_on_one_text_are_kept(seeds, tmp_pa
     alike = [str(shutil.copytree(seeds[n], tmp_path / f"seed{n}")) for n in (0, 1)]
     for one in alike:
         shutil.rmtree(Path(one) / "codes", ignore_errors=True)
-    configs = {one: read_config(one) for one in alike}
+    configs = {one: find_sae(one) for one in alike}
     ((_, found),) = compare_seeds(configs)
     assert found.in_function() is None
     expected = reproduce(alike, 300).in_function()

@@ -23,8 +23,9 @@ from dictionary_learning_ext.activations.buffer import Batches
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.sae import CONFIGS, option_names
 from dictionary_learning_ext.errors import ConfigError, Interrupted
-from dictionary_learning_ext.run_folder.reading import read_config, read_history
+from dictionary_learning_ext.run_folder.reading import read_history
 from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
 from dictionary_learning_ext.run_folder.weights import load_dictionary
 from dictionary_learning_ext.trainers import base
 from dictionary_learning_ext.trainers import step as definition
@@ -143,7 +144,7 @@ def test_auto_trains_and_measures_where_cuda_is(flags, tmp_path, capsys, monkeyp
     assert main(["train", *flags, "--save-dir", str(folder)]) == 0
     assert f"Writing to {folder}, on cuda\n" in capsys.readouterr().out
     assert used == {"cuda:0"}
-    assert read_config(folder)["run"]["settings"]["device"] == "cuda"
+    assert find_sae(folder).config["run"]["settings"]["device"] == "cuda"
     assert main(["eval", str(folder), "--tokens", "100"]) == 0
 
 
@@ -161,7 +162,7 @@ def test_a_run_that_moves_to_the_cpu_continues_and_says_that_it_is_no_longer_bit
     train(run, {"x": sae_of()}, resume=True)
     (said,) = [record.message for record in caplog.records if "bit-identical" in record.message]
     assert "continues on cpu, was on cuda" in said
-    assert read_config(folder)["run"]["settings"]["device"] == "cpu"
+    assert find_sae(folder).config["run"]["settings"]["device"] == "cpu"
     assert read_history(folder)[-1]["step"] == run.steps
 
 

@@ -8,7 +8,7 @@ from step_cases import CASES
 
 from dictionary_learning_ext import RunConfig, VariationalTopKTrainer
 from dictionary_learning_ext.config.sae import VSAETopKConfig
-from dictionary_learning_ext.run_folder.reading import read_metrics
+from dictionary_learning_ext.run_folder.sae_folder import read_metrics
 from dictionary_learning_ext.training.loop import train
 
 pytestmark = pytest.mark.skipif(

@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,7 @@ from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError
 from dictionary_learning_ext.report import analysis as module
 from dictionary_learning_ext.report.analysis import Analysis, analyse, headline
-from dictionary_learning_ext.run_folder.reading import read_metrics
+from dictionary_learning_ext.run_folder.sae_folder import find_saes, read_metrics
 
 OPTIONS = ReportOptions(tokens=600, split="train")
 
@@ -47,10 +46,12 @@ def test_each_seed_belongs_to_the_folder_of_its_setting(runs, seeds, tmp_path):
     (of_top_k / "config.json").write_text(json.dumps(config))
     others = [str(seeds[1]), str(of_top_k), str(seeds[2])]
     expected = {top_k: [others[1]], vsae: [others[0], others[2]]}
-    assert module._seeds_of([top_k, vsae], others) == expected
-    assert list(module._seeds_of([top_k, vsae], others)) == [top_k, vsae]
-    assert module._seeds_of([top_k], others[:1]) == {top_k: others[:1]}, "where no setting fits"
-    assert module._seeds_of([top_k], []) == {}
+    both, one, found = find_saes([top_k, vsae]), find_saes([top_k]), find_saes(others)
+    assert module._seeds_of(both, found) == expected
+    assert list(module._seeds_of(both, found)) == [top_k, vsae]
+    first = find_saes(others[:1])
+    assert module._seeds_of(one, first) == {top_k: others[:1]}, "where no setting fits"
+    assert module._seeds_of(one, {}) == {}
 
 
 def test_mistakes_come_up_before_the_text_is_read(runs, monkeypatch):
@@ -79,7 +80,7 @@ def test_codes_of_seeds_are_compared_on_the_tokens_of_the_page(seeds):
     opened = open_folders(seeds)
     contexts = opened.inputs.contexts(opened.run.hook, OPTIONS.split, OPTIONS.tokens)
     x_ND = t.cat([batch.wanted_ND for batch in contexts])
-    for name, (sae, _) in zip(found.measured.names, opened.saes.values(), strict=True):
+    for name, sae in zip(found.measured.names, opened.saes.values(), strict=True):
         own = found.codes.codes[name].to_scipy().toarray()
         assert own == pytest.approx(sae.encode(x_ND).numpy(), abs=1e-5)
 
@@ -99,10 +100,9 @@ METRICS = {"fve": 0.9, "l0": 16.0, "tokens": 1000}
 def analysis(label, metrics=None, seeds=()):
     """An SAE of a report, without its weights."""
     features: Any = SimpleNamespace(codes=SimpleNamespace(count_F=t.tensor([3, 0]), tokens=600))
-    opened: Any = None
     of_seeds = [METRICS | (metrics or {}), *(METRICS | each for each in seeds)]
     nothing: Any = None
-    return Analysis(label, Path(label), opened, features, nothing, metrics_of_seeds=of_seeds)
+    return Analysis(label, nothing, nothing, features, nothing, metrics_of_seeds=of_seeds)
 
 
 def coming_back(one, share):

@@ -20,15 +20,15 @@ from dictionary_learning_ext.report.many_runs import (
     differing,
     grouped,
     most_returning_of_each_k,
-    results_of,
     with_seed_scores,
 )
-from dictionary_learning_ext.run_folder.reading import read_config
+from dictionary_learning_ext.run_folder.comparing import trained_as
+from dictionary_learning_ext.run_folder.sae_folder import SAEFolder, find_sae
 
 
 def row(k, length, **settings):
     name, metrics = f"k{k}_{length}", {"description_length": length, "fve": 0.5}
-    return RunResult(name, {"k": k, **settings}, metrics, Path(name))
+    return RunResult(name, {"k": k, **settings}, metrics, SAEFolder(name, Path(name), {}))
 
 
 EARLY, LATE = "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"
@@ -102,8 +102,9 @@ def test_settings_in_which_runs_differ():
 
 def seed_scores(folders):
     """What comes back between runs of one setting; None if that is not measured."""
-    configs = {str(one): read_config(one) for one in folders}
-    results = results_of(configs, {name: {} for name in configs}, Path("/"))
+    saes = {str(one): find_sae(one) for one in folders}
+    settings = trained_as(saes)
+    results = [RunResult(name, settings[name], {}, sae) for name, sae in saes.items()]
     (group,) = with_seed_scores(grouped(results))
     return group.scores
 
@@ -153,7 +154,12 @@ def test_seeds_of_one_data_seed_share_batches(data_seed, share_batches, seeds, t
 @pytest.mark.parametrize("has_codes", [True, False])
 def test_the_setting_of_which_most_comes_back_is_among_those_of_the_best_fve(has_codes):
     def run(k, beta, fve):
-        return RunResult(f"{k}{beta}", {"k": k, "beta": beta}, {"fve": fve}, Path(f"{k}{beta}"))
+        return RunResult(
+            f"{k}{beta}",
+            {"k": k, "beta": beta},
+            {"fve": fve},
+            SAEFolder(f"{k}{beta}", Path(f"{k}{beta}"), {}),
+        )
 
     def group(k, beta, fve, function, direction):
         known = function if has_codes else None

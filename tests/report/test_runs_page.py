@@ -15,6 +15,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.report import runs_page
 from dictionary_learning_ext.report.many_runs import RunResult, from_folder
 from dictionary_learning_ext.report.runs_page import show_sweep
+from dictionary_learning_ext.run_folder.sae_folder import SAEFolder
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_a_damaged_folder_is_left_out_and_the_others_are_there(folder, runs):
 def row(k, length, seed=0, **settings):
     settings = {"k": k, "seed": seed, "lr": 0.001, **settings}
     name, metrics = f"k{k}_{length}", {"description_length": length, "fve": 0.5}
-    return RunResult(name, settings, metrics, Path(name))
+    return RunResult(name, settings, metrics, SAEFolder(name, Path(name), {}))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +13,10 @@ from dictionary_learning_ext.run_folder.comparing import (
     measured_on,
     measurements,
     same_model,
-    training_settings,
+    trained_as,
     unequal,
 )
+from dictionary_learning_ext.run_folder.sae_folder import SAEFolder
 
 # --- where an evaluation goes
 
@@ -23,7 +25,8 @@ CONFIG = {"run": {"settings": vars(RUN)}}
 
 
 def name_of(folder, run=RUN, tokens=200, measured=256, config=CONFIG, **metrics):
-    file = evaluation_file(folder, config, run, tokens, {"tokens": measured} | metrics)
+    sae = SAEFolder(str(folder), folder, config)
+    file = evaluation_file(sae, folder, run, tokens, {"tokens": measured} | metrics)
     return str(file.relative_to(folder))
 
 
@@ -73,6 +76,12 @@ def config(trainer=None, **settings):
     return content | ({"run": {"settings": settings}} if settings else {})
 
 
+def trained(*configs):
+    """What decides how SAEs of these config.json were trained."""
+    saes = {str(i): SAEFolder(str(i), Path(str(i)), one) for i, one in enumerate(configs)}
+    return [*trained_as(saes).values()]
+
+
 def test_what_several_evaluations_were_measured_on_is_compared():
     def differing(**changes):
         return unequal([*measurements({"one": one, "other": one | changes}).values()])
@@ -90,9 +99,9 @@ def test_the_trainers_of_upstreams_folders_are_a_setting_that_may_differ():
     top_k = config({"trainer_class": "TopKTrainer", "lr": 2e-4, "seed": 0})
     ours = config({"trainer_class": "VariationalTopKTrainer", "lr": 2e-4, "seed": 0, "beta": 1.0})
     other_seed = config({"trainer_class": "TopKTrainer", "lr": 2e-4, "seed": 1})
-    assert unequal([*training_settings({"a": top_k, "b": ours}).values()]) == ["trainer_class"]
-    assert unequal([*training_settings({"a": top_k, "b": other_seed}).values()]) == ["seed"]
-    assert unequal([*training_settings({"a": top_k, "b": top_k}).values()]) == []
+    assert "trainer_class" in unequal(trained(top_k, ours))
+    assert unequal(trained(top_k, other_seed)) == ["seed"]
+    assert unequal(trained(top_k, top_k)) == []
 
 
 def test_none_is_a_value_of_those_that_use_the_setting():
@@ -104,7 +113,7 @@ def test_none_is_a_value_of_those_that_use_the_setting():
 
 def test_where_it_was_written_and_logged_does_not_decide_what_was_trained():
     one = config(architecture="top_k", seed=0, k=4, save_dir="a", eval_tokens=1, device="cpu")
-    assert training_settings({"a": one}) == {"a": {"seed": 0, "k": 4}}
+    assert trained(one) == [{"architecture": "top_k", "seed": 0, "k": 4}]
 
 
 def test_a_language_model_whose_folder_has_moved_is_the_same():
@@ -129,11 +138,11 @@ def test_caches_of_the_same_content_are_one(small_cache, tmp_path):
         differing = unequal([*measurements({"a": measured["a"]} | others).values()])
         assert differing == ["activations"]
 
-    def trained(folder, digest):
+    def cached(folder, digest):
         return run(activations=folder) | {"buffer": {"cache": digest}}
 
-    assert differ(trained("a", "1"), trained("b", "1")) == []
-    assert differ(trained("a", "1"), trained("b", "2")) == ["activations"]
+    assert differ(cached("a", "1"), cached("b", "1")) == []
+    assert differ(cached("a", "1"), cached("b", "2")) == ["activations"]
 
 
 def run(steps=100, **settings):
@@ -143,7 +152,7 @@ def run(steps=100, **settings):
 
 
 def differ(*configs):
-    return unequal(list(training_settings(dict(enumerate(configs))).values()))
+    return unequal(trained(*configs))
 
 
 def test_what_is_the_same_share_of_other_steps_follows():

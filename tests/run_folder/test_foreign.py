@@ -16,8 +16,8 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder.foreign import foreign_config, format_of
 from dictionary_learning_ext.run_folder.foreign_weights import load_foreign
-from dictionary_learning_ext.run_folder.reading import read_config
-from dictionary_learning_ext.run_folder.trained_on import run_of
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
+from dictionary_learning_ext.run_folder.trained_on import trained_on
 
 D, F, K = 8, 24, 3
 
@@ -88,7 +88,7 @@ def test_an_sae_of_saelens_is_that_of_its_equations(architecture, norms, is_cent
     own = load_dictionary(folder)[0]
     t.testing.assert_close(own.encode(x), f, rtol=1e-4, atol=1e-4)
     t.testing.assert_close(own(x), x_hat, rtol=1e-4, atol=1e-4)
-    sae = load_foreign(read_config(folder), unit_norm=True)
+    sae = load_foreign(find_sae(folder).config, unit_norm=True)
     t.testing.assert_close(sae(x), x_hat, rtol=1e-4, atol=1e-4)
     W_dec = sae.W_dec if architecture == "jumprelu" else sae.decoder.weight.T
     t.testing.assert_close(W_dec.norm(dim=1), t.ones(F))
@@ -112,7 +112,7 @@ def test_an_sae_of_saelens_is_that_of_its_equations(architecture, norms, is_cent
 def test_what_upstreams_classes_can_not_represent_is_refused(changes, message, written):
     folder, _ = written(**changes)
     with pytest.raises(CheckpointError, match=message):
-        load_foreign(read_config(folder), unit_norm=True)
+        load_foreign(find_sae(folder).config, unit_norm=True)
 
 
 def test_the_log_threshold_of_an_earlier_saelens_is_read(written, x):
@@ -134,10 +134,10 @@ def test_damaged_files_of_saelens_are_named(written):
     ):
         save_file(weights | {"b_dec": damage}, folder / "sae_weights.safetensors")
         with pytest.raises(CheckpointError, match=message):
-            load_foreign(read_config(folder), unit_norm=True)
+            load_foreign(find_sae(folder).config, unit_norm=True)
     (folder / "cfg.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cfg\.json: .*JSONDecodeError"):
-        read_config(folder)
+        find_sae(folder)
 
 
 def test_a_topk_whose_decoder_is_not_unit_norm_is_read_as_it_is(written, x):
@@ -171,7 +171,7 @@ def test_the_settings_of_saelens_before_version_6_are_read(written, x):
         "lm_name": "gpt2-small",
         "submodule_name": "blocks.3.hook_resid_pre",
     }
-    run = run_of(folder)
+    run = trained_on(find_sae(folder))
     assert (run.model, run.hook) == ("gpt2-small", "blocks.3.hook_resid_pre")
     assert (run.data, run.ctx_len, run.text_packing) == ("some/text", 64, "pack")
     save_file(weights | {"scaling_factor": t.rand(F)}, folder / "sae_weights.safetensors")
@@ -182,11 +182,11 @@ def test_the_settings_of_saelens_before_version_6_are_read(written, x):
 def test_what_saelens_table_has_stands_in_place_of_the_files(written, of_sparsify):
     folder, _ = written(dataset_path="of/the_file", apply_b_dec_to_input=True)
     table = {"dataset_path": "of/the_table", "apply_b_dec_to_input": False}
-    config = foreign_config(folder, "SAELens", table)
+    config = foreign_config(folder, "SAELens", table, {})
     assert config["buffer"]["text"] == "of/the_table"
     assert config["foreign"]["subtracts_b_dec"] is False
     folder, _ = of_sparsify()
-    assert foreign_config(folder, "sparsify", {"k": K + 1})["trainer"]["k"] == K + 1
+    assert foreign_config(folder, "sparsify", {"k": K + 1}, {})["trainer"]["k"] == K + 1
 
 
 def test_what_export_json_says_stands_in_place_of_the_run_beside_it(of_sparsify):
@@ -194,7 +194,7 @@ def test_what_export_json_says_stands_in_place_of_the_run_beside_it(of_sparsify)
     folder, _ = of_sparsify("layers.1", run)
     own = {"model_name": "its/own", "hook_name": "blocks.1.hook_mlp_out"}
     (folder / "export.json").write_text(json.dumps(own))
-    found = run_of(folder)
+    found = trained_on(find_sae(folder))
     assert (found.model, found.hook, found.ctx_len) == ("its/own", "blocks.1.hook_mlp_out", 64)
 
 
@@ -203,7 +203,7 @@ def test_a_language_model_that_transformerlens_changed_is_warned_of(changed, wri
     options = {"center_writing_weights": changed}
     about = {"hook_name": "blocks.3.hook_resid_pre", "model_name": "gpt2-small"}
     folder, _ = written(metadata=about | {"model_from_pretrained_kwargs": options})
-    run_of(folder, "gpt2")
+    trained_on(find_sae(folder), "gpt2")
     assert any("center_writing_weights" in message for message in caplog.messages) == changed
 
 
@@ -240,7 +240,7 @@ def test_what_saelens_itself_saves_is_read(architecture, tmp_path, x):
 
 def agree(theirs, folder, x):
     """Their features and reconstructions are ours, in float64."""
-    ours: Any = load_foreign(read_config(folder), dtype=t.float64)
+    ours: Any = load_foreign(find_sae(folder).config, dtype=t.float64)
     t.testing.assert_close(ours.encode(x), theirs.encode(x).detach(), rtol=1e-9, atol=1e-9)
     t.testing.assert_close(ours(x), theirs(x).detach(), rtol=1e-9, atol=1e-9)
     ours, _ = load_dictionary(folder)
@@ -358,7 +358,7 @@ def test_where_sparsify_trained_is_in_its_folders_name_and_the_run_beside(
 ):
     run = {"model": "some/model", "dataset": "some/text", "ctx_len": 64, "text_column": "raw"}
     folder, _ = of_sparsify(module, run | {"lr": 0.1})
-    found = run_of(folder)
+    found = trained_on(find_sae(folder))
     assert (found.model, found.hook, found.data) == ("some/model", hook, "some/text")
     assert (found.ctx_len, found.text_column) == (64, "raw")
 
@@ -367,9 +367,12 @@ def test_what_no_file_names_is_asked_for(of_sparsify):
     folder, _ = of_sparsify("layers.1.mlp")  # which is no hook point where a norm follows
     message = r"which language model.* and which hook point.*; give model and hook "
     with pytest.raises(ConfigError) as refused:
-        run_of(folder)
+        trained_on(find_sae(folder))
     assert re.search(message, str(refused.value))
-    assert run_of(folder, "gpt2", "blocks.1.hook_mlp_out").hook == "blocks.1.hook_mlp_out"
+    assert (
+        trained_on(find_sae(folder), "gpt2", "blocks.1.hook_mlp_out").hook
+        == "blocks.1.hook_mlp_out"
+    )
 
 
 @pytest.mark.extra
@@ -429,10 +432,10 @@ def test_what_an_sae_of_gemma_scope_is_of_is_in_the_names_of_its_folders(
     place, model, hook, tmp_path, monkeypatch
 ):
     of_gemma_scope(tmp_path / place, D, F)
-    run = run_of(tmp_path / place)
+    run = trained_on(find_sae(tmp_path / place))
     assert (run.model, run.hook) == (model, hook)
     monkeypatch.chdir(tmp_path / place)
-    assert run_of(".").hook == hook
+    assert trained_on(find_sae(".")).hook == hook
 
 
 @pytest.mark.parametrize(
@@ -446,7 +449,7 @@ def test_what_an_sae_of_gemma_scope_is_of_is_in_the_names_of_its_folders(
 def test_what_is_no_sae_of_a_blocks_output_in_gemma_scope_is_refused(place, tmp_path):
     of_gemma_scope(tmp_path / place, D, F)
     with pytest.raises(CheckpointError, match=r"expected .*gemma-scope-…-res"):
-        read_config(tmp_path / place)
+        find_sae(tmp_path / place)
 
 
 @pytest.mark.parametrize(
@@ -522,7 +525,7 @@ def test_an_sae_of_the_papers_public_code_is_that_of_its_equations(is_centred, t
     t.testing.assert_close(sae.log_var(x), log_var, rtol=1e-5, atol=1e-5)
     assert (log_var == -6).any()
     assert (sae.encode(x) != 0).sum(1).max() == K_OF_BAKER_LI
-    run = run_of(folder)
+    run = trained_on(find_sae(folder))
     assert (run.model, run.hook, run.ctx_len) == ("some/model", "blocks.1.hook_resid_post", 64)
 
 
@@ -555,10 +558,10 @@ def test_a_folder_of_no_known_format_says_which_are_known(tmp_path, of_sparsify)
     (tmp_path / "some" / "cfg.json").write_text("{}")
     message = r"some: expected a file config\.json, but it holds cfg\.json; give a folder of this package.*SAELens.*sparsify"
     with pytest.raises(CheckpointError, match=message):
-        read_config(tmp_path / "some")
+        find_sae(tmp_path / "some")
     folder, _ = of_sparsify()
     message = rf"holds the folders of SAEs and is not one; give one of them, e\.g\. {folder}"
     with pytest.raises(CheckpointError, match=message):
-        read_config(tmp_path)
+        find_sae(tmp_path)
     with pytest.raises(CheckpointError, match="no checkpoints"):
-        read_config(folder, 6)
+        find_sae(folder, 6)

@@ -8,7 +8,7 @@ from export_folders import of_sae_lens
 
 from dictionary_learning_ext.run_folder import identity
 from dictionary_learning_ext.run_folder.identity import changed, sources_of
-from dictionary_learning_ext.run_folder.sae_names import hash_of_sae
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
 
 
 def of_text(path):
@@ -56,18 +56,18 @@ def test_a_cache_stands_for_its_text_and_model(small_cache, tmp_path):
 
 def test_an_sae_is_known_by_its_weights_and_another_librarys_by_its_settings_too(trained, tmp_path):
     one = shutil.copytree(trained / "vsae", tmp_path / "one")
-    assert hash_of_sae(one) == hash_of_sae(trained / "vsae") != hash_of_sae(trained / "top_k")
+    assert find_sae(one).hash == find_sae(trained / "vsae").hash != find_sae(trained / "top_k").hash
     of_sae_lens(tmp_path / "theirs")
-    before = hash_of_sae(tmp_path / "theirs")
+    before = find_sae(tmp_path / "theirs").hash
     config = tmp_path / "theirs" / "cfg.json"
     config.write_text(config.read_text() + " ")
-    assert hash_of_sae(tmp_path / "theirs") != before
+    assert find_sae(tmp_path / "theirs").hash != before
 
 
 def test_only_what_is_known_on_both_sides_counts(trained):
-    weights = hash_of_sae(trained / "vsae")
+    weights = find_sae(trained / "vsae").hash
     said = {"weights": weights, "data": None, "model": "abc", "definitions": "d"}
     metrics = {"of": said, "measured_on": {"data": "embedded", "model": "gone/lm"}}
-    assert changed(trained / "vsae", metrics, "d") == []
-    assert changed(trained / "top_k", metrics, "e") == ["weights", "definitions"]
-    assert changed(trained / "vsae", {"fve": 1.0}, "d") is None
+    assert changed(find_sae(trained / "vsae"), metrics, "d") == []
+    assert changed(find_sae(trained / "top_k"), metrics, "e") == ["weights", "definitions"]
+    assert changed(find_sae(trained / "vsae"), {"fve": 1.0}, "d") is None

@@ -18,15 +18,12 @@ from dictionary_learning_ext.run_folder.reading import (
     checkpoint_steps,
     is_finished,
     load_config,
-    read_config,
     read_history,
-    read_metrics,
-    read_metrics_if_any,
     read_run,
-    require_folders,
     run_folders,
     steps_of,
 )
+from dictionary_learning_ext.run_folder.sae_folder import find_sae, find_saes, read_metrics
 
 SETTINGS = TrainConfig(
     VSAETopKConfig(beta=0.25), RunConfig(steps=77, hook="blocks.1.hook_resid_post")
@@ -58,8 +55,9 @@ def test_reading_imports_no_torch(tmp_path):
         "from dictionary_learning_ext.run_folder import files, reading\n"
         f"assert starting_point({{'resume': {str(tmp_path)!r}}}).run.steps == 77\n"
         f"assert starting_point({{'config': {str(tmp_path)!r}}}).run.steps == 77\n"
-        "from dictionary_learning_ext.run_folder.trained_on import run_of\n"
-        f"run_of(__import__('pathlib').Path({str(tmp_path)!r}), None, None, None, 'cpu')\n"
+        "from dictionary_learning_ext.run_folder.sae_folder import find_sae\n"
+        "from dictionary_learning_ext.run_folder.trained_on import trained_on\n"
+        f"trained_on(find_sae({str(tmp_path)!r}), None, None, None, 'cpu')\n"
         "print([m for m in ('torch', 'nnsight', 'datasets', 'wandb') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -77,7 +75,7 @@ NOT_JSON = {
     "not UTF-8": b"\xff\xfe\x00",
 }
 READERS = {
-    "config.json": (read_config, "copy it again or train again"),
+    "config.json": (find_sae, "copy it again or train again"),
     "metrics.json": (read_metrics, "run `vsae eval "),
     "metrics.jsonl": (read_history, "delete it to continue without the training curves"),
 }
@@ -110,7 +108,7 @@ def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
         (theirs, r"ae\.pt, but it holds config\.json"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            read_config(folder)
+            find_sae(folder)
 
 
 @pytest.mark.parametrize(
@@ -148,36 +146,36 @@ def test_a_run_that_is_not_finished_says_how_to_continue(tmp_path):
             point = folder / "resume" / f"step_{at:08d}.pt"
             point.parent.mkdir(exist_ok=True)
             point.touch()
-        for reader in (read_config, read_metrics):
+        for reader in (find_sae, read_metrics):
             with pytest.raises(CheckpointError) as raised:
                 reader(folder)
             assert str(raised.value) == expected % step
     assert steps_of(folder) == [20, 40]
     (folder / "metrics.json").write_text("{}")  # it was finished
     with pytest.raises(CheckpointError, match="--resume"):
-        read_config(folder)
+        find_sae(folder)
     shutil.rmtree(folder / "resume")
     with pytest.raises(CheckpointError, match=r"ae\.pt, but it holds config\.json"):
-        read_config(folder)
+        find_sae(folder)
     (folder / "metrics.json").unlink()
     (folder / "failed.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"see failed\.json"):
-        read_config(folder)
+        find_sae(folder)
 
 
 def test_a_checkpoint_is_there_or_those_that_are_are_listed(tmp_path):
     made(tmp_path)
     (tmp_path / "ae.pt").unlink()
     with pytest.raises(CheckpointError, match="step 5; there are none; train"):
-        read_config(tmp_path, 5)
+        find_sae(tmp_path, 5)
     (tmp_path / "checkpoints").mkdir()
     for step in (100, 20):
         (tmp_path / "checkpoints" / f"ae_{step}.pt").touch()
     (tmp_path / "checkpoints" / ".ae_7.pt.tmp").touch()
     assert checkpoint_steps(tmp_path) == [20, 100]
-    assert read_config(tmp_path, 20)["trainer"] == TRAINER, "of a run that is not finished too"
+    assert find_sae(tmp_path, 20).config["trainer"] == TRAINER, "of a run that is not finished too"
     with pytest.raises(CheckpointError, match="step 5; expected one of 20, 100"):
-        read_config(tmp_path, 5)
+        find_sae(tmp_path, 5)
 
 
 def test_settings_are_read_without_weights_from_a_folder_or_its_file(tmp_path):
@@ -187,13 +185,13 @@ def test_settings_are_read_without_weights_from_a_folder_or_its_file(tmp_path):
 
 
 def test_metrics_that_were_not_measured_say_what_to_type(tmp_path):
-    assert read_metrics_if_any(made(tmp_path)) is None
+    assert find_sae(made(tmp_path)).metrics is None
     with pytest.raises(CheckpointError, match=rf"run `vsae eval {tmp_path}`"):
         read_metrics(tmp_path)
     with pytest.raises(ConfigError):
-        require_folders([])
+        find_saes([])
     made(tmp_path, **{"metrics.json": {"fve": 0.5}})
-    assert read_metrics(tmp_path) == read_metrics_if_any(tmp_path) == {"fve": 0.5}
+    assert read_metrics(tmp_path) == find_sae(tmp_path).metrics == {"fve": 0.5}
 
 
 def test_the_history_is_read_line_by_line(tmp_path):

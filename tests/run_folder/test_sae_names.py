@@ -18,9 +18,8 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.errors import CheckpointError, HubError
 from dictionary_learning_ext.run_folder import sae_names
 from dictionary_learning_ext.run_folder.files import sha256_of
-from dictionary_learning_ext.run_folder.reading import read_config
-from dictionary_learning_ext.run_folder.sae_names import require_own, results_folder
-from dictionary_learning_ext.run_folder.trained_on import run_of
+from dictionary_learning_ext.run_folder.sae_folder import find_run, find_sae
+from dictionary_learning_ext.run_folder.trained_on import trained_on
 
 TABLE = {
     "gpt2-small-res": {
@@ -119,13 +118,17 @@ def test_a_place_on_the_hub_is_an_sae_of_any_format(name, folder, hub, without_s
     expected, own = load_dictionary(repositories / folder)
     assert all(t.equal(v, expected.state_dict()[n]) for n, v in sae.state_dict().items())
     assert config["trainer"] == own["trainer"]
-    read_config(name)
+    find_sae(name)
     ((repo, patterns),) = asked  # once
     assert repo == "/".join(name.split("/")[:2])
     inside = "".join(f"{part}/" for part in name.split("/")[2:])
     assert f"{inside}cfg.json" in patterns
     assert not any("*" in pattern for pattern in patterns), "nothing else of a large repository"
-    run = run_of(name, "given/model") if "sparse" not in name else run_of(name)
+    run = (
+        trained_on(find_sae(name), "given/model")
+        if "sparse" not in name
+        else trained_on(find_sae(name))
+    )
     assert run.hook == "blocks.1.hook_resid_post" if name != "me/pushed/vsae" else "blocks.0"
 
 
@@ -133,18 +136,18 @@ def test_nothing_here_is_looked_for_on_the_hub(hub, tmp_path):
     (tmp_path / "mine").mkdir()
     for name in ("runs/typo", "mine/typo", "./me/one", "../me/one", "typo", str(tmp_path / "typo")):
         with pytest.raises(CheckpointError, match=re.escape(Path(name).name)):
-            read_config(name)
+            find_sae(name)
     assert hub[1] == []
 
 
 def test_what_the_hub_has_not_says_what_to_give(hub, without_saelens):
     message = r"nobody/nothing/here: no such folder here, and the hub can't be read.*give a folder, or OWNER/REPO.*install sae-lens"
     with pytest.raises(HubError, match=message):
-        read_config("nobody/nothing/here")
+        find_sae("nobody/nothing/here")
     with pytest.raises(HubError, match=r"me/sparse .*'layers\.7'; give OWNER"):
-        read_config("me/sparse/layers.7")
+        find_sae("me/sparse/layers.7")
     with pytest.raises(HubError, match=r"closed/saes .*`hf auth login`"):
-        read_config("closed/saes/layer_0")
+        find_sae("closed/saes/layer_0")
 
 
 def test_a_release_of_saelens_is_found_in_its_table(hub, table):
@@ -154,13 +157,13 @@ def test_a_release_of_saelens_is_found_in_its_table(hub, table):
     expected, _ = load_dictionary(repositories / "me" / "reformatted" / "layer_8")
     assert t.equal(sae.encoder.weight, expected.encoder.weight)
     for either in (name, "me/reformatted/layer_8"):  # by its place on the hub, too
-        assert run_of(either, "given/model").data == "of/the_table"
-    run = run_of("gemma-scope-2b-pt-res-canonical/layer_1/width_16k/canonical")
+        assert trained_on(find_sae(either), "given/model").data == "of/the_table"
+    run = trained_on(find_sae("gemma-scope-2b-pt-res-canonical/layer_1/width_16k/canonical"))
     assert (run.model, run.hook) == ("google/gemma-2-2b", "blocks.1.hook_resid_post")
     with pytest.raises(HubError, match=r"'layer_7'; expected blocks.8.hook_resid_pre, layer"):
-        read_config("gpt2-small-res/layer_7")
+        find_sae("gpt2-small-res/layer_7")
     with pytest.raises(CheckpointError, match=r"scope .*'gemma_3'"):
-        read_config("scope/layer_0")
+        find_sae("scope/layer_0")
 
 
 def test_the_scale_in_the_table_is_folded_in(hub, table):
@@ -181,30 +184,30 @@ def test_the_scale_in_the_table_is_folded_in(hub, table):
 def test_a_command_for_run_folders_does_not_ask_the_hub(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(CheckpointError, match=r"exps/vsea: .*`vsae export`"):
-        require_own("exps/vsea", "export")
+        find_run("exps/vsea", "export")
 
 
 def test_results_of_a_run_are_in_its_folder_and_of_others_in_results(
     hub, table, trained, tmp_path, monkeypatch
 ):
     run = trained / "vsae"
-    assert results_folder(run) == run
-    assert results_folder("me/pushed/vsae").parts[0] == "results", "not in the hub's cache"
+    assert find_sae(run).results == run
+    assert find_sae("me/pushed/vsae").results.parts[0] == "results", "not in the hub's cache"
 
     theirs = of_sae_lens(tmp_path / "a folder" / "sæ")
-    found = results_folder(theirs)
+    found = find_sae(theirs).results
     digest = sha256_of(theirs / "sae_weights.safetensors")
     assert found == Path(f"results/a-folder_sæ_{digest[:8]}")
     monkeypatch.chdir(theirs.parent)
-    assert results_folder("sæ") == found, "however it is spelled"
-    assert results_folder("sæ", out="/elsewhere").parent == Path("/elsewhere")
+    assert find_sae("sæ").results == found, "however it is spelled"
+    assert find_sae("sæ").results_in("/elsewhere").parent == Path("/elsewhere")
     other = of_sae_lens(tmp_path / "other", seed=7)
     shutil.copy(other / "sae_weights.safetensors", theirs)
-    assert results_folder("sæ") != found, "other weights are another SAE"
-    release = results_folder("gpt2-small-res/blocks.8.hook_resid_pre")
+    assert find_sae("sæ").results != found, "other weights are another SAE"
+    release = find_sae("gpt2-small-res/blocks.8.hook_resid_pre").results
     assert release.name.startswith("gpt2-small-res_blocks.8.hook_resid_pre_")
     with pytest.raises(CheckpointError, match="runs/typo: no such folder"):
-        results_folder("runs/typo")
+        find_sae("runs/typo")
 
 
 def test_two_folders_of_trainsae_of_one_name_have_results_each(trained, tmp_path):
@@ -215,6 +218,6 @@ def test_two_folders_of_trainsae_of_one_name_have_results_each(trained, tmp_path
         config = json.loads((folder / "config.json").read_text())
         del config["run"]
         (folder / "config.json").write_text(json.dumps(config))
-    found = [results_folder(folder).name for folder in (first, second)]
+    found = [find_sae(folder).results.name for folder in (first, second)]
     assert found[0].startswith("top_k_trainer_0_")
     assert found[1].startswith("vsae_trainer_0_")

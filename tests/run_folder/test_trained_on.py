@@ -7,8 +7,8 @@ import pytest
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder.reading import load_config
-from dictionary_learning_ext.run_folder.sae_names import results_folder
-from dictionary_learning_ext.run_folder.trained_on import run_of
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
+from dictionary_learning_ext.run_folder.trained_on import trained_on
 
 SETTINGS = TrainConfig(run=RunConfig(steps=77, hook="blocks.1.hook_resid_post"))
 TRAINER = {"dict_class": "AutoEncoderTopK", "lm_name": "here/pythia-70m"}
@@ -34,8 +34,8 @@ def made(tmp_path, monkeypatch):
 
 def write_metrics(folder, text):
     """As `vsae eval` of it does."""
-    results_folder(folder).mkdir(parents=True, exist_ok=True)
-    (results_folder(folder) / "metrics.json").write_text(text)
+    find_sae(folder).results.mkdir(parents=True, exist_ok=True)
+    (find_sae(folder).results / "metrics.json").write_text(text)
 
 
 def upstreams(layer=3, submodule_name="resid_post_layer_3", **buffer):
@@ -45,22 +45,22 @@ def upstreams(layer=3, submodule_name="resid_post_layer_3", **buffer):
 
 
 def test_what_was_asked_for_takes_the_place_of_the_runs_own(made):
-    run = run_of(made(OURS), "there/pythia-70m", None, "other.txt", "cpu")
+    run = trained_on(find_sae(made(OURS)), "there/pythia-70m", None, "other.txt", "cpu")
     assert (run.model, run.hook) == ("there/pythia-70m", SETTINGS.run.hook)
     assert (run.data, run.device, run.steps) == ("other.txt", "cpu", 77)
     assert run.ctx_len == RunConfig.ctx_len, "the run's, which decides the buffer's"
     with pytest.raises(CheckpointError, match=r"blocks\.1.*, not on blocks\.0"):
-        run_of(made(OURS), None, "blocks.0.hook_resid_post")
+        trained_on(find_sae(made(OURS)), None, "blocks.0.hook_resid_post")
 
 
 def test_of_version_0_3_the_runs_settings_are_enough(made):
     """The SAE's had other names and units."""
     settings = SETTINGS.to_dict() | {"survival": 0.6, "warmup": 0.1, "group_fractions": None}
     folder = made(OURS | {"run": {"settings": settings}})
-    read = run_of(folder)
+    read = trained_on(find_sae(folder))
     with pytest.raises(ConfigError, match="unknown setting 'survival'; it was removed"):
         load_config(folder)
-    assert read == run_of(made(OURS))
+    assert read == trained_on(find_sae(made(OURS)))
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,12 @@ def test_of_version_0_3_the_runs_settings_are_enough(made):
 def test_a_model_of_another_name_is_warned_of_and_used(config, made, caplog):
     """A snapshot's folder is named by a hash, and lm_name of a trainSAE is free."""
     hook = "blocks.1.hook_resid_post"
-    assert run_of(made(config), "elsewhere/pythia-70m", hook, "embedded", "cpu")
+    assert trained_on(find_sae(made(config)), "elsewhere/pythia-70m", hook, "embedded", "cpu")
     assert not caplog.messages
-    assert run_of(made(config), "snapshots/ab12", hook, "embedded", "cpu").model == "snapshots/ab12"
+    assert (
+        trained_on(find_sae(made(config)), "snapshots/ab12", hook, "embedded", "cpu").model
+        == "snapshots/ab12"
+    )
     (message,) = caplog.messages
     assert message.endswith("here/pythia-70m, now used with snapshots/ab12")
 
@@ -95,14 +98,14 @@ def test_a_folder_of_upstreams_needs_what_it_does_not_name(hook, lm_name, given,
     config = upstreams(2, hook, io="out")
     config["trainer"]["lm_name"] = lm_name
     with pytest.raises(ConfigError, match=message):
-        run_of(made(config), **given)
+        trained_on(find_sae(made(config)), **given)
 
 
 def test_a_folder_of_upstreams_that_names_a_hook_point_needs_neither(made, caplog):
     """What metrics.json was measured on is known to work: it comes before lm_name, which is free."""
     caplog.set_level("INFO")
     folder = made(upstreams(2, "blocks.2.hook_mlp_out", io="out"))
-    run = run_of(folder, None, None, "mine.txt")
+    run = trained_on(find_sae(folder), None, None, "mine.txt")
     assert (run.model, run.hook, run.data) == (
         "here/pythia-70m",
         "blocks.2.hook_mlp_out",
@@ -115,18 +118,18 @@ def test_a_folder_of_upstreams_that_names_a_hook_point_needs_neither(made, caplo
     measured_on = {"model": "moved/pythia-70m", "hook": "blocks.2.hook_mlp_out", "data": "book.txt"}
     write_metrics(folder, json.dumps({"measured_on": measured_on}))
     caplog.clear()
-    run = run_of(folder)
+    run = trained_on(find_sae(folder))
     assert (run.model, run.data) == ("moved/pythia-70m", "book.txt")
     assert caplog.messages == [
         f"{folder}: using model=moved/pythia-70m data=book.txt, from its metrics.json",
         f"{folder}: using hook=blocks.2.hook_mlp_out, from its settings",
     ]
-    assert run_of(folder, "given/pythia-70m").model == "given/pythia-70m"
+    assert trained_on(find_sae(folder), "given/pythia-70m").model == "given/pythia-70m"
     caplog.clear()
-    run_of(folder, "given/pythia-70m", "blocks.2.hook_mlp_out")
+    trained_on(find_sae(folder), "given/pythia-70m", "blocks.2.hook_mlp_out")
     assert caplog.messages[0].endswith("using data=book.txt, from its metrics.json")
     write_metrics(folder, "{")
-    assert run_of(folder).model == "here/pythia-70m"
+    assert trained_on(find_sae(folder)).model == "here/pythia-70m"
 
 
 def test_the_text_of_an_evaluation_is_not_the_buffers(made):
@@ -134,7 +137,7 @@ def test_the_text_of_an_evaluation_is_not_the_buffers(made):
     folder = made(upstreams(2, "blocks.2.hook_mlp_out", io="out", text="trained.txt"))
     measured_on = {"model": "moved/pythia-70m", "data": "other.txt"}
     write_metrics(folder, json.dumps({"measured_on": measured_on}))
-    run = run_of(folder)
+    run = trained_on(find_sae(folder))
     assert (run.model, run.data) == ("moved/pythia-70m", "trained.txt")
 
 
@@ -150,7 +153,7 @@ def test_the_text_of_an_evaluation_is_not_the_buffers(made):
     ],
 )
 def test_a_hook_where_upstreams_sae_was_trained_is_taken(io, hook, made):
-    assert run_of(made(upstreams(io=io)), "pythia-70m", hook).hook == hook
+    assert trained_on(find_sae(made(upstreams(io=io))), "pythia-70m", hook).hook == hook
 
 
 @pytest.mark.parametrize(
@@ -164,31 +167,31 @@ def test_a_hook_where_upstreams_sae_was_trained_is_taken(io, hook, made):
 )
 def test_another_layer_than_upstreams_is_refused(io, hook, was, instead, made):
     with pytest.raises(CheckpointError) as raised:
-        run_of(made(upstreams(io=io)), "pythia-70m", hook)
+        trained_on(find_sae(made(upstreams(io=io))), "pythia-70m", hook)
     assert str(raised.value).endswith(f"{was}, not on {hook}; use hook='{instead}'")
 
 
 def test_a_hook_that_upstreams_config_names_counts_more_than_its_layer(made):
     folder = made(upstreams(layer=0, submodule_name="blocks.2.hook_resid_post", io="out"))
-    assert run_of(folder, "pythia-70m", "blocks.2.hook_resid_post")
+    assert trained_on(find_sae(folder), "pythia-70m", "blocks.2.hook_resid_post")
     with pytest.raises(CheckpointError, match=r"on hook blocks\.2"):
-        run_of(folder, "pythia-70m", "blocks.0.hook_resid_post")
+        trained_on(find_sae(folder), "pythia-70m", "blocks.0.hook_resid_post")
 
 
 def test_the_rest_is_that_of_upstreams_buffer(made, caplog):
     hook, given = "blocks.3.hook_resid_post", ("pythia-70m", "blocks.3.hook_resid_post")
     same = {"ctx_len": 64, "remove_bos": True, "max_norm_multiple": 10.0}
     folder = made(upstreams(3, hook, io="out", text="book.txt", packing="pack", n_ctxs=7, **same))
-    run = run_of(folder, *given)
+    run = trained_on(find_sae(folder), *given)
     assert (run.data, run.text_packing) == ("book.txt", "pack")
     assert {name: getattr(run, name) for name in same} == same
-    assert run_of(folder, *given, "mine.txt").data == "mine.txt"
+    assert trained_on(find_sae(folder), *given, "mine.txt").data == "mine.txt"
     assert not caplog.messages
     folder = made(upstreams(3, hook, io="out", ctx_len=64))  # upstream's own buffer
-    run = run_of(folder, *given)
+    run = trained_on(find_sae(folder), *given)
     assert (run.data, run.text_packing) == ("embedded", "truncate")
     (message,) = caplog.messages
     assert "--data embedded. --data FILE" in message
     caplog.clear()
-    run_of(folder, *given, "mine.txt")
+    trained_on(find_sae(folder), *given, "mine.txt")
     assert not caplog.messages

@@ -10,7 +10,8 @@ import yaml
 from forks import HANGS
 from wandb_server import SWEEP_PATH, WandbServer
 
-from dictionary_learning_ext.run_folder.reading import read_history, read_metrics
+from dictionary_learning_ext.run_folder.reading import read_history
+from dictionary_learning_ext.run_folder.sae_folder import read_metrics
 
 VSAE = f"""#!{sys.executable}
 import os, signal, sys

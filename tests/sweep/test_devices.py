@@ -14,7 +14,7 @@ from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError, TrainingError
 from dictionary_learning_ext.run_folder.files import write_json
-from dictionary_learning_ext.run_folder.reading import read_config
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
 from dictionary_learning_ext.sweep import devices, runner
 from dictionary_learning_ext.sweep.__main__ import main as worker
 from dictionary_learning_ext.sweep.chunks import Chunk
@@ -188,6 +188,6 @@ def test_a_sweep_trains_on_two_gpus(sweep_file, tmp_path, monkeypatch, capsys):
         assert main([*sweep, "--devices", "cuda:0,cuda:1"]) == 0
     assert ", 2 at once on each of cuda:0, cuda:1\n" in capsys.readouterr().out
     runs = [config.parent for config in (tmp_path / "s").glob("*/config.json")]
-    used = [read_config(run)["run"]["settings"]["device"] for run in runs]
+    used = [find_sae(run).config["run"]["settings"]["device"] for run in runs]
     assert sorted(used) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
     assert all((run / "metrics.json").is_file() for run in runs)

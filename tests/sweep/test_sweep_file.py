@@ -14,7 +14,7 @@ from dictionary_learning_ext.commands.sweep import train_config
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, UserError
-from dictionary_learning_ext.run_folder.reading import read_config, read_metrics
+from dictionary_learning_ext.run_folder.sae_folder import find_sae, read_metrics
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 from dictionary_learning_ext.training.plan import with_hook_names
 
@@ -52,7 +52,7 @@ def test_an_agents_command_of_every_file_trains_and_measures_what_the_file_optim
     assert main([*words, *small, "--wandb=disabled", f"--save-dir={folder}"]) == 0
     logged = {f"eval/{name}": value for name, value in read_metrics(folder).items()}
     assert isinstance(logged[content["metric"]["name"]], float)
-    settings = read_config(folder)["run"]["settings"]
+    settings = find_sae(folder).config["run"]["settings"]
     assert {n: settings[n] for n in first if n != "k"} == {n: first[n] for n in first if n != "k"}
 
 

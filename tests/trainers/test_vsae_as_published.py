@@ -9,8 +9,7 @@ from small_trainers import STEPS, F, K, batch, built, in_float64
 
 from dictionary_learning_ext import VSAEAsPublishedTrainer, VSAETopK, load_dictionary
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.run_folder.foreign import format_of
-from dictionary_learning_ext.run_folder.sae_names import require_own
+from dictionary_learning_ext.run_folder.sae_folder import find_run, find_sae
 
 NAME = "vsae_as_published"
 
@@ -115,7 +114,7 @@ def test_a_folder_of_trainsae_is_ours_and_not_the_authors(tmp_path):
     kinds = {"normalize_activations": True, "device": "cpu"}
     trainSAE(batches, [config], steps=4, save_dir=str(tmp_path), **kinds)
     folder = tmp_path / "trainer_0"
-    require_own(folder, "export")
+    find_run(folder, "export")
     assert isinstance(load_dictionary(folder)[0], VSAETopK)
 
 
@@ -157,7 +156,7 @@ def test_a_run_of_the_preset_through_every_command(runs, tmp_path, capsys):
 
 
 def test_its_weights_beside_the_authors_config_have_the_same_codes(runs, tmp_path):
-    assert format_of(runs / "0") is None
+    assert find_sae(runs / "0").form is None
     ours, config = load_dictionary(runs / "0")
     theirs = {"dict_class": "VSAETopK", "activation_dim": ours.activation_dim}
     theirs |= {"dict_size": ours.dict_size, "k": int(ours.k), "var_flag": 0}
@@ -165,7 +164,7 @@ def test_its_weights_beside_the_authors_config_have_the_same_codes(runs, tmp_pat
     assert config["trainer"].items() >= theirs.items()
     (tmp_path / "ae.pt").write_bytes((runs / "0" / "ae.pt").read_bytes())
     (tmp_path / "config.json").write_text(json.dumps({"trainer": theirs}))
-    assert format_of(tmp_path) == "Baker & Li"
+    assert find_sae(tmp_path).form == "Baker & Li"
     read, _ = load_dictionary(tmp_path)
     x = 5 * t.randn(200, ours.activation_dim, generator=t.Generator().manual_seed(0))
     assert t.allclose(read.double().encode(x.double()), ours.double().encode(x.double()))

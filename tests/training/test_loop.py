@@ -33,8 +33,9 @@ from dictionary_learning_ext.errors import (
     TrainingError,
 )
 from dictionary_learning_ext.evaluation.metrics import METRICS
-from dictionary_learning_ext.run_folder.reading import load_config, read_history, read_metrics
+from dictionary_learning_ext.run_folder.reading import load_config, read_history
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
+from dictionary_learning_ext.run_folder.sae_folder import read_metrics
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
 

@@ -17,9 +17,8 @@ from dictionary_learning_ext.errors import (
     TextError,
     UserError,
 )
-from dictionary_learning_ext.run_folder.reading import read_metrics
-from dictionary_learning_ext.run_folder.sae_names import hash_of_sae
-from dictionary_learning_ext.run_folder.trained_on import run_of
+from dictionary_learning_ext.run_folder.sae_folder import find_sae, read_metrics
+from dictionary_learning_ext.run_folder.trained_on import trained_on
 from dictionary_learning_ext.run_folder.weights import for_raw_activations
 from dictionary_learning_ext.trainers.build import build_trainer
 
@@ -72,7 +71,7 @@ def test_every_sae_is_trained_on_each_batch_and_measured_by_the_evaluator(run):
         found, config = load_dictionary(folders[name])
         for key, value in stepped(sae).items():
             t.testing.assert_close(found.state_dict()[key], value, rtol=1e-6, atol=1e-7)
-        of = {"weights": hash_of_sae(folders[name])}
+        of = {"weights": find_sae(folders[name]).hash}
         assert read_metrics(folders[name]) == {"fve": 0.5, "size": 32, "of": of}
         assert config["run"]["settings"]["batch_size"] == B
         lines = (folders[name] / "metrics.jsonl").read_text().splitlines()
@@ -83,8 +82,10 @@ def test_every_sae_is_trained_on_each_batch_and_measured_by_the_evaluator(run):
 def test_later_commands_ask_for_the_language_model(run, tmp_path, tiny_lm_dir, text):
     train_saes(batches(), {"a": SAES["top_k"]}, run)
     with pytest.raises(ConfigError, match=r"own.*give model, hook and data, or activations"):
-        run_of(tmp_path / "run")
-    found = run_of(tmp_path / "run", str(tiny_lm_dir), "blocks.1.hook_resid_post", text)
+        trained_on(find_sae(tmp_path / "run"))
+    found = trained_on(
+        find_sae(tmp_path / "run"), str(tiny_lm_dir), "blocks.1.hook_resid_post", text
+    )
     assert (found.model, found.hook, found.data) == (
         str(tiny_lm_dir),
         "blocks.1.hook_resid_post",
