@@ -606,7 +606,7 @@ RANDOM = "random tokens, untrained"
 
 
 def readme_table() -> str:
-    """docs/science.md's: what comes back at each place. Of the SAEs of the fading the weights weren't kept."""
+    """RESULTS.md's: what comes back at each place. Of the SAEs of the fading the weights weren't kept."""
     whole = "{{{0}.explained}} ({{{0}.explained_least}} to {{{0}.explained_most}})"
     shares = "{{{0}.function}} | {{{0}.direction}} | {{{0}.near_dead}} | {{{0}.fve}}"
     gates = ARMS["gates_off"]
@@ -658,6 +658,22 @@ TABLES = {
 | random tokens, untrained | {quickstart.random.explained:.2f} | {quickstart.random.fve} | {quickstart.random.function} | {quickstart.random.near_dead} |
 """,
     "readme": readme_table(),
+    "explained": "\n".join(
+        [
+            f"| FVE of what comes back | TopK | vSAE | {ARMS['gates_off']} | {RANDOM} |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {name} | {{returning.{place}.topk.explained}} | {{returning.{place}.vsae.explained}} "
+                f"| {{returning.{place}.gates.explained}} | {{random.{place}.explained}} |"
+                for name, place in (
+                    ("blocks.0 (the paper's)", "b0"),
+                    ("blocks.2", "b2"),
+                    ("blocks.2, k/F = 1/8", "b2_8"),
+                    ("blocks.2.hook_mlp_out", "mlp_out"),
+                )
+            ),
+        ]
+    ),
     "dose": """
 |  |  | TopK | survival 0.6 | `recommended` | random tokens, untrained |
 |---|---|---|---|---|---|
