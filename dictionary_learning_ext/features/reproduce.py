@@ -241,7 +241,7 @@ def reproduce_settings(
                 f"{', '.join(alone)}: left out, as there is no other seed of the same setting"
             )
     else:
-        require_comparable(saes, where.get("model"))
+        comparable([*saes.values()], where.get("model"))
         groups = [[*pair] for pair in combinations(saes, 2)]
         called = {}
     for note in notes:
@@ -363,19 +363,15 @@ def _with_one_text(saes: Mapping[str, SAEFolder], where: dict[str, Any]) -> dict
 def comparable(
     folders: Sequence[str | Path | SAEFolder], model: Any = None
 ) -> dict[str, SAEFolder]:
-    """SAEs that can be compared, by their names. Raises what `require_comparable` does, and ConfigError if one is given twice."""
-    saes = find_saes(folders, different=True)
-    require_comparable(saes, model)
-    return saes
-
-
-def require_comparable(saes: Mapping[str, SAEFolder], model: Any = None) -> None:
-    """Raise a ReproducibilityError unless SAEs are of one hook point of one language model, as directions elsewhere can't be
-    compared.
+    """SAEs that can be compared, by their names.
 
     Arguments:
         model: the language model to measure on. Default: the SAEs' own, which must then agree.
+
+    Raises: ConfigError if an SAE is given twice; ReproducibilityError unless all are of one hook point of one language model,
+    as directions elsewhere can't be compared.
     """
+    saes = find_saes(folders, different=True)
     first, *others = saes.values()
     for name in ("hook",) if model is not None else ("model", "hook"):
         for sae in others:
@@ -385,6 +381,7 @@ def require_comparable(saes: Mapping[str, SAEFolder], model: Any = None) -> None
                     setting_differs(name, first.name, values[0], sae.name, values[1]),
                     instead=f"give SAEs of one {name} that differ in their seeds",
                 )
+    return saes
 
 
 def warn_of_differences(saes: Mapping[str, SAEFolder]) -> list[str]:

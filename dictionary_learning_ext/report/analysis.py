@@ -27,7 +27,7 @@ from ..evaluation.tables import labels, stale_lines, stale_metrics
 from ..features.agreement import COME_BACK
 from ..features.directions import LogitLens, Ranked, alignment, nearest_features
 from ..features.random_tokens import Numbers
-from ..features.reproduce import ReturningFeatures, compare_saes, require_comparable
+from ..features.reproduce import ReturningFeatures, comparable, compare_saes
 from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, FeatureScores
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import read_history
@@ -189,8 +189,7 @@ def analyse(
     others = find_saes(seeds, different=True) if seeds else {}
     saes, seeds_of = shown | others, _seeds_of(shown, others)
     for name, own in seeds_of.items():
-        of_setting = find_saes([saes[name], *(others[seed] for seed in own)], different=True)
-        require_comparable(of_setting)
+        comparable([saes[name], *(others[seed] for seed in own)])
     opened = open_folders([*saes.values()], **where)
     language_model = opened.inputs.require_language_model(
         "a report shows tokens", "use `vsae eval` and `vsae compare`"

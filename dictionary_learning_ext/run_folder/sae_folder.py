@@ -58,15 +58,8 @@ logger = logging.getLogger(__name__)
 
 SEEDS = ("seed", "data_seed")
 """The settings that may differ between runs that are compared as seeds of one setting."""
-_BUFFER_SETTINGS = {
-    "ctx_len": "ctx_len",
-    "text": "data",
-    "text_column": "text_column",
-    "packing": "text_packing",
-    "remove_bos": "remove_bos",
-    "max_norm_multiple": "max_norm_multiple",
-}
-"""The names of settings in a buffer's config, and in a run. Upstream's buffers only write ctx_len."""
+_OF_BUFFER = ("ctx_len", "text_column", "remove_bos", "max_norm_multiple")
+"""Settings that a buffer's config has under the names of a run's. Upstream's buffers only write ctx_len."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +101,8 @@ class SAEFolder:
 
         Raises: CheckpointError if it is no run of this package; ConfigError for a wrong value.
         """
-        settings, path = required_run_settings(self.config, self.path / CONFIG), self.path / CONFIG
+        path = self.path / CONFIG
+        settings = required_run_settings(self.config, path)
         shared = {each.name for each in fields(RunConfig)}
         own = {name: value for name, value in settings.items() if name in shared}
         return TrainConfig().with_settings(own, str(path)).run
@@ -134,7 +128,9 @@ class SAEFolder:
         found = {
             "model": trainer.get("lm_name") if is_certain else None,
             "hook": trainer["submodule_name"] if names_hook else None,
-            **{name: buffer.get(theirs) for theirs, name in _BUFFER_SETTINGS.items()},
+            "data": buffer.get("text"),
+            "text_packing": buffer.get("packing"),
+            **{name: buffer.get(name) for name in _OF_BUFFER},
         }
         return {name: value for name, value in found.items() if value is not None}
 

@@ -39,21 +39,19 @@ def trained_on(
 
     Raises: ConfigError if model or hook are not known; CheckpointError if the SAE was trained at another hook point.
     """
-    given: dict[str, Any] = {"model": model, "hook": hook, "data": data}
-    given["max_norm_multiple"] = max_norm_multiple
+    arguments: dict[str, Any] = {
+        **{"model": model, "hook": hook, "data": data, "device": device},
+        **{"text_column": text_column, "activations": activations},
+        **{"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos},
+    }
+    given = {name: value for name, value in arguments.items() if value is not None}
     if sae.is_run:
         run = sae.run
     else:
         given |= _found_in_files(sae, given)
         run = _run_from_buffer(sae, given)
-    _require_its_place(sae, given["model"], given["hook"])
-    given |= {
-        "device": device,
-        "activations": activations,
-        "text_column": text_column,
-        "remove_bos": remove_bos,
-    }
-    run = replace(run, **{name: value for name, value in given.items() if value is not None})
+    _require_its_place(sae, given.get("model"), given.get("hook"))
+    run = replace(run, **given)
     if run.model == UNKNOWN and run.activations is None:
         raise ConfigError(
             f"{sae.name}: trained on batches of your own, whose language model is not known",
@@ -92,21 +90,17 @@ def _found_in_files(sae: SAEFolder, given: dict[str, Any]) -> dict[str, Any]:
     # The model of an evaluation is there. Another library's text may only be on the machine of its training.
     measured_names = ("model",) if sae.form is None else ("model", "data")
     names = ("model", "hook", "data", "max_norm_multiple")
-    sources = {
-        EVALUATION: {
-            n: measured.get(n) for n in names if n in measured_names or n not in sae.source
-        },
-        "settings": {name: sae.source.get(name) for name in ("model", "hook")},
-    }
-    settings: dict[str, Any] = {}
-    for source, values in sources.items():
-        known = given | settings
-        taken = {n: v for n, v in values.items() if known[n] is None and v is not None}
+    measured = {n: measured.get(n) for n in names if n in measured_names or n not in sae.source}
+    named = {name: sae.source.get(name) for name in ("model", "hook")}
+    found: dict[str, Any] = {}
+    for file, values in {EVALUATION: measured, "settings": named}.items():
+        known = given | found
+        taken = {n: v for n, v in values.items() if n not in known and v is not None}
         if taken:
             words = " ".join(f"{name}={value}" for name, value in taken.items())
-            logger.info("%s: using %s, from its %s", sae.name, words, source)
-        settings |= taken
-    return settings
+            logger.info("%s: using %s, from its %s", sae.name, words, file)
+        found |= taken
+    return found
 
 
 _HOOKS = " (`vsae hooks --model NAME` lists a model's hook points)"
@@ -120,7 +114,7 @@ def _run_from_buffer(sae: SAEFolder, known: dict[str, Any]) -> RunConfig:
     Arguments:
         known: the model, the hook point, and other settings that are given or in its files.
     """
-    if missing := [name for name in ("model", "hook") if known[name] is None]:
+    if missing := [name for name in ("model", "hook") if name not in known]:
         named = {"model": "lm_name", "hook": "submodule_name"}
         unknown = {"model": "which language model", "hook": "which hook point"}
         for name in missing:
@@ -131,7 +125,7 @@ def _run_from_buffer(sae: SAEFolder, known: dict[str, Any]) -> RunConfig:
             instead=f"give {' and '.join(missing)}{_HOOKS if 'hook' in missing else ''}",
         )
     named = {"text_packing": "truncate", "max_norm_multiple": None} | sae.source
-    if "data" not in named and known["data"] is None:
+    if "data" not in named and "data" not in known:
         logger.warning(
             "%s: its settings don't say which text it was trained on; measuring on --data %s. --data FILE names another.",
             *(sae.name, RunConfig.data),
