@@ -87,7 +87,7 @@ def evaluate_folders(
     by_hook: dict[str, list[str]] = {}
     for name, run in runs.items():
         by_hook.setdefault(run.hook, []).append(name)
-    step_setting = {} if step is None else {"step": step}
+    hashes = {name: sae.hash for name, sae in found.items()}  # of the weights that are loaded now
     results, language_model = {}, None
     keep = keep and out is None
     for names in by_hook.values():
@@ -98,7 +98,8 @@ def evaluate_folders(
         if run.activations is None:
             language_model = opened.inputs.language_model
         for name, metrics in measured.items():
-            results[name] = with_identity(step_setting | metrics, found[name].hash, run)
+            at_step = {} if found[name].step is None else {"step": found[name].step}
+            results[name] = with_identity(at_step | metrics, hashes[name], run)
             path = evaluation_file(found[name], results_of[name], run, tokens, results[name])
             write_json(path, results[name], "out")
             on_written(path)

@@ -75,6 +75,9 @@ class SAEFolder:
     step: int | None = None
     """The step of a checkpoint; None: the final weights."""
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def form(self) -> ForeignFormat | None:
         """The other library that wrote it; None for this package and upstream."""
@@ -219,13 +222,13 @@ def find_sae(name: str | Path | SAEFolder, step: int | None = None) -> SAEFolder
     """The SAE of a name.
 
     Arguments:
-        name: a folder, or a place on the hub, see sae_names.py. One that was found already is returned.
+        name: a folder, or a place on the hub, see sae_names.py. An SAE that was found already stays at its step by default.
         step: the step of a checkpoint. Default: the final weights.
 
     Raises: CheckpointError if the folder or a file in it is missing or damaged, or the run is not finished; HubError.
     """
     if isinstance(name, SAEFolder):
-        return name
+        return name if step in (None, name.step) else find_sae(name.name, step)
     folder, overrides = location_of(name)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; {EXPECTED}")

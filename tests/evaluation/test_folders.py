@@ -16,8 +16,9 @@ from dictionary_learning_ext.activations import inputs
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
+from dictionary_learning_ext.run_folder import comparing, foreign, sae_folder
 from dictionary_learning_ext.run_folder.comparing import CONTEXTS, MEASURED_ON
-from dictionary_learning_ext.run_folder.files import CODES
+from dictionary_learning_ext.run_folder.files import CODES, read_json
 from dictionary_learning_ext.run_folder.sae_folder import find_sae, read_metrics
 
 CHANGED = {
@@ -253,3 +254,16 @@ def test_a_checkpoint_of_upstreams_too(upstreams, tmp_path):
     assert written == [
         find_sae(folder).results_in(tmp_path / "out") / "evaluations" / "step_5.json"
     ]
+
+
+def test_a_folders_config_is_read_once(trained, tmp_path, monkeypatch):
+    folder, read = shutil.copytree(trained / "vsae", tmp_path / "vsae"), []
+
+    def reading(path, *given):
+        read.append(path.name)
+        return read_json(path, *given)
+
+    for module in (sae_folder, comparing, foreign):
+        monkeypatch.setattr(module, "read_json", reading)
+    evaluate_folders([folder], tokens=64)
+    assert read.count("config.json") == 1

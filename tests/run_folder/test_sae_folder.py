@@ -1,8 +1,12 @@
-"""What a config.json says, as settings."""
+"""An SAE's folder is found once, and what its config.json says, as settings."""
 
+import json
 from pathlib import Path
 
-from dictionary_learning_ext.run_folder.sae_folder import SAEFolder
+import pytest
+
+from dictionary_learning_ext.errors import CheckpointError
+from dictionary_learning_ext.run_folder.sae_folder import SAEFolder, find_sae, find_saes
 
 
 def sae_of(trainer=None, **settings):
@@ -21,3 +25,30 @@ def test_a_folder_without_a_run_has_no_settings_of_its_own_and_may_name_its_seed
     assert upstreams.run_settings == {}
     assert upstreams.seeds == (3, None)
     assert sae_of(architecture="top_k", seed=1, data_seed=2).seeds == (1, 2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(sae_of(k=4).config))
+    (tmp_path / "ae.pt").write_bytes(b"final")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "ae_5.pt").write_bytes(b"checkpoint")
+    return tmp_path
+
+
+def test_one_that_was_found_is_taken_as_it_is_and_found_again_at_another_step(folder):
+    final, at_step = find_sae(folder), find_sae(folder, 5)
+    assert find_sae(final) is final
+    assert find_sae(at_step) is at_step is find_sae(at_step, 5)
+    assert find_saes([final], 5) == {str(folder): at_step}
+    assert final.hash != at_step.hash == find_sae(final, 5).hash
+    with pytest.raises(CheckpointError, match="step 7; expected one of 5"):
+        find_sae(final, 7)
+
+
+def test_it_knows_its_metrics_as_they_were_when_it_first_read_them(folder):
+    found = find_sae(folder)
+    assert found.metrics is None
+    (folder / "metrics.json").write_text('{"fve": 0.5}')
+    assert found.metrics is None
+    assert find_sae(folder).required_metrics == {"fve": 0.5}
