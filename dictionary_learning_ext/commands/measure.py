@@ -117,7 +117,7 @@ class CompareFlags:
 
 
 def run_compare(flags: CompareFlags) -> None:
-    from ..evaluation.tables import chosen, metrics_in, results_table, stale_metrics
+    from ..evaluation.tables import chosen, metrics_in, results_table, stale_metrics, titles
     from ..features.agreement import COME_BACK
     from ..features.reproduce_text import sentence_of
     from ..features.seeds import compare_seeds
@@ -150,7 +150,8 @@ def run_compare(flags: CompareFlags) -> None:
                 columns[measure.label] |= dict.fromkeys(folders, measure.text(share))
     print(results_table(results, saes, metrics, columns))
     if groups:
-        print(f"\n{sentence_of([returning for _, returning in groups])}")
+        called = titles({names[0]: saes[names[0]] for names, _ in groups})
+        print(f"\n{sentence_of({called[names[0]]: returning for names, returning in groups})}")
 
 
 @dataclass(frozen=True)

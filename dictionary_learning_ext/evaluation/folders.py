@@ -23,6 +23,7 @@ from ..run_folder.comparing import (
     CONTEXTS,
     MEASURED_ON,
     evaluation_file,
+    former_evaluation,
     require_one_setting,
 )
 from ..run_folder.files import CODES, EVALUATION, require_writable, write_json
@@ -30,7 +31,7 @@ from ..run_folder.sae_folder import SAEFolder, find_sae, find_saes
 from ..run_folder.trained_on import all_trained_on, trained_on
 from ..run_folder.weights import load_sae
 from .measure import measure, metrics_of, with_progress
-from .metrics import with_identity
+from .metrics import changes_since, with_identity
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,12 @@ def evaluate_folders(
         for name, metrics in measured.items():
             at_step = {} if found[name].step is None else {"step": found[name].step}
             results[name] = with_identity(at_step | metrics, hashes[name], run)
-            path = evaluation_file(found[name], results_of[name], run, tokens, results[name])
+            former = former_evaluation(results_of[name])
+            if changes_since(found[name], former):
+                former = {}  # of other weights, text or definitions: this one takes its place
+            path = evaluation_file(
+                found[name], results_of[name], run, tokens, results[name], former
+            )
             write_json(path, results[name], "out")
             on_written(path)
     return {name: results[name] for name in runs}

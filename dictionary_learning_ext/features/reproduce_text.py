@@ -57,7 +57,7 @@ def short_table(results: Mapping[str, ReturningFeatures]) -> str:
     """A table with a row for each setting, by its name, and a sentence about it."""
     rows = with_random_tokens((result, [[name, *row(result)]]) for name, result in results.items())
     table = text_table(["", *HEADER], rows, shutil.get_terminal_size().columns)
-    parts = [table, sentence_of([*results.values()], [*results])]
+    parts = [table, sentence_of(results)]
     if all(result.codes is None for result in results.values()):
         parts.append(
             "What comes back of random tokens isn't known, nor what features do: no tokens were read."
@@ -89,7 +89,7 @@ def reproducibility_table(
         "within: mean cosine to the nearest feature of the same SAE. docs/metrics.md\n"
         "defines the other measures."
     )
-    return "\n\n".join([*parts, sentence_of([*results.values()], [*results])])
+    return "\n\n".join([*parts, sentence_of(results)])
 
 
 def _every_measure(result: ReturningFeatures) -> list[str]:
@@ -114,19 +114,11 @@ def _cells(measures: Sequence[Measure], values: Mapping[str, float | None]) -> l
     return [[measure.label, measure.text(values[measure.key])] for measure in measures]
 
 
-def sentence_of(results: Sequence[ReturningFeatures], names: Sequence[str] | None = None) -> str:
-    """A sentence about what comes back between the seeds of each setting, in lines of 80 characters.
-
-    Arguments:
-        names: of the settings. Default: their architectures, or the short names of their first folders.
-    """
-    if names is None:
-        names = [result.title for result in results]
-        if len(set(names)) < len(names):
-            names = [result.measured.names[0] for result in results]
-    saes = {name: result.numbers() for name, result in zip(names, results, strict=True)}
-    chance = [one for one in _different(results) if one["fve"] is not None]
-    random = max(result.measured.random_share for result in results)
+def sentence_of(results: Mapping[str, ReturningFeatures]) -> str:
+    """A sentence about what comes back between the seeds of each setting, by its title, in lines of 80 characters."""
+    saes = {title: result.numbers() for title, result in results.items()}
+    chance = [one for one in _different(results.values()) if one["fve"] is not None]
+    random = max(result.measured.random_share for result in results.values())
     sentence = answer(saes, chance, random)
     return textwrap.fill(sentence, 80, break_long_words=False, break_on_hyphens=False)
 

@@ -6,6 +6,7 @@ markup, and a page with thousands of features stays small.
 
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 from ..codes.table import LEAST_SELECTIONS
 from ..config.run import ReportOptions, RunConfig
 from ..evaluation.metrics import shown_in
-from ..evaluation.tables import differing_settings, file_names, setting_text
+from ..evaluation.tables import differing_settings, file_names, setting_text, titles
 from ..features.columns import write_columns
+from ..features.reproduce import ReturningFeatures
 from ..features.reproduce_text import HEADER, row, sentence_of, with_random_tokens
 from ..run_folder.comparing import measurements, trained_as, unequal
 from ..run_folder.files import (
@@ -123,7 +125,6 @@ def _render(
         flags: of `vsae report`, other than the folders and options.
         seeds: the names of the SAEs' other seeds.
     """
-    known = [sae.come_back for sae in comparison.analyses if sae.come_back]
     payload = {
         "saes": saes,
         "columns": [{name: getattr(column, name) for name in _COLUMN_FIELDS} for column in COLUMNS],
@@ -141,7 +142,7 @@ def _render(
         hook=comparison.opened.hook_point,
         rows=headline(comparison),
         star_margin=STAR_MARGIN,
-        answer=sentence_of(known) if known else None,
+        answer=sentence_of(known) if (known := _by_title(comparison.analyses)) else None,
         differing=_differing(comparison.analyses),
         measured_as=unequal([*measurements(measured).values()]),
         cards=cards(comparison),
@@ -168,21 +169,39 @@ def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
 def _come_back(analyses: Sequence[Analysis]) -> dict[str, Any]:
     """The section about SAEs and their other seeds: warnings, a table's label, head and rows, and of each SAE
     the share of one token's kind."""
-    known = [sae.come_back for sae in analyses if sae.come_back]
+    known = _by_title(analyses)
+    times = Counter(name for returning in known.values() for name in returning.measured.names)
+    called = {
+        (title, name): name if times[name] == 1 else f"{title}: {name}"
+        for title, returning in known.items()
+        for name in returning.measured.names
+    }
     of_each = [
-        (returning, [[name, *row(returning, name, "–")] for name in returning.measured.names])
-        for returning in known
+        (
+            returning,
+            [
+                [called[title, name], *row(returning, name, "–")]
+                for name in returning.measured.names
+            ],
+        )
+        for title, returning in known.items()
     ]
     rows = [(name, cells) for name, *cells in with_random_tokens(of_each, "–")]
     table = ("What comes back of each SAE", ["SAE", *HEADER], rows)
     one_token = [
-        (name, returning.codes.one_token(name))
-        for returning in known
+        (called[title, name], returning.codes.one_token(name))
+        for title, returning in known.items()
         if returning.codes
         for name in returning.measured.names
     ]
-    notes = [note for returning in known for note in returning.notes]
+    notes = [note for returning in known.values() for note in returning.notes]
     return {"notes": notes, "table": table, "one_token": one_token}
+
+
+def _by_title(analyses: Sequence[Analysis]) -> dict[str, ReturningFeatures]:
+    """What comes back of each SAE that has other seeds, by the title of its setting."""
+    called = titles({sae.label: sae.folder for sae in analyses})
+    return {called[sae.label]: sae.come_back for sae in analyses if sae.come_back}
 
 
 def _sae(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:

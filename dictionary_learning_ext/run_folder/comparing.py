@@ -57,19 +57,25 @@ def former_evaluation(results: Path) -> dict[str, Any]:
 
 
 def evaluation_file(
-    sae: SAEFolder, results: Path, run: RunConfig, tokens: int, metrics: dict[str, Any]
+    sae: SAEFolder,
+    results: Path,
+    run: RunConfig,
+    tokens: int,
+    metrics: dict[str, Any],
+    former: Mapping[str, Any],
 ) -> Path:
     """The file for an evaluation: metrics.json, or another if its settings differ from the folder's.
 
-    The folder's settings are those in metrics.json, or else those of the run's own final evaluation.
+    The folder's settings are those of its former evaluation, or else those of the run's own final one.
 
     Arguments:
         results: the folder for the SAE's results.
         run: the settings with which the SAE was measured.
         tokens: the number of tokens that were asked for.
         metrics: the evaluation, with the step if it is that of a checkpoint.
+        former: the content of the metrics.json there; empty if there is none, or it is to be replaced.
     """
-    if former := former_evaluation(results):
+    if former:
         own = former.get("measured_on", {}) | {"tokens": former.get("tokens")}
         # A text may end early.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])

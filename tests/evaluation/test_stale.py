@@ -112,19 +112,17 @@ def unknown(folder, define):
 def test_what_has_changed_is_marked_until_it_is_measured_again(
     change, said, folder, text, tmp_path, define
 ):
-    setting(data=str(shutil.copy(text, tmp_path / "own.txt")))(folder / "config.json")
+    own = {"data": str(shutil.copy(text, tmp_path / "own.txt")), "eval_tokens": 0}
+    setting(**own)(folder / "config.json")
 
     def shown():
         table = results_table({str(folder): read_metrics(folder)}, {str(folder): find_sae(folder)})
         return table, write_index(folder.parent, tmp_path / "index.html").read_text()
 
-    def evaluate():
-        return evaluate_folders([folder], tokens=TOKENS)
-
-    evaluate()
+    evaluate_folders([folder], tokens=TOKENS)
     assert not any(" measures again" in page for page in shown())
     change(folder, define)
     assert all(f"Measured {said}" in page for page in shown())
     assert (metrics_as_now(find_sae(folder)) is None) == (change != unknown)
-    evaluate()
+    evaluate_folders([folder], tokens=TOKENS if change == unknown else 2 * TOKENS)
     assert not any(" measures again" in page for page in shown())

@@ -10,6 +10,7 @@ import pytest
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.run_folder.comparing import (
     evaluation_file,
+    former_evaluation,
     measured_on,
     measurements,
     same_model,
@@ -26,7 +27,8 @@ CONFIG = {"run": {"settings": vars(RUN)}}
 
 def name_of(folder, run=RUN, tokens=200, measured=256, config=CONFIG, **metrics):
     sae = SAEFolder(str(folder), folder, config)
-    file = evaluation_file(sae, folder, run, tokens, {"tokens": measured} | metrics)
+    found = {"tokens": measured} | metrics
+    file = evaluation_file(sae, folder, run, tokens, found, former_evaluation(folder))
     return str(file.relative_to(folder))
 
 
