@@ -392,7 +392,7 @@ def the_paper() -> Found:
 
 def published() -> Found:
     """The pair of the paper's public code, means over seeds, at blocks.0 by F/k, and at blocks.3, k/F = 1/32: `b3`, `large` with F =
-    8,192, `smollm2` of that model. `often`: the share
+    8,192, `smollm2` of that model, `smollm2_float32` the same in float32. `often`: the share
     of features that are not near-dead. `fewer`: by how much fewer of the vSAE's features are alive than of TopK's. `more_often`: how many
     times as many of them fire often. `less`: the vSAE's less TopK's."""
     rows = raw("as_published")["rows"]
@@ -401,11 +401,17 @@ def published() -> Found:
         "b3": "pair: blocks.3, F = 16D, k/F = 1/32,",
         "large": "large: blocks.3, F = 64D, k/F = 1/32,",
         "smollm2": "smollm2: SmolLM2-135M, blocks.3, F = 16D, k/F = 1/32,",
+        "smollm2_float32": "precision: SmolLM2-135M, blocks.3, F = 16D, k/F = 1/32,",
     }
     for at, start in places.items():
         alive, often, means = {}, {}, {}
-        for key, arm in (("topk", "their TopK"), ("vsae", "their vSAE")):
-            own = [row for row in rows if row["arm"] == arm and row["part"].startswith(start)]
+        ending = ", float32" if at.endswith("float32") else ""
+        arms = {"topk": f"their TopK{ending}", "vsae": f"their vSAE{ending}"}
+        here = [row for row in rows if row["part"].startswith(start)]
+        seeds_of = [{row["seed"] for row in here if row["arm"] == arm} for arm in arms.values()]
+        for key, arm in arms.items():
+            both = set.intersection(*seeds_of)
+            own = [row for row in here if row["arm"] == arm and row["seed"] in both]
             for measure, column in (
                 ("alive", "alive"),
                 ("near_dead", "near_dead_0.1"),
