@@ -8,7 +8,7 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..codes.codes import Codes, kept_codes
 from ..config.run import RunConfig
-from ..errors import UserError
+from ..errors import LanguageModelError, UserError
 from ..evaluation.folders import open_folders
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.sae_folder import SAEFolder
@@ -53,7 +53,8 @@ def compare_seeds(
                     opened = open_folders([*seeds.values()], saes=saes)
                     opened.codes()
                 except UserError as error:
-                    failed.add(model)
+                    if isinstance(error, LanguageModelError):
+                        failed.add(model)
                     logger.warning("what the features do was not compared: %s", error)
             directions = {name: decoder_directions(sae) for name, sae in saes.items()}
             found = compare_saes(seeds, directions, codes=_kept_codes(seeds, saes))

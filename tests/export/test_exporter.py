@@ -24,7 +24,9 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import ConfigError, UserError
+from dictionary_learning_ext.evaluation.metrics import changes_since
 from dictionary_learning_ext.export.exporter import export
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
 
 
 def test_a_threshold_that_was_never_set_is_kept_by_upstreams_own_class(folder_of):
@@ -64,6 +66,12 @@ def test_the_difference_is_what_a_direct_computation_gives(folder_of, trained):
     record = json.loads((exported.folder / "config.json").read_text())["export"]
     assert record["max_relative_difference"] == exported.difference.reconstruction
     assert not (exported.folder / "metrics.json").exists(), "those are the signed SAE's"
+
+
+def test_the_metrics_of_an_exact_export_are_of_its_own_weights(folder_of):
+    exported = find_sae(export(folder_of("rectified"), "dictionary-learning", tokens=200).folder)
+    assert exported.metrics is not None
+    assert changes_since(exported, exported.metrics) == []
 
 
 @pytest.mark.parametrize("form", ["sae-lens", "sparsify"])

@@ -90,6 +90,8 @@ def test_a_dictionary_is_measured_where_it_is_told_to(tiny_lm):
     assert found.language_model is tiny_lm
     named = features_of(sae, tiny_lm, DOCUMENTS[0], hook=find_hook(tiny_lm, hook), ctx_len=7)
     assert named.firing_rate.equal(found.firing_rate)
+    kept = [features.strongest.ids_FT.shape[1] for features in (found, named)]
+    assert kept == [2, 8], "contexts of each feature"
 
 
 def test_the_embedded_model_is_measured_by_its_name():

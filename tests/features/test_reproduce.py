@@ -362,6 +362,13 @@ def test_other_contexts_are_compared_on_the_first_ones(seeds, tmp_path, caplog):
     assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
 
 
+def test_nothing_is_written_beside_saes_whose_codes_are_not_kept(seeds, tmp_path):
+    two = [shutil.copytree(seeds[seed], tmp_path / f"seed{seed}") for seed in (0, 1)]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert reproduce(two, tokens=700, keep=False).random_tokens is not None
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
 def test_an_sae_trained_from_a_cache_is_compared_on_the_text_of_the_first(seeds, tmp_path):
     cached = changed(seeds[1], tmp_path / "cached", activations=str(tmp_path / "deleted_cache"))
     expected = reproduce([seeds[0], seeds[1]], tokens=500)
