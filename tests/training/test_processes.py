@@ -22,6 +22,7 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
+from dictionary_learning_ext.run_folder.files import resume_point
 from dictionary_learning_ext.run_folder.reading import read_history, read_run
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
 from dictionary_learning_ext.training.processes import (
@@ -44,7 +45,7 @@ def of_four(anywhere, lm_dir_of, four_ranks, tmp_path_factory):
     cache = str(folder / "cache_of_text")
     write_small(cache, text, 4000, (text.hook, OTHER_HOOK))
     runs = {
-        "text": replace(text, max_norm_multiple=1.5, save_every="40"),
+        "text": replace(text, max_norm_multiple=1.5, save_every="20"),
         "cache": replace(text, activations=cache),
     }
     few = replace(text, steps=12, eval_tokens=0)
@@ -63,6 +64,8 @@ def of_four(anywhere, lm_dir_of, four_ranks, tmp_path_factory):
         stopped_at(34, patch)
         with pytest.raises(Interrupted):
             train(stopped["text"], saes(), HOOKS)
+    newest = resume_point(folder / "stopped_text" / "top_k", 34)
+    newest.write_bytes(newest.read_bytes()[:1000])  # all continue from the one before
     scenarios = {"continued": stopped["text"], "interrupted": stopped["cache"]}
     scenarios |= {"one_fails": given("one_fails", few), "lost": given("lost/run", few)}
     scenarios |= {"commands": few, "not_shared": given("not_shared/run", few)}
