@@ -362,6 +362,19 @@ def test_other_contexts_are_compared_on_the_first_ones(seeds, tmp_path, caplog):
     assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
 
 
+def test_the_sentence_names_each_setting_where_folders_have_the_same_names(seeds, tmp_path, capsys):
+    """In two folders of seeds, each of one k."""
+    folders = [
+        changed(seeds[of], tmp_path / parent / f"seed{seed}", seed=seed, data_seed=seed)
+        for parent, of in (("a", 0), ("b", 3))
+        for seed in (0, 1)
+    ]
+    assert main(["compare", *folders]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of vSAE k=4 features come back as a direction" in said
+    assert "of vSAE k=6 features" in said
+
+
 def test_nothing_is_written_beside_saes_whose_codes_are_not_kept(seeds, tmp_path):
     two = [shutil.copytree(seeds[seed], tmp_path / f"seed{seed}") for seed in (0, 1)]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
