@@ -65,6 +65,18 @@ class Reading:
     sink_CL: np.ndarray
     """Whether each token was left out as an attention sink."""
 
+    @classmethod
+    def of(cls, batch: ContextBatch) -> "Reading":
+        """The tokens of some contexts."""
+        ids_CL = batch.input_ids_BL.cpu().numpy().astype(np.int32)
+        return cls(ids_CL, batch.wanted_BL.cpu().numpy(), batch.is_sink_BL.cpu().numpy())
+
+    @classmethod
+    def joined(cls, parts: Iterable["Reading"]) -> "Reading":
+        """Parts of a text, one after the other."""
+        arrays = ((part.ids_CL, part.wanted_CL, part.sink_CL) for part in parts)
+        return cls(*map(np.concatenate, zip(*arrays, strict=True)))
+
     @cached_property
     def place_N(self) -> np.ndarray:
         """The index of each encoded token among all C x L, ascending."""
@@ -94,8 +106,8 @@ class Codes:
     reading: Reading
     totals: Totals
     """Sums over the tokens, for metrics. The KL and the measures of noise are among them if `has_all`."""
-    rise_F: np.ndarray
-    """How much the summed squared error rises if a feature is dropped, (F,), float64."""
+    ablation_error_F: np.ndarray
+    """Each feature's ablation error: how much the summed squared error rises when it is left out, (F,), float64."""
     directions_FD: t.Tensor
     """What one unit of each feature adds to the reconstruction, (F, D), float32, on the CPU."""
     token_cosine_F: np.ndarray
@@ -181,21 +193,17 @@ class Codes:
     @cached_property
     def largest_F(self) -> t.Tensor:
         """(F,), the activation of the largest magnitude, with its sign; NaN for a feature that was never selected."""
-        highest_F, lowest_F = self._reduced(np.maximum), self._reduced(np.minimum)
-        return t.from_numpy(np.where(highest_F >= -lowest_F, highest_F, lowest_F))
-
-    def _reduced(self, by: np.ufunc) -> np.ndarray:
-        """(F,), each feature's activations reduced by np.maximum or np.minimum; NaN without any."""
-        found_F, is_alive_F = np.full(self.n_features, np.nan, dtype=np.float32), self.count_F > 0
+        largest_F, is_alive_F = np.full(self.n_features, np.nan, np.float32), self.count_F > 0
         if is_alive_F.any():
-            starts_F = self.by_feature.indptr[:-1][is_alive_F]
-            found_F[is_alive_F] = by.reduceat(self.by_feature.data, starts_F)
-        return found_F
+            value_M, starts_F = self.by_feature.data, self.by_feature.indptr[:-1][is_alive_F]
+            highest, lowest = (by.reduceat(value_M, starts_F) for by in (np.maximum, np.minimum))
+            largest_F[is_alive_F] = np.where(highest >= -lowest, highest, lowest)
+        return t.from_numpy(largest_F)
 
     @property
     def error_share_F(self) -> np.ndarray:
-        """How much the summed squared error rises when a feature is dropped, as a share of that error, (F,), float64."""
-        return self.rise_F / self.totals.residual
+        """Each feature's ablation error as a share of the summed squared error, (F,), float64."""
+        return self.ablation_error_F / self.totals.residual
 
     @cached_property
     def energy_F(self) -> np.ndarray:
@@ -206,14 +214,16 @@ class Codes:
     def residual_of(self, is_in_F: np.ndarray) -> float:
         """The summed squared error of the reconstruction by some features alone, (F,), with the decoder and its bias as they are.
 
-        Leaving out the set S of features adds the sum of f d over S to the error e of each token. With f d . e from `rise_F`,
+        Leaving out the set S of features adds the sum of f d over S to the error e of each token. With f d . e from `ablation_error_F`,
 
-            |e + sum f d|^2 = |e|^2 + sum (rise - |f d|^2) + |sum f d|^2        sums over S
+            |e + sum f d|^2 = |e|^2 + sum (ablation error - |f d|^2) + |sum f d|^2        sums over S
         """
         left_out = np.flatnonzero(~is_in_F)
         code_NS = csr_matrix(self.by_feature[:, left_out])
         directions_SD = self.directions_FD.numpy()[left_out]
-        residual = self.totals.residual + float((self.rise_F - self.energy_F)[left_out].sum())
+        residual = self.totals.residual + float(
+            (self.ablation_error_F - self.energy_F)[left_out].sum()
+        )
         for start in range(0, self.tokens, _TOKENS_AT_ONCE):
             lost_nD = code_NS[start : start + _TOKENS_AT_ONCE] @ directions_SD
             residual += float(np.square(lost_nD, dtype=np.float64).sum())
@@ -288,31 +298,26 @@ def encode_each(
 ) -> Iterator[Codes]:
     """Like `encode`, but yields one SAE's codes at a time, so that the caller can free them. `with_all`: see `Encoder`."""
     encoders = [Encoder(sae, with_all=with_all) for sae in dictionaries]
-    ids, wanted, sinks = [], [], []
+    parts: list[Reading] = []
     first: list[t.Tensor] = []
     left = KIND_OF
 
     def noted() -> Iterator[ContextBatch]:
         for batch in batches:
-            ids.append(batch.input_ids_BL.cpu().numpy().astype(np.int32))
-            wanted.append(batch.wanted_BL.cpu().numpy())
-            sinks.append(batch.is_sink_BL.cpu().numpy())
+            parts.append(Reading.of(batch))
             yield batch
 
-    for x_ND in in_batches(
-        noted()
-    ):  # in the batches of a run's own evaluation, for bit-identical numbers
+    # in the batches of a run's own evaluation, for bit-identical numbers
+    for x_ND in in_batches(noted()):
         first.append(x_ND[:left])
         left -= len(first[-1])
         for encoder in encoders:
             encoder.add(x_ND)
-    reading = Reading(
-        _concatenated(ids, -1), _concatenated(wanted, False), _concatenated(sinks, False)
-    )
-    if not len(reading.place_N):
+    if not first:
         raise TextError(
             "the text has no token to measure on: expected at least one; give a longer text"
         )
+    reading = Reading.joined(parts)
     tokens_ND = t.cat(first)
     tokens_ND -= tokens_ND.mean(0)
     while encoders:
@@ -322,7 +327,7 @@ def encode_each(
             encoder.code_NF(),
             reading,
             encoder.totals,
-            encoder.rise_F.cpu().numpy(),
+            encoder.ablation_error_F.cpu().numpy(),
             directions_FD,
             _largest_cosine(directions_FD, tokens_ND),
             encoder.with_all,
@@ -336,15 +341,6 @@ def _largest_cosine(directions_FD: t.Tensor, tokens_ND: t.Tensor) -> np.ndarray:
     parts = (functional.normalize(rows_nD, dim=1) for rows_nD in tokens_ND.split(_TOKENS_AT_ONCE))
     largest = [(unit_FD @ unit_nD.T).amax(1) for unit_nD in parts]
     return t.stack(largest).amax(0).cpu().numpy()
-
-
-def _concatenated(parts: list[np.ndarray], fill: Any) -> np.ndarray:
-    """Concatenate batches of contexts, padded to the widest."""
-    width = max((part.shape[1] for part in parts), default=0)
-    padded = [
-        np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=fill) for part in parts
-    ]
-    return np.concatenate(padded) if padded else np.zeros((0, 0), dtype=np.int32)
 
 
 # --- on the disk
@@ -368,16 +364,6 @@ def _definitions() -> str:
     return hash_of_definitions(getfile(Encoder), getfile(Codes))
 
 
-def size_of(codes: Codes) -> int:
-    """The approximate size of codes on disk, in bytes."""
-    return (
-        8 * codes.code_NF.nnz
-        + 8 * codes.tokens
-        + 5 * codes.reading.ids_CL.size
-        + 8 * codes.n_features
-    )
-
-
 def keep_codes(folder: Path, codes: Codes) -> Path:
     """Write codes beside an SAE, replacing any old ones.
 
@@ -396,7 +382,7 @@ def keep_codes(folder: Path, codes: Codes) -> Path:
         "ids_CL": codes.reading.ids_CL,
         "wanted_CL": codes.reading.wanted_CL,
         "sink_CL": codes.reading.sink_CL,
-        "rise_F": codes.rise_F,
+        "ablation_error_F": codes.ablation_error_F,
         "token_cosine_F": codes.token_cosine_F,
         **{f"{_TOTALS}{name}": one.cpu().numpy() for name, one in tensors.items()},
     }
@@ -436,12 +422,18 @@ def kept_codes(
     if not path.is_file():
         return None
     try:
-        return _read(path, dictionary, sae, text, with_all)
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {})["codes"])
+            content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, as a safe_open can't be iterated
+        if about["hash"] != _hash_of(content, about):
+            raise ValueError("it is damaged")
+        if other := _what_is_other(about, sae, text, with_all):
+            logger.info("%s is not used: %s", path, other)
+            return None
+        return _codes_in(content, about, dictionary)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         logger.warning("%s can't be read, and is not used: %s", path, first_line(error))
-    except _OtherCodes as other:
-        logger.info("%s is not used: %s", path, other)
-    return None
+        return None
 
 
 def _hash_of(content: dict[str, np.ndarray], about: dict[str, Any]) -> str:
@@ -454,47 +446,43 @@ def _hash_of(content: dict[str, np.ndarray], about: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-class _OtherCodes(Exception):
-    """The codes are of another SAE, text or definition than asked for."""
-
-
-def _read(
-    path: Path, dictionary: Dictionary, sae: str, text: dict[str, Any] | None, with_all: bool
-) -> Codes:
-    with safe_open(path, framework="numpy") as file:
-        about = json.loads((file.metadata() or {})["codes"])
-        part = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, as a safe_open can't be iterated
-    if about["hash"] != _hash_of(part, about):
-        raise ValueError("it is damaged")
-    if about.get("definitions") != _definitions():
-        raise _OtherCodes(
-            "it was written by another version of this package, or with other definitions"
-        )
+def _what_is_other(
+    about: dict[str, Any], sae: str, text: dict[str, Any] | None, with_all: bool
+) -> str:
+    """How kept codes differ from those that are asked for; empty if they don't. See `kept_codes`."""
+    if about["definitions"] != _definitions():
+        return "it was written by another version of this package, or with other definitions"
     if about["sae"] != sae:
-        raise _OtherCodes("it is of other weights")
+        return "it is of other weights"
     if text is not None and about["text"] != text:
-        there = about["text"]
-        differ = [name for name in text if there.get(name) != text[name]]
-        raise _OtherCodes(f"it is of a different text ({', '.join(differ)})")
+        differ = [name for name in text if about["text"].get(name) != text[name]]
+        return f"it is of a different text ({', '.join(differ)})"
     if with_all and not about["has_all"]:
-        raise _OtherCodes("it lacks what only an evaluation measures")
-    size, width = dictionary.dict_size, dictionary.activation_dim
-    n, starts_N = len(part["selected_N"]), np.zeros(len(part["selected_N"]) + 1, dtype=np.int64)
-    np.cumsum(part["selected_N"], out=starts_N[1:])
-    code_NF = csr_matrix((part["value_M"], part["feature_M"], starts_N), (n, size))
-    totals = Totals(width, size, k_of(dictionary), t.device("cpu"))
+        return "it lacks what only an evaluation measures"
+    return ""
+
+
+def _codes_in(
+    content: dict[str, np.ndarray], about: dict[str, Any], dictionary: Dictionary
+) -> Codes:
+    """The codes in a file's arrays and metadata."""
+    starts_N = np.concatenate([[0], np.cumsum(content["selected_N"], dtype=np.int64)])
+    shape = len(content["selected_N"]), dictionary.dict_size
+    totals = Totals(dictionary.activation_dim, shape[1], k_of(dictionary), t.device("cpu"))
     sums = {
-        name.removeprefix(_TOTALS): one for name, one in part.items() if name.startswith(_TOTALS)
+        name.removeprefix(_TOTALS): t.from_numpy(one)
+        for name, one in content.items()
+        if name.startswith(_TOTALS)
     }
-    vars(totals).update(about["sums"], **{name: t.from_numpy(one) for name, one in sums.items()})
+    vars(totals).update(about["sums"] | sums)
     return Codes(
-        code_NF,
-        Reading(part["ids_CL"], part["wanted_CL"], part["sink_CL"]),
+        csr_matrix((content["value_M"], content["feature_M"], starts_N), shape),
+        Reading(content["ids_CL"], content["wanted_CL"], content["sink_CL"]),
         totals,
-        part["rise_F"],
+        content["ablation_error_F"],
         decoder_directions(dictionary),
-        part["token_cosine_F"],
+        content["token_cosine_F"],
         about["has_all"],
-        sae,
+        about["sae"],
         about["text"],
     )

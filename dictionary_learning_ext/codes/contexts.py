@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as t
@@ -73,49 +73,23 @@ class FeatureContexts:
 
 def _contexts_at(codes: EncodedText, feature: int, rows_T: np.ndarray) -> list[KeptContext]:
     """The contexts around some tokens at which a feature fires."""
-    around = windows(codes, rows_T, BEFORE, AFTER)
-    activations_TW = _activations_at(codes, feature, around.place_TW) * around.is_inside_TW
-    places_T, ctx_len = codes.reading.place_N[rows_T], codes.reading.ids_CL.shape[1]
-    found = []
-    parts = zip(around.ids_TW.tolist(), activations_TW.tolist(), places_T.tolist(), strict=True)
-    for ids, activations, place in parts:
-        start = next(at for at, token in enumerate(ids) if token >= 0)
-        end = len(ids) - next(at for at, token in enumerate(reversed(ids)) if token >= 0)
-        inside, at = slice(start, end), BEFORE - start
-        own = activations[inside]
-        found.append(KeptContext(own[at], ids[inside], own, at, place // ctx_len, place % ctx_len))
-    return found
-
-
-class Windows(NamedTuple):
-    """T tokens, and the W around each."""
-
-    place_TW: np.ndarray
-    """Their indices among all C x L tokens; outside of the context, that of the token itself."""
-    is_inside_TW: np.ndarray
-    """Whether they are in the token's context."""
-    ids_TW: np.ndarray
-    """Their ids, int32; -1 outside of the context."""
-
-
-def windows(codes: EncodedText, rows_T: np.ndarray, before: int, after: int) -> Windows:
-    """The tokens around some encoded tokens."""
-    ids_CL = codes.reading.ids_CL
-    place_T1 = codes.reading.place_N[rows_T][:, None]
-    place_TW = place_T1 + np.arange(-before, after + 1)
-    is_inside_TW = place_TW // ids_CL.shape[1] == place_T1 // ids_CL.shape[1]
-    place_TW = np.where(is_inside_TW, place_TW, place_T1)
-    return Windows(place_TW, is_inside_TW, np.where(is_inside_TW, ids_CL.reshape(-1)[place_TW], -1))
-
-
-def _activations_at(codes: EncodedText, feature: int, place: np.ndarray) -> np.ndarray:
-    """A feature's activations at some of the C x L tokens, by their indices; 0 where it is not selected."""
+    reading, ctx_len = codes.reading, codes.reading.ids_CL.shape[1]
+    place_T = reading.place_N[rows_T]
+    around_TW = place_T[:, None] + np.arange(-BEFORE, AFTER + 1)
     start, end = codes.by_feature.indptr[feature : feature + 2]
-    own = codes.reading.place_N[codes.by_feature.indices[start:end]]
-    if not len(own):
-        return np.zeros(place.shape, dtype=np.float32)
-    at = np.searchsorted(own, place).clip(max=len(own) - 1)
-    return np.where(own[at] == place, codes.by_feature.data[start:end][at], np.float32(0))
+    place_M = reading.place_N[codes.by_feature.indices[start:end]]
+    nearest_TW = np.searchsorted(place_M, around_TW).clip(max=len(place_M) - 1)
+    value_TW = codes.by_feature.data[start:end][nearest_TW]
+    activations_TW = np.where(place_M[nearest_TW] == around_TW, value_TW, np.float32(0))
+    found = []
+    for place, activations_W in zip(place_T.tolist(), activations_TW, strict=True):
+        context, position = divmod(place, ctx_len)
+        first = max(0, position - BEFORE)
+        ids_W = reading.ids_CL[context, first : position + AFTER + 1]
+        ids, at = ids_W[ids_W >= 0].tolist(), position - first  # without padding
+        activations = activations_W[BEFORE - at :][: len(ids)].tolist()
+        found.append(KeptContext(activations[at], ids, activations, at, context, position))
+    return found
 
 
 def strongest_rows(codes: EncodedText, n: int, features: slice = slice(None)) -> np.ndarray:
@@ -206,17 +180,19 @@ class FeatureOfCodes:
 
     @property
     def error_share(self) -> float:
-        """How much the summed squared error rises when it is dropped, as a share of that error."""
+        """Its ablation error as a share of the error: how much the summed squared error rises when it is left out."""
         return float(self.codes.error_share_F[self.number])
 
     def contexts(self, n: int = 8) -> "TopContexts | list[KeptContext]":
         """The n contexts in which it has its largest activations. Without a tokenizer, they have ids and no text."""
         (rows_T,) = strongest_rows(self.codes, n, slice(self.number, self.number + 1))
-        kept, tokenizer = (
-            _contexts_at(self.codes, self.number, rows_T[rows_T >= 0]),
-            self.codes.tokenizer,
+        kept = _contexts_at(self.codes, self.number, rows_T[rows_T >= 0])
+        if (tokenizer := self.codes.tokenizer) is None:
+            return kept
+        return TopContexts(
+            TopContext(**vars(one), tokens=[token_text(tokenizer, token) for token in one.ids])
+            for one in kept
         )
-        return kept if tokenizer is None else as_text(kept, tokenizer)
 
     def __repr__(self) -> str:
         return f"feature {self.number}: selected at {self.firing_rate:.3%} of {self.codes.tokens:,} tokens"
@@ -258,15 +234,6 @@ class TopContexts(tuple[TopContext, ...]):
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self)) or "(no context: never selected)"
-
-
-def as_text(kept: list[KeptContext], tokenizer: Any) -> TopContexts:
-    """Contexts with their tokens as text."""
-    found = []
-    for context in kept:
-        tokens = [token_text(tokenizer, token) for token in context.ids]
-        found.append(TopContext(**vars(context), tokens=tokens))
-    return TopContexts(found)
 
 
 def token_text(tokenizer: Any, token: int) -> str:

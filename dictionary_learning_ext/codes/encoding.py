@@ -185,45 +185,36 @@ def encoded(dictionary: Dictionary, x_ND: t.Tensor, *, with_all: bool = False) -
 
 
 def _block(dictionary: Any, x_nD: t.Tensor, with_all: bool) -> Block:
-    selection = None
+    code = mu_nF = None
     posterior: Any = None
+    encode = dictionary.encode
     if with_all and isinstance(dictionary, PosteriorEncoder):
         posterior = dictionary.posterior(x_nD)
-        code = dictionary.code_of(posterior)
-        selection = code, posterior.mu
+        code, mu_nF = dictionary.code_of(posterior), posterior.mu
     elif not with_all and isinstance(dictionary, SparseEncoder):
         code = dictionary.sparse_encode(x_nD)
     elif selects_top_k(dictionary):
-        _, values_nK, indices_nK, mu_nF = dictionary.encode(x_nD, return_topk=True)
+        _, values_nK, indices_nK, mu_nF = encode(x_nD, return_topk=True)
         code = TopKCode(values_nK, indices_nK)
-        selection = code, mu_nF
-    else:
-        f_nF = dictionary.encode(x_nD)
-        posterior = (
-            dictionary.posterior(x_nD)
-            if with_all and isinstance(dictionary, HasPosterior)
-            else None
-        )
+    elif with_all and isinstance(dictionary, HasPosterior):
+        posterior = dictionary.posterior(x_nD)
+    if code is None:
+        f_nF = encode(x_nD)
         token_M, feature_M = f_nF.nonzero(as_tuple=True)
         value_M = f_nF[token_M, feature_M]
-        require_finite(value_M)
-        return Block(x_nD, token_M, feature_M, value_M, None, posterior)
-    feature_nK, order_nK = code.indices.sort(dim=1)
-    value_nK = code.values.gather(1, order_nK)
-    require_finite(value_nK)
-    is_selected_nK = value_nK != 0
-    token_M = is_selected_nK.nonzero()[:, 0]
-    selected = feature_nK[is_selected_nK], value_nK[is_selected_nK]
-    return Block(x_nD, token_M, *selected, selection, posterior)
-
-
-def require_finite(activations: t.Tensor) -> None:
-    """Raise NonFiniteError if activations of an SAE's features are NaN or infinite."""
-    if not activations.isfinite().all():
+    else:
+        feature_nK, order_nK = code.indices.sort(dim=1)
+        value_nK = code.values.gather(1, order_nK)
+        is_selected_nK = value_nK != 0
+        token_M = is_selected_nK.nonzero()[:, 0]
+        feature_M, value_M = feature_nK[is_selected_nK], value_nK[is_selected_nK]
+    if not value_M.isfinite().all():
         raise NonFiniteError(
             "the SAE's features are NaN or infinite: expected finite numbers; its ae.pt is "
             "damaged, or it was trained on activations of another scale: train it again"
         )
+    selection = None if code is None or mu_nF is None else (code, mu_nF)
+    return Block(x_nD, token_M, feature_M, value_M, selection, posterior)
 
 
 class SparseDecoder:
@@ -248,7 +239,8 @@ class SparseDecoder:
         n, n_features = len(block.x_nD), self._dictionary.dict_size
         is_sparse = len(block.value_M) <= _SPARSE_DENSITY * n * n_features
         if is_sparse and block.value_M.dtype in (t.float32, t.float64):
-            starts_n = _offsets(block.token_M, n)
+            counts_n = block.token_M.bincount(minlength=n)
+            starts_n = counts_n.cumsum(0) - counts_n
             selected = SparseSum(block.feature_M, block.value_M, self._weight_FD, starts_n)
             x_hat_nD = selected.sum_BD + self._bias_D
             if not len(block.value_M):
@@ -262,12 +254,6 @@ class SparseDecoder:
         pairs = zip(block.token_M.split(step), block.feature_M.split(step), strict=True)
         parts = [(error_nD[one] * self._weight_FD[other].float()).sum(1) for one, other in pairs]
         return x_hat_nD, t.cat(parts)
-
-
-def _offsets(token_M: t.Tensor, n: int) -> t.Tensor:
-    """The index of the first selection of each of n tokens."""
-    counts_n = token_M.bincount(minlength=n)
-    return counts_n.cumsum(0) - counts_n
 
 
 class Encoder:
@@ -298,8 +284,8 @@ class Encoder:
         self.with_all = with_all
         self._decoder = SparseDecoder(dictionary)
         self._length2_F = decoder_directions(dictionary).square().sum(1).to(device)
-        self.rise_F = t.zeros(size[1], dtype=t.double, device=device)
-        """How much the summed squared error rises if a feature is dropped, (F,): the sum over its selections of
+        self.ablation_error_F = t.zeros(size[1], dtype=t.double, device=device)
+        """How much the summed squared error rises when a feature is ablated, (F,): the sum over its selections of
         |e + f d|^2 - |e|^2."""
         self._keep = keep
         self._parts: list[csr_matrix] = []
@@ -307,8 +293,8 @@ class Encoder:
 
     @t.no_grad()
     def add(self, x_ND: t.Tensor) -> csr_matrix:
-        """Encode the next batch of raw activations, (N, D), float32, on any device. Returns its code, as `code_NF` does
-        for all.
+        """Encode the next batch of raw activations, (N, D), float32, N >= 1, on any device. Returns its code, as
+        `code_NF` does for all.
 
         Raises: NonFiniteError if the SAE's features are NaN or infinite.
         """
@@ -318,20 +304,20 @@ class Encoder:
             x_hat_nD, product_M = self._decoder.decode(block)
             value_M = block.value_M.float()
             rise_M = value_M * (value_M * self._length2_F[block.feature_M] + 2 * product_M)
-            self.rise_F.index_add_(0, block.feature_M, rise_M.double())
+            self.ablation_error_F.index_add_(0, block.feature_M, rise_M.double())
             x_hats.append(x_hat_nD.to(x_ND))
             parts.append(as_csr(block, self.dictionary.dict_size))
             sizes += float(value_M.double().abs().sum())
             self.totals.add(block.x_nD.to(x_ND), x_hats[-1], block.feature_M)
             if self.with_all:
                 self._add_noise(block)
-        code_NF = _stacked(parts, self.dictionary.dict_size)
+        code_NF = _stacked(parts)
         if self._keep:
             self._parts.append(code_NF)
-        if n := len(x_ND):
-            self.totals.add_mean("l0", code_NF.nnz / n, n)
-            self.totals.add_mean("l1_loss", sizes / n, n)
-            self._add_upstreams(x_ND, t.cat(x_hats))
+        n = len(x_ND)
+        self.totals.add_mean("l0", code_NF.nnz / n, n)
+        self.totals.add_mean("l1_loss", sizes / n, n)
+        self._add_upstreams(x_ND, t.cat(x_hats))
         return code_NF
 
     def _add_upstreams(self, x_ND: t.Tensor, x_hat_ND: t.Tensor) -> None:
@@ -389,7 +375,7 @@ class Encoder:
 
     def code_NF(self) -> csr_matrix:
         """The code of all tokens so far, a csr_matrix of float32 without explicit zeros: a row for each, features ascending."""
-        self._parts = [_stacked(self._parts, self.dictionary.dict_size)]
+        self._parts = [_stacked(self._parts)]
         return self._parts[0]
 
 
@@ -403,9 +389,7 @@ class _KnownOutputs(NamedTuple):
         return self.outputs
 
 
-def _stacked(parts: list[csr_matrix], n_features: int) -> csr_matrix:
-    if not parts:
-        return csr_matrix((0, n_features), dtype=np.float32)
+def _stacked(parts: list[csr_matrix]) -> csr_matrix:
     return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
 
 

@@ -15,7 +15,7 @@ from ..activations.hook_points import HookPoint, input_device
 from ..activations.inputs import Inputs, open_inputs
 from ..activations.language_models import EMBEDDED_MODEL, CausalLM, load_tokenizer, unwrapped
 from ..activations.rows import ContextBatch
-from ..codes.codes import Codes, encode_each, keep_codes, kept_codes, size_of, text_key
+from ..codes.codes import Codes, encode_each, keep_codes, kept_codes, text_key
 from ..config.checks import require
 from ..config.run import RunConfig, Split
 from ..errors import ActivationsError, CheckpointError, ConfigError
@@ -26,7 +26,7 @@ from ..run_folder.comparing import (
     former_evaluation,
     require_one_setting,
 )
-from ..run_folder.files import CODES, EVALUATION, require_writable, write_json
+from ..run_folder.files import EVALUATION, require_writable, write_json
 from ..run_folder.sae_folder import SAEFolder, find_sae, find_saes
 from ..run_folder.trained_on import all_trained_on, trained_on
 from ..run_folder.weights import load_sae
@@ -282,12 +282,13 @@ class OpenedFolders:
 
 def _keep(folder: Path, codes: Codes) -> None:
     """Keep codes beside an SAE. Warns if that isn't possible."""
-    size = size_of(codes) / 1e6
-    logger.info("keeping the SAE's codes of these tokens in %s (%.0f MB)", folder / CODES, size)
     try:
-        keep_codes(folder, codes)
+        path = keep_codes(folder, codes)
     except CheckpointError as error:
         logger.warning("the SAE's codes of these tokens are not kept: %s", error)
+    else:
+        size = path.stat().st_size / 1e6
+        logger.info("the SAE's codes of these tokens are kept in %s (%.0f MB)", path, size)
 
 
 def _opened(

@@ -70,8 +70,8 @@ def test_selections_values_and_sums_are_those_of_encode_and_decode(sae, x, with_
     assert encoder.totals.mean("l0") == pytest.approx(float((f_NF != 0).sum()) / N)
     directions_FD = (sae.decode(t.eye(F)) - sae.decode(t.zeros(1, F))).double()
     dropped_NFD = error_ND[:, None] + f_NF.double()[:, :, None] * directions_FD
-    rise_F = (dropped_NFD.square().sum(2) - error_ND.square().sum(1)[:, None]).sum(0)
-    t.testing.assert_close(encoder.rise_F, rise_F, rtol=1e-4, atol=1e-4)
+    ablation_error_F = (dropped_NFD.square().sum(2) - error_ND.square().sum(1)[:, None]).sum(0)
+    t.testing.assert_close(encoder.ablation_error_F, ablation_error_F, rtol=1e-4, atol=1e-4)
     if with_all and hasattr(sae, "posterior"):
         assert encoder.totals.kl == pytest.approx(float(sae.posterior(x).kl.sum()), rel=1e-5)
 

@@ -43,7 +43,7 @@ def test_what_is_read_is_what_was_written(sae, codes, tmp_path):
     assert found is not None
     assert (found.code_NF != codes.code_NF).nnz == 0
     assert found.reading.hash == codes.reading.hash
-    assert found.rise_F.tolist() == codes.rise_F.tolist()
+    assert found.ablation_error_F.tolist() == codes.ablation_error_F.tolist()
     assert computed(found.totals) == computed(codes.totals)
     assert kept_codes(tmp_path, sae, SAE) is not None, "of any text"
 

@@ -15,9 +15,8 @@ from dictionary_learning_ext.activations.positions import PositionRule, norms
 from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.codes import contexts, table
-from dictionary_learning_ext.codes.codes import encode
-from dictionary_learning_ext.codes.sinks import SinkFinder
-from dictionary_learning_ext.codes.sinks import sinks_of as sinks_of_reading
+from dictionary_learning_ext.codes.codes import Reading, encode
+from dictionary_learning_ext.codes.sinks import sinks_of, warn_of_sinks
 from dictionary_learning_ext.codes.table import BINS, FeatureTable
 from dictionary_learning_ext.config.run import SINK_MULTIPLE
 from dictionary_learning_ext.errors import NonFiniteError, TextError
@@ -230,16 +229,8 @@ def without_sinks(batch):
 
 
 def found(sae, batches, tokenizer):
-    batches = list(map(without_sinks, batches))
-    finder = SinkFinder(tokenizer)
-    for batch in batches:
-        finder.add(batch)
-    (codes,) = encode([sae], batches)
-    sinks, of_codes = finder.sinks(), sinks_of_reading(codes.reading, tokenizer)
-    if sinks is not None:
-        assert of_codes is not None
-        assert (sinks.tokens, sinks.where) == (of_codes.tokens, of_codes.where)
-    return sinks, FeatureTable(codes)
+    (codes,) = encode([sae], map(without_sinks, batches))
+    return sinks_of(codes.reading, tokenizer), FeatureTable(codes)
 
 
 def test_a_planted_sink_is_found_and_is_no_features_strongest_context(reads_first, tiny_lm):
@@ -250,7 +241,6 @@ def test_a_planted_sink_is_found_and_is_no_features_strongest_context(reads_firs
     sinks, statistics = found(reads_first, batches, tiny_lm.tokenizer)
     assert sinks.tokens == 9
     assert sinks.where == "position 0 of each context"
-    assert 400 / 4 < sinks.norm_ratio < 400
     assert statistics.codes.tokens == 9 * (LENGTH - 1) - 4
     strongest = [one.of(feature) for one in [statistics.strongest] for feature in range(FEATURES)]
     assert min(kept[0].position for kept in strongest if kept) > 0
@@ -266,30 +256,41 @@ def test_tokens_that_are_no_sinks_stay(at_others, reads_first, tiny_lm):
     assert statistics.codes.tokens == 5 * LENGTH
 
 
-def sinks_of(far, tokenizer):
-    """The sinks in 20 contexts of 8 tokens 60 of norm 2, except for `far`: by (context, position), a token and its norm."""
+def batch_with(far):
+    """20 contexts of 8 tokens 60 of norm 2, except for `far`: by (context, position), a token and its norm."""
     x_BLD, ids_BL = t.ones(20, 8, 4), t.full((20, 8), 60)
     for place, (token, norm) in far.items():
         x_BLD[place], ids_BL[place] = norm / 2, token
-    finder = SinkFinder(tokenizer)
     wanted_BL = t.ones(20, 8, dtype=t.bool)
-    finder.add(without_sinks(ContextBatch(ids_BL, wanted_BL, x_BLD, ~wanted_BL)))
-    return finder.sinks()
+    return without_sinks(ContextBatch(ids_BL, wanted_BL, x_BLD, ~wanted_BL))
+
+
+def sinks_among(far, tokenizer):
+    return sinks_of(Reading.of(batch_with(far)), tokenizer)
 
 
 def test_only_norms_above_10_times_the_median_are_sinks(tokenizer):
-    assert sinks_of({}, tokenizer) is None
-    assert sinks_of({(3, 2): (70, 19.0)}, tokenizer) is None
-    assert sinks_of({(3, 2): (70, 21.0)}, tokenizer).tokens == 1
+    assert sinks_among({}, tokenizer) is None
+    assert sinks_among({(3, 2): (70, 19.0)}, tokenizer) is None
+    assert sinks_among({(3, 2): (70, 21.0)}, tokenizer).tokens == 1
 
 
 def test_a_token_at_several_positions_is_named_and_what_is_left_is_counted(tokenizer):
     far = {(context, context): (41, 200.0) for context in range(6)}
-    found = sinks_of(far | {(2, 7): (42, 400.0)}, tokenizer)
+    found = sinks_among(far | {(2, 7): (42, 400.0)}, tokenizer)
     assert found.where == f"token {tokenizer.decode([41])!r}, position 7 of contexts"
-    assert found.norm_ratio == 200
     far = {(context, context): (70 + context, 200.0) for context in range(8)}
-    assert sinks_of(far, tokenizer).where.endswith(" and 5 others")
+    assert sinks_among(far, tokenizer).where.endswith(" and 5 others")
+
+
+def test_before_training_they_are_warned_of_with_the_largest_norm(tokenizer, caplog):
+    batches = [batch_with({(n, 0): (41, norm)}) for n, norm in enumerate((200.0, 400.0, 2.0))]
+    inputs = SimpleNamespace(
+        contexts=lambda *_: iter(batches), language_model=SimpleNamespace(tokenizer=tokenizer)
+    )
+    warn_of_sinks(inputs, ["a hook"], 480)
+    (record,) = caplog.records
+    assert record.args == ("a hook", "200", "position 0 of contexts")
 
 
 @pytest.mark.slow

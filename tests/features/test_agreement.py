@@ -44,8 +44,12 @@ def as_codes(code, directions, k: int | None = K):
     code_NF = csr_matrix(code.astype(np.float32))
     directions_FD = t.tensor(directions, dtype=t.float32)
     totals.add(t.tensor(x), t.tensor(x_hat), t.tensor(code.nonzero()[1]))
-    rise_F = (code**2 * (directions**2).sum(1) + 2 * code * ((x - x_hat) @ directions.T)).sum(0)
-    return Codes(code_NF, reading, totals, rise_F, directions_FD, token_cosine(directions))
+    ablation_error_F = (
+        code**2 * (directions**2).sum(1) + 2 * code * ((x - x_hat) @ directions.T)
+    ).sum(0)
+    return Codes(
+        code_NF, reading, totals, ablation_error_F, directions_FD, token_cosine(directions)
+    )
 
 
 def token_cosine(directions):

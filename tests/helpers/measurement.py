@@ -27,11 +27,11 @@ class Measurement:
 
 
 def contexts_of_rows(parts: tuple[t.Tensor, ...]) -> Iterator[ContextBatch]:
-    """Batches of activations, (B, D), as contexts whose token ids are all 0."""
+    """Batches of activations, (B, D), as contexts of one token, 0."""
     for x_BD in parts:
-        ids_1B = t.zeros(1, len(x_BD), dtype=t.long)
-        nothing_1B = t.zeros_like(ids_1B, dtype=t.bool)
-        yield ContextBatch(ids_1B, ~nothing_1B, x_BD[None], nothing_1B)
+        ids_B1 = t.zeros(len(x_BD), 1, dtype=t.long)
+        nothing_B1 = t.zeros_like(ids_B1, dtype=t.bool)
+        yield ContextBatch(ids_B1, ~nothing_B1, x_BD[:, None], nothing_B1)
 
 
 def codes_of_rows(sae: Any, *parts: t.Tensor) -> Codes:
