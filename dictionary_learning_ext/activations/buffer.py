@@ -1,181 +1,46 @@
-"""Batches of activations: the rows of a hook point, shuffled.
+"""Shuffled batches of a hook point's rows, and `ResidualBuffer`: those of a language model that reads a text.
 
-A fill writes rows into one preallocated tensor. They are then handed out in a random order, each once.
-The next fill writes into the same memory. It holds a whole number of batches, so no row is lost between
-fills. `state_dict` holds where the last fill started in the data, and how many batches were handed out
-since. A resumed buffer repeats that fill and skips those batches, so it continues bit for bit.
+A fill writes rows into one preallocated tensor: one row per token, each token once, in reading order. They are then
+handed out in a random order, each once. The next fill writes into the same memory. It holds a whole number of batches,
+so no row is lost between fills. `state_dict` holds where the last fill started in the data, and how many batches were
+handed out since. A resumed buffer repeats that fill and skips those batches, so it continues bit for bit.
 
-Shapes: B rows in a batch, D = the width of a row.
+Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 """
 
-import logging
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from dictionary_learning.buffer import ActivationBuffer
+from einops import rearrange
 from nnsight import LanguageModel
 from torch import Tensor
 
 from ..config.checks import require_sizes
-from ..config.run import Packing, RunConfig
-from ..config.sae import training_energy
+from ..config.run import Packing
 from ..devices import chosen_device
-from ..errors import ActivationsError, ConfigError, NonFiniteError
+from ..errors import ConfigError, NonFiniteError, TextError
+from .batches import BatchSource, in_step
 from .hook_points import HookPoint, Place, find_hook, place_of
 from .language_models import CausalLM, require_positions, unwrapped
 from .passes import SharedPasses
-from .positions import PositionRule
-from .rows import ActivationReader, ModelRows, RowStream
+from .positions import CONTEXTS_PER_MEDIAN, PositionRule
+from .rows import ActivationReader
 from .tokens import ContextStream
-
-logger = logging.getLogger(__name__)
-
-
-class BatchSource(ABC):
-    """Hands out batches of activations of one hook point. Reading can be resumed."""
-
-    d_submodule: int
-    """D."""
-    out_batch_size: int
-    """B."""
-    tokens_seen: int
-    """Rows handed out."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The settings, as JSON can hold them."""
-        return {}
-
-    @property
-    def passes(self) -> int:
-        """How many passes over the data are complete."""
-        return 0
-
-    @property
-    def is_used_up(self) -> bool:
-        """Whether the next batch needs another fill. False for a source without a buffer."""
-        return False
-
-    def refreshing(self) -> Iterator[None]:
-        """Fill the buffer step by step. Yields after each batch of the language model, or each read."""
-        return iter(())
-
-    @abstractmethod
-    def __next__(self) -> Tensor:
-        """The next batch, (B, D), in memory of its own. Raises TextError if the data ends before it is full."""
-
-    @abstractmethod
-    def first_rows(self) -> Tensor:
-        """The rows of the first fill, (N, D), which are still handed out afterwards. They aren't copied."""
-
-    def require_finite(self) -> None:
-        """Raise a NonFiniteError if a batch was handed out that is not finite. May wait for the device."""
-        return  # by default, rows are checked before they are handed out
-
-    def mean_squared_norm(self) -> float:
-        """E||x||^2 of the first rows."""
-        rows = self.first_rows()
-        return sum(float(part.float().square().sum()) for part in rows.split(1 << 14)) / len(rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the data, as JSON can hold it."""
-        raise NotImplementedError("see Inputs.can_resume")
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict` of a source with the same settings."""
-        raise NotImplementedError("see Inputs.can_resume")
-
-
-def in_step(parts: Iterable[Iterator[object]]) -> None:
-    """Exhaust iterators round-robin."""
-    for _ in zip_longest(*parts):
-        pass
-
-
-class Batches:
-    """The training batches of all hook points of a run, in the same token order.
-
-    Sources that are used up are filled in step, so that they share each pass of the language model.
-
-    Attributes:
-        by_hook: the source of each hook point, by its name.
-    """
-
-    def __init__(self, settings: RunConfig, sources: Mapping[str, BatchSource]):
-        self._settings, self.by_hook = settings, sources
-        self._passes = 0  # passes over the data that are complete
-
-    def next(self) -> dict[str, Tensor]:
-        """The next batch of each hook point, (B, D)."""
-        self._refill()
-        return {name: next(source) for name, source in self.by_hook.items()}
-
-    def _refill(self) -> None:
-        """Fill the sources that are used up.
-
-        No source has handed out its next batch yet. So if this is interrupted, all resume at the same batch.
-        """
-        while used_up := [source for source in self.by_hook.values() if source.is_used_up]:
-            in_step(source.refreshing() for source in used_up)
-            before, self._passes = self._passes, self._passes_done()
-            if self._passes > before and self._passes != self._settings.text_passes:
-                logger.info("the training data is read again: pass %d", self._passes + 1)
-
-    def _passes_done(self) -> int:
-        return max((source.passes for source in self.by_hook.values()), default=0)
-
-    def mean_squared_norms(self) -> dict[str, float]:
-        """E||x||^2 of each hook point's first rows. Raises ActivationsError if they are all zero."""
-        self._refill()
-        found = {name: source.mean_squared_norm() for name, source in self.by_hook.items()}
-        if zero := [name for name, squared in found.items() if squared == 0]:
-            raise ActivationsError(
-                f"{zero[0]}: the first activations are all zero, which no SAE can learn",
-                instead="check what wrote them, or read another hook point",
-            )
-        return found
-
-    def norm_factors(self, mean_squared_norms: Mapping[str, float]) -> dict[str, float]:
-        """The number that each hook point's raw activations are divided by in training."""
-        normalize = self._settings.normalize
-        if normalize == "none":
-            return dict.fromkeys(mean_squared_norms, 1.0)
-        return {
-            name: math.sqrt(squared / training_energy(normalize, self.by_hook[name].d_submodule))
-            for name, squared in mean_squared_norms.items()
-        }
-
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Each hook point's `BatchSource.state_dict`."""
-        return {name: source.state_dict() for name, source in self.by_hook.items()}
-
-    def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Continue from each hook point's `state_dict`."""
-        for name, state in states.items():
-            self.by_hook[name].load_state_dict(state)
-        self._passes = self._passes_done()
-
-    def require_finite(self) -> None:
-        """See `BatchSource`."""
-        for source in self.by_hook.values():
-            source.require_finite()
-
-    def tokens_seen(self) -> set[int]:
-        """How many rows each source has handed out: one number, except in the middle of `next`."""
-        return {source.tokens_seen for source in self.by_hook.values()}
 
 
 class ShuffledRows(BatchSource):
-    """Shuffled batches of a stream of rows, as a `BatchSource`. They have the dtype of the stream.
+    """Shuffled batches of rows. A subclass says where they are read and in which random order they are handed out.
 
     Arguments:
         size: the number of rows that are shuffled together, rounded down to whole batches.
-        out_batch_size: B.
+        out_batch_size: rows in a batch.
+        d_submodule: D.
         device: where the rows are kept.
 
     Attributes:
@@ -184,15 +49,17 @@ class ShuffledRows(BatchSource):
     Raises: ConfigError if the size is below a batch.
     """
 
-    def __init__(self, stream: RowStream, size: int, out_batch_size: int, device: str = "cpu"):
+    dtype: torch.dtype
+    """The dtype of the rows."""
+
+    def __init__(self, size: int, out_batch_size: int, d_submodule: int, device: str = "cpu"):
         if size < out_batch_size:
             raise ConfigError(
                 f"a buffer of {size} rows is smaller than a batch",
                 expected=f"at least {out_batch_size}",
                 instead="use more n_ctxs",
             )
-        self._stream = stream
-        self.d_submodule = stream.width
+        self.d_submodule = d_submodule
         self.out_batch_size = out_batch_size
         self.device = device
         self.activation_buffer_size = size // out_batch_size * out_batch_size
@@ -203,11 +70,39 @@ class ShuffledRows(BatchSource):
         self._skipped = 0  # rows of the next fill that were handed out before a resume
         self._fill_start: dict[str, Any] | None = None
 
+    @abstractmethod
+    def fill(self, out_ND: Tensor) -> Iterator[int]:
+        """Write the next rows into a tensor.
+
+        Yields the number of rows so far, after each batch of the language model, or each read. If the data ends,
+        the last number is below N.
+
+        Raises:
+            NonFiniteError: an activation is NaN or infinite.
+            TextError, ActivationsError: a file can't be read.
+        """
+
+    @abstractmethod
+    def random_order(self, n: int) -> Tensor:
+        """The random order of this fill: the numbers from 0 to n - 1, int32."""
+
+    @abstractmethod
+    def row_state(self) -> dict[str, Any]:
+        """The place of the next row and the state of the random orders, as JSON can hold them."""
+
+    @abstractmethod
+    def load_row_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `row_state`. Raises TextError if the text has changed."""
+
+    @abstractmethod
+    def ended(self, found: int) -> TextError:
+        """The error for data that ended too early, with `found` rows left."""
+
     @cached_property
     def activations(self) -> Tensor:
         """The buffer's memory, (n, D). For inspection only."""
         shape = (self.activation_buffer_size, self.d_submodule)
-        return torch.empty(shape, dtype=self._stream.dtype, device=self.device)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def __iter__(self) -> Iterator[Tensor]:
         return self
@@ -228,11 +123,6 @@ class ShuffledRows(BatchSource):
         return self.activations.index_select(0, rows)
 
     @property
-    def passes(self) -> int:
-        """See `BatchSource`."""
-        return self._stream.passes
-
-    @property
     def is_used_up(self) -> bool:
         """Whether the next batch needs another fill."""
         return self._given + self.out_batch_size > len(self._order)
@@ -243,20 +133,20 @@ class ShuffledRows(BatchSource):
 
     def refreshing(self) -> Iterator[None]:
         """See `BatchSource`."""
-        self._fill_start = self._position()
+        self._fill_start = self._start()
         left = len(self._order) - self._given  # not 0 only if the rows ended in the last fill
         self._order, self._given = self._order[:0], 0  # so state_dict() holds if the fill fails
         self.fills += 1
         filled = 0
         try:
-            for n in self._stream.fill(self.activations):
+            for n in self.fill(self.activations):
                 filled = n
                 yield
         except NonFiniteError as error:
             raise error.within(f"fill {self.fills} of the buffer failed") from error
         if filled < self.out_batch_size:
-            raise self._stream.ended(self.out_batch_size, left + filled, self.tokens_seen)
-        self._order = self._stream.order(filled, self.fills).to(self.device)
+            raise self.ended(left + filled)
+        self._order = self.random_order(filled).to(self.device)
         self._given, self._skipped = self._skipped, 0
 
     def first_rows(self) -> Tensor:
@@ -265,17 +155,16 @@ class ShuffledRows(BatchSource):
             self.refresh()
         return self.activations[: len(self._order)]
 
-    def _position(self) -> dict[str, Any]:
+    def _start(self) -> dict[str, Any]:
         """The position from which the next fill can be repeated."""
-        return {**self._stream.state_dict(), "fills": self.fills}
+        return {**self.row_state(), "fills": self.fills}
 
     def state_dict(self) -> dict[str, Any]:
         """See `BatchSource`."""
         return {
-            "fill": self._fill_start or self._position(),
+            "fill": self._fill_start or self._start(),
             "batches": (self._given + self._skipped) // self.out_batch_size,
             "tokens_seen": self.tokens_seen,
-            "config": self._settings(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -283,27 +172,29 @@ class ShuffledRows(BatchSource):
 
         Raises: TextError or ConfigError if the text or the stored activations have changed since.
         """
-        self._stream.restrict_to(state["config"])
         self._fill_start = dict(state["fill"])
-        self._stream.load_state_dict(self._fill_start)
+        self.load_row_state(self._fill_start)
         self.fills = self._fill_start["fills"]
         self._order, self._given = self._order[:0], 0
         self._skipped = state["batches"] * self.out_batch_size
         self.tokens_seen = state["tokens_seen"]
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The settings, as JSON can hold them."""
-        return {**self._settings(), "device": str(self.device), **self._stream.origin}
 
-    def _settings(self) -> dict[str, Any]:
-        """The settings that the batches depend on."""
-        return {
-            "d_submodule": self.d_submodule,
-            "rows": self.activation_buffer_size,
-            "out_batch_size": self.out_batch_size,
-            **self._stream.settings(),
-        }
+# --- a language model's
+
+
+class _Contexts(NamedTuple):
+    """Contexts to read."""
+
+    input_ids_BL: Tensor
+    mask_BL: Tensor
+    """0 at padding."""
+    wanted_BL: Tensor
+    """False at tokens that are left out, or were in an earlier fill. Outliers are not known yet."""
+
+
+_Read = tuple[Tensor, Tensor, Tensor, Tensor]
+"""One context after its forward pass: the three of `_Contexts`, (1, L), and its activations, (1, L, D)."""
 
 
 class ResidualBuffer(ShuffledRows, ActivationBuffer):
@@ -311,6 +202,10 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
 
     It stands in for upstream's `ActivationBuffer`. Iteration never ends silently: it raises TextError
     when the text is too short for another batch. Each batch is a new tensor, which the caller may change.
+
+    A fill may end inside a context. The next fill then runs the language model on that context again
+    and continues after its last row. So a position needs no activations: it is the position in the text,
+    that one context's ids, and the state of the generator that draws the orders.
 
     Arguments:
         data: documents, an iterator of str. Only a `TextStream` can be resumed.
@@ -322,11 +217,12 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         n_ctxs: the number of contexts that are shuffled together. The buffer holds n_ctxs * ctx_len rows,
             rounded down to whole batches.
         ctx_len: tokens in a context.
-        refresh_batch_size: contexts in a batch of the language model.
+        refresh_batch_size: contexts in a batch of the language model. It doesn't change which tokens are outliers:
+            each CONTEXTS_PER_MEDIAN contexts of a fill share one median norm.
         out_batch_size: rows in a batch of the buffer.
         device: where the rows are kept.
         remove_bos: leave out beginning-of-text tokens, see `PositionRule`.
-        seed: seeds the order of the rows.
+        seed: seeds the random orders of the rows.
         packing: how documents become contexts, see `ContextStream`.
         max_norm_multiple: leave out outliers (attention sinks; 10 is a good value), see
             `PositionRule`.
@@ -374,52 +270,172 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         sizes = {"refresh_batch_size": refresh_batch_size, "out_batch_size": out_batch_size}
         require_sizes(n_ctxs=int(n_ctxs), ctx_len=ctx_len, **sizes)
         require_positions(ctx_len, module.config.name_or_path or type(module).__name__, module)
+        width: int = (
+            module.config.get_text_config().hidden_size if d_submodule is None else d_submodule
+        )
+        super().__init__(int(n_ctxs) * ctx_len, out_batch_size, width, chosen_device(device))
         self.data = iter(data)
         self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing)
         self.model = model
         self.n_ctxs = int(n_ctxs)
         self.ctx_len = ctx_len
         self.refresh_batch_size = refresh_batch_size
-        self.out_batch_size = out_batch_size
         # `tokenized_batch` of upstream's main branch reads it.
         self.add_special_tokens = packing == "truncate"
-        rule = PositionRule(tokenizer, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
         # Upstream's `evaluate` reads it.
         self.submodule, place = _place(model, hook, submodule, io)
+        rule = PositionRule(tokenizer, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
         self.reader = ActivationReader(lm, place, rule, shared)
-        hidden_size: int = module.config.get_text_config().hidden_size
-        rows = ModelRows(
-            self.contexts,
-            self.reader,
-            width=hidden_size if d_submodule is None else d_submodule,
-            dtype=module.dtype if dtype is None else dtype,
-            batch_size=refresh_batch_size,
-            seed=seed,
-            before_batch=before_batch,
-        )
-        super().__init__(rows, self.n_ctxs * ctx_len, out_batch_size, chosen_device(device))
+        self.dtype = module.dtype if dtype is None else dtype
+        self._before_batch = before_batch
+        self._seed = seed
+        self._generator = torch.Generator().manual_seed(seed)  # on the CPU, for any device
+        self._partial: _Contexts | None = None  # the context that the last fill ended in
+
+    @property
+    def passes(self) -> int:
+        """See `BatchSource`."""
+        return self.contexts.passes
 
     @property
     def config(self) -> dict[str, Any]:
         """The settings, as JSON can hold them."""
-        return super().config | {"refresh_batch_size": self.refresh_batch_size}
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `ShuffledRows.state_dict`. Raises TextError if the text can't be resumed."""
-        self.contexts.state_dict()  # raises
-        return super().state_dict()
-
-    def close(self) -> None:
-        """Does nothing. tqdm closes what it iterates over if TQDM_DISABLE is set, and upstream's `close` reads an
-        attribute that this class doesn't have."""
-
-    def _settings(self) -> dict[str, Any]:
         return {
             "d_submodule": self.d_submodule,
             "n_ctxs": self.n_ctxs,
             "out_batch_size": self.out_batch_size,
-            **self._stream.settings(),
+            "io": self.reader.place.io,
+            "ctx_len": self.ctx_len,
+            **self.reader.rule.settings,
+            "seed": self._seed,
+            "packing": self.contexts.packing,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "submodule": self.reader.place.path,
+            "device": str(self.device),
+            "text": getattr(self.data, "name", None),
+            "refresh_batch_size": self.refresh_batch_size,
         }
+
+    def fill(self, out_ND: Tensor) -> Iterator[int]:
+        """See `ShuffledRows`. Yields after each batch of the language model, and after each median."""
+        queue: deque[_Read] = deque()
+        filled = 0
+        non_finite: Tensor | int = 0
+        while filled < len(out_ND):
+            # Lower bound on the contexts that this fill still uses: no token may be left out.
+            missing = math.ceil((len(out_ND) - filled) / self.ctx_len)
+            n_in_median = min(CONTEXTS_PER_MEDIAN, missing)
+            while len(queue) < n_in_median and (read := self._read(missing - len(queue))):
+                queue += read
+                yield filled
+            if not queue:
+                break  # the text has ended
+            contexts = [queue.popleft() for _ in range(min(n_in_median, len(queue)))]
+            rows_ND, n_non_finite = self._rows_of(contexts, len(out_ND) - filled)
+            out_ND[filled : filled + len(rows_ND)] = rows_ND
+            filled += len(rows_ND)
+            non_finite = non_finite + n_non_finite
+            yield filled
+        self.reader.require_finite(non_finite)  # once per fill, as it synchronises with the GPU
+
+    def _read(self, n: int) -> list[_Read]:
+        """Run the language model on a batch of the next contexts, at most n. Several processes read a full batch
+        each, as long as all of them are among the n.
+
+        Returns: the contexts that were read; none at the end of the text.
+        """
+        if self._before_batch is not None:
+            self._before_batch()
+        passes = self.reader.forward_passes
+        full = min(passes.at_once, n // self.refresh_batch_size)
+        sizes = [self.refresh_batch_size] * full or [n]
+        batches = [batch for size in sizes if len((batch := self._next_contexts(size)).mask_BL)]
+        if not batches:
+            return []
+        all_x = passes.read(self.reader.place, [batch[:2] for batch in batches])
+        return [
+            context
+            for batch, x_BLD in zip(batches, all_x, strict=True)
+            for context in zip(*(tensor.split(1) for tensor in (*batch, x_BLD)), strict=True)
+        ]
+
+    def _next_contexts(self, n: int) -> _Contexts:
+        """The next n contexts, or fewer at the end of the text."""
+        partial, self._partial = self._partial, None
+        ids_BL, mask_BL = self.contexts.next_batch(n if partial is None else n - 1)
+        new = _Contexts(ids_BL, mask_BL, self.reader.rule.by_token(ids_BL, mask_BL))
+        return (
+            new if partial is None else _Contexts(*map(torch.cat, zip(partial, new, strict=True)))
+        )
+
+    def _rows_of(self, contexts: list[_Read], limit: int) -> tuple[Tensor, Tensor]:
+        """The rows of contexts that share a median, at most `limit`, and how many of them are NaN or infinite."""
+        _, _, wanted_BL, x_BLD = map(torch.cat, zip(*contexts, strict=True))
+        if x_BLD.shape[-1] != self.d_submodule:
+            place = self.reader.place
+            raise ConfigError(
+                f"the {place.io}put of {place.path} is {x_BLD.shape[-1]} wide",
+                name="d_submodule",
+                value=self.d_submodule,
+                expected=str(x_BLD.shape[-1]),
+            )
+        wanted_BL, non_finite = self.reader.without_outliers(x_BLD, wanted_BL)
+        rows_ND = rearrange(x_BLD, "b l d -> (b l) d")
+        place_N = rearrange(wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
+        if len(place_N) < len(rows_ND):
+            rows_ND = rows_ND[place_N.to(rows_ND.device)]
+        if len(rows_ND) > limit:  # the rest of the last context goes into the next fill
+            input_ids_BL, mask_BL, wanted_BL, _ = contexts[-1]
+            used = int(place_N[limit - 1]) % self.ctx_len + 1
+            is_later_L = torch.arange(self.ctx_len) >= used
+            self._partial = _Contexts(input_ids_BL, mask_BL, wanted_BL & is_later_L)
+            rows_ND = rows_ND[:limit]
+        return rows_ND, non_finite
+
+    def random_order(self, n: int) -> Tensor:
+        """See `ShuffledRows`. One generator draws all orders."""
+        return torch.randperm(n, generator=self._generator, dtype=torch.int32)
+
+    def row_state(self) -> dict[str, Any]:
+        """See `ShuffledRows`. A text that can't be resumed has no position in it."""
+        return {
+            "rows": {
+                "contexts": self.contexts.state_dict() if self.contexts.resumable else None,
+                "partial": self._partial and [part.int().tolist() for part in self._partial],
+            },
+            "generator": self._generator.get_state().numpy().tobytes().hex(),
+        }
+
+    def load_row_state(self, state: Mapping[str, Any]) -> None:
+        """See `ShuffledRows`."""
+        rows = state["rows"]
+        self.contexts.load_state_dict(rows["contexts"])
+        self._partial = None
+        if rows["partial"] is not None:
+            input_ids_BL, mask_BL, wanted_BL = map(torch.tensor, rows["partial"])
+            self._partial = _Contexts(input_ids_BL.long(), mask_BL.long(), wanted_BL.bool())
+        generator = torch.frombuffer(bytearray.fromhex(state["generator"]), dtype=torch.uint8)
+        self._generator.set_state(generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `BatchSource`. Raises TextError if the text can't be resumed."""
+        self.contexts.state_dict()  # raises
+        return super().state_dict()
+
+    def ended(self, found: int) -> TextError:
+        """See `ShuffledRows`."""
+        name = f"the text {getattr(self.data, 'name', type(self.data).__name__)!r}"
+        if not self.contexts.tokens_read:
+            return TextError(f"{name} has no documents to train on", instead="use another text")
+        return TextError(
+            f"{name} ended after {self.tokens_seen} tokens: expected {self.out_batch_size} for the next batch,"
+            f" found {found}",
+            instead="use a longer text, or more text_passes",
+        )
+
+    def close(self) -> None:
+        """Does nothing. tqdm closes what it iterates over if TQDM_DISABLE is set, and upstream's `close` reads an
+        attribute that this class doesn't have."""
 
 
 def _place(

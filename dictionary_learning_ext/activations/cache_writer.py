@@ -345,9 +345,8 @@ class _Writer:
         room = self._contexts_per_file
         while tokens > 0 and room:
             n = min(self._run.lm_batch_size, math.ceil(tokens / stream.ctx_len), room)
-            try:
-                ids_BL, mask_BL = stream.next_batch(n)
-            except StopIteration:
+            ids_BL, mask_BL = stream.next_batch(n)
+            if not len(ids_BL):
                 break
             passes.append((ids_BL, mask_BL))
             tokens -= int(mask_BL.sum())
@@ -365,7 +364,7 @@ class _Writer:
             for name, reader in self._readers.items():
                 all_x = self._passes.read(reader.place, together)
                 for (_, mask_BL), x_BLD in zip(together, all_x, strict=True):
-                    reader.require_finite(reader.mark_outliers(x_BLD, mask_BL.bool()).non_finite)
+                    reader.require_finite(reader.without_outliers(x_BLD, mask_BL.bool())[1])
                     x_BLD = t.where(mask_BL.bool().unsqueeze(-1), x_BLD.float().cpu(), 0.0)
                     if self.settings.dtype == "float16":
                         x_BLD = _as_float16(x_BLD, name)
@@ -384,10 +383,9 @@ class _Writer:
         run, path = self._run, self._folder / HELD_OUT / DOCUMENTS
         documents = islice(text_of(run, split="heldout"), run.eval_documents)
         stream = ContextStream(documents, self._tokenizer, run.ctx_len, packing="truncate")
-        try:
-            marked_BL = _marked_ids(*stream.next_batch(run.eval_documents))
-        except StopIteration as end:
-            raise no_context(run, "heldout") from end
+        marked_BL = _marked_ids(*stream.next_batch(run.eval_documents))
+        if not len(marked_BL):
+            raise no_context(run, "heldout")
         with replacing(path, self._elsewhere) as temporary, temporary.open("wb") as file:
             np.save(file, marked_BL)
         return self._entry(path, marked_BL)

@@ -28,7 +28,8 @@ from ..config.run import RunConfig, Split, evaluation_batch
 from ..devices import chosen_device
 from ..errors import ActivationsError, LanguageModelError
 from ..run_folder.cache_manifest import DOCUMENTS, HELD_OUT, CacheManifest
-from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
+from .batches import Batches, BatchSource
+from .buffer import ResidualBuffer
 from .hook_points import HookPoint, find_hook, require_hook
 from .language_models import (
     CausalLM,
@@ -384,17 +385,17 @@ class _StoredInputs(Inputs):
 
     def _source(self, hook: str) -> BatchSource:
         settings = self._settings
-        rows = StoredRows(
+        return StoredRows(
             self._stored,
             hook,
             self._training_rule,
+            size=settings.n_ctxs * settings.ctx_len,
+            out_batch_size=settings.batch_size,
+            device=settings.device,
             passes=settings.text_passes,
             seed=settings.data_seed,
             # Each of several processes reads when it needs to, and would wait for the others.
             before_read=self._before_batch if self._group.count == 1 else None,
-        )
-        return ShuffledRows(
-            rows, settings.n_ctxs * settings.ctx_len, settings.batch_size, settings.device
         )
 
     def _documents(self, hook: str) -> tuple[ActivationReader, ContextBatches] | None:
@@ -491,8 +492,7 @@ def with_activations(
     all_read = ((ids_BL, mask_BL, reader.run(ids_BL, mask_BL)) for ids_BL, mask_BL in contexts)
     for input_ids_BL, mask_BL, x_BLD in _regrouped(all_read, CONTEXTS_PER_MEDIAN):
         by_token_BL = reader.rule.by_token(input_ids_BL, mask_BL)
-        read = reader.mark_outliers(x_BLD, by_token_BL)
-        reader.require_finite(read.non_finite)
+        wanted_BL, non_finite = reader.without_outliers(x_BLD, by_token_BL)
+        reader.require_finite(non_finite)
         ids_BL = input_ids_BL.masked_fill(mask_BL == 0, -1)
-        is_sink_BL = by_token_BL & ~read.wanted_BL
-        yield ContextBatch(ids_BL, read.wanted_BL, read.x_BLD.float(), is_sink_BL)
+        yield ContextBatch(ids_BL, wanted_BL, x_BLD.float(), by_token_BL & ~wanted_BL)

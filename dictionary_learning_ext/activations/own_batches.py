@@ -6,7 +6,7 @@ from typing import Any
 import torch as t
 
 from ..errors import ActivationsError, NonFiniteError, TextError
-from .buffer import BatchSource
+from .batches import BatchSource
 from .inputs import Inputs
 
 

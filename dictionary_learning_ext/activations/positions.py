@@ -44,6 +44,7 @@ class PositionRule:
         max_norm_multiple: float | None = None,
     ):
         require_max_norm_multiple(max_norm_multiple)
+        self.settings = {"remove_bos": remove_bos, "max_norm_multiple": max_norm_multiple}
         self.max_norm_multiple = max_norm_multiple
         self.skip_token_id: int | None = None
         if remove_bos:  # only then, as transformers 4 logs an error where there is none

@@ -1,4 +1,4 @@
-"""Rows of activations from files: a buffer shuffles `StoredRows`, and reports read whole contexts.
+"""Activations from files: shuffled batches of rows, and whole contexts in reading order.
 
 Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, NonFiniteError, TextError
+from .buffer import ShuffledRows
 from .positions import PositionRule, at, norms
 from .rows import ContextBatch, drawn_seed
 from .stored import Part, StoredActivations, read_part
@@ -67,8 +68,8 @@ class _Next(NamedTuple):
     """How many rows of the next piece have been used, not counting those that are left out."""
 
 
-class StoredRows:
-    """One hook point's stored activations, as a `RowStream`. Every row is read once per pass.
+class StoredRows(ShuffledRows):
+    """Shuffled batches of one hook point's stored activations. Every row is read once per pass.
 
     Files are read whole, in a random order. A fill continues where the last one ended, even inside a file.
     The order of the files and of the rows follows from the seed and the numbers of the pass and the fill.
@@ -78,8 +79,9 @@ class StoredRows:
         passes: how often the folder is read. None: without end.
         seed: seeds the random orders. None: rows keep their order.
         before_read: called before each read of about 4,096 rows. It may raise.
+        shuffled: the other arguments of `ShuffledRows`.
 
-    Raises: ActivationsError if the folder lacks the hook.
+    Raises: ActivationsError if the folder lacks the hook; ConfigError as `ShuffledRows`.
     """
 
     def __init__(
@@ -91,31 +93,43 @@ class StoredRows:
         passes: int | None = 1,
         seed: int | None = 0,
         before_read: Callable[[], None] | None = None,
+        **shuffled: Any,
     ):
+        super().__init__(d_submodule=stored.hook(hook).width, **shuffled)
         self.stored, self.hook = stored, hook
-        self.width = stored.hook(hook).width
-        self.origin: dict[str, Any] = {
-            "activations": stored.place,
-            "text": stored.settings["data"],
-        }
         self._rule, self._passes, self._seed = rule, passes, seed
         self._before_read = before_read
+        first = stored.parts["train"][0]
+        self.dtype = read_contexts(first._replace(stop=first.start + 1), hook, rule).x_BLD.dtype
         self._next = _Next(0, 0, 0)
         self._pass: tuple[int, list[Part]] | None = None  # the number and the pieces of a pass
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the files."""
-        first = self.stored.parts["train"][0]
-        piece = first._replace(stop=first.start + 1)
-        return read_contexts(piece, self.hook, self._rule).x_BLD.dtype
-
-    @property
     def passes(self) -> int:
+        """See `BatchSource`."""
         return self._next.number
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings, as JSON can hold them."""
+        is_cache = self.stored.manifest is not None
+        return {
+            "d_submodule": self.d_submodule,
+            "rows": self.activation_buffer_size,
+            "out_batch_size": self.out_batch_size,
+            "hook": self.hook,
+            "cache": self.stored.digest,
+            **({"files": len(self.stored.parts["train"])} if is_cache else {}),
+            "ctx_len": self.stored.ctx_len,
+            **self._rule.settings,
+            "seed": self._seed,
+            "device": str(self.device),
+            "activations": self.stored.place,
+            "text": self.stored.settings["data"],
+        }
+
     def fill(self, out_ND: Tensor) -> Iterator[int]:
-        """See `RowStream`. Yields after each read."""
+        """See `ShuffledRows`. Yields after each read."""
         filled = 0
         for piece in self._pieces():
             if self._before_read is not None:
@@ -153,48 +167,41 @@ class StoredRows:
         parts = sorted(parts, key=lambda part: place[part.path])
         return pieces_of(parts, self.stored.ctx_len)
 
-    def order(self, n: int, fill: int) -> Tensor:
-        """See `RowStream`. Each fill has a generator of its own."""
+    def random_order(self, n: int) -> Tensor:
+        """See `ShuffledRows`. Each fill has a generator of its own."""
         if self._seed is None:
             return torch.arange(n, dtype=torch.int32)
-        generator = torch.Generator().manual_seed(drawn_seed(self._seed, "rows", fill))
+        generator = torch.Generator().manual_seed(drawn_seed(self._seed, "rows", self.fills))
         return torch.randperm(n, generator=generator, dtype=torch.int32)
 
-    def state_dict(self) -> dict[str, Any]:
+    def row_state(self) -> dict[str, Any]:
+        """See `ShuffledRows`."""
         return {"place": self._next._asdict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_row_state(self, state: Mapping[str, Any]) -> None:
+        """See `ShuffledRows`."""
         self._next = _Next(**state["place"])
 
-    def restrict_to(self, settings: Mapping[str, Any]) -> None:
-        """See `RowStream`. A cache may have grown since.
+    def state_dict(self) -> dict[str, Any]:
+        """See `BatchSource`."""
+        return super().state_dict() | {"config": self.config}
 
-        Raises: ConfigError if the activations that it had then have changed.
-        """
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `ShuffledRows`. A cache may have grown since: only the files that were there then are read."""
         if self.stored.manifest is not None:
-            self.stored, self._pass = self.stored.with_files(settings["files"]), None
-        if settings["cache"] != self.stored.digest:
+            self.stored, self._pass = self.stored.with_files(state["config"]["files"]), None
+        if state["config"]["cache"] != self.stored.digest:
             raise ConfigError(
                 "the run can't resume: since it was interrupted, the activations in"
                 f" {self.stored.place} have changed",
                 instead="restore them, or start again in another save_dir",
             )
+        super().load_state_dict(state)
 
-    def settings(self) -> dict[str, Any]:
-        is_cache = self.stored.manifest is not None
-        return {
-            "hook": self.hook,
-            "cache": self.stored.digest,
-            **({"files": len(self.stored.parts["train"])} if is_cache else {}),
-            "ctx_len": self.stored.ctx_len,
-            "remove_bos": self._rule.skip_token_id is not None,
-            "max_norm_multiple": self._rule.max_norm_multiple,
-            "seed": self._seed,
-        }
-
-    def ended(self, needed: int, found: int, given: int) -> TextError:
+    def ended(self, found: int) -> TextError:
+        """See `ShuffledRows`."""
         return TextError(
-            f"the activations in {self.stored.place} ended after {given} tokens: expected"
-            f" {needed} for the next batch, found {found}",
+            f"the activations in {self.stored.place} ended after {self.tokens_seen} tokens: expected"
+            f" {self.out_batch_size} for the next batch, found {found}",
             instead="use fewer steps or more text_passes",
         )

@@ -87,7 +87,6 @@ class ContextStream:
             tokenizer's sides, as models with learned positions count from the left.
 
     Attributes:
-        documents_read: how many documents were used up.
         tokens_read: how many tokens were used, with end-of-text tokens and without padding.
 
     Raises: ConfigError if there is no such packing, or "pack" is given and the tokenizer has no end-of-text token.
@@ -112,7 +111,6 @@ class ContextStream:
         self.tokenizer = tokenizer
         self.ctx_len = ctx_len
         self.packing: Packing = packing
-        self.documents_read = 0
         self.tokens_read = 0
         self._text_state: Any = None  # the text's state before the documents in _pieces
         self._pieces: list[tuple[str, bool]] = []  # a piece, and whether it ends its document
@@ -133,25 +131,16 @@ class ContextStream:
     def next_batch(self, n: int) -> tuple[Tensor, Tensor]:
         """The next n contexts, or fewer at the end of the text.
 
-        Returns:
-            input_ids and attention_mask (0 at padding), both int64 and (n, L).
+        Returns: input_ids and attention_mask (0 at padding), both int64 and (n, L).
 
-        Raises:
-            StopIteration: no context is left.
-            TextError: the text can't be read.
+        Raises: TextError if the text can't be read.
         """
-        input_ids, mask = self._pack(n) if self.packing == "pack" else self._truncate(n)
-        if len(input_ids) == 0:
-            raise StopIteration
-        return input_ids, mask
+        return self._pack(n) if self.packing == "pack" else self._truncate(n)
 
     def batches(self, n: int = _CONTEXTS_AT_ONCE) -> ContextBatches:
         """All contexts that are left, n at a time."""
-        while True:
-            try:
-                yield self.next_batch(n)
-            except StopIteration:
-                return
+        while len((batch := self.next_batch(n))[0]):
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the next context, as JSON can hold it. Raises TextError if the text can't be resumed."""
@@ -166,7 +155,6 @@ class ContextStream:
             "text": self.text.state_dict() if fresh else self._text_state,
             "pieces": 0 if fresh else self._used,
             "offset": self._offset,
-            "documents_read": self.documents_read,
             "tokens_read": self.tokens_read,
         }
 
@@ -177,7 +165,7 @@ class ContextStream:
         if state["pieces"] or state["offset"]:
             self._read_pieces()
         self._used, self._offset = state["pieces"], state["offset"]
-        self.documents_read, self.tokens_read = state["documents_read"], state["tokens_read"]
+        self.tokens_read = state["tokens_read"]
 
     def _pack(self, n: int) -> tuple[Tensor, Tensor]:
         tokens = torch.empty(n * self.ctx_len, dtype=torch.int64)
@@ -213,7 +201,6 @@ class ContextStream:
         self.tokens_read += n
         self._offset += n
         if self._offset == len(self._tokens[0]):
-            self.documents_read += self._pieces[self._used][1]
             del self._tokens[0]
             self._used += 1
             self._offset = 0

@@ -168,12 +168,13 @@ class DocumentLosses:
         original, read = 0.0, []
         for input_ids_BL, mask_BL in _document_batches(documents, tokens):
             original += _summed_loss(reader, input_ids_BL, mask_BL, read.append)
-            judged = reader.mark_outliers(read.pop(), reader.rule.by_token(input_ids_BL, mask_BL))
-            reader.require_finite(judged.non_finite)
-            self._batches.append((input_ids_BL, mask_BL, judged.wanted_BL))
+            by_token_BL = reader.rule.by_token(input_ids_BL, mask_BL)
+            wanted_BL, non_finite = reader.without_outliers(read.pop(), by_token_BL)
+            reader.require_finite(non_finite)
+            self._batches.append((input_ids_BL, mask_BL, wanted_BL))
             self._predicted += int(mask_BL[:, 1:].sum())
             self._positions += int(mask_BL.sum())
-            self._left_alone += int(mask_BL.sum()) - int(judged.wanted_BL.sum())
+            self._left_alone += int(mask_BL.sum()) - int(wanted_BL.sum())
         self._original, self._zero = self._mean(original), self._replaced_loss(t.zeros_like)
 
     def of(self, dictionary: Dictionary) -> LanguageModelLosses:

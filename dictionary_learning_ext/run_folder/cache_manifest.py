@@ -35,7 +35,7 @@ SPARE = 1.05
 TOKEN_IDS = "token_ids"
 """The column of token ids, named as in SAELens's caches. -1 is padding."""
 REPAIR = "restore it, or cache the activations again in another folder"
-_COUNTS = dict.fromkeys(("pieces", "offset", "documents_read", "tokens_read"), int)
+_COUNTS = dict.fromkeys(("pieces", "offset", "tokens_read"), int)
 _POSITION = Object({"text": Object({"pass": int, "index": int}), **_COUNTS}, or_null=True)
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch as t
 from tqdm import tqdm
 
-from ..activations.buffer import Batches
+from ..activations.batches import Batches
 from ..activations.inputs import Inputs, find_inputs
 from ..activations.own_batches import OwnBatches, checked
 from ..codes.sinks import warn_of_sinks

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 
-from ..activations.buffer import Batches
+from ..activations.batches import Batches
 from ..activations.hook_points import HookPoint
 from ..activations.rows import drawn_seed
 from ..config.architectures import BY_DICT_CLASS, TRAINED

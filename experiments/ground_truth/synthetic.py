@@ -19,7 +19,7 @@ import numpy as np
 import torch as t
 
 from dictionary_learning_ext import RunConfig
-from dictionary_learning_ext.activations.buffer import BatchSource
+from dictionary_learning_ext.activations.batches import BatchSource
 from dictionary_learning_ext.activations.inputs import Inputs
 from dictionary_learning_ext.activations.rows import drawn_seed
 from dictionary_learning_ext.config.run import UNKNOWN

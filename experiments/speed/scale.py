@@ -16,7 +16,6 @@ from typing import Any, get_args
 import torch as t
 
 from dictionary_learning_ext import RunConfig, VariationalTopKTrainer, train
-from dictionary_learning_ext.activations.buffer import ShuffledRows
 from dictionary_learning_ext.activations.cache_writer import write_cache
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import open_stored
@@ -54,15 +53,14 @@ def timed(function: Callable[..., object], *arguments: Any, **options: Any) -> f
     return time.perf_counter() - started
 
 
-def take(source: ShuffledRows, batches: int) -> list[t.Tensor]:
+def take(source: StoredRows, batches: int) -> list[t.Tensor]:
     return [next(source) for _ in range(batches)]
 
 
-def source_of(folder: Path, seed: int | None) -> ShuffledRows:
+def source_of(folder: Path, seed: int | None) -> StoredRows:
     stored, rows = open_stored(folder), N_CTXS * 128
-    return ShuffledRows(
-        StoredRows(stored, HOOK, PositionRule(), passes=100, seed=seed), rows, BATCH
-    )
+    sizes: Any = {"size": rows, "out_batch_size": BATCH}
+    return StoredRows(stored, HOOK, PositionRule(), passes=100, seed=seed, **sizes)
 
 
 def reading(folder: Path) -> dict[str, float]:

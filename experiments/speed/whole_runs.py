@@ -204,7 +204,7 @@ TIMED = {
     ),
     "text and tokens": "dictionary_learning_ext.activations.tokens:ContextStream.next_batch",
     "shuffling and the rest of filling": (
-        "dictionary_learning_ext.activations.buffer:Batches._refill"
+        "dictionary_learning_ext.activations.batches:Batches._refill"
     ),
     "handing out batches": "dictionary_learning_ext.activations.buffer:ResidualBuffer.__next__",
     "SAE steps": "dictionary_learning_ext.training.sae_run:SAERun.update",

@@ -15,7 +15,8 @@ from buffers import DOCUMENTS
 from language_model_reads import counted_passes
 from texts import write_jsonl
 
-from dictionary_learning_ext.activations.buffer import ResidualBuffer, in_step
+from dictionary_learning_ext.activations.batches import in_step
+from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.inputs import cached_documents, open_inputs, open_model
 from dictionary_learning_ext.activations.language_models import settings_hash, unwrapped
 from dictionary_learning_ext.activations.text import open_text

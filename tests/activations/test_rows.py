@@ -9,15 +9,16 @@ import torch
 from buffers import DOCUMENTS, direct_rows
 from language_model_reads import counted_passes
 from nnsight import LanguageModel
+from texts import error_of
 from torch import Tensor
 
+from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.hook_points import HookPoint, find_hook, read_residual
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.language_models import load_language_model, unwrapped
 from dictionary_learning_ext.activations.positions import PositionRule
-from dictionary_learning_ext.activations.rows import ActivationReader, ModelRows
+from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.text import open_text
-from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import NonFiniteError
 
@@ -32,27 +33,19 @@ def reader_of(lm: LanguageModel, **options: Any) -> tuple[ActivationReader, Hook
 
 
 def rows_of(
-    lm: LanguageModel,
-    text: Any,
-    ctx_len: int = 16,
-    packing: Any = "pack",
-    before_batch: Any = None,
-    batch_size: int = 4,
-    **rules: Any,
-) -> ModelRows:
-    contexts = ContextStream(text, lm.tokenizer, ctx_len, packing=packing)
-    reader, _ = reader_of(lm, **rules)
-    sizes = {"width": 16, "dtype": torch.float32, "batch_size": batch_size}
-    return ModelRows(contexts, reader, before_batch=before_batch, **sizes)
+    lm: LanguageModel, text: Any, ctx_len: int = 16, refresh_batch_size: int = 4, **options: Any
+) -> ResidualBuffer:
+    sizes = {"ctx_len": ctx_len, "refresh_batch_size": refresh_batch_size, "out_batch_size": 1}
+    return ResidualBuffer(text, lm, HOOK, **sizes, **options)
 
 
-def filled(rows: ModelRows, n: int) -> Tensor:
+def filled(rows: ResidualBuffer, n: int) -> Tensor:
     """The next n rows, or as many as there are."""
     out = torch.empty(n, 16)
     return out[: max(rows.fill(out), default=0)]
 
 
-def filled_until_the_end(rows: ModelRows, n: int) -> Tensor:
+def filled_until_the_end(rows: ResidualBuffer, n: int) -> Tensor:
     """All rows, from fills of n that end inside contexts."""
     parts = [filled(rows, n)]
     while len(parts[-1]) == n:
@@ -73,13 +66,12 @@ def test_outliers_are_those_of_the_norms_in_float32(tiny_lm_dir: Path, dtype: to
     lm = load_language_model(str(tiny_lm_dir), dtype=dtype)
     reader, hook = reader_of(lm, max_norm_multiple=1.1)
     wanted_BL = reader.rule.by_token(IDS, MASK)
-    read = reader.mark_outliers(reader.run(IDS, MASK), wanted_BL)
+    kept_BL, _ = reader.without_outliers(reader.run(IDS, MASK), wanted_BL)
     norms_BL = read_residual(lm, hook, IDS, MASK).float().norm(dim=-1)
     expected_BL = wanted_BL & (norms_BL <= 1.1 * norms_BL[wanted_BL].median())
     assert 0 < expected_BL.sum() < wanted_BL.sum()
-    assert read.wanted_BL.equal(expected_BL)
+    assert kept_BL.equal(expected_BL)
     assert wanted_BL.equal(MASK.bool())  # what was given is not changed
-    assert read.x_BLD.equal(read_residual(lm, hook, IDS, MASK))
 
 
 @pytest.mark.parametrize("max_norm_multiple", [None, 10.0])
@@ -89,18 +81,19 @@ def test_only_a_wanted_token_must_be_finite(tiny_lm_dir: Path, max_norm_multiple
     with torch.no_grad():
         lm._module.gpt_neox.embed_in.weight[54] = math.inf  # in the second context
 
-    def judge(wanted_BL: Tensor) -> Any:
-        return reader.mark_outliers(reader.run(IDS, MASK), wanted_BL)
+    def non_finite(wanted_BL: Tensor) -> Tensor:
+        return reader.without_outliers(reader.run(IDS, MASK), wanted_BL)[1]
 
-    assert not judge(torch.tensor([[True], [False]]) & MASK.bool()).non_finite
-    said = r"^3 activations .* output of gpt_neox\.layers\.1 are NaN or infinite; expected finite"
-    if max_norm_multiple is None:  # else a median that is NaN would leave out all of them
-        found = judge(MASK.bool()).non_finite
-        with pytest.raises(NonFiniteError, match=said):
-            reader.require_finite(found)
-    else:
-        with pytest.raises(NonFiniteError, match=said):
-            judge(MASK.bool())
+    assert not non_finite(torch.tensor([[True], [False]]) & MASK.bool())
+
+    def read_all() -> None:
+        found = non_finite(MASK.bool())  # or else a median that is NaN would leave out all of them
+        assert max_norm_multiple is None
+        reader.require_finite(found)
+
+    message = error_of(read_all, NonFiniteError)
+    assert message.startswith("3 ")
+    assert "gpt_neox.layers.1" in message
 
 
 # Rows
@@ -151,7 +144,7 @@ def test_passes_that_are_asked_for_together_are_the_same(tiny_lm: Any, rules: An
     """As they are of several processes: no fill reads a context that it doesn't use."""
     read, sizes = [], []
     for at_once in (1, 3):
-        rows = rows_of(tiny_lm, iter(DOCUMENTS * 3), ctx_len=8, batch_size=3, **rules)
+        rows = rows_of(tiny_lm, iter(DOCUMENTS * 3), ctx_len=8, refresh_batch_size=3, **rules)
         rows.reader.forward_passes.at_once = at_once
         with counted_passes() as passes:
             read.append(filled_until_the_end(rows, n))
@@ -197,7 +190,7 @@ def test_a_buffer_and_a_report_read_the_same_tokens_to_the_bit(
         lm,
         open_text(run.data),
         packing=run.text_packing,
-        batch_size=len(batch.wanted_BL),
+        refresh_batch_size=len(batch.wanted_BL),
         remove_bos=run.remove_bos,
         max_norm_multiple=run.max_norm_multiple,
     )
@@ -214,5 +207,5 @@ def test_a_report_stops_where_a_wanted_activation_is_not_finite(
     with torch.no_grad():
         lm._module.gpt_neox.embed_in.weight[lm.tokenizer.encode(" the")[0]] = math.inf
     run = RunConfig(data=text, hook=HOOK, ctx_len=16, **options)
-    with pytest.raises(NonFiniteError, match="in float32"):
+    with pytest.raises(NonFiniteError):
         next(open_inputs(run, [HOOK], language_model=unwrapped(lm)).contexts(HOOK, "train", 10_000))

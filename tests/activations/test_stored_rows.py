@@ -12,7 +12,6 @@ from caches import HOOK, OTHER, write_small
 from datasets import load_from_disk
 from texts import error_of
 
-from dictionary_learning_ext.activations.buffer import ShuffledRows
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
@@ -45,7 +44,7 @@ def source_of(
 ):
     settings = stored.manifest and stored.manifest.settings
     rule = PositionRule(settings, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
-    return ShuffledRows(StoredRows(stored, hook, rule, **options), rows, out_batch_size)
+    return StoredRows(stored, hook, rule, size=rows, out_batch_size=out_batch_size, **options)
 
 
 def batches_of(source):

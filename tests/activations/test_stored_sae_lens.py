@@ -6,7 +6,6 @@ import torch as t
 from caches import CTX_LEN, HOOK, OTHER, D, write_small
 from datasets import Dataset, load_from_disk
 
-from dictionary_learning_ext.activations.buffer import ShuffledRows
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.positions import PositionRule
 from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
@@ -107,7 +106,8 @@ def test_we_read_the_cache_of_sae_lens(theirs):
         "hook": HOOK,
         "ctx_len": CTX_LEN,
     }
-    source = ShuffledRows(StoredRows(stored, HOOK, PositionRule(), seed=None), 64, CTX_LEN)
+    sizes = {"size": 64, "out_batch_size": CTX_LEN}
+    source = StoredRows(stored, HOOK, PositionRule(), seed=None, **sizes)
     for context in range(n - n // 20):
         assert t.equal(next(source), rows[HOOK][context])
 

@@ -19,7 +19,7 @@ from small_trainers import batch as batch_of
 from step_cases import CASES
 
 from dictionary_learning_ext import VariationalTopKTrainer, train
-from dictionary_learning_ext.activations.buffer import Batches
+from dictionary_learning_ext.activations.batches import Batches
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.sae import CONFIGS, option_names
 from dictionary_learning_ext.errors import ConfigError, Interrupted

@@ -18,7 +18,7 @@ import torch as t
 from interrupted_runs import sae_of
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.activations.buffer import Batches
+from dictionary_learning_ext.activations.batches import Batches
 from dictionary_learning_ext.activations.cache_writer import _Writer, write_cache
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
