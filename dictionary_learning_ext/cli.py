@@ -19,7 +19,6 @@ from .commands.report import REPORT
 from .commands.sweep import SWEEP
 from .commands.train import TRAIN
 from .config.checks import did_you_mean
-from .config.former import command_removal_hint
 from .errors import Interrupted, UserError, advice_shown, naming_flags, printable
 from .training.processes import Processes, is_first_to_say, launched
 
@@ -54,13 +53,8 @@ class _Messages(logging.Formatter):
 def _command(name: str, processes: Processes) -> Command[Any]:
     """The command of this name. Raises UserError if there is none, or if it can't run in several processes."""
     if name not in COMMANDS:
-        raise UserError(
-            f"{name!r}: no such command"
-            + (
-                command_removal_hint(name)
-                or f"; expected {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}"
-            )
-        )
+        ask = did_you_mean(name, COMMANDS)
+        raise UserError(f"{name!r}: no such command; expected {', '.join(COMMANDS)}{ask}")
     if processes.are_several and not COMMANDS[name].by_several:
         able = " or ".join(f"`vsae {each.name}`" for each in COMMANDS.values() if each.by_several)
         raise UserError(

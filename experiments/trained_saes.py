@@ -11,8 +11,16 @@ from sklearn.preprocessing import normalize
 
 from dictionary_learning_ext import RunConfig, load_dictionary
 from dictionary_learning_ext.activations.inputs import Inputs, find_inputs
-from dictionary_learning_ext.config.run import TrainConfig, require_same, with_former_defaults
-from dictionary_learning_ext.config.sae import SAEConfig, share_of_run
+from dictionary_learning_ext.config.run import TrainConfig, require_same
+from dictionary_learning_ext.config.sae import (
+    CONFIGS,
+    UNUSED_BY,
+    SAEConfig,
+    follows,
+    option_names,
+    share_of_run,
+    upstreams_lr,
+)
 from dictionary_learning_ext.features.reproducibility import matching
 from dictionary_learning_ext.run_folder.reading import load_config, steps_of
 from dictionary_learning_ext.run_folder.sae_folder import read_metrics
@@ -29,14 +37,29 @@ def folder_name(model: str, *rest: object) -> str:
     return "_".join([model.replace(", ", "_").replace(" ", ""), *map(str, rest)])
 
 
+_RUN_DEFAULTS = {"steps": 1200, "batch_size": 1024, "max_norm_multiple": None}
+_SAE_DEFAULTS = {
+    **{"dict_size": 1024, "k": 32, "lr": follows(upstreams_lr), "decay_start": None},
+    **{"sigma": 1.0, "noise_on": "both", "noise_anneal_steps": None},
+    **{"beta": 1.0, "kl_scope": "all"},
+}
+"""The package's defaults when these experiments were made, where they differ from today's."""
+
+
 def run_settings(**settings: Any) -> RunConfig:
     """The settings of a run. The others are the defaults of when these experiments were made."""
-    return TrainConfig().with_settings(with_former_defaults(settings), "run_settings").run
+    return TrainConfig().with_settings(_RUN_DEFAULTS | settings, "run_settings").run
 
 
 def sae_settings(**settings: Any) -> SAEConfig:
     """The same of an SAE."""
-    return TrainConfig().with_settings(with_former_defaults(settings), "sae_settings").sae
+    cls = CONFIGS[settings.get("architecture", SAEConfig.architecture)]
+    unused = {*UNUSED_BY[settings.get("posterior", "fixed")]}
+    if "noise_to_signal" in settings:
+        unused.add("sigma")
+    names = {*option_names(cls)} - unused
+    own = {name: value for name, value in _SAE_DEFAULTS.items() if name in names} | settings
+    return TrainConfig().with_settings(own, "sae_settings").sae
 
 
 def sae_config(**settings: Any) -> SAEConfig:

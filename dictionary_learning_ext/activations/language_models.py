@@ -25,7 +25,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from ..config.checks import require
-from ..config.former import removal_hint
 from ..config.run import DeviceMap, RunConfig
 from ..devices import chosen_device, keep_freed_memory
 from ..errors import ConfigError, LanguageModelError, UserError, first_line
@@ -207,8 +206,6 @@ def require_positions(ctx_len: int, model: str, module: Any) -> None:
 @contextmanager
 def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a model's path or name on the hub and the arguments to load it. Errors become LanguageModelErrors."""
-    if former := removal_hint("model", name):
-        raise LanguageModelError(f"no language model {name!r}{former}")
     folder = EMBEDDED_MODEL if name == "embedded" else at_home(name)
     is_local = name == "embedded" or name.startswith(("/", ".", "~")) or folder.exists()
     if is_local and not (folder / CONFIG_NAME).is_file():

@@ -33,7 +33,6 @@ from typing import (
 )
 
 from ..config.checks import Follows, close_names, described, did_you_mean
-from ..config.former import removal_hint
 from ..config.run import NONE
 from ..errors import FlagError, as_flag, in_shell
 from ..run_folder.files import RUNS, WEIGHTS
@@ -352,7 +351,7 @@ def _no_such_flag(name: str, values: list[str], known: list[str]) -> FlagError:
         ask = f"; {after}"
     elif own in known:
         ask = f"; use {as_flag(own)} {(after or '{}').format(values[0] if values else 'N')}"
-    return FlagError(f"no such flag: {as_flag(name)}{removal_hint(name) or ask}", name=name)
+    return FlagError(f"no such flag: {as_flag(name)}{ask}", name=name)
 
 
 def _number_of_values(option: _Option | None, rest: list[str], takes_positional: bool) -> int:
@@ -396,7 +395,7 @@ def _converted(option: _Option, words: list[str], several: str = "") -> Any:
     except (KeyError, ValueError) as error:
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         given = " ".join(words)
-        ask = removal_hint(name, given) or did_you_mean(given, choices)
+        ask = did_you_mean(given, choices)
         if "," in given and kind in (int, float) and several:
             ask = "; " + several.format(name=name, values=given.strip("[] "))
         said = f"{option.flag} {in_shell(*words)}: expected {_expected(option)}{ask}"

@@ -21,7 +21,6 @@ from typing import (
 )
 
 from ..errors import ConfigError
-from .former import removal_hint
 
 LARGEST_SEED = 2**32 - 1
 _SCALE_LIMITS = (1e-18, 1e18)
@@ -115,8 +114,8 @@ def require_max_norm_multiple(given: float | None) -> None:
 def require_choice(name: str, given: Any, choices: Any) -> None:
     """Raise a ConfigError unless a value is one of `choices`: a Literal, or names."""
     legal = get_args(choices) or tuple(choices)
-    ask = removal_hint(name, given) or did_you_mean(given, legal)
-    require(given in legal, name, given, f"one of {', '.join(legal)}{ask}")
+    expected = f"one of {', '.join(legal)}{did_you_mean(given, legal)}"
+    require(given in legal, name, given, expected)
 
 
 def did_you_mean(given: Any, names: Collection[str]) -> str:
@@ -147,8 +146,8 @@ def require_type(name: str, given: Any, hint: Any) -> None:
     if is_of_type(given, hint):
         return
     words = get_args(hint) if get_origin(hint) is Literal else ()
-    ask = removal_hint(name, given) or did_you_mean(given, words)
-    raise ConfigError(name=name, value=given, expected=described(hint) + ask)
+    expected = described(hint) + did_you_mean(given, words)
+    raise ConfigError(name=name, value=given, expected=expected)
 
 
 def is_of_type(value: Any, hint: Any) -> bool:

@@ -21,21 +21,16 @@ from .checks import (
     require,
     require_max_norm_multiple,
 )
-from .former import removal_hint
 from .sae import (
     CHOICES,
     CONFIGS,
     NOISES,
     OPTION_NAMES,
     SCHEDULES,
-    UNUSED_BY,
     Normalize,
     SAEConfig,
     VSAETopKConfig,
-    follows,
-    option_names,
     require_option,
-    upstreams_lr,
 )
 
 Dtype = Literal["float32", "bfloat16"]
@@ -253,41 +248,24 @@ NOT_THE_RESULT = (
 """Settings that don't change the result: where it is computed and written, and how often it is saved and logged."""
 
 
-FORMER_DEFAULTS: dict[str, Any] = {
-    # of an SAE
-    **{"dict_size": 1024, "k": 32, "lr": follows(upstreams_lr), "decay_start": None},
-    **{"sigma": 1.0, "noise_on": "both", "noise_anneal_steps": None},
-    **{"beta": 1.0, "kl_scope": "all"},
-    # of a run
-    **{"steps": 1200, "batch_size": 1024, "max_norm_multiple": None},
+_LEFT_OUT_OF_NAMES: dict[str, Any] = {
+    **{"architecture": SAEConfig.architecture, "dict_size": 1024, "k": 32},
+    **{"noise_on": "both", "beta": 1.0, "kl_scope": "all", "steps": 1200, "batch_size": 1024},
+    **dict.fromkeys(("max_norm_multiple", *NOISES)),
 }
-"""The defaults of version 0.3 where they differ. A setting that a config.json lacks has this value, and names of folders
-are made of what differs from it."""
-
-
-def with_former_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by name, with those that are missing as they were by default in version 0.3. Options that have no effect
-    stay missing."""
-    cls = CONFIGS.get(settings.get("architecture", SAEConfig.architecture), VSAETopKConfig)
-    used = {*option_names(cls), *(each.name for each in fields(RunConfig))}
-    unused = UNUSED_BY.get(settings.get("posterior", "fixed"), ())
-    used -= {*unused}
-    if "noise_to_signal" in settings:
-        used.discard("sigma")
-    return {name: value for name, value in FORMER_DEFAULTS.items() if name in used} | settings
+"""The values that are left out of the hash in folders' names, where they aren't the defaults. Another value here would give
+the runs of today other names."""
 
 
 def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that change the result and are not at their defaults, the former ones where they have changed; the noise always.
+    """The settings that change the result and are not at their defaults, or at `_LEFT_OUT_OF_NAMES`.
 
     Defaults are left out, so that adding an option changes no folder's name. A slash at the end of `init_from` is ignored;
     a RunConfig has none in its paths.
     """
     cls = CONFIGS.get(settings.get("architecture", ""), SAEConfig)
     defaults = {each.name: each.default for each in (*fields(cls), *fields(RunConfig))}
-    defaults = {name: value for name, value in defaults.items() if name not in NOISES}
-    defaults["architecture"] = SAEConfig.architecture
-    defaults |= {name: value for name, value in FORMER_DEFAULTS.items() if name in defaults}
+    defaults |= _LEFT_OUT_OF_NAMES
     chosen = {
         name: value
         for name, value in settings.items()
@@ -356,11 +334,8 @@ class TrainConfig:
         run_fields = {each.name for each in fields(RunConfig)}
         for name in values:
             if name not in run_fields and name not in OPTION_NAMES:
-                hint = (
-                    removal_hint(name)
-                    or did_you_mean(name, [*OPTION_NAMES, *run_fields])
-                    or "; see `vsae train --help-all`"
-                )
+                hint = did_you_mean(name, [*OPTION_NAMES, *run_fields])
+                hint = hint or "; see `vsae train --help-all`"
                 raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
         own = {name: value for name, value in values.items() if name not in run_fields}
         try:

@@ -31,7 +31,6 @@ from .checks import (
     require_choice,
     require_type,
 )
-from .former import removal_hint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -637,8 +636,6 @@ def require_option(name: str, cls: type[SAEConfig]) -> None:
         own = [each for each in names if each not in _defaults(SAEConfig)]
         what = f"{cls.architecture} does not use it"
         raise ConfigError(what, name=name, instead=f"it uses {', '.join(own)}")
-    if former := removal_hint(name):
-        raise ConfigError(f"no such option{former}", name=name)
     hint = did_you_mean(name, names) or f"; expected one of {', '.join(names)}"
     raise ConfigError(f"no such option of {cls.architecture}{hint}", name=name)
 

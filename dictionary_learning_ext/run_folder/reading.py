@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.run import RunConfig, TrainConfig, require_same, with_former_defaults
+from ..config.run import RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, in_shell
 from .files import (
@@ -100,7 +100,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
         raise ConfigError(str(error), name=name) from error
     where = ("save_dir", "overwrite")  # a new run goes elsewhere and overwrites nothing
     own = {name: value for name, value in settings.items() if name not in where}
-    return TrainConfig().with_settings(with_former_defaults(own), str(path))
+    return TrainConfig().with_settings(own, str(path))
 
 
 def read_history(folder: Path) -> list[dict[str, float | None]]:

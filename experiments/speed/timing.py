@@ -12,9 +12,7 @@ from typing import Any
 import torch as t
 
 from dictionary_learning_ext.config.architectures import upstream_lr
-from dictionary_learning_ext.config.arguments import arguments_of
-from dictionary_learning_ext.config.run import with_former_defaults
-from dictionary_learning_ext.config.sae import DEAD_FEATURE_THRESHOLD, VSAETopKConfig
+from dictionary_learning_ext.config.sae import DEAD_FEATURE_THRESHOLD, UNUSED_BY
 from experiments import raw_results
 
 SEED = 0
@@ -42,10 +40,13 @@ def trainer_arguments(activation_dim: int, dict_size: int, k: int) -> dict[str, 
 def equations(**options: Any) -> dict[str, Any]:
     """Options of a VariationalTopKTrainer, as these were by default when it was first timed: the paper's equations, with
     upstream's AuxK."""
-    own = arguments_of(VSAETopKConfig).keys() - {"decay_start"}
-    plain = {n: v for n, v in with_former_defaults(options).items() if n in own}
-    units = {"prior_std": 1.0, "log_var_init": -2.0}
-    return plain | units | {"dead_feature_threshold": DEAD_FEATURE_THRESHOLD} | options
+    plain: dict[str, Any] = {
+        **{"sigma": 1.0, "noise_on": "both", "noise_anneal_steps": None},
+        **{"beta": 1.0, "kl_scope": "all", "prior_std": 1.0, "log_var_init": -2.0},
+        "dead_feature_threshold": DEAD_FEATURE_THRESHOLD,
+    }
+    unused = UNUSED_BY[options.get("posterior", "fixed")]
+    return {name: value for name, value in plain.items() if name not in unused} | options
 
 
 def activations(batch: int, activation_dim: int) -> t.Tensor:

@@ -14,10 +14,6 @@ import pytest
 import torch
 from small_commands import content, refused
 
-from dictionary_learning_ext.cli import COMMANDS
-from dictionary_learning_ext.commands.flags import flags_of
-from dictionary_learning_ext.config.former import FORMER
-
 REFUSED = {
     # A command
     "trian": "'trian': no such command; expected train, eval … did you mean 'train'?",
@@ -124,20 +120,6 @@ def test_a_command_without_its_folders_names_those_that_are_here(tmp_path, monke
         (tmp_path / "runs" / name / "ae.pt").touch()
     assert "e.g. `vsae report 'runs/my run' runs/quick/a` (" in refused(["report"], capsys)
     assert "e.g. `vsae reproduce 'runs/my run' runs/quick/a` (" in refused(["reproduce"], capsys)
-
-
-@pytest.mark.parametrize("typed", FORMER)
-def test_what_was_removed_is_answered_with_what_to_type(typed, capsys):
-    flag, *value = typed.split()
-    if not flag.startswith("--"):
-        words = typed.split()
-    else:
-        name = flag.removeprefix("--").replace("-", "_")
-        takers = (each.name for each in COMMANDS.values() if value and name in flags_of(each))
-        words = [next(takers, "train"), flag, *value]
-    line = refused(words, capsys)
-    assert f"it was removed: {FORMER[typed]}" in line
-    assert "did you mean" not in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

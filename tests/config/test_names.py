@@ -112,3 +112,8 @@ def test_long_names_of_a_sweep_differ():
 )
 def test_which_names_nobody_chose(name, expected):
     assert is_automatic(name) == expected
+
+
+def test_a_run_that_is_typed_again_has_the_name_that_it_had():
+    names = [automatic_name(preset(name)) for name in ("recommended", "paper")]
+    assert names == ["vsae_k16_F512_seed0_a2b565", "vsae_k64_F2048_seed0_209b41"]

@@ -5,8 +5,7 @@ from inspect import signature
 import torch as t
 
 from dictionary_learning_ext import VariationalTopKTrainer
-from dictionary_learning_ext.config.run import with_former_defaults
-from dictionary_learning_ext.config.sae import DEAD_FEATURE_THRESHOLD
+from dictionary_learning_ext.config.sae import DEAD_FEATURE_THRESHOLD, UNUSED_BY
 
 D, F = 8, 48
 POSTERIORS = ["fixed", "learned", "point"]
@@ -25,12 +24,15 @@ def data(batch=32, seed=0, dtype=t.float32, width=D):
 
 def equations(**options):
     """Options of the paper's equations, with upstream's AuxK and learning-rate schedule, where `options` has none of its own."""
-    rest = {
-        "prior_std": 1.0,
-        "log_var_init": -2.0,
-        "dead_feature_threshold": DEAD_FEATURE_THRESHOLD,
+    plain = {
+        **{"sigma": 1.0, "noise_on": "both", "noise_anneal_steps": None},
+        **{"beta": 1.0, "kl_scope": "all", "prior_std": 1.0, "log_var_init": -2.0},
+        **{"dead_feature_threshold": DEAD_FEATURE_THRESHOLD, "decay_start": None},
     }
-    return with_former_defaults(options) | rest | options
+    unused = {*UNUSED_BY[options.get("posterior", "fixed")]}
+    if "noise_to_signal" in options:
+        unused.add("sigma")
+    return {name: value for name, value in plain.items() if name not in unused} | options
 
 
 def make_trainer(cls=VariationalTopKTrainer, **changes):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from small_commands import content, refused, setting, trainer
 
-from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae import VSAETopKConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
@@ -275,32 +274,3 @@ def test_a_damaged_config(damage, folder, tmp_path, monkeypatch, capsys):
     line = refused(["eval", folder], capsys)
     assert re.search(message, line), line
     assert content(folder) == before
-
-
-@pytest.mark.parametrize(
-    ("written", "meant"),
-    [
-        ({}, {"sigma": 1.0, "noise_on": "both", "noise_anneal_steps": None, "kl_scope": "all"}),
-        ({"noise_to_signal": 0.5, "noise_on": "values"}, {"noise_to_signal": 0.5, "beta": 1.0}),
-        ({"posterior": "point", "dict_size": 2**14}, {"posterior": "point", "lr": 2e-4, "k": 32}),
-        ({"architecture": "jump_relu"}, {"lr": 7e-5, "decay_start": None, "dict_size": 1024}),
-    ],
-    ids=str,
-)
-def test_a_setting_that_a_config_lacks_is_what_it_was_by_default_in_version_0_3(
-    written, meant, tmp_path
-):
-    made(
-        tmp_path,
-        **{"config.json": {"trainer": TRAINER, "run": {"settings": {"seed": 3} | written}}},
-    )
-    run = {"steps": 1200, "batch_size": 1024, "max_norm_multiple": None}
-    assert load_config(tmp_path).to_dict().items() >= ({"seed": 3} | meant | run).items()
-
-
-def test_names_of_folders_are_those_of_version_0_3():
-    """So that a run that is typed again is found."""
-    assert {name: preset(name).digest[:6] for name in ("recommended", "paper")} == {
-        "recommended": "a2b565",
-        "paper": "209b41",
-    }
