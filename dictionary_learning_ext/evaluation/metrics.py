@@ -21,8 +21,8 @@ from ..codes.codes import Codes
 from ..codes.encoding import LanguageModelLosses, NotMeasured, Totals
 from ..config.run import RunConfig
 from ..run_folder.comparing import measured_on
-from ..run_folder.files import NOT_MEASURED
-from ..run_folder.identity import OF, changed, hash_of_definitions, identity
+from ..run_folder.files import NOT_MEASURED, OF
+from ..run_folder.identity import changed, hash_of_definitions, identity
 from ..run_folder.sae_folder import SAEFolder
 from ..trainers import posterior
 

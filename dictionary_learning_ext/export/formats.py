@@ -34,7 +34,7 @@ from ..config.architectures import (
 )
 from ..config.run import RunConfig
 from ..errors import CheckpointError
-from ..run_folder.files import CONFIG, EVALUATION, WEIGHTS, write_json
+from ..run_folder.files import CONFIG, EVALUATION, OF, WEIGHTS, write_json
 from ..run_folder.foreign import (
     FOREIGN_CONFIG,
     SAE_LENS_WEIGHTS,
@@ -42,7 +42,6 @@ from ..run_folder.foreign import (
     SPARSIFY_WEIGHTS,
 )
 from ..run_folder.foreign_weights import UNIT_NORM_TOLERANCE, load_foreign
-from ..run_folder.identity import OF
 from ..run_folder.sae_folder import find_sae
 from ..run_folder.weights import save_weights
 
@@ -385,7 +384,7 @@ def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
 
 
 def _read_foreign(place: Path, source: ExportedSAE, device: str) -> nn.Module:
-    return load_foreign(find_sae(place).config, device, t.float64)
+    return load_foreign(find_sae(place), device, t.float64)
 
 
 def _read_by_upstream(place: Path, source: ExportedSAE, device: str) -> nn.Module:

@@ -4,14 +4,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig, sink_multiple
 from ..config.sae import NOISES, SCHEDULES, dead_after
-from ..errors import ActivationsError, CheckpointError, UserError
-from .cache_manifest import read_manifest
-from .files import EVALUATION, at_home, evaluation, read_json
+from ..errors import CheckpointError, UserError
+from .files import EVALUATION, OF, at_home, evaluation, read_json
 from .sae_folder import SEEDS, SAEFolder
 from .schema import METRICS_JSON
 
@@ -138,12 +137,12 @@ def setting_differs(name: str, first: str, one: Any, folder: str, other: Any) ->
 
 
 def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings and the numbers of tokens with which each metrics.json was measured. Of caches with the same held-out
-    activations one stands for all."""
+    """The settings and the numbers of tokens with which each metrics.json was measured. Of stored activations with the same
+    content one folder stands for all."""
     settings = {name: dict(metrics.get("measured_on", {})) for name, metrics in results.items()}
-    one_of: dict[Any, str] = {}
-    for own in settings.values():
-        if (content := held_out_content(own.get(STORED))) is not None:
+    one_of: dict[str, Any] = {}
+    for name, own in settings.items():
+        if (content := results[name].get(OF, {}).get(STORED)) is not None:
             own[STORED] = one_of.setdefault(content, own[STORED])
     names = sorted({name for each in settings.values() for name in each})
     return {
@@ -153,50 +152,23 @@ def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     }
 
 
-_NOT_HELD_OUT = ("model", "data", "data_seed", "hooks", "eval_tokens", "eval_documents")
-"""The settings of a cache that don't decide its held-out activations, or that are told by a hash beside them."""
-
-
-def held_out_content(cache: str | None) -> str | None:
-    """What decides the held-out activations in a cache, as JSON; None if no cache is there."""
-    try:
-        manifest = None if cache is None else read_manifest(at_home(cache))
-    except ActivationsError:
-        return None
-    if manifest is None:
-        return None
-    content = {n: v for n, v in vars(manifest.settings).items() if n not in _NOT_HELD_OUT}
-    return json.dumps(content, sort_keys=True)
-
-
 def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
     """The settings that differ, in their order. SAEs that lack a setting are not compared in it, and a schedule that is
     the same share of runs of different lengths doesn't count."""
-    values: dict[str, list[Any]] = {}
-    for settings in all_settings:
-        for name, value in settings.items():
-            if name in SCHEDULES and value is not None and "steps" in settings:
-                value = _Schedule(value, settings["steps"])
-            values.setdefault(name, []).append(value)
-    return [
-        name
-        for name, all_of in values.items()
-        if any(not same_setting(name, v, all_of[0]) for v in all_of)
-    ]
+    differing = []
+    for name in dict.fromkeys(name for settings in all_settings for name in settings):
+        first, *others = (settings for settings in all_settings if name in settings)
+        if not all(_same_in(name, first, other) for other in others):
+            differing.append(name)
+    return differing
 
 
-class _Schedule(NamedTuple):
-    """A schedule of a run."""
-
-    count: int
-    steps: int
-
-    def __eq__(self, other: object) -> bool:
-        """Whether two schedules are the same, or may be the same share of runs of different lengths, rounded down."""
-        if not isinstance(other, _Schedule):
-            return False
-        apart = abs(self.count * other.steps - other.count * self.steps)
-        return apart < max(self.steps, other.steps)
+def _same_in(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two SAEs have equivalent values of a setting, or may have the same share of the run, rounded down."""
+    runs: list[Any] = [one.get("steps"), other.get("steps")]
+    if name in SCHEDULES and None not in (one[name], other[name], *runs):
+        return abs(one[name] * runs[1] - other[name] * runs[0]) < max(runs)
+    return same_setting(name, one[name], other[name])
 
 
 def trained_as(saes: Mapping[str, SAEFolder]) -> dict[str, dict[str, Any]]:
@@ -234,11 +206,6 @@ def grouped_by_setting(saes: Mapping[str, SAEFolder]) -> list[list[str]]:
 
 
 def but_for_seeds(settings: dict[str, Any]) -> str:
-    """Settings without the seeds, as JSON, to group runs by. Defaults are left out, as files of earlier versions may
-    lack them."""
-    shared = {
-        name: value
-        for name, value in settings.items()
-        if name not in SEEDS and value != getattr(RunConfig, name, None)
-    }
+    """Settings without the seeds, as JSON, to group runs by."""
+    shared = {name: value for name, value in settings.items() if name not in SEEDS}
     return json.dumps(shared, sort_keys=True, default=str)

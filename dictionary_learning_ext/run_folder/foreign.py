@@ -1,6 +1,7 @@
 """Recognise SAEs in other libraries' formats, and read their settings.
 
-    SAELens        cfg.json, sae_weights.safetensors    of any version
+    SAELens        cfg.json, sae_weights.safetensors    of any version. A BatchTopK or Matryoshka as save_inference_model
+                                                        writes it, which is a jumprelu
     sparsify       cfg.json, sae.safetensors            its trainer writes config.json beside the folder
     Gemma Scope    params.npz                           model and hook point are in the names of the folders above it
     Baker & Li     config.json, ae.pt                   dict_class VSAETopK of the paper's public code, a fork of
@@ -49,15 +50,12 @@ BAKER_LI = {0: "vsaetopk", 1: "vsaetopk_learned_variance"}
 """Names for the architectures of Baker & Li's VSAETopK, by its var_flag."""
 TOP_K = ("topk", "abstopk", *BAKER_LI.values())
 """Architectures that keep k features per token."""
-BATCH_TOP_K = ("batchtopk", "matryoshka_batchtopk")
-"""SAELens's architectures that only its save_model writes. Its save_inference_model writes a jumprelu instead."""
 _DICT_CLASSES = {
     "standard": "AutoEncoder",
     "topk": "AutoEncoderTopK",
     "abstopk": "VariationalTopKAutoEncoder",
     "jumprelu": "JumpReluAutoEncoder",
     "gated": "GatedAutoEncoder",
-    **dict.fromkeys(BATCH_TOP_K, "JumpReluAutoEncoder"),
     **dict.fromkeys(BAKER_LI.values(), "VariationalTopKAutoEncoder"),
 }
 """By architecture: the class of upstream or this package that computes the same."""
@@ -92,7 +90,7 @@ def foreign_config(
 ) -> dict[str, Any]:
     """A config.json for an SAE in another library's format.
 
-    Its "trainer" and "buffer" are as in upstream's files. Its "foreign" has the arguments of `load_foreign`.
+    Its "trainer" and "buffer" are as in upstream's files. Its "foreign" says how to compute it, for `load_foreign`.
 
     Arguments:
         overrides: settings that override the folder's, see `sae_names.SAELocation`.
@@ -103,8 +101,8 @@ def foreign_config(
     settings = _settings_of(folder, form, overrides, own)
     about = settings | (settings.get("metadata") or {})
     architecture, k = _architecture(folder, settings)
-    reshapes = "hook_z" if "hook_z" in (about.get("hook_name") or "") else "none"
-    reshaped = settings.get("reshape_activations", reshapes)
+    by_default = "hook_z" if "hook_z" in (about.get("hook_name") or "") else "none"
+    reshaped = settings.get("reshape_activations", by_default)
     _require(folder, "reshape_activations", reshaped, "none")
     return {
         "trainer": {
@@ -119,7 +117,6 @@ def foreign_config(
         "buffer": _buffer(about),
         "foreign": {
             "format": form,
-            "folder": str(folder),
             "architecture": architecture,
             "subtracts_b_dec": bool(settings.get("apply_b_dec_to_input", True)),
             "rescales": bool(settings.get("rescale_acts_by_decoder_norm", False)),
@@ -158,9 +155,13 @@ def _architecture(folder: Path, settings: dict[str, Any]) -> tuple[str, int | No
     if activation == "topk":
         architecture, k = "topk", (settings.get("activation_fn_kwargs") or {}).get("k", k)
     _require(folder, "activation_fn", activation, "relu", "topk")
-    _require(folder, "architecture", architecture, *_DICT_CLASSES)
-    k = k if architecture in TOP_K else None  # the k of a BatchTopK is a mean
-    return architecture, k
+    if architecture not in _DICT_CLASSES:
+        raise CheckpointError(
+            f"{folder}: architecture is {architecture!r} in {FOREIGN_CONFIG}",
+            expected=" or ".join(map(repr, _DICT_CLASSES)),
+            instead="if it is a BatchTopK's or Matryoshka's, save it in SAELens with its save_inference_model",
+        )
+    return architecture, k if architecture in TOP_K else None
 
 
 def _scale(folder: Path, settings: dict[str, Any]) -> float:

@@ -1,8 +1,7 @@
 """Load SAEs in other libraries' formats into classes of upstream or this package that compute the same.
 
     SAELens        W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D). A jumprelu also has threshold (F) or
-                   log_threshold; a gated has b_gate, b_mag and r_mag (F) in place of b_enc. A BatchTopK or Matryoshka
-                   that save_model wrote has topk_threshold (), and its features are those above it
+                   log_threshold; a gated has b_gate, b_mag and r_mag (F) in place of b_enc
     sparsify       encoder.weight (F, D), encoder.bias (F), W_dec (F, D), b_dec (D)
     Gemma Scope    as SAELens's jumprelu; some files have w_enc and w_dec
     Baker & Li     encoder.weight (F, D), encoder.bias (F), decoder.weight (D, F), decoder.bias or bias (D), k (). A
@@ -26,14 +25,8 @@ from safetensors.torch import load_file
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..errors import CheckpointError, first_line
 from .files import WEIGHTS
-from .foreign import (
-    BAKER_LI,
-    BATCH_TOP_K,
-    GEMMA_SCOPE_WEIGHTS,
-    SPARSIFY_WEIGHTS,
-    TOP_K,
-    WEIGHTS_OF,
-)
+from .foreign import BAKER_LI, GEMMA_SCOPE_WEIGHTS, SPARSIFY_WEIGHTS, TOP_K
+from .sae_folder import SAEFolder
 from .tensors import read_tensors, require_finite, require_sizes
 
 UNIT_NORM_TOLERANCE = 1e-5
@@ -64,7 +57,7 @@ _GEMMA_SCOPE_ARRAYS = (*_NAMES, *_NAMES.values(), "b_dec", "threshold", "scaling
 
 @t.no_grad()
 def load_foreign(
-    config: dict[str, Any],
+    sae: SAEFolder,
     device: str = "cpu",
     dtype: t.dtype = t.float32,
     *,
@@ -73,16 +66,15 @@ def load_foreign(
     """Load an SAE in another library's format. Features and reconstructions are the library's, up to rounding.
 
     Arguments:
-        config: what `foreign_config` returns for the folder.
         unit_norm: scale the decoder's directions to unit norm, and features by the former norms, as SAELens's
             fold_W_dec_norm does.
 
     Raises: CheckpointError if the weights are missing, damaged, not finite, or not an SAE's; or if unit norms would
     change which features a TopK selects.
     """
-    settings, k = config["foreign"], config["trainer"]["k"]
-    folder, architecture = Path(settings["folder"]), settings["architecture"]
-    path = folder / WEIGHTS_OF[settings["format"]]
+    trainer, settings = sae.config["trainer"], sae.config["foreign"]
+    k, architecture = trainer["k"], settings["architecture"]
+    path = sae.weights
     weights = _read(path)
     try:
         D, F = weights["W_enc"].shape
@@ -91,22 +83,21 @@ def load_foreign(
             if k is None or not 1 <= k <= F:
                 raise CheckpointError(f"{path}: k={k} of {F} features; copy it again")
             options = options | {"k": k}
-        state = _upstream_state(folder, settings, weights, unit_norm)
-        dict_class = import_class(BY_DICT_CLASS[config["trainer"]["dict_class"]].dictionary)
+        state = _upstream_state(path, settings, weights, unit_norm)
+        dict_class = import_class(BY_DICT_CLASS[trainer["dict_class"]].dictionary)
         dictionary: Any = dict_class(activation_dim=D, dict_size=F, **options).to(dtype)
         dictionary.load_state_dict(dictionary.state_dict() | state)
     except KeyError as error:
-        resave = "save it in SAELens with its save_inference_model"
         raise CheckpointError(
             f"{path}: has no {error.args[0]}, which an SAE of architecture {architecture!r} has",
-            instead=resave if architecture in BATCH_TOP_K else "copy it again",
+            instead="copy it again",
         ) from error
     except CheckpointError:  # it is a ValueError
         raise
     except (RuntimeError, ValueError) as error:  # shapes that don't fit together
         what = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: damaged ({what})", instead="copy it again") from error
-    require_sizes(path, dictionary, config["trainer"])
+    require_sizes(path, dictionary, trainer)
     return dictionary.to(device).eval().requires_grad_(False)
 
 
@@ -154,7 +145,7 @@ def _arrays_in(path: Path) -> dict[str, t.Tensor]:
 
 
 def _upstream_state(
-    folder: Path, settings: dict[str, Any], weights: dict[str, t.Tensor], unit_norm: bool
+    path: Path, settings: dict[str, Any], weights: dict[str, t.Tensor], unit_norm: bool
 ) -> dict[str, t.Tensor]:
     """The state dict for the dictionary's class."""
     architecture, scale = settings["architecture"], settings["scale"]
@@ -163,17 +154,16 @@ def _upstream_state(
         W_enc_DF, W_dec_FD, b_dec_D = W_enc_DF * scale, W_dec_FD / scale, b_dec_D / scale
     norms_F = W_dec_FD.norm(dim=1)
     is_unit = t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0)
-    rescales = settings["rescales"] and architecture in (*TOP_K, *BATCH_TOP_K)
+    rescales = settings["rescales"] and architecture in TOP_K
     if unit_norm and architecture in TOP_K and not is_unit and not rescales:
         raise CheckpointError(
-            f"{folder}: its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}, and "
+            f"{path}: its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}, and "
             "unit norms would change which features its TopK keeps; expected norms of 1, or "
             "rescale_acts_by_decoder_norm"
         )
-    stays = is_unit or not (unit_norm or rescales)
-    norms_F = norms_F.where(norms_F > 0, 1.0)
-    scale_F = t.ones_like(norms_F) if stays else norms_F
-    if not stays:
+    scale_F = t.ones_like(norms_F)
+    if not is_unit and (unit_norm or rescales):
+        scale_F = norms_F.where(norms_F > 0, 1.0)
         W_enc_DF, W_dec_FD = W_enc_DF * scale_F, W_dec_FD / scale_F[:, None]
     # Upstream's JumpReLU encodes x, the others x - b_dec.
     shift_F, is_centred = b_dec_D @ W_enc_DF, settings["subtracts_b_dec"]
@@ -188,15 +178,14 @@ def _upstream_state(
             "decoder_bias": b_dec_D,
         }
     b_enc_F = weights["b_enc"] * scale_F
-    if architecture in ("jumprelu", *BATCH_TOP_K):
-        b_enc_F = b_enc_F - shift_F if is_centred else b_enc_F
-        if architecture == "jumprelu":
-            threshold_F = weights["threshold"] * scale_F
-        else:  # the threshold is in training units, and for features times their norms if it rescales
-            unit_scale_F = scale * norms_F if rescales else t.ones_like(norms_F)
-            threshold_F = weights["topk_threshold"] / unit_scale_F * scale_F
-        state = {"W_enc": W_enc_DF, "W_dec": W_dec_FD, "b_dec": b_dec_D, "threshold": threshold_F}
-        return state | {"b_enc": b_enc_F}
+    if architecture == "jumprelu":
+        return {
+            "W_enc": W_enc_DF,
+            "b_enc": b_enc_F - shift_F if is_centred else b_enc_F,
+            "W_dec": W_dec_FD,
+            "b_dec": b_dec_D,
+            "threshold": weights["threshold"] * scale_F,
+        }
     learned = {}
     if architecture == BAKER_LI[1]:
         W_var_DF, b_var_F = weights["W_var"], weights["b_var"]

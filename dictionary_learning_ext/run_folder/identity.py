@@ -4,7 +4,9 @@ metrics.json and an SAE's codes hold it, as hashes. What measures makes them aga
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 
-from .comparing import STORED, held_out_content
-from .files import at_home, hash_of_files
+from ..errors import ActivationsError
+from .cache_manifest import read_manifest
+from .comparing import STORED
+from .files import OF, at_home, hash_of_files
 from .sae_folder import SAEFolder
 
-OF = "of"
-"""The key of metrics.json with its `identity`."""
+_NOT_HELD_OUT = ("model", "data", "data_seed", "hooks", "eval_tokens", "eval_documents")
+"""The settings of a cache that don't decide its held-out activations, or that are told by a hash beside them."""
 _LENGTH = 16
 """The characters that a hash is cut to."""
 
@@ -62,13 +66,21 @@ def sources_of(measured_on: Mapping[str, Any]) -> dict[str, str | None]:
     a language model of the hub by its commit.
     """
     if (stored := measured_on.get(STORED)) is not None:
-        content = held_out_content(stored)
-        return {STORED: _content_at(stored) if content is None else _short(content)}
+        return {STORED: _held_out_content(stored)}
     model = measured_on.get("model")
     return {
         "data": _content_at(measured_on.get("data")),
         "model": _content_at(model) or _commit_of(model),
     }
+
+
+def _held_out_content(stored: str) -> str | None:
+    """The hash of what decides the held-out activations of a cache, or else of its files."""
+    with suppress(ActivationsError):
+        if (manifest := read_manifest(at_home(stored))) is not None:
+            content = {n: v for n, v in vars(manifest.settings).items() if n not in _NOT_HELD_OUT}
+            return _short(json.dumps(content, sort_keys=True))
+    return _content_at(stored)
 
 
 def _content_at(name: str | None) -> str | None:

@@ -9,7 +9,6 @@ from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, UNKNOWN, DeviceMap, RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError
 from .comparing import former_evaluation, same_model, same_setting
-from .files import EVALUATION
 from .sae_folder import SAEFolder
 
 logger = logging.getLogger(__name__)
@@ -22,43 +21,40 @@ def trained_on(
     data: str | None = None,
     device: str = RunConfig.device,
     *,
-    text_column: str | None = None,
-    activations: str | None = None,
-    max_norm_multiple: float | None = None,
-    remove_bos: bool | None = None,
     device_map: DeviceMap | None = None,
+    **others: Any,
 ) -> RunConfig:
-    """The run of an SAE. Arguments that are given replace its own settings.
+    """The run of an SAE. Arguments that are not None replace its own settings.
 
     Folders of upstream's `trainSAE` and other libraries have no run. Their model, hook point and text come from
     metrics.json or from the settings in their files. Upstream's `lm_name` and `submodule_name` may be any text. So they
     are used only if the latter is a hook point's name; otherwise model and hook must be given.
 
     Arguments:
-        activations: a folder of stored activations, or NONE to run the language model.
+        device_map: None stands, as that of training may be for another machine.
+        others: other settings of a run. `activations` may be NONE, to run the language model.
 
     Raises: ConfigError if model or hook are not known; CheckpointError if the SAE was trained at another hook point.
     """
-    arguments: dict[str, Any] = {
-        **{"model": model, "hook": hook, "data": data, "device": device},
-        **{"text_column": text_column, "activations": activations},
-        **{"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos},
-    }
+    arguments = {"model": model, "hook": hook, "data": data, "device": device, **others}
     given = {name: value for name, value in arguments.items() if value is not None}
     if sae.is_run:
         run = sae.run
     else:
         given |= _found_in_files(sae, given)
         run = _run_from_buffer(sae, given)
-    _require_its_place(sae, given.get("model"), given.get("hook"))
-    run = replace(run, **given)
+    _warn_of_its_model(sae, given.get("model"))
+    if "hook" in given:
+        _require_its_hook(sae, given["hook"])
+    if given.get("activations") == NONE:
+        given["activations"] = None
+    run = replace(run, **given, device_map=device_map)
     if run.model == UNKNOWN and run.activations is None:
         raise ConfigError(
             f"{sae.name}: trained on batches of your own, whose language model is not known",
             instead="give model, hook and data, or activations",
         )
-    run = replace(run, device_map=device_map)  # that of training may be for another machine
-    return replace(run, activations=None) if run.activations == NONE else run
+    return run
 
 
 def all_trained_on(saes: Mapping[str, SAEFolder], **given: Any) -> dict[str, RunConfig]:
@@ -73,33 +69,32 @@ def all_trained_on(saes: Mapping[str, SAEFolder], **given: Any) -> dict[str, Run
         for name, run in runs.items()
         if run.max_norm_multiple is None and "max_norm_multiple" not in saes[name].source
     ]
-    first = next((name for name in runs if name not in unsaid), None)
-    if first is None or (multiple := runs[first].max_norm_multiple) is None:
-        return runs
-    for name in unsaid:
-        logger.info("%s: using max_norm_multiple=%g, from %s", name, multiple, first)
-        runs[name] = replace(runs[name], max_norm_multiple=multiple)
+    said = (run.max_norm_multiple for name, run in runs.items() if name not in unsaid)
+    if (multiple := next(said, None)) is not None:
+        for name in unsaid:
+            logger.info("%s: using max_norm_multiple=%g, as the others", name, multiple)
+            runs[name] = replace(runs[name], max_norm_multiple=multiple)
     return runs
 
 
 def _found_in_files(sae: SAEFolder, given: dict[str, Any]) -> dict[str, Any]:
-    """The model, hook and text in the files of a folder without a run, if they are not given."""
+    """The model, hook and text in the files of a folder without a run, if they are not given.
+
+    What the SAE was measured on counts more than the model in its settings, as it is known to be there. Another library's
+    text may only be on the machine of its training.
+    """
     if "hook" not in sae.source and sae.form is None:
         return {}
+    found = {name: sae.source.get(name) for name in ("model", "hook")}
     measured = former_evaluation(sae.results).get("measured_on", {})
-    # The model of an evaluation is there. Another library's text may only be on the machine of its training.
-    measured_names = ("model",) if sae.form is None else ("model", "data")
-    names = ("model", "hook", "data", "max_norm_multiple")
-    measured = {n: measured.get(n) for n in names if n in measured_names or n not in sae.source}
-    named = {name: sae.source.get(name) for name in ("model", "hook")}
-    found: dict[str, Any] = {}
-    for file, values in {EVALUATION: measured, "settings": named}.items():
-        known = given | found
-        taken = {n: v for n, v in values.items() if n not in known and v is not None}
-        if taken:
-            words = " ".join(f"{name}={value}" for name, value in taken.items())
-            logger.info("%s: using %s, from its %s", sae.name, words, file)
-        found |= taken
+    for name in ("model", "hook", "data", "max_norm_multiple"):
+        is_surer = name == "model" or (name == "data" and sae.form is not None)
+        if is_surer or name not in sae.source:
+            found[name] = measured.get(name) or found.get(name)
+    found = {n: v for n, v in found.items() if n not in given and v is not None}
+    if found:
+        words = " ".join(f"{name}={value}" for name, value in found.items())
+        logger.info("%s: using %s, from its files", sae.name, words)
     return found
 
 
@@ -114,15 +109,18 @@ def _run_from_buffer(sae: SAEFolder, known: dict[str, Any]) -> RunConfig:
     Arguments:
         known: the model, the hook point, and other settings that are given or in its files.
     """
-    if missing := [name for name in ("model", "hook") if name not in known]:
-        named = {"model": "lm_name", "hook": "submodule_name"}
-        unknown = {"model": "which language model", "hook": "which hook point"}
-        for name in missing:
-            if (only := sae.config["trainer"].get(named[name])) is not None:
-                unknown[name] += f" (only {str(only)!r})"
+    unknown = {}
+    for name, what, upstreams in (
+        ("model", "language model", "lm_name"),
+        ("hook", "hook point", "submodule_name"),
+    ):
+        if name not in known:
+            only = sae.config["trainer"].get(upstreams)
+            unknown[name] = f"which {what}" + (f" (only {str(only)!r})" if only else "")
+    if unknown:
         raise ConfigError(
-            f"{sae.name}: its files don't say {' and '.join(unknown[name] for name in missing)}",
-            instead=f"give {' and '.join(missing)}{_HOOKS if 'hook' in missing else ''}",
+            f"{sae.name}: its files don't say {' and '.join(unknown.values())}",
+            instead=f"give {' and '.join(unknown)}{_HOOKS if 'hook' in unknown else ''}",
         )
     named = {"text_packing": "truncate", "max_norm_multiple": None} | sae.source
     if "data" not in named and "data" not in known:
@@ -135,51 +133,41 @@ def _run_from_buffer(sae: SAEFolder, known: dict[str, Any]) -> RunConfig:
     return TrainConfig().with_settings(named | changes, sae.name).run
 
 
-def _require_its_place(sae: SAEFolder, model: str | None, hook: str | None) -> None:
+def _warn_of_its_model(sae: SAEFolder, model: str | None) -> None:
     """Warn if an SAE was trained on another language model than `model`, which may be the same under another name: its width
-    is checked when it is loaded. Raise a CheckpointError if it was trained at another hook point than `hook`."""
-    trainer, folder = sae.config["trainer"], sae.name
-    was_model, was_hook = (trainer.get(name) for name in ("lm_name", "submodule_name"))
-    if model is not None and was_model not in (None, UNKNOWN) and not same_model(model, was_model):
-        logger.warning("%s: trained on the model %s, now used with %s", folder, was_model, model)
+    is checked when it is loaded."""
+    was = sae.config["trainer"].get("lm_name")
+    if model is not None and was not in (None, UNKNOWN) and not same_model(model, was):
+        logger.warning("%s: trained on the model %s, now used with %s", sae.name, was, model)
     if options := sae.config.get("foreign", {}).get("model_options"):
         logger.warning(
             "%s: trained on a model that TransformerLens loaded with %s; here it is loaded by transformers, and "
             "its activations may differ",
-            folder,
+            sae.name,
             options,
         )
-    if hook is None or was_hook == UNKNOWN:
+
+
+def _require_its_hook(sae: SAEFolder, hook: str) -> None:
+    """Raise a CheckpointError if an SAE was trained at another hook point than `hook`."""
+    trainer, named = sae.config["trainer"], hook_name(hook)
+    was = str(trainer.get("submodule_name"))
+    if was == UNKNOWN:
         return
-    if str(was_hook).startswith("blocks."):
-        if not same_setting("hook", hook, was_hook):
-            raise CheckpointError(
-                f"{folder}: trained on hook {was_hook}, not on {hook}; leave out the hook point or give "
-                "another folder"
+    if not was.startswith("blocks."):  # upstream's name may be any text, e.g. resid_post_layer_3
+        if not sae.is_run:
+            logger.warning(
+                "%s: its settings don't say which module it was trained on; trusting --hook %s",
+                *(sae.name, hook),
             )
-        return
-    _require_layer(sae, hook)  # upstream's name may be e.g. resid_post_layer_3
-    if not sae.is_run:
-        logger.warning(
-            "%s: its settings don't say which module it was trained on; trusting --hook %s",
-            *(folder, hook),
-        )
-
-
-def _require_layer(sae: SAEFolder, hook: str) -> None:
-    """Raise a CheckpointError if the layer in a folder of upstream is not that of a hook point."""
-    layer, io = sae.config["trainer"].get("layer"), sae.config.get("buffer", {}).get("io")
-    named = hook_name(hook)
-    if named is None or type(layer) is not int:
-        return  # `find_hook` names the hook points there are
-    was_hook = str(HookName(layer, RESID_PRE if io == "in" else RESID_POST))
-    if io in ("in", "out") and named.kind in (RESID_PRE, RESID_POST):
-        fits = same_setting("hook", hook, was_hook)
-    else:
-        fits = named.block == layer
-    if not fits:
-        side = {"in": "the input of ", "out": "the output of "}.get(str(io), "")
+        layer, io = trainer.get("layer"), sae.config.get("buffer", {}).get("io")
+        if named is None or type(layer) is not int:
+            return
+        is_residual = io in ("in", "out") and named.kind in (RESID_PRE, RESID_POST)
+        if not is_residual and named.block == layer:
+            return
+        was = str(HookName(layer, RESID_PRE if io == "in" else RESID_POST))
+    if not same_setting("hook", hook, was):
         raise CheckpointError(
-            f"{sae.name}: trained on {side}layer {layer}, not on {hook}",
-            instead=f"use hook={was_hook!r}",
+            f"{sae.name}: trained on {was}, not on {hook}", instead=f"use hook={was!r}"
         )

@@ -75,7 +75,7 @@ def load_sae(sae: SAEFolder, device: str = "cpu") -> Dictionary:
     """The dictionary of `load_dictionary`, which raises the same errors."""
     device, trainer = chosen_device(device), sae.config["trainer"]
     if sae.form is not None:
-        return load_foreign(sae.config, device)
+        return load_foreign(sae, device)
     folder, path = sae.path, sae.weights
     dict_class = trainer["dict_class"]
     row = BY_DICT_CLASS.get(dict_class)

@@ -39,8 +39,7 @@ from ..errors import (
 from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels, symptoms_of
 from ..progress import ProgressLines, progress
-from ..run_folder.files import EVALUATION, FAILED, all_locked, write_json
-from ..run_folder.identity import OF
+from ..run_folder.files import EVALUATION, FAILED, OF, all_locked, write_json
 from ..run_folder.reading import steps_of
 from ..run_folder.resume_points import Scale
 from ..run_folder.sae_folder import SAEFolder, find_sae

@@ -166,7 +166,7 @@ def trained_sae(sae: SAEConfig) -> Dictionary | None:
     try:
         found = find_sae(sae.init_from)
         if found.form is not None:
-            source = load_foreign(found.config, unit_norm=True)
+            source = load_foreign(found, unit_norm=True)
         else:
             source = load_sae(found).float()
     except CheckpointError as error:

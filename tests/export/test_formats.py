@@ -134,7 +134,7 @@ def test_a_folder_for_sae_lens_is_read_back_as_the_same_sae(name, folder_of, x):
     exported = export(folder, "sae-lens", tokens=500)
     assert (exported.difference.reconstruction <= 1e-6, exported.difference.codes) == (True, 0)
     ours, x = load_dictionary(folder)[0].double(), x.double()
-    back = load_foreign(find_sae(exported.folder).config, dtype=t.float64)
+    back = load_foreign(find_sae(exported.folder), dtype=t.float64)
     f = ours.encode(x)
     assert f.count_nonzero() > 0
     t.testing.assert_close(back.encode(x), f, rtol=1e-5, atol=1e-5)

@@ -17,6 +17,7 @@ from dictionary_learning_ext.run_folder.comparing import (
     trained_as,
     unequal,
 )
+from dictionary_learning_ext.run_folder.identity import sources_of
 from dictionary_learning_ext.run_folder.sae_folder import SAEFolder
 
 # --- where an evaluation goes
@@ -133,7 +134,8 @@ def test_caches_of_the_same_content_are_one(small_cache, tmp_path):
         manifest = json.loads((cache[name] / "manifest.json").read_text())
         manifest["settings"] |= changes
         (cache[name] / "manifest.json").write_text(json.dumps(manifest))
-    measured = {n: {"measured_on": {"activations": str(path)}} for n, path in cache.items()}
+    on = {name: {"activations": str(path)} for name, path in cache.items()}
+    measured = {n: {"measured_on": each, "of": sources_of(each)} for n, each in on.items()}
     gone = {"gone": {"measured_on": {"activations": str(tmp_path / "gone")}}}
     assert unequal([*measurements({n: measured[n] for n in ("a", "more")}).values()]) == []
     for others in ({"other": measured["other"]}, gone):

@@ -88,7 +88,7 @@ def test_an_sae_of_saelens_is_that_of_its_equations(architecture, norms, is_cent
     own = load_dictionary(folder)[0]
     t.testing.assert_close(own.encode(x), f, rtol=1e-4, atol=1e-4)
     t.testing.assert_close(own(x), x_hat, rtol=1e-4, atol=1e-4)
-    sae = load_foreign(find_sae(folder).config, unit_norm=True)
+    sae = load_foreign(find_sae(folder), unit_norm=True)
     t.testing.assert_close(sae(x), x_hat, rtol=1e-4, atol=1e-4)
     W_dec = sae.W_dec if architecture == "jumprelu" else sae.decoder.weight.T
     t.testing.assert_close(W_dec.norm(dim=1), t.ones(F))
@@ -98,10 +98,7 @@ def test_an_sae_of_saelens_is_that_of_its_equations(architecture, norms, is_cent
     ("changes", "message"),
     [
         ({"norms": (0.5, 2.0)}, r"0\.5 to 2, .*expected norms of 1"),
-        (
-            {"architecture": "temporal"},
-            "architecture is 'temporal' .* 'standard' or 'topk' or 'abstopk'",
-        ),
+        ({"architecture": "batchtopk"}, "'batchtopk' .* 'jumprelu' .* save_inference_model"),
         ({"activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu' in cfg.json"),
         ({"normalize_activations": "layer_norm"}, "'layer_norm' in cfg.json; expected 'none'"),
         ({"hook_point": "blocks.0.attn.hook_z"}, "'hook_z' in cfg.json; expected 'none'"),
@@ -112,7 +109,7 @@ def test_an_sae_of_saelens_is_that_of_its_equations(architecture, norms, is_cent
 def test_what_upstreams_classes_can_not_represent_is_refused(changes, message, written):
     folder, _ = written(**changes)
     with pytest.raises(CheckpointError, match=message):
-        load_foreign(find_sae(folder).config, unit_norm=True)
+        load_foreign(find_sae(folder), unit_norm=True)
 
 
 def test_the_log_threshold_of_an_earlier_saelens_is_read(written, x):
@@ -134,7 +131,7 @@ def test_damaged_files_of_saelens_are_named(written):
     ):
         save_file(weights | {"b_dec": damage}, folder / "sae_weights.safetensors")
         with pytest.raises(CheckpointError, match=message):
-            load_foreign(find_sae(folder).config, unit_norm=True)
+            load_foreign(find_sae(folder), unit_norm=True)
     (folder / "cfg.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cfg\.json: .*JSONDecodeError"):
         find_sae(folder)
@@ -240,58 +237,13 @@ def test_what_saelens_itself_saves_is_read(architecture, tmp_path, x):
 
 def agree(theirs, folder, x):
     """Their features and reconstructions are ours, in float64."""
-    ours: Any = load_foreign(find_sae(folder).config, dtype=t.float64)
+    ours: Any = load_foreign(find_sae(folder), dtype=t.float64)
     t.testing.assert_close(ours.encode(x), theirs.encode(x).detach(), rtol=1e-9, atol=1e-9)
     t.testing.assert_close(ours(x), theirs(x).detach(), rtol=1e-9, atol=1e-9)
     ours, _ = load_dictionary(folder)
     t.testing.assert_close(
         ours.encode(x.float()).double(), theirs.encode(x).detach(), rtol=1e-5, atol=1e-5
     )
-
-
-@pytest.mark.parametrize("rescales", [True, False])
-@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
-def test_what_saelens_saves_in_training_of_a_batch_topk_is_its_jumprelu(
-    architecture, rescales, written, x
-):
-    config = {"k": 3.5, "rescale_acts_by_decoder_norm": rescales}
-    folder, weights = written(architecture, (0.5, 2.0), **config)
-    path = folder / "sae_weights.safetensors"
-    with pytest.raises(CheckpointError, match=r"no topk_threshold.*; .*save_inference_model"):
-        load_dictionary(folder)
-    save_file(weights | {"topk_threshold": t.tensor(0.7, dtype=t.float64)}, path)
-    norms = weights["W_dec"].norm(dim=1) if rescales else t.ones(F)
-    pre = ((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]) * norms
-    f = pre * (pre > 0.7)
-    sae, config = load_dictionary(folder)
-    t.testing.assert_close(sae.encode(x), f, rtol=1e-4, atol=1e-4)
-    x_hat = f / norms @ weights["W_dec"] + weights["b_dec"]
-    t.testing.assert_close(sae(x), x_hat, rtol=1e-4, atol=1e-4)
-    t.testing.assert_close(load_foreign(config, unit_norm=True)(x), x_hat, rtol=1e-4, atol=1e-4)
-    assert config["trainer"]["k"] is None, "a mean, of no token"
-
-
-@pytest.mark.extra
-@pytest.mark.parametrize("rescales", [True, False])
-@pytest.mark.parametrize("is_matryoshka", [True, False])
-def test_what_saelens_itself_saves_in_training_is_what_it_saves_for_inference(
-    is_matryoshka, rescales, tmp_path, x
-):
-    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
-    name = "MatryoshkaBatchTopKTrainingSAE" if is_matryoshka else "BatchTopKTrainingSAE"
-    options = {"matryoshka_widths": [F // 2, F]} if is_matryoshka else {}
-    config = getattr(sae_lens, f"{name}Config")(
-        d_in=D, d_sae=F, k=K, dtype="float64", rescale_acts_by_decoder_norm=rescales, **options
-    )
-    theirs = getattr(sae_lens, name)(config)
-    with t.no_grad():
-        for each, value in theirs.named_parameters():
-            value.copy_(t.randn(value.shape, generator=t.Generator().manual_seed(len(each))))
-        theirs.topk_threshold.fill_(0.7)
-    theirs.save_model(tmp_path / "training")
-    theirs.save_inference_model(tmp_path / "inference")
-    inference = sae_lens.SAE.load_from_disk(tmp_path / "inference")
-    agree(inference.double(), tmp_path / "training", x.double())
 
 
 # --- sparsify
@@ -405,10 +357,10 @@ def test_an_sae_of_gemma_scope_is_that_of_its_equations(lower_case, tmp_path, x)
     assert format_of(tmp_path / PLACE) == "Gemma Scope"
     weights = {name: t.tensor(value) for name, value in weights.items()}
     f, x_hat = by_its_equations(x, weights, "jumprelu", is_centred=False)
-    sae, config = load_dictionary(tmp_path / PLACE)
+    sae, _ = load_dictionary(tmp_path / PLACE)
     t.testing.assert_close(sae.encode(x), f, rtol=1e-5, atol=1e-5)
     t.testing.assert_close(sae(x), x_hat, rtol=1e-4, atol=1e-4)
-    sae = load_foreign(config, unit_norm=True)
+    sae = load_foreign(find_sae(tmp_path / PLACE), unit_norm=True)
     t.testing.assert_close(sae(x), x_hat, rtol=1e-4, atol=1e-4)
 
 
