@@ -19,7 +19,7 @@ from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError, in_shell, printable
 from ..run_folder.comparing import LEAVING_OUT, STORED, measurements, trained_as, unequal
 from ..run_folder.files import NOT_MEASURED
-from ..run_folder.reading import load_config, read_history
+from ..run_folder.reading import read_history
 from ..run_folder.sae_folder import SEEDS, SAEFolder
 from .metrics import METRICS, Metric, changes_since, shown_in
 
@@ -228,7 +228,7 @@ def chosen(columns: str) -> list[Metric]:
 
 def symptoms_of(sae: SAEFolder) -> list[str]:
     """`symptoms` of a run's SAE."""
-    return symptoms(sae.metrics or {}, load_config(sae.path).sae, read_history(sae.path))
+    return symptoms(sae.metrics or {}, sae.train_config.sae, read_history(sae.path))
 
 
 def symptoms(

@@ -23,7 +23,7 @@ from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..evaluation.measure import batches_of
 from ..evaluation.tables import metrics_as_now
-from ..run_folder.files import EVALUATION, EXPORTS, read_json, temporary_folder, writing
+from ..run_folder.files import EVALUATION, EXPORTS, read_json, temporary_in, writing
 from ..run_folder.sae_folder import SAEFolder, find_run
 from ..run_folder.schema import Object
 from ..run_folder.trained_on import trained_on
@@ -197,10 +197,10 @@ def _new_folder(target: Path) -> Iterator[Path]:
     above = next(path for path in target.absolute().parents if path.exists())
     with ExitStack() as stack:
         with _writing(target):
-            temporary = stack.enter_context(temporary_folder(above, "export"))
-        yield temporary
+            unfinished = stack.enter_context(temporary_in(above, "export"))
+        yield unfinished
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            if not _holds(target, temporary):
+            if not _holds(target, unfinished):
                 raise ConfigError(
                     "already there, and not this export",
                     name="out",
@@ -210,7 +210,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
             return
         with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.replace(target)
+            unfinished.replace(target)
 
 
 def _holds(folder: Path, other: Path) -> bool:

@@ -14,7 +14,7 @@ from ..features.reproducibility import Measure
 from ..features.seeds import compare_seeds
 from ..run_folder.comparing import but_for_seeds, trained_as, unequal
 from ..run_folder.files import FAILED, WEIGHTS
-from ..run_folder.reading import load_config, runs_in
+from ..run_folder.reading import runs_in
 from ..run_folder.sae_folder import SEEDS, SAEFolder, find_sae
 
 logger = logging.getLogger(__name__)
@@ -159,13 +159,12 @@ def read_all_in(folder: Path) -> tuple[list[RunResult], list[str]]:
             continue
         try:
             sae = find_sae(run)
-            measured = sae.metrics or {}
+            metrics[name] = sae.metrics or {}
             if sae.is_run:
-                load_config(run)
+                _ = sae.train_config  # raises if a setting is damaged
+            saes[name] = sae
         except UserError as error:
             left_out.append(f"{name} ({error})")
-        else:
-            saes[name], metrics[name] = sae, measured
     trained = trained_as(saes).items()
     return [RunResult(name, own, metrics[name], saes[name]) for name, own in trained], left_out
 

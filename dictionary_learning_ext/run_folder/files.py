@@ -16,7 +16,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -149,46 +149,43 @@ def read_json(
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex, computed once for each version of the file, as weights may be large."""
-    stat = path.stat()
-    return _sha256_of(path, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
+    """The SHA-256 of a file, in hex."""
+    return _sha256_of(path, _state(path), only_parts=False)
 
 
-@cache
-def _sha256_of(path: Path, *version: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def fingerprint_of(files: list[Path]) -> list[Any]:
+def fingerprint_of(files: Iterable[Path]) -> list[Any]:
     """The name, size and SHA-256 of each file. Only 256 parts of a file over 64 MB are hashed."""
     found = []
     for file in files:
-        digest, size = hashlib.sha256(), file.stat().st_size
-        with file.open("rb") as opened:
-            if size <= _HASHED_WHOLE:
-                digest.update(opened.read())
-            else:
-                for i in range(256):
-                    opened.seek(i * (size - _PART) // 255)
-                    digest.update(opened.read(_PART))
-        found.append([file.name, size, digest.hexdigest()])
+        size, *_ = state = _state(file)
+        found.append([file.name, size, _sha256_of(file, state, only_parts=size > _HASHED_WHOLE)])
     return found
 
 
 def hash_of_files(files: Iterable[Path]) -> str:
-    """A hash of `fingerprint_of` files, in hex. It is computed once for each state of the files."""
-    states = ((path, path.stat()) for path in files)
-    return _hash_of(tuple((p, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in states))
+    """A hash of `fingerprint_of` files, in hex."""
+    return hashlib.sha256(repr(fingerprint_of(files)).encode()).hexdigest()
 
 
-@lru_cache(maxsize=64)
-def _hash_of(states: tuple[tuple[Path, int, int, int], ...]) -> str:
-    identity = fingerprint_of([path for path, *_ in states])
-    return hashlib.sha256(repr(identity).encode()).hexdigest()
+def _state(path: Path) -> tuple[int, int, int]:
+    """A file's size and times, which change if its content does."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+@cache
+def _sha256_of(path: Path, state: tuple[int, int, int], *, only_parts: bool) -> str:
+    """Computed once for each state of the file, as weights may be large."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if only_parts:
+            for i in range(256):
+                file.seek(i * (state[0] - _PART) // 255)
+                digest.update(file.read(_PART))
+        else:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 def at_home(path: str | Path) -> Path:
@@ -252,29 +249,22 @@ def require_free(folder: Path, overwrite: bool) -> None:
     wrote; a CheckpointError if its name is too long."""
     with writing(folder):
         there = [name for name in RUN_FILES if (folder / name).exists()]
-    if CONFIG in there and not is_of_a_run(folder / CONFIG):
-        raise ConfigError(
-            f"holds a {CONFIG} that isn't from a run, e.g. a language model's",
-            name="save_dir",
-            value=str(folder),
-            instead="choose another save_dir",
-        )
-    if there and CONFIG not in there:
-        raise ConfigError(
-            f"holds {', '.join(there)} but no {CONFIG}, so they may not be a run's",
-            name="save_dir",
-            value=str(folder),
-            instead="choose another save_dir, or delete them yourself",
-        )
-    if there and not overwrite:
-        is_unfinished = not {WEIGHTS, FAILED} & set(there)
-        resume = f"continue it with `vsae train --resume {in_shell(folder)}`, "
-        raise ConfigError(
-            f"already holds {'an unfinished' if is_unfinished else 'a'} run ({', '.join(there)})",
-            name="save_dir",
-            value=str(folder),
-            instead=f"{resume if is_unfinished else ''}choose another, or overwrite it with overwrite=True",
-        )
+    if not there:
+        return
+    what, instead = f"already holds a run ({', '.join(there)})", "choose another save_dir"
+    if CONFIG not in there:
+        what = f"holds {', '.join(there)} but no {CONFIG}, so they may not be a run's"
+        instead += ", or delete them yourself"
+    elif not is_of_a_run(folder / CONFIG):
+        what = f"holds a {CONFIG} that isn't from a run, e.g. a language model's"
+    elif overwrite:
+        return
+    else:
+        instead += ", or overwrite it with overwrite=True"
+        if not {WEIGHTS, FAILED} & {*there}:
+            what = f"already holds an unfinished run ({', '.join(there)})"
+            instead = f"continue it with `vsae train --resume {in_shell(folder)}`, {instead}"
+    raise ConfigError(what, name="save_dir", value=str(folder), instead=instead)
 
 
 def is_of_a_run(config: Path) -> bool:
@@ -293,12 +283,12 @@ SAVE_DIR = "save_dir"
 
 
 @contextmanager
-def writing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
+def writing(path: Path, given_by: str = SAVE_DIR) -> Iterator[None]:
     """Turn an OSError inside the block into a CheckpointError that says what to do.
 
     Arguments:
-        elsewhere: what the user changes to write to another place, for the message: a setting, e.g. save_dir, or words,
-            e.g. "disk for this folder".
+        given_by: what gives the path, which the user can change: a setting, e.g. save_dir, or words, e.g. "disk for this
+            folder".
     """
     try:
         yield
@@ -306,13 +296,13 @@ def writing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
         remedy = "free some space or choose" if is_disk_full(error) else "choose"
         raise CheckpointError(
             f"{path} can't be written ({error.strerror or error})",
-            instead=f"{remedy} another {elsewhere}",
+            instead=f"{remedy} another {given_by}",
         ) from error
 
 
-def require_writable(path: Path, elsewhere: str = SAVE_DIR) -> None:
+def require_writable(path: Path, given_by: str = SAVE_DIR) -> None:
     """Raise a CheckpointError if a file can't be written. Call it before a long computation; it leaves nothing behind."""
-    with writing(path, elsewhere):
+    with writing(path, given_by):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         parents = path.absolute().parents
@@ -336,29 +326,24 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, elsewhere: str = SAVE_DIR) -> Iterator[Path]:
+def replacing(path: Path, given_by: str = SAVE_DIR) -> Iterator[Path]:
     """Yield an empty temporary file, to be written in place, which then replaces `path` atomically.
 
     Raises: CheckpointError if it can't be written; `path` is then unchanged.
     """
-    with writing(path, elsewhere):
+    with writing(path, given_by):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(path.parent, path.name, Path.touch) as temporary:
-            yield temporary
-            sync(temporary)
-            temporary.replace(path)
+        with temporary_in(path.parent, path.name, Path.touch) as unfinished:
+            yield unfinished
+            sync(unfinished)
+            unfinished.replace(path)
 
 
 @contextmanager
-def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder in `parent`, which is deleted at the end."""
-    with _temporary(parent, name, Path.mkdir) as folder:
-        yield folder
-
-
-@contextmanager
-def _temporary(parent: Path, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
-    """A new file or folder in `parent`, which is deleted at the end unless it was renamed.
+def temporary_in(
+    parent: Path, name: str, make: Callable[[Path], None] = Path.mkdir
+) -> Iterator[Path]:
+    """A new folder or file in `parent`, which is deleted at the end unless it was renamed.
 
     It is locked until then. So one without a lock was left by a killed process, and the next one of this name deletes
     it.
@@ -401,14 +386,14 @@ def _lock(path: Path, how: int) -> Iterator[bool]:
             yield True
 
 
-def write_json(path: Path, content: Any, elsewhere: str = SAVE_DIR) -> None:
+def write_json(path: Path, content: Any, given_by: str = SAVE_DIR) -> None:
     """Write a JSON file atomically. Raises CheckpointError if it can't be written."""
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n", elsewhere)
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n", given_by)
 
 
-def write_text(path: Path, text: str, elsewhere: str = SAVE_DIR) -> None:
+def write_text(path: Path, text: str, given_by: str = SAVE_DIR) -> None:
     """Write a text file atomically. Raises CheckpointError if it can't be written."""
-    with replacing(path, elsewhere) as temporary:
+    with replacing(path, given_by) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -437,34 +422,28 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, elsewhere: str = SAVE_DIR) -> Iterator[None]:
+def locked(folder: Path, given_by: str = SAVE_DIR) -> Iterator[None]:
     """Lock a folder for one writer. It is created if missing, and deleted if it is still empty at the end.
 
     The operating system releases the lock however the process ends.
 
     Raises: ConfigError if another process holds the lock; CheckpointError if the folder can't be written.
     """
-    with writing(folder, elsewhere):
-        folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with writing(folder, elsewhere):
+        with writing(folder, given_by):
+            folder.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context((folder / LOCK).open("a+", encoding="utf-8"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise ConfigError(
-                f"{folder}: {file.read().strip() or 'another process'} is writing there",
-                instead=f"wait until it ends or choose another {elsewhere}",
-            ) from error
-        except OSError as error:
-            logger.warning(
-                "%s: this file system has no locks (%s); make sure that no other process writes "
-                "there",
-                folder,
-                error.strerror,
-            )
-        with writing(folder, elsewhere):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise ConfigError(
+                    f"{folder}: {file.read().strip() or 'another process'} is writing there",
+                    instead=f"wait until it ends or choose another {given_by}",
+                ) from error
+            except OSError as error:
+                without = "this file system has no locks (%s); make sure that no other process writes there"
+                logger.warning(f"%s: {without}", folder, error.strerror)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()

@@ -4,7 +4,7 @@ sae_folder.py reads a trained SAE, resume_points.py the resume points. Imports n
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,20 @@ from .schema import CONFIG_JSON, METRICS_JSON
 EXPECTED = "expected a run folder, e.g. runs/NAME"
 
 
-def required_run_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The settings of the run in a config.json. Raises CheckpointError if there are none."""
+def train_config(
+    config: dict[str, Any], path: Path, names: Collection[str] | None = None
+) -> TrainConfig:
+    """The settings in a config.json, to start another run with: all but where it was written, or those of `names`.
+
+    Raises: CheckpointError if there are none; ConfigError for an unknown name or a wrong value.
+    """
     if not (settings := config.get("run", {}).get("settings", {})):
         raise CheckpointError(
             f"{path}: has no run.settings, which `vsae train` writes; {EXPECTED}, or its {CONFIG}"
         )
-    return settings
+    names = settings.keys() - {"save_dir", "overwrite"} if names is None else names
+    own = {name: value for name, value in settings.items() if name in names}
+    return TrainConfig().with_settings(own, str(path))
 
 
 def holds_saes_error(folder: Path) -> CheckpointError | None:
@@ -79,7 +86,7 @@ def _numbers(folder: Path, pattern: str) -> list[int]:
 
 
 def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
-    """The settings in a run's config.json, to start another run with. Needs no weights.
+    """`train_config` of a run's config.json. Needs no weights.
 
     Arguments:
         path: the file, or its folder.
@@ -92,15 +99,12 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
         if path.is_dir() and not (path / CONFIG).is_file():
             raise missing_error(path, CONFIG)
         path = path / CONFIG if path.is_dir() else path
-        settings = required_run_settings(read_json(path, CONFIG_JSON), path)
+        return train_config(read_json(path, CONFIG_JSON), path)
     except OSError as error:
         what = f"{path}: {str(error.strerror).lower()}; {EXPECTED}, or its {CONFIG}"
         raise ConfigError(what, name=name) from error
     except CheckpointError as error:
         raise ConfigError(str(error), name=name) from error
-    where = ("save_dir", "overwrite")  # a new run goes elsewhere and overwrites nothing
-    own = {name: value for name, value in settings.items() if name not in where}
-    return TrainConfig().with_settings(own, str(path))
 
 
 def read_history(folder: Path) -> list[dict[str, float | None]]:

@@ -47,9 +47,9 @@ from .reading import (
     checkpoint_steps,
     holds_saes_error,
     missing_error,
-    required_run_settings,
     runs_in,
     steps_of,
+    train_config,
 )
 from .sae_names import is_on_hub, location_of
 from .schema import CONFIG_JSON, METRICS_JSON
@@ -104,11 +104,13 @@ class SAEFolder:
 
         Raises: CheckpointError if it is no run of this package; ConfigError for a wrong value.
         """
-        path = self.path / CONFIG
-        settings = required_run_settings(self.config, path)
         shared = {each.name for each in fields(RunConfig)}
-        own = {name: value for name, value in settings.items() if name in shared}
-        return TrainConfig().with_settings(own, str(path)).run
+        return train_config(self.config, self.path / CONFIG, shared).run
+
+    @cached_property
+    def train_config(self) -> TrainConfig:
+        """The settings of its run and its own, to start another run with. Raises the same."""
+        return train_config(self.config, self.path / CONFIG)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -179,10 +181,7 @@ class SAEFolder:
     def results(self) -> Path:
         """The folder for its results: its own for a run of this package, results/NAME for other SAEs, see `results_in`. It may
         be missing."""
-        is_upstreams = not self.is_run and (self.path / WEIGHTS).is_file()
-        if not self.is_on_hub and self.form is None and not is_upstreams:
-            return self.path
-        return self.results_in(RESULTS)
+        return self.path if self.is_run and not self.is_on_hub else self.results_in(RESULTS)
 
     def results_in(self, out: str | Path) -> Path:
         """The folder out/NAME for results.
@@ -354,9 +353,11 @@ def _require_weights(folder: Path, config: dict[str, Any], step: int | None) -> 
             f"{folder}: its training failed, see {FAILED} there",
             instead="train again, or load a checkpoint with step",
         )
-    reached = max(steps_of(folder), default=0)
-    steps = required_run_settings(config, folder / CONFIG).get("steps")
+    reached, steps = (
+        max(steps_of(folder), default=0),
+        config["run"].get("settings", {}).get("steps"),
+    )
     raise CheckpointError(
-        f"{folder}: not finished (step {reached} of {steps}); continue it with "
-        f"`vsae train --resume {in_shell(folder)}`"
+        f"{folder}: not finished (step {reached} of {steps})",
+        instead=f"continue it with `vsae train --resume {in_shell(folder)}`",
     )

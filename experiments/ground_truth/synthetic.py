@@ -23,7 +23,7 @@ from dictionary_learning_ext.activations.batches import BatchSource
 from dictionary_learning_ext.activations.inputs import Inputs
 from dictionary_learning_ext.activations.rows import drawn_seed
 from dictionary_learning_ext.config.run import UNKNOWN
-from dictionary_learning_ext.run_folder.files import sha256_of, temporary_folder
+from dictionary_learning_ext.run_folder.files import sha256_of, temporary_in
 from dictionary_learning_ext.trainers.kernels.compiled import (
     compiled_module,
     logging_compilation,
@@ -129,7 +129,7 @@ class SyntheticModel:
         folder = runs / settings.name
         if not folder.is_dir():
             runs.mkdir(parents=True, exist_ok=True)
-            with temporary_folder(runs, settings.name) as unfinished:
+            with temporary_in(runs, settings.name) as unfinished:
                 _drawn(settings, sae_lens).save(unfinished)
                 unfinished.rename(folder)
         weights = folder / "synthetic_model.safetensors"
