@@ -9,6 +9,7 @@ import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from inspect import Parameter, signature
 from types import MappingProxyType, NoneType
@@ -243,7 +244,7 @@ class SamplingTrainer(SAETrainer, ABC):
         Raises: ConfigError for any other class.
         """
         ours = self.dictionary_class
-        if given is None or given is ours:
+        if given is None:
             return ours
         if given is AutoEncoderTopK:
             logger.warning(
@@ -256,10 +257,6 @@ class SamplingTrainer(SAETrainer, ABC):
         expected = f"{ours.__name__} or a subclass of it"
         require(fits, "dict_class", given, expected, instead="leave it out")
         return given
-
-    def _class_names(self) -> dict[str, str]:
-        """The class names for config.json."""
-        return {"trainer_class": type(self).__name__, "dict_class": type(self.ae).__name__}
 
     def _prepared(self, x: t.Tensor) -> t.Tensor:
         """Activations (B, D), cast to the dtype and device of b_dec.
@@ -285,12 +282,28 @@ class SamplingTrainer(SAETrainer, ABC):
         x = self._prepared(x)
         if step == 0 and self.starts_at_median:
             self._start_decoder_bias(x)
-        loss = self._terms(x, step, self.generator).loss
-        self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
-        loss.backward()
-        self.optimizer.step(loss, step)
+        vars(self).update(self._scheduled(step))
+        self.part.start_step(step, self.seed, self.generator)
+        with self._own_dtypes():
+            terms = self._backward(x, step)
+        is_finite = self.optimizer.step(terms.loss, step)
         self.scheduler.step()
-        return loss.detach()
+        self._count(step, x, terms, is_finite)
+        return terms.loss.detach()
+
+    def _own_dtypes(self) -> AbstractContextManager[Any]:
+        """Turns off a caller's autocast: the dtype option decides alone."""
+        return t.autocast(self.ae.b_dec.device.type, enabled=False)
+
+    def _backward(self, x: t.Tensor, step: int) -> Any:
+        """The `_terms` of a batch. Leaves the loss's gradients at the parameters."""
+        self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
+        terms = self._terms(x, step, self.generator)
+        terms.loss.backward()
+        return terms
+
+    def _count(self, step: int, x: t.Tensor, terms: Any, is_finite: t.Tensor) -> None:
+        """Update `counts` after a step. If it is not finite (0-dim bool), none of them changes."""
 
     @property
     def config(self) -> dict:
@@ -299,7 +312,8 @@ class SamplingTrainer(SAETrainer, ABC):
         ours = ("dtype", "wandb_name", "submodule_name")
         return {
             **self.settings.trainer_arguments(),
-            **self._class_names(),
+            "trainer_class": type(self).__name__,
+            "dict_class": type(self.ae).__name__,
             "activation_dim": self.ae.activation_dim,
             "dict_size": self.settings.dict_size,
             **{name: getattr(self, name) for name in (*names, *ours)},
@@ -320,24 +334,24 @@ class SamplingTrainer(SAETrainer, ABC):
         parts. Noise then comes from a copy of the generator, so nothing changes.
         """
         x = self._prepared(x)
-        if not logging:
-            return self._terms(x, step, self.generator).loss
-        losses = self._losses(x, step)
-        with t.no_grad():
-            x_hat, f = self.ae(x, output_features=True)
+        with self._own_dtypes():
+            if not logging:
+                return self._terms(x, step, self.generator).loss
+            losses = self._losses(x, step)
+            with t.no_grad():
+                x_hat, f = self.ae(x, output_features=True)
         return LossLog(x, x_hat, f, losses)
 
     def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:
         """See `Trainer`."""
         x = self._prepared(x)
-        losses = self._losses(x, step)
-        parameters: dict[str, Any] = self.get_logging_parameters()
-        parameters = {n: float(v) for n, v in (parameters | self._scheduled(step)).items()}
-        with t.no_grad():
-            return losses | parameters | self._reconstruction(x, step)
+        parameters = self.get_logging_parameters() | self._scheduled(step)
+        with self._own_dtypes(), t.no_grad():
+            losses, found = self._losses(x, step), self._reconstruction(x, step)
+        return losses | {n: float(v) for n, v in parameters.items()} | found
 
     def _scheduled(self, step: int) -> dict[str, float]:
-        """The logging parameters that follow from the step."""
+        """The numbers to log that follow from the step."""
         return {}
 
     def _losses(self, x: t.Tensor, step: int) -> dict[str, float]:
@@ -361,8 +375,7 @@ class SamplingTrainer(SAETrainer, ABC):
         return None
 
     def restore_last_finite(self) -> None:
-        """See `Trainer`."""
-        return  # the weights are always finite
+        """See `Trainer`. They are always finite."""
 
     def state_dict(self) -> dict[str, Any]:
         """See `Trainer`."""
@@ -451,8 +464,8 @@ class DeadWatch:
 
     def __init__(self):
         self._none_until = self._looked_at = 0
-        self._step: int | None = None
-        """The last step."""
+        self._step = -2
+        """The last step; none so far."""
 
     def may_be_dead(
         self,
@@ -470,7 +483,7 @@ class DeadWatch:
             since_fired_F: tokens since each feature fired, at the step's begin.
             threshold: tokens without firing after which a feature is dead.
         """
-        if self._step is None or step != self._step + 1:  # another state was loaded
+        if step not in (self._step, self._step + 1):  # another state was loaded
             self._none_until, self._looked_at = 0, step - LOOK_EVERY
         self._step = step
         if after >= self._none_until and step - self._looked_at >= LOOK_EVERY:
@@ -512,6 +525,8 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         self.top_k_aux = max(1, place["activation_dim"] // 2)  # as upstream: B.1 of Gao et al.
         self.tokens_trained, self.dead_features, self._dead_watch = 0, -1, DeadWatch()
         super()._start(settings, **place)
+        self.logging_parameters = [*self._scheduled(0), "dead_features"]
+        vars(self).update(self._scheduled(0))
         own_F = range(settings.dict_size)[part.features(settings.dict_size)]
         self.num_tokens_since_fired = t.zeros(len(own_F), dtype=t.long, device=self.device)
 
@@ -539,12 +554,13 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         own = ("k", "auxk_alpha", "threshold_beta", "threshold_start_step")
         return super().config | {name: getattr(self, name) for name in own}
 
-    def _has_auxk(self, step: int, x: t.Tensor) -> bool:
-        """Whether AuxK may add to the loss of a step."""
+    def _auxk_weight(self, step: int, x: t.Tensor) -> float:
+        """auxk_alpha, or 0 in a step that can't have dead features."""
         trained = self.tokens_trained + len(x)
         counts = self.tokens_trained, trained, self.num_tokens_since_fired
         threshold, may_be_dead = self.dead_feature_threshold, self._dead_watch.may_be_dead
-        return self.auxk_alpha > 0 and may_be_dead(step, *counts, threshold, self.part)
+        has_auxk = self.auxk_alpha > 0 and may_be_dead(step, *counts, threshold, self.part)
+        return self.auxk_alpha if has_auxk else 0.0
 
     def _metrics_of_code(
         self, x: t.Tensor, decoded_BD: t.Tensor, indices_BK: t.Tensor, values_BK: t.Tensor
@@ -558,16 +574,12 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         return metrics_of_code(x, error_BD, n_on_B, self.part.mean(share_alive))
 
     @t.no_grad()
-    def _finish_step(self, step: int, x: t.Tensor, terms: Any) -> None:
-        """Update the weights, and the counts and the threshold that upstream's TopKTrainer updates.
-
-        If the step is not finite, none of them changes.
+    def _count(self, step: int, x: t.Tensor, terms: Any, is_finite: t.Tensor) -> None:
+        """See `SamplingTrainer`. As upstream's TopKTrainer, with its running threshold.
 
         Arguments:
             terms: the batch's loss and what the mean selects; see `step.LossTerms`.
         """
-        is_finite = self.optimizer.step(terms.loss, step)
-        self.scheduler.step()
         self.tokens_trained += len(x)
         self.num_tokens_since_fired = t.where(
             is_finite, terms.tokens_since_fired_F, self.num_tokens_since_fired

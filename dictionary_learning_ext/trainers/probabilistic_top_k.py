@@ -17,7 +17,7 @@ from .base import SamplingTopKTrainer, place_arguments
 from .kernels import compiled
 from .kernels.select import top_k
 from .parts import WHOLE, Part, Selection
-from .step import dead_features_loss, decode, largest, product
+from .step import MeanSelection, dead_features_loss, decode, largest, product
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -160,54 +160,34 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
 
     def _start(self, settings: SAEConfig, **place: Any) -> None:
         super()._start(settings, **place)
-        compiled.is_available(self.ae.encoder.weight)
-        self.logging_parameters = ["temperature", "dead_features"]
-        self.temperature = self.settings.temperature_start
+        compiled.is_available(self.ae.encoder.weight)  # compiles now, before a progress bar
 
-    def update(self, step: int, x: t.Tensor) -> t.Tensor:
-        """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
-        x = self._prepared(x)
-        if step == 0:
-            self._start_decoder_bias(x)
-        self.part.start_step(step, self.seed, self.generator)
-        has_auxk = self._has_auxk(step, x)
-        self.temperature = self._temperature(step)
-        terms = self._terms(x, step, self.generator, has_auxk=has_auxk)
-        self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
-        terms.loss.backward()
-        self._finish_step(step, x, terms)
-        return terms.loss.detach()
-
-    def _terms(
-        self, x: t.Tensor, step: int, generator: t.Generator, *, has_auxk: bool = True
-    ) -> GatedTerms:
+    def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> GatedTerms:
         ae, part = self.ae, self.part
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
-        with t.autocast(x.device.type, enabled=False):
-            centred_BD = x - part.shared(ae.b_dec)
-            pre_BF = product(centred_BD, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
-            code = self._code(pre_BF, self.k, self._temperature(step), generator)
-            decoded_BD = part.sum(product(code.features_BF, ae.decoder.weight, matmul_dtype).to(x))
-            error_BD = x - decoded_BD - ae.b_dec
-            l2_loss = error_BD.square().sum(-1).mean()
-            since_fired_F, mean_threshold = self._selected_without_gates(pre_BF.detach(), self.k)
-            auxk_loss = l2_loss.new_zeros(())
-            if has_auxk and self.auxk_alpha > 0:
-                auxk_loss = dead_features_loss(
-                    -error_BD,
-                    pre_BF,
-                    since_fired_F >= self.dead_feature_threshold,
-                    ae.decoder.weight,
-                    self.top_k_aux,
-                    select_by="value",
-                    matmul_dtype=matmul_dtype,
-                    part=part,
-                )
+        centred_BD = x - part.shared(ae.b_dec)
+        pre_BF = product(centred_BD, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
+        code = self._code(pre_BF, self.k, self._temperature(step), generator)
+        decoded_BD = part.sum(product(code.features_BF, ae.decoder.weight, matmul_dtype).to(x))
+        error_BD = x - decoded_BD - ae.b_dec
+        l2_loss = error_BD.square().sum(-1).mean()
+        found = self._selected_without_gates(pre_BF.detach())
+        auxk_alpha, auxk_loss = self._auxk_weight(step, x), l2_loss.new_zeros(())
+        if auxk_alpha > 0:
+            auxk_loss = dead_features_loss(
+                -error_BD,
+                pre_BF,
+                found.tokens_since_fired_F >= self.dead_feature_threshold,
+                ae.decoder.weight,
+                self.top_k_aux,
+                select_by="value",
+                matmul_dtype=matmul_dtype,
+                part=part,
+            )
         is_held_BK = code.values_BK.detach() != 0
         n_held = part.sum(is_held_BK.sum()).clamp(min=1)
         mean_gate = part.sum((code.gate_BK.detach() * is_held_BK).sum()) / n_held
-        loss = l2_loss + self.auxk_alpha * auxk_loss
-        return GatedTerms(loss, l2_loss, auxk_loss, mean_gate, mean_threshold, since_fired_F)
+        return GatedTerms(l2_loss + auxk_alpha * auxk_loss, l2_loss, auxk_loss, mean_gate, *found)
 
     def _code(
         self, pre_BF: t.Tensor, k: int, temperature: float, generator: t.Generator
@@ -226,23 +206,15 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         return {"temperature": self._temperature(step)}
 
     @t.no_grad()
-    def _selected_without_gates(self, pre_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
-        """`tokens_since_fired_F` and `mean_threshold` of `GatedTerms`."""
+    def _selected_without_gates(self, pre_BF: t.Tensor) -> MeanSelection:
+        """What the K largest pre-activations select; those above 0 fire."""
         if self.part.count == 1:
-            values_BK, indices_BK = top_k(pre_BF, k)
+            values_BK, indices_BK = top_k(pre_BF, self.k)
             selection = Selection(indices_BK, values_BK)
         else:
-            selection = largest(pre_BF, k, "value", self.part)
+            selection = largest(pre_BF, self.k, "value", self.part)
         fires_BK = selection.only(pre_BF.gather(1, selection.indices) > 0)
-        fired_F = t.zeros_like(pre_BF[0]).index_add_(
-            0, selection.indices.flatten(), fires_BK.flatten().to(pre_BF)
-        )
-        is_on_BK = selection.keys > 0
-        has_one_B = is_on_BK.any(1)
-        smallest_B = selection.keys.where(is_on_BK, t.inf).amin(1)
-        mean_threshold = smallest_B.where(has_one_B, 0).sum() / has_one_B.sum()
-        since_fired_F = (self.num_tokens_since_fired + len(pre_BF)).masked_fill_(fired_F > 0, 0)
-        return since_fired_F, mean_threshold
+        return MeanSelection.of(selection, fires_BK, self.num_tokens_since_fired)
 
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
         """See `SamplingTrainer`."""

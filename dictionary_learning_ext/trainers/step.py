@@ -38,19 +38,13 @@ class Weights(NamedTuple):
     b_var_F: t.Tensor | None = None
 
 
-class Schedules(NamedTuple):
-    """A step's place in the schedules."""
-
-    kl_scale: float
-    """s(t)"""
-    noise_scale: float
-    """tau(t)"""
-
-    @classmethod
-    def at(cls, step: int, settings: Variational) -> "Schedules":
-        scale = kl_scale(step, settings.kl_schedule, settings.kl_warmup_steps)
-        has_noise = settings.posterior != "point"
-        return cls(scale, noise_scale(step, settings.noise_anneal_steps if has_noise else None))
+def schedules_at(step: int, settings: Variational) -> dict[str, float]:
+    """A step's place in the schedules: kl_scale is s(t), and noise_scale is tau(t)."""
+    fading = settings.noise_anneal_steps if settings.posterior != "point" else None
+    return {
+        "kl_scale": kl_scale(step, settings.kl_schedule, settings.kl_warmup_steps),
+        "noise_scale": noise_scale(step, fading),
+    }
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ class StepObjective:
     kl_of_sigma: float
     """what a fixed sigma adds to each feature's KL, in nats; 0 for any other sigma"""
     noise_scale: float
-    """see `Schedules`"""
+    """tau(t)"""
     auxk_alpha: float
     top_k_aux: int
     """how many dead features AuxK uses per row"""
@@ -81,8 +75,6 @@ class StepObjective:
     generator: t.Generator
     part: Part = WHOLE
     """which of the dictionary's features the weights hold"""
-    kl_scale: float = 1.0
-    """s(t), already included in `kl_weight`; only logged"""
 
     @classmethod
     def at(cls, step: int, settings: Variational, **given: Any) -> "StepObjective":
@@ -91,9 +83,9 @@ class StepObjective:
         Arguments:
             given: the remaining fields.
         """
-        now = Schedules.at(step, settings)
-        kl_weight = settings.beta * now.kl_scale
-        return cls(settings=settings, kl_weight=kl_weight, **now._asdict(), **given)
+        now = schedules_at(step, settings)
+        kl_weight = settings.beta * now["kl_scale"]
+        return cls(settings=settings, kl_weight=kl_weight, noise_scale=now["noise_scale"], **given)
 
     @property
     def draw(self) -> "Draw":
@@ -298,34 +290,36 @@ class MeanSelection(NamedTuple):
     tokens_since_fired_F: t.Tensor
 
     @classmethod
-    def of_rows(
-        cls, fired_F: t.Tensor, smallest_B: t.Tensor, objective: StepObjective
+    def of(
+        cls, selection: Selection, fires_BK: t.Tensor, since_fired_F: t.Tensor
     ) -> "MeanSelection":
-        """Combine what the rows of a batch select.
+        """What is selected in a batch, given which of it fires (bool), and the tokens since features fired before it."""
+        fired_F = t.zeros_like(since_fired_F, dtype=t.bool)
+        fired_F.index_add_(0, selection.indices.flatten(), selection.only(fires_BK).flatten())
+        smallest_B = selection.keys.masked_fill(selection.keys <= 0, t.inf).amin(-1)
+        return cls.of_rows(fired_F, smallest_B, since_fired_F)
 
-        Arguments:
-            fired_F: whether any row selects the feature, bool.
-            smallest_B: each row's smallest positive selected mean, inf if it has none.
-        """
+    @classmethod
+    def of_rows(
+        cls, fired_F: t.Tensor, smallest_B: t.Tensor, since_fired_F: t.Tensor
+    ) -> "MeanSelection":
+        """The same, given which features fire in any row (bool), and each row's smallest positive selected mean (inf if it
+        has none)."""
         has_one_B = smallest_B < t.inf
         mean_threshold = smallest_B.masked_fill(~has_one_B, 0).sum() / has_one_B.sum()
-        since_fired_F = objective.tokens_since_fired_F + len(smallest_B)
+        since_fired_F = since_fired_F + len(smallest_B)
         return cls(mean_threshold, since_fired_F.masked_fill_(fired_F, 0))
 
 
 @t.no_grad()
 def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> MeanSelection:
     """What the mean alone selects. A mean of 0 fires only in a step without noise, as a ReLU's zeros do upstream."""
-    how, part, selection = objective.draw, objective.part, code.selection
+    how, selection = objective.draw, code.selection
     if how.noise_chooses:
-        selection = largest(mu_BF, how.k, how.select_by, part)
-    indices_BK, by_BK = selection.indices, selection.keys
-    mu_BK = mu_BF.gather(1, indices_BK)
+        selection = largest(mu_BF, how.k, how.select_by, how.part)
+    mu_BK = mu_BF.gather(1, selection.indices)
     fires_BK = mu_BK.ne(0) if how.noise_scale != 0 else t.ones_like(mu_BK, dtype=t.bool)
-    fired_F = fires_BK.new_zeros(mu_BF.shape[1])
-    fired_F.index_add_(0, indices_BK.flatten(), selection.only(fires_BK).flatten())
-    smallest_B = by_BK.masked_fill(by_BK <= 0, t.inf).amin(-1)
-    return MeanSelection.of_rows(fired_F, smallest_B, objective)
+    return MeanSelection.of(selection, fires_BK, objective.tokens_since_fired_F)
 
 
 # --- the reconstruction

@@ -218,14 +218,13 @@ class VAEaseTrainer(SamplingTrainer):
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> ELBOTerms:
         ae = self.ae
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
-        with t.autocast(x.device.type, enabled=False):
-            posterior = ae.posterior(x, matmul_dtype)
-            f_BF = posterior.gate * posterior.sample(generator)
-            x_hat = product(f_BF, ae.decoder.weight, matmul_dtype) + ae.b_dec
-            l2_loss = (x - x_hat).square().sum(-1).mean()
-            kl_loss = posterior.kl.sum(-1).mean()
-            log_scale = ae.activation_dim * ae.log_gamma
-            loss = l2_loss * (-ae.log_gamma).exp() + log_scale + 2 * kl_loss
+        posterior = ae.posterior(x, matmul_dtype)
+        f_BF = posterior.gate * posterior.sample(generator)
+        x_hat = product(f_BF, ae.decoder.weight, matmul_dtype) + ae.b_dec
+        l2_loss = (x - x_hat).square().sum(-1).mean()
+        kl_loss = posterior.kl.sum(-1).mean()
+        log_scale = ae.activation_dim * ae.log_gamma
+        loss = l2_loss * (-ae.log_gamma).exp() + log_scale + 2 * kl_loss
         return ELBOTerms(loss, l2_loss, kl_loss)
 
     def _logged(self, terms: ELBOTerms, x: t.Tensor) -> dict[str, t.Tensor]:

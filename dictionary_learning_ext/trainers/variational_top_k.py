@@ -42,13 +42,13 @@ from .posterior import GaussianPosterior, fixed_variance_kl, noise_to_signal
 from .step import (
     Draw,
     LossTerms,
-    Schedules,
     StepObjective,
     Weights,
     code_by_mean,
     decode,
     draw_code,
     ranking_key,
+    schedules_at,
     variational_loss,
 )
 
@@ -363,8 +363,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             compiled.is_available(
                 self.ae.encoder.weight, products
             )  # compiles now, before a progress bar
-        self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
-        self.kl_scale = self.noise_scale = 0.0
 
     @property
     def _sigma(self) -> float:
@@ -375,34 +373,24 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         used, names = self.settings.to_dict(), {each.name for each in fields(PosteriorOptions)}
         return {n: v for n, v in used.items() if n in names} | {"sigma": self._sigma}
 
-    def update(self, step: int, x: t.Tensor) -> t.Tensor:
-        """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
-        x = self._prepared(x)
-        if step == 0:
-            self._start_decoder_bias(x)
-            self._warn_of_noise(x)
-        self.part.start_step(step, self.seed, self.generator)
-        weights = self.ae.weights
-        objective = replace(
-            self._objective(x, step, self.generator),
-            auxk_alpha=self.auxk_alpha if self._has_auxk(step, x) else 0.0,
-        )
-        self.kl_scale, self.noise_scale = objective.kl_scale, objective.noise_scale
-        with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
-            if compiled_step.supports(weights, objective):
-                terms, gradients = compiled_step.step(weights, objective, x)
-                for weight, gradient in zip(weights[:4], gradients, strict=True):
-                    weight.grad = gradient
-            else:
-                self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
-                terms = variational_loss(x, weights, objective)
-                terms.loss.backward()
-        self._finish_step(step, x, terms)
-        return terms.loss.detach()
+    @t.no_grad()
+    def _start_decoder_bias(self, x: t.Tensor) -> None:
+        """See `SamplingTopKTrainer`. Warns of noise that drowns these activations."""
+        super()._start_decoder_bias(x)
+        self._warn_of_noise(x)
+
+    def _backward(self, x: t.Tensor, step: int) -> LossTerms:
+        """See `SamplingTrainer`. Takes the compiled step where there is one."""
+        weights, objective = self.ae.weights, self._objective(x, step, self.generator)
+        if not compiled_step.supports(weights, objective):
+            return super()._backward(x, step)
+        terms, gradients = compiled_step.step(weights, objective, x)
+        for weight, gradient in zip(weights[:4], gradients, strict=True):
+            weight.grad = gradient
+        return terms
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> LossTerms:
-        with t.autocast(x.device.type, enabled=False):
-            return variational_loss(x, self.ae.weights, self._objective(x, step, generator))
+        return variational_loss(x, self.ae.weights, self._objective(x, step, generator))
 
     def _logged(self, terms: LossTerms, x: t.Tensor) -> dict[str, t.Tensor]:
         losses = {n: getattr(terms, n) for n in ("loss", "l2_loss", "kl_loss", "auxk_loss")}
@@ -412,15 +400,14 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     def _scheduled(self, step: int) -> dict[str, float]:
         """See `SamplingTrainer`."""
-        return Schedules.at(step, self.settings)._asdict()
+        return schedules_at(step, self.settings)
 
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
         """See `SamplingTrainer`. Uses the sparse code, and matmuls in float32 as the evaluation does."""
         objective = self._objective(x, step, self.generator)
         objective = replace(objective, k=int(self.ae.k), matmul_dtype=x.dtype)
-        with t.autocast(x.device.type, enabled=False):
-            code = code_by_mean(x, self.ae.weights, objective)
-            x_hat_BD = decode(code.indices, code.values, self.ae.decoder.weight, x.dtype)
+        code = code_by_mean(x, self.ae.weights, objective)
+        x_hat_BD = decode(code.indices, code.values, self.ae.decoder.weight, x.dtype)
         return self._metrics_of_code(x, x_hat_BD, code.indices, code.values)
 
     def _noise_to_signal(self, x: t.Tensor, log_var: t.Tensor) -> t.Tensor:
@@ -434,7 +421,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             settings,
             kl_of_sigma=self._kl_of_sigma,
             k=self.k,
-            auxk_alpha=self.auxk_alpha,
+            auxk_alpha=self._auxk_weight(step, x),
             top_k_aux=self.top_k_aux,
             dead_feature_threshold=self.dead_feature_threshold,
             matmul_dtype=t.bfloat16 if self.dtype == "bfloat16" else x.dtype,

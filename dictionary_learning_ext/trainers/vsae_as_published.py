@@ -205,12 +205,11 @@ class VSAEAsPublishedTrainer(SamplingTrainer):
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> Terms:
         wide = t.promote_types(x.dtype, t.float32)
-        with t.autocast(x.device.type, enabled=False):
-            f_BF, _, _, z_BF = self.ae.encode(x, return_topk=True)
-            l2_loss = (x - self.ae.decode(f_BF)).to(wide).square().sum(-1).mean()
-            kl_loss = 0.5 * z_BF.to(wide).clamp(max=LARGEST).square().sum(-1).mean()
-            beta = self.settings.beta * kl_scale(step, "linear", self.settings.kl_warmup_steps)
-            return Terms(l2_loss + beta * kl_loss, l2_loss, kl_loss)
+        f_BF, _, _, z_BF = self.ae.encode(x, return_topk=True)
+        l2_loss = (x - self.ae.decode(f_BF)).to(wide).square().sum(-1).mean()
+        kl_loss = 0.5 * z_BF.to(wide).clamp(max=LARGEST).square().sum(-1).mean()
+        beta = self.settings.beta * kl_scale(step, "linear", self.settings.kl_warmup_steps)
+        return Terms(l2_loss + beta * kl_loss, l2_loss, kl_loss)
 
     def _logged(self, terms: Terms, x: t.Tensor) -> dict[str, t.Tensor]:
         return {**terms._asdict(), "decoder_norm": self.ae.decoder.weight.norm(dim=0).median()}

@@ -43,15 +43,15 @@ def test_a_planted_mixed_device_is_caught_with_its_line(cuda):
 
 def test_a_planted_sync_is_caught_with_its_line(cuda, monkeypatch):
     trainer = built("vsae_top_k", device="cuda:1", dead_feature_threshold=BATCH)
-    finish = VariationalTopKTrainer._finish_step
+    count = VariationalTopKTrainer._count
 
     def counted(trainer, *arguments):
-        finish(trainer, *arguments)
+        count(trainer, *arguments)
         assert int(trainer.dead_features) >= 0
 
     steps_of(trainer, cuda)
     assert not cuda.syncs
-    monkeypatch.setattr(VariationalTopKTrainer, "_finish_step", counted)
+    monkeypatch.setattr(VariationalTopKTrainer, "_count", counted)
     steps_of(trainer, cuda)
     (found,) = cuda.syncs
-    assert found.startswith("_local_scalar_dense: variational_top_k.py:")
+    assert found.startswith("_local_scalar_dense: base.py:")

@@ -84,7 +84,6 @@ def make_case(k=3, aux=False, seed=0, **given):
         settings=settings,
         kl_weight=0.7 * settings.beta,
         kl_of_sigma=fixed_variance_kl(0.8, 1.3) if "sigma" in given else 0.0,
-        kl_scale=0.7,
         noise_scale=0.6,
         auxk_alpha=settings.auxk_alpha,
         top_k_aux=4,

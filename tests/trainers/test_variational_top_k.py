@@ -293,7 +293,6 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
         k=4,
         settings=settings,
         kl_of_sigma=fixed_variance_kl(1.0, 1.0) if settings.posterior == "fixed" else 0.0,
-        kl_scale=1.0,
         kl_weight=0.3
         * {"constant": 1, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}[
             schedule

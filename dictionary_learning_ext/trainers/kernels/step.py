@@ -59,7 +59,7 @@ def step(
     code = top_k_code(draw.indices_BK, len(W_dec_FD), objective.matmul_dtype)
     error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
     l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
-    found = MeanSelection.of_rows(draw.fired_F, draw.smallest_B, objective)
+    found = MeanSelection.of_rows(draw.fired_F, draw.smallest_B, objective.tokens_since_fired_F)
     moments = means.moments() if has_all_kl else None
     kl_loss = auxk_loss = l2_loss.new_zeros(())
     if objective.kl_weight != 0:
