@@ -43,15 +43,26 @@ def is_available(weight: t.Tensor, products: t.dtype = t.float32) -> bool:
 
 
 class BatchNoise(NamedTuple):
-    """The noise of a batch; see `row_kernels.draw_rows`."""
+    """The noise of a batch; see `row_kernels.draw_rows`. Default: none."""
 
-    on: NoiseOn | None
-    scale: float
-    key: int
+    on: NoiseOn | None = None
+    scale: float = 0.0
+    key: int = 0
 
 
-class DrawnRows:
-    """The tensors that the kernel writes for a batch; see `select.DrawnCode`."""
+class DrawnCode:
+    """The code of a batch, and what the mean alone selects; the kernel writes it, some rows at a time.
+
+    Attributes:
+        indices_BK: each row's selected features.
+        values_BK: their values in the code.
+        mu_BK: their means.
+        smallest_B: each row's smallest positive selected mean; inf if it has none.
+        fired_F: whether the mean selects the feature in any row (bool). If noise decides the selection, ties with the K-th
+            largest mean count as selected. A mean of 0 only counts in a step without noise, as a ReLU's zeros do upstream.
+    """
+
+    fired_F: t.Tensor
 
     def __init__(self, batch: int, k: int):
         self.k = k
@@ -100,18 +111,6 @@ class DrawnRows:
         fired_F = t.zeros(mu_BF.shape[1], dtype=t.bool)
         fired_F[indices_BK.flatten()] = True
         return fired_F
-
-
-def top_k_on_cpu(values_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
-    """See `select.top_k`."""
-    batch, n_features = values_BF.shape
-    out, bias_F = DrawnRows(batch, k), t.zeros(n_features)
-
-    def take(rows: slice) -> None:
-        out.draw(rows, values_BF[rows], bias_F, t.zeros(()), BatchNoise(None, 0.0, 0))
-
-    map_row_blocks(take, batch, BLOCK_ROWS)
-    return out.values_BK, out.indices_BK
 
 
 def group_by_feature(indices_BK: t.Tensor, n_features: int) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
@@ -182,7 +181,7 @@ def _compiles(products: t.dtype) -> bool:
     try:
         with logging_compilation("the selection of features"):
             products_BF = t.zeros(1, 4, dtype=products)
-            noise, out = BatchNoise("both", 1.0, 0), DrawnRows(1, 1)
+            noise, out = BatchNoise("both", 1.0, 0), DrawnCode(1, 1)
             out.draw(slice(0, 1), products_BF, t.zeros(4), t.ones(()), noise)
             group_by_feature(out.indices_BK, 4)
     except Exception as error:  # numba's errors are of many types, or it is missing

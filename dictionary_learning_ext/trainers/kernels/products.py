@@ -146,45 +146,6 @@ class DenseCode:
         return tensor.detach().to(self._matmul_dtype)
 
 
-class SubsetCode:
-    """A code that selects from a subset of the features. Its products only read the subset's weights.
-
-    Arguments:
-        places_BK: each row's K features, as positions in `features`.
-        features: the subset's feature indices.
-        dict_size: the number of all features.
-    """
-
-    def __init__(
-        self,
-        places_BK: t.Tensor,
-        features: t.Tensor,
-        dict_size: int,
-        matmul_dtype: t.dtype,
-        name: str,
-    ):
-        self.indices_BK = features[places_BK]
-        self._features, self._dict_size = features, dict_size
-        self._code = top_k_code(places_BK, len(features), matmul_dtype, name)
-
-    def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
-        """See `SparseCode.combine`."""
-        return self._code.combine(values_BK, weight_FD[self._features])
-
-    def project(self, rows_BD: t.Tensor) -> t.Tensor:
-        """See `SparseCode.project`."""
-        return self._code.project(rows_BD)
-
-    def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
-        """See `SparseCode.outer`."""
-        sums_FD = rows_BD.new_zeros(self._dict_size, rows_BD.shape[1])
-        sums_FD[self._features] = self._code.outer(values_BK, rows_BD)
-        return sums_FD
-
-
-CodeMatrix = SparseCode | DenseCode | SubsetCode
-
-
 def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
     """rows W^T, (B, F), in a buffer that the next call with the same name overwrites."""
     shape = (len(rows_BD), len(weight_FD))

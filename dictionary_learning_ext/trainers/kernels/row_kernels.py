@@ -60,7 +60,7 @@ def draw_rows(
         values_of_normal: 2^16 equally likely values of N(0, 1).
         key: 64 bits that seed the noise.
         first: the first row's position in the batch.
-        smallest_B, fired_F: see `select.DrawnCode`.
+        smallest_B, fired_F: see `compiled.DrawnCode`.
     """
     n_features = len(bias_F)
     is_bf16 = products_BF.itemsize == 2
@@ -282,7 +282,7 @@ def _fire(mu_F, threshold, with_equal, fired_F):
     # The bits of positive floats are ordered like the floats, and loops over integers are vectorised.
     bits_F = mu_F.view(np.int32)
     found = np.empty(1, np.float32)
-    found[0] = max(threshold, np.float32(0))
+    found[0] = max(np.float32(0), threshold)  # 0 in place of -0
     least = found.view(np.int32)[0]
     if threshold <= 0 or not with_equal:
         least += np.int32(1)

@@ -4,30 +4,12 @@ The K largest are found with a threshold that is guessed and narrowed while a bl
 has its own random stream, whatever the threads and batches (`row_kernels.py`).
 """
 
-from typing import NamedTuple
-
 import torch as t
 
 from ..step import Draw, largest
 from . import compiled
+from .compiled import BatchNoise, DrawnCode
 from .encode import BatchMeans
-
-
-class DrawnCode(NamedTuple):
-    """The code of a batch, and what the mean alone selects."""
-
-    indices_BK: t.Tensor
-    """each row's selected features"""
-    values_BK: t.Tensor
-    """their values in the code"""
-    mu_BK: t.Tensor
-    """their means"""
-    fired_F: t.Tensor
-    """whether the mean selects the feature in any row (bool). If noise decides the selection, ties with the K-th
-    largest mean count as selected. A mean of 0 only counts in a step without noise, as a ReLU's zeros
-    do upstream"""
-    smallest_B: t.Tensor
-    """each row's smallest positive selected mean; inf if it has none"""
 
 
 def draw_batch(means: BatchMeans, sigma: t.Tensor, how: Draw) -> DrawnCode:
@@ -36,23 +18,23 @@ def draw_batch(means: BatchMeans, sigma: t.Tensor, how: Draw) -> DrawnCode:
     Arguments:
         sigma: the noise's standard deviation, 0-dim.
     """
-    noise = compiled.BatchNoise(None, 0.0, 0)
+    noise = BatchNoise()
     if how.noise_scale != 0:
         key = int(t.randint(2**63 - 1, (1,), generator=how.generator))
-        noise = compiled.BatchNoise(how.noise_on, how.noise_scale, key)
+        noise = BatchNoise(how.noise_on, how.noise_scale, key)
     batch = len(means.centred_BD)
-    out = compiled.DrawnRows(batch, how.k)
+    drawn = DrawnCode(batch, how.k)
 
     def draw_rows(rows: slice) -> t.Tensor:
         products_BF, bias_F = means.unfinished(rows)
-        fired_F = out.draw(rows, products_BF, bias_F, sigma, noise)
-        if means.rectify and how.noise_scale == 0 and not (out.values_BK[rows] > 0).all():
-            fired_F = out.draw_as_upstream(rows, products_BF)
+        fired_F = drawn.draw(rows, products_BF, bias_F, sigma, noise)
+        if means.rectify and how.noise_scale == 0 and not (drawn.values_BK[rows] > 0).all():
+            fired_F = drawn.draw_as_upstream(rows, products_BF)
         return fired_F
 
-    parts = compiled.map_row_blocks(draw_rows, batch, compiled.BLOCK_ROWS)
-    rows = out.indices_BK, out.values_BK, out.mu_BK
-    return DrawnCode(*rows, t.stack(parts).any(0), out.smallest_B)
+    fired = compiled.map_row_blocks(draw_rows, batch, compiled.BLOCK_ROWS)
+    drawn.fired_F = t.stack(fired).any(0)
+    return drawn
 
 
 def top_k(values_BF: t.Tensor, k: int, *, rectified: bool = False) -> tuple[t.Tensor, t.Tensor]:
@@ -61,7 +43,14 @@ def top_k(values_BF: t.Tensor, k: int, *, rectified: bool = False) -> tuple[t.Te
     Arguments:
         rectified: whether the values come from a ReLU. Then zeros are chosen as upstream's topk chooses them.
     """
-    if compiled.is_available(values_BF) and not rectified:
-        return compiled.top_k_on_cpu(values_BF, k)
-    indices_BK = largest(values_BF, k, "value").indices
-    return values_BF.gather(-1, indices_BK), indices_BK
+    if rectified or not compiled.is_available(values_BF):
+        indices_BK = largest(values_BF, k, "value").indices
+        return values_BF.gather(-1, indices_BK), indices_BK
+    batch, n_features = values_BF.shape
+    drawn, bias_F = DrawnCode(batch, k), t.zeros(n_features)
+
+    def draw_rows(rows: slice) -> None:
+        drawn.draw(rows, values_BF[rows], bias_F, t.zeros(()), BatchNoise())
+
+    compiled.map_row_blocks(draw_rows, batch, compiled.BLOCK_ROWS)
+    return drawn.values_BK, drawn.indices_BK

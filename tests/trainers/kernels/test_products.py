@@ -9,7 +9,6 @@ from dictionary_learning_ext.trainers.kernels.products import (
     DenseCode,
     Densities,
     SparseCode,
-    SubsetCode,
     top_k_code,
 )
 
@@ -55,31 +54,6 @@ def test_a_sparse_codes_places_are_grouped_by_feature_in_the_order_of_a_stable_s
     features, order = indices_BK.flatten().sort(stable=True)
     expected = order, order // K, t.searchsorted(features, t.arange(F))
     assert all(map(t.equal, code._grouped, expected))
-
-
-@pytest.mark.parametrize("density", [0.0, 1.0], ids=["dense", "sparse"])
-@pytest.mark.parametrize("k", [2, 4], ids=["some", "all"])
-def test_a_subset_reads_the_weights_of_its_features_alone(k, density, monkeypatch):
-    """Those of the others are NaN."""
-    features, dtype = t.tensor([3, 7, 8, 39]), t.float32
-    generator = t.Generator().manual_seed(0)
-    places_BK = t.randn(BATCH, len(features), generator=generator).topk(k).indices
-    values_BK = t.randn(BATCH, k, generator=generator, dtype=dtype)
-    rows_BD = t.randn(BATCH, D, generator=generator, dtype=dtype)
-    weight_FD = t.full((F, D), t.nan, dtype=dtype)
-    weight_FD[features] = t.randn(len(features), D, generator=generator, dtype=dtype)
-
-    monkeypatch.setattr(Densities, "here", lambda: Densities(density))
-    code = SubsetCode(places_BK, features, F, dtype, "aux_code")
-    assert t.equal(code.indices_BK, features[places_BK])
-    whole_BF = t.zeros(BATCH, F, dtype=dtype).scatter(1, code.indices_BK, values_BK)
-    pairs = [
-        (code.combine(values_BK, weight_FD), whole_BF @ weight_FD.nan_to_num()),
-        (code.project(rows_BD), (rows_BD @ weight_FD.T).gather(1, code.indices_BK)),
-        (code.outer(values_BK, rows_BD), whole_BF.T @ rows_BD),
-    ]
-    for got, expected in pairs:
-        t.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("dict_size", [2**15, 2**16 + 1])

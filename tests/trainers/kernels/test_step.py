@@ -96,7 +96,7 @@ def test_with_noise_on_the_values_it_is_the_definition_too(case, multiply_as, mo
         rectify=case.options["rectify"],
         matmul_dtype=t.float32,
     )
-    indices_BK = draw_batch(means, t.ones(()), objective.draw._replace(noise_scale=0.0))[0]
+    indices_BK = draw_batch(means, t.ones(()), objective.draw._replace(noise_scale=0.0)).indices_BK
     largest = definition.largest
 
     def same_places(values, k, by, part):
