@@ -5,17 +5,16 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch as t
-from dictionary_learning.dictionary import Dictionary
 from torch import nn
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config import architectures, sae
 from dictionary_learning_ext.trainers.base import SamplingTrainer
-from dictionary_learning_ext.trainers.dictionaries import FromState
+from dictionary_learning_ext.trainers.dictionaries import OwnDictionary
 
 
-class ImaginarySAE(FromState, Dictionary):
+class ImaginarySAE(OwnDictionary):
     """A ReLU SAE, its activations squared."""
 
     def __init__(self, activation_dim: int, dict_size: int):
@@ -27,13 +26,6 @@ class ImaginarySAE(FromState, Dictionary):
 
     def encode(self, x: t.Tensor) -> t.Tensor:
         return self.encoder(x - self.b_dec).relu().square()
-
-    def decode(self, f: t.Tensor) -> t.Tensor:
-        return self.decoder(f) + self.b_dec
-
-    def forward(self, x: t.Tensor, output_features: bool = False):
-        f = self.encode(x)
-        return (self.decode(f), f) if output_features else self.decode(f)
 
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:

@@ -5,6 +5,7 @@ resume point must hold. Our trainers inherit most of this from `SamplingTrainer`
 `upstream.UpstreamTrainer` adds it to upstream's trainers. Callers never check a trainer's class.
 """
 
+import copy
 import functools
 import logging
 from abc import ABC, abstractmethod
@@ -26,7 +27,7 @@ from ..devices import chosen_device
 from ..errors import ConfigError
 from .data_start import start_from_data
 from .optimizers import Guarded, UnitNorm, adam
-from .parts import WHOLE, Part, of_part
+from .parts import WHOLE, Part, built_in_part
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -205,8 +206,6 @@ class SamplingTrainer(SAETrainer, ABC):
         require_choice("dtype", dtype, Dtype)
         SAETrainer.__init__(self, seed)
         self.settings, self.dtype = settings, dtype
-        self.lr, self.warmup_steps = settings.lr, settings.warmup_steps
-        self.decay_start = settings.decay_start
         self.steps, self.layer, self.lm_name = steps, layer, lm_name
         self.submodule_name = submodule_name
         self.wandb_name = wandb_name or type(self).__name__.removesuffix("Trainer")
@@ -215,7 +214,8 @@ class SamplingTrainer(SAETrainer, ABC):
             t.manual_seed(seed)
         self.ae = self._dictionary(self._dict_class(dict_class), activation_dim).to(self.device)
         self.optimizer = self._optimizer()
-        schedule = get_lr_schedule(steps, self.warmup_steps, decay_start=self.decay_start)
+        warmup, decay = settings.warmup_steps, settings.decay_start
+        schedule = get_lr_schedule(steps, warmup, decay_start=decay)
         self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer.optimizer, lr_lambda=schedule)
         own_seed = t.initial_seed() if seed is None else seed
         self.generator = t.Generator(self.device).manual_seed(own_seed)
@@ -234,7 +234,7 @@ class SamplingTrainer(SAETrainer, ABC):
         return {}
 
     def _optimizer(self) -> Guarded:
-        return Guarded(adam(self.ae.parameters(), self.lr))
+        return Guarded(adam(self.ae.parameters(), self.settings.lr))
 
     def _dict_class(self, given: Any) -> type:
         """The class of the dictionary to train: `given` if it is ours or a subclass of it, ours by default.
@@ -308,14 +308,13 @@ class SamplingTrainer(SAETrainer, ABC):
     @property
     def config(self) -> dict:
         """Upstream's keys and ours: enough to rebuild the trainer."""
-        names = ("steps", "lr", "warmup_steps", "decay_start", "seed", "device", "layer", "lm_name")
+        names = ("steps", "seed", "device", "layer", "lm_name")
         ours = ("dtype", "wandb_name", "submodule_name")
         return {
             **self.settings.trainer_arguments(),
             "trainer_class": type(self).__name__,
             "dict_class": type(self.ae).__name__,
             "activation_dim": self.ae.activation_dim,
-            "dict_size": self.settings.dict_size,
             **{name: getattr(self, name) for name in (*names, *ours)},
         }
 
@@ -401,9 +400,7 @@ def state_of(trainer: Any) -> dict[str, Any]:
 def load_state(trainer: Any, state: dict[str, Any]) -> None:
     """Restore `state_of`. Tensors are copied."""
     trainer.ae.load_state_dict(state["ae"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    for values in trainer.optimizer.state.values():
-        values |= {n: v.clone() if isinstance(v, t.Tensor) else v for n, v in values.items()}
+    trainer.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
     trainer.scheduler.load_state_dict(state["scheduler"])
 
 
@@ -531,11 +528,11 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         self.num_tokens_since_fired = t.zeros(len(own_F), dtype=t.long, device=self.device)
 
     def _dictionary(self, dict_class: type, activation_dim: int) -> Any:
-        build = of_part(functools.partial(dict_class, **self._built_with()), self.part)
-        return build(activation_dim, self.settings.dict_size, self.k)
+        build = functools.partial(dict_class, **self._built_with())
+        return built_in_part(self.part, build, activation_dim, self.settings.dict_size, self.k)
 
     def _optimizer(self) -> UnitNorm:
-        return UnitNorm(adam(self.ae.parameters(), self.lr), self.ae, self.part)
+        return UnitNorm(adam(self.ae.parameters(), self.settings.lr), self.ae, self.part)
 
     def _start_decoder_bias(self, x: t.Tensor) -> None:
         """See `SamplingTrainer`. Warns of activations of another size than `mean_squared_norm`. Waits for the device."""

@@ -46,7 +46,7 @@ def build_trainer(
         place["threshold_start_step"] = min(1000, steps // 2)
     if row.is_adapted:
         t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
-        trainer = UpstreamTrainer.of(trainer_class, sae, energy, place, in_bf16=dtype == "bfloat16")
+        trainer = UpstreamTrainer(trainer_class, sae, energy, place, in_bf16=dtype == "bfloat16")
         if first_fill is not None:
             start_from_data(trainer, first_fill, sae.dict_size, sae.seed)
     else:

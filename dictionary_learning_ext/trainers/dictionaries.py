@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
+from torch import nn
 
 from ..config.checks import require
 from ..errors import ConfigError
@@ -113,8 +114,35 @@ def decoder_directions(dictionary: Dictionary, features: Sequence[int] | None = 
     return wanted_FD.detach().float().cpu().clone()
 
 
-class FromState:
-    """A dictionary that can be rebuilt from its state dict alone."""
+@t.no_grad()
+def column_norms(weight_DF: t.Tensor) -> t.Tensor:
+    """The norms of a decoder's columns, (F,); 1 for columns that are 0."""
+    norm_F = weight_DF.norm(dim=0)
+    return t.where(norm_F > 0, norm_F, 1.0)
+
+
+class OwnDictionary(Dictionary):
+    """Base class of our dictionaries: they have upstream's `encoder`, `decoder` and `b_dec`, and are rebuilt from their
+    state dict alone."""
+
+    encoder: nn.Linear
+    decoder: nn.Linear
+    b_dec: nn.Parameter
+
+    def decode(self, f: t.Tensor) -> t.Tensor:
+        """The reconstruction from features: (…, F) -> (…, D)."""
+        require_width(f, self.dict_size, "features")
+        return self.decoder(f.to(self.b_dec.dtype)) + self.b_dec
+
+    def forward(self, x: t.Tensor, output_features: bool = False):
+        """The reconstruction without noise, (…, D). With `output_features`, also the features."""
+        f: Any = self.encode(x)
+        x_hat = self.decode(f)
+        return (x_hat, f) if output_features else x_hat
+
+    def _centred(self, x: t.Tensor) -> t.Tensor:
+        """x - b_dec, in the parameters' dtype."""
+        return x.to(self.b_dec.dtype) - self.b_dec
 
     @classmethod
     def _built_as(cls, state: dict[str, t.Tensor]) -> dict[str, Any]:

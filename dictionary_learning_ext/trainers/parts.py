@@ -95,29 +95,26 @@ class Part:
 WHOLE = Part()
 
 
-def of_part(dict_class: Callable[..., Any], part: Part) -> Callable[..., Any]:
-    """A builder of a part's dictionary, whose features start with the same weights as in the whole dictionary.
+def built_in_part(
+    part: Part, dict_class: Callable[..., Any], activation_dim: int, dict_size: int, k: int
+) -> Any:
+    """A part's dictionary, whose features start with the same weights as in the whole dictionary.
 
     Arguments:
         dict_class: builds a whole dictionary from activation_dim, dict_size and k, with upstream's initial weights.
     """
     if part.count == 1:
-        return dict_class
-
-    def build(activation_dim: int, dict_size: int, k: int) -> Any:
-        own = part.features(dict_size)
-        rows = []  # the whole decoder is drawn row by row, as upstream's Linear draws it
-        for _ in range(activation_dim):
-            row_1F = nn.init.kaiming_uniform_(t.empty(1, dict_size), a=math.sqrt(5))
-            rows.append(row_1F[0, own].clone())
-        n_features = len(rows[0])
-        W_dec_DF = set_decoder_norm_to_unit_norm(
-            nn.Parameter(t.stack(rows)), activation_dim, n_features
-        )
-        dictionary = dict_class(activation_dim, n_features, min(k, n_features))
-        dictionary.k.fill_(k)
-        dictionary.decoder.weight.data.copy_(W_dec_DF)
-        dictionary.encoder.weight.data.copy_(W_dec_DF.T)
-        return dictionary
-
-    return build
+        return dict_class(activation_dim, dict_size, k)
+    own = part.features(dict_size)
+    rows = []  # the whole decoder is drawn row by row, as upstream's Linear draws it
+    for _ in range(activation_dim):
+        row_1F = nn.init.kaiming_uniform_(t.empty(1, dict_size), a=math.sqrt(5))
+        rows.append(row_1F[0, own].clone())
+    weight = nn.Parameter(t.stack(rows))
+    n_features = weight.shape[1]
+    W_dec_DF = set_decoder_norm_to_unit_norm(weight, activation_dim, n_features)
+    dictionary = dict_class(activation_dim, n_features, min(k, n_features))
+    dictionary.k.fill_(k)
+    dictionary.decoder.weight.data.copy_(W_dec_DF)
+    dictionary.encoder.weight.data.copy_(W_dec_DF.T)
+    return dictionary

@@ -67,21 +67,6 @@ class GatedCode(NamedTuple):
     """gates of the K features"""
 
 
-def gated_code(
-    pre_BF: t.Tensor, k: int, temperature: float, generator: t.Generator, part: Part = WHOLE
-) -> GatedCode:
-    """Draw the code of pre-activations (B, F)."""
-    logits_BF = gate_logits(pre_BF, part)
-    gate_BF = sample_gates(logits_BF, temperature, generator, part)
-    score_BF = gate_BF.detach() + MAGNITUDE_WEIGHT * logits_BF.detach()
-    selection = largest(score_BF, k, "value", part)
-    indices_BK = selection.indices
-    gate_BK = gate_BF.gather(1, indices_BK)
-    values_BK = selection.only(pre_BF.gather(1, indices_BK).relu() * (1 + gate_BK) / 2)
-    features_BF = t.zeros_like(pre_BF).scatter(1, indices_BK, values_BK)
-    return GatedCode(features_BF, values_BK, gate_BK)
-
-
 class GatedTerms(NamedTuple):
     """The loss of a batch and its parts, 0-dim except the last. Only `loss` has a gradient."""
 
@@ -167,7 +152,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
         centred_BD = x - part.shared(ae.b_dec)
         pre_BF = product(centred_BD, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
-        code = self._code(pre_BF, self.k, self._temperature(step), generator)
+        code = self._code(pre_BF, self._temperature(step), generator)
         decoded_BD = part.sum(product(code.features_BF, ae.decoder.weight, matmul_dtype).to(x))
         error_BD = x - decoded_BD - ae.b_dec
         l2_loss = error_BD.square().sum(-1).mean()
@@ -189,11 +174,17 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         mean_gate = part.sum((code.gate_BK.detach() * is_held_BK).sum()) / n_held
         return GatedTerms(l2_loss + auxk_alpha * auxk_loss, l2_loss, auxk_loss, mean_gate, *found)
 
-    def _code(
-        self, pre_BF: t.Tensor, k: int, temperature: float, generator: t.Generator
-    ) -> GatedCode:
+    def _code(self, pre_BF: t.Tensor, temperature: float, generator: t.Generator) -> GatedCode:
         """Draw the code of pre-activations (B, F)."""
-        return gated_code(pre_BF, k, temperature, generator, self.part)
+        logits_BF = gate_logits(pre_BF, self.part)
+        gate_BF = sample_gates(logits_BF, temperature, generator, self.part)
+        score_BF = gate_BF.detach() + MAGNITUDE_WEIGHT * logits_BF.detach()
+        selection = largest(score_BF, self.k, "value", self.part)
+        indices_BK = selection.indices
+        gate_BK = gate_BF.gather(1, indices_BK)
+        values_BK = selection.only(pre_BF.gather(1, indices_BK).relu() * (1 + gate_BK) / 2)
+        features_BF = t.zeros_like(pre_BF).scatter(1, indices_BK, values_BK)
+        return GatedCode(features_BF, values_BK, gate_BK)
 
     def _temperature(self, step: int) -> float:
         settings = self.settings

@@ -21,62 +21,46 @@ class UpstreamTrainer:
     Upstream's `update` takes every step, finite or not, so the wrapper keeps the last finite weights.
 
     Arguments:
+        trainer: upstream's class.
+        sae: resolved settings.
+        energy: E||x||^2 of the activations.
+        place: the arguments that aren't settings of the SAE.
         in_bf16: run its steps under autocast in bfloat16.
     """
 
     part = WHOLE
+    starts_trained = False
 
-    @classmethod
-    def of(
-        cls, trainer: type, sae: SAEConfig, energy: float, place: dict[str, Any], *, in_bf16: bool
-    ) -> "UpstreamTrainer":
-        """One of upstream's trainers with resolved settings, for activations whose E||x||^2 is `energy`.
-
-        Its AuxK has no unit, and the squared error has. The threshold of dead features is an attribute, not an argument.
-        """
+    def __init__(
+        self, trainer: type, sae: SAEConfig, energy: float, place: dict[str, Any], *, in_bf16: bool
+    ):
         arguments = sae.trainer_arguments() | place
         threshold = arguments.pop("dead_feature_threshold", None)
         if threshold is not None:
-            arguments["auxk_alpha"] *= energy
-        inner = trainer(**arguments)
+            arguments["auxk_alpha"] *= energy  # AuxK has no unit, and the squared error has
+        self._trainer: Any = trainer(**arguments)
         if threshold is not None:
-            inner.dead_feature_threshold = threshold
-        return cls(inner, in_bf16=in_bf16)
-
-    def __init__(self, trainer: Any, *, in_bf16: bool):
-        self._trainer = trainer
+            self._trainer.dead_feature_threshold = threshold  # it is no argument of upstream's
+        self.ae, self.scheduler = self._trainer.ae, self._trainer.scheduler
         self._in_bf16 = in_bf16
-        self.starts_trained = False
         self._last_finite: dict[str, t.Tensor] | None = None
-
-    @property
-    def ae(self) -> Any:
-        return self._trainer.ae
-
-    @property
-    def scheduler(self) -> Any:
-        return self._trainer.scheduler
 
     @property
     def config(self) -> dict[str, Any]:
         return self._trainer.config
 
     def update(self, step: int, x: t.Tensor) -> None:
-        """See `base.Trainer`."""
-        if self.starts_trained:
-            step = max(step, 1)  # upstream's trainers set b_dec at step 0
-        with t.autocast(x.device.type, dtype=t.bfloat16, enabled=self._in_bf16):
-            self._update(step, x)
-
-    def _update(self, step: int, x: t.Tensor) -> None:
-        """Take upstream's step, but keep the old threshold if the new one is infinite.
+        """See `base.Trainer`. Keeps the old threshold if the new one is infinite.
 
         TopK's threshold averages each row's smallest positive value. One row without any makes it infinite, and the
         running mean would never recover.
         """
+        if self.starts_trained:
+            step = max(step, 1)  # upstream's trainers set b_dec at step 0
         former = dict(self.ae.named_buffers()).get("threshold")
         former = None if former is None else former.clone()
-        self._trainer.update(step, x)
+        with t.autocast(x.device.type, dtype=t.bfloat16, enabled=self._in_bf16):
+            self._trainer.update(step, x)
         if former is not None:
             new = self.ae.threshold
             self.ae.threshold = t.where(new.isfinite(), new, former)
@@ -139,7 +123,10 @@ class CorrectedJumpReluTrainer(JumpReluTrainer):
         pre_BF = x @ self.ae.W_enc + self.ae.b_enc
         f_BF = JumpReLUFunction.apply(pre_BF, threshold_F, self.bandwidth)
         x_hat_BD = self.ae.decode(f_BF)
-        self._count(f_BF.detach())
+        fired_F = f_BF.detach().sum(0) > 0
+        self.num_tokens_since_fired += len(x)
+        self.num_tokens_since_fired[fired_F] = 0
+        self.dead_features = int((self.num_tokens_since_fired > self.dead_feature_threshold).sum())
         l2_loss = (x - x_hat_BD).square().sum(-1).mean()
         l0: Any = StepFunction.apply(pre_BF, threshold_F, self.bandwidth)
         distance = l0.sum(-1).mean() / self.target_l0 - 1
@@ -149,9 +136,3 @@ class CorrectedJumpReluTrainer(JumpReluTrainer):
             return loss
         losses = {"l2_loss": l2_loss.item(), "loss": loss.item()}
         return LossLog(x, x_hat_BD, f_BF, losses)
-
-    def _count(self, f_BF: t.Tensor) -> None:
-        fired_F = f_BF.sum(0) > 0
-        self.num_tokens_since_fired += len(f_BF)
-        self.num_tokens_since_fired[fired_F] = 0
-        self.dead_features = int((self.num_tokens_since_fired > self.dead_feature_threshold).sum())

@@ -9,7 +9,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch as t
-from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.trainers.trainer import set_decoder_norm_to_unit_norm
 from torch import nn
 from torch.nn import functional
@@ -18,7 +17,7 @@ from ..config.arguments import says_options_of
 from ..config.checks import require_sizes
 from ..config.sae import VAEaseConfig, VAEaseOptions
 from .base import SamplingTrainer, place_arguments
-from .dictionaries import FromState, require_scale, require_width
+from .dictionaries import OwnDictionary, column_norms, require_scale, require_width
 from .posterior import GatedPosterior
 from .step import product
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from .arguments import VAEaseArguments, VAEaseTrainerArguments
 
 
-class VAEase(FromState, Dictionary):
+class VAEase(OwnDictionary):
     """A VAE whose features are multiplied by 1 - sigma/p, so that each token has its own sparsity.
 
         mu_BF    = W_enc (x - b_dec) + b_enc
@@ -92,7 +91,7 @@ class VAEase(FromState, Dictionary):
             x: activations of any float dtype, in the model's units.
             matmul_dtype: the dtype of matmuls. Default: the parameters'.
         """
-        centred = x.to(self.b_dec.dtype) - self.b_dec
+        centred = self._centred(x)
         mu, raw = (
             product(centred, linear.weight, matmul_dtype) + linear.bias
             for linear in (self.encoder, self.variance_encoder)
@@ -114,17 +113,6 @@ class VAEase(FromState, Dictionary):
         gate = posterior.gate
         z = posterior.sample(generator) if sample else posterior.mu
         return gate * z * (gate > self.active_gate)
-
-    def decode(self, f: t.Tensor) -> t.Tensor:
-        """The reconstruction from features: (…, F) -> (…, D)."""
-        require_width(f, self.dict_size, "features")
-        return self.decoder(f.to(self.b_dec.dtype)) + self.b_dec
-
-    def forward(self, x: t.Tensor, output_features: bool = False):
-        """The reconstruction without noise, (…, D). With `output_features`, also the features."""
-        f = self.encode(x)
-        x_hat = self.decode(f)
-        return (x_hat, f) if output_features else x_hat
 
     def active_dimensions(self, x: t.Tensor) -> t.Tensor:
         """The mean number of features per token whose gate is above `active_gate`: 0-dim."""
@@ -151,8 +139,7 @@ class VAEase(FromState, Dictionary):
 
         A feature's activations and prior_std are multiplied by its column's former norm. Zero columns stay.
         """
-        norm_F = self.decoder.weight.norm(dim=0)
-        norm_F = t.where(norm_F > 0, norm_F, 1.0)
+        norm_F = column_norms(self.decoder.weight)
         self.decoder.weight.div_(norm_F)
         self.encoder.weight.mul_(norm_F[:, None])
         for quantity_F in (self.encoder.bias, self.prior_std):

@@ -34,7 +34,7 @@ from ..config.sae import (
 from ..devices import keep_freed_memory
 from ..errors import ConfigError
 from .base import SamplingTopKTrainer, place_arguments
-from .dictionaries import FromState, TopKCode, require_scale, require_width
+from .dictionaries import OwnDictionary, TopKCode, require_scale, require_width
 from .kernels import compiled
 from .kernels import step as compiled_step
 from .kernels.select import top_k
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
+class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
     """A TopK SAE with a Gaussian posterior N(mu, sigma^2) for each feature.
 
         mu_BF    = W_enc (x - b_dec) + b_enc          # then ReLU if rectify
@@ -152,7 +152,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         `sample`.
         """
         require_width(x, self.activation_dim)
-        centred = x.to(self.b_dec.dtype) - self.b_dec
+        centred = self._centred(x)
         mu = self._mu(centred)
         if sample:
             code = draw_code(mu, self._std(centred), self._draw(generator))
@@ -178,7 +178,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         Raises: ConfigError for `x` of another width.
         """
         require_width(x, self.activation_dim)
-        return self._top_k(self._mu(x.to(self.b_dec.dtype) - self.b_dec))
+        return self._top_k(self._mu(self._centred(x)))
 
     def code_of(self, posterior: GaussianPosterior) -> TopKCode:
         """The code by a posterior's mean: the same as `sparse_encode`, without encoding again."""
@@ -210,18 +210,13 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         indices = ranking_key(mu, self.select_by).topk(k, dim=-1, sorted=False).indices
         return TopKCode(mu.gather(-1, indices), indices)
 
-    def decode(self, x: t.Tensor) -> t.Tensor:
-        """The reconstruction from features: (…, F) -> (…, D)."""
-        require_width(x, self.dict_size, "features")
-        return self.decoder(x.to(self.b_dec.dtype)) + self.b_dec
-
     def log_var(self, x: t.Tensor) -> t.Tensor:
         """log sigma^2: (…, D) -> (…, F) if it is learned, otherwise 0-dim (-inf for a point)."""
-        return self._log_var(x.to(self.b_dec.dtype) - self.b_dec)
+        return self._log_var(self._centred(x))
 
     def posterior(self, x: t.Tensor) -> GaussianPosterior:
         """Each feature's posterior, given activations: (…, D) -> (…, F)."""
-        centred = x.to(self.b_dec.dtype) - self.b_dec
+        centred = self._centred(x)
         log_var = None if self.posterior_kind == "point" else self._log_var(centred)
         return GaussianPosterior(self._mu(centred), log_var, self.prior_std)
 

@@ -10,14 +10,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch as t
-from dictionary_learning.dictionary import Dictionary
 from torch import nn
 
 from ..config.arguments import says_options_of
 from ..config.checks import require_sizes
 from ..config.sae import VSAEAsPublishedConfig
 from .base import SamplingTrainer, place_arguments
-from .dictionaries import FromState, require_scale, require_width
+from .dictionaries import OwnDictionary, column_norms, require_scale, require_width
 from .posterior import kl_scale
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ LARGEST = 10.0
 """Activations are clamped to this in the penalty."""
 
 
-class VSAETopK(FromState, Dictionary):
+class VSAETopK(OwnDictionary):
     """The public code's dictionary, under its name and with its state dict's keys.
 
         z_BF  = ReLU(W_enc x + b_enc)
@@ -92,12 +91,6 @@ class VSAETopK(FromState, Dictionary):
         require_width(f, self.dict_size, "features")
         return self.decoder(f.to(self.b_dec.dtype))
 
-    def forward(self, x: t.Tensor, output_features: bool = False):
-        """The reconstruction, (…, D). With `output_features`, also the features."""
-        f = self.encode(x)
-        x_hat = self.decode(f)
-        return (x_hat, f) if output_features else x_hat
-
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
         """Change the units of activations by a factor: encode(scale * x) is scale times the former encode(x).
@@ -112,7 +105,7 @@ class VSAETopK(FromState, Dictionary):
     def normalize_decoder(self) -> None:
         """Make the decoder's columns unit-norm. Features are multiplied by the former norms after the k largest are
         selected, so reconstructions stay the same. The state dict doesn't hold these factors."""
-        norm_F = _norms(self.decoder.weight)
+        norm_F = column_norms(self.decoder.weight)
         self.decoder.weight.div_(norm_F)
         self.gain_F.mul_(norm_F)
 
@@ -121,7 +114,7 @@ class VSAETopK(FromState, Dictionary):
         """A copy with a unit-norm decoder whose former norms multiply the encoder, as the public code does when it loads an SAE
         (:463, :583). It keeps the k features that add most to the reconstruction, so it selects others."""
         folded = copy.deepcopy(self)
-        norm_F = _norms(self.decoder.weight)
+        norm_F = column_norms(self.decoder.weight)
         folded.decoder.weight.div_(norm_F)
         folded.encoder.weight.mul_(norm_F[:, None])
         folded.encoder.bias.mul_(norm_F)
@@ -139,12 +132,6 @@ class VSAETopK(FromState, Dictionary):
             "k": self.k,
             "threshold": t.tensor(-1.0),  # none
         }
-
-
-def _norms(weight_DF: t.Tensor) -> t.Tensor:
-    """The norms of a decoder's columns, (F,); 1 for columns that are 0."""
-    norm_F = weight_DF.norm(dim=0)
-    return t.where(norm_F > 0, norm_F, 1.0)
 
 
 class Terms(NamedTuple):

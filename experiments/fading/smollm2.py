@@ -60,13 +60,11 @@ Row = dict[str, Any]
 class GatesOffTrainer(ProbabilisticTopKTrainer):
     """Probabilistic TopK whose second half of training is upstream's TopK: every gate is open, and none is drawn."""
 
-    def _code(
-        self, pre_BF: t.Tensor, k: int, temperature: float, generator: t.Generator
-    ) -> GatedCode:
+    def _code(self, pre_BF: t.Tensor, temperature: float, generator: t.Generator) -> GatedCode:
         start, end = self.settings.temperature_start, self.settings.temperature_end
         if temperature > math.sqrt(start * end):  # which it has halfway
-            return super()._code(pre_BF, k, temperature, generator)
-        _, indices_BK = top_k(pre_BF.detach(), k)
+            return super()._code(pre_BF, temperature, generator)
+        _, indices_BK = top_k(pre_BF.detach(), self.k)
         values_BK = pre_BF.gather(1, indices_BK).relu()
         features_BF = t.zeros_like(pre_BF).scatter(1, indices_BK, values_BK)
         return GatedCode(features_BF, values_BK, t.ones_like(values_BK))

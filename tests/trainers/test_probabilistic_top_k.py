@@ -16,7 +16,6 @@ from dictionary_learning_ext.trainers import probabilistic_top_k
 from dictionary_learning_ext.trainers.probabilistic_top_k import (
     gate_logits,
     gate_temperature,
-    gated_code,
     sample_gates,
 )
 
@@ -70,7 +69,7 @@ def score_order(scaled_logits, pre):
 def test_a_hot_gate_is_the_top_k_of_the_noisy_logits():
     pre, generator = pre_activations(), t.Generator().manual_seed(3)
     noisy = gate_logits(pre) + noise_of(generator, pre.shape)
-    code, _, gate_BK = gated_code(pre, K, 20.0, generator)
+    code, _, gate_BK = made()._code(pre, 20.0, generator)
     expected = t.zeros_like(pre).scatter(1, noisy.topk(K).indices, 1.0) * pre.relu()
     is_same = ((code != 0) == (expected != 0)).all(1)
     assert is_same.double().mean() > 0.98, (
@@ -80,13 +79,13 @@ def test_a_hot_gate_is_the_top_k_of_the_noisy_logits():
     t.testing.assert_close(
         gate_BK.sort().values, (noisy / 20).sigmoid().gather(1, kept).sort().values
     )
-    assert (code != gated_code(pre, K, 20.0, generator).features_BF).any()
+    assert (code != made()._code(pre, 20.0, generator).features_BF).any()
 
 
 def test_a_cold_gate_is_the_top_k_of_the_features_whose_gate_opens():
     pre, generator = pre_activations(), t.Generator().manual_seed(3)
     is_open = gate_logits(pre) + noise_of(generator, pre.shape) > 0
-    code, _, gate_BK = gated_code(pre, K, 1e-6, generator)
+    code, _, gate_BK = made()._code(pre, 1e-6, generator)
     assert (is_open.sum(1) >= K).all()
     assert t.equal(gate_BK.round(), t.ones_like(gate_BK))
     top = pre.masked_fill(~is_open, -math.inf).topk(K)
@@ -105,7 +104,7 @@ def test_cold_gates_without_noise_are_upstreams_top_k(monkeypatch):
     trainer.ae.double()
     x = data(dtype=t.float64)
     pre = trainer.ae.encoder(x - trainer.ae.b_dec)
-    code = gated_code(pre, K, 1e-3, t.Generator()).features_BF
+    code = trainer._code(pre, 1e-3, t.Generator()).features_BF
     assert (gate_logits(pre).topk(K).values > 0.05).all()
     t.testing.assert_close(code, trainer.ae.encode(x), rtol=1e-9, atol=1e-12)
 
