@@ -39,7 +39,8 @@ import numpy as np
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.evaluation.tables import markdown_table
 from dictionary_learning_ext.features.agreement import CODE_MEASURES, COME_BACK
-from dictionary_learning_ext.features.columns import guides_table
+from dictionary_learning_ext.features.columns import FILES
+from dictionary_learning_ext.features.columns import NUMBERS as NUMBERS_OF_FEATURES
 from dictionary_learning_ext.features.reproducibility import DIRECTION_MEASURES
 from experiments.index import EXPERIMENTS
 from experiments.pages import with_tables
@@ -604,7 +605,7 @@ DEFAULTS = {
 
 
 def defined(header: list[str], rows: list[tuple[str, ...]]) -> str:
-    """The guide's table of metrics or measures, each with its key in front."""
+    """The guide's table of metrics, measures or numbers of features, each with its key in front."""
     return f"\n{markdown_table(header, [(f'`{key}`', *cells) for key, *cells in rows])}\n"
 
 
@@ -655,7 +656,13 @@ TABLES = {
             for m in (COME_BACK[1], *CODE_MEASURES, *DIRECTION_MEASURES)
         ],
     ),
-    "numbers_of_features": guides_table(),
+    "numbers_of_features": defined(
+        ["column", "what it is", "report", "one SAE", "several SAEs"],
+        [
+            (n.key, n.definition, *("x" if file in n.files else "" for file in FILES))
+            for n in NUMBERS_OF_FEATURES
+        ],
+    ),
     "quickstart": """
 | | FVE of what comes back | FVE | come back | near-dead |
 |---|---|---|---|---|

@@ -9,7 +9,7 @@ Shapes: F features.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from inspect import getfile
 from pathlib import Path
 from typing import Any, Literal
@@ -113,7 +113,7 @@ def ce_losses(totals: Totals) -> LanguageModelLosses | None:
     return losses
 
 
-def loss(which: str) -> Callable[[Totals], float | None]:
+def of_losses(which: str) -> Callable[[Totals], float | None]:
     return lambda totals: (losses := ce_losses(totals)) and getattr(losses, which)
 
 
@@ -121,22 +121,18 @@ def loss(which: str) -> Callable[[Totals], float | None]:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A row of the table: a metric."""
+class Number:
+    """A number that tables and pages show: what it is called, what it means, and how it is written."""
 
     key: str
-    """Its name in metrics.json."""
-    definition: str
+    """Its name in files."""
     label: str
     """The head of its column."""
-    formula: Callable[[Totals], float | None] | None = None
-    """Computes it; gives None where it does not apply, and raises NotMeasured where it is undefined. Default: the mean of
-    the sum with the same key."""
+    definition: str
+    _: KW_ONLY
+    form: str = ".4f"
+    """Its format in tables. Of numbers from 10 on, one decimal is enough."""
     better: Literal["higher", "lower"] | None = None
-    digits: int = 4
-    """Decimals of numbers below 10."""
-    shown_in: tuple[Table, ...] = ()
-    """Where it is shown. `vsae compare --all` and metrics.json have every metric."""
     title: str = ""
     """Its name on pages for newcomers. Default: the label."""
     in_words: str = ""
@@ -144,9 +140,9 @@ class Metric:
 
     def text(self, value: float | None, missing: str = "-") -> str:
         """A value as tables show it."""
-        if value is None:
+        if value is None or math.isnan(value):
             return missing
-        return f"{value:.{min(self.digits, 1) if abs(value) >= 10 else self.digits}f}"
+        return format(value, ".1f" if self.form == ".4f" and abs(value) >= 10 else self.form)
 
     def best(self, values: list[float | None]) -> float | None:
         """The best of some values; None if neither more nor less of it is better."""
@@ -156,12 +152,24 @@ class Metric:
         return max(known) if self.better == "higher" else min(known)
 
 
+@dataclass(frozen=True)
+class Metric(Number):
+    """A row of the table: a metric. Its key is its name in metrics.json."""
+
+    _: KW_ONLY
+    formula: Callable[[Totals], float | None] | None = None
+    """Computes it; gives None where it does not apply, and raises NotMeasured where it is undefined. Default: the mean of
+    the sum with the same key."""
+    shown_in: tuple[Table, ...] = ()
+    """Where it is shown. `vsae compare --all` and metrics.json have every metric."""
+
+
 _ROWS = (
     Metric(
         "fve",
-        "1 - sum of squared residuals / total variance about the mean",
         "FVE",
-        fve,
+        "1 - sum of squared residuals / total variance about the mean",
+        formula=fve,
         better="higher",
         shown_in=TABLES,
         title="Variance explained (FVE)",
@@ -169,10 +177,10 @@ _ROWS = (
     ),
     Metric(
         "loss_added",
+        "loss added",
         "by how many nats per token the language model's cross-entropy rises when the reconstruction "
         "replaces the activations; positions that training leaves out keep theirs",
-        "loss added",
-        loss_added,
+        formula=loss_added,
         better="lower",
         shown_in=("compare", "report", "sweep", "training"),
         title="What the language model loses (loss added)",
@@ -181,27 +189,27 @@ _ROWS = (
     ),
     Metric(
         "l0",
-        "features that are not zero, per token",
         "L0",
-        digits=1,
+        "features that are not zero, per token",
+        form=".1f",
         shown_in=("compare", "report"),
         title="Features per token (L0)",
         in_words="mean number of nonzero features",
     ),
     Metric(
         "alive",
-        "share of features selected at least once",
         "alive",
-        lambda totals: (totals.firing_rate_F > 0).double().mean().item(),
+        "share of features selected at least once",
+        formula=lambda totals: (totals.firing_rate_F > 0).double().mean().item(),
         better="higher",
         shown_in=("compare", "bench"),
     ),
     Metric(
         "near_dead_0.1",
+        "near-dead < 0.1",
         "share of features selected in fewer than 0.1 k/F of the tokens; of an SAE without k, 0.1 "
         "times its L0 / F",
-        "near-dead < 0.1",
-        near_dead(0.1),
+        formula=near_dead(0.1),
         better="lower",
         shown_in=TABLES,
         title="Almost never used (near-dead < 0.1)",
@@ -209,144 +217,128 @@ _ROWS = (
     ),
     Metric(
         "near_dead_0.5",
-        "the same at 0.5",
         "near-dead < 0.5",
-        near_dead(0.5),
+        "the same at 0.5",
+        formula=near_dead(0.5),
         better="lower",
         shown_in=("bench",),
     ),
     Metric(
         "kl_per_token",
-        "the KL over all features, nats per token",
         "KL/token",
-        lambda totals: None if totals.kl is None else totals.kl / totals.tokens,
+        "the KL over all features, nats per token",
+        formula=lambda totals: None if totals.kl is None else totals.kl / totals.tokens,
     ),
     Metric(
         "noise_to_signal",
+        "noise/signal",
         "k sigma^2 / E||x||^2, at the full sigma, also where training annealed the noise to 0; null for "
         "an SAE whose decoder is not unit-norm",
-        "noise/signal",
-        _noise_to_signal,
+        formula=_noise_to_signal,
     ),
     Metric(
         "fve_sampled",
+        "FVE sampled",
         "FVE when the code is drawn from the posterior, at the full sigma, also where training annealed "
         "the noise to 0",
-        "FVE sampled",
-        fve_sampled,
+        formula=fve_sampled,
         better="higher",
     ),
     Metric(
         "stability_rms",
+        "selection stability",
         "mean Jaccard overlap of TopK(mu) and TopK(mu + s eps), s being a tenth of the selected "
         "activations' rms; for SAEs that select the k largest of a token",
-        "selection stability",
         better="higher",
     ),
     Metric(
         "description_length",
+        "description length",
         "log C(F, L0) + D/2 log(1 - FVE), nats per token: what it takes to send which features are "
         "on and, as a Gaussian, the residual; more features cost more",
-        "description length",
-        description_length,
+        formula=description_length,
         better="lower",
         shown_in=("sweep",),
     ),
     Metric(
         "frac_variance_explained",
-        "upstream's, which forgives a constant bias",
         "upstream's FVE",
+        "upstream's, which forgives a constant bias",
         better="higher",
     ),
+    Metric("cossim", "cosine", "mean cosine of activation and reconstruction", better="higher"),
+    Metric("l2_ratio", "L2 ratio", "mean norm of the reconstruction / of the activation"),
     Metric(
-        "cossim",
-        "mean cosine of activation and reconstruction",
-        "cosine",
-        better="higher",
+        "l2_loss", "L2 loss", "upstream's: mean norm of the residual, raw units", better="lower"
     ),
-    Metric(
-        "l2_ratio",
-        "mean norm of the reconstruction / of the activation",
-        "L2 ratio",
-    ),
-    Metric(
-        "l2_loss",
-        "upstream's: mean norm of the residual, raw units",
-        "L2 loss",
-        better="lower",
-    ),
-    Metric(
-        "l1_loss",
-        "upstream's: mean L1 norm of the features, raw units",
-        "L1 loss",
-    ),
+    Metric("l1_loss", "L1 loss", "upstream's: mean L1 norm of the features, raw units"),
     Metric(
         "mean_sigma",
-        "the posterior's standard deviation, in training units",
         "mean sigma",
-        mean_sigma,
+        "the posterior's standard deviation, in training units",
+        formula=mean_sigma,
     ),
     Metric(
         "stability_sigma",
-        "as stability_rms, with noise of the posterior's sigma",
         "stability at sigma",
+        "as stability_rms, with noise of the posterior's sigma",
         better="higher",
     ),
     Metric(
         "frac_recovered",
+        "CE recovered",
         "SAE Bench's number, (CE zeros - CE reconstructed) / (CE zeros - CE); where zeros are far "
         "worse than guessing, a useless SAE comes near 1 too",
-        "CE recovered",
-        frac_recovered,
+        formula=frac_recovered,
         better="higher",
     ),
     Metric(
         "loss_original",
-        "cross-entropy of the language model, nats per token",
         "CE",
-        loss("original"),
+        "cross-entropy of the language model, nats per token",
+        formula=of_losses("original"),
     ),
     Metric(
         "loss_reconstructed",
-        "cross-entropy with the reconstruction in place of the activations",
         "CE, reconstructed",
-        loss("reconstructed"),
+        "cross-entropy with the reconstruction in place of the activations",
+        formula=of_losses("reconstructed"),
         better="lower",
     ),
     Metric(
         "loss_zero",
-        "cross-entropy with zeros in place of the activations",
         "CE, zeros",
-        loss("zero"),
+        "cross-entropy with zeros in place of the activations",
+        formula=of_losses("zero"),
     ),
     Metric(
         "loss_tokens",
-        "held-out tokens on which the cross-entropies were measured",
         "CE tokens",
-        lambda totals: totals.losses and totals.losses.tokens,
-        digits=0,
+        "held-out tokens on which the cross-entropies were measured",
+        formula=lambda totals: totals.losses and totals.losses.tokens,
+        form=".0f",
     ),
     Metric(
         "loss_positions",
-        "tokens of the documents on which these losses were measured",
         "CE positions",
-        lambda totals: totals.losses and totals.losses.positions,
-        digits=0,
+        "tokens of the documents on which these losses were measured",
+        formula=lambda totals: totals.losses and totals.losses.positions,
+        form=".0f",
     ),
     Metric(
         "positions_left_alone",
+        "positions left alone",
         "at how many of these positions activations were not replaced, since training leaves such "
         "positions out",
-        "positions left alone",
-        lambda totals: totals.losses and totals.losses.left_alone,
-        digits=0,
+        formula=lambda totals: totals.losses and totals.losses.left_alone,
+        form=".0f",
     ),
     Metric(
         "tokens",
-        "held-out tokens measured on",
         "tokens",
-        lambda totals: totals.tokens,
-        digits=0,
+        "held-out tokens measured on",
+        formula=lambda totals: totals.tokens,
+        form=".0f",
     ),
 )
 

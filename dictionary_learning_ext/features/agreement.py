@@ -24,12 +24,11 @@ from scipy.sparse import csr_matrix, diags, hstack
 from torch.nn.functional import normalize
 
 from ..codes.codes import KIND_OF, Codes
-from ..evaluation.metrics import METRICS, fve_of, is_near_dead
+from ..evaluation.metrics import METRICS, Number, fve_of, is_near_dead
 from .reproducibility import (
     AS_DIRECTION,
     IN_FUNCTION,
     RETURNING,
-    Measure,
     PairOfSAEs,
     Reproducibility,
     matching,
@@ -42,94 +41,94 @@ NEAR_DEAD_KEY = f"near_dead_{NEAR_DEAD:g}"
 """The metric's key."""
 
 CODE_MEASURES = (
-    Measure(
+    Number(
         "in_function_fve",
         "FVE of what comes back",
-        ".3f",
         "FVE of the reconstruction by those features alone that come back in what they do, with the decoder and its bias as "
         "trained; the mean over the two SAEs",
+        form=".3f",
+        better="higher",
     ),
-    Measure(
+    Number(
         "in_function",
         IN_FUNCTION,
-        ".1%",
         "share of all features, near-dead ones included, whose activations have a match in another seed: features are "
         "matched one to one by the correlation of their activations, and a pair counts from "
         f"{RETURNING[0]:g}; the number of pairs over the mean of the two sizes",
+        form=".1%",
+        better="higher",
+        title=f"Features that come back {IN_FUNCTION}",
     ),
-    Measure(
+    Number(
         "in_function_selections",
         f"selections of these ({IN_FUNCTION})",
-        ".1%",
         "share of all selections that belong to features that come back in what they do",
+        form=".1%",
     ),
-    Measure(
+    Number(
         "in_function_energy",
         f"energy of these ({IN_FUNCTION})",
-        ".1%",
         "share of the activation energy that belongs to features that come back in what they do",
+        form=".1%",
     ),
-    Measure(
+    Number(
         "in_function_one_token",
         "of these, of one token's kind",
-        ".1%",
         "of the features that come back in what they do, the share of one token's kind: their direction has a cosine of at "
         f"least {RETURNING[0]:g} with the activation of one of the text's first {KIND_OF:,} tokens, less the mean",
+        form=".1%",
     ),
-    Measure(
+    Number(
         "near_dead",
         METRICS[NEAR_DEAD_KEY].label,
-        ".1%",
         "share of features that are near-dead, the mean over the two SAEs: selected in fewer than "
         f"{NEAR_DEAD:g} k/F of the tokens",
+        form=".1%",
     ),
-    Measure(
+    Number(
         "correlation",
         "correlation",
-        ".4f",
         "mean correlation over tokens of the activations of matched features, matched one to one to maximise it; as many "
         "pairs as the smaller SAE has features. A feature that never fires has 0",
     ),
-    Measure(
+    Number(
         "correlation_by_direction",
         "correlation by direction",
-        ".4f",
         "mean correlation of the activations of features matched by their decoder directions, with the sign reversed for "
         "opposite directions",
     ),
     *(
-        Measure(
+        Number(
             f"direction_{least:g}_not_near_dead",
             f"{AS_DIRECTION} (cosine {least:g}), not near-dead",
-            ".1%",
             f"of the features that are not near-dead, the share that comes back as a direction (absolute cosine of at "
             f"least {least:g})",
+            form=".1%",
         )
         for least in RETURNING
     ),
-    Measure(
+    Number(
         "direction_selections",
         f"selections of these ({AS_DIRECTION})",
-        ".1%",
         "share of all selections that belong to features that come back as a direction",
+        form=".1%",
     ),
-    Measure(
+    Number(
         "direction_energy",
         f"energy of these ({AS_DIRECTION})",
-        ".1%",
         "share of the activation energy, the sum of squared activations, that belongs to features that come back as a "
         "direction",
+        form=".1%",
     ),
-    Measure(
+    Number(
         "direction_fve",
         f"FVE of these ({AS_DIRECTION})",
-        ".3f",
         "FVE of the reconstruction by those features alone that come back as a direction",
+        form=".3f",
     ),
-    Measure(
+    Number(
         "jaccard",
         "Jaccard index",
-        ".4f",
         "mean over tokens of the Jaccard index of the sets of features that the two select, matched by direction: those "
         "that both select, as a share of those that either selects",
     ),
@@ -137,12 +136,14 @@ CODE_MEASURES = (
 """The measures of a pair's codes, see `measures_of_pair`."""
 COME_BACK = (
     CODE_MEASURES[0],
-    Measure(
+    Number(
         "as_direction",
         AS_DIRECTION,
-        ".1%",
         "share of features that come back in another seed as a direction: their match there has an absolute cosine of "
         f"at least {RETURNING[0]:g}",
+        form=".1%",
+        better="higher",
+        title=f"Features that come back {AS_DIRECTION}",
     ),
     CODE_MEASURES[1],
 )

@@ -3,19 +3,20 @@
 NUMBERS is the one list of them. The report's table, the pages of features, all CSV files with a row for each feature, and
 the guide's table of these files read it. To add a number, add a row:
 
-    Column("burst", "variance of its activations over their mean", lambda sae: burst(sae.codes), title="burst")
+    Column("burst", "burst", "variance of its activations over their mean", lambda sae: burst(sae.codes))
 
 Shapes: F features.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ..codes.codes import KIND_OF, Codes
+from ..evaluation.metrics import Number
 from ..run_folder.files import replacing, write_rows
 from .reproducibility import RETURNING
 
@@ -39,34 +40,24 @@ class FeaturesOfSAE:
 
 
 @dataclass(frozen=True)
-class Column:
-    """A number of every feature."""
+class Column(Number):
+    """A number of every feature. Its key is the column's head in CSV files; without a label, the report's table leaves it
+    out."""
 
-    key: str
-    """The column's head in CSV files."""
-    about: str
-    """What the number is."""
     values: Callable[[Any], Any]
     """Gives the number of each feature, (F,), of a `FeaturesOfSAE` or an `Analysis`; None for an SAE that has none. Several
     columns are a dict, by the endings of their heads."""
+    _: KW_ONLY
     files: tuple[File, ...] = FILES
     """Which files have it. A column of the report alone may use all of `Analysis`."""
     needs_codes: bool = True
-    form: str = ".4f"
-    """The format in the files of `vsae reproduce`."""
     digits: int | None = 4
     """The significant digits in a report. None: all."""
-    title: str = ""
-    """The head in the report's table, which leaves it out if there is none."""
     show: Show = "number"
     fact: str = ""
     """What the feature's page calls it. Left out there if there is none."""
     is_extra: bool = False
     """Whether narrow screens leave it out of the table."""
-
-    def text(self, value: float | None) -> str:
-        """A value in the files of `vsae reproduce`; empty if there is none."""
-        return "" if value is None or np.isnan(value) else format(value, self.form)
 
 
 def _rank(sae: Any) -> list[int | None]:
@@ -100,161 +91,165 @@ _SEVERAL: tuple[File, ...] = ("several",)
 NUMBERS = (
     Column(
         "count",
+        "",
         "tokens at which it is selected",
         lambda sae: sae.codes.count_F,
-        _REPORT,
+        files=_REPORT,
         digits=None,
     ),
     Column(
         "rank",
+        "",
         "its place in the report's order: features that fire most consistently on one token first",
         _rank,
-        _REPORT,
+        files=_REPORT,
         digits=None,
     ),
     Column(
         "firing_rate",
+        "selected",
         "share of tokens at which the feature is selected",
         lambda sae: sae.codes.firing_rate_F,
-        ("report", "one"),
+        files=("report", "one"),
         form=".5g",
-        title="selected",
         show="percent",
         fact="of tokens select it",
     ),
     Column(
         "max",
+        "max",
         "activation of the largest magnitude, with its sign",
         lambda sae: sae.codes.largest_F,
-        _REPORT,
-        title="max",
+        files=_REPORT,
         fact="largest activation",
         is_extra=True,
     ),
     Column(
         "mean",
+        "mean",
         "mean activation where selected",
         lambda sae: sae.features.mean_F,
-        _REPORT,
-        title="mean",
+        files=_REPORT,
         fact="mean when selected",
         is_extra=True,
     ),
     Column(
         "alignment",
+        "enc·dec",
         "cosine of its encoder and decoder directions",
         lambda sae: sae.alignment_F,
-        _REPORT,
+        files=_REPORT,
         digits=3,
-        title="enc·dec",
         show="cosine",
         fact="encoder·decoder cosine",
         is_extra=True,
     ),
     Column(
         "nearest",
+        "nearest",
         "largest cosine of its decoder direction with another feature's",
         lambda sae: sae.neighbours.values_Fn[:, 0] if sae.neighbours.values_Fn.numel() else None,
-        _REPORT,
+        files=_REPORT,
         digits=3,
-        title="nearest",
         show="cosine",
         is_extra=True,
     ),
     Column(
         "error_share",
+        "error share",
         "how much the summed squared error rises when the feature is dropped, as a share of that error",
         lambda sae: sae.codes.error_share_F,
         form=".5g",
-        title="error share",
         show="percent",
         fact="of the error is added when it is dropped",
     ),
     Column(
         "token_cosine",
+        "nearest token",
         "largest cosine of its decoder direction with a token's activation less the mean, of the text's first "
         f"{KIND_OF:,}; from {RETURNING[0]:g} it is of one token's kind",
         lambda sae: sae.codes.token_cosine_F,
         digits=3,
-        title="nearest token",
         show="cosine",
         fact="largest cosine with a token's activation",
         is_extra=True,
     ),
     Column(
         "function_in",
+        "in what it does",
         "in how many other SAEs it comes back in what it does",
         _function_in,
-        _REPORT + _SEVERAL,
+        files=_REPORT + _SEVERAL,
         form="",
         digits=None,
-        title="in what it does",
         show="share of seeds",
         fact="seeds it comes back in, in what it does",
     ),
     Column(
         "as_direction_in",
+        "as a direction",
         "in how many other SAEs it comes back as a direction",
         lambda sae: sae.scores and sae.scores.returns_F,
-        _REPORT + _SEVERAL,
+        files=_REPORT + _SEVERAL,
         needs_codes=False,
         form="",
         digits=None,
-        title="as a direction",
         show="share of seeds",
         fact="seeds it comes back in as a direction",
     ),
     Column(
         "of",
+        "",
         "how many other SAEs there are",
         lambda sae: _repeated(sae, "of"),
-        _SEVERAL,
+        files=_SEVERAL,
         needs_codes=False,
         form="",
     ),
     Column(
         "direction_match",
+        "cosine",
         "absolute cosine of its decoder direction with its match's, the mean over the other SAEs",
         lambda sae: sae.scores and sae.scores.match_F,
-        _REPORT + _SEVERAL,
+        files=_REPORT + _SEVERAL,
         needs_codes=False,
-        title="cosine",
         show="cosine",
         fact="cosine with its match there",
         is_extra=True,
     ),
     Column(
         "random_match",
+        "",
         "the mean of that cosine for random directions",
         lambda sae: _repeated(sae, "random"),
-        _SEVERAL,
+        files=_SEVERAL,
         needs_codes=False,
     ),
     Column(
         "correlation",
+        "correlation",
         "correlation of its activations with those of its match in what they do, the mean over the other SAEs",
         _correlation,
-        _REPORT + _SEVERAL,
-        title="correlation",
+        files=_REPORT + _SEVERAL,
         show="cosine",
         fact="correlation with its match in what they do",
         is_extra=True,
     ),
     Column(
         "match_in",
+        "",
         "the number of its match, by direction, in each other SAE (`match_in_NAME`)",
         _match_in,
-        _SEVERAL,
+        files=_SEVERAL,
         needs_codes=False,
         form="",
     ),
 )
-"""In the order of the report's table, of the facts on a feature's page, and of CSV files of one SAE. Those of several SAEs
-begin with _FIRST_OF_SEVERAL."""
+"""In the order of the report's table, of the facts on a feature's page, and of the CSV file of one SAE."""
 _FIRST_OF_SEVERAL = (
     "function_in as_direction_in of correlation direction_match random_match match_in error_share"
 )
-"""The first columns of CSV files of several SAEs. Others follow."""
+"""The CSV file of several SAEs begins with these columns. The others follow in the order above."""
 
 
 def write_numbers(path: Path, saes: Sequence[tuple[str, FeaturesOfSAE]], file: File) -> None:
@@ -290,7 +285,7 @@ def _as_text(sae: FeaturesOfSAE, numbers: Sequence[Column]) -> dict[str, list[st
         values = None if column.needs_codes and sae.codes is None else column.values(sae)
         for end, part in values.items() if isinstance(values, dict) else [("", values)]:
             if part is not None:
-                texts[f"{column.key}{end}"] = [column.text(value) for value in as_list(part)]
+                texts[f"{column.key}{end}"] = [column.text(value, "") for value in as_list(part)]
     return texts
 
 
@@ -313,12 +308,3 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], named: str) 
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         write_rows(file, [columns, *zip(*columns.values(), strict=True)])
-
-
-def guides_table() -> str:
-    """The guide's table of these numbers, in Markdown."""
-    lines = ["| column | what it is | report | one SAE | several SAEs |", "|---|---|---|---|---|"]
-    for column in NUMBERS:
-        there = " | ".join("x" if file in column.files else "" for file in FILES)
-        lines.append(f"| `{column.key}` | {column.about} | {there} |")
-    return "\n".join(lines) + "\n"

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.metrics import Number
 from ..evaluation.tables import text_table
 from .agreement import CODE_MEASURES, SHOWN
 from .columns import FeaturesOfSAE, write_numbers
 from .random_tokens import Numbers
 from .reproduce import ReturningFeatures, SettingsCompared
-from .reproducibility import AS_DIRECTION, DIRECTION_MEASURES, IN_FUNCTION, Measure
+from .reproducibility import AS_DIRECTION, DIRECTION_MEASURES, IN_FUNCTION
 
 HEADER = tuple(measure.label for measure in SHOWN)
 """The columns of `row`."""
@@ -110,7 +111,7 @@ def _every_measure(result: ReturningFeatures) -> list[str]:
     return tables
 
 
-def _cells(measures: Sequence[Measure], values: Mapping[str, float | None]) -> list[list[str]]:
+def _cells(measures: Sequence[Number], values: Mapping[str, float | None]) -> list[list[str]]:
     return [[measure.label, measure.text(values[measure.key])] for measure in measures]
 
 

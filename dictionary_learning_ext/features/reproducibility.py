@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from sklearn.preprocessing import normalize
 
 from ..errors import UserError
+from ..evaluation.metrics import Number
 from .directions import RandomDirections
 
 AS_DIRECTION = "as a direction"
@@ -47,43 +48,22 @@ class ReproducibilityError(UserError):
     """These SAEs can't be compared."""
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A number that says how SAEs agree."""
-
-    key: str
-    label: str
-    form: str
-    """Its format in tables."""
-    definition: str
-
-    def text(self, value: float | None, missing: str = "-") -> str:
-        return missing if value is None else format(value, self.form)
-
-
 DIRECTION_MEASURES = (
-    Measure(
+    Number(
         "pw_mcc",
         "PW-MCC",
-        ".4f",
         "mean absolute cosine of the decoder directions of matched features, matched one to one to maximise it",
     ),
-    Measure(
+    Number(
         "null",
         "null",
-        ".4f",
         "PW-MCC of random directions with the same covariance, averaged over draws until its standard error is below "
         f"{NULL_ERROR:g}",
     ),
-    Measure("null_error", "null's standard error", ".4f", "standard error of the null"),
-    Measure("null_draws", "null's draws", ".0f", "number of draws of the null"),
-    Measure("pw_mcc_less_null", "PW-MCC less null", ".4f", "difference of the two"),
-    Measure(
-        "agreement",
-        "agreement",
-        ".4f",
-        "as PW-MCC with signed cosines, under its own matching",
-    ),
+    Number("null_error", "null's standard error", "standard error of the null"),
+    Number("null_draws", "null's draws", "number of draws of the null", form=".0f"),
+    Number("pw_mcc_less_null", "PW-MCC less null", "difference of the two"),
+    Number("agreement", "agreement", "as PW-MCC with signed cosines, under its own matching"),
 )
 """The measures of a pair's directions."""
 
@@ -151,7 +131,7 @@ class PairOfSAEs:
         return match_F[matched_F >= 0]
 
     @cached_property
-    def agreement(self) -> float:
+    def mean_signed_cosine(self) -> float:
         """The mean signed cosine of features matched to maximise it."""
         a, b = self.dictionaries
         return _mean_of_pairs(*matching(a.unit_FD, b.unit_FD, signed=True))
@@ -184,7 +164,7 @@ class PairOfSAEs:
             "null_error": self.null_error,
             "null_draws": self.null_draws,
             "pw_mcc_less_null": self.pw_mcc - self.null,
-            "agreement": self.agreement,
+            "agreement": self.mean_signed_cosine,
             **{
                 f"direction_{least:g}": float((self.match_F[self.is_matched_F] >= least).mean())
                 for least in RETURNING

@@ -22,13 +22,13 @@ from ..codes.table import FeatureTable
 from ..config.run import ReportOptions
 from ..errors import UserError
 from ..evaluation.folders import OpenedFolders, evaluate_folders, open_folders
-from ..evaluation.metrics import Metric, changes_since, shown_in
+from ..evaluation.metrics import Number, changes_since, shown_in
 from ..evaluation.tables import labels, stale_lines, stale_metrics
 from ..features.agreement import COME_BACK
 from ..features.directions import LogitLens, Ranked, alignment, nearest_features
 from ..features.random_tokens import Numbers
 from ..features.reproduce import ReturningFeatures, comparable, compare_saes
-from ..features.reproducibility import AS_DIRECTION, IN_FUNCTION, FeatureScores
+from ..features.reproducibility import FeatureScores
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import read_history
 from ..run_folder.sae_folder import SAEFolder, find_saes
@@ -274,70 +274,43 @@ class HeadlineRow:
 
 def headline(comparison: Comparison) -> list[HeadlineRow]:
     """The rows of the headline table, with a dash for an SAE that was not evaluated."""
-    analyses = comparison.analyses
-    metrics = [_metric(metric, analyses) for metric in shown_in("report")]
-    return [
-        *_come_back(analyses),
-        *metrics,
-        _alive(analyses),
-    ]
+    analyses, rows = comparison.analyses, []
+    if any(sae.come_back for sae in analyses):
+        known = [sae.come_back.numbers() if sae.come_back else {} for sae in analyses]
+        rows = [_row(analyses, shown, [own.get(shown.key) for own in known]) for shown in COME_BACK]
+    for metric in shown_in("report"):
+        values = [sae.mean(metric.key) for sae in analyses]
+        rows.append(_row(analyses, metric, values, [sae.known(metric.key) for sae in analyses]))
+    tokens = analyses[0].codes.tokens
+    explanation = f"features selected at least once in these {tokens:,} tokens"
+    alive_of = [sae.codes.count_F > 0 for sae in analyses]
+    alive = [f"{int(alive_F.sum())} of {len(alive_F)}" for alive_F in alive_of]
+    return [*rows, HeadlineRow("Alive", explanation, alive, [False] * len(alive))]
 
 
 def _row(
     analyses: list[Analysis],
-    name: str,
-    explanation: str,
-    cells: list[str],
-    best: str = "",
-    notes: list[str] | None = None,
+    number: Number,
+    values: list[float | None],
+    of_seeds: Sequence[list[float]] = (),
 ) -> HeadlineRow:
+    """The row of a number.
+
+    Arguments:
+        values: each SAE's.
+        of_seeds: of each SAE, those of its seeds. Their spread is noted.
+    """
+    spreads = [stdev(known) if len(known) > 1 else 0.0 for known in of_seeds]
+    best = number.best(values)
+    others = [value for value in values if value is not None and value != best]
+    if best is not None and any(abs(best - other) <= max(spreads, default=-1) for other in others):
+        best = None  # a difference within the seeds' spread may be chance
+    cells, starred = [number.text(value, "–") for value in values], number.text(best, "")
     # An SAE that reconstructs poorly often has few dead features and a stable selection, which mean nothing.
     fve = [-math.inf if (value := sae.mean("fve")) is None else value for sae in analyses]
     is_good = [value >= max(fve) - STAR_MARGIN and value > -math.inf for value in fve]
     differ = len({*cells} - {"–"}) > 1
-    stars = [differ and c == best and good for c, good in zip(cells, is_good, strict=True)]
-    return HeadlineRow(name, explanation, cells, stars, notes)
-
-
-def _metric(metric: Metric, analyses: list[Analysis]) -> HeadlineRow:
-    values = [sae.mean(metric.key) for sae in analyses]
-    cells = [metric.text(value, missing="–") for value in values]
-    spreads = [_spread(sae.known(metric.key)) for sae in analyses]
-    best = metric.best(values)
-    others = [value for value in values if value is not None and value != best]
-    if best is not None and any(abs(best - other) <= max(spreads) for other in others):
-        best = None  # a difference within the seeds' spread may be chance
-    notes = [f"± {metric.text(spread)}" if spread else "" for spread in spreads]
-    name, explanation = metric.title or metric.label, metric.in_words or metric.definition
-    text = metric.text(best, missing="")
-    return _row(analyses, name, explanation, cells, text, notes if any(notes) else None)
-
-
-def _spread(values: list[float]) -> float:
-    """The standard deviation over seeds; 0 for a single SAE."""
-    return stdev(values) if len(values) > 1 else 0.0
-
-
-def _come_back(analyses: list[Analysis]) -> list[HeadlineRow]:
-    if not any(sae.come_back for sae in analyses):
-        return []
-    rows = []
-    for measure in COME_BACK:
-        shares = [sae.come_back and sae.come_back.numbers()[measure.key] for sae in analyses]
-        known = [share for share in shares if share is not None]
-        cells, best = (
-            [measure.text(share, "–") for share in shares],
-            measure.text(max(known, default=None), ""),
-        )
-        is_share = measure.label in (AS_DIRECTION, IN_FUNCTION)
-        name = f"Features that come back {measure.label}" if is_share else measure.label
-        rows.append(_row(analyses, name, measure.definition, cells, best))
-    return rows
-
-
-def _alive(analyses: list[Analysis]) -> HeadlineRow:
-    tokens = analyses[0].codes.tokens
-    explanation = f"features selected at least once in these {tokens:,} tokens"
-    alive_of = [sae.codes.count_F > 0 for sae in analyses]
-    cells = [f"{int(alive_F.sum())} of {len(alive_F)}" for alive_F in alive_of]
-    return _row(analyses, "Alive", explanation, cells)
+    stars = [differ and c == starred and good for c, good in zip(cells, is_good, strict=True)]
+    notes = [f"± {number.text(spread)}" if spread else "" for spread in spreads]
+    name, explanation = number.title or number.label, number.in_words or number.definition
+    return HeadlineRow(name, explanation, cells, stars, notes if any(notes) else None)

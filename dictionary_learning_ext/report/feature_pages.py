@@ -45,16 +45,16 @@ def _promoted(analysis: Analysis) -> list[list[int]]:
 TEXTS = (
     Column(
         "fires_on",
+        "fires on",
         "the tokens that it fires on most, where it is strongest",
         _fires_on,
-        title="fires on",
         show="tokens",
     ),
     Column(
         "promotes",
+        "promotes",
         "the tokens whose logits its direction raises most",
         _promoted,
-        title="promotes",
         show="tokens",
         is_extra=True,
     ),

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, UserError
-from ..evaluation.metrics import Metric
+from ..evaluation.metrics import Metric, Number
 from ..features.random_tokens import Numbers
-from ..features.reproducibility import Measure
 from ..features.seeds import compare_seeds
 from ..run_folder.comparing import but_for_seeds, trained_as, unequal
 from ..run_folder.files import FAILED, WEIGHTS
@@ -204,7 +203,7 @@ class SeedScores:
     random_tokens: Numbers | None = None
     """How much of random tokens comes back, by the keys of SHOWN; None if it isn't known."""
 
-    def text(self, measure: Measure) -> str:
+    def text(self, measure: Number) -> str:
         """A measure as tables show it, with a star if seeds saw the same batches."""
         value = self.values[measure.key]
         star = " *" if self.share_batches and value is not None else ""

@@ -35,8 +35,6 @@ from .feature_pages import COLUMNS, cards, columns, page, rounded
 from .html import as_data, page_html
 
 _OUT = "out"
-_COLUMN_FIELDS = ("key", "title", "show", "fact", "is_extra")
-"""What features.js reads of a column."""
 _CURVES = {
     "fve": ("Variance explained (FVE)", "Of 256 tokens of a batch. 1 is a perfect reconstruction."),
     **{
@@ -127,7 +125,10 @@ def _render(
     """
     payload = {
         "saes": saes,
-        "columns": [{name: getattr(column, name) for name in _COLUMN_FIELDS} for column in COLUMNS],
+        "columns": [
+            {"key": c.key, "title": c.label, "show": c.show, "fact": c.fact, "is_extra": c.is_extra}
+            for c in COLUMNS
+        ],
         "tokens": comparison.vocabulary.texts,
         "least": LEAST_SELECTIONS,
         "curves": [(name, *texts) for name, texts in _CURVES.items()],

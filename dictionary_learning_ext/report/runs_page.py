@@ -14,10 +14,9 @@ from urllib.parse import quote
 import plotly.graph_objects as go
 
 from ..errors import CheckpointError
-from ..evaluation.metrics import METRICS, Metric, shown_in
+from ..evaluation.metrics import METRICS, Metric, Number, shown_in
 from ..evaluation.tables import labels_of, setting_text, stale_lines, stale_metrics, text_table
 from ..features.agreement import COME_BACK, SHOWN
-from ..features.reproducibility import Measure
 from ..run_folder.comparing import measurements, unequal
 from ..run_folder.files import (
     INDEX,
@@ -279,7 +278,7 @@ def _have_seeds(groups: list[Group]) -> bool:
     return any(group.n > 1 for group in groups)
 
 
-def _known_shares(groups: list[Group]) -> list[Measure]:
+def _known_shares(groups: list[Group]) -> list[Number]:
     """The shares of returning features that were measured for any setting."""
     scores = [group.scores.values for group in groups if group.scores is not None]
     return [
@@ -347,9 +346,8 @@ def _page(
     content["notes"] = [*content["notes"], *_notes(groups)]
     terms = [
         (f"{m.label} ({m.better} is better)" if m.better else m.label, m.in_words or m.definition)
-        for m in metrics
+        for m in (*metrics, *_known_shares(groups))
     ]
-    terms += [(f"{m.label} (higher is better)", m.definition) for m in _known_shares(groups)]
     figures = content.pop("figures")
     return page_html(
         "runs.html",

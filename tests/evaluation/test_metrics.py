@@ -10,32 +10,34 @@ import torch as t
 from dictionary_learning_ext.evaluation.metrics import (
     TABLES,
     Metric,
+    Number,
     computed,
     description_length,
     shown_in,
 )
 
 
-def metric(**options):
-    return Metric("key", "definition", "label", lambda totals: None, **options)
+def number(**options):
+    return Number("key", "label", "definition", **options)
 
 
 @pytest.mark.parametrize(
-    ("value", "digits", "expected"),
+    ("value", "form", "expected"),
     [
-        (0.123456, 4, "0.1235"),
-        (3.0, 0, "3"),
-        (9.994, 2, "9.99"),
-        (10, 4, "10.0"),
-        (-12.34, 4, "-12.3"),
-        (math.inf, 4, "inf"),
-        (math.nan, 4, "nan"),
-        (None, 4, "-"),
+        (0.123456, ".4f", "0.1235"),
+        (3.0, ".0f", "3"),
+        (9.9994, ".4f", "9.9994"),
+        (10, ".4f", "10.0"),
+        (-12.34, ".4f", "-12.3"),
+        (12.34, ".0f", "12"),
+        (0.5, ".1%", "50.0%"),
+        (math.inf, ".4f", "inf"),
+        (math.nan, ".4f", "–"),
+        (None, ".4f", "–"),
     ],
 )
-def test_a_value_as_tables_show_it(value, digits, expected):
-    assert metric(digits=digits).text(value) == expected
-    assert metric().text(None, missing="–") == "–"
+def test_a_value_as_tables_show_it(value, form, expected):
+    assert number(form=form).text(value, missing="–") == expected
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_a_value_as_tables_show_it(value, digits, expected):
     ],
 )
 def test_the_best_of_some_values(better, values, best):
-    assert metric(better=better).best(values) == best
+    assert number(better=better).best(values) == best
 
 
 def test_each_table_shows_fve_and_no_label_twice():
@@ -63,7 +65,7 @@ def test_each_table_shows_fve_and_no_label_twice():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_value_that_is_not_finite_is_null_and_the_reason_said(value):
     totals: Any = None
-    row = Metric("key", "definition", "label", lambda totals: value)
+    row = Metric("key", "label", "definition", formula=lambda totals: value)
     reason = f"undefined for these activations (the formula gives {value})"
     assert computed(totals, [row]) == {"key": None, "not_measured": {"key": reason}}
 

@@ -53,9 +53,9 @@ def test_a_new_total_and_a_changed_definition_are_seen_by_every_evaluation(
         (found,) = evaluate_folders([folder], tokens=TOKENS).values()
         return found["cubes"], found["twice_l0"], found["stability_rms"]
 
-    cubes = Metric("cubes", "mean of |x|^3", "|x|^3", lambda totals: getattr(totals, "cubes", None))
+    cubes = Metric("cubes", "", "", formula=lambda totals: getattr(totals, "cubes", None))
     monkeypatch.setitem(METRICS, "cubes", cubes)
-    monkeypatch.setitem(METRICS, "twice_l0", Metric("twice_l0", "2 L0", "2 L0"))
+    monkeypatch.setitem(METRICS, "twice_l0", Metric("twice_l0", "", ""))
     *missing, stability = evaluated()
     assert missing == [None, None]
     new = (

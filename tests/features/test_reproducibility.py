@@ -74,12 +74,12 @@ def test_among_candidates_it_is_nearly_the_exact_one(signed):
     assert exact[1].mean() - 1e-4 <= fast[1].mean() <= exact[1].mean() + 1e-9
 
 
-def test_agreement_is_the_mean_signed_cosine_of_its_own_matching():
+def test_the_mean_signed_cosine_is_of_its_own_matching():
     a, b = directions(0, 50), directions(1, 50)
     found = reproducibility({"a": t.tensor(a), "b": t.tensor(b)}).pairs["a", "b"]
     rows, columns = linear_sum_assignment(a @ b.T, maximize=True)
-    assert found.agreement == pytest.approx((a @ b.T)[rows, columns].mean())
-    assert found.pw_mcc >= found.agreement
+    assert found.mean_signed_cosine == pytest.approx((a @ b.T)[rows, columns].mean())
+    assert found.pw_mcc >= found.mean_signed_cosine
 
 
 @pytest.mark.parametrize("at_once", [40, 7])
@@ -162,7 +162,7 @@ def test_of_two_sizes_what_has_no_match_does_not_return():
     swapped = reproducibility({"b": t.tensor(b), "a": t.tensor(a)})
     for name in ("pw_mcc", "null", "direction_0.7"):
         assert swapped.pair.measures[name] == pytest.approx(pair.measures[name], abs=0.01)
-    assert swapped.pair.agreement == pytest.approx(pair.agreement)
+    assert swapped.pair.mean_signed_cosine == pytest.approx(pair.mean_signed_cosine)
     assert swapped.as_direction("b") == pytest.approx(found.as_direction("b"))
     unrelated = reproducibility(
         {"a": t.tensor(directions(5, 30, 64)), "b": t.tensor(directions(6, 90, 64))}
