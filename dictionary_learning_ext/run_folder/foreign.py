@@ -133,15 +133,13 @@ def _settings_of(
     folder: Path, form: ForeignFormat, overrides: dict[str, Any], own: dict[str, Any]
 ) -> dict[str, Any]:
     """A folder's settings in SAELens's format of version 6."""
+    if form == "Baker & Li":
+        return _baker_li_config(own)
     if form == "Gemma Scope":
-        settings = _gemma_scope_config(folder) | overrides
-    elif form == "Baker & Li":
-        settings = _baker_li_config(own)
-    elif form == "sparsify":
-        settings = _object_in(folder / FOREIGN_CONFIG)
-        settings = _sparsify_config(folder, settings | overrides)
-    else:
-        settings = _object_in(folder / FOREIGN_CONFIG) | overrides
+        return _gemma_scope_config(folder) | overrides
+    settings = _object_in(folder / FOREIGN_CONFIG) | overrides
+    if form == "sparsify":
+        return _sparsify_config(folder, settings)
     return {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
 
 
@@ -168,11 +166,10 @@ def _scale(folder: Path, settings: dict[str, Any]) -> float:
     """The factor by which activations are scaled before they are encoded."""
     scale = settings.get("norm_scaling_factor")
     normalized = settings.get("normalize_activations") or "none"
-    is_scaled = normalized is True or normalized == "expected_average_only_in"
-    if not is_scaled or scale is None:
-        _require(folder, "normalize_activations", normalized, "none")
-        return 1.0
-    return scale
+    if scale is not None and normalized in (True, "expected_average_only_in"):
+        return scale
+    _require(folder, "normalize_activations", normalized, "none")
+    return 1.0
 
 
 def _require(folder: Path, name: str, value: Any, *expected: Any) -> None:
@@ -191,18 +188,22 @@ def _sparsify_config(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not n_latents and d_in is not None:
         n_latents = d_in * settings.get("expansion_factor", 32)  # sparsify's default
     run = _object_in(folder.parent / CONFIG, SPARSIFY_RUN)
-    exported = _object_in(folder / SPARSIFY_ABOUT)
+    # The output of a block. That of an MLP or attention is no hook point if a norm follows it.
+    block = re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)", folder.name)
     about = {
         "model_name": run.get("model"),
         "dataset_path": run.get("dataset"),
         "context_size": run.get("ctx_len"),
         "text_column": run.get("text_column"),
-        "hook_name": _block_output_hook(folder.name),
-        **exported,
+        "hook_name": f"blocks.{block[1]}.hook_resid_post" if block else folder.name,
     }
-    about["hook_name"] = about["hook_name"] or folder.name
-    sizes = {"d_in": d_in, "d_sae": n_latents, "k": settings.get("k")}
-    return {"architecture": "topk", **sizes, "metadata": about}
+    return {
+        "architecture": "topk",
+        "d_in": d_in,
+        "d_sae": n_latents,
+        "k": settings.get("k"),
+        "metadata": about | _object_in(folder / SPARSIFY_ABOUT),
+    }
 
 
 def _gemma_scope_config(folder: Path) -> dict[str, Any]:
@@ -218,10 +219,9 @@ def _gemma_scope_config(folder: Path) -> dict[str, Any]:
     if repository is not None:
         size, kind, site = repository.groups()
         if site not in _HOOKS_OF_GEMMA_SCOPE or "embedding" in names[:3]:
-            what = "embedding" if "embedding" in names[:3] else site
             raise CheckpointError(
-                f"{folder}: {repository[0]}, {what}: not an SAE of a block's output or its MLP's; expected one "
-                "in layer_N of a repository gemma-scope-…-res or gemma-scope-…-mlp"
+                f"{folder}: not an SAE of a block's output or its MLP's",
+                expected="one in layer_N of a repository gemma-scope-…-res or gemma-scope-…-mlp",
             )
         about["model_name"] = f"google/gemma-2-{size}{'-it' if kind == 'it' else ''}"
         if layer is not None:
@@ -250,15 +250,6 @@ def _baker_li_config(config: dict[str, Any]) -> dict[str, Any]:
 def _object_in(path: Path, shape: Object = CFG_JSON) -> dict[str, Any]:
     """The JSON object in a file, empty if there is no file."""
     return read_json(path, shape) if path.is_file() else {}
-
-
-def _block_output_hook(module: str) -> str | None:
-    """The hook point at the output of a module, after which sparsify names the folder. None unless it is a block.
-
-    The output of an MLP or attention is no hook point if a norm follows it.
-    """
-    match = re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)", module)
-    return match and f"blocks.{match[1]}.hook_resid_post"
 
 
 def _buffer(about: dict[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,11 @@ Only values that are read have a shape. A key may be missing, and other keys may
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from ..config.checks import SCALE, Range, annotations_of, described, is_of_type
 from ..config.run import RunConfig
-from ..config.sae import CONFIGS
+from ..config.sae import CONFIGS, SAEConfig
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,13 @@ def _unexpected(expected: str, value: Any, where: str) -> str:
 
 
 def _settings(*classes: type) -> dict[str, Any]:
-    """The types of settings in a file. All may be null, and earlier versions knew other words for choices."""
-    hints = {name: hint for cls in classes for name, (hint, _) in annotations_of(cls).items()}
-    return {name: _without_choices(hint) | None for name, hint in hints.items()}
-
-
-def _without_choices(hint: Any) -> Any:
-    parts = get_args(hint) if get_origin(hint) is not Literal else ()
-    is_choice = get_origin(hint) is Literal or any(get_origin(p) is Literal for p in parts)
-    return str if is_choice else hint
+    """The types of settings in a file. All may be null."""
+    return {name: hint | None for cls in classes for name, (hint, _) in annotations_of(cls).items()}
 
 
 _RUN = _settings(RunConfig)
-_SETTINGS = Object(
-    _RUN
-    | _settings(*CONFIGS.values())
-    | {"steps": int, "decay_start": float | None}  # 0.3 wrote a share
-)
+_OF_SAES = _settings(*CONFIGS.values(), SAEConfig)
+_SETTINGS = Object(_RUN | _OF_SAES | {"decay_start": float | None})  # 0.3 wrote a share
 CONFIG_JSON = Object(
     {
         "trainer": Object(

@@ -29,10 +29,7 @@ DAMAGE = {
         "run": {None: "run: expected an object, got null", 3: "run: expected an object, got 3"},
         "run.settings": {None: "run.settings: expected an object, got null"},
         "run.settings.architecture": {3: "run.settings.architecture: expected text or None"},
-        "run.settings.steps": {
-            "9": "run.settings.steps: expected a whole number",
-            None: "run.settings.steps: expected a whole number, got null",
-        },
+        "run.settings.steps": {"9": "run.settings.steps: expected a whole number"},
         "run.versions": {(): "run.versions: expected an object, got []"},
     },
     "metrics.json": {
