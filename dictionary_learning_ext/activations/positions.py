@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..config.checks import require_max_norm_multiple
+from ..config.checks import require
 from ..errors import ConfigError
 
 CONTEXTS_PER_MEDIAN = 32
@@ -43,7 +43,8 @@ class PositionRule:
         remove_bos: bool = False,
         max_norm_multiple: float | None = None,
     ):
-        require_max_norm_multiple(max_norm_multiple)
+        is_legal = max_norm_multiple is None or max_norm_multiple > 1
+        require(is_legal, "max_norm_multiple", max_norm_multiple, "above 1, or none")
         self.settings = {"remove_bos": remove_bos, "max_norm_multiple": max_norm_multiple}
         self.max_norm_multiple = max_norm_multiple
         self.skip_token_id: int | None = None

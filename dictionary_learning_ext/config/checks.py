@@ -49,6 +49,7 @@ Count = Annotated[int, Range("at least 1", lambda n: n >= 1)]
 Natural = Annotated[int, Range("at least 0", lambda n: n >= 0)]
 NotNegative = Annotated[float, Range("at least 0", lambda x: x >= 0)]
 Positive = Annotated[float, Range("above 0", lambda x: x > 0)]
+NormMultiple = Annotated[float, Range("above 1 (10 leaves out attention sinks)", lambda x: x > 1)]
 Seed = Annotated[int, Range(f"0 to {LARGEST_SEED}", lambda n: 0 <= n <= LARGEST_SEED)]
 SCALE = Range(
     "above 0 ({:g} to {:g})".format(*_SCALE_LIMITS),
@@ -103,12 +104,6 @@ def require_sizes(**sizes: Any) -> None:
         most = sizes["dict_size"] if name == "k" else given
         upper = f"between 1 and dict_size={most!r}"
         require(1 <= given <= most, name, given, upper if name == "k" else "at least 1")
-
-
-def require_max_norm_multiple(given: float | None) -> None:
-    """Raise a ConfigError unless None (no filtering) or above 1."""
-    expected = "above 1 (10 leaves out attention sinks)"
-    require(given is None or given > 1, "max_norm_multiple", given, expected)
 
 
 def require_choice(name: str, given: Any, choices: Any) -> None:

@@ -7,7 +7,7 @@ command line.
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -16,10 +16,10 @@ from .checks import (
     Checked,
     Count,
     Natural,
+    NormMultiple,
     Seed,
     did_you_mean,
     require,
-    require_max_norm_multiple,
 )
 from .sae import (
     CHOICES,
@@ -89,7 +89,7 @@ class RunConfig(Checked):
     """Training units. Activations are scaled so that E||x||^2 is their width (sqrt_d) or 1
     (unit, as upstream does), or not scaled (none). sigma and beta are in these units. The saved
     SAE takes raw activations."""
-    max_norm_multiple: float | None = 10.0
+    max_norm_multiple: NormMultiple | None = 10.0
     """Leave out tokens whose norm is over this many times the median. 10 removes the attention
     sinks of Llama and Qwen. none: train on all tokens, and measure as with 10."""
     remove_bos: bool = False
@@ -153,21 +153,15 @@ class RunConfig(Checked):
     """Save ae.pt, config.json and metrics.json as a wandb artifact."""
 
     def __post_init__(self):
-        # A shell that completes a folder's name ends it with a slash.
-        for name in ("model", "data", "activations"):
-            if isinstance(path := getattr(self, name), str):
-                require(
-                    path != "", name, path, "a name or a path", instead="give one, or leave it out"
-                )
-                object.__setattr__(self, name, without_slash(path))
         super().__post_init__()
-        require(
-            self.save_dir != "", "save_dir", "", "a folder", instead="give one, or leave it out"
-        )
+        for name in ("model", "data", "activations", "save_dir"):
+            path, instead = getattr(self, name), "give one, or leave it out"
+            require(path != "", name, path, "a name or a path", instead=instead)
+            # A shell that completes a folder's name ends it with a slash.
+            object.__setattr__(self, name, path and without_slash(path))
         can_measure = self.eval_every is None or self.eval_tokens > 0
         expected = "eval_tokens above 0, as it measures on held-out tokens"
         require(can_measure, "eval_every", self.eval_every, expected)
-        require_max_norm_multiple(self.max_norm_multiple)
         are_different = "" not in self.hooks and len(set(self.hooks)) == len(self.hooks)
         require("," not in self.hook or are_different, "hook", self.hook, _HOOKS)
         self.checkpoint_steps()
@@ -184,7 +178,7 @@ class RunConfig(Checked):
 
         It is `max_norm_multiple`, or SINK_MULTIPLE if training keeps all tokens.
         """
-        return sink_multiple(vars(self))
+        return SINK_MULTIPLE if self.max_norm_multiple is None else self.max_norm_multiple
 
     @property
     def log_every(self) -> int:
@@ -285,12 +279,6 @@ def most_parts(dict_size: int) -> int:
 
 SAMPLE_TOKENS = 8192
 """The number of held-out tokens that `eval_every` measures on, unless eval_tokens is less."""
-
-
-def sink_multiple(settings: Mapping[str, Any]) -> float:
-    """`RunConfig.sink_multiple` of the settings in a config.json."""
-    multiple = settings.get("max_norm_multiple")
-    return SINK_MULTIPLE if multiple is None else multiple
 
 
 def evaluation_batch(tokens: int) -> int:

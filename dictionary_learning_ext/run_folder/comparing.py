@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
-from ..config.run import NONE, NOT_THE_RESULT, RunConfig, sink_multiple
+from ..config.run import NONE, NOT_THE_RESULT, RunConfig
 from ..config.sae import NOISES, SCHEDULES, dead_after
 from ..errors import CheckpointError, UserError
 from .files import EVALUATION, OF, at_home, evaluation, read_json
@@ -75,13 +75,12 @@ def evaluation_file(
         former: the content of the metrics.json there; empty if there is none, or it is to be replaced.
     """
     if former:
-        own = former.get("measured_on", {}) | {"tokens": former.get("tokens")}
+        own = former.get("measured_on", {})
         # A text may end early.
-        same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
-    elif sae.run_settings and results == sae.path:
-        own = sae.run_settings | {"tokens": sae.run_settings.get("eval_tokens")}
-        own["max_norm_multiple"] = sink_multiple(own)
-        same_tokens = own["tokens"] in (None, 0, tokens)
+        same_tokens = former.get("tokens") in (None, tokens, metrics["tokens"])
+    elif sae.is_run and results == sae.path:
+        own = measured_on(sae.run)
+        same_tokens = sae.run.eval_tokens in (0, tokens)
     else:
         own, same_tokens = {}, True
     other = {"step": metrics["step"]} if "step" in metrics else {}

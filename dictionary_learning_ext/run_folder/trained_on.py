@@ -38,17 +38,12 @@ def trained_on(
     """
     arguments = {"model": model, "hook": hook, "data": data, "device": device, **others}
     given = {name: value for name, value in arguments.items() if value is not None}
-    if sae.is_run:
-        run = sae.run
-    else:
-        given |= _found_in_files(sae, given)
-        run = _run_from_buffer(sae, given)
-    _warn_of_its_model(sae, given.get("model"))
-    if "hook" in given:
-        _require_its_hook(sae, given["hook"])
+    run = sae.run if sae.is_run else _run_from_files(sae, given)
     if given.get("activations") == NONE:
         given["activations"] = None
     run = replace(run, **given, device_map=device_map)
+    _require_its_hook(sae, run.hook)
+    _warn_of_its_model(sae, run.model)
     if run.model == UNKNOWN and run.activations is None:
         raise ConfigError(
             f"{sae.name}: trained on batches of your own, whose language model is not known",
@@ -77,39 +72,28 @@ def all_trained_on(saes: Mapping[str, SAEFolder], **given: Any) -> dict[str, Run
     return runs
 
 
-def _found_in_files(sae: SAEFolder, given: dict[str, Any]) -> dict[str, Any]:
-    """The model, hook and text in the files of a folder without a run, if they are not given.
-
-    What the SAE was measured on counts more than the model in its settings, as it is known to be there. Another library's
-    text may only be on the machine of its training.
-    """
-    if "hook" not in sae.source and sae.form is None:
-        return {}
-    found = {name: sae.source.get(name) for name in ("model", "hook")}
-    measured = former_evaluation(sae.results).get("measured_on", {})
-    for name in ("model", "hook", "data", "max_norm_multiple"):
-        is_surer = name == "model" or (name == "data" and sae.form is not None)
-        if is_surer or name not in sae.source:
-            found[name] = measured.get(name) or found.get(name)
-    found = {n: v for n, v in found.items() if n not in given and v is not None}
-    if found:
-        words = " ".join(f"{name}={value}" for name, value in found.items())
-        logger.info("%s: using %s, from its files", sae.name, words)
-    return found
-
-
+_REMEMBERED = ("model", "hook", "data", "max_norm_multiple")
+"""What a folder without a run was measured with, and is measured with again."""
 _HOOKS = " (`vsae hooks --model NAME` lists a model's hook points)"
 
 
-def _run_from_buffer(sae: SAEFolder, known: dict[str, Any]) -> RunConfig:
-    """The run of a folder of upstream or another library, from the "buffer" in its config.
+def _run_from_files(sae: SAEFolder, given: dict[str, Any]) -> RunConfig:
+    """The run of a folder of upstream or another library: the settings in its files, and in an evaluation's. What that was
+    measured with is known to be there, where another library's text may only be on the machine of its training.
 
     Upstream's buffers don't save their packing: each context is a truncated document.
 
     Arguments:
-        known: the model, the hook point, and other settings that are given or in its files.
+        given: the settings that take the place of those in the files.
     """
-    unknown = {}
+    found = dict(sae.source)
+    if "hook" in found or sae.form is not None:
+        measured = former_evaluation(sae.results).get("measured_on", {})
+        surer = ("model",) if sae.form is None else ("model", "data")
+        for name in _REMEMBERED:
+            if measured.get(name) is not None and (name in surer or name not in found):
+                found[name] = measured[name]
+    known, unknown = found | given, {}
     for name, what, upstreams in (
         ("model", "language model", "lm_name"),
         ("hook", "hook point", "submodule_name"),
@@ -122,22 +106,23 @@ def _run_from_buffer(sae: SAEFolder, known: dict[str, Any]) -> RunConfig:
             f"{sae.name}: its files don't say {' and '.join(unknown.values())}",
             instead=f"give {' and '.join(unknown)}{_HOOKS if 'hook' in unknown else ''}",
         )
-    named = {"text_packing": "truncate", "max_norm_multiple": None} | sae.source
-    if "data" not in named and "data" not in known:
+    if used := [f"{n}={found[n]}" for n in _REMEMBERED if n in found and n not in given]:
+        logger.info("%s: using %s, from its files", sae.name, " ".join(used))
+    if "data" not in known:
         logger.warning(
             "%s: its settings don't say which text it was trained on; measuring on --data %s. --data FILE names another.",
             *(sae.name, RunConfig.data),
         )
-    changes = {name: known[name] for name in ("model", "hook")}
-    changes["eval_tokens"] = 0  # it has no evaluation of its own
-    return TrainConfig().with_settings(named | changes, sae.name).run
+    settings = {"text_packing": "truncate", "max_norm_multiple": None} | found
+    settings |= {"model": known["model"], "hook": known["hook"], "eval_tokens": 0}
+    return TrainConfig().with_settings(settings, sae.name).run
 
 
-def _warn_of_its_model(sae: SAEFolder, model: str | None) -> None:
+def _warn_of_its_model(sae: SAEFolder, model: str) -> None:
     """Warn if an SAE was trained on another language model than `model`, which may be the same under another name: its width
     is checked when it is loaded."""
     was = sae.config["trainer"].get("lm_name")
-    if model is not None and was not in (None, UNKNOWN) and not same_model(model, was):
+    if was not in (None, UNKNOWN) and not same_model(model, was):
         logger.warning("%s: trained on the model %s, now used with %s", sae.name, was, model)
     if options := sae.config.get("foreign", {}).get("model_options"):
         logger.warning(
