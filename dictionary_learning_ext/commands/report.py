@@ -7,7 +7,6 @@ from ..config.names import is_of_seeds
 from ..config.run import ReportOptions
 from ..errors import ConfigError
 from ..run_folder.comparing import grouped_by_setting
-from ..run_folder.files import CONFIG
 from ..run_folder.reading import runs_in
 from ..run_folder.sae_folder import saes_in
 from .flags import FOLDERS, Command, positional
@@ -69,7 +68,7 @@ def run(flags: ReportFlags) -> None:
 
 def gets_an_index(folder: Path) -> bool:
     """Whether a folder holds run folders, not those of --seeds alone, which are few enough for one report."""
-    inside = [] if (folder / CONFIG).is_file() else runs_in(folder)
+    inside = runs_in(folder)
     return bool(inside) and not all(is_of_seeds(run.name) for run in inside)
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .architectures import ARCHITECTURES, TRAINED
+from .architectures import TRAINED
 from .run import NOT_THE_RESULT, TrainConfig
 from .sae import SAEConfig
 
@@ -25,7 +25,7 @@ def automatic_name(config: TrainConfig) -> str:
     sae = config.sae
     k = [f"k{vars(sae)['k']}"] if "k" in vars(sae) else []
     sizes = [*k, f"F{sae.dict_size}", f"seed{sae.seed}"]
-    return "_".join([_architecture(config), *sizes, config.digest[:6]])
+    return "_".join([_in_folders(sae.architecture), *sizes, config.digest[:6]])
 
 
 def kind(sae: SAEConfig) -> str:
@@ -36,9 +36,8 @@ def kind(sae: SAEConfig) -> str:
 
 
 def _kind_of(architecture: str) -> str:
-    row = ARCHITECTURES[architecture]
     # In automatic names, these two differ in whether there is a k.
-    return "pure_vsae" if architecture == "vsae" else row.name_in_folders or row.name
+    return "pure_vsae" if architecture == "vsae" else _in_folders(architecture)
 
 
 def is_of_seeds(name: str) -> bool:
@@ -73,7 +72,7 @@ def names_in_sweep(
     for assignment, config in zip(assignments, configs, strict=True):
         values = {**assignment, **config.to_dict()}
         parts = [_part(name, values[name]) for name in differing]
-        names.append("_".join([_architecture(config), *parts]))
+        names.append("_".join([_in_folders(config.sae.architecture), *parts]))
     times = Counter(names)
     return [
         name if times[name] == 1 and len(name) <= LONGEST_IN_SWEEP else automatic_name(config)
@@ -81,8 +80,8 @@ def names_in_sweep(
     ]
 
 
-def _architecture(config: TrainConfig) -> str:
-    row = ARCHITECTURES[config.sae.architecture]
+def _in_folders(architecture: str) -> str:
+    row = TRAINED[architecture]
     return row.name_in_folders or row.name
 
 

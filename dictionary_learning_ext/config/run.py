@@ -355,30 +355,6 @@ _FOLLOW = {"steps": SCHEDULES, "k": _DEAD, "dict_size": _DEAD}
 """The settings that follow from others by default."""
 
 
-def what_differs(
-    was: dict[str, Any],
-    now: dict[str, Any],
-    *,
-    typed: Collection[str] = (),
-    but: Collection[str] = (),
-) -> dict[str, tuple[Any, Any]]:
-    """The settings that change a run's result and differ: their former and present values, by name. Empty for the same run.
-
-    What only follows from others that differ is left out.
-
-    Arguments:
-        typed: the settings that the user typed. If one of them differs, it names no others.
-        but: settings that are not compared.
-    """
-    was, now = as_json(was), as_json(now)
-    old, new = _deciding_the_result(was), _deciding_the_result(now)
-    names = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
-    names = [name for name in names if name not in ("text_passes", *but)]
-    following = {each for name in names for each in _FOLLOW.get(name, ())}
-    names = [name for name in names if name in typed] or [n for n in names if n not in following]
-    return {name: (was.get(name), now.get(name)) for name in names}
-
-
 def require_same(
     was: dict[str, Any],
     now: dict[str, Any],
@@ -388,17 +364,26 @@ def require_same(
     but: Collection[str] = (),
     advice: str = CONTINUE_OR_START,
 ) -> None:
-    """Raise a ConfigError unless two runs are the same, see `what_differs`.
+    """Raise a ConfigError, with the settings that differ, unless two runs have the same result. What only follows from others
+    that differ is left out.
 
     Arguments:
         source: the folder of the former settings, for the message.
+        typed: the settings that the user typed. If one of them differs, the message names no others.
+        but: settings that are not compared.
         advice: what to do. {names} stands for the settings that differ, {former} for these with their former values.
     """
-    if not (differs := what_differs(was, now, typed=typed, but=but)):
+    was, now = as_json(was), as_json(now)
+    old, new = _deciding_the_result(was), _deciding_the_result(now)
+    names = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
+    names = [name for name in names if name not in ("text_passes", *but)]
+    following = {each for name in names for each in _FOLLOW.get(name, ())}
+    names = [name for name in names if name in typed] or [n for n in names if n not in following]
+    if not names:
         return
-    former = {name: f"{name}={shown(value)}" for name, (value, _) in differs.items()}
-    changes = [f"{former[name]}, not {value!r}" for name, (_, value) in differs.items()]
-    advice = advice.replace("{names}", " and ".join(differs))
+    former = {name: f"{name}={shown(was.get(name))}" for name in names}
+    changes = [f"{former[name]}, not {now.get(name)!r}" for name in names]
+    advice = advice.replace("{names}", " and ".join(names))
     advice = advice.replace("{former}", " and ".join(former.values()))
     raise ConfigError(f"{source}: the run has {', '.join(changes)}", instead=advice)
 

@@ -241,6 +241,11 @@ _ARCHITECTURE = {
 }
 
 
+def _named(architecture: Any) -> Any:
+    """The field of an architecture's name."""
+    return field(default=architecture, metadata=_ARCHITECTURE)
+
+
 def _lr_help() -> str:
     by_lr: dict[str, list[str]] = {}
     for name, row in TRAINED.items():
@@ -253,7 +258,7 @@ def _lr_help() -> str:
 class SAEConfig(Checked):
     """The settings that all architectures share, and the base of each architecture's own: see CONFIGS."""
 
-    architecture: str = field(default="vsae_top_k", metadata=_ARCHITECTURE)
+    architecture: str = _named("vsae_top_k")
     dict_size: Count = 512
     """Features in the dictionary. Paper: 2048."""
     lr: Positive = field(default=follows(_architectures_lr), metadata={"help": _lr_help()})
@@ -371,9 +376,8 @@ class SAEConfig(Checked):
 
     def _require_schedules(self, steps: int, after: int) -> None:
         """Raise a ConfigError unless the schedules fit a run of `steps`, whose warm-ups last `after` steps."""
-        for name in ("kl_warmup_steps", "noise_anneal_steps"):
+        for name, least in (("kl_warmup_steps", 0), ("noise_anneal_steps", 1)):
             count = vars(self).get(name)
-            least = "0" if name == "kl_warmup_steps" else "1"
             fits = not isinstance(count, int) or count <= steps
             require(fits, name, count, f"{least} to steps={steps!r}")
         for name in (n for n in _WARMUPS if n in vars(self)):
@@ -451,14 +455,14 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
 class VSAETopKConfig(TopKOptions, Variational):
     """The variational TopK SAE."""
 
-    architecture: Literal["vsae_top_k"] = field(default="vsae_top_k", metadata=_ARCHITECTURE)
+    architecture: Literal["vsae_top_k"] = _named("vsae_top_k")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VSAEConfig(Variational):
     """The purely variational SAE: its k is dict_size."""
 
-    architecture: Literal["vsae"] = field(default="vsae", metadata=_ARCHITECTURE)
+    architecture: Literal["vsae"] = _named("vsae")
     noise_on: NoiseOn = "both"  # it selects all features anyway
 
     @property
@@ -490,16 +494,14 @@ class VAEaseOptions(Checked):
 class VAEaseConfig(VAEaseOptions, SAEConfig):
     """VAEase (Lu et al. 2025)."""
 
-    architecture: Literal["vaease"] = field(default="vaease", metadata=_ARCHITECTURE)
+    architecture: Literal["vaease"] = _named("vaease")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VSAEAsPublishedConfig(SAEConfig):
     """The vSAE of the paper's public code, as it trains."""
 
-    architecture: Literal["vsae_as_published"] = field(
-        default="vsae_as_published", metadata=_ARCHITECTURE
-    )
+    architecture: Literal["vsae_as_published"] = _named("vsae_as_published")
     k: Count = 16
     """Features kept per token. Its analysed SAEs: 64, 128, 256, 512 of 8,192."""
     beta: NotNegative = 1.0
@@ -517,16 +519,14 @@ class _UpstreamTopK(TopKOptions, AuxKOptions, SAEConfig):
 class TopKConfig(_UpstreamTopK):
     """Upstream's TopK SAE."""
 
-    architecture: Literal["top_k"] = field(default="top_k", metadata=_ARCHITECTURE)
+    architecture: Literal["top_k"] = _named("top_k")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbabilisticTopKConfig(_UpstreamTopK):
     """Probabilistic TopK (Li et al. 2026): random gates that harden."""
 
-    architecture: Literal["probabilistic_top_k"] = field(
-        default="probabilistic_top_k", metadata=_ARCHITECTURE
-    )
+    architecture: Literal["probabilistic_top_k"] = _named("probabilistic_top_k")
     temperature_start: float = 5.0
     """The gates' temperature at the first step: the higher, the less a gate says."""
     temperature_end: float = 1e-3
@@ -545,14 +545,14 @@ class ProbabilisticTopKConfig(_UpstreamTopK):
 class BatchTopKConfig(_UpstreamTopK):
     """Upstream's BatchTopK SAE, which keeps k features on average, and encodes by a threshold."""
 
-    architecture: Literal["batch_top_k"] = field(default="batch_top_k", metadata=_ARCHITECTURE)
+    architecture: Literal["batch_top_k"] = _named("batch_top_k")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReLUConfig(SparsityWarmupOptions, SAEConfig):
     """Upstream's ReLU SAE."""
 
-    architecture: Literal["relu"] = field(default="relu", metadata=_ARCHITECTURE)
+    architecture: Literal["relu"] = _named("relu")
     l1_penalty: NotNegative = 0.1
     """Weight of the L1 norm."""
 
@@ -561,7 +561,7 @@ class ReLUConfig(SparsityWarmupOptions, SAEConfig):
 class JumpReLUConfig(SparsityWarmupOptions, SAEConfig):
     """Upstream's JumpReLU SAE."""
 
-    architecture: Literal["jump_relu"] = field(default="jump_relu", metadata=_ARCHITECTURE)
+    architecture: Literal["jump_relu"] = _named("jump_relu")
     sparsity_penalty: NotNegative = 1.0
     """Weight of the sparsity loss."""
     target_l0: Positive = 20.0
@@ -572,7 +572,7 @@ class JumpReLUConfig(SparsityWarmupOptions, SAEConfig):
 class MatryoshkaConfig(_UpstreamTopK):
     """Upstream's Matryoshka BatchTopK SAE."""
 
-    architecture: Literal["matryoshka"] = field(default="matryoshka", metadata=_ARCHITECTURE)
+    architecture: Literal["matryoshka"] = _named("matryoshka")
     group_fractions: tuple[float, ...] = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
     """Each nested group's share of the dictionary. They sum to 1."""
 

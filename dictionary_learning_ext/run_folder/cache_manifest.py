@@ -16,7 +16,7 @@ Imports no torch.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -111,10 +111,8 @@ class CacheManifest(Checked):
         return sum(file.tokens for file in self.files)
 
     @property
-    def all_files(self) -> Iterator[CacheFile]:
-        yield from (*self.files, *self.heldout)
-        if self.documents is not None:
-            yield self.documents
+    def all_files(self) -> tuple[CacheFile, ...]:
+        return (*self.files, *self.heldout, *([self.documents] if self.documents else []))
 
     @property
     def digest(self) -> str:
@@ -192,10 +190,10 @@ def require_whole(folder: Path, files: Iterable[CacheFile]) -> None:
 
 def differences(was: CacheSettings, now: CacheSettings) -> list[str]:
     """The settings in which two caches differ, each as "dtype=float32, not float16"."""
-    pairs = {each.name: (getattr(was, each.name), getattr(now, each.name)) for each in fields(was)}
+    pairs = [(each.name, getattr(was, each.name), getattr(now, each.name)) for each in fields(was)]
     return [
         f"{name}={_in_short(one)}, not {_in_short(other)}"
-        for name, (one, other) in pairs.items()
+        for name, one, other in pairs
         if one != other
     ]
 

@@ -23,11 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..config.architectures import BY_DICT_CLASS, import_class
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
 from .files import WEIGHTS
 from .foreign import BAKER_LI, GEMMA_SCOPE_WEIGHTS, SPARSIFY_WEIGHTS, TOP_K
 from .sae_folder import SAEFolder
-from .tensors import read_tensors, require_finite, require_sizes
+from .tensors import damaged, read_tensors, require_finite, require_sizes
 
 UNIT_NORM_TOLERANCE = 1e-5
 """The largest deviation from 1 of a decoder's norms that SAE Bench accepts as unit norms."""
@@ -73,66 +73,55 @@ def load_foreign(
     change which features a TopK selects.
     """
     trainer, settings = sae.config["trainer"], sae.config["foreign"]
-    k, architecture = trainer["k"], settings["architecture"]
-    path = sae.weights
-    weights = _read(path)
+    path, k, architecture = sae.weights, trainer["k"], settings["architecture"]
     try:
+        weights = _tensors_in(path)
         D, F = weights["W_enc"].shape
         options = _OPTIONS.get(architecture, {})
         if architecture in TOP_K:
             if k is None or not 1 <= k <= F:
-                raise CheckpointError(f"{path}: k={k} of {F} features; copy it again")
+                raise damaged(path, f"k={k} of {F} features")
             options = options | {"k": k}
         state = _upstream_state(path, settings, weights, unit_norm)
         dict_class = import_class(BY_DICT_CLASS[trainer["dict_class"]].dictionary)
         dictionary: Any = dict_class(activation_dim=D, dict_size=F, **options).to(dtype)
         dictionary.load_state_dict(dictionary.state_dict() | state)
-    except KeyError as error:
-        raise CheckpointError(
-            f"{path}: has no {error.args[0]}, which an SAE of architecture {architecture!r} has",
-            instead="copy it again",
-        ) from error
     except CheckpointError:  # it is a ValueError
         raise
-    except (RuntimeError, ValueError) as error:  # shapes that don't fit together
+    except KeyError as error:
+        without = f"without {error.args[0]}, which an SAE of architecture {architecture!r} has"
+        raise damaged(path, without) from error
+    # The last two: shapes that don't fit together.
+    except (OSError, zipfile.BadZipFile, SafetensorError, RuntimeError, ValueError) as error:
         what = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: damaged ({what})", instead="copy it again") from error
+        raise damaged(path, f"{type(error).__name__}: {what}") from error
     require_sizes(path, dictionary, trainer)
     return dictionary.to(device).eval().requires_grad_(False)
 
 
-def _read(path: Path) -> dict[str, t.Tensor]:
-    """The checked tensors of a file, by SAELens's names, in float64."""
-    try:
-        weights = _tensors_in(path)
-        if "log_threshold" in weights:  # earlier versions of SAELens saved it in training
-            weights["threshold"] = weights.pop("log_threshold").exp()
-        if path.name == SPARSIFY_WEIGHTS:
-            weights["W_enc"] = weights["W_enc"].T
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: missing or damaged ({type(error).__name__}: {first_line(error)[:200]})",
-            instead="copy it again",
-        ) from error
+def _tensors_in(path: Path) -> dict[str, t.Tensor]:
+    """The checked tensors of a file, by SAELens's names, in float64. No code in it is executed."""
+    if path.name == WEIGHTS:
+        state = read_tensors(path)
+        weights = {
+            each: state[name].double() for name, each in _BAKER_LI_NAMES.items() if name in state
+        }
+        transposed = _TRANSPOSED
+    else:
+        tensors = _arrays_in(path) if path.name == GEMMA_SCOPE_WEIGHTS else load_file(path)
+        weights = {_NAMES.get(name, name): value.double() for name, value in tensors.items()}
+        transposed = ("W_enc",) if path.name == SPARSIFY_WEIGHTS else ()
+    weights |= {name: weights[name].T for name in transposed if name in weights}
+    if "log_threshold" in weights:  # earlier versions of SAELens saved it in training
+        weights["threshold"] = weights.pop("log_threshold").exp()
     require_finite(path, weights)
     factor_F = weights.pop("scaling_factor", t.ones(1))
     if not t.allclose(factor_F, t.ones_like(factor_F)):
         raise CheckpointError(
-            f"{path}: has a scaling_factor, by which its finetuning scaled features; expected none, or ones"
+            f"{path}: has a scaling_factor, by which its finetuning scaled features",
+            expected="none, or ones",
         )
     return weights
-
-
-def _tensors_in(path: Path) -> dict[str, t.Tensor]:
-    """A file's tensors by SAELens's names, in float64. No code in it is executed."""
-    if path.name == WEIGHTS:
-        state = read_tensors(path)
-        named = {
-            each: state[name].double() for name, each in _BAKER_LI_NAMES.items() if name in state
-        }
-        return {name: value.T if name in _TRANSPOSED else value for name, value in named.items()}
-    tensors = _arrays_in(path) if path.name == GEMMA_SCOPE_WEIGHTS else load_file(path)
-    return {_NAMES.get(name, name): value.double() for name, value in tensors.items()}
 
 
 def _arrays_in(path: Path) -> dict[str, t.Tensor]:

@@ -59,9 +59,8 @@ def missing_error(folder: Path, name: str) -> CheckpointError:
     """The error for a folder without a file."""
     if name == CONFIG and (error := holds_saes_error(folder)) is not None:
         return error
-    there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    more = f" and {len(there) - 5} more" if len(there) > 5 else ""
-    names = (", ".join(path.name for path in there[:5]) or "nothing") + more
+    there = sorted(path.name for path in folder.glob("[!.]*"))
+    names = ", ".join(there[:5] + ["…"] * (len(there) > 5)) or "nothing"
     is_unknown = name == CONFIG and not (folder / WEIGHTS).exists()
     return CheckpointError(
         f"{folder}: expected a file {name}, but it holds {names}",
@@ -153,7 +152,10 @@ def run_folders_in(folder: str | Path) -> list[Path]:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The run folders in a folder, or one level below it, where several seeds of several hook points are."""
+    """The run folders in a folder, or one level below it, where several seeds of several hook points are. Empty if the
+    folder is a run folder itself."""
+    if (folder / CONFIG).is_file():
+        return []
     inside = [run for parent in sorted(folder.glob("*")) for run in run_folders_in(parent)]
     return run_folders_in(folder) or inside
 

@@ -20,6 +20,7 @@ from ..config.hooks import hook_name
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import OPTION_NAMES
 from ..errors import CheckpointError, ConfigError, in_shell
+from . import foreign, reading
 from .files import (
     CONFIG,
     EVALUATION,
@@ -32,24 +33,6 @@ from .files import (
     read_json,
     sha256_of,
     target_of,
-)
-from .foreign import (
-    FOREIGN_CONFIG,
-    SPARSIFY_ABOUT,
-    WEIGHTS_OF,
-    ForeignFormat,
-    foreign_config,
-    format_of,
-    is_of_baker_li,
-)
-from .reading import (
-    EXPECTED,
-    checkpoint_steps,
-    holds_saes_error,
-    missing_error,
-    runs_in,
-    steps_of,
-    train_config,
 )
 from .sae_names import is_on_hub, location_of
 from .schema import CONFIG_JSON, METRICS_JSON
@@ -79,7 +62,7 @@ class SAEFolder:
         return self.name
 
     @property
-    def form(self) -> ForeignFormat | None:
+    def form(self) -> foreign.ForeignFormat | None:
         """The other library that wrote it; None for this package and upstream."""
         return self.config.get("foreign", {}).get("format")
 
@@ -105,12 +88,12 @@ class SAEFolder:
         Raises: CheckpointError if it is no run of this package; ConfigError for a wrong value.
         """
         shared = {each.name for each in fields(RunConfig)}
-        return train_config(self.config, self.path / CONFIG, shared).run
+        return reading.train_config(self.config, self.path / CONFIG, shared).run
 
     @cached_property
     def train_config(self) -> TrainConfig:
         """The settings of its run and its own, to start another run with. Raises the same."""
-        return train_config(self.config, self.path / CONFIG)
+        return reading.train_config(self.config, self.path / CONFIG)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -165,14 +148,16 @@ class SAEFolder:
         """The file of its weights."""
         if self.step is not None:
             return checkpoint(self.path, self.step)
-        return self.path / (WEIGHTS if self.form is None else WEIGHTS_OF[self.form])
+        return self.path / (WEIGHTS if self.form is None else foreign.WEIGHTS_OF[self.form])
 
     @cached_property
     def hash(self) -> str:
         """A hash of its weights, and of another library's settings for them, of 16 characters."""
         digest = sha256_of(self.weights)
         if self.form is not None:
-            settings = [self.path / one for one in (FOREIGN_CONFIG, SPARSIFY_ABOUT, CONFIG)]
+            settings = [
+                self.path / one for one in (foreign.FOREIGN_CONFIG, foreign.SPARSIFY_ABOUT, CONFIG)
+            ]
             digest += hash_of_files(path for path in settings if path.is_file())
             digest = hashlib.sha256(digest.encode()).hexdigest()
         return digest[:16]
@@ -230,17 +215,17 @@ def find_sae(name: str | Path | SAEFolder, step: int | None = None) -> SAEFolder
         return name if step in (None, name.step) else find_sae(name.name, step)
     folder, overrides = location_of(name)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; {EXPECTED}")
-    config, form = {}, format_of(folder)
+        raise CheckpointError(f"{folder}: no such folder; {reading.EXPECTED}")
+    config, form = {}, foreign.format_of(folder)
     if form is None:
         config = _config_in(folder)
         _require_weights(folder, config, step)
-        form = "Baker & Li" if is_of_baker_li(config) else None
+        form = "Baker & Li" if foreign.is_of_baker_li(config) else None
     if form is not None:
         if step is not None:
             what = f"{folder}: an SAE of {form}, which has no checkpoints"
             raise CheckpointError(what, instead="leave out step")
-        config = foreign_config(folder, form, overrides, config)
+        config = foreign.foreign_config(folder, form, overrides, config)
     return SAEFolder(str(name), folder, config, step)
 
 
@@ -257,7 +242,7 @@ def find_saes(
     if isinstance(names, str | Path | SAEFolder):
         raise ConfigError(f"folders={str(names)!r}: expected a list, e.g. ['runs/NAME']")
     if not names:
-        raise ConfigError(f"no folder given: {EXPECTED}, or several")
+        raise ConfigError(f"no folder given: {reading.EXPECTED}, or several")
     saes = [find_sae(name, step) for name in names]
     places = [target_of(sae.path) for sae in saes]
     for i, sae in enumerate(saes):
@@ -295,8 +280,7 @@ def saes_in(names: Sequence[str]) -> list[SAEFolder]:
     """
     found: list[SAEFolder] = []
     for name in names:
-        folder = at_home(name)
-        if (folder / CONFIG).is_file() or not (inside := runs_in(folder)):
+        if not (inside := reading.runs_in(at_home(name))):
             found.append(find_sae(name))
             continue
         finished = [run for run in inside if (run / WEIGHTS).is_file()]
@@ -324,11 +308,11 @@ def _config_in(folder: Path) -> dict[str, Any]:
     """The content of config.json in a folder of this package, of upstream or of Baker & Li."""
     path, repair = folder / CONFIG, "copy it again or train again"
     if not path.is_file():
-        raise missing_error(folder, CONFIG)
+        raise reading.missing_error(folder, CONFIG)
     config = read_json(path, CONFIG_JSON, repair)
     if "dict_class" not in config.get("trainer", {}):
         what = f"{path}: expected an object with trainer.dict_class; {repair}"
-        raise holds_saes_error(folder) or CheckpointError(what)
+        raise reading.holds_saes_error(folder) or CheckpointError(what)
     return config
 
 
@@ -337,24 +321,22 @@ def _require_weights(folder: Path, config: dict[str, Any], step: int | None) -> 
     if step is not None:
         if checkpoint(folder, step).is_file():
             return
-        there = checkpoint_steps(folder)
-        raise CheckpointError(
-            f"{folder}: no checkpoint of step {step}" + ("" if there else "; there are none"),
-            expected=f"one of {', '.join(map(str, there))}" if there else "",
-            instead="" if there else "train with save_steps",
-        )
+        what = f"{folder}: no checkpoint of step {step}"
+        if there := reading.checkpoint_steps(folder):
+            raise CheckpointError(what, expected=f"one of {', '.join(map(str, there))}")
+        raise CheckpointError(f"{what}; there are none", instead="train with save_steps")
     if (folder / WEIGHTS).is_file():
         return
-    can_continue = bool(steps_of(folder)) or not (folder / EVALUATION).is_file()
+    can_continue = bool(reading.steps_of(folder)) or not (folder / EVALUATION).is_file()
     if "run" not in config or not can_continue:
-        raise missing_error(folder, WEIGHTS)
+        raise reading.missing_error(folder, WEIGHTS)
     if (folder / FAILED).is_file():
         raise CheckpointError(
             f"{folder}: its training failed, see {FAILED} there",
             instead="train again, or load a checkpoint with step",
         )
     reached, steps = (
-        max(steps_of(folder), default=0),
+        max(reading.steps_of(folder), default=0),
         config["run"].get("settings", {}).get("steps"),
     )
     raise CheckpointError(

@@ -45,27 +45,17 @@ def location_of(name: str | Path) -> SAELocation:
 
 def is_on_hub(name: str | Path) -> bool:
     """Whether a name can be of an SAE on the hub, and its first part is no folder on this machine."""
-    text = (
-        name.as_posix() if isinstance(name, Path) else name
-    )  # "./x" is a folder, x may be on the hub
-    first = text.partition("/")[0]
-    return (
-        _HUB_NAME.fullmatch(text) is not None
-        and ".." not in text.split("/")
-        and first != RUNS.name
-        and not Path(first).exists()
-    )
+    text = name.as_posix() if isinstance(name, Path) else name
+    first, *rest = text.split("/")  # "./x" is a folder, x may be on the hub
+    may_be = _HUB_NAME.fullmatch(text) is not None and ".." not in rest and first != RUNS.name
+    return may_be and not Path(first).exists()
 
 
 @cache
 def _fetched(name: str) -> SAELocation:
     """Download an SAE from the hub into huggingface_hub's cache."""
     import huggingface_hub
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     # The bases of HfHubHTTPError are the errors of the HTTP library, which depends on the version.
     unreachable: Any = (OSError, ValueError, *HfHubHTTPError.__bases__)
@@ -100,15 +90,16 @@ def _fetched(name: str) -> SAELocation:
 
 def _hub_place(name: str) -> tuple[str, str, dict[str, Any]]:
     """The repository, the folder in it ("" for its root), and the overrides in SAELens's table of releases."""
-    release, _, sae = name.strip("/").partition("/")
+    name = name.strip("/")
+    release, _, sae = name.partition("/")
     if (table := _releases().get(release)) is None:
-        owner, repository, *inside = name.strip("/").split("/")
+        owner, repository, *inside = name.split("/")
         repo, path = f"{owner}/{repository}", "/".join(inside)
-        of_repo = (row for row in _releases().values() if row["repo_id"] == repo)
-        at_path = (
-            (row, sae_row) for row in of_repo for sae_row in row["saes"] if sae_row["path"] == path
-        )
-        return repo, path, next((_overrides(*rows) for rows in at_path), {})
+        for table in _releases().values():
+            for entry in table["saes"]:
+                if (table["repo_id"], entry["path"]) == (repo, path):
+                    return repo, path, _overrides(table, entry)
+        return repo, path, {}
     entries = {str(entry["id"]): entry for entry in table["saes"]}
     if sae not in entries:
         shown = ", ".join([*entries][:5]) + (", …" if len(entries) > 5 else "")

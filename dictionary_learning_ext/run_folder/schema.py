@@ -81,12 +81,7 @@ CONFIG_JSON = Object(
                 "max_norm_multiple": float | None,
             }
         ),
-        "run": Object(
-            {
-                "settings": _SETTINGS,
-                "versions": Object(others=str | None),
-            }
-        ),
+        "run": Object({"settings": _SETTINGS, "versions": Object(others=str | None)}),
     }
 )
 """config.json of this package, of upstream, and of Baker & Li."""

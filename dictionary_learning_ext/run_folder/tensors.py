@@ -12,7 +12,7 @@ import torch as t
 from ..errors import CheckpointError
 from .files import replacing
 
-_REPAIR = "copy it again or train again"
+REPAIR = "copy it again or train again"
 _FLOATS = (t.float16, t.bfloat16, t.float32, t.float64)
 _INTEGERS = (t.bool, t.uint8, t.int8, t.int16, t.int32, t.int64)
 
@@ -67,7 +67,7 @@ def read_tensors(path: Path) -> Any:
             return t.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds; some messages advise to execute what is in the file
         raise CheckpointError(
-            f"{path}: missing or damaged ({type(error).__name__})", instead=_REPAIR
+            f"{path}: missing or damaged ({type(error).__name__})", instead=REPAIR
         ) from error
 
 
@@ -79,23 +79,26 @@ def read_state_dict(path: Path) -> dict[str, t.Tensor]:
     state = read_tensors(path)
     items = state.items() if isinstance(state, dict) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(v, t.Tensor) for name, v in items):
-        raise CheckpointError(f"{path}: damaged (expected a state dict)", instead=_REPAIR)
+        raise damaged(path, "expected a state dict")
     for name, value in state.items():
         is_number = value.dtype in _FLOATS or (value.ndim < 2 and value.dtype in _INTEGERS)
         if value.layout != t.strided or not is_number:
             given = f"{value.layout} {value.dtype}".replace("torch.", "")
-            what = f"{path}: damaged ({name}: expected a dense tensor of floats, got {given})"
-            raise CheckpointError(what, instead=_REPAIR)
+            raise damaged(path, f"{name}: expected a dense tensor of floats, got {given}")
     require_finite(path, state)
     return state
+
+
+def damaged(path: Path, problem: str) -> CheckpointError:
+    """The error for a file of tensors with this problem."""
+    return CheckpointError(f"{path}: damaged ({problem})", instead=REPAIR)
 
 
 def require_finite(path: Path, tensors: Mapping[str, t.Tensor]) -> None:
     """Raise a CheckpointError if a tensor of a file has NaN or infinite values."""
     for name, value in tensors.items():
         if not value.isfinite().all():
-            what = f"{path}: damaged ({name} has NaN or infinite values)"
-            raise CheckpointError(what, instead=_REPAIR)
+            raise damaged(path, f"{name} has NaN or infinite values")
 
 
 def require_sizes(path: Path, dictionary: Any, trainer: Mapping[str, Any]) -> None:

@@ -9,13 +9,12 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..devices import chosen_device
-from ..errors import CheckpointError, in_shell
+from ..errors import CheckpointError
 from ..trainers.dictionaries import weights_by_feature
 from ..trainers.parts import WHOLE, Part
 from .foreign_weights import load_foreign
-from .reading import steps_of
 from .sae_folder import SAEFolder, find_sae
-from .tensors import read_state_dict, require_sizes, save_tensors
+from .tensors import REPAIR, damaged, read_state_dict, require_sizes, save_tensors
 
 
 def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:
@@ -76,42 +75,32 @@ def load_sae(sae: SAEFolder, device: str = "cpu") -> Dictionary:
     device, trainer = chosen_device(device), sae.config["trainer"]
     if sae.form is not None:
         return load_foreign(sae, device)
-    folder, path = sae.path, sae.weights
-    dict_class = trainer["dict_class"]
-    row = BY_DICT_CLASS.get(dict_class)
-    if row is None:
+    path, dict_class = sae.weights, trainer["dict_class"]
+    if (row := BY_DICT_CLASS.get(dict_class)) is None:
         raise CheckpointError(
-            f"{folder}: dict_class {dict_class!r} is unknown; expected one of "
-            f"{', '.join(BY_DICT_CLASS)}"
+            f"{sae.path}: dict_class {dict_class!r} is unknown",
+            expected=f"one of {', '.join(BY_DICT_CLASS)}",
         )
-    try:
-        state = read_state_dict(path)
-    except CheckpointError as error:
-        if sae.step is not None or not steps_of(folder):
-            raise
-        again = f"`vsae train --resume {in_shell(folder)}`"
-        instead = f"delete it, and {again} writes it again from the last resume point"
-        raise error.within("", instead) from error
+    state = read_state_dict(path)
     try:
         dictionary: Any = import_class(row.dictionary).from_pretrained(path, device=device)
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         raise CheckpointError(
             f"{path}: not a state dict of {dict_class} ({' '.join(str(error).split())[:300]}); it "
-            f"holds {', '.join(state) or 'nothing'}; copy it again or train again"
+            f"holds {', '.join(state) or 'nothing'}",
+            instead=REPAIR,
         ) from error
     require_sizes(path, dictionary, trainer)
     if not weights_by_feature(dictionary)[1].any():
-        raise CheckpointError(f"{path}: damaged (the decoder is zero); copy it again")
+        raise damaged(path, "the decoder is zero")
     if "k" in state:
-        # That of a checkpoint may differ, as upstream lowers k during training.
-        k, configured = int(state["k"]), trainer.get("k") if sae.step is None else None
+        k = int(state["k"])
         if not 1 <= k <= dictionary.dict_size:
+            raise damaged(path, f"k is {k}, dict_size {dictionary.dict_size}")
+        # That of a checkpoint may differ, as upstream lowers k during training.
+        if sae.step is None and trainer.get("k") not in (None, k):
             raise CheckpointError(
-                f"{path}: damaged (k is {k}, dict_size {dictionary.dict_size}); copy it again"
-            )
-        if configured not in (None, k):
-            raise CheckpointError(
-                f"{path}: k is {k}, but config.json says k={configured}; if you edited config.json, set k={k} again, "
-                f"otherwise copy {path.name} again"
+                f"{path}: k is {k}, but config.json says k={trainer['k']}",
+                instead=f"set k={k} again there, or copy {path.name} again",
             )
     return dictionary.eval().requires_grad_(False)

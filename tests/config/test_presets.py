@@ -135,7 +135,7 @@ def test_a_presets_vsae_is_the_same_in_other_units(name, posterior, mean_squared
         other.ae.encode(same, sample=True, generator=t.Generator().manual_seed(0)),
     )
     for name in ("lr", "warmup_steps", "decay_start"):
-        assert getattr(one, name) == getattr(other, name)
+        assert one.config[name] == other.config[name]
 
 
 def test_the_presets_as_a_person_would_work_them_out():

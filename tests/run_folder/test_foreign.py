@@ -408,9 +408,9 @@ def test_what_is_no_sae_of_a_blocks_output_in_gemma_scope_is_refused(place, tmp_
     ("changes", "message"),
     [
         ({"threshold": None}, "threshold"),
-        ({"W_dec": None}, "has no W_dec"),
+        ({"W_dec": None}, "W_dec"),
         ({"W_enc": np.zeros((D, F + 1), np.float32)}, "size mismatch"),
-        ({"W_enc": np.zeros(D, np.float32)}, r"damaged \(not enough values"),
+        ({"W_enc": np.zeros(D, np.float32)}, "ValueError: not enough values"),
         ({"b_dec": np.full(D, np.nan, np.float32)}, "b_dec .*NaN"),
         ({"threshold": np.array([{}] * F)}, "ValueError"),
         ({"scaling_factor": np.full(F, 2.0)}, "scaling_factor"),
@@ -491,7 +491,7 @@ def test_a_fixed_variance_of_the_papers_public_code_never_samples(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"var_flag": 1}, r"ae\.pt: has no W_var"),
+        ({"var_flag": 1}, r"ae\.pt: .*W_var"),
         ({"dict_size": 8}, "its dict_size is 32, but its settings say 8"),
         ({"k": None}, "k=None of"),
     ],
