@@ -1,7 +1,7 @@
 """An architecture of one's own: a trainer that the package doesn't have, its settings, and a row."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pytest
 import torch as t
@@ -53,9 +53,6 @@ class ImaginaryTrainer(SamplingTrainer):
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> ImaginaryTerms:
         l2_loss = (x - self.ae(x)).square().sum(-1).mean()
         return ImaginaryTerms(l2_loss, l2_loss)
-
-    def _logged(self, terms: Any, x: t.Tensor) -> dict[str, t.Tensor]:
-        return terms._asdict()
 
 
 ROW = architectures.Architecture(

@@ -24,8 +24,7 @@ def test_auto_is_cuda_where_torch_can_use_it(auto):
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", "gpu", "cuda:-1", ""])
 def test_a_device_that_is_not_there_is_refused(device):
     assert chosen_device("cpu") == "cpu"
-    message = rf"^device='{device}': (can't be used \(.+\); use device='cpu'|expected auto, cpu, cuda or cuda:N)"
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=f"^device='{device}': .*(device='cpu'|cuda:N)"):
         chosen_device(device)
 
 
@@ -34,7 +33,7 @@ def test_a_device_that_is_there_and_refuses_says_why(monkeypatch):
         raise t.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
 
     monkeypatch.setattr(t, "empty", full)
-    with pytest.raises(ConfigError, match=r"\(CUDA out of memory. Tried\); use"):
+    with pytest.raises(ConfigError, match=r"device=.cuda.: .*\(CUDA out of memory. Tried\)"):
         chosen_device("cuda")
 
 

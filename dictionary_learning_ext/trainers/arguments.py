@@ -17,6 +17,8 @@ class TrainerArguments(TypedDict, total=False):
     wandb_name: str | None
     submodule_name: str | None
     first_fill: Tensor | None
+    warmup_steps: int
+    decay_start: int | None
 
 
 class TopKTrainerArguments(TrainerArguments, total=False):
@@ -24,6 +26,8 @@ class TopKTrainerArguments(TrainerArguments, total=False):
     threshold_start_step: int
     mean_squared_norm: float
     part: Part
+    auxk_alpha: float
+    dead_feature_threshold: int
 
 
 class PosteriorArguments(TypedDict, total=False):
@@ -35,22 +39,12 @@ class PosteriorArguments(TypedDict, total=False):
     prior_std: float
 
 
-class VSAETopKArguments(TopKTrainerArguments, total=False):
-    warmup_steps: int
-    decay_start: int | None
-    auxk_alpha: float
-    dead_feature_threshold: int
+class VSAETopKArguments(TopKTrainerArguments, PosteriorArguments, total=False):
     beta: float
     kl_scope: KLScope
     kl_schedule: KLSchedule
     kl_warmup_steps: int
     noise_anneal_steps: int | None
-    posterior: Posterior
-    log_var_init: float
-    noise_on: NoiseOn
-    rectify: bool
-    select_by: SelectBy
-    prior_std: float
     sigma: float | None
     noise_to_signal: float
 
@@ -62,26 +56,15 @@ class VAEaseArguments(TypedDict, total=False):
     active_gate: float
 
 
-class VAEaseTrainerArguments(TrainerArguments, total=False):
-    warmup_steps: int
-    decay_start: int | None
-    log_var_init: float
-    gamma_init: float
-    prior_std: float
-    active_gate: float
+class VAEaseTrainerArguments(TrainerArguments, VAEaseArguments, total=False):
+    pass
 
 
 class VSAEAsPublishedArguments(TrainerArguments, total=False):
-    warmup_steps: int
-    decay_start: int | None
     beta: float
     kl_warmup_steps: int
 
 
 class ProbabilisticTopKArguments(TopKTrainerArguments, total=False):
-    warmup_steps: int
-    decay_start: int | None
-    auxk_alpha: float
-    dead_feature_threshold: int
     temperature_start: float
     temperature_end: float

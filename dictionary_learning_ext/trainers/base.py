@@ -126,8 +126,8 @@ def metrics_of_code(
 class SamplingTrainer(SAETrainer, ABC):
     """Base class of our trainers: construction, noise generator, initial b_dec, step, logging and the check for finite numbers.
 
-    A subclass names its settings and its dictionary, and defines `_terms` and `_logged`. Its own constructor, if it has one, is
-    for people: it names the arguments in upstream's order, and hands them all to `_start_by_name`. Each trainer draws noise
+    A subclass names its settings and its dictionary, and defines `_terms`. Its own constructor, if it has one, is
+    for people and type checkers: it names the arguments in upstream's order, and hands them all to `_start_by_name`. Each trainer draws noise
     from its own generator, so a run depends neither on what else runs in the process nor on how often it is logged.
     """
 
@@ -170,8 +170,7 @@ class SamplingTrainer(SAETrainer, ABC):
         given = {**self.own_defaults, **named, **named["options"]}
         place = {n: given.pop(n) for n in place_arguments(type(self)) if n in given}
         options = {n: v for n, v in given.items() if n not in ("self", "options")}
-        sizes = ("steps", "activation_dim", "dict_size", "k")
-        require_sizes(**{n: v for n, v in (place | options).items() if n in sizes})
+        require_sizes(steps=place["steps"], activation_dim=place["activation_dim"])
         energy = energy_of_default_units(
             place.get("mean_squared_norm", 1.0), place["activation_dim"]
         )
@@ -320,11 +319,11 @@ class SamplingTrainer(SAETrainer, ABC):
 
     @abstractmethod
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> Any:
-        """The loss of a batch (see `_prepared`) and its parts. `.loss` is differentiable."""
+        """The loss of a batch (see `_prepared`) and its parts, a NamedTuple. `.loss` is differentiable."""
 
-    @abstractmethod
     def _logged(self, terms: Any, x: t.Tensor) -> dict[str, t.Tensor]:
-        """The numbers to log, from a batch's `_terms`."""
+        """The numbers to log, from a batch's `_terms`: those that are a loss."""
+        return {name: value for name, value in terms._asdict().items() if name.endswith("loss")}
 
     def loss(self, x: t.Tensor, step: int, logging: bool = False) -> Any:
         """The loss of activations (B, D) at `step`: a 0-dim tensor, differentiable.

@@ -38,11 +38,6 @@ def gate_logits(pre_BF: t.Tensor, part: Part = WHOLE) -> t.Tensor:
     return centred_BF * part.shared((variance_B1 + 1e-12).rsqrt())
 
 
-def gate_temperature(step: int, steps: int, start: float, end: float) -> float:
-    """T(t): falls geometrically from `start` at the first step to `end` at the last."""
-    return start * (end / start) ** min(step / max(steps - 1, 1), 1.0)
-
-
 def sample_gates(
     logits_BF: t.Tensor, temperature: float, generator: t.Generator, part: Part = WHOLE
 ) -> t.Tensor:
@@ -187,10 +182,9 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         return GatedCode(features_BF, values_BK, gate_BK)
 
     def _temperature(self, step: int) -> float:
-        settings = self.settings
-        return gate_temperature(
-            step, self.steps, settings.temperature_start, settings.temperature_end
-        )
+        """T(t)."""
+        start, end = self.settings.temperature_start, self.settings.temperature_end
+        return start * (end / start) ** min(step / max(self.steps - 1, 1), 1.0)
 
     def _scheduled(self, step: int) -> dict[str, float]:
         """See `SamplingTrainer`."""
@@ -219,7 +213,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         return self._metrics_of_code(x, decoded_BD, selection.indices, values_BK)
 
     def _logged(self, terms: GatedTerms, x: t.Tensor) -> dict[str, t.Tensor]:
-        return {n: getattr(terms, n) for n in ("loss", "l2_loss", "auxk_loss", "mean_gate")}
+        return super()._logged(terms, x) | {"mean_gate": terms.mean_gate}
 
     @property
     def config(self) -> dict:

@@ -215,8 +215,7 @@ class VAEaseTrainer(SamplingTrainer):
         return ELBOTerms(loss, l2_loss, kl_loss)
 
     def _logged(self, terms: ELBOTerms, x: t.Tensor) -> dict[str, t.Tensor]:
-        return {
-            **terms._asdict(),
+        return super()._logged(terms, x) | {
             "gamma": self.ae.log_gamma.exp(),
             "active_dims": self.ae.active_dimensions(x),
             "mean_sigma": self.ae.posterior(x).std.mean(),

@@ -388,10 +388,10 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         return variational_loss(x, self.ae.weights, self._objective(x, step, generator))
 
     def _logged(self, terms: LossTerms, x: t.Tensor) -> dict[str, t.Tensor]:
-        losses = {n: getattr(terms, n) for n in ("loss", "l2_loss", "kl_loss", "auxk_loss")}
         log_var = self.ae.log_var(x)
         ratio, mean_sigma = self._noise_to_signal(x, log_var), (0.5 * log_var).exp().mean()
-        return losses | {"noise_to_signal": ratio, "mean_sigma": self.part.mean(mean_sigma)}
+        found = {"noise_to_signal": ratio, "mean_sigma": self.part.mean(mean_sigma)}
+        return super()._logged(terms, x) | found
 
     def _scheduled(self, step: int) -> dict[str, float]:
         """See `SamplingTrainer`."""

@@ -199,7 +199,8 @@ class VSAEAsPublishedTrainer(SamplingTrainer):
         return Terms(l2_loss + beta * kl_loss, l2_loss, kl_loss)
 
     def _logged(self, terms: Terms, x: t.Tensor) -> dict[str, t.Tensor]:
-        return {**terms._asdict(), "decoder_norm": self.ae.decoder.weight.norm(dim=0).median()}
+        norm = self.ae.decoder.weight.norm(dim=0).median()
+        return super()._logged(terms, x) | {"decoder_norm": norm}
 
     @property
     def config(self) -> dict:

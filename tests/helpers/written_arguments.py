@@ -14,7 +14,10 @@ from dictionary_learning_ext.trainers.base import (
 )
 
 FILE = Path(__file__).parents[2] / "dictionary_learning_ext" / "trainers" / "arguments.py"
+TRAINERS = {"TrainerArguments": SamplingTrainer, "TopKTrainerArguments": SamplingTopKTrainer}
 CLASSES = {
+    "TrainerArguments": sae.SAEConfig,
+    "TopKTrainerArguments": sae.AuxKOptions,
     "PosteriorArguments": sae.PosteriorOptions,
     "VSAETopKArguments": sae.VSAETopKConfig,
     "VAEaseArguments": sae.VAEaseOptions,
@@ -22,13 +25,12 @@ CLASSES = {
     "VSAEAsPublishedArguments": sae.VSAEAsPublishedConfig,
     "ProbabilisticTopKArguments": sae.ProbabilisticTopKConfig,
 }
-TRAINERS = {"TrainerArguments": SamplingTrainer, "TopKTrainerArguments": SamplingTopKTrainer}
 BASES = {
-    "TopKTrainerArguments": "TrainerArguments",
-    "VSAETopKArguments": "TopKTrainerArguments",
-    "ProbabilisticTopKArguments": "TopKTrainerArguments",
-    "VAEaseTrainerArguments": "TrainerArguments",
-    "VSAEAsPublishedArguments": "TrainerArguments",
+    "TopKTrainerArguments": ["TrainerArguments"],
+    "VSAETopKArguments": ["TopKTrainerArguments", "PosteriorArguments"],
+    "ProbabilisticTopKArguments": ["TopKTrainerArguments"],
+    "VAEaseTrainerArguments": ["TrainerArguments", "VAEaseArguments"],
+    "VSAEAsPublishedArguments": ["TrainerArguments"],
 }
 IN_CONSTRUCTORS = {"steps", "activation_dim", "layer", "lm_name", "dict_class"}
 """What the constructors' own signatures name."""
@@ -43,13 +45,14 @@ def spelled(hint: Any) -> str:
 
 
 def written() -> str:
-    bodies, seen = {}, IN_CONSTRUCTORS
-    for name, cls in TRAINERS.items():
-        own = {n: p.annotation for n, p in place_arguments(cls).items() if n not in seen}
-        bodies[name], seen = own, seen | own.keys()
+    bodies, known = {}, {}
     for name, cls in CLASSES.items():
-        bodies[name] = {option: hint for option, (hint, _) in arguments_of(cls).items()}
-    bodies = {name: {n: spelled(hint) for n, hint in body.items()} for name, body in bodies.items()}
+        place = place_arguments(TRAINERS[name]) if name in TRAINERS else {}
+        own = {n: p.annotation for n, p in place.items() if n not in IN_CONSTRUCTORS}
+        own |= {option: hint for option, (hint, _) in arguments_of(cls).items()}
+        inherited = set().union(*(known[base] for base in BASES.get(name, [])))
+        bodies[name] = {n: spelled(hint) for n, hint in own.items() if n not in inherited}
+        known[name] = own.keys() | inherited
     used = sorted(
         {kind for body in bodies.values() for kind in body.values()}
         & {*CHOICES.values()} - {"Dtype"}
@@ -67,8 +70,12 @@ def written() -> str:
         "from .parts import Part",
     ]
     for name, body in bodies.items():
-        lines += ["", "", f"class {name}({BASES.get(name, 'TypedDict')}, total=False):"]
-        lines += [f"    {option}: {kind}" for option, kind in body.items()]
+        lines += [
+            "",
+            "",
+            f"class {name}({', '.join(BASES.get(name, ['TypedDict']))}, total=False):",
+        ]
+        lines += [f"    {option}: {kind}" for option, kind in body.items()] or ["    pass"]
     return "\n".join(lines) + "\n"
 
 

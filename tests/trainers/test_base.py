@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 
 import pytest
 import torch as t
@@ -67,7 +68,6 @@ def test_a_trainer_offers_what_the_loop_asks_for(architecture):
     assert all(type(value) is float for value in metrics.values())
     assert trainer.check(1) is None
     trainer.restore_last_finite()
-    trainer.scheduler.step()
     trainer.load_state_dict(trainer.state_dict())
 
 
@@ -292,7 +292,7 @@ def test_upstreams_dict_class_is_ignored_with_a_warning(architecture, caplog):
     plain = made(architecture)
     assert not caplog.records
     same = made(architecture, dict_class=AutoEncoderTopK)
-    assert f"{type(plain).__name__} trains a {type(plain.ae).__name__}" in caplog.text
+    assert type(plain.ae).__name__ in caplog.text
     assert type(same.ae) is type(plain.ae)
     assert same.config == plain.config
     caplog.clear()
@@ -318,58 +318,47 @@ def test_a_subclass_of_the_dictionary_is_trained(architecture, tmp_path):
 
 ALL, TOP_K = tuple(OURS), (VSAE, GATES)
 WITH_PUBLISHED = (*OURS, "vsae_as_published")
-REFUSED = [  # one mistake of each kind
-    (
-        WITH_PUBLISHED,
-        {"warmupsteps": 5},
-        "^warmupsteps: no such option.* did you mean 'warmup_steps'",
-    ),
-    (WITH_PUBLISHED, {"init_from": "runs/x"}, "^init_from='runs/x': expected nothing, as only"),
-    (ALL, {"dict_class": BatchTopKSAE}, "^dict_class=.*BatchTopKSAE.*: expected .* or a subclass"),
-    (ALL, {"dict_size": float(F)}, f"^dict_size={F}.0: expected a whole number"),
-    (ALL, {"device": "gpu"}, "^device='gpu': expected auto, cpu, cuda or cuda:N, e.g. cuda:0$"),
+REFUSED = [  # one mistake of each kind, and what its error names
+    (WITH_PUBLISHED, {"warmupsteps": 5}, "^warmupsteps: .*'warmup_steps'"),
+    (WITH_PUBLISHED, {"init_from": "runs/x"}, "^init_from='runs/x': "),
+    (ALL, {"dict_class": BatchTopKSAE}, "^dict_class=.*BatchTopKSAE.*: "),
+    (ALL, {"dict_size": float(F)}, f"^dict_size={F}.0: "),
+    (ALL, {"steps": 0}, "^steps=0: "),
+    (ALL, {"device": "gpu"}, "^device='gpu': .* cuda:0$"),
     (ALL, {"dtype": "float16"}, "^dtype='float16'"),
-    (ALL, {"lr": math.nan}, "lr=nan"),
-    (ALL, {"warmup_steps": 50}, "warmup_steps=50: .*less than steps=50"),
-    (TOP_K, {"k": F + 1}, f"^k={F + 1}: expected between 1 and dict_size={F}"),
+    (ALL, {"lr": math.nan}, "^lr=nan"),
+    (ALL, {"warmup_steps": 50}, "^warmup_steps=50: .* steps=50"),
+    (TOP_K, {"k": F + 1}, f"^k={F + 1}: .* dict_size={F}"),
     (TOP_K, {"dead_feature_threshold": 0}, "^dead_feature_threshold=0"),
-    (
-        (VSAE,),
-        {"noise_to_signal": 0.5, "sigma": 1.0},
-        "^sigma=1.0 and noise_to_signal=0.5: expected one of them",
-    ),
+    ((VSAE,), {"noise_to_signal": 0.5, "sigma": 1.0}, "^sigma=1.0 and noise_to_signal=0.5: "),
     ((VSAE,), {"sigma": 0.0}, "^sigma="),
     ((VSAE,), {"posterior": "gaussian"}, "^posterior='gaussian'"),
     ((VSAE,), {"noise_anneal_steps": 0}, "^noise_anneal_steps=0"),
+    ((VSAE,), {"start": "data"}, "^start='data': .*first_fill="),
     ((VAEASE,), {"active_gate": 1.0}, "^active_gate=1.0"),
     ((GATES,), {"temperature_start": 1e-4}, "^temperature_start=0.0001: .*temperature_end=0.001"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("architecture", "wrong", "message"),
-    [(name, wrong, message) for names, wrong, message in REFUSED for name in names],
+    ("architecture", "wrong", "named"),
+    [(name, wrong, named) for names, wrong, named in REFUSED for name in names],
     ids=str,
 )
-def test_an_argument_that_is_refused_is_named(architecture, wrong, message):
-    with pytest.raises(UserError, match=message):
+def test_an_argument_that_is_refused_is_named(architecture, wrong, named):
+    with pytest.raises(UserError, match=named):
         made(architecture, **wrong)
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((2, 3, D), rf"shape \(2, 3, {D}\) from blocks\.0.*expected \(batch, activation_dim={D}\)"),
-        ((4, D - 1), rf"shape \(4, {D - 1}\) from blocks\.0.*activation_dim={D}\)"),
-    ],
-)
+@pytest.mark.parametrize("shape", [(2, 3, D), (4, D - 1)])
 @pytest.mark.parametrize("architecture", OURS)
-def test_activations_that_do_not_fit_are_named_with_the_hook(architecture, shape, message):
+def test_activations_that_do_not_fit_are_named_with_the_hook(architecture, shape):
     trainer, x = built(architecture), t.zeros(shape)
+    named = f"{re.escape(str(shape))} from blocks.0.*activation_dim={D}"
     for call in (
         lambda: trainer.update(0, x),
         lambda: trainer.loss(x, 0),
-        lambda: trainer.loss(x, 0, logging=True),
+        lambda: trainer.metrics(0, x),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError, match=named):
             call()

@@ -82,7 +82,7 @@ def test_the_features_that_are_left_start_at_random_and_it_is_said(fill, caplog)
         trainer = built("top_k", first_fill=few)
     n = len(drawn(few, twins=0.7))
     assert 0 < n < F
-    assert f"the other {F - n} features start at random" in caplog.text
+    assert str(F - n) in caplog.text
     own, former = (weights_by_feature(each.ae) for each in (trainer, built("top_k")))
     for one, other in zip(own, former, strict=True):
         assert t.equal(one[n:], other[n:])
@@ -114,12 +114,10 @@ def test_upstreams_loop_hands_over_the_first_fill(fill):
     at_random = VariationalTopKTrainer(**trainer_options("recommended", **sizes), **where)
     upstreams = built("top_k", seed=3)
     assert_same(at_random.ae.encoder.weight.data, upstreams.ae.encoder.weight.data)
-    with pytest.raises(ConfigError, match="start='data': expected first_fill=ACTIVATIONS"):
-        VariationalTopKTrainer(**sizes, **where, start="data")
 
 
 def test_it_is_refused_beside_weights_to_start_from():
     given = VSAETopKConfig(start="data", init_from="runs/x")
-    with pytest.raises(ConfigError, match="start='data': init_from does not use it"):
+    with pytest.raises(ConfigError, match="start='data': init_from"):
         given.resolve(50)
     assert replace(given, start="random").resolve(50).start == "random"

@@ -15,7 +15,6 @@ from dictionary_learning_ext import ProbabilisticTopKTrainer, load_dictionary
 from dictionary_learning_ext.trainers import probabilistic_top_k
 from dictionary_learning_ext.trainers.probabilistic_top_k import (
     gate_logits,
-    gate_temperature,
     sample_gates,
 )
 
@@ -111,7 +110,7 @@ def test_cold_gates_without_noise_are_upstreams_top_k(monkeypatch):
 
 def test_the_temperature_falls_geometrically_from_one_end_of_the_run_to_the_other():
     steps = 11
-    found = [gate_temperature(step, steps, 5.0, 1e-3) for step in range(steps)]
+    found = [made(steps=steps)._temperature(step) for step in range(steps)]
     assert found[0] == 5.0
     assert found[-1] == pytest.approx(1e-3)
     ratios = [b / a for a, b in pairwise(found)]
@@ -178,7 +177,7 @@ def test_the_loss_and_its_gradients_are_the_equations():
     top = trainer.ae.encode(x)
     dead = [i for i in range(F) if (top[:, i] == 0).all()][:6]
     trainer.num_tokens_since_fired[dead] = 990
-    temperature = gate_temperature(step, 200, 5.0, 1e-3)
+    temperature = trainer._temperature(step)
     noise = noise_of(trainer.generator, (len(x), F))
     state = {n: p.detach().clone().requires_grad_() for n, p in trainer.ae.named_parameters()}
     expected = written_out(state, x, noise, temperature, dead, 0.5)

@@ -27,7 +27,6 @@ from dictionary_learning_ext.trainers.kernels import compiled
 from dictionary_learning_ext.trainers.kernels import step as compiled_step
 from dictionary_learning_ext.trainers.posterior import fixed_variance_kl
 from dictionary_learning_ext.trainers.step import StepObjective
-from dictionary_learning_ext.trainers.vaease import VAEase
 
 # --- the model
 
@@ -181,7 +180,7 @@ def test_by_magnitude_the_threshold_is_one_of_magnitudes():
 
 def test_threshold_selects_by_mean_and_must_be_set():
     sae = make_trainer().ae
-    with pytest.raises(ConfigError, match="threshold"):
+    with pytest.raises(ConfigError, match="use_threshold"):
         sae.encode(data(), use_threshold=True)
     mu = sae.encode(data(), return_topk=True)[3]
     at = mu[mu > 0.3].min().detach()  # one mean is exactly there: as upstream, it is not selected
@@ -189,7 +188,7 @@ def test_threshold_selects_by_mean_and_must_be_set():
     features = sae.encode(data(), use_threshold=True)
     assert t.equal(features, mu * (mu > at))
     assert (features != 0).sum() == (mu >= at).sum() - 1
-    with pytest.raises(ConfigError, match="sample=False"):
+    with pytest.raises(ConfigError, match="sample"):
         sae.encode(data(), use_threshold=True, sample=True)
 
 
@@ -543,14 +542,3 @@ def test_noise_that_drowns_the_activations_is_warned_of_once_with_what_to_set(
     advised = built("vsae_top_k", **options | {name: float(value)})
     logged = advised.loss(x, 0, logging=True).losses
     assert logged["noise_to_signal"] == pytest.approx(0.1, rel=0.02)
-
-
-@pytest.mark.parametrize("shape", [(4, 9), (2, 3, 9)])
-def test_activations_of_another_width_are_named(shape):
-    for sae in (VariationalTopKAutoEncoder(8, 32, k=4), VAEase(8, 32)):
-        with pytest.raises(ConfigError, match=rf"{shape[-1]},?\).*width 8"):
-            sae.encode(t.zeros(shape))
-        with pytest.raises(ConfigError, match="width 8"):
-            sae(t.zeros(shape))
-        with pytest.raises(ConfigError, match=rf"{shape[-1]},?\).*width 32"):
-            sae.decode(t.zeros(shape))
