@@ -13,7 +13,7 @@ and 0.4 GB, and a pair takes a minute on one core.
 Shapes: N tokens, F features, G features of another SAE.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -31,6 +31,7 @@ from .reproducibility import (
     RETURNING,
     PairOfSAEs,
     Reproducibility,
+    from_the_other,
     matching,
     products_of_each,
 )
@@ -133,7 +134,7 @@ CODE_MEASURES = (
         "that both select, as a share of those that either selects",
     ),
 )
-"""The measures of a pair's codes, see `measures_of_pair`."""
+"""The measures of a pair's codes."""
 COME_BACK = (
     CODE_MEASURES[0],
     Number(
@@ -175,18 +176,22 @@ class AgreementOfCodes:
 
     @property
     def in_function(self) -> dict[tuple[str, str], float]:
-        """The share of features that come back in what they do, for every pair."""
-        return {names: share_in_function(*both) for names, both in self.correlations.items()}
+        """The share of features that come back in what they do, for every pair: the number of features that match, over their
+        mean number of features."""
+        return {
+            names: float(np.mean(np.concatenate(both) >= RETURNING[0]))
+            for names, both in self.correlations.items()
+        }
 
     @cached_property
-    def fve(self) -> dict[tuple[str, str], tuple[float | None, float | None]]:
+    def fve(self) -> dict[tuple[str, str], tuple[float | None, ...]]:
         """The FVE of what comes back of each SAE of every pair, by the two names; None where the activations have no variance."""
         return {
-            (a, b): (
-                fve_of(self.codes[a], correlation_F >= RETURNING[0]),
-                fve_of(self.codes[b], correlation_G >= RETURNING[0]),
+            names: tuple(
+                fve_of(self.codes[name], correlation >= RETURNING[0])
+                for name, correlation in zip(names, both, strict=True)
             )
-            for (a, b), (correlation_F, correlation_G) in self.correlations.items()
+            for names, both in self.correlations.items()
         }
 
     def one_token(self, name: str) -> float:
@@ -195,15 +200,60 @@ class AgreementOfCodes:
         returns_SF = self.correlation_SF(name) >= RETURNING[0]
         return fmean(_weight_share(returns_F, kind_F) for returns_F in returns_SF)
 
+    def numbers(self, name: str | None = None) -> dict[str, float | None]:
+        """An SAE's numbers in tables, by the keys of SHOWN, and its L0: means over its pairs. Default: means over all SAEs and
+        pairs."""
+        names = [*self.codes] if name is None else [name]
+        codes = [self.codes[one] for one in names]
+        pairs = self.fve.items()
+        fve = [own for pair in pairs for of, own in zip(*pair, strict=True) if of in names]
+        shares = self.in_function.items()
+        return {
+            "in_function_fve": mean_or_none(fve),
+            "as_direction": self.measured.share_as_direction(names),
+            "in_function": fmean(share for pair, share in shares if {*pair} & {*names}),
+            NEAR_DEAD_KEY: fmean(1 - float(is_used(one).mean()) for one in codes),
+            "fve": mean_or_none([fve_of(one) for one in codes]),
+            "l0": mean_or_none([one.totals.mean("l0") for one in codes]),
+        }
+
     @cached_property
     def pairs(self) -> dict[tuple[str, str], dict[str, float | None]]:
-        """The result of `measures_of_pair` for every pair, by the two names."""
+        """The CODE_MEASURES of every pair, by the two names, by key."""
+        return {names: self._measures(*names) for names in self.measured.pairs}
+
+    def _measures(self, a: str, b: str) -> dict[str, float | None]:
+        """Every measure of a pair. All are symmetric in the two.
+
+        Correlations are Pearson's over all tokens, also those at which a feature is not selected, for all features of the
+        smaller SAE. Shares that belong to features that come back are means over the two SAEs.
+        """
+        both, pair = (self.codes[a], self.codes[b]), self.measured.pairs[a, b]
+        correlations = self.correlations[a, b]
+        in_function = [correlation >= RETURNING[0] for correlation in correlations]
+        as_direction = {
+            least: [match >= least for match in (pair.match_F, pair.match_G)] for least in RETURNING
+        }
+        counts, energies = [one.count_F for one in both], [one.energy_F for one in both]
+        used = [is_used(one) for one in both]
+        first = as_direction[RETURNING[0]]
         return {
-            (a, b): {
-                "in_function_fve": mean_or_none(self.fve[a, b]),
-                **measures_of_pair(self.codes[a], self.codes[b], pair, self.correlations[a, b]),
-            }
-            for (a, b), pair in self.measured.pairs.items()
+            "in_function_fve": mean_or_none(self.fve[a, b]),
+            "in_function": self.in_function[a, b],
+            "in_function_selections": _mean_share(counts, in_function),
+            "in_function_energy": _mean_share(energies, in_function),
+            "in_function_one_token": _mean_share(in_function, map(of_one_token, both)),
+            "near_dead": 1 - float(np.mean([used_F.mean() for used_F in used])),
+            "correlation": float(correlations[0].sum() / min(map(len, correlations))),
+            "correlation_by_direction": _correlation_by_direction(*both, pair),
+            **{
+                f"direction_{least:g}_not_near_dead": _mean_share(used, returns)
+                for least, returns in as_direction.items()
+            },
+            "direction_selections": _mean_share(counts, first),
+            "direction_energy": _mean_share(energies, first),
+            "direction_fve": mean_or_none([fve_of(*one) for one in zip(both, first, strict=True)]),
+            "jaccard": _jaccard(both[0].code_NF, both[1].code_NF, pair.matched_F),
         }
 
     def means(self) -> dict[str, float | None]:
@@ -228,66 +278,6 @@ def of_one_token(codes: Codes) -> np.ndarray:
     return codes.token_cosine_F >= RETURNING[0]
 
 
-def share_in_function(correlation_F: np.ndarray, correlation_G: np.ndarray) -> float:
-    """The share of two SAEs' features that come back in what they do: the number of pairs, over their mean number of features.
-    Takes the result of `same_in_another`."""
-    return float(np.mean(np.concatenate([correlation_F, correlation_G]) >= RETURNING[0]))
-
-
-def measures_of_pair(
-    a: Codes, b: Codes, pair: PairOfSAEs, correlations: tuple[np.ndarray, np.ndarray]
-) -> dict[str, float | None]:
-    """Every measure of CODE_MEASURES but the first, by key. All are symmetric in the two.
-
-    Correlations are Pearson's over all tokens, also those at which a feature is not selected, for all features of the
-    smaller SAE. Shares that belong to features that come back are means over the two SAEs.
-
-    Arguments:
-        pair: how the directions agree.
-        correlations: the result of `same_in_another`.
-    """
-    centred_F, others_G = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
-    returns_F, returns_G = (correlation >= RETURNING[0] for correlation in correlations)
-    used_F, used_G = is_used(a), is_used(b)
-    ours_P = np.flatnonzero(pair.is_matched_F)
-    theirs_P = pair.matched_F[ours_P]
-    by_direction_P = products_of_each(centred_F[ours_P], others_G[theirs_P])
-    units = normalize(a.directions_FD[ours_P]), normalize(b.directions_FD[theirs_P])
-    signs_P = (units[0] * units[1]).sum(1).sign().numpy()
-    return {
-        "in_function": share_in_function(*correlations),
-        "in_function_selections": float(
-            np.mean([_weight_share(a.count_F, returns_F), _weight_share(b.count_F, returns_G)])
-        ),
-        "in_function_energy": float(
-            np.mean([_weight_share(a.energy_F, returns_F), _weight_share(b.energy_F, returns_G)])
-        ),
-        "in_function_one_token": float(
-            np.mean(
-                [
-                    _weight_share(returns_F, of_one_token(a)),
-                    _weight_share(returns_G, of_one_token(b)),
-                ]
-            )
-        ),
-        "near_dead": 1 - float(np.mean([used_F.mean(), used_G.mean()])),
-        "correlation": float(correlations[0].sum() / min(len(returns_F), len(returns_G))),
-        "correlation_by_direction": float((signs_P * by_direction_P).mean()),
-        **{
-            f"direction_{least:g}_not_near_dead": _weight_share_returning(
-                used_F, used_G, least, pair
-            )
-            for least in RETURNING
-        },
-        "direction_selections": _weight_share_returning(a.count_F, b.count_F, RETURNING[0], pair),
-        "direction_energy": _weight_share_returning(a.energy_F, b.energy_F, RETURNING[0], pair),
-        "direction_fve": mean_or_none(
-            [fve_of(a, pair.match_F >= RETURNING[0]), fve_of(b, pair.match_G >= RETURNING[0])]
-        ),
-        "jaccard": _jaccard(a.code_NF, b.code_NF, pair.matched_F),
-    }
-
-
 def same_in_another(a: Codes, b: Codes) -> tuple[np.ndarray, np.ndarray]:
     """The correlation of each feature's activations with those of its match in the other SAE, over all tokens: (F,), (G,).
 
@@ -295,9 +285,19 @@ def same_in_another(a: Codes, b: Codes) -> tuple[np.ndarray, np.ndarray]:
     """
     centred = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
     matched_F, correlation_F = matching(*centred, signed=True)
-    correlation_G = np.zeros(b.code_NF.shape[1])
-    correlation_G[matched_F[matched_F >= 0]] = correlation_F[matched_F >= 0]
+    _, correlation_G = from_the_other(matched_F, correlation_F, b.n_features)
     return correlation_F, correlation_G
+
+
+def _correlation_by_direction(a: Codes, b: Codes, pair: PairOfSAEs) -> float:
+    """The mean correlation of the activations of features matched by direction, with the sign reversed for opposite ones."""
+    ours_P = np.flatnonzero(pair.matched_F >= 0)
+    theirs_P = pair.matched_F[ours_P]
+    centred_F, others_G = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
+    correlation_P = products_of_each(centred_F[ours_P], others_G[theirs_P])
+    units = normalize(a.directions_FD[ours_P]), normalize(b.directions_FD[theirs_P])
+    signs_P = (units[0] * units[1]).sum(1).sign().numpy()
+    return float((signs_P * correlation_P).mean())
 
 
 def is_used(codes: Codes) -> np.ndarray:
@@ -325,13 +325,9 @@ def _centred(code_NF: Any, sign: float = 1.0) -> Any:
     return hstack([scaled_FN, csr_matrix(sign * means_F * scales_F).T], format="csr")
 
 
-def _weight_share_returning(
-    a_F: np.ndarray, b_G: np.ndarray, least: float, pair: PairOfSAEs
-) -> float:
-    """The share of the weights that belongs to features that come back as a direction, the mean over the two SAEs; 0 if there is
-    no weight."""
-    both = (a_F, pair.match_F), (b_G, pair.match_G)
-    return float(np.mean([_weight_share(weights, match >= least) for weights, match in both]))
+def _mean_share(weights: Iterable[np.ndarray], is_in: Iterable[np.ndarray]) -> float:
+    """`_weight_share`, the mean over the two SAEs of a pair."""
+    return float(np.mean([*map(_weight_share, weights, is_in)]))
 
 
 def _weight_share(weights_F: np.ndarray, is_in_F: np.ndarray) -> float:

@@ -15,7 +15,6 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from inspect import getfile
-from statistics import fmean
 
 import numpy as np
 import torch as t
@@ -29,20 +28,13 @@ from ..codes.encoding import Totals, as_csr, encoded
 from ..config.run import Split
 from ..errors import CheckpointError, TextError, UserError
 from ..evaluation.folders import OpenedFolders
-from ..evaluation.metrics import fve_of
 from ..run_folder.files import RANDOM_TOKENS, read_json, write_json
 from ..run_folder.identity import hash_of_definitions
 from ..run_folder.sae_folder import SAEFolder
 from ..run_folder.schema import RANDOM_TOKENS_JSON
 from ..trainers.data_start import token_directions
-from .agreement import (
-    NEAR_DEAD_KEY,
-    AgreementOfCodes,
-    is_used,
-    mean_or_none,
-    share_in_function,
-)
-from .reproducibility import RETURNING, reproducibility
+from .agreement import AgreementOfCodes
+from .reproducibility import reproducibility
 
 logger = logging.getLogger(__name__)
 
@@ -190,14 +182,5 @@ def come_back_of(saes: Sequence[AutoEncoderTopK], contexts: Iterable[ContextBatc
     `agreement.SHOWN`, and their L0."""
     codes = encode(saes, contexts)
     directions = {name: sae.encoder.weight for name, sae in zip("ab", saes, strict=True)}
-    found = AgreementOfCodes(dict(zip("ab", codes, strict=True)), reproducibility(directions))
-    (correlations,) = found.correlations.values()
-    (fve,) = found.fve.values()
-    return {
-        "in_function_fve": mean_or_none(fve),
-        "as_direction": fmean(found.measured.as_direction(name)[RETURNING[0]] for name in "ab"),
-        "in_function": share_in_function(*correlations),
-        NEAR_DEAD_KEY: fmean(1 - float(is_used(one).mean()) for one in codes),
-        "fve": mean_or_none([fve_of(one) for one in codes]),
-        "l0": mean_or_none([one.totals.mean("l0") for one in codes]),
-    }
+    codes_of = dict(zip("ab", codes, strict=True))
+    return AgreementOfCodes(codes_of, reproducibility(directions)).numbers()

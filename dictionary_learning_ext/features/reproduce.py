@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch as t
@@ -19,7 +18,6 @@ from ..config.checks import require
 from ..config.run import RunConfig
 from ..errors import UserError
 from ..evaluation.folders import SAE, OpenedFolders, dictionary_of, open_folders
-from ..evaluation.metrics import fve_of
 from ..evaluation.tables import labels, metrics_as_now, titles
 from ..run_folder.comparing import (
     grouped_by_setting,
@@ -30,10 +28,10 @@ from ..run_folder.comparing import (
 )
 from ..run_folder.sae_folder import SEEDS, SAEFolder, find_sae, find_saes
 from ..run_folder.weights import load_sae
-from .agreement import NEAR_DEAD_KEY, AgreementOfCodes, is_used, mean_or_none
+from .agreement import NEAR_DEAD_KEY, AgreementOfCodes, mean_or_none
 from .directions import decoder_directions
 from .random_tokens import Numbers, kept_random_tokens, key_of, random_tokens
-from .reproducibility import RETURNING, Reproducibility, ReproducibilityError, reproducibility
+from .reproducibility import Reproducibility, ReproducibilityError, reproducibility
 
 logger = logging.getLogger(__name__)
 
@@ -52,20 +50,16 @@ class ReturningFeatures:
 
     measured: Reproducibility
     """How their directions agree."""
-    fve: dict[str, float | None]
-    """None for an SAE of which it isn't known."""
-    l0: dict[str, float | None]
-    """The same."""
+    first: SAEFolder
+    """The first SAE. What comes back of random tokens is kept beside it."""
+    metrics: dict[str, dict[str, Any]]
+    """The content of metrics.json of each SAE, for its FVE and L0 where its codes aren't known; empty if it isn't known."""
     notes: list[str]
     """Warnings: the settings that differ besides the seeds, and the seeds that are shared."""
-    codes: AgreementOfCodes | None = None
-    """How their codes agree; None if only directions were compared."""
-    title: str = ""
-    """The name of the SAEs' architecture."""
     share_batches: bool = False
     """Whether two of the SAEs were trained on the same batches."""
-    first: SAEFolder | None = None
-    """The first SAE."""
+    codes: AgreementOfCodes | None = None
+    """How their codes agree; None if only directions were compared."""
     random_tokens: Numbers | None = None
     """How much of dictionaries of random tokens comes back, by the keys of `agreement.SHOWN`; None if it isn't known."""
 
@@ -80,7 +74,6 @@ class ReturningFeatures:
             how: split and keep, see `random_tokens`.
         """
         assert self.codes is not None, "random tokens are compared on tokens"
-        assert self.first is not None, "their numbers are kept beside an SAE"
         codes = [*self.codes.codes.values()]
         known, key = {} if known is None else known, key_of(codes)
         if key not in known:
@@ -98,55 +91,34 @@ class ReturningFeatures:
         """Every measure, averaged over the pairs."""
         return {**self.measured.means(), **(self.codes.means() if self.codes else {})}
 
+    def numbers(self, name: str | None = None) -> dict[str, float | None]:
+        """An SAE's numbers in tables, see `AgreementOfCodes.numbers`. Without codes, what features do isn't known."""
+        if self.codes is not None:
+            return self.codes.numbers(name)
+        names = self.measured.names if name is None else [name]
+        metrics = [self.metrics[one] for one in names]
+        return {
+            "in_function_fve": None,
+            "as_direction": self.measured.share_as_direction(names),
+            "in_function": None,
+            NEAR_DEAD_KEY: None,
+            "fve": mean_or_none([one.get("fve") for one in metrics]),
+            "l0": mean_or_none([one.get("l0") for one in metrics]),
+        }
+
     def as_direction(self, name: str | None = None) -> float:
         """The share of an SAE's features that come back as a direction. Default: the mean over SAEs."""
-        names = self.measured.names if name is None else [name]
-        return fmean(self.measured.as_direction(name)[RETURNING[0]] for name in names)
+        return self.measured.share_as_direction(self.measured.names if name is None else [name])
 
     def returning_fve(self, name: str | None = None) -> float | None:
         """The FVE of an SAE's features that come back in what they do, alone, the mean over its pairs. Default: the mean over
         all pairs. None without codes."""
-        if self.codes is None:
-            return None
-        pairs = self.codes.fve.items()
-        known = [
-            fve
-            for pair, both in pairs
-            for of, fve in zip(pair, both, strict=True)
-            if name in (None, of)
-        ]
-        return mean_or_none(known)
+        return self.numbers(name)["in_function_fve"]
 
     def in_function(self, name: str | None = None) -> float | None:
         """The share of an SAE's features that come back in what they do, the mean over its pairs. Default: the mean over all
         pairs. None without codes."""
-        if self.codes is None:
-            return None
-        shares = self.codes.in_function
-        return fmean(share for pair, share in shares.items() if name is None or name in pair)
-
-    def near_dead(self, name: str | None = None) -> float | None:
-        """The share of an SAE's features that are near-dead. Default: the mean over SAEs. None without codes."""
-        if self.codes is None:
-            return None
-        names = self.measured.names if name is None else [name]
-        return fmean(1 - float(is_used(self.codes.codes[name]).mean()) for name in names)
-
-    def numbers(self, name: str | None = None) -> dict[str, float | None]:
-        """An SAE's numbers in tables, by the keys of `agreement.SHOWN`, and its L0. Default: the mean over SAEs."""
-        return {
-            "in_function_fve": self.returning_fve(name),
-            "as_direction": self.as_direction(name),
-            "in_function": self.in_function(name),
-            NEAR_DEAD_KEY: self.near_dead(name),
-            "fve": self.mean_fve if name is None else self.fve[name],
-            "l0": mean_or_none([*self.l0.values()]) if name is None else self.l0[name],
-        }
-
-    @property
-    def mean_fve(self) -> float | None:
-        """The mean FVE of the SAEs; None unless all are known."""
-        return mean_or_none([*self.fve.values()])
+        return self.numbers(name)["in_function"]
 
 
 def agreement(a: SAE, b: SAE) -> Reproducibility:
@@ -322,23 +294,17 @@ def compare_saes(
     if directions is None:
         directions = {folder: codes[folder].directions_FD for folder in saes}
     measured = reproducibility({names[folder]: directions[folder] for folder in saes})
-    fve, l0, first = {}, {}, next(iter(saes.values()))
-    for folder, sae in saes.items():
-        name, own = names[folder], codes.get(folder)
-        known = (metrics_as_now(sae) or {}) if own is None else {}
-        fve[name] = known.get("fve") if own is None else fve_of(own)
-        l0[name] = known.get("l0") if own is None else own.totals.mean("l0")
-    agreeing = {names[folder]: codes[folder] for folder in saes} if codes else {}
+    first, found = next(iter(saes.values())), None
+    if codes:
+        found = AgreementOfCodes({names[folder]: codes[folder] for folder in saes}, measured)
     return ReturningFeatures(
         measured,
-        fve,
-        l0,
-        warn_of_differences(saes),
-        AgreementOfCodes(agreeing, measured) if codes else None,
-        first.title,
-        "data_seed" in _shared_seeds(saes),
         first,
-        kept_random_tokens([*agreeing.values()], first) if agreeing else None,
+        {} if codes else {names[name]: metrics_as_now(sae) or {} for name, sae in saes.items()},
+        warn_of_differences(saes),
+        "data_seed" in _shared_seeds(saes),
+        found,
+        found and kept_random_tokens([*found.codes.values()], first),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..evaluation.metrics import Number
 from ..evaluation.tables import text_table
-from .agreement import CODE_MEASURES, SHOWN
+from .agreement import CODE_MEASURES, NEAR_DEAD_KEY, SHOWN
 from .columns import FeaturesOfSAE, write_numbers
 from .random_tokens import Numbers
 from .reproduce import ReturningFeatures, SettingsCompared
@@ -199,14 +199,14 @@ def _content_of(result: ReturningFeatures) -> dict[str, Any]:
         "warnings": result.notes,
         "saes": {
             name: {
-                "fve": result.fve[name],
+                "fve": numbers["fve"],
                 "within": measured.within[name],
                 "as_direction": measured.as_direction(name),
-                "in_function_fve": result.returning_fve(name),
-                "in_function": result.in_function(name),
-                "near_dead": result.near_dead(name),
+                "in_function_fve": numbers["in_function_fve"],
+                "in_function": numbers["in_function"],
+                "near_dead": numbers[NEAR_DEAD_KEY],
             }
-            for name in measured.names
+            for name, numbers in ((name, result.numbers(name)) for name in measured.names)
         },
         "pairs": [{"saes": list(names), **pair} for names, pair in result.pairs.items()],
         "mean": result.means(),

@@ -6,10 +6,11 @@ the larger one's features have no match, so they don't come back.
 Shapes: F features, G features of another SAE, D = activation_dim, S SAEs. All features count, dead ones included.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -137,23 +138,18 @@ class PairOfSAEs:
         return _mean_of_pairs(*matching(a.unit_FD, b.unit_FD, signed=True))
 
     @cached_property
-    def match_G(self) -> np.ndarray:
-        """(G,), the absolute cosine of each feature of the second with its match in the first; 0 without a match."""
-        match_G = np.zeros(self.n_others)
-        match_G[self.matched_F[self.is_matched_F]] = self.match_F[self.is_matched_F]
-        return match_G
-
-    @cached_property
-    def matched_G(self) -> np.ndarray:
-        """(G,), the number of that match; -1 without one."""
-        matched_G = np.full(self.n_others, -1)
-        matched_G[self.matched_F[self.is_matched_F]] = np.flatnonzero(self.is_matched_F)
-        return matched_G
+    def _from_the_other(self) -> tuple[np.ndarray, np.ndarray]:
+        return from_the_other(self.matched_F, self.match_F.astype(np.float64), self.n_others)
 
     @property
-    def is_matched_F(self) -> np.ndarray:
-        """(F,), which features of the first have a match."""
-        return self.matched_F >= 0
+    def matched_G(self) -> np.ndarray:
+        """(G,), the number of each feature's match in the first, of the features of the second; -1 without one."""
+        return self._from_the_other[0]
+
+    @property
+    def match_G(self) -> np.ndarray:
+        """(G,), the absolute cosine with that match; 0 without one."""
+        return self._from_the_other[1]
 
     @property
     def measures(self) -> dict[str, float]:
@@ -166,7 +162,7 @@ class PairOfSAEs:
             "pw_mcc_less_null": self.pw_mcc - self.null,
             "agreement": self.mean_signed_cosine,
             **{
-                f"direction_{least:g}": float((self.match_F[self.is_matched_F] >= least).mean())
+                f"direction_{least:g}": _mean_of_pairs(self.matched_F, self.match_F >= least)
                 for least in RETURNING
             },
         }
@@ -220,6 +216,10 @@ class Reproducibility:
         in RETURNING. In an SAE of half its size, at most half of them do."""
         matches_SF = self._matches_SF(name)
         return {least: float(np.mean(matches_SF >= least)) for least in RETURNING}
+
+    def share_as_direction(self, names: Sequence[str]) -> float:
+        """The share of features that come back as a direction, the mean over some SAEs."""
+        return fmean(self.as_direction(name)[RETURNING[0]] for name in names)
 
     def scores(self, name: str) -> "FeatureScores":
         """How well each feature of an SAE matches one of the others'."""
@@ -359,10 +359,7 @@ def matching(
     """
     if unit_FD.shape[0] > others_GD.shape[0]:
         matched_G, match_G = matching(others_GD, unit_FD, signed=signed, exact_up_to=exact_up_to)
-        matched_F = np.full(unit_FD.shape[0], -1)
-        match_F = np.zeros(unit_FD.shape[0], dtype=match_G.dtype)
-        matched_F[matched_G], match_F[matched_G] = np.arange(len(matched_G)), match_G
-        return matched_F, match_F
+        return from_the_other(matched_G, match_G, unit_FD.shape[0])
     if others_GD.shape[0] <= exact_up_to:
         cosines_FG = _products(unit_FD, others_GD.T)
         values_FG = cosines_FG if signed else np.abs(cosines_FG)
@@ -371,6 +368,16 @@ def matching(
         matched_F = _matched_among_candidates(unit_FD, others_GD, signed)
     match_F = products_of_each(unit_FD, others_GD[matched_F])
     return matched_F, match_F if signed else np.abs(match_F)
+
+
+def from_the_other(
+    matched_F: np.ndarray, match_F: np.ndarray, n_others: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A result of `matching` as the G features of the other SAE have it: the number of each one's match, and the product."""
+    ours_P = np.flatnonzero(matched_F >= 0)
+    matched_G, match_G = np.full(n_others, -1), np.zeros(n_others, dtype=match_F.dtype)
+    matched_G[matched_F[ours_P]], match_G[matched_F[ours_P]] = ours_P, match_F[ours_P]
+    return matched_G, match_G
 
 
 def products_of_each(a_FD: Vectors, b_FD: Vectors) -> np.ndarray:

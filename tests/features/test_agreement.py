@@ -74,6 +74,18 @@ def of(a, b, k: int | None = K):
     return found.pairs["a", "b"]
 
 
+def test_the_numbers_of_an_sae_are_means_over_its_own_pairs():
+    (a, b), (c, _) = half_returns(0), half_returns(3)
+    saes = {name: as_codes(*sae) for name, sae in (("a", a), ("b", b), ("c", c))}
+    found = AgreementOfCodes(saes, reproducibility({n: s.directions_FD for n, s in saes.items()}))
+    share = {names: measures["in_function"] for names, measures in found.pairs.items()}
+    assert found.numbers()["in_function"] == pytest.approx(np.mean([*share.values()]))
+    own = np.mean([share["a", "b"], share["a", "c"]])
+    assert found.numbers("a")["in_function"] == pytest.approx(own) != share["b", "c"]
+    of_a = [found.fve["a", "b"][0], found.fve["a", "c"][0]]
+    assert found.numbers("a")["in_function_fve"] == pytest.approx(np.mean(of_a))
+
+
 def slowly(a, b, k):
     """The measures from dense arrays: one feature, token or pair at a time."""
     (f, ours), (g, theirs) = a, b

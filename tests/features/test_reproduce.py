@@ -7,7 +7,6 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +24,7 @@ from dictionary_learning_ext.evaluation.metrics import METRICS, fve_of
 from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
 from dictionary_learning_ext.features.directions import decoder_directions
-from dictionary_learning_ext.features.reproduce import (
-    ReturningFeatures,
-    reproduce,
-    warn_of_differences,
-)
+from dictionary_learning_ext.features.reproduce import reproduce, warn_of_differences
 from dictionary_learning_ext.features.reproduce_text import HEADER, answer, with_random_tokens
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
 from dictionary_learning_ext.features.seeds import compare_seeds
@@ -396,10 +391,10 @@ def test_the_fve_is_that_of_the_codes_compared_or_else_of_an_evaluation_of_these
     evaluated = json.loads((again / "metrics.json").read_text())["fve"]
     found = reproduce([seeds[0], again], 300)
     assert found.codes is not None
-    assert found.fve["again"] == fve_of(found.codes.codes["again"]) != evaluated
-    assert reproduce([seeds[0], again]).fve["again"] == evaluated, "directions alone"
+    assert found.numbers("again")["fve"] == fve_of(found.codes.codes["again"]) != evaluated
+    assert reproduce([seeds[0], again]).numbers("again")["fve"] == evaluated, "directions alone"
     shutil.copy(Path(seeds[2]) / "ae.pt", other)
-    assert reproduce([seeds[0], other]).fve["other"] is None
+    assert reproduce([seeds[0], other]).numbers("other")["fve"] is None
 
 
 def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(seeds, tmp_path):
@@ -470,14 +465,6 @@ def test_a_pair_is_of_two_saes_of_one_width(saes):
     with pytest.raises(ReproducibilityError, match=r"9 dimensions.* 8"):
         agreement(saes[0], AutoEncoderTopK(9, 12, 2))
     assert (agreement(saes[0], AutoEncoderTopK(8, 16, 2)).pair.matched_F >= 0).all()
-
-
-def test_the_share_of_an_sae_is_the_mean_over_its_own_pairs():
-    codes: Any = SimpleNamespace(in_function={("a", "b"): 0.2, ("a", "c"): 0.4, ("b", "c"): 0.9})
-    measured: Any = SimpleNamespace(names=["a", "b", "c"])
-    found = ReturningFeatures(measured, {}, {}, [], codes)
-    assert found.in_function("a") == pytest.approx(0.3)
-    assert found.in_function() == pytest.approx(0.5)
 
 
 def numbers(direction, function=None, fve=None, back=None, l0=None):
