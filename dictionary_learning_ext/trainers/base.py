@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from inspect import Parameter, signature
-from types import MappingProxyType, NoneType
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, get_args
 
 import torch as t
@@ -126,15 +126,13 @@ def metrics_of_code(
 class SamplingTrainer(SAETrainer, ABC):
     """Base class of our trainers: construction, noise generator, initial b_dec, step, logging and the check for finite numbers.
 
-    A subclass names its settings and its dictionary, and defines `_terms`. Its own constructor, if it has one, is
-    for people and type checkers: it names the arguments in upstream's order, and hands them all to `_start_by_name`. Each trainer draws noise
+    A subclass names its settings and its dictionary, and defines `_terms`. Its own constructor, if it has one, is for people and
+    type checkers: it names the arguments in upstream's order, and hands them all to `_start_by_name`. Each trainer draws noise
     from its own generator, so a run depends neither on what else runs in the process nor on how often it is logged.
     """
 
     settings_class: type[SAEConfig]
     dictionary_class: type
-    own_defaults: Mapping[str, Any] = MappingProxyType({})
-    """The defaults of options that are others than those of the settings."""
     starts_at_median: bool = True
     """Whether b_dec starts at the first batch's geometric median."""
     draws_noise_seed: bool = False
@@ -167,7 +165,7 @@ class SamplingTrainer(SAETrainer, ABC):
         Arguments:
             named: a constructor's arguments by name, and `options`, all others.
         """
-        given = {**self.own_defaults, **named, **named["options"]}
+        given = {**named, **named["options"]}
         place = {n: given.pop(n) for n in place_arguments(type(self)) if n in given}
         options = {n: v for n, v in given.items() if n not in ("self", "options")}
         require_sizes(steps=place["steps"], activation_dim=place["activation_dim"])
@@ -213,8 +211,7 @@ class SamplingTrainer(SAETrainer, ABC):
             t.manual_seed(seed)
         self.ae = self._dictionary(self._dict_class(dict_class), activation_dim).to(self.device)
         self.optimizer = self._optimizer()
-        warmup, decay = settings.warmup_steps, settings.decay_start
-        schedule = get_lr_schedule(steps, warmup, decay_start=decay)
+        schedule = get_lr_schedule(steps, settings.warmup_steps, settings.decay_start)
         self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer.optimizer, lr_lambda=schedule)
         own_seed = t.initial_seed() if seed is None else seed
         self.generator = t.Generator(self.device).manual_seed(own_seed)
@@ -243,7 +240,7 @@ class SamplingTrainer(SAETrainer, ABC):
         Raises: ConfigError for any other class.
         """
         ours = self.dictionary_class
-        if given is None:
+        if given is None or given is ours:
             return ours
         if given is AutoEncoderTopK:
             logger.warning(

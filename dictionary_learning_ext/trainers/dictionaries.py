@@ -115,7 +115,7 @@ def decoder_directions(dictionary: Dictionary, features: Sequence[int] | None = 
 
 
 @t.no_grad()
-def column_norms(weight_DF: t.Tensor) -> t.Tensor:
+def nonzero_norms(weight_DF: t.Tensor) -> t.Tensor:
     """The norms of a decoder's columns, (F,); 1 for columns that are 0."""
     norm_F = weight_DF.norm(dim=0)
     return t.where(norm_F > 0, norm_F, 1.0)

@@ -81,27 +81,25 @@ class GaussianPosterior(NamedTuple):
 
     mu: t.Tensor
     """(…, F)"""
-    log_var: t.Tensor | None
-    """log sigma^2, (…, F) or 0-dim. None for a point, whose sigma is 0."""
+    log_var: t.Tensor
+    """log sigma^2, (…, F) or 0-dim; -inf for a point, whose sigma is 0"""
     prior_std: t.Tensor
     """p, 0-dim"""
 
     @property
     def kl(self) -> t.Tensor:
         """KL( N(mu, sigma^2) || N(0, p^2) ) in nats, (…, F). For a point: `point_kl`."""
-        if self.log_var is None:
-            return point_kl(self.mu, self.prior_std)
         return gaussian_kl(self.mu, self.log_var, self.prior_std)
 
     @property
     def std(self) -> t.Tensor:
         """sigma, of the shape of log_var."""
-        return self.mu.new_zeros(()) if self.log_var is None else (self.log_var / 2).exp()
+        return (self.log_var / 2).exp()
 
     @property
     def noise_variance(self) -> t.Tensor:
         """sigma^2, of the shape of log_var."""
-        return self.mu.new_zeros(()) if self.log_var is None else self.log_var.exp()
+        return self.log_var.exp()
 
 
 class GatedPosterior(NamedTuple):

@@ -17,7 +17,7 @@ from ..config.arguments import says_options_of
 from ..config.checks import require_sizes
 from ..config.sae import VAEaseConfig, VAEaseOptions
 from .base import SamplingTrainer, place_arguments
-from .dictionaries import OwnDictionary, column_norms, require_scale, require_width
+from .dictionaries import OwnDictionary, nonzero_norms, require_scale, require_width
 from .posterior import GatedPosterior
 from .step import product
 
@@ -139,7 +139,7 @@ class VAEase(OwnDictionary):
 
         A feature's activations and prior_std are multiplied by its column's former norm. Zero columns stay.
         """
-        norm_F = column_norms(self.decoder.weight)
+        norm_F = nonzero_norms(self.decoder.weight)
         self.decoder.weight.div_(norm_F)
         self.encoder.weight.mul_(norm_F[:, None])
         for quantity_F in (self.encoder.bias, self.prior_std):

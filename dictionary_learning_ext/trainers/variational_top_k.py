@@ -217,8 +217,7 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
     def posterior(self, x: t.Tensor) -> GaussianPosterior:
         """Each feature's posterior, given activations: (…, D) -> (…, F)."""
         centred = self._centred(x)
-        log_var = None if self.posterior_kind == "point" else self._log_var(centred)
-        return GaussianPosterior(self._mu(centred), log_var, self.prior_std)
+        return GaussianPosterior(self._mu(centred), self._log_var(centred), self.prior_std)
 
     @property
     def weights(self) -> Weights:
@@ -256,7 +255,7 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
         if self._is_learned:
             raw = self.log_var_encoder(centred)
             return raw.clamp(self.log_var_limits[0], self.log_var_limits[1])
-        return 2 * self._std(centred).log()
+        return 2 * self.sigma.log()
 
     def _std(self, centred: t.Tensor) -> t.Tensor:
         """sigma, in `log_var`'s shape."""

@@ -6,7 +6,6 @@ those of its dictionary_learning/trainers/vsae_topk.py. Shapes: B batch, D activ
 """
 
 import copy
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch as t
@@ -16,7 +15,7 @@ from ..config.arguments import says_options_of
 from ..config.checks import require_sizes
 from ..config.sae import VSAEAsPublishedConfig
 from .base import SamplingTrainer, place_arguments
-from .dictionaries import OwnDictionary, column_norms, require_scale, require_width
+from .dictionaries import OwnDictionary, nonzero_norms, require_scale, require_width
 from .posterior import kl_scale
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ class VSAETopK(OwnDictionary):
     def normalize_decoder(self) -> None:
         """Make the decoder's columns unit-norm. Features are multiplied by the former norms after the k largest are
         selected, so reconstructions stay the same. The state dict doesn't hold these factors."""
-        norm_F = column_norms(self.decoder.weight)
+        norm_F = nonzero_norms(self.decoder.weight)
         self.decoder.weight.div_(norm_F)
         self.gain_F.mul_(norm_F)
 
@@ -114,7 +113,7 @@ class VSAETopK(OwnDictionary):
         """A copy with a unit-norm decoder whose former norms multiply the encoder, as the public code does when it loads an SAE
         (:463, :583). It keeps the k features that add most to the reconstruction, so it selects others."""
         folded = copy.deepcopy(self)
-        norm_F = column_norms(self.decoder.weight)
+        norm_F = nonzero_norms(self.decoder.weight)
         folded.decoder.weight.div_(norm_F)
         folded.encoder.weight.mul_(norm_F[:, None])
         folded.encoder.bias.mul_(norm_F)
@@ -163,7 +162,6 @@ class VSAEAsPublishedTrainer(SamplingTrainer):
 
     settings_class = VSAEAsPublishedConfig
     dictionary_class = VSAETopK
-    own_defaults = MappingProxyType({"warmup_steps": 200, "decay_start": None})
     starts_at_median = False
     ae: VSAETopK
 
@@ -181,7 +179,7 @@ class VSAEAsPublishedTrainer(SamplingTrainer):
         lr: float | None = None,
         **options: "Unpack[VSAEAsPublishedArguments]",
     ):
-        self._start_by_name(locals())
+        self._start_by_name({"warmup_steps": 200, "decay_start": None, **locals()})
 
     def _dictionary(self, dict_class: type, activation_dim: int) -> Any:
         built = super()._dictionary(dict_class, activation_dim)

@@ -300,6 +300,11 @@ def test_upstreams_dict_class_is_ignored_with_a_warning(architecture, caplog):
     assert not caplog.records
 
 
+def test_upstreams_dict_class_is_the_one_that_probabilistic_top_k_trains(caplog):
+    assert type(made(GATES, dict_class=AutoEncoderTopK).ae) is AutoEncoderTopK
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("architecture", OWN_DICTIONARY)
 def test_a_subclass_of_the_dictionary_is_trained(architecture, tmp_path):
     class Doubled(import_class(TRAINED[architecture].dictionary)):

@@ -84,7 +84,7 @@ def test_a_gaussian_posterior_is_torchs_normal(is_learned):
 
 def test_a_point_is_the_limit_of_a_narrow_gaussian_without_its_constant():
     mu, prior_std = t.linspace(-2, 2, 9, dtype=t.float64), t.tensor(1.7).double()
-    point = GaussianPosterior(mu, None, prior_std)
+    point = GaussianPosterior(mu, t.tensor(-t.inf).double(), prior_std)
     assert point.std == point.noise_variance == 0
     assert point.std.dtype == mu.dtype
     narrow = kl_divergence(Normal(mu, 1e-4), Normal(t.zeros_like(mu), prior_std))

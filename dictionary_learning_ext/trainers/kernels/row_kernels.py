@@ -173,9 +173,12 @@ def _largest(row_F, k, guess, places, work):
 
 @njit(inline="always")
 def _threshold(row_F, k, guess, work):
-    """A threshold below the K largest and 0, or the K-th largest number and how many equal to it are selected.
+    """Find a threshold that separates a row's K largest numbers from the others. NaN ranks highest.
 
-    NaN ranks highest. Throughout, n_low >= K numbers are above `low` and n_high < K above `high`, so the K-th largest is above
+    Returns: a threshold that only the K largest are above, and 0. Where the K-th largest is tied with others: itself, and
+    how many of those equal to it are among the K.
+
+    Throughout, n_low >= K numbers are above `low` and n_high < K above `high`, so the K-th largest is above
     `low`, and at most `high`.
     """
     low, high = -_INF, _INF
