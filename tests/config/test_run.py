@@ -7,11 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dictionary_learning_ext.config.run import (
-    RunConfig,
-    TrainConfig,
-    require_same,
-)
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig, require_same
 from dictionary_learning_ext.config.sae import OPTION_NAMES
 from dictionary_learning_ext.errors import ConfigError, UserError
 

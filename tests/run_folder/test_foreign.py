@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 from typing import Any
 
 import numpy as np
@@ -97,13 +96,13 @@ def test_an_sae_of_saelens_is_that_of_its_equations(architecture, norms, is_cent
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norms": (0.5, 2.0)}, r"0\.5 to 2, .*expected norms of 1"),
+        ({"norms": (0.5, 2.0)}, r"0\.5 to 2, .* 1"),
         ({"architecture": "batchtopk"}, "'batchtopk' .* 'jumprelu' .* save_inference_model"),
-        ({"activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu' in cfg.json"),
+        ({"activation_fn_str": "tanh-relu"}, "activation_fn .* 'tanh-relu' in cfg.json"),
         ({"normalize_activations": "layer_norm"}, "'layer_norm' in cfg.json; expected 'none'"),
         ({"hook_point": "blocks.0.attn.hook_z"}, "'hook_z' in cfg.json; expected 'none'"),
-        ({"d_sae": 2 * F}, f"dict_size is {F}, but its settings say {2 * F}"),
-        ({"k": None}, f"k=None of {F} features"),
+        ({"d_sae": 2 * F}, f"dict_size is {F}, .* {2 * F}"),
+        ({"k": None}, f"k=None of {F}"),
     ],
 )
 def test_what_upstreams_classes_can_not_represent_is_refused(changes, message, written):
@@ -126,7 +125,7 @@ def test_the_log_threshold_of_an_earlier_saelens_is_read(written, x):
 def test_damaged_files_of_saelens_are_named(written):
     folder, weights = written()
     for damage, message in (
-        (t.full((D,), t.nan), "b_dec has NaN or infinite values"),
+        (t.full((D,), t.nan), "b_dec"),
         (t.zeros(D + 1), "sae_weights.safetensors"),
     ):
         save_file(weights | {"b_dec": damage}, folder / "sae_weights.safetensors")
@@ -290,9 +289,9 @@ def test_an_sae_of_sparsify_is_that_of_its_equations(of_sparsify, x):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"transcode": True}, r"layers\.1: transcode is True in cfg\.json; expected False"),
+        ({"transcode": True}, r"layers\.1: transcode .* cfg\.json; expected False"),
         ({"activation": "groupmax"}, "'groupmax' in cfg.json; expected 'topk'"),
-        ({"k": F + 1}, f"k={F + 1} of {F} features"),
+        ({"k": F + 1}, f"k={F + 1} of {F}"),
     ],
 )
 def test_what_is_no_topk_sae_of_sparsify_is_refused(changes, message, of_sparsify):
@@ -317,14 +316,11 @@ def test_where_sparsify_trained_is_in_its_folders_name_and_the_run_beside(
 
 def test_what_no_file_names_is_asked_for(of_sparsify):
     folder, _ = of_sparsify("layers.1.mlp")  # which is no hook point where a norm follows
-    message = r"which language model.* and which hook point.*; give model and hook "
     with pytest.raises(ConfigError) as refused:
         trained_on(find_sae(folder))
-    assert re.search(message, str(refused.value))
-    assert (
-        trained_on(find_sae(folder), "gpt2", "blocks.1.hook_mlp_out").hook
-        == "blocks.1.hook_mlp_out"
-    )
+    assert "model and hook" in refused.value.instead
+    hook = "blocks.1.hook_mlp_out"
+    assert trained_on(find_sae(folder), "gpt2", hook).hook == hook
 
 
 @pytest.mark.extra
@@ -425,7 +421,7 @@ def test_a_damaged_file_of_gemma_scope_is_one_line(changes, message, tmp_path):
 
 def test_a_file_that_is_no_npz_is_not_unpickled(tmp_path):
     (tmp_path / "params.npz").write_bytes(pickle.dumps({"W_enc": np.zeros((D, F))}))
-    with pytest.raises(CheckpointError, match=r"params\.npz: .*not a zip file") as refused:
+    with pytest.raises(CheckpointError, match=r"params\.npz: .*BadZipFile") as refused:
         load_dictionary(tmp_path)
     assert "allow_pickle" not in str(refused.value)
 
@@ -492,7 +488,7 @@ def test_a_fixed_variance_of_the_papers_public_code_never_samples(tmp_path):
     ("changes", "message"),
     [
         ({"var_flag": 1}, r"ae\.pt: .*W_var"),
-        ({"dict_size": 8}, "its dict_size is 32, but its settings say 8"),
+        ({"dict_size": 8}, "dict_size is 32, .* 8"),
         ({"k": None}, "k=None of"),
     ],
 )
@@ -508,12 +504,11 @@ def test_a_damaged_folder_of_the_papers_public_code_is_one_line(changes, message
 def test_a_folder_of_no_known_format_says_which_are_known(tmp_path, of_sparsify):
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "cfg.json").write_text("{}")
-    message = r"some: expected a file config\.json, but it holds cfg\.json; give a folder of this package.*SAELens.*sparsify"
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=r"config\.json, .* cfg\.json; .*SAELens.*sparsify"):
         find_sae(tmp_path / "some")
     folder, _ = of_sparsify()
-    message = rf"holds the folders of SAEs and is not one; give one of them, e\.g\. {folder}"
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=f"^{tmp_path}: .* {folder}$"):
         find_sae(tmp_path)
-    with pytest.raises(CheckpointError, match="no checkpoints"):
+    with pytest.raises(CheckpointError) as refused:
         find_sae(folder, 6)
+    assert "step" in refused.value.instead

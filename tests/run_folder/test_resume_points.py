@@ -71,7 +71,7 @@ def test_a_damaged_point_is_left_for_the_one_before(run, tmp_path, monkeypatch, 
     with pytest.raises(CheckpointError, match=f"step_{STEPS:08d}"):
         load_point(folder, STEPS)
     (folder / "metrics.json").unlink()
-    with pytest.raises(CheckpointError, match="no step"):
+    with pytest.raises(CheckpointError, match="step_0"):
         resumed(folder)
 
 
@@ -80,7 +80,7 @@ def test_a_damaged_point_is_no_reason_to_start_from_scratch(tmp_path):
     assert newest_points([tmp_path]).step is None
     save_point(tmp_path, a_point(1, trainer={"x": t.ones(4096)}))
     flip_a_bit(tmp_path / "resume" / "step_00000001.pt")
-    with pytest.raises(CheckpointError, match=r"no step .*damaged"):
+    with pytest.raises(CheckpointError, match="step_00000001"):
         newest_points([tmp_path])
 
 
@@ -96,7 +96,7 @@ def test_checkpoints_without_a_resume_point_do_not_keep_a_run_from_starting_over
     (tmp_path / "checkpoints").mkdir()
     assert newest_points([tmp_path]).step is None
     (tmp_path / "ae.pt").touch()
-    with pytest.raises(CheckpointError, match=r"no step .*none\)"):
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
         newest_points([tmp_path])
 
 
@@ -134,7 +134,7 @@ def test_a_full_disk_while_a_point_is_written_leaves_the_former(tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dictionary_learning_ext.run_folder.files.sync", full)
-    with pytest.raises(CheckpointError, match=r"\(No space left .*\); free"):
+    with pytest.raises(CheckpointError, match="No space left"):
         save_point(tmp_path, a_point(2, trainer={"x": t.ones(2)}))
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step_00000001.pt"]
 

@@ -124,11 +124,7 @@ def test_a_place_on_the_hub_is_an_sae_of_any_format(name, folder, hub, without_s
     inside = "".join(f"{part}/" for part in name.split("/")[2:])
     assert f"{inside}cfg.json" in patterns
     assert not any("*" in pattern for pattern in patterns), "nothing else of a large repository"
-    run = (
-        trained_on(find_sae(name), "given/model")
-        if "sparse" not in name
-        else trained_on(find_sae(name))
-    )
+    run = trained_on(find_sae(name), None if "sparse" in name else "given/model")
     assert run.hook == "blocks.1.hook_resid_post" if name != "me/pushed/vsae" else "blocks.0"
 
 
@@ -141,10 +137,9 @@ def test_nothing_here_is_looked_for_on_the_hub(hub, tmp_path):
 
 
 def test_what_the_hub_has_not_says_what_to_give(hub, without_saelens):
-    message = r"nobody/nothing/here: no such folder here, and the hub can't be read.*give a folder, or OWNER/REPO.*install sae-lens"
-    with pytest.raises(HubError, match=message):
+    with pytest.raises(HubError, match=r"nobody/nothing/here: .*OWNER/REPO.*sae-lens"):
         find_sae("nobody/nothing/here")
-    with pytest.raises(HubError, match=r"me/sparse .*'layers\.7'; give OWNER"):
+    with pytest.raises(HubError, match=r"me/sparse .*'layers\.7'; .*OWNER"):
         find_sae("me/sparse/layers.7")
     with pytest.raises(HubError, match=r"closed/saes .*`hf auth login`"):
         find_sae("closed/saes/layer_0")
@@ -160,7 +155,7 @@ def test_a_release_of_saelens_is_found_in_its_table(hub, table):
         assert trained_on(find_sae(either), "given/model").data == "of/the_table"
     run = trained_on(find_sae("gemma-scope-2b-pt-res-canonical/layer_1/width_16k/canonical"))
     assert (run.model, run.hook) == ("google/gemma-2-2b", "blocks.1.hook_resid_post")
-    with pytest.raises(HubError, match=r"'layer_7'; expected blocks.8.hook_resid_pre, layer"):
+    with pytest.raises(HubError, match=r"'layer_7'; .*blocks.8.hook_resid_pre, layer"):
         find_sae("gpt2-small-res/layer_7")
     with pytest.raises(CheckpointError, match=r"scope .*'gemma_3'"):
         find_sae("scope/layer_0")
@@ -206,7 +201,7 @@ def test_results_of_a_run_are_in_its_folder_and_of_others_in_results(
     assert find_sae("sæ").results != found, "other weights are another SAE"
     release = find_sae("gpt2-small-res/blocks.8.hook_resid_pre").results
     assert release.name.startswith("gpt2-small-res_blocks.8.hook_resid_pre_")
-    with pytest.raises(CheckpointError, match="runs/typo: no such folder"):
+    with pytest.raises(CheckpointError, match="runs/typo"):
         find_sae("runs/typo")
 
 

@@ -12,35 +12,25 @@ from dictionary_learning_ext.run_folder.schema import CFG_JSON, CONFIG_JSON, MET
 
 DAMAGE = {
     "config.json": {
-        "trainer": {
-            None: "trainer: expected an object, got null",
-            "text": 'trainer: expected an object, got "text"',
-            (): "trainer: expected an object, got []",
-        },
-        "trainer.dict_class": {("a", "b"): 'trainer.dict_class: expected text, got ["a", "b"]'},
-        "trainer.norm_factor": {
-            None: "trainer.norm_factor: expected above 0 (1e-18 to 1e+18), got null",
-            0: "trainer.norm_factor: expected above 0 (1e-18 to 1e+18), got 0",
-        },
-        "trainer.dict_size": {"32": 'expected a whole number or None, got "32"'},
-        "trainer.submodule_name": {3: "trainer.submodule_name: expected text or None, got 3"},
-        "buffer": {None: "buffer: expected an object, got null"},
-        "buffer.ctx_len": {"64": 'buffer.ctx_len: expected a whole number or None, got "64"'},
-        "run": {None: "run: expected an object, got null", 3: "run: expected an object, got 3"},
-        "run.settings": {None: "run.settings: expected an object, got null"},
-        "run.settings.architecture": {3: "run.settings.architecture: expected text or None"},
-        "run.settings.steps": {"9": "run.settings.steps: expected a whole number"},
-        "run.versions": {(): "run.versions: expected an object, got []"},
+        "trainer": (None, "text", []),
+        "trainer.dict_class": (["a", "b"],),
+        "trainer.norm_factor": (None, 0),
+        "trainer.dict_size": ("32",),
+        "trainer.submodule_name": (3,),
+        "buffer": (None,),
+        "buffer.ctx_len": ("64",),
+        "run": (None, 3),
+        "run.settings": (None,),
+        "run.settings.architecture": (3,),
+        "run.settings.steps": ("9",),
+        "run.versions": ([],),
     },
     "metrics.json": {
-        "fve": {
-            "0.5": 'fve: expected a finite number or None, got "0.5"',
-            float("nan"): "fve: expected a finite number or None, got NaN",
-        },
-        "tokens": {(): "tokens: expected a finite number or None, got []"},
-        "measured_on": {None: "measured_on: expected an object, got null"},
-        "measured_on.model": {3: "measured_on.model: expected text or None, got 3"},
-        "not_measured": {"fve": 'not_measured: expected an object, got "fve"'},
+        "fve": ("0.5", float("nan")),
+        "tokens": ([],),
+        "measured_on": (None,),
+        "measured_on.model": (3,),
+        "not_measured": ("fve",),
     },
 }
 
@@ -52,21 +42,21 @@ def replaced(content, place, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value", "problem"),
+    ("name", "place", "value"),
     [
-        pytest.param(name, place, value, problem, id=f"{place} {value!r}")
+        pytest.param(name, place, value, id=f"{place} {value!r}")
         for name, places in DAMAGE.items()
         for place, values in places.items()
-        for value, problem in values.items()
+        for value in values
     ],
 )
-def test_a_value_of_the_wrong_kind(name, place, value, problem, folder, capsys):
+def test_a_value_of_the_wrong_kind(name, place, value, folder, capsys):
     (folder / "metrics.json").write_text('{"fve": 0.5, "measured_on": {}}')
     content = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(replaced(content, place, value)))
     line = refused(["compare", folder], capsys)
-    assert line.startswith(f"vsae: {folder / name}: damaged ("), line
-    assert problem in line
+    assert line.startswith(f"vsae: {folder / name}: damaged ({place}: "), line
+    assert f"got {json.dumps(value)})" in line
     assert ("run `vsae eval" if name == "metrics.json" else "copy it again") in line
 
 
@@ -84,29 +74,25 @@ def test_what_is_not_read_may_be_anything(shape, content):
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("place", "value"),
     [
-        ({"metadata": [1]}, "metadata: expected an object, got [1]"),
-        ({"metadata": {"hook_name": 3}}, "metadata.hook_name: expected text or None, got 3"),
-        ({"d_in": "8"}, 'd_in: expected a whole number or None, got "8"'),
-        ({"activation_fn_kwargs": {"k": []}}, "activation_fn_kwargs.k: expected a whole number"),
-        (
-            {"norm_scaling_factor": "x"},
-            'norm_scaling_factor: expected a finite number or None, got "x"',
-        ),
+        ("metadata", [1]),
+        ("metadata.hook_name", 3),
+        ("d_in", "8"),
+        ("activation_fn_kwargs.k", []),
+        ("norm_scaling_factor", "x"),
     ],
 )
-def test_a_value_of_the_wrong_kind_in_a_file_of_saelens(changes, problem, tmp_path):
+def test_a_value_of_the_wrong_kind_in_a_file_of_saelens(place, value, tmp_path):
     (tmp_path / "sae_weights.safetensors").touch()
-    (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "topk"} | changes))
+    (tmp_path / "cfg.json").write_text(json.dumps(replaced({"architecture": "topk"}, place, value)))
     with pytest.raises(CheckpointError) as raised:
         load_dictionary(tmp_path)
-    message = str(raised.value)
-    assert message.startswith(f"{tmp_path / 'cfg.json'}: damaged ({problem}")
-    assert message.endswith("copy it again")
+    assert raised.value.problem.startswith(f"{tmp_path / 'cfg.json'}: damaged ({place}: ")
+    assert f"got {json.dumps(value)})" in raised.value.problem
 
 
 def test_a_variance_that_the_papers_public_code_does_not_have(tmp_path):
     folder, _ = of_baker_li(tmp_path / "trainer_0", var_flag=2)
-    with pytest.raises(CheckpointError, match=r"trainer\.var_flag: expected one of 0, 1, got 2"):
+    with pytest.raises(CheckpointError, match=r"trainer\.var_flag: .* got 2"):
         load_dictionary(folder)

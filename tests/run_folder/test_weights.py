@@ -57,15 +57,15 @@ def executes_zipped(path):
 
 
 DAMAGED_WEIGHTS = {
-    "empty": (lambda path: path.write_bytes(b""), "missing or damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "EOFError"),
     "a flipped bit among the weights": (flip(0.5), "BadZipFile"),
     "a pickle that runs code": (
         lambda p: p.write_bytes(pickle.dumps(Executes())),
-        "missing or damaged",
+        "UnpicklingError",
     ),
-    "a zipped pickle that runs code": (executes_zipped, "missing or damaged"),
-    "a list": (lambda path: t.save([t.zeros(3)], path), "expected a state dict"),
-    "a matrix that is a vector": (put(encoder__weight=t.zeros(16)), "not a state dict of Variat"),
+    "a zipped pickle that runs code": (executes_zipped, "UnpicklingError"),
+    "a list": (lambda path: t.save([t.zeros(3)], path), "state dict"),
+    "a matrix that is a vector": (put(encoder__weight=t.zeros(16)), "VariationalTopKAutoEncoder"),
     "a vector of another length": (put(b_dec=t.zeros(17)), r"b_dec"),
     "another dictionary size": (
         put(
@@ -73,18 +73,18 @@ DAMAGED_WEIGHTS = {
             encoder__bias=t.zeros(64),
             decoder__weight=t.zeros(16, 64),
         ),
-        r"dict_size is 64, but its settings say 32",
+        r"dict_size is 64, .* 32",
     ),
-    "NaN": (put(b_dec=t.full((16,), t.nan)), "b_dec has NaN or infinite values"),
+    "NaN": (put(b_dec=t.full((16,), t.nan)), "b_dec"),
     "another k": (put(k=t.tensor(5)), r"\bk\b.*\b5\b"),
-    "a key that is a number": (lambda path: t.save({5: t.zeros(3)}, path), "expected a state dict"),
+    "a key that is a number": (lambda path: t.save({5: t.zeros(3)}, path), "state dict"),
     "a posterior that doesn't exist": (put(posterior_code=t.tensor(-1)), "posterior_code=-1"),
     "a prior without width": (put(prior_std=t.tensor(0.0)), r"prior_std=0\.0"),
     "a negative sigma": (put(sigma=t.tensor(-1.0)), r"sigma=-1\.0"),
-    "a decoder of zeros": (put(decoder__weight=t.zeros(16, 32)), "the decoder is zero"),
+    "a decoder of zeros": (put(decoder__weight=t.zeros(16, 32)), "decoder"),
     "another class": (
         lambda path: shutil.copy(path.parents[1] / "top_k.pt", path),
-        r"not a state dict of VariationalTopKAutoEncoder \('posterior_code'\); it holds",
+        r"VariationalTopKAutoEncoder \('posterior_code'\)",
     ),
 }
 
@@ -115,7 +115,7 @@ def test_a_damaged_ae_pt(damage, folder, trained, tmp_path, monkeypatch, capsys)
 )
 def test_what_is_no_dense_tensor_of_floats_is_refused(given, kind, tmp_path):
     t.save({"k": t.tensor(3), "W": given}, tmp_path / "ae.pt")
-    with pytest.raises(CheckpointError, match=rf"damaged \(W: expected a .*, got {kind}\); copy"):
+    with pytest.raises(CheckpointError, match=f"W: .* {kind}"):
         read_state_dict(tmp_path / "ae.pt")
 
 
@@ -199,7 +199,7 @@ def test_k_may_differ_in_the_middle_where_upstream_anneals_it(stepped):
     sae, _ = load_dictionary(folder, step=6)
     assert int((sae.encode(t.randn(64, 16)) != 0).sum(1).max()) > 4
     put(k=t.tensor(9))(folder / "ae.pt")
-    with pytest.raises(CheckpointError, match=r"k is 9, .*config\.json says k=4"):
+    with pytest.raises(CheckpointError, match=r"k is 9, .*config\.json .*k=4"):
         load_dictionary(folder)
 
 
