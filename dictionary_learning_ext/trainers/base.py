@@ -9,7 +9,7 @@ import copy
 import functools
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from inspect import Parameter, signature
@@ -374,23 +374,20 @@ class SamplingTrainer(SAETrainer, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """See `Trainer`."""
-        counts = {name: getattr(self, name) for name in self.counts}
-        return state_of(self) | {"generator": self.generator.get_state(), "counts": counts}
+        return state_of(self, self.counts) | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Trainer`. Without a generator's state, the generator stays as it is."""
         load_state(self, state)
         if "generator" in state:
             self.generator.set_state(state["generator"])
-        for name, value in state["counts"].items():
-            own = value.to(self.device, copy=True) if isinstance(value, t.Tensor) else value
-            setattr(self, name, own)
 
 
-def state_of(trainer: Any) -> dict[str, Any]:
-    """The state dicts of a trainer's dictionary, optimiser and schedule."""
+def state_of(trainer: Any, counts: Iterable[str]) -> dict[str, Any]:
+    """The state dicts of a trainer's dictionary, optimiser and schedule, and these attributes."""
     parts = ("ae", "optimizer", "scheduler")
-    return {name: dict(getattr(trainer, name).state_dict()) for name in parts}
+    state: dict[str, Any] = {name: dict(getattr(trainer, name).state_dict()) for name in parts}
+    return state | {"counts": {name: getattr(trainer, name) for name in counts}}
 
 
 def load_state(trainer: Any, state: dict[str, Any]) -> None:
@@ -398,6 +395,9 @@ def load_state(trainer: Any, state: dict[str, Any]) -> None:
     trainer.ae.load_state_dict(state["ae"])
     trainer.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
     trainer.scheduler.load_state_dict(state["scheduler"])
+    for name, value in state["counts"].items():
+        is_tensor = isinstance(value, t.Tensor)
+        setattr(trainer, name, value.to(trainer.device, copy=True) if is_tensor else value)
 
 
 def resolved(
@@ -494,7 +494,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
 
     def _start(
         self,
-        settings: SAEConfig,
+        settings: Any,
         *,
         threshold_beta: float = 0.999,
         threshold_start_step: int = 1000,
@@ -505,16 +505,16 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         """See `SamplingTrainer`.
 
         Arguments:
+            settings: of an SAE with a k and AuxK.
             threshold_beta, threshold_start_step: of the running threshold, as upstream's.
             mean_squared_norm: E||x||^2 of the activations.
             part: the features of a split dictionary that this process trains; see `split.py`.
         """
-        options: Any = settings  # of an SAE with a k and AuxK
-        k: Any = settings.kept_per_token
-        self.k, self.part, self.mean_squared_norm = int(k), part, mean_squared_norm
+        self.k, self.part = settings.kept_per_token, part
+        self.mean_squared_norm = mean_squared_norm
         self.threshold_beta, self.threshold_start_step = threshold_beta, threshold_start_step
-        self.auxk_alpha = options.auxk_alpha * mean_squared_norm
-        self.dead_feature_threshold = options.dead_feature_threshold
+        self.auxk_alpha = settings.auxk_alpha * mean_squared_norm
+        self.dead_feature_threshold = settings.dead_feature_threshold
         self.top_k_aux = max(1, place["activation_dim"] // 2)  # as upstream: B.1 of Gao et al.
         self.tokens_trained, self.dead_features, self._dead_watch = 0, -1, DeadWatch()
         super()._start(settings, **place)

@@ -92,14 +92,12 @@ class UpstreamTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """See `base.Trainer`. Upstream's trainers count in tensors."""
-        counts = {n: v for n, v in vars(self._trainer).items() if isinstance(v, t.Tensor)}
-        return state_of(self._trainer) | {"counts": counts}
+        counts = [n for n, v in vars(self._trainer).items() if isinstance(v, t.Tensor)]
+        return state_of(self._trainer, counts)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `base.Trainer`."""
         load_state(self._trainer, state)
-        for name, value in state["counts"].items():
-            setattr(self._trainer, name, value.to(self._trainer.device, copy=True))
 
 
 class CorrectedJumpReluTrainer(JumpReluTrainer):

@@ -369,9 +369,12 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     @t.no_grad()
     def _start_decoder_bias(self, x: t.Tensor) -> None:
-        """See `SamplingTopKTrainer`. Warns of noise that drowns these activations."""
+        """See `SamplingTopKTrainer`. Warns of noise that drowns these activations to the end."""
         super()._start_decoder_bias(x)
-        self._warn_of_noise(x)
+        if self.settings.noise_anneal_steps is None:
+            ratio = self._noise_to_signal(x, self.ae.log_var(x))
+            fading = f"noise_anneal_steps={max(1, self.steps // 2)}"
+            warn_of_noise(float(ratio), self.settings, float(self.ae.sigma), fading)
 
     def _backward(self, x: t.Tensor, step: int) -> LossTerms:
         """See `SamplingTrainer`. Takes the compiled step where there is one."""
@@ -398,8 +401,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
 
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
         """See `SamplingTrainer`. Uses the sparse code, and matmuls in float32 as the evaluation does."""
-        objective = self._objective(x, step, self.generator)
-        objective = replace(objective, k=int(self.ae.k), matmul_dtype=x.dtype)
+        objective = replace(self._objective(x, step, self.generator), matmul_dtype=x.dtype)
         code = code_by_mean(x, self.ae.weights, objective)
         x_hat_BD = decode(code.indices, code.values, self.ae.decoder.weight, x.dtype)
         return self._metrics_of_code(x, x_hat_BD, code.indices, code.values)
@@ -433,13 +435,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         if config.pop("noise_to_signal", None) is not None:
             config["sigma"] = self._sigma
         return config
-
-    def _warn_of_noise(self, x: t.Tensor) -> None:
-        """Warn of noise that is large compared with these activations and doesn't fade. Waits for the device."""
-        if self.settings.noise_anneal_steps is None:
-            ratio = self._noise_to_signal(x, self.ae.log_var(x).detach())
-            fading = f"noise_anneal_steps={max(1, self.steps // 2)}"
-            warn_of_noise(float(ratio), self.settings, float(self.ae.sigma), fading)
 
     def _warn_of_selection(self) -> None:
         """Warn of noise on a selection of all features."""
