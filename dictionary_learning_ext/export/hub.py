@@ -244,9 +244,9 @@ def _stage(
         sae = find_run(folder, "push")
         load_sae(sae)  # raises if it is damaged
         name = folder.name if len(folders) > 1 else folder.resolve().name
-        config, settings = sae.config, sae.run_settings
-        if settings and settings.get("model") != UNKNOWN:
-            published = settings | {"activations": None}  # not from this disk: the model is run
+        config = sae.config
+        if sae.is_run and sae.settings.get("model") != UNKNOWN:
+            published = sae.settings | {"activations": None}  # not from this disk: the model is run
             config = config | {"run": config["run"] | {"settings": published}}
         configs[name] = without_local_paths(config)
         (staged / name).mkdir()

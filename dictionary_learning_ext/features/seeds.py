@@ -44,7 +44,7 @@ def compare_seeds(
             continue
         logger.info("matching the features of %d seeds", len(by_seeds))
         seeds = {name: folders[name] for name in by_seeds.values()}
-        model = folders[names[0]].run_settings.get("model")
+        model = folders[names[0]].source.get("model")
         try:
             saes = {name: load_sae(one, RunConfig.device) for name, one in seeds.items()}
             opened = None

@@ -125,8 +125,7 @@ def require_one_setting(
                 continue
             advice = "evaluate folders with different settings separately"
             if name in LEAVING_OUT:
-                given = f"{name}={True if isinstance(one, bool) else one or other}"
-                advice = f"give {given} to measure both the same way"
+                advice = f"give {name}={one or other} to measure both the same way"
             raise error(setting_differs(name, first_name, one, folder, other), instead=advice)
 
 

@@ -134,7 +134,6 @@ def newest_points(
     steps = {folder: steps_of(folder) for folder in folders}
     own = list(steps if own is None else own)
     problems: list[str] = []
-    unusable: list[Path] = []
     for step in sorted(set.intersection(*map(set, steps.values())), reverse=True):
         points = {}
         for folder in own:
@@ -142,7 +141,6 @@ def newest_points(
                 points[folder] = load_point(folder, step)
             except CheckpointError as error:
                 problems.append(error.problem)
-                unusable.append(folder)
         if are_all(len(points) == len(own)):
             return NewestPoints(step, points, problems)
     counts = [len(of_folder) for of_folder in steps.values()]
@@ -150,7 +148,7 @@ def newest_points(
     if min(counts) == 0 and max(counts) <= 1 and not has_weights:
         return NewestPoints(None, {}, [])
     listed = (f"{f} has {', '.join(map(str, each)) or 'none'}" for f, each in steps.items())
-    where = in_shell(*[*unusable, *steps][:1])
+    where = in_shell(next(iter(steps)))
     again = f"`vsae train --config {where} --save-dir {where} --overwrite`"
     raise CheckpointError(
         "no step to resume from: expected a resume point of one step in every folder "

@@ -76,11 +76,6 @@ class SAEFolder:
         """Whether it is a run of this package."""
         return "run" in self.config
 
-    @property
-    def run_settings(self) -> dict[str, Any]:
-        """The settings of its run, as they are written. Empty for folders of upstream and other libraries."""
-        return self.config.get("run", {}).get("settings", {})
-
     @cached_property
     def run(self) -> RunConfig:
         """The settings that it shares with the other SAEs of its run.
@@ -99,8 +94,8 @@ class SAEFolder:
     def settings(self) -> dict[str, Any]:
         """The settings that SAEs are compared by. For folders of upstream's `trainSAE` they are the trainer's own settings
         and its class."""
-        if self.run_settings:
-            return dict(self.run_settings)
+        if self.is_run:
+            return dict(self.config["run"].get("settings", {}))
         names = ["trainer_class", *OPTION_NAMES, *(each.name for each in fields(RunConfig))]
         return {name: value for name, value in self.config["trainer"].items() if name in names}
 
@@ -125,7 +120,7 @@ class SAEFolder:
     @property
     def architecture(self) -> str:
         """Its architecture. For upstream's folders, or a name that isn't known, it follows from the class."""
-        architecture = self.run_settings.get("architecture")
+        architecture = self.settings.get("architecture")
         if architecture in ARCHITECTURES:
             return architecture
         dict_class = self.config["trainer"]["dict_class"]

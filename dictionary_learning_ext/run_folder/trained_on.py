@@ -93,17 +93,11 @@ def _run_from_files(sae: SAEFolder, given: dict[str, Any]) -> RunConfig:
         for name in _REMEMBERED:
             if measured.get(name) is not None and (name in surer or name not in found):
                 found[name] = measured[name]
-    known, unknown = found | given, {}
-    for name, what, upstreams in (
-        ("model", "language model", "lm_name"),
-        ("hook", "hook point", "submodule_name"),
-    ):
-        if name not in known:
-            only = sae.config["trainer"].get(upstreams)
-            unknown[name] = f"which {what}" + (f" (only {str(only)!r})" if only else "")
-    if unknown:
+    known = found | given
+    whats = {"model": "language model", "hook": "hook point"}
+    if unknown := [name for name in whats if name not in known]:
         raise ConfigError(
-            f"{sae.name}: its files don't say {' and '.join(unknown.values())}",
+            f"{sae.name}: its files don't say which {' and '.join(whats[name] for name in unknown)} it was trained on",
             instead=f"give {' and '.join(unknown)}{_HOOKS if 'hook' in unknown else ''}",
         )
     if used := [f"{n}={found[n]}" for n in _REMEMBERED if n in found and n not in given]:

@@ -22,7 +22,7 @@ def test_a_folder_of_upstreams_has_the_settings_of_its_trainer():
 
 def test_a_folder_without_a_run_has_no_settings_of_its_own_and_may_name_its_seed():
     upstreams = sae_of({"lr": 2e-4, "seed": 3})
-    assert upstreams.run_settings == {}
+    assert not upstreams.is_run
     assert upstreams.seeds == (3, None)
     assert sae_of(architecture="top_k", seed=1, data_seed=2).seeds == (1, 2)
 
