@@ -93,7 +93,7 @@ def foreign_config(
     Its "trainer" and "buffer" are as in upstream's files. Its "foreign" says how to compute it, for `load_foreign`.
 
     Arguments:
-        overrides: settings that override the folder's, see `sae_names.SAELocation`.
+        overrides: settings that override the folder's, see `sae_names.location_of`.
         own: the content of config.json, which Baker & Li's SAEs have.
 
     Raises: CheckpointError if cfg.json is damaged, or no class of upstream or this package computes the same.

@@ -154,38 +154,32 @@ def _upstream_state(
     if not is_unit and (unit_norm or rescales):
         scale_F = norms_F.where(norms_F > 0, 1.0)
         W_enc_DF, W_dec_FD = W_enc_DF * scale_F, W_dec_FD / scale_F[:, None]
-    # Upstream's JumpReLU encodes x, the others x - b_dec.
-    shift_F, is_centred = b_dec_D @ W_enc_DF, settings["subtracts_b_dec"]
+    # Upstream's JumpReLU encodes x, the others x - b_dec: how many b_dec the library's encoder has more.
+    more = int(architecture != "jumprelu") - int(settings["subtracts_b_dec"])
+    shift_F = more * b_dec_D @ W_enc_DF
     if architecture == "gated":
-        missing_F = t.zeros_like(shift_F) if is_centred else shift_F
         return {
             "encoder.weight": W_enc_DF.T,
-            "gate_bias": weights["b_gate"] * scale_F + missing_F,
-            "mag_bias": weights["b_mag"] * scale_F + missing_F * weights["r_mag"].exp(),
+            "gate_bias": weights["b_gate"] * scale_F + shift_F,
+            "mag_bias": weights["b_mag"] * scale_F + shift_F * weights["r_mag"].exp(),
             "r_mag": weights["r_mag"],
             "decoder.weight": W_dec_FD.T,
             "decoder_bias": b_dec_D,
         }
-    b_enc_F = weights["b_enc"] * scale_F
+    b_enc_F = weights["b_enc"] * scale_F + shift_F
     if architecture == "jumprelu":
-        return {
-            "W_enc": W_enc_DF,
-            "b_enc": b_enc_F - shift_F if is_centred else b_enc_F,
-            "W_dec": W_dec_FD,
-            "b_dec": b_dec_D,
-            "threshold": weights["threshold"] * scale_F,
-        }
-    learned = {}
-    if architecture == BAKER_LI[1]:
-        W_var_DF, b_var_F = weights["W_var"], weights["b_var"]
-        learned = {
-            "log_var_encoder.weight": W_var_DF.T,
-            "log_var_encoder.bias": b_var_F if is_centred else b_var_F + b_dec_D @ W_var_DF,
-            "log_var_limits": t.tensor(_LOG_VAR_LIMITS),
-        }
-    return learned | {
+        threshold_F = weights["threshold"] * scale_F
+        state = {"W_enc": W_enc_DF, "b_enc": b_enc_F, "threshold": threshold_F}
+        return state | {"W_dec": W_dec_FD, "b_dec": b_dec_D}
+    state = {
         "encoder.weight": W_enc_DF.T,
-        "encoder.bias": b_enc_F if is_centred else b_enc_F + shift_F,
+        "encoder.bias": b_enc_F,
         "decoder.weight": W_dec_FD.T,
         "bias" if architecture == "standard" else "b_dec": b_dec_D,
     }
+    if architecture == BAKER_LI[1]:
+        W_var_DF = weights["W_var"]
+        state["log_var_encoder.weight"] = W_var_DF.T
+        state["log_var_encoder.bias"] = weights["b_var"] + more * b_dec_D @ W_var_DF
+        state["log_var_limits"] = t.tensor(_LOG_VAR_LIMITS)
+    return state

@@ -9,7 +9,7 @@ import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..config.checks import require_type
 from ..errors import CheckpointError, HubError, first_line
@@ -19,16 +19,9 @@ from .foreign import RECOGNISED, SAE_FILES
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
 
 
-class SAELocation(NamedTuple):
-    """An SAE's folder on this machine, and settings that override those in its files."""
-
-    folder: Path
-    overrides: dict[str, Any]
-    """See `foreign_config`."""
-
-
-def location_of(name: str | Path) -> SAELocation:
-    """The folder of an SAE, which is fetched from the hub if necessary. A folder on this machine may be missing.
+def location_of(name: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of an SAE on this machine, and settings that override those in its files (see `foreign_config`). It is
+    fetched from the hub if necessary. A folder on this machine may be missing.
 
     Raises: HubError if the hub can't be reached, or has no such SAE; CheckpointError if the name is a file's;
     ConfigError if it is neither text nor a path.
@@ -37,7 +30,7 @@ def location_of(name: str | Path) -> SAELocation:
     here = Path(name)
     if here.is_file():
         raise CheckpointError(f"{name}: a file", instead=f"give its folder, {here.parent}")
-    return _fetched(here.as_posix()) if is_on_hub(name) else SAELocation(here, {})
+    return _fetched(here.as_posix()) if is_on_hub(name) else (here, {})
 
 
 # --- the hub
@@ -52,7 +45,7 @@ def is_on_hub(name: str | Path) -> bool:
 
 
 @cache
-def _fetched(name: str) -> SAELocation:
+def _fetched(name: str) -> tuple[Path, dict[str, Any]]:
     """Download an SAE from the hub into huggingface_hub's cache."""
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
@@ -85,7 +78,7 @@ def _fetched(name: str) -> SAELocation:
         what = f"has no folder {inside!r}" if inside else "holds no SAE outside its folders"
         give = "OWNER/REPOSITORY/FOLDER of one: " + RECOGNISED
         raise HubError(f"{name}: the repository {repo} {what}", instead=f"give {give}")
-    return SAELocation(folder, overrides)
+    return folder, overrides
 
 
 def _hub_place(name: str) -> tuple[str, str, dict[str, Any]]:
