@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,7 +23,7 @@ import torch as t
 from torch import Tensor
 
 from ..config.checks import require
-from ..config.run import RunConfig, Split, evaluation_batch
+from ..config.run import RunConfig, evaluation_batch
 from ..errors import ActivationsError, DiskError, UserError, bytes_shown
 from ..progress import progress
 from ..run_folder.cache_manifest import (
@@ -51,12 +50,14 @@ from .positions import PositionRule
 from .rows import ActivationReader
 from .stored import INFO, MADE_HERE, STATE
 from .text import text_of
-from .tokens import ONE_RANK, ContextStream, Ranks, no_context
+from .tokens import ONE_RANK, ContextStream, Ranks, contexts_of, held_out_documents, no_context
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _FILES = "data-[0-9]*.arrow"
+_CHANGED = "folder"
+"""What the user changes to write to another place, for messages."""
 _CONTEXTS = 32
 """The number of contexts in a file is a multiple of this, if so many fit into it."""
 
@@ -72,7 +73,6 @@ def write_cache(
     overwrite: bool = False,
     on_plan: Callable[[str], None] = lambda plan: None,
     before_batch: Callable[[], None] = lambda: None,
-    elsewhere: str = "folder",
     group: Ranks = ONE_RANK,
 ) -> CacheManifest:
     """Cache a language model's activations at some hook points, or continue an unfinished cache.
@@ -89,7 +89,6 @@ def write_cache(
         on_plan: the first process calls it with the space that the cache needs, before it writes.
         before_batch: called before each batch of the language model; several processes call it before the batches that
             they read at the same time. It may raise, on all processes or none.
-        elsewhere: the name of the setting `folder`, for messages.
         group: the processes that share the language model's passes. All must call this with the same arguments except
             for the device. Only the first one uses the folder.
 
@@ -103,11 +102,11 @@ def write_cache(
     require(tokens >= 1, "tokens", tokens, "at least 1")
     folder = Path(folder)
     with ExitStack() as until_the_end:
-        _on_first_process(group, lambda: until_the_end.enter_context(locked(folder, elsewhere)))
-        writer = _Writer(folder, run, hooks, dtype, file_bytes, before_batch, elsewhere, group)
+        _on_first_process(group, lambda: until_the_end.enter_context(locked(folder, _CHANGED)))
+        writer = _Writer(folder, run, hooks, dtype, file_bytes, before_batch, group)
 
         def started() -> CacheManifest | None:
-            manifest = _existing_cache(folder, writer.settings, overwrite, elsewhere)
+            manifest = _existing_cache(folder, writer.settings, overwrite)
             on_plan(_space(folder, writer.settings, tokens, manifest))
             return manifest
 
@@ -129,9 +128,7 @@ def _on_first_process(group: Ranks, do: Callable[..., T], *given: Any) -> T:
     return result
 
 
-def _existing_cache(
-    folder: Path, settings: CacheSettings, overwrite: bool, elsewhere: str
-) -> CacheManifest | None:
+def _existing_cache(folder: Path, settings: CacheSettings, overwrite: bool) -> CacheManifest | None:
     """The manifest of the cache that is there so far; None for a new one.
 
     Deletes the files that it doesn't name and, with `overwrite`, a cache of other settings.
@@ -143,7 +140,7 @@ def _existing_cache(
         if not overwrite:
             raise ActivationsError(
                 f"{folder}: the cache has {', '.join(differ)}",
-                instead=f"use the same settings to continue it, or choose another {elsewhere}",
+                instead="use the same settings to continue it, or choose another folder",
             )
         for name in (_FILES, INFO, STATE, HELD_OUT, MANIFEST):
             for path in folder.glob(name):
@@ -154,7 +151,7 @@ def _existing_cache(
         if others := [name for name in names if name != HELD_OUT]:  # written before the manifest
             raise ActivationsError(
                 f"{folder}: holds no cache but other files ({', '.join(others[:5])})",
-                instead=f"choose an empty {elsewhere}",
+                instead="choose an empty folder",
             )
     else:
         require_whole(folder, manifest.all_files)
@@ -196,11 +193,10 @@ class _Writer:
         dtype: CacheDtype,
         file_bytes: int,
         before_batch: Callable[[], None],
-        elsewhere: str,
         group: Ranks,
     ):
         self._folder, self._run, self._before_batch = folder, run, before_batch
-        self._elsewhere, self._group = elsewhere, group
+        self._group = group
         model = load_model(run)
         self._tokenizer = model.tokenizer
         points = {name: find_hook(model, name) for name in hooks}
@@ -216,7 +212,7 @@ class _Writer:
             lm_dtype=run.dtype,
             bos_token_id=model.tokenizer.bos_token_id,
             data=run.data,
-            text=text_of(run, seed=run.data_seed).state_dict()["fingerprint"],
+            text=text_of(run).state_dict()["fingerprint"],
             data_seed=run.data_seed,
             text_packing=run.text_packing,
             ctx_len=run.ctx_len,
@@ -245,7 +241,9 @@ class _Writer:
         if run.eval_tokens:
             batch = evaluation_batch(run.eval_tokens)
             enough = int(SPARE * math.ceil(run.eval_tokens / batch) * batch)
-            files = tuple(self._files(self._stream("heldout"), enough, (), HELD_OUT))
+            files = tuple(
+                self._files(contexts_of(run, "heldout", self._tokenizer), enough, (), HELD_OUT)
+            )
             if not files:
                 raise no_context(run, "heldout")
             documents = _on_first_process(self._group, self._write_documents)
@@ -255,7 +253,8 @@ class _Writer:
 
     def training_part(self, manifest: CacheManifest, tokens: int) -> CacheManifest:
         """Write the missing files to train on. Returns the manifest of the finished cache."""
-        stream = self._stream("train")
+        passes = self._run.text_passes or 1
+        stream = contexts_of(self._run, "train", self._tokenizer, passes=passes)
         if manifest.position is not None:
             try:
                 stream.load_state_dict(manifest.position)
@@ -291,7 +290,7 @@ class _Writer:
             require_whole(self._folder, new)  # they may have been deleted in the meantime
             if complete is not None:
                 self._make_loadable(complete, manifest)
-            write_json(self._folder / MANIFEST, asdict(manifest), self._elsewhere)
+            write_json(self._folder / MANIFEST, asdict(manifest), _CHANGED)
 
         _on_first_process(self._group, saved)
 
@@ -309,13 +308,7 @@ class _Writer:
         }
         # Features are named in two ways, before version 4 and since. Without names, `datasets` takes the files' own.
         for name, content in ((INFO, {"description": MADE_HERE}), (STATE, state)):
-            write_json(self._folder / part / name, content, self._elsewhere)
-
-    def _stream(self, split: Split) -> ContextStream:
-        run, passes = self._run, (self._run.text_passes or 1) if split == "train" else 1
-        seed = run.data_seed if split == "train" else 0  # the same for every data seed
-        text = text_of(run, split=split, seed=seed, passes=passes)
-        return ContextStream(text, self._tokenizer, run.ctx_len, packing=run.text_packing)
+            write_json(self._folder / part / name, content, _CHANGED)
 
     def _files(
         self, stream: ContextStream, tokens: int, before: Sequence[CacheFile], part: str
@@ -374,19 +367,18 @@ class _Writer:
         return {name: np.concatenate(arrays) for name, arrays in columns.items()}
 
     def _write(self, path: Path, columns: dict[str, np.ndarray]) -> CacheFile:
-        with replacing(path, self._elsewhere) as temporary:
+        with replacing(path, _CHANGED) as temporary:
             write_contexts(temporary, columns)
         return self._entry(path, columns[TOKEN_IDS])
 
     def _write_documents(self) -> CacheFile:
         """Write the tokens of the held-out documents, cut to ctx_len."""
         run, path = self._run, self._folder / HELD_OUT / DOCUMENTS
-        documents = islice(text_of(run, split="heldout"), run.eval_documents)
-        stream = ContextStream(documents, self._tokenizer, run.ctx_len, packing="truncate")
-        marked_BL = _marked_ids(*stream.next_batch(run.eval_documents))
+        documents = held_out_documents(run, self._tokenizer)
+        marked_BL = _marked_ids(*documents.next_batch(run.eval_documents))
         if not len(marked_BL):
             raise no_context(run, "heldout")
-        with replacing(path, self._elsewhere) as temporary, temporary.open("wb") as file:
+        with replacing(path, _CHANGED) as temporary, temporary.open("wb") as file:
             np.save(file, marked_BL)
         return self._entry(path, marked_BL)
 

@@ -17,7 +17,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,17 +39,18 @@ from .language_models import (
     settings_hash,
 )
 from .passes import SharedPasses
-from .positions import CONTEXTS_PER_MEDIAN, PositionRule
+from .positions import CONTEXTS_PER_MEDIAN, PositionRule, leaving_out
 from .rows import ActivationReader, ContextBatch
-from .stored import UNKNOWN, StoredActivations, open_stored
+from .stored import UNKNOWN, StoredActivations, layer_of, open_stored
 from .stored_rows import StoredRows, pieces_of, read_contexts
 from .text import text_of
 from .tokens import (
     ONE_RANK,
     ContextBatches,
-    ContextStream,
     Ranks,
     SharedTokenizer,
+    contexts_of,
+    held_out_documents,
     no_context,
     require_held_out,
 )
@@ -118,7 +118,9 @@ class Inputs(ABC):
             hooks: the names of those at which this process trains or measures SAEs. Processes that share the
                 language model's passes find all.
         """
-        self.hooks = {name: HookPoint(name, 0, "out", None, self.widths[name]) for name in hooks}
+        self.hooks = {
+            name: HookPoint(name, layer_of(name), "out", None, self.widths[name]) for name in hooks
+        }
 
     def require_held_out(self) -> None:  # noqa: B027 - a caller's own batches hold out none
         """Raise a TextError or an ActivationsError if there are too few held-out tokens to evaluate on."""
@@ -279,17 +281,16 @@ class _ModelInputs(Inputs):
         }
 
     def data_hashes(self) -> dict[str, str]:
-        splits: tuple[Split, ...] = (
-            ("train", "heldout") if self._settings.eval_tokens else ("train",)
-        )
-        states = (text_of(self._settings, split=split).state_dict() for split in splits)
-        fingerprints = json.dumps([state["fingerprint"] for state in states])
+        texts = [text_of(self._settings)]
+        if self._settings.eval_tokens:
+            texts.append(text_of(self._settings, "heldout"))
+        fingerprints = json.dumps([text.state_dict()["fingerprint"] for text in texts])
         return {"text": hashlib.sha256(fingerprints.encode()).hexdigest()}
 
     def _source(self, hook: str) -> BatchSource:
         settings = self._settings
         return ResidualBuffer(
-            text_of(settings, seed=settings.data_seed, passes=settings.text_passes),
+            text_of(settings, passes=settings.text_passes),
             self._trained_on,
             self.hooks[hook],
             n_ctxs=settings.n_ctxs,
@@ -297,9 +298,8 @@ class _ModelInputs(Inputs):
             refresh_batch_size=settings.lm_batch_size,
             out_batch_size=settings.batch_size,
             device=settings.device,
-            remove_bos=settings.remove_bos,
             packing=settings.text_packing,
-            max_norm_multiple=settings.max_norm_multiple,
+            **leaving_out(settings),
             seed=settings.data_seed,
             before_batch=self._before_batch,
             shared=self._shared,
@@ -307,20 +307,14 @@ class _ModelInputs(Inputs):
 
     def _documents(self, hook: str) -> tuple[ActivationReader, ContextBatches]:
         settings, model = self._settings, self.language_model
-        documents = islice(text_of(settings, split="heldout"), settings.eval_documents)
-        stream = ContextStream(documents, model.tokenizer, settings.ctx_len, packing="truncate")
-        rule = _evaluation_rule(settings, model.tokenizer)
-        reader = ActivationReader(model, self.hooks[hook].place, rule)
-        return reader, stream.batches(_DOCUMENTS_AT_ONCE)
+        rule = PositionRule.of_measuring(settings, model.tokenizer)
+        documents = held_out_documents(settings, model.tokenizer).batches(_DOCUMENTS_AT_ONCE)
+        return ActivationReader(model, self.hooks[hook].place, rule), documents
 
     def _contexts(self, hook: str, split: Split, at_once: int) -> Iterator[ContextBatch]:
         settings, model = self._settings, self.language_model
-        seed = settings.data_seed if split == "train" else 0
-        text = text_of(settings, split=split, seed=seed)
-        stream = ContextStream(
-            text, model.tokenizer, settings.ctx_len, packing=settings.text_packing
-        )
-        return with_activations(stream.batches(at_once), settings, model, self.hooks[hook])
+        contexts = contexts_of(settings, split, model.tokenizer).batches(at_once)
+        return with_activations(contexts, settings, model, self.hooks[hook])
 
 
 class _StoredInputs(Inputs):
@@ -332,11 +326,9 @@ class _StoredInputs(Inputs):
         self._stored = stored = open_stored(settings.activations)
         stored.require_fit(settings, hooks)
         tokenizer = stored.manifest and stored.manifest.settings
-        self._rule = _evaluation_rule(settings, tokenizer)
-        self._training_rule = PositionRule(
-            tokenizer, remove_bos=settings.remove_bos, max_norm_multiple=settings.max_norm_multiple
-        )
-        self.widths = {name: stored.hook(name).width for name in hooks}
+        self._rule = PositionRule.of_measuring(settings, tokenizer)
+        self._training_rule = PositionRule.of(settings, tokenizer)
+        self.widths = {name: stored.width(name) for name in hooks}
         if stored.manifest is None:
             self.language_model = None
             self.no_language_model = f"{stored.place} doesn't record its language model or text"
@@ -360,10 +352,7 @@ class _StoredInputs(Inputs):
         if self.language_model is not None:
             self.hooks = {name: find_hook(self.language_model, name) for name in hooks}
         else:
-            self.hooks = {
-                name: HookPoint(name, stored.hook(name).layer, "out", None, self.widths[name])
-                for name in hooks
-            }
+            super().load(hooks)
 
     def require_held_out(self) -> None:
         needed = evaluation_batch(self._settings.eval_tokens)
@@ -439,13 +428,6 @@ def cached_documents(stored: StoredActivations, number: int) -> ContextBatches:
         yield ids_BL.clamp(min=0), (ids_BL >= 0).long()
 
 
-def _evaluation_rule(settings: RunConfig, tokenizer: Any) -> PositionRule:
-    """The rule that says which tokens are left out of measurements."""
-    return PositionRule(
-        tokenizer, remove_bos=settings.remove_bos, max_norm_multiple=settings.sink_multiple
-    )
-
-
 def in_batches(contexts: Iterable[ContextBatch]) -> Iterator[t.Tensor]:
     """The activations of the wanted tokens, (2048, D), in float32 and in reading order. The last batch may be smaller."""
     parts = ((batch.wanted_ND.float(),) for batch in contexts)
@@ -488,7 +470,8 @@ def with_activations(
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
-    reader = ActivationReader(model, hook.place, _evaluation_rule(settings, model.tokenizer))
+    rule = PositionRule.of_measuring(settings, model.tokenizer)
+    reader = ActivationReader(model, hook.place, rule)
     all_read = ((ids_BL, mask_BL, reader.run(ids_BL, mask_BL)) for ids_BL, mask_BL in contexts)
     for input_ids_BL, mask_BL, x_BLD in _regrouped(all_read, CONTEXTS_PER_MEDIAN):
         by_token_BL = reader.rule.by_token(input_ids_BL, mask_BL)

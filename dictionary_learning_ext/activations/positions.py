@@ -8,6 +8,7 @@ reconstructs little else, and FVE says little about the other tokens.
 Shapes: B contexts, L = ctx_len tokens, N tokens, D = the activations' width.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config.checks import require
+from ..config.run import RunConfig
 from ..errors import ConfigError
+from ..run_folder.comparing import LEAVING_OUT
 
 CONTEXTS_PER_MEDIAN = 32
 """Contexts whose median norm each norm is compared with, whatever the language model's batch size."""
@@ -59,6 +62,16 @@ class PositionRule:
                     instead="use remove_bos=False",
                 )
 
+    @classmethod
+    def of(cls, run: RunConfig, tokenizer: Any) -> "PositionRule":
+        """The rule by which a run trains."""
+        return cls(tokenizer, **leaving_out(run))
+
+    @classmethod
+    def of_measuring(cls, run: RunConfig, tokenizer: Any) -> "PositionRule":
+        """The rule by which a run's SAEs are measured. It always leaves out attention sinks."""
+        return cls.of(replace(run, max_norm_multiple=run.sink_multiple), tokenizer)
+
     def by_token(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """The positions to use according to ids and mask (0 at padding). Outliers are among them."""
         wanted_BL = mask_BL.bool()
@@ -93,6 +106,11 @@ def at(values_BL: Tensor, wanted_BL: Tensor) -> Tensor:
     """The values at some positions, (N,), in reading order. Does not synchronise with the GPU."""
     place_N = rearrange(wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
     return rearrange(values_BL, "b l -> (b l)")[place_N.to(values_BL.device)]
+
+
+def leaving_out(run: RunConfig) -> dict[str, Any]:
+    """The settings of a run that leave out tokens, by their names."""
+    return {name: getattr(run, name) for name in LEAVING_OUT}
 
 
 def left_out(*, remove_bos: bool = False, max_norm_multiple: float | None = None) -> str:

@@ -28,7 +28,6 @@ from ..run_folder.cache_manifest import (
     MANIFEST,
     REPAIR,
     TOKEN_IDS,
-    CachedHook,
     CacheManifest,
     finished_manifest,
 )
@@ -64,8 +63,8 @@ class StoredActivations:
 
     place: str
     """The folder."""
-    hooks: dict[str, CachedHook]
-    """The hook points by name. The user's own activations have one, UNKNOWN, which may be given any name."""
+    widths: dict[str, int]
+    """D of each hook point, by name. The user's own activations have one, UNKNOWN, which may be given any name."""
     ctx_len: int
     """L. 1 for the user's own activations, which are rows."""
     known: dict[str, Any]
@@ -81,7 +80,7 @@ class StoredActivations:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings for a `RunConfig` that reads it. If it has several hook points, `hook` is left out."""
-        hook = {"hook": next(iter(self.hooks))} if len(self.hooks) == 1 else {}
+        hook = {"hook": next(iter(self.widths))} if len(self.widths) == 1 else {}
         unknown = {"model": UNKNOWN, "data": self.place}
         return {"activations": self.place} | hook | unknown | self.known
 
@@ -93,32 +92,32 @@ class StoredActivations:
     @property
     def only_hook(self) -> str:
         """The name of the only hook point. Raises ActivationsError if there are several."""
-        if len(self.hooks) > 1:
+        if len(self.widths) > 1:
             raise ActivationsError(
-                f"has the hook points {', '.join(self.hooks)}",
+                f"has the hook points {', '.join(self.widths)}",
                 name="activations",
                 value=self.place,
                 instead="choose one with hook",
             )
-        return next(iter(self.hooks))
+        return next(iter(self.widths))
 
-    def hook(self, name: str) -> CachedHook:
-        """A hook point by its name. Raises ActivationsError if it isn't there."""
-        if UNKNOWN in self.hooks:
-            return replace(self.hooks[UNKNOWN], layer=_layer(name))
-        if name not in self.hooks:
+    def width(self, hook: str) -> int:
+        """D of a hook point. Raises ActivationsError if it isn't there."""
+        if UNKNOWN in self.widths:
+            return self.widths[UNKNOWN]
+        if hook not in self.widths:
             raise ActivationsError(
-                f"the cache {self.place} has {', '.join(self.hooks)}",
+                f"the cache {self.place} has {', '.join(self.widths)}",
                 name="hook",
-                value=name,
-                instead="leave it out" if len(self.hooks) == 1 else "give one of these",
+                value=hook,
+                instead="leave it out" if len(self.widths) == 1 else "give one of these",
             )
-        return self.hooks[name]
+        return self.widths[hook]
 
     def require_fit(self, settings: RunConfig, hooks: Iterable[str]) -> None:
         """Raise an ActivationsError if a run has another language model or text, or a hook point is missing."""
         for name in hooks:
-            self.hook(name)
+            self.width(name)
         for name, known in self.known.items():
             if not same_setting(name, known, given := getattr(settings, name)):
                 raise ActivationsError(
@@ -157,16 +156,10 @@ def open_stored(folder: str | Path) -> StoredActivations:
 
 def _cache(place: str, manifest: CacheManifest) -> StoredActivations:
     settings = manifest.settings
-    first = Part(Path(place) / manifest.files[0].name, 0, 0, 1)
-    for name, hook in settings.hooks.items():
-        told, found = (settings.ctx_len, hook.width), read_part(first, name).x_NLD.shape[1:]
-        if told != found:
-            what = f"{first.path}: contexts at {name} are {found}, but {MANIFEST} says {told}"
-            raise ActivationsError(what, instead=REPAIR)
     of_splits: dict[Split, Any] = {"train": manifest.files, "heldout": manifest.heldout}
     return StoredActivations(
         place,
-        settings.hooks,
+        {name: hook.width for name, hook in settings.hooks.items()},
         settings.ctx_len,
         {name: getattr(settings, name) for name in _COMPARED},
         {
@@ -198,11 +191,11 @@ def _data_set(folder: Path) -> StoredActivations:
             f"{folder}: a data set without activations (columns: {', '.join(features)})",
             expected="a column of type Array2D, as SAELens's CacheActivationsRunner writes it",
         )
-    hooks = {name: CachedHook(_layer(name), kind.shape[1]) for name, kind in arrays.items()}
+    widths = {name: kind.shape[1] for name, kind in arrays.items()}
     first, kind = next(iter(arrays.items()))
     parts = [part for file in rows.cache_files for part in _parts(Path(file["filename"]), first)]
     ctx_len = kind.shape[0]
-    return _with_held_out(folder, hooks, ctx_len, {"ctx_len": ctx_len}, parts)
+    return _with_held_out(folder, widths, ctx_len, {"ctx_len": ctx_len}, parts)
 
 
 def _own_files(folder: Path, files: list[Path]) -> StoredActivations:
@@ -218,7 +211,7 @@ def _own_files(folder: Path, files: list[Path]) -> StoredActivations:
         )
     ((width, _),) = kinds
     parts = [part for file in files for part in _parts(file)]
-    return _with_held_out(folder, {UNKNOWN: CachedHook(0, width)}, 1, {}, parts)
+    return _with_held_out(folder, {UNKNOWN: width}, 1, {}, parts)
 
 
 def _parts(path: Path, hook: str = UNKNOWN) -> list[Part]:
@@ -228,7 +221,7 @@ def _parts(path: Path, hook: str = UNKNOWN) -> list[Part]:
 
 def _with_held_out(
     folder: Path,
-    hooks: dict[str, CachedHook],
+    widths: dict[str, int],
     ctx_len: int,
     known: dict[str, Any],
     parts: list[Part],
@@ -249,7 +242,7 @@ def _with_held_out(
         end -= part.stop
     return StoredActivations(
         str(folder),
-        hooks,
+        widths,
         ctx_len,
         known,
         {name: tuple(its_parts) for name, its_parts in split.items()},
@@ -258,7 +251,7 @@ def _with_held_out(
     )
 
 
-def _layer(hook: str) -> int:
+def layer_of(hook: str) -> int:
     """The number of the block in a hook point's name, 0 if there is none."""
     named = hook_name(hook)
     return 0 if named is None else named.block
@@ -273,9 +266,6 @@ class Piece(NamedTuple):
     """Token ids, -1 at padding; None where there are none."""
 
 
-_NOTHING = Piece(np.empty((0, 0, 0)), None)
-
-
 def read_part(part: Part, hook: str) -> Piece:
     """The contexts of a part, as views of the file.
 
@@ -286,10 +276,9 @@ def read_part(part: Part, hook: str) -> Piece:
     """
     state = part.path.stat() if part.path.is_file() else None
     batches = _last_file(part.path, hook, state and (state.st_size, state.st_mtime_ns))
-    x_NLD, ids_NL = batches[part.batch] if part.batch < len(batches) else _NOTHING
-    if len(x_NLD) < part.stop:
+    if part.batch >= len(batches) or len(batches[part.batch].x_NLD) < part.stop:
         raise ActivationsError(f"{part.path}: was cut", instead="restore it")
-    rows = slice(part.start, part.stop)
+    (x_NLD, ids_NL), rows = batches[part.batch], slice(part.start, part.stop)
     return Piece(x_NLD[rows], None if ids_NL is None else ids_NL[rows])
 
 

@@ -95,7 +95,7 @@ class StoredRows(ShuffledRows):
         before_read: Callable[[], None] | None = None,
         **shuffled: Any,
     ):
-        super().__init__(d_submodule=stored.hook(hook).width, **shuffled)
+        super().__init__(d_submodule=stored.width(hook), **shuffled)
         self.stored, self.hook = stored, hook
         self._rule, self._passes, self._seed = rule, passes, seed
         self._before_read = before_read

@@ -65,10 +65,9 @@ def open_text(
     return TextStream(name, source, identity, passes=passes, every_20th=not has_split)
 
 
-def text_of(
-    settings: RunConfig, *, split: Split = "train", seed: int = 0, passes: int | None = 1
-) -> "TextStream":
-    """A run's text; see `open_text`. Errors name the setting `data`."""
+def text_of(settings: RunConfig, split: Split = "train", *, passes: int | None = 1) -> "TextStream":
+    """A run's text; see `open_text`. Held-out text has the same order for every data_seed. Errors name the setting `data`."""
+    seed = settings.data_seed if split == "train" else 0
     try:
         return open_text(
             settings.data, split=split, seed=seed, passes=passes, column=settings.text_column

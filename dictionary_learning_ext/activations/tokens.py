@@ -7,6 +7,7 @@ Shapes: B contexts, L = ctx_len tokens.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -240,6 +241,20 @@ class ContextStream:
         return [torch.tensor(a + b, dtype=torch.int64) for a, b in zip(all_ids, ends, strict=True)]
 
 
+def contexts_of(
+    run: RunConfig, split: Split, tokenizer: Any, *, passes: int | None = 1
+) -> ContextStream:
+    """A run's text, in the contexts of its training."""
+    text = text_of(run, split, passes=passes)
+    return ContextStream(text, tokenizer, run.ctx_len, packing=run.text_packing)
+
+
+def held_out_documents(run: RunConfig, tokenizer: Any) -> ContextStream:
+    """The documents on which a language model's loss is measured: each is cut to one context."""
+    documents = islice(text_of(run, "heldout"), run.eval_documents)
+    return ContextStream(documents, tokenizer, run.ctx_len, packing="truncate")
+
+
 def whole_documents(
     documents: Iterator[str],
     tokenizer: Any,
@@ -303,15 +318,14 @@ def require_held_out(settings: RunConfig, tokenizer: Any) -> None:
 
     Outliers count as tokens, as they are only known from activations.
     """
-    text = text_of(settings, split="heldout")
-    rule = PositionRule(tokenizer, remove_bos=settings.remove_bos)
-    contexts = ContextStream(text, tokenizer, settings.ctx_len, packing=settings.text_packing)
+    rule = PositionRule.of(settings, tokenizer)
+    contexts = contexts_of(settings, "heldout", tokenizer)
     there, need = 0, evaluation_batch(settings.eval_tokens)
     for ids_BL, mask_BL in contexts.batches():
         there += int(rule.by_token(ids_BL, mask_BL).sum())
         if there >= need:
             return
-    which = f" (every {HELD_OUT_EVERY}th document)" if text.every_20th else ""
+    which = f" (every {HELD_OUT_EVERY}th document)" if contexts.text.every_20th else ""
     raise TextError(
         f"the held-out part of {settings.data!r}{which} has {there:,} tokens",
         expected=f"at least {need:,} to evaluate on",

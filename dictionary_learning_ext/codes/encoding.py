@@ -292,33 +292,30 @@ class Encoder:
         self._generator = t.Generator(device).manual_seed(seed)
 
     @t.no_grad()
-    def add(self, x_ND: t.Tensor) -> csr_matrix:
-        """Encode the next batch of raw activations, (N, D), float32, N >= 1, on any device. Returns its code, as
-        `code_NF` does for all.
+    def add(self, x_ND: t.Tensor) -> None:
+        """Encode the next batch of raw activations, (N, D), float32, N >= 1, on any device.
 
         Raises: NonFiniteError if the SAE's features are NaN or infinite.
         """
         x_ND = x_ND.to(self.totals.device)
-        x_hats, parts, sizes = [], [], 0.0
+        x_hats, selected, sizes = [], 0, 0.0
         for block in encoded(self.dictionary, x_ND, with_all=self.with_all):
             x_hat_nD, product_M = self._decoder.decode(block)
             value_M = block.value_M.float()
             rise_M = value_M * (value_M * self._length2_F[block.feature_M] + 2 * product_M)
             self.ablation_error_F.index_add_(0, block.feature_M, rise_M.double())
             x_hats.append(x_hat_nD.to(x_ND))
-            parts.append(as_csr(block, self.dictionary.dict_size))
+            if self._keep:
+                self._parts.append(as_csr(block, self.dictionary.dict_size))
+            selected += len(value_M)
             sizes += float(value_M.double().abs().sum())
             self.totals.add(block.x_nD.to(x_ND), x_hats[-1], block.feature_M)
             if self.with_all:
                 self._add_noise(block)
-        code_NF = _stacked(parts)
-        if self._keep:
-            self._parts.append(code_NF)
         n = len(x_ND)
-        self.totals.add_mean("l0", code_NF.nnz / n, n)
+        self.totals.add_mean("l0", selected / n, n)
         self.totals.add_mean("l1_loss", sizes / n, n)
         self._add_upstreams(x_ND, t.cat(x_hats))
-        return code_NF
 
     def _add_upstreams(self, x_ND: t.Tensor, x_hat_ND: t.Tensor) -> None:
         """Add upstream's metrics of a batch. Its variances are undefined for a single token."""
@@ -375,7 +372,8 @@ class Encoder:
 
     def code_NF(self) -> csr_matrix:
         """The code of all tokens so far, a csr_matrix of float32 without explicit zeros: a row for each, features ascending."""
-        self._parts = [_stacked(self._parts)]
+        if len(self._parts) > 1:
+            self._parts = [csr_matrix(vstack(self._parts, format="csr"))]
         return self._parts[0]
 
 
@@ -387,10 +385,6 @@ class _KnownOutputs(NamedTuple):
 
     def __call__(self, x: t.Tensor, output_features: bool) -> tuple[t.Tensor, t.Tensor]:
         return self.outputs
-
-
-def _stacked(parts: list[csr_matrix]) -> csr_matrix:
-    return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
 
 
 def as_csr(block: Block, n_features: int) -> csr_matrix:

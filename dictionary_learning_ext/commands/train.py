@@ -144,7 +144,7 @@ def _run_on(given: dict[str, str], settings: RunConfig) -> RunConfig:
     from ..activations.stored import open_stored
 
     stored = open_stored(given["activations"])
-    if "hook" not in given and not ("config" in given and settings.hook in stored.hooks):
+    if "hook" not in given and not ("config" in given and settings.hook in stored.widths):
         settings = replace(settings, hook=stored.only_hook)
     return replace(settings, **stored.settings)
 

@@ -124,10 +124,9 @@ def bench(
         with writing(cache, _ELSEWHERE):
             _clear(cache)  # a kill may have left half a file
             texts = open_bench_data(data, cache)
-        left_out = {name: getattr(run, name) for name in LEAVING_OUT}
         settings = BenchSettings(
             hooked,
-            PositionRule(hooked.tokenizer, **left_out),
+            PositionRule.of(run, hooked.tokenizer),
             texts,
             cache,
             tuple(sets),
@@ -138,7 +137,12 @@ def bench(
         )
         configs = [[configure(name, settings, job.sae) for job in jobs] for name in evals]
         # Identifies the activations that the SAEs are measured on.
-        measured_on = [hash_of(language_model.module), hook_point.name, texts.name, left_out]
+        measured_on = [
+            hash_of(language_model.module),
+            hook_point.name,
+            texts.name,
+            settings.rule.settings,
+        ]
         with progress(len(evals) * len(jobs), "evaluation") as bar:
             for evaluation, of_jobs in zip(evals, configs, strict=True):
                 ours = [m.definition for m in shown_in("bench")] if evaluation == "core" else []

@@ -7,7 +7,6 @@ from pathlib import Path
 from ..config.run import RunConfig, TrainConfig
 from ..errors import DiskError
 from ..run_folder.cache_manifest import CacheDtype
-from ..run_folder.files import SAVE_DIR
 from ..training.processes import interrupts
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,6 @@ class SweepCache:
                     overwrite=run.overwrite,
                     on_plan=logger.info,
                     before_batch=signals.check,
-                    elsewhere=SAVE_DIR,
                 )
         except DiskError as error:
             if is_read:

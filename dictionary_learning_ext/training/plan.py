@@ -380,4 +380,4 @@ def row_width(settings: RunConfig) -> int:
         return Pretrained(settings.model).width
     from ..activations.stored import open_stored
 
-    return max(hook.width for hook in open_stored(settings.activations).hooks.values())
+    return max(open_stored(settings.activations).widths.values())

@@ -18,7 +18,7 @@ from dictionary_learning_ext.activations.hook_points import find_hook, read_resi
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.language_models import load_model
 from dictionary_learning_ext.activations.stored import open_stored
-from dictionary_learning_ext.activations.text import open_text, text_of
+from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import (
@@ -82,20 +82,6 @@ def test_a_file_has_no_more_contexts_than_fit(fit, contexts, cached_run, tmp_pat
     file_bytes = int(fit * CTX_LEN * D * 4)
     manifest = write_small(tmp_path, run, sum(contexts) * CTX_LEN, file_bytes=file_bytes)
     assert [file.contexts for file in manifest.files] == contexts
-
-
-def test_held_out_text_is_the_same_for_every_data_seed(cached_run, tmp_path, monkeypatch):
-    """As without a cache: SAEs of different data seeds are measured on the same tokens."""
-    seeds = {}
-
-    def opened(run, *, split="train", seed=0, **options):
-        seeds[split] = seed
-        return text_of(run, split=split, seed=seed, **options)
-
-    monkeypatch.setattr(cache_writer, "text_of", opened)
-    monkeypatch.setattr(cache_writer._Writer, "_write_documents", lambda self: None)
-    write_small(tmp_path, replace(cached_run, data_seed=3), 100)
-    assert seeds == {"heldout": 0, "train": 3}
 
 
 def test_the_held_out_documents_are_cached_as_tokens(small_cache, cached_run, tiny_lm):

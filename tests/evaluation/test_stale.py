@@ -64,7 +64,7 @@ def test_a_new_total_and_a_changed_definition_are_seen_by_every_evaluation(
             "        self.squares += ",
             "        self.cubes += float(x_BD.abs().pow(3).sum())\n        self.squares += ",
         ),
-        ('add_mean("l1_loss", sizes / n, n)', 'add_mean("twice_l0", 2 * code_NF.nnz / n, n)'),
+        ('add_mean("l1_loss", sizes / n, n)', 'add_mean("twice_l0", 2 * selected / n, n)'),
     )
     define("with_totals", *new)
     first = evaluated()
