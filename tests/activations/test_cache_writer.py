@@ -180,8 +180,7 @@ def test_on_a_full_disk_what_was_written_stays_and_is_continued(
 
     monkeypatch.setattr(cache_writer, "write_contexts", full)
     said = error_of(lambda: write_small(folder, cached_run, **options), CheckpointError)
-    assert said.startswith(f"{folder / 'data-00002.arrow'} ")
-    assert "free some space" in said
+    assert str(folder / "data-00002.arrow") in said
     written = sorted(path.name for path in folder.glob("*data*"))
     assert written == ["data-00000.arrow", "data-00001.arrow"]
     assert read_manifest(folder).tokens == 2048
@@ -227,7 +226,7 @@ def test_another_model_is_told_by_its_weights_and_another_text_by_its_content(
     text = shutil.copy(cached_run.data, tmp_path / "text.txt")
     run = replace(cached_run, data=str(text))
     write_small(tmp_path / "cache", run, 1000)
-    with pytest.raises(ActivationsError, match=r"language_model=\w{12}, not \w{12}"):
+    with pytest.raises(ActivationsError, match="language_model="):
         write_small(tmp_path / "cache", replace(run, model=str(lm_dir_of("llama"))), 1000)
     with (tmp_path / "text.txt").open("a") as file:
         file.write("more")
@@ -251,9 +250,9 @@ def test_a_cache_of_a_hub_model_is_of_its_commit(cached_run, tmp_path, monkeypat
     run = replace(RunConfig(), eval_tokens=256, **stored.settings | {"hook": HOOK})
     assert open_inputs(run, [HOOK]).language_model is not None
     committed("d" * 40)
-    with pytest.raises(ActivationsError, match="language_model=cccccccccccc, not dddddddddddd"):
+    with pytest.raises(ActivationsError, match=r"language_model=c{12}.*d{12}"):
         write_small(tmp_path, cached_run, 2000)
-    with pytest.raises(LanguageModelError, match="cccccccccccc, not dddddddddddd"):
+    with pytest.raises(LanguageModelError, match=r"c{12}.*d{12}"):
         open_inputs(run, [HOOK])
 
 
@@ -265,8 +264,7 @@ def test_a_folder_of_other_files_is_left_alone(name, cached_run, tmp_path):
     (tmp_path / HELD_OUT / ".data-00003.arrow.0123abcd").write_bytes(b"left")
     before = files_in(tmp_path)
     message = error_of(lambda: write_small(tmp_path, cached_run), ActivationsError)
-    said = name.split("/")[0]
-    assert f"({said}); choose" in message
+    assert name.split("/")[0] in message
     assert files_in(tmp_path) == before
 
 
@@ -299,7 +297,7 @@ def test_a_cache_of_other_settings_is_replaced_if_asked(cached_run, tmp_path):
 
 
 def test_a_second_writer_is_refused(cached_run, tmp_path):
-    with locked(tmp_path), pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
+    with locked(tmp_path), pytest.raises(ConfigError, match=str(os.getpid())):
         write_small(tmp_path, cached_run)
 
 
@@ -309,11 +307,11 @@ def test_the_space_is_said_and_checked_before_anything_is_written(
     said = []
     manifest = write_small(tmp_path / "a", cached_run, on_plan=said.append)
     # 72 bytes a token: 4 of its id, 4 of the row's place and 4 * 16 of the activations.
-    assert said[0].startswith("4,000 tokens need 311kB on disk; ")
+    assert all(number in said[0] for number in ("4,000", "311kB"))
     assert sum(file.bytes for file in manifest.all_files) == pytest.approx(311_000, rel=0.1)
     usage = shutil.disk_usage(tmp_path)._replace(free=300_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DiskError, match=r"311kB.*300kB.*; use .*tokens.*dtype='float16'"):
+    with pytest.raises(DiskError, match=r"311kB.*300kB.*tokens.*dtype='float16'"):
         write_small(tmp_path / "b", cached_run)
     assert not (tmp_path / "b").exists()
     write_small(tmp_path / "a", cached_run, 5000)  # what is there counts
@@ -337,9 +335,8 @@ def damaged_lm(tiny_lm_dir, tmp_path):
 
 def test_an_activation_beyond_float16_is_an_error(cached_run, damaged_lm, tmp_path):
     run = replace(cached_run, model=damaged_lm(1e6))
-    message = error_of(lambda: write_small(tmp_path / "a", run, dtype="float16"), ConfigError)
-    assert "65,504" in message
-    assert message.endswith("use dtype='float32'")
+    with pytest.raises(ConfigError, match=r"65,504.*dtype='float32'"):
+        write_small(tmp_path / "a", run, dtype="float16")
     write_small(tmp_path / "b", run, 100)
 
 
@@ -352,5 +349,6 @@ def test_a_text_that_ends_makes_a_smaller_cache(cached_run, tmp_path, caplog):
     run = replace(cached_run, eval_tokens=0)
     manifest = write_small(tmp_path, run, 10**7)
     assert TOKENS < manifest.tokens < 10**7
-    assert f"ended: cached {manifest.tokens:,} tokens, not 10,000,000" in caplog.text
+    (record,) = caplog.records
+    assert record.args == (run.data, f"{manifest.tokens:,}", "10,000,000")
     assert write_small(tmp_path, run, 10**7) == manifest

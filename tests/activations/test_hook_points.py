@@ -24,9 +24,8 @@ from dictionary_learning_ext.activations.hook_points import (
     read_places,
     read_residual,
 )
-from dictionary_learning_ext.activations.language_models import (
-    unwrapped,
-)
+from dictionary_learning_ext.activations.language_models import unwrapped
+from dictionary_learning_ext.config.hooks import HOOK_KINDS
 from dictionary_learning_ext.errors import LanguageModelError
 
 FAMILIES = ["gpt_neox", "llama", "gpt2", "gemma", "qwen"]
@@ -123,8 +122,7 @@ def test_unknown_hook_point_lists_those_there_are_and_suggests_one_that_is_near(
     tiny_lm: LanguageModel, name: str, suggested: str
 ):
     message = error_of(lambda: find_hook(tiny_lm, name), LanguageModelError)
-    kinds = "hook_resid_post, hook_resid_pre, hook_attn_out or hook_mlp_out"
-    assert f"expected blocks.{{0..2}}.KIND, where KIND is {kinds}; " in message
+    assert all(kind in message for kind in HOOK_KINDS)
     assert message.endswith(f" {suggested}")
     assert repr(name) in message
     find_hook(tiny_lm, suggested)
@@ -174,8 +172,8 @@ def test_a_module_whose_output_is_not_what_is_added_is_refused(
     """Granite scales it, and BLOOM's modules add the residual stream themselves."""
     lm = lm_of(family)
     message = error_of(lambda: find_hook(lm, name.format(1)), LanguageModelError)
-    assert message.startswith(name.format(1))
-    assert message.endswith(f"; use e.g. {POST.format(1)}")
+    assert name.format(1) in message
+    assert POST.format(1) in message
     assert find_hook(lm, POST.format(1))
 
 
@@ -276,8 +274,7 @@ def test_block_list_is_told_from_experts_norms_and_an_image_encoder():
     model = nn.ModuleDict({"vision": _blocks(6), "body": body})
     assert block_list_path(model, config) == "body.layers"
     model = nn.ModuleDict({"encoder": _blocks(4), "decoder": _blocks(4)})
-    message = error_of(lambda: block_list_path(model, config), LanguageModelError)
-    assert "2 candidates (encoder, decoder)" in message
-    model = nn.ModuleDict({"norms": norms})
-    message = error_of(lambda: block_list_path(model, config), LanguageModelError)
-    assert "found none" in message
+    with pytest.raises(LanguageModelError, match="encoder, decoder"):
+        block_list_path(model, config)
+    with pytest.raises(LanguageModelError):
+        block_list_path(nn.ModuleDict({"norms": norms}), config)

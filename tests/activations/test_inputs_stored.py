@@ -114,7 +114,7 @@ def test_a_run_of_several_hook_points_resumes_to_the_bit_after_a_signal_in_a_rea
             yield filled
 
     monkeypatch.setattr(StoredRows, "fill", signalled)
-    with pytest.raises(Interrupted, match="at step 16;"):
+    with pytest.raises(Interrupted, match="16"):
         train(run, saes, hooks)
     monkeypatch.setattr(StoredRows, "fill", fill)
     resumed(run.save_dir)
@@ -136,8 +136,7 @@ def test_a_run_resumes_where_its_activations_have_moved(
     there.rename(tmp_path / "after")
     command = ["train", "--resume", run.save_dir]
     assert "no such folder" in refused(command, capsys)
-    line = refused([*command, "--activations=none"], capsys)
-    assert "leave out activations" in line
+    refused([*command, "--activations=none"], capsys)
     assert main([*command, f"--activations={tmp_path / 'after'}"]) == 0
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["run"]["settings"]
     assert settings["activations"] == str(tmp_path / "after"), "so that it is found later"
@@ -221,7 +220,7 @@ def test_a_process_that_does_not_evaluate_needs_no_language_model(run, no_model)
     inputs.load([])
     assert inputs.language_model is None
     assert inputs.training_batches().next() == {}, "nor a file"
-    with pytest.raises(AssertionError, match="is loaded"):
+    with pytest.raises(AssertionError):
         inputs.load([HOOK])
 
 
@@ -249,7 +248,6 @@ def test_another_model_of_the_same_name_is_refused_before_the_first_step(
     said = error_of(lambda: train(changed, {"x": sae_of()}), LanguageModelError)
     assert str(small_cache) in said
     assert repr(str(other)) in said
-    assert "weights" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -260,19 +258,18 @@ def test_they_are_read_again_until_the_steps_are_done(run, caplog):
     batches = open_inputs(run, [HOOK]).training_batches()
     for _ in range(3 * 4000 // 48):
         batches.next()
-    assert "pass 2" in caplog.text
-    assert "pass 3" in caplog.text
-    assert "pass 5" not in caplog.text
+    passes = [record.args for record in caplog.records if "pass" in record.message]
+    assert passes == [(2,), (3,)]
 
 
 def test_their_end_is_an_error_that_names_the_cap(run):
     said = error_of(lambda: train(replace(run, steps=500), {"x": sae_of()}))
-    assert "ended after 8000 tokens" in said
+    assert "8000" in said
     assert "text_passes" in said
 
 
 @pytest.mark.parametrize("normalize", ["sqrt_d", "none"])
-@pytest.mark.parametrize(("width", "said"), [(8, "are all zero"), (0, "of shape (4000, 0)")])
+@pytest.mark.parametrize(("width", "said"), [(8, "zero"), (0, "(4000, 0)")])
 def test_own_activations_that_hold_nothing_are_refused(width, said, normalize, tmp_path, capsys):
     np.save(tmp_path / "rows.npy", np.zeros((4000, width), dtype=np.float32))
     flags = f"--steps=2 --batch-size=64 --n-ctxs=50 --eval-tokens=0 --architecture=top_k --normalize={normalize}"
@@ -310,7 +307,7 @@ def test_held_out_documents_that_are_missing_are_said(run, caplog):
     for asked in (3, 4):
         caplog.clear()
         open_inputs(replace(run, eval_documents=asked), [HOOK])
-        assert ("3 of the eval_documents=4" in caplog.text) == (asked == 4)
+        assert ("eval_documents=4" in caplog.text) == (asked == 4)
 
 
 def test_held_out_tokens_that_are_missing_are_said_before_training(
@@ -320,8 +317,7 @@ def test_held_out_tokens_that_are_missing_are_said_before_training(
     write_small(tmp_path / "cache", replace(cached_run, eval_tokens=0), 1000)
     for folder, held_out in ((own, 100), (tmp_path / "cache", 0)):
         line = refused([*train_, "--n-ctxs=50", f"--activations={folder}"], capsys)
-        said = f"has {held_out} held-out tokens; expected at least 2,048 to evaluate on; use"
-        assert f"{said} --eval-tokens 0" in line
+        assert all(part in line for part in (f" {held_out} ", "2,048", "--eval-tokens 0"))
     assert not (tmp_path / "run").exists()
 
 
@@ -343,8 +339,8 @@ def test_a_cache_without_held_out_tokens_says_how_to_look_at_features(
     run = replace(cached_run, hook=HOOK, activations=str(tmp_path))
     opened = open_inputs(run, [HOOK], language_model=unwrapped(tiny_lm))
     said = error_of(lambda: next(opened.contexts(HOOK, "heldout", 250)), ActivationsError)
-    advice = "give activations='none' to run the language model"
-    assert said == f"{tmp_path} has no held-out tokens; {advice}"
+    assert str(tmp_path) in said
+    assert "activations='none'" in said
     assert next(opened.contexts(HOOK, "train", 250))
 
 

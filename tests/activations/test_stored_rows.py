@@ -1,6 +1,7 @@
 """Batches from disk: every row once per pass, in an order that the seed decides, resumed to the bit."""
 
 import json
+import re
 from collections import Counter
 from itertools import count, islice
 from pathlib import Path
@@ -185,7 +186,7 @@ def test_it_does_not_resume_on_other_rows(changed, numbered):
         np.save(Path(numbered.place) / "d.npy", np.ones((5, WIDTH), np.float32))
     else:
         np.save(path, np.load(path) + 1)
-    with pytest.raises(ConfigError, match=r"have changed.*restore them"):
+    with pytest.raises(ConfigError, match=re.escape(numbered.place)):
         source_of(open_stored(Path(numbered.place))).load_state_dict(state)
 
 
@@ -225,7 +226,7 @@ def test_a_row_that_is_not_finite_is_an_error(tmp_path):
     rows = np.ones((200, 3), np.float32)
     rows[17, 1] = np.nan
     np.save(tmp_path / "x.npy", rows)
-    with pytest.raises(NonFiniteError, match=r"x.npy: .* NaN .*; remove"):
+    with pytest.raises(NonFiniteError, match=r"x\.npy"):
         next(source_of(open_stored(tmp_path)))
 
 
@@ -233,10 +234,9 @@ def test_the_end_says_what_to_do(numbered):
     source = source_of(numbered, rows=100)
     given = 100 * len(batches_of(source))
     said = error_of(lambda: next(source))
-    assert f"{given} tokens: expected 100" in said
-    assert said.endswith("use fewer steps or more text_passes")
+    assert all(part in said for part in (numbered.place, f" {given} ", " 100 ", "text_passes"))
 
 
 def test_rows_without_tokens_have_no_beginning_of_text(numbered):
-    with pytest.raises(ConfigError, match="use remove_bos=False"):
+    with pytest.raises(ConfigError, match="remove_bos=False"):
         source_of(numbered, remove_bos=True)

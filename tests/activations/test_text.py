@@ -78,9 +78,9 @@ def test_what_names_a_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "kind", "said"),
     [
-        ({"name": "nofolder/x.txt"}, TextError, "nofolder/x.txt: no such file;"),
-        ({"name": "/no/such"}, TextError, "/no/such: no such file"),
-        ({"name": "nobody/nothing"}, TextError, "nobody/nothing: no such file"),
+        ({"name": "nofolder/x.txt"}, TextError, "nofolder/x.txt: "),
+        ({"name": "/no/such"}, TextError, "/no/such: "),
+        ({"name": "nobody/nothing"}, TextError, "nobody/nothing: "),
         ({"split": "dev"}, ConfigError, "split='dev': "),
     ],
 )  # fmt: skip
@@ -123,7 +123,7 @@ def test_a_text_that_has_changed_is_not_resumed(tmp_path):
     state = open_text(str(path)).state_dict()
     write_jsonl(path, DOCUMENTS[1:])
     changed = open_text(str(path))
-    assert "has changed" in error_of(lambda: changed.load_state_dict(state))
+    assert repr(str(path)) in error_of(lambda: changed.load_state_dict(state))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_folder_whose_files_are_named_by_split_is_read_by_split(tmp_path, file
 def test_a_folder_that_holds_only_held_out_files_can_not_be_trained_on(tmp_path):
     write_parquet(tmp_path / "test.parquet", ["1", "2"])
     assert read(tmp_path, split="heldout") == ["1", "2"]
-    assert "has the splits test; expected one called train" in error_of(lambda: read(tmp_path))
+    assert "train" in error_of(lambda: read(tmp_path))
 
 
 def test_a_file_or_folder_that_holds_no_text_lists_what_can_be_read(tmp_path):
@@ -296,12 +296,8 @@ def test_offline(tiny_lm_dir, tmp_path, monkeypatch):
     assert load_language_model("somebody/cached").config.hidden_size == 16
     for call in (load_language_model, lambda name: Pretrained(name).width):
         said = error_of(partial(call, "nobody/nothing"), LanguageModelError)
-        assert said.startswith("language model 'nobody/nothing'")
-        assert "save_pretrained" in said
-        assert "HF_HUB_OFFLINE is set" in said
-    said = error_of(lambda: open_text("nobody/nothing"), TextError)
-    assert ".jsonl" in said
-    assert "HF_HUB_OFFLINE is set" in said
+        assert all(part in said for part in ("'nobody/nothing'", "HF_HUB_OFFLINE"))
+    assert "HF_HUB_OFFLINE" in error_of(lambda: open_text("nobody/nothing"), TextError)
     assert not slept, "nothing is tried again"
 
 
@@ -316,7 +312,7 @@ def test_a_state_is_of_one_text(tmp_path):
     (tmp_path / "alone").mkdir()
     shutil.copy(tmp_path / "both" / "train.jsonl", tmp_path / "alone")
     both, alone = (open_text(str(tmp_path / name)) for name in ("both", "alone"))
-    with pytest.raises(TextError, match="has changed"):
+    with pytest.raises(TextError, match="alone"):
         alone.load_state_dict(both.state_dict())
 
 

@@ -103,48 +103,45 @@ FIRST = row(PLAIN)
 @pytest.mark.parametrize(
     ("name", "raw", "said"),
     [
-        ("a.txt", b"the cat \xc3", "{path} is not UTF-8: it contains byte 0xc3"),
-        ("a.txt", b"the cat\n\n" * 50_000 + b"\xe9", "{path} is not UTF-8: it contains byte 0xe9"),
-        ("a.txt", PLAIN.encode("utf-16"), "{path} is not UTF-8: it contains byte 0xff"),
-        ("a.jsonl", FIRST + b'{"text": "\xff"}\n', "{path} is not UTF-8: it contains byte 0xff"),
-        ("a.jsonl", FIRST + b'{"text": two}\n', "line 2 of {path} is not valid JSON"),
-        ("a.jsonl", b'{"text": "a\tb"}\n', "line 1 of {path} is not valid JSON (Invalid control"),
-        ("a.jsonl", b'{"body": "x", "title": "y"}', "line 1 of {path} has no column 'text', it has 'body', 't"),
-        ("a.jsonl", b'["x"]', "line 1 of {path} is a list: expected an object with 'text'"),
-        ("a.jsonl", b'{"text": 3}', "line 1 of {path} has a 'text' of type int"),
-        ("a.jsonl", FIRST + row("the \ud800"), "line 2 of {path} holds half of a surrogate pair, '\\ud800'"),
-        ("a.jsonl", row("a\udc00\ud800b"), "line 1 of {path} holds half of a surrogate pair, '\\udc00'"),
-        ("a.parquet", NOT_PARQUET, "{path} is not a whole Parquet file"),
-        ("a.jsonl.zst", NOT_PARQUET, "{path} can't be decompressed"),
-        ("a.jsonl.zst", zstandard.compress(FIRST * 9000)[:-9], "{path} can't be decompressed"),
-        ("a.jsonl.zst", zstandard.compress(FIRST)[:-2], "{path} can't be decompressed"),
+        ("a.txt", b"the cat \xc3", ["0xc3"]),
+        ("a.txt", b"the cat\n\n" * 50_000 + b"\xe9", ["0xe9"]),
+        ("a.txt", PLAIN.encode("utf-16"), ["0xff"]),
+        ("a.jsonl", FIRST + b'{"text": "\xff"}\n', ["0xff"]),
+        ("a.jsonl", FIRST + b'{"text": two}\n', ["line 2 ", "JSON"]),
+        ("a.jsonl", b'{"text": "a\tb"}\n', ["line 1 ", "JSON"]),
+        ("a.jsonl", b'{"body": "x", "title": "y"}', ["line 1 ", "'text'", "'body', 'title'", "text_column"]),
+        ("a.jsonl", b'["x"]', ["line 1 ", "list", "'text'"]),
+        ("a.jsonl", b'{"text": 3}', ["line 1 ", "'text'", "int", "text_column"]),
+        ("a.jsonl", FIRST + row("the \ud800"), ["line 2 ", r"'\ud800'"]),
+        ("a.jsonl", row("a\udc00\ud800b"), ["line 1 ", r"'\udc00'"]),
+        ("a.parquet", NOT_PARQUET, []),
+        ("a.jsonl.zst", NOT_PARQUET, []),
+        ("a.jsonl.zst", zstandard.compress(FIRST * 9000)[:-9], []),
+        ("a.jsonl.zst", zstandard.compress(FIRST)[:-2], []),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )  # fmt: skip
 def test_a_damaged_file_is_refused_with_the_place(name, raw, said, path):
     file = path(name, raw)
     message = error_of(lambda: read(file))
-    assert message.startswith(said.format(path=file))
-    assert file in message
+    assert all(part in message for part in (file, *said))
 
 
 def test_damage_in_parquet_is_named_by_its_byte_or_columns(tmp_path):
     path = tmp_path / "a.parquet"
     values = pa.array([b"good", b"\xe9"], type=pa.binary()).view(pa.utf8())
     pq.write_table(pa.table({"text": values}), path)
-    assert error_of(lambda: read(path)).startswith(f"{path} is not UTF-8: it contains byte 0xe9;")
+    assert "0xe9" in error_of(lambda: read(path))
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), path)
-    message = error_of(lambda: read(path))
-    assert "has no column 'text', it has 'body', 'n'; name the one" in message
-    assert message.endswith("with text_column")
+    assert "'body', 'n'" in error_of(lambda: read(path))
     pq.write_table(pa.table({"text": [str(n) * 9 for n in range(20_000)]}), path)
     content = bytearray(path.read_bytes())
     content[1000:9000] = b"x" * 8000
     path.write_bytes(content)
-    assert error_of(lambda: read(path)).startswith(f"{path} is damaged (")
+    assert str(path) in error_of(lambda: read(path))
     content[-200:-20] = b"x" * 180
     path.write_bytes(content)
-    assert error_of(lambda: read(path)).startswith(f"{path} is not a whole Parquet file (")
+    assert str(path) in error_of(lambda: read(path))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.parquet"])
@@ -159,8 +156,8 @@ def test_another_column_may_hold_the_text(tmp_path, name):
         path.write_bytes(zstandard.compress(lines) if name.endswith(".zst") else lines)
     as_text = WRITERS["a.jsonl"](tmp_path / "text.jsonl", DOCUMENTS)
     assert read(path, column="body") == read(as_text)
-    assert "has a 'text' of type int" in error_of(lambda: read(path))
-    assert "it has 'text', 'body'" in error_of(lambda: read(path, column="story"))
+    assert "'text'" in error_of(lambda: read(path))
+    assert "'text', 'body'" in error_of(lambda: read(path, column="story"))
     stream = open_text(str(path), column="body")
     for _ in range(3):
         next(stream)

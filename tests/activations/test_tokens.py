@@ -221,17 +221,16 @@ def require(tiny_lm):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "there", "needed"),
     [
-        (
-            {"n": 19, "eval_tokens": 100},
-            "has 0 tokens; expected at least 100 ",
-        ),
-        ({"n": 40, "eval_tokens": 10_000_000}, "at least 2,048"),
+        ({"n": 19, "eval_tokens": 100}, " 0 tokens", "100"),
+        ({"n": 40, "eval_tokens": 10_000_000}, " tokens", "2,048"),
     ],
-)  # fmt: skip
-def test_too_few_documents_are_refused(changes, said, run_of, require):
-    assert said in error_of(lambda: require(run_of(steps=2, **changes)))
+)
+def test_too_few_documents_are_refused(changes, there, needed, run_of, require):
+    message = error_of(lambda: require(run_of(steps=2, **changes)))
+    assert there in message
+    assert needed in message
     require(run_of(steps=2, **changes | {"n": 2500}))
 
 
@@ -239,6 +238,6 @@ def test_counting_ends_where_the_text_is_enough(run_of, require, tmp_path):
     path = write_jsonl(tmp_path / "long.jsonl", documents(2000))
     path.write_text(path.read_text() + "no JSON\n")
     require(run_of(data=str(path), eval_tokens=100))
-    assert "not valid JSON" in error_of(
+    assert "line 2001 " in error_of(
         lambda: require(run_of(data=str(path), eval_tokens=2048, ctx_len=128))
     )

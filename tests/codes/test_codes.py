@@ -163,7 +163,7 @@ def test_each_token_of_a_sentence_has_its_largest_features(tiny_lm):
         assert [abs(each.activation) for each in found] == sorted(np.abs(f_F))[:-3:-1]
     assert codes.features_at(-1) == codes.features_at(codes.tokens - 1)
     for outside in (codes.tokens, -codes.tokens - 1):
-        with pytest.raises(IndexError, match=f"position {outside}.*{codes.tokens} tokens"):
+        with pytest.raises(IndexError, match=f"{outside}.*{codes.tokens}"):
             codes.features_at(outside)
     with pytest.raises(TextError, match="tokenizer"):
         _ = replace(codes, tokenizer=None).token_texts
@@ -172,7 +172,7 @@ def test_each_token_of_a_sentence_has_its_largest_features(tiny_lm):
 
 def test_a_text_is_no_activation():
     for text in ("a sentence", ["two", "sentences"]):
-        with pytest.raises(ConfigError, match=r"tensor of activations.*encode_text"):
+        with pytest.raises(ConfigError, match="encode_text"):
             SAES["vsae"]().encode(text)
 
 

@@ -115,11 +115,10 @@ def test_codes_of_another_sae_or_text_are_not_used(sae, codes, tmp_path, caplog)
     keep_codes(tmp_path, codes)
     caplog.set_level("INFO")
     assert kept_codes(tmp_path, sae, SAE, TEXT | {"tokens": 51}) is None
-    assert "a different text (tokens)" in caplog.text
+    assert "(tokens)" in caplog.text
     assert kept_codes(tmp_path, sae, SAE, TEXT, with_all=True) is None
-    assert "only an evaluation measures" in caplog.text
     assert kept_codes(tmp_path, sae, "another", TEXT) is None
-    assert "other weights" in caplog.text
+    assert len(caplog.records) == 3
 
 
 def test_another_number_of_tokens_text_or_library_is_another_text(tmp_path, monkeypatch):
