@@ -218,29 +218,26 @@ def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield str(folder) if is_local else name, {"trust_remote_code": False}
         except UserError:
             raise
-        except OSError as error:  # what transformers raises for a missing model, file or network
-            raise LanguageModelError(
-                f"language model {name!r} can't be loaded, locally or from the hub"
-                f" ({first_line(error) if is_local else why_not_fetched(error)}): {_EXPECTED}"
-            ) from error
-        except UnpicklingError as error:  # torch advises to run what is in it
-            raise LanguageModelError(
-                f"language model {name!r} can't be loaded: its pytorch_model.bin holds something else"
-                " than tensors, which could be any code and is never run; expected a"
-                " model.safetensors, as save_pretrained writes it"
-            ) from error
         except Exception as error:  # damaged files can raise anything
-            if isinstance(error, ValueError) and "trust_remote_code" in str(error):
-                raise LanguageModelError(
-                    f"language model {name!r} can't be loaded: it needs Python code of its own (auto_map"
-                    " in its configuration), which could do anything and is never run; expected a model"
-                    " whose class is in transformers, e.g. EleutherAI/pythia-70m"
-                ) from error
-            raise LanguageModelError(
-                f"language model {name!r} can't be loaded ({type(error).__name__}:"
-                f" {first_line(error)}): expected a causal language model of transformers; if its"
-                " files are damaged, copy or download them again"
-            ) from error
+            if isinstance(error, OSError):  # a missing model, file or network
+                why = first_line(error) if is_local else why_not_fetched(error)
+                said = f", locally or from the hub ({why}): {_EXPECTED}"
+            elif isinstance(error, UnpicklingError):  # torch advises to run what is in it
+                said = (
+                    ": its pytorch_model.bin holds something else than tensors, which could be any code and is"
+                    " never run; expected a model.safetensors, as save_pretrained writes it"
+                )
+            elif isinstance(error, ValueError) and "trust_remote_code" in str(error):
+                said = (
+                    ": it needs Python code of its own (auto_map in its configuration), which could do anything"
+                    " and is never run; expected a model whose class is in transformers, e.g. EleutherAI/pythia-70m"
+                )
+            else:
+                said = (
+                    f" ({type(error).__name__}: {first_line(error)}): expected a causal language model of"
+                    " transformers; if its files are damaged, copy or download them again"
+                )
+            raise LanguageModelError(f"language model {name!r} can't be loaded{said}") from error
 
 
 def identity(model: PreTrainedModel) -> str:
