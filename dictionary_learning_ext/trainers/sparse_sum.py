@@ -33,10 +33,7 @@ class SparseSum:
         with t.enable_grad():  # torch has a kernel for the gradient at the values alone
             self._values = values.detach().requires_grad_()
             self._sum_BD = weighted_sums(indices, self._values, weight_FD.detach(), starts_B)
-
-    @property
-    def sum_BD(self) -> t.Tensor:
-        return self._sum_BD.detach()
+        self.sum_BD = self._sum_BD.detach()
 
     def products_with(self, rows_BD: t.Tensor) -> t.Tensor:
         """Each row's products with the weights at its indices, in the values' shape: the gradient at the values."""

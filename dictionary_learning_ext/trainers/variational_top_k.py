@@ -152,10 +152,9 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
         `sample`.
         """
         require_width(x, self.activation_dim)
-        centred = self._centred(x)
-        mu = self._mu(centred)
+        mu = self._mu(x)
         if sample:
-            code = draw_code(mu, self._std(centred), self._draw(generator))
+            code = draw_code(mu, self._std(x), self._draw(generator))
         else:
             code = self._top_k(mu, as_upstream=return_topk)
         values, indices = code.values, code.indices
@@ -167,8 +166,9 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
                 )
             features = mu * (ranking_key(mu, self.select_by) > self.threshold)
         else:
-            # Allocating a second (B, F) would take as long as the selection.
-            zeros = mu.zero_() if self._owns(mu) and not return_topk else t.zeros_like(mu)
+            # Allocating a second (B, F) would take as long as the selection. A hook, e.g. nnsight's, needs the means.
+            is_free = _is_plain(mu) and not self.encoder._forward_hooks and not return_topk
+            zeros = mu.zero_() if is_free else t.zeros_like(mu)
             features = zeros.scatter_(dim=-1, index=indices, src=values)
         return (features, values, indices, mu) if return_topk else features
 
@@ -178,7 +178,7 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
         Raises: ConfigError for `x` of another width.
         """
         require_width(x, self.activation_dim)
-        return self._top_k(self._mu(self._centred(x)))
+        return self._top_k(self._mu(x))
 
     def code_of(self, posterior: GaussianPosterior) -> TopKCode:
         """The code by a posterior's mean: the same as `sparse_encode`, without encoding again."""
@@ -200,9 +200,8 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
             as_upstream: choose among a ReLU's zeros as torch's topk does.
         """
         k = int(self.k)
-        is_plain = isinstance(mu, t.Tensor) and not mu.requires_grad  # and no proxy of nnsight's
         by_value = self.select_by == "value" and not (self.rectify and as_upstream)
-        if is_plain and by_value and compiled.is_available(mu):
+        if _is_plain(mu) and by_value and compiled.is_available(mu):
             values, indices = top_k(mu.reshape(-1, self.dict_size), k)
             shape = (*mu.shape[:-1], k)
             return TopKCode(values.view(shape), indices.view(shape))
@@ -212,12 +211,14 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
 
     def log_var(self, x: t.Tensor) -> t.Tensor:
         """log sigma^2: (…, D) -> (…, F) if it is learned, otherwise 0-dim (-inf for a point)."""
-        return self._log_var(self._centred(x))
+        if self._is_learned:
+            raw = self.log_var_encoder(self._centred(x))
+            return raw.clamp(self.log_var_limits[0], self.log_var_limits[1])
+        return 2 * self.sigma.log()
 
     def posterior(self, x: t.Tensor) -> GaussianPosterior:
         """Each feature's posterior, given activations: (…, D) -> (…, F)."""
-        centred = self._centred(x)
-        return GaussianPosterior(self._mu(centred), self._log_var(centred), self.prior_std)
+        return GaussianPosterior(self._mu(x), self.log_var(x), self.prior_std)
 
     @property
     def weights(self) -> Weights:
@@ -240,26 +241,13 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
     def _is_learned(self) -> bool:
         return self.posterior_kind == "learned"
 
-    def _mu(self, centred: t.Tensor) -> t.Tensor:
-        """The means, from x - b_dec."""
-        mu = self.encoder(centred)
+    def _mu(self, x: t.Tensor) -> t.Tensor:
+        mu = self.encoder(self._centred(x))
         return mu.relu() if self.rectify else mu
 
-    def _owns(self, mu: t.Tensor) -> bool:
-        """Whether the means may be overwritten: no graph and no hook on the encoder (e.g. nnsight's) needs them."""
-        is_plain = isinstance(mu, t.Tensor) and not mu.requires_grad
-        return is_plain and not self.encoder._forward_hooks
-
-    def _log_var(self, centred: t.Tensor) -> t.Tensor:
-        """See `log_var`."""
-        if self._is_learned:
-            raw = self.log_var_encoder(centred)
-            return raw.clamp(self.log_var_limits[0], self.log_var_limits[1])
-        return 2 * self.sigma.log()
-
-    def _std(self, centred: t.Tensor) -> t.Tensor:
+    def _std(self, x: t.Tensor) -> t.Tensor:
         """sigma, in `log_var`'s shape."""
-        return (0.5 * self._log_var(centred)).exp() if self._is_learned else self.sigma
+        return (0.5 * self.log_var(x)).exp() if self._is_learned else self.sigma
 
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
@@ -290,6 +278,11 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
         found |= {"k": int(state["k"]), "rectify": bool(state["rectify_code"])}
         numbers = ("prior_std", "sigma") if found["posterior"] == "fixed" else ("prior_std",)
         return found | {name: float(state[name]) for name in numbers}
+
+
+def _is_plain(x: t.Tensor) -> bool:
+    """Whether it is a tensor that no gradient needs, and no proxy of nnsight's."""
+    return isinstance(x, t.Tensor) and not x.requires_grad
 
 
 class VariationalTopKTrainer(SamplingTopKTrainer):
