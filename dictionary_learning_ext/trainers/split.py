@@ -23,7 +23,6 @@ import torch.distributed.checkpoint as checkpoint
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from ..config.checks import require
 from ..config.run import most_parts
 from ..errors import CheckpointError, first_line
 from .parts import Part, Selection
@@ -71,7 +70,8 @@ class MeshPart(SplitPart):
     """One of several parts of a split dictionary.
 
     Arguments:
-        mesh: a 1-D mesh of the parts' processes, which must all call the same methods in the same order.
+        mesh: a 1-D mesh of the parts' processes, which must all call the same methods in the same order. Their number
+            divides `most_parts(dict_size)`.
     """
 
     def __init__(self, dict_size: int, mesh: DeviceMesh):
@@ -79,9 +79,6 @@ class MeshPart(SplitPart):
         self.mesh = mesh
         self.index, self.count = mesh.get_local_rank(), mesh.size()
         self.is_first = self.index == 0
-        most = most_parts(dict_size)
-        expected = f"a power of two, at most {most} as dict_size={dict_size!r}"
-        require(most % self.count == 0, "split", self.count, expected)
 
     def sum(self, x: t.Tensor) -> t.Tensor:
         return self.together(Partial(), x).full_tensor()

@@ -84,8 +84,7 @@ def test_where_numba_cannot_compile_torch_takes_over_with_one_warning(monkeypatc
     assert values_BK.sort(descending=True).values.tolist() == [[9, 8, 7]] * 2
     assert ops.counts["topk"] == 2
     (line,) = caplog.messages
-    assert line.startswith("numba ")
-    assert line.endswith(": no such instruction")
+    assert "no such instruction" in line
 
 
 def compile_without_a_folder_for_the_cache():
@@ -104,9 +103,9 @@ def test_that_it_compiles_is_said_before_the_first_step_and_a_folder_for_its_cac
 ):
     """In a process whose home and whose copy of the package can't be written to."""
     warning, information, *built = printed_by(compile_without_a_folder_for_the_cache, tmp_path)
-    assert warning.startswith("WARNING numba can ")
-    assert "set NUMBA_CACHE_DIR" in warning
-    assert information.startswith("INFO compiling")
+    assert warning.startswith("WARNING ")
+    assert "NUMBA_CACHE_DIR" in warning
+    assert information.startswith("INFO ")
     assert built == ["built", "True"]
 
 
