@@ -447,12 +447,11 @@ def _place(
     """The submodule and the place that a `ResidualBuffer` reads; see there."""
     if isinstance(hook, str):
         hook = find_hook(model, hook)
-    module = unwrapped(model).module
     if isinstance(hook, HookPoint) and submodule is None and io is None:
-        return hook.submodule, place_of(module, hook.place.module, hook.io)
-    if hook is not None or submodule is None or io not in ("in", "out"):
+        submodule, io = hook.submodule, hook.io
+    elif hook is not None or submodule is None or io not in ("in", "out"):
         raise ConfigError(
             "expected a hook point to read, or a submodule and its side, io='in' or 'out'",
             instead="use e.g. ResidualBuffer(text, lm, find_hook(lm, 'blocks.0.hook_resid_post'))",
         )
-    return submodule, place_of(module, submodule, io)
+    return submodule, place_of(unwrapped(model).module, submodule, io)
