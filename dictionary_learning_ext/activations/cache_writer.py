@@ -272,9 +272,7 @@ class _Writer:
                 *(self.settings.data, f"{manifest.tokens:,}", f"{tokens:,}"),
             )
         finished = replace(manifest, finished=len(manifest.files))
-        if (
-            finished != manifest
-        ):  # or else codes of it, which know it by its files' times, stay valid
+        if finished != manifest:  # if not, codes of the cache stay valid, as its files' times do
             self._save(finished, "")
         return finished
 

@@ -38,9 +38,8 @@ class SharedPasses:
         self._kept: dict[Place, list[Tensor]] = {}
         self._passes: Sequence[Contexts] = ()  # the contexts that _kept is of
         self._dealt = 0  # the number of passes so far
-        self._kinds: dict[
-            Place, tuple[int, torch.dtype]
-        ] = {}  # D and dtype of a place's activations
+        # D and dtype of a place's activations
+        self._kinds: dict[Place, tuple[int, torch.dtype]] = {}
 
     def read(self, place: Place, passes: Sequence[Contexts]) -> list[Tensor]:
         """The activations at one of the places, (B, L, D) for each pass; see `read_places`."""
