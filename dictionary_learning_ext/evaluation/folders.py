@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import index
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..run_folder.files import EVALUATION, require_writable, write_json
 from ..run_folder.sae_folder import SAEFolder, find_sae, find_saes
 from ..run_folder.trained_on import all_trained_on, trained_on
 from ..run_folder.weights import load_sae
-from .measure import measure, metrics_of, with_progress
+from .measure import measure, metrics_of, with_bar
 from .metrics import changes_since, with_identity
 
 logger = logging.getLogger(__name__)
@@ -99,14 +99,13 @@ def evaluate_folders(
         if run.activations is None:
             language_model = opened.inputs.language_model
         for name, metrics in measured.items():
-            at_step = {} if found[name].step is None else {"step": found[name].step}
+            sae, to = found[name], results_of[name]
+            at_step = {} if sae.step is None else {"step": sae.step}
             results[name] = with_identity(at_step | metrics, hashes[name], run)
-            former = former_evaluation(results_of[name])
-            if changes_since(found[name], former):
+            former = former_evaluation(to)
+            if changes_since(sae, former):
                 former = {}  # of other weights, text or definitions: this one takes its place
-            path = evaluation_file(
-                found[name], results_of[name], run, tokens, results[name], former
-            )
+            path = evaluation_file(sae, to, run, tokens, results[name], former)
             write_json(path, results[name], "out")
             on_written(path)
     return {name: results[name] for name in runs}
@@ -160,29 +159,20 @@ def open_folders(
     return _opened(found, runs, saes)
 
 
+@dataclass(eq=False)
 class OpenedFolders:
-    """SAEs of one language model and hook point. The language model is loaded where it is first needed.
+    """SAEs of one language model and hook point. The language model is loaded where it is first needed."""
 
-    Attributes:
-        run: the run whose activations they are measured on.
-        saes: each SAE, by its name.
-        folders: where each was found; empty for a dictionary that a caller gave.
-
-    Arguments:
-        own_tokens: the number of tokens of the runs' own evaluations.
-        language_model: the language model, if it is loaded already.
-    """
-
-    def __init__(
-        self,
-        run: RunConfig,
-        saes: dict[str, Dictionary],
-        own_tokens: int,
-        folders: dict[str, SAEFolder] | None = None,
-        language_model: CausalLM | None = None,
-    ):
-        self.run, self.saes, self.folders = run, saes, folders or {}
-        self._own_tokens, self._given = own_tokens, language_model
+    run: RunConfig
+    """The run whose activations they are measured on."""
+    saes: dict[str, Dictionary]
+    """Each SAE, by its name."""
+    own_tokens: int
+    """The number of tokens of the runs' own evaluations."""
+    folders: dict[str, SAEFolder] = field(default_factory=dict)
+    """Where each was found; empty for a dictionary that a caller gave."""
+    language_model: CausalLM | None = None
+    """The language model, if it was loaded already."""
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -191,8 +181,8 @@ class OpenedFolders:
         Raises: a UserError if it can't be opened, or has another width.
         """
         try:
-            run = replace(self.run, eval_tokens=self._own_tokens)
-            inputs = open_inputs(run, [self.run.hook], language_model=self._given)
+            run = replace(self.run, eval_tokens=self.own_tokens)
+            inputs = open_inputs(run, [self.run.hook], language_model=self.language_model)
         except ActivationsError as error:
             if error.name != "activations" or error.instead:
                 raise
@@ -235,7 +225,7 @@ class OpenedFolders:
         Arguments:
             with_all: see `Encoder`.
         """
-        tokens = self._own_tokens if tokens is None else tokens
+        tokens = self.own_tokens if tokens is None else tokens
         keep = keep and split == "heldout"
         text, missing, read = text_key(self.run, tokens), {}, tokens
         for name, sae in self.saes.items():
@@ -263,14 +253,19 @@ class OpenedFolders:
 
     def contexts(self, split: Split, tokens: int) -> Iterator[ContextBatch]:
         """The first contexts of a split with their activations, see `Inputs.contexts`. Shows progress."""
-        return with_progress(self.inputs.contexts(self.run.hook, split, tokens), tokens)
+        contexts = self.inputs.contexts(self.run.hook, split, tokens)
+        return with_bar(contexts, tokens, lambda batch: int(batch.wanted_BL.sum()))
 
     def tokenizer(self, what: str, instead: str) -> Any:
         """The language model's tokenizer. The model itself is not loaded for it.
 
         Arguments: see `Inputs.require_language_model`, whose errors it raises.
         """
-        if self.run.activations is None and self._given is None and "inputs" not in vars(self):
+        if (
+            self.run.activations is None
+            and self.language_model is None
+            and "inputs" not in vars(self)
+        ):
             return load_tokenizer(self.run.model)
         return self.inputs.require_language_model(what, instead).tokenizer
 
@@ -354,43 +349,41 @@ def open_sae(
     name = str(lm if loaded is None else loaded.module.config._name_or_path)
     name = "embedded" if Path(name) == EMBEDDED_MODEL else name
     hook = hook.name if isinstance(hook, HookPoint) else hook
-    if isinstance(sae, str | Path | SAEFolder):
-        found = find_sae(sae)
-        called, folders, dictionary = found.name, {found.name: found}, load_sae(found, device)
+    found, dictionary = named_or_given(sae, device)
+    if found is not None:
         is_named = lm is None or (loaded is not None and found.is_run)
         run = trained_on(found, None if is_named else name, hook, device=device)
+    elif lm is None or hook is None:
+        raise ConfigError(
+            "a dictionary doesn't say where its activations come from: expected a language model and"
+            " a hook point; give lm and hook, or the run folder instead of the dictionary"
+        )
     else:
-        called, folders, dictionary = "the dictionary", {}, dictionary_of(sae, device)
-        if lm is None or hook is None:
-            raise ConfigError(
-                "a dictionary doesn't say where its activations come from: expected a language model and"
-                " a hook point; give lm and hook, or the run folder instead of the dictionary"
-            )
         run = RunConfig(model=name, hook=hook, device=device)
     run = run if ctx_len is None else replace(run, ctx_len=ctx_len)
     run = run if stored else replace(run, activations=None)
+    called = "the dictionary" if found is None else found.name
+    folders = {} if found is None else {called: found}
     own_tokens = _own_tokens({called: run})
     return OpenedFolders(run, {called: dictionary}, own_tokens, folders, loaded)
 
 
-def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
-    """The dictionary itself, or the one that is named.
+def named_or_given(sae: SAE, device: str = "cpu") -> tuple[SAEFolder | None, Dictionary]:
+    """An SAE's dictionary, and where it was found if it is named.
 
     Raises: ConfigError for anything else, CheckpointError for a folder that can't be read.
     """
     if isinstance(sae, str | Path | SAEFolder):
-        return load_sae(find_sae(sae), device)
+        found = find_sae(sae)
+        return found, load_sae(found, device)
     if not isinstance(sae, Dictionary):
-        hint = (
-            "; load_dictionary returns a pair, give its first element"
-            if isinstance(sae, tuple)
-            else ""
-        )
+        is_pair = isinstance(sae, tuple)
+        hint = "; load_dictionary returns a pair, give its first element" if is_pair else ""
         raise ConfigError(
             f"sae is a {type(sae).__name__}: expected a dictionary or a run folder, e.g."
             f" 'runs/NAME'{hint}"
         )
-    return sae
+    return None, sae
 
 
 def require_feature(feature: SupportsIndex, dict_size: int) -> int:

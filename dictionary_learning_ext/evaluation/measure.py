@@ -16,7 +16,7 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..activations.hook_points import Change
 from ..activations.inputs import HeldOut
-from ..activations.rows import ActivationReader, ContextBatch
+from ..activations.rows import ActivationReader
 from ..activations.tokens import ContextBatches
 from ..codes.encoding import Encoder, LanguageModelLosses, Totals
 from ..errors import TextError
@@ -106,7 +106,7 @@ def batches_of(held_out: HeldOut) -> Iterator[t.Tensor]:
     Warns if the text ends early. Raises TextError if no token is left, e.g. as it was read before.
     """
     measured = 0
-    for x_BD in _with_bar(held_out.batches, held_out.tokens, len):
+    for x_BD in with_bar(held_out.batches, held_out.tokens, len):
         measured += len(x_BD)
         yield x_BD
     if not measured:
@@ -117,14 +117,10 @@ def batches_of(held_out: HeldOut) -> Iterator[t.Tensor]:
         )
 
 
-def with_progress(contexts: Iterator[ContextBatch], tokens: int) -> Iterator[ContextBatch]:
-    """Contexts with `tokens` wanted tokens in all, with a progress bar."""
-    return _with_bar(contexts, tokens, lambda batch: int(batch.wanted_BL.sum()))
-
-
-def _with_bar(
+def with_bar(
     batches: Iterator[Batch], tokens: int, count: Callable[[Batch], int]
 ) -> Iterator[Batch]:
+    """Batches with `tokens` tokens in all, with a progress bar. `count` gives the tokens of one."""
     with progress(tokens, "tok", desc="held-out", unit_scale=True, leave=False) as bar:
         for batch in batches:
             bar.update(count(batch))

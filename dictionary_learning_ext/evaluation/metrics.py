@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from inspect import getfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch as t
@@ -27,7 +27,7 @@ from ..run_folder.sae_folder import SAEFolder
 from ..trainers import posterior
 
 Table = Literal["compare", "report", "sweep", "bench", "training"]
-TABLES: tuple[Table, ...] = ("compare", "report", "sweep", "bench", "training")
+TABLES: tuple[Table, ...] = get_args(Table)
 """The tables and pages. "training": what `eval_every` measures and the report's training curves show."""
 
 

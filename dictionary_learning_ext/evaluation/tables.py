@@ -13,10 +13,10 @@ from typing import Any
 
 from ..activations.positions import left_out
 from ..config.architectures import TRAINED
-from ..config.checks import did_you_mean
+from ..config.checks import require_choice
 from ..config.names import is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
-from ..errors import ConfigError, in_shell, printable
+from ..errors import in_shell, printable
 from ..run_folder.comparing import LEAVING_OUT, STORED, measurements, trained_as, unequal
 from ..run_folder.files import NOT_MEASURED
 from ..run_folder.reading import read_history
@@ -79,9 +79,9 @@ def results_table(
         name
         for name in differing_settings(trained)
         if any(
-            _as_label(name, own_settings.get(name)) not in names[folder]
-            and (name not in differing or own_settings.get(name) != measured[folder].get(name))
-            for folder, own_settings in trained.items()
+            _as_label(name, settings.get(name)) not in names[folder]
+            and (name not in differing or settings.get(name) != measured[folder].get(name))
+            for folder, settings in trained.items()
         )
     ]
     if different:
@@ -138,19 +138,17 @@ def notes(
     """Lines below the table: the positions that CE left alone, and why metrics are missing."""
     said_of: dict[str, list[str]] = {}
     for folder, values in results.items():
-        settings = values.get("measured_on", {})
+        lines, settings = [], values.get("measured_on", {})
         what = left_out(**{name: settings[name] for name in LEAVING_OUT if name in settings})
         alone, positions = (values.get(n) for n in ("positions_left_alone", "loss_positions"))
         if alone and positions:
-            line = (
-                f"CE: {alone:,} of {positions:,} positions left alone: "
-                f"{what or 'training leaves them out'}"
-            )
+            why = what or "training leaves them out"
+            lines.append(f"CE: {alone:,} of {positions:,} positions left alone: {why}")
+        reasons = values.get(NOT_MEASURED, {})
+        shown = [metric for metric in metrics if metric.key in reasons]
+        lines += [f"{metric.label}: not measured: {reasons[metric.key]}" for metric in shown]
+        for line in lines:
             said_of.setdefault(line, []).append(names[folder])
-        for metric in metrics:
-            if reason := values.get(NOT_MEASURED, {}).get(metric.key):
-                line = f"{metric.label}: not measured: {reason}"
-                said_of.setdefault(line, []).append(names[folder])
     return [
         line if len(some) == len(results) else f"{', '.join(some)}: {line}"
         for line, some in said_of.items()
@@ -216,13 +214,7 @@ def chosen(columns: str) -> list[Metric]:
     """The metrics of `--columns`, keys separated by commas. Raises ConfigError for an unknown key."""
     keys = [key.strip() for key in columns.split(",")]
     for key in keys:
-        if key not in METRICS:
-            raise ConfigError(
-                f"no metric {key!r}",
-                name="columns",
-                value=columns,
-                expected=f"one or more of {','.join(METRICS)}{did_you_mean(key, METRICS)}",
-            )
+        require_choice("columns", key, METRICS)
     return [METRICS[key] for key in dict.fromkeys(keys)]
 
 
@@ -357,9 +349,13 @@ def _names_from_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str,
         differing_settings(settings),
         key=lambda name: (name in SEEDS, any(own.get(name) is None for own in settings.values())),
     )
+
+    def told_apart(by: Sequence[str]) -> int:
+        return len({_label(trained, by) for trained in settings.values()})
+
     chosen: list[str] = []
     for name in names:
-        if len(_labels_from(settings, [*chosen, name])) > len(_labels_from(settings, chosen)):
+        if told_apart([*chosen, name]) > told_apart(chosen):
             chosen.append(name)
     return {folder: _label(values, chosen) for folder, values in settings.items()}
 
@@ -374,11 +370,6 @@ def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     seeds = {(trained.get("seed"), trained.get("data_seed")) for trained in settings.values()}
     follows = "seed" in names and len(seeds) == len({seed for seed, _ in seeds})
     return [name for name in names if not (follows and name == "data_seed")]
-
-
-def _labels_from(settings: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> set[str]:
-    """The different labels that these settings give."""
-    return {_label(trained, names) for trained in settings.values()}
 
 
 def _label(settings: Mapping[str, Any], names: Sequence[str]) -> str:

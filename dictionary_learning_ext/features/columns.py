@@ -11,18 +11,19 @@ Shapes: F features.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from ..codes.codes import KIND_OF, Codes
 from ..evaluation.metrics import Number
 from ..run_folder.files import replacing, write_rows
+from .directions import alignment
 from .reproducibility import RETURNING
 
 File = Literal["report", "one", "several"]
 """A file with a row for each feature: a report's, that of `vsae reproduce` with one SAE, and that with several."""
-FILES: tuple[File, ...] = ("report", "one", "several")
+FILES: tuple[File, ...] = get_args(File)
 Show = Literal["number", "cosine", "percent", "share of seeds", "tokens"]
 """How a report's page writes the values of a column; tokens are numbers in its vocabulary."""
 
@@ -137,7 +138,7 @@ NUMBERS = (
         "alignment",
         "enc·dec",
         "cosine of its encoder and decoder directions",
-        lambda sae: sae.alignment_F,
+        lambda sae: alignment(sae.dictionary),
         files=_REPORT,
         digits=3,
         show="cosine",

@@ -125,7 +125,10 @@ def random_tokens(
         return known
     start = time.perf_counter()
     try:
-        numbers = _measured(opened, _sizes_of(codes), split, codes[0].tokens)
+        sizes = _sizes_of(codes)
+        needed = max(TOKENS, _TOKENS_PER_FEATURE * sum(n_features for n_features, _ in sizes))
+        saes = random_token_saes(t.cat([*in_batches(opened.contexts("train", needed))]), sizes)
+        numbers = come_back_of(saes, opened.contexts(split, codes[0].tokens))
     except UserError as error:
         logger.warning("what comes back of random tokens was not measured: %s", error)
         return None
@@ -161,20 +164,11 @@ def _sizes_of(codes: Sequence[Codes]) -> list[tuple[int, int]]:
 
 def key_of(codes: Sequence[Codes]) -> str:
     """The hash of what the numbers depend on."""
-    content = json.dumps([_definitions(), codes[0].text, _sizes_of(codes)], sort_keys=True)
+    definitions = hash_of_definitions(
+        getfile(Codes), getfile(Totals), getfile(AgreementOfCodes), __file__
+    )
+    content = json.dumps([definitions, codes[0].text, _sizes_of(codes)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _definitions() -> str:
-    return hash_of_definitions(getfile(Codes), getfile(Totals), getfile(AgreementOfCodes), __file__)
-
-
-def _measured(
-    opened: OpenedFolders, sizes: Sequence[tuple[int, int]], split: Split, tokens: int
-) -> Numbers:
-    needed = max(TOKENS, _TOKENS_PER_FEATURE * sum(n_features for n_features, _ in sizes))
-    saes = random_token_saes(t.cat([*in_batches(opened.contexts("train", needed))]), sizes)
-    return come_back_of(saes, opened.contexts(split, tokens))
 
 
 def come_back_of(saes: Sequence[AutoEncoderTopK], contexts: Iterable[ContextBatch]) -> Numbers:

@@ -17,7 +17,7 @@ from ..codes.codes import Codes
 from ..config.checks import require
 from ..config.run import RunConfig
 from ..errors import UserError
-from ..evaluation.folders import SAE, OpenedFolders, dictionary_of, open_folders
+from ..evaluation.folders import SAE, OpenedFolders, named_or_given, open_folders
 from ..evaluation.tables import labels, metrics_as_now, titles
 from ..run_folder.comparing import (
     grouped_by_setting,
@@ -26,7 +26,7 @@ from ..run_folder.comparing import (
     trained_as,
     unequal,
 )
-from ..run_folder.sae_folder import SEEDS, SAEFolder, find_sae, find_saes
+from ..run_folder.sae_folder import SEEDS, SAEFolder, find_saes
 from ..run_folder.weights import load_sae
 from .agreement import NEAR_DEAD_KEY, AgreementOfCodes, mean_or_none
 from .directions import decoder_directions
@@ -141,10 +141,10 @@ def agreement(a: SAE, b: SAE) -> Reproducibility:
     Raises: ReproducibilityError if their widths differ, or for one folder given twice or two of
         different hook points or language models; CheckpointError for a folder that can't be read.
     """
-    a, b = (find_sae(sae) if isinstance(sae, str | Path) else sae for sae in (a, b))
-    if isinstance(a, SAEFolder) and isinstance(b, SAEFolder):
-        warn_of_differences(comparable([a, b]))
-    saes = {"a": dictionary_of(a), "b": dictionary_of(b)}
+    (one, its_sae), (other, the_others) = (named_or_given(sae) for sae in (a, b))
+    if one is not None and other is not None:
+        warn_of_differences(comparable([one, other]))
+    saes = {"a": its_sae, "b": the_others}
     return reproducibility({name: decoder_directions(sae) for name, sae in saes.items()})
 
 
@@ -202,11 +202,11 @@ def reproduce_settings(
     Raises: see `reproduce`. SAEs that differ in more than their seeds must be of one hook point and language model.
     """
     saes = find_saes(folders, different=True)
-    groups, notes = [group for group in grouped_by_setting(saes) if len(group) > 1], []
+    groups, notes = [group for group in grouped_by_setting(saes) if len(group) > 1], list[str]()
     names = labels(saes)
     if groups:
         firsts = {group[0]: saes[group[0]] for group in groups}
-        called = titles(firsts)
+        settings = dict(zip(titles(firsts).values(), groups, strict=True))
         notes = _differing(firsts)
         if alone := [one for one in saes if not any(one in group for group in groups)]:
             notes.append(
@@ -214,32 +214,26 @@ def reproduce_settings(
             )
     else:
         comparable([*saes.values()], where.get("model"))
-        groups = [[*pair] for pair in combinations(saes, 2)]
-        called = {}
+        pairs = combinations(saes, 2)
+        settings = {" and ".join(names[one] for one in pair): [*pair] for pair in pairs}
     for note in notes:
         logger.warning("%s", note)
-    of_place: dict[Any, dict[str, SAEFolder]] = {}
-    for group in groups:
+    of_place: dict[Any, list[str]] = {}
+    for title, group in settings.items():
         named = saes[group[0]].source
         place = where.get("model") or named.get("model"), named.get("hook")
-        of_place.setdefault(place, {}).update({one: saes[one] for one in group})
-    directions: dict[str, t.Tensor] = {}
-    codes: dict[str, Codes] = {}
-    opened: dict[str, OpenedFolders] = {}
-    for own in of_place.values():
-        of_own, codes_of_own, opened_of_own = _measured(own, tokens, keep, where)
-        directions |= of_own
-        codes |= codes_of_own or {}
-        opened |= {} if opened_of_own is None else dict.fromkeys(own, opened_of_own)
+        of_place.setdefault(place, []).append(title)
     found, known = {}, dict[str, Numbers | None]()
-    for group in groups:
-        name = called.get(group[0]) or " and ".join(names[one] for one in group)
-        of_group = {one: saes[one] for one in group}
-        one = compare_saes(of_group, directions, codes=codes or None, names=names)
-        if group[0] in opened:
-            one = one.against_random_tokens(opened[group[0]], keep=keep, known=known)
-        found[name] = one
-    return SettingsCompared(found, notes)
+    for at_place in of_place.values():
+        own = {one: saes[one] for title in at_place for one in settings[title]}
+        directions, codes, opened = _measured(own, tokens, keep, where)
+        for title in at_place:
+            of_setting = {one: saes[one] for one in settings[title]}
+            one = compare_saes(of_setting, directions, codes=codes, names=names)
+            if opened is not None:
+                one = one.against_random_tokens(opened, keep=keep, known=known)
+            found[title] = one
+    return SettingsCompared({title: found[title] for title in settings}, notes)
 
 
 _COMPARED_AT = ("model", "hook", "data", "k", "dict_size", "steps", "batch_size")

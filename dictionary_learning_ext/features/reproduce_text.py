@@ -3,6 +3,7 @@
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,11 @@ from .reproduce import ReturningFeatures, SettingsCompared
 from .reproducibility import AS_DIRECTION, DIRECTION_MEASURES, IN_FUNCTION
 
 HEADER = tuple(measure.label for measure in SHOWN)
-"""The columns of `row`."""
+"""The columns of `cells`."""
 RANDOM_TOKENS = "random tokens"
 """The name of their row."""
 _SAME_L0 = 1.05
 """The sentence names the L0 of SAEs that differ by more than this factor."""
-
-
-def row(result: ReturningFeatures, name: str | None = None, missing: str = "-") -> list[str]:
-    """An SAE's cells in a table with these HEADER columns. Default: the mean over SAEs."""
-    return cells(result.numbers(name), missing)
 
 
 def cells(numbers: Mapping[str, float | None], missing: str = "-") -> list[str]:
@@ -38,11 +34,9 @@ def with_random_tokens(
     """The rows of each setting, and below them one of its random tokens. Settings that have the same share it."""
     groups, lines = [*rows], list[list[str]]()
     several = len(_different(result for result, _ in groups)) > 1
-    for place, (result, own) in enumerate(groups):
-        lines += map(list, own)
-        chance = result.random_tokens
-        following = groups[place + 1][0].random_tokens if place + 1 < len(groups) else None
-        if chance is not None and chance != following:
+    for chance, alike in groupby(groups, lambda group: group[0].random_tokens):
+        lines += [[*line] for _, own in alike for line in own]
+        if chance is not None:
             name = f"{RANDOM_TOKENS}, L0 {chance['l0']:.0f}" if several else RANDOM_TOKENS
             lines.append([name, *cells(chance, missing)])
     return lines
@@ -56,7 +50,9 @@ def _different(results: Iterable[ReturningFeatures]) -> list[Numbers]:
 
 def short_table(results: Mapping[str, ReturningFeatures]) -> str:
     """A table with a row for each setting, by its name, and a sentence about it."""
-    rows = with_random_tokens((result, [[name, *row(result)]]) for name, result in results.items())
+    rows = with_random_tokens(
+        (result, [[name, *cells(result.numbers())]]) for name, result in results.items()
+    )
     table = text_table(["", *HEADER], rows, shutil.get_terminal_size().columns)
     parts = [table, sentence_of(results)]
     if all(result.codes is None for result in results.values()):
@@ -99,7 +95,7 @@ def _every_measure(result: ReturningFeatures) -> list[str]:
     n_pairs = len(result.measured.pairs)
     mean = f"mean of {n_pairs} pairs" if n_pairs > 1 else "one pair"
     within = [[name, f"{value:.4f}"] for name, value in result.measured.within.items()]
-    rows = with_random_tokens([(result, [[name, *row(result, name)] for name in names])])
+    rows = with_random_tokens([(result, [[name, *cells(result.numbers(name))] for name in names])])
     tables = [
         text_table(["", *HEADER], rows, width),
         text_table(["directions", mean], _cells(DIRECTION_MEASURES, result.measured.means())),

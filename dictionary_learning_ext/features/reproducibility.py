@@ -126,10 +126,8 @@ class PairOfSAEs:
     @cached_property
     def random_match_f(self) -> np.ndarray:
         """(f,), the absolute cosine of each matched pair, in one draw of random directions with these covariances."""
-        generator = t.Generator().manual_seed(self.seed)
-        draws = [dictionary.random.draw(generator).numpy() for dictionary in self.dictionaries]
-        matched_F, match_F = matching(*draws, signed=False)
-        return match_F[matched_F >= 0]
+        a, b = self.dictionaries
+        return _random_match(a.random, b.random, t.Generator().manual_seed(self.seed))
 
     @cached_property
     def mean_signed_cosine(self) -> float:
@@ -138,18 +136,14 @@ class PairOfSAEs:
         return _mean_of_pairs(*matching(a.unit_FD, b.unit_FD, signed=True))
 
     @cached_property
-    def _from_the_other(self) -> tuple[np.ndarray, np.ndarray]:
+    def turned(self) -> tuple[np.ndarray, np.ndarray]:
+        """matched_G and match_G: of the second's features, as `matched_F` and `match_F` of the first's."""
         return from_the_other(self.matched_F, self.match_F.astype(np.float64), self.n_others)
 
     @property
-    def matched_G(self) -> np.ndarray:
-        """(G,), the number of each feature's match in the first, of the features of the second; -1 without one."""
-        return self._from_the_other[0]
-
-    @property
     def match_G(self) -> np.ndarray:
-        """(G,), the absolute cosine with that match; 0 without one."""
-        return self._from_the_other[1]
+        """(G,), the absolute cosine of each feature of the second with its match in the first; 0 without a match."""
+        return self.turned[1]
 
     @property
     def measures(self) -> dict[str, float]:
@@ -190,7 +184,8 @@ class Reproducibility:
     @property
     def random_share(self) -> float:
         """The share of random directions with these covariances that come back as a direction, the mean over pairs."""
-        return float(np.mean([_share(pair.random_match_f) for pair in self.pairs.values()]))
+        of_pairs = [pair.random_match_f >= RETURNING[0] for pair in self.pairs.values()]
+        return float(np.mean([returns_f.mean() for returns_f in of_pairs]))
 
     @property
     def pair(self) -> PairOfSAEs:
@@ -244,23 +239,22 @@ class Reproducibility:
         """(S - 1, F), the absolute cosine of each feature of an SAE with its match in each other SAE."""
         return np.stack([self.matches(name, other) for other in self.names if other != name])
 
+    def _matching(self, name: str, other: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of each feature of an SAE, the number of its match in another, and the absolute cosine."""
+        if (name, other) in self.pairs:
+            pair = self.pairs[name, other]
+            return pair.matched_F, pair.match_F
+        return self.pairs[other, name].turned
+
     def matches(self, name: str, other: str) -> np.ndarray:
         """(F,), the absolute cosine of each feature of an SAE with its match in another; 0 without a match."""
-        if (name, other) in self.pairs:
-            return self.pairs[name, other].match_F
-        return self.pairs[other, name].match_G
+        return self._matching(name, other)[1]
 
     def matched(self, name: str, other: str) -> np.ndarray:
         """(F,), the number in another SAE of each feature's match there; -1 without one, as in the SAE itself."""
         if name == other:
             return np.full(len(self.dictionaries[name].unit_FD), -1)
-        if (name, other) in self.pairs:
-            return self.pairs[name, other].matched_F
-        return self.pairs[other, name].matched_G
-
-
-def _share(match_F: np.ndarray) -> float:
-    return float(np.mean(match_F >= RETURNING[0]))
+        return self._matching(name, other)[0]
 
 
 @dataclass(frozen=True)
@@ -331,14 +325,19 @@ def null_of(a: RandomDirections, b: RandomDirections, seed: int) -> tuple[float,
     means, variances = [], []
     error = np.inf
     while error >= NULL_ERROR and len(means) < _MOST_DRAWS:
-        draws = (dictionary.draw(generator).numpy() for dictionary in (a, b))
-        matched_F, match_F = matching(*draws, signed=False)
-        match_F = match_F[matched_F >= 0]
-        means.append(match_F.mean())
-        variances.append(match_F.var() / len(match_F))
+        match_f = _random_match(a, b, generator)
+        means.append(match_f.mean())
+        variances.append(match_f.var() / len(match_f))
         draws_variance = np.var(means, ddof=1) if len(means) > 1 else 0.0
         error = float(np.sqrt(max(np.mean(variances), draws_variance) / len(means)))
     return float(np.mean(means)), error, len(means)
+
+
+def _random_match(a: RandomDirections, b: RandomDirections, generator: t.Generator) -> np.ndarray:
+    """(f,), the absolute cosine of each matched pair, in one draw of each."""
+    draws = (dictionary.draw(generator).numpy() for dictionary in (a, b))
+    matched_F, match_F = matching(*draws, signed=False)
+    return match_F[matched_F >= 0]
 
 
 def matching(

@@ -13,7 +13,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-import torch as t
 
 from ..codes.codes import Codes
 from ..codes.contexts import token_text, visible
@@ -25,7 +24,7 @@ from ..evaluation.folders import OpenedFolders, evaluate_folders, open_folders
 from ..evaluation.metrics import Number, changes_since, shown_in
 from ..evaluation.tables import labels, stale_lines, stale_metrics
 from ..features.agreement import COME_BACK
-from ..features.directions import LogitLens, Ranked, alignment, nearest_features
+from ..features.directions import LogitLens, Ranked, nearest_features
 from ..features.random_tokens import Numbers
 from ..features.reproduce import ReturningFeatures, comparable, compare_saes
 from ..features.reproducibility import FeatureScores
@@ -102,11 +101,6 @@ class Analysis:
     @property
     def codes(self) -> Codes:
         return self.features.codes
-
-    @cached_property
-    def alignment_F(self) -> t.Tensor:
-        """The cosine of each feature's encoder and decoder directions."""
-        return alignment(self.dictionary)
 
     @cached_property
     def neighbours(self) -> Ranked:

@@ -4,6 +4,8 @@ Tokens are numbers in the report's `Vocabulary`.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..codes.contexts import FeatureContexts, plain
@@ -30,16 +32,10 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
     return float(f"{value:.{digits}g}")
 
 
-def _fires_on(analysis: Analysis) -> list[list[int]]:
-    strongest, number = analysis.features.strongest, analysis.vocabulary.number
-    features = range(analysis.features.codes.n_features)
-    return [[number(token) for token in strongest.tokens(feature)] for feature in features]
-
-
-def _promoted(analysis: Analysis) -> list[list[int]]:
-    number = analysis.vocabulary.number
-    features = range(analysis.features.codes.n_features)
-    return [[number(token) for token in _promotes(analysis, feature)] for feature in features]
+def _numbered(analysis: Analysis, tokens_of: Callable[[int], list[int]]) -> list[list[int]]:
+    """The tokens of each feature, as numbers in the vocabulary."""
+    number, features = analysis.vocabulary.number, range(analysis.codes.n_features)
+    return [[number(token) for token in tokens_of(feature)] for feature in features]
 
 
 TEXTS = (
@@ -47,14 +43,16 @@ TEXTS = (
         "fires_on",
         "fires on",
         "the tokens that it fires on most, where it is strongest",
-        _fires_on,
+        lambda sae: _numbered(sae, sae.features.strongest.tokens),
+        digits=None,
         show="tokens",
     ),
     Column(
         "promotes",
         "promotes",
         "the tokens whose logits its direction raises most",
-        _promoted,
+        lambda sae: _numbered(sae, partial(_promotes, sae)),
+        digits=None,
         show="tokens",
         is_extra=True,
     ),
@@ -67,18 +65,13 @@ tokens last."""
 
 def columns(analysis: Analysis) -> dict[str, list[Any]]:
     """The columns that an SAE has, as the page's data hold them: for each, a list with one entry per feature (F)."""
-    values_of = {column.key: (column, column.values(analysis)) for column in COLUMNS}
-    return {
-        key: _for_page(column, values)
-        for key, (column, values) in values_of.items()
-        if values is not None
-    }
-
-
-def _for_page(column: Column, values: Any) -> list[Any]:
-    if column.show == "tokens" or column.digits is None:
-        return as_list(values)
-    return [rounded(value, column.digits) for value in as_list(values)]
+    found = {}
+    for column in COLUMNS:
+        if (values := column.values(analysis)) is not None:
+            found[column.key] = as_list(values)
+            if column.digits is not None:
+                found[column.key] = [rounded(one, column.digits) for one in found[column.key]]
+    return found
 
 
 def page(analysis: Analysis, feature: int) -> dict[str, Any]:
@@ -152,72 +145,58 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
             fires_on[feature] = [vocabulary.text(token) for token in tokens]
     # Features that promote words come first: these words show what features of later layers are for.
     ordered = sorted(fires_on, key=lambda feature: not _promotes(analysis, feature))
-    taken: set[str] = set()
     if not known:
-        chosen = _varied({feature: fires_on[feature] for feature in ordered}, _CARDS, taken)
-        groups = [("", chosen)]
+        groups = [("", _varied({feature: fires_on[feature] for feature in ordered}, _CARDS))]
     else:
         correlation_F = analysis.correlation_F
         assert correlation_F is not None
         lost = [feature for feature in ordered if correlation_F[feature] < _NOT_BACK]
         back = [feature for feature in ordered if correlation_F[feature] >= RETURNING[0]]
-        pairs = _pairs_of_like_rate(lost, back, analysis.codes.count_F.tolist(), fires_on, taken)
+        pairs = _pairs_of_like_rate(lost, back, analysis.codes.count_F.tolist(), fires_on)
         groups = [
             ("These come back in what they do", [feature for _, feature in pairs]),
             ("These fire as often, and don't", [feature for feature, _ in pairs]),
         ]
-    shown_groups = []
-    for heading, chosen in groups:
-        shown = [_card(analysis, feature, fires_on[feature]) for feature in chosen]
-        shown_groups += [(heading, shown)] if shown else []
-    return shown_groups
+    return [
+        (heading, [_card(analysis, feature, fires_on[feature]) for feature in chosen])
+        for heading, chosen in groups
+        if chosen
+    ]
 
 
 def _pairs_of_like_rate(
-    lost: list[int],
-    back: list[int],
-    count: list[int],
-    fires_on: dict[int, list[str]],
-    taken: set[str],
+    lost: list[int], back: list[int], count: list[int], fires_on: dict[int, list[str]]
 ) -> list[tuple[int, int]]:
     """Pairs of a feature that doesn't come back and one that does, in the order of `lost`. Neither is more than twice as
-    frequent as the other, and no two features have the same first token.
-
-    Arguments:
-        taken: first tokens that are shown already. Those of the chosen features are added.
-    """
-    pairs, free = [], list(back)
+    frequent as the other, and no two features have the same first token."""
+    first = {feature: plain(texts[0]) for feature, texts in fires_on.items()}
+    pairs, taken = [], set[str]()
     for feature in lost:
+        n = count[feature]
         similar = [
             other
-            for other in free
-            if max(count[feature], count[other]) <= 2 * min(count[feature], count[other])
+            for other in back
+            if max(n, count[other]) <= 2 * min(n, count[other])
+            and first[other] not in {*taken, first[feature]}
         ]
-        similar.sort(key=lambda other: abs(math.log(count[other] / count[feature])))
-        token = plain(fires_on[feature][0])
-        match = next(
-            (other for other in similar if plain(fires_on[other][0]) not in {*taken, token}), None
-        )
-        if token in taken or match is None:
+        if first[feature] in taken or not similar:
             continue
+        nearest = [abs(math.log(count[other] / n)) for other in similar]
+        match = similar[nearest.index(min(nearest))]
         pairs.append((feature, match))
-        free.remove(match)
-        taken |= {token, plain(fires_on[match][0])}
+        taken |= {first[feature], first[match]}
         if len(pairs) == _PAIRS:
             break
     return pairs
 
 
-def _varied(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]:
-    """n features, taken in turn from those that fire on many tokens, on a few, and on one. The most readable come first.
-
-    Arguments:
-        taken: first tokens that are shown already. Those of the chosen features are added.
-    """
+def _varied(fires_on: dict[int, list[str]], n: int) -> list[int]:
+    """n features, taken in turn from those that fire on many tokens, on a few, and on one. The most readable come first, and no
+    two have the same first token."""
     kinds: list[list[int]] = [[] for _ in range(len(_KINDS) + 1)]
     for feature, texts in fires_on.items():
         kinds[-1 - sum(len(_without_variants(texts)) > most for most in _KINDS)].append(feature)
-    chosen: list[int] = []
+    chosen, taken = list[int](), set[str]()
     while len(chosen) < n and any(kinds):
         for kind in kinds:
             while kind and plain(fires_on[kind[0]][0]) in taken:

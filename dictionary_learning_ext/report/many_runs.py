@@ -35,11 +35,6 @@ class RunResult:
     """The content of metrics.json; empty if it was not evaluated."""
     sae: SAEFolder
 
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.sae.path
-
 
 @dataclass(frozen=True)
 class Group:
@@ -217,8 +212,4 @@ def with_seed_scores(groups: Sequence[Group], *, encode: bool = False) -> list[G
     for names, returning in compare_seeds(saes, encode=encode):
         found = SeedScores(returning.numbers(), returning.share_batches, returning.random_tokens)
         scores |= dict.fromkeys(names, found)
-    known = [[scores.get(run.sae.name) for run in group.runs] for group in groups]
-    return [
-        replace(group, scores=next(iter(of_group), None))
-        for group, of_group in zip(groups, known, strict=True)
-    ]
+    return [replace(group, scores=scores.get(group.runs[0].sae.name)) for group in groups]

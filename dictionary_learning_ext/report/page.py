@@ -18,7 +18,7 @@ from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text, titles
 from ..features.columns import write_columns
 from ..features.reproduce import ReturningFeatures
-from ..features.reproduce_text import HEADER, row, sentence_of, with_random_tokens
+from ..features.reproduce_text import HEADER, cells, sentence_of, with_random_tokens
 from ..run_folder.comparing import measurements, trained_as, unequal
 from ..run_folder.files import (
     HELD_OUT_PREFIX,
@@ -171,31 +171,16 @@ def _come_back(analyses: Sequence[Analysis]) -> dict[str, Any]:
     """The section about SAEs and their other seeds: warnings, a table's label, head and rows, and of each SAE
     the share of one token's kind."""
     known = _by_title(analyses)
-    times = Counter(name for returning in known.values() for name in returning.measured.names)
-    called = {
-        (title, name): name if times[name] == 1 else f"{title}: {name}"
-        for title, returning in known.items()
-        for name in returning.measured.names
-    }
-    of_each = [
-        (
-            returning,
-            [
-                [called[title, name], *row(returning, name, "–")]
-                for name in returning.measured.names
-            ],
-        )
-        for title, returning in known.items()
-    ]
-    rows = [(name, cells) for name, *cells in with_random_tokens(of_each, "–")]
-    table = ("What comes back of each SAE", ["SAE", *HEADER], rows)
-    one_token = [
-        (called[title, name], returning.codes.one_token(name))
-        for title, returning in known.items()
-        if returning.codes
-        for name in returning.measured.names
-    ]
-    notes = [note for returning in known.values() for note in returning.notes]
+    times = Counter(name for found in known.values() for name in found.measured.names)
+    rows, one_token, notes = [], [], []
+    for title, found in known.items():
+        called = {n: n if times[n] == 1 else f"{title}: {n}" for n in found.measured.names}
+        rows.append((found, [[called[name], *cells(found.numbers(name), "–")] for name in called]))
+        if found.codes:
+            one_token += [(called[name], found.codes.one_token(name)) for name in called]
+        notes += found.notes
+    shown = [(name, own) for name, *own in with_random_tokens(rows, "–")]
+    table = ("What comes back of each SAE", ["SAE", *HEADER], shown)
     return {"notes": notes, "table": table, "one_token": one_token}
 
 

@@ -90,7 +90,11 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
         seeds,
         warnings=warnings,
         notes=[f"Not in the table: {', '.join(left_out)}."] if left_out else [],
-        missing=_reports_to_write(results, tables[0]),
+        missing=[
+            shlex.join(["vsae", "report", str(run.sae.path)])
+            for run in results
+            if not (run.sae.path / REPORT_PAGE).is_file()
+        ],
         together=_link(folder / REPORT_PAGE, out) if (folder / REPORT_PAGE).is_file() else None,
     )
     write_text(out, page, _OUT)
@@ -120,12 +124,6 @@ def _stale(results: list[RunResult]) -> list[str]:
     return stale_lines(reasons, {run.sae.name: run.name for run in results})
 
 
-def _reports_to_write(results: list[RunResult], table: RunsTable) -> list[str]:
-    """The commands that write the missing reports."""
-    links = zip(results, table.links or [], strict=True)
-    return [shlex.join(["vsae", "report", str(run.folder)]) for run, link in links if link is None]
-
-
 def show_sweep(
     results: list[RunResult], folder: Path, missing: str | None = None, width: int | None = None
 ) -> str:
@@ -144,13 +142,12 @@ def show_sweep(
     best, settings = best_of_each_k(groups), [name for name in names if name not in SEEDS]
     has_seeds = _have_seeds(groups)
     ranked_in = ["hook", "k"] if "hook" in settings else ["k"]
+    each_k = f"for each {' and '.join(ranked_in)}"
     settings_table = _settings_table("All settings", groups, settings, metrics)
-    best_table = _settings_table(
-        "Best for each " + " and ".join(ranked_in), best, settings, metrics
-    )
     page = folder / SWEEP_PAGE
-    runs_table = _runs_table("All runs", results, names, metrics, page)
-    tables = [*([best_table] if best else []), *([settings_table] if has_seeds else []), runs_table]
+    tables = [_settings_table(f"Best {each_k}", best, settings, metrics)] if best else []
+    tables += [settings_table] if has_seeds else []
+    tables.append(_runs_table("All runs", results, names, metrics, page))
     how_many = "1 run" if len(results) == 1 else f"{len(results)} runs"
     lede = (
         f"{how_many}. The best setting has the lowest description length. It is comparable between "
@@ -160,28 +157,22 @@ def show_sweep(
         if has_seeds
         else "Each setting was run with one seed (n = 1), so a small difference may be chance."
     )
-    html = _page(
-        folder.resolve().name,
-        lede,
-        tables,
-        metrics,
-        groups,
-        warnings=warnings,
-        figures=_figures(results, names, metrics),
-    )
+    figures = _figures(results, names, metrics)
+    title = folder.resolve().name
     files = {
         folder / SWEEP_TABLE: _runs_csv(results, names, metrics),
         folder / SWEEP_SETTINGS: _settings_csv(groups, settings, metrics),
-        page: html,
+        page: _page(title, lede, tables, metrics, groups, warnings=warnings, figures=figures),
     }
     first = len(settings) + has_seeds
+    k_first = [*ranked_in, *(name for name in settings if name not in ranked_in)]
     lines = [
         text_table(settings_table.head, settings_table.rows, width, max(1, first)),
         *_notes(groups),
         "",
         *warnings,
-        *_best_lines(best, settings, ranked_in, len(results)),
-        *_most_returning_lines(most_returning_of_each_k(groups), settings, ranked_in),
+        *_best_lines(best, k_first, f"{each_k}, out of {len(results)} runs"),
+        *_most_returning_lines(most_returning_of_each_k(groups), k_first, each_k),
     ]
     try:
         for path, text in files.items():
@@ -192,47 +183,39 @@ def show_sweep(
     return "\n".join([*lines, "", f"Wrote {', '.join(map(str, files))}."])
 
 
-def _best_lines(
-    best: list[Group], settings: list[str], ranked_in: list[str], n_runs: int
-) -> list[str]:
+def _best_lines(best: list[Group], settings: list[str], each_k: str) -> list[str]:
     """Two lines for the best setting of each k: its mean, and the names of its runs."""
     ranked_by = METRICS[RANKED_BY]
     if not best:
         return [f"{ranked_by.label} was not measured, so the runs are not ranked."]
-    lines = [
-        f"Lowest mean {ranked_by.label} for each {' and '.join(ranked_in)}, out of {n_runs} runs "
-        "(mean ± standard deviation over n seeds):"
-    ]
+    seeds = "(mean ± standard deviation over n seeds)"
+    lines = [f"Lowest mean {ranked_by.label} {each_k} {seeds}:"]
     for group in best:
-        lines.append(
-            f"  {_settings_text(group, settings, ranked_in)}: {group.text(ranked_by)} (n = {group.n})"
-        )
+        shown = _settings_text(group, settings)
+        lines.append(f"  {shown}: {group.text(ranked_by)} (n = {group.n})")
         lines.append(f"    {', '.join(run.name for run in group.runs)}")
     return lines
 
 
-def _settings_text(group: Group, settings: list[str], first: list[str]) -> str:
-    names = [*first, *(name for name in settings if name not in first)]
-    return ", ".join(f"{name}={setting_text(group.settings.get(name))}" for name in names)
-
-
-def _most_returning_lines(
-    groups: list[Group], settings: list[str], ranked_in: list[str]
-) -> list[str]:
+def _most_returning_lines(groups: list[Group], settings: list[str], each_k: str) -> list[str]:
     """A line for each k: the setting whose features come back most."""
     if not groups:
         return []
     lines = [
-        f"Settings whose features come back most in another seed, among those within {SAME_FVE} of the best FVE for each "
-        f"{' and '.join(ranked_in)}:"
+        "Settings whose features come back most in another seed, among those within "
+        f"{SAME_FVE} of the best FVE {each_k}:"
     ]
     fve = METRICS["fve"]
     for group in groups:
         assert group.scores is not None
         shares = ", ".join(f"{group.scores.text(m)} {m.label}" for m in _known_shares(groups))
-        shown = _settings_text(group, settings, ranked_in)
+        shown = _settings_text(group, settings)
         lines.append(f"  {shown}: {shares}, {fve.label} {group.text(fve)} (n = {group.n})")
     return lines
+
+
+def _settings_text(group: Group, names: list[str]) -> str:
+    return ", ".join(f"{name}={setting_text(group.settings.get(name))}" for name in names)
 
 
 def _runs_table(
@@ -248,7 +231,7 @@ def _runs_table(
         ]
         for run in results
     ]
-    reports = [run.folder / REPORT_PAGE for run in results]
+    reports = [run.sae.path / REPORT_PAGE for run in results]
     links = [_link(report, page) if report.is_file() else None for report in reports]
     return RunsTable(title, ["run", *settings, *(metric.label for metric in metrics)], rows, links)
 
@@ -339,16 +322,24 @@ def _page(
     tables: list[RunsTable],
     metrics: list[Metric],
     groups: list[Group],
-    **more: Any,
+    *,
+    warnings: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    figures: Sequence[Any] = (),
+    missing: Sequence[str] = (),
+    together: str | None = None,
 ) -> str:
-    """The HTML of a page of tables, with the definitions of their columns below."""
-    content = {"warnings": [], "notes": [], "figures": [], "missing": [], "together": None} | more
-    content["notes"] = [*content["notes"], *_notes(groups)]
+    """The HTML of a page of tables, with the definitions of their columns below.
+
+    Arguments:
+        figures: Plotly's.
+        missing: the commands that write the missing reports.
+        together: the address of a report of several of the SAEs.
+    """
     terms = [
         (f"{m.label} ({m.better} is better)" if m.better else m.label, m.in_words or m.definition)
         for m in (*metrics, *_known_shares(groups))
     ]
-    figures = content.pop("figures")
     return page_html(
         "runs.html",
         ("dom.js", "runs.js") if figures else (),
@@ -357,7 +348,10 @@ def _page(
         tables=tables,
         terms=terms,
         figures=as_data(figures) if figures else "",
-        **content,
+        warnings=warnings,
+        notes=[*notes, *_notes(groups)],
+        missing=missing,
+        together=together,
     )
 
 

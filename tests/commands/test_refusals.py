@@ -55,7 +55,7 @@ REFUSED = {
     "train {small} --data {bytes}": "bytes.txt is not UTF-8: it contains byte",
     "train {small} --data {exe}": "data: {tmp}/exe.exe: not a text file; expected one of .txt, .jsonl",
     "train --resume {tmp}/nope": "nope: no such folder; expected a run folder, e.g. runs/NAME",
-    "compare {measured} --columns fvee": "no metric 'fvee'",
+    "compare {measured} --columns fvee": "columns='fvee'",
     # A value that is out of range, or that doesn't go with the others
     "train {small} --sigma -0.5": "sigma=-0.5: expected above 0 … use --posterior point",
     "train --config x --preset paper": "--preset and --config: give only one of them",
