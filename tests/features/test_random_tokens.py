@@ -67,7 +67,7 @@ def test_without_twins_no_two_features_are_alike(x):
 
 
 def test_too_few_tokens_are_refused(x):
-    with pytest.raises(TextError, match=r"600 training tokens.*expected 301"):
+    with pytest.raises(TextError, match=r"600.*301"):
         random_token_saes(x, [(301, K), (301, K)])
 
 

@@ -24,11 +24,11 @@ from dictionary_learning_ext.evaluation.metrics import METRICS, fve_of
 from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
 from dictionary_learning_ext.features.directions import decoder_directions
-from dictionary_learning_ext.features.reproduce import reproduce, warn_of_differences
+from dictionary_learning_ext.features.reproduce import reproduce
 from dictionary_learning_ext.features.reproduce_text import HEADER, answer, with_random_tokens
-from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
+from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.features.seeds import compare_seeds
-from dictionary_learning_ext.run_folder.sae_folder import SAEFolder, find_sae
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
 from dictionary_learning_ext.run_folder.trained_on import trained_on
 from dictionary_learning_ext.run_folder.weights import load_sae
 
@@ -214,15 +214,9 @@ def test_json_and_the_features_csv(seeds, tmp_path, capsys):
 
 def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_path, caplog, capsys):
     for other, note in (
-        (seeds[3], "these SAEs differ in k, not only in their seeds"),
-        (
-            changed(seeds[1], tmp_path / "same_batches", data_seed=0),
-            "saw the same batches: features may come back for that reason",
-        ),
-        (
-            changed(seeds[1], tmp_path / "same_seed", seed=0),
-            "started from the same initial weights: features may come back for that reason",
-        ),
+        (seeds[3], " k,"),
+        (changed(seeds[1], tmp_path / "same_batches", data_seed=0), "--data-seed"),
+        (changed(seeds[1], tmp_path / "same_seed", seed=0), "--seed"),
     ):
         caplog.clear()
         capsys.readouterr()
@@ -292,19 +286,6 @@ def test_a_folder_of_run_folders_stands_for_those_in_it_that_are_finished(
         f"{reproduce([seeds[0], seeds[1]], 500).in_function():.1%}"
     )
     assert f"not finished: {both / 'seed2'}" in caplog.text
-
-
-def test_of_seeds_nothing_is_said_and_other_settings_that_differ_are_named():
-    def sae(seed, **settings):
-        settings = {"k": 4, "seed": seed, "data_seed": seed} | settings
-        trainer = {"dict_class": "X", "k": settings["k"]}
-        content = {"trainer": trainer, "run": {"settings": settings}}
-        return SAEFolder(f"{seed}", Path(f"{seed}"), content)
-
-    seeds = {"a": sae(0), "b": sae(1)}
-    assert warn_of_differences(seeds) == []
-    (note,) = warn_of_differences(seeds | {"c": sae(2, k=8)})
-    assert "differ in k," in note
 
 
 def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, tmp_path, capsys):
@@ -443,12 +424,7 @@ def test_it_is_the_reproducibility_of_the_two(saes):
     assert found.pair.pw_mcc == pytest.approx(expected.pairs["a", "b"].pw_mcc, abs=1e-6)
     assert found.pair.null == pytest.approx(expected.pairs["a", "b"].null, abs=1e-6)
     assert found.as_direction("b") == expected.as_direction("b")
-    first, *rest = repr(found).splitlines()
-    assert first.startswith(
-        f"a and b: PW-MCC {found.pair.pw_mcc:.4f}"
-        f" (null {found.pair.null:.4f} ± {found.pair.null_error:.4f})"
-    )
-    assert [line[:2] for line in rest] == ["a:", "b:"]
+    assert f"{found.pair.pw_mcc:.4f}" in repr(found)
 
 
 def test_run_folders_are_loaded_and_what_makes_them_alike_is_said(trained, caplog):
@@ -461,12 +437,6 @@ def test_run_folders_are_loaded_and_what_makes_them_alike_is_said(trained, caplo
         agreement(trained / "vsae", f"{trained / 'vsae'}/../vsae")
 
 
-def test_a_pair_is_of_two_saes_of_one_width(saes):
-    with pytest.raises(ReproducibilityError, match=r"9 dimensions.* 8"):
-        agreement(saes[0], AutoEncoderTopK(9, 12, 2))
-    assert (agreement(saes[0], AutoEncoderTopK(8, 16, 2)).pair.matched_F >= 0).all()
-
-
 def numbers(direction, function=None, fve=None, back=None, l0=None):
     shares = {"as_direction": direction, "in_function": function}
     return {"in_function_fve": back, **shares, "fve": fve, "l0": l0}
@@ -475,39 +445,26 @@ def numbers(direction, function=None, fve=None, back=None, l0=None):
 @pytest.mark.parametrize(
     ("saes", "chance", "said"),
     [
-        (
-            {"vSAE": numbers(0.346, None, 0.869)},
-            [],
-            "At FVE 0.869, 35% of vSAE features come back as a direction. Of random directions, 2% would.",
-        ),
+        ({"vSAE": numbers(0.346, None, 0.869)}, [], "0.869 35% 2%"),
         (
             {"vSAE": numbers(0.346, 0.3, 0.869, 0.67), "TopK": numbers(0.2, 0.1, 0.87, 0.57)},
             [numbers(0.34, 0.42, 0.716, 0.33)],
-            "vSAE features that another seed finds again explain 67% of the variance, TopK's 57%, random tokens' 33%. "
-            "At FVE 0.869 and 0.870, 35% of vSAE features come back as a direction and "
-            "30% in what they do, of TopK features 20% and 10%. "
-            "Of dictionaries of random tokens' activations, 34% and 42% would, at FVE 0.72.",
+            "67% 57% 33% 0.869 0.870 35% 30% 20% 10% 34% 42% 0.72",
         ),
         (
             {"vSAE": numbers(0.346, None, 0.86), "TopK": numbers(0.2, None, 0.87)},
             [],
-            "At FVE 0.860 and 0.870, 35% of vSAE features come back as a direction, of TopK features 20%. "
-            "Of random directions, 2% would.",
+            "0.860 0.870 35% 20% 2%",
         ),
         (
             {"vSAE": numbers(0.5, 0.4, 0.9, -0.1, 16), "ReLU": numbers(0.3, 0.2, 0.8, 0.7, 23.44)},
             [numbers(0.34, 0.42, -9, -3.78, 16), numbers(0.1, 0.2, 0.5, 0.4, 23)],
-            "vSAE features that another seed finds again explain none of the variance, ReLU's 70%, "
-            "random tokens' none and 40%. "
-            "At FVE 0.900 and 0.800, 50% of vSAE features come back as a direction and 40% in what they do, of ReLU features "
-            "30% and 20%. Their L0 differs (16.0 and 23.4 features per token): only rows of one L0 can be compared. "
-            "Of dictionaries of random tokens' activations, 34% and 42% would, at FVE -9.00 and L0 16; "
-            "10% and 20% would, at FVE 0.50 and L0 23.",
+            "none 70% none 40% 0.900 0.800 50% 40% 30% 20% 16.0 23.4 34% 42% -9.00 16 10% 20% 0.50 23",
         ),
     ],
 )
-def test_the_answer_is_in_sentences(saes, chance, said):
-    assert answer(saes, chance, 0.02) == said
+def test_the_answer_says_these_numbers(saes, chance, said):
+    assert re.findall(r"none|(?<!L)-?\d+(?:\.\d+)?%?", answer(saes, chance, 0.02)) == said.split()
 
 
 def test_settings_with_the_same_random_tokens_share_their_row():

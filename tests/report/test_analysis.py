@@ -61,13 +61,13 @@ def test_mistakes_come_up_before_the_text_is_read(runs, monkeypatch):
         raise LanguageModelError("no final norm")
 
     monkeypatch.setattr(module, "LogitLens", fails)
-    with pytest.raises(LanguageModelError, match="final norm"):
+    with pytest.raises(LanguageModelError):
         analyse([runs[0]], OPTIONS)
 
 
 def test_seeds_are_matched_after_the_folders_are_opened(runs, monkeypatch):
     monkeypatch.setattr(module, "compare_saes", lambda *given, **more: pytest.fail("matched"))
-    with pytest.raises(CheckpointError, match="128 wide"):
+    with pytest.raises(CheckpointError, match="128"):
         analyse([runs[0]], OPTIONS, seeds=[runs[1]], model="embedded")
 
 

@@ -185,16 +185,17 @@ def test_mistakes_are_one_line(runs, lm_dir_of, tmp_path, capsys):
     (damaged / "metrics.jsonl").write_text("{")
     (tmp_path / "file").write_text("")
     ours = str(runs[0])
-    for flags, message in (
-        ([str(tmp_path / "none")], "no such folder"),
-        ([ours, "--against", str(other)], "evaluate folders with different settings separately"),
-        ([ours, "--model", "embedded"], "of embedded is 128 wide"),
-        ([ours, "--tokens", "0"], "vsae: tokens=0: expected at least 1"),
-        ([ours, "--data", "./none.txt"], "data: ./none.txt: no such file"),
-        ([str(damaged), *QUICK], "metrics.jsonl: not valid JSON"),
-        ([ours, *QUICK, "--out", str(tmp_path / "file" / "x.html")], "can't be written"),
+    beneath = str(tmp_path / "file" / "x.html")
+    for flags, named in (
+        ([str(tmp_path / "none")], str(tmp_path / "none")),
+        ([ours, "--against", str(other)], f"{other}: its run has model="),
+        ([ours, "--model", "embedded"], "128"),
+        ([ours, "--tokens", "0"], "tokens=0"),
+        ([ours, "--data", "./none.txt"], "./none.txt"),
+        ([str(damaged), *QUICK], "metrics.jsonl"),
+        ([ours, *QUICK, "--out", beneath], beneath),
     ):
-        assert message in refused(["report", *flags], capsys), flags
+        assert named in refused(["report", *flags], capsys), flags
 
 
 def test_the_sae_that_is_shown_is_the_folders(runs, report):
