@@ -141,7 +141,7 @@ def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     one_of: dict[str, Any] = {}
     for name, own in settings.items():
         if (content := results[name].get(OF, {}).get(STORED)) is not None:
-            own[STORED] = one_of.setdefault(content, own[STORED])
+            own[STORED] = one_of.setdefault(content, own.get(STORED))
     names = sorted({name for each in settings.values() for name in each})
     return {
         folder: {name: settings[folder].get(name) for name in names}

@@ -95,6 +95,7 @@ def test_what_several_evaluations_were_measured_on_is_compared():
     assert differing(tokens=51_200) == ["tokens"]
     assert differing(loss_tokens=5) == ["loss_tokens"]
     assert differing(loss_tokens=None) == [], "it counts where both were measured"
+    assert differing(of={"activations": "a hash"}) == [], "whose measured_on is damaged"
 
 
 def test_the_trainers_of_upstreams_folders_are_a_setting_that_may_differ():
