@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ..config.architectures import COMPARED_TOKENS, ExportFormat
-from ..errors import CheckpointError, UserError, as_flag, in_shell
-from .flags import FOLDER, Command, positional, vsae
+from ..errors import CheckpointError, UserError, as_flag
+from .flags import FOLDER, Command, positional
 from .measure import InputFlags
-
-if TYPE_CHECKING:
-    from ..export.exporter import Exported
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,7 @@ class ExportFlags:
 
 def run_export(flags: ExportFlags) -> None:
     from ..export.exporter import export
+    from ..export.formats import FORMATS
     from ..run_folder.reading import run_folders_in
 
     inside = run_folders_in(flags.folder)
@@ -57,30 +55,14 @@ def run_export(flags: ExportFlags) -> None:
             print(f"not exported: {error}")
             refused += 1
         else:
-            _print_exported(exported, flags)
+            print(f"{exported.folder}: {exported.difference}")
+            names = {"folder": str(exported.folder), "name": folder.resolve().name}
+            print(FORMATS[flags.format].usage.format(**names))
     if refused:
         raise CheckpointError(
             f"{flags.folder}: {refused} of {len(inside)} SAEs were not exported as {flags.format}; the "
             "reasons are above"
         )
-
-
-def _print_exported(exported: "Exported", flags: ExportFlags) -> None:
-    """Print how far an export differs from the SAE, and how another library reads it."""
-    from ..export.formats import FORMATS, SAE_BENCH_REPO
-    from ..run_folder.files import WEIGHTS
-
-    out = exported.folder
-    print(f"{out}: {exported.difference}")
-    if flags.format == "sae-bench":
-        (place,) = (path.parent for path in out.glob(f"downloaded_saes/*/{WEIGHTS}"))
-        print(
-            f"In {out}, SAE Bench's run_all_evals_dictionary_learning_saes reads it as\n"
-            f"  load_dictionary_learning_sae({SAE_BENCH_REPO!r}, {place.name!r}, MODEL, …)\n"
-            f"To upload it to the hub: {vsae()} push {in_shell(place)} OWNER/NAME"
-        )
-    else:
-        print(FORMATS[flags.format].usage.format(folder=str(out)))
 
 
 @dataclass(frozen=True)
@@ -101,9 +83,7 @@ class PushFlags:
     tokens: int = COMPARED_TOKENS
     """With --format: held-out tokens on which each export is compared with its SAE."""
     dry_run: bool = False
-    """Only list the files that would be uploaded."""
-    show_card: bool = False
-    """Only print the model card that would be uploaded."""
+    """Only list the files that would be uploaded, and print the model card."""
     inputs: InputFlags = field(default_factory=InputFlags)
 
 
@@ -115,18 +95,14 @@ def run_push(flags: PushFlags) -> None:
     for name, value in options.items():
         if value != defaults[name] and not flags.format:
             raise UserError(f"{as_flag(name)}: only works with --format")
-    is_dry = flags.dry_run or flags.show_card
     pushed = push(
         flags.folder,
         flags.repo,
         formats=flags.format,
         public=flags.public,
-        dry_run=is_dry,
+        dry_run=flags.dry_run,
         **options,
     )
-    if flags.show_card:
-        print(pushed.card)
-        return
     for name, size in pushed.files.items():
         print(f"{size:>12,} {name}")
     for (_, form), error in pushed.left_out.items():
@@ -134,10 +110,9 @@ def run_push(flags: PushFlags) -> None:
     for name in pushed.unfinished:
         print(f"not uploaded: {name}, whose run is not finished")
     if pushed.url is None:
-        visibility = "public" if flags.public else "private"
+        where = f"{'public' if flags.public else 'private'} repository: {pushed.repo}"
         print(
-            "Nothing was uploaded. Without --dry-run, the files go to a "
-            f"{visibility} repository: {pushed.repo}. To read the model card, use --show-card"
+            f"\n{pushed.card}\nNothing was uploaded. Without --dry-run, the files go to a {where}"
         )
     else:
         print(f"uploaded to {pushed.url} ({'private' if pushed.is_private else 'public'})")

@@ -23,12 +23,20 @@ from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..evaluation.measure import batches_of
 from ..evaluation.tables import metrics_as_now
-from ..run_folder.files import EVALUATION, EXPORTS, read_json, temporary_in, writing
+from ..run_folder.comparing import LEAVING_OUT
+from ..run_folder.files import (
+    EVALUATION,
+    EXPORTS,
+    read_json,
+    temporary_in,
+    write_json,
+    writing,
+)
 from ..run_folder.sae_folder import SAEFolder, find_run
 from ..run_folder.schema import Object
 from ..run_folder.trained_on import trained_on
 from ..run_folder.weights import load_sae
-from .formats import FORMATS, ExportedSAE, read, record, require_supported
+from .formats import FORMATS, ExportedSAE, require_supported
 from .local_paths import without_local_paths
 
 _TOLERANCE = 1e-5
@@ -77,12 +85,8 @@ def export(
     *,
     allow_inexact: bool = False,
     tokens: int = COMPARED_TOKENS,
-    model: str | None = None,
-    hook: str | None = None,
-    data: str | None = None,
     device: str = RunConfig.device,
-    max_norm_multiple: float | None = None,
-    remove_bos: bool | None = None,
+    **where: Any,
 ) -> Exported:
     """Write the SAE of a run folder as a folder that another library reads.
 
@@ -91,8 +95,7 @@ def export(
         out: a new or empty folder, or one that holds this very export. Default: exports/FORMAT in the SAE's folder of results, see `SAEFolder.results`.
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
         tokens: held-out tokens to compare on, in float64.
-        model, hook, data: default: as in the run's config.json.
-        max_norm_multiple, remove_bos: which tokens to leave out. Default: as in training.
+        where: model, hook, data, max_norm_multiple and remove_bos, see `evaluate_folders`.
 
     Raises: a UserError, before anything is written, if the folder is damaged, the format can't hold the SAE, the language model
     or text can't be loaded, the export is not exact, or `out` holds something else or can't be written.
@@ -103,11 +106,11 @@ def export(
     folder, device = sae.path, chosen_device(device)
     dictionary: Any = load_sae(sae, device)
     target = sae.results / EXPORTS / form if out is None else Path(out)
-    own_run = trained_on(sae, model, hook, data, device)
-    given = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
-    run = replace(own_run, **{n: value for n, value in given.items() if value is not None})
-    place = {"model": run.model, "data": run.data}
-    config, metrics, place = without_local_paths((sae.config, metrics_as_now(sae), place))
+    left_out = {name: where.pop(name, None) for name in LEAVING_OUT}
+    own_run = trained_on(sae, device=device, **where)
+    run = replace(own_run, **{n: value for n, value in left_out.items() if value is not None})
+    text = {"model": run.model, "data": run.data}
+    config, metrics, text = without_local_paths((sae.config, metrics_as_now(sae), text))
     try:
         if run.model == UNKNOWN:  # the user's own activations
             inputs = open_inputs(run, [run.hook])
@@ -115,28 +118,30 @@ def export(
         else:
             inputs, (language_model, hook_point) = None, open_model(run)
     except LanguageModelError as error:
-        where = f"{folder}: an export is compared with the SAE on its language model"
-        raise error.within(where, "give its path as model") from error
+        why = f"{folder}: an export is compared with the SAE on its language model"
+        raise error.within(why, "give its path as model") from error
     hook_point.require_width(folder, dictionary.activation_dim, run.model)
     source = ExportedSAE(
         name=folder.resolve().name,
         dictionary=dictionary,
         config=config,
         metrics=metrics,
-        run=replace(own_run, **place),
+        run=replace(own_run, **text),
         language_model=language_model,
         hook=hook_point,
     )
     dictionary.float()  # in place
     require_supported(form, source)
+    row = FORMATS[form]
     with _new_folder(target) as temporary:
         with _writing(target):
-            FORMATS[form].write(temporary, source)
+            row.write(temporary, source)
         if inputs is None:
             reading_model = replace(run, activations=None)
             inputs = open_inputs(reading_model, [run.hook], language_model=language_model)
         held_out = inputs.held_out(run.hook, tokens)
-        read_back = read(form, temporary, source, device)
+        place = temporary / row.inside.format(name=source.name, module=source.module)
+        read_back = row.read(place, device)
         batches = (x_BD.double() for x_BD in batches_of(held_out))
         difference = compare(dictionary.double(), read_back, batches)
         if not (difference.is_exact or allow_inexact):
@@ -148,7 +153,7 @@ def export(
             if not difference.is_exact:  # the metrics are another SAE's
                 for path in temporary.rglob(EVALUATION):
                     path.unlink()
-            what = {
+            exported = {
                 "format": form,
                 "dict_class": type(dictionary).__name__,
                 "max_relative_difference": difference.reconstruction,
@@ -156,7 +161,8 @@ def export(
                 "tokens": difference.tokens,
                 "dictionary_learning_ext": importlib.metadata.version("dictionary-learning-ext"),
             }
-            record(form, temporary, what)
+            for path in temporary.rglob(row.about):
+                write_json(path, read_json(path, Object()) | {"export": exported})
     return Exported(target, difference)
 
 

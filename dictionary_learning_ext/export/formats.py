@@ -9,7 +9,6 @@ sparsify             EleutherAI's `SparseCoder.load_many` (eai-sparsify 1.3)
 Whether a format can hold an SAE depends on the function that its encoder computes: `function` in the table of architectures.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -44,6 +43,7 @@ from ..run_folder.foreign import (
 from ..run_folder.foreign_weights import UNIT_NORM_TOLERANCE, load_foreign
 from ..run_folder.sae_folder import find_sae
 from ..run_folder.weights import save_weights
+from ..trainers.dictionaries import weights_by_feature
 
 SAE_BENCH_REPO = "local/saes"
 """The repository's name in a folder for SAE Bench. It is never looked up, so any name would do."""
@@ -63,27 +63,23 @@ SAE_BENCH_TRAINERS = (
 class _Function(NamedTuple):
     """How exports describe a function that an encoder computes."""
 
-    tensors: tuple[str, ...]
-    """Its weights, by their names in _TENSORS."""
     sae_lens: str
     """SAELens's name of an architecture that computes it; empty if there is none."""
+    weights: tuple[str, ...] = ("b_enc",)
+    """Its weights beside W_enc, W_dec and b_dec, by their names in _WEIGHTS."""
     needs: str = ""
     """What sparsify lacks for it, e.g. thresholds."""
 
 
 _FUNCTIONS: dict[Function, _Function] = {
-    "top_k": _Function(("W_enc", "b_enc", "W_dec", "b_dec"), "topk"),
-    "free_top_k": _Function(("W_enc", "b_enc", "W_dec", "b_dec"), ""),
-    "jump_relu": _Function(
-        ("W_enc", "b_enc", "threshold", "W_dec", "b_dec"), "jumprelu", "thresholds"
-    ),
-    "relu": _Function(("W_enc", "b_enc", "W_dec", "b_dec"), "standard"),
-    "gated": _Function(("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"), "gated", "gates"),
+    "top_k": _Function("topk"),
+    "free_top_k": _Function(""),
+    "jump_relu": _Function("jumprelu", ("b_enc", "threshold"), "thresholds"),
+    "relu": _Function("standard"),
+    "gated": _Function("gated", ("b_gate", "b_mag", "r_mag"), "gates"),
 }
-_TENSORS = {
-    "W_enc": ("encoder.weight", "W_enc"),
+_WEIGHTS = {
     "b_enc": ("encoder.bias", "b_enc"),
-    "W_dec": ("decoder.weight", "W_dec"),
     "b_dec": ("b_dec", "bias", "decoder_bias", "decoder.bias"),
     "threshold": ("threshold",),
     "b_gate": ("gate_bias",),
@@ -116,7 +112,7 @@ class ExportedSAE(NamedTuple):
 
     @property
     def function(self) -> Function:
-        assert self.row.function is not None  # see require_supported
+        assert self.row.function is not None  # see `require_supported`
         return self.row.function
 
     @property
@@ -135,13 +131,14 @@ class ExportedSAE(NamedTuple):
 
         A threshold has a value for each feature.
         """
-        state, tensors = self.dictionary.state_dict(), {}
-        for name in _FUNCTIONS[self.function].tensors:
-            own = next(each for each in _TENSORS[name] if each in state)
-            tensors[name] = (state[own].t() if own.endswith(".weight") else state[own]).cpu()
+        state = self.dictionary.state_dict()
+        W_enc_FD, W_dec_FD = weights_by_feature(self.dictionary)
+        tensors = {"W_enc": W_enc_FD.detach().t(), "W_dec": W_dec_FD.detach()}
+        for name in ("b_dec", *_FUNCTIONS[self.function].weights):
+            tensors[name] = next(state[own] for own in _WEIGHTS[name] if own in state)
         if self.function == "jump_relu":
             tensors["threshold"] = tensors["threshold"].expand(self.dictionary.dict_size)
-        return {name: value.contiguous() for name, value in tensors.items()}
+        return {name: value.cpu().contiguous() for name, value in tensors.items()}
 
     def trained_on(self) -> dict[str, Any]:
         """Where its activations come from, and which tokens were left out, by SAELens's names.
@@ -181,109 +178,53 @@ def output_module(model: PreTrainedModel, hook: HookPoint) -> str | None:
 
 
 def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
-    """Raise a CheckpointError unless the format can hold this SAE."""
-    _require_function(form, source)
-    _require_threshold(form, source)
-    if form == "sparsify" and source.module is None:
-        raise _unsupported(
-            source,
-            f": trained on {source.run.hook}; sparsify knows only the outputs of modules (e.g. "
-            "blocks.N.hook_resid_post)",
-            "sae-lens",
-        )
-    if form == "sae-bench":
-        _require_sae_benchs_loader(source)
-    _require_unit_norm(form, source)
+    """Raise a CheckpointError unless the format and its reader can hold this SAE."""
+    if (found := _problem(form, source)) is not None:
+        problem, instead = found
+        raise CheckpointError(f"{source.name}: {problem}", instead=instead)
 
 
-def _unsupported(source: ExportedSAE, problem: str, instead: ExportFormat) -> CheckpointError:
-    return CheckpointError(f"{source.name}{problem}", instead=f"use format={instead!r}")
-
-
-def _require_function(form: ExportFormat, source: ExportedSAE) -> None:
-    """Raise a CheckpointError unless the format and its reader have the encoder's function."""
-    row = source.row
+def _problem(form: ExportFormat, source: ExportedSAE) -> tuple[str, str] | None:
+    """Why the format or its reader can't hold an SAE, and what to do instead; None if they can."""
+    row, hook = source.row, source.run.hook
+    in_upstreams, in_sae_lens = "use format='dictionary-learning'", "use format='sae-lens'"
     if row.function is None:
-        raise CheckpointError(
-            f"{source.name} is an SAE of class {row.dict_class} and can't be exported as {form}: "
-            "no format has a place for its features; load it with "
-            "dictionary_learning_ext.load_dictionary"
-        )
-    free = ": its decoder isn't unit-norm, and its TopK ignores the norms"
+        what = f"an SAE of class {row.dict_class} can't be exported as {form}: no format has a place for its features"
+        return what, "load it with dictionary_learning_ext.load_dictionary"
     if row.function == "free_top_k" and form in ("sae-lens", "sparsify"):
-        raise _unsupported(source, free, "dictionary-learning")
+        return "its decoder isn't unit-norm, and its TopK ignores the norms", in_upstreams
     if form == "sparsify" and (needs := _FUNCTIONS[row.function].needs):
-        raise _unsupported(source, f": sparsify has no {needs}", "sae-lens")
+        return f"sparsify has no {needs}", in_sae_lens
+    if form == "sparsify" and source.module is None:
+        knows = "sparsify knows only the outputs of modules (e.g. blocks.N.hook_resid_post)"
+        return f"trained on {hook}; {knows}", in_sae_lens
     if source.selects_by_magnitude and not FORMATS[form].by_magnitude:
-        what = f" selects by magnitude, and the reader of {form} keeps the k largest values"
-        raise _unsupported(source, what, "sae-lens")
-
-
-def _require_threshold(form: ExportFormat, source: ExportedSAE) -> None:
-    """Raise a CheckpointError if the one threshold for all features was not learned yet."""
-    if source.row.function != "jump_relu" or form != "sae-lens":
-        return
-    threshold = source.dictionary.threshold
-    if threshold.ndim == 0 and threshold < 0:
-        raise CheckpointError(
-            f"{source.name} has no threshold yet: its training ended before it began to follow one",
-            instead="train it for more steps, or use format='dictionary-learning'",
-        )
-
-
-def _require_sae_benchs_loader(source: ExportedSAE) -> None:
-    """Raise a CheckpointError unless SAE Bench's loader knows the trainer and the hook point."""
-    trainer_class = source.config["trainer"].get("trainer_class")
-    if not source.row.exported_as and trainer_class not in SAE_BENCH_TRAINERS:
-        raise _unsupported(
-            source,
-            f": SAE Bench has no loader for trainer_class {trainer_class!r}, only for "
-            f"{', '.join(SAE_BENCH_TRAINERS)}",
-            "dictionary-learning",
-        )
-    block = block_of_output(source.run.hook)
-    if block is None or block < 0:
-        raise _unsupported(
-            source,
-            f": trained on {source.run.hook}; SAE Bench's loader knows only the output of a block "
-            "(blocks.N.hook_resid_post)",
-            "dictionary-learning",
-        )
-
-
-def _require_unit_norm(form: ExportFormat, source: ExportedSAE) -> None:
-    """Raise a CheckpointError unless the decoder is unit-norm, for SAE Bench, and for a TopK in SAELens: its tools fold norms
-    into the features, which changes what a TopK keeps. For SAE Bench, a free TopK's norms are folded here."""
-    folds = form == "sae-lens" and source.row.function == "top_k"
-    is_folded = source.row.bench_normalizes or source.row.function == "free_top_k"
-    if not folds and (form != "sae-bench" or is_folded):
-        return
-    norms_F = source.tensors()["W_dec"].norm(dim=1)
-    if not t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0):
-        raise _unsupported(
-            source,
-            f": its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}; {form} "
-            f"expects 1 within {UNIT_NORM_TOLERANCE:g}",
-            "dictionary-learning",
-        )
-
-
-def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> nn.Module:
-    """The SAE in a folder that the format's `write` filled, as the format's reader loads it, in float64.
-
-    It is an upstream class that computes the same as SAELens's, SAE Bench's or sparsify's. The tests compare with the libraries
-    themselves. In float32, rounding alone can move a feature across a threshold.
-    """
-    row = FORMATS[form]
-    place = folder / row.inside.format(name=source.name, module=source.module)
-    return row.read(place, source, device)
-
-
-def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
-    """Add an entry "export" to the config that `write` wrote for each SAE."""
-    for path in folder.rglob(FORMATS[form].about):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, config | {"export": what})
+        keeps = f"the reader of {form} keeps the k largest values"
+        return f"selects by magnitude, and {keeps}", in_sae_lens
+    if row.function == "jump_relu" and form == "sae-lens":
+        threshold = source.dictionary.threshold
+        if threshold.ndim == 0 and threshold < 0:
+            what = "has no threshold yet: its training ended before it began to follow one"
+            return what, f"train it for more steps, or {in_upstreams}"
+    if form == "sae-bench":
+        trainer_class = source.config["trainer"].get("trainer_class")
+        if not row.exported_as and trainer_class not in SAE_BENCH_TRAINERS:
+            those = ", ".join(SAE_BENCH_TRAINERS)
+            what = f"SAE Bench has no loader for trainer_class {trainer_class!r}, only for {those}"
+            return what, in_upstreams
+        block = block_of_output(hook)
+        if block is None or block < 0:
+            knows = "SAE Bench's loader knows only the output of a block (blocks.N.hook_resid_post)"
+            return f"trained on {hook}; {knows}", in_upstreams
+    # SAELens's tools fold norms into the features, which changes what a TopK keeps.
+    is_top_k_in_sae_lens = form == "sae-lens" and row.function == "top_k"
+    is_folded_here = row.bench_normalizes or row.function == "free_top_k"
+    if is_top_k_in_sae_lens or (form == "sae-bench" and not is_folded_here):
+        norms_F = source.tensors()["W_dec"].norm(dim=1)
+        if not t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0):
+            norms = f"its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}"
+            return f"{norms}; {form} expects 1 within {UNIT_NORM_TOLERANCE:g}", in_upstreams
+    return None
 
 
 def _write_dictionary_learning(folder: Path, source: ExportedSAE) -> None:
@@ -383,11 +324,11 @@ def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
     (place / SPARSIFY_WEIGHTS).write_bytes(save(weights))
 
 
-def _read_foreign(place: Path, source: ExportedSAE, device: str) -> nn.Module:
+def _read_foreign(place: Path, device: str) -> nn.Module:
     return load_foreign(find_sae(place), device, t.float64)
 
 
-def _read_by_upstream(place: Path, source: ExportedSAE, device: str) -> nn.Module:
+def _read_by_upstream(place: Path, device: str) -> nn.Module:
     dictionary: Any = load_upstream_dictionary(str(place), device)[0]
     return dictionary.double()
 
@@ -397,10 +338,11 @@ class Format(NamedTuple):
 
     write: Callable[[Path, ExportedSAE], None]
     """Writes the SAE's weights and config into an empty folder."""
-    read: Callable[[Path, ExportedSAE, str], nn.Module]
-    """Loads the SAE in its folder on a device, in float64."""
-    usage: str = ""
-    """How to load {folder}."""
+    read: Callable[[Path, str], nn.Module]
+    """Loads the SAE in its folder on a device, in float64, in which rounding moves no feature across a threshold. It is an
+    upstream class that computes the same as SAELens's, SAE Bench's or sparsify's, with which the tests compare it."""
+    usage: str
+    """How to load {folder}, which is of the SAE {name}."""
     inside: str = ""
     """The SAE's folder in it, with {name}, the SAE's, and {module}, whose output it was trained on."""
     about: str = CONFIG
@@ -413,7 +355,14 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[ExportFormat, Format] = {
-    "sae-bench": Format(_write_sae_bench, _read_by_upstream, inside="downloaded_saes/{name}"),
+    "sae-bench": Format(
+        _write_sae_bench,
+        _read_by_upstream,
+        "In {folder}, SAE Bench's run_all_evals_dictionary_learning_saes reads it as\n"
+        f"  load_dictionary_learning_sae({SAE_BENCH_REPO!r}, {{name!r}}, MODEL, …)\n"
+        "To upload it to the hub: vsae push {folder}/downloaded_saes/{name} OWNER/NAME",
+        inside="downloaded_saes/{name}",
+    ),
     "dictionary-learning": Format(
         _write_dictionary_learning,
         _read_by_upstream,

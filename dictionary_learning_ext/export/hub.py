@@ -10,7 +10,6 @@
 Nothing else is uploaded. A repository is private by default. Local paths are cut to their last parts, see `local_paths`.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any, Literal
 
 import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from ..config.architectures import BY_DICT_CLASS
@@ -153,18 +152,15 @@ def push(
     """
     try:
         validate_repo_id(repo)
-        is_name = repo.count("/") == 1
-    except HFValidationError:
-        is_name = False
-    if not is_name:
-        raise HubError(f"{repo!r}: expected OWNER/NAME, e.g. jane/my-saes")
+        _, _ = repo.split("/")
+    except ValueError as error:  # HFValidationError is one, too
+        raise HubError(f"{repo!r}: expected OWNER/NAME, e.g. jane/my-saes") from error
     for form in formats:
         require_choice("format", form, PushFormat)
     with tempfile.TemporaryDirectory(prefix="push.") as name:
         staged = Path(name)
-        with _naming_a_full_disk():
-            folders = _run_folders(Path(folder))
-            card, left_out = _stage(folders, repo, staged, formats, export_options)
+        folders = _run_folders(Path(folder))
+        card, left_out = _stage(folders, repo, staged, formats, export_options)
         unfinished = [one.name for one in run_folders_in(folder) if not (one / WEIGHTS).exists()]
         paths = sorted(path for path in staged.rglob("*") if path.is_file())
         files = {path.relative_to(staged).as_posix(): path.stat().st_size for path in paths}
@@ -189,20 +185,6 @@ def push(
                 repo_id=repo, folder_path=staged, commit_message=f"Add {', '.join(names)}"
             )
     return replace(pushed, url=str(commit.commit_url), is_private=is_private)
-
-
-@contextmanager
-def _naming_a_full_disk() -> Iterator[None]:
-    """Turn the error of a full disk into a HubError that names the temporary folder, which the user didn't choose."""
-    try:
-        yield
-    except (OSError, CheckpointError) as error:
-        if not is_disk_full(error if isinstance(error, OSError) else error.__cause__):
-            raise
-        raise HubError(
-            f"{tempfile.gettempdir()}, where the upload is put together, has no space left",
-            instead="free some space there, or set TMPDIR to another folder",
-        ) from error
 
 
 @contextmanager
@@ -261,10 +243,7 @@ def _stage(
             try:
                 with tempfile.TemporaryDirectory(prefix="export.") as temporary:
                     export(sae, form, temporary, **export_options)
-                    moved: Any = os.replace
-                    shutil.copytree(
-                        temporary, staged / name, dirs_exist_ok=True, copy_function=moved
-                    )
+                    shutil.copytree(temporary, staged / name, dirs_exist_ok=True)
             except CheckpointError as error:
                 if is_disk_full(error.__cause__):
                     raise

@@ -95,7 +95,7 @@ def test_a_folder_of_run_folders_is_exported_run_by_run(trained, tmp_path, capsy
     assert main(argv) == 2
     said = capsys.readouterr()
     assert "2 of 5 SAEs" in said.err
-    assert "VAEase and can't be exported" in said.out
+    assert "VAEase can't be exported" in said.out
     assert f"not exported: {damaged}: " in said.out
     there = {name: tmp_path / name / "exports" / "sae-lens" for name in names[:3]}
     for path in there.values():

@@ -3,7 +3,6 @@
 Only the hub's own functions are replaced.
 """
 
-import errno
 import json
 import logging
 import re
@@ -228,8 +227,7 @@ def test_a_dry_run_and_the_card_need_no_token_and_no_network(runs, capsys):
     out = capsys.readouterr().out
     assert f"{(runs / 'vsae' / 'ae.pt').stat().st_size:,} vsae/ae.pt" in out
     assert "private repository: jane/saes" in out
-    assert main(["push", str(runs), "jane/saes", "--show-card"]) == 0
-    assert capsys.readouterr().out == push(runs, "jane/saes", dry_run=True).card + "\n"
+    assert push(runs, "jane/saes", dry_run=True).card in out
 
 
 # --- for other libraries
@@ -252,7 +250,7 @@ def test_other_libraries_find_their_files_beside_ours(mixed, capsys):
     of_sae_lens = {f"{n}/{f}" for n in ("top_k", "jump_relu") for f in OF_SAE_LENS}
     of_sparsify = {f"top_k/layers.1/{f}" for f in ("cfg.json", "export.json", "sae.safetensors")}
     assert listed == {"README.md"} | ours | of_sae_lens | of_sparsify
-    assert "VAEase and can't be exported as sae-lens" in out
+    assert "VAEase can't be exported as sae-lens" in out
     assert "jump_relu: sparsify has" in out
 
 
@@ -374,20 +372,6 @@ def test_what_the_hub_or_the_network_refuse(where, error, message, runs, hub, mo
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert TOKEN not in line
-
-
-@pytest.mark.parametrize("where", ["write_json", "export"])
-def test_a_full_disk_of_temporary_files_is_named_and_nothing_is_uploaded(
-    where, runs, hub, monkeypatch
-):
-    def full(*_, **__):
-        raise CheckpointError("export.x can't be written") from OSError(errno.ENOSPC, "full")
-
-    one = hub(Hub())
-    monkeypatch.setattr(f"dictionary_learning_ext.export.hub.{where}", full)
-    with pytest.raises(HubError, match=r"no space left.*TMPDIR"):
-        push(runs / "vsae", "jane/saes", formats=["sae-lens"])
-    assert one.asked is None
 
 
 def an_empty_folder(folder, runs):
