@@ -8,7 +8,6 @@ noise, the schedules and the constraint on the decoder are those of `Variational
 F d_sae, K = k.
 """
 
-import logging
 import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
@@ -29,10 +28,7 @@ from .devices import keep_freed_memory
 from .errors import ConfigError
 from .trainers.base import DeadWatch, set_to_median
 from .trainers.optimizers import column_norms, project_out_parallel
-from .trainers.posterior import (
-    fixed_variance_kl,
-    noise_to_signal,
-)
+from .trainers.posterior import fixed_variance_kl, noise_to_signal
 from .trainers.step import StepObjective, Weights, variational_loss
 from .trainers.variational_top_k import VariationalTopKAutoEncoder, warn_of_noise
 
@@ -41,19 +37,12 @@ try:
         SAE_TRAINING_CLASS_REGISTRY,
         register_sae_training_class,
     )
-    from sae_lens.saes.abstopk_sae import (  # pyright: ignore[reportMissingImports]
-        AbsTopK,
-        AbsTopKSAEConfig,
-    )
+    from sae_lens.saes import abstopk_sae, topk_sae  # pyright: ignore[reportMissingImports]
     from sae_lens.saes.sae import (  # pyright: ignore[reportMissingImports]
         TrainingSAE,
         TrainingSAEConfig,
         TrainStepInput,
         TrainStepOutput,
-    )
-    from sae_lens.saes.topk_sae import (  # pyright: ignore[reportMissingImports]
-        TopK,
-        TopKSAEConfig,
     )
 except ImportError as error:
     raise ImportError(
@@ -61,11 +50,7 @@ except ImportError as error:
         "pip install 'dictionary-learning-ext[sae-lens]'"
     ) from error
 
-logger = logging.getLogger(__name__)
-
 ARCHITECTURE = VSAETopKConfig.architecture
-
-_DTYPES = ("float32", "float64")
 
 
 def register() -> None:
@@ -172,7 +157,7 @@ class VariationalTopKTrainingSAEConfig(TrainingSAEConfig):
     def __post_init__(self):
         given = self.normalize_activations
         require_choice("normalize_activations", given, ("none", "expected_average_only_in"))
-        require_choice("dtype", self.dtype.removeprefix("torch."), _DTYPES)
+        require_choice("dtype", self.dtype.removeprefix("torch."), ("float32", "float64"))
         subtracts, init_norm = self.apply_b_dec_to_input, self.decoder_init_norm
         require(subtracts, "apply_b_dec_to_input", subtracts, "True: a vSAE encodes x - b_dec")
         expected = "None: a vSAE's decoder is unit-norm"
@@ -195,11 +180,15 @@ class VariationalTopKTrainingSAEConfig(TrainingSAEConfig):
         """The fixed posterior's standard deviation, in the units of normalised activations."""
         return self.resolved.sigma_of(self.d_in)
 
-    def get_inference_config_class(self) -> type[TopKSAEConfig]:
-        """The configuration's class of the SAE that is saved: `abstopk` if it keeps signs, or else `topk`."""
+    @property
+    def keeps_signs(self) -> bool:
+        """Whether negative features may be kept, and the saved SAE is SAELens's `abstopk` instead of its `topk`."""
         settings = self.resolved
-        keeps_signs = settings.select_by == "magnitude" or self.k == self.d_sae
-        return AbsTopKSAEConfig if keeps_signs and not settings.rectify else TopKSAEConfig
+        keeps_all = settings.select_by == "magnitude" or self.k == self.d_sae
+        return keeps_all and not settings.rectify
+
+    def get_inference_config_class(self) -> type[topk_sae.TopKSAEConfig]:
+        return abstopk_sae.AbsTopKSAEConfig if self.keeps_signs else topk_sae.TopKSAEConfig
 
 
 class VariationalTopKTrainingSAE(TrainingSAE):
@@ -248,8 +237,8 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             self.W_var, self.b_var = parameter(log_var.weight.t()), parameter(log_var.bias)
 
     def get_activation_fn(self) -> nn.Module:
-        is_signed = self.cfg.get_inference_config_class() is AbsTopKSAEConfig
-        return AbsTopK(self.cfg.k) if is_signed else TopK(self.cfg.k)
+        make = abstopk_sae.AbsTopK if self.cfg.keeps_signs else topk_sae.TopK
+        return make(self.cfg.k)
 
     def get_coefficients(self) -> dict[str, Any]:
         """Nothing, as the schedules are our own and follow from the step."""
@@ -268,12 +257,6 @@ class VariationalTopKTrainingSAE(TrainingSAE):
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """The loss of a step, its terms, and the features of the batch as the mean selects them."""
         step, x = step_input.n_training_steps, step_input.sae_in.to(self.dtype)
-        if step == self.cfg.steps:  # SAELens tells an SAE nothing of the run's length
-            logger.warning(
-                "steps=%d, but SAELens goes on: all schedules have ended. steps is meant to be training_tokens / "
-                "train_batch_size_tokens",
-                step,
-            )
         if self._is_untrained:
             set_to_median(self.b_dec, x)
             self._is_untrained = False

@@ -16,6 +16,7 @@ from ..errors import BenchError
 from ..run_folder.files import CONFIG, WEIGHTS
 from ..run_folder.sae_folder import SAEFolder, find_sae
 from ..run_folder.weights import load_sae
+from ..trainers.dictionaries import weights_by_feature
 
 _COLOURS = ("crimson", "magenta", "teal", "darkorange", "olive", "dodgerblue")
 _MARKERS = "Dvph*Ps"
@@ -65,7 +66,7 @@ class BenchSAE(BaseSAE):
         off = float((self.W_dec.norm(dim=1) - 1).abs().max())
         if off > _NORM_TOLERANCE:
             raise BenchError(
-                f"decoder columns of a {type(dictionary).__name__} are off unit norm by {off:.1e}; "
+                f"decoder columns of a {name} are off unit norm by {off:.1e}; "
                 f"expected at most {_NORM_TOLERANCE:.0e}: scale each feature's decoder column to 1 "
                 "and its encoder row and bias by the former norm"
             )
@@ -82,38 +83,28 @@ class BenchSAE(BaseSAE):
 
 def _weights(dictionary: Any) -> tuple[t.Tensor, t.Tensor, t.Tensor, t.Tensor]:
     """W_enc (D, F), W_dec (F, D), b_enc (F,) and b_dec (D,) of a dictionary of any class."""
-    if hasattr(dictionary, "W_enc"):
-        return dictionary.W_enc, dictionary.W_dec, dictionary.b_enc, dictionary.b_dec
-    encoder, decoder = dictionary.encoder, dictionary.decoder
-    b_enc = encoder.bias
-    if b_enc is None:
-        b_enc = decoder.weight.new_zeros(dictionary.dict_size)
-    names = ("b_dec", "decoder_bias", "bias")
-    found = (getattr(dictionary, name) for name in names if hasattr(dictionary, name))
-    return encoder.weight.T, decoder.weight.T, b_enc, next(found, decoder.bias)
+    W_enc_FD, W_dec_FD = weights_by_feature(dictionary)
+    state, none_F = dictionary.state_dict(), W_enc_FD.new_zeros(dictionary.dict_size)
+    b_enc = (state[name] for name in ("b_enc", "encoder.bias") if name in state)
+    names = ("b_dec", "decoder_bias", "bias", "decoder.bias")
+    b_dec = (state[name] for name in names if name in state)
+    return W_enc_FD.T, W_dec_FD, next(b_enc, none_F), next(b_dec)
 
 
 def load_bench_sae(
-    folder: str | Path | SAEFolder,
-    *,
-    model_name: str,
-    hook_name: str,
-    hook_layer: int,
-    device: str = "cpu",
+    folder: str | Path | SAEFolder, *, device: str = "cpu", **place: Any
 ) -> BenchSAE:
     """A run folder's SAE, of our classes or any of upstream's, in float32.
+
+    Arguments:
+        place: model_name, hook_name and hook_layer, as for `BenchSAE`.
 
     Raises: CheckpointError if the folder is damaged; BenchError if SAE Bench can't take its SAE.
     """
     found = find_sae(folder)
     dictionary = _load(found, device)
     try:
-        sae = BenchSAE(
-            dictionary.float(),
-            model_name=model_name,
-            hook_name=hook_name,
-            hook_layer=hook_layer,
-        )
+        sae = BenchSAE(dictionary.float(), **place)
     except BenchError as error:
         raise error.within(found.name) from error
     sae.cfg.activation_fn_str = found.config["trainer"]["dict_class"]

@@ -1,7 +1,6 @@
 """The data sets of sae-probes (Kantamneni et al. 2025, arXiv 2502.16681), on which SAE Bench fits k-sparse probes."""
 
-from ..config.checks import close_names
-from ..errors import BenchError
+from ..config.checks import did_you_mean, require
 
 ALL = "all"
 SMALLEST = "smallest"
@@ -16,7 +15,7 @@ _LISTING = "python -c 'from sae_probes import DATASETS; print(*DATASETS)'"
 def chosen_sets(asked: str) -> list[str]:
     """The names of the data sets in `--probing-sets`: smallest, all, or names separated by commas.
 
-    Raises: BenchError for a name that sae-probes does not have.
+    Raises: ConfigError for a name that sae-probes does not have.
     """
     from sae_probes import DATASETS  # takes seconds  # pyright: ignore[reportMissingImports]
 
@@ -26,13 +25,7 @@ def chosen_sets(asked: str) -> list[str]:
         return [name for name in DATASETS if int(name.partition("_")[0]) in _SMALL]
     names = list(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip()))
     for name in names or [asked]:
-        if name not in DATASETS:
-            close = close_names(name, DATASETS) or DATASETS[:3]
-            raise BenchError(
-                f"sae-probes has no data set {name!r}",
-                name="probing_sets",
-                value=asked,
-                expected=f"{SMALLEST}, {ALL}, or names separated by commas, e.g. {', '.join(close)}",
-                instead=f"`{_LISTING}` lists all",
-            )
+        expected = f"{SMALLEST}, {ALL}, or names separated by commas{did_you_mean(name, DATASETS)}"
+        listed = f"`{_LISTING}` lists all"
+        require(name in DATASETS, "probing_sets", asked, expected, instead=listed)
     return names

@@ -51,8 +51,8 @@ from .settings import LEAST_TEXTS, BenchSettings, configure
 
 logger = logging.getLogger(__name__)
 
-_ELSEWHERE = "disk for this folder"
-"""What to change if results can't be written, for the error's message: they lie beside the SAE."""
+_BESIDE_THE_SAE = "disk for this folder"
+"""What to change if results can't be written, for the error's message."""
 _LABELLED = ("scr", "tpp", "sparse_probing")
 """The evaluations on texts with class labels."""
 _KEY = "vsae_bench_key"
@@ -63,18 +63,15 @@ def bench(
     folders: Sequence[str | Path | SAEFolder],
     *,
     evals: Sequence[BenchEvaluation] = BENCHED,
-    model: str | None = None,
-    hook: str | None = None,
     data: str | None = None,
     device: str = RunConfig.device,
-    max_norm_multiple: float | None = None,
-    remove_bos: bool | None = None,
     tokens: int = RunConfig.eval_tokens,
     train_size: int | None = None,
     test_size: int | None = None,
     probing_sets: str = SMALLEST,
     again: bool = False,
     extra: Mapping[str, BaseSAE] | None = None,
+    **where: Any,
 ) -> BenchResults:
     """Evaluate run folders in SAE Bench, on the language model that their SAEs were trained on.
 
@@ -84,7 +81,6 @@ def bench(
 
     Arguments:
         folders: run folders, or OWNER/REPOSITORY/FOLDER on the hub. For where results go, see `SAEFolder.results`.
-        model, hook, max_norm_multiple, remove_bos: default: as in training.
         data: "embedded", "hub" or a folder, see `open_bench_data`. Default: embedded for the
             embedded model, and hub for others.
         tokens: how many core measures on.
@@ -93,17 +89,24 @@ def bench(
         again: repeat finished evaluations, e.g. where a data set has changed.
         extra: further SAEs by label, e.g. changed copies of an SAE from `load_bench_sae`. Their results go to the first
             folder, so each label must be a valid file name that no other SAE has.
+        where: model, hook, max_norm_multiple and remove_bos. Default: as in training.
 
     Raises: a UserError for a mistake, before anything runs. Evaluations that fail are listed in `failures`.
     """
-    saes = find_saes(folders)
-    _require_sensible(evals, tokens, train_size, test_size, probing_sets)
+    for name in evals or [""]:
+        require_choice("evals", name, BenchEvaluation)
+    require(tokens > 0, "tokens", tokens, "above 0")
+    for name, size in (("train_size", train_size), ("test_size", test_size)):
+        require(size is None or size >= LEAST_TEXTS, name, size, f"at least {LEAST_TEXTS}")
+    with_probes = "sae_probes in evals, which reads them"
+    is_read = probing_sets == SMALLEST or "sae_probes" in evals
+    require(is_read, "probing_sets", probing_sets, with_probes)
     sets = chosen_sets(probing_sets) if "sae_probes" in evals else []
+    saes = find_saes(folders)
     for sae in saes.values():
         require_own(sae, "bench")
-    asked: Any = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
-    asked |= {"model": model, "hook": hook, "device": chosen_device(device)}
-    runs = {name: trained_on(sae, **asked) for name, sae in saes.items()}
+    where["device"] = chosen_device(device)
+    runs = {name: trained_on(sae, **where) for name, sae in saes.items()}
     require_one_setting(runs, ("model", "hook", *LEAVING_OUT), BenchError)
     run = replace(next(iter(runs.values())), dtype="float32")
     data = data or (EMBEDDED if run.model == EMBEDDED else HUB)
@@ -118,10 +121,10 @@ def bench(
     hooked = hooked_transformer(language_model, hook_point, Path(run.model).name)
     first = jobs[0].folder.absolute()
     jobs += [BenchJob(label, label, first, sae) for label, sae in (extra or {}).items()]
-    cache, outcome = first / BENCH_CACHE, BenchResults()
+    cache = first / BENCH_CACHE
     # Of two processes, the second would take the first's cache for what a kill has left.
     with locked(cache, "first folder"):
-        with writing(cache, _ELSEWHERE):
+        with writing(cache, _BESIDE_THE_SAE):
             _clear(cache)  # a kill may have left half a file
             texts = open_bench_data(data, cache)
         settings = BenchSettings(
@@ -135,51 +138,44 @@ def bench(
             train_size,
             test_size,
         )
-        configs = [[configure(name, settings, job.sae) for job in jobs] for name in evals]
-        # Identifies the activations that the SAEs are measured on.
-        measured_on = [
-            hash_of(language_model.module),
-            hook_point.name,
-            texts.name,
-            settings.rule.settings,
-        ]
-        with progress(len(evals) * len(jobs), "evaluation") as bar:
-            for evaluation, of_jobs in zip(evals, configs, strict=True):
-                ours = [m.definition for m in shown_in("bench")] if evaluation == "core" else []
-                for job, config in zip(jobs, of_jobs, strict=True):
-                    bar.set_postfix_str(f"{evaluation} of {job.label}")
-                    key = _digest([*measured_on, asdict(config), ours, hash_of(job.sae)])
-                    try:
-                        result = _result(evaluation, job, config, settings, key, again)
-                        outcome.results.setdefault(job.label, {})[evaluation] = result
-                    except UserError as error:
-                        outcome.failures.setdefault((evaluation, str(error)), []).append(job.label)
-                    bar.update()
-                shutil.rmtree(cache / evaluation, ignore_errors=True)
+        rule = settings.rule.settings
+        measured_on = [hash_of(language_model.module), hook_point.name, texts.name, rule]
+        outcome = _evaluate_all(evals, jobs, settings, measured_on, again)
         with contextlib.suppress(OSError):
             _clear(cache)
     return outcome
 
 
-def _require_sensible(
+def _evaluate_all(
     evals: Sequence[BenchEvaluation],
-    tokens: int,
-    train_size: int | None,
-    test_size: int | None,
-    probing_sets: str,
-) -> None:
-    """Raise a UserError for an unknown evaluation, or a number that is not possible."""
-    for name in evals or [""]:
-        require_choice("evals", name, BenchEvaluation)
-    require(tokens > 0, "tokens", tokens, "above 0")
-    for name, size in (("train_size", train_size), ("test_size", test_size)):
-        require(size is None or size >= LEAST_TEXTS, name, size, f"at least {LEAST_TEXTS}")
-    if probing_sets != SMALLEST and "sae_probes" not in evals:
-        raise BenchError(
-            name="probing_sets",
-            value=probing_sets,
-            expected="sae_probes in evals, which reads them",
-        )
+    jobs: Sequence["BenchJob"],
+    settings: BenchSettings,
+    measured_on: list[Any],
+    again: bool,
+) -> BenchResults:
+    """Run each evaluation of each SAE, or take its result from the disk.
+
+    Arguments:
+        measured_on: identifies the activations that the SAEs are measured on.
+    """
+    outcome = BenchResults()
+    configs = [[configure(name, settings, job.sae) for job in jobs] for name in evals]
+    with progress(len(evals) * len(jobs), "evaluation") as bar:
+        for evaluation, of_jobs in zip(evals, configs, strict=True):
+            ours = [m.definition for m in shown_in("bench")] if evaluation == "core" else []
+            for job, config in zip(jobs, of_jobs, strict=True):
+                bar.set_postfix_str(f"{evaluation} of {job.label}")
+                decides = [*measured_on, asdict(config), ours, hash_of(job.sae)]
+                text = json.dumps(decides, sort_keys=True, default=str)
+                key = hashlib.sha256(text.encode()).hexdigest()[:16]
+                try:
+                    result = _result(evaluation, job, config, settings, key, again)
+                    outcome.results.setdefault(job.label, {})[evaluation] = result
+                except UserError as error:
+                    outcome.failures.setdefault((evaluation, str(error)), []).append(job.label)
+                bar.update()
+            shutil.rmtree(settings.cache / evaluation, ignore_errors=True)
+    return outcome
 
 
 def _clear(cache: Path) -> None:
@@ -245,7 +241,7 @@ def _result(
     log = folder / f"{job.name}.log"
     if not again and (there := finished(path, key)):
         return there
-    with writing(folder, _ELSEWHERE):
+    with writing(folder, _BESIDE_THE_SAE):
         folder.mkdir(parents=True, exist_ok=True)
         file = log.open("w", encoding="utf-8")
     with file, redirect_stdout(file), redirect_stderr(file):
@@ -261,7 +257,7 @@ def _result(
             raise BenchError(cause) from error
     own = result["eval_result_unstructured"] or {}
     result["eval_result_unstructured"] = own | {_KEY: key}
-    write_json(path, result, _ELSEWHERE)
+    write_json(path, result, _BESIDE_THE_SAE)
     log.unlink()
     return result
 
@@ -282,9 +278,3 @@ def finished(path: Path, key: str) -> dict[str, Any] | None:
         return result
     logger.warning("%s belongs to another SAE, model or settings and will be replaced", path)
     return None
-
-
-def _digest(parts: Any) -> str:
-    """A short hash of JSON content, the same in every process."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

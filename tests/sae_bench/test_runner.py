@@ -164,7 +164,7 @@ REFUSED = {
     "--evals scr --train-size 0": r"train_size=0: expected at least 16",
     "--data ./nowhere": r"data='./nowhere': no such folder; expected embedded, hub",
     "--evals core --probing-sets all": r"probing_sets='all': expected sae_probes in evals",
-    "--evals sae_probes --model nowhere --probing-sets glue": r"sae-probes has no data set 'glue'",
+    "--evals sae_probes --model nowhere --probing-sets glue": r"probing_sets='glue': expected smallest",
     "--model elsewhere": r"language model 'elsewhere' can't be loaded",
     "--hook blocks.1.hook_resid_post": r"trained on hook blocks\.0.*, not on blocks\.1",
     "--evals core,scr,sparse_probing": r"scr, sparse_probing: the embedded books have no labels; ",
