@@ -8,14 +8,13 @@ If torchrun has started several processes, each runs all of this for its own SAE
 `Processes` or `Interrupts` is called.
 """
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch as t
 from tqdm import tqdm
@@ -37,12 +36,12 @@ from ..errors import (
     in_shell,
 )
 from ..evaluation.measure import Sample, measure
-from ..evaluation.tables import labels, symptoms_of
+from ..evaluation.tables import symptoms_of
 from ..progress import ProgressLines, progress
 from ..run_folder.files import EVALUATION, FAILED, OF, all_locked, write_json
 from ..run_folder.reading import steps_of
 from ..run_folder.resume_points import Scale
-from ..run_folder.sae_folder import SAEFolder, find_sae
+from ..run_folder.sae_folder import find_sae
 from ..run_folder.weights import load_sae
 from ..trainers.build import build_trainer
 from .logs import open_all, report_finished
@@ -156,9 +155,8 @@ def train_saes(
     if evaluator is not None:
         for folder in folders.values():
             sae = find_sae(folder)
-            metrics: Mapping[str, Any] = evaluator(
-                load_sae(sae, settings.device)
-            )  # numbers, also torch's and numpy's
+            # torch's and numpy's numbers, too
+            metrics: Mapping[str, Any] = evaluator(load_sae(sae, settings.device))
             plain = {name: x.item() if hasattr(x, "item") else x for name, x in metrics.items()}
             write_json(folder / EVALUATION, plain | {OF: {"weights": sae.hash}})
     _log_symptoms(folders)
@@ -190,54 +188,33 @@ def carry_out(
     device = processes.device(planned.settings.device)
     with saying_if_a_rank_is_lost(lambda: continue_or_start_again(planned.folders)):
         join(rank_timeout, planned.settings.split)  # every rank has planned, and none has written
-        processes.require_alike(
-            lambda: _newest_points(planned), "put run folders on storage that all machines share"
-        )
-        stages = planned.stages()
-        failures = _earlier_failures(planned)
+        newest = {
+            f"resume point in {folder}": str(max(steps_of(folder), default="none"))
+            for folder in planned.folders
+        }
+        processes.require_alike(newest, "put run folders on storage that all machines share")
+        stages, again = planned.stages(), "to train a failed SAE again, delete its folder"
+        failures = {
+            job.folder: Failure(f"{job.folder}: failed earlier, see {FAILED} there", again)
+            for job in planned.jobs
+            if planned.resume and job.has_failed
+        }
         if not stages and not failures:
             _log_finished_run(planned, processes)
-        for later in stages[1:]:
-            where = ", ".join(map(str, later.folders))
-            logger.info("%s: stopped before the others; will be continued after them", where)
         for stage in stages:
             share = stage.share(processes, device)
             with all_locked(share.written), interrupts(processes) as signals:
-                with _nothing_is_written(), tf32_products(planned.settings.tf32):
-                    training = prepare(share, signals, find, on_start)
+                try:
+                    with tf32_products(planned.settings.tf32):
+                        training = prepare(share, signals, find, on_start)
+                except Interrupted as stop:
+                    raise stop.when(
+                        "before the first step; nothing was written or changed"
+                    ) from stop
                 train_and_evaluate(training, group)
             failures |= training.failures()
         _require_none_failed(failures, planned.folders)
     return {job.name: job.folder for job in planned.jobs}
-
-
-@contextlib.contextmanager
-def _nothing_is_written() -> Iterator[None]:
-    """Add to an interruption inside that nothing was written."""
-    try:
-        yield
-    except Interrupted as stop:
-        raise stop.when("before the first step; nothing was written or changed") from stop
-
-
-def _newest_points(planned: Plan) -> dict[str, str]:
-    """The step of each SAE's newest resume point, by what it is."""
-    return {
-        f"resume point in {folder}": str(max(steps_of(folder), default="none"))
-        for folder in planned.folders
-    }
-
-
-def _earlier_failures(planned: Plan) -> dict[Path, Failure]:
-    """The SAEs that failed before this run was resumed."""
-    return {
-        job.folder: Failure(
-            f"{job.folder}: failed earlier, see {FAILED} there",
-            "to train a failed SAE again, delete its folder",
-        )
-        for job in planned.jobs
-        if planned.resume and job.has_failed
-    }
 
 
 def _log_finished_run(planned: Plan, processes: Processes) -> None:
@@ -264,30 +241,9 @@ def prepare(
 ) -> "Training":
     """Open a run's inputs, and build or restore its SAEs.
 
-    Makes all checks except those of wandb, the cheap ones first. See `carry_out` for the arguments.
+    Makes all checks except those of wandb. A device that can't be used, SAEs that don't fit into memory, and resume
+    points of other settings are refused before the language model is loaded. See `carry_out` for the arguments.
     """
-    inputs, start = _checked(share, signals, find)
-    if share.processes.is_first:
-        on_start(share.planned.folders, share.planned.settings.device)
-    data = _opened(share, inputs, start)
-    sae_runs = _built(share, inputs, start, data)
-    return Training(
-        share=share,
-        signals=signals,
-        inputs=inputs,
-        batches=data.batches,
-        hashes=data.hashes,
-        sae_runs=sae_runs,
-        step=start.step,
-        saved_at=time.monotonic(),
-    )
-
-
-def _checked(
-    share: Share, signals: Interrupts, find: Callable[..., Inputs]
-) -> tuple[Inputs, Start]:
-    """The run's inputs, not yet loaded, and where its SAEs start. Refuses what it can before the language model is
-    loaded: a device that can't be used, SAEs that don't fit into memory, and resume points of other settings."""
     settings, processes = share.settings, share.processes
     chosen_device(settings.device)
     is_on_gpu = settings.device.startswith("cuda")
@@ -298,33 +254,24 @@ def _checked(
         settings, share.planned.hooks, signals.check_all, group=processes.ranks, language_model=None
     )
     require_memory(share.in_memory, inputs.widths, settings.device)
-    return inputs, start_of(share)
+    start = start_of(share)
+    if processes.is_first:
+        on_start(share.planned.folders, share.planned.settings.device)
+    training = _opened(share, signals, inputs, start)
+    training.sae_runs += _built(training, start)
+    return training
 
 
-class _Data(NamedTuple):
-    """Loaded inputs."""
-
-    batches: Batches
-    """From the step at which the run starts."""
-    scales: dict[str, Scale]
-    """The size of the activations at each hook point."""
-    samples: dict[str, Sample]
-    """The held-out activations to measure on during training, by hook point."""
-    hashes: dict[str, str]
-    """See `Inputs.hashes`."""
-
-
-def _opened(share: Share, inputs: Inputs, start: Start) -> _Data:
+def _opened(share: Share, signals: Interrupts, inputs: Inputs, start: Start) -> "Training":
     """Load the inputs, and read as far as the run starts. All processes must read the same."""
     settings, hooks = share.settings, dict.fromkeys(job.hook for job in share.jobs)
     inputs.load(hooks)
     if settings.eval_tokens:
         inputs.require_held_out()
     hashes = inputs.hashes()
-    share.processes.require_alike(
-        lambda: {n.replace("_", " "): h for n, h in hashes.items()} | inputs.data_hashes(),
-        "copy the same files to every machine",
-    )
+    if share.processes.are_several:
+        read = {n.replace("_", " "): h for n, h in hashes.items()} | inputs.data_hashes()
+        share.processes.require_alike(read, "copy the same files to every machine")
     batches, samples = inputs.training_batches(), {}
     if settings.eval_every is not None:
         tokens = min(SAMPLE_TOKENS, settings.eval_tokens)
@@ -338,16 +285,17 @@ def _opened(share: Share, inputs: Inputs, start: Start) -> _Data:
         scales = {hook: Scale(f, squares[hook] / f**2) for hook, f in factors.items()}
         if settings.max_norm_multiple is None:
             warn_of_sinks(inputs, share.hooks, SAMPLE_TOKENS)
-    return _Data(batches, scales, samples, hashes)
+    return Training(share, signals, inputs, batches, scales, samples, hashes, start.step)
 
 
-def _built(share: Share, inputs: Inputs, start: Start, data: _Data) -> list[SAERun]:
+def _built(training: "Training", start: Start) -> Iterator[SAERun]:
     """Build the SAEs: with random weights, from the data, with those of a trained SAE, or from their resume points."""
-    settings, sae_runs = share.settings, []
+    settings, share = training.settings, training.share
     part_of = share.processes.parts(settings.split, settings.device)
     points = start.points or [None] * len(share.jobs)
     for job, source, point in zip(share.jobs, start.sources, points, strict=True):
-        config, hook, scale = job.config.sae, inputs.hooks[job.hook], data.scales[job.hook]
+        config, hook = job.config.sae, training.inputs.hooks[job.hook]
+        scale, batches = training.scales[job.hook], training.batches.by_hook[job.hook]
         is_from_data = config.start == "data" and point is None
         trainer = build_trainer(
             config,
@@ -361,15 +309,14 @@ def _built(share: Share, inputs: Inputs, start: Start, data: _Data) -> list[SAER
             dtype=settings.dtype,
             name=job.folder.name,
             part=part_of(config.dict_size),
-            first_fill=data.batches.by_hook[job.hook].first_rows() if is_from_data else None,
+            first_fill=batches.first_rows() if is_from_data else None,
         )
         if source is not None:
             start_from(trainer, source, scale.norm_factor, config, hook)
         if point is not None:
             restore(trainer, point, job.folder, settings.device)
             point = replace(point, trainer={})  # frees the weights
-        sae_runs.append(SAERun(job, trainer, scale, data.samples.get(job.hook), point))
-    return sae_runs
+        yield SAERun(job, trainer, scale, training.samples.get(job.hook), point)
 
 
 # --- run
@@ -384,13 +331,17 @@ class Training:
     inputs: Inputs
     batches: Batches
     """The batches, from the step at which the run starts."""
+    scales: dict[str, Scale]
+    """The size of the activations at each hook point."""
+    samples: dict[str, Sample]
+    """The held-out activations to measure on during training, by hook point."""
     hashes: dict[str, str]
     """See `Inputs.hashes`."""
-    sae_runs: list[SAERun]
-    """The SAEs of this process. One of several processes may have none."""
     step: int
     """The number of updates made so far."""
-    saved_at: float
+    sae_runs: list[SAERun] = field(default_factory=list)
+    """The SAEs of this process. One of several processes may have none."""
+    saved_at: float = field(default_factory=lambda: time.monotonic())
     """The time at which the last resume points were written, in seconds."""
 
     @property
@@ -402,15 +353,6 @@ class Training:
     def active(self) -> list[SAERun]:
         """The SAEs that have not failed."""
         return [sae for sae in self.sae_runs if sae.failure is None]
-
-    @cached_property
-    def labels(self) -> dict[str, str]:
-        """The label of each SAE in the progress bar, by its folder."""
-        folders = {}
-        for sae in self.sae_runs:
-            config = {"trainer": sae.trainer.config, "run": {"settings": sae.config.to_dict()}}
-            folders[str(sae.folder)] = SAEFolder(str(sae.folder), sae.folder, config)
-        return labels(folders)
 
     def next_batches(self) -> dict[str, t.Tensor]:
         """The activations of this step by hook point, (B, D), in training units."""
@@ -535,20 +477,16 @@ def _check_and_log(
 ) -> None:
     """Log the metrics of every SAE, and show those of the first few in the progress bar."""
     training.batches.require_finite()
-    shown = {}
+    shown = []
     for sae in training.active:
         metrics = sae.check_and_log(training.step, batches[sae.settings.hook])
         if metrics is None:
             continue
         loss = metrics["loss"] if "loss" in metrics else metrics["l2_loss"]
-        shown[training.labels[str(sae.folder)]] = (
-            f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f}"
-        )
-    parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
-    if len(training.labels) == 1:  # its name would take the place of its numbers
-        parts = list(shown.values())
+        name = f"{sae.name}: " if len(training.sae_runs) > 1 else ""
+        shown.append(f"{name}loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f}")
     more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
-    bar.set_postfix_str(" | ".join(parts + more))
+    bar.set_postfix_str(" | ".join(shown[:SHOWN] + more))
 
 
 def _saved_after_signal(training: Training) -> str:

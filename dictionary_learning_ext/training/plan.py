@@ -162,7 +162,10 @@ def plan(
         _job(name, sae, replace(run, hook=hooks.get(name, run.hook)), is_alone=len(saes) == 1)
         for name, sae in saes.items()
     ]
-    _require_activations(run, jobs)
+    if run.activations is not None:
+        from ..activations.stored import open_stored
+
+        open_stored(run.activations).require_fit(run, dict.fromkeys(job.hook for job in jobs))
     if resume and not run.overwrite and all(job.has_failed for job in jobs):
         raise ConfigError(
             f"{', '.join(str(job.folder) for job in jobs)}: failed, see {FAILED} there",
@@ -173,7 +176,10 @@ def plan(
             _require_hooks(run, jobs)
         for job in jobs:
             _require_start(job)
-        _require_device(run.device)
+        if run.device.startswith("cuda") and launched().count == 1:  # else each asks for its own
+            from ..devices import chosen_device
+
+            chosen_device(run.device)
         if run.activations is None and names_a_file(run.data):
             text_of(run, passes=run.text_passes)
     return Plan(run, jobs, resume, Path(os.path.commonpath([job.folder for job in jobs])))
@@ -188,23 +194,16 @@ def _require_together(
     if len(saes) > 1:
         for name in saes:
             require_folder_name(name, "SAE name")
-    if strangers := [name for name in hooks if name not in saes]:
-        raise ConfigError(
-            f"hooks has {strangers[0]!r}, which is no SAE: expected any of {', '.join(saes)}"
-        )
+    require(hooks.keys() <= saes.keys(), "hooks", hooks, f"names of SAEs: {', '.join(saes)}")
     count = launched().count
     alone = f"none with {count} processes, as each has the whole language model on its own device"
     require(run.device_map is None or count == 1, "device_map", run.device_map, alone)
     if run.split is not None:
         _require_split(run, run.split, saes, count)
-    if len(saes) > 1 and run.wandb != "disabled" and "WANDB_SWEEP_ID" in os.environ:
-        raise ConfigError(
-            name="wandb",
-            value=run.wandb,
-            expected="one SAE, as a sweep's agent gives one run of wandb, and got "
-            f"{len(saes)} ({', '.join(saes)})",
-            instead="give a single hook, e.g. as a parameter of the sweep",
-        )
+    is_agents = run.wandb != "disabled" and "WANDB_SWEEP_ID" in os.environ
+    one = f"one SAE, as a sweep's agent gives one run of wandb, and got {', '.join(saes)}"
+    single = "give a single hook, e.g. as a parameter of the sweep"
+    require(len(saes) == 1 or not is_agents, "wandb", run.wandb, one, instead=single)
 
 
 def _require_split(run: RunConfig, split: int, saes: Mapping[str, SAEConfig], count: int) -> None:
@@ -233,14 +232,6 @@ def _job(name: str, sae: SAEConfig, run: RunConfig, *, is_alone: bool) -> Job:
     return Job(name, config, folder)
 
 
-def _require_activations(run: RunConfig, jobs: Sequence[Job]) -> None:
-    """Raise an error unless the stored activations exist and fit the settings."""
-    if run.activations is not None:
-        from ..activations.stored import open_stored
-
-        open_stored(run.activations).require_fit(run, dict.fromkeys(job.hook for job in jobs))
-
-
 def _require_hooks(run: RunConfig, jobs: Sequence[Job]) -> None:
     """Raise a LanguageModelError for a hook point that no language model has, or that the embedded one lacks."""
     n_blocks = _EMBEDDED_BLOCKS if run.model == "embedded" else None
@@ -254,44 +245,24 @@ def _require_hooks(run: RunConfig, jobs: Sequence[Job]) -> None:
             raise no_such_hook(job.hook, list(HOOK_KINDS), n_blocks)
 
 
-def _require_device(device: str) -> None:
-    """Raise a ConfigError if CUDA is asked for and can't be used. Each of several processes asks for its own later."""
-    if device.startswith("cuda") and launched().count == 1:
-        from ..devices import chosen_device
-
-        chosen_device(device)
-
-
 def _require_start(job: Job) -> None:
     """Raise a ConfigError unless the folder of init_from exists, and the run folder is free and holds no other runs."""
-    weights, run = job.config.sae.init_from, job.config.run
-    if weights is not None and not Path(weights).is_dir():
-        raise ConfigError(
-            "no such folder",
-            name="init_from",
-            value=weights,
-            expected="one that holds a trained SAE, e.g. runs/NAME",
-        )
-    require_free(job.folder, run.overwrite)
-    starts_inside = weights is not None and target_of(weights).is_relative_to(target_of(job.folder))
-    if run.overwrite and starts_inside:
-        raise ConfigError(
-            "in the folder that this run overwrites",
-            name="init_from",
-            value=weights,
-            instead="choose another save_dir",
-        )
-    if others := [one for one in run_folders_in(job.folder) if is_of_a_run(one / CONFIG)]:
-        raise ConfigError(
-            f"holds other runs, e.g. {others[0].name}, and a run needs a folder of its own",
-            name="save_dir",
-            value=str(job.folder),
-            instead=f"choose another, e.g. {job.folder / 'NAME'}",
-        )
+    weights, run, folder = job.config.sae.init_from, job.config.run, job.folder
+    require_free(folder, run.overwrite)
+    if weights is not None:
+        trained = "the folder of a trained SAE, e.g. runs/NAME"
+        require(Path(weights).is_dir(), "init_from", weights, trained)
+        is_inside = target_of(weights).is_relative_to(target_of(folder))
+        stays = "an SAE in a folder that this run doesn't overwrite"
+        require(not (run.overwrite and is_inside), "init_from", weights, stays)
+    others = [one.name for one in run_folders_in(folder) if is_of_a_run(one / CONFIG)]
+    own = f"a folder of its own, and this one holds other runs: {', '.join(others)}"
+    other = f"choose another, e.g. {folder / 'NAME'}"
+    require(not others, "save_dir", str(folder), own, instead=other)
 
 
 _EMBEDDED_BLOCKS = 4
-"""The embedded model's middle hook point. A constant, so that a wrong setting is refused before torch is imported."""
+"""The blocks of the embedded model. A constant, so that a wrong hook point is refused before torch is imported."""
 
 
 def with_hook_names(settings: RunConfig) -> RunConfig:
@@ -341,12 +312,22 @@ def require_memory(jobs: Iterable[Job], widths: Mapping[str, int], device: str) 
 
 
 def fitting_at_once(configs: Sequence[TrainConfig], devices: Sequence[str]) -> int:
-    """The number of SAEs that can be trained at once in half of the free memory, at least 1.
+    """The number of SAEs that can be trained at once in half of the free memory, at least 1. Loads no language model.
 
     Arguments:
         devices: a device that is named several times is shared.
+
+    Raises: LanguageModelError or ActivationsError if there is no such model or folder.
     """
-    each = max(sae_bytes(config.sae, row_width(config.run)) for config in configs)
+    from ..activations.language_models import Pretrained
+    from ..activations.stored import open_stored
+
+    def width(run: RunConfig) -> int:
+        if run.activations is None:
+            return Pretrained(run.model).width
+        return max(open_stored(run.activations).widths.values())
+
+    each = max(sae_bytes(config.sae, width(config.run)) for config in configs)
     free = min(_memory(device)[1] / devices.count(device) for device in devices)
     return max(1, int(free / 2 / each))
 
@@ -367,17 +348,3 @@ def _memory(device: str) -> tuple[int, int]:
         return total, free
     memory = psutil.virtual_memory()
     return memory.total, memory.available
-
-
-def row_width(settings: RunConfig) -> int:
-    """D, the largest one of several hook points. Loads no language model.
-
-    Raises: LanguageModelError or ActivationsError if there is no such model or folder.
-    """
-    if settings.activations is None:
-        from ..activations.language_models import Pretrained
-
-        return Pretrained(settings.model).width
-    from ..activations.stored import open_stored
-
-    return max(open_stored(settings.activations).widths.values())

@@ -133,16 +133,14 @@ class Processes:
         dist.all_gather_object(gathered, what)
         return gathered
 
-    def require_alike(self, read: Callable[[], Mapping[str, str]], instead: str) -> None:
+    def require_alike(self, read: Mapping[str, str], instead: str) -> None:
         """Raise a TrainingError on all ranks unless they read the same data. Every rank must call it.
 
         Arguments:
-            read: identifies the data of this rank by name, e.g. {"text": its SHA-256}. A single process doesn't call it.
+            read: identifies the data of this rank by name, e.g. {"text": its SHA-256}.
             instead: what to do if they differ.
         """
-        if not self.are_several:
-            return
-        first, *others = self.gather(dict(read()))
+        first, *others = self.gather(read)
         for rank, other in enumerate(others, 1):
             for name, value in other.items():
                 if value != first[name]:
@@ -263,6 +261,16 @@ def saying_if_a_rank_is_lost(again: Callable[[], str]) -> Iterator[None]:
             "another process of the run ended or didn't answer",
             instead=f"see what it said, or torchrun's report, and {again()}",
         ) from error
+
+
+@contextmanager
+def saying_how_to_continue(how: Callable[[], str]) -> Iterator[None]:
+    """Add to an interruption inside how to continue, which `how` returns then."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        number = stop.signal if isinstance(stop, Interrupted) else signal.SIGINT
+        raise Interrupted(number, f"stopped by {number.name}; {how()}") from stop
 
 
 def continue_or_start_again(folders: Iterable[Path]) -> str:

@@ -14,9 +14,10 @@ from ..activations.batches import Batches
 from ..activations.hook_points import HookPoint
 from ..activations.rows import drawn_seed
 from ..config.architectures import BY_DICT_CLASS, TRAINED
+from ..config.checks import require
 from ..config.run import may_move, require_same
 from ..config.sae import SAEConfig
-from ..errors import CheckpointError, ConfigError, LanguageModelError
+from ..errors import CheckpointError, LanguageModelError
 from ..run_folder.files import CONFIG, divided
 from ..run_folder.foreign_weights import load_foreign
 from ..run_folder.reading import load_config
@@ -177,18 +178,19 @@ def trained_sae(sae: SAEConfig) -> Dictionary | None:
 
 def _require_fit(sae: SAEConfig, source: Any) -> None:
     """Raise a ConfigError unless `source` has the class, dict_size and k of the settings."""
-    given, k = type(source).__name__, sae.kept_per_token
-    if given not in _classes_to_start_from(sae.architecture):
-        own = TRAINED[sae.architecture].dict_class
-        problem = f"its class is {given}, not {own} (architecture {sae.architecture})"
-    elif source.dict_size != sae.dict_size:
-        problem = f"its dict_size is {source.dict_size}, not {sae.dict_size}"
-    elif k is not None and int(source.k) != k:
-        problem = f"its k is {int(source.k)}, not {k}"
-    else:
-        return
-    instead = "use the architecture, dict_size and k of that SAE"
-    raise ConfigError(problem, name="init_from", value=sae.init_from, instead=instead)
+    own, k = TRAINED[sae.architecture].dict_class, sae.kept_per_token
+    wanted = {"class": own, "dict_size": sae.dict_size, "k": k}
+    there = {
+        "class": type(source).__name__,
+        "dict_size": source.dict_size,
+        "k": k and int(source.k),
+    }
+    if there["class"] in _classes_to_start_from(sae.architecture):
+        there["class"] = own
+    for name, value in wanted.items():
+        expected = f"an SAE of {name}={value}, not {there[name]}"
+        instead = "use the architecture, dict_size and k of that SAE"
+        require(there[name] == value, "init_from", sae.init_from, expected, instead=instead)
 
 
 def _classes_to_start_from(architecture: str) -> set[str]:
@@ -217,14 +219,9 @@ def start_from(
 
     Raises: ConfigError if the activations have another width.
     """
-    if source.activation_dim != hook.activation_dim:
-        raise ConfigError(
-            f"its activation_dim is {source.activation_dim}, but {hook.name} is "
-            f"{hook.activation_dim} wide",
-            name="init_from",
-            value=sae.init_from,
-            instead="give another model or hook",
-        )
+    fits = source.activation_dim == hook.activation_dim
+    width = f"activation_dim={hook.activation_dim}, as of {hook.name}, not {source.activation_dim}"
+    require(fits, "init_from", sae.init_from, width, instead="give another model or hook")
     given = for_raw_activations(source, 1 / norm_factor).state_dict()  # in training units
     own = trainer.ae.state_dict()  # shares the weights' memory
     names = {name for name, _ in trainer.ae.named_parameters()}

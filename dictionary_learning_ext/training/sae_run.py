@@ -97,6 +97,9 @@ class SAERun:
         """
         if not self.part.is_first:
             return
+        with writing(self.folder):  # what killed processes left
+            for folder in (self.folder, self.folder / CHECKPOINTS, self.folder / RESUME):
+                remove_left_behind(folder)
         if self.point is None:
             self._start(buffer)
         else:
@@ -111,7 +114,6 @@ class SAERun:
             for name in (EVALUATION, WEIGHTS, *RUN_FILES):
                 if name != CONFIG:
                     remove(self.folder / name)
-            self._remove_left_behind()
             self.log.clear_former()
         config = {  # upstream's "trainer" and "buffer", and all that is needed to train it again
             "trainer": self.trainer.config | {"norm_factor": self.norm_factor},
@@ -126,14 +128,10 @@ class SAERun:
         write_json(self.folder / CONFIG, config)
 
     def _resume(self, point: ResumePoint, wandb_group: str | None) -> None:
+        """Delete what was written after the point. Write another device, number of parts and places of moved folders into
+        config.json."""
         with writing(self.folder):
-            self._remove_left_behind()
             resume_points.forget_after(self.folder, point.step)
-        self._note_moved()
-        self.log.resume(point, wandb_group)
-
-    def _note_moved(self) -> None:
-        """Update the device, the number of parts and the places of moved folders in config.json."""
         config = read_json(self.folder / CONFIG, CONFIG_JSON)
         settings, now = config["run"]["settings"], self.config.to_dict()
         names = ("device", "split", *may_move(self.settings, self.settings))
@@ -141,6 +139,7 @@ class SAERun:
         if moved:
             settings |= moved
             write_json(self.folder / CONFIG, config)
+        self.log.resume(point, wandb_group)
 
     def update(self, step: int, x_BD: t.Tensor) -> None:
         """Take one training step on activations in training units, (B, D)."""
@@ -282,11 +281,6 @@ class SAERun:
             raise CheckpointError(
                 f"{self.folder}: was moved or deleted during training; `vsae train --resume` continues it where it is now"
             )
-
-    def _remove_left_behind(self) -> None:
-        """Delete the unfinished files of killed processes."""
-        for folder in (self.folder, self.folder / CHECKPOINTS, self.folder / RESUME):
-            remove_left_behind(folder)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -18,14 +18,16 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
 from dictionary_learning_ext.run_folder.reading import read_history
-from dictionary_learning_ext.training.logs import RunLog, WandbLog
+from dictionary_learning_ext.training.logs import RunLog
 from dictionary_learning_ext.training.sae_run import SAERun
 
 
 def opened(folder, mode="offline", **options):
     folder.mkdir(exist_ok=True)
     config = TrainConfig(sae_of(), RunConfig(wandb=mode, wandb_project="p"))
-    return WandbLog(folder, config, {"k": 4}, "g", **options)
+    log = RunLog(folder, config, 1.0)
+    log.open_wandb("g", **options)
+    return log
 
 
 def without_wandb_from_the_third_line_on(words):

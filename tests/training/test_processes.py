@@ -358,13 +358,13 @@ def test_a_run_resumes_with_the_device_that_was_given(run, tmp_path, monkeypatch
 
 def test_all_must_read_the_same(monkeypatch):
     alike = {"language model": "a" * 64, "tokenizer": "b" * 64}
-    ONE_PROCESS.require_alike(lambda: pytest.fail("compared with nobody"), "copy it")
+    ONE_PROCESS.require_alike(alike, "copy it")
     other = alike | {"tokenizer": "c" * 64}
     monkeypatch.setattr(Processes, "gather", lambda self, what: [what, alike, other])
     with pytest.raises(
         TrainingError, match=r"rank 2 .* tokenizer .* rank 0 \(ccc.*, not bbb.*copy"
     ):
-        Processes(0, 3).require_alike(lambda: alike, "copy it")
+        Processes(0, 3).require_alike(alike, "copy it")
 
 
 # --- signals

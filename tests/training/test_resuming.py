@@ -501,10 +501,10 @@ def test_what_it_starts_from_is_not_overwritten(short, trained):
 @pytest.mark.parametrize(
     ("source", "given", "message"),
     [
-        ({}, {"dict_size": 64}, "dict_size is 32, not 64"),
-        ({}, {"k": 8}, "k is 4, not 8"),
-        ({}, {"architecture": "vsae"}, "k is 4, not 32"),
-        ({}, {"architecture": "relu"}, "VariationalTopKAutoEncoder, not AutoEncoder"),
+        ({}, {"dict_size": 64}, "dict_size=64, not 32"),
+        ({}, {"k": 8}, "k=8, not 4"),
+        ({}, {"architecture": "vsae"}, "k=32, not 4"),
+        ({}, {"architecture": "relu"}, "=AutoEncoder, not VariationalTopKAutoEncoder"),
     ],
 )
 def test_what_may_not_differ_is_named_with_both_values(

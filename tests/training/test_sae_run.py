@@ -139,11 +139,8 @@ def test_what_one_trainer_raises_does_not_end_the_others(method, run, monkeypatc
     assert (base / "good" / "ae.pt").stat().st_mtime_ns == before
 
 
-def test_a_run_is_continued_after_one_sae_stopped_alone_and_then_all(
-    run, tmp_path, monkeypatch, caplog
-):
+def test_a_run_is_continued_after_one_sae_stopped_alone_and_then_all(run, tmp_path, monkeypatch):
     """Its resume points are older than the others'. All end as if nothing had happened."""
-    caplog.set_level("INFO", "dictionary_learning_ext")
     saes = {"bad": sae_of(), "failed": sae_of(lr=1e18), "good": sae_of("top_k"), "late": sae_of()}
     base, whole = Path(run.save_dir), tmp_path / "whole"
     train(replace(run, save_dir=str(whole)), {name: saes[name] for name in ("bad", "good")})
@@ -154,11 +151,8 @@ def test_a_run_is_continued_after_one_sae_stopped_alone_and_then_all(
     monkeypatch.undo()
     assert [steps_of(base / name)[-1:] for name in saes] == [[10], [], [45], []]
     assert [(base / name / "failed.json").exists() for name in saes] == [False, True, False, False]
-    caplog.clear()
-    with pytest.raises(TrainingError, match="bad"):
+    with pytest.raises(TrainingError, match="failed"):
         resumed(base)
-    for name in ("bad", "late"):
-        assert f"{base / name}: stopped before the others" in caplog.text
     for name, same in {"bad": "bad", "late": "bad", "good": "good"}.items():
         expected, found = (results(each / name) for each, name in ((whole, same), (base, name)))
         found["checkpoints"] = []  # what was saved when it stopped
