@@ -32,9 +32,7 @@ class SweepFlags:
     devices: str | None = None
     """Train on several devices, with one process for each: e.g. cuda:0,cuda:1. Default: on --device."""
     max_runs: int = 100
-    """A sweep of more runs than this needs --yes."""
-    yes: bool = False
-    """Run the sweep however many runs it has."""
+    """The most runs that a sweep may have, so that none is larger than it was meant to be."""
     search_seed: int = 0
     """Seeds the draws of a random search."""
     results: Path | None = None
@@ -93,10 +91,8 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
             raise UserError("--device and --devices: give only one of them")
         devices = devices_of(flags.devices)
     configs = configurations(sweep, train_config, fixed)
-    if len(configs) > flags.max_runs and not flags.yes:
-        raise ConfigError(
-            f"{file}: {len(configs)} runs; --max-runs is {flags.max_runs}; add --yes to run all"
-        )
+    needed = f"at least {len(configs)}, the runs of {file}"
+    require(len(configs) <= flags.max_runs, "max_runs", flags.max_runs, needed)
     require(flags.at_once is None or flags.at_once >= 1, "at_once", flags.at_once, "at least 1")
     save_dir = flags.save_dir or RUNS / sweep.name
 

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from ..errors import ConfigError
+from ..config.checks import require
 from ..run_folder.files import FAILED
 from ..training.processes import interrupts
 from .chunks import Chunk
@@ -28,12 +28,9 @@ _POLL = 0.2  # seconds
 def devices_of(text: str) -> list[str]:
     """Split a text such as cuda:0,cuda:1 into devices. Raises ConfigError unless they are of one kind."""
     devices = text.split(",")
-    if "" in devices or len({device.partition(":")[0] for device in devices}) > 1:
-        raise ConfigError(
-            name="devices",
-            value=text,
-            expected="devices of one kind, separated by commas, e.g. cuda:0,cuda:1",
-        )
+    are_alike = "" not in devices and len({device.partition(":")[0] for device in devices}) == 1
+    expected = "devices of one kind, separated by commas, e.g. cuda:0,cuda:1"
+    require(are_alike, "devices", text, expected)
     return devices
 
 

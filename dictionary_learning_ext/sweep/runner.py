@@ -9,14 +9,13 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from signal import SIGINT
 from typing import Any
 
+from ..config.checks import require
 from ..config.run import TrainConfig, require_same
-from ..errors import ConfigError, Interrupted, TrainingError, UserError, first_line
-from ..run_folder.cache_manifest import is_begun
+from ..errors import ConfigError, TrainingError, UserError, first_line
 from ..run_folder.files import (
     CONFIG,
     FAILED,
@@ -33,6 +32,7 @@ from ..run_folder.files import (
 from ..run_folder.reading import is_finished, load_config
 from ..run_folder.schema import SWEEP_JSON
 from ..training.plan import fitting_at_once
+from ..training.processes import saying_how_to_continue
 from .cached import SweepCache
 from .chunks import Chunk, chunks_of
 from .devices import train_on
@@ -75,18 +75,16 @@ def run_sweep(
 
     Raises: ConfigError if a run was begun with other settings, or there is no such device; other UserErrors that would
     end all runs, e.g. a full disk; TrainingError after the other runs have ended, if any failed; Interrupted after a
-    signal. A sweep that could start no run leaves no folder.
+    signal.
     """
     from ..devices import chosen_device
 
     with writing(save_dir):
         is_run = (save_dir / CONFIG).is_file()
-    if is_run:
-        what = "is a run folder; the runs would be in it"
-        raise ConfigError(what, name="save_dir", value=str(save_dir), instead="choose another")
-    for device in devices:
-        chosen_device(device, "devices")
-    own_devices = [] if devices else [chosen_device(one.run.device) for one in configs.values()]
+    expected = "a folder for run folders, and this one holds a run"
+    require(not is_run, "save_dir", str(save_dir), expected, instead="choose another")
+    own_devices = [chosen_device(device, "devices") for device in devices]
+    own_devices = own_devices or [chosen_device(one.run.device) for one in configs.values()][:1]
     overwrite = any(config.run.overwrite for config in configs.values())
     again, former = how_to_continue(overwrite, command), _read(save_dir)
     begun = {} if overwrite else _begun(configs, save_dir)
@@ -96,46 +94,33 @@ def run_sweep(
     for run, was in begun.items():
         _require_same_run(save_dir / run, was, configs[run].to_dict(), cache is not None)
     done, failed = ([], []) if overwrite else _ended(configs, save_dir)
-    ended = done + failed
-    left = list(chunks_of(given, save_dir, name, len(given), ended))
+    left = list(chunks_of(given, save_dir, name, len(given), done + failed))
     for chunk in left:
         chunk.prepare()
-    fitting = fitting_at_once(list(given.values()), devices or own_devices[:1])
     if at_once is None:
+        fitting = fitting_at_once(list(given.values()), own_devices)
         at_once = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
     failures = [
         f"{run} failed earlier (see {save_dir / run / FAILED}; to train it again, delete its folder)"
         for run in failed
     ]
-    try:
+
+    def so_far() -> str:
+        return f"{len(_ended(configs, save_dir)[0])} of {len(configs)} runs are finished; {again}"
+
+    with saying_how_to_continue(so_far):
         if overwrite:
             _clear(save_dir / run for run in configs)
         on_begin(min(at_once, max((len(chunk.configs) for chunk in left), default=0)))
         if cache is not None and left:
             configs = cache.write(given, is_read=bool(begun))
-        settings = {run: config.to_dict() for run, config in configs.items()}
-        advice = dict.fromkeys(configs, again)
-        if former is not None:  # its other runs stay in it
-            settings, advice = former.settings | settings, former.advice | advice
+        settings = former.settings | {run: config.to_dict() for run, config in configs.items()}
+        advice = former.advice | dict.fromkeys(configs, again)
         write_json(save_dir / SWEEP_MANIFEST, asdict(Manifest(settings, name, advice)))
-        chunks = list(chunks_of(configs, save_dir, name, at_once, ended))
-        if failures := failures + _train(chunks, devices, at_once):
-            raise TrainingError("; ".join(failures))
-    except (KeyboardInterrupt, UserError) as stop:
-        done, _ = _ended(configs, save_dir)
-        so_far = f"{len(done)} of {len(configs)} runs are finished; {again}"
-        if not _has_begun(configs, save_dir) and not (cache and is_begun(cache.folder)):
-            so_far = "no run was begun"
-            if former is not None:
-                write_json(save_dir / SWEEP_MANIFEST, asdict(former))
-            else:
-                remove(save_dir / SWEEP_MANIFEST)
-            if save_dir.is_dir() and not any(save_dir.iterdir()):
-                remove(save_dir)
-        if isinstance(stop, UserError):
-            raise
-        signal = stop.signal if isinstance(stop, Interrupted) else SIGINT
-        raise Interrupted(signal, f"stopped by {signal.name}; {so_far}") from stop
+        chunks = list(chunks_of(configs, save_dir, name, at_once, done + failed))
+        failures += train_on(devices, chunks) if devices else _train(chunks)
+    if failures:
+        raise TrainingError("; ".join(failures))
     return {run: save_dir / run for run in configs}
 
 
@@ -173,13 +158,8 @@ def _clear(folders: Iterable[Path]) -> None:
                 remove(folder / file)
 
 
-def _train(chunks: list[Chunk], devices: Sequence[str], at_once: int) -> list[str]:
-    """Train the chunks. Returns a line for each one that failed."""
-    if devices and chunks:
-        if (idle := len(devices) - len(chunks)) > 0:
-            fact = "%d of the %d devices have nothing to do (--at-once is %d)"
-            logger.warning(fact, idle, len(devices), at_once)
-        return train_on(devices, chunks)
+def _train(chunks: list[Chunk]) -> list[str]:
+    """Train the chunks in this process. Returns a line for each one that failed."""
     failures = []
     for chunk in chunks:
         try:
@@ -187,16 +167,13 @@ def _train(chunks: list[Chunk], devices: Sequence[str], at_once: int) -> list[st
         except TrainingError as error:  # names its SAEs
             failures.append(str(error))
         except UserError as error:
-            if len(chunks) == 1 or _hits_all(error):
+            # A full disk, or another process that writes there, would end the others too.
+            hits_all = is_disk_full(error.__cause__) or isinstance(error.__cause__, BlockingIOError)
+            if len(chunks) == 1 or hits_all:
                 raise
             failures.append(f"{chunk}: {error}")
             logger.error("%s", failures[-1])
     return failures
-
-
-def _hits_all(error: UserError) -> bool:
-    """Whether an error would end the other runs too: the disk is full, or another process writes there."""
-    return is_disk_full(error.__cause__) or isinstance(error.__cause__, BlockingIOError)
 
 
 # --- sweep.json
@@ -204,46 +181,37 @@ def _hits_all(error: UserError) -> bool:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of sweep.json."""
+    """The content of sweep.json: the settings of the sweep's runs, and of others in the folder."""
 
-    settings: SettingsByRun
-    name: str | None
+    settings: SettingsByRun = field(default_factory=dict)
+    name: str | None = None
     """The sweep's name, by which wandb groups its runs."""
-    advice: dict[str, str]
+    advice: dict[str, str] = field(default_factory=dict)
     """How to continue each run after an interruption, by its name."""
 
 
-def _read(save_dir: Path) -> Manifest | None:
-    """Read a folder's sweep.json; None if there is none. Raises ConfigError if it is damaged."""
+def _read(save_dir: Path) -> Manifest:
+    """Read a folder's sweep.json; empty if there is none. Raises ConfigError if it is damaged."""
     path = save_dir / SWEEP_MANIFEST
     if not path.is_file():
-        return None
+        return Manifest()
     try:
         manifest = Manifest(**read_json(path, SWEEP_JSON))
         for name in manifest.settings:
             require_inside(name)
-        if manifest.settings.keys() - manifest.advice.keys():
-            raise ValueError("advice is missing")
         return manifest
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path}: damaged, or of an earlier version ({first_line(error)}); delete it and rerun the "
-            "sweep's command to continue"
+            f"{path}: damaged ({first_line(error)}); delete it and rerun the sweep's command to continue"
         ) from error
 
 
 def chunk_in(save_dir: Path, names: Sequence[str], device: str) -> Chunk:
     """A chunk with some runs of a folder's sweep, to be trained on a device."""
     manifest = _read(save_dir)
-    assert manifest is not None
     on_device = {name: manifest.settings[name] | {"device": device} for name in names}
     configs = {name: TrainConfig().with_settings(each, name) for name, each in on_device.items()}
     return Chunk(configs, save_dir, manifest.name)
-
-
-def _has_begun(runs: Iterable[str], save_dir: Path) -> bool:
-    """Whether any of these runs has a folder."""
-    return any((save_dir / run).exists() for run in runs)
 
 
 def _ended(names: Iterable[str], save_dir: Path) -> tuple[list[str], list[str]]:
@@ -263,8 +231,6 @@ def _ended(names: Iterable[str], save_dir: Path) -> tuple[list[str], list[str]]:
 def progress(save_dir: Path) -> str | None:
     """How many runs of a folder's sweep are finished, and how to continue; None if all are finished."""
     manifest = _read(save_dir)
-    if manifest is None:
-        return None
     done, failed = _ended(manifest.settings, save_dir)
     parts = []
     if failed:

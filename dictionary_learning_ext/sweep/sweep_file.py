@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..config.checks import did_you_mean, is_of_type
+from ..config.checks import did_you_mean, is_of_type, require
 from ..config.names import names_in_sweep
 from ..config.run import TrainConfig
 from ..errors import ConfigError, UserError, in_shell
@@ -63,37 +63,46 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         raise ConfigError(f"{path}: {what}", expected=f"a sweep file, e.g. {_EXAMPLE}") from error
     except (ValueError, yaml.YAMLError) as error:  # ValueError: a date that is none, not UTF-8
         cause = " ".join(str(error).split())
-        raise ConfigError(
-            f"{path}: not valid YAML ({cause}); for an example, see {_EXAMPLE}"
-        ) from error
-    if isinstance(content, dict):
-        _require_known(str(path), content, _KEYS)
-    if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
-        raise ConfigError(
-            f"{path}: expected wandb's keys method and parameters; for an example, see {_EXAMPLE}"
-        )
-    flags = _flags(path, content)
+        what = f"{path}: not valid YAML ({cause})"
+        raise ConfigError(what, instead=f"for an example, see {_EXAMPLE}") from error
+    try:
+        return _sweep(path, content, seed)
+    except ConfigError as error:
+        raise error.within(str(path)) from error
+
+
+def _sweep(path: Path, content: Any, seed: int) -> Sweep:
+    """The sweep that a file's content describes. Raises ConfigError, without the file's name."""
+    content = content if isinstance(content, dict) else {}
+    _require_known("", content, _KEYS)
+    if not isinstance(content.get("parameters"), dict):
+        example = f"for an example, see {_EXAMPLE}"
+        raise ConfigError(expected="wandb's keys method and parameters", instead=example)
+    command = content.get("command", ["vsae", "train", "${args}"])
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    expected = "a list: vsae, train, any of its flags, and ${args} last"
+    require(words[:2] == ["vsae", "train"] and words[-1] == "${args}", "command", command, expected)
+    flags = words[2:-1]
     parameters = {
-        str(name).replace("-", "_"): _choices(path, name, parameter)
+        str(name).replace("-", "_"): _choices(name, parameter)
         for name, parameter in content["parameters"].items()
     }
-    if own := sorted((parameters.keys() | _names(flags)) & _OWN):
-        what = f"{path}: sets {own[0]}, but a sweep names, keeps and resumes its run folders itself"
-        raise ConfigError(what, instead="leave it out")
+    for own in sorted((parameters.keys() | _names(flags)) & _OWN):
+        what = "a sweep names, keeps and resumes its run folders itself"
+        raise ConfigError(what, name=own, instead="leave it out")
     method, cap = content.get("method"), content.get("run_cap")
-    if cap is not None and not (is_of_type(cap, int) and cap > 0):
-        raise ConfigError(f"{path}: run_cap is {cap!r}; expected a whole number above 0")
+    is_number = cap is None or (is_of_type(cap, int) and cap > 0)
+    require(is_number, "run_cap", cap, "a whole number above 0")
+    others = (
+        f"others need wandb's server: run `wandb sweep {in_shell(path)}`, then `wandb agent ID`"
+    )
+    require(method in ("grid", "random"), "method", method, "grid or random", instead=others)
     if method == "grid":
-        assignments = _grid(path, parameters, cap)
-    elif method == "random":
-        assignments = _random(path, parameters, cap, seed)
+        assignments = _grid(parameters, cap)
     else:
-        others = (
-            f"others need wandb's server: run `wandb sweep {in_shell(path)}`, then `wandb agent ID`"
-        )
-        raise ConfigError(f"{path}: method is {method!r}; expected grid or random; {others}")
+        assignments = _random(path, parameters, cap, seed)
     name = str(content.get("name") or path.stem)
-    require_folder_name(name, f"{path}: name")
+    require_folder_name(name, "name")
     return Sweep(path, name, flags, assignments)
 
 
@@ -128,13 +137,9 @@ def configurations(
             if error.name in typed:
                 raise
             raise error.within(str(sweep.file)) from error
-        if len(config.run.hooks) > 1:
-            raise ConfigError(
-                "a run of a sweep has one hook point",
-                name="hook",
-                value=config.run.hook,
-                instead=f"sweep hook in {sweep.file}, with values {config.run.hooks}",
-            )
+        hooks, expected = config.run.hooks, "one hook point in a run of a sweep"
+        instead = f"sweep hook in {sweep.file}, with values {hooks}"
+        require(len(hooks) == 1, "hook", config.run.hook, expected, instead=instead)
         configs.append(config)
     return dict(zip(names_in_sweep(sweep.assignments, configs), configs, strict=True))
 
@@ -160,29 +165,17 @@ def _without_start(flags: Sequence[str]) -> list[str]:
     return kept
 
 
-def _flags(path: Path, content: dict[str, Any]) -> list[str]:
-    """The flags that `command` passes to `vsae train` in every run."""
-    command = content.get("command", ["vsae", "train", "${args}"])
-    words = [str(word) for word in command] if isinstance(command, list) else []
-    if words[:2] != ["vsae", "train"] or words[-1] != "${args}":
-        raise ConfigError(
-            f"{path}: command is {command!r}; expected a list: vsae, train, any of its flags, and "
-            "${args} last"
-        )
-    return words[2:-1]
-
-
 def _require_known(where: str, content: dict[Any, Any], known: set[str]) -> None:
     """Raise a ConfigError for a key that is not known."""
     for key in content:
         if key not in known:
             expected = ", ".join(sorted(known)) + did_you_mean(key, sorted(known))
-            raise ConfigError(f"{where}: unknown key {key!r}; expected {expected}")
+            raise ConfigError(f"{where}unknown key {key!r}; expected {expected}")
 
 
-def _choices(path: Path, name: Any, parameter: Any) -> Any:
+def _choices(name: Any, parameter: Any) -> Any:
     """The list of a parameter's values, or the scipy distribution that they are drawn from."""
-    where = f"{path}: parameter {name!r}"
+    where = f"parameter {name!r}"
     expected = ConfigError(
         f"{where} is {parameter!r}",
         expected="value, a list of values that is not empty, or finite numbers min and max, with min below max (and "
@@ -196,7 +189,7 @@ def _choices(path: Path, name: Any, parameter: Any) -> Any:
             f"{where}: distribution {kind!r} needs wandb's server; to run it here, use one of "
             f"{', '.join(_DISTRIBUTIONS)}"
         )
-    _require_known(where, parameter, _PARAMETER_KEYS)
+    _require_known(f"{where}: ", parameter, _PARAMETER_KEYS)
     if "value" in parameter or "values" in parameter:
         values = [parameter["value"]] if "value" in parameter else parameter["values"]
         if not isinstance(values, list) or not values:
@@ -216,11 +209,11 @@ def _choices(path: Path, name: Any, parameter: Any) -> Any:
     return stats.uniform(low, high - low)
 
 
-def _grid(path: Path, parameters: dict[str, Any], cap: int | None) -> list[dict[str, Any]]:
+def _grid(parameters: dict[str, Any], cap: int | None) -> list[dict[str, Any]]:
     """All combinations of the values, or the first `cap` of them."""
     for name, choices in parameters.items():
         if not isinstance(choices, list):
-            raise ConfigError(f"{path}: parameter {name!r} has min and max; a grid needs values")
+            raise ConfigError(f"parameter {name!r} has min and max; a grid needs values")
     every = product(*parameters.values())
     return [dict(zip(parameters, values, strict=True)) for values in islice(every, cap)]
 
@@ -232,7 +225,7 @@ def _random(
     from sklearn.model_selection import ParameterSampler
 
     if cap is None:
-        raise ConfigError(f"{path}: a random search needs a number of runs, e.g. run_cap: 20")
+        raise ConfigError("a random search needs a number of runs, e.g. run_cap: 20")
     draws = _MOST_DRAWS * cap
     if all(isinstance(choices, list) for choices in parameters.values()):
         draws = min(cap, math.prod(map(len, parameters.values())))  # drawn without replacement

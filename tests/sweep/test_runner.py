@@ -216,14 +216,6 @@ def test_a_signal_says_how_to_continue_the_sweep(raised, number, configs, calls,
     assert len(calls) == 1
 
 
-def test_a_signal_before_the_first_run_leaves_nothing_and_advises_nothing(configs, calls, tmp_path):
-    calls.raised = [KeyboardInterrupt]
-    with pytest.raises(Interrupted) as stop:
-        run_sweep(configs, tmp_path / "s", command="vsae sweep x.yaml")
-    assert "again" not in str(stop.value)
-    assert not (tmp_path / "s").exists()
-
-
 def test_what_no_run_can_be_trained_with_is_said_before_the_sweep_begins(configs, calls, tmp_path):
     def without_hook(config):
         return replace(config, run=replace(config.run, hook="blocks.7"))
@@ -389,15 +381,6 @@ def test_more_runs_join_those_that_are_there(configs, calls, tmp_path):
     assert progress(tmp_path) == "2 of 5 runs are finished; run `vsae x` again to continue"
 
 
-def test_a_sweep_that_starts_no_run_leaves_the_one_that_was_there(calls, tmp_path):
-    start(tmp_path)
-    before = progress(tmp_path)
-    calls.raised = [KeyboardInterrupt]
-    with pytest.raises(Interrupted, match="no run was begun"):
-        run_sweep({"x": CONFIGS["a"]}, tmp_path)
-    assert progress(tmp_path) == before
-
-
 def test_a_run_on_other_activations_of_the_same_name_is_not_taken_for_finished(calls, tmp_path):
     was, now = (
         {"a": TrainConfig(run=RunConfig(activations=f"{tmp_path}/{place}/acts"))} for place in "ab"
@@ -414,7 +397,7 @@ def test_runs_that_are_overwritten_are_all_deleted_before_the_first_one_starts(
         finished(tmp_path / name, replace(config, run=replace(config.run, batch_size=16)))
     fresh = {n: replace(c, run=replace(c.run, overwrite=True)) for n, c in configs.items()}
     calls.raised = [KeyboardInterrupt]
-    with pytest.raises(Interrupted, match="no run was begun"):
+    with pytest.raises(Interrupted):
         run_sweep(fresh, tmp_path)
     assert not [*tmp_path.glob("*/config.json")]
 
@@ -457,7 +440,7 @@ def test_a_damaged_file_is_named(tmp_path):
     start(tmp_path)
     whole = json.loads((tmp_path / "sweep.json").read_text())
     outside = json.dumps(whole | {"settings": {"../a": {}}})
-    parts = [{"settings": []}, {"settings": {"a": None}}, {"advice": None}, {"advice": {}}]
+    parts = [{"settings": []}, {"settings": {"a": None}}, {"advice": None}]
     for content in ("{", "[]", outside, *(json.dumps(whole | part) for part in parts)):
         (tmp_path / "sweep.json").write_text(content)
         with pytest.raises(ConfigError, match=r"sweep\.json"):
