@@ -1,17 +1,20 @@
 """`vsae hooks` and `vsae cache`: list a language model's hook points, and write its activations to disk."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from signal import SIGINT
 from typing import Any
 
 from ..config.checks import require
 from ..config.run import Dtype, Packing, RunConfig
-from ..errors import Interrupted, in_shell
+from ..errors import in_shell
 from ..run_folder.cache_manifest import CacheDtype
 from ..training.plan import with_hook_names
-from ..training.processes import interrupts, join, launched, saying_if_a_rank_is_lost
+from ..training.processes import (
+    interrupts,
+    join,
+    launched,
+    saying_how_to_continue,
+    saying_if_a_rank_is_lost,
+)
 from .flags import Command, positional, vsae
 
 
@@ -101,7 +104,7 @@ def run_cache(flags: CacheFlags) -> None:
     again = "run the same command again to continue the cache"
     with (
         saying_if_a_rank_is_lost(lambda: again),
-        explain_interrupt(again),
+        saying_how_to_continue(lambda: again),
         interrupts(processes) as signals,
         signals.deferred(),
     ):
@@ -124,16 +127,6 @@ def run_cache(flags: CacheFlags) -> None:
         f"cached {manifest.tokens:,} tokens in {flags.folder}; train from it with\n"
         f"  {vsae()} train --activations {in_shell(flags.folder)}{chosen if len(hooks) > 1 else ''}"
     )
-
-
-@contextmanager
-def explain_interrupt(how: str) -> Iterator[None]:
-    """Add to an interruption inside how to continue."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        signal = stop.signal if isinstance(stop, Interrupted) else SIGINT
-        raise Interrupted(signal, f"stopped by {signal.name}; {how}") from stop
 
 
 HOOKS = Command(

@@ -17,7 +17,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -35,7 +35,6 @@ from typing import (
 from ..config.checks import Follows, close_names, described, did_you_mean
 from ..config.run import NONE
 from ..errors import FlagError, as_flag, in_shell
-from ..run_folder.files import RUNS, WEIGHTS
 
 F = TypeVar("F")
 
@@ -55,41 +54,28 @@ _WITH_ITS_OWN_NONE = ("activations", "save_every", "save_steps")
 """Text flags whose value may be the word none, which is not the same as leaving them out."""
 _BOOLEANS = {"true": True, "false": False}
 _HELP = {"-h", "--help", "--help-all"}
-_ELSEWHERE = {
-    "activation_dim": ("", "the width follows from the model and the hook point"),
-    "checkpoint_path": ("save_dir", ""),
-    "context_size": ("ctx_len", ""),
-    "d_in": ("", "the width follows from the model and the hook point"),
-    "d_sae": ("dict_size", ""),
-    "dataset": ("data", ""),
-    "dataset_path": ("data", ""),
-    "dictionary_widths": ("dict_size", ""),
-    "expansion_factor": ("dict_size", "F, where F = {} x the width of the activations"),
-    "hook_layer": ("hook", "blocks.{}.hook_resid_post"),
-    "hook_name": ("hook", ""),
-    "hookpoints": ("hook", "blocks.N.hook_resid_post"),
-    "kl_coeff": ("beta", ""),
-    "l1_coefficient": ("l1_penalty", "{} --architecture relu"),
-    "layer": ("hook", "blocks.{}.hook_resid_post"),
-    "layers": ("hook", "blocks.{}.hook_resid_post"),
-    "learning_rate": ("lr", ""),
-    "learning_rates": ("lr", ""),
-    "lm_name": ("model", ""),
-    "log_to_wandb": ("wandb", "online"),
-    "lr_warm_up_steps": ("warmup_steps", ""),
-    "model_name": ("model", ""),
-    "n_batches_in_buffer": ("n_ctxs", ""),
-    "num_latents": ("dict_size", ""),
-    "num_tokens": ("steps", "N: a step reads --batch-size tokens"),
-    "output_path": ("save_dir", ""),
-    "store_batch_size_prompts": ("lm_batch_size", ""),
-    "submodule_name": ("hook", "blocks.N.hook_resid_post"),
-    "train_batch_size_tokens": ("batch_size", ""),
-    "training_tokens": ("steps", "N: a step reads --batch-size tokens"),
-    "use_wandb": ("wandb", "online"),
+_INSTEAD_OF = {
+    "use --batch-size {}": ("train_batch_size_tokens",),
+    "use --beta {}": ("kl_coeff",),
+    "use --ctx-len {}": ("context_size",),
+    "use --data {}": ("dataset", "dataset_path"),
+    "use --dict-size {}": ("d_sae", "dictionary_widths", "num_latents"),
+    "use --dict-size F, where F = {} x the width of the activations": ("expansion_factor",),
+    "use --hook {}": ("hook_name",),
+    "use --hook blocks.{}.hook_resid_post": ("hook_layer", "layer", "layers"),
+    "use --hook blocks.N.hook_resid_post": ("hookpoints", "submodule_name"),
+    "use --l1-penalty {} --architecture relu": ("l1_coefficient",),
+    "use --lm-batch-size {}": ("store_batch_size_prompts",),
+    "use --lr {}": ("learning_rate", "learning_rates"),
+    "use --model {}": ("lm_name", "model_name"),
+    "use --n-ctxs {}": ("n_batches_in_buffer",),
+    "use --save-dir {}": ("checkpoint_path", "output_path"),
+    "use --steps N: a step reads --batch-size tokens": ("num_tokens", "training_tokens"),
+    "use --wandb online": ("log_to_wandb", "use_wandb"),
+    "use --warmup-steps {}": ("lr_warm_up_steps",),
+    "the width follows from the model and the hook point": ("activation_dim", "d_in"),
 }
-"""Flags as upstream, SAELens and sparsify name them: the name here, and the value, where that differs ({}: the value
-that was typed). Without a name: why there is no such flag."""
+"""What to type in the place of flags of upstream, SAELens and sparsify. {}: the value that was typed."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +97,8 @@ class Command(Generic[F]):
         unknown: the message for a flag of `others` that this starting point doesn't have. Such a flag is accepted
             and ignored if its value is none.
         passed_on: another command whose flags may be typed too.
-        headings: the flags under each heading of the help, in order; "*" stands for all others.
-        rare: flags that only --help-all shows.
+        headings: the flags under each heading of the help, in order. Those after a | are shown by --help-all alone. A *
+            stands for all that are not named.
         examples: commands, which end the help.
         several: what to type for several values of a number, given with commas: {name}, {values}.
         by_several: whether torchrun may start it in several processes.
@@ -126,8 +112,7 @@ class Command(Generic[F]):
     others: tuple[type, ...] = ()
     unknown: Callable[[str, F], str] | None = None
     passed_on: "Command[Any] | None" = None
-    headings: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"": (OTHERS,)})
-    rare: tuple[str, ...] = ()
+    headings: Mapping[str, str] = field(default_factory=lambda: {"": OTHERS})
     examples: tuple[str, ...] = ()
     several: str = ""
     by_several: bool = False
@@ -175,7 +160,7 @@ def parse(command: Command[F], args: list[str]) -> F:
         for name, values in typed.items():
             plural = f"use --{name}s {{values}}" if f"{name}s" in options else command.several
             changes[name] = _converted(options[name], values, plural)
-        changes |= _positional_values(command, options, words, typed)
+        changes |= _positional_values(options, words, typed)
         needed = [one for name, one in options.items() if one.default is MISSING]
         if missing := [one for one in needed if one.name not in changes]:
             raise FlagError(
@@ -279,20 +264,16 @@ def _texts_of_module(name: str) -> dict[tuple[str, str], str]:
     return texts
 
 
-def _others_of(command: Command[Any]) -> dict[str, _Option]:
-    """The flags that other starting points of a command have."""
-    return {name: each for cls in command.others for name, each in _options_of_default(cls).items()}
-
-
 @functools.cache
-def _options_of_default(cls: type) -> dict[str, _Option]:
-    """The options of a dataclass with its defaults."""
-    return _options_of(cls())
+def _options_of_all(classes: tuple[type, ...]) -> dict[str, _Option]:
+    """The options of dataclasses with their defaults."""
+    return {name: each for cls in classes for name, each in _options_of(cls()).items()}
 
 
 def flags_of(command: Command[Any]) -> dict[str, _Option]:
     """All flags of a command, by name, those of other starting points included."""
-    return _others_of(command) | _with_dashes(_options_of(_start_of(command, {})))
+    own = _with_dashes(_options_of(_start_of(command, {})))
+    return _options_of_all(command.others) | own
 
 
 def _with_dashes(options: dict[str, _Option]) -> dict[str, _Option]:
@@ -307,7 +288,7 @@ def _sorted(
 
     Raises: FlagError for an unknown flag, or a word without a flag if the command takes none.
     """
-    flags, others = _with_dashes(options), _others_of(command)
+    flags, others = _with_dashes(options), _options_of_all(command.others)
     passed = {} if command.passed_on is None else flags_of(command.passed_on)
     takes_positional = len(flags) < len(options)
     typed: dict[str, list[str]] = {}
@@ -344,13 +325,12 @@ def _sorted(
 
 def _no_such_flag(name: str, values: list[str], known: list[str]) -> FlagError:
     """The error for an unknown flag, with the closest match."""
-    own, after = _ELSEWHERE.get(name, ("", ""))
     close = " or ".join(map(as_flag, close_names(name, known)))
     ask = f"; did you mean {close}?" if close else ""
-    if after and not own:
-        ask = f"; {after}"
-    elif own in known:
-        ask = f"; use {as_flag(own)} {(after or '{}').format(values[0] if values else 'N')}"
+    for instead, names in _INSTEAD_OF.items():
+        own = re.search("--[a-z0-9-]+", instead)
+        if name in names and (own is None or own[0] in map(as_flag, known)):
+            ask = f"; {instead.format(values[0] if values else 'N')}"
     return FlagError(f"no such flag: {as_flag(name)}{ask}", name=name)
 
 
@@ -417,7 +397,7 @@ def read_value(word: str, kind: Any) -> Any:
 
 
 def _positional_values(
-    command: Command[Any], options: dict[str, _Option], words: list[str], typed: Collection[str]
+    options: dict[str, _Option], words: list[str], typed: Collection[str]
 ) -> dict[str, Any]:
     """Convert the words without a flag, beside the flags that were typed. Returns the values by the names of their fields."""
     places, found, rest = [each for each in options.values() if each.is_positional], {}, words
@@ -430,20 +410,10 @@ def _positional_values(
     if rest:
         raise FlagError(f"{rest[0]!r}: expected only {expected}")
     if any(option.default is MISSING and option.name not in found for option in places):
-        example = _example(command, *(one.metavar for one in places))
         takers = [options[n].flag for n in typed if get_origin(_kind(options[n].hint)) is tuple]
         more = f"; {takers[0]} takes all words after it: type it last" if takers else ""
-        raise FlagError(f"expected {expected}{example}{more}")
+        raise FlagError(f"expected {expected}{more}")
     return found
-
-
-def _example(command: Command[Any], first: str, *others: str) -> str:
-    """An example with run folders that exist here, for a command that was typed without folders."""
-    if first not in (FOLDER, FOLDERS):
-        return ""
-    found = (f for depth in ("*", "*/*") for f in sorted(RUNS.glob(f"{depth}/{WEIGHTS}")))
-    here = [path.parent for path in islice(found, 1 if first == FOLDER else 2)] or [RUNS / "NAME"]
-    return f", e.g. `vsae {' '.join([command.name, in_shell(*here), *others])}`"
 
 
 def _kind(hint: Any) -> Any:
@@ -490,18 +460,17 @@ def _help(command: Command[Any], options: dict[str, _Option], everything: bool) 
     flags = {name: each for name, each in _with_dashes(options).items() if each.is_used}
     needed = [f"{each.flag} {each.metavar}" for each in flags.values() if each.default is MISSING]
     usage = [f"usage: vsae {command.name}", *(each.metavar for each in arguments.values()), *needed]
-    left_out = set() if everything else flags.keys() & set(command.rare)
+    shown = _under_headings(command, flags.keys(), everything)
     words = " ".join([*usage, "[FLAGS]"])
     lines = textwrap.wrap(words, width, subsequent_indent="    ", break_on_hyphens=False)
     lines += ["", *textwrap.wrap(str(command.flags.__doc__), width)]
     lines += [""] if arguments else []
     lines += [line for option in arguments.values() for line in _entry(option, width)]
-    for heading, names in _under_headings(command, flags.keys()).items():
-        shown = [name for name in names if name not in left_out]
-        lines += ["", *([f"{heading}:"] if heading else [])] if shown else []
-        lines += [line for name in shown for line in _entry(flags[name], width)]
-    if left_out:
-        lines += ["", f"`vsae {command.name} --help-all` shows {len(left_out)} more."]
+    for heading, names in shown.items():
+        lines += ["", *([f"{heading}:"] if heading else [])] if names else []
+        lines += [line for name in names for line in _entry(flags[name], width)]
+    if left_out := len(flags) - sum(map(len, shown.values())):
+        lines += ["", f"`vsae {command.name} --help-all` shows {left_out} more."]
     lines += ["", "Examples:"] if command.examples else []
     for each in command.examples:
         lines += textwrap.wrap(
@@ -510,19 +479,18 @@ def _help(command: Command[Any], options: dict[str, _Option], everything: bool) 
     return "\n".join(lines)
 
 
-def _under_headings(command: Command[Any], flags: Collection[str]) -> dict[str, list[str]]:
-    """The flags under each heading of a command's help."""
-    named = {name for names in command.headings.values() for name in names}
-    others = [name for name in flags if name not in named]
-    return {
-        heading: [
-            each
-            for name in names
-            for each in (others if name == OTHERS else [name])
-            if each in flags
-        ]
-        for heading, names in command.headings.items()
-    }
+def _under_headings(
+    command: Command[Any], flags: Collection[str], everything: bool
+) -> dict[str, list[str]]:
+    """The flags that a command's help shows under each heading."""
+    named = " ".join(command.headings.values()).split()
+    others = " ".join(name for name in flags if name not in named)
+    found = {}
+    for heading, names in command.headings.items():
+        usual, _, rare = names.replace(OTHERS, others).partition("|")
+        shown = f"{usual} {rare}" if everything else usual
+        found[heading] = [name for name in shown.split() if name in flags]
+    return found
 
 
 def _entry(option: _Option, width: int) -> list[str]:

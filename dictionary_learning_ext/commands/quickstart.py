@@ -1,17 +1,17 @@
 """`vsae quickstart`: `vsae train --beside top_k` on the embedded model, with a cache that fits a laptop."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.checks import LARGEST_SEED, require
 from ..config.presets import DEFAULT_PRESET
-from ..config.run import RunConfig
+from ..config.run import RunConfig, TrainConfig
 from ..errors import as_flag, in_shell
 from ..sweep.cached import SweepCache
 from ..training.plan import with_hook_names
 from .flags import Command, parse, vsae
-from .seeds import CACHE
-from .train import TRAIN, train_beside
+from .seeds import CACHE, SEEDS_BESIDE, train_seeds
+from .train import TRAIN, beside
 
 BESIDE = "top_k"
 """The architecture beside the vSAE."""
@@ -51,8 +51,14 @@ def run(flags: QuickstartFlags) -> None:
         tokens = min(run.steps * run.batch_size, CACHED)
         return SweepCache(folder / CACHE, tokens, "float16")
 
-    folder, of_kind = train_beside(
-        replace(train, run=settings), introduction, shared=shared, report=flags.report
+    folder, of_kind = train_seeds(
+        SEEDS_BESIDE,
+        TrainConfig(train.sae, settings),
+        beside(train),
+        train.typed,
+        introduction,
+        shared=shared,
+        report=flags.report,
     )
     vsaes, third = of_kind["vsae"], flags.seed + 2
     print(

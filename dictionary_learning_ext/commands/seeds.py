@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from ..run_folder.files import CONFIG, FAILED, FEATURES, REPORT_PAGE, RUNS, remo
 from ..run_folder.reading import load_config
 from ..sweep.cached import SweepCache
 from ..sweep.runner import how_to_continue, run_sweep
-from ..training.processes import launched
-from .cache import explain_interrupt
+from ..training.processes import launched, saying_how_to_continue
 from .flags import vsae
 
 CACHE = "cache"
 """The folder of the cached activations, beside the run folders."""
+SEEDS_BESIDE = "2"
+"""The --seeds of --beside alone."""
 _MOST = 1000
 """The largest number of seeds."""
 
@@ -94,15 +96,13 @@ def train_seeds(
     folder = Path(run.save_dir or RUNS / _folder_name(config, keeps_order))
     saes = {kind(config.sae): config.sae, **beside}
     configs, of_kind, of_hook = {}, {}, {}
-    for seed in numbers:
-        for called, sae in saes.items():
-            for hook in run.hooks:
-                ending = f"seed{seed}_{hook}" if len(run.hooks) > 1 else f"seed{seed}"
-                name = _run_name(folder, called, ending, bool(beside))
-                own = replace(run, hook=hook, data_seed=run.data_seed if keeps_order else seed)
-                configs[name] = TrainConfig(replace(sae, seed=seed), own)
-                of_kind.setdefault(called, []).append(folder / name)
-                of_hook.setdefault(hook, []).append(folder / name)
+    for seed, (called, sae), hook in product(numbers, saes.items(), run.hooks):
+        ending = f"seed{seed}_{hook}" if len(run.hooks) > 1 else f"seed{seed}"
+        name = _run_name(folder, called, ending, bool(beside))
+        own = replace(run, hook=hook, data_seed=run.data_seed if keeps_order else seed)
+        configs[name] = TrainConfig(replace(sae, seed=seed), own)
+        of_kind.setdefault(called, []).append(folder / name)
+        of_hook.setdefault(hook, []).append(folder / name)
     cache = None
     if run.activations is None:
         cache = _whole_cache(folder, run) if shared is None else shared(folder, run)
@@ -110,7 +110,11 @@ def train_seeds(
     if beside and report and len(run.hooks) == 1 and has_tokens(run):
         page = folder / (f"report_seed{numbers[0]}.html" if numbers[0] else REPORT_PAGE)
 
-    def introduce() -> None:
+    def begin(at_once: int) -> None:
+        if not at_once:
+            if not any((folder / name / FAILED).is_file() for name in configs):
+                print(f"{folder} holds these SAEs already; --overwrite trains them again.")
+            return
         print(introduction)
         if shared is None:
             of = f"{', '.join(saes)}: s" if beside else "S"
@@ -122,8 +126,8 @@ def train_seeds(
             with writing(folder):
                 remove(page)  # of SAEs that are replaced, or without those to come
 
-    train_all(configs, folder, cache, introduce)
-    with explain_interrupt(how_to_continue(run.overwrite)):
+    run_sweep(configs, folder, name=folder.name, cache=cache, on_begin=begin)
+    with saying_how_to_continue(lambda: how_to_continue(run.overwrite)):
         where = _where(run, next(iter(of_hook.values()))[0])
         print(f"\n{_comparison(of_hook, run.eval_tokens, where)}")
         if page is not None:
@@ -212,27 +216,6 @@ def _write_report(
     write_report(first, others, page, seeds=seeds, options=options, **where)
 
 
-def train_all(
-    configs: dict[str, TrainConfig],
-    folder: Path,
-    cache: SweepCache | None,
-    introduce: Callable[[], None],
-) -> dict[str, Path]:
-    """Train the runs of a sweep into a folder, or continue them. Returns the run folders; see `run_sweep`.
-
-    Arguments:
-        introduce: called before anything is written, unless all runs have ended.
-    """
-
-    def begin(at_once: int) -> None:
-        if at_once:
-            introduce()
-        elif not any((folder / run / FAILED).is_file() for run in configs):
-            print(f"{folder} holds these SAEs already; --overwrite trains them again.")
-
-    return run_sweep(configs, folder, name=folder.name, cache=cache, on_begin=begin)
-
-
 def has_tokens(settings: RunConfig) -> bool:
     """Whether a report can show tokens. Only a language model or a cache of ours has them."""
     from ..activations.stored import open_stored
@@ -242,14 +225,10 @@ def has_tokens(settings: RunConfig) -> bool:
 
 def _require_seeds_here(given: str) -> None:
     """Raise a UserError if --seeds can't be combined with how the command was started."""
-    if launched().are_several:
-        raise UserError(
-            "torchrun's processes train one seed",
-            name="seeds",
-            value=given,
-            instead=f"for each seed N, use `{launched().command} train … --seed N --data-seed N "
-            "--save-dir NAME/seedN`, then `vsae reproduce NAME/seed*`",
-        )
+    one = "one seed for the processes of torchrun"
+    each = f"{launched().command} train … --seed N --data-seed N --save-dir NAME/seedN"
+    use = f"for each seed N, use `{each}`, then `vsae reproduce NAME/seed*`"
+    require(not launched().are_several, "seeds", given, one, instead=use)
     if "WANDB_SWEEP_ID" in os.environ:
         raise not_in_a_sweep("seeds", given)
 

@@ -1,6 +1,7 @@
 """`vsae train`: train an SAE, or one at each of several hook points."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,13 @@ from ..config.run import (
 )
 from ..config.sae import CHOICES, CONFIGS, NOISES, SAEConfig, VSAETopKConfig, not_used, option_names
 from ..errors import ConfigError, UserError, as_flag, in_shell
-from ..run_folder.files import RUNS, folder_of
+from ..run_folder.files import folder_of
 from ..run_folder.reading import is_finished, load_config, read_run, run_folders
 from ..run_folder.sae_folder import find_saes
-from ..sweep.cached import SweepCache
 from ..training.plan import plan, with_hook_names
 from ..training.processes import RANK_TIMEOUT, launched
 from .flags import HIDDEN, OTHERS, Command, read_value, typed_texts, vsae
-from .seeds import has_tokens, train_seeds, what_next
-
-SEEDS_BESIDE = "2"
-"""The --seeds of --beside alone."""
+from .seeds import SEEDS_BESIDE, has_tokens, train_seeds, what_next
 
 
 @dataclass(frozen=True)
@@ -80,20 +77,11 @@ def _prepare(args: list[str]) -> list[str]:
     given = typed_texts(args)
     if given.get("data_seed") != "seed":
         return args
-    if "seeds" in given or "beside" in given:
-        raise UserError(
-            "seeds does that anyway",
-            name="data_seed",
-            value="seed",
-            instead="leave it out",
-        )
-    if "seed" not in given:
-        raise UserError(
-            "takes the value of --seed, which is not given",
-            name="data_seed",
-            value="seed",
-            instead="add --seed N, or give a number (see `vsae train --help`)",
-        )
+    is_one = "seeds" not in given and "beside" not in given
+    anyway = "none beside seeds, which does that anyway"
+    require(is_one, "data_seed", "seed", anyway, instead="leave it out")
+    expected = "seed beside it, whose value it takes"
+    require("seed" in given, "data_seed", "seed", expected, instead="add it, or give a number")
     return [*args, f"--data-seed={given['seed']}"]  # the last one counts
 
 
@@ -134,27 +122,15 @@ def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
 def _run_of(given: dict[str, str], settings: RunConfig) -> RunConfig:
     """A new run's defaults, with the settings that its stored activations know, and the steps that were typed."""
     if given.get("activations", NONE) != NONE:
-        settings = _run_on(given, settings)
-    steps = _whole_number(given.get("steps", ""))
-    return settings if steps is None else replace(settings, steps=steps)
+        from ..activations.stored import open_stored
 
-
-def _run_on(given: dict[str, str], settings: RunConfig) -> RunConfig:
-    """A run's defaults with the settings that are stored with its activations."""
-    from ..activations.stored import open_stored
-
-    stored = open_stored(given["activations"])
-    if "hook" not in given and not ("config" in given and settings.hook in stored.widths):
-        settings = replace(settings, hook=stored.only_hook)
-    return replace(settings, **stored.settings)
-
-
-def _whole_number(text: str) -> int | None:
-    """The whole number that a flag's text means, e.g. 20_000 or 2e4; None for other text."""
-    try:
-        return read_value(text, int)
-    except ValueError:
-        return None
+        stored = open_stored(given["activations"])
+        if "hook" not in given and not ("config" in given and settings.hook in stored.widths):
+            settings = replace(settings, hook=stored.only_hook)
+        settings = replace(settings, **stored.settings)
+    with contextlib.suppress(ValueError):  # parsing says what is wrong
+        settings = replace(settings, steps=read_value(given.get("steps", ""), int))
+    return settings
 
 
 def _architectures_with(name: str, start: TrainFlags) -> str:
@@ -171,13 +147,11 @@ def run(flags: TrainFlags) -> None:
     flags = replace(flags, run=with_hook_names(settings))
     require(flags.rank_timeout >= 1, "rank_timeout", flags.rank_timeout, "at least 1")
     if flags.seeds is not None or flags.beside is not None:
-        if flags.resume is not None:
-            raise UserError(
-                "several SAEs of seeds continue by the same command",
-                name="resume",
-                instead="leave it out",
-            )
-        print(what_next(*train_beside(flags, _started_from(flags)), flags.run))
+        again = "none, as several SAEs of seeds continue by the same command"
+        require(flags.resume is None, "resume", str(flags.resume), again, instead="leave it out")
+        seeds, config = flags.seeds or SEEDS_BESIDE, TrainConfig(flags.sae, flags.run)
+        trained = train_seeds(seeds, config, beside(flags), flags.typed, _started_from(flags))
+        print(what_next(*trained, flags.run))
         return
     run, saes, hooks, resume = _settings(flags)
     planned = plan(run, saes, hooks, resume=resume)  # refuses before torch is imported
@@ -195,25 +169,6 @@ def run(flags: TrainFlags) -> None:
         if was_finished and flags.resume is None:
             print("This run is finished; --overwrite trains it again.")
         _show(flags, run, list(folders.values()))
-
-
-def train_beside(
-    flags: TrainFlags,
-    introduction: str,
-    *,
-    shared: Callable[[Path, RunConfig], SweepCache] | None = None,
-    report: bool = True,
-) -> tuple[Path, dict[str, list[Path]]]:
-    """`train_seeds` of the flags --seeds and --beside."""
-    return train_seeds(
-        flags.seeds or SEEDS_BESIDE,
-        TrainConfig(flags.sae, flags.run),
-        beside(flags),
-        flags.typed,
-        introduction,
-        shared=shared,
-        report=report,
-    )
 
 
 def beside(flags: TrainFlags) -> dict[str, SAEConfig]:
@@ -251,19 +206,18 @@ def _settings(
     """The first four arguments of `plan`. A run continues with --resume, or if its folders hold the same run."""
     run, saes, hooks = flags.run, {"sae": flags.sae}, {}
     if len(run.hooks) > 1:
+        expected = "one hook point, or a folder for the run folders of several"
+        add = "add --save-dir DIR, and each is written to DIR/HOOK"
+        require(run.save_dir is not None, "hook", run.hook, expected, instead=add)
         hooks = {hook: hook for hook in run.hooks}
         saes = {hook: flags.sae for hook in hooks}
     resume = True
     if flags.resume is None:
         resume, run = (False, run) if run.overwrite else _found(flags)
     else:
-        if flags.run.save_dir is not None or flags.run.overwrite:
-            raise UserError(
-                "continues in that folder",
-                name="resume",
-                value=str(flags.resume),
-                instead="leave out save_dir and overwrite",
-            )
+        is_there = flags.run.save_dir is None and not flags.run.overwrite
+        in_it, leave = "no other folder, as it continues there", "leave out save_dir and overwrite"
+        require(is_there, "resume", str(flags.resume), in_it, instead=leave)
         was, saes, hooks = read_run(flags.resume)
         run = replace(flags.run, save_dir=was.save_dir)
         places = may_move(was, flags.run)
@@ -275,25 +229,16 @@ def _settings(
             but=places if {*places} & {*flags.typed} else (),
             advice=_advice(run_folders(flags.resume)[0], was, flags, CONTINUE_OR_START),
         )
-    if len(run.hooks) > 1 and run.save_dir is None:
-        raise UserError(
-            "several hook points need a folder for their run folders",
-            name="hook",
-            value=run.hook,
-            instead="add --save-dir DIR, and each is written to DIR/HOOK",
-        )
     return run, saes, hooks, resume
 
 
 def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     """Whether this run has been started before, and its settings with the folder filled in."""
-    if len(flags.run.hooks) > 1:
-        base = Path(flags.run.save_dir or RUNS)
-        hooks = flags.run.hooks
-        there = [_holds(base / hook, replace(flags.run, hook=hook), flags) for hook in hooks]
-        return any(there), flags.run
-    folder = folder_of(TrainConfig(flags.sae, flags.run).resolved)
-    run = replace(flags.run, save_dir=str(folder))
+    run, folder = flags.run, folder_of(TrainConfig(flags.sae, flags.run).resolved)
+    if len(run.hooks) > 1:
+        there = [_holds(folder / hook, replace(run, hook=hook), flags) for hook in run.hooks]
+        return any(there), run
+    run = replace(run, save_dir=str(folder))
     return _holds(folder, run, flags), run
 
 
@@ -372,31 +317,15 @@ TRAIN = Command(
     starting_point,
     _prepare,
     headings={
-        "Model and text": (
-            *("model", "hook", "data", "activations", "text_column", "text_packing", "text_passes"),
-            *("data_seed", "n_ctxs", "ctx_len", "max_norm_multiple", "remove_bos"),
-            *("lm_batch_size", "lm_dtype", "device_map"),
-        ),
-        "SAE": ("preset", "architecture", "dict_size", "k", OTHERS),
-        "Training": (
-            *("steps", "batch_size", "lr", "warmup_steps", "decay_start", "seed", "seeds"),
-            *("beside", "device", "dtype", "tf32", "split", "rank_timeout", "normalize"),
-            *("eval_tokens", "eval_every", "eval_documents"),
-        ),
-        "Files": (
-            *("save_dir", "overwrite", "resume", "config", "init_from", "save_every", "save_steps"),
-            *("log_steps", "wandb", "wandb_project", "wandb_artifacts"),
-        ),
+        "Model and text": "model hook data max_norm_multiple | activations text_column text_packing text_passes "
+        "data_seed n_ctxs ctx_len remove_bos lm_batch_size device_map",
+        "SAE": f"preset architecture dict_size k {OTHERS} | start select_by rectify sigma prior_std kl_scope kl_schedule "
+        "kl_warmup_steps auxk_alpha dead_feature_threshold",
+        "Training": "steps batch_size lr warmup_steps decay_start seed seeds beside device eval_tokens eval_every | dtype tf32 "
+        "split rank_timeout normalize eval_documents",
+        "Files": "save_dir overwrite resume config wandb | init_from save_every save_steps log_steps wandb_project "
+        "wandb_artifacts",
     },
-    rare=(
-        *("activations", "text_column", "text_packing", "text_passes", "data_seed", "remove_bos"),
-        *("n_ctxs", "ctx_len", "eval_documents", "log_steps", "save_steps", "save_every"),
-        *("wandb_project", "wandb_artifacts", "init_from", "start", "select_by"),
-        *("auxk_alpha", "dead_feature_threshold", "prior_std", "dtype", "tf32"),
-        *("device_map", "lm_batch_size"),
-        *("kl_scope", "kl_schedule", "kl_warmup_steps", "rectify", "normalize", "sigma"),
-        *("split", "rank_timeout"),
-    ),
     several="for several SAEs, write `{name}: {{values: [{values}]}}` into a sweep file and use `vsae sweep "
     "FILE` (docs/sweeps.md)",
     others=tuple(CONFIGS.values()),

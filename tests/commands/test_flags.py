@@ -171,8 +171,7 @@ DRAW = Command(
     drawn,
     others=(Round, Square),
     unknown=lambda name, start: f"a {start.kind} shape has no {name}",
-    headings={"Shape": ("*",), "Page": ("shades", "frame")},
-    rare=("margin",),
+    headings={"Shape": "* | margin", "Page": "shades frame"},
 )
 
 
