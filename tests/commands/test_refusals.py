@@ -112,8 +112,6 @@ def test_a_mistake_is_one_line_that_says_what_to_type(
     assert content(tmp_path) == before
 
 
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_sweeps_device_that_is_not_there_is_named(sweeps, capsys):
     line = refused(["sweep", sweeps["sweep"], "--devices=cuda:0,cuda:1"], capsys)
