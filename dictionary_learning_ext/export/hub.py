@@ -159,9 +159,10 @@ def push(
         require_choice("format", form, PushFormat)
     with tempfile.TemporaryDirectory(prefix="push.") as name:
         staged = Path(name)
-        folders = _run_folders(Path(folder))
+        inside = run_folders_in(folder)
+        folders = [one for one in inside if (one / WEIGHTS).exists()] or [Path(folder)]
+        unfinished = [one.name for one in inside if one not in folders]
         card, left_out = _stage(folders, repo, staged, formats, export_options)
-        unfinished = [one.name for one in run_folders_in(folder) if not (one / WEIGHTS).exists()]
         paths = sorted(path for path in staged.rglob("*") if path.is_file())
         files = {path.relative_to(staged).as_posix(): path.stat().st_size for path in paths}
         pushed = Pushed(repo, files, card, left_out, unfinished)
@@ -203,12 +204,6 @@ def _as_hub_errors(repo: str) -> Iterator[None]:
             f"push to {repo}: the hub can't be reached, or refused the request ({first_line(error)}); "
             "check the network and HF_HUB_OFFLINE, and push again"
         ) from error
-
-
-def _run_folders(folder: Path) -> list[Path]:
-    """The folder itself, or the folders in it that hold an SAE."""
-    inside = sorted(path.parent for path in folder.glob(f"*/{WEIGHTS}"))
-    return [folder] if not inside or (folder / WEIGHTS).exists() else inside
 
 
 def _stage(

@@ -51,12 +51,8 @@ class BenchSAE(BaseSAE):
             dtype=W_dec.dtype,
             hook_name=hook_name,
         )
-        for parameter, value in zip(
-            (self.W_enc, self.W_dec, self.b_enc, self.b_dec),
-            (W_enc, W_dec, b_enc, b_dec),
-            strict=True,
-        ):
-            parameter.data = value.detach()
+        self.W_enc.data, self.W_dec.data = W_enc.detach(), W_dec.detach()
+        self.b_enc.data, self.b_dec.data = b_enc.detach(), b_dec.detach()
         self.dictionary: Any = dictionary
         self.requires_grad_(False)
         name = type(dictionary).__name__

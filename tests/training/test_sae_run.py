@@ -58,7 +58,7 @@ def test_wandbs_files_of_an_overwritten_run_are_deleted(own, tmp_path):
     for name in ("offline-run-2026-old", "run-2026-older", "offline-run-2026-new"):
         (tmp_path / "wandb" / name).mkdir(parents=True)
     run = small_run(tmp_path)
-    run.log._wandb = own and SimpleNamespace(id=own)
+    run.log.wandb_id = own
     run.begin({}, None)
     left = [path.name for path in (tmp_path / "wandb").iterdir()]
     assert left == (["offline-run-2026-new"] if own else [])
