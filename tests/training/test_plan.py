@@ -99,7 +99,7 @@ def test_a_sweeps_agent_trains_one_sae_at_a_time(wandb, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("saes", [VSAETopKConfig(), [VSAETopKConfig()], {}, {"a": 4}, None])
 def test_saes_are_given_by_name(saes):
-    with pytest.raises(ConfigError, match="^saes="):
+    with pytest.raises(ConfigError, match=r"^saes="):
         plan(RunConfig(), saes)
 
 
@@ -131,7 +131,7 @@ def test_the_default_hook_point_is_a_middle_layer_of_any_model(tiny_lm_dir, tmp_
 def test_the_middle_layer_is_one_of_several_hook_points(tiny_lm_dir):
     run = with_hook_names(RunConfig(model=str(tiny_lm_dir), hook="middle,blocks.0.hook_mlp_out"))
     assert run.hooks == ["blocks.1.hook_resid_post", "blocks.0.hook_mlp_out"]
-    with pytest.raises(ConfigError, match="^hook=.*blocks.1.hook_resid_post"):
+    with pytest.raises(ConfigError, match=r"^hook=.*blocks\.1\.hook_resid_post"):
         with_hook_names(replace(run, hook="blocks.1.hook_resid_post,middle"))
 
 
