@@ -9,10 +9,11 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..devices import chosen_device
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_shell
 from ..trainers.dictionaries import weights_by_feature
 from ..trainers.parts import WHOLE, Part
 from .foreign_weights import load_foreign
+from .reading import steps_of
 from .sae_folder import SAEFolder, find_sae
 from .tensors import REPAIR, damaged, read_state_dict, require_sizes, save_tensors
 
@@ -81,7 +82,14 @@ def load_sae(sae: SAEFolder, device: str = "cpu") -> Dictionary:
             f"{sae.path}: dict_class {dict_class!r} is unknown",
             expected=f"one of {', '.join(BY_DICT_CLASS)}",
         )
-    state = read_state_dict(path)
+    try:
+        state = read_state_dict(path)
+    except CheckpointError as error:
+        if sae.step is not None or not steps_of(sae.path):
+            raise
+        again = f"`vsae train --resume {in_shell(sae.path)}`"
+        instead = f"delete it, and {again} writes it again from the last resume point"
+        raise error.within("", instead) from error
     try:
         dictionary: Any = import_class(row.dictionary).from_pretrained(path, device=device)
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
