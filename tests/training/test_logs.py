@@ -73,7 +73,7 @@ class FakeRun:
         self.options, self.id = options, options["id"] or "new"
         self.summary = dict(self.server if options["mode"] == "online" else {})
         self.steps, self.ended, self.preempted = [], [], False
-        self.told, self.step_metric = [], None
+        self.told, self.step_metric, self.artifacts = [], None, []
 
     def define_metric(self, name, step_metric):
         assert name == "*"
@@ -86,6 +86,9 @@ class FakeRun:
 
     def finish(self, exit_code):
         self.ended.append(exit_code)
+
+    def log_artifact(self, artifact):
+        self.artifacts.append(artifact)
 
     def mark_preempting(self):
         self.preempted = True
@@ -199,6 +202,18 @@ def test_what_is_not_finite_is_left_out_and_so_it_is_when_a_run_is_told_again(tm
     (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert line["fve"] is None
     assert list(line["not_measured"]) == ["fve"], "with the reason"
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_sae_of_a_run_that_succeeded_is_uploaded_and_no_other(code, tmp_path, fake_runs):
+    config = TrainConfig(sae_of(), RunConfig(wandb="offline", wandb_artifacts=True))
+    log = RunLog(tmp_path, config, 1.0)
+    log.open_wandb("g")
+    (tmp_path / "ae.pt").write_bytes(b"weights")
+    log.close(code)
+    assert [[*each.manifest.entries] for each in fake_runs[0].artifacts] == [["ae.pt"]] * (
+        code == 0
+    )
 
 
 def test_an_sae_that_failed_ends_its_run_with_1_and_no_others(run, fake_runs, monkeypatch):

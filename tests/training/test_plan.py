@@ -86,6 +86,18 @@ def test_a_run_that_resumes_may_have_its_folder(tmp_path):
         plan(run, {"x": VSAETopKConfig()})
 
 
+def test_of_a_run_that_resumes_finished_and_failed_saes_are_left_out(tmp_path):
+    run = RunConfig(save_dir=str(tmp_path))
+    names = ("finished", "failed", "left")
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / "failed" / "failed.json").write_text("{}")
+    for name in ("ae.pt", "metrics.json"):
+        (tmp_path / "finished" / name).touch()
+    planned = plan(run, dict.fromkeys(names, VSAETopKConfig()), resume=True)
+    assert [[job.name for job in stage.jobs] for stage in planned.stages()] == [["left"]]
+
+
 @pytest.mark.parametrize("wandb", ["online", "offline"])
 def test_a_sweeps_agent_trains_one_sae_at_a_time(wandb, tmp_path, monkeypatch):
     """It gives one run of wandb, which two SAEs would share."""

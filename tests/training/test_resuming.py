@@ -10,6 +10,7 @@ import signal
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch as t
@@ -184,6 +185,21 @@ def test_weights_that_are_damaged_or_gone_are_written_again_from_the_last_point(
     weights.unlink()
     advised(["eval", folder], capsys)
     assert_equal(before, results(folder))
+
+
+def test_versions_that_differ_are_named_and_no_others(caplog):
+    hashes = {"language_model": "a", "tokenizer": "b"}
+    point = SimpleNamespace(hashes=hashes, versions={"torch": "1", "numpy": "2"})
+    now = {"torch": "1", "numpy": "3"}
+    resuming.require_same_inputs([SimpleNamespace(folder=Path("x"))], [point], hashes, now)
+    assert "numpy was 2, is 3" in caplog.text
+    assert "torch" not in caplog.text
+
+
+def test_another_gpu_is_the_same_kind_of_device():
+    point = SimpleNamespace(settings={"device": "cuda:0"})
+    assert not resuming.has_moved(point, "cuda:1")
+    assert resuming.has_moved(point, "cpu")
 
 
 def test_another_language_model_is_noticed(stopped, lm_dir_of, tmp_path):
