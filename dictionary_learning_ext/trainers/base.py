@@ -203,6 +203,9 @@ class SamplingTrainer(SAETrainer, ABC):
         require_choice("dtype", dtype, Dtype)
         SAETrainer.__init__(self, seed)
         self.settings, self.dtype = settings, dtype
+        # Attributes of upstream's trainers, which callers read.
+        self.lr, self.warmup_steps = settings.lr, settings.warmup_steps
+        self.decay_start = settings.decay_start
         self.steps, self.layer, self.lm_name = steps, layer, lm_name
         self.submodule_name = submodule_name
         self.wandb_name = wandb_name or type(self).__name__.removesuffix("Trainer")

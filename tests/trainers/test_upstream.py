@@ -1,12 +1,15 @@
 """Upstream's trainers as the loop's, JumpReLU with its threshold applied once, and every trainer built."""
 
 import math
+from inspect import signature
 
 import pytest
 import torch as t
 from dictionary_learning.trainers.jumprelu import JumpReluTrainer
+from dictionary_learning.trainers.top_k import TopKTrainer
 from small_trainers import BATCH, STEPS, D, F, assert_same, batch, built, weights_of
 
+from dictionary_learning_ext import VariationalTopKTrainer
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
 from dictionary_learning_ext.config.sae import CONFIGS, option_names
 from dictionary_learning_ext.trainers.upstream import CorrectedJumpReluTrainer, UpstreamTrainer
@@ -73,6 +76,13 @@ def test_what_upstreams_top_k_trainers_take_as_an_attribute_reaches_it(architect
     """And the threshold starts within a short run."""
     trainer = inner(built(architecture, dead_feature_threshold=77))
     assert (trainer.dead_feature_threshold, trainer.threshold_start_step) == (77, STEPS // 2)
+
+
+def test_what_upstreams_top_k_trainer_was_built_with_is_an_attribute_of_the_vsaes():
+    given = {"steps": STEPS, "activation_dim": D, "dict_size": F, "k": 3, "warmup_steps": 2}
+    given |= {"layer": 0, "lm_name": "x", "device": "cpu", "seed": 0}
+    theirs, ours = (vars(cls(**given)) for cls in (TopKTrainer, VariationalTopKTrainer))
+    assert signature(TopKTrainer).parameters.keys() & theirs.keys() <= ours.keys()
 
 
 def test_k_is_dict_size_where_the_architecture_says_so():
