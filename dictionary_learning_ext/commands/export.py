@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..config.architectures import COMPARED_TOKENS, ExportFormat
-from ..errors import CheckpointError, UserError, as_flag
-from .flags import FOLDER, Command, positional
+from ..errors import CheckpointError, UserError, as_flag, in_shell
+from .flags import FOLDER, Command, positional, vsae
 from .measure import InputFlags
 
 
@@ -56,8 +56,10 @@ def run_export(flags: ExportFlags) -> None:
             refused += 1
         else:
             print(f"{exported.folder}: {exported.difference}")
-            names = {"folder": str(exported.folder), "name": folder.resolve().name}
-            print(FORMATS[flags.format].usage.format(**names))
+            wanted, name = FORMATS[flags.format], folder.resolve().name
+            upload = in_shell(exported.folder / wanted.inside.format(name=name, module=""))
+            places = {"folder": str(exported.folder), "name": name, "upload": upload}
+            print(wanted.usage.format(**places, vsae=vsae()))
     if refused:
         raise CheckpointError(
             f"{flags.folder}: {refused} of {len(inside)} SAEs were not exported as {flags.format}; the "

@@ -342,7 +342,7 @@ class Format(NamedTuple):
     """Loads the SAE in its folder on a device, in float64, in which rounding moves no feature across a threshold. It is an
     upstream class that computes the same as SAELens's, SAE Bench's or sparsify's, with which the tests compare it."""
     usage: str
-    """How to load {folder}, which is of the SAE {name}."""
+    """How to load {folder}, which is of the SAE {name}; {upload} is what `{vsae} push` takes."""
     inside: str = ""
     """The SAE's folder in it, with {name}, the SAE's, and {module}, whose output it was trained on."""
     about: str = CONFIG
@@ -360,7 +360,7 @@ FORMATS: dict[ExportFormat, Format] = {
         _read_by_upstream,
         "In {folder}, SAE Bench's run_all_evals_dictionary_learning_saes reads it as\n"
         f"  load_dictionary_learning_sae({SAE_BENCH_REPO!r}, {{name!r}}, MODEL, …)\n"
-        "To upload it to the hub: vsae push {folder}/downloaded_saes/{name} OWNER/NAME",
+        "To upload it to the hub: {vsae} push {upload} OWNER/NAME",
         inside="downloaded_saes/{name}",
     ),
     "dictionary-learning": Format(
