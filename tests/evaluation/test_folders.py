@@ -46,8 +46,8 @@ def test_folders_of_one_setting_are_opened_in_order(trained):
 @pytest.mark.parametrize(
     ("call", "error", "names"),
     [
-        (lambda folder: open_folders([]), ConfigError, ""),
-        (lambda folder: open_folders(str(folder)), ConfigError, ""),
+        (lambda folder: open_folders([]), ConfigError, "run folder"),
+        (lambda folder: open_folders(str(folder)), ConfigError, "folders"),
         (lambda folder: evaluate_folders([folder], tokens=0), ConfigError, "tokens=0"),
         (lambda folder: open_folders([folder, folder / "b"]), CheckpointError, "/b"),
     ],
