@@ -166,7 +166,7 @@ REFUSED = {
     "--evals core --probing-sets all": r"probing_sets='all': expected sae_probes in evals",
     "--evals sae_probes --model nowhere --probing-sets glue": r"probing_sets='glue': expected smallest",
     "--model elsewhere": r"language model 'elsewhere' can't be loaded",
-    "--hook blocks.1.hook_resid_post": r"trained on hook blocks\.0.*, not on blocks\.1",
+    "--hook blocks.1.hook_resid_post": r"trained on blocks\.0.*, not on blocks\.1",
     "--evals core,scr,sparse_probing": r"scr, sparse_probing: the embedded books have no labels; ",
     "nobody/nothing": r"^vsae: nobody/nothing: no such folder here, and the hub",
 }
