@@ -8,6 +8,7 @@ noise, the schedules and the constraint on the decoder are those of `Variational
 F d_sae, K = k.
 """
 
+import logging
 import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
@@ -49,6 +50,8 @@ except ImportError as error:
         f"{__name__} needs SAELens ({error}); install it: "
         "pip install 'dictionary-learning-ext[sae-lens]'"
     ) from error
+
+logger = logging.getLogger(__name__)
 
 ARCHITECTURE = VSAETopKConfig.architecture
 
@@ -257,6 +260,12 @@ class VariationalTopKTrainingSAE(TrainingSAE):
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """The loss of a step, its terms, and the features of the batch as the mean selects them."""
         step, x = step_input.n_training_steps, step_input.sae_in.to(self.dtype)
+        if step == self.cfg.steps:  # SAELens tells an SAE nothing of the run's length
+            logger.warning(
+                "steps=%d, but SAELens goes on: all schedules have ended. steps is meant to be training_tokens / "
+                "train_batch_size_tokens",
+                step,
+            )
         if self._is_untrained:
             set_to_median(self.b_dec, x)
             self._is_untrained = False

@@ -260,6 +260,19 @@ def test_autocast_is_our_bfloat16():
     assert losses[True] != pytest.approx(losses[False], rel=1e-6)
 
 
+def test_a_run_that_goes_on_after_its_steps_is_said_once(caplog):
+    data = batches()
+    sae = their_trainer(options_of(settings_of(sigma=0.25)), data).fit()
+    last = sae.cfg.steps
+    caplog.clear()
+    sae.training_forward_pass(step_input(data[0], last - 1))
+    assert not caplog.records
+    for step in (last, last + 1):
+        sae.training_forward_pass(step_input(data[0], step))
+    (record,) = caplog.records
+    assert f"steps={last}" in record.getMessage()
+
+
 def test_the_parts_of_the_loss_add_up():
     data = batches()
     trainer = their_trainer(

@@ -216,8 +216,8 @@ def _settings(
         resume, run = (False, run) if run.overwrite else _found(flags)
     else:
         is_there = flags.run.save_dir is None and not flags.run.overwrite
-        in_it, leave = "no other folder, as it continues there", "leave out save_dir and overwrite"
-        require(is_there, "resume", str(flags.resume), in_it, instead=leave)
+        alone = "neither save_dir nor overwrite beside it, as the run continues in its folder"
+        require(is_there, "resume", str(flags.resume), alone, instead="leave them out")
         was, saes, hooks = read_run(flags.resume)
         run = replace(flags.run, save_dir=was.save_dir)
         places = may_move(was, flags.run)

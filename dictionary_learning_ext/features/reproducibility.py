@@ -240,7 +240,7 @@ class Reproducibility:
         return np.stack([self.matches(name, other) for other in self.names if other != name])
 
     def _matching(self, name: str, other: str) -> tuple[np.ndarray, np.ndarray]:
-        """Of each feature of an SAE, the number of its match in another, and the absolute cosine."""
+        """`matched` and `matches` of two different SAEs."""
         if (name, other) in self.pairs:
             pair = self.pairs[name, other]
             return pair.matched_F, pair.match_F

@@ -330,10 +330,8 @@ def _require_weights(folder: Path, config: dict[str, Any], step: int | None) -> 
             f"{folder}: its training failed, see {FAILED} there",
             instead="train again, or load a checkpoint with step",
         )
-    reached, steps = (
-        max(reading.steps_of(folder), default=0),
-        config["run"].get("settings", {}).get("steps"),
-    )
+    reached = max(reading.steps_of(folder), default=0)
+    steps = config["run"].get("settings", {}).get("steps")
     raise CheckpointError(
         f"{folder}: not finished (step {reached} of {steps})",
         instead=f"continue it with `vsae train --resume {in_shell(folder)}`",
