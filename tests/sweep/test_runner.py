@@ -39,6 +39,7 @@ from dictionary_learning_ext.run_folder.files import (
     write_json,
 )
 from dictionary_learning_ext.sweep import devices, runner
+from dictionary_learning_ext.sweep.cached import SweepCache
 from dictionary_learning_ext.sweep.runner import chunks_of, progress, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 
@@ -529,3 +530,28 @@ def test_an_overwrite_that_is_stopped_can_be_repeated(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         runner._clear([tmp_path])
     require_free(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("measured", [0, 10 * RunConfig.eval_tokens])
+def test_a_cache_holds_enough_held_out_tokens_for_reports_and_for_the_runs(
+    measured, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(
+        "dictionary_learning_ext.activations.cache_writer.write_cache",
+        lambda folder, settings, *_, **__: asked.append(settings.eval_tokens),
+    )
+    run = TrainConfig(run=RunConfig(eval_tokens=measured))
+    SweepCache(tmp_path, 100).write({"x": run}, is_read=False)
+    assert asked == [max(measured, RunConfig.eval_tokens)]
+
+
+def test_an_overwriting_sweep_leaves_folders_that_hold_something_else(configs, tmp_path):
+    name, config = next(iter(configs.items()))
+    other = tmp_path / "s" / name / "config.json"
+    other.parent.mkdir(parents=True)
+    other.write_text('{"model_type": "gpt2"}')
+    overwriting = {name: replace(config, run=replace(config.run, overwrite=True))}
+    with pytest.raises(ConfigError, match=name):
+        run_sweep(overwriting, tmp_path / "s")
+    assert other.is_file()
