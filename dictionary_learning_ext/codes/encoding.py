@@ -34,8 +34,9 @@ from ..trainers.dictionaries import (
     selects_top_k,
 )
 from ..trainers.kernels.select import top_k
+from ..trainers.parts import Selection
 from ..trainers.sparse_sum import SparseSum
-from ..trainers.step import ranking_key
+from ..trainers.step import largest_of_batch, ranking_key
 
 _BLOCK_ELEMENTS = 1 << 22
 """The most activations (tokens x F), or numbers (selections x D), in memory at a time."""
@@ -202,6 +203,8 @@ def _block(dictionary: Any, x_nD: t.Tensor, with_all: bool) -> Block:
         f_nF = encode(x_nD)
         token_M, feature_M = f_nF.nonzero(as_tuple=True)
         value_M = f_nF[token_M, feature_M]
+    elif code.rows is not None:
+        value_M, feature_M, token_M = code.values, code.indices, code.rows
     else:
         feature_nK, order_nK = code.indices.sort(dim=1)
         value_nK = code.values.gather(1, order_nK)
@@ -343,18 +346,23 @@ class Encoder:
         noises = {"stability_rms": (mu_nF, 0.1 * rms)}
         if posterior is not None:
             noises["stability_sigma"] = mu_nF, posterior.std
-        k = code.indices.shape[1]
+        selected = self._selected(mu_nF) if getattr(sae, "over_batch", False) else code
         for name, (added_to_nF, scale) in noises.items():
             z_nF = t.empty_like(mu_nF).normal_(generator=self._generator)
             z_nF = ranking_key(
                 z_nF.mul_(scale).add_(added_to_nF), getattr(sae, "select_by", "value")
             )
-            # Without noise, as a point has none, a ReLU leaves ties.
-            rectified = bool(getattr(sae, "rectify", False))
-            _, other_nK = top_k(z_nF, k, rectified=rectified)
-            in_both_nF = t.zeros_like(mu_nF, dtype=t.bool).scatter_(1, other_nK, True)
-            common_n = in_both_nF.gather(1, code.indices).sum(1)
-            totals.add_mean(name, (common_n / (2 * k - common_n)).mean(), n)
+            totals.add_mean(name, overlap(selected, self._selected(z_nF), mu_nF.shape[1]), n)
+
+    def _selected(self, keys_nF: t.Tensor) -> TopKCode:
+        """What the SAE selects by these keys: K of each token, or as many on average."""
+        sae = self.dictionary
+        if getattr(sae, "over_batch", False):
+            found = largest_of_batch(keys_nF, int(sae.k))
+            return TopKCode(found.keys, found.indices, found.rows)
+        # Without noise, as a point has none, a ReLU leaves ties.
+        rectified = bool(getattr(sae, "rectify", False))
+        return TopKCode(*top_k(keys_nF, int(sae.k), rectified=rectified))
 
     def _sampled_reconstruction(self, block: Block) -> t.Tensor:
         """The reconstruction from a sample of the posterior."""
@@ -365,6 +373,7 @@ class Encoder:
         code = sae.drawn_from(block.posterior, self._generator)
         n, k = code.indices.shape
         token_M = t.arange(n, device=code.indices.device).repeat_interleave(k)
+        token_M = token_M if code.rows is None else code.rows.flatten()
         drawn = block._replace(
             token_M=token_M, feature_M=code.indices.flatten(), value_M=code.values.flatten()
         )
@@ -375,6 +384,18 @@ class Encoder:
         if len(self._parts) > 1:
             self._parts = [csr_matrix(vstack(self._parts, format="csr"))]
         return self._parts[0]
+
+
+def overlap(one: TopKCode, other: TopKCode, n_features: int) -> t.Tensor:
+    """The Jaccard index of what two codes select of a token, the mean over tokens; of codes of all tokens together, of all
+    that they select. 0-dim."""
+    in_other_nF = Selection(other.indices, other.values, rows=other.rows).spread(
+        t.ones_like(other.indices, dtype=t.bool), n_features
+    )
+    common_nK = Selection(one.indices, one.values, rows=one.rows).of(in_other_nF)
+    common = common_nK.sum(1) if one.rows is None else common_nK.sum()
+    total = common_nK.shape[1] if one.rows is None else common_nK.numel()
+    return (common / (2 * total - common)).mean()
 
 
 class _KnownOutputs(NamedTuple):

@@ -140,6 +140,25 @@ _ROWS = (
         **_VARIATIONAL,
     ),
     Architecture(
+        name="vsae_batch_top_k",
+        title="vSAE over BatchTopK",
+        name_in_folders="vsae_batch",
+        description="variational BatchTopK",
+        trainer=f"{_OURS}.variational_batch_top_k:VariationalBatchTopKTrainer",
+        dictionary=f"{_OURS}.variational_batch_top_k:VariationalBatchTopKAutoEncoder",
+        default_lr=None,
+        function="jump_relu",
+        exported_as=f"{_UPSTREAMS}.batch_top_k:BatchTopKSAE",
+        bench_name="vsae_batch_topk",
+        variants={
+            variant: name.replace("vSAE", "vSAE over BatchTopK").replace(
+                "TopK with", "BatchTopK with"
+            )
+            for variant, name in _VARIATIONAL["variants"].items()
+            if "magnitude" not in variant
+        },
+    ),
+    Architecture(
         name="vsae",
         title="purely variational SAE",
         description="purely variational (k = dict_size)",

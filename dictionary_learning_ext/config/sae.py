@@ -12,7 +12,7 @@ compared by them. The defaults are those of `vsae train`, the preset `recommende
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from ..errors import ConfigError
 from .architectures import TRAINED, upstream_lr
@@ -189,7 +189,7 @@ class AuxKOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PosteriorOptions(Checked):
-    """The distribution of a vSAE's features, and which of them are kept."""
+    """The distribution of a vSAE's features."""
 
     posterior: Posterior = "fixed"
     """fixed (paper): sigma is a constant. learned: sigma depends on the token, by a linear map. point:
@@ -199,13 +199,24 @@ class PosteriorOptions(Checked):
     noise_on: NoiseOn = "both"
     """What the sample changes in training: both (paper), the values of the features that the mean
     selects, or only the selection."""
+    prior_std: PositiveScale = 1.0
+    """The standard deviation of the prior, in training units."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSelection(Checked):
+    """How a vSAE that keeps k features of each token chooses them."""
+
     rectify: bool = False
     """Apply a ReLU to the mean, as upstream's TopK does. Paper: no."""
     select_by: SelectBy = "value"
     """Keep the k largest activations (value; paper), or the k of largest magnitude with their signs
     (magnitude: AbsTopK, arXiv 2510.00404)."""
-    prior_std: PositiveScale = 1.0
-    """The standard deviation of the prior, in training units."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKPosteriorOptions(TokenSelection, PosteriorOptions):
+    """What a `VariationalTopKAutoEncoder` is built of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -407,10 +418,15 @@ SCHEDULES = (*_WARMUPS, "decay_start", "kl_warmup_steps", "noise_anneal_steps")
 
 @dataclass(frozen=True, kw_only=True)
 class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
-    """Options that `vsae_top_k` and `vsae` share.
+    """Options that all vSAEs share.
 
     `sigma`, if it is given, takes the place of `noise_to_signal`.
     """
+
+    rectify: ClassVar[bool] = False
+    select_by: ClassVar[SelectBy] = "value"
+    over_batch: ClassVar[bool] = False
+    """Whether a batch of B tokens shares the B k features that are kept, and a ReLU is applied to their values."""
 
     noise_on: NoiseOn = "selection"
     sigma: Sigma | None = None
@@ -452,14 +468,22 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VSAETopKConfig(TopKOptions, Variational):
+class VSAETopKConfig(TopKOptions, TokenSelection, Variational):
     """The variational TopK SAE."""
 
     architecture: Literal["vsae_top_k"] = _named("vsae_top_k")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VSAEConfig(Variational):
+class VSAEBatchTopKConfig(TopKOptions, Variational):
+    """The variational BatchTopK SAE, which keeps k features on average, and encodes by a threshold."""
+
+    architecture: Literal["vsae_batch_top_k"] = _named("vsae_batch_top_k")
+    over_batch: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class VSAEConfig(TokenSelection, Variational):
     """The purely variational SAE: its k is dict_size."""
 
     architecture: Literal["vsae"] = _named("vsae")
@@ -591,6 +615,7 @@ CONFIGS: dict[str, type[SAEConfig]] = {
     cls.architecture: cls
     for cls in (
         VSAETopKConfig,
+        VSAEBatchTopKConfig,
         VSAEConfig,
         VAEaseConfig,
         VSAEAsPublishedConfig,

@@ -34,12 +34,15 @@ class PosteriorArguments(TypedDict, total=False):
     posterior: Posterior
     log_var_init: float
     noise_on: NoiseOn
-    rectify: bool
-    select_by: SelectBy
     prior_std: float
 
 
-class VSAETopKArguments(TopKTrainerArguments, PosteriorArguments, total=False):
+class TopKPosteriorArguments(PosteriorArguments, total=False):
+    rectify: bool
+    select_by: SelectBy
+
+
+class VSAEBatchTopKArguments(TopKTrainerArguments, PosteriorArguments, total=False):
     beta: float
     kl_scope: KLScope
     kl_schedule: KLSchedule
@@ -47,6 +50,10 @@ class VSAETopKArguments(TopKTrainerArguments, PosteriorArguments, total=False):
     noise_anneal_steps: int | None
     sigma: float | None
     noise_to_signal: float
+
+
+class VSAETopKArguments(VSAEBatchTopKArguments, TopKPosteriorArguments, total=False):
+    pass
 
 
 class VAEaseArguments(TypedDict, total=False):

@@ -238,16 +238,17 @@ class SamplingTrainer(SAETrainer, ABC):
     def _dict_class(self, given: Any) -> type:
         """The class of the dictionary to train: `given` if it is ours or a subclass of it, ours by default.
 
-        Upstream's examples pass AutoEncoderTopK; it is replaced by ours, with a warning.
+        Upstream's examples pass its own class; it is replaced by ours, with a warning.
 
         Raises: ConfigError for any other class.
         """
         ours = self.dictionary_class
         if given is None or given is ours:
             return ours
-        if given is AutoEncoderTopK:
+        if given in (AutoEncoderTopK, *ours.__bases__):
             logger.warning(
-                "dict_class=AutoEncoderTopK: %s trains a %s instead; leave out dict_class",
+                "dict_class=%s: %s trains a %s instead; leave out dict_class",
+                given.__name__,
                 type(self).__name__,
                 ours.__name__,
             )
@@ -337,7 +338,8 @@ class SamplingTrainer(SAETrainer, ABC):
                 return self._terms(x, step, self.generator).loss
             losses = self._losses(x, step)
             with t.no_grad():
-                x_hat, f = self.ae(x, output_features=True)
+                f = self._encoded(x)
+                x_hat = self.ae.decode(f)
         return LossLog(x, x_hat, f, losses)
 
     def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:
@@ -362,8 +364,12 @@ class SamplingTrainer(SAETrainer, ABC):
 
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
         """`batch_metrics` of a batch, encoded without noise."""
-        x_hat, f = self.ae(x, output_features=True)
-        return batch_metrics(x, x_hat, f)
+        f = self._encoded(x)
+        return batch_metrics(x, self.ae.decode(f), f)
+
+    def _encoded(self, x: t.Tensor) -> t.Tensor:
+        """The features that logs of training show: (B, D) -> (B, F)."""
+        return self.ae.encode(x)
 
     def check(self, step: int) -> NotFinite | None:
         """See `Trainer`. The optimiser skips every step that is not finite."""

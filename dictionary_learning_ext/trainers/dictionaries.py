@@ -47,12 +47,14 @@ class FeaturePosterior(Protocol):
 
 
 class TopKCode(NamedTuple):
-    """The K features that each token keeps."""
+    """The K features that each token keeps, or M of all tokens together."""
 
     values: t.Tensor
-    """Activations, (…, K). Some are 0 if a ReLU leaves fewer than K."""
+    """Activations, (…, K) or (M,). Some are 0 if a ReLU leaves fewer than K."""
     indices: t.Tensor
-    """Feature indices, (…, K), int64, in any order."""
+    """Feature indices, in the shape of the values, int64, in any order."""
+    rows: t.Tensor | None = None
+    """The token of each, ascending, if they are of all tokens together, in the same shape; None: K of each token."""
 
 
 @runtime_checkable

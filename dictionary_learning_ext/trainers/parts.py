@@ -15,14 +15,31 @@ from torch import nn
 
 
 class Selection(NamedTuple):
-    """The features that each row keeps."""
+    """The features that a batch keeps: the K of each row, or B K of all rows together."""
 
     indices: t.Tensor
-    """(…, K), in any order"""
+    """features, (…, K), in any order"""
     keys: t.Tensor
-    """each row's K largest values (or magnitudes), over all parts of a split dictionary"""
+    """each row's K largest values (or magnitudes), over all parts of a split dictionary; with `rows` those at `indices`"""
     is_kept: t.Tensor | None = None
     """which `indices` are among the K largest of all parts, (…, K); None: all, because the dictionary isn't split"""
+    rows: t.Tensor | None = None
+    """the row of each of `indices`, ascending, (B, K), where a batch shares them; None: each row has its own K"""
+
+    def of(self, x_BF: t.Tensor) -> t.Tensor:
+        """The numbers at the selected features: (…, F) -> (…, K)."""
+        if self.rows is None:
+            return x_BF.gather(-1, self.indices)
+        places = (self.rows * x_BF.shape[-1] + self.indices).flatten()
+        return x_BF.flatten().gather(0, places).view(self.indices.shape)
+
+    def spread(self, values_BK: t.Tensor, n_features: int) -> t.Tensor:
+        """The inverse: values at the selected features, and 0 elsewhere, (B, F)."""
+        zeros_BF = values_BK.new_zeros(len(values_BK), n_features)
+        if self.rows is None:
+            return zeros_BF.scatter(1, self.indices, values_BK)
+        places = (self.rows * n_features + self.indices).flatten()
+        return zeros_BF.flatten().scatter(0, places, values_BK.flatten()).view(zeros_BF.shape)
 
     def only(self, x_BK: t.Tensor) -> t.Tensor:
         """x_BK, set to 0 for the features that are not kept."""

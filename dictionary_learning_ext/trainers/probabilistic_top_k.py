@@ -209,7 +209,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         f_BF = product(x - ae.b_dec, ae.encoder.weight, x.dtype).add_(ae.encoder.bias).relu_()
         selection = largest(f_BF, self.k, "value", part)
         values_BK = selection.only(f_BF.gather(1, selection.indices))
-        decoded_BD = decode(selection.indices, values_BK, ae.decoder.weight, x.dtype)
+        decoded_BD = decode(selection, values_BK, ae.decoder.weight, x.dtype)
         return self._metrics_of_code(x, decoded_BD, selection.indices, values_BK)
 
     def _logged(self, terms: GatedTerms, x: t.Tensor) -> dict[str, t.Tensor]:

@@ -1,6 +1,6 @@
 """Sums of weights that a sparse code selects, by torch's `embedding_bag`, which reads these weights alone.
 
-Shapes: B rows, D, F features, M selections: K of each row, (B, K), or all in the order of rows, (M,).
+Shapes: B rows, D, F features, M selections: K of each row, (B, K), or all in the order of rows, in any shape.
 """
 
 import torch as t
@@ -13,11 +13,18 @@ def weighted_sums(
     """Each row's sum of the weights at its indices times its values, (B, D).
 
     Arguments:
-        indices, values: (B, K), or (M,) with `starts_B`, where each row's begin. The values have the weights' dtype.
+        indices, values: (B, K), or M with `starts_B`, where each row's begin. The values have the weights' dtype.
     """
+    if starts_B is not None:
+        indices, values = indices.flatten(), values.flatten()
     return functional.embedding_bag(
         indices, weight_FD, starts_B, mode="sum", per_sample_weights=values
     )
+
+
+def starts_of(ascending: t.Tensor, count: int) -> t.Tensor:
+    """Where each of the numbers below `count` begins among ascending ones, (count,)."""
+    return t.searchsorted(ascending.flatten(), t.arange(count, device=ascending.device))
 
 
 class SparseSum:

@@ -4,6 +4,7 @@
     z_BF  = mu + tau sigma eps,  eps ~ N(0, I)
     I     = the K largest of z (noise_on both, selection) or of mu (values)
     f     = z (both, values) or mu (selection) on I, 0 elsewhere
+            over a batch: I is the B K largest of all rows, and a ReLU is applied to f
     x_hat = W_dec f + b_dec
     loss  = mean_B ||x - x_hat||^2 + kl_weight mean_B sum_{i in S} KL_i + auxk_alpha AuxK
 
@@ -22,7 +23,7 @@ from torch.nn import functional
 from ..config.sae import NoiseOn, SelectBy, Variational
 from .parts import WHOLE, Part, Selection
 from .posterior import kl_scale, noise_scale, variance_kl
-from .sparse_sum import SparseSum, weighted_sums
+from .sparse_sum import SparseSum, starts_of, weighted_sums
 
 MaybeTensor = TypeVar("MaybeTensor", t.Tensor, t.Tensor | None)
 
@@ -92,7 +93,8 @@ class StepObjective:
         """How to draw the code."""
         tau = 0.0 if self.settings.posterior == "point" else self.noise_scale
         settings = self.settings
-        return Draw(self.k, settings.noise_on, tau, self.generator, settings.select_by, self.part)
+        how = (settings.select_by, settings.over_batch, self.part)
+        return Draw(self.k, settings.noise_on, tau, self.generator, *how)
 
 
 class LossTerms(NamedTuple):
@@ -107,8 +109,8 @@ class LossTerms(NamedTuple):
     auxk_loss: t.Tensor
     """AuxK's loss, relative to the residual's variance, before auxk_alpha"""
     mean_threshold: t.Tensor
-    """the smallest positive mean (or magnitude: see `PosteriorOptions.select_by`) that a row selects,
-    averaged over rows; NaN if no row has one"""
+    """the smallest positive mean (or magnitude: see `TokenSelection.select_by`) that a row selects,
+    averaged over rows; over a batch, the smallest that it selects; NaN if there is none"""
     tokens_since_fired_F: t.Tensor
     """after this batch; a feature fires when the mean selects it"""
 
@@ -125,7 +127,7 @@ def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective)
         sigma = (log_var_BF / 2).exp()
 
     code = draw_code(mu_BF, sigma, objective.draw)
-    decoded_BD = part.sum(decode(code.indices, code.values, weights.W_dec_DF, dtype))
+    decoded_BD = part.sum(decode(code.selection, code.values, weights.W_dec_DF, dtype))
     error_BD = decoded_BD + weights.b_dec_D - x_BD
     l2_loss = mean_squared_norm(error_BD)
     kl_loss = mean_kl(mu_BF, log_var_BF, code, objective)
@@ -157,7 +159,7 @@ def mean_kl(
     mu, log_var, n_features = mu_BF, log_var_BF, part.count * mu_BF.shape[1]
     if settings.kl_scope == "selected":
         mu, n_features = code.selection.only(code.means), objective.k
-        log_var = at_indices(log_var_BF, code.indices, mu_BF)
+        log_var = at_selection(log_var_BF, code.selection, mu_BF)
     kl = part.sum(mean_squared_norm(mu)) / (2 * settings.prior_std**2)
     if log_var is not None:
         of_sigma = variance_kl(log_var, settings.prior_std)
@@ -209,6 +211,8 @@ class Draw(NamedTuple):
     """on the means' device; None: torch's default"""
     select_by: SelectBy = "value"
     """value: TopK(z) is the K largest z. magnitude: the K largest |z|"""
+    over_batch: bool = False
+    """whether the rows share their K: TopK(z) is the B K largest of all, and the values are rectified"""
     part: Part = WHOLE
     """which features the means belong to"""
 
@@ -217,9 +221,15 @@ class Draw(NamedTuple):
         """Whether noise changes which features are selected."""
         return self.noise_scale != 0 and self.noise_on != "values"
 
+    def select(self, values: t.Tensor) -> Selection:
+        """The largest of values (…, F)."""
+        if self.over_batch:
+            return largest_of_batch(values, self.k)
+        return largest(values, self.k, self.select_by, self.part)
+
 
 class Code(NamedTuple):
-    """The K features that each row keeps, in any order."""
+    """The K features that each row keeps, or the B K of a batch."""
 
     selection: Selection
     values: t.Tensor
@@ -227,14 +237,9 @@ class Code(NamedTuple):
     means: t.Tensor
     """their means, (…, K)"""
 
-    @property
-    def indices(self) -> t.Tensor:
-        """Which features: (…, K)."""
-        return self.selection.indices
-
 
 def draw_code(mu: t.Tensor, sigma: t.Tensor, how: Draw) -> Code:
-    """Draw a code from means (…, F). Its values are differentiable in mu and sigma.
+    """Draw a code from means (…, F), or (B, F) over a batch. Its values are differentiable in mu and sigma.
 
     Arguments:
         sigma: of mu's shape, or 0-dim.
@@ -243,19 +248,17 @@ def draw_code(mu: t.Tensor, sigma: t.Tensor, how: Draw) -> Code:
     if how.noise_chooses:
         eps = noise_of(mu, how)
         with t.no_grad():
-            selection = largest(
-                t.addcmul(mu, eps, sigma, value=tau), how.k, how.select_by, how.part
-            )
+            selection = how.select(t.addcmul(mu, eps, sigma, value=tau))
     else:
-        selection = largest(mu, how.k, how.select_by, how.part)
+        selection = how.select(mu)
         if tau != 0 and how.part.is_split:
             eps = noise_of(mu, how)
-    indices = selection.indices
-    mu_K = mu.gather(-1, indices)
-    if tau == 0 or how.noise_on == "selection":
-        return Code(selection, selection.only(mu_K), mu_K)
-    eps_K = noise_of(mu_K, how) if eps is None else eps.gather(-1, indices)
-    values = t.addcmul(mu_K, eps_K, at_indices(sigma, indices, mu), value=tau)
+    values = mu_K = selection.of(mu)
+    if tau != 0 and how.noise_on != "selection":
+        eps_K = noise_of(mu_K, how) if eps is None else selection.of(eps)
+        values = t.addcmul(mu_K, eps_K, at_selection(sigma, selection, mu), value=tau)
+    if how.over_batch:
+        values = values.relu()
     return Code(selection, selection.only(values), mu_K)
 
 
@@ -264,11 +267,12 @@ def noise_of(mu: t.Tensor, how: Draw) -> t.Tensor:
     return how.part.draw(mu, how.generator, t.Tensor.normal_)
 
 
-def at_indices(values: MaybeTensor, indices: t.Tensor, mu: t.Tensor) -> MaybeTensor:
-    """The values at these indices if there is one for each of `mu`; otherwise the values as they are."""
+def at_selection(values: MaybeTensor, selection: Selection, mu: t.Tensor) -> MaybeTensor:
+    """The values at selected features if there is one for each of `mu`; otherwise the values as they are."""
     if values is None or values.shape != mu.shape:
         return values
-    return values.gather(-1, indices)
+    found: Any = selection.of(values)
+    return found
 
 
 def ranking_key(values: t.Tensor, select_by: SelectBy) -> t.Tensor:
@@ -281,6 +285,15 @@ def largest(values: t.Tensor, k: int, select_by: SelectBy, part: Part = WHOLE) -
     by = ranking_key(values.detach(), select_by)
     found = by.topk(min(k, by.shape[-1]), dim=-1, sorted=False)
     return part.select(found.indices, found.values, k)
+
+
+def largest_of_batch(values_BF: t.Tensor, k: int) -> Selection:
+    """Select the B k largest of a batch. NaN ranks highest."""
+    (batch, n_features), flat = values_BF.shape, values_BF.detach().flatten()
+    places_N = flat.topk(batch * k, sorted=False).indices.sort().values
+    places_BK = places_N.view(batch, k)
+    keys_BK = flat[places_N].view(batch, k)
+    return Selection(places_BK % n_features, keys_BK, rows=places_BK // n_features)
 
 
 class MeanSelection(NamedTuple):
@@ -296,29 +309,33 @@ class MeanSelection(NamedTuple):
         """What is selected in a batch, given which of it fires (bool), and the tokens since features fired before it."""
         fired_F = t.zeros_like(since_fired_F, dtype=t.bool)
         fired_F.index_add_(0, selection.indices.flatten(), selection.only(fires_BK).flatten())
-        smallest_B = selection.keys.masked_fill(selection.keys <= 0, t.inf).amin(-1)
-        return cls.of_rows(fired_F, smallest_B, since_fired_F)
+        positive_BK = selection.keys.masked_fill(selection.keys <= 0, t.inf)
+        smallest = positive_BK.amin(-1) if selection.rows is None else positive_BK.amin()[None]
+        return cls.of_smallest(fired_F, smallest, since_fired_F + len(positive_BK))
 
     @classmethod
-    def of_rows(
-        cls, fired_F: t.Tensor, smallest_B: t.Tensor, since_fired_F: t.Tensor
+    def of_smallest(
+        cls, fired_F: t.Tensor, smallest: t.Tensor, since_fired_F: t.Tensor
     ) -> "MeanSelection":
-        """The same, given which features fire in any row (bool), and each row's smallest positive selected mean (inf if it
-        has none)."""
-        has_one_B = smallest_B < t.inf
-        mean_threshold = smallest_B.masked_fill(~has_one_B, 0).sum() / has_one_B.sum()
-        since_fired_F = since_fired_F + len(smallest_B)
-        return cls(mean_threshold, since_fired_F.masked_fill_(fired_F, 0))
+        """The same, given which features fire in any row (bool), the smallest positive selected mean of each row, or the one of
+        the batch (inf if there is none), and the tokens since features fired without this batch's firing."""
+        has_one = smallest < t.inf
+        mean_threshold = smallest.masked_fill(~has_one, 0).sum() / has_one.sum()
+        return cls(mean_threshold, since_fired_F.masked_fill(fired_F, 0))
 
 
 @t.no_grad()
 def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> MeanSelection:
-    """What the mean alone selects. A mean of 0 fires only in a step without noise, as a ReLU's zeros do upstream."""
+    """What the mean alone selects. A mean of 0 fires only in a step without noise, as a ReLU's zeros do upstream. Over a batch
+    only positive means fire."""
     how, selection = objective.draw, code.selection
     if how.noise_chooses:
-        selection = largest(mu_BF, how.k, how.select_by, how.part)
-    mu_BK = mu_BF.gather(1, selection.indices)
-    fires_BK = mu_BK.ne(0) if how.noise_scale != 0 else t.ones_like(mu_BK, dtype=t.bool)
+        selection = how.select(mu_BF)
+    mu_BK = selection.of(mu_BF)
+    if how.over_batch:
+        fires_BK = mu_BK > 0
+    else:
+        fires_BK = mu_BK.ne(0) if how.noise_scale != 0 else t.ones_like(mu_BK, dtype=t.bool)
     return MeanSelection.of(selection, fires_BK, objective.tokens_since_fired_F)
 
 
@@ -330,43 +347,47 @@ _DENSE_FROM = 1 / 256
 
 
 def decode(
-    indices_BK: t.Tensor, values_BK: t.Tensor, W_dec_DF: t.Tensor, matmul_dtype: t.dtype
+    selection: Selection, values_BK: t.Tensor, W_dec_DF: t.Tensor, matmul_dtype: t.dtype
 ) -> t.Tensor:
-    """W_dec f, (B, D), where each row of f is 0 except for K values."""
-    (batch, k), n_features = indices_BK.shape, W_dec_DF.shape[1]
-    if k < _DENSE_FROM * n_features:
-        found: Any = SparseDecode.apply(indices_BK, values_BK, W_dec_DF.t(), matmul_dtype)
+    """W_dec f, (B, D), where f is 0 except for the values of a selection."""
+    n_features = W_dec_DF.shape[1]
+    if values_BK.shape[1] < _DENSE_FROM * n_features:
+        indices, rows = selection.indices, selection.rows
+        found: Any = SparseDecode.apply(indices, values_BK, W_dec_DF.t(), matmul_dtype, rows)
         return found
-    f_BF = values_BK.new_zeros(batch, n_features).scatter(1, indices_BK, values_BK)
+    f_BF = selection.spread(values_BK, n_features)
     return product(f_BF, W_dec_DF, matmul_dtype).to(W_dec_DF.dtype)
 
 
 class SparseDecode(t.autograd.Function):
-    """sum_{i in I} f_i W_i, (B, D). It and its gradients read only K rows of W for each row of the batch.
+    """sum_{i in I} f_i W_i, (B, D). It and its gradients read only K rows of W for each row of the batch. Where a batch
+    shares its B K, `rows_BK` says the row of each.
 
     dL/df_i = e . W_i                             for i in I
     dL/dW_i = sum over the rows with i in I of f_i e         e = the gradient at the row's sum
     """
 
     @staticmethod
-    def forward(ctx: Any, indices_BK, values_BK, W_FD, matmul_dtype):
-        ctx.sum = SparseSum(indices_BK, values_BK.to(matmul_dtype), W_FD.to(matmul_dtype))
-        ctx.save_for_backward(indices_BK, values_BK)
+    def forward(ctx: Any, indices_BK, values_BK, W_FD, matmul_dtype, rows_BK=None):
+        starts_B = None if rows_BK is None else starts_of(rows_BK, len(rows_BK))
+        operands = values_BK.to(matmul_dtype), W_FD.to(matmul_dtype)
+        ctx.sum = SparseSum(indices_BK, *operands, starts_B)
+        ctx.save_for_backward(indices_BK, values_BK, rows_BK)
         ctx.n_features, ctx.matmul_dtype = len(W_FD), matmul_dtype
         return ctx.sum.sum_BD.to(W_FD.dtype)
 
     @staticmethod
     @t.autograd.function.once_differentiable
     def backward(ctx: Any, grad_BD):  # pyright: ignore[reportIncompatibleMethodOverride]
-        indices_BK, values_BK = ctx.saved_tensors
+        indices_BK, values_BK, rows_BK = ctx.saved_tensors
         grad_values_BK = ctx.sum.products_with(grad_BD.to(ctx.matmul_dtype)).to(values_BK.dtype)
         if not ctx.needs_input_grad[2]:
-            return None, grad_values_BK, None, None
+            return None, grad_values_BK, None, None, None
         features, order = indices_BK.flatten().sort(stable=True)
-        starts_F = t.searchsorted(features, t.arange(ctx.n_features, device=features.device))
-        rows = order // indices_BK.shape[1]
+        starts_F = starts_of(features, ctx.n_features)
+        rows = order // indices_BK.shape[1] if rows_BK is None else rows_BK.flatten()[order]
         grad_W_FD = weighted_sums(rows, values_BK.flatten()[order], grad_BD, starts_F)
-        return None, grad_values_BK, grad_W_FD, None
+        return None, grad_values_BK, grad_W_FD, None, None
 
 
 # --- the norm
@@ -418,11 +439,10 @@ def dead_features_loss(
     error_BD = error_BD.detach()
     strength_BF = ranking_key(mu_BF.detach(), select_by).masked_fill(~is_dead_F, -t.inf)
     selection = largest(strength_BF, k_aux, "value", part)
-    indices_BK = selection.indices
-    values_BK = selection.only(mu_BF.gather(1, indices_BK).where(is_dead_F[indices_BK], 0.0))
+    values_BK = selection.only(selection.of(mu_BF).where(is_dead_F[selection.indices], 0.0))
     if select_by == "value":
         values_BK = values_BK.relu()
-    unexplained_BD = part.sum(decode(indices_BK, values_BK, W_dec_DF, matmul_dtype)) + error_BD
+    unexplained_BD = part.sum(decode(selection, values_BK, W_dec_DF, matmul_dtype)) + error_BD
     variance = row_variance(error_BD)
     scale = t.where(variance > 0, 1 / variance, 0.0) * part.max(is_dead_F.any())
     return mean_squared_norm(unexplained_BD) * scale

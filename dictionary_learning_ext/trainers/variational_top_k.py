@@ -8,7 +8,7 @@ loss of a batch is in `step.py`, the KL and the schedules are in `posterior.py`.
 import logging
 import math
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
@@ -29,6 +29,8 @@ from ..config.sae import (
     PosteriorOptions,
     SAEConfig,
     SelectBy,
+    TokenSelection,
+    TopKPosteriorOptions,
     VSAETopKConfig,
 )
 from ..devices import keep_freed_memory
@@ -55,12 +57,151 @@ from .step import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .arguments import PosteriorArguments, VSAETopKArguments
+    from .arguments import TopKPosteriorArguments, VSAETopKArguments
 
 logger = logging.getLogger(__name__)
 
 
-class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
+class VariationalDictionary(OwnDictionary):
+    """What the vSAEs over TopK and over BatchTopK share: each feature's posterior, and all that follows from it.
+
+    A subclass has upstream's dictionary as its second base. Its constructor, which is for people and type checkers, calls
+    `_build`.
+    """
+
+    options_class: ClassVar[type[PosteriorOptions]]
+    over_batch: bool = False
+    """Whether a batch of B tokens shares the B k features that are kept in training."""
+    rectify: bool = False
+    select_by: SelectBy = "value"
+    activation_dim: int
+    dict_size: int
+    k: t.Tensor
+    threshold: t.Tensor
+    sigma: t.Tensor
+    prior_std: t.Tensor
+    log_var_encoder: nn.Linear
+    log_var_limits: t.Tensor
+
+    def _build(
+        self, activation_dim: int, dict_size: int, k: int, sigma: float, options: dict[str, Any]
+    ) -> None:
+        require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
+        given = self.options_class(**options)
+        if given.posterior == "fixed":
+            VSAETopKConfig(sigma=sigma)  # checks it
+        upstreams: Any = super()
+        upstreams.__init__(activation_dim, dict_size, k)
+        # Stored feature by feature, because the step reads one feature's weights at a time.
+        self.decoder.weight.data = self.decoder.weight.data.t().contiguous().t()
+        self.encoder.weight.data = self.encoder.weight.data.contiguous()
+
+        self.posterior_kind: Posterior = given.posterior
+        self.noise_on: NoiseOn = given.noise_on
+        sigma = sigma if given.posterior == "fixed" else 0.0
+        self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(given.posterior)))
+        self.register_buffer("noise_on_code", t.tensor(NOISE_ON.index(given.noise_on)))
+        if isinstance(given, TokenSelection):
+            self.rectify, self.select_by = given.rectify, given.select_by
+            self.register_buffer("rectify_code", t.tensor(given.rectify))
+            self.register_buffer("select_by_code", t.tensor(SELECT_BY.index(given.select_by)))
+        self.register_buffer("sigma", t.tensor(float(sigma)))
+        self.register_buffer("prior_std", t.tensor(float(given.prior_std)))
+        if given.posterior == "learned":
+            # Built without random numbers, so that the other weights are the same for every posterior.
+            log_var_encoder: Any = nn.utils.skip_init(nn.Linear, activation_dim, dict_size)
+            log_var_encoder.weight.data.zero_()
+            log_var_encoder.bias.data.fill_(given.log_var_init)
+            self.log_var_encoder = log_var_encoder
+            self.register_buffer("log_var_limits", t.tensor(LOG_VAR_LIMITS))
+
+    def drawn_from(self, posterior: GaussianPosterior, generator: t.Generator | None) -> TopKCode:
+        """The code of a sample from a posterior, as in `encode(x, sample=True)`."""
+        code = draw_code(posterior.mu, posterior.std, self._draw(generator))
+        return TopKCode(code.values, code.selection.indices, code.selection.rows)
+
+    def _draw(self, generator: t.Generator | None, noise: float = 1.0) -> Draw:
+        noise = 0.0 if self.posterior_kind == "point" else noise
+        how = (self.select_by, self.over_batch)
+        return Draw(int(self.k), self.noise_on, noise, generator, *how)
+
+    def log_var(self, x: t.Tensor) -> t.Tensor:
+        """log sigma^2: (…, D) -> (…, F) if it is learned, otherwise 0-dim (-inf for a point)."""
+        if self._is_learned:
+            raw = self.log_var_encoder(self._centred(x))
+            return raw.clamp(self.log_var_limits[0], self.log_var_limits[1])
+        return 2 * self.sigma.log()
+
+    def posterior(self, x: t.Tensor) -> GaussianPosterior:
+        """Each feature's posterior, given activations: (…, D) -> (…, F)."""
+        return GaussianPosterior(self._mu(x), self.log_var(x), self.prior_std)
+
+    @property
+    def weights(self) -> Weights:
+        """The parameters, as a training step needs them."""
+        weights = Weights(self.encoder.weight, self.encoder.bias, self.decoder.weight, self.b_dec)
+        if not self._is_learned:
+            return weights
+        log_var = self.log_var_encoder
+        return weights._replace(W_var_FD=log_var.weight, b_var_F=log_var.bias)
+
+    @property
+    def variant(self) -> str:
+        """Which variant of the vSAE it is, e.g. fixed_both or point."""
+        parts = [self.posterior_kind]
+        parts += [self.noise_on] if self.posterior_kind != "point" else []
+        parts += [self.select_by] if self.select_by != TokenSelection.select_by else []
+        return "_".join(parts)
+
+    @property
+    def _is_learned(self) -> bool:
+        return self.posterior_kind == "learned"
+
+    def _mu(self, x: t.Tensor) -> t.Tensor:
+        mu = self.encoder(self._centred(x))
+        return mu.relu() if self.rectify else mu
+
+    def _std(self, x: t.Tensor) -> t.Tensor:
+        """sigma, in `log_var`'s shape."""
+        return (0.5 * self.log_var(x)).exp() if self._is_learned else self.sigma
+
+    @t.no_grad()
+    def scale_biases(self, scale: float) -> None:
+        """Change the units of activations by a factor.
+
+        Afterwards encode(scale * x) is scale times the former encode(x), sampled or not. The KL stays the same.
+
+        Raises: ConfigError unless `scale` is positive.
+        """
+        require_scale(scale)
+        upstreams: Any = super()
+        upstreams.scale_biases(scale)
+        self.sigma *= scale
+        self.prior_std *= scale
+        if self._is_learned:
+            shift = 2 * math.log(scale)
+            self.log_var_encoder.weight.div_(scale)
+            self.log_var_encoder.bias.add_(shift)
+            self.log_var_limits += shift
+
+    @classmethod
+    def _built_as(cls, state: dict[str, t.Tensor]) -> dict[str, Any]:
+        found: dict[str, Any] = {"k": int(state["k"])}
+        choices = {
+            "posterior": POSTERIORS,
+            "noise_on": NOISE_ON,
+            "rectify": (False, True),
+            "select_by": SELECT_BY,
+        }
+        for name in choices.keys() & {each.name for each in fields(cls.options_class)}:
+            code, words = int(state[f"{name}_code"]), choices[name]
+            require(0 <= code < len(words), f"{name}_code", code, f"0 to {len(words) - 1}")
+            found[name] = words[code]
+        numbers = ("prior_std", "sigma") if found["posterior"] == "fixed" else ("prior_std",)
+        return found | {name: float(state[name]) for name in numbers}
+
+
+class VariationalTopKAutoEncoder(VariationalDictionary, AutoEncoderTopK):
     """A TopK SAE with a Gaussian posterior N(mu, sigma^2) for each feature.
 
         mu_BF    = W_enc (x - b_dec) + b_enc          # then ReLU if rectify
@@ -79,19 +220,15 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
         dict_size: F, the number of features.
         k: K, the features kept per token. k = dict_size is the purely variational SAE.
         sigma: the fixed posterior's standard deviation.
-        options: see `PosteriorOptions`.
+        options: see `TopKPosteriorOptions`.
 
     Raises: ConfigError for a value out of range.
     """
 
-    k: t.Tensor
-    sigma: t.Tensor
-    prior_std: t.Tensor
+    options_class = TopKPosteriorOptions
     select_by_code: t.Tensor
-    log_var_encoder: nn.Linear
-    log_var_limits: t.Tensor
 
-    @says_options_of(PosteriorOptions)
+    @says_options_of(TopKPosteriorOptions)
     def __init__(
         self,
         activation_dim: int,
@@ -99,35 +236,9 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
         k: int,
         *,
         sigma: float = PAPER_SIGMA,
-        **options: "Unpack[PosteriorArguments]",
+        **options: "Unpack[TopKPosteriorArguments]",
     ):
-        require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
-        given = PosteriorOptions(**options)
-        if given.posterior == "fixed":
-            VSAETopKConfig(sigma=sigma)  # checks it
-        super().__init__(activation_dim, dict_size, k)
-        # Stored feature by feature, because the step reads one feature's weights at a time.
-        self.decoder.weight.data = self.decoder.weight.data.t().contiguous().t()
-        self.encoder.weight.data = self.encoder.weight.data.contiguous()
-
-        self.posterior_kind: Posterior = given.posterior
-        self.noise_on: NoiseOn = given.noise_on
-        self.rectify = given.rectify
-        self.select_by: SelectBy = given.select_by
-        sigma = sigma if given.posterior == "fixed" else 0.0
-        self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(given.posterior)))
-        self.register_buffer("noise_on_code", t.tensor(NOISE_ON.index(given.noise_on)))
-        self.register_buffer("rectify_code", t.tensor(given.rectify))
-        self.register_buffer("select_by_code", t.tensor(SELECT_BY.index(given.select_by)))
-        self.register_buffer("sigma", t.tensor(float(sigma)))
-        self.register_buffer("prior_std", t.tensor(float(given.prior_std)))
-        if given.posterior == "learned":
-            # Built without random numbers, so that the other weights are the same for every posterior.
-            log_var_encoder: Any = nn.utils.skip_init(nn.Linear, activation_dim, dict_size)
-            log_var_encoder.weight.data.zero_()
-            log_var_encoder.bias.data.fill_(given.log_var_init)
-            self.log_var_encoder = log_var_encoder
-            self.register_buffer("log_var_limits", t.tensor(LOG_VAR_LIMITS))
+        self._build(activation_dim, dict_size, k, sigma, {**options})
 
     def encode(
         self,
@@ -155,9 +266,9 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
         mu = self._mu(x)
         if sample:
             code = draw_code(mu, self._std(x), self._draw(generator))
+            values, indices = code.values, code.selection.indices
         else:
-            code = self._top_k(mu, as_upstream=return_topk)
-        values, indices = code.values, code.indices
+            values, indices, _ = self._top_k(mu, as_upstream=return_topk)
         if use_threshold:
             if sample or self.threshold < 0:
                 raise ConfigError(
@@ -184,15 +295,6 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
         """The code by a posterior's mean: the same as `sparse_encode`, without encoding again."""
         return self._top_k(posterior.mu, as_upstream=True)
 
-    def drawn_from(self, posterior: GaussianPosterior, generator: t.Generator | None) -> TopKCode:
-        """The code of a sample from a posterior, as in `encode(x, sample=True)`."""
-        code = draw_code(posterior.mu, posterior.std, self._draw(generator))
-        return TopKCode(code.values, code.indices)
-
-    def _draw(self, generator: t.Generator | None) -> Draw:
-        noise = 0.0 if self.posterior_kind == "point" else 1.0
-        return Draw(int(self.k), self.noise_on, noise, generator, self.select_by)
-
     def _top_k(self, mu: t.Tensor, *, as_upstream: bool = False) -> TopKCode:
         """The K largest means of each token.
 
@@ -208,76 +310,6 @@ class VariationalTopKAutoEncoder(OwnDictionary, AutoEncoderTopK):
         # nnsight's proxies can't be unpacked.
         indices = ranking_key(mu, self.select_by).topk(k, dim=-1, sorted=False).indices
         return TopKCode(mu.gather(-1, indices), indices)
-
-    def log_var(self, x: t.Tensor) -> t.Tensor:
-        """log sigma^2: (…, D) -> (…, F) if it is learned, otherwise 0-dim (-inf for a point)."""
-        if self._is_learned:
-            raw = self.log_var_encoder(self._centred(x))
-            return raw.clamp(self.log_var_limits[0], self.log_var_limits[1])
-        return 2 * self.sigma.log()
-
-    def posterior(self, x: t.Tensor) -> GaussianPosterior:
-        """Each feature's posterior, given activations: (…, D) -> (…, F)."""
-        return GaussianPosterior(self._mu(x), self.log_var(x), self.prior_std)
-
-    @property
-    def weights(self) -> Weights:
-        """The parameters, as a training step needs them."""
-        weights = Weights(self.encoder.weight, self.encoder.bias, self.decoder.weight, self.b_dec)
-        if not self._is_learned:
-            return weights
-        log_var = self.log_var_encoder
-        return weights._replace(W_var_FD=log_var.weight, b_var_F=log_var.bias)
-
-    @property
-    def variant(self) -> str:
-        """Which variant of the vSAE it is, e.g. fixed_both or point."""
-        parts = [self.posterior_kind]
-        parts += [self.noise_on] if self.posterior_kind != "point" else []
-        parts += [self.select_by] if self.select_by != PosteriorOptions.select_by else []
-        return "_".join(parts)
-
-    @property
-    def _is_learned(self) -> bool:
-        return self.posterior_kind == "learned"
-
-    def _mu(self, x: t.Tensor) -> t.Tensor:
-        mu = self.encoder(self._centred(x))
-        return mu.relu() if self.rectify else mu
-
-    def _std(self, x: t.Tensor) -> t.Tensor:
-        """sigma, in `log_var`'s shape."""
-        return (0.5 * self.log_var(x)).exp() if self._is_learned else self.sigma
-
-    @t.no_grad()
-    def scale_biases(self, scale: float) -> None:
-        """Change the units of activations by a factor.
-
-        Afterwards encode(scale * x) is scale times the former encode(x), sampled or not. The KL stays the same.
-
-        Raises: ConfigError unless `scale` is positive.
-        """
-        require_scale(scale)
-        super().scale_biases(scale)
-        self.sigma *= scale
-        self.prior_std *= scale
-        if self._is_learned:
-            shift = 2 * math.log(scale)
-            self.log_var_encoder.weight.div_(scale)
-            self.log_var_encoder.bias.add_(shift)
-            self.log_var_limits += shift
-
-    @classmethod
-    def _built_as(cls, state: dict[str, t.Tensor]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        choices = {"posterior": POSTERIORS, "noise_on": NOISE_ON, "select_by": SELECT_BY}
-        for name, words in choices.items():
-            code = int(state[f"{name}_code"])
-            require(0 <= code < len(words), f"{name}_code", code, f"0 to {len(words) - 1}")
-            found[name] = words[code]
-        found |= {"k": int(state["k"]), "rectify": bool(state["rectify_code"])}
-        numbers = ("prior_std", "sigma") if found["posterior"] == "fixed" else ("prior_std",)
-        return found | {name: float(state[name]) for name in numbers}
 
 
 def _is_plain(x: t.Tensor) -> bool:
@@ -322,8 +354,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     """
 
     settings_class = VSAETopKConfig
-    dictionary_class = VariationalTopKAutoEncoder
-    ae: VariationalTopKAutoEncoder
+    dictionary_class: type[VariationalDictionary] = VariationalTopKAutoEncoder
+    ae: VariationalDictionary
 
     @says_options_of(VSAETopKConfig, place_arguments(SamplingTopKTrainer))
     def __init__(
@@ -357,7 +389,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         return self.settings.sigma_of(self.mean_squared_norm)
 
     def _built_with(self) -> dict[str, Any]:
-        used, names = self.settings.to_dict(), {each.name for each in fields(PosteriorOptions)}
+        options: type[PosteriorOptions] = self.dictionary_class.options_class
+        used, names = self.settings.to_dict(), {each.name for each in fields(options)}
         return {n: v for n, v in used.items() if n in names} | {"sigma": self._sigma}
 
     @t.no_grad()
@@ -396,8 +429,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         """See `SamplingTrainer`. Uses the sparse code, and matmuls in float32 as the evaluation does."""
         objective = replace(self._objective(x, step, self.generator), matmul_dtype=x.dtype)
         code = code_by_mean(x, self.ae.weights, objective)
-        x_hat_BD = decode(code.indices, code.values, self.ae.decoder.weight, x.dtype)
-        return self._metrics_of_code(x, x_hat_BD, code.indices, code.values)
+        x_hat_BD = decode(code.selection, code.values, self.ae.decoder.weight, x.dtype)
+        return self._metrics_of_code(x, x_hat_BD, code.selection.indices, code.values)
 
     def _noise_to_signal(self, x: t.Tensor, log_var: t.Tensor) -> t.Tensor:
         variance, energy = self.part.mean(log_var.exp().mean()), x.square().sum(-1).mean()

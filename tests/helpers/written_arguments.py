@@ -19,6 +19,8 @@ CLASSES = {
     "TrainerArguments": sae.SAEConfig,
     "TopKTrainerArguments": sae.AuxKOptions,
     "PosteriorArguments": sae.PosteriorOptions,
+    "TopKPosteriorArguments": sae.TopKPosteriorOptions,
+    "VSAEBatchTopKArguments": sae.VSAEBatchTopKConfig,
     "VSAETopKArguments": sae.VSAETopKConfig,
     "VAEaseArguments": sae.VAEaseOptions,
     "VAEaseTrainerArguments": sae.VAEaseConfig,
@@ -27,7 +29,9 @@ CLASSES = {
 }
 BASES = {
     "TopKTrainerArguments": ["TrainerArguments"],
-    "VSAETopKArguments": ["TopKTrainerArguments", "PosteriorArguments"],
+    "TopKPosteriorArguments": ["PosteriorArguments"],
+    "VSAEBatchTopKArguments": ["TopKTrainerArguments", "PosteriorArguments"],
+    "VSAETopKArguments": ["VSAEBatchTopKArguments", "TopKPosteriorArguments"],
     "ProbabilisticTopKArguments": ["TopKTrainerArguments"],
     "VAEaseTrainerArguments": ["TrainerArguments", "VAEaseArguments"],
     "VSAEAsPublishedArguments": ["TrainerArguments"],

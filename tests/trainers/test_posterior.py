@@ -61,9 +61,7 @@ def test_noise_to_signal_is_the_noise_energy_of_a_unit_norm_decoder():
     columns = t.nn.functional.normalize(t.randn(16, 40, generator=generator), dim=0)
     mu, sigma, k = t.zeros(20_000, 40), 0.3, 5
     code = draw_code(mu, t.tensor(sigma), Draw(k, "values", 1.0, generator))
-    noise = (
-        (t.zeros_like(mu).scatter_(1, code.indices, code.values) @ columns.T).square().sum(1).mean()
-    )
+    noise = (code.selection.spread(code.values, 40) @ columns.T).square().sum(1).mean()
     assert noise.item() / 7.0 == pytest.approx(noise_to_signal(k, sigma**2, 7.0), rel=0.03)
 
 

@@ -114,7 +114,7 @@ def test_the_code_by_the_mean_is_the_k_largest_means():
     mu_BF = ((x - weights.b_dec_D) @ weights.W_enc_FD.T + weights.b_enc_F).clamp(min=0)
     values_BK, indices_BK = mu_BF.topk(4, sorted=False)
     code = code_by_mean(x, weights, objective)
-    assert t.equal(code.indices, indices_BK)
+    assert t.equal(code.selection.indices, indices_BK)
     t.testing.assert_close(code.values, values_BK)
     assert t.equal(code.values, code.means)
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from variational_trainers import NOISE_ON, POSTERIORS, D, F, as_upstream, data, make_trainer
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
-from dictionary_learning_ext.config.sae import PosteriorOptions, VSAETopKConfig
+from dictionary_learning_ext.config.sae import TopKPosteriorOptions, VSAETopKConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.trainers import step as definition
@@ -203,7 +203,7 @@ def test_the_model_gets_every_option_of_the_posterior():
     assert learned.posterior_kind == "learned"
     assert t.equal(learned.log_var(data()), t.full((len(data()), F), -3.0))
     covered = {*given, "rectify", "posterior", "log_var_init"} - {"sigma"}
-    assert covered == {field.name for field in dataclasses.fields(PosteriorOptions)}
+    assert covered == {field.name for field in dataclasses.fields(TopKPosteriorOptions)}
 
 
 # --- the trainer, against upstream's

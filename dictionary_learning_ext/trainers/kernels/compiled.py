@@ -24,6 +24,7 @@ import torch as t
 
 from ...config.sae import NoiseOn
 from ...errors import first_line
+from .memory import scratch
 
 logger = logging.getLogger(__name__)
 
@@ -57,20 +58,22 @@ class DrawnCode:
         indices_BK: each row's selected features.
         values_BK: their values in the code.
         mu_BK: their means.
-        smallest_B: each row's smallest positive selected mean; inf if it has none.
+        rows_BK: the row of each, ascending, where a batch shares its B K features; otherwise None.
+        smallest: each row's smallest positive selected mean, (B,), inf if it has none; over a batch the only one, (1,).
         fired_F: whether the mean selects the feature in any row (bool). If noise decides the selection, ties with the K-th
             largest mean count as selected. A mean of 0 only counts in a step without noise, as a ReLU's zeros do upstream.
     """
 
     fired_F: t.Tensor
+    rows_BK: t.Tensor | None = None
 
     def __init__(self, batch: int, k: int):
         self.k = k
         with t.inference_mode(False):  # other threads write to them
             self.indices_BK = t.empty(batch, k, dtype=t.int64)
             self.values_BK, self.mu_BK = t.empty(2, batch, k)
-            self.smallest_B = t.empty(batch)
-        outputs = (self.indices_BK, self.values_BK, self.mu_BK, self.smallest_B)
+            self.smallest = t.empty(batch)
+        outputs = (self.indices_BK, self.values_BK, self.mu_BK, self.smallest)
         self._arrays = [output.numpy() for output in outputs]
 
     def draw(
@@ -83,10 +86,9 @@ class DrawnCode:
     ) -> t.Tensor:
         """Draw some rows. Returns which features fire in them (bool)."""
         kernels = _kernels()
-        is_bf16 = products_BF.dtype == t.bfloat16
         fired_F = t.zeros(len(bias_F), dtype=t.bool)
         kernels.draw_rows(
-            (products_BF.view(t.uint16) if is_bf16 else products_BF).detach().numpy(),
+            _readable(products_BF),
             bias_F.detach().numpy(),
             np.float32(std),
             kernels.NOISE_CODES[noise.on],
@@ -107,10 +109,101 @@ class DrawnCode:
         values_BK, indices_BK = mu_BF.topk(self.k, sorted=False)
         self.indices_BK[rows] = indices_BK
         self.values_BK[rows] = self.mu_BK[rows] = values_BK
-        self.smallest_B[rows] = values_BK.masked_fill(values_BK <= 0, t.inf).amin(-1)
+        self.smallest[rows] = values_BK.masked_fill(values_BK <= 0, t.inf).amin(-1)
         fired_F = t.zeros(mu_BF.shape[1], dtype=t.bool)
         fired_F[indices_BK.flatten()] = True
         return fired_F
+
+
+class SharedCode:
+    """Finds the B k largest means of a batch, or means with noise.
+
+    The numbers are counted by the upper half of their bits. The half of the B k-th largest follows from the counts, and the
+    largest themselves from the few numbers that share it.
+
+    Arguments:
+        std: the noise's standard deviation. 0: no noise.
+        key: 64 bits that seed the noise.
+    """
+
+    def __init__(self, batch: int, n_features: int, k: int, std: float, key: int):
+        self.batch, self.k, self._std, self._key = batch, k, std, key
+        self._mu_BF = scratch("means", (batch, n_features), t.float32).numpy()
+        self._keys_BF = self._mu_BF
+        if std:
+            self._keys_BF = scratch("noisy means", (batch, n_features), t.float32).numpy()
+        # Of the keys and of the means, by block of rows and by the upper half of their bits.
+        self._counts = np.zeros((2, -(-batch // BLOCK_ROWS), 1 << 16), np.uint32)
+
+    def draw(self, products_of: Callable[[slice], tuple[t.Tensor, t.Tensor]]) -> DrawnCode:
+        """The code, with the keys as its values.
+
+        Arguments:
+            products_of: the means of some rows as two terms to add, see `encode.BatchMeans.unfinished`.
+        """
+        kernels, code = _kernels(), DrawnCode(self.batch, self.k)
+        map_row_blocks(lambda rows: self._count(rows, *products_of(rows)), self.batch, BLOCK_ROWS)
+        threshold, n_above, n_equal = self._largest(self._keys_BF, self._counts[0])
+        mean_threshold = self._largest(self._mu_BF, self._counts[1])[0] if self._std else threshold
+        left = self.batch * self.k - n_above.sum()  # among equal numbers, the first are taken
+        n_equal = np.diff(np.minimum(n_equal.cumsum(), left), prepend=0)
+        ends = (n_above + n_equal).cumsum()
+        code.rows_BK = t.empty_like(code.indices_BK)
+        outputs = (code.indices_BK, code.rows_BK, code.values_BK, code.mu_BK)
+        arrays = [output.view(-1).numpy() for output in outputs]
+
+        def take(rows: slice) -> t.Tensor:
+            i = rows.start // BLOCK_ROWS
+            own = slice(ends[i] - n_above[i] - n_equal[i], ends[i])
+            keys = self._keys_BF[rows], self._mu_BF[rows], threshold, n_equal[i]
+            kernels.take_above(*keys, rows.start, *(array[own] for array in arrays))
+            fired_F = np.zeros(self._mu_BF.shape[1], bool)
+            kernels.fire_from(self._mu_BF[rows], mean_threshold, fired_F)
+            return t.from_numpy(fired_F)
+
+        code.fired_F = t.stack(map_row_blocks(take, self.batch, BLOCK_ROWS)).any(0)
+        if mean_threshold <= 0:
+            mean_threshold = self._mu_BF[self._mu_BF > 0].min(initial=np.inf)
+        code.smallest = t.tensor([float(mean_threshold)])
+        return code
+
+    def _count(self, rows: slice, products_BF: t.Tensor, bias_F: t.Tensor) -> None:
+        """Write the means and the keys of some rows, and count them."""
+        _kernels().count_by_rank(
+            _readable(products_BF),
+            bias_F.detach().numpy(),
+            np.float32(self._std),
+            _normal_values(),
+            np.uint64(self._key),
+            rows.start,
+            self._mu_BF[rows],
+            self._keys_BF[rows],
+            *self._counts[:, rows.start // BLOCK_ROWS],
+        )
+
+    def _largest(
+        self, x_BF: np.ndarray, counts: np.ndarray
+    ) -> tuple[np.float32, np.ndarray, np.ndarray]:
+        """The B k-th largest, and how many numbers of each block of rows exceed it and equal it."""
+        n_above, kernels = np.zeros(len(counts), np.int64), _kernels()
+        rank, missing = kernels.rank_of_largest(counts, self.batch * self.k, n_above)
+
+        def collect(rows: slice) -> np.ndarray:
+            found = np.empty(counts[rows.start // BLOCK_ROWS, rank], np.float32)
+            kernels.collect_rank(x_BF[rows], rank, found)
+            return found
+
+        of_rank = map_row_blocks(collect, self.batch, BLOCK_ROWS)
+        threshold = np.partition(np.concatenate(of_rank), -missing)[-missing]
+        n_above += [np.count_nonzero(found > threshold) for found in of_rank]
+        n_equal = np.array([np.count_nonzero(found == threshold) for found in of_rank])
+        return threshold, n_above, n_equal
+
+
+def _readable(products_BF: t.Tensor) -> np.ndarray:
+    """An array that the kernels read: float32, or bfloat16 as uint16."""
+    is_bf16 = products_BF.dtype == t.bfloat16
+    return (products_BF.view(t.uint16) if is_bf16 else products_BF).detach().numpy()
 
 
 def group_by_feature(indices_BK: t.Tensor, n_features: int) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
@@ -184,6 +277,7 @@ def _compiles(products: t.dtype) -> bool:
             noise, out = BatchNoise("both", 1.0, 0), DrawnCode(1, 1)
             out.draw(slice(0, 1), products_BF, t.zeros(4), t.ones(()), noise)
             group_by_feature(out.indices_BK, 4)
+            SharedCode(1, 4, 1, 1.0, 0).draw(lambda _: (products_BF, t.zeros(4)))
     except Exception as error:  # numba's errors are of many types, or it is missing
         plain = re.sub(r"\x1b\[\d+m", "", first_line(error))  # numba's messages are coloured
         logger.warning("numba can't compile the selection of features; torch does it: %s", plain)

@@ -1,7 +1,8 @@
 """Products of a TopK code with weights, in the form that is fastest on this machine.
 
-A code is K of F features per row: their indices I, `indices_BK`, and their values, (B, K). Training
-needs three products of a code with weights (F, D), stored feature by feature:
+A code is K of F features per row: their indices I, `indices_BK`, and their values, (B, K). Where a batch shares its B K
+features, `rows_BK` says the row of each, ascending. Training needs three products of a code with weights (F, D), stored
+feature by feature:
 
     combine   values W         (B, D)  the reconstruction
     project   (rows W^T) on I  (B, K)  its gradient at the K values, by the same weights
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import torch as t
 
-from ..sparse_sum import SparseSum, weighted_sums
+from ..sparse_sum import SparseSum, starts_of, weighted_sums
 from . import compiled
 from .memory import scratch
 
@@ -50,6 +51,8 @@ def top_k_code(
     dict_size: int,
     matmul_dtype: t.dtype,
     name: str = "code",
+    *,
+    rows_BK: t.Tensor | None = None,
 ) -> "SparseCode | DenseCode":
     """A code in the form that is fastest for this k, F and dtype.
 
@@ -57,9 +60,11 @@ def top_k_code(
     """
     density, most = indices_BK.shape[1] / dict_size, Densities.here()
     if density > most.sparse:
-        return DenseCode(indices_BK, dict_size, matmul_dtype, name)
+        return DenseCode(indices_BK, dict_size, matmul_dtype, name, rows_BK)
     projects_densely = matmul_dtype == t.bfloat16 and density > most.sparse_projection
-    return SparseCode(indices_BK, dict_size, matmul_dtype, projects_densely=projects_densely)
+    return SparseCode(
+        indices_BK, dict_size, matmul_dtype, rows_BK, projects_densely=projects_densely
+    )
 
 
 class SparseCode:
@@ -74,10 +79,12 @@ class SparseCode:
         indices_BK: t.Tensor,
         dict_size: int,
         matmul_dtype: t.dtype,
+        rows_BK: t.Tensor | None = None,
         *,
         projects_densely: bool = False,
     ):
-        self.indices_BK = indices_BK
+        self.indices_BK, self.rows_BK = indices_BK, rows_BK
+        self._starts_B = None if rows_BK is None else starts_of(rows_BK, len(rows_BK))
         self.dict_size = dict_size
         self._matmul_dtype = matmul_dtype
         self._projects_densely = projects_densely
@@ -88,8 +95,10 @@ class SparseCode:
         if self._projects_densely:
             self._weight_FD = weight_FD.detach().to(self._matmul_dtype)
             values_BK = values_BK.detach().to(self._matmul_dtype)
-            return weighted_sums(self.indices_BK, values_BK, self._weight_FD).to(weight_FD.dtype)
-        self._sum = SparseSum(self.indices_BK, values_BK.to(weight_FD.dtype), weight_FD)
+            sum_BD = weighted_sums(self.indices_BK, values_BK, self._weight_FD, self._starts_B)
+            return sum_BD.to(weight_FD.dtype)
+        values_BK = values_BK.to(weight_FD.dtype)
+        self._sum = SparseSum(self.indices_BK, values_BK, weight_FD, self._starts_B)
         return self._sum.sum_BD
 
     def project(self, rows_BD: t.Tensor) -> t.Tensor:
@@ -98,7 +107,8 @@ class SparseCode:
             products_BF = all_products(
                 "projection", rows_BD.to(self._matmul_dtype), self._weight_FD
             )
-            return products_BF.gather(1, self.indices_BK).to(rows_BD.dtype)
+            places_BK = places_of(self.indices_BK, self.rows_BK, self.dict_size)
+            return products_BF.take(places_BK).to(rows_BD.dtype)
         return self._sum.products_with(rows_BD)
 
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
@@ -106,6 +116,8 @@ class SparseCode:
         if self._grouped is None:
             self._grouped = compiled.group_by_feature(self.indices_BK, self.dict_size)
         order, row_numbers, offsets_F = self._grouped
+        if self.rows_BK is not None:
+            row_numbers = self.rows_BK.flatten()[order]
         dtype = self._matmul_dtype
         values_M = values_BK.flatten()[order].to(dtype)
         return weighted_sums(row_numbers, values_M, rows_BD.to(dtype), offsets_F).to(rows_BD.dtype)
@@ -114,12 +126,18 @@ class SparseCode:
 class DenseCode:
     """Products as matmuls in `matmul_dtype`. Results have the weights' and rows' dtype."""
 
-    def __init__(self, indices_BK: t.Tensor, dict_size: int, matmul_dtype: t.dtype, name: str):
+    def __init__(
+        self,
+        indices_BK: t.Tensor,
+        dict_size: int,
+        matmul_dtype: t.dtype,
+        name: str,
+        rows_BK: t.Tensor | None = None,
+    ):
         self.indices_BK = indices_BK
         self._matmul_dtype, batch = matmul_dtype, len(indices_BK)
         self._code_BF = scratch(name, (batch, dict_size), matmul_dtype).zero_()
-        first_B1 = t.arange(0, batch * dict_size, dict_size)[:, None]
-        self._places_BK = indices_BK + first_B1  # in the flattened code
+        self._places_BK = places_of(indices_BK, rows_BK, dict_size)
 
     def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
         """See `SparseCode.combine`."""
@@ -137,13 +155,22 @@ class DenseCode:
 
     def _scattered(self, values_BK: t.Tensor) -> t.Tensor:
         if t.are_deterministic_algorithms_enabled():  # put_ has no such form
-            return self._code_BF.scatter_(1, self.indices_BK, self._cast(values_BK))
+            values_N = self._cast(values_BK).flatten()
+            self._code_BF.flatten().scatter_(0, self._places_BK.flatten(), values_N)
+            return self._code_BF
         return self._code_BF.put_(
             self._places_BK, self._cast(values_BK)
         )  # a quarter of the time in bf16
 
     def _cast(self, tensor: t.Tensor) -> t.Tensor:
         return tensor.detach().to(self._matmul_dtype)
+
+
+def places_of(indices_BK: t.Tensor, rows_BK: t.Tensor | None, dict_size: int) -> t.Tensor:
+    """Where a code's features stand in a flattened (B, F), (B, K)."""
+    if rows_BK is None:
+        rows_BK = t.arange(len(indices_BK), device=indices_BK.device)[:, None]
+    return rows_BK * dict_size + indices_BK
 
 
 def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:

@@ -110,6 +110,126 @@ def draw_rows(
                     values_BK[row, i] += noise * std
 
 
+# --- the B K largest of a batch, whose rows share them. Each function takes some of its rows.
+
+
+@njit(nogil=True, cache=True)
+def count_by_rank(
+    products_BF,
+    bias_F,
+    std,
+    values_of_normal,
+    key,
+    first,
+    mu_BF,
+    keys_BF,
+    key_counts,
+    mu_counts,
+):
+    """Write the means and the keys: the means with noise, if there is any. Count each by its `_rank`. NaN becomes infinite.
+
+    The last four arguments are outputs: (B, F) twice, and (65,536,) uint32 twice. Without noise, the first two are the
+    same array, and the last has no use. For the others see `draw_rows`.
+    """
+    n_features = len(bias_F)
+    is_bf16 = products_BF.itemsize == 2
+    bits_F = np.empty(n_features, np.uint32)
+    wide_F = bits_F.view(np.float32)
+    for row in range(len(products_BF)):
+        if is_bf16:
+            for j in range(n_features):
+                bits_F[j] = np.uint32(products_BF[row, j]) << np.uint32(16)
+        else:
+            for j in range(n_features):
+                wide_F[j] = products_BF[row, j]
+        mu_F, keys_F = mu_BF[row], keys_BF[row]
+        for j in range(n_features):
+            mean = wide_F[j] + bias_F[j]
+            mu_F[j] = mean if mean == mean else _INF
+        if std != 0:
+            row_key = mixed(key ^ mixed(np.uint64(first + row + 1) * GOLDEN))
+            _add_noise(mu_F, std, values_of_normal, row_key, keys_F)
+            _count(mu_F, mu_counts)
+        _count(keys_F, key_counts)
+
+
+@njit(inline="always")
+def _count(x_F, counts):
+    bits_F = x_F.view(np.int32)
+    for j in range(len(bits_F)):
+        counts[_rank(bits_F[j])] += np.uint32(1)
+
+
+@njit(inline="always")
+def _rank(bits):
+    """The upper half of a float's bits, as a number that is ordered like the floats: 0 to 65,535."""
+    upper = np.int64(bits >> np.int32(16)) & np.int64(0xFFFF)
+    return upper ^ np.int64(0xFFFF) if bits < 0 else upper ^ np.int64(0x8000)
+
+
+@njit(nogil=True, cache=True)
+def rank_of_largest(counts_NR, wanted, above_N):
+    """The rank of the largest number `wanted`, by the counts of N blocks of rows.
+
+    Arguments:
+        above_N: output: how many numbers of each block have a higher rank.
+
+    Returns: the rank, and how many of it are among the largest.
+    """
+    n_blocks, rank = counts_NR.shape
+    missing = wanted
+    while True:
+        rank -= 1
+        n = np.int64(0)
+        for i in range(n_blocks):
+            n += counts_NR[i, rank]
+        if n >= missing:
+            return rank, missing
+        missing -= n
+        for i in range(n_blocks):
+            above_N[i] += counts_NR[i, rank]
+
+
+@njit(nogil=True, cache=True)
+def collect_rank(x_BF, rank, found_M):
+    """Write the numbers of one rank, in their order, to an array that has as many places."""
+    bits_N = x_BF.reshape(-1).view(np.int32)
+    x_N, n = x_BF.reshape(-1), 0
+    for i in range(len(bits_N)):
+        if _rank(bits_N[i]) == rank:
+            found_M[n] = x_N[i]
+            n += 1
+
+
+@njit(nogil=True, cache=True)
+def take_above(keys_BF, mu_BF, threshold, n_equal, first, indices_M, rows_M, keys_M, mu_M):
+    """Write what exceeds a threshold, and the first `n_equal` of what equals it: features, rows, keys and means.
+
+    Arguments:
+        first: the first row's position in the batch.
+    """
+    places, n = np.empty(keys_BF.shape[1] + 1, np.int32), 0
+    for row in range(len(keys_BF)):
+        keys_F, m = keys_BF[row], 0
+        for j in range(len(keys_F)):
+            is_equal = keys_F[j] == threshold and n_equal > 0
+            n_equal -= np.int64(is_equal)
+            places[m] = j
+            m += np.int64(is_equal or keys_F[j] > threshold)
+        for i in range(m):
+            indices_M[n], rows_M[n] = places[i], first + row
+            keys_M[n], mu_M[n] = keys_F[places[i]], mu_BF[row, places[i]]
+            n += 1
+
+
+@njit(nogil=True, cache=True)
+def fire_from(mu_BF, threshold, fired_F):
+    """Mark the features with a positive mean of at least this threshold."""
+    for row in range(len(mu_BF)):
+        for j in range(len(fired_F)):
+            fired_F[j] |= (mu_BF[row, j] >= threshold) & (mu_BF[row, j] > 0)
+
+
 @njit(nogil=True, cache=True)
 def group_by_feature(features_N, k, order_N, rows_N, starts_F):
     """Sort the positions in flattened (B, K) indices by feature, with a stable counting sort.

@@ -1,14 +1,14 @@
 """Selects each token's features, compiled for CPUs: the noise, the K largest, and what the mean alone selects.
 
-The K largest are found with a threshold that is guessed and narrowed while a block of rows is in cache. Each row
-has its own random stream, whatever the threads and batches (`row_kernels.py`).
+The K largest are found with a threshold that is guessed and narrowed while a block of rows is in cache, and the B K of
+a batch by counting. Each row has its own random stream, whatever the threads and batches (`row_kernels.py`).
 """
 
 import torch as t
 
 from ..step import Draw, largest
 from . import compiled
-from .compiled import BatchNoise, DrawnCode
+from .compiled import BatchNoise, DrawnCode, SharedCode
 from .encode import BatchMeans
 
 
@@ -23,6 +23,8 @@ def draw_batch(means: BatchMeans, sigma: t.Tensor, how: Draw) -> DrawnCode:
         key = int(t.randint(2**63 - 1, (1,), generator=how.generator))
         noise = BatchNoise(how.noise_on, how.noise_scale, key)
     batch = len(means.centred_BD)
+    if how.over_batch:
+        return _draw_over_batch(means, float(sigma) * how.noise_scale, how, noise.key)
     drawn = DrawnCode(batch, how.k)
 
     def draw_rows(rows: slice) -> t.Tensor:
@@ -34,6 +36,18 @@ def draw_batch(means: BatchMeans, sigma: t.Tensor, how: Draw) -> DrawnCode:
 
     fired = compiled.map_row_blocks(draw_rows, batch, compiled.BLOCK_ROWS)
     drawn.fired_F = t.stack(fired).any(0)
+    return drawn
+
+
+def _draw_over_batch(means: BatchMeans, std: float, how: Draw, key: int) -> DrawnCode:
+    size = len(means.centred_BD), len(means.bias_F)
+    shared = SharedCode(*size, how.k, std if how.noise_chooses else 0.0, key)
+    drawn = shared.draw(means.unfinished)
+    if how.noise_scale == 0 or how.noise_on == "selection":
+        drawn.values_BK.copy_(drawn.mu_BK)
+    elif how.noise_on == "values":
+        drawn.values_BK.normal_(generator=how.generator).mul_(std).add_(drawn.mu_BK)
+    drawn.values_BK.relu_()
     return drawn
 
 

@@ -55,10 +55,12 @@ def step(
     )
     draw = draw_batch(means, objective.sigma, objective.draw)
     W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
-    code = top_k_code(draw.indices_BK, len(W_dec_FD), objective.matmul_dtype)
+    dtype = objective.matmul_dtype
+    code = top_k_code(draw.indices_BK, len(W_dec_FD), dtype, rows_BK=draw.rows_BK)
     error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
     l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
-    found = MeanSelection.of_rows(draw.fired_F, draw.smallest_B, objective.tokens_since_fired_F)
+    since_fired_F = objective.tokens_since_fired_F + len(x_BD)
+    found = MeanSelection.of_smallest(draw.fired_F, draw.smallest, since_fired_F)
     kl_loss = auxk_loss = l2_loss.new_zeros(())
     moments = auxk = None
     if objective.kl_weight != 0:
@@ -100,7 +102,7 @@ def _gradients(
 
     With I the K selected features of a row and e = x_hat - x:
 
-        dL/df_i       = (2/B) e . W_dec[:, i]              for i in I
+        dL/df_i       = (2/B) e . W_dec[:, i]              for i in I; over a batch 0 where f_i is 0
         dL/dW_dec[:,i] = (2/B) sum over rows with i in I of f_i e
 
     Arguments:
@@ -109,6 +111,8 @@ def _gradients(
     batch, settings = len(error_BD), objective.settings
     grad_hat_BD = error_BD * (2 / batch)
     grad_mu_BK = code.project(grad_hat_BD)
+    if settings.over_batch:
+        grad_mu_BK = grad_mu_BK * (draw.values_BK > 0)
     grad_W_dec_FD = code.outer(draw.values_BK, grad_hat_BD)
     # The KL's gradient at mu is mu / p^2, times its weight, for the selected features or for all.
     kl_weight = objective.kl_weight / t.tensor(settings.prior_std).square()

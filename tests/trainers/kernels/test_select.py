@@ -43,7 +43,7 @@ def draw(
 
 
 def assert_same_code(one, other):
-    for name in ("indices_BK", "values_BK", "mu_BK", "smallest_B", "fired_F"):
+    for name in ("indices_BK", "values_BK", "mu_BK", "smallest", "fired_F"):
         assert t.equal(getattr(one, name), getattr(other, name)), name
 
 
@@ -139,8 +139,8 @@ def test_fired_and_the_smallest_are_the_means_with_noise_or_without(
     assert t.equal(with_noise.fired_F, fired_F)
     assert not (fired_F & ~without.fired_F).any()
     assert (mu_BF == 0).any(0)[without.fired_F & ~fired_F].all()
-    assert t.equal(with_noise.smallest_B, smallest_B)
-    assert t.equal(without.smallest_B, smallest_B)
+    assert t.equal(with_noise.smallest, smallest_B)
+    assert t.equal(without.smallest, smallest_B)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
@@ -168,11 +168,11 @@ def test_a_row_with_nan_does_not_spoil_the_others():
     assert len(set(drawn.indices_BK[2].tolist())) == 4
     assert drawn.values_BK[2].isnan().all()
     others = [0, 1, 3, 4, 5]
-    for name in ("indices_BK", "values_BK", "smallest_B"):
+    for name in ("indices_BK", "values_BK", "smallest"):
         ours, same = getattr(drawn, name)[others], getattr(whole, name)[others]
         assert t.equal(ours.sort(-1).values, same.sort(-1).values), name
     with_noise = draw(mu_BF, 4, scale=0.1)
-    assert t.equal(with_noise.smallest_B[others], whole.smallest_B[others])
+    assert t.equal(with_noise.smallest[others], whole.smallest[others])
 
 
 # --- the code that is drawn
